@@ -1,0 +1,49 @@
+# `make help` explains every target.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+export UV_PYTHON_DOWNLOADS := never
+UV := $(shell command -v uv 2>/dev/null || echo python3 -m uv)
+PYTHON := .venv/bin/python
+ARGS ?=
+
+.PHONY: help install demo train test test-slow check ui golden pretrained clean
+
+help:  ## explain every target
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name about; do printf '  make %-12s %s\n' "$$name" "$$about"; done
+
+install: .venv/.installed  ## create .venv with everything the project needs (uv is installed where it is missing)
+
+.venv/.installed: pyproject.toml uv.lock
+	@$(UV) --version >/dev/null 2>&1 || python3 -m pip install --quiet uv
+	@$$(command -v uv || echo python3 -m uv) sync --frozen --compile-bytecode --quiet
+	@touch $@
+
+demo: install  ## scratch, bottleneck and finetune on drawn pictures, and one table (a few minutes, no network)
+	@$(PYTHON) -m experiments demo $(ARGS)
+
+train: install  ## one run: make train ARGS="regime=finetune optimizer.lr=1e-4"
+	@$(PYTHON) -m experiments.train $(ARGS)
+
+test: install  ## the tests, but for the slow ones
+	@$(PYTHON) -m pytest -m "not slow" $(ARGS)
+
+test-slow: install  ## the slow tests
+	@$(PYTHON) -m pytest -m slow $(ARGS)
+
+check: install  ## formatting, lint and types
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m mypy
+
+ui: install  ## the MLflow UI on the runs under outputs/
+	@$(PYTHON) -m experiments ui $(ARGS)
+
+golden: install  ## write the composed configurations in tests/golden anew
+	@$(PYTHON) -m pytest -q tests/test_conf.py --golden
+
+pretrained: install  ## train the shipped body of the small convnet anew, on drawn animals (about half an hour)
+	@$(PYTHON) -m experiments pretrained $(ARGS)
+
+clean:  ## remove the environment and caches of tools; outputs/ stays
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

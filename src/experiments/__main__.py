@@ -1,0 +1,40 @@
+"""`experiments VERB ...`: one console script; `experiments train` is `python -m experiments.train`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+# Each verb's module has a main() that reads sys.argv; none is imported before it is asked for.
+VERBS = {
+    "train": ("experiments.train", "run one experiment, or with -m a sweep of them"),
+    "compare": ("experiments.commands.compare", "metrics of runs with intervals, and their paired differences"),
+    "demo": ("experiments.commands.demo", "the three regimes on drawn pictures, and one table"),
+    "ui": ("experiments.commands.ui", "open the MLflow UI on this machine's runs"),
+}
+
+
+def usage() -> str:
+    lines = [f"  {verb:10} {about}" for verb, (_, about) in VERBS.items()]
+    return "\n".join(["usage: experiments VERB ...", "", *lines, "", "experiments VERB --help tells more."])
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        sys.exit(0 if arguments else 2)
+    verb = arguments[0]
+    if verb not in VERBS:
+        from experiments.schema import nearest
+
+        close = nearest(verb, VERBS)
+        hint = f" Nearest: {close}." if close else ""
+        sys.exit(f"experiments: no such verb. Received: {verb!r}. Allowed: {', '.join(VERBS)}.{hint}\n\n{usage()}")
+    sys.argv = [f"{Path(sys.argv[0]).name} {verb}", *arguments[1:]]
+    importlib.import_module(VERBS[verb][0]).main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""A checked configuration to the parts of a run. Only here do `_target_` names become functions and classes."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from experiments import paths, schema
+from experiments.checkpoints import file_hash
+from experiments.models import network
+from experiments.models.head import dense_head
+from experiments.schema import Component, Config
+from experiments.types import Augmentation, Backbone, ConfigError, Parts
+
+PRETRAINED = paths.PACKAGE / "weights" / "convnet.weights.h5"
+# Layers that run code found in a configuration or file, or in another framework.
+REFUSED_LAYERS = ("Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
+OURS = {
+    "data": "experiments.data.",
+    "augmentation": "experiments.augmentation.",
+    "model": "experiments.models.",
+    "regime": "experiments.regimes.",
+}
+
+
+def build(config: Config, files: Mapping[str, Path]) -> Parts:
+    """Everything a run is made of, before any picture is read.
+
+    Args:
+        config: a checked configuration.
+        files: local files for run ids in the configuration, by key: model.weights, regime.head_from.
+
+    Raises:
+        ConfigError: a component that cannot be built, with its key and the reason.
+    """
+    keras.utils.clear_session()  # layer names must not depend on what this process built before
+    keras.utils.set_random_seed(config.seed)
+    backbone = build_backbone(config, files.get("model.weights"))
+    head_file = files.get("regime.head_from")
+    parts = Parts(
+        config=config,
+        source=build_source(config),
+        augmentation=build_augmentation(config),
+        extra_layers=tuple(build_layer(config, at, node) for at, node in enumerate(config.augmentation.layers)),
+        backbone=backbone,
+        head=functools.partial(build_head, config, backbone),
+        optimizer=functools.partial(build_optimizer, config, config.optimizer, "optimizer"),
+        head_optimizer=functools.partial(
+            build_optimizer, config, config.regime.head_optimizer, "regime.head_optimizer"
+        ),
+        regime=resolve(config, "regime", config.regime.target),
+        head_file=head_file,
+        identity=functools.partial(_identity, backbone.identity, file_hash(head_file) if head_file else None),
+    )
+    parts.optimizer(), parts.head_optimizer()  # their errors belong here, not after the data is read
+    return parts
+
+
+def resolve(config: Config, key: str, target: str, kind: type | None = None) -> Any:
+    """The function or class that a `_target_` names, if it may be used there.
+
+    Raises:
+        ConfigError: a name outside Keras, our own factories of this group and `trusted_packages`, checked before
+            anything is imported; a name that does not exist; a class of another kind.
+    """
+    group = key.split(".")[0]
+    package = target.split(".")[0]
+    ours = OURS.get(group)
+    trusted = [name for name in config.trusted_packages if target.startswith(f"{name}.")]
+    if not (package == "keras" or (ours and target.startswith(ours)) or trusted):
+        raise ConfigError(
+            f"{key}._target_: must name something of keras{f', {ours}*' if ours else ''} or of a package in "
+            f"trusted_packages ({', '.join(config.trusted_packages) or 'none given'}). Received: {target!r}"
+        )
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}._target_: there is no {target!r}: {error}") from None
+    if kind is not None and not (inspect.isclass(found) and issubclass(found, kind)):
+        raise ConfigError(f"{key}._target_: must name a {kind.__module__}.{kind.__name__}. Received: {target!r}")
+    if kind is None and not callable(found):
+        raise ConfigError(f"{key}._target_: must name a function. Received: {target!r}")
+    return found
+
+
+def construct(key: str, function: Any, arguments: Mapping[str, Any]) -> Any:
+    """Calls a constructor with a configuration's arguments; its errors name the key."""
+    parameters = inspect.signature(function).parameters
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    unknown = (
+        [] if open_ended and not inspect.isclass(function) else [name for name in arguments if name not in parameters]
+    )
+    if unknown:
+        names = [name for name in parameters if name not in ("self", "kwargs")]
+        lines = [schema.unknown_key(f"{key}.{name}", names, arguments[name]) for name in unknown]
+        raise ConfigError(schema.faults(lines))
+    try:
+        return function(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
+def build_source(config: Config) -> Any:
+    """A function of no arguments that makes the data set available and returns its root folder."""
+    function = resolve(config, "data", config.data.target)
+    return functools.partial(construct, "data", function, config.data.arguments | {"cache": _cache(config)})
+
+
+def build_augmentation(config: Config) -> Augmentation:
+    function = resolve(config, "augmentation", config.augmentation.target)
+    built: Augmentation = construct("augmentation", function, config.augmentation.arguments)
+    return built
+
+
+def build_layer(config: Config, at: int, node: Mapping[str, Any]) -> keras.layers.Layer:
+    """A Keras preprocessing layer out of augmentation.layers."""
+    key = f"augmentation.layers.{at}"
+    if "_target_" not in node:
+        raise ConfigError(f"{key}: needs a _target_, such as keras.layers.RandomContrast. Received: {dict(node)!r}")
+    layer = resolve(config, key, str(node["_target_"]), keras.layers.Layer)
+    if layer.__name__ in REFUSED_LAYERS:
+        raise ConfigError(f"{key}._target_: {layer.__name__} runs code of its own and is not allowed here")
+    arguments = {name: value for name, value in node.items() if name != "_target_"}
+    try:
+        return layer(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
+def build_optimizer(config: Config, node: Component, key: str) -> keras.optimizers.Optimizer:
+    """A fresh optimizer; `lr` is Keras's learning_rate."""
+    optimizer = resolve(config, key, node.target, keras.optimizers.Optimizer)
+    arguments = {**node.model_dump(exclude={"name", "target"})}
+    return construct(key, optimizer, {"learning_rate": arguments.pop("lr"), **arguments})
+
+
+def build_head(config: Config, backbone: Backbone, classes: int) -> keras.Model:
+    """A fresh head on the backbone's pooled features, the same for the same seed whatever was built before."""
+    keras.utils.set_random_seed(config.seed)
+    features = network.pooled(backbone, config.model.head.pooling).output_shape[-1]
+    return dense_head(features, config.model.head, classes)
+
+
+def build_backbone(config: Config, file: Path | None) -> Backbone:
+    """The backbone with its preprocessing and weights.
+
+    Args:
+        file: the weights of `model.weights` where that is a run id.
+    """
+    model_config = config.model
+    weights = None if "model.weights" in config.regime.ignores else model_config.weights
+    size = config.data.image_size
+    pixels = keras.Input((size, size, 3), name="pixels")
+    arguments = {"input_tensor": network.preprocess(pixels, model_config.preprocessing), **model_config.arguments}
+    if model_config.layers is not None:
+        arguments["layers"] = model_config.layers
+    constructor = resolve(config, "model", model_config.target)
+    if model_config.target.startswith("keras.applications."):
+        arguments |= {"include_top": False, "input_shape": (size, size, 3)}
+        arguments["weights"] = "imagenet" if weights == "imagenet" else None
+        model = _with_download(config, constructor, arguments)
+    else:
+        if weights == "imagenet":
+            raise ConfigError(
+                "model.weights: 'imagenet' is Keras's download for keras.applications, not for "
+                f"model={model_config.name}. Allowed: pretrained (model=convnet), a file, an MLflow run id, null"
+            )
+        model = construct("model", constructor, arguments)
+    if weights == "pretrained":
+        network.load(model, PRETRAINED, "model.weights=pretrained")
+    elif weights not in (None, "imagenet"):
+        network.load(model, file or Path(str(weights)).expanduser(), "model.weights")
+    elif weights is None and "model.weights" not in config.regime.ignores:
+        logging.getLogger(__name__).warning(
+            "model.weights=null: regime=%s freezes a backbone with RANDOM weights. Its features are arbitrary; give "
+            "model.weights a file, imagenet or a run id unless that is what you want to measure.",
+            config.regime.name,
+        )
+    description = hashlib.sha256(model.to_json().encode()).hexdigest()
+    identity = hashlib.sha256(f"{description} {network.weights_hash(model)}".encode()).hexdigest()
+    return Backbone(model, network.first_layers(model, model_config.blocks), identity)
+
+
+def _with_download(config: Config, constructor: Any, arguments: dict[str, Any]) -> keras.Model:
+    """A keras.applications network; ImageNet weights come from Keras's cache or its own download, checked by Keras."""
+    try:
+        return construct("model", constructor, arguments)
+    except ConfigError:
+        raise
+    except Exception as error:  # Keras raises a bare Exception when a download fails
+        failure = re.match(r"URL fetch failure on (\S+?):? (.*)", str(error), re.DOTALL)
+        if failure is None:
+            raise
+        folder = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "models"
+        raise ConfigError(
+            f"model.weights: the ImageNet weights of model={config.model.name} could not be downloaded "
+            f"({failure[2]}). Keras looks for {folder / failure[1].rsplit('/', 1)[-1]}: put that file there. "
+            "Or use another choice: model.weights=FILE (*.weights.h5), an MLflow run id, null (random weights), or "
+            "model=convnet model.weights=pretrained, which needs no network"
+        ) from None
+
+
+def _identity(backbone: str, head: str | None, config: Config, fingerprint: str) -> str:
+    version = importlib.metadata.version("experiments")
+    return schema.identity(config, data=fingerprint, weights=backbone, head=head, version=version)
+
+
+def _cache(config: Config) -> Path:
+    return Path(config.outputs) / "cache"

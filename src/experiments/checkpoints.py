@@ -1,0 +1,71 @@
+"""Weights on disk, whole or not at all: one folder each, written aside, fsynced, renamed, with a sha256."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+
+from experiments.types import EpochRecord
+
+WEIGHTS, META = "model.weights.h5", "meta.json"
+
+
+def save(folder: Path, model: keras.Model, history: Sequence[EpochRecord]) -> None:
+    """Writes a model's weights and the history that led to them; a folder already there is replaced."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    aside.mkdir()
+    try:
+        model.save_weights(aside / WEIGHTS)
+        meta = {"sha256": file_hash(aside / WEIGHTS), "history": [dataclasses.asdict(record) for record in history]}
+        (aside / META).write_text(json.dumps(meta), encoding="utf-8")
+        for name in (WEIGHTS, META):
+            _fsync(aside / name)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.rename(aside, folder)
+        _fsync(folder.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def load(folder: Path, model: keras.Model) -> tuple[EpochRecord, ...] | None:
+    """Loads weights into a model of the same shape; returns their history.
+
+    None where there is nothing, or nothing sound: damage is reported, and the folder is not used.
+    """
+    if not folder.is_dir():
+        return None
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        if file_hash(folder / WEIGHTS) != meta["sha256"]:
+            raise ValueError("its weights do not match their sha256")
+        history = tuple(EpochRecord(**record) for record in meta["history"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logging.getLogger(__name__).warning("%s is damaged (%s) and is not used", folder, error)
+        return None
+    model.load_weights(folder / WEIGHTS)
+    return history
+
+
+def file_hash(path: Path) -> str:
+    """A file's sha256, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

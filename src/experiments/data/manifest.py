@@ -1,0 +1,563 @@
+"""What pictures there are, whether they are sound, and which split each is in.
+
+Nothing here guesses: every fault is named with its path and what to do about it, all of them in one error.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments import store
+from experiments.data import decoder
+from experiments.types import SPLITS, ConfigError, DataError, Entry, LeftOut, Manifest, Pictures, Splits
+
+LAYOUTS = "root/train/<class>/ and root/validation/<class>/ (and root/test/<class>/), or root/<class>/ for every class"
+
+_ALIASES = {"val": "validation", "valid": "validation", "training": "train", "testing": "test"}
+_IGNORED = ("__macosx", "thumbs.db", "desktop.ini")  # left by operating systems; lower case
+_SHOWN = 20  # faults named in one error
+
+_log = logging.getLogger(__name__)
+
+_Groups = dict[tuple[str, str], list[str]]  # (split, class) -> paths; the split is "" while it is not decided
+_Facts = tuple[int, int, str]  # width, height, mode
+
+
+class _Fault(NamedTuple):
+    path: str
+    text: str  # what is wrong; what to do
+    skippable: bool  # whether data.on_bad=skip can leave this file out
+
+
+def read(
+    root: Path,
+    *,
+    fractions: Mapping[str, float],
+    split_seed: int,
+    limit: Mapping[str, int | None],
+    on_bad: str,
+    cache: Path,
+) -> Manifest:
+    """Lists, hashes and checks the pictures of a folder, and puts each into one split.
+
+    Two layouts: `root/train/<class>/`, `root/validation/<class>/` and, if wanted, `root/test/<class>/`; or
+    `root/<class>/` for every class, which is then split. What is drawn is drawn by the hash of (seed, path), so one
+    file more or less moves few others. Hidden files and those of operating systems are passed over, as are files other
+    than pictures directly under `root` (a readme, say); all else that is not a picture in its class folder is a fault.
+
+    Args:
+        root: The folder of the data set.
+        fractions: The share of every class in "train", "validation" and "test"; they sum to 1, and a positive one gets
+            at least one picture of each class. Not used where the folders are the splits.
+        split_seed: Seeds the split, and the choice of `limit`.
+        limit: The largest number of pictures per class in a split; None, or no such key, for all. The pictures of a
+            smaller limit are among those of a larger. Those beyond it are hashed, but not decoded.
+        on_bad: "error"; or "skip" to leave out files (not folders) at fault, recorded in `left_out`.
+        cache: The cache folder. Verdicts are kept in `cache/manifests/`, so that no content is decoded twice.
+
+    Returns:
+        The manifest, `root` absolute.
+
+    Raises:
+        ConfigError: If an argument cannot work.
+        DataError: If anything is at fault; one error for all faults.
+    """
+    root = Path(os.path.abspath(root))
+    _check_choices(limit, on_bad)
+    faults: list[_Fault] = []
+    groups, presplit = _list(root, faults)
+    if not presplit:
+        _check_fractions(fractions)
+
+    hashes: dict[str, tuple[str, int]] = {}  # path -> sha256, bytes
+    paths = [path for members in groups.values() for path in members]
+    with ThreadPoolExecutor() as pool:
+        for path, hashed in zip(paths, pool.map(functools.partial(_hash, root), paths), strict=True):
+            if isinstance(hashed, str):
+                faults.append(_Fault(path, hashed, skippable=True))
+            else:
+                hashes[path] = hashed
+    groups = {group: [path for path in members if path in hashes] for group, members in groups.items()}
+
+    verdicts = _Verdicts(root, cache, hashes)
+    groups = _without_duplicates(groups, verdicts, faults)
+    if not presplit:
+        groups = _split(groups, fractions, split_seed, faults)
+    groups = _choose(groups, limit, split_seed, verdicts)
+    verdicts.save()
+
+    entries = []
+    for (split, class_name), members in groups.items():
+        for path in members:
+            sha256, size = hashes[path]
+            width, height, mode = verdicts.good[sha256]
+            entries.append(Entry(path, size, sha256, width, height, mode, class_name, split))
+        if not members:
+            folder = f"{split}/{class_name}" if presplit else class_name
+            text = f"no picture that can be used is left for {split}; add pictures or remove the class"
+            if not any(fault.path == folder for fault in faults):  # that may have been said more exactly
+                faults.append(_Fault(folder, text, skippable=False))
+    faults += [
+        _Fault(path, verdicts.bad[sha], skippable=True) for path, (sha, _) in hashes.items() if sha in verdicts.bad
+    ]
+
+    fatal = [fault for fault in faults if on_bad == "error" or not fault.skippable]
+    if fatal:
+        raise DataError(_message(root, fatal, on_bad))
+    left_out = tuple(LeftOut(path, text) for path, text, _ in sorted(faults))
+    if left_out:
+        first = f"{_printable(left_out[0].path)}: {left_out[0].reason}"
+        _log.warning("Files left out (data.on_bad=skip): %d, the first: %s", len(left_out), first)
+    entries.sort(key=lambda entry: (SPLITS.index(entry.split), entry.path))
+    return Manifest(root, tuple(sorted({class_name for _, class_name in groups})), tuple(entries), left_out)
+
+
+def fingerprint(manifest: Manifest) -> str:
+    """The identity of a data set: 64 hex digits, the sha256 over the class names and every picture's split, path and
+    content. Where the folder lies does not matter."""
+    whole = hashlib.sha256()
+    for name in manifest.classes:
+        whole.update(os.fsencode(name) + b"\0")
+    for entry in manifest.entries:
+        whole.update(b"\0".join((b"", entry.split.encode(), os.fsencode(entry.path), entry.sha256.encode())))
+    return whole.hexdigest()
+
+
+def to_rows(manifest: Manifest) -> list[dict[str, str | int]]:
+    """The manifest as a table: one row per picture, in the manifest's order.
+
+    Returns:
+        Rows of split, path, class_name, label, bytes, sha256, width, height, mode. Bytes of a name that are not UTF-8
+        are written as backslash escapes, so that the table can be.
+    """
+    labels = {name: label for label, name in enumerate(manifest.classes)}
+    return [
+        {
+            "split": entry.split,
+            "path": _encodable(entry.path),
+            "class_name": _encodable(entry.class_name),
+            "label": labels[entry.class_name],
+            "bytes": entry.bytes,
+            "sha256": entry.sha256,
+            "width": entry.width,
+            "height": entry.height,
+            "mode": entry.mode,
+        }
+        for entry in manifest.entries
+    ]
+
+
+def pictures(manifest: Manifest, split: str, image_size: int, cache: Path) -> Pictures:
+    """The pictures of one split, in the manifest's order; nothing is read until `pixels` is asked for.
+
+    Args:
+        manifest: A manifest as `read` returns it.
+        split: One of SPLITS.
+        image_size: Width and height of the pixels wanted; see `decoder.resize`.
+        cache: The cache folder; the decoded pixels are kept in its store.
+
+    Returns:
+        The pictures. `pixels` raises DataError if files have changed since the manifest was made, naming them, and
+        OSError if the cache cannot be written.
+    """
+    entries = manifest.of(split)
+    labels = {name: label for label, name in enumerate(manifest.classes)}
+
+    @functools.cache
+    def pixels() -> np.ndarray:
+        return store.array(
+            cache,
+            "pixels",
+            {
+                "files": [entry.sha256 for entry in entries],
+                "image_size": image_size,
+                "decoder": decoder.VERSION,
+            },
+            (len(entries), image_size, image_size, 3),
+            "uint8",
+            functools.partial(_decode_into, manifest.root, entries, image_size),
+        )
+
+    return Pictures(
+        split=split,
+        entries=entries,
+        labels=np.array([labels[entry.class_name] for entry in entries], dtype=np.int32),
+        image_size=image_size,
+        _pixels=pixels,
+    )
+
+
+def splits(manifest: Manifest, image_size: int, cache: Path) -> Splits:
+    """The whole data set as the regimes see it; `test` is None where the manifest has no test pictures.
+
+    Args and raises as `pictures`.
+    """
+    return Splits(
+        classes=manifest.classes,
+        train=pictures(manifest, "train", image_size, cache),
+        validation=pictures(manifest, "validation", image_size, cache),
+        test=pictures(manifest, "test", image_size, cache) if manifest.of("test") else None,
+        manifest=manifest,
+        fingerprint=fingerprint(manifest),
+    )
+
+
+# --- what is there
+
+
+def _list(root: Path, faults: list[_Fault]) -> tuple[_Groups, bool]:
+    """The picture files of every class folder, by name, and whether folders are the splits; all else is a fault."""
+    groups: _Groups = {}
+    folders = _folders(root, "", faults)
+    presplit = any(_split_name(name) for name in folders)
+    if presplit:
+        _check_splits(folders, faults)
+        present = [split for split in SPLITS if split in folders]
+        groups = {(split, name): [] for split in present for name in _folders(root, split, faults)}
+        _compare_classes(present, groups, faults)
+    else:
+        groups = {("", name): [] for name in folders}
+    classes = sorted({class_name for _, class_name in groups})
+    if len(classes) < 2:
+        names = ", ".join(_printable(name) for name in classes) or "none"
+        text = f"two or more classes are needed, found {names}; set data.root to a folder laid out as {LAYOUTS}"
+        faults.append(_Fault(str(root), text, skippable=False))
+    for (split, class_name), members in groups.items():
+        _list_class(root, f"{split}/{class_name}" if split else class_name, members, faults)
+    return groups, presplit
+
+
+def _check_splits(folders: Sequence[str], faults: list[_Fault]) -> None:
+    for name in folders:
+        split = _split_name(name)
+        if split is None:
+            text = f"is none of {', '.join(SPLITS)}; move it out of the root. Allowed: {LAYOUTS}"
+            faults.append(_Fault(name, text, skippable=False))
+        elif name != split:
+            faults.append(_Fault(name, f"is not the name of a split; rename to {split}", skippable=False))
+    for split in ("train", "validation"):
+        if not any(_split_name(name) == split for name in folders):
+            text = f"is missing; make root/{split}/<class>/, or put all pictures into root/<class>/, "
+            faults.append(_Fault(split, text + "which data.fractions then splits", skippable=False))
+
+
+def _split_name(name: str) -> str | None:
+    lowered = name.lower()
+    return lowered if lowered in SPLITS else _ALIASES.get(lowered)
+
+
+def _compare_classes(present: Sequence[str], groups: _Groups, faults: list[_Fault]) -> None:
+    for class_name in sorted({class_name for _, class_name in groups}):
+        having = [split for split in present if (split, class_name) in groups]
+        for split in present:
+            if split not in having:
+                there = f"{' and '.join(having)} {'has' if len(having) == 1 else 'have'} it"
+                text = f"this class is missing, though {there}; "
+                text += "make the folder, or remove or rename the class there: all splits must have the same classes"
+                faults.append(_Fault(f"{split}/{class_name}", text, skippable=False))
+
+
+def _folders(root: Path, split: str, faults: list[_Fault]) -> list[str]:
+    """The names of the folders in the root (`split` "") or in the folder of a split."""
+    names = []
+    for entry in _scan(root, split, faults):
+        path = f"{split}/{entry.name}" if split else entry.name
+        kind = _kind(entry)
+        if kind == "folder":
+            names.append(entry.name)
+        elif split or _is_picture(entry.name):
+            text = "a file outside the class folders; move it into its class's folder, or elsewhere"
+            faults.append(_Fault(path, text, skippable=True))
+    return names
+
+
+def _list_class(root: Path, folder: str, members: list[str], faults: list[_Fault]) -> None:
+    entries = _scan(root, folder, faults)
+    for entry in entries:
+        path = f"{folder}/{entry.name}"
+        kind = _kind(entry)
+        if kind == "folder":
+            text = "a folder inside a class folder; move its pictures up into the class folder, or it elsewhere"
+            faults.append(_Fault(path, text, skippable=False))
+        elif kind == "dangling link":
+            faults.append(_Fault(path, "a link to nothing; restore what it points to or remove it", skippable=True))
+        elif kind == "special file":
+            faults.append(_Fault(path, "not a regular file; remove it", skippable=True))
+        elif not _is_picture(entry.name):
+            types = " ".join(decoder.SUFFIXES)
+            text = f"not of a type read here ({types}); if a picture, convert to PNG or JPEG, else move it elsewhere"
+            faults.append(_Fault(path, text, skippable=True))
+        else:
+            members.append(path)
+    if not entries and not any(fault.path == folder for fault in faults):
+        text = "an empty class folder; add pictures, or remove the class from all splits"
+        faults.append(_Fault(folder, text, skippable=False))
+
+
+def _scan(root: Path, folder: str, faults: list[_Fault]) -> list[os.DirEntry[str]]:
+    path = os.path.join(root, folder)
+    try:
+        with os.scandir(path) as entries:
+            wanted = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in _IGNORED]
+    except OSError as error:
+        text = f"cannot be listed ({error.strerror}); check the path and its permissions"
+        faults.append(_Fault(folder or str(root), text, skippable=False))
+        return []
+    return sorted(wanted, key=lambda entry: entry.name)
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    try:
+        if entry.is_dir():
+            return "folder"
+        if entry.is_file():
+            return "file"
+    except OSError:  # a loop of links
+        pass
+    return "dangling link" if entry.is_symlink() else "special file"  # reading a pipe would wait for ever
+
+
+def _is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in decoder.SUFFIXES
+
+
+# --- whether it is sound
+
+
+def _content(root: Path, path: str) -> bytes:
+    with open(os.path.join(root, path), "rb") as file:
+        return file.read()
+
+
+def _hash(root: Path, path: str) -> tuple[str, int] | str:
+    """A file's sha256 and size in bytes, or why it cannot be read."""
+    try:
+        content = _content(root, path)
+    except OSError as error:
+        return _unreadable(error)
+    return hashlib.sha256(content).hexdigest(), len(content)
+
+
+def _unreadable(error: OSError) -> str:
+    return f"cannot be read ({error.strerror}); check its permissions and the disk, or remove it"
+
+
+class _Verdicts:
+    """Which contents are pictures; what was found good before is not decoded again.
+
+    One file holds the good pictures of one set of files, whatever the limits were when it was read.
+    """
+
+    def __init__(self, root: Path, cache: Path, hashes: Mapping[str, tuple[str, int]]) -> None:
+        self.good: dict[str, _Facts] = {}  # by sha256
+        self.bad: dict[str, str] = {}
+        self._root = root
+        self._hashes = hashes
+        key = store.key({"files": sorted(sha256 for sha256, _ in hashes.values()), "decoder": decoder.VERSION})
+        self._file = cache / "manifests" / f"{key}.json"
+        try:
+            kept = json.loads(self._file.read_bytes())
+            if kept["sha256"] != store.key(kept["pictures"]):
+                raise ValueError("its content does not have the hash it was stored with")
+            self.good = {sha256: (width, height, mode) for sha256, (width, height, mode) in kept["pictures"].items()}
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _log.warning("Damaged verdicts, the pictures are checked again: %s: %s", self._file, error)
+        self._kept = len(self.good)
+
+    def sha256(self, path: str) -> str:
+        return self._hashes[path][0]
+
+    def judge(self, paths: Iterable[str]) -> None:
+        """Decodes the pictures whose contents have no verdict yet."""
+        new = {self.sha256(path): path for path in paths}
+        new = {sha256: path for sha256, path in new.items() if sha256 not in self.good and sha256 not in self.bad}
+        if not new:
+            return
+        _log.info("Checking %d pictures", len(new))
+        with ThreadPoolExecutor() as pool:
+            for sha256, verdict in zip(new, pool.map(self._judge, new, new.values()), strict=True):
+                if isinstance(verdict, str):
+                    self.bad[sha256] = verdict
+                else:
+                    self.good[sha256] = verdict
+
+    def _judge(self, sha256: str, path: str) -> _Facts | str:
+        try:
+            width, height, mode, _ = decoder.probe(_unchanged(self._root, path, sha256))
+        except OSError as error:
+            return _unreadable(error)
+        except DataError as error:
+            return str(error)
+        return width, height, mode
+
+    def save(self) -> None:
+        if len(self.good) > self._kept:
+            content = {"sha256": store.key(self.good), "pictures": self.good}
+            store.write_file(self._file, json.dumps(content).encode())
+
+
+def _unchanged(root: Path, path: str, sha256: str) -> bytes:
+    content = _content(root, path)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError("has changed since it was checked; leave the data alone during a run, and start again")
+    return content
+
+
+def _without_duplicates(groups: _Groups, verdicts: _Verdicts, faults: list[_Fault]) -> _Groups:
+    """Finds pictures that are there twice. Left out is only what is the same picture in the same class and split."""
+    same = defaultdict(list)
+    for (split, class_name), members in groups.items():
+        for path in members:
+            same[verdicts.sha256(path)].append((split, class_name, path))
+    repeated = {sha256: places for sha256, places in same.items() if len(places) > 1}
+    # Damaged files are often alike (empty ones, error pages saved as pictures): those are no duplicates.
+    verdicts.judge(places[0][2] for places in repeated.values())
+    dropped = set()
+    for sha256, ((split, class_name, path), *others) in repeated.items():
+        if sha256 in verdicts.bad:
+            continue
+        for other_split, other_class, other in others:
+            if other_split != split:
+                text = f"the same picture as {_printable(path)}, in another split; remove one, splits may share none"
+            elif other_class != class_name:
+                text = f"the same picture as {_printable(path)}, in another class; remove the one that is wrong"
+            else:
+                text = f"the same picture as {_printable(path)}; remove one"
+                dropped.add(other)
+            faults.append(_Fault(other, text, skippable=other in dropped))
+    return {group: [path for path in members if path not in dropped] for group, members in groups.items()}
+
+
+# --- which split it is in
+
+
+def _rank(seed: int, path: str) -> bytes:
+    return hashlib.sha256(f"{seed}:".encode() + os.fsencode(path)).digest()
+
+
+def _split(groups: _Groups, fractions: Mapping[str, float], seed: int, faults: list[_Fault]) -> _Groups:
+    """Splits every class by the fractions."""
+    result: _Groups = {}
+    for (_, class_name), members in groups.items():
+        ranked = sorted(members, key=functools.partial(_rank, seed))
+        counts = _counts(len(ranked), fractions)
+        if 0 < len(ranked) < len(counts):
+            text = f"has {len(ranked)} pictures that can be used, too few to split into {', '.join(counts)}; "
+            text += "add pictures, or set a fraction of data.fractions to 0"
+            faults.append(_Fault(class_name, text, skippable=False))
+        start = 0
+        for split, count in counts.items():
+            result[split, class_name] = ranked[start : start + count]
+            start += count
+    return result
+
+
+def _counts(total: int, fractions: Mapping[str, float]) -> dict[str, int]:
+    """How many of `total` pictures each split with a positive fraction gets: the nearest whole numbers of that sum, but
+    at least one (so more than `total` where there are too few)."""
+    whole = sum(fractions.values())  # 1, but for rounding
+    shares = {split: total * fractions[split] / whole for split in SPLITS if fractions.get(split, 0) > 0}
+    counts = {split: int(share) for split, share in shares.items()}
+    by_remainder = sorted(shares, key=lambda split: counts[split] - shares[split])
+    for split in by_remainder[: total - sum(counts.values())]:
+        counts[split] += 1
+    for split in [split for split, count in counts.items() if count == 0]:
+        counts[max(counts, key=lambda name: counts[name])] -= 1
+        counts[split] = 1
+    return counts
+
+
+def _choose(groups: _Groups, limit: Mapping[str, int | None], seed: int, verdicts: _Verdicts) -> _Groups:
+    """The first sound pictures of every class and split, as many as the limit; those not sound are replaced."""
+    ranked = {group: sorted(members, key=functools.partial(_rank, seed)) for group, members in groups.items()}
+    while True:
+        usable = {
+            group: [path for path in members if verdicts.sha256(path) not in verdicts.bad]
+            for group, members in ranked.items()
+        }
+        chosen = {group: members[: limit.get(group[0])] for group, members in usable.items()}
+        paths = [path for members in chosen.values() for path in members]
+        if all(verdicts.sha256(path) in verdicts.good for path in paths):
+            return chosen
+        verdicts.judge(paths)
+
+
+# --- what is said
+
+
+def _check_choices(limit: Mapping[str, int | None], on_bad: str) -> None:
+    if on_bad not in ("error", "skip"):
+        raise ConfigError(f"data.on_bad must be one of error, skip. Received: {on_bad!r}")
+    wrong = {split: n for split, n in limit.items() if split not in SPLITS or (n is not None and n < 1)}
+    if wrong:
+        allowed = f"for each of {', '.join(SPLITS)} a number of pictures per class, 1 or more, or null for all"
+        raise ConfigError(f"data.limit must have {allowed}. Received: {wrong!r}")
+
+
+def _check_fractions(fractions: Mapping[str, float]) -> None:
+    known = all(split in SPLITS and share >= 0 for split, share in fractions.items())
+    used = all(fractions.get(split, 0) > 0 for split in ("train", "validation"))
+    if not known or not used or abs(sum(fractions.values()) - 1) > 1e-6:
+        allowed = f"{', '.join(SPLITS)}: numbers >= 0 that sum to 1, those of train and validation > 0"
+        raise ConfigError(f"data.fractions must be {allowed}. Received: {dict(fractions)!r}")
+
+
+def _message(root: Path, faults: Sequence[_Fault], on_bad: str) -> str:
+    # What no setting helps against comes first, lest it be cut off.
+    ordered = sorted(faults, key=lambda fault: (fault.skippable, fault.path, fault.text))
+    count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+    lines = [f"{count} in the pictures of {_printable(str(root))} (data.root):"]
+    lines += [f"  {_printable(fault.path)}: {fault.text}" for fault in ordered[:_SHOWN]]
+    if len(ordered) > _SHOWN:
+        lines.append(f"  and {len(ordered) - _SHOWN} more")
+    skippable = sum(fault.skippable for fault in faults)
+    if on_bad == "error" and skippable:
+        rest = len(faults) - skippable
+        what = f"{skippable} of these; the other {rest} must be mended" if rest else "these files, and records which"
+        lines.append(f"data.on_bad=skip leaves out {what}.")
+    return "\n".join(lines)
+
+
+def _printable(text: str) -> str:
+    """A name as it is, or quoted and escaped if a terminal or a log would stumble over it."""
+    return text if text.isprintable() else repr(text)
+
+
+def _encodable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
+
+
+# --- pixels
+
+
+def _decode_into(root: Path, entries: Sequence[Entry], image_size: int, pixels: np.ndarray) -> None:
+    """Fills pixels [N, H, W, 3] uint8; raises DataError for all files that are not what the manifest says."""
+
+    def decode(index: int) -> _Fault | None:
+        entry = entries[index]
+        try:
+            content = _unchanged(root, entry.path, entry.sha256)
+            pixels[index] = decoder.resize(decoder.decode(content), image_size)
+        except OSError as error:
+            return _Fault(entry.path, _unreadable(error), skippable=False)
+        except DataError as error:
+            return _Fault(entry.path, str(error), skippable=False)
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        faults = [fault for fault in pool.map(decode, range(len(entries))) if fault]
+    if faults:
+        raise DataError(_message(root, faults, "error"))

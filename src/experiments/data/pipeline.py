@@ -1,0 +1,159 @@
+"""Batches for `fit`: ONE tf.data dataset over all epochs, every random number in it a function of (seed, epoch)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from experiments.augmentation import seeded
+from experiments.types import Augmentation, Pictures
+
+AHEAD = 4  # batches prepared while one trains
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What `fit` trains on."""
+
+    dataset: tf.data.Dataset  # (inputs, labels [B] int32), epoch after epoch
+    steps: int  # batches in an epoch; the last one may be smaller
+    pictures: int  # in an epoch
+
+
+def rng(seed: int, epoch: int, stream: int = 0) -> np.random.Generator:
+    """The generator of an epoch's random numbers: the same however the process got there."""
+    return np.random.default_rng([seed, epoch, stream])
+
+
+def picture_batches(
+    pictures: Pictures,
+    *,
+    augmentation: Augmentation,
+    extra_layers: Sequence[keras.layers.Layer],
+    batch_size: int,
+    seed: int,
+    epochs: range,
+) -> Batches:
+    """Freshly augmented pictures, shuffled anew each epoch: inputs [B, H, W, 3] float32 in [0, 255].
+
+    Args:
+        pictures: the split to train on.
+        augmentation: applied to a whole batch at once, in parallel.
+        extra_layers: Keras preprocessing layers after it, one batch at a time.
+        epochs: the epochs to yield, by number.
+    """
+    pixels, labels, size = pictures.pixels, pictures.labels, pictures.image_size
+
+    def batches() -> Iterator[tuple[np.ndarray, ...]]:
+        for epoch in epochs:
+            order = rng(seed, epoch).permutation(len(labels))
+            numbers = augmentation.draw(rng(seed, epoch, 1), len(labels), size)
+            for at in range(0, len(order), batch_size):
+                rows = order[at : at + batch_size]
+                yield pixels[rows], numbers[rows], labels[rows], np.array([epoch, at], "int32")
+
+    width = augmentation.draw(rng(seed, 0), 1, size).shape[1]
+    signature = (
+        tf.TensorSpec((None, size, size, 3), tf.uint8),
+        tf.TensorSpec((None, width), tf.float32),
+        tf.TensorSpec((None,), tf.int32),
+        tf.TensorSpec((2,), tf.int32),
+    )
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature).map(
+        lambda pixels, numbers, labels, place: (augmentation(pixels, numbers), labels, place),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+    if extra_layers:
+        apply = seeded(extra_layers)
+        dataset = dataset.map(
+            lambda pixels, labels, place: (
+                apply(pixels, tf.random.experimental.stateless_fold_in(place, seed)),
+                labels,
+                place,
+            )
+        )
+    dataset = dataset.map(lambda pixels, labels, place: (pixels, labels)).prefetch(AHEAD)
+    return Batches(dataset, math.ceil(len(labels) / batch_size), len(labels))
+
+
+def through(batches: Batches, prefix: keras.Model) -> Batches:
+    """The same batches as activations of a frozen network: inputs [B, ...] float32 at its boundary."""
+
+    @tf.function(reduce_retracing=True)
+    def frozen(pixels: tf.Tensor) -> tf.Tensor:
+        return prefix(pixels, training=False)
+
+    def activations() -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+        for pixels, labels in batches.dataset:
+            yield frozen(pixels), labels
+
+    signature = (tf.TensorSpec((None, *prefix.output_shape[1:]), tf.float32), tf.TensorSpec((None,), tf.int32))
+    dataset = tf.data.Dataset.from_generator(activations, output_signature=signature).prefetch(1)
+    return Batches(dataset, batches.steps, batches.pictures)
+
+
+def stored_batches(
+    views: Sequence[np.ndarray], labels: np.ndarray, *, batch_size: int, seed: int, epochs: range
+) -> Batches:
+    """Stored activations, shuffled anew each epoch.
+
+    Args:
+        views: one or more arrays [N, ...] float32, of differently augmented pictures; epoch e reads view e mod K.
+        labels: [N] int32.
+        epochs: the epochs to yield, by number.
+    """
+
+    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for epoch in epochs:
+            order = rng(seed, epoch).permutation(len(labels))
+            view = views[epoch % len(views)]
+            for at in range(0, len(order), batch_size):
+                rows = order[at : at + batch_size]
+                yield view[rows], labels[rows]
+
+    signature = (tf.TensorSpec((None, *views[0].shape[1:]), tf.float32), tf.TensorSpec((None,), tf.int32))
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(AHEAD)
+    return Batches(dataset, math.ceil(len(labels) / batch_size), len(labels))
+
+
+def in_order(inputs: np.ndarray, labels: np.ndarray | None, batch_size: int) -> tf.data.Dataset:
+    """Rows as they stand, for validation and scoring: inputs [B, ...] float32, with labels [B] int32 where given."""
+
+    def batches() -> Iterator[tuple[np.ndarray, ...]]:
+        for at in range(0, len(inputs), batch_size):
+            rows = slice(at, at + batch_size)
+            block = np.asarray(inputs[rows], "float32")
+            yield (block,) if labels is None else (block, labels[rows])
+
+    spec: tuple[tf.TensorSpec, ...] = (tf.TensorSpec((None, *inputs.shape[1:]), tf.float32),)
+    if labels is not None:
+        spec += (tf.TensorSpec((None,), tf.int32),)
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=spec).prefetch(AHEAD)
+    return dataset.apply(tf.data.experimental.assert_cardinality(math.ceil(len(inputs) / batch_size)))
+
+
+def augmented(
+    pixels: np.ndarray,
+    *,
+    augmentation: Augmentation,
+    extra_layers: Sequence[keras.layers.Layer],
+    seed: int,
+    view: int,
+) -> Callable[[slice], np.ndarray]:
+    """One fixed augmented view of every picture, a slice of rows at a time: [B, H, W, 3] float32 in [0, 255]."""
+    numbers = augmentation.draw(rng(seed, view, 2), len(pixels), pixels.shape[1])
+    apply = seeded(extra_layers) if extra_layers else None
+
+    def rows(at: slice) -> np.ndarray:
+        pictures = augmentation(tf.constant(pixels[at]), tf.constant(numbers[at]))
+        if apply:
+            pictures = apply(pictures, tf.constant([seed + 2**16 * view, at.start], tf.int32))
+        return np.asarray(pictures)
+
+    return rows

@@ -1,0 +1,1 @@
+"""Networks: backbones, heads, and how they are cut and joined."""

@@ -1,0 +1,52 @@
+"""The part of a network above its pooled features: dense layers to logits, and logits to probabilities."""
+
+from __future__ import annotations
+
+import keras
+
+from experiments.models.convnet import penalty
+from experiments.schema import Head
+
+
+def pooling(kind: str) -> keras.layers.Layer:
+    """Feature maps [B, h, w, C] to vectors [B, D]."""
+    if kind == "average":
+        return keras.layers.GlobalAveragePooling2D(name="pooling")
+    if kind == "max":
+        return keras.layers.GlobalMaxPooling2D(name="pooling")
+    return keras.layers.Flatten(name="pooling")
+
+
+def dense_head(features: int, config: Head, classes: int) -> keras.Model:
+    """Hidden dense layers with dropout, then one logit for two classes, else one for each.
+
+    Args:
+        features: D, the length of a pooled feature vector.
+        config: the head's layers; what a layer leaves None is the head's own value.
+        classes: number of classes, two or more.
+
+    Returns:
+        A model from vectors [B, D] to logits [B, 1] (two classes: the log odds of class 1) or [B, classes].
+    """
+    inputs = x = keras.Input((features,), name="features")
+    for name, layer in config.dense.items():
+        l1 = config.l1 if layer.l1 is None else layer.l1
+        l2 = config.l2 if layer.l2 is None else layer.l2
+        dropout = config.dropout if layer.dropout is None else layer.dropout
+        x = keras.layers.Dense(layer.units, activation=layer.activation, kernel_regularizer=penalty(l1, l2), name=name)(
+            x
+        )
+        x = keras.layers.Dropout(dropout, name=f"{name}_dropout")(x)
+    if not config.dense:
+        x = keras.layers.Dropout(config.dropout, name="dropout")(x)
+    units = 1 if classes == 2 else classes
+    x = keras.layers.Dense(units, kernel_regularizer=penalty(config.l1, config.l2), name="logits")(x)
+    return keras.Model(inputs, x, name="head")
+
+
+def probabilities(logits: keras.KerasTensor) -> keras.KerasTensor:
+    """Logits [B, 1] or [B, classes] to probabilities [B, classes] that sum to 1."""
+    if logits.shape[-1] == 1:
+        one = keras.ops.sigmoid(logits)
+        return keras.ops.concatenate([1 - one, one], axis=-1)
+    return keras.ops.softmax(logits, axis=-1)

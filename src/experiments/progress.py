@@ -1,0 +1,39 @@
+"""What a person sees while a run works: a live display on a terminal, nothing elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Terminal:
+    """Stages of a run as progress bars; silent where `console` is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    @contextmanager
+    def stage(self, label: str, total: int) -> Iterator[Callable[..., None]]:
+        """A piece of work of `total` steps; yields `advance(steps=1, note="")`."""
+        columns = (
+            TextColumn("{task.description:<24}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
+            task = progress.add_task(label, total=total, note="")
+
+            def advance(steps: int = 1, note: str = "") -> None:
+                if note:
+                    progress.update(task, advance=steps, note=note)
+                else:
+                    progress.advance(task, steps)
+
+            yield advance

@@ -1,0 +1,1 @@
+"""Ways to train: functions (parts, splits, watch) -> Fitted."""

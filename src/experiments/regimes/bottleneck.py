@@ -1,0 +1,78 @@
+"""The head trained on stored activations of the frozen backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+
+from experiments import checkpoints
+from experiments.activations import activations
+from experiments.data.pipeline import in_order, stored_batches
+from experiments.fit import fit
+from experiments.models.network import Cut, cut, join, score, stack
+from experiments.schema import Config
+from experiments.types import EpochRecord, Fitted, Parts, Splits, Watch
+
+
+class TrainedHead(NamedTuple):
+    model: keras.Model  # pooled features [B, D] -> logits
+    history: tuple[EpochRecord, ...]
+
+
+def bottleneck(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
+    """Runs every picture through the frozen backbone once, trains the head on what comes out, joins the two.
+
+    The tutorial's second experiment: no augmentation, the order of pictures kept in the store. The trained head goes
+    to the head cache, where fine-tuning finds it.
+    """
+    config = parts.config
+    frozen = cut(parts.backbone, 0, config.model.head.pooling)
+    head = train_head(parts, splits, watch, config, frozen)
+    scores = {
+        pictures.split: score(head.model, activations(parts, frozen, pictures, watch.progress))
+        for pictures in splits.scored(config.evaluate.test)
+    }
+    return Fitted(join(parts.backbone, config.model.head.pooling, head.model), head.history, scores)
+
+
+def train_head(parts: Parts, splits: Splits, watch: Watch, config: Config, frozen: Cut) -> TrainedHead:
+    """A fresh head trained on the backbone's pooled features, saved in the head cache.
+
+    Args:
+        config: the bottleneck run: its own configuration, or what `schema.head_run` makes of a fine-tuning run's.
+        frozen: the backbone cut above its last block.
+    """
+    classes = len(splits.classes)
+    head = parts.head(classes)
+    features = activations(parts, frozen, splits.train, watch.progress)
+    validation = activations(parts, frozen, splits.validation, watch.progress)
+    history = fit(
+        stack(frozen.suffix, head, training=False),
+        stored_batches(
+            [features], splits.train.labels,
+            batch_size=config.batch_size, seed=config.seed, epochs=range(config.epochs),
+        ),
+        in_order(validation, splits.validation.labels, config.batch_size),
+        optimizer=parts.head_optimizer() if config is not parts.config else parts.optimizer(),
+        classes=classes,
+        phase="head",
+        epochs=config.epochs,
+        first_step=0,
+        seed=config.seed,
+        watch=watch,
+    )  # fmt: skip
+    checkpoints.save(head_folder(parts, splits, config), head, history)
+    return TrainedHead(head, history)
+
+
+def cached_head(parts: Parts, splits: Splits, config: Config) -> TrainedHead | None:
+    """The head that a run of this identity trained earlier, with its history."""
+    head = parts.head(len(splits.classes))
+    history = checkpoints.load(head_folder(parts, splits, config), head)
+    return None if history is None else TrainedHead(head, history)
+
+
+def head_folder(parts: Parts, splits: Splits, config: Config) -> Path:
+    return parts.cache / "heads" / parts.identity(config, splits.fingerprint)

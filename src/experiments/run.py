@@ -1,0 +1,200 @@
+"""One run from configuration to report: the table of contents of this package."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from hydra.core.hydra_config import HydraConfig
+from rich.console import Console
+
+from experiments import figures, runtime, schema, tracking
+from experiments.build import build
+from experiments.data import manifest
+from experiments.data.pipeline import picture_batches
+from experiments.evaluate import Report, evaluate, predictions_table
+from experiments.progress import Terminal
+from experiments.types import EpochRecord, Fitted, Parts, Pictures, Splits, Watch
+
+JOINED_PICTURES = 32  # on which every run compares its whole model with the scores it reports
+
+
+def run(config: schema.Config) -> float:
+    """Runs one experiment; what it writes is in the Hydra job's folder and in MLflow.
+
+    Returns:
+        The validation metric that `objective` names.
+    """
+    began = time.perf_counter()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    console = Console(quiet=config.progress == "none")
+    runtime.apply(config.runtime)
+    with tracking.track(config, folder) as tracker:
+        parts = build(config, tracker.files(config))
+        splits = read_data(parts)
+        describe(parts, splits, folder, tracker)
+        fitted = parts.regime(parts, splits, Watch(Terminal(console), Curves(folder / "curves.csv", tracker).add))
+        check_joined(fitted, splits)
+        reports = evaluate(fitted.scores, splits)
+        metrics = flat_metrics(reports) | {"total_seconds": time.perf_counter() - began}
+        write_results(folder, parts, fitted, reports, metrics)
+        draw(folder / "figures", parts, splits, fitted, reports)
+        tracker.results(metrics, fitted.facts)
+        tracker.artifacts(
+            folder, {f"predictions_{name}": predictions_table(report) for name, report in reports.items()}
+        )
+        if config.tracking.log_model:
+            tracker.model(fitted.model, len(splits.classes))
+    conclude(console, folder, reports, tracker.run_id)
+    return metrics[f"validation.{config.objective}"]
+
+
+def read_data(parts: Parts) -> Splits:
+    """The checked data set of a configuration."""
+    data = parts.config.data
+    found = manifest.read(
+        parts.source(),
+        fractions=data.fractions.model_dump(),
+        split_seed=data.split_seed,
+        limit=data.limit.model_dump(),
+        on_bad=data.on_bad,
+        cache=parts.cache,
+    )
+    return manifest.splits(found, data.image_size, parts.cache)
+
+
+def describe(parts: Parts, splits: Splits, folder: Path, tracker: tracking.Tracker) -> None:
+    """Writes down what the run is, before it trains."""
+    config = parts.config
+    (folder / "config.yaml").write_text(schema.dump_yaml(schema.effective(config)), encoding="utf-8")
+    write_csv(folder / "manifest.csv", manifest.to_rows(splits.manifest))
+    if splits.manifest.left_out:
+        rows = [{"path": left.path, "reason": left.reason} for left in splits.manifest.left_out]
+        write_csv(folder / "left_out.csv", rows)
+    facts = {
+        "identity": parts.identity(config, splits.fingerprint),
+        "data_fingerprint": splits.fingerprint,
+        "backbone_identity": parts.backbone.identity,
+        "regime": config.regime.name,
+        "backbone": config.model.name,
+        "run_folder": str(folder),
+    }
+    tracker.describe(config, splits, facts)
+
+
+class Curves:
+    """The record of every epoch: a row of curves.csv at once, then the tracker."""
+
+    def __init__(self, path: Path, tracker: tracking.Tracker) -> None:
+        self.path, self.tracker = path, tracker
+
+    def add(self, record: EpochRecord) -> None:
+        row = {"step": record.step, "phase": record.phase, "epoch": record.epoch, "timestamp": record.timestamp}
+        write_csv(self.path, [row | dict(record.metrics)], mode="a")
+        self.tracker.epoch(record)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], mode: str = "w") -> None:
+    """Writes rows with a header line; with mode "a" the header only where the file is new."""
+    header = mode == "w" or not path.exists()
+    with path.open(mode, newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def check_joined(fitted: Fitted, splits: Splits) -> None:
+    """Compares the whole model, from pixels on, with the scores that stored activations gave.
+
+    Raises:
+        RuntimeError: they differ; such a model must not be reported.
+    """
+    whole = fitted.model.predict_on_batch(splits.validation.pixels[:JOINED_PICTURES].astype("float32"))
+    difference = float(np.max(np.abs(whole - fitted.scores["validation"][:JOINED_PICTURES])))
+    if difference > 1e-3:
+        raise RuntimeError(
+            f"The joined model and the head on stored activations disagree by {difference:.2g} in probability on "
+            f"{len(whole)} validation pictures. This is a fault of the program; remove outputs/cache and report it"
+        )
+
+
+def flat_metrics(reports: Mapping[str, Report]) -> dict[str, float]:
+    """Every report's metrics as `split.metric`."""
+    return {f"{split}.{name}": value for split, report in reports.items() for name, value in report.metrics.items()}
+
+
+def write_results(
+    folder: Path, parts: Parts, fitted: Fitted, reports: Mapping[str, Report], metrics: Mapping[str, float]
+) -> None:
+    """Metrics, predictions and weights as files of the run's folder."""
+    (folder / "metrics.json").write_text(json.dumps(dict(metrics), indent=1), encoding="utf-8")
+    for split, report in reports.items():
+        table = predictions_table(report)
+        rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
+        write_csv(folder / f"predictions_{split}.csv", rows)
+    weights = folder / "weights"
+    weights.mkdir()
+    parts.backbone.model.save_weights(weights / "backbone.weights.h5")
+    head: keras.Model = fitted.model.get_layer("head")
+    head.save_weights(weights / "head.weights.h5")
+
+
+def draw(folder: Path, parts: Parts, splits: Splits, fitted: Fitted, reports: Mapping[str, Report]) -> None:
+    """The figures of a run as PNG files."""
+    folder.mkdir()
+    drawn = {"learning_curves": figures.learning_curves(fitted.history)} if fitted.history else {}
+    if "augmentation" not in parts.config.regime.ignores:
+        drawn["augmented"] = augmented_sample(parts, splits)
+    for split, report in reports.items():
+        pictures = splits.validation if split == "validation" else splits.test
+        assert pictures is not None
+        drawn |= {
+            f"{split}_confusion": figures.confusion_matrix(report, splits.classes),
+            f"{split}_roc": figures.roc(report, splits.classes),
+            f"{split}_calibration": figures.calibration(report),
+            f"{split}_mistakes": figures.mistakes(report, functools.partial(rows_of, pictures)),
+        }
+    for name, figure in drawn.items():
+        figure.savefig(folder / f"{name}.png", dpi=100)
+
+
+def rows_of(pictures: Pictures, rows: list[int]) -> np.ndarray:
+    return pictures.pixels[rows]
+
+
+def augmented_sample(parts: Parts, splits: Splits) -> Any:
+    """The first training pictures of epoch 0, as a network that reads fresh augmentation sees them."""
+    batches = picture_batches(
+        splits.train,
+        augmentation=parts.augmentation,
+        extra_layers=parts.extra_layers,
+        batch_size=18,
+        seed=parts.config.seed,
+        epochs=range(1),
+    )
+    pixels, labels = next(iter(batches.dataset))
+    return figures.picture_grid(np.asarray(pixels), [splits.classes[label] for label in np.asarray(labels)])
+
+
+def conclude(console: Console, folder: Path, reports: Mapping[str, Report], run_id: str | None) -> None:
+    """The result with its interval, and where to look."""
+    for split, report in reports.items():
+        metrics = report.metrics
+        console.print(
+            f"{split} accuracy {metrics['accuracy']:.1%} "
+            f"(95 % interval {metrics['accuracy_low']:.1%} to {metrics['accuracy_high']:.1%}, "
+            f"{len(report.predictions)} pictures), loss {metrics['loss']:.3f}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(f"run folder  {folder}", highlight=False, soft_wrap=True)
+    if run_id:
+        console.print(f"MLflow run  {run_id}   look at it: experiments ui", highlight=False, soft_wrap=True)

@@ -1,0 +1,386 @@
+"""What a composed configuration may say: types, ranges and choices of everything our code reads.
+
+Component slots (`_target_`) hold further keys, the constructor's arguments; those of shipped components are checked
+against the shipped YAML, so that no error waits for Keras to be imported. `read` gathers all faults into one error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from experiments.paths import CONF
+from experiments.types import ConfigError
+
+Metric = Literal["accuracy", "loss", "precision", "recall", "f1", "roc_auc", "brier", "calibration_error"]
+Positive = Field(ge=1)
+Fraction = Field(ge=0, lt=1)
+Penalty = Field(ge=0)
+
+
+class Node(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Component(Node):
+    """A slot that a constructor or one of our factories fills; keys that are no fields are its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+    target: str = Field(alias="_target_")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Fractions(Node):
+    train: float = Field(gt=0, le=1)
+    validation: float = Field(gt=0, lt=1)
+    test: float = Fraction
+
+    @model_validator(mode="after")
+    def sum_to_one(self) -> Fractions:
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train, validation and test must sum to 1; they sum to {total:g}")
+        return self
+
+
+class Limit(Node):
+    train: int | None = Positive
+    validation: int | None = Positive
+    test: int | None = Positive
+
+
+class Data(Component):
+    image_size: int = Field(ge=8)
+    fractions: Fractions
+    limit: Limit
+    split_seed: int = Field(ge=0)
+    on_bad: Literal["error", "skip"]
+
+
+class Augmentation(Component):
+    layers: list[dict[str, Any]]
+    seed: int = Field(ge=0)
+
+
+class ConvBlock(Node):
+    """One convolutional block of the small convnet."""
+
+    filters: int = Positive
+    kernel: int = Field(3, ge=1)
+    stride: int = Field(1, ge=1)
+    padding: Literal["valid", "same"] = "valid"
+    activation: str = "relu"
+    pool: int = Field(2, ge=1)  # side and stride of the max pooling; 1: none
+    dropout: float = Field(0.0, ge=0, lt=1)
+    l1: float = Field(0.0, ge=0)
+    l2: float = Field(0.0, ge=0)
+
+
+class Dense(Node):
+    """One hidden layer of the head; what is None comes from the head."""
+
+    units: int = Positive
+    activation: str = "relu"
+    dropout: float | None = Field(None, ge=0, lt=1)
+    l1: float | None = Field(None, ge=0)
+    l2: float | None = Field(None, ge=0)
+
+
+class Head(Node):
+    pooling: Literal["flatten", "average", "max"]
+    dropout: float = Fraction
+    l1: float = Penalty
+    l2: float = Penalty
+    dense: dict[str, Dense]
+
+
+class Model(Component):
+    native_size: int = Field(ge=8)
+    weights: str | None
+    preprocessing: Literal["rescale", "tf", "caffe", "torch", "none"]
+    blocks: list[str] = Field(min_length=1)
+    layers: dict[str, ConvBlock] | None = None
+    head: Head
+
+
+class Optimizer(Component):
+    lr: float = Field(gt=0)
+    weight_decay: float | None = Penalty
+    clipnorm: float | None = Field(gt=0)
+    clipvalue: float | None = Field(gt=0)
+    global_clipnorm: float | None = Field(gt=0)
+    use_ema: bool
+    ema_momentum: float = Field(ge=0, le=1)
+    ema_overwrite_frequency: int | None = Positive
+    loss_scale_factor: float | None = Field(gt=0)
+    gradient_accumulation_steps: int | None = Field(ge=2)
+
+
+class Regime(Component):
+    ignores: list[str]
+    unfrozen_blocks: int = Positive
+    views: int = Field(ge=0)
+    head_from: str | None
+    head_epochs: int = Positive
+    head_optimizer: Optimizer
+
+
+class Evaluate(Node):
+    test: bool
+
+
+class Runtime(Node):
+    threads: int | None = Positive
+
+
+class Tracking(Node):
+    name: str
+    uri: str | None
+    artifacts: str | None
+    experiment: str = Field(min_length=1)
+    log_model: bool
+
+
+class Config(Node):
+    """One run, whole. Field names are the keys of conf/config.yaml."""
+
+    data: Data
+    augmentation: Augmentation
+    model: Model
+    optimizer: Optimizer
+    regime: Regime
+    runtime: Runtime
+    tracking: Tracking
+    seed: int = Field(ge=0, lt=2**31)
+    batch_size: int = Positive
+    epochs: int = Positive
+    objective: Metric
+    evaluate: Evaluate
+    trusted_packages: list[str]
+    tags: dict[str, str]
+    notes: str
+    progress: Literal["auto", "none"]
+    outputs: str
+
+
+# What says where and how a run happens, not what it is (DESIGN §3).
+NOT_IDENTITY = ("tracking", "runtime", "notes", "tags", "outputs", "progress", "trusted_packages", "objective")
+GROUPS = {"data": Data, "augmentation": Augmentation, "model": Model, "optimizer": Optimizer, "regime": Regime}
+
+
+def read(composed: DictConfig) -> Config:
+    """The composed configuration, checked.
+
+    Raises:
+        ConfigError: naming every key that is unknown, missing, of a wrong type or out of range.
+    """
+    composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError(faults([f"{key}: no value. Give one: {key}=..." for key in missing]))
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(faults([f"{error.full_key}: {error.msg}"])) from None
+    assert isinstance(plain, dict)
+    lines = [line for group in GROUPS for line in _argument_faults(group, plain.get(group))]
+    if isinstance(plain.get("regime"), dict):
+        lines += _argument_faults("optimizer", plain["regime"].get("head_optimizer"), "regime.head_optimizer")
+    try:
+        config = Config.model_validate(plain)
+    except ValidationError as error:
+        raise ConfigError(faults([_sentence(fault) for fault in error.errors()] + lines)) from None
+    lines += _cross_faults(config)
+    if lines:
+        raise ConfigError(faults(lines))
+    return config
+
+
+def faults(lines: list[str]) -> str:
+    """One error text out of all its lines."""
+    return "\n".join(["The configuration cannot be used:", *(f"  {line}" for line in lines)])
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str | None:
+    """The allowed name that a typo most likely meant."""
+    matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def unknown_key(key: str, allowed: Iterable[str], received: Any) -> str:
+    """The line for a key that nothing reads."""
+    *parents, name = key.split(".")
+    names = sorted(set(allowed) - {"name", "target", "_target_", "ignores"})
+    close = nearest(name, names)
+    hint = f" Nearest: {'.'.join([*parents, close])}." if close else ""
+    return f"{key}: nothing reads this key. Received: {received!r}. Allowed here: {', '.join(names)}.{hint}"
+
+
+def _sentence(fault: Mapping[str, Any]) -> str:
+    """One of pydantic's errors as: key, what is allowed, what was received."""
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        model: Any = Config
+        for part in fault["loc"][:-1]:
+            model = _model_below(model, str(part))
+        return unknown_key(key, model.model_fields, fault["input"])
+    if fault["type"] == "missing":
+        return f"{key}: no value, and the run needs one. Give one: +{key}=..."
+    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    line = f"{key}: must be {message}. Received: {fault['input']!r}"
+    if fault["type"] == "value_error":
+        return f"{key}: {message}"
+    close = nearest(str(fault["input"]), str(fault.get("ctx", {}).get("expected", "")).replace("'", "").split())
+    return f"{line}. Nearest: {key}={close}" if close and fault["type"] == "literal_error" else line
+
+
+def _model_below(model: type[BaseModel], part: str) -> type[BaseModel]:
+    """The model one step down an error's path; a step into a mapping of models stays at its values' model."""
+    field = model.model_fields.get(part)
+    if field is None:
+        return model
+    below = [kind for kind in _kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return below[0]
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    return [annotation, *(inner for kind in get_args(annotation) for inner in _kinds(kind))]
+
+
+@cache
+def shipped(group: str) -> dict[str, dict[str, Any]]:
+    """The shipped choices of a group by their name: raw YAML, interpolations unresolved."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted((CONF / group).glob("*.yaml")):
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+        found[path.stem] = content.get(group, content)
+    return found
+
+
+def _argument_faults(group: str, node: Any, prefix: str | None = None) -> list[str]:
+    """Constructor arguments of a shipped component that its YAML does not list, or that are of another kind."""
+    prefix = prefix or group
+    if not isinstance(node, dict):
+        return []
+    alike = [choice for choice in shipped(group).values() if choice.get("_target_") == node.get("_target_")]
+    if not alike:
+        return []  # the user's own component: build checks it against the constructor's signature
+    fields = {field.alias or name for name, field in GROUPS[group].model_fields.items()}
+    known = alike[0]
+    lines = []
+    for key, value in node.items():
+        if key in fields:
+            continue
+        if key not in known:
+            lines.append(unknown_key(f"{prefix}.{key}", {*known, *fields}, value))
+        elif (kind := _kind(known[key])) and kind != _kind(value):
+            lines.append(f"{prefix}.{key}: must be a {kind}, as in {group}={node.get('name')}. Received: {value!r}")
+    return lines
+
+
+def _kind(value: Any) -> str | None:
+    """A value's kind as a user names it; None where the YAML does not fix one."""
+    if value is None or (isinstance(value, str) and (value == "???" or value.startswith("${"))):
+        return None
+    kinds = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", dict: "mapping"}
+    return kinds.get(type(value))
+
+
+def _cross_faults(config: Config) -> list[str]:
+    """What single values cannot tell."""
+    lines = []
+    blocks = config.model.blocks
+    if "regime.unfrozen_blocks" not in config.regime.ignores and config.regime.unfrozen_blocks > len(blocks):
+        lines.append(
+            f"regime.unfrozen_blocks: {config.model.name} has {len(blocks)} blocks ({', '.join(blocks)}). "
+            f"Received: {config.regime.unfrozen_blocks}"
+        )
+    if config.model.weights == "pretrained" and config.model.name != "convnet" and _reads_weights(config):
+        lines.append(
+            "model.weights: 'pretrained' is our body of model=convnet. "
+            f"Received: model={config.model.name}. Allowed: imagenet, a file, an MLflow run id, null"
+        )
+    for key in config.regime.ignores:
+        if key.split(".")[0] not in Config.model_fields:
+            lines.append(f"regime.ignores: {key!r} is no key of the configuration")
+    return lines
+
+
+def _reads_weights(config: Config) -> bool:
+    return "model.weights" not in config.regime.ignores
+
+
+def effective(config: Config) -> dict[str, Any]:
+    """What the run reads: the configuration without what its regime ignores. Plain values, `_target_` as in YAML."""
+    plain = config.model_dump(by_alias=True, mode="json")
+    for key in config.regime.ignores:
+        *parents, last = key.split(".")
+        node = plain
+        for parent in parents:
+            node = node.get(parent, {})
+        node.pop(last, None)
+    return plain
+
+
+def identity(config: Config, **facts: str | None) -> str:
+    """The hash that says two runs are the same experiment: what is read, plus `facts` of its inputs.
+
+    Args:
+        config: a checked configuration.
+        facts: hashes of what the configuration only names: data fingerprint, weights, package version.
+    """
+    plain = {key: value for key, value in effective(config).items() if key not in NOT_IDENTITY}
+    plain.pop("evaluate")
+    plain["regime"].pop("ignores")
+    # What only names an input: the hashes among `facts` say what it is.
+    plain["data"] = {"image_size": config.data.image_size}
+    plain["model"].pop("weights", None)
+    plain["regime"].pop("head_from", None)
+    return hashlib.sha256(json.dumps({"config": plain, **facts}, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def head_run(config: Config) -> Config:
+    """The bottleneck run whose head a fine-tuning run starts from."""
+    bottleneck = shipped("regime")["bottleneck"]
+    regime = config.regime.model_copy(
+        update={"name": "bottleneck", "target": bottleneck["_target_"], "ignores": bottleneck["ignores"]}
+    )
+    return config.model_copy(
+        update={"regime": regime, "optimizer": config.regime.head_optimizer, "epochs": config.regime.head_epochs}
+    )
+
+
+def dump_yaml(plain: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(plain), sort_keys=False, allow_unicode=True)
+
+
+def load_yaml(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+class ValidateBeforeRun(Callback):
+    """Checks the configuration before Hydra makes the run's folder: a wrong one leaves nothing behind.
+
+    Hydra turns a callback's exceptions into warnings; SystemExit passes.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            read(config)
+        except ConfigError as error:
+            raise SystemExit(str(error)) from None

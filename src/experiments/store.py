@@ -1,0 +1,233 @@
+"""Arrays kept under a cache folder by what they were made from: decoded pixels, activations.
+
+An entry is a folder `cache/kind/<key>/` with `array.npy` and `meta.json`. It appears by one rename, complete, and is
+verified before it is used, so any number of processes may write and read at once; locks only keep them from doing the
+same work twice.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+_ARRAY = "array.npy"
+_META = "meta.json"
+_ATTEMPTS = 10
+
+_log = logging.getLogger(__name__)
+_verified: dict[Path, tuple[int, int, str]] = {}  # array file -> mtime_ns, size and sha256 when this process hashed it
+
+
+def key(spec: Mapping[str, Any]) -> str:
+    """The name of what `spec` describes: 32 hex digits, from the sha256 of its canonical JSON.
+
+    Raises:
+        TypeError: If the specification holds what JSON cannot.
+        ValueError: If it holds NaN or infinity.
+    """
+    return hashlib.sha256(_canonical(spec).encode()).hexdigest()[:32]
+
+
+def array(
+    cache: Path,
+    kind: str,
+    spec: Mapping[str, Any],
+    shape: tuple[int, ...],
+    dtype: str,
+    write: Callable[[np.ndarray], None],
+) -> np.ndarray:
+    """The array that `spec` describes: from the store if it is there and sound, else written and stored first.
+
+    Args:
+        cache: The cache folder.
+        kind: What the arrays are, as the name of a folder: "pixels", "activations".
+        spec: Everything the array depends on, as JSON can hold it.
+        shape: The array's shape.
+        dtype: The array's type: a boolean or a number of NumPy's own.
+        write: Fills the array it is given, of that shape and type, zeros at first. It may run, and be thrown away, in
+            several processes at once.
+
+    Returns:
+        A read-only memory map of that shape and type.
+
+    Raises:
+        OSError: If the cache cannot be written, or what is written there does not last.
+        TypeError, ValueError: As `key`, and for a dtype that a `.npy` file cannot hold without pickling.
+        Exception: What `write` raises; nothing is left behind then.
+    """
+    if np.dtype(dtype).kind not in "biufc":
+        raise ValueError(f"dtype must be a boolean or a number of NumPy's own. Received: {dtype!r}")
+    wanted = {
+        "spec": json.loads(_canonical(spec)),
+        "shape": [int(length) for length in shape],
+        "dtype": np.dtype(dtype).str,
+    }
+    name = key(spec)
+    entry = cache / kind / name
+    found = _open(entry, wanted)
+    if not isinstance(found, str):
+        return found
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(cache / "locks" / f"{kind}-{name}.lock") as locked:
+        if locked:  # whoever left these was killed: it would hold the lock
+            for leftover in entry.parent.glob(f".{name}.*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        for _ in range(_ATTEMPTS):
+            found = _open(entry, wanted)  # another process may have been faster
+            if not isinstance(found, str):
+                return found
+            if entry.exists():
+                _log.warning("Damaged entry in the store, removed and made again: %s: %s", entry, found)
+                _remove(entry)
+            _build(entry, wanted, write)
+    raise OSError(f"What is written to {entry} is not what is read back: {found}; check the disk, or move the cache")
+
+
+def contains(cache: Path, kind: str, spec: Mapping[str, Any]) -> bool:
+    """Whether `array` would find what `spec` describes, sound; hashes the entry once per process, writes nothing."""
+    return not isinstance(_open(cache / kind / key(spec), {"spec": json.loads(_canonical(spec))}), str)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all, replacing any of that name. Its folder is made if need be.
+
+    Raises:
+        OSError: If it cannot be written; nothing is left behind then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        _write(temporary, content)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _canonical(spec: Mapping[str, Any]) -> str:
+    return json.dumps(dict(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _open(entry: Path, wanted: Mapping[str, Any]) -> np.ndarray | str:
+    """The entry's array, verified; or why it cannot be used."""
+    path = entry / _ARRAY
+    try:
+        meta = json.loads((entry / _META).read_bytes())
+        different = [name for name in wanted if meta[name] != wanted[name]]
+        if different:
+            return f"its {', '.join(different)} differ from what is asked for"
+        if _sha256(path) != meta["sha256"]:
+            return "its content does not have the hash it was stored with"
+        stored: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        if [list(stored.shape), stored.dtype.str] != [meta["shape"], meta["dtype"]]:
+            return "its array is not of the shape and type it was stored with"
+    except (OSError, ValueError, KeyError, TypeError) as error:  # absent, partial, or not what we write
+        return f"{type(error).__name__}: {error}"
+    return stored
+
+
+def _sha256(path: Path) -> str:
+    """The file's hash, computed once per process while the file stays the same."""
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        known = _verified.get(path)
+        if known is None or known[:2] != (status.st_mtime_ns, status.st_size):
+            known = (status.st_mtime_ns, status.st_size, hashlib.file_digest(file, "sha256").hexdigest())
+            _verified[path] = known
+    return known[2]
+
+
+def _build(entry: Path, wanted: Mapping[str, Any], write: Callable[[np.ndarray], None]) -> None:
+    """Makes an entry and puts it into place, unless another process has put one there first."""
+    temporary = _temporary(entry)
+    temporary.mkdir()
+    try:
+        path = temporary / _ARRAY
+        content = np.lib.format.open_memmap(path, "w+", np.dtype(wanted["dtype"]), tuple(wanted["shape"]))
+        _allocate(path)
+        write(content)
+        content.flush()
+        _sync(path)
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        meta = {**wanted, "sha256": sha256, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+        _write(temporary / _META, json.dumps(meta, indent=1).encode())
+        _sync(temporary)
+        try:
+            os.rename(temporary, entry)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            return
+        _sync(entry.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _allocate(path: Path) -> None:
+    """Claims the disk space: on a full disk, writing to the map of a sparse file would kill the process (SIGBUS)."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+
+
+def _remove(entry: Path) -> None:
+    """Moves an entry out of the way first, so that nobody meets half of it."""
+    aside = _temporary(entry)
+    try:
+        os.rename(entry, aside)
+    except FileNotFoundError:  # another process was faster
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    """Holds a lock, or goes on without one where there is none to be had; tells which."""
+    # A soft lock would outlive a killed process; without any lock, work may be done twice, which does no harm.
+    try:
+        lock = FileLock(path, fallback_to_soft=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        locked = True
+    except (OSError, NotImplementedError) as error:
+        _log.info("No lock on %s (%s): going on without it", path, error)
+        locked = False
+    try:
+        yield locked
+    finally:
+        if locked:
+            lock.release()
+
+
+def _temporary(path: Path) -> Path:
+    return path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}"
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    """Flushes a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

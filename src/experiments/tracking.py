@@ -1,0 +1,364 @@
+"""The only module that knows MLflow. Opened first by `run`, it mirrors what the run's folder holds."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from filelock import FileLock
+
+from experiments.paths import default_outputs
+from experiments.schema import Config, effective
+from experiments.types import ConfigError, EpochRecord, Splits
+
+if TYPE_CHECKING:
+    import keras
+
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+# What a run id in the configuration stands for: the key, and the file that the run logged.
+REFERENCES = {"model.weights": "weights/backbone.weights.h5", "regime.head_from": "weights/head.weights.h5"}
+DESCRIPTION = """\
+Image-classification experiments. Each run is one training: `regime` says how (scratch, bottleneck, finetune), `model`
+with what. Compare runs by **validation.accuracy** (with its 95 % interval, `validation.accuracy_low` and `_high`); the
+curves are `accuracy` and `validation_accuracy` by epoch, figures and predictions are among the artifacts.
+"""
+
+
+class Tracker(Protocol):
+    """What a run tells about itself."""
+
+    @property
+    def run_id(self) -> str | None: ...
+
+    def files(self, config: Config) -> dict[str, Path]:
+        """Local files for the run ids in a configuration, by key."""
+
+    def describe(self, config: Config, splits: Splits, facts: Mapping[str, str]) -> None:
+        """What the run is, before it trains: parameters, tags, data set."""
+
+    def epoch(self, record: EpochRecord) -> None:
+        """One point of every curve."""
+
+    def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any]) -> None:
+        """The final figures."""
+
+    def artifacts(self, folder: Path, tables: Mapping[str, Mapping[str, list[Any]]]) -> None:
+        """Everything in the run's folder, and tables to look at in the UI."""
+
+    def model(self, model: keras.Model, classes: int) -> None:
+        """The whole model, loadable by mlflow.keras.load_model."""
+
+
+@contextmanager
+def track(config: Config, folder: Path) -> Iterator[Tracker]:
+    """An MLflow run around the work, ended FINISHED, FAILED or KILLED; with tracking=none one that does nothing.
+
+    Raises:
+        ConfigError: a tracking store that cannot be opened.
+    """
+    if config.tracking.uri is None:
+        yield Untracked()
+        return
+    # Set before MLflow is imported: with its defaults a server that is down blocks for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # our requirements are given, not looked for
+    import mlflow
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+
+    mlflow.set_tracking_uri(config.tracking.uri)
+    experiment = open_experiment(config)
+    run = mlflow.start_run(
+        experiment_id=experiment, run_name=folder.name, tags=dict(config.tags), description=config.notes or None
+    )
+    try:
+        yield MlflowRun(run.info.run_id, folder)
+    except KeyboardInterrupt:
+        mlflow.end_run("KILLED")
+        raise
+    except BaseException as error:
+        mlflow.set_tag("failure", f"{type(error).__name__}: {error}"[:5000])
+        mlflow.end_run("FAILED")
+        raise
+    mlflow.end_run("FINISHED")
+
+
+def open_experiment(config: Config) -> str:
+    """The experiment's id; store and experiment are made where they are missing, one process at a time.
+
+    A lock, because processes that initialise one SQLite store together spoil it.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    client = mlflow.MlflowClient()
+    lock = Path(config.outputs) / ".mlflow.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock):
+            found = client.get_experiment_by_name(config.tracking.experiment)
+            if found is not None:
+                return str(found.experiment_id)
+            artifacts = config.tracking.artifacts and Path(config.tracking.artifacts).as_uri()
+            return str(
+                client.create_experiment(
+                    config.tracking.experiment, artifacts, tags={"mlflow.note.content": DESCRIPTION}
+                )
+            )
+    except (MlflowException, OSError) as error:
+        raise ConfigError(
+            f"tracking.uri: the MLflow store at {config.tracking.uri} cannot be used: {str(error)[:500]}. "
+            "Check the address and that the server runs, or use tracking=sqlite or tracking=none"
+        ) from None
+
+
+class Untracked:
+    """tracking=none: the run's folder is all there is."""
+
+    run_id = None
+
+    def files(self, config: Config) -> dict[str, Path]:
+        wanted = _references(config)
+        if wanted:
+            raise ConfigError(f"{', '.join(wanted)}: a run id needs a tracking store. Received: tracking=none")
+        return {}
+
+    def describe(self, config: Config, splits: Splits, facts: Mapping[str, str]) -> None: ...
+    def epoch(self, record: EpochRecord) -> None: ...
+    def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any]) -> None: ...
+    def artifacts(self, folder: Path, tables: Mapping[str, Mapping[str, list[Any]]]) -> None: ...
+    def model(self, model: keras.Model, classes: int) -> None: ...
+
+
+class MlflowRun:
+    """The active MLflow run."""
+
+    def __init__(self, run_id: str, folder: Path) -> None:
+        self.run_id = run_id
+        self.folder = folder
+
+    def files(self, config: Config) -> dict[str, Path]:
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        found = {}
+        for key, run_id in _references(config).items():
+            try:
+                path = mlflow.artifacts.download_artifacts(
+                    run_id=run_id, artifact_path=REFERENCES[key], dst_path=str(self.folder / "inputs" / key)
+                )
+            except (MlflowException, OSError) as error:
+                raise ConfigError(
+                    f"{key}: run {run_id} in {config.tracking.uri} has no {REFERENCES[key]}: {str(error)[:300]}. "
+                    "Give the id of a run in this tracking store, or a file"
+                ) from None
+            found[key] = Path(path)
+        return found
+
+    def describe(self, config: Config, splits: Splits, facts: Mapping[str, str]) -> None:
+        import mlflow
+        from mlflow.data.dataset_source_registry import resolve_dataset_source
+        from mlflow.data.meta_dataset import MetaDataset
+
+        parameters = flat_parameters(config)
+        names = sorted(parameters)
+        for at in range(0, len(names), 100):  # a batch holds no more
+            mlflow.log_params({name: parameters[name] for name in names[at : at + 100]})
+        mlflow.set_tags({**environment_tags(), **facts})
+        with warnings.catch_warnings(action="ignore"):  # a path fits two of MLflow's sources, which are the same
+            source = resolve_dataset_source(str(splits.manifest.root))
+        dataset = MetaDataset(  # type: ignore[abstract]
+            source, name=config.data.name, digest=splits.fingerprint[:32]
+        )
+        for context in ("training", "validation"):
+            mlflow.log_input(dataset, context=context)
+
+    def epoch(self, record: EpochRecord) -> None:
+        import mlflow
+
+        phase = {"phase": float(PHASES.index(record.phase))} if record.phase in PHASES else {}
+        mlflow.log_metrics({**record.metrics, **phase}, step=record.step, timestamp=record.timestamp)
+
+    def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any]) -> None:
+        import mlflow
+
+        mlflow.log_metrics(dict(metrics))
+        mlflow.set_tags(dict(facts))
+
+    def artifacts(self, folder: Path, tables: Mapping[str, Mapping[str, list[Any]]]) -> None:
+        import mlflow
+
+        for path in sorted(folder.rglob("*")):
+            inside = path.relative_to(folder)
+            if path.is_file() and inside.parts[0] not in (".hydra", "inputs"):
+                mlflow.log_artifact(str(path), inside.parent.as_posix() if len(inside.parts) > 1 else None)
+        for name, table in tables.items():
+            mlflow.log_table(dict(table), f"{name}.json")
+
+    def model(self, model: keras.Model, classes: int) -> None:
+        import mlflow.keras
+        import numpy as np
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        signature = ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype("float32"), (-1, *model.input_shape[1:]), "pixels")]),
+            outputs=Schema([TensorSpec(np.dtype("float32"), (-1, classes))]),
+        )
+        # Given here, because MLflow's own search for them starts a process that imports everything again.
+        requirements = [f"{name}=={importlib.metadata.version(name)}" for name in ("tensorflow", "keras", "numpy")]
+        mlflow.keras.log_model(model, name="model", signature=signature, pip_requirements=requirements)
+
+
+PHASES = ("scratch", "head", "finetune")  # as the metric `phase` counts them
+
+
+def flat_parameters(config: Config) -> dict[str, str]:
+    """What the run reads, a key and a text each: `regime` and the like name the choice, `regime.views` its values."""
+    plain = effective(config)
+    for key in ("tracking", "tags", "notes", "outputs", "progress", "trusted_packages", "runtime", "objective"):
+        plain.pop(key)
+    return {key: value[:6000] for key, value in _flatten(plain).items()}
+
+
+def _flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in node.items():
+        if key in ("_target_", "ignores"):
+            continue
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        elif key == "name":
+            flat[prefix.rstrip(".")] = str(value)
+        else:
+            flat[prefix + key] = "null" if value is None else str(value)
+    return flat
+
+
+def environment_tags() -> dict[str, str]:
+    """Where and by what a run was made: versions, host, command line, git commit of the current directory."""
+    packages = ("experiments", "tensorflow", "keras", "mlflow", "hydra-core", "numpy", "pillow")
+    tags = {f"version.{name}": importlib.metadata.version(name) for name in packages}
+    tags |= {
+        "version.python": platform.python_version(),
+        "host": socket.gethostname(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:5000],
+    }
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        tags |= {"git.commit": commit, "git.dirty": str(bool(_git("status", "--porcelain"))).lower()}
+    return tags
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _references(config: Config) -> dict[str, str]:
+    values = {"model.weights": config.model.weights, "regime.head_from": config.regime.head_from}
+    return {
+        key: value
+        for key, value in values.items()
+        if value is not None and RUN_ID.fullmatch(value) and key not in config.regime.ignores
+    }
+
+
+# --- reading runs back
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A finished run as the store remembers it."""
+
+    run_id: str
+    name: str
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+
+
+def local_store() -> str:
+    """The tracking URI that commands read by default: MLFLOW_TRACKING_URI, else the SQLite file of this place."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{default_outputs()}/mlflow.db"
+
+
+def find_runs(uri: str, wanted: Sequence[str], tag: tuple[str, str] | None = None) -> list[RunFacts]:
+    """Finished runs, in the order asked for.
+
+    Args:
+        uri: the tracking store.
+        wanted: run ids, the beginnings of them, or run names; none for all.
+        tag: only runs with this tag of this value.
+
+    Raises:
+        ConfigError: a store that is not there, or names that fit no finished run or several.
+    """
+    database = uri.removeprefix("sqlite:///")
+    if database != uri and not Path(database).exists():
+        raise ConfigError(f"No runs yet: there is no {database}. Train first, or give --uri")
+    import mlflow
+
+    client = mlflow.MlflowClient(uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    query = f"tags.`{tag[0]}` = '{tag[1]}'" if tag else ""
+    page = client.search_runs(experiments, query, order_by=["attributes.start_time ASC"], max_results=50000)
+    found = [
+        RunFacts(run.info.run_id, run.info.run_name, run.data.params, run.data.metrics, run.data.tags)
+        for run in page
+        if run.info.status == "FINISHED"
+    ]
+    if not wanted:
+        return found
+    chosen = []
+    for name in wanted:
+        fitting = [run for run in found if run.run_id.startswith(name) or run.name == name]
+        if len(fitting) != 1:
+            known = ", ".join(f"{run.run_id[:8]} ({run.name})" for run in found[-8:])
+            what = "no finished run fits" if not fitting else f"{len(fitting)} runs fit"
+            raise ConfigError(f"{name}: {what}. Give a run id, its beginning or a run name. The latest runs: {known}")
+        chosen.append(fitting[0])
+    return chosen
+
+
+def read_predictions(uri: str, run: RunFacts, split: str) -> dict[str, list[Any]]:
+    """The columns of a run's stored predictions.
+
+    Raises:
+        ConfigError: the run has none for this split.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    mlflow.set_tracking_uri(uri)
+    try:
+        table = json.loads(mlflow.artifacts.load_text(f"runs:/{run.run_id}/predictions_{split}.json"))
+    except (MlflowException, OSError) as error:
+        raise ConfigError(f"{run.name}: no predictions of split {split!r}: {str(error)[:200]}") from None
+    rows = table["data"]
+    return {name: [row[at] for row in rows] for at, name in enumerate(table["columns"])}
+
+
+def ui_command(uri: str, port: int) -> list[str]:
+    """The command that serves the MLflow UI to this machine only."""
+    served = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    return [sys.executable, "-m", "mlflow", "server", *served]

@@ -1,0 +1,45 @@
+"""The training entry point: `python -m experiments.train [GROUP=CHOICE] [KEY=VALUE] ...`; --help tells more."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from experiments import paths, schema
+from experiments.explain import explain
+from experiments.quiet import quiet_start
+from experiments.types import ConfigError, DataError
+
+OmegaConf.register_new_resolver("default_outputs", paths.default_outputs, replace=True)
+OmegaConf.register_new_resolver("run_name", paths.run_name, replace=True)
+
+
+@hydra.main(version_base="1.3", config_path=str(paths.CONF), config_name="config")
+def train(composed: DictConfig) -> float:
+    """Runs one experiment; returns its validation metric `objective` to a sweeper."""
+    config = schema.read(composed)
+    with quiet_start():
+        from experiments.run import run  # imports TensorFlow: only once the configuration is known to be good
+
+    return run(config)
+
+
+def main() -> None:
+    # With this set Hydra raises its errors instead of printing them, and they can be explained.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    try:
+        train()
+    except (ConfigError, DataError) as error:
+        sys.exit(str(error))
+    except Exception as error:
+        text = explain(error, sys.argv[1:])
+        if text is None:
+            raise
+        sys.exit(text)
+
+
+if __name__ == "__main__":
+    main()

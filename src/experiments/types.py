@@ -1,0 +1,179 @@
+"""What the rooms hand to each other. Plain data, no behaviour beyond what follows from it, no TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import keras
+
+    from experiments.schema import Config
+
+
+class ConfigError(ValueError):
+    """A value in the configuration that cannot work; the message names key, allowed, received and what to do."""
+
+
+class DataError(ValueError):
+    """Pictures that cannot be used; the message names every path and what to do about it."""
+
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One picture of a manifest."""
+
+    path: str  # relative to the data root, with forward slashes; the picture's id
+    bytes: int
+    sha256: str
+    width: int  # as stored in the file, before orientation and resizing
+    height: int
+    mode: str  # Pillow's mode of the file: RGB, L, RGBA, CMYK, ...
+    class_name: str
+    split: str  # one of SPLITS
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file that `data.on_bad=skip` left out, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Every picture of a data set, checked: hashed, fully decoded once, in one split only."""
+
+    root: Path
+    classes: tuple[str, ...]  # sorted; the index of a name is its label
+    entries: tuple[Entry, ...]  # sorted by split (SPLITS order), then path
+    left_out: tuple[LeftOut, ...] = ()
+
+    def of(self, split: str) -> tuple[Entry, ...]:
+        return tuple(entry for entry in self.entries if entry.split == split)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of one split: ids and labels at hand, pixels decoded when first asked for."""
+
+    split: str
+    entries: tuple[Entry, ...]
+    labels: np.ndarray  # [N] int32
+    image_size: int
+    _pixels: Callable[[], np.ndarray]
+
+    @property
+    def ids(self) -> list[str]:
+        return [entry.path for entry in self.entries]
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """[N, H, W, 3] uint8, RGB; a read-only memory map."""
+        return self._pixels()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set as the regimes see it."""
+
+    classes: tuple[str, ...]
+    train: Pictures
+    validation: Pictures
+    test: Pictures | None
+    manifest: Manifest
+    fingerprint: str  # sha256 over split, path and file hash of every picture
+
+    def scored(self, test: bool) -> list[Pictures]:
+        """The splits that a run is judged on: validation, and test where there is one and `test` says so."""
+        return [self.validation, *([self.test] if test and self.test else [])]
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One row of a run's curves."""
+
+    step: int  # counts on over the phases: head epochs, then fine-tuning epochs
+    phase: str  # scratch | head | finetune
+    epoch: int  # within the phase, from 0
+    timestamp: int  # milliseconds since 1970, when the epoch ended
+    metrics: Mapping[str, float]  # loss, accuracy, validation_loss, validation_accuracy, learning_rate, ...
+
+
+class Progress(Protocol):
+    """What a person sees while a run works."""
+
+    def stage(self, label: str, total: int) -> AbstractContextManager[Callable[..., None]]:
+        """A piece of work of `total` steps; yields `advance(steps=1, note="")`."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told how a run gets on: the person at the terminal, and the record of its curves."""
+
+    progress: Progress
+    record: Callable[[EpochRecord], None]
+
+
+class Augmentation(Protocol):
+    """Random numbers are drawn apart from their use, so that the use can run in parallel and stay repeatable."""
+
+    def draw(self, rng: np.random.Generator, count: int, size: int) -> np.ndarray:
+        """The random numbers for `count` pictures of `size` pixels: [count, K] float32."""
+
+    def __call__(self, pixels: Any, numbers: Any) -> Any:
+        """Pixels [B, H, W, 3] uint8 and numbers [B, K] to augmented pixels [B, H, W, 3] float32 in [0, 255]."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network without its head, preprocessing inside."""
+
+    model: keras.Model  # pixels [B, H, W, 3] in [0, 255] -> feature maps [B, h, w, C]
+    blocks: Mapping[str, str]  # block name -> its first layer's name, in order; a block ends where the next begins
+    identity: str  # hash of architecture and weights' values
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a configuration builds; no picture read yet."""
+
+    config: Config
+    source: Callable[[], Path]  # makes the data set available, returns its root folder
+    augmentation: Augmentation
+    extra_layers: tuple[keras.layers.Layer, ...]  # Keras preprocessing layers applied after the augmentation
+    backbone: Backbone
+    head: Callable[[int], keras.Model]  # number of classes -> fresh head: pooled features [B, D] -> logits
+    optimizer: Callable[[], keras.optimizers.Optimizer]
+    head_optimizer: Callable[[], keras.optimizers.Optimizer]
+    regime: Callable[[Parts, Splits, Watch], Fitted]
+    head_file: Path | None  # weights of a trained head that another run logged
+    identity: Callable[[Config, str], str]  # of a configuration on the data with this fingerprint
+
+    @property
+    def cache(self) -> Path:
+        return Path(self.config.outputs) / "cache"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What every regime returns."""
+
+    model: keras.Model  # pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes]
+    history: tuple[EpochRecord, ...]
+    scores: Mapping[str, np.ndarray]  # per split: probabilities [N, classes] float32, rows as in Pictures.ids
+    facts: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what the regime wants logged: where its head came from, ...

@@ -1,0 +1,559 @@
+"""Folders of pictures: what is sound is listed once and split; every fault is named with its path and a remedy."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.data import decoder, manifest
+from experiments.data.folder import folder
+from experiments.types import ConfigError, DataError, Manifest
+
+REPOSITORY = Path(__file__).parents[2]
+PHOTOS = Path(os.environ.get("EXPERIMENTS_PHOTOS", REPOSITORY.parent / "shared" / "cats_dogs"))
+
+
+def draw(path: Path, content: object = None) -> Path:
+    """A tiny picture that depends on `content`, by default the path: other path, other picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seed = list(
+        os.fsencode(str(path.name if content is None else content) + path.parent.name + path.parent.parent.name)
+    )
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three training and two validation pictures of each of two classes."""
+    for split, count in (("train", 3), ("validation", 2)):
+        for name in ("cats", "dogs"):
+            for number in range(count):
+                draw(tmp_path / "data" / split / name / f"{number}.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """Twenty pictures of each of two classes, not split."""
+    for name in ("cats", "dogs"):
+        for number in range(20):
+            draw(tmp_path / "flat" / name / f"{number}.png")
+    return tmp_path / "flat"
+
+
+def read(root: Path, **options: Any) -> Manifest:
+    defaults: dict[str, Any] = {
+        "fractions": {"train": 0.7, "validation": 0.2, "test": 0.1},
+        "split_seed": 0,
+        "limit": {"train": None, "validation": None, "test": None},
+        "on_bad": "error",
+        "cache": root.parent / "cache",
+    }
+    return manifest.read(root, **defaults | options)
+
+
+def message(root: Path, **options: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        read(root, **options)
+    return str(caught.value)
+
+
+def sizes(found: Manifest) -> Mapping[tuple[str, str], int]:
+    return Counter((entry.split, entry.class_name) for entry in found.entries)
+
+
+def never(*_: object) -> NoReturn:
+    raise AssertionError("decoded again")
+
+
+# --- layouts and splits
+
+
+def test_presplit_folders(root: Path) -> None:
+    draw(root / "test" / "cats" / "t.png")
+    draw(root / "test" / "dogs" / "t.png")
+    found = read(root, fractions={})
+    assert found.classes == ("cats", "dogs")
+    assert [entry.path for entry in found.entries] == [
+        *(f"train/{name}/{number}.png" for name in ("cats", "dogs") for number in range(3)),
+        *(f"validation/{name}/{number}.png" for name in ("cats", "dogs") for number in range(2)),
+        "test/cats/t.png",
+        "test/dogs/t.png",
+    ]
+    entry = found.entries[0]
+    assert (entry.width, entry.height, entry.mode, entry.class_name, entry.split) == (8, 6, "RGB", "cats", "train")
+    assert entry.bytes == (root / entry.path).stat().st_size
+    assert found.root == root and found.left_out == ()
+
+
+def test_one_folder_per_class_is_split_stratified(flat: Path) -> None:
+    found = read(flat)
+    assert sizes(found) == {
+        (split, name): count
+        for name in ("cats", "dogs")
+        for split, count in (("train", 14), ("validation", 4), ("test", 2))
+    }
+    assert len({entry.path for entry in found.entries}) == 40
+    assert read(flat) == found
+    other = read(flat, split_seed=1)
+    assert sizes(other) == sizes(found) and other != found
+
+
+def test_split_does_not_depend_on_where_the_folder_is(flat: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere" / "flat"
+    shutil.copytree(flat, moved)
+    assert manifest.fingerprint(read(moved)) == manifest.fingerprint(read(flat))
+
+
+def test_an_added_picture_moves_few_others(flat: Path) -> None:
+    before = {entry.path: entry.split for entry in read(flat).entries}
+    draw(flat / "cats" / "new.png")
+    after = {entry.path: entry.split for entry in read(flat).entries}
+    assert sum(after[path] != split for path, split in before.items()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("total", "fractions", "counts"),
+    [
+        (10, (0.7, 0.2, 0.1), (7, 2, 1)),
+        (3, (0.98, 0.01, 0.01), (1, 1, 1)),
+        (5, (0.98, 0.01, 0.01), (3, 1, 1)),
+        (10, (0.5, 0.5, 0.0), (5, 5)),
+        (7, (0.8, 0.2, 0), (6, 1)),
+        (2_000_003, (1 / 3, 1 / 3, 1 / 3 + 9e-7), (666_667, 666_667, 666_669)),
+    ],
+)
+def test_counts(total: int, fractions: tuple[float, ...], counts: tuple[int, ...]) -> None:
+    found = manifest._counts(total, dict(zip(("train", "validation", "test"), fractions, strict=True)))
+    assert sum(found.values()) == total
+    assert tuple(found.values()) == pytest.approx(counts, abs=2 if total > 1000 else 0)
+
+
+def test_limits_are_nested_and_seeded(flat: Path) -> None:
+    def of(limit: int | None, seed: int = 0) -> set[str]:
+        found = read(flat, limit={"train": limit}, split_seed=seed)
+        assert len(found.of("validation")) == 8
+        return {entry.path for entry in found.of("train")}
+
+    assert [len(of(limit)) for limit in (3, 6, 50, None)] == [6, 12, 28, 28]
+    assert of(3) < of(6) < of(None)
+    assert of(3) != of(3, seed=1)
+
+
+def test_limit_is_filled_up_when_files_are_left_out(root: Path) -> None:
+    first = next(entry.path for entry in read(root, limit={"train": 1}).of("train") if entry.class_name == "cats")
+    (root / first).write_bytes(b"damaged")
+    found = read(root, limit={"train": 1}, on_bad="skip")
+    assert sizes(found)["train", "cats"] == 1
+    assert [left.path for left in found.left_out] == [first]
+
+
+def test_pictures_beyond_the_limit_are_not_decoded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probed = []
+    probe = decoder.probe
+
+    def counted(content: bytes) -> tuple[int, int, str, str]:
+        probed.append(content)
+        return probe(content)
+
+    monkeypatch.setattr(decoder, "probe", counted)
+    read(root, limit={"train": 1, "validation": 1})
+    assert len(probed) == 4
+    read(root)
+    assert len(probed) == 10
+
+
+@pytest.mark.parametrize(
+    "fractions",
+    [
+        {"train": 0.7, "validation": 0.2},
+        {"train": 1.0},
+        {"train": 1.2, "validation": -0.2},
+        {"train": 0.5, "valid": 0.5},
+        {"train": 0.5, "validation": 0.4999},
+    ],
+)
+def test_fractions_that_cannot_work(flat: Path, fractions: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=r"data\.fractions must be .* Received: ") as caught:
+        read(flat, fractions=fractions)
+    assert repr(fractions) in str(caught.value)
+
+
+def test_other_choices_that_cannot_work(root: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.on_bad must be one of error, skip\. Received: 'ignore'"):
+        read(root, on_bad="ignore")
+    with pytest.raises(ConfigError, match=r"data\.limit must .* Received: \{'train': 0\}"):
+        read(root, limit={"train": 0, "test": None})
+
+
+# --- faults
+
+
+def damaged(path: Path) -> None:
+    path.write_bytes(b"no picture")
+
+
+def cut_short(path: Path) -> None:
+    os.truncate(draw(path), 100)
+
+
+def again(path: Path) -> None:
+    shutil.copy(path.parents[2] / "train/cats/1.png", path)
+
+
+def renamed_from(name: str) -> Callable[[Path], None]:
+    def rename(path: Path) -> None:
+        (path.parent / name).rename(path)
+
+    return rename
+
+
+def with_picture_in(name: str) -> Callable[[Path], None]:
+    """Makes an empty folder, and one of its name in another split that is not empty."""
+
+    def make(path: Path) -> None:
+        path.mkdir()
+        draw(path.parents[1] / name / path.name / "b.png")
+
+    return make
+
+
+def only_in(name: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        draw(path.parents[1] / name / path.name / "b.png")
+
+    return make
+
+
+def other_class(path: Path) -> None:
+    draw(path.parent / "cats" / "b.png")
+
+
+# name -> path at fault, how it comes about, what the message tells to do
+Faults = dict[str, tuple[str, Callable[[Path], object], str]]
+
+FILE_FAULTS: Faults = {
+    "damaged": ("train/cats/x.jpg", damaged, "replace it by a whole copy or remove it"),
+    "empty": ("validation/dogs/x.jpg", Path.touch, "is empty; replace it by a whole copy or remove it"),
+    "cut short": ("train/cats/x.png", cut_short, "replace it by a whole copy or remove it"),
+    "text": ("train/cats/notes.txt", Path.touch, "move it elsewhere"),
+    "gif by name": ("train/cats/x.gif", Path.touch, "convert to PNG or JPEG"),
+    "no suffix": ("train/cats/x", Path.touch, "move it elsewhere"),
+    "loose in a split": ("train/notes.txt", Path.touch, "move it into its class's folder"),
+    "loose in the root": ("x.jpg", Path.touch, "move it into its class's folder"),
+    "dangling link": ("train/cats/x.png", lambda path: path.symlink_to("nowhere"), "restore what it points to"),
+    "loop of links": ("train/cats/x.png", lambda path: path.symlink_to(path), "restore what it points to"),
+    "pipe": ("train/cats/x.png", os.mkfifo, "not a regular file; remove it"),
+    "twice": ("train/cats/2b.png", again, "the same picture as train/cats/1.png; remove one"),
+}
+
+FOLDER_FAULTS: Faults = {
+    "nested folder": ("train/cats/more", Path.mkdir, "move its pictures up"),
+    "empty class": ("train/birds", with_picture_in("validation"), "add pictures, or remove the class"),
+    "class not in validation": ("validation/birds", only_in("train"), "though train has it; make the folder, or"),
+    "class not in train": ("train/Cats", only_in("validation"), "though validation has it; make the folder, or"),
+    "class not in test": ("test/dogs", other_class, "though train and validation have it; make the folder, or"),
+    "val": ("val", renamed_from("validation"), "rename to validation"),
+    "valid": ("valid", renamed_from("validation"), "rename to validation"),
+    "Train": ("Train", renamed_from("train"), "rename to train"),
+    "no validation": (
+        "validation",
+        shutil.rmtree,
+        "make root/validation/<class>/, or put all pictures into root/<class>/, which data.fractions then splits",
+    ),
+    "no train": ("train", shutil.rmtree, "make root/train/<class>/, or put all pictures into root/<class>/"),
+    "other folder": ("more", Path.mkdir, "move it out of the root"),
+    "in two splits": (
+        "validation/cats/9.png",
+        again,
+        "the same picture as train/cats/1.png, in another split; remove one",
+    ),
+    "in two classes": (
+        "train/dogs/9.png",
+        again,
+        "the same picture as train/cats/1.png, in another class; remove the one that is wrong",
+    ),
+}
+
+
+def line(text: str, path: str) -> str:
+    lines = [line for line in text.splitlines() if line.startswith(f"  {path}: ")]
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+@pytest.mark.parametrize("name", FILE_FAULTS)
+def test_file_faults(root: Path, name: str) -> None:
+    before = {entry.path for entry in read(root).entries}
+    path, make, remedy = FILE_FAULTS[name]
+    make(root / path)
+    text = message(root)
+    assert text.startswith(f"1 fault in the pictures of {root} (data.root):")
+    assert remedy in line(text, path)
+    assert text.splitlines()[-1] == "data.on_bad=skip leaves out these files, and records which."
+
+    found = read(root, on_bad="skip")
+    assert {entry.path for entry in found.entries} == before
+    assert [left.path for left in found.left_out] == [path]
+    assert remedy in found.left_out[0].reason
+
+
+def test_unreadable_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = manifest._content
+
+    def refuse(root: Path, path: str) -> bytes:
+        if path == "train/cats/1.png":
+            raise PermissionError(13, "Permission denied")
+        return content(root, path)
+
+    monkeypatch.setattr(manifest, "_content", refuse)
+    text = line(message(root), "train/cats/1.png")
+    assert "cannot be read (Permission denied); check its permissions and the disk, or remove it" in text
+    assert [left.path for left in read(root, on_bad="skip").left_out] == ["train/cats/1.png"]
+
+
+@pytest.mark.parametrize("name", FOLDER_FAULTS)
+@pytest.mark.parametrize("on_bad", ["error", "skip"])
+def test_folder_faults_always_stop(root: Path, name: str, on_bad: str) -> None:
+    path, make, remedy = FOLDER_FAULTS[name]
+    make(root / path)
+    text = message(root, on_bad=on_bad)
+    assert remedy in line(text, path)
+    assert "data.on_bad" not in text
+
+
+def test_all_faults_come_in_one_error(root: Path) -> None:
+    for number in range(25):
+        (root / f"train/cats/bad{number:02}.jpg").write_bytes(b"damaged %d" % number)
+    (root / "validation" / "dogs" / "nested").mkdir()
+    text = message(root)
+    lines = text.splitlines()
+    assert lines[0].startswith("26 faults in ")
+    assert lines[1].startswith("  validation/dogs/nested: ")
+    assert lines[-2] == "  and 6 more"
+    assert lines[-1] == "data.on_bad=skip leaves out 25 of these; the other 1 must be mended."
+    assert len(lines) == 1 + 20 + 2
+
+
+def test_alike_damaged_files_are_no_duplicates(root: Path) -> None:
+    paths = ["train/cats/x.jpg", "train/dogs/x.jpg", "validation/cats/x.jpg"]
+    for path in paths:
+        (root / path).write_bytes(b"<html>not found</html>")
+    assert "the same picture" not in message(root)
+    assert [left.path for left in read(root, on_bad="skip").left_out] == paths
+
+
+def test_a_class_left_without_pictures_stops(root: Path) -> None:
+    for number in range(2):
+        (root / f"validation/dogs/{number}.png").write_bytes(b"damaged")
+    assert "no picture that can be used is left" in line(message(root, on_bad="skip"), "validation/dogs")
+
+
+def test_fewer_than_two_classes(tmp_path: Path) -> None:
+    draw(tmp_path / "data" / "cats" / "1.png")
+    assert re.search(r"two or more classes are needed, found cats; set data\.root", message(tmp_path / "data"))
+    (tmp_path / "empty").mkdir()
+    assert "two or more classes are needed, found none; set data.root" in message(tmp_path / "empty")
+    assert "cannot be listed (No such file or directory); check the path" in message(tmp_path / "missing")
+
+
+def test_too_few_pictures_to_split(flat: Path) -> None:
+    for number in range(18):
+        (flat / f"cats/{number}.png").unlink()
+    text = line(message(flat), "cats")
+    assert "has 2 pictures" in text and "add pictures, or set a fraction of data.fractions to 0" in text
+
+
+def test_duplicates_where_nothing_is_split_yet(flat: Path) -> None:
+    shutil.copy(flat / "cats/1.png", flat / "cats/copy.png")
+    assert [left.path for left in read(flat, on_bad="skip").left_out] == ["cats/copy.png"]
+    shutil.copy(flat / "cats/1.png", flat / "dogs/copy.png")
+    assert "in another class" in line(message(flat, on_bad="skip"), "dogs/copy.png")
+
+
+def test_what_systems_leave_behind_is_passed_over(root: Path) -> None:
+    before = read(root)
+    for path in (
+        ".DS_Store",
+        "train/.DS_Store",
+        "train/cats/Thumbs.db",
+        "train/cats/desktop.ini",
+        "train/cats/._0.png",
+    ):
+        (root / path).write_bytes(b"x")
+    for path in ("__MACOSX", ".git", "train/__MACOSX", "train/cats/.thumbnails"):
+        (root / path).mkdir()
+    (root / "README.txt").write_text("where this is from")
+    assert read(root) == before
+
+
+def test_links_and_upper_case_suffixes_are_followed(root: Path, tmp_path: Path) -> None:
+    draw(tmp_path / "elsewhere.png")
+    (root / "train/cats/link.PNG").symlink_to(tmp_path / "elsewhere.png")
+    assert "train/cats/link.PNG" in [entry.path for entry in read(root).entries]
+
+
+@pytest.mark.parametrize("name", ["with space .png", "two\nlines.png", "Kätzchen 猫.png", "\udcff\udcfe.png", "'.png"])
+def test_odd_names(root: Path, name: str) -> None:
+    try:
+        (root / "train/cats/0.png").rename(root / "train" / "cats" / name)
+    except OSError:
+        pytest.skip("the file system refuses this name")
+    found = read(root)
+    assert f"train/cats/{name}" in [entry.path for entry in found.entries]
+    assert read(root) == found
+    assert len(manifest.fingerprint(found)) == 64
+    assert manifest.splits(found, 4, root.parent / "cache").train.pixels.shape == (6, 4, 4, 3)
+    table = io.StringIO()
+    csv.writer(table).writerows(row.values() for row in manifest.to_rows(found))
+    table.getvalue().encode()
+
+    (root / "train" / "cats" / name).write_bytes(b"damaged")
+    text = message(root)
+    text.encode()
+    assert len(text.splitlines()) == 3
+
+
+# --- what is kept
+
+
+def test_second_read_decodes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = read(root)
+    monkeypatch.setattr(decoder, "probe", never)
+    assert read(root) == first
+
+
+def test_another_decoder_looks_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read(root)
+    monkeypatch.setattr(decoder, "VERSION", decoder.VERSION + 1)
+    monkeypatch.setattr(decoder, "probe", never)
+    with pytest.raises(AssertionError, match="decoded again"):
+        read(root)
+
+
+@pytest.mark.parametrize("harm", [lambda text: text[:-9], lambda text: text.replace("8", "9"), lambda text: "[]"])
+def test_damaged_verdicts_are_not_believed(
+    root: Path, harm: Callable[[str], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    first = read(root)
+    (kept,) = (root.parent / "cache" / "manifests").iterdir()
+    kept.write_text(harm(kept.read_text()))
+    assert read(root) == first
+    assert str(kept) in caplog.text
+    caplog.clear()
+    assert read(root) == first
+    assert not caplog.text
+
+
+def test_fingerprint_moves_with_content_name_and_split(root: Path) -> None:
+    prints = [manifest.fingerprint(read(root))]
+    draw(root / "train/cats/0.png", content="other")
+    prints.append(manifest.fingerprint(read(root)))
+    (root / "train/cats/0.png").rename(root / "train/cats/renamed.png")
+    prints.append(manifest.fingerprint(read(root)))
+    (root / "train/cats/renamed.png").rename(root / "validation/cats/renamed.png")
+    found = read(root)
+    prints.append(manifest.fingerprint(found))
+    prints.append(manifest.fingerprint(replace(found, classes=("cats", "wolves"))))
+    assert len(set(prints)) == len(prints)
+
+
+def test_rows(root: Path) -> None:
+    found = read(root)
+    rows = manifest.to_rows(found)
+    assert [row["path"] for row in rows] == [entry.path for entry in found.entries]
+    assert {(row["class_name"], row["label"]) for row in rows} == {("cats", 0), ("dogs", 1)}
+
+
+def test_pixels_are_the_decoders_and_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = root.parent / "cache"
+    found = read(root)
+    splits = manifest.splits(found, 4, cache)
+    assert splits.test is None and splits.fingerprint == manifest.fingerprint(found)
+    train = splits.train
+    assert train.labels.dtype == np.int32 and train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert train.ids == [entry.path for entry in found.of("train")] and len(train) == 6
+    assert not (cache / "pixels").exists()
+
+    pixels = train.pixels
+    assert pixels.shape == (6, 4, 4, 3) and pixels.dtype == np.uint8 and not pixels.flags.writeable
+    for path, row in zip(train.ids, pixels, strict=True):
+        np.testing.assert_array_equal(row, decoder.resize(decoder.decode((root / path).read_bytes()), 4))
+
+    monkeypatch.setattr(decoder, "decode", never)
+    assert train.pixels is pixels
+    np.testing.assert_array_equal(manifest.pictures(found, "train", 4, cache).pixels, pixels)
+    with pytest.raises(AssertionError, match="decoded again"):
+        _ = manifest.pictures(found, "train", 5, cache).pixels
+
+
+def test_files_changed_since_are_named(root: Path) -> None:
+    cache = root.parent / "cache"
+    found = read(root)
+    draw(root / "train/cats/0.png", content="changed")
+    (root / "train/dogs/2.png").unlink()
+    with pytest.raises(DataError) as caught:
+        _ = manifest.pictures(found, "train", 4, cache).pixels
+    assert "has changed since it was checked" in line(str(caught.value), "train/cats/0.png")
+    assert "cannot be read (No such file or directory)" in line(str(caught.value), "train/dogs/2.png")
+    assert list((cache / "pixels").iterdir()) == []
+
+
+# --- the source
+
+
+def test_folder_returns_an_absolute_path(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root.parent)
+    assert folder(root="data", cache=root.parent) == root
+    monkeypatch.setenv("HOME", str(root.parent))
+    assert folder(root="~/data", cache=root.parent) == root
+
+
+def test_folder_names_similar_ones(root: Path) -> None:
+    for wrong, right in (
+        (root.parent / "dta", root),
+        (root.parent / "Data" / "train", root),
+        (root / "trian", root / "train"),
+    ):
+        with pytest.raises(ConfigError, match=r"data\.root does not exist; did you mean") as caught:
+            folder(root=wrong, cache=root)
+        assert repr(str(right)) in str(caught.value) and f"Received: {str(wrong)!r}" in str(caught.value)
+        assert "root/train/<class>/" in str(caught.value) and "root/<class>/" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"), [("file.zip", "is not a folder"), ("", "is empty"), ("qqq", "does not exist")]
+)
+def test_folder_refuses(tmp_path: Path, name: str, problem: str) -> None:
+    (tmp_path / "file.zip").touch()
+    with pytest.raises(ConfigError, match=rf"data\.root {problem}"):
+        folder(root=str(tmp_path / name) if name else "", cache=tmp_path)
+
+
+# --- photographs
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"no photographs at {PHOTOS}; set EXPERIMENTS_PHOTOS to their folder")
+def test_photographs(tmp_path: Path) -> None:
+    limit = {"train": 20, "validation": 20}
+    first = read(PHOTOS, limit=limit, cache=tmp_path)
+    assert first.classes == ("cats", "dogs")
+    assert set(sizes(first).values()) == {20}
+    start = time.perf_counter()
+    assert read(PHOTOS, limit=limit, cache=tmp_path) == first
+    assert time.perf_counter() - start < 5  # 0.2 s on an idle machine: nothing is decoded
+    assert manifest.pictures(first, "validation", 32, tmp_path).pixels.std() > 30

@@ -1,0 +1,232 @@
+"""Entries of the store are whole and sound, or made again; whoever writes at the same time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import filelock
+import numpy as np
+import pytest
+
+from experiments import store
+
+SPEC = {"files": ["a", "b"], "image_size": 4}
+SHAPE = (3, 5)
+
+
+def fill(array: np.ndarray) -> None:
+    array[:] = np.arange(array.size).reshape(array.shape)
+
+
+def never(array: np.ndarray) -> NoReturn:
+    raise AssertionError("written again")
+
+
+def no_locks(*arguments: object, **options: object) -> NoReturn:
+    raise NotImplementedError("no locks here")
+
+
+def make(cache: Path, write: Callable[[np.ndarray], None] = fill, spec: dict[str, Any] = SPEC) -> np.ndarray:
+    return store.array(cache, "numbers", spec, SHAPE, "float32", write)
+
+
+def entry(cache: Path) -> Path:
+    return cache / "numbers" / store.key(SPEC)
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def assert_clean(cache: Path, entries: int = 1) -> None:
+    assert len(list((cache / "numbers").iterdir())) == entries
+
+
+def test_key_depends_on_content_only() -> None:
+    key = store.key({"b": 1, "a": (1, 2)})
+    assert key == store.key({"a": [1, 2], "b": 1})
+    assert key != store.key({"a": [2, 1], "b": 1})
+    assert len(key) == 32 and set(key) <= set("0123456789abcdef")
+
+
+def test_key_refuses_what_has_no_canonical_form() -> None:
+    with pytest.raises(TypeError):
+        store.key({"a": object()})
+    with pytest.raises(ValueError):
+        store.key({"a": float("nan")})
+
+
+def test_written_once_then_found(tmp_path: Path) -> None:
+    assert not store.contains(tmp_path, "numbers", SPEC)
+    first = make(tmp_path)
+    assert store.contains(tmp_path, "numbers", SPEC)
+    second = make(tmp_path, never)
+    for array in (first, second):
+        assert isinstance(array, np.memmap) and not array.flags.writeable
+        assert array.shape == SHAPE and array.dtype == np.float32
+        np.testing.assert_array_equal(array, np.arange(15).reshape(SHAPE))
+    meta = json.loads((entry(tmp_path) / "meta.json").read_text())
+    assert meta["spec"] == SPEC and meta["shape"] == [3, 5] and np.dtype(meta["dtype"]) == np.float32
+    assert set(meta) == {"spec", "shape", "dtype", "sha256", "created"}
+    assert_clean(tmp_path)
+
+
+def test_other_specifications_are_other_entries(tmp_path: Path) -> None:
+    make(tmp_path)
+    make(tmp_path, lambda array: array.fill(7), {**SPEC, "image_size": 5})
+    assert make(tmp_path, never)[0, 1] == 1
+    assert_clean(tmp_path, entries=2)
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["verified before", "new process"])
+def test_damaged_byte_is_found_and_mended(
+    tmp_path: Path, seen: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path)
+    if not seen:
+        monkeypatch.setattr(store, "_verified", {})
+    damage(entry(tmp_path) / "array.npy")
+    assert not store.contains(tmp_path, "numbers", SPEC)
+    with caplog.at_level(logging.WARNING):
+        array = make(tmp_path)
+    np.testing.assert_array_equal(array, np.arange(15).reshape(SHAPE))
+    assert str(entry(tmp_path)) in caplog.text
+    assert_clean(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda entry: (entry / "meta.json").unlink(),
+        lambda entry: (entry / "array.npy").unlink(),
+        lambda entry: (entry / "meta.json").write_text("{"),
+        lambda entry: (entry / "meta.json").write_text("[]"),
+        lambda entry: os.truncate(entry / "array.npy", 100),
+        lambda entry: os.truncate(entry / "array.npy", 0),
+    ],
+)
+def test_partial_entries_are_made_again(
+    tmp_path: Path, harm: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path)
+    harm(entry(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_array_equal(make(tmp_path), np.arange(15).reshape(SHAPE))
+    assert str(entry(tmp_path)) in caplog.text
+    make(tmp_path, never)
+    assert_clean(tmp_path)
+
+
+def test_entry_of_another_shape_is_not_used(tmp_path: Path) -> None:
+    make(tmp_path)
+    array = store.array(tmp_path, "numbers", SPEC, (2, 2), "uint8", fill)
+    np.testing.assert_array_equal(array, [[0, 1], [2, 3]])
+
+
+def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    def fail(array: np.ndarray) -> None:
+        array[0] = 1
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, fail)
+    assert_clean(tmp_path, entries=0)
+    assert not store.contains(tmp_path, "numbers", SPEC)
+    make(tmp_path)
+    assert_clean(tmp_path)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / "numbers" / f".{store.key(SPEC)}.123.abc"
+    left.mkdir(parents=True)
+    (left / "array.npy").write_bytes(b"half")
+    make(tmp_path)
+    assert_clean(tmp_path)
+
+
+def test_an_entry_is_hashed_once_per_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path)
+    monkeypatch.setattr(hashlib, "file_digest", never)
+    make(tmp_path, never)
+    assert store.contains(tmp_path, "numbers", SPEC)
+
+
+@pytest.mark.parametrize("error", [OSError, NotImplementedError])
+def test_works_without_locks(tmp_path: Path, error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> NoReturn:
+        raise error("no locks here")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    np.testing.assert_array_equal(make(tmp_path), np.arange(15).reshape(SHAPE))
+    make(tmp_path, never)
+    assert_clean(tmp_path)
+
+
+def test_a_lost_race_uses_the_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "FileLock", no_locks)
+
+    def overtaken(array: np.ndarray) -> None:
+        make(tmp_path)  # another writer, done first
+        array.fill(99)
+
+    np.testing.assert_array_equal(make(tmp_path, overtaken), np.arange(15).reshape(SHAPE))
+    assert_clean(tmp_path)
+
+
+def test_dtypes_that_need_pickle_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="object"):
+        store.array(tmp_path, "numbers", SPEC, SHAPE, "object", fill)
+
+
+def _many(cache: Path, locks: bool, start: Any, results: Any) -> None:
+    if not locks:
+        vars(store)["FileLock"] = no_locks
+    start.wait()
+    sums = []
+    for number in range(8):
+
+        def write(array: np.ndarray, number: int = number) -> None:
+            array.fill(number)
+
+        sums.append(int(store.array(cache, "numbers", {"number": number}, (50_000,), "int32", write).sum()))
+    results.put(sums)
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_processes_writing_at_once(tmp_path: Path, locks: bool) -> None:
+    context = multiprocessing.get_context("fork")
+    start, results = context.Event(), context.Queue()
+    writers = [context.Process(target=_many, args=(tmp_path, locks, start, results)) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    start.set()
+    found = [results.get(timeout=30) for _ in writers]
+    for writer in writers:
+        writer.join()
+    assert found == [[50_000 * number for number in range(8)]] * 4
+    assert_clean(tmp_path, entries=8)
+
+
+def test_write_file_replaces_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "file.json"
+    store.write_file(path, b"old")
+    store.write_file(path, b"new")
+    assert path.read_bytes() == b"new"
+
+    def fail(*_: object) -> NoReturn:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        store.write_file(path, b"newer")
+    assert path.read_bytes() == b"new"
+    assert list(path.parent.iterdir()) == [path]
