@@ -11,12 +11,13 @@ VERBS = {
     "train": ("experiments.train", "run one experiment, or with -m a sweep of them"),
     "compare": ("experiments.commands.compare", "metrics of runs with intervals, and their paired differences"),
     "demo": ("experiments.commands.demo", "the three regimes on drawn pictures, and one table"),
+    "pretrained": ("experiments.commands.pretrained", "train the shipped body of the small convnet anew"),
     "ui": ("experiments.commands.ui", "open the MLflow UI on this machine's runs"),
 }
 
 
 def usage() -> str:
-    lines = [f"  {verb:10} {about}" for verb, (_, about) in VERBS.items()]
+    lines = [f"  {verb:11} {about}" for verb, (_, about) in VERBS.items()]
     return "\n".join(["usage: experiments VERB ...", "", *lines, "", "experiments VERB --help tells more."])
 
 

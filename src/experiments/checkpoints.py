@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -30,9 +32,7 @@ def save(folder: Path, model: keras.Model, history: Sequence[EpochRecord]) -> No
         (aside / META).write_text(json.dumps(meta), encoding="utf-8")
         for name in (WEIGHTS, META):
             _fsync(aside / name)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.rename(aside, folder)
+        _replace(aside, folder)
         _fsync(folder.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -53,8 +53,26 @@ def load(folder: Path, model: keras.Model) -> tuple[EpochRecord, ...] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         logging.getLogger(__name__).warning("%s is damaged (%s) and is not used", folder, error)
         return None
-    model.load_weights(folder / WEIGHTS)
+    try:
+        model.load_weights(folder / WEIGHTS)
+    except FileNotFoundError:  # another process is replacing it
+        return None
     return history
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Renames a folder over another; what was there is moved away first, whoever else does the same at this moment."""
+    while True:
+        try:
+            os.rename(source, target)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        old = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            os.rename(target, old)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def file_hash(path: Path) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from experiments.schema import faults, nearest, unknown_key
+from experiments.schema import faults, nearest, reads, unknown_key
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str | None:
@@ -38,16 +40,38 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
 
 
 def _unknown(cause: OmegaConfBaseException, overrides: Sequence[str]) -> str:
-    key = str(cause.full_key)
-    parent = cause.parent_node
-    allowed = [str(name) for name in parent if name != "hydra"] if parent is not None else []  # type: ignore[attr-defined]
-    return unknown_key(key, allowed, _received(key, overrides))
+    key, received = str(cause.full_key), _received(str(cause.full_key), overrides)
+    if reads(key):
+        return f"{key}: a new key needs a plus. Received: {received!r}. Allowed: +{key}={received}"
+    parent: Any = cause.parent_node
+    if parent is None:
+        return unknown_key(key, [], received)
+    typed = next((name for name, _ in map(_split, overrides) if f"{name}.".startswith(f"{key}.")), key)
+    leaf = typed.rpartition(".")[2]
+    everything: Any = OmegaConf.to_container(parent._get_root(), resolve=False)
+    elsewhere = [path for path in _paths(everything) if path.rpartition(".")[2] == leaf]
+    close = min(elsewhere, key=lambda path: (not path.endswith(f".{typed}"), path.count(".")), default=None)
+    return unknown_key(key, [str(name) for name in parent if name != "hydra"], received, close)
+
+
+def _paths(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every key with a value of its own, dotted; hydra's own left out."""
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{prefix}{name}.") if f"{prefix}{name}" != "hydra" else ()
+        else:
+            yield f"{prefix}{name}"
+
+
+def _split(override: str) -> tuple[str, str]:
+    name, _, value = override.lstrip("+~").partition("=")
+    return name, value
 
 
 def _received(key: str, overrides: Sequence[str]) -> str:
     """The value that the command line gives a key, or the override that led into it."""
     for override in overrides:
-        name, _, value = override.lstrip("+~").partition("=")
+        name, value = _split(override)
         if name == key:
             return value
         if name.startswith(f"{key}."):

@@ -9,28 +9,35 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from experiments.paths import CONF
 from experiments.types import ConfigError
 
 Metric = Literal["accuracy", "loss", "precision", "recall", "f1", "roc_auc", "brier", "calibration_error"]
+Activation = Literal[
+    "celu", "elu", "gelu", "hard_sigmoid", "hard_silu", "hard_tanh", "leaky_relu", "linear", "mish", "relu", "relu6",
+    "selu", "sigmoid", "silu", "softplus", "softsign", "swish", "tanh",
+]  # fmt: skip
+Species = Literal["bears", "cats", "cows", "dogs", "foxes", "lions", "mice", "owls", "pigs", "rabbits"]
 Positive = Field(ge=1)
 Fraction = Field(ge=0, lt=1)
 Penalty = Field(ge=0)
 
 
 class Node(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Component(Node):
@@ -84,7 +91,7 @@ class ConvBlock(Node):
     kernel: int = Field(3, ge=1)
     stride: int = Field(1, ge=1)
     padding: Literal["valid", "same"] = "valid"
-    activation: str = "relu"
+    activation: Activation = "relu"
     pool: int = Field(2, ge=1)  # side and stride of the max pooling; 1: none
     dropout: float = Field(0.0, ge=0, lt=1)
     l1: float = Field(0.0, ge=0)
@@ -95,7 +102,7 @@ class Dense(Node):
     """One hidden layer of the head; what is None comes from the head."""
 
     units: int = Positive
-    activation: str = "relu"
+    activation: Activation = "relu"
     dropout: float | None = Field(None, ge=0, lt=1)
     l1: float | None = Field(None, ge=0)
     l2: float | None = Field(None, ge=0)
@@ -178,9 +185,54 @@ class Config(Node):
     outputs: str
 
 
+class PerClass(Node):
+    """Drawn pictures of each class."""
+
+    train: int = Positive
+    validation: int = Positive
+    test: int = Field(ge=0)
+
+
+# The shipped components' own arguments, so that no fault of theirs waits for Keras. What is not listed must be of the
+# kind that its YAML has.
+Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "data": {
+        "root": str,
+        "species": Annotated[list[Species], Field(min_length=2)],
+        "per_class": PerClass,
+        "seed": Annotated[int, Field(ge=0)],
+        "size": Annotated[int, Field(ge=8)],
+    },
+    "augmentation": {
+        "rotation": Annotated[float, Field(ge=0, le=180)],
+        "width_shift": Share,
+        "height_shift": Share,
+        "shear": Annotated[float, Field(ge=0, le=89)],
+        "zoom": Annotated[float, Field(ge=0, le=0.99)],
+        "fill": Literal["nearest", "reflect", "wrap", "constant"],
+    },
+    "model": {"alpha": Annotated[float, Field(gt=0)]},
+    "optimizer": {
+        "momentum": Share,
+        "rho": Decay,
+        "beta_1": Decay,
+        "beta_2": Decay,
+        "epsilon": Annotated[float, Field(gt=0)],
+        "initial_accumulator_value": Annotated[float, Field(ge=0)],
+    },
+}
+
 # What says where and how a run happens, not what it is (DESIGN §3).
 NOT_IDENTITY = ("tracking", "runtime", "notes", "tags", "outputs", "progress", "trusted_packages", "objective")
-GROUPS = {"data": Data, "augmentation": Augmentation, "model": Model, "optimizer": Optimizer, "regime": Regime}
+GROUPS: dict[str, type[Component]] = {
+    "data": Data,
+    "augmentation": Augmentation,
+    "model": Model,
+    "optimizer": Optimizer,
+    "regime": Regime,
+}
 
 
 def read(composed: DictConfig) -> Config:
@@ -190,22 +242,27 @@ def read(composed: DictConfig) -> Config:
         ConfigError: naming every key that is unknown, missing, of a wrong type or out of range.
     """
     composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    missing = sorted(OmegaConf.missing_keys(composed))
-    if missing:
-        raise ConfigError(faults([f"{key}: no value. Give one: {key}=..." for key in missing]))
     try:
+        missing = sorted(OmegaConf.missing_keys(composed))
         plain = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(faults([f"{error.full_key}: {error.msg}"])) from None
     assert isinstance(plain, dict)
-    lines = [line for group in GROUPS for line in _argument_faults(group, plain.get(group))]
-    if isinstance(plain.get("regime"), dict):
-        lines += _argument_faults("optimizer", plain["regime"].get("head_optimizer"), "regime.head_optimizer")
+    lines = [f"{key}: no value. Give one: {key}=..." for key in missing]
+    wrong = set()
     try:
         config = Config.model_validate(plain)
     except ValidationError as error:
-        raise ConfigError(faults([_sentence(fault) for fault in error.errors()] + lines)) from None
-    lines += _cross_faults(config)
+        found = [fault for fault in error.errors() if _key(fault) not in missing]
+        lines += [_sentence(fault) for fault in found]
+        wrong = {fault["loc"][0] for fault in found}
+    for group in GROUPS:
+        lines += _argument_faults(group, plain.get(group), missing)
+    if isinstance(plain.get("regime"), dict):
+        lines += _argument_faults("optimizer", plain["regime"].get("head_optimizer"), missing, "regime.head_optimizer")
+    if not wrong & {"model", "regime", "tracking"}:
+        nodes = {"model": Model, "regime": Regime, "tracking": Tracking}
+        lines += _cross_faults(**{name: node.model_validate(plain[name]) for name, node in nodes.items()})
     if lines:
         raise ConfigError(faults(lines))
     return config
@@ -222,31 +279,63 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
-def unknown_key(key: str, allowed: Iterable[str], received: Any) -> str:
-    """The line for a key that nothing reads."""
+def unknown_key(key: str, allowed: Iterable[str], received: Any, close: str | None = None) -> str:
+    """The line for a key that nothing reads; `close` is the whole key that was meant, where the caller knows."""
     *parents, name = key.split(".")
     names = sorted(set(allowed) - {"name", "target", "_target_", "ignores"})
-    close = nearest(name, names)
-    hint = f" Nearest: {'.'.join([*parents, close])}." if close else ""
+    sibling = nearest(name, names)
+    close = close or (sibling and ".".join([*parents, sibling]))
+    hint = f" Nearest: {close}." if close else ""
     return f"{key}: nothing reads this key. Received: {received!r}. Allowed here: {', '.join(names)}.{hint}"
 
 
-def _sentence(fault: Mapping[str, Any]) -> str:
-    """One of pydantic's errors as: key, what is allowed, what was received."""
-    key = ".".join(str(part) for part in fault["loc"])
+def reads(key: str) -> bool:
+    """Whether there is a place for a key, though the composed configuration may not have it: tags.question."""
+    places: list[Any] = [Config]
+    for part in key.split("."):
+        below: list[Any] = []
+        for place in places:
+            if get_origin(place) is dict:
+                below += _options(get_args(place)[1])
+            elif isinstance(place, type) and issubclass(place, BaseModel) and part in place.model_fields:
+                below += _options(place.model_fields[part].annotation)
+        places = below
+    return bool(places)
+
+
+def _options(annotation: Any) -> list[Any]:
+    """The members of a union; anything else as it is."""
+    return list(get_args(annotation)) if get_origin(annotation) is UnionType else [annotation]
+
+
+def _key(fault: Mapping[str, Any], prefix: str = "") -> str:
+    return ".".join([*([prefix] if prefix else []), *(str(part) for part in fault["loc"])])
+
+
+def _sentence(fault: Mapping[str, Any], root: Any = Config, prefix: str = "") -> str:
+    """One of pydantic's errors as: key, what is allowed, what was received.
+
+    Args:
+        fault: the error.
+        root: the model that was checked, which lies at `prefix` in the configuration.
+    """
+    key = _key(fault, prefix)
     if fault["type"] == "extra_forbidden":
-        model: Any = Config
+        model: Any = root
         for part in fault["loc"][:-1]:
             model = _model_below(model, str(part))
         return unknown_key(key, model.model_fields, fault["input"])
     if fault["type"] == "missing":
         return f"{key}: no value, and the run needs one. Give one: +{key}=..."
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    line = f"{key}: must be {message}. Received: {fault['input']!r}"
+    message = message.partition(" or instance of ")[0]
     if fault["type"] == "value_error":
         return f"{key}: {message}"
-    close = nearest(str(fault["input"]), str(fault.get("ctx", {}).get("expected", "")).replace("'", "").split())
-    return f"{line}. Nearest: {key}={close}" if close and fault["type"] == "literal_error" else line
+    line = f"{key}: must be {message}. Received: {fault['input']!r}"
+    if fault["type"] != "literal_error":
+        return line
+    close = nearest(str(fault["input"]), re.findall(r"'([^']*)'", fault["ctx"]["expected"]))
+    return f"{line}. Nearest: {close}" if close else line
 
 
 def _model_below(model: type[BaseModel], part: str) -> type[BaseModel]:
@@ -272,8 +361,15 @@ def shipped(group: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _argument_faults(group: str, node: Any, prefix: str | None = None) -> list[str]:
-    """Constructor arguments of a shipped component that its YAML does not list, or that are of another kind."""
+@cache
+def _checks(group: str, name: str) -> TypeAdapter[Any]:
+    kind = ARGUMENTS[group][name]
+    is_model = isinstance(kind, type) and issubclass(kind, BaseModel)
+    return TypeAdapter(kind, config=None if is_model else Node.model_config)
+
+
+def _argument_faults(group: str, node: Any, missing: Iterable[str], prefix: str | None = None) -> list[str]:
+    """Constructor arguments of a shipped component that its YAML does not list, or that cannot be right."""
     prefix = prefix or group
     if not isinstance(node, dict):
         return []
@@ -283,13 +379,19 @@ def _argument_faults(group: str, node: Any, prefix: str | None = None) -> list[s
     fields = {field.alias or name for name, field in GROUPS[group].model_fields.items()}
     known = alike[0]
     lines = []
-    for key, value in node.items():
-        if key in fields:
+    for name, value in node.items():
+        key = f"{prefix}.{name}"
+        if name in fields or key in missing:
             continue
-        if key not in known:
-            lines.append(unknown_key(f"{prefix}.{key}", {*known, *fields}, value))
-        elif (kind := _kind(known[key])) and kind != _kind(value):
-            lines.append(f"{prefix}.{key}: must be a {kind}, as in {group}={node.get('name')}. Received: {value!r}")
+        if name not in known:
+            lines.append(unknown_key(key, {*known, *fields}, value))
+        elif name in ARGUMENTS.get(group, {}):
+            try:
+                _checks(group, name).validate_python(value)
+            except ValidationError as error:
+                lines += [_sentence(fault, ARGUMENTS[group][name], key) for fault in error.errors()]
+        elif (kind := _kind(known[name])) and kind != _kind(value):
+            lines.append(f"{key}: must be a {kind}, as in {group}={node.get('name')}. Received: {value!r}")
     return lines
 
 
@@ -301,28 +403,28 @@ def _kind(value: Any) -> str | None:
     return kinds.get(type(value))
 
 
-def _cross_faults(config: Config) -> list[str]:
+def _cross_faults(model: Model, regime: Regime, tracking: Tracking) -> list[str]:
     """What single values cannot tell."""
     lines = []
-    blocks = config.model.blocks
-    if "regime.unfrozen_blocks" not in config.regime.ignores and config.regime.unfrozen_blocks > len(blocks):
+    if "regime.unfrozen_blocks" not in regime.ignores and regime.unfrozen_blocks > len(model.blocks):
         lines.append(
-            f"regime.unfrozen_blocks: {config.model.name} has {len(blocks)} blocks ({', '.join(blocks)}). "
-            f"Received: {config.regime.unfrozen_blocks}"
+            f"regime.unfrozen_blocks: must be at most {len(model.blocks)}, as model={model.name} has "
+            f"{len(model.blocks)} blocks ({', '.join(model.blocks)}). Received: {regime.unfrozen_blocks}"
         )
-    if config.model.weights == "pretrained" and config.model.name != "convnet" and _reads_weights(config):
+    if model.weights == "pretrained" and model.name != "convnet" and "model.weights" not in regime.ignores:
         lines.append(
             "model.weights: 'pretrained' is our body of model=convnet. "
-            f"Received: model={config.model.name}. Allowed: imagenet, a file, an MLflow run id, null"
+            f"Received: model={model.name}. Allowed: imagenet, a file, an MLflow run id, null"
         )
-    for key in config.regime.ignores:
+    if tracking.uri == "???":
+        lines.append(
+            f"tracking.uri: no value, and tracking={tracking.name} needs one. Give one: "
+            "tracking.uri=http://host:5000, or set MLFLOW_TRACKING_URI"
+        )
+    for key in regime.ignores:
         if key.split(".")[0] not in Config.model_fields:
             lines.append(f"regime.ignores: {key!r} is no key of the configuration")
     return lines
-
-
-def _reads_weights(config: Config) -> bool:
-    return "model.weights" not in config.regime.ignores
 
 
 def effective(config: Config) -> dict[str, Any]:

@@ -149,11 +149,12 @@ def augmented(
     """One fixed augmented view of every picture, a slice of rows at a time: [B, H, W, 3] float32 in [0, 255]."""
     numbers = augmentation.draw(rng(seed, view, 2), len(pixels), pixels.shape[1])
     apply = seeded(extra_layers) if extra_layers else None
+    layers_seed = int(rng(seed, view, 4).integers(2**31))
 
     def rows(at: slice) -> np.ndarray:
         pictures = augmentation(tf.constant(pixels[at]), tf.constant(numbers[at]))
         if apply:
-            pictures = apply(pictures, tf.constant([seed + 2**16 * view, at.start], tf.int32))
+            pictures = apply(pictures, tf.constant([layers_seed, at.start], tf.int32))
         return np.asarray(pictures)
 
     return rows

@@ -43,7 +43,7 @@ def convnet(*, input_tensor: keras.KerasTensor, layers: Mapping[str, ConvBlock])
             x = keras.layers.MaxPooling2D(block.pool, name=f"{name}_pool")(x)
         if block.dropout:
             x = keras.layers.Dropout(block.dropout, name=f"{name}_dropout")(x)
-    return keras.Model(keras.utils.get_source_inputs(input_tensor), x, name="convnet")
+    return keras.Model(keras.utils.get_source_inputs(input_tensor)[0], x, name="convnet")
 
 
 def penalty(l1: float, l2: float) -> keras.regularizers.Regularizer | None:

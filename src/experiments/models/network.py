@@ -92,7 +92,7 @@ def cut(backbone: Backbone, unfrozen: int, pool: str) -> Cut:
     block = list(backbone.blocks)[-unfrozen]
     first = model.get_layer(backbone.blocks[block])
     try:
-        prefix = keras.Model(model.inputs, first.input, name="frozen")
+        prefix = keras.Model(model.inputs[0], first.input, name="frozen")
         suffix = keras.Model(first.input, pooling(pool)(model.output), name="unfrozen")
     except ValueError as error:
         raise ConfigError(f"model.blocks: {model.name} cannot be cut at {block!r} ({first.name}): {error}") from None
@@ -102,7 +102,7 @@ def cut(backbone: Backbone, unfrozen: int, pool: str) -> Cut:
 def pooled(backbone: Backbone, pool: str) -> keras.Model:
     """Pixels [B, H, W, 3] to pooled features [B, D]."""
     model = backbone.model
-    return keras.Model(model.inputs, pooling(pool)(model.output), name="frozen")
+    return keras.Model(model.inputs[0], pooling(pool)(model.output), name="frozen")
 
 
 def stack(below: keras.Model, head: keras.Model, *, training: bool | None) -> keras.Model:
@@ -113,8 +113,24 @@ def stack(below: keras.Model, head: keras.Model, *, training: bool | None) -> ke
             them follow the batches, as training from scratch needs.
     """
     inputs = keras.Input(below.input_shape[1:], name="inputs")
-    features = below(inputs) if training is None else below(inputs, training=training)
+    features = below(inputs) if training is None else Always(below, training)(inputs)
     return keras.Model(inputs, head(features), name="training")
+
+
+class Always(keras.layers.Layer):
+    """A model called with one fixed `training`.
+
+    A functional model hands its own `training` down and so overrides what a part of it was called with (Keras 3.15,
+    `functional.operation_fn`): below(inputs, training=False) would train with batch statistics after all.
+    """
+
+    def __init__(self, model: keras.Model, training: bool) -> None:
+        super().__init__(name=f"always_{model.name}")
+        self.model, self.training_mode = model, training
+        self.built = True
+
+    def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
+        return self.model(inputs, training=self.training_mode)
 
 
 def join(backbone: Backbone, pool: str, head: keras.Model) -> keras.Model:

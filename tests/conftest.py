@@ -1,0 +1,91 @@
+"""What tests share: composed configurations, small drawn pictures, the photographs where they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from PIL import Image
+
+from experiments import (
+    paths,
+    schema,
+    train,  # noqa: F401  registers the resolvers that conf/ uses
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+Compose = Callable[..., DictConfig]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", action="store_true", help="write tests/golden anew instead of comparing")
+
+
+@pytest.fixture(autouse=True)
+def own_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test writes below its own temporary folder."""
+    home = tmp_path / "outputs"
+    monkeypatch.setenv("EXPERIMENTS_HOME", str(home))
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return home
+
+
+@pytest.fixture
+def composed() -> Compose:
+    """`composed("regime=finetune", ...)`: the configuration of a command line, as Hydra composes it."""
+
+    def make(*overrides: str) -> DictConfig:
+        with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
+            return compose("config", list(overrides))
+
+    return make
+
+
+@pytest.fixture
+def config(composed: Compose) -> Callable[..., schema.Config]:
+    """`config("regime=finetune", ...)`: the checked configuration of a command line."""
+    return lambda *overrides: schema.read(composed(*overrides))
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ (12 a class), validation/ (6) and test/ (4) of 48-pixel pictures: a disc (blobs) or bars (stripes)."""
+    root = tmp_path_factory.mktemp("drawn")
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:48, :48]
+    for split, count in (("train", 12), ("validation", 6), ("test", 4)):
+        for name in ("blobs", "stripes"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for n in range(count):
+                y, x = rng.integers(14, 34, 2)
+                inside = (rows - y) ** 2 + (columns - x) ** 2 < 120 if name == "blobs" else (columns + x) % 12 < 6
+                picture = np.where(inside[..., None], rng.integers(150, 256, 3), rng.integers(0, 100, 3))
+                noisy = np.clip(picture + rng.normal(0, 12, (48, 48, 3)), 0, 255).astype("uint8")
+                Image.fromarray(noisy).save(folder / f"{name}.{n}.jpg", quality=90)
+    return root
+
+
+def shared(variable: str, *parts: str) -> Path:
+    """What lies in ../shared, or where the environment variable points; skips the test where it is absent."""
+    place = Path(os.environ.get(variable) or ROOT.parent.joinpath("shared", *parts))
+    if not place.exists():
+        pytest.skip(f"{place} is absent: set {variable} to run this test")
+    return place
+
+
+@pytest.fixture
+def photographs() -> Path:
+    return shared("EXPERIMENTS_PHOTOS", "cats_dogs")
+
+
+@pytest.fixture
+def mobilenet_weights() -> Path:
+    place = shared("EXPERIMENTS_WEIGHTS", "weights")
+    return place / "mobilenet_v2_0.35_224_notop.weights.h5" if place.is_dir() else place

@@ -1,0 +1,322 @@
+"""The three regimes on small drawn pictures: the right layers move and no others; what is reported is what was trained."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from rich.console import Console
+
+from experiments import paths, schema
+from experiments.build import build
+from experiments.progress import Terminal
+from experiments.run import read_data
+from experiments.types import EpochRecord, Fitted, Parts, Splits, Watch
+
+TIMES = ("seconds", "pictures_per_second")
+NETWORKS = {
+    "convnet": ("model=convnet", "data.image_size=48", "model.head.pooling=average"),
+    "mobilenet_v2": ("model=mobilenet_v2", "data.image_size=64"),
+    "vgg16": ("model=vgg16", "data.image_size=48"),
+}
+# By name, written down here and not computed: the layers of the last blocks.
+UNFROZEN = {
+    ("convnet", 1): {"block3_conv"},
+    ("convnet", 2): {"block2_conv", "block3_conv"},
+    ("vgg16", 1): {"block5_conv1", "block5_conv2", "block5_conv3"},
+    ("vgg16", 2): {"block4_conv1", "block4_conv2", "block4_conv3", "block5_conv1", "block5_conv2", "block5_conv3"},
+    ("mobilenet_v2", 1): {"Conv_1", "Conv_1_bn"},
+    ("mobilenet_v2", 2): {
+        "block_16_expand", "block_16_expand_BN", "block_16_depthwise", "block_16_depthwise_BN", "block_16_project",
+        "block_16_project_BN", "Conv_1", "Conv_1_bn",
+    },
+}  # fmt: skip
+STATISTICS = ("moving_mean", "moving_variance")
+Weights = dict[str, np.ndarray]  # "layer/weight" -> value
+
+
+class Done(NamedTuple):
+    """A regime that has run."""
+
+    parts: Parts
+    splits: Splits
+    fitted: Fitted
+    told: list[EpochRecord]
+    before: Weights  # of the backbone
+    ran: list[str]  # names of the models that predicted, in order
+
+    @property
+    def after(self) -> Weights:
+        return weights_of(self.parts.backbone.model)
+
+    @property
+    def head(self) -> Weights:
+        return weights_of(self.fitted.model.get_layer("head"))
+
+
+def weights_of(model: keras.Model) -> Weights:
+    return {f"{layer.name}/{one.name}": one.numpy() for layer in model.layers for one in layer.weights}
+
+
+def run_regime(root: Path, outputs: Path, *overrides: str) -> Done:
+    """Builds, reads and trains in this process, with random backbone weights (made to let a signal through)."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
+        settings = [
+            "data=folder", f"data.root={root}", f"outputs={outputs}", "tracking=none", "model.weights=null",
+            "batch_size=8", "epochs=2", "regime.head_epochs=2", "regime.views=2", *overrides,
+        ]  # fmt: skip
+        config = schema.read(compose("config", settings))
+    parts = build(config, {})
+    splits = read_data(parts)
+    told: list[EpochRecord] = []
+    ran: list[str] = []
+    before = weights_of(parts.backbone.model)
+    with pytest.MonkeyPatch.context() as patch:
+        predict = keras.Model.predict_on_batch
+
+        def listening(self: keras.Model, *arguments: Any) -> Any:
+            ran.append(self.name)
+            return predict(self, *arguments)
+
+        patch.setattr(keras.Model, "predict_on_batch", listening)
+        fitted = parts.regime(parts, splits, Watch(Terminal(Console(quiet=True)), told.append))
+    return Done(parts, splits, fitted, told, before, ran)
+
+
+@pytest.fixture(scope="module")
+def once(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Done]:
+    """`once("convnet", "regime=finetune", ...)`: that run, with one store for all; run again only if settings differ."""
+    outputs = tmp_path_factory.mktemp("regimes")
+
+    @functools.cache
+    def run(name: str, *overrides: str) -> Done:
+        return run_regime(drawn, outputs, *NETWORKS[name], *overrides)
+
+    return run
+
+
+def finetuned(once: Callable[..., Done], name: str, unfrozen: int, *overrides: str) -> Done:
+    settings = [f"regime.unfrozen_blocks={unfrozen}", "optimizer.lr=0.05", "augmentation=light", *overrides]
+    return once(name, "regime=finetune", *settings)
+
+
+def curves(history: tuple[EpochRecord, ...]) -> list[tuple[int, str, int, dict[str, float]]]:
+    """A history without its times."""
+    return [
+        (one.step, one.phase, one.epoch, {key: value for key, value in one.metrics.items() if key not in TIMES})
+        for one in history
+    ]
+
+
+def changed(before: Weights, after: Weights) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in before if not np.array_equal(before[name], after[name])}
+
+
+def assert_sound(done: Done) -> None:
+    """Scores are those of the joined model, for every split; the history is what was told."""
+    assert set(done.fitted.scores) == {"validation", "test"}
+    for pictures in (done.splits.validation, done.splits.test):
+        assert pictures is not None
+        scores = done.fitted.scores[pictures.split]
+        assert scores.shape == (len(pictures), len(done.splits.classes)) and scores.dtype == np.float32
+        np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
+        whole = done.fitted.model.predict_on_batch(pictures.pixels.astype("float32"))
+        np.testing.assert_allclose(scores, whole, atol=1e-4)
+        assert scores.std() > 1e-6  # pictures are told apart at all
+    assert curves(tuple(done.told)) == curves(done.fitted.history)
+    last = done.fitted.history[-1].metrics["validation_accuracy"]
+    accuracy = (done.fitted.scores["validation"].argmax(axis=1) == done.splits.validation.labels).mean()
+    assert accuracy == pytest.approx(last)
+
+
+@pytest.mark.parametrize("name", ["convnet", "mobilenet_v2"])
+def test_scratch_trains_everything(once: Callable[..., Done], name: str) -> None:
+    done = once(name, "regime=scratch", "augmentation=light")
+    assert_sound(done)
+    assert changed(done.before, done.after) == set(done.before)  # BatchNorm's statistics, too
+    assert [(one.step, one.phase) for one in done.fitted.history] == [(0, "scratch"), (1, "scratch")]
+    if name == "mobilenet_v2":
+        assert any(key.endswith(STATISTICS) for key in done.before)
+
+
+@pytest.mark.parametrize("name", ["convnet", "mobilenet_v2"])
+def test_bottleneck_trains_the_head_only(once: Callable[..., Done], name: str) -> None:
+    done = once(name, "regime=bottleneck")
+    assert_sound(done)
+    assert changed(done.before, done.after) == set()
+    fresh = weights_of(done.parts.head(2))
+    moved = changed(fresh, done.head)
+    assert {key for key in moved if "/seed" not in key} == {key for key in fresh if "/seed" not in key}
+    assert [(one.step, one.phase) for one in done.fitted.history] == [(0, "head"), (1, "head")]
+
+
+@pytest.mark.parametrize(
+    "name, unfrozen, views",
+    [
+        ("convnet", 1, 0), ("convnet", 2, 1), ("convnet", 1, 2), ("vgg16", 1, 1), ("vgg16", 2, 1),
+        ("mobilenet_v2", 1, 2), ("mobilenet_v2", 2, 0),
+    ],
+)  # fmt: skip
+def test_finetune_moves_the_last_blocks_and_no_others(
+    once: Callable[..., Done], name: str, unfrozen: int, views: int
+) -> None:
+    done = finetuned(once, name, unfrozen, f"regime.views={views}")
+    assert_sound(done)
+    wanted = {
+        key for key in done.before if key.split("/")[0] in UNFROZEN[name, unfrozen] and not key.endswith(STATISTICS)
+    }
+    assert changed(done.before, done.after) == wanted
+    assert [(one.step, one.phase, one.epoch) for one in done.fitted.history] == [
+        (0, "head", 0), (1, "head", 1), (2, "finetune", 0), (3, "finetune", 1),
+    ]  # fmt: skip
+    bottleneck_head = once(name, "regime=bottleneck").head
+    moved = changed(bottleneck_head, done.head)
+    assert {key for key in moved if "/seed" not in key} == {key for key in done.head if "/seed" not in key}
+
+
+def test_finetune_finds_the_head_that_bottleneck_trained(once: Callable[..., Done]) -> None:
+    head = once("convnet", "regime=bottleneck")
+    tuned = finetuned(once, "convnet", 1)
+    assert tuned.fitted.facts == {"head_source": "head cache"}
+    assert tuned.fitted.history[:2] == head.fitted.history  # with its own timestamps
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def small(drawn: Path, store: Path) -> Callable[..., Done]:
+    """A run of the convnet with a store of its own."""
+    return lambda *overrides: run_regime(drawn, store, *NETWORKS["convnet"], "optimizer.lr=0.05", *overrides)
+
+
+def test_a_second_finetune_finds_head_and_activations(small: Callable[..., Done], store: Path) -> None:
+    first = small("regime=finetune")
+    second = small("regime=finetune")
+    assert first.fitted.facts == {"head_source": "trained in this run"}
+    assert second.fitted.facts == {"head_source": "head cache"}
+    assert "frozen" in first.ran and "frozen" not in second.ran  # the part below the boundary never ran again
+    assert second.fitted.history[:2] == first.fitted.history[:2]
+    assert curves(second.fitted.history) == curves(first.fitted.history)
+    assert len(second.told) == 4  # the head's epochs are told, too
+    for split in ("validation", "test"):
+        np.testing.assert_array_equal(second.fitted.scores[split], first.fitted.scores[split])
+    assert changed(first.after, second.after) == changed(first.head, second.head) == set()
+
+
+def test_other_settings_share_no_head(small: Callable[..., Done]) -> None:
+    small("regime=finetune")
+    for setting in ("seed=1", "regime.head_epochs=1", "model.head.dropout=0.4", "regime.head_optimizer.lr=2e-3"):
+        assert small("regime=finetune", setting).fitted.facts == {"head_source": "trained in this run"}, setting
+    for setting in ("epochs=1", "optimizer.momentum=0.5", "regime.unfrozen_blocks=2", "augmentation=light"):
+        assert small("regime=finetune", setting).fitted.facts == {"head_source": "head cache"}, setting
+
+
+def flip_last_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("pattern", ["cache/heads/*/model.weights.h5", "cache/activations/*/array.npy"])
+def test_damage_in_the_cache_is_told_and_made_good(
+    small: Callable[..., Done], store: Path, caplog: pytest.LogCaptureFixture, pattern: str
+) -> None:
+    first = small("regime=finetune")
+    damaged = sorted(store.glob(pattern))
+    assert damaged
+    for path in damaged:
+        flip_last_byte(path)
+    with caplog.at_level(logging.WARNING):
+        second = small("regime=finetune")
+    assert caplog.text.lower().count("damaged") >= len(damaged)
+    heads = "heads" in pattern
+    assert second.fitted.facts == {"head_source": "trained in this run" if heads else "head cache"}
+    assert ("frozen" in second.ran) is not heads
+    np.testing.assert_array_equal(second.fitted.scores["validation"], first.fitted.scores["validation"])
+    third = small("regime=finetune")
+    assert third.fitted.facts == {"head_source": "head cache"} and "frozen" not in third.ran
+
+
+def test_stored_activations_train_as_the_whole_network_does(small: Callable[..., Done]) -> None:
+    plain = ("regime=finetune", "epochs=1", "model.head.dropout=0", "augmentation=none")
+    stored = small(*plain, "regime.views=1")
+    # A rotation too small to see is no identity to the program: its pictures stream through the frozen part.
+    streamed = small(*plain, "regime.views=0", "augmentation.rotation=1e-9")
+    views = small(*plain, "regime.views=1", "augmentation.rotation=1e-9")
+    for other in (streamed, views):
+        for one, two in ((stored.after, other.after), (stored.head, other.head)):
+            assert one.keys() == two.keys()
+            for name in one:
+                np.testing.assert_allclose(one[name], two[name], atol=1e-4, err_msg=name)
+    moved = {name for name in changed(stored.before, stored.after)}
+    assert moved and all(np.abs(stored.before[name] - stored.after[name]).max() > 1e-3 for name in moved)
+
+
+def test_views_are_what_training_sees(small: Callable[..., Done], store: Path) -> None:
+    outcomes = [
+        small("regime=finetune", "augmentation=tutorial", "model.head.dropout=0", *settings).after["block3_conv/kernel"]
+        for settings in (
+            ("regime.views=1",), ("regime.views=2",), ("regime.views=0",), ("regime.views=2", "augmentation.seed=1"),
+            ("regime.views=2", "augmentation=none"),
+        )
+    ]  # fmt: skip
+    for at, one in enumerate(outcomes):
+        assert all(np.any(one != other) for other in outcomes[at + 1 :])
+    again = small("regime=finetune", "augmentation=tutorial", "model.head.dropout=0", "regime.views=0")
+    np.testing.assert_array_equal(again.after["block3_conv/kernel"], outcomes[2])
+
+
+def test_three_seeds_share_one_extraction(small: Callable[..., Done], store: Path) -> None:
+    small("regime=finetune", "augmentation=light", "model.head.dropout=0.3")
+    entries = sorted((store / "cache" / "activations").iterdir())
+    # Random weights follow the seed; loaded ones, as here, do not.
+    (store / "body").mkdir()
+    done = small("regime=scratch")
+    done.parts.backbone.model.save_weights(store / "body" / "convnet.weights.h5")
+    body = f"model.weights={store / 'body' / 'convnet.weights.h5'}"
+    small("regime=finetune", "augmentation=light", body)
+    with_body = sorted((store / "cache" / "activations").iterdir())
+    assert len(with_body) > len(entries)
+    other = small("regime=finetune", "augmentation=light", body, "seed=1")
+    assert "frozen" not in other.ran
+    assert sorted((store / "cache" / "activations").iterdir()) == with_body
+
+
+@pytest.fixture(scope="module")
+def three_classes(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The drawn pictures and a third class: plain grey."""
+    root = tmp_path_factory.mktemp("three") / "data"
+    shutil.copytree(drawn, root)
+    rng = np.random.default_rng(1)
+    for split, count in (("train", 12), ("validation", 6), ("test", 4)):
+        folder = root / split / "greys"
+        folder.mkdir()
+        for n in range(count):
+            pixels = np.clip(rng.normal(128, 10, (48, 48, 3)), 0, 255).astype("uint8")
+            Image.fromarray(pixels).save(folder / f"grey.{n}.jpg")
+    yield root
+
+
+@pytest.mark.parametrize("regime", ["scratch", "finetune"])
+def test_three_classes(three_classes: Path, tmp_path: Path, regime: str) -> None:
+    done = run_regime(
+        three_classes, tmp_path, *NETWORKS["convnet"], f"regime={regime}", "augmentation=light", "epochs=20",
+        "regime.head_epochs=20", "optimizer.lr=0.01" if regime == "finetune" else "optimizer.lr=2e-3",
+    )  # fmt: skip
+    assert done.splits.classes == ("blobs", "greys", "stripes")
+    assert_sound(done)
+    assert done.fitted.scores["validation"].shape == (18, 3)
+    assert done.fitted.history[-1].metrics["validation_accuracy"] > 0.6  # 1/3 by chance

@@ -1,0 +1,120 @@
+"""Who may import whom (DESIGN §2), read from the source."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parent.parent / "src" / "experiments"
+
+# Each row may import what stands in the rows above it, and from its own row what `BESIDE` says.
+ROWS = (
+    ("types", "paths", "quiet", "statistics", "progress", "store"),
+    ("schema", "data.decoder", "checkpoints", "augmentation", "evaluate"),
+    ("explain", "runtime", "tracking", "data.manifest", "data.pipeline", "models.convnet", "figures"),
+    ("data.folder", "data.synthetic", "models.head"),
+    ("models.network", "fit"),
+    ("activations", "build"),
+    ("regimes.scratch", "regimes.bottleneck", "regimes.finetune"),
+    ("run",),
+    ("train",),
+    ("commands.compare", "commands.demo", "commands.pretrained", "commands.ui"),
+    ("__main__",),
+)
+BESIDE = {("regimes.finetune", "regimes.bottleneck"), ("commands.demo", "commands.compare")}
+# Before the configuration is known to be good, TensorFlow has no place.
+LIGHT = ("train", "schema", "explain", "paths", "types", "quiet", "__main__")
+UNPICKLED = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
+
+MODULES = {
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted(SOURCE.rglob("*.py"))
+    if path.name != "__init__.py"
+}
+NAMES = sorted(MODULES)
+
+
+def imports(tree: ast.AST, lazy: bool = True) -> Iterator[str]:
+    """The dotted names that a module imports; those only for type checkers left out.
+
+    Args:
+        lazy: with those inside functions.
+    """
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not lazy:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        else:
+            yield from imports(node, lazy)
+
+
+def ours(name: str) -> set[str]:
+    """The modules of this package that a module imports, at its top or lazily."""
+    dotted = [
+        found.removeprefix("experiments.") for found in imports(MODULES[name]) if found.startswith("experiments.")
+    ]
+    return {module for found in dotted for module in NAMES if found == module or found.startswith(f"{module}.")}
+
+
+def test_the_table_names_every_module_once() -> None:
+    assert sorted(name for row in ROWS for name in row) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_imports_point_one_way(name: str) -> None:
+    at = next(number for number, row in enumerate(ROWS) if name in row)
+    allowed = {module for row in ROWS[:at] for module in row} | {other for one, other in BESIDE if one == name}
+    assert ours(name) - allowed == set()
+
+
+def test_below_the_commands_only_train_imports_run_and_nobody_imports_train() -> None:
+    importers = {module: {name for name in NAMES if module in ours(name)} for module in ("run", "train")}
+    assert {name for name in importers["run"] if not name.startswith("commands.")} == {"train"}
+    assert {name for name in importers["train"] if not name.startswith("commands.")} == set()
+    assert "experiments.run" not in " ".join(imports(MODULES["train"], lazy=False)), "run is imported lazily"
+
+
+def test_mlflow_is_imported_by_tracking_alone() -> None:
+    assert [name for name in NAMES if any(_package(found) == "mlflow" for found in imports(MODULES[name]))] == [
+        "tracking"
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in LIGHT or name.startswith("commands.")])
+def test_what_starts_fast_imports_no_framework(name: str) -> None:
+    """Neither itself nor through what it imports at its top."""
+    seen, waiting = set(), [name]
+    while waiting:
+        module = waiting.pop()
+        seen.add(module)
+        found = list(imports(MODULES[module], lazy=False))
+        assert not {_package(one) for one in found} & {"tensorflow", "keras", "mlflow"}, f"{name} through {module}"
+        below = {other for other in NAMES for one in found if f"{one}.".startswith(f"experiments.{other}.")}
+        waiting += below - seen
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_pickled_and_no_model_file_may_run_code(name: str) -> None:
+    assert not {_package(found) for found in imports(MODULES[name])} & UNPICKLED
+    for node in ast.walk(MODULES[name]):
+        if isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "safe_mode"):
+            assert isinstance(node.value, ast.Constant), (
+                f"{name}:{node.value.lineno}: {node.arg} is given as a constant"
+            )
+            assert node.value.value is (node.arg == "safe_mode"), f"{name}:{node.value.lineno}: {node.arg}"
+        if isinstance(node, ast.Attribute | ast.Name):
+            called = node.attr if isinstance(node, ast.Attribute) else node.id
+            assert called != "enable_unsafe_deserialization", f"{name}:{node.lineno}"
+
+
+def _package(name: str) -> str:
+    return name.split(".")[0]

@@ -1,0 +1,270 @@
+"""Faults are found before anything is imported or written, all at once; identity moves with what a run reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from experiments import schema
+from experiments.schema import Config, effective, head_run, identity
+from experiments.types import ConfigError
+
+Read = Callable[..., Config]
+
+
+def fault(config: Read, *overrides: str) -> list[str]:
+    """The lines of the error that a command line earns."""
+    with pytest.raises(ConfigError) as raised:
+        config(*overrides)
+    first, *lines = str(raised.value).splitlines()
+    assert first == "The configuration cannot be used:"
+    return [line.strip() for line in lines]
+
+
+@pytest.mark.parametrize("override, nearest, allowed", [
+    ("+sed=1", "seed", "seed"),
+    ("+optimizer.lrr=1", "optimizer.lr", "momentum"),
+    ("+model.head.dropot=0.5", "model.head.dropout", "pooling"),
+    ("+model.head.dense.dense1.unts=3", "model.head.dense.dense1.units", "activation"),
+    ("+model.layers.block1.kernl=3", "model.layers.block1.kernel", "filters"),
+    ("+data.limit.valid=3", "data.limit.validation", "train"),
+    ("+data.per_class.tran=3", "data.per_class.train", "validation"),
+    ("+data.perclass=3", "data.per_class", "species"),
+    ("+augmentation.rotate=3", "augmentation.rotation", "zoom"),
+    ("+regime.unfrozen=3", "regime.unfrozen_blocks", "views"),
+    ("+regime.head_optimizer.rh=1", "regime.head_optimizer.rho", "lr"),
+    ("+runtime.thread=1", "runtime.threads", "threads"),
+    ("+tracking.urll=x", "tracking.uri", "experiment"),
+    ("+evaluate.tst=true", "evaluate.test", "test"),
+])  # fmt: skip
+def test_an_unread_key_is_refused_at_every_depth(override: str, nearest: str, allowed: str, config: Read) -> None:
+    """`+` passes Hydra: in a component slot, a typed node, a mapping of nodes, and at the root."""
+    (line,) = fault(config, override)
+    key, value = override.lstrip("+").split("=")
+    received = f"'{value}'" if value == "x" else value.capitalize() if value == "true" else value
+    assert line.startswith(f"{key}: nothing reads this key. Received: {received}. Allowed here: ")
+    assert line.endswith(f" Nearest: {nearest}.")
+    names = line.partition("Allowed here: ")[2].partition(". Nearest")[0].split(", ")
+    assert allowed in names
+    assert not {"_target_", "name", "target"} & set(names), "what nobody types is not offered"
+
+
+def test_an_unread_key_like_no_other_gets_no_hint(config: Read) -> None:
+    (line,) = fault(config, "+xyzzy=1")
+    assert "Allowed here: augmentation, batch_size, " in line
+    assert "Nearest" not in line
+
+
+@pytest.mark.parametrize("override, key, allowed, received", [
+    ("epochs=ten", "epochs", "a valid integer", "'ten'"),
+    ("epochs=1.5", "epochs", "a valid integer", "1.5"),
+    ("epochs=true", "epochs", "a valid integer", "True"),
+    ("batch_size=null", "batch_size", "a valid integer", "None"),
+    ("optimizer.lr=abc", "optimizer.lr", "a valid number", "'abc'"),
+    ("optimizer.lr=true", "optimizer.lr", "a valid number", "True"),
+    ("optimizer.lr=nan", "optimizer.lr", "a finite number", "nan"),
+    ("optimizer.lr=inf", "optimizer.lr", "a finite number", "inf"),
+    ("optimizer.momentum=abc", "optimizer.momentum", "a valid number", "'abc'"),
+    ("optimizer.momentum=null", "optimizer.momentum", "a valid number", "None"),
+    ("optimizer.centered=3", "optimizer.centered", "a boolean, as in optimizer=rmsprop", "3"),
+    ("regime.head_optimizer.rho=abc", "regime.head_optimizer.rho", "a valid number", "'abc'"),
+    ("evaluate.test=0", "evaluate.test", "a valid boolean", "0"),
+    ("notes=5", "notes", "a valid string", "5"),
+    ("+tags.question=3", "tags.question", "a valid string", "3"),
+    ("trusted_packages=mine", "trusted_packages", "a valid list", "'mine'"),
+    ("augmentation.layers=[3]", "augmentation.layers.0", "a valid dictionary", "3"),
+    ("augmentation.rotation=abc", "augmentation.rotation", "a valid number", "'abc'"),
+    ("data.species=cats", "data.species", "a valid list", "'cats'"),
+    ("data.per_class=3", "data.per_class", "a valid dictionary", "3"),
+    ("data.per_class.train=abc", "data.per_class.train", "a valid integer", "'abc'"),
+    ("evaluate=3", "evaluate", "a valid dictionary", "3"),
+])  # fmt: skip
+def test_a_wrong_type_is_refused(override: str, key: str, allowed: str, received: str, config: Read) -> None:
+    assert fault(config, override) == [f"{key}: must be {allowed}. Received: {received}"]
+
+
+@pytest.mark.parametrize("key, good, bad", [
+    ("seed", (0, 2**31 - 1), (-1, 2**31)),
+    ("batch_size", (1,), (0,)),
+    ("epochs", (1,), (0,)),
+    ("optimizer.lr", (1e-12,), (0, -1)),
+    ("optimizer.ema_momentum", (0, 1), (-0.1, 1.1)),
+    ("optimizer.rho", (0, 0.999), (-0.1, 1)),
+    ("optimizer.momentum", (0, 1), (-0.1, 1.1)),
+    ("optimizer.gradient_accumulation_steps", (2,), (1,)),
+    ("model.head.dropout", (0, 0.999), (-0.1, 1)),
+    ("model.head.l2", (0,), (-1e-9,)),
+    ("model.head.dense.dense1.units", (1,), (0,)),
+    ("model.layers.block1.dropout", (0, 0.5), (-0.1, 1.0)),
+    ("model.layers.block1.pool", (1,), (0,)),
+    ("data.image_size", (8,), (7,)),
+    ("data.limit.train", (1,), (0,)),
+    ("data.per_class.test", (0,), (-1,)),
+    ("augmentation.rotation", (0, 180), (-1, 181)),
+    ("augmentation.zoom", (0, 0.99), (-0.1, 1)),
+    ("regime.views", (0,), (-1,)),
+    ("regime.unfrozen_blocks", (1,), (0,)),
+    ("runtime.threads", (1,), (0,)),
+])  # fmt: skip
+def test_a_value_out_of_range_is_refused_at_both_ends(
+    key: str, good: tuple[float, ...], bad: tuple[float, ...], config: Read
+) -> None:
+    for value in good:
+        config(f"{key}={value}")
+    for value in bad:
+        (line,) = fault(config, f"{key}={value}")
+        assert line.startswith((f"{key}: must be greater than", f"{key}: must be less than"))
+        assert line.endswith(f". Received: {value}")
+
+
+@pytest.mark.parametrize("override, choices, nearest", [
+    ("objective=acuracy", ("roc_auc", "calibration_error"), "accuracy"),
+    ("model.head.pooling=averge", ("flatten", "max"), "average"),
+    ("data.on_bad=skp", ("error",), "skip"),
+    ("progress=non", ("auto",), "none"),
+    ("augmentation.fill=reflct", ("wrap", "constant"), "reflect"),
+    ("model.layers.block1.activation=rleu", ("selu", "tanh"), "relu"),
+    ("data.species=[cats,dgos]", ("cats", "owls"), "dogs"),
+])  # fmt: skip
+def test_a_choice_that_is_none_names_the_nearest(
+    override: str, choices: tuple[str, ...], nearest: str, config: Read
+) -> None:
+    (line,) = fault(config, override)
+    key, received = override.split("=")
+    assert line.startswith(key)
+    assert f"Received: '{received.rpartition(',')[2].strip(']')}'. " in line
+    assert all(f"'{choice}'" in line for choice in choices)
+    assert line.endswith(f"Nearest: {nearest}")
+
+
+def test_a_missing_value_is_named_with_what_to_type(config: Read) -> None:
+    assert fault(config, "data=folder") == ["data.root: no value. Give one: data.root=..."]
+    assert fault(config, "~epochs") == ["epochs: no value, and the run needs one. Give one: +epochs=..."]
+    (line,) = fault(config, "tracking=server")
+    assert line.startswith("tracking.uri: no value") and "MLFLOW_TRACKING_URI" in line
+
+
+def test_a_dangling_interpolation_is_a_configuration_fault(config: Read) -> None:
+    assert fault(config, "optimizer.lr=${sed}")[0] == "optimizer.lr: Interpolation key 'sed' not found"
+
+
+def test_more_blocks_than_there_are(config: Read) -> None:
+    (line,) = fault(config, "regime=finetune", "regime.unfrozen_blocks=4")
+    assert line == (
+        "regime.unfrozen_blocks: must be at most 3, as model=convnet has 3 blocks (block1, block2, block3). Received: 4"
+    )
+    assert config("regime=finetune", "regime.unfrozen_blocks=3").regime.unfrozen_blocks == 3
+    config("regime=scratch", "regime.unfrozen_blocks=4")  # scratch ignores it
+
+
+def test_pretrained_is_the_body_of_the_convnet_only(config: Read) -> None:
+    (line,) = fault(config, "regime=bottleneck", "model=vgg16", "model.weights=pretrained")
+    assert line.startswith("model.weights: ")
+    assert "Received: model=vgg16. Allowed: imagenet, a file, an MLflow run id, null" in line
+    config("regime=scratch", "model=vgg16", "model.weights=pretrained")  # scratch reads no weights
+
+
+def test_fractions_sum_to_one(config: Read) -> None:
+    assert fault(config, "data.fractions.train=0.5") == [
+        "data.fractions: train, validation and test must sum to 1; they sum to 0.7"
+    ]
+    config("data.fractions={train: 0.7, validation: 0.2, test: 0.1}")  # whose floating-point sum is not exactly 1
+
+
+def test_all_faults_come_in_one_error(config: Read) -> None:
+    lines = fault(
+        config, "data=folder", "epochs=0", "data.fractions.train=0.5", "optimizer.momentum=abc", "+optimizer.foo=1",
+        "+bar=2", "objective=acuracy", "regime=finetune", "regime.unfrozen_blocks=9",
+    )  # fmt: skip
+    keys = [line.partition(":")[0] for line in lines]
+    assert sorted(keys) == [
+        "bar", "data.fractions", "data.root", "epochs", "objective", "optimizer.foo", "optimizer.momentum",
+        "regime.unfrozen_blocks",
+    ]  # fmt: skip
+
+
+def test_a_component_of_the_users_own_may_have_any_arguments(config: Read) -> None:
+    """What is not shipped is checked in build, against the constructor's signature."""
+    read = config("optimizer._target_=mine.Lion", "+optimizer.beta=0.95")
+    assert read.optimizer.arguments["beta"] == 0.95
+
+
+def test_effective_drops_what_the_regime_ignores(config: Read) -> None:
+    scratch, bottleneck, finetune = (
+        effective(config(f"regime={name}")) for name in ("scratch", "bottleneck", "finetune")
+    )
+    assert "weights" not in scratch["model"] and "augmentation" in scratch
+    assert "augmentation" not in bottleneck and bottleneck["model"]["weights"] == "pretrained"
+    for plain in (scratch, bottleneck):
+        assert not {"unfrozen_blocks", "views", "head_from", "head_epochs", "head_optimizer"} & set(plain["regime"])
+    assert {"unfrozen_blocks", "views", "head_from", "head_epochs", "head_optimizer"} < set(finetune["regime"])
+    assert finetune["optimizer"]["_target_"] == "keras.optimizers.SGD", "as in YAML, so that it can be read back"
+
+
+@pytest.mark.parametrize("override", [
+    "optimizer.lr=0.5", "optimizer.momentum=0.5", "optimizer=adam", "seed=1", "batch_size=8", "epochs=3",
+    "model.head.dropout=0.1", "model.head.dense.dense1.l2=0.1", "model.layers.block1.filters=8",
+    "model.head.pooling=max", "data.image_size=96", "augmentation=none", "augmentation.seed=1",
+    "augmentation.layers=[{_target_: keras.layers.RandomContrast, factor: 0.2}]", "regime.unfrozen_blocks=2",
+    "regime.views=1", "regime.head_epochs=3", "regime.head_optimizer.lr=0.5", "regime=bottleneck", "regime=scratch",
+    "model=vgg16",
+])  # fmt: skip
+def test_identity_moves_with_what_a_fine_tuning_run_reads(override: str, config: Read) -> None:
+    base = ["regime=finetune"] if not override.startswith("regime=") else []
+    assert identity(config("regime=finetune")) != identity(config(*base, override))
+
+
+@pytest.mark.parametrize("override", [
+    "tracking=none", "tracking.experiment=other", "runtime.threads=1", "notes=hello", "+tags.question=dropout",
+    "outputs=/elsewhere", "progress=none", "evaluate.test=false", "data.root=B", "objective=loss",
+    "trusted_packages=[mine]",
+])  # fmt: skip
+def test_identity_rests_where_a_run_only_happens_elsewhere(override: str, config: Read) -> None:
+    base = ["regime=finetune", "data=folder", "data.root=A"]
+    assert identity(config(*base)) == identity(config(*base, override))
+
+
+@pytest.mark.parametrize("regime, override", [
+    ("scratch", "model.weights=null"), ("scratch", "regime.unfrozen_blocks=2"), ("scratch", "regime.views=0"),
+    ("scratch", "regime.head_epochs=2"), ("scratch", "regime.head_optimizer.lr=0.5"),
+    ("bottleneck", "augmentation=none"), ("bottleneck", "augmentation.rotation=5"), ("bottleneck", "regime.unfrozen_blocks=2"),
+    ("bottleneck", "regime.head_optimizer.lr=0.5"),
+])  # fmt: skip
+def test_identity_rests_where_the_regime_ignores_a_key(regime: str, override: str, config: Read) -> None:
+    assert identity(config(f"regime={regime}")) == identity(config(f"regime={regime}", override))
+
+
+def test_identity_knows_inputs_by_their_hashes(config: Read) -> None:
+    read = config("regime=finetune")
+    facts = {"data": "d", "weights": "w", "head": None, "version": "1"}
+    assert identity(read, **facts) == identity(read, **facts)
+    for changed in ({"data": "e"}, {"weights": "v"}, {"head": "h"}, {"version": "2"}):
+        assert identity(read, **{**facts, **changed}) != identity(read, **facts)
+
+
+@pytest.mark.parametrize("finetune, bottleneck", [
+    ([], ["epochs=30", "optimizer=rmsprop"]),
+    (
+        ["seed=3", "batch_size=8", "model.head.dropout=0.2", "regime.head_epochs=5", "epochs=2", "optimizer.lr=1e-5",
+         "optimizer@regime.head_optimizer=adam", "regime.head_optimizer.lr=3e-4", "regime.unfrozen_blocks=2",
+         "augmentation=light"],
+        ["seed=3", "batch_size=8", "model.head.dropout=0.2", "epochs=5", "optimizer=adam", "optimizer.lr=3e-4"],
+    ),
+])  # fmt: skip
+def test_the_head_of_fine_tuning_is_a_bottleneck_run(finetune: list[str], bottleneck: list[str], config: Read) -> None:
+    """So that the head cache serves what a bottleneck run trained, and the other way round."""
+    typed = config("regime=bottleneck", *bottleneck)
+    derived = head_run(config("regime=finetune", *finetune))
+    assert identity(derived) == identity(typed)
+    shown, expected = effective(derived), effective(typed)
+    assert shown == expected
+    other = config("regime=bottleneck", *bottleneck, "seed=9")
+    assert identity(derived) != identity(other)
+
+
+def test_reads_tells_a_key_with_a_place_from_a_typo() -> None:
+    good = ("tags.question", "model.layers.block9.filters", "model.head.dense.dense2", "optimizer.lr")
+    assert all(map(schema.reads, good))
+    bad = ("tag.question", "model.layers.block9.filers", "model.head.dense.dense1.unts", "lr", "epochs.more")
+    assert not any(map(schema.reads, bad))

@@ -1,0 +1,176 @@
+"""The command line as a user meets it: one process per command, so few of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments import paths
+from experiments.__main__ import VERBS
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ("tensorflow", "keras", "mlflow")
+# Calls the main() of a module for each of several command lines; prints what each did as JSON. One process for many.
+DRIVER = """
+import contextlib, importlib, io, json, sys, time
+module, lines = sys.argv[1], json.loads(sys.argv[2])
+told = []
+for line in lines:
+    sys.argv = [module, *line]
+    out, err, began = io.StringIO(), io.StringIO(), time.perf_counter()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            importlib.import_module(module).main()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code
+    seconds = time.perf_counter() - began
+    told.append({"code": code, "out": out.getvalue(), "err": err.getvalue(), "seconds": seconds})
+print(json.dumps({"told": told, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
+"""
+
+
+def shell(*command: str | Path, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **env}
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, cwd=cwd, env=environment, timeout=120
+    )
+
+
+def drive(module: str, lines: list[list[str]], cwd: Path) -> tuple[list[dict], list[str]]:
+    """What `main()` did for each command line, and the packages that were imported by all of them together."""
+    done = shell(sys.executable, "-c", DRIVER, module, json.dumps(lines), cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    return answer["told"], answer["modules"]
+
+
+WRONG = {
+    "optimizer.lrr=1": ["optimizer.lrr: ", "Received: '1'", "Allowed here: ", "momentum", "Nearest: optimizer.lr."],
+    "lr=0.1": ["lr: nothing reads this key", "Received: '0.1'", "Nearest: optimizer.lr."],
+    "model.dropout=0.1": ["model.dropout: nothing reads", "Nearest: model.head.dropout."],
+    "head.l2=0.1": ["head: nothing reads", "Received: 'head.l2=0.1'", "Nearest: model.head.l2."],
+    "optimizr=adam": ["optimizr: ", "Received: 'adam'", "Allowed here: ", "Nearest: optimizer."],
+    "regime=finetun": [
+        "regime: no such choice",
+        "Received: 'finetun'",
+        "bottleneck, finetune, scratch",
+        "Nearest: reg",
+    ],
+    "experiment=tutoral_scratch": ["experiment: no such choice", "Nearest: experiment=tutorial_scratch."],
+    "objective=acuracy": ["objective: ", "'roc_auc'", "Received: 'acuracy'", "Nearest: accuracy"],
+    "epochs=ten": ["epochs: must be a valid integer", "Received: 'ten'"],
+    "model.head.dropout=1.5": ["model.head.dropout: must be less than 1", "Received: 1.5"],
+    "augmentation.zoom=2": ["augmentation.zoom: must be less than or equal to 0.99", "Received: 2"],
+    "+foo=1": ["foo: nothing reads this key", "Received: 1", "Allowed here: augmentation, "],
+    "+optimizer.momentm=1": ["optimizer.momentm: nothing reads", "Received: 1", "Nearest: optimizer.momentum."],
+    "+model.head.dropot=1": ["model.head.dropot: nothing reads", "Received: 1", "Nearest: model.head.dropout."],
+    "tags.question=why": ["tags.question: a new key needs a plus", "Received: 'why'", "Allowed: +tags.question=why"],
+    "optimizer.lr=${sed}": ["optimizer.lr: ", "'sed' not found"],
+    "data=folder": ["data.root: no value", "data.root=..."],
+    "epochs=1,2": ["epochs=1,2", "--multirun"],
+    "nonsense": ["nonsense: not an override", "KEY=VALUE"],
+}
+
+
+def test_wrong_configurations_are_answered_at_once_and_leave_nothing(tmp_path: Path) -> None:
+    told, modules = drive("experiments.train", [[override] for override in WRONG], tmp_path)
+    for answer, (override, phrases) in zip(told, WRONG.items(), strict=True):
+        text = answer["code"]
+        assert isinstance(text, str), f"{override}: ends with the text, which is exit status 1. Received: {text!r}"
+        assert text.startswith("The configuration cannot be used:\n"), text
+        assert not [phrase for phrase in phrases if phrase not in text], f"{override} told: {text}"
+        assert "Traceback" not in answer["err"]
+        assert answer["seconds"] < 5
+    assert not set(HEAVY) & set(modules), "TensorFlow, Keras and MLflow are not for telling a typo"
+    assert not list(tmp_path.rglob("*")), "a wrong configuration leaves no run folder"
+
+
+def test_a_wrong_configuration_ends_the_process_with_a_status_and_no_traceback(tmp_path: Path) -> None:
+    began = time.perf_counter()
+    done = shell(sys.executable, "-X", "importtime", "-m", "experiments.train", "epochs=0", cwd=tmp_path)
+    assert time.perf_counter() - began < 5
+    assert done.returncode == 1
+    imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert "hydra" in imported and not set(HEAVY) & imported
+    told = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert told == ["The configuration cannot be used:", "  epochs: must be greater than or equal to 1. Received: 0"]
+    assert done.stdout == "" and not list(tmp_path.rglob("*"))
+
+
+def test_help_shows_every_choice_of_every_group_and_typical_commands(tmp_path: Path) -> None:
+    ((answer,), modules) = drive("experiments.train", [["--help"]], tmp_path)
+    text: str = answer["out"]
+    shown = {}
+    for line in text.splitlines():
+        group, colon, choices = line.strip().partition(": ")
+        if colon and (paths.CONF / group).is_dir():
+            shown[group] = set(choices.split(", "))
+    expected: dict[str, set[str]] = {}
+    for path in paths.CONF.glob("*/*.yaml"):
+        expected.setdefault(path.parent.name, set()).add(path.stem)
+    expected.pop("hydra", None)
+    assert {group: shown.get(group) for group in expected} == expected
+    commands = [line.strip() for line in text.splitlines() if line.strip().startswith("python -m experiments.train ")]
+    assert len([command for command in commands if "[GROUP=CHOICE]" not in command]) >= 6
+    assert not set(HEAVY) & set(modules)
+
+
+def test_three_ways_to_start_are_the_same_from_any_directory(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("experiments")
+    if not script.exists():
+        pytest.skip("the console script is not installed")
+    arguments = ["regime=finetune", "optimizer.lr=1e-4", "--cfg", "job"]
+    starts = [
+        ([sys.executable, "-m", "experiments.train"], tmp_path),
+        ([sys.executable, "-m", "experiments", "train"], ROOT),
+        ([script, "train"], tmp_path),
+    ]
+    told = [shell(*start, *arguments, cwd=cwd) for start, cwd in starts]
+    assert [done.returncode for done in told] == [0, 0, 0], told[0].stderr
+    composed = yaml.safe_load(told[0].stdout)
+    assert (composed["optimizer"]["name"], composed["regime"]["name"]) == ("sgd", "finetune")
+    assert float(composed["optimizer"]["lr"]) == 1e-4
+    assert told[0].stdout == told[1].stdout == told[2].stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_outputs_are_the_repositorys_the_current_folders_or_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPERIMENTS_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(ROOT)
+    assert paths.default_outputs() == str(tmp_path / "home")
+    monkeypatch.delenv("EXPERIMENTS_HOME")
+    assert paths.default_outputs() == str(ROOT / "outputs")
+    monkeypatch.chdir(ROOT / "tests")
+    assert paths.default_outputs() == str(ROOT / "outputs")
+    monkeypatch.chdir(tmp_path)
+    assert paths.default_outputs() == str(tmp_path.resolve() / "outputs")
+
+
+def test_run_names_tell_what_runs_and_are_not_shared_between_processes() -> None:
+    first = paths.run_name("finetune", "convnet")
+    assert first.partition("-finetune-convnet-")[2] and first == paths.run_name("finetune", "convnet")
+    code = "from experiments import paths; print(paths.run_name('finetune', 'convnet'))"
+    assert shell(sys.executable, "-c", code).stdout.strip().rpartition("-")[2] != first.rpartition("-")[2]
+
+
+def test_every_verb_helps_without_the_heavy_imports_and_a_typo_names_the_nearest(tmp_path: Path) -> None:
+    lines = [[verb, "--help"] for verb in VERBS]
+    told, modules = drive("experiments.__main__", [*lines, ["--help"], ["trian"], []], tmp_path)
+    *verbs, usage, typo, nothing = told
+    for verb, answer in zip(VERBS, verbs, strict=True):
+        assert answer["code"] == 0 and "experiments" in answer["out"], f"{verb} --help: {answer}"
+    assert usage["code"] == 0 and all(f"  {verb} " in usage["out"] for verb in VERBS)
+    assert "Received: 'trian'" in typo["code"] and "Nearest: train." in typo["code"]
+    assert nothing["code"] == 2
+    assert not set(HEAVY) & set(modules)
+    assert not list(tmp_path.rglob("*"))
