@@ -3,14 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from experiments import schema
+from experiments import paths, schema
 from experiments.schema import Config, effective, head_run, identity
 from experiments.types import ConfigError
 
 Read = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def bases() -> dict[tuple[str, ...], DictConfig]:
+    """What each choice of groups composes to, so that this file's many values are not composed each by itself."""
+    return {}
+
+
+@pytest.fixture
+def config(bases: dict[tuple[str, ...], DictConfig], composed: Callable[..., DictConfig]) -> Read:
+    """As conftest's `config`; KEY=VALUE and +KEY=VALUE are put into a copy of what the groups compose to."""
+
+    def make(*overrides: str) -> Config:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        values = [one for one in parsed if not (paths.CONF / one.key_or_group).is_dir() and not one.package]
+        choices = tuple(one.input_line or "" for one in parsed if one not in values)
+        if choices not in bases:
+            bases[choices] = composed(*choices)
+        copy = deepcopy(bases[choices])
+        OmegaConf.set_struct(copy, True)
+        for one in values:
+            if one.is_delete():
+                with open_dict(copy):
+                    del copy[one.key_or_group]
+            else:
+                OmegaConf.update(copy, one.key_or_group, one.value(), merge=True, force_add=one.is_add())
+        return schema.read(copy)
+
+    return make
 
 
 def fault(config: Read, *overrides: str) -> list[str]:
@@ -228,8 +260,8 @@ def test_identity_rests_where_a_run_only_happens_elsewhere(override: str, config
 @pytest.mark.parametrize("regime, override", [
     ("scratch", "model.weights=null"), ("scratch", "regime.unfrozen_blocks=2"), ("scratch", "regime.views=0"),
     ("scratch", "regime.head_epochs=2"), ("scratch", "regime.head_optimizer.lr=0.5"),
-    ("bottleneck", "augmentation=none"), ("bottleneck", "augmentation.rotation=5"), ("bottleneck", "regime.unfrozen_blocks=2"),
-    ("bottleneck", "regime.head_optimizer.lr=0.5"),
+    ("bottleneck", "augmentation=none"), ("bottleneck", "augmentation.rotation=5"),
+    ("bottleneck", "regime.unfrozen_blocks=2"), ("bottleneck", "regime.head_optimizer.lr=0.5"),
 ])  # fmt: skip
 def test_identity_rests_where_the_regime_ignores_a_key(regime: str, override: str, config: Read) -> None:
     assert identity(config(f"regime={regime}")) == identity(config(f"regime={regime}", override))

@@ -65,6 +65,7 @@ WRONG = {
         "Nearest: reg",
     ],
     "experiment=tutoral_scratch": ["experiment: no such choice", "Nearest: experiment=tutorial_scratch."],
+    "model=5": ["model: no such choice", "Received: '5'", "Allowed: convnet, "],
     "objective=acuracy": ["objective: ", "'roc_auc'", "Received: 'acuracy'", "Nearest: accuracy"],
     "epochs=ten": ["epochs: must be a valid integer", "Received: 'ten'"],
     "model.head.dropout=1.5": ["model.head.dropout: must be less than 1", "Received: 1.5"],

@@ -199,14 +199,16 @@ def _with_download(config: Config, constructor: Any, arguments: dict[str, Any]) 
         return construct("model", constructor, arguments)
     except ConfigError:
         raise
-    except Exception as error:  # Keras raises a bare Exception when a download fails
+    except Exception as error:  # Keras raises a bare Exception when a server cannot be reached
         failure = re.match(r"URL fetch failure on (\S+?):? (.*)", str(error), re.DOTALL)
-        if failure is None:
+        if failure is None and not isinstance(error, OSError):
             raise
         folder = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "models"
+        reason = failure[2] if failure else str(error)
+        wanted = folder / failure[1].rsplit("/", 1)[-1] if failure else f"its file in {folder}"
         raise ConfigError(
             f"model.weights: the ImageNet weights of model={config.model.name} could not be downloaded "
-            f"({failure[2]}). Keras looks for {folder / failure[1].rsplit('/', 1)[-1]}: put that file there. "
+            f"({reason}). Keras looks for {wanted}: put that file there. "
             "Or use another choice: model.weights=FILE (*.weights.h5), an MLflow run id, null (random weights), or "
             "model=convnet model.weights=pretrained, which needs no network"
         ) from None

@@ -88,12 +88,19 @@ def predictions_table(report: Report) -> dict[str, list[Any]]:
 
     Returns:
         path, sha256, label, predicted (str), correct (bool), confidence (float), then p_<class> (float) per class.
+        Bytes of a name that are not UTF-8 are backslash escapes, as in `manifest.to_rows`.
     """
     names = ("path", "sha256", "label", "predicted", "correct", "confidence")
     table: dict[str, list[Any]] = {name: [getattr(row, name) for row in report.predictions] for name in names}
+    for name in ("path", "label", "predicted"):
+        table[name] = [_encodable(text) for text in table[name]]
     for class_name in report.predictions[0].probabilities:
-        table[f"p_{class_name}"] = [row.probabilities[class_name] for row in report.predictions]
+        table[f"p_{_encodable(class_name)}"] = [row.probabilities[class_name] for row in report.predictions]
     return table
+
+
+def _encodable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _faults(split: str, probabilities: np.ndarray, shape: tuple[int, int]) -> list[str]:

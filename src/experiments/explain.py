@@ -9,7 +9,8 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from experiments.schema import faults, nearest, reads, unknown_key
+from experiments.paths import CONF
+from experiments.schema import faults, nearest, reads, shipped, unknown_key
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str | None:
@@ -22,9 +23,13 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
     cause = error.__cause__
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        close = nearest(choice, error.options)
-        hint = f" Nearest: {group}={close}." if close else ""
-        return faults([f"{group}: no such choice. Received: {choice!r}. Allowed: {', '.join(error.options)}.{hint}"])
+        return faults([_no_choice(group, choice, error.options)])
+    if isinstance(error, ValueError) and str(error).startswith("Config group override"):
+        # regime=5, regime=null: Hydra has no words of its own for a choice that is no string.
+        given = [_split(override) for override in overrides]
+        wrong = [(name, value, sorted(shipped(name))) for name, value in given if name and (CONF / name).is_dir()]
+        lines = [_no_choice(name, value, choices) for name, value, choices in wrong if value not in choices]
+        return faults(lines or [str(error)])
     if isinstance(error, OverrideParseException):
         return faults(
             [f"{error.override}: not an override Hydra can read. Allowed: KEY=VALUE, +KEY=VALUE, ~KEY. {error}"]
@@ -37,6 +42,12 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return faults(str(error).splitlines())
     return None
+
+
+def _no_choice(group: str, received: str, choices: Sequence[str]) -> str:
+    close = nearest(received, choices)
+    hint = f" Nearest: {group}={close}." if close else ""
+    return f"{group}: no such choice. Received: {received!r}. Allowed: {', '.join(choices)}.{hint}"
 
 
 def _unknown(cause: OmegaConfBaseException, overrides: Sequence[str]) -> str:

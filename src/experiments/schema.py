@@ -249,20 +249,20 @@ def read(composed: DictConfig) -> Config:
         raise ConfigError(faults([f"{error.full_key}: {error.msg}"])) from None
     assert isinstance(plain, dict)
     lines = [f"{key}: no value. Give one: {key}=..." for key in missing]
-    wrong = set()
+    wrong = {key.split(".")[0] for key in missing}
     try:
         config = Config.model_validate(plain)
     except ValidationError as error:
         found = [fault for fault in error.errors() if _key(fault) not in missing]
         lines += [_sentence(fault) for fault in found]
-        wrong = {fault["loc"][0] for fault in found}
+        wrong |= {str(fault["loc"][0]) for fault in found}
     for group in GROUPS:
         lines += _argument_faults(group, plain.get(group), missing)
     if isinstance(plain.get("regime"), dict):
         lines += _argument_faults("optimizer", plain["regime"].get("head_optimizer"), missing, "regime.head_optimizer")
     if not wrong & {"model", "regime", "tracking"}:
-        nodes = {"model": Model, "regime": Regime, "tracking": Tracking}
-        lines += _cross_faults(**{name: node.model_validate(plain[name]) for name, node in nodes.items()})
+        model, regime = Model.model_validate(plain["model"]), Regime.model_validate(plain["regime"])
+        lines += _cross_faults(model, regime, Tracking.model_validate(plain["tracking"]))
     if lines:
         raise ConfigError(faults(lines))
     return config

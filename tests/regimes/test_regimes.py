@@ -26,7 +26,7 @@ TIMES = ("seconds", "pictures_per_second")
 NETWORKS = {
     "convnet": ("model=convnet", "data.image_size=48", "model.head.pooling=average"),
     "mobilenet_v2": ("model=mobilenet_v2", "data.image_size=64"),
-    "vgg16": ("model=vgg16", "data.image_size=48"),
+    "vgg16": ("model=vgg16", "data.image_size=32"),
 }
 # By name, written down here and not computed: the layers of the last blocks.
 UNFROZEN = {
@@ -67,15 +67,18 @@ def weights_of(model: keras.Model) -> Weights:
     return {f"{layer.name}/{one.name}": one.numpy() for layer in model.layers for one in layer.weights}
 
 
-def run_regime(root: Path, outputs: Path, *overrides: str) -> Done:
-    """Builds, reads and trains in this process, with random backbone weights (made to let a signal through)."""
+def built(root: Path, outputs: Path, *overrides: str) -> Parts:
     with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
         settings = [
             "data=folder", f"data.root={root}", f"outputs={outputs}", "tracking=none", "model.weights=null",
             "batch_size=8", "epochs=2", "regime.head_epochs=2", "regime.views=2", *overrides,
         ]  # fmt: skip
-        config = schema.read(compose("config", settings))
-    parts = build(config, {})
+        return build(schema.read(compose("config", settings)), {})
+
+
+def run_regime(root: Path, outputs: Path, *overrides: str) -> Done:
+    """Builds, reads and trains in this process, with random backbone weights unless told otherwise."""
+    parts = built(root, outputs, *overrides)
     splits = read_data(parts)
     told: list[EpochRecord] = []
     ran: list[str] = []
@@ -98,8 +101,19 @@ def once(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     outputs = tmp_path_factory.mktemp("regimes")
 
     @functools.cache
+    def body(name: str) -> Path:
+        """Random weights, but statistics as after training: without, no signal gets through so deep a network."""
+        path = outputs / f"{name}.weights.h5"
+        model = built(drawn, outputs, *NETWORKS[name], "regime=bottleneck").backbone.model
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.moving_variance.assign(np.full(layer.moving_variance.shape, 0.03))
+        model.save_weights(path)
+        return path
+
+    @functools.cache
     def run(name: str, *overrides: str) -> Done:
-        return run_regime(drawn, outputs, *NETWORKS[name], *overrides)
+        return run_regime(drawn, outputs, *NETWORKS[name], f"model.weights={body(name)}", *overrides)
 
     return run
 
@@ -216,12 +230,21 @@ def test_a_second_finetune_finds_head_and_activations(small: Callable[..., Done]
     assert changed(first.after, second.after) == changed(first.head, second.head) == set()
 
 
-def test_other_settings_share_no_head(small: Callable[..., Done]) -> None:
-    small("regime=finetune")
-    for setting in ("seed=1", "regime.head_epochs=1", "model.head.dropout=0.4", "regime.head_optimizer.lr=2e-3"):
-        assert small("regime=finetune", setting).fitted.facts == {"head_source": "trained in this run"}, setting
-    for setting in ("epochs=1", "optimizer.momentum=0.5", "regime.unfrozen_blocks=2", "augmentation=light"):
-        assert small("regime=finetune", setting).fitted.facts == {"head_source": "head cache"}, setting
+def test_the_head_is_shared_by_runs_that_would_train_the_same(drawn: Path, tmp_path: Path) -> None:
+    def head(*settings: str) -> str:
+        parts = built(drawn, tmp_path, *NETWORKS["convnet"], *settings)
+        return parts.identity(schema.head_run(parts.config), "data")
+
+    first = head("regime=finetune")
+    for setting in ("seed=1", "regime.head_epochs=1", "model.head.dropout=0.4", "regime.head_optimizer.lr=2e-3",
+                    "batch_size=4", "data.image_size=50"):  # fmt: skip
+        assert head("regime=finetune", setting) != first, setting
+    for setting in ("epochs=1", "optimizer.momentum=0.5", "regime.unfrozen_blocks=2", "augmentation=light",
+                    "regime.views=1", "evaluate.test=false", "tracking=sqlite"):  # fmt: skip
+        assert head("regime=finetune", setting) == first, setting
+    bottleneck = built(drawn, tmp_path, *NETWORKS["convnet"], "regime=bottleneck")
+    assert bottleneck.identity(bottleneck.config, "data") == first
+    assert bottleneck.identity(bottleneck.config, "other data") != first
 
 
 def flip_last_byte(path: Path) -> None:
@@ -241,7 +264,7 @@ def test_damage_in_the_cache_is_told_and_made_good(
         flip_last_byte(path)
     with caplog.at_level(logging.WARNING):
         second = small("regime=finetune")
-    assert caplog.text.lower().count("damaged") >= len(damaged)
+    assert "damaged" in caplog.text.lower()
     heads = "heads" in pattern
     assert second.fitted.facts == {"head_source": "trained in this run" if heads else "head cache"}
     assert ("frozen" in second.ran) is not heads
@@ -265,34 +288,25 @@ def test_stored_activations_train_as_the_whole_network_does(small: Callable[...,
     assert moved and all(np.abs(stored.before[name] - stored.after[name]).max() > 1e-3 for name in moved)
 
 
-def test_views_are_what_training_sees(small: Callable[..., Done], store: Path) -> None:
+def test_views_are_what_training_sees(small: Callable[..., Done]) -> None:
     outcomes = [
         small("regime=finetune", "augmentation=tutorial", "model.head.dropout=0", *settings).after["block3_conv/kernel"]
-        for settings in (
-            ("regime.views=1",), ("regime.views=2",), ("regime.views=0",), ("regime.views=2", "augmentation.seed=1"),
-            ("regime.views=2", "augmentation=none"),
-        )
-    ]  # fmt: skip
+        for settings in (("regime.views=1",), ("regime.views=2",), ("regime.views=0",), ("augmentation=none",))
+    ]
     for at, one in enumerate(outcomes):
         assert all(np.any(one != other) for other in outcomes[at + 1 :])
-    again = small("regime=finetune", "augmentation=tutorial", "model.head.dropout=0", "regime.views=0")
-    np.testing.assert_array_equal(again.after["block3_conv/kernel"], outcomes[2])
 
 
-def test_three_seeds_share_one_extraction(small: Callable[..., Done], store: Path) -> None:
-    small("regime=finetune", "augmentation=light", "model.head.dropout=0.3")
+def test_seeds_share_one_extraction(small: Callable[..., Done], drawn: Path, store: Path, tmp_path: Path) -> None:
+    # Random weights follow the seed; loaded ones do not.
+    body = tmp_path / "body.weights.h5"
+    built(drawn, store, *NETWORKS["convnet"], "regime=bottleneck").backbone.model.save_weights(body)
+    small("regime=finetune", "augmentation=light", f"model.weights={body}")
     entries = sorted((store / "cache" / "activations").iterdir())
-    # Random weights follow the seed; loaded ones, as here, do not.
-    (store / "body").mkdir()
-    done = small("regime=scratch")
-    done.parts.backbone.model.save_weights(store / "body" / "convnet.weights.h5")
-    body = f"model.weights={store / 'body' / 'convnet.weights.h5'}"
-    small("regime=finetune", "augmentation=light", body)
-    with_body = sorted((store / "cache" / "activations").iterdir())
-    assert len(with_body) > len(entries)
-    other = small("regime=finetune", "augmentation=light", body, "seed=1")
+    other = small("regime=finetune", "augmentation=light", f"model.weights={body}", "seed=1")
+    assert other.fitted.facts == {"head_source": "trained in this run"}
     assert "frozen" not in other.ran
-    assert sorted((store / "cache" / "activations").iterdir()) == with_body
+    assert sorted((store / "cache" / "activations").iterdir()) == entries
 
 
 @pytest.fixture(scope="module")

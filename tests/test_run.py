@@ -1,0 +1,197 @@
+"""One run from the command line to its folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import run as run_module
+from experiments import schema, train
+from experiments.build import build
+from experiments.run import Curves, check_joined, read_data, run, write_csv
+from experiments.tracking import Untracked
+from experiments.types import EpochRecord, Fitted
+
+SMALL = (
+    "data=folder", "data.image_size=48", "model.weights=null", "model.head.pooling=average", "epochs=2", "batch_size=8",
+    "regime.head_epochs=3", "regime.views=1", "progress=none",
+)  # fmt: skip
+FIGURES = {f"{split}_{name}.png" for split in ("validation", "test")
+           for name in ("confusion", "roc", "calibration", "mistakes")}  # fmt: skip
+
+
+def start(outputs: Path, name: str, *overrides: str) -> Path:
+    """What `python -m experiments.train ...` does, in this process; returns the run's folder."""
+    folder = outputs / "runs" / name
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
+        settings = [f"outputs={outputs}", f"hydra.run.dir={folder}", "hydra/job_logging=disabled"]
+        patch.setattr(sys, "argv", ["train", *SMALL, *settings, *overrides])
+        patch.setenv("HYDRA_FULL_ERROR", "1")
+        try:
+            train.train()
+        finally:
+            logging.disable(logging.NOTSET)  # Hydra's job_logging=disabled switches all logging off
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tuned(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finetune run without MLflow, its validation metric `loss` the objective."""
+    outputs = tmp_path_factory.mktemp("run") / "outputs"
+    settings = ("regime=finetune", "tracking=none", "augmentation=light", "objective=loss")
+    with pytest.MonkeyPatch.context() as patch:
+        returned: list[float] = []
+
+        def listening(config: schema.Config) -> float:
+            returned.append(run(config))
+            return returned[-1]
+
+        patch.setattr(run_module, "run", listening)
+        folder = start(outputs, "tuned", f"data.root={drawn}", *settings)
+    (folder / "returned").write_text(str(returned[0]))
+    return folder
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_folder_holds_everything(tuned: Path) -> None:
+    names = {str(path.relative_to(tuned)) for path in tuned.rglob("*") if path.is_file()}
+    assert names - {"returned"} >= {
+        "config.yaml", "manifest.csv", "curves.csv", "metrics.json", "predictions_validation.csv",
+        "predictions_test.csv", "weights/backbone.weights.h5", "weights/head.weights.h5", ".hydra/overrides.yaml",
+        "figures/learning_curves.png", "figures/augmented.png", *(f"figures/{name}" for name in FIGURES),
+    }  # fmt: skip
+    for path in (tuned / "figures").iterdir():
+        with Image.open(path) as figure:
+            assert figure.format == "PNG" and min(figure.size) >= 100
+            assert np.asarray(figure).std() > 1
+    assert not list(tuned.parents[1].glob("**/mlflow.db*")) and not (tuned.parents[1] / "mlartifacts").exists()
+
+
+def test_the_effective_configuration_is_written(tuned: Path) -> None:
+    written = schema.load_yaml(tuned / "config.yaml")
+    assert written["regime"]["name"] == "finetune" and written["optimizer"]["name"] == "sgd"
+    assert written["epochs"] == 2 and written["data"]["image_size"] == 48 and written["tracking"]["uri"] is None
+
+
+def test_the_manifest_lists_every_picture(tuned: Path) -> None:
+    rows = rows_of(tuned / "manifest.csv")
+    assert len(rows) == 2 * (12 + 6 + 4)
+    assert {row["class_name"] for row in rows} == {"blobs", "stripes"}
+    assert all(len(row["sha256"]) == 64 and row["mode"] == "RGB" and row["width"] == "48" for row in rows)
+
+
+def test_curves_have_a_row_an_epoch(tuned: Path) -> None:
+    rows = rows_of(tuned / "curves.csv")
+    assert [(row["step"], row["phase"], row["epoch"]) for row in rows] == [
+        ("0", "head", "0"), ("1", "head", "1"), ("2", "head", "2"), ("3", "finetune", "0"), ("4", "finetune", "1"),
+    ]  # fmt: skip
+    stamps = [int(row["timestamp"]) for row in rows]
+    assert stamps == sorted(stamps)
+    assert all(np.isfinite(float(row[name])) for row in rows for name in ("loss", "validation_loss", "seconds"))
+
+
+def test_predictions_and_metrics_agree(tuned: Path) -> None:
+    metrics = json.loads((tuned / "metrics.json").read_text())
+    for split, count in (("validation", 12), ("test", 8)):
+        rows = rows_of(tuned / f"predictions_{split}.csv")
+        assert len(rows) == count
+        assert np.mean([row["correct"] == "True" for row in rows]) == pytest.approx(metrics[f"{split}.accuracy"])
+        for row in rows:
+            shares = {name: float(row[f"p_{name}"]) for name in ("blobs", "stripes")}
+            assert sum(shares.values()) == pytest.approx(1)
+            assert row["predicted"] == max(shares, key=lambda name: shares[name])
+            assert row["path"].startswith(f"{split}/{row['label']}/")
+            assert (row["correct"] == "True") == (row["label"] == row["predicted"])
+    last = float(rows_of(tuned / "curves.csv")[-1]["validation_loss"])
+    assert metrics["validation.loss"] == pytest.approx(last, abs=1e-4)
+    assert float((tuned / "returned").read_text()) == metrics["validation.loss"]  # the objective
+
+
+def test_the_weights_make_the_same_predictions(
+    tuned: Path, drawn: Path, config: Callable[..., schema.Config], tmp_path: Path
+) -> None:
+    weights = tuned / "weights" / "backbone.weights.h5"
+    settings = (*SMALL, f"data.root={drawn}", f"outputs={tmp_path}", "regime=bottleneck", f"model.weights={weights}")
+    parts = build(config(*settings), {})
+    head = parts.head(2)
+    head.load_weights(tuned / "weights" / "head.weights.h5")
+    from experiments.models.network import join
+
+    pictures = read_data(parts).validation
+    scores = join(parts.backbone, "average", head).predict_on_batch(pictures.pixels.astype("float32"))
+    written = [[float(row["p_blobs"]), float(row["p_stripes"])] for row in rows_of(tuned / "predictions_validation.csv")]
+    np.testing.assert_allclose(scores, written, atol=1e-5)
+
+
+def test_without_test_the_test_split_is_not_read(drawn: Path, tmp_path: Path) -> None:
+    settings = ("regime=bottleneck", "tracking=none", "evaluate.test=false", "epochs=1")
+    folder = start(tmp_path, "untested", f"data.root={drawn}", *settings)
+    assert (folder / "predictions_validation.csv").exists() and not (folder / "predictions_test.csv").exists()
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        "learning_curves.png", *(name for name in FIGURES if name.startswith("validation_"))
+    }  # and no augmented pictures, which bottleneck never sees
+    assert not [key for key in json.loads((folder / "metrics.json").read_text()) if key.startswith("test")]
+    assert "augmentation" not in schema.load_yaml(folder / "config.yaml")
+    pixels = {tuple(json.loads(path.read_text())["shape"])[0] for path in tmp_path.glob("cache/*/*/meta.json")}
+    assert pixels == {24, 12}  # training and validation pictures; none of the 8 of test
+
+
+def test_a_fault_leaves_the_curves(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: object, **options: object) -> NoReturn:
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(run_module, "evaluate", fails)
+    with pytest.raises(RuntimeError, match="no more"):
+        start(tmp_path, "broken", f"data.root={drawn}", "regime=bottleneck", "tracking=none")
+    assert len(rows_of(tmp_path / "runs" / "broken" / "curves.csv")) == 2
+    assert not (tmp_path / "runs" / "broken" / "metrics.json").exists()
+
+
+def test_a_joined_model_that_disagrees_is_not_reported(drawn: Path, config: Callable[..., schema.Config]) -> None:
+    parts = build(config(*SMALL, f"data.root={drawn}", "regime=bottleneck"), {})
+    splits = read_data(parts)
+    inputs = keras.Input((48, 48, 3))
+    pooled = keras.layers.Dense(2, activation="softmax")(keras.layers.GlobalAveragePooling2D()(inputs / 255))
+    model = keras.Model(inputs, pooled)
+    right = np.asarray(model(splits.validation.pixels.astype("float32")))
+    check_joined(Fitted(model, (), {"validation": right}), splits)
+    wrong = right.copy()
+    wrong[3] += [0.01, -0.01]
+    with pytest.raises(RuntimeError, match="disagree by 0.01"):
+        check_joined(Fitted(model, (), {"validation": wrong}), splits)
+
+
+def test_curves_are_on_disk_before_the_tracker_is_told(tmp_path: Path) -> None:
+    class Down(Untracked):
+        def epoch(self, record: EpochRecord) -> None:
+            raise ConnectionError("the server is gone")
+
+    curves = Curves(tmp_path / "curves.csv", Down())
+    for step in range(2):
+        with pytest.raises(ConnectionError):
+            curves.add(EpochRecord(step, "scratch", step, 5, {"loss": 0.5}))
+    assert (tmp_path / "curves.csv").read_text().splitlines() == [
+        "step,phase,epoch,timestamp,loss", "0,scratch,0,5,0.5", "1,scratch,1,5,0.5"
+    ]  # fmt: skip
+
+
+def test_csv_cells_are_quoted(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"path": 'a,"b"\nc.jpg', "n": 1}, {"path": "Katze 猫.jpg", "n": 2}]
+    write_csv(tmp_path / "table.csv", rows)
+    with (tmp_path / "table.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == [row["path"] for row in rows]

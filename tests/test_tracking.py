@@ -1,0 +1,346 @@
+"""Runs as MLflow has them: what they were, how they went, and models that load."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+from mlflow.entities import Run
+from PIL import Image
+
+from experiments import schema, tracking, train
+from experiments.data import decoder
+from experiments.regimes import scratch
+from experiments.types import ConfigError
+
+METRICS = {
+    "loss", "accuracy", "validation_loss", "validation_accuracy", "learning_rate", "seconds", "pictures_per_second"
+}  # fmt: skip
+SMALL = ("data.image_size=48", "model.head.pooling=average", "epochs=2", "batch_size=8", "progress=none")
+
+
+class Store(NamedTuple):
+    """An MLflow store of this module and the pictures that its runs read."""
+
+    outputs: Path
+    root: Path
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.outputs}/mlflow.db"
+
+    def command(self, name: str, *overrides: str) -> list[str]:
+        return [
+            "train", "data=folder", f"data.root={self.root}", f"outputs={self.outputs}",
+            f"hydra.run.dir={self.outputs / 'runs' / name}", "hydra/job_logging=disabled", *SMALL, *overrides,
+        ]  # fmt: skip
+
+    def train(self, name: str, *overrides: str) -> None:
+        """A run in this process, as its command line would start it."""
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
+            patch.setattr(sys, "argv", self.command(name, *overrides))
+            patch.setenv("HYDRA_FULL_ERROR", "1")
+            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+            level = logging.getLogger().level
+            try:
+                train.train()
+            finally:
+                logging.disable(logging.NOTSET)  # Hydra's job_logging=disabled switches all logging off
+                logging.getLogger().setLevel(level)
+
+    def run(self, name: str) -> Run:
+        client = mlflow.MlflowClient(self.uri)
+        experiments = [one.experiment_id for one in client.search_experiments()]
+        (found,) = client.search_runs(experiments, f"attributes.run_name = '{name}'")
+        return found
+
+    def files(self, run: Run) -> set[str]:
+        client = mlflow.MlflowClient(self.uri)
+        found: set[str] = set()
+        folders = [""]
+        while folders:
+            for one in client.list_artifacts(run.info.run_id, folders.pop() or None):
+                (folders.append if one.is_dir else found.add)(one.path)
+        return found
+
+
+@pytest.fixture(scope="module")
+def store(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """Holds `head` (bottleneck), `tuned` (finetune on head's backbone) and `given` (finetune on head's head)."""
+    store = Store(tmp_path_factory.mktemp("tracking") / "outputs", drawn)
+    store.train("head", "regime=bottleneck", "model.weights=null", "optimizer.lr=0.01", "+tags.question=which")
+    head = store.run("head").info.run_id
+    tuned = ("regime=finetune", f"model.weights='{head}'", "regime.views=1", "evaluate.test=false",
+             "tracking.log_model=false")  # fmt: skip
+    store.train("tuned", *tuned, "regime.head_epochs=2", "regime.head_optimizer.lr=0.01")
+    store.train("given", *tuned, f"regime.head_from='{head}'")
+    yield store
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def predictions(store: Store) -> tuple[np.ndarray, np.ndarray]:
+    """Validation pictures of `head` [N, 48, 48, 3] float32 and what its CSV says of them [N, 2]."""
+    with (store.outputs / "runs/head/predictions_validation.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    pictures = [decoder.resize(decoder.decode((store.root / row["path"]).read_bytes()), 48) for row in rows]
+    return np.stack(pictures).astype("float32"), np.array([[row["p_blobs"], row["p_stripes"]] for row in rows], float)
+
+
+def test_a_run_is_described(store: Store) -> None:
+    run = store.run("head")
+    params = run.data.params
+    assert run.info.status == "FINISHED"
+    assert params["regime"] == "bottleneck" and params["model"] == "convnet" and params["optimizer"] == "rmsprop"
+    assert float(params["optimizer.lr"]) == 0.01 and params["epochs"] == "2" and params["seed"] == "0"
+    assert params["data"] == "folder" and params["data.image_size"] == "48" and params["model.weights"] == "null"
+    ignored = ("augmentation", "regime.unfrozen_blocks", "regime.views", "regime.head_")
+    assert not [key for key in params if key.startswith(ignored)]
+    assert not [key for key in params if key.startswith(("tracking", "outputs", "hydra", "tags")) or "_target_" in key]
+    tuned = store.run("tuned").data.params
+    assert tuned["regime.unfrozen_blocks"] == "1" and tuned["regime.head_optimizer"] == "rmsprop"
+    assert tuned["augmentation"] == "tutorial" and float(tuned["augmentation.rotation"]) == 40
+
+
+def test_a_run_is_tagged(store: Store) -> None:
+    tags = store.run("head").data.tags
+    assert re.fullmatch("[0-9a-f]{32}", tags["identity"])
+    assert re.fullmatch("[0-9a-f]{64}", tags["data_fingerprint"])
+    assert re.fullmatch("[0-9a-f]{64}", tags["backbone_identity"])
+    assert tags["regime"] == "bottleneck" and tags["backbone"] == "convnet" and tags["question"] == "which"
+    assert tags["version.keras"] == keras.__version__ and tags["version.tensorflow"] and tags["version.python"]
+    assert tags["host"] and tags["command"].startswith("train data=folder") and "optimizer.lr=0.01" in tags["command"]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert tags.get("git.commit", "") == commit
+    if commit:
+        assert tags["git.dirty"] in ("true", "false")
+    assert Path(tags["run_folder"]) == store.outputs / "runs" / "head"
+    assert store.run("tuned").data.tags["head_source"] == "head cache"
+    assert store.run("tuned").data.tags["backbone_identity"] == tags["backbone_identity"]
+    assert store.run("tuned").data.tags["identity"] != tags["identity"]
+
+
+def test_a_run_names_its_data(store: Store) -> None:
+    run = store.run("head")
+    (dataset,) = {(one.dataset.name, one.dataset.digest, one.dataset.source) for one in run.inputs.dataset_inputs}
+    assert dataset[:2] == ("folder", run.data.tags["data_fingerprint"][:32])
+    assert str(store.root) in dataset[2]
+    contexts = {tag.value for one in run.inputs.dataset_inputs for tag in one.tags}
+    assert contexts == {"training", "validation"}
+
+
+def test_curves_lie_on_one_axis(store: Store) -> None:
+    client = mlflow.MlflowClient(store.uri)
+
+    def curve(name: str, metric: str) -> list[tuple[int, float]]:
+        return [(one.step, one.value) for one in client.get_metric_history(store.run(name).info.run_id, metric)]
+
+    for metric in METRICS:
+        assert [step for step, _ in curve("head", metric)] == [0, 1]
+        assert [step for step, _ in curve("tuned", metric)] == [0, 1, 2, 3]
+        assert [step for step, _ in curve("given", metric)] == [0, 1]
+    head, finetune = tracking.PHASES.index("head"), tracking.PHASES.index("finetune")
+    assert curve("head", "phase") == [(0, head), (1, head)]
+    assert curve("tuned", "phase") == [(0, head), (1, head), (2, finetune), (3, finetune)]
+    assert curve("given", "phase") == [(0, finetune), (1, finetune)]
+    assert curve("tuned", "loss")[:2] == curve("head", "loss")  # the head that `head` trained
+    for name in ("head", "tuned"):
+        with (store.outputs / "runs" / name / "curves.csv").open(encoding="utf-8") as file:
+            written = [(int(row["step"]), float(row["validation_loss"])) for row in csv.DictReader(file)]
+        assert written == curve(name, "validation_loss")
+
+
+def test_results_are_logged(store: Store) -> None:
+    metrics = store.run("head").data.metrics
+    stored = json.loads((store.outputs / "runs/head/metrics.json").read_text())
+    assert {key: metrics[key] for key in stored} == stored
+    for split in ("validation", "test"):
+        assert metrics[f"{split}.accuracy_low"] <= metrics[f"{split}.accuracy"] <= metrics[f"{split}.accuracy_high"]
+    assert metrics["total_seconds"] > 0
+    assert metrics["validation.accuracy"] == pytest.approx(metrics["validation_accuracy"])  # the last epoch's
+    assert not [key for key in store.run("tuned").data.metrics if key.startswith("test.")]
+
+
+def test_the_folder_is_among_the_artifacts(store: Store) -> None:
+    run = store.run("head")
+    folder = store.outputs / "runs" / "head"
+    local = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    wanted = {path for path in local if not path.startswith((".hydra", "inputs"))}
+    assert wanted | {"predictions_validation.json", "predictions_test.json"} == store.files(run)
+    table = tracking.read_predictions(
+        store.uri, tracking.find_runs(store.uri, ["head"])[0], "validation"
+    )
+    with (folder / "predictions_validation.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert table["path"] == [row["path"] for row in rows]
+    assert [str(value) for value in table["correct"]] == [row["correct"] for row in rows]
+    assert not [path for path in store.files(store.run("tuned")) if path.startswith("inputs")]
+
+
+def test_the_model_predicts_as_in_training(store: Store, predictions: tuple[np.ndarray, np.ndarray]) -> None:
+    mlflow.set_tracking_uri(store.uri)
+    model = mlflow.keras.load_model(f"runs:/{store.run('head').info.run_id}/model")
+    np.testing.assert_allclose(model.predict(predictions[0], verbose=0), predictions[1], atol=1e-5)
+    assert predictions[1].std() > 0.01
+
+
+def test_the_model_serves_arrays(store: Store, predictions: tuple[np.ndarray, np.ndarray]) -> None:
+    mlflow.set_tracking_uri(store.uri)
+    served = mlflow.pyfunc.load_model(f"runs:/{store.run('head').info.run_id}/model")
+    signature = served.metadata.signature
+    assert signature.inputs.inputs[0].shape == (-1, 48, 48, 3) and signature.outputs.inputs[0].shape == (-1, 2)
+    np.testing.assert_allclose(served.predict(predictions[0]), predictions[1], atol=1e-5)
+    with pytest.raises(mlflow.MlflowException):
+        served.predict(predictions[0][:, :40])
+    requirements = Path(
+        mlflow.artifacts.download_artifacts(f"runs:/{store.run('head').info.run_id}/model/requirements.txt")
+    ).read_text()
+    assert f"keras=={keras.__version__}" in requirements.split()
+
+
+def test_weights_and_head_of_a_run_are_starting_points(store: Store) -> None:
+    assert store.run("given").data.tags["head_source"] == f"run {store.run('head').info.run_id}"
+    runs = store.outputs / "runs"
+
+    def layers(name: str) -> dict[str, np.ndarray]:
+        from experiments.models.convnet import convnet
+
+        blocks = {f"block{n}": schema.ConvBlock(filters=filters) for n, filters in ((1, 32), (2, 32), (3, 64))}
+        model = convnet(input_tensor=keras.Input((48, 48, 3)), layers=blocks)
+        model.load_weights(runs / name / "weights" / "backbone.weights.h5")
+        return {f"{layer.name}/{one.name}": one.numpy() for layer in model.layers for one in layer.weights}
+
+    head, given = layers("head"), layers("given")
+    moved = {name for name in head if not np.array_equal(head[name], given[name])}
+    assert moved == {"block3_conv/kernel", "block3_conv/bias"}
+
+
+@pytest.mark.parametrize("key", ["model.weights", "regime.head_from"])
+def test_an_unknown_run_is_a_clear_error(store: Store, key: str) -> None:
+    other = "model.weights=null" if key == "regime.head_from" else "regime.head_from=null"
+    with pytest.raises(ConfigError) as caught:
+        store.train(f"wrong-{key}", "regime=finetune", other, f"{key}='{'0' * 32}'")
+    text = str(caught.value)
+    assert text.startswith(f"{key}: run {'0' * 32}") and store.uri in text
+    assert store.run(f"wrong-{key}").info.status == "FAILED"
+
+
+def test_a_run_of_another_network_is_a_clear_error(store: Store) -> None:
+    with pytest.raises(ConfigError, match=r"model\.weights: .* does not fit convnet"):
+        wrong = f"model.weights='{store.run('head').info.run_id}'"
+        store.train("misfit", "regime=finetune", wrong, "model.layers.block3.filters=5")
+
+
+def test_a_run_that_fails_says_why(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: object, **options: object) -> NoReturn:
+        raise RuntimeError("the disk is on fire")
+
+    monkeypatch.setattr(scratch, "fit", fails)
+    with pytest.raises(RuntimeError, match="on fire"):
+        store.train("burnt", "regime=scratch")
+    run = store.run("burnt")
+    assert run.info.status == "FAILED"
+    assert run.data.tags["failure"] == "RuntimeError: the disk is on fire"
+    assert mlflow.active_run() is None
+    with pytest.raises(ConfigError, match="burnt: no finished run fits"):
+        tracking.find_runs(store.uri, ["burnt"])
+
+
+def test_a_run_that_is_stopped_is_killed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*arguments: object, **options: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scratch, "fit", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        store.train("stopped", "regime=scratch")
+    assert store.run("stopped").info.status == "KILLED"
+
+
+def test_runs_are_found_by_id_beginning_and_name(store: Store) -> None:
+    run_id = store.run("head").info.run_id
+    for name in (run_id, run_id[:12], "head"):
+        assert [one.run_id for one in tracking.find_runs(store.uri, [name])] == [run_id]
+    assert [one.name for one in tracking.find_runs(store.uri, ["tuned", "head"])] == ["tuned", "head"]
+    assert {one.name for one in tracking.find_runs(store.uri, ())} == {"head", "tuned", "given"}
+    assert [one.name for one in tracking.find_runs(store.uri, (), tag=("question", "which"))] == ["head"]
+    with pytest.raises(ConfigError, match=r"nowhere.*Train first"):
+        tracking.find_runs("sqlite:////nowhere/mlflow.db", ())
+    with pytest.raises(ConfigError, match="no predictions of split 'test'"):
+        tracking.read_predictions(store.uri, tracking.find_runs(store.uri, ["tuned"])[0], "test")
+
+
+def test_without_a_store_a_run_id_is_refused(config: Callable[..., schema.Config]) -> None:
+    wanted = config("regime=finetune", "tracking=none", f"regime.head_from='{'a' * 32}'")
+    with pytest.raises(ConfigError, match=r"regime\.head_from: a run id needs a tracking store"):
+        tracking.Untracked().files(wanted)
+    assert tracking.Untracked().files(config("tracking=none", f"regime.head_from='{'a' * 32}'")) == {}  # scratch
+
+
+def test_a_store_that_cannot_be_opened_is_a_clear_error(
+    config: Callable[..., schema.Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mlflow.db").write_text("this is no database, but long enough to be taken for one" * 100)
+    wanted = config(f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"outputs={tmp_path}")
+    with pytest.raises(ConfigError) as caught, tracking.track(wanted, tmp_path / "run"):
+        pass
+    assert str(caught.value).startswith("tracking.uri: ") and str(tmp_path / "mlflow.db") in str(caught.value)
+
+
+def test_names_that_are_no_text_do_not_break_tables(tmp_path: Path) -> None:
+    root = tmp_path / "pictures"
+    rng = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        for name in ("Käfer", "猫"):
+            (root / split / name).mkdir(parents=True)
+            for n in range(2):
+                path = os.fsencode(root / split / name) + b"/bad\xff%d.png" % n
+                with open(path, "wb") as file:
+                    Image.fromarray(rng.integers(0, 256, (48, 48, 3)).astype("uint8")).save(file, "PNG")
+    store = Store(tmp_path / "outputs", root)
+    store.train("odd", "regime=scratch", "augmentation=none", "epochs=1", "tracking.log_model=false")
+    run = store.run("odd")
+    assert run.info.status == "FINISHED"
+    table = tracking.read_predictions(store.uri, tracking.find_runs(store.uri, ["odd"])[0], "validation")
+    assert sorted(table["path"]) == sorted(
+        f"validation/{name}/bad\\udcff{n}.png" for name in ("Käfer", "猫") for n in range(2)
+    )
+    assert "p_Käfer" in table
+    text = (store.outputs / "runs/odd/predictions_validation.csv").read_text(encoding="utf-8")
+    assert "bad\\udcff0.png" in text and "猫" in text
+
+
+def test_two_first_runs_at_once_share_one_store(drawn: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "outputs", drawn)
+    environment = os.environ | {"EXPERIMENTS_HOME": str(store.outputs)}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "experiments.train", *store.command(name, "epochs=1", "tracking.log_model=false",
+             "data.limit.train=4", f"seed={at}")[1:]],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for at, name in enumerate(("one", "two"))
+    ]  # fmt: skip
+    try:
+        printed = [run.communicate(timeout=300)[0] for run in runs]
+    finally:
+        for run in runs:
+            run.send_signal(signal.SIGKILL) if run.poll() is None else None
+    assert [run.returncode for run in runs] == [0, 0], printed
+    assert {store.run(name).info.status for name in ("one", "two")} == {"FINISHED"}
+    client = mlflow.MlflowClient(store.uri)
+    assert sorted(one.name for one in client.search_experiments()) == ["Default", "experiments"]
+    assert client.get_experiment_by_name("experiments").artifact_location == (store.outputs / "mlartifacts").as_uri()
