@@ -140,7 +140,7 @@ def test_a_run_names_its_data(store: Store) -> None:
     assert dataset[:2] == ("folder", run.data.tags["data_fingerprint"][:32])
     assert str(store.root) in dataset[2]
     contexts = {tag.value for one in run.inputs.dataset_inputs for tag in one.tags}
-    assert contexts == {"training", "validation"}
+    assert contexts == {"training"}
 
 
 def test_curves_lie_on_one_axis(store: Store) -> None:
@@ -181,9 +181,7 @@ def test_the_folder_is_among_the_artifacts(store: Store) -> None:
     local = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     wanted = {path for path in local if not path.startswith((".hydra", "inputs"))}
     assert wanted | {"predictions_validation.json", "predictions_test.json"} == store.files(run)
-    table = tracking.read_predictions(
-        store.uri, tracking.find_runs(store.uri, ["head"])[0], "validation"
-    )
+    table = tracking.read_predictions(store.uri, tracking.find_runs(store.uri, ["head"])[0], "validation")
     with (folder / "predictions_validation.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert table["path"] == [row["path"] for row in rows]

@@ -68,20 +68,30 @@ def build(config: Config, files: Mapping[str, Path]) -> Parts:
 
 
 def resolve(config: Config, key: str, target: str, kind: type | None = None) -> Any:
-    """The function or class that a `_target_` names, if it may be used there.
+    """The class or function that a `_target_` names, if it may be used there.
+
+    Args:
+        key: the slot's place in the configuration.
+        target: the dotted name.
+        kind: the Keras class whose subclass it must be; None for the slots that our own factories fill.
 
     Raises:
-        ConfigError: a name outside Keras, our own factories of this group and `trusted_packages`, checked before
-            anything is imported; a name that does not exist; a class of another kind.
+        ConfigError: a name that this slot does not take, checked before anything is imported: Keras is for its classes
+            and applications only, ours for the factories of the slot's group, all else needs `trusted_packages`; a
+            name that does not exist; a class of another kind.
     """
     group = key.split(".")[0]
-    package = target.split(".")[0]
-    ours = OURS.get(group)
-    trusted = [name for name in config.trusted_packages if target.startswith(f"{name}.")]
-    if not (package == "keras" or (ours and target.startswith(ours)) or trusted):
+    allowed = [f"{name}." for name in config.trusted_packages]
+    if kind is not None:
+        allowed.append("keras.")
+    else:
+        allowed.append(OURS[group])
+    if group == "model":
+        allowed.append("keras.applications.")
+    if not target.startswith(tuple(allowed)):
         raise ConfigError(
-            f"{key}._target_: must name something of keras{f', {ours}*' if ours else ''} or of a package in "
-            f"trusted_packages ({', '.join(config.trusted_packages) or 'none given'}). Received: {target!r}"
+            f"{key}._target_: must begin with {' or '.join(allowed)} (a package of yours: trusted_packages=[NAME]). "
+            f"Received: {target!r}"
         )
     module, _, name = target.rpartition(".")
     try:
@@ -90,7 +100,9 @@ def resolve(config: Config, key: str, target: str, kind: type | None = None) -> 
         raise ConfigError(f"{key}._target_: there is no {target!r}: {error}") from None
     if kind is not None and not (inspect.isclass(found) and issubclass(found, kind)):
         raise ConfigError(f"{key}._target_: must name a {kind.__module__}.{kind.__name__}. Received: {target!r}")
-    if kind is None and not callable(found):
+    # Not what our modules import for their own use.
+    borrowed = target.startswith("experiments.") and getattr(found, "__module__", None) != module
+    if kind is None and (borrowed or not inspect.isfunction(found)):
         raise ConfigError(f"{key}._target_: must name a function. Received: {target!r}")
     return found
 
@@ -98,13 +110,11 @@ def resolve(config: Config, key: str, target: str, kind: type | None = None) -> 
 def construct(key: str, function: Any, arguments: Mapping[str, Any]) -> Any:
     """Calls a constructor with a configuration's arguments; its errors name the key."""
     parameters = inspect.signature(function).parameters
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    unknown = (
-        [] if open_ended and not inspect.isclass(function) else [name for name in arguments if name not in parameters]
-    )
-    if unknown:
-        names = [name for name in parameters if name not in ("self", "kwargs")]
-        lines = [schema.unknown_key(f"{key}.{name}", names, arguments[name]) for name in unknown]
+    named = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
+    unknown = [name for name in arguments if name not in (*named, "dtype", "name", "trainable")]
+    # Classes of Keras hand their **kwargs on, to a base that takes little else than the three above.
+    if unknown and (inspect.isclass(function) or len(named) == len(parameters)):
+        lines = [schema.unknown_key(f"{key}.{name}", named, arguments[name]) for name in unknown]
         raise ConfigError(schema.faults(lines))
     try:
         return function(**arguments)
@@ -132,11 +142,8 @@ def build_layer(config: Config, at: int, node: Mapping[str, Any]) -> keras.layer
     layer = resolve(config, key, str(node["_target_"]), keras.layers.Layer)
     if layer.__name__ in REFUSED_LAYERS:
         raise ConfigError(f"{key}._target_: {layer.__name__} runs code of its own and is not allowed here")
-    arguments = {name: value for name, value in node.items() if name != "_target_"}
-    try:
-        return layer(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{key}: {error}") from None
+    built: keras.layers.Layer = construct(key, layer, {name: node[name] for name in node if name != "_target_"})
+    return built
 
 
 def build_optimizer(config: Config, node: Component, key: str) -> keras.optimizers.Optimizer:

@@ -19,7 +19,7 @@ SUM_TOLERANCE = 1e-3  # half-precision softmax rows miss 1 by about this much
 class Prediction:
     """What the model said about one picture."""
 
-    path: str  # relative to the data root, the picture's id
+    path: str  # relative to the data root, the picture's id; bytes that are not UTF-8 as backslash escapes
     sha256: str  # of the file
     label: str  # the true class
     predicted: str  # the most probable class; of equally probable ones the first
@@ -88,19 +88,12 @@ def predictions_table(report: Report) -> dict[str, list[Any]]:
 
     Returns:
         path, sha256, label, predicted (str), correct (bool), confidence (float), then p_<class> (float) per class.
-        Bytes of a name that are not UTF-8 are backslash escapes, as in `manifest.to_rows`.
     """
     names = ("path", "sha256", "label", "predicted", "correct", "confidence")
     table: dict[str, list[Any]] = {name: [getattr(row, name) for row in report.predictions] for name in names}
-    for name in ("path", "label", "predicted"):
-        table[name] = [_encodable(text) for text in table[name]]
     for class_name in report.predictions[0].probabilities:
-        table[f"p_{_encodable(class_name)}"] = [row.probabilities[class_name] for row in report.predictions]
+        table[f"p_{class_name}"] = [row.probabilities[class_name] for row in report.predictions]
     return table
-
-
-def _encodable(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode()
 
 
 def _faults(split: str, probabilities: np.ndarray, shape: tuple[int, int]) -> list[str]:
@@ -134,7 +127,7 @@ def _report(pictures: Pictures, scores: np.ndarray, classes: tuple[str, ...]) ->
         confusion=sklearn_metrics.confusion_matrix(labels, predicted, labels=np.arange(len(classes))),
         predictions=tuple(
             Prediction(
-                path=entry.path,
+                path=entry.path.encode(errors="backslashreplace").decode(),
                 sha256=entry.sha256,
                 label=classes[labels[row]],
                 predicted=classes[predicted[row]],

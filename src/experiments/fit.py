@@ -115,6 +115,7 @@ class Record(keras.callbacks.Callback):
         }
         record = EpochRecord(self.first_step + epoch, self.phase, epoch, int(time.time() * 1000), metrics)
         self.history.append(record)
-        note = f"epoch {epoch + 1}  loss {metrics['loss']:.4f}  validation {metrics['validation_accuracy']:.2%}"
-        self.advance(0, f"{note}  {metrics['pictures_per_second']:.0f} pictures/s")
+        accuracy, speed = metrics["validation_accuracy"], metrics["pictures_per_second"]
+        done = f"{epoch + 1}/{self.params['epochs']}"
+        self.advance(0, f"{done} loss {metrics['loss']:.3f} validation {accuracy:.1%} {speed:.0f} pictures/s")
         self.pass_on(record)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class Terminal:
@@ -18,21 +18,18 @@ class Terminal:
     @contextmanager
     def stage(self, label: str, total: int) -> Iterator[Callable[..., None]]:
         """A piece of work of `total` steps; yields `advance(steps=1, note="")`."""
-        columns = (
-            TextColumn("{task.description:<24}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
+        columns = (  # within 80 characters, as wide as a terminal surely is
+            TextColumn("{task.description}{task.fields[note]}"),
+            BarColumn(bar_width=10),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("left"),
         )
         with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
             task = progress.add_task(label, total=total, note="")
 
             def advance(steps: int = 1, note: str = "") -> None:
                 if note:
-                    progress.update(task, advance=steps, note=note)
+                    progress.update(task, advance=steps, note=f"  {note}")
                 else:
                     progress.advance(task, steps)
 

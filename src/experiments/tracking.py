@@ -102,16 +102,18 @@ def track(config: Config, folder: Path) -> Iterator[Tracker]:
 def open_experiment(config: Config) -> str:
     """The experiment's id; store and experiment are made where they are missing, one process at a time.
 
-    A lock, because processes that initialise one SQLite store together spoil it.
+    A lock, because processes that initialise one SQLite store together spoil it; MLflow does so when a client is made.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
-    client = mlflow.MlflowClient()
-    lock = Path(config.outputs) / ".mlflow.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    database = (config.tracking.uri or "").removeprefix("sqlite:///")
+    lock = Path(f"{database}.lock" if database != config.tracking.uri else f"{config.outputs}/.mlflow.lock")
     try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
+            client = mlflow.MlflowClient()
             found = client.get_experiment_by_name(config.tracking.experiment)
             if found is not None:
                 return str(found.experiment_id)
@@ -121,7 +123,7 @@ def open_experiment(config: Config) -> str:
                     config.tracking.experiment, artifacts, tags={"mlflow.note.content": DESCRIPTION}
                 )
             )
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         raise ConfigError(
             f"tracking.uri: the MLflow store at {config.tracking.uri} cannot be used: {str(error)[:500]}. "
             "Check the address and that the server runs, or use tracking=sqlite or tracking=none"
@@ -186,8 +188,7 @@ class MlflowRun:
         dataset = MetaDataset(  # type: ignore[abstract]
             source, name=config.data.name, digest=splits.fingerprint[:32]
         )
-        for context in ("training", "validation"):
-            mlflow.log_input(dataset, context=context)
+        mlflow.log_input(dataset, context="training")  # all splits; of a second input with its digest MLflow keeps none
 
     def epoch(self, record: EpochRecord) -> None:
         import mlflow

@@ -88,11 +88,20 @@ def group_by_seed(uri: str, runs: Sequence[RunFacts], split: str) -> list[Group]
 
 
 def difference(first: Group, other: Group) -> Paired:
-    """How much better `other` is than `first`, over the same pictures (and, where both have them, several seeds)."""
+    """How much better `other` is than `first`, over the same pictures and the seeds that both have.
+
+    Where they have no seed in common, as many runs of each as the smaller group holds.
+    """
     from experiments.statistics import paired_difference
 
-    seeds = min(len(first.correct), len(other.correct))
-    return paired_difference(first.correct[:seeds], other.correct[:seeds])
+    one, two = ({run.params.get("seed"): at for at, run in enumerate(group.runs)} for group in (first, other))
+    common = [seed for seed in one if seed in two]
+    if common:
+        return paired_difference(
+            first.correct[[one[seed] for seed in common]], other.correct[[two[seed] for seed in common]]
+        )
+    runs = min(len(first.correct), len(other.correct))
+    return paired_difference(first.correct[:runs], other.correct[:runs])
 
 
 def label(group: Group, groups: Sequence[Group]) -> str:
