@@ -207,7 +207,7 @@ def test_the_head_is_the_same_for_the_same_seed_whatever_was_built_before(config
 )
 def test_augmentation_layers_that_cannot_be_built(config: Configure, node: str, expected: str) -> None:
     text = failure(config(*CONVNET, f"augmentation.layers=[{node}]"))
-    assert text.startswith("augmentation.layers.0") and expected in text
+    assert "augmentation.layers.0" in text and expected in text
 
 
 def test_augmentation_layers_are_built_in_order(config: Configure) -> None:
@@ -235,7 +235,7 @@ def test_pictures_too_small_for_the_network(config: Configure) -> None:
 def test_foreign_targets_are_refused_before_they_are_imported(config: Configure) -> None:
     checked = config(*CONVNET)
     for target in ("antigravity.geohash", "experiments.run.run", "kerasx.layers.Dense", "os.system"):
-        with pytest.raises(ConfigError, match="must name something of keras"):
+        with pytest.raises(ConfigError, match=r"model\._target_: must "):
             resolve(checked, "model", target)
     trusting = config(*CONVNET, "trusted_packages=[json]")
     assert callable(resolve(trusting, "model", "json.loads"))

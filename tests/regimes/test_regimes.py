@@ -1,4 +1,4 @@
-"""The three regimes on small drawn pictures: the right layers move and no others; what is reported is what was trained."""
+"""The three regimes on small drawn pictures: the right layers move and no others; the whole scores as reported."""
 
 from __future__ import annotations
 
@@ -26,14 +26,11 @@ TIMES = ("seconds", "pictures_per_second")
 NETWORKS = {
     "convnet": ("model=convnet", "data.image_size=48", "model.head.pooling=average"),
     "mobilenet_v2": ("model=mobilenet_v2", "data.image_size=64"),
-    "vgg16": ("model=vgg16", "data.image_size=32"),
 }
 # By name, written down here and not computed: the layers of the last blocks.
 UNFROZEN = {
     ("convnet", 1): {"block3_conv"},
     ("convnet", 2): {"block2_conv", "block3_conv"},
-    ("vgg16", 1): {"block5_conv1", "block5_conv2", "block5_conv3"},
-    ("vgg16", 2): {"block4_conv1", "block4_conv2", "block4_conv3", "block5_conv1", "block5_conv2", "block5_conv3"},
     ("mobilenet_v2", 1): {"Conv_1", "Conv_1_bn"},
     ("mobilenet_v2", 2): {
         "block_16_expand", "block_16_expand_BN", "block_16_depthwise", "block_16_depthwise_BN", "block_16_project",
@@ -67,13 +64,17 @@ def weights_of(model: keras.Model) -> Weights:
     return {f"{layer.name}/{one.name}": one.numpy() for layer in model.layers for one in layer.weights}
 
 
-def built(root: Path, outputs: Path, *overrides: str) -> Parts:
+def configured(root: Path, outputs: Path, *overrides: str) -> schema.Config:
     with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
         settings = [
             "data=folder", f"data.root={root}", f"outputs={outputs}", "tracking=none", "model.weights=null",
             "batch_size=8", "epochs=2", "regime.head_epochs=2", "regime.views=2", *overrides,
         ]  # fmt: skip
-        return build(schema.read(compose("config", settings)), {})
+        return schema.read(compose("config", settings))
+
+
+def built(root: Path, outputs: Path, *overrides: str) -> Parts:
+    return build(configured(root, outputs, *overrides), {})
 
 
 def run_regime(root: Path, outputs: Path, *overrides: str) -> Done:
@@ -97,7 +98,7 @@ def run_regime(root: Path, outputs: Path, *overrides: str) -> Done:
 
 @pytest.fixture(scope="module")
 def once(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Done]:
-    """`once("convnet", "regime=finetune", ...)`: that run, with one store for all; run again only if settings differ."""
+    """`once("convnet", "regime=finetune", ...)`: that run, one for all who ask; one store."""
     outputs = tmp_path_factory.mktemp("regimes")
 
     @functools.cache
@@ -177,7 +178,7 @@ def test_bottleneck_trains_the_head_only(once: Callable[..., Done], name: str) -
 @pytest.mark.parametrize(
     "name, unfrozen, views",
     [
-        ("convnet", 1, 0), ("convnet", 2, 1), ("convnet", 1, 2), ("vgg16", 1, 1), ("vgg16", 2, 1),
+        ("convnet", 1, 0), ("convnet", 2, 1), ("convnet", 1, 2),
         ("mobilenet_v2", 1, 2), ("mobilenet_v2", 2, 0),
     ],
 )  # fmt: skip
@@ -231,9 +232,11 @@ def test_a_second_finetune_finds_head_and_activations(small: Callable[..., Done]
 
 
 def test_the_head_is_shared_by_runs_that_would_train_the_same(drawn: Path, tmp_path: Path) -> None:
+    parts = built(drawn, tmp_path, *NETWORKS["convnet"], "regime=finetune")
+
     def head(*settings: str) -> str:
-        parts = built(drawn, tmp_path, *NETWORKS["convnet"], *settings)
-        return parts.identity(schema.head_run(parts.config), "data")
+        config = configured(drawn, tmp_path, *NETWORKS["convnet"], *settings)
+        return parts.identity(schema.head_run(config), "data")
 
     first = head("regime=finetune")
     for setting in ("seed=1", "regime.head_epochs=1", "model.head.dropout=0.4", "regime.head_optimizer.lr=2e-3",
@@ -242,9 +245,8 @@ def test_the_head_is_shared_by_runs_that_would_train_the_same(drawn: Path, tmp_p
     for setting in ("epochs=1", "optimizer.momentum=0.5", "regime.unfrozen_blocks=2", "augmentation=light",
                     "regime.views=1", "evaluate.test=false", "tracking=sqlite"):  # fmt: skip
         assert head("regime=finetune", setting) == first, setting
-    bottleneck = built(drawn, tmp_path, *NETWORKS["convnet"], "regime=bottleneck")
-    assert bottleneck.identity(bottleneck.config, "data") == first
-    assert bottleneck.identity(bottleneck.config, "other data") != first
+    bottleneck = configured(drawn, tmp_path, *NETWORKS["convnet"], "regime=bottleneck")
+    assert parts.identity(bottleneck, "data") == first != parts.identity(bottleneck, "other data")
 
 
 def flip_last_byte(path: Path) -> None:
@@ -269,8 +271,6 @@ def test_damage_in_the_cache_is_told_and_made_good(
     assert second.fitted.facts == {"head_source": "trained in this run" if heads else "head cache"}
     assert ("frozen" in second.ran) is not heads
     np.testing.assert_array_equal(second.fitted.scores["validation"], first.fitted.scores["validation"])
-    third = small("regime=finetune")
-    assert third.fitted.facts == {"head_source": "head cache"} and "frozen" not in third.ran
 
 
 def test_stored_activations_train_as_the_whole_network_does(small: Callable[..., Done]) -> None:
@@ -284,14 +284,14 @@ def test_stored_activations_train_as_the_whole_network_does(small: Callable[...,
             assert one.keys() == two.keys()
             for name in one:
                 np.testing.assert_allclose(one[name], two[name], atol=1e-4, err_msg=name)
-    moved = {name for name in changed(stored.before, stored.after)}
+    moved = changed(stored.before, stored.after)
     assert moved and all(np.abs(stored.before[name] - stored.after[name]).max() > 1e-3 for name in moved)
 
 
 def test_views_are_what_training_sees(small: Callable[..., Done]) -> None:
     outcomes = [
         small("regime=finetune", "augmentation=tutorial", "model.head.dropout=0", *settings).after["block3_conv/kernel"]
-        for settings in (("regime.views=1",), ("regime.views=2",), ("regime.views=0",), ("augmentation=none",))
+        for settings in (("regime.views=1",), ("regime.views=2",), ("regime.views=0",))
     ]
     for at, one in enumerate(outcomes):
         assert all(np.any(one != other) for other in outcomes[at + 1 :])

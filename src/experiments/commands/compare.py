@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from experiments.tracking import RunFacts
 
 
+CHOICES = ("regime", "model", "data", "augmentation", "optimizer")  # what a row is named by first
+
+
 class Group(NamedTuple):
     """Runs that differ in their seed only."""
 
@@ -105,45 +108,50 @@ def difference(first: Group, other: Group) -> Paired:
 
 
 def label(group: Group, groups: Sequence[Group]) -> str:
-    """What sets a group apart: the values of the parameters in which the groups differ, shortest keys first."""
-    keys = {key for one in groups for key in one.params if len({other.params.get(key) for other in groups}) > 1}
-    choices = [key for key in sorted(keys, key=lambda key: (key.count("."), key)) if key in group.params]
-    shown = [f"{key}={group.params[key]}" for key in choices[:3]]
-    return " ".join(shown) or group.runs[0].name
+    """What sets a group apart: as few of the parameters in which the groups differ as tell all of them from each other.
+
+    The choices of groups come first, then short keys; what a regime ignores, some runs do not have.
+    """
+    every = {key for one in groups for key in one.params}
+    keys = [key for key in every if len({one.params.get(key) for one in groups}) > 1]
+    keys.sort(key=lambda key: (CHOICES.index(key) if key in CHOICES else len(CHOICES), key.count("."), key))
+    for count in range(1, len(keys) + 1):
+        if len({tuple(one.params.get(key) for key in keys[:count]) for one in groups}) == len(groups):
+            return " ".join(f"{key}={group.params[key]}" for key in keys[:count] if key in group.params)
+    return group.runs[0].name
 
 
 def comparison_table(groups: Sequence[Group], split: str) -> Table:
-    """One row a group: accuracy with its interval, the paired difference from the first, seconds."""
+    """One row a group: accuracy and paired difference from the first, each with its 95 % interval; p, seconds."""
+    from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     from experiments.statistics import mean_interval, wilson
 
-    table = Table(title=f"{split}: accuracy on {groups[0].correct.shape[1]} pictures", title_justify="left")
-    for name in ("run", "runs", "accuracy", "95 % interval", "difference", "95 % interval", "p", "seconds"):
-        table.add_column(name, justify="left" if name == "run" else "right")
+    title = f"{split}: accuracy on {groups[0].correct.shape[1]} pictures, with 95 % intervals"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("run", "runs", "accuracy", "points from first", "p", "seconds"):
+        table.add_column(name, justify="left" if name == "run" else "right", overflow="fold")
     for group in groups:
-        accuracies = group.correct.mean(axis=1)
+        accuracies = [float(value) for value in group.correct.mean(axis=1)]
         if len(accuracies) > 1:
-            mean, low, high = mean_interval([float(value) for value in accuracies])
+            mean, low, high = mean_interval(accuracies)
         else:
-            mean = float(accuracies[0])
+            mean = accuracies[0]
             low, high = wilson(int(group.correct.sum()), group.correct.size)
-        compared = ["", "", ""]
+        compared, p = "", ""
         if group is not groups[0]:
             paired = difference(groups[0], group)
-            compared = [
-                f"{100 * paired.difference:+.1f}",
-                f"{100 * paired.low:+.1f} to {100 * paired.high:+.1f}",
-                "" if paired.p_value is None else f"{paired.p_value:.2g}",
-            ]
+            compared = f"{100 * paired.difference:+.1f} [{100 * paired.low:+.1f}, {100 * paired.high:+.1f}]"
+            p = "" if paired.p_value is None else f"{paired.p_value:.2g}"
         seconds = [run.metrics.get("total_seconds", float("nan")) for run in group.runs]
-        interval = f"{low:.1%} to {high:.1%}"
         table.add_row(
-            label(group, groups),
+            escape(label(group, groups).replace(" ", "\n")),
             str(len(group.runs)),
-            f"{mean:.1%}",
-            interval,
-            *compared,
+            escape(f"{mean:.1%} [{100 * low:.1f}, {100 * high:.1f}]"),
+            escape(compared),
+            p,
             f"{sum(seconds) / len(seconds):.0f}",
         )
     return table
