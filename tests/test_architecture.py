@@ -14,9 +14,9 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "experiments"
 # Each row may import what stands in the rows above it, and from its own row only what `BESIDE` says.
 ROWS = (
     ("types", "paths", "quiet", "statistics", "progress", "store"),
-    ("schema", "data.decoder", "checkpoints", "augmentation", "evaluate"),
-    ("explain", "runtime", "tracking", "data.manifest", "data.pipeline", "models.convnet", "figures"),
-    ("data.folder", "data.synthetic", "models.head"),
+    ("schema", "data.decoder", "data.animals", "checkpoints", "augmentation", "evaluate"),
+    ("explain", "runtime", "tracking", "data.pen", "data.listing", "data.pipeline", "models.convnet", "figures"),
+    ("data.manifest", "data.folder", "data.synthetic", "models.head"),
     ("models.network", "fit"),
     ("activations", "build"),
     ("regimes.*",),

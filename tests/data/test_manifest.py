@@ -557,3 +557,11 @@ def test_photographs(tmp_path: Path) -> None:
     assert read(PHOTOS, limit=limit, cache=tmp_path) == first
     assert time.perf_counter() - start < 5  # 0.2 s on an idle machine: nothing is decoded
     assert manifest.pictures(first, "validation", 32, tmp_path).pixels.std() > 30
+
+
+def test_a_class_folder_that_is_no_text_must_be_renamed(tmp_path: Path) -> None:
+    for name in (b"cats", b"d\xf6gs"):
+        folder = os.path.join(os.fsencode(tmp_path), name)
+        os.mkdir(folder)
+    with pytest.raises(DataError, match="not UTF-8, and it would name a class; rename it"):
+        read(tmp_path)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.data import synthetic as pen
+from experiments.data import animals, pen, synthetic
 from experiments.types import ConfigError
 
 TARGET = ("cats", "dogs")
@@ -20,7 +20,7 @@ def drawn(root: Path) -> dict[str, bytes]:
 
 def order(cache: Path, **changes: object) -> Path:
     wanted = {"species": TARGET, "per_class": {"train": 3, "validation": 2, "test": 0}, "seed": 5, "size": 48}
-    return pen.synthetic(cache=cache, **{**wanted, **changes})  # type: ignore[arg-type]
+    return synthetic.synthetic(cache=cache, **{**wanted, **changes})  # type: ignore[arg-type]
 
 
 def test_layout_and_counts(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_picture_does_not_depend_on_its_neighbours(tmp_path: Path, changes: di
 
 def test_a_finished_folder_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = order(tmp_path)
-    monkeypatch.setattr(pen, "draw", lambda *_: pytest.fail("drawn twice"))
+    monkeypatch.setattr(synthetic, "draw", lambda *_: pytest.fail("drawn twice"))
     assert order(tmp_path) == root
     assert order(tmp_path, species=("dogs", "cats")) == root
 
@@ -67,7 +67,7 @@ def test_an_unfinished_folder_is_not_mistaken_for_a_finished_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(pen, "draw", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr(synthetic, "draw", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             order(tmp_path)
     assert list((tmp_path / "drawn").iterdir()) == []
@@ -75,22 +75,22 @@ def test_an_unfinished_folder_is_not_mistaken_for_a_finished_one(
 
 
 def test_the_loser_of_a_race_takes_the_winners_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rename = pen.os.rename
+    rename = synthetic.os.rename
 
     def late(draft: Path, root: Path) -> None:
-        monkeypatch.setattr(pen.os, "rename", rename)
+        monkeypatch.setattr(synthetic.os, "rename", rename)
         order(tmp_path)
         (root / "winner").touch()
         rename(draft, root)
 
-    monkeypatch.setattr(pen.os, "rename", late)
+    monkeypatch.setattr(synthetic.os, "rename", late)
     root = order(tmp_path)
     assert (root / "winner").exists()
     assert list(root.parent.iterdir()) == [root]
 
 
 @pytest.mark.parametrize("size", [64, 160])
-@pytest.mark.parametrize("species", pen.ANIMALS)
+@pytest.mark.parametrize("species", animals.ANIMALS)
 def test_every_species_draws_at_any_size(species: str, size: int) -> None:
     for n in range(3):
         picture = pen.draw(species, np.random.default_rng([1, n]), size)
@@ -99,7 +99,7 @@ def test_every_species_draws_at_any_size(species: str, size: int) -> None:
 
 
 def test_species_keep_their_own_numbers() -> None:
-    numbers = [animal.number for animal in pen.ANIMALS.values()]
+    numbers = [animal.number for animal in animals.ANIMALS.values()]
     assert len(set(numbers)) == len(numbers) == 10
 
 
@@ -108,7 +108,7 @@ def test_an_unknown_species_is_named_with_the_nearest(tmp_path: Path) -> None:
         order(tmp_path, species=("cats", "dgos"))
     text = str(error.value)
     assert "data.species" in text and "'dgos'" in text and "nearest is 'dogs'" in text
-    assert all(name in text for name in pen.ANIMALS)
+    assert all(name in text for name in animals.ANIMALS)
     assert not (tmp_path / "drawn").exists()
 
 
@@ -124,7 +124,7 @@ def test_colour_alone_does_not_give_the_class_away() -> None:
         rows = []
         for species in TARGET:
             for n in range(100):
-                rng = np.random.default_rng([3, split, pen.ANIMALS[species].number, n])
+                rng = np.random.default_rng([3, split, animals.ANIMALS[species].number, n])
                 pixels = np.asarray(pen.draw(species, rng, 40)).reshape(-1, 3) / 255.0
                 bins = [np.histogram(channel, 6, (0, 1))[0] / len(channel) for channel in pixels.T]
                 rows.append(np.concatenate([pixels.mean(0), *bins]))

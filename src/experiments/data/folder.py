@@ -6,7 +6,7 @@ import difflib
 import os
 from pathlib import Path
 
-from experiments.data.manifest import LAYOUTS
+from experiments.data.listing import LAYOUTS
 from experiments.types import ConfigError
 
 

@@ -14,30 +14,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from experiments import store
 from experiments.data import decoder
+from experiments.data.listing import Fault, Groups, list_pictures, printable
 from experiments.types import SPLITS, ConfigError, DataError, Entry, LeftOut, Manifest, Pictures, Splits
 
-LAYOUTS = "root/train/<class>/ and root/validation/<class>/ (and root/test/<class>/), or root/<class>/ for every class"
-
-_ALIASES = {"val": "validation", "valid": "validation", "training": "train", "testing": "test"}
-_IGNORED = ("__macosx", "thumbs.db", "desktop.ini")  # left by operating systems; lower case
 _SHOWN = 20  # faults named in one error
 
 _log = logging.getLogger(__name__)
 
-_Groups = dict[tuple[str, str], list[str]]  # (split, class) -> paths; the split is "" while it is not decided
 _Facts = tuple[int, int, str]  # width, height, mode
-
-
-class _Fault(NamedTuple):
-    path: str
-    text: str  # what is wrong; what to do
-    skippable: bool  # whether data.on_bad=skip can leave this file out
 
 
 def read(
@@ -75,8 +64,8 @@ def read(
     """
     root = Path(os.path.abspath(root))
     _check_choices(limit, on_bad)
-    faults: list[_Fault] = []
-    groups, presplit = _list(root, faults)
+    faults: list[Fault] = []
+    groups, presplit = list_pictures(root, faults)
     if not presplit:
         _check_fractions(fractions)
 
@@ -85,7 +74,7 @@ def read(
     with ThreadPoolExecutor() as pool:
         for path, hashed in zip(paths, pool.map(functools.partial(_hash, root), paths), strict=True):
             if isinstance(hashed, str):
-                faults.append(_Fault(path, hashed, skippable=True))
+                faults.append(Fault(path, hashed, skippable=True))
             else:
                 hashes[path] = hashed
     groups = {group: [path for path in members if path in hashes] for group, members in groups.items()}
@@ -107,9 +96,9 @@ def read(
             folder = f"{split}/{class_name}" if presplit else class_name
             text = f"no picture that can be used is left for {split}; add pictures or remove the class"
             if not any(fault.path == folder for fault in faults):  # that may have been said more exactly
-                faults.append(_Fault(folder, text, skippable=False))
+                faults.append(Fault(folder, text, skippable=False))
     faults += [
-        _Fault(path, verdicts.bad[sha], skippable=True) for path, (sha, _) in hashes.items() if sha in verdicts.bad
+        Fault(path, verdicts.bad[sha], skippable=True) for path, (sha, _) in hashes.items() if sha in verdicts.bad
     ]
 
     fatal = [fault for fault in faults if on_bad == "error" or not fault.skippable]
@@ -117,7 +106,7 @@ def read(
         raise DataError(_message(root, fatal, on_bad))
     left_out = tuple(LeftOut(path, text) for path, text, _ in sorted(faults))
     if left_out:
-        first = f"{_printable(left_out[0].path)}: {left_out[0].reason}"
+        first = f"{printable(left_out[0].path)}: {left_out[0].reason}"
         _log.warning("Files left out (data.on_bad=skip): %d, the first: %s", len(left_out), first)
     entries.sort(key=lambda entry: (SPLITS.index(entry.split), entry.path))
     return Manifest(root, tuple(sorted({class_name for _, class_name in groups})), tuple(entries), left_out)
@@ -213,125 +202,6 @@ def splits(manifest: Manifest, image_size: int, cache: Path) -> Splits:
     )
 
 
-# --- what is there
-
-
-def _list(root: Path, faults: list[_Fault]) -> tuple[_Groups, bool]:
-    """The picture files of every class folder, by name, and whether folders are the splits; all else is a fault."""
-    groups: _Groups = {}
-    folders = _folders(root, "", faults)
-    presplit = any(_split_name(name) for name in folders)
-    if presplit:
-        _check_splits(folders, faults)
-        present = [split for split in SPLITS if split in folders]
-        groups = {(split, name): [] for split in present for name in _folders(root, split, faults)}
-        _compare_classes(present, groups, faults)
-    else:
-        groups = {("", name): [] for name in folders}
-    classes = sorted({class_name for _, class_name in groups})
-    if len(classes) < 2:
-        names = ", ".join(_printable(name) for name in classes) or "none"
-        text = f"two or more classes are needed, found {names}; set data.root to a folder laid out as {LAYOUTS}"
-        faults.append(_Fault(str(root), text, skippable=False))
-    for (split, class_name), members in groups.items():
-        _list_class(root, f"{split}/{class_name}" if split else class_name, members, faults)
-    return groups, presplit
-
-
-def _check_splits(folders: Sequence[str], faults: list[_Fault]) -> None:
-    for name in folders:
-        split = _split_name(name)
-        if split is None:
-            text = f"is none of {', '.join(SPLITS)}; move it out of the root. Allowed: {LAYOUTS}"
-            faults.append(_Fault(name, text, skippable=False))
-        elif name != split:
-            faults.append(_Fault(name, f"is not the name of a split; rename to {split}", skippable=False))
-    for split in ("train", "validation"):
-        if not any(_split_name(name) == split for name in folders):
-            text = f"is missing; make root/{split}/<class>/, or put all pictures into root/<class>/, "
-            faults.append(_Fault(split, text + "which data.fractions then splits", skippable=False))
-
-
-def _split_name(name: str) -> str | None:
-    lowered = name.lower()
-    return lowered if lowered in SPLITS else _ALIASES.get(lowered)
-
-
-def _compare_classes(present: Sequence[str], groups: _Groups, faults: list[_Fault]) -> None:
-    for class_name in sorted({class_name for _, class_name in groups}):
-        having = [split for split in present if (split, class_name) in groups]
-        for split in present:
-            if split not in having:
-                there = f"{' and '.join(having)} {'has' if len(having) == 1 else 'have'} it"
-                text = f"this class is missing, though {there}; "
-                text += "make the folder, or remove or rename the class there: all splits must have the same classes"
-                faults.append(_Fault(f"{split}/{class_name}", text, skippable=False))
-
-
-def _folders(root: Path, split: str, faults: list[_Fault]) -> list[str]:
-    """The names of the folders in the root (`split` "") or in the folder of a split."""
-    names = []
-    for entry in _scan(root, split, faults):
-        path = f"{split}/{entry.name}" if split else entry.name
-        kind = _kind(entry)
-        if kind == "folder":
-            names.append(entry.name)
-        elif split or _is_picture(entry.name):
-            text = "a file outside the class folders; move it into its class's folder, or elsewhere"
-            faults.append(_Fault(path, text, skippable=True))
-    return names
-
-
-def _list_class(root: Path, folder: str, members: list[str], faults: list[_Fault]) -> None:
-    entries = _scan(root, folder, faults)
-    for entry in entries:
-        path = f"{folder}/{entry.name}"
-        kind = _kind(entry)
-        if kind == "folder":
-            text = "a folder inside a class folder; move its pictures up into the class folder, or it elsewhere"
-            faults.append(_Fault(path, text, skippable=False))
-        elif kind == "dangling link":
-            faults.append(_Fault(path, "a link to nothing; restore what it points to or remove it", skippable=True))
-        elif kind == "special file":
-            faults.append(_Fault(path, "not a regular file; remove it", skippable=True))
-        elif not _is_picture(entry.name):
-            types = " ".join(decoder.SUFFIXES)
-            text = f"not of a type read here ({types}); if a picture, convert to PNG or JPEG, else move it elsewhere"
-            faults.append(_Fault(path, text, skippable=True))
-        else:
-            members.append(path)
-    if not entries and not any(fault.path == folder for fault in faults):
-        text = "an empty class folder; add pictures, or remove the class from all splits"
-        faults.append(_Fault(folder, text, skippable=False))
-
-
-def _scan(root: Path, folder: str, faults: list[_Fault]) -> list[os.DirEntry[str]]:
-    path = os.path.join(root, folder)
-    try:
-        with os.scandir(path) as entries:
-            wanted = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in _IGNORED]
-    except OSError as error:
-        text = f"cannot be listed ({error.strerror}); check the path and its permissions"
-        faults.append(_Fault(folder or str(root), text, skippable=False))
-        return []
-    return sorted(wanted, key=lambda entry: entry.name)
-
-
-def _kind(entry: os.DirEntry[str]) -> str:
-    try:
-        if entry.is_dir():
-            return "folder"
-        if entry.is_file():
-            return "file"
-    except OSError:  # a loop of links
-        pass
-    return "dangling link" if entry.is_symlink() else "special file"  # reading a pipe would wait for ever
-
-
-def _is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in decoder.SUFFIXES
-
-
 # --- whether it is sound
 
 
@@ -416,7 +286,7 @@ def _unchanged(root: Path, path: str, sha256: str) -> bytes:
     return content
 
 
-def _without_duplicates(groups: _Groups, verdicts: _Verdicts, faults: list[_Fault]) -> _Groups:
+def _without_duplicates(groups: Groups, verdicts: _Verdicts, faults: list[Fault]) -> Groups:
     """Finds pictures that are there twice. Left out is only what is the same picture in the same class and split."""
     same = defaultdict(list)
     for (split, class_name), members in groups.items():
@@ -431,13 +301,13 @@ def _without_duplicates(groups: _Groups, verdicts: _Verdicts, faults: list[_Faul
             continue
         for other_split, other_class, other in others:
             if other_split != split:
-                text = f"the same picture as {_printable(path)}, in another split; remove one, splits may share none"
+                text = f"the same picture as {printable(path)}, in another split; remove one, splits may share none"
             elif other_class != class_name:
-                text = f"the same picture as {_printable(path)}, in another class; remove the one that is wrong"
+                text = f"the same picture as {printable(path)}, in another class; remove the one that is wrong"
             else:
-                text = f"the same picture as {_printable(path)}; remove one"
+                text = f"the same picture as {printable(path)}; remove one"
                 dropped.add(other)
-            faults.append(_Fault(other, text, skippable=other in dropped))
+            faults.append(Fault(other, text, skippable=other in dropped))
     return {group: [path for path in members if path not in dropped] for group, members in groups.items()}
 
 
@@ -448,16 +318,16 @@ def _rank(seed: int, path: str) -> bytes:
     return hashlib.sha256(f"{seed}:".encode() + os.fsencode(path)).digest()
 
 
-def _split(groups: _Groups, fractions: Mapping[str, float], seed: int, faults: list[_Fault]) -> _Groups:
+def _split(groups: Groups, fractions: Mapping[str, float], seed: int, faults: list[Fault]) -> Groups:
     """Splits every class by the fractions."""
-    result: _Groups = {}
+    result: Groups = {}
     for (_, class_name), members in groups.items():
         ranked = sorted(members, key=functools.partial(_rank, seed))
         counts = _counts(len(ranked), fractions)
         if 0 < len(ranked) < len(counts):
             text = f"has {len(ranked)} pictures that can be used, too few to split into {', '.join(counts)}; "
             text += "add pictures, or set a fraction of data.fractions to 0"
-            faults.append(_Fault(class_name, text, skippable=False))
+            faults.append(Fault(class_name, text, skippable=False))
         start = 0
         for split, count in counts.items():
             result[split, class_name] = ranked[start : start + count]
@@ -480,7 +350,7 @@ def _counts(total: int, fractions: Mapping[str, float]) -> dict[str, int]:
     return counts
 
 
-def _choose(groups: _Groups, limit: Mapping[str, int | None], seed: int, verdicts: _Verdicts) -> _Groups:
+def _choose(groups: Groups, limit: Mapping[str, int | None], seed: int, verdicts: _Verdicts) -> Groups:
     """The first sound pictures of every class and split, as many as the limit; those not sound are replaced."""
     ranked = {group: sorted(members, key=functools.partial(_rank, seed)) for group, members in groups.items()}
     while True:
@@ -515,12 +385,12 @@ def _check_fractions(fractions: Mapping[str, float]) -> None:
         raise ConfigError(f"data.fractions must be {allowed}. Received: {dict(fractions)!r}")
 
 
-def _message(root: Path, faults: Sequence[_Fault], on_bad: str) -> str:
+def _message(root: Path, faults: Sequence[Fault], on_bad: str) -> str:
     # What no setting helps against comes first, lest it be cut off.
     ordered = sorted(faults, key=lambda fault: (fault.skippable, fault.path, fault.text))
     count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
-    lines = [f"{count} in the pictures of {_printable(str(root))} (data.root):"]
-    lines += [f"  {_printable(fault.path)}: {fault.text}" for fault in ordered[:_SHOWN]]
+    lines = [f"{count} in the pictures of {printable(str(root))} (data.root):"]
+    lines += [f"  {printable(fault.path)}: {fault.text}" for fault in ordered[:_SHOWN]]
     if len(ordered) > _SHOWN:
         lines.append(f"  and {len(ordered) - _SHOWN} more")
     skippable = sum(fault.skippable for fault in faults)
@@ -529,11 +399,6 @@ def _message(root: Path, faults: Sequence[_Fault], on_bad: str) -> str:
         what = f"{skippable} of these; the other {rest} must be mended" if rest else "these files, and records which"
         lines.append(f"data.on_bad=skip leaves out {what}.")
     return "\n".join(lines)
-
-
-def _printable(text: str) -> str:
-    """A name as it is, or quoted and escaped if a terminal or a log would stumble over it."""
-    return text if text.isprintable() else repr(text)
 
 
 def _encodable(text: str) -> str:
@@ -546,15 +411,15 @@ def _encodable(text: str) -> str:
 def _decode_into(root: Path, entries: Sequence[Entry], image_size: int, pixels: np.ndarray) -> None:
     """Fills pixels [N, H, W, 3] uint8; raises DataError for all files that are not what the manifest says."""
 
-    def decode(index: int) -> _Fault | None:
+    def decode(index: int) -> Fault | None:
         entry = entries[index]
         try:
             content = _unchanged(root, entry.path, entry.sha256)
             pixels[index] = decoder.resize(decoder.decode(content), image_size)
         except OSError as error:
-            return _Fault(entry.path, _unreadable(error), skippable=False)
+            return Fault(entry.path, _unreadable(error), skippable=False)
         except DataError as error:
-            return _Fault(entry.path, str(error), skippable=False)
+            return Fault(entry.path, str(error), skippable=False)
         return None
 
     with ThreadPoolExecutor() as pool:
