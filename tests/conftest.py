@@ -16,6 +16,7 @@ from experiments import (
     paths,
     schema,
     train,  # noqa: F401  registers the resolvers that conf/ uses
+    validation,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +51,7 @@ def composed() -> Compose:
 @pytest.fixture
 def config(composed: Compose) -> Callable[..., schema.Config]:
     """`config("regime=finetune", ...)`: the checked configuration of a command line."""
-    return lambda *overrides: schema.read(composed(*overrides))
+    return lambda *overrides: validation.read(composed(*overrides))
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "experiments"
 ROWS = (
     ("types", "paths", "quiet", "statistics", "progress", "store"),
     ("schema", "data.decoder", "data.animals", "checkpoints", "augmentation", "evaluate"),
+    ("validation",),
     ("explain", "runtime", "tracking", "data.pen", "data.listing", "data.pipeline", "models.convnet", "figures"),
     ("data.manifest", "data.folder", "data.synthetic", "models.head"),
     ("models.network", "fit"),
@@ -27,7 +28,7 @@ ROWS = (
 )
 BESIDE = {("regimes.finetune", "regimes.bottleneck"), ("commands.demo", "commands.compare")}
 # Before the configuration is known to be good, TensorFlow has no place.
-LIGHT = ("train", "schema", "explain", "paths", "types", "quiet", "__main__")
+LIGHT = ("train", "schema", "validation", "explain", "paths", "types", "quiet", "__main__")
 UNPICKLED = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
 
 MODULES = {

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments import build, schema
-from experiments.data.synthetic import ANIMALS
+from experiments.data.animals import ANIMALS
 from experiments.evaluate import evaluate
 from experiments.types import ConfigError, Entry, Manifest, Pictures, Splits
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import sys
 import warnings
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any, NoReturn
 import keras
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from experiments import run as run_module
@@ -35,13 +35,10 @@ def start(outputs: Path, name: str, *overrides: str) -> Path:
     """What `python -m experiments.train ...` does, in this process; returns the run's folder."""
     folder = outputs / "runs" / name
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
-        settings = [f"outputs={outputs}", f"hydra.run.dir={folder}", "hydra/job_logging=disabled"]
+        settings = [f"outputs={outputs}", f"hydra.run.dir={folder}", "hydra/job_logging=none"]
         patch.setattr(sys, "argv", ["train", *SMALL, *settings, *overrides])
         patch.setenv("HYDRA_FULL_ERROR", "1")
-        try:
-            train.train()
-        finally:
-            logging.disable(logging.NOTSET)  # Hydra's job_logging=disabled switches all logging off
+        train.train()
     return folder
 
 
@@ -83,7 +80,7 @@ def test_the_folder_holds_everything(tuned: Path) -> None:
 
 
 def test_the_effective_configuration_is_written(tuned: Path) -> None:
-    written = schema.load_yaml(tuned / "config.yaml")
+    written = yaml.safe_load((tuned / "config.yaml").read_text())
     assert written["regime"]["name"] == "finetune" and written["optimizer"]["name"] == "sgd"
     assert written["epochs"] == 2 and written["data"]["image_size"] == 48 and written["tracking"]["uri"] is None
 
@@ -149,7 +146,7 @@ def test_without_test_the_test_split_is_not_read(drawn: Path, tmp_path: Path) ->
         *(name for name in FIGURES if name.startswith("validation_")),
     }  # and no augmented pictures, which bottleneck never sees
     assert not [key for key in json.loads((folder / "metrics.json").read_text()) if key.startswith("test")]
-    assert "augmentation" not in schema.load_yaml(folder / "config.yaml")
+    assert "augmentation" not in yaml.safe_load((folder / "config.yaml").read_text())
     rows = {len(np.load(path, mmap_mode="r")) for path in tmp_path.glob("cache/*/*/array.npy")}
     assert rows == {24, 12}  # training and validation pictures; none of the 8 of test
 

@@ -9,7 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from experiments import paths, schema
+from experiments import paths, validation
 from experiments.schema import Config, effective, head_run, identity
 from experiments.types import ConfigError
 
@@ -40,7 +40,7 @@ def config(bases: dict[tuple[str, ...], DictConfig], composed: Callable[..., Dic
                     del copy[one.key_or_group]
             else:
                 OmegaConf.update(copy, one.key_or_group, one.value(), merge=True, force_add=one.is_add())
-        return schema.read(copy)
+        return validation.read(copy)
 
     return make
 
@@ -297,6 +297,6 @@ def test_the_head_of_fine_tuning_is_a_bottleneck_run(finetune: list[str], bottle
 
 def test_reads_tells_a_key_with_a_place_from_a_typo() -> None:
     good = ("tags.question", "model.layers.block9.filters", "model.head.dense.dense2", "optimizer.lr")
-    assert all(map(schema.reads, good))
+    assert all(map(validation.reads, good))
     bad = ("tag.question", "model.layers.block9.filers", "model.head.dense.dense1.unts", "lr", "epochs.more")
-    assert not any(map(schema.reads, bad))
+    assert not any(map(validation.reads, bad))

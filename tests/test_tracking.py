@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import os
 import re
 import subprocess
@@ -45,7 +44,7 @@ class Store(NamedTuple):
     def command(self, name: str, *overrides: str) -> list[str]:
         return [
             "train", "data=folder", f"data.root={self.root}", f"outputs={self.outputs}",
-            f"hydra.run.dir={self.outputs / 'runs' / name}", "hydra/job_logging=disabled", *SMALL, *overrides,
+            f"hydra.run.dir={self.outputs / 'runs' / name}", "hydra/job_logging=none", *SMALL, *overrides,
         ]  # fmt: skip
 
     def train(self, name: str, *overrides: str) -> None:
@@ -54,12 +53,7 @@ class Store(NamedTuple):
             patch.setattr(sys, "argv", self.command(name, *overrides))
             patch.setenv("HYDRA_FULL_ERROR", "1")
             patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-            level = logging.getLogger().level
-            try:
-                train.train()
-            finally:
-                logging.disable(logging.NOTSET)  # Hydra's job_logging=disabled switches all logging off
-                logging.getLogger().setLevel(level)
+            train.train()
 
     def run(self, name: str) -> Run:
         client = mlflow.MlflowClient(self.uri)
@@ -324,9 +318,9 @@ FIRST_RUN = """
 import sys
 from pathlib import Path
 from hydra import compose, initialize_config_dir
-from experiments import paths, schema, tracking, train
+from experiments import paths, tracking, train, validation
 with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
-    config = schema.read(compose("config", [f"outputs={sys.argv[1]}"]))
+    config = validation.read(compose("config", [f"outputs={sys.argv[1]}"]))
 import mlflow
 print("ready", flush=True)
 sys.stdin.readline()

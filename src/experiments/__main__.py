@@ -28,7 +28,7 @@ def main() -> None:
         sys.exit(0 if arguments else 2)
     verb = arguments[0]
     if verb not in VERBS:
-        from experiments.schema import nearest
+        from experiments.validation import nearest
 
         close = nearest(verb, VERBS)
         hint = f" Nearest: {close}." if close else ""

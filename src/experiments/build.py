@@ -16,7 +16,7 @@ from typing import Any
 
 import keras
 
-from experiments import paths, schema
+from experiments import paths, schema, validation
 from experiments.checkpoints import file_hash
 from experiments.models import network
 from experiments.models.head import dense_head
@@ -114,8 +114,8 @@ def construct(key: str, function: Any, arguments: Mapping[str, Any]) -> Any:
     unknown = [name for name in arguments if name not in (*named, "dtype", "name", "trainable")]
     # Classes of Keras hand their **kwargs on, to a base that takes little else than the three above.
     if unknown and (inspect.isclass(function) or len(named) == len(parameters)):
-        lines = [schema.unknown_key(f"{key}.{name}", named, arguments[name]) for name in unknown]
-        raise ConfigError(schema.faults(lines))
+        lines = [validation.unknown_key(f"{key}.{name}", named, arguments[name]) for name in unknown]
+        raise ConfigError(validation.faults(lines))
     try:
         return function(**arguments)
     except (TypeError, ValueError) as error:

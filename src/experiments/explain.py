@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from experiments.paths import CONF
-from experiments.schema import faults, nearest, reads, shipped, unknown_key
+from experiments.schema import shipped
+from experiments.validation import faults, nearest, reads, unknown_key
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str | None:

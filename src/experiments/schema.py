@@ -1,29 +1,22 @@
 """What a composed configuration may say: types, ranges and choices of everything our code reads.
 
-Component slots (`_target_`) hold further keys, the constructor's arguments; those of shipped components are checked
-against the shipped YAML, so that no error waits for Keras to be imported. `read` gathers all faults into one error.
+Component slots (`_target_`) hold further keys, the constructor's arguments; ARGUMENTS is for those of
+shipped components.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from omegaconf import OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from experiments.paths import CONF
-from experiments.types import ConfigError
 
 Metric = Literal["accuracy", "loss", "precision", "recall", "f1", "roc_auc", "brier", "calibration_error"]
 Activation = Literal[
@@ -235,122 +228,6 @@ GROUPS: dict[str, type[Component]] = {
 }
 
 
-def read(composed: DictConfig) -> Config:
-    """The composed configuration, checked.
-
-    Raises:
-        ConfigError: naming every key that is unknown, missing, of a wrong type or out of range.
-    """
-    composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    try:
-        missing = sorted(OmegaConf.missing_keys(composed))
-        plain = OmegaConf.to_container(composed, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(faults([f"{error.full_key}: {error.msg}"])) from None
-    assert isinstance(plain, dict)
-    lines = [f"{key}: no value. Give one: {key}=..." for key in missing]
-    wrong = {key.split(".")[0] for key in missing}
-    try:
-        config = Config.model_validate(plain)
-    except ValidationError as error:
-        found = [fault for fault in error.errors() if _key(fault) not in missing]
-        lines += [_sentence(fault) for fault in found]
-        wrong |= {str(fault["loc"][0]) for fault in found}
-    for group in GROUPS:
-        lines += _argument_faults(group, plain.get(group), missing)
-    if isinstance(plain.get("regime"), dict):
-        lines += _argument_faults("optimizer", plain["regime"].get("head_optimizer"), missing, "regime.head_optimizer")
-    if not wrong & {"model", "regime", "tracking"}:
-        model, regime = Model.model_validate(plain["model"]), Regime.model_validate(plain["regime"])
-        lines += _cross_faults(model, regime, Tracking.model_validate(plain["tracking"]))
-    if lines:
-        raise ConfigError(faults(lines))
-    return config
-
-
-def faults(lines: list[str]) -> str:
-    """One error text out of all its lines."""
-    return "\n".join(["The configuration cannot be used:", *(f"  {line}" for line in lines)])
-
-
-def nearest(name: str, allowed: Iterable[str]) -> str | None:
-    """The allowed name that a typo most likely meant."""
-    matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
-    return matches[0] if matches else None
-
-
-def unknown_key(key: str, allowed: Iterable[str], received: Any, close: str | None = None) -> str:
-    """The line for a key that nothing reads; `close` is the whole key that was meant, where the caller knows."""
-    *parents, name = key.split(".")
-    names = sorted(set(allowed) - {"name", "target", "_target_", "ignores"})
-    sibling = nearest(name, names)
-    close = close or (sibling and ".".join([*parents, sibling]))
-    hint = f" Nearest: {close}." if close else ""
-    return f"{key}: nothing reads this key. Received: {received!r}. Allowed here: {', '.join(names)}.{hint}"
-
-
-def reads(key: str) -> bool:
-    """Whether there is a place for a key, though the composed configuration may not have it: tags.question."""
-    places: list[Any] = [Config]
-    for part in key.split("."):
-        below: list[Any] = []
-        for place in places:
-            if get_origin(place) is dict:
-                below += _options(get_args(place)[1])
-            elif isinstance(place, type) and issubclass(place, BaseModel) and part in place.model_fields:
-                below += _options(place.model_fields[part].annotation)
-        places = below
-    return bool(places)
-
-
-def _options(annotation: Any) -> list[Any]:
-    """The members of a union; anything else as it is."""
-    return list(get_args(annotation)) if get_origin(annotation) is UnionType else [annotation]
-
-
-def _key(fault: Mapping[str, Any], prefix: str = "") -> str:
-    return ".".join([*([prefix] if prefix else []), *(str(part) for part in fault["loc"])])
-
-
-def _sentence(fault: Mapping[str, Any], root: Any = Config, prefix: str = "") -> str:
-    """One of pydantic's errors as: key, what is allowed, what was received.
-
-    Args:
-        fault: the error.
-        root: the model that was checked, which lies at `prefix` in the configuration.
-    """
-    key = _key(fault, prefix)
-    if fault["type"] == "extra_forbidden":
-        model: Any = root
-        for part in fault["loc"][:-1]:
-            model = _model_below(model, str(part))
-        return unknown_key(key, model.model_fields, fault["input"])
-    if fault["type"] == "missing":
-        return f"{key}: no value, and the run needs one. Give one: +{key}=..."
-    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    message = message.partition(" or instance of ")[0]
-    if fault["type"] == "value_error":
-        return f"{key}: {message}"
-    line = f"{key}: must be {message}. Received: {fault['input']!r}"
-    if fault["type"] != "literal_error":
-        return line
-    close = nearest(str(fault["input"]), re.findall(r"'([^']*)'", fault["ctx"]["expected"]))
-    return f"{line}. Nearest: {close}" if close else line
-
-
-def _model_below(model: type[BaseModel], part: str) -> type[BaseModel]:
-    """The model one step down an error's path; a step into a mapping of models stays at its values' model."""
-    field = model.model_fields.get(part)
-    if field is None:
-        return model
-    below = [kind for kind in _kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
-    return below[0]
-
-
-def _kinds(annotation: Any) -> list[Any]:
-    return [annotation, *(inner for kind in get_args(annotation) for inner in _kinds(kind))]
-
-
 @cache
 def shipped(group: str) -> dict[str, dict[str, Any]]:
     """The shipped choices of a group by their name: raw YAML, interpolations unresolved."""
@@ -359,72 +236,6 @@ def shipped(group: str) -> dict[str, dict[str, Any]]:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
         found[path.stem] = content.get(group, content)
     return found
-
-
-@cache
-def _checks(group: str, name: str) -> TypeAdapter[Any]:
-    kind = ARGUMENTS[group][name]
-    is_model = isinstance(kind, type) and issubclass(kind, BaseModel)
-    return TypeAdapter(kind, config=None if is_model else Node.model_config)
-
-
-def _argument_faults(group: str, node: Any, missing: Iterable[str], prefix: str | None = None) -> list[str]:
-    """Constructor arguments of a shipped component that its YAML does not list, or that cannot be right."""
-    prefix = prefix or group
-    if not isinstance(node, dict):
-        return []
-    alike = [choice for choice in shipped(group).values() if choice.get("_target_") == node.get("_target_")]
-    if not alike:
-        return []  # the user's own component: build checks it against the constructor's signature
-    fields = {field.alias or name for name, field in GROUPS[group].model_fields.items()}
-    known = alike[0]
-    lines = []
-    for name, value in node.items():
-        key = f"{prefix}.{name}"
-        if name in fields or key in missing:
-            continue
-        if name not in known:
-            lines.append(unknown_key(key, {*known, *fields}, value))
-        elif name in ARGUMENTS.get(group, {}):
-            try:
-                _checks(group, name).validate_python(value)
-            except ValidationError as error:
-                lines += [_sentence(fault, ARGUMENTS[group][name], key) for fault in error.errors()]
-        elif (kind := _kind(known[name])) and kind != _kind(value):
-            lines.append(f"{key}: must be a {kind}, as in {group}={node.get('name')}. Received: {value!r}")
-    return lines
-
-
-def _kind(value: Any) -> str | None:
-    """A value's kind as a user names it; None where the YAML does not fix one."""
-    if value is None or (isinstance(value, str) and (value == "???" or value.startswith("${"))):
-        return None
-    kinds = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", dict: "mapping"}
-    return kinds.get(type(value))
-
-
-def _cross_faults(model: Model, regime: Regime, tracking: Tracking) -> list[str]:
-    """What single values cannot tell."""
-    lines = []
-    if "regime.unfrozen_blocks" not in regime.ignores and regime.unfrozen_blocks > len(model.blocks):
-        lines.append(
-            f"regime.unfrozen_blocks: must be at most {len(model.blocks)}, as model={model.name} has "
-            f"{len(model.blocks)} blocks ({', '.join(model.blocks)}). Received: {regime.unfrozen_blocks}"
-        )
-    if model.weights == "pretrained" and model.name != "convnet" and "model.weights" not in regime.ignores:
-        lines.append(
-            "model.weights: 'pretrained' is our body of model=convnet. "
-            f"Received: model={model.name}. Allowed: imagenet, a file, an MLflow run id, null"
-        )
-    if tracking.uri == "???":
-        lines.append(
-            f"tracking.uri: no value, and tracking={tracking.name} needs one. Give one: "
-            "tracking.uri=http://host:5000, or set MLFLOW_TRACKING_URI"
-        )
-    for key in regime.ignores:
-        if key.split(".")[0] not in Config.model_fields:
-            lines.append(f"regime.ignores: {key!r} is no key of the configuration")
-    return lines
 
 
 def effective(config: Config) -> dict[str, Any]:
@@ -469,20 +280,3 @@ def head_run(config: Config) -> Config:
 
 def dump_yaml(plain: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(plain), sort_keys=False, allow_unicode=True)
-
-
-def load_yaml(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-class ValidateBeforeRun(Callback):
-    """Checks the configuration before Hydra makes the run's folder: a wrong one leaves nothing behind.
-
-    Hydra turns a callback's exceptions into warnings; SystemExit passes.
-    """
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        try:
-            read(config)
-        except ConfigError as error:
-            raise SystemExit(str(error)) from None

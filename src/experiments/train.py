@@ -8,7 +8,7 @@ import sys
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import paths, schema
+from experiments import paths, validation
 from experiments.explain import explain
 from experiments.quiet import quiet_start
 from experiments.types import ConfigError, DataError
@@ -20,7 +20,7 @@ OmegaConf.register_new_resolver("run_name", paths.run_name, replace=True)
 @hydra.main(version_base="1.3", config_path=str(paths.CONF), config_name="config")
 def train(composed: DictConfig) -> float:
     """Runs one experiment; returns its validation metric `objective` to a sweeper."""
-    config = schema.read(composed)
+    config = validation.read(composed)
     with quiet_start():
         from experiments.run import run  # imports TensorFlow: only once the configuration is known to be good
 

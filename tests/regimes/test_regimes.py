@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from rich.console import Console
 
-from experiments import paths, schema
+from experiments import paths, schema, validation
 from experiments.build import build
 from experiments.progress import Terminal
 from experiments.run import read_data
@@ -70,7 +70,7 @@ def configured(root: Path, outputs: Path, *overrides: str) -> schema.Config:
             "data=folder", f"data.root={root}", f"outputs={outputs}", "tracking=none", "model.weights=null",
             "batch_size=8", "epochs=2", "regime.head_epochs=2", "regime.views=2", *overrides,
         ]  # fmt: skip
-        return schema.read(compose("config", settings))
+        return validation.read(compose("config", settings))
 
 
 def built(root: Path, outputs: Path, *overrides: str) -> Parts:

@@ -115,10 +115,15 @@ def label(group: Group, groups: Sequence[Group]) -> str:
     every = {key for one in groups for key in one.params}
     keys = [key for key in every if len({one.params.get(key) for one in groups}) > 1]
     keys.sort(key=lambda key: (CHOICES.index(key) if key in CHOICES else len(CHOICES), key.count("."), key))
-    for count in range(1, len(keys) + 1):
-        if len({tuple(one.params.get(key) for key in keys[:count]) for one in groups}) == len(groups):
-            return " ".join(f"{key}={group.params[key]}" for key in keys[:count] if key in group.params)
-    return group.runs[0].name
+    telling: list[str] = []
+    for key in keys:
+        if _distinct(groups, [*telling, key]) > _distinct(groups, telling):
+            telling.append(key)
+    return " ".join(f"{key}={group.params[key]}" for key in telling if key in group.params) or group.runs[0].name
+
+
+def _distinct(groups: Sequence[Group], keys: Sequence[str]) -> int:
+    return len({tuple(one.params.get(key) for key in keys) for one in groups})
 
 
 def comparison_table(groups: Sequence[Group], split: str) -> Table:
@@ -129,10 +134,13 @@ def comparison_table(groups: Sequence[Group], split: str) -> Table:
 
     from experiments.statistics import mean_interval, wilson
 
-    title = f"{split}: accuracy on {groups[0].correct.shape[1]} pictures, with 95 % intervals"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("run", "runs", "accuracy", "points from first", "p", "seconds"):
-        table.add_column(name, justify="left" if name == "run" else "right", overflow="fold")
+    title = f"{split}: accuracy on {groups[0].correct.shape[1]} pictures [95 % interval], difference in points"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("run", "runs", "accuracy", "from first", "p", "seconds"):
+        if name == "run":
+            table.add_column(name, overflow="fold")
+        else:
+            table.add_column(name, justify="right", no_wrap=True)
     for group in groups:
         accuracies = [float(value) for value in group.correct.mean(axis=1)]
         if len(accuracies) > 1:
