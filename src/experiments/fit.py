@@ -109,7 +109,9 @@ class Record(keras.callbacks.Callback):
             "accuracy": float(logs["accuracy"]),
             "validation_loss": float(logs["val_loss"]),
             "validation_accuracy": float(logs["val_accuracy"]),
-            "learning_rate": float(self.model.optimizer.learning_rate),
+            "learning_rate": float(
+                f"{float(self.model.optimizer.learning_rate):.7g}"
+            ),  # a float32: 1e-4, not 9.99999975e-05
             "seconds": time.perf_counter() - self.began,
             "pictures_per_second": self.pictures / (self.trained - self.began),
         }

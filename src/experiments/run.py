@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ def run(config: schema.Config) -> float:
     """Runs one experiment; what it writes is in the Hydra job's folder and in MLflow.
 
     Returns:
-        The validation metric that `objective` names.
+        The validation metric that `objective` names; nan where the split does not define it (see `evaluate`).
     """
     began = time.perf_counter()
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -53,7 +54,7 @@ def run(config: schema.Config) -> float:
         if config.tracking.log_model:
             tracker.model(fitted.model, len(splits.classes))
     conclude(console, folder, reports, tracker.run_id)
-    return metrics[f"validation.{config.objective}"]
+    return metrics.get(f"validation.{config.objective}", math.nan)
 
 
 def read_data(parts: Parts) -> Splits:

@@ -85,7 +85,7 @@ def track(config: Config, folder: Path) -> Iterator[Tracker]:
     mlflow.set_tracking_uri(config.tracking.uri)
     experiment = open_experiment(config)
     run = mlflow.start_run(
-        experiment_id=experiment, run_name=folder.name, tags=dict(config.tags), description=config.notes or None
+        experiment_id=experiment, run_name=run_name(folder), tags=dict(config.tags), description=config.notes or None
     )
     try:
         yield MlflowRun(run.info.run_id, folder)
@@ -97,6 +97,11 @@ def track(config: Config, folder: Path) -> Iterator[Tracker]:
         mlflow.end_run("FAILED")
         raise
     mlflow.end_run("FINISHED")
+
+
+def run_name(folder: Path) -> str:
+    """A run is called like its folder; a sweep's job, whose folder is a number, like the sweep and that number."""
+    return f"{folder.parent.name}-{folder.name}" if folder.name.isdigit() else folder.name
 
 
 def open_experiment(config: Config) -> str:

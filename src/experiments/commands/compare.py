@@ -134,11 +134,11 @@ def comparison_table(groups: Sequence[Group], split: str) -> Table:
 
     from experiments.statistics import mean_interval, wilson
 
-    title = f"{split}: accuracy on {groups[0].correct.shape[1]} pictures [95 % interval], difference in points"
+    title = f"{split}: accuracy on {groups[0].correct.shape[1]} pictures [95 % interval], differences in points"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("run", "runs", "accuracy", "from first", "p", "seconds"):
+    for name in ("run", "runs", "accuracy", "from first", "p", "s"):
         if name == "run":
-            table.add_column(name, overflow="fold")
+            table.add_column(name, overflow="fold", min_width=18)
         else:
             table.add_column(name, justify="right", no_wrap=True)
     for group in groups:
