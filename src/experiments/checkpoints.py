@@ -16,6 +16,7 @@ from pathlib import Path
 
 import keras
 
+from experiments.store import sync
 from experiments.types import EpochRecord
 
 WEIGHTS, META = "model.weights.h5", "meta.json"
@@ -31,9 +32,9 @@ def save(folder: Path, model: keras.Model, history: Sequence[EpochRecord]) -> No
         meta = {"sha256": file_hash(aside / WEIGHTS), "history": [dataclasses.asdict(record) for record in history]}
         (aside / META).write_text(json.dumps(meta), encoding="utf-8")
         for name in (WEIGHTS, META):
-            _fsync(aside / name)
+            sync(aside / name)
         _replace(aside, folder)
-        _fsync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -79,11 +80,3 @@ def file_hash(path: Path) -> str:
     """A file's sha256, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

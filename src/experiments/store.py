@@ -112,7 +112,7 @@ def write_file(path: Path, content: bytes) -> None:
     try:
         _write(temporary, content)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -160,19 +160,19 @@ def _build(entry: Path, wanted: Mapping[str, Any], write: Callable[[np.ndarray],
         _allocate(path)
         write(content)
         content.flush()
-        _sync(path)
+        sync(path)
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         meta = {**wanted, "sha256": sha256, "created": datetime.now(UTC).isoformat(timespec="seconds")}
         _write(temporary / _META, json.dumps(meta, indent=1).encode())
-        _sync(temporary)
+        sync(temporary)
         try:
             os.rename(temporary, entry)
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
             return
-        _sync(entry.parent)
+        sync(entry.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -224,7 +224,7 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flushes a file, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
