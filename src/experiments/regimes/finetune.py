@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from experiments.activations import activations
@@ -66,7 +65,7 @@ def obtain_head(parts: Parts, splits: Splits, watch: Watch) -> tuple[TrainedHead
     cached = cached_head(parts, splits, bottleneck_run)
     if cached is not None:
         for record in cached.history:
-            watch.record(replace(record))
+            watch.record(record)
         return cached, {"head_source": "head cache"}
     frozen = cut(parts.backbone, 0, config.model.head.pooling)
     return train_head(parts, splits, watch, bottleneck_run, frozen), {"head_source": "trained in this run"}
