@@ -99,6 +99,11 @@ def track(config: Config, folder: Path) -> Iterator[Tracker]:
     mlflow.end_run("FINISHED")
 
 
+def artifact_uri(place: str | None) -> str | None:
+    """Where artifacts go, as MLflow wants it: a URI as it is, a path as an absolute file URI."""
+    return place if place is None or "://" in place else Path(place).resolve().as_uri()
+
+
 def run_name(folder: Path) -> str:
     """A run is called like its folder; a sweep's job, whose folder is a number, like the sweep and that number."""
     return f"{folder.parent.name}-{folder.name}" if folder.name.isdigit() else folder.name
@@ -122,7 +127,7 @@ def open_experiment(config: Config) -> str:
             found = client.get_experiment_by_name(config.tracking.experiment)
             if found is not None:
                 return str(found.experiment_id)
-            artifacts = config.tracking.artifacts and Path(config.tracking.artifacts).as_uri()
+            artifacts = artifact_uri(config.tracking.artifacts)
             return str(
                 client.create_experiment(
                     config.tracking.experiment, artifacts, tags={"mlflow.note.content": DESCRIPTION}

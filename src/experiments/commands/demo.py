@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, such as seed=1")
     arguments = parser.parse_args()
     began = time.perf_counter()
-    token = secrets.token_hex(4)
+    token = f"t{secrets.token_hex(4)}"  # a letter first: Hydra reads 12345678 as a number
     for regime in REGIMES:
         command = [
             "experiments.train",

@@ -19,7 +19,7 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides")
     arguments = parser.parse_args()
-    token = secrets.token_hex(4)
+    token = f"t{secrets.token_hex(4)}"  # a letter first: Hydra reads 12345678 as a number
     command = [sys.executable, "-m", "experiments.train", "experiment=pretrained", f"+tags.pretrained={token}"]
     done = subprocess.run([*command, *arguments.overrides])
     if done.returncode:
