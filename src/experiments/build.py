@@ -125,7 +125,7 @@ def construct(key: str, function: Any, arguments: Mapping[str, Any]) -> Any:
 def build_source(config: Config) -> Any:
     """A function of no arguments that makes the data set available and returns its root folder."""
     function = resolve(config, "data", config.data.target)
-    return functools.partial(construct, "data", function, config.data.arguments | {"cache": _cache(config)})
+    return functools.partial(construct, "data", function, config.data.arguments | {"cache": config.cache})
 
 
 def build_augmentation(config: Config) -> Augmentation:
@@ -224,7 +224,3 @@ def _with_download(config: Config, constructor: Any, arguments: dict[str, Any]) 
 def _identity(backbone: str, head: str | None, config: Config, fingerprint: str) -> str:
     version = importlib.metadata.version("experiments")
     return schema.identity(config, data=fingerprint, weights=backbone, head=head, version=version)
-
-
-def _cache(config: Config) -> Path:
-    return Path(config.outputs) / "cache"

@@ -104,14 +104,14 @@ class Record(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         logs = logs or {}
+        # A float32 to its own precision: 1e-4, not 9.99999975e-05.
+        learning_rate = float(f"{float(self.model.optimizer.learning_rate):.7g}")
         metrics = {
             "loss": float(logs["loss"]),
             "accuracy": float(logs["accuracy"]),
             "validation_loss": float(logs["val_loss"]),
             "validation_accuracy": float(logs["val_accuracy"]),
-            "learning_rate": float(
-                f"{float(self.model.optimizer.learning_rate):.7g}"
-            ),  # a float32: 1e-4, not 9.99999975e-05
+            "learning_rate": learning_rate,
             "seconds": time.perf_counter() - self.began,
             "pictures_per_second": self.pictures / (self.trained - self.began),
         }

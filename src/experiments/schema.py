@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -176,6 +177,10 @@ class Config(Node):
     notes: str
     progress: Literal["auto", "none"]
     outputs: str
+
+    @property
+    def cache(self) -> Path:
+        return Path(self.outputs) / "cache"
 
 
 class PerClass(Node):

@@ -163,7 +163,7 @@ class Parts:
 
     @property
     def cache(self) -> Path:
-        return Path(self.config.outputs) / "cache"
+        return self.config.cache
 
 
 @dataclass(frozen=True)
