@@ -81,7 +81,7 @@ def array(
     if not isinstance(found, str):
         return found
     entry.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(cache / "locks" / f"{kind}-{name}.lock") as locked:
+    with hold(cache / "locks" / f"{kind}-{name}.lock") as locked:
         if locked:  # whoever left these was killed: it would hold the lock
             for leftover in entry.parent.glob(f".{name}.*"):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -108,7 +108,7 @@ def write_file(path: Path, content: bytes) -> None:
         OSError: If it cannot be written; nothing is left behind then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    temporary = draft(path)
     try:
         _write(temporary, content)
         os.replace(temporary, path)
@@ -152,7 +152,7 @@ def _sha256(path: Path) -> str:
 
 def _build(entry: Path, wanted: Mapping[str, Any], write: Callable[[np.ndarray], None]) -> None:
     """Makes an entry and puts it into place, unless another process has put one there first."""
-    temporary = _temporary(entry)
+    temporary = draft(entry)
     temporary.mkdir()
     try:
         path = temporary / _ARRAY
@@ -186,7 +186,7 @@ def _allocate(path: Path) -> None:
 
 def _remove(entry: Path) -> None:
     """Moves an entry out of the way first, so that nobody meets half of it."""
-    aside = _temporary(entry)
+    aside = draft(entry)
     try:
         os.rename(entry, aside)
     except FileNotFoundError:  # another process was faster
@@ -195,7 +195,7 @@ def _remove(entry: Path) -> None:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[bool]:
+def hold(path: Path) -> Iterator[bool]:
     """Holds a lock, or goes on without one where there is none to be had; tells which."""
     # A soft lock would outlive a killed process; without any lock, work may be done twice, which does no harm.
     try:
@@ -213,7 +213,7 @@ def _lock(path: Path) -> Iterator[bool]:
             lock.release()
 
 
-def _temporary(path: Path) -> Path:
+def draft(path: Path) -> Path:
     return path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}"
 
 
