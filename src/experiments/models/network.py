@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from experiments.models.head import pooling, probabilities
 from experiments.types import Backbone, ConfigError
@@ -39,25 +40,28 @@ def preprocess(pixels: keras.KerasTensor, kind: str) -> keras.KerasTensor:
 
 
 def first_layers(model: keras.Model, blocks: Sequence[str]) -> dict[str, str]:
-    """Each block's first layer: the first named like the block, or like it with an underscore and more.
+    """Each block's first layer, in the order of the network's graph.
 
     Raises:
         ConfigError: a block that no layer is named after, or blocks out of order.
     """
     names = [layer.name for layer in model.layers]
-    found: dict[str, str] = {}
-    for block in blocks:
-        layers = [name for name in names if name == block or name.startswith(f"{block}_")]
-        if not layers:
-            raise ConfigError(
-                f"model.blocks: no layer of {model.name} is named {block!r} or begins with '{block}_'. "
-                f"Its layers: {', '.join(names)}"
-            )
-        found[block] = layers[0]
-    positions = [names.index(name) for name in found.values()]
+    owners = [owner(name, blocks) for name in names]
+    missing = [block for block in blocks if block not in owners]
+    if missing:
+        raise ConfigError(
+            f"model.blocks: no layer of {model.name} is named {missing[0]!r} or begins with '{missing[0]}_'. "
+            f"Its layers: {', '.join(names)}"
+        )
+    positions = [owners.index(block) for block in blocks]
     if positions != sorted(positions):
         raise ConfigError(f"model.blocks: must be in the network's order. Received: {', '.join(blocks)}")
-    return found
+    return {block: names[at] for block, at in zip(blocks, positions, strict=True)}
+
+
+def owner(layer: str, blocks: Iterable[str]) -> str | None:
+    """The block that a layer is named after: its name, or its name with an underscore and more; the longest such."""
+    return max((block for block in blocks if f"{layer}_".startswith(f"{block}_")), key=len, default=None)
 
 
 def weights_hash(model: keras.Model) -> str:
@@ -79,23 +83,35 @@ class Cut(NamedTuple):
 def cut(backbone: Backbone, unfrozen: int, pool: str) -> Cut:
     """Cuts a backbone below its last `unfrozen` blocks; 0 leaves only pooling above, done by the prefix.
 
-    The boundary is the tensor that enters the first unfrozen block's first layer.
+    The boundary is the tensor that enters the first unfrozen block's first layer. Layers named after no block (sums
+    without names of their own, a last normalisation) go with the side of it they are on.
 
     Raises:
-        ConfigError: a block whose first layer's input is not the only way up, so that no cut is possible there.
+        ConfigError: a block whose first layer's input is not the only way up, or that shares its side of the boundary
+            with a block of the other side, so that no cut is possible there.
     """
     if unfrozen == 0:
         prefix = pooled(backbone, pool)
         features = keras.Input(prefix.output_shape[1:], name="boundary")
         return Cut(prefix, keras.Model(features, features, name="unfrozen"), "pooling")
     model = backbone.model
-    block = list(backbone.blocks)[-unfrozen]
+    blocks = list(backbone.blocks)
+    block = blocks[-unfrozen]
     first = model.get_layer(backbone.blocks[block])
+    refused = f"model.blocks: {model.name} cannot be cut at {block!r} ({first.name}): "
+    entering = keras.Layer.input.fget(first)  # a nested model's own .input is the one inside it
+    if isinstance(entering, list):
+        raise ConfigError(f"{refused}{len(entering)} tensors enter it; a block must begin with a layer that takes one")
     try:
-        prefix = keras.Model(model.inputs[0], first.input, name="frozen")
-        suffix = keras.Model(first.input, pooling(pool)(model.output), name="unfrozen")
+        prefix = keras.Model(model.inputs[0], entering, name="frozen")
+        suffix = keras.Model(entering, pooling(pool)(model.output), name="unfrozen")
     except ValueError as error:
-        raise ConfigError(f"model.blocks: {model.name} cannot be cut at {block!r} ({first.name}): {error}") from None
+        raise ConfigError(f"{refused}what enters it is not the only way up, a branch passes it by ({error})") from None
+    below, above = set(blocks[:-unfrozen]), set(blocks[-unfrozen:])
+    astray = [layer.name for layer in suffix.layers if owner(layer.name, blocks) in below]
+    astray += [layer.name for layer in prefix.layers if owner(layer.name, blocks) in above]
+    if astray:
+        raise ConfigError(f"{refused}{', '.join(astray)} would be on the wrong side of the boundary")
     return Cut(prefix, suffix, first.name)
 
 
@@ -140,10 +156,21 @@ def join(backbone: Backbone, pool: str, head: keras.Model) -> keras.Model:
     return keras.Model(inputs, probabilities(logits), name="classifier")
 
 
+def forward(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+    """What a model makes of a batch [B, ...] float32, without training: a compiled function, float32 in and out.
+
+    Not `predict_on_batch`: under a strategy that runs every batch on each of its devices.
+    """
+    signature = [tf.TensorSpec(model.input_shape, tf.float32)]
+    run = tf.function(lambda inputs: tf.cast(model(inputs, training=False), tf.float32), input_signature=signature)
+    return lambda inputs: np.asarray(run(inputs))
+
+
 def score(model: keras.Model, inputs: np.ndarray, batch_size: int = 64) -> np.ndarray:
     """Probabilities [N, classes] float32 of a model that outputs logits, for rows of its inputs [N, ...]."""
+    run = forward(model)
     starts = range(0, len(inputs), batch_size)
-    logits = [model.predict_on_batch(np.asarray(inputs[at : at + batch_size], "float32")) for at in starts]
+    logits = [run(np.asarray(inputs[at : at + batch_size], "float32")) for at in starts]
     return np.asarray(probabilities(keras.ops.convert_to_tensor(np.concatenate(logits))))
 
 

@@ -1,0 +1,238 @@
+"""Every shipped backbone of keras.applications, and others by a YAML of one's own: cut at each block and rejoined."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from keras.applications import imagenet_utils
+
+from experiments import paths, validation
+from experiments.build import build, build_backbone, resolve
+from experiments.models import network
+from experiments.models.head import dense_head
+from experiments.schema import Config, Head, shipped
+from experiments.types import Backbone, ConfigError
+
+SIZE = 32  # the least that they take; Xception and InceptionV3 want more
+# keras.applications' module and what its preprocess_input, or the network's own first layers, do to pixels.
+MODULES = {
+    "convnext_tiny": ("convnext", "torch"),
+    "efficientnet_v2_b0": ("efficientnet_v2", "torch"),
+    "mobilenet_v2": ("mobilenet_v2", "tf"),
+    "resnet50": ("resnet", "caffe"),
+    "vgg16": ("vgg16", "caffe"),
+    "vgg19": ("vgg19", "caffe"),
+}
+# Layers with weights that are not named after the block they are part of.
+UNNAMED = {
+    "mobilenet_v2": {"bn_Conv1": "Conv1"},
+    "convnext_tiny": {"layer_normalization": "convnext_tiny_stage_3_block_2"},
+}
+
+
+class Built(NamedTuple):
+    name: str
+    config: Config
+    backbone: Backbone
+
+
+def read(name: str, folder: Path | None = None, size: int = SIZE) -> Config:
+    """The configuration of a backbone with random weights, from conf/ or, as with --config-dir, one's own folder."""
+    mine = [f"hydra.searchpath=[file://{folder}]"] if folder else []
+    overrides = [f"model={name}", "model.weights=null", "regime=scratch", f"data.image_size={size}", *mine]
+    with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
+        return validation.read(compose("config", overrides))
+
+
+def built(config: Config) -> Built:
+    """A backbone as if trained: every layer does something, and what is below a layer matters above it.
+
+    As Keras makes them, ConvNeXt's blocks are scaled to a millionth and deep networks forget their input.
+    """
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(0)
+    backbone = build_backbone(config, None)
+    rng = np.random.default_rng(0)
+    for weight in backbone.model.weights:
+        if weight.name in ("bias", "beta"):
+            weight.assign(rng.normal(0, 0.1, weight.shape))
+        elif len(weight.shape) == 1:  # gamma, a layer's scale
+            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
+    for layer in backbone.model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0  # statistics become those of the one batch that follows
+    network.pooled(backbone, "average")(pictures(config.data.image_size, 8), training=True)
+    return Built(config.model.name, config, backbone)
+
+
+@pytest.fixture(scope="module", params=MODULES)
+def one(request: pytest.FixtureRequest) -> Iterator[Built]:
+    yield built(read(request.param))
+
+
+def pictures(size: int = SIZE, count: int = 2) -> np.ndarray:
+    """[count, size, size, 3] float32 in [0, 255]."""
+    return np.random.default_rng(1).integers(0, 256, (count, size, size, 3)).astype("float32")
+
+
+def assert_cut_at_each_block_and_rejoined(backbone: Backbone) -> None:
+    pixels = pictures(backbone.model.input_shape[1])
+    cuts = [network.cut(backbone, unfrozen, "average") for unfrozen in range(len(backbone.blocks) + 1)]
+    # All prefixes in one pass: they are parts of one graph.
+    below = keras.Model(cuts[0].prefix.input, [cut.prefix.output for cut in cuts])(pixels, training=False)
+    expected = np.asarray(network.pooled(backbone, "average")(pixels, training=False))
+    scale = np.abs(expected).max()
+    for cut, stored in zip(cuts, below, strict=True):
+        nothing = keras.ops.zeros_like(stored)
+        rejoined = np.asarray(cut.suffix(keras.ops.concatenate([stored, nothing]), training=False))
+        np.testing.assert_allclose(rejoined[:2], expected, rtol=1e-5, atol=1e-5 * scale, err_msg=cut.boundary)
+        assert np.abs(rejoined[2:] - expected).max() > 1e-2 * scale, f"{cut.boundary}: what is stored does not matter"
+
+
+def test_all_of_keras_applications_that_we_ship_are_tested() -> None:
+    targets = {name: node["_target_"] for name, node in shipped("model").items()}
+    assert set(MODULES) == {name for name, target in targets.items() if target.startswith("keras.applications.")}
+
+
+def test_cut_at_each_block_and_rejoined(one: Built) -> None:
+    assert_cut_at_each_block_and_rejoined(one.backbone)
+
+
+def test_what_is_trained_is_exactly_the_unfrozen_blocks(one: Built) -> None:
+    model, blocks = one.backbone.model, list(one.backbone.blocks)
+    assert blocks == one.config.model.blocks
+    named = UNNAMED.get(one.name, {})
+    block_of = {
+        id(weight): named.get(layer.name) or next(block for block in blocks if f"{layer.name}_".startswith(f"{block}_"))
+        for layer in model.layers
+        for weight in layer.trainable_weights
+    }
+    assert set(block_of) == {id(weight) for weight in model.trainable_weights}
+    assert set(block_of.values()) == set(blocks)
+    for unfrozen in range(len(blocks) + 1):
+        trained = {id(weight) for weight in network.cut(one.backbone, unfrozen, "average").suffix.trainable_weights}
+        last = blocks[len(blocks) - unfrozen :]
+        assert trained == {weight for weight, block in block_of.items() if block in last}, f"{unfrozen} unfrozen"
+
+
+def test_what_enters_the_first_block_is_what_imagenet_weights_were_trained_on(one: Built) -> None:
+    prefix = network.cut(one.backbone, len(one.backbone.blocks), "average").prefix
+    expected = imagenet_utils.preprocess_input(pictures(), mode=MODULES[one.name][1])
+    np.testing.assert_allclose(prefix(pictures()), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_the_features_are_those_of_keras_network_behind_its_own_preprocessing(one: Built) -> None:
+    model = one.config.model
+    theirs = resolve(one.config, "model", model.target)(
+        include_top=False, weights=None, input_shape=(SIZE, SIZE, 3), **model.arguments
+    )
+    theirs.set_weights(one.backbone.model.get_weights())
+    module = importlib.import_module(f"keras.applications.{MODULES[one.name][0]}")
+    expected = np.asarray(theirs(module.preprocess_input(pictures()), training=False))
+    ours = keras.Model(one.backbone.model.inputs[0], one.backbone.model.output)
+    # Wide enough for what fifty layers make of roundings; another preprocessing is off by a hundred times this.
+    np.testing.assert_allclose(ours(pictures(), training=False), expected, atol=2e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("one", ["convnext_tiny", "efficientnet_v2_b0"], indirect=True)
+def test_a_saved_model_predicts_the_same(one: Built, tmp_path: Path) -> None:
+    """They bring layers of their own, and constants."""
+    head = dense_head(
+        one.backbone.model.output_shape[-1], Head(pooling="average", dropout=0.5, l1=0, l2=0, dense={}), 2
+    )
+    model = network.join(one.backbone, "average", head)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    np.testing.assert_allclose(loaded(pictures()), model(pictures()), atol=1e-6)
+
+
+@pytest.mark.parametrize("one", ["convnext_tiny", "efficientnet_v2_b0"], indirect=True)
+def test_identity_does_not_follow_what_this_process_built_before(one: Built) -> None:
+    """Their rescaling, sums and last normalisation have no names but a counter's."""
+    assert build(one.config, {}).backbone.identity == one.backbone.identity
+
+
+# --- any other: one YAML
+
+
+def write(folder: Path, name: str, target: str, blocks: list[str], preprocessing: str, **arguments: object) -> None:
+    """folder/model/NAME.yaml, as a user writes it."""
+    node = {
+        "name": name,
+        "_target_": f"keras.applications.{target}",
+        "native_size": 224,
+        "weights": "imagenet",
+        "preprocessing": preprocessing,
+        "blocks": blocks,
+        "head": {"pooling": "average", "dropout": 0.5, "l1": 0.0, "l2": 0.0, "dense": {}},
+        **arguments,
+    }
+    (folder / "model").mkdir()
+    (folder / "model" / f"{name}.yaml").write_text(yaml.safe_dump(node))
+
+
+@pytest.mark.parametrize("target, size, preprocessing, blocks", [
+    ("DenseNet121", 32, "torch", ["conv1", "conv2", "pool2", "conv4", "conv5_block1", "conv5_block16", "bn"]),
+    ("MobileNetV3Small", 32, "none", ["conv", "expanded_conv", *(f"expanded_conv_{n}" for n in range(1, 11)),
+                                     "conv_1"]),
+    pytest.param("Xception", 71, "tf", [f"block{n}" for n in range(1, 15)], marks=pytest.mark.slow),
+])  # fmt: skip
+def test_another_network_by_a_yaml(
+    target: str, size: int, preprocessing: str, blocks: list[str], tmp_path: Path
+) -> None:
+    write(tmp_path, "mine", target, blocks, preprocessing)
+    made = built(read("mine", tmp_path, size))
+    assert list(made.backbone.blocks) == blocks
+    assert_cut_at_each_block_and_rejoined(made.backbone)
+
+
+@pytest.mark.parametrize("target, size, blocks, reason", [
+    ("InceptionV3", 75, ["mixed9", "mixed10"], "4 tensors enter it; a block must begin with a layer that takes one"),
+    pytest.param("NASNetMobile", 32, ["stem_conv1", "normal_conv_1_1"], "what enters it is not the only way up",
+                 marks=pytest.mark.slow),
+])  # fmt: skip
+def test_a_network_that_cannot_be_cut_there_says_why(
+    target: str, size: int, blocks: list[str], reason: str, tmp_path: Path
+) -> None:
+    write(tmp_path, "mine", target, blocks, "tf")
+    backbone = build_backbone(read("mine", tmp_path, size), None)
+    with pytest.raises(ConfigError, match=rf"model\.blocks: .* cannot be cut at '{blocks[-1]}' .*{reason}"):
+        network.cut(backbone, 1, "average")
+    network.cut(backbone, 0, "average")  # all frozen works with any network
+
+
+def test_blocks_beside_each_other_are_refused_rather_than_trained_together() -> None:
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(3, 1, name="stem")(inputs)
+    left, right = (keras.layers.Conv2D(3, 1, name=f"{name}_conv")(x) for name in ("left", "right"))
+    model = keras.Model(inputs, keras.layers.Add()([left, right]))
+    backbone = Backbone(model, network.first_layers(model, ["stem", "left", "right"]), "")
+    with pytest.raises(ConfigError, match="cannot be cut at 'right' .*left_conv would be on the wrong side"):
+        network.cut(backbone, 1, "average")
+    assert network.cut(backbone, 2, "average").boundary == "left_conv"
+
+
+def test_a_layer_belongs_to_the_longest_block_it_is_named_after() -> None:
+    inputs = x = keras.Input((8, 8, 3))
+    for name in ("conv_1_a", "conv_a", "conv_1_b"):
+        x = keras.layers.Conv2D(3, 1, name=name)(x)
+    model = keras.Model(inputs, x)
+    assert network.first_layers(model, ["conv_1", "conv"]) == {"conv_1": "conv_1_a", "conv": "conv_a"}
+    with pytest.raises(ConfigError, match="cannot be cut at 'conv' .*conv_1_b would be on the wrong side"):
+        network.cut(Backbone(model, {"conv_1": "conv_1_a", "conv": "conv_a"}, ""), 1, "average")
+
+
+def test_a_network_inside_another_is_a_block() -> None:
+    inside = keras.Input((8, 8, 3))
+    nested = keras.Model(inside, keras.layers.Conv2D(3, 1)(inside), name="nested")
+    inputs = keras.Input((8, 8, 3))
+    model = keras.Model(inputs, nested(keras.layers.Conv2D(3, 1, name="stem")(inputs)))
+    assert_cut_at_each_block_and_rejoined(Backbone(model, network.first_layers(model, ["stem", "nested"]), ""))
