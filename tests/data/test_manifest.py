@@ -200,6 +200,87 @@ def test_other_choices_that_cannot_work(root: Path) -> None:
         read(root, limit={"train": 0, "test": None})
 
 
+# --- folds
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Path:
+    """Eleven training pictures of cats and seven of dogs, three of each in validation, two in test."""
+    counts = {"train": (11, 7), "validation": (3, 3), "test": (2, 2)}
+    for split, of_each in counts.items():
+        for name, count in zip(("cats", "dogs"), of_each, strict=True):
+            for number in range(count):
+                draw(tmp_path / "given" / split / name / f"{number}.png")
+    return tmp_path / "given"
+
+
+def paths(found: Manifest, split: str) -> set[str]:
+    return {entry.path for entry in found.of(split)}
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5])
+def test_folds_partition_the_training_pictures(given: Path, folds: int) -> None:
+    plain = read(given)
+    every = [read(given, fold=fold, folds=folds) for fold in range(folds)]
+    validated = [entry.path for found in every for entry in found.of("validation")]
+    assert sorted(validated) == sorted(paths(plain, "train")), "every training picture in exactly one fold"
+    for found in every:
+        assert paths(found, "train") == paths(plain, "train") - paths(found, "validation")
+        assert found.of("test") == plain.of("test")
+        assert not paths(plain, "validation") & {entry.path for entry in found.entries}, "given validation stays unread"
+        assert found.classes == plain.classes and found.left_out == ()
+        assert all(entry.path.split("/")[1] == entry.class_name for entry in found.entries)
+    for name in ("cats", "dogs"):
+        counts = [sizes(found)["validation", name] for found in every]
+        assert max(counts) - min(counts) <= 1, "stratified"
+    assert len({manifest.fingerprint(found) for found in (*every, plain)}) == folds + 1
+
+
+def test_folds_of_one_folder_per_class(flat: Path) -> None:
+    plain = read(flat)
+    every = [read(flat, fold=fold, folds=4) for fold in range(4)]
+    validated = [entry.path for found in every for entry in found.of("validation")]
+    assert sorted(validated) == sorted(paths(plain, "train"))
+    for found in every:
+        assert paths(found, "train") | paths(found, "validation") == paths(plain, "train")
+        assert found.of("test") == plain.of("test")
+        assert {sizes(found)["validation", name] for name in ("cats", "dogs")} <= {3, 4}
+    assert len({manifest.fingerprint(found) for found in every}) == 4
+
+
+def test_folds_are_seeded(given: Path, tmp_path: Path) -> None:
+    first = read(given, fold=1, folds=3)
+    assert read(given, fold=1, folds=3, cache=tmp_path / "other") == first
+    other = read(given, fold=1, folds=3, split_seed=1)
+    assert sizes(other).keys() == sizes(first).keys() and paths(other, "validation") != paths(first, "validation")
+    assert read(given, fold=None, folds=3) == read(given)
+
+
+def test_limits_within_a_fold_are_nested(given: Path) -> None:
+    def of(limit: int | None) -> Manifest:
+        return read(given, fold=2, folds=3, limit={"train": limit, "validation": limit})
+
+    for split in ("train", "validation"):
+        assert paths(of(1), split) < paths(of(2), split) < paths(of(None), split)
+        assert len(paths(of(1), split)) == 2
+        assert paths(of(2), split) <= paths(of(3), split) <= paths(of(None), split)
+    assert paths(of(1), "test") == paths(of(None), "test")
+
+
+def test_a_damaged_picture_does_not_move_the_others_folds(given: Path) -> None:
+    before = {entry.path for fold in range(3) for entry in read(given, fold=fold, folds=3).of("validation")}
+    kept = [paths(read(given, fold=fold, folds=3), "validation") for fold in range(3)]
+    (given / "train/cats/4.png").write_bytes(b"damaged")
+    after = [paths(read(given, fold=fold, folds=3, on_bad="skip"), "validation") for fold in range(3)]
+    assert set().union(*after) == before - {"train/cats/4.png"}
+    assert [one - {"train/cats/4.png"} for one in kept] == after
+
+
+def test_more_folds_than_pictures_are_refused(given: Path) -> None:
+    text = message(given, fold=8, folds=9)
+    assert "dogs: no picture that can be used is left for validation" in text and "cats" not in text
+
+
 # --- faults
 
 
@@ -281,11 +362,6 @@ FOLDER_FAULTS: Faults = {
         "validation/cats/9.png",
         again,
         "the same picture as train/cats/1.png, in another split; remove one",
-    ),
-    "in two classes": (
-        "train/dogs/9.png",
-        again,
-        "the same picture as train/cats/1.png, in another class; remove the one that is wrong",
     ),
 }
 
@@ -382,7 +458,10 @@ def test_duplicates_where_nothing_is_split_yet(flat: Path) -> None:
     shutil.copy(flat / "cats/1.png", flat / "cats/copy.png")
     assert [left.path for left in read(flat, on_bad="skip").left_out] == ["cats/copy.png"]
     shutil.copy(flat / "cats/1.png", flat / "dogs/copy.png")
-    assert "in another class" in line(message(flat, on_bad="skip"), "dogs/copy.png")
+    assert "in another class" in line(message(flat), "dogs/copy.png")
+    left = {left.path: left.reason for left in read(flat, on_bad="skip").left_out}
+    assert set(left) == {"cats/1.png", "cats/copy.png", "dogs/copy.png"}, "nobody knows which class is right"
+    assert "dogs/copy.png, in another class" in left["cats/1.png"]
 
 
 def test_what_systems_leave_behind_is_passed_over(root: Path) -> None:

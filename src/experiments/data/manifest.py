@@ -34,6 +34,8 @@ def read(
     *,
     fractions: Mapping[str, float],
     split_seed: int,
+    fold: int | None = None,
+    folds: int = 5,
     limit: Mapping[str, int | None],
     on_bad: str,
     cache: Path,
@@ -49,7 +51,10 @@ def read(
         root: The folder of the data set.
         fractions: The share of every class in "train", "validation" and "test"; they sum to 1, and a positive one gets
             at least one picture of each class. Not used where the folders are the splits.
-        split_seed: Seeds the split, and the choice of `limit`.
+        split_seed: Seeds the split, the folds and the choice of `limit`.
+        fold: From 0 to folds - 1: this one of the folds of every class's training pictures becomes the validation
+            split, and what would have been the validation split is left out altogether. None: the splits as they are.
+        folds: How many folds; they differ by one picture at most.
         limit: The largest number of pictures per class in a split; None, or no such key, for all. The pictures of a
             smaller limit are among those of a larger. Those beyond it are hashed, but not decoded.
         on_bad: "error"; or "skip" to leave out files (not folders) at fault, recorded in `left_out`.
@@ -83,6 +88,8 @@ def read(
     groups = _without_duplicates(groups, verdicts, faults)
     if not presplit:
         groups = _split(groups, fractions, split_seed, faults)
+    if fold is not None:
+        groups = _fold(groups, fold, folds, split_seed)
     groups = _choose(groups, limit, split_seed, verdicts)
     verdicts.save()
 
@@ -287,7 +294,7 @@ def _unchanged(root: Path, path: str, sha256: str) -> bytes:
 
 
 def _without_duplicates(groups: Groups, verdicts: _Verdicts, faults: list[Fault]) -> Groups:
-    """Finds pictures that are there twice. Left out is only what is the same picture in the same class and split."""
+    """Finds pictures that are there twice. Left out is only what is twice in one split, of two classes both."""
     same = defaultdict(list)
     for (split, class_name), members in groups.items():
         for path in members:
@@ -304,6 +311,10 @@ def _without_duplicates(groups: Groups, verdicts: _Verdicts, faults: list[Fault]
                 text = f"the same picture as {printable(path)}, in another split; remove one, splits may share none"
             elif other_class != class_name:
                 text = f"the same picture as {printable(path)}, in another class; remove the one that is wrong"
+                if path not in dropped:  # skipping leaves out both: nobody knows which is right
+                    both = f"the same picture as {printable(other)}, in another class; remove the one that is wrong"
+                    faults.append(Fault(path, both, skippable=True))
+                dropped |= {path, other}
             else:
                 text = f"the same picture as {printable(path)}; remove one"
                 dropped.add(other)
@@ -332,6 +343,17 @@ def _split(groups: Groups, fractions: Mapping[str, float], seed: int, faults: li
         for split, count in counts.items():
             result[split, class_name] = ranked[start : start + count]
             start += count
+    return result
+
+
+def _fold(groups: Groups, fold: int, folds: int, seed: int) -> Groups:
+    """The training pictures as training and validation, other splits but validation as they are."""
+    result = {group: members for group, members in groups.items() if group[0] not in ("train", "validation")}
+    for (split, class_name), members in groups.items():
+        if split == "train":
+            ranked = sorted(members, key=functools.partial(_rank, seed))
+            result["validation", class_name] = ranked[fold::folds]
+            result["train", class_name] = [path for at, path in enumerate(ranked) if at % folds != fold]
     return result
 
 
