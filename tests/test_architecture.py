@@ -13,11 +13,11 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "experiments"
 
 # Each row may import what stands in the rows above it, and from its own row only what `BESIDE` says.
 ROWS = (
-    ("types", "paths", "quiet", "statistics", "progress", "store"),
-    ("schema", "data.decoder", "data.animals", "checkpoints", "augmentation", "evaluate"),
+    ("types", "paths", "quiet", "statistics", "progress", "store", "schedules"),
+    ("schema", "data.decoder", "data.download", "data.animals", "checkpoints", "augmentation", "losses"),
     ("validation",),
-    ("explain", "runtime", "tracking", "data.pen", "data.listing", "data.pipeline", "models.convnet", "figures"),
-    ("data.manifest", "data.folder", "data.synthetic", "models.head"),
+    ("explain", "runtime", "tracking", "data.pen", "data.listing", "data.pipeline", "models.convnet", "evaluate"),
+    ("figures", "data.manifest", "data.folder", "data.synthetic", "data.cats_vs_dogs", "models.head"),
     ("models.network", "fit"),
     ("activations", "build"),
     ("regimes.*",),

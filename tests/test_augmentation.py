@@ -117,10 +117,12 @@ def test_ranges_that_cannot_be_are_refused(name: str, value: float | str, allowe
 def test_seeded_layers_repeat_for_a_seed_and_differ_between_seeds(pictures: np.ndarray) -> None:
     apply = seeded([keras.layers.RandomContrast(0.5), keras.layers.RandomBrightness(0.2)])
     floats = tf.constant(pictures, tf.float32)
-    once = apply(floats, tf.constant([3, 0]))
-    apply(floats, tf.constant([9, 9]))  # what came before must not matter
-    again = apply(floats, tf.constant([3, 0]))
-    other = apply(floats, tf.constant([4, 0]))
+    shares = tf.one_hot(np.arange(len(pictures)) % 2, 2)
+    once, kept = apply(floats, shares, tf.constant([3, 0]))
+    apply(floats, shares, tf.constant([9, 9]))  # what came before must not matter
+    again, _ = apply(floats, shares, tf.constant([3, 0]))
+    other, _ = apply(floats, shares, tf.constant([4, 0]))
+    np.testing.assert_array_equal(kept, shares)
     np.testing.assert_array_equal(once, again)
     assert np.abs(np.asarray(once) - np.asarray(other)).mean() > 1
     assert np.asarray(once).min() >= 0 and np.asarray(once).max() <= 255

@@ -18,8 +18,10 @@ REGIMES = ("scratch", "bottleneck", "finetune")
 CHOICES = sorted(
     f"{path.parent.name}={path.stem}"
     for path in paths.CONF.glob("*/*.yaml")
-    if path.parent.name not in ("experiment", "hydra", "sweep")
+    if path.parent.name not in ("experiment", "debug", "hydra", "sweep")
 )
+DEBUGS = sorted(path.stem for path in (paths.CONF / "debug").glob("*.yaml"))
+SCHEDULES = sorted(path.stem for path in (paths.CONF / "schedule").glob("*.yaml"))
 Compose = Callable[..., DictConfig]
 Read = Callable[..., schema.Config]
 
@@ -117,8 +119,8 @@ def test_preset_wins_over_the_root_and_the_command_line_over_the_preset(name: st
     values = {key: content[key] for key in ("epochs", "batch_size") if key in content}
     assert values, "a preset says at least how long it trains"
     assert {key: getattr(read, key) for key in values} == values
-    other = config("epochs=3", "batch_size=7", "optimizer=adagrad", *preset(name))
-    assert (other.epochs, other.batch_size, other.optimizer.name) == (3, 7, "adagrad")
+    other = config("epochs=5", "batch_size=7", "optimizer=adagrad", *preset(name))
+    assert (other.epochs, other.batch_size, other.optimizer.name) == (5, 7, "adagrad")
 
 
 def test_a_preset_takes_another_regime_with_that_regimes_optimizer(config: Read) -> None:
@@ -148,3 +150,64 @@ def test_layers_of_the_convnet_are_configuration(config: Read) -> None:
 def test_image_size_follows_the_model_unless_given(config: Read) -> None:
     assert config("model=mobilenet_v2").data.image_size == 224
     assert config("model=mobilenet_v2", "data.image_size=96").data.image_size == 96
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_debug_fast_wins_over_every_preset(name: str, config: Read) -> None:
+    plain, read = config(*preset(name)), config(*preset(name), "debug=fast")
+    assert plain.epochs > 1 and plain.tracking.experiment != "debug"
+    assert (read.epochs, read.regime.head_epochs, read.regime.views, read.schedule.warmup) == (1, 1, 1, 0)
+    assert read.batch_size == 8 and read.tracking.experiment == "debug"
+    assert (read.data.limit.train, read.data.limit.validation, read.data.limit.test) == (4, 4, 4)
+    assert read.must_reach is None
+    for group in ("data", "model", "regime", "optimizer", "augmentation", "schedule"):
+        assert getattr(read, group).name == getattr(plain, group).name, "it is the preset that is tried out"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_debug_overfit_wins_over_every_preset(name: str, config: Read) -> None:
+    read = config(*preset(name), "debug=overfit")
+    assert read.must_reach == 1.0 and read.tracking.experiment == "debug"
+    off = config("augmentation=none").augmentation.arguments
+    assert read.augmentation.layers == []
+    assert {**read.augmentation.arguments, "fill": "nearest"} == off, "no value of the preset's is left"
+    assert read.schedule.name == "constant"
+    assert read.epochs == read.regime.head_epochs == 60
+    assert (read.data.limit.train, read.batch_size, read.regime.views) == (8, 8, 1)
+    assert (read.model.head.dropout, read.model.head.l1, read.model.head.l2) == (0, 0, 0)
+    assert read.label_smoothing == 0 and read.early_stopping is None
+    assert read.regime.name == config(*preset(name)).regime.name
+
+
+@pytest.mark.parametrize("debug, regime", itertools.product(DEBUGS, REGIMES))
+def test_the_command_line_wins_over_debug(debug: str, regime: str, config: Read) -> None:
+    for order in itertools.permutations([f"debug={debug}", "epochs=3", f"regime={regime}"]):
+        read = config(*order)
+        assert (read.epochs, read.regime.name, read.tracking.experiment) == (3, regime, "debug")
+    read = config("data.limit.train=2", f"debug={debug}", "experiment=scratch_better", "data.root=PICTURES")
+    assert read.data.limit.train == 2 and read.data.limit.validation == 4
+
+
+def test_debug_leaves_runs_alone_unless_asked_for(config: Read) -> None:
+    read = config()
+    assert read.must_reach is None and read.data.limit.train is None and read.tracking.experiment != "debug"
+
+
+@pytest.mark.parametrize("schedule, regime", itertools.product(SCHEDULES, REGIMES))
+def test_a_schedule_goes_with_every_regime(schedule: str, regime: str, config: Read) -> None:
+    for order in itertools.permutations([f"schedule={schedule}", f"regime={regime}", "schedule.warmup=2"]):
+        read = config(*order)
+        assert (read.schedule.name, read.schedule.warmup, read.regime.name) == (schedule, 2, regime)
+
+
+def test_a_schedule_has_its_own_keys_only(config: Read) -> None:
+    keys = {name: set(config(f"schedule={name}").schedule.arguments) for name in SCHEDULES}
+    assert keys == {
+        "constant": set(), "cosine": {"final"}, "exponential": {"decay"},
+        "plateau": {"factor", "patience", "min_delta", "cooldown", "floor"},
+    }  # fmt: skip
+    assert config("schedule=cosine", "schedule.final=0.25").schedule.arguments == {"final": 0.25}
+
+
+def test_a_layer_of_the_head_is_left_out_by_null(config: Read) -> None:
+    assert config("model=vgg16", "model.head.dense.dense1=null").model.head.dense == {"dense1": None}

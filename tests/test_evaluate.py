@@ -179,6 +179,22 @@ def test_rows_that_rounding_left_off_one_are_rescaled() -> None:
     assert sum(report.predictions[0].probabilities.values()) == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.parametrize("classes", [PETS, FLOWERS])
+def test_scores_that_only_rank_get_no_figure_that_judges_probabilities(classes: tuple[str, ...]) -> None:
+    labels = np.arange(12) % len(classes)
+    splits = splits_of(classes, labels.tolist(), test=labels.tolist())
+    scores = {split: random_scores(labels, len(classes), seed) for seed, split in enumerate(("validation", "test"))}
+    whole, ranked = evaluate(scores, splits), evaluate(scores, splits, probabilities=False)
+    assert list(ranked) == ["validation", "test"]
+    for split in ranked:
+        left_out = {"loss", "brier", "calibration_error"}
+        assert left_out < set(whole[split].metrics)
+        kept = {name: value for name, value in whole[split].metrics.items() if name not in left_out}
+        assert ranked[split].metrics == kept and "roc_auc" in kept
+        assert_array_equal(ranked[split].confusion, whole[split].confusion)
+        assert ranked[split].predictions == whole[split].predictions
+
+
 def test_scores_are_left_as_they_were() -> None:
     scores = np.array(BY_HAND) * 1.0005
     before = scores.copy()

@@ -1,7 +1,9 @@
-"""fit: one record an epoch, and random draws that follow from (seed, epoch) alone."""
+"""fit: one record an epoch, random draws that follow from (seed, epoch) alone, and every part of a recipe obeyed."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,12 +11,16 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from experiments.data.pipeline import in_order, stored_batches
+from experiments import schema
+from experiments.build import build_recipe
+from experiments.data.pipeline import Batches, in_order, stored_batches
 from experiments.fit import EpochSeeds, fit
+from experiments.losses import build_loss
 from experiments.models.head import dense_head
 from experiments.schema import Dense, Head
-from experiments.types import EpochRecord, Watch
+from experiments.types import EpochRecord, Recipe, Watch
 
 COUNT, FEATURES = 20, 6
 METRICS = {
@@ -30,6 +36,7 @@ class Listener:
         self.stages: list[tuple[str, int]] = []
         self.steps = 0
         self.records: list[EpochRecord] = []
+        self.weights: list[list[np.ndarray]] = []  # as every epoch left them
 
     @contextmanager
     def stage(self, label: str, total: int) -> Iterator[Callable[..., None]]:
@@ -41,28 +48,61 @@ class Listener:
         yield advance
 
 
-def train(
-    classes: int = 2, epochs: int = 3, first_step: int = 0, seed: int = 0, dropout: float = 0.5
-) -> tuple[tuple[EpochRecord, ...], keras.Model, Listener]:
-    """A head trained on rows that tell their class."""
-    keras.utils.set_random_seed(7)
-    head = Head(pooling="average", dropout=dropout, l1=0.0, l2=0.0, dense={"dense1": Dense(units=8)})
-    model = dense_head(FEATURES, head, classes)
+RECIPE = Recipe(
+    optimizer=functools.partial(keras.optimizers.RMSprop, 0.02),
+    rate=lambda epoch, monitored: 0.02,
+    epochs=3,
+    loss=functools.partial(build_loss, "cross_entropy", 0.0),
+    class_weights=None,
+    monitor="validation_loss",
+    early_stopping=None,
+    best_weights=False,
+    seed=0,
+    xla=None,
+)
+
+
+def data(classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that tell their class, and the labels."""
     labels = (np.arange(COUNT) % classes).astype("int32")
     rows = np.random.default_rng(0).normal(0, 0.3, (COUNT, FEATURES)).astype("float32")
     rows[np.arange(COUNT), labels] += 2
+    return rows, labels
+
+
+def train(
+    classes: int = 2,
+    first_step: int = 0,
+    dropout: float = 0.5,
+    batch_size: int = 8,
+    shares: np.ndarray | None = None,
+    **recipe: Any,
+) -> tuple[tuple[EpochRecord, ...], keras.Model, Listener]:
+    """A head trained by RECIPE with some of it replaced; on `shares` of classes [COUNT, classes] where given."""
+    trained = dataclasses.replace(RECIPE, **recipe)
+    keras.utils.set_random_seed(7)
+    head = Head(pooling="average", dropout=dropout, l1=0.0, l2=0.0, dense={"dense1": Dense(units=8)})
+    model = dense_head(FEATURES, head, classes)
+    rows, labels = data(classes)
+    batches = stored_batches([rows], labels, batch_size=batch_size, seed=trained.seed, epochs=range(trained.epochs))
+    if shares is not None:
+        mixed = tf.data.Dataset.from_tensors((rows, shares.astype("float32"))).repeat()
+        batches = Batches(mixed, labels, COUNT)
     listener = Listener()
+
+    def record(one: EpochRecord) -> None:
+        listener.records.append(one)
+        listener.weights.append(model.get_weights())
+
     history = fit(
         model,
-        stored_batches([rows], labels, batch_size=8, seed=seed, epochs=range(epochs)),
+        batches,
         in_order(rows, labels, 8),
-        optimizer=keras.optimizers.RMSprop(0.02),
-        classes=classes,
+        recipe=trained,
+        classes=tuple("abcdef"[:classes]),
         phase="head",
-        epochs=epochs,
         first_step=first_step,
-        seed=seed,
-        watch=Watch(listener, listener.records.append),
+        watch=Watch(listener, record),
     )
     return history, model, listener
 
@@ -88,9 +128,7 @@ def test_it_learns_and_scores_what_it_says(classes: int) -> None:
     history, model, _ = train(classes, epochs=15)
     assert history[-1].metrics["validation_loss"] < history[0].metrics["validation_loss"] / 2
     assert history[-1].metrics["validation_accuracy"] >= 0.9
-    labels = np.arange(COUNT) % classes
-    rows = np.random.default_rng(0).normal(0, 0.3, (COUNT, FEATURES)).astype("float32")
-    rows[np.arange(COUNT), labels] += 2
+    rows, labels = data(classes)
     logits = np.asarray(model(rows), "float64")
     if classes == 2:
         logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
@@ -148,3 +186,253 @@ def test_a_shorter_training_is_the_beginning_of_a_longer_one() -> None:
     for one, other in zip(long, short, strict=False):
         assert one.metrics["loss"] == other.metrics["loss"]
         assert one.metrics["validation_loss"] == other.metrics["validation_loss"]
+
+
+# --- the recipe
+
+
+def there_and_back(epoch: int, monitored: Any) -> float:
+    """Three epochs downhill, then uphill: the third is the best."""
+    return 0.02 if epoch < 3 else -0.02
+
+
+def curve(history: tuple[EpochRecord, ...], name: str) -> list[float]:
+    return [record.metrics[name] for record in history]
+
+
+def assert_same(model: keras.Model, weights: list[np.ndarray], **tolerance: float) -> None:
+    for a, b in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_allclose(a, b, **({"rtol": 0, "atol": 0} | tolerance))
+
+
+def differ(model: keras.Model, weights: list[np.ndarray], by: float = 0.0) -> bool:
+    return any(float(np.abs(a - b).max()) > by for a, b in zip(model.get_weights(), weights, strict=True))
+
+
+def losses(model: keras.Model, classes: int, smoothing: float = 0.0) -> np.ndarray:
+    """The cross entropy of every row, [COUNT] float64, computed from the logits."""
+    rows, labels = data(classes)
+    return cross_entropy(model, np.eye(classes)[labels] * (1 - smoothing) + smoothing / classes, rows)
+
+
+def cross_entropy(model: keras.Model, shares: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    logits = np.asarray(model(rows), "float64")
+    if logits.shape[1] == 1:
+        logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+    return np.asarray(-(shares * (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))).sum(axis=1))
+
+
+def test_the_rate_is_what_the_optimizer_steps_by() -> None:
+    _, model, listener = train(epochs=3, rate=lambda epoch, monitored: 0.02 if epoch == 2 else 0.0)
+    first, second, _ = listener.weights
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert differ(model, second)
+
+
+@pytest.mark.parametrize("monitor", ["validation_loss", "validation_accuracy"])
+def test_the_rate_is_asked_with_the_monitored_values_so_far(monitor: str) -> None:
+    asked: list[tuple[int, list[float]]] = []
+
+    def rate(epoch: int, monitored: list[float]) -> float:
+        asked.append((epoch, list(monitored)))
+        return 0.02
+
+    history, _, _ = train(rate=rate, monitor=monitor)
+    sign = 1 if monitor == "validation_loss" else -1  # lower is better
+    values = [sign * value for value in curve(history, monitor)]
+    assert asked == [(0, []), (1, values[:1]), (2, values[:2])]
+
+
+Trained = tuple[tuple[EpochRecord, ...], keras.Model, Listener]
+
+
+@pytest.fixture(scope="module")
+def whole() -> Callable[[int, int], Trained]:
+    """Eight epochs there and back with so many classes and a batch, nothing stopped or brought back."""
+    return functools.cache(
+        lambda classes, batch: train(classes, rate=there_and_back, epochs=8, dropout=0.0, batch_size=batch)
+    )
+
+
+@pytest.mark.parametrize("patience, epochs", [(1, 4), (4, 7), (9, 8)])
+def test_early_stopping_ends_after_patience(patience: int, epochs: int, whole: Callable[[int, int], Trained]) -> None:
+    """And tells of no epoch more, nor of another than a training that goes on has."""
+    history, model, listener = train(rate=there_and_back, epochs=8, dropout=0.0, early_stopping=patience)
+    full, _, on = whole(2, 8)
+    assert np.argmin(curve(full, "validation_loss")) == 2, "the third epoch must be the best"
+    assert [record.epoch for record in history] == list(range(epochs))
+    assert tuple(listener.records) == history and listener.steps == 3 * epochs
+    assert curve(history, "validation_loss") == curve(full, "validation_loss")[:epochs]
+    assert_same(model, on.weights[epochs - 1])  # of the last epoch, as best_weights is not asked for
+
+
+@pytest.mark.parametrize("early_stopping", [None, 2])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_best_weights_are_those_of_the_best_epoch(
+    classes: int, early_stopping: int | None, whole: Callable[[int, int], Trained]
+) -> None:
+    history, model, _ = train(
+        classes, rate=there_and_back, epochs=6, best_weights=True, early_stopping=early_stopping, dropout=0.0
+    )
+    assert len(history) == (6 if early_stopping is None else 5)
+    assert np.argmin(curve(history, "validation_loss")) == 2
+    assert_same(model, whole(classes, 8)[2].weights[2])
+    assert losses(model, classes).mean() == pytest.approx(min(curve(history, "validation_loss")), rel=1e-4)
+
+
+def test_the_monitor_decides_what_is_best() -> None:
+    """Accuracy is at its best before the loss is; of equally good epochs the first counts."""
+
+    def rate(epoch: int, monitored: Any) -> float:
+        return -0.02 if epoch == 0 else 0.02
+
+    full, _, on = train(rate=rate, epochs=6, dropout=0.0)
+    best = int(np.argmax(curve(full, "validation_accuracy")))
+    assert 0 < best < int(np.argmin(curve(full, "validation_loss"))) - 1, "else this tells nothing"
+    settings: dict[str, Any] = {"rate": rate, "epochs": 6, "dropout": 0.0, "best_weights": True, "early_stopping": 2}
+    history, model, _ = train(**settings, monitor="validation_accuracy")
+    assert len(history) == best + 3
+    assert_same(model, on.weights[best])
+    history, model, _ = train(**settings, monitor="validation_loss")
+    assert len(history) == 6
+    assert_same(model, on.weights[-1])
+
+
+MOMENTUM = 0.6
+AVERAGED: dict[str, Any] = {
+    "optimizer": functools.partial(keras.optimizers.RMSprop, 0.02, use_ema=True, ema_momentum=MOMENTUM),
+    "rate": there_and_back, "batch_size": COUNT, "dropout": 0.0,
+}  # fmt: skip
+
+
+def averages(steps: list[list[np.ndarray]]) -> list[list[np.ndarray]]:
+    """The averaged weights after every step, from the weights of a training without averaging."""
+    means = [steps[0]]
+    for step in steps[1:]:
+        means.append([MOMENTUM * a + (1 - MOMENTUM) * b for a, b in zip(means[-1], step, strict=True)])
+    return means
+
+
+def test_averaged_weights_are_validated_and_kept(whole: Callable[[int, int], Trained]) -> None:
+    history, model, _ = train(**AVERAGED, epochs=6)
+    plain, _, on = whole(2, COUNT)
+    expected = averages(on.weights)[:6]
+    assert_same(model, expected[-1], atol=1e-5)
+    assert differ(model, on.weights[5], by=1e-3)
+    np.testing.assert_allclose(curve(history, "loss"), curve(plain, "loss")[:6], rtol=1e-4)  # trains on as without
+    seen = []
+    for weights in expected:
+        model.set_weights(weights)
+        seen.append(losses(model, 2).mean())
+    np.testing.assert_allclose(curve(history, "validation_loss"), seen, rtol=1e-4)
+
+
+@pytest.mark.parametrize("best_weights", [False, True])
+@pytest.mark.parametrize("early_stopping", [None, 1])
+def test_of_averaged_weights_the_last_or_the_best_are_kept(
+    early_stopping: int | None, best_weights: bool, whole: Callable[[int, int], Trained]
+) -> None:
+    history, model, _ = train(**AVERAGED, epochs=8, best_weights=best_weights, early_stopping=early_stopping)
+    seen = curve(history, "validation_loss")
+    best = int(np.argmin(seen))
+    assert len(history) == (8 if early_stopping is None else best + 2)
+    assert 1 < best < len(history) - 1
+    kept = best if best_weights else len(history) - 1
+    assert_same(model, averages(whole(2, COUNT)[2].weights)[kept], atol=1e-5)
+    assert losses(model, 2).mean() == pytest.approx(seen[kept], rel=1e-4)
+
+
+ONE_STEP: dict[str, Any] = {"epochs": 1, "batch_size": COUNT, "dropout": 0.0}
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Callable[[int], keras.Model]:
+    """The model that every training of `classes` starts from."""
+    return functools.cache(lambda classes: train(classes, **ONE_STEP, rate=lambda epoch, monitored: 0.0)[1])
+
+
+@pytest.mark.parametrize("classes, setting, weights", [
+    (2, {"b": 3.0}, [1.0, 3.0]),
+    (2, {"a": 0.25, "b": 2.0}, [0.25, 2.0]),
+    (3, {"c": 5.0, "a": 0.5}, [0.5, 1.0, 5.0]),
+    (3, "balanced", [20 / 21, 20 / 21, 20 / 18]),  # 7, 7 and 6 rows
+])  # fmt: skip
+def test_class_weights_weigh_the_training_loss(
+    classes: int, setting: Any, weights: list[float], fresh: Callable[[int], keras.Model]
+) -> None:
+    history, model, _ = train(classes, **ONE_STEP, class_weights=setting)
+    each = losses(fresh(classes), classes)
+    expected = (np.array(weights)[data(classes)[1]] * each).sum() / COUNT
+    assert history[0].metrics["loss"] == pytest.approx(expected, rel=1e-5)
+    assert abs(history[0].metrics["loss"] - each.mean()) > 1e-4
+    unweighted = losses(model, classes).mean()
+    assert history[0].metrics["validation_loss"] == pytest.approx(unweighted, rel=1e-4)  # what is judged stays as it is
+
+
+@pytest.mark.parametrize("classes, weights", [(2, {"b": 3.0}), (3, {"c": 5.0, "a": 0.5}), (3, None)])
+def test_a_mixed_picture_weighs_its_shares_of_the_class_weights(
+    classes: int, weights: Any, fresh: Callable[[int], keras.Model]
+) -> None:
+    shares = np.random.default_rng(3).dirichlet(np.ones(classes), COUNT)
+    history, _, _ = train(classes, **ONE_STEP, class_weights=weights, shares=shares)
+    each = cross_entropy(fresh(classes), shares, data(classes)[0])
+    of_class = [(weights or {}).get(name, 1.0) for name in "abc"[:classes]]
+    assert history[0].metrics["loss"] == pytest.approx(((shares @ of_class) * each).mean(), rel=1e-5)
+    logits = np.asarray(fresh(classes)(data(classes)[0]))
+    said = logits[:, 0] > 0 if classes == 2 else logits.argmax(axis=1)
+    assert history[0].metrics["accuracy"] == pytest.approx((said == shares.argmax(axis=1)).mean())
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_label_smoothing_reaches_training_and_validation(classes: int, fresh: Callable[[int], keras.Model]) -> None:
+    smoothed = functools.partial(build_loss, "cross_entropy", 0.3)
+    history, model, _ = train(classes, **ONE_STEP, loss=smoothed)
+    assert history[0].metrics["loss"] == pytest.approx(losses(fresh(classes), classes, 0.3).mean(), rel=1e-5)
+    assert history[0].metrics["validation_loss"] == pytest.approx(losses(model, classes, 0.3).mean(), rel=1e-4)
+    _, plain, _ = train(classes, **ONE_STEP)
+    assert differ(model, plain.get_weights())
+
+
+@pytest.mark.parametrize("name", ["mse", "hinge"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_every_loss_learns(name: str, classes: int) -> None:
+    history, _, _ = train(classes, epochs=15, dropout=0.0, loss=functools.partial(build_loss, name, 0.0))
+    assert history[-1].metrics["loss"] < history[0].metrics["loss"] / 2
+    assert history[-1].metrics["accuracy"] == history[-1].metrics["validation_accuracy"] == 1
+
+
+Read = Callable[..., schema.Config]
+
+
+def step(config: Read, fresh: keras.Model, *overrides: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The weights before and after one step of plain gradient descent by 0.5, as the configuration says besides."""
+    settings = ("optimizer=sgd", "optimizer.momentum=0.0", "optimizer.lr=0.5", *overrides)
+    recipe = build_recipe(config(*settings), "optimizer")
+    _, model, _ = train(**ONE_STEP, optimizer=recipe.optimizer, rate=recipe.rate)
+    return fresh.get_weights(), model.get_weights()
+
+
+def test_gradients_are_clipped_as_configured(config: Read, fresh: Callable[[int], keras.Model]) -> None:
+    start, free = step(config, fresh(2))
+    _, clipped = step(config, fresh(2), "optimizer.clipnorm=0.01")
+    for before, unclipped, after in zip(start, free, clipped, strict=True):
+        gradient = (before - unclipped) / 0.5
+        norm = np.linalg.norm(gradient)
+        assert norm > 0.01, "else there is nothing to clip"
+        np.testing.assert_allclose((before - after) / 0.5, gradient * 0.01 / norm, atol=1e-6)
+
+
+def test_weights_decay_as_configured(config: Read, fresh: Callable[[int], keras.Model]) -> None:
+    start, free = step(config, fresh(2))
+    _, decayed = step(config, fresh(2), "optimizer.weight_decay=0.1")
+    for before, without, after in zip(start, free, decayed, strict=True):
+        np.testing.assert_allclose(after, without - 0.5 * 0.1 * before, atol=1e-6)
+    assert any(np.abs(before).max() > 0.1 for before in start)
+
+
+def test_xla_trains_to_the_same_losses() -> None:
+    plain, interpreted, _ = train(3, xla=False, dropout=0.0)
+    fused, compiled, _ = train(3, xla=True, dropout=0.0)
+    assert compiled.jit_compile is True and interpreted.jit_compile is False
+    for name in ("loss", "validation_loss"):
+        np.testing.assert_allclose(curve(fused, name), curve(plain, name), rtol=1e-4, atol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import keras
@@ -25,7 +26,7 @@ def pictures(count: int = 2) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3)).astype("float32")
 
 
-def head_config(dense: dict[str, Dense] | None = None, **values: float) -> Head:
+def head_config(dense: Mapping[str, Dense | None] | None = None, **values: float) -> Head:
     return Head(**{"pooling": "average", "dropout": 0.5, "l1": 0.0, "l2": 0.0, "dense": dense or {}, **values})  # type: ignore[arg-type]
 
 
@@ -202,6 +203,15 @@ def test_a_head_without_hidden_layers_is_dropout_and_logits() -> None:
     assert head.count_params() == 7
 
 
+def test_a_layer_of_the_head_that_is_null_is_left_out() -> None:
+    dense = {"wide": None, "narrow": Dense(units=4)}
+    names = ["features", "narrow", "narrow_dropout", "logits"]
+    assert [layer.name for layer in dense_head(6, head_config(dense), 2).layers] == names
+    alone = dense_head(6, head_config({"wide": None}, dropout=0.25), 2)
+    assert [layer.name for layer in alone.layers] == ["features", "dropout", "logits"]
+    assert alone.get_layer("dropout").rate == 0.25 and alone.count_params() == 7
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_model_predicts_the_same(tmp_path: Path, kind: str) -> None:
     model = network.join(backbone_of("convnet", kind), "average", dense_head(64, head_config(), 2))
@@ -209,12 +219,6 @@ def test_a_saved_model_predicts_the_same(tmp_path: Path, kind: str) -> None:
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
     assert np.asarray(model(pictures())).std() > 0
     np.testing.assert_allclose(loaded(pictures()), model(pictures()), atol=1e-6)
-
-
-def test_pictures_too_small_for_the_convnet_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"model\.layers\.block3: feature maps of 5 x 5 pixels are too small"):
-        blocks = {f"block{n}": ConvBlock(filters=2) for n in (1, 2, 3)}
-        convnet(input_tensor=keras.Input((28, 28, 3)), layers=blocks)
 
 
 def test_weights_hash_follows_values(backbones: dict[str, Backbone]) -> None:

@@ -37,7 +37,7 @@ def fresh(
     seed: int = 0,
 ) -> Batches:
     return picture_batches(
-        pictures, augmentation=augmentation, extra_layers=layers, batch_size=4, seed=seed, epochs=epochs
+        pictures, classes=COUNT, augmentation=augmentation, extra_layers=layers, batch_size=4, seed=seed, epochs=epochs
     )
 
 

@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiments import paths, validation
+from experiments.explain import explain
 from experiments.schema import Config, effective, head_run, identity
 from experiments.types import ConfigError
 
@@ -111,6 +112,12 @@ def test_an_unread_key_like_no_other_gets_no_hint(config: Read) -> None:
     ("data.per_class=3", "data.per_class", "a valid dictionary", "3"),
     ("data.per_class.train=abc", "data.per_class.train", "a valid integer", "'abc'"),
     ("evaluate=3", "evaluate", "a valid dictionary", "3"),
+    ("best_weights=1", "best_weights", "a valid boolean", "1"),
+    ("early_stopping=1.5", "early_stopping", "a valid integer", "1.5"),
+    ("label_smoothing=abc", "label_smoothing", "a valid number", "'abc'"),
+    ("runtime.xla=3", "runtime.xla", "a valid boolean", "3"),
+    ("schedule.warmup=1.5", "schedule.warmup", "a valid integer", "1.5"),
+    ("data.fold=abc", "data.fold", "a valid integer", "'abc'"),
 ])  # fmt: skip
 def test_a_wrong_type_is_refused(override: str, key: str, allowed: str, received: str, config: Read) -> None:
     assert fault(config, override) == [f"{key}: must be {allowed}. Received: {received}"]
@@ -138,6 +145,13 @@ def test_a_wrong_type_is_refused(override: str, key: str, allowed: str, received
     ("regime.views", (0,), (-1,)),
     ("regime.unfrozen_blocks", (1,), (0,)),
     ("runtime.threads", (1,), (0,)),
+    ("runtime.devices", (1,), (0,)),
+    ("label_smoothing", (0, 0.999), (-0.1, 1)),
+    ("early_stopping", (1,), (0,)),
+    ("must_reach", (0.001, 1), (0, 1.1)),
+    ("schedule.warmup", (0,), (-1,)),
+    ("data.fold", (0, 4), (-1,)),
+    ("data.folds", (2,), (1,)),
 ])  # fmt: skip
 def test_a_value_out_of_range_is_refused_at_both_ends(
     key: str, good: tuple[float, ...], bad: tuple[float, ...], config: Read
@@ -158,6 +172,10 @@ def test_a_value_out_of_range_is_refused_at_both_ends(
     ("augmentation.fill=reflct", ("wrap", "constant"), "reflect"),
     ("model.layers.block1.activation=rleu", ("selu", "tanh"), "relu"),
     ("data.species=[cats,dgos]", ("cats", "owls"), "dogs"),
+    ("loss=hing", ("cross_entropy", "mse", "hinge"), "hinge"),
+    ("loss=crossentropy", ("mse",), "cross_entropy"),
+    ("monitor=validation_acc", ("validation_loss", "validation_accuracy"), "validation_accuracy"),
+    ("runtime.precision=float17", ("float32", "mixed_bfloat16", "mixed_float16"), "float32"),
 ])  # fmt: skip
 def test_a_choice_that_is_none_names_the_nearest(
     override: str, choices: tuple[str, ...], nearest: str, config: Read
@@ -168,6 +186,109 @@ def test_a_choice_that_is_none_names_the_nearest(
     assert f"Received: '{received.rpartition(',')[2].strip(']')}'. " in line
     assert all(f"'{choice}'" in line for choice in choices)
     assert line.endswith(f"Nearest: {nearest}")
+
+
+@pytest.mark.parametrize("schedule, key, good, bad", [
+    ("cosine", "final", (0, 1), (-0.1, 1.1)),
+    ("exponential", "decay", (0.001, 1), (0, 1.1)),
+    ("plateau", "factor", (0.001, 0.999), (0, 1)),
+    ("plateau", "patience", (1,), (0,)),
+    ("plateau", "min_delta", (0,), (-0.1,)),
+    ("plateau", "cooldown", (0,), (-1,)),
+    ("plateau", "floor", (0,), (-0.1,)),
+])  # fmt: skip
+def test_a_schedule_s_value_out_of_range_is_refused(
+    schedule: str, key: str, good: tuple[float, ...], bad: tuple[float, ...], config: Read
+) -> None:
+    for value in good:
+        config(f"schedule={schedule}", f"schedule.{key}={value}")
+    for value in bad:
+        (line,) = fault(config, f"schedule={schedule}", f"schedule.{key}={value}")
+        assert line.startswith((f"schedule.{key}: must be greater than", f"schedule.{key}: must be less than"))
+        assert line.endswith(f". Received: {value}")
+
+
+@pytest.mark.parametrize("value, line", [
+    ("balancd", "class_weights: must be 'balanced'. Received: 'balancd'. Nearest: balanced"),
+    ("3", "class_weights: must be 'balanced'. Received: 3"),
+    ("{cats: 0}", "class_weights.cats: must be greater than 0. Received: 0"),
+    ("{cats: x}", "class_weights.cats: must be a valid number. Received: 'x'"),
+    ("{0: 1.0}", "class_weights.0: must be a valid string. Received: 0"),
+])  # fmt: skip
+def test_class_weights_are_balanced_or_by_name(value: str, line: str, config: Read) -> None:
+    assert fault(config, f"class_weights={value}") == [line]
+    assert config("class_weights=balanced").class_weights == "balanced"
+    assert config("class_weights={cats: 1.5, dogs: 2}").class_weights == {"cats": 1.5, "dogs": 2}
+
+
+def test_a_schedule_that_is_none_names_the_nearest(composed: Callable[..., DictConfig]) -> None:
+    with pytest.raises(Exception, match="schedule/cosin") as raised:
+        composed("schedule=cosin")
+    assert explain(raised.value, ["schedule=cosin"]) == (
+        "The configuration cannot be used:\n  schedule: no such choice. Received: 'cosin'. "
+        "Allowed: constant, cosine, exponential, plateau. Nearest: schedule=cosine."
+    )
+
+
+def test_a_key_of_another_schedule_is_refused_with_and_without_plus(
+    config: Read, composed: Callable[..., DictConfig]
+) -> None:
+    (line,) = fault(config, "schedule=cosine", "+schedule.decay=0.9")
+    assert line == "schedule.decay: nothing reads this key. Received: 0.9. Allowed here: final, warmup."
+    overrides = ["schedule=cosine", "schedule.decay=0.9"]
+    with pytest.raises(Exception, match="decay") as raised:
+        composed(*overrides)
+    text = explain(raised.value, overrides)
+    assert text is not None and "schedule.decay: nothing reads this key. Received: '0.9'" in text
+    assert "Allowed here: final, warmup" in text
+
+
+def test_a_warm_up_leaves_epochs_to_train(config: Read) -> None:
+    for warmup in (3, 4):
+        assert fault(config, "epochs=3", f"schedule.warmup={warmup}") == [
+            f"schedule.warmup: must be less than epochs (3). Received: {warmup}"
+        ]
+    assert config("epochs=3", "schedule.warmup=2").schedule.warmup == 2
+
+
+def test_a_fold_is_one_of_the_folds(config: Read) -> None:
+    assert fault(config, "data.fold=5") == ["data.fold: must be less than data.folds (5). Received: 5"]
+    assert fault(config, "data.folds=3", "data.fold=3") == ["data.fold: must be less than data.folds (3). Received: 3"]
+    assert config("data.folds=3", "data.fold=2").data.fold == 2
+
+
+def test_hinge_gives_no_probabilities(config: Read) -> None:
+    assert fault(config, "loss=hinge", "label_smoothing=0.1") == [
+        "label_smoothing: must be 0 with loss=hinge. Received: 0.1"
+    ]
+    for objective in ("loss", "brier", "calibration_error"):
+        assert fault(config, "loss=hinge", f"objective={objective}") == [
+            f"objective: '{objective}' judges probabilities, which loss=hinge does not give. "
+            "Allowed: accuracy, precision, recall, f1, roc_auc"
+        ]
+        config("loss=mse", f"objective={objective}", "label_smoothing=0.1")
+    for objective in ("accuracy", "precision", "recall", "f1", "roc_auc"):
+        config("loss=hinge", f"objective={objective}")
+
+
+def test_mixing_pictures_needs_soft_labels_and_fresh_augmentation(config: Read) -> None:
+    (line,) = fault(config, "augmentation=mixup", "loss=hinge")
+    assert line == "augmentation.layers: keras.layers.MixUp mixes labels, and loss=hinge needs whole ones"
+    (line,) = fault(config, "augmentation=mixup", "regime=finetune")
+    assert line.startswith("regime.views: must be 0 with keras.layers.MixUp") and line.endswith("Received: 4")
+    for fine in (["regime=finetune", "regime.views=0"], ["regime=bottleneck", "loss=hinge"], ["regime=scratch"]):
+        config("augmentation=mixup", *fine)
+
+
+def test_faults_between_keys_come_in_one_error(config: Read) -> None:
+    lines = fault(
+        config, "epochs=2", "schedule.warmup=2", "data.fold=9", "loss=hinge", "label_smoothing=0.5", "objective=loss",
+        "regime=finetune", "regime.unfrozen_blocks=9", "augmentation=mixup",
+    )  # fmt: skip
+    assert [line.partition(":")[0] for line in lines] == [
+        "regime.unfrozen_blocks", "schedule.warmup", "data.fold", "label_smoothing", "objective",
+        "augmentation.layers", "regime.views",
+    ]  # fmt: skip
 
 
 def test_a_missing_value_is_named_with_what_to_type(config: Read) -> None:
@@ -240,7 +361,11 @@ def test_effective_drops_what_the_regime_ignores(config: Read) -> None:
     "model.head.pooling=max", "data.image_size=96", "augmentation=none", "augmentation.seed=1",
     "augmentation.layers=[{_target_: keras.layers.RandomContrast, factor: 0.2}]", "regime.unfrozen_blocks=2",
     "regime.views=1", "regime.head_epochs=3", "regime.head_optimizer.lr=0.5", "regime=bottleneck", "regime=scratch",
-    "model=vgg16",
+    "model=vgg16", "schedule=cosine", "schedule.warmup=1", "loss=mse", "label_smoothing=0.1", "class_weights=balanced",
+    "class_weights={cats: 2.0}", "early_stopping=3", "best_weights=true", "monitor=validation_accuracy",
+    "runtime.precision=mixed_bfloat16", "runtime.xla=true", "runtime.xla=false", "optimizer.clipnorm=1",
+    "optimizer.weight_decay=0.1", "optimizer.use_ema=true", "model.layers.block1.batch_norm=true",
+    "model.head.dense.dense1=null",
 ])  # fmt: skip
 def test_identity_moves_with_what_a_fine_tuning_run_reads(override: str, config: Read) -> None:
     base = ["regime=finetune"] if not override.startswith("regime=") else []
@@ -250,7 +375,8 @@ def test_identity_moves_with_what_a_fine_tuning_run_reads(override: str, config:
 @pytest.mark.parametrize("override", [
     "tracking=none", "tracking.experiment=other", "runtime.threads=1", "notes=hello", "+tags.question=dropout",
     "outputs=/elsewhere", "progress=none", "evaluate.test=false", "data.root=B", "objective=loss",
-    "trusted_packages=[mine]",
+    "trusted_packages=[mine]", "must_reach=0.5", "runtime.devices=1", "runtime.deterministic=true",
+    "tracking.log_model=false",
 ])  # fmt: skip
 def test_identity_rests_where_a_run_only_happens_elsewhere(override: str, config: Read) -> None:
     base = ["regime=finetune", "data=folder", "data.root=A"]
@@ -265,6 +391,24 @@ def test_identity_rests_where_a_run_only_happens_elsewhere(override: str, config
 ])  # fmt: skip
 def test_identity_rests_where_the_regime_ignores_a_key(regime: str, override: str, config: Read) -> None:
     assert identity(config(f"regime={regime}")) == identity(config(f"regime={regime}", override))
+
+
+def test_identity_knows_a_debug_run_by_what_it_changes(config: Read) -> None:
+    """The experiment it is filed under and what it must reach do not count."""
+    same = ("epochs=60", "batch_size=8", "augmentation=none", "model.head.dropout=0.0")
+    assert identity(config("debug=overfit")) == identity(config(*same))
+    assert identity(config("debug=fast")) == identity(config("epochs=1", "batch_size=8"))
+
+
+@pytest.mark.parametrize("override, counts", [
+    ("schedule=cosine", False), ("schedule.warmup=1", False), ("early_stopping=3", False), ("best_weights=true", False),
+    ("must_reach=0.5", False), ("epochs=3", False), ("optimizer.clipnorm=1", False),
+    ("loss=mse", True), ("label_smoothing=0.1", True), ("class_weights=balanced", True),
+    ("runtime.precision=mixed_bfloat16", True), ("regime.head_optimizer.clipnorm=1", True),
+])  # fmt: skip
+def test_identity_of_a_head_moves_with_what_its_own_phase_reads(override: str, counts: bool, config: Read) -> None:
+    head, other = head_run(config("regime=finetune")), head_run(config("regime=finetune", override))
+    assert (identity(head) != identity(other)) is counts
 
 
 def test_identity_knows_inputs_by_their_hashes(config: Read) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
 # Each verb's module has a main() that reads sys.argv; none is imported before it is asked for.
 VERBS = {
     "train": ("experiments.train", "run one experiment, or with -m a sweep of them"),
+    "backbones": ("experiments.commands.backbones", "parameters and speed of every backbone on this machine"),
     "compare": ("experiments.commands.compare", "metrics of runs with intervals, and their paired differences"),
     "demo": ("experiments.commands.demo", "the three regimes on drawn pictures, and one table"),
+    "inspect": ("experiments.commands.inspect", "look at what a configuration does, before anything is trained"),
     "pretrained": ("experiments.commands.pretrained", "train the shipped body of the small convnet anew"),
     "ui": ("experiments.commands.ui", "open the MLflow UI on this machine's runs"),
 }
@@ -18,11 +21,38 @@ VERBS = {
 
 def usage() -> str:
     lines = [f"  {verb:11} {about}" for verb, (_, about) in VERBS.items()]
-    return "\n".join(["usage: experiments VERB ...", "", *lines, "", "experiments VERB --help tells more."])
+    return "\n".join(
+        [
+            "usage: experiments VERB ...",
+            "",
+            *lines,
+            "",
+            "experiments VERB --help tells more.",
+            'Completion in bash: eval "$(experiments -sc install=bash)"',
+        ]
+    )
+
+
+def complete() -> None:
+    """Shell completion, `-sc install|uninstall|query=SHELL`: Hydra's own, of the verb `train`; here of the verbs.
+
+    The shell's function, which Hydra writes, calls this with the line so far in COMP_LINE.
+    """
+    line = os.environ.get("COMP_LINE", "")
+    program, _, rest = line.lstrip().partition(" ")
+    verb, space, overrides = rest.lstrip().partition(" ")
+    if "query=" in " ".join(sys.argv[2:]) and (verb != "train" or not space):
+        print("" if space else " ".join(VERBS))
+        return
+    os.environ["COMP_LINE"] = f"{program} {overrides}"
+    importlib.import_module(VERBS["train"][0]).main()
 
 
 def main() -> None:
     arguments = sys.argv[1:]
+    if arguments and arguments[0] in ("-sc", "--shell-completion"):
+        complete()
+        return
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         sys.exit(0 if arguments else 2)

@@ -9,7 +9,7 @@ import numpy as np
 from experiments import store
 from experiments.data import decoder
 from experiments.data.pipeline import augmented
-from experiments.models.network import Cut
+from experiments.models.network import Cut, forward
 from experiments.types import Parts, Pictures, Progress
 
 BATCH = 32  # of the forward pass; its size does not change what is stored
@@ -52,12 +52,13 @@ def activations(parts: Parts, cut: Cut, pictures: Pictures, progress: Progress, 
                 seed=config.augmentation.seed,
                 view=view,
             )
+        run = forward(cut.prefix)
         label = f"features of {pictures.split}" + ("" if view is None else f", view {view + 1}")
         with progress.stage(label, len(rows)) as advance:
             for start in range(0, len(rows), BATCH):
                 at = slice(start, min(start + BATCH, len(rows)))
                 batch = np.asarray(pixels[at], "float32") if source is None else source(at)
-                rows[at] = cut.prefix.predict_on_batch(batch)
+                rows[at] = run(batch)
                 advance(at.stop - at.start)
 
     return store.array(parts.cache, "activations", spec, shape, "float32", write)

@@ -16,6 +16,28 @@ import tensorflow as tf
 from experiments.types import Augmentation
 
 FILLS = ("nearest", "reflect", "wrap", "constant")
+MIXING = (keras.layers.MixUp, keras.layers.CutMix)
+
+# RandAugment's operations and what a magnitude of 1 means: the ranges of AutoAugment, its table 6.
+COLOURS = {
+    "identity": 0.0,
+    "auto_contrast": 0.0,
+    "equalize": 0.0,
+    "solarize": 256.0,  # below the top of the scale: what is brighter is inverted
+    "posterize": 4.0,  # bits dropped of eight
+    "color": 0.9,  # these four: added to a factor of 1, or taken from it
+    "contrast": 0.9,
+    "brightness": 0.9,
+    "sharpness": 0.9,
+}
+MOVES = {
+    "rotate": 30.0,  # degrees, either way
+    "shear_x": 0.3,  # columns per row, either way; shear_y likewise
+    "shear_y": 0.3,
+    "translate_x": 150 / 331,  # fraction of the width, either way; translate_y of the height
+    "translate_y": 150 / 331,
+}
+OPERATIONS = COLOURS | MOVES
 
 
 @dataclass(frozen=True)
@@ -59,15 +81,20 @@ class Affine:
 
     def __call__(self, pixels: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
         """Resamples pictures [B, H, W, 3] by maps [B, 8]; float32 in [0, 255]."""
-        pictures = tf.cast(pixels, tf.float32)
-        return tf.raw_ops.ImageProjectiveTransformV3(
-            images=pictures,
-            transforms=numbers,
-            output_shape=tf.shape(pictures)[1:3],
-            interpolation="BILINEAR",
-            fill_mode=self.fill.upper(),
-            fill_value=0.0,
-        )
+        return resample(tf.cast(pixels, tf.float32), numbers, self.fill)
+
+
+def resample(pictures: tf.Tensor, maps: tf.Tensor, fill: str) -> tf.Tensor:
+    """Pictures [B, H, W, 3] float32 by maps [B, 8] from output to input pixel coordinates, bilinear."""
+    moved = tf.raw_ops.ImageProjectiveTransformV3(
+        images=pictures,
+        transforms=maps,
+        output_shape=tf.shape(pictures)[1:3],
+        interpolation="BILINEAR",
+        fill_mode=fill.upper(),
+        fill_value=0.0,
+    )
+    return tf.ensure_shape(moved, pictures.shape)  # it forgets the size, which some of Keras's layers ask for
 
 
 @dataclass(frozen=True)
@@ -120,21 +147,145 @@ def affine(
     return Affine(**ranges, horizontal_flip=horizontal_flip, fill=fill)
 
 
-def seeded(
-    layers: Sequence[keras.layers.Layer],
-) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+@dataclass(frozen=True)
+class RandAugment:
+    """Numbers as `randaugment` takes them."""
+
+    operations: int
+    magnitude: float
+    horizontal_flip: bool
+    fill: str
+
+    def draw(self, rng: np.random.Generator, count: int, size: int) -> np.ndarray:
+        """[count, 1 + 10 operations] float32: 1 to mirror the picture, then of each operation its place in OPERATIONS,
+        its amount, and its map from output to input pixel coordinates (as `Affine.draw`)."""
+        mirror = rng.random((count, 1)) < 0.5 if self.horizontal_flip else np.zeros((count, 1))
+        kinds = rng.integers(len(OPERATIONS), size=(count, self.operations))
+        amounts = self.magnitude * np.array(list(OPERATIONS.values()))[kinds] * rng.choice([-1, 1], size=kinds.shape)
+
+        # Every kind of move as one map; those that a picture does not make are of amount 0.
+        moved = {name: np.where(kinds == list(OPERATIONS).index(name), amounts, 0) for name in MOVES}
+        angle, centre = np.deg2rad(moved["rotate"]), (size - 1) / 2
+        a0, a1 = np.cos(angle), moved["shear_x"] - np.sin(angle)
+        b0, b1 = moved["shear_y"] + np.sin(angle), np.cos(angle)
+        right = moved["translate_x"] * size + centre * (1 - a0 - a1)
+        down = moved["translate_y"] * size + centre * (1 - b0 - b1)
+        none = np.zeros(kinds.shape)
+        each = np.stack([kinds, amounts, a0, a1, right, b0, b1, down, none, none], axis=-1)
+        return np.concatenate([mirror, each.reshape(count, -1)], axis=1).astype("float32")
+
+    def __call__(self, pixels: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+        """Changes pictures [B, H, W, 3] by numbers [B, 1 + 10 operations]; float32 in [0, 255]."""
+        pictures = tf.cast(pixels, tf.float32)
+        pictures = tf.where(numbers[:, 0, None, None, None] > 0, pictures[:, :, ::-1], pictures)
+        groups = len(COLOURS) + 1  # each its own, and all moves together
+        for at in range(self.operations):
+            drawn = numbers[:, 1 + 10 * at : 11 + 10 * at]
+            group = tf.minimum(tf.cast(drawn[:, 0], tf.int32), len(COLOURS))
+            rows = tf.dynamic_partition(tf.range(tf.shape(pictures)[0]), group, groups)
+            *coloured, moved = tf.dynamic_partition(pictures, group, groups)
+            *amounts, maps = tf.dynamic_partition(drawn, group, groups)
+            changed = [
+                recolour(name, some, amount[:, 1, None, None, None])
+                for name, some, amount in zip(COLOURS, coloured, amounts, strict=True)
+            ]
+            pictures = tf.dynamic_stitch(rows, [*changed, resample(moved, maps[:, 2:], self.fill)])
+        return pictures
+
+
+def randaugment(*, operations: int, magnitude: float, horizontal_flip: bool, fill: str) -> Augmentation:
+    """RandAugment: so many operations in a row, drawn for each picture anew from the fourteen in OPERATIONS.
+
+    Not keras.layers.RandAugment, which (3.15) draws one choice for a whole batch, moves and brightens one way only,
+    equalizes over the batch, and posterizes the more the smaller its factor.
+
+    Args:
+        operations: how many, one after the other; one may be drawn twice.
+        magnitude: in [0, 1], how far each of them goes: the share of its range in OPERATIONS.
+        horizontal_flip: mirror half of the pictures first.
+        fill: what lies outside the picture: nearest, reflect, wrap or constant (black).
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Source: E. Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space", NeurIPS
+    2020; the operations as Pillow has them, in floats.
+    """
+    if fill not in FILLS:
+        raise ValueError(f"augmentation.fill: must be one of {', '.join(FILLS)}. Received: {fill!r}")
+    if operations != int(operations) or operations < 1:
+        raise ValueError(f"augmentation.operations: must be a whole number of 1 or more. Received: {operations}")
+    if not 0 <= magnitude <= 1:
+        raise ValueError(f"augmentation.magnitude: must be in [0, 1]. Received: {magnitude}")
+    return RandAugment(int(operations), magnitude, horizontal_flip, fill)
+
+
+def recolour(name: str, pictures: tf.Tensor, amount: tf.Tensor) -> tf.Tensor:
+    """One of COLOURS on pictures [B, H, W, 3] float32, by amounts [B, 1, 1, 1]; in [0, 255] like its input."""
+    if name == "identity":
+        return pictures
+    if name == "auto_contrast":
+        low = tf.reduce_min(pictures, axis=(1, 2), keepdims=True)
+        high = tf.reduce_max(pictures, axis=(1, 2), keepdims=True)
+        return tf.where(high > low, (pictures - low) * tf.math.divide_no_nan(255.0, high - low), pictures)
+    if name == "equalize":
+        return equalize(pictures)
+    if name == "solarize":
+        return tf.where(pictures < 256 - tf.abs(amount), pictures, 255 - pictures)
+    if name == "posterize":
+        step = 2 ** tf.round(tf.abs(amount))
+        return tf.floor(pictures / step) * step
+    # What is left mixes a picture with another made from it; factors beyond 1 lead away from that one.
+    if name == "color":
+        other = tf.image.rgb_to_grayscale(pictures)
+    elif name == "contrast":
+        other = tf.reduce_mean(tf.image.rgb_to_grayscale(pictures), axis=(1, 2), keepdims=True)
+    elif name == "brightness":
+        other = tf.zeros_like(pictures)
+    else:
+        other = (9 * tf.nn.avg_pool2d(pictures, 3, 1, "SAME") + 4 * pictures) / 13  # its centre weighs 5, the rest 1
+    return tf.clip_by_value(other + (1 + amount) * (pictures - other), 0, 255)
+
+
+def equalize(pictures: tf.Tensor) -> tf.Tensor:
+    """The histogram of each channel of each picture flattened, as Pillow does it: [B, H, W, 3] float32."""
+    shape = tf.shape(pictures)
+    planes = tf.cast(tf.round(tf.reshape(tf.transpose(pictures, (0, 3, 1, 2)), (-1, shape[1] * shape[2]))), tf.int32)
+    counts = tf.math.bincount(planes, minlength=256, maxlength=256, axis=-1)  # [3 B, 256]
+    before = tf.cumsum(counts, axis=1, exclusive=True)
+    brightest = tf.gather(counts, tf.reduce_max(planes, axis=1)[:, None], batch_dims=1)
+    step = (shape[1] * shape[2] - brightest) // 255
+    table = tf.where(step > 0, tf.minimum((step // 2 + before) // tf.maximum(step, 1), 255), tf.range(256))
+    levels = tf.reshape(tf.gather(table, planes, batch_dims=1), (-1, 3, shape[1], shape[2]))
+    return tf.cast(tf.transpose(levels, (0, 2, 3, 1)), tf.float32)
+
+
+def seeded(layers: Sequence[keras.layers.Layer]) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
     """Keras preprocessing layers in a row, their draws fixed by a seed given with the batch.
 
-    The returned function takes pixels [B, H, W, 3] and a seed [2] int32, and must not run in parallel with itself:
-    it sets the state of the layers' seed generators.
+    The returned function takes pixels [B, H, W, 3], shares of classes [B, C] float32 and a seed [2] int32, and returns
+    pixels and shares. It must not run in parallel with itself: it sets the state of the layers' seed generators.
+    The layers compute in float32 from here on: bfloat16 tells 0 to 255 apart badly, and MixUp and CutMix fail in it.
     """
+    for layer in layers:
+        for part in layer._flatten_layers():
+            part.dtype_policy = "float32"
     states = [variable for layer in layers for variable in layer.variables if variable.name == "seed_generator_state"]
 
-    def apply(pixels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def apply(pixels: tf.Tensor, shares: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         for at, state in enumerate(states):
             state.assign(tf.cast(tf.random.experimental.stateless_fold_in(seed, at), state.dtype))
         for layer in layers:
-            pixels = layer(pixels, training=True)
-        return tf.clip_by_value(pixels, 0.0, 255.0)
+            if isinstance(layer, MIXING):
+                mixed = layer({"images": pixels, "labels": shares}, training=True)
+                pixels, shares = mixed["images"], mixed["labels"]
+            else:
+                pixels = layer(pixels, training=True)
+        return tf.clip_by_value(pixels, 0.0, 255.0), shares
 
     return apply
+
+
+def mixes(layers: Sequence[keras.layers.Layer]) -> bool:
+    """Whether pictures of a batch are mixed with each other, and their labels with them."""
+    return any(isinstance(layer, MIXING) for layer in layers)

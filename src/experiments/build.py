@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 
-from experiments import paths, schema, validation
+from experiments import paths, schedules, schema, validation
 from experiments.checkpoints import file_hash
+from experiments.losses import build_loss
 from experiments.models import network
 from experiments.models.head import dense_head
 from experiments.schema import Component, Config
-from experiments.types import Augmentation, Backbone, ConfigError, Parts
+from experiments.types import Augmentation, Backbone, ConfigError, DataError, Parts, Recipe
 
 PRETRAINED = paths.PACKAGE / "weights" / "convnet.weights.h5"
 # Layers that run code found in a configuration or file, or in another framework.
@@ -30,6 +32,7 @@ OURS = {
     "data": "experiments.data.",
     "augmentation": "experiments.augmentation.",
     "model": "experiments.models.",
+    "schedule": "experiments.schedules.",
     "regime": "experiments.regimes.",
 }
 
@@ -44,7 +47,9 @@ def build(config: Config, files: Mapping[str, Path]) -> Parts:
     Raises:
         ConfigError: a component that cannot be built, with its key and the reason.
     """
-    keras.utils.clear_session()  # layer names must not depend on what this process built before
+    if not tf.distribute.has_strategy():  # whose scope it would break
+        keras.utils.clear_session()  # layer names must not depend on what this process built before
+    keras.config.set_dtype_policy(config.runtime.precision)  # which the line above forgets
     keras.utils.set_random_seed(config.seed)
     backbone = build_backbone(config, files.get("model.weights"))
     head_file = files.get("regime.head_from")
@@ -55,15 +60,13 @@ def build(config: Config, files: Mapping[str, Path]) -> Parts:
         extra_layers=tuple(build_layer(config, at, node) for at, node in enumerate(config.augmentation.layers)),
         backbone=backbone,
         head=functools.partial(build_head, config, backbone),
-        optimizer=functools.partial(build_optimizer, config, config.optimizer, "optimizer"),
-        head_optimizer=functools.partial(
-            build_optimizer, config, config.regime.head_optimizer, "regime.head_optimizer"
-        ),
+        recipe=build_recipe(config, "optimizer"),
+        head_recipe=build_recipe(schema.head_run(config), "regime.head_optimizer"),
         regime=resolve(config, "regime", config.regime.target),
         head_file=head_file,
         identity=functools.partial(_identity, backbone.identity, file_hash(head_file) if head_file else None),
     )
-    parts.optimizer(), parts.head_optimizer()  # their errors belong here, not after the data is read
+    parts.recipe.optimizer(), parts.head_recipe.optimizer()  # their errors belong here, not after the data is read
     return parts
 
 
@@ -118,8 +121,10 @@ def construct(key: str, function: Any, arguments: Mapping[str, Any]) -> Any:
         raise ConfigError(validation.faults(lines))
     try:
         return function(**arguments)
+    except (ConfigError, DataError):
+        raise
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{key}: {error}") from None
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def build_source(config: Config) -> Any:
@@ -151,6 +156,30 @@ def build_optimizer(config: Config, node: Component, key: str) -> keras.optimize
     optimizer = resolve(config, key, node.target, keras.optimizers.Optimizer)
     arguments = {**node.model_dump(exclude={"name", "target"})}
     return construct(key, optimizer, {"learning_rate": arguments.pop("lr"), **arguments})
+
+
+def build_recipe(config: Config, optimizer: str) -> Recipe:
+    """How the last phase of a configuration is trained; `optimizer` is the key its optimizer stands under."""
+    schedule = functools.partial(resolve(config, "schedule", config.schedule.target), **config.schedule.arguments)
+    rate = functools.partial(
+        schedules.rate, schedule, lr=config.optimizer.lr, epochs=config.epochs, warmup=config.schedule.warmup
+    )
+    try:
+        rate(config.schedule.warmup, [0.0] * config.schedule.warmup)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"schedule: {error}") from error
+    return Recipe(
+        optimizer=functools.partial(build_optimizer, config, config.optimizer, optimizer),
+        rate=rate,
+        epochs=config.epochs,
+        loss=functools.partial(build_loss, config.loss, config.label_smoothing),
+        class_weights=config.class_weights,
+        monitor=config.monitor,
+        early_stopping=config.early_stopping,
+        best_weights=config.best_weights,
+        seed=config.seed,
+        xla=config.runtime.xla,
+    )
 
 
 def build_head(config: Config, backbone: Backbone, classes: int) -> keras.Model:

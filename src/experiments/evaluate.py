@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from sklearn import metrics as sklearn_metrics  # type: ignore[import-untyped]
 
+from experiments.schema import PROBABILISTIC
 from experiments.statistics import reliability, wilson
 from experiments.types import SPLITS, Pictures, Splits
 
@@ -38,7 +39,7 @@ class Report:
     predictions: tuple[Prediction, ...]  # rows as in Pictures.entries
 
 
-def evaluate(scores: Mapping[str, np.ndarray], splits: Splits) -> dict[str, Report]:
+def evaluate(scores: Mapping[str, np.ndarray], splits: Splits, *, probabilities: bool = True) -> dict[str, Report]:
     """Report on the validation split and, where it was scored, on the test split; never on training pictures.
 
     Rows are rescaled to sum to exactly 1 before anything is computed. The metrics, with C classes:
@@ -61,6 +62,8 @@ def evaluate(scores: Mapping[str, np.ndarray], splits: Splits) -> dict[str, Repo
         scores: per split, [N, C] float probabilities, rows in the order of that split's pictures; "validation" is
             needed, "train" is ignored.
         splits: the data set the scores belong to.
+        probabilities: False for scores that only rank, as a hinge loss gives: loss, brier and calibration_error, which
+            judge probabilities, are left out.
 
     Returns:
         "validation" and, if `scores` has it, "test" -> Report.
@@ -80,7 +83,12 @@ def evaluate(scores: Mapping[str, np.ndarray], splits: Splits) -> dict[str, Repo
         faults += _faults(split, scores[split], (len(pictures[split]), len(splits.classes)))
     if faults:
         raise ValueError("Scores cannot be evaluated:\n  " + "\n  ".join(faults))
-    return {split: _report(pictures[split], scores[split], splits.classes) for split in scored}
+    reports = {split: _report(pictures[split], scores[split], splits.classes) for split in scored}
+    if probabilities:
+        return reports
+    return {
+        split: replace(report, metrics=_without(report.metrics, PROBABILISTIC)) for split, report in reports.items()
+    }
 
 
 def predictions_table(report: Report) -> dict[str, list[Any]]:
@@ -94,6 +102,10 @@ def predictions_table(report: Report) -> dict[str, list[Any]]:
     for class_name in report.predictions[0].probabilities:
         table[f"p_{class_name}"] = [row.probabilities[class_name] for row in report.predictions]
     return table
+
+
+def _without(metrics: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name not in names}
 
 
 def _faults(split: str, probabilities: np.ndarray, shape: tuple[int, int]) -> list[str]:

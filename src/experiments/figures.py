@@ -248,6 +248,13 @@ def picture_grid(pixels: np.ndarray, titles: Sequence[str], columns: int = 6) ->
     return figure
 
 
+def label_title(label: np.ndarray, classes: Sequence[str]) -> str:
+    """A class's name, of a label [] int; of shares of several classes [C], theirs with percentages."""
+    if label.ndim == 0:
+        return classes[int(label)]
+    return ", ".join(f"{name} {share:.0%}" for name, share in zip(classes, label, strict=True) if share > 0.005)
+
+
 @STYLE
 def mistakes(report: Report, pixels_of: Callable[[list[int]], np.ndarray], count: int = 12) -> Figure:
     """The most confident wrong predictions, most confident first.

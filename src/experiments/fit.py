@@ -11,7 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from experiments.data.pipeline import Batches
-from experiments.types import EpochRecord, Watch
+from experiments.losses import accuracy, class_weights, targets
+from experiments.types import EpochRecord, Recipe, Watch
+
+KERAS_NAMES = {"validation_loss": "val_loss", "validation_accuracy": "val_accuracy"}
 
 
 def fit(
@@ -19,47 +22,58 @@ def fit(
     batches: Batches,
     validation: tf.data.Dataset,
     *,
-    optimizer: keras.optimizers.Optimizer,
-    classes: int,
+    recipe: Recipe,
+    classes: tuple[str, ...],
     phase: str,
-    epochs: int,
     first_step: int,
-    seed: int,
     watch: Watch,
 ) -> tuple[EpochRecord, ...]:
     """Trains a model that outputs logits, in one call to Keras over all epochs.
 
     Args:
         model: inputs -> logits [B, 1] for two classes, [B, classes] for more.
-        batches: training batches of exactly `epochs` epochs.
+        batches: training batches of exactly the recipe's epochs.
         validation: (inputs, labels [B] int32), scored after every epoch.
+        recipe: how the phase is trained.
+        classes: their names, in label order.
         phase: what the curves call this part of the run: scratch, head or finetune.
         first_step: the first epoch's place on the run's axis.
-        seed: of dropout, together with the epoch.
         watch: shown the progress and given every epoch's record.
 
     Returns:
         One record an epoch.
     """
-    if classes == 2:
-        loss: keras.losses.Loss = keras.losses.BinaryCrossentropy(from_logits=True)
-        accuracy: keras.metrics.Metric = keras.metrics.BinaryAccuracy(threshold=0.0, name="accuracy")
-    else:
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-    model.compile(optimizer=optimizer, loss=loss, metrics=[accuracy])
-    with watch.progress.stage(phase, epochs * batches.steps) as advance:
-        record = Record(phase, first_step, batches.pictures, watch.record, advance)
+    count = len(classes)
+    weights = class_weights(recipe.class_weights, batches.labels, classes)
+    optimizer = recipe.optimizer()
+    model.compile(
+        optimizer=optimizer,
+        loss=recipe.loss(count),
+        metrics=[keras.metrics.MeanMetricWrapper(accuracy, name="accuracy")],
+        jit_compile="auto" if recipe.xla is None else recipe.xla,
+    )
+    averages = keras.callbacks.SwapEMAWeights() if getattr(optimizer, "use_ema", False) else None
+    with watch.progress.stage(phase, recipe.epochs * batches.steps) as advance:
+        record = Record(phase, recipe.monitor, first_step, batches.pictures, watch.record, advance)
+        callbacks = [EpochSeeds(recipe.seed), Rate(recipe.rate, record), averages, record, stopping(recipe, averages)]
         model.fit(
-            batches.dataset,
-            epochs=epochs,
+            batches.dataset.map(lambda inputs, labels: weighted(inputs, targets(labels, count), weights)),
+            epochs=recipe.epochs,
             steps_per_epoch=batches.steps,
-            validation_data=validation,
+            validation_data=validation.map(lambda inputs, labels: (inputs, targets(labels, count))),
             shuffle=False,  # the batches are
-            callbacks=[EpochSeeds(seed), record],
+            callbacks=[callback for callback in callbacks if callback is not None],
             verbose=0,
         )
     return tuple(record.history)
+
+
+def weighted(inputs: tf.Tensor, wanted: tf.Tensor, weights: np.ndarray | None) -> tuple[tf.Tensor, ...]:
+    """A batch, where classes have weights with its pictures': that of a picture's class, or its shares of them."""
+    if weights is None:
+        return inputs, wanted
+    shares = tf.concat([1 - wanted, wanted], axis=-1) if wanted.shape[-1] == 1 else wanted
+    return inputs, wanted, tf.linalg.matvec(shares, tf.constant(weights))
 
 
 class EpochSeeds(keras.callbacks.Callback):
@@ -78,22 +92,69 @@ class EpochSeeds(keras.callbacks.Callback):
             state.assign(np.random.default_rng([self.seed, epoch, 3, at]).integers(2**32, size=2, dtype="uint32"))
 
 
+class Rate(keras.callbacks.Callback):
+    """Sets the learning rate as an epoch begins: the one place from which warm-up and schedule do so."""
+
+    def __init__(self, rate: Callable[[int, list[float]], float], record: Record) -> None:
+        super().__init__()
+        self.rate, self.record = rate, record
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self.record.learning_rate = self.rate(epoch, self.record.monitored)
+        self.model.optimizer.learning_rate = self.record.learning_rate
+
+
+class Stopping(keras.callbacks.EarlyStopping):
+    """Early stopping that keeps the averaged weights where there are such: those that were validated."""
+
+    averages: keras.callbacks.SwapEMAWeights | None = None
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if self.averages:
+            self.averages.on_test_begin()
+        super().on_epoch_end(epoch, logs)
+        if self.averages:
+            self.averages.on_test_end()
+
+
+def stopping(recipe: Recipe, averages: keras.callbacks.SwapEMAWeights | None) -> Stopping | None:
+    """What ends a phase early and brings its best weights back, where the recipe wants either."""
+    if recipe.early_stopping is None and not recipe.best_weights:
+        return None
+    built = Stopping(
+        monitor=KERAS_NAMES[recipe.monitor],
+        mode="min" if recipe.monitor == "validation_loss" else "max",
+        patience=recipe.early_stopping or recipe.epochs,
+        restore_best_weights=recipe.best_weights,
+    )
+    built.averages = averages
+    return built
+
+
 class Record(keras.callbacks.Callback):
     """Turns Keras's logs into one EpochRecord an epoch and passes it on."""
 
     def __init__(
         self,
         phase: str,
+        monitor: str,
         first_step: int,
         pictures: int,
         pass_on: Callable[[EpochRecord], None],
         advance: Callable[..., None],
     ) -> None:
         super().__init__()
-        self.phase, self.first_step, self.pictures = phase, first_step, pictures
+        self.phase, self.monitor, self.first_step, self.pictures = phase, monitor, first_step, pictures
         self.pass_on, self.advance = pass_on, advance
         self.history: list[EpochRecord] = []
+        self.learning_rate = 0.0  # of the running epoch
         self.began = self.trained = 0.0
+
+    @property
+    def monitored(self) -> list[float]:
+        """The monitored value of every epoch so far, turned so that lower is better."""
+        sign = 1 if self.monitor == "validation_loss" else -1
+        return [sign * record.metrics[self.monitor] for record in self.history]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.began = time.perf_counter()
@@ -104,20 +165,19 @@ class Record(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         logs = logs or {}
-        # A float32 to its own precision: 1e-4, not 9.99999975e-05.
-        learning_rate = float(f"{float(self.model.optimizer.learning_rate):.7g}")
         metrics = {
             "loss": float(logs["loss"]),
             "accuracy": float(logs["accuracy"]),
             "validation_loss": float(logs["val_loss"]),
             "validation_accuracy": float(logs["val_accuracy"]),
-            "learning_rate": learning_rate,
+            "learning_rate": self.learning_rate,
             "seconds": time.perf_counter() - self.began,
             "pictures_per_second": self.pictures / (self.trained - self.began),
         }
         record = EpochRecord(self.first_step + epoch, self.phase, epoch, int(time.time() * 1000), metrics)
         self.history.append(record)
-        accuracy, speed = metrics["validation_accuracy"], metrics["pictures_per_second"]
+        speed = metrics["pictures_per_second"]
+        accuracies = f"accuracy {metrics['accuracy']:.1%} validation {metrics['validation_accuracy']:.1%}"
         done = f"{epoch + 1}/{self.params['epochs']}"
-        self.advance(0, f"{done} loss {metrics['loss']:.3f} validation {accuracy:.1%} {speed:.0f} pictures/s")
+        self.advance(0, f"{done} loss {metrics['loss']:.3f} {accuracies} {speed:.0f} pictures/s")
         self.pass_on(record)

@@ -21,8 +21,10 @@ from experiments.build import build
 from experiments.data import manifest
 from experiments.data.pipeline import picture_batches
 from experiments.evaluate import Report, evaluate, predictions_table
+from experiments.losses import class_weights
+from experiments.models.network import forward
 from experiments.progress import Terminal
-from experiments.types import EpochRecord, Fitted, Parts, Pictures, Splits, Watch
+from experiments.types import ConfigError, EpochRecord, Fitted, Manifest, Parts, Pictures, Splits, Watch
 
 JOINED_PICTURES = 32  # on which every run compares its whole model with the scores it reports
 
@@ -36,14 +38,13 @@ def run(config: schema.Config) -> float:
     began = time.perf_counter()
     folder = Path(HydraConfig.get().runtime.output_dir)
     console = Console(quiet=config.progress == "none")
-    runtime.apply(config.runtime)
-    with tracking.track(config, folder) as tracker:
+    with runtime.apply(config.runtime), tracking.track(config, folder) as tracker:
         parts = build(config, tracker.files(config))
         splits = read_data(parts)
         describe(parts, splits, folder, tracker)
         fitted = parts.regime(parts, splits, Watch(Terminal(console), Curves(folder / "curves.csv", tracker).add))
         check_joined(fitted, splits)
-        reports = evaluate(fitted.scores, splits)
+        reports = evaluate(fitted.scores, splits, probabilities=config.loss != "hinge")
         metrics = flat_metrics(reports) | {"total_seconds": time.perf_counter() - began}
         write_results(folder, parts, fitted, reports, metrics)
         draw(folder / "figures", parts, splits, fitted, reports)
@@ -53,22 +54,38 @@ def run(config: schema.Config) -> float:
         )
         if config.tracking.log_model:
             tracker.model(fitted.model, len(splits.classes))
+        check_reached(config, fitted)
     conclude(console, folder, reports, tracker.run_id)
     return metrics.get(f"validation.{config.objective}", math.nan)
 
 
 def read_data(parts: Parts) -> Splits:
     """The checked data set of a configuration."""
-    data = parts.config.data
-    found = manifest.read(
-        parts.source(),
+    found = read_manifest(parts.config, parts.source())
+    splits = manifest.splits(found, parts.config.data.image_size, parts.cache)
+    class_weights(
+        parts.config.class_weights, splits.train.labels, splits.classes
+    )  # a wrong name is said before training
+    return splits
+
+
+def read_manifest(config: schema.Config, root: Path) -> Manifest:
+    """What pictures a configuration is about, checked.
+
+    Args:
+        root: the folder that the data source made available.
+    """
+    data = config.data
+    return manifest.read(
+        root,
         fractions=data.fractions.model_dump(),
         split_seed=data.split_seed,
+        fold=data.fold,
+        folds=data.folds,
         limit=data.limit.model_dump(),
         on_bad=data.on_bad,
-        cache=parts.cache,
+        cache=config.cache,
     )
-    return manifest.splits(found, data.image_size, parts.cache)
 
 
 def describe(parts: Parts, splits: Splits, folder: Path, tracker: tracking.Tracker) -> None:
@@ -118,12 +135,27 @@ def check_joined(fitted: Fitted, splits: Splits) -> None:
     Raises:
         RuntimeError: they differ; such a model must not be reported.
     """
-    whole = fitted.model.predict_on_batch(splits.validation.pixels[:JOINED_PICTURES].astype("float32"))
+    whole = forward(fitted.model)(splits.validation.pixels[:JOINED_PICTURES].astype("float32"))
     difference = float(np.max(np.abs(whole - fitted.scores["validation"][:JOINED_PICTURES])))
     if difference > 1e-3:
         raise RuntimeError(
             f"The joined model and the head on stored activations disagree by {difference:.2g} in probability on "
             f"{len(whole)} validation pictures. This is a fault of the program; remove outputs/cache and report it"
+        )
+
+
+def check_reached(config: schema.Config, fitted: Fitted) -> None:
+    """Compares the last epoch's training accuracy with what the configuration wants.
+
+    Raises:
+        ConfigError: it is lower.
+    """
+    reached = fitted.history[-1].metrics["accuracy"]
+    if config.must_reach is not None and reached < config.must_reach:
+        raise ConfigError(
+            f"must_reach: after {len(fitted.history)} epochs the training accuracy is {reached:.1%}, below the "
+            f"{config.must_reach:.1%} asked for. Look for wrong labels, a learning rate that is too low or too high "
+            f"(optimizer.lr={config.optimizer.lr:g}) or too few epochs ({config.epochs})"
         )
 
 
@@ -160,9 +192,10 @@ def draw(folder: Path, parts: Parts, splits: Splits, fitted: Fitted, reports: Ma
         drawn |= {
             f"{split}_confusion": figures.confusion_matrix(report, splits.classes),
             f"{split}_roc": figures.roc(report, splits.classes),
-            f"{split}_calibration": figures.calibration(report),
             f"{split}_mistakes": figures.mistakes(report, functools.partial(rows_of, pictures)),
         }
+        if "calibration_error" in report.metrics:
+            drawn[f"{split}_calibration"] = figures.calibration(report)
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png", dpi=100)
 
@@ -175,6 +208,7 @@ def augmented_sample(parts: Parts, splits: Splits) -> Any:
     """The first training pictures of epoch 0, as a network that reads fresh augmentation sees them."""
     batches = picture_batches(
         splits.train,
+        classes=len(splits.classes),
         augmentation=parts.augmentation,
         extra_layers=parts.extra_layers,
         batch_size=18,
@@ -182,7 +216,8 @@ def augmented_sample(parts: Parts, splits: Splits) -> Any:
         epochs=range(1),
     )
     pixels, labels = next(iter(batches.dataset))
-    return figures.picture_grid(np.asarray(pixels), [splits.classes[label] for label in np.asarray(labels)])
+    titles = [figures.label_title(label, splits.classes) for label in np.asarray(labels)]
+    return figures.picture_grid(np.asarray(pixels), titles)
 
 
 def conclude(console: Console, folder: Path, reports: Mapping[str, Report], run_id: str | None) -> None:
@@ -192,7 +227,7 @@ def conclude(console: Console, folder: Path, reports: Mapping[str, Report], run_
         console.print(
             f"{split} accuracy {metrics['accuracy']:.1%} "
             f"(95 % interval {metrics['accuracy_low']:.1%} to {metrics['accuracy_high']:.1%}, "
-            f"{len(report.predictions)} pictures), loss {metrics['loss']:.3f}",
+            f"{len(report.predictions)} pictures)" + (f", loss {metrics['loss']:.3f}" if "loss" in metrics else ""),
             highlight=False,
             soft_wrap=True,
         )

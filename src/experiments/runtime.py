@@ -1,19 +1,45 @@
-"""How TensorFlow uses the machine; called before its first operation."""
+"""How TensorFlow uses the machine; settled before its first operation."""
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import tensorflow as tf
 
 from experiments.schema import Runtime
+from experiments.types import ConfigError
 
 
-def apply(runtime: Runtime) -> None:
+def apply(runtime: Runtime) -> AbstractContextManager[Any]:
     """Sets what can only be set once in a process, before anything runs.
 
+    Returns:
+        The context to build and train in: the strategy's where several devices share the batches.
+
     Raises:
+        ConfigError: this machine cannot do what the configuration asks for.
         RuntimeError: TensorFlow has already started with other settings.
     """
     tf.get_logger().setLevel("ERROR")  # it warns of retracing where a last, smaller batch makes it right
     if runtime.threads is not None:
         tf.config.threading.set_intra_op_parallelism_threads(runtime.threads)
         tf.config.threading.set_inter_op_parallelism_threads(runtime.threads)
+    gpus = tf.config.list_physical_devices("GPU")
+    if runtime.precision == "mixed_float16" and not gpus:
+        raise ConfigError(
+            "runtime.precision: mixed_float16 needs a GPU, and TensorFlow sees none here. "
+            "Allowed on this machine: float32, mixed_bfloat16"
+        )
+    if runtime.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    if runtime.devices is None:
+        return nullcontext()
+    devices = [device.name for device in tf.config.list_logical_devices("GPU" if gpus else "CPU")]
+    if len(devices) < runtime.devices:
+        raise ConfigError(
+            f"runtime.devices: TensorFlow sees {len(devices)} ({', '.join(devices)}). Received: {runtime.devices}"
+        )
+    strategy = tf.distribute.MirroredStrategy(devices[: runtime.devices])
+    scope: AbstractContextManager[Any] = strategy.scope()
+    return scope

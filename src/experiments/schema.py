@@ -20,6 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from experiments.paths import CONF
 
 Metric = Literal["accuracy", "loss", "precision", "recall", "f1", "roc_auc", "brier", "calibration_error"]
+Loss = Literal["cross_entropy", "mse", "hinge"]
+# Those that a loss leaves undefined: a hinge's scores are no probabilities.
+PROBABILISTIC = ("loss", "brier", "calibration_error")
 Activation = Literal[
     "celu", "elu", "gelu", "hard_sigmoid", "hard_silu", "hard_tanh", "leaky_relu", "linear", "mish", "relu", "relu6",
     "selu", "sigmoid", "silu", "softplus", "softsign", "swish", "tanh",
@@ -28,6 +31,7 @@ Species = Literal["bears", "cats", "cows", "dogs", "foxes", "lions", "mice", "ow
 Positive = Field(ge=1)
 Fraction = Field(ge=0, lt=1)
 Penalty = Field(ge=0)
+ClassWeight = Annotated[float, Field(gt=0)]
 
 
 class Node(BaseModel):
@@ -69,6 +73,8 @@ class Data(Component):
     image_size: int = Field(ge=8)
     fractions: Fractions
     limit: Limit
+    folds: int = Field(ge=2)
+    fold: int | None = Field(ge=0)
     split_seed: int = Field(ge=0)
     on_bad: Literal["error", "skip"]
 
@@ -85,11 +91,21 @@ class ConvBlock(Node):
     kernel: int = Field(3, ge=1)
     stride: int = Field(1, ge=1)
     padding: Literal["valid", "same"] = "valid"
+    convolutions: int = Field(1, ge=1)
+    separable: bool = False
+    batch_norm: bool = False
+    residual: bool = False
     activation: Activation = "relu"
     pool: int = Field(2, ge=1)  # side and stride of the max pooling; 1: none
     dropout: float = Field(0.0, ge=0, lt=1)
     l1: float = Field(0.0, ge=0)
     l2: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def fits_its_shortcut(self) -> ConvBlock:
+        if self.residual and self.padding != "same":
+            raise ValueError(f"residual: true needs padding: same. Received: padding: {self.padding}")
+        return self
 
 
 class Dense(Node):
@@ -107,7 +123,7 @@ class Head(Node):
     dropout: float = Fraction
     l1: float = Penalty
     l2: float = Penalty
-    dense: dict[str, Dense]
+    dense: dict[str, Dense | None]  # None: left out
 
 
 class Model(Component):
@@ -132,6 +148,10 @@ class Optimizer(Component):
     gradient_accumulation_steps: int | None = Field(ge=2)
 
 
+class Schedule(Component):
+    warmup: int = Field(ge=0)
+
+
 class Regime(Component):
     ignores: list[str]
     unfrozen_blocks: int = Positive
@@ -147,6 +167,10 @@ class Evaluate(Node):
 
 class Runtime(Node):
     threads: int | None = Positive
+    devices: int | None = Positive
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"]
+    xla: bool | None
+    deterministic: bool
 
 
 class Tracking(Node):
@@ -164,12 +188,20 @@ class Config(Node):
     augmentation: Augmentation
     model: Model
     optimizer: Optimizer
+    schedule: Schedule
     regime: Regime
     runtime: Runtime
     tracking: Tracking
     seed: int = Field(ge=0, lt=2**31)
     batch_size: int = Positive
     epochs: int = Positive
+    loss: Loss
+    label_smoothing: float = Fraction
+    class_weights: Literal["balanced"] | dict[str, ClassWeight] | None
+    monitor: Literal["validation_loss", "validation_accuracy"]
+    early_stopping: int | None = Positive
+    best_weights: bool
+    must_reach: float | None = Field(gt=0, le=1)
     objective: Metric
     evaluate: Evaluate
     trusted_packages: list[str]
@@ -202,6 +234,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "per_class": PerClass,
         "seed": Annotated[int, Field(ge=0)],
         "size": Annotated[int, Field(ge=8)],
+        "url": Annotated[str, Field(pattern="^https?://")],
+        "sha256": Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")],
+        "bytes": Annotated[int, Field(ge=1)],
+        "archive": str | None,
     },
     "augmentation": {
         "rotation": Annotated[float, Field(ge=0, le=180)],
@@ -220,15 +256,25 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "epsilon": Annotated[float, Field(gt=0)],
         "initial_accumulator_value": Annotated[float, Field(ge=0)],
     },
+    "schedule": {
+        "final": Share,
+        "decay": Annotated[float, Field(gt=0, le=1)],
+        "factor": Annotated[float, Field(gt=0, lt=1)],
+        "patience": Annotated[int, Field(ge=1)],
+        "min_delta": Annotated[float, Field(ge=0)],
+        "cooldown": Annotated[int, Field(ge=0)],
+        "floor": Annotated[float, Field(ge=0)],
+    },
 }
 
 # What says where and how a run happens, not what it is (DESIGN §3).
-NOT_IDENTITY = ("tracking", "runtime", "notes", "tags", "outputs", "progress", "trusted_packages", "objective")
+NOT_IDENTITY = ("tracking", "notes", "tags", "outputs", "progress", "trusted_packages", "objective", "must_reach")
 GROUPS: dict[str, type[Component]] = {
     "data": Data,
     "augmentation": Augmentation,
     "model": Model,
     "optimizer": Optimizer,
+    "schedule": Schedule,
     "regime": Regime,
 }
 
@@ -264,6 +310,7 @@ def identity(config: Config, **facts: str | None) -> str:
     """
     plain = {key: value for key, value in effective(config).items() if key not in NOT_IDENTITY}
     plain.pop("evaluate")
+    plain["runtime"] = {name: plain["runtime"][name] for name in ("precision", "xla")}
     plain["regime"].pop("ignores")
     # What only names an input: the hashes among `facts` say what it is.
     plain["data"] = {"image_size": config.data.image_size}
@@ -279,7 +326,14 @@ def head_run(config: Config) -> Config:
         update={"name": "bottleneck", "target": bottleneck["_target_"], "ignores": bottleneck["ignores"]}
     )
     return config.model_copy(
-        update={"regime": regime, "optimizer": config.regime.head_optimizer, "epochs": config.regime.head_epochs}
+        update={
+            "regime": regime,
+            "optimizer": config.regime.head_optimizer,
+            "epochs": config.regime.head_epochs,
+            "schedule": Schedule.model_validate(shipped("schedule")["constant"]),
+            "early_stopping": None,
+            "best_weights": False,
+        }
     )
 
 

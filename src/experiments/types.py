@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,6 +146,22 @@ class Backbone:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How one phase of a run is trained."""
+
+    optimizer: Callable[[], keras.optimizers.Optimizer]
+    rate: Callable[[int, Sequence[float]], float]  # epoch, monitored values so far (lower is better) -> learning rate
+    epochs: int
+    loss: Callable[[int], keras.losses.Loss]  # of so many classes: targets and logits -> loss
+    class_weights: str | Mapping[str, float] | None  # balanced, or by class name
+    monitor: str  # the curve that early stopping and best weights watch: validation_loss or validation_accuracy
+    early_stopping: int | None  # epochs without a better value, then the end
+    best_weights: bool  # those of the best epoch, not the last
+    seed: int  # of dropout
+    xla: bool | None  # None: Keras decides
+
+
+@dataclass(frozen=True)
 class Parts:
     """What a configuration builds; no picture read yet."""
 
@@ -155,8 +171,8 @@ class Parts:
     extra_layers: tuple[keras.layers.Layer, ...]  # Keras preprocessing layers applied after the augmentation
     backbone: Backbone
     head: Callable[[int], keras.Model]  # number of classes -> fresh head: pooled features [B, D] -> logits
-    optimizer: Callable[[], keras.optimizers.Optimizer]
-    head_optimizer: Callable[[], keras.optimizers.Optimizer]
+    recipe: Recipe  # of the last phase, or the only one
+    head_recipe: Recipe  # of fine-tuning's first phase
     regime: Callable[[Parts, Splits, Watch], Fitted]
     head_file: Path | None  # weights of a trained head that another run logged
     identity: Callable[[Config, str], str]  # of a configuration on the data with this fingerprint

@@ -17,8 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from experiments.schema import ARGUMENTS, GROUPS, Config, Model, Node, Regime, Tracking, shipped
+from experiments.schema import ARGUMENTS, GROUPS, PROBABILISTIC, Config, Metric, Model, Node, Regime, Tracking, shipped
 from experiments.types import ConfigError
+
+MIXING_LAYERS = ("keras.layers.MixUp", "keras.layers.CutMix")
 
 
 def read(composed: DictConfig) -> Config:
@@ -39,7 +41,7 @@ def read(composed: DictConfig) -> Config:
     try:
         config = Config.model_validate(plain)
     except ValidationError as error:
-        found = [fault for fault in error.errors() if _key(fault) not in missing]
+        found = [fault for fault in error.errors() if _key(fault) not in missing and not _meant_otherwise(fault)]
         lines += [_sentence(fault) for fault in found]
         wrong |= {str(fault["loc"][0]) for fault in found}
     for group in GROUPS:
@@ -49,6 +51,8 @@ def read(composed: DictConfig) -> Config:
     if not wrong & {"model", "regime", "tracking"}:
         model, regime = Model.model_validate(plain["model"]), Regime.model_validate(plain["regime"])
         lines += _cross_faults(model, regime, Tracking.model_validate(plain["tracking"]))
+    if not wrong:
+        lines += _training_faults(config)
     if lines:
         raise ConfigError(faults(lines))
     return config
@@ -95,7 +99,18 @@ def _options(annotation: Any) -> list[Any]:
 
 
 def _key(fault: Mapping[str, Any], prefix: str = "") -> str:
-    return ".".join([*([prefix] if prefix else []), *(str(part) for part in fault["loc"])])
+    parts = [str(part) for part in fault["loc"]]
+    # pydantic names the member of a union and the side of a mapping, which nobody types.
+    return ".".join(
+        [*([prefix] if prefix else []), *(part for part in parts if not re.match(r"literal\[|dict\[|\[key\]", part))]
+    )
+
+
+def _meant_otherwise(fault: Mapping[str, Any]) -> bool:
+    """Whether a member of a union complains of a value that was meant for another: balancd is no mapping, and so on."""
+    members = [str(part).partition("[")[0] for part in fault["loc"] if "[" in str(part)]
+    is_mapping = isinstance(fault["input"], Mapping)
+    return ("literal" in members and is_mapping) or ("dict" in members and fault["type"] == "dict_type")
 
 
 def _sentence(fault: Mapping[str, Any], root: Any = Config, prefix: str = "") -> str:
@@ -200,6 +215,34 @@ def _cross_faults(model: Model, regime: Regime, tracking: Tracking) -> list[str]
     for key in regime.ignores:
         if key.split(".")[0] not in Config.model_fields:
             lines.append(f"regime.ignores: {key!r} is no key of the configuration")
+    return lines
+
+
+def _training_faults(config: Config) -> list[str]:
+    """Values of a whole configuration that do not go together."""
+    lines = []
+    if config.schedule.warmup >= config.epochs:
+        lines.append(f"schedule.warmup: must be less than epochs ({config.epochs}). Received: {config.schedule.warmup}")
+    if config.data.fold is not None and config.data.fold >= config.data.folds:
+        lines.append(f"data.fold: must be less than data.folds ({config.data.folds}). Received: {config.data.fold}")
+    if config.loss == "hinge":
+        if config.label_smoothing:
+            lines.append(f"label_smoothing: must be 0 with loss=hinge. Received: {config.label_smoothing}")
+        if config.objective in PROBABILISTIC:
+            lines.append(
+                f"objective: {config.objective!r} judges probabilities, which loss=hinge does not give. Allowed: "
+                + ", ".join(name for name in get_args(Metric) if name not in PROBABILISTIC)
+            )
+    mixing = [str(layer.get("_target_")) for layer in config.augmentation.layers]
+    mixing = [target for target in mixing if target in MIXING_LAYERS]
+    if mixing and "augmentation" not in config.regime.ignores:
+        if config.loss == "hinge":
+            lines.append(f"augmentation.layers: {mixing[0]} mixes labels, and loss=hinge needs whole ones")
+        if "regime.views" not in config.regime.ignores and config.regime.views:
+            lines.append(
+                f"regime.views: must be 0 with {mixing[0]}, which mixes the pictures of a batch: stored views cannot "
+                f"hold that. Received: {config.regime.views}"
+            )
     return lines
 
 

@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -16,8 +16,9 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from rich.console import Console
 
-from experiments import paths, schema, validation
+from experiments import activations, paths, schema, validation
 from experiments.build import build
+from experiments.models import network
 from experiments.progress import Terminal
 from experiments.run import read_data
 from experiments.types import EpochRecord, Fitted, Parts, Splits, Watch
@@ -85,13 +86,17 @@ def run_regime(root: Path, outputs: Path, *overrides: str) -> Done:
     ran: list[str] = []
     before = weights_of(parts.backbone.model)
     with pytest.MonkeyPatch.context() as patch:
-        predict = keras.Model.predict_on_batch
 
-        def listening(self: keras.Model, *arguments: Any) -> Any:
-            ran.append(self.name)
-            return predict(self, *arguments)
+        def listening(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+            run = network.forward(model)
 
-        patch.setattr(keras.Model, "predict_on_batch", listening)
+            def heard(inputs: np.ndarray) -> np.ndarray:
+                ran.append(model.name)
+                return run(inputs)
+
+            return heard
+
+        patch.setattr(activations, "forward", listening)
         fitted = parts.regime(parts, splits, Watch(Terminal(Console(quiet=True)), told.append))
     return Done(parts, splits, fitted, told, before, ran)
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from experiments.augmentation import seeded
+from experiments.augmentation import mixes, seeded
 from experiments.types import Augmentation, Pictures
 
 AHEAD = 4  # batches prepared while one trains
@@ -20,9 +20,19 @@ AHEAD = 4  # batches prepared while one trains
 class Batches:
     """What `fit` trains on."""
 
-    dataset: tf.data.Dataset  # (inputs, labels [B] int32), epoch after epoch
-    steps: int  # batches in an epoch; the last one may be smaller
-    pictures: int  # in an epoch
+    dataset: tf.data.Dataset  # (inputs, labels [B] int32 or shares of classes [B, C] float32), epoch after epoch
+    labels: np.ndarray  # [N] int32, of an epoch's pictures
+    batch_size: int
+
+    @property
+    def pictures(self) -> int:
+        """In an epoch."""
+        return len(self.labels)
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch; the last one may be smaller."""
+        return math.ceil(self.pictures / self.batch_size)
 
 
 def rng(seed: int, epoch: int, stream: int = 0) -> np.random.Generator:
@@ -33,6 +43,7 @@ def rng(seed: int, epoch: int, stream: int = 0) -> np.random.Generator:
 def picture_batches(
     pictures: Pictures,
     *,
+    classes: int,
     augmentation: Augmentation,
     extra_layers: Sequence[keras.layers.Layer],
     batch_size: int,
@@ -41,8 +52,11 @@ def picture_batches(
 ) -> Batches:
     """Freshly augmented pictures, shuffled anew each epoch: inputs [B, H, W, 3] float32 in [0, 255].
 
+    Where pictures are mixed with each other (MixUp, CutMix), labels are shares of classes [B, classes] float32.
+
     Args:
         pictures: the split to train on.
+        classes: how many there are.
         augmentation: applied to a whole batch at once, in parallel.
         extra_layers: Keras preprocessing layers after it, one batch at a time.
         epochs: the epochs to yield, by number.
@@ -71,15 +85,16 @@ def picture_batches(
     )
     if extra_layers:
         apply = seeded(extra_layers)
-        dataset = dataset.map(
-            lambda pixels, labels, place: (
-                apply(pixels, tf.random.experimental.stateless_fold_in(place, seed)),
-                labels,
-                place,
-            )
-        )
+        mixing = mixes(extra_layers)
+
+        def transform(pixels: tf.Tensor, labels: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            place = tf.random.experimental.stateless_fold_in(place, seed)
+            pixels, shares = apply(pixels, tf.one_hot(labels, classes), place)
+            return pixels, shares if mixing else labels, place
+
+        dataset = dataset.map(transform)
     dataset = dataset.map(lambda pixels, labels, place: (pixels, labels)).prefetch(AHEAD)
-    return Batches(dataset, math.ceil(len(labels) / batch_size), len(labels))
+    return Batches(dataset, labels, batch_size)
 
 
 def through(batches: Batches, prefix: keras.Model) -> Batches:
@@ -93,9 +108,10 @@ def through(batches: Batches, prefix: keras.Model) -> Batches:
         for pixels, labels in batches.dataset:
             yield frozen(pixels), labels
 
-    signature = (tf.TensorSpec((None, *prefix.output_shape[1:]), tf.float32), tf.TensorSpec((None,), tf.int32))
+    labels_spec = batches.dataset.element_spec[1]
+    signature = (tf.TensorSpec((None, *prefix.output_shape[1:]), tf.float32), labels_spec)
     dataset = tf.data.Dataset.from_generator(activations, output_signature=signature).prefetch(1)
-    return Batches(dataset, batches.steps, batches.pictures)
+    return Batches(dataset, batches.labels, batches.batch_size)
 
 
 def stored_batches(
@@ -119,7 +135,7 @@ def stored_batches(
 
     signature = (tf.TensorSpec((None, *views[0].shape[1:]), tf.float32), tf.TensorSpec((None,), tf.int32))
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(AHEAD)
-    return Batches(dataset, math.ceil(len(labels) / batch_size), len(labels))
+    return Batches(dataset, labels, batch_size)
 
 
 def in_order(inputs: np.ndarray, labels: np.ndarray | None, batch_size: int) -> tf.data.Dataset:
@@ -154,7 +170,8 @@ def augmented(
     def rows(at: slice) -> np.ndarray:
         pictures = augmentation(tf.constant(pixels[at]), tf.constant(numbers[at]))
         if apply:
-            pictures = apply(pictures, tf.constant([layers_seed, at.start], tf.int32))
+            shares = tf.zeros((len(pictures), 1))  # stored views are of layers that leave labels alone
+            pictures, _ = apply(pictures, shares, tf.constant([layers_seed, at.start], tf.int32))
         return np.asarray(pictures)
 
     return rows

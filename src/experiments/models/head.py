@@ -29,7 +29,8 @@ def dense_head(features: int, config: Head, classes: int) -> keras.Model:
         A model from vectors [B, D] to logits [B, 1] (two classes: the log odds of class 1) or [B, classes].
     """
     inputs = x = keras.Input((features,), name="features")
-    for name, layer in config.dense.items():
+    hidden = {name: layer for name, layer in config.dense.items() if layer is not None}
+    for name, layer in hidden.items():
         l1 = config.l1 if layer.l1 is None else layer.l1
         l2 = config.l2 if layer.l2 is None else layer.l2
         dropout = config.dropout if layer.dropout is None else layer.dropout
@@ -37,15 +38,19 @@ def dense_head(features: int, config: Head, classes: int) -> keras.Model:
             x
         )
         x = keras.layers.Dropout(dropout, name=f"{name}_dropout")(x)
-    if not config.dense:
+    if not hidden:
         x = keras.layers.Dropout(config.dropout, name="dropout")(x)
     units = 1 if classes == 2 else classes
-    x = keras.layers.Dense(units, kernel_regularizer=penalty(config.l1, config.l2), name="logits")(x)
+    # Logits are float32 under mixed precision too, as the loss needs.
+    x = keras.layers.Dense(units, kernel_regularizer=penalty(config.l1, config.l2), dtype="float32", name="logits")(x)
     return keras.Model(inputs, x, name="head")
 
 
 def probabilities(logits: keras.KerasTensor) -> keras.KerasTensor:
-    """Logits [B, 1] or [B, classes] to probabilities [B, classes] that sum to 1."""
+    """Logits [B, 1] or [B, classes] to probabilities [B, classes] that sum to 1.
+
+    Of a hinge's margins the same makes scores in [0, 1] that keep their order.
+    """
     if logits.shape[-1] == 1:
         one = keras.ops.sigmoid(logits)
         return keras.ops.concatenate([1 - one, one], axis=-1)

@@ -13,7 +13,7 @@ from experiments.data.pipeline import in_order, stored_batches
 from experiments.fit import fit
 from experiments.models.network import Cut, cut, join, score, stack
 from experiments.schema import Config
-from experiments.types import EpochRecord, Fitted, Parts, Splits, Watch
+from experiments.types import EpochRecord, Fitted, Parts, Recipe, Splits, Watch
 
 
 class TrainedHead(NamedTuple):
@@ -29,7 +29,7 @@ def bottleneck(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
     """
     config = parts.config
     frozen = cut(parts.backbone, 0, config.model.head.pooling)
-    head = train_head(parts, splits, watch, config, frozen)
+    head = train_head(parts, splits, watch, config, parts.recipe, frozen)
     scores = {
         pictures.split: score(head.model, activations(parts, frozen, pictures, watch.progress))
         for pictures in splits.scored(config.evaluate.test)
@@ -37,30 +37,28 @@ def bottleneck(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
     return Fitted(join(parts.backbone, config.model.head.pooling, head.model), head.history, scores)
 
 
-def train_head(parts: Parts, splits: Splits, watch: Watch, config: Config, frozen: Cut) -> TrainedHead:
+def train_head(parts: Parts, splits: Splits, watch: Watch, config: Config, recipe: Recipe, frozen: Cut) -> TrainedHead:
     """A fresh head trained on the backbone's pooled features, saved in the head cache.
 
     Args:
         config: the bottleneck run: its own configuration, or what `schema.head_run` makes of a fine-tuning run's.
+        recipe: how that configuration trains.
         frozen: the backbone cut above its last block.
     """
-    classes = len(splits.classes)
-    head = parts.head(classes)
+    head = parts.head(len(splits.classes))
     features = activations(parts, frozen, splits.train, watch.progress)
     validation = activations(parts, frozen, splits.validation, watch.progress)
     history = fit(
         stack(frozen.suffix, head, training=False),
         stored_batches(
             [features], splits.train.labels,
-            batch_size=config.batch_size, seed=config.seed, epochs=range(config.epochs),
+            batch_size=config.batch_size, seed=config.seed, epochs=range(recipe.epochs),
         ),
         in_order(validation, splits.validation.labels, config.batch_size),
-        optimizer=parts.head_optimizer() if config is not parts.config else parts.optimizer(),
-        classes=classes,
+        recipe=recipe,
+        classes=splits.classes,
         phase="head",
-        epochs=config.epochs,
         first_step=0,
-        seed=config.seed,
         watch=watch,
     )  # fmt: skip
     checkpoints.save(head_folder(parts, splits, config), head, history)

@@ -23,7 +23,6 @@ def finetune(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
     """
     config = parts.config
     pool = config.model.head.pooling
-    classes = len(splits.classes)
     head, facts = obtain_head(parts, splits, watch)
     boundary = cut(parts.backbone, config.regime.unfrozen_blocks, pool)
     boundary.prefix.trainable = False
@@ -38,12 +37,10 @@ def finetune(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
         model,
         training_batches(parts, splits, watch, boundary),
         in_order(inputs["validation"], splits.validation.labels, config.batch_size),
-        optimizer=parts.optimizer(),
-        classes=classes,
+        recipe=parts.recipe,
+        classes=splits.classes,
         phase="finetune",
-        epochs=config.epochs,
         first_step=len(head.history),
-        seed=config.seed,
         watch=watch,
     )
     scores = {split: score(model, rows) for split, rows in inputs.items()}
@@ -68,7 +65,8 @@ def obtain_head(parts: Parts, splits: Splits, watch: Watch) -> tuple[TrainedHead
             watch.record(record)
         return cached, {"head_source": "head cache"}
     frozen = cut(parts.backbone, 0, config.model.head.pooling)
-    return train_head(parts, splits, watch, bottleneck_run, frozen), {"head_source": "trained in this run"}
+    head = train_head(parts, splits, watch, bottleneck_run, parts.head_recipe, frozen)
+    return head, {"head_source": "trained in this run"}
 
 
 def training_batches(parts: Parts, splits: Splits, watch: Watch, boundary: Cut) -> Batches:
@@ -77,7 +75,8 @@ def training_batches(parts: Parts, splits: Splits, watch: Watch, boundary: Cut) 
     epochs = range(config.epochs)
     plain = isinstance(parts.augmentation, Identity) and not parts.extra_layers
     if config.regime.views or plain:
-        views = [None] if plain else list(range(config.regime.views))
+        # No more than the epochs will read.
+        views = [None] if plain else list(range(min(config.regime.views, config.epochs)))
         return stored_batches(
             [activations(parts, boundary, splits.train, watch.progress, view) for view in views],
             splits.train.labels,
@@ -87,6 +86,7 @@ def training_batches(parts: Parts, splits: Splits, watch: Watch, boundary: Cut) 
         )
     fresh = picture_batches(
         splits.train,
+        classes=len(splits.classes),
         augmentation=parts.augmentation,
         extra_layers=parts.extra_layers,
         batch_size=config.batch_size,

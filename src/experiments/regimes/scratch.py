@@ -21,6 +21,7 @@ def scratch(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
         model,
         picture_batches(
             splits.train,
+            classes=len(splits.classes),
             augmentation=parts.augmentation,
             extra_layers=parts.extra_layers,
             batch_size=config.batch_size,
@@ -28,12 +29,10 @@ def scratch(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
             epochs=range(config.epochs),
         ),
         in_order(splits.validation.pixels, splits.validation.labels, config.batch_size),
-        optimizer=parts.optimizer(),
-        classes=len(splits.classes),
+        recipe=parts.recipe,
+        classes=splits.classes,
         phase="scratch",
-        epochs=config.epochs,
         first_step=0,
-        seed=config.seed,
         watch=watch,
     )
     scores = {pictures.split: score(model, pictures.pixels) for pictures in splits.scored(config.evaluate.test)}

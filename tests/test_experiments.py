@@ -1,0 +1,199 @@
+"""Every preset runs end to end, debug shows whether a network learns at all, and losses other than the default work."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from experiments import paths, train
+from experiments.data import decoder
+from experiments.types import ConfigError
+
+PRESETS = {path.stem: path.read_text(encoding="utf-8") for path in (paths.CONF / "experiment").glob("*.yaml")}
+DRAWN_BY_US = ("data.size=48", "data.per_class={train: 4, validation: 4, test: 0}")
+PROBABILISTIC = {"validation.loss", "validation.brier", "validation.calibration_error"}
+
+
+def start(outputs: Path, name: str, *overrides: str) -> Path:
+    """What `python -m experiments.train ...` does, in this process; returns the run's folder."""
+    folder = outputs / "runs" / name
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
+        settings = [f"outputs={outputs}", f"hydra.run.dir={folder}", "hydra/job_logging=none", "progress=none"]
+        patch.setattr(sys, "argv", ["train", *settings, *overrides])
+        patch.setenv("HYDRA_FULL_ERROR", "1")
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        train.train()
+    return folder
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def metrics_of(folder: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads((folder / "metrics.json").read_text())
+    return found
+
+
+def small(name: str, drawn: Path) -> list[str]:
+    """A preset on small drawn pictures, with random weights where it would download some."""
+    text = PRESETS[name]
+    data = [f"data.root={drawn}"] if "override /data: folder" in text else list(DRAWN_BY_US)
+    weights = [] if "override /model: convnet" in text else ["model.weights=null"]
+    return [f"experiment={name}", "data.image_size=48", *data, *weights]
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_runs(name: str, drawn: Path, tmp_path: Path) -> None:
+    folder = start(tmp_path, name, *small(name, drawn), "debug=fast", "tracking=none")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    curves = rows_of(folder / "curves.csv")
+    phases = {"scratch": ["scratch"], "bottleneck": ["head"], "finetune": ["head", "finetune"]}
+    assert [row["phase"] for row in curves] == phases[config["regime"]["name"]], "one epoch each"
+    assert all(np.isfinite(float(row[curve])) for row in curves for curve in ("loss", "validation_loss"))
+    metrics, classes = metrics_of(folder), len(config["data"].get("species") or ("blobs", "stripes"))
+    assert 0 <= metrics["validation.accuracy"] <= 1 and np.isfinite(metrics["validation.loss"])
+    assert len(rows_of(folder / "predictions_validation.csv")) == 4 * classes
+    assert len([row for row in rows_of(folder / "manifest.csv") if row["split"] == "train"]) == 4 * classes
+    assert (folder / "weights/head.weights.h5").exists()
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[mlflow.MlflowClient]:
+    yield mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_tracking_uri(None)
+
+
+def runs_of(client: mlflow.MlflowClient, experiment: str) -> dict[str, Any]:
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    return {run.info.run_name: run for run in client.search_runs([found.experiment_id])}
+
+
+def test_a_debug_run_is_in_mlflow_apart_from_the_others(
+    drawn: Path, tmp_path: Path, client: mlflow.MlflowClient
+) -> None:
+    folder = start(
+        tmp_path, "tried", *small("demo", drawn), "regime=finetune", "debug=fast", "tracking.log_model=false"
+    )
+    assert [one.name for one in client.search_experiments() if one.name != "Default"] == ["debug"]
+    run = runs_of(client, "debug")["tried"]
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["validation.accuracy"] == metrics_of(folder)["validation.accuracy"]
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [(one.step, one.value) for one in history] == [
+        (int(row["step"]), pytest.approx(float(row["loss"]))) for row in rows_of(folder / "curves.csv")
+    ]
+    assert len(history) == 2  # the head's epoch and fine-tuning's
+    assert run.data.params["schedule"] == "constant" and run.data.params["epochs"] == "1"
+
+
+SMALL = ("data=folder", "data.image_size=48", "model.head.pooling=average", "batch_size=8")
+
+
+@pytest.mark.parametrize("settings", [
+    ("regime=scratch", "optimizer=adam", "optimizer.lr=3e-3"),
+    ("regime=finetune", "optimizer.lr=1e-3", "regime.head_optimizer.lr=1e-2"),
+], ids=["scratch", "finetune"])  # fmt: skip
+def test_a_handful_of_pictures_is_learned_by_heart(settings: tuple[str, ...], drawn: Path, tmp_path: Path) -> None:
+    folder = start(tmp_path, "heart", *SMALL, f"data.root={drawn}", *settings, "debug=overfit", "tracking=none")
+    last = rows_of(folder / "curves.csv")[-1]
+    assert float(last["accuracy"]) == 1 and last["epoch"] == "59"
+    assert len([row for row in rows_of(folder / "manifest.csv") if row["split"] == "train"]) == 16
+
+
+def test_a_run_that_cannot_learn_fails_and_leaves_its_results(
+    drawn: Path, tmp_path: Path, client: mlflow.MlflowClient
+) -> None:
+    settings = ("regime=bottleneck", "debug=overfit", "epochs=2", "optimizer.lr=1e-9", "tracking.log_model=false")
+    with pytest.raises(ConfigError) as raised:
+        start(tmp_path, "failed", *SMALL, f"data.root={drawn}", *settings)
+    folder = tmp_path / "runs" / "failed"
+    reached = float(rows_of(folder / "curves.csv")[-1]["accuracy"])
+    assert str(raised.value).startswith(
+        f"must_reach: after 2 epochs the training accuracy is {reached:.1%}, below the 100.0% asked for."
+    )
+    assert "optimizer.lr=1e-09" in str(raised.value) and "epochs (2)" in str(raised.value)
+    assert len(rows_of(folder / "predictions_validation.csv")) == 8
+    assert (folder / "weights/head.weights.h5").exists() and (folder / "figures/validation_confusion.png").exists()
+    run = runs_of(client, "debug")["failed"]
+    assert run.info.status == "FAILED"
+    assert run.data.metrics["validation.accuracy"] == metrics_of(folder)["validation.accuracy"]
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ (8, 8 and 4 a class) and validation/ (4 each) of 32-pixel pictures, red, green or blue."""
+    root = tmp_path_factory.mktemp("three")
+    rng = np.random.default_rng(0)
+    for split, counts in (("train", (8, 8, 4)), ("validation", (4, 4, 4))):
+        for channel, (name, count) in enumerate(zip(("red", "green", "blue"), counts, strict=True)):
+            (root / split / name).mkdir(parents=True)
+            for n in range(count):
+                picture = rng.integers(0, 90, (32, 32, 3), dtype=np.uint8)
+                picture[..., channel] += 150
+                Image.fromarray(picture).save(root / split / name / f"{n}.png")
+    return root
+
+
+def scores_of(folder: Path) -> np.ndarray:
+    rows = rows_of(folder / "predictions_validation.csv")
+    return np.array([[float(row[f"p_{name}"]) for name in ("blue", "green", "red")] for row in rows])
+
+
+def test_three_classes_by_hinge(three: Path, tmp_path: Path, client: mlflow.MlflowClient) -> None:
+    """Scores are in [0, 1] and rank, but no figure takes them for probabilities; the logged model gives the same."""
+    folder = start(
+        tmp_path, "hinge", *SMALL, f"data.root={three}", "data.image_size=32", "regime=scratch", "augmentation=none",
+        "loss=hinge", "class_weights=balanced", "epochs=12", "optimizer=adam", "optimizer.lr=1e-2", "schedule=cosine",
+        "schedule.warmup=2", "best_weights=true", "monitor=validation_accuracy",
+    )  # fmt: skip
+    metrics = metrics_of(folder)
+    assert not PROBABILISTIC & set(metrics) and {"validation.roc_auc", "validation.f1"} < set(metrics)
+    assert metrics["validation.accuracy"] > 0.9
+    assert not list((folder / "figures").glob("*calibration*")) and list((folder / "figures").glob("*roc*"))
+
+    run = runs_of(client, "experiments")["hinge"]
+    assert run.data.params["loss"] == "hinge" and run.data.params["schedule.warmup"] == "2"
+    assert not PROBABILISTIC & set(run.data.metrics)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    model = mlflow.keras.load_model(f"runs:/{run.info.run_id}/model")
+    rows = rows_of(folder / "predictions_validation.csv")
+    pictures = [decoder.resize(decoder.decode((three / row["path"]).read_bytes()), 32) for row in rows]
+    scores = model.predict(np.stack(pictures).astype("float32"), verbose=0)
+    assert scores.shape == (12, 3) and scores.min() >= 0 and scores.max() <= 1
+    np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(scores, scores_of(folder), atol=1e-4)
+    assert isinstance(model, keras.Model)
+
+
+def test_three_classes_by_squared_error(three: Path, tmp_path: Path) -> None:
+    folder = start(
+        tmp_path, "mse", *SMALL, f"data.root={three}", "data.image_size=32", "regime=bottleneck", "tracking=none",
+        "loss=mse", "label_smoothing=0.1", "class_weights={blue: 2.0}", "epochs=12", "optimizer.lr=1e-2",
+        "schedule=plateau", "early_stopping=6", "best_weights=true", "optimizer.use_ema=true",
+        "optimizer.ema_momentum=0.5",
+    )  # fmt: skip
+    metrics, scores = metrics_of(folder), scores_of(folder)
+    assert set(metrics) > PROBABILISTIC and metrics["validation.accuracy"] > 0.9
+    assert scores.shape == (12, 3) and scores.min() >= 0 and scores.max() <= 1
+    np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
+    curves = rows_of(folder / "curves.csv")
+    truth = np.array([[row["label"] == name for name in ("blue", "green", "red")]
+                      for row in rows_of(folder / "predictions_validation.csv")])  # fmt: skip
+    squares = np.mean((truth * 0.9 + 0.1 / 3 - scores) ** 2)
+    # The weights of the best epoch are those that were scored.
+    assert min(float(row["validation_loss"]) for row in curves) == pytest.approx(squares, rel=1e-3)

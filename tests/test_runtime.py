@@ -1,0 +1,114 @@
+"""How a run uses the machine: what is set before TensorFlow starts, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+# TensorFlow's settings hold for a process: these cases have two, each with two virtual devices that stand for two GPUs.
+START = """
+import json, sys
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from tensorflow.python.framework.config import is_op_determinism_enabled
+from experiments.train import main
+ended = {}
+for name, overrides in json.loads(sys.argv[1]).items():
+    sys.argv[1:] = overrides
+    try:
+        main()
+        ended[name] = ""
+    except SystemExit as error:
+        ended[name] = str(error)
+print(json.dumps([ended, tf.config.threading.get_intra_op_parallelism_threads(), is_op_determinism_enabled()]))
+"""
+# Plain SGD, which does not blow rounding up.
+SGD = ("optimizer=sgd", "optimizer.lr=0.01", "optimizer@regime.head_optimizer=sgd")
+CASES = {
+    "one threads": ("regime=bottleneck", "runtime.threads=1"),
+    "scratch 1": ("regime=scratch", *SGD),
+    "scratch 2": ("regime=scratch", *SGD, "runtime.devices=2"),
+    "finetune 1": ("regime=finetune", *SGD, "runtime.threads=1"),
+    "finetune 2": ("regime=finetune", *SGD, "runtime.devices=2"),
+    "scratch bfloat16": ("regime=scratch", *SGD, "runtime.precision=mixed_bfloat16"),
+    "half": ("runtime.precision=mixed_float16",),
+    "three": ("runtime.devices=3",),
+    "deterministic": ("regime=bottleneck", "runtime.deterministic=true"),
+}
+
+
+class Ran(NamedTuple):
+    folder: Path
+    ended: dict[str, str]  # what a case ended with: nothing, or the text of its error
+    threads: int
+    deterministic: bool
+
+    def curves(self, name: str) -> list[dict[str, str]]:
+        with (self.folder / name / "curves.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def ran(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """24 pictures in batches of 10: the last one is smaller."""
+    folder = tmp_path_factory.mktemp("runtime")
+    common = [
+        "data=folder", f"data.root={drawn}", "data.image_size=48", "tracking=none", "progress=none", "epochs=2",
+        "batch_size=10", "regime.head_epochs=2", "regime.views=2", "model.weights=null", "model.head.pooling=average",
+        "model.head.dropout=0", f"outputs={folder}",
+    ]  # fmt: skip
+    cases = {name: [*common, *case, f"hydra.run.dir='{folder}/{name}'"] for name, case in CASES.items()}
+    alone = {
+        "finetune 2": cases.pop("finetune 2")
+    }  # the second strategy of a process would meet the first's collectives
+    told = []
+    for part in (alone, cases):
+        done = subprocess.run(
+            [sys.executable, "-c", START, json.dumps(part)],
+            capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        told.append(json.loads(done.stdout.splitlines()[-1]))
+    (ended, _, _), (others, threads, deterministic) = told
+    return Ran(folder, ended | others, threads, deterministic)
+
+
+@pytest.mark.parametrize("regime", ["scratch", "finetune"])
+def test_two_devices_train_to_the_losses_of_one(regime: str, ran: Ran) -> None:
+    assert ran.ended[f"{regime} 1"] == ran.ended[f"{regime} 2"] == ""
+    one, two = ran.curves(f"{regime} 1"), ran.curves(f"{regime} 2")
+    assert len(one) == len(two) == (2 if regime == "scratch" else 4)
+    for row, other in zip(one, two, strict=True):
+        for name in ("loss", "validation_loss"):
+            assert float(other[name]) == pytest.approx(float(row[name]), rel=1e-4)
+
+
+def test_more_devices_than_there_are_are_refused_before_work(ran: Ran) -> None:
+    text = ran.ended["three"]
+    assert text.startswith("runtime.devices: ") and "CPU:1" in text and "Received: 3" in text
+    assert not (ran.folder / "three" / "config.yaml").exists()
+
+
+def test_half_precision_without_a_gpu_is_refused(ran: Ran) -> None:
+    text = ran.ended["half"]
+    assert text.startswith("runtime.precision: mixed_float16 needs a GPU") and "mixed_bfloat16" in text
+    assert not (ran.folder / "half" / "config.yaml").exists()
+
+
+def test_bfloat16_trains_nearly_as_float32(ran: Ran) -> None:
+    assert ran.ended["scratch bfloat16"] == ""
+    half, whole = ([float(row["loss"]) for row in ran.curves(f"scratch {name}")] for name in ("bfloat16", "1"))
+    assert half != whole and half == pytest.approx(whole, rel=0.1)
+
+
+def test_threads_and_determinism_are_set(ran: Ran) -> None:
+    assert ran.ended["one threads"] == ran.ended["deterministic"] == ""
+    assert ran.threads == 1 and ran.deterministic
