@@ -26,7 +26,12 @@ ROWS = (
     ("commands.*",),
     ("__main__",),
 )
-BESIDE = {("regimes.finetune", "regimes.bottleneck"), ("commands.demo", "commands.compare")}
+BESIDE = {
+    ("regimes.finetune", "regimes.bottleneck"),
+    ("commands.demo", "commands.compare"),
+    ("commands.inspect", "commands.composed"),
+    ("commands.backbones", "commands.composed"),
+}
 # Before the configuration is known to be good, TensorFlow has no place.
 LIGHT = ("train", "schema", "validation", "explain", "paths", "types", "quiet", "__main__")
 UNPICKLED = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}

@@ -246,6 +246,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "shear": Annotated[float, Field(ge=0, le=89)],
         "zoom": Annotated[float, Field(ge=0, le=0.99)],
         "fill": Literal["nearest", "reflect", "wrap", "constant"],
+        "operations": Annotated[int, Field(ge=1)],
+        "magnitude": Share,
     },
     "model": {"alpha": Annotated[float, Field(gt=0)]},
     "optimizer": {

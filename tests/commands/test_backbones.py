@@ -44,21 +44,21 @@ def test_what_is_no_choice_is_answered_with_the_nearest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", shipped("model"))
 def test_no_weights_are_read(name: str) -> None:
-    config = backbones.read(name)
+    config = backbones.configuration(name)
     assert config.model.name == name and config.model.weights is None
     assert "model.weights" in config.regime.ignores
     assert config.data.image_size == config.model.native_size
 
 
 def test_a_backbone_is_measured_at_its_own_size(tmp_path: Path) -> None:
-    cost = backbones.measure(backbones.read("mine", own_choice(tmp_path)), batch=2, seconds=0)
+    cost = backbones.measure(backbones.configuration("mine", own_choice(tmp_path)), batch=2, seconds=0)
     assert cost[:-1] == ("mine", 40, 3, 896 + 9_248 + 18_496, 18_496)
     assert cost.pictures_per_second > 0
 
 
 def test_the_speed_is_the_batchs_median_after_a_first_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Batches of 0.5, 8 and 1 s: ten pictures in the middle one's second."""
-    config = backbones.read("mine", own_choice(tmp_path))
+    config = backbones.configuration("mine", own_choice(tmp_path))
     clock = iter([0.0, 0.5, 10.0, 18.0, 20.0, 21.0])
     monkeypatch.setattr(backbones.time, "perf_counter", lambda: next(clock))
     assert backbones.measure(config, batch=10, seconds=5).pictures_per_second == 10

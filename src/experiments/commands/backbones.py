@@ -46,7 +46,7 @@ def main() -> None:
         parser.error(f"--batch: must be 1 or more. Received: {arguments.batch}")
     folder, threads = arguments.config_dir, arguments.threads
     try:
-        configs = [read(name, folder, threads) for name in choose(arguments.models, folder)]
+        configs = [configuration(name, folder, threads) for name in choose(arguments.models, folder)]
     except ConfigError as error:
         sys.exit(str(error))
 
@@ -94,31 +94,16 @@ def choose(names: Sequence[str], folder: Path | None = None) -> list[str]:
     return list(dict.fromkeys(names)) or allowed
 
 
-def read(name: str, folder: Path | None = None, threads: int | None = None) -> Config:
+def configuration(name: str, folder: Path | None = None, threads: int | None = None) -> Config:
     """The checked configuration of a run from scratch with this backbone: no weights are read for it.
 
     Raises:
         ConfigError: what cannot be composed, or is not accepted.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
+    from experiments.commands.composed import read
 
-    from experiments import (
-        paths,
-        train,  # noqa: F401  registers the resolvers that conf/ uses
-        validation,
-    )
-
-    overrides = [f"model={name}", "model.weights=null", "regime=scratch"]
-    if threads is not None:
-        overrides.append(f"runtime.threads={threads}")
-    if folder:
-        overrides.append(f"hydra.searchpath=['file://{folder.resolve()}']")
-    try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
-            return validation.read(compose("config", overrides))
-    except HydraException as error:
-        raise ConfigError(f"model={name}: {error}") from None
+    threaded = [] if threads is None else [f"runtime.threads={threads}"]
+    return read([f"model={name}", "model.weights=null", "regime=scratch", *threaded], folder)
 
 
 def measure(config: Config, batch: int, seconds: float) -> Cost:

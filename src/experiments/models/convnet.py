@@ -30,7 +30,7 @@ def convnet(*, input_tensor: keras.KerasTensor, layers: Mapping[str, ConvBlock])
     for name, block in layers.items():
         lost = block.kernel - 1 if block.padding == "valid" else 0
         side = (min(x.shape[1:3]) - lost - 1) // block.stride + 1 - (block.convolutions - 1) * lost
-        if side < block.pool and block.padding == "valid" or side < 1:
+        if side < (block.pool if block.padding == "valid" else 1):
             raise ValueError(
                 f"model.layers.{name}: feature maps of {x.shape[1]} x {x.shape[2]} pixels are too small for "
                 f"{block.convolutions} {block.kernel} x {block.kernel} convolutions and {block.pool} x {block.pool} "
