@@ -35,18 +35,18 @@ def test_a_block_with_batch_normalisation_activates_after_it_and_needs_no_bias()
         convolution = model.get_layer(f"{name}_conv")
         assert not convolution.use_bias and len(convolution.weights) == 1
         assert convolution.activation is keras.activations.linear
-        assert model.get_layer(f"{name}_norm").momentum == 0.9
+        assert model.get_layer(f"{name}_norm").momentum == 0.99
         assert model.get_layer(f"{name}_activation").activation is keras.activations.elu
 
 
-def test_batch_statistics_follow_the_batches_with_a_momentum_of_nine_tenths() -> None:
+def test_batch_statistics_follow_the_batches_with_a_momentum_of_99_hundredths() -> None:
     model = of(8, {"batch_norm": True})
     pictures = np.random.default_rng(0).normal(2, 1, (16, 8, 8, 3)).astype("float32")
     maps = np.asarray(model.get_layer("block1_conv")(pictures))
     model(pictures, training=True)
     norm = model.get_layer("block1_norm")
-    np.testing.assert_allclose(norm.moving_mean, 0.1 * maps.mean((0, 1, 2)), atol=1e-5)
-    np.testing.assert_allclose(norm.moving_variance, 0.9 + 0.1 * maps.var((0, 1, 2)), rtol=1e-3)
+    np.testing.assert_allclose(norm.moving_mean, 0.01 * maps.mean((0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(norm.moving_variance, 0.99 + 0.01 * maps.var((0, 1, 2)), rtol=1e-3)
 
 
 @pytest.mark.parametrize("size", range(22, 30))

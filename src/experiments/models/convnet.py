@@ -12,9 +12,8 @@ from experiments.schema import ConvBlock
 def convnet(*, input_tensor: keras.KerasTensor, layers: Mapping[str, ConvBlock]) -> keras.Model:
     """A stack of convolutional blocks: convolutions, each with its activation, max pooling, dropout.
 
-    Where a block wants it: batch normalisation after every convolution (its statistics averaged with a momentum of
-    0.9, as Keras's 0.99 needs more steps than small data has), depthwise separable convolutions, and a shortcut around
-    the block, 1 x 1 with the block's stride, added before its last activation (as Chollet's Xception, 2017).
+    Where a block wants it: batch normalisation after every convolution, depthwise separable convolutions, and a
+    shortcut around the block, 1 x 1 with its stride, added before its last activation (as Chollet's Xception, 2017).
 
     Args:
         input_tensor: preprocessed pictures [B, H, W, 3].
@@ -43,7 +42,7 @@ def convnet(*, input_tensor: keras.KerasTensor, layers: Mapping[str, ConvBlock])
             inside = not (block.batch_norm or after_sum)
             x = convolution(block, block.stride if at == 0 else 1, inside, f"{name}_conv{number}")(x)
             if block.batch_norm:
-                x = keras.layers.BatchNormalization(momentum=0.9, name=f"{name}_norm{number}")(x)
+                x = keras.layers.BatchNormalization(name=f"{name}_norm{number}")(x)
             if not inside and not after_sum:
                 x = keras.layers.Activation(block.activation, name=f"{name}_activation{number}")(x)
         if block.pool > 1:
@@ -54,7 +53,7 @@ def convnet(*, input_tensor: keras.KerasTensor, layers: Mapping[str, ConvBlock])
                 kernel_regularizer=penalty(block.l1, block.l2), name=f"{name}_shortcut",
             )(below)  # fmt: skip
             if block.batch_norm:
-                shortcut = keras.layers.BatchNormalization(momentum=0.9, name=f"{name}_shortcut_norm")(shortcut)
+                shortcut = keras.layers.BatchNormalization(name=f"{name}_shortcut_norm")(shortcut)
             x = keras.layers.Add(name=f"{name}_sum")([x, shortcut])
             x = keras.layers.Activation(block.activation, name=f"{name}_activation")(x)
         if block.dropout:
