@@ -361,6 +361,7 @@ def test_effective_drops_what_the_regime_ignores(config: Read) -> None:
     "model.head.pooling=max", "data.image_size=96", "augmentation=none", "augmentation.seed=1",
     "augmentation.layers=[{_target_: keras.layers.RandomContrast, factor: 0.2}]", "regime.unfrozen_blocks=2",
     "regime.views=1", "regime.head_epochs=3", "regime.head_optimizer.lr=0.5", "regime=bottleneck", "regime=scratch",
+    "regime.activations=float16",
     "model=vgg16", "schedule=cosine", "schedule.warmup=1", "loss=mse", "label_smoothing=0.1", "class_weights=balanced",
     "class_weights={cats: 2.0}", "early_stopping=3", "best_weights=true", "monitor=validation_accuracy",
     "runtime.precision=mixed_bfloat16", "runtime.xla=true", "runtime.xla=false", "optimizer.clipnorm=1",
@@ -386,6 +387,7 @@ def test_identity_rests_where_a_run_only_happens_elsewhere(override: str, config
 @pytest.mark.parametrize("regime, override", [
     ("scratch", "model.weights=null"), ("scratch", "regime.unfrozen_blocks=2"), ("scratch", "regime.views=0"),
     ("scratch", "regime.head_epochs=2"), ("scratch", "regime.head_optimizer.lr=0.5"),
+    ("scratch", "regime.activations=float16"),
     ("bottleneck", "augmentation=none"), ("bottleneck", "augmentation.rotation=5"),
     ("bottleneck", "regime.unfrozen_blocks=2"), ("bottleneck", "regime.head_optimizer.lr=0.5"),
 ])  # fmt: skip
@@ -405,6 +407,7 @@ def test_identity_knows_a_debug_run_by_what_it_changes(config: Read) -> None:
     ("must_reach=0.5", False), ("epochs=3", False), ("optimizer.clipnorm=1", False),
     ("loss=mse", True), ("label_smoothing=0.1", True), ("class_weights=balanced", True),
     ("runtime.precision=mixed_bfloat16", True), ("regime.head_optimizer.clipnorm=1", True),
+    ("regime.activations=float16", True),
 ])  # fmt: skip
 def test_identity_of_a_head_moves_with_what_its_own_phase_reads(override: str, counts: bool, config: Read) -> None:
     head, other = head_run(config("regime=finetune")), head_run(config("regime=finetune", override))

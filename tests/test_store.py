@@ -76,7 +76,7 @@ def test_written_once_then_found(tmp_path: Path) -> None:
         np.testing.assert_array_equal(array, np.arange(15).reshape(SHAPE))
     meta = json.loads((entry(tmp_path) / "meta.json").read_text())
     assert meta["spec"] == SPEC and meta["shape"] == [3, 5] and np.dtype(meta["dtype"]) == np.float32
-    assert set(meta) == {"spec", "shape", "dtype", "sha256", "created"}
+    assert set(meta) == {"spec", "shape", "dtype", "about", "sha256", "created"}
     assert_clean(tmp_path)
 
 
@@ -214,6 +214,61 @@ def test_processes_writing_at_once(tmp_path: Path, locks: bool) -> None:
         writer.join()
     assert found == [[50_000 * number for number in range(8)]] * 4
     assert_clean(tmp_path, entries=8)
+
+
+@pytest.mark.parametrize("rows", [
+    slice(None), slice(2, 7), slice(3, 100), slice(9, 2, -2), slice(4, 4),
+    np.array([6, 0, 9, 3, 3, 5]), np.arange(10) % 2 == 0, np.array([], "int64"),
+])  # fmt: skip
+def test_rows_are_those_of_one_array(tmp_path: Path, rows: Any) -> None:
+    whole = np.random.default_rng(0).normal(size=(10, 2, 3)).astype("float16")
+    parts = []
+    for at, part in enumerate((whole[:4], whole[4:5], whole[5:])):
+        np.save(tmp_path / f"{at}.npy", part)
+        parts.append(np.load(tmp_path / f"{at}.npy", mmap_mode="r"))
+    joined = store.Rows(parts)
+    assert (len(joined), joined.shape, joined.dtype) == (10, (10, 2, 3), np.dtype("float16"))
+    np.testing.assert_array_equal(joined[rows], whole[rows])
+    assert type(joined[rows]) is np.ndarray and joined[rows].flags.writeable, "a copy in memory"
+
+
+def test_what_is_used_is_not_removed(tmp_path: Path) -> None:
+    array = make(tmp_path)
+    os.utime(entry(tmp_path), (0, 0))
+    again = make(tmp_path, never)
+    assert entry(tmp_path).stat().st_mtime > 1e9, "its last use"
+    part = array[1:]  # keeps the file mapped
+    del array, again
+    assert not store.remove(tmp_path, entry(tmp_path))
+    del part
+    assert store.remove(tmp_path, entry(tmp_path))
+    assert_clean(tmp_path, entries=0)
+    assert store.remove(tmp_path, entry(tmp_path)), "gone is gone"
+
+
+def test_what_is_written_is_not_removed(tmp_path: Path) -> None:
+    def write(array: np.ndarray) -> None:
+        (draft,) = entry(tmp_path).parent.iterdir()
+        assert not store.remove(tmp_path, draft)
+        fill(array)
+
+    make(tmp_path, write)
+    draft = entry(tmp_path).with_name(f".{entry(tmp_path).name}.1.ab")
+    draft.mkdir()
+    assert store.remove(tmp_path, draft), "whoever wrote it is dead"
+
+
+def test_removal_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path)
+    monkeypatch.setattr(store, "FileLock", no_locks)
+    assert store.remove(tmp_path, entry(tmp_path))
+
+
+@pytest.mark.parametrize("size, text", [
+    (0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2.5e6, "2.5 MB"), (12.34e9, "12.3 GB"), (5e15, "5000.0 TB")
+])  # fmt: skip
+def test_sizes_for_people(size: float, text: str) -> None:
+    assert store.readable(size) == text
 
 
 def test_write_file_replaces_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 VERBS = {
     "train": ("experiments.train", "run one experiment, or with -m a sweep of them"),
     "backbones": ("experiments.commands.backbones", "parameters and speed of every backbone on this machine"),
+    "cache": ("experiments.commands.cache", "what the cache holds, whether it is sound; make it smaller"),
     "compare": ("experiments.commands.compare", "metrics of runs with intervals, and their paired differences"),
     "demo": ("experiments.commands.demo", "the three regimes on drawn pictures, and one table"),
     "inspect": ("experiments.commands.inspect", "look at what a configuration does, before anything is trained"),

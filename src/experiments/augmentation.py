@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from experiments.types import Augmentation
 
+VERSION = 1  # part of the key of stored views: raise whenever the same numbers would give other pixels
 FILLS = ("nearest", "reflect", "wrap", "constant")
 MIXING = (keras.layers.MixUp, keras.layers.CutMix)
 

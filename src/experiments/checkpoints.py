@@ -1,4 +1,4 @@
-"""Weights on disk, whole or not at all: one folder each, written aside, fsynced, renamed, with a sha256."""
+"""Weights and history on disk, whole or not at all: one folder each, written aside, fsynced, renamed, with a sha256."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import secrets
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
-
-from experiments.store import sync
+from experiments.store import sync, use
 from experiments.types import EpochRecord
+
+if TYPE_CHECKING:
+    import keras
 
 WEIGHTS, META = "model.weights.h5", "meta.json"
 
@@ -29,7 +31,8 @@ def save(folder: Path, model: keras.Model, history: Sequence[EpochRecord]) -> No
     aside.mkdir()
     try:
         model.save_weights(aside / WEIGHTS)
-        meta = {"sha256": file_hash(aside / WEIGHTS), "history": [dataclasses.asdict(record) for record in history]}
+        records = json.dumps([dataclasses.asdict(record) for record in history], sort_keys=True)
+        meta = {"sha256": _hash(aside / WEIGHTS, records), "history": json.loads(records)}
         (aside / META).write_text(json.dumps(meta), encoding="utf-8")
         for name in (WEIGHTS, META):
             sync(aside / name)
@@ -46,19 +49,27 @@ def load(folder: Path, model: keras.Model) -> tuple[EpochRecord, ...] | None:
     """
     if not folder.is_dir():
         return None
-    try:
-        meta = json.loads((folder / META).read_text(encoding="utf-8"))
-        if file_hash(folder / WEIGHTS) != meta["sha256"]:
-            raise ValueError("its weights do not match their sha256")
-        history = tuple(EpochRecord(**record) for record in meta["history"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        logging.getLogger(__name__).warning("%s is damaged (%s) and is not used", folder, error)
+    history = read(folder)
+    if isinstance(history, str):
+        logging.getLogger(__name__).warning("%s is damaged (%s) and is not used", folder, history)
         return None
     try:
         model.load_weights(folder / WEIGHTS)
     except FileNotFoundError:  # another process is replacing it
         return None
+    use(folder, model)
     return history
+
+
+def read(folder: Path) -> tuple[EpochRecord, ...] | str:
+    """The history kept in a folder, its weights hashed with it; or why neither can be used."""
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        if _hash(folder / WEIGHTS, json.dumps(meta["history"], sort_keys=True)) != meta["sha256"]:
+            return "its weights and history do not match their sha256"
+        return tuple(EpochRecord(**record) for record in meta["history"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def _replace(source: Path, target: Path) -> None:
@@ -74,6 +85,10 @@ def _replace(source: Path, target: Path) -> None:
         with contextlib.suppress(FileNotFoundError):  # another process was faster
             os.rename(target, old)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _hash(weights: Path, history: str) -> str:
+    return hashlib.sha256(f"{file_hash(weights)} {history}".encode()).hexdigest()
 
 
 def file_hash(path: Path) -> str:

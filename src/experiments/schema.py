@@ -156,6 +156,7 @@ class Regime(Component):
     ignores: list[str]
     unfrozen_blocks: int = Positive
     views: int = Field(ge=0)
+    activations: Literal["float32", "float16"]
     head_from: str | None = Field(pattern="^[0-9a-f]{32}$")  # an MLflow run id, whole
     head_epochs: int = Positive
     head_optimizer: Optimizer

@@ -1,8 +1,9 @@
 """Arrays kept under a cache folder by what they were made from: decoded pixels, activations.
 
-An entry is a folder `cache/kind/<key>/` with `array.npy` and `meta.json`. It appears by one rename, complete, and is
-verified before it is used, so any number of processes may write and read at once; locks only keep them from doing the
-same work twice.
+An entry is a folder `cache/kind/<key>/` with `array.npy` and `meta.json`, or one of several such folders in it. It
+appears by one rename, complete, and is verified before it is used, so any number of processes may write and read at
+once; locks only keep them from doing the same work twice, and `remove` from what is in use. A folder's time of change
+is its last use.
 """
 
 from __future__ import annotations
@@ -14,14 +15,20 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
+
+if sys.platform != "win32":
+    import fcntl
 
 _ARRAY = "array.npy"
 _META = "meta.json"
@@ -41,6 +48,50 @@ def key(spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(_canonical(spec).encode()).hexdigest()[:32]
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A place in the store for one array, and what must be there to be used."""
+
+    folder: Path
+    spec: Mapping[str, Any]  # everything the array depends on, as JSON can hold it
+    shape: tuple[int, ...]
+    dtype: str  # a boolean or a number of NumPy's own
+    about: Mapping[str, Any] = field(default_factory=dict)  # what people are told of it
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """What the entry's meta.json must say."""
+        return {
+            "spec": json.loads(_canonical(self.spec)),
+            "shape": [int(length) for length in self.shape],
+            "dtype": np.dtype(self.dtype).str,
+        }
+
+    def find(self) -> np.ndarray | None:
+        """The array as a read-only memory map, if it is there and sound; hashed once per process."""
+        found = _open(self.folder, self.wanted)
+        return None if isinstance(found, str) else found
+
+    def make(self, write: Callable[[np.ndarray], None]) -> np.ndarray:
+        """The array as a read-only memory map, written first unless it is there and sound.
+
+        Args and raises as `array`, which takes the lock, too.
+        """
+        wanted = self.wanted
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(_ATTEMPTS):
+            found = _open(self.folder, wanted)  # another process may have been faster
+            if not isinstance(found, str):
+                return found
+            if self.folder.exists():
+                _log.warning("Damaged entry in the store, removed and made again: %s: %s", self.folder, found)
+                _remove(self.folder)
+            _build(self.folder, {**wanted, "about": dict(self.about)}, write)
+        raise OSError(
+            f"What is written to {self.folder} is not what is read back: {found}; check the disk, or move the cache"
+        )
+
+
 def array(
     cache: Path,
     kind: str,
@@ -48,6 +99,7 @@ def array(
     shape: tuple[int, ...],
     dtype: str,
     write: Callable[[np.ndarray], None],
+    about: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
     """The array that `spec` describes: from the store if it is there and sound, else written and stored first.
 
@@ -59,6 +111,7 @@ def array(
         dtype: The array's type: a boolean or a number of NumPy's own.
         write: Fills the array it is given, of that shape and type, zeros at first. It may run, and be thrown away, in
             several processes at once.
+        about: What `experiments cache` tells of it.
 
     Returns:
         A read-only memory map of that shape and type.
@@ -70,35 +123,104 @@ def array(
     """
     if np.dtype(dtype).kind not in "biufc":
         raise ValueError(f"dtype must be a boolean or a number of NumPy's own. Received: {dtype!r}")
-    wanted = {
-        "spec": json.loads(_canonical(spec)),
-        "shape": [int(length) for length in shape],
-        "dtype": np.dtype(dtype).str,
-    }
-    name = key(spec)
-    entry = cache / kind / name
-    found = _open(entry, wanted)
-    if not isinstance(found, str):
+    entry = Entry(cache / kind / key(spec), spec, shape, dtype, about or {})
+    found = entry.find()
+    if found is None:
+        with writing(cache, kind, entry.folder.name):
+            found = entry.make(write)
+    use(entry.folder, found.base)
+    return found
+
+
+class Rows:
+    """Rows of several arrays, one after the other, as of one array: what is indexed is read, the rest stays on disk.
+
+    Args:
+        parts: one array or more, [n, ...] of one type.
+    """
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self.parts = [np.asarray(part) for part in parts]  # still memory maps
+        self.starts = np.cumsum([0, *map(len, parts)])
+        self.shape: tuple[int, ...] = (int(self.starts[-1]), *parts[0].shape[1:])
+        self.dtype = parts[0].dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """A copy [B, ...] of a slice of the rows, or of those with the numbers [B]."""
+        wanted = np.arange(len(self))[rows]
+        owners = np.searchsorted(self.starts, wanted, side="right") - 1
+        found = np.empty((len(wanted), *self.shape[1:]), self.dtype)
+        for at, (owner, row) in enumerate(zip(owners, wanted - self.starts[owners], strict=True)):
+            found[at] = self.parts[owner][row]
         return found
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    with hold(cache / "locks" / f"{kind}-{name}.lock") as locked:
-        if locked:  # whoever left these was killed: it would hold the lock
-            for leftover in entry.parent.glob(f".{name}.*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-        for _ in range(_ATTEMPTS):
-            found = _open(entry, wanted)  # another process may have been faster
-            if not isinstance(found, str):
-                return found
-            if entry.exists():
-                _log.warning("Damaged entry in the store, removed and made again: %s: %s", entry, found)
-                _remove(entry)
-            _build(entry, wanted, write)
-    raise OSError(f"What is written to {entry} is not what is read back: {found}; check the disk, or move the cache")
 
 
 def contains(cache: Path, kind: str, spec: Mapping[str, Any]) -> bool:
     """Whether `array` would find what `spec` describes, sound; hashes the entry once per process, writes nothing."""
     return not isinstance(_open(cache / kind / key(spec), {"spec": json.loads(_canonical(spec))}), str)
+
+
+def fault(folder: Path) -> str | None:
+    """What is wrong with the entry in this folder, hashed again unless this process did; None: it is sound."""
+    found = _open(folder, {})
+    return found if isinstance(found, str) else None
+
+
+def use(entry: Path, holder: object = sys) -> None:
+    """Notes that an entry is used: now, and for as long as `holder` lives (this process, unless one is given).
+
+    Nothing goes wrong where that cannot be noted.
+    """
+    with suppress(OSError):
+        os.utime(entry)
+    if sys.platform != "win32":
+        with suppress(OSError):
+            descriptor = os.open(entry, os.O_RDONLY)
+            weakref.finalize(holder, os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def remove(cache: Path, entry: Path) -> bool:
+    """Removes an entry (or what is left of one) that no process writes or uses, as far as locks tell.
+
+    Locks are named KIND-KEY, and what is written under one has KEY in its name.
+
+    Returns:
+        Whether it is gone.
+    """
+    with ExitStack() as held:
+        for lock in (cache / "locks").glob("*.lock"):
+            if lock.stem.rpartition("-")[2] in entry.name:
+                try:
+                    held.enter_context(FileLock(lock, blocking=False, fallback_to_soft=False))
+                except Timeout:
+                    return False
+                except (OSError, NotImplementedError):  # no locks to be had: see `hold`
+                    pass
+        if sys.platform != "win32":
+            try:
+                descriptor = os.open(entry, os.O_RDONLY)
+            except FileNotFoundError:
+                return True
+            held.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        _remove(entry)
+    return True
+
+
+def readable(size: float) -> str:
+    """A number of bytes for people: 1.3 GB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -191,7 +313,23 @@ def _remove(entry: Path) -> None:
         os.rename(entry, aside)
     except FileNotFoundError:  # another process was faster
         return
-    shutil.rmtree(aside, ignore_errors=True)
+    if aside.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(cache: Path, kind: str, name: str) -> Iterator[None]:
+    """Holds the lock of the entry `name` while it, or entries in its folder, are written.
+
+    What a killed process left of them is removed.
+    """
+    with hold(cache / "locks" / f"{kind}-{name}.lock") as locked:
+        if locked:  # whoever left these was killed: it would hold the lock
+            for leftover in [*(cache / kind).glob(f".{name}.*"), *(cache / kind / name).glob(".*")]:
+                shutil.rmtree(leftover, ignore_errors=True)
+        yield
 
 
 @contextmanager

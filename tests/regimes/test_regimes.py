@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +19,10 @@ from rich.console import Console
 
 from experiments import activations, paths, schema, validation
 from experiments.build import build
+from experiments.data import decoder
 from experiments.models import network
 from experiments.progress import Terminal
+from experiments.regimes import bottleneck
 from experiments.run import read_data
 from experiments.types import EpochRecord, Fitted, Parts, Splits, Watch
 
@@ -50,7 +53,7 @@ class Done(NamedTuple):
     fitted: Fitted
     told: list[EpochRecord]
     before: Weights  # of the backbone
-    ran: list[str]  # names of the models that predicted, in order
+    ran: list[int]  # pictures of every batch that went through a frozen part for the store
 
     @property
     def after(self) -> Weights:
@@ -83,20 +86,20 @@ def run_regime(root: Path, outputs: Path, *overrides: str) -> Done:
     parts = built(root, outputs, *overrides)
     splits = read_data(parts)
     told: list[EpochRecord] = []
-    ran: list[str] = []
+    ran: list[int] = []
     before = weights_of(parts.backbone.model)
     with pytest.MonkeyPatch.context() as patch:
 
-        def listening(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
-            run = network.forward(model)
+        def listening(models: Sequence[keras.Model]) -> Callable[[np.ndarray], list[np.ndarray]]:
+            run = network.forward_each(models)
 
-            def heard(inputs: np.ndarray) -> np.ndarray:
-                ran.append(model.name)
+            def heard(inputs: np.ndarray) -> list[np.ndarray]:
+                ran.append(len(inputs))
                 return run(inputs)
 
             return heard
 
-        patch.setattr(activations, "forward", listening)
+        patch.setattr(activations, "forward_each", listening)
         fitted = parts.regime(parts, splits, Watch(Terminal(Console(quiet=True)), told.append))
     return Done(parts, splits, fitted, told, before, ran)
 
@@ -227,13 +230,52 @@ def test_a_second_finetune_finds_head_and_activations(small: Callable[..., Done]
     second = small("regime=finetune")
     assert first.fitted.facts == {"head_source": "trained in this run"}
     assert second.fitted.facts == {"head_source": "head cache"}
-    assert "frozen" in first.ran and "frozen" not in second.ran  # the part below the boundary never ran again
+    assert first.ran and not second.ran  # the part below the boundary never ran again
     assert second.fitted.history[:2] == first.fitted.history[:2]
     assert curves(second.fitted.history) == curves(first.fitted.history)
     assert len(second.told) == 4  # the head's epochs are told, too
     for split in ("validation", "test"):
         np.testing.assert_array_equal(second.fitted.scores[split], first.fitted.scores[split])
     assert changed(first.after, second.after) == changed(first.head, second.head) == set()
+
+
+def test_every_picture_goes_through_the_network_once(small: Callable[..., Done]) -> None:
+    """For the head's features and those at the boundary, as it is; and once for every view."""
+    train, validation, test, views = 24, 12, 8, 2
+    done = small("regime=finetune", "augmentation=light", "evaluate.test=true")
+    assert sum(done.ran) == train + validation + test + train * views
+    assert len(done.ran) == 3 + views, "each split fits into a batch"
+    deeper = small("regime=finetune", "augmentation=light", "regime.unfrozen_blocks=2", "regime.views=1", "seed=0")
+    assert deeper.fitted.facts == {"head_source": "head cache"}
+    assert sum(deeper.ran) == validation + test + train, "the head's features are not asked for"
+    plain = small("regime=finetune", "augmentation=none", "seed=1")
+    assert sum(plain.ran) == train + validation + test, "random weights of another seed; one pass for both phases"
+
+
+def test_float16_is_close_and_stored_as_such(once: Callable[..., Done]) -> None:
+    for name in NETWORKS:
+        exact, half = once(name, "regime=bottleneck"), once(name, "regime=bottleneck", "regime.activations=float16")
+        np.testing.assert_allclose(half.fitted.scores["test"], exact.fitted.scores["test"], atol=0.02)
+        assert np.any(half.fitted.scores["test"] != exact.fitted.scores["test"])
+    tuned = finetuned(once, "convnet", 1, "regime.activations=float16")
+    np.testing.assert_allclose(
+        tuned.fitted.scores["test"], finetuned(once, "convnet", 1).fitted.scores["test"], atol=0.02
+    )
+    metas = (tuned.parts.cache / "activations").glob("*/*/meta.json")
+    assert {json.loads(meta.read_text())["dtype"] for meta in metas} == {"<f2", "<f4"}
+
+
+def test_a_head_is_kept_by_what_its_pixels_and_numbers_come_from(
+    small: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = small("regime=bottleneck")
+    config = done.parts.config
+    assert bottleneck.head_folder(done.parts, done.splits, config).is_dir()
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, "VERSION", decoder.VERSION + 1)
+        assert bottleneck.cached_head(done.parts, done.splits, config) is None
+    monkeypatch.setattr(bottleneck, "versions", lambda: {**activations.versions(), "keras": "9"})
+    assert bottleneck.cached_head(done.parts, done.splits, config) is None
 
 
 def test_the_head_is_shared_by_runs_that_would_train_the_same(drawn: Path, tmp_path: Path) -> None:
@@ -260,7 +302,7 @@ def flip_last_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("pattern", ["cache/heads/*/model.weights.h5", "cache/activations/*/array.npy"])
+@pytest.mark.parametrize("pattern", ["cache/heads/*/model.weights.h5", "cache/activations/*/*/array.npy"])
 def test_damage_in_the_cache_is_told_and_made_good(
     small: Callable[..., Done], store: Path, caplog: pytest.LogCaptureFixture, pattern: str
 ) -> None:
@@ -274,7 +316,7 @@ def test_damage_in_the_cache_is_told_and_made_good(
     assert "damaged" in caplog.text.lower()
     heads = "heads" in pattern
     assert second.fitted.facts == {"head_source": "trained in this run" if heads else "head cache"}
-    assert ("frozen" in second.ran) is not heads
+    assert bool(second.ran) is not heads
     np.testing.assert_array_equal(second.fitted.scores["validation"], first.fitted.scores["validation"])
 
 
@@ -310,7 +352,7 @@ def test_seeds_share_one_extraction(small: Callable[..., Done], drawn: Path, sto
     entries = sorted((store / "cache" / "activations").iterdir())
     other = small("regime=finetune", "augmentation=light", f"model.weights={body}", "seed=1")
     assert other.fitted.facts == {"head_source": "trained in this run"}
-    assert "frozen" not in other.ran
+    assert not other.ran
     assert sorted((store / "cache" / "activations").iterdir()) == entries
 
 

@@ -46,6 +46,7 @@ def cats_vs_dogs(*, url: str, sha256: str, bytes: int, archive: str | None, cach
     sha256 = sha256.lower()
     root = cache / "cats_vs_dogs" / sha256[:16]
     if root.is_dir():
+        store.use(root)
         return root
     own = _own(archive) if archive is not None else None
     with store.hold(cache / "locks" / f"cats_vs_dogs-{root.name}.lock") as locked:
@@ -58,6 +59,7 @@ def cats_vs_dogs(*, url: str, sha256: str, bytes: int, archive: str | None, cach
             download.extract(file, root, wanted=_PICTURES, member_bytes=_PICTURE_BYTES, total_bytes=_TOTAL_BYTES)
         if own is None:
             Path(file.name).unlink(missing_ok=True)
+    store.use(root)
     return root
 
 

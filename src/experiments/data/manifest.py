@@ -183,6 +183,7 @@ def pictures(manifest: Manifest, split: str, image_size: int, cache: Path) -> Pi
             (len(entries), image_size, image_size, 3),
             "uint8",
             functools.partial(_decode_into, manifest.root, entries, image_size),
+            about={"split": split},
         )
 
     return Pictures(
@@ -230,6 +231,17 @@ def _unreadable(error: OSError) -> str:
     return f"cannot be read ({error.strerror}); check its permissions and the disk, or remove it"
 
 
+def read_verdicts(file: Path) -> dict[str, _Facts] | str:
+    """The good pictures that a file of `cache/manifests/` names, by sha256; or why it cannot be used."""
+    try:
+        kept = json.loads(file.read_bytes())
+        if kept["sha256"] != store.key(kept["pictures"]):
+            return "its content does not have the hash it was stored with"
+        return {sha256: (width, height, mode) for sha256, (width, height, mode) in kept["pictures"].items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:  # not what we write
+        return f"{type(error).__name__}: {error}"
+
+
 class _Verdicts:
     """Which contents are pictures; what was found good before is not decoded again.
 
@@ -243,15 +255,13 @@ class _Verdicts:
         self._hashes = hashes
         key = store.key({"files": sorted(sha256 for sha256, _ in hashes.values()), "decoder": decoder.VERSION})
         self._file = cache / "manifests" / f"{key}.json"
-        try:
-            kept = json.loads(self._file.read_bytes())
-            if kept["sha256"] != store.key(kept["pictures"]):
-                raise ValueError("its content does not have the hash it was stored with")
-            self.good = {sha256: (width, height, mode) for sha256, (width, height, mode) in kept["pictures"].items()}
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            _log.warning("Damaged verdicts, the pictures are checked again: %s: %s", self._file, error)
+        if self._file.exists():
+            kept = read_verdicts(self._file)
+            if isinstance(kept, str):
+                _log.warning("Damaged verdicts, the pictures are checked again: %s: %s", self._file, kept)
+            else:
+                self.good = kept
+                store.use(self._file, self)
         self._kept = len(self.good)
 
     def sha256(self, path: str) -> str:

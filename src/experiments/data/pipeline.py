@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from experiments.augmentation import mixes, seeded
+from experiments.store import Rows
 from experiments.types import Augmentation, Pictures
 
 AHEAD = 4  # batches prepared while one trains
@@ -115,12 +116,13 @@ def through(batches: Batches, prefix: keras.Model) -> Batches:
 
 
 def stored_batches(
-    views: Sequence[np.ndarray], labels: np.ndarray, *, batch_size: int, seed: int, epochs: range
+    views: Sequence[np.ndarray | Rows], labels: np.ndarray, *, batch_size: int, seed: int, epochs: range
 ) -> Batches:
-    """Stored activations, shuffled anew each epoch.
+    """Stored activations, shuffled anew each epoch: inputs [B, ...] float32.
 
     Args:
-        views: one or more arrays [N, ...] float32, of differently augmented pictures; epoch e reads view e mod K.
+        views: one or more arrays [N, ...] float32 or float16, of differently augmented pictures; epoch e reads
+            view e mod K.
         labels: [N] int32.
         epochs: the epochs to yield, by number.
     """
@@ -131,14 +133,14 @@ def stored_batches(
             view = views[epoch % len(views)]
             for at in range(0, len(order), batch_size):
                 rows = order[at : at + batch_size]
-                yield view[rows], labels[rows]
+                yield np.asarray(view[rows], "float32"), labels[rows]
 
     signature = (tf.TensorSpec((None, *views[0].shape[1:]), tf.float32), tf.TensorSpec((None,), tf.int32))
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(AHEAD)
     return Batches(dataset, labels, batch_size)
 
 
-def in_order(inputs: np.ndarray, labels: np.ndarray | None, batch_size: int) -> tf.data.Dataset:
+def in_order(inputs: np.ndarray | Rows, labels: np.ndarray | None, batch_size: int) -> tf.data.Dataset:
     """Rows as they stand, for validation and scoring: inputs [B, ...] float32, with labels [B] int32 where given."""
 
     def batches() -> Iterator[tuple[np.ndarray, ...]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments import store
 from experiments.data.animals import find_animal
 from experiments.data.pen import draw
 from experiments.types import SPLITS, ConfigError
@@ -42,6 +43,7 @@ def synthetic(*, species: Sequence[str], per_class: Mapping[str, int], seed: int
     order = json.dumps([PEN, sorted(numbers), sorted(per_class.items()), seed, size])
     root = cache / "drawn" / hashlib.sha256(order.encode()).hexdigest()[:16]
     if root.is_dir():
+        store.use(root)
         return root
     draft = root.with_name(f".{root.name}.{uuid.uuid4().hex}")
     try:
@@ -68,4 +70,5 @@ def synthetic(*, species: Sequence[str], per_class: Mapping[str, int], seed: int
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+    store.use(root)
     return root

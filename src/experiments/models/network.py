@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from experiments.models.head import pooling, probabilities
+from experiments.store import Rows
 from experiments.types import Backbone, ConfigError
 
 # As keras.applications.imagenet_utils.preprocess_input, as layers, so that a saved model holds them.
@@ -166,7 +167,19 @@ def forward(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
     return lambda inputs: np.asarray(run(inputs))
 
 
-def score(model: keras.Model, inputs: np.ndarray, batch_size: int = 64) -> np.ndarray:
+def forward_each(models: Sequence[keras.Model]) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """As `forward`, of several models with the same input: layers that they share run once."""
+    outputs = [model.outputs[0] for model in models]
+    whole = keras.Model(models[0].inputs[0], outputs, name=models[0].name)
+    signature = [tf.TensorSpec(whole.input_shape, tf.float32)]
+    run = tf.function(
+        lambda inputs: [tf.cast(output, tf.float32) for output in tf.nest.flatten(whole(inputs, training=False))],
+        input_signature=signature,
+    )
+    return lambda inputs: [np.asarray(output) for output in run(inputs)]
+
+
+def score(model: keras.Model, inputs: np.ndarray | Rows, batch_size: int = 64) -> np.ndarray:
     """Probabilities [N, classes] float32 of a model that outputs logits, for rows of its inputs [N, ...]."""
     run = forward(model)
     starts = range(0, len(inputs), batch_size)

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import keras
 
-from experiments import checkpoints
-from experiments.activations import activations
+from experiments import checkpoints, store
+from experiments.activations import Want, activations, extract, versions
+from experiments.data import decoder
 from experiments.data.pipeline import in_order, stored_batches
 from experiments.fit import fit
 from experiments.models.network import Cut, cut, join, score, stack
@@ -29,10 +30,11 @@ def bottleneck(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
     """
     config = parts.config
     frozen = cut(parts.backbone, 0, config.model.head.pooling)
+    scored = splits.scored(config.evaluate.test)
+    extract(parts, [Want(frozen, pictures) for pictures in (splits.train, *scored)], watch.progress)
     head = train_head(parts, splits, watch, config, parts.recipe, frozen)
     scores = {
-        pictures.split: score(head.model, activations(parts, frozen, pictures, watch.progress))
-        for pictures in splits.scored(config.evaluate.test)
+        pictures.split: score(head.model, activations(parts, frozen, pictures, watch.progress)) for pictures in scored
     }
     return Fitted(join(parts.backbone, config.model.head.pooling, head.model), head.history, scores)
 
@@ -73,4 +75,8 @@ def cached_head(parts: Parts, splits: Splits, config: Config) -> TrainedHead | N
 
 
 def head_folder(parts: Parts, splits: Splits, config: Config) -> Path:
-    return parts.cache / "heads" / parts.identity(config, splits.fingerprint)
+    """Where a head is kept: by the run that trains it, and what the pixels and numbers come from."""
+    made_by = {
+        "run": parts.identity(config, splits.fingerprint), "decoder": decoder.VERSION, "versions": versions()
+    }  # fmt: skip
+    return parts.cache / "heads" / store.key(made_by)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
-from experiments.activations import activations
+from experiments.activations import Want, activations, extract
 from experiments.augmentation import Identity
 from experiments.data.pipeline import Batches, in_order, picture_batches, stored_batches, through
 from experiments.fit import fit
@@ -23,19 +23,28 @@ def finetune(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
     """
     config = parts.config
     pool = config.model.head.pooling
-    head, facts = obtain_head(parts, splits, watch)
-    boundary = cut(parts.backbone, config.regime.unfrozen_blocks, pool)
+    frozen, boundary = cut(parts.backbone, 0, pool), cut(parts.backbone, config.regime.unfrozen_blocks, pool)
+    scored = splits.scored(config.evaluate.test)
+    views = stored_views(parts)
+    known = known_head(parts, splits, watch)
+
+    # In one pass over the pictures; what follows finds its part in the store.
+    wants = [Want(boundary, pictures) for pictures in scored] + [Want(boundary, splits.train, view) for view in views]
+    if known is None:
+        wants += [Want(frozen, pictures) for pictures in (splits.train, splits.validation)]
+    extract(parts, wants, watch.progress)
+
+    head, source = known or (
+        train_head(parts, splits, watch, head_run(config), parts.head_recipe, frozen),
+        "trained in this run",
+    )
     boundary.prefix.trainable = False
     boundary.suffix.trainable = True
     model = stack(boundary.suffix, head.model, training=False)
-
-    inputs = {
-        pictures.split: activations(parts, boundary, pictures, watch.progress)
-        for pictures in splits.scored(config.evaluate.test)
-    }
+    inputs = {pictures.split: activations(parts, boundary, pictures, watch.progress) for pictures in scored}
     history = fit(
         model,
-        training_batches(parts, splits, watch, boundary),
+        training_batches(parts, splits, watch, boundary, views),
         in_order(inputs["validation"], splits.validation.labels, config.batch_size),
         recipe=parts.recipe,
         classes=splits.classes,
@@ -44,11 +53,12 @@ def finetune(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
         watch=watch,
     )
     scores = {split: score(model, rows) for split, rows in inputs.items()}
-    return Fitted(join(parts.backbone, pool, head.model), head.history + history, scores, facts)
+    joined = join(parts.backbone, pool, head.model)
+    return Fitted(joined, head.history + history, scores, {"head_source": source})
 
 
-def obtain_head(parts: Parts, splits: Splits, watch: Watch) -> tuple[TrainedHead, dict[str, Any]]:
-    """The trained head: of the run `regime.head_from` names, from the head cache, or trained here as `bottleneck` does.
+def known_head(parts: Parts, splits: Splits, watch: Watch) -> tuple[TrainedHead, str] | None:
+    """The head of the run `regime.head_from` names, or from the head cache; None where it must be trained first.
 
     Returns:
         The head, and where it came from.
@@ -57,26 +67,27 @@ def obtain_head(parts: Parts, splits: Splits, watch: Watch) -> tuple[TrainedHead
     if parts.head_file is not None:
         head = parts.head(len(splits.classes))
         load(head, parts.head_file, "regime.head_from")
-        return TrainedHead(head, ()), {"head_source": f"run {config.regime.head_from}"}
-    bottleneck_run = head_run(config)
-    cached = cached_head(parts, splits, bottleneck_run)
-    if cached is not None:
-        for record in cached.history:
-            watch.record(record)
-        return cached, {"head_source": "head cache"}
-    frozen = cut(parts.backbone, 0, config.model.head.pooling)
-    head = train_head(parts, splits, watch, bottleneck_run, parts.head_recipe, frozen)
-    return head, {"head_source": "trained in this run"}
+        return TrainedHead(head, ()), f"run {config.regime.head_from}"
+    cached = cached_head(parts, splits, head_run(config))
+    if cached is None:
+        return None
+    for record in cached.history:
+        watch.record(record)
+    return cached, "head cache"
 
 
-def training_batches(parts: Parts, splits: Splits, watch: Watch, boundary: Cut) -> Batches:
-    """Training pictures at the boundary: stored views in turn, or (regime.views=0) fresh ones every epoch."""
+def stored_views(parts: Parts) -> list[int | None]:
+    """Which views of the training pictures are stored: no more than the epochs will read; none if all are fresh."""
+    if isinstance(parts.augmentation, Identity) and not parts.extra_layers:
+        return [None]
+    return list(range(min(parts.config.regime.views, parts.config.epochs)))
+
+
+def training_batches(parts: Parts, splits: Splits, watch: Watch, boundary: Cut, views: Sequence[int | None]) -> Batches:
+    """Training pictures at the boundary: stored views in turn, or (where there are none) fresh ones every epoch."""
     config = parts.config
     epochs = range(config.epochs)
-    plain = isinstance(parts.augmentation, Identity) and not parts.extra_layers
-    if config.regime.views or plain:
-        # No more than the epochs will read.
-        views = [None] if plain else list(range(min(config.regime.views, config.epochs)))
+    if views:
         return stored_batches(
             [activations(parts, boundary, splits.train, watch.progress, view) for view in views],
             splits.train.labels,
