@@ -31,6 +31,8 @@ BESIDE = {
     ("commands.demo", "commands.compare"),
     ("commands.inspect", "commands.composed"),
     ("commands.backbones", "commands.composed"),
+    ("commands.demo", "commands.composed"),
+    ("commands.pretrained", "commands.composed"),
 }
 # Before the configuration is known to be good, TensorFlow has no place.
 LIGHT = ("train", "schema", "validation", "explain", "paths", "types", "quiet", "__main__")

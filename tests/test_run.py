@@ -19,9 +19,10 @@ from PIL import Image
 from experiments import run as run_module
 from experiments import schema, train
 from experiments.build import build
-from experiments.run import Curves, check_joined, read_data, run, write_csv
-from experiments.tracking import Untracked
-from experiments.types import EpochRecord, Fitted
+from experiments.data import manifest
+from experiments.run import Curves, check_joined, check_origins, read_data, run, write_csv
+from experiments.tracking import Untracked, without_passwords
+from experiments.types import ConfigError, DataError, EpochRecord, Fitted, Splits
 
 SMALL = (
     "data=folder", "data.image_size=48", "model.weights=null", "model.head.pooling=average", "epochs=2", "batch_size=8",
@@ -147,7 +148,7 @@ def test_without_test_the_test_split_is_not_read(drawn: Path, tmp_path: Path) ->
     }  # and no augmented pictures, which bottleneck never sees
     assert not [key for key in json.loads((folder / "metrics.json").read_text()) if key.startswith("test")]
     assert "augmentation" not in yaml.safe_load((folder / "config.yaml").read_text())
-    rows = {len(np.load(path, mmap_mode="r")) for path in tmp_path.glob("cache/*/*/array.npy")}
+    rows = {len(np.load(path, mmap_mode="r")) for path in (tmp_path / "cache").rglob("array.npy")}
     assert rows == {24, 12}  # training and validation pictures; none of the 8 of test
 
 
@@ -195,3 +196,42 @@ def test_csv_cells_are_quoted(tmp_path: Path) -> None:
     write_csv(tmp_path / "table.csv", rows)
     with (tmp_path / "table.csv").open(encoding="utf-8", newline="") as file:
         assert [row["path"] for row in csv.DictReader(file)] == [row["path"] for row in rows]
+
+
+def origin(tmp_path: Path, rows: list[dict[str, str]], key: str) -> dict[str, Path]:
+    """The folder with what a run left that read these pictures."""
+    folder = tmp_path / key
+    folder.mkdir(parents=True)
+    write_csv(folder / "manifest.csv", rows)
+    return {key: folder}
+
+
+@pytest.mark.parametrize("key", ["model.weights", "regime.head_from"])
+def test_weights_that_have_seen_the_judged_pictures_are_refused(
+    key: str, drawn: Path, tmp_path: Path, config: Callable[..., schema.Config]
+) -> None:
+    def splits(*overrides: str) -> Splits:
+        return read_data(build(config(*SMALL, f"data.root={drawn}", f"outputs={tmp_path}", *overrides), {}))
+
+    first, other = splits("data.fold=0"), splits("data.fold=1")
+    rows = [{name: str(value) for name, value in row.items()} for row in manifest.to_rows(first.manifest)]
+    files = origin(tmp_path, rows, key)
+    check_origins(files, first)  # the same split
+    with pytest.raises(DataError) as raised:
+        check_origins(files, other)
+    shared = {entry.path for entry in first.manifest.of("train")} & {entry.path for entry in other.validation.entries}
+    assert str(raised.value).startswith(f"{key}: the run it names was trained on {len(shared)} of the pictures")
+    assert len(shared) > 1 and sorted(shared)[0] in str(raised.value)
+
+    renamed = origin(tmp_path / "renamed", [{**row, "class_name": f"other {row['class_name']}"} for row in rows], key)
+    if key == "model.weights":
+        check_origins(renamed, first)  # a body may come from anywhere
+    else:
+        with pytest.raises(ConfigError, match=r"tells other blobs, other stripes apart. Allowed: .*blobs, stripes"):
+            check_origins(renamed, first)
+
+
+def test_passwords_in_addresses_are_not_written_down() -> None:
+    text = "tracking.uri=postgresql://me:s3cr3t@host:5432/db data.root=http://host/a:b@c uri: https://x:y@z"
+    starred = without_passwords(text)
+    assert starred == "tracking.uri=postgresql://me:***@host:5432/db data.root=http://host/a:b@c uri: https://x:***@z"

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
-_REPOSITORY = PACKAGE.parent.parent
+REPOSITORY = PACKAGE.parent.parent
 # In a wheel conf/ lies in the package; in a checkout beside src/.
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else _REPOSITORY / "conf"
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else REPOSITORY / "conf"
 
 
 def default_outputs() -> str:
@@ -19,8 +19,8 @@ def default_outputs() -> str:
     if home:
         return str(Path(home).expanduser().resolve())
     here = Path.cwd().resolve()
-    inside = CONF.parent == _REPOSITORY and here.is_relative_to(_REPOSITORY)
-    return str((_REPOSITORY if inside else here) / "outputs")
+    inside = CONF.parent == REPOSITORY and here.is_relative_to(REPOSITORY)
+    return str((REPOSITORY if inside else here) / "outputs")
 
 
 # One name for everything this process writes. Seconds order the folders; the random part keeps starts apart.
@@ -28,6 +28,6 @@ _STARTED = time.strftime("%Y%m%d-%H%M%S")
 _SUFFIX = secrets.token_hex(3)
 
 
-def run_name(regime: str, model: str) -> str:
+def run_name(*what: str) -> str:
     """The folder of this process's run or sweep: when, what, and a part that no other start shares."""
-    return f"{_STARTED}-{regime}-{model}-{_SUFFIX}"
+    return "-".join([_STARTED, *what, _SUFFIX])

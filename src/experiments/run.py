@@ -16,7 +16,7 @@ import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
-from experiments import figures, runtime, schema, tracking
+from experiments import figures, runtime, schema, store, tracking
 from experiments.build import build
 from experiments.data import manifest
 from experiments.data.pipeline import picture_batches
@@ -24,7 +24,7 @@ from experiments.evaluate import Report, evaluate, predictions_table
 from experiments.losses import class_weights
 from experiments.models.network import forward
 from experiments.progress import Terminal
-from experiments.types import ConfigError, EpochRecord, Fitted, Manifest, Parts, Pictures, Splits, Watch
+from experiments.types import ConfigError, DataError, EpochRecord, Fitted, Manifest, Parts, Pictures, Splits, Watch
 
 JOINED_PICTURES = 32  # on which every run compares its whole model with the scores it reports
 
@@ -39,8 +39,10 @@ def run(config: schema.Config) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     console = Console(quiet=config.progress == "none")
     with runtime.apply(config.runtime), tracking.track(config, folder) as tracker:
-        parts = build(config, tracker.files(config))
+        files = tracker.files(config)
+        parts = build(config, files)
         splits = read_data(parts)
+        check_origins({key: folder / "inputs" / key for key in files}, splits)
         describe(parts, splits, folder, tracker)
         fitted = parts.regime(parts, splits, Watch(Terminal(console), Curves(folder / "curves.csv", tracker).add))
         check_joined(fitted, splits)
@@ -91,8 +93,9 @@ def read_manifest(config: schema.Config, root: Path) -> Manifest:
 def describe(parts: Parts, splits: Splits, folder: Path, tracker: tracking.Tracker) -> None:
     """Writes down what the run is, before it trains."""
     config = parts.config
-    (folder / "config.yaml").write_text(schema.dump_yaml(schema.effective(config)), encoding="utf-8")
-    write_csv(folder / "manifest.csv", manifest.to_rows(splits.manifest))
+    text = tracking.without_passwords(schema.dump_yaml(schema.effective(config)))
+    store.write_file(folder / "config.yaml", text.encode())
+    write_csv(folder / tracking.MANIFEST, manifest.to_rows(splits.manifest))
     if splits.manifest.left_out:
         rows = [{"path": left.path, "reason": left.reason} for left in splits.manifest.left_out]
         write_csv(folder / "left_out.csv", rows)
@@ -107,6 +110,35 @@ def describe(parts: Parts, splits: Splits, folder: Path, tracker: tracking.Track
     tracker.describe(config, splits, facts)
 
 
+def check_origins(origins: Mapping[str, Path], splits: Splits) -> None:
+    """Compares what other runs' weights were trained on with what this run will be judged on.
+
+    Args:
+        origins: for each key that names a run, the folder with its manifest.
+
+    Raises:
+        DataError: another run has been trained on pictures that this one validates or tests with.
+        ConfigError: the head of another run tells other classes apart.
+    """
+    judged = {entry.sha256: entry.path for entry in splits.manifest.entries if entry.split != "train"}
+    for key, origin in origins.items():
+        with (origin / tracking.MANIFEST).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        known = sorted(judged[row["sha256"]] for row in rows if row["split"] == "train" and row["sha256"] in judged)
+        if known:
+            raise DataError(
+                f"{key}: the run it names was trained on {len(known)} of the pictures that this run validates or tests "
+                f"with, such as {known[0]}: its scores would mean nothing. Use a run on the same split (data.fold, "
+                "data.split_seed, data.fractions), or train the weights anew"
+            )
+        classes = tuple(sorted({row["class_name"] for row in rows}))
+        if key == "regime.head_from" and classes != splits.classes:
+            raise ConfigError(
+                f"{key}: that run's head tells {', '.join(classes)} apart. Allowed: a head for "
+                f"{', '.join(splits.classes)}"
+            )
+
+
 class Curves:
     """The record of every epoch: a row of curves.csv at once, then the tracker."""
 
@@ -115,7 +147,8 @@ class Curves:
 
     def add(self, record: EpochRecord) -> None:
         row = {"step": record.step, "phase": record.phase, "epoch": record.epoch, "timestamp": record.timestamp}
-        write_csv(self.path, [row | dict(record.metrics)], mode="a")
+        # Sorted: records that come back from the head cache have their metrics in another order.
+        write_csv(self.path, [row | dict(sorted(record.metrics.items()))], mode="a")
         self.tracker.epoch(record)
 
 
@@ -168,7 +201,7 @@ def write_results(
     folder: Path, parts: Parts, fitted: Fitted, reports: Mapping[str, Report], metrics: Mapping[str, float]
 ) -> None:
     """Metrics, predictions and weights as files of the run's folder."""
-    (folder / "metrics.json").write_text(json.dumps(dict(metrics), indent=1), encoding="utf-8")
+    store.write_file(folder / "metrics.json", json.dumps(dict(metrics), indent=1).encode())
     for split, report in reports.items():
         table = predictions_table(report)
         rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock
 
-from experiments.paths import default_outputs
+from experiments.paths import CONF, REPOSITORY, default_outputs
 from experiments.schema import Config, effective
 from experiments.types import ConfigError, EpochRecord, Splits
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 # What a run id in the configuration stands for: the key, and the file that the run logged.
 REFERENCES = {"model.weights": "weights/backbone.weights.h5", "regime.head_from": "weights/head.weights.h5"}
+MANIFEST = "manifest.csv"
 DESCRIPTION = """\
 Image-classification experiments. Each run is one training: `regime` says how (scratch, bottleneck, finetune), `model`
 with what. Compare runs by **validation.accuracy** (with its 95 % interval, `validation.accuracy_low` and `_high`); the
@@ -45,7 +46,7 @@ class Tracker(Protocol):
     def run_id(self) -> str | None: ...
 
     def files(self, config: Config) -> dict[str, Path]:
-        """Local files for the run ids in a configuration, by key."""
+        """Local files for the run ids in a configuration, by key; that run's manifest is put into inputs/<key>, too."""
 
     def describe(self, config: Config, splits: Splits, facts: Mapping[str, str]) -> None:
         """What the run is, before it trains: parameters, tags, data set."""
@@ -171,15 +172,16 @@ class MlflowRun:
 
         found = {}
         for key, run_id in _references(config).items():
-            try:
-                path = mlflow.artifacts.download_artifacts(
-                    run_id=run_id, artifact_path=REFERENCES[key], dst_path=str(self.folder / "inputs" / key)
-                )
-            except (MlflowException, OSError) as error:
-                raise ConfigError(
-                    f"{key}: run {run_id} in {config.tracking.uri} has no {REFERENCES[key]}: {str(error)[:300]}. "
-                    "Give the id of a run in this tracking store, or a file"
-                ) from None
+            place = self.folder / "inputs" / key
+            for name in (MANIFEST, REFERENCES[key]):
+                try:
+                    path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(place))
+                except (MlflowException, OSError) as error:
+                    store = without_passwords(str(config.tracking.uri))
+                    raise ConfigError(
+                        f"{key}: run {run_id} in {store} has no {name}: {str(error)[:300]}. "
+                        "Give the id of a run in this tracking store, or a file"
+                    ) from None
             found[key] = Path(path)
         return found
 
@@ -263,23 +265,32 @@ def _flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def environment_tags() -> dict[str, str]:
-    """Where and by what a run was made: versions, host, command line, git commit of the current directory."""
+    """Where and by what a run was made: versions, host, command line, git commit."""
     packages = ("experiments", "tensorflow", "keras", "mlflow", "hydra-core", "numpy", "pillow")
     tags = {f"version.{name}": importlib.metadata.version(name) for name in packages}
     tags |= {
         "version.python": platform.python_version(),
         "host": socket.gethostname(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:5000],
+        "command": without_passwords(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:5000],
     }
-    commit = _git("rev-parse", "HEAD")
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     if commit:
-        tags |= {"git.commit": commit, "git.dirty": str(bool(_git("status", "--porcelain"))).lower()}
+        tags["git.commit"] = commit
+    if commit and changes is not None:
+        tags["git.dirty"] = str(bool(changes)).lower()
     return tags
 
 
+def without_passwords(text: str) -> str:
+    """The text with the passwords of addresses in it starred out: scheme://user:***@host."""
+    return re.sub(r"(://[^\s:/@]*):[^\s/@]+@", r"\1:***@", text)
+
+
 def _git(*arguments: str) -> str | None:
+    """What git says of this package's checkout, or of the current directory where the package is installed."""
+    place = REPOSITORY if CONF.parent == REPOSITORY else Path.cwd()
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(["git", *arguments], cwd=place, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -1,9 +1,13 @@
-"""Configurations for the verbs that take train's overrides without being Hydra's main."""
+"""What verbs share that take train's overrides: the composed configuration, and runs started with them."""
 
 from __future__ import annotations
 
+import secrets
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra import compose, initialize_config_dir
 
@@ -15,6 +19,9 @@ from experiments import (
 from experiments.explain import explain
 from experiments.schema import Config
 from experiments.types import ConfigError
+
+if TYPE_CHECKING:
+    from experiments.tracking import RunFacts
 
 
 def read(overrides: Sequence[str], folder: Path | None = None) -> Config:
@@ -37,3 +44,31 @@ def read(overrides: Sequence[str], folder: Path | None = None) -> Config:
         if text is None:
             raise
         raise ConfigError(text) from None
+
+
+def start(jobs: Sequence[Sequence[str]], tag: str) -> tuple[str, list[RunFacts]]:
+    """Trains each list of overrides in a process of its own, one after the other.
+
+    Args:
+        tag: what their MLflow runs are marked with, to be found again.
+
+    Returns:
+        The tracking store, and the runs in order. The process ends where one of them failed.
+
+    Raises:
+        ConfigError: overrides that cannot be used, or tracking=none.
+    """
+    from experiments.tracking import find_runs
+
+    uris = {read(job).tracking.uri for job in jobs}
+    uri = uris.pop()
+    if uris or uri is None:
+        raise ConfigError("tracking: these runs are found again in one MLflow store. Allowed: tracking=sqlite, server")
+    token = f"t{secrets.token_hex(4)}"  # a letter first: Hydra reads 12345678 as a number
+    for job in jobs:
+        command = ["-m", "experiments.train", *job]
+        print(f"\n$ python {' '.join(command)}", flush=True)
+        done = subprocess.run([sys.executable, *command, f"+tags.{tag}={token}"])
+        if done.returncode:
+            sys.exit(done.returncode)
+    return uri, find_runs(uri, (), tag=(tag, token))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import secrets
-import subprocess
 import sys
 import time
+
+from experiments.types import ConfigError
 
 REGIMES = ("scratch", "bottleneck", "finetune")
 
@@ -20,27 +20,16 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, such as seed=1")
     arguments = parser.parse_args()
     began = time.perf_counter()
-    token = f"t{secrets.token_hex(4)}"  # a letter first: Hydra reads 12345678 as a number
-    for regime in REGIMES:
-        command = [
-            "experiments.train",
-            "experiment=demo",
-            f"regime={regime}",
-            f"+tags.demo={token}",
-            *arguments.overrides,
-        ]
-        print(f"\n$ python -m {' '.join(command)}", flush=True)
-        done = subprocess.run([sys.executable, "-m", *command])
-        if done.returncode:
-            sys.exit(done.returncode)
-
     from rich.console import Console
 
     from experiments.commands.compare import comparison_table, group_by_seed, sentences
-    from experiments.tracking import find_runs, local_store
+    from experiments.commands.composed import start
 
-    uri = local_store()
-    groups = group_by_seed(uri, find_runs(uri, (), tag=("demo", token)), "validation")
+    try:
+        uri, runs = start([["experiment=demo", f"regime={regime}", *arguments.overrides] for regime in REGIMES], "demo")
+        groups = group_by_seed(uri, runs, "validation")
+    except ConfigError as error:
+        sys.exit(str(error))
     console = Console()
     console.print()
     console.print(comparison_table(groups, "validation"))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import secrets
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 from experiments.paths import PACKAGE
+from experiments.types import ConfigError
 
 
 def main() -> None:
@@ -19,15 +18,12 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides")
     arguments = parser.parse_args()
-    token = f"t{secrets.token_hex(4)}"  # a letter first: Hydra reads 12345678 as a number
-    command = [sys.executable, "-m", "experiments.train", "experiment=pretrained", f"+tags.pretrained={token}"]
-    done = subprocess.run([*command, *arguments.overrides])
-    if done.returncode:
-        sys.exit(done.returncode)
+    from experiments.commands.composed import start
 
-    from experiments.tracking import find_runs, local_store
-
-    (run,) = find_runs(local_store(), (), tag=("pretrained", token))
+    try:
+        _, (run,) = start([["experiment=pretrained", *arguments.overrides]], "pretrained")
+    except ConfigError as error:
+        sys.exit(str(error))
     target = PACKAGE / "weights" / "convnet.weights.h5"
     target.parent.mkdir(exist_ok=True)
     shutil.copyfile(Path(run.tags["run_folder"]) / "weights" / "backbone.weights.h5", target)
