@@ -6,7 +6,7 @@ UV := $(shell command -v uv 2>/dev/null || echo python3 -m uv)
 PYTHON := .venv/bin/python
 ARGS ?=
 
-.PHONY: help install demo train test test-slow check ui golden pretrained clean
+.PHONY: help install demo train test test-slow check ui bench bench-full golden pretrained clean
 
 help:  ## explain every target
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name about; do printf '  make %-12s %s\n' "$$name" "$$about"; done
@@ -37,6 +37,12 @@ check: install  ## formatting, lint and types
 
 ui: install  ## the MLflow UI on the runs under outputs/
 	@$(PYTHON) -m experiments ui $(ARGS)
+
+bench: install  ## our times beside plain Keras's, on this machine left alone (under 15 minutes; VGG16 on a subset)
+	@$(PYTHON) -m benchmarks.run $(ARGS)
+
+bench-full: install  ## the same on all pictures, up to 20,000 of them, and what stored views cost and bring (hours)
+	@$(PYTHON) -m benchmarks.run --full $(ARGS)
 
 golden: install  ## write the composed configurations in tests/golden anew
 	@$(PYTHON) -m pytest -q tests/test_conf.py --golden

@@ -1,0 +1,183 @@
+"""Our side of every row: the functions and processes that a run uses, called as a run calls them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+# --- in this process; TensorFlow is imported only where it is used
+
+
+def prepare(overrides: Sequence[str]) -> tuple:
+    """What `experiments.run` has in hand before it trains: the parts of a configuration, and its data, checked."""
+    from hydra import compose, initialize_config_dir
+
+    from experiments import paths, runtime, train, validation  # noqa: F401  `train` registers conf/'s resolvers
+    from experiments.build import build
+    from experiments.run import read_data
+
+    with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
+        config = validation.read(compose("config", list(overrides)))
+    runtime.apply(config.runtime)
+    parts = build(config, {})
+    return parts, read_data(parts)
+
+
+@dataclass
+class Epoch:
+    seconds: float  # of training, its validation not counted
+    steps: int
+
+
+class Quiet:
+    """Shows nothing, as on no terminal; counts the steps of the stage that is under way."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    @contextmanager
+    def stage(self, label: str, total: int) -> Iterator[Callable[..., None]]:
+        self.steps = 0
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            self.steps += steps
+
+        yield advance
+
+
+def train_epochs(overrides: Sequence[str], phase: str, between: Callable[[], object]) -> tuple[list[Epoch], int]:
+    """Runs a regime; after each epoch of a phase lets others do theirs.
+
+    Returns:
+        That phase's epochs, the first one among them, and the number of training pictures.
+    """
+    from experiments.types import EpochRecord, Watch
+
+    parts, splits = prepare(overrides)
+    progress, epochs = Quiet(), []
+
+    def record(made: EpochRecord) -> None:
+        if made.phase == phase:
+            seconds = len(splits.train) / made.metrics["pictures_per_second"]  # from epoch's begin to last batch's end
+            epochs.append(Epoch(seconds, progress.steps - sum(epoch.steps for epoch in epochs)))
+            between()
+
+    parts.regime(parts, splits, Watch(progress, record))
+    return epochs, len(splits.train)
+
+
+def augmented_epoch(parts: object, splits: object) -> Callable[[], tuple[float, int]]:
+    """An epoch's freshly augmented batches, as `regime=scratch` reads them, without a network that trains."""
+    from experiments.data.pipeline import picture_batches
+
+    def epoch() -> tuple[float, int]:
+        batches = picture_batches(
+            splits.train,
+            classes=len(splits.classes),
+            augmentation=parts.augmentation,
+            extra_layers=parts.extra_layers,
+            batch_size=parts.config.batch_size,
+            seed=parts.config.seed,
+            epochs=range(1),
+        )
+        began = time.perf_counter()
+        steps = sum(1 for _ in batches.dataset)
+        return time.perf_counter() - began, steps
+
+    return epoch
+
+
+def extract(parts: object, splits: object) -> float:
+    """Seconds from a filled pixel store to the training pictures' activations on disk, where they are not there yet."""
+    from experiments.activations import activations
+    from experiments.models.network import cut
+
+    frozen = cut(parts.backbone, 0, parts.config.model.head.pooling)
+    splits.train.pixels[:1]
+    began = time.perf_counter()
+    stored = activations(parts, frozen, splits.train, Quiet())
+    seconds = time.perf_counter() - began
+    assert len(stored) == len(splits.train)
+    return seconds
+
+
+# --- whole processes
+
+
+@dataclass
+class Run:
+    """A finished process."""
+
+    seconds: float  # wall clock, from start to end
+    peak: int  # resident bytes, with its children; memory maps count
+    private: int  # the same without what is shared with files and others
+    output: str
+
+
+def process(command: Sequence[str], home: Path) -> Run:
+    """Runs a command with its outputs under `home`, and watches its memory.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it said.
+    """
+    environment = os.environ | {"EXPERIMENTS_HOME": str(home), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    began = time.perf_counter()
+    with subprocess.Popen(
+        list(command), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        watched = Memory(child.pid)
+        output, errors = child.communicate()
+        seconds = time.perf_counter() - began
+        watched.stop()
+    if child.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}: {(errors or output)[-2000:]}")
+    return Run(seconds, watched.peak, watched.private, output)
+
+
+class Memory:
+    """Samples the memory of a process and its children, five times a second."""
+
+    def __init__(self, pid: int) -> None:
+        self.peak = self.private = 0
+        self._pid, self._end = pid, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._end.wait(0.2):
+            resident = private = 0
+            try:
+                parent = psutil.Process(self._pid)
+                for one in (parent, *parent.children(recursive=True)):
+                    memory = one.memory_info()
+                    resident += memory.rss
+                    private += memory.rss - getattr(memory, "shared", 0)
+            except psutil.Error:  # it ended meanwhile
+                continue
+            self.peak, self.private = max(self.peak, resident), max(self.private, private)
+
+
+def train_process(overrides: Sequence[str], home: Path) -> Run:
+    """`python -m experiments.train ...`, everything as it ships: MLflow, figures, reports."""
+    return process([sys.executable, "-m", "experiments.train", *overrides], home)
+
+
+def import_keras(home: Path) -> float:
+    """Seconds of a process that imports Keras and ends."""
+    return process([sys.executable, "-c", "import keras"], home).seconds

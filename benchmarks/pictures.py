@@ -1,0 +1,115 @@
+"""The pictures that rows are measured on: the photographs, a subset of them, or many more made out of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from experiments.data.synthetic import synthetic
+
+ROOT = Path(__file__).resolve().parent.parent
+CLASSES = ("cats", "dogs")
+PHOTOGRAPHS = {"train": 2000, "validation": 400}
+DRAWN_SIZE = 256  # pixels
+QUALITY = 90  # JPEG
+
+
+@dataclass(frozen=True)
+class Folder:
+    """train/<class>/ and validation/<class>/, two classes, alike in size."""
+
+    root: Path
+    train: int  # pictures
+    validation: int
+    drawn: bool
+
+    def __str__(self) -> str:
+        kind = "drawn pictures (the photographs are absent)" if self.drawn else "photographs"
+        return f"{self.train} + {self.validation} {kind}"
+
+
+def shared(variable: str, name: str) -> Path:
+    """Where an environment variable points, else what lies beside the repository."""
+    return Path(os.environ.get(variable) or ROOT.parent / "shared" / name).expanduser().resolve()
+
+
+def mobilenet_weights() -> Path | None:
+    """MobileNetV2's ImageNet weights, where they are."""
+    place = shared("EXPERIMENTS_WEIGHTS", "weights")
+    file = place / "mobilenet_v2_0.35_224_notop.weights.h5" if place.is_dir() else place
+    return file if file.is_file() else None
+
+
+def pictures(cache: Path, train: int | None = None) -> Folder:
+    """The photographs, or drawn pictures where there are none.
+
+    Args:
+        cache: where subsets and drawn pictures are kept.
+        train: the number of training pictures, a fifth as many for validation; None for all 2,000 + 400.
+    """
+    wanted = dict(PHOTOGRAPHS)
+    if train is not None and train < PHOTOGRAPHS["train"]:
+        wanted = {"train": train // 2 * 2, "validation": max(2, train // 10) * 2}
+    photographs = shared("EXPERIMENTS_PHOTOS", "cats_dogs")
+    if not photographs.is_dir():
+        per_class = {split: count // 2 for split, count in wanted.items()}
+        root = synthetic(species=CLASSES, per_class=per_class, seed=0, size=DRAWN_SIZE, cache=cache)
+        return Folder(root, wanted["train"], wanted["validation"], drawn=True)
+    if wanted == PHOTOGRAPHS:
+        return Folder(photographs, wanted["train"], wanted["validation"], drawn=False)
+    root = cache / f"photographs-{wanted['train']}"
+    if not root.is_dir():
+        draft = root.with_name(f".{root.name}.{os.getpid()}")
+        for split, count in wanted.items():
+            for name in CLASSES:
+                (draft / split / name).mkdir(parents=True)
+                for path in files(photographs / split / name)[: count // 2]:
+                    shutil.copyfile(path, draft / split / name / path.name)
+        draft.rename(root)
+    return Folder(root, wanted["train"], wanted["validation"], drawn=False)
+
+
+def many(cache: Path, source: Folder, train: int) -> Folder:
+    """More pictures than there are: each a random crop of one of `source`, its brightness changed, encoded anew.
+
+    Made once. No two have the same pixels, so nothing can be kept from one to the next.
+    """
+    wanted = {"train": train, "validation": max(4, train // 10 * 2)}
+    root = cache / f"many-{'drawn' if source.drawn else 'photographs'}-{source.train}-{train}"
+    if root.is_dir():
+        return Folder(root, wanted["train"], wanted["validation"], source.drawn)
+    draft = root.with_name(f".{root.name}.{os.getpid()}")
+    jobs = []
+    for split, count in wanted.items():
+        for label, name in enumerate(CLASSES):
+            (draft / split / name).mkdir(parents=True)
+            originals = files(source.root / split / name)
+            for n in range(count // 2):
+                seed = [label, len(split), n]
+                jobs.append((originals[n % len(originals)], draft / split / name / f"{n:06d}.jpg", seed))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(vary, *zip(*jobs, strict=True)):
+            pass
+    draft.rename(root)
+    return Folder(root, wanted["train"], wanted["validation"], source.drawn)
+
+
+def vary(original: Path, target: Path, seed: list[int]) -> None:
+    """Writes a random crop (85 to 95 % of each side) of a picture, 20 % brighter or darker at most."""
+    rng = np.random.default_rng(seed)
+    with Image.open(original) as opened:
+        image = opened.convert("RGB")
+    width, height = (int(side * rng.uniform(0.85, 0.95)) for side in image.size)
+    left, top = (int(rng.integers(0, full - part + 1)) for full, part in zip(image.size, (width, height), strict=True))
+    cropped = image.crop((left, top, left + width, top + height))
+    ImageEnhance.Brightness(cropped).enhance(rng.uniform(0.8, 1.2)).save(target, quality=QUALITY)
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

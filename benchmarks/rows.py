@@ -1,0 +1,490 @@
+"""The rows: what is measured against what, under which conditions."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import math
+import shutil
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import ours
+from benchmarks.pictures import Folder, many, mobilenet_weights, pictures
+from benchmarks.report import Comparison, Row, Side, same_work
+
+XLA = "Keras's own choice on all sides (none on a CPU)"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How the rows are to be measured."""
+
+    repeats: int  # that count; what a process does for the first time is not among them, where the row says so
+    process_repeats: int  # of the rows that start new processes
+    full: bool
+    pictures: int | None  # training pictures instead of every row's own number: for trying things out
+    cache: Path  # subsets of the pictures, kept
+    work: Path  # this row's own scratch folder, removed after it
+
+    def folder(self, quick: int | None = None) -> Folder:
+        """The pictures: `quick` of them in `make bench`, all in `make bench-full`."""
+        return pictures(self.cache, self.pictures or (None if self.full else quick))
+
+    def home(self, name: str) -> Path:
+        """A folder for outputs, empty."""
+        home = self.work / name
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir(parents=True)
+        return home
+
+
+def weights_override() -> tuple[str | None, str]:
+    """MobileNetV2's weights file or None, and the override that says so."""
+    file = mobilenet_weights()
+    return (None, "model.weights=null") if file is None else (str(file), f"model.weights='{file}'")
+
+
+def in_process(folder: Folder, home: Path, *overrides: str) -> list[str]:
+    return [f"data.root='{folder.root}'", f"outputs='{home}'", "tracking=none", *overrides]
+
+
+def alternate(
+    row: Row, overrides: Sequence[str], phase: str, repeats: int, makers: Mapping[str, Callable[[], Any]]
+) -> None:
+    """Trains ours and every peer one epoch in turn; each one's first epoch, with its tracing, is dropped.
+
+    Args:
+        row: its first side is ours, the others are named as `makers`.
+        overrides: our run's, without its epochs.
+        phase: of our run, whose epochs are measured.
+        makers: build the peers; called once Keras is ours to use.
+    """
+    peers: dict[str, Any] = {}
+
+    def between() -> None:
+        if not peers:
+            peers.update({label: make() for label, make in makers.items()})
+        for label, peer in peers.items():
+            side = row.side(label)
+            seconds, steps = peer.epoch()
+            side.seconds.append(seconds)
+            side.pictures, side.steps = peer.pictures, steps
+
+    epochs, count = ours.train_epochs([*overrides, f"epochs={repeats + 1}"], phase, between)
+    first = row.sides[0]
+    first.seconds = [epoch.seconds for epoch in epochs]
+    first.pictures, first.steps = count, epochs[-1].steps
+    for side in row.sides:
+        side.seconds = side.seconds[1:]
+    same_work(row, [side.label for side in row.sides])
+
+
+def scratch(setup: Setup) -> Row:
+    """A scratch epoch with the tutorial's augmentation."""
+    from benchmarks import peers
+
+    folder, size, batch_size = setup.folder(), 150, 16
+    row = Row(
+        "scratch",
+        "Scratch epoch, the tutorial's network and augmentation",
+        {"pictures": str(folder), "pixels": size, "batch": batch_size, "optimizer": "RMSprop", "XLA": XLA},
+        [
+            Side("ours", "regime=scratch of experiment=tutorial_scratch; its epochs' training time"),
+            Side("(a) ImageDataGenerator", "the tutorial's script: legacy ImageDataGenerator.flow_from_directory"),
+            Side("(b) Keras layers", "image_dataset_from_directory, cached decoded; Keras layers in dataset.map"),
+            Side("(c) floor", "the same network fed from float32 arrays in memory, nothing augmented"),
+        ],
+        [
+            Comparison("ours", "(a) ImageDataGenerator", "faster", 1.4),
+            Comparison("ours", "(b) Keras layers", "faster"),
+            Comparison("ours", "(c) floor", "within", 1.2),
+        ],
+        ["Training time of an epoch, validation not counted; the first epoch of each is dropped; one of each in turn."],
+    )
+    arguments = (folder.root, size, batch_size)
+    alternate(
+        row,
+        ["experiment=tutorial_scratch", *in_process(folder, setup.home("ours"))],
+        "scratch",
+        setup.repeats,
+        {
+            "(a) ImageDataGenerator": lambda: peers.legacy_generator(*arguments),
+            "(b) Keras layers": lambda: peers.directory_and_layers(*arguments),
+            "(c) floor": lambda: peers.from_memory(*arguments),
+        },
+    )
+    return row
+
+
+def augmentation(setup: Setup) -> Row:
+    """The augmentation alone, and what resampling several times costs in sharpness."""
+    import tensorflow as tf
+
+    from benchmarks import peers
+
+    folder, batch_size = setup.folder(), 16
+    row = Row(
+        "augmentation",
+        "Augmentation alone: one resampling vs Keras layers in a row",
+        {"pictures": str(folder), "pixels": 150, "batch": batch_size, "XLA": "none on either side"},
+        [
+            Side("ours", "the input pipeline of regime=scratch, read to an epoch's end: one affine resampling"),
+            Side(
+                "Keras layers",
+                "tf.data over uint8 pictures in memory; RandomFlip, RandomRotation, RandomTranslation, RandomShear, "
+                "RandomZoom in a parallel dataset.map",
+            ),
+        ],
+        [Comparison("ours", "Keras layers", "faster", 4.0)],
+        ["An epoch of batches, read and thrown away; a first epoch of each is dropped."],
+    )
+    parts, splits = ours.prepare(["experiment=tutorial_scratch", *in_process(folder, setup.home("ours"))])
+    pixels = np.ascontiguousarray(splits.train.pixels)
+    epoch = ours.augmented_epoch(parts, splits)
+    layered = peers.augmented_batches(pixels, batch_size)
+    for repeat in range(setup.repeats + 1):
+        first = epoch()
+        second = peers.read_through(layered)
+        if repeat:
+            for side, (seconds, steps) in zip(row.sides, (first, second), strict=True):
+                side.seconds.append(seconds)
+                side.pictures, side.steps = len(pixels), steps
+    same_work(row, ["ours", "Keras layers"])
+
+    layers, few = peers.augmentation_layers(), pixels[:512]
+    rng = np.random.default_rng(0)
+    energies = []
+    for at in range(0, len(few), 64):
+        batch = tf.constant(few[at : at + 64])
+        numbers = parts.augmentation.draw(rng, len(batch), batch.shape[1])
+        once = np.asarray(parts.augmentation(batch, tf.constant(numbers)))
+        several = np.asarray(layers(tf.cast(batch, tf.float32), training=True))
+        energies.append([sharpness(one) for one in (np.asarray(batch, "float32"), once, several)])
+    plain, once, several = np.mean(energies, axis=0)
+    row.figures = {
+        "gradient_energy_kept": {"one resampling": once[0] / plain[0], "Keras layers": several[0] / plain[0]},
+        "high_frequency_energy_kept": {"one resampling": once[1] / plain[1], "Keras layers": several[1] / plain[1]},
+        "lost_against_one_resampling": {
+            "gradient_energy": 1 - several[0] / once[0], "high_frequency_energy": 1 - several[1] / once[1]
+        },
+    }  # fmt: skip
+    row.notes.append(
+        f"Sharpness kept of {len(few)} pictures' own, by the same ranges: gradient energy "
+        f"{once[0] / plain[0]:.0%} after one resampling, {several[0] / plain[0]:.0%} after four in a row; energy above "
+        f"half the highest frequency {once[1] / plain[1]:.0%} and {several[1] / plain[1]:.0%}. The extra resamplings "
+        f"cost {1 - several[0] / once[0]:.0%} of the one and {1 - several[1] / once[1]:.0%} of the other."
+    )
+    return row
+
+
+def sharpness(batch: np.ndarray) -> tuple[float, float]:
+    """Gradient energy and energy above half the Nyquist frequency of pictures [B, H, W, 3], as grey, means."""
+    grey = batch.mean(axis=-1)
+    gradient = np.square(np.diff(grey, axis=1)).mean() + np.square(np.diff(grey, axis=2)).mean()
+    window = np.hanning(grey.shape[1])[:, None] * np.hanning(grey.shape[2])
+    spectrum = np.square(np.abs(np.fft.fft2((grey - grey.mean(axis=(1, 2), keepdims=True)) * window)))
+    frequency = np.hypot(np.fft.fftfreq(grey.shape[1])[:, None], np.fft.fftfreq(grey.shape[2]))
+    return float(gradient), float(spectrum[:, frequency > 0.25].sum(axis=1).mean())
+
+
+def extraction(setup: Setup, name: str, size: int, quick: int | None) -> Row:
+    """The frozen backbone over every picture, and its activations on disk."""
+    from benchmarks import peers
+
+    folder = setup.folder(quick)
+    weights, override = weights_override() if name == "mobilenet_v2" else (None, "model.weights=null")
+    row = Row(
+        f"extraction-{name}",
+        f"Extraction, {name} at {size} pixels",
+        {"pictures": str(folder), "pixels": size, "batch": 32, "weights": "ImageNet" if weights else "random"},
+        [
+            Side("ours", "activations() from the filled pixel store to features committed on disk, with hashes"),
+            Side("predict", "model.predict over float32 pictures in memory; its first call, as ours is in a run"),
+            Side("predict again", "the same model's second call, its graph built already"),
+        ],
+        [Comparison("ours", "predict", "within", 1.15), Comparison("ours", "predict again", "within", 1.15)],
+        [
+            "The first repeat of each is dropped. Building the graph, once a run, is counted for ours and for predict; "
+            "predict again is spared it, so that this comparison is the stricter."
+        ],
+    )
+    home = setup.home("ours")
+    parts, splits = ours.prepare(["regime=bottleneck", f"model={name}", "data=folder", override,
+                                  *in_process(folder, home)])  # fmt: skip
+    model, preprocess = peers.backbone(name, weights, size)
+    pixels = preprocess(peers.in_memory(folder.root, "train", size)[0])
+    for repeat in range(setup.repeats + 1):
+        shutil.rmtree(parts.cache / "activations", ignore_errors=True)
+        seconds = [ours.extract(parts, splits), *peers.predict_twice(model, pixels, batch_size=32)]
+        if repeat:
+            for side, took in zip(row.sides, seconds, strict=True):
+                side.seconds.append(took)
+    steps = math.ceil(len(pixels) / 32)
+    row.sides[0].pictures = len(splits.train)
+    for side in row.sides[1:]:
+        side.pictures = len(pixels)
+    for side in row.sides:
+        side.steps = steps
+    same_work(row, [side.label for side in row.sides])
+    return row
+
+
+def finetuning(setup: Setup, unfrozen: int, factor: float, quick: int) -> Row:
+    """A fine-tuning epoch of VGG16 from the stored boundary, and through the whole network."""
+    from benchmarks import peers
+
+    folder, size, batch_size = setup.folder(quick), 150, 16
+    row = Row(
+        f"finetune-{unfrozen}",
+        f"VGG16 training epoch, unfrozen_blocks={unfrozen}: stored boundary vs whole network",
+        {"pictures": str(folder), "pixels": size, "batch": batch_size, "optimizer": "SGD, lr 1e-4, momentum 0.9",
+         "weights": "random", "XLA": XLA},
+        [
+            Side("ours", "regime=finetune of experiment=tutorial_finetune, regime.views=1: activations read from disk"),
+            Side("whole network", "plain Keras: the lower blocks trainable=False, fed from arrays in memory"),
+        ],
+        [Comparison("ours", "whole network", "faster", factor)],
+        [
+            "Training time of an epoch; the first of each is dropped. Neither side augments while it trains. Computing "
+            "the stored activations, once a picture and view, is not counted here: see the extraction rows."
+        ],
+    )  # fmt: skip
+    trained = tuple(f"block{5 - at}" for at in range(unfrozen))
+    overrides = ["experiment=tutorial_finetune", "model.weights=null", "regime.views=1", "regime.head_epochs=1",
+                 f"regime.unfrozen_blocks={unfrozen}", *in_process(folder, setup.home("ours"))]  # fmt: skip
+    makers = {"whole network": lambda: peers.whole_network(folder.root, size, batch_size, trained)}
+    alternate(row, overrides, "finetune", setup.repeats, makers)
+    return row
+
+
+def bottleneck(setup: Setup) -> Row:
+    """A bottleneck run as a whole process, its store empty and filled."""
+    folder, epochs, batch_size = setup.folder(), 30, 32
+    weights, override = weights_override()
+    row = Row(
+        "bottleneck",
+        "Bottleneck run, mobilenet_v2 at 224 pixels: whole processes",
+        {"pictures": str(folder), "batch": batch_size, "epochs": epochs, "optimizer": "RMSprop", "XLA": XLA,
+         "weights": "ImageNet" if weights else "random"},
+        [
+            Side("ours, empty store", "experiments.train experiment=mobilenet_bottleneck, new outputs folder"),
+            Side("predict + head fit", "only these two of a plain Keras process, its pictures already in memory"),
+            Side("ours, filled store", "the same command once more with another seed, minus `import keras`"),
+            Side("head fit", "only this of the plain Keras process"),
+            Side("import keras", "python -c 'import keras'"),
+            Side("ours, filled store, whole", "before the import is taken off"),
+        ],
+        [
+            Comparison("ours, empty store", "predict + head fit", "within", 1.15, 15.0),
+            Comparison("ours, filled store", "head fit", "within", 1.0, 8.0),
+        ],
+        ["Every repeat is new processes, in turn. Ours with all that ships: MLflow in SQLite, reports, figures."],
+    )  # fmt: skip
+    arguments = {"root": str(folder.root), "name": "mobilenet_v2", "weights": weights, "size": 224,
+                 "batch_size": batch_size, "epochs": epochs, "dense": False}  # fmt: skip
+    command = ["experiment=mobilenet_bottleneck", f"data.root='{folder.root}'", override]
+    for repeat in range(setup.process_repeats):
+        home = setup.home("ours")
+        empty = ours.train_process([*command, f"seed={2 * repeat}"], home).seconds
+        plain = peer_process("bare", arguments, home)[1]
+        filled = ours.train_process([*command, f"seed={2 * repeat + 1}"], home).seconds
+        imported = ours.import_keras(home)
+        for side, seconds in zip(
+            row.sides,
+            (empty, plain["predict"] + plain["head_fit"], filled - imported, plain["head_fit"], imported, filled),
+            strict=True,
+        ):
+            side.seconds.append(seconds)
+        ran = sum(1 for _ in (home / "runs").glob("*/metrics.json"))
+        if ran != 2 or [plain["pictures"], plain["epochs"]] != [folder.train, epochs]:
+            raise ValueError(f"bottleneck: not the same work on both sides. Received: {ran} runs, {plain}")
+    return row
+
+
+def tutorials_way(setup: Setup, quick: int) -> Row:
+    """A bottleneck run of VGG16 on a filled store, and the tutorial's script."""
+    folder, size, batch_size, epochs = setup.folder(quick), 150, 16, 50
+    row = Row(
+        "tutorial-bottleneck",
+        "Bottleneck run, vgg16 at 150 pixels: filled store vs the tutorial's way",
+        {"pictures": str(folder), "batch": batch_size, "epochs": epochs, "optimizer": "RMSprop", "weights": "random",
+         "XLA": XLA},
+        [
+            Side("ours, filled store", "experiments.train experiment=tutorial_bottleneck, minus `import keras`"),
+            Side("the tutorial's way", "predict through ImageDataGenerator, np.save, np.load, fit; minus the same"),
+            Side("import keras", "python -c 'import keras'"),
+        ],
+        [Comparison("ours, filled store", "the tutorial's way", "faster", 3.0)],
+        ["Every repeat is new processes, in turn. Ours with all that ships; a run before them fills the store."],
+    )  # fmt: skip
+    home = setup.home("ours")
+    command = ["experiment=tutorial_bottleneck", f"data.root='{folder.root}'", "model.weights=null"]
+    ours.train_process([*command, "epochs=1"], home)
+    for repeat in range(setup.process_repeats):
+        filled = ours.train_process([*command, f"seed={repeat}"], home).seconds
+        arguments = {"root": str(folder.root), "folder": str(setup.home("tutorial")), "size": size,
+                     "batch_size": batch_size, "epochs": epochs}  # fmt: skip
+        whole, done = peer_process("tutorial_bottleneck", arguments, home)
+        imported = ours.import_keras(home)
+        for side, seconds in zip(row.sides, (filled - imported, whole - imported, imported), strict=True):
+            side.seconds.append(seconds)
+        if done != {"pictures": folder.train, "epochs": epochs}:
+            raise ValueError(f"tutorial-bottleneck: not the same work on both sides. Received: {done}")
+    return row
+
+
+def peer_process(name: str, arguments: Mapping[str, Any], home: Path) -> tuple[float, dict[str, Any]]:
+    """Seconds of a peer's process, and what it told."""
+    run = ours.process([sys.executable, "-m", "benchmarks.peers", name, json.dumps(arguments)], home)
+    return run.seconds, json.loads(run.output.splitlines()[-1])
+
+
+def scaling(setup: Setup) -> Row:
+    """Time and memory from 2,000 to 20,000 pictures."""
+    largest = max(100, setup.pictures or 20_000)
+    base = pictures(setup.cache, min(2000, largest))
+    counts = [largest // 10, round(largest / math.sqrt(10) / 10) * 10, largest]
+    override = weights_override()[1]
+    commands = {
+        "scratch": ["experiment=tutorial_scratch", "epochs=3"],
+        "bottleneck": ["experiment=mobilenet_bottleneck", override, "epochs=5"],
+        "finetune": ["experiment=mobilenet_finetune", override, "regime.views=1", "regime.head_epochs=5", "epochs=3"],
+    }
+    row = Row(
+        "scaling",
+        f"{counts[0]:,} to {counts[-1]:,} pictures: time and memory",
+        {"pictures": f"random crops of {base}, another brightness, encoded anew, as many again / 5 for validation"},
+        notes=["Whole processes, new outputs folder each. Resident memory counts pages of memory maps that the system "
+               "may take back; private memory does not."],
+        table=[["regime", "pictures", "whole s", "epoch s", "resident MB", "private MB"]],
+    )  # fmt: skip
+    measured: dict[str, list[dict[str, float]]] = {}
+    for regime, overrides in commands.items():
+        for count in counts:
+            folder = many(setup.cache, base, count)
+            home = setup.home("ours")
+            run = ours.train_process([*overrides, f"data.root='{folder.root}'", "evaluate.test=false"], home)
+            epoch = statistics.median(float(line["seconds"]) for line in last_phase(home))
+            point = {"pictures": count, "whole": run.seconds, "epoch": epoch, "peak": run.peak, "private": run.private}
+            measured.setdefault(regime, []).append(point)
+            memory = [f"{size / 2**20:.0f}" for size in (run.peak, run.private)]
+            row.table.append([regime, f"{count:,}", f"{run.seconds:.1f}", f"{epoch:.2f}", *memory])
+        exponents = {what: exponent(measured[regime], what) for what in ("whole", "epoch")}
+        beyond = exponent_beyond_start(measured[regime])
+        row.figures[regime] = {
+            "points": measured[regime],
+            "exponents": exponents,
+            "beyond_start": None if math.isnan(beyond) else beyond,
+        }
+        row.notes.append(
+            f"{regime}: time grows with pictures to the power {exponents['whole']:.2f} (whole process), "
+            f"{exponents['epoch']:.2f} (epoch); asked: at most 1.05: "
+            + ("met." if max(exponents.values()) <= 1.05 else "NOT met.")
+            + f" Without what every process takes to start and end: {beyond:.2f}."
+        )
+    plot = setup.work.parent.parent / "scaling.png"
+    draw_scaling(measured, plot)
+    row.notes.append(f"Plot: {plot}")
+    return row
+
+
+def last_phase(home: Path) -> list[dict[str, str]]:
+    """The curves of the only run under `home`: the epochs of its last phase."""
+    (path,) = (home / "runs").glob("*/curves.csv")
+    with path.open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    return [line for line in lines if line["phase"] == lines[-1]["phase"]]
+
+
+def exponent(points: Sequence[Mapping[str, float]], what: str) -> float:
+    """Of time as a power of the number of pictures: the slope of a line through the logarithms."""
+    return float(np.polyfit(*(np.log([point[key] for point in points]) for key in ("pictures", what)), 1)[0])
+
+
+def exponent_beyond_start(points: Sequence[Mapping[str, float]]) -> float:
+    """The p of time = a + b n^p through three points whose n grow by the same factor; nan where time does not grow."""
+    first, second, third = (point["whole"] for point in points)
+    if not first < second < third:
+        return math.nan
+    factor = math.sqrt(points[2]["pictures"] / points[0]["pictures"])
+    return math.log((third - second) / (second - first)) / math.log(factor)
+
+
+def draw_scaling(measured: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    time, memory = figure.subplots(1, 2)
+    for regime, points in measured.items():
+        x = [point["pictures"] for point in points]
+        time.loglog(x, [point["whole"] for point in points], "o-", label=regime)
+        (line,) = memory.semilogx(x, [point["peak"] / 2**20 for point in points], "o-", label=f"{regime}, resident")
+        private = [point["private"] / 2**20 for point in points]
+        memory.semilogx(x, private, "o:", color=line.get_color(), label=f"{regime}, private")
+    time.set(xlabel="training pictures", ylabel="whole process, s", title="Time")
+    memory.set(xlabel="training pictures", ylabel="peak memory, MB", title="Memory", ylim=(0, None))
+    time.legend()
+    memory.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def price(setup: Setup) -> Row:
+    """Validation accuracy beside seconds per epoch for different numbers of stored views."""
+    from experiments.statistics import mean_interval
+
+    folder, seeds = setup.folder(), (0, 1, 2)
+    weights, override = weights_override()
+    row = Row(
+        "views",
+        "Accuracy for the price: finetune, mobilenet_v2, stored views",
+        {"pictures": str(folder), "seeds": "0, 1, 2", "weights": "ImageNet" if weights else "random",
+         "command": "experiment=mobilenet_finetune"},
+        notes=["Intervals are Student's over the seeds (95 %), of the last epoch's validation accuracy.",
+               "The first seed's whole run pays for decoding and extraction."],
+        table=[["views", "validation accuracy", "by seed", "s / epoch", "whole run s: first seed (median)"]],
+    )  # fmt: skip
+    for views in (0, 1, 4, 8):
+        accuracies, epochs, whole = [], [], []
+        home = setup.home("ours")
+        for seed in seeds:
+            run = ours.train_process(
+                ["experiment=mobilenet_finetune", override, f"data.root='{folder.root}'", f"regime.views={views}",
+                 f"seed={seed}", "tracking=none"],
+                home,
+            )  # fmt: skip
+            lines = last_phase(home)
+            shutil.rmtree(home / "runs")
+            accuracies.append(float(lines[-1]["validation_accuracy"]))
+            epochs.append(statistics.median(float(line["seconds"]) for line in lines))
+            whole.append(run.seconds)
+        mean, low, high = mean_interval(accuracies)
+        row.figures[str(views)] = {"accuracies": accuracies, "mean": mean, "low": low, "high": high,
+                                   "epoch_seconds": epochs, "whole_seconds": whole}  # fmt: skip
+        row.table.append([
+            str(views), f"{mean:.1%} [{low:.1%}, {high:.1%}]", ", ".join(f"{one:.1%}" for one in accuracies),
+            f"{statistics.median(epochs):.2f}", f"{whole[0]:.0f} ({statistics.median(whole):.0f})",
+        ])  # fmt: skip
+    return row
+
+
+ROWS: Mapping[str, Callable[[Setup], Row]] = {
+    "scratch": scratch,
+    "augmentation": augmentation,
+    "extraction-mobilenet_v2": functools.partial(extraction, name="mobilenet_v2", size=224, quick=640),
+    "extraction-vgg16": functools.partial(extraction, name="vgg16", size=150, quick=96),
+    "finetune-1": functools.partial(finetuning, unfrozen=1, factor=4.5, quick=128),
+    "finetune-2": functools.partial(finetuning, unfrozen=2, factor=1.8, quick=128),
+    "bottleneck": bottleneck,
+    "tutorial-bottleneck": functools.partial(tutorials_way, quick=256),
+    "scaling": scaling,
+    "views": price,
+}
+ONLY_FULL = ("scaling", "views")
