@@ -19,7 +19,7 @@ import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 
 from experiments import augmentation, build, schema
-from experiments.commands.inspect import read
+from experiments.commands.composed import read
 from experiments.data.pipeline import augmented, picture_batches
 from experiments.schema import Config
 from experiments.types import ConfigError, Entry, Pictures

@@ -93,3 +93,28 @@ def test_same_padding_lets_four_blocks_see_pictures_of_16_pixels() -> None:
     assert of(16, {}, {}, {}, {}, padding="same").output_shape == (None, 1, 1, 2)
     with pytest.raises(ValueError, match="block4: feature maps of 1 x 1"):
         of(15, {}, {}, {}, {}, padding="same")
+
+
+@pytest.mark.parametrize("size", [8, 9, 15])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_shortcut_is_added_before_the_last_activation(size: int, batch_norm: bool) -> None:
+    block = {
+        "padding": "same", "convolutions": 2, "separable": True, "residual": True, "batch_norm": batch_norm, "l2": 1e-3
+    }  # fmt: skip
+    model = of(size, block)
+    side = -(-size // 2)
+    assert model.output_shape == (None, side, side, 2)
+    names = [layer.name for layer in model.layers]
+    assert {"block1_conv1", "block1_conv2", "block1_shortcut", "block1_sum"} <= set(names)
+    assert names[-1] == "block1_activation" and names[-2] == "block1_sum"
+    assert isinstance(model.get_layer("block1_conv1"), keras.layers.SeparableConv2D)
+    below = keras.Model(model.input, model.get_layer("block1_sum").input)
+    pictures = np.random.default_rng(0).normal(0, 1, (2, size, size, 3)).astype("float32")
+    main, shortcut = below(pictures)
+    np.testing.assert_allclose(model(pictures), np.maximum(np.asarray(main) + np.asarray(shortcut), 0), atol=1e-6)
+    assert len(model.losses) == 5  # depthwise and pointwise kernels twice, and the shortcut's
+
+
+def test_a_shortcut_needs_same_padding() -> None:
+    with pytest.raises(ValueError, match="residual: true needs padding: same. Received: padding: valid"):
+        ConvBlock(filters=2, residual=True)

@@ -29,7 +29,7 @@ def convnet(*, input_tensor: keras.KerasTensor, layers: Mapping[str, ConvBlock])
     for name, block in layers.items():
         lost = block.kernel - 1 if block.padding == "valid" else 0
         side = (min(x.shape[1:3]) - lost - 1) // block.stride + 1 - (block.convolutions - 1) * lost
-        if side < (block.pool if block.padding == "valid" else 1):
+        if side < (1 if block.residual else block.pool):
             raise ValueError(
                 f"model.layers.{name}: feature maps of {x.shape[1]} x {x.shape[2]} pixels are too small for "
                 f"{block.convolutions} {block.kernel} x {block.kernel} convolutions and {block.pool} x {block.pool} "
@@ -46,7 +46,9 @@ def convnet(*, input_tensor: keras.KerasTensor, layers: Mapping[str, ConvBlock])
             if not inside and not after_sum:
                 x = keras.layers.Activation(block.activation, name=f"{name}_activation{number}")(x)
         if block.pool > 1:
-            x = keras.layers.MaxPooling2D(block.pool, padding=block.padding, name=f"{name}_pool")(x)
+            # As far as a shortcut of that stride reaches.
+            padding = "same" if block.residual else "valid"
+            x = keras.layers.MaxPooling2D(block.pool, padding=padding, name=f"{name}_pool")(x)
         if block.residual:
             shortcut = keras.layers.Conv2D(
                 block.filters, 1, strides=block.stride * block.pool, use_bias=not block.batch_norm,
