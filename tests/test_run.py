@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from experiments import run as run_module
-from experiments import schema, train
+from experiments import runtime, schema, train
 from experiments.build import build
 from experiments.data import manifest
 from experiments.run import Curves, check_joined, check_origins, read_data, run, write_csv
@@ -170,11 +170,28 @@ def test_a_joined_model_that_disagrees_is_not_reported(drawn: Path, config: Call
     pooled = keras.layers.Dense(2, activation="softmax")(keras.layers.GlobalAveragePooling2D()(inputs / 255))
     model = keras.Model(inputs, pooled)
     right = np.asarray(model(splits.validation.pixels.astype("float32")))
-    check_joined(Fitted(model, (), {"validation": right}), splits)
+    check_joined(parts.config, Fitted(model, (), {"validation": right}), splits)
     wrong = right.copy()
     wrong[3] += [0.01, -0.01]
     with pytest.raises(RuntimeError, match="disagree by 0.01"):
-        check_joined(Fitted(model, (), {"validation": wrong}), splits)
+        check_joined(parts.config, Fitted(model, (), {"validation": wrong}), splits)
+    wrong[3] = np.nan
+    with pytest.raises(RuntimeError, match="disagree by nan"):
+        check_joined(parts.config, Fitted(model, (), {"validation": wrong}), splits)
+
+
+def test_a_training_that_diverges_is_a_clear_error(drawn: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"not finite after epoch 1 of phase scratch.*optimizer\.lr \(now 1e\+30\)"):
+        start(tmp_path, "diverged", f"data.root={drawn}", "tracking=none", "optimizer=sgd", "optimizer.lr=1e30")
+
+
+def test_what_devices_cannot_share_evenly_is_refused(config: Callable[..., schema.Config]) -> None:
+    runtime.check_shares(None, {"train": 7, "validation": 3})
+    runtime.check_shares(2, {"train": 8, "validation": 4})
+    with pytest.raises(ConfigError, match="multiple of 2: train has 7, validation has 3. Set data.limit"):
+        runtime.check_shares(2, {"train": 7, "validation": 3})
+    with pytest.raises(ConfigError, match=r"batch_size: must be a multiple of runtime\.devices \(2\).*Received: 15"):
+        config("runtime.devices=2", "batch_size=15")
 
 
 def test_curves_are_on_disk_before_the_tracker_is_told(tmp_path: Path) -> None:
@@ -232,6 +249,6 @@ def test_weights_that_have_seen_the_judged_pictures_are_refused(
 
 
 def test_passwords_in_addresses_are_not_written_down() -> None:
-    text = "tracking.uri=postgresql://me:s3cr3t@host:5432/db data.root=http://host/a:b@c uri: https://x:y@z"
+    text = "tracking.uri=postgresql://me:s3/c@r3t@host:5432/db data.root=http://host/a:b@c uri: https://x:y@z"
     starred = without_passwords(text)
     assert starred == "tracking.uri=postgresql://me:***@host:5432/db data.root=http://host/a:b@c uri: https://x:***@z"

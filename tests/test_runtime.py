@@ -40,7 +40,7 @@ CASES = {
     "finetune 2": ("regime=finetune", *SGD, "runtime.devices=2"),
     "scratch bfloat16": ("regime=scratch", *SGD, "runtime.precision=mixed_bfloat16"),
     "half": ("runtime.precision=mixed_float16",),
-    "three": ("runtime.devices=3",),
+    "three": ("runtime.devices=3", "batch_size=12"),
     "deterministic": ("regime=bottleneck", "runtime.deterministic=true"),
 }
 

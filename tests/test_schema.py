@@ -209,16 +209,17 @@ def test_a_schedule_s_value_out_of_range_is_refused(
 
 
 @pytest.mark.parametrize("value, line", [
-    ("balancd", "class_weights: must be 'balanced'. Received: 'balancd'. Nearest: balanced"),
-    ("3", "class_weights: must be 'balanced'. Received: 3"),
+    ("balancd", "class_weights: must be 'balanced', null (all alike) or {CLASS: WEIGHT, ...}. Received: 'balancd'. "
+     "Nearest: balanced"),
+    ("3", "class_weights: must be 'balanced', null (all alike) or {CLASS: WEIGHT, ...}. Received: 3"),
     ("{cats: 0}", "class_weights.cats: must be greater than 0. Received: 0"),
     ("{cats: x}", "class_weights.cats: must be a valid number. Received: 'x'"),
-    ("{0: 1.0}", "class_weights.0: must be a valid string. Received: 0"),
 ])  # fmt: skip
 def test_class_weights_are_balanced_or_by_name(value: str, line: str, config: Read) -> None:
     assert fault(config, f"class_weights={value}") == [line]
     assert config("class_weights=balanced").class_weights == "balanced"
     assert config("class_weights={cats: 1.5, dogs: 2}").class_weights == {"cats": 1.5, "dogs": 2}
+    assert config("class_weights={0: 1.5, 1: 2}").class_weights == {"0": 1.5, "1": 2}, "classes may be called so"
 
 
 def test_a_schedule_that_is_none_names_the_nearest(composed: Callable[..., DictConfig]) -> None:

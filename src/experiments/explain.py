@@ -54,7 +54,8 @@ def _no_choice(group: str, received: str, choices: Sequence[str]) -> str:
 def _unknown(cause: OmegaConfBaseException, overrides: Sequence[str]) -> str:
     key, received = str(cause.full_key), _received(str(cause.full_key), overrides)
     if reads(key):
-        return f"{key}: a new key needs a plus. Received: {received!r}. Allowed: +{key}={received}"
+        into = received if received.startswith(f"{key}.") else f"{key}={received}"
+        return f"{key}: a new key needs a plus. Received: {received!r}. Allowed: +{into}"
     parent: Any = cause.parent_node
     if parent is None:
         return unknown_key(key, [], received)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ import tensorflow as tf
 
 from experiments.data.pipeline import Batches
 from experiments.losses import accuracy, class_weights, targets
-from experiments.types import EpochRecord, Recipe, Watch
+from experiments.types import ConfigError, EpochRecord, Recipe, Watch
 
 KERAS_NAMES = {"validation_loss": "val_loss", "validation_accuracy": "val_accuracy"}
 
@@ -165,6 +166,11 @@ class Record(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         logs = logs or {}
+        if not (math.isfinite(logs["loss"]) and math.isfinite(logs["val_loss"])):
+            raise ConfigError(
+                f"The loss is not finite after epoch {epoch + 1} of phase {self.phase}: training has diverged. Lower "
+                f"optimizer.lr (now {self.learning_rate:g}), set optimizer.clipnorm, or give schedule.warmup"
+            )
         metrics = {
             "loss": float(logs["loss"]),
             "accuracy": float(logs["accuracy"]),

@@ -45,7 +45,7 @@ def run(config: schema.Config) -> float:
         check_origins({key: folder / "inputs" / key for key in files}, splits)
         describe(parts, splits, folder, tracker)
         fitted = parts.regime(parts, splits, Watch(Terminal(console), Curves(folder / "curves.csv", tracker).add))
-        check_joined(fitted, splits)
+        check_joined(config, fitted, splits)
         reports = evaluate(fitted.scores, splits, probabilities=config.loss != "hinge")
         metrics = flat_metrics(reports) | {"total_seconds": time.perf_counter() - began}
         write_results(folder, parts, fitted, reports, metrics)
@@ -65,9 +65,10 @@ def read_data(parts: Parts) -> Splits:
     """The checked data set of a configuration."""
     found = read_manifest(parts.config, parts.source())
     splits = manifest.splits(found, parts.config.data.image_size, parts.cache)
-    class_weights(
-        parts.config.class_weights, splits.train.labels, splits.classes
-    )  # a wrong name is said before training
+    # What only the data can tell is said before training, too.
+    class_weights(parts.config.class_weights, splits.train.labels, splits.classes)
+    sizes = {"train": len(splits.train), "validation": len(splits.validation)}
+    runtime.check_shares(parts.config.runtime.devices, sizes)
     return splits
 
 
@@ -162,7 +163,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], mode: str = "w") ->
         writer.writerows(rows)
 
 
-def check_joined(fitted: Fitted, splits: Splits) -> None:
+def check_joined(config: schema.Config, fitted: Fitted, splits: Splits) -> None:
     """Compares the whole model, from pixels on, with the scores that stored activations gave.
 
     Raises:
@@ -170,7 +171,8 @@ def check_joined(fitted: Fitted, splits: Splits) -> None:
     """
     whole = forward(fitted.model)(splits.validation.pixels[:JOINED_PICTURES].astype("float32"))
     difference = float(np.max(np.abs(whole - fitted.scores["validation"][:JOINED_PICTURES])))
-    if difference > 1e-3:
+    # Rows stored as float16 are not quite what the whole model computes.
+    if not difference <= (1e-2 if config.regime.activations == "float16" else 1e-3):
         raise RuntimeError(
             f"The joined model and the head on stored activations disagree by {difference:.2g} in probability on "
             f"{len(whole)} validation pictures. This is a fault of the program; remove outputs/cache and report it"

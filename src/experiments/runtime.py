@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -9,6 +10,20 @@ import tensorflow as tf
 
 from experiments.schema import Runtime
 from experiments.types import ConfigError
+
+
+def check_shares(devices: int | None, pictures: Mapping[str, int]) -> None:
+    """Checks that several devices can share every batch of these splits evenly; Keras's `fit` fails where they cannot.
+
+    Raises:
+        ConfigError: a split whose last batch does not divide.
+    """
+    odd = [f"{split} has {count}" for split, count in pictures.items() if devices and count % devices]
+    if odd:
+        raise ConfigError(
+            f"runtime.devices: {devices} devices share every batch evenly, so every split's number of pictures must be "
+            f"a multiple of {devices}: {', '.join(odd)}. Set data.limit, or train on one device"
+        )
 
 
 def apply(runtime: Runtime) -> AbstractContextManager[Any]:

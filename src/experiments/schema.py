@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from experiments.paths import CONF
 
@@ -211,6 +211,12 @@ class Config(Node):
     progress: Literal["auto", "none"]
     outputs: str
 
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def names_are_text(cls, value: Any) -> Any:
+        """Hydra reads a class called 0 as a number."""
+        return {str(name): weight for name, weight in value.items()} if isinstance(value, Mapping) else value
+
     @property
     def cache(self) -> Path:
         return Path(self.outputs) / "cache"
@@ -334,6 +340,7 @@ def head_run(config: Config) -> Config:
             "optimizer": config.regime.head_optimizer,
             "epochs": config.regime.head_epochs,
             "schedule": Schedule.model_validate(shipped("schedule")["constant"]),
+            "monitor": "validation_loss",
             "early_stopping": None,
             "best_weights": False,
         }

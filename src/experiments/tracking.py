@@ -94,7 +94,7 @@ def track(config: Config, folder: Path) -> Iterator[Tracker]:
         mlflow.end_run("KILLED")
         raise
     except BaseException as error:
-        mlflow.set_tag("failure", f"{type(error).__name__}: {error}"[:5000])
+        mlflow.set_tag("failure", without_passwords(f"{type(error).__name__}: {error}")[:5000])
         mlflow.end_run("FAILED")
         raise
     mlflow.end_run("FINISHED")
@@ -135,10 +135,9 @@ def open_experiment(config: Config) -> str:
                 )
             )
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise ConfigError(
-            f"tracking.uri: the MLflow store at {config.tracking.uri} cannot be used: {str(error)[:500]}. "
-            "Check the address and that the server runs, or use tracking=sqlite or tracking=none"
-        ) from None
+        text = f"tracking.uri: the MLflow store at {config.tracking.uri} cannot be used: {str(error)[:500]}. "
+        text += "Check the address and that the server runs, or use tracking=sqlite or tracking=none"
+        raise ConfigError(without_passwords(text)) from None
 
 
 class Untracked:
@@ -245,8 +244,9 @@ PHASES = ("scratch", "head", "finetune")  # as the metric `phase` counts them
 def flat_parameters(config: Config) -> dict[str, str]:
     """What the run reads, a key and a text each: `regime` and the like name the choice, `regime.views` its values."""
     plain = effective(config)
-    for key in ("tracking", "tags", "notes", "outputs", "progress", "trusted_packages", "runtime", "objective"):
+    for key in ("tracking", "tags", "notes", "outputs", "progress", "trusted_packages", "must_reach", "objective"):
         plain.pop(key)
+    plain["runtime"] = {name: plain["runtime"][name] for name in ("precision", "xla")}  # as in a run's identity
     return {key: value[:6000] for key, value in _flatten(plain).items()}
 
 
@@ -283,7 +283,7 @@ def environment_tags() -> dict[str, str]:
 
 def without_passwords(text: str) -> str:
     """The text with the passwords of addresses in it starred out: scheme://user:***@host."""
-    return re.sub(r"(://[^\s:/@]*):[^\s/@]+@", r"\1:***@", text)
+    return re.sub(r"(://[^\s:/@]*):\S+@", r"\1:***@", text)
 
 
 def _git(*arguments: str) -> str | None:

@@ -130,6 +130,10 @@ def _sentence(fault: Mapping[str, Any], root: Any = Config, prefix: str = "") ->
         return f"{key}: no value, and the run needs one. Give one: +{key}=..."
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     message = message.partition(" or instance of ")[0]
+    if fault["type"] == "string_pattern_mismatch":
+        message = f"of the form {fault['ctx']['pattern']}"
+    if key == "class_weights":
+        message = "'balanced', null (all alike) or {CLASS: WEIGHT, ...}"
     if fault["type"] == "value_error":
         return f"{key}: {message}"
     line = f"{key}: must be {message}. Received: {fault['input']!r}"
@@ -221,6 +225,11 @@ def _cross_faults(model: Model, regime: Regime, tracking: Tracking) -> list[str]
 def _training_faults(config: Config) -> list[str]:
     """Values of a whole configuration that do not go together."""
     lines = []
+    if config.runtime.devices and config.batch_size % config.runtime.devices:
+        lines.append(
+            f"batch_size: must be a multiple of runtime.devices ({config.runtime.devices}), which share every batch "
+            f"evenly. Received: {config.batch_size}"
+        )
     if config.schedule.warmup >= config.epochs:
         lines.append(f"schedule.warmup: must be less than epochs ({config.epochs}). Received: {config.schedule.warmup}")
     if config.data.fold is not None and config.data.fold >= config.data.folds:

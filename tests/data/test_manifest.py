@@ -267,6 +267,13 @@ def test_limits_within_a_fold_are_nested(given: Path) -> None:
     assert paths(of(1), "test") == paths(of(None), "test")
 
 
+def test_more_folds_than_training_pictures_name_the_training_folder(given: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        read(given, fold=0, folds=1000)
+    assert "too few for data.folds=1000; add pictures or lower it" in line(str(raised.value), "train/cats")
+    assert "validation/cats" not in str(raised.value)
+
+
 def test_a_damaged_picture_does_not_move_the_others_folds(given: Path) -> None:
     before = {entry.path for fold in range(3) for entry in read(given, fold=fold, folds=3).of("validation")}
     kept = [paths(read(given, fold=fold, folds=3), "validation") for fold in range(3)]
@@ -274,11 +281,6 @@ def test_a_damaged_picture_does_not_move_the_others_folds(given: Path) -> None:
     after = [paths(read(given, fold=fold, folds=3, on_bad="skip"), "validation") for fold in range(3)]
     assert set().union(*after) == before - {"train/cats/4.png"}
     assert [one - {"train/cats/4.png"} for one in kept] == after
-
-
-def test_more_folds_than_pictures_are_refused(given: Path) -> None:
-    text = message(given, fold=8, folds=9)
-    assert "dogs: no picture that can be used is left for validation" in text and "cats" not in text
 
 
 # --- faults

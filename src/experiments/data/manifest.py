@@ -89,7 +89,7 @@ def read(
     if not presplit:
         groups = _split(groups, fractions, split_seed, faults)
     if fold is not None:
-        groups = _fold(groups, fold, folds, split_seed)
+        groups = _fold(groups, fold, folds, split_seed, "train/" if presplit else "", faults)
     groups = _choose(groups, limit, split_seed, verdicts)
     verdicts.save()
 
@@ -100,7 +100,8 @@ def read(
             width, height, mode = verdicts.good[sha256]
             entries.append(Entry(path, size, sha256, width, height, mode, class_name, split))
         if not members:
-            folder = f"{split}/{class_name}" if presplit else class_name
+            origin = "train" if fold is not None and split == "validation" else split
+            folder = f"{origin}/{class_name}" if presplit else class_name
             text = f"no picture that can be used is left for {split}; add pictures or remove the class"
             if not any(fault.path == folder for fault in faults):  # that may have been said more exactly
                 faults.append(Fault(folder, text, skippable=False))
@@ -356,12 +357,15 @@ def _split(groups: Groups, fractions: Mapping[str, float], seed: int, faults: li
     return result
 
 
-def _fold(groups: Groups, fold: int, folds: int, seed: int) -> Groups:
+def _fold(groups: Groups, fold: int, folds: int, seed: int, place: str, faults: list[Fault]) -> Groups:
     """The training pictures as training and validation, other splits but validation as they are."""
     result = {group: members for group, members in groups.items() if group[0] not in ("train", "validation")}
     for (split, class_name), members in groups.items():
         if split == "train":
             ranked = sorted(members, key=functools.partial(_rank, seed))
+            if len(ranked) < folds:
+                text = f"has {len(ranked)} training pictures, too few for data.folds={folds}; add pictures or lower it"
+                faults.append(Fault(f"{place}{class_name}", text, skippable=False))
             result["validation", class_name] = ranked[fold::folds]
             result["train", class_name] = [path for at, path in enumerate(ranked) if at % folds != fold]
     return result
