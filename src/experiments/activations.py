@@ -180,13 +180,15 @@ class Table:
         Raises:
             ConfigError: a number beyond it.
         """
+        if self.dtype == "float32":
+            return rows
         largest, bound = float(np.abs(rows).max(initial=0)), float(np.finfo(self.dtype).max)
-        if self.dtype == "float16" and largest > bound:
+        if largest > bound:
             raise ConfigError(
                 f"regime.activations: float16 holds numbers up to {bound:,.0f}, and those of {self.about['network']} "
                 f"at {self.about['boundary']} reach {largest:,.0f}. Use regime.activations=float32"
             )
-        return rows.astype(self.dtype, copy=False)
+        return rows.astype(self.dtype)
 
     def rows(self) -> Rows:
         rows = Rows([self.found[start] for start in self.shards])

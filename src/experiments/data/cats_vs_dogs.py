@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -49,12 +48,9 @@ def cats_vs_dogs(*, url: str, sha256: str, bytes: int, archive: str | None, cach
         store.use(root)
         return root
     own = _own(archive) if archive is not None else None
-    with store.hold(cache / "locks" / f"cats_vs_dogs-{root.name}.lock") as locked:
+    with store.writing(cache, "cats_vs_dogs", root.name):
         if root.is_dir():  # another process was faster
             return root
-        if locked:  # whoever left these was killed: it would hold the lock
-            for leftover in root.parent.glob(f".{root.name}.*"):
-                shutil.rmtree(leftover, ignore_errors=True)
         with _open(url, sha256, bytes, own, cache) as file:
             download.extract(file, root, wanted=_PICTURES, member_bytes=_PICTURE_BYTES, total_bytes=_TOTAL_BYTES)
         if own is None:

@@ -162,9 +162,8 @@ def forward(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
 
     Not `predict_on_batch`: under a strategy that runs every batch on each of its devices.
     """
-    signature = [tf.TensorSpec(model.input_shape, tf.float32)]
-    run = tf.function(lambda inputs: tf.cast(model(inputs, training=False), tf.float32), input_signature=signature)
-    return lambda inputs: np.asarray(run(inputs))
+    run = forward_each([model])
+    return lambda inputs: run(inputs)[0]
 
 
 def forward_each(models: Sequence[keras.Model]) -> Callable[[np.ndarray], list[np.ndarray]]:
