@@ -147,7 +147,7 @@ def augmentation(setup: Setup) -> Row:
         ["An epoch of batches, read and thrown away; a first epoch of each is dropped."],
     )
     parts, splits = ours.prepare(["experiment=tutorial_scratch", *in_process(folder, setup.home("ours"))])
-    pixels = np.ascontiguousarray(splits.train.pixels)
+    pixels = splits.train.pixels[:]
     epoch = ours.augmented_epoch(parts, splits)
     layered = peers.augmented_batches(pixels, batch_size)
     for repeat in range(setup.repeats + 1):

@@ -26,6 +26,7 @@ from experiments.activations import BATCH, SHARD_ROWS, Want, extract
 from experiments.data import decoder
 from experiments.models import network
 from experiments.models.network import Cut, cut
+from experiments.store import Rows
 from experiments.types import Backbone, ConfigError, Entry, Pictures
 
 SIZE = 16
@@ -75,7 +76,7 @@ def tiny(outputs: Path, *overrides: str, filters: int = 4) -> Any:
 def pictures_of(count: int = COUNT, split: str = "train") -> Pictures:
     pixels = np.random.default_rng(len(split)).integers(0, 256, (count, SIZE, SIZE, 3)).astype("uint8")
     entries = tuple(Entry(f"{n}.jpg", 1, f"{split}{n:064x}", SIZE, SIZE, "RGB", "a", split) for n in range(count))
-    return Pictures(split, entries, np.zeros(count, "int32"), SIZE, lambda: pixels)
+    return Pictures(split, entries, np.zeros(count, "int32"), SIZE, lambda: Rows([pixels]))
 
 
 def cuts(parts: Any) -> tuple[Cut, Cut]:
@@ -119,7 +120,7 @@ def test_rows_are_what_the_network_makes_of_the_pictures(tmp_path: Path) -> None
     parts, pictures = tiny(tmp_path), pictures_of()
     features, rows, *views = extract(parts, wants_of(parts, pictures), Told())
     for table, prefix in ((features, cuts(parts)[0].prefix), (rows, cuts(parts)[1].prefix)):
-        expected = prefix.predict(pictures.pixels.astype("float32"), verbose=0)
+        expected = prefix.predict(pictures.pixels[:].astype("float32"), verbose=0)
         assert table.shape == expected.shape and table.dtype == np.float32
         np.testing.assert_allclose(table[:], expected, atol=1e-5)
         order = np.random.default_rng(0).permutation(COUNT)[:40]
@@ -236,7 +237,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
         tuple(dataclasses.replace(few.entries[0], sha256=str(n)) for n in range(count)),
         np.zeros(count, "int32"),
         SIZE,
-        lambda: np.broadcast_to(few.pixels, (count, SIZE, SIZE, 3)),
+        lambda: Rows([np.broadcast_to(few.pixels[:], (count, SIZE, SIZE, 3))]),
     )
     memory: list[int] = []
     told = Told(lambda done: memory.append(psutil.Process().memory_info().rss))
@@ -259,7 +260,7 @@ def test_shards_are_smaller_where_rows_are_large(tmp_path: Path, monkeypatch: py
     assert [table.step for table in tables] == [SHARD_ROWS, 64]
     features, rows = extract(parts, [Want(frozen, pictures), Want(boundary, pictures)], Told())
     np.testing.assert_array_equal(rows[:], whole)
-    np.testing.assert_allclose(features[:], frozen.prefix(pictures.pixels.astype("float32")), atol=1e-5)
+    np.testing.assert_allclose(features[:], frozen.prefix(pictures.pixels[:].astype("float32")), atol=1e-5)
     monkeypatch.setattr(activations, "SHARD_BYTES", 1)
     assert activations.Table(parts, Want(boundary, pictures)).step == BATCH
 

@@ -22,6 +22,7 @@ from experiments import augmentation, build, schema
 from experiments.commands.composed import read
 from experiments.data.pipeline import augmented, picture_batches
 from experiments.schema import Config
+from experiments.store import Rows
 from experiments.types import ConfigError, Entry, Pictures
 
 SIZE = 32
@@ -43,7 +44,7 @@ def smooth(count: int) -> np.ndarray:
 
 def split(pixels: np.ndarray, labels: np.ndarray) -> Pictures:
     entries = tuple(Entry(f"{n}.jpg", 1, f"{n}", SIZE, SIZE, "RGB", "a", "train") for n in range(len(pixels)))
-    return Pictures("train", entries, labels.astype("int32"), SIZE, lambda: pixels)
+    return Pictures("train", entries, labels.astype("int32"), SIZE, lambda: Rows([pixels]))
 
 
 def batches(config: Config, pictures: Pictures, epochs: range, classes: int = 2, seed: int = 0) -> list[Batch]:

@@ -16,6 +16,7 @@ import pytest
 from experiments import build, schema
 from experiments.data.animals import ANIMALS
 from experiments.evaluate import evaluate
+from experiments.store import Rows
 from experiments.types import ConfigError, Entry, Manifest, Pictures, Splits
 
 Read = Callable[..., schema.Config]
@@ -72,7 +73,9 @@ def test_the_schemas_choices_are_what_the_code_knows() -> None:
 
 def test_every_objective_is_a_metric_of_the_evaluation() -> None:
     entries = tuple(Entry(f"{n}.jpg", 1, str(n), 1, 1, "RGB", "ab"[n % 2], "validation") for n in range(4))
-    pictures = Pictures("validation", entries, np.array([0, 1, 0, 1], "int32"), 1, lambda: np.zeros((4, 1, 1, 3)))
+    pictures = Pictures(
+        "validation", entries, np.array([0, 1, 0, 1], "int32"), 1, lambda: Rows([np.zeros((4, 1, 1, 3), "uint8")])
+    )
     splits = Splits(("a", "b"), pictures, pictures, None, Manifest(Path(), ("a", "b"), entries), "")
     scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.3, 0.7]], "float32")
     metrics = evaluate({"validation": scores}, splits)["validation"].metrics

@@ -17,6 +17,7 @@ from sklearn.metrics import (  # type: ignore[import-untyped]
 
 from experiments.evaluate import evaluate, predictions_table
 from experiments.statistics import wilson
+from experiments.store import Rows
 from experiments.types import Entry, Manifest, Pictures, Splits
 
 PETS = ("cat", "dog")
@@ -30,7 +31,9 @@ def splits_of(classes: tuple[str, ...], validation: list[int], test: list[int] |
             Entry(f"{split}/{classes[label]}/{row}.jpg", 1, f"{row:064x}", 8, 8, "RGB", classes[label], split)
             for row, label in enumerate(labels)
         )
-        return Pictures(split, entries, np.array(labels, np.int32), 8, lambda: np.zeros((len(entries), 8, 8, 3)))
+        return Pictures(
+            split, entries, np.array(labels, np.int32), 8, lambda: Rows([np.zeros((len(entries), 8, 8, 3), "uint8")])
+        )
 
     return Splits(
         classes=classes,

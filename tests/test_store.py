@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import filelock
 import numpy as np
+import psutil
 import pytest
 
 from experiments import store
@@ -230,6 +231,32 @@ def test_rows_are_those_of_one_array(tmp_path: Path, rows: Any) -> None:
     assert (len(joined), joined.shape, joined.dtype) == (10, (10, 2, 3), np.dtype("float16"))
     np.testing.assert_array_equal(joined[rows], whole[rows])
     assert type(joined[rows]) is np.ndarray and joined[rows].flags.writeable, "a copy in memory"
+
+
+def test_reading_all_of_a_map_takes_little_memory_and_holding_it_takes_all(tmp_path: Path) -> None:
+    size = 3 * store.RESIDENT
+    stored = store.array(tmp_path, "pixels", {"n": 1}, (size // 2**16, 2**16), "uint8", lambda array: array.fill(7))
+    store.release([stored])
+    resident = psutil.Process().memory_info().rss
+    mapped = store.Rows([stored])
+    rows = np.random.default_rng(0).permutation(len(stored))
+    most = 0
+    for at in range(0, len(rows), 16):
+        assert (mapped[rows[at : at + 16]] == 7).all()
+        most = max(most, psutil.Process().memory_info().rss - resident)
+    assert most < store.RESIDENT * 1.5
+    held = store.Rows([stored], held=True)
+    assert psutil.Process().memory_info().rss - resident > size * 0.9
+    np.testing.assert_array_equal(held[[3, 0]], mapped[[3, 0]])
+
+
+def test_releasing_loses_nothing_that_was_written(tmp_path: Path) -> None:
+    array = np.lib.format.open_memmap(tmp_path / "a.npy", "w+", np.dtype("uint8"), (2**20,))
+    array[:] = 9
+    store.release([array, np.zeros(3)])
+    assert (array == 9).all()
+    array.flush()
+    assert (np.load(tmp_path / "a.npy") == 9).all()
 
 
 def test_what_is_used_is_not_removed(tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ class Evaluate(Node):
 
 class Runtime(Node):
     threads: int | None = Positive
+    memory: float = Field(ge=0)
     devices: int | None = Positive
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"]
     xla: bool | None

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import logging
+import mmap
 import os
 import secrets
 import shutil
@@ -33,6 +34,8 @@ if sys.platform != "win32":
 _ARRAY = "array.npy"
 _META = "meta.json"
 _ATTEMPTS = 10
+RESIDENT = 64 * 2**20
+_FAULT = 2**21  # bytes that the system maps at most where a page is touched
 
 _log = logging.getLogger(__name__)
 _verified: dict[Path, tuple[int, int, str]] = {}  # array file -> mtime_ns, size and sha256 when this process hashed it
@@ -135,27 +138,54 @@ def array(
 class Rows:
     """Rows of several arrays, one after the other, as of one array: what is indexed is read, the rest stays on disk.
 
+    Of memory maps, however much is read, about RESIDENT bytes at most count to this process; what the system keeps of
+    them beyond that is its cache.
+
     Args:
         parts: one array or more, [n, ...] of one type.
+        held: copy them into memory, for good.
     """
 
-    def __init__(self, parts: Sequence[np.ndarray]) -> None:
-        self.parts = [np.asarray(part) for part in parts]  # still memory maps
+    def __init__(self, parts: Sequence[np.ndarray], *, held: bool = False) -> None:
+        self.parts = [np.array(part, subok=False) if held else np.asarray(part) for part in parts]
         self.starts = np.cumsum([0, *map(len, parts)])
         self.shape: tuple[int, ...] = (int(self.starts[-1]), *parts[0].shape[1:])
         self.dtype = parts[0].dtype
+        self.held = held
+        self._mapped = 0  # bytes of memory maps read since they were last released
+        if held:
+            release(parts)
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+    def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> np.ndarray:
         """A copy [B, ...] of a slice of the rows, or of those with the numbers [B]."""
         wanted = np.arange(len(self))[rows]
+        if self.held and len(self.parts) == 1:
+            return self.parts[0][wanted]
         owners = np.searchsorted(self.starts, wanted, side="right") - 1
         found = np.empty((len(wanted), *self.shape[1:]), self.dtype)
         for at, (owner, row) in enumerate(zip(owners, wanted - self.starts[owners], strict=True)):
             found[at] = self.parts[owner][row]
+        self._mapped += max(found.nbytes, len(wanted) * _FAULT)
+        if self._mapped > RESIDENT:
+            release(self.parts)
+            self._mapped = 0
         return found
+
+
+def release(arrays: Sequence[np.ndarray]) -> None:
+    """Gives the pages of memory maps back to the system, which reads them again where they are used again.
+
+    What was written to them is not lost. Arrays that are no memory maps stay as they are.
+    """
+    for array in arrays:
+        base: Any = array
+        while isinstance(base, np.ndarray):
+            base = base.base
+        if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            base.madvise(mmap.MADV_DONTNEED)
 
 
 def contains(cache: Path, kind: str, spec: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from experiments.schema import Config
+    from experiments.store import Rows
 
 
 class ConfigError(ValueError):
@@ -69,15 +70,15 @@ class Pictures:
     entries: tuple[Entry, ...]
     labels: np.ndarray  # [N] int32
     image_size: int
-    _pixels: Callable[[], np.ndarray]
+    _pixels: Callable[[], Rows]
 
     @property
     def ids(self) -> list[str]:
         return [entry.path for entry in self.entries]
 
     @property
-    def pixels(self) -> np.ndarray:
-        """[N, H, W, 3] uint8, RGB; a read-only memory map."""
+    def pixels(self) -> Rows:
+        """[N, H, W, 3] uint8, RGB; in memory or, beyond `runtime.memory`, on disk."""
         return self._pixels()
 
     def __len__(self) -> int:
@@ -100,6 +101,18 @@ class Splits:
         return [self.validation, *([self.test] if test and self.test else [])]
 
 
+EPOCH_METRICS = (
+    "accuracy",
+    "input_wait",  # share of the training time that it waited for batches; not told of several devices
+    "learning_rate",
+    "loss",
+    "pictures_per_second",
+    "seconds",
+    "validation_accuracy",
+    "validation_loss",
+)
+
+
 @dataclass(frozen=True)
 class EpochRecord:
     """One row of a run's curves."""
@@ -108,7 +121,7 @@ class EpochRecord:
     phase: str  # scratch | head | finetune
     epoch: int  # within the phase, from 0
     timestamp: int  # milliseconds since 1970, when the epoch ended
-    metrics: Mapping[str, float]  # loss, accuracy, validation_loss, validation_accuracy, learning_rate, ...
+    metrics: Mapping[str, float]  # of EPOCH_METRICS
 
 
 class Progress(Protocol):

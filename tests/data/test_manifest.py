@@ -7,6 +7,8 @@ import io
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -498,7 +500,7 @@ def test_odd_names(root: Path, name: str) -> None:
     assert f"train/cats/{name}" in [entry.path for entry in found.entries]
     assert read(root) == found
     assert len(manifest.fingerprint(found)) == 64
-    assert manifest.splits(found, 4, root.parent / "cache").train.pixels.shape == (6, 4, 4, 3)
+    assert manifest.splits(found, 4, root.parent / "cache", 1e9).train.pixels.shape == (6, 4, 4, 3)
     table = io.StringIO()
     csv.writer(table).writerows(row.values() for row in manifest.to_rows(found))
     table.getvalue().encode()
@@ -563,7 +565,7 @@ def test_rows(root: Path) -> None:
 def test_pixels_are_the_decoders_and_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = root.parent / "cache"
     found = read(root)
-    splits = manifest.splits(found, 4, cache)
+    splits = manifest.splits(found, 4, cache, 1e9)
     assert splits.test is None and splits.fingerprint == manifest.fingerprint(found)
     train = splits.train
     assert train.labels.dtype == np.int32 and train.labels.tolist() == [0, 0, 0, 1, 1, 1]
@@ -571,15 +573,46 @@ def test_pixels_are_the_decoders_and_kept(root: Path, monkeypatch: pytest.Monkey
     assert not (cache / "pixels").exists()
 
     pixels = train.pixels
-    assert pixels.shape == (6, 4, 4, 3) and pixels.dtype == np.uint8 and not pixels.flags.writeable
-    for path, row in zip(train.ids, pixels, strict=True):
+    assert pixels.shape == (6, 4, 4, 3) and pixels.dtype == np.uint8
+    for path, row in zip(train.ids, pixels[:], strict=True):
         np.testing.assert_array_equal(row, decoder.resize(decoder.decode((root / path).read_bytes()), 4))
 
     monkeypatch.setattr(decoder, "decode", never)
     assert train.pixels is pixels
-    np.testing.assert_array_equal(manifest.pictures(found, "train", 4, cache).pixels, pixels)
+    np.testing.assert_array_equal(manifest.pictures(found, "train", 4, cache, held=True).pixels[:], pixels[:])
     with pytest.raises(AssertionError, match="decoded again"):
-        _ = manifest.pictures(found, "train", 5, cache).pixels
+        _ = manifest.pictures(found, "train", 5, cache, held=True).pixels
+
+
+def test_memory_decides_where_pixels_are(root: Path) -> None:
+    found, cache = read(root), root.parent / "cache"
+    needed = len(found.entries) * 4 * 4 * 3
+    held, mapped = (manifest.splits(found, 4, cache, memory).train.pixels for memory in (needed, needed - 1))
+    assert (held.held, mapped.held) == (True, False)
+    np.testing.assert_array_equal(held[:], mapped[:])
+
+
+def test_pictures_beyond_the_memory_they_may_take_are_decoded_and_read_in_little(tmp_path: Path) -> None:
+    """In a process of its own: 288 MB of pixels, of which 1 MB may be in memory."""
+    for n in range(96):
+        draw(tmp_path / "data" / "train" / "ab"[n % 2] / f"{n}.png", content=n)
+    draw(tmp_path / "data" / "validation" / "a" / "x.png")
+    draw(tmp_path / "data" / "validation" / "b" / "y.png")
+    program = f"""
+import resource
+from pathlib import Path
+from experiments.data import manifest
+root = Path({str(tmp_path)!r})
+found = manifest.read(root / "data", fractions={{}}, split_seed=0, limit={{}}, on_bad="error", cache=root / "cache")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+pixels = manifest.splits(found, 1000, root / "cache", 1e6).train.pixels
+total = sum(int(pixels[at : at + 4].sum()) for at in range(0, len(pixels), 4))
+print(len(pixels) * 3_000_000, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, total)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    size, grown, total = map(int, done.stdout.split())
+    assert size == 288_000_000 and total > 0
+    assert grown < size / 2
 
 
 def test_files_changed_since_are_named(root: Path) -> None:
@@ -588,7 +621,7 @@ def test_files_changed_since_are_named(root: Path) -> None:
     draw(root / "train/cats/0.png", content="changed")
     (root / "train/dogs/2.png").unlink()
     with pytest.raises(DataError) as caught:
-        _ = manifest.pictures(found, "train", 4, cache).pixels
+        _ = manifest.pictures(found, "train", 4, cache, held=True).pixels
     assert "has changed since it was checked" in line(str(caught.value), "train/cats/0.png")
     assert "cannot be read (No such file or directory)" in line(str(caught.value), "train/dogs/2.png")
     assert list((cache / "pixels").iterdir()) == []
@@ -637,7 +670,7 @@ def test_photographs(tmp_path: Path) -> None:
     start = time.perf_counter()
     assert read(PHOTOS, limit=limit, cache=tmp_path) == first
     assert time.perf_counter() - start < 5  # 0.2 s on an idle machine: nothing is decoded
-    assert manifest.pictures(first, "validation", 32, tmp_path).pixels.std() > 30
+    assert manifest.pictures(first, "validation", 32, tmp_path, held=True).pixels[:].std() > 30
 
 
 def test_a_class_folder_that_is_no_text_must_be_renamed(tmp_path: Path) -> None:

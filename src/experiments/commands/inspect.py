@@ -127,7 +127,8 @@ def sample(config: Config, count: int) -> Splits:
         places[entry.class_name] += 1
     chosen = [entry for _, _, entry in sorted(turns, key=lambda turn: turn[:2])[:count]]
     others = [entry for entry in found.entries if entry.split != "train"]
-    return manifest.splits(dataclasses.replace(found, entries=(*chosen, *others)), config.data.image_size, config.cache)
+    few = dataclasses.replace(found, entries=(*chosen, *others))
+    return manifest.splits(few, config.data.image_size, config.cache, config.runtime.memory * 1e9)
 
 
 def augmentation_figure(config: Config, shown: Splits, views: int) -> Figure:
@@ -142,7 +143,7 @@ def augmentation_figure(config: Config, shown: Splits, views: int) -> Figure:
 
     from experiments import figures
 
-    originals = shown.train.pixels.astype("float32")
+    originals = shown.train.pixels[:].astype("float32")
     rows = [[pixels] for pixels in originals]
     titles = [[figures.label_title(label, shown.classes)] for label in shown.train.labels]
     for pixels, labels in augmented_views(config, shown, views):

@@ -20,6 +20,7 @@ import numpy as np
 from experiments import store
 from experiments.data import decoder
 from experiments.data.listing import Fault, Groups, list_pictures, printable
+from experiments.store import Rows
 from experiments.types import SPLITS, ConfigError, DataError, Entry, LeftOut, Manifest, Pictures, Splits
 
 _SHOWN = 20  # faults named in one error
@@ -155,7 +156,7 @@ def to_rows(manifest: Manifest) -> list[dict[str, str | int]]:
     ]
 
 
-def pictures(manifest: Manifest, split: str, image_size: int, cache: Path) -> Pictures:
+def pictures(manifest: Manifest, split: str, image_size: int, cache: Path, *, held: bool) -> Pictures:
     """The pictures of one split, in the manifest's order; nothing is read until `pixels` is asked for.
 
     Args:
@@ -163,6 +164,7 @@ def pictures(manifest: Manifest, split: str, image_size: int, cache: Path) -> Pi
         split: One of SPLITS.
         image_size: Width and height of the pixels wanted; see `decoder.resize`.
         cache: The cache folder; the decoded pixels are kept in its store.
+        held: Have them in memory; else they are read from the store as they are used.
 
     Returns:
         The pictures. `pixels` raises DataError if files have changed since the manifest was made, naming them, and
@@ -172,8 +174,8 @@ def pictures(manifest: Manifest, split: str, image_size: int, cache: Path) -> Pi
     labels = {name: label for label, name in enumerate(manifest.classes)}
 
     @functools.cache
-    def pixels() -> np.ndarray:
-        return store.array(
+    def pixels() -> Rows:
+        stored = store.array(
             cache,
             "pixels",
             {
@@ -186,6 +188,7 @@ def pictures(manifest: Manifest, split: str, image_size: int, cache: Path) -> Pi
             functools.partial(_decode_into, manifest.root, entries, image_size),
             about={"split": split},
         )
+        return Rows([stored], held=held)
 
     return Pictures(
         split=split,
@@ -196,16 +199,25 @@ def pictures(manifest: Manifest, split: str, image_size: int, cache: Path) -> Pi
     )
 
 
-def splits(manifest: Manifest, image_size: int, cache: Path) -> Splits:
+def splits(manifest: Manifest, image_size: int, cache: Path, memory: float) -> Splits:
     """The whole data set as the regimes see it; `test` is None where the manifest has no test pictures.
 
-    Args and raises as `pictures`.
+    Args:
+        manifest, image_size, cache: As `pictures`, which also says what is raised.
+        memory: Bytes that the pixels of all splits together may take in memory; where they are more, all stay on disk.
     """
+    held = len(manifest.entries) * image_size**2 * 3 <= memory
+    given = {
+        split: pictures(manifest, split, image_size, cache, held=held) if manifest.of(split) else None
+        for split in SPLITS
+    }
+    train, validation = given["train"], given["validation"]
+    assert train and validation, "`read` gives both"
     return Splits(
         classes=manifest.classes,
-        train=pictures(manifest, "train", image_size, cache),
-        validation=pictures(manifest, "validation", image_size, cache),
-        test=pictures(manifest, "test", image_size, cache) if manifest.of("test") else None,
+        train=train,
+        validation=validation,
+        test=given["test"],
         manifest=manifest,
         fingerprint=fingerprint(manifest),
     )
@@ -458,7 +470,12 @@ def _decode_into(root: Path, entries: Sequence[Entry], image_size: int, pixels: 
             return Fault(entry.path, str(error), skippable=False)
         return None
 
+    faults: list[Fault] = []
     with ThreadPoolExecutor() as pool:
-        faults = [fault for fault in pool.map(decode, range(len(entries))) if fault]
+        step = max(1, store.RESIDENT // (image_size**2 * 3))
+        for start in range(0, len(entries), step):
+            rows = range(start, min(start + step, len(entries)))
+            faults += [fault for fault in pool.map(decode, rows) if fault]
+            store.release([pixels])
     if faults:
         raise DataError(_message(root, faults, "error"))
