@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,9 +25,10 @@ from experiments.types import EpochRecord, Recipe, Watch
 
 COUNT, FEATURES = 20, 6
 METRICS = {
-    "loss", "accuracy", "validation_loss", "validation_accuracy", "learning_rate", "seconds", "pictures_per_second"
+    "loss", "accuracy", "validation_loss", "validation_accuracy", "learning_rate", "seconds", "pictures_per_second",
+    "input_wait",
 }  # fmt: skip
-TIMES = ("seconds", "pictures_per_second")
+TIMES = ("seconds", "pictures_per_second", "input_wait")
 
 
 class Listener:
@@ -136,6 +138,60 @@ def test_it_learns_and_scores_what_it_says(classes: int) -> None:
     loss = -np.log(shares[np.arange(COUNT), labels]).mean()
     assert history[-1].metrics["validation_loss"] == pytest.approx(loss, rel=1e-3)
     assert history[-1].metrics["validation_accuracy"] == pytest.approx((shares.argmax(axis=1) == labels).mean())
+
+
+def test_the_time_that_training_waits_for_its_batches_is_told() -> None:
+    def share(pause: float) -> float:
+        rows, labels = data(2)
+
+        def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for at in range(0, 10 * COUNT, COUNT):
+                time.sleep(pause if at else 0)  # the first is there before training asks
+                yield rows, labels
+
+        spec = (tf.TensorSpec((None, FEATURES), tf.float32), tf.TensorSpec((None,), tf.int32))
+        model = dense_head(FEATURES, Head(pooling="average", dropout=0.0, l1=0.0, l2=0.0, dense={}), 2)
+        history = fit(
+            model,
+            Batches(tf.data.Dataset.from_generator(batches, output_signature=spec), labels, COUNT // 4),
+            in_order(rows, labels, COUNT),
+            recipe=dataclasses.replace(RECIPE, epochs=2),
+            classes=("a", "b"),
+            phase="scratch",
+            first_step=0,
+            watch=Watch(Listener(), lambda record: None),
+        )
+        return history[1].metrics["input_wait"]  # the first epoch traces
+
+    assert share(0.1) > 0.8
+    assert share(0.0) < 0.5
+
+
+def test_an_epoch_in_one_call_trains_to_the_same_bits_as_steps_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    counted = Listener.stage
+
+    @contextmanager
+    def stage(self: Listener, label: str, total: int) -> Iterator[Callable[..., None]]:
+        with counted(self, label, total) as advance:
+
+            def count(steps: int = 1, note: str = "") -> None:
+                calls.append(steps)
+                advance(steps, note)
+
+            yield count
+
+    monkeypatch.setattr(Listener, "stage", stage)
+    at_once = train()
+    assert calls == [3, 0] * 3
+    calls.clear()
+    monkeypatch.setattr(Batches, "burst", 1)
+    one_by_one = train()
+    assert calls == [1, 1, 1, 0] * 3
+    for a, b in zip(at_once[1].get_weights(), one_by_one[1].get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    losses = [[record.metrics["validation_loss"] for record in done[0]] for done in (at_once, one_by_one)]
+    assert losses[0] == losses[1]
 
 
 def test_the_same_seed_trains_to_the_same_bits_and_another_does_not() -> None:

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from experiments.augmentation import Affine, Identity
 from experiments.data.pipeline import Batches, augmented, in_order, picture_batches, stored_batches, through
+from experiments.store import Rows
 from experiments.types import Augmentation, Entry, Pictures
 
 COUNT, SIZE = 10, 8
@@ -22,7 +23,7 @@ def pictures() -> Pictures:
     pixels = np.random.default_rng(0).integers(0, 256, (COUNT, SIZE, SIZE, 3)).astype("uint8")
     pixels[:, 0, 0, 0] = np.arange(COUNT)
     entries = tuple(Entry(f"{n}.jpg", 1, f"{n}", SIZE, SIZE, "RGB", "a", "train") for n in range(COUNT))
-    return Pictures("train", entries, np.arange(COUNT, dtype="int32"), SIZE, lambda: pixels)
+    return Pictures("train", entries, np.arange(COUNT, dtype="int32"), SIZE, lambda: Rows([pixels]))
 
 
 def extra() -> tuple[keras.layers.Layer, ...]:
@@ -67,7 +68,7 @@ def test_an_epoch_holds_every_picture_once_and_ends_with_a_small_batch(pictures:
     orders = []
     for epoch in range(3):
         mine = drained[3 * epoch : 3 * epoch + 3]
-        np.testing.assert_array_equal(by_label(mine), pictures.pixels)  # pixels go with their labels, unchanged
+        np.testing.assert_array_equal(by_label(mine), pictures.pixels[:])  # pixels go with their labels, unchanged
         orders.append([int(label) for _, labels in mine for label in labels])
     assert all(sorted(order) == list(range(COUNT)) for order in orders)
     assert orders[0] != orders[1] != orders[2] != orders[0]
@@ -95,7 +96,7 @@ def test_augmentation_differs_between_epochs_seeds_and_pictures(
     drained = drain(fresh(pictures, range(2), augmentation, layers).dataset)
     first, second = by_label(drained[:3]), by_label(drained[3:])
     other = by_label(drain(fresh(pictures, range(1), augmentation, layers, seed=1).dataset))
-    plain = pictures.pixels.astype("float32")
+    plain = pictures.pixels[:].astype("float32")
     for a, b in ((first, second), (first, other), (first, plain)):
         assert all(np.any(one != two) for one, two in zip(a, b, strict=True))
     assert first.min() >= 0 and first.max() <= 255
@@ -105,7 +106,7 @@ def test_extra_layers_follow_the_seed() -> None:
     pixels = np.full((4, SIZE, SIZE, 3), 100, "uint8")  # all alike: what differs is drawn, and not the order
     pixels[:, :4] = 200
     entries = tuple(Entry(f"{n}.jpg", 1, f"{n}", SIZE, SIZE, "RGB", "a", "train") for n in range(4))
-    alike = Pictures("train", entries, np.zeros(4, "int32"), SIZE, lambda: pixels)
+    alike = Pictures("train", entries, np.zeros(4, "int32"), SIZE, lambda: Rows([pixels]))
     first, again, other = (
         drain(fresh(alike, range(1), Identity(), extra(), seed=seed).dataset)[0][0] for seed in (0, 0, 1)
     )
@@ -149,8 +150,15 @@ def test_stored_batches_cycle_through_the_views() -> None:
 
 def test_stored_and_fresh_batches_have_one_order(pictures: Pictures) -> None:
     plain = drain(fresh(pictures, range(2), Identity()).dataset)
-    views = [pictures.pixels.astype("float32")]
+    views = [pictures.pixels[:].astype("float32")]
     assert_same(drain(stored_batches(views, pictures.labels, batch_size=4, seed=0, epochs=range(2)).dataset), plain)
+
+
+def test_vectors_are_trained_on_an_epoch_a_call_and_maps_step_by_step() -> None:
+    labels = np.zeros(COUNT, "int32")
+    for shape, burst in (((COUNT, 6), 3), ((COUNT, 2, 2, 6), 1)):
+        batches = stored_batches([np.zeros(shape, "float32")], labels, batch_size=4, seed=0, epochs=range(1))
+        assert (batches.steps, batches.burst) == (3, burst)
 
 
 def test_in_order_keeps_order_and_tells_its_length(pictures: Pictures) -> None:
@@ -159,10 +167,10 @@ def test_in_order_keeps_order_and_tells_its_length(pictures: Pictures) -> None:
     for _ in range(2):  # Keras reads it after every epoch
         drained = drain(dataset)
         assert [list(labels) for _, labels in drained] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-        np.testing.assert_array_equal(np.concatenate([pixels for pixels, _ in drained]), pictures.pixels)
+        np.testing.assert_array_equal(np.concatenate([pixels for pixels, _ in drained]), pictures.pixels[:])
         assert drained[0][0].dtype == np.float32
     blocks = [np.asarray(block) for (block,) in in_order(pictures.pixels, None, 4)]
-    np.testing.assert_array_equal(np.concatenate(blocks), pictures.pixels)
+    np.testing.assert_array_equal(np.concatenate(blocks), pictures.pixels[:])
 
 
 @pytest.mark.parametrize("with_layers", [False, True])
@@ -180,7 +188,7 @@ def test_a_stored_view_is_fixed(pictures: Pictures, with_layers: bool) -> None:
     assert first.shape == (COUNT, SIZE, SIZE, 3) and first.dtype == np.float32
     np.testing.assert_array_equal(view(0), first)
     np.testing.assert_array_equal(view(0, backwards=True), first)
-    for other in (view(1), view(0, seed=1), pictures.pixels.astype("float32")):
+    for other in (view(1), view(0, seed=1), pictures.pixels[:].astype("float32")):
         assert all(np.any(one != two) for one, two in zip(first, other, strict=True))
 
 

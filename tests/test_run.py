@@ -131,7 +131,7 @@ def test_the_weights_make_the_same_predictions(
     from experiments.models.network import join
 
     pictures = read_data(parts).validation
-    scores = join(parts.backbone, "average", head).predict_on_batch(pictures.pixels.astype("float32"))
+    scores = join(parts.backbone, "average", head).predict_on_batch(pictures.pixels[:].astype("float32"))
     written = [
         [float(row["p_blobs"]), float(row["p_stripes"])] for row in rows_of(tuned / "predictions_validation.csv")
     ]
@@ -169,7 +169,7 @@ def test_a_joined_model_that_disagrees_is_not_reported(drawn: Path, config: Call
     inputs = keras.Input((48, 48, 3))
     pooled = keras.layers.Dense(2, activation="softmax")(keras.layers.GlobalAveragePooling2D()(inputs / 255))
     model = keras.Model(inputs, pooled)
-    right = np.asarray(model(splits.validation.pixels.astype("float32")))
+    right = np.asarray(model(splits.validation.pixels[:].astype("float32")))
     check_joined(parts.config, Fitted(model, (), {"validation": right}), splits)
     wrong = right.copy()
     wrong[3] += [0.01, -0.01]
@@ -203,9 +203,25 @@ def test_curves_are_on_disk_before_the_tracker_is_told(tmp_path: Path) -> None:
     for step in range(2):
         with pytest.raises(ConnectionError):
             curves.add(EpochRecord(step, "scratch", step, 5, {"loss": 0.5}))
-    assert (tmp_path / "curves.csv").read_text().splitlines() == [
-        "step,phase,epoch,timestamp,loss", "0,scratch,0,5,0.5", "1,scratch,1,5,0.5"
-    ]  # fmt: skip
+    with (tmp_path / "curves.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    told = [{name: value for name, value in row.items() if value} for row in rows]
+    expected = {"phase": "scratch", "timestamp": "5", "loss": "0.5"}
+    assert told == [{"step": str(step), "epoch": str(step)} | expected for step in range(2)]
+
+
+def test_curves_take_records_with_more_and_fewer_metrics(tmp_path: Path) -> None:
+    """A head's history may come from another version of this program, or from several devices."""
+
+    class Silent:
+        def epoch(self, record: EpochRecord) -> None:
+            pass
+
+    curves = Curves(tmp_path / "curves.csv", Silent())
+    curves.add(EpochRecord(0, "head", 0, 5, {"loss": 0.5}))
+    curves.add(EpochRecord(1, "finetune", 0, 6, {"input_wait": 0.25, "loss": 0.4}))
+    with (tmp_path / "curves.csv").open(newline="") as file:
+        assert [(row["loss"], row["input_wait"]) for row in csv.DictReader(file)] == [("0.5", ""), ("0.4", "0.25")]
 
 
 def test_csv_cells_are_quoted(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from experiments.regimes import scratch
 from experiments.types import ConfigError
 
 METRICS = {
-    "loss", "accuracy", "validation_loss", "validation_accuracy", "learning_rate", "seconds", "pictures_per_second"
+    "loss", "accuracy", "validation_loss", "validation_accuracy", "learning_rate", "seconds", "pictures_per_second",
+    "input_wait",
 }  # fmt: skip
 SMALL = ("data.image_size=48", "model.head.pooling=average", "epochs=2", "batch_size=8", "progress=none")
 

@@ -52,13 +52,16 @@ def fit(
         loss=recipe.loss(count),
         metrics=[keras.metrics.MeanMetricWrapper(accuracy, name="accuracy")],
         jit_compile="auto" if recipe.xla is None else recipe.xla,
+        steps_per_execution=batches.burst,
     )
+    waiting = None if tf.distribute.has_strategy() else Waiting()  # which fetches ahead of its own, past any measuring
+    dataset = batches.dataset.map(lambda inputs, labels: weighted(inputs, targets(labels, count), weights))
     averages = keras.callbacks.SwapEMAWeights() if getattr(optimizer, "use_ema", False) else None
     with watch.progress.stage(phase, recipe.epochs * batches.steps) as advance:
-        record = Record(phase, recipe.monitor, first_step, batches.pictures, watch.record, advance)
+        record = Record(phase, recipe.monitor, first_step, batches, waiting, watch.record, advance)
         callbacks = [EpochSeeds(recipe.seed), Rate(recipe.rate, record), averages, record, stopping(recipe, averages)]
         model.fit(
-            batches.dataset.map(lambda inputs, labels: weighted(inputs, targets(labels, count), weights)),
+            waiting.watch(dataset) if waiting else dataset,
             epochs=recipe.epochs,
             steps_per_epoch=batches.steps,
             validation_data=validation.map(lambda inputs, labels: (inputs, targets(labels, count))),
@@ -75,6 +78,25 @@ def weighted(inputs: tf.Tensor, wanted: tf.Tensor, weights: np.ndarray | None) -
         return inputs, wanted
     shares = tf.concat([1 - wanted, wanted], axis=-1) if wanted.shape[-1] == 1 else wanted
     return inputs, wanted, tf.linalg.matvec(shares, tf.constant(weights))
+
+
+class Waiting:
+    """Seconds that training waits for its batches, measured inside TensorFlow where it asks for each."""
+
+    def __init__(self) -> None:
+        self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+
+    def watch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """The same dataset, timed. Nothing is fetched ahead of it from here on."""
+
+        def note(asked: tf.Tensor, batch: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
+            with tf.control_dependencies([self.seconds.assign_add(tf.timestamp() - asked)]):
+                return tuple(tf.identity(part) for part in batch)
+
+        asked = tf.data.Dataset.counter().map(lambda _: tf.timestamp())
+        options = tf.data.Options()
+        options.experimental_optimization.inject_prefetch = False
+        return tf.data.Dataset.zip((asked, dataset)).map(note).with_options(options)
 
 
 class EpochSeeds(keras.callbacks.Callback):
@@ -140,13 +162,14 @@ class Record(keras.callbacks.Callback):
         phase: str,
         monitor: str,
         first_step: int,
-        pictures: int,
+        batches: Batches,
+        waiting: Waiting | None,
         pass_on: Callable[[EpochRecord], None],
         advance: Callable[..., None],
     ) -> None:
         super().__init__()
-        self.phase, self.monitor, self.first_step, self.pictures = phase, monitor, first_step, pictures
-        self.pass_on, self.advance = pass_on, advance
+        self.phase, self.monitor, self.first_step = phase, monitor, first_step
+        self.batches, self.waiting, self.pass_on, self.advance = batches, waiting, pass_on, advance
         self.history: list[EpochRecord] = []
         self.learning_rate = 0.0  # of the running epoch
         self.began = self.trained = 0.0
@@ -158,11 +181,13 @@ class Record(keras.callbacks.Callback):
         return [sign * record.metrics[self.monitor] for record in self.history]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if self.waiting:
+            self.waiting.seconds.assign(0.0)
         self.began = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.trained = time.perf_counter()
-        self.advance()
+        self.advance(self.batches.burst)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         logs = logs or {}
@@ -178,8 +203,10 @@ class Record(keras.callbacks.Callback):
             "validation_accuracy": float(logs["val_accuracy"]),
             "learning_rate": self.learning_rate,
             "seconds": time.perf_counter() - self.began,
-            "pictures_per_second": self.pictures / (self.trained - self.began),
+            "pictures_per_second": self.batches.pictures / (self.trained - self.began),
         }
+        if self.waiting:
+            metrics["input_wait"] = float(self.waiting.seconds) / (self.trained - self.began)
         record = EpochRecord(self.first_step + epoch, self.phase, epoch, int(time.time() * 1000), metrics)
         self.history.append(record)
         speed = metrics["pictures_per_second"]

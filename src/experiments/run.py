@@ -24,7 +24,18 @@ from experiments.evaluate import Report, evaluate, predictions_table
 from experiments.losses import class_weights
 from experiments.models.network import forward
 from experiments.progress import Terminal
-from experiments.types import ConfigError, DataError, EpochRecord, Fitted, Manifest, Parts, Pictures, Splits, Watch
+from experiments.types import (
+    EPOCH_METRICS,
+    ConfigError,
+    DataError,
+    EpochRecord,
+    Fitted,
+    Manifest,
+    Parts,
+    Pictures,
+    Splits,
+    Watch,
+)
 
 JOINED_PICTURES = 32  # on which every run compares its whole model with the scores it reports
 
@@ -64,7 +75,7 @@ def run(config: schema.Config) -> float:
 def read_data(parts: Parts) -> Splits:
     """The checked data set of a configuration."""
     found = read_manifest(parts.config, parts.source())
-    splits = manifest.splits(found, parts.config.data.image_size, parts.cache)
+    splits = manifest.splits(found, parts.config.data.image_size, parts.cache, parts.config.runtime.memory * 1e9)
     # What only the data can tell is said before training, too.
     class_weights(parts.config.class_weights, splits.train.labels, splits.classes)
     sizes = {"train": len(splits.train), "validation": len(splits.validation)}
@@ -148,8 +159,8 @@ class Curves:
 
     def add(self, record: EpochRecord) -> None:
         row = {"step": record.step, "phase": record.phase, "epoch": record.epoch, "timestamp": record.timestamp}
-        # Sorted: records that come back from the head cache have their metrics in another order.
-        write_csv(self.path, [row | dict(sorted(record.metrics.items()))], mode="a")
+        # All of them, in one order: records that come back from the head cache may have fewer, in another.
+        write_csv(self.path, [row | {name: record.metrics.get(name, "") for name in EPOCH_METRICS}], mode="a")
         self.tracker.epoch(record)
 
 

@@ -24,6 +24,7 @@ class Batches:
     dataset: tf.data.Dataset  # (inputs, labels [B] int32 or shares of classes [B, C] float32), epoch after epoch
     labels: np.ndarray  # [N] int32, of an epoch's pictures
     batch_size: int
+    bursts: bool = False  # whether an epoch's steps run in one call: each is shorter than what Python takes to start it
 
     @property
     def pictures(self) -> int:
@@ -34,6 +35,11 @@ class Batches:
     def steps(self) -> int:
         """Batches in an epoch; the last one may be smaller."""
         return math.ceil(self.pictures / self.batch_size)
+
+    @property
+    def burst(self) -> int:
+        """Steps of one call."""
+        return self.steps if self.bursts else 1
 
 
 def rng(seed: int, epoch: int, stream: int = 0) -> np.random.Generator:
@@ -137,7 +143,7 @@ def stored_batches(
 
     signature = (tf.TensorSpec((None, *views[0].shape[1:]), tf.float32), tf.TensorSpec((None,), tf.int32))
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(AHEAD)
-    return Batches(dataset, labels, batch_size)
+    return Batches(dataset, labels, batch_size, bursts=len(views[0].shape) == 2)  # vectors
 
 
 def in_order(inputs: np.ndarray | Rows, labels: np.ndarray | None, batch_size: int) -> tf.data.Dataset:
@@ -157,7 +163,7 @@ def in_order(inputs: np.ndarray | Rows, labels: np.ndarray | None, batch_size: i
 
 
 def augmented(
-    pixels: np.ndarray,
+    pixels: Rows,
     *,
     augmentation: Augmentation,
     extra_layers: Sequence[keras.layers.Layer],
