@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import keras
 import mlflow
@@ -250,6 +250,37 @@ def test_a_run_that_fails_says_why(store: Store, monkeypatch: pytest.MonkeyPatch
     assert mlflow.active_run() is None
     with pytest.raises(ConfigError, match="burnt: no finished run fits"):
         tracking.find_runs(store.uri, ["burnt"])
+
+
+def test_short_epochs_are_sent_together_and_none_is_lost_where_a_run_fails(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    log_batch = mlflow.MlflowClient.log_batch
+
+    def counted(self: mlflow.MlflowClient, *arguments: Any, **options: Any) -> Any:
+        sent.append(len(options.get("metrics", ())))
+        return log_batch(self, *arguments, **options)
+
+    def fails(*arguments: object, **options: object) -> NoReturn:
+        raise RuntimeError("no report")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", counted)
+    monkeypatch.setattr(tracking, "SEND_EVERY", 3600.0)
+    monkeypatch.setattr("experiments.run.evaluate", fails)
+    with pytest.raises(RuntimeError, match="no report"):
+        store.train("short", "regime=bottleneck", "model.weights=null", "epochs=5")
+    run = store.run("short")
+    assert run.info.status == "FAILED"
+    assert [count for count in sent if count] == [5 * (len(METRICS) + 1)]  # and the phase
+    history = mlflow.MlflowClient(store.uri).get_metric_history(run.info.run_id, "loss")
+    assert [point.step for point in history] == [0, 1, 2, 3, 4]
+
+    sent.clear()
+    monkeypatch.setattr(tracking, "SEND_EVERY", 0.0)
+    with pytest.raises(RuntimeError, match="no report"):
+        store.train("at once", "regime=bottleneck", "model.weights=null", "epochs=5")
+    assert [count for count in sent if count] == [len(METRICS) + 1] * 5
 
 
 def test_a_run_that_is_stopped_is_killed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,11 +28,13 @@ from experiments.types import ConfigError, EpochRecord, Splits
 
 if TYPE_CHECKING:
     import keras
+    from mlflow.entities import Metric
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 # What a run id in the configuration stands for: the key, and the file that the run logged.
 REFERENCES = {"model.weights": "weights/backbone.weights.h5", "regime.head_from": "weights/head.weights.h5"}
 MANIFEST = "manifest.csv"
+SEND_EVERY = 1.0  # seconds at least between two calls that send points of curves
 DESCRIPTION = """\
 Image-classification experiments. Each run is one training: `regime` says how (scratch, bottleneck, finetune), `model`
 with what. Compare runs by **validation.accuracy** (with its 95 % interval, `validation.accuracy_low` and `_high`); the
@@ -88,8 +91,12 @@ def track(config: Config, folder: Path) -> Iterator[Tracker]:
     run = mlflow.start_run(
         experiment_id=experiment, run_name=run_name(folder), tags=dict(config.tags), description=config.notes or None
     )
+    tracker = MlflowRun(run.info.run_id, folder)
     try:
-        yield MlflowRun(run.info.run_id, folder)
+        try:
+            yield tracker
+        finally:
+            tracker.send()
     except KeyboardInterrupt:
         mlflow.end_run("KILLED")
         raise
@@ -164,6 +171,8 @@ class MlflowRun:
     def __init__(self, run_id: str, folder: Path) -> None:
         self.run_id = run_id
         self.folder = folder
+        self.unsent: list[Metric] = []
+        self.sent = time.monotonic()  # when they last were
 
     def files(self, config: Config) -> dict[str, Path]:
         import mlflow
@@ -202,10 +211,23 @@ class MlflowRun:
         mlflow.log_input(dataset, context="training")  # all splits; of a second input with its digest MLflow keeps none
 
     def epoch(self, record: EpochRecord) -> None:
-        import mlflow
+        """Epochs that are shorter than SEND_EVERY are sent together: a head's take less time than a call to MLflow."""
+        from mlflow.entities import Metric
 
         phase = {"phase": float(PHASES.index(record.phase))} if record.phase in PHASES else {}
-        mlflow.log_metrics({**record.metrics, **phase}, step=record.step, timestamp=record.timestamp)
+        values = {**record.metrics, **phase}
+        self.unsent += [Metric(name, value, record.timestamp, record.step) for name, value in values.items()]
+        if time.monotonic() - self.sent >= SEND_EVERY:
+            self.send()
+
+    def send(self) -> None:
+        """Sends what has not been sent yet."""
+        import mlflow
+
+        client = mlflow.MlflowClient()
+        for at in range(0, len(self.unsent), 1000):  # a batch holds no more
+            client.log_batch(self.run_id, metrics=self.unsent[at : at + 1000])
+        self.unsent, self.sent = [], time.monotonic()
 
     def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any]) -> None:
         import mlflow
