@@ -154,11 +154,14 @@ def test_stored_and_fresh_batches_have_one_order(pictures: Pictures) -> None:
     assert_same(drain(stored_batches(views, pictures.labels, batch_size=4, seed=0, epochs=range(2)).dataset), plain)
 
 
-def test_vectors_are_trained_on_an_epoch_a_call_and_maps_step_by_step() -> None:
-    labels = np.zeros(COUNT, "int32")
-    for shape, burst in (((COUNT, 6), 3), ((COUNT, 2, 2, 6), 1)):
-        batches = stored_batches([np.zeros(shape, "float32")], labels, batch_size=4, seed=0, epochs=range(1))
-        assert (batches.steps, batches.burst) == (3, burst)
+@pytest.mark.parametrize(
+    ("count", "shape", "burst"),
+    [(COUNT, (6,), 3), (COUNT, (2, 2, 2048), 3), (COUNT, (2, 2, 2049), 1), (4 * 256, (1,), 128), (4 * 131, (1,), 1)],
+)
+def test_light_steps_run_many_in_a_call(count: int, shape: tuple[int, ...], burst: int) -> None:
+    rows, labels = np.zeros((count, *shape), "float32"), np.zeros(count, "int32")
+    batches = stored_batches([rows], labels, batch_size=4, seed=0, epochs=range(1))
+    assert batches.burst == burst and batches.steps % burst == 0
 
 
 def test_in_order_keeps_order_and_tells_its_length(pictures: Pictures) -> None:

@@ -15,6 +15,8 @@ from experiments.store import Rows
 from experiments.types import Augmentation, Pictures
 
 AHEAD = 4  # batches prepared while one trains
+BURST = 128  # steps of one call at most: a person who stops a run waits for its end
+LIGHT = 2**15  # bytes of a row of stored activations up to which steps are light
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Batches:
     dataset: tf.data.Dataset  # (inputs, labels [B] int32 or shares of classes [B, C] float32), epoch after epoch
     labels: np.ndarray  # [N] int32, of an epoch's pictures
     batch_size: int
-    bursts: bool = False  # whether an epoch's steps run in one call: each is shorter than what Python takes to start it
+    light: bool = False  # whether a step takes little longer than Python takes to start one
 
     @property
     def pictures(self) -> int:
@@ -38,8 +40,8 @@ class Batches:
 
     @property
     def burst(self) -> int:
-        """Steps of one call."""
-        return self.steps if self.bursts else 1
+        """Steps of one call, so that light ones do not wait for Python; a divisor of an epoch's, as Keras needs it."""
+        return max(n for n in range(1, BURST + 1) if self.steps % n == 0) if self.light else 1
 
 
 def rng(seed: int, epoch: int, stream: int = 0) -> np.random.Generator:
@@ -143,7 +145,7 @@ def stored_batches(
 
     signature = (tf.TensorSpec((None, *views[0].shape[1:]), tf.float32), tf.TensorSpec((None,), tf.int32))
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(AHEAD)
-    return Batches(dataset, labels, batch_size, bursts=len(views[0].shape) == 2)  # vectors
+    return Batches(dataset, labels, batch_size, light=math.prod(views[0].shape[1:]) * 4 <= LIGHT)
 
 
 def in_order(inputs: np.ndarray | Rows, labels: np.ndarray | None, batch_size: int) -> tf.data.Dataset:
