@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import multiprocessing
 import os
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -245,9 +249,38 @@ def test_reading_all_of_a_map_takes_little_memory_and_holding_it_takes_all(tmp_p
         assert (mapped[rows[at : at + 16]] == 7).all()
         most = max(most, psutil.Process().memory_info().rss - resident)
     assert most < store.RESIDENT * 1.5
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     held = store.Rows([stored], held=True)
     assert psutil.Process().memory_info().rss - resident > size * 0.9
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024 < size * 1.2, "copied, not held twice"
     np.testing.assert_array_equal(held[[3, 0]], mapped[[3, 0]])
+
+
+def test_what_cannot_be_opened_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = store.Entry(tmp_path / "pixels" / "a", {"n": 1}, (3,), "uint8")
+    entry.make(lambda array: array.fill(1))
+
+    def too_many(*arguments: object, **options: object) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", too_many)
+        for use in (entry.find, lambda: entry.make(lambda array: array.fill(2))):
+            with pytest.raises(OSError, match="Too many open files"):
+                use()
+    found = entry.find()
+    assert found is not None and found.tolist() == [1, 1, 1]
+
+
+def test_who_waits_for_another_process_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "locks" / "pixels-abc.lock"
+    path.parent.mkdir()
+    program = "import filelock, sys, time\nwith filelock.FileLock(sys.argv[1]): print(flush=True); time.sleep(1.5)"
+    with subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout and other.stdout.readline()
+        with caplog.at_level(logging.INFO), store.hold(path) as locked:
+            assert locked
+    assert "Waiting for another process" in caplog.text and "pixels-abc" in caplog.text
 
 
 def test_releasing_loses_nothing_that_was_written(tmp_path: Path) -> None:

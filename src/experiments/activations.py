@@ -76,9 +76,11 @@ def extract(parts: Parts, wants: Sequence[Want], progress: Progress) -> list[Row
             for table in tables:
                 table.look()  # another process may have been faster
             lacking = [table for table in tables if table.lacking]
-            check_disk(parts.cache, lacking)
+            if lacking:
+                check_disk(parts.cache, lacking)
+            network = functools.cache(forward_each)  # one compiled function for all splits and views
             for split in dict.fromkeys(table.want.pictures.split for table in lacking):
-                compute(parts, [table for table in lacking if table.want.pictures.split == split], progress)
+                compute(parts, [table for table in lacking if table.want.pictures.split == split], network, progress)
     return [table.rows() for table in tables]
 
 
@@ -191,7 +193,10 @@ class Table:
         return rows.astype(self.dtype)
 
     def rows(self) -> Rows:
-        rows = Rows([self.found[start] for start in self.shards])
+        """All of them; what is small, as pooled features are, in memory."""
+        shards = [self.found[start] for start in self.shards]
+        small = len(self.want.pictures) * self.row_bytes <= store.RESIDENT
+        rows = Rows([np.concatenate(shards)], held=True) if small else Rows(shards)
         store.use(self.folder, rows)
         return rows
 
@@ -216,8 +221,14 @@ def check_disk(cache: Path, tables: Sequence[Table]) -> None:
         )
 
 
-def compute(parts: Parts, tables: Sequence[Table], progress: Progress) -> None:
-    """Runs one split's pictures through the network, for all that its tables lack."""
+def compute(
+    parts: Parts, tables: Sequence[Table], network: Callable[..., Callable[..., list[np.ndarray]]], progress: Progress
+) -> None:
+    """Runs one split's pictures through the network, for all that its tables lack.
+
+    Args:
+        network: `forward_each` of a tuple of prefixes.
+    """
     pictures = tables[0].want.pictures
     count = len(pictures)
     by_view: dict[int | None, list[Table]] = {}
@@ -231,7 +242,6 @@ def compute(parts: Parts, tables: Sequence[Table], progress: Progress) -> None:
         if any(table.lacks(start) for table in members)
     ]
     read = {view: reader(parts, pictures, view) for view in by_view}
-    network = functools.cache(forward_each)  # views share one compiled function
     label = f"features of {pictures.split}" + (f", {len(by_view)} views" if len(by_view) > 1 else "")
     with progress.stage(label, count * len(by_view)) as advance:
         advance(count * len(by_view) - sum(at.stop - at.start for _, at in work))  # stored before

@@ -84,7 +84,8 @@ class Waiting:
     """Seconds that training waits for its batches, measured inside TensorFlow where it asks for each."""
 
     def __init__(self) -> None:
-        self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+        with tf.device("CPU:0"):  # where the input is prepared
+            self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
 
     def watch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """The same dataset, timed. Nothing is fetched ahead of it from here on."""

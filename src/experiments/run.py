@@ -74,20 +74,23 @@ def run(config: schema.Config) -> float:
 
 def read_data(parts: Parts) -> Splits:
     """The checked data set of a configuration."""
-    found = read_manifest(parts.config, parts.source())
-    splits = manifest.splits(found, parts.config.data.image_size, parts.cache, parts.config.runtime.memory * 1e9)
+    config = parts.config
+    size, memory = config.data.image_size, config.runtime.memory * 1e9
+    decoded = manifest.Decoded(size, memory)
+    splits = manifest.splits(read_manifest(config, parts.source(), decoded), size, parts.cache, memory, decoded)
     # What only the data can tell is said before training, too.
-    class_weights(parts.config.class_weights, splits.train.labels, splits.classes)
+    class_weights(config.class_weights, splits.train.labels, splits.classes)
     sizes = {"train": len(splits.train), "validation": len(splits.validation)}
-    runtime.check_shares(parts.config.runtime.devices, sizes)
+    runtime.check_shares(config.runtime.devices, sizes)
     return splits
 
 
-def read_manifest(config: schema.Config, root: Path) -> Manifest:
+def read_manifest(config: schema.Config, root: Path, decoded: manifest.Decoded | None = None) -> Manifest:
     """What pictures a configuration is about, checked.
 
     Args:
         root: the folder that the data source made available.
+        decoded: takes what is decoded on the way.
     """
     data = config.data
     return manifest.read(
@@ -99,6 +102,7 @@ def read_manifest(config: schema.Config, root: Path) -> Manifest:
         limit=data.limit.model_dump(),
         on_bad=data.on_bad,
         cache=config.cache,
+        decoded=decoded,
     )
 
 

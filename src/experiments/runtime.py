@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import tensorflow as tf
+
+if sys.platform != "win32":
+    import resource
+else:
+    resource = None
 
 from experiments.schema import Runtime
 from experiments.types import ConfigError
@@ -37,6 +44,10 @@ def apply(runtime: Runtime) -> AbstractContextManager[Any]:
         RuntimeError: TensorFlow has already started with other settings.
     """
     tf.get_logger().setLevel("ERROR")  # it warns of retracing where a last, smaller batch makes it right
+    if resource is not None:  # every shard of stored activations is an open file
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ValueError, OSError):  # a limit that the system does not grant
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if runtime.threads is not None:
         tf.config.threading.set_intra_op_parallelism_threads(runtime.threads)
         tf.config.threading.set_inter_op_parallelism_threads(runtime.threads)

@@ -147,14 +147,12 @@ class Rows:
     """
 
     def __init__(self, parts: Sequence[np.ndarray], *, held: bool = False) -> None:
-        self.parts = [np.array(part, subok=False) if held else np.asarray(part) for part in parts]
+        self.parts = [_copy(part) if held else np.asarray(part) for part in parts]
         self.starts = np.cumsum([0, *map(len, parts)])
         self.shape: tuple[int, ...] = (int(self.starts[-1]), *parts[0].shape[1:])
         self.dtype = parts[0].dtype
         self.held = held
         self._mapped = 0  # bytes of memory maps read since they were last released
-        if held:
-            release(parts)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -173,6 +171,16 @@ class Rows:
             release(self.parts)
             self._mapped = 0
         return found
+
+
+def _copy(array: np.ndarray) -> np.ndarray:
+    """An array in memory, never much more than once."""
+    copied = np.empty(array.shape, array.dtype)
+    step = max(1, RESIDENT // max(1, array[:1].nbytes))
+    for start in range(0, len(array), step):
+        copied[start : start + step] = array[start : start + step]
+        release([array])
+    return copied
 
 
 def release(arrays: Sequence[np.ndarray]) -> None:
@@ -286,7 +294,11 @@ def _open(entry: Path, wanted: Mapping[str, Any]) -> np.ndarray | str:
         stored: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         if [list(stored.shape), stored.dtype.str] != [meta["shape"], meta["dtype"]]:
             return "its array is not of the shape and type it was stored with"
-    except (OSError, ValueError, KeyError, TypeError) as error:  # absent, partial, or not what we write
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, None):
+            raise  # too many open files, no permission: nothing is known of the entry
+        return f"{type(error).__name__}: {error}"
+    except (ValueError, KeyError, TypeError) as error:  # partial, or not what we write
         return f"{type(error).__name__}: {error}"
     return stored
 
@@ -369,7 +381,11 @@ def hold(path: Path) -> Iterator[bool]:
     try:
         lock = FileLock(path, fallback_to_soft=False)
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            _log.info("Waiting for another process that makes the same: %s", path.stem)
+            lock.acquire()
         locked = True
     except (OSError, NotImplementedError) as error:
         _log.info("No lock on %s (%s): going on without it", path, error)

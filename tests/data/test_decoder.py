@@ -65,7 +65,7 @@ FORMATS = [
 def test_formats(format: str, options: dict[str, Any]) -> None:
     content = encode(drawn(), format, **options)
     assert_alike(pixels(content), drawn())
-    assert decoder.probe(content) == (WIDTH, HEIGHT, "RGB", format)
+    assert decoder.probe(content)[1] == (WIDTH, HEIGHT, "RGB", format)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -86,7 +86,7 @@ def test_orientation_is_applied(format: str, orientation: int) -> None:
     options = {"lossless": True} if format == "WEBP" else {"quality": 100, "subsampling": 0} if format == "JPEG" else {}
     content = encode(drawn(), format, exif=exif, **options)
     np.testing.assert_allclose(pixels(content).astype(int), np.asarray(expected).astype(int), atol=10)
-    assert decoder.probe(content)[:2] == (WIDTH, HEIGHT)  # as stored
+    assert decoder.probe(content)[1][:2] == (WIDTH, HEIGHT)  # as stored
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
@@ -124,7 +124,7 @@ def test_grey_and_bilevel() -> None:
 def test_cmyk() -> None:
     content = encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100)
     np.testing.assert_allclose(pixels(content)[0, 0], (255, 0, 0), atol=4)
-    assert decoder.probe(content) == (8, 8, "CMYK", "JPEG")
+    assert decoder.probe(content)[1] == (8, 8, "CMYK", "JPEG")
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
@@ -132,7 +132,7 @@ def test_16_bit_greys_are_scaled(format: str) -> None:
     levels = np.array([[0, 257, 1000, 32768, 65535]], np.uint16)
     content = encode(Image.fromarray(levels), format)
     np.testing.assert_array_equal(pixels(content)[0, :, 0], [0, 1, 4, 128, 255])
-    assert decoder.probe(content)[2] == "I;16"
+    assert decoder.probe(content)[1][2] == "I;16"
 
 
 def test_32_bit_greys_are_refused() -> None:
@@ -179,7 +179,7 @@ def test_gif_is_an_error_with_a_remedy() -> None:
 
 def test_first_picture_of_an_mpo_is_a_jpeg() -> None:
     content = encode(drawn(), "MPO", save_all=True, append_images=[noise()])
-    assert decoder.probe(content)[:3] == (WIDTH, HEIGHT, "RGB")
+    assert decoder.probe(content)[1][:3] == (WIDTH, HEIGHT, "RGB")
     assert_alike(pixels(content), drawn())
 
 

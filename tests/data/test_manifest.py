@@ -584,6 +584,29 @@ def test_pixels_are_the_decoders_and_kept(root: Path, monkeypatch: pytest.Monkey
         _ = manifest.pictures(found, "train", 5, cache, held=True).pixels
 
 
+def test_pictures_are_decoded_once_for_verdict_and_pixels(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = manifest.splits(read(root), 4, root.parent / "other", 1e9)
+    expected = [part.pixels[:] for part in (twice.train, twice.validation)]
+    decodings: list[int] = []
+    right = decoder._decode
+
+    def counted(content: bytes) -> Any:
+        decodings.append(1)
+        return right(content)
+
+    monkeypatch.setattr(decoder, "_decode", counted)
+    for memory, times in ((1e9, 10), (3 * 4 * 4 * 3, 10 + 7)):  # ten pictures; room for all, and for three
+        decodings.clear()
+        cache = root.parent / f"cache{memory}"
+        decoded = manifest.Decoded(4, memory)
+        found = read(root, cache=cache, decoded=decoded)
+        splits = manifest.splits(found, 4, cache, 1e9, decoded)
+        for mine, theirs in zip((splits.train, splits.validation), expected, strict=True):
+            np.testing.assert_array_equal(mine.pixels[:], theirs)
+        assert len(decodings) == times
+        assert not decoded.pixels, "given up"
+
+
 def test_memory_decides_where_pixels_are(root: Path) -> None:
     found, cache = read(root), root.parent / "cache"
     needed = len(found.entries) * 4 * 4 * 3

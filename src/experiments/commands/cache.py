@@ -219,7 +219,8 @@ def check(held: Held) -> Iterator[tuple[Path, str | None]]:
         kept = manifest.read_verdicts(held.path)
         yield held.path, kept if isinstance(kept, str) else None
     elif held.kind in ("pixels", "activations"):
-        for part in arrays(held.path) or [held.path]:
+        # An activations folder without shards is of a process that ended before its first.
+        for part in arrays(held.path) or ([held.path] if held.kind == "pixels" else []):
             yield part, store.fault(part)
 
 

@@ -43,17 +43,18 @@ def decode(content: bytes) -> Image.Image:
     return _decode(content)[0]
 
 
-def probe(content: bytes) -> tuple[int, int, str, str]:
+def probe(content: bytes) -> tuple[Image.Image, tuple[int, int, str, str]]:
     """Decodes a whole picture file, exactly as `decode`, and tells what it was.
 
     Returns:
-        Width and height in pixels as stored (before orientation), Pillow's name of the file's mode ("RGB", "L",
-        "CMYK", ...) and of its format ("JPEG", "PNG", ...; "MPO" is a JPEG with further pictures behind the first).
+        The picture, as `decode`; and its width and height in pixels as stored (before orientation), Pillow's name of
+        the file's mode ("RGB", "L", "CMYK", ...) and of its format ("JPEG", "PNG", ...; "MPO" is a JPEG with further
+        pictures behind the first).
 
     Raises:
         DataError: As `decode`.
     """
-    return _decode(content)[1]
+    return _decode(content)
 
 
 def resize(image: Image.Image, size: int) -> np.ndarray:

@@ -13,9 +13,11 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from experiments import store
 from experiments.data import decoder
@@ -30,6 +32,19 @@ _log = logging.getLogger(__name__)
 _Facts = tuple[int, int, str]  # width, height, mode
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """Pictures that were decoded when they were checked, until they are put into the store; of the same decoder."""
+
+    image_size: int
+    memory: float  # bytes that they may take; what is beyond is decoded again
+    pixels: dict[str, np.ndarray] = field(default_factory=dict)  # [H, W, 3] uint8, by sha256 of the file
+
+    def keep(self, sha256: str, picture: Image.Image) -> None:
+        if (len(self.pixels) + 1) * self.image_size**2 * 3 <= self.memory:
+            self.pixels[sha256] = decoder.resize(picture, self.image_size)
+
+
 def read(
     root: Path,
     *,
@@ -40,6 +55,7 @@ def read(
     limit: Mapping[str, int | None],
     on_bad: str,
     cache: Path,
+    decoded: Decoded | None = None,
 ) -> Manifest:
     """Lists, hashes and checks the pictures of a folder, and puts each into one split.
 
@@ -59,7 +75,8 @@ def read(
         limit: The largest number of pictures per class in a split; None, or no such key, for all. The pictures of a
             smaller limit are among those of a larger. Those beyond it are hashed, but not decoded.
         on_bad: "error"; or "skip" to leave out files (not folders) at fault, recorded in `left_out`.
-        cache: The cache folder. Verdicts are kept in `cache/manifests/`, so that no content is decoded twice.
+        cache: The cache folder. Verdicts are kept in `cache/manifests/`, so that no content is checked twice.
+        decoded: Takes what is decoded for its verdict, so that `splits` need not decode it again.
 
     Returns:
         The manifest, `root` absolute.
@@ -85,7 +102,7 @@ def read(
                 hashes[path] = hashed
     groups = {group: [path for path in members if path in hashes] for group, members in groups.items()}
 
-    verdicts = _Verdicts(root, cache, hashes)
+    verdicts = _Verdicts(root, cache, hashes, decoded)
     groups = _without_duplicates(groups, verdicts, faults)
     if not presplit:
         groups = _split(groups, fractions, split_seed, faults)
@@ -156,7 +173,9 @@ def to_rows(manifest: Manifest) -> list[dict[str, str | int]]:
     ]
 
 
-def pictures(manifest: Manifest, split: str, image_size: int, cache: Path, *, held: bool) -> Pictures:
+def pictures(
+    manifest: Manifest, split: str, image_size: int, cache: Path, *, held: bool, decoded: Decoded | None = None
+) -> Pictures:
     """The pictures of one split, in the manifest's order; nothing is read until `pixels` is asked for.
 
     Args:
@@ -165,6 +184,7 @@ def pictures(manifest: Manifest, split: str, image_size: int, cache: Path, *, he
         image_size: Width and height of the pixels wanted; see `decoder.resize`.
         cache: The cache folder; the decoded pixels are kept in its store.
         held: Have them in memory; else they are read from the store as they are used.
+        decoded: What `read` has decoded already, of this image size; it is given up when it goes to the store.
 
     Returns:
         The pictures. `pixels` raises DataError if files have changed since the manifest was made, naming them, and
@@ -185,7 +205,7 @@ def pictures(manifest: Manifest, split: str, image_size: int, cache: Path, *, he
             },
             (len(entries), image_size, image_size, 3),
             "uint8",
-            functools.partial(_decode_into, manifest.root, entries, image_size),
+            functools.partial(_decode_into, manifest.root, entries, image_size, decoded.pixels if decoded else {}),
             about={"split": split},
         )
         return Rows([stored], held=held)
@@ -199,16 +219,16 @@ def pictures(manifest: Manifest, split: str, image_size: int, cache: Path, *, he
     )
 
 
-def splits(manifest: Manifest, image_size: int, cache: Path, memory: float) -> Splits:
+def splits(manifest: Manifest, image_size: int, cache: Path, memory: float, decoded: Decoded | None = None) -> Splits:
     """The whole data set as the regimes see it; `test` is None where the manifest has no test pictures.
 
     Args:
-        manifest, image_size, cache: As `pictures`, which also says what is raised.
+        manifest, image_size, cache, decoded: As `pictures`, which also says what is raised.
         memory: Bytes that the pixels of all splits together may take in memory; where they are more, all stay on disk.
     """
     held = len(manifest.entries) * image_size**2 * 3 <= memory
     given = {
-        split: pictures(manifest, split, image_size, cache, held=held) if manifest.of(split) else None
+        split: pictures(manifest, split, image_size, cache, held=held, decoded=decoded) if manifest.of(split) else None
         for split in SPLITS
     }
     train, validation = given["train"], given["validation"]
@@ -261,11 +281,12 @@ class _Verdicts:
     One file holds the good pictures of one set of files, whatever the limits were when it was read.
     """
 
-    def __init__(self, root: Path, cache: Path, hashes: Mapping[str, tuple[str, int]]) -> None:
+    def __init__(self, root: Path, cache: Path, hashes: Mapping[str, tuple[str, int]], decoded: Decoded | None) -> None:
         self.good: dict[str, _Facts] = {}  # by sha256
         self.bad: dict[str, str] = {}
         self._root = root
         self._hashes = hashes
+        self._decoded = decoded
         key = store.key({"files": sorted(sha256 for sha256, _ in hashes.values()), "decoder": decoder.VERSION})
         self._file = cache / "manifests" / f"{key}.json"
         if self._file.exists():
@@ -296,11 +317,13 @@ class _Verdicts:
 
     def _judge(self, sha256: str, path: str) -> _Facts | str:
         try:
-            width, height, mode, _ = decoder.probe(_unchanged(self._root, path, sha256))
+            picture, (width, height, mode, _) = decoder.probe(_unchanged(self._root, path, sha256))
         except OSError as error:
             return _unreadable(error)
         except DataError as error:
             return str(error)
+        if self._decoded:
+            self._decoded.keep(sha256, picture)
         return width, height, mode
 
     def save(self) -> None:
@@ -456,14 +479,18 @@ def _encodable(text: str) -> str:
 # --- pixels
 
 
-def _decode_into(root: Path, entries: Sequence[Entry], image_size: int, pixels: np.ndarray) -> None:
+def _decode_into(
+    root: Path, entries: Sequence[Entry], image_size: int, decoded: dict[str, np.ndarray], pixels: np.ndarray
+) -> None:
     """Fills pixels [N, H, W, 3] uint8; raises DataError for all files that are not what the manifest says."""
 
     def decode(index: int) -> Fault | None:
         entry = entries[index]
         try:
-            content = _unchanged(root, entry.path, entry.sha256)
-            pixels[index] = decoder.resize(decoder.decode(content), image_size)
+            known = decoded.pop(entry.sha256, None)
+            if known is None:
+                known = decoder.resize(decoder.decode(_unchanged(root, entry.path, entry.sha256)), image_size)
+            pixels[index] = known
         except OSError as error:
             return Fault(entry.path, _unreadable(error), skippable=False)
         except DataError as error:

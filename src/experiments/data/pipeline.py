@@ -16,7 +16,6 @@ from experiments.types import Augmentation, Pictures
 
 AHEAD = 4  # batches prepared while one trains
 BURST = 128  # steps of one call at most: a person who stops a run waits for its end
-LIGHT = 2**15  # bytes of a row of stored activations up to which steps are light
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Batches:
     dataset: tf.data.Dataset  # (inputs, labels [B] int32 or shares of classes [B, C] float32), epoch after epoch
     labels: np.ndarray  # [N] int32, of an epoch's pictures
     batch_size: int
-    light: bool = False  # whether a step takes little longer than Python takes to start one
+    light: bool = False  # whether a step takes no longer than Python takes to start one
 
     @property
     def pictures(self) -> int:
@@ -145,7 +144,7 @@ def stored_batches(
 
     signature = (tf.TensorSpec((None, *views[0].shape[1:]), tf.float32), tf.TensorSpec((None,), tf.int32))
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(AHEAD)
-    return Batches(dataset, labels, batch_size, light=math.prod(views[0].shape[1:]) * 4 <= LIGHT)
+    return Batches(dataset, labels, batch_size, light=len(views[0].shape) == 2)  # of vectors
 
 
 def in_order(inputs: np.ndarray | Rows, labels: np.ndarray | None, batch_size: int) -> tf.data.Dataset:
