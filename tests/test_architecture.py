@@ -13,11 +13,11 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "experiments"
 
 # Each row may import what stands in the rows above it, and from its own row only what `BESIDE` says.
 ROWS = (
-    ("types", "paths", "quiet", "statistics", "progress", "store", "schedules"),
+    ("types", "paths", "quiet", "signals", "statistics", "progress", "store", "schedules"),
     ("schema", "data.decoder", "data.download", "data.animals", "checkpoints", "augmentation", "losses"),
     ("validation",),
     ("explain", "runtime", "tracking", "data.pen", "data.listing", "data.pipeline", "models.convnet", "evaluate"),
-    ("figures", "data.manifest", "data.folder", "data.synthetic", "data.cats_vs_dogs", "models.head"),
+    ("journal", "figures", "data.manifest", "data.folder", "data.synthetic", "data.cats_vs_dogs", "models.head"),
     ("models.network", "fit"),
     ("activations", "build"),
     ("regimes.*",),
@@ -35,7 +35,7 @@ BESIDE = {
     ("commands.pretrained", "commands.composed"),
 }
 # Before the configuration is known to be good, TensorFlow has no place.
-LIGHT = ("train", "schema", "validation", "explain", "paths", "types", "quiet", "__main__")
+LIGHT = ("train", "journal", "signals", "schema", "validation", "explain", "paths", "types", "quiet", "__main__")
 UNPICKLED = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
 
 MODULES = {

@@ -80,7 +80,7 @@ def test_a_history_that_was_changed_is_damage(tmp_path: Path) -> None:
     assert text.count('"accuracy": 0.5') == 1
     meta.write_text(text.replace('"accuracy": 0.5', '"accuracy": 0.6'), encoding="utf-8")
     assert checkpoints.load(tmp_path / "head", small(2)) is None
-    assert "do not match their sha256" in str(checkpoints.read(tmp_path / "head"))
+    assert "does not match its sha256" in str(checkpoints.read(tmp_path / "head"))
 
 
 def test_a_save_that_fails_leaves_nothing_and_keeps_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -16,6 +17,7 @@ import tensorflow as tf
 
 from experiments import schema
 from experiments.build import build_recipe
+from experiments.checkpoints import Checkpoints
 from experiments.data.pipeline import Batches, in_order, stored_batches
 from experiments.fit import EpochSeeds, fit
 from experiments.losses import build_loss
@@ -64,6 +66,10 @@ RECIPE = Recipe(
 )
 
 
+class Died(BaseException):
+    pass
+
+
 def data(classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows that tell their class, and the labels."""
     labels = (np.arange(COUNT) % classes).astype("int32")
@@ -78,24 +84,33 @@ def train(
     dropout: float = 0.5,
     batch_size: int = 8,
     shares: np.ndarray | None = None,
+    checkpoints: Checkpoints | None = None,
+    interrupted_at: int | None = None,
     **recipe: Any,
 ) -> tuple[tuple[EpochRecord, ...], keras.Model, Listener]:
-    """A head trained by RECIPE with some of it replaced; on `shares` of classes [COUNT, classes] where given."""
+    """A head trained by RECIPE with some of it replaced; on `shares` of classes [COUNT, classes] where given.
+
+    With `interrupted_at` the process "dies" when that epoch's record is told.
+    """
     trained = dataclasses.replace(RECIPE, **recipe)
     keras.utils.set_random_seed(7)
     head = Head(pooling="average", dropout=dropout, l1=0.0, l2=0.0, dense={"dense1": Dense(units=8)})
     model = dense_head(FEATURES, head, classes)
     rows, labels = data(classes)
-    batches = stored_batches([rows], labels, batch_size=batch_size, seed=trained.seed, epochs=range(trained.epochs))
-    if shares is not None:
-        mixed = tf.data.Dataset.from_tensors((rows, shares.astype("float32"))).repeat()
-        batches = Batches(mixed, labels, COUNT)
     listener = Listener()
 
     def record(one: EpochRecord) -> None:
         listener.records.append(one)
         listener.weights.append(model.get_weights())
+        if one.epoch == interrupted_at:
+            raise Died
 
+    watch = Watch(listener, record, checkpoints)
+    epochs = watch.remaining("head", trained.epochs)
+    batches = stored_batches([rows], labels, batch_size=batch_size, seed=trained.seed, epochs=epochs)
+    if shares is not None:
+        mixed = tf.data.Dataset.from_tensors((rows, shares.astype("float32"))).repeat()
+        batches = Batches(mixed, labels, COUNT)
     history = fit(
         model,
         batches,
@@ -104,7 +119,7 @@ def train(
         classes=tuple("abcdef"[:classes]),
         phase="head",
         first_step=first_step,
-        watch=Watch(listener, record),
+        watch=watch,
     )
     return history, model, listener
 
@@ -492,3 +507,66 @@ def test_xla_trains_to_the_same_losses() -> None:
     assert compiled.jit_compile is True and interpreted.jit_compile is False
     for name in ("loss", "validation_loss"):
         np.testing.assert_allclose(curve(fused, name), curve(plain, name), rtol=1e-4, atol=1e-4)
+
+
+# --- resuming
+
+
+RESUMED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "adam": {"optimizer": functools.partial(keras.optimizers.Adam, 0.02)},
+    "momentum": {"optimizer": functools.partial(keras.optimizers.SGD, 0.02, momentum=0.9)},
+    "averages": {"optimizer": functools.partial(keras.optimizers.RMSprop, 0.02, use_ema=True, ema_momentum=0.9)},
+    "schedule": {"rate": lambda epoch, monitored: 0.02 / (1 + sum(monitored))},
+    "best weights": {"best_weights": True},
+    "patience": {"early_stopping": 2, "best_weights": True, "optimizer": functools.partial(keras.optimizers.SGD, 5.0)},
+}
+
+
+@pytest.mark.parametrize("died", [[0], [2], [1, 3], [5]], ids=str)
+@pytest.mark.parametrize("name", RESUMED)
+def test_training_that_is_resumed_ends_as_if_it_had_never_stopped(name: str, died: list[int], tmp_path: Path) -> None:
+    def outcome(done: tuple[tuple[EpochRecord, ...], keras.Model, Listener]) -> tuple[list[Any], list[Any]]:
+        history, model, _ = done
+        curves = [{k: value for k, value in one.metrics.items() if k not in TIMES} for one in history]
+        return curves, [np.asarray(one) for one in (*model.variables, *model.optimizer.variables)]
+
+    recipe = {"epochs": 6, "rate": lambda epoch, monitored: 0.05, **RESUMED[name]}
+    if name == "patience":
+        recipe["rate"] = lambda epoch, monitored: 5.0
+    curves, variables = outcome(train(**recipe))
+    for epoch in died:
+        keras.utils.clear_session()
+        try:
+            train(**recipe, checkpoints=Checkpoints(tmp_path), interrupted_at=epoch)
+        except Died:
+            pass
+        else:
+            assert len(curves) <= epoch, "only early stopping comes before it"
+    resumed = train(**recipe, checkpoints=Checkpoints(tmp_path))
+    found = outcome(resumed)
+    assert found[0] == curves
+    for one, other in zip(found[1], variables, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert [record.epoch for record in resumed[2].records] == list(range(len(curves))), "all are told again"
+    if name == "patience":
+        assert len(curves) < 6, "or this tests nothing"
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = train(epochs=5)
+    with pytest.raises(Died):
+        train(epochs=5, checkpoints=Checkpoints(tmp_path), interrupted_at=3)
+    assert sorted(path.name for path in (tmp_path / "head").iterdir()) == ["00003", "00004"]
+    arrays = tmp_path / "head" / "00004" / "arrays.npz"
+    content = bytearray(arrays.read_bytes())
+    content[len(content) // 2] ^= 1
+    arrays.write_bytes(content)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.epochs("head", 5) == range(3, 5)
+    assert str(arrays.parent) in caplog.text and "damaged" in caplog.text
+    resumed = train(epochs=5, checkpoints=checkpoints)
+    for one, other in zip(resumed[1].get_weights(), whole[1].get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)

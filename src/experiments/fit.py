@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from experiments.checkpoints import State
 from experiments.data.pipeline import Batches
 from experiments.losses import accuracy, class_weights, targets
 from experiments.types import ConfigError, EpochRecord, Recipe, Watch
@@ -39,10 +40,11 @@ def fit(
         classes: their names, in label order.
         phase: what the curves call this part of the run: scratch, head or finetune.
         first_step: the first epoch's place on the run's axis.
-        watch: shown the progress and given every epoch's record.
+        watch: shown the progress and given every epoch's record; where it has checkpoints, training goes on from the
+            last of this phase, whose `watch.remaining` epochs the batches must be of, and leaves one after every epoch.
 
     Returns:
-        One record an epoch.
+        One record an epoch, those before the checkpoint among them.
     """
     count = len(classes)
     weights = class_weights(recipe.class_weights, batches.labels, classes)
@@ -57,11 +59,17 @@ def fit(
     waiting = None if tf.distribute.has_strategy() else Waiting()  # which fetches ahead of its own, past any measuring
     dataset = batches.dataset.map(lambda inputs, labels: weighted(inputs, targets(labels, count), weights))
     averages = keras.callbacks.SwapEMAWeights() if getattr(optimizer, "use_ema", False) else None
+    epochs = watch.remaining(phase, recipe.epochs)
     with watch.progress.stage(phase, recipe.epochs * batches.steps) as advance:
-        record = Record(phase, recipe.monitor, first_step, batches, waiting, watch.record, advance)
-        callbacks = [EpochSeeds(recipe.seed), Rate(recipe.rate, record), averages, record, stopping(recipe, averages)]
+        if epochs.start:
+            advance(epochs.start * batches.steps)
+        record = Record(phase, recipe.monitor, first_step, batches, waiting, advance)
+        stop = stopping(recipe, averages)
+        commit = Commit(phase, record, stop, watch)
+        callbacks = [EpochSeeds(recipe.seed), Rate(recipe.rate, record), averages, record, stop, commit]
         model.fit(
             waiting.watch(dataset) if waiting else dataset,
+            initial_epoch=epochs.start,
             epochs=recipe.epochs,
             steps_per_epoch=batches.steps,
             validation_data=validation.map(lambda inputs, labels: (inputs, targets(labels, count))),
@@ -156,7 +164,7 @@ def stopping(recipe: Recipe, averages: keras.callbacks.SwapEMAWeights | None) ->
 
 
 class Record(keras.callbacks.Callback):
-    """Turns Keras's logs into one EpochRecord an epoch and passes it on."""
+    """Turns Keras's logs into one EpochRecord an epoch."""
 
     def __init__(
         self,
@@ -165,12 +173,11 @@ class Record(keras.callbacks.Callback):
         first_step: int,
         batches: Batches,
         waiting: Waiting | None,
-        pass_on: Callable[[EpochRecord], None],
         advance: Callable[..., None],
     ) -> None:
         super().__init__()
         self.phase, self.monitor, self.first_step = phase, monitor, first_step
-        self.batches, self.waiting, self.pass_on, self.advance = batches, waiting, pass_on, advance
+        self.batches, self.waiting, self.advance = batches, waiting, advance
         self.history: list[EpochRecord] = []
         self.learning_rate = 0.0  # of the running epoch
         self.began = self.trained = 0.0
@@ -214,4 +221,51 @@ class Record(keras.callbacks.Callback):
         accuracies = f"accuracy {metrics['accuracy']:.1%} validation {metrics['validation_accuracy']:.1%}"
         done = f"{epoch + 1}/{self.params['epochs']}"
         self.advance(0, f"{done} loss {metrics['loss']:.3f} {accuracies} {speed:.0f} pictures/s")
-        self.pass_on(record)
+
+
+class Commit(keras.callbacks.Callback):
+    """Ends an epoch for good, after all other callbacks: the checkpoint first, then the word to everybody else."""
+
+    COUNTED = ("wait", "stopped_epoch", "best", "best_epoch")  # by EarlyStopping
+
+    def __init__(self, phase: str, record: Record, stop: Stopping | None, watch: Watch) -> None:
+        super().__init__()
+        self.phase, self.record, self.stop, self.watch = phase, record, stop, watch
+
+    def variables(self) -> list[keras.Variable]:
+        """All that an epoch changes: weights, seeds, the optimizer's moments, averages and step."""
+        return [*self.model.variables, *self.model.optimizer.variables]
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Puts everything back as the checkpoint has it, and tells its records again: nobody minds hearing twice."""
+        if not self.model.optimizer.built:
+            self.model.optimizer.build(self.model.trainable_variables)
+        state = self.watch.checkpoints.latest(self.phase) if self.watch.checkpoints else None
+        if state is None:
+            return
+        for variable, value in zip(self.variables(), state.variables, strict=True):
+            variable.assign(value)
+        if self.stop:
+            for name, value in state.stopping.items():
+                setattr(self.stop, name, value)
+            self.stop.best_weights = list(state.best) or None
+        self.record.history = list(state.history)
+        for record in state.history:
+            self.watch.record(record)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if self.watch.checkpoints:
+            counted = {name: getattr(self.stop, name) for name in self.COUNTED} if self.stop else {}
+            if counted and counted["best"] is not None:
+                counted["best"] = float(counted["best"])
+            self.watch.checkpoints.save(
+                self.phase,
+                State(
+                    variables=[np.asarray(variable) for variable in self.variables()],
+                    best=(self.stop and self.stop.best_weights) or [],
+                    stopping=counted,
+                    stopped=bool(self.model.stop_training),
+                    history=tuple(self.record.history),
+                ),
+            )
+        self.watch.record(self.record.history[-1])

@@ -6,8 +6,10 @@ import csv
 import functools
 import json
 import math
+import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
 from experiments import figures, runtime, schema, store, tracking
+from experiments import journal as journals
 from experiments.build import build
+from experiments.checkpoints import Checkpoints
 from experiments.data import manifest
 from experiments.data.pipeline import picture_batches
 from experiments.evaluate import Report, evaluate, predictions_table
@@ -49,13 +53,23 @@ def run(config: schema.Config) -> float:
     began = time.perf_counter()
     folder = Path(HydraConfig.get().runtime.output_dir)
     console = Console(quiet=config.progress == "none")
-    with runtime.apply(config.runtime), tracking.track(config, folder) as tracker:
+    with (
+        runtime.apply(config.runtime),
+        keep_journal(folder, config) as journal,
+        tracking.track(config, folder, journal.run_id) as tracker,
+    ):
+        journal.note(run_id=tracker.run_id)
         files = tracker.files(config)
         parts = build(config, files)
         splits = read_data(parts)
         check_origins({key: folder / "inputs" / key for key in files}, splits)
-        describe(parts, splits, folder, tracker)
-        fitted = parts.regime(parts, splits, Watch(Terminal(console), Curves(folder / "curves.csv", tracker).add))
+        identity = parts.identity(config, splits.fingerprint)
+        journal.check(identity)
+        describe(parts, splits, folder, tracker, identity)
+        watch = Watch(
+            Terminal(console), Curves(folder / "curves.csv", tracker).add, Checkpoints(folder / journals.CHECKPOINTS)
+        )
+        fitted = parts.regime(parts, splits, watch)
         check_joined(config, fitted, splits)
         reports = evaluate(fitted.scores, splits, probabilities=config.loss != "hinge")
         metrics = flat_metrics(reports) | {"total_seconds": time.perf_counter() - began}
@@ -65,11 +79,26 @@ def run(config: schema.Config) -> float:
         tracker.artifacts(
             folder, {f"predictions_{name}": predictions_table(report) for name, report in reports.items()}
         )
-        if config.tracking.log_model:
+        if config.tracking.log_model and not journal.facts.get("model"):  # not twice
             tracker.model(fitted.model, len(splits.classes))
+            journal.note(model="logged")
         check_reached(config, fitted)
     conclude(console, folder, reports, tracker.run_id)
     return metrics.get(f"validation.{config.objective}", math.nan)
+
+
+@contextmanager
+def keep_journal(folder: Path, config: schema.Config) -> Iterator[journals.Journal]:
+    """The run's journal, told how the run ends; what ends it early says how to go on."""
+    journal = journals.Journal(folder, config)
+    try:
+        yield journal
+    except BaseException as error:
+        journal.end("FAILED" if isinstance(error, Exception) else "KILLED")
+        if not isinstance(error, (ConfigError, DataError)):
+            error.add_note(f"Go on with it: python -m experiments.train resume={shlex.quote(str(folder))}")
+        raise
+    journal.end("FINISHED")
 
 
 def read_data(parts: Parts) -> Splits:
@@ -106,7 +135,7 @@ def read_manifest(config: schema.Config, root: Path, decoded: manifest.Decoded |
     )
 
 
-def describe(parts: Parts, splits: Splits, folder: Path, tracker: tracking.Tracker) -> None:
+def describe(parts: Parts, splits: Splits, folder: Path, tracker: tracking.Tracker, identity: str) -> None:
     """Writes down what the run is, before it trains."""
     config = parts.config
     text = tracking.without_passwords(schema.dump_yaml(schema.effective(config)))
@@ -116,12 +145,11 @@ def describe(parts: Parts, splits: Splits, folder: Path, tracker: tracking.Track
         rows = [{"path": left.path, "reason": left.reason} for left in splits.manifest.left_out]
         write_csv(folder / "left_out.csv", rows)
     facts = {
-        "identity": parts.identity(config, splits.fingerprint),
+        "identity": identity,
         "data_fingerprint": splits.fingerprint,
         "backbone_identity": parts.backbone.identity,
         "regime": config.regime.name,
         "backbone": config.model.name,
-        "run_folder": str(folder),
     }
     tracker.describe(config, splits, facts)
 
@@ -156,10 +184,14 @@ def check_origins(origins: Mapping[str, Path], splits: Splits) -> None:
 
 
 class Curves:
-    """The record of every epoch: a row of curves.csv at once, then the tracker."""
+    """The record of every epoch: a row of curves.csv at once, then the tracker.
+
+    The file begins anew: a resumed run tells its epochs from the first on.
+    """
 
     def __init__(self, path: Path, tracker: tracking.Tracker) -> None:
         self.path, self.tracker = path, tracker
+        path.unlink(missing_ok=True)
 
     def add(self, record: EpochRecord) -> None:
         row = {"step": record.step, "phase": record.phase, "epoch": record.epoch, "timestamp": record.timestamp}
@@ -224,7 +256,7 @@ def write_results(
         rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
         write_csv(folder / f"predictions_{split}.csv", rows)
     weights = folder / "weights"
-    weights.mkdir()
+    weights.mkdir(exist_ok=True)
     parts.backbone.model.save_weights(weights / "backbone.weights.h5")
     head: keras.Model = fitted.model.get_layer("head")
     head.save_weights(weights / "head.weights.h5")
@@ -232,7 +264,7 @@ def write_results(
 
 def draw(folder: Path, parts: Parts, splits: Splits, fitted: Fitted, reports: Mapping[str, Report]) -> None:
     """The figures of a run as PNG files."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     drawn = {"learning_curves": figures.learning_curves(fitted.history)} if fitted.history else {}
     if "augmentation" not in parts.config.regime.ignores:
         drawn["augmented"] = augmented_sample(parts, splits)

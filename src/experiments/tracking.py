@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import logging
@@ -12,6 +13,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import psutil
 from filelock import FileLock
 
 from experiments.paths import CONF, REPOSITORY, default_outputs
@@ -34,6 +37,7 @@ RUN_ID = re.compile(r"[0-9a-f]{32}")
 # What a run id in the configuration stands for: the key, and the file that the run logged.
 REFERENCES = {"model.weights": "weights/backbone.weights.h5", "regime.head_from": "weights/head.weights.h5"}
 MANIFEST = "manifest.csv"
+HEARTBEAT = 60.0  # seconds
 SEND_EVERY = 1.0  # seconds at least between two calls that send points of curves
 DESCRIPTION = """\
 Image-classification experiments. Each run is one training: `regime` says how (scratch, bottleneck, finetune), `model`
@@ -68,8 +72,12 @@ class Tracker(Protocol):
 
 
 @contextmanager
-def track(config: Config, folder: Path) -> Iterator[Tracker]:
+def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[Tracker]:
     """An MLflow run around the work, ended FINISHED, FAILED or KILLED; with tracking=none one that does nothing.
+
+    Args:
+        folder: of the run.
+        run_id: of the MLflow run to go on with; None: a new one.
 
     Raises:
         ConfigError: a tracking store that cannot be opened.
@@ -83,26 +91,43 @@ def track(config: Config, folder: Path) -> Iterator[Tracker]:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # our requirements are given, not looked for
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
 
     mlflow.set_tracking_uri(config.tracking.uri)
     experiment = open_experiment(config)
-    run = mlflow.start_run(
-        experiment_id=experiment, run_name=run_name(folder), tags=dict(config.tags), description=config.notes or None
-    )
+    mark_lost(experiment)
+    if run_id is None:
+        run = mlflow.start_run(
+            experiment_id=experiment,
+            run_name=run_name(folder),
+            tags=dict(config.tags),
+            description=config.notes or None,
+        )
+    else:
+        try:
+            run = mlflow.start_run(run_id=run_id)
+        except MlflowException as error:
+            raise ConfigError(
+                f"resume: run {run_id} is not in {without_passwords(config.tracking.uri)}: {str(error)[:300]}. "
+                "Give the store it was tracked in: tracking.uri=..., or tracking=none"
+            ) from None
+        if "failure" in run.data.tags:
+            mlflow.delete_tag("failure")
+    mlflow.set_tags({**owner(), "run_folder": str(folder)})
     tracker = MlflowRun(run.info.run_id, folder)
+    alive = Heartbeat(run.info.run_id)
     try:
         try:
             yield tracker
         finally:
+            alive.stop()
             tracker.send()
-    except KeyboardInterrupt:
-        mlflow.end_run("KILLED")
-        raise
     except BaseException as error:
+        killed = isinstance(error, KeyboardInterrupt) or not isinstance(error, Exception | SystemExit)
         mlflow.set_tag("failure", without_passwords(f"{type(error).__name__}: {error}")[:5000])
-        mlflow.end_run("FAILED")
+        mlflow.end_run("KILLED" if killed else "FAILED")
         raise
     mlflow.end_run("FINISHED")
 
@@ -145,6 +170,61 @@ def open_experiment(config: Config) -> str:
         text = f"tracking.uri: the MLflow store at {config.tracking.uri} cannot be used: {str(error)[:500]}. "
         text += "Check the address and that the server runs, or use tracking=sqlite or tracking=none"
         raise ConfigError(without_passwords(text)) from None
+
+
+def owner() -> dict[str, str]:
+    """The process that a run belongs to, as tags: what a later start needs to tell whether it still lives."""
+    process = psutil.Process()
+    return {
+        "owner.host": socket.gethostname(),
+        "owner.pid": str(process.pid),
+        "owner.started": f"{process.create_time():.2f}",
+        "owner.heartbeat": str(int(time.time())),
+    }
+
+
+class Heartbeat:
+    """Tells every minute that the run's process lives, for those on other machines, who cannot see it."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id, self._ended = run_id, threading.Event()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def stop(self) -> None:
+        self._ended.set()
+
+    def _beat(self) -> None:
+        import mlflow
+
+        client = mlflow.MlflowClient()
+        while not self._ended.wait(HEARTBEAT):
+            with contextlib.suppress(Exception):  # a store that is down for a while
+                client.set_tag(self._run_id, "owner.heartbeat", str(int(time.time())))
+
+
+def mark_lost(experiment: str) -> None:
+    """Ends the runs of an experiment whose process is gone: killed by kill -9, or with its machine."""
+    import mlflow
+    from mlflow.entities import RunStatus
+
+    client = mlflow.MlflowClient()
+    for run in client.search_runs([experiment], "attributes.status = 'RUNNING'", max_results=1000):
+        if lost(run.data.tags):
+            reason = "its process is gone (kill -9, out of memory, or the machine went down)"
+            client.set_tag(run.info.run_id, "failure", reason)
+            client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))
+
+
+def lost(tags: Mapping[str, str]) -> bool:
+    """Whether the process that a run's tags name is gone; of runs that name none, nothing is known."""
+    if "owner.pid" not in tags:
+        return False
+    if tags["owner.host"] != socket.gethostname():
+        return time.time() - float(tags["owner.heartbeat"]) > 10 * HEARTBEAT
+    try:
+        return f"{psutil.Process(int(tags['owner.pid'])).create_time():.2f}" != tags["owner.started"]
+    except psutil.NoSuchProcess:
+        return True
 
 
 class Untracked:
@@ -242,8 +322,13 @@ class MlflowRun:
             inside = path.relative_to(folder)
             if path.is_file() and inside.parts[0] not in (".hydra", "inputs"):
                 mlflow.log_artifact(str(path), inside.parent.as_posix() if len(inside.parts) > 1 else None)
+        # As mlflow.log_table has them, which would append to what a resumed run has logged before.
         for name, table in tables.items():
-            mlflow.log_table(dict(table), f"{name}.json")
+            rows = [list(row) for row in zip(*table.values(), strict=True)]
+            mlflow.log_text(json.dumps({"columns": list(table), "data": rows}), f"{name}.json")
+        mlflow.set_tag(
+            "mlflow.loggedArtifacts", json.dumps([{"path": f"{name}.json", "type": "table"} for name in tables])
+        )
 
     def model(self, model: keras.Model, classes: int) -> None:
         import mlflow.keras
@@ -382,6 +467,30 @@ def find_runs(uri: str, wanted: Sequence[str], tag: tuple[str, str] | None = Non
             raise ConfigError(f"{name}: {what}. Give a run id, its beginning or a run name. The latest runs: {known}")
         chosen.append(fitting[0])
     return chosen
+
+
+def run_folder(uri: str, run_id: str) -> Path:
+    """Where a run, finished or not, keeps its files.
+
+    Raises:
+        ConfigError: no such run in the store, or a folder that is not on this machine.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        if not RUN_ID.fullmatch(run_id) or (not Path(uri.removeprefix("sqlite:///")).exists() and "sqlite:" in uri):
+            raise MlflowException("no folder has this name, and no run this id")
+        folder = mlflow.MlflowClient(uri).get_run(run_id).data.tags.get("run_folder")
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise ConfigError(
+            f"resume: must be a run's folder or the id of a run in {without_passwords(uri)} ({str(error)[:300]}). "
+            f"Received: {run_id!r}"
+        ) from None
+    if folder is None or not Path(folder).is_dir():
+        raise ConfigError(f"resume: the folder of run {run_id} is not on this machine: {folder}")
+    return Path(folder)
 
 
 def read_predictions(uri: str, run: RunFacts, split: str) -> dict[str, list[Any]]:

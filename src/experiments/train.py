@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import paths, validation
+from experiments import journal, paths, signals, validation
 from experiments.explain import explain
 from experiments.quiet import quiet_start
 from experiments.types import ConfigError, DataError
@@ -30,10 +31,19 @@ def train(composed: DictConfig) -> float:
 def main() -> None:
     # With this set Hydra raises its errors instead of printing them, and they can be explained.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    signals.install()
     try:
+        command = journal.resume(sys.argv[1:])
+        if command is None:
+            print("This run is finished: there is nothing to resume.")
+            return
+        sys.argv[1:] = command
         train()
     except (ConfigError, DataError) as error:
         sys.exit(str(error))
+    except (KeyboardInterrupt, signals.Stopped) as stop:
+        print("\n".join([f"Stopped: {stop or 'Ctrl-C'}", *getattr(stop, "__notes__", ())]), file=sys.stderr)
+        sys.exit(128 + getattr(stop, "number", signal.SIGINT))
     except Exception as error:
         text = explain(error, sys.argv[1:])
         if text is None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import keras
     import numpy as np
 
+    from experiments.checkpoints import Checkpoints
     from experiments.schema import Config
     from experiments.store import Rows
 
@@ -138,6 +139,11 @@ class Watch:
 
     progress: Progress
     record: Callable[[EpochRecord], None]
+    checkpoints: Checkpoints | None = None  # of the run; None: none are kept
+
+    def remaining(self, phase: str, epochs: int) -> range:
+        """The epochs of a phase that are still to be trained: all of them, but where a run is resumed."""
+        return self.checkpoints.epochs(phase, epochs) if self.checkpoints else range(epochs)
 
 
 class Augmentation(Protocol):

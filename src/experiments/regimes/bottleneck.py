@@ -54,7 +54,7 @@ def train_head(parts: Parts, splits: Splits, watch: Watch, config: Config, recip
         stack(frozen.suffix, head, training=False),
         stored_batches(
             [features], splits.train.labels,
-            batch_size=config.batch_size, seed=config.seed, epochs=range(recipe.epochs),
+            batch_size=config.batch_size, seed=config.seed, epochs=watch.remaining("head", recipe.epochs),
         ),
         in_order(validation, splits.validation.labels, config.batch_size),
         recipe=recipe,

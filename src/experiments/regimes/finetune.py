@@ -86,7 +86,7 @@ def stored_views(parts: Parts) -> list[int | None]:
 def training_batches(parts: Parts, splits: Splits, watch: Watch, boundary: Cut, views: Sequence[int | None]) -> Batches:
     """Training pictures at the boundary: stored views in turn, or (where there are none) fresh ones every epoch."""
     config = parts.config
-    epochs = range(config.epochs)
+    epochs = watch.remaining("finetune", config.epochs)
     if views:
         return stored_batches(
             [activations(parts, boundary, splits.train, watch.progress, view) for view in views],

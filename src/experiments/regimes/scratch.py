@@ -26,7 +26,7 @@ def scratch(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
             extra_layers=parts.extra_layers,
             batch_size=config.batch_size,
             seed=config.seed,
-            epochs=range(config.epochs),
+            epochs=watch.remaining("scratch", config.epochs),
         ),
         in_order(splits.validation.pixels, splits.validation.labels, config.batch_size),
         recipe=parts.recipe,

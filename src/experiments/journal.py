@@ -1,0 +1,175 @@
+"""What a run's folder knows of the run itself, so that it can be resumed: `run.json`, whole or not there.
+
+`resume=RUN` runs the same command again in the same folder. Composition is repeated, not replayed from a file: what
+differs since then, in configuration, data, weights or versions, is found by the run's identity and refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from experiments import store
+from experiments.schema import Config
+from experiments.types import ConfigError
+
+FILE, CHECKPOINTS = "run.json", "checkpoints"
+ALLOWED = ("runtime.", "tracking.", "runtime=", "tracking=", "progress=")
+_ELSEWHERE = ("run.", "sweep.", "mode", "sweeper", "launcher", "output_subdir", "job.num", "job.id")
+
+
+class Journal:
+    """The `run.json` of a run that is going on in this process.
+
+    Args:
+        folder: of the run.
+        config: its configuration.
+
+    Raises:
+        ConfigError: the run is going on in another process.
+    """
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.folder = folder
+        self._lock = FileLock(folder / ".run.lock", blocking=False, fallback_to_soft=False)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise ConfigError(f"{folder}: this run is still going on, in another process") from None
+        except (OSError, NotImplementedError):  # no locks to be had
+            pass
+        before = read(folder)
+        self.resumed = before is not None
+        self.facts: dict[str, Any] = before or {"command": command(), "outputs": config.outputs}
+        self.facts |= {"threads": config.runtime.threads or os.cpu_count(), "status": "RUNNING"}
+        self._write()
+
+    @property
+    def run_id(self) -> str | None:
+        """Of the MLflow run."""
+        found: str | None = self.facts.get("run_id")
+        return found
+
+    def note(self, **facts: str | None) -> None:
+        """Adds what has become known; what was known before stays as it was where None is given."""
+        self.facts |= {name: value for name, value in facts.items() if value is not None}
+        self._write()
+
+    def check(self, identity: str) -> None:
+        """Notes the run's identity; of a resumed run, compares it.
+
+        Raises:
+            ConfigError: it is not the same run any more.
+        """
+        before = self.facts.get("identity")
+        if before not in (None, identity):
+            raise ConfigError(
+                f"resume: {self.folder} was another run: its configuration, pictures, weights or version of this "
+                f"program have changed since (identity {before} then, {identity} now). Start a new run instead"
+            )
+        self.note(identity=identity)
+
+    def end(self, status: str) -> None:
+        """Notes how it ended, and lets go of it."""
+        self.note(status=status)
+        self._lock.release()
+
+    def _write(self) -> None:
+        store.write_file(self.folder / FILE, json.dumps(self.facts, indent=1).encode())
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """What a run's folder says of its run; None where it says nothing."""
+    try:
+        facts = json.loads((folder / FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / FILE}: cannot be read: {error}") from None
+    if not isinstance(facts, dict) or "command" not in facts:
+        raise ConfigError(f"{folder / FILE}: is not what this program writes")
+    return facts
+
+
+def command() -> dict[str, Any]:
+    """How Hydra was called for this job: where, with which folder of choices, with which overrides."""
+    hydra = HydraConfig.get()
+    kept = [
+        override for override in hydra.overrides.hydra
+        if not override.lstrip("+~").removeprefix("hydra").lstrip("./").startswith(_ELSEWHERE)
+    ]  # fmt: skip
+    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    return {
+        "directory": hydra.runtime.cwd,
+        "config_dir": folders[0] if folders else None,
+        "overrides": [*hydra.overrides.task, *kept],
+        "sweep": hydra.mode == RunMode.MULTIRUN,
+    }
+
+
+def resume(given: Sequence[str]) -> list[str] | None:
+    """The command line that goes on with the run that `resume=` names; the given one where none is named.
+
+    Returns:
+        None where that run is finished: there is nothing to do.
+
+    Raises:
+        ConfigError: no such run, or overrides that would make it another one.
+    """
+    named = [argument.partition("=")[2] for argument in given if argument.startswith("resume=")]
+    if not named:
+        return list(given)
+    extra = [argument for argument in given if not argument.startswith("resume=")]
+    wrong = [argument for argument in extra if not argument.startswith(ALLOWED)]
+    if wrong:
+        raise ConfigError(
+            f"resume: a run is resumed as it was. Allowed beside it: {', '.join(f'{name}...' for name in ALLOWED)}. "
+            f"Received: {' '.join(wrong)}"
+        )
+    folder = find(named[-1], extra)
+    facts = read(folder)
+    if facts is None:
+        raise ConfigError(f"resume: {folder} is no run's folder: it has no {FILE}")
+    if facts.get("status") == "FINISHED":
+        return None
+    called = facts["command"]
+    os.chdir(called["directory"])
+    threads = (
+        [] if any(one.startswith("runtime.threads=") for one in extra) else [f"runtime.threads={facts['threads']}"]
+    )
+    return [
+        *(["--config-dir", called["config_dir"]] if called["config_dir"] else []),
+        *called["overrides"],
+        f"outputs={quoted(facts['outputs'])}",
+        f"hydra.run.dir={quoted(str(folder))}",
+        *threads,
+        *extra,
+    ]
+
+
+def find(named: str, overrides: Sequence[str]) -> Path:
+    """The folder of a run: given as such, or by its MLflow id.
+
+    Raises:
+        ConfigError: neither.
+    """
+    folder = Path(named).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    from experiments import tracking
+
+    uris = [override.partition("=")[2] for override in overrides if override.startswith("tracking.uri=")]
+    return tracking.run_folder(uris[-1] if uris else tracking.local_store(), named)
+
+
+def quoted(text: str) -> str:
+    """A value as Hydra's grammar reads it literally."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

@@ -1,0 +1,270 @@
+"""A run that is stopped, however, is marked so, and resumed it ends as if it had never stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import mlflow
+import numpy as np
+import pytest
+
+from experiments import journal, tracking
+from experiments.types import ConfigError
+
+TIMES = ("seconds", "timestamp", "pictures_per_second", "input_wait")
+SMALL = (
+    "data.image_size=48", "model.head.pooling=average", "batch_size=8", "runtime.threads=1", "tracking.log_model=false",
+    "regime.head_epochs=4", "epochs=6", "early_stopping=4", "best_weights=true", "schedule=plateau",
+    "model.weights=null",
+)  # fmt: skip
+REGIMES: dict[str, tuple[str, ...]] = {
+    "scratch": ("regime=scratch",),
+    "bottleneck": ("regime=bottleneck", "optimizer.lr=0.01"),
+    "finetune": ("regime=finetune", "optimizer.lr=0.01", "regime.views=2"),
+    "streamed": ("regime=finetune", "optimizer.lr=0.01", "regime.views=0", "augmentation=colour"),
+}
+
+
+class Place:
+    """A home for outputs, and runs of small drawn pictures in it as processes of their own."""
+
+    def __init__(self, home: Path, root: Path) -> None:
+        self.home, self.root = home, root
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.home}/mlflow.db"
+
+    def command(self, name: str, *overrides: str) -> list[str]:
+        return ["data=folder", f"data.root={self.root}", f"hydra.run.dir={self.home / 'runs' / name}",
+                *SMALL, *overrides]  # fmt: skip
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        path = os.pathsep.join([str(self.home), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | {"EXPERIMENTS_HOME": str(self.home), "PYTHONPATH": path}
+        return subprocess.Popen(
+            [sys.executable, "-m", "experiments.train", *arguments],
+            env=environment, cwd=self.home, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def finish(self, *arguments: str) -> str:
+        process = self.start(*arguments)
+        out, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        return out
+
+    def stop(self, process: subprocess.Popen[str], name: str, number: int, rows: int) -> str:
+        """Sends a signal once the curves have so many rows; what the process said."""
+        curves = self.home / "runs" / name / "curves.csv"
+        while process.poll() is None and not (curves.exists() and len(curves.read_text().splitlines()) > rows):
+            time.sleep(0.01)
+        process.send_signal(number)
+        return process.communicate(timeout=120)[1]
+
+    def run(self, name: str) -> Any:
+        (found,) = mlflow.MlflowClient(self.uri).search_runs(["1"], f"attributes.run_name = '{name}'")
+        return found
+
+    def outcome(self, name: str) -> dict[str, Any]:
+        """All that a run ends with, but for its times."""
+        folder = self.home / "runs" / name
+        with (folder / "curves.csv").open(encoding="utf-8", newline="") as file:
+            curves = [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
+        weights: dict[str, np.ndarray] = {}
+        for path in sorted((folder / "weights").iterdir()):
+            with h5py.File(path) as file:
+                file.visititems(
+                    lambda key, node, name=path.name: (
+                        weights.update({f"{name}/{key}": node[()]}) if isinstance(node, h5py.Dataset) else None
+                    )
+                )
+        states = sorted((folder / "checkpoints").glob("*/*"))
+        arrays = {
+            f"{state.parent.name}/{state.name}/{key}": value
+            for state in states
+            for key, value in np.load(state / "arrays.npz").items()
+        }
+        return {
+            "curves": curves,
+            "predictions": (folder / "predictions_validation.csv").read_text(encoding="utf-8"),
+            "weights": weights,
+            "state": arrays,  # optimizer, seeds, callbacks
+        }
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one["curves"] == other["curves"]
+    assert one["predictions"] == other["predictions"]
+    for part in ("weights", "state"):
+        assert one[part].keys() == other[part].keys() and one[part]
+        for key, value in one[part].items():
+            np.testing.assert_array_equal(value, other[part][key], err_msg=key)
+
+
+@pytest.fixture(scope="module")
+def place(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    home = tmp_path_factory.mktemp("resume")
+    (home / "faulty.py").write_text(
+        "import sys\n"
+        "def broken(parts, splits, watch):\n    raise RuntimeError('the disk is on fire')\n"
+        "def leaves(parts, splits, watch):\n    sys.exit(3)\n",
+        encoding="utf-8",
+    )
+    return Place(home, drawn)
+
+
+@pytest.mark.parametrize(
+    ("regime", "rows"),
+    [
+        ("scratch", (2,)),
+        ("finetune", (2, 6)),
+        *(
+            pytest.param(name, rows, marks=pytest.mark.slow)
+            for name in REGIMES
+            for rows in ((0,), (1, 4), (3, 3, 5), (7,))
+        ),
+    ],
+)
+def test_a_killed_run_that_is_resumed_ends_as_if_it_had_never_stopped(
+    place: Place, regime: str, rows: tuple[int, ...], tmp_path: Path
+) -> None:
+    whole = place.home / "runs" / regime
+    if not whole.exists():
+        place.finish(*place.command(regime, *REGIMES[regime], f"outputs={tmp_path / 'alone'}"))
+    name = f"{regime}-{'-'.join(map(str, rows))}"
+    own = f"outputs={tmp_path / 'own'}"
+    arguments = place.command(name, *REGIMES[regime], own)
+    for at in rows:
+        place.stop(place.start(*arguments), name, signal.SIGKILL, at)
+        arguments = [f"resume={place.home / 'runs' / name}"]
+    place.finish(*arguments)
+    assert_same(place.outcome(name), place.outcome(regime))
+    facts = json.loads((place.home / "runs" / name / "run.json").read_text())
+    assert facts["status"] == "FINISHED"
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'own'}/mlflow.db")
+    (run,) = client.search_runs(["1"])
+    assert (run.info.run_id, run.info.status) == (facts["run_id"], "FINISHED")
+    assert "failure" not in run.data.tags
+    for key in ("loss", "validation_accuracy"):
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, key)]
+        assert steps == list(range(len(place.outcome(regime)["curves"]))), "every point, none twice"
+    assert "nothing to resume" in place.finish(f"resume={place.home / 'runs' / name}")
+
+
+ENDINGS: dict[str, tuple[int | None, int, str, str]] = {
+    "SIGTERM": (signal.SIGTERM, 143, "KILLED", "Stopped: SIGTERM"),
+    "SIGHUP": (signal.SIGHUP, 129, "KILLED", "Stopped: SIGHUP"),
+    "SIGINT": (signal.SIGINT, 130, "KILLED", "KeyboardInterrupt"),
+    "broken": (None, 1, "FAILED", "RuntimeError: the disk is on fire"),
+    "leaves": (None, 3, "FAILED", "SystemExit: 3"),
+}
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", *(pytest.param(one, marks=pytest.mark.slow) for one in list(ENDINGS)[1:])])
+def test_how_a_run_ends_is_in_its_status_exit_code_and_last_line(place: Place, name: str) -> None:
+    number, code, status, reason = ENDINGS[name]
+    if number is None:
+        process = place.start(*place.command(name, f"regime._target_=faulty.{name}", "trusted_packages=[faulty]"))
+        said = process.communicate(timeout=120)[1]
+    else:
+        process = place.start(*place.command(name, "regime=scratch", "epochs=500", "early_stopping=null"))
+        said = place.stop(process, name, number, rows=2)
+    assert process.returncode == code, said
+    run = place.run(name)
+    assert (run.info.status, run.data.tags["failure"].strip(": ")) == (status, reason)
+    folder = place.home / "runs" / name
+    assert json.loads((folder / "run.json").read_text())["status"] == status
+    if name != "leaves":  # which has its own last word
+        assert said.rstrip().endswith(f"python -m experiments.train resume={folder}")
+    if number is not None:
+        assert list((folder / "checkpoints" / "scratch").glob("[0-9]*"))
+
+
+def test_a_second_signal_ends_the_process_at_once(place: Place) -> None:
+    program = (
+        "import os, signal, time\nfrom experiments import signals\nsignals.install()\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
+    )
+    began = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == -signal.SIGINT
+    assert time.monotonic() - began < 30
+
+
+def test_what_kill_minus_nine_left_running_is_marked_at_the_next_start(place: Place) -> None:
+    process = place.start(*place.command("lost", "regime=scratch", "epochs=500", "early_stopping=null"))
+    place.stop(process, "lost", signal.SIGKILL, rows=1)
+    assert process.returncode == -signal.SIGKILL
+    assert place.run("lost").info.status == "RUNNING"
+    place.finish(*place.command("next", "regime=scratch", "epochs=1", "schedule=constant"))
+    run = place.run("lost")
+    assert run.info.status == "KILLED" and "its process is gone" in run.data.tags["failure"]
+
+
+def test_whose_process_is_gone() -> None:
+    mine = tracking.owner()
+    assert not tracking.lost(mine)
+    assert tracking.lost(mine | {"owner.pid": str(2**22 + 1)})
+    assert tracking.lost(mine | {"owner.started": "1.00"}), "another process has its number now"
+    other = mine | {"owner.host": "elsewhere"}
+    assert not tracking.lost(other)
+    assert tracking.lost(other | {"owner.heartbeat": str(time.time() - 3600)})
+    assert not tracking.lost({}), "runs of other programs are not ours to judge"
+
+
+# --- what cannot be resumed
+
+
+def fake(folder: Path, **facts: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    called = {"directory": str(folder), "config_dir": None, "overrides": ["epochs=3"], "sweep": False}
+    record = {"command": called, "outputs": str(folder), "threads": 2, "status": "KILLED"} | facts
+    (folder / journal.FILE).write_text(json.dumps(record))
+    return folder
+
+
+def test_resuming_repeats_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = fake(tmp_path / "it's a run")
+    text = str(folder).replace("'", "\\'")
+    assert journal.resume(["epochs=3", "--cfg", "job"]) == ["epochs=3", "--cfg", "job"]
+    assert journal.resume([f"resume={folder}"]) == [
+        "epochs=3", f"outputs='{text}'", f"hydra.run.dir='{text}'", "runtime.threads=2"
+    ]  # fmt: skip
+    assert Path.cwd() == folder
+    given = journal.resume(["runtime.threads=1", f"resume={folder}", "tracking=none"])
+    assert given is not None and given[-2:] == ["runtime.threads=1", "tracking=none"]
+    assert "runtime.threads=2" not in given
+    assert journal.resume([f"resume={fake(folder, status='FINISHED')}"]) is None
+
+
+REFUSED: dict[str, tuple[Callable[[Path], list[str]], str]] = {
+    "another override": (lambda path: [f"resume={fake(path / 'a')}", "epochs=4", "-m"], "Received: epochs=4 -m"),
+    "no such run": (lambda path: ["resume=nowhere"], "must be a run's folder or the id of a run.*'nowhere'"),
+    "no such id": (lambda path: [f"resume={'a' * 32}"], f"must be a run's folder or the id.*'{'a' * 32}'"),
+    "no run's folder": (lambda path: [f"resume={path}"], "is no run's folder: it has no run.json"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_resumed_is_a_clear_error(name: str, tmp_path: Path) -> None:
+    given, text = REFUSED[name]
+    with pytest.raises(ConfigError, match=text):
+        journal.resume(given(tmp_path))
+
+
+def test_a_journal_that_is_damaged_is_told(tmp_path: Path) -> None:
+    for content in ("{", "[]", "{}"):
+        (tmp_path / journal.FILE).write_text(content)
+        with pytest.raises(ConfigError, match=r"run\.json"):
+            journal.resume([f"resume={tmp_path}"])
