@@ -119,16 +119,17 @@ def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[T
     tracker = MlflowRun(run.info.run_id, folder)
     alive = Heartbeat(run.info.run_id)
     try:
-        try:
-            yield tracker
-        finally:
-            alive.stop()
-            tracker.send()
+        yield tracker
+        tracker.send()
     except BaseException as error:
+        with contextlib.suppress(Exception):  # the curves are in the run's folder; the error is what must be told
+            tracker.send()
         killed = isinstance(error, KeyboardInterrupt) or not isinstance(error, Exception | SystemExit)
         mlflow.set_tag("failure", without_passwords(f"{type(error).__name__}: {error}")[:5000])
         mlflow.end_run("KILLED" if killed else "FAILED")
         raise
+    finally:
+        alive.stop()
     mlflow.end_run("FINISHED")
 
 
