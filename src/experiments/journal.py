@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from experiments import store
 from experiments.schema import Config
 from experiments.types import ConfigError
 
-FILE, CHECKPOINTS = "run.json", "checkpoints"
+FILE, LOCK, CHECKPOINTS = "run.json", ".run.lock", "checkpoints"
 ALLOWED = ("runtime.", "tracking.", "runtime=", "tracking=", "progress=")
 _ELSEWHERE = ("run.", "sweep.", "mode", "sweeper", "launcher", "output_subdir", "job.num", "job.id")
 
@@ -38,16 +39,18 @@ class Journal:
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder = folder
-        self._lock = FileLock(folder / ".run.lock", blocking=False, fallback_to_soft=False)
+        self._lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False)
         try:
             self._lock.acquire()
         except Timeout:
             raise ConfigError(f"{folder}: this run is still going on, in another process") from None
         except (OSError, NotImplementedError):  # no locks to be had
             pass
-        before = read(folder)
-        self.resumed = before is not None
-        self.facts: dict[str, Any] = before or {"command": command(), "outputs": config.outputs}
+        self.facts: dict[str, Any] = {"command": command(), "outputs": config.outputs}
+        if config.resume is None:  # in a folder that another run has used it begins anew
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        else:
+            self.facts = read(folder) or self.facts
         self.facts |= {"threads": config.runtime.threads or os.cpu_count(), "status": "RUNNING"}
         self._write()
 
@@ -77,8 +80,10 @@ class Journal:
         self.note(identity=identity)
 
     def end(self, status: str) -> None:
-        """Notes how it ended, and lets go of it."""
+        """Notes how it ended, and lets go of it; a finished run needs its checkpoints no more."""
         self.note(status=status)
+        if status == "FINISHED":
+            shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
         self._lock.release()
 
     def _write(self) -> None:
@@ -149,6 +154,7 @@ def resume(given: Sequence[str]) -> list[str] | None:
         *called["overrides"],
         f"outputs={quoted(facts['outputs'])}",
         f"hydra.run.dir={quoted(str(folder))}",
+        f"resume={quoted(str(folder))}",
         *threads,
         *extra,
     ]

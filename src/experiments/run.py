@@ -75,7 +75,8 @@ def run(config: schema.Config) -> float:
         metrics = flat_metrics(reports) | {"total_seconds": time.perf_counter() - began}
         write_results(folder, parts, fitted, reports, metrics)
         draw(folder / "figures", parts, splits, fitted, reports)
-        tracker.results(metrics, fitted.facts)
+        ended = fitted.history[-1].timestamp if fitted.history else int(time.time() * 1000)
+        tracker.results(metrics, fitted.facts, ended)
         tracker.artifacts(
             folder, {f"predictions_{name}": predictions_table(report) for name, report in reports.items()}
         )

@@ -211,6 +211,7 @@ class Config(Node):
     notes: str
     progress: Literal["auto", "none"]
     outputs: str
+    resume: str | None
 
     @field_validator("class_weights", mode="before")
     @classmethod
@@ -278,7 +279,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 # What says where and how a run happens, not what it is (DESIGN §3).
-NOT_IDENTITY = ("tracking", "notes", "tags", "outputs", "progress", "trusted_packages", "objective", "must_reach")
+NOT_IDENTITY = (
+    "tracking", "notes", "tags", "outputs", "progress", "resume", "trusted_packages", "objective", "must_reach"
+)  # fmt: skip
 GROUPS: dict[str, type[Component]] = {
     "data": Data,
     "augmentation": Augmentation,

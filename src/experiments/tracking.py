@@ -26,7 +26,7 @@ import psutil
 from filelock import FileLock
 
 from experiments.paths import CONF, REPOSITORY, default_outputs
-from experiments.schema import Config, effective
+from experiments.schema import NOT_IDENTITY, Config, effective
 from experiments.types import ConfigError, EpochRecord, Splits
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class Tracker(Protocol):
     def epoch(self, record: EpochRecord) -> None:
         """One point of every curve."""
 
-    def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any]) -> None:
-        """The final figures."""
+    def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any], timestamp: int) -> None:
+        """The final figures, as of a time [ms since 1970] at which they may be told twice without standing twice."""
 
     def artifacts(self, folder: Path, tables: Mapping[str, Mapping[str, list[Any]]]) -> None:
         """Everything in the run's folder, and tables to look at in the UI."""
@@ -241,7 +241,7 @@ class Untracked:
 
     def describe(self, config: Config, splits: Splits, facts: Mapping[str, str]) -> None: ...
     def epoch(self, record: EpochRecord) -> None: ...
-    def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any]) -> None: ...
+    def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any], timestamp: int) -> None: ...
     def artifacts(self, folder: Path, tables: Mapping[str, Mapping[str, list[Any]]]) -> None: ...
     def model(self, model: keras.Model, classes: int) -> None: ...
 
@@ -310,10 +310,11 @@ class MlflowRun:
             client.log_batch(self.run_id, metrics=self.unsent[at : at + 1000])
         self.unsent, self.sent = [], time.monotonic()
 
-    def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any]) -> None:
+    def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any], timestamp: int) -> None:
         import mlflow
 
-        mlflow.log_metrics(dict(metrics))
+        self.send()
+        mlflow.log_metrics(dict(metrics), step=0, timestamp=timestamp)
         mlflow.set_tags(dict(facts))
 
     def artifacts(self, folder: Path, tables: Mapping[str, Mapping[str, list[Any]]]) -> None:
@@ -321,7 +322,7 @@ class MlflowRun:
 
         for path in sorted(folder.rglob("*")):
             inside = path.relative_to(folder)
-            if path.is_file() and inside.parts[0] not in (".hydra", "inputs"):
+            if path.is_file() and inside.parts[0] not in (".hydra", "inputs", "checkpoints", ".run.lock"):
                 mlflow.log_artifact(str(path), inside.parent.as_posix() if len(inside.parts) > 1 else None)
         # As mlflow.log_table has them, which would append to what a resumed run has logged before.
         for name, table in tables.items():
@@ -352,7 +353,7 @@ PHASES = ("scratch", "head", "finetune")  # as the metric `phase` counts them
 def flat_parameters(config: Config) -> dict[str, str]:
     """What the run reads, a key and a text each: `regime` and the like name the choice, `regime.views` its values."""
     plain = effective(config)
-    for key in ("tracking", "tags", "notes", "outputs", "progress", "trusted_packages", "must_reach", "objective"):
+    for key in NOT_IDENTITY:
         plain.pop(key)
     plain["runtime"] = {name: plain["runtime"][name] for name in ("precision", "xla")}  # as in a run's identity
     return {key: value[:6000] for key, value in _flatten(plain).items()}
