@@ -119,8 +119,8 @@ def test_preset_wins_over_the_root_and_the_command_line_over_the_preset(name: st
     values = {key: content[key] for key in ("epochs", "batch_size") if key in content}
     assert values, "a preset says at least how long it trains"
     assert {key: getattr(read, key) for key in values} == values
-    other = config("epochs=5", "batch_size=7", "optimizer=adagrad", *preset(name))
-    assert (other.epochs, other.batch_size, other.optimizer.name) == (5, 7, "adagrad")
+    other = config("epochs=7", "batch_size=7", "optimizer=adagrad", *preset(name))
+    assert (other.epochs, other.batch_size, other.optimizer.name) == (7, 7, "adagrad")
 
 
 def test_a_preset_takes_another_regime_with_that_regimes_optimizer(config: Read) -> None:

@@ -173,7 +173,7 @@ def test_the_folder_is_among_the_artifacts(store: Store) -> None:
     run = store.run("head")
     folder = store.outputs / "runs" / "head"
     local = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    wanted = {path for path in local if not path.startswith((".hydra", "inputs"))}
+    wanted = {path for path in local if not path.startswith((".hydra", "inputs", ".run.lock", "run.json"))}
     assert wanted | {"predictions_validation.json", "predictions_test.json"} == store.files(run)
     table = tracking.read_predictions(store.uri, tracking.find_runs(store.uri, ["head"])[0], "validation")
     with (folder / "predictions_validation.csv").open(encoding="utf-8") as file:

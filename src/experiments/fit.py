@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.config import is_op_determinism_enabled  # as Keras has it; there is no other
 
 from experiments.checkpoints import State
 from experiments.data.pipeline import Batches
@@ -49,21 +50,24 @@ def fit(
     count = len(classes)
     weights = class_weights(recipe.class_weights, batches.labels, classes)
     optimizer = recipe.optimizer()
+    several = tf.distribute.has_strategy()
+    burst = 1 if several else batches.burst  # of which Keras's replicas cannot make several in a call
     model.compile(
         optimizer=optimizer,
         loss=recipe.loss(count),
         metrics=[keras.metrics.MeanMetricWrapper(accuracy, name="accuracy")],
         jit_compile="auto" if recipe.xla is None else recipe.xla,
-        steps_per_execution=batches.burst,
+        steps_per_execution=burst,
     )
-    waiting = None if tf.distribute.has_strategy() else Waiting()  # which fetches ahead of its own, past any measuring
+    # Several devices fetch ahead of their own, past any measuring; clocks may not be read with determinism on.
+    waiting = None if several or is_op_determinism_enabled() else Waiting()
     dataset = batches.dataset.map(lambda inputs, labels: weighted(inputs, targets(labels, count), weights))
     averages = keras.callbacks.SwapEMAWeights() if getattr(optimizer, "use_ema", False) else None
     epochs = watch.remaining(phase, recipe.epochs)
     with watch.progress.stage(phase, recipe.epochs * batches.steps) as advance:
         if epochs.start:
             advance(epochs.start * batches.steps)
-        record = Record(phase, recipe.monitor, first_step, batches, waiting, advance)
+        record = Record(phase, recipe.monitor, first_step, batches.pictures, burst, waiting, advance)
         stop = stopping(recipe, averages)
         commit = Commit(phase, record, stop, watch)
         callbacks = [EpochSeeds(recipe.seed), Rate(recipe.rate, record), averages, record, stop, commit]
@@ -171,13 +175,14 @@ class Record(keras.callbacks.Callback):
         phase: str,
         monitor: str,
         first_step: int,
-        batches: Batches,
+        pictures: int,
+        burst: int,
         waiting: Waiting | None,
         advance: Callable[..., None],
     ) -> None:
         super().__init__()
         self.phase, self.monitor, self.first_step = phase, monitor, first_step
-        self.batches, self.waiting, self.advance = batches, waiting, advance
+        self.pictures, self.burst, self.waiting, self.advance = pictures, burst, waiting, advance
         self.history: list[EpochRecord] = []
         self.learning_rate = 0.0  # of the running epoch
         self.began = self.trained = 0.0
@@ -195,7 +200,7 @@ class Record(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.trained = time.perf_counter()
-        self.advance(self.batches.burst)
+        self.advance(self.burst)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         logs = logs or {}
@@ -211,7 +216,7 @@ class Record(keras.callbacks.Callback):
             "validation_accuracy": float(logs["val_accuracy"]),
             "learning_rate": self.learning_rate,
             "seconds": time.perf_counter() - self.began,
-            "pictures_per_second": self.batches.pictures / (self.trained - self.began),
+            "pictures_per_second": self.pictures / (self.trained - self.began),
         }
         if self.waiting:
             metrics["input_wait"] = float(self.waiting.seconds) / (self.trained - self.began)

@@ -322,7 +322,7 @@ class MlflowRun:
 
         for path in sorted(folder.rglob("*")):
             inside = path.relative_to(folder)
-            if path.is_file() and inside.parts[0] not in (".hydra", "inputs", "checkpoints", ".run.lock"):
+            if path.is_file() and inside.parts[0] not in (".hydra", "inputs", "checkpoints", ".run.lock", "run.json"):
                 mlflow.log_artifact(str(path), inside.parent.as_posix() if len(inside.parts) > 1 else None)
         # As mlflow.log_table has them, which would append to what a resumed run has logged before.
         for name, table in tables.items():

@@ -105,7 +105,7 @@ class Splits:
 EPOCH_METRICS = (
     "accuracy",
     "input_wait",  # share of the training time that it waited for batches (with regime.views=0 the frozen part's
-    # forward pass is in it); not told of several devices
+    # forward pass is in it); not told of several devices, nor with runtime.deterministic
     "learning_rate",
     "loss",
     "pictures_per_second",
