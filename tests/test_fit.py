@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from experiments import schema
 from experiments.build import build_recipe
-from experiments.checkpoints import Checkpoints
+from experiments.checkpoints import Checkpoints, State
 from experiments.data.pipeline import Batches, in_order, stored_batches
 from experiments.fit import EpochSeeds, fit
 from experiments.losses import build_loss
@@ -538,12 +538,12 @@ def test_training_that_is_resumed_ends_as_if_it_had_never_stopped(name: str, die
     for epoch in died:
         keras.utils.clear_session()
         try:
-            train(**recipe, checkpoints=Checkpoints(tmp_path), interrupted_at=epoch)
+            train(**recipe, checkpoints=Checkpoints(tmp_path, share=1), interrupted_at=epoch)
         except Died:
             pass
         else:
             assert len(curves) <= epoch, "only early stopping comes before it"
-    resumed = train(**recipe, checkpoints=Checkpoints(tmp_path))
+    resumed = train(**recipe, checkpoints=Checkpoints(tmp_path, share=1))
     found = outcome(resumed)
     assert found[0] == curves
     for one, other in zip(found[1], variables, strict=True):
@@ -558,15 +558,39 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(
 ) -> None:
     whole = train(epochs=5)
     with pytest.raises(Died):
-        train(epochs=5, checkpoints=Checkpoints(tmp_path), interrupted_at=3)
+        train(epochs=5, checkpoints=Checkpoints(tmp_path, share=1), interrupted_at=3)
     assert sorted(path.name for path in (tmp_path / "head").iterdir()) == ["00003", "00004"]
     arrays = tmp_path / "head" / "00004" / "arrays.npz"
     content = bytearray(arrays.read_bytes())
     content[len(content) // 2] ^= 1
     arrays.write_bytes(content)
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path, share=1)
     assert checkpoints.epochs("head", 5) == range(3, 5)
     assert str(arrays.parent) in caplog.text and "damaged" in caplog.text
     resumed = train(epochs=5, checkpoints=checkpoints)
+    for one, other in zip(resumed[1].get_weights(), whole[1].get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_saving_takes_no_more_than_its_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(epochs=40)
+    save = Checkpoints.save
+    saved: list[int] = []
+
+    def slow(self: Checkpoints, phase: str, state: State) -> None:
+        saved.append(len(state.history))
+        began = time.monotonic()
+        save(self, phase, state)
+        time.sleep(0.5)
+        self._saved = time.monotonic()
+        self._cost = self._saved - began
+
+    monkeypatch.setattr(Checkpoints, "save", slow)
+    with pytest.raises(Died):
+        train(epochs=40, checkpoints=Checkpoints(tmp_path), interrupted_at=30)
+    assert saved[0] == 1 and len(saved) < 15
+    train(epochs=40, checkpoints=Checkpoints(tmp_path))
+    assert saved[-1] == 40, "the last one always"
+    resumed = train(epochs=40, checkpoints=Checkpoints(tmp_path))
     for one, other in zip(resumed[1].get_weights(), whole[1].get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,10 +83,12 @@ class Checkpoints:
 
     Args:
         folder: of the run; nothing is written there before an epoch ends.
+        share: of the time, that saving may take: epochs that are too short for one each share a checkpoint.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, share: float = 0.1) -> None:
+        self.folder, self.share = folder, share
+        self._saved, self._cost = time.monotonic(), 0.0  # when the last one was, and its seconds
         self._found: dict[str, State | None] = {}
 
     def latest(self, phase: str) -> State | None:
@@ -102,8 +105,14 @@ class Checkpoints:
             return range(epochs)
         return range(epochs if state.stopped else len(state.history), epochs)
 
+    @property
+    def due(self) -> bool:
+        """Whether enough time has passed since the last one."""
+        return (time.monotonic() - self._saved) * self.share >= self._cost * (1 - self.share)
+
     def save(self, phase: str, state: State) -> None:
         """Writes the checkpoint of the phase's last epoch; the oldest beyond KEPT goes."""
+        began = time.monotonic()
         folder = self.folder / phase
         arrays = {f"variable{at}": array for at, array in enumerate(state.variables)}
         arrays |= {f"best{at}": array for at, array in enumerate(state.best)}
@@ -122,6 +131,8 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
         for torn in folder.glob(".*"):  # of a process that was killed: a run has one at a time
             shutil.rmtree(torn, ignore_errors=True)
+        self._saved = time.monotonic()
+        self._cost = self._saved - began
 
 
 def _state(folder: Path) -> State | None:

@@ -259,7 +259,8 @@ class Commit(keras.callbacks.Callback):
             self.watch.record(record)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if self.watch.checkpoints:
+        last = epoch == self.params["epochs"] - 1 or self.model.stop_training
+        if self.watch.checkpoints and (last or self.watch.checkpoints.due):
             counted = {name: getattr(self.stop, name) for name in self.COUNTED} if self.stop else {}
             if counted and counted["best"] is not None:
                 counted["best"] = float(counted["best"])
