@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras.src.legacy.preprocessing.image import apply_affine_transform
 
 from experiments import augmentation
-from experiments.augmentation import Affine, Identity, affine, seeded
+from experiments.augmentation import Affine, Identity, affine, resample, seeded
 
 TUTORIAL = {
     "rotation": 40.0, "width_shift": 0.2, "height_shift": 0.2, "shear": 0.2, "zoom": 0.2, "horizontal_flip": True,
@@ -128,9 +128,32 @@ def test_seeded_layers_repeat_for_a_seed_and_differ_between_seeds(pictures: np.n
     assert np.asarray(once).min() >= 0 and np.asarray(once).max() <= 255
 
 
-def test_fills_are_those_of_the_resampling_operation() -> None:
+@pytest.mark.parametrize(
+    ("fill", "mode"), zip(augmentation.FILLS, ("edge", "symmetric", "wrap", "constant"), strict=True)
+)
+@pytest.mark.parametrize("shift", [-30, -7, 7, 30])
+def test_whole_shifts_fill_as_numpy_pads(pictures: np.ndarray, fill: str, mode: str, shift: int) -> None:
+    maps = np.float32([[1, 0, shift, 0, 1, -shift, 0, 0]] * len(pictures))
+    padded = np.pad(pictures, ((0, 0), (30, 30), (30, 30), (0, 0)), mode=mode)  # type: ignore[call-overload]
+    expected = padded[:, 30 - shift : 54 - shift, 30 + shift : 54 + shift]
+    np.testing.assert_array_equal(resample(tf.constant(pictures), maps, fill), expected)
+
+
+@pytest.mark.parametrize("fill", ["nearest", "reflect", "constant"])  # its wrap repeats all but the last pixel
+def test_the_resampling_equals_tensorflows(pictures: np.ndarray, fill: str) -> None:
+    maps = affine(**TUTORIAL).draw(np.random.default_rng(0), len(pictures), 24)
+    maps[:, 2] += 20  # well beyond an edge
+    peer = tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.cast(pictures, tf.float32), transforms=maps, output_shape=(24, 24), interpolation="BILINEAR",
+        fill_mode=fill.upper(), fill_value=0.0,
+    )  # fmt: skip
+    for given in (tf.constant(pictures), tf.cast(pictures, tf.float32)):
+        np.testing.assert_allclose(resample(given, maps, fill), peer, atol=0.01)  # of 255
+
+
+def test_a_map_of_ones_gives_floats_back_to_the_bit() -> None:
+    floats = np.random.default_rng(0).uniform(0, 255, (3, 9, 9, 3)).astype("float32")
     for fill in augmentation.FILLS:
-        out = affine(**(TUTORIAL | {"fill": fill}))(
-            np.full((1, 8, 8, 3), 200, "uint8"), np.float32([[1, 0, 4, 0, 1, 0, 0, 0]])
+        np.testing.assert_array_equal(
+            resample(tf.constant(floats), np.float32([[1, 0, 0, 0, 1, 0, 0, 0]] * 3), fill), floats
         )
-        assert np.asarray(out)[0, :, -3:].max() == pytest.approx(0 if fill == "constant" else 200)

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from experiments.types import Augmentation
 
-VERSION = 1  # part of the key of stored views: raise whenever the same numbers would give other pixels
+VERSION = 2  # part of the key of stored views: raise whenever the same numbers would give other pixels
 FILLS = ("nearest", "reflect", "wrap", "constant")
 MIXING = (keras.layers.MixUp, keras.layers.CutMix)
 
@@ -82,20 +82,51 @@ class Affine:
 
     def __call__(self, pixels: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
         """Resamples pictures [B, H, W, 3] by maps [B, 8]; float32 in [0, 255]."""
-        return resample(tf.cast(pixels, tf.float32), numbers, self.fill)
+        return resample(pixels, numbers, self.fill)
 
 
+@tf.function(jit_compile=True)
 def resample(pictures: tf.Tensor, maps: tf.Tensor, fill: str) -> tf.Tensor:
-    """Pictures [B, H, W, 3] float32 by maps [B, 8] from output to input pixel coordinates, bilinear."""
-    moved = tf.raw_ops.ImageProjectiveTransformV3(
-        images=pictures,
-        transforms=maps,
-        output_shape=tf.shape(pictures)[1:3],
-        interpolation="BILINEAR",
-        fill_mode=fill.upper(),
-        fill_value=0.0,
-    )
-    return tf.ensure_shape(moved, pictures.shape)  # it forgets the size, which some of Keras's layers ask for
+    """Pictures [B, H, W, 3] of any number by maps [B, 8] from output to input pixel coordinates: float32, bilinear.
+
+    Compiled, because XLA fuses coordinates, the four reads and their mixing into one loop. A map of 1s and 0s gives
+    the picture back to the bit. A whole batch of one size is one compilation: don't call it with a few pictures more
+    or less each time.
+    """
+    height, width = pictures.shape[1:3]
+    y, x = tf.range(height, dtype=tf.float32)[:, None], tf.range(width, dtype=tf.float32)
+    each = tf.unstack(maps[:, :, None, None], axis=1)
+    across = inside(each[0] * x + each[1] * y + each[2], width, fill)  # [B, H, W]
+    down = inside(each[3] * x + each[4] * y + each[5], height, fill)
+    left, top = tf.floor(across), tf.floor(down)
+    flat = tf.reshape(pictures, (-1, height * width, 3))
+
+    def read(row: tf.Tensor, column: tf.Tensor) -> tf.Tensor:
+        near_row, near_column = tf.clip_by_value(row, 0, height - 1), tf.clip_by_value(column, 0, width - 1)
+        at = tf.cast(near_row, tf.int32) * width + tf.cast(near_column, tf.int32)
+        values = tf.cast(tf.gather(flat, at, batch_dims=1), tf.float32)
+        if fill == "constant":
+            values *= tf.cast((row == near_row) & (column == near_column), tf.float32)[..., None]
+        return values
+
+    def between(first: tf.Tensor, second: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+        return first + share[..., None] * (second - first)
+
+    upper = between(read(top, left), read(top, left + 1), across - left)
+    lower = between(read(top + 1, left), read(top + 1, left + 1), across - left)
+    return between(upper, lower, down - top)
+
+
+def inside(position: tf.Tensor, size: int, fill: str) -> tf.Tensor:
+    """Where to read for a position along an axis of so many pixels; `constant` reads outside, and finds nothing."""
+    if fill == "constant":
+        return position
+    if fill == "reflect":  # d c b a | a b c d | d c b a
+        along = tf.math.floormod(position + 0.5, 2.0 * size)
+        position = tf.minimum(along, 2.0 * size - along) - 0.5
+    elif fill == "wrap":  # a b c d | a b c d | a b c d
+        position = tf.math.floormod(position, float(size))
+    return tf.clip_by_value(position, 0.0, size - 1.0)
 
 
 @dataclass(frozen=True)
@@ -184,13 +215,13 @@ class RandAugment:
             drawn = numbers[:, 1 + 10 * at : 11 + 10 * at]
             group = tf.minimum(tf.cast(drawn[:, 0], tf.int32), len(COLOURS))
             rows = tf.dynamic_partition(tf.range(tf.shape(pictures)[0]), group, groups)
-            *coloured, moved = tf.dynamic_partition(pictures, group, groups)
-            *amounts, maps = tf.dynamic_partition(drawn, group, groups)
+            *coloured, moving = tf.dynamic_partition(pictures, group, groups)
+            amounts = tf.dynamic_partition(drawn[:, 1, None, None, None], group, groups)[:-1]
             changed = [
-                recolour(name, some, amount[:, 1, None, None, None])
-                for name, some, amount in zip(COLOURS, coloured, amounts, strict=True)
+                recolour(name, some, amount) for name, some, amount in zip(COLOURS, coloured, amounts, strict=True)
             ]
-            pictures = tf.dynamic_stitch(rows, [*changed, resample(moved, maps[:, 2:], self.fill)])
+            restored = tf.ensure_shape(tf.dynamic_stitch(rows, [*changed, moving]), pixels.shape)
+            pictures = resample(restored, drawn[:, 2:], self.fill)  # the maps of all that do not move change nothing
         return pictures
 
 
