@@ -6,10 +6,10 @@ UV := $(shell command -v uv 2>/dev/null || echo python3 -m uv)
 PYTHON := .venv/bin/python
 ARGS ?=
 
-.PHONY: help install demo train test test-slow check ui bench bench-full golden pretrained clean
+.PHONY: help install demo train test test-slow test-reliability check ui bench bench-full golden pretrained clean
 
 help:  ## explain every target
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name about; do printf '  make %-12s %s\n' "$$name" "$$about"; done
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name about; do printf '  make %-16s %s\n' "$$name" "$$about"; done
 
 install: .venv/.installed  ## create .venv with everything the project needs (uv is installed where it is missing)
 
@@ -29,6 +29,9 @@ test: install  ## the tests, but for the slow ones
 
 test-slow: install  ## the slow tests
 	@$(PYTHON) -m pytest -m slow $(ARGS)
+
+test-reliability: install  ## kill, damage and confuse it a thousand times; a table of faults (under 20 minutes)
+	@$(PYTHON) -m pytest tests/reliability --full -n auto --dist loadfile $(ARGS)
 
 check: install  ## formatting, lint and types
 	@$(PYTHON) -m ruff format --check .

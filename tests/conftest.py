@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,25 @@ Compose = Callable[..., DictConfig]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", action="store_true", help="write tests/golden anew instead of comparing")
+    parser.addoption("--full", action="store_true", help="tests/reliability: as many tries as make test-reliability")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The table of faults that tests/reliability has counted, whichever process its tests ran in."""
+    rows: dict[str, list[int]] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()):
+                if name == "reliability" and getattr(report, "when", None) == "call":
+                    fault, tries, survived = value
+                    before = rows.setdefault(fault, [0, 0])
+                    rows[fault] = [before[0] + tries, before[1] + survived]
+    if rows:
+        terminalreporter.section("faults survived")
+        width = max(map(len, rows))
+        terminalreporter.write_line(f"{'fault':{width}}  tries  survived")
+        for fault, (tries, survived) in sorted(rows.items()):
+            terminalreporter.write_line(f"{fault:{width}}  {tries:5}  {survived:8}")
 
 
 @pytest.fixture(autouse=True)

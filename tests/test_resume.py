@@ -18,7 +18,8 @@ import mlflow
 import numpy as np
 import pytest
 
-from experiments import journal, tracking
+from experiments import journal
+from experiments.tracking import owners
 from experiments.types import ConfigError
 
 TIMES = ("seconds", "timestamp", "pictures_per_second", "input_wait")
@@ -177,8 +178,7 @@ def test_how_a_run_ends_is_in_its_status_exit_code_and_last_line(place: Place, n
     assert (run.info.status, run.data.tags["failure"].strip(": ")) == (status, reason)
     folder = place.home / "runs" / name
     assert json.loads((folder / "run.json").read_text())["status"] == status
-    if name != "leaves":  # which has its own last word
-        assert said.rstrip().endswith(f"python -m experiments.train resume={folder}")
+    assert said.rstrip().endswith(f"python -m experiments.train resume={folder}")
     if number is not None:
         assert list((folder / "checkpoints" / "scratch").glob("[0-9]*"))
 
@@ -205,14 +205,14 @@ def test_what_kill_minus_nine_left_running_is_marked_at_the_next_start(place: Pl
 
 
 def test_whose_process_is_gone() -> None:
-    mine = tracking.owner()
-    assert not tracking.lost(mine)
-    assert tracking.lost(mine | {"owner.pid": str(2**22 + 1)})
-    assert tracking.lost(mine | {"owner.started": "1.00"}), "another process has its number now"
+    mine = owners.owner()
+    assert not owners.lost(mine)
+    assert owners.lost(mine | {"owner.pid": str(2**22 + 1)})
+    assert owners.lost(mine | {"owner.started": "1.00"}), "another process has its number now"
     other = mine | {"owner.host": "elsewhere"}
-    assert not tracking.lost(other)
-    assert tracking.lost(other | {"owner.heartbeat": str(time.time() - 3600)})
-    assert not tracking.lost({}), "runs of other programs are not ours to judge"
+    assert not owners.lost(other)
+    assert owners.lost(other | {"owner.heartbeat": str(time.time() - 3600)})
+    assert not owners.lost({}), "runs of other programs are not ours to judge"
 
 
 # --- what cannot be resumed

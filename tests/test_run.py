@@ -20,8 +20,9 @@ from experiments import run as run_module
 from experiments import runtime, schema, train
 from experiments.build import build
 from experiments.data import manifest
+from experiments.quiet import without_passwords
 from experiments.run import Curves, check_joined, check_origins, read_data, run, write_csv
-from experiments.tracking import Untracked, without_passwords
+from experiments.tracking import Untracked
 from experiments.types import ConfigError, DataError, EpochRecord, Fitted, Splits
 
 SMALL = (

@@ -23,6 +23,7 @@ from PIL import Image
 from experiments import schema, tracking, train
 from experiments.data import decoder
 from experiments.regimes import scratch
+from experiments.tracking import outbox, stored
 from experiments.types import ConfigError
 
 METRICS = {
@@ -175,7 +176,7 @@ def test_the_folder_is_among_the_artifacts(store: Store) -> None:
     local = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     wanted = {path for path in local if not path.startswith((".hydra", "inputs", ".run.lock", "run.json"))}
     assert wanted | {"predictions_validation.json", "predictions_test.json"} == store.files(run)
-    table = tracking.read_predictions(store.uri, tracking.find_runs(store.uri, ["head"])[0], "validation")
+    table = stored.read_predictions(store.uri, stored.find_runs(store.uri, ["head"])[0], "validation")
     with (folder / "predictions_validation.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert table["path"] == [row["path"] for row in rows]
@@ -249,7 +250,7 @@ def test_a_run_that_fails_says_why(store: Store, monkeypatch: pytest.MonkeyPatch
     assert run.data.tags["failure"] == "RuntimeError: the disk is on fire"
     assert mlflow.active_run() is None
     with pytest.raises(ConfigError, match="burnt: no finished run fits"):
-        tracking.find_runs(store.uri, ["burnt"])
+        stored.find_runs(store.uri, ["burnt"])
 
 
 def test_short_epochs_are_sent_together_and_none_is_lost_where_a_run_fails(
@@ -266,7 +267,7 @@ def test_short_epochs_are_sent_together_and_none_is_lost_where_a_run_fails(
         raise RuntimeError("no report")
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", counted)
-    monkeypatch.setattr(tracking, "SEND_EVERY", 3600.0)
+    monkeypatch.setattr(outbox, "SEND_EVERY", 3600.0)
     monkeypatch.setattr("experiments.run.evaluate", fails)
     with pytest.raises(RuntimeError, match="no report"):
         store.train("short", "regime=bottleneck", "model.weights=null", "epochs=5")
@@ -277,7 +278,7 @@ def test_short_epochs_are_sent_together_and_none_is_lost_where_a_run_fails(
     assert [point.step for point in history] == [0, 1, 2, 3, 4]
 
     sent.clear()
-    monkeypatch.setattr(tracking, "SEND_EVERY", 0.0)
+    monkeypatch.setattr(outbox, "SEND_EVERY", 0.0)
     with pytest.raises(RuntimeError, match="no report"):
         store.train("at once", "regime=bottleneck", "model.weights=null", "epochs=5")
     assert [count for count in sent if count] == [len(METRICS) + 1] * 5
@@ -296,14 +297,14 @@ def test_a_run_that_is_stopped_is_killed(store: Store, monkeypatch: pytest.Monke
 def test_runs_are_found_by_id_beginning_and_name(store: Store) -> None:
     run_id = store.run("head").info.run_id
     for name in (run_id, run_id[:12], "head"):
-        assert [one.run_id for one in tracking.find_runs(store.uri, [name])] == [run_id]
-    assert [one.name for one in tracking.find_runs(store.uri, ["tuned", "head"])] == ["tuned", "head"]
-    assert {one.name for one in tracking.find_runs(store.uri, ())} == {"head", "tuned", "given"}
-    assert [one.name for one in tracking.find_runs(store.uri, (), tag=("question", "which"))] == ["head"]
+        assert [one.run_id for one in stored.find_runs(store.uri, [name])] == [run_id]
+    assert [one.name for one in stored.find_runs(store.uri, ["tuned", "head"])] == ["tuned", "head"]
+    assert {one.name for one in stored.find_runs(store.uri, ())} == {"head", "tuned", "given"}
+    assert [one.name for one in stored.find_runs(store.uri, (), tag=("question", "which"))] == ["head"]
     with pytest.raises(ConfigError, match=r"nowhere.*Train first"):
-        tracking.find_runs("sqlite:////nowhere/mlflow.db", ())
+        stored.find_runs("sqlite:////nowhere/mlflow.db", ())
     with pytest.raises(ConfigError, match="no predictions of split 'test'"):
-        tracking.read_predictions(store.uri, tracking.find_runs(store.uri, ["tuned"])[0], "test")
+        stored.read_predictions(store.uri, stored.find_runs(store.uri, ["tuned"])[0], "test")
 
 
 def test_without_a_store_a_run_id_is_refused(config: Callable[..., schema.Config]) -> None:
@@ -337,7 +338,7 @@ def test_names_that_are_no_text_do_not_break_tables(tmp_path: Path) -> None:
     store.train("odd", "regime=scratch", "augmentation=none", "epochs=1", "tracking.log_model=false")
     run = store.run("odd")
     assert run.info.status == "FINISHED"
-    table = tracking.read_predictions(store.uri, tracking.find_runs(store.uri, ["odd"])[0], "validation")
+    table = stored.read_predictions(store.uri, stored.find_runs(store.uri, ["odd"])[0], "validation")
     assert sorted(table["path"]) == sorted(
         f"validation/{name}/bad\\udcff{n}.png" for name in ("Käfer", "猫") for n in range(2)
     )

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.store import sync, use
+from experiments.store import draft, sync, use
 from experiments.types import EpochRecord
 
 if TYPE_CHECKING:
@@ -90,6 +89,8 @@ class Checkpoints:
         self.folder, self.share = folder, share
         self._saved, self._cost = time.monotonic(), 0.0  # when the last one was, and its seconds
         self._found: dict[str, State | None] = {}
+        for torn in folder.glob("*/.*"):  # of a process that was killed: a run has one at a time
+            shutil.rmtree(torn, ignore_errors=True)
 
     def latest(self, phase: str) -> State | None:
         """The last sound checkpoint of a phase; those that are damaged are reported and passed over."""
@@ -129,8 +130,6 @@ class Checkpoints:
         _commit(folder / f"{len(state.history):05}", ARRAYS, write, meta)
         for old in sorted(folder.glob("[0-9]*"))[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
-        for torn in folder.glob(".*"):  # of a process that was killed: a run has one at a time
-            shutil.rmtree(torn, ignore_errors=True)
         self._saved = time.monotonic()
         self._cost = self._saved - began
 
@@ -160,7 +159,7 @@ def _history(meta: Mapping[str, Any]) -> tuple[EpochRecord, ...]:
 def _commit(folder: Path, name: str, write: Callable[[Path], object], meta: Mapping[str, Any]) -> None:
     """Makes a folder with one file that `write` fills, and what is to be said of it; one already there is replaced."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    aside = draft(folder)
     aside.mkdir()
     try:
         write(aside / name)
@@ -195,7 +194,7 @@ def _replace(source: Path, target: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
-        old = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        old = draft(target)
         with contextlib.suppress(FileNotFoundError):  # another process was faster
             os.rename(target, old)
         shutil.rmtree(old, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,25 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return faults(str(error).splitlines())
     return None
+
+
+def disk_full(error: BaseException) -> str | None:
+    """The text for a write that found no room; None for an error of another kind."""
+    while not isinstance(error, OSError) or not _no_room(error):
+        if error.__cause__ is None:
+            return None
+        error = error.__cause__
+    where = f"{error.filename}: " if error.filename else ""
+    return (
+        f"{where}there is no room to write ({error.strerror or error}): the disk is full, or a quota or a limit of "
+        "file sizes is reached. What was written before is whole. Make room (experiments cache prune), then go on"
+    )
+
+
+def _no_room(error: OSError) -> bool:
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    # HDF5 gives the number in its text alone.
+    return error.errno in numbers or any(f"errno = {number}," in str(error) for number in numbers)
 
 
 def _no_choice(group: str, received: str, choices: Sequence[str]) -> str:

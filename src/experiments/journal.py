@@ -15,7 +15,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 
 from experiments import store
 from experiments.schema import Config
@@ -81,10 +80,12 @@ class Journal:
 
     def end(self, status: str) -> None:
         """Notes how it ended, and lets go of it; a finished run needs its checkpoints no more."""
-        self.note(status=status)
-        if status == "FINISHED":
-            shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
-        self._lock.release()
+        try:
+            self.note(status=status)
+            if status == "FINISHED":
+                shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
+        finally:
+            self._lock.release()
 
     def _write(self) -> None:
         store.write_file(self.folder / FILE, json.dumps(self.facts, indent=1).encode())
@@ -115,7 +116,6 @@ def command() -> dict[str, Any]:
         "directory": hydra.runtime.cwd,
         "config_dir": folders[0] if folders else None,
         "overrides": [*hydra.overrides.task, *kept],
-        "sweep": hydra.mode == RunMode.MULTIRUN,
     }
 
 
@@ -169,10 +169,17 @@ def find(named: str, overrides: Sequence[str]) -> Path:
     folder = Path(named).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    from experiments import tracking
+    from experiments.tracking import stored
+
+    return stored.run_folder(store_of(overrides), named)
+
+
+def store_of(overrides: Sequence[str]) -> str:
+    """The tracking store in which a run is looked for: that of the command line, else this place's."""
+    from experiments.tracking import stored
 
     uris = [override.partition("=")[2] for override in overrides if override.startswith("tracking.uri=")]
-    return tracking.run_folder(uris[-1] if uris else tracking.local_store(), named)
+    return uris[-1] if uris else stored.local_store()
 
 
 def quoted(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -23,11 +24,13 @@ def default_outputs() -> str:
     return str((REPOSITORY if inside else here) / "outputs")
 
 
-# One name for everything this process writes. Seconds order the folders; the random part keeps starts apart.
-_STARTED = time.strftime("%Y%m%d-%H%M%S")
-_SUFFIX = secrets.token_hex(3)
+@cache
+def _start(process: int) -> tuple[str, str]:
+    """When a process started, for the eye, and a part that no other start has; a forked process has its own."""
+    return time.strftime("%Y%m%d-%H%M%S"), secrets.token_hex(3)
 
 
 def run_name(*what: str) -> str:
-    """The folder of this process's run or sweep: when, what, and a part that no other start shares."""
-    return "-".join([_STARTED, *what, _SUFFIX])
+    """The folder of this process's run or sweep, one name for all it writes: when, what, and a part of its own."""
+    started, own = _start(os.getpid())
+    return "-".join([started, *what, own])

@@ -1,12 +1,14 @@
-"""TensorFlow's start without its chatter."""
+"""What standard error is spared: TensorFlow's chatter as it starts, passwords."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TextIO
 
 
 @contextmanager
@@ -30,3 +32,21 @@ def quiet_start() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(terminal, 2)
             os.close(terminal)
+
+
+def without_passwords(text: str) -> str:
+    """The text with the passwords of addresses in it starred out: scheme://user:***@host."""
+    return re.sub(r"(://[^\s:/@]*):\S+@", r"\1:***@", text)
+
+
+class Starred:
+    """A text stream that shows no passwords of addresses: Hydra tells the overrides of a job that failed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(without_passwords(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

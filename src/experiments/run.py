@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import json
@@ -28,6 +29,7 @@ from experiments.evaluate import Report, evaluate, predictions_table
 from experiments.losses import class_weights
 from experiments.models.network import forward
 from experiments.progress import Terminal
+from experiments.quiet import without_passwords
 from experiments.types import (
     EPOCH_METRICS,
     ConfigError,
@@ -58,7 +60,7 @@ def run(config: schema.Config) -> float:
         keep_journal(folder, config) as journal,
         tracking.track(config, folder, journal.run_id) as tracker,
     ):
-        journal.note(run_id=tracker.run_id)
+        journal.note(run_id=tracker.run_id, store=without_passwords(config.tracking.uri or "") or None)
         files = tracker.files(config)
         parts = build(config, files)
         splits = read_data(parts)
@@ -77,9 +79,7 @@ def run(config: schema.Config) -> float:
         draw(folder / "figures", parts, splits, fitted, reports)
         ended = fitted.history[-1].timestamp if fitted.history else int(time.time() * 1000)
         tracker.results(metrics, fitted.facts, ended)
-        tracker.artifacts(
-            folder, {f"predictions_{name}": predictions_table(report) for name, report in reports.items()}
-        )
+        tracker.artifacts({f"predictions_{name}": predictions_table(report) for name, report in reports.items()})
         if config.tracking.log_model and not journal.facts.get("model"):  # not twice
             tracker.model(fitted.model, len(splits.classes))
             journal.note(model="logged")
@@ -95,7 +95,8 @@ def keep_journal(folder: Path, config: schema.Config) -> Iterator[journals.Journ
     try:
         yield journal
     except BaseException as error:
-        journal.end("FAILED" if isinstance(error, Exception) else "KILLED")
+        with contextlib.suppress(OSError):  # on a full disk
+            journal.end("FAILED" if isinstance(error, Exception | SystemExit) else "KILLED")
         if not isinstance(error, (ConfigError, DataError)):
             error.add_note(f"Go on with it: python -m experiments.train resume={shlex.quote(str(folder))}")
         raise
@@ -139,7 +140,7 @@ def read_manifest(config: schema.Config, root: Path, decoded: manifest.Decoded |
 def describe(parts: Parts, splits: Splits, folder: Path, tracker: tracking.Tracker, identity: str) -> None:
     """Writes down what the run is, before it trains."""
     config = parts.config
-    text = tracking.without_passwords(schema.dump_yaml(schema.effective(config)))
+    text = without_passwords(schema.dump_yaml(schema.logged(config)))
     store.write_file(folder / "config.yaml", text.encode())
     write_csv(folder / tracking.MANIFEST, manifest.to_rows(splits.manifest))
     if splits.manifest.left_out:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from experiments.paths import CONF
 
@@ -212,6 +212,12 @@ class Config(Node):
     progress: Literal["auto", "none"]
     outputs: str
     resume: str | None
+    _unresolved: Mapping[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def unresolved(self) -> Mapping[str, str]:
+        """The text that was written for values that came from the environment, by key: what may be told of them."""
+        return self._unresolved
 
     @field_validator("class_weights", mode="before")
     @classmethod
@@ -311,6 +317,19 @@ def effective(config: Config) -> dict[str, Any]:
         for parent in parents:
             node = node.get(parent, {})
         node.pop(last, None)
+    return plain
+
+
+def logged(config: Config) -> dict[str, Any]:
+    """As `effective`, for others to read: what came from the environment stands as it was written, ${oc.env:NAME}."""
+    plain = effective(config)
+    for key, text in config.unresolved.items():
+        *parents, last = key.split(".")
+        node = plain
+        for parent in parents:
+            node = node.get(parent, {})
+        if last in node:
+            node[last] = text
     return plain
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import TextIO, cast
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import journal, paths, signals, validation
-from experiments.explain import explain
-from experiments.quiet import quiet_start
+from experiments import journal, like, paths, signals, validation
+from experiments.explain import disk_full, explain
+from experiments.quiet import Starred, quiet_start
 from experiments.types import ConfigError, DataError
 
 OmegaConf.register_new_resolver("default_outputs", paths.default_outputs, replace=True)
@@ -23,6 +24,9 @@ def train(composed: DictConfig) -> float:
     """Runs one experiment; returns its validation metric `objective` to a sweeper."""
     config = validation.read(composed)
     with quiet_start():
+        from experiments import tracking
+
+        tracking.check_server(config)
         from experiments.run import run  # imports TensorFlow: only once the configuration is known to be good
 
     return run(config)
@@ -32,20 +36,30 @@ def main() -> None:
     # With this set Hydra raises its errors instead of printing them, and they can be explained.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     signals.install()
+    sys.stderr = cast(TextIO, Starred(sys.stderr))
     try:
         command = journal.resume(sys.argv[1:])
         if command is None:
             print("This run is finished: there is nothing to resume.")
             return
-        sys.argv[1:] = command
+        sys.argv[1:] = like.expand(command)
         train()
     except (ConfigError, DataError) as error:
         sys.exit(str(error))
     except (KeyboardInterrupt, signals.Stopped) as stop:
         print("\n".join([f"Stopped: {stop or 'Ctrl-C'}", *getattr(stop, "__notes__", ())]), file=sys.stderr)
         sys.exit(128 + getattr(stop, "number", signal.SIGINT))
+    except SystemExit as stop:
+        notes = getattr(stop, "__notes__", None)
+        if notes is None:
+            raise
+        said = [stop.code] if isinstance(stop.code, str) else []
+        print("\n".join([*said, *notes]), file=sys.stderr)
+        sys.exit(1 if said else stop.code)
     except Exception as error:
         text = explain(error, sys.argv[1:])
+        if full := disk_full(error):
+            text = "\n".join([full, *getattr(error, "__notes__", ())])
         if text is None:
             raise
         sys.exit(text)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -55,7 +55,37 @@ def read(composed: DictConfig) -> Config:
         lines += _training_faults(config)
     if lines:
         raise ConfigError(faults(lines))
+    config._unresolved = from_environment(composed)
     return config
+
+
+def from_environment(composed: DictConfig) -> dict[str, str]:
+    """The raw text of every value that an environment variable goes into, by key; directly or through other keys."""
+    raw = dict(_texts(OmegaConf.to_container(composed, resolve=False)))
+    found = {key for key, text in raw.items() if re.search(r"\$\{\s*oc\.env\s*:", text)}
+    while True:
+        through = {key for key, text in raw.items() if found & set(_referred(key, text))} - found
+        if not through:
+            return {key: raw[key] for key in sorted(found)}
+        found |= through
+
+
+def _texts(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in nested mappings, with its dotted key."""
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _texts(value, f"{prefix}{name}.")
+        elif isinstance(value, str):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, list) and "${" in str(value):
+            yield f"{prefix}{name}", str(value)
+
+
+def _referred(key: str, text: str) -> Iterator[str]:
+    """The keys that a value's interpolations name: ${data.root}, and ${.root} beside it."""
+    for dots, name in re.findall(r"\$\{(\.*)([\w.]+)\}", text):
+        parents = key.split(".")[: -len(dots)] if dots else []
+        yield ".".join([*parents, name])
 
 
 def faults(lines: list[str]) -> str:

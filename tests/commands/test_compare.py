@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from experiments.commands.compare import comparison_table, difference, group_by_seed, label, sentences
-from experiments.tracking import find_runs
+from experiments.tracking.stored import find_runs
 from experiments.types import ConfigError
 
 PICTURES = 40

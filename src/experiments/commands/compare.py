@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from experiments.statistics import Paired
-    from experiments.tracking import RunFacts
+    from experiments.tracking.stored import RunFacts
 
 
 CHOICES = ("regime", "model", "data", "augmentation", "optimizer")  # what a row is named by first
@@ -43,7 +43,7 @@ def main() -> None:
     arguments = parser.parse_args()
     from rich.console import Console
 
-    from experiments.tracking import find_runs, local_store
+    from experiments.tracking.stored import find_runs, local_store
 
     uri = arguments.uri or local_store()
     try:
@@ -64,7 +64,7 @@ def group_by_seed(uri: str, runs: Sequence[RunFacts], split: str) -> list[Group]
     """
     import numpy as np
 
-    from experiments.tracking import read_predictions
+    from experiments.tracking.stored import read_predictions
 
     gathered: dict[tuple[tuple[str, str], ...], list[RunFacts]] = {}
     for run in runs:

@@ -21,7 +21,7 @@ from experiments.schema import Config
 from experiments.types import ConfigError
 
 if TYPE_CHECKING:
-    from experiments.tracking import RunFacts
+    from experiments.tracking.stored import RunFacts
 
 
 def read(overrides: Sequence[str], folder: Path | None = None) -> Config:
@@ -58,7 +58,7 @@ def start(jobs: Sequence[Sequence[str]], tag: str) -> tuple[str, list[RunFacts]]
     Raises:
         ConfigError: overrides that cannot be used, or tracking=none.
     """
-    from experiments.tracking import find_runs
+    from experiments.tracking.stored import find_runs
 
     uris = {read(job).tracking.uri for job in jobs}
     uri = uris.pop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from experiments.tracking import local_store, ui_command
+from experiments.tracking.stored import local_store, ui_command
 
 
 def main() -> None:

@@ -1,0 +1,96 @@
+"""`experiments sync [FOLDER ...]`: tells MLflow what it could not be told while runs went on."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from experiments.paths import default_outputs
+from experiments.quiet import without_passwords
+from experiments.types import EPOCH_METRICS, ConfigError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="experiments sync",
+        description="A run whose MLflow store is away goes on, and leaves what it has to tell in its folder. This "
+        "tells it: parameters, curves, results, artifacts, the model, how it ended. Nothing stands twice.",
+    )
+    parser.add_argument(
+        "folders", nargs="*", type=Path, metavar="FOLDER",
+        help="of runs; their curves are told again whole (default: all below outputs/ that have something to tell)",
+    )  # fmt: skip
+    parser.add_argument("--uri", help="the MLflow store, where it is another than the run was started with")
+    arguments = parser.parse_args()
+    wrong = [folder for folder in arguments.folders if not (folder / "run.json").is_file()]
+    if wrong:
+        parser.error(f"no run's folder, as it has no run.json. Received: {', '.join(map(str, wrong))}")
+    failed = 0
+    for folder in arguments.folders or waiting(Path(default_outputs())):
+        try:
+            print(f"{folder}: {sync(folder.resolve(), arguments.uri, whole=bool(arguments.folders))}")
+        except ConfigError as error:
+            failed += 1
+            print(f"{folder}: {error}", file=sys.stderr)
+    sys.exit(1 if failed else 0)
+
+
+def waiting(outputs: Path) -> list[Path]:
+    """The folders of runs and sweeps that have something to tell."""
+    from experiments.tracking.outbox import UNSENT
+
+    return sorted(path.parent for path in outputs.glob(f"*/**/{UNSENT}"))
+
+
+def sync(folder: Path, uri: str | None, *, whole: bool) -> str:
+    """Tells MLflow what waits in a run's folder; what it did, in words.
+
+    Args:
+        folder: of the run.
+        uri: the store; None: the one that the run was started with.
+        whole: its curves, too, whether they wait or not.
+
+    Raises:
+        ConfigError: the run still goes on, the store is not known, or does not take it.
+    """
+    from filelock import FileLock, Timeout
+
+    from experiments import journal
+    from experiments.tracking import outbox
+
+    facts = journal.read(folder) or {}
+    place, run_id = uri or os.environ.get("MLFLOW_TRACKING_URI") or facts.get("store"), facts.get("run_id")
+    if not run_id:
+        return "was not tracked"
+    if not place or "***" in place:
+        raise ConfigError(f"its store is {place or 'not known'}: give --uri")
+    try:
+        with FileLock(folder / journal.LOCK, blocking=False, fallback_to_soft=False):
+            wait, reason = outbox.sync(run_id, folder, place, points(folder) if whole else [])
+    except Timeout:
+        raise ConfigError("this run still goes on, and tells itself") from None
+    if wait:
+        raise ConfigError(f"{wait} messages wait on: {without_passwords(reason or '')}")
+    return f"all is in {place}"
+
+
+def points(folder: Path) -> list[list[Any]]:
+    """Every point of a run's curves as MLflow gets it: name, value, time, step."""
+    from experiments.tracking import PHASES
+
+    found: list[list[Any]] = []
+    with (folder / "curves.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            at = [int(row["timestamp"]), int(row["step"])]
+            found += [[name, float(row[name]), *at] for name in EPOCH_METRICS if row[name]]
+            if row["phase"] in PHASES:
+                found.append(["phase", float(PHASES.index(row["phase"])), *at])
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,382 @@
+"""The only package that knows MLflow. Opened first by `run`, it mirrors what the run's folder holds."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import importlib.metadata
+import logging
+import os
+import platform
+import shlex
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit, urlunsplit
+
+from filelock import FileLock
+
+from experiments.paths import CONF, REPOSITORY
+from experiments.quiet import without_passwords
+from experiments.schema import NOT_IDENTITY, Config, logged
+from experiments.store import draft, sync
+from experiments.tracking import outbox, owners
+from experiments.tracking.stored import RUN_ID
+from experiments.types import ConfigError, EpochRecord, Splits
+
+if TYPE_CHECKING:
+    import keras
+
+# What a run id in the configuration stands for: the key, and the file that the run logged.
+REFERENCES = {"model.weights": "weights/backbone.weights.h5", "regime.head_from": "weights/head.weights.h5"}
+MANIFEST = "manifest.csv"
+_log = logging.getLogger(__name__)
+WAIT = 5.0  # seconds for a server's first answer
+DESCRIPTION = """\
+Image-classification experiments. Each run is one training: `regime` says how (scratch, bottleneck, finetune), `model`
+with what. Compare runs by **validation.accuracy** (with its 95 % interval, `validation.accuracy_low` and `_high`); the
+curves are `accuracy` and `validation_accuracy` by epoch, figures and predictions are among the artifacts.
+"""
+
+
+class Tracker(Protocol):
+    """What a run tells about itself."""
+
+    @property
+    def run_id(self) -> str | None: ...
+
+    def files(self, config: Config) -> dict[str, Path]:
+        """Local files for the run ids in a configuration, by key; that run's manifest is put into inputs/<key>, too."""
+
+    def describe(self, config: Config, splits: Splits, facts: Mapping[str, str]) -> None:
+        """What the run is, before it trains: parameters, tags, data set."""
+
+    def epoch(self, record: EpochRecord) -> None:
+        """One point of every curve."""
+
+    def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any], timestamp: int) -> None:
+        """The final figures, as of a time [ms since 1970] at which they may be told twice without standing twice."""
+
+    def artifacts(self, tables: Mapping[str, Mapping[str, list[Any]]]) -> None:
+        """Everything in the run's folder, and tables to look at in the UI."""
+
+    def model(self, model: keras.Model, classes: int) -> None:
+        """The whole model, loadable by mlflow.keras.load_model."""
+
+
+@contextmanager
+def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[Tracker]:
+    """An MLflow run around the work, ended FINISHED, FAILED or KILLED; with tracking=none one that does nothing.
+
+    A store that is away while the run goes on costs it nothing: see `outbox`.
+
+    Args:
+        folder: of the run.
+        run_id: of the MLflow run to go on with; None: a new one.
+
+    Raises:
+        ConfigError: a tracking store that cannot be opened.
+    """
+    if config.tracking.uri is None:
+        yield Untracked()
+        return
+    outbox.prepare()
+    import mlflow
+
+    mlflow.set_tracking_uri(config.tracking.uri)
+    tracker = MlflowRun(start(config, folder, run_id), folder)
+    alive = owners.Heartbeat(tracker.run_id)
+    status = "FINISHED"
+    try:
+        yield tracker
+    except BaseException as error:
+        status = "FAILED" if isinstance(error, Exception | SystemExit) else "KILLED"
+        reason = without_passwords(f"{type(error).__name__}: {error}")[:5000]
+        tracker.outbox.put("tags", {"failure": reason})
+        raise
+    finally:
+        alive.stop()
+        tracker.end(status)
+
+
+def check_server(config: Config) -> None:
+    """Whether a tracking server answers at all: quickly, before anything is imported or read.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    uri = config.tracking.uri or ""
+    if not uri.startswith(("http://", "https://")):
+        return
+    # Without user and password, which urllib would take for a part of the host.
+    parts = urlsplit(uri)
+    address = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    try:
+        urllib.request.urlopen(address, timeout=WAIT).close()
+    except (urllib.error.HTTPError, ssl.SSLError):  # it answers; the rest is between it and MLflow
+        return
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        if isinstance(getattr(error, "reason", None), ssl.SSLError):
+            return
+        raise unusable(uri, str(error)) from None
+
+
+def unusable(uri: str, reason: str) -> ConfigError:
+    text = f"tracking.uri: the MLflow store at {uri} cannot be used: {reason[:500]}. "
+    text += "Check the address and that the server runs, or use tracking=sqlite or tracking=none"
+    return ConfigError(without_passwords(text))
+
+
+def start(config: Config, folder: Path, run_id: str | None) -> str:
+    """Starts an MLflow run, or goes on with one; its id.
+
+    Raises:
+        ConfigError: the store cannot be used, or has no such run.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    uri = str(config.tracking.uri)
+    tags = {**owners.owner(), "run_folder": str(folder)}
+    try:
+        experiment = open_experiment(config)
+        owners.mark_lost(experiment)
+        if run_id is None:
+            run = mlflow.start_run(
+                experiment_id=experiment,
+                run_name=run_name(folder),
+                tags={**config.tags, **tags},
+                description=config.notes or None,
+            )
+            return str(run.info.run_id)
+        before = mlflow.MlflowClient().get_run(run_id)
+    except outbox.failures() as error:
+        if run_id is None or getattr(error, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
+            raise unusable(uri, str(error)) from None
+        raise ConfigError(
+            f"resume: run {run_id} is not in {without_passwords(uri)}: {str(error)[:300]}. "
+            "Give the store it was tracked in: tracking.uri=..., or tracking=none"
+        ) from None
+    try:
+        mlflow.start_run(run_id=run_id, tags=tags)
+        if "failure" in before.data.tags:
+            mlflow.delete_tag("failure")
+    except MlflowException as error:
+        raise unusable(uri, str(error)) from None
+    return run_id
+
+
+def artifact_uri(place: str | None) -> str | None:
+    """Where artifacts go, as MLflow wants it: a URI as it is, a path as an absolute file URI."""
+    return place if place is None or "://" in place else Path(place).resolve().as_uri()
+
+
+def run_name(folder: Path) -> str:
+    """A run is called like its folder; a sweep's job, whose folder is a number, like the sweep and that number."""
+    return f"{folder.parent.name}-{folder.name}" if folder.name.isdigit() else folder.name
+
+
+def open_experiment(config: Config) -> str:
+    """The experiment's id; store and experiment are made where they are missing, one process at a time.
+
+    A lock, because processes that initialise one SQLite store together spoil it; MLflow does so when a client is made.
+    """
+    import mlflow
+
+    name = (config.tracking.uri or "").removeprefix("sqlite:///")
+    database = None if name == config.tracking.uri else Path(name)
+    lock = database.with_name(f"{database.name}.lock") if database else Path(config.outputs) / ".mlflow.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        if database and not database.exists():
+            make_tables(database)
+        client = mlflow.MlflowClient()
+        found = client.get_experiment_by_name(config.tracking.experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        artifacts = artifact_uri(config.tracking.artifacts)
+        return str(
+            client.create_experiment(config.tracking.experiment, artifacts, tags={"mlflow.note.content": DESCRIPTION})
+        )
+
+
+def make_tables(database: Path) -> None:
+    """Makes a SQLite store that appears whole: one whose first use was killed half-way can never be used again."""
+    import mlflow
+
+    for torn in database.parent.glob(f".{database.name}.*"):  # by now only of processes that were killed
+        torn.unlink(missing_ok=True)
+    aside = draft(database)
+    try:
+        mlflow.MlflowClient(f"sqlite:///{aside}")
+        sync(aside)
+        os.replace(aside, database)
+        sync(database.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+class Untracked:
+    """tracking=none: the run's folder is all there is."""
+
+    run_id = None
+
+    def files(self, config: Config) -> dict[str, Path]:
+        wanted = _references(config)
+        if wanted:
+            raise ConfigError(f"{', '.join(wanted)}: a run id needs a tracking store. Received: tracking=none")
+        return {}
+
+    def describe(self, config: Config, splits: Splits, facts: Mapping[str, str]) -> None: ...
+    def epoch(self, record: EpochRecord) -> None: ...
+    def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any], timestamp: int) -> None: ...
+    def artifacts(self, tables: Mapping[str, Mapping[str, list[Any]]]) -> None: ...
+    def model(self, model: keras.Model, classes: int) -> None: ...
+
+
+class MlflowRun:
+    """The active MLflow run."""
+
+    def __init__(self, run_id: str, folder: Path) -> None:
+        self.run_id = run_id
+        self.folder = folder
+        self.outbox = outbox.Outbox(run_id, folder)
+
+    def files(self, config: Config) -> dict[str, Path]:
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        found = {}
+        for key, run_id in _references(config).items():
+            place = self.folder / "inputs" / key
+            for name in (MANIFEST, REFERENCES[key]):
+                try:
+                    path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(place))
+                except (MlflowException, OSError) as error:
+                    store = without_passwords(str(config.tracking.uri))
+                    raise ConfigError(
+                        f"{key}: run {run_id} in {store} has no {name}: {str(error)[:300]}. "
+                        "Give the id of a run in this tracking store, or a file"
+                    ) from None
+            found[key] = Path(path)
+        return found
+
+    def describe(self, config: Config, splits: Splits, facts: Mapping[str, str]) -> None:
+        source = config.unresolved.get("data.root", str(splits.manifest.root))
+        self.outbox.put("parameters", flat_parameters(config))
+        self.outbox.put("tags", {**environment_tags(), **facts})
+        digest = splits.fingerprint[:32]  # MLflow takes no longer one
+        self.outbox.put("data", {"source": source, "name": config.data.name, "digest": digest})
+        self.outbox.send()
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Epochs that are shorter than SEND_EVERY are sent together: a head's take less time than a call to MLflow."""
+        phase = {"phase": float(PHASES.index(record.phase))} if record.phase in PHASES else {}
+        values = {**record.metrics, **phase}
+        points = [[name, value, record.timestamp, record.step] for name, value in values.items()]
+        self.outbox.put("metrics", points)
+        self.outbox.send(at_once=False)
+
+    def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any], timestamp: int) -> None:
+        self.outbox.put("metrics", [[name, value, timestamp, 0] for name, value in metrics.items()])
+        self.outbox.put("tags", dict(facts))
+        self.outbox.send()
+
+    def artifacts(self, tables: Mapping[str, Mapping[str, list[Any]]]) -> None:
+        self.outbox.put("artifacts", tables)
+        self.outbox.send()
+
+    def model(self, model: keras.Model, classes: int) -> None:
+        self.outbox.model = model
+        self.outbox.put("model", classes)
+        self.outbox.send()
+
+    def end(self, status: str) -> None:
+        """Ends the run, and says what of it MLflow does not have."""
+        import mlflow
+
+        if self.outbox.waiting:
+            self.outbox.send()
+        ended = int(time.time() * 1000)
+        try:
+            mlflow.end_run(status)
+        except outbox.failures() as error:
+            self.outbox.reason = str(error)[:500]
+            self.outbox.put("end", {"status": status, "time": ended})
+            with contextlib.suppress(OSError):  # on a full disk; why the run ended is being told already
+                self.outbox.keep()
+        if self.outbox.waiting:
+            _log.warning(
+                "Not all of this run is in MLflow (%s). When the store is back: experiments sync %s",
+                without_passwords(self.outbox.reason or ""), shlex.quote(str(self.folder)),
+            )  # fmt: skip
+
+
+PHASES = ("scratch", "head", "finetune")  # as the metric `phase` counts them
+
+
+def flat_parameters(config: Config) -> dict[str, str]:
+    """What the run reads, a key and a text each: `regime` and the like name the choice, `regime.views` its values."""
+    plain = logged(config)
+    for key in NOT_IDENTITY:
+        plain.pop(key)
+    plain["runtime"] = {name: plain["runtime"][name] for name in ("precision", "xla")}  # as in a run's identity
+    return {key: value[:6000] for key, value in _flatten(plain).items()}
+
+
+def _flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in node.items():
+        if key in ("_target_", "ignores"):
+            continue
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        elif key == "name":
+            flat[prefix.rstrip(".")] = str(value)
+        else:
+            flat[prefix + key] = "null" if value is None else str(value)
+    return flat
+
+
+def environment_tags() -> dict[str, str]:
+    """Where and by what a run was made: versions, host, command line, git commit."""
+    packages = ("experiments", "tensorflow", "keras", "mlflow", "hydra-core", "numpy", "pillow")
+    tags = {f"version.{name}": importlib.metadata.version(name) for name in packages}
+    tags |= {
+        "version.python": platform.python_version(),
+        "host": socket.gethostname(),
+        "command": without_passwords(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:5000],
+    }
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    if commit:
+        tags["git.commit"] = commit
+    if commit and changes is not None:
+        tags["git.dirty"] = str(bool(changes)).lower()
+    return tags
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of this package's checkout, or of the current directory where the package is installed."""
+    place = REPOSITORY if CONF.parent == REPOSITORY else Path.cwd()
+    try:
+        done = subprocess.run(["git", *arguments], cwd=place, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _references(config: Config) -> dict[str, str]:
+    values = {"model.weights": config.model.weights, "regime.head_from": config.regime.head_from}
+    return {
+        key: value
+        for key, value in values.items()
+        if value is not None and RUN_ID.fullmatch(value) and key not in config.regime.ignores
+    }

@@ -1,0 +1,68 @@
+"""Whose process a run is, so that those whose process is gone can be told from those that go on."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Mapping
+
+import psutil
+
+HEARTBEAT = 60.0  # seconds
+
+
+def owner() -> dict[str, str]:
+    """The process that a run belongs to, as tags: what a later start needs to tell whether it still lives."""
+    process = psutil.Process()
+    return {
+        "owner.host": socket.gethostname(),
+        "owner.pid": str(process.pid),
+        "owner.started": f"{process.create_time():.2f}",
+        "owner.heartbeat": str(int(time.time())),
+    }
+
+
+class Heartbeat:
+    """Tells every minute that the run's process lives, for those on other machines, who cannot see it."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id, self._ended = run_id, threading.Event()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def stop(self) -> None:
+        self._ended.set()
+
+    def _beat(self) -> None:
+        import mlflow
+
+        client = mlflow.MlflowClient()
+        while not self._ended.wait(HEARTBEAT):
+            with contextlib.suppress(Exception):  # a store that is down for a while
+                client.set_tag(self._run_id, "owner.heartbeat", str(int(time.time())))
+
+
+def mark_lost(experiment: str) -> None:
+    """Ends the runs of an experiment whose process is gone: killed by kill -9, or with its machine."""
+    import mlflow
+    from mlflow.entities import RunStatus
+
+    client = mlflow.MlflowClient()
+    for run in client.search_runs([experiment], "attributes.status = 'RUNNING'", max_results=1000):
+        if lost(run.data.tags):
+            reason = "its process is gone (kill -9, out of memory, or the machine went down)"
+            client.set_tag(run.info.run_id, "failure", reason)
+            client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))
+
+
+def lost(tags: Mapping[str, str]) -> bool:
+    """Whether the process that a run's tags name is gone; of runs that name none, nothing is known."""
+    if "owner.pid" not in tags:
+        return False
+    if tags["owner.host"] != socket.gethostname():
+        return time.time() - float(tags["owner.heartbeat"]) > 10 * HEARTBEAT
+    try:
+        return f"{psutil.Process(int(tags['owner.pid'])).create_time():.2f}" != tags["owner.started"]
+    except psutil.NoSuchProcess:
+        return True

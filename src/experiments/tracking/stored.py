@@ -1,0 +1,153 @@
+"""Reading back what runs have told MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.paths import default_outputs
+from experiments.quiet import without_passwords
+from experiments.tracking.outbox import failures, prepare
+from experiments.types import ConfigError
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A finished run as the store remembers it."""
+
+    run_id: str
+    name: str
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+
+
+def local_store() -> str:
+    """The tracking URI that commands read by default: MLFLOW_TRACKING_URI, else the SQLite file of this place."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{default_outputs()}/mlflow.db"
+
+
+def find_runs(uri: str, wanted: Sequence[str], tag: tuple[str, str] | None = None) -> list[RunFacts]:
+    """Finished runs, in the order asked for.
+
+    Args:
+        uri: the tracking store.
+        wanted: run ids, the beginnings of them, or run names; none for all.
+        tag: only runs with this tag of this value.
+
+    Raises:
+        ConfigError: a store that is not there, or names that fit no finished run or several.
+    """
+    database = uri.removeprefix("sqlite:///")
+    if database != uri and not Path(database).exists():
+        raise ConfigError(f"No runs yet: there is no {database}. Train first, or give --uri")
+    import mlflow
+
+    client = mlflow.MlflowClient(uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    query = f"tags.`{tag[0]}` = '{tag[1]}'" if tag else ""
+    page = client.search_runs(experiments, query, order_by=["attributes.start_time ASC"], max_results=50000)
+    found = [
+        RunFacts(run.info.run_id, run.info.run_name, run.data.params, run.data.metrics, run.data.tags)
+        for run in page
+        if run.info.status == "FINISHED"
+    ]
+    if not wanted:
+        return found
+    chosen = []
+    for name in wanted:
+        fitting = [run for run in found if run.run_id.startswith(name) or run.name == name]
+        if len(fitting) != 1:
+            known = ", ".join(f"{run.run_id[:8]} ({run.name})" for run in found[-8:])
+            what = "no finished run fits" if not fitting else f"{len(fitting)} runs fit"
+            raise ConfigError(f"{name}: {what}. Give a run id, its beginning or a run name. The latest runs: {known}")
+        chosen.append(fitting[0])
+    return chosen
+
+
+def run_folder(uri: str, run_id: str) -> Path:
+    """Where a run, finished or not, keeps its files.
+
+    Raises:
+        ConfigError: no such run in the store, or a folder that is not on this machine.
+    """
+    folder = _run(uri, run_id, "resume").data.tags.get("run_folder")
+    if folder is None or not Path(folder).is_dir():
+        raise ConfigError(f"resume: the folder of run {run_id} is not on this machine: {folder}")
+    return Path(folder)
+
+
+def read_file(uri: str, run_id: str, name: str, largest: int) -> bytes | None:
+    """An artifact of a run; None where it has more bytes than `largest`.
+
+    Raises:
+        ConfigError: no such run in the store, or it has no such artifact.
+    """
+    _run(uri, run_id, "like")
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    try:
+        sizes = {one.path: one.file_size for one in mlflow.MlflowClient(uri).list_artifacts(run_id)}
+        if name not in sizes:
+            raise OSError(f"it has only {', '.join(sizes) or 'nothing'}")
+        if (sizes[name] or 0) > largest:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=folder))
+            return path.read_bytes() if path.stat().st_size <= largest else None
+    except failures() as error:
+        raise ConfigError(f"like: run {run_id} has no {name}: {str(error)[:300]}") from None
+
+
+def _run(uri: str, run_id: str, key: str) -> Run:
+    """A run by its id, which the configuration's `key` gives."""
+    prepare()
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if not RUN_ID.fullmatch(run_id) or (not Path(uri.removeprefix("sqlite:///")).exists() and "sqlite:" in uri):
+            raise MlflowException("no folder has this name, and no run this id")
+        return mlflow.MlflowClient(uri).get_run(run_id)
+    except failures() as error:
+        raise ConfigError(
+            f"{key}: must be a run's folder or the id of a run in {without_passwords(uri)} ({str(error)[:300]}). "
+            f"Received: {run_id!r}"
+        ) from None
+
+
+def read_predictions(uri: str, run: RunFacts, split: str) -> dict[str, list[Any]]:
+    """The columns of a run's stored predictions.
+
+    Raises:
+        ConfigError: the run has none for this split.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    mlflow.set_tracking_uri(uri)
+    try:
+        table = json.loads(mlflow.artifacts.load_text(f"runs:/{run.run_id}/predictions_{split}.json"))
+    except (MlflowException, OSError) as error:
+        raise ConfigError(f"{run.name}: no predictions of split {split!r}: {str(error)[:200]}") from None
+    rows = table["data"]
+    return {name: [row[at] for row in rows] for at, name in enumerate(table["columns"])}
+
+
+def ui_command(uri: str, port: int) -> list[str]:
+    """The command that serves the MLflow UI to this machine only."""
+    served = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    return [sys.executable, "-m", "mlflow", "server", *served]

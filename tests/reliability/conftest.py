@@ -1,0 +1,66 @@
+"""Faults, tries, and how many were survived: counted by the tests here, told as a table at their end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+Tally = Callable[[str, int, int], None]
+
+
+@pytest.fixture
+def tries(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """`tries(full, quick)`: how often to try, in `make test-reliability` and in `make test`."""
+    full = request.config.getoption("--full")
+    return lambda many, few: many if full else few
+
+
+@pytest.fixture
+def tally(record_property: Callable[[str, object], None]) -> Tally:
+    """`tally(fault, tries, survived)`: a line of the table; fails unless all were survived."""
+
+    def count(fault: str, tried: int, survived: int) -> None:
+        record_property("reliability", [fault, tried, survived])
+        assert tried > 0 and survived == tried, f"{fault}: {survived} of {tried} survived"
+
+    return count
+
+
+class Started:
+    """Python programs in processes of their own, none of which outlives its test."""
+
+    def __init__(self) -> None:
+        self.every: list[subprocess.Popen[str]] = []
+
+    def __call__(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+        path = os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")])
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            env=os.environ | {"PYTHONPATH": path} | environment, text=True, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        self.every.append(process)
+        return process
+
+    def end(self) -> None:
+        for process in self.every:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe and not pipe.closed:
+                    pipe.close()
+            process.wait()
+
+
+@pytest.fixture
+def started() -> Iterator[Started]:
+    every = Started()
+    yield every
+    every.end()

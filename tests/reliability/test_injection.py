@@ -1,0 +1,252 @@
+"""Configurations and model files from others are data: nothing in them runs."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import io
+import marshal
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from experiments import build, like, paths, schema, validation
+from experiments.types import ConfigError
+
+Tally = Callable[[str, int, int], None]
+Plain = dict[str, Any]
+
+
+def changed(key: str, value: Any) -> Callable[[Plain, Path], Plain]:
+    """Sets a dotted key; in texts, CANARY stands for a file that must never appear."""
+
+    def change(plain: Plain, canary: Path) -> Plain:
+        *parents, last = key.split(".")
+        node = plain
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = with_canary(value, canary)
+        return plain
+
+    return change
+
+
+def with_canary(value: Any, canary: Path) -> Any:
+    if isinstance(value, dict):
+        return {with_canary(key, canary): with_canary(below, canary) for key, below in value.items()}
+    if isinstance(value, list):
+        return [with_canary(one, canary) for one in value]
+    return value.replace("CANARY", str(canary)) if isinstance(value, str) else value
+
+
+def touch() -> str:
+    """A lambda that makes the canary, as Keras's old files hold one."""
+    code = compile("lambda x: open('CANARY', 'w')", "x", "eval").co_consts[0]
+    return base64.b64encode(marshal.dumps(code)).decode()
+
+
+CALL = {"_target_": "os.system", "command": "touch CANARY"}
+LAMBDA = {"class_name": "__lambda__", "config": {"value": touch(), "defaults": None, "closure": None}}
+FOREIGN = {"module": "os", "class_name": "system", "config": "touch CANARY", "registered_name": None}
+
+# Of each probe: what a logged configuration becomes.
+VALUES: dict[str, Callable[[Plain, Path], Plain]] = {
+    "optimizer of os": changed("optimizer", {**CALL, "name": "sgd", "lr": 0.1}),
+    "optimizer that evaluates": changed("optimizer._target_", "builtins.eval"),
+    "optimizer of a module that runs on import": changed("optimizer._target_", "antigravity.geohash"),
+    "model of subprocess": changed("model._target_", "subprocess.run"),
+    "model loaded from a file": changed("model._target_", "keras.models.load_model"),
+    "model of another application's module": changed("model._target_", "keras.applications.os.system"),
+    "model that is imported by ours": changed("model._target_", "experiments.models.network.keras"),
+    "regime of our own commands": changed("regime._target_", "experiments.commands.ui.main"),
+    "regime of another package": changed("regime._target_", "os.abort"),
+    "data source of shutil": changed("data._target_", "shutil.rmtree"),
+    "data source that is no source": changed("data._target_", "experiments.data.download.fetch"),
+    "schedule of os": changed("schedule._target_", "os.system"),
+    "augmentation of os": changed("augmentation._target_", "os.system"),
+    "Lambda layer": changed("augmentation.layers", [{"_target_": "keras.layers.Lambda", "function": LAMBDA}]),
+    "TFSMLayer": changed("augmentation.layers", [{"_target_": "keras.layers.TFSMLayer", "filepath": "CANARY"}]),
+    "TorchModuleWrapper": changed(
+        "augmentation.layers", [{"_target_": "keras.layers.TorchModuleWrapper", "module": 1}]
+    ),
+    "layer with a lambda inside": changed(
+        "augmentation.layers", [{"_target_": "keras.layers.Activation", "activation": LAMBDA}]
+    ),
+    "layer with a foreign function inside": changed(
+        "augmentation.layers", [{"_target_": "keras.layers.Activation", "activation": FOREIGN}]
+    ),
+    "layer around a layer": changed(
+        "augmentation.layers", [{"_target_": "keras.layers.TimeDistributed", "layer": {"class_name": "Lambda"}}]
+    ),
+    "layer of another package": changed("augmentation.layers", [CALL]),
+    "layer with a call among its arguments": changed(
+        "augmentation.layers", [{"_target_": "keras.layers.RandomContrast", "factor": CALL}]
+    ),
+    "deserializer as a layer": changed(
+        "augmentation.layers", [{"_target_": "keras.layers.deserialize", "config": LAMBDA}]
+    ),
+    "packages to trust": lambda plain, canary: changed("trusted_packages", ["os"])(
+        changed("optimizer._target_", "os.system")(plain, canary), canary
+    ),
+    "hydra's launcher": changed("hydra", {"launcher": CALL, "callbacks": {"evil": CALL}}),
+    "hydra's callbacks": changed("hydra.callbacks.evil", CALL),
+    "hydra's search path": changed("hydra.searchpath", ["file:///tmp"]),
+    "environment": changed("data.root", "${oc.env:HOME}"),
+    "environment in a list": changed("data.species", ["${oc.env:HOME}", "cats"]),
+    "another resolver": changed("notes", "${run_name:x}"),
+    "resolver in a name": changed("model.name", "${oc.env:HOME}"),
+    "group from elsewhere": changed("model.name", "../../../tmp/evil"),
+    "override in a name": changed("model.name", "convnet hydra/launcher=evil"),
+    "override in a value": changed("data.root", "a' hydra.run.dir='CANARY"),
+    "override in a value, escaped": changed("data.root", "a\\' 'hydra.run.dir=CANARY"),
+    "override in a key": changed("data", {"root=1 hydra.run.dir": "CANARY"}),
+    "tracking elsewhere": changed("tracking", {"uri": "http://evil.invalid", "name": "server"}),
+    "outputs elsewhere": changed("outputs", "CANARY"),
+    "unknown keys": changed("evil", CALL),
+    "weights that are a model": changed("model.weights", "CANARY.keras"),
+    "weights that are a pickle": changed("model.weights", "CANARY.weights.h5"),
+}
+
+
+@pytest.fixture
+def logged(config: Callable[..., schema.Config], drawn: Path) -> Plain:
+    return schema.logged(config("data=folder", f"data.root={drawn}", "regime=finetune", "tracking=none"))
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_values(name: str, logged: Plain, tally: Tally, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    evil_files(canary)
+    before = set(tmp_path.iterdir())
+    plain = VALUES[name](copy.deepcopy(logged), canary)
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain), encoding="utf-8")
+    refused, given = "", []
+    try:
+        given = like.expand([f"like={folder}"])
+        with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
+            composed = compose("config", [*given, "tracking=none"], return_hydra_config=True)
+        assert "evil" not in str(composed.hydra.callbacks) + str(composed.hydra.launcher)
+        config = validation.read(composed)
+        assert config.trusted_packages == [] and config.tracking.uri is None and config.outputs != str(canary)
+        build.build(config, {})
+    except (ConfigError, HydraException) as error:
+        refused = str(error)
+    if not refused:  # what was dropped must not have come back
+        assert not any(line.lstrip("+").startswith(("hydra", "trusted", "tracking", "outputs")) for line in given)
+        assert "${" not in " ".join(given)
+    runs_nothing = not canary.exists() and set(tmp_path.iterdir()) <= before | {folder}
+    tally("injection probe", 1, int(runs_nothing))
+
+
+def evil_files(canary: Path) -> None:
+    """Model files beside the canary: a pickle that is called weights, and a whole model with a Lambda."""
+    import os
+    import pickle
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return os.system, (f"touch {canary}",)
+
+    canary.with_name("canary.weights.h5").write_bytes(pickle.dumps(Evil()))
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("config.json", '{"class_name": "Lambda", "module": "keras.layers", "config": {}}')
+    canary.with_name("canary.keras").write_bytes(file.getvalue())
+
+
+TEXTS: dict[str, tuple[bytes, str]] = {
+    "a billion laughs": (
+        b"a: &a [x, x, x, x, x, x, x, x, x]\n" + b"".join(
+            b"%c: &%c [%s]\n" % (ord(n), ord(n), b", ".join([b"*%c" % (ord(n) - 1)] * 9)) for n in "bcdefghi"
+        ), "alias",
+    ),
+    "too large": (b"notes: " + b"x" * 2_000_000, "larger than 1,000,000 bytes"),
+    "too deep": (b"[" * 5000, "nested deeper"),
+    "Python objects": (b"notes: !!python/object/apply:os.system ['touch /tmp/canary']", "cannot be read"),
+    "Python names": (b"notes: !!python/name:os.system", "cannot be read"),
+    "a list": (b"- a\n- b\n", "is no mapping"),
+    "nothing": (b"", "is no mapping"),
+    "bytes": (bytes(range(256)), "cannot be read"),
+    "no YAML": (b"a: [1, 2", "cannot be read"),
+    "a key that is a mapping": (b"? {a: 1}\n: 2\n", "cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts(name: str, tally: Tally, tmp_path: Path) -> None:
+    text, reason = TEXTS[name]
+    (tmp_path / "config.yaml").write_bytes(text)
+    with pytest.raises(ConfigError, match=reason) as caught:
+        like.expand([f"like={tmp_path}"])
+    assert str(caught.value).startswith("like: ") and len(str(caught.value)) < 1000
+    tally("injection probe", 1, 1)
+
+
+def test_a_stored_array_of_objects_is_not_read(tally: Tally, tmp_path: Path) -> None:
+    """Neither by the store of activations nor as a checkpoint."""
+    from experiments import checkpoints, store
+
+    objects = np.array([{"a": 1}], dtype=object)
+    entry = tmp_path / "numbers" / store.key({"of": 1})
+    entry.mkdir(parents=True)
+    np.save(entry / "array.npy", objects, allow_pickle=True)
+    sha256 = checkpoints.file_hash(entry / "array.npy")
+    meta = {"spec": {"of": 1}, "shape": [1], "dtype": "|O", "sha256": sha256}
+    (entry / "meta.json").write_text(str(meta).replace("'", '"'))
+    assert store.fault(entry) is not None
+    tally("injection probe", 1, 1)
+
+
+def test_what_is_taken_over_composes_into_the_same(config: Callable[..., schema.Config], tmp_path: Path) -> None:
+    """The logged configuration of many a run, written out and read back, is the same experiment."""
+    for overrides in (
+        ["regime=scratch", "augmentation=randaugment", "class_weights={cats: 1.0, dogs: 2.5}"],
+        ["regime=finetune", "model=mobilenet_v2", "model.weights=null", "optimizer=adamw", "schedule=cosine"],
+        ["regime=bottleneck", "+model.head.dense.more={units: 9, dropout: 0.1}", "notes='it\\'s so'"],
+        ["regime=finetune", "augmentation=strong", "regime.views=0", "data.root='/a b/it\\'s'", "data=folder"],
+    ):
+        wanted = config(*overrides)
+        (tmp_path / "config.yaml").write_text(schema.dump_yaml(schema.logged(wanted)), encoding="utf-8")
+        found = config(*like.expand([f"like={tmp_path}"]))
+        assert schema.identity(found) == schema.identity(wanted), overrides
+        assert found.data == wanted.data
+
+
+def test_overrides_come_on_top_and_a_group_chosen_anew_is_chosen_whole(
+    config: Callable[..., schema.Config], tmp_path: Path
+) -> None:
+    wanted = config("regime=finetune", "optimizer.lr=0.5", "model.head.dropout=0.9", "epochs=7")
+    (tmp_path / "config.yaml").write_text(schema.dump_yaml(schema.logged(wanted)), encoding="utf-8")
+    found = config(*like.expand(["epochs=8", f"like={tmp_path}", "optimizer=adam"]))
+    assert found.epochs == 8 and found.optimizer.name == "adam" and found.optimizer.lr != 0.5
+    assert found.model.head.dropout == 0.9 and found.regime.name == "finetune"
+    for preset in ("experiment=tutorial_scratch", "debug=fast"):
+        with pytest.raises(ConfigError, match=f"like: .*{preset}"):
+            like.expand([f"like={tmp_path}", preset])
+    with pytest.raises(ConfigError, match="one run at a time"):
+        like.expand([f"like={tmp_path}", f"like={tmp_path}"])
+    with pytest.raises(ConfigError, match=r"like: .*config\.yaml"):
+        like.expand([f"like={tmp_path.parent}"])
+
+
+def test_what_comes_from_the_environment_is_logged_as_it_was_written(
+    config: Callable[..., schema.Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from experiments import tracking
+
+    monkeypatch.setenv("SECRET", str(tmp_path / "hidden"))
+    found = config("data=folder", "data.root=${oc.env:SECRET}/photos", "notes=${data.root}", "model.weights=null")
+    assert found.data.arguments["root"] == f"{tmp_path}/hidden/photos"
+    text = schema.dump_yaml(schema.logged(found))
+    assert "hidden" not in text and "root: ${oc.env:SECRET}/photos" in text and "notes: ${data.root}" in text
+    assert tracking.flat_parameters(found)["data.root"] == "${oc.env:SECRET}/photos"
+    assert schema.identity(found) == schema.identity(config("data=folder", "data.root=elsewhere", "model.weights=null"))

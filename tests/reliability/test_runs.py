@@ -1,0 +1,246 @@
+"""Whole runs, killed and stopped in every way, and on a disk without room: nothing is lost, and all is marked."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import mlflow
+import numpy as np
+import pytest
+
+Tally = Callable[[str, int, int], None]
+Tries = Callable[[int, int], int]
+Started = Callable[..., subprocess.Popen[str]]
+
+SMALL = (
+    "data.image_size=48", "model.head.pooling=average", "batch_size=4", "runtime.threads=1", "model.weights=null",
+    "regime.head_epochs=6", "epochs=12", "early_stopping=5", "best_weights=true", "schedule=plateau",
+    "tracking.log_model=false",
+)  # fmt: skip
+REGIMES: dict[str, tuple[str, ...]] = {
+    "scratch": ("regime=scratch",),
+    "bottleneck": ("regime=bottleneck", "optimizer.lr=0.01", "epochs=40"),
+    "finetune": ("regime=finetune", "optimizer.lr=0.01", "regime.views=2"),
+    "finetune, streamed": ("regime=finetune", "optimizer.lr=0.01", "regime.views=0", "augmentation=colour"),
+}
+TIMES = ("seconds", "timestamp", "pictures_per_second", "input_wait")
+
+# A run that kills itself as it tells its N-th epoch: the checkpoint is there, the curves and MLflow don't know of it.
+BETWEEN = """
+import os, signal, sys
+from experiments import run, train
+add, at = run.Curves.add, [int(sys.argv.pop(1))]
+def told(self, record):
+    at[0] -= 1
+    if at[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    add(self, record)
+run.Curves.add = told
+train.main()
+"""
+
+
+class Home:
+    """A place for outputs, and runs of small drawn pictures in it."""
+
+    def __init__(self, home: Path, root: Path, started: Started) -> None:
+        self.home, self.root, self.started = home, root, started
+        home.mkdir(exist_ok=True)
+
+    def command(self, name: str, *overrides: str) -> list[str]:
+        return ["data=folder", f"data.root={self.root}", f"hydra.run.dir={self.folder(name)}", *SMALL, *overrides]
+
+    def folder(self, name: str) -> Path:
+        return self.home / "runs" / name
+
+    def start(self, *arguments: str, program: tuple[str, ...] = ("-m", "experiments.train")) -> subprocess.Popen[str]:
+        return self.started(*program, *arguments, EXPERIMENTS_HOME=str(self.home))
+
+    def finish(self, *arguments: str) -> None:
+        process = self.start(*arguments)
+        errors = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, errors
+
+    def outcome(self, name: str) -> dict[str, Any]:
+        """All that a run ends with, but for its times."""
+        folder = self.folder(name)
+        with (folder / "curves.csv").open(encoding="utf-8", newline="") as file:
+            curves = [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
+        found = {"curves": repr(curves), "predictions": (folder / "predictions_validation.csv").read_text("utf-8")}
+        for path in sorted((folder / "weights").iterdir()):
+            with h5py.File(path) as file:
+                nodes: list[tuple[str, Any]] = []
+                file.visititems(lambda key, node, nodes=nodes: nodes.append((key, node)))
+                found |= {f"{path.name}/{key}": node[()].tobytes() for key, node in nodes if hasattr(node, "dtype")}
+        return found
+
+    def runs(self) -> list[Any]:
+        client = mlflow.MlflowClient(f"sqlite:///{self.home}/mlflow.db")
+        return list(client.search_runs([one.experiment_id for one in client.search_experiments()]))
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_kills_at_random_moments_and_between_checkpoint_and_log(
+    regime: str, drawn: Path, started: Started, tries: Tries, tally: Tally, tmp_path: Path
+) -> None:
+    if tries(1, 0) == 0 and regime != "finetune":
+        pytest.skip("make test-reliability kills the other regimes, too")
+    whole, home = Home(tmp_path / "whole", drawn, started), Home(tmp_path / "killed", drawn, started)
+    whole.finish(*whole.command("run", *REGIMES[regime]))
+    arguments = home.command("run", *REGIMES[regime])
+    folder, rng, kills = home.folder("run"), random.Random(regime), 0
+    again = [f"resume={folder}"]
+    for number in range(tries(6, 2)):
+        if number % 3 == 2:  # between checkpoint and log
+            process = home.start("2", *arguments, program=("-c", BETWEEN))
+        else:
+            process = home.start(*arguments)
+            while process.poll() is None and not has_begun(folder, process.pid):
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, 2.5))
+            process.send_signal(signal.SIGKILL)
+        errors = process.communicate(timeout=120)[1]
+        assert process.returncode in (0, -signal.SIGKILL), errors
+        if process.returncode == 0:
+            break
+        kills += 1
+        arguments = again
+    home.finish(*again)
+    assert kills
+    same = home.outcome("run") == whole.outcome("run")
+    points = mlflow.MlflowClient(f"sqlite:///{home.home}/mlflow.db").get_metric_history(
+        home.runs()[0].info.run_id, "loss"
+    )
+    epochs = len((folder / "curves.csv").read_text("utf-8").splitlines()) - 1
+    told = [point.step for point in points] == list(range(epochs)) and home.runs()[0].info.status == "FINISHED"
+    tally(f"kill -9 at random moments: {regime}", kills, kills if same and told else 0)
+
+
+def has_begun(folder: Path, pid: int) -> bool:
+    """Whether the run's own process has come as far as its work: TensorFlow is there, its journal is written."""
+    try:
+        facts = json.loads((folder / "run.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    written = (folder / "run.json").stat().st_mtime
+    return facts["status"] == "RUNNING" and written > float(Path(f"/proc/{pid}").stat().st_ctime)
+
+
+ENDINGS: dict[str, tuple[int | None, int, str]] = {
+    "SIGTERM": (signal.SIGTERM, 143, "KILLED"),
+    "SIGHUP": (signal.SIGHUP, 129, "KILLED"),
+    "SIGINT": (signal.SIGINT, 130, "KILLED"),
+    "exception": (None, 1, "FAILED"),
+    "sys.exit": (None, 3, "FAILED"),
+    "kill -9": (signal.SIGKILL, -9, "KILLED"),  # by the next start
+}
+FAULTY = "import sys\nraise_ = {'exception': RuntimeError('on fire'), 'sys.exit': SystemExit(3)}\n"
+FAULTY += "def exception(parts, splits, watch): raise raise_['exception']\n"
+FAULTY += "def sys_exit(parts, splits, watch): raise raise_['sys.exit']\n"
+
+
+def test_endings(drawn: Path, started: Started, tries: Tries, tally: Tally, tmp_path: Path) -> None:
+    home = Home(tmp_path / "home", drawn, started)
+    (tmp_path / "faulty.py").write_text(FAULTY, encoding="utf-8")
+    chosen = list(ENDINGS)[: tries(6, 0)] or ["SIGHUP", "kill -9"]
+    right = 0
+    for name in chosen:
+        number, code, _ = ENDINGS[name]
+        if number is None:
+            wrong = f"regime._target_=faulty.{name.replace('.', '_')}"
+            os.environ["PYTHONPATH"] = str(tmp_path)
+            process = home.start(*home.command(name, wrong, "trusted_packages=[faulty]"))
+            del os.environ["PYTHONPATH"]
+        else:
+            process = home.start(*home.command(name, "regime=scratch", "epochs=5000", "early_stopping=null"))
+            curves = home.folder(name) / "curves.csv"
+            while process.poll() is None and not (curves.exists() and curves.stat().st_size > 300):
+                time.sleep(0.01)
+            process.send_signal(number)
+        errors = process.communicate(timeout=120)[1]
+        last = errors.rstrip().splitlines()[-1] if errors.strip() else ""
+        tells = name == "kill -9" or last.endswith(f"resume={home.folder(name)}")
+        kept = number is None or any((home.folder(name) / "checkpoints" / "scratch").glob("[0-9]*"))
+        right += process.returncode == code and tells and kept
+    home.finish(*home.command("next", "regime=scratch", "epochs=1", "schedule=constant"))
+    ended = {run.info.run_name: (run.info.status, bool(run.data.tags.get("failure"))) for run in home.runs()}
+    marked = sum(ended[name] == (ENDINGS[name][2], True) for name in chosen)
+    assert "RUNNING" not in {status for status, _ in ended.values()}
+    tally("ending: exit code, last line, checkpoint", len(chosen), right)
+    tally("ending: status in MLflow after the next start", len(chosen), marked)
+
+
+LIMITED = """
+import resource, sys
+from experiments import train
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+train.main()
+"""
+
+
+def test_writes_that_find_no_room(drawn: Path, started: Started, tries: Tries, tally: Tally, tmp_path: Path) -> None:
+    """With a limit of file sizes: a write beyond it fails as on a full disk, at another place for every limit."""
+    whole = Home(tmp_path / "whole", drawn, started)
+    overrides = ("regime=scratch", "tracking=none")
+    whole.finish(*whole.command("run", *overrides))
+    largest = max(path.stat().st_size for path in (whole.home / "cache").rglob("*") if path.is_file())
+    checkpoint = 700_000  # bytes, about: weights and moments of the small convnet
+    limits = [1, 60, 3_000, 30_000, largest // 2, largest + 1, *(checkpoint // part for part in (5, 4, 3, 2))]
+    chosen = limits[: tries(10, 0)] or [limits[3]]
+    survived = 0
+    for number, limit in enumerate(chosen):
+        home = Home(tmp_path / f"limited{number}", drawn, started)
+        process = home.start(str(limit), *home.command("run", *overrides), program=("-c", LIMITED))
+        errors = process.communicate(timeout=120)[1]
+        clear = process.returncode == 1 and "there is no room to write" in errors and "Traceback" not in errors
+        if process.returncode == 0:  # nothing was so large
+            clear = limit > 60
+        folder = home.folder("run")
+        again = [f"resume={folder}"] if (folder / "run.json").exists() else home.command("run", *overrides)
+        if process.returncode != 0:
+            home.finish(*again)
+        same = home.outcome("run") == whole.outcome("run")
+        if not (clear and same):
+            print(limit, process.returncode, same, errors[-2000:], file=sys.stderr)
+        survived += clear and same
+    tally("write that finds no room", len(chosen), survived)
+
+
+def test_a_limit_of_file_sizes_is_an_error_and_no_signal() -> None:
+    """What the test above builds on: Python ignores SIGXFSZ."""
+    assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN and resource.RLIMIT_FSIZE >= 0
+
+
+def test_like_gives_the_same_numbers(drawn: Path, started: Started, tally: Tally, tmp_path: Path) -> None:
+    home = Home(tmp_path / "home", drawn, started)
+    overrides = (
+        "regime=finetune", "optimizer=adam", "optimizer.lr=0.003", "model.head.dropout=0.3", "seed=3",
+        "augmentation=colour", "class_weights={blobs: 2.0, stripes: 1.0}", "regime.head_optimizer.lr=0.02",
+    )  # fmt: skip
+    home.finish(*home.command("first", *overrides))
+    run_id = home.runs()[0].info.run_id
+    threads = f"hydra.run.dir={home.folder('again')}"
+    home.finish(f"like={run_id}", "runtime.threads=1", "tracking.log_model=false", threads)
+    same = home.outcome("first") == home.outcome("again")
+    home.finish(f"like={home.folder('first')}", f"hydra.run.dir={home.folder('other')}", "seed=4", "epochs=1",
+                "schedule=constant", "model.head.dropout=0.1", "runtime.threads=1")  # fmt: skip
+    runs = {run.info.run_name: run for run in home.runs()}
+    assert runs["first"].data.tags["identity"] == runs["again"].data.tags["identity"]
+    params = runs["other"].data.params
+    wanted = ("seed", "model.head.dropout", "optimizer", "epochs")
+    assert [params[key] for key in wanted] == ["4", "0.1", "adam", "1"]
+    assert np.isfinite(runs["other"].data.metrics["validation.accuracy"])
+    tally("like=: the same numbers again", 1, int(same))

@@ -1,0 +1,173 @@
+"""A tracking server that is not there, goes away, and comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+import requests
+
+Tally = Callable[[str, int, int], None]
+Tries = Callable[[int, int], int]
+Started = Callable[..., subprocess.Popen[str]]
+
+# A run of many quick epochs, as a tracker sees it: an epoch at each line.
+TELLS = """
+import sys
+from pathlib import Path
+from hydra import compose, initialize_config_dir
+from experiments import paths, tracking, train, validation, journal
+from experiments.types import EpochRecord
+home, uri = Path(sys.argv[1]), sys.argv[2]
+with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
+    config = validation.read(compose("config", [f"outputs={home}", "tracking=server", f"tracking.uri={uri}"]))
+folder = home / "runs" / "told"
+folder.mkdir(parents=True)
+(folder / "metrics.json").write_text("{}")
+from experiments.tracking import outbox
+outbox.SHARE = 0.5
+with tracking.track(config, folder) as tracker:
+    (folder / "run.json").write_text('{"command": {}, "run_id": "%s", "store": "%s"}' % (tracker.run_id, uri))
+    print(tracker.run_id, flush=True)
+    tracker.outbox.put("parameters", {"seed": "0"})
+    for step, line in enumerate(sys.stdin):
+        tracker.epoch(EpochRecord(step, "scratch", step, 1000 + step, {"loss": float(step)}))
+        print(step, flush=True)
+    tracker.results({"validation.accuracy": 0.5}, {"regime": "scratch"}, 5000)
+    tracker.artifacts({"predictions_validation": {"path": ["a"], "correct": [True]}})
+print("ended", flush=True)
+"""
+
+
+class Server:
+    """An MLflow server of a folder, on one port whenever it runs."""
+
+    def __init__(self, home: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.home, self.uri = home, f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        store = [f"sqlite:///{self.home}/server.db", "--artifacts-destination", str(self.home / "artifacts")]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
+             "--workers", "1", "--backend-store-uri", *store],
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                requests.get(f"{self.uri}/health", timeout=2)
+                return
+            except requests.RequestException:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+
+    def kill(self) -> None:
+        if self.process:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    home = tmp_path / "server"
+    home.mkdir()
+    server = Server(home)
+    yield server
+    server.kill()
+    mlflow.set_tracking_uri(None)
+
+
+def say(process: subprocess.Popen[str], epochs: int) -> None:
+    """Lets a run of TELLS go on for so many epochs."""
+    assert process.stdin is not None and process.stdout is not None
+    for _ in range(epochs):
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline().strip().isdigit()
+
+
+def test_a_server_that_is_killed_and_comes_back(
+    server: Server, started: Started, tries: Tries, tally: Tally, tmp_path: Path
+) -> None:
+    """First it comes back while the run goes on, then only after the run has ended."""
+    for name in ("during the run", "after its end")[: tries(2, 0) or 2]:
+        server.start()
+        home = tmp_path / name.replace(" ", "-")
+        process = started("-c", TELLS, str(home), server.uri)
+        assert process.stdout is not None and process.stdin is not None
+        run_id = process.stdout.readline().strip()
+        say(process, 20)
+        time.sleep(1.5)
+        say(process, 20)
+        server.kill()
+        time.sleep(1.5)
+        say(process, 20)  # none of which takes long
+        unsent = home / "runs" / "told" / "unsent.jsonl"
+        assert unsent.exists()
+        if name == "during the run":
+            server.start()
+            say(process, 20)
+            process.stdin.close()
+        else:
+            say(process, 20)
+            process.stdin.close()
+            process.wait(timeout=120)
+            assert unsent.exists()
+            server.start()
+        assert process.wait(timeout=120) == 0, process.stderr and process.stderr.read()
+        if name == "after its end":
+            done = started("-m", "experiments", "sync", EXPERIMENTS_HOME=str(home))
+            out, errors = done.communicate(timeout=120)
+            assert done.returncode == 0 and f"all is in {server.uri}" in out, errors
+            again = started("-m", "experiments", "sync", EXPERIMENTS_HOME=str(home))
+            assert again.communicate(timeout=120)[0] == "", "nothing waits any more"
+        assert not unsent.exists()
+        client = mlflow.MlflowClient(server.uri)
+        points = [(point.step, point.value) for point in client.get_metric_history(run_id, "loss")]
+        run = client.get_run(run_id)
+        assert run.info.status == "FINISHED" and "failure" not in run.data.tags
+        assert run.data.metrics["validation.accuracy"] == 0.5 and run.data.params == {"seed": "0"}
+        files = {one.path for one in client.list_artifacts(run_id)}
+        assert files == {"metrics.json", "predictions_validation.json"}
+        right = sum(points.count((step, float(step))) == 1 for step in range(80))
+        server.kill()
+        assert len(points) == 80
+        tally(f"tracking server killed, back {name}: points", 80, right)
+
+
+@pytest.mark.parametrize("what", ["refuses", "is silent", "is no server's name"])
+def test_a_server_that_is_not_there_is_a_clear_error_within_ten_seconds(
+    what: str, started: Started, tally: Tally, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and never answers
+        port = silent.getsockname()[1]
+        if what == "refuses":
+            silent.close()
+        host = "nowhere.invalid" if what == "is no server's name" else "127.0.0.1"
+        began = time.monotonic()
+        process = started(
+            "-m", "experiments.train", "tracking=server", f"tracking.uri=http://someone:secret@{host}:{port}",
+            EXPERIMENTS_HOME=str(tmp_path), NO_PROXY="*", no_proxy="*",
+        )  # fmt: skip
+        errors = process.communicate(timeout=60)[1]
+        took = time.monotonic() - began
+    assert process.returncode == 1
+    assert f"tracking.uri: the MLflow store at http://someone:***@{host}:{port} cannot be used: " in errors
+    assert "Check the address and that the server runs, or use tracking=sqlite or tracking=none" in errors
+    assert "secret" not in errors and "Traceback" not in errors
+    tally("server unreachable: a clear error within 10 s", 1, int(took < 10))
