@@ -91,12 +91,12 @@ class Home:
         return list(client.search_runs([one.experiment_id for one in client.search_experiments()]))
 
 
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize(
+    "regime", ["finetune", *(pytest.param(name, marks=pytest.mark.slow) for name in REGIMES if name != "finetune")]
+)
 def test_kills_at_random_moments_and_between_checkpoint_and_log(
     regime: str, drawn: Path, started: Started, tries: Tries, tally: Tally, tmp_path: Path
 ) -> None:
-    if tries(1, 0) == 0 and regime != "finetune":
-        pytest.skip("make test-reliability kills the other regimes, too")
     whole, home = Home(tmp_path / "whole", drawn, started), Home(tmp_path / "killed", drawn, started)
     whole.finish(*whole.command("run", *REGIMES[regime]))
     arguments = home.command("run", *REGIMES[regime])
@@ -151,13 +151,12 @@ FAULTY += "def exception(parts, splits, watch): raise raise_['exception']\n"
 FAULTY += "def sys_exit(parts, splits, watch): raise raise_['sys.exit']\n"
 
 
-def test_endings(drawn: Path, started: Started, tries: Tries, tally: Tally, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_endings(drawn: Path, started: Started, tally: Tally, tmp_path: Path) -> None:
     home = Home(tmp_path / "home", drawn, started)
     (tmp_path / "faulty.py").write_text(FAULTY, encoding="utf-8")
-    chosen = list(ENDINGS)[: tries(6, 0)] or ["SIGHUP", "kill -9"]
     right = 0
-    for name in chosen:
-        number, code, _ = ENDINGS[name]
+    for name, (number, code, _) in ENDINGS.items():
         if number is None:
             wrong = f"regime._target_=faulty.{name.replace('.', '_')}"
             os.environ["PYTHONPATH"] = str(tmp_path)
@@ -176,10 +175,10 @@ def test_endings(drawn: Path, started: Started, tries: Tries, tally: Tally, tmp_
         right += process.returncode == code and tells and kept
     home.finish(*home.command("next", "regime=scratch", "epochs=1", "schedule=constant"))
     ended = {run.info.run_name: (run.info.status, bool(run.data.tags.get("failure"))) for run in home.runs()}
-    marked = sum(ended[name] == (ENDINGS[name][2], True) for name in chosen)
+    marked = sum(ended[name] == (ENDINGS[name][2], True) for name in ENDINGS)
     assert "RUNNING" not in {status for status, _ in ended.values()}
-    tally("ending: exit code, last line, checkpoint", len(chosen), right)
-    tally("ending: status in MLflow after the next start", len(chosen), marked)
+    tally("ending: exit code, last line, checkpoint", len(ENDINGS), right)
+    tally("ending: status in MLflow after the next start", len(ENDINGS), marked)
 
 
 LIMITED = """
