@@ -13,10 +13,11 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "experiments"
 
 # Each row may import what stands in the rows above it, and from its own row only what `BESIDE` says.
 ROWS = (
-    ("types", "paths", "quiet", "signals", "statistics", "progress", "store", "schedules"),
+    ("types", "paths", "quiet", "signals", "statistics", "store", "schedules"),
+    ("progress",),
     ("schema", "data.decoder", "data.download", "data.animals", "checkpoints", "augmentation", "losses"),
     ("validation",),
-    ("tracking.outbox", "tracking.owners"),
+    ("tracking.outbox", "tracking.owners", "tracking.address"),
     ("tracking.stored",),
     ("explain", "runtime", "tracking", "data.pen", "data.listing", "data.pipeline", "models.convnet", "evaluate"),
     ("journal", "figures", "data.manifest", "data.folder", "data.synthetic", "data.cats_vs_dogs", "models.head"),

@@ -148,6 +148,19 @@ def test_a_second_signal_ends_the_process_at_once(place: Place) -> None:
     assert time.monotonic() - began < 30
 
 
+def test_a_signal_whose_exception_is_dropped_is_obeyed_at_the_next_step(place: Place) -> None:
+    program = (
+        "import os, signal, sys\nfrom rich.console import Console\nfrom experiments import progress, signals\n"
+        "signals.install()\n"
+        "class Dropped:\n    def __del__(self): os.kill(os.getpid(), signal.SIGHUP)\n"
+        "with progress.Terminal(Console(quiet=True)).stage('x', 9) as advance:\n"
+        "    advance()\n    Dropped()\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('on', flush=True)\n"
+        "    try:\n        advance()\n    except signals.Stopped as stop:\n        sys.exit(stop.number)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (signal.SIGHUP, "on\n"), done.stderr
+
+
 def test_what_kill_minus_nine_left_running_is_marked_at_the_next_start(place: Place) -> None:
     process = place.start(*place.command("lost", "regime=scratch", "epochs=500", "early_stopping=null"))
     place.stop(process, "lost", signal.SIGKILL, rows=1)
@@ -162,10 +175,14 @@ def test_whose_process_is_gone() -> None:
     mine = owners.owner()
     assert not owners.lost(mine)
     assert owners.lost(mine | {"owner.pid": str(2**22 + 1)})
-    assert owners.lost(mine | {"owner.started": "1.00"}), "another process has its number now"
+    long_ago = {"owner.heartbeat": str(time.time() - 3600)}
+    assert owners.lost(mine | {"owner.started": "1.00"} | long_ago), "another process has its number now"
+    assert not owners.lost(mine | {"owner.started": "1.00"}), "the clock was set; its heart beats"
     other = mine | {"owner.host": "elsewhere"}
     assert not owners.lost(other)
-    assert owners.lost(other | {"owner.heartbeat": str(time.time() - 3600)})
+    assert owners.lost(other | long_ago)
+    elsewhere = mine | {"owner.place": "another container", "owner.pid": str(2**22 + 1)}
+    assert not owners.lost(elsewhere) and owners.lost(elsewhere | long_ago)
     assert not owners.lost({}), "runs of other programs are not ours to judge"
 
 

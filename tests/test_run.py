@@ -266,6 +266,9 @@ def test_weights_that_have_seen_the_judged_pictures_are_refused(
 
 
 def test_passwords_in_addresses_are_not_written_down() -> None:
-    text = "tracking.uri=postgresql://me:s3/c@r3t@host:5432/db data.root=http://host/a:b@c uri: https://x:y@z"
+    text = "tracking.uri=postgresql://me:s3/c@r3t@host:5432/db data.root=http://host/a:b@c http://host:80/a@c uri: https://x:y@z"
     starred = without_passwords(text)
-    assert starred == "tracking.uri=postgresql://me:***@host:5432/db data.root=http://host/a:b@c uri: https://x:***@z"
+    assert (
+        starred
+        == "tracking.uri=postgresql://me:***@host:5432/db data.root=http://host/a:b@c http://host:80/a@c uri: https://x:***@z"
+    )

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import warnings
@@ -21,9 +22,10 @@ from mlflow.entities import Run
 from PIL import Image
 
 from experiments import schema, tracking, train
+from experiments.commands import sync
 from experiments.data import decoder
 from experiments.regimes import scratch
-from experiments.tracking import outbox, stored
+from experiments.tracking import address, outbox, stored
 from experiments.types import ConfigError
 
 METRICS = {
@@ -389,3 +391,143 @@ def test_first_runs_that_start_together_share_one_store(tmp_path: Path) -> None:
     client = mlflow.MlflowClient(store.uri)
     assert sorted(one.name for one in client.search_experiments()) == ["Default", "experiments"]
     assert client.get_experiment_by_name("experiments").artifact_location == (store.outputs / "mlartifacts").as_uri()
+
+
+# --- messages that wait
+
+
+def messages(folder: Path) -> list[str]:
+    return [message.verb for message in outbox.read(folder)]
+
+
+@pytest.fixture
+def away(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, str, Path]]:
+    """A client of `store`, a run there, and a folder for it."""
+    mlflow.set_tracking_uri(store.uri)
+    client = mlflow.MlflowClient()
+    run = client.create_run("1", run_name=tmp_path.name)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    yield client, run.info.run_id, folder
+
+
+def no_store(*arguments: object, **options: object) -> NoReturn:
+    raise mlflow.MlflowException("Connection refused")
+
+
+def test_what_waits_is_of_its_own_run_and_how_that_ended_is_forgotten_where_it_goes_on(
+    away: tuple[Any, str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, first, folder = away
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox, "deliver", no_store)
+        gone = tracking.MlflowRun(first, folder)
+        gone.outbox.put("metrics", [["loss", 99.0, 1000, 0]])
+        gone.artifacts({})
+        gone.end("KILLED", "Stopped: SIGTERM")
+    assert messages(folder) == ["metrics", "artifacts", "end"]
+
+    second = client.create_run("1", run_name="second").info.run_id
+    other = tracking.MlflowRun(second, folder)  # a new run in the same folder
+    other.outbox.put("metrics", [["loss", 1.0, 1000, 0]])
+    other.outbox.send(last=True)
+    assert messages(folder) == []
+    assert client.get_run(first).data.metrics == {"loss": 99.0} and client.get_run(second).data.metrics == {"loss": 1.0}
+    assert client.get_run(second).info.status == "RUNNING" and "failure" not in client.get_run(second).data.tags
+    assert client.get_run(first).info.status == "KILLED"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox, "deliver", no_store)
+        tracking.MlflowRun(second, folder).end("KILLED", "Stopped: SIGTERM")
+    again = tracking.MlflowRun(second, folder)  # resumed
+    again.outbox.send(last=True)
+    assert client.get_run(second).info.status == "RUNNING" and messages(folder) == []
+    again.end("FINISHED", None)
+    assert client.get_run(second).info.status == "FINISHED" and "failure" not in client.get_run(second).data.tags
+
+
+def test_one_message_that_is_not_taken_holds_back_no_other(away: tuple[Any, str, Path]) -> None:
+    client, run_id, folder = away
+    run = tracking.MlflowRun(run_id, folder)
+    run.outbox.put("parameters", {"a name with ?": "1"})
+    run.outbox.put("model", 2)  # of which there is none
+    run.outbox.put("tags", {"regime": "scratch"})
+    run.outbox.send()
+    assert messages(folder) == ["parameters", "model"] and client.get_run(run_id).data.tags["regime"] == "scratch"
+
+
+def test_a_signal_while_messages_are_sent_loses_none(
+    away: tuple[Any, str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, run_id, folder = away
+    run = tracking.MlflowRun(run_id, folder)
+    run.outbox.put("parameters", {"a name with ?": "1"})
+    run.outbox.put("tags", {"regime": "scratch"})
+    set_batch = client.log_batch
+
+    def stopped(self: Any, *arguments: Any, **options: Any) -> Any:
+        if options.get("tags"):
+            raise KeyboardInterrupt
+        return set_batch(*arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(mlflow.MlflowClient, "log_batch", stopped)
+        run.outbox.send()
+    run.end("KILLED", "KeyboardInterrupt: ")
+    assert messages(folder) == ["parameters"]
+    found = client.get_run(run_id)
+    assert found.info.status == "KILLED" and found.data.tags["regime"] == "scratch"
+
+
+def test_a_model_that_waits_is_given_later_and_changes_nothing_else(
+    store: Store, away: tuple[Any, str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, run_id, folder = away
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
+    run = tracking.MlflowRun(run_id, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox, "log_model", no_store)
+        run.model(model, 2)
+        run.end("FAILED", "ConfigError: must_reach")
+    assert {path.name for path in folder.iterdir()} == {outbox.UNSENT, outbox.MODEL}
+    (folder / "run.json").write_text(json.dumps({"command": {}, "run_id": run_id, "store": store.uri}))
+    assert sync.sync(folder, None, whole=True) == f"all is in {store.uri}"
+    assert {path.name for path in folder.iterdir()} <= {"run.json", ".run.lock"}
+    found = client.get_run(run_id)
+    assert (found.info.status, found.data.tags["failure"]) == ("FAILED", "ConfigError: must_reach")
+    loaded = mlflow.keras.load_model(f"runs:/{run_id}/model")
+    inputs = np.ones((3, 4), "float32")
+    np.testing.assert_array_equal(loaded.predict(inputs, verbose=0), model.predict(inputs, verbose=0))
+
+
+def test_what_cannot_be_synced_is_said_for_each_folder(
+    store: Store, away: tuple[Any, str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, run_id, folder = away
+    (folder / outbox.UNSENT).write_text("{")
+    whole = folder.with_name("whole")
+    whole.mkdir()
+    for place in (folder, whole):
+        (place / "run.json").write_text(json.dumps({"command": {}, "run_id": run_id, "store": store.uri}))
+    monkeypatch.setattr(sys, "argv", ["sync", str(folder), str(whole)])
+    with pytest.raises(SystemExit) as ended:
+        sync.main()
+    told = capsys.readouterr()
+    assert ended.value.code == 1 and f"{folder}: " in told.err and "is damaged" in told.err
+    assert f"{whole}: all is in {store.uri}" in told.out
+
+
+def test_addresses_are_asked_before_anything_else() -> None:
+    address.check(None)
+    address.check("sqlite:///somewhere/mlflow.db")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        address.check(f"postgresql+psycopg://me:secret@127.0.0.1:{port}/runs")
+    with pytest.raises(ConfigError) as caught:
+        address.check(f"postgresql://me:secret@127.0.0.1:{port}/runs")
+    assert "postgresql://me:***@127.0.0.1" in str(caught.value) and "that the server runs" in str(caught.value)
+
+
+def test_names_that_mlflow_does_not_take_are_no_names_of_parameters(config: Callable[..., schema.Config]) -> None:
+    found = tracking.flat_parameters(config("class_weights={c+: 1.0, dogs: 2.0}"))
+    assert found["class_weights"] == "{'c+': 1.0, 'dogs': 2.0}"

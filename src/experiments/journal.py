@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,13 +39,7 @@ class Journal:
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder = folder
-        self._lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise ConfigError(f"{folder}: this run is still going on, in another process") from None
-        except (OSError, NotImplementedError):  # no locks to be had
-            pass
+        self._lock = claim(folder)
         self.facts: dict[str, Any] = {"command": command(), "outputs": config.outputs}
         if config.resume is None:  # in a folder that another run has used it begins anew
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
@@ -59,7 +54,7 @@ class Journal:
         found: str | None = self.facts.get("run_id")
         return found
 
-    def note(self, **facts: str | None) -> None:
+    def note(self, **facts: str | float | None) -> None:
         """Adds what has become known; what was known before stays as it was where None is given."""
         self.facts |= {name: value for name, value in facts.items() if value is not None}
         self._write()
@@ -89,6 +84,22 @@ class Journal:
 
     def _write(self) -> None:
         store.write_file(self.folder / FILE, json.dumps(self.facts, indent=1).encode())
+
+
+def claim(folder: Path) -> FileLock:
+    """The lock of a run's folder, taken where there are locks to be had.
+
+    Raises:
+        ConfigError: the run is going on in another process.
+    """
+    lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(f"{folder}: this run is still going on, in another process") from None
+    except (OSError, NotImplementedError):
+        pass
+    return lock
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -183,6 +194,7 @@ def store_of(overrides: Sequence[str]) -> str:
 
 
 def quoted(text: str) -> str:
-    """A value as Hydra's grammar reads it literally."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    """A value as Hydra's grammar reads it literally: backslashes are its own only before a quote."""
+    before_quotes = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", text)
+    whole = re.sub(r"(\\+)$", lambda found: found[1] * 2, before_quotes)
+    return f"'{whole}'"

@@ -12,10 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import hydra
 import yaml
+from hydra import initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from experiments.journal import quoted, store_of
-from experiments.schema import GROUPS, NOT_IDENTITY, Config, shipped
+from experiments.paths import CONF
+from experiments.schema import GROUPS, NOT_IDENTITY, Config
 from experiments.types import ConfigError
 from experiments.validation import unknown_key
 
@@ -27,7 +34,7 @@ RUNTIME = ("precision", "xla")
 
 
 def expand(given: Sequence[str]) -> list[str]:
-    """The command line with what `like=` names written out before everything else; the given one without it.
+    """The command line with what `like=` names written out before all other overrides; the given one without it.
 
     Raises:
         ConfigError: no such run, or a configuration that cannot be taken over.
@@ -41,15 +48,18 @@ def expand(given: Sequence[str]) -> list[str]:
         raise ConfigError(f"like: what it brings would override {' and '.join(presets)}. Give one of them only")
     if len(named) > 1:
         raise ConfigError(f"like: one run at a time. Received: {' and '.join(named)}")
-    wanted = read(named[0], rest)
+    parsed = get_args_parser().parse_args(rest)
+    try:
+        written, dropped = overrides(read(named[0], rest), parsed.config_dir)
+    except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
+        raise ConfigError(f"like: that configuration cannot be taken over: {str(error)[:300]}") from None
     # A group that is chosen anew is chosen whole.
-    chosen = {argument.partition("=")[0] for argument in rest}
-    dropped: list[str] = []
-    lines = [line for group, line in overrides(wanted, dropped) if group not in chosen]
+    chosen = {argument.partition("=")[0] for argument in parsed.overrides}
+    lines = [line for group, line in written if group not in chosen]
     if dropped:
         print(f"like: left out, as nothing is taken from the environment: {', '.join(dropped)}", file=sys.stderr)
-    options = [argument for argument in rest if argument.startswith("-")]
-    return [*options, *lines, *(argument for argument in rest if argument not in options)]
+    first = next((at for at, argument in enumerate(rest) if argument in parsed.overrides), len(rest))
+    return [*rest[:first], *lines, *rest[first:]]
 
 
 def read(named: str, rest: Sequence[str]) -> dict[str, Any]:
@@ -97,12 +107,17 @@ def parse(text: bytes, where: str) -> dict[str, Any]:
     return plain
 
 
-def overrides(plain: Mapping[str, Any], dropped: list[str]) -> Iterator[tuple[str, str]]:
+def overrides(plain: Mapping[str, Any], config_dir: str | None) -> tuple[list[tuple[str, str]], list[str]]:
     """Overrides that compose into the same experiment, each with the group that it belongs to.
+
+    Only what differs from the choices that it names is written out, so that what follows from other keys still does.
 
     Args:
         plain: a logged configuration.
-        dropped: takes the keys whose values come from the environment.
+        config_dir: the user's own folder of choices, where there is one.
+
+    Returns:
+        The overrides; and the keys left out, because their values are interpolations.
 
     Raises:
         ConfigError: keys that nothing reads.
@@ -111,31 +126,68 @@ def overrides(plain: Mapping[str, Any], dropped: list[str]) -> Iterator[tuple[st
     wrong = [unknown_key(str(key), known, value) for key, value in plain.items() if key not in known and key != "hydra"]
     if wrong:
         raise ConfigError("\n".join(["like: that configuration cannot be used:", *(f"  {line}" for line in wrong)]))
-    taken = {key: value for key, value in plain.items() if key in known and key not in NOT_IDENTITY}
-    runtime = taken.pop("runtime", None)
+    wanted = {key: value for key, value in plain.items() if key in known and key not in NOT_IDENTITY}
+    for group in set(GROUPS) & set(wanted):
+        if not isinstance(wanted[group], Mapping):
+            raise ConfigError(f"like: {group}: must be a mapping. Received: {wanted[group]!r}")
+    runtime = wanted.pop("runtime", None)
     if isinstance(runtime, Mapping):
-        taken["runtime"] = {key: runtime[key] for key in RUNTIME if key in runtime}
-    for group in GROUPS:
-        name = taken[group].get("name") if isinstance(taken.get(group), Mapping) else None
-        if isinstance(name, str) and re.fullmatch(r"\w+", name):
-            yield group, f"{group}={name}"
-        if group == "regime" and name in shipped("regime"):
-            head = taken[group].get("head_optimizer")
-            if isinstance(head, Mapping) and head.get("name") in shipped("optimizer"):
-                yield group, f"optimizer@regime.head_optimizer={head['name']}"
-    for key, value in taken.items():
+        wanted["runtime"] = {key: runtime[key] for key in RUNTIME if key in runtime}
+
+    # Where a choice follows from another (a regime brings its optimizer), it is not made.
+    lines: list[tuple[str, str]] = []
+    places = {group: (group, group) for group in ("data", "augmentation", "model", "regime", "schedule", "optimizer")}
+    places["regime.head_optimizer"] = ("optimizer@regime.head_optimizer", "regime")
+    base: dict[str, Any] = {}
+    for place, (choice, group) in places.items():
+        base = compose([line for _, line in lines], config_dir)
+        name = value_at(wanted, f"{place}.name")
+        if isinstance(name, str) and re.fullmatch(r"\w+", name) and value_at(base, f"{place}.name") != name:
+            lines.append((group, f"{choice}={name}"))
+    base = compose([line for _, line in lines], config_dir)
+
+    dropped: list[str] = []
+    for key, value in wanted.items():
         for path, leaf in leaves(value, key):
             if has_interpolation(leaf):
                 dropped.append(path)
-            else:
-                yield key, f"++{path}={literal(leaf)}"
+            elif value_at(base, path, MISSING) != leaf:
+                lines.append((key, f"++{path}={literal(leaf)}"))
+    ignored = value_at(wanted, "regime.ignores") or []
+    for path, _ in leaves({key: base[key] for key in wanted if key != "runtime"}, ""):
+        parents = [path[:at] for at, letter in enumerate(path) if letter == "."] + [path]
+        gone = next((parent for parent in parents if value_at(wanted, parent, MISSING) is MISSING), None)
+        if gone and not any(f"{path}.".startswith(f"{key}.") for key in ignored):
+            line = (path.partition(".")[0], f"~{gone}")
+            lines += [line] if line not in lines else []
+    return lines, dropped
+
+
+MISSING = "???"
+
+
+def compose(lines: Sequence[str], config_dir: str | None) -> dict[str, Any]:
+    """Plain values as Hydra composes them; a value that is still to be given is MISSING."""
+    place = [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        composed = hydra.compose("config", [*lines, *place])
+    plain: Any = OmegaConf.to_container(composed, resolve=True)
+    return dict(plain)
+
+
+def value_at(node: Any, path: str, otherwise: Any = None) -> Any:
+    for part in path.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return otherwise
+        node = node[part]
+    return node
 
 
 def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Everything below a key that is no mapping, with its dotted key; mappings that have no such key, whole."""
     if isinstance(value, Mapping) and value and all(re.fullmatch(r"\w+", str(name)) for name in value):
         for name, below in value.items():
-            yield from leaves(below, f"{path}.{name}")
+            yield from leaves(below, f"{path}.{name}" if path else str(name))
     else:
         yield path, value
 
@@ -162,5 +214,11 @@ def literal(value: Any) -> str:
 
 
 def escaped(key: str) -> str:
-    """A key of a mapping as Hydra's grammar reads it: there it knows no quotes."""
-    return re.sub(r"([\\()\[\]{}:=,\s])", r"\\\1", key)
+    """A key of a mapping as Hydra's grammar reads it: there it knows no quotes.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    if not re.fullmatch(r"[\w \\()\[\]{}:=,./+$%*@?|-]+", key, re.ASCII):
+        raise ValueError(f"{key!r} cannot be written on a command line: give it in a YAML file (--config-dir)")
+    return re.sub(r"([\\()\[\]{}:=, ])", r"\\\1", key)

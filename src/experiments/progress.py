@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from experiments import signals
+
 
 class Terminal:
     """Stages of a run as progress bars; silent where `console` is no terminal."""
@@ -28,6 +30,7 @@ class Terminal:
             task = progress.add_task(label, total=total, note="")
 
             def advance(steps: int = 1, note: str = "") -> None:
+                signals.check()
                 if note:
                     progress.update(task, advance=steps, note=f"  {note}")
                 else:

@@ -36,7 +36,7 @@ def quiet_start() -> Iterator[None]:
 
 def without_passwords(text: str) -> str:
     """The text with the passwords of addresses in it starred out: scheme://user:***@host."""
-    return re.sub(r"(://[^\s:/@]*):\S+@", r"\1:***@", text)
+    return re.sub(r"(://[^\s:/@]*):(?!\d{1,5}/)\S+@", r"\1:***@", text)  # not after a port
 
 
 class Starred:

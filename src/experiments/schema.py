@@ -333,6 +333,17 @@ def logged(config: Config) -> dict[str, Any]:
     return plain
 
 
+def hidden(config: Config, text: str) -> str:
+    """A text without the values that came from the environment: as they were written."""
+    for key, written in config.unresolved.items():
+        value: Any = config.model_dump(by_alias=True, mode="json")
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, str) and len(value) > 3:
+            text = text.replace(value, written)
+    return text
+
+
 def identity(config: Config, **facts: str | None) -> str:
     """The hash that says two runs are the same experiment: what is read, plus `facts` of its inputs.
 

@@ -15,16 +15,30 @@ class Stopped(BaseException):
         self.number = number
 
 
-def install() -> None:
-    """SIGTERM and SIGHUP raise Stopped, Ctrl-C raises KeyboardInterrupt; a second one of any ends the process at once.
+_HANDLED = [number for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", None)) if number is not None]
+_raised: BaseException | None = None
 
-    What the process was started to ignore (nohup) stays ignored.
+
+def install() -> None:
+    """SIGTERM and SIGHUP raise Stopped, Ctrl-C raises KeyboardInterrupt; a second one ends the process at once.
+
+    What the process was started to ignore (nohup) stays ignored. Signals of the other kinds are ignored while the first
+    is obeyed (a closing terminal, or a supervisor, sends several); but Ctrl-C always ends the process then.
     """
-    for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])):
+    for number in _HANDLED:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _stop)
 
 
+def check() -> None:
+    """Raises again what a signal has raised, where that was lost: in a finalizer Python drops exceptions."""
+    if _raised is not None:
+        raise _raised
+
+
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(number, signal.SIG_DFL)
-    raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
+    global _raised
+    for other in _HANDLED:
+        signal.signal(other, signal.SIG_DFL if other in (number, signal.SIGINT) else signal.SIG_IGN)
+    _raised = KeyboardInterrupt() if number == signal.SIGINT else Stopped(number)
+    raise _raised

@@ -24,9 +24,9 @@ def train(composed: DictConfig) -> float:
     """Runs one experiment; returns its validation metric `objective` to a sweeper."""
     config = validation.read(composed)
     with quiet_start():
-        from experiments import tracking
+        from experiments.tracking import address
 
-        tracking.check_server(config)
+        address.check(config.tracking.uri)
         from experiments.run import run  # imports TensorFlow: only once the configuration is known to be good
 
     return run(config)

@@ -62,9 +62,15 @@ def read(composed: DictConfig) -> Config:
 def from_environment(composed: DictConfig) -> dict[str, str]:
     """The raw text of every value that an environment variable goes into, by key; directly or through other keys."""
     raw = dict(_texts(OmegaConf.to_container(composed, resolve=False)))
-    found = {key for key, text in raw.items() if re.search(r"\$\{\s*oc\.env\s*:", text)}
+    found = {key for key, text in raw.items() if re.search(r"\$\{\s*oc\.env\b", text)}
     while True:
-        through = {key for key, text in raw.items() if found & set(_referred(key, text))} - found
+        # A key that names one of them, what holds it or what it holds, in whatever way.
+        through = {
+            key
+            for key, text in raw.items()
+            for named in _named(key, text)
+            if any(f"{one}.".startswith(f"{named}.") or f"{named}.".startswith(f"{one}.") for one in found)
+        } - found
         if not through:
             return {key: raw[key] for key in sorted(found)}
         found |= through
@@ -81,11 +87,12 @@ def _texts(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield f"{prefix}{name}", str(value)
 
 
-def _referred(key: str, text: str) -> Iterator[str]:
-    """The keys that a value's interpolations name: ${data.root}, and ${.root} beside it."""
-    for dots, name in re.findall(r"\$\{(\.*)([\w.]+)\}", text):
-        parents = key.split(".")[: -len(dots)] if dots else []
-        yield ".".join([*parents, name])
+def _named(key: str, text: str) -> Iterator[str]:
+    """The keys that a value's interpolations may mean: ${data.root}, ${data[root]}, ${.root} beside it."""
+    if "${" in text:
+        for dots, name in re.findall(r"(\.*)([\w.]*\w)", re.sub(r"\[(\w+)\]", r".\1", text)):
+            parents = key.split(".")[: -len(dots)] if dots else []
+            yield ".".join([*parents, name])
 
 
 def faults(lines: list[str]) -> str:

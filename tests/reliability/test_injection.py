@@ -17,7 +17,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from experiments import build, like, paths, schema, validation
+from experiments import build, journal, like, paths, schema, validation
 from experiments.types import ConfigError
 
 Tally = Callable[[str, int, int], None]
@@ -109,6 +109,9 @@ VALUES: dict[str, Callable[[Plain, Path], Plain]] = {
     "override in a key": changed("data", {"root=1 hydra.run.dir": "CANARY"}),
     "tracking elsewhere": changed("tracking", {"uri": "http://evil.invalid", "name": "server"}),
     "outputs elsewhere": changed("outputs", "CANARY"),
+    "name that is a list": changed("regime.name", [1]),
+    "group that is a list": changed("model", ["CANARY"]),
+    "huge number": changed("seed", 10**4000),
     "unknown keys": changed("evil", CALL),
     "weights that are a model": changed("model.weights", "CANARY.keras"),
     "weights that are a pickle": changed("model.weights", "CANARY.weights.h5"),
@@ -221,6 +224,34 @@ def test_what_is_taken_over_composes_into_the_same(config: Callable[..., schema.
         assert found.data == wanted.data
 
 
+def test_what_was_taken_away_stays_away_and_what_follows_from_other_keys_still_does(
+    config: Callable[..., schema.Config], tmp_path: Path
+) -> None:
+    def again(wanted: schema.Config, *overrides: str) -> schema.Config:
+        (tmp_path / "config.yaml").write_text(schema.dump_yaml(schema.logged(wanted)), encoding="utf-8")
+        return config(*like.expand([f"like={tmp_path}", *overrides]))
+
+    for overrides in (["~model.layers.block3"], ["~model.head.dense.dense1"], ["+model.layers.block4={filters: 9}"]):
+        wanted = config(*overrides)
+        assert schema.identity(again(wanted)) == schema.identity(wanted), overrides
+    first = config("regime=scratch", "optimizer.lr=0.5")
+    assert again(first, "+model.layers.block4={filters: 9}").model.blocks == ["block1", "block2", "block3", "block4"]
+    assert again(first, "model=mobilenet_v2", "model.weights=null").data.image_size == 224
+    tuned = again(config("regime=scratch"), "regime=finetune")
+    assert (tuned.optimizer.name, tuned.regime.name) == ("sgd", "finetune")
+
+
+def test_the_values_of_options_stay_with_them(tmp_path: Path, config: Callable[..., schema.Config]) -> None:
+    (tmp_path / "config.yaml").write_text(schema.dump_yaml(schema.logged(config("epochs=7", "seed=5"))), "utf-8")
+    given = like.expand(["--config-dir", str(tmp_path), "-m", f"like={tmp_path}", "seed=1,2"])
+    assert given == ["--config-dir", str(tmp_path), "-m", "++epochs=7", "seed=1,2"]
+
+
+@pytest.mark.parametrize("text", ["it's", "a\\b", "a\\", "\\'", "a\\\\'b\\", "plain", "", "{a: 1}", "a,b"])
+def test_quoted_values_come_back_as_they_were(text: str, config: Callable[..., schema.Config]) -> None:
+    assert config(f"notes={journal.quoted(text)}").notes == text
+
+
 def test_overrides_come_on_top_and_a_group_chosen_anew_is_chosen_whole(
     config: Callable[..., schema.Config], tmp_path: Path
 ) -> None:
@@ -236,6 +267,19 @@ def test_overrides_come_on_top_and_a_group_chosen_anew_is_chosen_whole(
         like.expand([f"like={tmp_path}", f"like={tmp_path}"])
     with pytest.raises(ConfigError, match=r"like: .*config\.yaml"):
         like.expand([f"like={tmp_path.parent}"])
+
+
+@pytest.mark.parametrize("way", ["${data.root}", "${ data.root }", "${data[root]}", "${oc.select:data.root}"])
+def test_no_way_around_hides_the_environment(
+    way: str, config: Callable[..., schema.Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "hidden")
+    monkeypatch.setenv("NUMBER", "0.123")
+    found = config("data=folder", "data.root=${oc.env:SECRET}", f"notes={way}", "+tags.of=${oc.env:SECRET}")
+    assert found.notes == "hidden" and "hidden" not in schema.dump_yaml(schema.logged(found))
+    assert schema.hidden(found, "no folder hidden/x") == "no folder ${oc.env:SECRET}/x"
+    nested = config("optimizer=sgd", "optimizer.clipnorm='${oc.decode:${oc.env:NUMBER}}'")
+    assert nested.optimizer.clipnorm == 0.123 and "0.123" not in schema.dump_yaml(schema.logged(nested))
 
 
 def test_what_comes_from_the_environment_is_logged_as_it_was_written(

@@ -33,7 +33,7 @@ def main() -> None:
     for folder in arguments.folders or waiting(Path(default_outputs())):
         try:
             print(f"{folder}: {sync(folder.resolve(), arguments.uri, whole=bool(arguments.folders))}")
-        except ConfigError as error:
+        except (ConfigError, OSError) as error:  # the others may do better
             failed += 1
             print(f"{folder}: {error}", file=sys.stderr)
     sys.exit(1 if failed else 0)
@@ -57,25 +57,26 @@ def sync(folder: Path, uri: str | None, *, whole: bool) -> str:
     Raises:
         ConfigError: the run still goes on, the store is not known, or does not take it.
     """
-    from filelock import FileLock, Timeout
-
     from experiments import journal
-    from experiments.tracking import outbox
+    from experiments.tracking import address, outbox
 
     facts = journal.read(folder) or {}
-    place, run_id = uri or os.environ.get("MLFLOW_TRACKING_URI") or facts.get("store"), facts.get("run_id")
+    known = facts.get("store", "")
+    place = uri or (known if "***" not in known else None) or os.environ.get("MLFLOW_TRACKING_URI")
+    run_id = facts.get("run_id")
     if not run_id:
         return "was not tracked"
-    if not place or "***" in place:
-        raise ConfigError(f"its store is {place or 'not known'}: give --uri")
+    if not place:
+        raise ConfigError(f"its store is {known or 'not known'}: give --uri")
+    address.check(place)
+    lock = journal.claim(folder)
     try:
-        with FileLock(folder / journal.LOCK, blocking=False, fallback_to_soft=False):
-            wait, reason = outbox.sync(run_id, folder, place, points(folder) if whole else [])
-    except Timeout:
-        raise ConfigError("this run still goes on, and tells itself") from None
+        wait, reason = outbox.sync(run_id, folder, place, points(folder) if whole else [])
+    finally:
+        lock.release()
     if wait:
         raise ConfigError(f"{wait} messages wait on: {without_passwords(reason or '')}")
-    return f"all is in {place}"
+    return f"all is in {without_passwords(place)}"
 
 
 def points(folder: Path) -> list[list[Any]]:
@@ -83,6 +84,8 @@ def points(folder: Path) -> list[list[Any]]:
     from experiments.tracking import PHASES
 
     found: list[list[Any]] = []
+    if not (folder / "curves.csv").exists():  # it ended before its first epoch
+        return found
     with (folder / "curves.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             at = [int(row["timestamp"]), int(row["step"])]

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import importlib.metadata
 import logging
 import os
 import platform
+import re
 import shlex
 import socket
-import ssl
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock
 
 from experiments.paths import CONF, REPOSITORY
 from experiments.quiet import without_passwords
-from experiments.schema import NOT_IDENTITY, Config, logged
+from experiments.schema import NOT_IDENTITY, Config, hidden, logged
 from experiments.store import draft, sync
-from experiments.tracking import outbox, owners
+from experiments.tracking import address, outbox, owners
 from experiments.tracking.stored import RUN_ID
 from experiments.types import ConfigError, EpochRecord, Splits
 
@@ -39,7 +35,6 @@ if TYPE_CHECKING:
 REFERENCES = {"model.weights": "weights/backbone.weights.h5", "regime.head_from": "weights/head.weights.h5"}
 MANIFEST = "manifest.csv"
 _log = logging.getLogger(__name__)
-WAIT = 5.0  # seconds for a server's first answer
 DESCRIPTION = """\
 Image-classification experiments. Each run is one training: `regime` says how (scratch, bottleneck, finetune), `model`
 with what. Compare runs by **validation.accuracy** (with its 95 % interval, `validation.accuracy_low` and `_high`); the
@@ -94,84 +89,55 @@ def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[T
     mlflow.set_tracking_uri(config.tracking.uri)
     tracker = MlflowRun(start(config, folder, run_id), folder)
     alive = owners.Heartbeat(tracker.run_id)
-    status = "FINISHED"
+    status, reason = "FINISHED", None
     try:
         yield tracker
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception | SystemExit) else "KILLED"
-        reason = without_passwords(f"{type(error).__name__}: {error}")[:5000]
-        tracker.outbox.put("tags", {"failure": reason})
+        reason = hidden(config, without_passwords(f"{type(error).__name__}: {error}"))[:5000]
         raise
     finally:
         alive.stop()
-        tracker.end(status)
-
-
-def check_server(config: Config) -> None:
-    """Whether a tracking server answers at all: quickly, before anything is imported or read.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    uri = config.tracking.uri or ""
-    if not uri.startswith(("http://", "https://")):
-        return
-    # Without user and password, which urllib would take for a part of the host.
-    parts = urlsplit(uri)
-    address = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-    try:
-        urllib.request.urlopen(address, timeout=WAIT).close()
-    except (urllib.error.HTTPError, ssl.SSLError):  # it answers; the rest is between it and MLflow
-        return
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        if isinstance(getattr(error, "reason", None), ssl.SSLError):
-            return
-        raise unusable(uri, str(error)) from None
-
-
-def unusable(uri: str, reason: str) -> ConfigError:
-    text = f"tracking.uri: the MLflow store at {uri} cannot be used: {reason[:500]}. "
-    text += "Check the address and that the server runs, or use tracking=sqlite or tracking=none"
-    return ConfigError(without_passwords(text))
+        tracker.end(status, reason)
 
 
 def start(config: Config, folder: Path, run_id: str | None) -> str:
     """Starts an MLflow run, or goes on with one; its id.
 
+    Not MLflow's active run: at the end of the process that would become FINISHED, however this one ended.
+
     Raises:
         ConfigError: the store cannot be used, or has no such run.
     """
     import mlflow
-    from mlflow.exceptions import MlflowException
+    from mlflow.tracking.context.registry import resolve_tags
 
-    uri = str(config.tracking.uri)
+    uri, told = str(config.tracking.uri), logged(config)
     tags = {**owners.owner(), "run_folder": str(folder)}
     try:
         experiment = open_experiment(config)
         owners.mark_lost(experiment)
+        client = mlflow.MlflowClient()
         if run_id is None:
-            run = mlflow.start_run(
-                experiment_id=experiment,
-                run_name=run_name(folder),
-                tags={**config.tags, **tags},
-                description=config.notes or None,
+            notes = {"mlflow.note.content": told["notes"]} if told["notes"] else {}
+            run = client.create_run(
+                experiment, run_name=run_name(folder), tags=resolve_tags({**told["tags"], **notes, **tags})
             )
             return str(run.info.run_id)
-        before = mlflow.MlflowClient().get_run(run_id)
+        before = client.get_run(run_id)
+        client.update_run(run_id, status="RUNNING")
+        for name, value in tags.items():
+            client.set_tag(run_id, name, value)
+        if "failure" in before.data.tags:
+            client.delete_tag(run_id, "failure")
+        return run_id
     except outbox.failures() as error:
         if run_id is None or getattr(error, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
-            raise unusable(uri, str(error)) from None
+            raise address.unusable(uri, str(error)) from None
         raise ConfigError(
             f"resume: run {run_id} is not in {without_passwords(uri)}: {str(error)[:300]}. "
             "Give the store it was tracked in: tracking.uri=..., or tracking=none"
         ) from None
-    try:
-        mlflow.start_run(run_id=run_id, tags=tags)
-        if "failure" in before.data.tags:
-            mlflow.delete_tag("failure")
-    except MlflowException as error:
-        raise unusable(uri, str(error)) from None
-    return run_id
 
 
 def artifact_uri(place: str | None) -> str | None:
@@ -249,6 +215,7 @@ class MlflowRun:
         self.run_id = run_id
         self.folder = folder
         self.outbox = outbox.Outbox(run_id, folder)
+        self.outbox.begin()
 
     def files(self, config: Config) -> dict[str, Path]:
         import mlflow
@@ -283,7 +250,7 @@ class MlflowRun:
         values = {**record.metrics, **phase}
         points = [[name, value, record.timestamp, record.step] for name, value in values.items()]
         self.outbox.put("metrics", points)
-        self.outbox.send(at_once=False)
+        self.outbox.send(points=True)
 
     def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any], timestamp: int) -> None:
         self.outbox.put("metrics", [[name, value, timestamp, 0] for name, value in metrics.items()])
@@ -299,20 +266,15 @@ class MlflowRun:
         self.outbox.put("model", classes)
         self.outbox.send()
 
-    def end(self, status: str) -> None:
-        """Ends the run, and says what of it MLflow does not have."""
-        import mlflow
+    def end(self, status: str, reason: str | None) -> None:
+        """Ends the run, and says what of it MLflow does not have.
 
-        if self.outbox.waiting:
-            self.outbox.send()
-        ended = int(time.time() * 1000)
-        try:
-            mlflow.end_run(status)
-        except outbox.failures() as error:
-            self.outbox.reason = str(error)[:500]
-            self.outbox.put("end", {"status": status, "time": ended})
-            with contextlib.suppress(OSError):  # on a full disk; why the run ended is being told already
-                self.outbox.keep()
+        What is to be told is on the disk first: whoever stops a process may not wait for a server.
+        """
+        self.outbox.put("end", {"status": status, "failure": reason, "time": int(time.time() * 1000)})
+        with contextlib.suppress(OSError):  # on a full disk; why the run ended is being told already
+            self.outbox.keep()
+            self.outbox.send(last=True)
         if self.outbox.waiting:
             _log.warning(
                 "Not all of this run is in MLflow (%s). When the store is back: experiments sync %s",
@@ -337,7 +299,7 @@ def _flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in node.items():
         if key in ("_target_", "ignores"):
             continue
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and all(re.fullmatch(r"[\w .:/-]+", name, re.ASCII) for name in value):
             flat |= _flatten(value, f"{prefix}{key}.")
         elif key == "name":
             flat[prefix.rstrip(".")] = str(value)

@@ -6,7 +6,6 @@ be told twice without standing twice: points of curves are told with their time,
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
 import logging
@@ -19,12 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments import store
 from experiments.quiet import without_passwords
+from experiments.types import ConfigError
 
 if TYPE_CHECKING:
     import keras
 
 UNSENT, MODEL = "unsent.jsonl", "unsent.keras"  # in the run's folder
-LOCAL = (".hydra", "inputs", "checkpoints", ".run.lock", "run.json", UNSENT, MODEL)  # what is no artifact there
+LOCAL = (".hydra", "inputs", "checkpoints", "run.json", UNSENT, MODEL)  # what is no artifact there
 SEND_EVERY = 1.0  # seconds at least between two calls that send points of curves
 SHARE = 0.1  # of the time, that trying in vain may take
 
@@ -32,8 +32,9 @@ _log = logging.getLogger(__name__)
 
 
 class Message(NamedTuple):
-    """A verb that `deliver` knows, and what goes with it, as JSON holds it."""
+    """A verb that `deliver` knows, and what goes with it, as JSON holds it; of which run."""
 
+    run_id: str
     verb: str
     given: Any
 
@@ -52,38 +53,53 @@ class Outbox:
         self.model: keras.Model | None = None  # of the message `model`
         self.reason: str | None = None  # why the last try failed
         self.next_try = time.monotonic() + SEND_EVERY
+        self.kept = 0.0  # when the file was last written
+
+    def begin(self) -> None:
+        """Makes ready for a run that goes on from here, in a folder that an earlier one may have used.
+
+        How that one ended is no longer so; the files that another run was to send from this folder are gone.
+        """
+        mine = [message for message in self.waiting if message.run_id == self.run_id and message.verb != "end"]
+        others = [message for message in self.waiting if message.run_id != self.run_id]
+        self.waiting = [message for message in others if message.verb not in ("artifacts", "model")] + mine
+        if not any(message.verb == "model" for message in mine):
+            (self.folder / MODEL).unlink(missing_ok=True)
 
     def put(self, verb: str, given: Any) -> None:
-        if verb == "metrics" and self.waiting and self.waiting[-1].verb == "metrics":
-            self.waiting[-1].given.extend(given)
+        last = self.waiting[-1] if self.waiting else None
+        if last and (last.run_id, last.verb, verb) == (self.run_id, "metrics", "metrics"):
+            last.given.extend(given)
         else:
-            self.waiting.append(Message(verb, given))
+            self.waiting.append(Message(self.run_id, verb, given))
 
-    def send(self, at_once: bool = True) -> None:
-        """Delivers what waits; otherwise than `at_once`, only where it is time for it.
+    def send(self, *, points: bool = False, last: bool = False) -> None:
+        """Delivers what waits, in its order.
 
-        A store that is away is not asked again before ten times as long as it was waited for.
+        Args:
+            points: only points of curves have come: there is no hurry.
+            last: there will be no other time. Otherwise a store that is away is not asked again before ten times as
+                long as it was waited for.
         """
         began = time.monotonic()
-        if not at_once and began < self.next_try:
-            if self.reason:
+        if not last and began < self.next_try and (points or self.reason):
+            if self.reason and began - self.kept > SEND_EVERY:
                 self.keep()
             return
-        failed, reason = [], None
-        while self.waiting:
+        at, reason = 0, None
+        while at < len(self.waiting):
             try:
-                deliver(self.run_id, self.folder, self.waiting[0], self.model)
+                deliver(self.folder, self.waiting[at], self.model)
             except failures() as error:
                 reason = str(error)[:500]
-                failed.append(self.waiting.pop(0))
-                if not refused(error):
+                if away(error):
                     break
+                at += 1
             else:
-                self.waiting.pop(0)
-        self.waiting = failed + self.waiting
+                del self.waiting[at]
         ended = time.monotonic()
         self.next_try = ended + max(SEND_EVERY, (ended - began) / SHARE if reason else 0)
-        if reason and not self.reason:
+        if reason and not self.reason and not last:
             _log.warning(
                 "MLflow cannot be told (%s). Training goes on; what is to be told waits in %s",
                 without_passwords(reason), self.folder / UNSENT,
@@ -95,14 +111,17 @@ class Outbox:
 
     def keep(self) -> None:
         """Writes what waits into the run's folder; nothing waits: no file."""
-        write(self.folder, self.waiting)
-        file = self.folder / MODEL
+        file, aside = self.folder / MODEL, self.folder / f".aside-{MODEL}"
         if not any(message.verb == "model" for message in self.waiting):
             file.unlink(missing_ok=True)
         elif self.model is not None and not file.exists():
-            aside = self.folder / f"aside-{MODEL}"
-            self.model.save(aside)
-            aside.replace(file)
+            try:
+                self.model.save(aside)
+                aside.replace(file)
+            finally:
+                aside.unlink(missing_ok=True)
+        write(self.folder, self.waiting)
+        self.kept = time.monotonic()
 
 
 def sync(run_id: str, folder: Path, uri: str, points: list[list[Any]]) -> tuple[int, str | None]:
@@ -123,18 +142,24 @@ def sync(run_id: str, folder: Path, uri: str, points: list[list[Any]]) -> tuple[
     mlflow.set_tracking_uri(uri)
     outbox = Outbox(run_id, folder)
     if points:
-        outbox.waiting.insert(0, Message("metrics", points))
-    outbox.send()
+        outbox.waiting.insert(0, Message(run_id, "metrics", points))
+    outbox.send(last=True)
     return len(outbox.waiting), outbox.reason
 
 
 def read(folder: Path) -> list[Message]:
-    """The messages that wait in a run's folder."""
+    """The messages that wait in a run's folder.
+
+    Raises:
+        ConfigError: the file is not what this program writes.
+    """
     try:
         lines = (folder / UNSENT).read_text(encoding="utf-8").splitlines()
+        return [Message(*json.loads(line)) for line in lines]
     except FileNotFoundError:
         return []
-    return [Message(*json.loads(line)) for line in lines]
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{folder / UNSENT}: is damaged ({error}). Move it away to go on without it") from None
 
 
 def write(folder: Path, messages: Iterable[Message]) -> None:
@@ -164,16 +189,20 @@ def failures() -> tuple[type[Exception], ...]:
     return (MlflowException, SQLAlchemyError, OSError)  # requests' errors are OSErrors
 
 
-def refused(error: Exception) -> bool:
-    """Whether the store was there and would not take this one message; others it may take."""
-    return getattr(error, "error_code", None) in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
+def away(error: Exception) -> bool:
+    """Whether the store is away; else it only would not take, or this machine could not make, this one message."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    if isinstance(error, MlflowException):
+        return error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
+    return isinstance(error, RequestException) or not isinstance(error, OSError)
 
 
-def deliver(run_id: str, folder: Path, message: Message, model: keras.Model | None) -> None:
+def deliver(folder: Path, message: Message, model: keras.Model | None) -> None:
     """Tells MLflow one message.
 
     Args:
-        run_id: of the MLflow run.
         folder: of the run.
         message: what to tell.
         model: the run's, for the message `model`; None: the one that was left in the folder.
@@ -187,7 +216,7 @@ def deliver(run_id: str, folder: Path, message: Message, model: keras.Model | No
     from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 
     client = mlflow.MlflowClient()
-    given = message.given
+    run_id, given = message.run_id, message.given
     if message.verb == "parameters":
         params = [Param(name, value) for name, value in given.items()]
         for at in range(0, len(params), 100):  # a batch holds no more
@@ -211,9 +240,11 @@ def deliver(run_id: str, folder: Path, message: Message, model: keras.Model | No
     elif message.verb == "model":
         log_model(run_id, model or left(folder), given)
     elif message.verb == "end":
-        client.set_terminated(run_id, given["status"], given["time"])
-        if given["status"] == "FINISHED" and "failure" in client.get_run(run_id).data.tags:  # taken for lost meanwhile
+        if given["failure"]:
+            client.set_tag(run_id, "failure", given["failure"])
+        elif "failure" in client.get_run(run_id).data.tags:  # it was taken for lost meanwhile
             client.delete_tag(run_id, "failure")
+        client.set_terminated(run_id, given["status"], given["time"])
     else:
         raise ValueError(f"no such message. Received: {message.verb!r}")
 
@@ -225,7 +256,7 @@ def log_files(run_id: str, folder: Path, tables: Mapping[str, Mapping[str, list[
     client = mlflow.MlflowClient()
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if path.is_file() and inside.parts[0] not in LOCAL:
+        if path.is_file() and inside.parts[0] not in LOCAL and not path.name.startswith("."):  # drafts
             client.log_artifact(run_id, str(path), inside.parent.as_posix() if len(inside.parts) > 1 else None)
     for name, table in tables.items():
         rows = [list(row) for row in zip(*table.values(), strict=True)]
@@ -235,12 +266,17 @@ def log_files(run_id: str, folder: Path, tables: Mapping[str, Mapping[str, list[
 
 
 def left(folder: Path) -> keras.Model:
-    """The model that a run left in its folder, because MLflow could not be given it."""
+    """The model that a run left in its folder, because MLflow could not be given it.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+    """
     import keras
 
-    if not (folder / MODEL).is_file():
-        raise OSError(f"{folder / MODEL}: the run's model is not there")
-    model: keras.Model = keras.models.load_model(folder / MODEL, compile=False)
+    try:
+        model: keras.Model = keras.models.load_model(folder / MODEL, compile=False)
+    except Exception as error:  # Keras raises many: of a layer that is not known here, say
+        raise OSError(f"{folder / MODEL}: the run's model cannot be read: {error}") from None
     return model
 
 
@@ -248,21 +284,27 @@ def log_model(run_id: str, model: keras.Model, classes: int) -> None:
     """The whole model, loadable by mlflow.keras.load_model; one that was begun before is replaced."""
     import mlflow.keras
     import numpy as np
-    from mlflow.models import ModelSignature
+    from mlflow.entities import LoggedModelStatus
+    from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
     client = mlflow.MlflowClient()
-    info = client.get_run(run_id).info
-    begun = client.search_logged_models([info.experiment_id], f"source_run_id = '{run_id}'")
+    run = client.get_run(run_id)
+    begun = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype("float32"), (-1, *model.input_shape[1:]), "pixels")]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, classes))]),
     )
     # Given here, because MLflow's own search for them starts a process that imports everything again.
     requirements = [f"{name}=={importlib.metadata.version(name)}" for name in ("tensorflow", "keras", "numpy")]
-    with contextlib.nullcontext() if mlflow.active_run() else mlflow.start_run(run_id=run_id):
-        mlflow.keras.log_model(model, name="model", signature=signature, pip_requirements=requirements)
-    if info.status != "RUNNING":  # which it became once more
-        client.set_terminated(run_id, info.status, info.end_time)
+    # As mlflow.keras.log_model does, which knows no run but the active one.
+    made = client.create_logged_model(
+        run.info.experiment_id, name="model", source_run_id=run_id, params=run.data.params
+    )
+    Model.log(
+        artifact_path=None, model_id=made.model_id, flavor=mlflow.keras, run_id=run_id, model=model,
+        signature=signature, pip_requirements=requirements,
+    )  # fmt: skip
+    client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
     for old in begun:
         client.delete_logged_model(old.model_id)

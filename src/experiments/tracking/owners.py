@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import psutil
 
 HEARTBEAT = 60.0  # seconds
+
+
+STALE = 10 * HEARTBEAT
 
 
 def owner() -> dict[str, str]:
@@ -18,10 +23,19 @@ def owner() -> dict[str, str]:
     process = psutil.Process()
     return {
         "owner.host": socket.gethostname(),
+        "owner.place": place(),
         "owner.pid": str(process.pid),
         "owner.started": f"{process.create_time():.2f}",
         "owner.heartbeat": str(int(time.time())),
     }
+
+
+def place() -> str:
+    """Where a process number means one process: this boot of a system, in this namespace of it (a container's own)."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no Linux
+        return ""
 
 
 class Heartbeat:
@@ -60,9 +74,14 @@ def lost(tags: Mapping[str, str]) -> bool:
     """Whether the process that a run's tags name is gone; of runs that name none, nothing is known."""
     if "owner.pid" not in tags:
         return False
-    if tags["owner.host"] != socket.gethostname():
-        return time.time() - float(tags["owner.heartbeat"]) > 10 * HEARTBEAT
+    silent = time.time() - float(tags["owner.heartbeat"]) > STALE
+    if (tags["owner.host"], tags.get("owner.place", "")) != (socket.gethostname(), place()):
+        return silent
     try:
-        return f"{psutil.Process(int(tags['owner.pid'])).create_time():.2f}" != tags["owner.started"]
+        process = psutil.Process(int(tags["owner.pid"]))
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return True
+        # Another process has its number now; or the clock was set, which moves all of these times.
+        return silent and abs(process.create_time() - float(tags["owner.started"])) > 5
     except psutil.NoSuchProcess:
         return True

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.paths import default_outputs
 from experiments.quiet import without_passwords
+from experiments.tracking import address
 from experiments.tracking.outbox import failures, prepare
 from experiments.types import ConfigError
 
@@ -114,19 +115,23 @@ def read_file(uri: str, run_id: str, name: str, largest: int) -> bytes | None:
 
 def _run(uri: str, run_id: str, key: str) -> Run:
     """A run by its id, which the configuration's `key` gives."""
-    prepare()
-    import mlflow
-    from mlflow.exceptions import MlflowException
+    database = uri.removeprefix("sqlite:///")
+    there = database == uri or Path(database).exists()
+    reason = "no folder has this name, and no run this id"
+    if RUN_ID.fullmatch(run_id) and there:
+        address.check(uri)
+        prepare()
+        import mlflow
 
-    try:
-        if not RUN_ID.fullmatch(run_id) or (not Path(uri.removeprefix("sqlite:///")).exists() and "sqlite:" in uri):
-            raise MlflowException("no folder has this name, and no run this id")
-        return mlflow.MlflowClient(uri).get_run(run_id)
-    except failures() as error:
-        raise ConfigError(
-            f"{key}: must be a run's folder or the id of a run in {without_passwords(uri)} ({str(error)[:300]}). "
-            f"Received: {run_id!r}"
-        ) from None
+        try:
+            return mlflow.MlflowClient(uri).get_run(run_id)
+        except failures() as error:
+            if getattr(error, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
+                raise address.unusable(uri, str(error)) from None
+            reason = str(error)[:300]
+    raise ConfigError(
+        f"{key}: must be a run's folder or the id of a run in {without_passwords(uri)} ({reason}). Received: {run_id!r}"
+    )
 
 
 def read_predictions(uri: str, run: RunFacts, split: str) -> dict[str, list[Any]]:

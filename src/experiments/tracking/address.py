@@ -1,0 +1,47 @@
+"""Whether a tracking store is there at all: asked quickly, because MLflow itself waits and tries again for minutes."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+import urllib.error
+import urllib.request
+from urllib.parse import urlsplit, urlunsplit
+
+from experiments.quiet import without_passwords
+from experiments.types import ConfigError
+
+WAIT = 5.0  # seconds for a first answer
+PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+def check(uri: str | None) -> None:
+    """Asks a server or a database's host for any answer.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    parts = urlsplit(uri or "")
+    try:
+        if parts.scheme in ("http", "https"):
+            # Without user and password, which urllib would take for a part of the host.
+            plain = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+            urllib.request.urlopen(plain, timeout=WAIT).close()
+        elif parts.hostname and (port := parts.port or PORTS.get(parts.scheme.partition("+")[0])):
+            socket.create_connection((parts.hostname, port), timeout=WAIT).close()
+    except (urllib.error.HTTPError, ssl.SSLError):  # it answers; the rest is between it and MLflow
+        return
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        if not isinstance(getattr(error, "reason", None), ssl.SSLError):
+            raise unusable(str(uri), str(error)) from None
+
+
+def unusable(uri: str, reason: str) -> ConfigError:
+    """The error for a store that cannot be used."""
+    local = uri.startswith(("sqlite:", "file:"))
+    remedy = (
+        "Check the file, its folder and the room on its disk" if local else "Check the address and that the server runs"
+    )
+    text = f"tracking.uri: the MLflow store at {uri} cannot be used: {reason[:500]}. {remedy}, or use "
+    return ConfigError(without_passwords(text + ("tracking=none" if local else "tracking=sqlite or tracking=none")))
