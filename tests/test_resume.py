@@ -50,6 +50,7 @@ class Place:
         return subprocess.Popen(
             [sys.executable, "-m", "experiments.train", *arguments],
             env=environment, cwd=self.home, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            preexec_fn=heed_signals,
         )  # fmt: skip
 
     def finish(self, *arguments: str) -> str:
@@ -98,6 +99,12 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
         np.testing.assert_array_equal(value, other["weights"][key], err_msg=key)
 
 
+def heed_signals() -> None:
+    """For a new process: no signal is ignored, though the tests were started with nohup or in the background."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="module")
 def place(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     home = tmp_path_factory.mktemp("resume")
@@ -144,7 +151,8 @@ def test_a_second_signal_ends_the_process_at_once(place: Place) -> None:
         "except KeyboardInterrupt:\n    os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
     )
     began = time.monotonic()
-    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == -signal.SIGINT
+    done = subprocess.run([sys.executable, "-c", program], timeout=60, preexec_fn=heed_signals)
+    assert done.returncode == -signal.SIGINT
     assert time.monotonic() - began < 30
 
 
@@ -157,7 +165,9 @@ def test_a_signal_whose_exception_is_dropped_is_obeyed_at_the_next_step(place: P
         "    advance()\n    Dropped()\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('on', flush=True)\n"
         "    try:\n        advance()\n    except signals.Stopped as stop:\n        sys.exit(stop.number)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], timeout=60, capture_output=True, text=True, preexec_fn=heed_signals
+    )
     assert (done.returncode, done.stdout) == (signal.SIGHUP, "on\n"), done.stderr
 
 

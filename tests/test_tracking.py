@@ -451,9 +451,13 @@ def test_one_message_that_is_not_taken_holds_back_no_other(away: tuple[Any, str,
     run = tracking.MlflowRun(run_id, folder)
     run.outbox.put("parameters", {"a name with ?": "1"})
     run.outbox.put("model", 2)  # of which there is none
+    run.outbox.waiting.insert(0, outbox.Message("0" * 32, "metrics", [["loss", 1.0, 1, 0]]))  # whose run was deleted
     run.outbox.put("tags", {"regime": "scratch"})
     run.outbox.send()
-    assert messages(folder) == ["parameters", "model"] and client.get_run(run_id).data.tags["regime"] == "scratch"
+    assert (
+        messages(folder) == ["metrics", "parameters", "model"]
+        and client.get_run(run_id).data.tags["regime"] == "scratch"
+    )
 
 
 def test_a_signal_while_messages_are_sent_loses_none(
@@ -491,13 +495,44 @@ def test_a_model_that_waits_is_given_later_and_changes_nothing_else(
         run.end("FAILED", "ConfigError: must_reach")
     assert {path.name for path in folder.iterdir()} == {outbox.UNSENT, outbox.MODEL}
     (folder / "run.json").write_text(json.dumps({"command": {}, "run_id": run_id, "store": store.uri}))
-    assert sync.sync(folder, None, whole=True) == f"all is in {store.uri}"
+    assert sync.sync(folder, None, None, whole=True) == f"all is in {store.uri}"
     assert {path.name for path in folder.iterdir()} <= {"run.json", ".run.lock"}
     found = client.get_run(run_id)
     assert (found.info.status, found.data.tags["failure"]) == ("FAILED", "ConfigError: must_reach")
     loaded = mlflow.keras.load_model(f"runs:/{run_id}/model")
     inputs = np.ones((3, 4), "float32")
     np.testing.assert_array_equal(loaded.predict(inputs, verbose=0), model.predict(inputs, verbose=0))
+
+
+def test_the_end_waits_for_nobody(away: tuple[Any, str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for a store of artifacts that is away, nor for room on the disk."""
+    client, run_id, folder = away
+    run = tracking.MlflowRun(run_id, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox, "log_files", no_store)
+        run.artifacts({})
+        run.end("FAILED", "RuntimeError: on fire")
+    assert messages(folder) == ["artifacts"] and client.get_run(run_id).info.status == "FAILED"
+
+    def full(*arguments: object) -> NoReturn:
+        raise OSError(28, "No space left on device")
+
+    other = client.create_run("1").info.run_id
+    monkeypatch.setattr(outbox, "write", full)
+    tracking.MlflowRun(other, folder).end("KILLED", "Stopped: SIGTERM")
+    found = client.get_run(other)
+    assert (found.info.status, found.data.tags["failure"]) == ("KILLED", "Stopped: SIGTERM")
+
+
+def test_a_run_that_went_on_without_mlflow_and_finished_is_finished(store: Store, away: tuple[Any, str, Path]) -> None:
+    client, run_id, folder = away
+    end = {"status": "KILLED", "failure": "Stopped: SIGTERM", "time": 5000}
+    outbox.write(folder, [outbox.Message(run_id, "end", end)])
+    facts = {"command": {}, "run_id": run_id, "store": store.uri, "status": "FINISHED"}
+    (folder / "run.json").write_text(json.dumps(facts))
+    sync.sync(folder, None, None, whole=False)
+    found = client.get_run(run_id)
+    assert found.info.status == "FINISHED" and "failure" not in found.data.tags
 
 
 def test_what_cannot_be_synced_is_said_for_each_folder(

@@ -128,6 +128,7 @@ class Checkpoints:
                 np.savez(file, **arrays)  # type: ignore[arg-type]  # of its own keywords none is among them
 
         _commit(folder / f"{len(state.history):05}", ARRAYS, write, meta)
+        self._found.pop(phase, None)  # no longer the latest
         for old in sorted(folder.glob("[0-9]*"))[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
         self._saved = time.monotonic()

@@ -55,7 +55,11 @@ def expand(given: Sequence[str]) -> list[str]:
         raise ConfigError(f"like: that configuration cannot be taken over: {str(error)[:300]}") from None
     # A group that is chosen anew is chosen whole.
     chosen = {argument.partition("=")[0] for argument in parsed.overrides}
+    if "regime" in chosen and not any(line.startswith("optimizer=") for _, line in written):
+        chosen.add("optimizer")  # the old regime had brought it, the new one brings its own
     lines = [line for group, line in written if group not in chosen]
+    if HEAD in chosen:
+        lines = [line for line in lines if HEAD not in line and not line.startswith("++regime.head_optimizer.")]
     if dropped:
         print(f"like: left out, as nothing is taken from the environment: {', '.join(dropped)}", file=sys.stderr)
     first = next((at for at, argument in enumerate(rest) if argument in parsed.overrides), len(rest))
@@ -137,13 +141,15 @@ def overrides(plain: Mapping[str, Any], config_dir: str | None) -> tuple[list[tu
     # Where a choice follows from another (a regime brings its optimizer), it is not made.
     lines: list[tuple[str, str]] = []
     places = {group: (group, group) for group in ("data", "augmentation", "model", "regime", "schedule", "optimizer")}
-    places["regime.head_optimizer"] = ("optimizer@regime.head_optimizer", "regime")
+    places["regime.head_optimizer"] = (HEAD, "regime")
     base: dict[str, Any] = {}
     for place, (choice, group) in places.items():
         base = compose([line for _, line in lines], config_dir)
         name = value_at(wanted, f"{place}.name")
         if isinstance(name, str) and re.fullmatch(r"\w+", name) and value_at(base, f"{place}.name") != name:
-            lines.append((group, f"{choice}={name}"))
+            folders = [CONF, *([Path(config_dir)] if config_dir else [])]
+            if any((folder / choice.partition("@")[0] / f"{name}.yaml").is_file() for folder in folders):
+                lines.append((group, f"{choice}={name}"))
     base = compose([line for _, line in lines], config_dir)
 
     dropped: list[str] = []
@@ -153,17 +159,16 @@ def overrides(plain: Mapping[str, Any], config_dir: str | None) -> tuple[list[tu
                 dropped.append(path)
             elif value_at(base, path, MISSING) != leaf:
                 lines.append((key, f"++{path}={literal(leaf)}"))
-    ignored = value_at(wanted, "regime.ignores") or []
-    for path, _ in leaves({key: base[key] for key in wanted if key != "runtime"}, ""):
-        parents = [path[:at] for at, letter in enumerate(path) if letter == "."] + [path]
-        gone = next((parent for parent in parents if value_at(wanted, parent, MISSING) is MISSING), None)
-        if gone and not any(f"{path}.".startswith(f"{key}.") for key in ignored):
-            line = (path.partition(".")[0], f"~{gone}")
-            lines += [line] if line not in lines else []
+    for path in OPEN:
+        before, after = value_at(base, path), value_at(wanted, path)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += [(path.partition(".")[0], f"~{path}.{key}") for key in before if key not in after]
     return lines, dropped
 
 
 MISSING = "???"
+HEAD = "optimizer@regime.head_optimizer"
+OPEN = ("model.layers", "model.head.dense", "class_weights")  # mappings whose keys are the user's
 
 
 def compose(lines: Sequence[str], config_dir: str | None) -> dict[str, Any]:

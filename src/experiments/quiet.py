@@ -36,7 +36,8 @@ def quiet_start() -> Iterator[None]:
 
 def without_passwords(text: str) -> str:
     """The text with the passwords of addresses in it starred out: scheme://user:***@host."""
-    return re.sub(r"(://[^\s:/@]*):(?!\d{1,5}/)\S+@", r"\1:***@", text)  # not after a port
+    # What follows a colon in a web address may be a port and a path with an @ in it.
+    return re.sub(r"(\b(?!https?://[^\s:/@]*:\d+/)\w[\w+.-]*://[^\s:/@]*):\S+@", r"\1:***@", text)
 
 
 class Starred:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -324,23 +324,28 @@ def logged(config: Config) -> dict[str, Any]:
     """As `effective`, for others to read: what came from the environment stands as it was written, ${oc.env:NAME}."""
     plain = effective(config)
     for key, text in config.unresolved.items():
-        *parents, last = key.split(".")
-        node = plain
-        for parent in parents:
-            node = node.get(parent, {})
-        if last in node:
+        for node, last in _places(plain, key):
             node[last] = text
     return plain
 
 
+def _places(node: Any, key: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """Where a dotted key is in nested mappings, whose own keys may have dots."""
+    if isinstance(node, dict):
+        if key in node:
+            yield node, key
+        for name, below in node.items():
+            if key.startswith(f"{name}."):
+                yield from _places(below, key.removeprefix(f"{name}."))
+
+
 def hidden(config: Config, text: str) -> str:
     """A text without the values that came from the environment: as they were written."""
+    plain = config.model_dump(by_alias=True, mode="json")
     for key, written in config.unresolved.items():
-        value: Any = config.model_dump(by_alias=True, mode="json")
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if isinstance(value, str) and len(value) > 3:
-            text = text.replace(value, written)
+        for node, last in _places(plain, key):
+            if isinstance(node[last], str) and len(node[last]) > 3:
+                text = text.replace(node[last], written)
     return text
 
 

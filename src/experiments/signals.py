@@ -38,7 +38,7 @@ def check() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     global _raised
-    for other in _HANDLED:
+    for other in [one for one in _HANDLED if signal.getsignal(one) != signal.SIG_IGN]:
         signal.signal(other, signal.SIG_DFL if other in (number, signal.SIGINT) else signal.SIG_IGN)
     _raised = KeyboardInterrupt() if number == signal.SIGINT else Stopped(number)
     raise _raised

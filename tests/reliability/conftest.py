@@ -39,12 +39,18 @@ class Started:
     def __init__(self) -> None:
         self.every: list[subprocess.Popen[str]] = []
 
+    @staticmethod
+    def heed_signals() -> None:
+        """No signal is ignored, though the tests were started with nohup or in the background."""
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+
     def __call__(self, *command: str, **environment: str) -> subprocess.Popen[str]:
         path = os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")])
         process = subprocess.Popen(
             [sys.executable, *command],
             env=os.environ | {"PYTHONPATH": path} | environment, text=True, start_new_session=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=self.heed_signals,
         )  # fmt: skip
         self.every.append(process)
         return process

@@ -97,7 +97,7 @@ VALUES: dict[str, Callable[[Plain, Path], Plain]] = {
     ),
     "hydra's launcher": changed("hydra", {"launcher": CALL, "callbacks": {"evil": CALL}}),
     "hydra's callbacks": changed("hydra.callbacks.evil", CALL),
-    "hydra's search path": changed("hydra.searchpath", ["file:///tmp"]),
+    "hydra's search path": changed("hydra.searchpath", ["file:///nowhere"]),
     "environment": changed("data.root", "${oc.env:HOME}"),
     "environment in a list": changed("data.species", ["${oc.env:HOME}", "cats"]),
     "another resolver": changed("notes", "${run_name:x}"),
@@ -231,14 +231,29 @@ def test_what_was_taken_away_stays_away_and_what_follows_from_other_keys_still_d
         (tmp_path / "config.yaml").write_text(schema.dump_yaml(schema.logged(wanted)), encoding="utf-8")
         return config(*like.expand([f"like={tmp_path}", *overrides]))
 
-    for overrides in (["~model.layers.block3"], ["~model.head.dense.dense1"], ["+model.layers.block4={filters: 9}"]):
+    for overrides in (
+        ["~model.layers.block3"], ["~model.head.dense.dense1"], ["+model.layers.block4={filters: 9}"],
+        ["model.head.dense.dense1=null"], ["+model.head.dense.one-more={units: 9}", "~model.head.dense.dense1"],
+    ):  # fmt: skip
         wanted = config(*overrides)
         assert schema.identity(again(wanted)) == schema.identity(wanted), overrides
     first = config("regime=scratch", "optimizer.lr=0.5")
     assert again(first, "+model.layers.block4={filters: 9}").model.blocks == ["block1", "block2", "block3", "block4"]
     assert again(first, "model=mobilenet_v2", "model.weights=null").data.image_size == 224
-    tuned = again(config("regime=scratch"), "regime=finetune")
-    assert (tuned.optimizer.name, tuned.regime.name) == ("sgd", "finetune")
+    tuned = again(config("regime=bottleneck", "optimizer.lr=0.3", "optimizer.rho=0.5"), "regime=finetune")
+    assert (tuned.optimizer.name, tuned.regime.name) == ("sgd", "finetune") and tuned.optimizer.lr != 0.3
+    head = config("regime=finetune", "optimizer@regime.head_optimizer=adam", "regime.head_optimizer.beta_1=0.8")
+    assert again(head, "optimizer@regime.head_optimizer=sgd").regime.head_optimizer.name == "sgd"
+
+
+def test_a_configuration_of_an_earlier_version_is_completed(
+    config: Callable[..., schema.Config], tmp_path: Path
+) -> None:
+    plain = schema.logged(config("epochs=7"))
+    del plain["data"]["on_bad"], plain["loss"], plain["evaluate"]
+    (tmp_path / "config.yaml").write_text(schema.dump_yaml(plain), encoding="utf-8")
+    found = config(*like.expand([f"like={tmp_path}"]))
+    assert (found.epochs, found.data.on_bad, found.loss) == (7, "error", "cross_entropy")
 
 
 def test_the_values_of_options_stay_with_them(tmp_path: Path, config: Callable[..., schema.Config]) -> None:
@@ -275,7 +290,7 @@ def test_no_way_around_hides_the_environment(
 ) -> None:
     monkeypatch.setenv("SECRET", "hidden")
     monkeypatch.setenv("NUMBER", "0.123")
-    found = config("data=folder", "data.root=${oc.env:SECRET}", f"notes={way}", "+tags.of=${oc.env:SECRET}")
+    found = config("data=folder", "data.root=${oc.env:SECRET}", f"notes={way}", "+tags={of.dot: '${oc.env:SECRET}'}")
     assert found.notes == "hidden" and "hidden" not in schema.dump_yaml(schema.logged(found))
     assert schema.hidden(found, "no folder hidden/x") == "no folder ${oc.env:SECRET}/x"
     nested = config("optimizer=sgd", "optimizer.clipnorm='${oc.decode:${oc.env:NUMBER}}'")

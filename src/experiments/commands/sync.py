@@ -29,10 +29,10 @@ def main() -> None:
     wrong = [folder for folder in arguments.folders if not (folder / "run.json").is_file()]
     if wrong:
         parser.error(f"no run's folder, as it has no run.json. Received: {', '.join(map(str, wrong))}")
-    failed = 0
+    failed, variable = 0, os.environ.get("MLFLOW_TRACKING_URI")  # which MLflow sets as it is used
     for folder in arguments.folders or waiting(Path(default_outputs())):
         try:
-            print(f"{folder}: {sync(folder.resolve(), arguments.uri, whole=bool(arguments.folders))}")
+            print(f"{folder}: {sync(folder.resolve(), arguments.uri, variable, whole=bool(arguments.folders))}")
         except (ConfigError, OSError) as error:  # the others may do better
             failed += 1
             print(f"{folder}: {error}", file=sys.stderr)
@@ -46,12 +46,13 @@ def waiting(outputs: Path) -> list[Path]:
     return sorted(path.parent for path in outputs.glob(f"*/**/{UNSENT}"))
 
 
-def sync(folder: Path, uri: str | None, *, whole: bool) -> str:
+def sync(folder: Path, uri: str | None, variable: str | None, *, whole: bool) -> str:
     """Tells MLflow what waits in a run's folder; what it did, in words.
 
     Args:
         folder: of the run.
         uri: the store; None: the one that the run was started with.
+        variable: the store, where that one is not known with its password.
         whole: its curves, too, whether they wait or not.
 
     Raises:
@@ -62,16 +63,18 @@ def sync(folder: Path, uri: str | None, *, whole: bool) -> str:
 
     facts = journal.read(folder) or {}
     known = facts.get("store", "")
-    place = uri or (known if "***" not in known else None) or os.environ.get("MLFLOW_TRACKING_URI")
-    run_id = facts.get("run_id")
-    if not run_id:
+    place = uri or (known if "***" not in known else None) or variable
+    run_id = facts.get("run_id") or ""
+    if not run_id and not outbox.read(folder):
         return "was not tracked"
     if not place:
         raise ConfigError(f"its store is {known or 'not known'}: give --uri")
     address.check(place)
     lock = journal.claim(folder)
     try:
-        wait, reason = outbox.sync(run_id, folder, place, points(folder) if whole else [])
+        wait, reason = outbox.sync(
+            run_id, folder, place, points(folder) if whole and run_id else [], facts.get("status")
+        )
     finally:
         lock.release()
     if wait:

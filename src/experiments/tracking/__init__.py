@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import logging
 import os
@@ -87,6 +88,7 @@ def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[T
     import mlflow
 
     mlflow.set_tracking_uri(config.tracking.uri)
+    outbox.read(folder)  # its errors belong before the run
     tracker = MlflowRun(start(config, folder, run_id), folder)
     alive = owners.Heartbeat(tracker.run_id)
     status, reason = "FINISHED", None
@@ -94,7 +96,7 @@ def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[T
         yield tracker
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception | SystemExit) else "KILLED"
-        reason = hidden(config, without_passwords(f"{type(error).__name__}: {error}"))[:5000]
+        reason = without_passwords(hidden(config, f"{type(error).__name__}: {error}"))[:5000]
         raise
     finally:
         alive.stop()
@@ -272,9 +274,9 @@ class MlflowRun:
         What is to be told is on the disk first: whoever stops a process may not wait for a server.
         """
         self.outbox.put("end", {"status": status, "failure": reason, "time": int(time.time() * 1000)})
-        with contextlib.suppress(OSError):  # on a full disk; why the run ended is being told already
-            self.outbox.keep()
-            self.outbox.send(last=True)
+        for tell in (self.outbox.keep, functools.partial(self.outbox.send, last=True)):
+            with contextlib.suppress(OSError):  # on a full disk; why the run ended is being told already
+                tell()
         if self.outbox.waiting:
             _log.warning(
                 "Not all of this run is in MLflow (%s). When the store is back: experiments sync %s",

@@ -13,7 +13,6 @@ from experiments.quiet import without_passwords
 from experiments.types import ConfigError
 
 WAIT = 5.0  # seconds for a first answer
-PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 def check(uri: str | None) -> None:
@@ -22,13 +21,13 @@ def check(uri: str | None) -> None:
     Raises:
         ConfigError: there is none.
     """
-    parts = urlsplit(uri or "")
     try:
+        parts = urlsplit(uri or "")
         if parts.scheme in ("http", "https"):
             # Without user and password, which urllib would take for a part of the host.
             plain = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
             urllib.request.urlopen(plain, timeout=WAIT).close()
-        elif parts.hostname and (port := parts.port or PORTS.get(parts.scheme.partition("+")[0])):
+        elif parts.hostname and (port := parts.port or (5432 if parts.scheme.startswith("postgresql") else None)):
             socket.create_connection((parts.hostname, port), timeout=WAIT).close()
     except (urllib.error.HTTPError, ssl.SSLError):  # it answers; the rest is between it and MLflow
         return

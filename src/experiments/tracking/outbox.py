@@ -6,6 +6,7 @@ be told twice without standing twice: points of curves are told with their time,
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import logging
@@ -83,20 +84,25 @@ class Outbox:
         """
         began = time.monotonic()
         if not last and began < self.next_try and (points or self.reason):
-            if self.reason and began - self.kept > SEND_EVERY:
+            if self.reason and (not points or began - self.kept > SEND_EVERY):
                 self.keep()
             return
         at, reason = 0, None
         while at < len(self.waiting):
             try:
                 deliver(self.folder, self.waiting[at], self.model)
-            except failures() as error:
+            except Exception as error:  # of MLflow, a database, a client of somebody's cloud: none is worth a run
                 reason = str(error)[:500]
                 if away(error):
                     break
                 at += 1
             else:
                 del self.waiting[at]
+        if last:  # what keeps the others waiting may not keep the end: a store for artifacts that is away, say
+            for message in [one for one in self.waiting[at + 1 :] if (one.run_id, one.verb) == (self.run_id, "end")]:
+                with contextlib.suppress(Exception):
+                    deliver(self.folder, message, None)
+                    self.waiting.remove(message)
         ended = time.monotonic()
         self.next_try = ended + max(SEND_EVERY, (ended - began) / SHARE if reason else 0)
         if reason and not self.reason and not last:
@@ -124,7 +130,7 @@ class Outbox:
         self.kept = time.monotonic()
 
 
-def sync(run_id: str, folder: Path, uri: str, points: list[list[Any]]) -> tuple[int, str | None]:
+def sync(run_id: str, folder: Path, uri: str, points: list[list[Any]], status: str | None) -> tuple[int, str | None]:
     """Delivers what an ended run left in its folder.
 
     Args:
@@ -132,6 +138,7 @@ def sync(run_id: str, folder: Path, uri: str, points: list[list[Any]]) -> tuple[
         folder: of the run.
         uri: the MLflow store.
         points: of its curves, as the message `metrics` has them, that are to be told whether they wait or not.
+        status: how it ended, as its folder says; it may have gone on without MLflow.
 
     Returns:
         How many messages wait on, and why.
@@ -141,6 +148,9 @@ def sync(run_id: str, folder: Path, uri: str, points: list[list[Any]]) -> tuple[
 
     mlflow.set_tracking_uri(uri)
     outbox = Outbox(run_id, folder)
+    for message in outbox.waiting:
+        if message.verb == "end" and message.run_id == run_id and status == "FINISHED":
+            message.given.update(status=status, failure=None)
     if points:
         outbox.waiting.insert(0, Message(run_id, "metrics", points))
     outbox.send(last=True)
@@ -192,10 +202,14 @@ def failures() -> tuple[type[Exception], ...]:
 def away(error: Exception) -> bool:
     """Whether the store is away; else it only would not take, or this machine could not make, this one message."""
     from mlflow.exceptions import MlflowException
-    from requests import RequestException
+    from requests import HTTPError, RequestException
 
     if isinstance(error, MlflowException):
-        return error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
+        return error.error_code not in (
+            "INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"
+        )  # fmt: skip
+    if isinstance(error, HTTPError) and error.response is not None:
+        return error.response.status_code in (401, 403, 408, 429) or error.response.status_code >= 500
     return isinstance(error, RequestException) or not isinstance(error, OSError)
 
 
