@@ -97,7 +97,7 @@ VALUES: dict[str, Callable[[Plain, Path], Plain]] = {
     ),
     "hydra's launcher": changed("hydra", {"launcher": CALL, "callbacks": {"evil": CALL}}),
     "hydra's callbacks": changed("hydra.callbacks.evil", CALL),
-    "hydra's search path": changed("hydra.searchpath", ["file:///nowhere"]),
+    "hydra's search path": changed("hydra.searchpath", ["pkg://nowhere"]),
     "environment": changed("data.root", "${oc.env:HOME}"),
     "environment in a list": changed("data.species", ["${oc.env:HOME}", "cats"]),
     "another resolver": changed("notes", "${run_name:x}"),
