@@ -25,7 +25,11 @@ ROWS = (
     ("models.network", "fit"),
     ("activations", "build"),
     ("regimes.*",),
-    ("run",),
+    ("sweeps.plan", "sweeps.plots"),
+    ("sweeps.local", "sweeps.summary"),
+    ("run", "sweeps.sweeper", "sweeps.search"),
+    ("sweeps.look",),
+    ("sweeps.warm",),
     ("train",),
     ("commands.*",),
     ("__main__",),
@@ -37,6 +41,7 @@ BESIDE = {
     ("commands.backbones", "commands.composed"),
     ("commands.demo", "commands.composed"),
     ("commands.pretrained", "commands.composed"),
+    ("sweeps.sweeper", "sweeps.search"),
 }
 # Before the configuration is known to be good, TensorFlow has no place.
 LIGHT = (
@@ -51,6 +56,9 @@ LIGHT = (
     "types",
     "quiet",
     "__main__",
+    "sweeps.plan",
+    "sweeps.local",
+    "sweeps.sweeper",
 )
 UNPICKLED = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
 
@@ -105,8 +113,9 @@ def test_imports_point_one_way(name: str) -> None:
 
 def test_below_the_commands_only_train_imports_run_and_nobody_imports_train() -> None:
     importers = {module: {name for name in NAMES if module in ours(name)} for module in ("run", "train")}
-    assert {name for name in importers["run"] if not name.startswith("commands.")} == {"train"}
-    assert {name for name in importers["train"] if not name.startswith("commands.")} == set()
+    above = ("commands.", "sweeps.")
+    assert {name for name in importers["run"] if not name.startswith(above)} == {"train"}
+    assert {name for name in importers["train"] if not name.startswith(above)} == set()
     assert "experiments.run" not in " ".join(imports(MODULES["train"], lazy=False)), "run is imported lazily"
 
 

@@ -37,21 +37,22 @@ OURS = {
 }
 
 
-def build(config: Config, files: Mapping[str, Path]) -> Parts:
+def build(config: Config, files: Mapping[str, Path], backbone: Backbone | None = None) -> Parts:
     """Everything a run is made of, before any picture is read.
 
     Args:
         config: a checked configuration.
         files: local files for run ids in the configuration, by key: model.weights, regime.head_from.
+        backbone: of another configuration that has the same one; None: it is built.
 
     Raises:
         ConfigError: a component that cannot be built, with its key and the reason.
     """
-    if not tf.distribute.has_strategy():  # whose scope it would break
+    if backbone is None and not tf.distribute.has_strategy():  # whose scope it would break
         keras.utils.clear_session()  # layer names must not depend on what this process built before
     keras.config.set_dtype_policy(config.runtime.precision)  # which the line above forgets
     keras.utils.set_random_seed(config.seed)
-    backbone = build_backbone(config, files.get("model.weights"))
+    backbone = backbone or build_backbone(config, files.get("model.weights"))
     head_file = files.get("regime.head_from")
     parts = Parts(
         config=config,

@@ -7,6 +7,7 @@ differs since then, in configuration, data, weights or versions, is found by the
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -22,6 +23,8 @@ from experiments.schema import Config
 from experiments.types import ConfigError
 
 FILE, LOCK, CHECKPOINTS = "run.json", ".run.lock", "checkpoints"
+AUTO = "auto"  # resume: what the folder holds, if anything
+METRICS = "metrics.json"
 ALLOWED = ("runtime.", "tracking.", "runtime=", "tracking=", "progress=")
 _ELSEWHERE = ("run.", "sweep.", "mode", "sweeper", "launcher", "output_subdir", "job.num", "job.id")
 
@@ -39,12 +42,11 @@ class Journal:
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder = folder
-        self._lock = claim(folder)
-        self.facts: dict[str, Any] = {"command": command(), "outputs": config.outputs}
-        if config.resume is None:  # in a folder that another run has used it begins anew
+        self._lock = claim(folder, wait=60 if config.resume == AUTO else 0)
+        begun = read(folder) if config.resume else None
+        self.facts: dict[str, Any] = begun or {"command": command(HydraConfig.get()), "outputs": config.outputs}
+        if begun is None:  # in a folder that another run has used it begins anew
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        else:
-            self.facts = read(folder) or self.facts
         self.facts |= {"threads": config.runtime.threads or os.cpu_count(), "status": "RUNNING"}
         self._write()
 
@@ -86,15 +88,18 @@ class Journal:
         store.write_file(self.folder / FILE, json.dumps(self.facts, indent=1).encode())
 
 
-def claim(folder: Path) -> FileLock:
+def claim(folder: Path, wait: float = 0) -> FileLock:
     """The lock of a run's folder, taken where there are locks to be had.
+
+    Args:
+        wait: seconds for a process that may just be ending.
 
     Raises:
         ConfigError: the run is going on in another process.
     """
-    lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False)
+    lock = FileLock(folder / LOCK, fallback_to_soft=False)
     try:
-        lock.acquire()
+        lock.acquire(timeout=wait)
     except Timeout:
         raise ConfigError(f"{folder}: this run is still going on, in another process") from None
     except (OSError, NotImplementedError):
@@ -115,9 +120,8 @@ def read(folder: Path) -> dict[str, Any] | None:
     return facts
 
 
-def command() -> dict[str, Any]:
-    """How Hydra was called for this job: where, with which folder of choices, with which overrides."""
-    hydra = HydraConfig.get()
+def command(hydra: Any) -> dict[str, Any]:
+    """How Hydra was called, by its own configuration: where, with which folder of choices, with which overrides."""
     kept = [
         override for override in hydra.overrides.hydra
         if not override.lstrip("+~").removeprefix("hydra").lstrip("./").startswith(_ELSEWHERE)
@@ -140,7 +144,7 @@ def resume(given: Sequence[str]) -> list[str] | None:
         ConfigError: no such run, or overrides that would make it another one.
     """
     named = [argument.partition("=")[2] for argument in given if argument.startswith("resume=")]
-    if not named:
+    if not named or named[-1] == AUTO:
         return list(given)
     extra = [argument for argument in given if not argument.startswith("resume=")]
     wrong = [argument for argument in extra if not argument.startswith(ALLOWED)]
@@ -169,6 +173,15 @@ def resume(given: Sequence[str]) -> list[str] | None:
         *threads,
         *extra,
     ]
+
+
+def finished(folder: Path, objective: str) -> float | None:
+    """The validation metric of the run that a folder holds, where that is finished; None where there is work to do."""
+    facts = read(folder)
+    if facts is None or facts.get("status") != "FINISHED":
+        return None
+    metrics: dict[str, float] = json.loads((folder / METRICS).read_bytes())
+    return metrics.get(f"validation.{objective}", math.nan)
 
 
 def find(named: str, overrides: Sequence[str]) -> Path:

@@ -27,9 +27,11 @@ from experiments.data import manifest
 from experiments.data.pipeline import picture_batches
 from experiments.evaluate import Report, evaluate, predictions_table
 from experiments.losses import class_weights
-from experiments.models.network import forward
+from experiments.models.network import cut, forward
 from experiments.progress import Terminal
 from experiments.quiet import without_passwords
+from experiments.regimes.finetune import finetune
+from experiments.regimes.scratch import scratch
 from experiments.types import (
     EPOCH_METRICS,
     ConfigError,
@@ -262,7 +264,15 @@ def write_results(
         write_csv(folder / f"predictions_{split}.csv", rows)
     weights = folder / "weights"
     weights.mkdir(exist_ok=True)
-    parts.backbone.model.save_weights(weights / "backbone.weights.h5")
+    whole = parts.backbone.model
+    if parts.config.sweep.parent is None or parts.config.tracking.log_model:
+        whole.save_weights(weights / "backbone.weights.h5")
+    elif parts.regime is finetune:  # a sweep of VGG16 would keep a gigabyte of what never changed
+        cut(parts.backbone, parts.config.regime.unfrozen_blocks, "average").suffix.save_weights(
+            weights / "unfrozen.weights.h5"
+        )
+    elif parts.regime is scratch:
+        whole.save_weights(weights / "backbone.weights.h5")
     head: keras.Model = fitted.model.get_layer("head")
     head.save_weights(weights / "head.weights.h5")
 

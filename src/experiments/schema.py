@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator,
 
 from experiments.paths import CONF
 
+LOWER_IS_BETTER = ("loss", "brier", "calibration_error")
 Metric = Literal["accuracy", "loss", "precision", "recall", "f1", "roc_auc", "brier", "calibration_error"]
 Loss = Literal["cross_entropy", "mse", "hinge"]
 # Those that a loss leaves undefined: a hinge's scores are no probabilities.
@@ -183,6 +184,26 @@ class Tracking(Node):
     log_model: bool
 
 
+class Sweep(Node):
+    """How -m plans, runs and concludes; conf/sweep/default.yaml says what each is."""
+
+    search: Literal["grid", "random", "tpe"]
+    jobs: int = Positive
+    timeout: float | None = Field(gt=0)
+    on_error: Literal["continue", "stop"]
+    rerun: bool
+    dry_run: bool
+    final: bool
+    max_minutes: float | None = Field(gt=0)
+    target: float | None
+    trials: int = Positive
+    seed: int = Field(ge=0)
+    pruner: Literal["none", "median", "hyperband"]
+    storage: str
+    parent: str | None
+    trial: str | None
+
+
 class Config(Node):
     """One run, whole. Field names are the keys of conf/config.yaml."""
 
@@ -194,6 +215,7 @@ class Config(Node):
     regime: Regime
     runtime: Runtime
     tracking: Tracking
+    sweep: Sweep
     seed: int = Field(ge=0, lt=2**31)
     batch_size: int = Positive
     epochs: int = Positive
@@ -286,7 +308,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 # What says where and how a run happens, not what it is (DESIGN §3).
 NOT_IDENTITY = (
-    "tracking", "notes", "tags", "outputs", "progress", "resume", "trusted_packages", "objective", "must_reach"
+    "tracking", "sweep", "notes", "tags", "outputs", "progress", "resume", "trusted_packages", "objective", "must_reach"
 )  # fmt: skip
 GROUPS: dict[str, type[Component]] = {
     "data": Data,

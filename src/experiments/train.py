@@ -5,16 +5,25 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TextIO, cast
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import journal, like, paths, signals, validation
 from experiments.explain import disk_full, explain
 from experiments.quiet import Starred, quiet_start
+from experiments.sweeps.local import LocalLauncher
+from experiments.sweeps.sweeper import Sweeper
 from experiments.types import ConfigError, DataError
 
+for plugin in (Sweeper, LocalLauncher):
+    Plugins.instance().register(plugin)
+    # Hydra takes no other name for a plugin.
+    Plugins.instance().class_name_to_class[f"hydra_plugins.experiments.{plugin.__name__}"] = plugin
 OmegaConf.register_new_resolver("default_outputs", paths.default_outputs, replace=True)
 OmegaConf.register_new_resolver("run_name", paths.run_name, replace=True)
 
@@ -23,6 +32,10 @@ OmegaConf.register_new_resolver("run_name", paths.run_name, replace=True)
 def train(composed: DictConfig) -> float:
     """Runs one experiment; returns its validation metric `objective` to a sweeper."""
     config = validation.read(composed)
+    if config.resume == journal.AUTO:
+        done = journal.finished(Path(HydraConfig.get().runtime.output_dir), config.objective)
+        if done is not None:
+            return done
     with quiet_start():
         from experiments.tracking import address
 

@@ -31,12 +31,17 @@ def bottleneck(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
     config = parts.config
     frozen = cut(parts.backbone, 0, config.model.head.pooling)
     scored = splits.scored(config.evaluate.test)
-    extract(parts, [Want(frozen, pictures) for pictures in (splits.train, *scored)], watch.progress)
+    extract(parts, wants(parts, splits, frozen), watch.progress)
     head = train_head(parts, splits, watch, config, parts.recipe, frozen)
     scores = {
         pictures.split: score(head.model, activations(parts, frozen, pictures, watch.progress)) for pictures in scored
     }
     return Fitted(join(parts.backbone, config.model.head.pooling, head.model), head.history, scores)
+
+
+def wants(parts: Parts, splits: Splits, frozen: Cut) -> list[Want]:
+    """What such a run reads from the store."""
+    return [Want(frozen, pictures) for pictures in (splits.train, *splits.scored(parts.config.evaluate.test))]
 
 
 def train_head(parts: Parts, splits: Splits, watch: Watch, config: Config, recipe: Recipe, frozen: Cut) -> TrainedHead:

@@ -9,8 +9,9 @@ from experiments.augmentation import Identity
 from experiments.data.pipeline import Batches, in_order, picture_batches, stored_batches, through
 from experiments.fit import fit
 from experiments.models.network import Cut, cut, join, load, score, stack
-from experiments.regimes.bottleneck import TrainedHead, cached_head, train_head
+from experiments.regimes.bottleneck import TrainedHead, cached_head, head_folder, train_head
 from experiments.schema import head_run
+from experiments.store import writing
 from experiments.types import Fitted, Parts, Splits, Watch
 
 
@@ -29,15 +30,9 @@ def finetune(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
     known = known_head(parts, splits, watch)
 
     # In one pass over the pictures; what follows finds its part in the store.
-    wants = [Want(boundary, pictures) for pictures in scored] + [Want(boundary, splits.train, view) for view in views]
-    if known is None:
-        wants += [Want(frozen, pictures) for pictures in (splits.train, splits.validation)]
-    extract(parts, wants, watch.progress)
+    extract(parts, wants(parts, splits, boundary, frozen if known is None else None), watch.progress)
 
-    head, source = known or (
-        train_head(parts, splits, watch, head_run(config), parts.head_recipe, frozen),
-        "trained in this run",
-    )
+    head, source = known or new_head(parts, splits, watch, frozen)
     boundary.prefix.trainable = False
     boundary.suffix.trainable = True
     model = stack(boundary.suffix, head.model, training=False)
@@ -55,6 +50,29 @@ def finetune(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
     scores = {split: score(model, rows) for split, rows in inputs.items()}
     joined = join(parts.backbone, pool, head.model)
     return Fitted(joined, head.history + history, scores, {"head_source": source})
+
+
+def wants(parts: Parts, splits: Splits, boundary: Cut, frozen: Cut | None) -> list[Want]:
+    """What such a run reads from the store.
+
+    Args:
+        boundary: the backbone cut below the first unfrozen block.
+        frozen: the backbone cut above its last block, where the head is still to be trained; else None.
+    """
+    found = [Want(boundary, pictures) for pictures in splits.scored(parts.config.evaluate.test)]
+    found += [Want(boundary, splits.train, view) for view in stored_views(parts)]
+    return found + [Want(frozen, pictures) for pictures in (splits.train, splits.validation) if frozen]
+
+
+def new_head(parts: Parts, splits: Splits, watch: Watch, frozen: Cut) -> tuple[TrainedHead, str]:
+    """As `known_head`, of a head that is trained here; but of runs side by side that want the same, by one of them."""
+    config = head_run(parts.config)
+    with writing(parts.cache, "heads", head_folder(parts, splits, config).name):
+        found = known_head(parts, splits, watch)
+        return found or (
+            train_head(parts, splits, watch, config, parts.head_recipe, frozen),
+            "trained in this run",
+        )
 
 
 def known_head(parts: Parts, splits: Splits, watch: Watch) -> tuple[TrainedHead, str] | None:

@@ -68,6 +68,11 @@ class Tracker(Protocol):
         """The whole model, loadable by mlflow.keras.load_model."""
 
 
+def load() -> None:
+    """Imports what a run will need of MLflow."""
+    import mlflow.artifacts  # noqa: F401
+
+
 @contextmanager
 def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[Tracker]:
     """An MLflow run around the work, ended FINISHED, FAILED or KILLED; with tracking=none one that does nothing.
@@ -116,6 +121,8 @@ def start(config: Config, folder: Path, run_id: str | None) -> str:
 
     uri, told = str(config.tracking.uri), logged(config)
     tags = {**owners.owner(), "run_folder": str(folder)}
+    if config.sweep.parent:
+        tags["mlflow.parentRunId"] = config.sweep.parent
     try:
         experiment = open_experiment(config)
         owners.mark_lost(experiment)
@@ -140,6 +147,53 @@ def start(config: Config, folder: Path, run_id: str | None) -> str:
             f"resume: run {run_id} is not in {without_passwords(uri)}: {str(error)[:300]}. "
             "Give the store it was tracked in: tracking.uri=..., or tracking=none"
         ) from None
+
+
+def start_sweep(config: Config, folder: Path, pid: int | None, run_id: str | None) -> str:
+    """Starts the MLflow run that a sweep's jobs are children of, or goes on with it; its id.
+
+    Args:
+        pid: of the sweep's process. It sends no heartbeat: only its own machine can tell that it is gone.
+
+    Raises:
+        ConfigError: the store cannot be used.
+    """
+    outbox.prepare()
+    import mlflow
+
+    mlflow.set_tracking_uri(str(config.tracking.uri))
+    tags = {**owners.owner(pid), "owner.heartbeat": "inf", "run_folder": str(folder), "sweep": folder.name}
+    try:
+        experiment = open_experiment(config)
+        owners.mark_lost(experiment)
+        client = mlflow.MlflowClient()
+        if run_id is not None:
+            with contextlib.suppress(mlflow.exceptions.MlflowException):  # deleted since
+                client.update_run(run_id, status="RUNNING")
+                for name, value in tags.items():
+                    client.set_tag(run_id, name, value)
+                return run_id
+        told = logged(config)["tags"]
+        return str(client.create_run(experiment, run_name=folder.name, tags={**told, **tags}).info.run_id)
+    except outbox.failures() as error:
+        raise address.unusable(str(config.tracking.uri), str(error)) from None
+
+
+def end_sweep(config: Config, run_id: str, folder: Path, metrics: Mapping[str, float], status: str) -> None:
+    """Gives a sweep's MLflow run the conclusion, and ends it."""
+    outbox.prepare()
+    import mlflow
+
+    mlflow.set_tracking_uri(str(config.tracking.uri))
+    client = mlflow.MlflowClient()
+    for name, value in metrics.items():
+        client.log_metric(run_id, name, value)
+    for path in sorted([*folder.glob("summary.*"), *folder.glob("figures/*.png")]):
+        client.log_artifact(run_id, str(path), "figures" if path.suffix == ".png" else None)
+    text = folder / "summary.md"
+    if text.exists():
+        client.set_tag(run_id, "mlflow.note.content", text.read_text(encoding="utf-8")[:8000])
+    client.set_terminated(run_id, status)
 
 
 def artifact_uri(place: str | None) -> str | None:
@@ -192,16 +246,44 @@ def make_tables(database: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
+def fetch(config: Config, folder: Path) -> dict[str, Path]:
+    """Local files for the run ids in a configuration, by key, put with those runs' manifests into inputs/<key>.
+
+    Raises:
+        ConfigError: a run that is not there, or there is no tracking store.
+    """
+    wanted = _references(config)
+    if not wanted:
+        return {}
+    if config.tracking.uri is None:
+        raise ConfigError(f"{', '.join(wanted)}: a run id needs a tracking store. Received: tracking=none")
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    mlflow.set_tracking_uri(config.tracking.uri)
+    found = {}
+    for key, run_id in wanted.items():
+        place = folder / "inputs" / key
+        for name in (MANIFEST, REFERENCES[key]):
+            try:
+                path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(place))
+            except (MlflowException, OSError) as error:
+                store = without_passwords(str(config.tracking.uri))
+                raise ConfigError(
+                    f"{key}: run {run_id} in {store} has no {name}: {str(error)[:300]}. "
+                    "Give the id of a run in this tracking store, or a file"
+                ) from None
+        found[key] = Path(path)
+    return found
+
+
 class Untracked:
     """tracking=none: the run's folder is all there is."""
 
     run_id = None
 
     def files(self, config: Config) -> dict[str, Path]:
-        wanted = _references(config)
-        if wanted:
-            raise ConfigError(f"{', '.join(wanted)}: a run id needs a tracking store. Received: tracking=none")
-        return {}
+        return fetch(config, Path())
 
     def describe(self, config: Config, splits: Splits, facts: Mapping[str, str]) -> None: ...
     def epoch(self, record: EpochRecord) -> None: ...
@@ -220,23 +302,7 @@ class MlflowRun:
         self.outbox.begin()
 
     def files(self, config: Config) -> dict[str, Path]:
-        import mlflow
-        from mlflow.exceptions import MlflowException
-
-        found = {}
-        for key, run_id in _references(config).items():
-            place = self.folder / "inputs" / key
-            for name in (MANIFEST, REFERENCES[key]):
-                try:
-                    path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(place))
-                except (MlflowException, OSError) as error:
-                    store = without_passwords(str(config.tracking.uri))
-                    raise ConfigError(
-                        f"{key}: run {run_id} in {store} has no {name}: {str(error)[:300]}. "
-                        "Give the id of a run in this tracking store, or a file"
-                    ) from None
-            found[key] = Path(path)
-        return found
+        return fetch(config, self.folder)
 
     def describe(self, config: Config, splits: Splits, facts: Mapping[str, str]) -> None:
         source = config.unresolved.get("data.root", str(splits.manifest.root))

@@ -18,9 +18,13 @@ HEARTBEAT = 60.0  # seconds
 STALE = 10 * HEARTBEAT
 
 
-def owner() -> dict[str, str]:
-    """The process that a run belongs to, as tags: what a later start needs to tell whether it still lives."""
-    process = psutil.Process()
+def owner(pid: int | None = None) -> dict[str, str]:
+    """The process that a run belongs to, as tags: what a later start needs to tell whether it still lives.
+
+    Args:
+        pid: of the process; None: this one.
+    """
+    process = psutil.Process(pid)
     return {
         "owner.host": socket.gethostname(),
         "owner.place": place(),

@@ -156,3 +156,38 @@ def ui_command(uri: str, port: int) -> list[str]:
     """The command that serves the MLflow UI to this machine only."""
     served = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     return [sys.executable, "-m", "mlflow", "server", *served]
+
+
+def finished(uri: str, experiment: str) -> dict[str, RunFacts]:
+    """The finished runs of an experiment by their identity, of several the latest; none where there is no store yet.
+
+    Raises:
+        ConfigError: a store that cannot be used.
+    """
+    database = uri.removeprefix("sqlite:///")
+    if database != uri and not Path(database).exists():
+        return {}
+    prepare()
+    import mlflow
+
+    client = mlflow.MlflowClient(uri)
+    found: dict[str, RunFacts] = {}
+    try:
+        at = client.get_experiment_by_name(experiment)
+        place = [at.experiment_id] if at else []
+        token: str | None = "" if at else None
+        while token is not None:
+            page = client.search_runs(
+                place, "attributes.status = 'FINISHED'", order_by=["attributes.start_time ASC"],
+                max_results=1000, page_token=token or None,
+            )  # fmt: skip
+            for run in page:
+                if "identity" in run.data.tags:
+                    facts = RunFacts(
+                        run.info.run_id, run.info.run_name, run.data.params, run.data.metrics, run.data.tags
+                    )
+                    found[run.data.tags["identity"]] = facts
+            token = page.token or None
+    except failures() as error:
+        raise address.unusable(uri, str(error)) from None
+    return found

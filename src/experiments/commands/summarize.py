@@ -1,0 +1,64 @@
+"""`experiments summarize SWEEP`: a sweep's table, winner and figures once more, from the files of its jobs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from experiments.paths import default_outputs
+from experiments.types import ConfigError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="experiments summarize",
+        description="Makes the conclusion of a sweep again, also of one that is going on or was stopped: the table, "
+        "the winner and how sure that is, figures; in the sweep's folder and in its MLflow run.",
+    )
+    parser.add_argument("sweep", metavar="SWEEP", help="the sweep's folder, or its name under outputs/sweeps/")
+    arguments = parser.parse_args()
+    try:
+        summarize(find(arguments.sweep))
+    except ConfigError as error:
+        sys.exit(str(error))
+
+
+def find(named: str) -> Path:
+    """The folder of a sweep.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    from experiments.sweeps.plan import SWEEP
+
+    sweeps = Path(default_outputs()) / "sweeps"
+    for folder in (Path(named).expanduser(), sweeps / named):
+        if (folder / SWEEP).is_file():
+            return folder.resolve()
+    known = sorted(sweeps.glob(f"*/{SWEEP}"), key=lambda path: path.stat().st_mtime)
+    latest = ", ".join(path.parent.name for path in known[-5:]) or "none"
+    raise ConfigError(f"{named}: no such sweep. Give its folder, or a name in {sweeps}. The latest: {latest}")
+
+
+def summarize(folder: Path) -> None:
+    from rich.console import Console
+
+    from experiments.schema import Config
+    from experiments.sweeps import summary
+    from experiments.sweeps.plan import SWEEP
+    from experiments.sweeps.sweeper import show
+    from experiments.tracking import end_sweep
+
+    said = summary.conclude(folder)
+    about = json.loads((folder / SWEEP).read_bytes())
+    show(Console(), said, folder)
+    if about["parent"] is not None:
+        going_on = any(run["status"] in ("NEW", "PARTIAL", "RUNNING") for run in said["runs"])
+        status = "RUNNING" if going_on else "FAILED" if said["failures"] else "FINISHED"
+        end_sweep(Config.model_validate(about["config"]), about["parent"], folder, said["metrics"], status)
+
+
+if __name__ == "__main__":
+    main()

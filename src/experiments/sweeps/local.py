@@ -1,0 +1,205 @@
+"""Hydra's launcher of this project: each job in a process of its own, out of a parent that has TensorFlow loaded.
+
+A job that crashes, is killed or takes too long is one failed job. Memory goes back with the process. The parent of the
+processes (Python's forkserver) imports what every job needs and runs nothing of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from experiments import journal
+from experiments.types import ConfigError
+
+PRELOADED = ["experiments.sweeps.warm"]
+LOG = "output.log"  # of a job, beside its results
+GRACE = 30.0  # seconds between asking a process to end and ending it
+_log = logging.getLogger(__name__)
+
+
+class LocalLauncher(Launcher):
+    """Runs jobs in processes of their own, `slots` at a time."""
+
+    def __init__(self) -> None:
+        self.slots, self.timeout = 1, None
+        self.enough: Callable[[], str | None] = lambda: None  # why no further job is to start
+        self.ended: Callable[[int, JobReturn], None] = lambda at, done: None
+        self.started: Callable[[int], None] = lambda at: None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
+        self.slots, self.timeout = config.sweep.jobs, config.sweep.timeout
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Runs the jobs; what comes back is COMPLETED, FAILED with the reason, or UNKNOWN where it did not start."""
+        commands = [self.command(overrides) for overrides in job_overrides]
+        returns = [JobReturn(overrides=list(overrides)) for overrides in job_overrides]
+        waiting = list(range(len(commands)))
+        running: dict[int, tuple[Any, int, float]] = {}
+        free = list(range(self.slots))
+        gpus = visible_gpus()
+        try:
+            while waiting or running:
+                if waiting and (why := self.enough()):
+                    _log.info("No further job is started: %s", why)
+                    waiting = []
+                while waiting and free:
+                    at, slot = waiting.pop(0), free.pop(0)
+                    folder, arguments = commands[at]
+                    gpu = gpus[slot % len(gpus)] if gpus else None
+                    running[at] = (start(run_job, arguments, str(folder / LOG), gpu), slot, time.monotonic())
+                    self.started(at)
+                multiprocessing.connection.wait([process.sentinel for process, _, _ in running.values()], timeout=0.5)
+                for at, (process, slot, began) in list(running.items()):
+                    late = self.timeout is not None and time.monotonic() - began > self.timeout
+                    if late:
+                        end([process])
+                    if process.exitcode is None:
+                        continue
+                    process.join()
+                    del running[at]
+                    free.insert(0, slot)
+                    reason = f"timeout: it took longer than {self.timeout:g} s" if late else why_ended(process.exitcode)
+                    returns[at].status = JobStatus.FAILED if reason else JobStatus.COMPLETED
+                    if reason:
+                        returns[at].return_value = RuntimeError(
+                            "\n".join([reason, *([] if late else last_lines(commands[at][0] / LOG))])
+                        )
+                    process.close()
+                    self.ended(at, returns[at])
+        finally:
+            end([process for process, _, _ in running.values()])
+        return returns
+
+    def command(self, overrides: Sequence[str]) -> tuple[Path, list[str]]:
+        """A job's folder and its command line, that of a single run."""
+        place = dict(one.split("=", 1) for one in overrides if one.startswith(("hydra.sweep.dir=", "hydra.sweep.sub")))
+        folder = Path(place["hydra.sweep.dir"].strip("'")) / place["hydra.sweep.subdir"].strip("'")
+        called = journal.command(self.config.hydra)
+        common = [one for one in called["overrides"] if one.lstrip("+~").startswith("hydra")]
+        own = [one for one in overrides if not one.startswith("hydra.sweep.")]
+        config_dir = ["--config-dir", called["config_dir"]] if called["config_dir"] else []
+        return folder, [*config_dir, *common, *own, f"hydra.run.dir={journal.quoted(str(folder))}"]
+
+
+def start(function: Callable[..., None], *arguments: Any) -> multiprocessing.process.BaseProcess:
+    """Starts a function in a process of its own, warm."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def run_job(arguments: Sequence[str], log: str, gpu: str | None) -> None:
+    """One run, in this process: as `python -m experiments.train ARGUMENTS`, all that it says in a file."""
+    guard(log)
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    sys.argv = ["train", *arguments]
+    invoke("experiments.train", "main")
+
+
+def guard(log: str | None = None) -> None:
+    """Ends this process with the sweep's own; says what it says into a file."""
+    if log is not None:
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(GRACE)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def call(module: str, function: str, *arguments: Any) -> None:
+    """Calls a function in a warm process and waits for it; its module is imported there alone.
+
+    Raises:
+        ConfigError: the process failed; what it said is on standard error, or this text.
+    """
+    process = start(invoke, module, function, *arguments)
+    try:
+        process.join()
+    except BaseException:
+        end([process])
+        raise
+    if process.exitcode:
+        raise ConfigError(f"{module}.{function}: {why_ended(process.exitcode)}")
+
+
+def invoke(module: str, function: str, *arguments: Any) -> None:
+    getattr(importlib.import_module(module), function)(*arguments)
+
+
+def end(processes: Sequence[multiprocessing.process.BaseProcess]) -> None:
+    """Ends processes: asks, waits, then does not ask any more."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + GRACE
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+
+
+def why_ended(code: int | None) -> str | None:
+    """Why a process ended that ended badly."""
+    if not code:
+        return None
+    number = -code if code < 0 else code - 128 if code > 128 else 0
+    try:
+        return f"ended by {signal.Signals(number).name}"
+    except ValueError:
+        return f"exit code {code}"
+
+
+def last_lines(log: Path, count: int = 6) -> list[str]:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return [line for line in lines if line.strip()][-count:]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that jobs may use, by the names that CUDA_VISIBLE_DEVICES takes."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name for name in given.split(",") if name.strip() not in ("", "-1")]
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    try:
+        done = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [str(at) for at, line in enumerate(done.stdout.splitlines()) if line.startswith("GPU ")]

@@ -1,0 +1,113 @@
+"""The figures of a sweep: the objective against each swept key, parallel coordinates, objective against time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from experiments.sweeps.summary import Candidate
+
+
+def draw(folder: Path, ranked: Sequence[Candidate], objective: str) -> None:
+    """Writes the figures as PNG files; of candidates without a score nothing is drawn."""
+    scored = [one for one in ranked if not math.isnan(one.score)]
+    keys = list(dict.fromkeys(key for one in scored for key in one.values))
+    keys = [key for key in keys if len({one.values.get(key) for one in scored}) > 1]
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn: dict[str, Figure] = {}
+    if scored:
+        drawn["time"] = against_time(scored, objective)
+    if keys:
+        drawn["parameters"] = against_keys(scored, keys, objective)
+        drawn["parallel"] = parallel(scored, keys, objective)
+    for name, figure in drawn.items():
+        figure.savefig(folder / f"{name}.png", dpi=100)
+
+
+def places(values: Sequence[str | None]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Where values stand on an axis, and its ticks: numbers in proportion or in logarithms, else in turn."""
+    texts = [value if value is not None else "(none)" for value in values]
+    order = sorted(set(texts))
+    try:
+        numbers = {text: float(text) for text in order}
+    except ValueError:
+        return [float(order.index(text)) for text in texts], [(float(at), text) for at, text in enumerate(order)]
+    order.sort(key=lambda text: numbers[text])
+    low, high = min(numbers.values()), max(numbers.values())
+    if low > 0 and high / low >= 50:
+        numbers = {text: math.log10(number) for text, number in numbers.items()}
+    elif len(order) > 2 and low == 0 and high / min(number for number in numbers.values() if number) >= 5:
+        numbers = {text: float(at) for at, text in enumerate(order)}
+    shown = order if len(order) <= 8 else order[:: math.ceil(len(order) / 8)]
+    return [numbers[text] for text in texts], [(numbers[text], text) for text in shown]
+
+
+def against_keys(scored: Sequence[Candidate], keys: Sequence[str], objective: str) -> Figure:
+    """A panel a key: every candidate a point with its interval; the mean at each value as a line."""
+    columns = min(3, len(keys))
+    rows = math.ceil(len(keys) / columns)
+    figure = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
+    panels: Any = figure.subplots(rows, columns, squeeze=False)
+    for panel in panels.flat[len(keys) :]:
+        panel.set_visible(False)
+    scores = np.array([one.score for one in scored])
+    for panel, key in zip(panels.flat, keys, strict=False):
+        at, ticks = places([one.values.get(key) for one in scored])
+        bars = [[0 if math.isnan(one.low) else one.score - one.low for one in scored],
+                [0 if math.isnan(one.high) else one.high - one.score for one in scored]]  # fmt: skip
+        panel.errorbar(at, scores, yerr=bars, fmt="o", color="tab:blue", ecolor="lightgray", markersize=4)
+        means = sorted(
+            {place: float(np.mean([s for p, s in zip(at, scores, strict=True) if p == place])) for place in at}.items()
+        )
+        panel.plot(*zip(*means, strict=True), color="tab:orange", label="mean")
+        panel.set_xticks([place for place, _ in ticks], [text for _, text in ticks])
+        panel.set_xlabel(key)
+        panel.set_ylabel(f"validation {objective}")
+        panel.legend(fontsize=8)
+    return figure
+
+
+def parallel(scored: Sequence[Candidate], keys: Sequence[str], objective: str) -> Figure:
+    """Parallel coordinates: an axis a key, the objective last; every candidate a line in the colour of its score."""
+    figure = Figure(figsize=(2.2 * (len(keys) + 1) + 1, 4), layout="constrained")
+    axes = figure.subplots()
+    columns = []
+    for at, key in enumerate(keys):
+        where, ticks = places([one.values.get(key) for one in scored])
+        low, high = min(where), max(where)
+        columns.append([(place - low) / (high - low or 1) for place in where])
+        for place, text in ticks:
+            axes.text(at, (place - low) / (high - low or 1), f" {text}", fontsize=8, va="center")
+    scores = np.array([one.score for one in scored])
+    span = float(np.ptp(scores)) or 1.0
+    columns.append(list((scores - scores.min()) / span))
+    colours = colormaps["viridis"]
+    for heights in zip(*columns, strict=True):
+        axes.plot(range(len(columns)), heights, color=colours(heights[-1]), alpha=0.8, zorder=heights[-1])
+    for height in (0.0, 0.5, 1.0):
+        axes.text(len(keys), height, f" {scores.min() + height * span:.4g}", fontsize=8, va="center")
+    axes.set_xticks(range(len(columns)), [*keys, objective])
+    axes.set_yticks([])
+    axes.margins(x=0.08)
+    for at in range(len(columns)):
+        axes.axvline(at, color="gray", linewidth=0.8)
+    return figure
+
+
+def against_time(scored: Sequence[Candidate], objective: str) -> Figure:
+    """What a better score costs: objective against seconds of a run, those that nothing beats in both joined."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter([one.seconds for one in scored], [one.score for one in scored], s=16)
+    best = scored[0]
+    axes.annotate(best.name, (best.seconds, best.score), fontsize=8, xytext=(4, 4), textcoords="offset points")
+    axes.set_xlabel("seconds of a run")
+    axes.set_ylabel(f"validation {objective}")
+    return figure

@@ -1,0 +1,350 @@
+"""The sweeper behind `-m`: plans, shares, launches, concludes. It stays small: what needs TensorFlow, MLflow or
+matplotlib happens in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.sweeper import Sweeper as HydraSweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from experiments import journal, store
+from experiments.progress import Terminal
+from experiments.quiet import without_passwords
+from experiments.schema import LOWER_IS_BETTER, Config, Evaluate
+from experiments.sweeps import local, plan
+from experiments.sweeps.plan import Job
+from experiments.types import ConfigError
+
+LOCK = ".sweep.lock"
+CHOSEN_FROM = ["evaluate.test=false", "tracking.log_model=false"]  # jobs
+FINAL = ["evaluate.test=true"]  # the winner
+PATIENCE = 60.0  # seconds that a sweep waits for the one before it, which may just be ending
+_log = logging.getLogger(__name__)
+
+
+class Sweeper(HydraSweeper):
+    """Plans the jobs of a command line, runs those that are not done, and says what came out."""
+
+    def __init__(self, params: dict[str, Any] | None = None) -> None:
+        self.params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.task, self.master = hydra_context, task_function, config
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Runs the sweep that the overrides describe.
+
+        Raises:
+            ConfigError: a job that cannot be run; nothing has started then.
+            SystemExit: a job has failed.
+        """
+        given = plan.parse(arguments, self.context)
+        typed = {override.get_key_element() for override in given}
+        preset = [f"{key}={value}" for key, value in self.params.items() if key not in typed]
+        overrides = plan.parse([*preset, *arguments], self.context)
+        if self.master.sweep.search != "grid":
+            from experiments.sweeps.search import search as run_search
+
+            return run_search(self, overrides)
+        combinations = plan.grid(overrides)
+        configs = plan.compose(combinations, self.context, self.master)
+        self.begin(configs)
+        # The test split is the winner's.
+        configs = [config.model_copy(update={"evaluate": Evaluate(test=False)}) for config in configs]
+        with self.claimed():
+            jobs = [
+                Job(number, overrides, values, config, self.folder / str(number))
+                for number, ((overrides, values), config) in enumerate(zip(combinations, configs, strict=True))
+            ]
+            self.look(jobs)
+            self.tell_plan(jobs)
+            if self.common.sweep.dry_run:
+                return []
+            self.open(jobs)
+            results = self.run(jobs)
+            return self.conclude(jobs, results)
+
+    # -- the plan
+
+    def begin(self, configs: Sequence[Config]) -> None:
+        """What is the same in all jobs: settings, folder, launcher."""
+        self.common = configs[0]
+        if len({config.tracking.uri for config in configs}) > 1 or len({config.outputs for config in configs}) > 1:
+            raise ConfigError("tracking and outputs: a sweep has one of each. They cannot be swept over")
+        if any(config.sweep != self.common.sweep for config in configs):
+            raise ConfigError("sweep: its own settings cannot be swept over")
+        self.console = Console(quiet=self.common.progress == "none")
+        fixed = any(one.startswith("hydra.sweep.dir=") for one in self.master.hydra.overrides.hydra)
+        place = Path(self.master.hydra.sweep.dir)
+        self.folder = (place if fixed else place / plan.sweep_name(self.common, configs)).absolute()
+        self.parent: str | None = None
+        self.began = time.monotonic()
+        with open_dict(self.master):
+            self.master.hydra.sweep.dir = str(self.folder)
+            # Foreign launchers read the master's configuration for what is not overridden.
+            self.master.sweep = self.common.sweep.model_dump()
+        self.jobs_by: Any = Plugins.instance().instantiate_launcher(
+            hydra_context=self.context, task_function=self.task, config=self.master
+        )
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """The sweep's lock, held where locks are to be had.
+
+        Raises:
+            ConfigError: the same sweep is going on in another process.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / LOCK, fallback_to_soft=False)
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            raise ConfigError(f"{self.folder}: this sweep is going on in another process") from None
+        except (OSError, NotImplementedError):
+            pass
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def ask(self, function: str, *arguments: Any) -> dict[str, Any]:
+        """Calls a function of `look` in a process of its own; its answer.
+
+        Raises:
+            ConfigError: as the function.
+        """
+        answer = self.folder / f".{function}.json"
+        answer.unlink(missing_ok=True)
+        local.call("experiments.sweeps.look", function, *arguments, str(answer))
+        said: dict[str, Any] = json.loads(answer.read_bytes())
+        answer.unlink()
+        if "error" in said:
+            raise ConfigError(said["error"])
+        return said
+
+    def look(self, jobs: Sequence[Job]) -> None:
+        """Who the jobs are, and what of them is done."""
+        said = self.ask("look", [plain(job.config) for job in jobs])
+        first: dict[str, int] = {}
+        for job, known in zip(jobs, said["jobs"], strict=True):
+            job.identity = known["identity"]
+            if job.identity in first:
+                job.same_as = first[job.identity]
+                continue
+            first[job.identity] = job.number
+            if known.get("status") and not self.common.sweep.rerun:
+                job.status, job.folder, job.threads = known["status"], Path(known["folder"]), known.get("threads")
+                job.facts = {"run_id": known.get("run_id")}
+        self.shared, self.usual, self.held_back = said["shared"], said["seconds"], said["held_back"]
+
+    def tell_plan(self, jobs: Sequence[Job]) -> None:
+        """How many jobs, what of them is done, what is shared, how long it may take."""
+        new = [job for job in jobs if job.same_as is None and job.status != "FINISHED"]
+        partial = sum(job.status == "PARTIAL" for job in new)
+        finished = sum(job.status == "FINISHED" for job in jobs)
+        twins = sum(job.same_as is not None for job in jobs)
+        parts = [
+            f"{len(jobs)} jobs",
+            f"{len(new)} to run" + (f" ({partial} of them from a checkpoint)" if partial else ""),
+        ]
+        parts += [f"{finished} already finished"] if finished else []
+        parts += [f"{twins} the same as another"] if twins else []
+        self.say(f"Sweep {self.folder.name}: " + ", ".join(parts))
+        for line in self.shared if new else []:
+            self.say(f"  {line}")
+        if self.usual and new:
+            minutes = self.usual * len(new) / self.common.sweep.jobs / 60
+            self.say(f"  about {minutes:.0f} min: runs like these took {self.usual:.0f} s")
+        for job in jobs if self.common.sweep.dry_run else []:
+            state = f"same as {job.same_as}" if job.same_as is not None else job.status.lower()
+            self.say(f"  {job.number:>3}  {state:9} {' '.join(f'{key}={value}' for key, value in job.values.items())}")
+
+    def say(self, text: str) -> None:
+        self.console.print(escape(text), highlight=False, soft_wrap=True)
+
+    # -- the work
+
+    def open(self, jobs: Sequence[Job]) -> None:
+        """Makes the sweep's folder and MLflow run, or finds those of the same sweep before."""
+        path = self.folder / plan.SWEEP
+        before = json.loads(path.read_bytes()) if path.exists() else {}
+        if self.common.tracking.uri is not None:
+            said = self.ask("open_run", plain(self.common), str(self.folder), before.get("parent"))
+            self.parent = said["run_id"]
+        about = {
+            "command": without_passwords(shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])),
+            "objective": self.common.objective, "parent": self.parent, "config": plain(self.common),
+        }  # fmt: skip
+        store.write_file(path, json.dumps(about, indent=1).encode())
+        for job in jobs:
+            job.write(self.folder)
+        away = [job for job in jobs if job.status == "FINISHED" and not (job.folder / journal.METRICS).exists()]
+        if away:
+            places = [(job.facts["run_id"], str(self.folder / str(job.number))) for job in away]
+            self.ask("fetch", plain(self.common), places)
+
+    def run(self, jobs: Sequence[Job], stage: str = "jobs") -> dict[int, JobReturn]:
+        """Runs those of the jobs that are not finished, by the launcher; what became of each, by number."""
+        todo = [job for job in jobs if job.same_as is None and job.status != "FINISHED"]
+        mine = isinstance(self.jobs_by, local.LocalLauncher)
+        if todo and mine:
+            self.ask("share", [plain(job.config) for job in todo])
+        returns: dict[int, JobReturn] = {}
+        if not todo:
+            return returns
+        with Terminal(self.console).stage(stage, len(todo)) as advance:
+            if mine:
+
+                def ended(at: int, done: JobReturn) -> None:
+                    self.note(todo[at], done)
+                    returns[todo[at].number] = done
+                    advance(note=todo[at].status.lower())
+
+                self.jobs_by.ended = ended
+                self.jobs_by.enough = lambda: self.enough(jobs, returns)
+            done = self.jobs_by.launch([self.overrides(job) for job in todo], initial_job_idx=todo[0].number)
+            for job, one in zip(todo, done, strict=True):
+                if not mine:
+                    self.note(job, one)
+                if one.status != JobStatus.UNKNOWN:
+                    returns[job.number] = one
+        return returns
+
+    def overrides(self, job: Job) -> list[str]:
+        """The whole command of a job: its own overrides, its place, and what all jobs of a sweep have in common."""
+        threads = job.threads
+        if threads is None and self.common.sweep.jobs > 1 and self.common.runtime.threads is None:
+            threads = max(1, (os.cpu_count() or 1) // self.common.sweep.jobs)
+        common = [
+            *(FINAL if job.facts.get("final") else CHOSEN_FROM),
+            *([f"runtime.threads={threads}"] if threads else []),
+            *([f"sweep.parent={self.parent}"] if self.parent else []),
+            "resume=auto",
+        ]  # fmt: skip
+        keep = [one for one in job.overrides if not one.startswith(("evaluate.test=", "tracking.log_model="))]
+        place = [
+            f"hydra.sweep.dir={journal.quoted(str(job.folder.parent))}",
+            f"hydra.sweep.subdir={journal.quoted(job.folder.name)}",
+        ]
+        return [*keep, *common, *place]
+
+    def note(self, job: Job, done: JobReturn) -> None:
+        """Keeps how a job ended, and tells of one that failed."""
+        facts = journal.read(job.folder) or {}
+        job.facts |= {name: facts[name] for name in ("run_id",) if name in facts}
+        if done.status == JobStatus.COMPLETED:
+            job.status, job.reason = "FINISHED", ""
+        elif done.status == JobStatus.FAILED:
+            job.status = "PRUNED" if facts.get("status") == "PRUNED" else "FAILED"
+            job.reason = str(done._return_value)
+        job.write(self.folder)
+
+    def enough(self, jobs: Sequence[Job], returns: dict[int, JobReturn]) -> str | None:
+        """Why no further job is to start; None: there is no reason."""
+        settings = self.common.sweep
+        if settings.on_error == "stop" and any(one.status == JobStatus.FAILED for one in returns.values()):
+            return "one has failed (sweep.on_error=stop)"
+        if settings.max_minutes is not None and time.monotonic() - self.began > 60 * settings.max_minutes:
+            return f"sweep.max_minutes={settings.max_minutes:g} have passed"
+        if settings.target is not None and returns and self.reached(jobs, settings.target):
+            return f"sweep.target={settings.target:g} is reached"
+        return None
+
+    def reached(self, jobs: Sequence[Job], target: float) -> bool:
+        """Whether a candidate's interval lies beyond the target."""
+        from experiments.sweeps import summary
+
+        _, rows = summary.read(self.folder)
+        objective = self.common.objective
+        whole = [one for one in summary.candidates(rows, objective) if one.whole]
+        if objective in LOWER_IS_BETTER:
+            return any(one.high <= target for one in whole)
+        return any(one.low >= target for one in whole)
+
+    # -- the end
+
+    def conclude(self, jobs: list[Job], returns: dict[int, JobReturn]) -> list[Any]:
+        """The table and the winner, on the terminal, in the sweep's folder and in MLflow.
+
+        Raises:
+            SystemExit: a job has failed.
+        """
+        for job in jobs:  # the same run under another number
+            if job.same_as is not None:
+                twin = jobs[job.same_as]
+                job.status, job.folder, job.facts, job.reason = twin.status, twin.folder, dict(twin.facts), twin.reason
+                job.write(self.folder)
+        said = self.ask("conclude", str(self.folder))
+        failed = any(job.status == "FAILED" for job in jobs)
+        finals: list[Job] = []
+        if said["winner"] and self.common.sweep.final and not failed:
+            finals = self.finals(said["winner"], max(job.number for job in jobs) + 1)
+            returns = returns | self.run(finals, "the winner")
+            failed = any(job.status == "FAILED" for job in finals)
+            said = self.ask("conclude", str(self.folder))
+        if self.parent is not None:
+            status = "FAILED" if failed else "FINISHED"
+            self.ask("close_run", plain(self.common), self.parent, str(self.folder), said["metrics"], status)
+        show(self.console, said, self.folder)
+        if failed:
+            raise SystemExit(1)
+        return [returns]
+
+    def finals(self, winner: dict[str, Any], number: int) -> list[Job]:
+        """The winner once more: its whole model kept, judged on what no job has read."""
+        folds = any(one.startswith("data.fold=") for one in winner["overrides"])
+        seeds = winner["seeds"] if self.held_back or folds else winner["seeds"][:1]
+        jobs = []
+        for seed in seeds or [None]:
+            dropped = (("data.fold=",) if folds else ()) + (("seed=",) if seed is not None else ())
+            overrides = [one for one in winner["overrides"] if not one.startswith(dropped or ("\0",))]
+            overrides += [f"seed={seed}"] if seed is not None else []
+            overrides += ["data.fold=null"] if folds else []
+            (config,) = plan.compose([(overrides, {})], self.context, self.master)
+            job = Job(number, overrides, {**winner["values"], **({"seed": seed} if seed is not None else {})}, config,
+                      self.folder / str(number), facts={"final": True})  # fmt: skip
+            if (journal.read(job.folder) or {}).get("status") == "FINISHED":
+                job.status = "FINISHED"
+            job.write(self.folder)
+            jobs.append(job)
+            number += 1
+        return jobs
+
+
+def plain(config: Config) -> dict[str, Any]:
+    return config.model_dump(by_alias=True, mode="json")
+
+
+def show(console: Console, said: dict[str, Any], folder: Path) -> None:
+    """A summary on the terminal."""
+    header, *rows = said["table"]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in header:
+        table.add_column(escape(name), overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+    for sentence in said["sentences"]:
+        console.print(escape(sentence), highlight=False, soft_wrap=True)
+    for text in said["failures"]:
+        console.print(escape(f"\nFAILED {text}"), highlight=False, soft_wrap=True, style="red")
+    console.print(escape(f"summary  {folder / 'summary.md'}   again: experiments summarize {folder.name}"),
+                  highlight=False, soft_wrap=True)  # fmt: skip
