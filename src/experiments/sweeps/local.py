@@ -42,7 +42,7 @@ class LocalLauncher(Launcher):
         self.slots, self.timeout = 1, None
         self.enough: Callable[[], str | None] = lambda: None  # why no further job is to start
         self.ended: Callable[[int, JobReturn], None] = lambda at, done: None
-        self.started: Callable[[int], None] = lambda at: None
+        self.seconds: dict[int, float] = {}  # that jobs took, their processes' start and end included
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
@@ -66,7 +66,6 @@ class LocalLauncher(Launcher):
                     folder, arguments = commands[at]
                     gpu = gpus[slot % len(gpus)] if gpus else None
                     running[at] = (start(run_job, arguments, str(folder / LOG), gpu), slot, time.monotonic())
-                    self.started(at)
                 multiprocessing.connection.wait([process.sentinel for process, _, _ in running.values()], timeout=0.5)
                 for at, (process, slot, began) in list(running.items()):
                     late = self.timeout is not None and time.monotonic() - began > self.timeout
@@ -76,6 +75,7 @@ class LocalLauncher(Launcher):
                         continue
                     process.join()
                     del running[at]
+                    self.seconds[at] = time.monotonic() - began
                     free.insert(0, slot)
                     reason = f"timeout: it took longer than {self.timeout:g} s" if late else why_ended(process.exitcode)
                     returns[at].status = JobStatus.FAILED if reason else JobStatus.COMPLETED

@@ -214,6 +214,7 @@ class Sweeper(HydraSweeper):
             if mine:
 
                 def ended(at: int, done: JobReturn) -> None:
+                    todo[at].facts["seconds"] = self.jobs_by.seconds[at]
                     self.note(todo[at], done)
                     returns[todo[at].number] = done
                     advance(note=todo[at].status.lower())
