@@ -3,6 +3,7 @@ matplotlib happens in processes of its own."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -79,8 +80,13 @@ class Sweeper(HydraSweeper):
             if self.common.sweep.dry_run:
                 return []
             self.open(jobs)
-            results = self.run(jobs)
-            return self.conclude(jobs, results)
+            try:
+                return self.conclude(jobs, self.run(jobs))
+            except SystemExit:
+                raise
+            except BaseException as error:
+                self.stop(error)
+                raise
 
     # -- the plan
 
@@ -216,6 +222,7 @@ class Sweeper(HydraSweeper):
                 def ended(at: int, done: JobReturn) -> None:
                     todo[at].facts["seconds"] = self.jobs_by.seconds[at]
                     self.note(todo[at], done)
+                    self.tell(todo[at])
                     returns[todo[at].number] = done
                     advance(note=todo[at].status.lower())
 
@@ -238,7 +245,7 @@ class Sweeper(HydraSweeper):
             *(FINAL if job.facts.get("final") else CHOSEN_FROM),
             *([f"runtime.threads={threads}"] if threads else []),
             *([f"sweep.parent={self.parent}"] if self.parent else []),
-            "resume=auto",
+            *([] if self.common.sweep.rerun else ["resume=auto"]),
         ]  # fmt: skip
         keep = [one for one in job.overrides if not one.startswith(("evaluate.test=", "tracking.log_model="))]
         place = [
@@ -257,6 +264,17 @@ class Sweeper(HydraSweeper):
             job.status = "PRUNED" if facts.get("status") == "PRUNED" else "FAILED"
             job.reason = str(done._return_value)
         job.write(self.folder)
+
+    def tell(self, job: Job) -> None:
+        """A line for a job that has ended."""
+        key, score = f"validation.{self.common.objective}", ""
+        if job.status == "FINISHED":
+            metrics = json.loads((job.folder / journal.METRICS).read_bytes())
+            score = f"{self.common.objective} {metrics[key]:.4g}  " if key in metrics else ""
+        values = " ".join(f"{key}={value}" for key, value in job.values.items())
+        reason = job.reason.splitlines()[:1]
+        said = f"  {job.number:>3}  {job.status.lower():8}  {score}{job.facts['seconds']:.0f} s  {values}"
+        self.say("  ".join([said, *reason]))
 
     def enough(self, jobs: Sequence[Job], returns: dict[int, JobReturn]) -> str | None:
         """Why no further job is to start; None: there is no reason."""
@@ -281,6 +299,15 @@ class Sweeper(HydraSweeper):
         return any(one.low >= target for one in whole)
 
     # -- the end
+
+    def stop(self, error: BaseException) -> None:
+        """Ends a sweep that is not at its end, and says how to go on."""
+        with contextlib.suppress(ConfigError):
+            said = self.ask("conclude", str(self.folder))
+            if self.parent is not None:
+                status = "FAILED" if isinstance(error, Exception) else "KILLED"
+                self.ask("close_run", plain(self.common), self.parent, str(self.folder), said["metrics"], status)
+        error.add_note("Go on with this sweep: the same command again")
 
     def conclude(self, jobs: list[Job], returns: dict[int, JobReturn]) -> list[Any]:
         """The table and the winner, on the terminal, in the sweep's folder and in MLflow.
