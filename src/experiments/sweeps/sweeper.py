@@ -35,7 +35,7 @@ from experiments.sweeps.plan import Job
 from experiments.types import ConfigError
 
 LOCK = ".sweep.lock"
-CHOSEN_FROM = ["evaluate.test=false", "tracking.log_model=false"]  # jobs
+CHOSEN_FROM = ["evaluate.test=false", "tracking.log_model=false", "sweep.job=true"]  # jobs
 FINAL = ["evaluate.test=true"]  # the winner
 PATIENCE = 60.0  # seconds that a sweep waits for the one before it, which may just be ending
 _log = logging.getLogger(__name__)
@@ -366,7 +366,7 @@ def show(console: Console, said: dict[str, Any], folder: Path) -> None:
     header, *rows = said["table"]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in header:
-        table.add_column(escape(name), overflow="fold")
+        table.add_column(escape(name), overflow="fold", no_wrap=name == said["objective"])
     for row in rows:
         table.add_row(*map(escape, row))
     console.print(table)
