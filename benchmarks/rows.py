@@ -360,9 +360,9 @@ def sweeping(setup: Setup) -> Row:
         {"pictures": str(folder), "batch": batch_size, "epochs": f"{head_epochs} of the head, {epochs} of fine-tuning",
          "XLA": XLA, "weights": "ImageNet"},
         [
-            Side("ours, a job", "python -m experiments.train -m, new outputs folder: the whole sweep over its 18 jobs"),
+            Side("ours, a job", "python -m experiments.train -m, new outputs folder: the whole sweep over 18"),
             Side("a script each", "extract, train the head, fine-tune through the whole network; 2 of 18 run"),
-            Side("a caching script each", "the same, but it stores what enters the unfrozen blocks itself; 2 of 18 run"),
+            Side("a caching script each", "the same, but it stores what enters the unfrozen blocks; 2 of 18 run"),
             Side("outside fit", "of every job of ours what is not an epoch's time"),
         ],
         [
