@@ -153,6 +153,7 @@ def test_a_job_that_fails_is_one_row_and_the_rerun_runs_those_only(
         assert text.splitlines()[0] in done.stdout
     parents, _ = tracked(own_outputs)
     assert parents[0].info.status == "FAILED"
+    assert "RUNNING" not in {run.info.status for run in tracked(own_outputs)[1]}
 
     cured = sweep(*swept, CURED="yes")
     assert cured.returncode == 0, cured.stdout + cured.stderr
