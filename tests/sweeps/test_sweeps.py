@@ -121,8 +121,6 @@ def test_a_sweep_plans_shares_concludes_and_is_not_run_twice(sweep: Sweep, own_o
     anew = sweep("regime=bottleneck", "seed=0", "sweep.rerun=true", "sweep.final=false")
     assert "1 jobs, 1 to run" in anew.stdout, anew.stdout + anew.stderr
     assert len(tracked(own_outputs)[1]) == len(jobs) + 1
-    more = sweep(*swept[:2], "seed=0,1,2", "sweep.final=false")
-    assert "12 jobs, 3 to run, 6 already finished" in more.stdout, more.stdout + more.stderr
     (folder / "summary.md").unlink()
     told = subprocess.run(
         [sys.executable, "-m", "experiments", "summarize", str(folder)], env=os.environ | {"PYTHONPATH": str(SOURCE)},
