@@ -269,6 +269,7 @@ def conclude(folder: Path) -> dict[str, Any]:
         "failures": failures(rows), "metrics": metrics,
         "winner": winner and {
             "values": dict(winner.values), "overrides": list(winner.rows[0].overrides),
+            "number": winner.rows[0].number,
             "seeds": sorted({row.values["seed"] for row in winner.rows if "seed" in row.values}, key=int),
         },
         "runs": [
