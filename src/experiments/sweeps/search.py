@@ -43,9 +43,9 @@ FINAL = 1_000_000  # the winner once more is numbered so far behind the winner: 
 LOCK, CONCLUDING = ".search.lock", ".conclude.lock"
 WAIT = 2.0  # seconds between looks at what other workers do
 # What a trial of a study says of itself, beside its parameters.
-OWNER, NUMBER, IDENTITY, TWIN, REASON, JOBS = "owner", "number", "identity", "twin", "reason", "jobs"
+OWNER, NUMBER, IDENTITY, TWIN, REASON = "owner", "number", "identity", "twin", "reason"
 # What a study says of itself.
-SEARCH, DATA, PARENT = "search", "data", "parent"
+SEARCH, DATA = "search", "data"
 _log = logging.getLogger(__name__)
 
 
@@ -261,11 +261,12 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> Any:
     if sweeper.common.sweep.dry_run and not there(sweeper.common.sweep.storage):
         tell_plan(sweeper, over, [])
         return []
-    study = open_study(sweeper, name, probe.identity, max(config.epochs for config in configs))
+    storage = studies.storage(sweeper.common)
+    study = open_study(sweeper, storage, name, probe.identity, max(config.epochs for config in configs))
     tell_plan(sweeper, over, study.get_trials(deepcopy=False))
     if sweeper.common.sweep.dry_run:
         return []
-    worker = Worker(sweeper, over, study)
+    worker = Worker(sweeper, over, study, storage)
     with FileLock(sweeper.folder / LOCK):  # of several that start together, one begins the MLflow run
         sweeper.open([])
     with worker.beating():
@@ -283,7 +284,7 @@ def there(storage: str) -> bool:
     return not storage.startswith(studies.SQLITE) or Path(storage.removeprefix(studies.SQLITE)).exists()
 
 
-def open_study(sweeper: Sweeper, name: str, identity: str, epochs: int) -> Any:
+def open_study(sweeper: Sweeper, storage: Any, name: str, identity: str, epochs: int) -> Any:
     """The study of this search, made where there is none.
 
     Args:
@@ -298,7 +299,7 @@ def open_study(sweeper: Sweeper, name: str, identity: str, epochs: int) -> Any:
 
     config, called = sweeper.common, sweeper.folder.name
     study = optuna.create_study(
-        storage=studies.storage(config),
+        storage=storage,
         study_name=called,
         direction="minimize" if config.objective in LOWER_IS_BETTER else "maximize",
         pruner=studies.pruner(config.sweep.pruner, epochs),
@@ -356,8 +357,8 @@ class Trial:
 class Worker:
     """One process of a search; others may work on the same study."""
 
-    def __init__(self, sweeper: Sweeper, over: Space, study: Any) -> None:
-        self.sweeper, self.space, self.study = sweeper, over, study
+    def __init__(self, sweeper: Sweeper, over: Space, study: Any, storage: Any) -> None:
+        self.sweeper, self.space, self.study, self.storage = sweeper, over, study, storage
         self.settings = sweeper.common.sweep
         self.distributions = {one.key: one.distribution for one in over.dimensions}
         self.owner = owners.owner()
@@ -432,17 +433,9 @@ class Worker:
             self.tell(trial.number, "COMPLETE", other.value)
             return
         for step, value in other.intermediate_values.items():
-            with contextlib.suppress(RuntimeError):
-                self.handle(trial.number).report(value, step)
+            with contextlib.suppress(RuntimeError):  # another has ended it
+                self.storage.set_trial_intermediate_value(self.key(trial.number), step, value)
         self.tell(trial.number, "PRUNED")
-
-    def handle(self, number: int) -> Any:
-        """A trial as Optuna lets it be changed."""
-        import optuna
-
-        found = next(one for one in self.study.get_trials(deepcopy=False) if one.number == number)
-        self.study.sampler = optuna.samplers.RandomSampler()  # a handle asks it, and takes nothing from this one
-        return optuna.trial.Trial(self.study, found._trial_id)
 
     def tell(self, number: int, state: str, value: float | None = None) -> None:
         """Ends a trial in the study; where another has ended it meanwhile, that stands."""
@@ -493,7 +486,7 @@ class Worker:
                 alive = {**self.owner, "owner.heartbeat": str(int(time.time()))}
                 for number in list(self.mine):
                     with contextlib.suppress(Exception):  # a study that is away for a while
-                        self.study._storage.set_trial_user_attr(self.id_of(number), OWNER, alive)
+                        self.storage.set_trial_user_attr(self.key(number), OWNER, alive)
 
         threading.Thread(target=beat, daemon=True).start()
         try:
@@ -501,16 +494,17 @@ class Worker:
         finally:
             over.set()
 
-    def id_of(self, number: int) -> int:
+    def key(self, number: int) -> int:
         """A trial's key in the storage."""
-        found: int = self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+        study = self.storage.get_study_id_from_name(self.study.study_name)
+        found: int = self.storage.get_trial_id_from_study_id_trial_number(study, number)
         return found
 
     def note(self, number: int, **facts: Any) -> None:
         """Has a trial say more of itself."""
         for name, value in facts.items():
             with contextlib.suppress(RuntimeError):  # another has ended it
-                self.study._storage.set_trial_user_attr(self.id_of(number), name, value)
+                self.storage.set_trial_user_attr(self.key(number), name, value)
 
     # -- running
 
@@ -556,7 +550,7 @@ class Worker:
         self.note(trial.number, **{IDENTITY: identity})
         for one in self.study.get_trials(deepcopy=False):
             known = one.user_attrs.get(IDENTITY) == identity and TWIN not in one.user_attrs
-            if known and one.number != trial.number and (counts(one)):
+            if known and one.number != trial.number and counts(one):
                 self.note(trial.number, **{TWIN: one.number})
                 self.twins[trial.number] = one.number
                 return True
@@ -575,9 +569,6 @@ class Worker:
     def judge(self, trial: Trial) -> None:
         """Tells the study what came of a trial; one that has not been run to its end stays begun."""
         states = [job.status for job in trial.jobs]
-        self.note(
-            trial.number, **{JOBS: [job.facts | {"number": job.number, "values": job.values} for job in trial.jobs]}
-        )
         if "FAILED" in states:
             self.failed += 1
             reason = next(job.reason for job in trial.jobs if job.status == "FAILED")

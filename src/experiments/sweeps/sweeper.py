@@ -160,6 +160,7 @@ class Sweeper(HydraSweeper):
                 job.status, job.folder, job.threads = known["status"], Path(known["folder"]), known.get("threads")
                 job.facts = {"run_id": known.get("run_id")}
         self.shared, self.usual, self.held_back = said["shared"], said["seconds"], said["held_back"]
+        self.lacking = said["lacking"]
 
     def tell_plan(self, jobs: Sequence[Job]) -> None:
         """How many jobs, what of them is done, what is shared, how long it may take."""
@@ -215,7 +216,8 @@ class Sweeper(HydraSweeper):
         """Runs those of the jobs that are not finished, by the launcher; what became of each, by number."""
         todo = [job for job in jobs if job.same_as is None and job.status != "FINISHED"]
         mine = isinstance(self.jobs_by, local.LocalLauncher)
-        if todo and mine:
+        if todo and mine and self.lacking:
+            self.lacking = False
             self.ask("share", [plain(job.config) for job in todo])
         returns: dict[int, JobReturn] = {}
         if not todo:
@@ -331,6 +333,7 @@ class Sweeper(HydraSweeper):
         """The winner once more: its whole model kept, judged on what no job has read."""
         folds = any(one.startswith("data.fold=") for one in winner["overrides"])
         seeds = winner["seeds"] if self.held_back or folds else winner["seeds"][:1]
+        self.lacking = True  # they may read what no job has
         jobs = []
         for seed in seeds or [None]:
             dropped = (("data.fold=",) if folds else ()) + (("seed=",) if seed is not None else ())
