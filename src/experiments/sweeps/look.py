@@ -82,7 +82,8 @@ def look(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
     """Who the jobs are, what of them is done, what they share.
 
     The answer: `jobs`, a mapping each (identity; status, folder, run_id, threads of a run that is there); `shared`,
-    lines for the plan; `lacking`, whether activations are to be computed; `seconds` of a job where it is known; `held_back`, whether there are pictures for the winner.
+    lines for the plan; `lacking`, whether activations are to be computed; `seconds` of a job where it is
+    known; `held_back`, whether there are pictures for the winner.
     """
     with answering(answer) as said:
         first = Config.model_validate(configs[0])

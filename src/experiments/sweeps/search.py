@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 RUNS = 100  # a trial's runs have the numbers from 100 times its own; where it has but one, its own
 FINAL = 1_000_000  # the winner once more is numbered so far behind the winner: no trial will want that number
 LOCK, CONCLUDING = ".search.lock", ".conclude.lock"
+INTEGERS = re.compile(r"(?<!float\()interval\(\s*(?:start=)?([+-]?\d+)\s*,\s*(?:end=)?([+-]?\d+)\s*\)")
 WAIT = 2.0  # seconds between looks at what other workers do
 # What a trial of a study says of itself, beside its parameters.
 OWNER, NUMBER, IDENTITY, TWIN, REASON = "owner", "number", "identity", "twin", "reason"
@@ -119,7 +121,7 @@ def dimension(override: Override, default: Any = None) -> Dimension | None:
     if isinstance(sweep, IntervalSweep):
         assert sweep.start is not None and sweep.end is not None
         # Hydra itself makes floats of an interval's ends, unless they are cast.
-        typed = re.search(r"interval\(\s*([+-]?\d+)\s*,\s*([+-]?\d+)\s*\)", str(override.input_line))
+        typed = INTEGERS.search(str(override.input_line))
         if typed and not isinstance(default, float):
             found = Dimension(element, int(typed[1]), int(typed[2]), log="log" in tags)
         else:
@@ -133,8 +135,10 @@ def dimension(override: Override, default: Any = None) -> Dimension | None:
         if len(values) == 1:
             return None
         whole = all(isinstance(one, int) for one in (sweep.start, sweep.stop, sweep.step))
-        read: Callable[[str], float] = int if whole else float
-        found = Dimension(element, read(values[0]), read(values[-1]), abs(sweep.step), "log" in tags, values)
+        low, step = Decimal(values[0]), abs(Decimal(str(sweep.step)))
+        high = low + step * (len(values) - 1)  # Hydra adds up floats, and Optuna wants whole steps
+        read: Callable[[Decimal], float] = int if whole else float
+        found = Dimension(element, read(low), read(high), read(step), "log" in tags, values)
         if found.log and not (whole and found.step == 1):
             raise ConfigError(f"{element}: tag(log, range): needs whole numbers and steps of 1. {line}")
     else:
