@@ -242,6 +242,22 @@ def search_name(config: Config, over: Space) -> str:
     return f"{config.regime.name}-{config.model.name}-{settings.search}-{digest[:8]}"
 
 
+def sampler(name: str, seed: int, trials: int) -> Any:
+    """What draws the next trial of a study.
+
+    Args:
+        name: as `sweep.search`.
+        seed: of the search.
+        trials: that the study has. Each has a seed of its own: no second worker or start may draw the same again.
+    """
+    import optuna
+
+    own = int(np.random.SeedSequence([seed, trials]).generate_state(1)[0])
+    if name == "random":
+        return optuna.samplers.RandomSampler(own)
+    return optuna.samplers.TPESampler(seed=own, multivariate=True, constant_liar=True)
+
+
 # -- the search
 
 
@@ -396,20 +412,12 @@ class Worker:
 
     def ask(self) -> list[Trial]:
         """As many trials as run at a time, those first that others have left."""
-        import optuna
-
         batch = []
         for _ in range(self.settings.jobs):
             trials = self.study.get_trials(deepcopy=False)
             if sum(map(counts, trials)) >= self.settings.trials - self.failed:
                 break
-            # Each trial has a seed of its own: neither a second worker nor a second start may draw the same again.
-            seed = int(np.random.SeedSequence([self.settings.seed, len(trials)]).generate_state(1)[0])
-            self.study.sampler = (
-                optuna.samplers.RandomSampler(seed)
-                if self.settings.search == "random"
-                else optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
-            )
+            self.study.sampler = sampler(self.settings.search, self.settings.seed, len(trials))
             asked = self.study.ask(self.distributions)
             asked.set_user_attr(OWNER, self.owner)
             place = asked.user_attrs.get(NUMBER, asked.number)
