@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -220,6 +222,65 @@ def test_a_study_that_is_away_or_over_costs_a_run_nothing(config: Any, tmp_path:
     studies.reporting(job, lambda epoch: None)(record(5, 0.1, "head"))
     other = job.sweep.model_copy(update={"trial": "no_such/1"})
     studies.reporting(job.model_copy(update={"sweep": other}), lambda epoch: None)(record(5, 0.1, "head"))
+
+
+class Drawing(searches.Worker):
+    """A worker whose trials are worth what they have drawn, and nothing is trained."""
+
+    drawn: tuple[dict[str, str], ...] = ()
+
+    def run(self, batch: Any) -> None:
+        for trial in batch:
+            self.drawn += (trial.values,)
+            time.sleep(0.02)
+            self.tell(trial.number, "COMPLETE", sum(map(len, trial.values.values())))
+
+
+def drawing(config: Any, tmp_path: Path, found: Space, *overrides: str) -> Drawing:
+    checked = config(f"sweep.storage=sqlite:///{tmp_path}/s.db", "sweep.search=random", "sweep.jobs=2", *overrides)
+    storage = studies.storage(checked)
+    study = optuna.create_study(storage=storage, study_name="study", load_if_exists=True)
+    sweeper = SimpleNamespace(common=checked, folder=tmp_path, enough=lambda jobs, returns: None)
+    return Drawing(sweeper, found, study, storage)
+
+
+def test_a_point_that_was_drawn_before_is_told_and_not_run_again(config: Any, tmp_path: Path) -> None:
+    worker = drawing(config, tmp_path, over("a=x,yy", "b=1,2"), "sweep.trials=15")
+    worker.work()
+    assert states(worker.study) == ["COMPLETE"] * 15
+    assert len(worker.drawn) == len({tuple(values.items()) for values in worker.drawn})
+    assert {trial.value for trial in worker.study.trials if trial.params["a"] == "yy"} == {3.0}
+
+
+def test_workers_of_one_study_share_its_trials(config: Any, tmp_path: Path) -> None:
+    workers = [drawing(config, tmp_path, over("a=interval(0.0,1.0)"), "sweep.trials=12") for _ in range(3)]
+    threads = [threading.Thread(target=worker.work) for worker in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert states(workers[0].study).count("COMPLETE") == 12
+    values = [one["a"] for worker in workers for one in worker.drawn]
+    assert len(values) == len(set(values)) == 12, "nobody draws what another has drawn"
+    assert "RUNNING" not in states(workers[0].study)
+
+
+def test_what_is_interrupted_is_asked_for_again(config: Any, tmp_path: Path) -> None:
+    worker = drawing(config, tmp_path, over("a=interval(0.0,1.0)"), "sweep.trials=3")
+
+    def interrupted(batch: Any) -> None:
+        raise KeyboardInterrupt
+
+    worker.run = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        worker.work()
+    left = [trial.system_attrs["fixed_params"] for trial in worker.study.trials if trial.state.name == "WAITING"]
+    assert len(left) == 2
+    again = drawing(config, tmp_path, over("a=interval(0.0,1.0)"), "sweep.trials=3")
+    again.work()
+    done = [trial for trial in again.study.trials if trial.state.name == "COMPLETE"]
+    assert [trial.params for trial in done[:2]] == left and len(done) == 3
+    assert [trial.user_attrs[searches.NUMBER] for trial in done[:2]] == [0, 1]
 
 
 # -- whole searches

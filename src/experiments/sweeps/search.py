@@ -30,6 +30,7 @@ from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
 from experiments import journal, studies
+from experiments.quiet import without_passwords
 from experiments.schema import LOWER_IS_BETTER, NOT_IDENTITY, Config, Evaluate, effective
 from experiments.sweeps import plan
 from experiments.sweeps.plan import Job
@@ -289,9 +290,18 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> Any:
     worker = Worker(sweeper, over, study, storage)
     with FileLock(sweeper.folder / LOCK):  # of several that start together, one begins the MLflow run
         sweeper.open([])
-    with worker.beating():
-        worker.work()
-    return worker.conclude()
+    import optuna
+    import sqlalchemy.exc
+
+    try:
+        with worker.beating():
+            worker.work()
+        return worker.conclude()
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+        reason = without_passwords(str(error.__cause__ or error)).strip().splitlines()[0][:300]
+        raise ConfigError(
+            f"sweep.storage: the study was lost: {reason}. When it is back, the same command goes on"
+        ) from None
 
 
 def unjudged(config: Config) -> Config:
@@ -412,32 +422,41 @@ class Worker:
 
     def ask(self) -> list[Trial]:
         """As many trials as run at a time, those first that others have left."""
-        batch = []
-        for _ in range(self.settings.jobs):
-            trials = self.study.get_trials(deepcopy=False)
-            if sum(map(counts, trials)) >= self.settings.trials - self.failed:
-                break
-            self.study.sampler = sampler(self.settings.search, self.settings.seed, len(trials))
-            asked = self.study.ask(self.distributions)
-            asked.set_user_attr(OWNER, self.owner)
-            place = asked.user_attrs.get(NUMBER, asked.number)
-            trial = Trial(asked.number, place, asked.params, self.space.spell(asked.params), [])
-            self.mine[trial.number] = trial
-            before = [one for one in self.study.get_trials(deepcopy=False) if one.number < trial.number]
-            if sum(map(counts, before)) >= self.settings.trials:  # others have asked in the same moment
-                self.give_back(trial.number)
-                break
-            if not self.tell_known(trial):
-                batch.append(trial)
+        batch: list[Trial] = []
+        with FileLock(self.sweeper.folder / LOCK):  # two that draw at once would draw the same
+            while len(batch) < self.settings.jobs:
+                trials = self.study.get_trials(deepcopy=False)
+                if sum(map(counts, trials)) >= self.settings.trials - self.failed:
+                    break
+                self.study.sampler = sampler(self.settings.search, self.settings.seed, len(trials))
+                asked = self.study.ask(self.distributions)
+                asked.set_user_attr(OWNER, self.owner)
+                place = asked.user_attrs.get(NUMBER, asked.number)
+                trial = Trial(asked.number, place, asked.params, self.space.spell(asked.params), [])
+                self.mine[trial.number] = trial
+                before = [one for one in self.study.get_trials(deepcopy=False) if one.number < trial.number]
+                if sum(map(counts, before)) >= self.settings.trials:  # other machines have asked in the same moment
+                    self.give_back(trial.number)
+                    break
+                if not self.known(trial, before):
+                    batch.append(trial)
         return batch
 
-    def tell_known(self, trial: Trial) -> bool:
-        """Tells a trial what the same point has been told; whether it could."""
-        for one in self.study.get_trials(deepcopy=False):
-            if one.number != trial.number and ended(one) and self.space.spell(one.params) == trial.values:
-                self.tell_same(trial, one)
+    def known(self, trial: Trial, before: Sequence[Any]) -> bool:
+        """Whether the same point was drawn before; then the trial is told what that was told, or will be."""
+        for one in before:
+            if counts(one) and TWIN not in one.user_attrs and self.space.spell(one.params) == trial.values:
+                if ended(one):
+                    self.tell_same(trial, one)
+                else:
+                    self.wait_for(trial, one.number)
                 return True
         return False
+
+    def wait_for(self, trial: Trial, other: int) -> None:
+        """Has a trial wait for its twin."""
+        self.note(trial.number, **{TWIN: other})
+        self.twins[trial.number] = other
 
     def tell_same(self, trial: Trial, other: Any) -> None:
         """Tells a trial what another was told."""
@@ -561,10 +580,9 @@ class Worker:
             job.same_as = None  # a trial is told by its own or by another trial, never by halves
         self.note(trial.number, **{IDENTITY: identity})
         for one in self.study.get_trials(deepcopy=False):
-            known = one.user_attrs.get(IDENTITY) == identity and TWIN not in one.user_attrs
-            if known and one.number != trial.number and counts(one):
-                self.note(trial.number, **{TWIN: one.number})
-                self.twins[trial.number] = one.number
+            same = one.user_attrs.get(IDENTITY) == identity and TWIN not in one.user_attrs
+            if same and one.number != trial.number and counts(one):
+                self.wait_for(trial, one.number)
                 return True
         return False
 

@@ -196,10 +196,11 @@ class Sweeper(HydraSweeper):
         if self.common.tracking.uri is not None:
             said = self.ask("open_run", plain(self.common), str(self.folder), before.get("parent"))
             self.parent = said["run_id"]
-        about = {
+        about: dict[str, Any] = {
             "command": without_passwords(shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])),
             "objective": self.common.objective, "parent": self.parent, "config": plain(self.common),
         }  # fmt: skip
+        about["config"]["sweep"]["storage"] = without_passwords(self.common.sweep.storage)  # nobody reads it there
         store.write_file(path, json.dumps(about, indent=1).encode())
         self.keep(jobs)
 
