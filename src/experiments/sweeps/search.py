@@ -46,7 +46,7 @@ LOCK, CONCLUDING = ".search.lock", ".conclude.lock"
 INTEGERS = re.compile(r"(?<!float\()interval\(\s*(?:start=)?([+-]?\d+)\s*,\s*(?:end=)?([+-]?\d+)\s*\)")
 WAIT = 2.0  # seconds between looks at what other workers do
 # What a trial of a study says of itself, beside its parameters.
-OWNER, NUMBER, IDENTITY, TWIN, REASON = "owner", "number", "identity", "twin", "reason"
+OWNER, NUMBER, IDENTITY, TWIN, REASON, TRACKED = "owner", "number", "identity", "twin", "reason", "runs"
 # What a study says of itself.
 SEARCH, DATA = "search", "data"
 _log = logging.getLogger(__name__)
@@ -554,9 +554,13 @@ class Worker:
         for trial in ready:
             self.judge(trial)
 
+    def first_number(self, place: int) -> int:
+        """The number of a trial's first job."""
+        return place * (RUNS if len(self.space.repeats) > 1 else 1)
+
     def compose(self, trial: Trial) -> bool:
         """Makes a trial's jobs; whether they can be run."""
-        sweeper, at = self.sweeper, trial.place * (RUNS if len(self.space.repeats) > 1 else 1)
+        sweeper, at = self.sweeper, self.first_number(trial.place)
         made = [self.space.job(trial.values, repeat) for repeat in self.space.repeats]
         try:
             configs = plan.compose(made, sweeper.context, sweeper.master)
@@ -599,6 +603,7 @@ class Worker:
     def judge(self, trial: Trial) -> None:
         """Tells the study what came of a trial; one that has not been run to its end stays begun."""
         states = [job.status for job in trial.jobs]
+        self.note(trial.number, **{TRACKED: [job.facts.get("run_id") for job in trial.jobs]})
         if "FAILED" in states:
             self.failed += 1
             reason = next(job.reason for job in trial.jobs if job.status == "FAILED")
@@ -623,6 +628,23 @@ class Worker:
 
     # -- the end
 
+    def adopt(self) -> None:
+        """Puts the trials of other machines into this folder, for the summary to read; their runs are in MLflow."""
+        adopted = []
+        for one in self.study.get_trials(deepcopy=False) if self.sweeper.common.tracking.uri else []:
+            at, values = self.first_number(one.user_attrs.get(NUMBER, one.number)), self.space.spell(one.params)
+            runs = one.user_attrs.get(TRACKED, []) if ended(one) else []
+            # Of what was pruned only the first run was begun.
+            for n, run in enumerate(runs[:1] if one.state.name == "PRUNED" else runs):
+                folder = self.sweeper.folder / str(at + n)
+                if run and not (folder / plan.JOB).exists():
+                    overrides, own = self.space.job(values, self.space.repeats[n])
+                    status = "PRUNED" if one.state.name == "PRUNED" else "FINISHED"
+                    adopted.append(
+                        Job(at + n, overrides, own, self.sweeper.common, folder, status=status, facts={"run_id": run})
+                    )
+        self.sweeper.keep(adopted)
+
     def conclude(self) -> Any:
         """The sweep's conclusion; the winner is trained once more where the search is over and no other is at it."""
         with FileLock(self.sweeper.folder / CONCLUDING):
@@ -630,9 +652,10 @@ class Worker:
             done = sum(map(ended, trials))
             begun = sum(one.state.name == "RUNNING" for one in trials)
             if begun:
-                self.sweeper.say(f"{begun} trials go on in other processes: the last to end concludes")
+                self.sweeper.say(f"trials that go on in other processes: {begun}. The last to end concludes")
             elif done < self.settings.trials:
                 self.sweeper.say(f"{done} of {self.settings.trials} trials are done: the same command goes on")
+            self.adopt()
             final = not begun and done >= self.settings.trials
             return self.sweeper.conclude(self.jobs, self.returns, final, FINAL)
 
