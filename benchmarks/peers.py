@@ -255,7 +255,76 @@ def tutorial_bottleneck(*, root: str, folder: str, size: int, batch_size: int, e
     return {"pictures": len(labels["train"]), "epochs": epochs}
 
 
-PROCESSES: Mapping[str, Callable[..., dict[str, Any]]] = {"bare": bare, "tutorial_bottleneck": tutorial_bottleneck}
+def tuned(
+    *, root: str, weights: str | None, unfrozen: int, dropout: float, l2: float, cached: bool, batch_size: int,
+    head_epochs: int, epochs: int,
+) -> dict[str, Any]:  # fmt: skip
+    """One job of a sweep as a script of its own: MobileNetV2's features, a head on them, then its last blocks.
+
+    Args:
+        cached: it computes what enters the first unfrozen block once, of one augmented view, and trains what is above;
+            else every epoch goes, freshly augmented, through the whole network.
+    """
+    size = 224
+    data = {split: in_memory(Path(root), split, size) for split in ("train", "validation")}
+    base, preprocess = backbone("mobilenet_v2", weights, size)
+    labels = {split: part[1] for split, part in data.items()}
+    inputs = {split: preprocess(pixels) for split, (pixels, _) in data.items()}
+    pool = keras.layers.GlobalAveragePooling2D()
+    top = keras.Sequential([
+        keras.Input((base.output_shape[-1],)), keras.layers.Dropout(dropout),
+        keras.layers.Dense(1, activation="sigmoid", kernel_regularizer=keras.regularizers.L2(l2)),
+    ])  # fmt: skip
+    top.compile(optimizer="rmsprop", loss="binary_crossentropy", metrics=["accuracy"])
+    features = {split: np.asarray(pool(base.predict(part, batch_size=32, verbose=0))) for split, part in inputs.items()}
+    top.fit(
+        features["train"], labels["train"], batch_size=batch_size, epochs=head_epochs,
+        validation_data=(features["validation"], labels["validation"]), verbose=0,
+    )  # fmt: skip
+    first = base.get_layer("Conv_1" if unfrozen == 1 else "block_16_expand")
+    boundary = keras.Model(base.input, first.input)
+    boundary.trainable = False
+    above = keras.Model(first.input, top(pool(base.output)))
+    pixels = keras.Input((size, size, 3))
+    augment = [
+        keras.layers.RandomRotation(40 / 360, fill_mode="nearest"), keras.layers.RandomTranslation(0.2, 0.2),
+        keras.layers.RandomZoom(0.2), keras.layers.RandomFlip("horizontal"),
+    ]  # fmt: skip
+    if cached:
+        model = above
+        turned = augmented(inputs["train"], augment)
+        inputs = {
+            split: boundary.predict(part, batch_size=32, verbose=0)
+            for split, part in (("train", turned), ("validation", inputs["validation"]))
+        }
+    else:
+        flow = pixels
+        for layer in augment:
+            flow = layer(flow)
+        model = keras.Model(pixels, above(boundary(flow)))
+    optimizer = keras.optimizers.SGD(learning_rate=1e-4, momentum=0.9)
+    model.compile(optimizer=optimizer, loss="binary_crossentropy", metrics=["accuracy"])
+    history = model.fit(
+        inputs["train"], labels["train"], batch_size=batch_size, epochs=epochs,
+        validation_data=(inputs["validation"], labels["validation"]), verbose=0,
+    )  # fmt: skip
+    return {"pictures": len(labels["train"]), "epochs": epochs, "accuracy": history.history["val_accuracy"][-1]}
+
+
+def augmented(pixels: np.ndarray, layers: list[Any]) -> np.ndarray:
+    """One augmented view of every picture."""
+    parts = []
+    for start in range(0, len(pixels), 64):
+        part = pixels[start : start + 64]
+        for layer in layers:
+            part = layer(part, training=True)
+        parts.append(np.asarray(part))
+    return np.concatenate(parts)
+
+
+PROCESSES: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "bare": bare, "tutorial_bottleneck": tutorial_bottleneck, "tuned": tuned,
+}  # fmt: skip
 
 if __name__ == "__main__":
     print(json.dumps(PROCESSES[sys.argv[1]](**json.loads(sys.argv[2]))))

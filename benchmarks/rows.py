@@ -6,6 +6,7 @@ import csv
 import functools
 import json
 import math
+import os
 import shutil
 import statistics
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from benchmarks import ours
 from benchmarks.pictures import Folder, many, mobilenet_weights, pictures
@@ -345,6 +347,62 @@ def tutorials_way(setup: Setup, quick: int) -> Row:
     return row
 
 
+def sweeping(setup: Setup) -> Row:
+    """The 18 jobs of experiment=above_95, and as many scripts of their own, of which two are run."""
+    folder, head_epochs, epochs, batch_size = setup.folder(), 30, 10, 32
+    weights, override = weights_override()
+    if weights is None:
+        raise ValueError("sweep: a sweep over random features means nothing. Give MobileNetV2's weights")
+    jobs = 18
+    row = Row(
+        "sweep",
+        "The grid of experiment=above_95 with mobilenet_v2: 18 jobs",
+        {"pictures": str(folder), "batch": batch_size, "epochs": f"{head_epochs} of the head, {epochs} of fine-tuning",
+         "XLA": XLA, "weights": "ImageNet"},
+        [
+            Side("ours, a job", "python -m experiments.train -m, new outputs folder: the whole sweep over 18"),
+            Side("a script each", "extract, train the head, fine-tune through the whole network; 2 of 18 run"),
+            Side("a caching script each", "the same, but it stores what enters the unfrozen blocks; 2 of 18 run"),
+            Side("outside fit", "of every job of ours what is not an epoch's time"),
+        ],
+        [
+            Comparison("ours, a job", "a script each", "faster", 4.0),
+            Comparison("ours, a job", "a caching script each", "faster"),
+        ],
+        ["Whole processes, measured once. The scripts: dropout 0.5, L2 1e-4, one and two unfrozen blocks."],
+    )  # fmt: skip
+    home = setup.home("ours")
+    command = ["-m", "experiment=above_95", "model=mobilenet_v2", override, f"data.root='{folder.root}'",
+               f"epochs={epochs}", f"regime.head_epochs={head_epochs}", f"batch_size={batch_size}"]  # fmt: skip
+    whole = ours.train_process(command, home).seconds
+    (sweep,) = (home / "sweeps").iterdir()
+    numbers = sorted(int(path.parent.name) for path in sweep.glob("*/job.json"))
+    for number in numbers[:jobs]:
+        told = json.loads((sweep / str(number) / "job.json").read_bytes())
+        with (sweep / str(number) / "curves.csv").open(newline="") as file:
+            records = list(csv.DictReader(file))
+        config = yaml.safe_load((sweep / str(number) / "config.yaml").read_text())
+        ended = [int(record["timestamp"]) / 1000 for record in records]
+        begun = os.path.getmtime(sweep / str(number) / "manifest.csv")
+        # Of a head from the cache the epochs are told, and were another job's.
+        fit = sum(float(record["seconds"]) for record, at in zip(records, ended, strict=True) if at > begun)
+        row.sides[3].seconds.append(told["seconds"] - fit)
+        assert config["epochs"] == epochs
+    row.sides[0].seconds.append(whole / jobs)
+    for unfrozen in (1, 2):
+        for side, cached in ((row.sides[1], False), (row.sides[2], True)):
+            arguments = {
+                "root": str(folder.root), "weights": weights, "unfrozen": unfrozen, "dropout": 0.5, "l2": 1e-4,
+                "cached": cached, "batch_size": batch_size, "head_epochs": head_epochs, "epochs": epochs,
+            }  # fmt: skip
+            seconds, done = peer_process("tuned", arguments, home)
+            side.seconds.append(seconds)
+            if (done["pictures"], done["epochs"]) != (folder.train, epochs):
+                raise ValueError(f"sweep: not the same work on both sides. Received: {done}")
+    row.notes.append(f"Outside fit, median over the jobs: {statistics.median(row.sides[3].seconds):.1f} s; asked: 4 s.")
+    return row
+
+
 def peer_process(name: str, arguments: Mapping[str, Any], home: Path) -> tuple[float, dict[str, Any]]:
     """Seconds of a peer's process, and what it told."""
     run = ours.process([sys.executable, "-m", "benchmarks.peers", name, json.dumps(arguments)], home)
@@ -494,7 +552,8 @@ ROWS: Mapping[str, Callable[[Setup], Row]] = {
     "finetune-2": functools.partial(finetuning, unfrozen=2, factor=1.8, quick=128),
     "bottleneck": bottleneck,
     "tutorial-bottleneck": functools.partial(tutorials_way, quick=256),
+    "sweep": sweeping,
     "scaling": scaling,
     "views": price,
 }
-ONLY_FULL = ("scaling", "views")
+ONLY_FULL = ("sweep", "scaling", "views")

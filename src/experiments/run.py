@@ -27,7 +27,7 @@ from experiments.data import manifest
 from experiments.data.pipeline import picture_batches
 from experiments.evaluate import Report, evaluate, predictions_table
 from experiments.losses import class_weights
-from experiments.models.network import cut, forward
+from experiments.models.network import cut
 from experiments.progress import Terminal
 from experiments.quiet import without_passwords
 from experiments.regimes.finetune import finetune
@@ -229,7 +229,8 @@ def check_joined(config: schema.Config, fitted: Fitted, splits: Splits) -> None:
     Raises:
         RuntimeError: they differ; such a model must not be reported.
     """
-    whole = forward(fitted.model)(splits.validation.pixels[:JOINED_PICTURES].astype("float32"))
+    # Not compiled: for one batch that takes longer than it saves.
+    whole = np.asarray(fitted.model(splits.validation.pixels[:JOINED_PICTURES].astype("float32"), training=False))
     difference = float(np.max(np.abs(whole - fitted.scores["validation"][:JOINED_PICTURES])))
     # Rows stored as float16 are not quite what the whole model computes.
     if not difference <= (1e-2 if config.regime.activations == "float16" else 1e-3):
@@ -271,7 +272,7 @@ def write_results(
     weights = folder / "weights"
     weights.mkdir(exist_ok=True)
     whole = parts.backbone.model
-    if parts.config.sweep.parent is None or parts.config.tracking.log_model:
+    if not parts.config.sweep.job:
         whole.save_weights(weights / "backbone.weights.h5")
     elif parts.regime is finetune:  # a sweep of VGG16 would keep a gigabyte of what never changed
         cut(parts.backbone, parts.config.regime.unfrozen_blocks, "average").suffix.save_weights(
@@ -287,7 +288,7 @@ def draw(folder: Path, parts: Parts, splits: Splits, fitted: Fitted, reports: Ma
     """The figures of a run as PNG files."""
     folder.mkdir(exist_ok=True)
     drawn = {"learning_curves": figures.learning_curves(fitted.history)} if fitted.history else {}
-    if "augmentation" not in parts.config.regime.ignores:
+    if "augmentation" not in parts.config.regime.ignores and not parts.config.sweep.job:
         drawn["augmented"] = augmented_sample(parts, splits)
     for split, report in reports.items():
         pictures = splits.validation if split == "validation" else splits.test

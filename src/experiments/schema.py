@@ -200,6 +200,7 @@ class Sweep(Node):
     seed: int = Field(ge=0)
     pruner: Literal["none", "median", "hyperband"]
     storage: str
+    job: bool
     parent: str | None
     trial: str | None
 

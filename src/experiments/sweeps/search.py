@@ -297,11 +297,16 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> Any:
         with worker.beating():
             worker.work()
         return worker.conclude()
-    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
-        reason = without_passwords(str(error.__cause__ or error)).strip().splitlines()[0][:300]
-        raise ConfigError(
-            f"sweep.storage: the study was lost: {reason}. When it is back, the same command goes on"
-        ) from None
+    except SystemExit:
+        raise
+    except BaseException as error:
+        sweeper.stop(error)
+        if isinstance(error, optuna.exceptions.StorageInternalError | sqlalchemy.exc.SQLAlchemyError):
+            reason = without_passwords(str(error.__cause__ or error)).strip().splitlines()[0][:300]
+            raise ConfigError(
+                f"sweep.storage: the study was lost: {reason}. When it is back, the same command goes on"
+            ) from None
+        raise
 
 
 def unjudged(config: Config) -> Config:

@@ -257,6 +257,8 @@ def conclude(folder: Path) -> dict[str, Any]:
     folds = any("data.fold" in row.values for row in jobs)
     held = [row for row in rows if row.final]
     said = sentences(ranked, objective, held, folds)
+    left = sum(row.status in ("NEW", "PARTIAL", "KILLED", "RUNNING") for row in jobs)
+    said += [f"{left} jobs are not at their end: the same command again goes on with them."] if left else []
     lines = table(ranked, objective)
     winner = next((one for one in ranked if one.whole and not math.isnan(one.score)), None)
     metrics = {

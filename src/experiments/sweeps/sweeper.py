@@ -3,6 +3,7 @@ matplotlib happens in processes of its own."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -35,7 +36,7 @@ from experiments.sweeps.plan import Job
 from experiments.types import ConfigError
 
 LOCK = ".sweep.lock"
-CHOSEN_FROM = ["evaluate.test=false", "tracking.log_model=false"]  # jobs
+CHOSEN_FROM = ["evaluate.test=false", "tracking.log_model=false", "sweep.job=true"]  # jobs
 FINAL = ["evaluate.test=true"]  # the winner
 PATIENCE = 60.0  # seconds that a sweep waits for the one before it, which may just be ending
 _log = logging.getLogger(__name__)
@@ -80,8 +81,13 @@ class Sweeper(HydraSweeper):
             if self.common.sweep.dry_run:
                 return []
             self.open(jobs)
-            results = self.run(jobs)
-            return self.conclude(jobs, results)
+            try:
+                return self.conclude(jobs, self.run(jobs))
+            except SystemExit:
+                raise
+            except BaseException as error:
+                self.stop(error)
+                raise
 
     # -- the plan
 
@@ -229,6 +235,7 @@ class Sweeper(HydraSweeper):
                 def ended(at: int, done: JobReturn) -> None:
                     todo[at].facts["seconds"] = self.jobs_by.seconds[at]
                     self.note(todo[at], done)
+                    self.tell(todo[at])
                     returns[todo[at].number] = done
                     advance(note=todo[at].status.lower())
 
@@ -252,7 +259,7 @@ class Sweeper(HydraSweeper):
             *([f"runtime.threads={threads}"] if threads else []),
             *([f"sweep.parent={self.parent}"] if self.parent else []),
             *([f"sweep.trial={journal.quoted(job.trial)}"] if job.trial else []),
-            "resume=auto",
+            *([] if self.common.sweep.rerun else ["resume=auto"]),
         ]  # fmt: skip
         keep = [one for one in job.overrides if not one.startswith(("evaluate.test=", "tracking.log_model="))]
         place = [
@@ -270,7 +277,20 @@ class Sweeper(HydraSweeper):
         elif done.status == JobStatus.FAILED:
             job.status = "PRUNED" if facts.get("status") == "PRUNED" else "FAILED"
             job.reason = str(done._return_value)
+            if job.status == "PRUNED":  # its last words say why
+                job.reason = job.reason.splitlines()[-1]
         job.write(self.folder)
+
+    def tell(self, job: Job) -> None:
+        """A line for a job that has ended."""
+        key, score = f"validation.{self.common.objective}", ""
+        if job.status == "FINISHED":
+            metrics = json.loads((job.folder / journal.METRICS).read_bytes())
+            score = f"{self.common.objective} {metrics[key]:.4g}  " if key in metrics else ""
+        values = " ".join(f"{key}={value}" for key, value in job.values.items())
+        reason = job.reason.splitlines()[:1]
+        said = f"  {job.number:>3}  {job.status.lower():8}  {score}{job.facts['seconds']:.0f} s  {values}"
+        self.say("  ".join([said, *reason]))
 
     def enough(self, jobs: Sequence[Job], returns: dict[int, JobReturn]) -> str | None:
         """Why no further job is to start; None: there is no reason."""
@@ -295,6 +315,15 @@ class Sweeper(HydraSweeper):
         return any(one.low >= target for one in whole)
 
     # -- the end
+
+    def stop(self, error: BaseException) -> None:
+        """Ends a sweep that is not at its end, and says how to go on."""
+        with contextlib.suppress(ConfigError):
+            said = self.ask("conclude", str(self.folder))
+            if self.parent is not None:
+                status = "FAILED" if isinstance(error, Exception) else "KILLED"
+                self.ask("close_run", plain(self.common), self.parent, str(self.folder), said["metrics"], status)
+        error.add_note("Go on with this sweep: the same command again")
 
     def conclude(
         self, jobs: Sequence[Job], returns: dict[int, JobReturn], final: bool | None = None, after: int | None = None
@@ -365,7 +394,7 @@ def show(console: Console, said: dict[str, Any], folder: Path) -> None:
     header, *rows = said["table"]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in header:
-        table.add_column(escape(name), overflow="fold")
+        table.add_column(escape(name), overflow="fold", no_wrap=name == said["objective"])
     for row in rows:
         table.add_row(*map(escape, row))
     console.print(table)

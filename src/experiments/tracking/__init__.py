@@ -187,6 +187,7 @@ def end_sweep(config: Config, run_id: str, folder: Path, metrics: Mapping[str, f
 
     mlflow.set_tracking_uri(str(config.tracking.uri))
     client = mlflow.MlflowClient()
+    owners.mark_lost(client.get_run(run_id).info.experiment_id)  # jobs that kill -9 ended
     for name, value in metrics.items():
         client.log_metric(run_id, name, value)
     for path in sorted([*folder.glob("summary.*"), *folder.glob("figures/*.png")]):

@@ -1,0 +1,95 @@
+"""What a command line unfolds into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig
+
+from experiments import paths
+from experiments.sweeps import local, plan
+from experiments.types import ConfigError
+
+
+@pytest.fixture
+def context() -> Iterator[HydraContext]:
+    GlobalHydra.instance().clear()
+    loader = ConfigLoaderImpl(create_config_search_path(str(paths.CONF)))
+    yield HydraContext(config_loader=loader, callbacks=None)  # type: ignore[arg-type]
+    GlobalHydra.instance().clear()
+
+
+def master(context: HydraContext, *overrides: str) -> DictConfig:
+    return context.config_loader.load_configuration("config", list(overrides), RunMode.MULTIRUN)
+
+
+def test_a_grid_is_every_combination_in_the_order_typed(context: HydraContext) -> None:
+    unfolded = plan.grid(plan.parse(["epochs=3", "seed=0,1", "optimizer.lr=choice(0.1,0.2)"], context))
+    assert [values for _, values in unfolded] == [
+        {"seed": "0", "optimizer.lr": "0.1"}, {"seed": "0", "optimizer.lr": "0.2"},
+        {"seed": "1", "optimizer.lr": "0.1"}, {"seed": "1", "optimizer.lr": "0.2"},
+    ]  # fmt: skip
+    assert unfolded[0][0] == ["epochs=3", "seed=0", "optimizer.lr=0.1"]
+
+
+def test_a_range_ends_before_its_end_and_the_last_override_of_a_key_wins(context: HydraContext) -> None:
+    unfolded = plan.grid(plan.parse(["epochs=1,2", "epochs=range(2,8,2)"], context))
+    assert [values["epochs"] for _, values in unfolded] == ["2", "4", "6"]
+
+
+def test_an_interval_has_no_place_in_a_grid(context: HydraContext) -> None:
+    with pytest.raises(ConfigError, match=r"optimizer\.lr: a grid needs single values.*sweep\.search"):
+        plan.grid(plan.parse(["optimizer.lr=interval(0.1,0.2)"], context))
+
+
+def test_every_faulty_job_is_named_in_one_error(context: HydraContext) -> None:
+    unfolded = plan.grid(plan.parse(["model.head.dropout=0.5,1.5", "epochs=3,0"], context))
+    with pytest.raises(ConfigError) as error:
+        plan.compose(unfolded, context, master(context))
+    assert "1.5" in str(error.value) and "epochs: must be" in str(error.value)
+
+
+def test_a_sweep_has_the_same_name_whatever_runs_it(context: HydraContext) -> None:
+    def name(*overrides: str) -> str:
+        unfolded = plan.grid(plan.parse(overrides, context))
+        configs = plan.compose(unfolded, context, master(context))
+        return plan.sweep_name(configs[0], configs)
+
+    assert name("epochs=3,4") == name("epochs=4,3", "sweep.jobs=2") == name("epochs=3,4", "progress=none")
+    assert name("epochs=3,4") != name("epochs=3,5")
+    assert name("epochs=3,4") != name("epochs=3,4", "seed=1")
+
+
+@pytest.mark.parametrize("experiment", ["above_95", "above_95_search"])
+def test_the_exercise_brings_its_space(context: HydraContext, experiment: str) -> None:
+    composed = master(context, f"experiment={experiment}", "data.root=x")
+    assert set(composed.hydra.sweeper.params) >= {"model.head.dropout", "model.head.l2", "regime.unfrozen_blocks"}
+    if experiment == "above_95":
+        given = [f"{key}={value}" for key, value in composed.hydra.sweeper.params.items()]
+        configs = plan.compose(
+            plan.grid(plan.parse([f"experiment={experiment}", "data.root=x", *given], context)), context, composed
+        )
+        assert len(configs) == 18
+        assert {config.regime.unfrozen_blocks for config in configs} == {1, 2}
+
+
+def test_jobs_queue_for_the_gpus_that_the_process_may_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert local.visible_gpus() == ["2", "5"]
+    for none in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert local.visible_gpus() == []
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(0, None), (1, "exit code 1"), (-9, "SIGKILL"), (143, "SIGTERM"), (255, "exit code 255")]
+)
+def test_an_exit_code_in_words(code: int, words: Any) -> None:
+    said = local.why_ended(code)
+    assert said is None if words is None else words in str(said)

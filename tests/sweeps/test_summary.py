@@ -1,0 +1,102 @@
+"""The conclusion of a sweep, from files that the tests write."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.sweeps import summary
+from experiments.types import ConfigError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "sweep.json").write_text(json.dumps({"objective": "accuracy", "command": "train -m", "parent": None}))
+    return tmp_path
+
+
+def add(
+    folder: Path, number: int, values: dict[str, str], correct: np.ndarray | None, first: int = 0, **job: Any
+) -> None:
+    """A job of the sweep, finished with these predictions, or failed."""
+    place = folder / str(number)
+    place.mkdir()
+    status = "FAILED" if correct is None else "FINISHED"
+    told = {"number": number, "values": values, "overrides": [f"{k}={v}" for k, v in values.items()],
+            "folder": str(place), "status": status, "reason": "", **job}  # fmt: skip
+    (place / "job.json").write_text(json.dumps(told))
+    (place / "run.json").write_text(json.dumps({"command": {}, "status": status}))
+    if correct is not None:
+        metrics = {
+            "validation.accuracy": float(correct.mean()),
+            "validation.loss": 1 - float(correct.mean()),
+            "total_seconds": 10.0,
+        }
+        (place / "metrics.json").write_text(json.dumps(metrics))
+        with (place / "predictions_validation.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "sha256", "correct"])
+            writer.writerows([f"p{first + at}", "x", str(bool(one))] for at, one in enumerate(correct))
+
+
+def right(count: int, of: int = 100) -> np.ndarray:
+    return np.arange(of) < count
+
+
+def test_the_winner_is_the_best_mean_over_seeds_and_only_whole_candidates_count(folder: Path) -> None:
+    for seed, (a, b) in enumerate([(80, 90), (82, 70), (81, 80)]):
+        add(folder, 2 * seed, {"x": "a", "seed": str(seed)}, right(a))
+        add(folder, 2 * seed + 1, {"x": "b", "seed": str(seed)}, right(b))
+    add(folder, 6, {"x": "lucky", "seed": "0"}, right(99))
+    add(folder, 7, {"x": "lucky", "seed": "1"}, None, reason="it broke")
+    said = summary.conclude(folder)
+    assert said["winner"]["values"] == {"x": "a"} and said["winner"]["seeds"] == ["0", "1", "2"]
+    assert [row[0] for row in said["table"]] == ["", "1", "2", "-"]
+    assert said["failures"] == ["job 7 (x=lucky seed=1): it broke"]
+    mean, low, high = 0.81, 0.81 - 4.302653 * 0.01 / 3**0.5, 0.81 + 4.302653 * 0.01 / 3**0.5  # Student's t, 2 degrees
+    assert f"{mean:.1%} [{100 * low:.1f}, {100 * high:.1f}] over 3 runs" in said["sentences"][0]
+    assert (folder / "figures" / "parameters.png").stat().st_size > 1000
+    assert (folder / "summary.md").read_text().count("\n| ") == 4
+
+
+def test_a_real_difference_and_noise_are_told_apart(folder: Path) -> None:
+    add(folder, 0, {"x": "1"}, right(95))
+    add(folder, 1, {"x": "2"}, np.roll(right(95), 1))
+    add(folder, 2, {"x": "3"}, right(60))
+    said = " ".join(summary.conclude(folder)["sentences"])
+    assert "not distinguishable from chance" in said
+    assert "1 of the 2 other candidates" in said
+    add(folder, 3, {"x": "4"}, right(100))
+    said = " ".join(summary.conclude(folder)["sentences"])
+    assert (
+        "x=4" in said and "5.0 points" in said and "a real difference" in said
+    )  # 5 to 0: p = 0.0625, interval 1 to 10
+
+
+def test_folds_are_judged_together(folder: Path) -> None:
+    for fold in range(2):
+        add(folder, fold, {"x": "a", "data.fold": str(fold)}, right(90), first=100 * fold)
+        add(folder, 2 + fold, {"x": "b", "data.fold": str(fold)}, right(60), first=100 * fold)
+    said = summary.conclude(folder)
+    assert said["winner"]["values"] == {"x": "a"}
+    assert "the same 200 pictures" in " ".join(said["sentences"])
+
+
+def test_a_loss_is_better_lower(folder: Path) -> None:
+    (folder / "sweep.json").write_text(json.dumps({"objective": "loss", "command": "", "parent": None}))
+    add(folder, 0, {"x": "good"}, right(90))
+    add(folder, 1, {"x": "bad"}, right(50))
+    assert summary.conclude(folder)["winner"]["values"] == {"x": "good"}
+
+
+def test_without_a_finished_job_there_is_no_winner(folder: Path) -> None:
+    add(folder, 0, {"x": "1"}, None, reason="broke")
+    said = summary.conclude(folder)
+    assert said["winner"] is None and "no winner" in said["sentences"][0]
+    with pytest.raises(ConfigError, match=r"no sweep's folder"):
+        summary.read(folder / "0")

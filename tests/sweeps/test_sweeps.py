@@ -1,0 +1,249 @@
+"""Whole sweeps of small drawn pictures: planned, shared, failed, killed, resumed, concluded."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+SMALL = (
+    "data.image_size=48", "model.head.pooling=average", "batch_size=4", "runtime.threads=1", "model.weights=null",
+    "regime.head_epochs=2", "epochs=2",
+)  # fmt: skip
+# An augmentation that fails, ends its process or takes for ever, as it is told; not any more once CURED is set.
+FAULTS = """
+import os, signal, time
+from experiments.augmentation import affine
+
+class Faulty:
+    def __init__(self, fault, ranges): self.fault, self.inner = fault, affine(**ranges)
+    def draw(self, rng, count, size):
+        if "CURED" not in os.environ:
+            if self.fault == "raise": raise RuntimeError("the augmentation broke")
+            if self.fault == "kill": os.kill(os.getpid(), signal.SIGKILL)
+            if self.fault == "sleep": time.sleep(600)
+        return self.inner.draw(rng, count, size)
+    def __call__(self, pixels, numbers): return self.inner(pixels, numbers)
+
+def faulty(fault, **ranges): return Faulty(fault, ranges)
+"""
+Sweep = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def command(drawn: Path) -> Callable[..., list[str]]:
+    """A sweep's command line."""
+    given = [sys.executable, "-m", "experiments.train", "-m", "data=folder", f"data.root={drawn}", *SMALL]
+    return lambda *overrides: [*given, *overrides]
+
+
+@pytest.fixture
+def sweep(command: Callable[..., list[str]], tmp_path: Path) -> Sweep:
+    def run(*overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join([str(SOURCE), str(tmp_path)])
+        return subprocess.run(
+            command(*overrides), env=os.environ | {"PYTHONPATH": path, "COLUMNS": "200"} | environment,
+            capture_output=True, text=True, timeout=400,
+        )  # fmt: skip
+
+    return run
+
+
+def only_sweep(home: Path) -> Path:
+    (path,) = home.glob("sweeps/*/sweep.json")
+    return path.parent
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_bytes())
+    return found
+
+
+def tracked(home: Path) -> tuple[list[Any], list[Any]]:
+    """The MLflow runs of sweeps, and those of jobs."""
+    client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
+    (experiment,) = [one for one in client.search_experiments() if one.name == "experiments"]
+    runs = list(client.search_runs([experiment.experiment_id]))
+    return [run for run in runs if "sweep" in run.data.tags], [run for run in runs if "sweep" not in run.data.tags]
+
+
+def test_a_sweep_plans_shares_concludes_and_is_not_run_twice(sweep: Sweep, own_outputs: Path) -> None:
+    swept = ("regime=bottleneck,finetune", "regime.unfrozen_blocks=1,2", "seed=0,1")
+    planned = sweep(*swept, "sweep.dry_run=true")
+    assert planned.returncode == 0, planned.stderr
+    assert "8 jobs, 6 to run, 2 the same as another" in planned.stdout  # bottleneck ignores unfrozen_blocks
+    assert not (own_outputs / "mlflow.db").exists(), "a dry run tracks nothing"
+
+    done = sweep(*swept)
+    assert done.returncode == 0, done.stdout + done.stderr
+    parents, jobs = tracked(own_outputs)
+    folder = only_sweep(own_outputs)
+    said = summary_of(folder)
+    (parent,) = parents
+    finals = [run for run in said["runs"] if run["final"]]
+    assert len(jobs) == 6 + len(finals) and len(finals) == 2, "the winner once more, with each seed"
+    assert {run.info.status for run in [*jobs, parent]} == {"FINISHED"}
+    assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in jobs)
+    identities = [run.data.tags["identity"] for run in jobs]
+    assert len(set(identities)) == 6
+    # Only the winner has read the test split.
+    assert sum("test.accuracy" in run.data.metrics for run in jobs) == 2
+    assert "Read once on the test pictures" in done.stdout and "Winner by validation accuracy" in done.stdout
+    means: dict[tuple[str, str], list[float]] = {}
+    for run in said["runs"]:
+        if not run["final"]:
+            key = (run["values"]["regime"], run["values"]["regime.unfrozen_blocks"])
+            means.setdefault(key, []).append(run["metrics"]["validation.accuracy"])
+    best = max(sum(scores) / len(scores) for scores in means.values())
+    assert parent.data.metrics["winner.validation.accuracy"] == pytest.approx(best)
+    client = mlflow.MlflowClient(f"sqlite:///{own_outputs}/mlflow.db")
+    artifacts = {one.path for one in client.list_artifacts(parent.info.run_id)}
+    assert artifacts >= {"summary.md", "summary.csv", "summary.json", "figures"}
+    # One head for two fine-tuning jobs each.
+    sources = [run.data.tags["head_source"] for run in jobs if run.data.tags["regime"] == "finetune"]
+    assert sources.count("trained in this run") == 0, "the bottleneck jobs had trained them"
+
+    again = sweep(*swept)
+    assert again.returncode == 0 and "6 already finished" in again.stdout
+    assert len(tracked(own_outputs)[1]) == len(jobs)
+    anew = sweep("regime=bottleneck", "seed=0", "sweep.rerun=true", "sweep.final=false")
+    assert "1 jobs, 1 to run" in anew.stdout, anew.stdout + anew.stderr
+    assert len(tracked(own_outputs)[1]) == len(jobs) + 1
+    (folder / "summary.md").unlink()
+    told = subprocess.run(
+        [sys.executable, "-m", "experiments", "summarize", str(folder)], env=os.environ | {"PYTHONPATH": str(SOURCE)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert told.returncode == 0 and (folder / "summary.md").exists(), told.stderr
+    assert "Winner by validation accuracy" in told.stdout
+
+
+def test_a_job_that_fails_is_one_row_and_the_rerun_runs_those_only(
+    sweep: Sweep, own_outputs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "faults.py").write_text(FAULTS)
+    swept = (
+        "regime=scratch", "trusted_packages=[faults]", "augmentation=none", "augmentation._target_=faults.faulty",
+        "+augmentation.fault=raise,no1,kill,no2,sleep,no3", "sweep.timeout=25", "sweep.jobs=2",
+    )  # fmt: skip
+    done = sweep(*swept)
+    assert done.returncode == 1, done.stdout + done.stderr
+    said = summary_of(only_sweep(own_outputs))
+    status = {run["values"]["augmentation.fault"]: run["status"] for run in said["runs"]}
+    wanted = dict.fromkeys(("raise", "kill", "sleep"), "FAILED") | {f"no{at}": "FINISHED" for at in (1, 2, 3)}
+    assert status == wanted
+    reasons = {text.split("=")[1].split(")")[0]: text for text in said["failures"]}
+    assert "the augmentation broke" in reasons["raise"]
+    assert "SIGKILL" in reasons["kill"] and "25 s" in reasons["sleep"]
+    for text in said["failures"]:
+        assert text.splitlines()[0] in done.stdout
+    parents, _ = tracked(own_outputs)
+    assert parents[0].info.status == "FAILED"
+    assert "RUNNING" not in {run.info.status for run in tracked(own_outputs)[1]}
+
+    cured = sweep(*swept, CURED="yes")
+    assert cured.returncode == 0, cured.stdout + cured.stderr
+    assert "6 jobs, 3 to run" in cured.stdout and "3 already finished" in cured.stdout
+    parents, jobs = tracked(own_outputs)
+    assert [parent.info.status for parent in parents] == ["FINISHED"]
+    finished = [run.data.tags["identity"] for run in jobs if run.info.status == "FINISHED"]
+    assert len(set(finished)) == 6
+
+
+def test_on_error_stop_starts_no_further_job(sweep: Sweep, own_outputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "faults.py").write_text(FAULTS)
+    done = sweep(
+        "regime=scratch", "trusted_packages=[faults]", "augmentation=none", "augmentation._target_=faults.faulty",
+        "+augmentation.fault=raise,no1,no2", "sweep.on_error=stop", "tracking=none",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert [run["status"] for run in summary_of(only_sweep(own_outputs))["runs"]] == ["FAILED", "NEW", "NEW"]
+
+
+def test_a_killed_sweep_goes_on_where_it_was(
+    command: Callable[..., list[str]], own_outputs: Path, request: pytest.FixtureRequest
+) -> None:
+    """kill -9 of the parent at a random moment, the same command again: each job is finished once."""
+    given = command(
+        "regime=scratch,finetune", "optimizer.lr=0.01,0.02", "epochs=8", "seed=0", "sweep.final=false",
+        "tracking.log_model=false",
+    )  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    kills = 0
+    draw = random.Random(7)
+    for _ in range(5 if request.config.getoption("--full") else 1):
+        process = subprocess.Popen(given, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while not list(own_outputs.glob("sweeps/*/[0-9]*/curves.csv")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(draw.uniform(0, 1.5))
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+    assert kills
+    done = subprocess.run(given, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    parents, jobs = tracked(own_outputs)
+    assert [parent.info.status for parent in parents] == ["FINISHED"], "the same sweep is the same run"
+    finished = [run for run in jobs if run.info.status == "FINISHED"]
+    assert len({run.data.tags["identity"] for run in finished}) == len(finished) == 4
+    assert {run.info.status for run in jobs} == {"FINISHED"}, "what was killed was gone on with, not begun anew"
+    for folder in only_sweep(own_outputs).glob("[0-9]*"):
+        with (folder / "curves.csv").open(newline="") as file:
+            steps = [int(row["step"]) for row in csv.DictReader(file)]
+        assert steps == list(range(len(steps))), "no epoch stands twice"
+
+
+def test_a_stopped_sweep_ends_its_jobs(command: Callable[..., list[str]], own_outputs: Path) -> None:
+    given = command("regime=scratch", "optimizer.lr=0.01,0.02", "epochs=2000")
+    process = subprocess.Popen(
+        given, env=os.environ | {"PYTHONPATH": str(SOURCE)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(own_outputs.glob("sweeps/*/0/curves.csv")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    facts = json.loads((only_sweep(own_outputs) / "0" / "run.json").read_bytes())
+    assert facts["status"] == "KILLED"
+    parents, jobs = tracked(own_outputs)
+    assert [run.info.status for run in jobs] == ["KILLED"]
+    assert [run.info.status for run in parents] == ["KILLED"]
+    assert "the same command again" in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    {
+        "a value": (["model.head.dropout=0.3,1.5"], ["model.head.dropout", "1.5"]),
+        "a key": (["model.head.dropuot=0.3,0.5"], ["dropuot", "model.head.dropout"]),
+        "a choice": (["regime=scratch,frozen"], ["frozen", "finetune"]),
+        "an interval": (["optimizer.lr=interval(0.1,0.2)"], ["optimizer.lr", "sweep.search"]),
+        "its own settings": (["sweep.jobs=1,2"], ["sweep", "cannot be swept"]),
+        "a component": (["optimizer=adam", "+optimizer.nesterov=true,false"], ["nesterov"]),
+    }.values(),
+)
+def test_a_sweep_that_cannot_be_run_starts_nothing(
+    sweep: Sweep, own_outputs: Path, overrides: list[str], words: list[str]
+) -> None:
+    began = time.monotonic()
+    done = sweep(*overrides)
+    assert done.returncode == 1 and time.monotonic() - began < 20
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+    assert not list(own_outputs.glob("sweeps/*/[0-9]*"))
