@@ -18,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from experiments import studies
 from experiments.schema import Config
 from experiments.sweeps import search as searches
+from experiments.sweeps.plan import Job
 from experiments.sweeps.search import Dimension, Space, dimension, search_name, space
 from experiments.tracking import owners
 from experiments.types import ConfigError, EpochRecord, Pruned
@@ -250,6 +251,30 @@ def test_a_point_that_was_drawn_before_is_told_and_not_run_again(config: Any, tm
     assert states(worker.study) == ["COMPLETE"] * 15
     assert len(worker.drawn) == len({tuple(values.items()) for values in worker.drawn})
     assert {trial.value for trial in worker.study.trials if trial.params["a"] == "yy"} == {3.0}
+
+
+def test_what_failed_is_tried_once_at_every_start_and_in_its_place(config: Any, tmp_path: Path) -> None:
+    found = over("a=x,yy", "b=1,2")
+    tried: list[tuple[int, str]] = []
+
+    def failing(worker: Drawing) -> Drawing:
+        def run(batch: Any) -> None:
+            for trial in batch:
+                tried.append((trial.place, trial.values["a"] + trial.values["b"]))
+                job = Job(trial.place, [], trial.values, worker.sweeper.common, tmp_path, status="FAILED", reason="why")
+                trial.jobs = [job]
+                worker.jobs.append(job)
+                worker.judge(trial)
+
+        worker.run = run  # type: ignore[method-assign]
+        worker.work()
+        return worker
+
+    first = failing(drawing(config, tmp_path, found, "sweep.trials=12", "sweep.jobs=1"))
+    assert set(states(first.study)) == {"FAIL"} and first.failed == 12, "a start ends, though everything fails"
+    assert len(tried) == len(set(tried)) == 4
+    failing(drawing(config, tmp_path, found, "sweep.trials=12", "sweep.jobs=1"))
+    assert len(tried) == 8 and set(tried[4:]) == set(tried[:4])
 
 
 def test_workers_of_one_study_share_its_trials(config: Any, tmp_path: Path) -> None:

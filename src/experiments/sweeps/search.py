@@ -448,8 +448,16 @@ class Worker:
         return batch
 
     def known(self, trial: Trial, before: Sequence[Any]) -> bool:
-        """Whether the same point was drawn before; then the trial is told what that was told, or will be."""
+        """Whether the same point was drawn before; then the trial is told what that was told, or will be.
+
+        What failed before this start is tried again, in its place; what failed since, is not.
+        """
         for one in before:
+            if REASON in one.user_attrs and self.space.spell(one.params) == trial.values:
+                trial.place = one.user_attrs.get(NUMBER, one.number)
+                if trial.place in {self.place_of(job.number) for job in self.jobs if job.status == "FAILED"}:
+                    self.fail(trial, one.user_attrs[REASON])
+                    return True
             if counts(one) and TWIN not in one.user_attrs and self.space.spell(one.params) == trial.values:
                 if ended(one):
                     self.tell_same(trial, one)
@@ -563,6 +571,10 @@ class Worker:
         """The number of a trial's first job."""
         return place * (RUNS if len(self.space.repeats) > 1 else 1)
 
+    def place_of(self, number: int) -> int:
+        """The place of the trial that a job belongs to."""
+        return number // (RUNS if len(self.space.repeats) > 1 else 1)
+
     def compose(self, trial: Trial) -> bool:
         """Makes a trial's jobs; whether they can be run."""
         sweeper, at = self.sweeper, self.first_number(trial.place)
@@ -610,20 +622,22 @@ class Worker:
         states = [job.status for job in trial.jobs]
         self.note(trial.number, **{TRACKED: [job.facts.get("run_id") for job in trial.jobs]})
         if "FAILED" in states:
-            self.failed += 1
-            reason = next(job.reason for job in trial.jobs if job.status == "FAILED")
-            self.note(trial.number, **{REASON: reason[:1000]})
-            self.tell(trial.number, "FAIL")
+            self.fail(trial, next(job.reason for job in trial.jobs if job.status == "FAILED"))
         elif "PRUNED" in states:
             self.tell(trial.number, "PRUNED")
         elif all(state == "FINISHED" for state in states):
             value = float(np.mean([self.score(job) for job in trial.jobs]))
             if math.isnan(value):
-                self.failed += 1
-                self.note(trial.number, **{REASON: f"validation {self.sweeper.common.objective} is not defined"})
-                self.tell(trial.number, "FAIL")
+                self.fail(trial, f"validation {self.sweeper.common.objective} is not defined")
             else:
                 self.tell(trial.number, "COMPLETE", value)
+
+    def fail(self, trial: Trial, reason: str) -> None:
+        """Tells the study that a trial has failed; this start asks for one trial less."""
+        self.failed += 1
+        last = without_passwords(reason.strip().splitlines()[-1])[:500]
+        self.note(trial.number, **{REASON: last, NUMBER: trial.place})
+        self.tell(trial.number, "FAIL")
 
     def score(self, job: Job) -> float:
         """A finished job's value of the objective."""
