@@ -468,7 +468,7 @@ class Worker:
 
     def wait_for(self, trial: Trial, other: int) -> None:
         """Has a trial wait for its twin."""
-        self.note(trial.number, **{TWIN: other})
+        self.note(trial.number, {TWIN: other})
         self.twins[trial.number] = other
 
     def tell_same(self, trial: Trial, other: Any) -> None:
@@ -544,7 +544,7 @@ class Worker:
         found: int = self.storage.get_trial_id_from_study_id_trial_number(study, number)
         return found
 
-    def note(self, number: int, **facts: Any) -> None:
+    def note(self, number: int, facts: Mapping[str, Any]) -> None:
         """Has a trial say more of itself."""
         for name, value in facts.items():
             with contextlib.suppress(RuntimeError):  # another has ended it
@@ -599,7 +599,7 @@ class Worker:
         identity = " ".join(job.identity for job in trial.jobs)
         for job in trial.jobs:
             job.same_as = None  # a trial is told by its own or by another trial, never by halves
-        self.note(trial.number, **{IDENTITY: identity})
+        self.note(trial.number, {IDENTITY: identity})
         for one in self.study.get_trials(deepcopy=False):
             same = one.user_attrs.get(IDENTITY) == identity and TWIN not in one.user_attrs
             if same and one.number != trial.number and counts(one):
@@ -620,7 +620,7 @@ class Worker:
     def judge(self, trial: Trial) -> None:
         """Tells the study what came of a trial; one that has not been run to its end stays begun."""
         states = [job.status for job in trial.jobs]
-        self.note(trial.number, **{TRACKED: [job.facts.get("run_id") for job in trial.jobs]})
+        self.note(trial.number, {TRACKED: [job.facts.get("run_id") for job in trial.jobs]})
         if "FAILED" in states:
             self.fail(trial, next(job.reason for job in trial.jobs if job.status == "FAILED"))
         elif "PRUNED" in states:
@@ -636,7 +636,7 @@ class Worker:
         """Tells the study that a trial has failed; this start asks for one trial less."""
         self.failed += 1
         last = without_passwords(reason.strip().splitlines()[-1])[:500]
-        self.note(trial.number, **{REASON: last, NUMBER: trial.place})
+        self.note(trial.number, {REASON: last, NUMBER: trial.place})
         self.tell(trial.number, "FAIL")
 
     def score(self, job: Job) -> float:
