@@ -458,6 +458,7 @@ class Worker:
                 if trial.place in {self.place_of(job.number) for job in self.jobs if job.status == "FAILED"}:
                     self.fail(trial, one.user_attrs[REASON])
                     return True
+                self.note(trial.number, {NUMBER: trial.place})
             if counts(one) and TWIN not in one.user_attrs and self.space.spell(one.params) == trial.values:
                 if ended(one):
                     self.tell_same(trial, one)
