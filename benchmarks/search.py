@@ -179,7 +179,10 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--studies", type=int, default=5, help="of each kind, with seeds from 0 on (5)")
     parser.add_argument("--pruner", choices=("median", "hyperband"), default="median", help="of TPE (median)")
     options = parser.parse_args(given)
-    grid = read(options.folder)
+    try:
+        grid = read(options.folder)
+    except ConfigError as error:
+        parser.error(str(error))
     budget = options.budget_epochs or grid.epochs // 4
     if budget < 1 or options.studies < 1:
         parser.error(f"--budget-epochs and --studies must be 1 or more. Received: {budget}, {options.studies}")
