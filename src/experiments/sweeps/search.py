@@ -279,14 +279,12 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> Any:
     # What the data is like, and what all trials share, is seen on one of them.
     probe = Job(0, *corners[0], unjudged(configs[0]), sweeper.folder / "0")
     sweeper.look([probe])
-    if sweeper.common.sweep.dry_run and not there(sweeper.common.sweep.storage):
-        tell_plan(sweeper, over, [])
+    if sweeper.common.sweep.dry_run:
+        tell_plan(sweeper, over, trials_so_far(sweeper))
         return []
     storage = studies.storage(sweeper.common)
     study = open_study(sweeper, storage, name, probe.identity, max(config.epochs for config in configs))
     tell_plan(sweeper, over, study.get_trials(deepcopy=False))
-    if sweeper.common.sweep.dry_run:
-        return []
     worker = Worker(sweeper, over, study, storage)
     with FileLock(sweeper.folder / LOCK):  # of several that start together, one begins the MLflow run
         sweeper.open([])
@@ -314,9 +312,19 @@ def unjudged(config: Config) -> Config:
     return config.model_copy(update={"evaluate": Evaluate(test=False)})
 
 
-def there(storage: str) -> bool:
-    """Whether a storage may hold a study: a file that is not there does not."""
-    return not storage.startswith(studies.SQLITE) or Path(storage.removeprefix(studies.SQLITE)).exists()
+def trials_so_far(sweeper: Sweeper) -> list[Any]:
+    """The trials of the study, if it is there; it is not made."""
+    import optuna
+
+    place = sweeper.common.sweep.storage
+    if place.startswith(studies.SQLITE) and not Path(place.removeprefix(studies.SQLITE)).exists():
+        return []
+    storage = studies.storage(sweeper.common)
+    try:
+        found = optuna.load_study(study_name=sweeper.folder.name, storage=storage).get_trials(deepcopy=False)
+    except KeyError:
+        return []
+    return list(found)
 
 
 def open_study(sweeper: Sweeper, storage: Any, name: str, identity: str, epochs: int) -> Any:

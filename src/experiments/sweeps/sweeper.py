@@ -278,7 +278,7 @@ class Sweeper(HydraSweeper):
             job.status = "PRUNED" if facts.get("status") == "PRUNED" else "FAILED"
             job.reason = str(done._return_value)
             if job.status == "PRUNED":  # its last words say why
-                job.reason = job.reason.splitlines()[-1]
+                job.reason = job.reason.strip().splitlines()[-1]
         job.write(self.folder)
 
     def tell(self, job: Job) -> None:
