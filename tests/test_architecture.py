@@ -16,7 +16,7 @@ ROWS = (
     ("types", "paths", "quiet", "signals", "statistics", "store", "schedules"),
     ("progress",),
     ("schema", "data.decoder", "data.download", "data.animals", "checkpoints", "augmentation", "losses"),
-    ("validation",),
+    ("validation", "studies"),
     ("tracking.outbox", "tracking.owners", "tracking.address"),
     ("tracking.stored",),
     ("explain", "runtime", "tracking", "data.pen", "data.listing", "data.pipeline", "models.convnet", "evaluate"),
@@ -59,6 +59,7 @@ LIGHT = (
     "sweeps.plan",
     "sweeps.local",
     "sweeps.sweeper",
+    "sweeps.search",
 )
 UNPICKLED = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
 
@@ -132,7 +133,8 @@ def test_what_starts_fast_imports_no_framework(name: str) -> None:
         module = waiting.pop()
         seen.add(module)
         found = list(imports(MODULES[module], lazy=False))
-        assert not {_package(one) for one in found} & {"tensorflow", "keras", "mlflow"}, f"{name} through {module}"
+        heavy = {"tensorflow", "keras", "mlflow", "optuna"}
+        assert not {_package(one) for one in found} & heavy, f"{name} through {module}"
         below = {other for other in NAMES for one in found if f"{one}.".startswith(f"experiments.{other}.")}
         waiting += below - seen
 

@@ -19,7 +19,7 @@ import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
-from experiments import figures, runtime, schema, store, tracking
+from experiments import figures, runtime, schema, store, studies, tracking
 from experiments import journal as journals
 from experiments.build import build
 from experiments.checkpoints import Checkpoints
@@ -41,6 +41,7 @@ from experiments.types import (
     Manifest,
     Parts,
     Pictures,
+    Pruned,
     Splits,
     Watch,
 )
@@ -71,7 +72,9 @@ def run(config: schema.Config) -> float:
         journal.check(identity)
         describe(parts, splits, folder, tracker, identity)
         watch = Watch(
-            Terminal(console), Curves(folder / "curves.csv", tracker).add, Checkpoints(folder / journals.CHECKPOINTS)
+            Terminal(console),
+            studies.reporting(config, Curves(folder / "curves.csv", tracker).add),
+            Checkpoints(folder / journals.CHECKPOINTS),
         )
         fitted = parts.regime(parts, splits, watch)
         check_joined(config, fitted, splits)
@@ -99,6 +102,9 @@ def keep_journal(folder: Path, config: schema.Config) -> Iterator[journals.Journ
     journal = journals.Journal(folder, config)
     try:
         yield journal
+    except Pruned:
+        journal.end("PRUNED")
+        raise
     except BaseException as error:
         with contextlib.suppress(OSError):  # on a full disk
             journal.end("FAILED" if isinstance(error, Exception | SystemExit) else "KILLED")

@@ -18,7 +18,7 @@ from experiments.explain import disk_full, explain
 from experiments.quiet import Starred, quiet_start
 from experiments.sweeps.local import LocalLauncher
 from experiments.sweeps.sweeper import Sweeper
-from experiments.types import ConfigError, DataError
+from experiments.types import ConfigError, DataError, Pruned
 
 for plugin in (Sweeper, LocalLauncher):
     Plugins.instance().register(plugin)
@@ -57,7 +57,7 @@ def main() -> None:
             return
         sys.argv[1:] = like.expand(command)
         train()
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, Pruned) as error:
         sys.exit(str(error))
     except (KeyboardInterrupt, signals.Stopped) as stop:
         print("\n".join([f"Stopped: {stop or 'Ctrl-C'}", *getattr(stop, "__notes__", ())]), file=sys.stderr)

@@ -25,6 +25,10 @@ class DataError(ValueError):
     """Pictures that cannot be used; the message names every path and what to do about it."""
 
 
+class Pruned(Exception):
+    """A search ended this run early: its curve is behind."""
+
+
 SPLITS = ("train", "validation", "test")
 
 

@@ -82,7 +82,8 @@ def look(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
     """Who the jobs are, what of them is done, what they share.
 
     The answer: `jobs`, a mapping each (identity; status, folder, run_id, threads of a run that is there); `shared`,
-    lines for the plan; `seconds` of a job where it is known; `held_back`, whether there are pictures for the winner.
+    lines for the plan; `lacking`, whether activations are to be computed; `seconds` of a job where it is
+    known; `held_back`, whether there are pictures for the winner.
     """
     with answering(answer) as said:
         first = Config.model_validate(configs[0])
@@ -92,6 +93,7 @@ def look(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
         known = known_runs(first, {one.identity for one in seen})
         said["jobs"] = [{"identity": one.identity, **known.get(one.identity, {})} for one in seen]
         said["shared"] = shared(seen)
+        said["lacking"] = any(table.lacking_bytes for one in seen for table in tables_of(one))
         said["seconds"] = usual_seconds(first, seen[0].splits.fingerprint)
         said["held_back"] = all(one.splits.test for one in seen)
 

@@ -39,6 +39,7 @@ class Job:
     reason: str = ""  # why it failed
     threads: int | None = None  # that a partial one began with
     same_as: int | None = None  # the number of the job with the same identity
+    trial: str | None = None  # of a search, that the job tells its curve to: STUDY/NUMBER
     facts: dict[str, Any] = field(default_factory=dict)
 
     def write(self, sweep: Path) -> None:

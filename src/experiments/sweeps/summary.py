@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from experiments import journal, store
+from experiments.quiet import without_passwords
 from experiments.schema import LOWER_IS_BETTER
 from experiments.statistics import mean_interval, paired_difference, wilson
 from experiments.sweeps.plan import JOB, REPEATS, SWEEP
@@ -271,6 +272,7 @@ def conclude(folder: Path) -> dict[str, Any]:
         "failures": failures(rows), "metrics": metrics,
         "winner": winner and {
             "values": dict(winner.values), "overrides": list(winner.rows[0].overrides),
+            "number": winner.rows[0].number,
             "seeds": sorted({row.values["seed"] for row in winner.rows if "seed" in row.values}, key=int),
         },
         "runs": [
@@ -285,7 +287,8 @@ def conclude(folder: Path) -> dict[str, Any]:
     store.write_file(
         folder / "summary.md", markdown(folder.name, about["command"], lines, said, summary["failures"]).encode()
     )
-    store.write_file(folder / "summary.json", json.dumps(summary, indent=1).encode())
+    # Overrides may hold addresses of stores; this file goes to MLflow.
+    store.write_file(folder / "summary.json", without_passwords(json.dumps(summary, indent=1)).encode())
     plots.draw(folder / "figures", ranked, objective)
     return summary
 

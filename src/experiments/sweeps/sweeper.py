@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import shlex
 import sys
 import time
@@ -90,8 +91,12 @@ class Sweeper(HydraSweeper):
 
     # -- the plan
 
-    def begin(self, configs: Sequence[Config]) -> None:
-        """What is the same in all jobs: settings, folder, launcher."""
+    def begin(self, configs: Sequence[Config], name: str | None = None) -> None:
+        """What is the same in all jobs: settings, folder, launcher.
+
+        Args:
+            name: of the folder, where it is not that of these jobs.
+        """
         self.common = configs[0]
         if len({config.tracking.uri for config in configs}) > 1 or len({config.outputs for config in configs}) > 1:
             raise ConfigError("tracking and outputs: a sweep has one of each. They cannot be swept over")
@@ -100,7 +105,7 @@ class Sweeper(HydraSweeper):
         self.console = Console(quiet=self.common.progress == "none")
         fixed = any(one.startswith("hydra.sweep.dir=") for one in self.master.hydra.overrides.hydra)
         place = Path(self.master.hydra.sweep.dir)
-        self.folder = (place if fixed else place / plan.sweep_name(self.common, configs)).absolute()
+        self.folder = (place if fixed else place / (name or plan.sweep_name(self.common, configs))).absolute()
         self.parent: str | None = None
         self.began = time.monotonic()
         with open_dict(self.master):
@@ -137,11 +142,12 @@ class Sweeper(HydraSweeper):
         Raises:
             ConfigError: as the function.
         """
-        answer = self.folder / f".{function}.json"
-        answer.unlink(missing_ok=True)
-        local.call("experiments.sweeps.look", function, *arguments, str(answer))
-        said: dict[str, Any] = json.loads(answer.read_bytes())
-        answer.unlink()
+        answer = self.folder / f".{function}-{secrets.token_hex(4)}.json"  # the workers of a search share a folder
+        try:
+            local.call("experiments.sweeps.look", function, *arguments, str(answer))
+            said: dict[str, Any] = json.loads(answer.read_bytes())
+        finally:
+            answer.unlink(missing_ok=True)
         if "error" in said:
             raise ConfigError(said["error"])
         return said
@@ -160,6 +166,7 @@ class Sweeper(HydraSweeper):
                 job.status, job.folder, job.threads = known["status"], Path(known["folder"]), known.get("threads")
                 job.facts = {"run_id": known.get("run_id")}
         self.shared, self.usual, self.held_back = said["shared"], said["seconds"], said["held_back"]
+        self.lacking = said["lacking"]
 
     def tell_plan(self, jobs: Sequence[Job]) -> None:
         """How many jobs, what of them is done, what is shared, how long it may take."""
@@ -195,11 +202,16 @@ class Sweeper(HydraSweeper):
         if self.common.tracking.uri is not None:
             said = self.ask("open_run", plain(self.common), str(self.folder), before.get("parent"))
             self.parent = said["run_id"]
-        about = {
+        about: dict[str, Any] = {
             "command": without_passwords(shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])),
             "objective": self.common.objective, "parent": self.parent, "config": plain(self.common),
         }  # fmt: skip
+        about["config"]["sweep"]["storage"] = without_passwords(self.common.sweep.storage)  # nobody reads it there
         store.write_file(path, json.dumps(about, indent=1).encode())
+        self.keep(jobs)
+
+    def keep(self, jobs: Sequence[Job]) -> None:
+        """Puts what a summary reads of the jobs into the sweep's folder."""
         for job in jobs:
             job.write(self.folder)
         away = [job for job in jobs if job.status == "FINISHED" and not (job.folder / journal.METRICS).exists()]
@@ -211,7 +223,8 @@ class Sweeper(HydraSweeper):
         """Runs those of the jobs that are not finished, by the launcher; what became of each, by number."""
         todo = [job for job in jobs if job.same_as is None and job.status != "FINISHED"]
         mine = isinstance(self.jobs_by, local.LocalLauncher)
-        if todo and mine:
+        if todo and mine and self.lacking:
+            self.lacking = False
             self.ask("share", [plain(job.config) for job in todo])
         returns: dict[int, JobReturn] = {}
         if not todo:
@@ -245,6 +258,7 @@ class Sweeper(HydraSweeper):
             *(FINAL if job.facts.get("final") else CHOSEN_FROM),
             *([f"runtime.threads={threads}"] if threads else []),
             *([f"sweep.parent={self.parent}"] if self.parent else []),
+            *([f"sweep.trial={journal.quoted(job.trial)}"] if job.trial else []),
             *([] if self.common.sweep.rerun else ["resume=auto"]),
         ]  # fmt: skip
         keep = [one for one in job.overrides if not one.startswith(("evaluate.test=", "tracking.log_model="))]
@@ -263,6 +277,8 @@ class Sweeper(HydraSweeper):
         elif done.status == JobStatus.FAILED:
             job.status = "PRUNED" if facts.get("status") == "PRUNED" else "FAILED"
             job.reason = str(done._return_value)
+            if job.status == "PRUNED":  # its last words say why
+                job.reason = job.reason.strip().splitlines()[-1]
         job.write(self.folder)
 
     def tell(self, job: Job) -> None:
@@ -279,7 +295,7 @@ class Sweeper(HydraSweeper):
     def enough(self, jobs: Sequence[Job], returns: dict[int, JobReturn]) -> str | None:
         """Why no further job is to start; None: there is no reason."""
         settings = self.common.sweep
-        if settings.on_error == "stop" and any(one.status == JobStatus.FAILED for one in returns.values()):
+        if settings.on_error == "stop" and any(job.status == "FAILED" for job in jobs):
             return "one has failed (sweep.on_error=stop)"
         if settings.max_minutes is not None and time.monotonic() - self.began > 60 * settings.max_minutes:
             return f"sweep.max_minutes={settings.max_minutes:g} have passed"
@@ -309,8 +325,14 @@ class Sweeper(HydraSweeper):
                 self.ask("close_run", plain(self.common), self.parent, str(self.folder), said["metrics"], status)
         error.add_note("Go on with this sweep: the same command again")
 
-    def conclude(self, jobs: list[Job], returns: dict[int, JobReturn]) -> list[Any]:
+    def conclude(
+        self, jobs: Sequence[Job], returns: dict[int, JobReturn], final: bool | None = None, after: int | None = None
+    ) -> list[Any]:
         """The table and the winner, on the terminal, in the sweep's folder and in MLflow.
+
+        Args:
+            final: whether `sweep.final` is for now; None: unless a job has failed.
+            after: how far the numbers of the final jobs lie behind the winner's; None: they follow the last job's.
 
         Raises:
             SystemExit: a job has failed.
@@ -323,10 +345,11 @@ class Sweeper(HydraSweeper):
         said = self.ask("conclude", str(self.folder))
         failed = any(job.status == "FAILED" for job in jobs)
         finals: list[Job] = []
-        if said["winner"] and self.common.sweep.final and not failed:
-            finals = self.finals(said["winner"], max(job.number for job in jobs) + 1)
+        if said["winner"] and self.common.sweep.final and (not failed if final is None else final):
+            number = max(job.number for job in jobs) + 1 if after is None else said["winner"]["number"] + after
+            finals = self.finals(said["winner"], number)
             returns = returns | self.run(finals, "the winner")
-            failed = any(job.status == "FAILED" for job in finals)
+            failed = failed or any(job.status == "FAILED" for job in finals)
             said = self.ask("conclude", str(self.folder))
         if self.parent is not None:
             status = "FAILED" if failed else "FINISHED"
@@ -340,6 +363,7 @@ class Sweeper(HydraSweeper):
         """The winner once more: its whole model kept, judged on what no job has read."""
         folds = any(one.startswith("data.fold=") for one in winner["overrides"])
         seeds = winner["seeds"] if self.held_back or folds else winner["seeds"][:1]
+        self.lacking = True  # they may read what no job has
         jobs = []
         for seed in seeds or [None]:
             dropped = (("data.fold=",) if folds else ()) + (("seed=",) if seed is not None else ())
@@ -354,6 +378,10 @@ class Sweeper(HydraSweeper):
             job.write(self.folder)
             jobs.append(job)
             number += 1
+        for path in self.folder.glob(f"[0-9]*/{plan.JOB}"):  # a search that went on may have another winner now
+            one = json.loads(path.read_bytes())
+            if one.get("final") and one["number"] not in {job.number for job in jobs}:
+                path.unlink()
         return jobs
 
 

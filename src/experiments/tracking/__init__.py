@@ -27,7 +27,7 @@ from experiments.schema import NOT_IDENTITY, Config, hidden, logged
 from experiments.store import draft, sync
 from experiments.tracking import address, outbox, owners
 from experiments.tracking.stored import RUN_ID
-from experiments.types import ConfigError, EpochRecord, Splits
+from experiments.types import ConfigError, EpochRecord, Pruned, Splits
 
 if TYPE_CHECKING:
     import keras
@@ -100,7 +100,8 @@ def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[T
     try:
         yield tracker
     except BaseException as error:
-        status = "FAILED" if isinstance(error, Exception | SystemExit) else "KILLED"
+        failed = isinstance(error, Exception | SystemExit) and not isinstance(error, Pruned)
+        status = "FAILED" if failed else "KILLED"
         reason = without_passwords(hidden(config, f"{type(error).__name__}: {error}"))[:5000]
         raise
     finally:

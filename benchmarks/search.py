@@ -1,0 +1,216 @@
+"""TPE that ends trials early against random search, at equal training: `python -m benchmarks.search FOLDER`.
+
+FOLDER is a grid that has been run (outputs/sweeps/NAME). Nothing is trained: a trial is one of its candidates, costs
+the epochs of its last phase up to where it ends, and is worth what the grid says. Sampler and pruner are those of
+sweep.search and sweep.pruner.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from experiments import studies
+from experiments.schema import LOWER_IS_BETTER
+from experiments.sweeps import search, summary
+from experiments.types import ConfigError
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A candidate of the grid, all its runs finished."""
+
+    score: float  # mean of the objective over its runs
+    curves: Sequence[Sequence[float]]  # of each run's last phase, by epoch
+
+    @property
+    def epochs(self) -> int:
+        return sum(map(len, self.curves))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What was recorded: keys, their values in order, and what each combination came to."""
+
+    objective: str
+    keys: Sequence[str]
+    levels: Sequence[Sequence[str]]
+    found: Mapping[tuple[str, ...], Recorded]
+
+    @property
+    def sign(self) -> int:
+        return -1 if self.objective in LOWER_IS_BETTER else 1
+
+    @property
+    def epochs(self) -> int:
+        return sum(one.epochs for one in self.found.values())
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How one study went."""
+
+    best: float  # the true score of the best trial that came to its end
+    epochs: int
+    trials: int
+    pruned: int
+
+
+def read(folder: Path) -> Grid:
+    """Reads a grid from its folder.
+
+    Raises:
+        ConfigError: it is no whole grid.
+    """
+    about, rows = summary.read(folder)
+    objective = about["objective"]
+    found = summary.candidates([row for row in rows if not row.final], objective)
+    keys = sorted({key for one in found for key in one.values})
+    levels = [sorted({one.values[key] for one in found}, key=order) for key in keys]
+    recorded = {
+        tuple(one.values[key] for key in keys): Recorded(one.score, [curve(row.folder, objective) for row in one.rows])
+        for one in found
+        if one.whole
+    }
+    missing = [combination for combination in itertools.product(*levels) if combination not in recorded]
+    if missing or len(recorded) < 2:
+        raise ConfigError(
+            f"{folder}: a grid is needed of which every candidate has finished. Received: {len(recorded)} finished, "
+            f"{len(missing)} missing" + (f", such as {' '.join(missing[0])}" if missing else "")
+        )
+    return Grid(objective, keys, levels, recorded)
+
+
+def order(text: str) -> tuple[bool, float, str]:
+    """Numbers by size, before what are none."""
+    try:
+        return False, float(text), text
+    except ValueError:
+        return True, 0.0, text
+
+
+def curve(run: Path, objective: str) -> list[float]:
+    """What a run's job would have told its trial: the validation metric of its last phase, by epoch."""
+    with (run / "curves.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    metric = "validation_loss" if objective in LOWER_IS_BETTER else "validation_accuracy"
+    return [float(row[metric]) for row in rows if row["phase"] == rows[-1]["phase"]]
+
+
+def replay(grid: Grid, name: str, pruner: str, seed: int, budget: int) -> Replay:
+    """One study on what was recorded, until its epochs are spent or there is nothing new to draw.
+
+    Args:
+        name: of the sampler, as `sweep.search`.
+        pruner: as `sweep.pruner`.
+        budget: of epochs. A trial that they do not suffice for has no score.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    longest = max(len(curve) for one in grid.found.values() for curve in one.curves)
+    study = optuna.create_study(
+        study_name=f"{name} {seed}",  # Hyperband deals trials out by it
+        direction="maximize" if grid.sign > 0 else "minimize",
+        pruner=studies.pruner(pruner, longest),
+    )
+    spans = {key: span(levels) for key, levels in zip(grid.keys, grid.levels, strict=True)}
+    done: dict[tuple[str, ...], Any] = {}
+    best, spent, pruned = -np.inf, 0, 0
+    for at in range(50 * len(grid.found)):
+        if spent >= budget or len(done) == len(grid.found):
+            break
+        study.sampler = search.sampler(name, seed, at)
+        trial = study.ask(spans)
+        drawn = tuple(
+            levels[trial.params[key]] if isinstance(trial.params[key], int) else trial.params[key]
+            for key, levels in zip(grid.keys, grid.levels, strict=True)
+        )
+        if drawn in done:  # told what it was told before: it costs nothing
+            before = done[drawn]
+            for step, value in before.intermediate_values.items():
+                trial.report(value, step)
+            study.tell(trial, before.value if before.state.name == "COMPLETE" else None, before.state)
+            continue
+        one, behind = grid.found[drawn], False
+        first = one.curves[0]
+        for step, value in enumerate(first[: budget - spent]):
+            spent += 1
+            trial.report(value, step)
+            behind = step + 1 < len(first) and trial.should_prune()
+            if behind:
+                break
+        if behind:
+            pruned += 1
+            done[drawn] = study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            continue
+        spent += one.epochs - len(first)
+        if spent > budget or len(first) > len(trial.study.trials[trial.number].intermediate_values):
+            spent = budget
+            break
+        best = max(best, grid.sign * one.score)
+        done[drawn] = study.tell(trial, one.score)
+    return Replay(grid.sign * best, spent, len(done), pruned)
+
+
+def span(levels: Sequence[str]) -> Any:
+    """The space of a key: numbers by their place among those recorded, for they have an order; else choices."""
+    from optuna.distributions import CategoricalDistribution, IntDistribution
+
+    if all(not order(level)[0] for level in levels):
+        return IntDistribution(0, len(levels) - 1)
+    return CategoricalDistribution(list(levels))
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a grid that has been run: outputs/sweeps/NAME")
+    parser.add_argument(
+        "--budget-epochs", type=int, metavar="N", help="epochs that each study may train; a quarter of the grid's"
+    )
+    parser.add_argument("--studies", type=int, default=5, help="of each kind, with seeds from 0 on (5)")
+    parser.add_argument("--pruner", choices=("median", "hyperband"), default="median", help="of TPE (median)")
+    options = parser.parse_args(given)
+    try:
+        grid = read(options.folder)
+    except ConfigError as error:
+        parser.error(str(error))
+    budget = options.budget_epochs or grid.epochs // 4
+    if budget < 1 or options.studies < 1:
+        parser.error(f"--budget-epochs and --studies must be 1 or more. Received: {budget}, {options.studies}")
+    say = Console(highlight=False, soft_wrap=True).print
+    scores = [one.score for one in grid.found.values()]
+    best = grid.sign * max(grid.sign * score for score in scores)
+    say(
+        f"{options.folder.name}: {len(scores)} candidates of {', '.join(grid.keys)}, {grid.epochs} epochs in all; "
+        f"{grid.objective} {min(scores):.4f} to {max(scores):.4f}, best {best:.4f}"
+    )
+    say(f"Studies of {budget} epochs each. Best true score (candidates tried, of them pruned):")
+    better = equal = 0
+    totals: list[list[float]] = [[], []]
+    for seed in range(options.studies):
+        random = replay(grid, "random", "none", seed, budget)
+        tpe = replay(grid, "tpe", options.pruner, seed, budget)
+        better += grid.sign * (tpe.best - random.best) > 0
+        equal += tpe.best == random.best
+        totals[0].append(random.best)
+        totals[1].append(tpe.best)
+        say(
+            f"  seed {seed}  random {random.best:.4f} ({random.trials})"
+            f"   TPE, {options.pruner} {tpe.best:.4f} ({tpe.trials}, {tpe.pruned})"
+        )
+    say(f"  mean    random {np.mean(totals[0]):.4f}   TPE, {options.pruner} {np.mean(totals[1]):.4f}")
+    say(f"TPE better in {better} of {options.studies}" + (f", equal in {equal}" if equal else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

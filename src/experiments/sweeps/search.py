@@ -1,0 +1,705 @@
+"""Many runs out of a space too large for a grid: which, Optuna's study says; how they run and end, the sweeper.
+
+The study is what workers and later starts of the same command have in common. A trial is one point of the space, and a
+run for each seed and fold. Nothing waits for a lock: who has asked for one trial too many gives it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import logging
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from filelock import FileLock
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.utils import JobReturn
+from omegaconf import OmegaConf
+
+from experiments import journal, studies
+from experiments.quiet import without_passwords
+from experiments.schema import LOWER_IS_BETTER, NOT_IDENTITY, Config, Evaluate, effective
+from experiments.sweeps import plan
+from experiments.sweeps.plan import Job
+from experiments.tracking import owners
+from experiments.types import ConfigError
+
+if TYPE_CHECKING:
+    from experiments.sweeps.sweeper import Sweeper
+
+RUNS = 100  # a trial's runs have the numbers from 100 times its own; where it has but one, its own
+FINAL = 1_000_000  # the winner once more is numbered so far behind the winner: no trial will want that number
+LOCK, CONCLUDING = ".search.lock", ".conclude.lock"
+INTEGERS = re.compile(r"(?<!float\()interval\(\s*(?:start=)?([+-]?\d+)\s*,\s*(?:end=)?([+-]?\d+)\s*\)")
+WAIT = 2.0  # seconds between looks at what other workers do
+# What a trial of a study says of itself, beside its parameters.
+OWNER, NUMBER, IDENTITY, TWIN, REASON, TRACKED = "owner", "number", "identity", "twin", "reason", "runs"
+# What a study says of itself.
+SEARCH, DATA = "search", "data"
+_log = logging.getLogger(__name__)
+
+
+# -- the space
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A key that is searched over."""
+
+    element: str  # the key as typed, with its plus
+    low: float = 0
+    high: float = 0
+    step: float | None = None
+    log: bool = False
+    values: tuple[str, ...] = ()  # as Hydra spells them: all choices, or a range from its lowest on
+
+    @property
+    def key(self) -> str:
+        return self.element.lstrip("+~")
+
+    @property
+    def distribution(self) -> Any:
+        """As Optuna has it."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        if self.values and self.step is None:
+            return CategoricalDistribution(self.values)
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return IntDistribution(self.low, self.high, log=self.log, step=int(self.step or 1))
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+    def spelled(self, value: Any) -> str:
+        """A value that Optuna suggests, as an override has it."""
+        if isinstance(value, str | int):
+            return str(value)
+        if self.values:
+            return min(self.values, key=lambda text: abs(float(text) - value))
+        short = f"{value:.5g}"  # for people to read; where that lies outside, exactly
+        return short if self.low <= float(short) <= self.high else repr(value)
+
+    @property
+    def ends(self) -> list[str]:
+        """The values that are tried out before anything starts: every choice, or both ends."""
+        if self.values and self.step is None:
+            return list(self.values)
+        return [self.spelled(self.low), self.spelled(self.high)]
+
+    def __str__(self) -> str:
+        if self.values and self.step is None:
+            return f"{self.key}  one of {', '.join(self.values)}"
+        kind = "whole numbers" if isinstance(self.low, int) and isinstance(self.high, int) else "numbers"
+        step = f" in steps of {self.step:g}" if self.step not in (None, 1) else ""
+        return f"{self.key}  {kind} from {self.low:g} to {self.high:g}{step}{', in logarithms' if self.log else ''}"
+
+
+def dimension(override: Override, default: Any = None) -> Dimension | None:
+    """What an override with several values spans; None where it comes down to one.
+
+    Args:
+        default: the value of its key without it: a float's interval holds floats, however its ends are written.
+
+    Raises:
+        ConfigError: no space that can be searched.
+    """
+    element, line = override.get_key_element(), f"Received: {override.input_line}"
+    sweep: Any = override.value()
+    tags = set(getattr(sweep, "tags", ()))
+    if tags - {"log"}:
+        raise ConfigError(f"{element}: tag: allowed is log. {line}")
+    if isinstance(sweep, IntervalSweep):
+        assert sweep.start is not None and sweep.end is not None
+        # Hydra itself makes floats of an interval's ends, unless they are cast.
+        typed = INTEGERS.search(str(override.input_line))
+        if typed and not isinstance(default, float):
+            found = Dimension(element, int(typed[1]), int(typed[2]), log="log" in tags)
+        else:
+            found = Dimension(element, sweep.start, sweep.end, log="log" in tags)
+        if not found.low < found.high or not math.isfinite(found.low) or not math.isfinite(found.high):
+            raise ConfigError(f"{element}: interval: its start must be less than its end, both finite. {line}")
+    elif isinstance(sweep, RangeSweep):
+        values = tuple(sorted(dict.fromkeys(override.sweep_string_iterator()), key=float))
+        if not values:
+            raise ConfigError(f"{element}: range: there is nothing from its start to its end. {line}")
+        if len(values) == 1:
+            return None
+        whole = all(isinstance(one, int) for one in (sweep.start, sweep.stop, sweep.step))
+        low, step = Decimal(values[0]), abs(Decimal(str(sweep.step)))
+        high = low + step * (len(values) - 1)  # Hydra adds up floats, and Optuna wants whole steps
+        read: Callable[[Decimal], float] = int if whole else float
+        found = Dimension(element, read(low), read(high), read(step), "log" in tags, values)
+        if found.log and not (whole and found.step == 1):
+            raise ConfigError(f"{element}: tag(log, range): needs whole numbers and steps of 1. {line}")
+    else:
+        if tags:
+            raise ConfigError(f"{element}: tag(log): allowed with interval and range. {line}")
+        choices = list(dict.fromkeys(override.sweep_string_iterator()))
+        if not choices:
+            raise ConfigError(f"{element}: there is no such choice. {line}")
+        if len(choices) == 1:
+            return None
+        # Shuffled anew at every start they would be another space.
+        shuffled = isinstance(sweep, ChoiceSweep) and sweep.shuffle
+        return Dimension(element, values=tuple(sorted(choices) if shuffled else choices))
+    if found.log and found.low <= 0:
+        raise ConfigError(f"{element}: tag(log): its start must be greater than 0. {line}")
+    return found
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a command line leaves open."""
+
+    overrides: Sequence[str | Dimension]  # in the order they were typed, those of one value spelled out
+    repeats: Sequence[Sequence[str]]  # the overrides of each of a trial's runs: seed and fold
+
+    @property
+    def dimensions(self) -> list[Dimension]:
+        return [one for one in self.overrides if isinstance(one, Dimension)]
+
+    def spell(self, parameters: Mapping[str, Any]) -> dict[str, str]:
+        """A trial's parameters as overrides have them, by key."""
+        return {one.key: one.spelled(parameters[one.key]) for one in self.dimensions}
+
+    def job(self, values: Mapping[str, str], repeat: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """The overrides of a run, and the values of the keys in which runs differ."""
+        overrides = [
+            one if isinstance(one, str) else f"{one.element}={values[one.key]}" for one in self.overrides
+        ] + list(repeat)
+        return overrides, {**values, **dict(one.lstrip("+~").split("=", 1) for one in repeat)}
+
+    def corners(self) -> Iterator[tuple[list[str], dict[str, str]]]:
+        """Runs that between them have every value that can be tried out, the others at their first."""
+        first = {one.key: one.ends[0] for one in self.dimensions}
+        yield self.job(first, self.repeats[0])
+        for one in self.dimensions:
+            for value in one.ends[1:]:
+                yield self.job({**first, one.key: value}, self.repeats[0])
+        for repeat in self.repeats[1:]:
+            yield self.job(first, repeat)
+
+
+def space(overrides: Sequence[Override], default: Callable[[str], Any] = lambda key: None) -> Space:
+    """Reads a command line as a space.
+
+    Args:
+        default: the value of a key without it.
+
+    Raises:
+        ConfigError: no space that can be searched, or none at all.
+    """
+    parts: list[str | Dimension] = []
+    repeats: list[list[str]] = []
+    for override in overrides:
+        key = override.get_key_element().lstrip("+~")
+        if not override.is_sweep_override():
+            parts.append(str(override.input_line))
+        elif key in plan.REPEATS:
+            if not override.is_discrete_sweep():
+                raise ConfigError(
+                    f"{key}: every trial is run with each of its values, so they must be single ones: a,b,c or "
+                    f"range(start,stop). Received: {override.input_line}"
+                )
+            repeats.append(list(dict.fromkeys(plan.spelled(override))))
+        else:
+            found = dimension(override, default(key))
+            parts += [found] if found else plan.spelled(override)
+    made = Space(parts, list(itertools.product(*repeats)))
+    if not made.dimensions:
+        raise ConfigError(
+            "sweep.search: there is nothing to search: no key has several values. Allowed: KEY=a,b,c, "
+            "KEY=range(start,stop,step), KEY=interval(low,high), KEY=tag(log,interval(low,high)). Received: "
+            + (" ".join(str(override.input_line) for override in overrides) or "no overrides")
+        )
+    if len(made.repeats) > RUNS:
+        raise ConfigError(f"seed, data.fold: at most {RUNS} runs a trial. Received: {len(made.repeats)}")
+    return made
+
+
+def search_name(config: Config, over: Space) -> str:
+    """The name that the same search has every time and everywhere: not by trials, workers and stores.
+
+    Args:
+        config: one of the runs, the same one every time.
+    """
+    plain: dict[str, Any] = {key: value for key, value in effective(config).items() if key not in NOT_IDENTITY}
+    plain["runtime"] = {name: plain["runtime"][name] for name in ("precision", "xla")}
+    settings = config.sweep
+    what = [plain, config.objective, [str(one) for one in over.dimensions], [list(one) for one in over.repeats],
+            settings.search, settings.seed, settings.pruner]  # fmt: skip
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    return f"{config.regime.name}-{config.model.name}-{settings.search}-{digest[:8]}"
+
+
+def sampler(name: str, seed: int, trials: int) -> Any:
+    """What draws the next trial of a study.
+
+    Args:
+        name: as `sweep.search`.
+        seed: of the search.
+        trials: that the study has. Each has a seed of its own: no second worker or start may draw the same again.
+    """
+    import optuna
+
+    own = int(np.random.SeedSequence([seed, trials]).generate_state(1)[0])
+    if name == "random":
+        return optuna.samplers.RandomSampler(own)
+    return optuna.samplers.TPESampler(seed=own, multivariate=True, constant_liar=True)
+
+
+# -- the search
+
+
+def search(sweeper: Sweeper, overrides: Sequence[Override]) -> Any:
+    """Runs the search that the overrides describe, or goes on with it.
+
+    Raises:
+        ConfigError: it cannot be run; nothing has started then.
+        SystemExit: a job has failed.
+    """
+    over = space(overrides, lambda key: OmegaConf.select(sweeper.master, key, default=None))
+    corners = list(over.corners())
+    configs = plan.compose(corners, sweeper.context, sweeper.master)
+    studies.need_optuna(configs[0])
+    name = search_name(configs[0], over)
+    sweeper.begin(configs, name)
+    sweeper.folder.mkdir(parents=True, exist_ok=True)
+    # What the data is like, and what all trials share, is seen on one of them.
+    probe = Job(0, *corners[0], unjudged(configs[0]), sweeper.folder / "0")
+    sweeper.look([probe])
+    if sweeper.common.sweep.dry_run:
+        tell_plan(sweeper, over, trials_so_far(sweeper))
+        return []
+    storage = studies.storage(sweeper.common)
+    study = open_study(sweeper, storage, name, probe.identity, max(config.epochs for config in configs))
+    tell_plan(sweeper, over, study.get_trials(deepcopy=False))
+    worker = Worker(sweeper, over, study, storage)
+    with FileLock(sweeper.folder / LOCK):  # of several that start together, one begins the MLflow run
+        sweeper.open([])
+    import optuna
+    import sqlalchemy.exc
+
+    try:
+        with worker.beating():
+            worker.work()
+        return worker.conclude()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        sweeper.stop(error)
+        if isinstance(error, optuna.exceptions.StorageInternalError | sqlalchemy.exc.SQLAlchemyError):
+            reason = without_passwords(str(error.__cause__ or error)).strip().splitlines()[0][:300]
+            raise ConfigError(
+                f"sweep.storage: the study was lost: {reason}. When it is back, the same command goes on"
+            ) from None
+        raise
+
+
+def unjudged(config: Config) -> Config:
+    """Without the test split: that is the winner's."""
+    return config.model_copy(update={"evaluate": Evaluate(test=False)})
+
+
+def trials_so_far(sweeper: Sweeper) -> list[Any]:
+    """The trials of the study, if it is there; it is not made."""
+    import optuna
+
+    place = sweeper.common.sweep.storage
+    if place.startswith(studies.SQLITE) and not Path(place.removeprefix(studies.SQLITE)).exists():
+        return []
+    storage = studies.storage(sweeper.common)
+    try:
+        found = optuna.load_study(study_name=sweeper.folder.name, storage=storage).get_trials(deepcopy=False)
+    except KeyError:
+        return []
+    return list(found)
+
+
+def open_study(sweeper: Sweeper, storage: Any, name: str, identity: str, epochs: int) -> Any:
+    """The study of this search, made where there is none.
+
+    Args:
+        name: of the search; the study is called like the folder.
+        identity: of the search's first corner.
+        epochs: of the longest trial.
+
+    Raises:
+        ConfigError: the study is another's.
+    """
+    import optuna
+
+    config, called = sweeper.common, sweeper.folder.name
+    study = optuna.create_study(
+        storage=storage,
+        study_name=called,
+        direction="minimize" if config.objective in LOWER_IS_BETTER else "maximize",
+        pruner=studies.pruner(config.sweep.pruner, epochs),
+        load_if_exists=True,
+    )
+    about = study.user_attrs
+    for key, value in {SEARCH: name, DATA: identity, studies.EPOCHS: epochs}.items():
+        if key not in about:
+            study.set_user_attr(key, value)
+    if about.get(SEARCH, name) != name:
+        raise ConfigError(
+            f"hydra.sweep.dir: the study {called} is of another search. Give another folder or sweep.storage. "
+            f"Received: {sweeper.folder}"
+        )
+    if about.get(DATA, identity) != identity:
+        raise ConfigError(
+            f"sweep.storage: the study {called} is of other pictures, weights or another version of this program: its "
+            "trials cannot be compared with new ones. Give another sweep.seed. "
+            f"Received: {config.sweep.seed}"
+        )
+    return study
+
+
+def tell_plan(sweeper: Sweeper, over: Space, trials: Sequence[Any]) -> None:
+    """How many trials are done and how many are to do, and what they share."""
+    settings = sweeper.common.sweep
+    count = {state: sum(trial.state.name == state for trial in trials) for state in ("COMPLETE", "PRUNED", "RUNNING")}
+    done = count["COMPLETE"] + count["PRUNED"]
+    to_do = max(0, settings.trials - done)
+    parts = [f"{settings.trials} trials", f"{done} done" + (f" ({count['PRUNED']} pruned)" if count["PRUNED"] else "")]
+    parts += [f"{to_do} to do"]
+    parts += [f"{count['RUNNING']} of them begun"] if count["RUNNING"] else []
+    runs = f", {len(over.repeats)} runs each" if len(over.repeats) > 1 else ""
+    sweeper.say(f"Search {sweeper.folder.name} ({settings.search}{runs}): " + ", ".join(parts))
+    for line in sweeper.shared if to_do else []:
+        sweeper.say(f"  {line}")
+    if sweeper.usual and to_do:
+        minutes = sweeper.usual * to_do * len(over.repeats) / settings.jobs / 60
+        sweeper.say(f"  about {minutes:.0f} min: runs like these took {sweeper.usual:.0f} s")
+    for one in over.dimensions if settings.dry_run else []:
+        sweeper.say(f"  {one}")
+
+
+@dataclass
+class Trial:
+    """A trial of this worker."""
+
+    number: int  # in the study
+    place: int  # by which its jobs are numbered: of the trial that began them
+    parameters: Mapping[str, Any]
+    values: Mapping[str, str]
+    jobs: list[Job]
+
+
+class Worker:
+    """One process of a search; others may work on the same study."""
+
+    def __init__(self, sweeper: Sweeper, over: Space, study: Any, storage: Any) -> None:
+        self.sweeper, self.space, self.study, self.storage = sweeper, over, study, storage
+        self.settings = sweeper.common.sweep
+        self.distributions = {one.key: one.distribution for one in over.dimensions}
+        self.owner = owners.owner()
+        self.mine: dict[int, Trial] = {}  # asked for and not yet told, by number
+        self.twins: dict[int, int] = {}  # those of them that are told what another is told
+        self.jobs: list[Job] = []
+        self.returns: dict[int, JobReturn] = {}
+        self.failed = 0
+
+    # -- asking and telling
+
+    def work(self) -> None:
+        """Goes on until the study has its trials; what is begun and not ended then is left for the next."""
+        try:
+            while True:
+                self.revive()
+                self.settle()
+                enough = self.sweeper.enough(self.jobs, self.returns)
+                batch = [] if enough else self.ask()
+                if batch:
+                    self.run(batch)
+                elif self.twins and not enough:
+                    time.sleep(WAIT)
+                else:
+                    if enough:
+                        _log.info("No further trial is started: %s", enough)
+                    return
+        finally:
+            for number in list(self.mine):
+                self.give_back(number)
+
+    def ask(self) -> list[Trial]:
+        """As many trials as run at a time, those first that others have left."""
+        batch: list[Trial] = []
+        with FileLock(self.sweeper.folder / LOCK):  # two that draw at once would draw the same
+            while len(batch) < self.settings.jobs:
+                trials = self.study.get_trials(deepcopy=False)
+                if sum(map(counts, trials)) >= self.settings.trials - self.failed:
+                    break
+                self.study.sampler = sampler(self.settings.search, self.settings.seed, len(trials))
+                asked = self.study.ask(self.distributions)
+                asked.set_user_attr(OWNER, self.owner)
+                place = asked.user_attrs.get(NUMBER, asked.number)
+                trial = Trial(asked.number, place, asked.params, self.space.spell(asked.params), [])
+                self.mine[trial.number] = trial
+                before = [one for one in self.study.get_trials(deepcopy=False) if one.number < trial.number]
+                if sum(map(counts, before)) >= self.settings.trials:  # other machines have asked in the same moment
+                    self.give_back(trial.number)
+                    break
+                if not self.known(trial, before):
+                    batch.append(trial)
+        return batch
+
+    def known(self, trial: Trial, before: Sequence[Any]) -> bool:
+        """Whether the same point was drawn before; then the trial is told what that was told, or will be.
+
+        What failed before this start is tried again, in its place; what failed since, is not.
+        """
+        for one in before:
+            if REASON in one.user_attrs and self.space.spell(one.params) == trial.values:
+                trial.place = one.user_attrs.get(NUMBER, one.number)
+                if trial.place in {self.place_of(job.number) for job in self.jobs if job.status == "FAILED"}:
+                    self.fail(trial, one.user_attrs[REASON])
+                    return True
+                self.note(trial.number, {NUMBER: trial.place})
+            if counts(one) and TWIN not in one.user_attrs and self.space.spell(one.params) == trial.values:
+                if ended(one):
+                    self.tell_same(trial, one)
+                else:
+                    self.wait_for(trial, one.number)
+                return True
+        return False
+
+    def wait_for(self, trial: Trial, other: int) -> None:
+        """Has a trial wait for its twin."""
+        self.note(trial.number, {TWIN: other})
+        self.twins[trial.number] = other
+
+    def tell_same(self, trial: Trial, other: Any) -> None:
+        """Tells a trial what another was told."""
+        if other.state.name == "COMPLETE":
+            self.tell(trial.number, "COMPLETE", other.value)
+            return
+        for step, value in other.intermediate_values.items():
+            with contextlib.suppress(RuntimeError):  # another has ended it
+                self.storage.set_trial_intermediate_value(self.key(trial.number), step, value)
+        self.tell(trial.number, "PRUNED")
+
+    def tell(self, number: int, state: str, value: float | None = None) -> None:
+        """Ends a trial in the study; where another has ended it meanwhile, that stands."""
+        import optuna
+
+        self.mine.pop(number, None)
+        self.twins.pop(number, None)
+        try:
+            self.study.tell(number, value, optuna.trial.TrialState[state])
+        except (ValueError, RuntimeError) as error:
+            _log.warning("Trial %d was ended by another worker: %s", number, error)
+
+    def give_back(self, number: int) -> None:
+        """Leaves a trial to whoever asks next, checkpoints and all."""
+        trial = self.mine[number]
+        self.tell(number, "FAIL")
+        self.study.enqueue_trial(dict(trial.parameters), {NUMBER: trial.place})
+
+    def revive(self) -> None:
+        """Leaves the trials of processes that are gone to whoever asks next."""
+        import optuna
+
+        with FileLock(self.sweeper.folder / LOCK):
+            for one in self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+                if one.number in self.mine or not gone(one):
+                    continue
+                with contextlib.suppress(ValueError, RuntimeError):  # another was faster
+                    self.study.tell(one.number, state=optuna.trial.TrialState.FAIL)
+                    if set(one.params) == set(self.distributions):
+                        self.study.enqueue_trial(one.params, {NUMBER: one.user_attrs.get(NUMBER, one.number)})
+
+    def settle(self) -> None:
+        """Tells the trials that wait for a twin what that was told."""
+        trials = {one.number: one for one in self.study.get_trials(deepcopy=False)}
+        for number, other in list(self.twins.items()):
+            if ended(trials[other]):
+                self.tell_same(self.mine[number], trials[other])
+            elif trials[other].state.name == "FAIL":
+                self.give_back(number)
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Tells every minute that this worker lives, for those on other machines, who cannot see it."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(owners.HEARTBEAT):
+                alive = {**self.owner, "owner.heartbeat": str(int(time.time()))}
+                for number in list(self.mine):
+                    with contextlib.suppress(Exception):  # a study that is away for a while
+                        self.storage.set_trial_user_attr(self.key(number), OWNER, alive)
+
+        threading.Thread(target=beat, daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+
+    def key(self, number: int) -> int:
+        """A trial's key in the storage."""
+        study = self.storage.get_study_id_from_name(self.study.study_name)
+        found: int = self.storage.get_trial_id_from_study_id_trial_number(study, number)
+        return found
+
+    def note(self, number: int, facts: Mapping[str, Any]) -> None:
+        """Has a trial say more of itself."""
+        for name, value in facts.items():
+            with contextlib.suppress(RuntimeError):  # another has ended it
+                self.storage.set_trial_user_attr(self.key(number), name, value)
+
+    # -- running
+
+    def run(self, batch: Sequence[Trial]) -> None:
+        """Runs trials: the first run of each, whose curve may end it, then the others."""
+        ready = [trial for trial in batch if self.compose(trial)]
+        if ready:
+            self.sweeper.look([job for trial in ready for job in trial.jobs])
+            with FileLock(self.sweeper.folder / LOCK):
+                ready = [trial for trial in ready if not self.defer(trial)]
+        for trial in ready if self.settings.pruner != "none" else []:
+            trial.jobs[0].trial = f"{self.study.study_name}/{trial.number}"
+        self.launch([trial.jobs[0] for trial in ready])
+        going_on = [trial for trial in ready if trial.jobs[0].status == "FINISHED"]
+        self.launch([job for trial in going_on for job in trial.jobs[1:]])
+        for trial in ready:
+            self.judge(trial)
+
+    def first_number(self, place: int) -> int:
+        """The number of a trial's first job."""
+        return place * (RUNS if len(self.space.repeats) > 1 else 1)
+
+    def place_of(self, number: int) -> int:
+        """The place of the trial that a job belongs to."""
+        return number // (RUNS if len(self.space.repeats) > 1 else 1)
+
+    def compose(self, trial: Trial) -> bool:
+        """Makes a trial's jobs; whether they can be run."""
+        sweeper, at = self.sweeper, self.first_number(trial.place)
+        made = [self.space.job(trial.values, repeat) for repeat in self.space.repeats]
+        try:
+            configs = plan.compose(made, sweeper.context, sweeper.master)
+        except ConfigError as error:
+            job = Job(at, *made[0], sweeper.common, sweeper.folder / str(at), status="FAILED", reason=str(error))
+            trial.jobs = [job]
+            self.jobs.append(job)
+            sweeper.keep([job])
+            self.judge(trial)
+            return False
+        trial.jobs = [
+            Job(at + n, overrides, values, unjudged(config), sweeper.folder / str(at + n))
+            for n, ((overrides, values), config) in enumerate(zip(made, configs, strict=True))
+        ]
+        return True
+
+    def defer(self, trial: Trial) -> bool:
+        """Whether a trial is another's twin, the same runs by other values, and waits for what that is told."""
+        identity = " ".join(job.identity for job in trial.jobs)
+        for job in trial.jobs:
+            job.same_as = None  # a trial is told by its own or by another trial, never by halves
+        self.note(trial.number, {IDENTITY: identity})
+        for one in self.study.get_trials(deepcopy=False):
+            same = one.user_attrs.get(IDENTITY) == identity and TWIN not in one.user_attrs
+            if same and one.number != trial.number and counts(one):
+                self.wait_for(trial, one.number)
+                return True
+        return False
+
+    def launch(self, jobs: Sequence[Job]) -> None:
+        if jobs:
+            self.jobs += jobs
+            self.sweeper.keep(jobs)
+            self.returns |= self.sweeper.run(jobs, self.progress())
+
+    def progress(self) -> str:
+        done = sum(map(ended, self.study.get_trials(deepcopy=False)))
+        return f"trials ({done} of {self.settings.trials} done)"
+
+    def judge(self, trial: Trial) -> None:
+        """Tells the study what came of a trial; one that has not been run to its end stays begun."""
+        states = [job.status for job in trial.jobs]
+        self.note(trial.number, {TRACKED: [job.facts.get("run_id") for job in trial.jobs]})
+        if "FAILED" in states:
+            self.fail(trial, next(job.reason for job in trial.jobs if job.status == "FAILED"))
+        elif "PRUNED" in states:
+            self.tell(trial.number, "PRUNED")
+        elif all(state == "FINISHED" for state in states):
+            value = float(np.mean([self.score(job) for job in trial.jobs]))
+            if math.isnan(value):
+                self.fail(trial, f"validation {self.sweeper.common.objective} is not defined")
+            else:
+                self.tell(trial.number, "COMPLETE", value)
+
+    def fail(self, trial: Trial, reason: str) -> None:
+        """Tells the study that a trial has failed; this start asks for one trial less."""
+        self.failed += 1
+        last = without_passwords(reason.strip().splitlines()[-1])[:500]
+        self.note(trial.number, {REASON: last, NUMBER: trial.place})
+        self.tell(trial.number, "FAIL")
+
+    def score(self, job: Job) -> float:
+        """A finished job's value of the objective."""
+        places = [job.folder / journal.METRICS, self.sweeper.folder / str(job.number) / journal.METRICS]
+        metrics = json.loads(next(place for place in places if place.exists()).read_bytes())
+        return float(metrics.get(f"validation.{self.sweeper.common.objective}", math.nan))
+
+    # -- the end
+
+    def adopt(self) -> None:
+        """Puts the trials of other machines into this folder, for the summary to read; their runs are in MLflow."""
+        adopted = []
+        for one in self.study.get_trials(deepcopy=False) if self.sweeper.common.tracking.uri else []:
+            at, values = self.first_number(one.user_attrs.get(NUMBER, one.number)), self.space.spell(one.params)
+            runs = one.user_attrs.get(TRACKED, []) if ended(one) else []
+            # Of what was pruned only the first run was begun.
+            for n, run in enumerate(runs[:1] if one.state.name == "PRUNED" else runs):
+                folder = self.sweeper.folder / str(at + n)
+                if run and not (folder / plan.JOB).exists():
+                    overrides, own = self.space.job(values, self.space.repeats[n])
+                    status = "PRUNED" if one.state.name == "PRUNED" else "FINISHED"
+                    adopted.append(
+                        Job(at + n, overrides, own, self.sweeper.common, folder, status=status, facts={"run_id": run})
+                    )
+        self.sweeper.keep(adopted)
+
+    def conclude(self) -> Any:
+        """The sweep's conclusion; the winner is trained once more where the search is over and no other is at it."""
+        with FileLock(self.sweeper.folder / CONCLUDING):
+            trials = self.study.get_trials(deepcopy=False)
+            done = sum(map(ended, trials))
+            begun = sum(one.state.name == "RUNNING" for one in trials)
+            if begun:
+                self.sweeper.say(f"trials that go on in other processes: {begun}. The last to end concludes")
+            elif done < self.settings.trials:
+                self.sweeper.say(f"{done} of {self.settings.trials} trials are done: the same command goes on")
+            self.adopt()
+            final = not begun and done >= self.settings.trials
+            return self.sweeper.conclude(self.jobs, self.returns, final, FINAL)
+
+
+def counts(trial: Any) -> bool:
+    """Whether a trial of a study is one of those that are to be done: done, or begun."""
+    return trial.state.name in ("COMPLETE", "PRUNED", "RUNNING")
+
+
+def ended(trial: Any) -> bool:
+    return trial.state.name in ("COMPLETE", "PRUNED")
+
+
+def gone(trial: Any) -> bool:
+    """Whether the process that began a trial is gone."""
+    owner = trial.user_attrs.get(OWNER)
+    if owner is None:  # it has not said so yet, or was killed before it could
+        return bool(trial.datetime_start) and (datetime.now() - trial.datetime_start).total_seconds() > owners.STALE
+    return owners.lost(owner)

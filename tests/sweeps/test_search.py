@@ -1,0 +1,377 @@
+"""Searches: the space that a command line spans, trials that are resumed, shared and pruned."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from experiments import studies
+from experiments.schema import Config
+from experiments.sweeps import search as searches
+from experiments.sweeps.plan import Job
+from experiments.sweeps.search import Dimension, Space, dimension, search_name, space
+from experiments.tracking import owners
+from experiments.types import ConfigError, EpochRecord, Pruned
+
+optuna = pytest.importorskip("optuna", reason="the extra `search` is not installed")
+
+TINY = (
+    "regime=bottleneck", "tracking=none", "progress=none", "data.per_class={train: 6, validation: 6, test: 0}",
+    "data.size=32", "data.image_size=64", "runtime.threads=1", "epochs=3",
+)  # fmt: skip
+
+
+def over(*arguments: str, **defaults: Any) -> Space:
+    return space(OverridesParser.create().parse_overrides(list(arguments)), defaults.get)
+
+
+def one(argument: str, default: Any = None) -> Dimension:
+    (override,) = OverridesParser.create().parse_overrides([argument])
+    found = dimension(override, default)
+    assert found is not None
+    return found
+
+
+# -- the space
+
+
+@pytest.mark.parametrize("argument", ["a=relu,null,'x y',[1,2]", "a=choice(relu,gelu,'x y',1)", "+a=relu,gelu"])
+def test_choices_are_the_strings_that_hydra_spells(argument: str) -> None:
+    (override,) = OverridesParser.create().parse_overrides([argument])
+    found, spelled = one(argument), tuple(override.sweep_string_iterator())
+    assert found.key == "a"
+    assert found.distribution == optuna.distributions.CategoricalDistribution(spelled)
+    assert tuple(map(found.spelled, found.distribution.choices)) == spelled
+
+
+def test_a_shuffled_choice_is_the_same_space_every_time() -> None:
+    assert {one("a=shuffle(choice(c,a,b,d,e))").values for _ in range(10)} == {("a", "b", "c", "d", "e")}
+
+
+def test_a_range_ends_before_its_end_and_has_the_values_that_a_grid_has() -> None:
+    assert one("a=range(1,10,3)").distribution == optuna.distributions.IntDistribution(1, 7, step=3)
+    assert one("a=range(10,0,-3)").distribution == optuna.distributions.IntDistribution(1, 10, step=3)
+    tenths = one("a=range(0.1,0.6,0.1)")
+    assert tenths.distribution == optuna.distributions.FloatDistribution(0.1, 0.5, step=0.1)
+    assert [tenths.spelled(value) for value in (0.1, 0.30000001, 0.5)] == ["0.1", "0.30000000000000004", "0.5"]
+    ending = one("a=range(0.1,0.31,0.1)").distribution  # Hydra adds up to 0.30000000000000004
+    assert (ending.low, ending.high) == (0.1, pytest.approx(0.3))
+
+
+def test_an_interval_holds_floats_or_integers_with_both_ends() -> None:
+    assert one("a=interval(0.5,2)").distribution == optuna.distributions.FloatDistribution(0.5, 2.0)
+    assert one("a=interval(1,5)").distribution == optuna.distributions.IntDistribution(1, 5)
+    assert one("a=int(interval(1,5))").distribution == optuna.distributions.IntDistribution(1, 5)
+    # Of a key that holds a float, 0 and 1 are not all that is meant.
+    assert one("a=interval(0,1)", default=0.5).distribution == optuna.distributions.FloatDistribution(0.0, 1.0)
+
+
+def test_tag_log_searches_in_logarithms() -> None:
+    found = one("a=tag(log, interval(1e-5,1e-2))")
+    assert found.distribution == optuna.distributions.FloatDistribution(1e-5, 1e-2, log=True)
+    assert found.spelled(0.000123456789) == "0.00012346"
+    assert one("a=tag(log,range(1,65))").distribution == optuna.distributions.IntDistribution(1, 64, log=True)
+
+
+def test_what_is_spelled_lies_in_the_interval() -> None:
+    assert float(one("a=interval(0.1,0.1234567)").spelled(0.1234567)) <= 0.1234567
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["a=interval(2.0,1.0)"],
+            "a: interval: its start must be less than its end, both finite. Received: a=interval",
+        ),
+        (["a=tag(log,interval(0.0,1.0))"], "a: tag(log): its start must be greater than 0. Received: a=tag"),
+        (["a=tag(wide,interval(0.1,1.0))"], "a: tag: allowed is log. Received: a=tag(wide"),
+        (["a=tag(log,choice(1,2))"], "a: tag(log): allowed with interval and range. Received: a=tag"),
+        (["a=tag(log,range(0.1,1.0,0.1))"], "a: tag(log, range): needs whole numbers and steps of 1. Received: a=tag"),
+        (["a=range(5,1)"], "a: range: there is nothing from its start to its end. Received: a=range(5,1)"),
+        (["b=1,2", "seed=interval(0,4)"], "seed: every trial is run with each of its values"),
+        (["a=1", "seed=0,1"], "there is nothing to search: no key has several values.*Received: a=1 seed=0,1"),
+        (["a=choice(1)"], "there is nothing to search"),
+    ],
+)
+def test_a_wrong_space_is_told_with_its_key(arguments: list[str], said: str) -> None:
+    pattern = said if ".*" in said else said.replace("(", r"\(").replace(")", r"\)").replace(".", r"\.")
+    with pytest.raises(ConfigError, match=pattern):
+        over(*arguments)
+
+
+def test_seeds_and_folds_repeat_a_trial() -> None:
+    found = over("epochs=3", "optimizer.lr=interval(0.1,0.2)", "seed=0,1", "data.fold=range(2)")
+    assert [found_one.key for found_one in found.dimensions] == ["optimizer.lr"]
+    jobs = [found.job({"optimizer.lr": "0.15"}, repeat) for repeat in found.repeats]
+    assert [overrides for overrides, _ in jobs] == [
+        ["epochs=3", "optimizer.lr=0.15", f"seed={seed}", f"data.fold={fold}"] for seed in (0, 1) for fold in (0, 1)
+    ]
+    assert jobs[1][1] == {"optimizer.lr": "0.15", "seed": "0", "data.fold": "1"}
+
+
+def test_corners_have_every_choice_and_both_ends() -> None:
+    found = over("a=x,y,z", "b=interval(1,9)", "seed=0,1")
+    assert [values for _, values in found.corners()] == [
+        {"a": "x", "b": "1", "seed": "0"}, {"a": "y", "b": "1", "seed": "0"}, {"a": "z", "b": "1", "seed": "0"},
+        {"a": "x", "b": "9", "seed": "0"}, {"a": "x", "b": "1", "seed": "1"},
+    ]  # fmt: skip
+
+
+def test_a_search_has_one_name_whatever_its_trials_workers_and_stores(config: Any) -> None:
+    found = over("model.head.dropout=interval(0.0,0.5)")
+    name = search_name(config("sweep.search=tpe"), found)
+    same = ["sweep.trials=99", "sweep.jobs=4", "tracking=none", "outputs=/elsewhere", "runtime.threads=3"]
+    assert search_name(config("sweep.search=tpe", *same), found) == name
+    for other in ("sweep.seed=1", "sweep.search=random", "objective=loss", "epochs=7", "sweep.pruner=median"):
+        assert search_name(config("sweep.search=tpe", other), found) != name
+    assert search_name(config("sweep.search=tpe"), over("model.head.dropout=interval(0.0,0.6)")) != name
+
+
+# -- the study
+
+
+def test_a_postgres_address_names_the_driver_of_the_extra() -> None:
+    assert studies.address("postgresql://me:secret@host/db") == "postgresql+psycopg://me:secret@host/db"
+    assert studies.address("postgresql+psycopg2://host/db") == "postgresql+psycopg2://host/db"
+    assert studies.address("sqlite:////a/b.db") == "sqlite:////a/b.db"
+
+
+def test_an_unusable_storage_is_told_without_its_password(config: Any) -> None:
+    with pytest.raises(ConfigError) as told:
+        studies.storage(config("sweep.storage=nonsense://me:secret@host/db"))
+    assert "sweep.storage: cannot be used" in str(told.value) and "secret" not in str(told.value)
+
+
+def test_without_optuna_a_search_says_what_to_install(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ConfigError, match=r"sweep.search: tpe needs Optuna.*pip install 'experiments\[search\]'"):
+        studies.need_optuna(config("sweep.search=tpe"))
+
+
+def test_a_trial_is_left_by_a_process_that_is_gone_and_only_by_such(config: Any) -> None:
+    study = optuna.create_study()
+    mine, gone, silent = study.ask(), study.ask(), study.ask()
+    mine.set_user_attr(searches.OWNER, owners.owner())
+    process = subprocess.Popen(["sleep", "60"])
+    gone.set_user_attr(searches.OWNER, owners.owner(process.pid))
+    process.kill()
+    process.wait()
+    elsewhere = {**owners.owner(), "owner.host": "elsewhere", "owner.heartbeat": str(int(time.time() - 3600))}
+    silent.set_user_attr(searches.OWNER, elsewhere)
+    study.ask()  # by one that has not said who it is yet
+    assert [searches.gone(trial) for trial in study.trials] == [False, True, True, False]
+
+
+def behind(config: Any, tmp_path: Path, *overrides: str) -> tuple[Config, Any, Any]:
+    """The configuration of a trial's job, its trial, and the study with six trials that are far better."""
+    checked: Config = config(
+        "sweep.pruner=median", "epochs=12", f"sweep.storage=sqlite:///{tmp_path}/s.db", *overrides,
+    )  # fmt: skip
+    study = optuna.create_study(storage=studies.storage(checked), study_name="study", direction="maximize")
+    study.set_user_attr(studies.EPOCHS, 12)
+    for _ in range(6):
+        good = study.ask()
+        for step in range(12):
+            good.report(0.9, step)
+        study.tell(good, 0.9)
+    trial = study.ask()
+    sweep = checked.sweep.model_copy(update={"trial": f"study/{trial.number}"})
+    return checked.model_copy(update={"sweep": sweep}), study, trial
+
+
+def record(epoch: int, accuracy: float, phase: str) -> EpochRecord:
+    return EpochRecord(epoch, phase, epoch, 0, {"validation_accuracy": accuracy, "validation_loss": 1 - accuracy})
+
+
+def test_a_job_tells_its_last_phase_and_ends_when_it_is_behind(config: Any, tmp_path: Path) -> None:
+    job, study, trial = behind(config, tmp_path, "regime=finetune")
+    seen: list[EpochRecord] = []
+    told = studies.reporting(job, seen.append)
+    told(record(0, 0.1, "head"))
+    assert study.trials[trial.number].intermediate_values == {}, "the head's phase is not compared"
+    told(record(0, 0.1, "finetune"))
+    told(record(1, 0.2, "finetune"))
+    told(record(0, 0.1, "finetune"))  # a run that goes on from a checkpoint
+    assert study.trials[trial.number].intermediate_values == {0: 0.1, 1: 0.2}
+    with pytest.raises(Pruned, match=r"Pruned after epoch 3 of 12: validation_accuracy 0\.3 is behind"):
+        told(record(2, 0.3, "finetune"))
+    assert [one.epoch for one in seen] == [0, 0, 1, 0, 2], "what it is behind with is recorded"
+
+
+def test_a_trial_in_front_is_not_pruned_and_nor_is_a_last_epoch(config: Any, tmp_path: Path) -> None:
+    job, _, _ = behind(config, tmp_path, "regime=bottleneck")
+    told = studies.reporting(job, lambda epoch: None)
+    for epoch in range(11):
+        told(record(epoch, 0.95, "head"))
+    studies.reporting(job.model_copy(update={"epochs": 5}), lambda epoch: None)(record(4, 0.1, "head"))
+
+
+def test_a_study_that_is_away_or_over_costs_a_run_nothing(config: Any, tmp_path: Path) -> None:
+    job, study, trial = behind(config, tmp_path, "regime=bottleneck")
+    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    studies.reporting(job, lambda epoch: None)(record(5, 0.1, "head"))
+    other = job.sweep.model_copy(update={"trial": "no_such/1"})
+    studies.reporting(job.model_copy(update={"sweep": other}), lambda epoch: None)(record(5, 0.1, "head"))
+
+
+class Drawing(searches.Worker):
+    """A worker whose trials are worth what they have drawn, and nothing is trained."""
+
+    drawn: tuple[dict[str, str], ...] = ()
+
+    def run(self, batch: Any) -> None:
+        for trial in batch:
+            self.drawn += (trial.values,)
+            time.sleep(0.02)
+            self.tell(trial.number, "COMPLETE", sum(map(len, trial.values.values())))
+
+
+def drawing(config: Any, tmp_path: Path, found: Space, *overrides: str) -> Drawing:
+    checked = config(f"sweep.storage=sqlite:///{tmp_path}/s.db", "sweep.search=random", "sweep.jobs=2", *overrides)
+    storage = studies.storage(checked)
+    study = optuna.create_study(storage=storage, study_name="study", load_if_exists=True)
+    sweeper = SimpleNamespace(common=checked, folder=tmp_path, enough=lambda jobs, returns: None)
+    return Drawing(sweeper, found, study, storage)
+
+
+def test_a_point_that_was_drawn_before_is_told_and_not_run_again(config: Any, tmp_path: Path) -> None:
+    worker = drawing(config, tmp_path, over("a=x,yy", "b=1,2"), "sweep.trials=15")
+    worker.work()
+    assert states(worker.study) == ["COMPLETE"] * 15
+    assert len(worker.drawn) == len({tuple(values.items()) for values in worker.drawn})
+    assert {trial.value for trial in worker.study.trials if trial.params["a"] == "yy"} == {3.0}
+
+
+def test_what_failed_is_tried_once_at_every_start_and_in_its_place(config: Any, tmp_path: Path) -> None:
+    found = over("a=x,yy", "b=1,2")
+    tried: list[tuple[int, str]] = []
+
+    def failing(worker: Drawing) -> Drawing:
+        def run(batch: Any) -> None:
+            for trial in batch:
+                tried.append((trial.place, trial.values["a"] + trial.values["b"]))
+                job = Job(trial.place, [], trial.values, worker.sweeper.common, tmp_path, status="FAILED", reason="why")
+                trial.jobs = [job]
+                worker.jobs.append(job)
+                worker.judge(trial)
+
+        worker.run = run  # type: ignore[method-assign]
+        worker.work()
+        return worker
+
+    first = failing(drawing(config, tmp_path, found, "sweep.trials=12", "sweep.jobs=1"))
+    assert set(states(first.study)) == {"FAIL"} and first.failed == 12, "a start ends, though everything fails"
+    assert len(tried) == len(set(tried)) == 4
+    failing(drawing(config, tmp_path, found, "sweep.trials=12", "sweep.jobs=1"))
+    assert len(tried) == 8 and set(tried[4:]) == set(tried[:4])
+
+
+def test_workers_of_one_study_share_its_trials(config: Any, tmp_path: Path) -> None:
+    workers = [drawing(config, tmp_path, over("a=interval(0.0,1.0)"), "sweep.trials=12") for _ in range(3)]
+    threads = [threading.Thread(target=worker.work) for worker in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert states(workers[0].study).count("COMPLETE") == 12
+    values = [one["a"] for worker in workers for one in worker.drawn]
+    assert len(values) == len(set(values)) == 12, "nobody draws what another has drawn"
+    assert "RUNNING" not in states(workers[0].study)
+
+
+def test_what_is_interrupted_is_asked_for_again(config: Any, tmp_path: Path) -> None:
+    worker = drawing(config, tmp_path, over("a=interval(0.0,1.0)"), "sweep.trials=3")
+
+    def interrupted(batch: Any) -> None:
+        raise KeyboardInterrupt
+
+    worker.run = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        worker.work()
+    left = [trial.system_attrs["fixed_params"] for trial in worker.study.trials if trial.state.name == "WAITING"]
+    assert len(left) == 2
+    again = drawing(config, tmp_path, over("a=interval(0.0,1.0)"), "sweep.trials=3")
+    again.work()
+    done = [trial for trial in again.study.trials if trial.state.name == "COMPLETE"]
+    assert [trial.params for trial in done[:2]] == left and len(done) == 3
+    assert [trial.user_attrs[searches.NUMBER] for trial in done[:2]] == [0, 1]
+
+
+# -- whole searches
+
+
+def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.train", "-m", *TINY, *arguments],
+        env={**os.environ, "EXPERIMENTS_HOME": str(home)}, cwd=home.parent, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def command(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    process = start(home, *arguments)
+    said, _ = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, said)
+
+
+def only_study(home: Path) -> Any:
+    storage = f"sqlite:///{home}/studies.db"
+    (name,) = optuna.get_all_study_names(storage)
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def states(study: Any) -> list[str]:
+    return [trial.state.name for trial in study.trials]
+
+
+def test_a_search_goes_on_where_it_stopped_and_ends_what_falls_behind(own_outputs: Path) -> None:
+    searched = (
+        "sweep.search=tpe", "sweep.pruner=median", "sweep.final=false", "sweep.jobs=2", "seed=0,1",
+        "optimizer.lr=tag(log,interval(1e-4,1e-3))", "model.head.dropout=range(0,0.5,0.1)",
+    )  # fmt: skip
+    done = command(own_outputs, *searched, "sweep.trials=1")
+    assert done.returncode == 0, done.stdout
+    study = only_study(own_outputs)
+    assert states(study) == ["COMPLETE"]
+    sweep = own_outputs / "sweeps" / study.study_name
+    metrics = [json.loads((sweep / name / "metrics.json").read_text()) for name in ("0", "1")]
+    assert study.trials[0].value == pytest.approx(sum(one["validation.accuracy"] for one in metrics) / 2)
+    assert list(study.trials[0].intermediate_values) == [0, 1, 2]
+    written = {path: path.stat().st_mtime_ns for path in sweep.glob("*/metrics.json")}
+
+    first = study.trials[0]
+    for lr in (2e-4, 3e-4, 4e-4, 5e-4, 6e-4):  # better than anything can be
+        params = {**first.params, "optimizer.lr": lr}
+        curve = dict.fromkeys(range(3), 2.0)
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=params, distributions=first.distributions, value=2.0, intermediate_values=curve
+            )
+        )
+    lost = study.ask(dict(first.distributions))  # by a worker that was killed
+    process = subprocess.Popen(["sleep", "60"])
+    lost.set_user_attr(searches.OWNER, owners.owner(process.pid))
+    process.kill()
+    process.wait()
+    done = command(own_outputs, *searched, "sweep.trials=7")
+    assert done.returncode == 0, done.stdout
+    assert states(study) == ["COMPLETE"] * 6 + ["FAIL", "PRUNED"]
+    assert study.trials[7].params == study.trials[6].params, "what was lost is asked for again"
+    assert {path: path.stat().st_mtime_ns for path in written} == written, "nothing is trained twice"
+    ends = {place: json.loads((sweep / place / "run.json").read_text())["status"] for place in ("600",)}
+    assert ends == {"600": "PRUNED"}, "a trial keeps its folder, and with it its checkpoints"
+    assert not (sweep / "601").exists(), "of what is pruned no other seed is run"
+    summary = json.loads((sweep / "summary.json").read_text())
+    assert {row[0] for row in summary["table"] if row[-1] == "pruned"} == {"-"}
+    assert summary["metrics"]["jobs_pruned"] == 1 and summary["failures"] == []
