@@ -27,7 +27,7 @@ ROWS = (
     ("regimes.*",),
     ("sweeps.plan", "sweeps.plots"),
     ("sweeps.local", "sweeps.summary"),
-    ("run", "sweeps.sweeper", "sweeps.search"),
+    ("run", "sweeps.sweeper", "sweeps.search", "sweeps.cluster"),
     ("sweeps.look",),
     ("sweeps.warm",),
     ("train",),
@@ -58,6 +58,7 @@ LIGHT = (
     "__main__",
     "sweeps.plan",
     "sweeps.local",
+    "sweeps.cluster",
     "sweeps.sweeper",
 )
 UNPICKLED = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
@@ -132,7 +133,7 @@ def test_what_starts_fast_imports_no_framework(name: str) -> None:
         module = waiting.pop()
         seen.add(module)
         found = list(imports(MODULES[module], lazy=False))
-        assert not {_package(one) for one in found} & {"tensorflow", "keras", "mlflow"}, f"{name} through {module}"
+        assert not {_package(one) for one in found} & {"tensorflow", "keras", "mlflow", "ray", "submitit", "optuna"}, f"{name} through {module}"
         below = {other for other in NAMES for one in found if f"{one}.".startswith(f"experiments.{other}.")}
         waiting += below - seen
 

@@ -48,6 +48,10 @@ class LocalLauncher(Launcher):
         self.config = config
         self.slots, self.timeout = config.sweep.jobs, config.sweep.timeout
 
+    def threads(self) -> int | None:
+        """Of a job, where it does not have them all."""
+        return max(1, (os.cpu_count() or 1) // self.slots) if self.slots > 1 else None
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Runs the jobs; what comes back is COMPLETED, FAILED with the reason, or UNKNOWN where it did not start."""
         commands = [self.command(overrides) for overrides in job_overrides]
