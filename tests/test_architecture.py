@@ -61,6 +61,7 @@ LIGHT = (
     "sweeps.cluster",
     "sweeps.sweeper",
 )
+HEAVY = {"tensorflow", "keras", "mlflow", "ray", "submitit", "optuna"}
 UNPICKLED = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
 
 MODULES = {
@@ -133,7 +134,9 @@ def test_what_starts_fast_imports_no_framework(name: str) -> None:
         module = waiting.pop()
         seen.add(module)
         found = list(imports(MODULES[module], lazy=False))
-        assert not {_package(one) for one in found} & {"tensorflow", "keras", "mlflow", "ray", "submitit", "optuna"}, f"{name} through {module}"
+        assert not {_package(one) for one in found} & {"tensorflow", "keras", "mlflow", "ray", "submitit", "optuna"}, (
+            f"{name} through {module}"
+        )
         below = {other for other in NAMES for one in found if f"{one}.".startswith(f"experiments.{other}.")}
         waiting += below - seen
 

@@ -15,6 +15,7 @@ import logging
 import os
 import platform
 import signal
+import socket
 import sys
 import threading
 import time
@@ -63,6 +64,12 @@ class RayLauncher(LocalLauncher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         need("ray", "ray", "ray")
+        host, _, port = (self.address or "").rpartition("//")[2].rpartition(":")
+        if host and port.isdigit():
+            try:
+                socket.create_connection((host, int(port)), timeout=5).close()
+            except OSError as error:
+                raise ConfigError(f"hydra.launcher.address: nobody answers at {self.address} ({error})") from None
 
     def threads(self) -> int | None:
         return max(1, int(self.cpus))
