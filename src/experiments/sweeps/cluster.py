@@ -93,7 +93,8 @@ class RayLauncher(LocalLauncher):
             ray.init(address=self.address, **({"include_dashboard": False} if own else {}), **self.init)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(f"hydra.launcher.address: no Ray answers at {self.address}: {error}") from None
-        waiting, running = list(range(len(commands))), {}
+        waiting = list(range(len(commands)))
+        running: dict[Any, int] = {}
         try:
             task = ray.remote(**self.remote)(work)
             while waiting or running:
@@ -182,7 +183,8 @@ class SlurmLauncher(LocalLauncher):
         returns = [JobReturn(overrides=list(overrides)) for overrides in job_overrides]
         # SLURM keeps its own queue, which takes all jobs as one array; submitit's local executor starts what it gets.
         room = len(commands) if self.cluster == "slurm" else self.slots
-        waiting, running = list(range(len(commands))), {}
+        waiting = list(range(len(commands)))
+        running: dict[int, Any] = {}
         try:
             while waiting or running:
                 if why := self.enough():
@@ -235,7 +237,7 @@ class Task:
 
 def work(
     folder: Path, arguments: Sequence[str], directory: Path, known: Mapping[str, str], timeout: float | None,
-    leaving: Callable[[], bool] = lambda: False,
+    *, leaving: Callable[[], bool] = lambda: False,
 ) -> str | None:  # fmt: skip
     """One run, in this process: as `python -m experiments.train ARGUMENTS`, all that it says in a file.
 
