@@ -29,7 +29,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import journal
+from experiments import journal, signals
 from experiments.sweeps.local import GRACE, LOG, LocalLauncher, invoke, last_lines, why_ended
 from experiments.types import ConfigError
 
@@ -93,6 +93,7 @@ class RayLauncher(LocalLauncher):
             ray.init(address=self.address, **({"include_dashboard": False} if own else {}), **self.init)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(f"hydra.launcher.address: no Ray answers at {self.address}: {error}") from None
+        signals.install()  # Ray takes SIGTERM for itself
         waiting = list(range(len(commands)))
         running: dict[Any, int] = {}
         try:
