@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import signal
 import sys
@@ -82,13 +83,16 @@ def test_what_a_job_says_is_in_its_folder_and_what_follows_is_not(
 ) -> None:
     def main() -> None:
         assert sys.argv == ["train", "seed=1"] and os.environ["MLFLOW_X"] == "1"
+        logging.root.addHandler(logging.StreamHandler(sys.stdout))  # as Hydra does
         print("from Python")
         os.write(2, b"from C\n")
 
     assert job(main) is None
+    logging.getLogger("submitit").warning("later")
     print("after")
     assert set((tmp_path / "sweep" / "3" / "output.log").read_text().splitlines()) == {"from Python", "from C"}
-    assert capfd.readouterr().out == "after\n"
+    said = capfd.readouterr()
+    assert said.out == "after\n" and "Logging error" not in said.err
 
 
 @pytest.mark.parametrize("error, reason", [

@@ -323,6 +323,8 @@ def into(log: Path) -> Iterator[None]:
             yield
         finally:
             sys.stdout, sys.stderr = streams
+            for handler in [one for one in logging.root.handlers if getattr(one, "stream", None) is file]:
+                logging.root.removeHandler(handler)  # Hydra's: what submitit says next would find a closed file
             for number, old in zip((1, 2), before, strict=True):
                 os.dup2(old, number)
                 os.close(old)
