@@ -27,7 +27,7 @@ ROWS = (
     ("regimes.*",),
     ("sweeps.plan", "sweeps.plots"),
     ("sweeps.local", "sweeps.summary"),
-    ("run", "sweeps.sweeper", "sweeps.search"),
+    ("run", "sweeps.sweeper", "sweeps.search", "sweeps.cluster"),
     ("sweeps.look",),
     ("sweeps.warm",),
     ("train",),
@@ -58,9 +58,11 @@ LIGHT = (
     "__main__",
     "sweeps.plan",
     "sweeps.local",
+    "sweeps.cluster",
     "sweeps.sweeper",
     "sweeps.search",
 )
+HEAVY = {"tensorflow", "keras", "mlflow", "ray", "submitit", "optuna"}
 UNPICKLED = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
 
 MODULES = {
@@ -133,8 +135,7 @@ def test_what_starts_fast_imports_no_framework(name: str) -> None:
         module = waiting.pop()
         seen.add(module)
         found = list(imports(MODULES[module], lazy=False))
-        heavy = {"tensorflow", "keras", "mlflow", "optuna"}
-        assert not {_package(one) for one in found} & heavy, f"{name} through {module}"
+        assert not {_package(one) for one in found} & HEAVY, f"{name} through {module}"
         below = {other for other in NAMES for one in found if f"{one}.".startswith(f"experiments.{other}.")}
         waiting += below - seen
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TextIO, cast
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
@@ -16,14 +17,17 @@ from omegaconf import DictConfig, OmegaConf
 from experiments import journal, like, paths, signals, validation
 from experiments.explain import disk_full, explain
 from experiments.quiet import Starred, quiet_start
+from experiments.sweeps.cluster import RayLauncher, SlurmLauncher
 from experiments.sweeps.local import LocalLauncher
 from experiments.sweeps.sweeper import Sweeper
 from experiments.types import ConfigError, DataError, Pruned
 
-for plugin in (Sweeper, LocalLauncher):
+for plugin in (Sweeper, LocalLauncher, RayLauncher, SlurmLauncher):
     Plugins.instance().register(plugin)
     # Hydra takes no other name for a plugin.
     Plugins.instance().class_name_to_class[f"hydra_plugins.experiments.{plugin.__name__}"] = plugin
+# Where hydra-ray-launcher is installed, its options of the same name would be taken for the schema of ours.
+ConfigStore.instance().repo["hydra"].get("launcher", {}).pop("ray.yaml", None)
 OmegaConf.register_new_resolver("default_outputs", paths.default_outputs, replace=True)
 OmegaConf.register_new_resolver("run_name", paths.run_name, replace=True)
 

@@ -42,11 +42,16 @@ class LocalLauncher(Launcher):
         self.slots, self.timeout = 1, None
         self.enough: Callable[[], str | None] = lambda: None  # why no further job is to start
         self.ended: Callable[[int, JobReturn], None] = lambda at, done: None
+        self.begun: dict[int, float] = {}
         self.seconds: dict[int, float] = {}  # that jobs took, their processes' start and end included
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
         self.slots, self.timeout = config.sweep.jobs, config.sweep.timeout
+
+    def threads(self) -> int | None:
+        """Of a job, where it does not have them all."""
+        return max(1, (os.cpu_count() or 1) // self.slots) if self.slots > 1 else None
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Runs the jobs; what comes back is COMPLETED, FAILED with the reason, or UNKNOWN where it did not start."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import secrets
 import shlex
 import sys
@@ -252,8 +251,8 @@ class Sweeper(HydraSweeper):
     def overrides(self, job: Job) -> list[str]:
         """The whole command of a job: its own overrides, its place, and what all jobs of a sweep have in common."""
         threads = job.threads
-        if threads is None and self.common.sweep.jobs > 1 and self.common.runtime.threads is None:
-            threads = max(1, (os.cpu_count() or 1) // self.common.sweep.jobs)
+        if threads is None and self.common.runtime.threads is None and isinstance(self.jobs_by, local.LocalLauncher):
+            threads = self.jobs_by.threads()
         common = [
             *(FINAL if job.facts.get("final") else CHOSEN_FROM),
             *([f"runtime.threads={threads}"] if threads else []),
