@@ -115,6 +115,9 @@ class RayLauncher(LocalLauncher):
                     except RayError as error:
                         reason = f"{type(error).__name__}: {str(error).strip()}"
                     close(self, returns, running.pop(reference), reason)
+        except SystemError:
+            signals.check()  # what a signal raises inside of ray.wait comes out as this
+            raise
         finally:
             for reference in running:  # Ctrl-C of the sweep is Ctrl-C in its jobs
                 ray.cancel(reference)
