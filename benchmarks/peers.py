@@ -270,13 +270,12 @@ def tuned(
     base, preprocess = backbone("mobilenet_v2", weights, size)
     labels = {split: part[1] for split, part in data.items()}
     inputs = {split: preprocess(pixels) for split, (pixels, _) in data.items()}
-    pool = keras.layers.GlobalAveragePooling2D()
     top = keras.Sequential([
         keras.Input((base.output_shape[-1],)), keras.layers.Dropout(dropout),
         keras.layers.Dense(1, activation="sigmoid", kernel_regularizer=keras.regularizers.L2(l2)),
     ])  # fmt: skip
     top.compile(optimizer="rmsprop", loss="binary_crossentropy", metrics=["accuracy"])
-    features = {split: np.asarray(pool(base.predict(part, batch_size=32, verbose=0))) for split, part in inputs.items()}
+    features = {split: base.predict(part, batch_size=32, verbose=0) for split, part in inputs.items()}
     top.fit(
         features["train"], labels["train"], batch_size=batch_size, epochs=head_epochs,
         validation_data=(features["validation"], labels["validation"]), verbose=0,
@@ -284,7 +283,7 @@ def tuned(
     first = base.get_layer("Conv_1" if unfrozen == 1 else "block_16_expand")
     boundary = keras.Model(base.input, first.input)
     boundary.trainable = False
-    above = keras.Model(first.input, top(pool(base.output)))
+    above = keras.Model(first.input, top(base.output))
     pixels = keras.Input((size, size, 3))
     augment = [
         keras.layers.RandomRotation(40 / 360, fill_mode="nearest"), keras.layers.RandomTranslation(0.2, 0.2),

@@ -349,7 +349,7 @@ def tutorials_way(setup: Setup, quick: int) -> Row:
 
 def sweeping(setup: Setup) -> Row:
     """The 18 jobs of experiment=above_95, and as many scripts of their own, of which two are run."""
-    folder, head_epochs, epochs, batch_size = setup.folder(), 30, 5, 32
+    folder, head_epochs, epochs, batch_size = setup.folder(), 30, 3, 32
     weights, override = weights_override()
     if weights is None:
         raise ValueError("sweep: a sweep over random features means nothing. Give MobileNetV2's weights")

@@ -285,12 +285,12 @@ def write_results(
 
 
 def draw(folder: Path, parts: Parts, splits: Splits, fitted: Fitted, reports: Mapping[str, Report]) -> None:
-    """The figures of a run as PNG files."""
+    """The figures of a run as PNG files; of a sweep's job its curves alone, as the winner has all of them."""
     folder.mkdir(exist_ok=True)
     drawn = {"learning_curves": figures.learning_curves(fitted.history)} if fitted.history else {}
     if "augmentation" not in parts.config.regime.ignores and not parts.config.sweep.job:
         drawn["augmented"] = augmented_sample(parts, splits)
-    for split, report in reports.items():
+    for split, report in reports.items() if not parts.config.sweep.job else ():
         pictures = splits.validation if split == "validation" else splits.test
         assert pictures is not None
         drawn |= {

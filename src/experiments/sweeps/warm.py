@@ -1,13 +1,18 @@
 """What every job needs, imported once: the parent of a sweep's processes loads this and runs nothing of it."""
 
+import gc
+
 from experiments.quiet import quiet_start
 
 with quiet_start():
     import matplotlib.backends.backend_agg
+    from PIL import Image
 
-    from experiments import run, tracking
+    from experiments import run, tracking, train
     from experiments.sweeps import look
 
     tracking.load()
+    Image.preinit()
+gc.freeze()  # none of it is ever garbage: jobs need not look through it, and go on sharing its memory
 
-__all__ = ["look", "matplotlib", "run"]
+__all__ = ["look", "matplotlib", "run", "train"]

@@ -69,8 +69,11 @@ class Tracker(Protocol):
 
 
 def load() -> None:
-    """Imports what a run will need of MLflow."""
-    import mlflow.artifacts  # noqa: F401
+    """Imports what a run will need of MLflow, which itself imports it at its first call."""
+    import git  # noqa: F401  MLflow's, for a run's commit
+    import mlflow.artifacts
+    import mlflow.store.db.utils
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
 @contextmanager
