@@ -388,8 +388,8 @@ def sweeping(setup: Setup) -> Row:
         fit = sum(float(record["seconds"]) for record, at in zip(records, ended, strict=True) if at > begun)
         row.sides[3].seconds.append(told["seconds"] - fit)
         assert config["epochs"] == epochs
-    row.sides[0].seconds.append(whole / jobs)
     for unfrozen in (1, 2):
+        row.sides[0].seconds.append(whole / jobs)
         for side, cached in ((row.sides[1], False), (row.sides[2], True)):
             arguments = {
                 "root": str(folder.root), "weights": weights, "unfrozen": unfrozen, "dropout": 0.5, "l2": 1e-4,
