@@ -29,8 +29,8 @@ ROWS = (
     ("sweeps.local", "sweeps.summary"),
     ("run", "sweeps.sweeper", "sweeps.search", "sweeps.cluster"),
     ("sweeps.look",),
-    ("sweeps.warm",),
     ("train",),
+    ("sweeps.warm",),
     ("commands.*",),
     ("__main__",),
 )
