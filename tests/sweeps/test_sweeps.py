@@ -183,16 +183,20 @@ def test_a_killed_sweep_goes_on_where_it_was(
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}
     kills = 0
     draw = random.Random(7)
+
+    def told() -> dict[str, float]:
+        return {str(path): path.stat().st_mtime for path in own_outputs.glob("sweeps/*/[0-9]*/curves.csv")}
+
     for _ in range(5 if request.config.getoption("--full") else 1):
         process = subprocess.Popen(given, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        while not list(own_outputs.glob("sweeps/*/[0-9]*/curves.csv")) and time.monotonic() < deadline:
+        deadline, before = time.monotonic() + 120, told()
+        while told() == before and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(draw.uniform(0, 1.5))
         kills += process.poll() is None
         process.kill()
         process.wait()
-    assert kills
+    assert kills, "all was over before the first kill"
     done = subprocess.run(given, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     parents, jobs = tracked(own_outputs)
