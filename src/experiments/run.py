@@ -30,8 +30,8 @@ from experiments.losses import class_weights
 from experiments.models.network import cut
 from experiments.progress import Terminal
 from experiments.quiet import without_passwords
+from experiments.regimes.bottleneck import bottleneck
 from experiments.regimes.finetune import finetune
-from experiments.regimes.scratch import scratch
 from experiments.types import (
     EPOCH_METRICS,
     ConfigError,
@@ -271,15 +271,12 @@ def write_results(
         write_csv(folder / f"predictions_{split}.csv", rows)
     weights = folder / "weights"
     weights.mkdir(exist_ok=True)
-    whole = parts.backbone.model
-    if not parts.config.sweep.job:
-        whole.save_weights(weights / "backbone.weights.h5")
-    elif parts.regime is finetune:  # a sweep of VGG16 would keep a gigabyte of what never changed
-        cut(parts.backbone, parts.config.regime.unfrozen_blocks, "average").suffix.save_weights(
-            weights / "unfrozen.weights.h5"
-        )
-    elif parts.regime is scratch:
-        whole.save_weights(weights / "backbone.weights.h5")
+    config, job = parts.config, parts.config.sweep.job
+    if job and parts.regime is finetune:  # a sweep of VGG16 would keep a gigabyte of what never changed
+        unfrozen = cut(parts.backbone, config.regime.unfrozen_blocks, config.model.head.pooling).suffix
+        unfrozen.save_weights(weights / "unfrozen.weights.h5")
+    elif not (job and parts.regime is bottleneck):
+        parts.backbone.model.save_weights(weights / "backbone.weights.h5")
     head: keras.Model = fitted.model.get_layer("head")
     head.save_weights(weights / "head.weights.h5")
 
