@@ -26,6 +26,7 @@ from experiments.schema import Config, head_run
 from experiments.sweeps import local, summary
 from experiments.sweeps.plan import folders
 from experiments.tracking import address, outbox, stored
+from experiments.tracking.stored import RunFacts
 from experiments.types import Backbone, ConfigError, DataError, Parts, Splits
 
 
@@ -90,20 +91,25 @@ def look(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
         runtime.apply(first.runtime)
         address.check(first.tracking.uri)
         seen = see(configs)
-        known = known_runs(first, {one.identity for one in seen})
+        uri = first.tracking.uri
+        finished = stored.finished(uri, first.tracking.experiment) if uri else {}
+        known = known_runs(first, {one.identity for one in seen}, finished)
         said["jobs"] = [{"identity": one.identity, **known.get(one.identity, {})} for one in seen]
-        said["shared"] = shared(seen)
-        said["lacking"] = any(table.lacking_bytes for one in seen for table in tables_of(one))
-        said["seconds"] = usual_seconds(first, seen[0].splits.fingerprint)
+        said["shared"], said["lacking"] = shared(seen)
+        said["seconds"] = usual_seconds(first, seen[0].splits.fingerprint, finished)
         said["held_back"] = all(one.splits.test for one in seen)
 
 
-def known_runs(config: Config, identities: set[str]) -> dict[str, dict[str, Any]]:
-    """The runs there are of these identities: finished ones from the tracking store, begun ones from folders here."""
+def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunFacts]) -> dict[str, dict[str, Any]]:
+    """The runs there are of these identities: finished ones from the tracking store, begun ones from folders here.
+
+    Args:
+        finished: the runs of the tracking store, by identity.
+    """
     known: dict[str, dict[str, Any]] = {}
     uri = config.tracking.uri
     place = without_passwords(uri) if uri else None
-    finished = stored.finished(uri, config.tracking.experiment) if uri else {}
+    tracked_ids = {one.run_id for one in finished.values()}
     for folder in folders(Path(config.outputs)):
         try:
             facts = journal.read(folder)
@@ -112,7 +118,7 @@ def known_runs(config: Config, identities: set[str]) -> dict[str, dict[str, Any]
         if facts is None or facts.get("identity") not in identities or facts.get("store") != place:
             continue
         done = facts.get("status") == "FINISHED"
-        if done and uri is not None and facts.get("run_id") not in {one.run_id for one in finished.values()}:
+        if done and uri is not None and facts.get("run_id") not in tracked_ids:
             continue  # it has been deleted there
         if done or facts.get("status") != "PRUNED":
             status = "FINISHED" if done else "PARTIAL"
@@ -129,13 +135,13 @@ def known_runs(config: Config, identities: set[str]) -> dict[str, dict[str, Any]
     return known
 
 
-def shared(seen: Sequence[Seen]) -> list[str]:
-    """What jobs have in common, in words."""
+def shared(seen: Sequence[Seen]) -> tuple[list[str], bool]:
+    """What jobs have in common, in words; and whether some of it is still to be computed."""
     lines = []
     tables = [{table.name: table for table in tables_of(one)} for one in seen]
     every = {name: table for one in tables for name, table in one.items()}
+    missing = sum(table.lacking_bytes for table in every.values())
     if every:
-        missing = sum(table.lacking_bytes for table in every.values())
         lines.append(
             f"activations: {len(every)} tables for {sum(map(len, tables))} readings by jobs"
             + (f"; to be computed: {store.readable(missing)}" if missing else "; all in the store")
@@ -147,7 +153,7 @@ def shared(seen: Sequence[Seen]) -> list[str]:
             f"head phases: {len(heads)} for {sum(one.parts.regime is finetune.finetune for one in seen)} jobs"
             + (f", {trained} of them in the head cache" if trained else "")
         )
-    return lines
+    return lines, bool(missing)
 
 
 def head_folder(one: Seen) -> Path:
@@ -191,17 +197,15 @@ def share(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
             activations.extract(parts, list(members.values()), progress)
 
 
-def usual_seconds(config: Config, fingerprint: str) -> float | None:
+def usual_seconds(config: Config, fingerprint: str, finished: Mapping[str, RunFacts]) -> float | None:
     """What runs like this one took before: the same regime, network and number of epochs, the same pictures."""
-    if config.tracking.uri is None:
-        return None
     alike = {
         "regime": config.regime.name, "model": config.model.name, "epochs": str(config.epochs),
         "batch_size": str(config.batch_size),
     }  # fmt: skip
     seconds = [
         one.metrics["total_seconds"]
-        for one in stored.finished(config.tracking.uri, config.tracking.experiment).values()
+        for one in finished.values()
         if one.tags.get("data_fingerprint") == fingerprint
         and all(one.params.get(name) == value for name, value in alike.items())
         and "total_seconds" in one.metrics
