@@ -25,6 +25,7 @@ from experiments.types import ConfigError
 FILE, LOCK, CHECKPOINTS = "run.json", ".run.lock", "checkpoints"
 AUTO = "auto"  # resume: what the folder holds, if anything
 METRICS = "metrics.json"
+PATIENCE = 60.0  # seconds that one waits for the one before it, which may just be ending
 ALLOWED = ("runtime.", "tracking.", "runtime=", "tracking=", "progress=")
 _ELSEWHERE = ("run.", "sweep.", "mode", "sweeper", "launcher", "output_subdir", "job.num", "job.id")
 
@@ -42,7 +43,7 @@ class Journal:
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder = folder
-        self._lock = claim(folder, wait=60 if config.resume == AUTO else 0)
+        self._lock = claim(folder, wait=PATIENCE if config.resume == AUTO else 0)
         begun = read(folder) if config.resume else None
         self.facts: dict[str, Any] = begun or {"command": command(HydraConfig.get()), "outputs": config.outputs}
         if begun is None:  # in a folder that another run has used it begins anew
@@ -88,20 +89,22 @@ class Journal:
         store.write_file(self.folder / FILE, json.dumps(self.facts, indent=1).encode())
 
 
-def claim(folder: Path, wait: float = 0) -> FileLock:
-    """The lock of a run's folder, taken where there are locks to be had.
+def claim(folder: Path, name: str = LOCK, what: str = "run", wait: float = 0) -> FileLock:
+    """The lock of a run's or a sweep's folder, taken where there are locks to be had.
 
     Args:
+        name: of the lock's file.
+        what: the folder is of, in a word.
         wait: seconds for a process that may just be ending.
 
     Raises:
-        ConfigError: the run is going on in another process.
+        ConfigError: it is going on in another process.
     """
-    lock = FileLock(folder / LOCK, fallback_to_soft=False)
+    lock = FileLock(folder / name, fallback_to_soft=False)
     try:
         lock.acquire(timeout=wait)
     except Timeout:
-        raise ConfigError(f"{folder}: this run is still going on, in another process") from None
+        raise ConfigError(f"{folder}: this {what} is still going on, in another process") from None
     except (OSError, NotImplementedError):
         pass
     return lock

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
@@ -114,7 +114,8 @@ class RayLauncher(LocalLauncher):
                         reason = ray.get(reference)
                     except RayError as error:
                         reason = f"{type(error).__name__}: {str(error).strip()}"
-                    close(self, returns, running.pop(reference), reason)
+                    at = running.pop(reference)
+                    self.close(returns[at], at, reason)
         except SystemError:
             signals.check()  # what a signal raises inside of ray.wait comes out as this
             raise
@@ -216,7 +217,7 @@ class SlurmLauncher(LocalLauncher):
                         reason = job.result()
                     except Exception as error:  # submitit's own, and what the job's process raised
                         reason = f"{type(error).__name__}: {str(error).strip()}"
-                    close(self, returns, at, reason)
+                    self.close(returns[at], at, reason)
         finally:
             for job in running.values():
                 job.cancel(check=False)
@@ -339,15 +340,6 @@ def placed(launcher: LocalLauncher, overrides: Sequence[str]) -> tuple[Path, lis
     if not any(one.startswith("outputs=") for one in arguments):
         arguments.append(f"outputs={journal.quoted(launcher.config.outputs)}")
     return folder, arguments
-
-
-def close(launcher: LocalLauncher, returns: Sequence[JobReturn], at: int, reason: str | None) -> None:
-    """Notes how a job ended, and tells the sweeper."""
-    returns[at].status = JobStatus.FAILED if reason else JobStatus.COMPLETED
-    if reason:
-        returns[at].return_value = RuntimeError(reason)
-    launcher.seconds[at] = time.monotonic() - launcher.begun[at]
-    launcher.ended(at, returns[at])
 
 
 def need(package: str, launcher: str, extra: str) -> None:

@@ -58,41 +58,51 @@ class LocalLauncher(Launcher):
         commands = [self.command(overrides) for overrides in job_overrides]
         returns = [JobReturn(overrides=list(overrides)) for overrides in job_overrides]
         waiting = list(range(len(commands)))
-        running: dict[int, tuple[Any, int, float]] = {}
+        running: dict[int, tuple[Any, int]] = {}
         free = list(range(self.slots))
         gpus = visible_gpus()
         try:
             while waiting or running:
-                if waiting and (why := self.enough()):
+                if waiting and free and (why := self.enough()):
                     _log.info("No further job is started: %s", why)
                     waiting = []
                 while waiting and free:
                     at, slot = waiting.pop(0), free.pop(0)
                     folder, arguments = commands[at]
                     gpu = gpus[slot % len(gpus)] if gpus else None
-                    running[at] = (start(run_job, arguments, str(folder / LOG), gpu), slot, time.monotonic())
-                multiprocessing.connection.wait([process.sentinel for process, _, _ in running.values()], timeout=0.5)
-                for at, (process, slot, began) in list(running.items()):
-                    late = self.timeout is not None and time.monotonic() - began > self.timeout
+                    self.begun[at] = time.monotonic()
+                    running[at] = (start(run_job, arguments, str(folder / LOG), gpu), slot)
+                multiprocessing.connection.wait([process.sentinel for process, _ in running.values()], timeout=0.5)
+                for at, (process, slot) in list(running.items()):
+                    late = self.timeout is not None and time.monotonic() - self.begun[at] > self.timeout
                     if late:
                         end([process])
                     if process.exitcode is None:
                         continue
                     process.join()
                     del running[at]
-                    self.seconds[at] = time.monotonic() - began
                     free.insert(0, slot)
                     reason = f"timeout: it took longer than {self.timeout:g} s" if late else why_ended(process.exitcode)
-                    returns[at].status = JobStatus.FAILED if reason else JobStatus.COMPLETED
-                    if reason:
-                        returns[at].return_value = RuntimeError(
-                            "\n".join([reason, *([] if late else last_lines(commands[at][0] / LOG))])
-                        )
+                    if reason and not late:
+                        reason = "\n".join([reason, *last_lines(commands[at][0] / LOG)])
                     process.close()
-                    self.ended(at, returns[at])
+                    self.close(returns[at], at, reason)
         finally:
-            end([process for process, _, _ in running.values()])
+            end([process for process, _ in running.values()])
         return returns
+
+    def close(self, done: JobReturn, at: int, reason: str | None) -> None:
+        """Notes how a job ended, and tells the sweeper.
+
+        Args:
+            at: the job's place among those launched.
+            reason: why it ended badly; None: it did not.
+        """
+        self.seconds[at] = time.monotonic() - self.begun[at]
+        done.status = JobStatus.FAILED if reason else JobStatus.COMPLETED
+        if reason:
+            done.return_value = RuntimeError(reason)
+        self.ended(at, done)
 
     def command(self, overrides: Sequence[str]) -> tuple[Path, list[str]]:
         """A job's folder and its command line, that of a single run."""

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from experiments import store, validation
 from experiments.explain import explain
-from experiments.schema import Config, effective
+from experiments.schema import Config, Evaluate, effective
 from experiments.types import ConfigError
 
 # Values of these repeat a candidate, they make no other one.
@@ -104,13 +104,19 @@ def compose(
                 raise
             wrong[text] = values
     if wrong:
-        lines = [f"with {_told(values)}:\n{text}" if values else text for text, values in wrong.items()]
+        lines = [f"with {told(values)}:\n{text}" if values else text for text, values in wrong.items()]
         raise ConfigError("\n".join(lines))
     return configs
 
 
-def _told(values: Mapping[str, str]) -> str:
+def told(values: Mapping[str, str]) -> str:
+    """Values by key, in a line."""
     return " ".join(f"{key}={value}" for key, value in values.items())
+
+
+def unjudged(config: Config) -> Config:
+    """Without the test split: that is the winner's."""
+    return config.model_copy(update={"evaluate": Evaluate(test=False)})
 
 
 def sweep_name(config: Config, jobs: Sequence[Config]) -> str:

@@ -31,7 +31,7 @@ from omegaconf import OmegaConf
 
 from experiments import journal, studies
 from experiments.quiet import without_passwords
-from experiments.schema import LOWER_IS_BETTER, NOT_IDENTITY, Config, Evaluate, effective
+from experiments.schema import LOWER_IS_BETTER, NOT_IDENTITY, Config, effective
 from experiments.sweeps import plan
 from experiments.sweeps.plan import Job
 from experiments.tracking import owners
@@ -277,7 +277,7 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> Any:
     sweeper.begin(configs, name)
     sweeper.folder.mkdir(parents=True, exist_ok=True)
     # What the data is like, and what all trials share, is seen on one of them.
-    probe = Job(0, *corners[0], unjudged(configs[0]), sweeper.folder / "0")
+    probe = Job(0, *corners[0], plan.unjudged(configs[0]), sweeper.folder / "0")
     sweeper.look([probe])
     if sweeper.common.sweep.dry_run:
         tell_plan(sweeper, over, trials_so_far(sweeper))
@@ -305,11 +305,6 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> Any:
                 f"sweep.storage: the study was lost: {reason}. When it is back, the same command goes on"
             ) from None
         raise
-
-
-def unjudged(config: Config) -> Config:
-    """Without the test split: that is the winner's."""
-    return config.model_copy(update={"evaluate": Evaluate(test=False)})
 
 
 def trials_so_far(sweeper: Sweeper) -> list[Any]:
@@ -598,7 +593,7 @@ class Worker:
             self.judge(trial)
             return False
         trial.jobs = [
-            Job(at + n, overrides, values, unjudged(config), sweeper.folder / str(at + n))
+            Job(at + n, overrides, values, plan.unjudged(config), sweeper.folder / str(at + n))
             for n, ((overrides, values), config) in enumerate(zip(made, configs, strict=True))
         ]
         return True

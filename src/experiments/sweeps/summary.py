@@ -17,7 +17,7 @@ from experiments import journal, store
 from experiments.quiet import without_passwords
 from experiments.schema import LOWER_IS_BETTER
 from experiments.statistics import mean_interval, paired_difference, wilson
-from experiments.sweeps.plan import JOB, REPEATS, SWEEP
+from experiments.sweeps.plan import JOB, REPEATS, SWEEP, told
 from experiments.types import ConfigError
 
 
@@ -48,7 +48,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        return " ".join(f"{key}={value}" for key, value in self.values.items()) or "the one candidate"
+        return told(self.values) or "the one candidate"
 
     @property
     def whole(self) -> bool:
@@ -236,11 +236,7 @@ def table(ranked: Sequence[Candidate], objective: str) -> list[list[str]]:
 
 def failures(rows: Sequence[Row]) -> list[str]:
     """Why jobs have failed, each with its last words."""
-    return [
-        f"job {row.number} ({' '.join(f'{key}={value}' for key, value in row.values.items())}): {row.reason}"
-        for row in rows
-        if row.status == "FAILED"
-    ]
+    return [f"job {row.number} ({told(row.values)}): {row.reason}" for row in rows if row.status == "FAILED"]
 
 
 def conclude(folder: Path) -> dict[str, Any]:

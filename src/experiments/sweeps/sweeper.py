@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper as HydraSweeper
@@ -29,7 +28,7 @@ from rich.table import Table
 from experiments import journal, store
 from experiments.progress import Terminal
 from experiments.quiet import without_passwords
-from experiments.schema import LOWER_IS_BETTER, Config, Evaluate
+from experiments.schema import LOWER_IS_BETTER, Config
 from experiments.sweeps import local, plan
 from experiments.sweeps.plan import Job
 from experiments.types import ConfigError
@@ -37,7 +36,6 @@ from experiments.types import ConfigError
 LOCK = ".sweep.lock"
 CHOSEN_FROM = ["evaluate.test=false", "tracking.log_model=false", "sweep.job=true"]  # jobs
 FINAL = ["evaluate.test=true"]  # the winner
-PATIENCE = 60.0  # seconds that a sweep waits for the one before it, which may just be ending
 _log = logging.getLogger(__name__)
 
 
@@ -57,9 +55,7 @@ class Sweeper(HydraSweeper):
             ConfigError: a job that cannot be run; nothing has started then.
             SystemExit: a job has failed.
         """
-        given = plan.parse(arguments, self.context)
-        typed = {override.get_key_element() for override in given}
-        preset = [f"{key}={value}" for key, value in self.params.items() if key not in typed]
+        preset = [f"{key}={value}" for key, value in self.params.items()]
         overrides = plan.parse([*preset, *arguments], self.context)
         if self.master.sweep.search != "grid":
             from experiments.sweeps.search import search as run_search
@@ -68,11 +64,9 @@ class Sweeper(HydraSweeper):
         combinations = plan.grid(overrides)
         configs = plan.compose(combinations, self.context, self.master)
         self.begin(configs)
-        # The test split is the winner's.
-        configs = [config.model_copy(update={"evaluate": Evaluate(test=False)}) for config in configs]
         with self.claimed():
             jobs = [
-                Job(number, overrides, values, config, self.folder / str(number))
+                Job(number, overrides, values, plan.unjudged(config), self.folder / str(number))
                 for number, ((overrides, values), config) in enumerate(zip(combinations, configs, strict=True))
             ]
             self.look(jobs)
@@ -109,8 +103,6 @@ class Sweeper(HydraSweeper):
         self.began = time.monotonic()
         with open_dict(self.master):
             self.master.hydra.sweep.dir = str(self.folder)
-            # Foreign launchers read the master's configuration for what is not overridden.
-            self.master.sweep = self.common.sweep.model_dump()
         self.jobs_by: Any = Plugins.instance().instantiate_launcher(
             hydra_context=self.context, task_function=self.task, config=self.master
         )
@@ -123,13 +115,7 @@ class Sweeper(HydraSweeper):
             ConfigError: the same sweep is going on in another process.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / LOCK, fallback_to_soft=False)
-        try:
-            lock.acquire(timeout=PATIENCE)
-        except Timeout:
-            raise ConfigError(f"{self.folder}: this sweep is going on in another process") from None
-        except (OSError, NotImplementedError):
-            pass
+        lock = journal.claim(self.folder, LOCK, "sweep", journal.PATIENCE)
         try:
             yield
         finally:
@@ -187,7 +173,7 @@ class Sweeper(HydraSweeper):
             self.say(f"  about {minutes:.0f} min: runs like these took {self.usual:.0f} s")
         for job in jobs if self.common.sweep.dry_run else []:
             state = f"same as {job.same_as}" if job.same_as is not None else job.status.lower()
-            self.say(f"  {job.number:>3}  {state:9} {' '.join(f'{key}={value}' for key, value in job.values.items())}")
+            self.say(f"  {job.number:>3}  {state:9} {plan.told(job.values)}")
 
     def say(self, text: str) -> None:
         self.console.print(escape(text), highlight=False, soft_wrap=True)
@@ -286,9 +272,10 @@ class Sweeper(HydraSweeper):
         if job.status == "FINISHED":
             metrics = json.loads((job.folder / journal.METRICS).read_bytes())
             score = f"{self.common.objective} {metrics[key]:.4g}  " if key in metrics else ""
-        values = " ".join(f"{key}={value}" for key, value in job.values.items())
         reason = job.reason.splitlines()[:1]
-        said = f"  {job.number:>3}  {job.status.lower():8}  {score}{job.facts['seconds']:.0f} s  {values}"
+        said = (
+            f"  {job.number:>3}  {job.status.lower():8}  {score}{job.facts['seconds']:.0f} s  {plan.told(job.values)}"
+        )
         self.say("  ".join([said, *reason]))
 
     def enough(self, jobs: Sequence[Job], returns: dict[int, JobReturn]) -> str | None:
@@ -298,11 +285,11 @@ class Sweeper(HydraSweeper):
             return "one has failed (sweep.on_error=stop)"
         if settings.max_minutes is not None and time.monotonic() - self.began > 60 * settings.max_minutes:
             return f"sweep.max_minutes={settings.max_minutes:g} have passed"
-        if settings.target is not None and returns and self.reached(jobs, settings.target):
+        if settings.target is not None and returns and self.reached(settings.target):
             return f"sweep.target={settings.target:g} is reached"
         return None
 
-    def reached(self, jobs: Sequence[Job], target: float) -> bool:
+    def reached(self, target: float) -> bool:
         """Whether a candidate's interval lies beyond the target."""
         from experiments.sweeps import summary
 
