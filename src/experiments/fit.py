@@ -71,6 +71,7 @@ def fit(
         stop = stopping(recipe, averages)
         commit = Commit(phase, record, stop, watch)
         callbacks = [EpochSeeds(recipe.seed), Rate(recipe.rate, record), averages, record, stop, commit]
+        began = time.perf_counter()
         model.fit(
             waiting.watch(dataset) if waiting else dataset,
             initial_epoch=epochs.start,
@@ -81,6 +82,7 @@ def fit(
             callbacks=[callback for callback in callbacks if callback is not None],
             verbose=0,
         )
+        watch.fitting[phase] = time.perf_counter() - began
     return tuple(record.history)
 
 

@@ -80,9 +80,10 @@ def run(config: schema.Config) -> float:
         check_joined(config, fitted, splits)
         reports = evaluate(fitted.scores, splits, probabilities=config.loss != "hinge")
         # Told once: a point stands for good.
-        seconds = journal.facts.get("total_seconds") or time.perf_counter() - began
-        journal.note(total_seconds=seconds)
-        metrics: dict[str, float] = flat_metrics(reports) | {"total_seconds": seconds}
+        spent = {"total_seconds": time.perf_counter() - began, "fit_seconds": sum(watch.fitting.values())}
+        seconds = {name: journal.facts.get(name, value) for name, value in spent.items()}
+        journal.note(**seconds)
+        metrics: dict[str, float] = flat_metrics(reports) | seconds
         write_results(folder, parts, fitted, reports, metrics)
         draw(folder / "figures", parts, splits, fitted, reports)
         ended = fitted.history[-1].timestamp if fitted.history else int(time.time() * 1000)
