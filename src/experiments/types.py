@@ -144,9 +144,7 @@ class Watch:
     progress: Progress
     record: Callable[[EpochRecord], None]
     checkpoints: Checkpoints | None = None  # of the run; None: none are kept
-    fitting: dict[str, float] = field(
-        default_factory=dict
-    )  # by phase, the seconds that this process spent in Keras's fit
+    fitting: dict[str, float] = field(default_factory=dict)  # by phase: this process's seconds in Keras's fit
 
     def remaining(self, phase: str, epochs: int) -> range:
         """The epochs of a phase that are still to be trained: all of them, but where a run is resumed."""
