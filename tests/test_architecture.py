@@ -17,6 +17,7 @@ ROWS = (
     ("progress",),
     ("schema", "data.decoder", "data.download", "data.animals", "checkpoints", "augmentation", "losses"),
     ("validation", "studies"),
+    ("tracking.models", "tracking.served"),
     ("tracking.outbox", "tracking.owners", "tracking.address"),
     ("tracking.stored",),
     ("explain", "runtime", "tracking", "data.pen", "data.listing", "data.pipeline", "models.convnet", "evaluate"),

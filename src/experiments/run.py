@@ -90,7 +90,7 @@ def run(config: schema.Config) -> float:
         tracker.results(metrics, fitted.facts, ended)
         tracker.artifacts({f"predictions_{name}": predictions_table(report) for name, report in reports.items()})
         if config.tracking.log_model and not journal.facts.get("model"):  # not twice
-            tracker.model(fitted.model, len(splits.classes))
+            tracker.model(fitted.model, splits.classes)
             journal.note(model="logged")
         check_reached(config, fitted)
     conclude(console, folder, reports, tracker.run_id)
