@@ -36,10 +36,17 @@ class Trained:
     run_id: str | None  # of MLflow
     uri: str | None  # the store that it was found in; None: it was given as a folder
     folder: Path | None  # of the run, where that is on this machine
-    classes: tuple[str, ...]  # by label
+    manifest: Path  # its manifest.csv
     plain: Mapping[str, Any]  # its configuration as logged
     metrics: Mapping[str, float]
     backbone: str | None  # the identity of its backbone before it was trained
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, by label."""
+        with self.manifest.open(newline="", encoding="utf-8") as file:
+            names = {int(row["label"]): row["class_name"] for row in csv.DictReader(file)}
+        return tuple(names[label] for label in sorted(names))
 
     @cached_property
     def config(self) -> Config:
@@ -115,7 +122,7 @@ def find(named: str, uri: str | None = None) -> Trained:
         files[name] = path
     plain = like.parse(files[like.FILE].read_bytes(), f"{like.FILE} of {facts.name}")
     backbone = facts.tags.get("backbone_identity")
-    return Trained(facts.name, facts.run_id, uri, None, classes(files[MANIFEST]), plain, facts.metrics, backbone)
+    return Trained(facts.name, facts.run_id, uri, None, files[MANIFEST], plain, facts.metrics, backbone)
 
 
 def of_folder(folder: Path, uri: str | None = None) -> Trained:
@@ -140,15 +147,8 @@ def of_folder(folder: Path, uri: str | None = None) -> Trained:
             raise ConfigError(f"{folder}: its {name} is gone")
     metrics = json.loads((folder / journal.METRICS).read_bytes())
     plain = like.parse((folder / like.FILE).read_bytes(), str(folder / like.FILE))
-    names, run_id, backbone = classes(folder / MANIFEST), facts.get("run_id"), facts.get("backbone_identity")
-    return Trained(folder.name, run_id, uri, folder, names, plain, metrics, backbone)
-
-
-def classes(manifest: Path) -> tuple[str, ...]:
-    """The class names of a run's manifest, by label."""
-    with manifest.open(newline="", encoding="utf-8") as file:
-        names = {int(row["label"]): row["class_name"] for row in csv.DictReader(file)}
-    return tuple(names[label] for label in sorted(names))
+    run_id, backbone = facts.get("run_id"), facts.get("backbone_identity")
+    return Trained(folder.name, run_id, uri, folder, folder / MANIFEST, plain, metrics, backbone)
 
 
 def configuration(plain: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
