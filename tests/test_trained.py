@@ -1,0 +1,175 @@
+"""Finished runs read back: every kind of run gives the model that made its predictions."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+
+from experiments import exports, train, trained
+from experiments.commands import export, register
+from experiments.data import decoder
+from experiments.tracking import stored
+from experiments.types import ConfigError
+
+SMALL = ("data=folder", "data.image_size=48", "model.head.pooling=average", "epochs=1", "batch_size=8", "progress=none",
+         "regime.head_epochs=1", "evaluate.test=false", "hydra/job_logging=none")  # fmt: skip
+JOB = ("sweep.job=true", "tracking.log_model=false")
+
+
+class Place(NamedTuple):
+    outputs: Path
+    root: Path
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.outputs}/mlflow.db"
+
+    def folder(self, name: str) -> Path:
+        return self.outputs / "runs" / name
+
+    def train(self, name: str, *overrides: str) -> None:
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
+            own = (f"data.root={self.root}", f"outputs={self.outputs}", f"hydra.run.dir={self.folder(name)}")
+            patch.setattr(sys, "argv", ["train", *SMALL, *own, *overrides])
+            patch.setenv("HYDRA_FULL_ERROR", "1")
+            train.train()
+
+    def logged(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """A run's validation pictures [N, 48, 48, 3] float32, and what it says of them [N, 2]."""
+        with (self.folder(name) / "predictions_validation.csv").open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        pictures = [decoder.resize(decoder.decode((self.root / row["path"]).read_bytes()), 48) for row in rows]
+        shares = np.array([[row["p_blobs"], row["p_stripes"]] for row in rows], float)
+        return np.stack(pictures).astype("float32"), shares
+
+
+@pytest.fixture(scope="module")
+def place(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A tracked run with its model, jobs of sweeps, which keep only what they trained, and a run without MLflow."""
+    place = Place(tmp_path_factory.mktemp("trained") / "outputs", drawn)
+    place.train("whole", "regime=finetune")
+    place.train("job", "regime=finetune", "seed=1", *JOB)
+    place.train("head", "regime=bottleneck", f"model.weights='{trained.find('whole', place.uri).run_id}'", *JOB)
+    place.train("alone", "tracking=none")  # scratch
+    yield place
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def elsewhere(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that has the store, but not the runs' folders."""
+    monkeypatch.setattr("experiments.journal.read", lambda folder: None)
+
+
+def check(place: Place, name: str, run: trained.Trained) -> None:
+    pixels, shares = place.logged(name)
+    np.testing.assert_allclose(np.asarray(run.model()(pixels)), shares, atol=1e-5)
+    assert run.classes == ("blobs", "stripes") and shares.std() > 1e-3
+    assert run.metrics["validation.accuracy"] == np.mean(shares.argmax(axis=1) == np.repeat([0, 1], 6))
+    assert run.config.data.image_size == 48 and run.config.regime.name == run.plain["regime"]["name"]
+
+
+@pytest.mark.parametrize("name", ["whole", "job", "head"])
+def test_a_tracked_run_gives_its_model(place: Place, name: str) -> None:
+    check(place, name, trained.find(name, place.uri))
+
+
+@pytest.mark.parametrize("name", ["whole", "job", "head", "alone"])
+def test_a_folder_gives_its_model(place: Place, name: str) -> None:
+    run = trained.find(str(place.folder(name)))
+    assert run.uri is None
+    check(place, name, run)
+
+
+@pytest.mark.parametrize("name", ["whole", "job", "head"])
+def test_a_store_gives_the_model_without_the_folder(place: Place, name: str, elsewhere: None) -> None:
+    (facts,) = stored.find_runs(place.uri, [name])
+    run = trained.find(facts.run_id[:12], place.uri)
+    assert run.folder is None and run.name == name
+    check(place, name, run)
+
+
+def test_what_cannot_be_used_is_told(place: Place, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nobody: no finished run fits.*whole"):
+        trained.find("nobody", place.uri)
+    with pytest.raises(ConfigError, match=r"is no run's folder"):
+        trained.find(str(tmp_path))
+    copy = shutil.copytree(place.folder("head"), tmp_path / "copy")
+    facts = json.loads((copy / "run.json").read_bytes())
+    (copy / "run.json").write_text(json.dumps({**facts, "backbone_identity": "other"}))
+    with pytest.raises(ConfigError, match=r"copy: this job .* has changed since"):
+        trained.find(str(copy)).model()
+    (copy / "weights" / "head.weights.h5").unlink()
+    with pytest.raises(ConfigError, match=r"copy: its weights are gone"):
+        trained.find(str(copy)).model()
+    (copy / "run.json").write_text(json.dumps({**facts, "status": "KILLED"}))
+    with pytest.raises(ConfigError, match=r"not finished \(KILLED\).*resume="):
+        trained.find(str(copy))
+
+
+def test_an_export_gives_what_the_model_gives(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "exported"
+    export.export("whole", folder, False, 5, place.uri)
+    said = capsys.readouterr().out
+    assert "compared on 5 pictures of the run's validation split" in said and "saved_model" in said
+    assert {path.name for path in folder.iterdir()} == {"model.keras", "saved_model", "model.json"}
+    about = json.loads((folder / "model.json").read_bytes())
+    assert about["classes"] == ["blobs", "stripes"] and about["image_size"] == 48
+    pixels, shares = place.logged("whole")
+    np.testing.assert_allclose(exports.saved_model(folder / "saved_model")(pixels), shares, atol=1e-5)
+    np.testing.assert_allclose(keras.models.load_model(folder / "model.keras").predict(pixels), shares, atol=1e-5)
+
+    with pytest.raises(ConfigError, match="is there already. Give --overwrite"):
+        export.export("whole", folder, False, 5, place.uri)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    with pytest.raises(ConfigError, match="is there already. Give another"):
+        export.export("whole", mine, True, 5, place.uri)
+
+
+def test_an_export_that_differs_is_none(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained.find("whole", place.uri)
+    monkeypatch.setattr(exports, "saved_model", lambda folder: lambda pixels: np.full((len(pixels), 2), 0.5))
+    pixels, what = exports.sample(run, 48, 3)
+    with pytest.raises(RuntimeError, match=r"does not give the model's probabilities: saved_model by "):
+        exports.export(run, run.model(), pixels, tmp_path / "exported")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_to_compare_on_are_drawn_where_the_run_s_are_gone(place: Place) -> None:
+    run = trained.find("whole", place.uri)
+    run.plain["data"]["root"] = "gone"  # type: ignore[index]
+    pixels, what = exports.sample(run, 48, 4)
+    assert pixels.shape == (4, 48, 48, 3) and what.startswith("4 drawn pictures")
+    assert pixels.min() >= 0 and pixels.max() <= 255 and pixels.std() > 30
+
+
+@pytest.mark.parametrize("name", ["whole", "job"])
+def test_a_registered_model_is_loaded_by_its_alias(place: Place, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):  # the same version
+        register.register(name, f"pets-{name}", "champion", place.uri)
+    said = capsys.readouterr().out
+    assert said.count(f"{name} is version 1 of pets-{name}, and its champion") == 2
+    assert f'mlflow.keras.load_model("models:/pets-{name}@champion")' in said
+    mlflow.set_tracking_uri(place.uri)
+    pixels, shares = place.logged(name)
+    model = mlflow.keras.load_model(f"models:/pets-{name}@champion")
+    np.testing.assert_allclose(np.asarray(model(pixels)), shares, atol=1e-5)
+    with pytest.raises(ConfigError, match="registry does not take it"):
+        register.register(name, f"pets-{name}", "latest", place.uri)
+
+
+def test_a_run_without_mlflow_is_not_registered(place: Place) -> None:
+    with pytest.raises(ConfigError, match="alone: was not tracked"):
+        register.register(str(place.folder("alone")), "pets", None, place.uri)
