@@ -141,7 +141,7 @@ def test_an_export_gives_what_the_model_gives(place: Place, tmp_path: Path, caps
 def test_an_export_that_differs_is_none(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained.find("whole", place.uri)
     monkeypatch.setattr(exports, "saved_model", lambda folder: lambda pixels: np.full((len(pixels), 2), 0.5))
-    pixels, what = exports.sample(run, 48, 3)
+    pixels, _ = exports.sample(run, 48, 3)
     with pytest.raises(RuntimeError, match=r"does not give the model's probabilities: saved_model by "):
         exports.export(run, run.model(), pixels, tmp_path / "exported")
     assert list(tmp_path.iterdir()) == []
