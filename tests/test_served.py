@@ -103,7 +103,7 @@ def test_what_cannot_be_used_is_named_by_row(served: Any) -> None:
         served.predict(pd.DataFrame({"picture": bad}))
     text = str(caught.value)
     assert "4 of 6 pictures" in text and "row 1 is empty" in text and "row 2 is no base64" in text
-    assert "row 3 " in text and "row 5 is empty" in text and "row 0" not in text
+    assert "row 3 " in text and "row 5 is no base64" in text and "row 0" not in text
     assert caught.value.get_http_status_code() == 400
 
 

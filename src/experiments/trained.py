@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from experiments import journal, like, validation
 from experiments.journal import quoted
 from experiments.paths import default_outputs
 from experiments.schema import Config
-from experiments.tracking import MANIFEST, REFERENCES, stored
+from experiments.tracking import MANIFEST, stored
 from experiments.tracking.stored import RUN_ID
 from experiments.types import ConfigError
 
@@ -50,12 +50,17 @@ class Trained:
 
     @cached_property
     def config(self) -> Config:
-        """The configuration, checked. What it took from the environment is missing.
+        """The configuration, checked; it is data, as with `like=`. A root that came from the environment is not known.
 
         Raises:
             ConfigError: this version of the program cannot use it.
         """
-        return configuration(self.plain)
+        written, _ = like.overrides(self.plain, None)
+        lines = [*(line for _, line in written), f"outputs={quoted(default_outputs())}"]
+        root = str(like.value_at(self.plain, "data.root", ""))
+        if like.has_interpolation(root):  # as it was written, for the error of who reads it
+            lines.append(f"++data.root={quoted(root.strip('${}'))}")
+        return validation.read(OmegaConf.create(like.compose(lines, None)))
 
     def model(self) -> keras.Model:
         """Pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
@@ -88,7 +93,7 @@ class Trained:
         Raises:
             ConfigError: they are gone.
         """
-        kept = self.folder / "inputs" / "model.weights" / REFERENCES["model.weights"] if self.folder else None
+        kept = self.folder / "inputs" / "model.weights" / BACKBONE if self.folder else None
         if kept is None and self.uri is not None:
             place = stored.artifact(self.uri, run_id, WEIGHTS)
             kept = place / BACKBONE if place else None
@@ -151,20 +156,6 @@ def of_folder(folder: Path, uri: str | None = None) -> Trained:
     return Trained(folder.name, run_id, uri, folder, folder / MANIFEST, plain, metrics, backbone)
 
 
-def configuration(plain: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
-    """A logged configuration, checked; it is data, as with `like=`.
-
-    Args:
-        overrides: what is to be otherwise, or is not known: what the run had from its environment.
-
-    Raises:
-        ConfigError: it cannot be used.
-    """
-    written, _ = like.overrides(plain, None)
-    lines = [*(line for _, line in written), f"outputs={quoted(default_outputs())}", *overrides]
-    return validation.read(OmegaConf.create(like.compose(lines, None)))
-
-
 def read_model(path: Path) -> keras.Model:
     """A whole model out of a .keras file.
 
@@ -193,9 +184,7 @@ def join(run: Trained, weights: Path) -> keras.Model:
     from experiments import build
     from experiments.models import network
 
-    # Not what the model is made of, and maybe from an environment that is gone.
-    source = ["++data.root=unknown"] if "root" in run.plain.get("data", {}) else []
-    config = configuration(run.plain, source)
+    config = run.config
     pool, kept = config.model.head.pooling, weights / BACKBONE
     model, regime = config.model, config.regime
     if kept.is_file():

@@ -7,7 +7,6 @@ this package than the decoder.
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +29,8 @@ SHOWN = 20  # faults told of one request
 
 def _load_pyfunc(path: str) -> Classifier:  # the name is MLflow's
     """What answers requests, of a logged model's folder."""
-    file = os.path.join(path, "data", "model.keras")
-    return Classifier(keras.models.load_model(file, compile=False), Model.load(path).metadata["classes"])
+    model = keras.models.load_model(os.path.join(path, "data", "model.keras"), compile=False)
+    return Classifier(model, (Model.load(path).metadata or {})["classes"])
 
 
 class Classifier:
@@ -60,9 +59,11 @@ class Classifier:
                 raise MlflowException.invalid_parameter_value(
                     f"the column {PICTURE!r} with picture files (JPEG, PNG, ...) as base64 is needed. Received: {names}"
                 )
-            data = data[PICTURE].tolist()
-        files = isinstance(data, list) and all(isinstance(one, str | bytes | None) for one in data)
-        pixels = self._decoded(data) if files else self._checked(np.asarray(data))
+            pixels = self._decoded(data[PICTURE].tolist())
+        elif isinstance(data, list) and all(isinstance(one, str | bytes) for one in data):
+            pixels = self._decoded(data)
+        else:
+            pixels = self._checked(np.asarray(data))
         batches = [self._run(pixels[at : at + BATCH].astype("float32")) for at in range(0, len(pixels), BATCH)]
         rows = [row for batch in batches for row in np.asarray(batch, "float64")]
         best = [int(row.argmax()) for row in rows]
@@ -110,15 +111,17 @@ class Classifier:
         return pixels
 
 
-def _content(file: str | bytes | None) -> bytes:
+def _content(file: Any) -> bytes:
     """The bytes of a picture file.
 
     Raises:
-        DataError: text that is no base64.
+        DataError: what is no base64 text.
     """
     if isinstance(file, bytes):
         return file
+    if not isinstance(file, str):
+        raise DataError(f"is no base64 text. Received: {str(file)[:50]}")
     try:
-        return base64.b64decode("".join((file or "").split()), validate=True)
-    except (binascii.Error, ValueError) as error:
+        return base64.b64decode("".join(file.split()), validate=True)
+    except ValueError as error:
         raise DataError(f"is no base64 text ({error})") from None
