@@ -5,12 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import io
-import json
-import os
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +15,6 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-import requests
 from mlflow.models import Model
 from PIL import Image
 
@@ -144,51 +138,3 @@ def test_its_code_needs_nothing_else_of_this_package(folder: Path) -> None:
         f"{models.CODE}.data",
         f"{models.CODE}.types",
     }
-
-
-@pytest.mark.slow
-def test_mlflow_serves_it_over_http(folder: Path, tmp_path: Path) -> None:
-    """From another directory, without this package on the path: as anybody would who has MLflow alone."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = ["models", "serve", "-m", str(folder), "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    url, log = f"http://127.0.0.1:{port}", (tmp_path / "log").open("w+")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", *command], cwd=tmp_path, env=environment, stdout=log, stderr=log,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        for _ in range(240):
-            try:
-                if requests.get(f"{url}/ping", timeout=1).ok:
-                    break
-            except requests.ConnectionError:
-                time.sleep(0.5)
-        contents = [picture(20), picture(230, format="JPEG")]
-        rows = expected(*contents)
-        files = [encoded(one) for one in contents]
-        pixels = [decoder.resize(decoder.decode(one), SIZE).tolist() for one in contents]
-        for body in (
-            {"dataframe_split": {"columns": ["picture"], "data": [[one] for one in files]}},
-            {"dataframe_records": [{"picture": one} for one in files]},
-            {"inputs": {"picture": files}},
-            {"instances": [{"picture": one} for one in files]},
-            {"inputs": pixels},
-            {"instances": pixels},
-        ):
-            answer = requests.post(f"{url}/invocations", json=body, timeout=60)
-            assert answer.status_code == 200, answer.text
-            told = answer.json()["predictions"]
-            assert [one["class"] for one in told] == ["cats", "dogs"]
-            np.testing.assert_allclose([one["probability"] for one in told], rows.max(axis=1), atol=1e-5)
-        bad = {"dataframe_records": [{"picture": files[0]}, {"picture": encoded(b"text")}]}
-        answer = requests.post(f"{url}/invocations", json=bad, timeout=60)
-        assert answer.status_code == 400
-        assert "row 1 is no JPEG, PNG" in json.loads(answer.text)["message"]
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait()
-    listening = (tmp_path / "log").read_text()
-    assert "0.0.0.0" not in listening

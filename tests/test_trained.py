@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import csv
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +21,9 @@ from typing import NamedTuple
 import keras
 import mlflow
 import numpy as np
+import psutil
 import pytest
+import requests
 
 from experiments import exports, train, trained
 from experiments.commands import export, register
@@ -56,20 +65,13 @@ class Place(NamedTuple):
 
 @pytest.fixture(scope="module")
 def place(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """A tracked run with its model, jobs of sweeps, which keep only what they trained, and a run without MLflow."""
+    """A tracked run with its model; a sweep's job that started from its weights and keeps only what it trained."""
     place = Place(tmp_path_factory.mktemp("trained") / "outputs", drawn)
-    place.train("whole", "regime=finetune")
-    place.train("job", "regime=finetune", "seed=1", *JOB)
-    place.train("head", "regime=bottleneck", f"model.weights='{trained.find('whole', place.uri).run_id}'", *JOB)
-    place.train("alone", "tracking=none")  # scratch
+    place.train("whole", "regime=bottleneck")
+    whole = trained.find("whole", place.uri).run_id
+    place.train("job", "regime=finetune", f"model.weights='{whole}'", "sweep.job=true", "tracking.log_model=false")
     yield place
     mlflow.set_tracking_uri(None)
-
-
-@pytest.fixture
-def elsewhere(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine that has the store, but not the runs' folders."""
-    monkeypatch.setattr("experiments.journal.read", lambda folder: None)
 
 
 def check(place: Place, name: str, run: trained.Trained) -> None:
@@ -77,27 +79,27 @@ def check(place: Place, name: str, run: trained.Trained) -> None:
     np.testing.assert_allclose(np.asarray(run.model()(pixels)), shares, atol=1e-5)
     assert run.classes == ("blobs", "stripes") and shares.std() > 1e-3
     assert run.metrics["validation.accuracy"] == np.mean(shares.argmax(axis=1) == np.repeat([0, 1], 6))
-    assert run.config.data.image_size == 48 and run.config.regime.name == run.plain["regime"]["name"]
 
 
-@pytest.mark.parametrize("name", ["whole", "job", "head"])
-def test_a_tracked_run_gives_its_model(place: Place, name: str) -> None:
-    check(place, name, trained.find(name, place.uri))
+def test_a_tracked_run_gives_the_model_it_logged(place: Place) -> None:
+    run = trained.find("whole", place.uri)
+    check(place, "whole", run)
+    assert run.folder == place.folder("whole") and run.plain["regime"]["name"] == "bottleneck"
 
 
-@pytest.mark.parametrize("name", ["whole", "job", "head", "alone"])
-def test_a_folder_gives_its_model(place: Place, name: str) -> None:
-    run = trained.find(str(place.folder(name)))
-    assert run.uri is None
-    check(place, name, run)
+def test_a_folder_gives_the_model_of_a_sweep_s_job(place: Place) -> None:
+    run = trained.find(str(place.folder("job")))
+    check(place, "job", run)
+    assert run.uri is None and run.config.regime.name == "finetune" and run.config.data.image_size == 48
 
 
-@pytest.mark.parametrize("name", ["whole", "job", "head"])
-def test_a_store_gives_the_model_without_the_folder(place: Place, name: str, elsewhere: None) -> None:
-    (facts,) = stored.find_runs(place.uri, [name])
+def test_a_store_gives_the_model_without_the_folder(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that has the store, but not the runs' folders."""
+    monkeypatch.setattr("experiments.journal.read", lambda folder: None)
+    (facts,) = stored.find_runs(place.uri, ["job"])
     run = trained.find(facts.run_id[:12], place.uri)
-    assert run.folder is None and run.name == name
-    check(place, name, run)
+    assert run.folder is None and run.name == "job"
+    check(place, "job", run)
 
 
 def test_what_cannot_be_used_is_told(place: Place, tmp_path: Path) -> None:
@@ -105,7 +107,7 @@ def test_what_cannot_be_used_is_told(place: Place, tmp_path: Path) -> None:
         trained.find("nobody", place.uri)
     with pytest.raises(ConfigError, match=r"is no run's folder"):
         trained.find(str(tmp_path))
-    copy = shutil.copytree(place.folder("head"), tmp_path / "copy")
+    copy = shutil.copytree(place.folder("job"), tmp_path / "copy")
     facts = json.loads((copy / "run.json").read_bytes())
     (copy / "run.json").write_text(json.dumps({**facts, "backbone_identity": "other"}))
     with pytest.raises(ConfigError, match=r"copy: this job .* has changed since"):
@@ -173,3 +175,69 @@ def test_a_registered_model_is_loaded_by_its_alias(place: Place, name: str, caps
 def test_a_run_without_mlflow_is_not_registered(place: Place) -> None:
     with pytest.raises(ConfigError, match="alone: was not tracked"):
         register.register(str(place.folder("alone")), "pets", None, place.uri)
+
+
+@pytest.mark.slow
+def test_a_logged_model_is_served_over_http(place: Place, tmp_path: Path) -> None:
+    """`mlflow models serve` from another directory, without this package on the path, to this machine only."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    model = f"runs:/{trained.find('whole', place.uri).run_id}/model"
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "-h", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log, cwd=tmp_path,
+            env={**environment, "MLFLOW_TRACKING_URI": place.uri}, start_new_session=True,
+        )  # fmt: skip
+    try:
+        wait_for(f"http://127.0.0.1:{port}/ping", process)
+        check_served(place, f"http://127.0.0.1:{port}/invocations")
+        connections = [one for child in children(process) for one in child.net_connections() if one.status == "LISTEN"]
+        assert {one.laddr.ip for one in connections} == {"127.0.0.1"}
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """A process and those that it has started."""
+    own = psutil.Process(process.pid)
+    return [own, *own.children(recursive=True)]
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(240):
+        assert process.poll() is None, "the server has ended"
+        with contextlib.suppress(requests.ConnectionError):
+            if requests.get(url, timeout=5).ok:
+                return
+        time.sleep(0.5)
+    raise AssertionError("the server does not answer")
+
+
+def check_served(place: Place, url: str) -> None:
+    """What a server answers to picture files and pixels, against the run's own predictions."""
+    pixels, shares = place.logged("whole")
+    with (place.folder("whole") / "predictions_validation.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    files = [base64.b64encode((place.root / row["path"]).read_bytes()).decode() for row in rows]
+    for body in (
+        {"dataframe_split": {"columns": ["picture"], "data": [[one] for one in files]}},
+        {"dataframe_records": [{"picture": one} for one in files]},
+        {"inputs": {"picture": files}},
+        {"instances": [{"picture": one} for one in files]},
+        {"inputs": pixels.tolist()},
+        {"instances": pixels.tolist()},
+    ):
+        answer = requests.post(url, json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        told = answer.json()["predictions"]
+        assert [one["class"] for one in told] == [row["predicted"] for row in rows]
+        np.testing.assert_allclose([one["probability"] for one in told], shares.max(axis=1), atol=1e-5)
+    bad = [{"picture": files[0]}, {"picture": base64.b64encode(b"text").decode()}]
+    answer = requests.post(url, json={"dataframe_records": bad}, timeout=60)
+    assert answer.status_code == 400 and "1 of 2 pictures cannot be used: row 1 is no JPEG" in answer.json()["message"]
+    answer = requests.post(url, json={"inputs": pixels[:, :40].tolist()}, timeout=60)
+    assert answer.status_code == 400 and "[N, 48, 48, 3]" in answer.json()["message"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -44,10 +46,9 @@ def register(uri: str, run_id: str, name: str, alias: str | None) -> str:
     mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient(uri)
     try:
-        if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name)
         known = [one for one in client.search_model_versions(f"name = '{name}'") if one.run_id == run_id]
-        made = known[0] if known else mlflow.register_model(f"runs:/{run_id}/{models.NAME}", name)
+        with contextlib.redirect_stderr(io.StringIO()):  # MLflow tells the same on it
+            made = known[0] if known else mlflow.register_model(f"runs:/{run_id}/{models.NAME}", name)
         if alias:
             client.set_registered_model_alias(name, alias, made.version)
         return str(made.version)
