@@ -25,7 +25,7 @@ from experiments import schema, tracking, train
 from experiments.commands import sync
 from experiments.data import decoder
 from experiments.regimes import scratch
-from experiments.tracking import address, outbox, stored
+from experiments.tracking import address, models, outbox, stored
 from experiments.types import ConfigError
 
 METRICS = {
@@ -495,8 +495,8 @@ def test_a_model_that_waits_is_given_later_and_changes_nothing_else(
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
     run = tracking.MlflowRun(run_id, folder)
     with monkeypatch.context() as patch:
-        patch.setattr(outbox, "log_model", no_store)
-        run.model(model, 2)
+        patch.setattr(models, "log_model", no_store)
+        run.model(model, ("blobs", "stripes"))
         run.end("FAILED", "ConfigError: must_reach")
     assert {path.name for path in folder.iterdir()} == {outbox.UNSENT, outbox.MODEL}
     (folder / "run.json").write_text(json.dumps({"command": {}, "run_id": run_id, "store": store.uri}))
