@@ -17,9 +17,9 @@ import yaml
 from PIL import Image
 
 from experiments import run as run_module
-from experiments import runtime, schema, train
+from experiments import runtime, schema, train, trained
 from experiments.build import build
-from experiments.data import manifest
+from experiments.data import decoder, manifest
 from experiments.quiet import without_passwords
 from experiments.run import Curves, check_joined, check_origins, read_data, run, write_csv
 from experiments.tracking import Untracked
@@ -79,6 +79,15 @@ def test_the_folder_holds_everything(tuned: Path) -> None:
             assert figure.format == "PNG" and min(figure.size) >= 100
             assert np.asarray(figure).std() > 1
     assert not list(tuned.parents[1].glob("**/mlflow.db*")) and not (tuned.parents[1] / "mlartifacts").exists()
+
+
+def test_the_folder_gives_the_model_back(tuned: Path, drawn: Path) -> None:
+    run = trained.find(str(tuned))
+    rows = rows_of(tuned / "predictions_test.csv")
+    pictures = [decoder.resize(decoder.decode((drawn / row["path"]).read_bytes()), 48) for row in rows]
+    shares = np.asarray(run.model()(np.stack(pictures).astype("float32")))
+    assert run.run_id is None and run.classes == ("blobs", "stripes")
+    np.testing.assert_allclose(shares[:, 1], [float(row["p_stripes"]) for row in rows], atol=1e-5)
 
 
 def test_the_effective_configuration_is_written(tuned: Path) -> None:

@@ -25,7 +25,7 @@ from experiments import schema, tracking, train
 from experiments.commands import sync
 from experiments.data import decoder
 from experiments.regimes import scratch
-from experiments.tracking import address, outbox, stored
+from experiments.tracking import address, models, outbox, stored
 from experiments.types import ConfigError
 
 METRICS = {
@@ -193,12 +193,17 @@ def test_the_model_predicts_as_in_training(store: Store, predictions: tuple[np.n
     assert predictions[1].std() > 0.01
 
 
-def test_the_model_serves_arrays(store: Store, predictions: tuple[np.ndarray, np.ndarray]) -> None:
+def test_the_model_serves_pictures(store: Store, predictions: tuple[np.ndarray, np.ndarray]) -> None:
     mlflow.set_tracking_uri(store.uri)
     served = mlflow.pyfunc.load_model(f"runs:/{store.run('head').info.run_id}/model")
-    signature = served.metadata.signature
-    assert signature.inputs.inputs[0].shape == (-1, 48, 48, 3) and signature.outputs.inputs[0].shape == (-1, 2)
-    np.testing.assert_allclose(served.predict(predictions[0]), predictions[1], atol=1e-5)
+    assert served.metadata.metadata["classes"] == ["blobs", "stripes"]
+    assert [one.name for one in served.metadata.signature.outputs.inputs] == ["class", "probability"]
+    with (store.outputs / "runs/head/predictions_validation.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    files = [(store.root / row["path"]).read_bytes() for row in rows]
+    for answer in (served.predict(predictions[0]), served.predict(files)):
+        assert list(answer["class"]) == [row["predicted"] for row in rows]
+        np.testing.assert_allclose(answer["probability"], predictions[1].max(axis=1), atol=1e-5)
     with pytest.raises(mlflow.MlflowException):
         served.predict(predictions[0][:, :40])
     requirements = Path(
@@ -490,8 +495,8 @@ def test_a_model_that_waits_is_given_later_and_changes_nothing_else(
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
     run = tracking.MlflowRun(run_id, folder)
     with monkeypatch.context() as patch:
-        patch.setattr(outbox, "log_model", no_store)
-        run.model(model, 2)
+        patch.setattr(models, "log_model", no_store)
+        run.model(model, ("blobs", "stripes"))
         run.end("FAILED", "ConfigError: must_reach")
     assert {path.name for path in folder.iterdir()} == {outbox.UNSENT, outbox.MODEL}
     (folder / "run.json").write_text(json.dumps({"command": {}, "run_id": run_id, "store": store.uri}))

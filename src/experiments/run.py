@@ -70,6 +70,7 @@ def run(config: schema.Config) -> float:
         check_origins({key: folder / "inputs" / key for key in files}, splits)
         identity = parts.identity(config, splits.fingerprint)
         journal.check(identity)
+        journal.note(backbone_identity=parts.backbone.identity)
         describe(parts, splits, folder, tracker, identity)
         watch = Watch(
             Terminal(console),
@@ -90,7 +91,7 @@ def run(config: schema.Config) -> float:
         tracker.results(metrics, fitted.facts, ended)
         tracker.artifacts({f"predictions_{name}": predictions_table(report) for name, report in reports.items()})
         if config.tracking.log_model and not journal.facts.get("model"):  # not twice
-            tracker.model(fitted.model, len(splits.classes))
+            tracker.model(fitted.model, splits.classes)
             journal.note(model="logged")
         check_reached(config, fitted)
     conclude(console, folder, reports, tracker.run_id)

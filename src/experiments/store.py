@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -268,9 +268,19 @@ def write_file(path: Path, content: bytes) -> None:
         OSError: If it cannot be written; nothing is left behind then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    with writing_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def writing_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which takes its name, whole, where the block ends without an error; as `write_file`."""
     temporary = draft(path)
     try:
-        _write(temporary, content)
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
         sync(path.parent)
     finally:

@@ -13,7 +13,7 @@ from experiments.types import SPLITS
 LAYOUTS = "root/train/<class>/ and root/validation/<class>/ (and root/test/<class>/), or root/<class>/ for every class"
 
 _ALIASES = {"val": "validation", "valid": "validation", "training": "train", "testing": "test"}
-_IGNORED = ("__macosx", "thumbs.db", "desktop.ini")  # left by operating systems; lower case
+IGNORED = ("__macosx", "thumbs.db", "desktop.ini")  # left by operating systems; lower case
 
 Groups = dict[tuple[str, str], list[str]]  # (split, class) -> paths; the split is "" while it is not decided
 
@@ -87,7 +87,7 @@ def _folders(root: Path, split: str, faults: list[Fault]) -> list[str]:
             faults.append(Fault(path, text, skippable=False))
         elif kind == "folder":
             names.append(entry.name)
-        elif split or _is_picture(entry.name):
+        elif split or is_picture(entry.name):
             text = "a file outside the class folders; move it into its class's folder, or elsewhere"
             faults.append(Fault(path, text, skippable=True))
     return names
@@ -105,7 +105,7 @@ def _list_class(root: Path, folder: str, members: list[str], faults: list[Fault]
             faults.append(Fault(path, "a link to nothing; restore what it points to or remove it", skippable=True))
         elif kind == "special file":
             faults.append(Fault(path, "not a regular file; remove it", skippable=True))
-        elif not _is_picture(entry.name):
+        elif not is_picture(entry.name):
             types = " ".join(decoder.SUFFIXES)
             text = f"not of a type read here ({types}); if a picture, convert to PNG or JPEG, else move it elsewhere"
             faults.append(Fault(path, text, skippable=True))
@@ -120,7 +120,7 @@ def _scan(root: Path, folder: str, faults: list[Fault]) -> list[os.DirEntry[str]
     path = os.path.join(root, folder)
     try:
         with os.scandir(path) as entries:
-            wanted = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in _IGNORED]
+            wanted = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in IGNORED]
     except OSError as error:
         text = f"cannot be listed ({error.strerror}); check the path and its permissions"
         faults.append(Fault(folder or str(root), text, skippable=False))
@@ -143,7 +143,7 @@ def _is_text(name: str) -> bool:
     return not any("\udc80" <= character <= "\udcff" for character in name)  # how Python keeps undecodable bytes
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in decoder.SUFFIXES
 
 

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -64,8 +64,8 @@ class Tracker(Protocol):
     def artifacts(self, tables: Mapping[str, Mapping[str, list[Any]]]) -> None:
         """Everything in the run's folder, and tables to look at in the UI."""
 
-    def model(self, model: keras.Model, classes: int) -> None:
-        """The whole model, loadable by mlflow.keras.load_model."""
+    def model(self, model: keras.Model, classes: Sequence[str]) -> None:
+        """The whole model, for mlflow.keras.load_model and for serving."""
 
 
 def load() -> None:
@@ -294,7 +294,7 @@ class Untracked:
     def epoch(self, record: EpochRecord) -> None: ...
     def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any], timestamp: int) -> None: ...
     def artifacts(self, tables: Mapping[str, Mapping[str, list[Any]]]) -> None: ...
-    def model(self, model: keras.Model, classes: int) -> None: ...
+    def model(self, model: keras.Model, classes: Sequence[str]) -> None: ...
 
 
 class MlflowRun:
@@ -334,9 +334,9 @@ class MlflowRun:
         self.outbox.put("artifacts", tables)
         self.outbox.send()
 
-    def model(self, model: keras.Model, classes: int) -> None:
+    def model(self, model: keras.Model, classes: Sequence[str]) -> None:
         self.outbox.model = model
-        self.outbox.put("model", classes)
+        self.outbox.put("model", list(classes))
         self.outbox.send()
 
     def end(self, status: str, reason: str | None) -> None:

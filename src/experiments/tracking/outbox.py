@@ -7,7 +7,6 @@ be told twice without standing twice: points of curves are told with their time,
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments import store
 from experiments.quiet import without_passwords
+from experiments.tracking import models
 from experiments.types import ConfigError
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def deliver(folder: Path, message: Message, model: keras.Model | None) -> None:
     elif message.verb == "artifacts":
         log_files(run_id, folder, given)
     elif message.verb == "model":
-        log_model(run_id, model or left(folder), given)
+        models.log_model(run_id, model or left(folder), given)
     elif message.verb == "end":
         if given["failure"]:
             client.set_tag(run_id, "failure", given["failure"])
@@ -292,33 +292,3 @@ def left(folder: Path) -> keras.Model:
     except Exception as error:  # Keras raises many: of a layer that is not known here, say
         raise OSError(f"{folder / MODEL}: the run's model cannot be read: {error}") from None
     return model
-
-
-def log_model(run_id: str, model: keras.Model, classes: int) -> None:
-    """The whole model, loadable by mlflow.keras.load_model; one that was begun before is replaced."""
-    import mlflow.keras
-    import numpy as np
-    from mlflow.entities import LoggedModelStatus
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    client = mlflow.MlflowClient()
-    run = client.get_run(run_id)
-    begun = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("float32"), (-1, *model.input_shape[1:]), "pixels")]),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, classes))]),
-    )
-    # Given here, because MLflow's own search for them starts a process that imports everything again.
-    requirements = [f"{name}=={importlib.metadata.version(name)}" for name in ("tensorflow", "keras", "numpy")]
-    # As mlflow.keras.log_model does, which knows no run but the active one.
-    made = client.create_logged_model(
-        run.info.experiment_id, name="model", source_run_id=run_id, params=run.data.params
-    )
-    Model.log(
-        artifact_path=None, model_id=made.model_id, flavor=mlflow.keras, run_id=run_id, model=model,
-        signature=signature, pip_requirements=requirements,
-    )  # fmt: skip
-    client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
-    for old in begun:
-        client.delete_logged_model(old.model_id)

@@ -1,0 +1,182 @@
+"""`experiments predict RUN PATH ...`: what a trained model makes of picture files."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from experiments.types import ConfigError
+
+if TYPE_CHECKING:
+    from experiments.predictions import Prediction
+
+    Write = Callable[[Sequence[Prediction]], None]
+
+FORMATS = ("terminal", "csv", "json")
+SOME_FAILED = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="experiments predict",
+        description="The class of picture files and its probability, by the model of a finished run and the decoder it "
+        "was trained with. A file that cannot be used is told with the reason, and the others go on.",
+        epilog=f"Exit code: 0 where every file was predicted, {SOME_FAILED} where some could not be, 1 where nothing "
+        "was (no such run or path), 2 for wrong arguments.",
+    )
+    parser.add_argument("run", metavar="RUN", help="its folder, MLflow id, the beginning of that, or name")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="picture files, folders (with all below), patterns such as 'd/**/*.jpg'",
+    )
+    parser.add_argument(
+        "--format", choices=FORMATS,
+        help="terminal: a line each, faults on standard error; csv; json: an object a line. csv and json have the "
+        "probabilities of all classes, and faults among the rows (default: as --output ends, else terminal)",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, metavar="FILE", help="there instead of on standard output; whole or not")
+    parser.add_argument("--batch-size", type=positive, default=32, help="pictures that the network takes at once (32)")
+    parser.add_argument(
+        "--uri", help="MLflow tracking store (default: MLFLOW_TRACKING_URI, or this place's SQLite file)"
+    )
+    arguments = parser.parse_args()
+    if arguments.output and not arguments.output.parent.is_dir():
+        parser.error(f"--output: no such folder. Received: {arguments.output.parent}")
+    suffix = arguments.output.suffix.removeprefix(".").replace("jsonl", "json") if arguments.output else ""
+    form = arguments.format or (suffix if suffix in FORMATS else "terminal")
+    try:
+        failed = predict(arguments.run, arguments.paths, form, arguments.output, arguments.batch_size, arguments.uri)
+    except (ConfigError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # whoever read the lines has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(SOME_FAILED if failed else 0)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more. Received: {text!r}")
+    return int(text)
+
+
+def predict(named: str, paths: Sequence[str], form: str, output: Path | None, batch_size: int, uri: str | None) -> int:
+    """Predicts files and writes what comes out; how many could not be used.
+
+    Raises:
+        ConfigError: no such run or files; nothing was written.
+        OSError: what comes out cannot be written.
+    """
+    from rich.console import Console
+
+    from experiments import trained
+    from experiments.predictions import list_files, predictions
+    from experiments.progress import Terminal
+    from experiments.quiet import quiet_start
+
+    files, others = list_files(paths)
+    if others:
+        print(f"Passed over in these folders, as of no picture type: {others} files", file=sys.stderr)
+    run = trained.find(named, uri)
+    # Lines that come on the terminal are progress enough.
+    console = Console(stderr=True, force_terminal=False if output is None and sys.stdout.isatty() else None)
+    done = failed = 0
+    with opened(output) as file:
+        with quiet_start():
+            model = run.model()
+        write, began = WRITERS[form](file, run.classes), time.perf_counter()
+        with Terminal(console).stage("predicting", len(files)) as advance:
+            for some in predictions(model, files, batch_size):
+                write(some)
+                advance(len(some))
+                done, failed = done + len(some), failed + sum(one.probabilities is None for one in some)
+        rate = (done - failed) / (time.perf_counter() - began)
+    print(f"{done - failed} pictures predicted, {failed} files could not be used, {rate:.0f} a second", file=sys.stderr)
+    return failed
+
+
+@contextmanager
+def opened(output: Path | None) -> Iterator[TextIO]:
+    """Where lines go: a file, which appears whole or not at all, or standard output."""
+    if output is None:
+        assert isinstance(sys.stdout, io.TextIOWrapper)
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that are no text
+        yield sys.stdout
+        return
+    from experiments.store import writing_file
+
+    with writing_file(output) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+        yield text
+        text.detach()  # flushed; the file is not ours to close
+
+
+def terminal_rows(file: TextIO, classes: Sequence[str]) -> Write:
+    """A line for each picture; what is wrong with a file goes to standard error."""
+    from experiments.data.listing import printable
+
+    width = max(map(len, classes))
+
+    def write(some: Sequence[Prediction]) -> None:
+        for one in some:
+            if one.probabilities is None:
+                file.flush()  # so that lines keep their order
+                print(f"{printable(one.path)}: {one.error}", file=sys.stderr)
+            else:
+                best = int(one.probabilities.argmax())
+                file.write(f"{classes[best]:{width}}  {one.probabilities[best]:6.1%}  {printable(one.path)}\n")
+
+    return write
+
+
+def csv_rows(file: TextIO, classes: Sequence[str]) -> Write:
+    """path, class, probability, that of every class (p_NAME), error."""
+    columns = ("path", "class", "probability", *(f"p_{name}" for name in classes), "error")
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow(columns)
+
+    def write(some: Sequence[Prediction]) -> None:
+        for one in some:
+            if one.probabilities is None:
+                table.writerow([one.path, *[""] * (len(columns) - 2), one.error])
+            else:
+                best, shares = int(one.probabilities.argmax()), one.probabilities.tolist()
+                table.writerow([one.path, classes[best], shares[best], *shares, ""])
+
+    return write
+
+
+def json_rows(file: TextIO, classes: Sequence[str]) -> Write:
+    """An object a line: path, class, probability, probabilities by class; or path, error."""
+
+    def write(some: Sequence[Prediction]) -> None:
+        for one in some:
+            row: dict[str, object] = {"path": one.path}
+            if one.probabilities is None:
+                row["error"] = one.error
+            else:
+                best, shares = int(one.probabilities.argmax()), one.probabilities.tolist()
+                row |= {"class": classes[best], "probability": shares[best]}
+                row["probabilities"] = dict(zip(classes, shares, strict=True))
+            file.write(f"{json.dumps(row)}\n")
+
+    return write
+
+
+WRITERS = {"terminal": terminal_rows, "csv": csv_rows, "json": json_rows}
+
+
+if __name__ == "__main__":
+    main()

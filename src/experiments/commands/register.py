@@ -1,0 +1,57 @@
+"""`experiments register RUN --name NAME [--alias ALIAS]`: a run's model in MLflow's registry."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from experiments.types import ConfigError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="experiments register",
+        description="Registers a finished run's model in MLflow's registry under a name, once, and lets an alias point "
+        "to it. Of a run that has logged no model, a sweep's job, it is put together and logged first.",
+    )
+    parser.add_argument("run", metavar="RUN", help="its folder, MLflow id, the beginning of that, or name")
+    parser.add_argument("--name", required=True, help="of the registered model")
+    parser.add_argument("--alias", help="champion, say; it points to this version from now on")
+    parser.add_argument(
+        "--uri", help="MLflow tracking store (default: MLFLOW_TRACKING_URI, or this place's SQLite file)"
+    )
+    arguments = parser.parse_args()
+    try:
+        register(arguments.run, arguments.name, arguments.alias, arguments.uri)
+    except ConfigError as error:
+        sys.exit(str(error))
+
+
+def register(named: str, name: str, alias: str | None, uri: str | None) -> None:
+    """Registers the model and prints how it is loaded and served.
+
+    Raises:
+        ConfigError: no such run, or one that MLflow does not know; a name or an alias that MLflow does not take.
+    """
+    from experiments import trained
+    from experiments.quiet import quiet_start, without_passwords
+    from experiments.tracking import registry, stored
+
+    uri = uri or stored.local_store()
+    run = trained.find(named, uri)
+    if run.run_id is None:
+        raise ConfigError(f"{run.name}: was not tracked, so MLflow's registry cannot hold it. Use experiments export")
+    if stored.logged_model(uri, run.run_id) is None:
+        with quiet_start():
+            model = run.model()
+        registry.log_model(uri, run.run_id, model, run.classes)
+    version = registry.register(uri, run.run_id, name, alias)
+    where = f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"
+    print(f"{run.name} is version {version} of {name}" + (f", and its {alias}" if alias else ""))
+    print(f"  export MLFLOW_TRACKING_URI={without_passwords(uri)}")
+    print(f'  mlflow.keras.load_model("{where}")')
+    print(f"  mlflow models serve -m {where} --env-manager local")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""MLflow's registry of models: names, versions, aliases."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from experiments.tracking import models
+from experiments.tracking.outbox import failures, prepare
+from experiments.types import ConfigError
+
+if TYPE_CHECKING:
+    import keras
+
+
+def log_model(uri: str, run_id: str, model: keras.Model, classes: Sequence[str]) -> None:
+    """Logs the model of a run that has logged none.
+
+    Raises:
+        ConfigError: the store does not take it.
+    """
+    prepare()
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    try:
+        models.log_model(run_id, model, classes)
+    except failures() as error:
+        raise ConfigError(f"run {run_id}: its model cannot be logged: {str(error)[:300]}") from None
+
+
+def register(uri: str, run_id: str, name: str, alias: str | None) -> str:
+    """Makes a run's logged model a version of a registered model, where it is none yet; the version.
+
+    Args:
+        alias: what points to this version from now on.
+
+    Raises:
+        ConfigError: the registry cannot be used, or does not take the name or the alias.
+    """
+    prepare()
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient(uri)
+    try:
+        known = [one for one in client.search_model_versions(f"name = '{name}'") if one.run_id == run_id]
+        with contextlib.redirect_stderr(io.StringIO()):  # MLflow tells the same on it
+            made = known[0] if known else mlflow.register_model(f"runs:/{run_id}/{models.NAME}", name)
+        if alias:
+            client.set_registered_model_alias(name, alias, made.version)
+        return str(made.version)
+    except failures() as error:
+        raise ConfigError(f"{name}: MLflow's registry does not take it: {str(error)[:300]}") from None
