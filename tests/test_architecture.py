@@ -24,7 +24,7 @@ ROWS = (
     ("like",),
     ("models.network", "fit"),
     ("activations", "build"),
-    ("regimes.*",),
+    ("regimes.*", "trained"),
     ("sweeps.plan", "sweeps.plots"),
     ("sweeps.local", "sweeps.summary"),
     ("run", "sweeps.sweeper", "sweeps.search", "sweeps.cluster"),
@@ -46,6 +46,7 @@ BESIDE = {
 # Before the configuration is known to be good, TensorFlow has no place.
 LIGHT = (
     "train",
+    "trained",
     "journal",
     "like",
     "signals",

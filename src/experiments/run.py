@@ -71,6 +71,7 @@ def run(config: schema.Config) -> float:
         check_origins({key: folder / "inputs" / key for key in files}, splits)
         identity = parts.identity(config, splits.fingerprint)
         journal.check(identity)
+        journal.note(backbone_identity=parts.backbone.identity)
         describe(parts, splits, folder, tracker, identity)
         watch = Watch(
             Terminal(console),

@@ -113,6 +113,47 @@ def read_file(uri: str, run_id: str, name: str, largest: int) -> bytes | None:
         raise ConfigError(f"like: run {run_id} has no {name}: {str(error)[:300]}") from None
 
 
+def logged_model(uri: str, run_id: str) -> Path | None:
+    """The folder of the model that a run has logged, fetched where it is not on this machine; None: it logged none.
+
+    Raises:
+        ConfigError: the store cannot be used, or does not give it.
+    """
+    prepare()
+    import mlflow
+    from mlflow.entities import LoggedModelStatus
+
+    mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient(uri)
+    try:
+        place = [client.get_run(run_id).info.experiment_id]
+        found = client.search_logged_models(place, f"source_run_id = '{run_id}' AND name = 'model'")
+        ready = [model for model in found if model.status == LoggedModelStatus.READY]
+        if not ready:
+            return None
+        return Path(mlflow.artifacts.download_artifacts(f"models:/{ready[0].model_id}"))
+    except failures() as error:
+        raise ConfigError(f"run {run_id}: its model cannot be read from MLflow: {str(error)[:300]}") from None
+
+
+def artifact(uri: str, run_id: str, name: str) -> Path | None:
+    """A file or folder that a run has logged, fetched where it is not on this machine; None: it has no such artifact.
+
+    Raises:
+        ConfigError: the store cannot be used, or does not give it.
+    """
+    prepare()
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    try:
+        if name not in {one.path for one in mlflow.MlflowClient(uri).list_artifacts(run_id)}:
+            return None
+        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name))
+    except failures() as error:
+        raise ConfigError(f"run {run_id}: {name} cannot be read from MLflow: {str(error)[:300]}") from None
+
+
 def _run(uri: str, run_id: str, key: str) -> Run:
     """A run by its id, which the configuration's `key` gives."""
     database = uri.removeprefix("sqlite:///")

@@ -1,0 +1,218 @@
+"""What finished runs have left to be used: the model, its classes, how it was made. Nothing here trains."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from experiments import journal, like, validation
+from experiments.journal import quoted
+from experiments.paths import default_outputs
+from experiments.schema import Config
+from experiments.tracking import MANIFEST, REFERENCES, stored
+from experiments.tracking.stored import RUN_ID
+from experiments.types import ConfigError
+
+if TYPE_CHECKING:
+    import keras
+
+KERAS_FILE = "data/model.keras"  # in a model that MLflow has
+WEIGHTS = "weights"  # in a run's folder, from `run.write_results`: these, of a sweep's job not all
+HEAD, BACKBONE, UNFROZEN = "head.weights.h5", "backbone.weights.h5", "unfrozen.weights.h5"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run, on this machine or fetched; no model read yet."""
+
+    name: str
+    run_id: str | None  # of MLflow
+    uri: str | None  # the store that it was found in; None: it was given as a folder
+    folder: Path | None  # of the run, where that is on this machine
+    classes: tuple[str, ...]  # by label
+    plain: Mapping[str, Any]  # its configuration as logged
+    metrics: Mapping[str, float]
+    backbone: str | None  # the identity of its backbone before it was trained
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration, checked. What it took from the environment is missing.
+
+        Raises:
+            ConfigError: this version of the program cannot use it.
+        """
+        return configuration(self.plain)
+
+    def model(self) -> keras.Model:
+        """Pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
+
+        Raises:
+            ConfigError: weights that are not there any more, or are not what the run was made with.
+        """
+        if self.uri is not None and self.run_id is not None:
+            logged = stored.logged_model(self.uri, self.run_id)
+            if logged is not None:
+                return read_model(logged / KERAS_FILE)
+        return join(self, self.weights())
+
+    def weights(self) -> Path:
+        """The folder with the weights as the run's files.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        place = self.folder / WEIGHTS if self.folder else None
+        if place is None and self.uri is not None and self.run_id is not None:
+            place = stored.artifact(self.uri, self.run_id, WEIGHTS)
+        if place is None or not (place / HEAD).is_file():
+            raise ConfigError(f"{self.name}: its weights are gone: there is no {HEAD} in {place or 'its artifacts'}")
+        return place
+
+    def started_from(self, run_id: str) -> Path:
+        """The weights of the run that `model.weights` names: as this run kept them, else fetched.
+
+        Raises:
+            ConfigError: they are gone.
+        """
+        kept = self.folder / "inputs" / "model.weights" / REFERENCES["model.weights"] if self.folder else None
+        if kept is None and self.uri is not None:
+            place = stored.artifact(self.uri, run_id, WEIGHTS)
+            kept = place / BACKBONE if place else None
+        if kept is None or not kept.is_file():
+            raise ConfigError(f"{self.name}: the weights of run {run_id}, which it started from, are gone")
+        return kept
+
+
+def find(named: str, uri: str | None = None) -> Trained:
+    """A finished run by its folder, or its MLflow id, the beginning of it, or its name. Imports no TensorFlow.
+
+    Args:
+        uri: the tracking store; None: this place's.
+
+    Raises:
+        ConfigError: there is no such run, it is not finished, or its files are gone.
+    """
+    folder = Path(named).expanduser()
+    if folder.is_dir():
+        return of_folder(folder.resolve())
+    uri = uri or stored.local_store()
+    (facts,) = stored.find_runs(uri, [named])
+    kept = facts.tags.get("run_folder")
+    if kept and (journal.read(Path(kept)) or {}).get("run_id") == facts.run_id:  # else another has used it since
+        return of_folder(Path(kept), uri)
+    files = {}
+    for name in (like.FILE, MANIFEST):
+        path = stored.artifact(uri, facts.run_id, name)
+        if path is None:
+            raise ConfigError(f"{facts.name}: this run has logged no {name}: is it a sweep? Give one of its jobs")
+        files[name] = path
+    plain = like.parse(files[like.FILE].read_bytes(), f"{like.FILE} of {facts.name}")
+    backbone = facts.tags.get("backbone_identity")
+    return Trained(facts.name, facts.run_id, uri, None, classes(files[MANIFEST]), plain, facts.metrics, backbone)
+
+
+def of_folder(folder: Path, uri: str | None = None) -> Trained:
+    """A finished run from its folder.
+
+    Args:
+        uri: the store that knows it, where it was found there.
+
+    Raises:
+        ConfigError: as `find`.
+    """
+    facts = journal.read(folder)
+    if facts is None:
+        raise ConfigError(f"{folder}: is no run's folder: it has no {journal.FILE}")
+    if facts.get("status") != "FINISHED":
+        raise ConfigError(
+            f"{folder}: this run is not finished ({facts.get('status')}). Go on with it: python -m experiments.train "
+            f"resume={quoted(str(folder))}"
+        )
+    for name in (like.FILE, MANIFEST, journal.METRICS):
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder}: its {name} is gone")
+    metrics = json.loads((folder / journal.METRICS).read_bytes())
+    plain = like.parse((folder / like.FILE).read_bytes(), str(folder / like.FILE))
+    names, run_id, backbone = classes(folder / MANIFEST), facts.get("run_id"), facts.get("backbone_identity")
+    return Trained(folder.name, run_id, uri, folder, names, plain, metrics, backbone)
+
+
+def classes(manifest: Path) -> tuple[str, ...]:
+    """The class names of a run's manifest, by label."""
+    with manifest.open(newline="", encoding="utf-8") as file:
+        names = {int(row["label"]): row["class_name"] for row in csv.DictReader(file)}
+    return tuple(names[label] for label in sorted(names))
+
+
+def configuration(plain: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """A logged configuration, checked; it is data, as with `like=`.
+
+    Args:
+        overrides: what is to be otherwise, or is not known: what the run had from its environment.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    written, _ = like.overrides(plain, None)
+    lines = [*(line for _, line in written), f"outputs={quoted(default_outputs())}", *overrides]
+    return validation.read(OmegaConf.create(like.compose(lines, None)))
+
+
+def read_model(path: Path) -> keras.Model:
+    """A whole model out of a .keras file.
+
+    Raises:
+        ConfigError: it is not there, or cannot be read.
+    """
+    import keras
+
+    try:
+        model: keras.Model = keras.models.load_model(path, compile=False)
+    except Exception as error:  # Keras raises many: of a layer that is not known here, say
+        raise ConfigError(f"{path}: the run's model cannot be read: {error}") from None
+    return model
+
+
+def join(run: Trained, weights: Path) -> keras.Model:
+    """A run's model out of its configuration and its weights' files.
+
+    A sweep's jobs keep what they have changed; the rest is read from where they had it.
+
+    Raises:
+        ConfigError: weights that are missing, do not fit, or are not those that the run had.
+    """
+    import keras
+
+    from experiments import build
+    from experiments.models import network
+
+    # Not what the model is made of, and maybe from an environment that is gone.
+    source = ["++data.root=unknown"] if "root" in run.plain.get("data", {}) else []
+    config = configuration(run.plain, source)
+    pool, kept = config.model.head.pooling, weights / BACKBONE
+    model, regime = config.model, config.regime
+    if kept.is_file():
+        model = model.model_copy(update={"weights": str(kept)})
+        regime = regime.model_copy(update={"ignores": [key for key in regime.ignores if key != "model.weights"]})
+    keras.utils.clear_session()  # layer names must not depend on what this process built before
+    keras.config.set_dtype_policy(config.runtime.precision)
+    started = run.started_from(model.weights) if model.weights and RUN_ID.fullmatch(model.weights) else None
+    backbone = build.build_backbone(config.model_copy(update={"model": model, "regime": regime}), started)
+    if not kept.is_file() and run.backbone not in (None, backbone.identity):
+        raise ConfigError(
+            f"{run.name}: this job of a sweep has kept what it trained; model.weights ({model.weights}), which it "
+            "started from, has changed since"
+        )
+    if (weights / UNFROZEN).is_file():
+        suffix = network.cut(backbone, regime.unfrozen_blocks, pool).suffix
+        network.load(suffix, weights / UNFROZEN, run.name)
+    head = build.build_head(config, backbone, len(run.classes))
+    network.load(head, weights / HEAD, run.name)
+    return network.join(backbone, pool, head)
