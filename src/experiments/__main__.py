@@ -14,7 +14,7 @@ VERBS = {
     "cache": ("experiments.commands.cache", "what the cache holds, whether it is sound; make it smaller"),
     "compare": ("experiments.commands.compare", "metrics of runs with intervals, and their paired differences"),
     "demo": ("experiments.commands.demo", "the three regimes on drawn pictures, and one table"),
-    "inspect": ("experiments.commands.inspect", "look at what a configuration does, before anything is trained"),
+    "inspect": ("experiments.commands.inspect", "look at data, model, rates before a run; at mistakes after it"),
     "pretrained": ("experiments.commands.pretrained", "train the shipped body of the small convnet anew"),
     "summarize": ("experiments.commands.summarize", "a sweep's table, winner and figures once more"),
     "sync": ("experiments.commands.sync", "tell MLflow what it could not be told while runs went on"),

@@ -73,7 +73,9 @@ def dissect(config: Config, classes: int) -> Anatomy:
     structure = config.model_copy(update={"regime": config.regime.model_copy(update={"ignores": ignores})})
     backbone = build_backbone(structure, None)
     divided = division(config, backbone)
-    trained = {layer.name for layer in divided.suffix.layers} if divided else {one.name for one in backbone.model.layers}
+    trained = (
+        {layer.name for layer in divided.suffix.layers} if divided else {one.name for one in backbone.model.layers}
+    )
     rows, block = [], BEFORE
     for layer in backbone.model.layers:
         block = owner(layer.name, backbone.blocks) or block
@@ -172,7 +174,7 @@ def sentences(config: Config, anatomy: Anatomy) -> list[str]:
             f"{numbers * np.dtype(config.regime.activations).itemsize:,} bytes"
         )
         lines.append(
-            f"forward: {readable(total)} multiply-adds a picture, {readable(below)} ({below / total:.1%}) of them below "
+            f"forward: {readable(total)} multiply-adds a picture, {readable(below)} of them ({below / total:.1%}) below "
             "the boundary: once for each picture (and view); the rest every epoch"
         )
     unknown = [one.name for one in rows if one.operations is None]
