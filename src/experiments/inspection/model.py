@@ -174,7 +174,7 @@ def sentences(config: Config, anatomy: Anatomy) -> list[str]:
             f"{numbers * np.dtype(config.regime.activations).itemsize:,} bytes"
         )
         lines.append(
-            f"forward: {readable(total)} multiply-adds a picture, {readable(below)} of them ({below / total:.1%}) below "
+            f"forward: {readable(total)} multiply-adds a picture, {readable(below)} ({below / total:.1%}) of it below "
             "the boundary: once for each picture (and view); the rest every epoch"
         )
     unknown = [one.name for one in rows if one.operations is None]
