@@ -20,7 +20,6 @@ from experiments.progress import Terminal
 from experiments.schema import Config
 from experiments.types import Recipe, Tried, Watch
 
-
 Read = Callable[..., Config]
 PROGRESS = Terminal(Console(quiet=True))
 
@@ -98,9 +97,10 @@ def test_the_reading_of_made_up_losses() -> None:
     assert lr.read(rates, falling).suggested == pytest.approx(1e-3, rel=0.5)
     noise = np.random.default_rng(0).normal(scale=0.1, size=100)
     trained = lr.read(rates, 0.3 + noise + np.exp(5 * (decades - 0.0)))  # nothing to fall by
-    assert trained.steepest is None
-    rising = lr.read(rates, np.exp(decades))
-    assert rising.suggested is None and "lower rates" in rising.rule
+    assert trained.steepest is None and "tenth of where" in trained.rule
+    assert trained.suggested is not None and 0.01 < trained.suggested < 0.2
+    flat = lr.read(rates, 0.3 + noise)
+    assert flat.suggested is None and "neither falls nor rises" in flat.rule
     few = lr.read(rates, np.ones(5))
     assert few.suggested is None and few.runaway == rates[5]
 

@@ -92,13 +92,12 @@ def png(text: str) -> Path:
 
 def configuration(arguments: argparse.Namespace) -> tuple[Config, Trained | None]:
     """What is to be looked at, and the run that it is of, if any."""
-    if arguments.run:
-        from experiments import trained
-
-        run = trained.find(arguments.run, arguments.uri)
-        return run.config, run
+    from experiments import trained
     from experiments.commands.composed import read
 
+    if arguments.run:
+        run = trained.find(arguments.run, arguments.uri)
+        return run.config, run
     return read(arguments.overrides, arguments.config_dir), None
 
 
@@ -116,7 +115,7 @@ def keep(
 
     beside = run and run.folder and run.folder / "figures" / f"{name}.png"
     # By content: the same command writes the same file.
-    identity = schema.identity(config, run=run and run.name, **facts)[:8]
+    identity = schema.identity(config, run=run.name if run else None, **facts)[:8]
     path = arguments.output or beside or Path(config.outputs) / "inspect" / f"{name}-{identity}.png"
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=arguments.dpi)
@@ -243,8 +242,8 @@ def look_at_model(arguments: argparse.Namespace) -> None:
     count = arguments.classes or (len(run.classes) if run else 2)
     anatomy = model.dissect(config, count)
     table = model.layer_table(anatomy) if arguments.layers else model.block_table(anatomy)
-    # A name that is cut off tells nothing.
-    Console(width=max(Console().width, Console().measure(table).maximum)).print(table)
+    wide = Console(width=1000)  # names that are cut off tell nothing
+    Console(width=max(Console().width, wide.measure(table).maximum)).print(table)
     print(f"{config.model.name}, {config.data.image_size} pixels, {count} classes; weights are not read")
     say(model.sentences(config, anatomy))
     name = f"model-{config.model.name}"
@@ -345,7 +344,10 @@ def add_mistakes(parts: Parts[argparse.ArgumentParser]) -> None:
 
 
 def look_at_mistakes(arguments: argparse.Namespace) -> None:
-    from experiments import trained
+    from experiments import (
+        train,  # noqa: F401  registers the resolvers that conf/ uses
+        trained,
+    )
     from experiments.journal import quoted
     from experiments.quiet import quiet_start
 

@@ -116,7 +116,7 @@ def draw(looked: Survey, pictures: int) -> Figure:
     classes = found.classes[:MOST_CLASSES]
     above, below = max(2.6, 1.2 + 0.26 * len(classes)), 1.45 * len(classes)
     figure = Figure(figsize=(max(9.0, 1.4 * pictures + 0.8), above + below + 0.4), layout="constrained")
-    charts, samples = figure.subfigures(2, 1, height_ratios=(above, below))
+    charts, samples = figure.subfigures(2, 1, squeeze=False, height_ratios=(above, below))[:, 0]
     left, right = charts.subplots(1, 2, width_ratios=(1.2, 1))
     start = np.zeros(len(classes))
     for split in SPLITS:

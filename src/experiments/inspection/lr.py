@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter1d
+from scipy.stats import median_abs_deviation
 
 from experiments.build import build
 from experiments.figures import PALETTE, QUIET, STYLE
@@ -27,29 +28,32 @@ LEAST = 12  # losses from which anything is read
 
 
 class Reading(NamedTuple):
-    """What a range test says; rates are None where it does not."""
+    """What a range test says."""
 
     rates: np.ndarray  # [N] growing
     losses: np.ndarray  # [N] of the batches that had them
     smoothed: np.ndarray  # [N]
-    steepest: float | None  # where the smoothed loss falls fastest
-    lowest: float | None  # where it is lowest; None: nowhere lower than at the first rate
-    runaway: float | None  # where the test ended early
+    steepest: float | None  # the rate where the smoothed loss falls fastest; None: it falls by no more than its noise
+    rises: float | None  # the rate from which on it is above its first value by more than that
+    runaway: float | None  # the rate at which the test ended early
 
     @property
     def suggested(self) -> float | None:
         """One digit, as a range test is no more exact than that."""
-        found = self.steepest or (self.lowest and self.lowest / 10)
+        found = self.steepest or (self.rises and self.rises / 10)
         return None if found is None else float(f"{found:.1g}")
 
     @property
     def rule(self) -> str:
-        """How the suggestion was found."""
+        """How the suggestion was found, or why there is none."""
         if self.steepest:
             return "where the smoothed loss falls fastest (the rule of PyTorch Lightning's finder)"
-        if self.lowest:
-            return "a tenth of where the smoothed loss is lowest (fastai's rule), as it falls by no more than its noise"
-        return "the loss rises from the first rate on: look at lower rates (--from)"
+        if self.rises:
+            return (
+                "a tenth of where the smoothed loss begins to rise; before that it changes by no more than its noise, "
+                "so that a lower rate may do as well (--batches for less noise)"
+            )
+        return "the loss neither falls nor rises by more than its noise, or at once: try other limits (--from, --to)"
 
 
 def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, progress: Progress) -> Reading:
@@ -93,11 +97,13 @@ def read(rates: np.ndarray, losses: np.ndarray) -> Reading:
         return Reading(rates, losses, losses, None, None, runaway)
     decades = np.log10(rates)
     smoothed = gaussian_filter1d(losses, WIDTH / (decades[1] - decades[0]), mode="nearest")
-    bottom = int(smoothed.argmin())
-    noise = float(np.std(losses[: bottom + 1] - smoothed[: bottom + 1]))
-    falls = bottom > 1 and smoothed[0] - smoothed[bottom] > noise
+    noise = 2 * float(median_abs_deviation(losses - smoothed, scale="normal"))  # of a batch; robust to the runaway's
+    start, bottom = float(smoothed[0]), int(smoothed.argmin())
+    falls = bottom > 1 and start - smoothed[bottom] > noise
     steepest = float(rates[np.gradient(smoothed, decades)[:bottom].argmin()]) if falls else None
-    return Reading(rates, losses, smoothed, steepest, float(rates[bottom]) if bottom else None, runaway)
+    below = np.flatnonzero(smoothed <= start + noise)
+    rises = float(rates[below[-1] + 1]) if 1 < below[-1] < len(rates) - 1 else None
+    return Reading(rates, losses, smoothed, steepest, rises, runaway)
 
 
 def sentences(config: Config, found: Reading) -> list[str]:
@@ -110,15 +116,14 @@ def sentences(config: Config, found: Reading) -> list[str]:
         lines.append(f"suggested: optimizer.lr={found.suggested:g}, {found.rule}")
     else:
         lines.append(f"no suggestion: {found.rule}")
-    low = f"the smoothed loss is lowest at {found.lowest:.1g}; " if found.lowest else ""
-    lines.append(f"{low}configured: optimizer.lr={config.optimizer.lr:g}")
+    lines.append(f"configured: optimizer.lr={config.optimizer.lr:g}")
     return lines
 
 
 @STYLE
 def draw(config: Config, found: Reading) -> Figure:
     """Losses against rates, as they were and smoothed, with the suggested and the configured rate."""
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
     panel = figure.add_subplot()
     panel.plot(found.rates, found.losses, ".", markersize=4, color=QUIET, alpha=0.6, label="a batch")
     panel.plot(found.rates, found.smoothed, color=PALETTE[0], label=f"smoothed over {WIDTH:g} decades")
@@ -135,5 +140,5 @@ def draw(config: Config, found: Reading) -> Figure:
     panel.set(xlabel="learning rate", ylabel="training loss")
     phase = f"{config.model.name}, regime={config.regime.name}, {config.optimizer.name}"
     panel.set_title(f"Learning-rate range test: {phase}")
-    panel.legend(loc="upper left")
+    figure.legend(loc="outside right upper")
     return figure

@@ -99,7 +99,8 @@ def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     colors = matplotlib.colormaps["inferno"](0.25 + 0.75 * heat)[..., :3] * 255
     share = 0.75 * heat[..., None] ** 0.8
     grey = pixels.mean(axis=-1, keepdims=True)  # colours that are left are the map's
-    return np.rint((1 - share) * grey + share * colors).astype("uint8")
+    laid: np.ndarray = np.rint((1 - share) * grey + share * colors).astype("uint8")
+    return laid
 
 
 def draw(run: Trained, split: str, shown: Shown, wrong: int, pictures: int) -> Figure:

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from rich import box
 from rich.table import Table
@@ -119,13 +121,11 @@ def operations(layer: keras.Layer, shape: Sequence[int]) -> int | None:
     Args:
         shape: of its output, without the batch.
     """
+    places = math.prod(shape[:-1])
     if isinstance(layer, keras.layers.SeparableConv2D):
-        places = math.prod(shape[:-1])
-        return places * (math.prod(layer.depthwise_kernel.shape) + math.prod(layer.pointwise_kernel.shape))
-    if isinstance(layer, keras.layers.DepthwiseConv2D):
-        return math.prod(shape) * math.prod(layer.kernel.shape[:2])
-    if isinstance(layer, keras.layers.Conv1D | keras.layers.Conv2D | keras.layers.Dense):
-        return math.prod(shape) * math.prod(layer.kernel.shape[:-1])
+        return places * sum(math.prod(kernel.shape) for kernel in (layer.depthwise_kernel, layer.pointwise_kernel))
+    if isinstance(layer, keras.layers.DepthwiseConv2D | keras.layers.Conv2D | keras.layers.Dense):
+        return places * math.prod(layer.kernel.shape)
     return None if any("kernel" in weight.name for weight in layer.weights) else 0
 
 
@@ -253,9 +253,11 @@ def draw(config: Config, anatomy: Anatomy) -> Figure:
             panel.axhline(names.index(edge) - 0.5, color=QUIET, linestyle="--", linewidth=1.2)
     panels[0].set_yticks(range(len(found)), names)
     panels[0].set_ylim(len(found) - 0.4, -0.6)  # the input at the top
-    states = [(TRAINED, "trained"), (FROZEN, "frozen")] if anatomy.boundary else [(TRAINED, "trained")]
-    figure.legend(handles=[Patch(color=color, label=label) for color, label in states], loc="outside lower right",
-                  ncols=2)  # fmt: skip
+    handles: list[Artist] = [Patch(color=TRAINED, label="trained")]
+    if anatomy.boundary:
+        line = Line2D([], [], color=QUIET, linestyle="--", linewidth=1.2, label="here activations are stored")
+        handles += [Patch(color=FROZEN, label="frozen"), line]
+    figure.legend(handles=handles, loc="outside lower right", ncols=3)
     unfrozen = f", unfrozen_blocks={config.regime.unfrozen_blocks}" if anatomy.boundary not in (None, "pooling") else ""
     figure.suptitle(f"{config.model.name}, regime={config.regime.name}{unfrozen}", fontsize=11)
     return figure

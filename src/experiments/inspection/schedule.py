@@ -101,18 +101,20 @@ def draw(config: Config, found: list[Phase]) -> Figure:
                        label=f"if {config.monitor} never gets better")  # fmt: skip
         label = f"if {config.monitor} gets better every epoch" if one.open else None
         panel.plot(steps, one.highest, marker="o", markersize=3, color=PALETTE[at], label=label)
-        for epoch in (0, epochs - 1) if epochs > 1 else (0,):
-            panel.annotate(f"{one.highest[epoch]:.3g}", (start + epoch, one.highest[epoch]), xytext=(0, 6),
-                           textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
+        ends = [(0, one.highest, "left", 6), (epochs - 1, one.highest, "right", 6)]
+        ends += [(epochs - 1, one.lowest, "right", -12)] if one.open else []
+        for epoch, rates, side, above in ends if epochs > 1 else ends[:1]:
+            panel.annotate(f"{rates[epoch]:.3g}", (start + epoch, rates[epoch]), xytext=(0, above),
+                           textcoords="offset points", ha=side, fontsize=8)  # fmt: skip
         start += epochs
     for before, _ in pairwise(np.cumsum([len(one.highest) for one in found])):
         panel.axvline(before - 0.5, color=QUIET, linestyle="--", linewidth=1.2)
-    rates = [rate for one in found for rate in (*one.highest, *one.lowest)]
-    if min(rates) > 0 and max(rates) > 20 * min(rates):
+    every = [rate for one in found for rate in (*one.highest, *one.lowest)]
+    if min(every) > 0 and max(every) > 10 * min(every):
         panel.set_yscale("log")
         panel.margins(y=0.15)
     else:
-        panel.set_ylim(0, 1.15 * max(rates))
+        panel.set_ylim(0, 1.15 * max(every))
     panel.set_xlim(-0.5, start - 0.5)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     panel.set(xlabel="step (epochs, counted on over the phases)", ylabel="learning rate")
