@@ -19,6 +19,7 @@ from scipy.stats import median_abs_deviation
 
 from experiments.build import build
 from experiments.figures import PALETTE, QUIET, STYLE
+from experiments.fit import Growing
 from experiments.run import read_data
 from experiments.schema import Config
 from experiments.types import Progress, Tried, Watch
@@ -96,8 +97,10 @@ def read(rates: np.ndarray, losses: np.ndarray) -> Reading:
     if len(losses) < LEAST:
         return Reading(rates, losses, losses, None, None, runaway)
     decades = np.log10(rates)
-    smoothed = gaussian_filter1d(losses, WIDTH / (decades[1] - decades[0]), mode="nearest")
-    noise = 2 * float(median_abs_deviation(losses - smoothed, scale="normal"))  # of a batch; robust to the runaway's
+    # One loss of the runaway would be seen far around it.
+    bounded = np.minimum(losses, Growing.RUNAWAY * np.median(losses[:LEAST]))
+    smoothed = gaussian_filter1d(bounded, WIDTH / (decades[1] - decades[0]), mode="nearest")
+    noise = 2 * float(median_abs_deviation(bounded - smoothed, scale="normal"))  # of a batch; robust to the runaway's
     start, bottom = float(smoothed[0]), int(smoothed.argmin())
     falls = bottom > 1 and start - smoothed[bottom] > noise
     steepest = float(rates[np.gradient(smoothed, decades)[:bottom].argmin()]) if falls else None

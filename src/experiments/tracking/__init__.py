@@ -282,6 +282,7 @@ def fetch(config: Config, folder: Path) -> dict[str, Path]:
         return {}
     if config.tracking.uri is None:
         raise ConfigError(f"{', '.join(wanted)}: a run id needs a tracking store. Received: tracking=none")
+    outbox.prepare()
     import mlflow
     from mlflow.exceptions import MlflowException
 
