@@ -70,7 +70,7 @@ def test_a_flattened_head_that_reads_one_place_alone() -> None:
 
 @pytest.mark.parametrize("overrides", [
     ("model=convnet", "data.image_size=48", "model.head.pooling=flatten"),
-    ("model=convnet", "data.image_size=48", "model.head.pooling=max", "model.head.dense.hidden={units: 8}"),
+    ("model=convnet", "data.image_size=48", "model.head.pooling=max", "+model.head.dense.hidden={units: 8}"),
     ("model=mobilenet_v2", "data.image_size=64"),
     ("model=mobilenet_v2", "data.image_size=64", "runtime.precision=mixed_bfloat16"),
     pytest.param(("model=vgg16", "data.image_size=64"), marks=pytest.mark.slow),

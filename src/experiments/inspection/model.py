@@ -121,12 +121,17 @@ def operations(layer: keras.Layer, shape: Sequence[int]) -> int | None:
     Args:
         shape: of its output, without the batch.
     """
-    places = math.prod(shape[:-1])
+    if isinstance(layer, keras.Model):  # a network inside the network
+        inner = [operations(one, one.output.shape[1:]) for one in layer.layers]
+        known = [count for count in inner if count is not None]
+        return sum(known) if len(known) == len(inner) else None
     if isinstance(layer, keras.layers.SeparableConv2D):
-        return places * sum(math.prod(kernel.shape) for kernel in (layer.depthwise_kernel, layer.pointwise_kernel))
-    if isinstance(layer, keras.layers.DepthwiseConv2D | keras.layers.Conv2D | keras.layers.Dense):
-        return places * math.prod(layer.kernel.shape)
-    return None if any("kernel" in weight.name for weight in layer.weights) else 0
+        kernels = [layer.depthwise_kernel, layer.pointwise_kernel]
+    elif isinstance(layer, keras.layers.DepthwiseConv2D | keras.layers.Conv2D | keras.layers.Dense):
+        kernels = [layer.kernel]
+    else:
+        return None if any("kernel" in weight.name for weight in layer.weights) else 0
+    return math.prod(shape[:-1]) * sum(math.prod(map(int, kernel.shape)) for kernel in kernels)
 
 
 def blocks(anatomy: Anatomy) -> list[Block]:
