@@ -50,7 +50,6 @@ class Block(NamedTuple):
     """The layers of a block in sum."""
 
     name: str
-    first: str
     layers: int
     shape: tuple[int, ...]
     parameters: int
@@ -142,7 +141,6 @@ def blocks(anatomy: Anatomy) -> list[Block]:
         found.append(
             Block(
                 name=name,
-                first=members[0].name,
                 layers=len(members),
                 shape=members[-1].shape,
                 parameters=sum(one.parameters for one in members),
@@ -198,13 +196,13 @@ def readable(count: int) -> str:
 
 def block_table(anatomy: Anatomy) -> Table:
     """A line a block, with a rule where the boundary is."""
-    columns = ("block", "first layer", "layers", "output", "parameters", "multiply-adds", "")
+    columns = ("block", "layers", "output", "parameters", "multiply-adds", "")
     table, edge, found = _table(columns), boundary_block(anatomy), blocks(anatomy)
     for one, after in zip(found, [*found[1:], None], strict=True):
         state = "frozen" if one.frozen else "trained"
         counts = f"{one.layers}", _shape(one.shape), f"{one.parameters:,}", readable(one.operations)
         last = after is not None and after.name == edge
-        table.add_row(one.name, one.first, *counts, state if one.parameters else "", end_section=last)
+        table.add_row(one.name, *counts, state if one.parameters else "", end_section=last)
     return table
 
 
