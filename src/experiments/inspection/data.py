@@ -136,6 +136,7 @@ def draw(looked: Survey, pictures: int) -> Figure:
         right.scatter(*sides.T, s=10, alpha=0.35, color=color, linewidths=0, label=_short(name))
     right.set(xlabel="width of the file's picture", ylabel="height", title="sizes in pixels")
     right.margins(0.08)
+    right.set(xlim=(0, None), ylim=(0, None))
     if len(classes) <= len(PALETTE):
         legend = right.legend(loc="best", markerscale=1.8)
         for handle in legend.legend_handles:
