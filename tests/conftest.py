@@ -93,6 +93,12 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture
+def here(drawn: Path) -> tuple[str, ...]:
+    """Overrides that lead to the drawn pictures."""
+    return "data=folder", f"data.root={drawn}", "data.image_size=48"
+
+
 def shared(variable: str, *parts: str) -> Path:
     """What lies in ../shared, or where the environment variable points; skips the test where it is absent."""
     place = Path(os.environ.get(variable) or ROOT.parent.joinpath("shared", *parts))

@@ -24,12 +24,12 @@ ROWS = (
     ("journal", "figures", "data.manifest", "data.folder", "data.synthetic", "data.cats_vs_dogs", "models.head"),
     ("like",),
     ("models.network", "fit"),
-    ("activations", "build", "predictions"),
+    ("activations", "build", "gradcam", "predictions"),
     ("regimes.*", "trained"),
     ("sweeps.plan", "sweeps.plots", "exports"),
     ("sweeps.local", "sweeps.summary"),
     ("run", "sweeps.sweeper", "sweeps.search", "sweeps.cluster"),
-    ("sweeps.look",),
+    ("sweeps.look", "inspection.*"),
     ("train",),
     ("sweeps.warm",),
     ("commands.*",),
@@ -118,7 +118,7 @@ def test_imports_point_one_way(name: str) -> None:
 
 def test_below_the_commands_only_train_imports_run_and_nobody_imports_train() -> None:
     importers = {module: {name for name in NAMES if module in ours(name)} for module in ("run", "train")}
-    above = ("commands.", "sweeps.")
+    above = ("commands.", "sweeps.", "inspection.")
     assert {name for name in importers["run"] if not name.startswith(above)} == {"train"}
     assert {name for name in importers["train"] if not name.startswith(above)} == set()
     assert "experiments.run" not in " ".join(imports(MODULES["train"], lazy=False)), "run is imported lazily"

@@ -22,7 +22,7 @@ from mlflow.entities import Run
 from PIL import Image
 
 from experiments import schema, tracking, train
-from experiments.commands import sync
+from experiments.commands import inspect, sync
 from experiments.data import decoder
 from experiments.regimes import scratch
 from experiments.tracking import address, models, outbox, stored
@@ -403,6 +403,24 @@ def test_first_runs_that_start_together_share_one_store(tmp_path: Path) -> None:
 
 def messages(folder: Path) -> list[str]:
     return [message.verb for message in outbox.read(folder)]
+
+
+def test_what_is_looked_at_of_a_run_joins_its_figures(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run_id = store.run("given").info.run_id
+    monkeypatch.setattr(sys, "argv", ["experiments inspect", "schedule", "--run", run_id[:8], "--uri", store.uri])
+    inspect.main()
+    path = store.outputs / "runs/given/figures/schedule-constant.png"
+    told = capsys.readouterr().out
+    assert path.is_file() and "no head phase" in told and "also in MLflow" in told
+    assert told.splitlines()[-2] == str(path)
+    names = [one.path for one in mlflow.MlflowClient(store.uri).list_artifacts(run_id, "figures")]
+    assert "figures/schedule-constant.png" in names
+    gone = tmp_path / "gone.db"
+    with pytest.raises(ConfigError, match="it is not there"):
+        tracking.add_figure(f"sqlite:///{gone}", run_id, path)
+    assert not gone.exists()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ VERBS = {
     "compare": ("experiments.commands.compare", "metrics of runs with intervals, and their paired differences"),
     "demo": ("experiments.commands.demo", "the three regimes on drawn pictures, and one table"),
     "export": ("experiments.commands.export", "a trained model as .keras and SavedModel"),
-    "inspect": ("experiments.commands.inspect", "look at what a configuration does, before anything is trained"),
+    "inspect": ("experiments.commands.inspect", "look at data, model, rates before a run; at mistakes after it"),
     "predict": ("experiments.commands.predict", "class and probability of picture files, by a trained model"),
     "pretrained": ("experiments.commands.pretrained", "train the shipped body of the small convnet anew"),
     "register": ("experiments.commands.register", "a trained model under a name in MLflow's registry"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -15,7 +15,7 @@ from tensorflow.python.framework.config import is_op_determinism_enabled  # as K
 from experiments.checkpoints import State
 from experiments.data.pipeline import Batches
 from experiments.losses import accuracy, class_weights, targets
-from experiments.types import ConfigError, EpochRecord, Recipe, Watch
+from experiments.types import ConfigError, EpochRecord, Recipe, Tried, Watch
 
 KERAS_NAMES = {"validation_loss": "val_loss", "validation_accuracy": "val_accuracy"}
 
@@ -46,12 +46,16 @@ def fit(
 
     Returns:
         One record an epoch, those before the checkpoint among them.
+
+    Raises:
+        Tried: the recipe is of a range test, and this was it.
     """
     count = len(classes)
     weights = class_weights(recipe.class_weights, batches.labels, classes)
     optimizer = recipe.optimizer()
     several = tf.distribute.has_strategy()
-    burst = 1 if several else batches.burst  # of which Keras's replicas cannot make several in a call
+    # Of which Keras's replicas cannot make several in a call, and each of a range test has a rate of its own.
+    burst = 1 if several or recipe.tried else batches.burst
     model.compile(
         optimizer=optimizer,
         loss=recipe.loss(count),
@@ -62,6 +66,17 @@ def fit(
     # Several devices fetch ahead of their own, past any measuring; clocks may not be read with determinism on.
     waiting = None if several or is_op_determinism_enabled() else Waiting()
     dataset = batches.dataset.map(lambda inputs, labels: weighted(inputs, targets(labels, count), weights))
+    if recipe.tried:
+        with watch.progress.stage("range test", len(recipe.tried)) as advance:
+            growing = Growing(recipe.tried, advance)
+            model.fit(
+                dataset,
+                steps_per_epoch=len(recipe.tried),
+                shuffle=False,
+                callbacks=[EpochSeeds(recipe.seed), growing],
+                verbose=0,
+            )
+        raise Tried(growing.losses)
     averages = keras.callbacks.SwapEMAWeights() if getattr(optimizer, "use_ema", False) else None
     epochs = watch.remaining(phase, recipe.epochs)
     with watch.progress.stage(phase, recipe.epochs * batches.steps) as advance:
@@ -140,6 +155,38 @@ class Rate(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.record.learning_rate = self.rate(epoch, self.record.monitored)
         self.model.optimizer.learning_rate = self.record.learning_rate
+
+
+class Growing(keras.callbacks.Callback):
+    """Gives every batch the next learning rate and keeps its loss, until the loss runs away (Smith, 2017).
+
+    That is where its average, whose weights halve every seven batches, is four times its lowest, as in fastai's finder.
+    """
+
+    KEPT, FIRST, RUNAWAY = 0.9, 10, 4.0  # of the average each time; batches before it counts; times the lowest
+
+    def __init__(self, rates: Sequence[float], advance: Callable[..., None]) -> None:
+        super().__init__()
+        self.rates, self.advance = rates, advance
+        self.losses: list[float] = []
+        self.average, self.lowest = 0.0, math.inf
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.model.reset_metrics()  # else the loss is the mean of all so far
+        self.model.optimizer.learning_rate = self.rates[batch]
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.advance()
+        loss = float((logs or {})["loss"])
+        if not math.isfinite(loss):
+            self.model.stop_training = True
+            return
+        self.losses.append(loss)
+        self.average = self.KEPT * self.average + (1 - self.KEPT) * loss
+        average = self.average / (1 - self.KEPT ** len(self.losses))  # as if there had been losses before the first
+        if len(self.losses) >= self.FIRST:
+            self.lowest = min(self.lowest, average)
+            self.model.stop_training = average > self.RUNAWAY * self.lowest
 
 
 class Stopping(keras.callbacks.EarlyStopping):

@@ -24,6 +24,7 @@ from experiments import journal as journals
 from experiments.build import build
 from experiments.checkpoints import Checkpoints
 from experiments.data import manifest
+from experiments.data.listing import Fault
 from experiments.data.pipeline import picture_batches
 from experiments.evaluate import Report, evaluate, predictions_table
 from experiments.losses import class_weights
@@ -129,12 +130,18 @@ def read_data(parts: Parts) -> Splits:
     return splits
 
 
-def read_manifest(config: schema.Config, root: Path, decoded: manifest.Decoded | None = None) -> Manifest:
+def read_manifest(
+    config: schema.Config,
+    root: Path,
+    decoded: manifest.Decoded | None = None,
+    found: list[Fault] | None = None,
+) -> Manifest:
     """What pictures a configuration is about, checked.
 
     Args:
         root: the folder that the data source made available.
         decoded: takes what is decoded on the way.
+        found: takes every fault, instead of an error.
     """
     data = config.data
     return manifest.read(
@@ -147,6 +154,7 @@ def read_manifest(config: schema.Config, root: Path, decoded: manifest.Decoded |
         on_bad=data.on_bad,
         cache=config.cache,
         decoded=decoded,
+        found=found,
     )
 
 

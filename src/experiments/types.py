@@ -29,6 +29,14 @@ class Pruned(Exception):
     """A search ended this run early: its curve is behind."""
 
 
+class Tried(Exception):
+    """A range test has ended this run: the loss of every batch it took, at the learning rate that the batch had."""
+
+    def __init__(self, losses: Sequence[float]) -> None:
+        super().__init__(f"range test of {len(losses)} batches")
+        self.losses = losses
+
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -184,6 +192,7 @@ class Recipe:
     best_weights: bool  # those of the best epoch, not the last
     seed: int  # of dropout
     xla: bool | None  # None: Keras decides
+    tried: Sequence[float] = ()  # learning rates of a range test, one a batch: `fit` then ends the run with `Tried`
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,24 @@
-"""`experiments inspect`: the pictures that a run with this configuration would train on, before it does."""
+"""`experiments inspect` from the command line: what each part prints and writes, and what it refuses."""
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import keras
-import numpy as np
 import pytest
 from PIL import Image
 
 from experiments import paths, schema
 from experiments.build import build_layer
 from experiments.commands import composed, inspect
-from experiments.schema import Config
 
-Read = Callable[..., Config]
 Call = Callable[..., list[str]]
-
-
-@pytest.fixture
-def here(drawn: Path) -> tuple[str, ...]:
-    """Overrides that lead to the drawn pictures."""
-    return "data=folder", f"data.root={drawn}", "data.image_size=48"
 
 
 @pytest.fixture
@@ -62,46 +53,6 @@ def test_the_output_may_be_elsewhere_and_smaller(call: Call, here: tuple[str, ..
     arguments = ("--pictures", "1", "--views", "2", "--dpi", "40", "--output", str(path))
     assert call("augmentation", *arguments, *here) == [str(path)]
     assert Image.open(path).width == pytest.approx(70 * 3, abs=2)
-
-
-def test_the_sample_takes_the_classes_in_turn_and_makes_no_others_pixels(
-    config: Read, here: tuple[str, ...], own_outputs: Path
-) -> None:
-    read = config(*here)
-    shown = inspect.sample(read, 5)
-    assert list(shown.train.labels) == [0, 1, 0, 1, 0] and shown.classes == ("blobs", "stripes")
-    assert shown.train.pixels.shape == (5, 48, 48, 3)
-    stored = [json.loads(meta.read_text())["shape"] for meta in own_outputs.glob("cache/pixels/*/meta.json")]
-    assert stored == [[5, 48, 48, 3]]
-    assert len(inspect.sample(read, 100).train) == 24, "all there are"
-    assert len(inspect.sample(config(*here, "data.limit.train=2"), 100).train) == 4
-
-
-def test_views_stand_beside_their_originals(config: Read, here: tuple[str, ...]) -> None:
-    read = config(*here, "augmentation=none")
-    shown = inspect.sample(read, 6)
-    for pixels, labels in inspect.augmented_views(read, shown, 3):
-        np.testing.assert_array_equal(pixels, shown.train.pixels[:])
-        np.testing.assert_array_equal(labels, shown.train.labels)
-    read = config(*here, "augmentation=light")
-    first, second = (pixels for pixels, _ in inspect.augmented_views(read, shown, 2))
-    plain = shown.train.pixels[:].astype("float32")
-    assert all(np.any(a != b) and np.any(a != c) for a, b, c in zip(first, second, plain, strict=True))
-
-
-def test_titles_tell_shares_where_labels_are_mixed(config: Read, here: tuple[str, ...]) -> None:
-    def titles(name: str) -> list[str]:
-        read = config(*here, f"augmentation={name}")
-        figure = inspect.augmentation_figure(read, inspect.sample(read, 4), 3)
-        assert figure.get_suptitle() == f"augmentation={name}: originals, and what epochs 1 to 3 show"
-        return [panel.get_title() for panel in figure.axes]
-
-    plain = titles("strong")
-    assert plain[::4] == ["blobs", "stripes"] * 2 and set(plain) == {"blobs", "stripes", ""}
-    mixed = titles("cutmix")
-    assert len(mixed) == 16 and mixed[::4] == ["blobs", "stripes"] * 2
-    views = [title for at, title in enumerate(mixed) if at % 4]
-    assert all("%" in title for title in views) and any("blobs" in title and "stripes" in title for title in views)
 
 
 def test_a_regime_without_augmentation_is_said(call: Call, here: tuple[str, ...]) -> None:
@@ -183,3 +134,52 @@ def test_what_the_documentation_says_to_type_is_accepted(tmp_path: Path) -> None
     (tmp_path / "augmentation" / "mine.yaml").write_text(example)
     read = composed.read(["augmentation=mine"], tmp_path)
     assert isinstance(build_layer(read, 0, read.augmentation.layers[0]), keras.layers.RandomGrayscale)
+
+
+def test_each_part_writes_a_picture_and_says_where(call: Call, here: tuple[str, ...], own_outputs: Path) -> None:
+    small = (*here, "regime=bottleneck", "model.weights=null", "batch_size=8")
+    for part, name, options in [
+        ("data", "data-folder", ()),
+        ("model", "model-convnet", ("--layers", "--classes", "5")),
+        ("schedule", "schedule-constant", ()),
+        ("lr", "lr-bottleneck-rmsprop", ("--batches", "15", "--from", "1e-4")),
+    ]:
+        *told, line = call(part, *small, *options)
+        path = Path(line)
+        assert told and path.parent == own_outputs / "inspect" and path.name.startswith(f"{name}-"), part
+        assert Image.open(path).format == "PNG"
+    assert not list(own_outputs.glob("runs/*")) and not list(own_outputs.glob("*.db")), "no run, nothing tracked"
+
+
+def test_a_data_set_that_a_run_would_refuse_is_exit_code_1(
+    call: Call, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(drawn, tmp_path / "bad")
+    (tmp_path / "bad" / "train" / "blobs" / "blobs.0.jpg").write_bytes(b"")
+    with pytest.raises(SystemExit) as ended:
+        call("data", "data=folder", f"data.root={tmp_path / 'bad'}")
+    told = capsys.readouterr().out
+    assert ended.value.code == 1 and "train/blobs/blobs.0.jpg: is empty" in told and ".png" in told
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["model", "--classes", "1"], "--classes: must be 2 or more"),
+    (["lr", "--from", "0"], "must be a learning rate above 0"),
+    (["mistakes"], "RUN"),
+    (["mistakes", "a", "seed=1"], "unrecognized arguments: seed=1"),
+    (["mistakes", "a", "--split", "train"], "invalid choice"),
+    (["schedule", "epochs=3", "--run", "a"], "--run: that run's configuration is looked at as it is"),
+])  # fmt: skip
+def test_what_a_part_does_not_take_is_refused_at_once(
+    arguments: list[str], said: str, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        call(*arguments)
+    assert raised.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_rates_that_do_not_grow_and_runs_that_are_not_there_are_explained(call: Call) -> None:
+    with pytest.raises(SystemExit, match="--from must be below --to"):
+        call("lr", "--from", "1", "--to", "0.1")
+    with pytest.raises(SystemExit, match="No runs yet"):
+        call("mistakes", "nobody")

@@ -1,49 +1,71 @@
-"""`experiments inspect WHAT [KEY=VALUE ...]`: what a configuration does, before anything is trained."""
+"""`experiments inspect WHAT`: looks at a part of a configuration before a run, or at a run's mistakes after it."""
 
 from __future__ import annotations
 
 import argparse
+import io
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.types import ConfigError, DataError
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.figure import Figure
 
     from experiments.schema import Config
-    from experiments.types import Splits
+    from experiments.trained import Trained
+
+Parts = argparse._SubParsersAction  # of which argparse has no public name
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments inspect",
-        description="Looks at one part of a configuration, given as for train. Nothing is trained.",
+        description="Looks at one part of a configuration, given as for train or as a run had it (--run), and writes "
+        "what is to be seen as a picture. `mistakes` looks at a run.",
     )
     parts = parser.add_subparsers(dest="part", required=True, metavar="WHAT")
-    add_augmentation(parts)
+    for add in (add_augmentation, add_data, add_model, add_schedule, add_lr, add_mistakes):
+        add(parts)
     arguments, more = parser.parse_known_args()
     # argparse takes arguments of one kind in one piece only; overrides may stand on both sides of an option.
-    if wrong := [argument for argument in more if argument.startswith("-")]:
+    wrong = [argument for argument in more if argument.startswith("-") or "overrides" not in arguments]
+    if wrong:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
-    arguments.overrides += more
+    if more:
+        arguments.overrides += more
+    if getattr(arguments, "overrides", None) and arguments.run:
+        parser.error(f"--run: that run's configuration is looked at as it is. Received: {arguments.overrides[0]}")
     try:
-        arguments.look(arguments)
+        code = arguments.look(arguments)
     except (ConfigError, DataError) as error:
         sys.exit(str(error))
+    if code:
+        sys.exit(code)
 
 
-def add_part(parts: argparse._SubParsersAction[argparse.ArgumentParser], name: str, about: str, description: str) -> (
-    argparse.ArgumentParser
-):  # fmt: skip
-    """A sub-command with what all of them take."""
+def add_part(parts: Parts[argparse.ArgumentParser], name: str, about: str, description: str) -> argparse.ArgumentParser:
+    """A sub-command on a configuration, with what all of them take."""
     parser = parts.add_parser(name, help=about, description=description)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train: augmentation=strong seed=1")
     parser.add_argument("--config-dir", type=Path, help="folder with further choices, as train takes it")
+    parser.add_argument(
+        "--run", metavar="RUN", help="a finished run's configuration instead (its folder, id or name); the picture "
+        "goes to its figures, in MLflow too",
+    )  # fmt: skip
+    add_output(parser)
     return parser
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--uri", help="MLflow tracking store that knows the run (default: as train's)")
+    parser.add_argument("--dpi", type=positive, default=100, help="of the picture (default: 100)")
+    parser.add_argument(
+        "--output", type=png, metavar="PATH", help="PNG file (default: inspect/ in outputs, of a run its figures/)"
+    )
 
 
 def positive(text: str) -> int:
@@ -52,134 +74,299 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a learning rate above 0. Received: {text!r}")
+    return value
+
+
 def png(text: str) -> Path:
     if Path(text).suffix != ".png":
         raise argparse.ArgumentTypeError(f"must end in .png. Received: {text!r}")
     return Path(text)
 
 
+def configuration(arguments: argparse.Namespace) -> tuple[Config, Trained | None]:
+    """What is to be looked at, and the run that it is of, if any."""
+    from experiments import trained
+    from experiments.commands.composed import read
+
+    if arguments.run:
+        run = trained.find(arguments.run, arguments.uri)
+        return run.config, run
+    return read(arguments.overrides, arguments.config_dir), None
+
+
+def keep(
+    arguments: argparse.Namespace, figure: Figure, *, name: str, config: Config, run: Trained | None, **facts: str
+) -> None:
+    """Writes a figure and tells where: beside the run that it is of, whose MLflow run gets it, too; else in inspect/.
+
+    Args:
+        name: of the file, without what tells configurations apart.
+        facts: what the figure shows beside the configuration.
+    """
+    from experiments import journal, schema, store, tracking
+    from experiments.tracking.stored import local_store
+
+    beside = run and run.folder and run.folder / "figures" / f"{name}.png"
+    # By content: the same command writes the same file.
+    identity = schema.identity(config, run=run.name if run else None, **facts)[:8]
+    path = arguments.output or beside or Path(config.outputs) / "inspect" / f"{name}-{identity}.png"
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=arguments.dpi)
+    store.write_file(path, content.getvalue())
+    print(path)
+    if run and run.run_id:
+        told = journal.read(run.folder) if run.folder else None
+        uri = run.uri or (told or {}).get("store") or local_store()
+        tracking.add_figure(uri, run.run_id, path)
+        print(f"also in MLflow: run {run.run_id}, figures/{path.name}")
+
+
+def say(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line)
+
+
 # --- augmentation
 
 
-def add_augmentation(parts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_augmentation(parts: Parts[argparse.ArgumentParser]) -> None:
     parser = add_part(
         parts,
         "augmentation",
         "training pictures, and what the augmentation makes of them",
         "Draws training pictures, each in a row with what the augmentation makes of it in the first epochs. The draws "
-        "are those of a run with this seed whose training pictures are these, in one batch.",
+        "are those of a run with this seed whose training pictures are these, in one batch. A picture is 1.75 inches "
+        "wide.",
     )
     parser.add_argument("--pictures", type=positive, default=8, help="rows (default: 8)")
     parser.add_argument("--views", type=positive, default=6, help="augmented pictures in a row (default: 6)")
-    parser.add_argument("--dpi", type=positive, default=100, help="of the figure; a picture is 1.75 inches wide")
-    parser.add_argument("--output", type=png, metavar="PATH", help="PNG file (default: inspect/ in outputs)")
     parser.set_defaults(look=look_at_augmentation)
 
 
 def look_at_augmentation(arguments: argparse.Namespace) -> None:
-    """Writes the figure and tells where it is."""
-    import io
-
-    from experiments.commands.composed import read
     from experiments.quiet import quiet_start
 
-    config = read(arguments.overrides, arguments.config_dir)
+    config, run = configuration(arguments)
     with quiet_start():
-        from experiments import runtime, schema, store
+        from experiments import runtime
+        from experiments.inspection import augmentation
     with runtime.apply(config.runtime):
-        shown = sample(config, arguments.pictures)
-        figure = augmentation_figure(config, shown, arguments.views)
-    name = config.augmentation.name
-    # A name by content: the same command writes the same file.
-    spec = config.augmentation.model_dump_json()
-    identity = schema.identity(config, data=shown.fingerprint, augmentation=spec, views=str(arguments.views))
-    path = arguments.output or Path(config.outputs) / "inspect" / f"augmentation-{name}-{identity[:8]}.png"
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=arguments.dpi)
-    store.write_file(path, content.getvalue())
+        shown = augmentation.sample(config, arguments.pictures)
+        figure = augmentation.draw(config, shown, arguments.views)
     if "augmentation" in config.regime.ignores:
         print(f"regime={config.regime.name} trains on pictures as they are: it reads no augmentation")
-    print(path)
+    # Even where the regime ignores it.
+    facts = {"data": shown.fingerprint, "augmentation": config.augmentation.model_dump_json()}
+    name = f"augmentation-{config.augmentation.name}"
+    keep(arguments, figure, name=name, config=config, run=run, views=str(arguments.views), **facts)
 
 
-def sample(config: Config, count: int) -> Splits:
-    """The data set cut down to `count` training pictures, of the classes in turn; no others become pixels.
-
-    Raises:
-        ConfigError, DataError: as `run.read_manifest`.
-    """
-    import dataclasses
-    from collections import defaultdict
-
-    from experiments.build import build_source
-    from experiments.data import manifest
-    from experiments.run import read_manifest
-    from experiments.schema import Limit
-
-    half = -(-count // 2)  # there are two classes or more
-    limit = Limit(train=min(half, config.data.limit.train or half), validation=1, test=1)
-    data = config.data.model_copy(update={"limit": limit})
-    found = read_manifest(config.model_copy(update={"data": data}), build_source(config)())
-    places: dict[str, int] = defaultdict(int)
-    turns = []
-    for entry in found.of("train"):
-        turns.append((places[entry.class_name], entry.class_name, entry))
-        places[entry.class_name] += 1
-    chosen = [entry for _, _, entry in sorted(turns, key=lambda turn: turn[:2])[:count]]
-    others = [entry for entry in found.entries if entry.split != "train"]
-    few = dataclasses.replace(found, entries=(*chosen, *others))
-    return manifest.splits(few, config.data.image_size, config.cache, config.runtime.memory * 1e9)
+# --- data
 
 
-def augmentation_figure(config: Config, shown: Splits, views: int) -> Figure:
-    """A row for each training picture: the original, then how each of the first epochs shows it.
-
-    Where labels are mixed, a view's title tells its shares of the classes.
-
-    Raises:
-        ConfigError: an augmentation that cannot be built.
-    """
-    import numpy as np
-
-    from experiments import figures
-
-    originals = shown.train.pixels[:].astype("float32")
-    rows = [[pixels] for pixels in originals]
-    titles = [[figures.label_title(label, shown.classes)] for label in shown.train.labels]
-    for pixels, labels in augmented_views(config, shown, views):
-        for at, label in enumerate(labels):
-            rows[at].append(pixels[at])
-            titles[at].append(figures.label_title(label, shown.classes) if label.ndim else "")
-    flat = np.stack([pixels for row in rows for pixels in row])
-    figure = figures.picture_grid(flat, [title for row in titles for title in row], columns=1 + views)
-    span = "epoch 1 shows" if views == 1 else f"epochs 1 to {views} show"
-    figure.suptitle(f"augmentation={config.augmentation.name}: originals, and what {span}", fontsize=11)
-    return figure
-
-
-def augmented_views(config: Config, shown: Splits, views: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The training pictures of each epoch as the network is given them, in the order of `shown`.
-
-    Yields:
-        Pixels [N, H, W, 3] float32 in [0, 255] and labels [N] int32, or shares of classes [N, C] float32.
-    """
-    import numpy as np
-
-    from experiments.build import build_augmentation, build_layer
-    from experiments.data.pipeline import picture_batches, rng
-
-    batches = picture_batches(
-        shown.train,
-        classes=len(shown.classes),
-        augmentation=build_augmentation(config),
-        extra_layers=[build_layer(config, at, node) for at, node in enumerate(config.augmentation.layers)],
-        batch_size=len(shown.train),
-        seed=config.seed,
-        epochs=range(views),
+def add_data(parts: Parts[argparse.ArgumentParser]) -> None:
+    parser = add_part(
+        parts,
+        "data",
+        "classes, splits, sizes, and every file that is at fault",
+        "Reads the data set as a run would, and tells of its classes and splits, its files' sizes, and of every file "
+        "at fault why (exit code 1 if a run would refuse them). Files that data.limit or data.fold leave out are not "
+        "decoded, as in a run.",
     )
-    for epoch, (pixels, labels) in enumerate(batches.dataset):
-        back = np.argsort(rng(config.seed, epoch).permutation(len(shown.train)))  # undoes the epoch's order
-        yield np.asarray(pixels)[back], np.asarray(labels)[back]
+    parser.add_argument("--pictures", type=positive, default=6, help="of each class (default: 6)")
+    parser.set_defaults(look=look_at_data)
+
+
+def look_at_data(arguments: argparse.Namespace) -> int:
+    """Returns 1 if a run would refuse the data set."""
+    from rich.console import Console
+
+    from experiments.quiet import quiet_start
+
+    config, run = configuration(arguments)
+    with quiet_start():
+        from experiments.data.manifest import fingerprint
+        from experiments.inspection import data
+    looked = data.survey(config)
+    print(looked.manifest.root)
+    if looked.manifest.entries:
+        Console().print(data.counts(looked.manifest))
+    say(data.sentences(looked.manifest, config.data.image_size))
+    say(data.fault_lines(looked, config.data.on_bad))
+    if looked.manifest.entries:
+        facts = {"data": fingerprint(looked.manifest), "faults": str(len(looked.faults))}
+        figure = data.draw(looked, arguments.pictures)
+        name = f"data-{config.data.name}"
+        keep(arguments, figure, name=name, config=config, run=run, pictures=str(arguments.pictures), **facts)
+    return 1 if looked.fatal else 0
+
+
+# --- model
+
+
+def add_model(parts: Parts[argparse.ArgumentParser]) -> None:
+    parser = add_part(
+        parts,
+        "model",
+        "layers, blocks, parameters, what is trained, and what a picture costs",
+        "Builds the network of a configuration and tells, block by block, its parameters and multiply-adds, what the "
+        "regime trains of it, and before which layer activations are stored. Neither pictures nor weights are read. "
+        "How many pictures a second that is on this machine: experiments backbones NAME.",
+    )
+    parser.add_argument("--layers", action="store_true", help="print every layer, not only the blocks")
+    parser.add_argument("--classes", type=classes, help="that the head tells apart (default: the run's, else 2)")
+    parser.set_defaults(look=look_at_model)
+
+
+def classes(text: str) -> int:
+    if positive(text) < 2:
+        raise argparse.ArgumentTypeError(f"must be 2 or more. Received: {text!r}")
+    return int(text)
+
+
+def look_at_model(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from experiments.quiet import quiet_start
+
+    config, run = configuration(arguments)
+    with quiet_start():
+        from experiments.inspection import model
+    count = arguments.classes or (len(run.classes) if run else 2)
+    anatomy = model.dissect(config, count)
+    table = model.layer_table(anatomy) if arguments.layers else model.block_table(anatomy)
+    wide = Console(width=1000)  # names that are cut off tell nothing
+    Console(width=max(Console().width, wide.measure(table).maximum)).print(table)
+    print(f"{config.model.name}, {config.data.image_size} pixels, {count} classes; weights are not read")
+    say(model.sentences(config, anatomy))
+    name = f"model-{config.model.name}"
+    keep(arguments, model.draw(config, anatomy), name=name, config=config, run=run, classes=str(count))
+
+
+# --- schedule
+
+
+def add_schedule(parts: Parts[argparse.ArgumentParser]) -> None:
+    parser = add_part(
+        parts,
+        "schedule",
+        "the learning rate over the epochs to come",
+        "Draws the learning rate of every epoch, warm-up and phases with it, as the run will set it; of a schedule "
+        "that watches the run, between which rates it will be.",
+    )
+    parser.set_defaults(look=look_at_schedule)
+
+
+def look_at_schedule(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from experiments.quiet import quiet_start
+
+    config, run = configuration(arguments)
+    with quiet_start():
+        from experiments.inspection import schedule
+    phases = schedule.phases(config)
+    Console().print(schedule.table(phases))
+    say(schedule.sentences(config, phases))
+    keep(arguments, schedule.draw(config, phases), name=f"schedule-{config.schedule.name}", config=config, run=run)
+
+
+# --- lr
+
+
+def add_lr(parts: Parts[argparse.ArgumentParser]) -> None:
+    parser = add_part(
+        parts,
+        "lr",
+        "range test: which learning rate this training takes",
+        "Trains the run's last phase for some batches, with a learning rate that grows with each, until the loss runs "
+        "away (Smith, 2017), and suggests one. What that phase starts from (stored activations, of fine-tuning the "
+        "trained head) is made or found in the cache as by the run; the weights are thrown away.",
+    )
+    parser.add_argument("--batches", type=positive, default=100, help="at most (default: 100)")
+    parser.add_argument("--from", type=rate, default=1e-6, dest="lowest", metavar="LR", help="(default: 1e-6)")
+    parser.add_argument("--to", type=rate, default=10.0, dest="highest", metavar="LR", help="(default: 10)")
+    parser.set_defaults(look=look_for_rate)
+
+
+def look_for_rate(arguments: argparse.Namespace) -> None:
+    import tempfile
+
+    from rich.console import Console
+
+    from experiments.quiet import quiet_start
+
+    if arguments.lowest >= arguments.highest or arguments.batches < 2:
+        raise ConfigError(
+            f"--from must be below --to, with two batches or more between them. Received: --from {arguments.lowest:g} "
+            f"--to {arguments.highest:g} --batches {arguments.batches}"
+        )
+    config, run = configuration(arguments)
+    with quiet_start():
+        import numpy as np
+
+        from experiments import runtime, tracking
+        from experiments.inspection import lr
+        from experiments.progress import Terminal
+    rates = np.geomspace(arguments.lowest, arguments.highest, arguments.batches)
+    with tempfile.TemporaryDirectory() as folder, runtime.apply(config.runtime):
+        files = tracking.fetch(config, Path(folder))
+        found = lr.range_test(config, files, rates, Terminal(Console(stderr=True)))
+    say(lr.sentences(config, found))
+    limits = f"{arguments.lowest} {arguments.highest} {arguments.batches}"
+    name = f"lr-{config.regime.name}-{config.optimizer.name}"
+    keep(arguments, lr.draw(config, found), name=name, config=config, run=run, rates=limits)
+
+
+# --- mistakes
+
+
+def add_mistakes(parts: Parts[argparse.ArgumentParser]) -> None:
+    parser = parts.add_parser(
+        "mistakes",
+        help="a run's most confident errors, and where it saw what it said",
+        description="Draws the pictures that a finished run got wrong with most confidence, each beside what in it "
+        "spoke for the class that was predicted (Grad-CAM), into the run's figures.",
+    )
+    parser.add_argument("run", metavar="RUN", help="its folder, MLflow id (or the beginning of it) or name")
+    parser.add_argument("--split", default="validation", choices=("validation", "test"))
+    parser.add_argument("--count", type=positive, default=12, help="at most (default: 12)")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="where the pictures are now (default: data.root)")
+    add_output(parser)
+    parser.set_defaults(look=look_at_mistakes)
+
+
+def look_at_mistakes(arguments: argparse.Namespace) -> None:
+    from experiments import (
+        train,  # noqa: F401  registers the resolvers that conf/ uses
+        trained,
+    )
+    from experiments.journal import quoted
+    from experiments.quiet import quiet_start
+
+    run = trained.find(arguments.run, arguments.uri)
+    moved = [f"data.root={quoted(str(arguments.data.resolve()))}"] if arguments.data else []
+    config = trained.configuration(run.plain, moved)
+    with quiet_start():
+        from experiments.inspection import mistakes
+    wrong, pictures = mistakes.find(run, arguments.split)
+    print(f"{run.name}: {len(wrong)} mistakes in {pictures} {arguments.split} pictures")
+    if not wrong:
+        return
+    shown = mistakes.explain(run, config, wrong[: arguments.count])
+    say([f"{one.confidence:6.1%}  {one.label} → {one.predicted}  {one.path}" for one in shown.mistakes])
+    if shown.difference > 0.01:
+        print(f"the model as it is read now differs from what the run recorded by up to {shown.difference:.1%}")
+    figure = mistakes.draw(run, arguments.split, shown, len(wrong), pictures)
+    name = f"{arguments.split}_gradcam"
+    keep(arguments, figure, name=name, config=config, run=run, count=str(arguments.count))
 
 
 if __name__ == "__main__":

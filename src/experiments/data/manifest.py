@@ -56,6 +56,7 @@ def read(
     on_bad: str,
     cache: Path,
     decoded: Decoded | None = None,
+    found: list[Fault] | None = None,
 ) -> Manifest:
     """Lists, hashes and checks the pictures of a folder, and puts each into one split.
 
@@ -77,6 +78,7 @@ def read(
         on_bad: "error"; or "skip" to leave out files (not folders) at fault, recorded in `left_out`.
         cache: The cache folder. Verdicts are kept in `cache/manifests/`, so that no content is checked twice.
         decoded: Takes what is decoded for its verdict, so that `splits` need not decode it again.
+        found: Takes every fault, sorted by path; then none is raised, and the manifest is of what is left, if anything.
 
     Returns:
         The manifest, `root` absolute.
@@ -128,10 +130,12 @@ def read(
     ]
 
     fatal = [fault for fault in faults if on_bad == "error" or not fault.skippable]
-    if fatal:
+    if found is not None:
+        found += sorted(faults)
+    elif fatal:
         raise DataError(_message(root, fatal, on_bad))
     left_out = tuple(LeftOut(path, text) for path, text, _ in sorted(faults))
-    if left_out:
+    if left_out and found is None:
         first = f"{printable(left_out[0].path)}: {left_out[0].reason}"
         _log.warning("Files left out (data.on_bad=skip): %d, the first: %s", len(left_out), first)
     entries.sort(key=lambda entry: (SPLITS.index(entry.split), entry.path))
@@ -171,6 +175,20 @@ def to_rows(manifest: Manifest) -> list[dict[str, str | int]]:
         }
         for entry in manifest.entries
     ]
+
+
+def picture(root: Path, path: str, sha256: str) -> Image.Image:
+    """A picture of a manifest in its own size, RGB, read from its file again.
+
+    Raises:
+        DataError: the file is not there any more or has changed; with its path.
+    """
+    try:
+        return decoder.decode(_unchanged(root, path, sha256))
+    except OSError as error:
+        raise DataError(f"{printable(path)}: {_unreadable(error)}") from None
+    except DataError as error:
+        raise DataError(f"{printable(path)}: {error}") from None
 
 
 def pictures(

@@ -201,6 +201,26 @@ def end_sweep(config: Config, run_id: str, folder: Path, metrics: Mapping[str, f
     client.set_terminated(run_id, status)
 
 
+def add_figure(uri: str, run_id: str, path: Path) -> None:
+    """Puts a picture that was drawn of a run after its end among its figures.
+
+    Raises:
+        ConfigError: the store cannot be used, or has no such run.
+    """
+    address.check(uri)
+    outbox.prepare()
+    import mlflow
+
+    database = uri.removeprefix("sqlite:///")
+    if database != uri and not Path(database).exists():  # which a client would make
+        raise address.unusable(uri, "it is not there")
+    try:
+        mlflow.set_tracking_uri(uri)
+        mlflow.MlflowClient(uri).log_artifact(run_id, str(path), "figures")
+    except outbox.failures() as error:
+        raise address.unusable(uri, str(error)) from None
+
+
 def artifact_uri(place: str | None) -> str | None:
     """Where artifacts go, as MLflow wants it: a URI as it is, a path as an absolute file URI."""
     return place if place is None or "://" in place else Path(place).resolve().as_uri()
@@ -262,6 +282,7 @@ def fetch(config: Config, folder: Path) -> dict[str, Path]:
         return {}
     if config.tracking.uri is None:
         raise ConfigError(f"{', '.join(wanted)}: a run id needs a tracking store. Received: tracking=none")
+    outbox.prepare()
     import mlflow
     from mlflow.exceptions import MlflowException
 

@@ -1,0 +1,41 @@
+"""Where in a picture a network sees a class: Grad-CAM.
+
+Source: R. R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
+ICCV 2017.
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def gradcam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """How much each place of the last feature maps speaks for a class, as large as the pictures.
+
+    The maps are those that the head pools or flattens; each channel weighs as its mean gradient of the class's logit,
+    and what speaks against the class is cut off. Of two classes, which share a logit, class 0's is the negative.
+
+    Args:
+        model: pixels -> probabilities, as `models.network.join` makes it.
+        pixels: [B, H, W, 3] in [0, 255].
+        classes: [B] int, of each picture the class that is asked for.
+
+    Returns:
+        [B, H, W] float32 in [0, 1], the largest of each picture 1; all 0 where nothing speaks for the class.
+    """
+    below = model.get_layer("frozen")
+    pool, head = below.get_layer("pooling"), model.get_layer("head")
+    maps = keras.Model(below.inputs[0], keras.Layer.input.fget(pool), name="maps")(pixels, training=False)
+    with tf.GradientTape() as tape:
+        tape.watch(maps)
+        logits = head(pool(maps), training=False)  # [B, 1] or [B, classes]
+        if logits.shape[-1] == 1:
+            logits = tf.concat([-logits, logits], axis=-1)
+        asked = tf.gather(logits, classes, axis=1, batch_dims=1)
+    gradients = tf.cast(tape.gradient(asked, maps), tf.float32)
+    weights = tf.reduce_mean(gradients, axis=(1, 2), keepdims=True)
+    heat = tf.nn.relu(tf.reduce_sum(weights * tf.cast(maps, tf.float32), axis=-1, keepdims=True))
+    heat = tf.image.resize(heat, pixels.shape[1:3])[..., 0]
+    return np.asarray(tf.math.divide_no_nan(heat, tf.reduce_max(heat, axis=(1, 2), keepdims=True)))

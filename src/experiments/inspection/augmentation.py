@@ -1,0 +1,81 @@
+"""What the augmentation makes of training pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import figures
+from experiments.build import build_augmentation, build_layer, build_source
+from experiments.data import manifest
+from experiments.data.pipeline import picture_batches, rng
+from experiments.run import read_manifest
+from experiments.schema import Config, Limit
+from experiments.types import Splits
+
+
+def sample(config: Config, count: int) -> Splits:
+    """The data set cut down to `count` training pictures, of the classes in turn; no others become pixels.
+
+    Raises:
+        ConfigError, DataError: as `run.read_manifest`.
+    """
+    half = -(-count // 2)  # there are two classes or more
+    limit = Limit(train=min(half, config.data.limit.train or half), validation=1, test=1)
+    data = config.data.model_copy(update={"limit": limit})
+    found = read_manifest(config.model_copy(update={"data": data}), build_source(config)())
+    places: dict[str, int] = defaultdict(int)
+    turns = []
+    for entry in found.of("train"):
+        turns.append((places[entry.class_name], entry.class_name, entry))
+        places[entry.class_name] += 1
+    chosen = [entry for _, _, entry in sorted(turns, key=lambda turn: turn[:2])[:count]]
+    others = [entry for entry in found.entries if entry.split != "train"]
+    few = dataclasses.replace(found, entries=(*chosen, *others))
+    return manifest.splits(few, config.data.image_size, config.cache, config.runtime.memory * 1e9)
+
+
+def draw(config: Config, shown: Splits, views: int) -> Figure:
+    """A row for each training picture: the original, then how each of the first epochs shows it.
+
+    Where labels are mixed, a view's title tells its shares of the classes.
+
+    Raises:
+        ConfigError: an augmentation that cannot be built.
+    """
+    originals = shown.train.pixels[:].astype("float32")
+    rows = [[pixels] for pixels in originals]
+    titles = [[figures.label_title(label, shown.classes)] for label in shown.train.labels]
+    for pixels, labels in augmented_views(config, shown, views):
+        for at, label in enumerate(labels):
+            rows[at].append(pixels[at])
+            titles[at].append(figures.label_title(label, shown.classes) if label.ndim else "")
+    flat = np.stack([pixels for row in rows for pixels in row])
+    figure = figures.picture_grid(flat, [title for row in titles for title in row], columns=1 + views)
+    span = "epoch 1 shows" if views == 1 else f"epochs 1 to {views} show"
+    figure.suptitle(f"augmentation={config.augmentation.name}: originals, and what {span}", fontsize=11)
+    return figure
+
+
+def augmented_views(config: Config, shown: Splits, views: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The training pictures of each epoch as the network is given them, in the order of `shown`.
+
+    Yields:
+        Pixels [N, H, W, 3] float32 in [0, 255] and labels [N] int32, or shares of classes [N, C] float32.
+    """
+    batches = picture_batches(
+        shown.train,
+        classes=len(shown.classes),
+        augmentation=build_augmentation(config),
+        extra_layers=[build_layer(config, at, node) for at, node in enumerate(config.augmentation.layers)],
+        batch_size=len(shown.train),
+        seed=config.seed,
+        epochs=range(views),
+    )
+    for epoch, (pixels, labels) in enumerate(batches.dataset):
+        back = np.argsort(rng(config.seed, epoch).permutation(len(shown.train)))  # undoes the epoch's order
+        yield np.asarray(pixels)[back], np.asarray(labels)[back]

@@ -1,0 +1,128 @@
+"""A run's most confident errors, and where in those pictures its network saw what it said."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import figures
+from experiments.build import build_source
+from experiments.data import decoder, manifest
+from experiments.gradcam import gradcam
+from experiments.schema import Config
+from experiments.tracking import stored
+from experiments.trained import Trained
+from experiments.types import ConfigError
+
+COLUMNS = 6  # pictures in a row: three mistakes
+
+
+class Mistake(NamedTuple):
+    """A picture that was taken for another class."""
+
+    path: str  # relative to the data root
+    sha256: str
+    label: str
+    predicted: str
+    confidence: float  # of the predicted class
+
+
+class Shown(NamedTuple):
+    """Mistakes with what is to be seen of them."""
+
+    mistakes: Sequence[Mistake]
+    pixels: np.ndarray  # [N, H, W, 3] uint8
+    heat: np.ndarray  # [N, H, W] float32 in [0, 1]: what speaks for the predicted class
+    difference: float  # at most, between the confidences that were recorded and those the model has now
+
+
+def find(run: Trained, split: str) -> tuple[list[Mistake], int]:
+    """The wrong predictions that a run has recorded, most confident first, and of how many pictures.
+
+    Raises:
+        ConfigError: it has none of this split.
+    """
+    name = f"predictions_{split}.csv"
+    path = run.folder / name if run.folder else None
+    if path is None and run.uri is not None and run.run_id is not None:
+        path = stored.artifact(run.uri, run.run_id, name)
+    if path is None or not path.is_file():
+        raise ConfigError(f"{run.name}: there is no {name}: this run has not looked at its {split} pictures")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    wrong = [
+        Mistake(row["path"], row["sha256"], row["label"], row["predicted"], float(row["confidence"]))
+        for row in rows
+        if row["correct"] != "True"
+    ]
+    return sorted(wrong, key=lambda mistake: -mistake.confidence), len(rows)
+
+
+def explain(run: Trained, config: Config, mistakes: Sequence[Mistake]) -> Shown:
+    """Reads the pictures again, and asks the run's model what in them spoke for the class it took.
+
+    Args:
+        config: the run's, but that its data may be elsewhere.
+        mistakes: one or more.
+
+    Raises:
+        ConfigError: the model cannot be read, or not be looked into.
+        DataError: pictures that are gone or are not those of the run.
+    """
+    root = Path(build_source(config)())
+    pictures = [manifest.picture(root, mistake.path, mistake.sha256) for mistake in mistakes]
+    pixels = np.stack([decoder.resize(picture, config.data.image_size) for picture in pictures])
+    model = run.model()
+    inputs = pixels.astype("float32")
+    said = np.array([run.classes.index(mistake.predicted) for mistake in mistakes])
+    confidences = np.asarray(model(inputs, training=False))[np.arange(len(said)), said]
+    recorded = np.array([mistake.confidence for mistake in mistakes])
+    return Shown(mistakes, pixels, gradcam(model, inputs, said), float(np.abs(confidences - recorded).max()))
+
+
+def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Heat laid over pictures: the hotter the more opaque.
+
+    Args:
+        pixels: [N, H, W, 3] uint8.
+        heat: [N, H, W] in [0, 1].
+
+    Returns:
+        [N, H, W, 3] uint8.
+    """
+    colors = matplotlib.colormaps["inferno"](0.25 + 0.75 * heat)[..., :3] * 255
+    share = 0.75 * heat[..., None] ** 0.8
+    grey = pixels.mean(axis=-1, keepdims=True)  # colours that are left are the map's
+    laid: np.ndarray = np.rint((1 - share) * grey + share * colors).astype("uint8")
+    return laid
+
+
+def draw(run: Trained, split: str, shown: Shown, wrong: int, pictures: int) -> Figure:
+    """Each mistake as it is, and beside it where the network saw the class that it said.
+
+    Args:
+        wrong: mistakes there are, of this many `pictures`.
+    """
+    heated = overlay(shown.pixels, shown.heat)
+    grid = np.stack([picture for pair in zip(shown.pixels, heated, strict=True) for picture in pair])
+    titles = []
+    for mistake, heat in zip(shown.mistakes, shown.heat, strict=True):
+        name = mistake.path.rsplit("/", 1)[-1]
+        titles += [
+            name if len(name) <= 22 else f"{name[:12]}…{name[-9:]}",
+            f"{mistake.label} → {mistake.predicted} {mistake.confidence:.1%}" + ("" if heat.any() else "\nno evidence"),
+        ]
+    figure = figures.picture_grid(grid, titles, columns=COLUMNS)
+    which = "" if len(shown.mistakes) == wrong else f", the {len(shown.mistakes)} most confident"
+    figure.suptitle(
+        f"{run.name}: {wrong} mistakes in {pictures} {split} pictures{which}\n"
+        "true → predicted; bright: what speaks for the predicted class (Grad-CAM)",
+        fontsize=10,
+    )
+    return figure

@@ -1,0 +1,266 @@
+"""A network's layers and blocks: shapes, parameters, what is trained, and what a picture costs. Needs no weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from rich import box
+from rich.table import Table
+
+from experiments.build import build_backbone, build_head
+from experiments.figures import PALETTE, QUIET, STYLE
+from experiments.models.network import Cut, cut, owner
+from experiments.schema import Config
+from experiments.types import Backbone
+
+TRAINED, FROZEN = PALETTE[1], "#9db4c8"
+BEFORE, HEAD = "(input)", "(head)"  # what stands before the first block and above the last
+
+
+class Row(NamedTuple):
+    """A layer."""
+
+    block: str  # one of the backbone's, BEFORE or HEAD
+    name: str
+    kind: str  # its class
+    shape: tuple[int, ...]  # of what comes out of it for one picture
+    parameters: int
+    trained: int  # of them: what the optimizer moves in the last phase
+    frozen: bool  # whether that phase leaves the layer as it is; of a layer without parameters: on which side it is
+    operations: int | None  # multiply-adds of its kernels for one picture; None: of a kind that is not counted
+
+
+class Anatomy(NamedTuple):
+    """A network as the last phase of a run trains it."""
+
+    rows: tuple[Row, ...]  # in the order of the graph, the head's last
+    boundary: str | None  # the layer that activations are stored before; "pooling": pooled features; None: not stored
+    stored: tuple[int, ...]  # shape of one picture's activations there
+
+
+class Block(NamedTuple):
+    """The layers of a block in sum."""
+
+    name: str
+    layers: int
+    shape: tuple[int, ...]
+    parameters: int
+    trained: int
+    frozen: bool
+    operations: int
+
+
+def dissect(config: Config, classes: int) -> Anatomy:
+    """Builds the network with random weights and looks at it.
+
+    Args:
+        classes: that the head tells apart; the data set is not looked at.
+
+    Raises:
+        ConfigError: a network that cannot be built, or not be cut at the boundary.
+    """
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(config.seed)
+    # None are read, whichever the configuration names: the structure is the same.
+    ignores = [*config.regime.ignores, "model.weights"]
+    structure = config.model_copy(update={"regime": config.regime.model_copy(update={"ignores": ignores})})
+    backbone = build_backbone(structure, None)
+    divided = division(config, backbone)
+    trained = (
+        {layer.name for layer in divided.suffix.layers} if divided else {one.name for one in backbone.model.layers}
+    )
+    rows, block = [], BEFORE
+    for layer in backbone.model.layers:
+        block = owner(layer.name, backbone.blocks) or block
+        rows.append(row(layer, block, layer.name in trained))
+    head = build_head(config, backbone, classes)
+    pool = cut(backbone, 0, config.model.head.pooling).prefix.get_layer("pooling")
+    rows += [row(layer, HEAD, True) for layer in (pool, *head.layers)]
+    stored = tuple(divided.prefix.output_shape[1:]) if divided else ()
+    return Anatomy(tuple(rows), divided.boundary if divided else None, stored)
+
+
+def division(config: Config, backbone: Backbone) -> Cut | None:
+    """Where the regime cuts the backbone; None where it trains all of it."""
+    ignores = config.regime.ignores
+    if "model.weights" in ignores:
+        return None
+    unfrozen = 0 if "regime.unfrozen_blocks" in ignores else config.regime.unfrozen_blocks
+    return cut(backbone, unfrozen, config.model.head.pooling)
+
+
+def row(layer: keras.Layer, block: str, trained: bool) -> Row:
+    shape = tuple(layer.output.shape[1:])
+    moved = sum(math.prod(weight.shape) for weight in layer.trainable_weights)
+    return Row(
+        block=block,
+        name=layer.name,
+        kind=type(layer).__name__,
+        shape=shape,
+        parameters=layer.count_params(),
+        trained=moved if trained else 0,
+        frozen=not trained,
+        operations=operations(layer, shape),
+    )
+
+
+def operations(layer: keras.Layer, shape: Sequence[int]) -> int | None:
+    """Multiply-adds of a layer's kernels for one picture, as papers count them; None where that is not known.
+
+    Normalisation, activations, pooling and sums count nothing.
+
+    Args:
+        shape: of its output, without the batch.
+    """
+    if isinstance(layer, keras.Model):  # a network inside the network
+        inner = [operations(one, one.output.shape[1:]) for one in layer.layers]
+        known = [count for count in inner if count is not None]
+        return sum(known) if len(known) == len(inner) else None
+    if isinstance(layer, keras.layers.SeparableConv2D):
+        kernels = [layer.depthwise_kernel, layer.pointwise_kernel]
+    elif isinstance(layer, keras.layers.DepthwiseConv2D | keras.layers.Conv2D | keras.layers.Dense):
+        kernels = [layer.kernel]
+    else:
+        return None if any("kernel" in weight.name for weight in layer.weights) else 0
+    return math.prod(shape[:-1]) * sum(math.prod(map(int, kernel.shape)) for kernel in kernels)
+
+
+def blocks(anatomy: Anatomy) -> list[Block]:
+    """The blocks in order, what is before them and the head."""
+    found = []
+    for name in dict.fromkeys(one.block for one in anatomy.rows):
+        members = [one for one in anatomy.rows if one.block == name]
+        found.append(
+            Block(
+                name=name,
+                layers=len(members),
+                shape=members[-1].shape,
+                parameters=sum(one.parameters for one in members),
+                trained=sum(one.trained for one in members),
+                frozen=all(one.frozen for one in members),
+                operations=sum(one.operations or 0 for one in members),
+            )
+        )
+    return found
+
+
+def boundary_block(anatomy: Anatomy) -> str | None:
+    """The block that the boundary is before; None where there is no boundary."""
+    if anatomy.boundary == "pooling":
+        return HEAD
+    return next((one.block for one in anatomy.rows if one.name == anatomy.boundary), None)
+
+
+def sentences(config: Config, anatomy: Anatomy) -> list[str]:
+    """Where the boundary is, what is trained, and what a picture costs, in words."""
+    rows, regime = anatomy.rows, config.regime.name
+    parameters, trained = sum(one.parameters for one in rows), sum(one.trained for one in rows)
+    total = sum(one.operations or 0 for one in rows)
+    below = sum(one.operations or 0 for one in rows if one.frozen)
+    lines = [f"trained: {trained:,} of {parameters:,} parameters ({trained / parameters:.1%})"]
+    if anatomy.boundary is None:
+        lines.append(f"boundary: none, regime={regime} trains the whole network")
+        lines.append(f"forward: {readable(total)} multiply-adds a picture, every epoch")
+    else:
+        where = "above the last block" if anatomy.boundary == "pooling" else f"before {anatomy.boundary}"
+        numbers = math.prod(anatomy.stored)
+        lines.append(
+            f"boundary: {where}; stored there for each picture: {_shape(anatomy.stored)}, "
+            f"{numbers * np.dtype(config.regime.activations).itemsize:,} bytes"
+        )
+        lines.append(
+            f"forward: {readable(total)} multiply-adds a picture, {readable(below)} ({below / total:.1%}) of it below "
+            "the boundary: once for each picture (and view); the rest every epoch"
+        )
+    unknown = [one.name for one in rows if one.operations is None]
+    if unknown:
+        lines.append(f"not counted: {', '.join(unknown)}")
+    return lines
+
+
+def readable(count: int) -> str:
+    """12,300,000 as 12.3 M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 999.5 * size else f"{count / size:,.0f} {unit}"
+    return str(count)
+
+
+def block_table(anatomy: Anatomy) -> Table:
+    """A line a block, with a rule where the boundary is."""
+    columns = ("block", "layers", "output", "parameters", "multiply-adds", "")
+    table, edge, found = _table(columns), boundary_block(anatomy), blocks(anatomy)
+    for one, after in zip(found, [*found[1:], None], strict=True):
+        state = "frozen" if one.frozen else "trained"
+        counts = f"{one.layers}", _shape(one.shape), f"{one.parameters:,}", readable(one.operations)
+        last = after is not None and after.name == edge
+        table.add_row(one.name, *counts, state if one.parameters else "", end_section=last)
+    return table
+
+
+def layer_table(anatomy: Anatomy) -> Table:
+    """A line a layer, with a rule between blocks."""
+    table = _table(("layer", "kind", "block", "output", "parameters", "multiply-adds", ""))
+    for one, after in zip(anatomy.rows, [*anatomy.rows[1:], None], strict=True):
+        state = ("frozen" if one.frozen else "trained") if one.parameters else ""
+        cost = "not counted" if one.operations is None else readable(one.operations) if one.operations else ""
+        values = _shape(one.shape), f"{one.parameters:,}" if one.parameters else "", cost, state
+        ends = after is not None and after.block != one.block
+        table.add_row(one.name, one.kind, one.block, *values, end_section=ends)
+    return table
+
+
+def _table(columns: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in columns:
+        right = name in ("layers", "parameters", "multiply-adds")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    return table
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+@STYLE
+def draw(config: Config, anatomy: Anatomy) -> Figure:
+    """Each block's parameters and multiply-adds as bars, what is trained in another colour, the boundary as a line."""
+    found = [one for one in blocks(anatomy) if one.parameters or one.operations]
+    figure = Figure(figsize=(9, 1.9 + 0.27 * len(found)), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    measures: list[tuple[str, Callable[[Block], int]]] = [
+        ("parameters", lambda one: one.parameters),
+        ("multiply-adds for a picture", lambda one: one.operations),
+    ]
+    names = [one.name for one in found]
+    edge = boundary_block(anatomy)
+    for panel, (title, measure) in zip(panels, measures, strict=True):
+        values = [measure(one) for one in found]
+        colors = [FROZEN if one.frozen else TRAINED for one in found]
+        bars = panel.barh(range(len(found)), values, color=colors, height=0.72)
+        panel.bar_label(bars, [readable(value) for value in values], padding=3, fontsize=8, color="#444444")
+        panel.set(title=f"{title}: {readable(sum(values))}", xticks=[])
+        panel.margins(x=0.18)
+        panel.grid(visible=False)
+        panel.spines["bottom"].set_visible(False)
+        panel.tick_params(axis="y", length=0)
+        if edge in names:
+            panel.axhline(names.index(edge) - 0.5, color=QUIET, linestyle="--", linewidth=1.2)
+    panels[0].set_yticks(range(len(found)), names)
+    panels[0].set_ylim(len(found) - 0.4, -0.6)  # the input at the top
+    handles: list[Artist] = [Patch(color=TRAINED, label="trained")]
+    if anatomy.boundary:
+        line = Line2D([], [], color=QUIET, linestyle="--", linewidth=1.2, label="here activations are stored")
+        handles += [Patch(color=FROZEN, label="frozen"), line]
+    figure.legend(handles=handles, loc="outside lower right", ncols=3)
+    unfrozen = f", unfrozen_blocks={config.regime.unfrozen_blocks}" if anatomy.boundary not in (None, "pooling") else ""
+    figure.suptitle(f"{config.model.name}, regime={config.regime.name}{unfrozen}", fontsize=11)
+    return figure

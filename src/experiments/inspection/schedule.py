@@ -1,0 +1,124 @@
+"""The learning rate over the epochs to come, as `fit` will set it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich import box
+from rich.table import Table
+
+from experiments.build import build_recipe
+from experiments.figures import BANDS, PALETTE, QUIET, STYLE
+from experiments.schema import Config, head_run
+from experiments.types import Recipe
+
+PHASES = {"bottleneck": "head"}  # what a regime calls its last phase, where that is not its own name
+
+
+class Phase(NamedTuple):
+    """The learning rates of one phase."""
+
+    name: str
+    optimizer: str
+    highest: tuple[float, ...]  # by epoch, if every epoch's monitored value is better than the one before
+    lowest: tuple[float, ...]  # if none is better than the first
+
+    @property
+    def open(self) -> bool:
+        """Whether the rates depend on how the run goes."""
+        return self.highest != self.lowest
+
+
+def phases(config: Config) -> list[Phase]:
+    """The phases of a run in order; of fine-tuning the head's first, unless it takes another run's head.
+
+    Raises:
+        ConfigError: a schedule that cannot be built.
+    """
+    found = []
+    if "regime.head_optimizer" not in config.regime.ignores and config.regime.head_from is None:
+        head = head_run(config)
+        found.append(phase("head", head.optimizer.name, build_recipe(head, "regime.head_optimizer")))
+    name = PHASES.get(config.regime.name, config.regime.name)
+    return [*found, phase(name, config.optimizer.name, build_recipe(config, "optimizer"))]
+
+
+def phase(name: str, optimizer: str, recipe: Recipe) -> Phase:
+    """What a recipe's rates can be: a schedule that watches the run is between the two."""
+    falling, flat = [-float(epoch) for epoch in range(recipe.epochs)], [0.0] * recipe.epochs
+    highest, lowest = (
+        tuple(recipe.rate(epoch, monitored[:epoch]) for epoch in range(recipe.epochs)) for monitored in (falling, flat)
+    )
+    return Phase(name, optimizer, highest, lowest)
+
+
+def table(found: list[Phase]) -> Table:
+    """First, highest and last rate of every phase."""
+    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("phase", "optimizer", "epochs", "first", "highest", "last"):
+        drawn.add_column(name, justify="left" if name in ("phase", "optimizer") else "right", no_wrap=True)
+    for one in found:
+        last = f"{one.highest[-1]:.3g}" if not one.open else f"{one.lowest[-1]:.3g} to {one.highest[-1]:.3g}"
+        rates = f"{one.highest[0]:.3g}", f"{max(one.highest):.3g}", last
+        drawn.add_row(one.name, one.optimizer, str(len(one.highest)), *rates)
+    return drawn
+
+
+def sentences(config: Config, found: list[Phase]) -> list[str]:
+    """What of it is not settled before the run."""
+    lines = []
+    if any(one.open for one in found):
+        lines.append(
+            f"schedule={config.schedule.name} follows {config.monitor}: the rate is the upper line while it gets "
+            "better every epoch, the lower if it never does"
+        )
+    if config.early_stopping is not None:
+        lines.append(f"early_stopping={config.early_stopping} may end the last phase before")
+    if config.regime.head_from is not None and "regime.head_from" not in config.regime.ignores:
+        lines.append("no head phase: regime.head_from brings the head")
+    return lines
+
+
+@STYLE
+def draw(config: Config, found: list[Phase]) -> Figure:
+    """Rates against the steps of the run, phases as bands; on a logarithmic axis where they differ by much."""
+    figure = Figure(figsize=(7.5, 4), layout="constrained")
+    panel = figure.add_subplot()
+    start = 0
+    for at, one in enumerate(found):
+        epochs = len(one.highest)
+        panel.axvspan(start - 0.5, start + epochs - 0.5, color=BANDS[at % len(BANDS)], zorder=0, linewidth=0)
+        where = panel.get_xaxis_transform()
+        panel.text(start - 0.4, 1.02, f"{one.name}: {one.optimizer}", transform=where, fontsize=9, color="#555555")
+        steps = range(start, start + epochs)
+        if one.open:
+            panel.fill_between(steps, one.lowest, one.highest, color=PALETTE[at], alpha=0.15, linewidth=0)
+            panel.plot(steps, one.lowest, marker="v", markersize=3, color=PALETTE[at], linestyle="--",
+                       label=f"if {config.monitor} never gets better")  # fmt: skip
+        label = f"if {config.monitor} gets better every epoch" if one.open else None
+        panel.plot(steps, one.highest, marker="o", markersize=3, color=PALETTE[at], label=label)
+        ends = [(0, one.highest, "left", 6), (epochs - 1, one.highest, "right", 6)]
+        ends += [(epochs - 1, one.lowest, "right", -12)] if one.open else []
+        for epoch, rates, side, above in ends if epochs > 1 else ends[:1]:
+            panel.annotate(f"{rates[epoch]:.3g}", (start + epoch, rates[epoch]), xytext=(0, above),
+                           textcoords="offset points", ha=side, fontsize=8)  # fmt: skip
+        start += epochs
+    for before, _ in pairwise(np.cumsum([len(one.highest) for one in found])):
+        panel.axvline(before - 0.5, color=QUIET, linestyle="--", linewidth=1.2)
+    every = [rate for one in found for rate in (*one.highest, *one.lowest)]
+    if min(every) > 0 and max(every) > 10 * min(every):
+        panel.set_yscale("log")
+        panel.margins(y=0.15)
+    else:
+        panel.set_ylim(0, 1.15 * max(every))
+    panel.set_xlim(-0.5, start - 0.5)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    panel.set(xlabel="step (epochs, counted on over the phases)", ylabel="learning rate")
+    panel.set_title(f"Learning rate: schedule={config.schedule.name}, regime={config.regime.name}", pad=20)
+    if any(one.open for one in found):
+        panel.legend(loc="best")
+    return figure

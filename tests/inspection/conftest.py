@@ -1,0 +1,55 @@
+"""A finished run for inspections to be compared with."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from experiments import run as run_module
+from experiments import train
+
+# Two phases, a warm-up, a schedule, a boundary inside the network.
+OVERRIDES = (
+    "regime=finetune", "regime.unfrozen_blocks=2", "regime.head_epochs=2", "model.head.pooling=flatten", "epochs=4",
+    "schedule=cosine", "schedule.warmup=1", "augmentation=none", "batch_size=8",
+)  # fmt: skip
+
+
+class Ended(NamedTuple):
+    """A run that has ended."""
+
+    overrides: tuple[str, ...]
+    folder: Path
+    trainable: dict[str, bool]  # by layer of the backbone, as the run left them
+
+    @property
+    def curves(self) -> list[dict[str, str]]:
+        with (self.folder / "curves.csv").open(encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="session")
+def ended(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """A fine-tuning run on the drawn pictures."""
+    outputs = tmp_path_factory.mktemp("inspected") / "outputs"
+    folder = outputs / "runs" / "tuned"
+    overrides = ("data=folder", f"data.root={drawn}", "data.image_size=48", *OVERRIDES)
+    trainable: dict[str, bool] = {}
+    checked = run_module.check_joined
+
+    def listening(config: Any, fitted: Any, splits: Any) -> None:
+        trainable.update({layer.name: layer.trainable for layer in fitted.model.get_layer("frozen").layers})
+        checked(config, fitted, splits)
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
+        settings = [f"outputs={outputs}", f"hydra.run.dir={folder}", "hydra/job_logging=none", "tracking=none"]
+        patch.setattr(sys, "argv", ["train", *overrides, *settings, "progress=none"])
+        patch.setenv("HYDRA_FULL_ERROR", "1")
+        patch.setattr(run_module, "check_joined", listening)
+        train.train()
+    return Ended(overrides, folder, trainable)

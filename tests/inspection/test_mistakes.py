@@ -1,0 +1,91 @@
+"""A run's mistakes: those it recorded, on pictures that are still the same, by the model that it was."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import trained
+from experiments.commands import inspect
+from experiments.inspection import mistakes
+from experiments.types import ConfigError, DataError
+
+
+@pytest.fixture
+def run(ended: Any, tmp_path: Path) -> trained.Trained:
+    """The finished run, with three of its validation predictions made into mistakes."""
+    folder = tmp_path / "run"
+    shutil.copytree(ended.folder, folder)
+    path = folder / "predictions_validation.csv"
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for at, row in enumerate(rows):
+        wrong = at in (1, 4, 7)
+        other = {"blobs": "stripes", "stripes": "blobs"}[row["predicted"]]
+        row |= {"label": other if wrong else row["predicted"], "correct": str(not wrong)}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return trained.find(str(folder))
+
+
+def test_the_recorded_errors_most_confident_first(run: trained.Trained) -> None:
+    found, pictures = mistakes.find(run, "validation")
+    assert len(found) == 3 and pictures == 12
+    assert [one.confidence for one in found] == sorted((one.confidence for one in found), reverse=True)
+    assert all(one.label != one.predicted for one in found)
+    (run.folder / "predictions_test.csv").unlink()  # type: ignore[operator]
+    with pytest.raises(ConfigError, match="has not looked at its test pictures"):
+        mistakes.find(run, "test")
+
+
+def test_the_model_says_of_them_what_the_run_recorded(run: trained.Trained) -> None:
+    found, _ = mistakes.find(run, "validation")
+    shown = mistakes.explain(run, run.config, found[:2])
+    assert shown.pixels.shape == (2, 48, 48, 3) and shown.heat.shape == (2, 48, 48)
+    assert shown.difference < 1e-4
+    figure = mistakes.draw(run, "validation", shown, 3, 12)
+    titles = [panel.get_title() for panel in figure.axes]
+    assert titles[0] == found[0].path.rsplit("/", 1)[-1]
+    assert f"{found[0].label} → {found[0].predicted} {found[0].confidence:.1%}" in titles[1].replace("\n", " ")
+    assert "3 mistakes in 12 validation pictures, the 2 most confident" in figure.get_suptitle()
+
+
+def test_a_picture_that_has_changed_is_not_shown(run: trained.Trained, drawn: Path, tmp_path: Path) -> None:
+    found, _ = mistakes.find(run, "validation")
+    moved = tmp_path / "moved"
+    shutil.copytree(drawn, moved)
+    config = trained.configuration(run.plain, [f"data.root={moved}"])
+    mistakes.explain(run, config, found)  # elsewhere, but the same
+    (moved / found[0].path).write_bytes((moved / found[1].path).read_bytes())
+    with pytest.raises(DataError, match=rf"{found[0].path}: has changed"):
+        mistakes.explain(run, config, found)
+    (moved / found[0].path).unlink()
+    with pytest.raises(DataError, match=rf"{found[0].path}: cannot be read"):
+        mistakes.explain(run, config, found)
+
+
+def test_heat_changes_a_picture_where_it_is_hot() -> None:
+    pixels = np.full((1, 4, 4, 3), 90, "uint8")
+    heat = np.zeros((1, 4, 4), "float32")
+    heat[0, 0, 0] = 1
+    laid = mistakes.overlay(pixels, heat)
+    assert laid.dtype == np.uint8 and (laid[0] == 90).all(axis=-1).sum() == 15 and laid[0, 0, 0].max() > 200
+
+
+def test_the_command_writes_beside_the_run(
+    run: trained.Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["experiments inspect", "mistakes", str(run.folder), "--count", "2"])
+    inspect.main()
+    first, *told, path = capsys.readouterr().out.splitlines()
+    assert first == "run: 3 mistakes in 12 validation pictures" and len(told) == 2
+    assert Path(path) == run.folder / "figures" / "validation_gradcam.png"  # type: ignore[operator]
+    assert Image.open(path).width > 400

@@ -1,0 +1,94 @@
+"""What `inspect data` finds in a folder, sound and otherwise."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from experiments.build import build_source
+from experiments.inspection import data
+from experiments.run import read_manifest
+from experiments.schema import Config
+from experiments.types import ConfigError, DataError
+
+Read = Callable[..., Config]
+
+
+@pytest.fixture
+def damaged(drawn: Path, tmp_path: Path) -> Path:
+    """The drawn pictures with three files at fault, and one that is grey and small."""
+    root = tmp_path / "damaged"
+    shutil.copytree(drawn, root)
+    (root / "train" / "blobs" / "blobs.3.jpg").write_bytes(b"no picture")
+    cut = root / "train" / "stripes" / "stripes.5.jpg"
+    cut.write_bytes(cut.read_bytes()[:-40])
+    shutil.copy(root / "train" / "blobs" / "blobs.0.jpg", root / "train" / "blobs" / "twice.jpg")
+    Image.fromarray(np.full((20, 30), 80, "uint8")).save(root / "validation" / "blobs" / "grey.png")
+    return root
+
+
+def test_every_file_at_fault_is_listed_with_its_reason(damaged: Path, config: Read) -> None:
+    read = config("data=folder", f"data.root={damaged}", "data.image_size=48")
+    looked = data.survey(read)
+    assert [fault.path for fault in looked.faults] == [
+        "train/blobs/blobs.3.jpg", "train/blobs/twice.jpg", "train/stripes/stripes.5.jpg"
+    ]  # fmt: skip
+    assert looked.fatal == looked.faults, "data.on_bad=error"
+    first, *lines = data.fault_lines(looked, "error")
+    assert first == "3 faults; a run with data.on_bad=error refuses them. data.on_bad=skip would leave out all of them:"
+    assert "is no JPEG" in lines[0] and "same picture as train/blobs/blobs.0.jpg" in lines[1]
+    assert "whole copy" in lines[2]
+    with pytest.raises(DataError) as refused:
+        read_manifest(read, build_source(read)())
+    assert all(line in str(refused.value) for line in lines), "in the words of a run"
+
+
+def test_with_skip_they_are_left_out(damaged: Path, config: Read) -> None:
+    read = config("data=folder", f"data.root={damaged}", "data.image_size=48", "data.on_bad=skip")
+    looked = data.survey(read)
+    assert len(looked.faults) == 3 and not looked.fatal
+    assert looked.manifest.entries == read_manifest(read, build_source(read)()).entries
+    assert data.fault_lines(looked, "skip")[0] == "3 faults, left out by a run (data.on_bad=skip):"
+
+
+def test_the_table_and_the_words_count_what_is_there(damaged: Path, config: Read) -> None:
+    read = config("data=folder", f"data.root={damaged}", "data.image_size=48")
+    found = data.survey(read).manifest
+    text = Console(file=io.StringIO(), width=100)
+    text.print(data.counts(found))
+    assert isinstance(text.file, io.StringIO)
+    rows = [line.split() for line in text.file.getvalue().splitlines() if line.strip()]
+    assert ["blobs", "11", "7", "4", "22"] in rows and ["stripes", "11", "6", "4", "21"] in rows
+    assert ["all", "22", "13", "8", "43"] in rows
+    said = "\n".join(data.sentences(found, 48))
+    assert "width 30 to 48 pixels (median 48), height 20 to 48 (48)" in said and "1 pictures are enlarged" in said
+    assert "RGB 42, L 1" in said and "smallest 30 x 20" in said and "validation/blobs/grey.png" in said
+
+
+def test_more_than_an_error_shows_are_listed_and_a_folder_that_is_not_there(tmp_path: Path, config: Read) -> None:
+    for split in ("train", "validation"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for n in range(15):
+                (tmp_path / split / name / f"{n}.jpg").write_bytes(f"{split}{name}{n}".encode())
+    looked = data.survey(config("data=folder", f"data.root={tmp_path}"))
+    assert sum("is no JPEG" in fault.text for fault in looked.faults) == 60
+    assert not looked.manifest.entries and data.sentences(looked.manifest, 48) == []
+    with pytest.raises(ConfigError, match="does not exist"):
+        data.survey(config("data=folder", f"data.root={tmp_path}/gone"))
+
+
+def test_the_figure_shows_pictures_of_every_class(drawn: Path, config: Read) -> None:
+    looked = data.survey(config("data=folder", f"data.root={drawn}", "data.image_size=48"))
+    figure = data.draw(looked, 4)
+    assert figure.get_suptitle() == "44 pictures, no faults"
+    shown = [panel.get_images()[0].get_size() for panel in figure.axes if panel.get_images()]
+    assert shown == [(48, 48)] * 8
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["blobs", "stripes"]

@@ -1,0 +1,96 @@
+"""Grad-CAM finds what a network looks at, where that is known, and works on every backbone and head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import pytest
+
+from experiments.build import build_backbone, build_head
+from experiments.gradcam import gradcam
+from experiments.models.head import pooling, probabilities
+from experiments.models.network import join
+from experiments.schema import Config
+
+RNG = np.random.default_rng(0)
+
+
+def corner_network(pool: str, classes: int, weights: np.ndarray, bias: float = 0.0) -> keras.Model:
+    """One convolution of 1 x 1 that brightens nothing, on 8 x 8 pixels, pooled, and a head with these weights."""
+    inputs = keras.Input((8, 8, 3), name="pixels")
+    pixels = keras.Input((8, 8, 3))
+    maps = keras.layers.Conv2D(2, 1, use_bias=False, name="maps")(pixels)
+    below = keras.Model(pixels, pooling(pool)(maps), name="frozen")
+    features = keras.Input((below.output_shape[-1],))
+    head = keras.Model(
+        features, keras.layers.Dense(1 if classes == 2 else classes, name="logits")(features), name="head"
+    )
+    model = keras.Model(inputs, probabilities(head(below(inputs))))
+    below.get_layer("maps").set_weights([np.array([[1, 0], [0, 1], [0, 0]], "float32").reshape(1, 1, 3, 2)])
+    head.get_layer("logits").set_weights([weights.astype("float32"), np.full(weights.shape[1], bias, "float32")])
+    return model
+
+
+def test_the_map_is_hot_where_the_evidence_is() -> None:
+    """Red speaks for class 1, green for class 0; red is in one corner, green in the opposite one."""
+    pixels = np.zeros((1, 8, 8, 3), "float32")
+    pixels[0, :2, :2, 0] = 255
+    pixels[0, 6:, 6:, 1] = 255
+    model = corner_network("average", 2, np.array([[1.0], [-1.0]]))
+    one, zero = gradcam(model, np.repeat(pixels, 2, axis=0), np.array([1, 0]))
+    expected = np.zeros((8, 8))
+    expected[:2, :2] = 1
+    np.testing.assert_allclose(one, expected)
+    np.testing.assert_allclose(zero, expected[::-1, ::-1], err_msg="of two classes the other's logit is the negative")
+
+
+def test_of_several_classes_each_has_its_own_logit() -> None:
+    pixels = np.zeros((3, 8, 8, 3), "float32")
+    pixels[:, :2, :2, 0] = 255
+    pixels[:, 6:, 6:, 1] = 255
+    model = corner_network("average", 3, np.array([[1.0, 0.0, -1.0], [0.0, 1.0, -1.0]]))
+    red, green, neither = gradcam(model, pixels, np.array([0, 1, 2]))
+    assert red[0, 0] == 1 and red[7, 7] == 0 and green[7, 7] == 1 and green[0, 0] == 0
+    assert not neither.any(), "all there is speaks against it"
+
+
+def test_a_flattened_head_that_reads_one_place_alone() -> None:
+    """Its gradient is zero elsewhere; the map is the channel's activation, weighted by its mean gradient."""
+    weights = np.zeros((8, 8, 2, 1))
+    weights[0, 7, 0] = 1
+    pixels = np.zeros((1, 8, 8, 3), "float32")
+    pixels[0, 0, 7, 0] = 200
+    pixels[0, 5, 5, 1] = 255  # of a channel that nothing reads
+    model = corner_network("flatten", 2, weights.reshape(-1, 1))
+    (heat,) = gradcam(model, pixels, np.array([1]))
+    assert heat[0, 7] == 1 and np.count_nonzero(heat) == 1
+
+
+@pytest.mark.parametrize("overrides", [
+    ("model=convnet", "data.image_size=48", "model.head.pooling=flatten"),
+    ("model=convnet", "data.image_size=48", "model.head.pooling=max", "+model.head.dense.hidden={units: 8}"),
+    ("model=mobilenet_v2", "data.image_size=64"),
+    ("model=mobilenet_v2", "data.image_size=64", "runtime.precision=mixed_bfloat16"),
+    pytest.param(("model=vgg16", "data.image_size=64"), marks=pytest.mark.slow),
+    pytest.param(("model=resnet50", "data.image_size=64"), marks=pytest.mark.slow),
+    pytest.param(("model=efficientnet_v2_b0", "data.image_size=64"), marks=pytest.mark.slow),
+    pytest.param(("model=convnext_tiny", "data.image_size=64"), marks=pytest.mark.slow),
+])  # fmt: skip
+@pytest.mark.parametrize("classes", [2, 3])
+def test_any_backbone_and_head(overrides: tuple[str, ...], classes: int, config: Callable[..., Config]) -> None:
+    read = config("regime=scratch", *overrides)
+    keras.utils.clear_session()
+    keras.config.set_dtype_policy(read.runtime.precision)
+    try:
+        backbone = build_backbone(read, None)
+        model = join(backbone, read.model.head.pooling, build_head(read, backbone, classes))
+        size = read.data.image_size
+        pixels = RNG.uniform(0, 255, (3, size, size, 3)).astype("float32")
+        heat = gradcam(model, pixels, np.array([0, 1, classes - 1]))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert heat.shape == (3, size, size) and heat.dtype == np.float32
+    assert np.isfinite(heat).all() and heat.min() >= 0
+    assert all(one.max() in (0, pytest.approx(1)) for one in heat) and heat.any()
