@@ -154,7 +154,7 @@ class Comparison:
     @property
     def names(self) -> list[str]:
         """Numbered, because figures and tables refer to them."""
-        return [f"{at} {' '.join(label)}" for at, label in enumerate(self.labels, 1)]
+        return [f"{at} {called(label)}" for at, label in enumerate(self.labels, 1)]
 
     @property
     def digest(self) -> str:
@@ -192,7 +192,7 @@ def compare(uri: str, runs: Sequence[RunFacts], split: str, found: Sequence[RunF
         tuple(groups),
         tuple(labels(groups)),
         tuple(
-            {name: found for name in METRICS if (found := measure(group, name, split)) is not None} for group in groups
+            {name: value for name in METRICS if (value := measure(group, name, split)) is not None} for group in groups
         ),
         (None, *(difference(groups[0], group) for group in groups[1:])),
         ranked,
@@ -232,9 +232,10 @@ def _repeat(uri: str, runs: Sequence[RunFacts], split: str) -> Repeat:
         table = read_predictions(uri, run, split)
         classes = [name.removeprefix("p_") for name in table if name.startswith("p_")]
         shares = zip(*(table[f"p_{name}"] for name in classes), strict=True) if classes else [()] * len(table["path"])
-        columns = (table[name] for name in ("path", "sha256", "label", "predicted", "confidence", "correct"))
-        for (path, sha256, label, *others), row in zip(zip(*columns, strict=True), shares, strict=True):
-            said[sha256, label] = Prediction(path, sha256, label, *others, dict(zip(classes, row, strict=True)))
+        columns = [table[name] for name in ("path", "sha256", "label", "predicted", "confidence", "correct")]
+        for values, row in zip(zip(*columns, strict=True), shares, strict=True):
+            one = Prediction(*values, probabilities=dict(zip(classes, row, strict=True)))
+            said[one.sha256, one.label] = one
     return Repeat(tuple(runs), said, tuple(tuple(read_curves(uri, run)) for run in runs))
 
 
@@ -278,6 +279,11 @@ def labels(groups: Sequence[Group]) -> list[tuple[str, ...]]:
         tuple(f"{key}={one.params[key]}" for key in telling if key in one.params) or (one.runs[0].name,)
         for one in groups
     ]
+
+
+def called(label: Sequence[str]) -> str:
+    """A label for people: `finetune` for regime=finetune."""
+    return " ".join(part.split("=", 1)[1] if part.split("=", 1)[0] in CHOICES else part for part in label)
 
 
 def _distinct(groups: Sequence[Group], keys: Sequence[str]) -> int:
@@ -326,7 +332,7 @@ def _over_pictures(said: Sequence[Prediction], name: str) -> tuple[float, float]
     if name == "roc_auc" and len(classes) == 2:
         scores = [[o.probabilities[classes[1]] for o in said if (o.label == classes[1]) is of] for of in (True, False)]
         if min(map(len, scores)) > 1:
-            return roc_auc_interval(*scores)
+            return roc_auc_interval(scores[0], scores[1])
     return math.nan, math.nan
 
 
@@ -368,11 +374,6 @@ def _verdict(group: Group, key: Key) -> Verdict | None:
 # --- in words
 
 
-def called(label: Sequence[str]) -> str:
-    """A label in a sentence: `finetune` for regime=finetune."""
-    return " ".join(part.split("=", 1)[1] if part.split("=", 1)[0] in CHOICES else part for part in label)
-
-
 def sentences(comparison: Comparison) -> list[str]:
     """Each group against the first, then what is to be kept in mind."""
     first = called(comparison.labels[0])
@@ -410,9 +411,9 @@ def _sentence(name: str, first: str, found: Difference) -> str:
     if found.paired is None:
         verdict = "more than chance" if found.real else "not distinguishable from chance"
         return f"{text}; they were judged on other pictures, so this is an unpaired comparison: {verdict}."
-    which = f"{found.paired.pictures} pictures" if not found.partly else (
-        f"the {found.paired.pictures} pictures that both were judged on"
-    )  # fmt: skip
+    which = f"{found.paired.pictures:,} pictures"
+    if found.partly:
+        which = f"the {which} that both were judged on"
     which += f" and {found.runs} runs of each" if found.runs > 1 else ""
     p = "" if found.p_value is None else f", p = {found.p_value:.2g}"
     if found.real:
@@ -479,18 +480,38 @@ def paired_table(comparison: Comparison) -> list[list[str]]:
 
 
 def metric_table(comparison: Comparison, names: Sequence[str] = tuple(METRICS)[1:]) -> list[list[str]]:
-    """The other metrics, those that any run has: a row a group."""
+    """The other metrics, those that any run has: a row a group; an arrow says where better is."""
     known = [name for name in names if any(name in measures for measures in comparison.measures)]
-    header = ["run", *(METRICS[name] + (" (less is better)" if name in LOWER_IS_BETTER else "") for name in known)]
+    header = ["run", *(METRICS[name] + (" ↓" if name in LOWER_IS_BETTER else " ↑") for name in known)]
     rows = zip(comparison.names, comparison.measures, strict=True)
     return [header, *([name, *(shown(one, measures.get(one)) for one in known)] for name, measures in rows)]
 
 
-def configuration_table(comparison: Comparison) -> list[list[str]]:
-    """What differs: a row a key, a column a group; a dash where a group does not read the key."""
+def configuration_tables(comparison: Comparison) -> tuple[list[list[str]], list[list[str]]]:
+    """What differs, a row a key, a column a group: keys of several values; those that some groups do not read (–)."""
     header = ["key", *(str(at) for at in range(1, len(comparison.groups) + 1))]
-    differing = configuration(comparison.groups)
-    return [header, *([key, *("–" if one is None else one for one in values)] for key, values in differing.items())]
+    valued, unread = [header], [header]
+    for key, values in configuration(comparison.groups).items():
+        several = len({value for value in values if value is not None}) > 1
+        (valued if several else unread).append([key, *("–" if value is None else value for value in values)])
+    return valued, unread
+
+
+def unread_keys(unread: Sequence[Sequence[str]]) -> list[str]:
+    """The second of those tables in short: who reads which keys, many of one kind as `kind.*`."""
+    by_readers: dict[tuple[int, ...], list[tuple[str, str]]] = {}
+    for key, *values in unread[1:]:
+        readers = tuple(at for at, value in enumerate(values, 1) if value != "–")
+        by_readers.setdefault(readers, []).append((key, values[readers[0] - 1]))
+    lines = []
+    for readers, members in sorted(by_readers.items()):
+        kinds = Counter(key.rpartition(".")[0] for key, _ in members)
+        told = dict.fromkeys(
+            f"{kind}.* ({kinds[kind]} keys)" if kinds[kind := key.rpartition(".")[0]] > 3 else f"{key}={value}"
+            for key, value in members
+        )
+        lines.append(f"read by {', '.join(map(str, readers))} only: {', '.join(told)}")
+    return lines
 
 
 def csv_text(comparison: Comparison) -> str:

@@ -349,7 +349,7 @@ def intervals(
     alone = len(names) == 1
     figure = _figure(9, 1.5 + 0.42 * len(names))
     panels: Any = figure.subplots(1, 1 if alone else 2, sharey=True, squeeze=False)[0]
-    shown = [(panels[0], scores, f"accuracy, {split}, %")]
+    shown: list[tuple[Axes, Sequence[Bounds | None], str]] = [(panels[0], scores, f"accuracy, {split}, %")]
     if not alone:
         shown.append((panels[1], differences, "difference from the first, points"))
         panels[1].axvline(0, color=QUIET, linestyle="--", linewidth=1.2)

@@ -109,7 +109,7 @@ def markdown(comparison: Comparison, unlike: Sequence[Disagreement], drawn: Sequ
     parts += [_lines(compared.score_table(comparison)), _lines(compared.metric_table(comparison))]
     if len(comparison.groups) > 1:
         parts += ["## Behind the differences", _lines(compared.paired_table(comparison))]
-    parts += ["## What differs in configuration", _differing(comparison)]
+    parts += ["## What differs in configuration", *_differing(comparison)]
     parts += [f"![{name}](figures/{name}.png)" for name in drawn]
     if len(comparison.groups) > 1:
         header = ["picture", "class", *(str(at) for at in range(1, len(comparison.groups) + 1))]
@@ -141,12 +141,10 @@ def _verdict(verdict: compared.Verdict | None) -> str:
     return f"{verdict.predicted} {verdict.confidence:.0%}{partly}"
 
 
-def _differing(comparison: Comparison) -> str:
-    table = compared.configuration_table(comparison)
-    if len(table) == 1:
-        return "Nothing."
-    dashes = any(cell == "–" for row in table[1:] for cell in row[1:])
-    return _lines(table) + ("\n\n–: this run does not read the key." if dashes else "")
+def _differing(comparison: Comparison) -> list[str]:
+    valued, unread = compared.configuration_tables(comparison)
+    parts = [_lines(valued)] if len(valued) > 1 else ["Nothing." if len(unread) == 1 else "No key that all read."]
+    return [*parts, *([UNREAD, _lines(unread)] if len(unread) > 1 else [])]
 
 
 def _lines(table: Sequence[Sequence[str]]) -> str:
@@ -162,10 +160,11 @@ def _plain(text: str) -> str:
     return " ".join(escape(text, quote=False).split())
 
 
+UNREAD = "Keys that some do not read (–), because their regime or another choice of theirs has no use for them:"
 METHODS = (
-    "An accuracy's interval is Wilson's score interval (1927) for a single run, Student's t over the seeds for several, "
-    "as are those of the other metrics. A single run's loss and Brier score have Student's interval over the pictures, "
-    "its ROC area a bootstrap's.",
+    "An accuracy's interval is Wilson's score interval (1927) for a single run, Student's t over the seeds for "
+    "several, as are those of the other metrics. A single run's loss and Brier score have Student's interval over the "
+    "pictures, its ROC area a bootstrap's.",
     "Differences are taken picture by picture: a percentile bootstrap over the pictures (with several seeds over their "
     "mean on each picture: it says what other pictures would do, with these seeds), and for single runs McNemar's test "
     "(1947), exact. Runs judged on other pictures are compared by Newcombe's interval (1998, method 10).",
@@ -206,10 +205,15 @@ def html(
                for run, curve in zip(repeat.runs, repeat.curves, strict=True) if not curve]  # fmt: skip
     if without:
         parts.append(f'<p class="quiet">Without curves.csv: {escape(", ".join(without))}.</p>')
-    table = compared.configuration_table(comparison)
-    parts += ["<h2>What differs in configuration</h2>", _table(table) if len(table) > 1 else "<p>Nothing.</p>"]
-    if any(cell == "–" for row in table[1:] for cell in row[1:]):
-        parts.append('<p class="quiet">–: this run does not read the key.</p>')
+    valued, unread = compared.configuration_tables(comparison)
+    parts += ["<h2>What differs in configuration</h2>"]
+    if len(valued) > 1:
+        parts.append(_table(valued))
+    else:
+        parts.append(f"<p>{'Nothing.' if len(unread) == 1 else 'No key that all read.'}</p>")
+    if len(unread) > 1:
+        parts.append(f"<details><summary>{len(unread) - 1} keys that some do not read</summary>")
+        parts.append(f'<p class="quiet">{UNREAD}</p>{_table(unread)}</details>')
     if len(comparison.groups) > 1:
         parts += [f"<h2>{escape(heading(unlike, most))}</h2>", '<div class="gallery">',
                   *(_card(one, data) for one in unlike[:most]), "</div>"]  # fmt: skip

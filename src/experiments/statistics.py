@@ -118,7 +118,7 @@ def paired_difference(correct_a: ArrayLike, correct_b: ArrayLike, confidence: fl
         p_value = float(stats.binomtest(only_b, only_a + only_b).pvalue) if only_a + only_b else 1.0
     interval = bootstrap.confidence_interval
     return Paired(
-        difference=float(differences.mean()),
+        difference=(int(b.sum()) - int(a.sum())) / a.size,  # exactly 0 where they are equally good
         low=float(interval.low),
         high=float(interval.high),
         p_value=p_value,
@@ -154,8 +154,8 @@ def pictures_needed(difference: float, discordant: float, power: float = 0.8, le
         raise ValueError(f"`discordant` must lie in [difference ** 2, 1]. Received: {discordant} with {difference}")
     if difference == 0:
         return None
-    under_equality = stats.norm.isf(level / 2) * math.sqrt(discordant)
-    as_seen = stats.norm.isf(1 - power) * math.sqrt(max(0.0, discordant - difference**2))
+    under_equality = float(stats.norm.isf(level / 2)) * math.sqrt(discordant)
+    as_seen = float(stats.norm.isf(1 - power)) * math.sqrt(max(0.0, discordant - difference**2))
     return math.ceil(((under_equality + as_seen) / difference) ** 2)
 
 

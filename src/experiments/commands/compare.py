@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PICTURES = 24  # in the gallery
 MOST_COLUMNS = 4  # groups whose configurations stand side by side in a terminal
+SILENT = {"runs": "1", "p": "", "s": "", "s/epoch": ""}  # columns that are left out where they say this only
 BRIEF = ("loss", "roc_auc", "brier")  # the metrics that a terminal has room for; the files have all
 
 
@@ -111,30 +112,32 @@ def show(console: Console, comparison: Comparison) -> None:
     pictures = " and ".join(sorted({f"{len(group.pictures):,}" for group in comparison.groups}))
     title = f"{comparison.split}: accuracy on {pictures} pictures [95 % interval], differences in points"
     scores = compared.score_table(comparison)
-    for row, at, label in zip(scores[1:], range(1, len(scores)), comparison.labels, strict=True):
-        row[0] = "\n".join([f"{at} {label[0]}", *(f"  {part}" for part in label[1:])])
+    for row in scores[1:]:
+        row[0] = row[0].replace(" ", "\n  ").replace("\n  ", " ", 1)  # a line for each of the keys
     table(console, scores, title)
     metrics = compared.metric_table(comparison, BRIEF)
     if len(metrics[0]) > 1:
-        for row, score in zip(metrics[1:], scores[1:], strict=True):
-            row[0] = score[0]
-        table(console, metrics)
+        table(console, [[line[0].split(" ")[0], *line[1:]] for line in metrics])
     if len(comparison.groups) > 1:
-        differing = compared.configuration_table(comparison)
+        valued, unread = compared.configuration_tables(comparison)
         if len(comparison.groups) > MOST_COLUMNS:
-            differing = by_value(compared.configuration(comparison.groups))
-        table(console, differing, "what differs in configuration (–: not read)", numbers=False)
+            valued = by_value(valued)
+        if len(valued) > 1:
+            table(console, valued, "what differs in configuration", numbers=False)
+        for line in compared.unread_keys(unread):
+            console.print(escape(line), highlight=False)
+        console.print()
     for sentence in compared.sentences(comparison):
         console.print(escape(sentence), highlight=False)
 
 
-def by_value(differing: dict[str, list[str | None]]) -> list[list[str]]:
+def by_value(differing: Sequence[Sequence[str]]) -> list[list[str]]:
     """What differs among many groups: a row for every value, with the numbers of the groups that have it."""
     lines = [["key", "value", "of"]]
-    for key, values in differing.items():
+    for key, *values in differing[1:]:
         for value in dict.fromkeys(values):
             numbers = [str(at) for at, one in enumerate(values, 1) if one == value]
-            lines.append(["" if lines[-1][0] == key else key, "–" if value is None else value, " ".join(numbers)])
+            lines.append([key, value, " ".join(numbers)])
     return lines
 
 
@@ -144,10 +147,12 @@ def table(console: Console, lines: Sequence[Sequence[str]], title: str | None = 
     from rich.markup import escape
     from rich.table import Table
 
+    said = [at for at, name in enumerate(lines[0]) if any(line[at] != SILENT.get(name) for line in lines[1:])]
+    lines = [[line[at] for at in said] for line in lines]
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for at, name in enumerate(lines[0]):
         if at == 0:
-            made.add_column(name, overflow="fold", min_width=18)
+            made.add_column(name, overflow="fold")
         elif numbers:
             made.add_column(name, justify="right", no_wrap=True)
         else:
