@@ -28,6 +28,7 @@ from experiments.statistics import (
 from experiments.tracking.stored import RunFacts, read_curves, read_predictions
 from experiments.types import ConfigError, EpochRecord
 
+MOST_SENTENCES = 6  # comparisons up to which each has its own
 CHOICES = ("regime", "model", "data", "augmentation", "optimizer")  # what a row is named by first
 METRICS = {
     "accuracy": "accuracy", "loss": "loss", "roc_auc": "ROC AUC", "precision": "precision", "recall": "recall",
@@ -232,10 +233,11 @@ def _repeat(uri: str, runs: Sequence[RunFacts], split: str) -> Repeat:
         table = read_predictions(uri, run, split)
         classes = [name.removeprefix("p_") for name in table if name.startswith("p_")]
         shares = zip(*(table[f"p_{name}"] for name in classes), strict=True) if classes else [()] * len(table["path"])
-        columns = [table[name] for name in ("path", "sha256", "label", "predicted", "confidence", "correct")]
-        for values, row in zip(zip(*columns, strict=True), shares, strict=True):
-            one = Prediction(*values, probabilities=dict(zip(classes, row, strict=True)))
-            said[one.sha256, one.label] = one
+        columns = {name: table[name] for name in ("path", "sha256", "label", "predicted", "confidence", "correct")}
+        for values, row in zip(zip(*columns.values(), strict=True), shares, strict=True):
+            one = dict(zip(columns, values, strict=True))
+            probabilities = dict(zip(classes, row, strict=True))
+            said[one["sha256"], one["label"]] = Prediction(**one, probabilities=probabilities)
     return Repeat(tuple(runs), said, tuple(tuple(read_curves(uri, run)) for run in runs))
 
 
@@ -377,12 +379,20 @@ def _verdict(group: Group, key: Key) -> Verdict | None:
 def sentences(comparison: Comparison) -> list[str]:
     """Each group against the first, then what is to be kept in mind."""
     first = called(comparison.labels[0])
-    lines = [
-        _sentence(called(label), first, found)
-        for label, found in zip(comparison.labels, comparison.differences, strict=True)
-        if found
-    ]
     others = len(comparison.groups) - 1
+    if others <= MOST_SENTENCES:
+        lines = [
+            _sentence(called(label), first, found)
+            for label, found in zip(comparison.labels, comparison.differences, strict=True)
+            if found
+        ]
+    else:
+        apart = [str(at) for at, found in enumerate(comparison.differences, 1) if found and found.real]
+        told = f" (rows {', '.join(apart)})" if apart else ""
+        lines = [
+            f"Of the {others} others {len(apart)} differ from {first} by more than chance{told}; {others - len(apart)} "
+            "are not yet distinguishable from it."
+        ]
     if comparison.ranked:
         lines.append(
             f"The rows are in the order of their validation accuracy. The first is the best of {others + 1} by the "
@@ -460,7 +470,7 @@ def score_table(comparison: Comparison) -> list[list[str]]:
             name, str(len(group.runs)), shown("accuracy", measures["accuracy"]), points(found),
             "" if p is None else f"{p:.2g}", duration(group.seconds), duration(group.epoch_seconds),
         ])  # fmt: skip
-    return lines
+    return _told(lines)
 
 
 def paired_table(comparison: Comparison) -> list[list[str]]:
@@ -476,7 +486,17 @@ def paired_table(comparison: Comparison) -> list[list[str]]:
             ", ".join(f"{100 * one:+.1f}" for one in found.by_seed),
             "" if found.needed is None else _rounded(found.needed),
         ])  # fmt: skip
-    return lines
+    return _told(lines)
+
+
+def _told(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    """A table without the columns that say nothing: empty ones, and how many runs where it is one each."""
+    said = [
+        at
+        for at, name in enumerate(lines[0])
+        if any(line[at] not in ("", "1" * (name == "runs")) for line in lines[1:])
+    ]
+    return [[line[at] for at in said] for line in lines]
 
 
 def metric_table(comparison: Comparison, names: Sequence[str] = tuple(METRICS)[1:]) -> list[list[str]]:

@@ -296,7 +296,7 @@ def compared_curves(histories: Mapping[str, Sequence[Sequence[EpochRecord]]]) ->
     """Validation accuracy above validation loss over the steps of several runs; a ring where a run's phase changes.
 
     Args:
-        histories: by the name of a group of runs, one history per run; those of a group have one colour.
+        histories: by the name of a group of runs, one history per run; of several a thin line each, and their mean.
 
     Returns:
         A figure of two axes. Training is dotted, where there are no more than `MOST_IN_LEGEND` groups.
@@ -310,25 +310,34 @@ def compared_curves(histories: Mapping[str, Sequence[Sequence[EpochRecord]]]) ->
     for index, runs in enumerate(histories.values()):
         color = spectrum[index] if crowded else PALETTE[index]
         lines.append(Line2D([], [], color=color))
-        for history in runs:
-            changes = {new.step for old, new in pairwise(history) if old.phase != new.phase}
-            for panel, name in zip(axes, ("accuracy", "loss"), strict=True):
-                steps = [record.step for record in history if f"validation_{name}" in record.metrics]
-                values = [record.metrics[f"validation_{name}"] for record in history if record.step in set(steps)]
-                marked = [at for at, step in enumerate(steps) if step in changes]
-                panel.plot(
-                    steps, values, color=color, linewidth=1.4, alpha=0.85, marker="o", markevery=marked, markersize=5,
-                    markerfacecolor="white",
-                )  # fmt: skip
-                if not crowded:
-                    trained = [(record.step, record.metrics[name]) for record in history if name in record.metrics]
-                    panel.plot(*zip(*trained, strict=True), color=color, linewidth=0.8, alpha=0.6, linestyle=":")
+        changes = {new.step for history in runs for old, new in pairwise(history) if old.phase != new.phase}
+        for panel, name in zip(axes, ("accuracy", "loss"), strict=True):
+            for history in runs if len(runs) > 1 else ():
+                points = _points([history], f"validation_{name}")
+                panel.plot(list(points), list(points.values()), color=color, linewidth=0.7, alpha=0.3)
+            points = _points(runs, f"validation_{name}")
+            marked = [at for at, step in enumerate(points) if step in changes]
+            panel.plot(
+                list(points), list(points.values()), color=color, linewidth=1.6, marker="o", markevery=marked,
+                markersize=5, markerfacecolor="white",
+            )  # fmt: skip
+            if not crowded:
+                points = _points(runs, name)
+                panel.plot(list(points), list(points.values()), color=color, linewidth=1, alpha=0.7, linestyle=":")
     for panel, name in zip(axes, ("accuracy", "loss"), strict=True):
-        panel.set_ylabel(f"validation {name}" + ("" if crowded else " (dotted: training)"))
-    axes[1].set_xlabel("step (epochs, counted on over the phases)")
+        panel.set_ylabel(f"validation {name}")
+    axes[1].set_xlabel("step (epochs, counted on over the phases)" + ("" if crowded else "; dotted: training"))
     axes[1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    figure.legend(lines, [_plain(name, 48) for name in histories], loc="outside upper left", ncols=2)
+    figure.legend(lines, [_plain(name, 52) for name in histories], loc="outside upper left", ncols=2)
     return figure
+
+
+def _points(histories: Sequence[Sequence[EpochRecord]], name: str) -> dict[int, float]:
+    """The mean of a metric over histories, by step."""
+    values: dict[int, list[float]] = {}
+    for record in (record for history in histories for record in history if name in record.metrics):
+        values.setdefault(record.step, []).append(record.metrics[name])
+    return {step: float(np.mean(values[step])) for step in sorted(values)}
 
 
 @STYLE
@@ -362,14 +371,14 @@ def intervals(
         panel.set_title(title)
         panel.grid(visible=False, axis="y")
         panel.margins(x=0.08)
-    panels[0].set_yticks(range(len(names)), [_plain(name, 44) for name in names])
+    panels[0].set_yticks(range(len(names)), [_plain(name, 32) for name in names])
     panels[0].set_ylim(len(names) - 0.5, -0.5)
     return figure
 
 
-def _plain(name: str, most: int) -> str:
-    """A text of somebody's as matplotlib shows it as it is: a dollar sign would begin a formula."""
-    return (name if len(name) <= most else f"{name[: most - 1]}…").replace("$", r"\$")
+def _plain(name: str, width: int) -> str:
+    """A text of somebody's in two lines at most, as it is: a dollar sign would begin a formula."""
+    return "\n".join(textwrap.wrap(name, width, max_lines=2, placeholder=" …")).replace("$", r"\$")
 
 
 def _figure(width: float, height: float) -> Figure:

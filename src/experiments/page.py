@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path, PurePosixPath
@@ -24,6 +25,7 @@ from experiments.types import DataError
 SIDE = 160  # pixels of a thumbnail's longer side
 QUALITY = 80
 MOST_VERDICTS = 8  # groups whose words stand under a picture
+INTERVAL = re.compile(r"([+-]?[\d.]+%?) (\[[^\[]+\])")  # as tables have it
 LARGEST = 200_000_000  # bytes of a picture's file
 
 STYLE = """
@@ -36,6 +38,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .quiet, figcaption { color: var(--quiet); } .said { font-size: 1.1rem; padding-left: 1.2rem; }
 .wide { overflow-x: auto; }
+.wide br + span { color: var(--quiet); white-space: nowrap; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); }
 th { color: var(--quiet); font-weight: 600; } td { overflow-wrap: anywhere; min-width: 3rem; max-width: 26rem; }
@@ -227,10 +230,16 @@ def html(
 
 def _table(table: Sequence[Sequence[str]]) -> str:
     header = "".join(f"<th>{escape(cell)}</th>" for cell in table[0])
-    rows = ("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table[1:])
+    rows = ("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in table[1:])
     return "\n".join(
         [f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>', *rows, "</tbody></table></div>"]
     )
+
+
+def _cell(text: str) -> str:
+    """A cell's text, an interval on a line of its own."""
+    interval = INTERVAL.fullmatch(text)
+    return f"{escape(interval[1])}<br><span>{escape(interval[2])}</span>" if interval else escape(text)
 
 
 def _image(figure: Figure, text: str) -> str:
@@ -258,7 +267,7 @@ def _card(one: Disagreement, data: Path | None) -> str:
         right = sum(verdict.right > 0.5 for verdict in further)
         lines.append(f'<li class="quiet">{right} of {len(further)} more are right</li>')
     return (
-        f"<figure>{picture}<figcaption>{escape(one.path)}<br>is {escape(one.label)}</figcaption>"
+        f"<figure>{picture}<figcaption>{escape(one.path).replace('/', '/<wbr>')}<br>is {escape(one.label)}</figcaption>"
         f"<ul>{''.join(lines)}</ul></figure>"
     )
 
