@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 PICTURES = 24  # in the gallery
 MOST_COLUMNS = 4  # groups whose configurations stand side by side in a terminal
-SILENT = {"runs": "1", "p": "", "s": "", "s/epoch": ""}  # columns that are left out where they say this only
 BRIEF = ("loss", "roc_auc", "brier")  # the metrics that a terminal has room for; the files have all
 
 
@@ -94,8 +93,11 @@ def jobs_of(uri: str, named: str) -> list[RunFacts]:
     from experiments.sweeps import plan
     from experiments.tracking.stored import RUN_ID, find_runs, search_runs
 
-    if not RUN_ID.fullmatch(named):
+    try:  # its files know of jobs, too, that had been trained before, for another sweep
         return find_runs(uri, plan.run_ids(plan.find(named)))
+    except ConfigError:
+        if not RUN_ID.fullmatch(named):
+            raise
     children = search_runs(uri, f"tags.`mlflow.parentRunId` = '{named}'")
     jobs = [run for run in children if run.params.get("evaluate.test") != "True"]  # that is the winner's last training
     if not jobs:
@@ -147,13 +149,9 @@ def table(console: Console, lines: Sequence[Sequence[str]], title: str | None = 
     from rich.markup import escape
     from rich.table import Table
 
-    said = [at for at, name in enumerate(lines[0]) if any(line[at] != SILENT.get(name) for line in lines[1:])]
-    lines = [[line[at] for at in said] for line in lines]
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for at, name in enumerate(lines[0]):
-        if at == 0:
-            made.add_column(name, overflow="fold")
-        elif numbers:
+        if numbers and at:
             made.add_column(name, justify="right", no_wrap=True)
         else:
             made.add_column(name, overflow="fold")

@@ -16,7 +16,9 @@ def main() -> None:
         description="Makes the conclusion of a sweep again, also of one that is going on or was stopped: the table, "
         "the winner and how sure that is, figures; in the sweep's folder and in its MLflow run.",
     )
-    parser.add_argument("sweep", metavar="SWEEP", help="the sweep's folder, or its name under outputs/sweeps/")
+    parser.add_argument(
+        "sweep", metavar="SWEEP", help="the sweep's folder, its name under outputs/sweeps/, or its MLflow run's id"
+    )
     arguments = parser.parse_args()
     from experiments.sweeps.plan import find
 

@@ -129,7 +129,7 @@ def sweep_name(config: Config, jobs: Sequence[Config]) -> str:
 
 
 def find(named: str) -> Path:
-    """The folder of a sweep: given as such, or by its name.
+    """The folder of a sweep: given as such, by its name, or by the id of its MLflow run.
 
     Raises:
         ConfigError: there is none of this name.
@@ -139,8 +139,14 @@ def find(named: str) -> Path:
         if (folder / SWEEP).is_file():
             return folder.resolve()
     known = sorted(sweeps.glob(f"*/{SWEEP}"), key=lambda path: path.stat().st_mtime)
+    for path in known:
+        if json.loads(path.read_bytes())["parent"] == named:
+            return path.parent
     latest = ", ".join(path.parent.name for path in known[-5:]) or "none"
-    raise ConfigError(f"{named}: no such sweep. Give its folder, or a name in {sweeps}. The latest: {latest}")
+    raise ConfigError(
+        f"{named}: no such sweep. Give its folder, a name in {sweeps}, or the id of its MLflow run. "
+        f"The latest: {latest}"
+    )
 
 
 def run_ids(folder: Path) -> list[str]:
