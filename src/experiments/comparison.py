@@ -188,13 +188,17 @@ def compare(uri: str, runs: Sequence[RunFacts], split: str, found: Sequence[RunF
         groups.sort(key=lambda group: (
             0.0 if named & {run.run_id for run in group.runs} else 1 - float(group.correct(group.pictures).mean())
         ))  # fmt: skip
+    return of_groups(groups, split, ranked)
+
+
+def of_groups(groups: Sequence[Group], split: str, ranked: bool = False) -> Comparison:
+    """The comparison of groups in this order, the first with each other."""
+    measures = [{name: measure(group, name, split) for name in METRICS} for group in groups]
     return Comparison(
         split,
         tuple(groups),
         tuple(labels(groups)),
-        tuple(
-            {name: value for name in METRICS if (value := measure(group, name, split)) is not None} for group in groups
-        ),
+        tuple({name: value for name, value in one.items() if value is not None} for one in measures),
         (None, *(difference(groups[0], group) for group in groups[1:])),
         ranked,
     )
