@@ -34,6 +34,7 @@ METRICS = {
     "accuracy": "accuracy", "loss": "loss", "roc_auc": "ROC AUC", "precision": "precision", "recall": "recall",
     "f1": "F1", "brier": "Brier score", "calibration_error": "calibration error",
 }  # fmt: skip
+FINGERPRINT = "data.fingerprint"  # no key that can be set: of the pictures that a run has met
 APART = 0.5  # in shares of seeds that are right: from there on, groups disagree on a picture
 SMALLEST = float(np.finfo(np.float32).eps)  # to which a probability is clipped in the loss, see `evaluate`
 
@@ -213,7 +214,7 @@ def gather(uri: str, runs: Sequence[RunFacts], split: str) -> list[Group]:
         if fold != "null":
             params["data.fold"] = "one after the other"
         elif "data_fingerprint" in run.tags:  # the same configuration may have met other pictures
-            params["data.fingerprint"] = run.tags["data_fingerprint"][:12]
+            params[FINGERPRINT] = run.tags["data_fingerprint"][:12]
         repeats = gathered.setdefault(tuple(sorted(params.items())), {})
         number = 0  # the same seed may have been run again
         while any(one.params.get("data.fold", "null") == fold for one in repeats.get((seed, number), [])):
@@ -276,15 +277,20 @@ def labels(groups: Sequence[Group]) -> list[tuple[str, ...]]:
     The choices of groups come first, then short keys; what a regime ignores, some runs do not have.
     """
     keys = list(configuration(groups))
-    keys.sort(key=lambda key: (CHOICES.index(key) if key in CHOICES else len(CHOICES), key.count("."), key))
+    keys.sort(
+        key=lambda key: (
+            key == FINGERPRINT, CHOICES.index(key) if key in CHOICES else len(CHOICES), key.count("."), key
+        )
+    )  # fmt: skip
     telling: list[str] = []
     for key in keys:
         if _distinct(groups, [*telling, key]) > _distinct(groups, telling):
             telling.append(key)
-    return [
-        tuple(f"{key}={one.params[key]}" for key in telling if key in one.params) or (one.runs[0].name,)
-        for one in groups
-    ]
+    named = []
+    for one in groups:
+        keys = telling or list(CHOICES[:2] if len(one.runs) > 1 else ())
+        named.append(tuple(f"{key}={one.params[key]}" for key in keys if key in one.params) or (one.runs[0].name,))
+    return named
 
 
 def called(label: Sequence[str]) -> str:
@@ -421,7 +427,7 @@ def _sentence(name: str, first: str, found: Difference) -> str:
         text = f"{name} is neither better nor worse than {first}"
     else:
         text = f"{name} is {'better' if found.value > 0 else 'worse'} than {first} by {points} points"
-    text += f" (95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    text += f" (95 % interval {100 * found.low:+z.1f} to {100 * found.high:+z.1f})"
     if found.paired is None:
         verdict = "more than chance" if found.real else "not distinguishable from chance"
         return f"{text}; they were judged on other pictures, so this is an unpaired comparison: {verdict}."
@@ -447,7 +453,7 @@ def _rounded(number: int | None) -> str:
 
 
 def points(found: Difference | None) -> str:
-    return "" if found is None else f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    return "" if found is None else f"{100 * found.value:+z.1f} [{100 * found.low:+z.1f}, {100 * found.high:+z.1f}]"
 
 
 def shown(name: str, value: Interval | None) -> str:
@@ -485,9 +491,9 @@ def paired_table(comparison: Comparison) -> list[list[str]]:
             continue
         paired = found.paired
         lines.append([
-            name, "other pictures" if paired is None else f"{paired.pictures} pictures" + (" in common" * found.partly),
+            name, "other pictures" if paired is None else f"{paired.pictures:,} pictures" + " in common" * found.partly,
             *(("", "") if paired is None or paired.only_a is None else (str(paired.only_a), str(paired.only_b))),
-            ", ".join(f"{100 * one:+.1f}" for one in found.by_seed),
+            ", ".join(f"{100 * one:+z.1f}" for one in found.by_seed),
             "" if found.needed is None else _rounded(found.needed),
         ])  # fmt: skip
     return _told(lines)

@@ -101,8 +101,9 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
         fake_run(client, f"job{at}", {"epochs": str(at), "evaluate.test": "False"}, right(count), tags=child)
     winner = {"epochs": "1", "evaluate.test": "True"}
     fake_run(client, "winner", winner, right(25), tags={"mlflow.parentRunId": parent}, splits=("validation", "test"))
-    for data in ("1" * 64, "2" * 64):
-        fake_run(client, f"data{data[0]}", {"epochs": "7"}, right(20), tags={"data_fingerprint": data})
+    for data, limit in (("1" * 64, "9"), ("2" * 64, "9"), ("3" * 64, "8")):
+        params = {"epochs": "7", "data.limit.train": limit}
+        fake_run(client, f"data{data[0]}", params, right(20), tags={"data_fingerprint": data})
     running = client.create_run("1", run_name="running").info.run_id
     client.log_param(running, "regime", "scratch")
     return uri
@@ -157,6 +158,7 @@ def test_labels_name_what_differs(uri: str) -> None:
     ]  # fmt: skip
     assert comparison.names == ["1 scratch rmsprop", "2 finetune rmsprop", "3 scratch adam"]
     assert of(uri, "scratch0").names == ["1 scratch0"]
+    assert of(uri, "scratch0", "scratch1").names == ["1 scratch convnet"]
 
 
 def test_what_differs_in_configuration_and_nothing_else(uri: str) -> None:
@@ -171,6 +173,7 @@ def test_what_differs_in_configuration_and_nothing_else(uri: str) -> None:
 def test_the_same_configuration_on_other_data_is_another_row(uri: str) -> None:
     comparison = of(uri, "data1", "data2")
     assert list(compared.configuration(comparison.groups)) == ["data.fingerprint"]
+    assert of(uri, "data1", "data3").names == ["1 data.limit.train=9", "2 data.limit.train=8"]
 
 
 def test_folds_are_one_group_that_is_judged_on_all_their_pictures(uri: str) -> None:
