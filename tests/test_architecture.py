@@ -22,6 +22,8 @@ ROWS = (
     ("tracking.stored", "tracking.registry"),
     ("explain", "runtime", "tracking", "data.pen", "data.listing", "data.pipeline", "models.convnet", "evaluate"),
     ("journal", "figures", "data.manifest", "data.folder", "data.synthetic", "data.cats_vs_dogs", "models.head"),
+    ("comparison",),
+    ("page",),
     ("like",),
     ("models.network", "fit"),
     ("activations", "build", "gradcam", "predictions"),

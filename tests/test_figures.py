@@ -1,6 +1,7 @@
 """What the figures show: read from the drawn artists, and drawn once each so that nothing is cut off."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -91,6 +92,10 @@ def legend(figure: Figure) -> list[str]:
 
 EVERY_FIGURE: dict[str, Callable[[], Figure]] = {
     "curves": lambda: figures.learning_curves(history(("head", 2), ("finetune", 30))),
+    "compared curves": lambda: figures.compared_curves({"1 a long name of a row " * 4: [history(("head", 2))]}),
+    "intervals": lambda: figures.intervals(
+        ["1 scratch", "2 a=$x b=$y " * 9], [(0.5, 0.4, 0.6), (0.8, 0.7, 0.9)], [None, (0.3, 0.1, 0.5)], "validation"
+    ),
     "confusion": lambda: figures.confusion_matrix(random_report(FLOWERS), FLOWERS),
     "roc": lambda: figures.roc(random_report(PETS), PETS),
     "roc, many classes": lambda: figures.roc(random_report(many := tuple(f"class {i}" for i in range(30)), 900), many),
@@ -239,3 +244,28 @@ def test_without_mistakes_the_figure_says_so_and_asks_for_no_pixels() -> None:
 
     figure = figures.mistakes(report_of(PETS, [0, 1], np.array([[0.9, 0.1], [0.2, 0.8]])), pixels_of)
     assert [text.get_text() for text in figure.texts] == ["No mistakes among the 2 pictures of validation"]
+
+
+def test_compared_curves_show_the_mean_of_runs_and_where_their_phase_changes() -> None:
+    short, long = history(("head", 2)), history(("head", 2), ("finetune", 2))
+    shifted = [replace(one, metrics={name: value + 0.1 for name, value in one.metrics.items()}) for one in long]
+    figure = figures.compared_curves({"1 bottleneck": [short], "2 finetune": [long, shifted]})
+    accuracy = figure.axes[0]
+    full = [line for line in accuracy.lines if line.get_linestyle() == "-" and line.get_linewidth() > 1]
+    assert_array_equal(curve(full[0])[0], [0, 1])
+    expected = [one.metrics["validation_accuracy"] + 0.05 for one in long]
+    assert_allclose(curve(full[1]), [[0, 1, 2, 3], expected])
+    assert [line.get_markevery() for line in full] == [[], [2]]
+    assert len(accuracy.lines) == 1 + 1 + 2 + 1 + 1, "of several runs each one, too; training dotted"
+    (names,) = (one for one in figure.legends)
+    assert [text.get_text() for text in names.get_texts()] == ["1 bottleneck", "2 finetune"]
+
+
+def test_intervals_stand_in_the_order_of_the_rows_around_no_difference() -> None:
+    scores = [(0.5, 0.4, 0.6), (0.8, 0.7, 0.9), (0.55, 0.4, 0.7)]
+    differences = [None, (0.3, 0.1, 0.5), (0.05, -0.1, 0.2)]
+    left, right = figures.intervals(["1", "2", "3"], scores, differences, "validation").axes
+    bars = [line for line in right.lines if line.get_linestyle() == "-" and line.get_marker() == "None"]
+    assert_allclose([curve(bar)[0] for bar in bars], [[10, 50], [-10, 20]])
+    assert [bar.get_color() for bar in bars] == [figures.VALIDATION, figures.TRAIN], "beyond chance in another colour"
+    assert [text.get_text() for text in left.get_yticklabels()] == ["1", "2", "3"] and left.yaxis_inverted()

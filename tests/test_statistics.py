@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from scipy import stats  # type: ignore[import-untyped]
+from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
 
-from experiments.statistics import mean_interval, paired_difference, reliability, wilson
+from experiments.statistics import (
+    mean_interval,
+    paired_difference,
+    pictures_needed,
+    reliability,
+    roc_auc_interval,
+    unpaired_difference,
+    wilson,
+)
 
 
 def pairs(both: int, only_a: int, only_b: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -115,6 +124,89 @@ def test_paired_difference_names_what_it_cannot_compare() -> None:
         paired_difference(np.ones((2, 2, 2), bool), np.ones((2, 2, 2), bool))
     with pytest.raises(ValueError, match="bool.* float64 and bool"):
         paired_difference([0.9, 0.1], [True, False])
+
+
+def test_the_bootstrap_is_scipys_with_pictures_resampled() -> None:
+    a, b = pairs(60, 5, 15, 20)
+    expected = stats.bootstrap(
+        (b.astype(float) - a,), np.mean, n_resamples=9999, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    paired = paired_difference(a, b)
+    assert_allclose((paired.low, paired.high), (expected.low, expected.high), atol=1e-12)
+
+
+def test_equally_good_models_differ_by_exactly_nothing_over_seeds() -> None:
+    a = np.array([[True, True, False], [True, False, False], [True, False, False]])
+    paired = paired_difference(a, a[:, [1, 0, 2]])  # a mean of thirds, which floats do not hold
+    assert paired.difference == 0 and pictures_needed(paired.difference, paired.discordant) is None
+
+
+# R. J. Connor's formula (Biometrics 43 (1987), p. 209) with discordant shares 0.45 and 0.05, 5 % two-sided, 80 % power:
+# 23 at powersamplesize.com (McNemar's Z-test, 2-sided equality); 22.0 before rounding up in the tests of R's package
+# MESS (power_mcnemar_test(paid = 0.05, psi = 45 / 5, power = 0.8))
+def test_pictures_needed_gives_the_published_example() -> None:
+    assert pictures_needed(0.45 - 0.05, 0.45 + 0.05) == pictures_needed(-0.40, 0.50) == 23
+
+
+def test_pictures_needed_has_the_power_it_promises() -> None:
+    # the exact test's own power at that number of pictures, over all outcomes of one draw of discordant pictures
+    share, difference = 0.06, 0.03
+    pictures = pictures_needed(difference, share)
+    assert pictures is not None
+    counts = np.random.default_rng(0).multinomial(
+        pictures, [(share + difference) / 2, (share - difference) / 2, 1 - share], size=4000
+    )
+    found = stats.binom.cdf(counts[:, :2].min(axis=1), counts[:, :2].sum(axis=1), 0.5) * 2 < 0.05
+    assert 0.74 < found.mean() < 0.84
+
+
+def test_pictures_needed_grow_as_the_difference_shrinks_and_refuse_what_cannot_be() -> None:
+    numbers = [pictures_needed(difference, 0.1) for difference in (0.1, 0.05, 0.01)]
+    assert numbers == sorted(numbers) and pictures_needed(0.0, 0.1) is None
+    for difference, discordant in ((0.5, 0.1), (0.1, 1.5)):
+        with pytest.raises(ValueError, match="discordant"):
+            pictures_needed(difference, discordant)
+
+
+def test_what_is_real_follows_the_exact_test_and_over_seeds_the_interval() -> None:
+    assert not paired_difference(*pairs(80, 1, 6, 13)).real  # p = 0.125
+    assert paired_difference(*pairs(80, 1, 9, 10)).real  # p = 0.021
+    a, b = pairs(80, 1, 9, 10)
+    several = paired_difference(np.stack([a, a]), np.stack([b, b]))
+    assert several.p_value is None and several.low > 0 and several.real
+
+
+# R. G. Newcombe, "Interval estimation for the difference between independent proportions: comparison of eleven
+# methods", Statistics in Medicine 17 (1998), table II, method 10 (score method without continuity correction)
+@pytest.mark.parametrize(
+    ("b", "a", "low", "high"),
+    [
+        ((56, 70), (48, 80), 0.0524, 0.3339),
+        ((9, 10), (3, 10), 0.1705, 0.8090),
+        ((6, 7), (2, 7), 0.0582, 0.8062),
+        ((5, 56), (0, 29), -0.0381, 0.1926),
+        ((0, 10), (0, 20), -0.1611, 0.2775),
+        ((0, 10), (0, 10), -0.2775, 0.2775),
+        ((10, 10), (0, 20), 0.6791, 1.0),
+        ((10, 10), (0, 10), 0.6075, 1.0),
+    ],
+)
+def test_unpaired_difference_gives_newcombes_published_intervals(
+    b: tuple[int, int], a: tuple[int, int], low: float, high: float
+) -> None:
+    difference = b[0] / b[1] - a[0] / a[1]
+    assert_allclose(unpaired_difference(*a, *b), (difference, low, high), atol=5e-5)
+
+
+def test_roc_auc_interval_is_as_wide_as_hanley_and_mcneil_say() -> None:
+    generator = np.random.default_rng(0)
+    positive, negative = generator.exponential(4, 300), generator.exponential(1, 200)  # the distributions they assume
+    low, high = roc_auc_interval(positive, negative)
+    area = roc_auc_score([True] * 300 + [False] * 200, np.concatenate([positive, negative]))
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = (area * (1 - area) + 299 * (q1 - area**2) + 199 * (q2 - area**2)) / (300 * 200)
+    assert low < area < high and roc_auc_interval(positive, negative) == (low, high)
+    assert_allclose(high - low, 2 * 1.96 * math.sqrt(variance), rtol=0.15)
 
 
 def test_mean_interval_is_students() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby, pairwise
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -12,6 +13,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn.metrics import auc, roc_curve  # type: ignore[import-untyped]
 
@@ -24,6 +26,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5
 TRAIN, VALIDATION = PALETTE[0], PALETTE[1]
 QUIET = "#8a8a8a"
 BANDS = ("#f2f5f9", "#fbf4ec")  # behind the phases, in turn
+Bounds = tuple[float, float, float]  # a figure, the lower and the upper end of its interval
 
 STYLE = matplotlib.rc_context(
     {
@@ -286,6 +289,96 @@ def mistakes(report: Report, pixels_of: Callable[[list[int]], np.ndarray], count
     chosen = "" if len(rows) == len(wrong) else f"\nthe {len(rows)} most confident"
     figure.suptitle(f"Mistakes, {report.split}: {len(wrong)} of {len(predictions)} pictures{chosen}", fontsize=11)
     return figure
+
+
+@STYLE
+def compared_curves(histories: Mapping[str, Sequence[Sequence[EpochRecord]]]) -> Figure:
+    """Validation accuracy above validation loss over the steps of several runs; a ring where a run's phase changes.
+
+    Args:
+        histories: by the name of a group of runs, one history per run; of several a thin line each, and their mean.
+
+    Returns:
+        A figure of two axes. Training is dotted, where there are no more than `MOST_IN_LEGEND` groups.
+    """
+    crowded = len(histories) > MOST_IN_LEGEND
+    spectrum = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(histories)))
+    legend_rows = -(-len(histories) // 2)
+    figure = _figure(8.5, 5.6 + 0.25 * legend_rows)
+    axes = figure.subplots(2, 1, sharex=True)
+    lines = []
+    for index, runs in enumerate(histories.values()):
+        color = spectrum[index] if crowded else PALETTE[index]
+        lines.append(Line2D([], [], color=color))
+        changes = {new.step for history in runs for old, new in pairwise(history) if old.phase != new.phase}
+        for panel, name in zip(axes, ("accuracy", "loss"), strict=True):
+            for history in runs if len(runs) > 1 else ():
+                points = _points([history], f"validation_{name}")
+                panel.plot(list(points), list(points.values()), color=color, linewidth=0.7, alpha=0.3)
+            points = _points(runs, f"validation_{name}")
+            marked = [at for at, step in enumerate(points) if step in changes]
+            panel.plot(
+                list(points), list(points.values()), color=color, linewidth=1.6, marker="o", markevery=marked,
+                markersize=5, markerfacecolor="white",
+            )  # fmt: skip
+            if not crowded:
+                points = _points(runs, name)
+                panel.plot(list(points), list(points.values()), color=color, linewidth=1, alpha=0.7, linestyle=":")
+    for panel, name in zip(axes, ("accuracy", "loss"), strict=True):
+        panel.set_ylabel(f"validation {name}")
+    axes[1].set_xlabel("step (epochs, counted on over the phases)" + ("" if crowded else "; dotted: training"))
+    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    figure.legend(lines, [_plain(name, 52) for name in histories], loc="outside upper left", ncols=2)
+    return figure
+
+
+def _points(histories: Sequence[Sequence[EpochRecord]], name: str) -> dict[int, float]:
+    """The mean of a metric over histories, by step."""
+    values: dict[int, list[float]] = {}
+    for record in (record for history in histories for record in history if name in record.metrics):
+        values.setdefault(record.step, []).append(record.metrics[name])
+    return {step: float(np.mean(values[step])) for step in sorted(values)}
+
+
+@STYLE
+def intervals(
+    names: Sequence[str], scores: Sequence[Bounds], differences: Sequence[Bounds | None], split: str
+) -> Figure:
+    """A forest plot: each group's accuracy, and its difference from the first, with their 95 % intervals.
+
+    Args:
+        names: [G] of the groups, from top to bottom.
+        scores: [G] accuracy, lower and upper bound, in [0, 1].
+        differences: [G] from the first group's accuracy, lower and upper bound, in [-1, 1]; None for the first.
+        split: that they are judged on.
+
+    Returns:
+        A figure of two axes side by side; of one, where there is one group.
+    """
+    alone = len(names) == 1
+    figure = _figure(9, 1.5 + 0.42 * len(names))
+    panels: Any = figure.subplots(1, 1 if alone else 2, sharey=True, squeeze=False)[0]
+    shown: list[tuple[Axes, Sequence[Bounds | None], str]] = [(panels[0], scores, f"accuracy, {split}, %")]
+    if not alone:
+        shown.append((panels[1], differences, "difference from the first, points"))
+        panels[1].axvline(0, color=QUIET, linestyle="--", linewidth=1.2)
+    for panel, bounds, title in shown:
+        known = [(row, *(100 * value for value in one)) for row, one in enumerate(bounds) if one is not None]
+        for row, value, low, high in known:
+            away = panel is not panels[0] and not low <= 0 <= high
+            panel.plot([low, high], [row, row], color=VALIDATION if away else TRAIN, solid_capstyle="butt")
+            panel.plot([value], [row], marker="o", markersize=5, color=VALIDATION if away else TRAIN)
+        panel.set_title(title)
+        panel.grid(visible=False, axis="y")
+        panel.margins(x=0.08)
+    panels[0].set_yticks(range(len(names)), [_plain(name, 32) for name in names])
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    return figure
+
+
+def _plain(name: str, width: int) -> str:
+    """A text of somebody's in two lines at most, as it is: a dollar sign would begin a formula."""
+    return "\n".join(textwrap.wrap(name, width, max_lines=2, placeholder=" …")).replace("$", r"\$")
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import io
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
-from experiments.commands.compare import comparison_table, difference, group_by_seed, label, sentences
-from experiments.tracking.stored import find_runs
+from experiments import comparison as compared
+from experiments.commands.compare import jobs_of, main, show
+from experiments.comparison import Comparison, compare, disagreements, sentences
+from experiments.statistics import unpaired_difference
+from experiments.tracking import log_comparison, outbox
+from experiments.tracking.stored import find_runs, search_runs
 from experiments.types import ConfigError
 
 PICTURES = 40
@@ -26,128 +35,332 @@ def right(count: int) -> list[bool]:
 
 
 def fake_run(
-    client: MlflowClient, experiment: str, name: str, params: dict[str, str], correct: Sequence[bool],
-    pictures: str = "same", seconds: float = 10.0,
+    client: MlflowClient, name: str, params: dict[str, str], correct: Sequence[bool],
+    first: int = 0, kind: str = "a", tags: dict[str, str] | None = None, splits: Sequence[str] = ("validation",),
 ) -> str:  # fmt: skip
-    """A finished run with parameters, metrics and validation predictions."""
-    run = client.create_run(experiment, run_name=name)
+    """A finished run with parameters, metrics, curves, and predictions of pictures from a first one on.
+
+    Args:
+        kind: pictures of another kind are others.
+    """
+    experiment = client.get_experiment_by_name("experiments")
+    assert experiment is not None
+    run = client.create_run(experiment.experiment_id, run_name=name, tags=tags)
     run_id: str = run.info.run_id
     for key, value in (BASE | {"seed": "0"} | params).items():
         client.log_param(run_id, key, value)
-    client.log_metric(run_id, "total_seconds", seconds)
-    table = {
-        "path": [f"validation/a/{at}.jpg" for at in range(len(correct))],
-        "sha256": [f"{pictures}{at}" for at in range(len(correct))],
-        "correct": list(correct),
-    }
-    client.log_table(run_id, table, "predictions_validation.json")
+    numbers = range(first, first + len(correct))
+    confidence = [0.6 + 0.01 * (at % 30) for at in numbers]
+    labels = [("cats", "dogs")[at % 2] for at in numbers]
+    predicted = [label if ok else {"cats": "dogs", "dogs": "cats"}[label]
+                 for label, ok in zip(labels, correct, strict=True)]  # fmt: skip
+    cats = [share if one == "cats" else 1 - share for one, share in zip(predicted, confidence, strict=True)]
+    columns = {
+        "path": [f"{kind}/{at}.jpg" for at in numbers],
+        "sha256": [hashlib.sha256(f"{kind} {at}".encode()).hexdigest() for at in numbers],
+        "label": labels, "predicted": predicted, "correct": list(correct), "confidence": confidence,
+        "p_cats": cats, "p_dogs": [1 - share for share in cats],
+    }  # fmt: skip
+    table = {"columns": list(columns), "data": [list(row) for row in zip(*columns.values(), strict=True)]}
+    for split in splits:
+        client.log_text(run_id, json.dumps(table), f"predictions_{split}.json")
+        for metric in ("loss", "roc_auc"):
+            client.log_metric(run_id, f"{split}.{metric}", 0.5)
+    client.log_metric(run_id, "total_seconds", 10.0 + int(params.get("seed", "0")))
+    epochs = ["step,phase,epoch,timestamp,accuracy,loss,seconds,validation_accuracy,validation_loss,input_wait",
+              *(f"{at},scratch,{at},{at},0.5,0.7,{at + 1}.5,0.6,0.6," for at in range(3))]  # fmt: skip
+    client.log_text(run_id, "\n".join(epochs), "curves.csv")
+    outbox.deliver(Path(), outbox.Message(run_id, "data", {"source": "/photos", "name": "pets", "digest": "1"}), None)
     client.set_terminated(run_id)
     return run_id
 
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A store with three seeds each of scratch and finetune, and runs that cannot be compared with them."""
+    """A store with three seeds each of scratch and finetune, runs on other pictures, on folds, and a sweep's."""
     folder = tmp_path_factory.mktemp("compare")
     uri = f"sqlite:///{folder}/mlflow.db"
+    mlflow.set_tracking_uri(uri)
     client = MlflowClient(uri)
-    experiment = client.create_experiment("experiments", (folder / "artifacts").as_uri())
+    client.create_experiment("experiments", (folder / "artifacts").as_uri())
     for seed, (low, high) in enumerate([(20, 34), (22, 36), (24, 38)]):
-        fake_run(client, experiment, f"scratch{seed}", {"seed": str(seed)}, right(low), seconds=10.0 + seed)
+        fake_run(client, f"scratch{seed}", {"seed": str(seed)}, right(low))
         tuned = {"seed": str(seed), "regime": "finetune", "regime.views": "4"}
-        fake_run(client, experiment, f"tuned{seed}", tuned, right(high))
-    fake_run(client, experiment, "adam", {"optimizer": "adam"}, right(20))
-    fake_run(client, experiment, "elsewhere", {"regime": "bottleneck"}, right(30), pictures="other")
-    fake_run(client, experiment, "fewer", {"regime": "bottleneck"}, right(30)[:39])
-    running = client.create_run(experiment, run_name="running").info.run_id
+        fake_run(client, f"tuned{seed}", tuned, right(high))
+    fake_run(client, "adam", {"optimizer": "adam"}, right(20))
+    fake_run(client, "nearly", {"optimizer": "sgd"}, right(22))
+    fake_run(client, "elsewhere", {"regime": "bottleneck"}, right(30), kind="b", splits=("validation", "test"))
+    fake_run(client, "partly", {"regime": "bottleneck", "epochs": "2"}, [True] * 40, first=10)
+    for fold in range(2):
+        params = {"data.fold": str(fold), "data.folds": "2", "regime": "finetune"}
+        fake_run(client, f"fold{fold}", params, right(20 * fold + 15)[20 * fold :][:20], first=20 * fold)
+    parent = client.create_run("1", run_name="a-sweep", tags={"sweep": "a-sweep"}).info.run_id
+    client.set_terminated(parent)
+    for at, count in enumerate((21, 25, 23)):
+        child = {"mlflow.parentRunId": parent}
+        fake_run(client, f"job{at}", {"epochs": str(at), "evaluate.test": "False"}, right(count), tags=child)
+    winner = {"epochs": "1", "evaluate.test": "True"}
+    fake_run(client, "winner", winner, right(25), tags={"mlflow.parentRunId": parent}, splits=("validation", "test"))
+    for data, limit in (("1" * 64, "9"), ("2" * 64, "9"), ("3" * 64, "8")):
+        params = {"epochs": "7", "data.limit.train": limit}
+        fake_run(client, f"data{data[0]}", params, right(20), tags={"data_fingerprint": data})
+    running = client.create_run("1", run_name="running").info.run_id
     client.log_param(running, "regime", "scratch")
     return uri
 
 
+def of(uri: str, *names: str, split: str = "validation") -> Comparison:
+    return compare(uri, find_runs(uri, names), split)
+
+
+def printed(comparison: Comparison, width: int = 100) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    show(console, comparison)
+    return console.export_text()
+
+
 def test_runs_that_differ_in_their_seed_are_one_group(uri: str) -> None:
-    names = ("scratch0", "tuned1", "scratch2", "tuned0", "scratch1", "tuned2")
-    first, second = group_by_seed(uri, find_runs(uri, names), "validation")
+    comparison = of(uri, "scratch0", "tuned1", "scratch2", "tuned0", "scratch1", "tuned2")
+    first, second = comparison.groups
     assert [run.name for run in first.runs] == ["scratch0", "scratch2", "scratch1"]
     assert [run.name for run in second.runs] == ["tuned1", "tuned0", "tuned2"]
     assert "seed" not in first.params and first.params["regime"] == "scratch"
-    assert first.correct.shape == second.correct.shape == (3, PICTURES)
-    assert list(first.correct.sum(axis=1)) == [20, 24, 22]
+    assert list(first.correct(first.pictures).sum(axis=1)) == [20, 24, 22]
+    accuracy = comparison.measures[0]["accuracy"]
+    assert accuracy.value == pytest.approx(0.55) and accuracy.low == pytest.approx(
+        0.55 - 4.303 * 0.05 / 3**0.5, abs=1e-3
+    )
+    assert (first.seconds, first.epoch_seconds) == (11, 2.5)
 
 
 def test_the_difference_is_other_minus_first(uri: str) -> None:
-    scratch, tuned = group_by_seed(uri, find_runs(uri, ("scratch0", "tuned0")), "validation")
-    paired = difference(scratch, tuned)
-    assert paired.difference == pytest.approx(14 / PICTURES) and 0 < paired.low < paired.high
-    assert (paired.only_a, paired.only_b) == (0, 14) and paired.p_value == pytest.approx(2 * 0.5**14)
-    back = difference(tuned, scratch)
-    assert back.difference == pytest.approx(-14 / PICTURES) and back.high < 0
+    found = of(uri, "scratch0", "tuned0").differences[1]
+    assert found is not None and found.paired is not None
+    assert found.value == pytest.approx(14 / PICTURES) and 0 < found.low < found.high and found.real
+    assert (found.paired.only_a, found.paired.only_b) == (0, 14) and found.p_value == pytest.approx(2 * 0.5**14)
+    back = of(uri, "tuned0", "scratch0").differences[1]
+    assert back is not None and back.value == pytest.approx(-14 / PICTURES) and back.high < 0
 
 
 def test_groups_of_unequal_size_are_compared_over_the_seeds_that_both_have(uri: str) -> None:
-    names = ("scratch0", "scratch1", "scratch2", "tuned2")
-    scratch, tuned = group_by_seed(uri, find_runs(uri, names), "validation")
-    assert difference(scratch, tuned).difference == pytest.approx((38 - 24) / PICTURES)  # seed 2 with seed 2
-    scratch, tuned = group_by_seed(uri, find_runs(uri, ("scratch0", "scratch1", "tuned2")), "validation")
-    assert difference(scratch, tuned).difference == pytest.approx((38 - 20) / PICTURES)  # none in common: in order
+    found = of(uri, "scratch0", "scratch1", "scratch2", "tuned2").differences[1]
+    assert found is not None and found.value == pytest.approx((38 - 24) / PICTURES)  # seed 2 with seed 2
+    found = of(uri, "scratch0", "scratch1", "tuned2").differences[1]
+    assert found is not None and found.value == pytest.approx((38 - 20) / PICTURES)  # none in common: in order
+    found = of(uri, "scratch0", "scratch1", "tuned1", "tuned0").differences[1]
+    assert found is not None and found.by_seed == pytest.approx((14 / PICTURES, 14 / PICTURES))
 
 
 def test_labels_name_what_differs(uri: str) -> None:
-    groups = group_by_seed(uri, find_runs(uri, ("scratch0", "scratch1", "tuned0", "adam")), "validation")
-    assert [label(group, groups) for group in groups] == [
+    comparison = of(uri, "scratch0", "scratch1", "tuned0", "adam")
+    assert [" ".join(label) for label in comparison.labels] == [
         "regime=scratch optimizer=rmsprop", "regime=finetune optimizer=rmsprop", "regime=scratch optimizer=adam",
     ]  # fmt: skip
-    (alone,) = group_by_seed(uri, find_runs(uri, ("scratch0",)), "validation")
-    assert label(alone, [alone]) == "scratch0"
+    assert comparison.names == ["1 scratch rmsprop", "2 finetune rmsprop", "3 scratch adam"]
+    assert of(uri, "scratch0").names == ["1 scratch0"]
+    assert of(uri, "scratch0", "scratch1").names == ["1 scratch convnet"]
 
 
-def test_the_table_and_its_sentences(uri: str) -> None:
-    names = ("scratch0", "scratch1", "scratch2", "tuned0", "tuned1", "tuned2")
-    groups = group_by_seed(uri, find_runs(uri, names), "validation")
-    console = Console(width=160, record=True, file=io.StringIO())
-    console.print(comparison_table(groups, "validation"))
-    text = console.export_text()
-    first, second = (line for line in text.splitlines() if "regime=" in line)
-    assert "55.0%" in first and "11" in first and "90.0%" in second and "+35.0" in second
-    (sentence,) = sentences(groups)
-    assert "regime=finetune is better than regime=scratch by 35.0 points" in sentence
-    assert sentence.endswith("a real difference.")
-    (worse,) = sentences(groups[::-1])
-    assert "is worse than" in worse
-    same = group_by_seed(uri, find_runs(uri, ("scratch0", "adam")), "validation")
-    assert "neither better nor worse" in sentences(same)[0] and "not distinguishable" in sentences(same)[0]
+def test_what_differs_in_configuration_and_nothing_else(uri: str) -> None:
+    valued, unread = compared.configuration_tables(of(uri, "scratch0", "tuned0"))
+    assert valued == [["key", "1", "2"], ["regime", "scratch", "finetune"]]
+    assert unread == [["key", "1", "2"], ["regime.views", "–", "4"]]
+    assert compared.unread_keys(unread) == ["read by 2 only: regime.views=4"]
+    many = [["key", "1", "2"], *([f"augmentation.{name}", "1", "–"] for name in "abcd")]
+    assert compared.unread_keys(many) == ["read by 1 only: augmentation.* (4 keys)"]
+
+
+def test_the_same_configuration_on_other_data_is_another_row(uri: str) -> None:
+    comparison = of(uri, "data1", "data2")
+    assert list(compared.configuration(comparison.groups)) == ["data.fingerprint"]
+    assert of(uri, "data1", "data3").names == ["1 data.limit.train=9", "2 data.limit.train=8"]
+
+
+def test_folds_are_one_group_that_is_judged_on_all_their_pictures(uri: str) -> None:
+    comparison = of(uri, "scratch0", "fold0", "fold1")
+    _, folds = comparison.groups
+    assert len(folds.pictures) == PICTURES and len(folds.repeats) == 1
+    assert comparison.measures[1]["accuracy"].value == 30 / PICTURES
+    found = comparison.differences[1]
+    assert found is not None and found.paired is not None and found.paired.pictures == PICTURES
+
+
+def test_runs_on_other_pictures_are_compared_unpaired_and_told_so(uri: str) -> None:
+    comparison = of(uri, "scratch0", "elsewhere")
+    found = comparison.differences[1]
+    assert found is not None and found.paired is None and found.needed is None
+    assert (found.value, found.low, found.high) == unpaired_difference(20, 40, 30, 40)
+    assert "judged on other pictures, so this is an unpaired comparison" in sentences(comparison)[0]
+
+
+def test_runs_that_share_some_pictures_are_compared_on_those(uri: str) -> None:
+    comparison = of(uri, "scratch0", "partly")
+    found = comparison.differences[1]
+    assert found is not None and found.paired is not None and found.paired.pictures == 30
+    assert (
+        found.value == pytest.approx(20 / 30) and "the 30 pictures that both were judged on" in sentences(comparison)[0]
+    )
+
+
+def test_the_sentences(uri: str) -> None:
+    (sentence,) = sentences(of(uri, "scratch0", "tuned0"))
+    assert "finetune is better than scratch by 35.0 points (95 % interval +20.0 to +50.0)" in sentence
+    assert sentence.endswith("with 40 pictures this is a real difference, p = 0.00012.")
+    (sentence,) = sentences(of(uri, "scratch0", "nearly"))
+    assert "sgd is better than rmsprop by 5.0 points" in sentence
+    assert "with 40 pictures this is not yet distinguishable from chance, p = 0.5; " in sentence
+    assert sentence.endswith("about 160 pictures would be needed.")
+    assert "is worse than" in sentences(of(uri, "tuned0", "scratch0"))[0]
+    (sentence,) = sentences(of(uri, "scratch0", "adam"))
+    assert "neither better nor worse" in sentence and "needed" not in sentence
+    both = sentences(of(uri, "scratch0", "scratch1", "tuned0", "tuned1"))
+    assert "with 40 pictures and 2 runs of each" in both[0]
+
+
+def test_the_pictures_on_which_they_disagree(uri: str) -> None:
+    found = disagreements(of(uri, "scratch0", "tuned0"))
+    assert sorted(one.path for one in found) == sorted(f"a/{at}.jpg" for at in range(20, 34))
+    first = found[0]
+    assert first.path == "a/29.jpg" and first.data == ("/photos",), "the most confident mistake first"
+    assert first.label == "dogs" and [verdict and verdict.predicted for verdict in first.verdicts] == ["cats", "dogs"]
+    over_seeds = disagreements(of(uri, "scratch0", "scratch1", "scratch2", "tuned0", "tuned1", "tuned2"))
+    assert {one.path for one in over_seeds} == {f"a/{at}.jpg" for at in range(22, 36)}, "where most seeds disagree"
+    (none, judged) = disagreements(of(uri, "scratch0", "partly"))[-1].verdicts
+    assert none is None or judged is None or none.right != judged.right
+
+
+def test_rows_that_were_looked_for_are_ordered_by_validation_and_never_by_test(uri: str) -> None:
+    named, found = find_runs(uri, ["job0"]), find_runs(uri, ["job0", "job2", "job1"])
+    ranked = compare(uri, [], "validation", found)
+    assert [group.runs[0].name for group in ranked.groups] == ["job1", "job2", "job0"]
+    assert "The first is the best of 3" in sentences(ranked)[-2]
+    assert [group.runs[0].name for group in compare(uri, named, "validation", found).groups] == ["job0", "job1", "job2"]
+    tested = find_runs(uri, ["elsewhere", "winner"])
+    for given in (tested, tested[::-1]):
+        comparison = compare(uri, [], "test", given)
+        assert [group.runs[0].run_id for group in comparison.groups] == [run.run_id for run in given]
+        assert "not ranked" in sentences(comparison)[-1]
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_terminal_shows_it_whole(uri: str, width: int) -> None:
+    text = printed(of(uri, "scratch0", "scratch1", "scratch2", "tuned0", "tuned1", "tuned2"), width)
+    assert max(map(len, text.splitlines())) <= width and "…" not in text
+    first, second = (line for line in text.splitlines() if line.startswith((" 1 scratch", " 2 finetune")))
+    assert "55.0% [42.6, 67.4]" in first and first.split()[-2:] == ["11", "2.5"]
+    assert "90.0%" in second and "+35.0 [" in second
+    assert "read by 2 only: regime.views=4" in text and "regime  scratch  finetune" in text
+
+
+def test_many_rows_tell_the_rows_of_each_value(uri: str) -> None:
+    text = printed(of(uri, "scratch0", "tuned0", "adam", "nearly", "job1"))
+    assert "optimizer rmsprop 1 2 5" in [" ".join(line.split()) for line in text.splitlines()]
 
 
 def test_what_cannot_be_compared(uri: str) -> None:
-    for name in ("elsewhere", "fewer"):
-        with pytest.raises(ConfigError, match=f"{name} was judged on other validation pictures than scratch0"):
-            group_by_seed(uri, find_runs(uri, ("scratch0", name)), "validation")
     with pytest.raises(ConfigError, match="scratch0 is named twice"):
-        group_by_seed(uri, find_runs(uri, ("scratch0", "scratch0")), "validation")
+        of(uri, "scratch0", "scratch0")
     with pytest.raises(ConfigError, match="no predictions of split 'test'"):
-        group_by_seed(uri, find_runs(uri, ("scratch0",)), "test")
-    for name in ("running", "unheard-of"):
-        with pytest.raises(ConfigError, match=f"{name}: no finished run fits.*The latest runs: .*adam"):
+        of(uri, "scratch0", split="test")
+    for name in ("running", "unheard-of", "a-sweep"):
+        with pytest.raises(ConfigError, match=f"{name}: no finished run fits.*The latest runs: .*winner"):
             find_runs(uri, (name,))
 
 
-def compare(uri: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def test_queries_are_mlflows_and_wrong_ones_are_explained(uri: str) -> None:
+    names = [run.name for run in search_runs(uri, "params.regime = 'finetune' and metrics.total_seconds > 10.5")]
+    assert names == ["tuned1", "tuned2"]
+    with pytest.raises(ConfigError, match=r"query cannot be used.*params.regime = 'finetune'.*Received: 'regime is'"):
+        search_runs(uri, "regime is")
+
+
+def test_a_sweep_is_found_by_its_run_and_by_its_folder(uri: str, own_outputs: Path) -> None:
+    parent = {run.tags.get("mlflow.parentRunId") for run in find_runs(uri, ["job0"])}.pop()
+    assert parent is not None
+    assert [run.name for run in jobs_of(uri, parent)] == ["job0", "job1", "job2"]
+    folder = own_outputs / "sweeps" / "mine"
+    ids = [run.run_id for run in find_runs(uri, ["job2", "adam"])]  # one had been trained before
+    for number, (run_id, status, final) in enumerate(
+        [
+            (ids[0], "FINISHED", False),
+            (ids[1], "FINISHED", False),
+            ("0" * 32, "FAILED", False),
+            ("1" * 32, "FINISHED", True),
+        ]
+    ):
+        (folder / str(number)).mkdir(parents=True)
+        job = {"number": number, "status": status, "run_id": run_id, "final": final}
+        (folder / str(number) / "job.json").write_text(json.dumps(job))
+    (folder / "sweep.json").write_text(json.dumps({"parent": parent}))
+    for named in ("mine", str(folder), parent):
+        assert [run.name for run in jobs_of(uri, named)] == ["job2", "adam"]
+    with pytest.raises(ConfigError, match="nothing: no such sweep.*The latest: mine"):
+        jobs_of(uri, "nothing")
+    with pytest.raises(ConfigError, match="no finished job has"):
+        jobs_of(uri, "9" * 32)
+
+
+def test_a_comparison_is_logged_once_and_is_no_run_to_compare(uri: str, tmp_path: Path) -> None:
+    folder = tmp_path / "compare-1"
+    folder.mkdir()
+    (folder / "comparison.html").write_text("first")
+    experiment = find_runs(uri, ["adam"])[0].experiment
+    run_id = log_comparison(uri, experiment, folder, "1234", "# Text")
+    (folder / "comparison.html").write_text("second")
+    assert log_comparison(uri, experiment, folder, "1234", "# Text") == run_id
+    client = MlflowClient(uri)
+    run = client.get_run(run_id)
+    assert (run.info.run_name, run.info.status) == ("compare-1", "FINISHED")
+    assert run.data.tags["mlflow.note.content"] == "# Text"
+    assert Path(client.download_artifacts(run_id, "comparison.html", str(tmp_path))).read_text() == "second"
+    assert run_id not in {run.run_id for run in search_runs(uri)}
+
+
+def test_the_csv_has_every_row(uri: str) -> None:
+    rows = list(csv.DictReader(io.StringIO(compared.csv_text(of(uri, "scratch0", "tuned0", "elsewhere")))))
+    assert [row["paired_pictures"] for row in rows] == ["", "40", ""] and rows[1]["regime"] == "finetune"
+    assert float(rows[0]["roc_auc_low"]) < float(rows[0]["roc_auc_high"])
+
+
+def command(uri: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`experiments compare`, in a process that tells whether it imported TensorFlow."""
     program = (
         "import atexit, sys; from experiments.__main__ import main; "
         "atexit.register(lambda: print('heavy:', {'tensorflow', 'keras'} & set(sys.modules))); main()"
     )
-    command = [sys.executable, "-c", program, "compare", "--uri", uri, *arguments]
-    environment = os.environ | {"COLUMNS": "160"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    line = [sys.executable, "-c", program, "compare", "--uri", uri, *arguments]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120, env=os.environ | {"COLUMNS": "100"})
 
 
-def test_the_command_prints_the_comparison_without_tensorflow(uri: str) -> None:
-    done = compare(uri, "scratch0", "tuned0")
+def test_the_command_prints_the_comparison_and_leaves_a_page_without_tensorflow(uri: str, own_outputs: Path) -> None:
+    done = command(uri, "scratch0", "--query", "attributes.run_name = 'tuned0'")
     assert done.returncode == 0, done.stderr
     assert "+35.0" in done.stdout and "a real difference" in done.stdout and "heavy: set()" in done.stdout
+    assert "Downloading" not in done.stderr
+    (page,) = (own_outputs / "compare").glob("compare-*/comparison.html")
+    assert "its file is not in /photos" in page.read_text(encoding="utf-8")
+    run_id = next(line.split()[1] for line in done.stdout.splitlines() if line.startswith("MLflow"))
+    client = MlflowClient(uri)
+    assert client.get_run(run_id).info.run_name == page.parent.name
+    assert {one.path for one in client.list_artifacts(run_id)} == {
+        "comparison.html", "comparison.md", "comparison.csv", "figures"
+    }  # fmt: skip
 
 
-def test_the_command_answers_an_unknown_run_in_one_line(uri: str) -> None:
-    done = compare(uri, "scratch0", "nobody")
-    assert done.returncode == 1
-    assert "nobody: no finished run fits" in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["scratch0", "nobody"], "nobody: no finished run fits"),
+        (["--query", "params.regime = 'none'"], "--query: no finished run fits"),
+        ([], "give runs, --sweep SWEEP or --query TEXT"),
+        (["adam", "--data", "/nowhere"], "--data: no such folder"),
+        (["adam", "--pictures", "-1"], "must be a number, 0 or more"),
+    ],
+)
+def test_the_command_answers_what_it_cannot_do_in_one_line(
+    uri: str, arguments: list[str], answer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["experiments compare", "--uri", uri, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert answer in str(ended.value) + capsys.readouterr().err

@@ -4,183 +4,176 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from experiments.paths import default_outputs
 from experiments.types import ConfigError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from rich.table import Table
+    from rich.console import Console
 
-    from experiments.statistics import Paired
+    from experiments.comparison import Comparison
     from experiments.tracking.stored import RunFacts
 
-
-CHOICES = ("regime", "model", "data", "augmentation", "optimizer")  # what a row is named by first
-
-
-class Group(NamedTuple):
-    """Runs that differ in their seed only."""
-
-    runs: tuple[RunFacts, ...]
-    params: Mapping[str, str]  # without the seed
-    correct: np.ndarray  # [S, N] bool, the runs' predictions on the same pictures
+PICTURES = 24  # in the gallery
+MOST_COLUMNS = 4  # groups whose configurations stand side by side in a terminal
+BRIEF = ("loss", "roc_auc", "brier")  # the metrics that a terminal has room for; the files have all
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments compare",
-        description="Compares finished runs on the same pictures. Runs that differ in their seed only are one row: "
-        "their mean, with its interval over the seeds. The first row is what the others are compared with, picture by "
-        "picture (bootstrap interval of the difference; exact McNemar test for single runs).",
+        description="Compares finished runs. Runs that differ in their seed only are one row: their mean, with its "
+        "interval over the seeds. The first row is what the others are compared with, picture by picture (bootstrap "
+        "interval of the difference; exact McNemar test for single runs). Runs that are named keep their order; after "
+        "them come those of --sweep and --query, the best validation accuracy first. Nothing is ranked by the test "
+        "split. Writes comparison.html (one page, to be viewed without a network), .md and .csv, and logs them to "
+        "MLflow.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run ids, their beginnings, or run names")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run ids, their beginnings, or run names")
+    parser.add_argument("--sweep", metavar="SWEEP", help="the jobs of a sweep: its name, folder, or MLflow run id")
+    parser.add_argument(
+        "--query", metavar="TEXT", help="finished runs that fit, in MLflow's syntax: \"params.regime = 'finetune'\""
+    )
     parser.add_argument("--split", default="validation", choices=("validation", "test"))
+    parser.add_argument(
+        "--pictures", type=count, default=PICTURES, metavar="N",
+        help=f"how many pictures to show on which the runs disagree (default: {PICTURES})",
+    )  # fmt: skip
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="where the pictures are (default: where they were)")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="(default: outputs/compare/compare-...)")
+    parser.add_argument("--no-log", action="store_true", help="write files only, nothing to MLflow")
     parser.add_argument(
         "--uri", help="MLflow tracking store (default: MLFLOW_TRACKING_URI, or this place's SQLite file)"
     )
     arguments = parser.parse_args()
+    if not (arguments.runs or arguments.sweep or arguments.query):
+        parser.error("give runs, --sweep SWEEP or --query TEXT")
+    if arguments.data and not arguments.data.is_dir():
+        parser.error(f"--data: no such folder. Received: {arguments.data}")
     from rich.console import Console
 
-    from experiments.tracking.stored import find_runs, local_store
+    from experiments.comparison import compare
+    from experiments.tracking.stored import find_runs, local_store, search_runs
 
     uri = arguments.uri or local_store()
     try:
-        groups = group_by_seed(uri, find_runs(uri, arguments.runs), arguments.split)
-    except ConfigError as error:
+        named = find_runs(uri, arguments.runs) if arguments.runs else []
+        found = jobs_of(uri, arguments.sweep) if arguments.sweep else []
+        if arguments.query:
+            fitting = search_runs(uri, arguments.query)
+            if not fitting:
+                raise ConfigError(f"--query: no finished run fits. Received: {arguments.query!r}")
+            found += fitting
+        comparison = compare(uri, named, arguments.split, found)
+        console = Console()
+        show(console, comparison)
+        keep(console, uri, comparison, arguments)
+    except (ConfigError, OSError) as error:
         sys.exit(str(error))
-    console = Console()
-    console.print(comparison_table(groups, arguments.split))
-    for sentence in sentences(groups):
-        console.print(sentence, highlight=False)
 
 
-def group_by_seed(uri: str, runs: Sequence[RunFacts], split: str) -> list[Group]:
-    """Runs gathered by their parameters without the seed, in the order given.
+def count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a number, 0 or more. Received: {text!r}")
+    return int(text)
+
+
+def jobs_of(uri: str, named: str) -> list[RunFacts]:
+    """The runs of a sweep's jobs.
+
+    Args:
+        named: the sweep's name, its folder, or the id of its MLflow run, that the jobs are children of.
 
     Raises:
-        ConfigError: runs judged on different pictures, or the same run twice.
+        ConfigError: no such sweep, or none of its jobs is there.
     """
-    import numpy as np
+    from experiments.sweeps import plan
+    from experiments.tracking.stored import RUN_ID, find_runs, search_runs
 
-    from experiments.tracking.stored import read_predictions
-
-    gathered: dict[tuple[tuple[str, str], ...], list[RunFacts]] = {}
-    for run in runs:
-        params = {key: value for key, value in run.params.items() if key != "seed"}
-        gathered.setdefault(tuple(sorted(params.items())), []).append(run)
-    groups: list[Group] = []
-    pictures: list[Any] | None = None
-    for params_key, members in gathered.items():
-        correct = []
-        for run in members:
-            table = read_predictions(uri, run, split)
-            seen = list(zip(table["path"], table["sha256"], strict=True))
-            if pictures is not None and seen != pictures:
-                raise ConfigError(
-                    f"{run.name} was judged on other {split} pictures than {runs[0].name}: a comparison picture by "
-                    "picture needs the same ones"
-                )
-            pictures = seen
-            correct.append(table["correct"])
-        if len({run.run_id for run in members}) < len(members):
-            raise ConfigError(f"{members[0].name} is named twice")
-        groups.append(Group(tuple(members), dict(params_key), np.array(correct, dtype=bool)))
-    return groups
+    try:  # its files know of jobs, too, that had been trained before, for another sweep
+        return find_runs(uri, plan.run_ids(plan.find(named)))
+    except ConfigError:
+        if not RUN_ID.fullmatch(named):
+            raise
+    children = search_runs(uri, f"tags.`mlflow.parentRunId` = '{named}'")
+    jobs = [run for run in children if run.params.get("evaluate.test") != "True"]  # that is the winner's last training
+    if not jobs:
+        raise ConfigError(f"--sweep: no finished job has {named} as its parent run")
+    return jobs
 
 
-def difference(first: Group, other: Group) -> Paired:
-    """How much better `other` is than `first`, over the same pictures and the seeds that both have.
+def show(console: Console, comparison: Comparison) -> None:
+    """The comparison on a terminal of 100 columns."""
+    from rich.markup import escape
 
-    Where they have no seed in common, as many runs of each as the smaller group holds.
-    """
-    from experiments.statistics import paired_difference
+    from experiments import comparison as compared
 
-    one, two = ({run.params.get("seed"): at for at, run in enumerate(group.runs)} for group in (first, other))
-    common = [seed for seed in one if seed in two]
-    if common:
-        return paired_difference(
-            first.correct[[one[seed] for seed in common]], other.correct[[two[seed] for seed in common]]
-        )
-    runs = min(len(first.correct), len(other.correct))
-    return paired_difference(first.correct[:runs], other.correct[:runs])
-
-
-def label(group: Group, groups: Sequence[Group]) -> str:
-    """What sets a group apart: as few of the parameters in which the groups differ as tell all of them from each other.
-
-    The choices of groups come first, then short keys; what a regime ignores, some runs do not have.
-    """
-    every = {key for one in groups for key in one.params}
-    keys = [key for key in every if len({one.params.get(key) for one in groups}) > 1]
-    keys.sort(key=lambda key: (CHOICES.index(key) if key in CHOICES else len(CHOICES), key.count("."), key))
-    telling: list[str] = []
-    for key in keys:
-        if _distinct(groups, [*telling, key]) > _distinct(groups, telling):
-            telling.append(key)
-    return " ".join(f"{key}={group.params[key]}" for key in telling if key in group.params) or group.runs[0].name
+    pictures = " and ".join(sorted({f"{len(group.pictures):,}" for group in comparison.groups}))
+    title = f"{comparison.split}: accuracy on {pictures} pictures [95 % interval], differences in points"
+    scores = compared.score_table(comparison)
+    for row in scores[1:]:
+        row[0] = row[0].replace(" ", "\n  ").replace("\n  ", " ", 1)  # a line for each of the keys
+    table(console, scores, title)
+    metrics = compared.metric_table(comparison, BRIEF)
+    if len(metrics[0]) > 1:
+        table(console, [[line[0].split(" ")[0], *line[1:]] for line in metrics])
+    if len(comparison.groups) > 1:
+        valued, unread = compared.configuration_tables(comparison)
+        if len(comparison.groups) > MOST_COLUMNS:
+            valued = by_value(valued)
+        if len(valued) > 1:
+            table(console, valued, "what differs in configuration", numbers=False)
+        for line in compared.unread_keys(unread):
+            console.print(escape(line), highlight=False)
+        console.print()
+    for sentence in compared.sentences(comparison):
+        console.print(escape(sentence), highlight=False)
 
 
-def _distinct(groups: Sequence[Group], keys: Sequence[str]) -> int:
-    return len({tuple(one.params.get(key) for key in keys) for one in groups})
+def by_value(differing: Sequence[Sequence[str]]) -> list[list[str]]:
+    """What differs among many groups: a row for every value, with the numbers of the groups that have it."""
+    lines = [["key", "value", "of"]]
+    for key, *values in differing[1:]:
+        for value in dict.fromkeys(values):
+            numbers = [str(at) for at, one in enumerate(values, 1) if one == value]
+            lines.append([key, value, " ".join(numbers)])
+    return lines
 
 
-def comparison_table(groups: Sequence[Group], split: str) -> Table:
-    """One row a group: accuracy and paired difference from the first, each with its 95 % interval; p, seconds."""
+def table(console: Console, lines: Sequence[Sequence[str]], title: str | None = None, numbers: bool = True) -> None:
+    """Prints a table whose first column may be folded; the others, too, unless they hold numbers."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    from experiments.statistics import mean_interval, wilson
-
-    title = f"{split}: accuracy on {groups[0].correct.shape[1]} pictures [95 % interval], differences in points"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("run", "runs", "accuracy", "from first", "p", "s"):
-        if name == "run":
-            table.add_column(name, overflow="fold", min_width=18)
+    if title:  # not the table's own, which is folded to its width
+        console.print(title, style="italic", highlight=False)
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for at, name in enumerate(lines[0]):
+        if numbers and at:
+            made.add_column(name, justify="right", no_wrap=True)
         else:
-            table.add_column(name, justify="right", no_wrap=True)
-    for group in groups:
-        accuracies = [float(value) for value in group.correct.mean(axis=1)]
-        if len(accuracies) > 1:
-            mean, low, high = mean_interval(accuracies)
-        else:
-            mean = accuracies[0]
-            low, high = wilson(int(group.correct.sum()), group.correct.size)
-        compared, p = "", ""
-        if group is not groups[0]:
-            paired = difference(groups[0], group)
-            compared = f"{100 * paired.difference:+.1f} [{100 * paired.low:+.1f}, {100 * paired.high:+.1f}]"
-            p = "" if paired.p_value is None else f"{paired.p_value:.2g}"
-        seconds = [run.metrics.get("total_seconds", float("nan")) for run in group.runs]
-        table.add_row(
-            escape(label(group, groups).replace(" ", "\n")),
-            str(len(group.runs)),
-            escape(f"{mean:.1%} [{100 * low:.1f}, {100 * high:.1f}]"),
-            escape(compared),
-            p,
-            f"{sum(seconds) / len(seconds):.0f}",
-        )
-    return table
+            made.add_column(name, overflow="fold")
+    for line in lines[1:]:
+        made.add_row(*map(escape, line))
+    console.print(made)
 
 
-def sentences(groups: Sequence[Group]) -> list[str]:
-    """Each group against the first, in words."""
-    first = label(groups[0], groups)
-    lines = []
-    for group in groups[1:]:
-        paired = difference(groups[0], group)
-        real = not paired.low <= 0 <= paired.high
-        verdict = "a real difference" if real else "not distinguishable from chance on these pictures"
-        direction = (
-            "better" if paired.difference > 0 else "worse" if paired.difference < 0 else "neither better nor worse"
-        )
-        lines.append(
-            f"{label(group, groups)} is {direction} than {first} by {100 * abs(paired.difference):.1f} points "
-            f"(95 % interval {100 * paired.low:+.1f} to {100 * paired.high:+.1f}): {verdict}."
-        )
-    return lines
+def keep(console: Console, uri: str, comparison: Comparison, arguments: argparse.Namespace) -> None:
+    """Writes the comparison's files, logs them, and says where they are."""
+    from experiments import page
+    from experiments.tracking import log_comparison
+
+    folder = arguments.output or Path(default_outputs()) / "compare" / f"compare-{comparison.digest}"
+    written = page.write(folder, comparison, arguments.pictures, arguments.data)
+    console.print(f"page     {written.resolve()}", highlight=False, markup=False, soft_wrap=True)
+    if not arguments.no_log:
+        text = (folder / "comparison.md").read_text(encoding="utf-8")
+        run_id = log_comparison(uri, comparison.runs[0].experiment, folder, comparison.digest, text)
+        console.print(f"MLflow   {run_id}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -22,19 +22,18 @@ def main() -> None:
     began = time.perf_counter()
     from rich.console import Console
 
-    from experiments.commands.compare import comparison_table, group_by_seed, sentences
+    from experiments.commands.compare import show
     from experiments.commands.composed import start
+    from experiments.comparison import compare
 
     try:
         uri, runs = start([["experiment=demo", f"regime={regime}", *arguments.overrides] for regime in REGIMES], "demo")
-        groups = group_by_seed(uri, runs, "validation")
+        comparison = compare(uri, runs, "validation")
     except ConfigError as error:
         sys.exit(str(error))
     console = Console()
     console.print()
-    console.print(comparison_table(groups, "validation"))
-    for sentence in sentences(groups):
-        console.print(sentence, highlight=False)
+    show(console, comparison)
     console.print(
         f"\nThree runs in {time.perf_counter() - began:.0f} s. Look at them: make ui (or: experiments ui)",
         highlight=False,

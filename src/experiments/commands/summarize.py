@@ -7,7 +7,6 @@ import json
 import sys
 from pathlib import Path
 
-from experiments.paths import default_outputs
 from experiments.types import ConfigError
 
 
@@ -17,29 +16,16 @@ def main() -> None:
         description="Makes the conclusion of a sweep again, also of one that is going on or was stopped: the table, "
         "the winner and how sure that is, figures; in the sweep's folder and in its MLflow run.",
     )
-    parser.add_argument("sweep", metavar="SWEEP", help="the sweep's folder, or its name under outputs/sweeps/")
+    parser.add_argument(
+        "sweep", metavar="SWEEP", help="the sweep's folder, its name under outputs/sweeps/, or its MLflow run's id"
+    )
     arguments = parser.parse_args()
+    from experiments.sweeps.plan import find
+
     try:
         summarize(find(arguments.sweep))
     except ConfigError as error:
         sys.exit(str(error))
-
-
-def find(named: str) -> Path:
-    """The folder of a sweep.
-
-    Raises:
-        ConfigError: there is none of this name.
-    """
-    from experiments.sweeps.plan import SWEEP
-
-    sweeps = Path(default_outputs()) / "sweeps"
-    for folder in (Path(named).expanduser(), sweeps / named):
-        if (folder / SWEEP).is_file():
-            return folder.resolve()
-    known = sorted(sweeps.glob(f"*/{SWEEP}"), key=lambda path: path.stat().st_mtime)
-    latest = ", ".join(path.parent.name for path in known[-5:]) or "none"
-    raise ConfigError(f"{named}: no such sweep. Give its folder, or a name in {sweeps}. The latest: {latest}")
 
 
 def summarize(folder: Path) -> None:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from experiments import store, validation
 from experiments.explain import explain
+from experiments.paths import default_outputs
 from experiments.schema import Config, Evaluate, effective
 from experiments.types import ConfigError
 
@@ -125,6 +126,44 @@ def sweep_name(config: Config, jobs: Sequence[Config]) -> str:
     search = [config.sweep.search, config.sweep.seed]
     digest = hashlib.sha256(json.dumps([plain, search]).encode()).hexdigest()
     return f"{config.regime.name}-{config.model.name}-{digest[:8]}"
+
+
+def find(named: str) -> Path:
+    """The folder of a sweep: given as such, by its name, or by the id of its MLflow run.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    sweeps = Path(default_outputs()) / "sweeps"
+    for folder in (Path(named).expanduser(), sweeps / named):
+        if (folder / SWEEP).is_file():
+            return folder.resolve()
+    known = sorted(sweeps.glob(f"*/{SWEEP}"), key=lambda path: path.stat().st_mtime)
+    for path in known:
+        if json.loads(path.read_bytes())["parent"] == named:
+            return path.parent
+    latest = ", ".join(path.parent.name for path in known[-5:]) or "none"
+    raise ConfigError(
+        f"{named}: no such sweep. Give its folder, a name in {sweeps}, or the id of its MLflow run. "
+        f"The latest: {latest}"
+    )
+
+
+def run_ids(folder: Path) -> list[str]:
+    """The MLflow runs of a sweep's finished jobs, each once, in order; the winner's last training is no job.
+
+    Raises:
+        ConfigError: no job has finished, or they were not tracked.
+    """
+    jobs = [json.loads(path.read_bytes()) for path in folder.glob(f"[0-9]*/{JOB}")]
+    done = sorted(
+        (job for job in jobs if job["status"] == "FINISHED" and not job.get("final")), key=lambda job: job["number"]
+    )
+    found = list(dict.fromkeys(job["run_id"] for job in done if job.get("run_id")))
+    if not found:
+        why = "they were not tracked in MLflow" if done else "none has finished"
+        raise ConfigError(f"{folder.name}: no job of this sweep can be compared: {why}")
+    return found
 
 
 def folders(outputs: Path) -> Iterator[Path]:

@@ -221,6 +221,42 @@ def add_figure(uri: str, run_id: str, path: Path) -> None:
         raise address.unusable(uri, str(error)) from None
 
 
+def log_comparison(uri: str, experiment: str, folder: Path, digest: str, text: str) -> str:
+    """Logs a comparison's files as a run beside those it compares; the same one again takes the place of the old.
+
+    Args:
+        experiment: its MLflow id.
+        folder: of the files; the run is called like it.
+        digest: of what is compared, and the tag by which such a run is known.
+        text: Markdown, that the UI shows on the run's page.
+
+    Returns:
+        The MLflow run's id.
+
+    Raises:
+        ConfigError: the store does not take it.
+    """
+    outbox.prepare()
+    import mlflow
+    from mlflow.tracking.context.registry import resolve_tags
+
+    client = mlflow.MlflowClient(uri)
+    try:
+        before = client.search_runs([experiment], f"tags.comparison = '{digest}'", max_results=1)
+        if before:
+            run_id = str(before[0].info.run_id)
+            client.update_run(run_id, name=folder.name)
+        else:
+            tags = resolve_tags({"comparison": digest})
+            run_id = str(client.create_run(experiment, run_name=folder.name, tags=tags).info.run_id)
+        client.set_tag(run_id, "mlflow.note.content", text[:8000])
+        client.log_artifacts(run_id, str(folder))
+        client.set_terminated(run_id)
+    except outbox.failures() as error:
+        raise address.unusable(uri, str(error)) from None
+    return run_id
+
+
 def artifact_uri(place: str | None) -> str | None:
     """Where artifacts go, as MLflow wants it: a URI as it is, a path as an absolute file URI."""
     return place if place is None or "://" in place else Path(place).resolve().as_uri()

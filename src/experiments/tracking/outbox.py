@@ -185,6 +185,7 @@ def prepare() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one a file, of a few kilobytes mostly
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # our requirements are given, not looked for
     import mlflow  # noqa: F401  sets up its logging
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
@@ -16,7 +18,7 @@ from experiments.paths import default_outputs
 from experiments.quiet import without_passwords
 from experiments.tracking import address
 from experiments.tracking.outbox import failures, prepare
-from experiments.types import ConfigError
+from experiments.types import EPOCH_METRICS, ConfigError, EpochRecord
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -33,6 +35,8 @@ class RunFacts:
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
+    experiment: str = ""  # its MLflow experiment's id
+    data: str | None = None  # the folder of its pictures
 
 
 def local_store() -> str:
@@ -51,20 +55,7 @@ def find_runs(uri: str, wanted: Sequence[str], tag: tuple[str, str] | None = Non
     Raises:
         ConfigError: a store that is not there, or names that fit no finished run or several.
     """
-    database = uri.removeprefix("sqlite:///")
-    if database != uri and not Path(database).exists():
-        raise ConfigError(f"No runs yet: there is no {database}. Train first, or give --uri")
-    import mlflow
-
-    client = mlflow.MlflowClient(uri)
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    query = f"tags.`{tag[0]}` = '{tag[1]}'" if tag else ""
-    page = client.search_runs(experiments, query, order_by=["attributes.start_time ASC"], max_results=50000)
-    found = [
-        RunFacts(run.info.run_id, run.info.run_name, run.data.params, run.data.metrics, run.data.tags)
-        for run in page
-        if run.info.status == "FINISHED"
-    ]
+    found = search_runs(uri, f"tags.`{tag[0]}` = '{tag[1]}'" if tag else "")
     if not wanted:
         return found
     chosen = []
@@ -76,6 +67,51 @@ def find_runs(uri: str, wanted: Sequence[str], tag: tuple[str, str] | None = Non
             raise ConfigError(f"{name}: {what}. Give a run id, its beginning or a run name. The latest runs: {known}")
         chosen.append(fitting[0])
     return chosen
+
+
+def search_runs(uri: str, query: str = "") -> list[RunFacts]:
+    """The finished trainings that fit a query in MLflow's syntax, the oldest first; what else MLflow holds is no run.
+
+    Raises:
+        ConfigError: a store that is not there or cannot be used, or a query that MLflow cannot read.
+    """
+    database = uri.removeprefix("sqlite:///")
+    if database != uri and not Path(database).exists():
+        raise ConfigError(f"No runs yet: there is no {database}. Train first, or give --uri")
+    address.check(uri)
+    prepare()
+    import mlflow
+
+    client = mlflow.MlflowClient(uri)
+    found: list[RunFacts] = []
+    try:
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        token: str | None = ""
+        while token is not None and experiments:
+            page = client.search_runs(
+                experiments, query, order_by=["attributes.start_time ASC"], max_results=1000, page_token=token or None
+            )
+            found += [facts(run) for run in page if run.info.status == "FINISHED" and "regime" in run.data.params]
+            token = page.token or None
+    except failures() as error:
+        if query and getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
+            raise ConfigError(
+                f"The query cannot be used: {str(error)[:500]}. Write it as MLflow does, for example: "
+                "params.regime = 'finetune' and metrics.`validation.accuracy` > 0.9. "
+                f"Received: {query!r}"
+            ) from None
+        raise address.unusable(uri, str(error)) from None
+    return found
+
+
+def facts(run: Run) -> RunFacts:
+    """What we keep in mind of an MLflow run."""
+    sources = [json.loads(one.dataset.source) for one in run.inputs.dataset_inputs] if run.inputs else []
+    data = next((str(source["uri"]) for source in sources if "uri" in source), None)
+    return RunFacts(
+        run.info.run_id, run.info.run_name, run.data.params, run.data.metrics, run.data.tags, run.info.experiment_id,
+        data,
+    )  # fmt: skip
 
 
 def run_folder(uri: str, run_id: str) -> Path:
@@ -193,6 +229,24 @@ def read_predictions(uri: str, run: RunFacts, split: str) -> dict[str, list[Any]
     return {name: [row[at] for row in rows] for at, name in enumerate(table["columns"])}
 
 
+def read_curves(uri: str, run: RunFacts) -> list[EpochRecord]:
+    """A run's epochs, from its curves.csv; none where it has no such file."""
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    try:
+        text = mlflow.artifacts.load_text(f"runs:/{run.run_id}/curves.csv")
+    except failures():
+        return []
+    return [
+        EpochRecord(
+            int(row["step"]), row["phase"], int(row["epoch"]), int(row["timestamp"]),
+            {name: float(row[name]) for name in EPOCH_METRICS if row.get(name)},
+        )
+        for row in csv.DictReader(io.StringIO(text))
+    ]  # fmt: skip
+
+
 def ui_command(uri: str, port: int) -> list[str]:
     """The command that serves the MLflow UI to this machine only."""
     served = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -224,10 +278,7 @@ def finished(uri: str, experiment: str) -> dict[str, RunFacts]:
             )  # fmt: skip
             for run in page:
                 if "identity" in run.data.tags:
-                    facts = RunFacts(
-                        run.info.run_id, run.info.run_name, run.data.params, run.data.metrics, run.data.tags
-                    )
-                    found[run.data.tags["identity"]] = facts
+                    found[run.data.tags["identity"]] = facts(run)
             token = page.token or None
     except failures() as error:
         raise address.unusable(uri, str(error)) from None

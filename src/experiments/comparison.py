@@ -1,0 +1,573 @@
+"""Finished runs beside each other, as plain data: what differs, how well each does, whether the difference is real."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.evaluate import Prediction
+from experiments.schema import LOWER_IS_BETTER
+from experiments.statistics import (
+    Paired,
+    mean_interval,
+    paired_difference,
+    pictures_needed,
+    roc_auc_interval,
+    unpaired_difference,
+    wilson,
+)
+from experiments.tracking.stored import RunFacts, read_curves, read_predictions
+from experiments.types import ConfigError, EpochRecord
+
+MOST_SENTENCES = 6  # comparisons up to which each has its own
+CHOICES = ("regime", "model", "data", "augmentation", "optimizer")  # what a row is named by first
+METRICS = {
+    "accuracy": "accuracy", "loss": "loss", "roc_auc": "ROC AUC", "precision": "precision", "recall": "recall",
+    "f1": "F1", "brier": "Brier score", "calibration_error": "calibration error",
+}  # fmt: skip
+FINGERPRINT = "data.fingerprint"  # no key that can be set: of the pictures that a run has met
+APART = 0.5  # in shares of seeds that are right: from there on, groups disagree on a picture
+SMALLEST = float(np.finfo(np.float32).eps)  # to which a probability is clipped in the loss, see `evaluate`
+
+Key = tuple[str, str]  # a picture, by its content and its class: sha256, label
+
+
+class Interval(NamedTuple):
+    """A figure and its 95 % interval; nan where nothing is known of that."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """One seed of a group: its run; or its runs, where each has validated another fold."""
+
+    runs: tuple[RunFacts, ...]
+    said: Mapping[Key, Prediction]
+    curves: tuple[tuple[EpochRecord, ...], ...]  # of each run; empty where it has left none
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed, and in the fold that they validate, only."""
+
+    params: Mapping[str, str]
+    repeats: tuple[Repeat, ...]
+
+    @property
+    def runs(self) -> tuple[RunFacts, ...]:
+        return tuple(run for repeat in self.repeats for run in repeat.runs)
+
+    @cached_property
+    def pictures(self) -> tuple[Key, ...]:
+        """That every one of its repeats was judged on."""
+        first, *others = (repeat.said for repeat in self.repeats)
+        return tuple(key for key in first if all(key in other for other in others))
+
+    def correct(self, pictures: Sequence[Key]) -> np.ndarray:
+        """[S, N] bool: of each repeat, whether it got each picture right."""
+        return np.array([[repeat.said[key].correct for key in pictures] for repeat in self.repeats], dtype=bool)
+
+    @property
+    def seconds(self) -> float:
+        """Of a run, from start to report."""
+        return float(np.mean([run.metrics.get("total_seconds", math.nan) for run in self.runs]))
+
+    @cached_property
+    def epoch_seconds(self) -> float:
+        """Median over the epochs of the runs' last phase; nan where no run has left its curves."""
+        curves = [curve for repeat in self.repeats for curve in repeat.curves if curve]
+        epochs = [record for curve in curves for record in curve if record.phase == curve[-1].phase]
+        seconds = [record.metrics["seconds"] for record in epochs if "seconds" in record.metrics]
+        return float(np.median(seconds)) if seconds else math.nan
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better a group is than the first; accuracies, so in [-1, 1]."""
+
+    value: float
+    low: float
+    high: float
+    paired: Paired | None  # over the pictures that both were judged on; None: there are none, or too few
+    partly: bool  # each was judged on further pictures, too
+    runs: int  # of each that were compared, of the same seeds where both have such
+    by_seed: tuple[float, ...]  # seed by seed, where they are paired and both have several
+
+    @property
+    def p_value(self) -> float | None:
+        return self.paired.p_value if self.paired else None
+
+    @property
+    def real(self) -> bool:
+        return self.paired.real if self.paired else not self.low <= 0 <= self.high
+
+    @property
+    def needed(self) -> int | None:
+        """Pictures that would show a difference as large as this one; None where that cannot be said."""
+        return pictures_needed(self.value, self.paired.discordant) if self.paired else None
+
+
+class Verdict(NamedTuple):
+    """What a group said of a picture."""
+
+    predicted: str  # by most of its seeds
+    confidence: float  # their mean
+    right: float  # share of the seeds
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A picture that one group gets right and another wrong."""
+
+    path: str
+    sha256: str
+    label: str
+    verdicts: tuple[Verdict | None, ...]  # of each group; None: it was not judged on this picture
+    data: tuple[str, ...]  # the folders that runs have read it from
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The first group is what the others are compared with."""
+
+    split: str
+    groups: tuple[Group, ...]
+    labels: tuple[tuple[str, ...], ...]  # key=value, of each group
+    measures: tuple[Mapping[str, Interval], ...]  # of METRICS, those that all runs of the group have
+    differences: tuple[Difference | None, ...]  # from the first; its own is None
+    ranked: bool  # the order is that of their validation accuracies
+
+    @property
+    def runs(self) -> list[RunFacts]:
+        return [run for group in self.groups for run in group.runs]
+
+    @property
+    def names(self) -> list[str]:
+        """Numbered, because figures and tables refer to them."""
+        return [f"{at} {called(label)}" for at, label in enumerate(self.labels, 1)]
+
+    @property
+    def digest(self) -> str:
+        """Of what is compared: the same runs in the same order, on the same split."""
+        text = "\n".join([self.split, *(run.run_id for run in self.runs)])
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def compare(uri: str, runs: Sequence[RunFacts], split: str, found: Sequence[RunFacts] = ()) -> Comparison:
+    """Compares runs by what they have told MLflow.
+
+    Args:
+        uri: the tracking store.
+        runs: named one by one: their groups stand first, in this order.
+        split: validation or test.
+        found: further runs, of a sweep or a query. On the validation split their groups are ordered by accuracy, the
+            best first; by the test split nothing is ever ranked.
+
+    Raises:
+        ConfigError: a run named twice, or without predictions of this split, or seeds that share no picture.
+    """
+    named = {run.run_id for run in runs}
+    if len(named) < len(runs):
+        twice = next(run for at, run in enumerate(runs) if run in runs[:at])
+        raise ConfigError(f"{twice.name} is named twice")
+    further = {run.run_id: run for run in found if run.run_id not in named}
+    groups = gather(uri, [*runs, *further.values()], split)
+    ranked = not runs and split == "validation" and len(groups) > 1
+    if split == "validation":
+        groups.sort(key=lambda group: (
+            0.0 if named & {run.run_id for run in group.runs} else 1 - float(group.correct(group.pictures).mean())
+        ))  # fmt: skip
+    return of_groups(groups, split, ranked)
+
+
+def of_groups(groups: Sequence[Group], split: str, ranked: bool = False) -> Comparison:
+    """The comparison of groups in this order, the first with each other."""
+    measures = [{name: measure(group, name, split) for name in METRICS} for group in groups]
+    return Comparison(
+        split,
+        tuple(groups),
+        tuple(labels(groups)),
+        tuple({name: value for name, value in one.items() if value is not None} for one in measures),
+        (None, *(difference(groups[0], group) for group in groups[1:])),
+        ranked,
+    )
+
+
+def gather(uri: str, runs: Sequence[RunFacts], split: str) -> list[Group]:
+    """Runs gathered by what they have in common, in the order given."""
+    gathered: dict[tuple[tuple[str, str], ...], dict[tuple[str, int], list[RunFacts]]] = {}
+    for run in runs:
+        params = dict(run.params)
+        seed, fold = params.pop("seed", ""), params.get("data.fold", "null")
+        if fold != "null":
+            params["data.fold"] = "one after the other"
+        elif "data_fingerprint" in run.tags:  # the same configuration may have met other pictures
+            params[FINGERPRINT] = run.tags["data_fingerprint"][:12]
+        repeats = gathered.setdefault(tuple(sorted(params.items())), {})
+        number = 0  # the same seed may have been run again
+        while any(one.params.get("data.fold", "null") == fold for one in repeats.get((seed, number), [])):
+            number += 1
+        repeats.setdefault((seed, number), []).append(run)
+    groups = []
+    for key, repeats in gathered.items():
+        group = Group(dict(key), tuple(_repeat(uri, members, split) for members in repeats.values()))
+        if len(group.pictures) < 2:
+            names = ", ".join(run.name for run in group.runs)
+            raise ConfigError(
+                f"{names}: runs that differ in their seed only have been judged on other {split} pictures"
+            )
+        groups.append(group)
+    return groups
+
+
+def _repeat(uri: str, runs: Sequence[RunFacts], split: str) -> Repeat:
+    said: dict[Key, Prediction] = {}
+    for run in runs:
+        table = read_predictions(uri, run, split)
+        classes = [name.removeprefix("p_") for name in table if name.startswith("p_")]
+        shares = zip(*(table[f"p_{name}"] for name in classes), strict=True) if classes else [()] * len(table["path"])
+        columns = {name: table[name] for name in ("path", "sha256", "label", "predicted", "confidence", "correct")}
+        for values, row in zip(zip(*columns.values(), strict=True), shares, strict=True):
+            one = dict(zip(columns, values, strict=True))
+            probabilities = dict(zip(classes, row, strict=True))
+            said[one["sha256"], one["label"]] = Prediction(**one, probabilities=probabilities)
+    return Repeat(tuple(runs), said, tuple(tuple(read_curves(uri, run)) for run in runs))
+
+
+def difference(first: Group, other: Group) -> Difference:
+    """How much better `other` is than `first`, over the pictures and the seeds that both have.
+
+    Where they have no seed in common, over as many runs of each as the smaller group holds; where they have no
+    pictures in common, unpaired: of several seeds the mean accuracy counts like one run's.
+    """
+    known = set(other.pictures)
+    common = [key for key in first.pictures if key in known]
+    if len(common) < 2:
+        counts = []
+        for group in (first, other):
+            total = len(group.pictures)
+            counts += [round(float(group.correct(group.pictures).mean()) * total), total]
+        return Difference(*unpaired_difference(*counts), paired=None, partly=False, runs=0, by_seed=())
+    one, two = ({repeat.runs[0].params.get("seed"): at for at, repeat in enumerate(g.repeats)} for g in (first, other))
+    seeds = [seed for seed in one if seed in two]
+    least = range(min(len(one), len(two)))
+    rows = [[group[seed] for seed in seeds] if seeds else list(least) for group in (one, two)]
+    a, b = first.correct(common)[rows[0]], other.correct(common)[rows[1]]
+    paired = paired_difference(a, b)
+    by_seed = tuple((b.mean(axis=1) - a.mean(axis=1)).tolist()) if len(a) > 1 and seeds else ()
+    partly = len(common) < max(len(first.pictures), len(known))
+    return Difference(paired.difference, paired.low, paired.high, paired, partly, len(a), by_seed)
+
+
+def labels(groups: Sequence[Group]) -> list[tuple[str, ...]]:
+    """What sets groups apart: as few of the keys in which they differ as tell all of them from each other.
+
+    The choices of groups come first, then short keys; what a regime ignores, some runs do not have.
+    """
+    keys = list(configuration(groups))
+    keys.sort(
+        key=lambda key: (
+            key == FINGERPRINT, CHOICES.index(key) if key in CHOICES else len(CHOICES), key.count("."), key
+        )
+    )  # fmt: skip
+    telling: list[str] = []
+    for key in keys:
+        if _distinct(groups, [*telling, key]) > _distinct(groups, telling):
+            telling.append(key)
+    named = []
+    for one in groups:
+        keys = telling or list(CHOICES[:2] if len(one.runs) > 1 else ())
+        named.append(tuple(f"{key}={one.params[key]}" for key in keys if key in one.params) or (one.runs[0].name,))
+    return named
+
+
+def called(label: Sequence[str]) -> str:
+    """A label for people: `finetune` for regime=finetune."""
+    return " ".join(part.split("=", 1)[1] if part.split("=", 1)[0] in CHOICES else part for part in label)
+
+
+def _distinct(groups: Sequence[Group], keys: Sequence[str]) -> int:
+    return len({tuple(one.params.get(key) for key in keys) for one in groups})
+
+
+def configuration(groups: Sequence[Group]) -> dict[str, list[str | None]]:
+    """The keys in which groups differ, with the value of each group; None: it does not read this key."""
+    keys = sorted({key for one in groups for key in one.params})
+    every = {key: [one.params.get(key) for one in groups] for key in keys}
+    return {key: values for key, values in every.items() if len(set(values)) > 1}
+
+
+def measure(group: Group, name: str, split: str) -> Interval | None:
+    """A metric of a group with its 95 % interval, None where a run does not have it.
+
+    Over several seeds the mean with Student's interval. Of a single run: Wilson's of the accuracy; of loss and Brier
+    score, which are means over pictures, Student's over them; of the ROC area (two classes) a bootstrap's; of others
+    none.
+    """
+    if name == "accuracy":
+        correct = group.correct(group.pictures)
+        if len(correct) == 1:
+            return Interval(float(correct.mean()), *wilson(int(correct.sum()), correct.size))
+        mean, low, high = mean_interval(correct.mean(axis=1).tolist())
+        return Interval(mean, max(0.0, low), min(1.0, high))
+    key = f"{split}.{name}"
+    if not all(key in run.metrics for run in group.runs):
+        return None
+    values = [float(np.mean([run.metrics[key] for run in repeat.runs])) for repeat in group.repeats]
+    if len(values) > 1:
+        return Interval(*mean_interval(values))
+    return Interval(values[0], *_over_pictures(list(group.repeats[0].said.values()), name))
+
+
+def _over_pictures(said: Sequence[Prediction], name: str) -> tuple[float, float]:
+    """The interval of one run's metric; nan where there is none."""
+    classes = list(said[0].probabilities)
+    if name == "loss":
+        losses = [-math.log(max(one.probabilities.get(one.label, math.nan), SMALLEST)) for one in said]
+        return mean_interval(losses)[1:]
+    if name == "brier" and classes:
+        counted = classes[1:] if len(classes) == 2 else classes
+        squares = [sum((one.probabilities[c] - (one.label == c)) ** 2 for c in counted) for one in said]
+        return mean_interval(squares)[1:]
+    if name == "roc_auc" and len(classes) == 2:
+        scores = [[o.probabilities[classes[1]] for o in said if (o.label == classes[1]) is of] for of in (True, False)]
+        if min(map(len, scores)) > 1:
+            return roc_auc_interval(scores[0], scores[1])
+    return math.nan, math.nan
+
+
+def disagreements(comparison: Comparison) -> list[Disagreement]:
+    """The pictures that some groups get right and others wrong: clear cases and confident mistakes first."""
+    every = dict.fromkeys(key for group in comparison.groups for key in group.pictures)
+    found = []
+    for key in every:
+        verdicts = tuple(_verdict(group, key) for group in comparison.groups)
+        right = [one.right for one in verdicts if one]
+        if max(right) - min(right) >= APART:
+            one = next(
+                said for group in comparison.groups for repeat in group.repeats if (said := repeat.said.get(key))
+            )
+            folders = dict.fromkeys(
+                run.data for group in comparison.groups for repeat in group.repeats if key in repeat.said
+                for run in repeat.runs if run.data
+            )  # fmt: skip
+            found.append(Disagreement(one.path, one.sha256, one.label, verdicts, tuple(folders)))
+
+    def order(one: Disagreement) -> tuple[float, float, str]:
+        known = [verdict for verdict in one.verdicts if verdict]
+        right = [verdict.right for verdict in known]
+        wrong = [verdict.confidence for verdict in known if verdict.predicted != one.label]
+        return min(right) - max(right), -max(wrong, default=0.0), one.path
+
+    return sorted(found, key=order)
+
+
+def _verdict(group: Group, key: Key) -> Verdict | None:
+    said = [repeat.said[key] for repeat in group.repeats if key in repeat.said]
+    if len(said) < len(group.repeats):
+        return None
+    ((predicted, _),) = Counter(one.predicted for one in said).most_common(1)
+    confidence = float(np.mean([one.confidence for one in said if one.predicted == predicted]))
+    return Verdict(predicted, confidence, float(np.mean([one.correct for one in said])))
+
+
+# --- in words
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """Each group against the first, then what is to be kept in mind."""
+    first = called(comparison.labels[0])
+    others = len(comparison.groups) - 1
+    if others <= MOST_SENTENCES:
+        lines = [
+            _sentence(called(label), first, found)
+            for label, found in zip(comparison.labels, comparison.differences, strict=True)
+            if found
+        ]
+    else:
+        apart = [str(at) for at, found in enumerate(comparison.differences, 1) if found and found.real]
+        told = f" (rows {', '.join(apart)})" if apart else ""
+        lines = [
+            f"Of the {others} others {len(apart)} differ from {first} by more than chance{told}; {others - len(apart)} "
+            "are not yet distinguishable from it."
+        ]
+    if comparison.ranked:
+        lines.append(
+            f"The rows are in the order of their validation accuracy. The first is the best of {others + 1} by the "
+            "very pictures it is judged on, which flatters it."
+        )
+    if others > 1:
+        lines.append(
+            f"{others} comparisons, each at the 5 % level: of twenty without any difference, one would be called real."
+        )
+    if comparison.split == "test":
+        lines.append(
+            "The rows are in the order given, not ranked: whoever chooses by the test split has no test left. Choose "
+            "by validation, and read this once."
+        )
+    return lines
+
+
+def _sentence(name: str, first: str, found: Difference) -> str:
+    size = 100 * abs(found.value)
+    points = f"{size:.1f}" if size >= 0.095 or size == 0 else f"{size:.2f}"
+    if found.value == 0:
+        text = f"{name} is neither better nor worse than {first}"
+    else:
+        text = f"{name} is {'better' if found.value > 0 else 'worse'} than {first} by {points} points"
+    text += f" (95 % interval {100 * found.low:+z.1f} to {100 * found.high:+z.1f})"
+    if found.paired is None:
+        verdict = "more than chance" if found.real else "not distinguishable from chance"
+        return f"{text}; they were judged on other pictures, so this is an unpaired comparison: {verdict}."
+    which = f"{found.paired.pictures:,} pictures"
+    if found.partly:
+        which = f"the {which} that both were judged on"
+    which += f" and {found.runs} runs of each" if found.runs > 1 else ""
+    p = "" if found.p_value is None else f", p = {found.p_value:.2g}"
+    if found.real:
+        return f"{text}; with {which} this is a real difference{p}."
+    text += f"; with {which} this is not yet distinguishable from chance{p}"
+    return f"{text}; about {_rounded(found.needed)} pictures would be needed." if found.needed else f"{text}."
+
+
+def _rounded(number: int | None) -> str:
+    """To two digits: more are not known."""
+    assert number is not None
+    digits = max(0, len(str(number)) - 2)
+    return f"{round(number, -digits):,}"
+
+
+# --- as tables of texts: a header and rows
+
+
+def points(found: Difference | None) -> str:
+    return "" if found is None else f"{100 * found.value:+z.1f} [{100 * found.low:+z.1f}, {100 * found.high:+z.1f}]"
+
+
+def shown(name: str, value: Interval | None) -> str:
+    """A metric with its interval; an accuracy in per cent."""
+    if value is None:
+        return "–"
+    if name == "accuracy":
+        return f"{value.value:.1%} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+    text = f"{value.value:.3f}"
+    return text if math.isnan(value.low) else f"{text} [{value.low:.3f}, {value.high:.3f}]"
+
+
+def duration(seconds: float) -> str:
+    return "" if math.isnan(seconds) else f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
+
+
+def score_table(comparison: Comparison) -> list[list[str]]:
+    """Accuracy and what it costs: a row a group, in points from the first; seconds of a run and of an epoch."""
+    lines = [["run", "runs", "accuracy", "from first", "p", "s", "s/epoch"]]
+    rows = zip(comparison.groups, comparison.names, comparison.measures, comparison.differences, strict=True)
+    for group, name, measures, found in rows:
+        p = None if found is None else found.p_value
+        lines.append([
+            name, str(len(group.runs)), shown("accuracy", measures["accuracy"]), points(found),
+            "" if p is None else f"{p:.2g}", duration(group.seconds), duration(group.epoch_seconds),
+        ])  # fmt: skip
+    return _told(lines)
+
+
+def paired_table(comparison: Comparison) -> list[list[str]]:
+    """What stands behind the differences: a row a group but the first."""
+    lines = [["run", "compared on", "right: only 1", "right: only this", "by seed, points", "pictures needed"]]
+    for name, found in zip(comparison.names, comparison.differences, strict=True):
+        if found is None:
+            continue
+        paired = found.paired
+        lines.append([
+            name, "other pictures" if paired is None else f"{paired.pictures:,} pictures" + " in common" * found.partly,
+            *(("", "") if paired is None or paired.only_a is None else (str(paired.only_a), str(paired.only_b))),
+            ", ".join(f"{100 * one:+z.1f}" for one in found.by_seed),
+            "" if found.needed is None else _rounded(found.needed),
+        ])  # fmt: skip
+    return _told(lines)
+
+
+def _told(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    """A table without the columns that say nothing: empty ones, and how many runs where it is one each."""
+    said = [
+        at
+        for at, name in enumerate(lines[0])
+        if any(line[at] not in ("", "1" * (name == "runs")) for line in lines[1:])
+    ]
+    return [[line[at] for at in said] for line in lines]
+
+
+def metric_table(comparison: Comparison, names: Sequence[str] = tuple(METRICS)[1:]) -> list[list[str]]:
+    """The other metrics, those that any run has: a row a group; an arrow says where better is."""
+    known = [name for name in names if any(name in measures for measures in comparison.measures)]
+    header = ["run", *(METRICS[name] + (" ↓" if name in LOWER_IS_BETTER else " ↑") for name in known)]
+    rows = zip(comparison.names, comparison.measures, strict=True)
+    return [header, *([name, *(shown(one, measures.get(one)) for one in known)] for name, measures in rows)]
+
+
+def configuration_tables(comparison: Comparison) -> tuple[list[list[str]], list[list[str]]]:
+    """What differs, a row a key, a column a group: keys of several values; those that some groups do not read (–)."""
+    header = ["key", *(str(at) for at in range(1, len(comparison.groups) + 1))]
+    valued, unread = [header], [header]
+    for key, values in configuration(comparison.groups).items():
+        several = len({value for value in values if value is not None}) > 1
+        (valued if several else unread).append([key, *("–" if value is None else value for value in values)])
+    return valued, unread
+
+
+def unread_keys(unread: Sequence[Sequence[str]]) -> list[str]:
+    """The second of those tables in short: who reads which keys, many of one kind as `kind.*`."""
+    by_readers: dict[tuple[int, ...], list[tuple[str, str]]] = {}
+    for key, *values in unread[1:]:
+        readers = tuple(at for at, value in enumerate(values, 1) if value != "–")
+        by_readers.setdefault(readers, []).append((key, values[readers[0] - 1]))
+    lines = []
+    for readers, members in sorted(by_readers.items()):
+        kinds = Counter(key.rpartition(".")[0] for key, _ in members)
+        told = dict.fromkeys(
+            f"{kind}.* ({kinds[kind]} keys)" if kinds[kind := key.rpartition(".")[0]] > 3 else f"{key}={value}"
+            for key, value in members
+        )
+        lines.append(f"read by {', '.join(map(str, readers))} only: {', '.join(told)}")
+    return lines
+
+
+def csv_text(comparison: Comparison) -> str:
+    """Everything as numbers, a row a group: metrics with intervals, difference, cost, what differs in configuration."""
+    names = [name for name in METRICS if any(name in measures for measures in comparison.measures)]
+    differing = configuration(comparison.groups)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([
+        "number", "label", "runs", "run_ids", "pictures",
+        *(column for name in names for column in (name, f"{name}_low", f"{name}_high")),
+        "difference", "difference_low", "difference_high", "paired_pictures", "p_value", "only_first_right",
+        "only_this_right", "pictures_needed", "seconds", "epoch_seconds", *differing,
+    ])  # fmt: skip
+    for at, (group, label, found) in enumerate(
+        zip(comparison.groups, comparison.labels, comparison.differences, strict=True)
+    ):
+        paired = found.paired if found else None
+        measures = [comparison.measures[at].get(name, Interval(math.nan)) for name in names]
+        row = [
+            at + 1, " ".join(label), len(group.runs), " ".join(run.run_id for run in group.runs), len(group.pictures),
+            *(value for one in measures for value in one),
+            *((found.value, found.low, found.high) if found else (None,) * 3),
+            *((paired.pictures, paired.p_value, paired.only_a, paired.only_b) if paired else (None,) * 4),
+            found.needed if found else None, group.seconds, group.epoch_seconds,
+            *(values[at] for values in differing.values()),
+        ]  # fmt: skip
+        writer.writerow(["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in row])
+    return text.getvalue()
