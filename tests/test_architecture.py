@@ -13,7 +13,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "experiments"
 
 # Each row may import what stands in the rows above it, and from its own row only what `BESIDE` says.
 ROWS = (
-    ("types", "paths", "quiet", "signals", "statistics", "store", "schedules"),
+    ("types", "paths", "quiet", "signals", "statistics", "store", "schedules", "machine"),
     ("progress",),
     ("schema", "data.decoder", "data.download", "data.animals", "checkpoints", "augmentation", "losses"),
     ("validation", "studies"),
@@ -29,6 +29,7 @@ ROWS = (
     ("sweeps.local", "sweeps.summary"),
     ("run", "sweeps.sweeper", "sweeps.search", "sweeps.cluster"),
     ("sweeps.look",),
+    ("reproduction",),
     ("train",),
     ("sweeps.warm",),
     ("commands.*",),
@@ -41,6 +42,7 @@ BESIDE = {
     ("commands.backbones", "commands.composed"),
     ("commands.demo", "commands.composed"),
     ("commands.pretrained", "commands.composed"),
+    ("commands.reproduce", "commands.composed"),
     ("sweeps.sweeper", "sweeps.search"),
 }
 # Before the configuration is known to be good, TensorFlow has no place.

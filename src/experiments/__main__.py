@@ -16,6 +16,7 @@ VERBS = {
     "demo": ("experiments.commands.demo", "the three regimes on drawn pictures, and one table"),
     "inspect": ("experiments.commands.inspect", "look at what a configuration does, before anything is trained"),
     "pretrained": ("experiments.commands.pretrained", "train the shipped body of the small convnet anew"),
+    "reproduce": ("experiments.commands.reproduce", "the tutorial's experiments, its claims beside what came out"),
     "summarize": ("experiments.commands.summarize", "a sweep's table, winner and figures once more"),
     "sync": ("experiments.commands.sync", "tell MLflow what it could not be told while runs went on"),
     "ui": ("experiments.commands.ui", "open the MLflow UI on this machine's runs"),
