@@ -18,7 +18,7 @@ ROWS = (
     ("schema", "data.decoder", "data.download", "data.animals", "checkpoints", "augmentation", "losses"),
     ("validation", "studies"),
     ("tracking.outbox", "tracking.owners", "tracking.address"),
-    ("tracking.stored",),
+    ("tracking.stored", "tracking.view"),
     ("explain", "runtime", "tracking", "data.pen", "data.listing", "data.pipeline", "models.convnet", "evaluate"),
     ("journal", "figures", "data.manifest", "data.folder", "data.synthetic", "data.cats_vs_dogs", "models.head"),
     ("like",),

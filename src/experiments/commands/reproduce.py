@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1 (default: 3)")
     parser.add_argument(
         "--backbone", metavar="MODEL",
-        help=f"a choice of the group model (default: vgg16, the tutorial's; with --quick {DRAWN}, whose weights we ship)",
+        help=f"a choice of the group model (default: vgg16, the tutorial's; with --quick {DRAWN}, with our weights)",
     )  # fmt: skip
     parser.add_argument("--weights", metavar="FILE", help="the backbone's, where they are not at hand by themselves")
     parser.add_argument(
