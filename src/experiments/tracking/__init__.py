@@ -352,10 +352,12 @@ PHASES = ("scratch", "head", "finetune")  # as the metric `phase` counts them
 
 
 def flat_parameters(config: Config) -> dict[str, str]:
-    """What the run reads, a key and a text each: `regime` and the like name the choice, `regime.views` its values."""
+    """What makes the run what it is, a key and a text each: `regime` and the like name the choice, `regime.views` its
+    values."""
     plain = logged(config)
     for key in NOT_IDENTITY:
         plain.pop(key)
+    plain.pop("evaluate")
     plain["runtime"] = {name: plain["runtime"][name] for name in ("precision", "xla")}  # as in a run's identity
     return {key: value[:6000] for key, value in _flatten(plain).items()}
 

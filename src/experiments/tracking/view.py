@@ -1,7 +1,8 @@
 """What the MLflow UI shows first: an experiment's description, its kind, and a view of its runs that an address names.
 
 The view is what the UI's own Share button makes, a tag of the experiment. It holds the columns to compare by; what a
-reader changes stays in their browser. A view that an MLflow of another version does not know is told there, and ignored.
+reader changes stays in their browser. What an MLflow of another version does not know of it, it
+ignores.
 """
 
 from __future__ import annotations
@@ -23,24 +24,26 @@ KEY = "experiments"  # of the view, in the address
 NOTE, KIND, SHARED = "mlflow.note.content", "mlflow.experimentKind", f"mlflow.sharedViewState.{KEY}"
 # The first line is all that the UI shows until the text is opened.
 TEXT = """\
-**Compare `validation.accuracy`** and its 95 % interval, `validation.accuracy_low` to `_high`. Open this text for the rest.
+**Compare `validation.accuracy`** and its 95 % interval, `validation.accuracy_low` to `_high`. How to read the rest: \
+open this text (at its right end).
 
-**Runs.** Each is one training: `regime` says how (scratch, bottleneck, finetune), `model` with which network. A sweep is
-a run, too; sorted by time (*Sort: Created*) its jobs lie below it, behind the `+`. Parameters are the configuration's
-keys as typed, such as `optimizer.lr`; *Columns* shows more of them.
+**Runs.** Each is one training: `regime` says how (scratch, bottleneck, finetune), `model` with which network. A \
+sweep is a run, too; under *Sort: Created* its jobs lie below it, behind the `+`. Parameters are the configuration's \
+keys as typed, such as `optimizer.lr`; *Columns* shows more of them. *Model training*, at the top left, hides what \
+is not for this.
 
-**Which is better?** The interval is Wilson's over the validation pictures. Where intervals overlap, or where runs differ
-in `seed` only, ask `experiments compare RUN RUN ...`: it compares picture by picture and says whether a difference is
-real. The best of many is flattered by the choice. `test.*` is there to be read once, not to choose by.
+**Which is better?** The interval is Wilson's over the validation pictures. Where intervals overlap, or runs differ \
+in `seed` only, ask `experiments compare RUN RUN ...`: it compares picture by picture and says whether a difference \
+is real. The best of many is flattered by the choice. `test.*` is there to be read once, not to choose by.
 
-**Curves.** In a run, *Model metrics*: `accuracy` and `loss` in training, `validation_accuracy` and `validation_loss`, by
-epoch; a finetune run begins with its head's epochs (`phase` 1, then 2). Of several runs: tick them, then *Compare*, or
-the chart symbol above the table. `seconds`, `input_wait` and `pictures_per_second` are an epoch's, `total_seconds` is the
-run's.
+**Curves.** The chart symbol above the table draws all runs' curves; in a run they are under *Model metrics*: \
+`accuracy` and `loss` in training, `validation_accuracy` and `validation_loss`, by epoch. A finetune run begins with \
+its head's epochs (`phase` 1, then 2). `seconds`, `input_wait` and `pictures_per_second` are an epoch's, \
+`total_seconds` is the run's.
 
-**Figures and predictions.** In a run, *Artifacts*: `figures/` (curves, confusion matrix, ROC, calibration, most confident
-mistakes), `predictions_validation.json` with every picture, `config.yaml`, `manifest.csv`. The whole model is under
-*Models*. Runs with the same tag `data_fingerprint` saw the same pictures.
+**Figures and predictions.** In a run, under *Artifacts*: `figures/` (curves, confusion matrix, ROC, calibration, \
+most confident mistakes), `predictions_validation.json` with every picture, `config.yaml`, `manifest.csv`. Whole \
+models are under *Models*. Runs with the same tag `data_fingerprint` saw the same pictures.
 """
 # What is compared, with the width of its column [pixels]; in this order.
 COLUMNS = {
@@ -50,7 +53,23 @@ COLUMNS = {
     "params.`model.head.l2`": 115, "params.`regime.unfrozen_blocks`": 175, "params.`optimizer.lr`": 100,
     "params.`epochs`": 80, "params.`augmentation`": 120, "params.`data`": 110,
 }  # fmt: skip
-FIXED = {"1": 73, "attributes.`Run Name`": 300, "runDateAndNestInfo": 130, "duration": 80}  # the UI's own
+FIXED = {"1": 73, "attributes.`Run Name`": 290, "runDateAndNestInfo": 130, "duration": 80}  # the UI's own
+CURVES = ("validation_accuracy", "validation_loss", "accuracy", "loss")  # drawn first; all others after them
+SECTION = "Model metrics"  # of the charts, the UI's own
+
+
+def charts() -> dict[str, Any]:
+    """The charts that come first, as the UI keeps them."""
+    card = {"metricSectionId": SECTION, "runsCountToCompare": 10, "deleted": False, "isGenerated": True}
+    line = {
+        "type": "LINE", "lineSmoothness": 0, "xAxisScaleType": "linear", "scaleType": "linear", "range": {},
+        "xAxisKey": "step", "selectedXAxisMetricKey": "", "yAxisKey": "metric", "yAxisExpressions": [],
+        "ignoreOutliers": False, "useGlobalXaxisKey": True, "useGlobalLineSmoothing": True,
+    }  # fmt: skip
+    cards = [{**card, **line, "uuid": name, "metricKey": name, "displayName": name} for name in CURVES]
+    section = {"uuid": SECTION, "name": SECTION, "display": True, "deleted": False, "isGenerated": True}
+    # Reordered: what is added has its place behind.
+    return {"compareRunCharts": cards, "compareRunSections": [{**section, "isReordered": True}]}
 
 
 def tags() -> dict[str, str]:
@@ -59,7 +78,7 @@ def tags() -> dict[str, str]:
     view = {
         "selectedColumns": [*COLUMNS], "columnOrder": [*widths], "columnWidths": widths,
         # Sorted by anything but time, jobs stand beside all other runs instead of below their sweep.
-        "orderByKey": "metrics.`validation.accuracy`", "orderByAsc": False,
+        "orderByKey": "metrics.`validation.accuracy`", "orderByAsc": False, **charts(),
     }  # fmt: skip
     return {NOTE: TEXT, KIND: "custom_model_development", SHARED: json.dumps(view)}
 
