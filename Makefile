@@ -6,7 +6,7 @@ UV := $(shell command -v uv 2>/dev/null || echo python3 -m uv)
 PYTHON := .venv/bin/python
 ARGS ?=
 
-.PHONY: help install demo train test test-slow test-reliability check ui bench bench-full golden pretrained clean
+.PHONY: help install demo train reproduce test test-slow test-reliability check ui bench bench-full golden pretrained clean
 
 help:  ## explain every target
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name about; do printf '  make %-16s %s\n' "$$name" "$$about"; done
@@ -37,6 +37,9 @@ check: install  ## formatting, lint and types
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m mypy
+
+reproduce: install  ## the tutorial's experiments and its claims: make reproduce ARGS="--data PATH" (or ARGS=--quick)
+	@$(PYTHON) -m experiments reproduce $(ARGS)
 
 ui: install  ## the MLflow UI on the runs under outputs/
 	@$(PYTHON) -m experiments ui $(ARGS)

@@ -18,6 +18,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from experiments.machine import cores, cpu_model
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("experiments", "tensorflow", "keras", "numpy", "scipy", "pillow", "mlflow", "hydra-core")
 
@@ -130,11 +132,10 @@ def same_work(row: Row, labels: list[str]) -> None:
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     memory = psutil.virtual_memory()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "cpu": cpu_model(),
-        "cores": usable,
+        "cores": cores(),
         "memory_gb": round(memory.total / 2**30, 1),
         "memory_available_gb": round(memory.available / 2**30, 1),
         "load_average_at_start": [round(load, 2) for load in os.getloadavg()],
@@ -144,14 +145,6 @@ def machine() -> dict[str, Any]:
         "commit": commit(),
         "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(("TF_EN", "OMP_"))},
     }
-
-
-def cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def commit() -> str:

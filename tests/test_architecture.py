@@ -13,13 +13,13 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "experiments"
 
 # Each row may import what stands in the rows above it, and from its own row only what `BESIDE` says.
 ROWS = (
-    ("types", "paths", "quiet", "signals", "statistics", "store", "schedules"),
+    ("types", "paths", "quiet", "signals", "statistics", "store", "schedules", "machine"),
     ("progress",),
     ("schema", "data.decoder", "data.download", "data.animals", "checkpoints", "augmentation", "losses"),
     ("validation", "studies"),
     ("tracking.models", "tracking.served"),
     ("tracking.outbox", "tracking.owners", "tracking.address"),
-    ("tracking.stored", "tracking.registry"),
+    ("tracking.stored", "tracking.registry", "tracking.view"),
     ("explain", "runtime", "tracking", "data.pen", "data.listing", "data.pipeline", "models.convnet", "evaluate"),
     ("journal", "figures", "data.manifest", "data.folder", "data.synthetic", "data.cats_vs_dogs", "models.head"),
     ("comparison",),
@@ -32,6 +32,7 @@ ROWS = (
     ("sweeps.local", "sweeps.summary"),
     ("run", "sweeps.sweeper", "sweeps.search", "sweeps.cluster"),
     ("sweeps.look", "inspection.*"),
+    ("reproduction",),
     ("train",),
     ("sweeps.warm",),
     ("commands.*",),
@@ -44,6 +45,7 @@ BESIDE = {
     ("commands.backbones", "commands.composed"),
     ("commands.demo", "commands.composed"),
     ("commands.pretrained", "commands.composed"),
+    ("commands.reproduce", "commands.composed"),
     ("sweeps.sweeper", "sweeps.search"),
 }
 # Before the configuration is known to be good, TensorFlow has no place.

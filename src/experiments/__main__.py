@@ -19,6 +19,7 @@ VERBS = {
     "predict": ("experiments.commands.predict", "class and probability of picture files, by a trained model"),
     "pretrained": ("experiments.commands.pretrained", "train the shipped body of the small convnet anew"),
     "register": ("experiments.commands.register", "a trained model under a name in MLflow's registry"),
+    "reproduce": ("experiments.commands.reproduce", "the tutorial's experiments, its claims beside what came out"),
     "summarize": ("experiments.commands.summarize", "a sweep's table, winner and figures once more"),
     "sync": ("experiments.commands.sync", "tell MLflow what it could not be told while runs went on"),
     "ui": ("experiments.commands.ui", "open the MLflow UI on this machine's runs"),

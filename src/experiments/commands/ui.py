@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 
-from experiments.tracking.stored import local_store, ui_command
+from experiments.types import ConfigError
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="experiments ui", description="Serves the MLflow UI on 127.0.0.1: this machine only."
+        prog="experiments ui",
+        description="Serves the MLflow UI on 127.0.0.1: this machine only. The addresses it "
+        "prints open each experiment's runs with the columns to compare by, and a description of how to read them.",
     )
     parser.add_argument("--port", type=int, default=5000)
     parser.add_argument(
         "--uri", help="MLflow tracking store (default: MLFLOW_TRACKING_URI, or this place's SQLite file)"
     )
     arguments = parser.parse_args()
-    command = ui_command(arguments.uri or local_store(), arguments.port)
+    from experiments.tracking.stored import local_store, ui_command
+    from experiments.tracking.view import dress
+
+    uri = arguments.uri or local_store()
+    try:
+        experiments = dress(uri)
+    except ConfigError as error:
+        sys.exit(str(error))
+    command = ui_command(uri, arguments.port)
     # Without its job executor the server starts in half the time; nothing here uses it.
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    print(f"http://127.0.0.1:{arguments.port}   (Ctrl-C ends it)", flush=True)
+    place = f"http://127.0.0.1:{arguments.port}"
+    for name, path in experiments:
+        print(f"{name:12} {place}/{path}")
+    print(f"{'everything':12} {place}   (Ctrl-C ends it)", flush=True)
     os.execve(command[0], command, {**os.environ, **environment})
 
 

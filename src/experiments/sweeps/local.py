@@ -7,10 +7,12 @@ processes (Python's forkserver) imports what every job needs and runs nothing of
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import multiprocessing
 import multiprocessing.connection
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -126,8 +128,8 @@ def start(function: Callable[..., None], *arguments: Any) -> multiprocessing.pro
     return process
 
 
-def run_job(arguments: Sequence[str], log: str, gpu: str | None) -> None:
-    """One run, in this process: as `python -m experiments.train ARGUMENTS`, all that it says in a file."""
+def run_job(arguments: Sequence[str], log: str | None, gpu: str | None) -> None:
+    """One run, in this process: as `python -m experiments.train ARGUMENTS`; what it says, where given, in a file."""
     guard(log)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
@@ -168,6 +170,26 @@ def call(module: str, function: str, *arguments: Any) -> None:
         raise
     if process.exitcode:
         raise ConfigError(f"{module}.{function}: {why_ended(process.exitcode)}")
+
+
+def ask(folder: Path, function: str, *arguments: Any) -> dict[str, Any]:
+    """Calls a function of `look` in a process of its own; its answer.
+
+    Args:
+        folder: for the answer's file, which goes again.
+
+    Raises:
+        ConfigError: as the function.
+    """
+    answer = folder / f".{function}-{secrets.token_hex(4)}.json"  # the workers of a search share a folder
+    try:
+        call("experiments.sweeps.look", function, *arguments, str(answer))
+        said: dict[str, Any] = json.loads(answer.read_bytes())
+    finally:
+        answer.unlink(missing_ok=True)
+    if "error" in said:
+        raise ConfigError(said["error"])
+    return said
 
 
 def invoke(module: str, function: str, *arguments: Any) -> None:

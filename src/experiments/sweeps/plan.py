@@ -122,10 +122,13 @@ def unjudged(config: Config) -> Config:
 
 def sweep_name(config: Config, jobs: Sequence[Config]) -> str:
     """The name that the same sweep has every time: of what, and a part of the hash over all jobs."""
+    return f"{config.regime.name}-{config.model.name}-{digest(jobs, config.sweep.search, config.sweep.seed)}"
+
+
+def digest(jobs: Sequence[Config], *more: str | int) -> str:
+    """A part of the hash over what jobs are, in whatever order."""
     plain = sorted(json.dumps(effective(job) | {"sweep": None, "progress": None}, sort_keys=True) for job in jobs)
-    search = [config.sweep.search, config.sweep.seed]
-    digest = hashlib.sha256(json.dumps([plain, search]).encode()).hexdigest()
-    return f"{config.regime.name}-{config.model.name}-{digest[:8]}"
+    return hashlib.sha256(json.dumps([plain, list(more)]).encode()).hexdigest()[:8]
 
 
 def find(named: str) -> Path:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import secrets
 import shlex
 import sys
 import time
@@ -127,15 +126,7 @@ class Sweeper(HydraSweeper):
         Raises:
             ConfigError: as the function.
         """
-        answer = self.folder / f".{function}-{secrets.token_hex(4)}.json"  # the workers of a search share a folder
-        try:
-            local.call("experiments.sweeps.look", function, *arguments, str(answer))
-            said: dict[str, Any] = json.loads(answer.read_bytes())
-        finally:
-            answer.unlink(missing_ok=True)
-        if "error" in said:
-            raise ConfigError(said["error"])
-        return said
+        return local.ask(self.folder, function, *arguments)
 
     def look(self, jobs: Sequence[Job]) -> None:
         """Who the jobs are, and what of them is done."""

@@ -25,7 +25,7 @@ from experiments.paths import CONF, REPOSITORY
 from experiments.quiet import without_passwords
 from experiments.schema import NOT_IDENTITY, Config, hidden, logged
 from experiments.store import draft, sync
-from experiments.tracking import address, outbox, owners
+from experiments.tracking import address, outbox, owners, view
 from experiments.tracking.stored import RUN_ID
 from experiments.types import ConfigError, EpochRecord, Pruned, Splits
 
@@ -36,11 +36,6 @@ if TYPE_CHECKING:
 REFERENCES = {"model.weights": "weights/backbone.weights.h5", "regime.head_from": "weights/head.weights.h5"}
 MANIFEST = "manifest.csv"
 _log = logging.getLogger(__name__)
-DESCRIPTION = """\
-Image-classification experiments. Each run is one training: `regime` says how (scratch, bottleneck, finetune), `model`
-with what. Compare runs by **validation.accuracy** (with its 95 % interval, `validation.accuracy_low` and `_high`); the
-curves are `accuracy` and `validation_accuracy` by epoch, figures and predictions are among the artifacts.
-"""
 
 
 class Tracker(Protocol):
@@ -286,9 +281,7 @@ def open_experiment(config: Config) -> str:
         if found is not None:
             return str(found.experiment_id)
         artifacts = artifact_uri(config.tracking.artifacts)
-        return str(
-            client.create_experiment(config.tracking.experiment, artifacts, tags={"mlflow.note.content": DESCRIPTION})
-        )
+        return str(client.create_experiment(config.tracking.experiment, artifacts, tags=view.tags()))
 
 
 def make_tables(database: Path) -> None:
@@ -416,10 +409,12 @@ PHASES = ("scratch", "head", "finetune")  # as the metric `phase` counts them
 
 
 def flat_parameters(config: Config) -> dict[str, str]:
-    """What the run reads, a key and a text each: `regime` and the like name the choice, `regime.views` its values."""
+    """What makes the run what it is, a key and a text each: `regime` and the like name the choice, `regime.views` its
+    values."""
     plain = logged(config)
     for key in NOT_IDENTITY:
         plain.pop(key)
+    plain.pop("evaluate")
     plain["runtime"] = {name: plain["runtime"][name] for name in ("precision", "xla")}  # as in a run's identity
     return {key: value[:6000] for key, value in _flatten(plain).items()}
 

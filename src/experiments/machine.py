@@ -1,0 +1,35 @@
+"""What a figure was measured on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+import psutil
+
+PACKAGES = ("experiments", "tensorflow", "keras", "numpy", "pillow")  # what a figure may depend on
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def sentence() -> str:
+    """Cores, processor, memory and versions in a line."""
+    memory = psutil.virtual_memory().total / 2**30
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
+    return (
+        f"{cores()} core{'s' if cores() > 1 else ''} of {cpu_model()}, {memory:.1f} GB; "
+        f"{', '.join([f'Python {platform.python_version()}', *versions])}"
+    )

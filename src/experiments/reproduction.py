@@ -1,0 +1,289 @@
+"""The tutorial's three experiments and its exercise: what it claims, the runs that try it, and the table of both.
+
+Source: "A Gentle Introduction to Convolutional Neural Networks - Building a Deep Neural Network for Image
+Classification with Keras" (S. Mujumdar, A. Jain).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+from experiments import journal, store
+from experiments.paths import run_name
+from experiments.schema import NOT_IDENTITY, Config
+from experiments.statistics import mean_interval, wilson
+from experiments.sweeps import local
+from experiments.sweeps.plan import Job
+
+CLAIMED_FOR = "vgg16"  # the backbone of all claims but the first
+CLAIM_PICTURES = 400  # 200 a class, on which the tutorial validated
+LAST = 5  # epochs that a figure is the mean of
+# The presets that a backbone's rows come from; any other has the tutorial's, with model=NAME.
+PRESETS = {"mobilenet_v2": "mobilenet"}
+QUICK = ("data.limit.train=100", "data.limit.validation=200")  # a class
+QUICK_EPOCHS = {
+    "scratch": ("epochs=15",),
+    "bottleneck": ("epochs=15",),
+    "finetune": ("epochs=5", "regime.head_epochs=15"),
+    "exercise": ("epochs=5", "regime.head_epochs=15"),
+}
+
+
+class Claim(NamedTuple):
+    """What the tutorial says of one of its experiments: accuracies in [0, 1]."""
+
+    about: str
+    says: str
+    low: float
+    high: float
+    measured: bool = True  # on pictures, so that it might as well have come out a little different; else a goal
+
+    def range(self) -> tuple[float, float]:
+        """The accuracies that the claim is compatible with: as far as its own pictures can tell (Wilson, 95 %)."""
+        if not self.measured:
+            return self.low, self.high
+        ends = (wilson(round(end * CLAIM_PICTURES), CLAIM_PICTURES) for end in (self.low, self.high))
+        (low, _), (_, high) = ends
+        return low, high
+
+
+CLAIMS = {
+    "scratch": Claim("from scratch: the small convnet", "74-78 %", 0.74, 0.78),
+    "bottleneck": Claim("a head on bottleneck features", "about 90 %", 0.90, 0.90),
+    "finetune": Claim("fine-tuning the last block", "about 95 %", 0.95, 0.95),
+    "exercise": Claim("exercise: dropout 0.7, L2, two blocks", "above 95 %", 0.95, 1.0, measured=False),
+}
+
+
+class Result(NamedTuple):
+    """A finished run: accuracies in [0, 1], on the validation pictures."""
+
+    last_epochs: float  # the mean of the last phase's last five, or of all where there are fewer
+    accuracy: float  # after the last
+    pictures: int
+    seconds: float
+
+
+def overrides(name: str, *, backbone: str, data: str | None, weights: str | None, quick: bool) -> list[str]:
+    """The command line of a row's runs, without the seed.
+
+    Args:
+        name: of the claim.
+        data: a folder of pictures, or the cats and dogs' zip file; None: the download, or drawn pictures if `quick`.
+        weights: of the backbone, where they are not the model's own.
+    """
+    presets = "tutorial" if name == "scratch" else PRESETS.get(backbone, "tutorial")
+    given = [f"experiment={presets}_{name}"]
+    if name != "scratch":
+        given += [f"model={backbone}"] if presets == "tutorial" and backbone != CLAIMED_FOR else []
+        given += [f"model.weights={journal.quoted(weights)}"] if weights else []
+    if data is None:
+        given += ["data=synthetic" if quick else "data=cats_vs_dogs"]
+    elif data.endswith(".zip"):
+        given += ["data=cats_vs_dogs", f"data.archive={journal.quoted(data)}"]
+    else:
+        given += [f"data.root={journal.quoted(data)}"]
+    return [*given, *(QUICK if quick else ()), *(QUICK_EPOCHS[name] if quick else ())]
+
+
+def same_task(config: Config, given: Sequence[str]) -> bool:
+    """Whether runs are about what the claims are about: not drawn pictures, no overrides that make other runs."""
+    altered = [one for one in given if re.split(r"[.=@]", one.lstrip("+~"))[0] not in (*NOT_IDENTITY, "runtime")]
+    return not altered and not config.data.name.startswith("synthetic")
+
+
+def look(jobs: Sequence[Job], folder: Path) -> None:
+    """Finds who the jobs are and what of them is done, by building and reading all that they need.
+
+    Raises:
+        ConfigError: what would stop a run.
+    """
+    # The last first: networks are built before pictures are read, and the first of all has no weights that could lack.
+    order = list(reversed(jobs))
+    said = local.ask(folder, "look", [job.config.model_dump(by_alias=True, mode="json") for job in order])
+    for job, known in zip(order, said["jobs"], strict=True):
+        job.identity = known["identity"]
+        if known.get("status"):
+            job.status, job.folder, job.threads = known["status"], Path(known["folder"]), known.get("threads")
+            job.facts = {"run_id": known.get("run_id")}
+
+
+def train(job: Job, parent: str | None) -> None:
+    """Trains a job in a process of its own, which ends with this one; its status says how it went.
+
+    Args:
+        parent: the MLflow run that it belongs to.
+    """
+    if job.status == "NEW":
+        name = run_name(job.values["experiment"], job.config.model.name, f"seed{job.values['seed']}")
+        job.folder = Path(job.config.outputs) / "runs" / name
+    own = any(one.startswith("runtime.threads=") for one in job.overrides)
+    arguments = [
+        *job.overrides,
+        "evaluate.test=false",  # no claim is about it
+        *([f"runtime.threads={job.threads}"] if job.threads and not own else []),
+        *([f"sweep.parent={parent}"] if parent else []),
+        f"hydra.run.dir={journal.quoted(str(job.folder))}",
+        "resume=auto",
+    ]
+    process = local.start(local.run_job, arguments, None, None)
+    try:
+        process.join()
+    except BaseException:
+        local.end([process])
+        raise
+    job.facts = {"run_id": (journal.read(job.folder) or {}).get("run_id")}
+    reason = local.why_ended(process.exitcode)
+    job.status, job.reason = ("FAILED", reason) if reason else ("FINISHED", "")
+
+
+def read_result(curves: bytes, metrics: bytes, predictions: bytes) -> Result:
+    """What a run's files say of it: curves.csv, metrics.json, predictions_validation.csv."""
+    rows = list(csv.DictReader(io.StringIO(curves.decode())))
+    last = [float(row["validation_accuracy"]) for row in rows if row["phase"] == rows[-1]["phase"]][-LAST:]
+    figures: Mapping[str, float] = json.loads(metrics)
+    pictures = sum(1 for _ in csv.DictReader(io.StringIO(predictions.decode())))
+    return Result(mean(last), figures["validation.accuracy"], pictures, figures["total_seconds"])
+
+
+FILES = ("curves.csv", journal.METRICS, "predictions_validation.csv")  # as `read_result` takes them
+
+
+def result_of(job: Job) -> Result:
+    """A finished run's result, from its folder or, where that is on another machine, from the tracking store."""
+    if all((job.folder / name).exists() for name in FILES):
+        return read_result(*((job.folder / name).read_bytes() for name in FILES))
+    from experiments.tracking import stored
+
+    contents = (
+        stored.read_file(str(job.config.tracking.uri), job.facts["run_id"], name, 2**30) or b"" for name in FILES
+    )
+    return read_result(*contents)
+
+
+def interval(results: Sequence[Result]) -> tuple[float, float, float]:
+    """Mean and 95 % interval of `last_epochs`: Student's over seeds; of a single run Wilson's over its pictures."""
+    if len(results) > 1:
+        return mean_interval([one.last_epochs for one in results])
+    (one,) = results
+    return (one.last_epochs, *wilson(round(one.last_epochs * one.pictures), one.pictures))
+
+
+def verdict(claim: Claim, low: float, high: float) -> str:
+    """How an interval lies to what the claim is compatible with: inside, outside, or across an end of it."""
+    lowest, highest = claim.range()
+    if high < lowest:
+        return "below"
+    if low > highest:
+        return "above"
+    return "reproduced" if lowest <= low and min(high, 1.0) <= highest else "cannot be told"
+
+
+def row(name: str, jobs: Sequence[Job], *, backbone: str, comparable: bool) -> dict[str, Any]:
+    """A row of the table, as plain values; accuracies in [0, 1].
+
+    Args:
+        jobs: of this row, finished or not.
+        comparable: whether the runs are about what the claim is about.
+    """
+    claim = CLAIMS[name]
+    done = [job for job in jobs if job.status == "FINISHED"]
+    results = [result_of(job) for job in done]
+    says = claim.says if name == "scratch" or backbone == CLAIMED_FOR else f"{claim.says} ({CLAIMED_FOR})"
+    found: dict[str, Any] = {
+        "experiment": name, "about": claim.about, "claim": says,
+        "command": " ".join(plain_overrides(jobs[0].overrides)), "seeds": len(jobs),
+        "finished": [job.values["seed"] for job in done], "results": [one._asdict() for one in results],
+        "run_ids": [job.facts.get("run_id") for job in done],
+    }  # fmt: skip
+    if results:
+        found["mean"], found["low"], found["high"] = interval(results)
+    whole = len(done) == len(jobs)
+    found["verdict"] = verdict(claim, found["low"], found["high"]) if whole and comparable else ""
+    return found
+
+
+def plain_overrides(given: Sequence[str]) -> list[str]:
+    """What a run is, without where things are on this machine and which seed it has."""
+    places = {"data.root=": "PATH", "data.archive=": "FILE", "model.weights='": "FILE"}
+    named = []
+    for one in given:
+        place = next((prefix for prefix in places if one.startswith(prefix)), None)
+        if not one.startswith("seed="):
+            named.append(one if place is None else f"{place.rstrip(chr(39))}{places[place]}")
+    return named
+
+
+HEADER = ("experiment", "the tutorial says", "measured here", "last epoch", "seconds a run", "verdict")
+
+
+def cells(one: Mapping[str, Any]) -> list[str]:
+    """A row as text, in the order of HEADER."""
+    results = one["results"]
+    measured = f"{one['mean']:.1%} [{100 * one['low']:.1f}, {100 * one['high']:.1f}]" if results else ""
+    missing = one["seeds"] - len(results)
+    return [
+        one["about"],
+        one["claim"],
+        measured.replace("%", " %"),
+        ", ".join(f"{100 * result['accuracy']:.1f}" for result in results),
+        ", ".join(f"{result['seconds']:.0f}" for result in results),
+        one["verdict"] or (f"{missing} of {one['seeds']} runs missing" if missing else "-"),
+    ]
+
+
+def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: bool) -> list[str]:
+    """How the table is to be read."""
+    pictures = {result["pictures"] for one in rows for result in one["results"]}
+    single = all(one["seeds"] == 1 for one in rows)
+    over = "Wilson's over the pictures of the single run" if single else "Student's over the seeds"
+    said = [
+        f"Measured: accuracy on {' or '.join(map(str, sorted(pictures)))} validation pictures, mean of the last {LAST} "
+        f"epochs (the curves swing, and no epoch is picked) with its 95 % interval, {over}; beside it the accuracy "
+        "after the last epoch, by seed.",
+        "Later seeds find the activations and heads that earlier runs have stored: hence their fewer seconds.",
+    ]
+    if not comparable:
+        return [*said, "No verdict: other pictures, fewer of them or other settings than the claims are about."]
+    ranges = [(one["experiment"], CLAIMS[one["experiment"]]) for one in rows]
+    told = ", ".join(f"{name} {100 * claim.range()[0]:.1f} to {100 * claim.range()[1]:.1f} %" for name, claim in ranges)
+    said.append(
+        f"A claim is itself a figure from {CLAIM_PICTURES} pictures, so it is read as all that fits it within a 95 % "
+        f"interval ({told}; the exercise is a goal and read as it stands). Reproduced: our interval lies within; "
+        "above, below: wholly outside; cannot be told: across an end."
+    )
+    if backbone != CLAIMED_FOR:
+        said.append(
+            f"All claims but the first are {CLAIMED_FOR}'s, and these figures are {backbone}'s: there the verdict "
+            "compares numbers, and neither confirms nor refutes the claim."
+        )
+    return said
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], said: Sequence[str], about: str) -> str:
+    """The table as a Markdown page, with the commands of single runs."""
+    lines = ["# The tutorial, reproduced", "", about, "", f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
+    lines += [f"| {' | '.join(cells(one))} |" for one in rows]
+    lines += ["", *(f"{sentence}\n" for sentence in said), "One run of each, with its seed:", "", "```"]
+    lines += [f"python -m experiments.train {one['command']} seed=0" for one in rows]
+    return "\n".join([*lines, "```", ""])
+
+
+def write(folder: Path, rows: Sequence[Mapping[str, Any]], said: Sequence[str], about: str) -> None:
+    """Puts the table into its folder: summary.md, and summary.json with every run's figures."""
+    store.write_file(folder / "summary.md", markdown(rows, said, about).encode())
+    content = {"about": about, "rows": list(rows), "sentences": list(said)}
+    store.write_file(folder / "summary.json", json.dumps(content, indent=1).encode())
+
+
+def metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What MLflow is told of the whole: every row's figure."""
+    names = {"mean": "validation.accuracy", "low": "validation.accuracy_low", "high": "validation.accuracy_high"}
+    return {f"{one['experiment']}.{told}": one[key] for one in rows for key, told in names.items() if key in one}

@@ -1,0 +1,126 @@
+"""What the MLflow UI shows first: an experiment's description, its kind, and a view of its runs that an address names.
+
+The view is what the UI's own Share button makes, a tag of the experiment. It holds the columns to compare by; what a
+reader changes stays in their browser. What an MLflow of another version does not know of it, it
+ignores.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.quiet import without_passwords
+from experiments.tracking import address, outbox
+from experiments.types import ConfigError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment
+
+KEY = "experiments"  # of the view, in the address
+# MLflow's own tags; their names are those in its UI, 3.17.
+NOTE, KIND, SHARED = "mlflow.note.content", "mlflow.experimentKind", f"mlflow.sharedViewState.{KEY}"
+# The first line is all that the UI shows until the text is opened.
+TEXT = """\
+**Compare `validation.accuracy`** and its 95 % interval, `validation.accuracy_low` to `_high`. How to read the rest: \
+open this text (at its right end).
+
+**Runs.** Each is one training: `regime` says how (scratch, bottleneck, finetune), `model` with which network. A \
+sweep is a run, too; under *Sort: Created* its jobs lie below it, behind the `+`. Parameters are the configuration's \
+keys as typed, such as `optimizer.lr`; *Columns* shows more of them. *Model training*, at the top left, hides what \
+is not for this.
+
+**Which is better?** The interval is Wilson's over the validation pictures. Where intervals overlap, or runs differ \
+in `seed` only, ask `experiments compare RUN RUN ...`: it compares picture by picture and says whether a difference \
+is real. The best of many is flattered by the choice. `test.*` is there to be read once, not to choose by.
+
+**Curves.** The chart symbol above the table draws all runs' curves; in a run they are under *Model metrics*: \
+`accuracy` and `loss` in training, `validation_accuracy` and `validation_loss`, by epoch. A finetune run begins with \
+its head's epochs (`phase` 1, then 2). `seconds`, `input_wait` and `pictures_per_second` are an epoch's, \
+`total_seconds` is the run's.
+
+**Figures and predictions.** In a run, under *Artifacts*: `figures/` (curves, confusion matrix, ROC, calibration, \
+most confident mistakes), `predictions_validation.json` with every picture, `config.yaml`, `manifest.csv`. Whole \
+models are under *Models*. Runs with the same tag `data_fingerprint` saw the same pictures.
+"""
+# What is compared, with the width of its column [pixels]; in this order.
+COLUMNS = {
+    "metrics.`validation.accuracy`": 150, "metrics.`validation.accuracy_low`": 175,
+    "metrics.`validation.accuracy_high`": 180,
+    "params.`regime`": 100, "params.`model`": 110, "params.`seed`": 60, "params.`model.head.dropout`": 150,
+    "params.`model.head.l2`": 115, "params.`regime.unfrozen_blocks`": 175, "params.`optimizer.lr`": 100,
+    "params.`epochs`": 80, "params.`augmentation`": 120, "params.`data`": 110,
+}  # fmt: skip
+FIXED = {"1": 73, "attributes.`Run Name`": 290, "runDateAndNestInfo": 130, "duration": 80}  # the UI's own
+CURVES = ("validation_accuracy", "validation_loss", "accuracy", "loss")  # drawn first; all others after them
+SECTION = "Model metrics"  # of the charts, the UI's own
+
+
+def charts() -> dict[str, Any]:
+    """The charts that come first, as the UI keeps them."""
+    card = {"metricSectionId": SECTION, "runsCountToCompare": 10, "deleted": False, "isGenerated": True}
+    line = {
+        "type": "LINE", "lineSmoothness": 0, "xAxisScaleType": "linear", "scaleType": "linear", "range": {},
+        "xAxisKey": "step", "selectedXAxisMetricKey": "", "yAxisKey": "metric", "yAxisExpressions": [],
+        "ignoreOutliers": False, "useGlobalXaxisKey": True, "useGlobalLineSmoothing": True,
+    }  # fmt: skip
+    cards = [{**card, **line, "uuid": name, "metricKey": name, "displayName": name} for name in CURVES]
+    section = {"uuid": SECTION, "name": SECTION, "display": True, "deleted": False, "isGenerated": True}
+    # Reordered: what is added has its place behind.
+    return {"compareRunCharts": cards, "compareRunSections": [{**section, "isReordered": True}]}
+
+
+def tags() -> dict[str, str]:
+    """Of an experiment, so that the UI opens as a newcomer needs it."""
+    widths = FIXED | COLUMNS
+    view = {
+        "selectedColumns": [*COLUMNS], "columnOrder": [*widths], "columnWidths": widths,
+        # Sorted by anything but time, jobs stand beside all other runs instead of below their sweep.
+        "orderByKey": "metrics.`validation.accuracy`", "orderByAsc": False, **charts(),
+    }  # fmt: skip
+    return {NOTE: TEXT, KIND: "custom_model_development", SHARED: json.dumps(view)}
+
+
+def dress(uri: str) -> list[tuple[str, str]]:
+    """Gives the tags to the experiments of a store that runs of ours are in; what somebody has written there stays.
+
+    Args:
+        uri: the tracking store.
+
+    Returns:
+        Name and path in the UI's address of each, the one with the latest run first.
+
+    Raises:
+        ConfigError: there is no store yet, or it cannot be used.
+    """
+    database = uri.removeprefix("sqlite:///")
+    if database != uri and not Path(database).exists():
+        raise ConfigError(f"No runs yet: there is no {database}. Train first, or give --uri")
+    address.check(uri)
+    outbox.prepare()
+    import mlflow
+
+    try:
+        client = mlflow.MlflowClient(uri)
+        ours = [(latest, one) for one in client.search_experiments() if (latest := _latest(client, one))]
+        for _, experiment in ours:
+            for name, value in tags().items():
+                if name != NOTE or NOTE not in experiment.tags:
+                    client.set_experiment_tag(experiment.experiment_id, name, value)
+    except outbox.failures() as error:
+        raise address.unusable(without_passwords(uri), str(error)) from None
+    ordered = sorted(ours, key=lambda one: one[0], reverse=True)
+    return [
+        (one.name, f"#/experiments/{one.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={KEY}")
+        for _, one in ordered
+    ]
+
+
+def _latest(client: MlflowClient, experiment: Experiment) -> int:
+    """When the latest run of ours began [ms since 1970]; 0 where there is none."""
+    runs: list[Any] = client.search_runs(
+        [experiment.experiment_id], "tags.run_folder != ''", order_by=["attributes.start_time DESC"], max_results=1
+    )
+    return int(runs[0].info.start_time) if runs else 0
