@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,24 @@ from experiments import (
 
 ROOT = Path(__file__).resolve().parent.parent
 Compose = Callable[..., DictConfig]
+# Calls the main() of a module for each of several command lines; prints what each did as JSON. One process for many.
+DRIVER = """
+import contextlib, importlib, io, json, sys, time
+module, lines = sys.argv[1], json.loads(sys.argv[2])
+told = []
+for line in lines:
+    sys.argv = [module, *line]
+    out, err, began = io.StringIO(), io.StringIO(), time.perf_counter()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            importlib.import_module(module).main()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code
+    seconds = time.perf_counter() - began
+    told.append({"code": code, "out": out.getvalue(), "err": err.getvalue(), "seconds": seconds})
+print(json.dumps({"told": told, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
+"""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -91,6 +112,24 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 noisy = np.clip(picture + rng.normal(0, 12, (48, 48, 3)), 0, 255).astype("uint8")
                 Image.fromarray(noisy).save(folder / f"{name}.{n}.jpg", quality=90)
     return root
+
+
+@pytest.fixture(scope="session")
+def drive() -> Callable[..., tuple[list[dict[str, Any]], list[str]]]:
+    """`drive("experiments.train", [["epochs=0"], ...], cwd)`: one process that calls `main()` for each command line.
+
+    Returns:
+        What each did: its exit code or text, what it printed, its seconds; and the packages that were imported.
+    """
+
+    def call(module: str, lines: list[list[str]], cwd: Path) -> tuple[list[dict[str, Any]], list[str]]:
+        command = [sys.executable, "-c", DRIVER, module, json.dumps(lines)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+        assert done.returncode == 0, done.stderr
+        answer = json.loads(done.stdout)
+        return answer["told"], answer["modules"]
+
+    return call
 
 
 def shared(variable: str, *parts: str) -> Path:
