@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from PIL import Image
 from experiments import (
     paths,
     schema,
-    train,  # noqa: F401  registers the resolvers that conf/ uses
+    signals,
+    train,  # registers the resolvers that conf/ uses
     validation,
 )
 
@@ -112,6 +114,29 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 noisy = np.clip(picture + rng.normal(0, 12, (48, 48, 3)), 0, 255).astype("uint8")
                 Image.fromarray(noisy).save(folder / f"{name}.{n}.jpg", quality=90)
     return root
+
+
+@pytest.fixture
+def run_here() -> Callable[..., None]:
+    """`run_here("regime=scratch", ...)`: what `python -m experiments.train` does with a command line, in this process.
+
+    Not for `runtime.threads`, which TensorFlow takes before its first operation only.
+    """
+
+    def call(*arguments: str) -> None:
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
+            patch.chdir(Path.cwd())  # back afterwards: resume= goes to where its command was typed
+            patch.setattr(sys, "argv", ["train", *arguments])
+            patch.setattr(sys, "stderr", sys.stderr)
+            patch.setattr(signals, "install", lambda: None)
+            patch.setenv("HYDRA_FULL_ERROR", "1")
+            try:
+                train.main()
+            finally:
+                if "mlflow" in sys.modules:
+                    sys.modules["mlflow"].set_tracking_uri(None)
+
+    return call
 
 
 @pytest.fixture(scope="session")
