@@ -25,7 +25,7 @@ train: install  ## one run: make train ARGS="regime=finetune optimizer.lr=1e-4"
 	@$(PYTHON) -m experiments.train $(ARGS)
 
 test: install  ## the tests, but for the slow ones
-	@$(PYTHON) -m pytest -m "not slow" -n auto --dist loadfile $(ARGS)
+	@$(PYTHON) -m pytest -m "not slow" -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: install  ## the slow tests
 	@$(PYTHON) -m pytest -m slow $(ARGS)

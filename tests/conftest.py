@@ -47,6 +47,17 @@ print(json.dumps({"told": told, "modules": sorted({name.split(".")[0] for name i
 """
 
 
+# Begun first, so that no worker is left alone with one at the end (`make test`: a file is one worker's).
+LONGEST = (
+    "test_sweeps.py", "test_regimes.py", "test_experiments.py", "test_runs.py", "test_fit.py", "test_applications.py",
+    "test_runtime.py", "test_server.py", "test_search.py", "test_activations.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", action="store_true", help="write tests/golden anew instead of comparing")
     parser.addoption("--full", action="store_true", help="tests/reliability: as many tries as make test-reliability")
@@ -127,7 +138,7 @@ def run_here() -> Callable[..., None]:
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
             patch.chdir(Path.cwd())  # back afterwards: resume= goes to where its command was typed
             patch.setattr(sys, "argv", ["train", *arguments])
-            patch.setattr(sys, "stderr", sys.stderr)
+            patch.setattr(train, "Starred", lambda stream: stream)  # absl closes what is no longer sys.stderr
             patch.setattr(signals, "install", lambda: None)
             patch.setenv("HYDRA_FULL_ERROR", "1")
             try:

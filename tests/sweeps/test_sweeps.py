@@ -81,13 +81,9 @@ def tracked(home: Path) -> tuple[list[Any], list[Any]]:
 
 def test_a_sweep_plans_shares_concludes_and_is_not_run_twice(sweep: Sweep, own_outputs: Path) -> None:
     swept = ("regime=bottleneck,finetune", "regime.unfrozen_blocks=1,2", "seed=0,1")
-    planned = sweep(*swept, "sweep.dry_run=true")
-    assert planned.returncode == 0, planned.stderr
-    assert "8 jobs, 6 to run, 2 the same as another" in planned.stdout  # bottleneck ignores unfrozen_blocks
-    assert not (own_outputs / "mlflow.db").exists(), "a dry run tracks nothing"
-
     done = sweep(*swept)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "8 jobs, 6 to run, 2 the same as another" in done.stdout  # bottleneck ignores unfrozen_blocks
     parents, jobs = tracked(own_outputs)
     folder = only_sweep(own_outputs)
     said = summary_of(folder)
@@ -118,9 +114,10 @@ def test_a_sweep_plans_shares_concludes_and_is_not_run_twice(sweep: Sweep, own_o
     again = sweep(*swept)
     assert again.returncode == 0 and "6 already finished" in again.stdout
     assert len(tracked(own_outputs)[1]) == len(jobs)
-    anew = sweep("regime=bottleneck", "seed=0", "sweep.rerun=true", "sweep.final=false")
-    assert "1 jobs, 1 to run" in anew.stdout, anew.stdout + anew.stderr
-    assert len(tracked(own_outputs)[1]) == len(jobs) + 1
+    anew = sweep("regime=bottleneck", "seed=0,2", "sweep.rerun=true", "sweep.dry_run=true")
+    assert anew.returncode == 0 and "2 jobs, 2 to run" in anew.stdout, anew.stdout + anew.stderr
+    assert tuple(map(len, tracked(own_outputs))) == (1, len(jobs)), "a dry run tracks nothing"
+    assert only_sweep(own_outputs) == folder, "and leaves nothing"
     (folder / "summary.md").unlink()
     told = subprocess.run(
         [sys.executable, "-m", "experiments", "summarize", str(folder)], env=os.environ | {"PYTHONPATH": str(SOURCE)},
