@@ -152,22 +152,17 @@ def comments() -> dict[tuple[str, str], str]:
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     said = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
     found = {}
+    node: Any
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef):
             for field in node.body:
                 if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                    found[node.name, field.target.id] = said.get(field.end_lineno or 0, "")
+                    found[node.name, field.target.id] = said.get(field.end_lineno, "")
         elif isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "ARGUMENTS":
-            for group, arguments in ast.literal_eval(keys_only(node.value)).items():
-                for argument, line in arguments.items():
-                    found[group, argument] = said.get(line, "")
+            for group, arguments in zip(node.value.keys, node.value.values, strict=True):
+                for argument, checked in zip(arguments.keys, arguments.values, strict=True):
+                    found[group.value, argument.value] = said.get(checked.end_lineno, "")
     return found
-
-
-def keys_only(node: Any) -> ast.Dict:
-    """A dict of dicts with the lines of the inner values in their place."""
-    inner = [ast.Dict(one.keys, [ast.Constant(value.end_lineno) for value in one.values]) for one in node.values]
-    return ast.Dict(node.keys, inner)
 
 
 class Field(NamedTuple):
@@ -278,11 +273,12 @@ def table(sources: Mapping[str, Mapping[str, Line]], known: Mapping[str, Field],
         meaning = told(own, sources) or told(inherited, sources)
         if not meaning:
             unsaid.append(key)
-        may_be = (
-            known[key].allowed if key in known else " or ".join(sorted({*map(kind, values.values())}, reverse=True))
-        )
-        if key.startswith("augmentation.layers."):
+        if key in known:
+            may_be = known[key].allowed
+        elif key.startswith("augmentation.layers."):
             may_be = "as Keras's layer has it"
+        else:
+            may_be = " or ".join(sorted({*map(kind, values.values())}, reverse=True))
         rows.append(f"| `{key}` | {told(values, sources, code=True)} | {cell(may_be)} | {meaning} |")
     if unsaid:
         raise ValueError(f"say in a comment in conf/ or schema.py what these mean: {', '.join(unsaid)}")
