@@ -6,7 +6,7 @@ UV := $(shell command -v uv 2>/dev/null || echo python3 -m uv)
 PYTHON := .venv/bin/python
 ARGS ?=
 
-.PHONY: help install demo train reproduce test test-slow test-reliability check ui bench bench-full golden pretrained clean
+.PHONY: help install demo train reproduce test test-slow test-reliability check ui bench bench-full golden reference pretrained clean
 
 help:  ## explain every target
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name about; do printf '  make %-16s %s\n' "$$name" "$$about"; done
@@ -25,7 +25,7 @@ train: install  ## one run: make train ARGS="regime=finetune optimizer.lr=1e-4"
 	@$(PYTHON) -m experiments.train $(ARGS)
 
 test: install  ## the tests, but for the slow ones
-	@$(PYTHON) -m pytest -m "not slow" -n auto --dist loadfile $(ARGS)
+	@$(PYTHON) -m pytest -m "not slow" -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: install  ## the slow tests
 	@$(PYTHON) -m pytest -m slow $(ARGS)
@@ -52,6 +52,9 @@ bench-full: install  ## the same on all pictures, up to 20,000 of them, and what
 
 golden: install  ## write the composed configurations in tests/golden anew
 	@$(PYTHON) -m pytest -q tests/test_conf.py --golden
+
+reference: install  ## write docs/configuration.md anew, out of conf/ and the schema
+	@$(PYTHON) docs/configuration.py
 
 pretrained: install  ## train the shipped body of the small convnet anew, on drawn animals (about half an hour)
 	@$(PYTHON) -m experiments pretrained $(ARGS)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +20,42 @@ from PIL import Image
 from experiments import (
     paths,
     schema,
-    train,  # noqa: F401  registers the resolvers that conf/ uses
+    signals,
+    train,  # registers the resolvers that conf/ uses
     validation,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
 Compose = Callable[..., DictConfig]
+# Calls the main() of a module for each of several command lines; prints what each did as JSON. One process for many.
+DRIVER = """
+import contextlib, importlib, io, json, sys, time
+module, lines = sys.argv[1], json.loads(sys.argv[2])
+told = []
+for line in lines:
+    sys.argv = [module, *line]
+    out, err, began = io.StringIO(), io.StringIO(), time.perf_counter()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            importlib.import_module(module).main()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code
+    seconds = time.perf_counter() - began
+    told.append({"code": code, "out": out.getvalue(), "err": err.getvalue(), "seconds": seconds})
+print(json.dumps({"told": told, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
+"""
+
+
+# Begun first, so that no worker is left alone with one at the end (`make test`: a file is one worker's).
+LONGEST = (
+    "test_sweeps.py", "test_regimes.py", "test_experiments.py", "test_runs.py", "test_fit.py", "test_applications.py",
+    "test_runtime.py", "test_server.py", "test_search.py", "test_activations.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -97,6 +131,47 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(drawn: Path) -> tuple[str, ...]:
     """Overrides that lead to the drawn pictures."""
     return "data=folder", f"data.root={drawn}", "data.image_size=48"
+
+
+@pytest.fixture
+def run_here() -> Callable[..., None]:
+    """`run_here("regime=scratch", ...)`: what `python -m experiments.train` does with a command line, in this process.
+
+    Not for `runtime.threads`, which TensorFlow takes before its first operation only.
+    """
+
+    def call(*arguments: str) -> None:
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
+            patch.chdir(Path.cwd())  # back afterwards: resume= goes to where its command was typed
+            patch.setattr(sys, "argv", ["train", *arguments])
+            patch.setattr(train, "Starred", lambda stream: stream)  # absl closes what is no longer sys.stderr
+            patch.setattr(signals, "install", lambda: None)
+            patch.setenv("HYDRA_FULL_ERROR", "1")
+            try:
+                train.main()
+            finally:
+                if "mlflow" in sys.modules:
+                    sys.modules["mlflow"].set_tracking_uri(None)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def drive() -> Callable[..., tuple[list[dict[str, Any]], list[str]]]:
+    """`drive("experiments.train", [["epochs=0"], ...], cwd)`: one process that calls `main()` for each command line.
+
+    Returns:
+        What each did: its exit code or text, what it printed, its seconds; and the packages that were imported.
+    """
+
+    def call(module: str, lines: list[list[str]], cwd: Path) -> tuple[list[dict[str, Any]], list[str]]:
+        command = [sys.executable, "-c", DRIVER, module, json.dumps(lines)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+        assert done.returncode == 0, done.stderr
+        answer = json.loads(done.stdout)
+        return answer["told"], answer["modules"]
+
+    return call
 
 
 def shared(variable: str, *parts: str) -> Path:

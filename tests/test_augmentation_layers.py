@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import inspect
@@ -61,15 +62,20 @@ def batches(config: Config, pictures: Pictures, epochs: range, classes: int = 2,
     return [(np.asarray(pixels), np.asarray(labels)) for pixels, labels in built.dataset]
 
 
+@functools.cache
+def two_epochs(name: str) -> list[Batch]:
+    """Of nine pictures."""
+    return batches(read([f"augmentation={name}"]), split(smooth(9), np.arange(9) % 2), range(2))
+
+
 def digest(name: str) -> str:
-    """Of two epochs of nine pictures."""
-    found = batches(read([f"augmentation={name}"]), split(smooth(9), np.arange(9) % 2), range(2))
+    found = two_epochs(name)
     return hashlib.sha256(b"".join(pixels.tobytes() + labels.tobytes() for pixels, labels in found)).hexdigest()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pixels_keep_type_shape_and_range_down_to_a_last_batch_of_one(name: str, config: Read) -> None:
-    found = batches(config(f"augmentation={name}"), split(smooth(9), np.arange(9) % 2), range(2))
+def test_pixels_keep_type_shape_and_range_down_to_a_last_batch_of_one(name: str) -> None:
+    found = two_epochs(name)
     assert [pixels.shape for pixels, _ in found] == [(count, SIZE, SIZE, 3) for count in (4, 4, 1, 4, 4, 1)]
     for pixels, labels in found:
         assert pixels.dtype == np.float32

@@ -121,6 +121,7 @@ def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., rows
     return make
 
 
+@pytest.mark.slow
 def test_all_sides_of_a_scratch_epoch_see_the_same_pictures_in_as_many_steps(
     setup: Callable[..., rows.Setup],
 ) -> None:

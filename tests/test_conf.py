@@ -181,7 +181,8 @@ def test_debug_overfit_wins_over_every_preset(name: str, config: Read) -> None:
 
 @pytest.mark.parametrize("debug, regime", itertools.product(DEBUGS, REGIMES))
 def test_the_command_line_wins_over_debug(debug: str, regime: str, config: Read) -> None:
-    for order in itertools.permutations([f"debug={debug}", "epochs=3", f"regime={regime}"]):
+    given = [f"debug={debug}", "epochs=3", f"regime={regime}"]
+    for order in (given, given[::-1]):
         read = config(*order)
         assert (read.epochs, read.regime.name, read.tracking.experiment) == (3, regime, "debug")
     read = config("data.limit.train=2", f"debug={debug}", "experiment=scratch_better", "data.root=PICTURES")
@@ -195,7 +196,8 @@ def test_debug_leaves_runs_alone_unless_asked_for(config: Read) -> None:
 
 @pytest.mark.parametrize("schedule, regime", itertools.product(SCHEDULES, REGIMES))
 def test_a_schedule_goes_with_every_regime(schedule: str, regime: str, config: Read) -> None:
-    for order in itertools.permutations([f"schedule={schedule}", f"regime={regime}", "schedule.warmup=2"]):
+    given = [f"schedule={schedule}", f"regime={regime}", "schedule.warmup=2"]
+    for order in (given, given[::-1]):
         read = config(*order)
         assert (read.schedule.name, read.schedule.warmup, read.regime.name) == (schedule, 2, regime)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from experiments import schema
+from experiments import checkpoints, schema
 from experiments.build import build_recipe
 from experiments.checkpoints import Checkpoints, State
 from experiments.data.pipeline import Batches, in_order, stored_batches
@@ -512,6 +513,7 @@ def test_xla_trains_to_the_same_losses() -> None:
 # --- resuming
 
 
+Outcome = tuple[list[Any], list[np.ndarray]]
 RESUMED: dict[str, dict[str, Any]] = {
     "plain": {},
     "adam": {"optimizer": functools.partial(keras.optimizers.Adam, 0.02)},
@@ -519,36 +521,50 @@ RESUMED: dict[str, dict[str, Any]] = {
     "averages": {"optimizer": functools.partial(keras.optimizers.RMSprop, 0.02, use_ema=True, ema_momentum=0.9)},
     "schedule": {"rate": lambda epoch, monitored: 0.02 / (1 + sum(monitored))},
     "best weights": {"best_weights": True},
-    "patience": {"early_stopping": 2, "best_weights": True, "optimizer": functools.partial(keras.optimizers.SGD, 5.0)},
-}
+    "patience": {
+        "early_stopping": 2, "best_weights": True, "optimizer": functools.partial(keras.optimizers.SGD, 5.0),
+        "rate": lambda epoch, monitored: 5.0,
+    },
+    "all at once": {
+        "optimizer": functools.partial(keras.optimizers.Adam, 0.02, use_ema=True, ema_momentum=0.9),
+        "rate": lambda epoch, monitored: 0.02 / (1 + sum(monitored)), "best_weights": True, "early_stopping": 9,
+    },
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("died", [[0], [2], [1, 3], [5]], ids=str)
-@pytest.mark.parametrize("name", RESUMED)
-def test_training_that_is_resumed_ends_as_if_it_had_never_stopped(name: str, died: list[int], tmp_path: Path) -> None:
-    def outcome(done: tuple[tuple[EpochRecord, ...], keras.Model, Listener]) -> tuple[list[Any], list[Any]]:
-        history, model, _ = done
-        curves = [{k: value for k, value in one.metrics.items() if k not in TIMES} for one in history]
-        return curves, [np.asarray(one) for one in (*model.variables, *model.optimizer.variables)]
-
+def resumable(name: str, **options: Any) -> tuple[Outcome, Listener]:
+    """Six epochs of a recipe; curves and variables, the optimizer's too."""
     recipe = {"epochs": 6, "rate": lambda epoch, monitored: 0.05, **RESUMED[name]}
-    if name == "patience":
-        recipe["rate"] = lambda epoch, monitored: 5.0
-    curves, variables = outcome(train(**recipe))
+    history, model, listener = train(**recipe, **options)
+    curves = [{k: value for k, value in one.metrics.items() if k not in TIMES} for one in history]
+    return (curves, [np.asarray(one) for one in (*model.variables, *model.optimizer.variables)]), listener
+
+
+@pytest.fixture(scope="module")
+def never_stopped() -> Callable[[str], Outcome]:
+    return functools.cache(lambda name: resumable(name)[0])
+
+
+@pytest.mark.parametrize("name, died", [
+    *((name, [1, 3]) for name in RESUMED), *(("all at once", [epoch]) for epoch in (0, 2, 5)), ("patience", [5]),
+], ids=str)  # fmt: skip
+def test_training_that_is_resumed_ends_as_if_it_had_never_stopped(
+    name: str, died: list[int], tmp_path: Path, never_stopped: Callable[[str], Outcome]
+) -> None:
+    curves, variables = never_stopped(name)
     for epoch in died:
         keras.utils.clear_session()
         try:
-            train(**recipe, checkpoints=Checkpoints(tmp_path, share=1), interrupted_at=epoch)
+            resumable(name, checkpoints=Checkpoints(tmp_path, share=1), interrupted_at=epoch)
         except Died:
             pass
         else:
             assert len(curves) <= epoch, "only early stopping comes before it"
-    resumed = train(**recipe, checkpoints=Checkpoints(tmp_path, share=1))
-    found = outcome(resumed)
+    found, listener = resumable(name, checkpoints=Checkpoints(tmp_path, share=1))
     assert found[0] == curves
     for one, other in zip(found[1], variables, strict=True):
         np.testing.assert_array_equal(one, other)
-    assert [record.epoch for record in resumed[2].records] == list(range(len(curves))), "all are told again"
+    assert [record.epoch for record in listener.records] == list(range(len(curves))), "all are told again"
     if name == "patience":
         assert len(curves) < 6, "or this tests nothing"
 
@@ -573,24 +589,39 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(
 
 
 def test_saving_takes_no_more_than_its_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train(epochs=40)
-    save = Checkpoints.save
-    saved: list[int] = []
+    """By a clock on which an epoch takes a second and a checkpoint half a second, so one every five epochs."""
+    whole = train(epochs=24)
+    save, rate, clock, saved = Checkpoints.save, RECIPE.rate, [0.0], list[int]()
 
     def slow(self: Checkpoints, phase: str, state: State) -> None:
         saved.append(len(state.history))
-        began = time.monotonic()
-        save(self, phase, state)
-        time.sleep(0.5)
-        self._saved = time.monotonic()
-        self._cost = self._saved - began
+        save(self, phase, dataclasses.replace(state, variables=Taking(state.variables, clock)))
+
+    def ticking(epoch: int, monitored: Any) -> float:
+        clock[0] += 1
+        return rate(epoch, monitored)
 
     monkeypatch.setattr(Checkpoints, "save", slow)
+    monkeypatch.setattr(checkpoints, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
     with pytest.raises(Died):
-        train(epochs=40, checkpoints=Checkpoints(tmp_path), interrupted_at=30)
-    assert saved[0] == 1 and len(saved) < 15
-    train(epochs=40, checkpoints=Checkpoints(tmp_path))
-    assert saved[-1] == 40, "the last one always"
-    resumed = train(epochs=40, checkpoints=Checkpoints(tmp_path))
+        train(epochs=24, checkpoints=Checkpoints(tmp_path), interrupted_at=18, rate=ticking)
+    assert saved == [1, 6, 11, 16]
+    resumed = train(epochs=24, checkpoints=Checkpoints(tmp_path), rate=ticking)
+    assert saved[4:] == [17, 22, 24], "the last one always"
     for one, other in zip(resumed[1].get_weights(), whole[1].get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+    again = train(epochs=24, checkpoints=Checkpoints(tmp_path))
+    for one, other in zip(again[1].get_weights(), whole[1].get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+class Taking(list[np.ndarray]):
+    """Arrays that take half a second to go through."""
+
+    def __init__(self, arrays: Sequence[np.ndarray], clock: list[float]) -> None:
+        super().__init__(arrays)
+        self.clock = clock
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        self.clock[0] += 0.5
+        return super().__iter__()

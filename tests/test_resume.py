@@ -19,8 +19,11 @@ import numpy as np
 import pytest
 
 from experiments import journal
+from experiments.checkpoints import Checkpoints
+from experiments.paths import default_outputs
+from experiments.run import Curves
 from experiments.tracking import owners
-from experiments.types import ConfigError
+from experiments.types import ConfigError, EpochRecord
 
 TIMES = ("seconds", "timestamp", "pictures_per_second", "input_wait")
 SMALL = (
@@ -52,12 +55,6 @@ class Place:
             env=environment, cwd=self.home, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             preexec_fn=heed_signals,
         )  # fmt: skip
-
-    def finish(self, *arguments: str) -> str:
-        process = self.start(*arguments)
-        out, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        return out
 
     def stop(self, process: subprocess.Popen[str], name: str, number: int, rows: int) -> str:
         """Sends a signal once the curves have so many rows; what the process said."""
@@ -111,29 +108,64 @@ def place(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(home, drawn)
 
 
-def test_a_killed_run_that_is_resumed_ends_as_if_it_had_never_stopped(place: Place, tmp_path: Path) -> None:
-    """Of regime=scratch, killed once; tests/reliability has more."""
-    place.finish(*place.command("whole", "regime=scratch", f"outputs={tmp_path / 'alone'}"))
-    name = "killed"
-    process = place.start(*place.command(name, "regime=scratch", f"outputs={tmp_path / 'own'}"))
-    place.stop(process, name, signal.SIGKILL, rows=2)
-    place.finish(f"resume={place.home / 'runs' / name}")
-    assert_same(place.outcome(name), place.outcome("whole"))
-    facts = json.loads((place.home / "runs" / name / "run.json").read_text())
+class Died(BaseException):
+    pass
+
+
+def test_a_run_that_dies_between_checkpoint_and_curves_is_resumed_as_if_it_had_not(
+    drawn: Path,
+    tmp_path: Path,
+    run_here: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of regime=scratch, in this process; tests/reliability kills processes, in all regimes."""
+    place = Place(tmp_path, drawn)
+    settings = [one for one in SMALL if not one.startswith("runtime.threads")] + ["hydra/job_logging=none"]
+
+    def command(name: str, *overrides: str) -> list[str]:
+        own = ["data=folder", f"data.root={drawn}", f"hydra.run.dir={tmp_path / 'runs' / name}"]
+        return [*own, *settings, "regime=scratch", "progress=none", *overrides]
+
+    run_here(*command("whole", "tracking=none"))
+    add, folder = Curves.add, tmp_path / "runs" / "died"
+
+    def dies(self: Curves, record: EpochRecord) -> None:
+        if record.epoch == 2:
+            raise Died
+        add(self, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Curves, "add", dies)
+        patch.setattr(Checkpoints, "due", True)  # after every epoch
+        with pytest.raises(Died):
+            run_here(*command("died"))
+    assert len((folder / "curves.csv").read_text().splitlines()) == 1 + 2
+    assert [path.name for path in sorted((folder / "checkpoints" / "scratch").iterdir())][-1] == "00003"
+    run_here(f"resume={folder}", "runtime.threads=null")
+    assert_same(place.outcome("died"), place.outcome("whole"))
+    facts = json.loads((folder / "run.json").read_text())
     assert facts["status"] == "FINISHED"
-    assert not (place.home / "runs" / name / "checkpoints").exists(), "a finished run needs none"
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'own'}/mlflow.db")
+    assert not (folder / "checkpoints").exists(), "a finished run needs none"
+    client = mlflow.MlflowClient(f"sqlite:///{default_outputs()}/mlflow.db")
     (run,) = client.search_runs(["1"])
     assert (run.info.run_id, run.info.status) == (facts["run_id"], "FINISHED")
     assert "failure" not in run.data.tags
     for key in ("loss", "validation_accuracy"):
         steps = [point.step for point in client.get_metric_history(run.info.run_id, key)]
         assert steps == list(range(len(place.outcome("whole")["curves"]))), "every point, none twice"
-    assert "nothing to resume" in place.finish(f"resume={place.home / 'runs' / name}")
+    capsys.readouterr()
+    run_here(f"resume={folder}")
+    assert "nothing to resume" in capsys.readouterr().out
 
 
 def test_how_a_run_ends_is_in_its_status_exit_code_and_last_line(place: Place) -> None:
-    """By SIGTERM; tests/reliability has the other endings."""
+    """By kill -9, which the next start tells, and by SIGTERM; tests/reliability has the other endings."""
+    process = place.start(*place.command("lost", "regime=scratch", "epochs=500", "early_stopping=null"))
+    place.stop(process, "lost", signal.SIGKILL, rows=1)
+    assert process.returncode == -signal.SIGKILL
+    assert place.run("lost").info.status == "RUNNING"
+
     process = place.start(*place.command("ended", "regime=scratch", "epochs=500", "early_stopping=null"))
     said = place.stop(process, "ended", signal.SIGTERM, rows=2)
     assert process.returncode == 128 + signal.SIGTERM, said
@@ -142,6 +174,8 @@ def test_how_a_run_ends_is_in_its_status_exit_code_and_last_line(place: Place) -
     assert json.loads((folder / "run.json").read_text())["status"] == "KILLED"
     assert said.rstrip().endswith(f"python -m experiments.train resume={folder}")
     assert list((folder / "checkpoints" / "scratch").glob("[0-9]*"))
+    lost = place.run("lost")
+    assert lost.info.status == "KILLED" and "its process is gone" in lost.data.tags["failure"]
 
 
 def test_a_second_signal_ends_the_process_at_once(place: Place) -> None:
@@ -169,16 +203,6 @@ def test_a_signal_whose_exception_is_dropped_is_obeyed_at_the_next_step(place: P
         [sys.executable, "-c", program], timeout=60, capture_output=True, text=True, preexec_fn=heed_signals
     )
     assert (done.returncode, done.stdout) == (signal.SIGHUP, "on\n"), done.stderr
-
-
-def test_what_kill_minus_nine_left_running_is_marked_at_the_next_start(place: Place) -> None:
-    process = place.start(*place.command("lost", "regime=scratch", "epochs=500", "early_stopping=null"))
-    place.stop(process, "lost", signal.SIGKILL, rows=1)
-    assert process.returncode == -signal.SIGKILL
-    assert place.run("lost").info.status == "RUNNING"
-    place.finish(*place.command("next", "regime=scratch", "epochs=1", "schedule=constant"))
-    run = place.run("lost")
-    assert run.info.status == "KILLED" and "its process is gone" in run.data.tags["failure"]
 
 
 def test_whose_process_is_gone() -> None:

@@ -354,50 +354,6 @@ def test_names_that_are_no_text_do_not_break_tables(tmp_path: Path) -> None:
     assert "bad\\udcff0.png" in text and "猫" in text
 
 
-FIRST_RUN = """
-import sys
-from pathlib import Path
-from hydra import compose, initialize_config_dir
-from experiments import paths, tracking, train, validation
-with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
-    config = validation.read(compose("config", [f"outputs={sys.argv[1]}"]))
-import mlflow
-print("ready", flush=True)
-sys.stdin.readline()
-with tracking.track(config, Path(sys.argv[1]) / sys.argv[2]):
-    mlflow.log_metric("loss", 1.0)
-"""
-
-
-def test_first_runs_that_start_together_share_one_store(tmp_path: Path) -> None:
-    store = Store(tmp_path / "outputs", tmp_path)
-    names = ("one", "two", "three")
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", FIRST_RUN, str(store.outputs), name],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for name in names
-    ]  # fmt: skip
-    try:
-        for run in runs:
-            assert run.stdout is not None and run.stdout.readline() == "ready\n"
-        for run in runs:
-            assert run.stdin is not None
-            run.stdin.write("go\n")
-            run.stdin.flush()
-        printed = [run.communicate(timeout=200)[1] for run in runs]
-    finally:
-        for run in runs:
-            if run.poll() is None:
-                run.kill()
-    assert [run.returncode for run in runs] == [0, 0, 0], printed
-    assert {store.run(name).info.status for name in names} == {"FINISHED"}
-    client = mlflow.MlflowClient(store.uri)
-    assert sorted(one.name for one in client.search_experiments()) == ["Default", "experiments"]
-    assert client.get_experiment_by_name("experiments").artifact_location == (store.outputs / "mlartifacts").as_uri()
-
-
 # --- messages that wait
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,24 +18,7 @@ from experiments.__main__ import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("tensorflow", "keras", "mlflow")
-# Calls the main() of a module for each of several command lines; prints what each did as JSON. One process for many.
-DRIVER = """
-import contextlib, importlib, io, json, sys, time
-module, lines = sys.argv[1], json.loads(sys.argv[2])
-told = []
-for line in lines:
-    sys.argv = [module, *line]
-    out, err, began = io.StringIO(), io.StringIO(), time.perf_counter()
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            importlib.import_module(module).main()
-        code = 0
-    except SystemExit as ended:
-        code = ended.code
-    seconds = time.perf_counter() - began
-    told.append({"code": code, "out": out.getvalue(), "err": err.getvalue(), "seconds": seconds})
-print(json.dumps({"told": told, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
-"""
+Drive = Callable[..., tuple[list[dict[str, Any]], list[str]]]
 
 
 def shell(*command: str | Path, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -42,14 +26,6 @@ def shell(*command: str | Path, cwd: Path | None = None, **env: str) -> subproce
     return subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, cwd=cwd, env=environment, timeout=120
     )
-
-
-def drive(module: str, lines: list[list[str]], cwd: Path) -> tuple[list[dict], list[str]]:
-    """What `main()` did for each command line, and the packages that were imported by all of them together."""
-    done = shell(sys.executable, "-c", DRIVER, module, json.dumps(lines), cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
-    return answer["told"], answer["modules"]
 
 
 WRONG = {
@@ -81,7 +57,7 @@ WRONG = {
 }
 
 
-def test_wrong_configurations_are_answered_at_once_and_leave_nothing(tmp_path: Path) -> None:
+def test_wrong_configurations_are_answered_at_once_and_leave_nothing(tmp_path: Path, drive: Drive) -> None:
     told, modules = drive("experiments.train", [[override] for override in WRONG], tmp_path)
     for answer, (override, phrases) in zip(told, WRONG.items(), strict=True):
         text = answer["code"]
@@ -106,7 +82,7 @@ def test_a_wrong_configuration_ends_the_process_with_a_status_and_no_traceback(t
     assert done.stdout == "" and not list(tmp_path.rglob("*"))
 
 
-def test_help_shows_every_choice_of_every_group_and_typical_commands(tmp_path: Path) -> None:
+def test_help_shows_every_choice_of_every_group_and_typical_commands(tmp_path: Path, drive: Drive) -> None:
     ((answer,), modules) = drive("experiments.train", [["--help"]], tmp_path)
     text: str = answer["out"]
     shown = {}
@@ -164,7 +140,7 @@ def test_run_names_tell_what_runs_and_are_not_shared_between_processes() -> None
     assert shell(sys.executable, "-c", code).stdout.strip().rpartition("-")[2] != first.rpartition("-")[2]
 
 
-def test_every_verb_helps_without_the_heavy_imports_and_a_typo_names_the_nearest(tmp_path: Path) -> None:
+def test_every_verb_helps_without_the_heavy_imports_and_a_typo_names_the_nearest(tmp_path: Path, drive: Drive) -> None:
     lines = [[verb, "--help"] for verb in VERBS]
     told, modules = drive("experiments.__main__", [*lines, ["--help"], ["trian"], []], tmp_path)
     *verbs, usage, typo, nothing = told

@@ -142,15 +142,14 @@ def overrides(plain: Mapping[str, Any], config_dir: str | None) -> tuple[list[tu
     lines: list[tuple[str, str]] = []
     places = {group: (group, group) for group in ("data", "augmentation", "model", "regime", "schedule", "optimizer")}
     places["regime.head_optimizer"] = (HEAD, "regime")
-    base: dict[str, Any] = {}
+    base = compose([], config_dir)
     for place, (choice, group) in places.items():
-        base = compose([line for _, line in lines], config_dir)
         name = value_at(wanted, f"{place}.name")
         if isinstance(name, str) and re.fullmatch(r"\w+", name) and value_at(base, f"{place}.name") != name:
             folders = [CONF, *([Path(config_dir)] if config_dir else [])]
             if any((folder / choice.partition("@")[0] / f"{name}.yaml").is_file() for folder in folders):
                 lines.append((group, f"{choice}={name}"))
-    base = compose([line for _, line in lines], config_dir)
+                base = compose([line for _, line in lines], config_dir)
 
     dropped: list[str] = []
     for key, value in wanted.items():

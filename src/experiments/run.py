@@ -256,8 +256,10 @@ def check_reached(config: schema.Config, fitted: Fitted) -> None:
     Raises:
         ConfigError: it is lower.
     """
-    reached = fitted.history[-1].metrics["accuracy"]
-    if config.must_reach is not None and reached < config.must_reach:
+    if config.must_reach is None:
+        return
+    reached = fitted.history[-1].metrics["accuracy"] if fitted.history else math.nan  # a regime without epochs
+    if not reached >= config.must_reach:
         raise ConfigError(
             f"must_reach: after {len(fitted.history)} epochs the training accuracy is {reached:.1%}, below the "
             f"{config.must_reach:.1%} asked for. Look for wrong labels, a learning rate that is too low or too high "

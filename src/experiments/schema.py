@@ -88,19 +88,19 @@ class Augmentation(Component):
 class ConvBlock(Node):
     """One convolutional block of the small convnet."""
 
-    filters: int = Positive
-    kernel: int = Field(3, ge=1)
-    stride: int = Field(1, ge=1)
-    padding: Literal["valid", "same"] = "valid"
-    convolutions: int = Field(1, ge=1)
-    separable: bool = False
-    batch_norm: bool = False
-    residual: bool = False
-    activation: Activation = "relu"
+    filters: int = Positive  # output channels
+    kernel: int = Field(3, ge=1)  # side of the convolution, pixels
+    stride: int = Field(1, ge=1)  # of the first convolution
+    padding: Literal["valid", "same"] = "valid"  # same: the size stays, but for stride and pool
+    convolutions: int = Field(1, ge=1)  # one after the other
+    separable: bool = False  # depthwise, then pointwise
+    batch_norm: bool = False  # after each convolution
+    residual: bool = False  # a shortcut around the convolutions; needs padding: same
+    activation: Activation = "relu"  # after each convolution
     pool: int = Field(2, ge=1)  # side and stride of the max pooling; 1: none
-    dropout: float = Field(0.0, ge=0, lt=1)
-    l1: float = Field(0.0, ge=0)
-    l2: float = Field(0.0, ge=0)
+    dropout: float = Field(0.0, ge=0, lt=1)  # after the pooling
+    l1: float = Field(0.0, ge=0)  # penalty on the kernels
+    l2: float = Field(0.0, ge=0)  # penalty on the kernels
 
     @model_validator(mode="after")
     def fits_its_shortcut(self) -> ConvBlock:
@@ -112,41 +112,41 @@ class ConvBlock(Node):
 class Dense(Node):
     """One hidden layer of the head; what is None comes from the head."""
 
-    units: int = Positive
-    activation: Activation = "relu"
-    dropout: float | None = Field(None, ge=0, lt=1)
-    l1: float | None = Field(None, ge=0)
-    l2: float | None = Field(None, ge=0)
+    units: int = Positive  # outputs
+    activation: Activation = "relu"  # of the layer
+    dropout: float | None = Field(None, ge=0, lt=1)  # null: the head's
+    l1: float | None = Field(None, ge=0)  # null: the head's
+    l2: float | None = Field(None, ge=0)  # null: the head's
 
 
 class Head(Node):
     pooling: Literal["flatten", "average", "max"]
-    dropout: float = Fraction
-    l1: float = Penalty
-    l2: float = Penalty
-    dense: dict[str, Dense | None]  # None: left out
+    dropout: float = Fraction  # after every hidden layer; before the last layer where there is none
+    l1: float = Penalty  # penalty on the kernels of all its layers
+    l2: float = Penalty  # penalty on the kernels of all its layers
+    dense: dict[str, Dense | None]  # hidden layers by name, in order; null takes one away: model.head.dense.dense1=null
 
 
 class Model(Component):
-    native_size: int = Field(ge=8)
+    native_size: int = Field(ge=8)  # pixels a side that the network is made for: data.image_size unless that is set
     weights: str | None
     preprocessing: Literal["rescale", "tf", "caffe", "torch", "none"]
-    blocks: list[str] = Field(min_length=1)
+    blocks: list[str] = Field(min_length=1)  # names that its layers begin with, in order
     layers: dict[str, ConvBlock] | None = None
     head: Head
 
 
 class Optimizer(Component):
-    lr: float = Field(gt=0)
-    weight_decay: float | None = Penalty
-    clipnorm: float | None = Field(gt=0)
-    clipvalue: float | None = Field(gt=0)
-    global_clipnorm: float | None = Field(gt=0)
-    use_ema: bool
-    ema_momentum: float = Field(ge=0, le=1)
-    ema_overwrite_frequency: int | None = Positive
-    loss_scale_factor: float | None = Field(gt=0)
-    gradient_accumulation_steps: int | None = Field(ge=2)
+    lr: float = Field(gt=0)  # the learning rate
+    weight_decay: float | None = Penalty  # share of the weights taken off in each step, times lr; null: none
+    clipnorm: float | None = Field(gt=0)  # the most that the norm of a gradient may be; one of the three clips
+    clipvalue: float | None = Field(gt=0)  # the most that any number of a gradient may be
+    global_clipnorm: float | None = Field(gt=0)  # the most that the norm of all gradients together may be
+    use_ema: bool  # average the weights over the steps, validate and keep the averages
+    ema_momentum: float = Field(ge=0, le=1)  # share of the old average in the new one
+    ema_overwrite_frequency: int | None = Positive  # steps between averages replacing the weights
+    loss_scale_factor: float | None = Field(gt=0)  # of the loss, while gradients are taken; against underflow
+    gradient_accumulation_steps: int | None = Field(ge=2)  # batches whose mean gradient makes one step
 
 
 class Schedule(Component):
@@ -160,7 +160,7 @@ class Regime(Component):
     activations: Literal["float32", "float16"]
     head_from: str | None = Field(pattern="^[0-9a-f]{32}$")  # an MLflow run id, whole
     head_epochs: int = Positive
-    head_optimizer: Optimizer
+    head_optimizer: Optimizer  # the head's, in finetune; another: optimizer@regime.head_optimizer=adam
 
 
 class Evaluate(Node):
@@ -289,12 +289,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "model": {"alpha": Annotated[float, Field(gt=0)]},
     "optimizer": {
-        "momentum": Share,
-        "rho": Decay,
-        "beta_1": Decay,
-        "beta_2": Decay,
-        "epsilon": Annotated[float, Field(gt=0)],
-        "initial_accumulator_value": Annotated[float, Field(ge=0)],
+        "momentum": Share,  # of the steps; 0: none
+        "rho": Decay,  # how slowly the mean of squared gradients follows
+        "beta_1": Decay,  # how slowly the mean of gradients follows
+        "beta_2": Decay,  # how slowly the mean of squared gradients follows
+        "epsilon": Annotated[float, Field(gt=0)],  # added to what is divided by
+        "initial_accumulator_value": Annotated[float, Field(ge=0)],  # where sums of squared gradients begin
     },
     "schedule": {
         "final": Share,

@@ -225,8 +225,21 @@ def small(drawn: Path, store: Path) -> Callable[..., Done]:
     return lambda *overrides: run_regime(drawn, store, *NETWORKS["convnet"], "optimizer.lr=0.05", *overrides)
 
 
-def test_a_second_finetune_finds_head_and_activations(small: Callable[..., Done], store: Path) -> None:
-    first = small("regime=finetune")
+@pytest.fixture(scope="module")
+def tuned(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """A finetune run of the convnet, the first in its store."""
+    outputs = tmp_path_factory.mktemp("tuned")
+    return run_regime(drawn, outputs, *NETWORKS["convnet"], "optimizer.lr=0.05", "regime=finetune")
+
+
+@pytest.fixture
+def first(tuned: Done, store: Path) -> Done:
+    """That run, with a copy of what it has stored as this test's store."""
+    shutil.copytree(tuned.parts.cache, store / "cache")
+    return tuned
+
+
+def test_a_second_finetune_finds_head_and_activations(first: Done, small: Callable[..., Done]) -> None:
     second = small("regime=finetune")
     assert first.fitted.facts == {"head_source": "trained in this run"}
     assert second.fitted.facts == {"head_source": "head cache"}
@@ -304,9 +317,8 @@ def flip_last_byte(path: Path) -> None:
 
 @pytest.mark.parametrize("pattern", ["cache/heads/*/model.weights.h5", "cache/activations/*/*/array.npy"])
 def test_damage_in_the_cache_is_told_and_made_good(
-    small: Callable[..., Done], store: Path, caplog: pytest.LogCaptureFixture, pattern: str
+    first: Done, small: Callable[..., Done], store: Path, caplog: pytest.LogCaptureFixture, pattern: str
 ) -> None:
-    first = small("regime=finetune")
     damaged = sorted(store.glob(pattern))
     assert damaged
     for path in damaged:

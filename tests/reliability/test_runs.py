@@ -181,39 +181,53 @@ def test_endings(drawn: Path, started: Started, tally: Tally, tmp_path: Path) ->
     tally("ending: status in MLflow after the next start", len(ENDINGS), marked)
 
 
+# Runs one command line after the other, each with its limit; prints how they ended: None, or a text or number.
 LIMITED = """
-import resource, sys
+import io, json, resource, sys
 from experiments import train
-limit = int(sys.argv.pop(1))
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-train.main()
+told = []
+for limit, arguments in json.loads(sys.argv.pop(1)):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit or resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    sys.argv[1:], sys.stderr = arguments, io.StringIO()
+    try:
+        train.main()
+        told.append([None, sys.stderr.getvalue()])
+    except SystemExit as ended:
+        told.append([ended.code, sys.stderr.getvalue()])
+print(json.dumps(told))
 """
 
 
 def test_writes_that_find_no_room(drawn: Path, started: Started, tries: Tries, tally: Tally, tmp_path: Path) -> None:
     """With a limit of file sizes: a write beyond it fails as on a full disk, at another place for every limit."""
     whole = Home(tmp_path / "whole", drawn, started)
-    overrides = ("regime=scratch", "tracking=none")
-    whole.finish(*whole.command("run", *overrides))
-    largest = max(path.stat().st_size for path in (whole.home / "cache").rglob("*") if path.is_file())
-    checkpoint = 700_000  # bytes, about: weights and moments of the small convnet
-    limits = [1, 60, 3_000, 30_000, largest // 2, largest + 1, *(checkpoint // part for part in (5, 4, 3, 2))]
+    overrides = ("regime=scratch", "tracking=none", "progress=none")
+    # Bytes: of the largest array of decoded pictures; about, of weights and moments of the small convnet.
+    decoded, checkpoint = 24 * 48 * 48 * 3 + 128, 700_000
+    limits = [1, 60, 3_000, 30_000, decoded // 2, decoded + 1, *(checkpoint // part for part in (5, 4, 3, 2))]
     chosen = limits[: tries(10, 0)] or [limits[3]]
+    homes = [Home(tmp_path / f"limited{number}", drawn, started) for number in range(len(chosen))]
+    lines = [
+        [limit, [*home.command("run", *overrides), f"outputs={home.home}"]]
+        for limit, home in [(None, whole), *zip(chosen, homes, strict=True)]
+    ]
+    process = started("-c", LIMITED, json.dumps(lines))
+    out, errors = process.communicate(timeout=60 + 60 * len(lines))
+    assert process.returncode == 0, errors
+    (ended, _), *told = json.loads(out.splitlines()[-1])
+    assert ended is None, "without a limit nothing is wrong"
     survived = 0
-    for number, limit in enumerate(chosen):
-        home = Home(tmp_path / f"limited{number}", drawn, started)
-        process = home.start(str(limit), *home.command("run", *overrides), program=("-c", LIMITED))
-        errors = process.communicate(timeout=120)[1]
-        clear = process.returncode == 1 and "there is no room to write" in errors and "Traceback" not in errors
-        if process.returncode == 0:  # nothing was so large
+    for limit, home, (code, errors) in zip(chosen, homes, told, strict=True):
+        clear = "there is no room to write" in str(code) and "Traceback" not in errors
+        if code is None:  # nothing was so large
             clear = limit > 60
         folder = home.folder("run")
         again = [f"resume={folder}"] if (folder / "run.json").exists() else home.command("run", *overrides)
-        if process.returncode != 0:
+        if code is not None:
             home.finish(*again)
         same = home.outcome("run") == whole.outcome("run")
         if not (clear and same):
-            print(limit, process.returncode, same, errors[-2000:], file=sys.stderr)
+            print(limit, code, same, errors[-2000:], file=sys.stderr)
         survived += clear and same
     tally("write that finds no room", len(chosen), survived)
 
@@ -223,19 +237,22 @@ def test_a_limit_of_file_sizes_is_an_error_and_no_signal() -> None:
     assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN and resource.RLIMIT_FSIZE >= 0
 
 
-def test_like_gives_the_same_numbers(drawn: Path, started: Started, tally: Tally, tmp_path: Path) -> None:
-    home = Home(tmp_path / "home", drawn, started)
+def test_like_gives_the_same_numbers(
+    drawn: Path, started: Started, run_here: Callable[..., None], own_outputs: Path, tally: Tally
+) -> None:
+    home = Home(own_outputs, drawn, started)
     overrides = (
         "regime=finetune", "optimizer=adam", "optimizer.lr=0.003", "model.head.dropout=0.3", "seed=3",
         "augmentation=colour", "class_weights={blobs: 2.0, stripes: 1.0}", "regime.head_optimizer.lr=0.02",
     )  # fmt: skip
-    home.finish(*home.command("first", *overrides))
+    quiet = ("progress=none", "hydra/job_logging=none", "tracking.log_model=false")
+    given = [one for one in home.command("first", *overrides) if not one.startswith(("runtime.threads=", "tracking."))]
+    run_here(*given, *quiet)
     run_id = home.runs()[0].info.run_id
-    threads = f"hydra.run.dir={home.folder('again')}"
-    home.finish(f"like={run_id}", "runtime.threads=1", "tracking.log_model=false", threads)
+    run_here(f"like={run_id}", f"hydra.run.dir={home.folder('again')}", *quiet)
     same = home.outcome("first") == home.outcome("again")
-    home.finish(f"like={home.folder('first')}", f"hydra.run.dir={home.folder('other')}", "seed=4", "epochs=1",
-                "schedule=constant", "model.head.dropout=0.1", "runtime.threads=1")  # fmt: skip
+    run_here(f"like={home.folder('first')}", f"hydra.run.dir={home.folder('other')}", "seed=4", "epochs=1",
+             "schedule=constant", "model.head.dropout=0.1", *quiet)  # fmt: skip
     runs = {run.info.run_name: run for run in home.runs()}
     assert runs["first"].data.tags["identity"] == runs["again"].data.tags["identity"]
     params = runs["other"].data.params
