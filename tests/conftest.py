@@ -21,7 +21,7 @@ from experiments import (
     paths,
     schema,
     signals,
-    train,  # registers the resolvers that conf/ uses
+    train,
     validation,
 )
 

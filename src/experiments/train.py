@@ -12,7 +12,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments import journal, like, paths, signals, validation
 from experiments.explain import disk_full, explain
@@ -28,8 +28,6 @@ for plugin in (Sweeper, LocalLauncher, RayLauncher, SlurmLauncher):
     Plugins.instance().class_name_to_class[f"hydra_plugins.experiments.{plugin.__name__}"] = plugin
 # Where hydra-ray-launcher is installed, its options of the same name would be taken for the schema of ours.
 ConfigStore.instance().repo["hydra"].get("launcher", {}).pop("ray.yaml", None)
-OmegaConf.register_new_resolver("default_outputs", paths.default_outputs, replace=True)
-OmegaConf.register_new_resolver("run_name", paths.run_name, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(paths.CONF), config_name="config")

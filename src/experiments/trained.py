@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,11 +55,18 @@ class Trained:
         Raises:
             ConfigError: this version of the program cannot use it.
         """
-        written, _ = like.overrides(self.plain, None)
-        lines = [*(line for _, line in written), f"outputs={quoted(default_outputs())}"]
         root = str(like.value_at(self.plain, "data.root", ""))
-        if like.has_interpolation(root):  # as it was written, for the error of who reads it
-            lines.append(f"++data.root={quoted(root.strip('${}'))}")
+        # As it was written, for the error of who reads it.
+        return self.changed([f"++data.root={quoted(root.strip('${}'))}"] if like.has_interpolation(root) else [])
+
+    def changed(self, overrides: Sequence[str]) -> Config:
+        """Its configuration with overrides on top.
+
+        Raises:
+            ConfigError: as `config`.
+        """
+        written, _ = like.overrides(self.plain, None)
+        lines = [*(line for _, line in written), f"outputs={quoted(default_outputs())}", *overrides]
         return validation.read(OmegaConf.create(like.compose(lines, None)))
 
     def model(self) -> keras.Model:

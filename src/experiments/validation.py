@@ -17,9 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from experiments import paths
 from experiments.schema import ARGUMENTS, GROUPS, PROBABILISTIC, Config, Metric, Model, Node, Regime, Tracking, shipped
 from experiments.types import ConfigError
 
+# What conf/ calls; it is of use to nobody who does not check it.
+OmegaConf.register_new_resolver("default_outputs", paths.default_outputs, replace=True)
+OmegaConf.register_new_resolver("run_name", paths.run_name, replace=True)
 MIXING_LAYERS = ("keras.layers.MixUp", "keras.layers.CutMix")
 
 

@@ -62,7 +62,7 @@ def test_a_picture_that_has_changed_is_not_shown(run: trained.Trained, drawn: Pa
     found, _ = mistakes.find(run, "validation")
     moved = tmp_path / "moved"
     shutil.copytree(drawn, moved)
-    config = trained.configuration(run.plain, [f"data.root={moved}"])
+    config = run.changed([f"data.root={moved}"])
     mistakes.explain(run, config, found)  # elsewhere, but the same
     (moved / found[0].path).write_bytes((moved / found[1].path).read_bytes())
     with pytest.raises(DataError, match=rf"{found[0].path}: has changed"):

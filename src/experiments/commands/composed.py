@@ -11,11 +11,7 @@ from typing import TYPE_CHECKING
 
 from hydra import compose, initialize_config_dir
 
-from experiments import (
-    paths,
-    train,  # noqa: F401  registers the resolvers that conf/ uses
-    validation,
-)
+from experiments import paths, validation
 from experiments.explain import explain
 from experiments.schema import Config
 from experiments.types import ConfigError

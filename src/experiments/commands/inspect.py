@@ -344,16 +344,14 @@ def add_mistakes(parts: Parts[argparse.ArgumentParser]) -> None:
 
 
 def look_at_mistakes(arguments: argparse.Namespace) -> None:
-    from experiments import (
-        train,  # noqa: F401  registers the resolvers that conf/ uses
-        trained,
-    )
+    from experiments import trained
     from experiments.journal import quoted
     from experiments.quiet import quiet_start
 
     run = trained.find(arguments.run, arguments.uri)
-    moved = [f"data.root={quoted(str(arguments.data.resolve()))}"] if arguments.data else []
-    config = trained.configuration(run.plain, moved)
+    config = run.config
+    if arguments.data:
+        config = run.changed([f"data.root={quoted(str(arguments.data.resolve()))}"])
     with quiet_start():
         from experiments.inspection import mistakes
     wrong, pictures = mistakes.find(run, arguments.split)
