@@ -57,9 +57,10 @@ def main() -> None:
     form = arguments.format or (suffix if suffix in FORMATS else "terminal")
     try:
         failed = predict(arguments.run, arguments.paths, form, arguments.output, arguments.batch_size, arguments.uri)
+    except BrokenPipeError:  # whoever read the lines has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ConfigError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # whoever read the lines has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -114,6 +115,7 @@ def opened(output: Path | None) -> Iterator[TextIO]:
         assert isinstance(sys.stdout, io.TextIOWrapper)
         sys.stdout.reconfigure(errors="backslashreplace")  # names that are no text
         yield sys.stdout
+        sys.stdout.flush()  # where it can still be told that nobody reads it
         return
     from experiments.store import writing_file
 
