@@ -106,7 +106,7 @@ def test_the_reading_of_made_up_losses() -> None:
 
 
 @pytest.mark.parametrize("regime, kernels", [
-    ("scratch", 5), ("bottleneck", 2), ("finetune", 3)
+    ("scratch", 5), pytest.param("bottleneck", 2, marks=pytest.mark.slow), ("finetune", 3)
 ])  # fmt: skip
 def test_the_real_training_is_tried_and_nothing_of_it_kept(
     regime: str, kernels: int, here: tuple[str, ...], config: Read, own_outputs: Path, monkeypatch: pytest.MonkeyPatch
