@@ -129,7 +129,7 @@ def test_the_real_training_is_tried_and_nothing_of_it_kept(
     assert np.all(found.rates == rates[: len(found.losses)]) and len(found.losses) >= lr.LEAST
     heads = list(own_outputs.glob("cache/heads/*"))
     assert len(heads) == (regime == "finetune"), "only what the last phase starts from"
-    if regime == "scratch":
+    if regime == "bottleneck":
         again = lr.range_test(read, {}, rates, PROGRESS)
         np.testing.assert_array_equal(again.losses, found.losses)
         assert "configured: optimizer.lr=0.001" in lr.sentences(read, found)[-1]
