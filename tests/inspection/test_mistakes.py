@@ -63,7 +63,6 @@ def test_a_picture_that_has_changed_is_not_shown(run: trained.Trained, drawn: Pa
     moved = tmp_path / "moved"
     shutil.copytree(drawn, moved)
     config = run.changed([f"data.root={moved}"])
-    mistakes.explain(run, config, found)  # elsewhere, but the same
     (moved / found[0].path).write_bytes((moved / found[1].path).read_bytes())
     with pytest.raises(DataError, match=rf"{found[0].path}: has changed"):
         mistakes.explain(run, config, found)
@@ -80,10 +79,16 @@ def test_heat_changes_a_picture_where_it_is_hot() -> None:
     assert laid.dtype == np.uint8 and (laid[0] == 90).all(axis=-1).sum() == 15 and laid[0, 0, 0].max() > 200
 
 
-def test_the_command_writes_beside_the_run(
-    run: trained.Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_command_writes_beside_the_run_wherever_the_pictures_are(
+    run: trained.Trained,
+    drawn: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["experiments inspect", "mistakes", str(run.folder), "--count", "2"])
+    (tmp_path / "moved").symlink_to(drawn)
+    command = ["experiments inspect", "mistakes", str(run.folder), "--count", "2", "--data", str(tmp_path / "moved")]
+    monkeypatch.setattr("sys.argv", command)
     inspect.main()
     first, *told, path = capsys.readouterr().out.splitlines()
     assert first == "run: 3 mistakes in 12 validation pictures" and len(told) == 2

@@ -106,7 +106,7 @@ def test_the_reading_of_made_up_losses() -> None:
 
 
 @pytest.mark.parametrize("regime, kernels", [
-    ("scratch", 5), ("bottleneck", 2), ("finetune", 3)
+    ("scratch", 5), pytest.param("bottleneck", 2, marks=pytest.mark.slow), ("finetune", 3)
 ])  # fmt: skip
 def test_the_real_training_is_tried_and_nothing_of_it_kept(
     regime: str, kernels: int, here: tuple[str, ...], config: Read, own_outputs: Path, monkeypatch: pytest.MonkeyPatch
@@ -129,7 +129,7 @@ def test_the_real_training_is_tried_and_nothing_of_it_kept(
     assert np.all(found.rates == rates[: len(found.losses)]) and len(found.losses) >= lr.LEAST
     heads = list(own_outputs.glob("cache/heads/*"))
     assert len(heads) == (regime == "finetune"), "only what the last phase starts from"
-    if regime == "scratch":
+    if regime == "bottleneck":
         again = lr.range_test(read, {}, rates, PROGRESS)
         np.testing.assert_array_equal(again.losses, found.losses)
         assert "configured: optimizer.lr=0.001" in lr.sentences(read, found)[-1]
