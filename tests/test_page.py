@@ -75,7 +75,7 @@ class Seen(HTMLParser):
 
 @pytest.fixture(scope="module")
 def written(comparison: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return page.write(tmp_path_factory.mktemp("compared"), comparison, pictures=3).parent
+    return page.write(tmp_path_factory.mktemp("compared"), comparison, pictures=3)[0].parent
 
 
 def test_the_page_holds_all_it_shows_and_nothing_of_others_is_markup(written: Path) -> None:
@@ -119,7 +119,7 @@ def test_pictures_and_figures_are_in_the_page(written: Path, drawn: Path) -> Non
 
 
 def test_the_same_comparison_is_the_same_page(written: Path, comparison: Comparison, tmp_path: Path) -> None:
-    assert page.write(tmp_path, comparison, pictures=3).read_bytes() == (written / "comparison.html").read_bytes()
+    assert page.write(tmp_path, comparison, pictures=3)[0].read_bytes() == (written / "comparison.html").read_bytes()
 
 
 def test_markdown_shows_the_marks_of_others_as_they_are(written: Path) -> None:
@@ -156,16 +156,16 @@ def test_a_picture_is_shown_only_as_the_runs_have_seen_it(comparison: Comparison
 
 def test_runs_that_agree_and_a_single_run_have_pages_too(drawn: Path, tmp_path: Path) -> None:
     a, b = group(drawn, "a", 14, regime="scratch"), group(drawn, "b", 14, regime="finetune")
-    text = Seen(page.write(tmp_path, of_groups([a, b], "validation"), 3).read_text()).text
+    text = Seen(page.write(tmp_path, of_groups([a, b], "validation"), 3)[0].read_text()).text
     assert "neither better nor worse" in text and "There is no picture on which they disagree" in text
-    text = Seen(page.write(tmp_path, of_groups([a], "validation"), 3).read_text()).text
+    text = Seen(page.write(tmp_path, of_groups([a], "validation"), 3)[0].read_text()).text
     assert "1 run on 24 validation pictures" in text and "disagree" not in text
 
 
 def test_many_groups_are_told_in_one_sentence(drawn: Path, tmp_path: Path) -> None:
     groups = [group(drawn, str(right), right, seeds=2, **{"model.head.dropout": str(right)}) for right in range(8, 20)]
     many = of_groups(groups, "validation")
-    text = Seen(page.write(tmp_path, many, 2).read_text()).text
+    text = Seen(page.write(tmp_path, many, 2)[0].read_text()).text
     apart = [str(at) for at, found in enumerate(many.differences, 1) if found and found.real]
     assert 1 < len(apart) < 11
     assert f"Of the 11 others {len(apart)} differ from model.head.dropout=8 by more than chance" in text

@@ -422,7 +422,7 @@ def sentences(comparison: Comparison) -> list[str]:
 
 def _sentence(name: str, first: str, found: Difference) -> str:
     size = 100 * abs(found.value)
-    points = f"{size:.1f}" if size >= 0.095 or size == 0 else f"{size:.2f}"
+    points, needed = f"{size:.1f}" if size >= 0.095 else f"{size:.2f}", found.needed
     if found.value == 0:
         text = f"{name} is neither better nor worse than {first}"
     else:
@@ -439,12 +439,11 @@ def _sentence(name: str, first: str, found: Difference) -> str:
     if found.real:
         return f"{text}; with {which} this is a real difference{p}."
     text += f"; with {which} this is not yet distinguishable from chance{p}"
-    return f"{text}; about {_rounded(found.needed)} pictures would be needed." if found.needed else f"{text}."
+    return f"{text}; about {_rounded(needed)} pictures would be needed." if needed else f"{text}."
 
 
-def _rounded(number: int | None) -> str:
+def _rounded(number: int) -> str:
     """To two digits: more are not known."""
-    assert number is not None
     digits = max(0, len(str(number)) - 2)
     return f"{round(number, -digits):,}"
 
@@ -489,12 +488,12 @@ def paired_table(comparison: Comparison) -> list[list[str]]:
     for name, found in zip(comparison.names, comparison.differences, strict=True):
         if found is None:
             continue
-        paired = found.paired
+        paired, needed = found.paired, found.needed
         lines.append([
             name, "other pictures" if paired is None else f"{paired.pictures:,} pictures" + " in common" * found.partly,
             *(("", "") if paired is None or paired.only_a is None else (str(paired.only_a), str(paired.only_b))),
             ", ".join(f"{100 * one:+z.1f}" for one in found.by_seed),
-            "" if found.needed is None else _rounded(found.needed),
+            "" if needed is None else _rounded(needed),
         ])  # fmt: skip
     return _told(lines)
 

@@ -52,7 +52,7 @@ img.figure { background: #fff; border-radius: 6px; max-width: 100%; height: auto
 """
 
 
-def write(folder: Path, comparison: Comparison, pictures: int, data: Path | None = None) -> Path:
+def write(folder: Path, comparison: Comparison, pictures: int, data: Path | None = None) -> list[Path]:
     """Writes comparison.md, comparison.csv, comparison.html and figures/*.png.
 
     Args:
@@ -62,18 +62,20 @@ def write(folder: Path, comparison: Comparison, pictures: int, data: Path | None
         data: the folder that holds the pictures; None: those that the runs have read them from.
 
     Returns:
-        The path of the page.
+        What was written, the page first.
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     drawn = draw(comparison)
-    for name, figure in drawn.items():
-        store.write_file(folder / "figures" / f"{name}.png", _saved(figure, "png"))
     unlike = compared.disagreements(comparison)
-    store.write_file(folder / "comparison.csv", compared.csv_text(comparison).encode())
-    store.write_file(folder / "comparison.md", markdown(comparison, unlike, list(drawn), pictures).encode())
-    page = folder / "comparison.html"
-    store.write_file(page, html(comparison, unlike, drawn, pictures, data).encode())
-    return page
+    files = {
+        "comparison.html": html(comparison, unlike, drawn, pictures, data).encode(),
+        "comparison.md": markdown(comparison, unlike, list(drawn), pictures).encode(),
+        "comparison.csv": compared.csv_text(comparison).encode(),
+        **{f"figures/{name}.png": _saved(figure, "png") for name, figure in drawn.items()},
+    }
+    for name, content in files.items():
+        store.write_file(folder / name, content)
+    return [folder / name for name in files]
 
 
 def draw(comparison: Comparison) -> dict[str, Figure]:
@@ -109,7 +111,8 @@ def _saved(figure: Figure, kind: str) -> bytes:
 def markdown(comparison: Comparison, unlike: Sequence[Disagreement], drawn: Sequence[str], most: int) -> str:
     """The comparison as a text, with its figures beside it."""
     parts = [f"# {title(comparison)}", *(f"* {_plain(line)}" for line in compared.sentences(comparison))]
-    parts += [_lines(compared.score_table(comparison)), _lines(compared.metric_table(comparison))]
+    metrics = compared.metric_table(comparison)
+    parts += [_lines(compared.score_table(comparison)), *([_lines(metrics)] if len(metrics[0]) > 1 else [])]
     if len(comparison.groups) > 1:
         parts += ["## Behind the differences", _lines(compared.paired_table(comparison))]
     parts += ["## What differs in configuration", *_differing(comparison)]
@@ -201,7 +204,9 @@ def html(
     ]  # fmt: skip
     if len(comparison.groups) > 1:
         parts += ["<h2>Behind the differences</h2>", _table(compared.paired_table(comparison))]
-    parts += ["<h2>Other metrics</h2>", _table(compared.metric_table(comparison))]
+    metrics = compared.metric_table(comparison)
+    if len(metrics[0]) > 1:
+        parts += ["<h2>Other metrics</h2>", _table(metrics)]
     if "curves" in drawn:
         parts += ["<h2>Learning curves</h2>", _image(drawn["curves"], "validation accuracy and loss by epoch")]
     without = [run.name for group in comparison.groups for repeat in group.repeats

@@ -301,18 +301,18 @@ def test_a_sweep_is_found_by_its_run_and_by_its_folder(uri: str, own_outputs: Pa
 
 
 def test_a_comparison_is_logged_once_and_is_no_run_to_compare(uri: str, tmp_path: Path) -> None:
-    folder = tmp_path / "compare-1"
-    folder.mkdir()
-    (folder / "comparison.html").write_text("first")
+    page = tmp_path / "comparison.html"
+    page.write_text("first")
     experiment = find_runs(uri, ["adam"])[0].experiment
-    run_id = log_comparison(uri, experiment, folder, "1234", "# Text")
-    (folder / "comparison.html").write_text("second")
-    assert log_comparison(uri, experiment, folder, "1234", "# Text") == run_id
+    run_id = log_comparison(uri, experiment, "1234", [page], "# Text")
+    page.write_text("second")
+    assert log_comparison(uri, experiment, "1234", [page], "# Text") == run_id
     client = MlflowClient(uri)
     run = client.get_run(run_id)
-    assert (run.info.run_name, run.info.status) == ("compare-1", "FINISHED")
+    assert (run.info.run_name, run.info.status) == ("compare-1234", "FINISHED")
     assert run.data.tags["mlflow.note.content"] == "# Text"
-    assert Path(client.download_artifacts(run_id, "comparison.html", str(tmp_path))).read_text() == "second"
+    (tmp_path / "read").mkdir()
+    assert Path(client.download_artifacts(run_id, "comparison.html", str(tmp_path / "read"))).read_text() == "second"
     assert run_id not in {run.run_id for run in search_runs(uri)}
 
 

@@ -169,10 +169,10 @@ def keep(console: Console, uri: str, comparison: Comparison, arguments: argparse
 
     folder = arguments.output or Path(default_outputs()) / "compare" / f"compare-{comparison.digest}"
     written = page.write(folder, comparison, arguments.pictures, arguments.data)
-    console.print(f"page     {written.resolve()}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"page     {written[0].resolve()}", highlight=False, markup=False, soft_wrap=True)
     if not arguments.no_log:
         text = (folder / "comparison.md").read_text(encoding="utf-8")
-        run_id = log_comparison(uri, comparison.runs[0].experiment, folder, comparison.digest, text)
+        run_id = log_comparison(uri, comparison.runs[0].experiment, comparison.digest, written, text)
         console.print(f"MLflow   {run_id}", highlight=False, soft_wrap=True)
 
 

@@ -216,13 +216,13 @@ def add_figure(uri: str, run_id: str, path: Path) -> None:
         raise address.unusable(uri, str(error)) from None
 
 
-def log_comparison(uri: str, experiment: str, folder: Path, digest: str, text: str) -> str:
+def log_comparison(uri: str, experiment: str, digest: str, files: Sequence[Path], text: str) -> str:
     """Logs a comparison's files as a run beside those it compares; the same one again takes the place of the old.
 
     Args:
         experiment: its MLflow id.
-        folder: of the files; the run is called like it.
-        digest: of what is compared, and the tag by which such a run is known.
+        digest: of what is compared: in the run's name, and a tag of it.
+        files: to log, figures in a folder of their own.
         text: Markdown, that the UI shows on the run's page.
 
     Returns:
@@ -240,12 +240,12 @@ def log_comparison(uri: str, experiment: str, folder: Path, digest: str, text: s
         before = client.search_runs([experiment], f"tags.comparison = '{digest}'", max_results=1)
         if before:
             run_id = str(before[0].info.run_id)
-            client.update_run(run_id, name=folder.name)
         else:
             tags = resolve_tags({"comparison": digest})
-            run_id = str(client.create_run(experiment, run_name=folder.name, tags=tags).info.run_id)
+            run_id = str(client.create_run(experiment, run_name=f"compare-{digest}", tags=tags).info.run_id)
         client.set_tag(run_id, "mlflow.note.content", text[:8000])
-        client.log_artifacts(run_id, str(folder))
+        for path in files:
+            client.log_artifact(run_id, str(path), "figures" if path.suffix == ".png" else None)
         client.set_terminated(run_id)
     except outbox.failures() as error:
         raise address.unusable(uri, str(error)) from None
