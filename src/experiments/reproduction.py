@@ -250,8 +250,8 @@ def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: b
     over = "Wilson's over the pictures of the single run" if single else "Student's over the seeds"
     said = [
         f"Measured: accuracy on {' or '.join(map(str, pictures)) or 'the'} validation pictures, mean of the last "
-        f"{LAST} epochs (the curves swing, and no epoch is picked) with its 95 % interval, {over}; beside it the accuracy "
-        "after the last epoch, by seed.",
+        f"{LAST} epochs (the curves swing, and no epoch is picked) with its 95 % interval, {over}; beside it the "
+        "accuracy after the last epoch, by seed.",
         "Later seeds find the activations and heads that earlier runs have stored: hence their fewer seconds.",
     ]
     if not comparable:
