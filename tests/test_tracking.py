@@ -25,7 +25,7 @@ from experiments import schema, tracking, train
 from experiments.commands import inspect, sync
 from experiments.data import decoder
 from experiments.regimes import scratch
-from experiments.tracking import address, models, outbox, stored
+from experiments.tracking import address, models, outbox, stored, view
 from experiments.types import ConfigError
 
 METRICS = {
@@ -545,3 +545,24 @@ def test_addresses_are_asked_before_anything_else() -> None:
 def test_names_that_mlflow_does_not_take_are_no_names_of_parameters(config: Callable[..., schema.Config]) -> None:
     found = tracking.flat_parameters(config("class_weights={c+: 1.0, dogs: 2.0}"))
     assert found["class_weights"] == "{'c+': 1.0, 'dogs': 2.0}"
+
+
+def test_the_ui_is_told_what_to_show_first(store: Store) -> None:
+    client = mlflow.MlflowClient(store.uri)
+    experiment = client.get_experiment_by_name("experiments")
+    assert "Which is better?" in experiment.tags["mlflow.note.content"]
+    client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "ours, by hand")
+    client.delete_experiment_tag(experiment.experiment_id, view.SHARED)
+    (shown,) = view.dress(store.uri)
+    assert shown[0] == "experiments" and f"experiments/{experiment.experiment_id}/runs?" in shown[1]
+    tags = client.get_experiment(experiment.experiment_id).tags
+    assert tags["mlflow.note.content"] == "ours, by hand"
+    columns = json.loads(tags[view.SHARED])["selectedColumns"]
+    told = store.run("tuned").data
+    known = {f"metrics.`{name}`" for name in told.metrics} | {f"params.`{name}`" for name in told.params}
+    assert set(columns) <= known, "every column is one that runs fill"
+
+
+def test_the_ui_of_no_store_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No runs yet"):
+        view.dress(f"sqlite:///{tmp_path}/none.db")

@@ -10,12 +10,13 @@ import csv
 import io
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-from experiments import journal, store
+from experiments import journal, machine, store
 from experiments.paths import run_name
 from experiments.schema import NOT_IDENTITY, Config
 from experiments.statistics import mean_interval, wilson
@@ -69,6 +70,7 @@ class Result(NamedTuple):
     accuracy: float  # after the last
     pictures: int
     seconds: float
+    ended: int  # [ms since 1970]
 
 
 def overrides(name: str, *, backbone: str, data: str | None, weights: str | None, quick: bool) -> list[str]:
@@ -150,7 +152,9 @@ def read_result(curves: bytes, metrics: bytes, predictions: bytes) -> Result:
     last = [float(row["validation_accuracy"]) for row in rows if row["phase"] == rows[-1]["phase"]][-LAST:]
     figures: Mapping[str, float] = json.loads(metrics)
     pictures = sum(1 for _ in csv.DictReader(io.StringIO(predictions.decode())))
-    return Result(mean(last), figures["validation.accuracy"], pictures, figures["total_seconds"])
+    return Result(
+        mean(last), figures["validation.accuracy"], pictures, figures["total_seconds"], int(rows[-1]["timestamp"])
+    )
 
 
 FILES = ("curves.csv", journal.METRICS, "predictions_validation.csv")  # as `read_result` takes them
@@ -221,16 +225,16 @@ def plain_overrides(given: Sequence[str]) -> list[str]:
     return named
 
 
+PAGE = "summary.md"
 HEADER = ("experiment", "the tutorial says", "measured here", "last epoch", "seconds a run", "verdict")
 
 
 def cells(one: Mapping[str, Any]) -> list[str]:
-    """A row as text, in the order of HEADER."""
+    """A row as text, in the order of HEADER without its first."""
     results = one["results"]
     measured = f"{one['mean']:.1%} [{100 * one['low']:.1f}, {100 * one['high']:.1f}]" if results else ""
     missing = one["seeds"] - len(results)
     return [
-        one["about"],
         one["claim"],
         measured.replace("%", " %"),
         ", ".join(f"{100 * result['accuracy']:.1f}" for result in results),
@@ -241,13 +245,13 @@ def cells(one: Mapping[str, Any]) -> list[str]:
 
 def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: bool) -> list[str]:
     """How the table is to be read."""
-    pictures = {result["pictures"] for one in rows for result in one["results"]}
+    pictures = sorted({result["pictures"] for one in rows for result in one["results"]})
     single = all(one["seeds"] == 1 for one in rows)
     over = "Wilson's over the pictures of the single run" if single else "Student's over the seeds"
     said = [
-        f"Measured: accuracy on {' or '.join(map(str, sorted(pictures)))} validation pictures, mean of the last {LAST} "
-        f"epochs (the curves swing, and no epoch is picked) with its 95 % interval, {over}; beside it the accuracy "
-        "after the last epoch, by seed.",
+        f"Measured: accuracy on {' or '.join(map(str, pictures)) or 'the'} validation pictures, mean of the last "
+        f"{LAST} epochs (the curves swing, and no epoch is picked) with its 95 % interval, {over}; beside it the "
+        "accuracy after the last epoch, by seed.",
         "Later seeds find the activations and heads that earlier runs have stored: hence their fewer seconds.",
     ]
     if not comparable:
@@ -270,17 +274,32 @@ def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: b
 def markdown(rows: Sequence[Mapping[str, Any]], said: Sequence[str], about: str) -> str:
     """The table as a Markdown page, with the commands of single runs."""
     lines = ["# The tutorial, reproduced", "", about, "", f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
-    lines += [f"| {' | '.join(cells(one))} |" for one in rows]
+    lines += [f"| {' | '.join([one['about'], *cells(one)])} |" for one in rows]
     lines += ["", *(f"{sentence}\n" for sentence in said), "One run of each, with its seed:", "", "```"]
     lines += [f"python -m experiments.train {one['command']} seed=0" for one in rows]
     return "\n".join([*lines, "```", ""])
 
 
-def write(folder: Path, rows: Sequence[Mapping[str, Any]], said: Sequence[str], about: str) -> None:
-    """Puts the table into its folder: summary.md, and summary.json with every run's figures."""
-    store.write_file(folder / "summary.md", markdown(rows, said, about).encode())
-    content = {"about": about, "rows": list(rows), "sentences": list(said)}
+def conclude(
+    folder: Path, jobs: Sequence[Job], backbone: str, comparable: bool, command: str
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Writes summary.md and, with every run's figures, summary.json; the rows of the table, and how to read it.
+
+    Args:
+        jobs: finished or not.
+        comparable: whether the runs are about what the claims are about.
+        command: that made them, to be told.
+    """
+    by_claim = {name: [job for job in jobs if job.values["experiment"] == name] for name in CLAIMS}
+    rows = [row(name, own, backbone=backbone, comparable=comparable) for name, own in by_claim.items()]
+    said = sentences(rows, backbone=backbone, comparable=comparable)
+    ended = [result["ended"] / 1000 for one in rows for result in one["results"]]
+    day = time.strftime("%d %B %Y", time.localtime(max(ended, default=None))).lstrip("0")
+    about = f"`{command}`, {day}; {machine.sentence()}"
+    store.write_file(folder / PAGE, markdown(rows, said, about).encode())
+    content = {"about": about, "rows": rows, "sentences": said}
     store.write_file(folder / "summary.json", json.dumps(content, indent=1).encode())
+    return rows, said
 
 
 def metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

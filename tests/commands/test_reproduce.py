@@ -72,16 +72,19 @@ def test_a_rows_command(name: str, given: dict[str, Any], expected: str) -> None
 
 def test_a_figure_is_the_mean_of_the_last_phases_last_five_epochs() -> None:
     rows = [("head", 0.1), *(("finetune", value) for value in (0.2, 0.5, 0.6, 0.7, 0.8, 0.9))]
-    lines = ["step,phase,validation_accuracy", *(f"{at},{phase},{value}" for at, (phase, value) in enumerate(rows))]
+    lines = [
+        "step,phase,timestamp,validation_accuracy",
+        *(f"{at},{phase},{at},{value}" for at, (phase, value) in enumerate(rows)),
+    ]
     metrics = json.dumps({"validation.accuracy": 0.95, "total_seconds": 12.5}).encode()
     found = reproduction.read_result("\n".join(lines).encode(), metrics, b"path,correct\na,True\nb,False\n")
-    assert found == pytest.approx(Result(last_epochs=0.7, accuracy=0.95, pictures=2, seconds=12.5))
-    lines[1:] = ["0,scratch,0.25", "1,scratch,0.75"]
+    assert found == pytest.approx(Result(last_epochs=0.7, accuracy=0.95, pictures=2, seconds=12.5, ended=6))
+    lines[1:] = ["0,scratch,1,0.25", "1,scratch,2,0.75"]
     assert reproduction.read_result("\n".join(lines).encode(), metrics, b"path\na\n").last_epochs == 0.5
 
 
 def test_the_page_holds_claims_figures_and_commands_but_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    results = iter([Result(0.77, 0.78, 400, 310.0), Result(0.76, 0.75, 400, 305.0)])
+    results = iter([Result(0.77, 0.78, 400, 310.0, 0), Result(0.76, 0.75, 400, 305.0, 0)])
     monkeypatch.setattr(reproduction, "result_of", lambda job: next(results))
     line = ["experiment=tutorial_scratch", "data.root='/some/where'", "seed=0"]
     jobs = [Job(at, line, {"experiment": "scratch", "seed": str(at)}, None, Path(), status="FINISHED")  # type: ignore
@@ -93,7 +96,7 @@ def test_the_page_holds_claims_figures_and_commands_but_no_place(monkeypatch: py
     assert "python -m experiments.train experiment=tutorial_scratch data.root=PATH seed=0" in page
     assert "/some/where" not in page and "on 400 validation pictures" in page and "vgg16's" in page
     jobs[1].status = "FAILED"
-    results = iter([Result(0.77, 0.78, 400, 310.0)])
+    results = iter([Result(0.77, 0.78, 400, 310.0, 0)])
     row = reproduction.row("scratch", jobs, backbone="vgg16", comparable=True)
     assert reproduction.cells(row)[-1] == "1 of 2 runs missing"
 

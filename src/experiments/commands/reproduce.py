@@ -7,7 +7,6 @@ import json
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,6 @@ from experiments import signals
 from experiments.types import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from experiments.sweeps.plan import Job
 
 LOCK, PARENT = ".reproduce.lock", "reproduce.json"
@@ -65,15 +62,13 @@ def reproduce(arguments: argparse.Namespace) -> int:
     Raises:
         ConfigError: something that would stop a run; none has started then.
     """
-    from rich.console import Console
-
-    from experiments import journal, machine, reproduction
+    from experiments import journal, reproduction
     from experiments.sweeps import local, plan
 
-    began, console = time.strftime("%d %B %Y").lstrip("0"), Console()
     jobs = planned(arguments)
     common = jobs[-1].config  # which has the backbone
     backbone, plain = common.model.name, common.model_dump(by_alias=True, mode="json")
+    comparable = not arguments.quick and reproduction.same_task(common, arguments.overrides)
     folder = Path(common.outputs) / "reproduce" / f"{backbone}-{plan.digest([job.config for job in jobs])}"
     folder.mkdir(parents=True, exist_ok=True)
     lock = journal.claim(folder, LOCK, "reproduction")
@@ -81,39 +76,28 @@ def reproduce(arguments: argparse.Namespace) -> int:
         try:
             reproduction.look(jobs, folder)
         except ConfigError as error:
-            raise ConfigError(
-                "\n".join(["Cannot be run here, and nothing has been.", str(error), *hints(arguments, str(error))])
-            ) from None
+            said = ["Cannot be run here, and nothing has been.", str(error), *hints(arguments, str(error))]
+            raise ConfigError("\n".join(said)) from None
         todo = [job for job in jobs if job.status != "FINISHED"]
-        console.print(f"{len(jobs)} runs, {len(jobs) - len(todo)} of them finished", highlight=False)
+        print(f"{len(jobs)} runs, {len(jobs) - len(todo)} of them finished")
         parent = open_parent(folder, plain) if common.tracking.uri is not None else None
-        comparable = not arguments.quick and reproduction.same_task(common, arguments.overrides)
         status = "KILLED"
         try:
             for at, job in enumerate(todo, 1):
-                console.print(
-                    f"\n{at} of {len(todo)}: {job.values['experiment']}, seed {job.values['seed']}", highlight=False
-                )
+                print(f"\n{at} of {len(todo)}: {job.values['experiment']}, seed {job.values['seed']}", flush=True)
                 reproduction.train(job, parent)
             status = "FAILED" if any(job.status == "FAILED" for job in jobs) else "FINISHED"
         finally:
-            by_claim = {name: [job for job in jobs if job.values["experiment"] == name] for name in reproduction.CLAIMS}
-            rows = [
-                reproduction.row(name, own, backbone=backbone, comparable=comparable) for name, own in by_claim.items()
-            ]
-            said = reproduction.sentences(rows, backbone=backbone, comparable=comparable)
-            reproduction.write(folder, rows, said, f"`{command(arguments)}`, {began}; {machine.sentence()}")
+            rows, said = reproduction.conclude(folder, jobs, backbone, comparable, command(arguments))
             if parent is not None:
                 local.ask(folder, "close_run", plain, parent, str(folder), reproduction.metrics(rows), status)
     finally:
         lock.release()
-    show(console, rows, said)
-    console.print(f"\ntable  {folder / 'summary.md'}", highlight=False, soft_wrap=True)
-    failed = [job for job in jobs if job.status == "FAILED"]
-    for job in failed:
-        print(
-            f"FAILED {job.values['experiment']} seed {job.values['seed']}: {job.reason}; {job.folder}", file=sys.stderr
-        )
+    show(rows, said)
+    print(f"\ntable  {folder / reproduction.PAGE}")
+    failed = [f"{job.values['experiment']}, seed {job.values['seed']}: {job.reason}; {job.folder}"
+              for job in jobs if job.status == "FAILED"]  # fmt: skip
+    print("".join(f"FAILED {one}\n" for one in failed), file=sys.stderr, end="")
     return 1 if failed else 0
 
 
@@ -179,9 +163,10 @@ def command(arguments: argparse.Namespace) -> str:
     return " ".join([*given, shlex.join(arguments.overrides)]).strip()
 
 
-def show(console: Console, rows: Sequence[dict[str, Any]], said: Sequence[str]) -> None:
+def show(rows: Sequence[dict[str, Any]], said: Sequence[str]) -> None:
     """The table on the terminal."""
     from rich import box
+    from rich.console import Console
     from rich.table import Table
 
     from experiments import reproduction
@@ -190,7 +175,8 @@ def show(console: Console, rows: Sequence[dict[str, Any]], said: Sequence[str]) 
     for name in reproduction.HEADER:
         table.add_column(name, overflow="fold")
     for one in rows:
-        table.add_row(*reproduction.cells(one))
+        table.add_row(one["experiment"], *reproduction.cells(one))
+    console = Console()
     console.print()
     console.print(table)
     for sentence in said:
