@@ -137,14 +137,15 @@ def here(drawn: Path) -> tuple[str, ...]:
 def run_here() -> Callable[..., None]:
     """`run_here("regime=scratch", ...)`: what `python -m experiments.train` does with a command line, in this process.
 
-    Not for `runtime.threads`, which TensorFlow takes before its first operation only.
+    Not for `runtime.threads`, which TensorFlow takes before its first operation only; nor beside `capsys`, as absl
+    closes the standard error that it has found once another is in its place.
     """
 
     def call(*arguments: str) -> None:
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
             patch.chdir(Path.cwd())  # back afterwards: resume= goes to where its command was typed
             patch.setattr(sys, "argv", ["train", *arguments])
-            patch.setattr(train, "Starred", lambda stream: stream)  # absl closes what is no longer sys.stderr
+            patch.setattr(train, "Starred", lambda stream: stream)  # likewise
             patch.setattr(signals, "install", lambda: None)
             patch.setenv("HYDRA_FULL_ERROR", "1")
             try:

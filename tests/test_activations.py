@@ -194,6 +194,7 @@ def _killed(outputs: Path) -> None:
     extract(parts, wants_of(parts, pictures_of()), Told())
 
 
+@pytest.mark.slow  # an interruption in one process is above, tests/reliability kills whole runs
 def test_a_killed_extraction_resumes_and_ends_the_same(tmp_path: Path, passes: list[tuple[int, int]]) -> None:
     process = multiprocessing.get_context("spawn").Process(target=_killed, args=(tmp_path / "killed",))
     process.start()

@@ -107,6 +107,7 @@ def test_every_picture_of_a_batch_is_drawn_for_itself(name: str, config: Read) -
     assert len(seen) >= 13, "of sixteen alike; RandAugment may draw the same twice"
 
 
+@pytest.mark.slow  # the test of draws that repeat is this one in a process
 def test_a_fresh_process_draws_the_same() -> None:
     code = "import json, sys; sys.path.insert(0, sys.argv[1]); import test_augmentation_layers as t; "
     code += "print(json.dumps({name: t.digest(name) for name in t.NAMES}))"

@@ -118,7 +118,7 @@ SMALL = ("data=folder", "data.image_size=48", "model.head.pooling=average", "bat
 
 @pytest.mark.parametrize("settings", [
     ("regime=scratch", "optimizer=adam", "optimizer.lr=3e-3"),
-    ("regime=finetune", "optimizer.lr=1e-3", "regime.head_optimizer.lr=1e-2"),
+    pytest.param(("regime=finetune", "optimizer.lr=1e-3", "regime.head_optimizer.lr=1e-2"), marks=pytest.mark.slow),
 ], ids=["scratch", "finetune"])  # fmt: skip
 def test_a_handful_of_pictures_is_learned_by_heart(settings: tuple[str, ...], drawn: Path, tmp_path: Path) -> None:
     folder = start(tmp_path, "heart", *SMALL, f"data.root={drawn}", *settings, "debug=overfit", "tracking=none")

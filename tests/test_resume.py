@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import os
 import signal
@@ -117,7 +119,6 @@ def test_a_run_that_dies_between_checkpoint_and_curves_is_resumed_as_if_it_had_n
     tmp_path: Path,
     run_here: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Of regime=scratch, in this process; tests/reliability kills processes, in all regimes."""
     place = Place(tmp_path, drawn)
@@ -154,9 +155,9 @@ def test_a_run_that_dies_between_checkpoint_and_curves_is_resumed_as_if_it_had_n
     for key in ("loss", "validation_accuracy"):
         steps = [point.step for point in client.get_metric_history(run.info.run_id, key)]
         assert steps == list(range(len(place.outcome("whole")["curves"]))), "every point, none twice"
-    capsys.readouterr()
-    run_here(f"resume={folder}")
-    assert "nothing to resume" in capsys.readouterr().out
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        run_here(f"resume={folder}")
+    assert "nothing to resume" in said.getvalue()
 
 
 def test_how_a_run_ends_is_in_its_status_exit_code_and_last_line(place: Place) -> None:

@@ -111,13 +111,13 @@ def test_a_sweep_plans_shares_concludes_and_is_not_run_twice(sweep: Sweep, own_o
     sources = [run.data.tags["head_source"] for run in jobs if run.data.tags["regime"] == "finetune"]
     assert sources.count("trained in this run") == 0, "the bottleneck jobs had trained them"
 
-    again = sweep(*swept)
+    again = sweep(*swept, "sweep.dry_run=true")
     assert again.returncode == 0 and "6 already finished" in again.stdout
-    assert len(tracked(own_outputs)[1]) == len(jobs)
-    anew = sweep("regime=bottleneck", "seed=0,2", "sweep.rerun=true", "sweep.dry_run=true")
-    assert anew.returncode == 0 and "2 jobs, 2 to run" in anew.stdout, anew.stdout + anew.stderr
     assert tuple(map(len, tracked(own_outputs))) == (1, len(jobs)), "a dry run tracks nothing"
     assert only_sweep(own_outputs) == folder, "and leaves nothing"
+    anew = sweep("regime=bottleneck", "seed=0", "sweep.rerun=true", "sweep.final=false")
+    assert "1 jobs, 1 to run" in anew.stdout, anew.stdout + anew.stderr
+    assert len(tracked(own_outputs)[1]) == len(jobs) + 1
     (folder / "summary.md").unlink()
     told = subprocess.run(
         [sys.executable, "-m", "experiments", "summarize", str(folder)], env=os.environ | {"PYTHONPATH": str(SOURCE)},
