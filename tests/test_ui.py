@@ -149,10 +149,14 @@ def run_links(browser: Chrome, name: str) -> list[WebElement]:
     return all_of(browser, ".ag-pinned-left-cols-container a", name)
 
 
+def columns(browser: Chrome) -> list[str]:
+    """The titles that are in sight, from the left."""
+    return [one.text for one in sorted(all_of(browser, ".ag-header-cell"), key=lambda one: one.location["x"])]
+
+
 def test_the_table_has_the_columns_to_compare_by(runs: Chrome) -> None:
-    header = [one.text for one in all_of(runs, ".ag-header-cell")]
     expected = ["validation.accuracy", "validation.accuracy_low", "validation.accuracy_high", "regime", "model", "seed"]
-    assert [name for name in header if name in expected] == expected
+    until(lambda: [name for name in columns(runs) if name in expected] == expected, f"columns {expected}")
     rows = [one.text.split("\n") for one in all_of(runs, ".ag-center-cols-container .ag-row")]
     assert len(rows) == 4 + 1 + 1, "jobs beside the sweep and its winner, not below it"
     accuracies = [float(row[1]) for row in rows if len(row) > 2 and row[1] != "-"]
@@ -179,8 +183,9 @@ def test_all_runs_curves(runs: Chrome, served: Served) -> None:
 def test_a_runs_curves(runs: Chrome) -> None:
     run_links(runs, "-")[0].click()
     click(runs, "[role=tab]", "Model metrics")
-    until(lambda: "validation_accuracy" in all_of(runs, "body")[0].text, "the chart's title")
-    until(lambda: all_of(runs, ".js-plotly-plot .scatterlayer .trace path.js-line"), "a curve")
+    all_of(runs, "input[placeholder='Search metric charts']")[0].send_keys("validation_accuracy")
+    all_of(runs, "h4, span, div", "validation_accuracy")
+    until(lambda: len(all_of(runs, ".js-plotly-plot .scatterlayer .trace path.js-line")) == 1, "its curve alone")
     keep(runs, "curves")
 
 
