@@ -159,19 +159,18 @@ def sentences(ranked: Sequence[Candidate], objective: str, held: Sequence[Row], 
             )
         else:
             p = "" if test.p_value is None else f", McNemar p = {test.p_value:.2g}"
-            real = not test.low <= 0 <= test.high
             lines.append(
                 f"Runner-up: {second.name}, {shown(second, objective)}. On the same {test.pictures} pictures the "
                 f"winner's accuracy differs by {100 * test.difference:+.1f} points (95 % interval "
                 f"{100 * test.low:+.1f} to {100 * test.high:+.1f}{p}): "
                 + (
                     "a real difference."
-                    if real
+                    if test.real
                     else "not distinguishable from chance, so noise may have chosen between them."
                 )
             )
         tests = [paired(winner, other) for other in whole[1:]]
-        alike = sum(one is not None and one.low <= 0 <= one.high for one in tests)
+        alike = sum(one is not None and not one.real for one in tests)
         lines.append(
             f"{alike} of the {len(whole) - 1} other candidates cannot be told from the winner on these pictures."
         )
