@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PICTURES = 24  # in the gallery
 MOST_COLUMNS = 4  # groups whose configurations stand side by side in a terminal
+LONGEST = 40  # characters of a value in a terminal; the files have it whole
 BRIEF = ("loss", "roc_auc", "brier")  # the metrics that a terminal has room for; the files have all
 
 
@@ -125,6 +126,7 @@ def show(console: Console, comparison: Comparison) -> None:
         if len(comparison.groups) > MOST_COLUMNS:
             valued = by_value(valued)
         if len(valued) > 1:
+            valued = [[cell if len(cell) <= LONGEST else f"{cell[: LONGEST - 1]}…" for cell in row] for row in valued]
             table(console, valued, "what differs in configuration", numbers=False)
         for line in compared.unread_keys(unread):
             console.print(escape(line), highlight=False)
