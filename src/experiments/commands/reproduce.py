@@ -121,7 +121,7 @@ def planned(arguments: argparse.Namespace) -> list[Job]:
     if any(one.startswith("seed=") for one in arguments.overrides):
         raise ConfigError(f"seed: the runs have those of --seeds. Received: {' '.join(arguments.overrides)}")
     backbone = arguments.backbone or (DRAWN if arguments.quick else reproduction.CLAIMED_FOR)
-    jobs = []
+    jobs: list[Job] = []
     for name in reproduction.CLAIMS:
         given = reproduction.overrides(name, backbone=backbone, data=data, weights=weights, quick=arguments.quick)
         for seed in range(arguments.seeds):
