@@ -145,8 +145,14 @@ def requests(browser: Chrome) -> list[str]:
     return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
 
 
-def run_links(browser: Chrome, name: str) -> list[WebElement]:
-    return all_of(browser, ".ag-pinned-left-cols-container a", name)
+def open_winner(browser: Chrome) -> None:
+    """Follows the link to the sweep's winner, whose number comes after the jobs'."""
+
+    def pressed() -> bool:
+        next(one for one in all_of(browser, ".ag-pinned-left-cols-container a") if one.text.endswith("-4")).click()
+        return True
+
+    until(pressed, "the winner's link")
 
 
 def columns(browser: Chrome) -> list[str]:
@@ -157,11 +163,11 @@ def columns(browser: Chrome) -> list[str]:
 def test_the_table_has_the_columns_to_compare_by(runs: Chrome) -> None:
     expected = ["validation.accuracy", "validation.accuracy_low", "validation.accuracy_high", "regime", "model", "seed"]
     until(lambda: [name for name in columns(runs) if name in expected] == expected, f"columns {expected}")
-    rows = [one.text.split("\n") for one in all_of(runs, ".ag-center-cols-container .ag-row")]
-    assert len(rows) == 4 + 1 + 1, "jobs beside the sweep and its winner, not below it"
-    accuracies = [float(row[1]) for row in rows if len(row) > 2 and row[1] != "-"]
-    assert len(accuracies) == 5 and accuracies == sorted(accuracies, reverse=True)
-    assert {cell for row in rows for cell in row} >= {"bottleneck", "finetune", "convnet"}
+    cells = all_of(runs, "[role=gridcell][col-id='metrics.`validation.accuracy`']")
+    accuracies = [one.text for one in sorted(cells, key=lambda one: one.location["y"])]
+    assert len(accuracies) == 4 + 1 + 1, "jobs beside the sweep and its winner, not below it"
+    assert accuracies[-1] == "-" and sorted(map(float, accuracies[:-1]), reverse=True) == [*map(float, accuracies[:-1])]
+    assert {one.text for one in all_of(runs, "[role=gridcell][col-id='params.`regime`']")} >= {"bottleneck", "finetune"}
     click(runs, "[data-component-id='mlflow.experiment.metadata_editor.expand_button']")
     keep(runs, "runs")
     assert "Which is better?" in all_of(runs, "body")[0].text
@@ -181,7 +187,7 @@ def test_all_runs_curves(runs: Chrome, served: Served) -> None:
 
 
 def test_a_runs_curves(runs: Chrome) -> None:
-    run_links(runs, "-")[0].click()
+    open_winner(runs)
     click(runs, "[role=tab]", "Model metrics")
     all_of(runs, "input[placeholder='Search metric charts']")[0].send_keys("validation_accuracy")
     all_of(runs, "h4, span, div", "validation_accuracy")
@@ -190,7 +196,7 @@ def test_a_runs_curves(runs: Chrome) -> None:
 
 
 def test_a_runs_figures(runs: Chrome) -> None:
-    run_links(runs, "-")[0].click()
+    open_winner(runs)
     click(runs, "[role=tab]", "Artifacts")
     click(runs, "li div", "figures")
     click(runs, "li div", "learning_curves.png")

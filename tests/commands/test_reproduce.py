@@ -151,7 +151,9 @@ def test_it_is_stopped_goes_on_and_then_has_nothing_to_do(drawn: Path, own_outpu
     assert "No verdict" in out and str(folder / "summary.md") in out
 
     before = {path: path.stat().st_mtime for path in own_outputs.glob("runs/*/run.json")}
-    assert len(before) == 8 and {journal.read(path.parent)["status"] for path in before} == {"FINISHED"}  # type: ignore
+    states = [journal.read(path.parent)["status"] for path in before]  # type: ignore[index]
+    # The one that was stopped goes on, or begins anew where it did not yet know what it is.
+    assert states.count("FINISHED") == 8 and set(states) <= {"FINISHED", "KILLED"} and len(states) <= 9
     again = start(drawn)
     out, said = again.communicate(timeout=300)
     assert again.returncode == 0 and "8 runs, 8 of them finished" in out, out + said
@@ -160,7 +162,7 @@ def test_it_is_stopped_goes_on_and_then_has_nothing_to_do(drawn: Path, own_outpu
     client = mlflow.MlflowClient(f"sqlite:///{own_outputs}/mlflow.db")
     runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
     (parent,) = [run for run in runs if "sweep" in run.data.tags]
-    assert len(runs) == 9 and {run.info.status for run in runs} == {"FINISHED"}
+    assert parent.info.status == "FINISHED" and len(runs) == len(states) + 1
     assert all(run.data.tags.get("mlflow.parentRunId") == parent.info.run_id for run in runs if run is not parent)
     assert parent.data.metrics["scratch.validation.accuracy"] == summary["rows"][0]["mean"]
     assert "| from scratch" in parent.data.tags["mlflow.note.content"]
