@@ -1,8 +1,7 @@
 """What the MLflow UI shows first: an experiment's description, its kind, and a view of its runs that an address names.
 
 The view is what the UI's own Share button makes, a tag of the experiment. It holds the columns to compare by; what a
-reader changes stays in their browser. What an MLflow of another version does not know of it, it
-ignores.
+reader changes stays in their browser. What an MLflow of another version does not know of it, it ignores.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ is real. The best of many is flattered by the choice. `test.*` is there to be re
 **Curves.** The chart symbol above the table draws all runs' curves; in a run they are under *Model metrics*: \
 `accuracy` and `loss` in training, `validation_accuracy` and `validation_loss`, by epoch. A finetune run begins with \
 its head's epochs (`phase` 1, then 2). `seconds`, `input_wait` and `pictures_per_second` are an epoch's, \
-`total_seconds` is the run's.
+`total_seconds` is the run's, `fit_seconds` what training took of it.
 
 **Figures and predictions.** In a run, under *Artifacts*: `figures/` (curves, confusion matrix, ROC, calibration, \
 most confident mistakes), `predictions_validation.json` with every picture, `config.yaml`, `manifest.csv`. Whole \
