@@ -255,7 +255,11 @@ def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: b
         "Later seeds find the activations and heads that earlier runs have stored: hence their fewer seconds.",
     ]
     if not comparable:
-        return [*said, "No verdict: other pictures, fewer of them or other settings than the claims are about."]
+        return [
+            *said,
+            "No verdict: other pictures, fewer of them or other settings than the claims are about. (From "
+            "scratch, a few epochs on a few pictures hardly leave chance.)",
+        ]
     ranges = [(one["experiment"], CLAIMS[one["experiment"]]) for one in rows]
     told = ", ".join(f"{name} {100 * claim.range()[0]:.1f} to {100 * claim.range()[1]:.1f} %" for name, claim in ranges)
     said.append(

@@ -52,7 +52,7 @@ COLUMNS = {
     "params.`model.head.l2`": 115, "params.`regime.unfrozen_blocks`": 175, "params.`optimizer.lr`": 100,
     "params.`epochs`": 80, "params.`augmentation`": 120, "params.`data`": 110,
 }  # fmt: skip
-FIXED = {"1": 73, "attributes.`Run Name`": 290, "runDateAndNestInfo": 130, "duration": 80}  # the UI's own
+FIXED = {"1": 73, "attributes.`Run Name`": 350, "runDateAndNestInfo": 130, "duration": 80}  # the UI's own
 CURVES = ("validation_accuracy", "validation_loss", "accuracy", "loss")  # drawn first; all others after them
 SECTION = "Model metrics"  # of the charts, the UI's own
 
