@@ -92,6 +92,17 @@ def test_a_block_is_not_mistaken_for_one_whose_name_begins_alike() -> None:
     assert "'block_2'" in str(caught.value) and "tower" in str(caught.value) and "block_1_b" in str(caught.value)
 
 
+def test_fixed_weights_give_the_same_numbers_and_stay(backbones: dict[str, Backbone]) -> None:
+    backbone = backbones["mobilenet_v2"]
+    head = dense_head(1280, head_config({"dense1": Dense(units=8)}), 2)
+    model = network.join(backbone, "average", head)
+    fixed, expected = network.forward_fixed(model), network.forward(model)(pictures(5))
+    np.testing.assert_allclose(fixed(pictures(5)), expected, atol=1e-5)
+    assert expected.std() > 1e-3
+    head.set_weights([np.zeros_like(array) for array in head.get_weights()])
+    np.testing.assert_allclose(fixed(pictures(5)[:2]), expected[:2], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "name, unfrozen", [("convnet", n) for n in range(4)] + [("vgg16", n) for n in range(6)]
     + [("mobilenet_v2", n) for n in range(20)],

@@ -18,6 +18,7 @@ from experiments.types import Backbone, ConfigError
 # As keras.applications.imagenet_utils.preprocess_input, as layers, so that a saved model holds them.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
+CONSTANTS = 2**30  # bytes at most in a graph, which can hold twice that
 
 
 def preprocess(pixels: keras.KerasTensor, kind: str) -> keras.KerasTensor:
@@ -176,6 +177,22 @@ def forward_each(models: Sequence[keras.Model]) -> Callable[[np.ndarray], list[n
         input_signature=signature,
     )
     return lambda inputs: [np.asarray(output) for output in run(inputs)]
+
+
+def forward_fixed(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+    """As `forward`, with the weights as they are now for good: constants, so that TensorFlow folds what follows a
+    convolution (normalisation, activation) into it. Rounding aside, the same numbers: MobileNetV2 in two thirds of the
+    time.
+    """
+    variables = (model.trainable_variables, model.non_trainable_variables)
+    trained, fixed = ([np.asarray(variable) for variable in some] for some in variables)
+    if sum(array.nbytes for array in (*trained, *fixed)) > CONSTANTS:
+        return forward(model)
+    run = tf.function(
+        lambda inputs: tf.cast(model.stateless_call(trained, fixed, inputs, training=False)[0], tf.float32),
+        input_signature=[tf.TensorSpec(model.input_shape, tf.float32)],
+    )
+    return lambda inputs: np.asarray(run(inputs))
 
 
 def score(model: keras.Model, inputs: np.ndarray | Rows, batch_size: int = 64) -> np.ndarray:
