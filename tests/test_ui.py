@@ -190,8 +190,9 @@ def test_a_runs_curves(runs: Chrome) -> None:
     open_winner(runs)
     click(runs, "[role=tab]", "Model metrics")
     all_of(runs, "input[placeholder='Search metric charts']")[0].send_keys("validation_accuracy")
-    all_of(runs, "h4, span, div", "validation_accuracy")
-    until(lambda: len(all_of(runs, ".js-plotly-plot .scatterlayer .trace path.js-line")) == 1, "its curve alone")
+    until(lambda: len(all_of(runs, ".js-plotly-plot")) == 1, "its chart alone")
+    until(lambda: all_of(runs, ".js-plotly-plot .scatterlayer .trace path.js-line"), "its curve")
+    assert "validation_accuracy" in all_of(runs, "body")[0].text
     keep(runs, "curves")
 
 
