@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -135,7 +136,8 @@ def start(root: Path, *more: str) -> subprocess.Popen[str]:
 def test_it_is_stopped_goes_on_and_then_has_nothing_to_do(drawn: Path, own_outputs: Path) -> None:
     first = start(drawn)
     deadline = time.monotonic() + 300
-    while not any(own_outputs.glob("runs/*-bottleneck-*/run.json")):
+    # Once it knows what it is: before, it would begin anew.
+    while not any(b'"identity"' in path.read_bytes() for path in own_outputs.glob("runs/*-bottleneck-*/run.json")):
         assert time.monotonic() < deadline and first.poll() is None, first.communicate()
         time.sleep(0.1)
     first.send_signal(signal.SIGTERM)
@@ -143,7 +145,7 @@ def test_it_is_stopped_goes_on_and_then_has_nothing_to_do(drawn: Path, own_outpu
     assert first.returncode == 128 + signal.SIGTERM and "The same command again" in said
 
     out, said = start(drawn).communicate(timeout=600)
-    assert "8 runs, 2 of them finished" in out, out + said
+    assert re.search("8 runs, [23] of them finished", out), out + said
     (folder,) = own_outputs.glob("reproduce/*/")
     summary = json.loads((folder / "summary.json").read_bytes())
     assert [row["experiment"] for row in summary["rows"]] == list(CLAIMS)
@@ -151,9 +153,8 @@ def test_it_is_stopped_goes_on_and_then_has_nothing_to_do(drawn: Path, own_outpu
     assert "No verdict" in out and str(folder / "summary.md") in out
 
     before = {path: path.stat().st_mtime for path in own_outputs.glob("runs/*/run.json")}
-    states = [journal.read(path.parent)["status"] for path in before]  # type: ignore[index]
-    # The one that was stopped goes on, or begins anew where it did not yet know what it is.
-    assert states.count("FINISHED") == 8 and set(states) <= {"FINISHED", "KILLED"} and len(states) <= 9
+    assert len(before) == 8, "the one that was stopped has gone on in its place"
+    assert {journal.read(path.parent)["status"] for path in before} == {"FINISHED"}  # type: ignore[index]
     again = start(drawn)
     out, said = again.communicate(timeout=300)
     assert again.returncode == 0 and "8 runs, 8 of them finished" in out, out + said
@@ -162,9 +163,7 @@ def test_it_is_stopped_goes_on_and_then_has_nothing_to_do(drawn: Path, own_outpu
     client = mlflow.MlflowClient(f"sqlite:///{own_outputs}/mlflow.db")
     runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
     (parent,) = [run for run in runs if "sweep" in run.data.tags]
-    known = [journal.read(path.parent) or {} for path in before]
-    told = {facts["run_id"] for facts in known if "run_id" in facts}  # not of one stopped before it had an MLflow run
-    assert parent.info.status == "FINISHED" and {run.info.run_id for run in runs} == told | {parent.info.run_id}
+    assert len(runs) == 9 and {run.info.status for run in runs} == {"FINISHED"}
     assert all(run.data.tags.get("mlflow.parentRunId") == parent.info.run_id for run in runs if run is not parent)
     assert parent.data.metrics["scratch.validation.accuracy"] == summary["rows"][0]["mean"]
     assert "| from scratch" in parent.data.tags["mlflow.note.content"]
