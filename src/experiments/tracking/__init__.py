@@ -31,6 +31,7 @@ from experiments.types import ConfigError, EpochRecord, Pruned, Splits
 
 if TYPE_CHECKING:
     import keras
+    from mlflow import MlflowClient
 
 # What a run id in the configuration stands for: the key, and the file that the run logged.
 REFERENCES = {"model.weights": "weights/backbone.weights.h5", "regime.head_from": "weights/head.weights.h5"}
@@ -188,12 +189,18 @@ def end_sweep(config: Config, run_id: str, folder: Path, metrics: Mapping[str, f
     owners.mark_lost(client.get_run(run_id).info.experiment_id)  # jobs that kill -9 ended
     for name, value in metrics.items():
         client.log_metric(run_id, name, value)
-    for path in sorted([*folder.glob("summary.*"), *folder.glob("figures/*.png")]):
-        client.log_artifact(run_id, str(path), "figures" if path.suffix == ".png" else None)
     text = folder / "summary.md"
-    if text.exists():
-        client.set_tag(run_id, "mlflow.note.content", text.read_text(encoding="utf-8")[:8000])
+    files = sorted([*folder.glob("summary.*"), *folder.glob("figures/*.png")])
+    _add_files(client, run_id, files, text.read_text(encoding="utf-8") if text.exists() else None)
     client.set_terminated(run_id, status)
+
+
+def _add_files(client: MlflowClient, run_id: str, files: Sequence[Path], text: str | None) -> None:
+    """Logs files, figures in a folder of their own, and the text that the UI shows on a run's page, if any."""
+    for path in files:
+        client.log_artifact(run_id, str(path), "figures" if path.suffix == ".png" else None)
+    if text is not None:
+        client.set_tag(run_id, view.NOTE, text[:8000])
 
 
 def add_figure(uri: str, run_id: str, path: Path) -> None:
@@ -206,8 +213,7 @@ def add_figure(uri: str, run_id: str, path: Path) -> None:
     outbox.prepare()
     import mlflow
 
-    database = uri.removeprefix("sqlite:///")
-    if database != uri and not Path(database).exists():  # which a client would make
+    if address.missing(uri):
         raise address.unusable(uri, "it is not there")
     try:
         mlflow.set_tracking_uri(uri)
@@ -243,9 +249,7 @@ def log_comparison(uri: str, experiment: str, digest: str, files: Sequence[Path]
         else:
             tags = resolve_tags({"comparison": digest})
             run_id = str(client.create_run(experiment, run_name=f"compare-{digest}", tags=tags).info.run_id)
-        client.set_tag(run_id, "mlflow.note.content", text[:8000])
-        for path in files:
-            client.log_artifact(run_id, str(path), "figures" if path.suffix == ".png" else None)
+        _add_files(client, run_id, files, text)
         client.set_terminated(run_id)
     except outbox.failures() as error:
         raise address.unusable(uri, str(error)) from None
@@ -269,8 +273,7 @@ def open_experiment(config: Config) -> str:
     """
     import mlflow
 
-    name = (config.tracking.uri or "").removeprefix("sqlite:///")
-    database = None if name == config.tracking.uri else Path(name)
+    database = address.database(str(config.tracking.uri))
     lock = database.with_name(f"{database.name}.lock") if database else Path(config.outputs) / ".mlflow.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):

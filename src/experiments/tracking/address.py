@@ -7,12 +7,36 @@ import socket
 import ssl
 import urllib.error
 import urllib.request
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from experiments.quiet import without_passwords
 from experiments.types import ConfigError
 
 WAIT = 5.0  # seconds for a first answer
+
+
+def database(uri: str) -> Path | None:
+    """The file of an SQLite store; None: the store is of another kind."""
+    name = uri.removeprefix("sqlite:///")
+    return None if name == uri else Path(name)
+
+
+def missing(uri: str) -> bool:
+    """Whether a store is an SQLite file that is not there: MLflow's client would make it."""
+    file = database(uri)
+    return file is not None and not file.exists()
+
+
+def check_runs(uri: str) -> None:
+    """Asks, as `check`, for a store that runs are to be read from.
+
+    Raises:
+        ConfigError: no run has made it yet, or as `check`.
+    """
+    if missing(uri):
+        raise ConfigError(f"No runs yet: there is no {database(uri)}. Train first, or give --uri")
+    check(uri)
 
 
 def check(uri: str | None) -> None:

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from experiments.tracking.outbox import failures, prepare
 from experiments.types import EPOCH_METRICS, ConfigError, EpochRecord
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -75,10 +76,7 @@ def search_runs(uri: str, query: str = "") -> list[RunFacts]:
     Raises:
         ConfigError: a store that is not there or cannot be used, or a query that MLflow cannot read.
     """
-    database = uri.removeprefix("sqlite:///")
-    if database != uri and not Path(database).exists():
-        raise ConfigError(f"No runs yet: there is no {database}. Train first, or give --uri")
-    address.check(uri)
+    address.check_runs(uri)
     prepare()
     import mlflow
 
@@ -86,13 +84,8 @@ def search_runs(uri: str, query: str = "") -> list[RunFacts]:
     found: list[RunFacts] = []
     try:
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        token: str | None = ""
-        while token is not None and experiments:
-            page = client.search_runs(
-                experiments, query, order_by=["attributes.start_time ASC"], max_results=1000, page_token=token or None
-            )
-            found += [facts(run) for run in page if run.info.status == "FINISHED" and "regime" in run.data.params]
-            token = page.token or None
+        runs = _every_run(client, experiments, query)
+        found += [facts(run) for run in runs if run.info.status == "FINISHED" and "regime" in run.data.params]
     except failures() as error:
         if query and getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
             raise ConfigError(
@@ -102,6 +95,17 @@ def search_runs(uri: str, query: str = "") -> list[RunFacts]:
             ) from None
         raise address.unusable(uri, str(error)) from None
     return found
+
+
+def _every_run(client: MlflowClient, experiments: list[str], query: str) -> Iterator[Run]:
+    """The runs of experiments that fit a query, the oldest first; MLflow gives a page at a time."""
+    token: str | None = ""
+    while token is not None and experiments:
+        page = client.search_runs(
+            experiments, query, order_by=["attributes.start_time ASC"], max_results=1000, page_token=token or None
+        )
+        yield from page
+        token = page.token or None
 
 
 def facts(run: Run) -> RunFacts:
@@ -192,10 +196,8 @@ def artifact(uri: str, run_id: str, name: str) -> Path | None:
 
 def _run(uri: str, run_id: str, key: str) -> Run:
     """A run by its id, which the configuration's `key` gives."""
-    database = uri.removeprefix("sqlite:///")
-    there = database == uri or Path(database).exists()
     reason = "no folder has this name, and no run this id"
-    if RUN_ID.fullmatch(run_id) and there:
+    if RUN_ID.fullmatch(run_id) and not address.missing(uri):
         address.check(uri)
         prepare()
         import mlflow
@@ -259,8 +261,7 @@ def finished(uri: str, experiment: str) -> dict[str, RunFacts]:
     Raises:
         ConfigError: a store that cannot be used.
     """
-    database = uri.removeprefix("sqlite:///")
-    if database != uri and not Path(database).exists():
+    if address.missing(uri):
         return {}
     prepare()
     import mlflow
@@ -270,16 +271,9 @@ def finished(uri: str, experiment: str) -> dict[str, RunFacts]:
     try:
         at = client.get_experiment_by_name(experiment)
         place = [at.experiment_id] if at else []
-        token: str | None = "" if at else None
-        while token is not None:
-            page = client.search_runs(
-                place, "attributes.status = 'FINISHED'", order_by=["attributes.start_time ASC"],
-                max_results=1000, page_token=token or None,
-            )  # fmt: skip
-            for run in page:
-                if "identity" in run.data.tags:
-                    found[run.data.tags["identity"]] = facts(run)
-            token = page.token or None
+        for run in _every_run(client, place, "attributes.status = 'FINISHED'"):
+            if "identity" in run.data.tags:
+                found[run.data.tags["identity"]] = facts(run)
     except failures() as error:
         raise address.unusable(uri, str(error)) from None
     return found

@@ -7,12 +7,10 @@ reader changes stays in their browser. What an MLflow of another version does no
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.quiet import without_passwords
 from experiments.tracking import address, outbox
-from experiments.types import ConfigError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -94,10 +92,7 @@ def dress(uri: str) -> list[tuple[str, str]]:
     Raises:
         ConfigError: there is no store yet, or it cannot be used.
     """
-    database = uri.removeprefix("sqlite:///")
-    if database != uri and not Path(database).exists():
-        raise ConfigError(f"No runs yet: there is no {database}. Train first, or give --uri")
-    address.check(uri)
+    address.check_runs(uri)
     outbox.prepare()
     import mlflow
 
