@@ -39,6 +39,13 @@ ROWS = (
     ("__main__",),
 )
 BESIDE = {
+    ("commands.compare", "commands.arguments"),
+    ("commands.export", "commands.arguments"),
+    ("commands.inspect", "commands.arguments"),
+    ("commands.predict", "commands.arguments"),
+    ("commands.register", "commands.arguments"),
+    ("commands.reproduce", "commands.arguments"),
+    ("commands.ui", "commands.arguments"),
     ("regimes.finetune", "regimes.bottleneck"),
     ("commands.demo", "commands.compare"),
     ("commands.inspect", "commands.composed"),

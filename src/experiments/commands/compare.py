@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.commands.arguments import add_uri
 from experiments.paths import default_outputs
 from experiments.types import ConfigError
 
@@ -46,9 +47,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="where the pictures are (default: where they were)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="(default: outputs/compare/compare-...)")
     parser.add_argument("--no-log", action="store_true", help="write files only, nothing to MLflow")
-    parser.add_argument(
-        "--uri", help="MLflow tracking store (default: MLFLOW_TRACKING_URI, or this place's SQLite file)"
-    )
+    add_uri(parser)
     arguments = parser.parse_args()
     if not (arguments.runs or arguments.sweep or arguments.query):
         parser.error("give runs, --sweep SWEEP or --query TEXT")

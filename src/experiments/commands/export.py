@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from experiments.commands.arguments import add_uri, positive
 from experiments.types import ConfigError
 
 
@@ -19,13 +20,9 @@ def main() -> None:
     parser.add_argument("run", metavar="RUN", help="its folder, MLflow id, the beginning of that, or name")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier export has written there")
-    parser.add_argument("--pictures", type=int, default=32, metavar="N", help="to compare on (default: 32)")
-    parser.add_argument(
-        "--uri", help="MLflow tracking store (default: MLFLOW_TRACKING_URI, or this place's SQLite file)"
-    )
+    parser.add_argument("--pictures", type=positive, default=32, metavar="N", help="to compare on (default: 32)")
+    add_uri(parser)
     arguments = parser.parse_args()
-    if arguments.pictures < 1:
-        parser.error(f"--pictures: must be 1 or more. Received: {arguments.pictures}")
     try:
         export(arguments.run, arguments.output, arguments.overwrite, arguments.pictures, arguments.uri)
     except (ConfigError, OSError, RuntimeError) as error:

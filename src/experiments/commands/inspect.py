@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.commands.arguments import add_uri, positive
 from experiments.types import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -61,17 +62,11 @@ def add_part(parts: Parts[argparse.ArgumentParser], name: str, about: str, descr
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--uri", help="MLflow tracking store that knows the run (default: as train's)")
+    add_uri(parser)
     parser.add_argument("--dpi", type=positive, default=100, help="of the picture (default: 100)")
     parser.add_argument(
         "--output", type=png, metavar="PATH", help="PNG file (default: inspect/ in outputs, of a run its figures/)"
     )
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more. Received: {text!r}")
-    return int(text)
 
 
 def rate(text: str) -> float:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from experiments.commands.arguments import add_uri, positive
 from experiments.types import ConfigError
 
 if TYPE_CHECKING:
@@ -47,9 +48,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="FILE", help="there instead of on standard output; whole or not")
     parser.add_argument("--batch-size", type=positive, default=32, help="pictures that the network takes at once (32)")
-    parser.add_argument(
-        "--uri", help="MLflow tracking store (default: MLFLOW_TRACKING_URI, or this place's SQLite file)"
-    )
+    add_uri(parser)
     arguments = parser.parse_args()
     if arguments.output and not arguments.output.parent.is_dir():
         parser.error(f"--output: no such folder. Received: {arguments.output.parent}")
@@ -65,12 +64,6 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(SOME_FAILED if failed else 0)
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more. Received: {text!r}")
-    return int(text)
 
 
 def predict(named: str, paths: Sequence[str], form: str, output: Path | None, batch_size: int, uri: str | None) -> int:

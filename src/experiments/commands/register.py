@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from experiments.commands.arguments import add_uri
 from experiments.types import ConfigError
 
 
@@ -17,9 +18,7 @@ def main() -> None:
     parser.add_argument("run", metavar="RUN", help="its folder, MLflow id, the beginning of that, or name")
     parser.add_argument("--name", required=True, help="of the registered model")
     parser.add_argument("--alias", help="champion, say; it points to this version from now on")
-    parser.add_argument(
-        "--uri", help="MLflow tracking store (default: MLFLOW_TRACKING_URI, or this place's SQLite file)"
-    )
+    add_uri(parser)
     arguments = parser.parse_args()
     try:
         register(arguments.run, arguments.name, arguments.alias, arguments.uri)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments import signals
+from experiments.commands.arguments import positive
 from experiments.types import ConfigError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def main() -> None:
         help="a folder with train/<class>/ and validation/<class>/, or the zip file of the Kaggle set (default: that "
         "is downloaded, 825 MB; with --quick pictures are drawn)",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1 (default: 3)")
+    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="seeds 0 to N-1 (default: 3)")
     parser.add_argument(
         "--backbone", metavar="MODEL",
         help=f"a choice of the group model (default: vgg16, the tutorial's; with --quick {DRAWN}, with our weights)",
@@ -44,8 +45,6 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, given to every run")
     arguments = parser.parse_args()
-    if arguments.seeds < 1:
-        parser.error(f"--seeds: must be 1 or more. Received: {arguments.seeds}")
     signals.install()
     try:
         sys.exit(reproduce(arguments))

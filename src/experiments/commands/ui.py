@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 
+from experiments.commands.arguments import add_uri
 from experiments.types import ConfigError
 
 
@@ -16,9 +17,7 @@ def main() -> None:
         "prints open each experiment's runs with the columns to compare by, and a description of how to read them.",
     )
     parser.add_argument("--port", type=int, default=5000)
-    parser.add_argument(
-        "--uri", help="MLflow tracking store (default: MLFLOW_TRACKING_URI, or this place's SQLite file)"
-    )
+    add_uri(parser)
     arguments = parser.parse_args()
     from experiments.tracking.stored import local_store, ui_command
     from experiments.tracking.view import dress
