@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import hashlib
 import importlib.metadata
 import json
 import shutil
@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from experiments import store
-from experiments.data import decoder
+from experiments.data import decoder, manifest
 from experiments.models.network import forward
 from experiments.trained import Trained
 from experiments.types import DataError
@@ -115,12 +115,8 @@ def sample(run: Trained, size: int, count: int) -> tuple[np.ndarray, str]:
         with run.manifest.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["split"] == "validation"]
         for row in rows[:: max(1, len(rows) // count)][:count]:
-            try:
-                content = (Path(root) / row["path"]).read_bytes()
-                if hashlib.sha256(content).hexdigest() == row["sha256"]:
-                    found.append(decoder.resize(decoder.decode(content), size))
-            except (OSError, DataError):  # gone or changed since
-                continue
+            with contextlib.suppress(DataError):  # gone or changed since
+                found.append(decoder.resize(manifest.picture(Path(root), row["path"], row["sha256"]), size))
     if found:
         return np.stack(found).astype("float32"), f"{len(found)} pictures of the run's validation split"
     rng = np.random.default_rng(0)

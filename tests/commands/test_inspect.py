@@ -101,6 +101,12 @@ def test_an_augmentation_that_cannot_be_built_and_a_folder_that_is_not_there_are
     (["augmentation", "--views", "x"], "Received: 'x'"),
     (["augmentation", "--output", "a.jpg"], "must end in .png. Received: 'a.jpg'"),
     (["augmentation", "seed=1", "--vews", "3"], "unrecognized arguments: --vews"),
+    (["model", "--classes", "1"], "--classes: must be 2 or more"),
+    (["lr", "--from", "0"], "must be a learning rate above 0"),
+    (["mistakes"], "RUN"),
+    (["mistakes", "a", "seed=1"], "unrecognized arguments: seed=1"),
+    (["mistakes", "a", "--split", "train"], "invalid choice"),
+    (["schedule", "epochs=3", "--run", "a"], "--run: that run's configuration is looked at as it is"),
 ])  # fmt: skip
 def test_wrong_arguments_are_refused_at_once(
     arguments: list[str], said: str, call: Call, capsys: pytest.CaptureFixture[str]
@@ -160,22 +166,6 @@ def test_a_data_set_that_a_run_would_refuse_is_exit_code_1(
         call("data", "data=folder", f"data.root={tmp_path / 'bad'}")
     told = capsys.readouterr().out
     assert ended.value.code == 1 and "train/blobs/blobs.0.jpg: is empty" in told and ".png" in told
-
-
-@pytest.mark.parametrize("arguments, said", [
-    (["model", "--classes", "1"], "--classes: must be 2 or more"),
-    (["lr", "--from", "0"], "must be a learning rate above 0"),
-    (["mistakes"], "RUN"),
-    (["mistakes", "a", "seed=1"], "unrecognized arguments: seed=1"),
-    (["mistakes", "a", "--split", "train"], "invalid choice"),
-    (["schedule", "epochs=3", "--run", "a"], "--run: that run's configuration is looked at as it is"),
-])  # fmt: skip
-def test_what_a_part_does_not_take_is_refused_at_once(
-    arguments: list[str], said: str, call: Call, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as raised:
-        call(*arguments)
-    assert raised.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_rates_that_do_not_grow_and_runs_that_are_not_there_are_explained(call: Call) -> None:
