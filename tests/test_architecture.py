@@ -23,6 +23,7 @@ ROWS = (
     ("explain", "runtime", "tracking", "data.pen", "data.listing", "data.pipeline", "models.convnet", "evaluate"),
     ("journal", "figures", "data.manifest", "data.folder", "data.synthetic", "data.cats_vs_dogs", "models.head"),
     ("comparison",),
+    ("comparison_text",),
     ("page",),
     ("like",),
     ("models.network", "fit"),

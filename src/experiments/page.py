@@ -16,9 +16,8 @@ from pathlib import Path, PurePosixPath
 import matplotlib
 from matplotlib.figure import Figure
 
-from experiments import comparison as compared
-from experiments import figures, store
-from experiments.comparison import Comparison, Disagreement
+from experiments import comparison_text, figures, store
+from experiments.comparison import Comparison, Disagreement, Verdict, disagreements
 from experiments.data import decoder
 from experiments.types import DataError
 
@@ -66,11 +65,11 @@ def write(folder: Path, comparison: Comparison, pictures: int, data: Path | None
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     drawn = draw(comparison)
-    unlike = compared.disagreements(comparison)
+    unlike = disagreements(comparison)
     files = {
         "comparison.html": html(comparison, unlike, drawn, pictures, data).encode(),
         "comparison.md": markdown(comparison, unlike, list(drawn), pictures).encode(),
-        "comparison.csv": compared.csv_text(comparison).encode(),
+        "comparison.csv": comparison_text.csv_text(comparison).encode(),
         **{f"figures/{name}.png": _saved(figure, "png") for name, figure in drawn.items()},
     }
     for name, content in files.items():
@@ -110,11 +109,11 @@ def _saved(figure: Figure, kind: str) -> bytes:
 
 def markdown(comparison: Comparison, unlike: Sequence[Disagreement], drawn: Sequence[str], most: int) -> str:
     """The comparison as a text, with its figures beside it."""
-    parts = [f"# {title(comparison)}", *(f"* {_plain(line)}" for line in compared.sentences(comparison))]
-    metrics = compared.metric_table(comparison)
-    parts += [_lines(compared.score_table(comparison)), *([_lines(metrics)] if len(metrics[0]) > 1 else [])]
+    parts = [f"# {title(comparison)}", *(f"* {_plain(line)}" for line in comparison_text.sentences(comparison))]
+    metrics = comparison_text.metric_table(comparison)
+    parts += [_lines(comparison_text.score_table(comparison)), *([_lines(metrics)] if len(metrics[0]) > 1 else [])]
     if len(comparison.groups) > 1:
-        parts += ["## Behind the differences", _lines(compared.paired_table(comparison))]
+        parts += ["## Behind the differences", _lines(comparison_text.paired_table(comparison))]
     parts += ["## What differs in configuration", *_differing(comparison)]
     parts += [f"![{name}](figures/{name}.png)" for name in drawn]
     if len(comparison.groups) > 1:
@@ -140,7 +139,7 @@ def heading(unlike: Sequence[Disagreement], most: int) -> str:
     return f"The pictures on which they disagree{more}"
 
 
-def _verdict(verdict: compared.Verdict | None) -> str:
+def _verdict(verdict: Verdict | None) -> str:
     if verdict is None:
         return "not judged"
     partly = f", {verdict.right:.0%} of the runs right" if 0 < verdict.right < 1 else ""
@@ -148,7 +147,7 @@ def _verdict(verdict: compared.Verdict | None) -> str:
 
 
 def _differing(comparison: Comparison) -> list[str]:
-    valued, unread = compared.configuration_tables(comparison)
+    valued, unread = comparison_text.configuration_tables(comparison)
     parts = [_lines(valued)] if len(valued) > 1 else ["Nothing." if len(unread) == 1 else "No key that all read."]
     return [*parts, *([UNREAD, _lines(unread)] if len(unread) > 1 else [])]
 
@@ -196,15 +195,15 @@ def html(
         '<link rel="icon" href="data:,">',
         f"<title>{about}</title><style>{STYLE}</style></head><body>",
         f"<h1>{about}</h1>",
-        '<ul class="said">', *(f"<li>{escape(line)}</li>" for line in compared.sentences(comparison)), "</ul>",
-        _table(compared.score_table(comparison)),
+        '<ul class="said">', *(f"<li>{escape(line)}</li>" for line in comparison_text.sentences(comparison)), "</ul>",
+        _table(comparison_text.score_table(comparison)),
         '<p class="quiet">[95 % interval]; from first: difference in accuracy from the first row, in points; s: '
         "seconds of a run, from start to report; s/epoch: median of its last phase.</p>",
         _image(drawn["intervals"], "accuracy and difference from the first, with 95 % intervals"),
     ]  # fmt: skip
     if len(comparison.groups) > 1:
-        parts += ["<h2>Behind the differences</h2>", _table(compared.paired_table(comparison))]
-    metrics = compared.metric_table(comparison)
+        parts += ["<h2>Behind the differences</h2>", _table(comparison_text.paired_table(comparison))]
+    metrics = comparison_text.metric_table(comparison)
     if len(metrics[0]) > 1:
         parts += ["<h2>Other metrics</h2>", _table(metrics)]
     if "curves" in drawn:
@@ -213,7 +212,7 @@ def html(
                for run, curve in zip(repeat.runs, repeat.curves, strict=True) if not curve]  # fmt: skip
     if without:
         parts.append(f'<p class="quiet">Without curves.csv: {escape(", ".join(without))}.</p>')
-    valued, unread = compared.configuration_tables(comparison)
+    valued, unread = comparison_text.configuration_tables(comparison)
     parts += ["<h2>What differs in configuration</h2>"]
     if len(valued) > 1:
         parts.append(_table(valued))

@@ -17,9 +17,10 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
-from experiments import comparison as compared
+from experiments import comparison_text
 from experiments.commands.compare import jobs_of, main, show
-from experiments.comparison import Comparison, compare, disagreements, sentences
+from experiments.comparison import Comparison, compare, configuration, disagreements
+from experiments.comparison_text import sentences
 from experiments.statistics import unpaired_difference
 from experiments.tracking import log_comparison, outbox
 from experiments.tracking.stored import find_runs, search_runs
@@ -162,17 +163,17 @@ def test_labels_name_what_differs(uri: str) -> None:
 
 
 def test_what_differs_in_configuration_and_nothing_else(uri: str) -> None:
-    valued, unread = compared.configuration_tables(of(uri, "scratch0", "tuned0"))
+    valued, unread = comparison_text.configuration_tables(of(uri, "scratch0", "tuned0"))
     assert valued == [["key", "1", "2"], ["regime", "scratch", "finetune"]]
     assert unread == [["key", "1", "2"], ["regime.views", "–", "4"]]
-    assert compared.unread_keys(unread) == ["read by 2 only: regime.views=4"]
+    assert comparison_text.unread_keys(unread) == ["read by 2 only: regime.views=4"]
     many = [["key", "1", "2"], *([f"augmentation.{name}", "1", "–"] for name in "abcd")]
-    assert compared.unread_keys(many) == ["read by 1 only: augmentation.* (4 keys)"]
+    assert comparison_text.unread_keys(many) == ["read by 1 only: augmentation.* (4 keys)"]
 
 
 def test_the_same_configuration_on_other_data_is_another_row(uri: str) -> None:
     comparison = of(uri, "data1", "data2")
-    assert list(compared.configuration(comparison.groups)) == ["data.fingerprint"]
+    assert list(configuration(comparison.groups)) == ["data.fingerprint"]
     assert of(uri, "data1", "data3").names == ["1 data.limit.train=9", "2 data.limit.train=8"]
 
 
@@ -317,7 +318,7 @@ def test_a_comparison_is_logged_once_and_is_no_run_to_compare(uri: str, tmp_path
 
 
 def test_the_csv_has_every_row(uri: str) -> None:
-    rows = list(csv.DictReader(io.StringIO(compared.csv_text(of(uri, "scratch0", "tuned0", "elsewhere")))))
+    rows = list(csv.DictReader(io.StringIO(comparison_text.csv_text(of(uri, "scratch0", "tuned0", "elsewhere")))))
     assert [row["paired_pictures"] for row in rows] == ["", "40", ""] and rows[1]["regime"] == "finetune"
     assert float(rows[0]["roc_auc_low"]) < float(rows[0]["roc_auc_high"])
 

@@ -109,28 +109,28 @@ def show(console: Console, comparison: Comparison) -> None:
     """The comparison on a terminal of 100 columns."""
     from rich.markup import escape
 
-    from experiments import comparison as compared
+    from experiments import comparison_text
 
     pictures = " and ".join(sorted({f"{len(group.pictures):,}" for group in comparison.groups}))
     title = f"{comparison.split}: accuracy on {pictures} pictures [95 % interval], differences in points"
-    scores = compared.score_table(comparison)
+    scores = comparison_text.score_table(comparison)
     for row in scores[1:]:
         row[0] = row[0].replace(" ", "\n  ").replace("\n  ", " ", 1)  # a line for each of the keys
     table(console, scores, title)
-    metrics = compared.metric_table(comparison, BRIEF)
+    metrics = comparison_text.metric_table(comparison, BRIEF)
     if len(metrics[0]) > 1:
         table(console, [[line[0].split(" ")[0], *line[1:]] for line in metrics])
     if len(comparison.groups) > 1:
-        valued, unread = compared.configuration_tables(comparison)
+        valued, unread = comparison_text.configuration_tables(comparison)
         if len(comparison.groups) > MOST_COLUMNS:
             valued = by_value(valued)
         if len(valued) > 1:
             valued = [[cell if len(cell) <= LONGEST else f"{cell[: LONGEST - 1]}…" for cell in row] for row in valued]
             table(console, valued, "what differs in configuration", numbers=False)
-        for line in compared.unread_keys(unread):
+        for line in comparison_text.unread_keys(unread):
             console.print(escape(line), highlight=False)
         console.print()
-    for sentence in compared.sentences(comparison):
+    for sentence in comparison_text.sentences(comparison):
         console.print(escape(sentence), highlight=False)
 
 
