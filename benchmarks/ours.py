@@ -113,6 +113,19 @@ def extract(parts: object, splits: object) -> float:
     return seconds
 
 
+def predict(parts: object, files: list[str]) -> float:
+    """Seconds from picture files to what the whole model says of them."""
+    from experiments.models.network import join
+    from experiments.predictions import predictions
+
+    model = join(parts.backbone, parts.config.model.head.pooling, parts.head(2))
+    began = time.perf_counter()
+    told = [one for some in predictions(model, files, 32) for one in some]
+    seconds = time.perf_counter() - began
+    assert len(told) == len(files) and all(one.probabilities is not None for one in told)
+    return seconds
+
+
 # --- whole processes
 
 

@@ -239,6 +239,36 @@ def extraction(setup: Setup, name: str, size: int, quick: int | None) -> Row:
     return row
 
 
+def predicting(setup: Setup) -> Row:
+    """What `experiments predict` does with picture files, beside extraction of the same, decoded before."""
+    folder, size = setup.folder(), 224
+    weights, override = weights_override()
+    row = Row(
+        "predict",
+        f"Predictions for picture files, mobilenet_v2 at {size} pixels",
+        {"pictures": str(folder), "pixels": size, "batch": 32, "weights": "ImageNet" if weights else "random"},
+        [
+            Side("ours", "predictions() of experiments predict: files read and decoded, the whole model"),
+            Side("extraction", "activations() of a bottleneck run from the filled pixel store: nothing is decoded"),
+        ],
+        [Comparison("ours", "extraction", "within", 1 / 0.9)],
+        ["The first repeat of each is dropped. Building the graph is counted for both; ours decodes as well."],
+    )
+    parts, splits = ours.prepare(["regime=bottleneck", "model=mobilenet_v2", "data=folder", override,
+                                  *in_process(folder, setup.home("ours"))])  # fmt: skip
+    files = [str(splits.manifest.root / entry.path) for entry in splits.manifest.of("train")]
+    for repeat in range(setup.repeats + 1):
+        shutil.rmtree(parts.cache / "activations", ignore_errors=True)
+        seconds = [ours.predict(parts, files), ours.extract(parts, splits)]
+        if repeat:
+            for side, took in zip(row.sides, seconds, strict=True):
+                side.seconds.append(took)
+    for side in row.sides:
+        side.pictures, side.steps = len(files), math.ceil(len(files) / 32)
+    same_work(row, [side.label for side in row.sides])
+    return row
+
+
 def finetuning(setup: Setup, unfrozen: int, factor: float, quick: int) -> Row:
     """A fine-tuning epoch of VGG16 from the stored boundary, and through the whole network."""
     from benchmarks import peers
@@ -546,8 +576,9 @@ ROWS: Mapping[str, Callable[[Setup], Row]] = {
     "finetune-2": functools.partial(finetuning, unfrozen=2, factor=1.8, quick=128),
     "bottleneck": bottleneck,
     "tutorial-bottleneck": functools.partial(tutorials_way, quick=256),
+    "predict": predicting,
     "sweep": sweeping,
     "scaling": scaling,
     "views": price,
 }
-ONLY_FULL = ("sweep", "scaling", "views")
+ONLY_FULL = ("predict", "sweep", "scaling", "views")
