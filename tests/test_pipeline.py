@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from experiments.augmentation import Affine, Identity
 from experiments.data.pipeline import Batches, augmented, in_order, picture_batches, stored_batches, through
+from experiments.models.network import forward
 from experiments.store import Rows
 from experiments.types import Augmentation, Entry, Pictures
 
@@ -120,7 +121,7 @@ def test_through_gives_the_prefix_of_the_same_batches(pictures: Pictures) -> Non
     x = keras.layers.Dropout(0.5)(keras.layers.BatchNormalization(momentum=0.1)(x))  # neither acts in a frozen part
     prefix = keras.Model(inputs, x)
     before = [value.copy() for value in prefix.get_weights()]
-    batches = through(fresh(pictures, range(2)), prefix)
+    batches = through(fresh(pictures, range(2)), forward(prefix), prefix.output_shape[1:])
     assert (batches.steps, batches.pictures) == (3, COUNT)
     drained = drain(batches.dataset)
     plain = drain(fresh(pictures, range(2)).dataset)

@@ -23,6 +23,7 @@ import numpy as np
 from experiments import augmentation, store
 from experiments.data import decoder
 from experiments.data.pipeline import augmented
+from experiments.models import network
 from experiments.models.network import Cut, forward_each
 from experiments.store import Rows
 from experiments.types import ConfigError, Parts, Pictures, Progress
@@ -78,9 +79,9 @@ def extract(parts: Parts, wants: Sequence[Want], progress: Progress) -> list[Row
             lacking = [table for table in tables if table.lacking]
             if lacking:
                 check_disk(parts.cache, lacking)
-            network = functools.cache(forward_each)  # one compiled function for all splits and views
+            forward = functools.cache(forward_each)  # one compiled function for all splits and views
             for split in dict.fromkeys(table.want.pictures.split for table in lacking):
-                compute(parts, [table for table in lacking if table.want.pictures.split == split], network, progress)
+                compute(parts, [table for table in lacking if table.want.pictures.split == split], forward, progress)
     return [table.rows() for table in tables]
 
 
@@ -130,6 +131,7 @@ class Table:
             "image_size": pictures.image_size,
             "decoder": decoder.VERSION,
             "backbone": parts.backbone.identity,
+            "forward": network.VERSION,
             "boundary": cut.boundary,
             "pooling": config.model.head.pooling if cut.boundary == "pooling" else None,
             "augmentation": augmented_as,
@@ -222,12 +224,12 @@ def check_disk(cache: Path, tables: Sequence[Table]) -> None:
 
 
 def compute(
-    parts: Parts, tables: Sequence[Table], network: Callable[..., Callable[..., list[np.ndarray]]], progress: Progress
+    parts: Parts, tables: Sequence[Table], forward: Callable[..., Callable[..., list[np.ndarray]]], progress: Progress
 ) -> None:
     """Runs one split's pictures through the network, for all that its tables lack.
 
     Args:
-        network: `forward_each` of a tuple of prefixes.
+        forward: `forward_each` of a tuple of prefixes.
     """
     pictures = tables[0].want.pictures
     count = len(pictures)
@@ -246,7 +248,7 @@ def compute(
     with progress.stage(label, count * len(by_view)) as advance:
         advance(count * len(by_view) - sum(at.stop - at.start for _, at in work))  # stored before
         for view, at in work:
-            outputs = network(tuple(table.want.cut.prefix for table in by_view[view]))(read[view](at))
+            outputs = forward(tuple(table.want.cut.prefix for table in by_view[view]))(read[view](at))
             for table, rows in zip(by_view[view], outputs, strict=True):
                 table.add(at, rows)
             advance(at.stop - at.start)

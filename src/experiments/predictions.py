@@ -98,9 +98,9 @@ def predictions(model: keras.Model, files: Iterable[str], batch_size: int) -> It
     Yields:
         A prediction for each file; a file that cannot be used says why.
     """
-    from experiments.models.network import forward_fixed
+    from experiments.models.network import forward
 
-    run, size = forward_fixed(model), int(model.input_shape[1])
+    run, size = forward(model), int(model.input_shape[1])
     pixels = np.empty((batch_size, size, size, 3), "float32")
     waiting: list[tuple[str, str]] = []  # path and error of those that the next batch tells, in order
     filled = 0

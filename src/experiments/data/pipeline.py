@@ -105,19 +105,18 @@ def picture_batches(
     return Batches(dataset, labels, batch_size)
 
 
-def through(batches: Batches, prefix: keras.Model) -> Batches:
-    """The same batches as activations of a frozen network: inputs [B, ...] float32 at its boundary."""
+def through(batches: Batches, forward: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> Batches:
+    """The same batches as a frozen network's activations at its boundary.
 
-    @tf.function(reduce_retracing=True)
-    def frozen(pixels: tf.Tensor) -> tf.Tensor:
-        return prefix(pixels, training=False)
+    Args:
+        forward: pixels [B, H, W, 3] float32 -> activations [B, *shape] float32.
+    """
 
-    def activations() -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+    def activations() -> Iterator[tuple[np.ndarray, tf.Tensor]]:
         for pixels, labels in batches.dataset:
-            yield frozen(pixels), labels
+            yield forward(pixels.numpy()), labels
 
-    labels_spec = batches.dataset.element_spec[1]
-    signature = (tf.TensorSpec((None, *prefix.output_shape[1:]), tf.float32), labels_spec)
+    signature = (tf.TensorSpec((None, *shape), tf.float32), batches.dataset.element_spec[1])
     dataset = tf.data.Dataset.from_generator(activations, output_signature=signature).prefetch(1)
     return Batches(dataset, batches.labels, batches.batch_size)
 

@@ -8,7 +8,7 @@ from experiments.activations import Want, activations, extract
 from experiments.augmentation import Identity
 from experiments.data.pipeline import Batches, in_order, picture_batches, stored_batches, through
 from experiments.fit import fit
-from experiments.models.network import Cut, cut, join, load, score, stack
+from experiments.models.network import Cut, cut, forward, join, load, score, stack
 from experiments.regimes.bottleneck import TrainedHead, cached_head, head_folder, train_head
 from experiments.schema import head_run
 from experiments.store import writing
@@ -122,4 +122,4 @@ def training_batches(parts: Parts, splits: Splits, watch: Watch, boundary: Cut, 
         seed=config.seed,
         epochs=epochs,
     )
-    return through(fresh, boundary.prefix)
+    return through(fresh, forward(boundary.prefix), boundary.prefix.output_shape[1:])
