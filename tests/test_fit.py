@@ -7,7 +7,7 @@ import functools
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -550,11 +550,18 @@ def test_updates_of_somebody_elses_optimizer_are_left_to_it() -> None:
 
 
 @pytest.mark.parametrize("xla", [None, False])
-def test_without_xla_no_update_is_compiled(xla: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr("experiments.fit.compile_updates", asked.append)
-    train(1, xla=xla)
-    assert len(asked) == (xla is None)
+def test_xla_serves_in_parts_where_it_is_not_refused(xla: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    updates: list[Any] = []
+    convolutions: list[Any] = []
+
+    def noted(model: keras.Model) -> nullcontext[None]:
+        convolutions.append(model)
+        return nullcontext()
+
+    monkeypatch.setattr("experiments.fit.compile_updates", updates.append)
+    monkeypatch.setattr("experiments.fit.faster_convolutions", noted)
+    _, model, _ = train(1, xla=xla)
+    assert [updates, convolutions] == ([[model.optimizer], [model]] if xla is None else [[], []])
 
 
 # --- resuming

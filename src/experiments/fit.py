@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -15,6 +16,7 @@ from tensorflow.python.framework.config import is_op_determinism_enabled  # as K
 from experiments.checkpoints import State
 from experiments.data.pipeline import Batches
 from experiments.losses import accuracy, class_weights, targets
+from experiments.models.winograd import faster_convolutions
 from experiments.types import ConfigError, EpochRecord, Recipe, Tried, Watch
 
 LARGE = 2**18  # elements of a variable, a megabyte of float32: about what a core's own cache holds
@@ -55,7 +57,9 @@ def fit(
     weights = class_weights(recipe.class_weights, batches.labels, classes)
     optimizer = recipe.optimizer()
     several = tf.distribute.has_strategy()
-    if recipe.xla is None and not several and not tf.config.list_physical_devices("GPU"):
+    # Where Keras would leave XLA off, it is of use in parts.
+    parts = recipe.xla is None and not several and not tf.config.list_physical_devices("GPU")
+    if parts:
         compile_updates(optimizer)
     # Of which Keras's replicas cannot make several in a call, and each of a range test has a rate of its own.
     burst = 1 if several or recipe.tried else batches.burst
@@ -90,16 +94,17 @@ def fit(
         commit = Commit(phase, record, stop, watch)
         callbacks = [EpochSeeds(recipe.seed), Rate(recipe.rate, record), averages, record, stop, commit]
         began = time.perf_counter()
-        model.fit(
-            waiting.watch(dataset) if waiting else dataset,
-            initial_epoch=epochs.start,
-            epochs=recipe.epochs,
-            steps_per_epoch=batches.steps,
-            validation_data=validation.map(lambda inputs, labels: (inputs, targets(labels, count))),
-            shuffle=False,  # the batches are
-            callbacks=[callback for callback in callbacks if callback is not None],
-            verbose=0,
-        )
+        with faster_convolutions(model) if parts else nullcontext():
+            model.fit(
+                waiting.watch(dataset) if waiting else dataset,
+                initial_epoch=epochs.start,
+                epochs=recipe.epochs,
+                steps_per_epoch=batches.steps,
+                validation_data=validation.map(lambda inputs, labels: (inputs, targets(labels, count))),
+                shuffle=False,  # the batches are
+                callbacks=[callback for callback in callbacks if callback is not None],
+                verbose=0,
+            )
         watch.fitting[phase] = time.perf_counter() - began
     return tuple(record.history)
 
