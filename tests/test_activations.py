@@ -336,7 +336,8 @@ def test_the_key_moves_with_all_that_the_numbers_depend_on(tmp_path: Path, monke
         name(tiny(tmp_path, "augmentation.rotation=3"), 0), name(tiny(tmp_path, filters=5)),
         name(parts, pictures=arrange([1, 0, *range(2, 40)])), name(parts, pictures=arrange(list(range(39)))),
     ]  # fmt: skip
-    for module, version in ((augmentation, "VERSION"), (decoder, "VERSION"), (activations, "BATCH")):
+    changed = ((augmentation, "VERSION"), (decoder, "VERSION"), (network, "VERSION"), (activations, "BATCH"))
+    for module, version in changed:
         with monkeypatch.context() as patch:
             patch.setattr(module, version, vars(module)[version] + 1)
             names.append(name(parts, 0))

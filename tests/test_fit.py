@@ -20,7 +20,7 @@ from experiments import checkpoints, schema
 from experiments.build import build_recipe
 from experiments.checkpoints import Checkpoints, State
 from experiments.data.pipeline import Batches, in_order, stored_batches
-from experiments.fit import EpochSeeds, compile_updates, fit
+from experiments.fit import EpochSeeds, compile_updates, fit, only_cpus
 from experiments.losses import build_loss
 from experiments.models.head import dense_head
 from experiments.schema import Dense, Head
@@ -87,17 +87,23 @@ def train(
     shares: np.ndarray | None = None,
     checkpoints: Checkpoints | None = None,
     interrupted_at: int | None = None,
+    pictures: bool = False,
     **recipe: Any,
 ) -> tuple[tuple[EpochRecord, ...], keras.Model, Listener]:
     """A head trained by RECIPE with some of it replaced; on `shares` of classes [COUNT, classes] where given.
 
-    With `interrupted_at` the process "dies" when that epoch's record is told.
+    With `interrupted_at` the process "dies" when that epoch's record is told. With `pictures` the rows are those of
+    plain pictures, and a convolution comes first.
     """
     trained = dataclasses.replace(RECIPE, **recipe)
     keras.utils.set_random_seed(7)
     head = Head(pooling="average", dropout=dropout, l1=0.0, l2=0.0, dense={"dense1": Dense(units=8)})
     model = dense_head(FEATURES, head, classes)
     rows, labels = data(classes)
+    if pictures:
+        rows = np.tile(rows[:, None, None], (1, 8, 8, 1))
+        convolution = keras.layers.Conv2D(FEATURES, 3, padding="same")
+        model = keras.Sequential([keras.Input(rows.shape[1:]), convolution, keras.layers.GlobalMaxPooling2D(), model])
     listener = Listener()
 
     def record(one: EpochRecord) -> None:
@@ -549,8 +555,10 @@ def test_updates_of_somebody_elses_optimizer_are_left_to_it() -> None:
         assert ("update_step" in vars(optimizer)) == is_changed
 
 
-@pytest.mark.parametrize("xla", [None, False])
-def test_xla_serves_in_parts_where_it_is_not_refused(xla: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("xla, only_cpus, serves", [(None, True, True), (False, True, False), (None, False, False)])
+def test_xla_serves_in_parts_where_nobody_has_decided_and_keras_leaves_it_off(
+    xla: bool | None, only_cpus: bool, serves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     updates: list[Any] = []
     convolutions: list[Any] = []
 
@@ -558,10 +566,37 @@ def test_xla_serves_in_parts_where_it_is_not_refused(xla: bool | None, monkeypat
         convolutions.append(model)
         return nullcontext()
 
+    monkeypatch.setattr("experiments.fit.only_cpus", lambda: only_cpus)
     monkeypatch.setattr("experiments.fit.compile_updates", updates.append)
     monkeypatch.setattr("experiments.fit.faster_convolutions", noted)
     _, model, _ = train(1, xla=xla)
-    assert [updates, convolutions] == ([[model.optimizer], [model]] if xla is None else [[], []])
+    assert [updates, convolutions] == ([[model.optimizer], [model]] if serves else [[], []])
+
+
+@pytest.mark.parametrize("kinds, only", [(["CPU"], True), (["CPU", "GPU"], False), (["CPU", "TPU"], False)])
+def test_only_cpus_are_told_from_other_devices(kinds: list[str], only: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = [types.SimpleNamespace(device_type=kind) for kind in kinds]
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda: devices)
+    assert only_cpus() == only
+
+
+def test_parts_compiled_learn_the_same_and_resume_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.fit.LARGE", 1)
+    monkeypatch.setattr("experiments.models.winograd.CHANNELS", 1)
+    optimizer = functools.partial(keras.optimizers.Adam, 0.02, gradient_accumulation_steps=2)
+    run = functools.partial(train, pictures=True, dropout=0.0, epochs=4, optimizer=optimizer)
+    plain, interpreted, _ = run(xla=False)
+    whole, compiled, _ = run()
+    for name in ("loss", "validation_loss"):
+        np.testing.assert_allclose(curve(whole, name), curve(plain, name), rtol=1e-3)
+    pairs = zip(compiled.get_weights(), interpreted.get_weights(), strict=True)
+    assert any(not np.array_equal(one, other) for one, other in pairs), "else nothing was compiled"
+    with pytest.raises(Died):
+        run(checkpoints=Checkpoints(tmp_path, share=1), interrupted_at=1)
+    _, resumed, _ = run(checkpoints=Checkpoints(tmp_path, share=1))
+    for model, other in ((resumed, compiled), (resumed.optimizer, compiled.optimizer)):
+        for one, expected in zip(model.variables, other.variables, strict=True):
+            np.testing.assert_array_equal(one, expected)
 
 
 # --- resuming

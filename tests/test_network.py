@@ -92,15 +92,27 @@ def test_a_block_is_not_mistaken_for_one_whose_name_begins_alike() -> None:
     assert "'block_2'" in str(caught.value) and "tower" in str(caught.value) and "block_1_b" in str(caught.value)
 
 
-def test_forward_is_what_the_model_itself_says(backbones: dict[str, Backbone]) -> None:
-    for name in ("convnet", "mobilenet_v2"):  # without and with normalisation
-        backbone = backbones[name]
-        head = dense_head(backbone.model.output_shape[-1], head_config({"dense1": Dense(units=8)}), 2)
-        model = network.join(backbone, "average", head)
-        expected = np.asarray(model(pictures(5), training=False))
-        assert expected.std() > 1e-3
-        # Untrained weights magnify rounding: even without constants, compiled and not differ by 1e-5.
-        np.testing.assert_allclose(network.forward(model)(pictures(5)), expected, atol=1e-3)
+@pytest.mark.parametrize(
+    "normalises, most, stay", [(True, network.CONSTANTS, True), (True, 0, False), (False, network.CONSTANTS, False)]
+)
+def test_forward_is_what_the_model_says_and_where_it_normalises_its_weights_are_constants(
+    normalises: bool, most: int, stay: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    model = keras.Sequential([
+        keras.Input((8, 8, 3)), keras.layers.Conv2D(6, 3),
+        *([keras.layers.BatchNormalization()] if normalises else []),
+        keras.layers.ReLU(), keras.layers.Flatten(), keras.layers.Dense(4),
+    ])  # fmt: skip
+    model.set_weights([rng.uniform(0.1, 1, array.shape) for array in model.get_weights()])
+    given = rng.normal(size=(5, 8, 8, 3)).astype("float32")
+    expected = np.asarray(model(given, training=False))
+    assert expected.std() > 1
+    monkeypatch.setattr(network, "CONSTANTS", most)
+    run = network.forward(model)
+    np.testing.assert_allclose(run(given), expected, rtol=1e-5)
+    model.set_weights([np.zeros_like(array) for array in model.get_weights()])
+    np.testing.assert_allclose(run(given[:2]), expected[:2] if stay else 0, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

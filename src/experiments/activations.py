@@ -79,7 +79,7 @@ def extract(parts: Parts, wants: Sequence[Want], progress: Progress) -> list[Row
             lacking = [table for table in tables if table.lacking]
             if lacking:
                 check_disk(parts.cache, lacking)
-            forward = functools.cache(forward_each)  # one compiled function for all splits and views
+            forward = functools.cache(forward_each)  # a compiled function for all splits and views of the same networks
             for split in dict.fromkeys(table.want.pictures.split for table in lacking):
                 compute(parts, [table for table in lacking if table.want.pictures.split == split], forward, progress)
     return [table.rows() for table in tables]

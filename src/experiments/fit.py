@@ -57,10 +57,11 @@ def fit(
     weights = class_weights(recipe.class_weights, batches.labels, classes)
     optimizer = recipe.optimizer()
     several = tf.distribute.has_strategy()
-    # Where Keras would leave XLA off, it is of use in parts.
-    parts = recipe.xla is None and not several and not tf.config.list_physical_devices("GPU")
-    if parts:
+    # Where Keras leaves XLA off, some parts gain by it.
+    partly = recipe.xla is None and not several and only_cpus()
+    if partly:
         compile_updates(optimizer)
+    computing = faster_convolutions(model) if partly else nullcontext()
     # Of which Keras's replicas cannot make several in a call, and each of a range test has a rate of its own.
     burst = 1 if several or recipe.tried else batches.burst
     model.compile(
@@ -76,13 +77,14 @@ def fit(
     if recipe.tried:
         with watch.progress.stage("range test", len(recipe.tried)) as advance:
             growing = Growing(recipe.tried, advance)
-            model.fit(
-                dataset,
-                steps_per_epoch=len(recipe.tried),
-                shuffle=False,
-                callbacks=[EpochSeeds(recipe.seed), growing],
-                verbose=0,
-            )
+            with computing:
+                model.fit(
+                    dataset,
+                    steps_per_epoch=len(recipe.tried),
+                    shuffle=False,
+                    callbacks=[EpochSeeds(recipe.seed), growing],
+                    verbose=0,
+                )
         raise Tried(growing.losses)
     averages = keras.callbacks.SwapEMAWeights() if getattr(optimizer, "use_ema", False) else None
     epochs = watch.remaining(phase, recipe.epochs)
@@ -94,7 +96,7 @@ def fit(
         commit = Commit(phase, record, stop, watch)
         callbacks = [EpochSeeds(recipe.seed), Rate(recipe.rate, record), averages, record, stop, commit]
         began = time.perf_counter()
-        with faster_convolutions(model) if parts else nullcontext():
+        with computing:
             model.fit(
                 waiting.watch(dataset) if waiting else dataset,
                 initial_epoch=epochs.start,
@@ -107,6 +109,11 @@ def fit(
             )
         watch.fitting[phase] = time.perf_counter() - began
     return tuple(record.history)
+
+
+def only_cpus() -> bool:
+    """Whether Keras, asked for "auto", compiles nothing."""
+    return all(device.device_type == "CPU" for device in tf.config.list_physical_devices())
 
 
 def compile_updates(optimizer: keras.optimizers.Optimizer) -> None:

@@ -191,7 +191,7 @@ class Recipe:
     early_stopping: int | None  # epochs without a better value, then the end
     best_weights: bool  # those of the best epoch, not the last
     seed: int  # of dropout
-    xla: bool | None  # None: Keras decides
+    xla: bool | None  # None: on GPUs as Keras decides, on CPUs the parts that gain
     tried: Sequence[float] = ()  # learning rates of a range test, one a batch: `fit` then ends the run with `Tried`
 
 

@@ -285,9 +285,10 @@ def test_a_head_is_kept_by_what_its_pixels_and_numbers_come_from(
     done = small("regime=bottleneck")
     config = done.parts.config
     assert bottleneck.head_folder(done.parts, done.splits, config).is_dir()
-    with monkeypatch.context() as patch:
-        patch.setattr(decoder, "VERSION", decoder.VERSION + 1)
-        assert bottleneck.cached_head(done.parts, done.splits, config) is None
+    for module in (decoder, network):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "VERSION", module.VERSION + 1)
+            assert bottleneck.cached_head(done.parts, done.splits, config) is None
     monkeypatch.setattr(bottleneck, "versions", lambda: {**activations.versions(), "keras": "9"})
     assert bottleneck.cached_head(done.parts, done.splits, config) is None
 

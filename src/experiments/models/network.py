@@ -19,7 +19,7 @@ from experiments.types import Backbone, ConfigError
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
 VERSION = 2  # of the arithmetic of `forward_each`, on which stored activations depend
-CONSTANTS = 2**30  # bytes at most in a graph, which can hold twice that
+CONSTANTS = 2**28  # bytes at most in a graph; fine-tuning may hold three of them
 
 
 def preprocess(pixels: keras.KerasTensor, kind: str) -> keras.KerasTensor:

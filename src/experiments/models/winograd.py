@@ -25,7 +25,9 @@ PIXELS = 7  # a side at least: smaller pictures are mostly padding
 def faster_convolutions(model: keras.Model) -> Iterator[None]:
     """Within, a model's 3 x 3 convolutions of many channels are computed so; afterwards as Keras does it again.
 
-    A training step of 16 pictures through VGG16's fourth and fifth block takes two thirds of the time (2 cores).
+    A training step of 16 pictures through VGG16's fourth and fifth block takes two thirds of the time (2 cores). The
+    first steps of every batch size compile, some seconds once. Until the gradient is there a layer holds four times its
+    inputs, and for a moment four times its results.
     """
     layers = [layer for layer in model._flatten_layers() if suits(layer)]  # nested ones too; there is no other way
     for layer in layers:
@@ -41,6 +43,7 @@ def suits(layer: keras.Layer) -> bool:
     """Whether a layer is such a convolution: float32, 3 x 3 in steps of one, its size kept, enough channels."""
     return (
         type(layer) is keras.layers.Conv2D
+        and layer.built
         and (layer.kernel_size, layer.strides, layer.dilation_rate) == ((3, 3), (1, 1), (1, 1))
         and (layer.padding, layer.data_format, layer.compute_dtype) == ("same", "channels_last", "float32")
         and layer.groups == 1

@@ -12,6 +12,7 @@ from experiments.activations import Want, activations, extract, versions
 from experiments.data import decoder
 from experiments.data.pipeline import in_order, stored_batches
 from experiments.fit import fit
+from experiments.models import network
 from experiments.models.network import Cut, cut, join, score, stack
 from experiments.schema import Config
 from experiments.types import EpochRecord, Fitted, Parts, Recipe, Splits, Watch
@@ -82,6 +83,7 @@ def cached_head(parts: Parts, splits: Splits, config: Config) -> TrainedHead | N
 def head_folder(parts: Parts, splits: Splits, config: Config) -> Path:
     """Where a head is kept: by the run that trains it, and what the pixels and numbers come from."""
     made_by = {
-        "run": parts.identity(config, splits.fingerprint), "decoder": decoder.VERSION, "versions": versions()
+        "run": parts.identity(config, splits.fingerprint), "decoder": decoder.VERSION, "forward": network.VERSION,
+        "versions": versions(),
     }  # fmt: skip
     return parts.cache / "heads" / store.key(made_by)
