@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import sys
 import warnings
@@ -20,7 +21,7 @@ from experiments import run as run_module
 from experiments import runtime, schema, train, trained
 from experiments.build import build
 from experiments.data import decoder, manifest
-from experiments.quiet import without_passwords
+from experiments.quiet import quiet_start, without_passwords
 from experiments.run import Curves, check_joined, check_origins, read_data, run, write_csv
 from experiments.tracking import Untracked
 from experiments.types import ConfigError, DataError, EpochRecord, Fitted, Splits
@@ -285,3 +286,15 @@ def test_weights_that_have_seen_the_judged_pictures_are_refused(
 )
 def test_passwords_in_addresses_are_not_written_down(text: str, starred: str) -> None:
     assert without_passwords(text) == starred
+
+
+def test_what_is_loaded_is_not_looked_through_for_garbage() -> None:
+    before = gc.get_freeze_count()
+    try:
+        with pytest.raises(ImportError), quiet_start():
+            loaded = [[] for _ in range(1000)]
+            assert not gc.isenabled()
+            raise ImportError
+        assert gc.isenabled() and gc.get_freeze_count() >= before + len(loaded)
+    finally:
+        gc.unfreeze()

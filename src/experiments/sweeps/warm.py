@@ -1,6 +1,5 @@
 """What every job needs, imported once: the parent of a sweep's processes loads this and runs nothing of it."""
 
-import gc
 import warnings
 
 from experiments.quiet import quiet_start
@@ -16,6 +15,5 @@ with quiet_start():
     Image.preinit()
 # A process that multiprocessing starts runs `-m experiments.train` once more up to its main().
 warnings.filterwarnings("ignore", "'experiments.train' found in sys.modules", RuntimeWarning)
-gc.freeze()  # none of it is ever garbage: jobs need not look through it, and go on sharing its memory
 
 __all__ = ["look", "matplotlib", "run", "train"]
