@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -101,11 +102,28 @@ def augmented_epoch(parts: object, splits: object) -> Callable[[], tuple[float, 
 
 def extract(parts: object, splits: object) -> float:
     """Seconds from a filled pixel store to the training pictures' activations on disk, where they are not there yet."""
+    splits.train.pixels[:1]
+    return activate(parts, splits)
+
+
+def read_and_extract(parts: object) -> float:
+    """Seconds from picture files that nothing is known of to the training pictures' activations on disk."""
+    from experiments.run import read_data
+
+    shutil.rmtree(parts.cache, ignore_errors=True)
+    began = time.perf_counter()
+    splits = read_data(parts)
+    splits.train.pixels[:1]
+    read = time.perf_counter() - began
+    return read + activate(parts, splits)
+
+
+def activate(parts: object, splits: object) -> float:
+    """Seconds of running the frozen backbone over the training pictures and storing what comes out."""
     from experiments.activations import activations
     from experiments.models.network import cut
 
     frozen = cut(parts.backbone, 0, parts.config.model.head.pooling)
-    splits.train.pixels[:1]
     began = time.perf_counter()
     stored = activations(parts, frozen, splits.train, Quiet())
     seconds = time.perf_counter() - began

@@ -104,7 +104,7 @@ def predictions(model: keras.Model, files: Iterable[str], batch_size: int) -> It
     pixels = np.empty((batch_size, size, size, 3), "float32")
     waiting: list[tuple[str, str]] = []  # path and error of those that the next batch tells, in order
     filled = 0
-    with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:  # more would hold up the network
         for path, picture in ahead(pool, files, size, AHEAD * batch_size):
             if isinstance(picture, str):
                 waiting.append((path, picture))
