@@ -253,11 +253,10 @@ def predicting(setup: Setup) -> Row:
             Side("extract", "activations() from the filled pixel store: nothing is decoded"),
         ],
         [Comparison("ours", "read and extract", "within", 1 / 0.9), Comparison("ours", "extract", "within")],
-        ["The first repeat of each is dropped. Building the graph is counted for all. Of validation ten pictures are read."],
+        ["The first repeat of each is dropped. The graph is built in each. Ten validation pictures are read as well."],
     )
     parts, splits = ours.prepare(["regime=bottleneck", "model=mobilenet_v2", "data=folder", override,
-                                  "data.limit.validation=10",
-                                  *in_process(folder, setup.home("ours"))])  # fmt: skip
+                                  "data.limit.validation=10", *in_process(folder, setup.home("ours"))])  # fmt: skip
     files = [str(splits.manifest.root / entry.path) for entry in splits.manifest.of("train")]
     for repeat in range(setup.repeats + 1):
         seconds = [ours.predict(parts, files), ours.read_and_extract(parts)]
