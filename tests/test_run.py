@@ -288,8 +288,12 @@ def test_passwords_in_addresses_are_not_written_down(text: str, starred: str) ->
     assert without_passwords(text) == starred
 
 
-def test_what_is_loaded_is_not_looked_through_for_garbage() -> None:
+def test_what_is_loaded_is_not_looked_through_for_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     before = gc.get_freeze_count()
+    with quiet_start():
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == before, "loaded before: what is left of earlier runs is not kept"
+    monkeypatch.delitem(sys.modules, "tensorflow")
     try:
         with pytest.raises(ImportError), quiet_start():
             loaded = [[] for _ in range(1000)]
