@@ -248,9 +248,9 @@ def test_reading_all_of_a_map_takes_little_memory_and_holding_it_takes_all(tmp_p
     for at in range(0, len(rows), 16):
         assert (mapped[rows[at : at + 16]] == 7).all()
         most = max(most, psutil.Process().memory_info().rss - resident)
-    assert most < store.RESIDENT * 1.5
+    assert most < store.RESIDENT / 8
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    held = store.Rows([stored], held=True)
+    held = store.loaded(stored)
     assert psutil.Process().memory_info().rss - resident > size * 0.9
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024 < size * 1.2, "copied, not held twice"
     np.testing.assert_array_equal(held[[3, 0]], mapped[[3, 0]])

@@ -198,7 +198,7 @@ class Table:
         """All of them; what is small, as pooled features are, in memory."""
         shards = [self.found[start] for start in self.shards]
         small = len(self.want.pictures) * self.row_bytes <= store.RESIDENT
-        rows = Rows([np.concatenate(shards)], held=True) if small else Rows(shards)
+        rows = Rows([np.concatenate(shards)] if small else shards)
         store.use(self.folder, rows)
         return rows
 

@@ -122,7 +122,7 @@ def read_data(parts: Parts) -> Splits:
     """The checked data set of a configuration."""
     config = parts.config
     size, memory = config.data.image_size, config.runtime.memory * 1e9
-    decoded = manifest.Decoded(size, memory)
+    decoded = manifest.Decoded(size, memory, parts.cache)
     splits = manifest.splits(read_manifest(config, parts.source(), decoded), size, parts.cache, memory, decoded)
     # What only the data can tell is said before training, too.
     class_weights(config.class_weights, splits.train.labels, splits.classes)

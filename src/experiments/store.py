@@ -22,7 +22,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -35,7 +37,6 @@ _ARRAY = "array.npy"
 _META = "meta.json"
 _ATTEMPTS = 10
 RESIDENT = 64 * 2**20
-_FAULT = 2**21  # bytes that the system maps at most where a page is touched
 
 _log = logging.getLogger(__name__)
 _verified: dict[Path, tuple[int, int, str]] = {}  # array file -> mtime_ns, size and sha256 when this process hashed it
@@ -136,51 +137,70 @@ def array(
 
 
 class Rows:
-    """Rows of several arrays, one after the other, as of one array: what is indexed is read, the rest stays on disk.
+    """Rows of several arrays, one after the other, as of one array.
 
-    Of memory maps, however much is read, about RESIDENT bytes at most count to this process; what the system keeps of
-    them beyond that is its cache.
+    Of memory maps of whole files, what is indexed is read from the files, a row at a time: reading through the map
+    takes five times as long, and what is read would count to this process.
 
     Args:
-        parts: one array or more, [n, ...] of one type.
-        held: copy them into memory, for good.
+        parts: one array or more, [n, d, ...] of one type.
     """
 
-    def __init__(self, parts: Sequence[np.ndarray], *, held: bool = False) -> None:
-        self.parts = [_copy(part) if held else np.asarray(part) for part in parts]
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self.parts = parts
         self.starts = np.cumsum([0, *map(len, parts)])
         self.shape: tuple[int, ...] = (int(self.starts[-1]), *parts[0].shape[1:])
         self.dtype = parts[0].dtype
-        self.held = held
-        self._mapped = 0  # bytes of memory maps read since they were last released
+        self._readers = [_reader(part) for part in parts]
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> np.ndarray:
-        """A copy [B, ...] of a slice of the rows, or of those with the numbers [B]."""
+        """A copy [B, ...] of a slice of the rows, or of those with the numbers [B].
+
+        Raises:
+            OSError: a file cannot be read, or is shorter than it was.
+        """
         wanted = np.arange(len(self))[rows]
-        if self.held and len(self.parts) == 1:
+        if len(self.parts) == 1 and not self._readers[0]:
             return self.parts[0][wanted]
         owners = np.searchsorted(self.starts, wanted, side="right") - 1
         found = np.empty((len(wanted), *self.shape[1:]), self.dtype)
-        for at, (owner, row) in enumerate(zip(owners, wanted - self.starts[owners], strict=True)):
-            found[at] = self.parts[owner][row]
-        self._mapped += max(found.nbytes, len(wanted) * _FAULT)
-        if self._mapped > RESIDENT:
-            release(self.parts)
-            self._mapped = 0
+        for into, owner, row in zip(found, owners.tolist(), (wanted - self.starts[owners]).tolist(), strict=True):
+            read = self._readers[owner]
+            if read:
+                read(row, into)
+            else:
+                into[...] = self.parts[owner][row]
         return found
 
 
-def _copy(array: np.ndarray) -> np.ndarray:
-    """An array in memory, never much more than once."""
-    copied = np.empty(array.shape, array.dtype)
-    step = max(1, RESIDENT // max(1, array[:1].nbytes))
-    for start in range(0, len(array), step):
-        copied[start : start + step] = array[start : start + step]
-        release([array])
-    return copied
+def _reader(array: np.ndarray) -> Callable[[int, np.ndarray], None] | None:
+    """Reads one row of a memory map from its file into an array; None for other arrays.
+
+    None, too, for a map of a part of what was mapped: where in the file that is, it does not tell.
+    """
+    if not (isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.filename):
+        return None
+    file, lock = FileIO(array.filename), Lock()
+    weakref.finalize(array, file.close)
+    start, size = array.offset, array[:1].nbytes
+
+    def read(row: int, into: np.ndarray) -> None:
+        with lock:
+            file.seek(start + row * size)
+            if file.readinto(into) != size:
+                raise OSError(f"{file.name} is shorter than it was; make sure that nothing else writes to the cache")
+
+    return read
+
+
+def loaded(array: np.ndarray) -> np.ndarray:
+    """A copy in memory of an array of the store, read from its file: through the map it would count twice meanwhile."""
+    assert isinstance(array, np.memmap) and array.filename
+    copy: np.ndarray = np.load(array.filename)
+    return copy
 
 
 def release(arrays: Sequence[np.ndarray]) -> None:
@@ -331,7 +351,8 @@ def _build(entry: Path, wanted: Mapping[str, Any], write: Callable[[np.ndarray],
     try:
         path = temporary / _ARRAY
         content = np.lib.format.open_memmap(path, "w+", np.dtype(wanted["dtype"]), tuple(wanted["shape"]))
-        _allocate(path)
+        with path.open("r+b") as file:
+            allocate(file, os.fstat(file.fileno()).st_size)
         write(content)
         content.flush()
         sync(path)
@@ -351,11 +372,16 @@ def _build(entry: Path, wanted: Mapping[str, Any], write: Callable[[np.ndarray],
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _allocate(path: Path) -> None:
-    """Claims the disk space: on a full disk, writing to the map of a sparse file would kill the process (SIGBUS)."""
+def allocate(file: BinaryIO, size: int) -> None:
+    """Claims the disk space: on a full disk, writing to the map of a sparse file would kill the process (SIGBUS).
+
+    Raises:
+        OSError: there is not as much.
+    """
     if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        file.truncate(size)
 
 
 def _remove(entry: Path) -> None:

@@ -10,11 +10,14 @@ import hashlib
 import json
 import logging
 import os
+import shutil
+import tempfile
+import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import Image
@@ -32,17 +35,64 @@ _log = logging.getLogger(__name__)
 _Facts = tuple[int, int, str]  # width, height, mode
 
 
-@dataclass(frozen=True)
 class Decoded:
-    """Pictures that were decoded when they were checked, until they are put into the store; of the same decoder."""
+    """Pictures that were decoded when they were checked, until they are put into the store; of the same decoder.
 
-    image_size: int
-    memory: float  # bytes that they may take; what is beyond is decoded again
-    pixels: dict[str, np.ndarray] = field(default_factory=dict)  # [H, W, 3] uint8, by sha256 of the file
+    They lie in blocks, which go back to the system whole: what small arrays leave behind mostly stays with the process.
+
+    Args:
+        image_size: width and height.
+        memory: bytes that they may take; blocks beyond it are files without a name.
+        cache: the folder of those files. Where its disk has no room for them beside the store, the rest is not kept.
+    """
+
+    def __init__(self, image_size: int, memory: float, cache: Path) -> None:
+        self.image_size = image_size
+        self.pixels: dict[str, np.ndarray] = {}  # [H, W, 3] uint8, by sha256 of the file
+        self.reserve = 0  # bytes of the disk that are for the store
+        self._bytes = image_size**2 * 3
+        self._room = int(memory // self._bytes)  # pictures
+        self._cache = cache
+        self._block: Callable[[], np.ndarray | None] = lambda: None  # is gone when all of its pictures are
+        self._taken = 0
+        self._lock = Lock()
 
     def keep(self, sha256: str, picture: Image.Image) -> None:
-        if (len(self.pixels) + 1) * self.image_size**2 * 3 <= self.memory:
-            self.pixels[sha256] = decoder.resize(picture, self.image_size)
+        """Resizes and keeps a picture, if there is room; from any thread."""
+        with self._lock:
+            place = self._place()
+        if place is not None:
+            place[:] = decoder.resize(picture, self.image_size)
+            self.pixels[sha256] = place
+
+    def _place(self) -> np.ndarray | None:
+        block = self._block()
+        if block is None or self._taken == len(block):
+            if block is not None:
+                store.release([block])
+            block = self._new_block()
+            if block is None:
+                return None
+            self._block, self._taken = weakref.ref(block), 0
+        place: np.ndarray = block[self._taken]
+        self._taken += 1
+        return place
+
+    def _new_block(self) -> np.ndarray | None:
+        count = max(1, store.RESIDENT // self._bytes)
+        if self._room:
+            count = min(count, self._room)
+            self._room -= count
+            return np.empty((count, self.image_size, self.image_size, 3), "uint8")
+        try:
+            self._cache.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(self._cache).free < self.reserve + count * self._bytes:
+                return None
+            with tempfile.TemporaryFile(dir=self._cache) as file:
+                store.allocate(file, count * self._bytes)
+                return np.memmap(file, "uint8", "r+", shape=(count, self.image_size, self.image_size, 3))
+        except OSError:
+            return None
 
 
 def read(
@@ -104,6 +154,8 @@ def read(
                 hashes[path] = hashed
     groups = {group: [path for path in members if path in hashes] for group, members in groups.items()}
 
+    if decoded:
+        decoded.reserve = len(hashes) * decoded.image_size**2 * 3
     verdicts = _Verdicts(root, cache, hashes, decoded)
     groups = _without_duplicates(groups, verdicts, faults)
     if not presplit:
@@ -226,7 +278,7 @@ def pictures(
             functools.partial(_decode_into, manifest.root, entries, image_size, decoded.pixels if decoded else {}),
             about={"split": split},
         )
-        return Rows([stored], held=held)
+        return Rows([store.loaded(stored) if held else stored])
 
     return Pictures(
         split=split,
@@ -448,7 +500,8 @@ def _choose(groups: Groups, limit: Mapping[str, int | None], seed: int, verdicts
             for group, members in ranked.items()
         }
         chosen = {group: members[: limit.get(group[0])] for group, members in usable.items()}
-        paths = [path for members in chosen.values() for path in members]
+        # In the order in which the store takes them, so that blocks of `Decoded` are used up one after the other.
+        paths = [path for members in chosen.values() for path in sorted(members)]
         if all(verdicts.sha256(path) in verdicts.good for path in paths):
             return chosen
         verdicts.judge(paths)
