@@ -451,28 +451,34 @@ def scaling(setup: Setup) -> Row:
         f"{counts[0]:,} to {counts[-1]:,} pictures: time and memory",
         {"pictures": f"random crops of {base}, another brightness, encoded anew, as many again / 5 for validation",
          "memory for pictures": f"{BUDGET:g} GB (runtime.memory)"},
-        notes=["Whole processes, new outputs folder each, each measured once. Resident memory counts pages of memory "
-               "maps that the system may take back; private memory does not."],
+        notes=[f"Whole processes, new outputs folder each, the three numbers in turn, {setup.process_repeats} times: "
+               "medians of seconds (fastest), the largest memory. Resident memory counts pages of memory maps that the "
+               "system may take back; private memory does not."],
         table=[["regime", "pictures", "whole s", "epoch s", "resident MB", "private MB"]],
     )  # fmt: skip
     measured: dict[str, list[dict[str, float]]] = {}
     for regime, overrides in commands.items():
-        for count in counts:
-            folder = many(setup.cache, base, count)
-            home = setup.home("ours")
-            own = [f"data.root='{folder.root}'", "evaluate.test=false", f"runtime.memory={BUDGET}"]
-            run = ours.train_process([*overrides, *own], home)
-            epoch = statistics.median(float(line["seconds"]) for line in last_phase(home))
-            point = {"pictures": count, "whole": run.seconds, "epoch": epoch, "peak": run.peak, "private": run.private}
-            measured.setdefault(regime, []).append(point)
-            memory = [f"{size / 2**20:.0f}" for size in (run.peak, run.private)]
-            row.table.append([regime, f"{count:,}", f"{run.seconds:.1f}", f"{epoch:.2f}", *memory])
-        points = measured[regime]
+        runs: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
+        for _ in range(setup.process_repeats):
+            for count in counts:
+                folder = many(setup.cache, base, count)
+                home = setup.home("ours")
+                own = [f"data.root='{folder.root}'", "evaluate.test=false", f"runtime.memory={BUDGET}"]
+                run = ours.train_process([*overrides, *own], home)
+                epoch = statistics.median(float(line["seconds"]) for line in last_phase(home))
+                runs[count].append({"whole": run.seconds, "epoch": epoch, "peak": run.peak, "private": run.private})
+        points = [summary(count, runs[count]) for count in counts]
+        measured[regime] = points
+        for point in points:
+            seconds = [f"{point[what]:.2f} ({point[f'fastest {what}']:.2f})" for what in ("whole", "epoch")]
+            memory = [f"{point[what] / 2**20:.0f}" for what in ("peak", "private")]
+            row.table.append([regime, f"{point['pictures']:,}", *seconds, *memory])
         exponents = {what: exponent(points, what) for what in ("whole", "epoch")}
         exponents["beyond start"] = exponent_beyond_start(points)
         grown = points[-1]["peak"] - points[0]["peak"]
         row.figures[regime] = {
             "points": points,
+            "runs": runs,
             "exponents": {what: None if math.isnan(value) else value for what, value in exponents.items()},
             "memory_grown": grown,
         }
@@ -488,6 +494,15 @@ def scaling(setup: Setup) -> Row:
     draw_scaling(measured, plot)
     row.notes.append(f"Plot: {plot}")
     return row
+
+
+def summary(pictures: int, runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of runs of the same: medians of seconds, the fastest, and the largest memory."""
+    point: dict[str, float] = {"pictures": pictures}
+    for what in ("whole", "epoch"):
+        point[what] = statistics.median(run[what] for run in runs)
+        point[f"fastest {what}"] = min(run[what] for run in runs)
+    return point | {what: max(run[what] for run in runs) for what in ("peak", "private")}
 
 
 def last_phase(home: Path) -> list[dict[str, str]]:
