@@ -23,7 +23,7 @@ ROWS = (
     ("models.convnet", "models.winograd"),
     ("explain", "runtime", "tracking", "data.pen", "data.listing", "data.pipeline", "evaluate"),
     ("journal", "figures", "data.manifest", "data.folder", "data.synthetic", "data.cats_vs_dogs", "models.head"),
-    ("comparison",),
+    ("comparison", "data.pixels"),
     ("comparison_text",),
     ("page",),
     ("like",),
@@ -31,7 +31,7 @@ ROWS = (
     ("activations", "build", "gradcam", "predictions"),
     ("regimes.*", "trained"),
     ("sweeps.plan", "sweeps.plots", "exports"),
-    ("sweeps.local", "sweeps.summary"),
+    ("sweeps.local", "sweeps.summary", "sweeps.space"),
     ("run", "sweeps.sweeper", "sweeps.search", "sweeps.cluster"),
     ("sweeps.look", "inspection.*"),
     ("reproduction",),
@@ -76,6 +76,7 @@ LIGHT = (
     "sweeps.cluster",
     "sweeps.sweeper",
     "sweeps.search",
+    "sweeps.space",
 )
 HEAVY = {"tensorflow", "keras", "mlflow", "ray", "submitit", "optuna"}
 UNPICKLED = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}

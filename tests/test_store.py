@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -227,14 +228,38 @@ def test_processes_writing_at_once(tmp_path: Path, locks: bool) -> None:
 ])  # fmt: skip
 def test_rows_are_those_of_one_array(tmp_path: Path, rows: Any) -> None:
     whole = np.random.default_rng(0).normal(size=(10, 2, 3)).astype("float16")
-    parts = []
-    for at, part in enumerate((whole[:4], whole[4:5], whole[5:])):
-        np.save(tmp_path / f"{at}.npy", part)
-        parts.append(np.load(tmp_path / f"{at}.npy", mmap_mode="r"))
-    joined = store.Rows(parts)
-    assert (len(joined), joined.shape, joined.dtype) == (10, (10, 2, 3), np.dtype("float16"))
-    np.testing.assert_array_equal(joined[rows], whole[rows])
-    assert type(joined[rows]) is np.ndarray and joined[rows].flags.writeable, "a copy in memory"
+
+    def mapped(name: str, part: np.ndarray) -> np.ndarray:
+        np.save(tmp_path / f"{name}.npy", part)
+        return np.load(tmp_path / f"{name}.npy", mmap_mode="r")
+
+    files = [mapped("a", whole[:4]), mapped("b", whole[4:5]), mapped("c", whole[5:])]
+    part_of_map, without_name = mapped("d", whole)[5:], mapped("e", whole[:4])
+    (tmp_path / "e.npy").unlink()
+    for parts in (files, [whole], [whole[:4], whole[4:]], [without_name, files[1], part_of_map]):
+        joined = store.Rows(parts)
+        assert (len(joined), joined.shape, joined.dtype) == (10, (10, 2, 3), np.dtype("float16"))
+        np.testing.assert_array_equal(joined[rows], whole[rows])
+        assert type(joined[rows]) is np.ndarray and joined[rows].flags.writeable, "a copy in memory"
+
+
+def test_rows_are_not_made_up_where_a_file_was_cut(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((4, 3)))
+    rows = store.Rows([np.load(tmp_path / "a.npy", mmap_mode="r")])
+    os.truncate(tmp_path / "a.npy", (tmp_path / "a.npy").stat().st_size - 8)
+    assert rows[:3].all()
+    with pytest.raises(OSError, match=r"a\.npy is shorter than it was"):
+        _ = rows[2:]
+
+
+def test_rows_are_read_by_many_threads_at_once(tmp_path: Path) -> None:
+    whole = np.arange(2000 * 50).reshape(2000, 50)
+    np.save(tmp_path / "a.npy", whole)
+    rows = store.Rows([np.load(tmp_path / "a.npy", mmap_mode="r")])
+    orders = [np.random.default_rng(seed).permutation(2000) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for order, found in zip(orders, pool.map(rows.__getitem__, orders), strict=True):
+            np.testing.assert_array_equal(found, whole[order])
 
 
 def test_reading_all_of_a_map_takes_little_memory_and_holding_it_takes_all(tmp_path: Path) -> None:
@@ -250,7 +275,7 @@ def test_reading_all_of_a_map_takes_little_memory_and_holding_it_takes_all(tmp_p
         most = max(most, psutil.Process().memory_info().rss - resident)
     assert most < store.RESIDENT / 8
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    held = store.loaded(stored)
+    held = mapped[:]
     assert psutil.Process().memory_info().rss - resident > size * 0.9
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024 < size * 1.2, "copied, not held twice"
     np.testing.assert_array_equal(held[[3, 0]], mapped[[3, 0]])

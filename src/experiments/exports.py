@@ -16,7 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from experiments import store
-from experiments.data import decoder, manifest
+from experiments.data import decoder
+from experiments.data.pixels import open_picture
 from experiments.models.network import forward
 from experiments.trained import Trained
 from experiments.types import DataError
@@ -116,7 +117,7 @@ def sample(run: Trained, size: int, count: int) -> tuple[np.ndarray, str]:
             rows = [row for row in csv.DictReader(file) if row["split"] == "validation"]
         for row in rows[:: max(1, len(rows) // count)][:count]:
             with contextlib.suppress(DataError):  # gone or changed since
-                found.append(decoder.resize(manifest.picture(Path(root), row["path"], row["sha256"]), size))
+                found.append(decoder.resize(open_picture(Path(root), row["path"], row["sha256"]), size))
     if found:
         return np.stack(found).astype("float32"), f"{len(found)} pictures of the run's validation split"
     rng = np.random.default_rng(0)

@@ -26,6 +26,7 @@ from experiments.checkpoints import Checkpoints
 from experiments.data import manifest
 from experiments.data.listing import Fault
 from experiments.data.pipeline import picture_batches
+from experiments.data.pixels import Decoded, splits_of
 from experiments.evaluate import Report, evaluate, predictions_table
 from experiments.losses import class_weights
 from experiments.models.network import cut
@@ -122,8 +123,8 @@ def read_data(parts: Parts) -> Splits:
     """The checked data set of a configuration."""
     config = parts.config
     size, memory = config.data.image_size, config.runtime.memory * 1e9
-    decoded = manifest.Decoded(size, memory, parts.cache)
-    splits = manifest.splits(read_manifest(config, parts.source(), decoded), size, parts.cache, memory, decoded)
+    decoded = Decoded(size, memory, parts.cache)
+    splits = splits_of(read_manifest(config, parts.source(), decoded), size, parts.cache, memory, decoded)
     # What only the data can tell is said before training, too.
     class_weights(config.class_weights, splits.train.labels, splits.classes)
     sizes = {"train": len(splits.train), "validation": len(splits.validation)}
@@ -134,7 +135,7 @@ def read_data(parts: Parts) -> Splits:
 def read_manifest(
     config: schema.Config,
     root: Path,
-    decoded: manifest.Decoded | None = None,
+    decoded: Decoded | None = None,
     found: list[Fault] | None = None,
 ) -> Manifest:
     """What pictures a configuration is about, checked.

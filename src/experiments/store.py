@@ -179,12 +179,16 @@ class Rows:
 def _reader(array: np.ndarray) -> Callable[[int, np.ndarray], None] | None:
     """Reads one row of a memory map from its file into an array; None for other arrays.
 
-    None, too, for a map of a part of what was mapped: where in the file that is, it does not tell.
+    None, too, where the file's name is gone (the map still has it), and for a map of a part of what was mapped, which
+    does not tell its place in the file.
     """
     if not (isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.filename):
         return None
-    file, lock = FileIO(array.filename), Lock()
-    weakref.finalize(array, file.close)
+    try:
+        file, lock = FileIO(array.filename), Lock()
+    except FileNotFoundError:
+        return None
+    weakref.finalize(array, file.close).atexit = False  # others may be reading to the end
     start, size = array.offset, array[:1].nbytes
 
     def read(row: int, into: np.ndarray) -> None:
@@ -194,13 +198,6 @@ def _reader(array: np.ndarray) -> Callable[[int, np.ndarray], None] | None:
                 raise OSError(f"{file.name} is shorter than it was; make sure that nothing else writes to the cache")
 
     return read
-
-
-def loaded(array: np.ndarray) -> np.ndarray:
-    """A copy in memory of an array of the store, read from its file: through the map it would count twice meanwhile."""
-    assert isinstance(array, np.memmap) and array.filename
-    copy: np.ndarray = np.load(array.filename)
-    return copy
 
 
 def release(arrays: Sequence[np.ndarray]) -> None:

@@ -7,10 +7,7 @@ import io
 import os
 import re
 import shutil
-import subprocess
-import sys
 import time
-import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,9 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import store
 from experiments.data import decoder, manifest
 from experiments.data.folder import folder
+from experiments.data.pixels import pictures_of, splits_of
 from experiments.types import ConfigError, DataError, Manifest
 
 REPOSITORY = Path(__file__).parents[2]
@@ -502,7 +499,7 @@ def test_odd_names(root: Path, name: str) -> None:
     assert f"train/cats/{name}" in [entry.path for entry in found.entries]
     assert read(root) == found
     assert len(manifest.fingerprint(found)) == 64
-    assert manifest.splits(found, 4, root.parent / "cache", 1e9).train.pixels.shape == (6, 4, 4, 3)
+    assert splits_of(found, 4, root.parent / "cache", 1e9).train.pixels.shape == (6, 4, 4, 3)
     table = io.StringIO()
     csv.writer(table).writerows(row.values() for row in manifest.to_rows(found))
     table.getvalue().encode()
@@ -564,125 +561,6 @@ def test_rows(root: Path) -> None:
     assert {(row["class_name"], row["label"]) for row in rows} == {("cats", 0), ("dogs", 1)}
 
 
-def test_pixels_are_the_decoders_and_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = root.parent / "cache"
-    found = read(root)
-    splits = manifest.splits(found, 4, cache, 1e9)
-    assert splits.test is None and splits.fingerprint == manifest.fingerprint(found)
-    train = splits.train
-    assert train.labels.dtype == np.int32 and train.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert train.ids == [entry.path for entry in found.of("train")] and len(train) == 6
-    assert not (cache / "pixels").exists()
-
-    pixels = train.pixels
-    assert pixels.shape == (6, 4, 4, 3) and pixels.dtype == np.uint8
-    for path, row in zip(train.ids, pixels[:], strict=True):
-        np.testing.assert_array_equal(row, decoder.resize(decoder.decode((root / path).read_bytes()), 4))
-
-    monkeypatch.setattr(decoder, "decode", never)
-    assert train.pixels is pixels
-    np.testing.assert_array_equal(manifest.pictures(found, "train", 4, cache, held=True).pixels[:], pixels[:])
-    with pytest.raises(AssertionError, match="decoded again"):
-        _ = manifest.pictures(found, "train", 5, cache, held=True).pixels
-
-
-def test_pictures_are_decoded_once_for_verdict_and_pixels(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    twice = manifest.splits(read(root), 4, root.parent / "other", 1e9)
-    expected = [part.pixels[:] for part in (twice.train, twice.validation)]
-    decodings: list[int] = []
-    right = decoder._decode
-
-    def counted(content: bytes) -> Any:
-        decodings.append(1)
-        return right(content)
-
-    monkeypatch.setattr(decoder, "_decode", counted)
-    nothing = shutil.disk_usage(root.parent)._replace(free=0)
-    # Ten pictures: room for all in memory; for three, and the rest on disk; and where the disk has no room.
-    for memory, full, times in ((1e9, True, 10), (3 * 4 * 4 * 3, False, 10), (3 * 4 * 4 * 3, True, 10 + 7)):
-        decodings.clear()
-        cache = root.parent / f"cache{memory}{full}"
-        with monkeypatch.context() as patched:
-            if full:
-                patched.setattr(shutil, "disk_usage", lambda path: nothing)
-            decoded = manifest.Decoded(4, memory, cache)
-            found = read(root, cache=cache, decoded=decoded)
-        splits = manifest.splits(found, 4, cache, 1e9, decoded)
-        for mine, theirs in zip((splits.train, splits.validation), expected, strict=True):
-            np.testing.assert_array_equal(mine.pixels[:], theirs)
-        assert len(decodings) == times
-        assert not decoded.pixels, "given up"
-        assert {path.name for path in cache.iterdir()} == {"locks", "manifests", "pixels"}
-
-
-@pytest.mark.parametrize("memory", [1e9, 0], ids=["in memory", "on disk"])
-def test_blocks_of_decoded_pictures_go_with_their_last_picture(
-    tmp_path: Path, memory: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store, "RESIDENT", 2 * 4 * 4 * 3)  # two pictures a block
-    decoded = manifest.Decoded(4, memory, tmp_path)
-    for n in range(5):
-        decoded.keep(str(n), Image.new("RGB", (4, 4), (n, n, n)))
-    assert [int(decoded.pixels[str(n)].max()) for n in range(5)] == [0, 1, 2, 3, 4]
-    bases = [decoded.pixels[str(n)].base for n in range(5)]
-    assert bases[0] is bases[1] is not bases[2] is bases[3] is not bases[4]
-    assert [isinstance(block, np.memmap) for block in bases] == [memory == 0] * 5
-    blocks = [weakref.ref(bases[n]) for n in (0, 2, 4)]
-    del bases
-    for n, left in ((0, 3), (1, 2), (4, 1), (2, 1), (3, 0)):
-        del decoded.pixels[str(n)]
-        assert sum(block() is not None for block in blocks) == left
-
-
-def test_memory_decides_where_pixels_are(root: Path) -> None:
-    found, cache = read(root), root.parent / "cache"
-    needed = len(found.entries) * 4 * 4 * 3
-    held, mapped = (manifest.splits(found, 4, cache, memory).train.pixels for memory in (needed, needed - 1))
-    assert [isinstance(pixels.parts[0], np.memmap) for pixels in (held, mapped)] == [False, True]
-    np.testing.assert_array_equal(held[:], mapped[:])
-
-
-@pytest.mark.parametrize("kept", [True, False], ids=["decoded once", "decoded again"])
-def test_pictures_beyond_the_memory_they_may_take_are_decoded_and_read_in_little(tmp_path: Path, kept: bool) -> None:
-    """In a process of its own: 576 MB of pixels, of which 1 MB may be in memory."""
-    for n in range(192):
-        draw(tmp_path / "data" / "train" / "ab"[n % 2] / f"{n}.png", content=n)
-    draw(tmp_path / "data" / "validation" / "a" / "x.png")
-    draw(tmp_path / "data" / "validation" / "b" / "y.png")
-    program = f"""
-import resource
-from pathlib import Path
-from experiments.data import manifest
-root = Path({str(tmp_path)!r})
-cache = root / "cache"
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-decoded = manifest.Decoded(1000, 1e6, cache) if {kept} else None
-found = manifest.read(
-    root / "data", fractions={{}}, split_seed=0, limit={{}}, on_bad="error", cache=cache, decoded=decoded
-)
-assert not decoded or len(decoded.pixels) == 194
-pixels = manifest.splits(found, 1000, cache, 1e6, decoded).train.pixels
-total = sum(int(pixels[at : at + 4].sum()) for at in range(0, len(pixels), 4))
-print(len(pixels) * 3_000_000, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, total)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    size, grown, total = map(int, done.stdout.split())
-    assert size == 576_000_000 and total > 0
-    assert grown < size / 2
-
-
-def test_files_changed_since_are_named(root: Path) -> None:
-    cache = root.parent / "cache"
-    found = read(root)
-    draw(root / "train/cats/0.png", content="changed")
-    (root / "train/dogs/2.png").unlink()
-    with pytest.raises(DataError) as caught:
-        _ = manifest.pictures(found, "train", 4, cache, held=True).pixels
-    assert "has changed since it was checked" in line(str(caught.value), "train/cats/0.png")
-    assert "cannot be read (No such file or directory)" in line(str(caught.value), "train/dogs/2.png")
-    assert list((cache / "pixels").iterdir()) == []
-
-
 # --- the source
 
 
@@ -726,7 +604,7 @@ def test_photographs(tmp_path: Path) -> None:
     start = time.perf_counter()
     assert read(PHOTOS, limit=limit, cache=tmp_path) == first
     assert time.perf_counter() - start < 5  # 0.2 s on an idle machine: nothing is decoded
-    assert manifest.pictures(first, "validation", 32, tmp_path, held=True).pixels[:].std() > 30
+    assert pictures_of(first, "validation", 32, tmp_path, held=True).pixels[:].std() > 30
 
 
 def test_a_class_folder_that_is_no_text_must_be_renamed(tmp_path: Path) -> None:

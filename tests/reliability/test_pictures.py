@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from experiments.data import decoder, manifest
+from experiments.data.pixels import splits_of
 from experiments.types import DataError, Manifest
 
 Tally = Callable[[str, int, int], None]
@@ -256,7 +257,7 @@ def test_pictures_that_change_after_they_were_checked(root: Path, tries: Tries, 
         flipped = bytearray(content)
         flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         (root / entry.path).write_bytes(flipped)
-        splits = manifest.splits(known, 16, root.parent / f"pixels{number}", 1e9)
+        splits = splits_of(known, 16, root.parent / f"pixels{number}", 1e9)
         try:
             for pictures in splits.scored(False) + [splits.train]:
                 pictures.pixels[:]

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from experiments import figures
 from experiments.build import build_augmentation, build_layer, build_source
-from experiments.data import manifest
 from experiments.data.pipeline import picture_batches, rng
+from experiments.data.pixels import splits_of
 from experiments.run import read_manifest
 from experiments.schema import Config, Limit
 from experiments.types import Splits
@@ -36,7 +36,7 @@ def sample(config: Config, count: int) -> Splits:
     chosen = [entry for _, _, entry in sorted(turns, key=lambda turn: turn[:2])[:count]]
     others = [entry for entry in found.entries if entry.split != "train"]
     few = dataclasses.replace(found, entries=(*chosen, *others))
-    return manifest.splits(few, config.data.image_size, config.cache, config.runtime.memory * 1e9)
+    return splits_of(few, config.data.image_size, config.cache, config.runtime.memory * 1e9)
 
 
 def draw(config: Config, shown: Splits, views: int) -> Figure:

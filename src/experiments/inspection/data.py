@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments.build import build_source
-from experiments.data import manifest
 from experiments.data.listing import Fault, printable
+from experiments.data.pixels import open_picture
 from experiments.figures import PALETTE, STYLE
 from experiments.run import read_manifest
 from experiments.schema import Config
@@ -159,7 +159,7 @@ def _samples(figure: SubFigure, found: Manifest, classes: Sequence[str], count: 
             panel.set_axis_off()
         row[0].set_title(_short(name), fontsize=9)
         for panel, at in zip(row, chosen, strict=False):
-            picture = manifest.picture(found.root, members[at].path, members[at].sha256)
+            picture = open_picture(found.root, members[at].path, members[at].sha256)
             picture.thumbnail((THUMBNAIL, THUMBNAIL))
             panel.imshow(np.asarray(picture))
 

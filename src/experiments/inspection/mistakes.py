@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from experiments import figures
 from experiments.build import build_source
-from experiments.data import decoder, manifest
+from experiments.data import decoder
+from experiments.data.pixels import open_picture
 from experiments.gradcam import gradcam
 from experiments.schema import Config
 from experiments.tracking import stored
@@ -76,7 +77,7 @@ def explain(run: Trained, config: Config, mistakes: Sequence[Mistake]) -> Shown:
         DataError: pictures that are gone or are not those of the run.
     """
     root = Path(build_source(config)())
-    pictures = [manifest.picture(root, mistake.path, mistake.sha256) for mistake in mistakes]
+    pictures = [open_picture(root, mistake.path, mistake.sha256) for mistake in mistakes]
     pixels = np.stack([decoder.resize(picture, config.data.image_size) for picture in pictures])
     model = run.model()
     inputs = pixels.astype("float32")

@@ -1,0 +1,196 @@
+"""The pixels of a checked data set: decoded once, kept in the store, in memory while training where they fit."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+from PIL import Image
+
+from experiments import store
+from experiments.data import decoder
+from experiments.data.listing import Fault, printable
+from experiments.data.manifest import fingerprint, message, unchanged, unreadable
+from experiments.store import Rows
+from experiments.types import SPLITS, DataError, Entry, Manifest, Pictures, Splits
+
+
+class Decoded:
+    """Pictures that were decoded when they were checked, until they are put into the store; of the same decoder.
+
+    They lie in blocks, which go back to the system whole: what small arrays leave behind mostly stays with the process.
+
+    Args:
+        image_size: width and height.
+        memory: bytes that they may take; blocks beyond it are files without a name.
+        cache: the folder of those files. Where its disk has no room for them beside the store, the rest is not kept.
+    """
+
+    def __init__(self, image_size: int, memory: float, cache: Path) -> None:
+        self.image_size = image_size
+        self.pixels: dict[str, np.ndarray] = {}  # [H, W, 3] uint8, by sha256 of the file
+        self.reserve = 0  # bytes of the disk that are for the store
+        self._bytes = image_size**2 * 3
+        self._room = int(memory // self._bytes)  # pictures
+        self._cache = cache
+        self._block: Callable[[], np.ndarray | None] = lambda: None  # is gone when all of its pictures are
+        self._taken = 0
+        self._lock = Lock()
+
+    def keep(self, sha256: str, picture: Image.Image) -> None:
+        """Resizes and keeps a picture, if there is room; from any thread."""
+        with self._lock:
+            place = self._place()
+        if place is not None:
+            place[:] = decoder.resize(picture, self.image_size)
+            self.pixels[sha256] = place
+
+    def _place(self) -> np.ndarray | None:
+        block = self._block()
+        if block is None or self._taken == len(block):
+            if block is not None:
+                store.release([block])
+            block = self._new_block()
+            if block is None:
+                return None
+            self._block, self._taken = weakref.ref(block), 0
+        place: np.ndarray = block[self._taken]
+        self._taken += 1
+        return place
+
+    def _new_block(self) -> np.ndarray | None:
+        count = max(1, store.RESIDENT // self._bytes)
+        if self._room:
+            count = min(count, self._room)
+            self._room -= count
+            return np.empty((count, self.image_size, self.image_size, 3), "uint8")
+        try:
+            self._cache.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(self._cache).free < self.reserve + count * self._bytes:
+                return None
+            with tempfile.TemporaryFile(dir=self._cache) as file:
+                store.allocate(file, count * self._bytes)
+                return np.memmap(file, "uint8", "r+", shape=(count, self.image_size, self.image_size, 3))
+        except OSError:
+            return None
+
+
+def open_picture(root: Path, path: str, sha256: str) -> Image.Image:
+    """A picture of a manifest in its own size, RGB, read from its file again.
+
+    Raises:
+        DataError: the file is not there any more or has changed; with its path.
+    """
+    try:
+        return decoder.decode(unchanged(root, path, sha256))
+    except OSError as error:
+        raise DataError(f"{printable(path)}: {unreadable(error)}") from None
+    except DataError as error:
+        raise DataError(f"{printable(path)}: {error}") from None
+
+
+def pictures_of(
+    manifest: Manifest, split: str, image_size: int, cache: Path, *, held: bool, decoded: Decoded | None = None
+) -> Pictures:
+    """The pictures of one split, in the manifest's order; nothing is read until `pixels` is asked for.
+
+    Args:
+        manifest: As `manifest.read` returns it.
+        split: One of SPLITS.
+        image_size: Width and height of the pixels wanted; see `decoder.resize`.
+        cache: The cache folder; the decoded pixels are kept in its store.
+        held: Have them in memory; else they are read from the store as they are used.
+        decoded: What `manifest.read` has decoded already, of this image size; given up when it goes to the store.
+
+    Returns:
+        The pictures. `pixels` raises DataError if files have changed since the manifest was made, naming them, and
+        OSError if the cache cannot be written.
+    """
+    entries = manifest.of(split)
+    labels = {name: label for label, name in enumerate(manifest.classes)}
+
+    @functools.cache
+    def pixels() -> Rows:
+        stored = store.array(
+            cache,
+            "pixels",
+            {
+                "files": [entry.sha256 for entry in entries],
+                "image_size": image_size,
+                "decoder": decoder.VERSION,
+            },
+            (len(entries), image_size, image_size, 3),
+            "uint8",
+            functools.partial(_decode_into, manifest.root, entries, image_size, decoded.pixels if decoded else {}),
+            about={"split": split},
+        )
+        rows = Rows([stored])
+        return Rows([rows[:]]) if held else rows
+
+    return Pictures(
+        split=split,
+        entries=entries,
+        labels=np.array([labels[entry.class_name] for entry in entries], dtype=np.int32),
+        image_size=image_size,
+        _pixels=pixels,
+    )
+
+
+def splits_of(
+    manifest: Manifest, image_size: int, cache: Path, memory: float, decoded: Decoded | None = None
+) -> Splits:
+    """The whole data set as the regimes see it; `test` is None where the manifest has no test pictures.
+
+    Args:
+        manifest, image_size, cache, decoded: As `pictures_of`, which also says what is raised.
+        memory: Bytes that the pixels of all splits together may take in memory; where they are more, all stay on disk.
+    """
+    held = len(manifest.entries) * image_size**2 * 3 <= memory
+    pictures = functools.partial(pictures_of, manifest, image_size=image_size, cache=cache, held=held, decoded=decoded)
+    given = {split: pictures(split=split) if manifest.of(split) else None for split in SPLITS}
+    train, validation = given["train"], given["validation"]
+    assert train and validation, "`manifest.read` gives both"
+    return Splits(
+        classes=manifest.classes,
+        train=train,
+        validation=validation,
+        test=given["test"],
+        manifest=manifest,
+        fingerprint=fingerprint(manifest),
+    )
+
+
+def _decode_into(
+    root: Path, entries: Sequence[Entry], image_size: int, decoded: dict[str, np.ndarray], pixels: np.ndarray
+) -> None:
+    """Fills pixels [N, H, W, 3] uint8; raises DataError for all files that are not what the manifest says."""
+
+    def decode(index: int) -> Fault | None:
+        entry = entries[index]
+        try:
+            known = decoded.pop(entry.sha256, None)
+            if known is None:
+                known = decoder.resize(decoder.decode(unchanged(root, entry.path, entry.sha256)), image_size)
+            pixels[index] = known
+        except OSError as error:
+            return Fault(entry.path, unreadable(error), skippable=False)
+        except DataError as error:
+            return Fault(entry.path, str(error), skippable=False)
+        return None
+
+    faults: list[Fault] = []
+    with ThreadPoolExecutor() as pool:
+        step = max(1, store.RESIDENT // (image_size**2 * 3))
+        for start in range(0, len(entries), step):
+            rows = range(start, min(start + step, len(entries)))
+            faults += [fault for fault in pool.map(decode, rows) if fault]
+            store.release([pixels])
+    if faults:
+        raise DataError(message(root, faults, "error"))

@@ -1,0 +1,192 @@
+"""The space that a command line with ranges and intervals leaves open, as Optuna has it and as overrides spell it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+
+from experiments.sweeps import plan
+from experiments.types import ConfigError
+
+RUNS = 100  # a trial's runs have the numbers from 100 times its own; where it has but one, its own
+INTEGERS = re.compile(r"(?<!float\()interval\(\s*(?:start=)?([+-]?\d+)\s*,\s*(?:end=)?([+-]?\d+)\s*\)")
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A key that is searched over."""
+
+    element: str  # the key as typed, with its plus
+    low: float = 0
+    high: float = 0
+    step: float | None = None
+    log: bool = False
+    values: tuple[str, ...] = ()  # as Hydra spells them: all choices, or a range from its lowest on
+
+    @property
+    def key(self) -> str:
+        return self.element.lstrip("+~")
+
+    @property
+    def distribution(self) -> Any:
+        """As Optuna has it."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        if self.values and self.step is None:
+            return CategoricalDistribution(self.values)
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return IntDistribution(self.low, self.high, log=self.log, step=int(self.step or 1))
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+    def spelled(self, value: Any) -> str:
+        """A value that Optuna suggests, as an override has it."""
+        if isinstance(value, str | int):
+            return str(value)
+        if self.values:
+            return min(self.values, key=lambda text: abs(float(text) - value))
+        short = f"{value:.5g}"  # for people to read; where that lies outside, exactly
+        return short if self.low <= float(short) <= self.high else repr(value)
+
+    @property
+    def ends(self) -> list[str]:
+        """The values that are tried out before anything starts: every choice, or both ends."""
+        if self.values and self.step is None:
+            return list(self.values)
+        return [self.spelled(self.low), self.spelled(self.high)]
+
+    def __str__(self) -> str:
+        if self.values and self.step is None:
+            return f"{self.key}  one of {', '.join(self.values)}"
+        kind = "whole numbers" if isinstance(self.low, int) and isinstance(self.high, int) else "numbers"
+        step = f" in steps of {self.step:g}" if self.step not in (None, 1) else ""
+        return f"{self.key}  {kind} from {self.low:g} to {self.high:g}{step}{', in logarithms' if self.log else ''}"
+
+
+def dimension(override: Override, default: Any = None) -> Dimension | None:
+    """What an override with several values spans; None where it comes down to one.
+
+    Args:
+        default: the value of its key without it: a float's interval holds floats, however its ends are written.
+
+    Raises:
+        ConfigError: no space that can be searched.
+    """
+    element, line = override.get_key_element(), f"Received: {override.input_line}"
+    sweep: Any = override.value()
+    tags = set(getattr(sweep, "tags", ()))
+    if tags - {"log"}:
+        raise ConfigError(f"{element}: tag: allowed is log. {line}")
+    if isinstance(sweep, IntervalSweep):
+        assert sweep.start is not None and sweep.end is not None
+        # Hydra itself makes floats of an interval's ends, unless they are cast.
+        typed = INTEGERS.search(str(override.input_line))
+        if typed and not isinstance(default, float):
+            found = Dimension(element, int(typed[1]), int(typed[2]), log="log" in tags)
+        else:
+            found = Dimension(element, sweep.start, sweep.end, log="log" in tags)
+        if not found.low < found.high or not math.isfinite(found.low) or not math.isfinite(found.high):
+            raise ConfigError(f"{element}: interval: its start must be less than its end, both finite. {line}")
+    elif isinstance(sweep, RangeSweep):
+        values = tuple(sorted(dict.fromkeys(override.sweep_string_iterator()), key=float))
+        if not values:
+            raise ConfigError(f"{element}: range: there is nothing from its start to its end. {line}")
+        if len(values) == 1:
+            return None
+        whole = all(isinstance(one, int) for one in (sweep.start, sweep.stop, sweep.step))
+        low, step = Decimal(values[0]), abs(Decimal(str(sweep.step)))
+        high = low + step * (len(values) - 1)  # Hydra adds up floats, and Optuna wants whole steps
+        read: Callable[[Decimal], float] = int if whole else float
+        found = Dimension(element, read(low), read(high), read(step), "log" in tags, values)
+        if found.log and not (whole and found.step == 1):
+            raise ConfigError(f"{element}: tag(log, range): needs whole numbers and steps of 1. {line}")
+    else:
+        if tags:
+            raise ConfigError(f"{element}: tag(log): allowed with interval and range. {line}")
+        choices = list(dict.fromkeys(override.sweep_string_iterator()))
+        if not choices:
+            raise ConfigError(f"{element}: there is no such choice. {line}")
+        if len(choices) == 1:
+            return None
+        # Shuffled anew at every start they would be another space.
+        shuffled = isinstance(sweep, ChoiceSweep) and sweep.shuffle
+        return Dimension(element, values=tuple(sorted(choices) if shuffled else choices))
+    if found.log and found.low <= 0:
+        raise ConfigError(f"{element}: tag(log): its start must be greater than 0. {line}")
+    return found
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a command line leaves open."""
+
+    overrides: Sequence[str | Dimension]  # in the order they were typed, those of one value spelled out
+    repeats: Sequence[Sequence[str]]  # the overrides of each of a trial's runs: seed and fold
+
+    @property
+    def dimensions(self) -> list[Dimension]:
+        return [one for one in self.overrides if isinstance(one, Dimension)]
+
+    def spell(self, parameters: Mapping[str, Any]) -> dict[str, str]:
+        """A trial's parameters as overrides have them, by key."""
+        return {one.key: one.spelled(parameters[one.key]) for one in self.dimensions}
+
+    def job(self, values: Mapping[str, str], repeat: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """The overrides of a run, and the values of the keys in which runs differ."""
+        overrides = [
+            one if isinstance(one, str) else f"{one.element}={values[one.key]}" for one in self.overrides
+        ] + list(repeat)
+        return overrides, {**values, **dict(one.lstrip("+~").split("=", 1) for one in repeat)}
+
+    def corners(self) -> Iterator[tuple[list[str], dict[str, str]]]:
+        """Runs that between them have every value that can be tried out, the others at their first."""
+        first = {one.key: one.ends[0] for one in self.dimensions}
+        yield self.job(first, self.repeats[0])
+        for one in self.dimensions:
+            for value in one.ends[1:]:
+                yield self.job({**first, one.key: value}, self.repeats[0])
+        for repeat in self.repeats[1:]:
+            yield self.job(first, repeat)
+
+
+def space(overrides: Sequence[Override], default: Callable[[str], Any] = lambda key: None) -> Space:
+    """Reads a command line as a space.
+
+    Args:
+        default: the value of a key without it.
+
+    Raises:
+        ConfigError: no space that can be searched, or none at all.
+    """
+    parts: list[str | Dimension] = []
+    repeats: list[list[str]] = []
+    for override in overrides:
+        key = override.get_key_element().lstrip("+~")
+        if not override.is_sweep_override():
+            parts.append(str(override.input_line))
+        elif key in plan.REPEATS:
+            if not override.is_discrete_sweep():
+                raise ConfigError(
+                    f"{key}: every trial is run with each of its values, so they must be single ones: a,b,c or "
+                    f"range(start,stop). Received: {override.input_line}"
+                )
+            repeats.append(list(dict.fromkeys(plan.spelled(override))))
+        else:
+            found = dimension(override, default(key))
+            parts += [found] if found else plan.spelled(override)
+    made = Space(parts, list(itertools.product(*repeats)))
+    if not made.dimensions:
+        raise ConfigError(
+            "sweep.search: there is nothing to search: no key has several values. Allowed: KEY=a,b,c, "
+            "KEY=range(start,stop,step), KEY=interval(low,high), KEY=tag(log,interval(low,high)). Received: "
+            + (" ".join(str(override.input_line) for override in overrides) or "no overrides")
+        )
+    if len(made.repeats) > RUNS:
+        raise ConfigError(f"seed, data.fold: at most {RUNS} runs a trial. Received: {len(made.repeats)}")
+    return made
