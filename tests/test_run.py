@@ -21,6 +21,7 @@ from experiments import run as run_module
 from experiments import runtime, schema, train, trained
 from experiments.build import build
 from experiments.data import decoder, manifest
+from experiments.data.pixels import Decoded
 from experiments.quiet import quiet_start, without_passwords
 from experiments.run import Curves, check_joined, check_origins, read_data, run, write_csv
 from experiments.tracking import Untracked
@@ -248,6 +249,25 @@ def origin(tmp_path: Path, rows: list[dict[str, str]], key: str) -> dict[str, Pa
     folder.mkdir(parents=True)
     write_csv(folder / "manifest.csv", rows)
     return {key: folder}
+
+
+@pytest.mark.parametrize(("keep", "test", "stored"), [(True, "true", 3), (True, "false", 2), (False, "true", 0)])
+def test_what_is_decoded_to_be_checked_goes_to_the_store_and_nothing_of_it_stays(
+    keep: bool, test: str, stored: int, drawn: Path, tmp_path: Path, config: Callable[..., schema.Config],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    made = []
+
+    def decoded(*arguments: Any) -> Decoded:
+        made.append(Decoded(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(run_module, "Decoded", decoded)
+    arguments = [f"data.root={drawn}", f"outputs={tmp_path}", f"evaluate.test={test}"]
+    splits = read_data(build(config(*SMALL, *arguments), {}), keep=keep)
+    assert splits.test is not None
+    assert len(list((tmp_path / "cache").glob("pixels/*"))) == stored
+    assert len(made) == keep and not any(one.pixels for one in made)
 
 
 @pytest.mark.parametrize("key", ["model.weights", "regime.head_from"])

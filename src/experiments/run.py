@@ -119,16 +119,25 @@ def keep_journal(folder: Path, config: schema.Config) -> Iterator[journals.Journ
     journal.end("FINISHED")
 
 
-def read_data(parts: Parts) -> Splits:
-    """The checked data set of a configuration."""
+def read_data(parts: Parts, *, keep: bool = True) -> Splits:
+    """The checked data set of a configuration.
+
+    Args:
+        keep: for a run: what must be decoded to be checked goes to the store, too.
+    """
     config = parts.config
     size, memory = config.data.image_size, config.runtime.memory * 1e9
-    decoded = Decoded(size, memory, parts.cache)
+    decoded = Decoded(size, memory, parts.cache) if keep else None
     splits = splits_of(read_manifest(config, parts.source(), decoded), size, parts.cache, memory, decoded)
     # What only the data can tell is said before training, too.
     class_weights(config.class_weights, splits.train.labels, splits.classes)
     sizes = {"train": len(splits.train), "validation": len(splits.validation)}
     runtime.check_shares(config.runtime.devices, sizes)
+    if decoded:
+        for pictures in (splits.train, *splits.scored(config.evaluate.test)):
+            if decoded.holds(pictures.entries):
+                _ = pictures.pixels
+        decoded.pixels.clear()  # what this run does not read
     return splits
 
 

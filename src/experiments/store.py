@@ -140,18 +140,17 @@ class Rows:
     """Rows of several arrays, one after the other, as of one array.
 
     Of memory maps of whole files, what is indexed is read from the files, a row at a time: reading through the map
-    takes five times as long, and what is read would count to this process.
+    takes five times as long, and what is read would count to this process. The maps themselves are let go.
 
     Args:
         parts: one array or more, [n, d, ...] of one type.
     """
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
-        self.parts = parts
+        self.parts = [_RowFile.of(part) or part for part in parts]
         self.starts = np.cumsum([0, *map(len, parts)])
         self.shape: tuple[int, ...] = (int(self.starts[-1]), *parts[0].shape[1:])
         self.dtype = parts[0].dtype
-        self._readers = [_reader(part) for part in parts]
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -163,41 +162,56 @@ class Rows:
             OSError: a file cannot be read, or is shorter than it was.
         """
         wanted = np.arange(len(self))[rows]
-        if len(self.parts) == 1 and not self._readers[0]:
-            return self.parts[0][wanted]
+        only = self.parts[0] if len(self.parts) == 1 else None
+        if isinstance(only, np.ndarray):
+            return np.asarray(only[wanted])
         owners = np.searchsorted(self.starts, wanted, side="right") - 1
         found = np.empty((len(wanted), *self.shape[1:]), self.dtype)
         for into, owner, row in zip(found, owners.tolist(), (wanted - self.starts[owners]).tolist(), strict=True):
-            read = self._readers[owner]
-            if read:
-                read(row, into)
+            part = self.parts[owner]
+            if isinstance(part, _RowFile):
+                part.read(row, into)
             else:
-                into[...] = self.parts[owner][row]
+                into[...] = part[row]
         return found
 
+    @property
+    def held(self) -> bool:
+        """Whether all of them are in memory."""
+        return not any(isinstance(part, _RowFile | np.memmap) for part in self.parts)
 
-def _reader(array: np.ndarray) -> Callable[[int, np.ndarray], None] | None:
-    """Reads one row of a memory map from its file into an array; None for other arrays.
 
-    None, too, where the file's name is gone (the map still has it), and for a map of a part of what was mapped, which
-    does not tell its place in the file.
+class _RowFile:
+    """The file behind a memory map of all that it holds, read by any number of threads; closed with the last reference.
+
+    Args:
+        file: open to be read.
+        start: where the first row begins.
+        size: bytes of a row.
     """
-    if not (isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.filename):
-        return None
-    try:
-        file, lock = FileIO(array.filename), Lock()
-    except FileNotFoundError:
-        return None
-    weakref.finalize(array, file.close).atexit = False  # others may be reading to the end
-    start, size = array.offset, array[:1].nbytes
 
-    def read(row: int, into: np.ndarray) -> None:
-        with lock:
-            file.seek(start + row * size)
-            if file.readinto(into) != size:
-                raise OSError(f"{file.name} is shorter than it was; make sure that nothing else writes to the cache")
+    def __init__(self, file: FileIO, start: int, size: int) -> None:
+        self._file, self._start, self._size, self._lock = file, start, size, Lock()
+        weakref.finalize(self, file.close).atexit = False  # others may be reading to the end
 
-    return read
+    @classmethod
+    def of(cls, array: np.ndarray) -> _RowFile | None:
+        """None where it is no memory map, or its file's name is gone by now, or (as it does not tell its place in the
+        file then) it is a part of a map."""
+        if not (isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.filename):
+            return None
+        try:
+            return cls(FileIO(array.filename), array.offset, array[:1].nbytes)
+        except FileNotFoundError:
+            return None
+
+    def read(self, row: int, into: np.ndarray) -> None:
+        with self._lock:
+            self._file.seek(self._start + row * self._size)
+            if self._file.readinto(into.data) != self._size:
+                raise OSError(
+                    f"{self._file.name} is shorter than it was; make sure that nothing else writes to the cache"
+                )
 
 
 def release(arrays: Sequence[np.ndarray]) -> None:
@@ -370,7 +384,8 @@ def _build(entry: Path, wanted: Mapping[str, Any], write: Callable[[np.ndarray],
 
 
 def allocate(file: BinaryIO, size: int) -> None:
-    """Claims the disk space: on a full disk, writing to the map of a sparse file would kill the process (SIGBUS).
+    """Gives a file its size and claims the disk space, where the system can: on a full disk, writing to the map of a
+    sparse file would kill the process (SIGBUS).
 
     Raises:
         OSError: there is not as much.

@@ -118,12 +118,35 @@ def test_blocks_of_decoded_pictures_go_with_their_last_picture(
         assert sum(block() is not None for block in blocks) == left
 
 
+def test_blocks_of_decoded_pictures_are_used_up_split_by_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "RESIDENT", 2 * 4 * 4 * 3)  # two pictures a block
+    for seed in range(40):
+        draw(tmp_path / "flat" / ("cats", "dogs")[seed % 2] / f"{seed}.png", seed)
+    decoded = Decoded(4, 1e9, tmp_path)
+    found = manifest.read(
+        tmp_path / "flat", fractions={"train": 0.7, "validation": 0.2, "test": 0.1}, split_seed=0, limit={},
+        on_bad="error", cache=tmp_path, decoded=decoded,
+    )  # fmt: skip
+    splits = splits_of(found, 4, tmp_path, 1e9, decoded)
+    left = []
+    for pictures in (splits.train, splits.validation):
+        assert decoded.holds(pictures.entries)
+        _ = pictures.pixels
+        assert not decoded.holds(pictures.entries)
+        left.append(len({id(picture.base) for picture in decoded.pixels.values()}))
+    assert left == [6, 2], "blocks of twelve and of four pictures"
+
+
 def test_memory_decides_where_pixels_are(root: Path) -> None:
     found, cache = read(root), root.parent / "cache"
     needed = len(found.entries) * 4 * 4 * 3
     held, mapped = (splits_of(found, 4, cache, memory).train.pixels for memory in (needed, needed - 1))
-    assert [isinstance(pixels.parts[0], np.memmap) for pixels in (held, mapped)] == [False, True]
+    assert (held.held, mapped.held) == (True, False)
     np.testing.assert_array_equal(held[:], mapped[:])
+    (kept,) = (cache / "pixels").iterdir()
+    assert not store.remove(cache, kept), "read as long as `mapped` is"
+    del mapped
+    assert store.remove(cache, kept)
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["decoded once", "decoded again"])

@@ -5,6 +5,7 @@ Nothing here guesses: every fault is named with its path and what to do about it
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -183,7 +184,9 @@ def _hash(root: Path, path: str) -> tuple[str, int] | str:
 
 
 def unreadable(error: OSError) -> str:
-    """What to say of a file that cannot be read."""
+    """What to say of a file that cannot be read; raises where nothing can be said of it (too many files are open)."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise error
     return f"cannot be read ({error.strerror}); check its permissions and the disk, or remove it"
 
 
@@ -360,7 +363,11 @@ def _choose(groups: Groups, limit: Mapping[str, int | None], seed: int, verdicts
         }
         chosen = {group: members[: limit.get(group[0])] for group, members in usable.items()}
         # In the order in which the store takes them, so that blocks of `Decoded` are used up one after the other.
-        paths = [path for members in chosen.values() for path in sorted(members)]
+        paths = [
+            path
+            for split in SPLITS
+            for path in sorted(path for (of, _), members in chosen.items() if of == split for path in members)
+        ]
         if all(verdicts.sha256(path) in verdicts.good for path in paths):
             return chosen
         verdicts.judge(paths)

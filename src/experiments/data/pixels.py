@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import shutil
 import tempfile
 import weakref
@@ -20,6 +21,8 @@ from experiments.data.listing import Fault, printable
 from experiments.data.manifest import fingerprint, message, unchanged, unreadable
 from experiments.store import Rows
 from experiments.types import SPLITS, DataError, Entry, Manifest, Pictures, Splits
+
+_log = logging.getLogger(__name__)
 
 
 class Decoded:
@@ -43,6 +46,11 @@ class Decoded:
         self._block: Callable[[], np.ndarray | None] = lambda: None  # is gone when all of its pictures are
         self._taken = 0
         self._lock = Lock()
+        self._full = False
+
+    def holds(self, entries: Sequence[Entry]) -> bool:
+        """Whether any of these pictures is here."""
+        return any(entry.sha256 in self.pixels for entry in entries)
 
     def keep(self, sha256: str, picture: Image.Image) -> None:
         """Resizes and keeps a picture, if there is room; from any thread."""
@@ -57,8 +65,9 @@ class Decoded:
         if block is None or self._taken == len(block):
             if block is not None:
                 store.release([block])
-            block = self._new_block()
+            block = None if self._full else self._new_block()
             if block is None:
+                self._full = True
                 return None
             self._block, self._taken = weakref.ref(block), 0
         place: np.ndarray = block[self._taken]
@@ -74,11 +83,13 @@ class Decoded:
         try:
             self._cache.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(self._cache).free < self.reserve + count * self._bytes:
+                _log.info("No room in %s for decoded pictures that wait: the rest is decoded again", self._cache)
                 return None
             with tempfile.TemporaryFile(dir=self._cache) as file:
                 store.allocate(file, count * self._bytes)
                 return np.memmap(file, "uint8", "r+", shape=(count, self.image_size, self.image_size, 3))
-        except OSError:
+        except OSError as error:
+            _log.info("Decoded pictures cannot wait in %s (%s): the rest is decoded again", self._cache, error)
             return None
 
 
@@ -118,21 +129,25 @@ def pictures_of(
 
     @functools.cache
     def pixels() -> Rows:
+        spec = {
+            "files": [entry.sha256 for entry in entries],
+            "image_size": image_size,
+            "decoder": decoder.VERSION,
+        }
         stored = store.array(
             cache,
             "pixels",
-            {
-                "files": [entry.sha256 for entry in entries],
-                "image_size": image_size,
-                "decoder": decoder.VERSION,
-            },
+            spec,
             (len(entries), image_size, image_size, 3),
             "uint8",
             functools.partial(_decode_into, manifest.root, entries, image_size, decoded.pixels if decoded else {}),
             about={"split": split},
         )
         rows = Rows([stored])
-        return Rows([rows[:]]) if held else rows
+        if held:
+            return Rows([rows[:]])
+        store.use(cache / "pixels" / store.key(spec), rows)
+        return rows
 
     return Pictures(
         split=split,

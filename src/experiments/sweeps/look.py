@@ -69,7 +69,7 @@ def see(configs: Sequence[Mapping[str, Any]]) -> list[Seen]:
             backbones[backbone_key] = parts.backbone
             data_key = _key(config.data.model_dump(), config.outputs)
             if data_key not in data:
-                data[data_key] = run.read_data(parts)
+                data[data_key] = run.read_data(parts, keep=False)
             splits = data[data_key]
             seen.append(Seen(parts, splits, parts.identity(config, splits.fingerprint)))
     return seen
