@@ -119,9 +119,9 @@ def test_blocks_of_decoded_pictures_go_with_their_last_picture(
 
 
 def test_blocks_of_decoded_pictures_are_used_up_split_by_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "RESIDENT", 2 * 4 * 4 * 3)  # two pictures a block
-    for seed in range(40):
-        draw(tmp_path / "flat" / ("cats", "dogs")[seed % 2] / f"{seed}.png", seed)
+    monkeypatch.setattr(store, "RESIDENT", 10 * 4 * 4 * 3)  # ten pictures a block
+    for seed in range(200):
+        draw(tmp_path / "flat" / f"class{seed % 10}" / f"{seed}.png", seed)
     decoded = Decoded(4, 1e9, tmp_path)
     found = manifest.read(
         tmp_path / "flat", fractions={"train": 0.7, "validation": 0.2, "test": 0.1}, split_seed=0, limit={},
@@ -134,7 +134,8 @@ def test_blocks_of_decoded_pictures_are_used_up_split_by_split(tmp_path: Path, m
         _ = pictures.pixels
         assert not decoded.holds(pictures.entries)
         left.append(len({id(picture.base) for picture in decoded.pixels.values()}))
-    assert left == [6, 2], "blocks of twelve and of four pictures"
+    # Blocks of 60 and of 20 pictures, a few of which overtook others while they were decoded.
+    assert 6 <= left[0] <= 8 and 2 <= left[1] <= 4
 
 
 def test_memory_decides_where_pixels_are(root: Path) -> None:
