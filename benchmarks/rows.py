@@ -597,7 +597,7 @@ ROWS: Mapping[str, Callable[[Setup], Row]] = {
     "finetune-1": functools.partial(finetuning, unfrozen=1, factor=4.5, quick=64),
     "finetune-2": functools.partial(finetuning, unfrozen=2, factor=1.8, quick=64),
     "bottleneck": bottleneck,
-    "tutorial-bottleneck": functools.partial(tutorials_way, quick=512),
+    "tutorial-bottleneck": functools.partial(tutorials_way, quick=256),
     "predict": predicting,
     "sweep": sweeping,
     "scaling": scaling,
