@@ -82,19 +82,22 @@ def test_pictures_are_decoded_once_for_verdict_and_pixels(root: Path, monkeypatc
 
     monkeypatch.setattr(decoder, "_decode", counted)
     nothing = shutil.disk_usage(root.parent)._replace(free=0)
+    asked: list[Path] = []
     # Ten pictures: room for all in memory; for three, and the rest on disk; and where the disk has no room.
     for memory, full, times in ((1e9, True, 10), (3 * 4 * 4 * 3, False, 10), (3 * 4 * 4 * 3, True, 10 + 7)):
         decodings.clear()
+        asked.clear()
         cache = root.parent / f"cache{memory}{full}"
         with monkeypatch.context() as patched:
             if full:
-                patched.setattr(shutil, "disk_usage", lambda path: nothing)
+                patched.setattr(shutil, "disk_usage", lambda path: asked.append(path) or nothing)
             decoded = Decoded(4, memory, cache)
             found = read(root, cache, decoded)
         splits = splits_of(found, 4, cache, 1e9, decoded)
         for mine, theirs in zip((splits.train, splits.validation), expected, strict=True):
             np.testing.assert_array_equal(mine.pixels[:], theirs)
         assert len(decodings) == times
+        assert len(asked) == (times > 10), "not for every picture"
         assert not decoded.pixels, "given up"
         assert {path.name for path in cache.iterdir()} == {"locks", "manifests", "pixels"}
 
