@@ -540,6 +540,7 @@ def draw_scaling(measured: Mapping[str, Sequence[Mapping[str, float]]], path: Pa
         memory.semilogx(x, private, "o:", color=line.get_color(), label=f"{regime}, private")
     time.set(xlabel="training pictures", ylabel="whole process, s", title="Time")
     memory.set(xlabel="training pictures", ylabel="peak memory, MB", title="Memory", ylim=(0, None))
+    x = sorted({point["pictures"] for points in measured.values() for point in points})
     for axes in (time, memory):
         axes.set_xticks(x, [f"{count:,}" for count in x])
         axes.set_xticks([], minor=True)

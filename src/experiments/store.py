@@ -175,11 +175,6 @@ class Rows:
                 into[...] = part[row]
         return found
 
-    @property
-    def held(self) -> bool:
-        """Whether all of them are in memory."""
-        return not any(isinstance(part, _RowFile | np.memmap) for part in self.parts)
-
 
 class _RowFile:
     """The file behind a memory map of all that it holds, read by any number of threads; closed with the last reference.

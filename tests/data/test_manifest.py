@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 import re
@@ -403,6 +404,18 @@ def test_unreadable_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = line(message(root), "train/cats/1.png")
     assert "cannot be read (Permission denied); check its permissions and the disk, or remove it" in text
     assert [left.path for left in read(root, on_bad="skip").left_out] == ["train/cats/1.png"]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_too_many_open_files_are_no_fault_of_a_picture(
+    root: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(root: Path, path: str) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(manifest, "_content", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        read(root, on_bad="skip")
 
 
 @pytest.mark.parametrize("name", FOLDER_FAULTS)

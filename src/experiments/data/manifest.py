@@ -92,7 +92,7 @@ def read(
     groups = {group: [path for path in members if path in hashes] for group, members in groups.items()}
 
     if decoded:
-        decoded.reserve = len(hashes) * decoded.image_size**2 * 3
+        decoded.expect(len(hashes))
     verdicts = _Verdicts(root, cache, hashes, decoded)
     groups = _without_duplicates(groups, verdicts, faults)
     if not presplit:
@@ -362,12 +362,9 @@ def _choose(groups: Groups, limit: Mapping[str, int | None], seed: int, verdicts
             for group, members in ranked.items()
         }
         chosen = {group: members[: limit.get(group[0])] for group, members in usable.items()}
-        # In the order in which the store takes them, so that blocks of `Decoded` are used up one after the other.
-        paths = [
-            path
-            for split in SPLITS
-            for path in sorted(path for (of, _), members in chosen.items() if of == split for path in members)
-        ]
+        # In the order of the entries, as the store takes them: blocks of `Decoded` are used up one after the other.
+        ordered = sorted((SPLITS.index(split), path) for (split, _), members in chosen.items() for path in members)
+        paths = [path for _, path in ordered]
         if all(verdicts.sha256(path) in verdicts.good for path in paths):
             return chosen
         verdicts.judge(paths)

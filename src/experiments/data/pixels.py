@@ -37,16 +37,19 @@ class Decoded:
     """
 
     def __init__(self, image_size: int, memory: float, cache: Path) -> None:
-        self.image_size = image_size
         self.pixels: dict[str, np.ndarray] = {}  # [H, W, 3] uint8, by sha256 of the file
-        self.reserve = 0  # bytes of the disk that are for the store
-        self._bytes = image_size**2 * 3
-        self._room = int(memory // self._bytes)  # pictures
+        self._image_size = image_size
+        self._room = int(memory // _bytes(image_size))  # pictures
         self._cache = cache
+        self._reserve = 0  # bytes of the disk that are for the store
         self._block: Callable[[], np.ndarray | None] = lambda: None  # is gone when all of its pictures are
         self._taken = 0
         self._lock = Lock()
         self._full = False
+
+    def expect(self, pictures: int) -> None:
+        """Leaves the store room on the disk for so many."""
+        self._reserve = pictures * _bytes(self._image_size)
 
     def holds(self, entries: Sequence[Entry]) -> bool:
         """Whether any of these pictures is here."""
@@ -57,7 +60,7 @@ class Decoded:
         with self._lock:
             place = self._place()
         if place is not None:
-            place[:] = decoder.resize(picture, self.image_size)
+            place[:] = decoder.resize(picture, self._image_size)
             self.pixels[sha256] = place
 
     def _place(self) -> np.ndarray | None:
@@ -75,22 +78,33 @@ class Decoded:
         return place
 
     def _new_block(self) -> np.ndarray | None:
-        count = max(1, store.RESIDENT // self._bytes)
+        count = _at_once(self._image_size)
         if self._room:
             count = min(count, self._room)
             self._room -= count
-            return np.empty((count, self.image_size, self.image_size, 3), "uint8")
+            return np.empty((count, self._image_size, self._image_size, 3), "uint8")
+        size = count * _bytes(self._image_size)
         try:
             self._cache.mkdir(parents=True, exist_ok=True)
-            if shutil.disk_usage(self._cache).free < self.reserve + count * self._bytes:
+            if shutil.disk_usage(self._cache).free < self._reserve + size:
                 _log.info("No room in %s for decoded pictures that wait: the rest is decoded again", self._cache)
                 return None
             with tempfile.TemporaryFile(dir=self._cache) as file:
-                store.allocate(file, count * self._bytes)
-                return np.memmap(file, "uint8", "r+", shape=(count, self.image_size, self.image_size, 3))
+                store.allocate(file, size)
+                return np.memmap(file, "uint8", "r+", shape=(count, self._image_size, self._image_size, 3))
         except OSError as error:
             _log.info("Decoded pictures cannot wait in %s (%s): the rest is decoded again", self._cache, error)
             return None
+
+
+def _bytes(image_size: int) -> int:
+    """Of a picture's pixels."""
+    return image_size**2 * 3
+
+
+def _at_once(image_size: int) -> int:
+    """How many pictures' pixels are in the process's memory at a time, on their way to the disk."""
+    return max(1, store.RESIDENT // _bytes(image_size))
 
 
 def open_picture(root: Path, path: str, sha256: str) -> Image.Image:
@@ -167,7 +181,7 @@ def splits_of(
         manifest, image_size, cache, decoded: As `pictures_of`, which also says what is raised.
         memory: Bytes that the pixels of all splits together may take in memory; where they are more, all stay on disk.
     """
-    held = len(manifest.entries) * image_size**2 * 3 <= memory
+    held = len(manifest.entries) * _bytes(image_size) <= memory
     pictures = functools.partial(pictures_of, manifest, image_size=image_size, cache=cache, held=held, decoded=decoded)
     given = {split: pictures(split=split) if manifest.of(split) else None for split in SPLITS}
     train, validation = given["train"], given["validation"]
@@ -202,7 +216,7 @@ def _decode_into(
 
     faults: list[Fault] = []
     with ThreadPoolExecutor() as pool:
-        step = max(1, store.RESIDENT // (image_size**2 * 3))
+        step = _at_once(image_size)
         for start in range(0, len(entries), step):
             rows = range(start, min(start + step, len(entries)))
             faults += [fault for fault in pool.map(decode, rows) if fault]
