@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import os
@@ -131,8 +132,8 @@ def test_a_run_that_dies_between_checkpoint_and_curves_is_resumed_as_if_it_had_n
     run_here(*command("whole", "tracking=none"))
     add, folder = Curves.add, tmp_path / "runs" / "died"
 
-    def dies(self: Curves, record: EpochRecord) -> None:
-        if record.epoch == 2:
+    def dies(self: Curves, record: EpochRecord, epoch: int = 2) -> None:
+        if record.epoch == epoch:
             raise Died
         add(self, record)
 
@@ -143,18 +144,29 @@ def test_a_run_that_dies_between_checkpoint_and_curves_is_resumed_as_if_it_had_n
             run_here(*command("died"))
     assert len((folder / "curves.csv").read_text().splitlines()) == 1 + 2
     assert [path.name for path in sorted((folder / "checkpoints" / "scratch").iterdir())][-1] == "00003"
+    with monkeypatch.context() as patch:
+        patch.setattr(Curves, "add", functools.partialmethod(dies, epoch=4))
+        patch.setattr(Checkpoints, "due", False)  # epochs too short for one each
+        with pytest.raises(Died):
+            run_here(f"resume={folder}", "runtime.threads=null")
+    assert len((folder / "curves.csv").read_text().splitlines()) == 1 + 4
+    client = mlflow.MlflowClient(f"sqlite:///{default_outputs()}/mlflow.db")
+    (run,) = client.search_runs(["1"])
+    logged = client.get_metric_history(run.info.run_id, "loss")
+    assert [point.step for point in logged] == [0, 1, 2], "the fourth epoch is in no checkpoint"
     run_here(f"resume={folder}", "runtime.threads=null")
     assert_same(place.outcome("died"), place.outcome("whole"))
     facts = json.loads((folder / "run.json").read_text())
     assert facts["status"] == "FINISHED"
     assert not (folder / "checkpoints").exists(), "a finished run needs none"
-    client = mlflow.MlflowClient(f"sqlite:///{default_outputs()}/mlflow.db")
     (run,) = client.search_runs(["1"])
     assert (run.info.run_id, run.info.status) == (facts["run_id"], "FINISHED")
     assert "failure" not in run.data.tags
-    for key in ("loss", "validation_accuracy"):
+    for key in ("loss", "validation_accuracy", "seconds", "phase"):
         steps = [point.step for point in client.get_metric_history(run.info.run_id, key)]
         assert steps == list(range(len(place.outcome("whole")["curves"]))), "every point, none twice"
+    for key in ("validation.accuracy", "total_seconds"):
+        assert len(client.get_metric_history(run.info.run_id, key)) == 1
     with contextlib.redirect_stdout(io.StringIO()) as said:
         run_here(f"resume={folder}")
     assert "nothing to resume" in said.getvalue()

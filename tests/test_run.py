@@ -20,6 +20,8 @@ from PIL import Image
 from experiments import run as run_module
 from experiments import runtime, schema, train, trained
 from experiments.build import build
+from experiments.checkpoints import Checkpoints, State
+from experiments.commands import sync
 from experiments.data import decoder, manifest
 from experiments.data.pixels import Decoded
 from experiments.quiet import quiet_start, without_passwords
@@ -211,7 +213,7 @@ def test_curves_are_on_disk_before_the_tracker_is_told(tmp_path: Path) -> None:
         def epoch(self, record: EpochRecord) -> None:
             raise ConnectionError("the server is gone")
 
-    curves = Curves(tmp_path / "curves.csv", Down())
+    curves = Curves(tmp_path / "curves.csv", Down(), lambda record: True)
     for step in range(2):
         with pytest.raises(ConnectionError):
             curves.add(EpochRecord(step, "scratch", step, 5, {"loss": 0.5}))
@@ -229,11 +231,75 @@ def test_curves_take_records_with_more_and_fewer_metrics(tmp_path: Path) -> None
         def epoch(self, record: EpochRecord) -> None:
             pass
 
-    curves = Curves(tmp_path / "curves.csv", Silent())
+    curves = Curves(tmp_path / "curves.csv", Silent(), lambda record: False)
     curves.add(EpochRecord(0, "head", 0, 5, {"loss": 0.5}))
     curves.add(EpochRecord(1, "finetune", 0, 6, {"input_wait": 0.25, "loss": 0.4}))
     with (tmp_path / "curves.csv").open(newline="") as file:
         assert [(row["loss"], row["input_wait"]) for row in csv.DictReader(file)] == [("0.5", ""), ("0.4", "0.25")]
+
+
+ENDED = ("FINISHED", "KILLED")
+
+
+class Logged:
+    """A tracker that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.records: list[EpochRecord] = []
+
+    def epoch(self, record: EpochRecord) -> None:
+        self.records.append(record)
+
+
+def epoch_record(step: int, timestamp: int, loss: float = 0.5) -> EpochRecord:
+    return EpochRecord(step, "scratch", step, timestamp, {"loss": loss, "seconds": timestamp / 7})
+
+
+def test_an_epoch_is_logged_once_it_is_committed_and_one_trained_again_keeps_its_row(tmp_path: Path) -> None:
+    path, logged, held = tmp_path / "curves.csv", Logged(), [0]
+
+    def start() -> Curves:
+        return Curves(path, logged, lambda record: record.epoch < held[0])
+
+    curves = start()
+    for step in range(5):
+        held[0] = step + 1 if step in (1, 3) else held[0]
+        curves.add(epoch_record(step, 100 + step))
+    assert [record.step for record in logged.records] == [0, 1, 2, 3], "the last is in no checkpoint"
+    assert len(path.read_text().splitlines()) == 1 + 5
+    with path.open("a") as file:
+        file.write("5,scratch,5,105,,,,0.2")  # killed within a row
+
+    # Both checkpoints are damaged: all is trained again, the same to the bit, in other times.
+    logged.records.clear()
+    held[0] = 9
+    curves = start()
+    for step in range(5):
+        curves.add(epoch_record(step, 200 + step))
+    assert logged.records == [epoch_record(step, 100 + step) for step in range(5)]
+    curves.add(epoch_record(5, 205))
+    assert logged.records[5] == epoch_record(5, 205), "the row that was not whole counts for nothing"
+    assert [line.split(",")[3] for line in path.read_text().splitlines()[1:]] == [
+        "100",
+        "101",
+        "102",
+        "103",
+        "104",
+        "205",
+    ]
+
+    # Another number of threads: what is trained now is not what was.
+    logged.records.clear()
+    curves = start()
+    curves.add(epoch_record(0, 300))
+    curves.add(epoch_record(1, 301, loss=0.25))
+    curves.finish()
+    assert logged.records == [epoch_record(0, 100), epoch_record(1, 301, loss=0.25)]
+    assert len(path.read_text().splitlines()) == 1 + 2
+
+    Checkpoints(tmp_path / "checkpoints").save("scratch", State([], [], {}, False, (epoch_record(0, 100),)))
+    steps = {status: {point[3] for point in sync.points(tmp_path, {"status": status})} for status in ENDED}
+    assert steps == {"FINISHED": {0, 1}, "KILLED": {0}}, "no epoch that resuming would train again"
 
 
 def test_csv_cells_are_quoted(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from experiments import schema, tracking, train
 from experiments.commands import inspect, sync
 from experiments.data import decoder
 from experiments.regimes import scratch
-from experiments.tracking import address, models, outbox, stored, view
+from experiments.tracking import address, curves, models, outbox, stored, view
 from experiments.types import ConfigError
 
 METRICS = {
@@ -150,7 +150,7 @@ def test_curves_lie_on_one_axis(store: Store) -> None:
         assert [step for step, _ in curve("head", metric)] == [0, 1]
         assert [step for step, _ in curve("tuned", metric)] == [0, 1, 2, 3]
         assert [step for step, _ in curve("given", metric)] == [0, 1]
-    head, finetune = tracking.PHASES.index("head"), tracking.PHASES.index("finetune")
+    head, finetune = curves.PHASES.index("head"), curves.PHASES.index("finetune")
     assert curve("head", "phase") == [(0, head), (1, head)]
     assert curve("tuned", "phase") == [(0, head), (1, head), (2, finetune), (3, finetune)]
     assert curve("given", "phase") == [(0, finetune), (1, finetune)]

@@ -89,6 +89,7 @@ class Checkpoints:
         self.folder, self.share = folder, share
         self._saved, self._cost = time.monotonic(), 0.0  # when the last one was, and its seconds
         self._found: dict[str, State | None] = {}
+        self._saved_epochs: dict[str, int] = {}  # by phase
         for torn in folder.glob("*/.*"):  # of a process that was killed: a run has one at a time
             shutil.rmtree(torn, ignore_errors=True)
 
@@ -96,8 +97,16 @@ class Checkpoints:
         """The last sound checkpoint of a phase; those that are damaged are reported and passed over."""
         if phase not in self._found:
             folders = sorted((self.folder / phase).glob("[0-9]*"), reverse=True)
-            self._found[phase] = next((state for state in map(_state, folders) if state), None)
+            state = next((state for state in map(_state, folders) if state), None)
+            self._found[phase] = state
+            self._saved_epochs[phase] = len(state.history) if state else 0
         return self._found[phase]
+
+    def holds(self, record: EpochRecord) -> bool:
+        """Whether a checkpoint holds this epoch, so that no resumed run trains it again."""
+        if record.phase not in self._saved_epochs:
+            self.latest(record.phase)
+        return record.epoch < self._saved_epochs[record.phase]
 
     def epochs(self, phase: str, epochs: int) -> range:
         """Those of a phase that are still to be trained."""
@@ -129,6 +138,7 @@ class Checkpoints:
 
         _commit(folder / f"{len(state.history):05}", ARRAYS, write, meta)
         self._found.pop(phase, None)  # no longer the latest
+        self._saved_epochs[phase] = len(state.history)
         for old in sorted(folder.glob("[0-9]*"))[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
         self._saved = time.monotonic()

@@ -48,6 +48,7 @@ class Journal:
         self.facts: dict[str, Any] = begun or {"command": command(HydraConfig.get()), "outputs": config.outputs}
         if begun is None:  # in a folder that another run has used it begins anew
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+            (folder / "curves.csv").unlink(missing_ok=True)
         self.facts |= {"threads": config.runtime.threads or os.cpu_count(), "status": "RUNNING"}
         self._write()
 

@@ -34,11 +34,11 @@ from experiments.progress import Terminal
 from experiments.quiet import without_passwords
 from experiments.regimes.bottleneck import bottleneck
 from experiments.regimes.finetune import finetune
+from experiments.tracking.curves import FILE as CURVES
+from experiments.tracking.curves import Curves
 from experiments.types import (
-    EPOCH_METRICS,
     ConfigError,
     DataError,
-    EpochRecord,
     Fitted,
     Manifest,
     Parts,
@@ -75,22 +75,21 @@ def run(config: schema.Config) -> float:
         journal.check(identity)
         journal.note(backbone_identity=parts.backbone.identity)
         describe(parts, splits, folder, tracker, identity)
-        watch = Watch(
-            Terminal(console),
-            studies.reporting(config, Curves(folder / "curves.csv", tracker).add),
-            Checkpoints(folder / journals.CHECKPOINTS),
-        )
-        fitted = parts.regime(parts, splits, watch)
+        checkpoints = Checkpoints(folder / journals.CHECKPOINTS)
+        with keep_curves(folder, tracker, checkpoints) as curves:
+            watch = Watch(Terminal(console), studies.reporting(config, curves.add), checkpoints)
+            fitted = parts.regime(parts, splits, watch)
         check_joined(config, fitted, splits)
         reports = evaluate(fitted.scores, splits, probabilities=config.loss != "hinge")
         # Told once: a point stands for good.
         spent = {"total_seconds": time.perf_counter() - began, "fit_seconds": sum(watch.fitting.values())}
         seconds = {name: journal.facts.get(name, value) for name, value in spent.items()}
-        journal.note(**seconds)
+        ended = fitted.history[-1].timestamp if fitted.history else int(time.time() * 1000)
+        ended = journal.facts.get("ended", ended)
+        journal.note(**seconds, ended=ended)
         metrics: dict[str, float] = flat_metrics(reports) | seconds
         write_results(folder, parts, fitted, reports, metrics)
         draw(folder / "figures", parts, splits, fitted, reports)
-        ended = fitted.history[-1].timestamp if fitted.history else int(time.time() * 1000)
         tracker.results(metrics, fitted.facts, ended)
         tracker.artifacts({f"predictions_{name}": predictions_table(report) for name, report in reports.items()})
         if config.tracking.log_model and not journal.facts.get("model"):  # not twice
@@ -117,6 +116,18 @@ def keep_journal(folder: Path, config: schema.Config) -> Iterator[journals.Journ
             error.add_note(f"Go on with it: python -m experiments.train resume={shlex.quote(str(folder))}")
         raise
     journal.end("FINISHED")
+
+
+@contextmanager
+def keep_curves(folder: Path, tracker: tracking.Tracker, checkpoints: Checkpoints) -> Iterator[Curves]:
+    """Yield the run's curves, and log what is left of them unless the run was interrupted and can be resumed."""
+    curves = Curves(folder / CURVES, tracker, checkpoints.holds)
+    try:
+        yield curves
+    except (ConfigError, DataError, Pruned):
+        curves.finish()
+        raise
+    curves.finish()
 
 
 def read_data(parts: Parts, *, keep: bool = True) -> Splits:
@@ -217,30 +228,11 @@ def check_origins(origins: Mapping[str, Path], splits: Splits) -> None:
             )
 
 
-class Curves:
-    """The record of every epoch: a row of curves.csv at once, then the tracker.
-
-    The file begins anew: a resumed run tells its epochs from the first on.
-    """
-
-    def __init__(self, path: Path, tracker: tracking.Tracker) -> None:
-        self.path, self.tracker = path, tracker
-        path.unlink(missing_ok=True)
-
-    def add(self, record: EpochRecord) -> None:
-        row = {"step": record.step, "phase": record.phase, "epoch": record.epoch, "timestamp": record.timestamp}
-        # All of them, in one order: records that come back from the head cache may have fewer, in another.
-        write_csv(self.path, [row | {name: record.metrics.get(name, "") for name in EPOCH_METRICS}], mode="a")
-        self.tracker.epoch(record)
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], mode: str = "w") -> None:
-    """Writes rows with a header line; with mode "a" the header only where the file is new."""
-    header = mode == "w" or not path.exists()
-    with path.open(mode, newline="", encoding="utf-8") as file:
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with a header line."""
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        if header:
-            writer.writeheader()
+        writer.writeheader()
         writer.writerows(rows)
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.paths import default_outputs
 from experiments.quiet import without_passwords
-from experiments.types import EPOCH_METRICS, ConfigError
+from experiments.types import ConfigError
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def sync(folder: Path, uri: str | None, variable: str | None, *, whole: bool) ->
     lock = journal.claim(folder)
     try:
         wait, reason = outbox.sync(
-            run_id, folder, place, points(folder) if whole and run_id else [], facts.get("status")
+            run_id, folder, place, points(folder, facts) if whole and run_id else [], facts.get("status")
         )
     finally:
         lock.release()
@@ -82,20 +82,21 @@ def sync(folder: Path, uri: str | None, variable: str | None, *, whole: bool) ->
     return f"all is in {without_passwords(place)}"
 
 
-def points(folder: Path) -> list[list[Any]]:
-    """Every point of a run's curves as MLflow gets it: name, value, time, step."""
-    from experiments.tracking import PHASES
+def points(folder: Path, facts: Mapping[str, Any]) -> list[list[Any]]:
+    """Return the points of a run's curves as MLflow takes them: name, value, timestamp, step.
 
-    found: list[list[Any]] = []
-    if not (folder / "curves.csv").exists():  # it ended before its first epoch
-        return found
-    with (folder / "curves.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            at = [int(row["timestamp"]), int(row["step"])]
-            found += [[name, float(row[name]), *at] for name in EPOCH_METRICS if row[name]]
-            if row["phase"] in PHASES:
-                found.append(["phase", float(PHASES.index(row["phase"])), *at])
-    return found
+    Of a run that can be resumed only up to its checkpoint: the epochs after that one are trained again.
+    """
+    from experiments.checkpoints import Checkpoints
+    from experiments.journal import CHECKPOINTS
+    from experiments.tracking import curves
+
+    records = curves.read(folder / curves.FILE)
+    if facts.get("status") != "FINISHED":
+        checkpoints = Checkpoints(folder / CHECKPOINTS)
+        while records and not checkpoints.holds(records[-1]):
+            records.pop()
+    return [point for record in records for point in curves.metric_points(record)]
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from experiments.quiet import without_passwords
 from experiments.schema import NOT_IDENTITY, Config, hidden, logged
 from experiments.store import draft, sync
 from experiments.tracking import address, outbox, owners, view
+from experiments.tracking.curves import metric_points
 from experiments.tracking.stored import RUN_ID
 from experiments.types import ConfigError, EpochRecord, Pruned, Splits
 
@@ -186,9 +187,11 @@ def end_sweep(config: Config, run_id: str, folder: Path, metrics: Mapping[str, f
 
     mlflow.set_tracking_uri(str(config.tracking.uri))
     client = mlflow.MlflowClient()
-    owners.mark_lost(client.get_run(run_id).info.experiment_id)  # jobs that kill -9 ended
+    before = client.get_run(run_id)
+    owners.mark_lost(before.info.experiment_id)  # jobs that kill -9 ended
     for name, value in metrics.items():
-        client.log_metric(run_id, name, value)
+        if before.data.metrics.get(name) != value:  # else a sweep that is concluded again has each value twice
+            client.log_metric(run_id, name, value)
     text = folder / "summary.md"
     files = sorted([*folder.glob("summary.*"), *folder.glob("figures/*.png")])
     _add_files(client, run_id, files, text.read_text(encoding="utf-8") if text.exists() else None)
@@ -372,10 +375,7 @@ class MlflowRun:
 
     def epoch(self, record: EpochRecord) -> None:
         """Epochs that are shorter than SEND_EVERY are sent together: a head's take less time than a call to MLflow."""
-        phase = {"phase": float(PHASES.index(record.phase))} if record.phase in PHASES else {}
-        values = {**record.metrics, **phase}
-        points = [[name, value, record.timestamp, record.step] for name, value in values.items()]
-        self.outbox.put("metrics", points)
+        self.outbox.put("metrics", metric_points(record))
         self.outbox.send(points=True)
 
     def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any], timestamp: int) -> None:
@@ -406,9 +406,6 @@ class MlflowRun:
                 "Not all of this run is in MLflow (%s). When the store is back: experiments sync %s",
                 without_passwords(self.outbox.reason or ""), shlex.quote(str(self.folder)),
             )  # fmt: skip
-
-
-PHASES = ("scratch", "head", "finetune")  # as the metric `phase` counts them
 
 
 def flat_parameters(config: Config) -> dict[str, str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
@@ -16,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.paths import default_outputs
 from experiments.quiet import without_passwords
-from experiments.tracking import address
+from experiments.tracking import address, curves
 from experiments.tracking.outbox import failures, prepare
-from experiments.types import EPOCH_METRICS, ConfigError, EpochRecord
+from experiments.types import ConfigError, EpochRecord
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -240,13 +238,7 @@ def read_curves(uri: str, run: RunFacts) -> list[EpochRecord]:
         text = mlflow.artifacts.load_text(f"runs:/{run.run_id}/curves.csv")
     except failures():
         return []
-    return [
-        EpochRecord(
-            int(row["step"]), row["phase"], int(row["epoch"]), int(row["timestamp"]),
-            {name: float(row[name]) for name in EPOCH_METRICS if row.get(name)},
-        )
-        for row in csv.DictReader(io.StringIO(text))
-    ]  # fmt: skip
+    return curves.parse(text)
 
 
 def ui_command(uri: str, port: int) -> list[str]:

@@ -1,0 +1,125 @@
+"""A run's epochs: rows of curves.csv at once, points in MLflow once a checkpoint holds them."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from experiments import store
+from experiments.types import EPOCH_METRICS, EpochRecord
+
+FILE = "curves.csv"  # in the run's folder
+PHASES = ("scratch", "head", "finetune")  # as the metric `phase` counts them
+CLOCKED = ("seconds", "pictures_per_second", "input_wait")  # these differ where the same epoch is trained again
+COLUMNS = ("step", "phase", "epoch", "timestamp", *EPOCH_METRICS)
+
+
+class EpochTracker(Protocol):
+    def epoch(self, record: EpochRecord) -> None: ...
+
+
+class Curves:
+    """Write every epoch to curves.csv, and log it to MLflow once it is committed.
+
+    MLflow keeps a second value of a metric and step unless it has the first one's timestamp. So an epoch is logged only
+    when no resumed run can train it again. Where one does nevertheless (a damaged checkpoint, a head that left the
+    cache), an epoch with the same losses keeps the row, and with it the timestamp and the times, of its first training.
+
+    Args:
+        path: of curves.csv; of a resumed run it has rows.
+        tracker: logs an epoch.
+        committed: whether an epoch will not be trained again, whatever happens to this process.
+    """
+
+    def __init__(self, path: Path, tracker: EpochTracker, committed: Callable[[EpochRecord], bool]) -> None:
+        self.path, self.tracker, self.committed = path, tracker, committed
+        self.rows = read(path)
+        self.count = 0  # of these, how many are of this process
+        self.waiting: list[EpochRecord] = []
+        if path.exists():
+            self._replace(self.rows)
+
+    def add(self, record: EpochRecord) -> None:
+        known = self.rows[self.count] if self.count < len(self.rows) else None
+        if known and same(known, record):
+            record = known
+        else:
+            if known:
+                self._replace(self.rows[: self.count])
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                file.write(format_rows([record], header=not self.rows))
+            self.rows.append(record)
+        self.count += 1
+        self.waiting.append(record)
+        if self.committed(record):
+            self._log()
+
+    def finish(self) -> None:
+        """Log what is left, because no later process trains it again."""
+        if len(self.rows) > self.count:
+            self._replace(self.rows[: self.count])
+        self._log()
+
+    def _log(self) -> None:
+        while self.waiting:
+            self.tracker.epoch(self.waiting[0])
+            del self.waiting[0]
+
+    def _replace(self, rows: Sequence[EpochRecord]) -> None:
+        self.rows = list(rows)
+        if rows:
+            store.write_file(self.path, format_rows(rows, header=True).encode())
+        else:
+            self.path.unlink(missing_ok=True)
+
+
+def same(one: EpochRecord, other: EpochRecord) -> bool:
+    """Return whether two records are of one epoch, trained alike."""
+    compared = [name for name in EPOCH_METRICS if name not in CLOCKED]
+    return (one.step, one.phase, one.epoch) == (other.step, other.phase, other.epoch) and all(
+        one.metrics.get(name) == other.metrics.get(name) for name in compared
+    )
+
+
+def read(path: Path) -> list[EpochRecord]:
+    """Return the epochs of a curves.csv; none where there is no such file."""
+    try:
+        return parse(path.read_text(encoding="utf-8", errors="replace"))
+    except FileNotFoundError:
+        return []
+
+
+def parse(text: str) -> list[EpochRecord]:
+    """Return the epochs in the text of a curves.csv, up to a row that is not whole: a process may die within one."""
+    found: list[EpochRecord] = []
+    with contextlib.suppress(KeyError, TypeError, ValueError, csv.Error):
+        for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
+            metrics = {name: float(row[name]) for name in EPOCH_METRICS if row.get(name)}
+            at = int(row["step"]), row["phase"], int(row["epoch"]), int(row["timestamp"])
+            found.append(EpochRecord(*at, metrics))
+    return found
+
+
+def format_rows(records: Sequence[EpochRecord], *, header: bool) -> str:
+    """Return records as lines of CSV.
+
+    Every row has all columns: records that come from the head cache may have fewer metrics, in another order.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    if header:
+        writer.writerow(COLUMNS)
+    for record in records:
+        values = [record.metrics.get(name, "") for name in EPOCH_METRICS]
+        writer.writerow([record.step, record.phase, record.epoch, record.timestamp, *values])
+    return text.getvalue()
+
+
+def metric_points(record: EpochRecord) -> list[list[Any]]:
+    """Return an epoch's points as MLflow takes them: name, value, timestamp, step."""
+    phase = {"phase": float(PHASES.index(record.phase))} if record.phase in PHASES else {}
+    return [[name, value, record.timestamp, record.step] for name, value in {**record.metrics, **phase}.items()]
