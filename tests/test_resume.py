@@ -219,7 +219,7 @@ def test_a_signal_whose_exception_is_dropped_is_obeyed_at_the_next_step(place: P
 
 
 def test_whose_process_is_gone() -> None:
-    mine = owners.owner()
+    mine = owners.owner() | {"run_folder": "runs/one"}
     assert not owners.lost(mine)
     assert owners.lost(mine | {"owner.pid": str(2**22 + 1)})
     long_ago = {"owner.heartbeat": str(time.time() - 3600)}
@@ -231,6 +231,18 @@ def test_whose_process_is_gone() -> None:
     elsewhere = mine | {"owner.place": "another container", "owner.pid": str(2**22 + 1)}
     assert not owners.lost(elsewhere) and owners.lost(elsewhere | long_ago)
     assert not owners.lost({}), "runs of other programs are not ours to judge"
+
+
+def test_tags_of_others_say_nothing_of_a_process() -> None:
+    gone = owners.owner() | {"run_folder": "runs/one", "owner.pid": str(2**22 + 1)}
+    assert owners.lost(gone)
+    for name in ("owner.host", "owner.pid", "owner.started", "owner.heartbeat", "run_folder"):
+        assert not owners.lost({key: value for key, value in gone.items() if key != name}), name
+    for value in ("x", "", "-1", "0", "1.5", "9" * 30, "nan", "None"):
+        assert not owners.lost(gone | {"owner.pid": value}), value
+    for name in ("owner.started", "owner.heartbeat"):
+        for value in ("x", "", "nan", "2026-11-25 10:00"):
+            assert not owners.lost(gone | {name: value}), (name, value)
 
 
 # --- what cannot be resumed

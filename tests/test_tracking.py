@@ -18,14 +18,14 @@ import keras
 import mlflow
 import numpy as np
 import pytest
-from mlflow.entities import Run
+from mlflow.entities import Dataset, DatasetInput, Run
 from PIL import Image
 
 from experiments import schema, tracking, train
 from experiments.commands import inspect, sync
 from experiments.data import decoder
 from experiments.regimes import scratch
-from experiments.tracking import address, curves, models, outbox, stored, view
+from experiments.tracking import address, curves, models, outbox, owners, stored, view
 from experiments.types import ConfigError
 
 METRICS = {
@@ -312,6 +312,31 @@ def test_runs_are_found_by_id_beginning_and_name(store: Store) -> None:
         stored.find_runs("sqlite:////nowhere/mlflow.db", ())
     with pytest.raises(ConfigError, match="no predictions of split 'test'"):
         stored.read_predictions(store.uri, stored.find_runs(store.uri, ["tuned"])[0], "test")
+
+
+def test_runs_of_other_tools_in_the_same_store_are_left_alone(store: Store) -> None:
+    client = mlflow.MlflowClient(store.uri)
+    experiment = client.get_experiment_by_name("experiments").experiment_id
+    known = set(stored.finished(store.uri, "experiments"))
+    made = [
+        client.create_run(experiment, run_name="theirs", tags=tags).info.run_id
+        for tags in ({"owner.pid": "x"}, {"owner.pid": "1", "owner.heartbeat": "now"}, {"identity": "1"})
+    ]
+    client.log_param(made[2], "regime", "theirs")
+    client.log_inputs(made[2], [DatasetInput(Dataset("theirs", "1", "local", "no JSON"))])
+    client.set_terminated(made[2])
+    try:
+        mlflow.set_tracking_uri(store.uri)
+        owners.mark_lost(experiment)
+        assert {client.get_run(run).info.status for run in made[:2]} == {"RUNNING"}
+        assert {one.name for one in stored.find_runs(store.uri, ())} >= {"head", "tuned", "given"}
+        assert set(stored.finished(store.uri, "experiments")) == known
+        assert stored.facts(client.get_run(made[2])).data is None
+        (shown,) = view.dress(store.uri)
+        assert shown[0] == "experiments"
+    finally:
+        for run in made:
+            client.delete_run(run)
 
 
 def test_without_a_store_a_run_id_is_refused(config: Callable[..., schema.Config]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import threading
@@ -13,8 +14,6 @@ from pathlib import Path
 import psutil
 
 HEARTBEAT = 60.0  # seconds
-
-
 STALE = 10 * HEARTBEAT
 
 
@@ -62,30 +61,43 @@ class Heartbeat:
 
 
 def mark_lost(experiment: str) -> None:
-    """Ends the runs of an experiment whose process is gone: killed by kill -9, or with its machine."""
+    """End the runs of an experiment whose process is gone: killed by kill -9, or with its machine."""
     import mlflow
     from mlflow.entities import RunStatus
+    from mlflow.exceptions import MlflowException
 
     client = mlflow.MlflowClient()
     for run in client.search_runs([experiment], "attributes.status = 'RUNNING'", max_results=1000):
         if lost(run.data.tags):
             reason = "its process is gone (kill -9, out of memory, or the machine went down)"
-            client.set_tag(run.info.run_id, "failure", reason)
-            client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))
+            with contextlib.suppress(MlflowException):  # another process deleted it meanwhile
+                client.set_tag(run.info.run_id, "failure", reason)
+                client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))
 
 
 def lost(tags: Mapping[str, str]) -> bool:
-    """Whether the process that a run's tags name is gone; of runs that name none, nothing is known."""
-    if "owner.pid" not in tags:
+    """Return whether the process that a run's tags name is gone.
+
+    Of a run without such tags, or with values that `owner` does not write, nothing is known: another tool, or a person,
+    may have written tags of these names.
+    """
+    try:
+        host, pid = tags["owner.host"], int(tags["owner.pid"])
+        started, heartbeat = float(tags["owner.started"]), float(tags["owner.heartbeat"])
+    except (KeyError, ValueError):
         return False
-    silent = time.time() - float(tags["owner.heartbeat"]) > STALE
-    if (tags["owner.host"], tags.get("owner.place", "")) != (socket.gethostname(), place()):
+    if not 0 < pid < 2**31 or not math.isfinite(started) or math.isnan(heartbeat) or "run_folder" not in tags:
+        return False
+    silent = time.time() - heartbeat > STALE
+    if (host, tags.get("owner.place", "")) != (socket.gethostname(), place()):
         return silent
     try:
-        process = psutil.Process(int(tags["owner.pid"]))
+        process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return True
         # Another process has its number now; or the clock was set, which moves all of these times.
-        return silent and abs(process.create_time() - float(tags["owner.started"])) > 5
+        return silent and abs(process.create_time() - started) > 5
     except psutil.NoSuchProcess:
         return True
+    except (psutil.Error, OSError):  # a process that this user may not look at
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -108,8 +109,10 @@ def _every_run(client: MlflowClient, experiments: list[str], query: str) -> Iter
 
 def facts(run: Run) -> RunFacts:
     """What we keep in mind of an MLflow run."""
-    sources = [json.loads(one.dataset.source) for one in run.inputs.dataset_inputs] if run.inputs else []
-    data = next((str(source["uri"]) for source in sources if "uri" in source), None)
+    data = None
+    for one in run.inputs.dataset_inputs if run.inputs else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # a source that another tool has logged
+            data = data or str(json.loads(one.dataset.source)["uri"])
     return RunFacts(
         run.info.run_id, run.info.run_name, run.data.params, run.data.metrics, run.data.tags, run.info.experiment_id,
         data,
@@ -264,7 +267,7 @@ def finished(uri: str, experiment: str) -> dict[str, RunFacts]:
         at = client.get_experiment_by_name(experiment)
         place = [at.experiment_id] if at else []
         for run in _every_run(client, place, "attributes.status = 'FINISHED'"):
-            if "identity" in run.data.tags:
+            if {"identity", "data_fingerprint", "run_folder"} <= run.data.tags.keys():  # else another tool's
                 found[run.data.tags["identity"]] = facts(run)
     except failures() as error:
         raise address.unusable(uri, str(error)) from None
