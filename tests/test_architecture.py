@@ -13,7 +13,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "experiments"
 
 # Each row may import what stands in the rows above it, and from its own row only what `BESIDE` says.
 ROWS = (
-    ("types", "paths", "quiet", "signals", "statistics", "store", "schedules", "machine"),
+    ("types", "paths", "quiet", "redaction", "signals", "statistics", "store", "schedules", "machine"),
     ("progress",),
     ("schema", "data.decoder", "data.download", "data.animals", "checkpoints", "augmentation", "losses"),
     ("validation", "studies"),
@@ -70,6 +70,7 @@ LIGHT = (
     "paths",
     "types",
     "quiet",
+    "redaction",
     "__main__",
     "sweeps.plan",
     "sweeps.local",

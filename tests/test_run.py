@@ -24,7 +24,7 @@ from experiments.checkpoints import Checkpoints, State
 from experiments.commands import sync
 from experiments.data import decoder, manifest
 from experiments.data.pixels import Decoded
-from experiments.quiet import quiet_start, without_passwords
+from experiments.quiet import quiet_start
 from experiments.run import Curves, check_joined, check_origins, read_data, run, write_csv
 from experiments.tracking import Untracked
 from experiments.types import ConfigError, DataError, EpochRecord, Fitted, Splits
@@ -359,19 +359,6 @@ def test_weights_that_have_seen_the_judged_pictures_are_refused(
     else:
         with pytest.raises(ConfigError, match=r"tells other blobs, other stripes apart. Allowed: .*blobs, stripes"):
             check_origins(renamed, first)
-
-
-@pytest.mark.parametrize(
-    ("text", "starred"),
-    [
-        ("tracking.uri=postgresql://me:s3/c@r3t@host:5432/db", "tracking.uri=postgresql://me:***@host:5432/db"),
-        ("postgresql+psycopg://me:2024/x@db/runs", "postgresql+psycopg://me:***@db/runs"),
-        ("uri: https://x:y@z", "uri: https://x:***@z"),
-        ("http://host/a:b@c https://host:80/a@c", "http://host/a:b@c https://host:80/a@c"),
-    ],
-)
-def test_passwords_in_addresses_are_not_written_down(text: str, starred: str) -> None:
-    assert without_passwords(text) == starred
 
 
 def test_what_is_loaded_is_not_looked_through_for_garbage(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from experiments import redaction
+
 # Each verb's module has a main() that reads sys.argv; none is imported before it is asked for.
 VERBS = {
     "train": ("experiments.train", "run one experiment, or with -m a sweep of them"),
@@ -56,6 +58,7 @@ def complete() -> None:
 
 
 def main() -> None:
+    redaction.install()
     arguments = sys.argv[1:]
     if arguments and arguments[0] in ("-sc", "--shell-completion"):
         complete()

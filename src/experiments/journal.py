@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 
 from experiments import store
+from experiments.redaction import redacted, reveal
 from experiments.schema import Config
 from experiments.types import ConfigError
 
@@ -60,7 +61,7 @@ class Journal:
 
     def note(self, **facts: str | float | None) -> None:
         """Adds what has become known; what was known before stays as it was where None is given."""
-        self.facts |= {name: value for name, value in facts.items() if value is not None}
+        self.facts |= {name: redacted(value) for name, value in facts.items() if value is not None}
         self._write()
 
     def check(self, identity: str) -> None:
@@ -207,7 +208,7 @@ def store_of(overrides: Sequence[str]) -> str:
     from experiments.tracking import stored
 
     uris = [override.partition("=")[2] for override in overrides if override.startswith("tracking.uri=")]
-    return uris[-1] if uris else stored.local_store()
+    return reveal(uris[-1].strip("'\""), "tracking.uri") if uris else stored.local_store()
 
 
 def quoted(text: str) -> str:

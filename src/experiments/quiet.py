@@ -1,15 +1,13 @@
-"""How TensorFlow is loaded, and what standard error is spared: its chatter as it starts, passwords."""
+"""How TensorFlow is loaded, without its first lines on standard error."""
 
 from __future__ import annotations
 
 import gc
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
 
 
 @contextmanager
@@ -43,22 +41,3 @@ def quiet_start() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(terminal, 2)
             os.close(terminal)
-
-
-def without_passwords(text: str) -> str:
-    """The text with the passwords of addresses in it starred out: scheme://user:***@host."""
-    # What follows a colon in a web address may be a port and a path with an @ in it.
-    return re.sub(r"(\b(?!https?://[^\s:/@]*:\d+/)\w[\w+.-]*://[^\s:/@]*):\S+@", r"\1:***@", text)
-
-
-class Starred:
-    """A text stream that shows no passwords of addresses: Hydra tells the overrides of a job that failed."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        return self._stream.write(without_passwords(text))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)

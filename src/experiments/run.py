@@ -31,7 +31,7 @@ from experiments.evaluate import Report, evaluate, predictions_table
 from experiments.losses import class_weights
 from experiments.models.network import cut
 from experiments.progress import Terminal
-from experiments.quiet import without_passwords
+from experiments.redaction import redacted
 from experiments.regimes.bottleneck import bottleneck
 from experiments.regimes.finetune import finetune
 from experiments.tracking.curves import FILE as CURVES
@@ -66,7 +66,7 @@ def run(config: schema.Config) -> float:
         keep_journal(folder, config) as journal,
         tracking.track(config, folder, journal.run_id) as tracker,
     ):
-        journal.note(run_id=tracker.run_id, store=without_passwords(config.tracking.uri or "") or None)
+        journal.note(run_id=tracker.run_id, store=config.tracking.uri)
         files = tracker.files(config)
         parts = build(config, files)
         splits = read_data(parts)
@@ -183,7 +183,7 @@ def read_manifest(
 def describe(parts: Parts, splits: Splits, folder: Path, tracker: tracking.Tracker, identity: str) -> None:
     """Writes down what the run is, before it trains."""
     config = parts.config
-    text = without_passwords(schema.dump_yaml(schema.logged(config)))
+    text = schema.dump_yaml(redacted(schema.logged(config)))
     store.write_file(folder / "config.yaml", text.encode())
     write_csv(folder / tracking.MANIFEST, manifest.to_rows(splits.manifest))
     if splits.manifest.left_out:

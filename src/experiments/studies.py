@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from experiments.quiet import without_passwords
+from experiments.redaction import redact_credentials
 from experiments.schema import LOWER_IS_BETTER, Config
 from experiments.types import ConfigError, EpochRecord, Pruned
 
@@ -57,7 +57,7 @@ def storage(config: Config) -> Any:
     except (ImportError, OSError, RuntimeError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0][:300]
         raise ConfigError(
-            without_passwords(
+            redact_credentials(
                 f"sweep.storage: cannot be used: {reason}. Allowed: sqlite:///FILE, or postgresql://... with the extra "
                 f"postgres. Received: {config.sweep.storage}"
             )
@@ -107,7 +107,7 @@ def reporting(config: Config, record: Callable[[EpochRecord], None]) -> Callable
         study.pruner = pruner(config.sweep.pruner, study.user_attrs[EPOCHS])
         trial = kept.get_trial_id_from_study_id_trial_number(kept.get_study_id_from_name(name), int(number))
     except away as error:
-        _log.warning("The run goes on without its study, %s: %s", name, without_passwords(str(error))[:300])
+        _log.warning("The run goes on without its study, %s: %s", name, redact_credentials(str(error))[:300])
         return record
 
     def told(epoch: EpochRecord) -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TextIO, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -14,9 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
-from experiments import journal, like, paths, signals, validation
+from experiments import journal, like, paths, redaction, signals, validation
 from experiments.explain import disk_full, explain
-from experiments.quiet import Starred, quiet_start
+from experiments.quiet import quiet_start
 from experiments.sweeps.cluster import RayLauncher, SlurmLauncher
 from experiments.sweeps.local import LocalLauncher
 from experiments.sweeps.sweeper import Sweeper
@@ -51,9 +50,9 @@ def main() -> None:
     # With this set Hydra raises its errors instead of printing them, and they can be explained.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     signals.install()
-    sys.stderr = cast(TextIO, Starred(sys.stderr))
+    redaction.install()
     try:
-        command = journal.resume(sys.argv[1:])
+        command = journal.resume(redaction.conceal_arguments(sys.argv[1:]))
         if command is None:
             print("This run is finished: there is nothing to resume.")
             return

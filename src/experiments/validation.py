@@ -13,11 +13,12 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from experiments import paths
+from experiments.redaction import is_concealed, redacted, remember, reveal
 from experiments.schema import ARGUMENTS, GROUPS, PROBABILISTIC, Config, Metric, Model, Node, Regime, Tracking, shipped
 from experiments.types import ConfigError
 
@@ -36,12 +37,18 @@ def read(composed: DictConfig) -> Config:
     composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     try:
         missing = sorted(OmegaConf.missing_keys(composed))
-        plain = OmegaConf.to_container(composed, resolve=True)
+        plain = revealed(OmegaConf.to_container(composed, resolve=True))
     except OmegaConfBaseException as error:
         raise ConfigError(faults([f"{error.full_key}: {error.msg}"])) from None
     assert isinstance(plain, dict)
     lines = [f"{key}: no value. Give one: {key}=..." for key in missing]
     wrong = {key.split(".")[0] for key in missing}
+    lost = {key: text for key, text in _texts(plain) if is_concealed(text) and not key.startswith(("tags.", "notes"))}
+    lines += [
+        f"{key}: its password is missing, as a run's folder holds none. Give the value again: {key}=..., or the "
+        f"environment variable that holds it, such as MLFLOW_TRACKING_URI. Received: {text}"
+        for key, text in lost.items()
+    ]
     try:
         config = Config.model_validate(plain)
     except ValidationError as error:
@@ -61,6 +68,31 @@ def read(composed: DictConfig) -> Config:
         raise ConfigError(faults(lines))
     config._unresolved = from_environment(composed)
     return config
+
+
+def revealed(value: Any, key: str = "") -> Any:
+    """Return plain values with the credentials that the command line or the environment gave."""
+    if isinstance(value, str):
+        return reveal(value, key)
+    if isinstance(value, dict):
+        return {name: revealed(below, f"{key}.{name}" if key else str(name)) for name, below in value.items()}
+    if isinstance(value, list):
+        return [revealed(below, f"{key}.{at}") for at, below in enumerate(value)]
+    return value
+
+
+def conceal(node: Any, key: str = "") -> None:
+    """Replace the credentials in a composed configuration, before Hydra writes it down; `read` reveals them."""
+    for name in node if isinstance(node, DictConfig) else range(len(node)):
+        child, path = node._get_node(name), f"{key}.{name!s}".lstrip(".")
+        if path == "hydra" or child._is_none() or child._is_missing():
+            continue
+        if isinstance(child, DictConfig | ListConfig):
+            if not child._is_interpolation():
+                conceal(child, path)
+        elif isinstance(written := child._value(), str) and (hidden := redacted(written, path)) != written:
+            remember(path, str(node[name]))  # with what its interpolations stand for
+            child._set_value(hidden)
 
 
 def from_environment(composed: DictConfig) -> dict[str, str]:
@@ -303,6 +335,7 @@ class ValidateBeforeRun(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        conceal(config)
         try:
             read(config)
         except ConfigError as error:

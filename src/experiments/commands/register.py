@@ -33,7 +33,8 @@ def register(named: str, name: str, alias: str | None, uri: str | None) -> None:
         ConfigError: no such run, or one that MLflow does not know; a name or an alias that MLflow does not take.
     """
     from experiments import trained
-    from experiments.quiet import quiet_start, without_passwords
+    from experiments.quiet import quiet_start
+    from experiments.redaction import redact_credentials
     from experiments.tracking import registry, stored
 
     uri = uri or stored.local_store()
@@ -47,7 +48,7 @@ def register(named: str, name: str, alias: str | None, uri: str | None) -> None:
     version = registry.register(uri, run.run_id, name, alias)
     where = f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"
     print(f"{run.name} is version {version} of {name}" + (f", and its {alias}" if alias else ""))
-    print(f"  export MLFLOW_TRACKING_URI={without_passwords(uri)}")
+    print(f"  export MLFLOW_TRACKING_URI={redact_credentials(uri)}")
     print(f'  mlflow.keras.load_model("{where}")')
     print(f"  mlflow models serve -m {where} --env-manager local")
 

@@ -31,11 +31,13 @@ def main() -> None:
 def summarize(folder: Path) -> None:
     from rich.console import Console
 
+    from experiments.redaction import is_concealed
     from experiments.schema import Config
     from experiments.sweeps import summary
     from experiments.sweeps.plan import SWEEP
     from experiments.sweeps.sweeper import show
     from experiments.tracking import end_sweep
+    from experiments.validation import revealed
 
     said = summary.conclude(folder)
     about = json.loads((folder / SWEEP).read_bytes())
@@ -43,7 +45,13 @@ def summarize(folder: Path) -> None:
     if about["parent"] is not None:
         going_on = any(run["status"] in ("NEW", "PARTIAL", "RUNNING") for run in said["runs"])
         status = "RUNNING" if going_on else "FAILED" if said["failures"] else "FINISHED"
-        end_sweep(Config.model_validate(about["config"]), about["parent"], folder, said["metrics"], status)
+        config = Config.model_validate(revealed(about["config"]))
+        if is_concealed(config.tracking.uri or ""):
+            raise ConfigError(
+                f"{folder.name}: the summary is written, but not logged: the password of {config.tracking.uri} is not "
+                "kept in a sweep's folder. Set MLFLOW_TRACKING_URI to the whole address"
+            )
+        end_sweep(config, about["parent"], folder, said["metrics"], status)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.paths import default_outputs
-from experiments.quiet import without_passwords
+from experiments.redaction import redact_credentials, reveal
 from experiments.types import ConfigError
 
 
@@ -62,7 +62,7 @@ def sync(folder: Path, uri: str | None, variable: str | None, *, whole: bool) ->
     from experiments.tracking import address, outbox
 
     facts = journal.read(folder) or {}
-    known = facts.get("store", "")
+    known = reveal(facts.get("store", ""))
     place = uri or (known if "***" not in known else None) or variable
     run_id = facts.get("run_id") or ""
     if not run_id and not outbox.read(folder):
@@ -78,8 +78,8 @@ def sync(folder: Path, uri: str | None, variable: str | None, *, whole: bool) ->
     finally:
         lock.release()
     if wait:
-        raise ConfigError(f"{wait} messages wait on: {without_passwords(reason or '')}")
-    return f"all is in {without_passwords(place)}"
+        raise ConfigError(f"{wait} messages wait on: {redact_credentials(reason or '')}")
+    return f"all is in {redact_credentials(place)}"
 
 
 def points(folder: Path, facts: Mapping[str, Any]) -> list[list[Any]]:

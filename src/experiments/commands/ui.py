@@ -27,9 +27,14 @@ def main() -> None:
         experiments = dress(uri)
     except ConfigError as error:
         sys.exit(str(error))
-    command = ui_command(uri, arguments.port)
+    command = ui_command(arguments.port)
     # Without its job executor the server starts in half the time; nothing here uses it.
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    # The store's address, which may hold a password, is no argument: every user of a machine sees those.
+    environment = {
+        "MLFLOW_BACKEND_STORE_URI": uri,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
     place = f"http://127.0.0.1:{arguments.port}"
     for name, path in experiments:
         print(f"{name:12} {place}/{path}")

@@ -28,7 +28,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from experiments import journal
+from experiments import journal, redaction
 from experiments.types import ConfigError
 
 PRELOADED = ["experiments.sweeps.warm"]
@@ -193,6 +193,7 @@ def ask(folder: Path, function: str, *arguments: Any) -> dict[str, Any]:
 
 
 def invoke(module: str, function: str, *arguments: Any) -> None:
+    redaction.install()
     getattr(importlib.import_module(module), function)(*arguments)
 
 

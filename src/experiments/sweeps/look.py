@@ -20,7 +20,7 @@ from experiments import tracking as tracked
 from experiments.build import build
 from experiments.models.network import cut
 from experiments.progress import Terminal
-from experiments.quiet import without_passwords
+from experiments.redaction import redact_credentials
 from experiments.regimes import bottleneck, finetune
 from experiments.schema import Config, head_run
 from experiments.sweeps import local, summary
@@ -108,7 +108,7 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
     """
     known: dict[str, dict[str, Any]] = {}
     uri = config.tracking.uri
-    place = without_passwords(uri) if uri else None
+    place = redact_credentials(uri) if uri else None
     tracked_ids = {one.run_id for one in finished.values()}
     for folder in folders(Path(config.outputs)):
         try:
@@ -246,6 +246,6 @@ def close_run(config: Mapping[str, Any], run_id: str, folder: str, metrics: Mapp
         except outbox.failures() as error:
             logging.getLogger(__name__).warning(
                 "The sweep's conclusion is not in MLflow (%s). When the store is back: experiments summarize %s",
-                without_passwords(str(error))[:300], folder,
+                redact_credentials(str(error))[:300], folder,
             )  # fmt: skip
             sys.stderr.flush()

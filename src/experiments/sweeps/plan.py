@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from experiments import store, validation
 from experiments.explain import explain
 from experiments.paths import default_outputs
+from experiments.redaction import redact_credentials
 from experiments.schema import Config, Evaluate, effective
 from experiments.types import ConfigError
 
@@ -47,7 +48,8 @@ class Job:
         """Keeps what a summary needs to know of it, in its place in the sweep's folder."""
         known = {
             "number": self.number, "overrides": self.overrides, "values": self.values, "identity": self.identity,
-            "folder": str(self.folder), "status": self.status, "reason": self.reason, **self.facts,
+            "folder": str(self.folder), "status": self.status, "reason": redact_credentials(self.reason),
+            **self.facts,
         }  # fmt: skip
         store.write_file(sweep / str(self.number) / JOB, json.dumps(known, indent=1).encode())
 

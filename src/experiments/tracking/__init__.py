@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from filelock import FileLock
 
 from experiments.paths import CONF, REPOSITORY
-from experiments.quiet import without_passwords
+from experiments.redaction import redact_credentials, redacted
 from experiments.schema import NOT_IDENTITY, Config, hidden, logged
 from experiments.store import draft, sync
 from experiments.tracking import address, outbox, owners, view
@@ -102,7 +102,7 @@ def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[T
     except BaseException as error:
         failed = isinstance(error, Exception | SystemExit) and not isinstance(error, Pruned)
         status = "FAILED" if failed else "KILLED"
-        reason = without_passwords(hidden(config, f"{type(error).__name__}: {error}"))[:5000]
+        reason = redact_credentials(hidden(config, f"{type(error).__name__}: {error}"))[:5000]
         raise
     finally:
         alive.stop()
@@ -131,7 +131,7 @@ def start(config: Config, folder: Path, run_id: str | None) -> str:
         if run_id is None:
             notes = {"mlflow.note.content": told["notes"]} if told["notes"] else {}
             run = client.create_run(
-                experiment, run_name=run_name(folder), tags=resolve_tags({**told["tags"], **notes, **tags})
+                experiment, run_name=run_name(folder), tags=redacted(resolve_tags({**told["tags"], **notes, **tags}))
             )
             return str(run.info.run_id)
         before = client.get_run(run_id)
@@ -145,7 +145,7 @@ def start(config: Config, folder: Path, run_id: str | None) -> str:
         if run_id is None or getattr(error, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
             raise address.unusable(uri, str(error)) from None
         raise ConfigError(
-            f"resume: run {run_id} is not in {without_passwords(uri)}: {str(error)[:300]}. "
+            f"resume: run {run_id} is not in {redact_credentials(uri)}: {str(error)[:300]}. "
             "Give the store it was tracked in: tracking.uri=..., or tracking=none"
         ) from None
 
@@ -175,7 +175,7 @@ def start_sweep(config: Config, folder: Path, pid: int | None, run_id: str | Non
                     client.set_tag(run_id, name, value)
                 return run_id
         told = logged(config)["tags"]
-        return str(client.create_run(experiment, run_name=folder.name, tags={**told, **tags}).info.run_id)
+        return str(client.create_run(experiment, run_name=folder.name, tags=redacted({**told, **tags})).info.run_id)
     except outbox.failures() as error:
         raise address.unusable(str(config.tracking.uri), str(error)) from None
 
@@ -250,7 +250,7 @@ def log_comparison(uri: str, experiment: str, digest: str, files: Sequence[Path]
         if before:
             run_id = str(before[0].info.run_id)
         else:
-            tags = resolve_tags({"comparison": digest})
+            tags = redacted(resolve_tags({"comparison": digest}))
             run_id = str(client.create_run(experiment, run_name=f"compare-{digest}", tags=tags).info.run_id)
         _add_files(client, run_id, files, text)
         client.set_terminated(run_id)
@@ -329,7 +329,7 @@ def fetch(config: Config, folder: Path) -> dict[str, Path]:
             try:
                 path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(place))
             except (MlflowException, OSError) as error:
-                store = without_passwords(str(config.tracking.uri))
+                store = redact_credentials(str(config.tracking.uri))
                 raise ConfigError(
                     f"{key}: run {run_id} in {store} has no {name}: {str(error)[:300]}. "
                     "Give the id of a run in this tracking store, or a file"
@@ -404,7 +404,7 @@ class MlflowRun:
         if self.outbox.waiting:
             _log.warning(
                 "Not all of this run is in MLflow (%s). When the store is back: experiments sync %s",
-                without_passwords(self.outbox.reason or ""), shlex.quote(str(self.folder)),
+                redact_credentials(self.outbox.reason or ""), shlex.quote(str(self.folder)),
             )  # fmt: skip
 
 
@@ -440,7 +440,7 @@ def environment_tags() -> dict[str, str]:
     tags |= {
         "version.python": platform.python_version(),
         "host": socket.gethostname(),
-        "command": without_passwords(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:5000],
+        "command": redact_credentials(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:5000],
     }
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     if commit:

@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from experiments.quiet import without_passwords
+from experiments.redaction import redact_credentials
 from experiments.types import ConfigError
 
 WAIT = 5.0  # seconds for a first answer
@@ -67,4 +67,4 @@ def unusable(uri: str, reason: str) -> ConfigError:
         "Check the file, its folder and the room on its disk" if local else "Check the address and that the server runs"
     )
     text = f"tracking.uri: the MLflow store at {uri} cannot be used: {reason[:500]}. {remedy}, or use "
-    return ConfigError(without_passwords(text + ("tracking=none" if local else "tracking=sqlite or tracking=none")))
+    return ConfigError(redact_credentials(text + ("tracking=none" if local else "tracking=sqlite or tracking=none")))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments import store
-from experiments.quiet import without_passwords
+from experiments.redaction import redact_credentials, redacted
 from experiments.tracking import models
 from experiments.types import ConfigError
 
@@ -68,6 +68,7 @@ class Outbox:
             (self.folder / MODEL).unlink(missing_ok=True)
 
     def put(self, verb: str, given: Any) -> None:
+        given = redacted(given) if verb in ("parameters", "tags", "data", "end") else given
         last = self.waiting[-1] if self.waiting else None
         if last and (last.run_id, last.verb, verb) == (self.run_id, "metrics", "metrics"):
             last.given.extend(given)
@@ -108,7 +109,7 @@ class Outbox:
         if reason and not self.reason and not last:
             _log.warning(
                 "MLflow cannot be told (%s). Training goes on; what is to be told waits in %s",
-                without_passwords(reason), self.folder / UNSENT,
+                redact_credentials(reason), self.folder / UNSENT,
             )  # fmt: skip
         if self.reason and not reason:
             _log.warning("MLflow has been told everything that had waited")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.paths import default_outputs
-from experiments.quiet import without_passwords
+from experiments.redaction import redact_credentials
 from experiments.tracking import address, curves
 from experiments.tracking.outbox import failures, prepare
 from experiments.types import ConfigError, EpochRecord
@@ -210,7 +210,8 @@ def _run(uri: str, run_id: str, key: str) -> Run:
                 raise address.unusable(uri, str(error)) from None
             reason = str(error)[:300]
     raise ConfigError(
-        f"{key}: must be a run's folder or the id of a run in {without_passwords(uri)} ({reason}). Received: {run_id!r}"
+        f"{key}: must be a run's folder or the id of a run in {redact_credentials(uri)} ({reason}). "
+        f"Received: {run_id!r}"
     )
 
 
@@ -244,9 +245,9 @@ def read_curves(uri: str, run: RunFacts) -> list[EpochRecord]:
     return curves.parse(text)
 
 
-def ui_command(uri: str, port: int) -> list[str]:
-    """The command that serves the MLflow UI to this machine only."""
-    served = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+def ui_command(port: int) -> list[str]:
+    """Return the command that serves the MLflow UI to this machine only, of the store in MLFLOW_BACKEND_STORE_URI."""
+    served = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     return [sys.executable, "-m", "mlflow", "server", *served]
 
 

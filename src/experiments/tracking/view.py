@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from experiments.quiet import without_passwords
+from experiments.redaction import redact_credentials
 from experiments.tracking import address, outbox
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def dress(uri: str) -> list[tuple[str, str]]:
                 if name != NOTE or NOTE not in experiment.tags:
                     client.set_experiment_tag(experiment.experiment_id, name, value)
     except outbox.failures() as error:
-        raise address.unusable(without_passwords(uri), str(error)) from None
+        raise address.unusable(redact_credentials(uri), str(error)) from None
     ordered = sorted(ours, key=lambda one: one[0], reverse=True)
     return [
         (one.name, f"#/experiments/{one.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={KEY}")
