@@ -17,7 +17,7 @@ ROWS = (
     ("progress",),
     ("schema", "data.decoder", "data.download", "data.animals", "checkpoints", "augmentation", "losses"),
     ("validation", "studies"),
-    ("tracking.models", "tracking.served"),
+    ("tracking.curves", "tracking.models", "tracking.served"),
     ("tracking.outbox", "tracking.owners", "tracking.address"),
     ("tracking.stored", "tracking.registry", "tracking.view"),
     ("models.convnet", "models.winograd"),
