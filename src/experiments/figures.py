@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any
@@ -18,6 +19,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn.metrics import auc, roc_curve  # type: ignore[import-untyped]
 
 from experiments.evaluate import Report
+from experiments.redaction import visible
 from experiments.statistics import reliability
 from experiments.types import EpochRecord
 
@@ -27,6 +29,9 @@ TRAIN, VALIDATION = PALETTE[0], PALETTE[1]
 QUIET = "#8a8a8a"
 BANDS = ("#f2f5f9", "#fbf4ec")  # behind the phases, in turn
 Bounds = tuple[float, float, float]  # a figure, the lower and the upper end of its interval
+
+# Names in scripts that the font lacks are drawn as boxes; a warning for each of their characters helps nobody.
+warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
 
 STYLE = matplotlib.rc_context(
     {
@@ -118,7 +123,7 @@ def confusion_matrix(report: Report, classes: Sequence[str]) -> Figure:
     panel = figure.add_subplot()
     image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     panel.grid(visible=False)
-    names = [_short(name) for name in classes]
+    names = [literal(short(name)) for name in classes]
     panel.set_xticks(range(len(names)), names)
     panel.set_yticks(range(len(names)), names)
     if len(classes) > 3 or max(map(len, names)) > 8:
@@ -162,13 +167,13 @@ def roc(report: Report, classes: Sequence[str]) -> Figure:
     for index, name in enumerate(shown):
         truth = np.array([row.label == name for row in report.predictions])
         color = spectrum[index] if crowded else PALETTE[index]
-        short = _short(name)
+        shown_name = literal(short(name))
         if truth.all() or not truth.any():
-            panel.plot([], [], color=color, label=f"{short} (undefined: {truth.sum()} of {truth.size} pictures)")
+            panel.plot([], [], color=color, label=f"{shown_name} (undefined: {truth.sum()} of {truth.size} pictures)")
             continue
         false_positive, true_positive, _ = roc_curve(truth, [row.probabilities[name] for row in report.predictions])
         area = auc(false_positive, true_positive)
-        panel.plot(false_positive, true_positive, color=color, clip_on=False, label=f"{short} (AUC {area:.3f})")
+        panel.plot(false_positive, true_positive, color=color, clip_on=False, label=f"{shown_name} (AUC {area:.3f})")
     panel.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     panel.set_xlabel("false positive rate")
     panel.set_ylabel("true positive rate")
@@ -246,7 +251,7 @@ def picture_grid(pixels: np.ndarray, titles: Sequence[str], columns: int = 6) ->
     for index, (picture, title) in enumerate(zip(shown, wrapped, strict=True)):
         panel = figure.add_subplot(rows, columns, index + 1)
         panel.imshow(picture)
-        panel.set_title(title, fontsize=8, loc="center", pad=3)
+        panel.set_title(literal(title), fontsize=8, loc="center", pad=3)
         panel.set_axis_off()
     return figure
 
@@ -254,8 +259,8 @@ def picture_grid(pixels: np.ndarray, titles: Sequence[str], columns: int = 6) ->
 def label_title(label: np.ndarray, classes: Sequence[str]) -> str:
     """A class's name, of a label [] int; of shares of several classes [C], theirs with percentages."""
     if label.ndim == 0:
-        return classes[int(label)]
-    return ", ".join(f"{name} {share:.0%}" for name, share in zip(classes, label, strict=True) if share > 0.005)
+        return short(classes[int(label)])
+    return ", ".join(f"{short(name)} {share:.0%}" for name, share in zip(classes, label, strict=True) if share > 0.005)
 
 
 @STYLE
@@ -281,8 +286,8 @@ def mistakes(report: Report, pixels_of: Callable[[list[int]], np.ndarray], count
         return figure
     rows = sorted(wrong, key=lambda row: -predictions[row].confidence)[:count]
     titles = [
-        f"{_short(shown.path.rsplit('/', 1)[-1])}\n"
-        f"true {_short(shown.label)}\npredicted {_short(shown.predicted)}\n{shown.confidence:.1%}"
+        f"{short(shown.path.rsplit('/', 1)[-1])}\n"
+        f"true {short(shown.label)}\npredicted {short(shown.predicted)}\n{shown.confidence:.1%}"
         for shown in (predictions[row] for row in rows)
     ]
     figure = picture_grid(pixels_of(rows), titles)
@@ -328,7 +333,7 @@ def compared_curves(histories: Mapping[str, Sequence[Sequence[EpochRecord]]]) ->
         panel.set_ylabel(f"validation {name}")
     axes[1].set_xlabel("step (epochs, counted on over the phases)" + ("" if crowded else "; dotted: training"))
     axes[1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    figure.legend(lines, [_plain(name, 52) for name in histories], loc="outside upper left", ncols=2)
+    figure.legend(lines, [_wrapped(name, 52) for name in histories], loc="outside upper left", ncols=2)
     return figure
 
 
@@ -371,14 +376,9 @@ def intervals(
         panel.set_title(title)
         panel.grid(visible=False, axis="y")
         panel.margins(x=0.08)
-    panels[0].set_yticks(range(len(names)), [_plain(name, 32) for name in names])
+    panels[0].set_yticks(range(len(names)), [_wrapped(name, 32) for name in names])
     panels[0].set_ylim(len(names) - 0.5, -0.5)
     return figure
-
-
-def _plain(name: str, width: int) -> str:
-    """A text of somebody's in two lines at most, as it is: a dollar sign would begin a formula."""
-    return "\n".join(textwrap.wrap(name, width, max_lines=2, placeholder=" …")).replace("$", r"\$")
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -388,9 +388,22 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _short(name: str) -> str:
-    """The name, its middle left out if it is long: what tells names apart is at either end."""
-    return name if len(name) <= 22 else f"{name[:12]}…{name[-9:]}"
+def short(name: str, most: int = 22) -> str:
+    """Return a foreign name in one line, without control characters; of a long one both ends, where names differ."""
+    line = visible(name).replace("\n", r"\n").replace("\t", r"\t")
+    return line if len(line) <= most else f"{line[: most - 10]}…{line[-9:]}"
+
+
+def literal(text: str) -> str:
+    """Return a text as Matplotlib draws it character by character: a dollar sign would begin a formula, an underscore
+    would leave a legend's entry out.
+    """
+    return (f"\N{THIN SPACE}{text}" if text.startswith("_") else text).replace("$", r"\$")
+
+
+def _wrapped(name: str, width: int) -> str:
+    """Return a foreign name in two lines at most."""
+    return literal("\n".join(textwrap.wrap(visible(name), width, max_lines=2, placeholder=" …")))
 
 
 def _phases(axes: Sequence[Axes], history: Sequence[EpochRecord]) -> None:

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from experiments import comparison_text, figures, store
 from experiments.comparison import Comparison, Disagreement, Verdict, disagreements
 from experiments.data import decoder
+from experiments.redaction import visible
 from experiments.types import DataError
 
 SIDE = 160  # pixels of a thumbnail's longer side
@@ -41,6 +42,7 @@ h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top:
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); }
 th { color: var(--quiet); font-weight: 600; } td { overflow-wrap: anywhere; min-width: 3rem; max-width: 26rem; }
+td, li, figcaption { unicode-bidi: isolate; }
 img.figure { background: #fff; border-radius: 6px; max-width: 100%; height: auto; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(11.5rem, 1fr)); gap: 1rem; }
 .gallery figure { margin: 0; background: var(--mark); border-radius: 6px; padding: .6rem; font-size: .85rem;
@@ -109,19 +111,22 @@ def _saved(figure: Figure, kind: str) -> bytes:
 
 def markdown(comparison: Comparison, unlike: Sequence[Disagreement], drawn: Sequence[str], most: int) -> str:
     """The comparison as a text, with its figures beside it."""
-    parts = [f"# {title(comparison)}", *(f"* {_plain(line)}" for line in comparison_text.sentences(comparison))]
+    parts = [f"# {title(comparison)}", *(f"* {markdown_text(line)}" for line in comparison_text.sentences(comparison))]
     metrics = comparison_text.metric_table(comparison)
-    parts += [_lines(comparison_text.score_table(comparison)), *([_lines(metrics)] if len(metrics[0]) > 1 else [])]
+    parts += [
+        markdown_table(comparison_text.score_table(comparison)),
+        *([markdown_table(metrics)] if len(metrics[0]) > 1 else []),
+    ]
     if len(comparison.groups) > 1:
-        parts += ["## Behind the differences", _lines(comparison_text.paired_table(comparison))]
+        parts += ["## Behind the differences", markdown_table(comparison_text.paired_table(comparison))]
     parts += ["## What differs in configuration", *_differing(comparison)]
     parts += [f"![{name}](figures/{name}.png)" for name in drawn]
     if len(comparison.groups) > 1:
         header = ["picture", "class", *(str(at) for at in range(1, len(comparison.groups) + 1))]
         rows = [[one.path, one.label, *(_verdict(v) for v in one.verdicts)] for one in unlike[:most]]
-        parts += [f"## {heading(unlike, most)}", *([_lines([header, *rows])] if rows else [])]
+        parts += [f"## {heading(unlike, most)}", *([markdown_table([header, *rows])] if rows else [])]
     runs = [[run.name, run.run_id] for run in comparison.runs]
-    parts += ["## Runs", _lines([["name", "MLflow run"], *runs]), "## How it is computed", *METHODS]
+    parts += ["## Runs", markdown_table([["name", "MLflow run"], *runs]), "## How it is computed", *METHODS]
     return "\n\n".join(parts) + "\n"
 
 
@@ -148,21 +153,30 @@ def _verdict(verdict: Verdict | None) -> str:
 
 def _differing(comparison: Comparison) -> list[str]:
     valued, unread = comparison_text.configuration_tables(comparison)
-    parts = [_lines(valued)] if len(valued) > 1 else ["Nothing." if len(unread) == 1 else "No key that all read."]
-    return [*parts, *([UNREAD, _lines(unread)] if len(unread) > 1 else [])]
+    parts = (
+        [markdown_table(valued)] if len(valued) > 1 else ["Nothing." if len(unread) == 1 else "No key that all read."]
+    )
+    return [*parts, *([UNREAD, markdown_table(unread)] if len(unread) > 1 else [])]
 
 
-def _lines(table: Sequence[Sequence[str]]) -> str:
-    rows = ["| " + " | ".join(map(_plain, line)) + " |" for line in table]
+def markdown_table(table: Sequence[Sequence[str]]) -> str:
+    rows = ["| " + " | ".join(map(markdown_text, line)) + " |" for line in table]
     rows.insert(1, "|" + "---|" * len(table[0]))
     return "\n".join(rows)
 
 
-def _plain(text: str) -> str:
+def markdown_text(text: str) -> str:
     """A text as it is, between the marks of Markdown, which may hold HTML."""
-    for mark in "\\`*_[]|":
-        text = text.replace(mark, f"\\{mark}")
-    return " ".join(escape(text, quote=False).split())
+    line = " ".join(visible(text).split())
+    line = re.sub(r"([\\`*_\[\]|~$]|^[-+#=]|(?<=^\d)[.)])", r"\\\1", line)
+    return escape(line, quote=False)
+
+
+def markdown_code(text: str) -> str:
+    """A text of several lines as it is, between more backticks than it has itself."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{visible(text)}\n{fence}"
 
 
 UNREAD = "Keys that some do not read (–), because their regime or another choice of theirs has no use for them:"
@@ -185,7 +199,7 @@ def html(
     comparison: Comparison, unlike: Sequence[Disagreement], drawn: dict[str, Figure], most: int, data: Path | None
 ) -> str:
     """The page, self-contained: figures and thumbnails are in it, and it can load nothing else."""
-    about = escape(title(comparison))
+    about = _text(title(comparison))
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -195,7 +209,7 @@ def html(
         '<link rel="icon" href="data:,">',
         f"<title>{about}</title><style>{STYLE}</style></head><body>",
         f"<h1>{about}</h1>",
-        '<ul class="said">', *(f"<li>{escape(line)}</li>" for line in comparison_text.sentences(comparison)), "</ul>",
+        '<ul class="said">', *(f"<li>{_text(line)}</li>" for line in comparison_text.sentences(comparison)), "</ul>",
         _table(comparison_text.score_table(comparison)),
         '<p class="quiet">[95 % interval]; from first: difference in accuracy from the first row, in points; s: '
         "seconds of a run, from start to report; s/epoch: median of its last phase.</p>",
@@ -211,7 +225,7 @@ def html(
     without = [run.name for group in comparison.groups for repeat in group.repeats
                for run, curve in zip(repeat.runs, repeat.curves, strict=True) if not curve]  # fmt: skip
     if without:
-        parts.append(f'<p class="quiet">Without curves.csv: {escape(", ".join(without))}.</p>')
+        parts.append(f'<p class="quiet">Without curves.csv: {_text(", ".join(without))}.</p>')
     valued, unread = comparison_text.configuration_tables(comparison)
     parts += ["<h2>What differs in configuration</h2>"]
     if len(valued) > 1:
@@ -222,18 +236,23 @@ def html(
         parts.append(f"<details><summary>{len(unread) - 1} keys that some do not read</summary>")
         parts.append(f'<p class="quiet">{UNREAD}</p>{_table(unread)}</details>')
     if len(comparison.groups) > 1:
-        parts += [f"<h2>{escape(heading(unlike, most))}</h2>", '<div class="gallery">',
+        parts += [f"<h2>{_text(heading(unlike, most))}</h2>", '<div class="gallery">',
                   *(_card(one, data) for one in unlike[:most]), "</div>"]  # fmt: skip
         if len(unlike) > most:
             parts.append(f'<p class="quiet">{len(unlike) - most} more are not shown (--pictures {len(unlike)}).</p>')
     runs = [[run.name, run.run_id] for run in comparison.runs]
     parts += ["<h2>Runs</h2>", _table([["name", "MLflow run"], *runs])]
-    parts += ["<h2>How it is computed</h2>", *(f'<p class="quiet">{escape(text)}</p>' for text in METHODS)]
+    parts += ["<h2>How it is computed</h2>", *(f'<p class="quiet">{_text(text)}</p>' for text in METHODS)]
     return "\n".join([*parts, "</body></html>", ""])
 
 
+def _text(text: str) -> str:
+    """A text as HTML shows it character by character, in elements and in quoted attributes."""
+    return escape(visible(text))
+
+
 def _table(table: Sequence[Sequence[str]]) -> str:
-    header = "".join(f"<th>{escape(cell)}</th>" for cell in table[0])
+    header = "".join(f"<th>{_text(cell)}</th>" for cell in table[0])
     rows = ("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in table[1:])
     return "\n".join(
         [f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>', *rows, "</tbody></table></div>"]
@@ -243,12 +262,12 @@ def _table(table: Sequence[Sequence[str]]) -> str:
 def _cell(text: str) -> str:
     """A cell's text, an interval on a line of its own."""
     interval = INTERVAL.fullmatch(text)
-    return f"{escape(interval[1])}<br><span>{escape(interval[2])}</span>" if interval else escape(text)
+    return f"{_text(interval[1])}<br><span>{_text(interval[2])}</span>" if interval else _text(text)
 
 
 def _image(figure: Figure, text: str) -> str:
     # An image of its own: two drawings in one document would share the names they refer to.
-    return f'<p><img class="figure" alt="{escape(text)}" src="{_inline(_saved(figure, "svg"), "image/svg+xml")}"></p>'
+    return f'<p><img class="figure" alt="{_text(text)}" src="{_inline(_saved(figure, "svg"), "image/svg+xml")}"></p>'
 
 
 def _inline(content: bytes, kind: str) -> str:
@@ -258,20 +277,20 @@ def _inline(content: bytes, kind: str) -> str:
 def _card(one: Disagreement, data: Path | None) -> str:
     """A picture, its class, and what each group said of it."""
     try:
-        picture = f'<img alt="{escape(one.path)}" src="{_inline(thumbnail(one, data), "image/jpeg")}">'
+        picture = f'<img alt="{_text(one.path)}" src="{_inline(thumbnail(one, data), "image/jpeg")}">'
     except DataError as error:
-        picture = f'<div class="absent quiet">{escape(str(error))}</div>'
+        picture = f'<div class="absent quiet">{_text(str(error))}</div>'
     lines = []
     for at, verdict in enumerate(one.verdicts[:MOST_VERDICTS], 1):
         tone = "quiet" if verdict is None else "right" if verdict.right > 0.5 else "wrong"
         mark = {"quiet": "", "right": "✓ ", "wrong": "✗ "}[tone]
-        lines.append(f'<li class="{tone}">{at}: {mark}{escape(_verdict(verdict))}</li>')
+        lines.append(f'<li class="{tone}">{at}: {mark}{_text(_verdict(verdict))}</li>')
     further = [verdict for verdict in one.verdicts[MOST_VERDICTS:] if verdict]
     if further:
         right = sum(verdict.right > 0.5 for verdict in further)
         lines.append(f'<li class="quiet">{right} of {len(further)} more are right</li>')
     return (
-        f"<figure>{picture}<figcaption>{escape(one.path).replace('/', '/<wbr>')}<br>is {escape(one.label)}</figcaption>"
+        f"<figure>{picture}<figcaption>{_text(one.path).replace('/', '/<wbr>')}<br>is {_text(one.label)}</figcaption>"
         f"<ul>{''.join(lines)}</ul></figure>"
     )
 

@@ -1,4 +1,6 @@
-"""Credentials in texts: recognised by their form or by their value, replaced by ***, and kept where they are needed.
+"""What is shown of texts: no credentials and no control characters.
+
+Credentials are recognised by their form or by their value, replaced by ***, and kept where they are needed.
 
 Three gates use this: the streams and log records of a process (`install`), the command line (`conceal_arguments`) and
 the composed configuration (`validation.conceal`), from which everything that a run writes is made. What was replaced
@@ -222,11 +224,28 @@ def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
             yield from _texts(f"{key}.{name}", below)
 
 
+# --- Characters that are not shown as themselves
+
+_BIDIRECTIONAL = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they reorder what stands beside them
+_UNPRINTED = rf"\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f{_BIDIRECTIONAL}\u2028\u2029\ufeff\U000e0000-\U000e007f"
+_CONTROL = re.compile(rf"[{_UNPRINTED}\x1b\r\ud800-\udfff]")
+# A terminal's colours and cursor (ESC [ ...) and carriage returns are what live displays are made of.
+_CONTROL_OF_STREAM = re.compile(rf"[{_UNPRINTED}]|\x1b(?!\[[0-9;?]*[A-Za-z])")
+
+
+def visible(text: str, control: re.Pattern[str] = _CONTROL) -> str:
+    r"""Return the text with control characters written as escapes, such as \x1b; line ends and tabs stay.
+
+    What a terminal would obey in a foreign name (colours, titles, links, the other direction) is shown instead.
+    """
+    return control.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 # --- What this process prints and logs
 
 
 class RedactingStream:
-    """A text stream that shows no credentials, whoever writes to it.
+    """A text stream that shows no credentials and passes on no terminal commands, whoever writes to it.
 
     Args:
         stream: where the redacted text goes.
@@ -236,7 +255,7 @@ class RedactingStream:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        self.stream.write(redact_credentials(text))
+        self.stream.write(visible(redact_credentials(text), _CONTROL_OF_STREAM))
         return len(text)
 
     def writelines(self, lines: Sequence[str]) -> None:
@@ -248,16 +267,16 @@ class RedactingStream:
 
 
 class RedactedRecord(logging.LogRecord):
-    """A log record without credentials, in its message and its traceback, for whatever handlers there are."""
+    """A log record without credentials and control characters, in message and traceback, for every handler."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         if self.exc_info and self.exc_info[0]:
             text = "".join(traceback.format_exception(*self.exc_info)).rstrip("\n")
-            self.exc_text = redact_credentials(text)  # a formatter writes this one where it is set
+            self.exc_text = visible(redact_credentials(text))  # a formatter writes this one where it is set
 
     def getMessage(self) -> str:
-        return redact_credentials(super().getMessage())
+        return visible(redact_credentials(super().getMessage()))
 
 
 def install() -> None:

@@ -30,7 +30,7 @@ from experiments.data.pixels import Decoded, splits_of
 from experiments.evaluate import Report, evaluate, predictions_table
 from experiments.losses import class_weights
 from experiments.models.network import cut
-from experiments.progress import Terminal
+from experiments.progress import PlainConsole, Terminal
 from experiments.redaction import redacted
 from experiments.regimes.bottleneck import bottleneck
 from experiments.regimes.finetune import finetune
@@ -60,7 +60,7 @@ def run(config: schema.Config) -> float:
     """
     began = time.perf_counter()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    console = Console(quiet=config.progress == "none")
+    console = PlainConsole(quiet=config.progress == "none")
     with (
         runtime.apply(config.runtime),
         keep_journal(folder, config) as journal,

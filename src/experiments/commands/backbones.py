@@ -50,8 +50,6 @@ def main() -> None:
     except ConfigError as error:
         sys.exit(str(error))
 
-    from rich.console import Console
-
     from experiments.quiet import quiet_start
 
     with quiet_start():
@@ -59,7 +57,9 @@ def main() -> None:
         from experiments.activations import BATCH
     batch = arguments.batch or BATCH
     runtime.apply(configs[0].runtime)
-    console, progress = Console(), Console(stderr=True)
+    from experiments.progress import PlainConsole
+
+    console, progress = PlainConsole(), PlainConsole(stderr=True)
     costs = []
     try:
         for config in configs:

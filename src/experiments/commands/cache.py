@@ -147,13 +147,14 @@ def arrays(path: Path) -> list[Path]:
 
 def show(cache: Path) -> None:
     """Prints one line for each entry, and the total."""
-    from rich.console import Console
 
     from experiments.store import readable
 
     found = scan(cache)
     if found:
-        Console().print(listing(found))
+        from experiments.progress import PlainConsole
+
+        PlainConsole().print(listing(found))
     total = sum(held.size for held in found)
     print(f"{len(found)} entries, {readable(total)} in {cache}")
 
@@ -161,7 +162,6 @@ def show(cache: Path) -> None:
 def listing(found: Sequence[Held]) -> Table:
     """Entries by kind, the last used first."""
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
     from experiments.store import readable
@@ -172,7 +172,7 @@ def listing(found: Sequence[Held]) -> Table:
         table.add_column(name, justify="left" if name in ("kind", "what for") else "right", no_wrap=name != "what for")
     for held in sorted(found, key=lambda held: (held.kind, -held.used)):
         ages = age(now - held.used), age(now - held.created)
-        table.add_row(held.kind, escape(purpose(held.path)), readable(held.size), *ages)
+        table.add_row(held.kind, purpose(held.path), readable(held.size), *ages)
     return table
 
 

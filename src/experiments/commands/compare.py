@@ -53,7 +53,6 @@ def main() -> None:
         parser.error("give runs, --sweep SWEEP or --query TEXT")
     if arguments.data and not arguments.data.is_dir():
         parser.error(f"--data: no such folder. Received: {arguments.data}")
-    from rich.console import Console
 
     from experiments.comparison import compare
     from experiments.tracking.stored import find_runs, local_store, search_runs
@@ -68,7 +67,9 @@ def main() -> None:
                 raise ConfigError(f"--query: no finished run fits. Received: {arguments.query!r}")
             found += fitting
         comparison = compare(uri, named, arguments.split, found)
-        console = Console()
+        from experiments.progress import PlainConsole
+
+        console = PlainConsole()
         show(console, comparison)
         keep(console, uri, comparison, arguments)
     except (ConfigError, OSError) as error:
@@ -107,7 +108,6 @@ def jobs_of(uri: str, named: str) -> list[RunFacts]:
 
 def show(console: Console, comparison: Comparison) -> None:
     """The comparison on a terminal of 100 columns."""
-    from rich.markup import escape
 
     from experiments import comparison_text
 
@@ -128,10 +128,10 @@ def show(console: Console, comparison: Comparison) -> None:
             valued = [[cell if len(cell) <= LONGEST else f"{cell[: LONGEST - 1]}…" for cell in row] for row in valued]
             table(console, valued, "what differs in configuration", numbers=False)
         for line in comparison_text.unread_keys(unread):
-            console.print(escape(line), highlight=False)
+            console.print(line)
         console.print()
     for sentence in comparison_text.sentences(comparison):
-        console.print(escape(sentence), highlight=False)
+        console.print(sentence)
 
 
 def by_value(differing: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -147,7 +147,6 @@ def by_value(differing: Sequence[Sequence[str]]) -> list[list[str]]:
 def table(console: Console, lines: Sequence[Sequence[str]], title: str | None = None, numbers: bool = True) -> None:
     """Prints a table whose first column may be folded; the others, too, unless they hold numbers."""
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
     if title:  # not the table's own, which is folded to its width
@@ -159,7 +158,7 @@ def table(console: Console, lines: Sequence[Sequence[str]], title: str | None = 
         else:
             made.add_column(name, overflow="fold")
     for line in lines[1:]:
-        made.add_row(*map(escape, line))
+        made.add_row(*line)
     console.print(made)
 
 

@@ -20,7 +20,6 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, such as seed=1")
     arguments = parser.parse_args()
     began = time.perf_counter()
-    from rich.console import Console
 
     from experiments.commands.compare import show
     from experiments.commands.composed import start
@@ -31,7 +30,9 @@ def main() -> None:
         comparison = compare(uri, runs, "validation")
     except ConfigError as error:
         sys.exit(str(error))
-    console = Console()
+    from experiments.progress import PlainConsole
+
+    console = PlainConsole()
     console.print()
     show(console, comparison)
     console.print(

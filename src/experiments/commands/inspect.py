@@ -181,7 +181,6 @@ def add_data(parts: Parts[argparse.ArgumentParser]) -> None:
 
 def look_at_data(arguments: argparse.Namespace) -> int:
     """Returns 1 if a run would refuse the data set."""
-    from rich.console import Console
 
     from experiments.quiet import quiet_start
 
@@ -192,7 +191,9 @@ def look_at_data(arguments: argparse.Namespace) -> int:
     looked = data.survey(config)
     print(looked.manifest.root)
     if looked.manifest.entries:
-        Console().print(data.counts(looked.manifest))
+        from experiments.progress import PlainConsole
+
+        PlainConsole().print(data.counts(looked.manifest))
     say(data.sentences(looked.manifest, config.data.image_size))
     say(data.fault_lines(looked, config.data.on_bad))
     if looked.manifest.entries:
@@ -227,7 +228,6 @@ def classes(text: str) -> int:
 
 
 def look_at_model(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
 
     from experiments.quiet import quiet_start
 
@@ -237,8 +237,10 @@ def look_at_model(arguments: argparse.Namespace) -> None:
     count = arguments.classes or (len(run.classes) if run else 2)
     anatomy = model.dissect(config, count)
     table = model.layer_table(anatomy) if arguments.layers else model.block_table(anatomy)
-    wide = Console(width=1000)  # names that are cut off tell nothing
-    Console(width=max(Console().width, wide.measure(table).maximum)).print(table)
+    from experiments.progress import PlainConsole
+
+    wide = PlainConsole(width=1000)  # names that are cut off tell nothing
+    PlainConsole(width=max(PlainConsole().width, wide.measure(table).maximum)).print(table)
     print(f"{config.model.name}, {config.data.image_size} pixels, {count} classes; weights are not read")
     say(model.sentences(config, anatomy))
     name = f"model-{config.model.name}"
@@ -260,7 +262,6 @@ def add_schedule(parts: Parts[argparse.ArgumentParser]) -> None:
 
 
 def look_at_schedule(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
 
     from experiments.quiet import quiet_start
 
@@ -268,7 +269,9 @@ def look_at_schedule(arguments: argparse.Namespace) -> None:
     with quiet_start():
         from experiments.inspection import schedule
     phases = schedule.phases(config)
-    Console().print(schedule.table(phases))
+    from experiments.progress import PlainConsole
+
+    PlainConsole().print(schedule.table(phases))
     say(schedule.sentences(config, phases))
     keep(arguments, schedule.draw(config, phases), name=f"schedule-{config.schedule.name}", config=config, run=run)
 
@@ -294,8 +297,6 @@ def add_lr(parts: Parts[argparse.ArgumentParser]) -> None:
 def look_for_rate(arguments: argparse.Namespace) -> None:
     import tempfile
 
-    from rich.console import Console
-
     from experiments.quiet import quiet_start
 
     if arguments.lowest >= arguments.highest or arguments.batches < 2:
@@ -309,11 +310,11 @@ def look_for_rate(arguments: argparse.Namespace) -> None:
 
         from experiments import runtime, tracking
         from experiments.inspection import lr
-        from experiments.progress import Terminal
+        from experiments.progress import PlainConsole, Terminal
     rates = np.geomspace(arguments.lowest, arguments.highest, arguments.batches)
     with tempfile.TemporaryDirectory() as folder, runtime.apply(config.runtime):
         files = tracking.fetch(config, Path(folder))
-        found = lr.range_test(config, files, rates, Terminal(Console(stderr=True)))
+        found = lr.range_test(config, files, rates, Terminal(PlainConsole(stderr=True)))
     say(lr.sentences(config, found))
     limits = f"{arguments.lowest} {arguments.highest} {arguments.batches}"
     name = f"lr-{config.regime.name}-{config.optimizer.name}"

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from experiments.commands.arguments import add_uri, positive
 from experiments.types import ConfigError
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("terminal", "csv", "json")
 SOME_FAILED = 3
+LONGEST = 40  # characters of a class name in a line
+LINE_END = csv.excel.lineterminator
 
 
 def main() -> None:
@@ -73,11 +75,10 @@ def predict(named: str, paths: Sequence[str], form: str, output: Path | None, ba
         ConfigError: no such run or files; nothing was written.
         OSError: what comes out cannot be written.
     """
-    from rich.console import Console
 
     from experiments import trained
     from experiments.predictions import list_files, predictions
-    from experiments.progress import Terminal
+    from experiments.progress import PlainConsole, Terminal
     from experiments.quiet import quiet_start
 
     files, others = list_files(paths)
@@ -85,9 +86,9 @@ def predict(named: str, paths: Sequence[str], form: str, output: Path | None, ba
         print(f"Passed over in these folders, as of no picture type: {others} files", file=sys.stderr)
     run = trained.find(named, uri)
     # Lines that come on the terminal are progress enough.
-    console = Console(stderr=True, force_terminal=False if output is None and sys.stdout.isatty() else None)
+    console = PlainConsole(stderr=True, force_terminal=False if output is None and sys.stdout.isatty() else None)
     done = failed = 0
-    with opened(output) as file:
+    with opened(output, form) as file:
         with quiet_start():
             model = run.model()
         write, began = WRITERS[form](file, run.classes), time.perf_counter()
@@ -102,13 +103,14 @@ def predict(named: str, paths: Sequence[str], form: str, output: Path | None, ba
 
 
 @contextmanager
-def opened(output: Path | None) -> Iterator[TextIO]:
+def opened(output: Path | None, form: str) -> Iterator[TextIO]:
     """Where lines go: a file, which appears whole or not at all, or standard output."""
     if output is None:
-        assert isinstance(sys.stdout, io.TextIOWrapper)
-        sys.stdout.reconfigure(errors="backslashreplace")  # names that are no text
-        yield sys.stdout
-        sys.stdout.flush()  # where it can still be told that nobody reads it
+        # CSV and JSON are data, in which names are what they are: not redacted as messages are.
+        stream: Any = sys.stdout if form == "terminal" else getattr(sys.stdout, "stream", sys.stdout)
+        stream.reconfigure(errors="backslashreplace")  # names that are no text
+        yield stream
+        stream.flush()  # where it can still be told that nobody reads it
         return
     from experiments.store import writing_file
 
@@ -120,9 +122,15 @@ def opened(output: Path | None) -> Iterator[TextIO]:
 
 def terminal_rows(file: TextIO, classes: Sequence[str]) -> Write:
     """A line for each picture; what is wrong with a file goes to standard error."""
+    from rich.cells import cell_len
+
     from experiments.data.listing import printable
 
-    width = max(map(len, classes))
+    names = [
+        name if len(name) <= LONGEST else f"{name[: LONGEST - 10]}…{name[-9:]}" for name in map(printable, classes)
+    ]
+    width = max(map(cell_len, names))
+    padded = [name + " " * (width - cell_len(name)) for name in names]
 
     def write(some: Sequence[Prediction]) -> None:
         for one in some:
@@ -131,7 +139,7 @@ def terminal_rows(file: TextIO, classes: Sequence[str]) -> Write:
                 print(f"{printable(one.path)}: {one.error}", file=sys.stderr)
             else:
                 best = int(one.probabilities.argmax())
-                file.write(f"{classes[best]:{width}}  {one.probabilities[best]:6.1%}  {printable(one.path)}\n")
+                file.write(f"{padded[best]}  {one.probabilities[best]:6.1%}  {printable(one.path)}\n")
 
     return write
 
@@ -139,16 +147,21 @@ def terminal_rows(file: TextIO, classes: Sequence[str]) -> Write:
 def csv_rows(file: TextIO, classes: Sequence[str]) -> Write:
     """path, class, probability, that of every class (p_NAME), error."""
     columns = ("path", "class", "probability", *(f"p_{name}" for name in classes), "error")
-    table = csv.writer(file, lineterminator="\n")
-    table.writerow(columns)
+
+    def write_row(cells: Sequence[object]) -> None:
+        line = io.StringIO()
+        csv.writer(line).writerow(cells)  # with its own line end, it quotes names that hold a carriage return
+        file.write(f"{line.getvalue().removesuffix(LINE_END)}\n")
 
     def write(some: Sequence[Prediction]) -> None:
         for one in some:
             if one.probabilities is None:
-                table.writerow([one.path, *[""] * (len(columns) - 2), one.error])
+                write_row([one.path, *[""] * (len(columns) - 2), one.error])
             else:
                 best, shares = int(one.probabilities.argmax()), one.probabilities.tolist()
-                table.writerow([one.path, classes[best], shares[best], *shares, ""])
+                write_row([one.path, classes[best], shares[best], *shares, ""])
+
+    write_row(columns)
 
     return write
 

@@ -165,17 +165,17 @@ def command(arguments: argparse.Namespace) -> str:
 def show(rows: Sequence[dict[str, Any]], said: Sequence[str]) -> None:
     """The table on the terminal."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from experiments import reproduction
+    from experiments.progress import PlainConsole
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in reproduction.HEADER:
         table.add_column(name, overflow="fold")
     for one in rows:
         table.add_row(one["experiment"], *reproduction.cells(one))
-    console = Console()
+    console = PlainConsole()
     console.print()
     console.print(table)
     for sentence in said:

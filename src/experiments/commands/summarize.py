@@ -29,8 +29,8 @@ def main() -> None:
 
 
 def summarize(folder: Path) -> None:
-    from rich.console import Console
 
+    from experiments.progress import PlainConsole
     from experiments.redaction import is_concealed
     from experiments.schema import Config
     from experiments.sweeps import summary
@@ -41,7 +41,7 @@ def summarize(folder: Path) -> None:
 
     said = summary.conclude(folder)
     about = json.loads((folder / SWEEP).read_bytes())
-    show(Console(), said, folder)
+    show(PlainConsole(), said, folder)
     if about["parent"] is not None:
         going_on = any(run["status"] in ("NEW", "PARTIAL", "RUNNING") for run in said["runs"])
         status = "RUNNING" if going_on else "FAILED" if said["failures"] else "FINISHED"

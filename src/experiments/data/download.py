@@ -25,12 +25,11 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from experiments import store
-from experiments.progress import Terminal
+from experiments.progress import PlainConsole, Terminal
 from experiments.types import DataError
 
 _CHUNK = 2**16  # bytes
@@ -134,7 +133,7 @@ def extract(file: File, target: Path, *, wanted: re.Pattern[str], member_bytes: 
                 raise DataError(f"{file.name} unpacks to {total:,} bytes. Allowed: {total_bytes:,}")
             draft.mkdir(parents=True)
             check_space(draft, total, f"Unpacking {file.name}")
-            with Terminal(Console()).stage("unpacking", len(members)) as advance:
+            with Terminal(PlainConsole()).stage("unpacking", len(members)) as advance:
                 for member in members:
                     path = draft.joinpath(*_parts(wanted, member))
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -266,7 +265,7 @@ def _length(file: File) -> int:
 @contextmanager
 def _bar(have: int, size: int) -> Iterator[Callable[[int], object]]:
     """A progress bar on a terminal, nothing elsewhere; yields the function that takes how many bytes there are."""
-    console = Console()
+    console = PlainConsole()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=10),

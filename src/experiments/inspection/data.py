@@ -9,13 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure, SubFigure
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from experiments.build import build_source
 from experiments.data.listing import Fault, printable
 from experiments.data.pixels import open_picture
-from experiments.figures import PALETTE, STYLE
+from experiments.figures import PALETTE, STYLE, literal, short
 from experiments.run import read_manifest
 from experiments.schema import Config
 from experiments.store import readable
@@ -57,7 +56,7 @@ def counts(found: Manifest) -> Table:
     table.add_column("all", f"{len(found.entries):,}", justify="right")
     for name in found.classes:
         row = [held[name, split] for split in splits]
-        table.add_row(escape(printable(name)), *(f"{count:,}" for count in (*row, sum(row))))
+        table.add_row(printable(name), *(f"{count:,}" for count in (*row, sum(row))))
     return table
 
 
@@ -125,7 +124,7 @@ def draw(looked: Survey, pictures: int) -> Figure:
             bars = left.barh(range(len(classes)), width, left=start, color=COLORS[split], label=split, height=0.7)
             left.bar_label(bars, [f"{count:,}" if count else "" for count in width], label_type="center", color="white")
             start += width
-    left.set_yticks(range(len(classes)), [_short(name) for name in classes])
+    left.set_yticks(range(len(classes)), [literal(short(name, 18)) for name in classes])
     left.invert_yaxis()
     left.grid(visible=False, axis="y")
     left.set(xlabel="pictures")
@@ -133,7 +132,7 @@ def draw(looked: Survey, pictures: int) -> Figure:
     for at, name in enumerate(classes):
         sides = np.array([(entry.width, entry.height) for entry in found.entries if entry.class_name == name])
         color = PALETTE[at % len(PALETTE)]
-        right.scatter(*sides.T, s=10, alpha=0.35, color=color, linewidths=0, label=_short(name))
+        right.scatter(*sides.T, s=10, alpha=0.35, color=color, linewidths=0, label=literal(short(name, 18)))
     right.set(xlabel="width of the file's picture", ylabel="height", title="sizes in pixels")
     right.margins(0.08)
     right.set(xlim=(0, None), ylim=(0, None))
@@ -157,12 +156,8 @@ def _samples(figure: SubFigure, found: Manifest, classes: Sequence[str], count: 
         chosen = dict.fromkeys(np.linspace(0, len(members) - 1, count).round().astype(int)) if members else {}
         for panel in row:
             panel.set_axis_off()
-        row[0].set_title(_short(name), fontsize=9)
+        row[0].set_title(literal(short(name, 18)), fontsize=9)
         for panel, at in zip(row, chosen, strict=False):
             picture = open_picture(found.root, members[at].path, members[at].sha256)
             picture.thumbnail((THUMBNAIL, THUMBNAIL))
             panel.imshow(np.asarray(picture))
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 18 else f"{name[:9]}…{name[-8:]}"

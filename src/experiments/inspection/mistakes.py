@@ -116,13 +116,14 @@ def draw(run: Trained, split: str, shown: Shown, wrong: int, pictures: int) -> F
     for mistake, heat in zip(shown.mistakes, shown.heat, strict=True):
         name = mistake.path.rsplit("/", 1)[-1]
         titles += [
-            name if len(name) <= 22 else f"{name[:12]}…{name[-9:]}",
-            f"{mistake.label} → {mistake.predicted} {mistake.confidence:.1%}" + ("" if heat.any() else "\nno evidence"),
+            figures.short(name),
+            f"{figures.short(mistake.label)} → {figures.short(mistake.predicted)} {mistake.confidence:.1%}"
+            + ("" if heat.any() else "\nno evidence"),
         ]
     figure = figures.picture_grid(grid, titles, columns=COLUMNS)
     which = "" if len(shown.mistakes) == wrong else f", the {len(shown.mistakes)} most confident"
     figure.suptitle(
-        f"{run.name}: {wrong} mistakes in {pictures} {split} pictures{which}\n"
+        f"{figures.literal(figures.short(run.name, 60))}: {wrong} mistakes in {pictures} {split} pictures{which}\n"
         "true → predicted; bright: what speaks for the predicted class (Grad-CAM)",
         fontsize=10,
     )

@@ -13,13 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
-
 from experiments import activations, journal, run, runtime, signals, store
 from experiments import tracking as tracked
 from experiments.build import build
 from experiments.models.network import cut
-from experiments.progress import Terminal
+from experiments.progress import PlainConsole, Terminal
 from experiments.redaction import redact_credentials
 from experiments.regimes import bottleneck, finetune
 from experiments.schema import Config, head_run
@@ -183,7 +181,7 @@ def share(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
     with answering(answer):
         first = Config.model_validate(configs[0])
         runtime.apply(first.runtime)
-        progress = Terminal(Console(quiet=first.progress == "none"))
+        progress = Terminal(PlainConsole(quiet=first.progress == "none"))
         passes: dict[str, tuple[Parts, dict[str, activations.Want]]] = {}
         for one in see(configs):
             config = one.parts.config

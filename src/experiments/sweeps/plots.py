@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from experiments.figures import literal, short
+
 if TYPE_CHECKING:
     from experiments.sweeps.summary import Candidate
 
@@ -67,7 +69,7 @@ def against_keys(scored: Sequence[Candidate], keys: Sequence[str], objective: st
             {place: float(np.mean([s for p, s in zip(at, scores, strict=True) if p == place])) for place in at}.items()
         )
         panel.plot(*zip(*means, strict=True), color="tab:orange", label="mean")
-        panel.set_xticks([place for place, _ in ticks], [text for _, text in ticks])
+        panel.set_xticks([place for place, _ in ticks], [literal(short(text)) for _, text in ticks])
         panel.set_xlabel(key)
         panel.set_ylabel(f"validation {objective}")
         panel.legend(fontsize=8)
@@ -84,7 +86,7 @@ def parallel(scored: Sequence[Candidate], keys: Sequence[str], objective: str) -
         low, high = min(where), max(where)
         columns.append([(place - low) / (high - low or 1) for place in where])
         for place, text in ticks:
-            axes.text(at, (place - low) / (high - low or 1), f" {text}", fontsize=8, va="center")
+            axes.text(at, (place - low) / (high - low or 1), f" {literal(short(text))}", fontsize=8, va="center")
     scores = np.array([one.score for one in scored])
     span = float(np.ptp(scores)) or 1.0
     columns.append(list((scores - scores.min()) / span))
@@ -107,7 +109,9 @@ def against_time(scored: Sequence[Candidate], objective: str) -> Figure:
     axes = figure.subplots()
     axes.scatter([one.seconds for one in scored], [one.score for one in scored], s=16)
     best = scored[0]
-    axes.annotate(best.name, (best.seconds, best.score), fontsize=8, xytext=(4, 4), textcoords="offset points")
+    axes.annotate(
+        literal(short(best.name, 60)), (best.seconds, best.score), fontsize=8, xytext=(4, 4), textcoords="offset points"
+    )
     axes.set_xlabel("seconds of a run")
     axes.set_ylabel(f"validation {objective}")
     return figure

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from experiments import journal, store
+from experiments.page import markdown_code, markdown_table, markdown_text
 from experiments.schema import LOWER_IS_BETTER
 from experiments.statistics import mean_interval, paired_difference, wilson
 from experiments.sweeps.plan import JOB, REPEATS, SWEEP, told
@@ -287,9 +288,7 @@ def conclude(folder: Path) -> dict[str, Any]:
 
 
 def markdown(name: str, command: str, lines: Sequence[Sequence[str]], said: Sequence[str], wrong: Sequence[str]) -> str:
-    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-    rows.insert(1, "|" + "---|" * len(lines[0]))
-    parts = [f"# Sweep {name}", f"`{command}`", "\n".join(rows), *said]
+    parts = [f"# Sweep {markdown_text(name)}", markdown_code(command), markdown_table(lines), *map(markdown_text, said)]
     if wrong:
-        parts += ["## Failed", *(f"```\n{text}\n```" for text in wrong)]
+        parts += ["## Failed", *map(markdown_code, wrong)]
     return "\n\n".join(parts) + "\n"

@@ -21,11 +21,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from experiments import journal, store
-from experiments.progress import Terminal
+from experiments.progress import PlainConsole, Terminal
 from experiments.redaction import redacted
 from experiments.schema import LOWER_IS_BETTER, Config
 from experiments.sweeps import local, plan
@@ -94,7 +93,7 @@ class Sweeper(HydraSweeper):
             raise ConfigError("tracking and outputs: a sweep has one of each. They cannot be swept over")
         if any(config.sweep != self.common.sweep for config in configs):
             raise ConfigError("sweep: its own settings cannot be swept over")
-        self.console = Console(quiet=self.common.progress == "none")
+        self.console = PlainConsole(quiet=self.common.progress == "none")
         fixed = any(one.startswith("hydra.sweep.dir=") for one in self.master.hydra.overrides.hydra)
         place = Path(self.master.hydra.sweep.dir)
         self.folder = (place if fixed else place / (name or plan.sweep_name(self.common, configs))).absolute()
@@ -167,7 +166,7 @@ class Sweeper(HydraSweeper):
             self.say(f"  {job.number:>3}  {state:9} {plan.told(job.values)}")
 
     def say(self, text: str) -> None:
-        self.console.print(escape(text), highlight=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
     # -- the work
 
@@ -370,13 +369,12 @@ def show(console: Console, said: dict[str, Any], folder: Path) -> None:
     header, *rows = said["table"]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in header:
-        table.add_column(escape(name), overflow="fold", no_wrap=name == said["objective"])
+        table.add_column(name, overflow="fold", no_wrap=name == said["objective"])
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     console.print(table)
     for sentence in said["sentences"]:
-        console.print(escape(sentence), highlight=False, soft_wrap=True)
+        console.print(sentence, soft_wrap=True)
     for text in said["failures"]:
-        console.print(escape(f"\nFAILED {text}"), highlight=False, soft_wrap=True, style="red")
-    console.print(escape(f"summary  {folder / 'summary.md'}   again: experiments summarize {folder.name}"),
-                  highlight=False, soft_wrap=True)  # fmt: skip
+        console.print(f"\nFAILED {text}", soft_wrap=True, style="red")
+    console.print(f"summary  {folder / 'summary.md'}   again: experiments summarize {folder.name}", soft_wrap=True)
