@@ -23,6 +23,13 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
         overrides: the command line, to tell what was received.
     """
     cause = error.__cause__
+    if isinstance(error, ValueError) and str(error).startswith("Only one of --run"):
+        return (
+            "--cfg, --info and --multirun (-m) exclude each other. For the plan of a sweep: -m ... sweep.dry_run=true. "
+            "For the configuration of one of its jobs: its values without -m, and --cfg job"
+        )
+    if isinstance(error, ValueError) and str(error).startswith("The --resolve flag"):
+        return f"--resolve: {error}"
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return faults([_no_choice(group, choice, error.options)])

@@ -6,12 +6,12 @@ differs since then, in configuration, data, weights or versions, is found by the
 
 from __future__ import annotations
 
+import itertools
 import json
-import math
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 
 from experiments import store
+from experiments.paths import CONF
 from experiments.redaction import redacted, reveal
 from experiments.schema import Config
 from experiments.types import ConfigError
 
 FILE, LOCK, CHECKPOINTS = "run.json", ".run.lock", "checkpoints"
+FETCHED = "fetched.json"  # where only the results of a run are that is not on this machine: its identity
 AUTO = "auto"  # resume: what the folder holds, if anything
 METRICS = "metrics.json"
 PATIENCE = 60.0  # seconds that one waits for the one before it, which may just be ending
@@ -64,18 +66,22 @@ class Journal:
         self.facts |= {name: redacted(value) for name, value in facts.items() if value is not None}
         self._write()
 
-    def check(self, identity: str) -> None:
-        """Notes the run's identity; of a resumed run, compares it.
+    def check(self, identity: str, planned: str | None = None) -> None:
+        """Notes the run's identity; of a resumed or a planned run, compares it.
+
+        Args:
+            planned: the identity that a sweep has planned.
 
         Raises:
             ConfigError: it is not the same run any more.
         """
-        before = self.facts.get("identity")
-        if before not in (None, identity):
+        if planned not in (None, identity):
             raise ConfigError(
-                f"resume: {self.folder} was another run: its configuration, pictures, weights or version of this "
-                f"program have changed since (identity {before} then, {identity} now). Start a new run instead"
+                f"{self.folder}: this job is not what was planned any more: the data, the weights or the version of "
+                f"this program have changed since (identity {planned} then, {identity} now). Nothing was trained. "
+                "Give the same command again"
             )
+        check_same(self.folder, self.facts.get("identity"), identity)
         self.note(identity=identity)
 
     def end(self, status: str) -> None:
@@ -131,12 +137,21 @@ def command(hydra: Any) -> dict[str, Any]:
         override for override in hydra.overrides.hydra
         if not override.lstrip("+~").removeprefix("hydra").lstrip("./").startswith(_ELSEWHERE)
     ]  # fmt: skip
-    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    folders = {source.provider: source.path for source in hydra.runtime.config_sources}
     return {
         "directory": hydra.runtime.cwd,
-        "config_dir": folders[0] if folders else None,
+        "config_dir": folders.get("command-line"),
+        "config_path": None if folders.get("main") == str(CONF) else folders.get("main"),
+        "config_name": hydra.job.config_name,
         "overrides": [*hydra.overrides.task, *kept],
     }
+
+
+def arguments(called: Mapping[str, Any]) -> list[str]:
+    """Return what `command` has recorded as it was typed."""
+    options = {"--config-dir": "config_dir", "--config-path": "config_path", "--config-name": "config_name"}
+    given = {option: called.get(name) for option, name in options.items()}
+    return [*itertools.chain(*((option, str(value)) for option, value in given.items() if value)), *called["overrides"]]
 
 
 def resume(given: Sequence[str]) -> list[str] | None:
@@ -170,8 +185,7 @@ def resume(given: Sequence[str]) -> list[str] | None:
         [] if any(one.startswith("runtime.threads=") for one in extra) else [f"runtime.threads={facts['threads']}"]
     )
     return [
-        *(["--config-dir", called["config_dir"]] if called["config_dir"] else []),
-        *called["overrides"],
+        *arguments(called),
         f"outputs={quoted(facts['outputs'])}",
         f"hydra.run.dir={quoted(str(folder))}",
         f"resume={quoted(str(folder))}",
@@ -180,13 +194,26 @@ def resume(given: Sequence[str]) -> list[str] | None:
     ]
 
 
-def finished(folder: Path, objective: str) -> float | None:
-    """The validation metric of the run that a folder holds, where that is finished; None where there is work to do."""
-    facts = read(folder)
-    if facts is None or facts.get("status") != "FINISHED":
+def finished(folder: Path, identity: str) -> dict[str, float] | None:
+    """Return the metrics in a folder; None where they are not those of a finished run of this identity."""
+    fetched = folder / FETCHED
+    facts = json.loads(fetched.read_bytes()) if fetched.exists() else read(folder) or {}
+    if not identity or facts.get("identity") != identity or facts.get("status") != "FINISHED":
         return None
-    metrics: dict[str, float] = json.loads((folder / METRICS).read_bytes())
-    return metrics.get(f"validation.{objective}", math.nan)
+    try:
+        metrics: dict[str, float] = json.loads((folder / METRICS).read_bytes())
+    except (OSError, ValueError):  # removed since
+        return None
+    return metrics
+
+
+def check_same(folder: Path, before: str | None, now: str) -> None:
+    """Raise ConfigError where a folder's run has another identity than the one that is to go on there."""
+    if before not in (None, now):
+        raise ConfigError(
+            f"resume: {folder} was another run: its configuration, pictures, weights or version of this "
+            f"program have changed since (identity {before} then, {now} now). Start a new run instead"
+        )
 
 
 def find(named: str, overrides: Sequence[str]) -> Path:

@@ -20,7 +20,7 @@ from experiments import journal, machine, store
 from experiments.paths import run_name
 from experiments.schema import NOT_IDENTITY, Config
 from experiments.statistics import mean_interval, wilson
-from experiments.sweeps import local
+from experiments.sweeps import local, plan
 from experiments.sweeps.plan import Job
 
 CLAIMED_FOR = "vgg16"  # the backbone of all claims but the first
@@ -101,7 +101,7 @@ def same_task(config: Config, given: Sequence[str]) -> bool:
     return not altered and not config.data.name.startswith("synthetic")
 
 
-def look(jobs: Sequence[Job], folder: Path) -> None:
+def look(jobs: Sequence[Job]) -> None:
     """Finds who the jobs are and what of them is done, by building and reading all that they need.
 
     Raises:
@@ -109,7 +109,7 @@ def look(jobs: Sequence[Job], folder: Path) -> None:
     """
     # The last first: networks are built before pictures are read, and the first of all has no weights that could lack.
     order = list(reversed(jobs))
-    said = local.ask(folder, "look", [job.config.model_dump(by_alias=True, mode="json") for job in order])
+    said = local.ask("look", [job.config.model_dump(by_alias=True, mode="json") for job in order])
     for job, known in zip(order, said["jobs"], strict=True):
         job.identity = known["identity"]
         if known.get("status"):
@@ -127,15 +127,19 @@ def train(job: Job, parent: str | None) -> None:
         name = run_name(job.values["experiment"], job.config.model.name, f"seed{job.values['seed']}")
         job.folder = Path(job.config.outputs) / "runs" / name
     own = any(one.startswith("runtime.threads=") for one in job.overrides)
-    arguments = [
+    threads = None if own else job.threads
+    overrides = [
         *job.overrides,
         "evaluate.test=false",  # no claim is about it
-        *([f"runtime.threads={job.threads}"] if job.threads and not own else []),
+        *([f"runtime.threads={threads}"] if threads else []),
         *([f"sweep.parent={parent}"] if parent else []),
-        f"hydra.run.dir={journal.quoted(str(job.folder))}",
         "resume=auto",
     ]
-    process = local.start(local.run_job, arguments, None, None)
+    changes = {
+        "resume": journal.AUTO, "evaluate": {"test": False}, "sweep": {"parent": parent},
+        "runtime": {"threads": threads} if threads else {},
+    }  # fmt: skip
+    process = local.start(local.run_job, plan.planned(job, changes, overrides), None, None)
     try:
         process.join()
     except BaseException:
@@ -162,7 +166,7 @@ FILES = ("curves.csv", journal.METRICS, "predictions_validation.csv")  # as `rea
 
 def result_of(job: Job) -> Result:
     """A finished run's result, from its folder or, where that is on another machine, from the tracking store."""
-    if all((job.folder / name).exists() for name in FILES):
+    if journal.finished(job.folder, job.identity) is not None and all((job.folder / name).exists() for name in FILES):
         return read_result(*((job.folder / name).read_bytes() for name in FILES))
     from experiments.tracking import stored
 

@@ -52,8 +52,11 @@ JOINED_PICTURES = 32  # on which every run compares its whole model with the sco
 JOINED_BATCH = 8  # of them at a time
 
 
-def run(config: schema.Config) -> float:
+def run(config: schema.Config, planned: str | None = None) -> float:
     """Runs one experiment; what it writes is in the Hydra job's folder and in MLflow.
+
+    Args:
+        planned: the identity that the run must have.
 
     Returns:
         The validation metric that `objective` names; nan where the split does not define it (see `evaluate`).
@@ -72,7 +75,7 @@ def run(config: schema.Config) -> float:
         splits = read_data(parts)
         check_origins({key: folder / "inputs" / key for key in files}, splits)
         identity = parts.identity(config, splits.fingerprint)
-        journal.check(identity)
+        journal.check(identity, planned)
         journal.note(backbone_identity=parts.backbone.identity)
         describe(parts, splits, folder, tracker, identity)
         checkpoints = Checkpoints(folder / journals.CHECKPOINTS)

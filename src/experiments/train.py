@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import hydra
+from hydra import version
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobRuntime, run_job, setup_globals
+from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from experiments import journal, like, paths, redaction, signals, validation
 from experiments.explain import disk_full, explain
 from experiments.quiet import quiet_start
+from experiments.schema import Config
+from experiments.sweeps import plan
 from experiments.sweeps.cluster import RayLauncher, SlurmLauncher
 from experiments.sweeps.local import LocalLauncher
+from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.sweeper import Sweeper
 from experiments.types import ConfigError, DataError, Pruned
 
@@ -32,32 +43,87 @@ ConfigStore.instance().repo["hydra"].get("launcher", {}).pop("ray.yaml", None)
 @hydra.main(version_base="1.3", config_path=str(paths.CONF), config_name="config")
 def train(composed: DictConfig) -> float:
     """Runs one experiment; returns its validation metric `objective` to a sweeper."""
-    config = validation.read(composed)
-    if config.resume == journal.AUTO:
-        done = journal.finished(Path(HydraConfig.get().runtime.output_dir), config.objective)
-        if done is not None:
-            return done
+    return start(validation.read(composed))
+
+
+def start(config: Config, planned: str | None = None) -> float:
+    """Run an experiment, or, with `resume=auto`, return the result of the finished run in its folder.
+
+    Args:
+        planned: the identity that the run must have; None: whatever its configuration and data give.
+
+    Raises:
+        ConfigError: the folder holds another run, which `resume=auto` would take for this one.
+    """
     with quiet_start():
         from experiments.tracking import address
 
         address.check(config.tracking.uri)
         from experiments.run import run  # imports TensorFlow: only once the configuration is known to be good
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    begun = journal.read(folder) if config.resume == journal.AUTO else None
+    if begun is not None and begun.get("identity"):
+        if planned is None:
+            from experiments.sweeps.look import identity
 
-    return run(config)
+            planned = identity(config)
+        journal.check_same(folder, begun["identity"], planned)
+        if (metrics := journal.finished(folder, planned)) is not None:
+            return metrics.get(f"validation.{config.objective}", math.nan)
+    return run(config, planned)
+
+
+def run_planned(job: PlannedRun) -> None:
+    """Run a job of a sweep from the configuration that was planned, as Hydra runs one that it has composed itself."""
+    sys.argv = ["train", *job.arguments]  # which logs and tags record
+
+    def call() -> None:
+        version.setbase("1.3")
+        setup_globals()
+        composed = job.composed.hydra
+        JobRuntime.instance().set("name", composed.hydra.job.name)
+        done = run_job(
+            task_function=lambda _: start(job.composed.config, job.identity),
+            config=composed,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+            hydra_context=HydraContext(config_loader=cast(Any, None), callbacks=Callbacks(composed)),
+        )
+        _ = done.return_value  # raises what the job has raised
+
+    reported(call)
 
 
 def main() -> None:
+    def call() -> None:
+        command = journal.resume(redaction.conceal_arguments(sys.argv[1:]))
+        if command is None:
+            print("This run is finished: there is nothing to resume.")
+            return
+        sys.argv[1:] = deferring(like.expand(command))
+        train()
+
+    reported(call)
+
+
+def deferring(command: list[str]) -> list[str]:
+    """Return a sweep's command line without what can only be applied to its jobs, which the sweeper gets whole."""
+    given = get_args_parser().parse_args(command)
+    if not given.multirun:
+        return command
+    later = plan.deferred(given.overrides)
+    Sweeper.typed = [one for one in given.overrides if not one.lstrip("+~").startswith("hydra")] if later else None
+    return [one for one in command if one not in later]
+
+
+def reported(call: Callable[[], None]) -> None:
+    """Call the program; what stops it is an exit code and a sentence."""
     # With this set Hydra raises its errors instead of printing them, and they can be explained.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     signals.install()
     redaction.install()
     try:
-        command = journal.resume(redaction.conceal_arguments(sys.argv[1:]))
-        if command is None:
-            print("This run is finished: there is nothing to resume.")
-            return
-        sys.argv[1:] = like.expand(command)
-        train()
+        call()
     except (ConfigError, DataError, Pruned) as error:
         sys.exit(str(error))
     except (KeyboardInterrupt, signals.Stopped) as stop:

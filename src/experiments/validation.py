@@ -25,6 +25,7 @@ from experiments.types import ConfigError
 # What conf/ calls; it is of use to nobody who does not check it.
 OmegaConf.register_new_resolver("default_outputs", paths.default_outputs, replace=True)
 OmegaConf.register_new_resolver("run_name", paths.run_name, replace=True)
+SWEEPER = "hydra_plugins.experiments.Sweeper"
 MIXING_LAYERS = ("keras.layers.MixUp", "keras.layers.CutMix")
 
 
@@ -340,3 +341,12 @@ class ValidateBeforeRun(Callback):
             read(config)
         except ConfigError as error:
             raise SystemExit(str(error)) from None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse another sweeper: its jobs would be composed one by one, and run unplanned in folders of others."""
+        target = OmegaConf.select(config, "hydra.sweeper._target_")
+        if target != SWEEPER:
+            raise SystemExit(
+                "hydra/sweeper: must be experiments, which plans a sweep's jobs and runs them as planned. Leave it "
+                f"out. For a search: sweep.search=random or tpe. Received: {target}"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 
 from experiments import paths
 from experiments.sweeps import local, plan
+from experiments.sweeps.plan import Job
 from experiments.types import ConfigError
 
 
@@ -56,14 +58,16 @@ def test_every_faulty_job_is_named_in_one_error(context: HydraContext) -> None:
 
 
 def test_a_sweep_has_the_same_name_whatever_runs_it(context: HydraContext) -> None:
-    def name(*overrides: str) -> str:
+    def name(*overrides: str, data: str = "a") -> str:
         unfolded = plan.grid(plan.parse(overrides, context))
-        configs = plan.compose(unfolded, context, master(context))
-        return plan.sweep_name(configs[0], configs)
+        composed = plan.compose(unfolded, context, master(context))
+        jobs = [Job(0, [], {}, one.config, Path(), identity=data) for one in composed]
+        return plan.sweep_name(jobs[0].config, jobs)
 
     assert name("epochs=3,4") == name("epochs=4,3", "sweep.jobs=2") == name("epochs=3,4", "progress=none")
     assert name("epochs=3,4") != name("epochs=3,5")
     assert name("epochs=3,4") != name("epochs=3,4", "seed=1")
+    assert name("epochs=3,4") != name("epochs=3,4", data="b"), "of other data it is another sweep"
 
 
 @pytest.mark.parametrize("experiment", ["above_95", "above_95_search"])
@@ -72,9 +76,8 @@ def test_the_exercise_brings_its_space(context: HydraContext, experiment: str) -
     assert set(composed.hydra.sweeper.params) >= {"model.head.dropout", "model.head.l2", "regime.unfrozen_blocks"}
     if experiment == "above_95":
         given = [f"{key}={value}" for key, value in composed.hydra.sweeper.params.items()]
-        configs = plan.compose(
-            plan.grid(plan.parse([f"experiment={experiment}", "data.root=x", *given], context)), context, composed
-        )
+        unfolded = plan.grid(plan.parse([f"experiment={experiment}", "data.root=x", *given], context))
+        configs = [one.config for one in plan.compose(unfolded, context, composed)]
         assert len(configs) == 18
         assert {config.regime.unfrozen_blocks for config in configs} == {1, 2}
 

@@ -19,7 +19,6 @@ from experiments import studies
 from experiments.schema import Config
 from experiments.sweeps import search as searches
 from experiments.sweeps.plan import Job
-from experiments.sweeps.search import search_name
 from experiments.sweeps.space import Space, space
 from experiments.tracking import owners
 from experiments.types import ConfigError, EpochRecord, Pruned
@@ -38,7 +37,12 @@ def over(*arguments: str, **defaults: Any) -> Space:
 
 def test_a_search_has_one_name_whatever_its_trials_workers_and_stores(config: Any) -> None:
     found = over("model.head.dropout=interval(0.0,0.5)")
+
+    def search_name(made: Config, found: Space, identity: str = "data") -> str:
+        return searches.search_name([made], found, identity)
+
     name = search_name(config("sweep.search=tpe"), found)
+    assert search_name(config("sweep.search=tpe"), found, "other data") != name
     same = ["sweep.trials=99", "sweep.jobs=4", "tracking=none", "outputs=/elsewhere", "runtime.threads=3"]
     assert search_name(config("sweep.search=tpe", *same), found) == name
     for other in ("sweep.seed=1", "sweep.search=random", "objective=loss", "epochs=7", "sweep.pruner=median"):

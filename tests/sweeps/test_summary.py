@@ -28,9 +28,9 @@ def add(
     place.mkdir()
     status = "FAILED" if correct is None else "FINISHED"
     told = {"number": number, "values": values, "overrides": [f"{k}={v}" for k, v in values.items()],
-            "folder": str(place), "status": status, "reason": "", **job}  # fmt: skip
+            "folder": str(place), "status": status, "reason": "", "identity": f"job {number}", **job}  # fmt: skip
     (place / "job.json").write_text(json.dumps(told))
-    (place / "run.json").write_text(json.dumps({"command": {}, "status": status}))
+    (place / "run.json").write_text(json.dumps({"command": {}, "status": status, "identity": f"job {number}"}))
     if correct is not None:
         metrics = {
             "validation.accuracy": float(correct.mean()),
@@ -94,6 +94,36 @@ def test_a_loss_is_better_lower(folder: Path) -> None:
     add(folder, 0, {"x": "good"}, right(90))
     add(folder, 1, {"x": "bad"}, right(50))
     assert summary.conclude(folder)["winner"]["values"] == {"x": "good"}
+
+
+def test_results_of_another_run_are_in_no_row(folder: Path) -> None:
+    """Whatever its files say, and also where only what was fetched of it is here."""
+    add(folder, 0, {"x": "a"}, right(60))
+    add(folder, 1, {"x": "b"}, right(99), identity="planned")
+    (folder / "2").mkdir()
+    add(folder / "2", 2, {"x": "c"}, right(98))
+    (folder / "2" / "2").rename(folder / "fetched")
+    for name in ("job.json", "metrics.json", "predictions_validation.csv"):
+        (folder / "fetched" / name).rename(folder / "2" / name)
+    (folder / "2" / "fetched.json").write_text(json.dumps({"identity": "another", "status": "FINISHED"}))
+    said = summary.conclude(folder)
+    assert said["winner"]["values"] == {"x": "a"}
+    assert [run["status"] for run in said["runs"]] == ["FINISHED", "NEW", "NEW"]
+    assert [run["metrics"] for run in said["runs"][1:]] == [{}, {}]
+    (folder / "2" / "fetched.json").write_text(json.dumps({"identity": "job 2", "status": "FINISHED"}))
+    assert summary.conclude(folder)["winner"]["values"] == {"x": "c"}
+
+
+def test_the_test_score_of_a_former_winner_is_not_told_beside_another(folder: Path) -> None:
+    add(folder, 0, {"x": "a"}, right(60))
+    add(folder, 1, {"x": "b"}, right(90))
+    add(folder, 2, {"x": "a"}, right(60), final=True)
+    metrics = json.loads((folder / "2" / "metrics.json").read_text())
+    held = {"test.accuracy": 0.654, "test.accuracy_low": 0.5, "test.accuracy_high": 0.7}
+    (folder / "2" / "metrics.json").write_text(json.dumps(metrics | held))
+    assert "65.4" not in " ".join(summary.conclude(folder)["sentences"])
+    (folder / "1" / "run.json").unlink()  # so that the former winner is the winner
+    assert "65.4" in " ".join(summary.conclude(folder)["sentences"])
 
 
 def test_without_a_finished_job_there_is_no_winner(folder: Path) -> None:

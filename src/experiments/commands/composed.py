@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from experiments import paths, validation
 from experiments.explain import explain
 from experiments.schema import Config
+from experiments.sweeps.plan import Composed
 from experiments.types import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 
 
 def read(overrides: Sequence[str], folder: Path | None = None) -> Config:
-    """The checked configuration of a command line, composed as by `train`.
+    """The checked configuration of a command line, composed as by `train`; see `whole`."""
+    return whole(overrides, folder).config
+
+
+def whole(overrides: Sequence[str], folder: Path | None = None) -> Composed:
+    """Return the checked configuration of a command line, composed as by `train`, and Hydra's own of it.
 
     Args:
         folder: of the user's own choices, where there are such (train's --config-dir).
@@ -32,7 +38,8 @@ def read(overrides: Sequence[str], folder: Path | None = None) -> Config:
     given = [*overrides, *([f"hydra.searchpath=['file://{folder.resolve()}']"] if folder else [])]
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
-            return validation.read(compose("config", given))
+            composed = compose("config", given, return_hydra_config=True)
+            return Composed(validation.read(composed), composed)
     except ConfigError:
         raise
     except Exception as error:

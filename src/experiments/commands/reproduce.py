@@ -73,7 +73,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
     lock = journal.claim(folder, LOCK, "reproduction")
     try:
         try:
-            reproduction.look(jobs, folder)
+            reproduction.look(jobs)
         except ConfigError as error:
             said = ["Cannot be run here, and nothing has been.", str(error), *hints(arguments, str(error))]
             raise ConfigError("\n".join(said)) from None
@@ -89,7 +89,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
         finally:
             rows, said = reproduction.conclude(folder, jobs, backbone, comparable, command(arguments))
             if parent is not None:
-                local.ask(folder, "close_run", plain, parent, str(folder), reproduction.metrics(rows), status)
+                local.ask("close_run", plain, parent, str(folder), reproduction.metrics(rows), status)
     finally:
         lock.release()
     show(rows, said)
@@ -126,7 +126,8 @@ def planned(arguments: argparse.Namespace) -> list[Job]:
         for seed in range(arguments.seeds):
             line = [*given, *arguments.overrides, f"seed={seed}"]
             values = {"experiment": name, "seed": str(seed)}
-            jobs.append(Job(len(jobs), line, values, composed.read(line), Path()))
+            one = composed.whole(line)
+            jobs.append(Job(len(jobs), line, values, one.config, Path(), one.hydra))
     return jobs
 
 
@@ -148,7 +149,7 @@ def open_parent(folder: Path, config: dict[str, Any]) -> str:
 
     path = folder / PARENT
     before = json.loads(path.read_bytes())["run_id"] if path.exists() else None
-    said = local.ask(folder, "open_run", config, str(folder), before)
+    said = local.ask("open_run", config, str(folder), before)
     store.write_file(path, json.dumps(said).encode())
     return str(said["run_id"])
 

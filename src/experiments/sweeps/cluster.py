@@ -3,8 +3,8 @@
 Hydra's own plugins for the two (hydra-ray-launcher 1.2.2, hydra-submitit-launcher 1.2.0) wait for their jobs in one
 list comprehension, which raises at the first whose process was killed: the results of all others are lost with it, and
 nothing is started again. So these here speak to Ray and submitit themselves. A job is the run that `LocalLauncher`
-would start, with the same command in the same folder, in a process that Ray or SLURM starts; what the processes share
-is that folder. One that is started again goes on from its checkpoint (`resume=auto`).
+would start, from the same configuration in the same folder, in a process that Ray or SLURM starts; what the processes
+share is that folder. One that is started again goes on from its checkpoint (`resume=auto`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import journal, signals
+from experiments import signals
 from experiments.sweeps.local import GRACE, LOG, LocalLauncher, invoke, last_lines, why_ended
+from experiments.sweeps.plan import PlannedRun
 from experiments.types import ConfigError
 
 # Of the sweep's environment, what a job on another machine needs to know.
@@ -74,8 +75,8 @@ class RayLauncher(LocalLauncher):
     def threads(self) -> int | None:
         return max(1, int(self.cpus))
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs the jobs; what comes back is as `LocalLauncher.launch` has it.
+    def run(self, jobs: Sequence[PlannedRun]) -> Sequence[JobReturn]:
+        """Runs the jobs; what comes back is as `LocalLauncher.run` has it.
 
         Raises:
             ConfigError: there is no such cluster.
@@ -85,8 +86,7 @@ class RayLauncher(LocalLauncher):
         import ray
         from ray.exceptions import RayError
 
-        commands = [placed(self, overrides) for overrides in job_overrides]
-        returns = [JobReturn(overrides=list(overrides)) for overrides in job_overrides]
+        returns = [JobReturn(overrides=job.arguments) for job in jobs]
         known = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
         own = self.address is None and not os.environ.get("RAY_ADDRESS")
         try:
@@ -94,7 +94,7 @@ class RayLauncher(LocalLauncher):
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(f"hydra.launcher.address: no Ray answers at {self.address}: {error}") from None
         signals.install()  # Ray takes SIGTERM for itself
-        waiting = list(range(len(commands)))
+        waiting = list(range(len(jobs)))
         running: dict[Any, int] = {}
         try:
             task = ray.remote(**self.remote)(work)
@@ -104,9 +104,9 @@ class RayLauncher(LocalLauncher):
                     waiting = []
                 while waiting and len(running) < self.slots:
                     at = waiting.pop(0)
-                    folder, arguments = commands[at]
+                    folder = jobs[at].folder
                     named = task.options(name=f"{folder.parent.name}/{folder.name}")
-                    running[named.remote(folder, arguments, Path.cwd(), known, self.timeout)] = at
+                    running[named.remote(jobs[at], Path.cwd(), known, self.timeout)] = at
                     self.begun[at] = time.monotonic()
                 done, _ = ray.wait(list(running), timeout=0.5) if running else ([], [])
                 for reference in done:
@@ -133,7 +133,7 @@ class SlurmLauncher(LocalLauncher):
 
     Args:
         cluster: slurm; local: as processes of this machine, to try it out.
-        folder: for what submitit writes, on a disk that all machines share.
+        folder: for what submitit writes, on a disk that all machines share; relative to the sweep's.
         timeout_min: minutes of a job, after which it is queued again and goes on from its checkpoint.
         max_num_timeout: how often.
         signal_delay_s: seconds before its end that a job is told.
@@ -162,33 +162,46 @@ class SlurmLauncher(LocalLauncher):
         need("submitit", "slurm", "slurm")
         if self.cluster not in ("slurm", "local"):
             raise ConfigError(f"hydra.launcher.cluster: must be slurm or local. Received: {self.cluster!r}")
+        self.executor(Path())  # what it takes is checked before any work
+
+    def executor(self, sweep: Path) -> Any:
+        """Return what submits jobs.
+
+        Args:
+            sweep: its folder, which a relative `folder` is below.
+
+        Raises:
+            ConfigError: there is no SLURM, or it does not take these parameters.
+        """
         import submitit
 
         at_once = {"slurm_array_parallelism": self.slots} if self.cluster == "slurm" else {}
         try:
-            self.executor = submitit.AutoExecutor(
-                folder=self.folder, cluster=self.cluster, **{f"{self.cluster}_max_num_timeout": self.max_num_timeout}
-            )
-            self.executor.update_parameters(**self.parameters, **at_once)
+            made = submitit.AutoExecutor(
+                folder=sweep / self.folder, cluster=self.cluster,
+                **{f"{self.cluster}_max_num_timeout": self.max_num_timeout},
+            )  # fmt: skip
+            made.update_parameters(**self.parameters, **at_once)
         except (NameError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(f"hydra/launcher=slurm: {error}") from None
+        return made
 
     def threads(self) -> int | None:
         return self.cpus
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs the jobs; what comes back is as `LocalLauncher.launch` has it.
+    def run(self, jobs: Sequence[PlannedRun]) -> Sequence[JobReturn]:
+        """Runs the jobs; what comes back is as `LocalLauncher.run` has it.
 
         Raises:
             ConfigError: SLURM refuses the jobs.
         """
         from submitit.core.utils import FailedSubmissionError
 
-        commands = [placed(self, overrides) for overrides in job_overrides]
-        returns = [JobReturn(overrides=list(overrides)) for overrides in job_overrides]
+        returns = [JobReturn(overrides=job.arguments) for job in jobs]
+        executor = self.executor(jobs[0].folder.parent)
         # SLURM keeps its own queue, which takes all jobs as one array; submitit's local executor starts what it gets.
-        room = len(commands) if self.cluster == "slurm" else self.slots
-        waiting = list(range(len(commands)))
+        room = len(jobs) if self.cluster == "slurm" else self.slots
+        waiting = list(range(len(jobs)))
         running: dict[int, Any] = {}
         try:
             while waiting or running:
@@ -200,14 +213,14 @@ class SlurmLauncher(LocalLauncher):
                         _log.info("No further job is started: %s", why)
                     waiting = []
                 chosen, waiting = waiting[: room - len(running)], waiting[room - len(running) :]
-                jobs = []
+                submitted = []
                 try:
-                    with self.executor.batch() if chosen else contextlib.nullcontext():
+                    with executor.batch() if chosen else contextlib.nullcontext():
                         for at in chosen:
-                            jobs.append(self.executor.submit(Task(*commands[at], Path.cwd(), {}, self.timeout)))
+                            submitted.append(executor.submit(Task(jobs[at], Path.cwd(), {}, self.timeout)))
                 except FailedSubmissionError as error:
                     raise ConfigError(f"hydra/launcher=slurm: the jobs are not accepted: {error}") from None
-                for at, job in zip(chosen, jobs, strict=True):
+                for at, job in zip(chosen, submitted, strict=True):
                     running[at] = job
                     self.begun[at] = time.monotonic()
                 time.sleep(0.5)
@@ -241,13 +254,12 @@ class Task:
 
 
 def work(
-    folder: Path, arguments: Sequence[str], directory: Path, known: Mapping[str, str], timeout: float | None,
+    job: PlannedRun, directory: Path, known: Mapping[str, str], timeout: float | None,
     *, leaving: Callable[[], bool] = lambda: False,
 ) -> str | None:  # fmt: skip
-    """One run, in this process: as `python -m experiments.train ARGUMENTS`, all that it says in a file.
+    """Run a job in this process, from the configuration that was planned; its output in a file.
 
     Args:
-        folder: of the job.
         directory: that the sweep was started in.
         known: of the sweep's environment.
         timeout: seconds that it may take.
@@ -256,6 +268,7 @@ def work(
     Returns:
         Why it ended badly; None: it did not.
     """
+    folder = job.folder
     if not folder.parent.is_dir():
         return (
             f"{folder.parent} is not to be found on {platform.node()}: the sweep's machines must share a disk, and "
@@ -266,12 +279,11 @@ def work(
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     with contextlib.suppress(OSError):  # where it is not shared, only absolute paths mean the same
         os.chdir(directory)
-    sys.argv = ["train", *arguments]
     late = threading.Event()
     code: Any = 0
     with into(folder / LOG), limited(timeout, late):
         try:
-            invoke("experiments.train", "main")
+            invoke("experiments.train", "run_planned", job)
         except SystemExit as stop:
             if leaving():
                 raise
@@ -332,14 +344,6 @@ def into(log: Path) -> Iterator[None]:
             for number, old in zip((1, 2), before, strict=True):
                 os.dup2(old, number)
                 os.close(old)
-
-
-def placed(launcher: LocalLauncher, overrides: Sequence[str]) -> tuple[Path, list[str]]:
-    """A job's folder and its command line, with the outputs folder that another machine would not know."""
-    folder, arguments = launcher.command(overrides)
-    if not any(one.startswith("outputs=") for one in arguments):
-        arguments.append(f"outputs={journal.quoted(launcher.config.outputs)}")
-    return folder, arguments
 
 
 def need(package: str, launcher: str, extra: str) -> None:

@@ -12,11 +12,10 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
-import secrets
 import shutil
 import signal
 import subprocess
-import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +27,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from experiments import journal, redaction
+from experiments import redaction
+from experiments.sweeps.plan import PlannedRun
 from experiments.types import ConfigError
 
 PRELOADED = ["experiments.sweeps.warm"]
@@ -56,10 +56,13 @@ class LocalLauncher(Launcher):
         return max(1, (os.cpu_count() or 1) // self.slots) if self.slots > 1 else None
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Raise ConfigError: Hydra's interface hands over overrides, to be composed once more."""
+        raise ConfigError(f"hydra/sweeper: hydra/launcher={type(self).__name__} needs the one of this project")
+
+    def run(self, jobs: Sequence[PlannedRun]) -> Sequence[JobReturn]:
         """Runs the jobs; what comes back is COMPLETED, FAILED with the reason, or UNKNOWN where it did not start."""
-        commands = [self.command(overrides) for overrides in job_overrides]
-        returns = [JobReturn(overrides=list(overrides)) for overrides in job_overrides]
-        waiting = list(range(len(commands)))
+        returns = [JobReturn(overrides=job.arguments) for job in jobs]
+        waiting = list(range(len(jobs)))
         running: dict[int, tuple[Any, int]] = {}
         free = list(range(self.slots))
         gpus = visible_gpus()
@@ -70,10 +73,9 @@ class LocalLauncher(Launcher):
                     waiting = []
                 while waiting and free:
                     at, slot = waiting.pop(0), free.pop(0)
-                    folder, arguments = commands[at]
                     gpu = gpus[slot % len(gpus)] if gpus else None
                     self.begun[at] = time.monotonic()
-                    running[at] = (start(run_job, arguments, str(folder / LOG), gpu), slot)
+                    running[at] = (start(run_job, jobs[at], str(jobs[at].folder / LOG), gpu), slot)
                 multiprocessing.connection.wait([process.sentinel for process, _ in running.values()], timeout=0.5)
                 for at, (process, slot) in list(running.items()):
                     late = self.timeout is not None and time.monotonic() - self.begun[at] > self.timeout
@@ -86,7 +88,7 @@ class LocalLauncher(Launcher):
                     free.insert(0, slot)
                     reason = f"timeout: it took longer than {self.timeout:g} s" if late else why_ended(process.exitcode)
                     if reason and not late:
-                        reason = "\n".join([reason, *last_lines(commands[at][0] / LOG)])
+                        reason = "\n".join([reason, *last_lines(jobs[at].folder / LOG)])
                     process.close()
                     self.close(returns[at], at, reason)
         finally:
@@ -106,16 +108,6 @@ class LocalLauncher(Launcher):
             done.return_value = RuntimeError(reason)
         self.ended(at, done)
 
-    def command(self, overrides: Sequence[str]) -> tuple[Path, list[str]]:
-        """A job's folder and its command line, that of a single run."""
-        place = dict(one.split("=", 1) for one in overrides if one.startswith(("hydra.sweep.dir=", "hydra.sweep.sub")))
-        folder = Path(place["hydra.sweep.dir"].strip("'")) / place["hydra.sweep.subdir"].strip("'")
-        called = journal.command(self.config.hydra)
-        common = [one for one in called["overrides"] if one.lstrip("+~").startswith("hydra")]
-        own = [one for one in overrides if not one.startswith("hydra.sweep.")]
-        config_dir = ["--config-dir", called["config_dir"]] if called["config_dir"] else []
-        return folder, [*config_dir, *common, *own, f"hydra.run.dir={journal.quoted(str(folder))}"]
-
 
 def start(function: Callable[..., None], *arguments: Any) -> multiprocessing.process.BaseProcess:
     """Starts a function in a process of its own, warm."""
@@ -128,13 +120,12 @@ def start(function: Callable[..., None], *arguments: Any) -> multiprocessing.pro
     return process
 
 
-def run_job(arguments: Sequence[str], log: str | None, gpu: str | None) -> None:
-    """One run, in this process: as `python -m experiments.train ARGUMENTS`; what it says, where given, in a file."""
+def run_job(job: PlannedRun, log: str | None, gpu: str | None) -> None:
+    """Run a job in this process, from the configuration that was planned; its output, where given, in a file."""
     guard(log)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    sys.argv = ["train", *arguments]
-    invoke("experiments.train", "main")
+    invoke("experiments.train", "run_planned", job)
 
 
 def guard(log: str | None = None) -> None:
@@ -172,21 +163,16 @@ def call(module: str, function: str, *arguments: Any) -> None:
         raise ConfigError(f"{module}.{function}: {why_ended(process.exitcode)}")
 
 
-def ask(folder: Path, function: str, *arguments: Any) -> dict[str, Any]:
+def ask(function: str, *arguments: Any) -> dict[str, Any]:
     """Calls a function of `look` in a process of its own; its answer.
-
-    Args:
-        folder: for the answer's file, which goes again.
 
     Raises:
         ConfigError: as the function.
     """
-    answer = folder / f".{function}-{secrets.token_hex(4)}.json"  # the workers of a search share a folder
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
         call("experiments.sweeps.look", function, *arguments, str(answer))
         said: dict[str, Any] = json.loads(answer.read_bytes())
-    finally:
-        answer.unlink(missing_ok=True)
     if "error" in said:
         raise ConfigError(said["error"])
     return said

@@ -73,6 +73,12 @@ def see(configs: Sequence[Mapping[str, Any]]) -> list[Seen]:
     return seen
 
 
+def identity(config: Config) -> str:
+    """Return the identity of the run that a configuration describes: its networks are built and its data read."""
+    (one,) = see([config.model_dump(by_alias=True, mode="json")])
+    return one.identity
+
+
 def _key(*parts: Any) -> str:
     return json.dumps(parts, sort_keys=True, default=str)
 
@@ -80,7 +86,8 @@ def _key(*parts: Any) -> str:
 def look(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
     """Who the jobs are, what of them is done, what they share.
 
-    The answer: `jobs`, a mapping each (identity; status, folder, run_id, threads of a run that is there); `shared`,
+    The answer: `jobs`, a mapping each (identity; status, folder, run_id, threads of a run that is there; deleted, the
+    MLflow run that was, where there is no other); `shared`,
     lines for the plan; `lacking`, whether activations are to be computed; `seconds` of a job where it is
     known; `held_back`, whether there are pictures for the winner.
     """
@@ -105,6 +112,7 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
         finished: the runs of the tracking store, by identity.
     """
     known: dict[str, dict[str, Any]] = {}
+    deleted: dict[str, dict[str, Any]] = {}
     uri = config.tracking.uri
     place = redact_credentials(uri) if uri else None
     tracked_ids = {one.run_id for one in finished.values()}
@@ -117,7 +125,9 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
             continue
         done = facts.get("status") == "FINISHED"
         if done and uri is not None and facts.get("run_id") not in tracked_ids:
-            continue  # it has been deleted there
+            # Deleted there, unless a later run of this identity has taken its place.
+            deleted[facts["identity"]] = {"deleted": facts.get("run_id")}
+            continue
         if done or facts.get("status") != "PRUNED":
             status = "FINISHED" if done else "PARTIAL"
             before = known.get(facts["identity"])
@@ -130,7 +140,7 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
         if known.get(identity, {}).get("status") != "FINISHED":
             one = finished[identity]
             known[identity] = {"status": "FINISHED", "folder": one.tags.get("run_folder", ""), "run_id": one.run_id}
-    return known
+    return deleted | known
 
 
 def shared(seen: Sequence[Seen]) -> tuple[list[str], bool]:
@@ -211,14 +221,23 @@ def usual_seconds(config: Config, fingerprint: str, finished: Mapping[str, RunFa
     return statistics.median(seconds) if seconds else None
 
 
-def fetch(config: Mapping[str, Any], places: Sequence[tuple[str, str]], answer: str) -> None:
-    """Brings what a summary reads of finished runs that are not on this machine: run id and folder of each."""
+def fetch(config: Mapping[str, Any], places: Sequence[tuple[str, str, str]], answer: str) -> None:
+    """Brings what a summary reads of finished runs that are not on this machine: run id, identity, folder of each."""
     with answering(answer):
         uri = str(Config.model_validate(config).tracking.uri)
-        for run_id, folder in places:
+        for run_id, own, folder in places:
             for name in (journal.METRICS, "predictions_validation.csv"):
                 content = stored.read_file(uri, run_id, name, 2**30)
                 store.write_file(Path(folder) / name, content or b"")
+            about = {"identity": own, "run_id": run_id, "status": "FINISHED"}
+            store.write_file(Path(folder) / journal.FETCHED, json.dumps(about).encode())
+
+
+def deleted(config: Mapping[str, Any], run_ids: Sequence[str], answer: str) -> None:
+    """The answer's `deleted`: those of the MLflow runs that are not in the tracking store, or in its trash."""
+    with answering(answer) as said:
+        uri = str(Config.model_validate(config).tracking.uri)
+        said["deleted"] = [run_id for run_id in run_ids if stored.is_deleted(uri, run_id)]
 
 
 def conclude(folder: str, answer: str) -> None:

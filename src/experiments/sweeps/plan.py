@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import HydraContext
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from experiments import store, validation
+from experiments import journal, store, validation
 from experiments.explain import explain
 from experiments.paths import default_outputs
 from experiments.redaction import redact_credentials
-from experiments.schema import Config, Evaluate, effective
+from experiments.schema import GROUPS, Config, effective
 from experiments.types import ConfigError
 
 # Values of these repeat a candidate, they make no other one.
 REPEATS = ("seed", "data.fold")
 JOB, SWEEP = "job.json", "sweep.json"  # in a job's folder, in a sweep's
+# What Hydra itself reads, of the sweep and not of a job.
+HYDRA_NODES = ("sweeper", "launcher", "sweep")
+
+
+@dataclass(frozen=True)
+class Composed:
+    """The checked configuration of a job, and Hydra's own of it; what happens to YAML files later changes neither."""
+
+    config: Config
+    hydra: DictConfig  # the whole composed configuration, which has Hydra's own in `hydra`
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A job as its process receives it: nothing is composed there."""
+
+    folder: Path
+    identity: str  # that the run must have
+    composed: Composed
+    arguments: list[str]  # the command line of the single run that is the same
 
 
 @dataclass
@@ -36,6 +60,7 @@ class Job:
     values: dict[str, str]  # of the swept keys
     config: Config
     folder: Path  # of its own; where it is not run again, of the run that stands for it, if that is on this machine
+    hydra: DictConfig | None = None  # as in Composed
     identity: str = ""
     status: str = "NEW"  # or PARTIAL, FINISHED: trained before, to some part or whole
     reason: str = ""  # why it failed
@@ -43,6 +68,11 @@ class Job:
     same_as: int | None = None  # the number of the job with the same identity
     trial: str | None = None  # of a search, that the job tells its curve to: STUDY/NUMBER
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def final(self) -> bool:
+        """Whether this is the winner once more."""
+        return bool(self.facts.get("final"))
 
     def write(self, sweep: Path) -> None:
         """Keeps what a summary needs to know of it, in its place in the sweep's folder."""
@@ -54,10 +84,61 @@ class Job:
         store.write_file(sweep / str(self.number) / JOB, json.dumps(known, indent=1).encode())
 
 
+class ReadOnce(CachingConfigRepository):
+    """Hydra's YAML files, each read once, so that an edit during a sweep is in none of its jobs."""
+
+    def __deepcopy__(self, memo: Any) -> ReadOnce:
+        return self  # Hydra copies the repository for every job
+
+    def load_config(self, config_path: str) -> Any:
+        return copy.deepcopy(super().load_config(config_path))  # composing a job changes what it is given
+
+
 def parse(arguments: Sequence[str], context: HydraContext) -> list[Override]:
-    """Overrides as Hydra's grammar has them, the last of each key; `a=1,2` sweeps."""
+    """Return overrides as Hydra's grammar has them, the last of each key; `a=1,2` sweeps.
+
+    Raises:
+        ConfigError: a key with the same value twice.
+    """
     parsed = OverridesParser.create(config_loader=context.config_loader).parse_overrides(list(arguments))
-    return list({override.get_key_element().lstrip("+~"): override for override in parsed}.values())
+    overrides = list({override.get_key_element().lstrip("+~"): override for override in parsed}.values())
+    if wrong := [line for override in overrides for line in repeated(override)]:
+        raise ConfigError(validation.faults(wrong))
+    return overrides
+
+
+def repeated(override: Override) -> Iterator[str]:
+    """Yield a line for every value that an override sweeps over more than once, however it is written."""
+    if not override.is_discrete_sweep():
+        return
+    values = list(override.sweep_iterator())
+    known: list[Any] = []
+    for value in values:
+        same = [one for one in known if one == value and isinstance(one, bool) == isinstance(value, bool)]
+        if same:
+            yield (
+                f"{override.get_key_element().lstrip('+~')}: {value} is given twice. It would be one and the same run, "
+                f"counted as two. Give each value once. Received: {override.input_line}"
+            )
+        known.append(value)
+
+
+def deferred(overrides: Sequence[str]) -> list[str]:
+    """Return those overrides that can be applied to a sweep's jobs alone: values of a group, where groups are swept.
+
+    Hydra composes one configuration for the whole sweep first, without what is swept: in `optimizer=adam,adamw
+    optimizer.beta_1=0.8` with the default optimizer, which may have no beta_1.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    scalars = Config.model_fields.keys() - GROUPS.keys()
+    swept = [one for one in parsed if one.is_sweep_override() and "." not in str(one.key_or_group)]
+    if all(one.key_or_group in scalars for one in swept):
+        return []
+    return [
+        str(one.input_line)
+        for one in parsed
+        if not one.is_sweep_override() and "." in one.key_or_group and one.key_or_group.partition(".")[0] in GROUPS
+    ]
 
 
 def spelled(override: Override) -> list[str]:
@@ -89,27 +170,118 @@ def grid(overrides: Sequence[Override]) -> list[tuple[list[str], dict[str, str]]
 
 def compose(
     combinations: Sequence[tuple[list[str], dict[str, str]]], context: HydraContext, master: DictConfig
-) -> list[Config]:
-    """The checked configuration of every job.
+) -> list[Composed]:
+    """Return the checked configuration of every job.
 
     Raises:
         ConfigError: with the faults of all of them.
     """
-    configs, wrong = [], {}
-    for overrides, values in combinations:
-        try:
-            configs.append(validation.read(context.config_loader.load_sweep_config(master, list(overrides))))
-        except ConfigError as error:
-            wrong[str(error)] = values
-        except Exception as error:
-            text = explain(error, overrides)
-            if text is None:
-                raise
-            wrong[text] = values
+    found, wrong = [], {}
+    before: Any = HydraConfig.instance().cfg
+    try:
+        for number, (overrides, values) in enumerate(combinations):
+            try:
+                composed: Any = context.config_loader.load_sweep_config(master, list(overrides))
+                composed.hydra.job.num = number
+                HydraConfig.instance().cfg = composed  # what ${hydra:...} refers to
+                check_hydra(composed, master, overrides)
+                validation.conceal(composed)
+                found.append(Composed(validation.read(composed), composed))
+            except ConfigError as error:
+                wrong[str(error)] = values
+            except Exception as error:
+                text = explain(error, overrides)
+                if text is None:
+                    raise
+                wrong[text] = values
+    finally:
+        HydraConfig.instance().cfg = before
     if wrong:
         lines = [f"with {told(values)}:\n{text}" if values else text for text, values in wrong.items()]
         raise ConfigError("\n".join(lines))
-    return configs
+    return found
+
+
+def check_hydra(composed: DictConfig, master: DictConfig, overrides: Collection[str]) -> None:
+    """Raise ConfigError where a swept choice brings settings of the sweep itself, which would be dropped."""
+    given = {one.lstrip("+~").partition("=")[0] for one in overrides}
+    for name in HYDRA_NODES:
+        own, whole = (OmegaConf.to_container(one.hydra[name], resolve=False) for one in (composed, master))
+        assert isinstance(own, dict) and isinstance(whole, dict)
+        if name == "sweep":
+            own["dir"] = whole["dir"]  # the sweeper sets it
+        lost = {key: value for key, value in (own.pop("params", None) or {}).items() if key not in given}
+        whole.pop("params", None)
+        if lost:
+            grid = shlex.join(f"{key}={value}" for key, value in lost.items())
+            raise ConfigError(
+                f"hydra.sweeper.params: this choice brings a grid of its own ({grid}), which a sweep over several "
+                f"choices does not run. Run that choice in a command of its own, or type the grid, for all choices"
+            )
+        if own != whole:
+            raise ConfigError(
+                f"hydra.{name}: a choice that is swept over brings other settings of the sweep itself. Allowed: one "
+                "setting for all jobs, given on the command line"
+            )
+
+
+def planned(job: Job, changes: Mapping[str, Any], overrides: list[str]) -> PlannedRun:
+    """Return a job as its process receives it.
+
+    Args:
+        changes: of its configuration, that concern its place among others; see `changed`.
+        overrides: that a single run needs to be the same, for its log and for `resume=FOLDER`.
+    """
+    hydra: Any = copy.deepcopy(job.hydra)
+    with open_dict(hydra), read_write(hydra):
+        OmegaConf.update(hydra, "hydra.overrides.task", overrides)
+        for name, value in changes.items():  # for the eye: in .hydra/config.yaml
+            OmegaConf.update(hydra, name, value)
+        hydra.hydra.job.num = job.number
+        hydra.hydra.run.dir = str(job.folder)
+        hydra.hydra.sweep.dir, hydra.hydra.sweep.subdir = str(job.folder.parent), job.folder.name
+    arguments = [*journal.arguments(journal.command(hydra.hydra)), f"hydra.run.dir={journal.quoted(str(job.folder))}"]
+    return PlannedRun(job.folder, job.identity, Composed(changed(job.config, changes), hydra), arguments)
+
+
+def changed(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Return a configuration with other values of keys, a group's as a mapping; a checked one stays checked."""
+    update = {
+        name: getattr(config, name).model_copy(update=value) if isinstance(value, dict) else value
+        for name, value in changes.items()
+    }
+    return config.model_copy(update=update)
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """Return what a sweep's folder has recorded of its jobs, in the order of their numbers."""
+    found = [json.loads(path.read_bytes()) for path in folder.glob(f"[0-9]*/{JOB}")]
+    return sorted(found, key=lambda job: int(job["number"]))
+
+
+def owner(folder: Path) -> str | None:
+    """Return the identity of what a job's folder holds; "" where that is not recorded, None where it is free."""
+    facts = journal.read(folder)
+    if facts is not None and facts.get("identity"):
+        return str(facts["identity"])
+    if (folder / JOB).exists():  # a run that ended before its data were read
+        return str(json.loads((folder / JOB).read_bytes()).get("identity", ""))
+    return "" if facts is not None or (folder / journal.METRICS).exists() else None
+
+
+def is_free(folder: Path, identity: str) -> bool:
+    """Return whether a folder can take the run of this identity: it is empty, or holds that run."""
+    return owner(folder) in (None, identity)
+
+
+def check_owner(folder: Path, identity: str) -> None:
+    """Raise ConfigError where a folder belongs to another run than that of this identity."""
+    if not is_free(folder, identity):
+        raise ConfigError(
+            f"{folder}: this folder holds another run than the job that is to be written there (identity "
+            f"{owner(folder) or 'unknown'}, planned {identity}), so its results are not the job's. Nothing was "
+            "started. Give another hydra.sweep.dir, or leave it out, or remove that folder"
+        )
 
 
 def told(values: Mapping[str, str]) -> str:
@@ -119,16 +291,18 @@ def told(values: Mapping[str, str]) -> str:
 
 def unjudged(config: Config) -> Config:
     """Without the test split: that is the winner's."""
-    return config.model_copy(update={"evaluate": Evaluate(test=False)})
+    return changed(config, {"evaluate": {"test": False}})
 
 
-def sweep_name(config: Config, jobs: Sequence[Config]) -> str:
-    """The name that the same sweep has every time: of what, and a part of the hash over all jobs."""
-    return f"{config.regime.name}-{config.model.name}-{digest(jobs, config.sweep.search, config.sweep.seed)}"
+def sweep_name(config: Config, jobs: Sequence[Job]) -> str:
+    """Return the name that the same sweep has every time, and another one has not: see `digest`."""
+    identities = sorted(job.identity for job in jobs)
+    own = digest([job.config for job in jobs], config.sweep.search, config.sweep.seed, *identities)
+    return f"{config.regime.name}-{config.model.name}-{own}"
 
 
 def digest(jobs: Sequence[Config], *more: str | int) -> str:
-    """A part of the hash over what jobs are, in whatever order."""
+    """Return a part of the hash over what jobs are, in whatever order."""
     plain = sorted(json.dumps(effective(job) | {"sweep": None, "progress": None}, sort_keys=True) for job in jobs)
     return hashlib.sha256(json.dumps([plain, list(more)]).encode()).hexdigest()[:8]
 
@@ -160,10 +334,7 @@ def run_ids(folder: Path) -> list[str]:
     Raises:
         ConfigError: no job has finished, or they were not tracked.
     """
-    jobs = [json.loads(path.read_bytes()) for path in folder.glob(f"[0-9]*/{JOB}")]
-    done = sorted(
-        (job for job in jobs if job["status"] == "FINISHED" and not job.get("final")), key=lambda job: job["number"]
-    )
+    done = [job for job in records(folder) if job["status"] == "FINISHED" and not job.get("final")]
     found = list(dict.fromkeys(job["run_id"] for job in done if job.get("run_id")))
     if not found:
         why = "they were not tracked in MLflow" if done else "none has finished"

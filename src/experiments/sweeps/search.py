@@ -26,7 +26,7 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
-from experiments import journal, studies
+from experiments import studies
 from experiments.redaction import redact_credentials
 from experiments.schema import LOWER_IS_BETTER, NOT_IDENTITY, Config, effective
 from experiments.sweeps import plan
@@ -48,17 +48,22 @@ SEARCH, DATA = "search", "data"
 _log = logging.getLogger(__name__)
 
 
-def search_name(config: Config, over: Space) -> str:
+def search_name(configs: Sequence[Config], over: Space, identity: str) -> str:
     """The name that the same search has every time and everywhere: not by trials, workers and stores.
 
     Args:
-        config: one of the runs, the same one every time.
+        configs: runs that between them have every choice that trials can have, the same ones every time.
+        identity: of the first of them, which the data and weights are part of.
     """
-    plain: dict[str, Any] = {key: value for key, value in effective(config).items() if key not in NOT_IDENTITY}
-    plain["runtime"] = {name: plain["runtime"][name] for name in ("precision", "xla")}
-    settings = config.sweep
-    what = [plain, config.objective, [str(one) for one in over.dimensions], [list(one) for one in over.repeats],
-            settings.search, settings.seed, settings.pruner]  # fmt: skip
+    corners = []
+    for one in configs:
+        plain: dict[str, Any] = {key: value for key, value in effective(one).items() if key not in NOT_IDENTITY}
+        plain["runtime"] = {name: plain["runtime"][name] for name in ("precision", "xla")}
+        del plain["data"]  # where they are on this machine; what they are is in the identity
+        corners.append(plain)
+    config, settings = configs[0], configs[0].sweep
+    what = [corners, identity, config.objective, [str(one) for one in over.dimensions],
+            [list(one) for one in over.repeats], settings.search, settings.seed, settings.pruner]  # fmt: skip
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     return f"{config.regime.name}-{config.model.name}-{settings.search}-{digest[:8]}"
 
@@ -91,20 +96,25 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> Any:
     """
     over = space(overrides, lambda key: OmegaConf.select(sweeper.master, key, default=None))
     corners = list(over.corners())
-    configs = plan.compose(corners, sweeper.context, sweeper.master)
+    composed = plan.compose(corners, sweeper.context, sweeper.master)
+    configs = [one.config for one in composed]
     studies.need_optuna(configs[0])
-    name = search_name(configs[0], over)
-    sweeper.begin(configs, name)
-    sweeper.folder.mkdir(parents=True, exist_ok=True)
+    sweeper.begin(configs)
     # What the data is like, and what all trials share, is seen on one of them.
-    probe = Job(0, *corners[0], plan.unjudged(configs[0]), sweeper.folder / "0")
+    probe = Job(0, *corners[0], plan.unjudged(configs[0]), Path())
     sweeper.look([probe])
+    name = search_name(configs, over, probe.identity)
+    sweeper.place(name)
+    sweeper.check_folder()
     if sweeper.common.sweep.dry_run:
         tell_plan(sweeper, over, trials_so_far(sweeper))
         return []
+    sweeper.folder.mkdir(parents=True, exist_ok=True)
     storage = studies.storage(sweeper.common)
     study = open_study(sweeper, storage, name, probe.identity, max(config.epochs for config in configs))
-    tell_plan(sweeper, over, study.get_trials(deepcopy=False))
+    trials = study.get_trials(deepcopy=False)
+    tell_plan(sweeper, over, trials)
+    tell_deleted(sweeper, trials)
     worker = Worker(sweeper, over, study, storage)
     with FileLock(sweeper.folder / LOCK):  # of several that start together, one begins the MLflow run
         sweeper.open([])
@@ -199,6 +209,16 @@ def tell_plan(sweeper: Sweeper, over: Space, trials: Sequence[Any]) -> None:
         sweeper.say(f"  about {minutes:.0f} min: runs like these took {sweeper.usual:.0f} s")
     for one in over.dimensions if settings.dry_run else []:
         sweeper.say(f"  {one}")
+
+
+def tell_deleted(sweeper: Sweeper, trials: Sequence[Any]) -> None:
+    """Name the trials whose MLflow runs have been deleted: a study keeps their values."""
+    runs = {run: one.number for one in trials if ended(one) for run in one.user_attrs.get(TRACKED, []) if run}
+    if numbers := sorted({runs[run] for run in sweeper.deleted(list(runs))}):
+        sweeper.say(
+            f"  trials whose MLflow runs have been deleted: {', '.join(map(str, numbers))}. Their values stay in the "
+            "study and in its conclusion. To train them again, begin another search: sweep.seed=..."
+        )
 
 
 @dataclass
@@ -380,7 +400,9 @@ class Worker:
         """Runs trials: the first run of each, whose curve may end it, then the others."""
         ready = [trial for trial in batch if self.compose(trial)]
         if ready:
-            self.sweeper.look([job for trial in ready for job in trial.jobs])
+            jobs = [job for trial in ready for job in trial.jobs]
+            self.sweeper.look(jobs)
+            self.sweeper.prepare(jobs)
             with FileLock(self.sweeper.folder / LOCK):
                 ready = [trial for trial in ready if not self.defer(trial)]
         for trial in ready if self.settings.pruner != "none" else []:
@@ -404,7 +426,7 @@ class Worker:
         sweeper, at = self.sweeper, self.first_number(trial.place)
         made = [self.space.job(trial.values, repeat) for repeat in self.space.repeats]
         try:
-            configs = plan.compose(made, sweeper.context, sweeper.master)
+            composed = plan.compose(made, sweeper.context, sweeper.master)
         except ConfigError as error:
             job = Job(at, *made[0], sweeper.common, sweeper.folder / str(at), status="FAILED", reason=str(error))
             trial.jobs = [job]
@@ -413,8 +435,8 @@ class Worker:
             self.judge(trial)
             return False
         trial.jobs = [
-            Job(at + n, overrides, values, plan.unjudged(config), sweeper.folder / str(at + n))
-            for n, ((overrides, values), config) in enumerate(zip(made, configs, strict=True))
+            Job(at + n, overrides, values, plan.unjudged(one.config), sweeper.folder / str(at + n), one.hydra)
+            for n, ((overrides, values), one) in enumerate(zip(made, composed, strict=True))
         ]
         return True
 
@@ -465,8 +487,7 @@ class Worker:
 
     def score(self, job: Job) -> float:
         """A finished job's value of the objective."""
-        places = [job.folder / journal.METRICS, self.sweeper.folder / str(job.number) / journal.METRICS]
-        metrics = json.loads(next(place for place in places if place.exists()).read_bytes())
+        metrics = self.sweeper.results(job) or {}
         return float(metrics.get(f"validation.{self.sweeper.common.objective}", math.nan))
 
     # -- the end
@@ -477,15 +498,17 @@ class Worker:
         for one in self.study.get_trials(deepcopy=False) if self.sweeper.common.tracking.uri else []:
             at, values = self.first_number(one.user_attrs.get(NUMBER, one.number)), self.space.spell(one.params)
             runs = one.user_attrs.get(TRACKED, []) if ended(one) else []
+            identities = one.user_attrs.get(IDENTITY, "").split()
             # Of what was pruned only the first run was begun.
             for n, run in enumerate(runs[:1] if one.state.name == "PRUNED" else runs):
                 folder = self.sweeper.folder / str(at + n)
-                if run and not (folder / plan.JOB).exists():
+                if run and n < len(identities) and not (folder / plan.JOB).exists():
                     overrides, own = self.space.job(values, self.space.repeats[n])
                     status = "PRUNED" if one.state.name == "PRUNED" else "FINISHED"
                     adopted.append(
-                        Job(at + n, overrides, own, self.sweeper.common, folder, status=status, facts={"run_id": run})
-                    )
+                        Job(at + n, overrides, own, self.sweeper.common, folder, identity=identities[n], status=status,
+                            facts={"run_id": run})
+                    )  # fmt: skip
         self.sweeper.keep(adopted)
 
     def conclude(self) -> Any:

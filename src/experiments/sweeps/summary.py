@@ -17,7 +17,7 @@ from experiments import journal, store
 from experiments.page import markdown_code, markdown_table, markdown_text
 from experiments.schema import LOWER_IS_BETTER
 from experiments.statistics import mean_interval, paired_difference, wilson
-from experiments.sweeps.plan import JOB, REPEATS, SWEEP, told
+from experiments.sweeps.plan import REPEATS, SWEEP, records, told
 from experiments.types import ConfigError
 
 
@@ -34,6 +34,7 @@ class Row:
     metrics: Mapping[str, float]
     correct: Mapping[str, bool]  # by validation picture
     final: bool = False  # the winner once more
+    identity: str = ""  # of the run, as planned and as found
 
 
 @dataclass
@@ -70,27 +71,35 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: is no sweep's folder: {error}") from None
     rows = []
-    for path in sorted(folder.glob(f"[0-9]*/{JOB}"), key=lambda path: int(path.parent.name)):
-        job = json.loads(path.read_bytes())
-        rows.append(_row(job, path.parent))
+    for job in records(folder):
+        rows.append(_row(job, folder / str(job["number"])))
     return about, rows
 
 
 def _row(job: Mapping[str, Any], own: Path) -> Row:
-    folder, status, metrics, correct = Path(job["folder"]), job["status"], {}, {}
-    if not (folder / journal.METRICS).exists():
-        folder = own  # of a run that is not on this machine: what was fetched of it
-    facts = journal.read(folder) or {}
-    if status not in ("FINISHED", "FAILED") or facts.get("status") == "FINISHED":
-        status = facts.get("status", status)
-    if status == "FINISHED":
-        metrics = json.loads((folder / journal.METRICS).read_bytes())
+    """Return a job with its results, if a folder holds those of the run that was planned."""
+    identity, status, correct = job.get("identity", ""), job["status"], {}
+    # The run's own folder; where that is on another machine or was moved, the job's, with what was fetched of it.
+    places = [Path(job["folder"]), own]
+    found = [(place, metrics) for place in places if (metrics := journal.finished(place, identity)) is not None]
+    folder, metrics = found[0] if found else (places[0], {})
+    if found:
+        status = "FINISHED"
         with (folder / "predictions_validation.csv").open(newline="", encoding="utf-8") as file:
             correct = {f"{row['path']} {row['sha256']}": row["correct"] == "True" for row in csv.DictReader(file)}
+    elif status != "FAILED":
+        facts = journal.read(folder) or {}
+        same = bool(identity) and facts.get("identity") in (None, identity)
+        status = facts.get("status", "NEW") if same else "NEW" if status == "FINISHED" else status
+        status = "NEW" if status == "FINISHED" else status  # its results are gone
     return Row(
         job["number"], job["values"], job["overrides"], folder, status, job.get("reason", ""), metrics, correct,
-        job.get("final", False),
+        job.get("final", False), identity,
     )  # fmt: skip
+
+
+def _candidate(row: Row) -> dict[str, str]:
+    return {key: value for key, value in row.values.items() if key not in REPEATS}
 
 
 def candidates(rows: Sequence[Row], objective: str) -> list[Candidate]:
@@ -98,7 +107,7 @@ def candidates(rows: Sequence[Row], objective: str) -> list[Candidate]:
     found: dict[str, Candidate] = {}
     for row in rows:
         if not row.final:
-            values = {key: value for key, value in row.values.items() if key not in REPEATS}
+            values = _candidate(row)
             found.setdefault(json.dumps(values, sort_keys=True), Candidate(values)).rows.append(row)
     for one in found.values():
         scores = [row.metrics.get(f"validation.{objective}", math.nan) for row in one.rows if row.metrics]
@@ -250,12 +259,13 @@ def conclude(folder: Path) -> dict[str, Any]:
     objective, jobs = about["objective"], [row for row in rows if not row.final]
     ranked = candidates(jobs, objective)
     folds = any("data.fold" in row.values for row in jobs)
-    held = [row for row in rows if row.final]
+    winner = next((one for one in ranked if one.whole and not math.isnan(one.score)), None)
+    # Of a former winner's last runs nothing is reported beside this one.
+    held = [row for row in rows if row.final and winner and _candidate(row) == winner.values]
     said = sentences(ranked, objective, held, folds)
     left = sum(row.status in ("NEW", "PARTIAL", "KILLED", "RUNNING") for row in jobs)
     said += [f"{left} jobs are not at their end: the same command again goes on with them."] if left else []
     lines = table(ranked, objective)
-    winner = next((one for one in ranked if one.whole and not math.isnan(one.score)), None)
     metrics = {
         f"jobs_{status.lower()}": float(sum(row.status == status for row in jobs))
         for status in {r.status for r in jobs}
@@ -268,6 +278,7 @@ def conclude(folder: Path) -> dict[str, Any]:
         "winner": winner and {
             "values": dict(winner.values), "overrides": list(winner.rows[0].overrides),
             "number": winner.rows[0].number,
+            "identities": {row.values.get("seed", ""): row.identity for row in winner.rows},
             "seeds": sorted({row.values["seed"] for row in winner.rows if "seed" in row.values}, key=int),
         },
         "runs": [

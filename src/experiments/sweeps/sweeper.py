@@ -4,9 +4,11 @@ matplotlib happens in processes of its own."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,12 +20,12 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper as HydraSweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments import journal, store
+from experiments import journal, store, validation
 from experiments.progress import PlainConsole, Terminal
 from experiments.redaction import redacted
 from experiments.schema import LOWER_IS_BETTER, Config
@@ -32,6 +34,7 @@ from experiments.sweeps.plan import Job
 from experiments.types import ConfigError
 
 LOCK = ".sweep.lock"
+# What a job does not read or keep, and the winner does.
 CHOSEN_FROM = ["evaluate.test=false", "tracking.log_model=false", "sweep.job=true"]  # jobs
 FINAL = ["evaluate.test=true"]  # the winner
 _log = logging.getLogger(__name__)
@@ -40,11 +43,16 @@ _log = logging.getLogger(__name__)
 class Sweeper(HydraSweeper):
     """Plans the jobs of a command line, runs those that are not done, and says what came out."""
 
+    # The overrides as typed, where Hydra has been given fewer: see `plan.deferred`.
+    typed: list[str] | None = None
+
     def __init__(self, params: dict[str, Any] | None = None) -> None:
         self.params = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.task, self.master = hydra_context, task_function, config
+        loader: Any = hydra_context.config_loader
+        loader.repository = plan.ReadOnce(loader.repository)
 
     def sweep(self, arguments: list[str]) -> Any:
         """Runs the sweep that the overrides describe.
@@ -54,23 +62,28 @@ class Sweeper(HydraSweeper):
             SystemExit: a job has failed.
         """
         preset = [f"{key}={value}" for key, value in self.params.items()]
-        overrides = plan.parse([*preset, *arguments], self.context)
+        overrides = plan.parse([*preset, *(arguments if self.typed is None else self.typed)], self.context)
         if self.master.sweep.search != "grid":
             from experiments.sweeps.search import search as run_search
 
             return run_search(self, overrides)
         combinations = plan.grid(overrides)
-        configs = plan.compose(combinations, self.context, self.master)
-        self.begin(configs)
-        with self.claimed():
-            jobs = [
-                Job(number, overrides, values, plan.unjudged(config), self.folder / str(number))
-                for number, ((overrides, values), config) in enumerate(zip(combinations, configs, strict=True))
-            ]
-            self.look(jobs)
+        composed = plan.compose(combinations, self.context, self.master)
+        self.begin([one.config for one in composed])
+        jobs = [
+            Job(number, overrides, values, plan.unjudged(one.config), Path(), one.hydra)
+            for number, ((overrides, values), one) in enumerate(zip(combinations, composed, strict=True))
+        ]
+        self.look(jobs)
+        check_repeats(jobs)
+        self.place(plan.sweep_name(self.common, jobs))
+        with contextlib.nullcontext() if self.common.sweep.dry_run else self.claimed():
+            self.check_folder()
+            self.number(jobs)
             self.tell_plan(jobs)
             if self.common.sweep.dry_run:
                 return []
+            self.prepare(jobs)
             self.open(jobs)
             try:
                 return self.conclude(jobs, self.run(jobs))
@@ -82,28 +95,88 @@ class Sweeper(HydraSweeper):
 
     # -- the plan
 
-    def begin(self, configs: Sequence[Config], name: str | None = None) -> None:
-        """What is the same in all jobs: settings, folder, launcher.
+    def begin(self, configs: Sequence[Config]) -> None:
+        """Set what is the same in all jobs: settings, launcher.
 
-        Args:
-            name: of the folder, where it is not that of these jobs.
+        Raises:
+            ConfigError: it is not the same in all, or cannot be used.
         """
         self.common = configs[0]
         if len({config.tracking.uri for config in configs}) > 1 or len({config.outputs for config in configs}) > 1:
             raise ConfigError("tracking and outputs: a sweep has one of each. They cannot be swept over")
-        if any(config.sweep != self.common.sweep for config in configs):
-            raise ConfigError("sweep: its own settings cannot be swept over")
+        whole = validation.revealed(OmegaConf.to_container(self.master.sweep, resolve=True), "sweep")
+        if any(config.sweep != self.common.sweep for config in configs) or self.common.sweep.model_dump() != whole:
+            raise ConfigError(
+                "sweep: its own settings cannot be swept over, nor come with a choice that is (such as a preset with "
+                "sweep.search). Type them, or run that choice in a command of its own"
+            )
         self.console = PlainConsole(quiet=self.common.progress == "none")
-        fixed = any(one.startswith("hydra.sweep.dir=") for one in self.master.hydra.overrides.hydra)
-        place = Path(self.master.hydra.sweep.dir)
-        self.folder = (place if fixed else place / (name or plan.sweep_name(self.common, configs))).absolute()
         self.parent: str | None = None
         self.began = time.monotonic()
-        with open_dict(self.master):
-            self.master.hydra.sweep.dir = str(self.folder)
         self.jobs_by: Any = Plugins.instance().instantiate_launcher(
             hydra_context=self.context, task_function=self.task, config=self.master
         )
+        if not isinstance(self.jobs_by, local.LocalLauncher):
+            raise ConfigError(
+                "hydra/launcher: must be one that runs a job as it was planned: local, ray, slurm, slurm_local. "
+                f"Received: {self.master.hydra.launcher._target_}"
+            )
+
+    def place(self, name: str) -> None:
+        """Set the sweep's name and folder: the one given, or one of its own."""
+        self.name, given = name, Path(self.master.hydra.sweep.dir)
+        fixed = any(one.lstrip("+").startswith("hydra.sweep.dir=") for one in self.master.hydra.overrides.hydra)
+        self.folder = (given if fixed else given / name).absolute()
+
+    def check_folder(self) -> None:
+        """Raise ConfigError where the folder holds another sweep than this one."""
+        path = self.folder / plan.SWEEP
+        if not path.exists():
+            return
+        before = json.loads(path.read_bytes())
+        if before.get("name") != self.name:
+            what = (
+                f"another sweep ({before.get('command')})" if "name" in before
+                else "a sweep of an earlier version of this program, which has not recorded what its jobs were"
+            )  # fmt: skip
+            raise ConfigError(
+                f"hydra.sweep.dir: {self.folder} holds {what}. Its jobs, data, weights, tracking or version of this "
+                "program are not those planned now, so its results are not theirs. Nothing was started. Give another "
+                "hydra.sweep.dir, or leave it out (every sweep then has a folder of its own), or remove that folder"
+            )
+
+    def number(self, jobs: Sequence[Job]) -> None:
+        """Give every job its number and folder: those that it had before, in whatever order it was typed then."""
+        known: dict[str, list[int]] = {}
+        taken = set()
+        for one in plan.records(self.folder):
+            taken.add(one["number"])
+            if not one.get("final"):
+                known.setdefault(one["identity"], []).append(one["number"])
+        free = (number for number in itertools.count() if number not in taken)
+        first: dict[str, int] = {}
+        for job in jobs:
+            before = known.get(job.identity)
+            job.number = before.pop(0) if before else next(free)
+            job.same_as = first.get(job.identity)
+            first.setdefault(job.identity, job.number)
+            if job.status == "NEW" or job.same_as is not None:
+                job.status, job.folder = "NEW", self.folder / str(job.number)
+
+    def prepare(self, jobs: Sequence[Job]) -> None:
+        """Check the folders that jobs are going to write to, and empty those whose own run is to be trained again.
+
+        Raises:
+            ConfigError: a folder that belongs to another run.
+        """
+        todo = [job for job in jobs if job.same_as is None and job.status == "NEW"]
+        for job in todo:
+            plan.check_owner(job.folder, job.identity)
+        for job in todo:
+            if deleted := job.facts.pop("deleted", None):
+                self.say(f"  job {job.number}: its MLflow run {deleted} has been deleted, so it is trained again")
+            if (facts := journal.read(job.folder)) and facts.get("identity"):
+                shutil.rmtree(job.folder)
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -125,21 +198,18 @@ class Sweeper(HydraSweeper):
         Raises:
             ConfigError: as the function.
         """
-        return local.ask(self.folder, function, *arguments)
+        return local.ask(function, *arguments)
 
     def look(self, jobs: Sequence[Job]) -> None:
         """Who the jobs are, and what of them is done."""
         said = self.ask("look", [plain(job.config) for job in jobs])
-        first: dict[str, int] = {}
         for job, known in zip(jobs, said["jobs"], strict=True):
             job.identity = known["identity"]
-            if job.identity in first:
-                job.same_as = first[job.identity]
-                continue
-            first[job.identity] = job.number
             if known.get("status") and not self.common.sweep.rerun:
                 job.status, job.folder, job.threads = known["status"], Path(known["folder"]), known.get("threads")
                 job.facts = {"run_id": known.get("run_id")}
+            elif known.get("deleted"):
+                job.facts = {"deleted": known["deleted"]}
         self.shared, self.usual, self.held_back = said["shared"], said["seconds"], said["held_back"]
         self.lacking = said["lacking"]
 
@@ -178,6 +248,7 @@ class Sweeper(HydraSweeper):
             said = self.ask("open_run", plain(self.common), str(self.folder), before.get("parent"))
             self.parent = said["run_id"]
         about: dict[str, Any] = {
+            "name": self.name,
             "command": shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]]),
             "objective": self.common.objective, "parent": self.parent, "config": plain(self.common),
         }  # fmt: skip
@@ -188,59 +259,57 @@ class Sweeper(HydraSweeper):
         """Puts what a summary reads of the jobs into the sweep's folder."""
         for job in jobs:
             job.write(self.folder)
-        away = [job for job in jobs if job.status == "FINISHED" and not (job.folder / journal.METRICS).exists()]
+        away = [job for job in jobs if job.status == "FINISHED" and self.results(job) is None]
         if away:
-            places = [(job.facts["run_id"], str(self.folder / str(job.number))) for job in away]
+            places = [(job.facts["run_id"], job.identity, str(self.folder / str(job.number))) for job in away]
             self.ask("fetch", plain(self.common), places)
 
     def run(self, jobs: Sequence[Job], stage: str = "jobs") -> dict[int, JobReturn]:
         """Runs those of the jobs that are not finished, by the launcher; what became of each, by number."""
         todo = [job for job in jobs if job.same_as is None and job.status != "FINISHED"]
-        mine = isinstance(self.jobs_by, local.LocalLauncher)
-        if todo and mine and self.lacking:
+        if todo and self.lacking:
             self.lacking = False
             self.ask("share", [plain(job.config) for job in todo])
         returns: dict[int, JobReturn] = {}
         if not todo:
             return returns
         with Terminal(self.console).stage(stage, len(todo)) as advance:
-            if mine:
 
-                def ended(at: int, done: JobReturn) -> None:
-                    todo[at].facts["seconds"] = self.jobs_by.seconds[at]
-                    self.note(todo[at], done)
-                    self.tell(todo[at])
-                    returns[todo[at].number] = done
-                    advance(note=todo[at].status.lower())
+            def ended(at: int, done: JobReturn) -> None:
+                todo[at].facts["seconds"] = self.jobs_by.seconds[at]
+                self.note(todo[at], done)
+                self.tell(todo[at])
+                returns[todo[at].number] = done
+                advance(note=todo[at].status.lower())
 
-                self.jobs_by.ended = ended
-                self.jobs_by.enough = lambda: self.enough(jobs, returns)
-            done = self.jobs_by.launch([self.overrides(job) for job in todo], initial_job_idx=todo[0].number)
-            for job, one in zip(todo, done, strict=True):
-                if not mine:
-                    self.note(job, one)
-                if one.status != JobStatus.UNKNOWN:
-                    returns[job.number] = one
+            self.jobs_by.ended = ended
+            self.jobs_by.enough = lambda: self.enough(jobs, returns)
+            self.jobs_by.run([self.planned(job) for job in todo])
         return returns
 
-    def overrides(self, job: Job) -> list[str]:
-        """The whole command of a job: its own overrides, its place, and what all jobs of a sweep have in common."""
+    def planned(self, job: Job) -> plan.PlannedRun:
+        """Return a job as its process receives it: as planned, with its place and what all jobs of a sweep share."""
         threads = job.threads
-        if threads is None and self.common.runtime.threads is None and isinstance(self.jobs_by, local.LocalLauncher):
+        if threads is None and self.common.runtime.threads is None:
             threads = self.jobs_by.threads()
         common = [
-            *(FINAL if job.facts.get("final") else CHOSEN_FROM),
+            *(FINAL if job.final else CHOSEN_FROM),
             *([f"runtime.threads={threads}"] if threads else []),
             *([f"sweep.parent={self.parent}"] if self.parent else []),
             *([f"sweep.trial={journal.quoted(job.trial)}"] if job.trial else []),
-            *([] if self.common.sweep.rerun else ["resume=auto"]),
         ]  # fmt: skip
         keep = [one for one in job.overrides if not one.startswith(("evaluate.test=", "tracking.log_model="))]
-        place = [
-            f"hydra.sweep.dir={journal.quoted(str(job.folder.parent))}",
-            f"hydra.sweep.subdir={journal.quoted(job.folder.name)}",
-        ]
-        return [*keep, *common, *place]
+        changes = {
+            "resume": journal.AUTO, "evaluate": {"test": job.final},
+            "tracking": {} if job.final else {"log_model": False}, "runtime": {"threads": threads} if threads else {},
+            "sweep": {"job": not job.final, "parent": self.parent, "trial": job.trial},
+        }  # fmt: skip
+        return plan.planned(job, changes, [*keep, *common, "resume=auto"])
+
+    def results(self, job: Job) -> dict[str, float] | None:
+        """Return a job's metrics: from its run's folder or, where they were fetched, its own; None: none are there."""
+        places = (job.folder, self.folder / str(job.number))
+        return next(filter(None, (journal.finished(place, job.identity) for place in places)), None)
 
     def note(self, job: Job, done: JobReturn) -> None:
         """Keeps how a job ended, and tells of one that failed."""
@@ -248,6 +317,8 @@ class Sweeper(HydraSweeper):
         job.facts |= {name: facts[name] for name in ("run_id",) if name in facts}
         if done.status == JobStatus.COMPLETED:
             job.status, job.reason = "FINISHED", ""
+            if self.results(job) is None:
+                job.status, job.reason = "FAILED", f"{job.folder} does not hold the finished run that was planned"
         elif done.status == JobStatus.FAILED:
             job.status = "PRUNED" if facts.get("status") == "PRUNED" else "FAILED"
             job.reason = str(done._return_value)
@@ -257,10 +328,8 @@ class Sweeper(HydraSweeper):
 
     def tell(self, job: Job) -> None:
         """A line for a job that has ended."""
-        key, score = f"validation.{self.common.objective}", ""
-        if job.status == "FINISHED":
-            metrics = json.loads((job.folder / journal.METRICS).read_bytes())
-            score = f"{self.common.objective} {metrics[key]:.4g}  " if key in metrics else ""
+        key, metrics = f"validation.{self.common.objective}", self.results(job) or {}
+        score = f"{self.common.objective} {metrics[key]:.4g}  " if key in metrics else ""
         reason = job.reason.splitlines()[:1]
         said = (
             f"  {job.number:>3}  {job.status.lower():8}  {score}{job.facts['seconds']:.0f} s  {plan.told(job.values)}"
@@ -312,9 +381,10 @@ class Sweeper(HydraSweeper):
         Raises:
             SystemExit: a job has failed.
         """
+        numbered = {job.number: job for job in jobs}
         for job in jobs:  # the same run under another number
             if job.same_as is not None:
-                twin = jobs[job.same_as]
+                twin = numbered[job.same_as]
                 job.status, job.folder, job.facts, job.reason = twin.status, twin.folder, dict(twin.facts), twin.reason
                 job.write(self.folder)
         said = self.ask("conclude", str(self.folder))
@@ -335,29 +405,72 @@ class Sweeper(HydraSweeper):
         return [returns]
 
     def finals(self, winner: dict[str, Any], number: int) -> list[Job]:
-        """The winner once more: its whole model kept, judged on what no job has read."""
+        """The winner once more: its whole model kept, judged on what no job has read.
+
+        Args:
+            number: of the first of them, where that is free or holds the same run.
+        """
         folds = any(one.startswith("data.fold=") for one in winner["overrides"])
         seeds = winner["seeds"] if self.held_back or folds else winner["seeds"][:1]
         self.lacking = True  # they may read what no job has
-        jobs = []
+        made = []
         for seed in seeds or [None]:
             dropped = (("data.fold=",) if folds else ()) + (("seed=",) if seed is not None else ())
             overrides = [one for one in winner["overrides"] if not one.startswith(dropped or ("\0",))]
             overrides += [f"seed={seed}"] if seed is not None else []
             overrides += ["data.fold=null"] if folds else []
-            (config,) = plan.compose([(overrides, {})], self.context, self.master)
-            job = Job(number, overrides, {**winner["values"], **({"seed": seed} if seed is not None else {})}, config,
-                      self.folder / str(number), facts={"final": True})  # fmt: skip
-            if (journal.read(job.folder) or {}).get("status") == "FINISHED":
-                job.status = "FINISHED"
-            job.write(self.folder)
+            made.append((overrides, {**winner["values"], **({"seed": seed} if seed is not None else {})}))
+        composed = plan.compose(made, self.context, self.master)
+        if folds:
+            known = self.ask("look", [plain(one.config) for one in composed])["jobs"]
+            identities = [about["identity"] for about in known]
+        else:  # the same run but for its test, and its process verifies that
+            identities = [winner["identities"][values.get("seed", "")] for _, values in made]
+        jobs = []
+        for (overrides, values), one, identity in zip(made, composed, identities, strict=True):
+            while not plan.is_free(self.folder / str(number), identity):
+                number += 1
+            job = Job(number, overrides, values, one.config, self.folder / str(number), one.hydra, identity,
+                      facts={"final": True})  # fmt: skip
+            facts = journal.read(job.folder) or {}
+            if facts.get("identity") == identity and not self.common.sweep.rerun:
+                job.status = "FINISHED" if facts.get("status") == "FINISHED" else "PARTIAL"
+                job.threads, job.facts["run_id"] = facts.get("threads"), facts.get("run_id")
             jobs.append(job)
             number += 1
-        for path in self.folder.glob(f"[0-9]*/{plan.JOB}"):  # a search that went on may have another winner now
-            one = json.loads(path.read_bytes())
-            if one.get("final") and one["number"] not in {job.number for job in jobs}:
+        finished = [job for job in jobs if job.status == "FINISHED"]
+        gone = self.deleted([job.facts["run_id"] for job in finished])
+        for job in finished:
+            if job.facts["run_id"] in gone:
+                job.status, job.facts["deleted"] = "NEW", job.facts.pop("run_id")
+        self.prepare(jobs)
+        for job in jobs:
+            job.write(self.folder)
+        for path in self.folder.glob(f"[0-9]*/{plan.JOB}"):  # of a former winner
+            before = json.loads(path.read_bytes())
+            if before.get("final") and before["number"] not in {job.number for job in jobs}:
                 path.unlink()
         return jobs
+
+    def deleted(self, run_ids: Sequence[str | None]) -> set[str]:
+        """Return those of the MLflow runs that are not in the tracking store, or in its trash."""
+        known = [one for one in run_ids if one]
+        if not known or self.common.tracking.uri is None:
+            return set()
+        return set(self.ask("deleted", plain(self.common), known)["deleted"])
+
+
+def check_repeats(jobs: Sequence[Job]) -> None:
+    """Raise ConfigError where two jobs of one candidate are the same run: it would be counted as two."""
+    known: dict[tuple[str, ...], Job] = {}
+    for job in jobs:
+        candidate = {key: value for key, value in job.values.items() if key not in plan.REPEATS}
+        before = known.setdefault((json.dumps(candidate, sort_keys=True), job.identity), job)
+        if before is not job:
+            raise ConfigError(
+                f"{', '.join(plan.REPEATS)}: jobs of one candidate are the same run, which would be counted as two: "
+                f"{plan.told(before.values)} and {plan.told(job.values)}. Give each value once"
+            )
 
 
 def plain(config: Config) -> dict[str, Any]:
@@ -377,4 +490,5 @@ def show(console: Console, said: dict[str, Any], folder: Path) -> None:
         console.print(sentence, soft_wrap=True)
     for text in said["failures"]:
         console.print(f"\nFAILED {text}", soft_wrap=True, style="red")
-    console.print(f"summary  {folder / 'summary.md'}   again: experiments summarize {folder.name}", soft_wrap=True)
+    named = folder.name if folder.parent.name == "sweeps" else shlex.quote(str(folder))
+    console.print(f"summary  {folder / 'summary.md'}   again: experiments summarize {named}", soft_wrap=True)

@@ -173,6 +173,8 @@ def start_sweep(config: Config, folder: Path, pid: int | None, run_id: str | Non
                 client.update_run(run_id, status="RUNNING")
                 for name, value in tags.items():
                     client.set_tag(run_id, name, value)
+                if "failure" in client.get_run(run_id).data.tags:  # of a sweep that was killed
+                    client.delete_tag(run_id, "failure")
                 return run_id
         told = logged(config)["tags"]
         return str(client.create_run(experiment, run_name=folder.name, tags=redacted({**told, **tags})).info.run_id)

@@ -245,6 +245,24 @@ def read_curves(uri: str, run: RunFacts) -> list[EpochRecord]:
     return curves.parse(text)
 
 
+def is_deleted(uri: str, run_id: str) -> bool:
+    """Return whether a run is not in the tracking store, or in its trash.
+
+    Raises:
+        ConfigError: the store cannot be used.
+    """
+    address.check(uri)
+    prepare()
+    import mlflow
+
+    try:
+        return mlflow.MlflowClient(uri).get_run(run_id).info.lifecycle_stage == "deleted"
+    except failures() as error:
+        if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
+            return True
+        raise address.unusable(uri, str(error)) from None
+
+
 def ui_command(port: int) -> list[str]:
     """Return the command that serves the MLflow UI to this machine only, of the store in MLFLOW_BACKEND_STORE_URI."""
     served = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
