@@ -120,8 +120,13 @@ def construct(key: str, function: Any, arguments: Mapping[str, Any]) -> Any:
     if unknown and (inspect.isclass(function) or len(named) == len(parameters)):
         lines = [validation.unknown_key(f"{key}.{name}", named, arguments[name]) for name in unknown]
         raise ConfigError(validation.faults(lines))
+    # YAML and the command line have 0 for 0.0, which Keras's SGD refuses as its momentum.
+    numbers = {name for name, parameter in parameters.items() if type(parameter.default) is float}
+    typed = {
+        name: float(value) if name in numbers and type(value) is int else value for name, value in arguments.items()
+    }
     try:
-        return function(**arguments)
+        return function(**typed)
     except (ConfigError, DataError):
         raise
     except (TypeError, ValueError) as error:
@@ -155,7 +160,11 @@ def build_layer(config: Config, at: int, node: Mapping[str, Any]) -> keras.layer
 def build_optimizer(config: Config, node: Component, key: str) -> keras.optimizers.Optimizer:
     """A fresh optimizer; `lr` is Keras's learning_rate."""
     optimizer = resolve(config, key, node.target, keras.optimizers.Optimizer)
-    arguments = {**node.model_dump(exclude={"name", "target"})}
+    arguments = node.model_dump(exclude={"name", "target", "decay_bias_and_norm"})
+    if not arguments["weight_decay"]:
+        # Keras's AdamW takes no None for none; other optimizers need not compute a decay by 0.
+        parameter = inspect.signature(optimizer).parameters.get("weight_decay")
+        arguments["weight_decay"] = 0.0 if parameter and isinstance(parameter.default, float) else None
     return construct(key, optimizer, {"learning_rate": arguments.pop("lr"), **arguments})
 
 
@@ -180,6 +189,7 @@ def build_recipe(config: Config, optimizer: str) -> Recipe:
         best_weights=config.best_weights,
         seed=config.seed,
         xla=config.runtime.xla,
+        decay_bias_and_norm=config.optimizer.decay_bias_and_norm,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -15,12 +16,14 @@ from tensorflow.python.framework.config import is_op_determinism_enabled  # as K
 
 from experiments.checkpoints import State
 from experiments.data.pipeline import Batches
-from experiments.losses import accuracy, class_weights, targets
+from experiments.losses import accuracy, class_weights, reported_loss, targets
 from experiments.models.winograd import faster_convolutions
 from experiments.types import ConfigError, EpochRecord, Recipe, Tried, Watch
 
 LARGE = 2**18  # elements of a variable, a megabyte of float32: about what a core's own cache holds
-KERAS_NAMES = {"validation_loss": "val_loss", "validation_accuracy": "val_accuracy"}
+VERSION = 2  # of what training makes of a recipe, and of what its curves mean: part of the key of a cached head
+KERAS_NAMES = {"validation_loss": "val_data_loss", "validation_accuracy": "val_accuracy"}
+_log = logging.getLogger(__name__)
 
 
 def fit(
@@ -56,6 +59,10 @@ def fit(
     count = len(classes)
     weights = class_weights(recipe.class_weights, batches.labels, classes)
     optimizer = recipe.optimizer()
+    if optimizer.weight_decay and not recipe.decay_bias_and_norm:
+        vectors = [variable for variable in model.trainable_variables if len(variable.shape) < 2]
+        optimizer.exclude_from_weight_decay(var_list=vectors)
+    loss = recipe.loss(count)
     several = tf.distribute.has_strategy()
     # Where Keras leaves XLA off, some parts gain by it.
     partly = recipe.xla is None and not several and only_cpus()
@@ -66,8 +73,11 @@ def fit(
     burst = 1 if several or recipe.tried else batches.burst
     model.compile(
         optimizer=optimizer,
-        loss=recipe.loss(count),
-        metrics=[keras.metrics.MeanMetricWrapper(accuracy, name="accuracy")],
+        loss=loss,
+        metrics=[
+            keras.metrics.MeanMetricWrapper(accuracy, name="accuracy"),
+            keras.metrics.MeanMetricWrapper(reported_loss(loss), name="data_loss"),
+        ],
         jit_compile="auto" if recipe.xla is None else recipe.xla,
         steps_per_execution=burst,
     )
@@ -94,7 +104,8 @@ def fit(
         record = Record(phase, recipe.monitor, first_step, batches.pictures, burst, waiting, advance)
         stop = stopping(recipe, averages)
         commit = Commit(phase, record, stop, watch)
-        callbacks = [EpochSeeds(recipe.seed), Rate(recipe.rate, record), averages, record, stop, commit]
+        leftover = LeftoverGradients() if getattr(optimizer, "gradient_accumulation_steps", None) else None
+        callbacks = [EpochSeeds(recipe.seed), Rate(recipe.rate, record), averages, leftover, record, stop, commit]
         began = time.perf_counter()
         with computing:
             model.fit(
@@ -189,6 +200,50 @@ class Rate(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.record.learning_rate = self.rate(epoch, self.record.monitored)
         self.model.optimizer.learning_rate = self.record.learning_rate
+
+
+class LeftoverGradients(keras.callbacks.Callback):
+    """Make a step of the gradients that are left over after a phase's last batch.
+
+    Keras makes a step of every `gradient_accumulation_steps` batches, across epochs, and drops what remains at the end.
+    The last step is that of the mean gradient of the batches that remain.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epoch = 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self.epoch = epoch
+
+    @property
+    def optimizer(self) -> keras.optimizers.Optimizer:
+        """The optimizer that accumulates: under mixed_float16 the one that Keras has wrapped."""
+        return getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+
+    @property
+    def batches(self) -> int:
+        """Batches since the last step."""
+        return int(self.optimizer._iterations) % self.optimizer.gradient_accumulation_steps
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        last = (self.epoch, batch) == (self.params["epochs"] - 1, self.params["steps"] - 1)
+        if not last or not self.batches or tf.distribute.has_strategy():
+            return
+        optimizer, batches, steps = self.optimizer, self.batches, self.optimizer.gradient_accumulation_steps
+        # One more batch completes the step. Its gradient makes the mean over `steps` that over the batches there are.
+        share = (steps - batches) / batches * (optimizer.loss_scale_factor or 1.0)
+        optimizer._iterations.assign_add(steps - batches - 1)
+        optimizer.apply([share * sum_ for sum_ in optimizer._accumulated_gradients], self.model.trainable_variables)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self.batches:
+            _log.warning(
+                "The gradients of the last %d batches made no step: %d batches make one "
+                "(gradient_accumulation_steps), and training ended before",
+                self.batches,
+                self.optimizer.gradient_accumulation_steps,
+            )
 
 
 class Growing(keras.callbacks.Callback):
@@ -287,15 +342,16 @@ class Record(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         logs = logs or {}
-        if not (math.isfinite(logs["loss"]) and math.isfinite(logs["val_loss"])):
+        if not all(math.isfinite(logs[name]) for name in ("loss", "data_loss", "val_loss", "val_data_loss")):
             raise ConfigError(
                 f"The loss is not finite after epoch {epoch + 1} of phase {self.phase}: training has diverged. Lower "
                 f"optimizer.lr (now {self.learning_rate:g}), set optimizer.clipnorm, or give schedule.warmup"
             )
         metrics = {
-            "loss": float(logs["loss"]),
+            "loss": float(logs["data_loss"]),
+            "total_loss": float(logs["loss"]),
             "accuracy": float(logs["accuracy"]),
-            "validation_loss": float(logs["val_loss"]),
+            "validation_loss": float(logs["val_data_loss"]),
             "validation_accuracy": float(logs["val_accuracy"]),
             "learning_rate": self.learning_rate,
             "seconds": time.perf_counter() - self.began,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -28,6 +29,33 @@ def build_loss(name: str, label_smoothing: float, classes: int) -> keras.losses.
         return SquaredError(label_smoothing)
     kind = keras.losses.BinaryCrossentropy if binary else keras.losses.CategoricalCrossentropy
     return kind(from_logits=True, label_smoothing=label_smoothing)
+
+
+def reported_loss(loss: keras.losses.Loss) -> Callable[[Any, Any], Any]:
+    """Return the loss that the curves `loss` and `validation_loss` show: a function of targets and logits to [B].
+
+    It is the cross entropy, whatever training minimises; with hinge, whose scores are no probabilities, the hinge loss.
+    Label smoothing, class weights and penalties are not in it, so that `validation_loss` is what the final report calls
+    the validation split's loss.
+    """
+    if isinstance(loss, (keras.losses.Hinge, keras.losses.CategoricalHinge)):
+        margins: Callable[[Any, Any], Any] = loss.fn
+        return margins
+    return cross_entropy
+
+
+def cross_entropy(y_true: Any, y_pred: Any) -> Any:
+    """Return the cross entropy of each image: [B] float32.
+
+    Probabilities are clipped at float32's 1.2e-7, as scikit-learn's `log_loss` does it in the final report.
+    """
+    if y_pred.shape[-1] == 1:
+        y_true = keras.ops.concatenate([1 - y_true, y_true], axis=-1)
+        logs = keras.ops.log_sigmoid(keras.ops.concatenate([-y_pred, y_pred], axis=-1))
+    else:
+        logs = keras.ops.log_softmax(y_pred, axis=-1)
+    epsilon = float(np.finfo("float32").eps)
+    return -keras.ops.sum(y_true * keras.ops.clip(logs, math.log(epsilon), math.log1p(-epsilon)), axis=-1)
 
 
 class SquaredError(keras.losses.Loss):

@@ -139,6 +139,7 @@ class Model(Component):
 class Optimizer(Component):
     lr: float = Field(gt=0)  # the learning rate
     weight_decay: float | None = Penalty  # share of the weights taken off in each step, times lr; null: none
+    decay_bias_and_norm: bool = False  # whether biases and normalisation (vectors) decay, too
     clipnorm: float | None = Field(gt=0)  # the most that the norm of a gradient may be; one of the three clips
     clipvalue: float | None = Field(gt=0)  # the most that any number of a gradient may be
     global_clipnorm: float | None = Field(gt=0)  # the most that the norm of all gradients together may be
@@ -158,6 +159,7 @@ class Regime(Component):
     unfrozen_blocks: int = Positive
     views: int = Field(ge=0)
     activations: Literal["float32", "float16"]
+    batch_norm_momentum: float | None = Field(None, ge=0, lt=1)  # of the moving statistics; null: fits the steps
     head_from: str | None = Field(pattern="^[0-9a-f]{32}$")  # an MLflow run id, whole
     head_epochs: int = Positive
     head_optimizer: Optimizer  # the head's, in finetune; another: optimizer@regime.head_optimizer=adam

@@ -119,11 +119,12 @@ EPOCH_METRICS = (
     "input_wait",  # share of the training time that it waited for batches (with regime.views=0 the frozen part's
     # forward pass is in it); not told of several devices, nor with runtime.deterministic
     "learning_rate",
-    "loss",
+    "loss",  # of the training batches, as validation_loss
     "pictures_per_second",
     "seconds",
+    "total_loss",  # what the optimizer minimises: the configured loss with label smoothing, class weights, L1, L2
     "validation_accuracy",
-    "validation_loss",
+    "validation_loss",  # cross entropy (with hinge: hinge loss) of the validation images, as the report's loss
 )
 
 
@@ -192,6 +193,7 @@ class Recipe:
     best_weights: bool  # those of the best epoch, not the last
     seed: int  # of dropout
     xla: bool | None  # None: on GPUs as Keras decides, on CPUs the parts that gain
+    decay_bias_and_norm: bool = False  # whether weight decay is of vectors, too: biases, normalisation
     tried: Sequence[float] = ()  # learning rates of a range test, one a batch: `fit` then ends the run with `Tried`
 
 

@@ -52,6 +52,5 @@ def probabilities(logits: keras.KerasTensor) -> keras.KerasTensor:
     Of a hinge's margins the same makes scores in [0, 1] that keep their order.
     """
     if logits.shape[-1] == 1:
-        one = keras.ops.sigmoid(logits)
-        return keras.ops.concatenate([1 - one, one], axis=-1)
+        return keras.ops.sigmoid(keras.ops.concatenate([-logits, logits], axis=-1))  # 1 - p would lose digits near 1
     return keras.ops.softmax(logits, axis=-1)

@@ -11,7 +11,7 @@ from experiments import checkpoints, store
 from experiments.activations import Want, activations, extract, versions
 from experiments.data import decoder
 from experiments.data.pipeline import in_order, stored_batches
-from experiments.fit import fit
+from experiments.fit import VERSION, fit
 from experiments.models import network
 from experiments.models.network import Cut, cut, join, score, stack
 from experiments.schema import Config
@@ -84,6 +84,6 @@ def head_folder(parts: Parts, splits: Splits, config: Config) -> Path:
     """Where a head is kept: by the run that trains it, and what the pixels and numbers come from."""
     made_by = {
         "run": parts.identity(config, splits.fingerprint), "decoder": decoder.VERSION, "forward": network.VERSION,
-        "versions": versions(),
+        "fit": VERSION, "versions": versions(),
     }  # fmt: skip
     return parts.cache / "heads" / store.key(made_by)

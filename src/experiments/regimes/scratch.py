@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import keras
+
 from experiments.data.pipeline import in_order, picture_batches
 from experiments.fit import fit
 from experiments.models.network import join, pooled, score, stack
 from experiments.types import Fitted, Parts, Splits, Watch
 
+TIME_CONSTANTS = 20  # of the moving statistics in a run, at least, unless regime.batch_norm_momentum is set
+
 
 def scratch(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
     """Trains backbone and head together on freshly augmented pictures (the tutorial's first experiment).
 
-    BatchNorm statistics follow the batches while training. The weights start random: build loads none for this regime.
+    BatchNorm statistics follow the batches while training, see `follow_batches`. The weights start random: build
+    loads none for this regime.
     """
     config = parts.config
     pool = config.model.head.pooling
     head = parts.head(len(splits.classes))
     model = stack(pooled(parts.backbone, pool), head, training=None)
+    batches = picture_batches(
+        splits.train,
+        classes=len(splits.classes),
+        augmentation=parts.augmentation,
+        extra_layers=parts.extra_layers,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        epochs=watch.remaining("scratch", config.epochs),
+    )
+    follow_batches(model, config.regime.batch_norm_momentum, config.epochs * batches.steps)
     history = fit(
         model,
-        picture_batches(
-            splits.train,
-            classes=len(splits.classes),
-            augmentation=parts.augmentation,
-            extra_layers=parts.extra_layers,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            epochs=watch.remaining("scratch", config.epochs),
-        ),
+        batches,
         in_order(splits.validation.pixels, splits.validation.labels, config.batch_size),
         recipe=parts.recipe,
         classes=splits.classes,
@@ -37,3 +44,20 @@ def scratch(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
     )
     scores = {pictures.split: score(model, pictures.pixels) for pictures in splits.scored(config.evaluate.test)}
     return Fitted(join(parts.backbone, pool, head), history, scores)
+
+
+def follow_batches(model: keras.Model, momentum: float | None, steps: int) -> None:
+    """Set how fast the moving statistics of a network's batch normalisation follow those of the batches.
+
+    Validation uses the moving statistics. With Keras's momentum of 0.99 (0.999 in MobileNet) they need hundreds of
+    steps to leave their initial values, and a short training would be validated with statistics of no image.
+
+    Args:
+        momentum: the share of the old value in the new one; None: the network's own, but at most so much that a time
+            constant, 1 / (1 - momentum) steps, is a twentieth of the training.
+        steps: batches of the whole training.
+    """
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            longest = max(0.0, 1 - TIME_CONSTANTS / steps)
+            layer.momentum = min(layer.momentum, longest) if momentum is None else momentum
