@@ -224,7 +224,7 @@ class LeftoverGradients(keras.callbacks.Callback):
     @property
     def batches(self) -> int:
         """Batches since the last step."""
-        return int(self.optimizer._iterations) % self.optimizer.gradient_accumulation_steps
+        return int(self.optimizer._iterations) % int(self.optimizer.gradient_accumulation_steps)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         last = (self.epoch, batch) == (self.params["epochs"] - 1, self.params["steps"] - 1)
