@@ -269,3 +269,27 @@ def test_intervals_stand_in_the_order_of_the_rows_around_no_difference() -> None
     assert_allclose([curve(bar)[0] for bar in bars], [[10, 50], [-10, 20]])
     assert [bar.get_color() for bar in bars] == [figures.VALIDATION, figures.TRAIN], "beyond chance in another colour"
     assert [text.get_text() for text in left.get_yticklabels()] == ["1", "2", "3"] and left.yaxis_inverted()
+
+
+HOSTILE = ("$\\frac{", "a$b$c", "_under", "a\nb", "\x1b[31mx", "<b>&", "n" * 200, "😀 \u202egpj", "שלום")
+
+
+def test_foreign_names_are_drawn_character_by_character(recwarn: pytest.WarningsRecorder) -> None:
+    report = random_report(HOSTILE)
+    for figure in (
+        figures.confusion_matrix(report, HOSTILE),
+        figures.roc(report, HOSTILE),
+        figures.mistakes(report, lambda rows: solid_pictures(len(rows))),
+        figures.intervals(HOSTILE, [(0.5, 0.4, 0.6)] * 9, [None, *[(0.0, -0.1, 0.1)] * 8], "validation"),
+        figures.compared_curves({name: [history(("scratch", 2))] for name in HOSTILE}),
+        figures.picture_grid(solid_pictures(9), [figures.label_title(np.array(at), HOSTILE) for at in range(9)]),
+    ):
+        figure.canvas.draw()  # a formula that is none raises here
+    assert not [str(one.message) for one in recwarn if "Glyph" in str(one.message)]
+    shown = figures.roc(report, HOSTILE).axes[0].get_legend()
+    assert shown is not None
+    texts = [text.get_text() for text in shown.get_texts()]
+    assert len(texts) == 1 + len(HOSTILE), "the one with an underscore among them"
+    assert texts[1].startswith("\\$\\frac{ (AUC") and texts[2].startswith("a\\$b\\$c (AUC")
+    assert texts[4].startswith("a\\nb (AUC") and texts[5].startswith("\\x1b[31mx (AUC")
+    assert texts[7].startswith(f"{'n' * 12}…{'n' * 9} (AUC") and "\u202e" not in texts[8]

@@ -17,11 +17,12 @@ from PIL import Image
 from experiments import page
 from experiments.comparison import Comparison, Group, Repeat, disagreements, of_groups
 from experiments.evaluate import Prediction
+from experiments.redaction import visible
 from experiments.tracking.stored import RunFacts
 from experiments.types import DataError, EpochRecord
 
 CLASSES = ("blobs", "<script>alert('stripes')</script>")
-NAME = "run $1 & <b>bold</b> | `code` [link](x)"
+NAME = 'run $1 & <b>bold</b> | `code` [link](x) \u202e\x1b[31m " onload="x'
 
 
 def group(drawn: Path, name: str, right: int, seeds: int = 1, **params: str) -> Group:
@@ -89,7 +90,7 @@ def test_the_page_holds_all_it_shows_and_nothing_of_others_is_markup(written: Pa
                 assert (value or "").startswith("data:"), (tag, value)
     policies = [a["content"] for tag, a in seen.elements if a.get("http-equiv") == "Content-Security-Policy"]
     assert len(policies) == 1 and (policies[0] or "").startswith("default-src 'none'")
-    assert "alert('stripes')" in seen.text and NAME in seen.text, "shown as they are"
+    assert "alert('stripes')" in seen.text and visible(NAME) in seen.text, "shown as they are"
 
 
 def test_the_page_says_what_the_comparison_says(written: Path) -> None:
@@ -171,3 +172,20 @@ def test_many_groups_are_told_in_one_sentence(drawn: Path, tmp_path: Path) -> No
     assert f"Of the 11 others {len(apart)} differ from model.head.dropout=8 by more than chance" in text
     assert f"(rows {', '.join(apart)}); {11 - len(apart)} are not yet distinguishable" in text
     assert "of 4 more are right" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("-rf", "\\-rf"), ("# x", "\\# x"), ("1. x", "1\\. x"), ("a|b", "a\\|b"), ("a\nb", "a b"), ("$x$", "\\$x\\$"),
+        ("<b>&", "&lt;b&gt;&amp;"), ("`c`", "\\`c\\`"), ("[l](x)", "\\[l\\](x)"), ("~~x", "\\~\\~x"), ("=", "\\="),
+        ("\x1b[2J\u202e", "\\\\x1b\\[2J\\\\u202e"), ("plain 1.5", "plain 1.5"),
+    ],
+)  # fmt: skip
+def test_a_foreign_name_is_no_markdown(name: str, written: str) -> None:
+    assert page.markdown_text(name) == written
+    assert page.markdown_table([["name"], [name]]) == f"| name |\n|---|\n| {written} |"
+
+
+def test_code_in_markdown_ends_where_it_ends() -> None:
+    assert page.markdown_code("a\n```\n# b\x1b") == "````\na\n```\n# b\\x1b\n````"

@@ -1,4 +1,4 @@
-"""Credentials are redacted in whatever form they come, and reach the place where they are used."""
+"""Credentials are redacted in whatever form they come, and reach the place where they are used; foreign names."""
 
 from __future__ import annotations
 
@@ -8,12 +8,23 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
+from rich.table import Table
 
 from experiments import redaction, schema, validation
-from experiments.redaction import conceal_arguments, is_concealed, redact_credentials, redacted, reveal
+from experiments.progress import PlainConsole, Terminal
+from experiments.redaction import (
+    conceal_arguments,
+    is_concealed,
+    redact_credentials,
+    redacted,
+    reveal,
+    visible,
+)  # fmt: skip
 from experiments.types import ConfigError
 
 SECRET = "S3cr3t"
@@ -153,6 +164,8 @@ def test_a_composed_configuration_is_concealed_and_read_whole(
     assert read.tracking.uri == "postgresql://me:pw-1@synthetic/db" and read.tags["api_key"] == "xyz"
     with pytest.raises(ConfigError, match=r"tracking.uri: its password is missing.* MLFLOW_TRACKING_URI. Received: ht"):
         config("tracking.uri=http://me:***@elsewhere")
+    with pytest.raises(ConfigError, match=r"tracking.artifacts: must hold no password.* Received: ftp://me:\*\*\*@h/a"):
+        config("tracking.artifacts=ftp://me:pw@h/a")
 
 
 def test_streams_and_records_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,3 +192,68 @@ def test_streams_and_records_of_a_process(monkeypatch: pytest.MonkeyPatch) -> No
     assert out.getvalue() == "http://a:***@chttp://a:***@c\n"
     assert log.getvalue().startswith("at http://a:***@c\nTraceback")
     assert log.getvalue().endswith("ValueError: postgresql://a:***@c\n")
+
+
+def everything_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_fails_before_it_starts_leaves_no_credential(
+    drive: Callable[..., tuple[list[dict[str, Any]], list[str]]], own_outputs: Path, tmp_path: Path
+) -> None:
+    group = tmp_path / "mine" / "tracking"
+    group.mkdir(parents=True)
+    (group / "own.yaml").write_text(f"defaults: [server]\nuri: http://me:{SECRET}-2@127.0.0.1:9\n")
+    given = f"tracking.uri='http://me@corp.com:{SECRET}:/?@127.0.0.1:9'"
+    lines = [
+        ["tracking=server", given, "hydra.run.dir=typed"],
+        ["--config-dir", str(tmp_path / "mine"), "tracking=own", "hydra.run.dir=own"],
+        ["tracking=server", given, "--cfg", "job"],
+        ["tracking=server", given, "optimizer.lrr=1"],
+    ]
+    told, _ = drive("experiments.train", lines, tmp_path)
+    assert "***@127.0.0.1:9" in told[0]["err"] + str(told[0]["code"])
+    assert "uri: http://me@corp.com:***@127.0.0.1:9" in told[2]["out"]
+    written = {**everything_below(tmp_path / "typed"), **everything_below(tmp_path / "own")}
+    assert {".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "train.log"} <= set(written)
+    for name, content in written.items():
+        assert SECRET.encode() not in content, name
+    assert SECRET not in str([(one["out"], one["err"]) for one in told])
+
+
+# --- Names that strangers chose
+
+HOSTILE = (
+    "[red]x[/red]", "$\\frac{", "a\nb", "\x1b[31mx", "<script>x</script>", "a|b", "..", "-rf", "n" * 200, "😀", "שלום",
+    "\u202egpj.exe", "\x1b]0;title\x07", "\x1b]8;;http://x\x1b\\link", "_under", "=cmd()", "a\rb", ":cat:",
+    "\x9b31m", "b\bb", "bad\udcff",
+)  # fmt: skip
+OBEYED = set("\x1b\r\b\x07\x9b\u202e\udcff")  # by a terminal
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_foreign_name_is_shown_and_not_obeyed(name: str) -> None:
+    file = io.StringIO()
+    console = PlainConsole(file=file, width=400, force_terminal=True, color_system=None)
+    table = Table("name")
+    table.add_row(name)
+    console.print(f"a {name} b", soft_wrap=True)
+    console.print(table)
+    with Terminal(console).stage(name[:40], 2) as advance:
+        advance(note=name[:40])
+    progress_of_rich = ("\x1b[?25l", "\x1b[?25h", "\x1b[2K", "\x1b[1A", "\r")
+    text = file.getvalue()
+    for command in progress_of_rich:
+        text = text.replace(command, "")
+    assert not OBEYED & set(text)
+    assert f"a {visible(name)} b" in text
+    assert not OBEYED & set(visible(name)) and visible("a\tb\n é 😀👩\u200d🔬") == "a\tb\n é 😀👩\u200d🔬"
+
+
+def test_a_stream_passes_on_colours_and_nothing_else_of_a_terminal() -> None:
+    file = io.StringIO()
+    stream = redaction.RedactingStream(file)  # type: ignore[arg-type]
+    stream.write("\r\x1b[2K\x1b[31mred\x1b[0m \x1b]0;title\x07\x1b]8;;http://x\x1b\\ \x9b31m \b \u202e\n")
+    assert file.getvalue() == (
+        "\r\x1b[2K\x1b[31mred\x1b[0m \\x1b]0;title\\x07\\x1b]8;;http://x\\x1b\\ \\x9b31m \\x08 \\u202e\n"
+    )

@@ -43,12 +43,12 @@ class Terminal:
             TextColumn("left"),
         )
         with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
-            task = progress.add_task(label, total=total, note="")
+            task = progress.add_task(visible(label), total=total, note="")
 
             def advance(steps: int = 1, note: str = "") -> None:
                 signals.check()
                 if note:
-                    progress.update(task, advance=steps, note=f"  {note}")
+                    progress.update(task, advance=steps, note=f"  {visible(note)}")
                 else:
                     progress.advance(task, steps)
 

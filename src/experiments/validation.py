@@ -290,6 +290,11 @@ def _cross_faults(model: Model, regime: Regime, tracking: Tracking) -> list[str]
             f"tracking.uri: no value, and tracking={tracking.name} needs one. Give one: "
             "tracking.uri=http://host:5000, or set MLFLOW_TRACKING_URI"
         )
+    if redacted(tracking.artifacts) != tracking.artifacts:
+        lines.append(
+            "tracking.artifacts: must hold no password, as MLflow keeps this address for all to read. Give it by the "
+            f"environment variables of that store. Received: {redacted(tracking.artifacts)}"
+        )
     for key in regime.ignores:
         if key.split(".")[0] not in Config.model_fields:
             lines.append(f"regime.ignores: {key!r} is no key of the configuration")

@@ -16,12 +16,13 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
+from rich.cells import cell_len
 
 from experiments import trained
 from experiments.commands import predict as verb
 from experiments.data import decoder
 from experiments.models.head import probabilities
-from experiments.predictions import list_files, predictions
+from experiments.predictions import Prediction, list_files, predictions
 from experiments.types import ConfigError
 
 SIZE = 16
@@ -222,3 +223,31 @@ def test_files_are_read_only_so_far_ahead(tmp_path: Path, monkeypatch: pytest.Mo
     next(told)
     assert asked < 30
     told.close()
+
+
+def test_names_in_csv_are_what_they_are_and_on_a_terminal_are_shown(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["=cmd().png", "a\nb.png", "a\rb.png", 'q",;x.png', "\x1b[31mx.png", "x?token=secret.png", "[red]y.png"]
+    for name in names:
+        save(tmp_path / "in" / name, 200)
+    output = tmp_path / "out.csv"
+    assert call(tmp_path / "in", "--output", output) == 0
+    with output.open(newline="", encoding="utf-8") as file:
+        paths = [Path(row["path"]) for row in csv.DictReader(file)]
+    assert {path.name for path in paths} == {*names} and {path.parent for path in paths} == {tmp_path / "in"}
+    assert b"\r\n" not in output.read_bytes()
+    capsys.readouterr()
+    assert call(tmp_path / "in") == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == len(names) and "\x1b" not in out and "\r" not in out
+    assert "[red]y.png" in out and "a\\nb.png" in out
+
+
+def test_class_names_on_a_terminal_stand_in_columns(tmp_path: Path) -> None:
+    file = io.StringIO()
+    write = verb.terminal_rows(file, ("n" * 200, "d\x1b]0;t\x07", "猫"))
+    write([Prediction("a.png", np.eye(3)[at], "") for at in range(3)])
+    lines = file.getvalue().splitlines()
+    assert [line[-5:] for line in lines] == ["a.png"] * 3 and "\x1b" not in file.getvalue()
+    assert {cell_len(line) for line in lines} == {verb.LONGEST + len("  100.0%  a.png")}

@@ -56,7 +56,7 @@ def counts(found: Manifest) -> Table:
     table.add_column("all", f"{len(found.entries):,}", justify="right")
     for name in found.classes:
         row = [held[name, split] for split in splits]
-        table.add_row(printable(name), *(f"{count:,}" for count in (*row, sum(row))))
+        table.add_row(short(name, 40), *(f"{count:,}" for count in (*row, sum(row))))
     return table
 
 
