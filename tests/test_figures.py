@@ -293,3 +293,4 @@ def test_foreign_names_are_drawn_character_by_character(recwarn: pytest.Warnings
     assert texts[1].startswith("\\$\\frac{ (AUC") and texts[2].startswith("a\\$b\\$c (AUC")
     assert texts[4].startswith("a\\nb (AUC") and texts[5].startswith("\\x1b[31mx (AUC")
     assert texts[7].startswith(f"{'n' * 12}…{'n' * 9} (AUC") and "\u202e" not in texts[8]
+    assert texts[9].startswith("\u2068שלום\u2069 (AUC"), "isolated: its direction is its own"

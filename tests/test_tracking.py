@@ -570,6 +570,8 @@ def test_addresses_are_asked_before_anything_else() -> None:
 def test_names_that_mlflow_does_not_take_are_no_names_of_parameters(config: Callable[..., schema.Config]) -> None:
     found = tracking.flat_parameters(config("class_weights={c+: 1.0, dogs: 2.0}"))
     assert found["class_weights"] == "{'c+': 1.0, 'dogs': 2.0}"
+    found = tracking.flat_parameters(config(f"class_weights={{{'c' * 250}: 1.0, dogs: 2.0}}"))
+    assert found["class_weights"].startswith("{'ccc") and max(map(len, found)) <= 250
 
 
 def test_the_ui_is_told_what_to_show_first(store: Store) -> None:

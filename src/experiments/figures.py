@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby, pairwise
@@ -160,7 +161,7 @@ def roc(report: Report, classes: Sequence[str]) -> Figure:
     shown = classes[1:] if len(classes) == 2 else classes
     crowded = len(shown) > MOST_IN_LEGEND
     columns = -(-len(shown) // 24)
-    figure = _figure(6 + 3.2 * columns if crowded else 6, 6)
+    figure = _figure(6 + 3.6 * columns if crowded else 6, 6)
     panel = figure.add_subplot()
     panel.plot([0, 1], [0, 1], color=QUIET, linestyle=":", linewidth=1.2, label="chance")
     spectrum = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(shown)))
@@ -395,9 +396,13 @@ def short(name: str, most: int = 22) -> str:
 
 
 def literal(text: str) -> str:
-    """Return a text as Matplotlib draws it character by character: a dollar sign would begin a formula, an underscore
-    would leave a legend's entry out.
+    """Return a text as Matplotlib draws it character by character.
+
+    A dollar sign would begin a formula, an underscore would leave a legend's entry out, and what stands behind a name
+    in Hebrew or Arabic would be drawn before it.
     """
+    if any(unicodedata.bidirectional(character) in ("R", "AL") for character in text):
+        text = f"\N{FIRST STRONG ISOLATE}{text}\N{POP DIRECTIONAL ISOLATE}"
     return (f"\N{THIN SPACE}{text}" if text.startswith("_") else text).replace("$", r"\$")
 
 

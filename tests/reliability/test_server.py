@@ -171,3 +171,48 @@ def test_a_server_that_is_not_there_is_a_clear_error_within_ten_seconds(
     assert "Check the address and that the server runs, or use tracking=sqlite or tracking=none" in errors
     assert "secret" not in errors and "Traceback" not in errors
     tally("server unreachable: a clear error within 10 s", 1, int(took < 10))
+
+
+SECRET = "S3cr-et%2Fpw"  # as it is typed; a URL's user is decoded by whoever sends it
+SMALL = ("data.per_class={train:8,validation:8,test:8}", "data.image_size=48", "batch_size=8", "regime=bottleneck",
+         "epochs=1", "tracking=server")  # fmt: skip
+
+
+@pytest.mark.slow
+def test_nothing_that_runs_write_holds_the_password_of_their_store(server: Server, tmp_path: Path) -> None:
+    """A sweep, a run that fails, one that is resumed with and without the password, and the summary once more."""
+    server.start()
+    home = tmp_path / "home"
+    uri = f"http://me@corp.com:{SECRET}@127.0.0.1:{server.port}"
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    told = []
+
+    def call(*arguments: str, **variables: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments", *arguments], capture_output=True, text=True, cwd=tmp_path,
+            env=environment | {"EXPERIMENTS_HOME": str(home)} | variables, timeout=300,
+        )  # fmt: skip
+        told.append(done.stdout + done.stderr)
+        return done.returncode, told[-1]
+
+    failing = home / "runs" / "failing"
+    typed = f"tracking.uri={uri}"
+    code, text = call("train", "-m", *SMALL, typed, "seed=0,1")
+    assert code == 0 and "2 jobs, 2 to run" in text, text
+    (sweep,) = (home / "sweeps").iterdir()
+    code, text = call("train", *SMALL, typed, "must_reach=1", "optimizer.lr=1e-9", f"hydra.run.dir={failing}")
+    assert code == 1 and "must_reach" in text and f"http://me@corp.com:***@127.0.0.1:{server.port}/#/" in text, text
+    code, text = call("train", f"resume={failing}")
+    assert code == 1 and "tracking.uri: its password is missing" in text, text
+    for given, variables in ((typed,), {}), ((), {"MLFLOW_TRACKING_URI": uri}):
+        code, text = call("train", f"resume={failing}", *given, **variables)
+        assert code == 1 and "must_reach: after 1 epochs" in text, text
+    assert call("summarize", sweep.name)[0] == 1
+    assert call("summarize", sweep.name, MLFLOW_TRACKING_URI=uri)[0] == 0
+    runs = mlflow.MlflowClient(server.uri).search_runs(["1"])
+    assert len(runs) == 5, "two jobs, the winner, the sweep, the one that failed"
+    secrets = [text.encode() for text in (SECRET, "S3cr-et/pw", "S3cr-et")]
+    for path in (path for root in (home, server.home) for path in root.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        assert not any(secret in content for secret in secrets), path
+    assert "S3cr-et" not in "".join(told)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 # What a run id in the configuration stands for: the key, and the file that the run logged.
 REFERENCES = {"model.weights": "weights/backbone.weights.h5", "regime.head_from": "weights/head.weights.h5"}
 MANIFEST = "manifest.csv"
+MLFLOW_NAME = 250  # characters of a parameter's name at most
 _log = logging.getLogger(__name__)
 
 
@@ -426,7 +427,9 @@ def _flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in node.items():
         if key in ("_target_", "ignores"):
             continue
-        if isinstance(value, Mapping) and all(re.fullmatch(r"[\w .:/-]+", name, re.ASCII) for name in value):
+        if isinstance(value, Mapping) and all(
+            re.fullmatch(r"[\w .:/-]+", name, re.ASCII) and len(prefix + key + name) < MLFLOW_NAME for name in value
+        ):
             flat |= _flatten(value, f"{prefix}{key}.")
         elif key == "name":
             flat[prefix.rstrip(".")] = str(value)
