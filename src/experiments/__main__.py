@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from experiments import redaction
+from experiments.quiet import output_failure
 
 # Each verb's module has a main() that reads sys.argv; none is imported before it is asked for.
 VERBS = {
@@ -26,6 +27,9 @@ VERBS = {
     "sync": ("experiments.commands.sync", "tell MLflow what it could not be told while runs went on"),
     "ui": ("experiments.commands.ui", "open the MLflow UI on this machine's runs"),
 }
+
+# What these verbs print is their result, so that they have failed where it cannot be written.
+LISTING = ("backbones", "cache", "compare", "inspect", "predict", "summarize")
 
 
 def usage() -> str:
@@ -59,7 +63,23 @@ def complete() -> None:
 
 def main() -> None:
     redaction.install()
-    arguments = sys.argv[1:]
+    listing = sys.argv[1:2] in [[verb] for verb in LISTING]
+    try:
+        run_verb(sys.argv[1:])
+    except SystemExit as ended:
+        if ended.code or not listing:
+            raise
+    failure = output_failure()
+    if listing and failure and not isinstance(failure, BrokenPipeError):  # a reader that has seen enough is no failure
+        sys.exit(1)
+
+
+def run_verb(arguments: list[str]) -> None:
+    """Run a verb with its arguments.
+
+    Raises:
+        SystemExit: it failed, or there is no such verb.
+    """
     if arguments and arguments[0] in ("-sc", "--shell-completion"):
         complete()
         return

@@ -21,6 +21,8 @@ from functools import cache
 from typing import Any, TextIO, cast
 from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit
 
+from experiments.quiet import protect_streams
+
 STARS = "***"
 VARIABLE = "EXPERIMENTS_CREDENTIALS"  # holds what `remember` was given; Ray's and SLURM's jobs inherit it
 
@@ -280,7 +282,8 @@ class RedactedRecord(logging.LogRecord):
 
 
 def install() -> None:
-    """Redact from now on what this process prints and logs."""
+    """Redact from now on what this process prints and logs, to streams that can be written to at any time."""
+    protect_streams()
     _known_values.cache_clear()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

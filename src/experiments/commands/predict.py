@@ -6,13 +6,12 @@ import argparse
 import csv
 import io
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from experiments.commands.arguments import add_uri, positive
 from experiments.types import ConfigError
@@ -58,9 +57,6 @@ def main() -> None:
     form = arguments.format or (suffix if suffix in FORMATS else "terminal")
     try:
         failed = predict(arguments.run, arguments.paths, form, arguments.output, arguments.batch_size, arguments.uri)
-    except BrokenPipeError:  # whoever read the lines has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except (ConfigError, OSError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
@@ -79,7 +75,7 @@ def predict(named: str, paths: Sequence[str], form: str, output: Path | None, ba
     from experiments import trained
     from experiments.predictions import list_files, predictions
     from experiments.progress import PlainConsole, Terminal
-    from experiments.quiet import quiet_start
+    from experiments.quiet import output_failure, quiet_start
 
     files, others = list_files(paths)
     if others:
@@ -97,6 +93,8 @@ def predict(named: str, paths: Sequence[str], form: str, output: Path | None, ba
                 write(some)
                 advance(len(some))
                 done, failed = done + len(some), failed + sum(one.probabilities is None for one in some)
+                if output is None and output_failure():  # no reader is left
+                    break
         rate = (done - failed) / (time.perf_counter() - began)
     print(f"{done - failed} pictures predicted, {failed} files could not be used, {rate:.0f} a second", file=sys.stderr)
     return failed
@@ -107,10 +105,7 @@ def opened(output: Path | None, form: str) -> Iterator[TextIO]:
     """Where lines go: a file, which appears whole or not at all, or standard output."""
     if output is None:
         # CSV and JSON are data, in which names are what they are: not redacted as messages are.
-        stream: Any = sys.stdout if form == "terminal" else getattr(sys.stdout, "stream", sys.stdout)
-        stream.reconfigure(errors="backslashreplace")  # names that are no text
-        yield stream
-        stream.flush()  # where it can still be told that nobody reads it
+        yield sys.stdout if form == "terminal" else getattr(sys.stdout, "stream", sys.stdout)
         return
     from experiments.store import writing_file
 
