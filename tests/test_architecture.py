@@ -13,7 +13,8 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "experiments"
 
 # Each row may import what stands in the rows above it, and from its own row only what `BESIDE` says.
 ROWS = (
-    ("types", "paths", "quiet", "redaction", "signals", "statistics", "store", "schedules", "machine"),
+    ("quiet",),
+    ("types", "paths", "redaction", "signals", "statistics", "store", "schedules", "machine"),
     ("progress",),
     ("schema", "data.decoder", "data.download", "data.animals", "checkpoints", "augmentation", "losses"),
     ("validation", "studies"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,3 +47,79 @@ def test_completion_in_the_shell(line: str, expected: set[str]) -> None:
 def test_the_shells_function_is_hydras(monkeypatch: pytest.MonkeyPatch) -> None:
     done = experiments("-sc", "install=bash")
     assert done.returncode == 0 and "complete -o nospace -o default -F hydra_bash_completion" in done.stdout
+
+
+# --- standard streams
+
+
+def shell(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in which "$@" is Python with arguments."""
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", script, "bash", sys.executable, *arguments],
+        capture_output=True, text=True, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def test_a_listing_ends_well_where_its_reader_has_seen_enough_and_badly_where_it_is_lost() -> None:
+    listing = ("-m", "experiments", "--help")
+    for script in ('"$@" | true', '"$@" | head -c 10', '"$@" >&-', '"$@" >&- 2>&- <&-', '"$@" 2>/dev/full'):
+        done = shell(script, *listing)
+        assert (done.returncode, done.stderr) == (0, ""), script
+    done = shell('"$@" >/dev/full', *listing)
+    assert done.returncode == 1
+    assert done.stderr == "Standard output cannot be written: No space left on device. What follows is lost\n"
+    done = shell('"$@" >/dev/full', "-m", "experiments", "inspect", "--help")
+    assert done.returncode == 1 and "No space left" in done.stderr
+
+
+PRINTING = """
+import sys
+from experiments import redaction
+redaction.install()
+with open(sys.argv[1], "w") as file:
+    file.write("a result")
+    print("\\u732b \\u2192 K\\udcffse", flush=True)
+    print("K\\u00e4se", file=sys.stderr, flush=True)
+    import subprocess
+    subprocess.run(["echo", "of a child"])
+"""
+
+
+@pytest.mark.parametrize("script", ['"$@"', '"$@" >&-', '"$@" 2>&-', '"$@" >&- 2>&-', '"$@" | true', '"$@" >/dev/full'])
+def test_nothing_printed_fails_or_gets_into_a_file(script: str, tmp_path: Path) -> None:
+    result = tmp_path / "result"
+    done = shell(script, "-c", PRINTING, str(result))
+    assert done.returncode == 0, done.stderr
+    assert result.read_text() == "a result"
+    if script == '"$@"':
+        assert done.stdout == "猫 → K\\udcffse\nof a child\n" and done.stderr == "Käse\n"
+
+
+def test_characters_that_a_terminal_lacks_are_escaped(tmp_path: Path) -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for environment in (plain, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1:strict"}):
+        done = subprocess.run(
+            [sys.executable, "-c", PRINTING, str(tmp_path / "result")],
+            capture_output=True, env={**os.environ, **environment},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == b"\\u732b \\u2192 K\\udcffse\nof a child\n"
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTING, str(tmp_path / "result")],
+        capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii:replace"},
+    )  # fmt: skip
+    assert done.stdout == b"? ? K?se\nof a child\n", "as it was asked for"
+
+
+def test_a_run_whose_output_is_lost_is_finished_and_has_its_files(drawn: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = shell(
+        '"$@" >/dev/full', "-m", "experiments", "train", "data=folder", f"data.root={drawn}", "data.image_size=48",
+        "regime=bottleneck", "model.weights=null", "model.head.pooling=average", "epochs=1", "batch_size=8",
+        "evaluate.test=false", "tracking=none", "notes='猫 →'", f"hydra.run.dir={run}", PYTHONIOENCODING="ascii",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Standard output cannot be written: No space left on device" in done.stderr
+    assert json.loads((run / "run.json").read_text())["status"] == "FINISHED"
+    assert (run / "predictions_validation.csv").stat().st_size and list((run / "weights").iterdir())
+    assert "notes: 猫 →" in (run / "config.yaml").read_text(encoding="utf-8")

@@ -63,7 +63,8 @@ def complete() -> None:
 
 def main() -> None:
     redaction.install()
-    listing = sys.argv[1:2] in [[verb] for verb in LISTING]
+    verb = sys.argv[1] if sys.argv[1:] else None
+    listing = verb in LISTING or verb not in VERBS
     try:
         run_verb(sys.argv[1:])
     except SystemExit as ended:
