@@ -1,0 +1,286 @@
+"""What a sweep reports belongs to what was planned: other grids, data, orders, winners and edits in one directory."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from hydra.core.utils import JobReturn, JobStatus
+
+from experiments import journal, train
+from experiments.schema import Config, identity
+from experiments.sweeps import local, plan, plots, summary
+from experiments.sweeps.plan import PlannedRun
+from experiments.sweeps.sweeper import Sweeper
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+IMAGES = 100
+
+
+class Trained:
+    """Sweeps in this process whose jobs are not trained: a run's accuracy is 10 * optimizer.lr, on these data."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.data, self.deleted, self.runs = "data", set[str](), list[PlannedRun]()
+        self.stop_after: int | None = None
+        patch.setattr(local, "ask", self.ask)
+        patch.setattr(plots, "draw", lambda *arguments: None)
+        patch.setattr(local.LocalLauncher, "run", lambda launcher, jobs: self.run(launcher, jobs))
+        patch.setattr(train, "redaction", type("", (), {"install": int, "conceal_arguments": staticmethod(list)}))
+        self.patch = patch
+
+    def __call__(self, *overrides: str) -> list[PlannedRun]:
+        """Run a sweep; return the jobs that were trained."""
+        self.runs.clear()
+        self.patch.setattr(sys, "argv", ["train", "-m", "tracking=none", "progress=none", *overrides])
+        self.patch.setattr(Sweeper, "typed", None)
+        train.main()
+        return list(self.runs)
+
+    def identity(self, config: Config) -> str:
+        return identity(config, data=f"{self.data} {config.data.fold}")
+
+    def ask(self, function: str, *arguments: Any) -> dict[str, Any]:
+        if function == "conclude":
+            return summary.conclude(Path(arguments[0]))
+        if function == "share":
+            return {}
+        assert function == "look", function
+        configs = [Config.model_validate(one) for one in arguments[0]]
+        known = {}
+        for folder in plan.folders(Path(configs[0].outputs)):
+            facts = journal.read(folder) or {}
+            if facts.get("status") == "FINISHED":
+                about = {"status": "FINISHED", "folder": str(folder), "run_id": None}
+                known[facts["identity"]] = {"deleted": str(folder)} if str(folder) in self.deleted else about
+        jobs = [{"identity": (own := self.identity(config)), **known.get(own, {})} for config in configs]
+        return {"jobs": jobs, "shared": [], "seconds": None, "held_back": True, "lacking": False}
+
+    def run(self, launcher: Any, jobs: Sequence[PlannedRun]) -> list[JobReturn]:
+        returns = []
+        for at, job in enumerate(jobs):
+            if self.stop_after is not None and len(self.runs) >= self.stop_after:
+                break
+            self.runs.append(job)
+            config, folder = job.composed.config, job.folder
+            assert self.identity(config) == job.identity and not (folder / journal.FILE).exists()
+            folder.mkdir(exist_ok=True)
+            accuracy = 10 * config.optimizer.lr
+            metrics = {"validation.accuracy": accuracy, "total_seconds": 1.0}
+            if config.evaluate.test:
+                metrics |= {f"test.accuracy{end}": accuracy / 2 for end in ("", "_low", "_high")}
+            (folder / journal.METRICS).write_text(json.dumps(metrics))
+            facts = {"command": {}, "identity": job.identity, "status": "FINISHED"}
+            (folder / journal.FILE).write_text(json.dumps(facts))
+            with (folder / "predictions_validation.csv").open("w", newline="") as file:
+                csv.writer(file).writerows(
+                    [("path", "sha256", "correct"), *((n, n, str(n < IMAGES * accuracy)) for n in range(IMAGES))]
+                )
+            done = JobReturn(status=JobStatus.COMPLETED)
+            launcher.seconds[at] = 1.0
+            launcher.ended(at, done)
+            returns.append(done)
+        return returns
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trained:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train.signals, "install", lambda: None)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    return Trained(monkeypatch)
+
+
+def accuracies(folder: Path) -> dict[float, float]:
+    """What the summary in a sweep's folder has of its jobs: accuracy by learning rate."""
+    said = json.loads((folder / "summary.json").read_text())
+    return {
+        float(run["values"]["optimizer.lr"]): round(run["metrics"]["validation.accuracy"], 6)
+        for run in said["runs"] if not run["final"]
+    }  # fmt: skip
+
+
+def refused(call: Callable[[], Any]) -> str:
+    with pytest.raises(SystemExit) as error:
+        call()
+    return str(error.value)
+
+
+def test_a_directory_of_another_sweep_is_refused_by_name(trained: Trained, tmp_path: Path) -> None:
+    place = f"hydra.sweep.dir={tmp_path / 'D'}"
+    assert len(trained(place, "optimizer.lr=0.01,0.02", "sweep.final=false")) == 2
+    for other in ("optimizer.lr=0.03,0.04", "optimizer.lr=0.01,0.02,0.03", "optimizer.lr=0.01"):
+        said = refused(lambda other=other: trained(place, other, "sweep.final=false"))
+        assert str(tmp_path / "D") in said and "holds another sweep" in said and "optimizer.lr=0.01,0.02" in said
+    trained.data = "other data"
+    assert "holds another sweep" in refused(lambda: trained(place, "optimizer.lr=0.01,0.02", "sweep.final=false"))
+    assert not trained.runs and accuracies(tmp_path / "D") == {0.01: 0.1, 0.02: 0.2}
+    (tmp_path / "D" / plan.SWEEP).write_text(json.dumps({"objective": "accuracy", "command": "", "parent": None}))
+    assert "earlier version" in refused(lambda: trained(place, "optimizer.lr=0.01,0.02"))
+
+
+def test_a_job_does_not_write_into_the_directory_of_another_run(trained: Trained, tmp_path: Path) -> None:
+    """Such as a single run's, or a job's of a sweep whose own file is gone."""
+    place = f"hydra.sweep.dir={tmp_path / 'D'}"
+    trained(place, "optimizer.lr=0.01,0.02", "sweep.final=false")
+    (tmp_path / "D" / plan.SWEEP).unlink()
+    for file in (tmp_path / "D").glob(f"*/{plan.JOB}"):
+        file.unlink()
+    said = refused(lambda: trained(place, "optimizer.lr=0.03,0.04", "sweep.final=false"))
+    assert f"{tmp_path / 'D' / '0'}: this folder holds another run" in said and not trained.runs
+    (tmp_path / "D" / "0" / journal.FILE).unlink()  # results that say nothing of whose they are
+    assert "another run" in refused(lambda: trained(place, "optimizer.lr=0.03,0.04", "sweep.final=false"))
+
+
+def test_the_same_sweep_on_other_data_is_trained_in_a_folder_of_its_own(trained: Trained, own_outputs: Path) -> None:
+    assert len(trained("optimizer.lr=0.01,0.02", "sweep.final=false")) == 2
+    assert not trained("optimizer.lr=0.01,0.02", "sweep.final=false")
+    trained.data = "swapped"
+    assert len(trained("optimizer.lr=0.01,0.02", "sweep.final=false")) == 2
+    assert len(list(own_outputs.glob("sweeps/*/sweep.json"))) == 2
+
+
+def test_jobs_keep_their_numbers_however_the_sweep_is_typed(trained: Trained, own_outputs: Path) -> None:
+    """Stopped at its target and typed in another order, a sweep has no row, and no winner's score, of another job."""
+    trained.stop_after = 1
+    trained("optimizer.lr=0.03,0.01,0.02", "sweep.target=0.1", "sweep.final=false")
+    trained.stop_after = None
+    (folder,) = own_outputs.glob("sweeps/*")
+    first = {one["identity"]: one["number"] for one in plan.records(folder)}
+    done = trained("optimizer.lr=0.01,2e-2,0.03")
+    assert [round(job.composed.config.optimizer.lr, 3) for job in done] == [0.01, 0.02, 0.03]
+    assert [job.composed.config.evaluate.test for job in done] == [False, False, True], "the last is the winner's"
+    assert accuracies(folder) == {0.01: 0.1, 0.02: 0.2, 0.03: 0.3}
+    assert {one["identity"]: one["number"] for one in plan.records(folder) if not one.get("final")} == first
+    said = " ".join(json.loads((folder / "summary.json").read_text())["sentences"])
+    assert "15.0" in said, "the test score of the winner"
+
+    # Another winner: the same folder, the former's test score at the number that its own would have.
+    other = folder / "0" / journal.METRICS
+    other.write_text(json.dumps(json.loads(other.read_text()) | {"validation.accuracy": 0.05}))
+    (final,) = trained("optimizer.lr=0.01,2e-2,0.03")
+    assert final.composed.config.optimizer.lr == 0.02 and final.folder.name == "4"
+    said = " ".join(json.loads((folder / "summary.json").read_text())["sentences"])
+    assert "10.0" in said and "15.0" not in said
+    assert not trained("optimizer.lr=2e-2,0.01,0.03"), "and then all of it is done"
+
+
+def test_a_job_whose_mlflow_run_was_deleted_is_trained_again(trained: Trained, own_outputs: Path) -> None:
+    trained("optimizer.lr=0.01,0.02", "sweep.final=false")
+    (folder,) = own_outputs.glob("sweeps/*")
+    trained.deleted = {str(folder / "1")}
+    (folder / "1" / "weights.h5").write_text("of the run that was deleted")
+    (again,) = trained("optimizer.lr=0.01,0.02", "sweep.final=false")
+    assert again.folder == folder / "1" and not (folder / "1" / "weights.h5").exists()
+
+
+def test_rerun_trains_every_job_again_and_keeps_nothing_of_before(trained: Trained, own_outputs: Path) -> None:
+    trained("optimizer.lr=0.01,0.02")
+    (folder,) = own_outputs.glob("sweeps/*")
+    (folder / "0" / "left.csv").write_text("of the first run")
+    assert len(trained("optimizer.lr=0.01,0.02", "sweep.rerun=true")) == 3, "the winner too"
+    assert not (folder / "0" / "left.csv").exists()
+
+
+@pytest.mark.parametrize("given", [
+    "seed=0,0,1", "seed=0,0.0", "data.fold=0,1,0", "optimizer.lr=0.01,1e-2", "seed=choice(3,3)",
+])  # fmt: skip
+def test_a_value_given_twice_is_no_second_run(trained: Trained, given: str) -> None:
+    said = refused(lambda: trained(given))
+    assert given.partition("=")[0] in said and "is given twice" in said and not trained.runs
+
+
+def test_two_ways_to_write_a_seed_are_no_two_runs(trained: Trained) -> None:
+    said = refused(lambda: trained("epochs=3", "seed=3,${epochs}"))
+    assert "the same run" in said and "seed=3" in said and not trained.runs
+
+
+def test_a_value_for_a_group_that_is_swept(trained: Trained) -> None:
+    """The default optimizer has no beta_1, and clipnorm may be null."""
+    done = trained("optimizer=adam,adamw", "optimizer.beta_1=0.8", "optimizer.clipnorm=null", "sweep.final=false")
+    assert [(job.composed.config.optimizer.name, job.composed.config.optimizer.arguments["beta_1"]) for job in done] \
+        == [("adam", 0.8), ("adamw", 0.8)]  # fmt: skip
+    assert all("optimizer.beta_1=0.8" in job.arguments for job in done)
+    done = trained("optimizer@regime.head_optimizer=adam,adamw", "regime.head_optimizer.beta_1=0.8", "regime=finetune",
+                   "sweep.final=false")  # fmt: skip
+    assert [job.composed.config.regime.head_optimizer.arguments["beta_1"] for job in done] == [0.8, 0.8]
+    said = refused(lambda: trained("optimizer=adam,sgd", "optimizer.beta_1=0.8"))
+    assert "optimizer=sgd" in said and "optimizer.beta_1: nothing reads this key" in said
+
+
+def test_a_grid_that_a_swept_preset_brings_is_not_dropped(trained: Trained) -> None:
+    presets = ("experiment=above_95,tutorial_finetune", "data.root=/photographs", "sweep.final=false")
+    said = refused(lambda: trained(*presets))
+    assert "experiment=above_95" in said and "model.head.dropout=0.3,0.5,0.7" in said and not trained.runs
+    typed = ("model.head.dropout=0.5", "model.head.l2=0", "regime.unfrozen_blocks=1")
+    assert len(trained(*presets, *typed)) == 2
+    said = refused(
+        lambda: trained("experiment=tutorial_finetune,above_95_search", "data.root=/x", *typed, "optimizer.lr=1e-3")
+    )
+    assert "sweep: its own settings" in said
+
+
+def test_what_is_no_sweep_gets_a_sentence(trained: Trained, tmp_path: Path) -> None:
+    assert "sweep.dry_run=true" in refused(lambda: trained("seed=0,1", "--cfg", "job"))
+    assert "hydra/sweeper: must be experiments" in refused(lambda: trained("seed=0,1", "hydra/sweeper=basic"))
+    assert "hydra/launcher: must be" in refused(lambda: trained("seed=0,1", "hydra/launcher=basic"))
+    assert not list(tmp_path.iterdir()) or not trained.runs
+
+
+# -- in processes of their own
+
+
+def test_jobs_run_what_was_planned_though_files_change(drawn: Path, own_outputs: Path, tmp_path: Path) -> None:
+    """Of a configuration of one's own; then its first job's MLflow run is deleted, and the sweep's marked as lost."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    text = (
+        "defaults: [config, _self_]\nepochs: 2\nregime: {views: 1}\nnotes: ${oc.env:WHY}\nmodel: {weights: null}\n"
+        "batch_size: 8\ndata: {image_size: 48}\n"
+    )
+    (mine / "own.yaml").write_text(text)
+    command = [
+        sys.executable, "-m", "experiments.train", "-m", "-cn", "own", "--config-dir", str(mine), "data=folder",
+        f"data.root={drawn}", "regime=bottleneck", "runtime.threads=1", "seed=0,1", "tracking.log_model=false",
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(SOURCE), "WHY": "because"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while process.poll() is None and not list(own_outputs.glob("sweeps/*/0/.hydra")):
+        time.sleep(0.02)
+    (mine / "own.yaml").write_text(text.replace("epochs: 2", "epochs: 3"))
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    (folder,) = own_outputs.glob("sweeps/*")
+    epochs = {path.parent.name: len(path.read_text().splitlines()) - 1 for path in folder.glob("*/curves.csv")}
+    assert epochs == dict.fromkeys("0123", 2), "the winner's two, after the jobs, as well"
+    client = mlflow.MlflowClient(f"sqlite:///{own_outputs}/mlflow.db")
+    runs = {int(run.info.run_name.rpartition("-")[2]): run for run in client.search_runs(["1"])
+            if "sweep" not in run.data.tags}  # fmt: skip
+    assert {run.data.tags["mlflow.note.content"] for run in runs.values()} == {"${oc.env:WHY}"}
+    assert all("--config-name own" in run.data.tags["command"] for run in runs.values())
+    called = json.loads((folder / "0" / "run.json").read_text())["command"]
+    assert journal.arguments(called)[:4] == ["--config-dir", str(mine), "--config-name", "own"]
+
+    (mine / "own.yaml").write_text(text)
+    parent = json.loads((folder / plan.SWEEP).read_text())["parent"]
+    client.set_tag(parent, "failure", "its process is gone")
+    client.delete_run(runs[0].info.run_id)
+    client.delete_run(runs[2].info.run_id)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 jobs, 1 to run, 1 already finished" in done.stdout
+    for number in (0, 2):
+        line = f"job {number}: its MLflow run {runs[number].info.run_id} has been deleted, so it is trained again"
+        assert line in done.stdout
+    now = client.search_runs(["1"])
+    assert {run.info.run_id for run in now} & {runs[0].info.run_id, runs[2].info.run_id} == set() and len(now) == 5
+    assert "failure" not in client.get_run(parent).data.tags
