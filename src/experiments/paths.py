@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import time
 from functools import cache
 from pathlib import Path
+from urllib.parse import quote, unquote
 
+STORE, ARTIFACTS = "mlflow.db", "mlartifacts"  # MLflow's, in outputs/
 PACKAGE = Path(__file__).resolve().parent
 REPOSITORY = PACKAGE.parent.parent
 # In a wheel conf/ lies in the package; in a checkout beside src/.
@@ -22,6 +25,28 @@ def default_outputs() -> str:
     here = Path.cwd().resolve()
     inside = CONF.parent == REPOSITORY and here.is_relative_to(REPOSITORY)
     return str((REPOSITORY if inside else here) / "outputs")
+
+
+def tracking_uri(outputs: str | None = None) -> str:
+    """Return the MLflow store of this place: MLFLOW_TRACKING_URI where it is set; else the database in outputs/."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(Path(outputs or default_outputs()) / STORE)
+
+
+def sqlite_uri(file: Path) -> str:
+    """Return the address of a SQLite file. SQLAlchemy decodes it, and a question mark would begin its options."""
+    return "sqlite:///" + re.sub("[%?#]", lambda found: quote(found[0]), str(file))
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of an SQLite address; None: the address is of another kind."""
+    found = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", uri, re.DOTALL)
+    return Path(unquote(found[1])) if found else None
+
+
+def artifact_location(uri: str | None, outputs: str) -> str | None:
+    """Return where a new MLflow experiment keeps its files: below outputs/, unless the store is a server."""
+    is_server = uri is not None and not uri.startswith(("sqlite", "postgresql", "mysql", "mssql", "file:"))
+    return None if is_server else f"{outputs}/{ARTIFACTS}"
 
 
 @cache

@@ -69,7 +69,7 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         keep_journal(folder, config) as journal,
         tracking.track(config, folder, journal.run_id) as tracker,
     ):
-        journal.note(run_id=tracker.run_id, store=config.tracking.uri)
+        journal.track(tracker.run_id, config.tracking.uri)
         files = tracker.files(config)
         parts = build(config, files)
         splits = read_data(parts)

@@ -10,11 +10,11 @@ from typing import Any
 
 from filelock import FileLock
 
+from experiments.paths import sqlite_file
 from experiments.redaction import redact_credentials
 from experiments.schema import LOWER_IS_BETTER, Config
 from experiments.types import ConfigError, EpochRecord, Pruned
 
-SQLITE = "sqlite:///"
 PATIENCE = 60  # seconds that a process waits for others that write to the same SQLite file
 EPOCHS = "epochs"  # of the longest trial: an attribute of the study
 _log = logging.getLogger(__name__)
@@ -46,9 +46,8 @@ def storage(config: Config) -> Any:
     url = address(config.sweep.storage)
     arguments: dict[str, Any] = {}
     lock = Path(config.outputs) / ".studies.lock"
-    if url.startswith(SQLITE):
+    if file := sqlite_file(url):
         arguments = {"connect_args": {"timeout": PATIENCE}}
-        file = Path(url.removeprefix(SQLITE))
         lock = file.with_name(f"{file.name}.lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)

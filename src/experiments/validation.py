@@ -6,13 +6,14 @@ No fault waits for Keras to be imported; `read` gathers all of them into one err
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -25,7 +26,9 @@ from experiments.types import ConfigError
 # What conf/ calls; it is of use to nobody who does not check it.
 OmegaConf.register_new_resolver("default_outputs", paths.default_outputs, replace=True)
 OmegaConf.register_new_resolver("run_name", paths.run_name, replace=True)
-SWEEPER = "hydra_plugins.experiments.Sweeper"
+OmegaConf.register_new_resolver("tracking_uri", paths.tracking_uri, replace=True)
+OmegaConf.register_new_resolver("sqlite_uri", lambda file: paths.sqlite_uri(Path(file)), replace=True)
+OmegaConf.register_new_resolver("artifact_location", paths.artifact_location, replace=True)
 MIXING_LAYERS = ("keras.layers.MixUp", "keras.layers.CutMix")
 
 
@@ -99,7 +102,8 @@ def conceal(node: Any, key: str = "") -> None:
 def from_environment(composed: DictConfig) -> dict[str, str]:
     """The raw text of every value that an environment variable goes into, by key; directly or through other keys."""
     raw = dict(_texts(OmegaConf.to_container(composed, resolve=False)))
-    found = {key for key, text in raw.items() if re.search(r"\$\{\s*oc\.env\b", text)}
+    calls = r"\$\{\s*(oc\.env|tracking_uri)\b" if os.environ.get("MLFLOW_TRACKING_URI") else r"\$\{\s*oc\.env\b"
+    found = {key for key, text in raw.items() if re.search(calls, text)}
     while True:
         # A key that names one of them, what holds it or what it holds, in whatever way.
         through = {
@@ -332,26 +336,3 @@ def _training_faults(config: Config) -> list[str]:
                 f"hold that. Received: {config.regime.views}"
             )
     return lines
-
-
-class ValidateBeforeRun(Callback):
-    """Checks the configuration before Hydra makes the run's folder: a wrong one leaves nothing behind.
-
-    Hydra turns a callback's exceptions into warnings; SystemExit passes.
-    """
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        conceal(config)
-        try:
-            read(config)
-        except ConfigError as error:
-            raise SystemExit(str(error)) from None
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse another sweeper: its jobs would be composed one by one, and run unplanned in folders of others."""
-        target = OmegaConf.select(config, "hydra.sweeper._target_")
-        if target != SWEEPER:
-            raise SystemExit(
-                "hydra/sweeper: must be experiments, which plans a sweep's jobs and runs them as planned. Leave it "
-                f"out. For a search: sweep.search=random or tpe. Received: {target}"
-            )

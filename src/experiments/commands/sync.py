@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.paths import default_outputs
-from experiments.redaction import redact_credentials, reveal
+from experiments.redaction import redact_credentials
 from experiments.types import ConfigError
 
 
@@ -62,13 +62,15 @@ def sync(folder: Path, uri: str | None, variable: str | None, *, whole: bool) ->
     from experiments.tracking import address, outbox
 
     facts = journal.read(folder) or {}
-    known = reveal(facts.get("store", ""))
-    place = uri or (known if "***" not in known else None) or variable
+    known = facts.get("store", "")
+    place = uri or (journal.store_of_run(folder, facts) if facts else None) or variable
     run_id = facts.get("run_id") or ""
     if not run_id and not outbox.read(folder):
         return "was not tracked"
     if not place:
         raise ConfigError(f"its store is {known or 'not known'}: give --uri")
+    if address.missing(place):
+        raise address.unusable(place, "it is not there (where outputs/ was moved, give --uri)")
     address.check(place)
     lock = journal.claim(folder)
     try:

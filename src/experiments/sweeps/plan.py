@@ -28,7 +28,7 @@ from experiments.types import ConfigError
 
 # Values of these repeat a candidate, they make no other one.
 REPEATS = ("seed", "data.fold")
-JOB, SWEEP = "job.json", "sweep.json"  # in a job's folder, in a sweep's
+JOB, SWEEP = journal.JOB, journal.SWEEP
 # What Hydra itself reads, of the sweep and not of a job.
 HYDRA_NODES = ("sweeper", "launcher", "sweep")
 

@@ -27,6 +27,7 @@ from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
 from experiments import studies
+from experiments.paths import sqlite_file
 from experiments.redaction import redact_credentials
 from experiments.schema import LOWER_IS_BETTER, NOT_IDENTITY, Config, effective
 from experiments.sweeps import plan
@@ -142,7 +143,7 @@ def trials_so_far(sweeper: Sweeper) -> list[Any]:
     import optuna
 
     place = sweeper.common.sweep.storage
-    if place.startswith(studies.SQLITE) and not Path(place.removeprefix(studies.SQLITE)).exists():
+    if (file := sqlite_file(place)) and not file.exists():
         return []
     storage = studies.storage(sweeper.common)
     try:

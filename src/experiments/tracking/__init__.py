@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock
 
-from experiments.paths import CONF, REPOSITORY
+from experiments.paths import CONF, REPOSITORY, sqlite_file, sqlite_uri
 from experiments.redaction import redact_credentials, redacted
 from experiments.schema import NOT_IDENTITY, Config, hidden, logged
 from experiments.store import draft, sync
 from experiments.tracking import address, outbox, owners, view
 from experiments.tracking.curves import metric_points
-from experiments.tracking.stored import RUN_ID
+from experiments.tracking.stored import RUN_ID, find_run, in_trash, trashed
 from experiments.types import ConfigError, EpochRecord, Pruned, Splits
 
 if TYPE_CHECKING:
@@ -95,7 +95,9 @@ def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[T
 
     mlflow.set_tracking_uri(config.tracking.uri)
     outbox.read(folder)  # its errors belong before the run
-    tracker = MlflowRun(start(config, folder, run_id), folder)
+    tracker = MlflowRun(start(config, folder, run_id), folder, run_id)
+    origin = " (MLFLOW_TRACKING_URI; tracking.uri=... for another)" if "tracking.uri" in config.unresolved else ""
+    _log.info("MLflow store: %s%s", redact_credentials(config.tracking.uri), origin)
     alive = owners.Heartbeat(tracker.run_id)
     status, reason = "FINISHED", None
     try:
@@ -111,12 +113,14 @@ def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[T
 
 
 def start(config: Config, folder: Path, run_id: str | None) -> str:
-    """Starts an MLflow run, or goes on with one; its id.
+    """Start an MLflow run, or go on with one; return its id.
 
-    Not MLflow's active run: at the end of the process that would become FINISHED, however this one ended.
+    A run that was put into MLflow's trash is restored; for one that is not in the store, a new one takes its place: a
+    resumed run logs all of its epochs again. Not MLflow's active run: at the end of the process that would become
+    FINISHED, however this one ended.
 
     Raises:
-        ConfigError: the store cannot be used, or has no such run.
+        ConfigError: the store cannot be used.
     """
     import mlflow
     from mlflow.tracking.context.registry import resolve_tags
@@ -129,13 +133,22 @@ def start(config: Config, folder: Path, run_id: str | None) -> str:
         experiment = open_experiment(config)
         owners.mark_lost(experiment)
         client = mlflow.MlflowClient()
-        if run_id is None:
+        before = None if run_id is None else find_run(client, run_id)
+        if before is None:
             notes = {"mlflow.note.content": told["notes"]} if told["notes"] else {}
             run = client.create_run(
                 experiment, run_name=run_name(folder), tags=redacted(resolve_tags({**told["tags"], **notes, **tags}))
             )
+            if run_id is not None:
+                _log.warning(
+                    "MLflow run %s is not in %s (it was deleted for good, or is in another store): this run goes on as "
+                    "MLflow run %s", run_id, redact_credentials(uri), run.info.run_id,
+                )  # fmt: skip
             return str(run.info.run_id)
-        before = client.get_run(run_id)
+        run_id = str(before.info.run_id)
+        if in_trash(before):
+            client.restore_run(run_id)
+            _log.warning("MLflow run %s was in MLflow's trash: it is restored", run_id)
         client.update_run(run_id, status="RUNNING")
         for name, value in tags.items():
             client.set_tag(run_id, name, value)
@@ -143,12 +156,7 @@ def start(config: Config, folder: Path, run_id: str | None) -> str:
             client.delete_tag(run_id, "failure")
         return run_id
     except outbox.failures() as error:
-        if run_id is None or getattr(error, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
-            raise address.unusable(uri, str(error)) from None
-        raise ConfigError(
-            f"resume: run {run_id} is not in {redact_credentials(uri)}: {str(error)[:300]}. "
-            "Give the store it was tracked in: tracking.uri=..., or tracking=none"
-        ) from None
+        raise address.unusable(uri, str(error)) from None
 
 
 def start_sweep(config: Config, folder: Path, pid: int | None, run_id: str | None) -> str:
@@ -279,7 +287,7 @@ def open_experiment(config: Config) -> str:
     """
     import mlflow
 
-    database = address.database(str(config.tracking.uri))
+    database = sqlite_file(str(config.tracking.uri))
     lock = database.with_name(f"{database.name}.lock") if database else Path(config.outputs) / ".mlflow.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
@@ -301,7 +309,7 @@ def make_tables(database: Path) -> None:
         torn.unlink(missing_ok=True)
     aside = draft(database)
     try:
-        mlflow.MlflowClient(f"sqlite:///{aside}")
+        mlflow.MlflowClient(sqlite_uri(aside))
         sync(aside)
         os.replace(aside, database)
         sync(database.parent)
@@ -325,8 +333,13 @@ def fetch(config: Config, folder: Path) -> dict[str, Path]:
     from mlflow.exceptions import MlflowException
 
     mlflow.set_tracking_uri(config.tracking.uri)
+    client = mlflow.MlflowClient()
     found = {}
     for key, run_id in wanted.items():
+        with contextlib.suppress(MlflowException):  # which the artifacts below report
+            run = find_run(client, run_id)
+            if run is not None and in_trash(run):
+                raise ConfigError(f"{key}: {run_id}: {trashed(config.tracking.uri, run)}")
         place = folder / "inputs" / key
         for name in (MANIFEST, REFERENCES[key]):
             try:
@@ -359,11 +372,11 @@ class Untracked:
 class MlflowRun:
     """The active MLflow run."""
 
-    def __init__(self, run_id: str, folder: Path) -> None:
+    def __init__(self, run_id: str, folder: Path, before: str | None = None) -> None:
         self.run_id = run_id
         self.folder = folder
         self.outbox = outbox.Outbox(run_id, folder)
-        self.outbox.begin()
+        self.outbox.begin(before if before != run_id else None)
 
     def files(self, config: Config) -> dict[str, Path]:
         return fetch(config, self.folder)

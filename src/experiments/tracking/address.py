@@ -1,30 +1,34 @@
-"""Whether a tracking store is there at all: asked quickly, because MLflow itself waits and tries again for minutes."""
+"""Where a tracking store is, and whether it is there at all: MLflow itself waits and tries again for minutes."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import logging
 import socket
+import sqlite3
 import ssl
 import urllib.error
 import urllib.request
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
+from experiments.paths import ARTIFACTS, sqlite_file
 from experiments.redaction import redact_credentials
 from experiments.types import ConfigError
 
 WAIT = 5.0  # seconds for a first answer
-
-
-def database(uri: str) -> Path | None:
-    """The file of an SQLite store; None: the store is of another kind."""
-    name = uri.removeprefix("sqlite:///")
-    return None if name == uri else Path(name)
+# Where MLflow's database has absolute addresses of files.
+ADDRESSES = (
+    ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
+    ("model_versions", "source"), ("model_versions", "storage_location"),
+)  # fmt: skip
+_log = logging.getLogger(__name__)
 
 
 def missing(uri: str) -> bool:
     """Whether a store is an SQLite file that is not there: MLflow's client would make it."""
-    file = database(uri)
+    file = sqlite_file(uri)
     return file is not None and not file.exists()
 
 
@@ -35,16 +39,20 @@ def check_runs(uri: str) -> None:
         ConfigError: no run has made it yet, or as `check`.
     """
     if missing(uri):
-        raise ConfigError(f"No runs yet: there is no {database(uri)}. Train first, or give --uri")
+        raise ConfigError(f"No runs yet: there is no {sqlite_file(uri)}. Train first, or give --uri")
     check(uri)
 
 
 def check(uri: str | None) -> None:
-    """Asks a server or a database's host for any answer.
+    """Ask a server or a database's host for any answer; correct the addresses in an SQLite store that was moved.
 
     Raises:
         ConfigError: there is none.
     """
+    file = sqlite_file(uri or "")
+    if file is not None:
+        follow_move(file)
+        return
     try:
         parts = urlsplit(uri or "")
         if parts.scheme in ("http", "https"):
@@ -58,6 +66,57 @@ def check(uri: str | None) -> None:
     except (OSError, ValueError, http.client.HTTPException) as error:
         if not isinstance(getattr(error, "reason", None), ssl.SSLError):
             raise unusable(str(uri), str(error)) from None
+
+
+def follow_move(file: Path) -> None:
+    """Correct the artifacts' addresses in an SQLite store whose folder was moved or copied.
+
+    MLflow records absolute addresses. Without this, old artifacts are not found, and new ones are written to the place
+    where the folder was. Only the layout of outputs/ is followed: the artifacts lie beside the database.
+
+    Args:
+        file: the database.
+    """
+    here = file.resolve().with_name(ARTIFACTS)
+    if not file.is_file():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(file, timeout=WAIT)) as store:
+            locations = [str(row[0]) for row in store.execute("SELECT DISTINCT artifact_location FROM experiments")]
+            for location in locations:
+                if _has_moved(location, here, file.name):
+                    _replace_addresses(store, location, here.as_uri())
+                    _log.info("MLflow's files are in %s now: their addresses in %s led to %s", here, file, location)
+    except sqlite3.Error as error:
+        if "no such table" not in str(error) and "not a database" not in str(error):  # MLflow reports these
+            _log.warning("%s: the addresses of artifacts cannot be corrected: %s", file, error)
+
+
+def _has_moved(location: str, here: Path, name: str) -> bool:
+    """Whether artifacts that a database places elsewhere are those beside it.
+
+    So it is where that place is gone; or has a database of its own, of which this one is a copy.
+    """
+    if "://" in location and not location.startswith("file:"):
+        return False
+    path = Path(unquote(urlsplit(location).path) if location.startswith("file:") else location)
+    if path.name != ARTIFACTS or path == here:
+        return False
+    if not path.is_dir():
+        return True
+    return not (here.is_dir() and path.samefile(here)) and (path.parent / name).is_file()
+
+
+def _replace_addresses(store: sqlite3.Connection, old: str, new: str) -> None:
+    """Replace the beginning of every address in MLflow's tables, in one transaction."""
+    with store:
+        for table, column in ADDRESSES:
+            if column in [row[1] for row in store.execute(f"PRAGMA table_info({table})")]:
+                store.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                    f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                    (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
+                )
 
 
 def unusable(uri: str, reason: str) -> ConfigError:

@@ -56,13 +56,16 @@ class Outbox:
         self.next_try = time.monotonic() + SEND_EVERY
         self.kept = 0.0  # when the file was last written
 
-    def begin(self) -> None:
-        """Makes ready for a run that goes on from here, in a folder that an earlier one may have used.
+    def begin(self, replaced: str | None = None) -> None:
+        """Make ready for a run that goes on from here, in a folder that an earlier one may have used.
 
         How that one ended is no longer so; the files that another run was to send from this folder are gone.
+
+        Args:
+            replaced: the run that this one goes on for, because the store does not have it any more.
         """
         mine = [message for message in self.waiting if message.run_id == self.run_id and message.verb != "end"]
-        others = [message for message in self.waiting if message.run_id != self.run_id]
+        others = [message for message in self.waiting if message.run_id not in (self.run_id, replaced)]
         self.waiting = [message for message in others if message.verb not in ("artifacts", "model")] + mine
         if not any(message.verb == "model" for message in mine):
             (self.folder / MODEL).unlink(missing_ok=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.paths import default_outputs
+from experiments.paths import tracking_uri
 from experiments.redaction import redact_credentials
 from experiments.tracking import address, curves
 from experiments.tracking.outbox import failures, prepare
@@ -40,8 +40,8 @@ class RunFacts:
 
 
 def local_store() -> str:
-    """The tracking URI that commands read by default: MLFLOW_TRACKING_URI, else the SQLite file of this place."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{default_outputs()}/mlflow.db"
+    """Return the store that every verb uses unless one is typed: MLFLOW_TRACKING_URI, else this place's database."""
+    return tracking_uri()
 
 
 def find_runs(uri: str, wanted: Sequence[str], tag: tuple[str, str] | None = None) -> list[RunFacts]:
@@ -62,11 +62,34 @@ def find_runs(uri: str, wanted: Sequence[str], tag: tuple[str, str] | None = Non
     for name in wanted:
         fitting = [run for run in found if run.run_id.startswith(name) or run.name == name]
         if len(fitting) != 1:
-            known = ", ".join(f"{run.run_id[:8]} ({run.name})" for run in found[-8:])
-            what = "no finished run fits" if not fitting else f"{len(fitting)} runs fit"
-            raise ConfigError(f"{name}: {what}. Give a run id, its beginning or a run name. The latest runs: {known}")
+            known = ", ".join(f"{run.run_id[:8]} ({run.name})" for run in found[-8:]) or "none"
+            what = _why_not(uri, name) if not fitting else f"{len(fitting)} runs fit"
+            raise ConfigError(
+                f"{name}: {what}. Give a run id, its beginning or a run name. The latest runs in "
+                f"{redact_credentials(uri)}: {known}"
+            )
         chosen.append(fitting[0])
     return chosen
+
+
+def _why_not(uri: str, name: str) -> str:
+    """Return why no finished run has this id or name: it is in the trash, or not finished, or not there."""
+    import mlflow
+    from mlflow.entities import ViewType
+
+    client = mlflow.MlflowClient(uri)
+    try:
+        places = [one.experiment_id for one in client.search_experiments(ViewType.ALL)]
+        for run in _every_run(client, places, "", ViewType.ALL):
+            if run.info.run_id.startswith(name) or run.info.run_name == name:
+                if in_trash(run):
+                    return trashed(uri, run)
+                if run.info.status != "FINISHED":
+                    return f"no finished run fits: this one is {run.info.status}"
+                return "no finished run fits: this one is no training"
+    except failures() as error:
+        raise address.unusable(uri, str(error)) from None
+    return "no finished run fits"
 
 
 def search_runs(uri: str, query: str = "") -> list[RunFacts]:
@@ -96,13 +119,22 @@ def search_runs(uri: str, query: str = "") -> list[RunFacts]:
     return found
 
 
-def _every_run(client: MlflowClient, experiments: list[str], query: str) -> Iterator[Run]:
-    """The runs of experiments that fit a query, the oldest first; MLflow gives a page at a time."""
+def _every_run(client: MlflowClient, experiments: list[str], query: str, view: int | None = None) -> Iterator[Run]:
+    """The runs of experiments that fit a query, the oldest first; MLflow gives a page at a time.
+
+    Args:
+        client: of the store.
+        experiments: their ids.
+        query: in MLflow's syntax.
+        view: which runs, MLflow's ViewType; None: those that are not in the trash.
+    """
+    shown: dict[str, Any] = {} if view is None else {"run_view_type": view}
     token: str | None = ""
     while token is not None and experiments:
         page = client.search_runs(
-            experiments, query, order_by=["attributes.start_time ASC"], max_results=1000, page_token=token or None
-        )
+            experiments, query, order_by=["attributes.start_time ASC"], max_results=1000, page_token=token or None,
+            **shown,
+        )  # fmt: skip
         yield from page
         token = page.token or None
 
@@ -119,16 +151,40 @@ def facts(run: Run) -> RunFacts:
     )  # fmt: skip
 
 
-def run_folder(uri: str, run_id: str) -> Path:
-    """Where a run, finished or not, keeps its files.
+def in_trash(run: Run) -> bool:
+    """Whether a run was deleted in MLflow's UI, from where it can be restored."""
+    return str(run.info.lifecycle_stage) == "deleted"
+
+
+def trashed(uri: str, run: Run) -> str:
+    """Return the sentence for a run in MLflow's trash: what to type to restore it."""
+    place, run_id = shlex.quote(redact_credentials(uri)), run.info.run_id
+    return (
+        f"this run is in MLflow's trash. Restore it: MLFLOW_TRACKING_URI={place} mlflow runs restore --run-id {run_id} "
+        "(or in MLflow's UI: the filter State: Deleted)"
+    )
+
+
+def find_run(client: MlflowClient, run_id: str) -> Run | None:
+    """Return a run, of the trash, too; None where the store has none of this id."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
+def recorded_folder(uri: str, run_id: str) -> str | None:
+    """Return where a run, finished or not, kept its files, as it was recorded: that may have been moved since.
 
     Raises:
-        ConfigError: no such run in the store, or a folder that is not on this machine.
+        ConfigError: no such run in the store.
     """
-    folder = _run(uri, run_id, "resume").data.tags.get("run_folder")
-    if folder is None or not Path(folder).is_dir():
-        raise ConfigError(f"resume: the folder of run {run_id} is not on this machine: {folder}")
-    return Path(folder)
+    folder: str | None = get_run(uri, run_id, "resume", trash=True).data.tags.get("run_folder")
+    return folder
 
 
 def read_file(uri: str, run_id: str, name: str, largest: int) -> bytes | None:
@@ -137,7 +193,7 @@ def read_file(uri: str, run_id: str, name: str, largest: int) -> bytes | None:
     Raises:
         ConfigError: no such run in the store, or it has no such artifact.
     """
-    _run(uri, run_id, "like")
+    get_run(uri, run_id, "like")
     import mlflow
 
     mlflow.set_tracking_uri(uri)
@@ -195,23 +251,38 @@ def artifact(uri: str, run_id: str, name: str) -> Path | None:
         raise ConfigError(f"run {run_id}: {name} cannot be read from MLflow: {str(error)[:300]}") from None
 
 
-def _run(uri: str, run_id: str, key: str) -> Run:
-    """A run by its id, which the configuration's `key` gives."""
-    reason = "no folder has this name, and no run this id"
-    if RUN_ID.fullmatch(run_id) and not address.missing(uri):
-        address.check(uri)
-        prepare()
-        import mlflow
+def get_run(uri: str, run_id: str, key: str, *, trash: bool = False) -> Run:
+    """Return a run by its id, which the configuration's `key` gives.
 
-        try:
-            return mlflow.MlflowClient(uri).get_run(run_id)
-        except failures() as error:
-            if getattr(error, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
+    Args:
+        uri: the tracking store.
+        run_id: the whole id.
+        key: for the error.
+        trash: take one from MLflow's trash, too.
+
+    Raises:
+        ConfigError: there is none, or the store cannot be used.
+    """
+    reason = "no folder has this name, and it is no whole run id"
+    if RUN_ID.fullmatch(run_id):
+        reason = "there is no such file"
+        if not address.missing(uri):
+            address.check(uri)
+            prepare()
+            import mlflow
+
+            try:
+                found = find_run(mlflow.MlflowClient(uri), run_id)
+            except failures() as error:
                 raise address.unusable(uri, str(error)) from None
-            reason = str(error)[:300]
+            if found is not None and in_trash(found) and not trash:
+                raise ConfigError(f"{key}: {run_id}: {trashed(uri, found)}")
+            if found is not None:
+                return found
+            reason = "it has no run of this id: it was deleted for good, or is in another store"
     raise ConfigError(
-        f"{key}: must be a run's folder or the id of a run in {redact_credentials(uri)} ({reason}). "
-        f"Received: {run_id!r}"
+        f"{key}: must be a run's folder or the id of a run in {redact_credentials(uri)} ({reason}). Received: "
+        f"{run_id!r}. Another store: tracking.uri=..., MLFLOW_TRACKING_URI, or EXPERIMENTS_HOME for another outputs/"
     )
 
 
