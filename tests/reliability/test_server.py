@@ -210,7 +210,7 @@ def test_nothing_that_runs_write_holds_the_password_of_their_store(server: Serve
     assert call("summarize", sweep.name)[0] == 1
     assert call("summarize", sweep.name, MLFLOW_TRACKING_URI=uri)[0] == 0
     runs = mlflow.MlflowClient(server.uri).search_runs(["1"])
-    assert len(runs) == 5, "two jobs, the winner, the sweep, the one that failed"
+    assert len(runs) == 6, "two jobs, the winner with both seeds, the sweep, the one that failed"
     secrets = [text.encode() for text in (SECRET, "S3cr-et/pw", "S3cr-et")]
     for path in (path for root in (home, server.home) for path in root.rglob("*") if path.is_file()):
         content = path.read_bytes()
