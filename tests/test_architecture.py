@@ -15,7 +15,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "experiments"
 ROWS = (
     ("quiet",),
     ("types", "paths", "redaction", "signals", "statistics", "store", "schedules", "machine"),
-    ("progress",),
+    ("progress", "significance"),
     ("schema", "data.decoder", "data.download", "data.animals", "checkpoints", "augmentation", "losses"),
     ("validation", "studies"),
     ("tracking.curves", "tracking.models", "tracking.served"),

@@ -57,6 +57,7 @@ def test_binary_metrics_by_hand() -> None:
         "accuracy": 0.5,
         "accuracy_low": low,
         "accuracy_high": high,
+        "accuracy_baseline": 0.5,
         "loss": -(math.log(0.9) + math.log(0.2) + math.log(0.4) + math.log(0.7)) / 4,
         "precision": 0.5,  # dog said twice, once rightly
         "recall": 0.5,  # two dogs, one found
@@ -149,7 +150,18 @@ def test_a_split_without_some_class_leaves_undefined_metrics_out(
     scores = random_scores(np.array(labels), len(classes), seed=5)
     scores[0] = np.eye(len(classes))[-1]  # the last class is said at least once
     metrics = evaluate({"validation": scores}, splits_of(classes, labels))["validation"].metrics
-    everything = {"accuracy", "accuracy_low", "accuracy_high", "loss", "precision", "recall", "f1", "roc_auc", "brier"}
+    everything = {
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "accuracy_baseline",
+        "loss",
+        "precision",
+        "recall",
+        "f1",
+        "roc_auc",
+        "brier",
+    }
     assert set(metrics) == (everything | {"calibration_error"}) - missing
     assert np.isfinite(list(metrics.values())).all()
 

@@ -97,9 +97,9 @@ def test_the_page_says_what_the_comparison_says(written: Path) -> None:
     text = Seen((written / "comparison.html").read_text(encoding="utf-8")).text
     for part in (
         "2 runs on 24 validation pictures",
-        "finetune is better than scratch by 20.8 points",
-        "p = 0.062",
-        "about 36 pictures would be needed",
+        "finetune is better than the one trained with scratch by 20.8 points",
+        "p = 0.025",
+        "training noise is not in its interval",
         "regime.views",
         "The pictures on which they disagree, the clearest 3 of 5",
         "2 more are not shown",
@@ -134,7 +134,7 @@ def test_csv_has_the_figures_as_numbers(written: Path) -> None:
     first, second = csv.DictReader(io.StringIO((written / "comparison.csv").read_text(encoding="utf-8")))
     assert float(first["accuracy"]) == 14 / 24 and first["difference"] == "" and first["regime.views"] == ""
     assert float(second["difference"]) == pytest.approx(5 / 24)
-    assert (second["only_first_right"], second["only_this_right"], second["pictures_needed"]) == ("0", "5", "36")
+    assert (second["only_first_right"], second["only_this_right"], second["images_needed"]) == ("0", "5", "36")
     assert (second["seconds"], second["epoch_seconds"], second["f1_low"]) == ("12.0", "3.5", "")
 
 
@@ -167,10 +167,10 @@ def test_many_groups_are_told_in_one_sentence(drawn: Path, tmp_path: Path) -> No
     groups = [group(drawn, str(right), right, seeds=2, **{"model.head.dropout": str(right)}) for right in range(8, 20)]
     many = of_groups(groups, "validation")
     text = Seen(page.write(tmp_path, many, 2)[0].read_text()).text
-    apart = [str(at) for at, found in enumerate(many.differences, 1) if found and found.real]
+    apart = [str(at) for at, found in enumerate(many.differences, 1) if found and found.significant]
     assert 1 < len(apart) < 11
-    assert f"Of the 11 others {len(apart)} differ from model.head.dropout=8 by more than chance" in text
-    assert f"(rows {', '.join(apart)}); {11 - len(apart)} are not yet distinguishable" in text
+    assert f"Of the 11 others {len(apart)} are significantly different from model.head.dropout=8" in text
+    assert f"(rows {', '.join(apart)}); {11 - len(apart)} are not." in text
     assert "of 4 more are right" in text
 
 

@@ -8,21 +8,7 @@ from numpy.testing import assert_allclose
 from scipy import stats  # type: ignore[import-untyped]
 from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
 
-from experiments.statistics import (
-    mean_interval,
-    paired_difference,
-    pictures_needed,
-    reliability,
-    roc_auc_interval,
-    unpaired_difference,
-    wilson,
-)
-
-
-def pairs(both: int, only_a: int, only_b: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
-    """Correctness of two models with the given counts of a paired 2 x 2 table."""
-    counts = [both, only_a, only_b, neither]
-    return np.repeat([True, True, False, False], counts), np.repeat([True, False, True, False], counts)
+from experiments.statistics import mean_interval, reliability, roc_auc_interval, score_interval, wilson
 
 
 # R. G. Newcombe, "Two-sided confidence intervals for the single proportion: comparison of seven methods", Statistics in
@@ -52,152 +38,6 @@ def test_wilson_refuses_impossible_counts(correct: int, total: int) -> None:
         wilson(correct, total)
 
 
-# M. W. Fagerland, S. Lydersen, P. Laake, "The McNemar test for binary matched-pairs data", BMC Medical Research
-# Methodology 13:91 (2013): airway hyper-responsiveness (Bentur 2009) and complete response (Cavo 2012), the exact
-# conditional test
-@pytest.mark.parametrize(
-    ("table", "p_value"),
-    [((1, 1, 7, 12), 0.0703), ((59, 6, 16, 80), 0.0525)],
-)
-def test_mcnemar_gives_the_published_exact_p_values(table: tuple[int, int, int, int], p_value: float) -> None:
-    paired = paired_difference(*pairs(*table))
-    assert paired.p_value == pytest.approx(p_value, abs=5e-5)
-    assert (paired.only_a, paired.only_b, paired.pictures) == (table[1], table[2], sum(table))
-    assert paired.difference == pytest.approx((table[2] - table[1]) / sum(table))
-
-
-def test_bootstrap_agrees_with_the_normal_interval_on_many_pictures() -> None:
-    a, b = pairs(2400, 250, 350, 1000)
-    differences = b.astype(float) - a
-    expected = stats.norm.interval(0.95, differences.mean(), differences.std() / math.sqrt(differences.size))
-    paired = paired_difference(a, b)
-    assert_allclose((paired.low, paired.high), expected, atol=4e-4)  # half width is 0.012
-    narrower = paired_difference(a, b, confidence=0.5)
-    assert paired.low < narrower.low < narrower.difference < narrower.high < paired.high
-
-
-def test_same_seed_same_interval_and_swapping_models_mirrors_it() -> None:
-    a, b = pairs(60, 5, 15, 20)
-    paired, mirrored = paired_difference(a, b), paired_difference(b, a)
-    assert paired == paired_difference(a, b)
-    assert mirrored.difference == -paired.difference
-    assert (mirrored.only_a, mirrored.only_b, mirrored.p_value) == (paired.only_b, paired.only_a, paired.p_value)
-    assert_allclose((mirrored.low, mirrored.high), (-paired.high, -paired.low), atol=0.011)  # one picture of 100
-
-
-@pytest.mark.filterwarnings("error")
-def test_models_right_on_the_same_pictures_differ_by_exactly_nothing() -> None:
-    right, _ = pairs(7, 0, 0, 3)
-    paired = paired_difference(right, right)
-    assert (paired.difference, paired.low, paired.high, paired.p_value) == (0, 0, 0, 1)
-
-
-def test_several_seeds_are_averaged_per_picture() -> None:
-    generator = np.random.default_rng(0)
-    a, b = generator.random((3, 400)) < 0.8, generator.random((3, 400)) < 0.85
-    paired = paired_difference(a, b)
-    assert paired.difference == pytest.approx(b.mean() - a.mean())
-    assert (paired.p_value, paired.only_a, paired.only_b, paired.pictures) == (None, None, None, 400)
-    spread = (b.mean(axis=0) - a.mean(axis=0)).std() / math.sqrt(400)
-    assert_allclose(paired.high - paired.low, 2 * 1.96 * spread, rtol=0.05)
-    intervals = {(other.low, other.high) for other in (paired_difference(a, b, seed=seed) for seed in range(8))}
-    assert len(intervals) > 1  # the draws do depend on the seed
-
-
-def test_repeating_a_seed_is_no_new_evidence() -> None:
-    a, b = pairs(60, 5, 15, 20)
-    once, thrice = paired_difference(a, b), paired_difference(np.tile(a, (3, 1)), np.tile(b, (3, 1)))
-    assert_allclose((thrice.low, thrice.high), (once.low, once.high), atol=1e-12)
-
-
-def test_one_seed_as_a_row_is_the_same_as_no_seed_axis() -> None:
-    a, b = pairs(60, 5, 15, 20)
-    assert paired_difference(a[None], b[None]) == paired_difference(a, b)
-
-
-def test_paired_difference_names_what_it_cannot_compare() -> None:
-    with pytest.raises(ValueError, match=r"\(3,\) and \(4,\)"):
-        paired_difference([True] * 3, [True] * 4)
-    with pytest.raises(ValueError, match=r"N >= 2 .* shape \(1,\)"):
-        paired_difference([True], [False])
-    with pytest.raises(ValueError, match=r"\[seeds, N\].* shape \(2, 2, 2\)"):
-        paired_difference(np.ones((2, 2, 2), bool), np.ones((2, 2, 2), bool))
-    with pytest.raises(ValueError, match="bool.* float64 and bool"):
-        paired_difference([0.9, 0.1], [True, False])
-
-
-def test_the_bootstrap_is_scipys_with_pictures_resampled() -> None:
-    a, b = pairs(60, 5, 15, 20)
-    expected = stats.bootstrap(
-        (b.astype(float) - a,), np.mean, n_resamples=9999, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    paired = paired_difference(a, b)
-    assert_allclose((paired.low, paired.high), (expected.low, expected.high), atol=1e-12)
-
-
-def test_equally_good_models_differ_by_exactly_nothing_over_seeds() -> None:
-    a = np.array([[True, True, False], [True, False, False], [True, False, False]])
-    paired = paired_difference(a, a[:, [1, 0, 2]])  # a mean of thirds, which floats do not hold
-    assert paired.difference == 0 and pictures_needed(paired.difference, paired.discordant) is None
-
-
-# R. J. Connor's formula (Biometrics 43 (1987), p. 209) with discordant shares 0.45 and 0.05, 5 % two-sided, 80 % power:
-# 23 at powersamplesize.com (McNemar's Z-test, 2-sided equality); 22.0 before rounding up in the tests of R's package
-# MESS (power_mcnemar_test(paid = 0.05, psi = 45 / 5, power = 0.8))
-def test_pictures_needed_gives_the_published_example() -> None:
-    assert pictures_needed(0.45 - 0.05, 0.45 + 0.05) == pictures_needed(-0.40, 0.50) == 23
-
-
-def test_pictures_needed_has_the_power_it_promises() -> None:
-    # the exact test's own power at that number of pictures, over all outcomes of one draw of discordant pictures
-    share, difference = 0.06, 0.03
-    pictures = pictures_needed(difference, share)
-    assert pictures is not None
-    counts = np.random.default_rng(0).multinomial(
-        pictures, [(share + difference) / 2, (share - difference) / 2, 1 - share], size=4000
-    )
-    found = stats.binom.cdf(counts[:, :2].min(axis=1), counts[:, :2].sum(axis=1), 0.5) * 2 < 0.05
-    assert 0.74 < found.mean() < 0.84
-
-
-def test_pictures_needed_grow_as_the_difference_shrinks_and_refuse_what_cannot_be() -> None:
-    numbers = [pictures_needed(difference, 0.1) for difference in (0.1, 0.05, 0.01)]
-    assert numbers == sorted(numbers) and pictures_needed(0.0, 0.1) is None
-    for difference, discordant in ((0.5, 0.1), (0.1, 1.5)):
-        with pytest.raises(ValueError, match="discordant"):
-            pictures_needed(difference, discordant)
-
-
-def test_what_is_real_follows_the_exact_test_and_over_seeds_the_interval() -> None:
-    assert not paired_difference(*pairs(80, 1, 6, 13)).real  # p = 0.125
-    assert paired_difference(*pairs(80, 1, 9, 10)).real  # p = 0.021
-    a, b = pairs(80, 1, 9, 10)
-    several = paired_difference(np.stack([a, a]), np.stack([b, b]))
-    assert several.p_value is None and several.low > 0 and several.real
-
-
-# R. G. Newcombe, "Interval estimation for the difference between independent proportions: comparison of eleven
-# methods", Statistics in Medicine 17 (1998), table II, method 10 (score method without continuity correction)
-@pytest.mark.parametrize(
-    ("b", "a", "low", "high"),
-    [
-        ((56, 70), (48, 80), 0.0524, 0.3339),
-        ((9, 10), (3, 10), 0.1705, 0.8090),
-        ((6, 7), (2, 7), 0.0582, 0.8062),
-        ((5, 56), (0, 29), -0.0381, 0.1926),
-        ((0, 10), (0, 20), -0.1611, 0.2775),
-        ((0, 10), (0, 10), -0.2775, 0.2775),
-        ((10, 10), (0, 20), 0.6791, 1.0),
-        ((10, 10), (0, 10), 0.6075, 1.0),
-    ],
-)
-def test_unpaired_difference_gives_newcombes_published_intervals(
-    b: tuple[int, int], a: tuple[int, int], low: float, high: float
-) -> None:
-    difference = b[0] / b[1] - a[0] / a[1]
-    assert_allclose(unpaired_difference(*a, *b), (difference, low, high), atol=5e-5)
-
-
 def test_roc_auc_interval_is_as_wide_as_hanley_and_mcneil_say() -> None:
     generator = np.random.default_rng(0)
     positive, negative = generator.exponential(4, 300), generator.exponential(1, 200)  # the distributions they assume
@@ -223,6 +63,41 @@ def test_mean_interval_of_one_seed_is_unknown_and_of_equal_seeds_a_point() -> No
     assert mean_interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)
     with pytest.raises(ValueError, match="at least one"):
         mean_interval([])
+
+
+def test_one_seed_has_wilsons_interval_and_agreeing_seeds_keep_that_of_the_images() -> None:
+    correct = np.arange(400) < 386
+    mean, low, high = score_interval(correct)
+    assert mean == 0.965 and (low, high) == wilson(386, 400)
+    _, three_low, three_high = score_interval(np.stack([correct] * 3))
+    assert_allclose((three_low, three_high), (low, high), atol=0.006), "seeds that agree do not add images"
+    _, many_low, many_high = score_interval(np.ones((3, 50), bool))
+    assert many_high == 1 and 0.9 < many_low < 0.97, "nor is a perfect score certain"
+
+
+def test_the_interval_of_several_seeds_has_the_variance_between_them() -> None:
+    """Two seeds, 60 and 70 of 100 right on images drawn independently: t(0.975, 1) = 12.706, in every table."""
+    rng = np.random.default_rng(0)
+    correct = np.stack([rng.permutation(np.arange(100) < count) for count in (60, 70)])
+    mean, low, high = score_interval(correct)
+    assert mean == 0.65 and high == 1 and low < 0.65 - 12.706 * 0.05
+    # for counts alone: the binomial variance of the images, 0.65 * 0.35 / 100, and one image more
+    margin = math.sqrt((12.706 * 0.05) ** 2 + 1.96**2 * (0.65 * 0.35 / 100 + 1e-4))
+    assert mean_interval([0.6, 0.7], 100) == pytest.approx((0.65, max(0, 0.65 - margin), 1), abs=1e-4)
+    assert mean_interval([0.6], 100) == (0.6, *wilson(60, 100))
+
+
+def test_folds_are_corrected_for_training_sets_that_overlap() -> None:
+    """Nadeau and Bengio 2003, eq. 9: 1 / K + n_test / n_train in place of 1 / K, and K - 1 degrees of freedom."""
+    values = [0.80, 0.84, 0.85, 0.87, 0.89]
+    expected = 2.776 * np.std(values, ddof=1) * math.sqrt(1 / 5 + 1 / 4)
+    mean, low, high = mean_interval(values, folds=True)
+    assert_allclose((mean - low, high - mean), expected, rtol=1e-3)
+    correct = np.concatenate([np.arange(1000) < 1000 * value for value in values])[None]
+    folds = [str(at // 1000) for at in range(5000)]
+    found = score_interval(correct, folds)
+    assert_allclose(found, (mean, low, high), atol=1e-9)
+    assert score_interval(correct, ["0"] * 5000) == score_interval(correct), "a single fold is none"
 
 
 def test_calibration_error_by_hand() -> None:

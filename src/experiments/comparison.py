@@ -1,27 +1,20 @@
-"""Finished runs beside each other, as plain data: what differs, how well each does, whether the difference is real."""
+"""Finished runs beside each other, as plain data: what differs, how well each does, what is significant."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
-from experiments.evaluate import Prediction
-from experiments.statistics import (
-    Paired,
-    mean_interval,
-    paired_difference,
-    pictures_needed,
-    roc_auc_interval,
-    unpaired_difference,
-    wilson,
-)
+from experiments.evaluate import IMAGE_METRICS, Baseline, Prediction, image_score, majority_baseline
+from experiments.significance import Difference, Scores, compare_runs
+from experiments.statistics import mean_interval, roc_auc_interval
 from experiments.tracking.stored import RunFacts, read_curves, read_predictions
 from experiments.types import ConfigError, EpochRecord
 
@@ -32,7 +25,6 @@ METRICS = {
 }  # fmt: skip
 FINGERPRINT = "data.fingerprint"  # no key that can be set: of the pictures that a run has met
 APART = 0.5  # in shares of seeds that are right: from there on, groups disagree on a picture
-SMALLEST = float(np.finfo(np.float32).eps)  # to which a probability is clipped in the loss, see `evaluate`
 
 Key = tuple[str, str]  # a picture, by its content and its class: sha256, label
 
@@ -52,6 +44,7 @@ class Repeat:
     runs: tuple[RunFacts, ...]
     said: Mapping[Key, Prediction]
     curves: tuple[tuple[EpochRecord, ...], ...]  # of each run; empty where it has left none
+    folds: Mapping[Key, str] = field(default_factory=dict)  # the fold that an image was held out in
 
 
 @dataclass(frozen=True)
@@ -60,20 +53,32 @@ class Group:
 
     params: Mapping[str, str]
     repeats: tuple[Repeat, ...]
+    duplicates: tuple[RunFacts, ...] = ()  # of a configuration, seed and fold that `repeats` has: no new evidence
 
     @property
     def runs(self) -> tuple[RunFacts, ...]:
         return tuple(run for repeat in self.repeats for run in repeat.runs)
 
-    @cached_property
-    def pictures(self) -> tuple[Key, ...]:
-        """That every one of its repeats was judged on."""
-        first, *others = (repeat.said for repeat in self.repeats)
-        return tuple(key for key in first if all(key in other for other in others))
+    def scores(self, metric: str = "accuracy") -> Scores:
+        """Return what every image contributes to a metric, one of IMAGE_METRICS, by seed."""
+        by_seed: dict[str, dict[Hashable, float]] = {}
+        for at, repeat in enumerate(self.repeats):
+            seed = repeat.runs[0].params.get("seed", str(at))
+            by_seed[seed] = {key: image_score(metric, one) for key, one in repeat.said.items()}
+        return Scores(by_seed, {key: fold for repeat in self.repeats for key, fold in repeat.folds.items()})
 
-    def correct(self, pictures: Sequence[Key]) -> np.ndarray:
-        """[S, N] bool: of each repeat, whether it got each picture right."""
-        return np.array([[repeat.said[key].correct for key in pictures] for repeat in self.repeats], dtype=bool)
+    @cached_property
+    def accuracy(self) -> Scores:
+        return self.scores()
+
+    @cached_property
+    def images(self) -> list[Key]:
+        """Return the images that all repeats were evaluated on."""
+        return cast("list[Key]", self.accuracy.images)
+
+    @cached_property
+    def baseline(self) -> Baseline:
+        return majority_baseline(label for _, label in self.images)
 
     @property
     def seconds(self) -> float:
@@ -87,32 +92,6 @@ class Group:
         epochs = [record for curve in curves for record in curve if record.phase == curve[-1].phase]
         seconds = [record.metrics["seconds"] for record in epochs if "seconds" in record.metrics]
         return float(np.median(seconds)) if seconds else math.nan
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How much better a group is than the first; accuracies, so in [-1, 1]."""
-
-    value: float
-    low: float
-    high: float
-    paired: Paired | None  # over the pictures that both were judged on; None: there are none, or too few
-    partly: bool  # each was judged on further pictures, too
-    runs: int  # of each that were compared, of the same seeds where both have such
-    by_seed: tuple[float, ...]  # seed by seed, where they are paired and both have several
-
-    @property
-    def p_value(self) -> float | None:
-        return self.paired.p_value if self.paired else None
-
-    @property
-    def real(self) -> bool:
-        return self.paired.real if self.paired else not self.low <= 0 <= self.high
-
-    @property
-    def needed(self) -> int | None:
-        """Pictures that would show a difference as large as this one; None where that cannot be said."""
-        return pictures_needed(self.value, self.paired.discordant) if self.paired else None
 
 
 class Verdict(NamedTuple):
@@ -183,7 +162,7 @@ def compare(uri: str, runs: Sequence[RunFacts], split: str, found: Sequence[RunF
     ranked = not runs and split == "validation" and len(groups) > 1
     if split == "validation":
         groups.sort(key=lambda group: (
-            0.0 if named & {run.run_id for run in group.runs} else 1 - float(group.correct(group.pictures).mean())
+            0.0 if named & {run.run_id for run in group.runs} else 1 - group.accuracy.interval()[0]
         ))  # fmt: skip
     return of_groups(groups, split, ranked)
 
@@ -196,30 +175,31 @@ def of_groups(groups: Sequence[Group], split: str, ranked: bool = False) -> Comp
         tuple(groups),
         tuple(labels(groups)),
         tuple({name: value for name, value in one.items() if value is not None} for one in measures),
-        (None, *(difference(groups[0], group) for group in groups[1:])),
+        (None, *(compare_runs(groups[0].accuracy, group.accuracy) for group in groups[1:])),
         ranked,
     )
 
 
 def gather(uri: str, runs: Sequence[RunFacts], split: str) -> list[Group]:
     """Runs gathered by what they have in common, in the order given."""
-    gathered: dict[tuple[tuple[str, str], ...], dict[tuple[str, int], list[RunFacts]]] = {}
+    gathered: dict[tuple[tuple[str, str], ...], dict[str, list[RunFacts]]] = {}
+    duplicates: dict[tuple[tuple[str, str], ...], list[RunFacts]] = {}
     for run in runs:
         params = dict(run.params)
-        seed, fold = params.pop("seed", ""), params.get("data.fold", "null")
-        if fold != "null":
+        seed, fold = params.pop("seed", ""), _fold(run)
+        if fold is not None:
             params["data.fold"] = "one after the other"
         elif "data_fingerprint" in run.tags:  # the same configuration may have met other pictures
             params[FINGERPRINT] = run.tags["data_fingerprint"][:12]
-        repeats = gathered.setdefault(tuple(sorted(params.items())), {})
-        number = 0  # the same seed may have been run again
-        while any(one.params.get("data.fold", "null") == fold for one in repeats.get((seed, number), [])):
-            number += 1
-        repeats.setdefault((seed, number), []).append(run)
+        key = tuple(sorted(params.items()))
+        members = gathered.setdefault(key, {}).setdefault(seed, [])
+        known = duplicates.setdefault(key, [])
+        (known if any(_fold(member) == fold for member in members) else members).append(run)
     groups = []
     for key, repeats in gathered.items():
-        group = Group(dict(key), tuple(_repeat(uri, members, split) for members in repeats.values()))
-        if len(group.pictures) < 2:
+        repeated = tuple(_repeat(uri, members, split) for members in repeats.values())
+        group = Group(dict(key), repeated, tuple(duplicates[key]))
+        if len(group.images) < 2:
             names = ", ".join(run.name for run in group.runs)
             raise ConfigError(
                 f"{names}: runs that differ in their seed only have been judged on other {split} pictures"
@@ -228,9 +208,16 @@ def gather(uri: str, runs: Sequence[RunFacts], split: str) -> list[Group]:
     return groups
 
 
+def _fold(run: RunFacts) -> str | None:
+    fold = run.params.get("data.fold", "null")
+    return None if fold == "null" else fold
+
+
 def _repeat(uri: str, runs: Sequence[RunFacts], split: str) -> Repeat:
     said: dict[Key, Prediction] = {}
+    folds: dict[Key, str] = {}
     for run in runs:
+        fold = _fold(run)
         table = read_predictions(uri, run, split)
         classes = [name.removeprefix("p_") for name in table if name.startswith("p_")]
         shares = zip(*(table[f"p_{name}"] for name in classes), strict=True) if classes else [()] * len(table["path"])
@@ -239,32 +226,9 @@ def _repeat(uri: str, runs: Sequence[RunFacts], split: str) -> Repeat:
             one = dict(zip(columns, values, strict=True))
             probabilities = dict(zip(classes, row, strict=True))
             said[one["sha256"], one["label"]] = Prediction(**one, probabilities=probabilities)
-    return Repeat(tuple(runs), said, tuple(tuple(read_curves(uri, run)) for run in runs))
-
-
-def difference(first: Group, other: Group) -> Difference:
-    """How much better `other` is than `first`, over the pictures and the seeds that both have.
-
-    Where they have no seed in common, over as many runs of each as the smaller group holds; where they have no
-    pictures in common, unpaired: of several seeds the mean accuracy counts like one run's.
-    """
-    known = set(other.pictures)
-    common = [key for key in first.pictures if key in known]
-    if len(common) < 2:
-        counts = []
-        for group in (first, other):
-            total = len(group.pictures)
-            counts += [round(float(group.correct(group.pictures).mean()) * total), total]
-        return Difference(*unpaired_difference(*counts), paired=None, partly=False, runs=0, by_seed=())
-    one, two = ({repeat.runs[0].params.get("seed"): at for at, repeat in enumerate(g.repeats)} for g in (first, other))
-    seeds = [seed for seed in one if seed in two]
-    least = range(min(len(one), len(two)))
-    rows = [[group[seed] for seed in seeds] if seeds else list(least) for group in (one, two)]
-    a, b = first.correct(common)[rows[0]], other.correct(common)[rows[1]]
-    paired = paired_difference(a, b)
-    by_seed = tuple((b.mean(axis=1) - a.mean(axis=1)).tolist()) if len(a) > 1 and seeds else ()
-    partly = len(common) < max(len(first.pictures), len(known))
-    return Difference(paired.difference, paired.low, paired.high, paired, partly, len(a), by_seed)
+            if fold is not None:
+                folds[one["sha256"], one["label"]] = fold
+    return Repeat(tuple(runs), said, tuple(tuple(read_curves(uri, run)) for run in runs), folds)
 
 
 def labels(groups: Sequence[Group]) -> list[tuple[str, ...]]:
@@ -306,47 +270,36 @@ def configuration(groups: Sequence[Group]) -> dict[str, list[str | None]]:
 
 
 def measure(group: Group, name: str, split: str) -> Interval | None:
-    """A metric of a group with its 95 % interval, None where a run does not have it.
+    """Return a metric of a group with its 95 % interval, None where a run does not have it.
 
-    Over several seeds the mean with Student's interval. Of a single run: Wilson's of the accuracy; of loss and Brier
-    score, which are means over pictures, Student's over them; of the ROC area (two classes) a bootstrap's; of others
-    none.
+    Means over images (IMAGE_METRICS) have the interval of `statistics.score_interval`, over images and seeds. Of the
+    others, several seeds have Student's interval for these images, a single run's ROC area (two classes) a bootstrap's.
     """
     if name == "accuracy":
-        correct = group.correct(group.pictures)
-        if len(correct) == 1:
-            return Interval(float(correct.mean()), *wilson(int(correct.sum()), correct.size))
-        mean, low, high = mean_interval(correct.mean(axis=1).tolist())
-        return Interval(mean, max(0.0, low), min(1.0, high))
+        return Interval(*group.accuracy.interval())
     key = f"{split}.{name}"
     if not all(key in run.metrics for run in group.runs):
         return None
     values = [float(np.mean([run.metrics[key] for run in repeat.runs])) for repeat in group.repeats]
+    if name in IMAGE_METRICS:
+        mean, low, high = group.scores(name).interval()
+        value = float(np.mean(values))
+        return Interval(value, value - mean + low, value - mean + high)
     if len(values) > 1:
-        return Interval(*mean_interval(values))
-    return Interval(values[0], *_over_pictures(list(group.repeats[0].said.values()), name))
-
-
-def _over_pictures(said: Sequence[Prediction], name: str) -> tuple[float, float]:
-    """The interval of one run's metric; nan where there is none."""
+        mean, low, high = mean_interval(values)
+        return Interval(mean, max(0.0, low), min(1.0, high))
+    said = list(group.repeats[0].said.values())
     classes = list(said[0].probabilities)
-    if name == "loss":
-        losses = [-math.log(max(one.probabilities.get(one.label, math.nan), SMALLEST)) for one in said]
-        return mean_interval(losses)[1:]
-    if name == "brier" and classes:
-        counted = classes[1:] if len(classes) == 2 else classes
-        squares = [sum((one.probabilities[c] - (one.label == c)) ** 2 for c in counted) for one in said]
-        return mean_interval(squares)[1:]
     if name == "roc_auc" and len(classes) == 2:
         scores = [[o.probabilities[classes[1]] for o in said if (o.label == classes[1]) is of] for of in (True, False)]
         if min(map(len, scores)) > 1:
-            return roc_auc_interval(scores[0], scores[1])
-    return math.nan, math.nan
+            return Interval(values[0], *roc_auc_interval(scores[0], scores[1]))
+    return Interval(values[0])
 
 
 def disagreements(comparison: Comparison) -> list[Disagreement]:
     """The pictures that some groups get right and others wrong: clear cases and confident mistakes first."""
-    every = dict.fromkeys(key for group in comparison.groups for key in group.pictures)
+    every = dict.fromkeys(key for group in comparison.groups for key in group.images)
     found = []
     for key in every:
         verdicts = tuple(_verdict(group, key) for group in comparison.groups)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn import metrics as sklearn_metrics  # type: ignore[import-untyped]
@@ -13,6 +15,9 @@ from experiments.schema import PROBABILISTIC
 from experiments.statistics import reliability, wilson
 from experiments.types import SPLITS, Pictures, Splits
 
+IMAGE_METRICS = ("accuracy", "loss", "brier")  # means over images, so that models can be compared image by image
+SMALLEST = float(np.finfo(np.float32).eps)  # to which a probability is clipped in the loss
+TOLERANCE = 1e-9  # of accuracies that are means over runs
 SUM_TOLERANCE = 1e-3  # half-precision softmax rows miss 1 by about this much
 
 
@@ -38,6 +43,55 @@ class Report:
     confusion: np.ndarray  # [C, C] int64; rows true, columns predicted
     predictions: tuple[Prediction, ...]  # rows as in Pictures.entries
 
+    @property
+    def baseline(self) -> Baseline:
+        return majority_baseline(prediction.label for prediction in self.predictions)
+
+
+class Baseline(NamedTuple):
+    """The accuracy of a model that gives every image the same class, the most frequent one."""
+
+    class_name: str  # empty where only the accuracy is known
+    accuracy: float
+
+    def beside(self, accuracy: float, low: float) -> str:
+        """Return how an accuracy, with the lower bound of its interval, compares with this one, in words."""
+        name = f"'{self.class_name}'" if self.class_name else "the most frequent class"
+        always = f"always answering {name} ({percent(self.accuracy)})"
+        if accuracy <= self.accuracy + TOLERANCE:
+            return f"not above {always}"
+        return (
+            f"not significantly above {always}" if low <= self.accuracy + TOLERANCE else f"significantly above {always}"
+        )
+
+
+def majority_baseline(labels: Iterable[str]) -> Baseline:
+    """Return the baseline of at least one image; of equally frequent classes the first in alphabetical order."""
+    counts = Counter(labels)
+    name = min(counts, key=lambda label: (-counts[label], label))
+    return Baseline(name, counts[name] / counts.total())
+
+
+def percent(share: float) -> str:
+    return f"{share:.1%}".replace("%", " %")
+
+
+def image_score(metric: str, prediction: Prediction) -> float:
+    """Return what an image contributes to a metric that is a mean over images, one of IMAGE_METRICS.
+
+    Returns:
+        bool for accuracy; nan where the probabilities are unknown.
+    """
+    if metric == "accuracy":
+        return prediction.correct
+    shares, label = prediction.probabilities, prediction.label
+    if metric == "loss":
+        return -math.log(max(shares.get(label, math.nan), SMALLEST))
+    if not shares:
+        return math.nan
+    classes = list(shares)[1:] if len(shares) == 2 else list(shares)
+    return math.fsum((shares[name] - (name == label)) ** 2 for name in classes)
+
 
 def evaluate(scores: Mapping[str, np.ndarray], splits: Splits, *, probabilities: bool = True) -> dict[str, Report]:
     """Report on the validation split and, where it was scored, on the test split; never on training pictures.
@@ -45,6 +99,7 @@ def evaluate(scores: Mapping[str, np.ndarray], splits: Splits, *, probabilities:
     Rows are rescaled to sum to exactly 1 before anything is computed. The metrics, with C classes:
 
     * accuracy, accuracy_low, accuracy_high: with its 95 % Wilson interval.
+    * accuracy_baseline: the share of the most frequent class, which always answering that class would reach.
     * loss: cross entropy, natural logarithm, mean over pictures; probabilities clipped at float32's 1.2e-7 (Keras
       clips at 1e-7), so one certain mistake costs at most 16.
     * precision, recall, f1: C == 2: of class 1; else the unweighted mean over the classes that occur in the split.
@@ -169,6 +224,7 @@ def _metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
         "accuracy": float(correct.mean()),
         "accuracy_low": low,
         "accuracy_high": high,
+        "accuracy_baseline": float(np.bincount(labels).max() / len(labels)),
         # float32, because log_loss clips at the epsilon of the dtype it is given
         "loss": float(sklearn_metrics.log_loss(labels, probabilities.astype(np.float32), labels=every_class)),
         "precision": averaged(sklearn_metrics.precision_score, 0.0),

@@ -131,7 +131,7 @@ def markdown(comparison: Comparison, unlike: Sequence[Disagreement], drawn: Sequ
 
 
 def title(comparison: Comparison) -> str:
-    counts = sorted({len(group.pictures) for group in comparison.groups})
+    counts = sorted({len(group.images) for group in comparison.groups})
     pictures = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
     runs = len(comparison.runs)
     return f"{runs} {'run' if runs == 1 else 'runs'} on {pictures} {comparison.split} pictures"
@@ -181,14 +181,21 @@ def markdown_code(text: str) -> str:
 
 UNREAD = "Keys that some do not read (–), because their regime or another choice of theirs has no use for them:"
 METHODS = (
-    "An accuracy's interval is Wilson's score interval (1927) for a single run, Student's t over the seeds for "
-    "several, as are those of the other metrics. A single run's loss and Brier score have Student's interval over the "
-    "pictures, its ROC area a bootstrap's.",
-    "Differences are taken picture by picture: a percentile bootstrap over the pictures (with several seeds over their "
-    "mean on each picture: it says what other pictures would do, with these seeds), and for single runs McNemar's test "
-    "(1947), exact. Runs judged on other pictures are compared by Newcombe's interval (1998, method 10).",
-    "The number of pictures needed is what a two-sided McNemar test at the 5 % level needs to see a difference as "
-    "large as this one, with as many discordant pictures, four times in five (Connor 1987).",
+    "Accuracy is shown beside the baseline: the share of the most frequent class, which a model reaches that gives "
+    "every image that class.",
+    "The interval of a single run's accuracy is Wilson's score interval (1927). Of several seeds, accuracy, loss and "
+    "Brier score have an interval over images and seeds, as two crossed random effects (Gallas 2006), each variance "
+    "with the t-quantile of its own degrees of freedom (Banerjee 1960); the other metrics have Student's over the "
+    "seeds, for these images. A single run's ROC area has a bootstrap's.",
+    "Differences are taken image by image. Single runs are compared as trained models: McNemar's test (1947) and "
+    "its dual, Tango's score interval (1998); on different images Newcombe's interval (1998, method 10) and its dual "
+    "p-value. Training noise is in neither, so they say nothing about the settings.",
+    "Several seeds or folds of each give a claim about the setting: the interval of the difference, seed by seed where "
+    "both have the same seeds, has the variance between seeds and between images in it, as above. Folds have training "
+    "sets that overlap, for which the variance between them is corrected (Nadeau and Bengio 2003).",
+    "Every p-value is the dual of its interval: it is below 0.05 exactly where the 95 % interval excludes 0.",
+    "The number of images needed is what a two-sided McNemar test at the 5 % level needs to see a difference between "
+    "two models as large as this one, with as many discordant images, four times in five (Connor 1987).",
 )
 
 

@@ -17,6 +17,8 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from experiments import journal, machine, store
+from experiments.comparison_text import baseline_sentences
+from experiments.evaluate import Baseline, majority_baseline
 from experiments.paths import run_name
 from experiments.schema import NOT_IDENTITY, Config
 from experiments.statistics import mean_interval, wilson
@@ -71,6 +73,7 @@ class Result(NamedTuple):
     pictures: int
     seconds: float
     ended: int  # [ms since 1970]
+    baseline: float = 0.0  # accuracy of always answering the most frequent class; 0: unknown
 
 
 def overrides(name: str, *, backbone: str, data: str | None, weights: str | None, quick: bool) -> list[str]:
@@ -155,10 +158,11 @@ def read_result(curves: bytes, metrics: bytes, predictions: bytes) -> Result:
     rows = list(csv.DictReader(io.StringIO(curves.decode())))
     last = [float(row["validation_accuracy"]) for row in rows if row["phase"] == rows[-1]["phase"]][-LAST:]
     figures: Mapping[str, float] = json.loads(metrics)
-    pictures = sum(1 for _ in csv.DictReader(io.StringIO(predictions.decode())))
+    labels = [row.get("label", "") for row in csv.DictReader(io.StringIO(predictions.decode()))]
     return Result(
-        mean(last), figures["validation.accuracy"], pictures, figures["total_seconds"], int(rows[-1]["timestamp"])
-    )
+        mean(last), figures["validation.accuracy"], len(labels), figures["total_seconds"], int(rows[-1]["timestamp"]),
+        majority_baseline(labels).accuracy if any(labels) else 0.0,
+    )  # fmt: skip
 
 
 FILES = ("curves.csv", journal.METRICS, "predictions_validation.csv")  # as `read_result` takes them
@@ -177,21 +181,18 @@ def result_of(job: Job) -> Result:
 
 
 def interval(results: Sequence[Result]) -> tuple[float, float, float]:
-    """Mean and 95 % interval of `last_epochs`: Student's over seeds; of a single run Wilson's over its pictures."""
-    if len(results) > 1:
-        return mean_interval([one.last_epochs for one in results])
-    (one,) = results
-    return (one.last_epochs, *wilson(round(one.last_epochs * one.pictures), one.pictures))
+    """Return mean and 95 % interval of `last_epochs`, over seeds and images."""
+    return mean_interval([one.last_epochs for one in results], min(one.pictures for one in results))
 
 
 def verdict(claim: Claim, low: float, high: float) -> str:
-    """How an interval lies to what the claim is compatible with: inside, outside, or across an end of it."""
+    """Return whether an interval lies inside what the claim is compatible with, outside of it, or across an end."""
     lowest, highest = claim.range()
     if high < lowest:
         return "below"
     if low > highest:
         return "above"
-    return "reproduced" if lowest <= low and min(high, 1.0) <= highest else "cannot be told"
+    return "reproduced" if lowest <= low and min(high, 1.0) <= highest else "inconclusive"
 
 
 def row(name: str, jobs: Sequence[Job], *, backbone: str, comparable: bool) -> dict[str, Any]:
@@ -251,13 +252,20 @@ def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: b
     """How the table is to be read."""
     pictures = sorted({result["pictures"] for one in rows for result in one["results"]})
     single = all(one["seeds"] == 1 for one in rows)
-    over = "Wilson's over the pictures of the single run" if single else "Student's over the seeds"
+    over = "Wilson's over the images of the single run" if single else "over the seeds and the images"
     said = [
-        f"Measured: accuracy on {' or '.join(map(str, pictures)) or 'the'} validation pictures, mean of the last "
+        f"Measured: accuracy on {' or '.join(map(str, pictures)) or 'the'} validation images, mean of the last "
         f"{LAST} epochs (the curves swing, and no epoch is picked) with its 95 % interval, {over}; beside it the "
         "accuracy after the last epoch, by seed.",
         "Later seeds find the activations and heads that earlier runs have stored: hence their fewer seconds.",
     ]
+    said += baseline_sentences(
+        [(one["experiment"], Baseline("", share), one["mean"], one["low"]) for one in rows for share in baselines(one)]
+    )
+    if single:
+        said.append(
+            "Each figure is of one trained model: training noise is not in its interval (--seeds 3 has it measured)."
+        )
     if not comparable:
         return [
             *said,
@@ -269,7 +277,7 @@ def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: b
     said.append(
         f"A claim is itself a figure from {CLAIM_PICTURES} pictures, so it is read as all that fits it within a 95 % "
         f"interval ({told}; the exercise is a goal and read as it stands). Reproduced: our interval lies within; "
-        "above, below: wholly outside; cannot be told: across an end."
+        "above, below: wholly outside; inconclusive: across an end."
     )
     if backbone != CLAIMED_FOR:
         said.append(
@@ -277,6 +285,11 @@ def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: b
             "compares numbers, and neither confirms nor refutes the claim."
         )
     return said
+
+
+def baselines(one: Mapping[str, Any]) -> list[float]:
+    """Return the baseline of a row's images, nothing where no run of it has finished."""
+    return [result["baseline"] for result in one["results"] if result["baseline"]][:1]
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], said: Sequence[str], about: str) -> str:

@@ -27,7 +27,7 @@ from experiments.data import manifest
 from experiments.data.listing import Fault
 from experiments.data.pipeline import picture_batches
 from experiments.data.pixels import Decoded, splits_of
-from experiments.evaluate import Report, evaluate, predictions_table
+from experiments.evaluate import Report, evaluate, percent, predictions_table
 from experiments.losses import class_weights
 from experiments.models.network import cut
 from experiments.progress import PlainConsole, Terminal
@@ -343,14 +343,17 @@ def augmented_sample(parts: Parts, splits: Splits) -> Any:
 
 
 def conclude(console: Console, folder: Path, reports: Mapping[str, Report], run_id: str | None) -> None:
-    """The result with its interval, and where to look."""
+    """Print each split's accuracy beside that of the most frequent class, and where to find the run."""
     for split, report in reports.items():
         metrics = report.metrics
         console.print(
-            f"{split} accuracy {metrics['accuracy']:.1%} "
-            f"(95 % interval {metrics['accuracy_low']:.1%} to {metrics['accuracy_high']:.1%}, "
-            f"{len(report.predictions)} pictures)" + (f", loss {metrics['loss']:.3f}" if "loss" in metrics else ""),
+            f"{split} accuracy {percent(metrics['accuracy'])} "
+            f"(95 % interval {percent(metrics['accuracy_low'])} to {percent(metrics['accuracy_high'])}, "
+            f"{len(report.predictions)} images), "
+            + report.baseline.beside(metrics["accuracy"], metrics["accuracy_low"])
+            + (f"; loss {metrics['loss']:.3f}" if "loss" in metrics else ""),
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
     console.print(f"run folder  {folder}", highlight=False, soft_wrap=True)

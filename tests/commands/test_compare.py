@@ -19,11 +19,12 @@ from rich.console import Console
 
 from experiments import comparison_text
 from experiments.commands.compare import jobs_of, main, show
-from experiments.comparison import Comparison, compare, configuration, disagreements
+from experiments.comparison import Comparison, Group, Repeat, compare, configuration, disagreements, of_groups
 from experiments.comparison_text import sentences
-from experiments.statistics import unpaired_difference
+from experiments.evaluate import Prediction
+from experiments.significance import newcombe
 from experiments.tracking import log_comparison, outbox
-from experiments.tracking.stored import find_runs, search_runs
+from experiments.tracking.stored import RunFacts, find_runs, search_runs
 from experiments.types import ConfigError
 
 PICTURES = 40
@@ -126,19 +127,19 @@ def test_runs_that_differ_in_their_seed_are_one_group(uri: str) -> None:
     assert [run.name for run in first.runs] == ["scratch0", "scratch2", "scratch1"]
     assert [run.name for run in second.runs] == ["tuned1", "tuned0", "tuned2"]
     assert "seed" not in first.params and first.params["regime"] == "scratch"
-    assert list(first.correct(first.pictures).sum(axis=1)) == [20, 24, 22]
+    assert list(first.accuracy.matrix(first.images).sum(axis=1)) == [20, 24, 22]
     accuracy = comparison.measures[0]["accuracy"]
     assert accuracy.value == pytest.approx(0.55) and accuracy.low == pytest.approx(
-        0.55 - 4.303 * 0.05 / 3**0.5, abs=1e-3
+        0.55 - ((4.303 * 0.05 / 3**0.5) ** 2 + 2.02**2 * (0.05**2 / 9 + 9.9 / 39 / 40)) ** 0.5, abs=0.02
     )
     assert (first.seconds, first.epoch_seconds) == (11, 2.5)
 
 
 def test_the_difference_is_other_minus_first(uri: str) -> None:
     found = of(uri, "scratch0", "tuned0").differences[1]
-    assert found is not None and found.paired is not None
-    assert found.value == pytest.approx(14 / PICTURES) and 0 < found.low < found.high and found.real
-    assert (found.paired.only_a, found.paired.only_b) == (0, 14) and found.p_value == pytest.approx(2 * 0.5**14)
+    assert found is not None and found.paired
+    assert found.value == pytest.approx(14 / PICTURES) and 0 < found.low < found.high and found.significant
+    assert (found.only_a, found.only_b) == (0, 14) and found.p_value == pytest.approx(0.000183, abs=1e-6)  # chi2 = 14
     back = of(uri, "tuned0", "scratch0").differences[1]
     assert back is not None and back.value == pytest.approx(-14 / PICTURES) and back.high < 0
 
@@ -180,42 +181,103 @@ def test_the_same_configuration_on_other_data_is_another_row(uri: str) -> None:
 def test_folds_are_one_group_that_is_judged_on_all_their_pictures(uri: str) -> None:
     comparison = of(uri, "scratch0", "fold0", "fold1")
     _, folds = comparison.groups
-    assert len(folds.pictures) == PICTURES and len(folds.repeats) == 1
+    assert len(folds.images) == PICTURES and len(folds.repeats) == 1
     assert comparison.measures[1]["accuracy"].value == 30 / PICTURES
     found = comparison.differences[1]
-    assert found is not None and found.paired is not None and found.paired.pictures == PICTURES
+    assert found is not None and found.paired and found.images == PICTURES
 
 
 def test_runs_on_other_pictures_are_compared_unpaired_and_told_so(uri: str) -> None:
     comparison = of(uri, "scratch0", "elsewhere")
     found = comparison.differences[1]
-    assert found is not None and found.paired is None and found.needed is None
-    assert (found.value, found.low, found.high) == unpaired_difference(20, 40, 30, 40)
-    assert "judged on other pictures, so this is an unpaired comparison" in sentences(comparison)[0]
+    assert found is not None and not found.paired and found.needed is None
+    assert (found.value, found.low, found.high) == (0.25, *newcombe(20, 40, 30, 40))
+    assert "different images, at least 40 on each side" in " ".join(sentences(comparison))
 
 
 def test_runs_that_share_some_pictures_are_compared_on_those(uri: str) -> None:
     comparison = of(uri, "scratch0", "partly")
     found = comparison.differences[1]
-    assert found is not None and found.paired is not None and found.paired.pictures == 30
-    assert (
-        found.value == pytest.approx(20 / 30) and "the 30 pictures that both were judged on" in sentences(comparison)[0]
+    assert found is not None and found.paired and found.images == 30
+    assert found.value == pytest.approx(20 / 30)
+    assert "30 images that both were evaluated on" in " ".join(sentences(comparison))
+
+
+def test_single_runs_are_compared_as_models_and_the_way_to_a_claim_about_the_setting_is_given(uri: str) -> None:
+    baseline, *_, sentence, single, command = sentences(of(uri, "scratch0", "tuned0"))
+    assert baseline == "The accuracy of scratch is not above always answering 'cats' (50.0 %)."
+    assert "The model trained with finetune is better than the one trained with scratch by 35.0 points" in sentence
+    assert "(95 % interval +22.1 to +50.5, p = 0.00018, 40 images)" in sentence
+    assert sentence.endswith("these two trained models are significantly different.")
+    assert "training noise is not in its interval" in single and "does not show that a setting is better" in single
+    for run in find_runs(uri, ("scratch0", "tuned0")):
+        assert f"python -m experiments.train -m like={run.run_id} seed=0,1,2 sweep.final=false" in command
+    sentence = sentences(of(uri, "scratch0", "nearly"))[-3]
+    assert "sgd is better than the one trained with rmsprop by 5.0 points" in sentence and "p = 0.16" in sentence
+    assert "these two trained models are not significantly different; about 160 images would" in sentence
+    assert "is worse than" in sentences(of(uri, "tuned0", "scratch0"))[-3]
+    sentence = sentences(of(uri, "scratch0", "adam"))[-3]
+    assert "neither better nor worse" in sentence and "would show" not in sentence
+
+
+def test_several_seeds_give_a_claim_about_the_setting_with_both_variances(uri: str) -> None:
+    three = sentences(of(uri, *(f"{kind}{seed}" for kind in ("scratch", "tuned") for seed in range(3))))
+    assert three[-1].startswith("finetune is better than scratch by 35.0 points (95 % interval +20.")
+    assert three[-1].endswith("40 images, 3 seeds of each): significantly different.")
+    assert "trained models" not in " ".join(three)
+    # with one seed on one side, two models are compared, and only that side lacks seeds
+    mixed = sentences(of(uri, "scratch0", "scratch1", "scratch2", "tuned2"))
+    (tuned,) = find_runs(uri, ["tuned2"])
+    assert mixed[-1].startswith(
+        f"To test the setting: python -m experiments.train -m like={tuned.run_id} seed=0,1,2 sweep.final=false, then"
     )
 
 
-def test_the_sentences(uri: str) -> None:
-    (sentence,) = sentences(of(uri, "scratch0", "tuned0"))
-    assert "finetune is better than scratch by 35.0 points (95 % interval +20.0 to +50.0)" in sentence
-    assert sentence.endswith("with 40 pictures this is a real difference, p = 0.00012.")
-    (sentence,) = sentences(of(uri, "scratch0", "nearly"))
-    assert "sgd is better than rmsprop by 5.0 points" in sentence
-    assert "with 40 pictures this is not yet distinguishable from chance, p = 0.5; " in sentence
-    assert sentence.endswith("about 160 pictures would be needed.")
-    assert "is worse than" in sentences(of(uri, "tuned0", "scratch0"))[0]
-    (sentence,) = sentences(of(uri, "scratch0", "adam"))
-    assert "neither better nor worse" in sentence and "needed" not in sentence
-    both = sentences(of(uri, "scratch0", "scratch1", "tuned0", "tuned1"))
-    assert "with 40 pictures and 2 runs of each" in both[0]
+def test_the_same_seed_run_again_is_no_new_evidence(uri: str) -> None:
+    client = MlflowClient(uri)
+    fake_run(client, "again", {"regime": "bottleneck", "epochs": "11"}, right(22))
+    fake_run(client, "once", {"regime": "bottleneck", "epochs": "11"}, right(22))
+    comparison = of(uri, "scratch0", "again", "once")
+    assert [len(group.repeats) for group in comparison.groups] == [1, 1]
+    found = comparison.differences[1]
+    assert found is not None and not found.about_setting
+    assert any(line.startswith("once has the configuration and seed of another") for line in sentences(comparison))
+
+
+def test_an_accuracy_that_is_not_above_the_most_frequent_class_is_named(uri: str) -> None:
+    """190 normal and 10 abnormal images, none of the abnormal found: 95.0 %."""
+
+    def imbalanced(name: str, correct: Sequence[bool], **params: str) -> Group:
+        said = {}
+        for at, one in enumerate(correct):
+            label = "normal" if at < 190 else "abnormal"
+            predicted = label if one else {"normal": "abnormal", "abnormal": "normal"}[label]
+            said[str(at), label] = Prediction(str(at), str(at), label, predicted, 0.9, one, {})
+        return Group(params, (Repeat((RunFacts(name, name, params, {}, {}, "1", None),), said, ((),)),))
+
+    rows = [
+        imbalanced("blind", [at < 190 for at in range(200)], regime="scratch"),
+        imbalanced("little", [at < 194 for at in range(200)], regime="bottleneck"),
+        imbalanced("well", [True] * 200, regime="finetune"),
+    ]
+    comparison = of_groups(rows, "validation")
+    assert sentences(comparison)[:3] == [
+        "The accuracy of scratch is not above always answering 'normal' (95.0 %).",
+        "The accuracy of bottleneck is not significantly above always answering 'normal' (95.0 %).",
+        "The accuracy of finetune is significantly above always answering 'normal' (95.0 %).",
+    ]
+    assert "not above always answering 'normal'" in " ".join(printed(comparison).split())
+    assert comparison_text.csv_text(comparison).splitlines()[1].split(",")[5] == "0.95"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "+0.0"), (0.05, "+5.0"), (0.0004, "+0.04"), (-0.00003, "-0.003"), (0.0006, "+0.1"), (1e-12, "+0.000000")],
+)
+def test_a_bound_that_is_not_zero_does_not_look_like_it(value: float, text: str) -> None:
+    assert comparison_text.signed(value) == text
+    assert comparison_text.p_text(0.0499999) == "p = 0.0499999" and comparison_text.p_text(0.05004) == "p = 0.05004"
+    assert comparison_text.p_text(0.0339) == "p = 0.034" and comparison_text.p_text(1e-9) == "p < 0.0001"
 
 
 def test_the_pictures_on_which_they_disagree(uri: str) -> None:
@@ -248,7 +310,7 @@ def test_the_terminal_shows_it_whole(uri: str, width: int) -> None:
     text = printed(of(uri, "scratch0", "scratch1", "scratch2", "tuned0", "tuned1", "tuned2"), width)
     assert max(map(len, text.splitlines())) <= width and "…" not in text
     first, second = (line for line in text.splitlines() if line.startswith((" 1 scratch", " 2 finetune")))
-    assert "55.0% [42.6, 67.4]" in first and first.split()[-2:] == ["11", "2.5"]
+    assert "55.0% [" in first and first.split()[-2:] == ["11", "2.5"]
     assert "90.0%" in second and "+35.0 [" in second
     assert "read by 2 only: regime.views=4" in text and "regime  scratch  finetune" in text
 
@@ -319,7 +381,7 @@ def test_a_comparison_is_logged_once_and_is_no_run_to_compare(uri: str, tmp_path
 
 def test_the_csv_has_every_row(uri: str) -> None:
     rows = list(csv.DictReader(io.StringIO(comparison_text.csv_text(of(uri, "scratch0", "tuned0", "elsewhere")))))
-    assert [row["paired_pictures"] for row in rows] == ["", "40", ""] and rows[1]["regime"] == "finetune"
+    assert [row["paired_images"] for row in rows] == ["", "40", ""] and rows[1]["regime"] == "finetune"
     assert float(rows[0]["roc_auc_low"]) < float(rows[0]["roc_auc_high"])
 
 
@@ -336,7 +398,7 @@ def command(uri: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_prints_the_comparison_and_leaves_a_page_without_tensorflow(uri: str, own_outputs: Path) -> None:
     done = command(uri, "scratch0", "--query", "attributes.run_name = 'tuned0'")
     assert done.returncode == 0, done.stderr
-    assert "+35.0" in done.stdout and "a real difference" in done.stdout and "heavy: set()" in done.stdout
+    assert "+35.0" in done.stdout and "two trained models" in done.stdout and "heavy: set()" in done.stdout
     assert "Downloading" not in done.stderr
     (page,) = (own_outputs / "compare").glob("compare-*/comparison.html")
     assert "its file is not in /photos" in page.read_text(encoding="utf-8")

@@ -32,12 +32,12 @@ TINY = (
 @pytest.mark.parametrize("name, low, high, expected", [
     ("scratch", 0.756, 0.798, "reproduced"),       # the claim's own 400 pictures leave it between 69.5 and 81.8 %
     ("scratch", 0.60, 0.69, "below"),
-    ("scratch", 0.69, 0.80, "cannot be told"),
+    ("scratch", 0.69, 0.80, "inconclusive"),
     ("bottleneck", 0.959, 0.974, "above"),
     ("bottleneck", 0.88, 0.91, "reproduced"),
-    ("finetune", 0.956, 0.975, "cannot be told"),
+    ("finetune", 0.956, 0.975, "inconclusive"),
     ("exercise", 0.951, 1.02, "reproduced"),       # a goal; an interval of Student's may reach beyond 100 %
-    ("exercise", 0.94, 0.96, "cannot be told"),
+    ("exercise", 0.94, 0.96, "inconclusive"),
     ("exercise", 0.92, 0.949, "below"),
 ])  # fmt: skip
 def test_a_verdict_is_where_the_interval_lies(name: str, low: float, high: float, expected: str) -> None:
@@ -93,9 +93,9 @@ def test_the_page_holds_claims_figures_and_commands_but_no_place(monkeypatch: py
     row = reproduction.row("scratch", jobs, backbone="vgg16", comparable=True)
     said = reproduction.sentences([row], backbone="mobilenet_v2", comparable=True)
     page = reproduction.markdown([row], said, "`experiments reproduce`, today")
-    assert "| 74-78 % | 76.5 % [70.1, 82.9] | 78.0, 75.0 | 310, 305 | cannot be told |" in page
+    assert "| 74-78 % | 76.5 % [68.9, 84.1] | 78.0, 75.0 | 310, 305 | inconclusive |" in page
     assert "python -m experiments.train experiment=tutorial_scratch data.root=PATH seed=0" in page
-    assert "/some/where" not in page and "on 400 validation pictures" in page and "vgg16's" in page
+    assert "/some/where" not in page and "on 400 validation images" in page and "vgg16's" in page
     jobs[1].status = "FAILED"
     results = iter([Result(0.77, 0.78, 400, 310.0, 0)])
     row = reproduction.row("scratch", jobs, backbone="vgg16", comparable=True)

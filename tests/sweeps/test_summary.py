@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiments.statistics import score_interval
 from experiments.sweeps import summary
 from experiments.types import ConfigError
 
@@ -21,7 +22,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def add(
-    folder: Path, number: int, values: dict[str, str], correct: np.ndarray | None, first: int = 0, **job: Any
+    folder: Path,
+    number: int,
+    values: dict[str, str],
+    correct: np.ndarray | None,
+    first: int = 0,
+    sure: float = 0.9,
+    **job: Any,
 ) -> None:
     """A job of the sweep, finished with these predictions, or failed."""
     place = folder / str(number)
@@ -40,8 +47,13 @@ def add(
         (place / "metrics.json").write_text(json.dumps(metrics))
         with (place / "predictions_validation.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["path", "sha256", "correct"])
-            writer.writerows([f"p{first + at}", "x", str(bool(one))] for at, one in enumerate(correct))
+            writer.writerow(["path", "sha256", "label", "predicted", "correct", "confidence", "p_cat", "p_dog"])
+            for at, one in enumerate(correct):
+                label = ("cat", "dog")[at % 2]
+                cat = sure if (label == "cat") == bool(one) else 1 - sure
+                writer.writerow(
+                    [f"p{first + at}", "x", label, "cat" if cat > 0.5 else "dog", str(bool(one)), sure, cat, 1 - cat]
+                )
 
 
 def right(count: int, of: int = 100) -> np.ndarray:
@@ -58,7 +70,7 @@ def test_the_winner_is_the_best_mean_over_seeds_and_only_whole_candidates_count(
     assert said["winner"]["values"] == {"x": "a"} and said["winner"]["seeds"] == ["0", "1", "2"]
     assert [row[0] for row in said["table"]] == ["", "1", "2", "-"]
     assert said["failures"] == ["job 7 (x=lucky seed=1): it broke"]
-    mean, low, high = 0.81, 0.81 - 4.302653 * 0.01 / 3**0.5, 0.81 + 4.302653 * 0.01 / 3**0.5  # Student's t, 2 degrees
+    mean, low, high = score_interval(np.stack([right(count) for count in (80, 82, 81)]))
     assert f"{mean:.1%} [{100 * low:.1f}, {100 * high:.1f}] over 3 runs" in said["sentences"][0]
     assert (folder / "figures" / "parameters.png").stat().st_size > 1000
     assert (folder / "summary.md").read_text().count("\n| ") == 4
@@ -69,15 +81,17 @@ def test_a_real_difference_and_noise_are_told_apart(folder: Path) -> None:
     add(folder, 1, {"x": "2"}, np.roll(right(95), 1))
     add(folder, 2, {"x": "3"}, right(60))
     said = " ".join(summary.conclude(folder)["sentences"])
-    assert "not distinguishable from chance" in said
-    assert "1 of the 2 other candidates" in said
-    add(folder, 3, {"x": "4"}, right(100))
+    assert "these two trained models are not significantly different" in said
+    assert "1 of the 2 other candidates are not significantly different" in said
+    assert "training noise is not in its interval" in said
+    assert "To test the settings, sweep seeds as well: train -m seed=0,1,2" in said
+    add(folder, 3, {"x": "4"}, right(98))
     said = " ".join(summary.conclude(folder)["sentences"])
-    assert "x=4" in said and "5.0 points" in said and "not distinguishable from chance" in said  # 5 to 0: p = 0.0625
+    assert "x=4 is better" in said and "3.0 points" in said and "p = 0.083" in said and "not significantly" in said
     (folder / "0").rename(folder.parent / "0")
     (folder / "1").rename(folder.parent / "1")
     said = " ".join(summary.conclude(folder)["sentences"])
-    assert "40.0 points" in said and "a real difference" in said
+    assert "38.0 points" in said and "these two trained models are significantly different" in said
 
 
 def test_folds_are_judged_together(folder: Path) -> None:
@@ -86,14 +100,50 @@ def test_folds_are_judged_together(folder: Path) -> None:
         add(folder, 2 + fold, {"x": "b", "data.fold": str(fold)}, right(60), first=100 * fold)
     said = summary.conclude(folder)
     assert said["winner"]["values"] == {"x": "a"}
-    assert "the same 200 pictures" in " ".join(said["sentences"])
+    text = " ".join(said["sentences"])
+    assert "200 images, 1 seed of each, in folds)" in text and "corrected for training sets that overlap" in text
+    assert "trained models" not in text
 
 
 def test_a_loss_is_better_lower(folder: Path) -> None:
     (folder / "sweep.json").write_text(json.dumps({"objective": "loss", "command": "", "parent": None}))
     add(folder, 0, {"x": "good"}, right(90))
     add(folder, 1, {"x": "bad"}, right(50))
-    assert summary.conclude(folder)["winner"]["values"] == {"x": "good"}
+    said = summary.conclude(folder)
+    assert said["winner"]["values"] == {"x": "good"}
+    assert "The model trained with x=good is better than the one trained with x=bad by " in " ".join(said["sentences"])
+
+
+def test_candidates_are_compared_in_the_metric_that_they_are_ranked_by(folder: Path) -> None:
+    """Right on 90 of 100 images and unsure, against 80 and sure: better by accuracy, the other by loss."""
+    candidates = {"unsure": (right(90), 0.51), "sure": (right(80), 0.99)}
+    for at, (name, (correct, sure)) in enumerate(candidates.items()):
+        for seed in range(3):
+            add(folder, 3 * at + seed, {"x": name, "seed": str(seed)}, correct, sure=sure)
+
+    def conclusion(objective: str) -> str:
+        (folder / "sweep.json").write_text(json.dumps({"objective": objective, "command": "", "parent": None}))
+        for path in folder.glob("*/metrics.json"):
+            metrics = json.loads(path.read_text())
+            loss = 0.9 if metrics["validation.accuracy"] == 0.8 else 0.68
+            path.write_text(
+                json.dumps(metrics | {"validation.loss": loss, "validation.f1": metrics["validation.accuracy"]})
+            )
+        return " ".join(summary.conclude(folder)["sentences"])
+
+    assert "x=unsure is better than x=sure by 10.0 points (" in conclusion("accuracy")
+    by_loss = conclusion("loss")
+    assert "x=unsure is better than x=sure by 0.2" in by_loss and "in loss (95 % interval -" in by_loss
+    assert "100 images, 3 seeds of each)" in by_loss and "points" not in by_loss
+    by_f1 = conclusion("f1")
+    assert "The winner is chosen by f1; the comparisons that follow are of accuracy." in by_f1
+
+
+def test_the_winner_stands_beside_the_most_frequent_class(folder: Path) -> None:
+    add(folder, 0, {"x": "1"}, right(52))
+    add(folder, 1, {"x": "2"}, right(50))
+    said = summary.conclude(folder)["sentences"]
+    assert "The accuracy of the winner is not significantly above always answering 'cat' (50.0 %)." in said
 
 
 def test_results_of_another_run_are_in_no_row(folder: Path) -> None:

@@ -28,14 +28,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments compare",
         description="Compares finished runs. Runs that differ in their seed only are one row: their mean, with its "
-        "interval over the seeds. The first row is what the others are compared with, picture by picture (bootstrap "
-        "interval of the difference; exact McNemar test for single runs). Runs that are named keep their order; after "
+        "interval over seeds and images. The first row is what the others are compared with, image by image. Single "
+        "runs are compared as trained models (McNemar's test, Tango's interval); whether a setting is better takes "
+        "several seeds or folds of each (seed=0,1,2). Runs that are named keep their order; after "
         "them come those of --sweep and --query, the best validation accuracy first. Nothing is ranked by the test "
         "split. Writes comparison.html (one page, to be viewed without a network), .md and .csv, and logs them to "
         "MLflow.",
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run ids, their beginnings, or run names")
-    parser.add_argument("--sweep", metavar="SWEEP", help="the jobs of a sweep: its name, folder, or MLflow run id")
+    parser.add_argument(
+        "--sweep", action="append", default=[], metavar="SWEEP",
+        help="the jobs of a sweep: its name, folder, or MLflow run id; may be given several times",
+    )  # fmt: skip
     parser.add_argument(
         "--query", metavar="TEXT", help="finished runs that fit, in MLflow's syntax: \"params.regime = 'finetune'\""
     )
@@ -60,7 +64,7 @@ def main() -> None:
     uri = arguments.uri or local_store()
     try:
         named = find_runs(uri, arguments.runs) if arguments.runs else []
-        found = jobs_of(uri, arguments.sweep) if arguments.sweep else []
+        found = [run for sweep in arguments.sweep for run in jobs_of(uri, sweep)]
         if arguments.query:
             fitting = search_runs(uri, arguments.query)
             if not fitting:
@@ -111,8 +115,8 @@ def show(console: Console, comparison: Comparison) -> None:
 
     from experiments import comparison_text
 
-    pictures = " and ".join(sorted({f"{len(group.pictures):,}" for group in comparison.groups}))
-    title = f"{comparison.split}: accuracy on {pictures} pictures [95 % interval], differences in points"
+    images = " and ".join(sorted({f"{len(group.images):,}" for group in comparison.groups}))
+    title = f"{comparison.split}: accuracy on {images} images [95 % interval], differences in points"
     scores = comparison_text.score_table(comparison)
     for row in scores[1:]:
         row[0] = row[0].replace(" ", "\n  ").replace("\n  ", " ", 1)  # a line for each of the keys

@@ -226,8 +226,13 @@ def fetch(config: Mapping[str, Any], places: Sequence[tuple[str, str, str]], ans
     with answering(answer):
         uri = str(Config.model_validate(config).tracking.uri)
         for run_id, own, folder in places:
-            for name in (journal.METRICS, "predictions_validation.csv"):
-                content = stored.read_file(uri, run_id, name, 2**30)
+            for name in (journal.METRICS, "predictions_validation.csv", "predictions_test.csv"):
+                try:
+                    content = stored.read_file(uri, run_id, name, 2**30)
+                except ConfigError:
+                    if name == "predictions_test.csv":
+                        continue  # only the winner's last runs have it
+                    raise
                 store.write_file(Path(folder) / name, content or b"")
             about = {"identity": own, "run_id": run_id, "status": "FINISHED"}
             store.write_file(Path(folder) / journal.FETCHED, json.dumps(about).encode())

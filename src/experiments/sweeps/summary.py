@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from typing import Any
 import numpy as np
 
 from experiments import journal, store
+from experiments.comparison_text import FOLDED, SINGLE, baseline_sentences, difference_sentence
+from experiments.evaluate import IMAGE_METRICS, Baseline, Prediction, image_score, majority_baseline
 from experiments.page import markdown_code, markdown_table, markdown_text
 from experiments.schema import LOWER_IS_BETTER
-from experiments.statistics import mean_interval, paired_difference, wilson
+from experiments.significance import Scores, compare_runs
+from experiments.statistics import mean_interval
 from experiments.sweeps.plan import REPEATS, SWEEP, records, told
 from experiments.types import ConfigError
 
@@ -32,7 +36,8 @@ class Row:
     status: str  # FINISHED, FAILED, PRUNED, or PARTIAL and NEW: not ended
     reason: str
     metrics: Mapping[str, float]
-    correct: Mapping[str, bool]  # by validation picture
+    scores: Mapping[str, float]  # of each validation image: the objective, where it is a mean over images, or accuracy
+    baseline: Baseline | None = None  # of these images
     final: bool = False  # the winner once more
     identity: str = ""  # of the run, as planned and as found
 
@@ -56,6 +61,16 @@ class Candidate:
         return all(row.status == "FINISHED" for row in self.rows)
 
     @property
+    def scores(self) -> Scores:
+        by_seed: dict[str, dict[Hashable, float]] = {}
+        folds: dict[Hashable, str] = {}
+        for row in self.rows:
+            if row.scores:
+                by_seed.setdefault(row.values.get("seed", ""), {}).update(row.scores)
+                folds |= dict.fromkeys(row.scores, row.values.get("data.fold", ""))
+        return Scores(by_seed, folds)
+
+    @property
     def seconds(self) -> float:
         return float(np.mean([row.metrics.get("total_seconds", math.nan) for row in self.rows]))
 
@@ -70,32 +85,53 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
         about = json.loads((folder / SWEEP).read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: is no sweep's folder: {error}") from None
-    rows = []
-    for job in records(folder):
-        rows.append(_row(job, folder / str(job["number"])))
-    return about, rows
+    jobs = records(folder)
+    held = "validation" if any("data.fold" in job["values"] for job in jobs) else "test"
+    metric = compared(about["objective"])
+    return about, [
+        _row(job, folder / str(job["number"]), *((held, "accuracy") if job.get("final") else ("validation", metric)))
+        for job in jobs
+    ]
 
 
-def _row(job: Mapping[str, Any], own: Path) -> Row:
-    """Return a job with its results, if a folder holds those of the run that was planned."""
-    identity, status, correct = job.get("identity", ""), job["status"], {}
+def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
+    """Return a job with the scores of the images of a split, if a folder holds the results of the planned run."""
+    identity, status, predictions = job.get("identity", ""), job["status"], []
     # The run's own folder; where that is on another machine or was moved, the job's, with what was fetched of it.
     places = [Path(job["folder"]), own]
     found = [(place, metrics) for place in places if (metrics := journal.finished(place, identity)) is not None]
     folder, metrics = found[0] if found else (places[0], {})
     if found:
         status = "FINISHED"
-        with (folder / "predictions_validation.csv").open(newline="", encoding="utf-8") as file:
-            correct = {f"{row['path']} {row['sha256']}": row["correct"] == "True" for row in csv.DictReader(file)}
+        path = folder / f"predictions_{split}.csv"
+        if split == "validation" or path.exists():  # the data may have no test split
+            with path.open(newline="", encoding="utf-8") as file:
+                predictions = [_prediction(row) for row in csv.DictReader(file)]
     elif status != "FAILED":
         facts = journal.read(folder) or {}
         same = bool(identity) and facts.get("identity") in (None, identity)
         status = facts.get("status", "NEW") if same else "NEW" if status == "FINISHED" else status
         status = "NEW" if status == "FINISHED" else status  # its results are gone
     return Row(
-        job["number"], job["values"], job["overrides"], folder, status, job.get("reason", ""), metrics, correct,
+        job["number"], job["values"], job["overrides"], folder, status, job.get("reason", ""), metrics,
+        {f"{one.path} {one.sha256}": image_score(metric, one) for one in predictions},
+        majority_baseline(one.label for one in predictions) if any(one.label for one in predictions) else None,
         job.get("final", False), identity,
     )  # fmt: skip
+
+
+def _prediction(row: Mapping[str, str]) -> Prediction:
+    """Return a row of a predictions file, as `evaluate.predictions_table` writes it."""
+    shares = {name.removeprefix("p_"): float(value) for name, value in row.items() if name.startswith("p_")}
+    return Prediction(
+        row["path"], row["sha256"], row.get("label", ""), row.get("predicted", ""), float(row.get("confidence", "nan")),
+        row["correct"] == "True", shares,
+    )  # fmt: skip
+
+
+def compared(objective: str) -> str:
+    """Return the metric that candidates are compared in: the objective where it is a mean over images, or accuracy."""
+    return objective if objective in IMAGE_METRICS else "accuracy"
 
 
 def _candidate(row: Row) -> dict[str, str]:
@@ -110,105 +146,93 @@ def candidates(rows: Sequence[Row], objective: str) -> list[Candidate]:
             values = _candidate(row)
             found.setdefault(json.dumps(values, sort_keys=True), Candidate(values)).rows.append(row)
     for one in found.values():
-        scores = [row.metrics.get(f"validation.{objective}", math.nan) for row in one.rows if row.metrics]
-        if scores:
-            one.score, one.low, one.high = interval(one.rows, scores, objective)
+        if any(row.metrics for row in one.rows):
+            one.score, one.low, one.high = interval(one, objective)
     sign = 1 if objective in LOWER_IS_BETTER else -1
     return sorted(found.values(), key=lambda one: (not one.whole, math.isnan(one.score), sign * one.score, one.seconds))
 
 
-def interval(rows: Sequence[Row], scores: Sequence[float], objective: str) -> tuple[float, float, float]:
-    """Mean and 95 % interval: over runs; of a single run's accuracy over pictures."""
-    if len(scores) == 1 and objective == "accuracy":
-        correct = next(row.correct for row in rows if row.correct)
-        return (scores[0], *wilson(sum(correct.values()), len(correct)))
-    return mean_interval(list(scores))
+def interval(one: Candidate, objective: str) -> tuple[float, float, float]:
+    """Return a candidate's mean of the objective with its 95 % interval.
+
+    Of accuracy, loss and Brier score over images, and over seeds or folds where there are several; of other objectives
+    over seeds or folds only, for these images.
+    """
+    key = f"validation.{objective}"
+    rows = [row for row in one.rows if key in row.metrics]
+    if not rows:
+        return math.nan, math.nan, math.nan
+    mean = float(np.mean([row.metrics[key] for row in rows]))
+    if objective in IMAGE_METRICS:
+        if len((scores := one.scores).images) < 2:
+            return mean, math.nan, math.nan
+        found, low, high = scores.interval()
+        return mean, mean - found + low, mean - found + high
+    kind = "data.fold" if len({row.values.get("data.fold") for row in rows}) > 1 else "seed"
+    by_value: dict[str, list[float]] = {}
+    for row in rows:
+        by_value.setdefault(row.values.get(kind, ""), []).append(row.metrics[key])
+    return mean_interval([float(np.mean(values)) for values in by_value.values()], folds=kind == "data.fold")
 
 
-def correctness(one: Candidate, runs: Sequence[str], pictures: Sequence[str]) -> np.ndarray:
-    """[S, N] bool: of each of the runs whether it got each picture right; a run's folds have its pictures together."""
-    by_run: dict[str, dict[str, bool]] = {}
-    for row in one.rows:
-        by_run.setdefault(row.values.get("seed", ""), {}).update(row.correct)
-    return np.array([[by_run[run][picture] for picture in pictures] for run in runs], dtype=bool)
-
-
-def paired(winner: Candidate, other: Candidate) -> Any:
-    """The winner against another, over the runs and pictures that both have; None where there are none."""
-    runs, pictures = [], None
-    for one in (winner, other):
-        found: dict[str, set[str]] = {}
-        for row in one.rows:
-            found.setdefault(row.values.get("seed", ""), set()).update(row.correct)
-        runs.append(found)
-    common = [run for run in runs[0] if run in runs[1]]
-    for run in common:
-        same = runs[0][run] & runs[1][run]
-        pictures = same if pictures is None else pictures & same
-    if not common or not pictures or len(pictures) < 2:
-        return None
-    order = sorted(pictures)
-    return paired_difference(correctness(other, common, order), correctness(winner, common, order))
-
-
-def sentences(ranked: Sequence[Candidate], objective: str, held: Sequence[Row], folds: bool) -> list[str]:
-    """The conclusion in words."""
+def sentences(ranked: Sequence[Candidate], objective: str, held: Sequence[Row], folds: bool, command: str) -> list[str]:
+    """Return the conclusion in words."""
     whole = [one for one in ranked if one.whole and not math.isnan(one.score)]
     if not whole:
         return ["No candidate has finished: there is no winner."]
     winner = whole[0]
     runs = f" over {len(winner.rows)} runs" if len(winner.rows) > 1 else ""
     lines = [f"Winner by validation {objective}: {winner.name}, {shown(winner, objective)}{runs}."]
+    baseline = next((row.baseline for row in winner.rows if row.baseline), None)
+    if objective == "accuracy" and baseline:
+        lines += baseline_sentences([("the winner", baseline, winner.score, winner.low)])
     if len(whole) > 1:
-        second = whole[1]
-        test = paired(winner, second)
-        if test is None:
-            lines.append(
-                f"Runner-up: {second.name}, {shown(second, objective)}; judged on other pictures: no paired test."
-            )
-        else:
-            p = "" if test.p_value is None else f", McNemar p = {test.p_value:.2g}"
-            lines.append(
-                f"Runner-up: {second.name}, {shown(second, objective)}. On the same {test.pictures} pictures the "
-                f"winner's accuracy differs by {100 * test.difference:+.1f} points (95 % interval "
-                f"{100 * test.low:+.1f} to {100 * test.high:+.1f}{p}): "
-                + (
-                    "a real difference."
-                    if test.real
-                    else "not distinguishable from chance, so noise may have chosen between them."
-                )
-            )
-        tests = [paired(winner, other) for other in whole[1:]]
-        alike = sum(one is not None and not one.real for one in tests)
-        lines.append(
-            f"{alike} of the {len(whole) - 1} other candidates cannot be told from the winner on these pictures."
-        )
-        lines.append(
-            f"The winner is the best of {len(whole)}: the score it was chosen by is flattering, the more so the more "
-            "there were to choose from."
-        )
-    done = [row for row in held if row.status == "FINISHED"]
-    split = "validation" if folds else "test"
-    scores = [row.metrics[f"{split}.accuracy"] for row in done if f"{split}.accuracy" in row.metrics]
-    if scores:
-        if len(scores) > 1:
-            mean, low, high = mean_interval(scores)
-        else:
-            mean, low, high = (
-                scores[0],
-                done[0].metrics[f"{split}.accuracy_low"],
-                done[0].metrics[f"{split}.accuracy_high"],
-            )
-        what = "the given validation pictures, which no job has read" if folds else "the test pictures"
+        lines += _differences(whole, objective, command)
+    done = [row for row in held if row.status == "FINISHED" and row.scores]
+    if done:
+        last = Candidate(winner.values, done)
+        mean, low, high = last.scores.interval()
+        what = "the given validation images, which no job has read" if folds else "the test images"
+        beside = done[0].baseline.beside(mean, low) if done[0].baseline else ""
         lines.append(
             f"Read once on {what}: accuracy {mean:.1%} [95 % interval {100 * low:.1f}, {100 * high:.1f}]"
-            + (f", mean of {len(scores)} seeds." if len(scores) > 1 else ".")
+            + (f", mean of {len(last.scores.by_seed)} seeds" if len(done) > 1 else "")
+            + f"; {beside}" * bool(beside)
+            + "."
         )
-    elif not held or done:
+    elif not held or all(row.status == "FINISHED" for row in held):
         lines.append(
-            "No pictures were held back from the choice: sweep data.fold=0,1,2,3,4 as well, or give the data a test "
+            "No images were held back from the choice: sweep data.fold=0,1,2,3,4 as well, or give the data a test "
             "split."
         )
+    return lines
+
+
+def _differences(whole: Sequence[Candidate], objective: str, command: str) -> list[str]:
+    """Return how the winner compares with the others."""
+    winner, second, metric = whole[0], whole[1], compared(objective)
+    scores = winner.scores
+    found = [compare_runs(one.scores, scores) for one in whole[1:]]
+    lines = [f"Runner-up: {second.name}, {shown(second, objective)}."]
+    if metric != objective:
+        lines.append(f"The winner is chosen by {objective}; the comparisons that follow are of accuracy.")
+    lines.append(difference_sentence(winner.name, second.name, found[0], metric))
+    alike = sum(not one.significant for one in found)
+    lines.append(f"{alike} of the {len(found)} other candidates are not significantly different from the winner.")
+    if len(found) > 1:
+        lines.append(
+            f"{len(found)} comparisons, each at the 5 % level: of twenty without any difference, one would be called "
+            "significant."
+        )
+    if not all(one.about_setting for one in found):
+        without_seed = re.sub(r"\s+seed=\S+", "", command)
+        lines += [SINGLE, f"To test the settings, sweep seeds as well: {without_seed} seed=0,1,2"]
+    if any(one.source == "folds" for one in found):
+        lines.append(FOLDED)
+    lines.append(
+        f"The winner is the best of {len(whole)}: the score that it was chosen by is biased upward, the more so the "
+        "more candidates there were."
+    )
     return lines
 
 
@@ -262,7 +286,7 @@ def conclude(folder: Path) -> dict[str, Any]:
     winner = next((one for one in ranked if one.whole and not math.isnan(one.score)), None)
     # Of a former winner's last runs nothing is reported beside this one.
     held = [row for row in rows if row.final and winner and _candidate(row) == winner.values]
-    said = sentences(ranked, objective, held, folds)
+    said = sentences(ranked, objective, held, folds, about["command"])
     left = sum(row.status in ("NEW", "PARTIAL", "KILLED", "RUNNING") for row in jobs)
     said += [f"{left} jobs are not at their end: the same command again goes on with them."] if left else []
     lines = table(ranked, objective)
