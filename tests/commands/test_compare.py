@@ -71,7 +71,7 @@ def fake_run(
     client.log_metric(run_id, "total_seconds", 10.0 + int(params.get("seed", "0")))
     epochs = ["step,phase,epoch,timestamp,accuracy,loss,seconds,validation_accuracy,validation_loss,input_wait",
               *(f"{at},scratch,{at},{at},0.5,0.7,{at + 1}.5,0.6,0.6," for at in range(3))]  # fmt: skip
-    client.log_text(run_id, "\n".join(epochs), "curves.csv")
+    client.log_text(run_id, "\n".join([*epochs, ""]), "curves.csv")
     outbox.deliver(Path(), outbox.Message(run_id, "data", {"source": "/photos", "name": "pets", "digest": "1"}), None)
     client.set_terminated(run_id)
     return run_id

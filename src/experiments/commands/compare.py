@@ -155,7 +155,7 @@ def table(console: Console, lines: Sequence[Sequence[str]], title: str | None = 
 
     if title:  # not the table's own, which is folded to its width
         console.print(title, style="italic", highlight=False)
-    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for at, name in enumerate(lines[0]):
         if numbers and at:
             made.add_column(name, justify="right", no_wrap=True)
