@@ -167,13 +167,13 @@ def test_results_of_another_run_are_in_no_row(folder: Path) -> None:
 def test_the_test_score_of_a_former_winner_is_not_told_beside_another(folder: Path) -> None:
     add(folder, 0, {"x": "a"}, right(60))
     add(folder, 1, {"x": "b"}, right(90))
-    add(folder, 2, {"x": "a"}, right(60), final=True)
-    metrics = json.loads((folder / "2" / "metrics.json").read_text())
-    held = {"test.accuracy": 0.654, "test.accuracy_low": 0.5, "test.accuracy_high": 0.7}
-    (folder / "2" / "metrics.json").write_text(json.dumps(metrics | held))
-    assert "65.4" not in " ".join(summary.conclude(folder)["sentences"])
+    add(folder, 2, {"x": "a"}, right(65), final=True)
+    (folder / "2" / "predictions_validation.csv").rename(folder / "2" / "predictions_test.csv")
+    assert "65.0%" not in " ".join(summary.conclude(folder)["sentences"])
     (folder / "1" / "run.json").unlink()  # so that the former winner is the winner
-    assert "65.4" in " ".join(summary.conclude(folder)["sentences"])
+    said = " ".join(summary.conclude(folder)["sentences"])
+    assert "Read once on the test images: accuracy 65.0% [95 % interval 55.3, 73.6]" in said
+    assert "; significantly above always answering 'cat' (50.0 %)." in said
 
 
 def test_without_a_finished_job_there_is_no_winner(folder: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_sweep_plans_shares_concludes_and_is_not_run_twice(sweep: Sweep, own_o
     assert len(set(identities)) == 6
     # Only the winner has read the test split.
     assert sum("test.accuracy" in run.data.metrics for run in jobs) == 2
-    assert "Read once on the test pictures" in done.stdout and "Winner by validation accuracy" in done.stdout
+    assert "Read once on the test images" in done.stdout and "Winner by validation accuracy" in done.stdout
     means: dict[tuple[str, str], list[float]] = {}
     for run in said["runs"]:
         if not run["final"]:
