@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import pickle
 import signal
 import sys
 import time
@@ -16,8 +17,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from experiments import signals
+from experiments import redaction, signals
+from experiments.schema import Config
 from experiments.sweeps import cluster
+from experiments.sweeps.plan import Composed, PlannedRun
 from experiments.types import ConfigError
 
 CONFIG = OmegaConf.create({"sweep": {"jobs": 3, "timeout": None}, "outputs": "/shared/outputs", "hydra": {}})
@@ -137,3 +140,18 @@ def test_a_machine_without_the_shared_disk_says_so(tmp_path: Path) -> None:
     planned: Any = SimpleNamespace(folder=tmp_path / "nowhere" / "0")
     said = cluster.work(planned, tmp_path, {}, None)
     assert said is not None and "must share a disk" in said
+
+
+def test_what_submitit_writes_holds_no_password_and_the_job_has_it(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(redaction.VARIABLE, "{}")
+    monkeypatch.setenv("PW", "S3cret-1")
+    uri = "postgresql://me:S3cret-1@host/db"
+    checked = config("tracking.uri='postgresql://me:${oc.env:PW}@host/db'")
+    task = cluster.Task(PlannedRun(Path("x"), "", Composed(checked, OmegaConf.create()), []), Path("x"), {}, None)
+    assert b"S3cret-1" not in pickle.dumps(task)
+    assert task.job.composed.config.tracking.uri == "postgresql://me:***@host/db"
+    monkeypatch.setattr(cluster, "work", lambda job, *arguments, **named: job.composed.config)
+    called: Any = task()
+    assert called == checked and called.tracking.uri == uri and called.unresolved == checked.unresolved

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -74,15 +74,32 @@ def read(composed: DictConfig) -> Config:
     return config
 
 
-def revealed(value: Any, key: str = "") -> Any:
-    """Return plain values with the credentials that the command line or the environment gave."""
+def revealed(value: Any, key: str = "", change: Callable[[str, str], str] = reveal) -> Any:
+    """Return plain values with the credentials that the command line or the environment gave.
+
+    Args:
+        value: a configuration, or what is in it at `key`.
+        change: of each text, which comes with its dotted key.
+    """
     if isinstance(value, str):
-        return reveal(value, key)
+        return change(value, key)
     if isinstance(value, dict):
-        return {name: revealed(below, f"{key}.{name}" if key else str(name)) for name, below in value.items()}
+        return {name: revealed(below, f"{key}.{name}".lstrip("."), change) for name, below in value.items()}
     if isinstance(value, list):
-        return [revealed(below, f"{key}.{at}") for at, below in enumerate(value)]
+        return [revealed(below, f"{key}.{at}", change) for at, below in enumerate(value)]
     return value
+
+
+def revealed_config(config: Config, change: Callable[[str, str], str] = reveal) -> Config:
+    """Return a checked configuration, changed as `revealed` changes plain values; it stays checked."""
+    made = Config.model_validate(revealed(config.model_dump(by_alias=True, mode="json"), change=change))
+    made._unresolved = config._unresolved
+    return made
+
+
+def concealed_config(config: Config) -> Config:
+    """Return a checked configuration without its credentials, for a file that `revealed_config` will be read from."""
+    return revealed_config(config, lambda text, key: remember(key, text))
 
 
 def conceal(node: Any, key: str = "") -> None:

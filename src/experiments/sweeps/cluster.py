@@ -10,6 +10,7 @@ share is that folder. One that is started again goes on from its checkpoint (`re
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import logging
 import os
@@ -29,7 +30,8 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import signals
+from experiments import signals, validation
+from experiments.schema import Config
 from experiments.sweeps.local import GRACE, LOG, LocalLauncher, invoke, last_lines, why_ended
 from experiments.sweeps.plan import PlannedRun
 from experiments.types import ConfigError
@@ -238,19 +240,28 @@ class SlurmLauncher(LocalLauncher):
 
 
 class Task:
-    """A job as submitit takes it: to be called, and to be asked for what is to be done when it must leave."""
+    """A job as submitit takes it: to be called, and to be asked for what is to be done when it must leave.
 
-    def __init__(self, *arguments: Any) -> None:
+    Submitit writes it into the sweep's folder, so it holds no credentials; SLURM hands on the environment that does.
+    """
+
+    def __init__(self, job: PlannedRun, *arguments: Any) -> None:
+        self.job = _with_config(job, validation.concealed_config)
         self.arguments, self.leaving = arguments, False
 
     def __call__(self) -> str | None:
-        return work(*self.arguments, leaving=lambda: self.leaving)
+        job = _with_config(self.job, validation.revealed_config)
+        return work(job, *self.arguments, leaving=lambda: self.leaving)
 
     def checkpoint(self) -> Any:
         import submitit
 
         self.leaving = True
-        return submitit.helpers.DelayedSubmission(Task(*self.arguments))
+        return submitit.helpers.DelayedSubmission(Task(self.job, *self.arguments))
+
+
+def _with_config(job: PlannedRun, change: Callable[[Config], Config]) -> PlannedRun:
+    return dataclasses.replace(job, composed=dataclasses.replace(job.composed, config=change(job.composed.config)))
 
 
 def work(
