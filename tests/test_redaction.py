@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import logging
 import os
 import sys
@@ -199,7 +200,7 @@ def everything_below(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_run_that_fails_before_it_starts_leaves_no_credential(
-    drive: Callable[..., tuple[list[dict[str, Any]], list[str]]], own_outputs: Path, tmp_path: Path
+    drive: Callable[..., tuple[list[dict[str, Any]], list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group = tmp_path / "mine" / "tracking"
     group.mkdir(parents=True)
@@ -210,12 +211,23 @@ def test_a_run_that_fails_before_it_starts_leaves_no_credential(
         ["--config-dir", str(tmp_path / "mine"), "tracking=own", "hydra.run.dir=own"],
         ["tracking=server", given, "--cfg", "job"],
         ["tracking=server", given, "optimizer.lrr=1"],
+        ["resume=begun"],
     ]
+    begun = {
+        "command": {"directory": str(tmp_path), "config_dir": None, "overrides": ["tracking=server"]},
+        "outputs": str(tmp_path), "status": "FAILED", "threads": 1, "store": "http://me:***@127.0.0.1:9",
+    }  # fmt: skip
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "run.json").write_text(json.dumps(begun))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}-3@127.0.0.1:9")
     told, _ = drive("experiments.train", lines, tmp_path)
     assert "***@127.0.0.1:9" in told[0]["err"] + str(told[0]["code"])
     assert "uri: http://me@corp.com:***@127.0.0.1:9" in told[2]["out"]
-    written = {**everything_below(tmp_path / "typed"), **everything_below(tmp_path / "own")}
-    assert {".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "train.log"} <= set(written)
+    assert "http://me:***@127.0.0.1:9 cannot be used" in str(told[4]["code"]), "the resumed run reached for its store"
+    written = everything_below(tmp_path)
+    files = (".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "train.log")
+    assert {f"{folder}/{name}" for folder in ("typed", "own", "begun") for name in files} <= set(written)
+    del written["mine/tracking/own.yaml"]
     for name, content in written.items():
         assert SECRET.encode() not in content, name
     assert SECRET not in str([(one["out"], one["err"]) for one in told])

@@ -96,11 +96,12 @@ def run_planned(job: PlannedRun) -> None:
 
 def main() -> None:
     def call() -> None:
-        command = journal.resume(redaction.conceal_arguments(sys.argv[1:]))
+        command = journal.resume(sys.argv[1:])
         if command is None:
             print("This run is finished: there is nothing to resume.")
             return
-        sys.argv[1:] = deferring(like.expand(command))
+        # After resume= and like=, which may bring addresses with passwords themselves.
+        sys.argv[1:] = redaction.conceal_arguments(deferring(like.expand(command)))
         train()
 
     reported(call)
