@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import keras
+import mlflow
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
+from experiments import outcome, runtime, schema, train, trained
 from experiments import run as run_module
-from experiments import runtime, schema, train, trained
 from experiments.build import build
 from experiments.checkpoints import Checkpoints, State
 from experiments.commands import sync
@@ -174,7 +175,79 @@ def test_a_fault_leaves_the_curves(drawn: Path, tmp_path: Path, monkeypatch: pyt
     with pytest.raises(RuntimeError, match="no more"):
         start(tmp_path, "broken", f"data.root={drawn}", "regime=bottleneck", "tracking=none")
     assert len(rows_of(tmp_path / "runs" / "broken" / "curves.csv")) == 2
+    assert (tmp_path / "runs" / "broken" / "weights" / "head.weights.h5").exists()
     assert not (tmp_path / "runs" / "broken" / "metrics.json").exists()
+
+
+PENALISED = (
+    "model.head.l2=0.5", "label_smoothing=0.2", "class_weights={blobs: 1.0, stripes: 3.0}", "best_weights=true",
+    "early_stopping=3", "epochs=4", "augmentation=none",
+)  # fmt: skip
+
+
+def assert_reported_loss_is_that_of_the_curve(folder: Path) -> None:
+    """The last phase's lowest validation_loss and the final one are equal, and nowhere near what is minimised."""
+    rows = rows_of(folder / "curves.csv")
+    best = min(float(row["validation_loss"]) for row in rows if row["phase"] == rows[-1]["phase"])
+    final = json.loads((folder / "metrics.json").read_text())["validation.loss"]
+    assert final == pytest.approx(best, rel=1e-5)
+    assert all(float(row["total_loss"]) > float(row["loss"]) + 0.5 for row in rows)
+
+
+def test_the_monitored_loss_is_the_reported_one_without_penalties(drawn: Path, tmp_path: Path) -> None:
+    for name, settings in {
+        "scratch": ("regime=scratch", "model.layers.block1.batch_norm=true", "model.layers.block1.l1=0.01"),
+        "finetune": ("regime=finetune",),
+        "mse": ("regime=bottleneck", "loss=mse"),
+    }.items():
+        folder = start(tmp_path, name, f"data.root={drawn}", "tracking=none", *PENALISED, *settings)
+        assert_reported_loss_is_that_of_the_curve(folder)
+
+
+def test_what_fails_after_the_training_loses_nothing(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object, **options: object) -> NoReturn:
+        raise ValueError("no figures")
+
+    monkeypatch.setattr(run_module, "draw", fails)
+    monkeypatch.setattr(outcome, "TOLERANCES", {"float32": -1.0})
+    with pytest.raises(RuntimeError, match="disagree by") as failed:
+        start(tmp_path, "kept", f"data.root={drawn}", "regime=bottleneck", "must_reach=1.0", *PENALISED)
+    notes = "\n".join(failed.value.__notes__)
+    assert "results are written" in notes and "resume=" in notes
+    folder = tmp_path / "runs" / "kept"
+    assert_reported_loss_is_that_of_the_curve(folder)
+    assert len(rows_of(folder / "predictions_validation.csv")) == 12
+    assert {path.name for path in (folder / "weights").iterdir()} == {"backbone.weights.h5", "head.weights.h5"}
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["status"] == "FAILED" and "model" not in facts
+    assert [failure.split(":")[0] for failure in facts["failures"]][0::2] == ["RuntimeError", "ValueError"]
+    logged = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(facts["run_id"])
+    assert logged.info.status == "FAILED" and "disagree by" in logged.data.tags["failure"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert logged.data.metrics["validation.loss"] == pytest.approx(metrics["validation.loss"])
+    artifacts = {path.name for path in tmp_path.glob("mlartifacts/**/*") if path.is_file()}
+    assert artifacts >= {"metrics.json", "predictions_validation.csv", "head.weights.h5"}
+
+
+def test_half_precision_trains_to_the_end(drawn: Path, tmp_path: Path) -> None:
+    """The shipped body, whose scores from stored activations and from pixels differ by more than float32 explains."""
+    settings = ("regime=finetune", "runtime.precision=mixed_bfloat16", "regime.activations=float16")
+    body = ("model.weights=pretrained", "optimizer.lr=0.01", "tracking=none")
+    folder = start(tmp_path, "half", f"data.root={drawn}", *settings, *body)
+    assert "validation.accuracy" in json.loads((folder / "metrics.json").read_text())
+
+
+def test_accumulation_beyond_the_end_is_refused(drawn: Path, config: Callable[..., schema.Config]) -> None:
+    root = (*SMALL, f"data.root={drawn}", "regime=finetune")  # 24 training images: three batches an epoch
+    read_data(build(config(*root, "optimizer.gradient_accumulation_steps=6"), {}), keep=False)
+    for key, steps, epochs in (("optimizer", 7, 2), ("regime.head_optimizer", 10, 3)):
+        parts = build(config(*root, f"{key}.gradient_accumulation_steps={steps}"), {})
+        with pytest.raises(ConfigError, match=rf"{key}\.gradient_accumulation_steps: must be at most {3 * epochs}, "):
+            read_data(parts, keep=False)
+    ignored = config(*root, "regime=bottleneck", "regime.head_optimizer.gradient_accumulation_steps=10")
+    read_data(build(ignored, {}), keep=False)
 
 
 def test_a_joined_model_that_disagrees_is_not_reported(drawn: Path, config: Callable[..., schema.Config]) -> None:
@@ -187,6 +260,9 @@ def test_a_joined_model_that_disagrees_is_not_reported(drawn: Path, config: Call
     check_joined(parts.config, Fitted(model, (), {"validation": right}), splits)
     wrong = right.copy()
     wrong[3] += [0.01, -0.01]
+    for reduced in ("runtime.precision=mixed_bfloat16", "regime.activations=float16"):
+        coarse = config(*SMALL, f"data.root={drawn}", "regime=bottleneck", reduced)
+        check_joined(coarse, Fitted(model, (), {"validation": (right + 9 * wrong) / 10}), splits)
     with pytest.raises(RuntimeError, match="disagree by 0.01"):
         check_joined(parts.config, Fitted(model, (), {"validation": wrong}), splits)
     wrong[3] = np.nan

@@ -16,7 +16,7 @@ from tensorflow.python.framework.config import is_op_determinism_enabled  # as K
 
 from experiments.checkpoints import State
 from experiments.data.pipeline import Batches
-from experiments.losses import accuracy, class_weights, reported_loss, targets
+from experiments.losses import accuracy, class_weights, reported_loss, targets, weighted
 from experiments.models.winograd import faster_convolutions
 from experiments.types import ConfigError, EpochRecord, Recipe, Tried, Watch
 
@@ -144,14 +144,6 @@ def compile_updates(optimizer: keras.optimizers.Optimizer) -> None:
             tf.function(lambda given: update(given, variable, learning_rate), jit_compile=True)(gradient)
 
     optimizer.update_step = update_step
-
-
-def weighted(inputs: tf.Tensor, wanted: tf.Tensor, weights: np.ndarray | None) -> tuple[tf.Tensor, ...]:
-    """A batch, where classes have weights with its pictures': that of a picture's class, or its shares of them."""
-    if weights is None:
-        return inputs, wanted
-    shares = tf.concat([1 - wanted, wanted], axis=-1) if wanted.shape[-1] == 1 else wanted
-    return inputs, wanted, tf.linalg.matvec(shares, tf.constant(weights))
 
 
 class Waiting:

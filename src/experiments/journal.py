@@ -27,7 +27,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from experiments import store, validation
+from experiments import store, unread, validation
 from experiments.paths import CONF, STORE, default_outputs, sqlite_file, sqlite_uri
 from experiments.redaction import is_concealed, redacted, reveal
 from experiments.schema import Config
@@ -79,7 +79,10 @@ class ValidateBeforeRun(Callback):
                 config.hydra.runtime.output_dir = folder
             HydraConfig.instance().set_config(config)
             validation.conceal(config)
-            check_vacant(Path(folder), validation.read(config))
+            checked = validation.read(config)
+            if checked.resume is None:
+                unread.check_weights([checked], config.hydra.overrides.task)
+            check_vacant(Path(folder), checked)
         except ConfigError as error:
             raise SystemExit(str(error)) from None
         finally:
@@ -134,7 +137,7 @@ class Journal:
             self.facts.pop("model", None)
         self.note(run_id=run_id, store=uri)
 
-    def note(self, **facts: str | float | None) -> None:
+    def note(self, **facts: str | float | Sequence[str] | None) -> None:
         """Adds what has become known; what was known before stays as it was where None is given."""
         self.facts |= {name: redacted(value) for name, value in facts.items() if value is not None}
         self._write()

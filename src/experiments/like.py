@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments import unread
 from experiments.journal import quoted, store_of
 from experiments.paths import CONF
 from experiments.schema import GROUPS, NOT_IDENTITY, Config
@@ -62,6 +63,7 @@ def expand(given: Sequence[str]) -> list[str]:
         lines = [line for line in lines if HEAD not in line and not line.startswith("++regime.head_optimizer.")]
     if dropped:
         print(f"like: left out, as nothing is taken from the environment: {', '.join(dropped)}", file=sys.stderr)
+    unread.brought[:] = lines
     first = next((at for at, argument in enumerate(rest) if argument in parsed.overrides), len(rest))
     return [*rest[:first], *lines, *rest[first:]]
 

@@ -117,3 +117,11 @@ def class_weights(
             f"balanced. Received: {dict(setting)!r}"
         )
     return np.array([setting.get(name, 1.0) for name in classes], "float32")
+
+
+def weighted(inputs: tf.Tensor, wanted: tf.Tensor, weights: np.ndarray | None) -> tuple[tf.Tensor, ...]:
+    """A batch, where classes have weights with its pictures': that of a picture's class, or its shares of them."""
+    if weights is None:
+        return inputs, wanted
+    shares = tf.concat([1 - wanted, wanted], axis=-1) if wanted.shape[-1] == 1 else wanted
+    return inputs, wanted, tf.linalg.matvec(shares, tf.constant(weights))

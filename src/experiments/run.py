@@ -6,6 +6,7 @@ import contextlib
 import csv
 import functools
 import json
+import logging
 import math
 import shlex
 import time
@@ -30,6 +31,7 @@ from experiments.data.pixels import Decoded, splits_of
 from experiments.evaluate import Report, evaluate, percent, predictions_table
 from experiments.losses import class_weights
 from experiments.models.network import cut
+from experiments.outcome import check_joined, check_reached, keep_error, training_warnings
 from experiments.progress import PlainConsole, Terminal
 from experiments.redaction import redacted
 from experiments.regimes.bottleneck import bottleneck
@@ -48,8 +50,7 @@ from experiments.types import (
     Watch,
 )
 
-JOINED_PICTURES = 32  # on which every run compares its whole model with the scores it reports
-JOINED_BATCH = 8  # of them at a time
+_log = logging.getLogger(__name__)
 
 
 def run(config: schema.Config, planned: str | None = None) -> float:
@@ -82,23 +83,46 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         with keep_curves(folder, tracker, checkpoints) as curves:
             watch = Watch(Terminal(console), studies.reporting(config, curves.add), checkpoints)
             fitted = parts.regime(parts, splits, watch)
-        check_joined(config, fitted, splits)
-        reports = evaluate(fitted.scores, splits, probabilities=config.loss != "hinge")
+        write_weights(folder / "weights", parts, fitted)
+        try:
+            reports = evaluate(fitted.scores, splits, probabilities=config.loss != "hinge")
+        except Exception:
+            tracker.artifacts({})  # the trained weights, all that is known
+            raise
         # Told once: a point stands for good.
         spent = {"total_seconds": time.perf_counter() - began, "fit_seconds": sum(watch.fitting.values())}
         seconds = {name: journal.facts.get(name, value) for name, value in spent.items()}
         ended = fitted.history[-1].timestamp if fitted.history else int(time.time() * 1000)
         ended = journal.facts.get("ended", ended)
-        journal.note(**seconds, ended=ended)
+        warnings = training_warnings(config, fitted, splits.validation.labels)
+        journal.note(**seconds, ended=ended, warnings=warnings)
         metrics: dict[str, float] = flat_metrics(reports) | seconds
-        write_results(folder, parts, fitted, reports, metrics)
-        draw(folder / "figures", parts, splits, fitted, reports)
-        tracker.results(metrics, fitted.facts, ended)
-        tracker.artifacts({f"predictions_{name}": predictions_table(report) for name, report in reports.items()})
-        if config.tracking.log_model and not journal.facts.get("model"):  # not twice
-            tracker.model(fitted.model, splits.classes)
-            journal.note(model="logged")
-        check_reached(config, fitted)
+        tables = {f"predictions_{name}": predictions_table(report) for name, report in reports.items()}
+        write_results(folder, tables, metrics)
+        tracker.results(metrics, {**fitted.facts, **({"warnings": "\n".join(warnings)} if warnings else {})}, ended)
+        # The results are written. No check, figure or upload may lose them: errors are raised at the very end.
+        errors: list[Exception] = []
+        with keep_error(errors, "the comparison of the joined model with the reported scores"):
+            check_joined(config, fitted, splits)
+        is_sound = not errors
+        with keep_error(errors, "must_reach"):
+            check_reached(config, fitted)
+        with keep_error(errors, "the figures"):
+            draw(folder / "figures", parts, splits, fitted, reports)
+        with keep_error(errors, "logging the files"):
+            tracker.artifacts(tables)
+        if is_sound and config.tracking.log_model and not journal.facts.get("model"):  # not twice
+            with keep_error(errors, "logging the model"):
+                tracker.model(fitted.model, splits.classes)
+                journal.note(model="logged")
+        journal.note(failures=[f"{type(error).__name__}: {error}" for error in errors])
+        for sentence in warnings:
+            _log.warning(sentence)
+        if errors:
+            conclude(console, folder, reports, tracker.run_id)
+            for error in errors[1:]:
+                _log.error("%s", error, exc_info=error)
+            raise errors[0]
     conclude(console, folder, reports, tracker.run_id)
     return metrics.get(f"validation.{config.objective}", math.nan)
 
@@ -147,12 +171,36 @@ def read_data(parts: Parts, *, keep: bool = True) -> Splits:
     class_weights(config.class_weights, splits.train.labels, splits.classes)
     sizes = {"train": len(splits.train), "validation": len(splits.validation)}
     runtime.check_shares(config.runtime.devices, sizes)
+    check_accumulation(config, len(splits.train))
     if decoded:
         for pictures in (splits.train, *splits.scored(config.evaluate.test)):
             if decoded.holds(pictures.entries):
                 _ = pictures.pixels
         decoded.pixels.clear()  # what this run does not read
     return splits
+
+
+def check_accumulation(config: schema.Config, images: int) -> None:
+    """Compare the batches whose gradients make a step with those that a phase has.
+
+    Args:
+        images: of the training split.
+
+    Raises:
+        ConfigError: a phase is over before its first step.
+    """
+    phases = [("optimizer", config.optimizer, "epochs", config.epochs)]
+    if "regime.head_optimizer" not in config.regime.ignores and config.regime.head_from is None:
+        head = config.regime
+        phases.append(("regime.head_optimizer", head.head_optimizer, "regime.head_epochs", head.head_epochs))
+    for key, optimizer, epochs_key, epochs in phases:
+        steps, batches = optimizer.gradient_accumulation_steps, epochs * math.ceil(images / config.batch_size)
+        if steps is not None and steps > batches:
+            raise ConfigError(
+                f"{key}.gradient_accumulation_steps: must be at most {batches}, the batches of {epochs} epochs "
+                f"({epochs_key}) of {images} pictures at batch_size={config.batch_size}: more would train nothing. "
+                f"Received: {steps}"
+            )
 
 
 def read_manifest(
@@ -239,58 +287,21 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def check_joined(config: schema.Config, fitted: Fitted, splits: Splits) -> None:
-    """Compares the whole model, from pixels on, with the scores that stored activations gave.
-
-    Raises:
-        RuntimeError: they differ; such a model must not be reported.
-    """
-    pixels = splits.validation.pixels[:JOINED_PICTURES].astype("float32")
-    # Not compiled: for so few that takes longer than it saves. A few at a time: what every layer makes of them stays in
-    # memory until the last one is through.
-    parts = [fitted.model(pixels[at : at + JOINED_BATCH], training=False) for at in range(0, len(pixels), JOINED_BATCH)]
-    whole = np.concatenate(parts)
-    difference = float(np.max(np.abs(whole - fitted.scores["validation"][:JOINED_PICTURES])))
-    # Rows stored as float16 are not quite what the whole model computes.
-    if not difference <= (1e-2 if config.regime.activations == "float16" else 1e-3):
-        raise RuntimeError(
-            f"The joined model and the head on stored activations disagree by {difference:.2g} in probability on "
-            f"{len(whole)} validation pictures. This is a fault of the program; remove outputs/cache and report it"
-        )
-
-
-def check_reached(config: schema.Config, fitted: Fitted) -> None:
-    """Compares the last epoch's training accuracy with what the configuration wants.
-
-    Raises:
-        ConfigError: it is lower.
-    """
-    if config.must_reach is None:
-        return
-    reached = fitted.history[-1].metrics["accuracy"] if fitted.history else math.nan  # a regime without epochs
-    if not reached >= config.must_reach:
-        raise ConfigError(
-            f"must_reach: after {len(fitted.history)} epochs the training accuracy is {reached:.1%}, below the "
-            f"{config.must_reach:.1%} asked for. Look for wrong labels, a learning rate that is too low or too high "
-            f"(optimizer.lr={config.optimizer.lr:g}) or too few epochs ({config.epochs})"
-        )
-
-
 def flat_metrics(reports: Mapping[str, Report]) -> dict[str, float]:
     """Every report's metrics as `split.metric`."""
     return {f"{split}.{name}": value for split, report in reports.items() for name, value in report.metrics.items()}
 
 
-def write_results(
-    folder: Path, parts: Parts, fitted: Fitted, reports: Mapping[str, Report], metrics: Mapping[str, float]
-) -> None:
-    """Metrics, predictions and weights as files of the run's folder."""
+def write_results(folder: Path, tables: Mapping[str, Mapping[str, list[Any]]], metrics: Mapping[str, float]) -> None:
+    """Write metrics and predictions as files of the run's folder."""
     store.write_file(folder / "metrics.json", json.dumps(dict(metrics), indent=1).encode())
-    for split, report in reports.items():
-        table = predictions_table(report)
+    for name, table in tables.items():
         rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
-        write_csv(folder / f"predictions_{split}.csv", rows)
-    weights = folder / "weights"
+        write_csv(folder / f"{name}.csv", rows)
+
+
+def write_weights(weights: Path, parts: Parts, fitted: Fitted) -> None:
+    """Write the trained weights to a folder, before anything can go wrong with their evaluation."""
     weights.mkdir(exist_ok=True)
     config, job = parts.config, parts.config.sweep.job
     if job and parts.regime is finetune:  # a sweep of VGG16 would keep a gigabyte of what never changed

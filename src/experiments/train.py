@@ -21,7 +21,7 @@ from hydra.core.utils import JobRuntime, run_job, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from experiments import journal, like, paths, redaction, signals, validation
+from experiments import journal, like, paths, redaction, signals, unread, validation
 from experiments.explain import disk_full, explain
 from experiments.quiet import quiet_start
 from experiments.schema import Config
@@ -43,7 +43,9 @@ ConfigStore.instance().repo["hydra"].get("launcher", {}).pop("ray.yaml", None)
 @hydra.main(version_base="1.3", config_path=str(paths.CONF), config_name="config")
 def train(composed: DictConfig) -> float:
     """Runs one experiment; returns its validation metric `objective` to a sweeper."""
-    return start(validation.read(composed))
+    config = validation.read(composed)
+    unread.warn([config], HydraConfig.get().overrides.task)
+    return start(config)
 
 
 def start(config: Config, planned: str | None = None) -> float:
@@ -126,7 +128,7 @@ def reported(call: Callable[[], None]) -> None:
     try:
         call()
     except (ConfigError, DataError, Pruned) as error:
-        sys.exit(str(error))
+        sys.exit("\n".join([str(error), *getattr(error, "__notes__", ())]))
     except (KeyboardInterrupt, signals.Stopped) as stop:
         print("\n".join([f"Stopped: {stop or 'Ctrl-C'}", *getattr(stop, "__notes__", ())]), file=sys.stderr)
         sys.exit(128 + getattr(stop, "number", signal.SIGINT))

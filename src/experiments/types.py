@@ -228,3 +228,4 @@ class Fitted:
     facts: Mapping[str, Any] = field(
         default_factory=dict
     )  # what the regime wants logged: where its head came from, ...
+    head_scores: np.ndarray | None = None  # fine-tuning's head before it: validation probabilities [N, classes] float32

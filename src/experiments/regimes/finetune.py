@@ -37,6 +37,7 @@ def finetune(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
     boundary.suffix.trainable = True
     model = stack(boundary.suffix, head.model, training=False)
     inputs = {pictures.split: activations(parts, boundary, pictures, watch.progress) for pictures in scored}
+    head_scores = score(model, inputs["validation"])
     history = fit(
         model,
         training_batches(parts, splits, watch, boundary, views),
@@ -49,7 +50,7 @@ def finetune(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
     )
     scores = {split: score(model, rows) for split, rows in inputs.items()}
     joined = join(parts.backbone, pool, head.model)
-    return Fitted(joined, head.history + history, scores, {"head_source": source})
+    return Fitted(joined, head.history + history, scores, {"head_source": source}, head_scores)
 
 
 def wants(parts: Parts, splits: Splits, boundary: Cut, frozen: Cut | None) -> list[Want]:

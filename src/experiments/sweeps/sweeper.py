@@ -25,7 +25,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments import journal, store, validation
+from experiments import journal, store, unread, validation
 from experiments.progress import PlainConsole, Terminal
 from experiments.redaction import redacted
 from experiments.schema import LOWER_IS_BETTER, Config
@@ -110,6 +110,9 @@ class Sweeper(HydraSweeper):
                 "sweep: its own settings cannot be swept over, nor come with a choice that is (such as a preset with "
                 "sweep.search). Type them, or run that choice in a command of its own"
             )
+        overrides = self.master.hydra.overrides.task if self.typed is None else self.typed
+        unread.check_weights(configs, overrides)
+        unread.warn(configs, overrides)
         self.console = PlainConsole(quiet=self.common.progress == "none")
         self.parent: str | None = None
         self.began = time.monotonic()
