@@ -57,8 +57,8 @@ def tuned(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         returned: list[float] = []
 
-        def listening(config: schema.Config) -> float:
-            returned.append(run(config))
+        def listening(config: schema.Config, planned: str | None) -> float:
+            returned.append(run(config, planned))
             return returned[-1]
 
         patch.setattr(run_module, "run", listening)

@@ -10,7 +10,6 @@ import numpy as np
 from scipy import stats  # type: ignore[import-untyped]
 
 from experiments.schema import Config
-from experiments.statistics import paired_difference
 from experiments.types import ConfigError, EpochRecord, Fitted, Splits
 
 JOINED_PICTURES = 32  # on which every run compares its whole model with the scores it reports
@@ -149,9 +148,10 @@ def worse_than_the_head(config: Config, before: np.ndarray | None, after: np.nda
     if right_after.sum() >= right_before.sum():
         return None
     losses = [-np.log(np.clip(scores[np.arange(len(labels)), labels], 1e-7, 1)) for scores in (before, after)]
-    of_accuracy = paired_difference(right_before, right_after).p_value
-    of_losses = float(stats.wilcoxon(losses[1], losses[0], alternative="greater").pvalue)
-    p_value = min(1.0 if of_accuracy is None else of_accuracy, of_losses)
+    only_before, only_after = int(np.sum(right_before & ~right_after)), int(np.sum(right_after & ~right_before))
+    of_accuracy = stats.binomtest(only_after, only_before + only_after).pvalue
+    of_losses = stats.wilcoxon(losses[1], losses[0], alternative="greater").pvalue
+    p_value = float(min(of_accuracy, of_losses))
     if not p_value < LEVEL / 2:  # two tests, each at half of the level
         return None
     return (
