@@ -216,6 +216,8 @@ def allowed(node: Mapping[str, Any]) -> str:
     if node.get("type") == "array":
         least = f", at least {node['minItems']}" if "minItems" in node else ""
         items = node["items"]
+        if items.get("type") == "number":
+            return f"list of {node['minItems']} numbers"
         return f"list{least}" + (f" of {allowed(items)}" if items.get("type") == "string" else " of mappings")
     if node.get("type") == "object":
         below = node.get("additionalProperties")

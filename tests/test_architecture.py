@@ -15,7 +15,8 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "experiments"
 ROWS = (
     ("quiet",),
     ("types", "paths", "redaction", "signals", "statistics", "store", "schedules", "machine"),
-    ("progress", "significance"),
+    ("progress", "significance", "data.file_formats"),
+    ("data.colors",),
     ("schema", "data.decoder", "data.download", "data.animals", "checkpoints", "augmentation", "losses"),
     ("validation", "studies"),
     ("unread", "tracking.curves", "tracking.models", "tracking.served"),

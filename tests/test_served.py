@@ -136,5 +136,7 @@ def test_its_code_needs_nothing_else_of_this_package(folder: Path) -> None:
         needed |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert {name for name in needed if name.startswith("experiments")} == {
         f"{models.CODE}.data",
+        f"{models.CODE}.data.colors",
+        f"{models.CODE}.data.file_formats",
         f"{models.CODE}.types",
     }

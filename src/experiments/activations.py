@@ -130,6 +130,7 @@ class Table:
             "pictures": [entry.sha256 for entry in pictures.entries],
             "image_size": pictures.image_size,
             "decoder": decoder.VERSION,
+            "gray_range": pictures.gray_range,
             "backbone": parts.backbone.identity,
             "forward": network.VERSION,
             "boundary": cut.boundary,

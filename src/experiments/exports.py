@@ -110,14 +110,15 @@ def sample(run: Trained, size: int, count: int) -> tuple[np.ndarray, str]:
     Returns:
         [N, size, size, 3] float32, and what they are, in words.
     """
-    root = run.plain["data"].get("root")
+    root, grays = run.plain["data"].get("root"), decoder.gray_range(run.plain["data"].get("gray_range"))
     found = []
     if isinstance(root, str) and Path(root).is_dir():
         with run.manifest.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["split"] == "validation"]
         for row in rows[:: max(1, len(rows) // count)][:count]:
             with contextlib.suppress(DataError):  # gone or changed since
-                found.append(decoder.resize(open_picture(Path(root), row["path"], row["sha256"]), size))
+                image = open_picture(Path(root), row["path"], row["sha256"], grays)
+                found.append(decoder.resize(image, size))
     if found:
         return np.stack(found).astype("float32"), f"{len(found)} pictures of the run's validation split"
     rng = np.random.default_rng(0)

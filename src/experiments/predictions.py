@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import stat
 from collections import deque
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from experiments.data import decoder
-from experiments.data.listing import IGNORED, is_picture
-from experiments.types import ConfigError, DataError
+from experiments.data.listing import IGNORED, is_picture, printable
+from experiments.types import ConfigError, DataError, GrayRange
 
 if TYPE_CHECKING:
     import keras
+
+_log = logging.getLogger(__name__)
 
 AHEAD = 4  # batches of pictures that are decoded, or being decoded, while the network has one
 
@@ -88,12 +91,15 @@ def ignored(name: str) -> bool:
     return name[0] == "." or name.lower() in IGNORED
 
 
-def predictions(model: keras.Model, files: Iterable[str], batch_size: int) -> Iterator[list[Prediction]]:
+def predictions(
+    model: keras.Model, files: Iterable[str], batch_size: int, gray_range: GrayRange | None = None
+) -> Iterator[list[Prediction]]:
     """What a model makes of picture files, some at a time, in their order; memory does not grow with their number.
 
     Args:
         model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
         batch_size: pictures that the network takes at once.
+        gray_range: As of `decoder.decode`: the one that the model was trained with.
 
     Yields:
         A prediction for each file; a file that cannot be used says why.
@@ -105,7 +111,7 @@ def predictions(model: keras.Model, files: Iterable[str], batch_size: int) -> It
     waiting: list[tuple[str, str]] = []  # path and error of those that the next batch tells, in order
     filled = 0
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:  # more would hold up the network
-        for path, picture in ahead(pool, files, size, AHEAD * batch_size):
+        for path, picture in ahead(pool, files, size, AHEAD * batch_size, gray_range):
             if isinstance(picture, str):
                 waiting.append((path, picture))
             else:
@@ -126,26 +132,35 @@ def told(waiting: Sequence[tuple[str, str]], rows: Iterable[np.ndarray]) -> list
 
 
 def ahead(
-    pool: ThreadPoolExecutor, files: Iterable[str], size: int, most: int
+    pool: ThreadPoolExecutor, files: Iterable[str], size: int, most: int, gray_range: GrayRange | None
 ) -> Iterator[tuple[str, np.ndarray | str]]:
     """The pictures of files in order, `most` of them decoded ahead: pixels [size, size, 3] uint8, or what is wrong."""
     remaining = iter(files)
     waiting: deque[tuple[str, Future[np.ndarray | str]]] = deque()
     while True:
-        waiting.extend((path, pool.submit(read, path, size)) for path in islice(remaining, most - len(waiting)))
+        waiting.extend(
+            (path, pool.submit(read, path, size, gray_range)) for path in islice(remaining, most - len(waiting))
+        )
         if not waiting:
             return
         path, future = waiting.popleft()
         yield path, future.result()
 
 
-def read(path: str, size: int) -> np.ndarray | str:
+def read(path: str, size: int, gray_range: GrayRange | None = None) -> np.ndarray | str:
     """A picture file's pixels as in training, or what is wrong with it."""
     try:
         with open(path, "rb", opener=without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 return "is not a regular file"
-            return decoder.resize(decoder.decode(file.read()), size)
+            if status.st_size > decoder.MAX_BYTES:
+                raise DataError(decoder.too_many_bytes(status.st_size))
+            warned: list[str] = []
+            pixels = decoder.decode_resized(file.read(), size, gray_range, warned)
+        for text in warned:
+            _log.warning("%s: %s", printable(path), text)
+        return pixels
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     except MemoryError:

@@ -25,6 +25,7 @@ from experiments import journal as journals
 from experiments.build import build
 from experiments.checkpoints import Checkpoints
 from experiments.data import manifest
+from experiments.data.decoder import gray_range
 from experiments.data.listing import Fault
 from experiments.data.pipeline import picture_batches
 from experiments.data.pixels import Decoded, splits_of
@@ -225,6 +226,7 @@ def read_manifest(
         folds=data.folds,
         limit=data.limit.model_dump(),
         on_bad=data.on_bad,
+        gray_range=gray_range(data.gray_range),
         cache=config.cache,
         decoded=decoded,
         found=found,
@@ -240,6 +242,9 @@ def describe(parts: Parts, splits: Splits, folder: Path, tracker: tracking.Track
     if splits.manifest.left_out:
         rows = [{"path": left.path, "reason": left.reason} for left in splits.manifest.left_out]
         write_csv(folder / "left_out.csv", rows)
+    if splits.manifest.warnings:
+        rows = [{"path": warning.path, "warning": warning.text} for warning in splits.manifest.warnings]
+        write_csv(folder / "image_warnings.csv", rows)
     facts = {
         "identity": identity,
         "data_fingerprint": splits.fingerprint,

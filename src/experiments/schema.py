@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -78,6 +79,13 @@ class Data(Component):
     fold: int | None = Field(ge=0)
     split_seed: int = Field(ge=0)
     on_bad: Literal["error", "skip"]
+    gray_range: list[float] | None = Field(min_length=2, max_length=2)
+
+    @model_validator(mode="after")
+    def ascend(self) -> Data:
+        if self.gray_range and not -math.inf < self.gray_range[0] < self.gray_range[1] < math.inf:
+            raise ValueError(f"gray_range must be [black, white], black below white. Received: {self.gray_range}")
+        return self
 
 
 class Augmentation(Component):

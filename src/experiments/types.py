@@ -39,6 +39,8 @@ class Tried(Exception):
 
 SPLITS = ("train", "validation", "test")
 
+GrayRange = tuple[float, float]  # the values of 16- and 32-bit grays that become black and white
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -63,6 +65,14 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class ImageWarning:
+    """An image that is used, though its owner should look at it, and why."""
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Every picture of a data set, checked: hashed, fully decoded once, in one split only."""
 
@@ -70,6 +80,8 @@ class Manifest:
     classes: tuple[str, ...]  # sorted; the index of a name is its label
     entries: tuple[Entry, ...]  # sorted by split (SPLITS order), then path
     left_out: tuple[LeftOut, ...] = ()
+    warnings: tuple[ImageWarning, ...] = ()  # of entries, by path
+    gray_range: GrayRange | None = None  # that 16- and 32-bit grays are decoded with
 
     def of(self, split: str) -> tuple[Entry, ...]:
         return tuple(entry for entry in self.entries if entry.split == split)
@@ -84,6 +96,7 @@ class Pictures:
     labels: np.ndarray  # [N] int32
     image_size: int
     _pixels: Callable[[], Rows]
+    gray_range: GrayRange | None = None  # as the manifest's
 
     @property
     def ids(self) -> list[str]:

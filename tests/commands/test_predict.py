@@ -62,7 +62,7 @@ def files(tmp_path: Path) -> Path:
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch) -> Call:
     """The command on a model of our own; its exit code."""
-    run = SimpleNamespace(classes=("cats", "dogs"), model=classifier)
+    run = SimpleNamespace(classes=("cats", "dogs"), model=classifier, plain={"data": {}})
 
     def start(*arguments: str | Path) -> int:
         with monkeypatch.context() as patch:

@@ -165,18 +165,18 @@ def test_limit_is_filled_up_when_files_are_left_out(root: Path) -> None:
 
 
 def test_pictures_beyond_the_limit_are_not_decoded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    probed = []
-    probe = decoder.probe
+    decoded = []
+    decoding = decoder.decoding
 
-    def counted(content: bytes) -> tuple[int, int, str, str]:
-        probed.append(content)
-        return probe(content)
+    def counted(content: bytes, *options: Any) -> Any:
+        decoded.append(content)
+        return decoding(content, *options)
 
-    monkeypatch.setattr(decoder, "probe", counted)
+    monkeypatch.setattr(decoder, "decoding", counted)
     read(root, limit={"train": 1, "validation": 1})
-    assert len(probed) == 4
+    assert len(decoded) == 4
     read(root)
-    assert len(probed) == 10
+    assert len(decoded) == 10
 
 
 @pytest.mark.parametrize(
@@ -276,13 +276,19 @@ def test_more_folds_than_training_pictures_name_the_training_folder(given: Path)
     assert "validation/cats" not in str(raised.value)
 
 
-def test_a_damaged_picture_does_not_move_the_others_folds(given: Path) -> None:
-    before = {entry.path for fold in range(3) for entry in read(given, fold=fold, folds=3).of("validation")}
-    kept = [paths(read(given, fold=fold, folds=3), "validation") for fold in range(3)]
-    (given / "train/cats/4.png").write_bytes(b"damaged")
-    after = [paths(read(given, fold=fold, folds=3, on_bad="skip"), "validation") for fold in range(3)]
-    assert set().union(*after) == before - {"train/cats/4.png"}
-    assert [one - {"train/cats/4.png"} for one in kept] == after
+@pytest.mark.parametrize("name", ["0", "4", "aaa", "zzz"])
+@pytest.mark.parametrize("options", [{}, {"limit": {"train": 3, "validation": 2}}, {"fold": 1, "folds": 3}])
+def test_with_skip_splits_and_folds_are_as_if_damaged_files_were_not_there(
+    flat: Path, given: Path, name: str, options: dict[str, Any]
+) -> None:
+    for root, bad in ((flat, flat / f"cats/{name}.png"), (given, given / f"train/cats/{name}.png")):
+        bad.unlink(missing_ok=True)
+        without = read(root, **options).entries
+        bad.write_bytes(b"damaged")
+        found = read(root, on_bad="skip", **options)
+        assert found.entries == without
+        if root == flat or "limit" not in options:  # where splits are given, a limit reads no more than it takes
+            assert [left.path for left in found.left_out] == [str(bad.relative_to(root))]
 
 
 # --- faults
@@ -393,14 +399,14 @@ def test_file_faults(root: Path, name: str) -> None:
 
 
 def test_unreadable_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = manifest._content
+    opened = manifest._open
 
-    def refuse(root: Path, path: str) -> bytes:
+    def refuse(root: Path, path: str) -> io.BufferedReader:
         if path == "train/cats/1.png":
             raise PermissionError(13, "Permission denied")
-        return content(root, path)
+        return opened(root, path)
 
-    monkeypatch.setattr(manifest, "_content", refuse)
+    monkeypatch.setattr(manifest, "_open", refuse)
     text = line(message(root), "train/cats/1.png")
     assert "cannot be read (Permission denied); check its permissions and the disk, or remove it" in text
     assert [left.path for left in read(root, on_bad="skip").left_out] == ["train/cats/1.png"]
@@ -410,10 +416,10 @@ def test_unreadable_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_too_many_open_files_are_no_fault_of_a_picture(
     root: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(root: Path, path: str) -> bytes:
+    def refuse(root: Path, path: str) -> NoReturn:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(manifest, "_content", refuse)
+    monkeypatch.setattr(manifest, "_open", refuse)
     with pytest.raises(OSError, match="Too many open files"):
         read(root, on_bad="skip")
 
@@ -528,14 +534,14 @@ def test_odd_names(root: Path, name: str) -> None:
 
 def test_second_read_decodes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = read(root)
-    monkeypatch.setattr(decoder, "probe", never)
+    monkeypatch.setattr(decoder, "decoding", never)
     assert read(root) == first
 
 
 def test_another_decoder_looks_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read(root)
     monkeypatch.setattr(decoder, "VERSION", decoder.VERSION + 1)
-    monkeypatch.setattr(decoder, "probe", never)
+    monkeypatch.setattr(decoder, "decoding", never)
     with pytest.raises(AssertionError, match="decoded again"):
         read(root)
 

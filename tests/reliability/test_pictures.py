@@ -131,7 +131,7 @@ ZOO: dict[str, tuple[str, Make, str | None]] = {
     "animated GIF": ("train/cats/x.gif", animated, "convert to PNG or JPEG"),
     "GIF named .jpg": ("train/cats/x.jpg", saved_as("GIF"), "convert it to PNG or JPEG"),
     "CMYK": ("train/cats/x.jpg", saved_as("JPEG", mode="CMYK"), None),
-    "16-bit grey": ("train/cats/x.png", saved_as("PNG", mode="I;16"), None),
+    "16-bit gray": ("train/cats/x.png", saved_as("PNG", mode="I;16"), "data.gray_range"),  # 0 to 255: it would be black
     "32-bit floats": ("train/cats/x.tiff", saved_as("TIFF", mode="F"), "convert it to PNG or JPEG"),
     "grey": ("train/cats/x.png", saved_as("PNG", mode="L"), None),
     "grey with alpha": ("train/cats/x.png", saved_as("PNG", mode="LA"), None),

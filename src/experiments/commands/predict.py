@@ -73,6 +73,7 @@ def predict(named: str, paths: Sequence[str], form: str, output: Path | None, ba
     """
 
     from experiments import trained
+    from experiments.data.decoder import gray_range
     from experiments.predictions import list_files, predictions
     from experiments.progress import PlainConsole, Terminal
     from experiments.quiet import output_failure, quiet_start
@@ -81,6 +82,7 @@ def predict(named: str, paths: Sequence[str], form: str, output: Path | None, ba
     if others:
         print(f"Passed over in these folders, as of no picture type: {others} files", file=sys.stderr)
     run = trained.find(named, uri)
+    grays = gray_range(run.plain["data"].get("gray_range"))
     # Lines that come on the terminal are progress enough.
     console = PlainConsole(stderr=True, force_terminal=False if output is None and sys.stdout.isatty() else None)
     done = failed = 0
@@ -89,7 +91,7 @@ def predict(named: str, paths: Sequence[str], form: str, output: Path | None, ba
             model = run.model()
         write, began = WRITERS[form](file, run.classes), time.perf_counter()
         with Terminal(console).stage("predicting", len(files)) as advance:
-            for some in predictions(model, files, batch_size):
+            for some in predictions(model, files, batch_size, grays):
                 write(some)
                 advance(len(some))
                 done, failed = done + len(some), failed + sum(one.probabilities is None for one in some)

@@ -1,67 +1,159 @@
-"""The one decoder: whatever reads a picture (checking, training, serving) reads it here; all see the same pixels."""
+"""The one decoder: whatever reads an image (checking, training, serving) reads it here; all see the same pixels."""
 
 from __future__ import annotations
 
 import io
 import re
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
+from PIL import Image, TiffImagePlugin
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
-from experiments.types import DataError
+from experiments.data.colors import is_blank, to_rgb
+from experiments.data.file_formats import CONVERT, REPLACE, SEVERAL, ImageFile, cut_short, parse, read_orientation
+from experiments.types import DataError, GrayRange
 
-VERSION = 1  # part of every cache key: raise it whenever the same bytes would give other pixels or another verdict
+VERSION = 2  # part of every cache key: raise it whenever the same bytes would give other pixels or another verdict
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # lower case; matched case-insensitively
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of a decompression bomb (a quarter of a gigabyte of RGB)
+MAX_BYTES = 2**29  # of a file
+MEMORY = 2**31  # bytes that images may take while they are decoded, all threads together
 
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")  # GIF is recognised only to say what to do about it
-_REPLACE = "replace it by a whole copy or remove it"
-_CONVERT = "convert it to PNG or JPEG, or remove it"
-_JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)  # not stuffed bytes, fill bytes, restart markers
-_JPEG_END = 0xD9
-_PNG_END = b"IEND\xaeB`\x82"  # the last chunk's name and checksum
+_PLUGINS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "BMP": BmpImageFile,
+    "WEBP": WebPImageFile,
+    "TIFF": TiffImageFile,
+}
+# The most that Pillow and this module take for a pixel: what is decoded, its RGB, and what the libraries keep aside
+# (all coefficients of a progressive JPEG, two canvases of a WebP, a strip of a TIFF).
+_BYTES_PER_PIXEL = {"JPEG": 16, "PNG": 12, "BMP": 12, "WEBP": 20, "TIFF": 16}
+_MOST_SCANS = 30 * MAX_PIXELS  # scans x pixels of a JPEG; an encoder makes about ten
+_MOST_SEARCHED = 3 * MAX_PIXELS  # pixels that are decoded twice to find where a JPEG without an end mark ends
+_MOST_STRIPS = 500_000  # of a TIFF
+_MOST_PAGES = 16  # of a TIFF, all but one reduced copies
+_RLE_BYTES = 2**23  # of a run-length encoded BMP, which Pillow decodes in Python
+
+_JPEG_END = b"\xff\xd9"
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# What Pillow says of a sound file that it does not read.
+_LAYOUTS = re.compile("unknown pixel mode|cannot handle|[Uu]nsupported")
+# Gray TIFFs that Pillow's decoders can read, but its table of layouts lacks.
+for _order in (b"II", b"MM"):
+    for _white_is_zero in (0, 1):
+        _12_bit = (_order, _white_is_zero, (1,), 1, (12,), ())
+        TiffImagePlugin.OPEN_INFO.setdefault(_12_bit, ("I;16", "I;12"))
+TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
 
 
-def decode(content: bytes) -> Image.Image:
-    """Decodes a whole picture file.
+# Blocks of this size go back to the system when they are freed; Pillow's of 16 MB stay with the thread that had them.
+Image.core.set_block_size(2**26)  # type: ignore[attr-defined]
 
-    The EXIF orientation is applied, transparency is laid on white, palettes, greys and CMYK become RGB, and 16-bit
-    greys are scaled to 8 bits. Colour profiles are not applied.
+
+class Facts(NamedTuple):
+    """What a file is."""
+
+    width: int  # pixels as stored, before orientation
+    height: int
+    mode: str  # Pillow's: RGB, L, CMYK, ...
+    format: str  # JPEG, PNG, BMP, WEBP or TIFF
+
+
+class Decoded(NamedTuple):
+    """A decoded image, what its file is, and what its owner should know of it, in sentences that follow its path."""
+
+    image: Image.Image  # mode RGB
+    facts: Facts
+    warnings: list[str]
+
+
+def decode(content: bytes, gray_range: GrayRange | None = None) -> Image.Image:
+    """Decode a whole image file.
+
+    The EXIF orientation is applied, transparency is laid on white, palettes, grays and CMYK become RGB, and 16-bit
+    grays are scaled to 8 bits. Color profiles are not applied.
 
     Args:
-        content: The bytes of a JPEG, PNG, BMP, WEBP or TIFF file, recognised by content, whatever its name.
+        content: The bytes of a JPEG, PNG, BMP, WEBP or TIFF file, recognized by content, whatever its name.
+        gray_range: The values of 16- and 32-bit grays that become black and white. None: 16 bits are used whole, which
+            an image must show by a value of 2**14 or more.
 
     Returns:
-        The picture, mode RGB, in its own size.
+        The image, mode RGB, in its own size.
 
     Raises:
-        DataError: If the file is empty, damaged, cut short, animated, of another format, or has more than
-            `MAX_PIXELS` pixels. The message says what is wrong and what to do; the caller knows the path.
+        DataError: If the file is empty, damaged, cut short, animated, of another format, has more than `MAX_PIXELS`
+            pixels, or leaves open what its values mean. The message says what is wrong and what to do; the caller
+            knows the path.
     """
-    return _decode(content)[0]
+    with decoding(content, gray_range) as decoded:
+        return decoded.image
 
 
-def probe(content: bytes) -> tuple[Image.Image, tuple[int, int, str, str]]:
-    """Decodes a whole picture file, exactly as `decode`, and tells what it was.
+def gray_range(configured: Sequence[float] | None) -> GrayRange | None:
+    """Return `data.gray_range` of a configuration, which has it as a list."""
+    if configured is None:
+        return None
+    low, high = configured
+    return float(low), float(high)
 
-    Returns:
-        The picture, as `decode`; and its width and height in pixels as stored (before orientation), Pillow's name of
-        the file's mode ("RGB", "L", "CMYK", ...) and of its format ("JPEG", "PNG", ...; "MPO" is a JPEG with further
-        pictures behind the first).
+
+@contextmanager
+def decoding(content: bytes, gray_range: GrayRange | None = None) -> Iterator[Decoded]:
+    """Decode a whole image file, exactly as `decode`, and count its memory until the block ends.
+
+    All threads together decode no more at a time than fits into `MEMORY`: resize the image within the block.
 
     Raises:
         DataError: As `decode`.
     """
-    return _decode(content)
+    with _translated(), _collected() as collected:
+        if len(content) > MAX_BYTES:
+            raise DataError(too_many_bytes(len(content)))
+        file = parse(content)
+        source = _PLUGINS[file.format](io.BytesIO(file.content))
+        _check_header(source, file)
+        cost = source.width * source.height * _BYTES_PER_PIXEL[file.format]
+    with _memory(cost):
+        with _translated(), _collected() as more:
+            facts = Facts(*_stored_size(source), source.mode, file.format)
+            if file.ends:
+                source = JpegImageFile(io.BytesIO(_with_end(file, source.width * source.height)))
+            source.load()
+            image = to_rgb(source, file, gray_range)
+            del source
+            if file.orientation != 1:  # Pillow turns a TIFF while loading it
+                image = image.transpose(_TRANSPOSITIONS[file.orientation])
+            if is_blank(image):
+                file.warnings.append(f"is blank: all its pixels are of the color {image.getpixel((0, 0))}")
+        yield Decoded(image, facts, list(dict.fromkeys([*file.warnings, *collected, *more])))
 
 
 def resize(image: Image.Image, size: int) -> np.ndarray:
-    """Resizes an RGB picture to a square: bilinear, with antialiasing, the aspect ratio not kept (as the tutorial).
+    """Resize an RGB image to a square: bilinear, with antialiasing, the aspect ratio not kept (as the tutorial).
 
     Args:
-        image: A picture as `decode` returns it.
+        image: An image as `decode` returns it.
         size: Width and height wanted, in pixels.
 
     Returns:
@@ -70,82 +162,197 @@ def resize(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), dtype=np.uint8)
 
 
-def _decode(content: bytes) -> tuple[Image.Image, tuple[int, int, str, str]]:
-    if not content:
-        raise DataError(f"is empty; {_REPLACE}")
+def decode_resized(
+    content: bytes, size: int, gray_range: GrayRange | None = None, warned: list[str] | None = None
+) -> np.ndarray:
+    """Decode an image file and resize it to a square, within the memory that all threads share.
+
+    Args:
+        content, gray_range: As of `decode`.
+        size: As of `resize`.
+        warned: Receives what the file's owner should know of it.
+
+    Returns:
+        [size, size, 3] uint8, RGB.
+
+    Raises:
+        DataError: As `decode`.
+    """
+    with decoding(content, gray_range) as decoded:
+        if warned is not None:
+            warned += decoded.warnings
+        return resize(decoded.image, size)
+
+
+def too_many_bytes(size: int) -> str:
+    """Return what is wrong with a file of so many bytes."""
+    return f"is too large ({size:,} bytes; at most {MAX_BYTES:,}); {CONVERT}"
+
+
+# --- limits and surroundings
+
+
+class _Memory:
+    """Bytes that are shared by threads; who wants more than all of them waits until no other has any."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.used, self.changed = size, 0, threading.Condition()
+
+    @contextmanager
+    def __call__(self, wanted: int) -> Iterator[None]:
+        wanted = min(wanted, self.size)
+        with self.changed:
+            self.changed.wait_for(lambda: self.used + wanted <= self.size)
+            self.used += wanted
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.used -= wanted
+                self.changed.notify_all()
+
+
+_memory = _Memory(MEMORY)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raise what Pillow raises as DataError."""
     try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-            _refuse(image)
-            facts = (*_stored_size(image), image.mode, image.format or "")
-            image.load()
-            _require_end(content, image.format)
-            # Pillow turns a TIFF while loading it; for the other formats it is done here.
-            ImageOps.exif_transpose(image, in_place=True)
-            return _rgb(image), facts
+        yield
     except (DataError, MemoryError):
         raise
-    except UnidentifiedImageError as error:
-        raise DataError(f"is no JPEG, PNG, BMP, WEBP or TIFF picture, or its header is damaged; {_REPLACE}") from error
     except Image.DecompressionBombError as error:
         raise DataError(_too_large(str(error))) from error
     except Exception as error:  # what Pillow's plugins raise on damaged files has no common base
-        raise DataError(f"cannot be decoded ({type(error).__name__}: {error}); {_REPLACE}") from error
+        remedy = CONVERT if _LAYOUTS.search(str(error)) else REPLACE
+        raise DataError(f"cannot be decoded ({type(error).__name__}: {error}); {remedy}") from error
 
 
-def _refuse(image: Image.Image) -> None:
-    """Raises for what can be told from a file's header."""
-    if image.format == "GIF":
-        raise DataError(f"is a GIF; {_CONVERT}")
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise DataError(_too_large(f"{width} x {height} pixels"))
-    frames = getattr(image, "n_frames", 1)
-    # A phone's MPO is a JPEG followed by a preview or a depth map: its first picture is the picture.
-    if frames > 1 and image.format != "MPO":
-        raise DataError(f"is animated or has several pages ({frames}); save one of them as PNG or JPEG, or remove it")
+class _ThreadWarnings(threading.local):
+    """What Pillow's TIFF reader calls in place of the module `warnings`, whose filters all threads share.
+
+    So each warning comes to the thread that reads the file, which knows its name; and every one comes, not only the
+    first of its kind.
+    """
+
+    found: list[str] | None = None
+
+    def warn(self, message: str, *args: Any, **options: Any) -> None:
+        if self.found is None:
+            warnings.warn(message, *args, **options)
+        else:
+            self.found.append(f"has odd metadata ({message.strip()})")
+
+
+_thread_warnings = _ThreadWarnings()
+TiffImagePlugin.warnings = _thread_warnings  # type: ignore[assignment, attr-defined]
+
+
+@contextmanager
+def _collected() -> Iterator[list[str]]:
+    """Collect what Pillow warns of in this thread."""
+    found: list[str] = []
+    _thread_warnings.found = found
+    try:
+        yield found
+    finally:
+        _thread_warnings.found = None
 
 
 def _too_large(what: str) -> str:
     return f"is too large ({what}; at most {MAX_PIXELS} pixels); scale it down or remove it"
 
 
+def _check_header(image: Image.Image, file: ImageFile) -> None:
+    """Raise for what a file's header shows."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise DataError(_too_large(f"{width} x {height} pixels"))
+    if file.scans * width * height > _MOST_SCANS and file.scans > 1:
+        raise DataError(f"has {file.scans} scans, which would take minutes; {CONVERT}")
+    if isinstance(image, TiffImageFile):
+        _check_tiff(image, file)
+    elif isinstance(image, WebPImageFile):
+        if image.n_frames > 1:
+            raise DataError(SEVERAL)
+        exif, xmp = (image.info.get(kind, b"") for kind in ("exif", "xmp"))
+        file.orientation = read_orientation(exif, xmp, file.warnings)
+    elif isinstance(image, BmpImageFile) and image.info["compression"] in (1, 2) and len(file.content) > _RLE_BYTES:
+        raise DataError(f"is a run-length encoded BMP of more than {_RLE_BYTES:,} bytes; {CONVERT}")
+
+
+def _check_tiff(image: TiffImageFile, file: ImageFile) -> None:
+    tags = image.tag_v2
+    file.white_is_zero = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    if 50706 in tags or (tags.get(254, 0) & 1 and 330 in tags):
+        raise DataError(f"is a raw photograph (DNG or alike), whose first image is only a preview; {CONVERT}")
+    bits, format = tags.get(258, (1,)), tags.get(339, (1,))
+    file.bits = max(bits)
+    if file.bits == 8 and 2 in format:
+        raise DataError(f"holds signed 8-bit values; {CONVERT}")
+    if TiffImagePlugin.PHOTOMETRIC_INTERPRETATION not in tags and "jpeg" not in image.info["compression"]:
+        raise DataError(f"leaves open whether 0 is black or white (PhotometricInterpretation is missing); {CONVERT}")
+    if image.mode == "RGBA" and TiffImagePlugin.EXTRASAMPLES not in tags:
+        raise DataError(
+            "has a fourth band that may be alpha or not (near-infrared, say): ExtraSamples is missing; save it as RGB"
+        )
+    for tag in (TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.TILEOFFSETS):
+        if len(tags.get(tag, ())) > _MOST_STRIPS:
+            raise DataError(f"has more than {_MOST_STRIPS:,} strips or tiles; {CONVERT}")
+    if tags.get(TiffImagePlugin.TILEWIDTH, 0) * tags.get(TiffImagePlugin.TILELENGTH, 0) > MAX_PIXELS:
+        raise DataError(_too_large("one of its tiles"))
+    if tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) > len(image.getbands()) and image.mode in ("RGB", "L", "P", "CMYK"):
+        file.warnings.append("has bands beside its colors that are no alpha, and are not used")
+    if image.is_animated:
+        for page in range(1, _MOST_PAGES + 1):
+            try:
+                image.seek(page)
+            except Exception:  # no further page, or something that is none
+                break
+            if not image.tag_v2.get(254, 0) & 1:  # not a reduced copy of the first
+                raise DataError(SEVERAL)
+        else:
+            raise DataError(SEVERAL)
+        image.seek(0)
+
+
 def _stored_size(image: Image.Image) -> tuple[int, int]:
     if isinstance(image, TiffImageFile):  # whose `size` is told as turned already
-        return int(image.tag_v2[IMAGEWIDTH]), int(image.tag_v2[IMAGELENGTH])
+        return int(image.tag_v2[TiffImagePlugin.IMAGEWIDTH]), int(image.tag_v2[TiffImagePlugin.IMAGELENGTH])
     return image.size
 
 
-def _require_end(content: bytes, format: str | None) -> None:
-    """Raises if the file's end is missing where Pillow is content with fewer bytes: about one JPEG in twenty loads
-    without its last two bytes, and any PNG without its last twenty."""
-    if format in ("JPEG", "MPO"):
-        complete = _jpeg_ends(content)
-    elif format == "PNG":
-        complete = _PNG_END in content
-    else:
-        complete = True
-    if not complete:
-        raise DataError(f"is cut short: the mark of its end is missing; {_REPLACE}")
+def _with_end(file: ImageFile, pixels: int) -> bytes:
+    """Return a JPEG with an end mark where its pixels end, and something else begins.
+
+    They end where what follows does not change them, but would a few bytes earlier. Only where something else seems to
+    begin is tried, so that a file that is cut short and filled up is not taken for whole.
+
+    Args:
+        file: A JPEG with the places where it may end.
+        pixels: Its width x height.
+
+    Raises:
+        DataError: If its pixels end at none of these places, or if finding where would take too long.
+    """
+    low, high, tries = 0, len(file.ends), max(2, _MOST_SEARCHED // pixels)
+    while low < high and tries:  # the first place by which all pixels are there
+        middle, tries = (low + high) // 2, tries - 1
+        if _all_pixels_by(file.content, file.ends[middle][1]):
+            high = middle
+        else:
+            low = middle + 1
+    if low == high < len(file.ends) and not _all_pixels_by(file.content, file.ends[low][0] - 4):
+        return file.content[: file.ends[low][1]] + _JPEG_END
+    raise cut_short()
 
 
-def _jpeg_ends(content: bytes) -> bool:
-    """Walks the segments, since an embedded preview has an end mark of its own."""
-    position = 2
-    while marker := _JPEG_MARKER.search(content, position):
-        if marker.group()[-1] == _JPEG_END:
-            return True
-        # A segment is skipped by its length; after a scan's header the search runs over its data.
-        position = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
-    return False
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # Pillow's own conversion clips at 255
-        grey = (np.asarray(image).astype(np.uint32) * 255 + 32_767) // 65_535
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise DataError(f"holds 32-bit greys, whose range is not known; {_CONVERT}")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+def _all_pixels_by(content: bytes, end: int) -> bool:
+    """Return whether a JPEG decodes alike whatever follows that place."""
+    last_rows = []
+    for filling in (b"\0", b"\xaa"):
+        image = JpegImageFile(io.BytesIO(content[:end] + 64 * filling + _JPEG_END))
+        image.load()
+        last_rows.append(image.crop((0, max(0, image.height - 32), *image.size)).tobytes())
+    return last_rows[0] == last_rows[1]

@@ -14,13 +14,14 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments import store
 from experiments.data import decoder
 from experiments.data.listing import Fault, Groups, list_pictures, printable
-from experiments.types import SPLITS, ConfigError, DataError, Entry, LeftOut, Manifest
+from experiments.types import SPLITS, ConfigError, DataError, Entry, GrayRange, ImageWarning, LeftOut, Manifest
 
 if TYPE_CHECKING:
     from experiments.data.pixels import Decoded
@@ -29,7 +30,7 @@ _SHOWN = 20  # faults named in one error
 
 _log = logging.getLogger(__name__)
 
-_Facts = tuple[int, int, str]  # width, height, mode
+_Facts = tuple[int, int, str, list[str]]  # width, height, mode, warnings
 
 
 def read(
@@ -41,6 +42,7 @@ def read(
     folds: int = 5,
     limit: Mapping[str, int | None],
     on_bad: str,
+    gray_range: GrayRange | None = None,
     cache: Path,
     decoded: Decoded | None = None,
     found: list[Fault] | None = None,
@@ -61,8 +63,10 @@ def read(
             split, and what would have been the validation split is left out altogether. None: the splits as they are.
         folds: How many folds; they differ by one picture at most.
         limit: The largest number of pictures per class in a split; None, or no such key, for all. The pictures of a
-            smaller limit are among those of a larger. Those beyond it are hashed, but not decoded.
-        on_bad: "error"; or "skip" to leave out files (not folders) at fault, recorded in `left_out`.
+            smaller limit are among those of a larger. Those beyond it are hashed, but not decoded (but see `on_bad`).
+        on_bad: "error"; or "skip" to leave out files (not folders) at fault, recorded in `left_out`: the splits and
+            folds are as if those were not there, for which every file is decoded once.
+        gray_range: As of `decoder.decode`.
         cache: The cache folder. Verdicts are kept in `cache/manifests/`, so that no content is checked twice.
         decoded: Takes what is decoded for its verdict, so that it need not be decoded again for its pixels.
         found: Takes every fault, sorted by path; then none is raised, and the manifest is of what is left, if anything.
@@ -93,21 +97,31 @@ def read(
 
     if decoded:
         decoded.expect(len(hashes))
-    verdicts = _Verdicts(root, cache, hashes, decoded)
+    verdicts = _Verdicts(root, cache, hashes, gray_range, decoded)
     groups = _without_duplicates(groups, verdicts, faults)
-    if not presplit:
-        groups = _split(groups, fractions, split_seed, faults)
-    if fold is not None:
-        groups = _fold(groups, fold, folds, split_seed, "train/" if presplit else "", faults)
-    groups = _choose(groups, limit, split_seed, verdicts)
+
+    def assign(groups: Groups, faults: list[Fault]) -> Groups:
+        if not presplit:
+            groups = _split(groups, fractions, split_seed, faults)
+        if fold is not None:
+            groups = _fold(groups, fold, folds, split_seed, "train/" if presplit else "", faults)
+        return groups
+
+    if on_bad == "skip" and (not presplit or fold is not None):
+        # What will probably be used comes first, since what is decoded for its verdict is kept for the run.
+        _choose(assign(groups, []), limit, split_seed, verdicts)
+        verdicts.judge((path for members in groups.values() for path in members), keep=False)
+        groups = {group: verdicts.usable(members) for group, members in groups.items()}
+    groups = _choose(assign(groups, faults), limit, split_seed, verdicts)
     verdicts.save()
 
-    entries = []
+    entries, warnings = [], []
     for (split, class_name), members in groups.items():
         for path in members:
             sha256, size = hashes[path]
-            width, height, mode = verdicts.good[sha256]
+            width, height, mode, texts = verdicts.good[sha256]
             entries.append(Entry(path, size, sha256, width, height, mode, class_name, split))
+            warnings += [ImageWarning(path, text) for text in texts]
         if not members:
             origin = "train" if fold is not None and split == "validation" else split
             folder = f"{origin}/{class_name}" if presplit else class_name
@@ -127,8 +141,18 @@ def read(
     if left_out and found is None:
         first = f"{printable(left_out[0].path)}: {left_out[0].reason}"
         _log.warning("Files left out (data.on_bad=skip): %d, the first: %s", len(left_out), first)
+    warnings.sort(key=lambda warning: warning.path)
+    if warnings and found is None:
+        _log.warning("\n".join([f"Images used, with a warning: {len(warnings)}", *warning_lines(warnings)]))
     entries.sort(key=lambda entry: (SPLITS.index(entry.split), entry.path))
-    return Manifest(root, tuple(sorted({class_name for _, class_name in groups})), tuple(entries), left_out)
+    classes = tuple(sorted({class_name for _, class_name in groups}))
+    return Manifest(root, classes, tuple(entries), left_out, tuple(warnings), gray_range)
+
+
+def warning_lines(warnings: Sequence[ImageWarning], shown: int = _SHOWN) -> list[str]:
+    """Return a line for each of the first warnings, with the image's path."""
+    lines = [f"  {printable(warning.path)}: {warning.text}" for warning in warnings[:shown]]
+    return [*lines, f"  and {len(warnings) - shown} more"] if len(warnings) > shown else lines
 
 
 def fingerprint(manifest: Manifest) -> str:
@@ -169,18 +193,17 @@ def to_rows(manifest: Manifest) -> list[dict[str, str | int]]:
 # --- whether it is sound
 
 
-def _content(root: Path, path: str) -> bytes:
-    with open(os.path.join(root, path), "rb") as file:
-        return file.read()
+def _open(root: Path, path: str) -> BufferedReader:
+    return open(os.path.join(root, path), "rb")
 
 
 def _hash(root: Path, path: str) -> tuple[str, int] | str:
     """A file's sha256 and size in bytes, or why it cannot be read."""
     try:
-        content = _content(root, path)
+        with _open(root, path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
     except OSError as error:
         return unreadable(error)
-    return hashlib.sha256(content).hexdigest(), len(content)
 
 
 def unreadable(error: OSError) -> str:
@@ -196,7 +219,10 @@ def read_verdicts(file: Path) -> dict[str, _Facts] | str:
         kept = json.loads(file.read_bytes())
         if kept["sha256"] != store.key(kept["pictures"]):
             return "its content does not have the hash it was stored with"
-        return {sha256: (width, height, mode) for sha256, (width, height, mode) in kept["pictures"].items()}
+        return {
+            sha256: (int(width), int(height), str(mode), list(map(str, warnings)))
+            for sha256, (width, height, mode, warnings) in kept["pictures"].items()
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:  # not what we write
         return f"{type(error).__name__}: {error}"
 
@@ -207,13 +233,22 @@ class _Verdicts:
     One file holds the good pictures of one set of files, whatever the limits were when it was read.
     """
 
-    def __init__(self, root: Path, cache: Path, hashes: Mapping[str, tuple[str, int]], decoded: Decoded | None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        cache: Path,
+        hashes: Mapping[str, tuple[str, int]],
+        gray_range: GrayRange | None,
+        decoded: Decoded | None,
+    ) -> None:
         self.good: dict[str, _Facts] = {}  # by sha256
         self.bad: dict[str, str] = {}
         self._root = root
         self._hashes = hashes
+        self._gray_range = gray_range
         self._decoded = decoded
-        key = store.key({"files": sorted(sha256 for sha256, _ in hashes.values()), "decoder": decoder.VERSION})
+        files = sorted(sha256 for sha256, _ in hashes.values())
+        key = store.key({"files": files, "decoder": decoder.VERSION, "gray_range": gray_range})
         self._file = cache / "manifests" / f"{key}.json"
         if self._file.exists():
             kept = read_verdicts(self._file)
@@ -227,30 +262,36 @@ class _Verdicts:
     def sha256(self, path: str) -> str:
         return self._hashes[path][0]
 
-    def judge(self, paths: Iterable[str]) -> None:
-        """Decodes the pictures whose contents have no verdict yet."""
+    def usable(self, paths: Iterable[str]) -> list[str]:
+        """Return the images that are not known as bad."""
+        return [path for path in paths if self.sha256(path) not in self.bad]
+
+    def judge(self, paths: Iterable[str], *, keep: bool = True) -> None:
+        """Decodes the pictures whose contents have no verdict yet, and keeps what it decodes for the run."""
         new = {self.sha256(path): path for path in paths}
         new = {sha256: path for sha256, path in new.items() if sha256 not in self.good and sha256 not in self.bad}
         if not new:
             return
         _log.info("Checking %d pictures", len(new))
         with ThreadPoolExecutor() as pool:
-            for sha256, verdict in zip(new, pool.map(self._judge, new, new.values()), strict=True):
+            judge = functools.partial(self._judge, keep=keep)
+            for sha256, verdict in zip(new, pool.map(judge, new, new.values()), strict=True):
                 if isinstance(verdict, str):
                     self.bad[sha256] = verdict
                 else:
                     self.good[sha256] = verdict
 
-    def _judge(self, sha256: str, path: str) -> _Facts | str:
+    def _judge(self, sha256: str, path: str, *, keep: bool) -> _Facts | str:
         try:
-            picture, (width, height, mode, _) = decoder.probe(unchanged(self._root, path, sha256))
+            content = unchanged(self._root, path, sha256)
+            with decoder.decoding(content, self._gray_range) as (image, facts, warnings):
+                if self._decoded and keep:
+                    self._decoded.keep(sha256, image)
+                return facts.width, facts.height, facts.mode, warnings
         except OSError as error:
             return unreadable(error)
         except DataError as error:
             return str(error)
-        if self._decoded:
-            self._decoded.keep(sha256, picture)
-        return width, height, mode
 
     def save(self) -> None:
         if len(self.good) > self._kept:
@@ -262,10 +303,14 @@ def unchanged(root: Path, path: str, sha256: str) -> bytes:
     """A file's content as it was when it was hashed.
 
     Raises:
-        DataError: it is another one by now; the caller knows the path.
+        DataError: it is another one by now, or too large; the caller knows the path.
         OSError: it cannot be read.
     """
-    content = _content(root, path)
+    with _open(root, path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > decoder.MAX_BYTES:
+            raise DataError(decoder.too_many_bytes(size))
+        content = file.read()
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DataError("has changed since it was checked; leave the data alone during a run, and start again")
     return content
@@ -357,10 +402,7 @@ def _choose(groups: Groups, limit: Mapping[str, int | None], seed: int, verdicts
     """The first sound pictures of every class and split, as many as the limit; those not sound are replaced."""
     ranked = {group: sorted(members, key=functools.partial(_rank, seed)) for group, members in groups.items()}
     while True:
-        usable = {
-            group: [path for path in members if verdicts.sha256(path) not in verdicts.bad]
-            for group, members in ranked.items()
-        }
+        usable = {group: verdicts.usable(members) for group, members in ranked.items()}
         chosen = {group: members[: limit.get(group[0])] for group, members in usable.items()}
         # In the order of the entries, as the store takes them: blocks of `Decoded` are used up one after the other.
         ordered = sorted((SPLITS.index(split), path) for (split, _), members in chosen.items() for path in members)

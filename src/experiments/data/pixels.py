@@ -20,7 +20,7 @@ from experiments.data import decoder
 from experiments.data.listing import Fault, printable
 from experiments.data.manifest import fingerprint, message, unchanged, unreadable
 from experiments.store import Rows
-from experiments.types import SPLITS, DataError, Entry, Manifest, Pictures, Splits
+from experiments.types import SPLITS, DataError, Entry, GrayRange, Manifest, Pictures, Splits
 
 _log = logging.getLogger(__name__)
 
@@ -107,14 +107,14 @@ def _at_once(image_size: int) -> int:
     return max(1, store.RESIDENT // _bytes(image_size))
 
 
-def open_picture(root: Path, path: str, sha256: str) -> Image.Image:
-    """A picture of a manifest in its own size, RGB, read from its file again.
+def open_picture(root: Path, path: str, sha256: str, gray_range: GrayRange | None) -> Image.Image:
+    """A picture of a manifest in its own size, RGB, read from its file again; see `decoder.decode`.
 
     Raises:
         DataError: the file is not there any more or has changed; with its path.
     """
     try:
-        return decoder.decode(unchanged(root, path, sha256))
+        return decoder.decode(unchanged(root, path, sha256), gray_range)
     except OSError as error:
         raise DataError(f"{printable(path)}: {unreadable(error)}") from None
     except DataError as error:
@@ -147,6 +147,7 @@ def pictures_of(
             "files": [entry.sha256 for entry in entries],
             "image_size": image_size,
             "decoder": decoder.VERSION,
+            "gray_range": manifest.gray_range,
         }
         stored = store.array(
             cache,
@@ -154,7 +155,7 @@ def pictures_of(
             spec,
             (len(entries), image_size, image_size, 3),
             "uint8",
-            functools.partial(_decode_into, manifest.root, entries, image_size, decoded.pixels if decoded else {}),
+            functools.partial(_decode_into, manifest, entries, image_size, decoded.pixels if decoded else {}),
             about={"split": split},
         )
         rows = Rows([stored])
@@ -169,6 +170,7 @@ def pictures_of(
         labels=np.array([labels[entry.class_name] for entry in entries], dtype=np.int32),
         image_size=image_size,
         _pixels=pixels,
+        gray_range=manifest.gray_range,
     )
 
 
@@ -197,7 +199,7 @@ def splits_of(
 
 
 def _decode_into(
-    root: Path, entries: Sequence[Entry], image_size: int, decoded: dict[str, np.ndarray], pixels: np.ndarray
+    manifest: Manifest, entries: Sequence[Entry], image_size: int, decoded: dict[str, np.ndarray], pixels: np.ndarray
 ) -> None:
     """Fills pixels [N, H, W, 3] uint8; raises DataError for all files that are not what the manifest says."""
 
@@ -206,7 +208,8 @@ def _decode_into(
         try:
             known = decoded.pop(entry.sha256, None)
             if known is None:
-                known = decoder.resize(decoder.decode(unchanged(root, entry.path, entry.sha256)), image_size)
+                content = unchanged(manifest.root, entry.path, entry.sha256)
+                known = decoder.decode_resized(content, image_size, manifest.gray_range)
             pixels[index] = known
         except OSError as error:
             return Fault(entry.path, unreadable(error), skippable=False)
@@ -222,4 +225,4 @@ def _decode_into(
             faults += [fault for fault in pool.map(decode, rows) if fault]
             store.release([pixels])
     if faults:
-        raise DataError(message(root, faults, "error"))
+        raise DataError(message(manifest.root, faults, "error"))

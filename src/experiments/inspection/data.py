@@ -158,6 +158,6 @@ def _samples(figure: SubFigure, found: Manifest, classes: Sequence[str], count: 
             panel.set_axis_off()
         row[0].set_title(literal(short(name, 18)), fontsize=9)
         for panel, at in zip(row, chosen, strict=False):
-            picture = open_picture(found.root, members[at].path, members[at].sha256)
+            picture = open_picture(found.root, members[at].path, members[at].sha256, found.gray_range)
             picture.thumbnail((THUMBNAIL, THUMBNAIL))
             panel.imshow(np.asarray(picture))

@@ -77,7 +77,8 @@ def explain(run: Trained, config: Config, mistakes: Sequence[Mistake]) -> Shown:
         DataError: pictures that are gone or are not those of the run.
     """
     root = Path(build_source(config)())
-    pictures = [open_picture(root, mistake.path, mistake.sha256) for mistake in mistakes]
+    grays = decoder.gray_range(config.data.gray_range)
+    pictures = [open_picture(root, mistake.path, mistake.sha256, grays) for mistake in mistakes]
     pixels = np.stack([decoder.resize(picture, config.data.image_size) for picture in pictures])
     model = run.model()
     inputs = pixels.astype("float32")

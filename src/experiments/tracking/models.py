@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 NAME = "model"  # runs:/ID/model
 # Given here, because MLflow's own search for them starts a process that imports everything again.
 REQUIRED = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
-CODE, SERVED = "experiments_served", ("tracking/served.py", "data/decoder.py", "types.py")
+CODE = "experiments_served"
+SERVED = ("tracking/served.py", "data/decoder.py", "data/file_formats.py", "data/colors.py", "types.py")
 INPUT = (
     "picture files (JPEG, PNG, BMP, WEBP, TIFF) as base64 text in the column 'picture', or pixels "
     "[N, image_size, image_size, 3] in [0, 255]"
@@ -36,7 +38,10 @@ def log_model(run_id: str, model: keras.Model, classes: Sequence[str]) -> None:
     made = client.create_logged_model(run.info.experiment_id, name=NAME, source_run_id=run_id, params=run.data.params)
     Model.log(
         artifact_path=None, model_id=made.model_id, flavor=Flavor, run_id=run_id, model=model,
-        metadata={"classes": list(classes), "image_size": model.input_shape[1], "input": INPUT},
+        metadata={
+            "classes": list(classes), "image_size": model.input_shape[1], "input": INPUT,
+            "gray_range": json.loads(run.data.params.get("data.gray_range", "null")),
+        },
     )  # fmt: skip
     client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
     for old in begun:

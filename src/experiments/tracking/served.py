@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from experiments.data import decoder
-from experiments.types import DataError
+from experiments.types import DataError, GrayRange
 
 BATCH = 32
 PICTURE = "picture"  # the column of picture files
@@ -30,14 +30,16 @@ SHOWN = 20  # faults told of one request
 def _load_pyfunc(path: str) -> Classifier:  # the name is MLflow's
     """What answers requests, of a logged model's folder."""
     model = keras.models.load_model(os.path.join(path, "data", "model.keras"), compile=False)
-    return Classifier(model, (Model.load(path).metadata or {})["classes"])
+    facts = Model.load(path).metadata or {}
+    return Classifier(model, facts["classes"], decoder.gray_range(facts.get("gray_range")))
 
 
 class Classifier:
-    """A model of pixels [B, H, W, 3] in [0, 255] to probabilities [B, classes], and the names of its classes."""
+    """A model of pixels [B, H, W, 3] in [0, 255] to probabilities [B, classes], the names of its classes, and the
+    range of 16-bit grays that it was trained with."""
 
-    def __init__(self, model: keras.Model, classes: Sequence[str]) -> None:
-        self.classes, self.size = list(classes), int(model.input_shape[1])
+    def __init__(self, model: keras.Model, classes: Sequence[str], grays: GrayRange | None = None) -> None:
+        self.classes, self.size, self.grays = list(classes), int(model.input_shape[1]), grays
         signature = [tf.TensorSpec((None, self.size, self.size, 3), tf.float32)]
         self._run = tf.function(lambda pixels: model(pixels, training=False), input_signature=signature)
 
@@ -79,7 +81,7 @@ class Classifier:
 
         def decode(row: int) -> str | None:
             try:
-                pixels[row] = decoder.resize(decoder.decode(_content(files[row])), self.size)
+                pixels[row] = decoder.decode_resized(_content(files[row]), self.size, self.grays)
             except DataError as error:
                 return f"row {row} {error}"
             return None

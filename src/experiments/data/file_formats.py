@@ -1,0 +1,263 @@
+"""What an image file is, from its bytes alone: its format, the part of it that holds pixels, and its orientation.
+
+Only what is needed for the pixels goes on to Pillow: metadata of a JPEG or PNG (profiles, texts, previews, further
+images) can be damaged or made to expand without bound, and never changes what is decoded.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass, field
+from itertools import islice
+
+from experiments.types import DataError
+
+REPLACE = "replace it by a whole copy or remove it"
+CONVERT = "convert it to PNG or JPEG, or remove it"
+SEVERAL = "is animated or has several pages; save one of them as PNG or JPEG, or remove it"
+
+MAX_PARTS = 50_000  # segments of a JPEG or chunks of a PNG; each takes time, whatever its size
+
+_SIGNATURES = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"II+\0", "TIFF"), (b"MM\0+", "TIFF"),
+)  # fmt: skip
+_OTHERS = (
+    (b"GIF8", "a GIF"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"), (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL image"), (b"\xff\x0a", "a JPEG XL image"),
+    (b"8BPS", "a Photoshop file"),
+    (b"%PDF", "a PDF"), (b"%!PS", "a PostScript file"),
+    (b"PK\3\4", "a ZIP archive"), (b"\x1f\x8b", "a gzip archive"),
+    (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
+    (b"\0\0\1\0", "an icon (ICO)"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the image itself (git lfs pull fetches it)"),
+)  # fmt: skip
+_BRANDS = {
+    b"avif": "an AVIF image", b"avis": "an AVIF image",
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "a HEIC image"),
+    b"crx ": "a raw photograph (CR3)",
+    b"qt  ": "a QuickTime video",
+}  # fmt: skip
+
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # not stuffed bytes, fill bytes, restart markers
+_XMP_ORIENTATION = re.compile(rb"""tiff:Orientation(?:=["']|>)([1-8])""")
+_BETWEEN_SCANS = (0xC4, *range(0xDA, 0xF0), 0xFE)  # tables, applications' segments, a comment, the next scan
+# How the data begin that phones put behind an image: Samsung's blocks (zeros, a type, the length of a name, the name),
+# an MP4 video, or a text, the first bytes of which may still be the image's.
+_TRAILER = re.compile(
+    rb"\0\0.[\x08-\x0f](?:.\0\0\0)?[A-Z]\w{7,}|\0\0..ftyp|SEFH|[\t\n\r -~]{8}(?P<text>[\t\n\r -~]{16,})", re.DOTALL
+)
+
+
+@dataclass
+class ImageFile:
+    """An image file, taken apart as far as it goes without decoding."""
+
+    format: str  # JPEG, PNG, BMP, WEBP or TIFF
+    content: bytes  # what Pillow is given
+    bits: int = 8  # of a sample, where known
+    orientation: int = 1  # EXIF's, of a JPEG or PNG
+    white_is_zero: bool = False  # of a TIFF
+    scans: int = 1  # of a JPEG: passes over its pixels
+    # Of a JPEG without an end mark: where the pixels may have ended and something else begins, earliest and latest.
+    ends: list[tuple[int, int]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def parse(content: bytes) -> ImageFile:
+    """Return an image file's parts.
+
+    Raises:
+        DataError: If it is empty, of another format (which is named), or cut short, as far as its structure shows.
+    """
+    if not content:
+        raise DataError(f"is empty; {REPLACE}")
+    format = _format(content)
+    if format == "JPEG":
+        return _jpeg(content)
+    if format == "PNG":
+        return _png(content)
+    return ImageFile(format, content)
+
+
+def _format(content: bytes) -> str:
+    for signature, format in _SIGNATURES:
+        if content.startswith(signature):
+            return format
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        return "WEBP"
+    if other := _other_format(content):
+        no_image = other.startswith(("an HTML", "an XML", "a Git", "a ZIP", "a gzip"))
+        raise DataError(f"is {other}; {REPLACE if no_image else CONVERT}")
+    raise DataError(f"is no JPEG, PNG, BMP, WEBP or TIFF image, or its header is damaged; {REPLACE}")
+
+
+def _other_format(content: bytes) -> str | None:
+    for signature, name in _OTHERS:
+        if content.startswith(signature):
+            return name
+    if content[4:8] == b"ftyp":
+        brands = content[8 : min(128, int.from_bytes(content[:4], "big"))]
+        # The major brand comes first; the second field is its version, and fits no brand.
+        names = [_BRANDS.get(brands[at : at + 4]) for at in range(0, len(brands), 4)]
+        images = [name for name in names if name]
+        # An AVIF may be of the brand mif1 first, which HEIC has as well.
+        return next((name for name in images if "AVIF" in name), images[0] if images else "an MP4 video")
+    if content[128:132] == b"DICM":
+        return "a DICOM file"
+    start = content[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if start.startswith(b"<"):
+        if b"<svg" in start:
+            return "an SVG drawing"
+        if b"<html" in start or b"<!doctype html" in start:
+            return "an HTML page (a download that failed?)"
+        return "an XML file"
+    return None
+
+
+def read_orientation(exif: bytes, xmp: bytes, warnings: list[str]) -> int:
+    """Return the orientation, 1 to 8, that EXIF, or else XMP, gives an image; 1 if neither gives any.
+
+    Args:
+        exif: An EXIF block, with or without its prefix; may be empty or damaged.
+        xmp: An XMP packet; may be empty.
+        warnings: Receives a sentence if the EXIF is damaged.
+    """
+    while exif.startswith(b"Exif\0\0"):
+        exif = exif[6:]
+    try:
+        orientation = _exif_orientation(exif) if exif else 0
+    except (struct.error, ValueError):
+        warnings.append("its EXIF is damaged, and the orientation cannot be read: it is used as it is stored")
+        orientation = 0
+    if orientation in range(1, 9):
+        return orientation
+    if found := _XMP_ORIENTATION.search(xmp):
+        return int(found.group(1))
+    return 1
+
+
+def _exif_orientation(exif: bytes) -> int:
+    """Return what EXIF has as orientation, 0 for none."""
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None:
+        raise ValueError("byte order")
+    (start,) = struct.unpack_from(f"{order}I", exif, 4)
+    (entries,) = struct.unpack_from(f"{order}H", exif, start)
+    for at in range(start + 2, start + 2 + 12 * entries, 12):
+        tag, kind = struct.unpack_from(f"{order}HH", exif, at)
+        if tag == 0x112:
+            form = {1: "B", 3: "H", 4: "I"}.get(kind)
+            if form is None:
+                raise ValueError("type of the orientation")
+            return int(struct.unpack_from(f"{order}{form}", exif, at + 8)[0])
+    return 0
+
+
+# --- JPEG
+
+
+def _jpeg(content: bytes) -> ImageFile:
+    """Walk the segments, since an embedded preview has an end mark of its own."""
+    kept = [b"\xff\xd8"]
+    exif, xmp = b"", b""
+    position, scan, scans, end, other = 2, 0, 0, None, len(content)
+    for _ in range(MAX_PARTS):
+        found = _JPEG_MARKER.search(content, position)
+        if not found:
+            break
+        start, marker = found.start(), content[found.end() - 1]
+        if marker == 0xD9:
+            end = found.end()
+            break
+        if scan and marker not in _BETWEEN_SCANS:  # something else begins, and the image has not ended
+            other = start
+            break
+        if marker in (0x01, 0xD8):  # have no length
+            position = found.end()
+            continue
+        # A segment is skipped by its length; after a scan's header the search runs over its data.
+        position = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
+        segment = content[start:position] if not scan else b""
+        if marker == 0xDA:
+            scan, scans = scan or start, scans + 1
+        elif segment.startswith(b"\xff\xe1") and segment[4:].startswith(b"Exif\0\0"):
+            exif += segment[10:]  # EXIF beyond 64 KB goes on in further segments
+        elif segment.startswith(b"\xff\xe1") and segment[4:].startswith(b"http://ns.adobe.com/xap/1.0/\0"):
+            xmp = segment
+        # Of the applications' segments only two matter to the pixels: JFIF's and Adobe's name the colour space.
+        elif not scan and (not 0xE0 <= marker <= 0xEF or marker in (0xE0, 0xEE)) and marker != 0xFE:
+            kept.append(segment)
+    else:
+        raise DataError(f"has more than {MAX_PARTS:,} segments; {CONVERT}")
+    ends = _possible_ends(content, scan, other) if scan and end is None else []
+    if not scan or (end is None and not ends):
+        raise cut_short()
+    file = ImageFile("JPEG", b"".join((*kept, content[scan:end])), scans=scans)
+    if end is None:
+        skipped = len(content) - len(file.content)
+        file.ends = [(earliest - skipped, latest - skipped) for earliest, latest in ends]
+    elif b"\xff" * 16 in file.content:
+        # Any number of fill bytes may stand before a marker, and libjpeg is slow with them.
+        file.content = re.sub(rb"\xff{2,}", b"\xff", file.content)
+    file.orientation = read_orientation(exif, xmp, file.warnings)
+    return file
+
+
+def _possible_ends(content: bytes, start: int, other: int) -> list[tuple[int, int]]:
+    """Return where the pixels of a JPEG may end and a trailer begin, earliest and latest.
+
+    Args:
+        content: A JPEG file.
+        start: Where its first scan begins.
+        other: Where something begins that is no part of the image, the length of `content` if nothing does.
+    """
+    ends = []
+    for trailer in islice(_TRAILER.finditer(content, start, other), 3):
+        ends.append((trailer.start(), trailer.start("text" if trailer["text"] else 0)))
+        if not trailer["text"]:  # compressed pixels do not look so by chance, and what follows is in the trailer
+            return ends
+    return [*ends, (other, other)] if other < len(content) else ends
+
+
+def cut_short() -> DataError:
+    """Return the error for a file without its end."""
+    return DataError(f"is cut short: the mark of its end is missing; {REPLACE}")
+
+
+# --- PNG
+
+
+def _png(content: bytes) -> ImageFile:
+    """Walk the chunks, and keep those that make pixels."""
+    file = ImageFile("PNG", content)
+    kept = [content[:8]]
+    exif, xmp = b"", b""
+    position = 8
+    for _ in range(MAX_PARTS):
+        length, name = int.from_bytes(content[position : position + 4], "big"), content[position + 4 : position + 8]
+        data, end = position + 8, position + 12 + length
+        if len(content) < end:
+            raise cut_short()
+        if name == b"IHDR":
+            file.bits = content[data + 8] if length > 8 else 8
+        elif name == b"acTL" and int.from_bytes(content[data : data + 4], "big") > 1:
+            raise DataError(SEVERAL)
+        elif name == b"eXIf":
+            exif = content[data : data + length]
+        elif name == b"iTXt" and content.startswith(b"XML:com.adobe.xmp\0", data):
+            xmp = content[data : data + length]
+        if name == b"tRNS" or name[:1].isupper():  # critical ones
+            kept.append(content[position:end])
+        if name == b"IEND":
+            break
+        position = end
+    else:
+        raise DataError(f"has more than {MAX_PARTS:,} chunks; {CONVERT}")
+    file.content = b"".join(kept)
+    file.orientation = read_orientation(exif, xmp, file.warnings)
+    return file
