@@ -19,7 +19,7 @@ ROWS = (
     ("data.colors",),
     ("schema", "data.decoder", "data.download", "data.animals", "checkpoints", "augmentation", "losses"),
     ("validation", "studies"),
-    ("unread", "tracking.curves", "tracking.models", "tracking.served"),
+    ("unread", "tracking.curves", "tracking.migrations", "tracking.models", "tracking.served"),
     ("tracking.outbox", "tracking.owners", "tracking.address"),
     ("tracking.stored", "tracking.registry", "tracking.view"),
     ("models.convnet", "models.winograd"),

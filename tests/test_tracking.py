@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
 import warnings
@@ -25,7 +27,7 @@ from experiments import schema, tracking, train
 from experiments.commands import inspect, sync
 from experiments.data import decoder
 from experiments.regimes import scratch
-from experiments.tracking import address, curves, models, outbox, owners, stored, view
+from experiments.tracking import address, curves, migrations, models, outbox, owners, stored, view
 from experiments.types import ConfigError
 
 METRICS = {
@@ -354,6 +356,62 @@ def test_a_store_that_cannot_be_opened_is_a_clear_error(
     with pytest.raises(ConfigError) as caught, tracking.track(wanted, tmp_path / "run"):
         pass
     assert str(caught.value).startswith("tracking.uri: ") and str(tmp_path / "mlflow.db") in str(caught.value)
+
+
+def database(folder: Path, version: str | None) -> str:
+    """Return the address of a database that has MLflow's tables by name, and this version of its schema."""
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as made:
+        made.execute("CREATE TABLE IF NOT EXISTS experiments (artifact_location)")
+        if version is not None:
+            made.execute("CREATE TABLE IF NOT EXISTS alembic_version (version_num)")
+            made.execute("DELETE FROM alembic_version")
+            made.execute("INSERT INTO alembic_version VALUES (?)", [version])
+        made.commit()
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def test_a_database_of_another_version_of_mlflow_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config, _get_latest_schema_revision
+
+    known, newest = migrations.installed_versions()
+    assert newest == _get_latest_schema_revision()
+    scripts = ScriptDirectory.from_config(_get_alembic_config(""))
+    assert known == {script.revision for script in scripts.walk_revisions()}
+    place = f"sqlite:///{tmp_path}/mlflow.db"
+    upgrade = f"cp {tmp_path}/mlflow.db {tmp_path}/mlflow.db.backup && mlflow db upgrade {place}"
+    for version in (None, min(known - {newest})):
+        with pytest.raises(ConfigError, match="is older than the installed MLflow") as caught:
+            stored.search_runs(database(tmp_path, version))
+        assert upgrade in str(caught.value) and f"needs (version {newest})" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"version 0123456789ab\) is newer than the installed MLflow 3") as caught:
+        address.check(database(tmp_path, "0123456789ab"))
+    assert "pip install --upgrade mlflow" in str(caught.value) and "db upgrade" not in str(caught.value)
+    address.check(database(tmp_path, newest))
+    # Of a database on a server MLflow reports both alike.
+    report = f"Detected out-of-date database schema (found version {{}}, but expected {newest}). Take a backup"
+    newer = str(address.unusable("postgresql://me:secret@there/runs", report.format("0123456789ab")))
+    older = str(address.unusable("postgresql://me:secret@there/runs", report.format(min(known - {newest}))))
+    assert "is newer than" in newer and "mlflow db upgrade postgresql://me:***@there/runs" in older
+
+
+def test_an_experiment_in_the_trash_is_named_with_what_restores_it(
+    store: Store, config: Callable[..., schema.Config]
+) -> None:
+    mlflow.set_tracking_uri(store.uri)
+    client = mlflow.MlflowClient()
+    experiment = client.create_experiment("short lived")
+    run = client.create_run(experiment, run_name="gone with it")
+    client.set_terminated(run.info.run_id)
+    client.delete_experiment(experiment)
+    wanted = config(f"tracking.uri={store.uri}", f"outputs={store.outputs}", "tracking.experiment='short lived'")
+    restore = f"MLFLOW_TRACKING_URI={store.uri} mlflow experiments restore --experiment-id {experiment}"
+    with pytest.raises(ConfigError, match=r"tracking\.experiment.*'short lived' is in MLflow's trash") as caught:
+        tracking.start(wanted, store.outputs / "runs" / "new", None)
+    assert restore in str(caught.value)
+    with pytest.raises(ConfigError, match="'short lived' is in MLflow's trash, with its runs") as caught:
+        stored.find_runs(store.uri, ["gone with it"])
+    assert restore in str(caught.value)
 
 
 def test_names_that_are_no_text_do_not_break_tables(tmp_path: Path) -> None:

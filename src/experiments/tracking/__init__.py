@@ -27,7 +27,7 @@ from experiments.schema import NOT_IDENTITY, Config, hidden, logged
 from experiments.store import draft, sync
 from experiments.tracking import address, outbox, owners, view
 from experiments.tracking.curves import metric_points
-from experiments.tracking.stored import RUN_ID, find_run, in_trash, trashed
+from experiments.tracking.stored import RUN_ID, experiment_in_trash, find_run, in_trash, trashed
 from experiments.types import ConfigError, EpochRecord, Pruned, Splits
 
 if TYPE_CHECKING:
@@ -284,6 +284,9 @@ def open_experiment(config: Config) -> str:
     """The experiment's id; store and experiment are made where they are missing, one process at a time.
 
     A lock, because processes that initialise one SQLite store together spoil it; MLflow does so when a client is made.
+
+    Raises:
+        ConfigError: the experiment is in MLflow's trash.
     """
     import mlflow
 
@@ -295,6 +298,11 @@ def open_experiment(config: Config) -> str:
             make_tables(database)
         client = mlflow.MlflowClient()
         found = client.get_experiment_by_name(config.tracking.experiment)
+        if found is not None and found.lifecycle_stage == "deleted":
+            raise ConfigError(
+                f"tracking.experiment: {experiment_in_trash(str(config.tracking.uri), found)}; or choose another name: "
+                "tracking.experiment=NAME"
+            )
         if found is not None:
             return str(found.experiment_id)
         artifacts = artifact_uri(config.tracking.artifacts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import logging
+import re
 import socket
 import sqlite3
 import ssl
@@ -15,6 +16,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from experiments.paths import ARTIFACTS, sqlite_file
 from experiments.redaction import redact_credentials
+from experiments.tracking import migrations
 from experiments.types import ConfigError
 
 WAIT = 5.0  # seconds for a first answer
@@ -47,10 +49,12 @@ def check(uri: str | None) -> None:
     """Ask a server or a database's host for any answer; correct the addresses in an SQLite store that was moved.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or the installed MLflow cannot use the SQLite store.
     """
     file = sqlite_file(uri or "")
     if file is not None:
+        if found := migrations.sqlite_problem(file):
+            raise unusable(str(uri), *found)
         follow_move(file)
         return
     try:
@@ -119,10 +123,18 @@ def _replace_addresses(store: sqlite3.Connection, old: str, new: str) -> None:
                 )
 
 
-def unusable(uri: str, reason: str) -> ConfigError:
-    """The error for a store that cannot be used."""
+def unusable(uri: str, reason: str, remedy: str | None = None) -> ConfigError:
+    """Return the error for a store that cannot be used.
+
+    Args:
+        uri: of the store.
+        reason: as MLflow gives it.
+        remedy: None: what is usual for a store of this kind.
+    """
+    if outdated := re.search(r"out-of-date database schema \(found version (\w+)", reason):
+        reason, remedy = migrations.problem(outdated[1].lower(), uri, sqlite_file(uri)) or (reason, remedy)
     local = uri.startswith(("sqlite:", "file:"))
-    remedy = (
+    remedy = remedy or (
         "Check the file, its folder and the room on its disk" if local else "Check the address and that the server runs"
     )
     text = f"tracking.uri: the MLflow store at {uri} cannot be used: {reason[:500]}. {remedy}, or use "

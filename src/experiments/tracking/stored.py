@@ -21,7 +21,7 @@ from experiments.types import ConfigError, EpochRecord
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -83,7 +83,9 @@ def _why_not(uri: str, name: str) -> str:
         for run in _every_run(client, places, "", ViewType.ALL):
             if run.info.run_id.startswith(name) or run.info.run_name == name:
                 if in_trash(run):
-                    return trashed(uri, run)
+                    place = client.get_experiment(run.info.experiment_id)
+                    gone = place.lifecycle_stage == "deleted"
+                    return experiment_in_trash(uri, place) if gone else trashed(uri, run)
                 if run.info.status != "FINISHED":
                     return f"no finished run fits: this one is {run.info.status}"
                 return "no finished run fits: this one is no training"
@@ -162,6 +164,15 @@ def trashed(uri: str, run: Run) -> str:
     return (
         f"this run is in MLflow's trash. Restore it: MLFLOW_TRACKING_URI={place} mlflow runs restore --run-id {run_id} "
         "(or in MLflow's UI: the filter State: Deleted)"
+    )
+
+
+def experiment_in_trash(uri: str, experiment: Experiment) -> str:
+    """Return the sentence for an experiment in MLflow's trash: what to type to restore it."""
+    command = f"MLFLOW_TRACKING_URI={shlex.quote(redact_credentials(uri))} mlflow experiments restore"
+    return (
+        f"the MLflow experiment {experiment.name!r} is in MLflow's trash, with its runs. Restore it: "
+        f"{command} --experiment-id {experiment.experiment_id}"
     )
 
 

@@ -1,0 +1,73 @@
+"""Whether the installed MLflow can use a database, by the version of its schema.
+
+MLflow itself names every other version out of date, newer ones too, and migrates some old databases without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import re
+import shlex
+import sqlite3
+from functools import cache
+from pathlib import Path
+
+TIMEOUT = 5.0  # seconds that another process may hold the database
+
+
+def sqlite_problem(file: Path) -> tuple[str, str] | None:
+    """Return why MLflow cannot use an SQLite file, and the remedy; None: it can, or reports another itself."""
+    if not file.is_file():
+        return None
+    with contextlib.suppress(sqlite3.Error):
+        with contextlib.closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=TIMEOUT)) as db:
+            tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if "experiments" not in tables:
+                return None
+            rows = db.execute("SELECT version_num FROM alembic_version") if "alembic_version" in tables else ()
+            versions = [str(row[0]) for row in rows]
+        return problem(versions[0] if versions else "none", f"sqlite:///{file}", file)
+    return None
+
+
+def problem(version: str, uri: str, file: Path | None = None) -> tuple[str, str] | None:
+    """Return why the installed MLflow cannot use a schema of this version, and the remedy; None: it can.
+
+    Args:
+        version: as Alembic records it in the database.
+        uri: of the database, for the remedy.
+        file: of an SQLite database.
+    """
+    known, newest = installed_versions()
+    if not known or version == newest:
+        return None
+    installed = f"MLflow {importlib.metadata.version('mlflow')}"
+    if version not in known and version != "none":
+        return (
+            f"its schema (version {version}) is newer than the installed {installed}",
+            "Install the MLflow that it was made by, or a later one (pip install --upgrade mlflow)",
+        )
+    copy = f"cp {shlex.quote(str(file))} {shlex.quote(f'{file}.backup')} && " if file else ""
+    return (
+        f"its schema (version {version}) is older than the installed {installed} needs (version {newest})",
+        f"Make a copy, then migrate it: {copy}mlflow db upgrade {shlex.quote(uri)}",
+    )
+
+
+@cache
+def installed_versions() -> tuple[frozenset[str], str]:
+    """Return the schema versions that the installed MLflow knows, and the newest of them, without importing it."""
+    spec = importlib.util.find_spec("mlflow")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    before = {}
+    for folder in folders:
+        for path in Path(folder).glob("store/db_migrations/versions/*.py"):
+            text = path.read_text(encoding="utf-8")
+            found = dict(re.findall(r"""^(revision|down_revision)\s*=\s*["'](\w+)["']""", text, re.MULTILINE))
+            if "revision" in found:
+                before[found["revision"]] = found.get("down_revision")
+    newest = before.keys() - set(before.values())
+    # MLflow's migrations are one line; were they none, nothing could be concluded.
+    return (frozenset(before), newest.pop()) if len(newest) == 1 else (frozenset(), "")
