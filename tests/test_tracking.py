@@ -32,7 +32,7 @@ from experiments.types import ConfigError
 
 METRICS = {
     "loss", "accuracy", "validation_loss", "validation_accuracy", "learning_rate", "seconds", "pictures_per_second",
-    "input_wait",
+    "input_wait", "total_loss",
 }  # fmt: skip
 SMALL = ("data.image_size=48", "model.head.pooling=average", "epochs=2", "batch_size=8", "progress=none")
 
