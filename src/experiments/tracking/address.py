@@ -53,7 +53,7 @@ def check(uri: str | None) -> None:
     """
     file = sqlite_file(uri or "")
     if file is not None:
-        if found := migrations.sqlite_problem(file):
+        if found := migrations.sqlite_problem(file, str(uri)):
             raise unusable(str(uri), *found)
         follow_move(file)
         return

@@ -17,7 +17,7 @@ from pathlib import Path
 TIMEOUT = 5.0  # seconds that another process may hold the database
 
 
-def sqlite_problem(file: Path) -> tuple[str, str] | None:
+def sqlite_problem(file: Path, uri: str) -> tuple[str, str] | None:
     """Return why MLflow cannot use an SQLite file, and the remedy; None: it can, or reports another itself."""
     if not file.is_file():
         return None
@@ -28,7 +28,7 @@ def sqlite_problem(file: Path) -> tuple[str, str] | None:
                 return None
             rows = db.execute("SELECT version_num FROM alembic_version") if "alembic_version" in tables else ()
             versions = [str(row[0]) for row in rows]
-        return problem(versions[0] if versions else "none", f"sqlite:///{file}", file)
+        return problem(versions[0] if versions else "none", uri, file)
     return None
 
 
