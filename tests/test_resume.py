@@ -171,6 +171,14 @@ def test_a_run_that_dies_between_checkpoint_and_curves_is_resumed_as_if_it_had_n
         run_here(f"resume={folder}")
     assert "nothing to resume" in said.getvalue()
 
+    # resume=auto is for this run alone: its result is no other run's.
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".json", ".csv", ".h5")}
+    run_here(*command("died", "resume=auto"))
+    with pytest.raises(SystemExit, match="was another run"):
+        run_here(*command("died", "resume=auto", "epochs=5"))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert client.get_run(facts["run_id"]).info.status == "FINISHED"
+
 
 def test_how_a_run_ends_is_in_its_status_exit_code_and_last_line(place: Place) -> None:
     """By kill -9, which the next start tells, and by SIGTERM; tests/reliability has the other endings."""

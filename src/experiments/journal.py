@@ -414,7 +414,8 @@ def check_same(folder: Path, before: str | None, now: str) -> None:
     if before not in (None, now):
         raise ConfigError(
             f"resume: {folder} was another run: its configuration, pictures, weights or version of this "
-            f"program have changed since (identity {before} then, {now} now). Start a new run instead"
+            f"program have changed since (identity {before} then, {now} now). Start a new run instead, in "
+            "another folder (hydra.run.dir=..., or none given)"
         )
 
 

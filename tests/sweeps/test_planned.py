@@ -76,20 +76,24 @@ class Trained:
             folder.mkdir(exist_ok=True)
             accuracy = 10 * config.optimizer.lr
             metrics = {"validation.accuracy": accuracy, "total_seconds": 1.0}
-            if config.evaluate.test:
-                metrics |= {f"test.accuracy{end}": accuracy / 2 for end in ("", "_low", "_high")}
             (folder / journal.METRICS).write_text(json.dumps(metrics))
             facts = {"command": {}, "identity": job.identity, "status": "FINISHED"}
             (folder / journal.FILE).write_text(json.dumps(facts))
-            with (folder / "predictions_validation.csv").open("w", newline="") as file:
-                csv.writer(file).writerows(
-                    [("path", "sha256", "correct"), *((n, n, str(n < IMAGES * accuracy)) for n in range(IMAGES))]
-                )
+            write_predictions(folder, "validation", accuracy)
+            if config.evaluate.test:
+                write_predictions(folder, "test", accuracy / 2)
             done = JobReturn(status=JobStatus.COMPLETED)
             launcher.seconds[at] = 1.0
             launcher.ended(at, done)
             returns.append(done)
         return returns
+
+
+def write_predictions(folder: Path, split: str, accuracy: float) -> None:
+    with (folder / f"predictions_{split}.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "sha256", "label", "correct"])
+        writer.writerows([n, n, "ab"[n % 2], str(n < IMAGES * accuracy)] for n in range(IMAGES))
 
 
 @pytest.fixture

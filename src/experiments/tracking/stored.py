@@ -338,11 +338,10 @@ def is_deleted(uri: str, run_id: str) -> bool:
     import mlflow
 
     try:
-        return mlflow.MlflowClient(uri).get_run(run_id).info.lifecycle_stage == "deleted"
+        run = find_run(mlflow.MlflowClient(uri), run_id)
     except failures() as error:
-        if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
-            return True
         raise address.unusable(uri, str(error)) from None
+    return run is None or in_trash(run)
 
 
 def ui_command(port: int) -> list[str]:
