@@ -68,7 +68,7 @@ def mark_lost(experiment: str) -> None:
 
     client = mlflow.MlflowClient()
     for run in client.search_runs([experiment], "attributes.status = 'RUNNING'", max_results=1000):
-        if lost(run.data.tags):
+        if "run_folder" in run.data.tags and lost(run.data.tags):  # else another tool's
             reason = "its process is gone (kill -9, out of memory, or the machine went down)"
             with contextlib.suppress(MlflowException):  # another process deleted it meanwhile
                 client.set_tag(run.info.run_id, "failure", reason)
@@ -86,7 +86,7 @@ def lost(tags: Mapping[str, str]) -> bool:
         started, heartbeat = float(tags["owner.started"]), float(tags["owner.heartbeat"])
     except (KeyError, ValueError):
         return False
-    if not 0 < pid < 2**31 or not math.isfinite(started) or math.isnan(heartbeat) or "run_folder" not in tags:
+    if not 0 < pid < 2**31 or not math.isfinite(started) or math.isnan(heartbeat):
         return False
     silent = time.time() - heartbeat > STALE
     if (host, tags.get("owner.place", "")) != (socket.gethostname(), place()):
