@@ -29,6 +29,8 @@ ROWS = (
     ("comparison_text",),
     ("page",),
     ("like",),
+    ("models.architecture",),
+    ("models.weights",),
     ("models.network", "fit"),
     ("activations", "build", "gradcam", "predictions"),
     ("regimes.*", "trained"),

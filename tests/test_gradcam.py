@@ -56,6 +56,48 @@ def test_of_several_classes_each_has_its_own_logit() -> None:
     assert not neither.any(), "all there is speaks against it"
 
 
+def color_network(colors: np.ndarray) -> keras.Model:
+    """A network with a detector for each of its classes' colours, whose logits all fall where anything is seen.
+
+    Args:
+        colors: [classes, 3], of length 1, no two alike.
+    """
+    classes = len(colors)
+    inputs, pixels = keras.Input((16, 16, 3), name="pixels"), keras.Input((16, 16, 3))
+    maps = keras.layers.Conv2D(classes, 1, activation="relu", name="maps")(pixels)
+    below = keras.Model(pixels, pooling("average")(maps), name="frozen")
+    features = keras.Input((classes,))
+    head = keras.Model(features, keras.layers.Dense(classes, name="logits")(features), name="head")
+    model = keras.Model(inputs, probabilities(head(below(inputs))))
+    below.get_layer("maps").set_weights([colors.T.reshape(1, 1, 3, classes) / 255, np.full(classes, -0.9)])
+    # Each colour speaks against every class, least of all against its own.
+    head.get_layer("logits").set_weights([2000 * np.eye(classes) - 3000, np.full(classes, -5.0)])
+    return model
+
+
+@pytest.mark.parametrize("classes", [3, 10])
+def test_the_evidence_for_a_class_against_the_others_is_found_where_every_logit_is_negative(classes: int) -> None:
+    """A patch of each of two classes' colours, at places that are known."""
+    levels = [1.0, 0.5, 0.0]
+    grid = np.array([(r, g, b) for r in levels for g in levels for b in levels if max(r, g, b) == 1 and r + g + b < 2])
+    colors = np.concatenate([np.eye(3), grid[~(grid.sum(axis=1) == 1)], [[1, 1, 1]]])[:classes]
+    colors = colors / np.linalg.norm(colors, axis=1, keepdims=True)
+    assert len(colors) == classes and np.sort((colors @ colors.T).ravel())[-classes - 1] < 0.9
+    pixels = np.zeros((4, 16, 16, 3), "float32")
+    first, last = np.zeros((16, 16), bool), np.zeros((16, 16), bool)
+    first[1:5, 2:6] = last[9:12, 10:15] = True
+    pixels[:, first], pixels[:3, last] = 255 * colors[0], 255 * colors[classes - 1]
+    model = color_network(colors)
+    logits = model.get_layer("head")(model.get_layer("frozen")(pixels))
+    assert np.all(np.asarray(logits) < 0)
+    heat_first, heat_last, heat_absent, heat_alone = gradcam(model, pixels, np.array([0, classes - 1, 1, 0]))
+    np.testing.assert_allclose(heat_first, first)
+    np.testing.assert_allclose(heat_last, last)
+    assert np.asarray(model(pixels))[3, 0] > 0.9999, "of a probability near 1 the gradient vanishes"
+    np.testing.assert_allclose(heat_alone, first)
+    assert not heat_absent.any(), "nothing in the image speaks for a class whose colour is not there"
+
+
 def test_a_flattened_head_that_reads_one_place_alone() -> None:
     """Its gradient is zero elsewhere; the map is the channel's activation, weighted by its mean gradient."""
     weights = np.zeros((8, 8, 2, 1))

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
 import importlib.metadata
 import inspect
+import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from experiments import paths, schedules, schema, validation
 from experiments.checkpoints import file_hash
 from experiments.losses import build_loss
-from experiments.models import network
+from experiments.models import network, weights
+from experiments.models.architecture import SHOWN, architecture, differences, layers_of, setting_differences
 from experiments.models.head import dense_head
+from experiments.models.weights import Contents
 from experiments.schema import Component, Config
 from experiments.types import Augmentation, Backbone, ConfigError, DataError, Parts, Recipe
 
+APPLICATIONS = "keras.applications."
 PRETRAINED = paths.PACKAGE / "weights" / "convnet.weights.h5"
 # Layers that run code found in a configuration or file, or in another framework.
-REFUSED_LAYERS = ("Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
+RUN_CODE = ("Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
+# Layers for words and codes, which read the file that their vocabulary names. None of them takes images.
+READ_FILES = ("IndexLookup", "TextVectorization", "FeatureSpace")
 OURS = {
     "data": "experiments.data.",
     "augmentation": "experiments.augmentation.",
@@ -54,6 +64,8 @@ def build(config: Config, files: Mapping[str, Path], backbone: Backbone | None =
     keras.utils.set_random_seed(config.seed)
     backbone = backbone or build_backbone(config, files.get("model.weights"))
     head_file = files.get("regime.head_from")
+    if head_file is not None:
+        check_head(config, head_file, backbone)
     parts = Parts(
         config=config,
         source=build_source(config),
@@ -91,7 +103,7 @@ def resolve(config: Config, key: str, target: str, kind: type | None = None) -> 
     else:
         allowed.append(OURS[group])
     if group == "model":
-        allowed.append("keras.applications.")
+        allowed.append(APPLICATIONS)
     if not target.startswith(tuple(allowed)):
         raise ConfigError(
             f"{key}._target_: must begin with {' or '.join(allowed)} (a package of yours: trusted_packages=[NAME]). "
@@ -151,10 +163,25 @@ def build_layer(config: Config, at: int, node: Mapping[str, Any]) -> keras.layer
     if "_target_" not in node:
         raise ConfigError(f"{key}: needs a _target_, such as keras.layers.RandomContrast. Received: {dict(node)!r}")
     layer = resolve(config, key, str(node["_target_"]), keras.layers.Layer)
-    if layer.__name__ in REFUSED_LAYERS:
+    families = {base.__name__ for base in layer.__mro__}
+    if families & set(RUN_CODE):
         raise ConfigError(f"{key}._target_: {layer.__name__} runs code of its own and is not allowed here")
+    if families & set(READ_FILES):
+        raise ConfigError(f"{key}._target_: {layer.__name__} reads files, takes no images and is not allowed here")
+    nested = [name for name, value in node.items() if _holds_object(value)]
+    if nested:  # Keras builds whatever class such a value names, and some read files
+        raise ConfigError(
+            f"{key}.{nested[0]}: must be plain values, no Keras object. Received: {node[nested[0]]!r:.200}"
+        )
     built: keras.layers.Layer = construct(key, layer, {name: node[name] for name in node if name != "_target_"})
     return built
+
+
+def _holds_object(value: Any) -> bool:
+    """Return whether a value is, or holds, an object in Keras's serialized form."""
+    if isinstance(value, Mapping):
+        return "class_name" in value or any(map(_holds_object, value.values()))
+    return isinstance(value, list) and any(map(_holds_object, value))
 
 
 def build_optimizer(config: Config, node: Component, key: str) -> keras.optimizers.Optimizer:
@@ -205,39 +232,206 @@ def build_backbone(config: Config, file: Path | None) -> Backbone:
 
     Args:
         file: the weights of `model.weights` where that is a run id.
+
+    Raises:
+        ConfigError: a network that cannot be built, or weights that are not there or belong to another network.
     """
-    model_config = config.model
-    weights = None if "model.weights" in config.regime.ignores else model_config.weights
-    size = config.data.image_size
+    weights_of = None if "model.weights" in config.regime.ignores else config.model.weights
+    if weights_of == "imagenet":
+        model = build_network(config, "imagenet")
+    elif weights_of is None:
+        model = build_network(config)
+        if "model.weights" not in config.regime.ignores:
+            logging.getLogger(__name__).warning(
+                "model.weights=null: regime=%s freezes a backbone with RANDOM weights. Its features are arbitrary; "
+                "give model.weights a file, imagenet or a run id unless that is what you want to measure.",
+                config.regime.name,
+            )
+    elif weights_of == "pretrained":
+        model = _with_weights(config, PRETRAINED, "model.weights=pretrained")
+    else:
+        model = _with_weights(config, file or Path(weights_of).expanduser(), "model.weights")
+    description = hashlib.sha256(model.to_json().encode()).hexdigest()
+    identity = hashlib.sha256(f"{description} {network.weights_hash(model)}".encode()).hexdigest()
+    return Backbone(model, network.first_layers(model, config.model.blocks), identity)
+
+
+def build_network(config: Config, weights: str | None = None, *, download: bool = True) -> keras.Model:
+    """Return the backbone's network behind its preprocessing.
+
+    Args:
+        weights: imagenet: as keras.applications builds it for ImageNet weights, which adds layers to some networks
+            (EfficientNet: a rescaling); None: as it builds it without.
+        download: False leaves the weights random.
+    """
+    model_config, size = config.model, config.data.image_size
     pixels = keras.Input((size, size, 3), name="pixels")
     arguments = {"input_tensor": network.preprocess(pixels, model_config.preprocessing), **model_config.arguments}
     if model_config.layers is not None:
         arguments["layers"] = model_config.layers
     constructor = resolve(config, "model", model_config.target)
-    if model_config.target.startswith("keras.applications."):
-        arguments |= {"include_top": False, "input_shape": (size, size, 3)}
-        arguments["weights"] = "imagenet" if weights == "imagenet" else None
-        model = _with_download(config, constructor, arguments)
-    else:
-        if weights == "imagenet":
-            raise ConfigError(
-                "model.weights: 'imagenet' is Keras's download for keras.applications, not for "
-                f"model={model_config.name}. Allowed: pretrained (model=convnet), a file, an MLflow run id, null"
-            )
-        model = construct("model", constructor, arguments)
-    if weights == "pretrained":
-        network.load(model, PRETRAINED, "model.weights=pretrained")
-    elif weights not in (None, "imagenet"):
-        network.load(model, file or Path(str(weights)).expanduser(), "model.weights")
-    elif weights is None and "model.weights" not in config.regime.ignores:
-        logging.getLogger(__name__).warning(
-            "model.weights=null: regime=%s freezes a backbone with RANDOM weights. Its features are arbitrary; give "
-            "model.weights a file, imagenet or a run id unless that is what you want to measure.",
-            config.regime.name,
+    if model_config.target.startswith(APPLICATIONS):
+        arguments |= {"include_top": False, "input_shape": (size, size, 3), "weights": weights}
+        if weights is not None and not download:
+            with _random_weights():
+                return construct("model", constructor, arguments)
+        return _with_download(config, constructor, arguments)
+    if weights is not None:
+        raise ConfigError(
+            f"model.weights: {weights!r} is Keras's download for keras.applications, not for "
+            f"model={model_config.name}. Allowed: pretrained (model=convnet), a file, an MLflow run id, null"
         )
-    description = hashlib.sha256(model.to_json().encode()).hexdigest()
-    identity = hashlib.sha256(f"{description} {network.weights_hash(model)}".encode()).hexdigest()
-    return Backbone(model, network.first_layers(model, model_config.blocks), identity)
+    model: keras.Model = construct("model", constructor, arguments)
+    return model
+
+
+@contextmanager
+def _random_weights() -> Iterator[None]:
+    """Let keras.applications build its networks for ImageNet weights without downloading and loading them."""
+    with (
+        mock.patch("keras.src.utils.file_utils.get_file", lambda *arguments, **options: ""),
+        mock.patch.object(keras.Model, "load_weights", lambda *arguments, **options: None),
+    ):
+        yield
+
+
+def _with_weights(config: Config, path: Path, key: str) -> keras.Model:
+    """Return the network with the weights of a file, after a comparison of the two.
+
+    Where keras.applications builds another network for ImageNet weights, the file decides which of the two it is.
+
+    Raises:
+        ConfigError: the file belongs to another network, or leaves open to which.
+    """
+    contents = weights.read(path, key)
+    in_file = weights.rescalings(contents.layers)
+    target = config.model.target
+    published = path.name == f"{target.rpartition('.')[2].lower()}_notop.h5"
+    graphs = [None, "imagenet"] if target.startswith(APPLICATIONS) else [None]
+    built = []
+    for graph in reversed(graphs) if published or in_file > 1 else graphs:
+        model = build_network(config, graph, download=False)
+        wrong = _differences(config, contents, model, graph)
+        built.append((model, wrong))
+        if not wrong and (_rescalings(model) == in_file or (published and graph)):
+            break
+    else:
+        model, wrong = built[0]
+        if not wrong and len({_rescalings(one) for one, _ in built}) > 1:
+            wrong = (
+                f"keras.applications builds {model.name} in one way for ImageNet weights and in another without, and "
+                "the file does not show which it is. Give the backbone saved whole (*.keras), or a run"
+            )
+    if wrong:
+        reason = weights.mismatch(contents, model)
+        raise ConfigError(
+            f"{key}: {path} does not fit {model.name}, it belongs to another network: "
+            f"{wrong}{f'. {reason}' if reason else ''}"
+        )
+    weights.load(model, contents, key)
+    return model
+
+
+def _rescalings(model: keras.Model) -> int:
+    return weights.rescalings(weights.layers_in(model, "keras"))
+
+
+def _differences(config: Config, contents: Contents, model: keras.Model, graph: str | None = None) -> str | None:
+    """Return how the network that a file's weights belong to differs from a model; None where it does not, as far as
+    the file shows.
+
+    Args:
+        graph: as `weights` of `build_network`, by which the model was built.
+    """
+    recorded = weights.recorded_architecture(contents)
+    if recorded is None:
+        return None if weights.mismatch(contents, model) else weights.other_layers(contents, model)
+    found = differences(recorded, architecture(model))
+    size = weights.recorded_size(contents)
+    if found and size != config.data.image_size:  # some networks pad by the size of their images
+        data = config.data.model_copy(update={"image_size": size})
+        with contextlib.suppress(ConfigError):
+            model = build_network(config.model_copy(update={"data": data}), graph, download=False)
+            found = differences(recorded, architecture(model))
+    if found and contents.record is None:  # a network of Keras's own is saved without our preprocessing
+        bare = layers_of(json.loads(model.to_json())["config"], preprocessing=False)
+        found = found if differences(recorded, bare) else []
+    settings = setting_differences((contents.record or {}).get("model", {}), network_settings(config))
+    return "; ".join((settings or found)[:SHOWN]) if found else None
+
+
+def network_settings(config: Config) -> dict[str, Any]:
+    """Return what of a configuration makes the backbone's network, by key."""
+    plain = config.model_dump(by_alias=True, mode="json")["model"]
+    return {
+        f"model.{key}": value
+        for key, value in plain.items()
+        if key not in ("name", "weights", "head", "blocks", "native_size")
+    }
+
+
+def network_record(config: Config, model: keras.Model) -> dict[str, Any]:
+    """Return what is stored with a backbone's weights: the network that they belong to."""
+    return {
+        "model": network_settings(config),
+        "image_size": config.data.image_size,
+        "architecture": architecture(model),
+    }
+
+
+def head_record(config: Config, backbone: Backbone, head: keras.Model, model: keras.Model) -> dict[str, Any]:
+    """Return what is stored with a head's weights: the backbone whose features it reads, and what both give together.
+
+    Args:
+        backbone: as the run leaves it.
+        model: backbone and head joined.
+    """
+    return {
+        "architecture": architecture(head),
+        "pooling": config.model.head.pooling,
+        "backbone": network_record(config, backbone.model) | {"weights": network.weights_hash(backbone.model)},
+        "reference": np.asarray(model(network.reference_images(model), training=False)).tolist(),
+    }
+
+
+def backbone_differences(config: Config, record: Mapping[str, Any], backbone: Backbone) -> list[str]:
+    """Return how the backbone that a head was trained on differs from a run's, by key; nothing where it is the same.
+
+    Args:
+        record: as `head_record` makes it.
+    """
+    there, here = record["backbone"], network_record(config, backbone.model)
+    found = setting_differences(
+        {"data.image_size": there["image_size"], "model.head.pooling": record["pooling"]},
+        {"data.image_size": here["image_size"], "model.head.pooling": config.model.head.pooling},
+    )
+    network_differs = differences(there["architecture"], here["architecture"])
+    if network_differs:
+        found += setting_differences(there["model"], here["model"]) or ([] if found else network_differs[:SHOWN])
+    if not found and there["weights"] != network.weights_hash(backbone.model):
+        found.append("model.weights: the weights' values there are not those here")
+    return found
+
+
+def check_head(config: Config, file: Path, backbone: Backbone) -> None:
+    """Compare what the head of `regime.head_from` was trained on with the backbone of this run.
+
+    Raises:
+        ConfigError: it reads the features of another backbone.
+    """
+    record = weights.read(file, "regime.head_from").record
+    if record is None:  # of a version that stored none
+        return
+    try:
+        wrong = backbone_differences(config, record, backbone)
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"regime.head_from: {file}: its record is damaged ({error!r})") from None
+    if wrong:
+        raise ConfigError(
+            "regime.head_from: that run's head was trained on features of another backbone: "
+            f"{'; '.join(wrong)}. Give the run whose backbone this is (model.weights, model.preprocessing, "
+            "data.image_size, ... as there), or regime.head_from=null, which trains a head first"
+        )
 
 
 def _with_download(config: Config, constructor: Any, arguments: dict[str, Any]) -> keras.Model:

@@ -12,10 +12,12 @@ import tensorflow as tf
 
 
 def gradcam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """How much each place of the last feature maps speaks for a class, as large as the pictures.
+    """Return how much each place of the last feature maps speaks for a class and against the others, at image size.
 
-    The maps are those that the head pools or flattens; each channel weighs as its mean gradient of the class's logit,
-    and what speaks against the class is cut off. Of two classes, which share a logit, class 0's is the negative.
+    The maps are those that the head pools or flattens; each channel weighs as the mean gradient of the class's log
+    odds, log(p / (1 - p)), and what speaks against the class is cut off. A logit of its own means nothing with more
+    than two classes: softmax takes only the differences between logits, and where all of them are negative, no place
+    would speak for any class. Unlike the probability, the log odds have a gradient at p = 1, too.
 
     Args:
         model: pixels -> probabilities, as `models.network.join` makes it.
@@ -31,11 +33,23 @@ def gradcam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.n
     with tf.GradientTape() as tape:
         tape.watch(maps)
         logits = head(pool(maps), training=False)  # [B, 1] or [B, classes]
-        if logits.shape[-1] == 1:
-            logits = tf.concat([-logits, logits], axis=-1)
-        asked = tf.gather(logits, classes, axis=1, batch_dims=1)
-    gradients = tf.cast(tape.gradient(asked, maps), tf.float32)
+        explained = log_odds(logits, classes)
+    gradients = tf.cast(tape.gradient(explained, maps), tf.float32)
     weights = tf.reduce_mean(gradients, axis=(1, 2), keepdims=True)
     heat = tf.nn.relu(tf.reduce_sum(weights * tf.cast(maps, tf.float32), axis=-1, keepdims=True))
     heat = tf.image.resize(heat, pixels.shape[1:3])[..., 0]
     return np.asarray(tf.math.divide_no_nan(heat, tf.reduce_max(heat, axis=(1, 2), keepdims=True)))
+
+
+def log_odds(logits: tf.Tensor, classes: np.ndarray) -> tf.Tensor:
+    """Return the logarithm of p / (1 - p) of a class for each image: [B].
+
+    Args:
+        logits: [B, 1] (two classes: the log odds of class 1) or [B, classes].
+        classes: [B] int.
+    """
+    if logits.shape[-1] == 1:
+        return logits[:, 0] * tf.where(classes == 1, 1.0, -1.0)
+    own = tf.one_hot(classes, logits.shape[-1], on_value=True, off_value=False)
+    others = tf.where(own, -np.inf, logits)
+    return tf.gather(logits, classes, axis=1, batch_dims=1) - tf.reduce_logsumexp(others, axis=-1)

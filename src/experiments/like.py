@@ -30,6 +30,8 @@ from experiments.validation import unknown_key
 FILE = "config.yaml"
 LARGEST = 1_000_000  # bytes
 DEEPEST = 20  # levels of nesting
+# Where a data source downloads from, or which archive it opens instead.
+DOWNLOAD = ("data.url", "data.sha256", "data.bytes", "data.archive")
 # What of a run's runtime belongs to what it is; the rest is about the machine it ran on.
 RUNTIME = ("precision", "xla")
 
@@ -51,7 +53,8 @@ def expand(given: Sequence[str]) -> list[str]:
         raise ConfigError(f"like: one run at a time. Received: {' and '.join(named)}")
     parsed = get_args_parser().parse_args(rest)
     try:
-        written, dropped = overrides(read(named[0], rest), parsed.config_dir)
+        plain = read(named[0], rest)
+        written, dropped = overrides(plain, parsed.config_dir)
     except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
         raise ConfigError(f"like: that configuration cannot be taken over: {str(error)[:300]}") from None
     # A group that is chosen anew is chosen whole.
@@ -61,11 +64,42 @@ def expand(given: Sequence[str]) -> list[str]:
     lines = [line for group, line in written if group not in chosen]
     if HEAD in chosen:
         lines = [line for line in lines if HEAD not in line and not line.startswith("++regime.head_optimizer.")]
+    lines, foreign = _without_foreign_places(lines)
+    weights = value_at(plain, "model.weights")
+    typed = {argument.lstrip("+~").partition("=")[0] for argument in parsed.overrides}
+    if "model" not in chosen and "model.weights" not in typed and isinstance(weights, str) and _is_place(weights):
+        raise ConfigError(
+            f"like: model.weights: that configuration names a file or address, which is not opened unless you type it "
+            f"yourself: model.weights={quoted(weights)}, or give other weights"
+        )
+    if foreign:
+        print(
+            f"like: left out, as addresses and archives of another configuration are not opened: {', '.join(foreign)}. "
+            "Type what you want to use",
+            file=sys.stderr,
+        )
     if dropped:
         print(f"like: left out, as nothing is taken from the environment: {', '.join(dropped)}", file=sys.stderr)
     unread.brought[:] = lines
     first = next((at for at, argument in enumerate(rest) if argument in parsed.overrides), len(rest))
     return [*rest[:first], *lines, *rest[first:]]
+
+
+def _without_foreign_places(lines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return overrides without those that lead a download or an archive somewhere else, and these, as typed."""
+    kept: list[str] = []
+    left_out: list[str] = []
+    for line in lines:
+        key, _, value = line.lstrip("+").partition("=")
+        # The hash and the length belong to the address: a stranger's address comes with a stranger's hash.
+        place = key in DOWNLOAD or (key.startswith("data.") and "://" in value)
+        (left_out if place else kept).append(line.lstrip("+") if place else line)
+    return kept, left_out
+
+
+def _is_place(weights: str) -> bool:
+    """Return whether `model.weights` names a file or an address, and no run or shipped weights."""
+    return weights not in ("pretrained", "imagenet") and not re.fullmatch("[0-9a-f]{32}", weights)
 
 
 def read(named: str, rest: Sequence[str]) -> dict[str, Any]:
@@ -78,6 +112,8 @@ def read(named: str, rest: Sequence[str]) -> dict[str, Any]:
     if folder.is_dir():
         path = folder / FILE
         try:
+            if path.exists() and not path.is_file():
+                raise ConfigError(f"like: {path}: must be a file, no directory, pipe or device")
             text = path.read_bytes() if path.stat().st_size <= LARGEST else None
         except OSError as error:
             raise ConfigError(f"like: {path}: {error.strerror}. Give a run's folder, or its MLflow id") from None

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from experiments import figures, runtime, schema, store, studies, tracking
 from experiments import journal as journals
-from experiments.build import build
+from experiments.build import build, head_record, network_record
 from experiments.checkpoints import Checkpoints
 from experiments.data import manifest
 from experiments.data.decoder import gray_range
@@ -32,6 +32,7 @@ from experiments.data.pixels import Decoded, splits_of
 from experiments.evaluate import Report, evaluate, percent, predictions_table
 from experiments.losses import class_weights
 from experiments.models.network import cut
+from experiments.models.weights import save
 from experiments.outcome import check_joined, check_reached, keep_error, training_warnings
 from experiments.progress import PlainConsole, Terminal
 from experiments.redaction import redacted
@@ -313,9 +314,9 @@ def write_weights(weights: Path, parts: Parts, fitted: Fitted) -> None:
         unfrozen = cut(parts.backbone, config.regime.unfrozen_blocks, config.model.head.pooling).suffix
         unfrozen.save_weights(weights / "unfrozen.weights.h5")
     elif not (job and parts.regime is bottleneck):
-        parts.backbone.model.save_weights(weights / "backbone.weights.h5")
+        save(parts.backbone.model, weights / "backbone.weights.h5", network_record(config, parts.backbone.model))
     head: keras.Model = fitted.model.get_layer("head")
-    head.save_weights(weights / "head.weights.h5")
+    save(head, weights / "head.weights.h5", head_record(config, parts.backbone, head, fitted.model))
 
 
 def draw(folder: Path, parts: Parts, splits: Splits, fitted: Fitted, reports: Mapping[str, Report]) -> None:

@@ -23,8 +23,12 @@ from experiments.types import ConfigError
 if TYPE_CHECKING:
     import keras
 
+    from experiments.types import Backbone
+
 KERAS_FILE = "data/model.keras"  # in a model that MLflow has
 WEIGHTS = "weights"  # in a run's folder, from `run.write_results`: these, of a sweep's job not all
+TOLERANCE = {"float32": 1e-3}  # in probability, by precision, between one machine and another; of all others:
+COARSE = 2e-2
 HEAD, BACKBONE, UNFROZEN = "head.weights.h5", "backbone.weights.h5", "unfrozen.weights.h5"
 
 
@@ -79,7 +83,7 @@ class Trained:
             logged = stored.logged_model(self.uri, self.run_id)
             if logged is not None:
                 return read_model(logged / KERAS_FILE)
-        return join(self, self.weights())
+        return join(self, self.weights())  # which compares what it has rebuilt with what the run had
 
     def weights(self) -> Path:
         """The folder with the weights as the run's files.
@@ -211,4 +215,40 @@ def join(run: Trained, weights: Path) -> keras.Model:
         network.load(suffix, weights / UNFROZEN, run.name)
     head = build.build_head(config, backbone, len(run.classes))
     network.load(head, weights / HEAD, run.name)
-    return network.join(backbone, pool, head)
+    whole = network.join(backbone, pool, head)
+    verify(run, config, backbone, whole, weights / HEAD)
+    return whole
+
+
+def verify(run: Trained, config: Config, backbone: Backbone, model: keras.Model, head: Path) -> None:
+    """Compare a rebuilt model with what the run stored of its own.
+
+    Args:
+        head: the weights file of the run's head, with the record beside the weights.
+
+    Raises:
+        ConfigError: another network, other weights, or other probabilities.
+    """
+    import numpy as np
+
+    from experiments.build import backbone_differences
+    from experiments.models import network, weights
+
+    record = weights.read(head, run.name).record
+    if record is None:  # of a version that stored none
+        return
+    try:
+        wrong = backbone_differences(config, record, backbone)
+        expected = np.asarray(record["reference"], "float32")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{run.name}: {head}: its record is damaged ({error!r})") from None
+    if not wrong:
+        given = np.asarray(model(network.reference_images(model), training=False))
+        tolerance = TOLERANCE.get(config.runtime.precision, COARSE)
+        if not np.allclose(given, expected, rtol=0, atol=tolerance, equal_nan=True):
+            wrong = [f"its probabilities differ by {np.abs(given - expected).max():.2g} on the reference images"]
+    if wrong:
+        raise ConfigError(
+            f"{run.name}: its model cannot be rebuilt as it was trained: {'; '.join(wrong)}. Use the model that the "
+            "run logged (give its MLflow id), or the version of this program and of Keras that made it"
+        )

@@ -39,7 +39,7 @@ class Shown(NamedTuple):
 
     mistakes: Sequence[Mistake]
     pixels: np.ndarray  # [N, H, W, 3] uint8
-    heat: np.ndarray  # [N, H, W] float32 in [0, 1]: what speaks for the predicted class
+    heat: np.ndarray  # [N, H, W] float32 in [0, 1]: what speaks for the predicted class and against the others
     difference: float  # at most, between the confidences that were recorded and those the model has now
 
 
@@ -125,7 +125,7 @@ def draw(run: Trained, split: str, shown: Shown, wrong: int, pictures: int) -> F
     which = "" if len(shown.mistakes) == wrong else f", the {len(shown.mistakes)} most confident"
     figure.suptitle(
         f"{figures.literal(figures.short(run.name, 60))}: {wrong} mistakes in {pictures} {split} pictures{which}\n"
-        "true → predicted; bright: what speaks for the predicted class (Grad-CAM)",
+        "true → predicted; bright: what speaks for the predicted class against the others (Grad-CAM)",
         fontsize=10,
     )
     return figure

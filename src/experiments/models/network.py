@@ -11,6 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from experiments.models import weights
+from experiments.models.architecture import SHOWN, architecture, differences
 from experiments.models.head import pooling, probabilities
 from experiments.store import Rows
 from experiments.types import Backbone, ConfigError
@@ -203,25 +205,24 @@ def score(model: keras.Model, inputs: np.ndarray | Rows, batch_size: int = 64) -
 
 
 def load(model: keras.Model, path: Path, key: str) -> None:
-    """Loads a weights file into a model.
+    """Load a weights file into a model.
 
     Args:
         key: the configuration key that named the file, for the error.
 
     Raises:
-        ConfigError: a file that does not exist, is no weights file or does not fit the model.
+        ConfigError: a file that does not exist, is no weights file, or belongs to another network.
     """
-    if not path.is_file():
-        raise ConfigError(f"{key}: no such file. Received: {path}")
-    if path.suffixes[-2:] != [".weights", ".h5"]:
-        raise ConfigError(f"{key}: must be a Keras weights file, *.weights.h5. Received: {path}")
-    try:
-        model.load_weights(path)
-    except (ValueError, OSError, KeyError) as error:
-        layers = ", ".join(
-            f"{layer.name} {[tuple(w.shape) for w in layer.weights]}" for layer in model.layers if layer.weights
-        )
+    contents = weights.read(path, key)
+    recorded = weights.recorded_architecture(contents)
+    wrong = differences(recorded, architecture(model)) if recorded is not None else []
+    if wrong:
         raise ConfigError(
-            f"{key}: {path} does not fit {model.name}: {str(error).splitlines()[0]}. The weights must be of the same "
-            f"network with the same layers: {layers[:600]}"
-        ) from None
+            f"{key}: {path} does not fit {model.name}, it belongs to another network: {'; '.join(wrong[:SHOWN])}"
+        )
+    weights.load(model, contents, key)
+
+
+def reference_images(model: keras.Model) -> np.ndarray:
+    """Return the noise [2, H, W, 3] float32 in [0, 255] whose probabilities are stored with every model."""
+    return np.random.default_rng(0).integers(0, 256, (2, *model.input_shape[1:])).astype("float32")

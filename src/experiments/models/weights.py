@@ -1,0 +1,367 @@
+"""Weights files: what is in one, whether it belongs to a network, and loading it.
+
+Of a file only names, shapes, numbers and JSON text are read; nothing in it is deserialized, called or followed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import keras
+
+from experiments import store
+from experiments.models.architecture import PREPROCESSING, Architecture, layers_of, snake_case
+from experiments.types import ConfigError
+
+RECORD = "experiments"  # the dataset beside Keras's own groups that holds what `save` was given
+LARGEST_CONFIG = 50_000_000  # bytes of JSON
+DEEPEST = 20  # groups within groups
+SHOWN = 3  # layers in a message
+MEMBER = "model.weights.h5"  # in a .keras file
+SUFFIX = {"keras": ".weights.h5", "legacy": ".h5", "archive": ".keras"}  # by which Keras chooses how to read a file
+ALLOWED = (
+    "must be a Keras weights file, *.weights.h5, *_notop.h5 or *_no_top.h5 (keras.applications), or a backbone saved "
+    "whole, *.keras"
+)
+BACKBONE_ONLY = (
+    "Save the backbone alone and give that file: "
+    "keras.Model(m.input, m.get_layer(LAST).output).save_weights('backbone.weights.h5')"
+)
+# How files begin that are often taken for weights.
+FORMATS = (
+    (rb"\s*(<!doctype|<html|<\?xml)", "an HTML or XML page, as a failed download leaves it"),
+    (rb"version https://git-lfs", "a Git LFS pointer; fetch the file itself (git lfs pull)"),
+    (rb"\x80[\x02-\x05]", "a pickle, which could run code"),
+    (rb"\x93NUMPY", "a NumPy array"),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!", "a compressed file; unpack it"),
+    (rb"\s*\{", "JSON text"),
+    (rb".{8}\{\"", "a safetensors file"),
+)
+# Classes that leave open whether two networks differ: at the input, at the output, or doing nothing at inference.
+UNDECIDED = re.compile(r"input_layer|flip|rescaling|normalization|flatten|global_.*|.*dropout(_?\dd)?|gaussian_noise")
+
+
+class Layer(NamedTuple):
+    """A layer of a file or of a network."""
+
+    name: str
+    kind: str  # its class in snake case; in a legacy file its name without a number
+    shapes: tuple[tuple[int, ...], ...]  # of its weights
+
+
+Layers = dict[str, Layer]  # by the place that Keras gives to each in a file
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a weights file holds, without the numbers."""
+
+    path: Path
+    layout: str  # keras: Keras 3's; legacy: Keras 1 and 2's, as keras.applications publishes; archive: a .keras file's
+    layers: Layers
+    record: Mapping[str, Any] | None = None  # what `save` was given
+    config: Mapping[str, Any] | None = None  # the Keras configuration of the network, where the file brings one
+
+
+def save(model: keras.Model, path: Path, record: Mapping[str, Any]) -> None:
+    """Write a model's weights with a record of what they belong to; the file appears whole or not at all."""
+    draft = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        model.save_weights(draft)
+        with h5py.File(draft, "a") as file:
+            file[RECORD] = json.dumps(record)
+        store.sync(draft)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def read(path: Path, key: str) -> Contents:
+    """Return what is in a weights file.
+
+    Args:
+        key: the configuration key that named the file, for the error.
+
+    Raises:
+        ConfigError: a file that is missing, damaged, no weights file, or that refers to other files.
+    """
+    check_file(path, key)
+    try:
+        if zipfile.is_zipfile(path):
+            return _read_archive(path, key)
+        with h5py.File(path) as file:
+            return _read_file(file, path, key)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{key}: {path} is damaged and cannot be read ({str(error)[:200]})") from None
+
+
+def check_file(path: Path, key: str) -> None:
+    """Raise a ConfigError where a path names no regular file that begins as HDF5 or a .keras file does."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        remote = ". An address is not downloaded: fetch the file yourself" if re.match(r"\w+:/", str(path)) else ""
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
+        raise ConfigError(f"{key}: {reason}. Received: {path}{remote}") from None
+    if not stat.S_ISREG(mode):
+        what = "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise ConfigError(f"{key}: {ALLOWED}, not {what}. Received: {path}")
+    try:
+        with path.open("rb") as file:
+            begin = file.read(512)
+    except OSError as error:
+        raise ConfigError(f"{key}: {path}: {error.strerror}") from None
+    if begin.startswith((b"\x89HDF\r\n\x1a\n", b"PK\x03\x04")):
+        return
+    found = next((what for pattern, what in FORMATS if re.match(pattern, begin, re.I | re.S)), "of another format")
+    raise ConfigError(f"{key}: {ALLOWED}. Received: {path}, which does not fit: it is {found if begin else 'empty'}")
+
+
+def _read_archive(path: Path, key: str) -> Contents:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if MEMBER not in names or "config.json" not in names:
+            what = "PyTorch's" if any(name.endswith("data.pkl") for name in names) else "not Keras's"
+            raise ConfigError(f"{key}: {ALLOWED}. Received: {path}, an archive, but {what}: it has no {MEMBER}")
+        if archive.getinfo("config.json").file_size > LARGEST_CONFIG:
+            raise ConfigError(f"{key}: {path}: its config.json is larger than {LARGEST_CONFIG:,} bytes")
+        config = json.loads(archive.read("config.json"))
+        with archive.open(MEMBER) as member, h5py.File(member) as file:
+            found = _read_file(file, path, key)
+    return replace(found, layout="archive", config=_functional(config))
+
+
+def _read_file(file: h5py.File, path: Path, key: str) -> Contents:
+    _refuse_references(file, path, key)
+    record = json.loads(file[RECORD][()]) if RECORD in file and file[RECORD].shape == () else None
+    record = record if isinstance(record, Mapping) else None
+    legacy = file["model_weights"] if "layer_names" not in file.attrs and "model_weights" in file else file
+    if "layer_names" in legacy.attrs or "layer_names0" in legacy.attrs:
+        layers: Layers = {}
+        for name in _texts(legacy, "layer_names"):
+            shapes = [_shape(legacy[name][one]) for one in _texts(legacy[name], "weight_names")]
+            layers[str(len(layers))] = Layer(name, _without_number(name), tuple(shapes))
+        config = file.attrs.get("model_config")
+        return Contents(path, "legacy", layers, record, _functional(json.loads(config)) if config is not None else None)
+    root = next((file[name] for name in ("layers", "_layer_checkpoint_dependencies") if name in file), None)
+    if root is None:
+        raise ConfigError(f"{key}: {ALLOWED}. Received: {path}, an HDF5 file without weights of Keras")
+    return Contents(path, "keras", dict(_groups(root)), record)
+
+
+def _groups(root: h5py.Group, above: str = "") -> Iterator[tuple[str, Layer]]:
+    """Yield place and layer of every layer in Keras 3's layout, networks within the network opened."""
+    for place, group in root.items():
+        if isinstance(group, h5py.Group) and "layers" in group:
+            yield from _groups(group["layers"], f"{above}{place}/")
+        elif isinstance(group, h5py.Group):
+            name = group["vars"].attrs.get("name", place) if "vars" in group else place
+            found: list[h5py.Group | h5py.Dataset] = []
+            group.visititems(lambda _, one, found=found: found.append(one))
+            arrays = [one for one in found if isinstance(one, h5py.Dataset) and "seed_generator" not in one.name]
+            shapes = [_shape(one) for one in arrays]
+            yield f"{above}{place}", Layer(str(name), _without_number(place), tuple(shapes))
+
+
+def _without_number(name: str) -> str:
+    return re.sub(r"_\d+$", "", name)
+
+
+def _shape(dataset: h5py.Dataset) -> tuple[int, ...]:
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiuV":
+        raise ValueError(f"{dataset.name} holds no numbers")
+    return tuple(map(int, dataset.shape))
+
+
+def _refuse_references(file: h5py.File, path: Path, key: str) -> None:
+    """Raise a ConfigError where anything in an HDF5 file lies elsewhere: soft and external links, foreign storage."""
+    waiting = [(file, 0)]
+    while waiting:
+        group, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise ConfigError(f"{key}: {path} has groups nested deeper than {DEEPEST}, which no weights file has")
+        for name in group:
+            link = group.get(name, getlink=True)
+            if not isinstance(link, h5py.HardLink):
+                raise ConfigError(
+                    f"{key}: {path} refers to other places ({name} is a link), which is not followed. Save the weights "
+                    "into one file: model.save_weights('backbone.weights.h5')"
+                )
+            found = group[name]
+            if isinstance(found, h5py.Group):
+                waiting.append((found, depth + 1))
+            elif isinstance(found, h5py.Dataset) and (found.external or found.is_virtual):
+                raise ConfigError(
+                    f"{key}: {path} refers to other files ({found.name}), which are not read. Save the weights into "
+                    "one file: model.save_weights('backbone.weights.h5')"
+                )
+
+
+def _texts(group: h5py.Group, name: str) -> list[str]:
+    """Return an attribute that is a list of names; Keras splits long ones into several."""
+    parts = [name] if name in group.attrs else [f"{name}{at}" for at in range(len(group.attrs))]
+    values = [value for part in parts if part in group.attrs for value in group.attrs[part]]
+    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+
+
+def _functional(config: Any) -> Mapping[str, Any] | None:
+    """Return the inner configuration of a functional model; None of any other model."""
+    inner = config.get("config") if isinstance(config, Mapping) else None
+    return inner if isinstance(inner, Mapping) and "layers" in inner and "input_layers" in inner else None
+
+
+def recorded_architecture(contents: Contents) -> Architecture | None:
+    """Return the network that a file's weights belong to, as `architecture` gives it; None where it is not known."""
+    try:
+        if contents.record is not None:
+            found: Architecture = contents.record["architecture"]
+            return found
+        return None if contents.config is None else layers_of(contents.config)
+    except (KeyError, TypeError, AttributeError, ValueError, StopIteration):
+        return None
+
+
+def recorded_size(contents: Contents) -> int | None:
+    """Return the side of the images of the network that a file's weights belong to; None where it takes any."""
+    if contents.record is not None:
+        size = contents.record.get("image_size")
+    else:
+        inputs = [layer["config"] for layer in (contents.config or {})["layers"] if layer["class_name"] == "InputLayer"]
+        shape = inputs[0].get("batch_shape") if len(inputs) == 1 else None
+        size = shape[1] if isinstance(shape, list) and len(shape) == 4 else None
+    return size if isinstance(size, int) and 0 < size < 10_000 else None
+
+
+def layers_in(model: keras.Model, layout: str) -> Layers:
+    """Return a model's layers by the places that they have in a weights file of a layout."""
+    if layout == "legacy":
+        return {str(at): _layer(layer) for at, layer in enumerate(model.layers)}
+    found: Layers = {}
+    counts: Counter[str] = Counter()
+    for layer in model.layers:
+        kind = snake_case(type(layer).__name__)
+        place = f"{kind}_{counts[kind]}" if counts[kind] else kind
+        counts[kind] += 1
+        if isinstance(layer, keras.Model):
+            found |= {f"{place}/{inner}": one for inner, one in layers_in(layer, layout).items()}
+        else:
+            found[place] = _layer(layer)
+    return found
+
+
+def _layer(layer: keras.Layer) -> Layer:
+    shapes = tuple(tuple(weight.shape) for weight in layer.weights)
+    return Layer(layer.name, snake_case(type(layer).__name__), shapes)
+
+
+def mismatch(contents: Contents, model: keras.Model) -> str | None:
+    """Return why a file's arrays do not fit a model, layer by layer, with the likely cause; None where they do.
+
+    Layers may have other names in the file, as those in weights of keras.applications do.
+    """
+    there, here = _weighted(contents.layers), _weighted(layers_in(model, contents.layout))
+    if contents.layout == "legacy":  # Keras takes them in order
+        there, here = ({str(at): one for at, one in enumerate(some.values())} for some in (there, here))
+    wrong = [place for place in here if place in there and sorted(here[place].shapes) != sorted(there[place].shapes)]
+    names = [{layer.name: layer for layer in layers.values()} for layers in (there, here)]
+    moved = [
+        place for place in here
+        if place in there and here[place].name != there[place].name
+        and here[place].name in names[0] and there[place].name in names[1]
+    ]  # fmt: skip
+    if set(there) == set(here) and not wrong and not moved:
+        return None
+    lines = [
+        f"{name} {list(layer.shapes)} expected, {list(names[0][name].shapes)} received"
+        for name, layer in names[1].items()
+        if name in names[0] and sorted(layer.shapes) != sorted(names[0][name].shapes)
+    ]
+    lines += [
+        f"{name} {list(layer.shapes)} is not in the file" for name, layer in names[1].items() if name not in names[0]
+    ]
+    lines += [
+        f"{name} {list(layer.shapes)} is only in the file" for name, layer in names[0].items() if name not in names[1]
+    ]
+    more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    shown = "; ".join(lines[:SHOWN]) or "the same layers in another order"
+    return f"{shown}{more}. Likely cause: {_likely_cause(*names)}"
+
+
+def _weighted(layers: Layers) -> Layers:
+    return {place: layer for place, layer in layers.items() if layer.shapes}
+
+
+def _likely_cause(there: Mapping[str, Layer], here: Mapping[str, Layer]) -> str:
+    extra = [layer for name, layer in there.items() if name not in here]
+    classifier = [layer.name for layer in extra if any(len(shape) == 2 for shape in layer.shapes)]
+    if classifier and all(name in there for name in here):
+        return (
+            f"the file holds a whole classifier ({', '.join(classifier)}), and its backbone alone is needed. Of "
+            f"keras.applications that is *_notop.h5 or *_no_top.h5; of your own model: {BACKBONE_ONLY}"
+        )
+    shared = [name for name in here if name in there]
+    wrong = [(there[name].shapes, here[name].shapes) for name in shared if there[name].shapes != here[name].shapes]
+    if not shared:
+        return "another network (model=...)"
+    if not wrong:
+        return "another number of blocks or layers (model.layers, model=...)"
+    if len(wrong[0][0]) != len(wrong[0][1]):
+        return (
+            "another number of weights in a layer, as with and without batch normalisation (model.layers.*.batch_norm)"
+        )
+    if any(len(one) == 4 and one[:2] != other[:2] for one, other in zip(*wrong[0], strict=True)):
+        return "another kernel size (model.layers.*.kernel)"
+    return "another width (model.alpha, model.layers.*.filters)"
+
+
+def other_layers(contents: Contents, model: keras.Model) -> str | None:
+    """Return which layers without weights a file counts otherwise than a model; None where it counts alike or not.
+
+    Keras 3 lists all layers in a file; older versions of it and the legacy layout give no classes.
+    """
+    there = Counter(layer.kind for layer in contents.layers.values() if not layer.shapes)
+    here = Counter(layer.kind for layer in layers_in(model, contents.layout).values() if not layer.shapes)
+    if contents.layout == "legacy" or not there:
+        return None
+    kinds = sorted(kind for kind in {*there, *here} if there[kind] != here[kind] and not UNDECIDED.fullmatch(kind))
+    return ", ".join(f"{there[kind]} x {kind} in the file, {here[kind]} in the network" for kind in kinds) or None
+
+
+def rescalings(layers: Layers) -> int:
+    """Return how many rescaling layers a network has, without the one that is our preprocessing."""
+    return sum(layer.kind == "rescaling" and layer.name != PREPROCESSING for layer in layers.values())
+
+
+def load(model: keras.Model, contents: Contents, key: str) -> None:
+    """Load a file's weights into a model.
+
+    Raises:
+        ConfigError: they do not fit; the message names layers, shapes and the likely cause.
+    """
+    reason = mismatch(contents, model)
+    if reason is None:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                link = Path(folder) / f"model{SUFFIX[contents.layout]}"
+                link.symlink_to(contents.path.resolve())
+                model.load_weights(link)
+            return
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+    layers = ", ".join(f"{name} {list(shapes)}" for name, _, shapes in layers_in(model, "legacy").values() if shapes)
+    raise ConfigError(
+        f"{key}: {contents.path} does not fit {model.name}: {reason}. The network's layers: {layers[:600]}"
+    )
