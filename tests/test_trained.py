@@ -28,6 +28,8 @@ import requests
 from experiments import exports, train, trained
 from experiments.commands import export, register
 from experiments.data import decoder
+from experiments.models import network
+from experiments.models.head import probabilities
 from experiments.tracking import stored
 from experiments.types import ConfigError
 
@@ -111,12 +113,34 @@ def test_what_cannot_be_used_is_told(place: Place, tmp_path: Path) -> None:
     (copy / "run.json").write_text(json.dumps({**facts, "backbone_identity": "other"}))
     with pytest.raises(ConfigError, match=r"copy: this job .* has changed since"):
         trained.find(str(copy)).model()
+    check_rebuilt(place, tmp_path)
     (copy / "weights" / "head.weights.h5").unlink()
     with pytest.raises(ConfigError, match=r"copy: its weights are gone"):
         trained.find(str(copy)).model()
     (copy / "run.json").write_text(json.dumps({**facts, "status": "KILLED"}))
     with pytest.raises(ConfigError, match=r"not finished \(KILLED\).*resume="):
         trained.find(str(copy))
+
+
+def check_rebuilt(place: Place, folder: Path) -> None:
+    """A run's configuration, weights or program that has changed since gives no model, rather than another one."""
+    copy = shutil.copytree(place.folder("whole"), folder / "changed")
+    plain = (copy / "config.yaml").read_text(encoding="utf-8")
+    for there, here, named in (
+        ("preprocessing: rescale", "preprocessing: tf", "model.preprocessing: 'rescale' there, 'tf' here"),
+        ("pooling: average", "pooling: max", "model.head.pooling: 'average' there, 'max' here"),
+        ("image_size: 48", "image_size: 64", "data.image_size: 48 there, 64 here"),
+    ):
+        assert there in plain
+        (copy / "config.yaml").write_text(plain.replace(there, here), encoding="utf-8")
+        with pytest.raises(ConfigError) as caught:
+            trained.find(str(copy)).model()
+        assert named in str(caught.value) and "changed" in str(caught.value)
+    (copy / "config.yaml").write_text(plain, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:  # as if this version of Keras computed something else
+        patch.setattr(network, "probabilities", lambda logits: probabilities(1.5 * logits + 1))
+        with pytest.raises(ConfigError, match="probabilities differ by .* on the reference images"):
+            trained.find(str(copy)).model()
 
 
 def test_an_export_gives_what_the_model_gives(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -245,7 +245,9 @@ def verify(run: Trained, config: Config, backbone: Backbone, model: keras.Model,
     if not wrong:
         given = np.asarray(model(network.reference_images(model), training=False))
         tolerance = TOLERANCE.get(config.runtime.precision, COARSE)
-        if not np.allclose(given, expected, rtol=0, atol=tolerance, equal_nan=True):
+        if given.shape != expected.shape:
+            wrong = [f"it has {given.shape[-1]} classes, and had {expected.shape[-1]}"]
+        elif not np.allclose(given, expected, rtol=0, atol=tolerance, equal_nan=True):
             wrong = [f"its probabilities differ by {np.abs(given - expected).max():.2g} on the reference images"]
     if wrong:
         raise ConfigError(

@@ -6,8 +6,10 @@ import base64
 import copy
 import io
 import marshal
+import os
+import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,9 @@ VALUES: dict[str, Callable[[Plain, Path], Plain]] = {
     "group that is a list": changed("model", ["CANARY"]),
     "huge number": changed("seed", 10**4000),
     "unknown keys": changed("evil", CALL),
+    "layer that reads a file": changed(
+        "augmentation.layers", [{"_target_": "keras.layers.StringLookup", "vocabulary": "CANARY.txt"}]
+    ),
     "weights that are a model": changed("model.weights", "CANARY.keras"),
     "weights that are a pickle": changed("model.weights", "CANARY.weights.h5"),
 }
@@ -182,6 +187,80 @@ TEXTS: dict[str, tuple[bytes, str]] = {
     "no YAML": (b"a: [1, 2", "cannot be read"),
     "a key that is a mapping": (b"? {a: 1}\n: 2\n", "cannot be read"),
 }  # fmt: skip
+
+
+READERS = ("StringLookup", "IntegerLookup", "TextVectorization")
+
+
+@pytest.mark.parametrize("target", [f"keras.layers.{name}" for name in READERS] + ["keras.utils.FeatureSpace"])
+def test_a_layer_that_reads_files_is_refused_by_name(
+    target: str, config: Callable[..., schema.Config], tmp_path: Path
+) -> None:
+    """Also where it is hidden in another layer's argument; the file is a pipe, whose reader would wait for ever."""
+    os.mkfifo(tmp_path / "words")
+    name = target.split(".")[-1]
+    arguments = f"vocabulary:'{tmp_path / 'words'}'" if target.startswith("keras.layers") else "features:{}"
+    layers = f"augmentation.layers=[{{_target_:{target},{arguments}}}]"
+    with pytest.raises(ConfigError, match=rf"augmentation\.layers\.0\._target_: {name} reads files"):
+        build.build(config("model.weights=null", layers), {})
+    inner = f"{{module:keras.layers,class_name:{name},config:{{{arguments}}}}}"
+    layers = f"augmentation.layers=[{{_target_:keras.layers.Activation,activation:{inner}}}]"
+    with pytest.raises(ConfigError, match=r"augmentation\.layers\.0\.activation: must be plain values"):
+        build.build(config("model.weights=null", layers), {})
+
+
+def test_all_layers_of_keras_that_read_files_are_refused() -> None:
+    """By the source of every layer that Keras offers, so that a new one is noticed."""
+    import inspect
+
+    import keras
+
+    layers = dict(inspect.getmembers(keras.layers, inspect.isclass))
+    modules = {base.__module__: base for layer in layers.values() for base in layer.__mro__}
+    opens = re.compile(r"gfile|\bopen\(|\bexists\(|get_file|_path\(")
+    reading = {
+        name for name, base in modules.items()
+        if name.startswith("keras.") and opens.search(Path(inspect.getfile(base)).read_text(encoding="utf-8"))
+    }  # fmt: skip
+    refused = {*build.READ_FILES, *build.RUN_CODE}
+    readers = {name for name, layer in layers.items() if {base.__module__ for base in layer.__mro__} & reading}
+    assert {"StringLookup", "IntegerLookup"} <= readers
+    assert [name for name in readers if not {base.__name__ for base in layers[name].__mro__} & refused] == []
+
+
+def test_addresses_archives_and_weights_of_a_stranger_are_not_opened(
+    config: Callable[..., schema.Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def expand(changes: Mapping[str, Any], *overrides: str) -> schema.Config:
+        plain = schema.logged(config("data=cats_vs_dogs", "regime=bottleneck"))
+        for key, value in changes.items():
+            plain = changed(key, value)(plain, tmp_path / "canary")
+        (tmp_path / "config.yaml").write_text(schema.dump_yaml(plain), encoding="utf-8")
+        return config(*like.expand([f"like={tmp_path}", *overrides]))
+
+    shipped = config("data=cats_vs_dogs").data
+    evil = {
+        "data.url": "https://evil.invalid/a.zip", "data.sha256": "0" * 64, "data.bytes": 7,
+        "data.archive": "/etc/shadow", "tracking.uri": "http://evil.invalid",
+    }  # fmt: skip
+    found = expand(evil)
+    assert found.data == shipped and found.tracking.uri != "http://evil.invalid"
+    line = capsys.readouterr().err
+    assert line.startswith("like: left out") and "data.url='https://evil.invalid/a.zip'" in line
+    assert "data.archive='/etc/shadow'" in line and "data.sha256=" in line
+    assert expand(evil, "data.archive=/mine.zip").data.arguments["archive"] == "/mine.zip"
+    for weights in ("/etc/passwd", "https://evil.invalid/w.h5", "mine.weights.h5"):
+        with pytest.raises(ConfigError, match=r"like: model\.weights: .*not opened unless you type it") as caught:
+            expand({"model.weights": weights})
+        assert f"model.weights='{weights}'" in str(caught.value)
+    assert expand({"model.weights": weights}, f"model.weights='{weights}'").model.weights == weights
+    assert expand({"model.weights": weights}, "model=convnet").model.weights == "pretrained"
+    for named in ("a" * 32, None):
+        assert expand({"model.weights": named}).model.weights == named
+    (tmp_path / "config.yaml").unlink()
+    os.mkfifo(tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match=r"like: .*config\.yaml: must be a file, no directory, pipe or device"):
+        like.expand([f"like={tmp_path}"])
 
 
 @pytest.mark.parametrize("name", TEXTS)
