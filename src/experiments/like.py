@@ -73,8 +73,9 @@ def expand(given: Sequence[str]) -> list[str]:
             f"yourself: model.weights={quoted(weights)}, or give other weights"
         )
     if foreign:
+        shown = "".join(letter if letter.isprintable() else "?" for letter in ", ".join(foreign))
         print(
-            f"like: left out, as addresses and archives of another configuration are not opened: {', '.join(foreign)}. "
+            f"like: left out, as addresses and archives of another configuration are not opened: {shown}. "
             "Type what you want to use",
             file=sys.stderr,
         )
