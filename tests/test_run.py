@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gc
+import io
 import json
 import sys
 import warnings
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from rich.console import Console
 
 from experiments import outcome, runtime, schema, train, trained
 from experiments import run as run_module
@@ -25,10 +27,12 @@ from experiments.checkpoints import Checkpoints, State
 from experiments.commands import sync
 from experiments.data import decoder, manifest
 from experiments.data.pixels import Decoded
+from experiments.evaluate import evaluate
 from experiments.quiet import quiet_start
-from experiments.run import Curves, check_joined, check_origins, read_data, run, write_csv
+from experiments.run import Curves, check_joined, check_origins, conclude, read_data, run, write_csv
+from experiments.store import Rows
 from experiments.tracking import Untracked
-from experiments.types import ConfigError, DataError, EpochRecord, Fitted, Splits
+from experiments.types import ConfigError, DataError, Entry, EpochRecord, Fitted, Manifest, Pictures, Splits
 
 SMALL = (
     "data=folder", "data.image_size=48", "model.weights=null", "model.head.pooling=average", "epochs=2", "batch_size=8",
@@ -451,3 +455,29 @@ def test_what_is_loaded_is_not_looked_through_for_garbage(monkeypatch: pytest.Mo
         assert gc.isenabled() and gc.get_freeze_count() >= before + len(loaded)
     finally:
         gc.unfreeze()
+
+
+def test_the_last_lines_show_accuracy_beside_the_most_frequent_class(tmp_path: Path) -> None:
+    """190 normal and 10 abnormal images: none of the abnormal found, some of them, all of them."""
+
+    def last_line(found: int) -> str:
+        entries = tuple(
+            Entry(f"{at}.png", 1, f"{at:064x}", 8, 8, "RGB", "normal" if at < 190 else "[b]abnormal", "validation")
+            for at in range(200)
+        )
+        labels = np.array([int(at < 190) for at in range(200)], np.int32)
+        pictures = Pictures("validation", entries, labels, 8, lambda: Rows([np.zeros((200, 8, 8, 3), "uint8")]))
+        splits = Splits(("[b]abnormal", "normal"), pictures, pictures, None, Manifest(Path(), (), entries), "")
+        scores = np.array([[0.9, 0.1] if 190 <= at < 190 + found else [0.2, 0.8] for at in range(200)])
+        reports = evaluate({"validation": scores}, splits)
+        assert reports["validation"].metrics["accuracy_baseline"] == 0.95
+        console = Console(file=io.StringIO(), record=True, width=200)
+        conclude(console, tmp_path, reports, None)
+        return console.export_text().splitlines()[0]
+
+    line = (
+        "validation accuracy 95.0 % (95 % interval 91.0 % to 97.3 %, 200 images), not above always answering 'normal'"
+    )
+    assert last_line(0).startswith(f"{line} (95.0 %); loss ")
+    assert "accuracy 97.0 %" in last_line(4) and "not significantly above always answering" in last_line(4)
+    assert "200 images), significantly above always answering 'normal' (95.0 %)" in last_line(10)

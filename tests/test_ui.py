@@ -161,7 +161,15 @@ def columns(browser: Chrome) -> list[str]:
 
 
 def test_the_table_has_the_columns_to_compare_by(runs: Chrome) -> None:
-    expected = ["validation.accuracy", "validation.accuracy_low", "validation.accuracy_high", "regime", "model", "seed"]
+    expected = [
+        "validation.accuracy",
+        "validation.accuracy_low",
+        "validation.accuracy_high",
+        "validation.accuracy_baseline",
+        "regime",
+        "model",
+        "seed",
+    ]
     until(lambda: [name for name in columns(runs) if name in expected] == expected, f"columns {expected}")
     cells = all_of(runs, "[role=gridcell][col-id='metrics.`validation.accuracy`']")
     accuracies = [one.text for one in sorted(cells, key=lambda one: one.location["y"])]

@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides")
     arguments = parser.parse_args()
     from experiments.commands.composed import start
+    from experiments.evaluate import Baseline, percent
 
     try:
         _, (run,) = start([["experiment=pretrained", *arguments.overrides]], "pretrained")
@@ -27,7 +28,9 @@ def main() -> None:
     target = PACKAGE / "weights" / "convnet.weights.h5"
     target.parent.mkdir(exist_ok=True)
     shutil.copyfile(Path(run.tags["run_folder"]) / "weights" / "backbone.weights.h5", target)
-    print(f"{target}: {target.stat().st_size} bytes, validation accuracy {run.metrics['validation.accuracy']:.1%}")
+    accuracy, low, share = (run.metrics[f"validation.accuracy{name}"] for name in ("", "_low", "_baseline"))
+    beside = Baseline("", share).beside(accuracy, low)
+    print(f"{target}: {target.stat().st_size} bytes, validation accuracy {percent(accuracy)}, {beside}")
 
 
 if __name__ == "__main__":

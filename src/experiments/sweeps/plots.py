@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from experiments.figures import literal, short
@@ -17,8 +18,12 @@ if TYPE_CHECKING:
     from experiments.sweeps.summary import Candidate
 
 
-def draw(folder: Path, ranked: Sequence[Candidate], objective: str) -> None:
-    """Writes the figures as PNG files; of candidates without a score nothing is drawn."""
+def draw(folder: Path, ranked: Sequence[Candidate], objective: str, baseline: float | None = None) -> None:
+    """Write the figures as PNG files; of candidates without a score nothing is drawn.
+
+    Args:
+        baseline: the accuracy of always answering the most frequent class; a line where a candidate is not above it.
+    """
     scored = [one for one in ranked if not math.isnan(one.score)]
     keys = list(dict.fromkeys(key for one in scored for key in one.values))
     keys = [key for key in keys if len({one.values.get(key) for one in scored}) > 1]
@@ -29,6 +34,12 @@ def draw(folder: Path, ranked: Sequence[Candidate], objective: str) -> None:
     if keys:
         drawn["parameters"] = against_keys(scored, keys, objective)
         drawn["parallel"] = parallel(scored, keys, objective)
+    lowest = min((one.score if math.isnan(one.low) else one.low for one in scored), default=math.inf)
+    if baseline is not None and baseline >= lowest:
+        panels = [panel for name in ("time", "parameters") if name in drawn for panel in drawn[name].axes]
+        for panel in filter(Artist.get_visible, panels):
+            panel.axhline(baseline, color="gray", linestyle="--", linewidth=1, label="most frequent class")
+            panel.legend(fontsize=8)
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png", dpi=100)
 

@@ -318,7 +318,8 @@ def conclude(folder: Path) -> dict[str, Any]:
         folder / "summary.md", markdown(folder.name, about["command"], lines, said, summary["failures"]).encode()
     )
     store.write_file(folder / "summary.json", json.dumps(summary, indent=1).encode())
-    plots.draw(folder / "figures", ranked, objective)
+    shares = [row.baseline.accuracy for row in jobs if row.baseline and objective == "accuracy"]
+    plots.draw(folder / "figures", ranked, objective, max(shares, default=None))
     return summary
 
 

@@ -29,9 +29,11 @@ sweep is a run, too; under *Sort: Created* its jobs lie below it, behind the `+`
 keys as typed, such as `optimizer.lr`; *Columns* shows more of them. *Model training*, at the top left, hides what \
 is not for this.
 
-**Which is better?** The interval is Wilson's over the validation pictures. Where intervals overlap, or runs differ \
-in `seed` only, ask `experiments compare RUN RUN ...`: it compares picture by picture and says whether a difference \
-is real. The best of many is flattered by the choice. `test.*` is there to be read once, not to choose by.
+**Which is better?** The interval is Wilson's over the validation images; always answering the most frequent class \
+reaches `validation.accuracy_baseline`. Where intervals overlap, or runs differ in `seed` only, use \
+`experiments compare RUN RUN ...`, which compares image by image. Single runs show which of two trained models is \
+better; whether a setting is takes several seeds of each. The best of many is flattered by the choice. `test.*` is \
+there to be read once, not to choose by.
 
 **Curves.** The chart symbol above the table draws all runs' curves; in a run they are under *Model metrics*: \
 `accuracy` and `loss` in training, `validation_accuracy` and `validation_loss`, by epoch. A finetune run begins with \
@@ -45,7 +47,7 @@ models are under *Models*. Runs with the same tag `data_fingerprint` saw the sam
 # What is compared, with the width of its column [pixels]; in this order.
 COLUMNS = {
     "metrics.`validation.accuracy`": 150, "metrics.`validation.accuracy_low`": 175,
-    "metrics.`validation.accuracy_high`": 180,
+    "metrics.`validation.accuracy_high`": 180, "metrics.`validation.accuracy_baseline`": 205,
     "params.`regime`": 100, "params.`model`": 110, "params.`seed`": 60, "params.`model.head.dropout`": 150,
     "params.`model.head.l2`": 115, "params.`regime.unfrozen_blocks`": 175, "params.`optimizer.lr`": 100,
     "params.`epochs`": 80, "params.`augmentation`": 120, "params.`data`": 110,
