@@ -49,7 +49,7 @@ def encoded(content: bytes) -> str:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A logged model as MLflow keeps it."""
     place = tmp_path_factory.mktemp("served") / "model"
-    metadata = {"classes": list(CLASSES), "image_size": SIZE}
+    metadata = {"classes": list(CLASSES), "image_size": SIZE, "gray_range": [0, 4095]}
     models.Flavor.save_model(str(place), Model(metadata=metadata), classifier())
     return place
 
@@ -79,6 +79,13 @@ def test_picture_files_are_answered_with_class_and_probability(served: Any) -> N
         assert list(answer["class"]) == ["cats", "dogs", CLASSES[rows[2].argmax()]]
         np.testing.assert_allclose(answer["probability"], rows.max(axis=1), atol=1e-6)
         np.testing.assert_allclose([[one["cats"], one["dogs"]] for one in answer["probabilities"]], rows, atol=1e-6)
+
+
+def test_16_bit_grays_are_served_with_the_range_that_the_model_was_trained_with(served: Any) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.full((9, 9), 4095 * 200 // 255, "uint16")).save(file, "PNG")
+    alike = served.predict([encoded(picture(200)), encoded(file.getvalue())])["probability"]
+    assert alike[0] == pytest.approx(alike[1], abs=1e-3)
 
 
 def test_pixels_are_answered_alike(served: Any) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 from experiments.data import decoder, manifest
 from experiments.data.folder import folder
 from experiments.data.pixels import pictures_of, splits_of
-from experiments.types import ConfigError, DataError, Manifest
+from experiments.types import ConfigError, DataError, ImageWarning, Manifest
 
 REPOSITORY = Path(__file__).parents[2]
 PHOTOS = Path(os.environ.get("EXPERIMENTS_PHOTOS", REPOSITORY.parent / "shared" / "cats_dogs"))
@@ -529,6 +529,33 @@ def test_odd_names(root: Path, name: str) -> None:
     assert len(text.splitlines()) == 3
 
 
+# --- warnings, and the range of grays
+
+
+def test_images_that_are_used_with_a_warning_are_named_every_time(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.new("L", (9, 9)).save(root / "train/cats/black.png")
+    for _ in range(2):
+        caplog.clear()
+        found = read(root)
+        assert found.warnings == (
+            ImageWarning("train/cats/black.png", "is blank: all its pixels are of the color (0, 0, 0)"),
+        )
+        assert "train/cats/black.png: is blank" in caplog.text
+
+
+def test_grays_are_read_with_the_range_of_the_data_set(root: Path) -> None:
+    levels = np.array([[0, 1365, 2730, 4095]], np.uint16)
+    Image.fromarray(levels).save(root / "train/cats/xray.png")
+    assert "train/cats/xray.png: holds 16-bit grays from 0 to 4095" in message(root)
+    cache = root.parent / "cache"
+    for gray_range, expected in (((0, 4095), [0, 85, 170, 255]), ((0, 65535), [0, 5, 11, 16])):
+        found = read(root, gray_range=gray_range)
+        pixels = pictures_of(found, "train", 4, cache, held=True)
+        at = pixels.ids.index("train/cats/xray.png")
+        assert pixels.pixels[at][0, :, 0].tolist() == expected
+    assert "train/cats/xray.png" in message(root)
+
+
 # --- what is kept
 
 
@@ -581,6 +608,11 @@ def test_rows(root: Path) -> None:
 
 
 # --- the source
+
+
+def test_folder_names_that_no_file_can_have_are_errors() -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        folder(root="/tmp/" + "long" * 100, cache=Path("cache"))
 
 
 def test_folder_returns_an_absolute_path(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,3 +92,40 @@ def test_the_figure_shows_pictures_of_every_class(drawn: Path, config: Read) -> 
     shown = [panel.get_images()[0].get_size() for panel in figure.axes if panel.get_images()]
     assert shown == [(48, 48)] * 8
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["blobs", "stripes"]
+
+
+@pytest.mark.parametrize("on_bad", ["error", "skip"])
+@pytest.mark.parametrize("splits", [("train", "validation"), ("validation",)])
+def test_a_class_without_a_usable_image_is_shown_as_such(
+    damaged: Path, config: Read, splits: tuple[str, ...], on_bad: str
+) -> None:
+    for split in splits:
+        for path in (damaged / split / "blobs").iterdir():
+            path.write_bytes(b"no image: " + bytes(path))
+    looked = data.survey(
+        config("data=folder", f"data.root={damaged}", "data.image_size=48", f"data.on_bad={on_bad}", "data.fold=0")
+    )
+    assert {fault.path for fault in looked.fatal} >= {f"{split}/blobs" for split in splits if split == "train"}
+    assert data.draw(looked, 2).get_suptitle().endswith(f"{len(looked.faults)} faults")
+    assert data.fault_lines(looked, on_bad)[0].endswith(":") and ".:" not in data.fault_lines(looked, on_bad)[0]
+
+
+def test_images_that_should_be_looked_at_are_listed(drawn: Path, tmp_path: Path, config: Read) -> None:
+    root = tmp_path / "odd"
+    shutil.copytree(drawn, root)
+    Image.new("L", (20, 20)).save(root / "train" / "blobs" / "black.png")
+    clear = Image.new("RGBA", (20, 20), (200, 40, 30, 0))
+    clear.save(root / "train" / "blobs" / "clear.png")
+    exif = b"Exif\0\0II*\0\xff\xff\xff\xff"
+    Image.open(root / "train" / "blobs" / "blobs.1.jpg").save(root / "train" / "blobs" / "exif.jpg", exif=exif)
+    for _ in range(2):  # decoded, and from the stored verdicts
+        looked = data.survey(config("data=folder", f"data.root={root}", "data.image_size=48"))
+        assert [fault.path for fault in looked.faults] == ["train/blobs/clear.png"]
+        assert "is fully transparent" in looked.faults[0].text
+        assert data.image_warning_lines(looked.manifest) == [
+            "used, with a warning: 2",
+            "  train/blobs/black.png: is blank: all its pixels are of the color (0, 0, 0)",
+            "  train/blobs/exif.jpg: its EXIF is damaged, and the orientation cannot be read: "
+            "it is used as it is stored",
+        ]
+    assert data.image_warning_lines(data.survey(config("data=folder", f"data.root={drawn}")).manifest) == []

@@ -196,6 +196,7 @@ def look_at_data(arguments: argparse.Namespace) -> int:
         PlainConsole().print(data.counts(looked.manifest))
     say(data.sentences(looked.manifest, config.data.image_size))
     say(data.fault_lines(looked, config.data.on_bad))
+    say(data.image_warning_lines(looked.manifest))
     if looked.manifest.entries:
         facts = {"data": fingerprint(looked.manifest), "faults": str(len(looked.faults))}
         figure = data.draw(looked, arguments.pictures)

@@ -24,11 +24,11 @@ def folder(*, root: str | Path, cache: Path) -> Path:
         ConfigError: If `root` is not an existing folder; names similar ones.
     """
     path = Path(os.path.abspath(os.path.expanduser(root)))
-    if str(root) and path.is_dir():
+    if str(root) and os.path.isdir(path):  # unlike Path.is_dir, no error for a name that no file can have
         return path
     if not str(root):
         problem = "is empty"
-    elif path.exists():
+    elif os.path.exists(path):
         problem = "is not a folder (if it is an archive, unpack it)"
     else:
         problem = f"does not exist{_similar(path)}"
@@ -38,7 +38,7 @@ def folder(*, root: str | Path, cache: Path) -> Path:
 def _similar(path: Path) -> str:
     """Names like the first missing part of a path, from the folder it would be in."""
     missing = path
-    while not missing.parent.is_dir():
+    while not os.path.isdir(missing.parent):
         missing = missing.parent
     try:
         names = [entry.name for entry in os.scandir(missing.parent) if entry.is_dir()]

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from experiments.build import build_source
 from experiments.data.listing import Fault, printable
+from experiments.data.manifest import warning_lines
 from experiments.data.pixels import open_picture
 from experiments.figures import PALETTE, STYLE, literal, short
 from experiments.run import read_manifest
@@ -95,9 +96,16 @@ def fault_lines(looked: Survey, on_bad: str) -> list[str]:
         return [f"{number}, left out by a run (data.on_bad=skip):", *lines]
     skippable = sum(fault.skippable for fault in looked.fatal)
     most = "all" if skippable == len(looked.fatal) else f"{skippable}"
-    hint = f" data.on_bad=skip would leave out {most} of them" if skippable and on_bad == "error" else ""
+    hint = f". data.on_bad=skip would leave out {most} of them" if skippable and on_bad == "error" else ""
     refused = "" if len(looked.fatal) == len(lines) else f" {len(looked.fatal)} of"
-    return [f"{number}; a run with data.on_bad={on_bad} refuses{refused} them.{hint}:", *lines]
+    return [f"{number}; a run with data.on_bad={on_bad} refuses{refused} them{hint}:", *lines]
+
+
+def image_warning_lines(found: Manifest) -> list[str]:
+    """Return every image that a run uses, but that its owner should look at, and why; nothing if there is none."""
+    if not found.warnings:
+        return []
+    return [f"used, with a warning: {len(found.warnings)}", *warning_lines(found.warnings, len(found.warnings))]
 
 
 @STYLE
@@ -130,7 +138,9 @@ def draw(looked: Survey, pictures: int) -> Figure:
     left.set(xlabel="pictures")
     left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
     for at, name in enumerate(classes):
-        sides = np.array([(entry.width, entry.height) for entry in found.entries if entry.class_name == name])
+        sides = np.array(
+            [(entry.width, entry.height) for entry in found.entries if entry.class_name == name], int
+        ).reshape(-1, 2)  # of a class without a usable image none
         color = PALETTE[at % len(PALETTE)]
         right.scatter(*sides.T, s=10, alpha=0.35, color=color, linewidths=0, label=literal(short(name, 18)))
     right.set(xlabel="width of the file's picture", ylabel="height", title="sizes in pixels")
