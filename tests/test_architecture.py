@@ -14,7 +14,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "experiments"
 # Each row may import what stands in the rows above it, and from its own row only what `BESIDE` says.
 ROWS = (
     ("quiet",),
-    ("types", "paths", "redaction", "signals", "statistics", "store", "schedules", "machine"),
+    ("types", "overrides", "paths", "redaction", "signals", "statistics", "store", "schedules", "machine"),
     ("progress", "significance", "data.file_formats"),
     ("data.colors",),
     ("schema", "data.decoder", "data.download", "data.animals", "checkpoints", "augmentation", "losses"),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from experiments.overrides import as_typed
 from experiments.paths import CONF
 from experiments.schema import shipped
 from experiments.validation import faults, nearest, reads, unknown_key
@@ -40,9 +43,9 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
         lines = [_no_choice(name, value, choices) for name, value, choices in wrong if value not in choices]
         return faults(lines or [str(error)])
     if isinstance(error, OverrideParseException):
-        return faults(
-            [f"{error.override}: not an override Hydra can read. Allowed: KEY=VALUE, +KEY=VALUE, ~KEY. {error}"]
-        )
+        return faults([_unread(str(error.override), error)])
+    if isinstance(error, HydraException) and str(error).startswith("Ambiguous value for argument"):
+        return faults([_several(override) for override in overrides if _is_sweep(override)])
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
         return faults([_unknown(cause, overrides)])
     if isinstance(cause, OmegaConfBaseException) and isinstance(error, ConfigCompositionException):
@@ -51,6 +54,37 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return faults(str(error).splitlines())
     return None
+
+
+def _unread(override: str, error: OverrideParseException) -> str:
+    """Return the line for an override that is not in Hydra's grammar: in quotes any value is."""
+    key, equals, value = override.partition("=")
+    typed = as_typed(key, value) if equals else None
+    if typed is None:
+        reason = str(error).splitlines()[0].removeprefix("LexerNoViableAltException: ")
+        return f"{override}: not an override that Hydra can read. Allowed: KEY=VALUE, +KEY=VALUE, ~KEY. {reason}"
+    closing = {"[": "list ends with ]", "{": "mapping ends with }"}.get(value[:1])
+    hint = f" A {closing}, and what is special in it is quoted, too." if closing else ""
+    return (
+        f"{override}: Hydra cannot read this value: it has characters that mean something to Hydra, or begins with "
+        f"what it does not end.{hint} As text it is typed: {typed}"
+    )
+
+
+def _is_sweep(override: str) -> bool:
+    try:
+        return OverridesParser.create().parse_override(override).is_sweep_override()
+    except HydraException:
+        return False
+
+
+def _several(override: str) -> str:
+    """Return the line for several values without -m."""
+    key, _, value = override.partition("=")
+    line = f"{override}: several values are a sweep: add -m"
+    if (CONF / key.lstrip("+").partition("@")[0]).is_dir():
+        return line
+    return f"{line}. One text: {as_typed(key, value)}. A list: {shlex.quote(f'{key}=[{value}]')}"
 
 
 def disk_full(error: BaseException) -> str | None:

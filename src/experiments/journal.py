@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import json
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -20,14 +19,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import QuotedString
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from experiments import store, unread, validation
+from experiments.overrides import literal
+from experiments.overrides import quoted as quoted
 from experiments.paths import CONF, STORE, default_outputs, sqlite_file, sqlite_uri
 from experiments.redaction import is_concealed, redacted, reveal
 from experiments.schema import Config
@@ -478,19 +476,3 @@ def store_of(overrides: Sequence[str]) -> str:
 
     uris = [override.partition("=")[2] for override in overrides if override.startswith("tracking.uri=")]
     return reveal(literal(uris[-1]), "tracking.uri") if uris else stored.local_store()
-
-
-def literal(text: str) -> str:
-    """Return a typed value without the quotes of Hydra's grammar, if it has any."""
-    try:
-        value = OverridesParser.create().parse_override(f"key={text}").value()
-    except HydraException:
-        return text
-    return value.text if isinstance(value, QuotedString) else text
-
-
-def quoted(text: str) -> str:
-    """A value as Hydra's grammar reads it literally: backslashes are its own only before a quote."""
-    before_quotes = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", text)
-    whole = re.sub(r"(\\+)$", lambda found: found[1] * 2, before_quotes)
-    return f"'{whole}'"

@@ -34,7 +34,9 @@ def tracking_uri(outputs: str | None = None) -> str:
 
 def sqlite_uri(file: Path) -> str:
     """Return the address of a SQLite file. SQLAlchemy decodes it, and a question mark would begin its options."""
-    return "sqlite:///" + re.sub("[%?#]", lambda found: quote(found[0]), str(file))
+    path = re.sub("[%?#]", lambda found: quote(found[0]), str(file))
+    # MLflow makes the folder that a plain sqlite:/// address names, and does not decode it.
+    return f"sqlite:///{path}" if path == str(file) else f"sqlite+pysqlite:///{path}"
 
 
 def sqlite_file(uri: str) -> Path | None:

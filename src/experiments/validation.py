@@ -14,11 +14,13 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from experiments import paths
+from experiments.overrides import as_typed
 from experiments.redaction import is_concealed, redacted, remember, reveal
 from experiments.schema import ARGUMENTS, GROUPS, PROBABILISTIC, Config, Metric, Model, Node, Regime, Tracking, shipped
 from experiments.types import ConfigError
@@ -43,7 +45,9 @@ def read(composed: DictConfig) -> Config:
         missing = sorted(OmegaConf.missing_keys(composed))
         plain = revealed(OmegaConf.to_container(composed, resolve=True))
     except OmegaConfBaseException as error:
-        raise ConfigError(faults([f"{error.full_key}: {error.msg}"])) from None
+        reason = str(error.msg).splitlines()[0]
+        hint = r". Where ${ is meant as text, write \${" if "nterpolation" in reason else ""
+        raise ConfigError(faults([f"{error.full_key}: {reason}{hint}"])) from None
     assert isinstance(plain, dict)
     lines = [f"{key}: no value. Give one: {key}=..." for key in missing]
     wrong = {key.split(".")[0] for key in missing}
@@ -68,6 +72,8 @@ def read(composed: DictConfig) -> Config:
         lines += _cross_faults(model, regime, Tracking.model_validate(plain["tracking"]))
     if not wrong:
         lines += _training_faults(config)
+        if "${" in config.outputs:
+            lines.append(f"outputs: must not have ${{ in it, which Hydra replaces. Received: {config.outputs}")
     if lines:
         raise ConfigError(faults(lines))
     config._unresolved = from_environment(composed)
@@ -232,10 +238,20 @@ def _sentence(fault: Mapping[str, Any], root: Any = Config, prefix: str = "") ->
     if fault["type"] == "value_error":
         return f"{key}: {message}"
     line = f"{key}: must be {message}. Received: {fault['input']!r}"
+    if fault["type"] == "string_type" and isinstance(fault["input"], int | float | list):
+        line += _as_text(key)
     if fault["type"] != "literal_error":
         return line
     close = nearest(str(fault["input"]), re.findall(r"'([^']*)'", fault["ctx"]["expected"]))
     return f"{line}. Nearest: {close}" if close else line
+
+
+def _as_text(key: str) -> str:
+    """Return how a value is typed that Hydra has read as a number or a list, but that was meant as text."""
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    values = [one.partition("=")[2] for one in typed if one.lstrip("+").startswith(f"{key}=")]
+    text = as_typed(key, values[-1]) if values else None
+    return f". As text it is typed: {text}" if text else ""
 
 
 def _model_below(model: type[BaseModel], part: str) -> type[BaseModel]:

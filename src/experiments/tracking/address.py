@@ -133,9 +133,10 @@ def unusable(uri: str, reason: str, remedy: str | None = None) -> ConfigError:
     """
     if outdated := re.search(r"out-of-date database schema \(found version (\w+)", reason):
         reason, remedy = migrations.problem(outdated[1].lower(), uri, sqlite_file(uri)) or (reason, remedy)
-    local = uri.startswith(("sqlite:", "file:"))
+    local = sqlite_file(uri) is not None or uri.startswith("file:")
     remedy = remedy or (
         "Check the file, its folder and the room on its disk" if local else "Check the address and that the server runs"
     )
     text = f"tracking.uri: the MLflow store at {uri} cannot be used: {reason[:500]}. {remedy}, or use "
-    return ConfigError(redact_credentials(text + ("tracking=none" if local else "tracking=sqlite or tracking=none")))
+    other = "tracking=none, or another store: tracking.uri=... (tracking=sqlite, unless MLFLOW_TRACKING_URI is set)"
+    return ConfigError(redact_credentials(text + ("tracking=none" if local else other)))
