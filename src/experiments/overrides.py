@@ -25,7 +25,7 @@ def quoted(text: str, quote: str = "'") -> str:
 def literal(text: str) -> str:
     """Return a typed value without the quotes of Hydra's grammar, if it has any."""
     try:
-        value = OverridesParser.create().parse_override(f"key={text}").value()
+        value = OverridesParser.create().parse_override(f"key={text}")._value
     except HydraException:
         return text
     return value.text if isinstance(value, QuotedString) else text

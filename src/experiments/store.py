@@ -248,9 +248,10 @@ def use(entry: Path, holder: object = sys) -> None:
 
 
 def remove(cache: Path, entry: Path) -> bool:
-    """Removes an entry (or what is left of one) that no process writes or uses, as far as locks tell.
+    """Remove an entry (or what is left of one) that no process writes or uses, as far as locks tell.
 
-    Locks are named KIND-KEY, and what is written under one has KEY in its name.
+    Locks are named KIND-KEY, and what is written under one has KEY in its name. Of a symbolic link the link alone is
+    removed: what it leads to is not of the cache.
 
     Returns:
         Whether it is gone.
@@ -264,6 +265,9 @@ def remove(cache: Path, entry: Path) -> bool:
                     return False
                 except (OSError, NotImplementedError):  # no locks to be had: see `hold`
                     pass
+        if entry.is_symlink():
+            entry.unlink(missing_ok=True)
+            return True
         if sys.platform != "win32":
             try:
                 descriptor = os.open(entry, os.O_RDONLY)

@@ -281,3 +281,21 @@ def test_help_imports_nothing_heavy_and_work_no_framework(cache: Path) -> None:
         command = [sys.executable, "-c", code, "cache", *arguments]
         loaded = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()[-1]
         assert set(loaded.split()) <= allowed, arguments
+
+
+def test_of_a_link_the_link_alone_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache, kept = tmp_path / "cache", tmp_path / "elsewhere" / "folder"
+    store.write_file(kept / "a.jpg", bytes(7000))
+    (cache / "drawn").mkdir(parents=True)
+    (cache / "drawn" / "linked").symlink_to(kept, target_is_directory=True)
+    (cache / "drawn" / "broken").symlink_to(tmp_path / "nowhere")
+    (cache / "photographs").symlink_to(kept.parent, target_is_directory=True)  # no kind of the cache's
+    (cache / "pixels").symlink_to(tmp_path / "large disk", target_is_directory=True)
+    store.write_file(tmp_path / "large disk" / "abc" / "array.npy", bytes(3000))
+    verb.prune(cache, older=None, to=0, dry_run=False)
+    told = capsys.readouterr().out
+    assert f"a link to {kept}, which stays" in told and "3 entries removed, 0 bytes remain" in told
+    assert [path.name for path in (cache / "drawn").iterdir()] == []
+    assert list((tmp_path / "large disk").iterdir()) == [], "a kind of the cache may lie on another disk"
+    assert (kept / "a.jpg").stat().st_size == 7000
+    assert (cache / "photographs").is_symlink()

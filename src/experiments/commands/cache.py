@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 DAY = 24 * 60 * 60
+KINDS = ("pixels", "activations", "heads", "manifests", "drawn", "cats_vs_dogs", "downloads")
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -92,14 +94,18 @@ def size(text: str) -> int:
 
 
 def scan(cache: Path) -> list[Held]:
-    """All that is in the cache but locks; also unfinished entries, whose names are hidden. Longest unused first."""
+    """List all that is in the cache but locks, the longest unused first.
+
+    With unfinished entries, whose names are hidden, and links, which are as large as themselves.
+    """
     found = []
     for path in cache.glob("*/*"):
-        if path.parent.name == "locks":
-            continue
+        if path.parent.name == "locks" or (path.parent.is_symlink() and path.parent.name not in KINDS):
+            continue  # a link of somebody else's: what it leads to is not of the cache
         try:
-            used = path.stat().st_mtime
-            files = [file.stat() for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path.stat()]
+            used = path.lstat().st_mtime
+            is_folder = path.is_dir() and not path.is_symlink()
+            files = [file.lstat() for file in path.rglob("*") if file.is_file()] if is_folder else [path.lstat()]
         except FileNotFoundError:  # removed by another process
             continue
         created = min((file.st_mtime for file in files), default=used)
@@ -111,6 +117,8 @@ def purpose(path: Path) -> str:
     """What an entry is for, in words, from what it says of itself."""
     import numpy as np
 
+    if path.is_symlink():
+        return f"a link to {os.readlink(path)}, which stays when it is removed"
     if path.name.startswith("."):
         return "unfinished"
     try:
@@ -210,7 +218,7 @@ def check(held: Held) -> Iterator[tuple[Path, str | None]]:
     from experiments import checkpoints, store
     from experiments.data import manifest
 
-    if held.path.name.startswith("."):
+    if held.path.name.startswith(".") or held.path.is_symlink():
         return
     if held.kind == "heads":
         history = checkpoints.read(held.path)
