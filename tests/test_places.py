@@ -47,6 +47,7 @@ def home(
                  "notes=${hydra:runtime.choices.regime}")  # fmt: skip
         finished |= {"id": json.loads((folder / journal.FILE).read_text())["run_id"], "before": before, "cwd": cwd}
         before.rename(kept)
+        mlflow.tracking._tracking_service.utils._artifact_repos_cache.clear()  # as in another process
     moved = tmp_path / "moved % here's"
     shutil.copytree(kept, moved)
     monkeypatch.setenv("EXPERIMENTS_HOME", str(moved))
@@ -82,10 +83,7 @@ def test_whatever_names_a_run_finds_it_where_outputs_were_moved(
     assert tracking.fetch(wanted, home / "x")["model.weights"].stat().st_size > 10_000
     assert [name for name, _ in view.dress(uri)] == ["experiments"]
     assert sync.sync(folder, None, None, whole=True) == f"all is in {uri}"
-    (artifacts,) = {
-        Path(run.info.artifact_uri.removeprefix("file://")).parts[:-2] for run in [client(home).get_run(run_id)]
-    }
-    assert artifacts == Path((home / "mlartifacts").as_uri().removeprefix("file://")).parts
+    assert client(home).get_run(run_id).info.artifact_uri == f"{(home / 'mlartifacts').as_uri()}/{run_id}/artifacts"
 
 
 def test_a_copy_of_outputs_has_its_own_artifacts(home: Path, finished: dict[str, Any], tmp_path: Path) -> None:
@@ -240,7 +238,7 @@ def test_the_variable_counts_unless_an_address_is_typed(
     assert config(typed).tracking.artifacts == str(home / "mlartifacts")
 
 
-@pytest.mark.parametrize("name", ["plain", "a b", "it's", "a?b=c", "50%41", "a#b", "é", "a@b:c", "$x"])
+@pytest.mark.parametrize("name", ["it's a?b=c#d", "50%41 é a@b:c $x"])
 def test_any_path_is_the_address_of_a_database(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name
     folder.mkdir()

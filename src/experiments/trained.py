@@ -127,9 +127,9 @@ def find(named: str, uri: str | None = None) -> Trained:
         return of_folder(folder.resolve())
     uri = uri or stored.local_store()
     (facts,) = stored.find_runs(uri, [named])
-    kept = facts.tags.get("run_folder")
-    if kept and (journal.read(Path(kept)) or {}).get("run_id") == facts.run_id:  # else another has used it since
-        return of_folder(Path(kept), uri)
+    kept = journal.folder_of(facts.run_id, facts.tags.get("run_folder"), uri)
+    if kept is not None:
+        return of_folder(kept, uri)
     files = {}
     for name in (like.FILE, MANIFEST):
         path = stored.artifact(uri, facts.run_id, name)

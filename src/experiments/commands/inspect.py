@@ -118,7 +118,7 @@ def keep(
     print(path)
     if run and run.run_id:
         told = journal.read(run.folder) if run.folder else None
-        uri = run.uri or (told or {}).get("store") or local_store()
+        uri = run.uri or (journal.store_of_run(run.folder, told) if run.folder and told else None) or local_store()
         tracking.add_figure(uri, run.run_id, path)
         print(f"also in MLflow: run {run.run_id}, figures/{path.name}")
 

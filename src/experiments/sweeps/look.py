@@ -121,7 +121,10 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
             facts = journal.read(folder)
         except ConfigError:
             continue
-        if facts is None or facts.get("identity") not in identities or facts.get("store") != place:
+        if facts is None or facts.get("identity") not in identities:
+            continue
+        stored_in = journal.store_of_run(folder, facts) or facts.get("store")  # outputs/ may have been moved since
+        if (redact_credentials(stored_in) if stored_in else None) != place:
             continue
         done = facts.get("status") == "FINISHED"
         if done and uri is not None and facts.get("run_id") not in tracked_ids:

@@ -86,29 +86,28 @@ def follow_move(file: Path) -> None:
         return
     try:
         with contextlib.closing(sqlite3.connect(file, timeout=WAIT)) as store:
-            locations = [str(row[0]) for row in store.execute("SELECT DISTINCT artifact_location FROM experiments")]
-            for location in locations:
-                if _has_moved(location, here, file.name):
+            for (location,) in store.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall():
+                there = _local_path(location)
+                if there is not None and there.name == ARTIFACTS and there != here and _has_moved(there, here, file):
                     _replace_addresses(store, location, here.as_uri())
-                    _log.info("MLflow's files are in %s now: their addresses in %s led to %s", here, file, location)
+                    _log.info("MLflow's files are in %s now: their addresses in %s led to %s", here, file, there)
     except sqlite3.Error as error:
-        if "no such table" not in str(error) and "not a database" not in str(error):  # MLflow reports these
+        if "no such" not in str(error) and "not a database" not in str(error):  # MLflow reports these
             _log.warning("%s: the addresses of artifacts cannot be corrected: %s", file, error)
 
 
-def _has_moved(location: str, here: Path, name: str) -> bool:
-    """Whether artifacts that a database places elsewhere are those beside it.
+def _local_path(location: str | None) -> Path | None:
+    """Return the path that an artifact location means, a file URI or a plain path; None: it is of another kind."""
+    if location is None or ("://" in location and not location.startswith("file:")):
+        return None
+    return Path(unquote(urlsplit(location).path) if location.startswith("file:") else location)
 
-    So it is where that place is gone; or has a database of its own, of which this one is a copy.
-    """
-    if "://" in location and not location.startswith("file:"):
-        return False
-    path = Path(unquote(urlsplit(location).path) if location.startswith("file:") else location)
-    if path.name != ARTIFACTS or path == here:
-        return False
-    if not path.is_dir():
+
+def _has_moved(there: Path, here: Path, database: Path) -> bool:
+    """Whether a database that places artifacts elsewhere has come from there, moved or copied."""
+    if not there.is_dir():
         return True
-    return not (here.is_dir() and path.samefile(here)) and (path.parent / name).is_file()
+    return here.is_dir() and not there.samefile(here) and (there.parent / database.name).is_file()
 
 
 def _replace_addresses(store: sqlite3.Connection, old: str, new: str) -> None:
