@@ -206,7 +206,7 @@ class Recipe:
     best_weights: bool  # those of the best epoch, not the last
     seed: int  # of dropout
     xla: bool | None  # None: on GPUs as Keras decides, on CPUs the parts that gain
-    decay_bias_and_norm: bool = False  # whether weight decay is of vectors, too: biases, normalisation
+    decay_bias_and_norm: bool = False  # whether weight decay applies to vectors (biases, normalisation), too
     tried: Sequence[float] = ()  # learning rates of a range test, one a batch: `fit` then ends the run with `Tried`
 
 

@@ -29,7 +29,7 @@ def check_weights(configs: Sequence[Config], overrides: Sequence[str]) -> None:
     """
     lines = [
         f"{key}: {_regimes(configs)} loads no such weights, {WEIGHTS[key]}. Received: {value}"
-        for key, value in _unread(configs, overrides)
+        for _, key, value in _unread(configs, overrides)
         if key in WEIGHTS and value not in ("null", "None", "")
     ]
     if lines:
@@ -38,7 +38,7 @@ def check_weights(configs: Sequence[Config], overrides: Sequence[str]) -> None:
 
 def warn(configs: Sequence[Config], overrides: Sequence[str]) -> None:
     """Warn of keys that were typed and that the regime of no run reads; `check_weights` refuses the others."""
-    unread = [f"{key}={value}" for key, value in _unread(configs, overrides) if key not in WEIGHTS]
+    unread = [override for override, key, _ in _unread(configs, overrides) if key not in WEIGHTS]
     if unread:
         logging.getLogger(__name__).warning("%s does not read: %s", _regimes(configs), ", ".join(unread))
 
@@ -47,17 +47,17 @@ def _regimes(configs: Sequence[Config]) -> str:
     return " or ".join(dict.fromkeys(f"regime={config.regime.name}" for config in configs))
 
 
-def _unread(configs: Sequence[Config], overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The typed keys that none of the configurations reads, with their values; presets and `like=` type nothing."""
+def _unread(configs: Sequence[Config], overrides: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield overrides, keys and values that none of the configurations reads; presets and `like=` type nothing."""
     for override in overrides:
         name, _, value = override.lstrip("+").partition("=")
         key = name.rpartition("@")[2]  # optimizer@regime.head_optimizer=adam sets regime.head_optimizer
         if override not in brought and not override.startswith("~") and all(_ignored(one, key) for one in configs):
-            yield key, value
+            yield override, key, value
 
 
 def _ignored(config: Config, key: str) -> bool:
-    """Whether a run with this configuration does not read a key, nor what is below it."""
+    """Return whether a run with this configuration does not read a key, nor what is below it."""
     regime, unread = config.regime, [*config.regime.ignores]
     if regime.head_from is not None:
         unread += ["regime.head_epochs", "regime.head_optimizer"]
