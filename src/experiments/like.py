@@ -67,9 +67,9 @@ def expand(given: Sequence[str]) -> list[str]:
     lines, foreign = _without_foreign_places(lines)
     weights = value_at(plain, "model.weights")
     typed = {argument.lstrip("+~").partition("=")[0] for argument in parsed.overrides}
-    if "model" not in chosen and "model.weights" not in typed and isinstance(weights, str) and _is_place(weights):
+    if "model" not in chosen and "model.weights" not in typed and isinstance(weights, str) and _is_remote(weights):
         raise ConfigError(
-            f"like: model.weights: that configuration names a file or address, which is not opened unless you type it "
+            f"like: model.weights: that configuration names an address, which is not opened unless you type it "
             f"yourself: model.weights={quoted(weights)}, or give other weights"
         )
     if foreign:
@@ -98,9 +98,9 @@ def _without_foreign_places(lines: Sequence[str]) -> tuple[list[str], list[str]]
     return kept, left_out
 
 
-def _is_place(weights: str) -> bool:
-    """Return whether `model.weights` names a file or an address, and no run or shipped weights."""
-    return weights not in ("pretrained", "imagenet") and not re.fullmatch("[0-9a-f]{32}", weights)
+def _is_remote(weights: str) -> bool:
+    """Return whether `model.weights` leads to another machine; a local file is read as data (`models.weights`)."""
+    return "://" in weights or weights.startswith(("//", "\\\\"))
 
 
 def read(named: str, rest: Sequence[str]) -> dict[str, Any]:

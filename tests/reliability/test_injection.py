@@ -251,13 +251,13 @@ def test_addresses_archives_and_weights_of_a_stranger_are_not_opened(
     assert line.startswith("like: left out") and "data.url='https://evil.invalid/a.zip'" in line
     assert "data.archive='/etc/shadow'" in line and "data.sha256=" in line
     assert expand(evil, "data.archive=/mine.zip").data.arguments["archive"] == "/mine.zip"
-    for weights in ("/etc/passwd", "https://evil.invalid/w.h5", "mine.weights.h5"):
+    for weights in ("https://evil.invalid/w.h5", "file:///etc/passwd", "//evil.invalid/share/w.h5"):
         with pytest.raises(ConfigError, match=r"like: model\.weights: .*not opened unless you type it") as caught:
             expand({"model.weights": weights})
         assert f"model.weights='{weights}'" in str(caught.value)
     assert expand({"model.weights": weights}, f"model.weights='{weights}'").model.weights == weights
     assert expand({"model.weights": weights}, "model=convnet").model.weights == "pretrained"
-    for named in ("a" * 32, None):
+    for named in ("a" * 32, "/mine.weights.h5", None):
         assert expand({"model.weights": named}).model.weights == named
     (tmp_path / "config.yaml").unlink()
     os.mkfifo(tmp_path / "config.yaml")
