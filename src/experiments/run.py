@@ -96,17 +96,20 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         seconds = {name: journal.facts.get(name, value) for name, value in spent.items()}
         ended = fitted.history[-1].timestamp if fitted.history else int(time.time() * 1000)
         ended = journal.facts.get("ended", ended)
-        warnings = training_warnings(config, fitted, splits.validation.labels)
+        # No check, figure or upload may lose the results: errors are raised once all is written.
+        errors: list[Exception] = []
+        warnings: list[str] = []
+        with keep_error(errors, "the warnings"):
+            warnings = training_warnings(config, fitted, splits.validation.labels)
         journal.note(**seconds, ended=ended, warnings=warnings)
         metrics: dict[str, float] = flat_metrics(reports) | seconds
         tables = {f"predictions_{name}": predictions_table(report) for name, report in reports.items()}
         write_results(folder, tables, metrics)
         tracker.results(metrics, {**fitted.facts, **({"warnings": "\n".join(warnings)} if warnings else {})}, ended)
-        # The results are written. No check, figure or upload may lose them: errors are raised at the very end.
-        errors: list[Exception] = []
+        before = len(errors)
         with keep_error(errors, "the comparison of the joined model with the reported scores"):
             check_joined(config, fitted, splits)
-        is_sound = not errors
+        is_sound = len(errors) == before
         with keep_error(errors, "must_reach"):
             check_reached(config, fitted)
         with keep_error(errors, "the figures"):
