@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import hashlib
 import io
 import re
@@ -11,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -150,6 +152,12 @@ def test_a_picture_is_shown_only_as_the_runs_have_seen_it(comparison: Comparison
     moved.write_bytes(b"another picture")
     with pytest.raises(DataError, match="has changed since"):
         page.thumbnail(one, tmp_path)
+    Image.fromarray(np.full((9, 9), 4000, "uint16")).save(moved, "PNG")
+    sixteen = dataclasses.replace(one, sha256=hashlib.sha256(moved.read_bytes()).hexdigest())
+    with pytest.raises(DataError, match="16-bit grays"):
+        page.thumbnail(sixteen, tmp_path)
+    shown = Image.open(io.BytesIO(page.thumbnail(dataclasses.replace(sixteen, gray_range="[0, 4095]"), tmp_path)))
+    assert shown.getpixel((0, 0)) == (249, 249, 249)
     for path in ("../secret.jpg", "/etc/passwd", "a/../../b.jpg"):
         with pytest.raises(DataError, match="leads out of"):
             page.thumbnail(type(one)(path, one.sha256, one.label, one.verdicts, one.data), None)

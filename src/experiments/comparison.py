@@ -111,6 +111,7 @@ class Disagreement:
     label: str
     verdicts: tuple[Verdict | None, ...]  # of each group; None: it was not judged on this picture
     data: tuple[str, ...]  # the folders that runs have read it from
+    gray_range: str = "null"  # `data.gray_range` as the first of them has logged it
 
 
 @dataclass(frozen=True)
@@ -308,11 +309,13 @@ def disagreements(comparison: Comparison) -> list[Disagreement]:
             one = next(
                 said for group in comparison.groups for repeat in group.repeats if (said := repeat.said.get(key))
             )
-            folders = dict.fromkeys(
-                run.data for group in comparison.groups for repeat in group.repeats if key in repeat.said
+            runs = [
+                run for group in comparison.groups for repeat in group.repeats if key in repeat.said
                 for run in repeat.runs if run.data
-            )  # fmt: skip
-            found.append(Disagreement(one.path, one.sha256, one.label, verdicts, tuple(folders)))
+            ]  # fmt: skip
+            folders = tuple(dict.fromkeys(run.data for run in runs if run.data))
+            gray_range = runs[0].params.get("data.gray_range", "null") if runs else "null"
+            found.append(Disagreement(one.path, one.sha256, one.label, verdicts, folders, gray_range))
 
     def order(one: Disagreement) -> tuple[float, float, str]:
         known = [verdict for verdict in one.verdicts if verdict]

@@ -85,6 +85,7 @@ def about(run: Trained, model: keras.Model) -> dict[str, object]:
         "image_size": size,
         "input": f"pixels [N, {size}, {size}, 3] float32 in [0, 255], RGB; preprocessing is inside the model",
         "resize": "the whole picture to a square, bilinear with antialiasing; EXIF orientation applied first",
+        "gray_range": run.plain["data"].get("gray_range"),  # black and white of 16- and 32-bit grays
         "output": "probabilities [N, classes] float32, in the order of `classes`",
         "run": run.run_id or run.name,
         "name": run.name,

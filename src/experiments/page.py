@@ -321,7 +321,7 @@ def thumbnail(one: Disagreement, data: Path | None) -> bytes:
         if hashlib.sha256(content).hexdigest() != one.sha256:
             changed = True
             continue
-        image = decoder.decode(content)
+        image = decoder.decode(content, decoder.logged_gray_range(one.gray_range))
         image.thumbnail((SIDE, SIDE))
         file = io.BytesIO()
         image.save(file, "JPEG", quality=QUALITY)

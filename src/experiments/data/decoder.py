@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import threading
 import warnings
@@ -116,6 +117,14 @@ def gray_range(configured: Sequence[float] | None) -> GrayRange | None:
         return None
     low, high = configured
     return float(low), float(high)
+
+
+def logged_gray_range(text: str) -> GrayRange | None:
+    """Return `data.gray_range` as a run's parameter has it; None if that is none."""
+    try:
+        return gray_range(json.loads(text))
+    except (ValueError, TypeError):  # a store may hold anything
+        return None
 
 
 @contextmanager
@@ -245,7 +254,9 @@ class _ThreadWarnings(threading.local):
             self.found.append(f"has odd metadata ({message.strip()})")
 
 
-_thread_warnings = _ThreadWarnings()
+# A process that serves a model has a second copy of this module, which shares the first's.
+_present: Any = getattr(TiffImagePlugin, "warnings")  # noqa: B009
+_thread_warnings: _ThreadWarnings = _present if hasattr(_present, "found") else _ThreadWarnings()
 TiffImagePlugin.warnings = _thread_warnings  # type: ignore[assignment, attr-defined]
 
 

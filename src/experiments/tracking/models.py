@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.data import decoder
 from experiments.paths import PACKAGE
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def log_model(run_id: str, model: keras.Model, classes: Sequence[str]) -> None:
         artifact_path=None, model_id=made.model_id, flavor=Flavor, run_id=run_id, model=model,
         metadata={
             "classes": list(classes), "image_size": model.input_shape[1], "input": INPUT,
-            "gray_range": json.loads(run.data.params.get("data.gray_range", "null")),
+            "gray_range": decoder.logged_gray_range(run.data.params.get("data.gray_range", "null")),
         },
     )  # fmt: skip
     client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
