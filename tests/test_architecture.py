@@ -24,6 +24,7 @@ ROWS = (
     ("tracking.stored", "tracking.registry", "tracking.view"),
     ("models.convnet", "models.winograd"),
     ("explain", "runtime", "tracking", "data.pen", "data.listing", "data.pipeline", "evaluate"),
+    ("data.splitting",),
     ("journal", "figures", "data.manifest", "data.folder", "data.synthetic", "data.cats_vs_dogs", "models.head"),
     ("comparison", "data.pixels"),
     ("comparison_text",),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -83,7 +82,7 @@ class Data(Component):
 
     @model_validator(mode="after")
     def ascend(self) -> Data:
-        if self.gray_range and not -math.inf < self.gray_range[0] < self.gray_range[1] < math.inf:
+        if self.gray_range and not self.gray_range[0] < self.gray_range[1]:
             raise ValueError(f"gray_range must be [black, white], black below white. Received: {self.gray_range}")
         return self
 

@@ -22,6 +22,7 @@ from PIL import Image
 from experiments.data import decoder, manifest
 from experiments.data.folder import folder
 from experiments.data.pixels import pictures_of, splits_of
+from experiments.data.splitting import split_counts
 from experiments.types import ConfigError, DataError, ImageWarning, Manifest
 
 REPOSITORY = Path(__file__).parents[2]
@@ -140,7 +141,7 @@ def test_an_added_picture_moves_few_others(flat: Path) -> None:
     ],
 )
 def test_counts(total: int, fractions: tuple[float, ...], counts: tuple[int, ...]) -> None:
-    found = manifest._counts(total, dict(zip(("train", "validation", "test"), fractions, strict=True)))
+    found = split_counts(total, dict(zip(("train", "validation", "test"), fractions, strict=True)))
     assert sum(found.values()) == total
     assert tuple(found.values()) == pytest.approx(counts, abs=2 if total > 1000 else 0)
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from experiments import store
 from experiments.data import decoder
 from experiments.data.listing import Fault, Groups, list_pictures, printable
+from experiments.data.splitting import draw_fold, draw_splits, rank
 from experiments.types import SPLITS, ConfigError, DataError, Entry, GrayRange, ImageWarning, LeftOut, Manifest
 
 if TYPE_CHECKING:
@@ -102,9 +103,9 @@ def read(
 
     def assign(groups: Groups, faults: list[Fault]) -> Groups:
         if not presplit:
-            groups = _split(groups, fractions, split_seed, faults)
+            groups = draw_splits(groups, fractions, split_seed, faults)
         if fold is not None:
-            groups = _fold(groups, fold, folds, split_seed, "train/" if presplit else "", faults)
+            groups = draw_fold(groups, fold, folds, split_seed, "train/" if presplit else "", faults)
         return groups
 
     if on_bad == "skip" and (not presplit or fold is not None):
@@ -345,62 +346,12 @@ def _without_duplicates(groups: Groups, verdicts: _Verdicts, faults: list[Fault]
     return {group: [path for path in members if path not in dropped] for group, members in groups.items()}
 
 
-# --- which split it is in
-
-
-def _rank(seed: int, path: str) -> bytes:
-    return hashlib.sha256(f"{seed}:".encode() + os.fsencode(path)).digest()
-
-
-def _split(groups: Groups, fractions: Mapping[str, float], seed: int, faults: list[Fault]) -> Groups:
-    """Splits every class by the fractions."""
-    result: Groups = {}
-    for (_, class_name), members in groups.items():
-        ranked = sorted(members, key=functools.partial(_rank, seed))
-        counts = _counts(len(ranked), fractions)
-        if 0 < len(ranked) < len(counts):
-            text = f"has {len(ranked)} pictures that can be used, too few to split into {', '.join(counts)}; "
-            text += "add pictures, or set a fraction of data.fractions to 0"
-            faults.append(Fault(class_name, text, skippable=False))
-        start = 0
-        for split, count in counts.items():
-            result[split, class_name] = ranked[start : start + count]
-            start += count
-    return result
-
-
-def _fold(groups: Groups, fold: int, folds: int, seed: int, place: str, faults: list[Fault]) -> Groups:
-    """The training pictures as training and validation, other splits but validation as they are."""
-    result = {group: members for group, members in groups.items() if group[0] not in ("train", "validation")}
-    for (split, class_name), members in groups.items():
-        if split == "train":
-            ranked = sorted(members, key=functools.partial(_rank, seed))
-            if len(ranked) < folds:
-                text = f"has {len(ranked)} training pictures, too few for data.folds={folds}; add pictures or lower it"
-                faults.append(Fault(f"{place}{class_name}", text, skippable=False))
-            result["validation", class_name] = ranked[fold::folds]
-            result["train", class_name] = [path for at, path in enumerate(ranked) if at % folds != fold]
-    return result
-
-
-def _counts(total: int, fractions: Mapping[str, float]) -> dict[str, int]:
-    """How many of `total` pictures each split with a positive fraction gets: the nearest whole numbers of that sum, but
-    at least one (so more than `total` where there are too few)."""
-    whole = sum(fractions.values())  # 1, but for rounding
-    shares = {split: total * fractions[split] / whole for split in SPLITS if fractions.get(split, 0) > 0}
-    counts = {split: int(share) for split, share in shares.items()}
-    by_remainder = sorted(shares, key=lambda split: counts[split] - shares[split])
-    for split in by_remainder[: total - sum(counts.values())]:
-        counts[split] += 1
-    for split in [split for split, count in counts.items() if count == 0]:
-        counts[max(counts, key=lambda name: counts[name])] -= 1
-        counts[split] = 1
-    return counts
+# --- which images are used
 
 
 def _choose(groups: Groups, limit: Mapping[str, int | None], seed: int, verdicts: _Verdicts) -> Groups:
     """The first sound pictures of every class and split, as many as the limit; those not sound are replaced."""
-    ranked = {group: sorted(members, key=functools.partial(_rank, seed)) for group, members in groups.items()}
+    ranked = {group: sorted(members, key=functools.partial(rank, seed)) for group, members in groups.items()}
     while True:
         usable = {group: verdicts.usable(members) for group, members in ranked.items()}
         chosen = {group: members[: limit.get(group[0])] for group, members in usable.items()}
