@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -123,3 +124,31 @@ def test_a_run_whose_output_is_lost_is_finished_and_has_its_files(drawn: Path, t
     assert json.loads((run / "run.json").read_text())["status"] == "FINISHED"
     assert (run / "predictions_validation.csv").stat().st_size and list((run / "weights").iterdir())
     assert "notes: 猫 →" in (run / "config.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("module, arguments", [("experiments", ["compare", "x"]), ("experiments.train", ["epochs=0"])])
+def test_a_directory_that_was_removed_is_named(module: str, arguments: list[str], tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    program = f"import os, runpy; os.rmdir(os.getcwd()); runpy.run_module({module!r}, run_name='__main__')"
+    line = [sys.executable, "-Pc", program, *arguments]
+    gone.mkdir()
+    done = subprocess.run(line, cwd=gone, capture_output=True, text=True, env={**os.environ, "PWD": str(gone)})
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.startswith("The current directory cannot be used") and f"{gone} was removed" in done.stderr
+
+
+@pytest.mark.parametrize("module", ["experiments", "experiments.train"])
+def test_ctrl_c_while_modules_load_is_a_sentence(module: str) -> None:
+    """The module runpy is the last one that Python itself loads; ours take longer than the rest."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", module, *(["train"] if module == "experiments" else []), "epochs=0"],
+        stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "omegaconf" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait() == 128 + signal.SIGINT and "Traceback" not in rest
+    assert rest.rstrip().endswith("Stopped: Ctrl-C, before anything was done. Give the same command again")

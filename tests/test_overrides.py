@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import shlex
 from collections.abc import Callable
@@ -76,3 +77,11 @@ def test_an_argument_may_have_the_quotes_of_the_grammar() -> None:
     assert [literal(text) for text in ("'a b'", '"it\'s"', "plain", "it's (1)", "7")] == [
         "a b", "it's", "plain", "it's (1)", "7"
     ]  # fmt: skip
+
+
+def test_a_path_that_the_system_refuses_is_named() -> None:
+    error = OSError(errno.EROFS, "Read-only file system", "/mnt/outputs/runs")
+    text = explain(error, [])
+    assert text is not None and text.startswith("/mnt/outputs/runs: Read-only file system. ")
+    assert "outputs=... or EXPERIMENTS_HOME" in text
+    assert explain(OSError(errno.EIO, "Input/output error", "x"), []) is None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from pathlib import Path
 
-from experiments import redaction
+from experiments import redaction, signals
+from experiments.paths import check_directory
 from experiments.quiet import output_failure
 
 # Each verb's module has a main() that reads sys.argv; none is imported before it is asked for.
@@ -62,11 +64,15 @@ def complete() -> None:
 
 
 def main() -> None:
+    signals.end_while_loading()
     redaction.install()
     verb = sys.argv[1] if sys.argv[1:] else None
     listing = verb in LISTING or verb not in VERBS
     try:
         run_verb(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("Stopped: Ctrl-C", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except SystemExit as ended:
         if ended.code or not listing:
             raise
@@ -95,7 +101,12 @@ def run_verb(arguments: list[str]) -> None:
         hint = f" Nearest: {close}." if close else ""
         sys.exit(f"experiments: no such verb. Received: {verb!r}. Allowed: {', '.join(VERBS)}.{hint}\n\n{usage()}")
     sys.argv = [f"{Path(sys.argv[0]).name} {verb}", *arguments[1:]]
-    importlib.import_module(VERBS[verb][0]).main()
+    if verb != "train":  # which may go to another
+        check_directory()
+    module = importlib.import_module(VERBS[verb][0])
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    module.main()
 
 
 if __name__ == "__main__":

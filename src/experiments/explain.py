@@ -53,7 +53,17 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
         return faults([f"{key}: {str(cause.msg).splitlines()[0]}. Received: {_received(str(key), overrides)!r}"])
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return faults(str(error).splitlines())
-    return None
+    return refused(error) if isinstance(error, OSError) else None
+
+
+def refused(error: OSError) -> str | None:
+    """Return the text for a path that the system refuses; None for an error of another kind."""
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+        return None
+    return (
+        f"{error.filename}: {error.strerror}. What is written lies below outputs/ (another: outputs=... or "
+        "EXPERIMENTS_HOME) and in a run's folder (hydra.run.dir): folders that this user must be able to write to"
+    )
 
 
 def _unread(override: str, error: OverrideParseException) -> str:

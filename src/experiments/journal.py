@@ -345,7 +345,7 @@ def resume(given: Sequence[str]) -> list[str] | None:
     except OSError as error:
         print(
             f"resume: this run was started in {called['directory']}, which cannot be entered ({error.strerror}): its "
-            f"relative paths, if it has any, are read from {Path.cwd()}",
+            "relative paths, if it has any, are read from the current directory",
             file=sys.stderr,
         )
     given_keys = {argument.partition("=")[0] for argument in extra}
@@ -462,7 +462,7 @@ def folder_of(run_id: str, recorded: str | None, uri: str) -> Path | None:
     roots = [*([file.absolute().parent] if file else []), Path(default_outputs())]
     # outputs/runs/NAME, outputs/sweeps/SWEEP/NUMBER: the longest end of the old path that is there.
     moved = [root.joinpath(*parts[at:]) for root in roots for at in range(1, len(parts))]
-    for place in [Path(recorded), *moved]:
+    for place in [*moved, Path(recorded)]:
         if (place / FILE).is_file():
             with contextlib.suppress(ConfigError):  # a damaged file: of which run, it does not say
                 if (read(place) or {}).get("run_id") == run_id:

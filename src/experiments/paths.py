@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,17 @@ PACKAGE = Path(__file__).resolve().parent
 REPOSITORY = PACKAGE.parent.parent
 # In a wheel conf/ lies in the package; in a checkout beside src/.
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else REPOSITORY / "conf"
+
+
+def check_directory() -> None:
+    """Raise SystemExit where the current directory was removed: Python and Hydra can do nothing without one."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        sys.exit(
+            f"The current directory cannot be used ({error.strerror}): {os.environ.get('PWD', '')} was removed, or "
+            "made anew, since this shell entered it. Enter a directory that exists: cd"
+        )
 
 
 def default_outputs() -> str:

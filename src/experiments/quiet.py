@@ -33,7 +33,7 @@ def quiet_start() -> Iterator[None]:
         os.dup2(kept.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:  # of a process that is stopped meanwhile it explains nothing
             kept.seek(0)
             with contextlib.suppress(OSError):  # else it would hide the reason
                 os.write(terminal, kept.read())

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the other imports, which take a second
+    from experiments import signals
+
+    signals.end_while_loading()
+
 import math
 import os
 import signal
@@ -102,6 +107,7 @@ def main() -> None:
         if command is None:
             print("This run is finished: there is nothing to resume.")
             return
+        paths.check_directory()  # after resume=, which may have gone to another
         # After resume= and like=, which may bring addresses with passwords themselves.
         sys.argv[1:] = redaction.conceal_arguments(deferring(like.expand(command)))
         train()
@@ -126,11 +132,20 @@ def reported(call: Callable[[], None]) -> None:
     signals.install()
     redaction.install()
     try:
-        call()
+        try:
+            call()
+        except Exception as error:
+            if (stopped := signals.raised()) is None:
+                raise
+            # A library has made another error of it; the reason is the signal.
+            for note in getattr(error, "__notes__", ()):
+                stopped.add_note(note)
+            raise stopped from error
     except (ConfigError, DataError, Pruned) as error:
         sys.exit("\n".join([str(error), *getattr(error, "__notes__", ())]))
     except (KeyboardInterrupt, signals.Stopped) as stop:
-        print("\n".join([f"Stopped: {stop or 'Ctrl-C'}", *getattr(stop, "__notes__", ())]), file=sys.stderr)
+        how = getattr(stop, "__notes__", ["No run had begun. Give the same command again"])
+        print("\n".join([f"Stopped: {str(stop) or 'Ctrl-C'}", *how]), file=sys.stderr)
         sys.exit(128 + getattr(stop, "number", signal.SIGINT))
     except SystemExit as stop:
         notes = getattr(stop, "__notes__", None)

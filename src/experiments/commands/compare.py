@@ -76,8 +76,10 @@ def main() -> None:
         console = PlainConsole()
         show(console, comparison)
         keep(console, uri, comparison, arguments)
-    except (ConfigError, OSError) as error:
+    except ConfigError as error:
         sys.exit(str(error))
+    except OSError as error:
+        sys.exit(f"{error.filename}: {error.strerror}. Give a folder that can be written: --output FOLDER --no-log")
 
 
 def count(text: str) -> int:

@@ -103,7 +103,8 @@ def dress(uri: str) -> list[tuple[str, str]]:
         ours = [(latest, one) for one in client.search_experiments() if (latest := _latest(client, one))]
         for _, experiment in ours:
             for name, value in tags().items():
-                if name != NOTE or NOTE not in experiment.tags:
+                # What is there already is not written again, so that a store may be read-only.
+                if experiment.tags.get(name) != value and (name != NOTE or NOTE not in experiment.tags):
                     client.set_experiment_tag(experiment.experiment_id, name, value)
     except outbox.failures() as error:
         raise address.unusable(redact_credentials(uri), str(error)) from None
