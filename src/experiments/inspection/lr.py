@@ -1,4 +1,4 @@
-"""The learning-rate range test: a training whose rate grows with every batch, and what its losses say.
+"""The learning-rate range test: train with a rate that grows with every batch, and suggest one from the losses.
 
 Source: L. N. Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017, section 3.3; growing by a
 factor, as the learning-rate finders of fastai and PyTorch Lightning do.
@@ -24,40 +24,23 @@ from experiments.run import read_data
 from experiments.schema import Config
 from experiments.types import Progress, Tried, Watch
 
-WIDTH = 0.2  # decades: the deviation of the bell that smooths the losses
-LEAST = 12  # losses from which anything is read
+WIDTH = 0.2  # decades: the deviation of the Gaussian that smooths the losses
+LEAST = 12  # losses from which a rate is suggested
+FAR = 10  # times the suggested rate, or a part of it: a configured rate beyond is warned of
 
 
-class Reading(NamedTuple):
-    """What a range test says."""
+class RangeTest(NamedTuple):
+    """Losses of a range test, and the rate that follows from them."""
 
     rates: np.ndarray  # [N] growing
-    losses: np.ndarray  # [N] of the batches that had them
+    losses: np.ndarray  # [N] of the batches trained with them
     smoothed: np.ndarray  # [N]
-    steepest: float | None  # the rate where the smoothed loss falls fastest; None: it falls by no more than its noise
-    rises: float | None  # the rate from which on it is above its first value by more than that
-    runaway: float | None  # the rate at which the test ended early
-
-    @property
-    def suggested(self) -> float | None:
-        """One digit, as a range test is no more exact than that."""
-        found = self.steepest or (self.rises and self.rises / 10)
-        return None if found is None else float(f"{found:.1g}")
-
-    @property
-    def rule(self) -> str:
-        """How the suggestion was found, or why there is none."""
-        if self.steepest:
-            return "where the smoothed loss falls fastest (the rule of PyTorch Lightning's finder)"
-        if self.rises:
-            return (
-                "a tenth of where the smoothed loss begins to rise; before that it changes by no more than its noise, "
-                "so that a lower rate may do as well (--batches for less noise)"
-            )
-        return "the loss neither falls nor rises by more than its noise, or at once: try other limits (--from, --to)"
+    suggested: float | None  # one digit, as a range test is no more exact than that
+    reason: str  # how the rate was found, or why there is none and what to do
+    diverged: float | None  # the rate at which the test ended early
 
 
-def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, progress: Progress) -> Reading:
+def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, progress: Progress) -> RangeTest:
     """Trains the last phase of a run as the run would, but with these learning rates, a batch each.
 
     What comes before that phase is done or found in the cache as the run does it; the weights are thrown away.
@@ -81,51 +64,115 @@ def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, pro
     try:
         parts.regime(parts, splits, Watch(progress, record=lambda _: None))
     except Tried as tried:
-        return read(rates, np.array(tried.losses))
+        return suggest(rates, np.array(tried.losses))
     raise RuntimeError(f"regime={config.regime.name} ended without a call to fit with parts.recipe")
 
 
-def read(rates: np.ndarray, losses: np.ndarray) -> Reading:
-    """What the losses say; nothing if they are too few.
+def suggest(rates: np.ndarray, losses: np.ndarray) -> RangeTest:
+    """Return the rate that the losses of a range test suggest.
+
+    Where the loss falls by more than its noise: where half of the fall is done. That is the middle of the descent, as
+    the steepest point is, but no derivative, which noise decides, least of all at the left edge. Where it does not (a
+    head that is trained already, few batches): a tenth of the rate from which on it is above its start. Compared with
+    the rules of other finders on recorded curves in tests/inspection/test_rates.py.
 
     Args:
         rates: [M] that were to be tried, each the same factor above the one before.
-        losses: [N] of the first N of them.
+        losses: [N] of the first N of them; fewer than M where training diverged.
     """
-    runaway = float(rates[len(losses)]) if len(losses) < len(rates) else None
+    diverged = float(rates[len(losses)]) if len(losses) < len(rates) else None
     rates = rates[: len(losses)]
     if len(losses) < LEAST:
-        return Reading(rates, losses, losses, None, None, runaway)
+        return RangeTest(rates, losses, losses, None, too_few(len(losses), diverged), diverged)
     decades = np.log10(rates)
-    # One loss of the runaway would be seen far around it.
+    # One loss of a diverging training would be seen far around it.
     bounded = np.minimum(losses, Growing.RUNAWAY * np.median(losses[:LEAST]))
     smoothed = gaussian_filter1d(bounded, WIDTH / (decades[1] - decades[0]), mode="nearest")
-    noise = 2 * float(median_abs_deviation(bounded - smoothed, scale="normal"))  # of a batch; robust to the runaway's
-    start, bottom = float(smoothed[0]), int(smoothed.argmin())
-    falls = bottom > 1 and start - smoothed[bottom] > noise
-    steepest = float(rates[np.gradient(smoothed, decades)[:bottom].argmin()]) if falls else None
-    below = np.flatnonzero(smoothed <= start + noise)
-    rises = float(rates[below[-1] + 1]) if 1 < below[-1] < len(rates) - 1 else None
-    return Reading(rates, losses, smoothed, steepest, rises, runaway)
+    noise = 2 * float(median_abs_deviation(bounded - smoothed, scale="normal"))  # of a batch; robust to divergence
+    rate, reason = descent(rates, bounded, smoothed, noise) or rise(rates, bounded, smoothed, noise, diverged)
+    suggested = None if rate is None else float(f"{rate:.1g}")
+    return RangeTest(rates, losses, smoothed, suggested, reason, diverged)
 
 
-def sentences(config: Config, found: Reading) -> list[str]:
-    """The suggestion, and what it stands on."""
-    tried = f"{len(found.losses)} batches of {config.batch_size}, {found.rates[0]:.1g} to {found.rates[-1]:.2g}"
+def too_few(count: int, diverged: float | None) -> str:
+    """Return why so few losses suggest nothing, and what to do."""
+    if diverged is None:
+        return f"{count} batches are too few: --batches 100"
+    if count == 0:
+        return "the loss is not finite from the first batch on: look at the data (experiments inspect data)"
+    return f"training diverges after {count} batches, at {diverged:.1g}: begin lower (--from {diverged / 1e4:.0e})"
+
+
+def descent(
+    rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, noise: float
+) -> tuple[float | None, str] | None:
+    """Return the rate at which half of the fall is done, and why that one; None where the loss does not fall."""
+    bottom = int(smoothed.argmin())
+    start = float(np.median(losses[: max(LEAST, bottom // 3)]))
+    if bottom < LEAST or start - smoothed[bottom] <= noise:
+        return None
+    if bottom >= len(rates) - 2:
+        return None, f"the loss still falls at the highest rate: go on higher (--to {rates[-1] * 100:g})"
+    half = (start + float(smoothed[bottom])) / 2
+    at = int(np.flatnonzero(smoothed[: bottom + 1] > half).max(initial=-1)) + 1
+    if at < LEAST:  # among those that the start is estimated from
+        return None, f"the loss falls from the lowest rates on: begin lower (--from {rates[0] / 1000:.0e})"
+    return float(rates[at]), "where the loss has fallen by half of what it falls"
+
+
+def rise(
+    rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, noise: float, diverged: float | None
+) -> tuple[float | None, str]:
+    """Return a tenth of the rate from which on the loss is above its start, and why that one."""
+    start = float(np.median(losses[: max(LEAST, len(losses) // 3)]))
+    at = int(np.flatnonzero(smoothed <= start + noise).max(initial=-1)) + 1
+    first = float(rates[at]) if at < len(rates) else diverged
+    if first is None:
+        return None, (
+            "the loss neither falls nor rises by more than its noise: all these rates are alike to it. For less noise "
+            f"--batches {5 * len(rates)}, for higher rates --to {rates[-1] * 100:g}"
+        )
+    if first / 10 < rates[0]:
+        return None, f"the loss rises from the lowest rates on: begin lower (--from {rates[0] / 1000:.0e})"
+    return first / 10, (
+        "a tenth of where the loss begins to rise. Below that it changes by no more than its noise, so that a lower "
+        "rate may do as well"
+    )
+
+
+def sentences(config: Config, found: RangeTest) -> list[str]:
+    """Return the suggestion, what it stands on, and a warning where the configured rate is far from it."""
+    rate = config.optimizer.lr
+    tried = f"{len(found.losses)} batches of {config.batch_size}"
+    if len(found.rates):
+        tried += f", {found.rates[0]:.1g} to {found.rates[-1]:.2g}"
     lines = [f"range test of {config.optimizer.name}, regime={config.regime.name}: {tried}"]
-    if found.runaway:
-        lines[0] += ", where the loss ran away"
+    if found.diverged:
+        lines[0] += ", where training diverged"
     if found.suggested:
-        lines.append(f"suggested: optimizer.lr={found.suggested:g}, {found.rule}")
+        lines.append(f"suggested: optimizer.lr={found.suggested:g}, {found.reason}")
     else:
-        lines.append(f"no suggestion: {found.rule}")
-    lines.append(f"configured: optimizer.lr={config.optimizer.lr:g}")
+        lines.append(f"no suggestion: {found.reason}")
+    lines.append(f"configured: optimizer.lr={rate:g}")
+    if found.suggested and not 1 / FAR <= rate / found.suggested <= FAR:
+        times, word = (
+            max(rate / found.suggested, found.suggested / rate),
+            "above" if rate > found.suggested else "below",
+        )
+        lines.append(
+            f"WARNING: the configured rate is {times:.0f} times {word} the suggested one. To train with that: "
+            f"optimizer.lr={found.suggested:g}"
+        )
+    elif found.diverged and rate >= found.diverged:
+        lines.append(
+            f"WARNING: training diverged at {found.diverged:.1g}, below the configured rate. Choose a lower one"
+        )
     return lines
 
 
 @STYLE
-def draw(config: Config, found: Reading) -> Figure:
-    """Losses against rates, as they were and smoothed, with the suggested and the configured rate."""
+def draw(config: Config, found: RangeTest) -> Figure:
+    """Draw losses against rates, as they were and smoothed, with the suggested and the configured rate."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     panel = figure.add_subplot()
     panel.plot(found.rates, found.losses, ".", markersize=4, color=QUIET, alpha=0.6, label="a batch")
@@ -133,13 +180,14 @@ def draw(config: Config, found: Reading) -> Figure:
     if found.suggested:
         panel.axvline(found.suggested, color=PALETTE[1], linewidth=1.6, label=f"suggested {found.suggested:g}")
     panel.axvline(config.optimizer.lr, color=PALETTE[2], linestyle="--", label=f"configured {config.optimizer.lr:g}")
-    if found.runaway:
-        panel.axvspan(found.runaway, found.runaway * 3, color="#f3dcdc", linewidth=0, label="the loss ran away")
+    if found.diverged:
+        panel.axvspan(found.diverged, found.diverged * 3, color="#f3dcdc", linewidth=0, label="training diverged")
     panel.set_xscale("log")
-    # The runaway's last losses would flatten all that is to be seen.
-    low, start = float(found.smoothed.min()), float(found.smoothed[0])
-    spread = max(start - low, 0.25 * start)
-    panel.set_ylim(max(0, low - 0.6 * spread), start + 1.5 * spread)
+    if len(found.losses):
+        # The last losses of a diverging training would flatten all that is to be seen.
+        low, start = float(found.smoothed.min()), float(found.smoothed[0])
+        spread = max(start - low, 0.25 * start)
+        panel.set_ylim(max(0, low - 0.6 * spread), start + 1.5 * spread)
     panel.set(xlabel="learning rate", ylabel="training loss")
     phase = f"{config.model.name}, regime={config.regime.name}, {config.optimizer.name}"
     panel.set_title(f"Learning-rate range test: {phase}")
