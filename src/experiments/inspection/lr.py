@@ -87,8 +87,9 @@ def suggest(rates: np.ndarray, losses: np.ndarray) -> RangeTest:
     decades = np.log10(rates)
     # One loss of a diverging training would be seen far around it.
     bounded = np.minimum(losses, Growing.RUNAWAY * np.median(losses[:LEAST]))
-    smoothed = gaussian_filter1d(bounded, WIDTH / (decades[1] - decades[0]), mode="nearest")
-    noise = 2 * float(median_abs_deviation(bounded - smoothed, scale="normal"))  # of a batch; robust to divergence
+    smoothed = gaussian_filter1d(bounded, WIDTH / (decades[1] - decades[0]))
+    # Of a batch, robust to divergence. That of the smoothed loss is a third of it, or half of it at the ends.
+    noise = float(median_abs_deviation(bounded - smoothed, scale="normal"))
     rate, reason = descent(rates, bounded, smoothed, noise) or rise(rates, bounded, smoothed, noise, diverged)
     suggested = None if rate is None else float(f"{rate:.1g}")
     return RangeTest(rates, losses, smoothed, suggested, reason, diverged)
@@ -109,7 +110,7 @@ def descent(
     """Return the rate at which half of the fall is done, and why that one; None where the loss does not fall."""
     bottom = int(smoothed.argmin())
     start = float(np.median(losses[: max(LEAST, bottom // 3)]))
-    if bottom < LEAST or start - smoothed[bottom] <= noise:
+    if bottom < LEAST or start - smoothed[bottom] <= 2 * noise:
         return None
     if bottom >= len(rates) - 2:
         return None, f"the loss still falls at the highest rate: go on higher (--to {rates[-1] * 100:g})"
@@ -125,13 +126,13 @@ def rise(
 ) -> tuple[float | None, str]:
     """Return a tenth of the rate from which on the loss is above its start, and why that one."""
     start = float(np.median(losses[: max(LEAST, len(losses) // 3)]))
-    at = int(np.flatnonzero(smoothed <= start + noise).max(initial=-1)) + 1
-    first = float(rates[at]) if at < len(rates) else diverged
-    if first is None:
+    if diverged is None and smoothed[-1] <= start + 2 * noise:
         return None, (
             "the loss neither falls nor rises by more than its noise: all these rates are alike to it. For less noise "
             f"--batches {5 * len(rates)}, for higher rates --to {rates[-1] * 100:g}"
         )
+    at = int(np.flatnonzero(smoothed <= start + noise).max(initial=-1)) + 1
+    first = float(rates[at]) if at < len(rates) else diverged or float(rates[-1])
     if first / 10 < rates[0]:
         return None, f"the loss rises from the lowest rates on: begin lower (--from {rates[0] / 1000:.0e})"
     return first / 10, (
@@ -185,9 +186,10 @@ def draw(config: Config, found: RangeTest) -> Figure:
     panel.set_xscale("log")
     if len(found.losses):
         # The last losses of a diverging training would flatten all that is to be seen.
-        low, start = float(found.smoothed.min()), float(found.smoothed[0])
-        spread = max(start - low, 0.25 * start)
-        panel.set_ylim(max(0, low - 0.6 * spread), start + 1.5 * spread)
+        most = np.percentile(found.losses[: max(LEAST, len(found.losses) * 2 // 3)], [2, 98])
+        low, high = min(float(most[0]), float(found.smoothed.min())), float(most[1])
+        margin = max(0.25 * (high - low), 0.05 * high)
+        panel.set_ylim(max(0, low - margin), high + 2 * margin)
     panel.set(xlabel="learning rate", ylabel="training loss")
     phase = f"{config.model.name}, regime={config.regime.name}, {config.optimizer.name}"
     panel.set_title(f"Learning-rate range test: {phase}")
