@@ -42,15 +42,15 @@ def test_any_text_can_be_typed() -> None:
         ("/Fotos/Hündchen", "'data.root=\"/Fotos/Hündchen\"'"),
         ("a,b", "'data.root=\"a,b\"'"),
         ("2024", "'data.root=\"2024\"'"),
-        ("~/x", "data.root=/home/me/x"),
+        ("~/x", "data.root=/people/me/x"),
     ],
 )
 def test_what_is_shown_is_what_works(
     text: str, typed: str, config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/people/me")
     assert as_typed("data.root", text) == typed
-    assert config("data=folder", *shlex.split(typed)).data.arguments["root"] == text.replace("~", "/home/me")
+    assert config("data=folder", *shlex.split(typed)).data.arguments["root"] == text.replace("~", "/people/me")
 
 
 @pytest.mark.parametrize(

@@ -300,7 +300,9 @@ def test_a_missing_value_is_named_with_what_to_type(config: Read) -> None:
 
 
 def test_a_dangling_interpolation_is_a_configuration_fault(config: Read) -> None:
-    assert fault(config, "optimizer.lr=${sed}")[0] == "optimizer.lr: Interpolation key 'sed' not found"
+    assert fault(config, "optimizer.lr=${sed}")[0] == (
+        r"optimizer.lr: Interpolation key 'sed' not found. Where ${ is meant as text, write \${"
+    )
 
 
 def test_more_blocks_than_there_are(config: Read) -> None:

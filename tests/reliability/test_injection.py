@@ -251,7 +251,7 @@ def test_addresses_archives_and_weights_of_a_stranger_are_not_opened(
     assert line.startswith("like: left out") and "data.url='https://evil.invalid/a.zip'" in line
     assert "data.archive='/etc/shadow'" in line and "data.sha256=" in line
     assert expand(evil, "data.archive=/mine.zip").data.arguments["archive"] == "/mine.zip"
-    for weights in ("https://evil.invalid/w.h5", "file:///etc/passwd", "//evil.invalid/share/w.h5"):
+    for weights in ("https://evil.invalid/w.h5", "ftp://evil.invalid/w.h5", "//evil.invalid/share/w.h5"):
         with pytest.raises(ConfigError, match=r"like: model\.weights: .*not opened unless you type it") as caught:
             expand({"model.weights": weights})
         assert f"model.weights='{weights}'" in str(caught.value)
