@@ -94,7 +94,8 @@ def test_no_form_of_an_address_shows_its_password(frame: str) -> None:
         ("Authorization: Basic dTpw, x", "Authorization: Basic *** x"),
         ("+data.api_key=x seed=1", "+data.api_key=*** seed=1"),
         *((text, text) for text in (
-            "http://[::1]:5000/x", "http://127.0.0.1:5000.", "(http://host:5000)", "http://HOST:PORT/", "file:" + "///a:b@c",
+            "http://[::1]:5000/x", "http://127.0.0.1:5000.", "(http://host:5000)", "http://HOST:PORT/",
+            "file:" + "///a:b@c",
             "sqlite:////x/y.db", "s3://bucket/key:a@b", "me@host:a/b", "postgresql://me:${oc.env:PW}@host/db",
             "model.head.dropout=0.5 augmentation=strong", "git@github.com:x/y.git", "ssh://git@host/x",
             "http://host:5000/?page=2", "1 token, 3 passwords: none", "",
