@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from experiments import activations, journal, run, runtime, signals, store
 from experiments import tracking as tracked
 from experiments.build import build
+from experiments.explain import disk_full, refused
 from experiments.models.network import cut
 from experiments.progress import PlainConsole, Terminal
 from experiments.redaction import redact_credentials
@@ -46,6 +47,11 @@ def answering(answer: str) -> Iterator[dict[str, Any]]:
         yield said
     except (ConfigError, DataError) as error:
         said = {"error": str(error)}
+    except OSError as error:  # a full disk, a read-only outputs/
+        text = disk_full(error) or refused(error)
+        if text is None:
+            raise
+        said = {"error": text}
     store.write_file(Path(answer), json.dumps(said).encode())
 
 

@@ -103,9 +103,8 @@ def dress(uri: str) -> list[tuple[str, str]]:
         ours = [(latest, one) for one in client.search_experiments() if (latest := _latest(client, one))]
         for _, experiment in ours:
             for name, value in tags().items():
-                # What is there already is not written again, so that a store may be read-only.
                 if experiment.tags.get(name) != value and (name != NOTE or NOTE not in experiment.tags):
-                    client.set_experiment_tag(experiment.experiment_id, name, value)
+                    set_tag(client, experiment.experiment_id, name, value)
     except outbox.failures() as error:
         raise address.unusable(redact_credentials(uri), str(error)) from None
     ordered = sorted(ours, key=lambda one: one[0], reverse=True)
@@ -113,6 +112,17 @@ def dress(uri: str) -> list[tuple[str, str]]:
         (one.name, f"#/experiments/{one.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={KEY}")
         for _, one in ordered
     ]
+
+
+def set_tag(client: MlflowClient, experiment_id: str, name: str, value: str) -> None:
+    """Set a tag of an experiment; a database that cannot be written opens without."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.set_experiment_tag(experiment_id, name, value)
+    except MlflowException as error:
+        if "readonly database" not in str(error):
+            raise
 
 
 def _latest(client: MlflowClient, experiment: Experiment) -> int:
