@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -156,7 +157,7 @@ def of_folder(folder: Path, uri: str | None = None) -> Trained:
     if facts.get("status") != "FINISHED":
         raise ConfigError(
             f"{folder}: this run is not finished ({facts.get('status')}). Go on with it: python -m experiments.train "
-            f"resume={quoted(str(folder))}"
+            f"resume={shlex.quote(str(folder))}"
         )
     for name in (like.FILE, MANIFEST, journal.METRICS):
         if not (folder / name).is_file():

@@ -36,7 +36,7 @@ def cache(own_outputs: Path) -> Path:
     model = keras.Model(inputs, keras.layers.Dense(30)(inputs))
     history = [EpochRecord(n, "head", n, 0, {"validation_accuracy": 0.5 + n / 10}) for n in range(3)]
     checkpoints.save(place / "heads" / "abc", model, history)
-    verdicts = {"a" * 64: [4, 4, "RGB"], "b" * 64: [5, 5, "L"]}
+    verdicts = {"a" * 64: [4, 4, "RGB", []], "b" * 64: [5, 5, "L", []]}
     content = {"sha256": store.key(verdicts), "pictures": verdicts}
     store.write_file(place / "manifests" / "abc.json", json.dumps(content).encode())
     store.write_file(place / "drawn" / "abc" / "train" / "cats" / "cats.0.jpg", bytes(5000))
