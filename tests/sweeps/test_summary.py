@@ -176,6 +176,15 @@ def test_the_test_score_of_a_former_winner_is_not_told_beside_another(folder: Pa
     assert "; significantly above always answering 'cat' (50.0 %)." in said
 
 
+def test_a_winner_that_was_not_evaluated_again_is_not_called_without_held_out_images(folder: Path) -> None:
+    add(folder, 0, {"x": "a"}, right(60))
+    assert summary.conclude(folder)["sentences"][-1].startswith("No images were held back from the choice")
+    about = json.loads((folder / "sweep.json").read_text()) | {"config": {"sweep": {"final": False}}}
+    (folder / "sweep.json").write_text(json.dumps(about))
+    said = summary.conclude(folder)["sentences"][-1]
+    assert said == "The winner was not evaluated on images that no job has read (sweep.final=false)."
+
+
 def test_without_a_finished_job_there_is_no_winner(folder: Path) -> None:
     add(folder, 0, {"x": "1"}, None, reason="broke")
     said = summary.conclude(folder)

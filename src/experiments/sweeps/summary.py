@@ -175,8 +175,16 @@ def interval(one: Candidate, objective: str) -> tuple[float, float, float]:
     return mean_interval([float(np.mean(values)) for values in by_value.values()], folds=kind == "data.fold")
 
 
-def sentences(ranked: Sequence[Candidate], objective: str, held: Sequence[Row], folds: bool, command: str) -> list[str]:
-    """Return the conclusion in words."""
+def sentences(
+    ranked: Sequence[Candidate], objective: str, held: Sequence[Row], folds: bool, command: str, final: bool
+) -> list[str]:
+    """Return the conclusion in words.
+
+    Args:
+        held: the winner's last runs, on images that no job has read.
+        folds: whether the jobs were validated on folds of the training images.
+        final: `sweep.final`, whether there are such runs at the end.
+    """
     whole = [one for one in ranked if one.whole and not math.isnan(one.score)]
     if not whole:
         return ["No candidate has finished: there is no winner."]
@@ -200,6 +208,8 @@ def sentences(ranked: Sequence[Candidate], objective: str, held: Sequence[Row], 
             + f"; {beside}" * bool(beside)
             + "."
         )
+    elif not final:
+        lines.append("The winner was not evaluated on images that no job has read (sweep.final=false).")
     elif not held or all(row.status == "FINISHED" for row in held):
         lines.append(
             "No images were held back from the choice: sweep data.fold=0,1,2,3,4 as well, or give the data a test "
@@ -286,7 +296,8 @@ def conclude(folder: Path) -> dict[str, Any]:
     winner = next((one for one in ranked if one.whole and not math.isnan(one.score)), None)
     # Of a former winner's last runs nothing is reported beside this one.
     held = [row for row in rows if row.final and winner and _candidate(row) == winner.values]
-    said = sentences(ranked, objective, held, folds, about["command"])
+    final = about.get("config", {}).get("sweep", {}).get("final", True)
+    said = sentences(ranked, objective, held, folds, about["command"], final)
     left = sum(row.status in ("NEW", "PARTIAL", "KILLED", "RUNNING") for row in jobs)
     said += [f"{left} jobs are not at their end: the same command again goes on with them."] if left else []
     lines = table(ranked, objective)
