@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,19 @@ def test_nothing_printed_fails_or_gets_into_a_file(script: str, tmp_path: Path) 
     assert result.read_text() == "a result"
     if script == '"$@"':
         assert done.stdout == "猫 → K\\udcffse\nof a child\n" and done.stderr == "Käse\n"
+
+
+def test_a_full_pipe_that_does_not_block_is_waited_for() -> None:
+    program = "from experiments import redaction\nredaction.install()\nfor n in range(20000): print('line', n)"
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    with subprocess.Popen([sys.executable, "-c", program], stdout=theirs, stderr=subprocess.PIPE) as process:
+        os.close(theirs)
+        time.sleep(1)  # until the pipe is full
+        with open(ours, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+        assert process.wait() == 0, process.stderr and process.stderr.read()
+    assert lines == [f"line {n}" for n in range(20000)]
 
 
 def test_characters_that_a_terminal_lacks_are_escaped(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import io
 import os
+import select
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -58,7 +59,9 @@ class StandardFile(io.FileIO):
 
     def write(self, data: Any) -> int:
         try:
-            return super().write(data)
+            while (written := super().write(data)) is None:  # a pipe that does not block, and is full
+                select.select([], [self], [])
+            return written
         except OSError as error:
             self.failure = error
             null = os.open(os.devnull, os.O_WRONLY)
