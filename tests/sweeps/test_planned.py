@@ -72,7 +72,8 @@ class Trained:
                 break
             self.runs.append(job)
             config, folder = job.composed.config, job.folder
-            assert self.identity(config) == job.identity and not (folder / journal.FILE).exists()
+            left = journal.read(folder)
+            assert self.identity(config) == job.identity and (left is None or left["status"] == "RUNNING")
             folder.mkdir(exist_ok=True)
             accuracy = 10 * config.optimizer.lr
             metrics = {"validation.accuracy": accuracy, "total_seconds": 1.0}
@@ -130,6 +131,18 @@ def test_a_directory_of_another_sweep_is_refused_by_name(trained: Trained, tmp_p
     assert not trained.runs and accuracies(tmp_path / "D") == {0.01: 0.1, 0.02: 0.2}
     (tmp_path / "D" / plan.SWEEP).write_text(json.dumps({"objective": "accuracy", "command": "", "parent": None}))
     assert "earlier version" in refused(lambda: trained(place, "optimizer.lr=0.01,0.02"))
+
+
+def test_a_job_goes_on_in_a_directory_outside_outputs(trained: Trained, tmp_path: Path) -> None:
+    sweep = (f"hydra.sweep.dir={tmp_path / 'D'}", "optimizer.lr=0.01,0.02", "sweep.final=false")
+    trained(*sweep)
+    assert not trained(*sweep), "what is finished is not trained again"
+    killed = tmp_path / "D" / "1"
+    facts = json.loads((killed / journal.FILE).read_text())
+    (killed / journal.FILE).write_text(json.dumps(facts | {"status": "RUNNING"}))
+    (killed / journal.CHECKPOINTS).mkdir()
+    (job,) = trained(*sweep)
+    assert job.folder == killed and (killed / journal.CHECKPOINTS).is_dir(), "its checkpoints are still there"
 
 
 def test_a_job_does_not_write_into_the_directory_of_another_run(trained: Trained, tmp_path: Path) -> None:

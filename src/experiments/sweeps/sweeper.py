@@ -165,6 +165,19 @@ class Sweeper(HydraSweeper):
             first.setdefault(job.identity, job.number)
             if job.status == "NEW" or job.same_as is not None:
                 job.status, job.folder = "NEW", self.folder / str(job.number)
+            if job.same_as is None:
+                self.find_own_run(job)
+
+    def find_own_run(self, job: Job) -> None:
+        """Note what a job's folder has of the same run: `look` does not search outside outputs/."""
+        if job.status != "NEW" or "deleted" in job.facts or self.common.sweep.rerun:
+            return
+        facts = journal.read(job.folder) or {}
+        done, tracked = facts.get("status") == "FINISHED", self.common.tracking.uri is not None
+        if facts.get("identity") != job.identity or facts.get("status") == "PRUNED" or (done and tracked):
+            return
+        job.status, job.threads = ("FINISHED", None) if done else ("PARTIAL", facts.get("threads"))
+        job.facts = {"run_id": facts.get("run_id")}
 
     def prepare(self, jobs: Sequence[Job]) -> None:
         """Check the folders that jobs are going to write to, and empty those whose own run is to be trained again.
