@@ -88,7 +88,8 @@ def own_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "outputs"
     monkeypatch.setenv("EXPERIMENTS_HOME", str(home))
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # so that it is removed again where a test has MLflow set it
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     return home
 
 

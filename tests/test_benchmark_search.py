@@ -29,11 +29,14 @@ def grid(tmp_path: Path) -> Path:
         folder = tmp_path / str(number)
         folder.mkdir()
         top = 0.9 - 0.1 * abs(math.log10(float(rate)) + 3) - (0.02 if head == "relu" else 0)
-        job = {"number": number, "values": {"optimizer.lr": rate, "head": head}, "overrides": [], "status": "FINISHED"}
+        job = {"number": number, "values": {"optimizer.lr": rate, "head": head}, "overrides": [], "status": "FINISHED",
+               "identity": f"job {number}"}  # fmt: skip
         (folder / "job.json").write_text(json.dumps(job | {"folder": str(folder)}))
-        (folder / "run.json").write_text(json.dumps({"command": {}, "status": "FINISHED"}))
+        (folder / "run.json").write_text(json.dumps({"command": {}, "status": "FINISHED", "identity": job["identity"]}))
         (folder / "metrics.json").write_text(json.dumps({"validation.accuracy": top}))
-        (folder / "predictions_validation.csv").write_text("path,sha256,correct\na,b,True\n")
+        (folder / "predictions_validation.csv").write_text(
+            "path,sha256,label,predicted,correct,confidence,p_a,p_b\na,b,a,a,True,0.9,0.9,0.1\nc,d,b,b,True,0.9,0.1,0.9\n"
+        )
         lines = ["step,phase,epoch,validation_accuracy,validation_loss", "0,head,0,0.1,0.9"]
         lines += [f"{at + 1},finetune,{at},{top * (at + 1) / EPOCHS},0" for at in range(EPOCHS)]
         (folder / "curves.csv").write_text("\n".join(lines) + "\n")

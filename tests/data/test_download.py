@@ -341,7 +341,7 @@ def test_progress_is_for_terminals(
     fetch(host, tmp_path / "silent")
     assert capfd.readouterr() == ("", "")
     screen = io.StringIO()
-    monkeypatch.setattr(download, "Console", lambda: Console(file=screen, force_terminal=True, width=80))
+    monkeypatch.setattr(download, "PlainConsole", lambda: Console(file=screen, force_terminal=True, width=80))
     fetch(host, tmp_path / "terminal")
     assert "downloading" in screen.getvalue() and "300.0/300.0 kB" in screen.getvalue()
 

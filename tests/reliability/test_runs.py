@@ -83,7 +83,11 @@ class Home:
             with h5py.File(path) as file:
                 nodes: list[tuple[str, Any]] = []
                 file.visititems(lambda key, node, nodes=nodes: nodes.append((key, node)))
-                found |= {f"{path.name}/{key}": node[()].tobytes() for key, node in nodes if hasattr(node, "dtype")}
+                found |= {
+                    f"{path.name}/{key}": np.asarray(node[()]).tobytes()
+                    for key, node in nodes
+                    if hasattr(node, "dtype")
+                }
         return found
 
     def runs(self) -> list[Any]:

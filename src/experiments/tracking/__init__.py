@@ -91,9 +91,7 @@ def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[T
         yield Untracked()
         return
     outbox.prepare()
-    import mlflow
-
-    mlflow.set_tracking_uri(config.tracking.uri)
+    address.use(config.tracking.uri)
     outbox.read(folder)  # its errors belong before the run
     tracker = MlflowRun(start(config, folder, run_id), folder, run_id)
     origin = " (MLFLOW_TRACKING_URI; tracking.uri=... for another)" if "tracking.uri" in config.unresolved else ""
@@ -171,7 +169,7 @@ def start_sweep(config: Config, folder: Path, pid: int | None, run_id: str | Non
     outbox.prepare()
     import mlflow
 
-    mlflow.set_tracking_uri(str(config.tracking.uri))
+    address.use(str(config.tracking.uri))
     tags = {**owners.owner(pid), "owner.heartbeat": "inf", "run_folder": str(folder), "sweep": folder.name}
     try:
         experiment = open_experiment(config)
@@ -196,7 +194,7 @@ def end_sweep(config: Config, run_id: str, folder: Path, metrics: Mapping[str, f
     outbox.prepare()
     import mlflow
 
-    mlflow.set_tracking_uri(str(config.tracking.uri))
+    address.use(str(config.tracking.uri))
     client = mlflow.MlflowClient()
     before = client.get_run(run_id)
     owners.mark_lost(before.info.experiment_id)  # jobs that kill -9 ended
@@ -230,7 +228,7 @@ def add_figure(uri: str, run_id: str, path: Path) -> None:
     if address.missing(uri):
         raise address.unusable(uri, "it is not there")
     try:
-        mlflow.set_tracking_uri(uri)
+        address.use(uri)
         mlflow.MlflowClient(uri).log_artifact(run_id, str(path), "figures")
     except outbox.failures() as error:
         raise address.unusable(uri, str(error)) from None
@@ -340,7 +338,7 @@ def fetch(config: Config, folder: Path) -> dict[str, Path]:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    mlflow.set_tracking_uri(config.tracking.uri)
+    address.use(config.tracking.uri)
     client = mlflow.MlflowClient()
     found = {}
     for key, run_id in wanted.items():

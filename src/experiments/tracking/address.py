@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import logging
+import os
 import re
 import socket
 import sqlite3
@@ -20,6 +21,7 @@ from experiments.tracking import migrations
 from experiments.types import ConfigError
 
 WAIT = 5.0  # seconds for a first answer
+VARIABLE = "MLFLOW_TRACKING_URI"
 # Where MLflow's database has absolute addresses of files.
 ADDRESSES = (
     ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
@@ -32,6 +34,21 @@ def missing(uri: str) -> bool:
     """Whether a store is an SQLite file that is not there: MLflow's client would make it."""
     file = sqlite_file(uri)
     return file is not None and not file.exists()
+
+
+def use(uri: str) -> None:
+    """Make MLflow use a store in this process.
+
+    MLflow sets MLFLOW_TRACKING_URI as well, for processes that it starts. The variable stays what the user has set: a
+    later run of this process follows it.
+    """
+    import mlflow
+
+    before = os.environ.get(VARIABLE)
+    mlflow.set_tracking_uri(uri)
+    os.environ.pop(VARIABLE, None)
+    if before is not None:
+        os.environ[VARIABLE] = before
 
 
 def check_runs(uri: str) -> None:

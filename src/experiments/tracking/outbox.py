@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments import store
 from experiments.redaction import redact_credentials, redacted
-from experiments.tracking import models
+from experiments.tracking import address, models
 from experiments.types import ConfigError
 
 if TYPE_CHECKING:
@@ -148,9 +148,8 @@ def sync(run_id: str, folder: Path, uri: str, points: list[list[Any]], status: s
         How many messages wait on, and why.
     """
     prepare()
-    import mlflow
 
-    mlflow.set_tracking_uri(uri)
+    address.use(uri)
     outbox = Outbox(run_id, folder)
     for message in outbox.waiting:
         if message.verb == "end" and message.run_id == run_id and status == "FINISHED":

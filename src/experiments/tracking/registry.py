@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from experiments.tracking import models
+from experiments.tracking import address, models
 from experiments.tracking.outbox import failures, prepare
 from experiments.types import ConfigError
 
@@ -22,9 +22,8 @@ def log_model(uri: str, run_id: str, model: keras.Model, classes: Sequence[str])
         ConfigError: the store does not take it.
     """
     prepare()
-    import mlflow
 
-    mlflow.set_tracking_uri(uri)
+    address.use(uri)
     try:
         models.log_model(run_id, model, classes)
     except failures() as error:
@@ -43,7 +42,7 @@ def register(uri: str, run_id: str, name: str, alias: str | None) -> str:
     prepare()
     import mlflow
 
-    mlflow.set_tracking_uri(uri)
+    address.use(uri)
     client = mlflow.MlflowClient(uri)
     try:
         known = [one for one in client.search_model_versions(f"name = '{name}'") if one.run_id == run_id]

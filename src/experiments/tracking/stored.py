@@ -207,7 +207,7 @@ def read_file(uri: str, run_id: str, name: str, largest: int) -> bytes | None:
     get_run(uri, run_id, "like")
     import mlflow
 
-    mlflow.set_tracking_uri(uri)
+    address.use(uri)
     try:
         sizes = {one.path: one.file_size for one in mlflow.MlflowClient(uri).list_artifacts(run_id)}
         if name not in sizes:
@@ -231,7 +231,7 @@ def logged_model(uri: str, run_id: str) -> Path | None:
     import mlflow
     from mlflow.entities import LoggedModelStatus
 
-    mlflow.set_tracking_uri(uri)
+    address.use(uri)
     client = mlflow.MlflowClient(uri)
     try:
         place = [client.get_run(run_id).info.experiment_id]
@@ -253,7 +253,7 @@ def artifact(uri: str, run_id: str, name: str) -> Path | None:
     prepare()
     import mlflow
 
-    mlflow.set_tracking_uri(uri)
+    address.use(uri)
     try:
         if name not in {one.path for one in mlflow.MlflowClient(uri).list_artifacts(run_id)}:
             return None
@@ -306,7 +306,7 @@ def read_predictions(uri: str, run: RunFacts, split: str) -> dict[str, list[Any]
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    mlflow.set_tracking_uri(uri)
+    address.use(uri)
     try:
         table = json.loads(mlflow.artifacts.load_text(f"runs:/{run.run_id}/predictions_{split}.json"))
     except (MlflowException, OSError) as error:
@@ -319,7 +319,7 @@ def read_curves(uri: str, run: RunFacts) -> list[EpochRecord]:
     """A run's epochs, from its curves.csv; none where it has no such file."""
     import mlflow
 
-    mlflow.set_tracking_uri(uri)
+    address.use(uri)
     try:
         text = mlflow.artifacts.load_text(f"runs:/{run.run_id}/curves.csv")
     except failures():
