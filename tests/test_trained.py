@@ -213,6 +213,7 @@ def test_a_logged_model_is_served_over_http(place: Place, tmp_path: Path) -> Non
     model = f"runs:/{trained.find('whole', place.uri).run_id}/model"
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"  # MLflow calls uvicorn
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             [*command, "-h", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log, cwd=tmp_path,
