@@ -278,14 +278,7 @@ def get_run(uri: str, run_id: str, key: str, *, trash: bool = False) -> Run:
     if RUN_ID.fullmatch(run_id):
         reason = "there is no such file"
         if not address.missing(uri):
-            address.check(uri)
-            prepare()
-            import mlflow
-
-            try:
-                found = find_run(mlflow.MlflowClient(uri), run_id)
-            except failures() as error:
-                raise address.unusable(uri, str(error)) from None
+            found = look_up(uri, run_id)
             if found is not None and in_trash(found) and not trash:
                 raise ConfigError(f"{key}: {run_id}: {trashed(uri, found)}")
             if found is not None:
@@ -333,15 +326,24 @@ def is_deleted(uri: str, run_id: str) -> bool:
     Raises:
         ConfigError: the store cannot be used.
     """
+    run = look_up(uri, run_id)
+    return run is None or in_trash(run)
+
+
+def look_up(uri: str, run_id: str) -> Run | None:
+    """Return a run of a store, also one in its trash; None where there is none.
+
+    Raises:
+        ConfigError: the store cannot be used.
+    """
     address.check(uri)
     prepare()
     import mlflow
 
     try:
-        run = find_run(mlflow.MlflowClient(uri), run_id)
+        return find_run(mlflow.MlflowClient(uri), run_id)
     except failures() as error:
         raise address.unusable(uri, str(error)) from None
-    return run is None or in_trash(run)
 
 
 def ui_command(port: int) -> list[str]:
