@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"{'fault':{width}}  tries  survived")
         for fault, (tries, survived) in sorted(rows.items()):
             terminalreporter.write_line(f"{fault:{width}}  {tries:5}  {survived:8}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_store() -> Iterator[None]:
+    """No test module follows the tracking store of another: MLflow sets the variable for good."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @pytest.fixture(autouse=True)
