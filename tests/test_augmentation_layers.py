@@ -242,11 +242,13 @@ PEERS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
 }
 
 
-@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("share", [-0.5, 0.5, -1.0, 1.0])
 @pytest.mark.parametrize("name", augmentation.COLOURS)
-def test_colour_operations_are_pillows(name: str, sign: int) -> None:
+def test_colour_operations_are_pillows(name: str, share: float) -> None:
+    """At half of RandAugment's range and at the end of TrivialAugment's."""
     pixels = smooth(4) // 2 + 40
-    amount = np.float32(0.5 * sign * augmentation.COLOURS[name])
+    ranges = augmentation.OPERATIONS if abs(share) < 1 else augmentation.WIDE
+    amount = np.float32(share * ranges[name])
     ours = augmentation.recolour(name, tf.constant(pixels, tf.float32), tf.fill((4, 1, 1, 1), amount))
     for mine, picture in zip(np.asarray(ours), pixels, strict=True):
         peer = np.asarray(PEERS[name](Image.fromarray(picture), float(amount)), "float32")
@@ -321,3 +323,64 @@ def test_no_magnitude_moves_and_recolours_nothing_but_by_the_histogram() -> None
 def test_arguments_that_cannot_be_are_refused(name: str, value: float | str, allowed: str) -> None:
     with pytest.raises(ValueError, match=rf"augmentation\.{name}.*{allowed}.*Received: .*{value}"):
         rand(**{name: value})
+
+
+# --- TrivialAugment
+
+
+def trivial(fill: str = "constant") -> Any:
+    return augmentation.trivialaugment(horizontal_flip=False, fill=fill)
+
+
+def test_trivialaugment_draws_one_operation_at_one_of_31_levels_of_the_wide_ranges() -> None:
+    wide = {
+        "identity": 0, "auto_contrast": 0, "equalize": 0, "solarize": 256, "posterize": 6, "color": 0.99,
+        "contrast": 0.99, "brightness": 0.99, "sharpness": 0.99, "rotate": 135, "shear_x": 0.99, "shear_y": 0.99,
+        "translate_x": 32 / 224, "translate_y": 32 / 224,
+    }  # fmt: skip
+    assert wide == augmentation.WIDE and list(wide) == list(augmentation.OPERATIONS)
+    numbers = trivial().draw(np.random.default_rng(0), 28000, SIZE)
+    assert numbers.shape == (28000, 11)
+    for at, most in enumerate(wide.values()):
+        amounts = numbers[numbers[:, 1] == at, 2]
+        assert 1800 < len(amounts) < 2200
+        if most:
+            levels = 30 * np.abs(amounts) / most
+            np.testing.assert_allclose(levels, levels.round(), atol=1e-4)
+            counts = np.bincount(levels.round().astype(int), minlength=31)
+            assert len(counts) == 31 and counts.min() > 30, "each about 65 times"
+            assert 0.45 < (amounts > 0).mean() < 0.55
+
+
+@pytest.mark.parametrize("name", augmentation.MOVES)
+def test_trivialaugments_moves_at_the_highest_level_are_pillows(name: str) -> None:
+    side = 28  # 32 / 224 of which are whole pixels
+    pixels = smooth(1)[:, :side, :side]
+    numbers = trivial().draw(np.random.default_rng(0), 8000, side)
+    amount = augmentation.WIDE[name]
+    highest = np.isclose(numbers[:, 2], amount) & (numbers[:, 1] == list(augmentation.WIDE).index(name))
+    ours = np.asarray(trivial("nearest")(pixels, numbers[highest][:1]))[0]  # as Pillow reads half a pixel outside
+    maps = {
+        "shear_x": (1, amount, -amount * side / 2, 0, 1, 0),
+        "shear_y": (1, 0, 0, amount, 1, -amount * side / 2),
+        "translate_x": (1, 0, 4, 0, 1, 0),
+        "translate_y": (1, 0, 0, 0, 1, 4),
+    }
+
+    def peer(image: np.ndarray) -> np.ndarray:
+        whole, bilinear = Image.fromarray(image), Image.Resampling.BILINEAR
+        if name == "rotate":
+            return np.asarray(whole.rotate(amount, bilinear))
+        return np.asarray(whole.transform(whole.size, Image.Transform.AFFINE, maps[name], bilinear))
+
+    inside = peer(np.full_like(pixels[0], 255)) == 255  # Pillow leaves the rest black
+    assert inside.mean() > 0.5
+    assert np.abs(ours - peer(pixels[0]))[inside].max() < 1.5  # Pillow rounds
+
+
+def test_trivialaugment_changes_most_images() -> None:
+    pixels = smooth(64)
+    changed = np.asarray(trivial()(pixels, trivial().draw(np.random.default_rng(0), 64, SIZE)))
+    assert sum(not np.array_equal(before, after) for before, after in zip(pixels, changed, strict=True)) > 40
+    with pytest.raises(ValueError, match=r"augmentation\.fill: must be one of nearest.*Received: 'mirror'"):
+        trivial("mirror")

@@ -6,7 +6,7 @@ shear, zoom and flip are multiplied first. Its random numbers are drawn with Num
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -39,6 +39,20 @@ MOVES = {
     "translate_y": 150 / 331,
 }
 OPERATIONS = COLOURS | MOVES
+# The same for TrivialAugment: the wide space of its paper.
+WIDE = OPERATIONS | {
+    "posterize": 6.0,
+    "color": 0.99,
+    "contrast": 0.99,
+    "brightness": 0.99,
+    "sharpness": 0.99,
+    "rotate": 135.0,
+    "shear_x": 0.99,
+    "shear_y": 0.99,
+    "translate_x": 32 / 224,  # 32 pixels of an ImageNet image
+    "translate_y": 32 / 224,
+}
+LEVELS = 31  # of TrivialAugment's magnitudes, evenly from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -181,19 +195,21 @@ def affine(
 
 @dataclass(frozen=True)
 class RandAugment:
-    """Numbers as `randaugment` takes them."""
+    """Random operations on each image; arguments as in `randaugment` and `trivialaugment`."""
 
     operations: int
-    magnitude: float
+    magnitude: float | None  # None: one of LEVELS, drawn for each operation
     horizontal_flip: bool
     fill: str
+    ranges: Mapping[str, float]  # operation -> its amount at a magnitude of 1, in the order of OPERATIONS
 
     def draw(self, rng: np.random.Generator, count: int, size: int) -> np.ndarray:
         """[count, 1 + 10 operations] float32: 1 to mirror the picture, then of each operation its place in OPERATIONS,
         its amount, and its map from output to input pixel coordinates (as `Affine.draw`)."""
         mirror = rng.random((count, 1)) < 0.5 if self.horizontal_flip else np.zeros((count, 1))
         kinds = rng.integers(len(OPERATIONS), size=(count, self.operations))
-        amounts = self.magnitude * np.array(list(OPERATIONS.values()))[kinds] * rng.choice([-1, 1], size=kinds.shape)
+        magnitudes = rng.integers(LEVELS, size=kinds.shape) / (LEVELS - 1) if self.magnitude is None else self.magnitude
+        amounts = magnitudes * np.array(list(self.ranges.values()))[kinds] * rng.choice([-1, 1], size=kinds.shape)
 
         # Every kind of move as one map; those that a picture does not make are of amount 0.
         moved = {name: np.where(kinds == list(OPERATIONS).index(name), amounts, 0) for name in MOVES}
@@ -249,7 +265,28 @@ def randaugment(*, operations: int, magnitude: float, horizontal_flip: bool, fil
         raise ValueError(f"augmentation.operations: must be a whole number of 1 or more. Received: {operations}")
     if not 0 <= magnitude <= 1:
         raise ValueError(f"augmentation.magnitude: must be in [0, 1]. Received: {magnitude}")
-    return RandAugment(int(operations), magnitude, horizontal_flip, fill)
+    return RandAugment(int(operations), magnitude, horizontal_flip, fill, OPERATIONS)
+
+
+def trivialaugment(*, horizontal_flip: bool, fill: str) -> Augmentation:
+    """Return TrivialAugment: one operation at one of 31 magnitudes, both drawn for each image; nothing to tune.
+
+    The operations are those of `randaugment`, the ranges the paper's wide ones (WIDE).
+
+    Args:
+        horizontal_flip: mirror half of the images first.
+        fill: what lies outside the image: nearest, reflect, wrap or constant (black).
+
+    Raises:
+        ValueError: an unknown fill.
+
+    Source: S. Mueller and F. Hutter, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", ICCV 2021.
+    The authors' code draws the factor of colour, contrast, brightness and sharpness from 31 steps between 0.01 and 2,
+    this function from 31 steps of 0 to 0.99 above or below 1, as torchvision does.
+    """
+    if fill not in FILLS:
+        raise ValueError(f"augmentation.fill: must be one of {', '.join(FILLS)}. Received: {fill!r}")
+    return RandAugment(1, None, horizontal_flip, fill, WIDE)
 
 
 def recolour(name: str, pictures: tf.Tensor, amount: tf.Tensor) -> tf.Tensor:
