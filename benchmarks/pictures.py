@@ -16,13 +16,14 @@ from experiments.data.synthetic import synthetic
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ("cats", "dogs")
 PHOTOGRAPHS = {"train": 2000, "validation": 400}
+FLOWERS = 680  # training images of flowers17
 DRAWN_SIZE = 256  # pixels
 QUALITY = 90  # JPEG
 
 
 @dataclass(frozen=True)
 class Folder:
-    """train/<class>/ and validation/<class>/, two classes, alike in size."""
+    """train/<class>/ and validation/<class>/, classes alike in size; of flowers17 test/<class>/, too."""
 
     root: Path
     train: int  # pictures
@@ -73,6 +74,34 @@ def pictures(cache: Path, train: int | None = None) -> Folder:
                     shutil.copyfile(path, draft / split / name / path.name)
         draft.rename(root)
     return Folder(root, wanted["train"], wanted["validation"], drawn=False)
+
+
+def flowers(cache: Path, train: int | None = None) -> Folder:
+    """Return Oxford's flowers17, or the first images of each of its 17 classes.
+
+    Args:
+        cache: where subsets are kept.
+        train: the number of training images, half as many for validation and for test; None for all 680.
+
+    Raises:
+        FileNotFoundError: it is absent.
+    """
+    whole = shared("EXPERIMENTS_FLOWERS", "flowers17")
+    if not whole.is_dir():
+        raise FileNotFoundError(f"flowers17 is needed in {whole}, or where EXPERIMENTS_FLOWERS points")
+    if train is None or train >= FLOWERS:
+        return Folder(whole, FLOWERS, FLOWERS // 2, drawn=False)
+    each = max(train // 17, 2)
+    root = cache / f"flowers17-{each}"
+    if not root.is_dir():
+        draft = root.with_name(f".{root.name}.{os.getpid()}")
+        for split, count in (("train", each), ("validation", each // 2), ("test", each // 2)):
+            for folder in files(whole / split):
+                (draft / split / folder.name).mkdir(parents=True)
+                for path in files(folder)[:count]:
+                    shutil.copyfile(path, draft / split / folder.name / path.name)
+        draft.rename(root)
+    return Folder(root, 17 * each, 17 * (each // 2), drawn=False)
 
 
 def many(cache: Path, source: Folder, train: int) -> Folder:

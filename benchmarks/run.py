@@ -19,10 +19,12 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import report
-from benchmarks.rows import ONLY_FULL, ROWS, Setup
+from benchmarks import finetuning, report, rows
+from benchmarks.rows import Setup
 from experiments.paths import default_outputs
 
+ROWS = {**rows.ROWS, **finetuning.ROWS}
+ONLY_FULL = (*rows.ONLY_FULL, *finetuning.ONLY_FULL)
 REPEATS = {False: 3, True: 5}  # quick, full
 PROCESS_REPEATS = {False: 2, True: 3}  # of the rows whose repeats are new processes
 

@@ -87,8 +87,9 @@ def test_the_machine_is_described() -> None:
     json.dumps(facts)
 
 
-def test_peers_are_plain_keras() -> None:
-    tree = ast.parse((ROOT / "benchmarks" / "peers.py").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("module", ["peers", "finetuning_peers"])
+def test_peers_are_plain_keras(module: str) -> None:
+    tree = ast.parse((ROOT / "benchmarks" / f"{module}.py").read_text(encoding="utf-8"))
     nodes = list(ast.walk(tree))
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
