@@ -24,7 +24,7 @@ from hydra import compose, initialize_config_dir
 from experiments import activations, augmentation, paths, store, train, validation  # noqa: F401  train: resolvers
 from experiments.activations import BATCH, SHARD_ROWS, Want, extract
 from experiments.data import decoder
-from experiments.models import network
+from experiments.models import network, stages
 from experiments.models.network import Cut, cut
 from experiments.store import Rows
 from experiments.types import Backbone, ConfigError, Entry, Pictures
@@ -69,7 +69,7 @@ def tiny(outputs: Path, *overrides: str, filters: int = 4) -> Any:
     augment = augmentation.affine(**config.augmentation.arguments)
     return SimpleNamespace(
         config=config, cache=config.cache, augmentation=augment, extra_layers=(),
-        backbone=Backbone(model, network.first_layers(model, ["block1", "block2"]), f"tiny {filters}"),
+        backbone=Backbone(model, stages.named_stages(model, ["block1", "block2"]), f"tiny {filters}"),
     )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def test_the_wheel_works_from_a_fresh_environment_with_the_users_own_conf(tmp_pa
 
     (elsewhere / "my_conf" / "model" / "densenet.yaml").write_text(
         "name: densenet\n_target_: keras.applications.DenseNet121\nnative_size: 48\nweights: null\n"
-        "preprocessing: torch\nblocks: [conv1, conv2, conv3, conv4, conv5]\n"
+        "preprocessing: torch\n"
         "head: {pooling: average, dropout: 0.5, l1: 0.0, l2: 0.0, dense: {}}\n"
     )
     experiments = elsewhere / "env" / "bin" / "experiments"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keras.applications.imagenet_utils import preprocess_input
 
-from experiments.models import network
+from experiments.models import network, stages
 from experiments.models.convnet import convnet
 from experiments.models.head import dense_head, probabilities
 from experiments.schema import ConvBlock, Dense, Head, shipped
@@ -38,7 +38,9 @@ def backbone_of(name: str, kind: str | None = None) -> Backbone:
     tensor = network.preprocess(inputs, kind or yaml["preprocessing"])
     if name == "convnet":
         layers = {block: ConvBlock(**values) for block, values in yaml["layers"].items()}
-        return Backbone(model := convnet(input_tensor=tensor, layers=layers), network.first_layers(model, layers), "")
+        return Backbone(
+            model := convnet(input_tensor=tensor, layers=layers), stages.named_stages(model, list(layers)), ""
+        )
     options = {"input_tensor": tensor, "input_shape": (SIZE, SIZE, 3), "include_top": False, "weights": None}
     if name == "mobilenet_v2":
         model = keras.applications.MobileNetV2(alpha=yaml["alpha"], **options)
@@ -48,7 +50,7 @@ def backbone_of(name: str, kind: str | None = None) -> Backbone:
                 layer.moving_mean.assign(np.full(layer.moving_mean.shape, 0.01))
     else:
         model = keras.applications.VGG16(**options)
-    return Backbone(model, network.first_layers(model, yaml["blocks"]), "")
+    return Backbone(model, stages.find_stages(model), "")
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +72,13 @@ def test_rescale_divides_by_255_and_none_leaves_pixels() -> None:
     assert network.preprocess(inputs, "none") is inputs
 
 
-def test_first_layers_of_the_shipped_backbones(backbones: dict[str, Backbone]) -> None:
-    assert backbones["convnet"].blocks == {"block1": "block1_conv", "block2": "block2_conv", "block3": "block3_conv"}
-    assert backbones["vgg16"].blocks == {f"block{n}": f"block{n}_conv1" for n in range(1, 6)}
-    blocks = backbones["mobilenet_v2"].blocks
-    assert blocks["block_1"] == "block_1_expand" and blocks["block_16"] == "block_16_expand"
-    assert blocks["Conv1"] == "Conv1" and blocks["Conv_1"] == "Conv_1"
-    assert blocks["expanded_conv"].startswith("expanded_conv_")
+def test_a_stage_is_what_vgg_calls_a_block(backbones: dict[str, Backbone]) -> None:
+    names = {name: [stage.name for stage in backbone.stages] for name, backbone in backbones.items()}
+    assert names == {
+        "convnet": ["block1", "block2", "block3"],
+        "vgg16": [f"block{number}_conv1" for number in range(1, 6)],
+        "mobilenet_v2": ["Conv1", "block_1_expand", "block_3_expand", "block_6_expand", "block_13_expand"],
+    }
 
 
 def test_a_block_is_not_mistaken_for_one_whose_name_begins_alike() -> None:
@@ -84,11 +86,15 @@ def test_a_block_is_not_mistaken_for_one_whose_name_begins_alike() -> None:
     for name in ("block_16_a", "block_1_a", "block_1_b"):
         x = keras.layers.Dense(4, name=name)(x)
     model = keras.Model(inputs, x, name="tower")
-    assert network.first_layers(model, ["block_16", "block_1"]) == {"block_16": "block_16_a", "block_1": "block_1_a"}
+    found = stages.named_stages(model, ["block_16", "block_1"])
+    assert [(stage.name, stages.takers(model, stage.entering)[0].name) for stage in found] == [
+        ("block_16", "block_16_a"), ("block_1", "block_1_a"),
+    ]  # fmt: skip
+    assert stages.stage_of(model, found, "block_1_b").name == "block_1_b"
     with pytest.raises(ConfigError, match="model.blocks: must be in the network's order. Received: block_1, block_16"):
-        network.first_layers(model, ["block_1", "block_16"])
+        stages.named_stages(model, ["block_1", "block_16"])
     with pytest.raises(ConfigError) as caught:
-        network.first_layers(model, ["block_2"])
+        stages.named_stages(model, ["block_2"])
     assert "'block_2'" in str(caught.value) and "tower" in str(caught.value) and "block_1_b" in str(caught.value)
 
 
@@ -116,10 +122,19 @@ def test_forward_is_what_the_model_says_and_where_it_normalises_its_weights_are_
 
 
 @pytest.mark.parametrize(
-    "name, unfrozen", [("convnet", n) for n in range(4)] + [("vgg16", n) for n in range(6)]
-    + [("mobilenet_v2", n) for n in range(20)],
+    "name, unfrozen, first",
+    [(name, count, first) for name, firsts in {
+        "convnet": ("pooling", "block3_conv", "block2_conv", "pixels"),
+        "vgg16": ("pooling", "block5_conv1", "block4_conv1", "block3_conv1", "block2_conv1", "pixels"),
+        "mobilenet_v2": ("pooling", "block_13_expand", "block_6_expand", "block_3_expand", "block_1_expand", "pixels"),
+    }.items() for count, first in enumerate(firsts)]
+    + [("vgg16", "all", "pixels"), ("vgg16", "block1", "pixels"), ("vgg16", "block5_conv2", "block5_conv2"),
+       ("convnet", "block2", "block2_conv")]
+    + [("mobilenet_v2", f"block_{number}", f"block_{number}_expand") for number in range(1, 17)],
 )  # fmt: skip
-def test_cut_at_every_block(backbones: dict[str, Backbone], name: str, unfrozen: int) -> None:
+def test_split_at_every_stage_and_block(
+    backbones: dict[str, Backbone], name: str, unfrozen: int | str, first: str
+) -> None:
     backbone = backbones[name]
     whole = network.pooled(backbone, "average")
     prefix, suffix, boundary = network.cut(backbone, unfrozen, "average")
@@ -128,25 +143,41 @@ def test_cut_at_every_block(backbones: dict[str, Backbone], name: str, unfrozen:
     assert expected.std() > 1e-4  # not so dead a network that anything would pass
     np.testing.assert_allclose(suffix(prefix(pictures(), training=False), training=False), expected, atol=1e-4)
 
-    first = "pooling" if unfrozen == 0 else backbone.blocks[list(backbone.blocks)[-unfrozen]]
     assert boundary == first
     below, above = ({id(weight) for weight in part.weights} for part in (prefix, suffix))
     assert below | above == {id(weight) for weight in backbone.model.weights}
     assert not below & above
     assert prefix.count_params() + suffix.count_params() == backbone.model.count_params()
-    if unfrozen:
-        assert id(backbone.model.get_layer(first).weights[0]) in above
-    else:
-        assert not above
+    assert bool(above) == (unfrozen != 0) and bool(below) == (boundary != "pixels")
 
 
-def test_a_block_inside_a_branch_cannot_be_cut() -> None:
+def branches() -> keras.Model:
     inputs = keras.Input((8, 8, 3))
     x = keras.layers.Conv2D(3, 1, name="one")(inputs)
-    model = keras.Model(inputs, keras.layers.Add(name="add")([keras.layers.Conv2D(3, 1, name="two")(x), inputs]))
-    backbone = Backbone(model, network.first_layers(model, ["one", "two"]), "")
-    with pytest.raises(ConfigError, match=r"model\.blocks: .* cannot be cut at 'two' \(two\)"):
-        network.cut(backbone, 1, "average")
+    left, right = (keras.layers.Conv2D(3, 1, name=f"{name}_conv")(x) for name in ("left", "right"))
+    x = keras.layers.Conv2D(3, 1, name="two")(keras.layers.Add(name="add")([left, right]))
+    return keras.Model(inputs, keras.layers.Add(name="sum")([x, keras.layers.Conv2D(3, 1, name="past")(inputs)]))
+
+
+@pytest.mark.parametrize("blocks, unfrozen, remedy", [
+    (["one", "two"], 1, "cannot be split before 'two': .* unfrozen_blocks=all. Received: 1"),
+    (None, "two", "cannot be split before 'two'"),
+    (None, "add", "cannot be split before 'add'"),
+    (None, 2, "must be at most 1, as functional has 1 stages "),
+    (None, "three", "must be a number of stages, all, or .* Received: 'three'. .*inspect model --layers"),
+    (None, "block_two", "Received: 'block_two'. Nearest: two."),
+])  # fmt: skip
+def test_where_no_split_is_possible_the_next_one_is_named(
+    blocks: list[str] | None, unfrozen: int | str, remedy: str
+) -> None:
+    keras.utils.clear_session()
+    model = branches()
+    found = stages.named_stages(model, blocks) if blocks else stages.find_stages(model)
+    with pytest.raises(
+        ConfigError, match=rf"^regime.unfrozen_blocks: .*{remedy.replace(' unfrozen', ' regime.unfrozen')}"
+    ):
+        network.cut(Backbone(model, found, ""), unfrozen, "average")
+    assert network.cut(Backbone(model, found, ""), "all", "average").boundary == "pixels"
 
 
 def test_vgg16_has_the_parameters_of_the_paper(backbones: dict[str, Backbone]) -> None:

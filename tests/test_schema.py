@@ -143,7 +143,7 @@ def test_a_wrong_type_is_refused(override: str, key: str, allowed: str, received
     ("augmentation.rotation", (0, 180), (-1, 181)),
     ("augmentation.zoom", (0, 0.99), (-0.1, 1)),
     ("regime.views", (0,), (-1,)),
-    ("regime.unfrozen_blocks", (1,), (0,)),
+    ("regime.lr_decay", (0.1, 1), (0, 1.1)),
     ("runtime.threads", (1,), (0,)),
     ("runtime.devices", (1,), (0,)),
     ("label_smoothing", (0, 0.999), (-0.1, 1)),
@@ -308,10 +308,15 @@ def test_a_dangling_interpolation_is_a_configuration_fault(config: Read) -> None
 def test_more_blocks_than_there_are(config: Read) -> None:
     (line,) = fault(config, "regime=finetune", "regime.unfrozen_blocks=4")
     assert line == (
-        "regime.unfrozen_blocks: must be at most 3, as model=convnet has 3 blocks (block1, block2, block3). Received: 4"
+        "regime.unfrozen_blocks: must be at most 3, as model=convnet has 3 blocks (block1, block2, block3), or all, or "
+        "the name of a layer. Received: 4"
     )
-    assert config("regime=finetune", "regime.unfrozen_blocks=3").regime.unfrozen_blocks == 3
+    for accepted in (3, "all", "block2"):
+        assert config("regime=finetune", f"regime.unfrozen_blocks={accepted}").regime.unfrozen_blocks == accepted
     config("regime=scratch", "regime.unfrozen_blocks=4")  # scratch ignores it
+    for refused in ("0", "-1", "1.5", "true", "null", "''", "[1,2]"):
+        (line,) = fault(config, "regime=finetune", f"regime.unfrozen_blocks={refused}")
+        assert line.startswith("regime.unfrozen_blocks: must be how many stages, at least 1, or all, or the name"), line
 
 
 def test_pretrained_is_the_body_of_the_convnet_only(config: Read) -> None:

@@ -25,7 +25,7 @@ import tensorflow as tf
 from experiments import paths, schedules, schema, validation
 from experiments.checkpoints import file_hash
 from experiments.losses import build_loss
-from experiments.models import network, weights
+from experiments.models import network, stages, weights
 from experiments.models.architecture import SHOWN, architecture, differences, layers_of, setting_differences
 from experiments.models.head import dense_head
 from experiments.models.weights import Contents
@@ -63,6 +63,8 @@ def build(config: Config, files: Mapping[str, Path], backbone: Backbone | None =
     keras.config.set_dtype_policy(config.runtime.precision)  # which the line above forgets
     keras.utils.set_random_seed(config.seed)
     backbone = backbone or build_backbone(config, files.get("model.weights"))
+    if "regime.unfrozen_blocks" not in config.regime.ignores:
+        stages.stage_of(backbone.model, backbone.stages, config.regime.unfrozen_blocks)
     head_file = files.get("regime.head_from")
     if head_file is not None:
         check_head(config, head_file, backbone)
@@ -253,7 +255,8 @@ def build_backbone(config: Config, file: Path | None) -> Backbone:
         model = _with_weights(config, file or Path(weights_of).expanduser(), "model.weights")
     description = hashlib.sha256(model.to_json().encode()).hexdigest()
     identity = hashlib.sha256(f"{description} {network.weights_hash(model)}".encode()).hexdigest()
-    return Backbone(model, network.first_layers(model, config.model.blocks), identity)
+    blocks = config.model.blocks
+    return Backbone(model, stages.named_stages(model, blocks) if blocks else stages.find_stages(model), identity)
 
 
 def build_network(config: Config, weights: str | None = None, *, download: bool = True) -> keras.Model:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -36,6 +37,7 @@ def fit(
     phase: str,
     first_step: int,
     watch: Watch,
+    rate_factors: Mapping[int, float] = MappingProxyType({}),
 ) -> tuple[EpochRecord, ...]:
     """Trains a model that outputs logits, in one call to Keras over all epochs.
 
@@ -49,6 +51,8 @@ def fit(
         first_step: the first epoch's place on the run's axis.
         watch: shown the progress and given every epoch's record; where it has checkpoints, training goes on from the
             last of this phase, whose `watch.remaining` epochs the batches must be of, and leaves one after every epoch.
+        rate_factors: what the learning rate is multiplied by, by the `id` of a variable; 1 for others. Weight decay
+            follows the rate without it.
 
     Returns:
         One record an epoch, those before the checkpoint among them.
@@ -62,6 +66,8 @@ def fit(
     if optimizer.weight_decay and not recipe.decay_bias_and_norm:
         vectors = [variable for variable in model.trainable_variables if len(variable.shape) < 2]
         optimizer.exclude_from_weight_decay(var_list=vectors)
+    if any(id(variable) in rate_factors for variable in model.trainable_variables):
+        scale_rates(optimizer, [rate_factors.get(id(variable), 1.0) for variable in model.trainable_variables])
     loss = recipe.loss(count)
     several = tf.distribute.has_strategy()
     # Where Keras leaves XLA off, some parts gain by it.
@@ -125,6 +131,21 @@ def fit(
 def only_cpus() -> bool:
     """Whether Keras, asked for "auto", compiles nothing."""
     return all(device.device_type == "CPU" for device in tf.config.list_physical_devices())
+
+
+def scale_rates(optimizer: keras.optimizers.Optimizer, factors: Sequence[float]) -> None:
+    """Have an optimizer change each variable at a learning rate of its own.
+
+    Args:
+        factors: of the rate, one for each variable that the optimizer is built with, in order.
+    """
+    update = optimizer.update_step
+
+    def update_step(gradient: tf.Tensor, variable: tf.Variable, learning_rate: keras.Variable) -> None:
+        factor = factors[optimizer._get_variable_index(variable)]  # Keras has no public way to identify a variable
+        update(gradient, variable, learning_rate if factor == 1 else keras.ops.multiply(learning_rate, factor))
+
+    optimizer.update_step = update_step
 
 
 def compile_updates(optimizer: keras.optimizers.Optimizer) -> None:

@@ -138,7 +138,9 @@ class Model(Component):
     native_size: int = Field(ge=8)  # pixels a side that the network is made for: data.image_size unless that is set
     weights: str | None
     preprocessing: Literal["rescale", "tf", "caffe", "torch", "none"]
-    blocks: list[str] = Field(min_length=1)  # names that its layers begin with, in order
+    blocks: list[str] | None = Field(
+        None, min_length=1
+    )  # names that its layers begin with, in order; null: stages by resolution
     layers: dict[str, ConvBlock] | None = None
     head: Head
 
@@ -163,13 +165,24 @@ class Schedule(Component):
 
 class Regime(Component):
     ignores: list[str]
-    unfrozen_blocks: int = Positive
+    unfrozen_blocks: int | str
+    lr_decay: float = Field(1.0, gt=0, le=1)  # what each stage's rate is times that of the stage above it
     views: int = Field(ge=0)
     activations: Literal["float32", "float16"]
     batch_norm_momentum: float | None = Field(None, ge=0, lt=1)  # of the moving statistics; null: fits the steps
     head_from: str | None = Field(pattern="^[0-9a-f]{32}$")  # an MLflow run id, whole
     head_epochs: int = Positive
     head_optimizer: Optimizer  # the head's, in finetune; another: optimizer@regime.head_optimizer=adam
+
+    @field_validator("unfrozen_blocks", mode="before")
+    @classmethod
+    def stages_or_a_name(cls, value: Any) -> Any:
+        if (isinstance(value, str) and value) or (type(value) is int and value >= 1):
+            return value
+        raise ValueError(
+            "must be how many stages, at least 1, or all, or the name of a layer or block that training begins with. "
+            f"Received: {value!r}"
+        )
 
 
 class Evaluate(Node):

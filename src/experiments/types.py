@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from experiments.checkpoints import Checkpoints
+    from experiments.models.stages import Stage
     from experiments.schema import Config
     from experiments.store import Rows
 
@@ -188,7 +189,7 @@ class Backbone:
     """A network without its head, preprocessing inside."""
 
     model: keras.Model  # pixels [B, H, W, 3] in [0, 255] -> feature maps [B, h, w, C]
-    blocks: Mapping[str, str]  # block name -> its first layer's name, in order; a block ends where the next begins
+    stages: tuple[Stage, ...]  # in order; a stage ends where the next begins
     identity: str  # hash of architecture and weights' values
 
 

@@ -61,6 +61,6 @@ def _ignored(config: Config, key: str) -> bool:
     regime, unread = config.regime, [*config.regime.ignores]
     if regime.head_from is not None:
         unread += ["regime.head_epochs", "regime.head_optimizer"]
-    if config.augmentation.name == "none" and not config.augmentation.layers:
+    if regime.unfrozen_blocks == "all" or (config.augmentation.name == "none" and not config.augmentation.layers):
         unread.append("regime.views")
     return any(f"{key}.".startswith(f"{name}.") for name in unread)

@@ -312,10 +312,16 @@ def _kind(value: Any) -> str | None:
 def _cross_faults(model: Model, regime: Regime, tracking: Tracking) -> list[str]:
     """What single values cannot tell."""
     lines = []
-    if "regime.unfrozen_blocks" not in regime.ignores and regime.unfrozen_blocks > len(model.blocks):
+    unfrozen, blocks = regime.unfrozen_blocks, model.blocks or []
+    if (
+        "regime.unfrozen_blocks" not in regime.ignores
+        and isinstance(unfrozen, int)
+        and blocks
+        and unfrozen > len(blocks)
+    ):
         lines.append(
-            f"regime.unfrozen_blocks: must be at most {len(model.blocks)}, as model={model.name} has "
-            f"{len(model.blocks)} blocks ({', '.join(model.blocks)}). Received: {regime.unfrozen_blocks}"
+            f"regime.unfrozen_blocks: must be at most {len(blocks)}, as model={model.name} has {len(blocks)} blocks "
+            f"({', '.join(blocks)}), or all, or the name of a layer. Received: {unfrozen}"
         )
     if model.weights == "pretrained" and model.name != "convnet" and "model.weights" not in regime.ignores:
         lines.append(

@@ -1,8 +1,9 @@
-"""Every shipped backbone of keras.applications, and others by a YAML of one's own: cut at each block and rejoined."""
+"""Every shipped backbone of keras.applications, and others by a YAML of one's own: split at each stage and rejoined."""
 
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from keras.applications import imagenet_utils
 
 from experiments import paths, validation
 from experiments.build import build, build_backbone, resolve
-from experiments.models import network
+from experiments.models import network, stages
 from experiments.models.head import dense_head
 from experiments.schema import Config, Head, shipped
 from experiments.types import Backbone, ConfigError
@@ -31,11 +32,22 @@ MODULES = {
     "vgg16": ("vgg16", "caffe"),
     "vgg19": ("vgg19", "caffe"),
 }
-# Layers with weights that are not named after the block they are part of.
-UNNAMED = {
-    "mobilenet_v2": {"bn_Conv1": "Conv1"},
-    "convnext_tiny": {"layer_normalization": "convnext_tiny_stage_3_block_2"},
+# What the paper's last stage is: names that its layers with weights begin with.
+LAST_STAGE = {
+    "convnext_tiny": ("convnext_tiny_downsampling_block_2", "convnext_tiny_stage_3_", "layer_normalization"),
+    "efficientnet_v2_b0": ("block6", "top_"),
+    "mobilenet_v2": ("block_13_", "block_14_", "block_15_", "block_16_", "Conv_1"),
+    "resnet50": ("conv5_",),
+    "vgg16": ("block5_",),
+    "vgg19": ("block5_",),
 }
+STAGES_PAGE = paths.REPOSITORY / "docs" / "stages.md"
+# Others of keras.applications, with the resolution that the table of docs/stages.md is of.
+OTHERS = (
+    "ConvNeXtBase", "DenseNet121", "DenseNet201", "EfficientNetB0", "EfficientNetV2S", "InceptionResNetV2",
+    "InceptionV3", "MobileNet", "MobileNetV3Large", "MobileNetV3Small", "NASNetMobile", "ResNet101V2", "ResNet50V2",
+    "Xception",
+)  # fmt: skip
 
 
 class Built(NamedTuple):
@@ -83,9 +95,10 @@ def pictures(size: int = SIZE, count: int = 2) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (count, size, size, 3)).astype("float32")
 
 
-def assert_cut_at_each_block_and_rejoined(backbone: Backbone) -> None:
+def assert_split_and_rejoined(backbone: Backbone, *names: str) -> None:
+    """At each stage, and before the layers or blocks that are named."""
     pixels = pictures(backbone.model.input_shape[1])
-    cuts = [network.cut(backbone, unfrozen, "average") for unfrozen in range(len(backbone.blocks) + 1)]
+    cuts = [network.cut(backbone, unfrozen, "average") for unfrozen in (*range(len(backbone.stages) + 1), *names)]
     # All prefixes in one pass: they are parts of one graph.
     below = keras.Model(cuts[0].prefix.input, [cut.prefix.output for cut in cuts])(pixels, training=False)
     expected = np.asarray(network.pooled(backbone, "average")(pixels, training=False))
@@ -102,31 +115,32 @@ def test_all_of_keras_applications_that_we_ship_are_tested() -> None:
     assert set(MODULES) == {name for name, target in targets.items() if target.startswith("keras.applications.")}
 
 
-def test_cut_at_each_block_and_rejoined(one: Built) -> None:
-    assert_cut_at_each_block_and_rejoined(one.backbone)
+def test_split_at_each_stage_and_rejoined(one: Built) -> None:
+    assert_split_and_rejoined(one.backbone)
 
 
-def test_what_is_trained_is_exactly_the_unfrozen_blocks(one: Built) -> None:
-    model, blocks = one.backbone.model, list(one.backbone.blocks)
-    assert blocks == one.config.model.blocks
-    named = UNNAMED.get(one.name, {})
-    block_of = {
-        id(weight): named.get(layer.name) or next(block for block in blocks if f"{layer.name}_".startswith(f"{block}_"))
+def test_the_last_stage_is_that_of_the_paper_and_exactly_it_is_trained(one: Built) -> None:
+    model = one.backbone.model
+    trained = {id(weight) for weight in network.cut(one.backbone, 1, "average").suffix.trainable_weights}
+    expected = {
+        id(weight)
         for layer in model.layers
         for weight in layer.trainable_weights
+        if layer.name.startswith(LAST_STAGE[one.name])
     }
-    assert set(block_of) == {id(weight) for weight in model.trainable_weights}
-    assert set(block_of.values()) == set(blocks)
-    for unfrozen in range(len(blocks) + 1):
-        trained = {id(weight) for weight in network.cut(one.backbone, unfrozen, "average").suffix.trainable_weights}
-        last = blocks[len(blocks) - unfrozen :]
-        assert trained == {weight for weight, block in block_of.items() if block in last}, f"{unfrozen} unfrozen"
+    assert trained == expected and trained
+    for unfrozen in range(1, len(one.backbone.stages) + 1):
+        prefix, suffix, _ = network.cut(one.backbone, unfrozen, "average")
+        assert len(prefix.weights) + len(suffix.weights) == len(model.weights)
+    assert not prefix.weights, "all of it"
 
 
-def test_what_enters_the_first_block_is_what_imagenet_weights_were_trained_on(one: Built) -> None:
-    prefix = network.cut(one.backbone, len(one.backbone.blocks), "average").prefix
+def test_what_enters_the_network_is_what_imagenet_weights_were_trained_on(one: Built) -> None:
+    preprocessed = keras.Model(one.backbone.model.inputs[0], stages.find_stages(one.backbone.model)[0].entering)
     expected = imagenet_utils.preprocess_input(pictures(), mode=MODULES[one.name][1])
-    np.testing.assert_allclose(prefix(pictures()), expected, rtol=1e-5, atol=1e-4)
+    if one.name == "resnet50":  # whose first stage begins with padding, which has no part in it
+        assert preprocessed.output_shape[1:3] == (SIZE, SIZE)
+    np.testing.assert_allclose(preprocessed(pictures()), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_the_features_are_those_of_keras_network_behind_its_own_preprocessing(one: Built) -> None:
@@ -163,7 +177,7 @@ def test_identity_does_not_follow_what_this_process_built_before(one: Built) -> 
 # --- any other: one YAML
 
 
-def write(folder: Path, name: str, target: str, blocks: list[str], preprocessing: str, **arguments: object) -> None:
+def write(folder: Path, name: str, target: str, preprocessing: str, **arguments: object) -> None:
     """folder/model/NAME.yaml, as a user writes it."""
     node = {
         "name": name,
@@ -171,7 +185,6 @@ def write(folder: Path, name: str, target: str, blocks: list[str], preprocessing
         "native_size": 224,
         "weights": "imagenet",
         "preprocessing": preprocessing,
-        "blocks": blocks,
         "head": {"pooling": "average", "dropout": 0.5, "l1": 0.0, "l2": 0.0, "dense": {}},
         **arguments,
     }
@@ -179,34 +192,71 @@ def write(folder: Path, name: str, target: str, blocks: list[str], preprocessing
     (folder / "model" / f"{name}.yaml").write_text(yaml.safe_dump(node))
 
 
-@pytest.mark.parametrize("target, size, preprocessing, blocks", [
-    ("DenseNet121", 32, "torch", ["conv1", "conv2", "pool2", "conv4", "conv5_block1", "conv5_block16", "bn"]),
-    ("MobileNetV3Small", 32, "none", ["conv", "expanded_conv", *(f"expanded_conv_{n}" for n in range(1, 11)),
-                                     "conv_1"]),
-    pytest.param("Xception", 71, "tf", [f"block{n}" for n in range(1, 15)], marks=pytest.mark.slow),
+@pytest.mark.parametrize("target, size, preprocessing, names", [
+    ("DenseNet121", 32, "torch", ["conv4", "conv5_block1", "bn"]),
+    ("MobileNetV3Small", 32, "none", ["expanded_conv_1", "expanded_conv_10", "conv_1"]),
+    pytest.param("Xception", 71, "tf", [f"block{n}" for n in range(3, 15)], marks=pytest.mark.slow),
+    pytest.param("NASNetMobile", 32, "tf", [], marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_another_network_by_a_yaml(
-    target: str, size: int, preprocessing: str, blocks: list[str], tmp_path: Path
+    target: str, size: int, preprocessing: str, names: list[str], tmp_path: Path
 ) -> None:
-    write(tmp_path, "mine", target, blocks, preprocessing)
-    made = built(read("mine", tmp_path, size))
-    assert list(made.backbone.blocks) == blocks
-    assert_cut_at_each_block_and_rejoined(made.backbone)
+    write(tmp_path, "mine", target, preprocessing)
+    assert_split_and_rejoined(built(read("mine", tmp_path, size)).backbone, *names)
 
 
-@pytest.mark.parametrize("target, size, blocks, reason", [
-    ("InceptionV3", 75, ["mixed9", "mixed10"], "4 tensors enter it; a block must begin with a layer that takes one"),
-    pytest.param("NASNetMobile", 32, ["stem_conv1", "normal_conv_1_1"], "what enters it is not the only way up",
+@pytest.mark.parametrize("target, size, name, possible", [
+    ("InceptionV3", 75, "mixed9", r"unfrozen_blocks=[a-z0-9_]+\. Received: mixed9"),
+    pytest.param("NASNetMobile", 32, "normal_conv_1_1", r"unfrozen_blocks=[a-z0-9_]+\. Received: normal_conv_1_1",
                  marks=pytest.mark.slow),
 ])  # fmt: skip
-def test_a_network_that_cannot_be_cut_there_says_why(
-    target: str, size: int, blocks: list[str], reason: str, tmp_path: Path
+def test_a_network_that_cannot_be_split_there_names_where_it_can(
+    target: str, size: int, name: str, possible: str, tmp_path: Path
 ) -> None:
-    write(tmp_path, "mine", target, blocks, "tf")
+    write(tmp_path, "mine", target, "tf")
     backbone = build_backbone(read("mine", tmp_path, size), None)
-    with pytest.raises(ConfigError, match=rf"model\.blocks: .* cannot be cut at '{blocks[-1]}' .*{reason}"):
-        network.cut(backbone, 1, "average")
-    network.cut(backbone, 0, "average")  # all frozen works with any network
+    with pytest.raises(ConfigError, match=rf"cannot be split before '{name}': .*{possible}") as caught:
+        network.cut(backbone, name, "average")
+    found = re.search(r"regime.unfrozen_blocks=(\w+)\.", str(caught.value))
+    assert found
+    above = network.cut(backbone, found[1], "average").suffix
+    assert name in [layer.name for layer in above.layers]
+
+
+def stage_row(name: str, model: keras.Model) -> str:
+    """A line of the table in docs/stages.md: where each stage begins, and the parameters from the last ones on."""
+    found = stages.find_stages(model)
+    backbone = Backbone(model, found, "")
+    counts = [network.cut(backbone, count, "average").suffix.count_params() for count in (1, 2)]
+    begins = ", ".join(f"`{stage.name}`" for stage in found)
+    return f"| {name} | {len(found)} | {begins} | {counts[0] / 1e6:.2f} | {counts[1] / 1e6:.2f} |"
+
+
+def check_row(name: str, model: keras.Model, golden: bool) -> None:
+    row = stage_row(name, model)
+    lines = STAGES_PAGE.read_text(encoding="utf-8").splitlines()
+    at = [number for number, line in enumerate(lines) if line.startswith(f"| {name} |")]
+    if golden:
+        lines = [row if number in at else line for number, line in enumerate(lines)]
+        STAGES_PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert at and lines[at[0]] == row, (
+        "write it anew: pytest tests/models/test_applications.py --golden -m 'slow or not slow'"
+    )
+
+
+@pytest.mark.parametrize("name", [*MODULES, "convnet"])
+def test_the_stages_of_shipped_backbones_are_those_of_the_table(name: str, request: pytest.FixtureRequest) -> None:
+    config = read(name, size=shipped("model")[name]["native_size"])
+    keras.utils.clear_session()
+    check_row(name, build_backbone(config, None).model, request.config.getoption("--golden"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_stages_of_other_networks_are_those_of_the_table(name: str, request: pytest.FixtureRequest) -> None:
+    keras.utils.clear_session()
+    model = getattr(keras.applications, name)(include_top=False, weights=None, input_shape=(224, 224, 3))
+    check_row(name, model, request.config.getoption("--golden"))
 
 
 def test_blocks_beside_each_other_are_refused_rather_than_trained_together() -> None:
@@ -214,10 +264,10 @@ def test_blocks_beside_each_other_are_refused_rather_than_trained_together() -> 
     x = keras.layers.Conv2D(3, 1, name="stem")(inputs)
     left, right = (keras.layers.Conv2D(3, 1, name=f"{name}_conv")(x) for name in ("left", "right"))
     model = keras.Model(inputs, keras.layers.Add()([left, right]))
-    backbone = Backbone(model, network.first_layers(model, ["stem", "left", "right"]), "")
-    with pytest.raises(ConfigError, match="cannot be cut at 'right' .*left_conv would be on the wrong side"):
+    backbone = Backbone(model, stages.named_stages(model, ["stem", "left", "right"]), "")
+    with pytest.raises(ConfigError, match="cannot be split before 'right'"):
         network.cut(backbone, 1, "average")
-    assert network.cut(backbone, 2, "average").boundary == "left_conv"
+    assert network.cut(backbone, "left", "average").boundary == "left_conv"
 
 
 def test_a_layer_belongs_to_the_longest_block_it_is_named_after() -> None:
@@ -225,9 +275,10 @@ def test_a_layer_belongs_to_the_longest_block_it_is_named_after() -> None:
     for name in ("conv_1_a", "conv_a", "conv_1_b"):
         x = keras.layers.Conv2D(3, 1, name=name)(x)
     model = keras.Model(inputs, x)
-    assert network.first_layers(model, ["conv_1", "conv"]) == {"conv_1": "conv_1_a", "conv": "conv_a"}
-    with pytest.raises(ConfigError, match="cannot be cut at 'conv' .*conv_1_b would be on the wrong side"):
-        network.cut(Backbone(model, {"conv_1": "conv_1_a", "conv": "conv_a"}, ""), 1, "average")
+    found = stages.named_stages(model, ["conv_1", "conv"])
+    with pytest.raises(ConfigError, match="cannot be split before 'conv'"):  # conv_1_b would be on the wrong side
+        network.cut(Backbone(model, found, ""), 1, "average")
+    assert network.cut(Backbone(model, found[:1], ""), "conv_a", "average").boundary == "conv_a"
 
 
 def test_a_network_inside_another_is_a_block() -> None:
@@ -235,4 +286,4 @@ def test_a_network_inside_another_is_a_block() -> None:
     nested = keras.Model(inside, keras.layers.Conv2D(3, 1)(inside), name="nested")
     inputs = keras.Input((8, 8, 3))
     model = keras.Model(inputs, nested(keras.layers.Conv2D(3, 1, name="stem")(inputs)))
-    assert_cut_at_each_block_and_rejoined(Backbone(model, network.first_layers(model, ["stem", "nested"]), ""))
+    assert_split_and_rejoined(Backbone(model, stages.named_stages(model, ["stem", "nested"]), ""))

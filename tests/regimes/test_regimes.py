@@ -31,16 +31,17 @@ NETWORKS = {
     "convnet": ("model=convnet", "data.image_size=48", "model.head.pooling=average"),
     "mobilenet_v2": ("model=mobilenet_v2", "data.image_size=64"),
 }
-# By name, written down here and not computed: the layers of the last blocks.
+PARTS = ("expand", "expand_BN", "depthwise", "depthwise_BN", "project", "project_BN")
+# By name, written down here and not computed: the layers of the last stages.
+LAST = {f"block_{number}_{part}" for number in range(13, 17) for part in PARTS} | {"Conv_1", "Conv_1_bn"}
 UNFROZEN = {
     ("convnet", 1): {"block3_conv"},
     ("convnet", 2): {"block2_conv", "block3_conv"},
-    ("mobilenet_v2", 1): {"Conv_1", "Conv_1_bn"},
-    ("mobilenet_v2", 2): {
-        "block_16_expand", "block_16_expand_BN", "block_16_depthwise", "block_16_depthwise_BN", "block_16_project",
-        "block_16_project_BN", "Conv_1", "Conv_1_bn",
-    },
-}  # fmt: skip
+    ("convnet", "all"): {"block1_conv", "block2_conv", "block3_conv"},
+    ("mobilenet_v2", 1): LAST,
+    ("mobilenet_v2", 2): LAST | {f"block_{number}_{part}" for number in range(6, 13) for part in PARTS},
+    ("mobilenet_v2", "block_16"): {"Conv_1", "Conv_1_bn"} | {f"block_16_{part}" for part in PARTS},
+}
 STATISTICS = ("moving_mean", "moving_variance")
 Weights = dict[str, np.ndarray]  # "layer/weight" -> value
 
@@ -128,7 +129,7 @@ def once(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     return run
 
 
-def finetuned(once: Callable[..., Done], name: str, unfrozen: int, *overrides: str) -> Done:
+def finetuned(once: Callable[..., Done], name: str, unfrozen: int | str, *overrides: str) -> Done:
     settings = [f"regime.unfrozen_blocks={unfrozen}", "optimizer.lr=0.05", "augmentation=light", *overrides]
     return once(name, "regime=finetune", *settings)
 
@@ -188,11 +189,11 @@ def test_bottleneck_trains_the_head_only(once: Callable[..., Done], name: str) -
     "name, unfrozen, views",
     [
         ("convnet", 1, 0), ("convnet", 2, 1), ("convnet", 1, 2),
-        ("mobilenet_v2", 1, 2), ("mobilenet_v2", 2, 0),
+        ("mobilenet_v2", 1, 2), ("mobilenet_v2", 2, 0), ("mobilenet_v2", "block_16", 1), ("convnet", "all", 1),
     ],
 )  # fmt: skip
-def test_finetune_moves_the_last_blocks_and_no_others(
-    once: Callable[..., Done], name: str, unfrozen: int, views: int
+def test_finetune_moves_the_last_stages_and_no_others(
+    once: Callable[..., Done], name: str, unfrozen: int | str, views: int
 ) -> None:
     done = finetuned(once, name, unfrozen, f"regime.views={views}")
     assert_sound(done)
@@ -206,6 +207,29 @@ def test_finetune_moves_the_last_blocks_and_no_others(
     bottleneck_head = once(name, "regime=bottleneck").head
     moved = changed(bottleneck_head, done.head)
     assert {key for key in moved if "/seed" not in key} == {key for key in done.head if "/seed" not in key}
+
+
+def test_where_nothing_is_frozen_nothing_is_stored_and_every_epoch_is_augmented_anew(
+    once: Callable[..., Done], small: Callable[..., Done]
+) -> None:
+    whole = small("regime=finetune", "augmentation=light", "regime.unfrozen_blocks=all", "regime.views=1")
+    assert sum(whole.ran) == 24 + 12, "the head's features alone"
+    fresh = small("regime=finetune", "augmentation=light", "regime.unfrozen_blocks=3", "regime.views=0")
+    assert changed(whole.after, fresh.after) == changed(whole.head, fresh.head) == set()
+
+
+def test_each_stage_learns_slower_than_the_one_above_it(small: Callable[..., Done]) -> None:
+    """Plain gradient descent, one step: every weight moves by its gradient times its own rate."""
+    one_step = ("regime=finetune", "augmentation=none", "regime.unfrozen_blocks=all", "epochs=1", "batch_size=32",
+                "optimizer=sgd", "optimizer.momentum=0", "optimizer.lr=0.01")  # fmt: skip
+    alike, decayed = small(*one_step), small(*one_step, "regime.lr_decay=0.5")
+    assert changed(alike.head, decayed.head) == set()
+    for block, factor in (("block1", 0.25), ("block2", 0.5), ("block3", 1.0)):
+        for weight in ("kernel", "bias"):
+            name = f"{block}_conv/{weight}"
+            moved, slower = (done.after[name] - done.before[name] for done in (alike, decayed))
+            assert np.abs(moved).max() > 1e-7
+            np.testing.assert_allclose(slower, moved * factor, rtol=1e-3, atol=1e-8)
 
 
 def test_finetune_finds_the_head_that_bottleneck_trained(once: Callable[..., Done]) -> None:

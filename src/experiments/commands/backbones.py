@@ -23,9 +23,9 @@ class Cost(NamedTuple):
 
     name: str
     size: int  # pixels a side
-    blocks: int
+    stages: int
     parameters: int
-    last_block: int  # parameters that unfrozen_blocks=1 trains beside the head
+    last_stage: int  # parameters that unfrozen_blocks=1 trains beside the head
     pictures_per_second: float  # forward
 
 
@@ -137,9 +137,9 @@ def measure(config: Config, batch: int, seconds: float) -> Cost:
     return Cost(
         name=config.model.name,
         size=size,
-        blocks=len(backbone.blocks),
+        stages=len(backbone.stages),
         parameters=backbone.model.count_params(),
-        last_block=cut(backbone, 1, config.model.head.pooling).suffix.count_params(),
+        last_stage=cut(backbone, 1, config.model.head.pooling).suffix.count_params(),
         pictures_per_second=batch / statistics.median(times),
     )
 
@@ -155,16 +155,16 @@ def cost_table(costs: Iterable[Cost], batch: int, threads: int | None) -> Table:
     title = f"forward without the head, {batch} pictures a batch, {used}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("model", no_wrap=True)
-    for name in ("pixels", "blocks", "parameters", "of the last block", "pictures/s"):
+    for name in ("pixels", "stages", "parameters", "of the last stage", "pictures/s"):
         table.add_column(name, justify="right", no_wrap=True)
     for cost in costs:
         speed = cost.pictures_per_second
         table.add_row(
             cost.name,
             str(cost.size),
-            str(cost.blocks),
+            str(cost.stages),
             f"{cost.parameters:,}",
-            f"{cost.last_block:,}",
+            f"{cost.last_stage:,}",
             f"{speed:.1f}" if speed < 100 else f"{speed:.0f}",
         )
     return table

@@ -17,7 +17,8 @@ from rich.table import Table
 
 from experiments.build import build_backbone, build_head
 from experiments.figures import PALETTE, QUIET, STYLE
-from experiments.models.network import Cut, cut, owner
+from experiments.models.network import Cut, cut
+from experiments.models.stages import stage_numbers
 from experiments.schema import Config
 from experiments.types import Backbone
 
@@ -77,10 +78,9 @@ def dissect(config: Config, classes: int) -> Anatomy:
     trained = (
         {layer.name for layer in divided.suffix.layers} if divided else {one.name for one in backbone.model.layers}
     )
-    rows, block = [], BEFORE
-    for layer in backbone.model.layers:
-        block = owner(layer.name, backbone.blocks) or block
-        rows.append(row(layer, block, layer.name in trained))
+    numbers = stage_numbers(backbone.model, backbone.stages)
+    names = [*(stage.name for stage in backbone.stages), BEFORE]
+    rows = [row(layer, names[numbers[layer.name]], layer.name in trained) for layer in backbone.model.layers]
     head = build_head(config, backbone, classes)
     pool = cut(backbone, 0, config.model.head.pooling).prefix.get_layer("pooling")
     rows += [row(layer, HEAD, True) for layer in (pool, *head.layers)]
@@ -94,7 +94,8 @@ def division(config: Config, backbone: Backbone) -> Cut | None:
     if "model.weights" in ignores:
         return None
     unfrozen = 0 if "regime.unfrozen_blocks" in ignores else config.regime.unfrozen_blocks
-    return cut(backbone, unfrozen, config.model.head.pooling)
+    divided = cut(backbone, unfrozen, config.model.head.pooling)
+    return divided if divided.frozen else None
 
 
 def row(layer: keras.Layer, block: str, trained: bool) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from experiments.models import weights
+from experiments.models import stages, weights
 from experiments.models.architecture import SHOWN, architecture, differences
 from experiments.models.head import pooling, probabilities
 from experiments.store import Rows
@@ -21,6 +21,7 @@ from experiments.types import Backbone, ConfigError
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
 VERSION = 2  # of the arithmetic of `forward_each`, on which stored activations depend
+PIXELS = "pixels"  # the boundary of a network of which nothing is frozen
 CONSTANTS = 2**28  # bytes at most in a graph; fine-tuning may hold three of them
 
 
@@ -44,31 +45,6 @@ def preprocess(pixels: keras.KerasTensor, kind: str) -> keras.KerasTensor:
     return pixels
 
 
-def first_layers(model: keras.Model, blocks: Sequence[str]) -> dict[str, str]:
-    """Each block's first layer, in the order of the network's graph.
-
-    Raises:
-        ConfigError: a block that no layer is named after, or blocks out of order.
-    """
-    names = [layer.name for layer in model.layers]
-    owners = [owner(name, blocks) for name in names]
-    missing = [block for block in blocks if block not in owners]
-    if missing:
-        raise ConfigError(
-            f"model.blocks: no layer of {model.name} is named {missing[0]!r} or begins with '{missing[0]}_'. "
-            f"Its layers: {', '.join(names)}"
-        )
-    positions = [owners.index(block) for block in blocks]
-    if positions != sorted(positions):
-        raise ConfigError(f"model.blocks: must be in the network's order. Received: {', '.join(blocks)}")
-    return {block: names[at] for block, at in zip(blocks, positions, strict=True)}
-
-
-def owner(layer: str, blocks: Iterable[str]) -> str | None:
-    """The block that a layer is named after: its name, or its name with an underscore and more; the longest such."""
-    return max((block for block in blocks if f"{layer}_".startswith(f"{block}_")), key=len, default=None)
-
-
 def weights_hash(model: keras.Model) -> str:
     """sha256 over the values of all weights, in order."""
     digest = hashlib.sha256()
@@ -82,42 +58,33 @@ class Cut(NamedTuple):
 
     prefix: keras.Model  # pixels -> activations at the boundary
     suffix: keras.Model  # activations at the boundary -> pooled features [B, D]
-    boundary: str  # the first layer of the suffix's first block; "pooling" where all is frozen
+    boundary: str  # the first layer of the suffix; "pooling" where all is frozen, PIXELS where nothing is
+
+    @property
+    def frozen(self) -> bool:
+        """Whether anything is frozen, so that there is something to store."""
+        return self.boundary != PIXELS
 
 
-def cut(backbone: Backbone, unfrozen: int, pool: str) -> Cut:
-    """Cuts a backbone below its last `unfrozen` blocks; 0 leaves only pooling above, done by the prefix.
+def cut(backbone: Backbone, unfrozen: int | str, pool: str) -> Cut:
+    """Split a backbone below its last `unfrozen` stages; 0 leaves only pooling above, done by the prefix.
 
-    The boundary is the tensor that enters the first unfrozen block's first layer. Layers named after no block (sums
-    without names of their own, a last normalisation) go with the side of it they are on.
+    Args:
+        unfrozen: as `regime.unfrozen_blocks`, or 0.
 
     Raises:
-        ConfigError: a block whose first layer's input is not the only way up, or that shares its side of the boundary
-            with a block of the other side, so that no cut is possible there.
+        ConfigError: no split is possible there, with the next one that is.
     """
+    model = backbone.model
     if unfrozen == 0:
         prefix = pooled(backbone, pool)
         features = keras.Input(prefix.output_shape[1:], name="boundary")
         return Cut(prefix, keras.Model(features, features, name="unfrozen"), "pooling")
-    model = backbone.model
-    blocks = list(backbone.blocks)
-    block = blocks[-unfrozen]
-    first = model.get_layer(backbone.blocks[block])
-    refused = f"model.blocks: {model.name} cannot be cut at {block!r} ({first.name}): "
-    entering = keras.Layer.input.fget(first)  # a nested model's own .input is the one inside it
-    if isinstance(entering, list):
-        raise ConfigError(f"{refused}{len(entering)} tensors enter it; a block must begin with a layer that takes one")
-    try:
-        prefix = keras.Model(model.inputs[0], entering, name="frozen")
-        suffix = keras.Model(entering, pooling(pool)(model.output), name="unfrozen")
-    except ValueError as error:
-        raise ConfigError(f"{refused}what enters it is not the only way up, a branch passes it by ({error})") from None
-    below, above = set(blocks[:-unfrozen]), set(blocks[-unfrozen:])
-    astray = [layer.name for layer in suffix.layers if owner(layer.name, blocks) in below]
-    astray += [layer.name for layer in prefix.layers if owner(layer.name, blocks) in above]
-    if astray:
-        raise ConfigError(f"{refused}{', '.join(astray)} would be on the wrong side of the boundary")
-    return Cut(prefix, suffix, first.name)
+    stage = stages.stage_of(model, backbone.stages, unfrozen)
+    entering, pixels = stage.entering, model.inputs[0]
+    boundary = PIXELS if entering is pixels else stages.takers(model, entering)[0].name
+    suffix = keras.Model(entering, pooling(pool)(model.output), name="unfrozen")
+    return Cut(keras.Model(pixels, entering, name="frozen"), suffix, boundary)
 
 
 def pooled(backbone: Backbone, pool: str) -> keras.Model:

@@ -1,4 +1,4 @@
-"""The last blocks trained together with a head that is trained already."""
+"""The last stages trained together with a head that is trained already."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from experiments.activations import Want, activations, extract
 from experiments.augmentation import Identity
 from experiments.data.pipeline import Batches, in_order, picture_batches, stored_batches, through
 from experiments.fit import fit
+from experiments.models import stages
 from experiments.models.network import Cut, cut, forward, join, load, score, stack
 from experiments.regimes.bottleneck import TrainedHead, cached_head, head_folder, train_head
 from experiments.schema import head_run
 from experiments.store import writing
-from experiments.types import Fitted, Parts, Splits, Watch
+from experiments.types import Backbone, Fitted, Parts, Splits, Watch
 
 
 def finetune(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
-    """Unfreezes the last blocks by name and trains them and the head in small steps (the tutorial's third experiment).
+    """Unfreeze the last stages and train them with the head (the tutorial's third experiment).
 
-    It never starts on an untrained head, whose large gradients would spoil the blocks. What lies below the first
-    unfrozen block is run once a picture (and augmented view) and stored. The backbone is called with training=False:
+    It never starts on an untrained head, whose large gradients would spoil the stages. What lies below the first
+    unfrozen one is run once for each image (and augmented view) and stored. The backbone is called with training=False:
     BatchNorm statistics stay fixed, and dropout or drop-path inside the backbone is off.
     """
     config = parts.config
     pool = config.model.head.pooling
     frozen, boundary = cut(parts.backbone, 0, pool), cut(parts.backbone, config.regime.unfrozen_blocks, pool)
     scored = splits.scored(config.evaluate.test)
-    views = stored_views(parts)
+    views = stored_views(parts, boundary)
     known = known_head(parts, splits, watch)
 
     # In one pass over the pictures; what follows finds its part in the store.
@@ -36,7 +37,10 @@ def finetune(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
     boundary.prefix.trainable = False
     boundary.suffix.trainable = True
     model = stack(boundary.suffix, head.model, training=False)
-    inputs = {pictures.split: activations(parts, boundary, pictures, watch.progress) for pictures in scored}
+    inputs = {
+        images.split: activations(parts, boundary, images, watch.progress) if boundary.frozen else images.pixels
+        for images in scored
+    }
     head_scores = score(model, inputs["validation"])
     history = fit(
         model,
@@ -47,6 +51,7 @@ def finetune(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
         phase="finetune",
         first_step=len(head.history),
         watch=watch,
+        rate_factors=rate_factors(parts.backbone, config.regime.lr_decay),
     )
     scores = {split: score(model, rows) for split, rows in inputs.items()}
     joined = join(parts.backbone, pool, head.model)
@@ -60,8 +65,10 @@ def wants(parts: Parts, splits: Splits, boundary: Cut, frozen: Cut | None) -> li
         boundary: the backbone cut below the first unfrozen block.
         frozen: the backbone cut above its last block, where the head is still to be trained; else None.
     """
-    found = [Want(boundary, pictures) for pictures in splits.scored(parts.config.evaluate.test)]
-    found += [Want(boundary, splits.train, view) for view in stored_views(parts)]
+    found = []
+    if boundary.frozen:
+        found += [Want(boundary, pictures) for pictures in splits.scored(parts.config.evaluate.test)]
+        found += [Want(boundary, splits.train, view) for view in stored_views(parts, boundary)]
     return found + [Want(frozen, pictures) for pictures in (splits.train, splits.validation) if frozen]
 
 
@@ -95,11 +102,35 @@ def known_head(parts: Parts, splits: Splits, watch: Watch) -> tuple[TrainedHead,
     return cached, "head cache"
 
 
-def stored_views(parts: Parts) -> list[int | None]:
-    """Which views of the training pictures are stored: no more than the epochs will read; none if all are fresh."""
+def stored_views(parts: Parts, boundary: Cut) -> list[int | None]:
+    """Return the views of the training images that are stored: no more than the epochs read; none if all are fresh.
+
+    Where nothing is frozen, images are augmented anew in every epoch: storing them would save nothing.
+    """
+    if not boundary.frozen:
+        return []
     if isinstance(parts.augmentation, Identity) and not parts.extra_layers:
         return [None]
     return list(range(min(parts.config.regime.views, parts.config.epochs)))
+
+
+def rate_factors(backbone: Backbone, decay: float) -> dict[int, float]:
+    """Return the factors of the learning rate that differ from 1, by the `id` of the variable.
+
+    Stages near the pixels hold general features and change least (discriminative rates: Howard and Ruder 2018, ULMFiT;
+    per layer: Bao et al. 2022, BEiT).
+
+    Args:
+        decay: a stage's rate is this times that of the stage above it; the last stage's is not changed.
+    """
+    numbers = stages.stage_numbers(backbone.model, backbone.stages)
+    last = len(backbone.stages) - 1
+    return {
+        id(variable): decay ** (last - max(numbers[layer.name], 0))
+        for layer in backbone.model.layers
+        for variable in layer.trainable_variables
+        if decay != 1 and numbers[layer.name] < last
+    }
 
 
 def training_batches(parts: Parts, splits: Splits, watch: Watch, boundary: Cut, views: Sequence[int | None]) -> Batches:
@@ -123,4 +154,6 @@ def training_batches(parts: Parts, splits: Splits, watch: Watch, boundary: Cut, 
         seed=config.seed,
         epochs=epochs,
     )
+    if not boundary.frozen:
+        return fresh
     return through(fresh, forward(boundary.prefix), boundary.prefix.output_shape[1:])

@@ -1,0 +1,206 @@
+"""The stages of a network, found from its graph: a stage holds all layers of one resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import keras
+
+from experiments.types import ConfigError
+from experiments.validation import nearest
+
+SHRINKS = 1.5  # A new stage begins where the resolution falls by more; convolutions without padding shrink it, too.
+
+
+class Stage(NamedTuple):
+    """A part of a network that can be trained while all before it is frozen."""
+
+    name: str  # its first layer's, or as model.blocks names it
+    position: int  # of its first operation in `model.operations`
+    entering: (
+        keras.KerasTensor | None
+    )  # [B, h, w, C]: the only way into it; None: there are others, no split is possible
+
+
+def find_stages(model: keras.Model) -> tuple[Stage, ...]:
+    """Return the stages of a convolutional network, in order.
+
+    A stage begins where the resolution has fallen. A split is possible at a tensor that every path from input to
+    output crosses; where a network has no such tensor between two resolutions, they are one stage.
+    """
+    ways, operations, makers = only_ways(model), list(model.operations), _makers(model)
+    stages: list[Stage] = []
+    resolution = 0.0
+    for (start, entering), (stop, leaving) in pairwise(ways.items()):
+        trained = [one for one in operations[start + 1 : stop + 1] if getattr(one, "trainable_weights", None)]
+        if not trained or len(leaving.shape) != 4:
+            continue
+        height = max(leaving.shape[1] or 1, 1)
+        if not stages or height * SHRINKS <= resolution:
+            entering = _block_input(model, entering, trained[0])
+            stages.append(Stage(takers(model, entering)[0].name, makers[id(entering)] + 1, entering))
+            resolution = height
+    return tuple(stages)
+
+
+def named_stages(model: keras.Model, blocks: Sequence[str]) -> tuple[Stage, ...]:
+    """Return the stages that a configuration's model.blocks names, in order.
+
+    Raises:
+        ConfigError: a block that no layer is named after, or blocks out of order.
+    """
+    operations, makers = list(model.operations), _makers(model)
+    names = [operation.name for operation in operations]
+    owners = [owner(name, blocks) for name in names]
+    if missing := [block for block in blocks if block not in owners]:
+        raise ConfigError(
+            f"model.blocks: no layer of {model.name} is named {missing[0]!r} or begins with '{missing[0]}_'. "
+            f"Its layers: {', '.join(layer.name for layer in model.layers)}"
+        )
+    positions = [owners.index(block) for block in blocks]
+    if positions != sorted(positions):
+        raise ConfigError(f"model.blocks: must be in the network's order. Received: {', '.join(blocks)}")
+    ways = {id(tensor) for tensor in only_ways(model).values()}
+    stages = []
+    for number, (block, at) in enumerate(zip(blocks, positions, strict=True)):
+        entering = _inputs(operations[at])
+        usable = len(entering) == 1 and id(entering[0]) in ways
+        if usable:  # Layers of earlier blocks may stand beside this one, between the same two tensors.
+            at = makers[id(entering[0])] + 1
+            earlier, later = blocks[:number], blocks[number:]
+            usable = not any(name in earlier for name in owners[at:]) and not any(name in later for name in owners[:at])
+        stages.append(Stage(block, at, entering[0] if usable else None))
+    return tuple(stages)
+
+
+def stage_of(model: keras.Model, stages: Sequence[Stage], unfrozen: int | str) -> Stage:
+    """Return the first stage that is trained.
+
+    Args:
+        unfrozen: `regime.unfrozen_blocks`: how many stages from the last, `all`, or the name of a layer or block.
+
+    Raises:
+        ConfigError: there are fewer stages, no such layer, or no split is possible there; with what is possible.
+    """
+    whole = Stage("pixels", 0, model.inputs[0])
+    if unfrozen == "all":
+        return whole
+    if isinstance(unfrozen, int):
+        if unfrozen > len(stages):
+            names = ", ".join(stage.name for stage in stages)
+            raise ConfigError(
+                f"regime.unfrozen_blocks: must be at most {len(stages)}, as {model.name} has {len(stages)} stages "
+                f"({names}), or all, or the name of a layer. Received: {unfrozen}"
+            )
+        stage = stages[len(stages) - unfrozen]
+    else:
+        stage = _named(model, stages, unfrozen)
+    if stage.entering is None:
+        possible = [(at, tensor) for at, tensor in only_ways(model).items() if at < stage.position]
+        name = takers(model, possible[-1][1])[0].name if len(possible) > 1 else "all"
+        raise ConfigError(
+            f"regime.unfrozen_blocks: {model.name} cannot be split before {stage.name!r}: a branch passes it by, or "
+            f"several tensors enter it. The next possible split before it: regime.unfrozen_blocks={name}. "
+            f"Received: {unfrozen}"
+        )
+    trained_before = any(getattr(one, "trainable_weights", None) for one in list(model.operations)[: stage.position])
+    return stage if trained_before else whole
+
+
+def _named(model: keras.Model, stages: Sequence[Stage], name: str) -> Stage:
+    """Return the part of a network from a layer or block on, which need not begin a stage."""
+    if known := [stage for stage in stages if stage.name == name]:
+        return known[0]
+    operations, makers = list(model.operations), _makers(model)
+    names = {at: one.name for at, one in enumerate(operations) if not _is_input(one)}
+    found = [at for at in names if names[at] == name] or [at for at in names if names[at].startswith(f"{name}_")]
+    if not found:
+        close = nearest(name, [layer.name for layer in model.layers])
+        raise ConfigError(
+            "regime.unfrozen_blocks: must be a number of stages, all, or the name of a layer or block of "
+            f"{model.name}. Received: {name!r}.{f' Nearest: {close}.' if close else ''} `experiments inspect model "
+            "--layers` with the same overrides lists the layers"
+        )
+    entering = _inputs(operations[found[0]])
+    if len(entering) == 1 and any(entering[0] is tensor for tensor in only_ways(model).values()):
+        return Stage(operations[found[0]].name, makers[id(entering[0])] + 1, entering[0])
+    return Stage(operations[found[0]].name, found[0], None)
+
+
+def stage_numbers(model: keras.Model, stages: Sequence[Stage]) -> dict[str, int]:
+    """Return each operation's stage by its name: an index into `stages`, -1 before the first."""
+    return {
+        operation.name: sum(stage.position <= at for stage in stages) - 1
+        for at, operation in enumerate(model.operations)
+    }
+
+
+def owner(layer: str, blocks: Iterable[str]) -> str | None:
+    """Return the block that a layer is named after: its name, or its name, an underscore and more; the longest such."""
+    return max((block for block in blocks if f"{layer}_".startswith(f"{block}_")), key=len, default=None)
+
+
+def only_ways(model: keras.Model) -> dict[int, keras.KerasTensor]:
+    """Return the tensors that every path through a network crosses, by the position of what makes them."""
+    operations = list(model.operations)
+    last = {id(tensor): at for at, one in enumerate(operations) if not _is_input(one) for tensor in _inputs(one)}
+    last |= {id(tensor): len(operations) for tensor in model.outputs}
+    waiting: dict[int, keras.KerasTensor] = {}
+    found = {}
+    for at, operation in enumerate(operations):
+        waiting |= {id(tensor): tensor for tensor in _outputs(operation)}
+        waiting = {key: tensor for key, tensor in waiting.items() if last.get(key, -1) > at}
+        if len(waiting) == 1:
+            (found[at],) = waiting.values()
+    return found
+
+
+def takers(model: keras.Model, tensor: keras.KerasTensor) -> list[keras.Operation]:
+    """Return the operations that a tensor enters."""
+    return [one for one in model.operations if not _is_input(one) and any(tensor is other for other in _inputs(one))]
+
+
+def _block_input(model: keras.Model, tensor: keras.KerasTensor, first: keras.Operation) -> keras.KerasTensor:
+    """Return the tensor that enters a stage's first block: some layers before the resolution falls are part of it.
+
+    Padding belongs to the convolution after it, and the 1x1 expansion of an inverted residual to its depthwise
+    convolution: what enters the expansion is linear.
+    """
+    operations, makers = list(model.operations), _makers(model)
+
+    def maker(of: keras.KerasTensor) -> keras.Operation:
+        return operations[makers[id(of)]]
+
+    while isinstance(maker(tensor), keras.layers.ZeroPadding2D):
+        (tensor,) = _inputs(maker(tensor))
+    if isinstance(first, keras.layers.DepthwiseConv2D):
+        layer = maker(tensor)
+        while isinstance(layer, keras.layers.Activation | keras.layers.ReLU | keras.layers.BatchNormalization):
+            layer = maker(_inputs(layer)[0])
+        if isinstance(layer, keras.layers.Conv2D) and set(layer.kernel_size) == {1}:
+            (linear,) = _inputs(layer)
+            if isinstance(maker(linear), keras.layers.BatchNormalization | keras.layers.Add):
+                return linear
+    return tensor
+
+
+def _makers(model: keras.Model) -> dict[int, int]:
+    """Return the position of the operation that makes each tensor, by the tensor's id."""
+    return {id(tensor): at for at, operation in enumerate(model.operations) for tensor in _outputs(operation)}
+
+
+def _inputs(operation: keras.Operation) -> list[keras.KerasTensor]:
+    # A nested model's own attribute is the tensor inside of it.
+    found: list[keras.KerasTensor] = keras.tree.flatten(keras.Operation.input.fget(operation))
+    return found
+
+
+def _outputs(operation: keras.Operation) -> list[keras.KerasTensor]:
+    found: list[keras.KerasTensor] = keras.tree.flatten(keras.Operation.output.fget(operation))
+    return found
+
+
+def _is_input(operation: keras.Operation) -> bool:
+    return isinstance(operation, keras.layers.InputLayer)
