@@ -53,7 +53,7 @@ def test_weights_that_are_not_there_are_not_asked_for(config: Read, monkeypatch:
     assert body + 1280 * 1000 == pytest.approx(59.2e6, rel=0.005)
     normalised = [row for row in anatomy.rows if row.name == "Conv_1_bn"]
     assert normalised[0].trained == normalised[0].parameters / 2, "its statistics stay"
-    assert model.blocks(anatomy)[-2].name == "Conv_1" and not model.blocks(anatomy)[-2].frozen
+    assert model.blocks(anatomy)[-2].name == "block_13_expand" and not model.blocks(anatomy)[-2].frozen
 
 
 @pytest.mark.parametrize("overrides", [
