@@ -27,7 +27,7 @@ PEERS: Mapping[str, tuple[str, Sequence[float]]] = {
     "plain Keras": ("keras", (1e-4, 2e-4, 1e-3)),
     "fastai-like": ("fastai", (2e-3, 1e-2)),
 }
-WHOLE_NETWORK = "regime.unfrozen_blocks=19"  # of MobileNetV2's blocks all
+WHOLE_NETWORK = "regime.unfrozen_blocks=all"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from benchmarks import finetuning, pictures, report  # noqa: E402
+from benchmarks import finetuning, ours, pictures, report  # noqa: E402
 from benchmarks.finetuning import Result  # noqa: E402
 from benchmarks.report import Row, Side  # noqa: E402
 from benchmarks.rows import Setup  # noqa: E402
@@ -52,6 +53,15 @@ def test_figure_has_a_point_for_each_recipe_and_seed(measured: dict[str, list[Re
     (panel,) = finetuning.draw(measured).axes
     drawn = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in panel.lines}
     assert drawn == {label: [(SECONDS[label], SHARES[label])] * 3 for label in measured}
+
+
+def test_peer_is_read_from_the_last_line_of_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"validation_accuracy": 0.5, "test_accuracy": 0.25, "correct": {f"test/{n}.jpg": n == 0 for n in range(4)}}
+    process = ours.Run(7.0, 0, 0, "Found 4 files\n" + json.dumps(found) + "\n")
+    monkeypatch.setattr(ours, "process", lambda command, home: process)
+    folder = pictures.Folder(tmp_path, 4, 4, drawn=False)
+    result = finetuning.train_peer("keras", folder, "weights", seed=0, lr=1e-3, home=tmp_path)
+    assert (result.seconds, result.validation, result.test) == (7.0, 0.5, 0.25)
 
 
 @pytest.fixture
