@@ -1,8 +1,12 @@
 """Record what the learning-rate finder's test reads: range tests, and what short trainings reach at each rate.
 
+    python -m benchmarks.learning_rates compare
     python -m benchmarks.learning_rates SHARED [NAME ...]
 
-writes tests/inspection/curves/NAME.csv. SHARED is the directory that holds cats_dogs/, flowers17/ and weights/.
+The first prints the table of docs/learning_rates.md: the finder's rule beside published ones, on all curves. The second
+
+writes tests/inspection/curves/NAME.csv. SHARED is the directory that holds cats_dogs/, flowers17/ and weights/. Trained
+are the rates listed here and those that the range tests suggest.
 """
 
 from __future__ import annotations
@@ -12,7 +16,13 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+LOWEST, HIGHEST = 1e-6, 10.0  # rates of a range test
 
 CURVES = Path(__file__).resolve().parent.parent / "tests" / "inspection" / "curves"
 SEEDS = (0, 1, 2)  # of the range tests; each of them trains another head and reads the images in another order
@@ -29,6 +39,7 @@ CATS = "data=folder data.root={images}/cats_dogs"
 FLOWERS = "data=folder data.root={images}/flowers17 data.image_size=128"
 MOBILENET = "model=mobilenet_v2 model.weights={shared}/weights/mobilenet_v2_0.35_224_notop.weights.h5"
 VGG = "model=vgg16 model.weights={shared}/weights/vgg16_notop.weights.h5"
+BATCHES = {"bottleneck-mobilenet-rmsprop-cats-300": 300}  # of a range test, where they are not 100
 BATCH_NORM = " ".join(f"model.layers.block{number}.batch_norm=true" for number in (1, 2, 3))
 
 # Name: overrides, how many seeds train at each rate, the rates.
@@ -40,15 +51,21 @@ RECORDED = {
     "bottleneck-mobilenet-rmsprop-cats": (
         f"regime=bottleneck {MOBILENET} {CATS} data.image_size=128 epochs=15", 8, HEAD
     ),
+    "bottleneck-mobilenet-rmsprop-cats-300": (
+        f"regime=bottleneck {MOBILENET} {CATS} data.image_size=128 epochs=15", 8, HEAD
+    ),
     "bottleneck-mobilenet-adam-flowers": (f"regime=bottleneck optimizer=adam {MOBILENET} {FLOWERS} epochs=30", 8, HEAD),
     "bottleneck-mobilenet-sgd-flowers": (
         f"regime=bottleneck optimizer=sgd {MOBILENET} {FLOWERS} epochs=30", 8, HEAD_SGD
     ),
     "bottleneck-hidden-adamw-flowers": (
         "regime=bottleneck optimizer=adamw +model.head.dense.dense1={units:256,activation:relu} "
-        f"{MOBILENET} {FLOWERS} epochs=20", 8, HEAD
+        f"{MOBILENET} {FLOWERS} epochs=20", 3, HEAD
     ),
     "finetune-convnet-sgd-synthetic": (f"regime=finetune {SYNTHETIC} epochs=8 augmentation=none", 3, TUNED_SGD),
+    "finetune-convnet-sgd-synthetic-augmented": (
+        f"regime=finetune {SYNTHETIC} epochs=8", 2, (1e-6, 1e-4, 1e-3, 1e-2, 3e-2)
+    ),
     "finetune-convnet-adamw-cats": (
         f"regime=finetune optimizer=adamw {CATS} data.image_size=96 epochs=8 augmentation=none", 1, TUNED
     ),
@@ -92,7 +109,130 @@ def gather(shared: Path, images: Path) -> None:
                         shutil.copy(path, target)
 
 
+class Recorded(NamedTuple):
+    """The range tests of several seeds, and the mean validation accuracy of short trainings at each rate."""
+
+    losses: dict[int, np.ndarray]  # by seed
+    rates: np.ndarray  # that a range test was to try
+    accuracies: dict[float, float]  # by rate, in growing order
+
+    @classmethod
+    def read(cls, path: Path) -> Recorded:
+        losses: dict[int, list[float]] = {}
+        accuracies: dict[float, list[float]] = {}
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if row["what"] == "loss":
+                    losses.setdefault(int(row["seed"]), []).append(float(row["value"]))
+                else:
+                    accuracies.setdefault(float(row["rate"]), []).append(float(row["value"]))
+        means = {rate: float(np.mean(values)) for rate, values in sorted(accuracies.items())}
+        rates = np.geomspace(LOWEST, HIGHEST, BATCHES.get(path.stem, 100))
+        return cls({seed: np.array(values) for seed, values in losses.items()}, rates, means)
+
+    def lost(self, rate: float) -> float:
+        """Return by how much training with a rate is below the best one; all of it, beyond the rates that were trained.
+
+        Between two of these the accuracy is taken to be linear in the logarithm of the rate.
+        """
+        trained = np.log10(list(self.accuracies))
+        reached = np.interp(np.log10(rate), trained, list(self.accuracies.values()))
+        measured = trained[0] - 0.01 <= np.log10(rate) <= trained[-1] + 0.01
+        return max(self.accuracies.values()) - (float(reached) if measured else 0.0)
+
+
+def guessing(name: str) -> float:
+    """Return the loss of guessing the classes of a recorded curve, which are of one size."""
+    return float(np.log(17 if "flowers" in name else 2))
+
+
+# --- the rules of other finders, each of rates [N] and losses [N]
+
+
+def averaged(losses: np.ndarray, kept: float = 0.98) -> np.ndarray:
+    """Return the exponential average that fastai and PyTorch Lightning smooth losses with."""
+    weights = kept ** np.arange(len(losses))
+    return np.convolve(losses, weights)[: len(losses)] / np.cumsum(weights)
+
+
+def steepest(rates: np.ndarray, losses: np.ndarray) -> float:
+    """Return the rate where the smoothed loss falls fastest; the edges do not count, as in PyTorch Lightning."""
+    return float(rates[10:-1][np.gradient(averaged(losses))[10:-1].argmin()])
+
+
+def last_descent(rates: np.ndarray, losses: np.ndarray) -> float:
+    """Return the rate where the smoothed loss falls fastest on its last way down to the lowest point."""
+    smoothed = averaged(losses)
+    bottom = int(smoothed.argmin())
+    rising = np.flatnonzero(np.diff(smoothed[: bottom + 1]) > 0)
+    top = min(int(rising.max(initial=-1)) + 1, max(bottom - 1, 0))
+    return float(rates[top + np.diff(smoothed[top : bottom + 2]).argmin()])
+
+
+def valley(rates: np.ndarray, losses: np.ndarray) -> float:
+    """Return the middle of the longest falling subsequence of the smoothed loss, as fastai's valley does."""
+    smoothed = averaged(losses)
+    length = np.ones(len(smoothed), int)
+    for last in range(1, len(smoothed)):
+        length[last] += max((length[first] for first in range(last) if smoothed[first] > smoothed[last]), default=0)
+    last = int(length.argmax())
+    return float(rates[last - int(length[last]) + int(length[last]) // 2])
+
+
+def tenth_of_the_minimum(rates: np.ndarray, losses: np.ndarray) -> float:
+    """Return a tenth of the rate with the lowest smoothed loss."""
+    return float(rates[averaged(losses).argmin()]) / 10
+
+
+def tenth_of_the_rise(rates: np.ndarray, losses: np.ndarray) -> float:
+    """Return a tenth of the last tried rate: from there on the loss explodes."""
+    return float(rates[-1]) / 10
+
+
+PUBLISHED: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "steepest point": steepest,
+    "steepest point of the last descent": last_descent,
+    "valley": valley,
+    "a tenth of the minimum": tenth_of_the_minimum,
+    "a tenth of where the loss explodes": tenth_of_the_rise,
+}
+
+
+def compare() -> None:
+    """Print, for each curve and rule, how many points below the best rate the suggestions of the seeds are."""
+    from experiments.inspection import lr
+
+    within = dict.fromkeys(["ours", *PUBLISHED], 0)
+    missed = dict.fromkeys(within, 0)
+    count = 0
+    print(f"| curve | best rate | ours: suggested | {' | '.join(within)} |")
+    print("|---|---|---|" + "---|" * len(within))
+    for path in sorted(CURVES.glob("*.csv")):
+        recorded = Recorded.read(path)
+        suggestions: dict[str, list[float | None]] = {rule: [] for rule in within}
+        for losses in recorded.losses.values():
+            found = lr.suggest(recorded.rates, losses, guessing(path.stem), path.stem.startswith("finetune"))
+            suggestions["ours"].append(found.suggested)
+            for rule, function in PUBLISHED.items():
+                suggestions[rule].append(function(recorded.rates[: len(losses)], losses))
+            count += 1
+        cells = []
+        for rule, rates in suggestions.items():
+            lost = [None if rate is None else 100 * recorded.lost(rate) for rate in rates]
+            within[rule] += sum(points is not None and points <= 1.05 for points in lost)
+            missed[rule] += sum(points is not None and points > 1.05 for points in lost)
+            cells.append(", ".join("none" if points is None else f"{points:.1f}" for points in lost))
+        best = max(recorded.accuracies, key=lambda rate: recorded.accuracies[rate])
+        ours = ", ".join("none" if rate is None else f"{rate:g}" for rate in suggestions["ours"])
+        print(f"| {path.stem} | {best:g} ({100 * recorded.accuracies[best]:.1f} %) | {ours} | {' | '.join(cells)} |")
+    print(f"| **within a point**, of {count} | | | {' | '.join(str(number) for number in within.values())} |")
+    print(f"| **further below** | | | {' | '.join(str(number) for number in missed.values())} |")
+
+
 def main() -> None:
+    if sys.argv[1:] == ["compare"]:
+        compare()
+        return
     shared, *names = sys.argv[1:]
     for name in names or RECORDED:
         overrides, seeds, rates = RECORDED[name]
@@ -104,7 +244,6 @@ def main() -> None:
 
 
 def record(name: str, overrides: list[str], seeds: int, rates: tuple[float, ...]) -> None:
-    import numpy as np
     from rich.console import Console
 
     from benchmarks.ours import Quiet, prepare
@@ -112,14 +251,16 @@ def record(name: str, overrides: list[str], seeds: int, rates: tuple[float, ...]
     from experiments.types import ConfigError, Watch
 
     rows: list[tuple[str, int, float, float]] = []
-    tried = np.geomspace(1e-6, 10, 100)
+    tried = np.geomspace(LOWEST, HIGHEST, BATCHES.get(name, 100))
+    suggested = set()
     console = Console(width=100)
     for seed in SEEDS:
         parts, _ = prepare([*overrides, f"seed={seed}"])
         found = lr.range_test(parts.config, {}, tried, Quiet())
         rows += [("loss", seed, rate, loss) for rate, loss in zip(found.rates, found.losses, strict=True)]
-        console.print(f"{name} seed {seed}: {len(found.losses)} losses")
-    for rate in rates:
+        console.print(f"{name} seed {seed}: {len(found.losses)} losses, {found.suggested}, {found.reason}")
+        suggested |= {found.suggested} - {None}
+    for rate in sorted({*rates, *suggested}):
         for seed in range(seeds):
             parts, splits = prepare([*overrides, f"seed={seed}", f"optimizer.lr={rate}"])
             try:

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from sklearn.utils.class_weight import compute_sample_weight  # type: ignore[import-untyped]
 
-from experiments.losses import accuracy, build_loss, class_weights, targets
+from experiments.losses import accuracy, build_loss, class_weights, loss_of_guessing, targets
 from experiments.types import ConfigError
 
 LN2 = math.log(2)
@@ -205,3 +205,21 @@ def test_class_weights_of_no_class_are_refused() -> None:
         "class_weights: no class is called 'birds', 'dgos'. Allowed: cats, dogs, or balanced. "
         "Received: {'dgos': 2.0, 'cats': 1.0, 'birds': 3.0}"
     )
+
+
+@pytest.mark.parametrize("name, counts, setting, expected", [
+    ("cross_entropy", (10, 10), None, math.log(2)),
+    ("cross_entropy", (190, 10), None, -0.95 * math.log(0.95) - 0.05 * math.log(0.05)),
+    ("cross_entropy", (190, 10), "balanced", math.log(2)),
+    ("cross_entropy", (5,) * 17, None, math.log(17)),
+    ("cross_entropy", (30, 10, 10), "balanced", math.log(3)),
+    ("mse", (10, 10), None, 0.25),
+    ("hinge", (10, 10), None, 1.0),
+])  # fmt: skip
+def test_the_loss_of_predicting_the_class_frequencies(
+    name: str, counts: tuple[int, ...], setting: str | None, expected: float
+) -> None:
+    labels = np.repeat(np.arange(len(counts), dtype="int32"), counts)
+    weights = class_weights(setting, labels, [str(number) for number in range(len(counts))])
+    loss = build_loss(name, 0.0, len(counts))
+    assert loss_of_guessing(loss, labels, weights, len(counts)) == pytest.approx(expected, rel=1e-5)

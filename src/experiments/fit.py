@@ -17,7 +17,7 @@ from tensorflow.python.framework.config import is_op_determinism_enabled  # as K
 
 from experiments.checkpoints import State
 from experiments.data.pipeline import Batches
-from experiments.losses import accuracy, class_weights, reported_loss, targets, weighted
+from experiments.losses import accuracy, class_weights, loss_of_guessing, reported_loss, targets, weighted
 from experiments.models.winograd import faster_convolutions
 from experiments.types import ConfigError, EpochRecord, Recipe, Tried, Watch
 
@@ -91,8 +91,10 @@ def fit(
     waiting = None if several or is_op_determinism_enabled() else Waiting()
     dataset = batches.dataset.map(lambda inputs, labels: weighted(inputs, targets(labels, count), weights))
     if recipe.tried:
+        penalties = float(sum(model.losses))
+        guessing = loss_of_guessing(loss, batches.labels, weights, count) + penalties
         with watch.progress.stage("range test", len(recipe.tried)) as advance:
-            growing = Growing(recipe.tried, advance)
+            growing = Growing(recipe.tried, guessing, advance)
             with computing:
                 model.fit(
                     dataset,
@@ -101,7 +103,7 @@ def fit(
                     callbacks=[EpochSeeds(recipe.seed), growing],
                     verbose=0,
                 )
-        raise Tried(growing.losses)
+        raise Tried(growing.losses, guessing, trained=first_step > 0)
     averages = keras.callbacks.SwapEMAWeights() if getattr(optimizer, "use_ema", False) else None
     epochs = watch.remaining(phase, recipe.epochs)
     with watch.progress.stage(phase, recipe.epochs * batches.steps) as advance:
@@ -262,14 +264,15 @@ class LeftoverGradients(keras.callbacks.Callback):
 class Growing(keras.callbacks.Callback):
     """Gives every batch the next learning rate and keeps its loss, until the loss runs away (Smith, 2017).
 
-    That is where its average, whose weights halve every seven batches, is four times its lowest, as in fastai's finder.
+    That is where its average, whose weights halve every seven batches, is four times its lowest, as in fastai's finder,
+    and above the loss of guessing: four times next to nothing, of a head that fits its images, is one wrong answer.
     """
 
     KEPT, FIRST, RUNAWAY = 0.9, 10, 4.0  # of the average each time; batches before it counts; times the lowest
 
-    def __init__(self, rates: Sequence[float], advance: Callable[..., None]) -> None:
+    def __init__(self, rates: Sequence[float], guessing: float, advance: Callable[..., None]) -> None:
         super().__init__()
-        self.rates, self.advance = rates, advance
+        self.rates, self.guessing, self.advance = rates, guessing, advance
         self.losses: list[float] = []
         self.average, self.lowest = 0.0, math.inf
 
@@ -288,7 +291,7 @@ class Growing(keras.callbacks.Callback):
         average = self.average / (1 - self.KEPT ** len(self.losses))  # as if there had been losses before the first
         if len(self.losses) >= self.FIRST:
             self.lowest = min(self.lowest, average)
-            self.model.stop_training = average > self.RUNAWAY * self.lowest
+            self.model.stop_training = average > max(self.RUNAWAY * self.lowest, self.guessing)
 
 
 class Stopping(keras.callbacks.EarlyStopping):

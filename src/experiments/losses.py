@@ -119,6 +119,20 @@ def class_weights(
     return np.array([setting.get(name, 1.0) for name in classes], "float32")
 
 
+def loss_of_guessing(loss: keras.losses.Loss, labels: np.ndarray, weights: np.ndarray | None, count: int) -> float:
+    """Return the training loss of a network that predicts the class frequencies, whatever the image.
+
+    Args:
+        labels: [N] int32.
+        weights: of the classes, [count] float32; None where all weigh alike.
+    """
+    given = None if weights is None else weights[labels]
+    shares = np.maximum(np.bincount(labels, given, minlength=count) / len(labels), 1e-7)
+    logits = np.log(shares) - np.log(shares).mean()  # the probabilities are those of any shift; hinge expects none
+    outputs = np.tile(logits[1:] - logits[:1] if count == 2 else logits, (len(labels), 1)).astype("float32")
+    return float(loss(targets(tf.constant(labels), count), outputs, sample_weight=given))
+
+
 def weighted(inputs: tf.Tensor, wanted: tf.Tensor, weights: np.ndarray | None) -> tuple[tf.Tensor, ...]:
     """A batch, where classes have weights with its pictures': that of a picture's class, or its shares of them."""
     if weights is None:

@@ -33,9 +33,10 @@ class Pruned(Exception):
 class Tried(Exception):
     """A range test has ended this run: the loss of every batch it took, at the learning rate that the batch had."""
 
-    def __init__(self, losses: Sequence[float]) -> None:
+    def __init__(self, losses: Sequence[float], guessing: float, trained: bool) -> None:
+        """Keep the losses, that of predicting the class frequencies, and whether a phase came before this one."""
         super().__init__(f"range test of {len(losses)} batches")
-        self.losses = losses
+        self.losses, self.guessing, self.trained = losses, guessing, trained
 
 
 SPLITS = ("train", "validation", "test")

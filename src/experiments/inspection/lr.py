@@ -26,6 +26,7 @@ from experiments.types import Progress, Tried, Watch
 
 WIDTH = 0.2  # decades: the deviation of the Gaussian that smooths the losses
 LEAST = 12  # losses from which a rate is suggested
+MARGIN = 6  # standard errors of the smoothed loss: a smaller change is noise
 FAR = 10  # times the suggested rate, or a part of it: a configured rate beyond is warned of
 
 
@@ -38,6 +39,7 @@ class RangeTest(NamedTuple):
     suggested: float | None  # one digit, as a range test is no more exact than that
     reason: str  # how the rate was found, or why there is none and what to do
     diverged: float | None  # the rate at which the test ended early
+    highest: bool = False  # whether a lower rate may do as well as the suggested one
 
 
 def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, progress: Progress) -> RangeTest:
@@ -64,35 +66,60 @@ def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, pro
     try:
         parts.regime(parts, splits, Watch(progress, record=lambda _: None))
     except Tried as tried:
-        return suggest(rates, np.array(tried.losses))
+        return suggest(rates, np.array(tried.losses), tried.guessing, tried.trained)
     raise RuntimeError(f"regime={config.regime.name} ended without a call to fit with parts.recipe")
 
 
-def suggest(rates: np.ndarray, losses: np.ndarray) -> RangeTest:
+def suggest(rates: np.ndarray, losses: np.ndarray, guessing: float, trained: bool = False) -> RangeTest:
     """Return the rate that the losses of a range test suggest.
 
-    Where the loss falls by more than its noise: where half of the fall is done. That is the middle of the descent, as
-    the steepest point is, but no derivative, which noise decides, least of all at the left edge. Where it does not (a
-    head that is trained already, few batches): a tenth of the rate from which on it is above its start. Compared with
-    the rules of other finders on recorded curves in tests/inspection/test_rates.py.
+    Where the loss falls by more than its noise, and below that of guessing: where half of the fall is done. That is the
+    middle of the descent, as the steepest point is, but no derivative, which noise decides, least of all at the left
+    edge. Where a network that is trained already has no loss to lose: a tenth of the rate from which on it is above its
+    start. Where nothing is learned at any rate, none is suggested: the last rate before such a loss explodes may be a
+    hundred times too high. docs/learning_rates.md compares this with the rules of other finders on recorded curves.
 
     Args:
         rates: [M] that were to be tried, each the same factor above the one before.
         losses: [N] of the first N of them; fewer than M where training diverged.
+        guessing: the loss of a network that predicts the class frequencies.
+        trained: whether the network, or its head, was trained before the range test.
     """
     diverged = float(rates[len(losses)]) if len(losses) < len(rates) else None
     rates = rates[: len(losses)]
     if len(losses) < LEAST:
         return RangeTest(rates, losses, losses, None, too_few(len(losses), diverged), diverged)
     decades = np.log10(rates)
+    width = WIDTH / (decades[1] - decades[0])  # in batches
     # One loss of a diverging training would be seen far around it.
-    bounded = np.minimum(losses, Growing.RUNAWAY * np.median(losses[:LEAST]))
-    smoothed = gaussian_filter1d(bounded, WIDTH / (decades[1] - decades[0]))
-    # Of a batch, robust to divergence. That of the smoothed loss is a third of it, or half of it at the ends.
-    noise = float(median_abs_deviation(bounded - smoothed, scale="normal"))
-    rate, reason = descent(rates, bounded, smoothed, noise) or rise(rates, bounded, smoothed, noise, diverged)
+    bounded = np.minimum(losses, Growing.RUNAWAY * max(np.median(losses[:LEAST]), guessing / 100))
+    smoothed = gaussian_filter1d(bounded, width)
+    # The noise of a batch, robust to outliers; of those up to the valley, as beyond it training is unstable.
+    before = slice(max(int(smoothed.argmin()) + 1, len(losses) // 3))
+    noise = float(median_abs_deviation((bounded - smoothed)[before], scale="normal"))
+    margin = MARGIN * noise / math.sqrt(2 * math.sqrt(math.pi) * width)  # a Gaussian averages so many batches
+    margin = max(margin, guessing / 100)  # losses of next to nothing have no noise, and no meaning
+    curve = Curve(rates, bounded, smoothed, margin, guessing, trained, diverged)
+    falls = descent(curve)
+    rate, reason = falls or rise(curve)
     suggested = None if rate is None else float(f"{rate:.1g}")
-    return RangeTest(rates, losses, smoothed, suggested, reason, diverged)
+    return RangeTest(rates, losses, smoothed, suggested, reason, diverged, highest=falls is None)
+
+
+class Curve(NamedTuple):
+    """What the rules of a suggestion read."""
+
+    rates: np.ndarray
+    losses: np.ndarray
+    smoothed: np.ndarray
+    margin: float  # a change of the smoothed loss below it is noise
+    guessing: float
+    trained: bool
+    diverged: float | None
+
+    def start(self, count: int) -> float:
+        """Return the loss before training has an effect, from that many batches."""
+        return float(np.median(self.losses[: max(LEAST, count)]))
 
 
 def too_few(count: int, diverged: float | None) -> str:
@@ -104,35 +131,52 @@ def too_few(count: int, diverged: float | None) -> str:
     return f"training diverges after {count} batches, at {diverged:.1g}: begin lower (--from {diverged / 1e4:.0e})"
 
 
-def descent(
-    rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, noise: float
-) -> tuple[float | None, str] | None:
+def descent(curve: Curve) -> tuple[float | None, str] | None:
     """Return the rate at which half of the fall is done, and why that one; None where the loss does not fall."""
+    rates, smoothed = curve.rates, curve.smoothed
     bottom = int(smoothed.argmin())
-    start = float(np.median(losses[: max(LEAST, bottom // 3)]))
-    if bottom < LEAST or start - smoothed[bottom] <= 2 * noise:
+    start, lowest = curve.start(bottom // 3), float(smoothed[bottom])
+    if bottom < LEAST or start - lowest <= curve.margin:
         return None
+    if curve.trained and start > curve.guessing:
+        return None, (
+            f"the loss starts at {start:.2g}, above that of guessing ({curve.guessing:.2g}), although the head is "
+            "trained: these images are not like those it was trained on, which are not augmented. A loss that falls "
+            "shows that the network gets used to them, not that the validation split gains. Compare: augmentation=none"
+        )
     if bottom >= len(rates) - 2:
         return None, f"the loss still falls at the highest rate: go on higher (--to {rates[-1] * 100:g})"
-    half = (start + float(smoothed[bottom])) / 2
+    if lowest > curve.guessing - curve.margin:
+        return None, nothing_learned(curve)
+    half = (start + lowest) / 2
     at = int(np.flatnonzero(smoothed[: bottom + 1] > half).max(initial=-1)) + 1
     if at < LEAST:  # among those that the start is estimated from
         return None, f"the loss falls from the lowest rates on: begin lower (--from {rates[0] / 1000:.0e})"
     return float(rates[at]), "where the loss has fallen by half of what it falls"
 
 
-def rise(
-    rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, noise: float, diverged: float | None
-) -> tuple[float | None, str]:
+def nothing_learned(curve: Curve) -> str:
+    """Return why losses that are never below that of guessing suggest nothing, and what to do."""
+    return (
+        f"the loss does not get below that of guessing ({curve.guessing:.2g}) by more than its noise: so few batches "
+        f"teach the network nothing, at any rate. Give more (--batches {3 * len(curve.rates)}), or better train with a "
+        "few rates and compare: experiments.train -m optimizer.lr=1e-4,3e-4,1e-3,3e-3"
+    )
+
+
+def rise(curve: Curve) -> tuple[float | None, str]:
     """Return a tenth of the rate from which on the loss is above its start, and why that one."""
-    start = float(np.median(losses[: max(LEAST, len(losses) // 3)]))
-    if diverged is None and smoothed[-1] <= start + 2 * noise:
+    rates, smoothed = curve.rates, curve.smoothed
+    start = curve.start(len(rates) // 3)
+    if start > curve.guessing - curve.margin:
+        return None, nothing_learned(curve)
+    if curve.diverged is None and smoothed[-1] <= start + curve.margin:
         return None, (
             "the loss neither falls nor rises by more than its noise: all these rates are alike to it. For less noise "
             f"--batches {5 * len(rates)}, for higher rates --to {rates[-1] * 100:g}"
         )
-    at = int(np.flatnonzero(smoothed <= start + noise).max(initial=-1)) + 1
-    first = float(rates[at]) if at < len(rates) else diverged or float(rates[-1])
+    at = int(np.flatnonzero(smoothed <= start + curve.margin).max(initial=-1)) + 1
+    first = float(rates[at]) if at < len(rates) else curve.diverged or float(rates[-1])
     if first / 10 < rates[0]:
         return None, f"the loss rises from the lowest rates on: begin lower (--from {rates[0] / 1000:.0e})"
     return first / 10, (
@@ -155,7 +199,7 @@ def sentences(config: Config, found: RangeTest) -> list[str]:
     else:
         lines.append(f"no suggestion: {found.reason}")
     lines.append(f"configured: optimizer.lr={rate:g}")
-    if found.suggested and not 1 / FAR <= rate / found.suggested <= FAR:
+    if found.suggested and (rate / found.suggested > FAR or (rate / found.suggested < 1 / FAR and not found.highest)):
         times, word = (
             max(rate / found.suggested, found.suggested / rate),
             "above" if rate > found.suggested else "below",
