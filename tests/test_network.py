@@ -180,6 +180,15 @@ def test_where_no_split_is_possible_the_next_one_is_named(
     assert network.cut(Backbone(model, found, ""), "all", "average").boundary == "pixels"
 
 
+def test_a_split_is_the_same_once_a_part_is_frozen() -> None:
+    backbone = backbone_of("convnet")
+    first = network.cut(backbone, 1, "average")
+    first.prefix.trainable = False
+    again = network.cut(backbone, 1, "average")
+    assert again.boundary == first.boundary == "block3_conv"
+    assert [layer.name for layer in again.suffix.layers[1:]] == ["block3_conv", "block3_pool", "pooling"]
+
+
 def test_vgg16_has_the_parameters_of_the_paper(backbones: dict[str, Backbone]) -> None:
     assert backbones["vgg16"].model.count_params() == 14_714_688
 

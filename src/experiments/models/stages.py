@@ -105,8 +105,7 @@ def stage_of(model: keras.Model, stages: Sequence[Stage], unfrozen: int | str) -
             f"several tensors enter it. The next possible split before it: regime.unfrozen_blocks={name}. "
             f"Received: {unfrozen}"
         )
-    trained_before = any(getattr(one, "trainable_weights", None) for one in list(model.operations)[: stage.position])
-    return stage if trained_before else whole
+    return stage if any(map(_has_weights, list(model.operations)[: stage.position])) else whole
 
 
 def _named(model: keras.Model, stages: Sequence[Stage], name: str) -> Stage:
@@ -200,6 +199,11 @@ def _inputs(operation: keras.Operation) -> list[keras.KerasTensor]:
 def _outputs(operation: keras.Operation) -> list[keras.KerasTensor]:
     found: list[keras.KerasTensor] = keras.tree.flatten(keras.Operation.output.fget(operation))
     return found
+
+
+def _has_weights(operation: keras.Operation) -> bool:
+    """Return whether an operation has weights to train, frozen ones among them: a split must not depend on that."""
+    return bool(getattr(operation, "weights", None)) and not isinstance(operation, keras.layers.Normalization)
 
 
 def _is_input(operation: keras.Operation) -> bool:
