@@ -38,6 +38,7 @@ from experiments.progress import PlainConsole, Terminal
 from experiments.redaction import redacted
 from experiments.regimes.bottleneck import bottleneck
 from experiments.regimes.finetune import finetune
+from experiments.regimes.restored import facts_of, restore
 from experiments.tracking.curves import FILE as CURVES
 from experiments.tracking.curves import Curves
 from experiments.types import (
@@ -84,7 +85,9 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         checkpoints = Checkpoints(folder / journals.CHECKPOINTS)
         with keep_curves(folder, tracker, checkpoints) as curves:
             watch = Watch(Terminal(console), studies.reporting(config, curves.add), checkpoints)
-            fitted = parts.regime(parts, splits, watch)
+            trained = Path(config.sweep.trained) if config.sweep.trained else None
+            known = facts_of(trained, identity) if trained else {}
+            fitted = restore(parts, splits, watch, trained) if trained else parts.regime(parts, splits, watch)
         write_weights(folder / "weights", parts, fitted)
         try:
             reports = evaluate(fitted.scores, splits, probabilities=config.loss != "hinge")
@@ -93,6 +96,7 @@ def run(config: schema.Config, planned: str | None = None) -> float:
             raise
         # Told once: a point stands for good.
         spent = {"total_seconds": time.perf_counter() - began, "fit_seconds": sum(watch.fitting.values())}
+        spent |= known.get("seconds", {})  # what the training took, wherever it was
         seconds = {name: journal.facts.get(name, value) for name, value in spent.items()}
         ended = fitted.history[-1].timestamp if fitted.history else int(time.time() * 1000)
         ended = journal.facts.get("ended", ended)
@@ -100,8 +104,8 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         errors: list[Exception] = []
         warnings: list[str] = []
         with keep_error(errors, "the warnings"):
-            warnings = training_warnings(config, fitted, splits.validation.labels)
-        journal.note(**seconds, ended=ended, warnings=warnings)
+            warnings = known.get("warnings") or training_warnings(config, fitted, splits.validation.labels)
+        journal.note(**seconds, ended=ended, warnings=warnings, reused_seconds=reused_seconds(fitted))
         metrics: dict[str, float] = flat_metrics(reports) | seconds
         tables = {f"predictions_{name}": predictions_table(report) for name, report in reports.items()}
         write_results(folder, tables, metrics)
@@ -307,6 +311,13 @@ def write_results(folder: Path, tables: Mapping[str, Mapping[str, list[Any]]], m
     for name, table in tables.items():
         rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
         write_csv(folder / f"{name}.csv", rows)
+
+
+def reused_seconds(fitted: Fitted) -> float:
+    """Return the seconds that a head took which another run had trained."""
+    if fitted.facts.get("head_source") != "head cache":
+        return 0.0
+    return sum(record.metrics.get("seconds", 0.0) for record in fitted.history if record.phase == "head")
 
 
 def write_weights(weights: Path, parts: Parts, fitted: Fitted) -> None:

@@ -210,6 +210,8 @@ class Sweep(Node):
     """How -m plans, runs and concludes; conf/sweep/default.yaml says what each is."""
 
     search: Literal["grid", "random", "tpe"]
+    rungs: dict[str, list[str]] | None
+    climb: Literal["significant", "all"]
     jobs: int = Positive
     timeout: float | None = Field(gt=0)
     on_error: Literal["continue", "stop"]
@@ -225,6 +227,7 @@ class Sweep(Node):
     job: bool
     parent: str | None
     trial: str | None
+    trained: str | None
 
 
 class Config(Node):

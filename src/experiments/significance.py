@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from scipy import optimize, stats  # type: ignore[import-untyped]
 
 from experiments.statistics import LEVEL, SMALLEST_P, Spread, score_interval, spread_of_mean, wilson
 
+POWER = 0.8  # the chance of showing a difference that an estimate of what is needed aims at
 NUDGE = 1e-9  # from an observed difference, where a score test has its other root
 
 
@@ -32,6 +33,7 @@ class Difference:
     partly: bool = False  # each side has been scored on further images, too
     runs: tuple[int, int] = (1, 1)  # seeds of either side
     by_seed: tuple[float, ...] = ()  # of the seeds that both have, where there are several
+    spread: Spread | None = field(default=None, repr=False)  # of `value`; None of two trained models
 
     @property
     def significant(self) -> bool:
@@ -48,6 +50,25 @@ class Difference:
         if self.only_a is None or self.only_b is None:
             return None
         return images_needed(self.value, (self.only_a + self.only_b) / self.images)
+
+    def repeats_needed(self, repeats: int, most: int) -> int | None:
+        """Return how many seeds, or folds, would show a difference as large as this one with a chance of 80 %.
+
+        Args:
+            repeats: those that there are, at least 2, as `source` says of seeds or folds; the same on both sides.
+            most: that are possible.
+
+        Returns:
+            A number above `repeats`, on the assumption that the variances are those that were measured; None where
+            `most` would not be enough, or there is no such variance.
+        """
+        if self.spread is None or self.source == "images" or len(self.spread.parts) > 2:
+            return None
+        for count in range(repeats + 1, most + 1):
+            expected = self.spread.repeated(repeats, count)
+            if expected.margin() + expected.margin(2 * (1 - POWER)) <= abs(self.value):
+                return count
+        return None
 
 
 @dataclass(frozen=True)
@@ -186,7 +207,7 @@ def difference(
 def _difference(value: float, spread: Spread, images: int, boolean: bool, confidence: float) -> Difference:
     margin, most = spread.margin(1 - confidence), 1.0 if boolean else math.inf
     low, high = max(-most, value - margin), min(most, value + margin)
-    return Difference(value, low, high, spread.p_value(value), spread.source, images)
+    return Difference(value, low, high, spread.p_value(value), spread.source, images, spread=spread)
 
 
 def tango(only_b: int, only_a: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -278,7 +299,7 @@ def newcombe(
     return b - a - math.hypot(b - low_b, high_a - a), b - a + math.hypot(high_b - b, a - low_a)
 
 
-def images_needed(difference: float, discordant: float, power: float = 0.8, level: float = 0.05) -> int | None:
+def images_needed(difference: float, discordant: float, power: float = POWER, level: float = 0.05) -> int | None:
     """Return how many images a two-sided McNemar test needs to show a difference in accuracy.
 
     Args:

@@ -55,6 +55,17 @@ class Spread:
             )
         )
 
+    def repeated(self, before: int, after: int) -> Spread:
+        """Return what is expected with `after` seeds, or folds of the same size, instead of `before`."""
+        if self.source == "seeds":
+            (seeds, _), (images, degrees) = self.parts
+            residual = self.residual * before / after
+            floor = (self.floor[0] - self.residual + residual, self.floor[1])
+            return Spread(((seeds * before / after, after - 1.0), (images, degrees)), floor, "seeds", residual)
+        overlap = (1 / after + 1 / (after - 1)) / (1 / before + 1 / (before - 1))
+        floor = (self.floor[0] * before / after, self.floor[1] * after / before)
+        return Spread(((self.parts[0][0] * overlap, after - 1.0),), floor, self.source)
+
 
 @dataclass(frozen=True)
 class Reliability:

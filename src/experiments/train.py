@@ -7,6 +7,7 @@ if __name__ == "__main__":  # before the other imports, which take a second
 
     signals.end_while_loading()
 
+import logging
 import math
 import os
 import signal
@@ -50,6 +51,8 @@ def train(composed: DictConfig) -> float:
     """Runs one experiment; returns its validation metric `objective` to a sweeper."""
     config = validation.read(composed)
     unread.warn([config], HydraConfig.get().overrides.task)
+    if config.sweep.rungs and config.resume is None:
+        logging.getLogger(__name__).warning("sweep.rungs: without -m this is a single run, not a ladder")
     return start(config)
 
 

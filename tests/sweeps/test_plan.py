@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from experiments import paths
+from experiments.schema import Config
 from experiments.sweeps import local, plan
 from experiments.sweeps.plan import Job
 from experiments.types import ConfigError
@@ -96,3 +98,29 @@ def test_jobs_queue_for_the_gpus_that_the_process_may_see(monkeypatch: pytest.Mo
 def test_an_exit_code_in_words(code: int, words: Any) -> None:
     said = local.why_ended(code)
     assert said is None if words is None else words in str(said)
+
+
+@pytest.mark.parametrize("regime, files", [
+    ("bottleneck", ["head"]), ("finetune", ["head", "unfrozen"]), ("finetune", ["head", "backbone"]),
+    ("scratch", ["head", "backbone"]),
+])  # fmt: skip
+def test_a_job_can_be_evaluated_where_all_that_it_trained_is_kept(
+    regime: str, files: list[str], config: Callable[..., Config], tmp_path: Path
+) -> None:
+    trained = config(f"regime={regime}")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "metrics.json").write_text("{}")
+    for name in files:
+        (tmp_path / "weights" / f"{name}.weights.h5").touch()
+
+    def record(status: str) -> None:
+        (tmp_path / "run.json").write_text(json.dumps({"command": {}, "identity": "own", "status": status}))
+
+    record("FAILED")
+    assert not plan.has_weights(tmp_path, trained, "own")
+    record("FINISHED")
+    assert plan.has_weights(tmp_path, trained, "own") and not plan.has_weights(tmp_path, trained, "another")
+    foreign = trained.model_copy(update={"regime": trained.regime.model_copy(update={"target": "mine.train"})})
+    assert not plan.has_weights(tmp_path, foreign, "own")
+    (tmp_path / "weights" / f"{files[-1]}.weights.h5").unlink()
+    assert not plan.has_weights(tmp_path, trained, "own")

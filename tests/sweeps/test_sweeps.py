@@ -127,6 +127,32 @@ def test_a_sweep_plans_shares_concludes_and_is_not_run_twice(sweep: Sweep, own_o
     assert "Winner by validation accuracy" in told.stdout
 
 
+def test_a_ladder_ends_at_a_rung_without_a_gain_and_is_not_climbed_twice(sweep: Sweep, own_outputs: Path) -> None:
+    rungs = ("experiment=ladder", "~sweep.rungs.two_stages", "seed=0,1", "tracking=none")
+    done = sweep(*rungs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10 jobs, at most 10 to run" in done.stdout, "fresh images on one stage among them, on the others the same"
+    folder = only_sweep(own_outputs)
+    said = summary_of(folder)
+    *jobs, first, second = said["runs"]
+    assert [run["values"].get("regime.unfrozen_blocks") for run in jobs] == [None, None, "1", "1"]
+    assert {run["status"] for run in said["runs"]} == {"FINISHED"}
+    text = " ".join(said["sentences"])
+    assert "The climb ended at one_stage, which has no significant gain. Not run: all_stages" in text
+    assert "Use bottleneck" in text and "Read once on the test images" in text and "(regime=" not in text
+    assert (folder / "figures" / "ladder.png").stat().st_size > 5000
+    for seed, final in enumerate((first, second)):
+        assert final["final"] and "trained once more" not in done.stdout
+        facts = json.loads((folder / str(seed) / "run.json").read_bytes())
+        assert final["metrics"]["fit_seconds"] == facts["fit_seconds"], "the weights of its job are evaluated"
+        assert final["metrics"]["validation.loss"] == jobs[seed]["metrics"]["validation.loss"]
+        assert "test.accuracy" in final["metrics"]
+    before = (folder / "2" / "run.json").stat().st_mtime
+    again = sweep(*rungs)
+    assert again.returncode == 0 and "10 jobs, at most 6 to run, 4 already finished" in again.stdout, again.stdout
+    assert (folder / "2" / "run.json").stat().st_mtime == before and summary_of(folder)["runs"] == said["runs"]
+
+
 def test_a_job_that_fails_is_one_row_and_the_rerun_runs_those_only(
     sweep: Sweep, own_outputs: Path, tmp_path: Path
 ) -> None:
@@ -232,6 +258,10 @@ CANNOT = {
     "a key": (["model.head.dropuot=0.3,0.5"], ["dropuot", "model.head.dropout"]),
     "a choice": (["regime=scratch,frozen"], ["frozen", "finetune"]),
     "an interval": (["optimizer.lr=interval(0.1,0.2)"], ["optimizer.lr", "sweep.search"]),
+    "a rung": (
+        ["experiment=ladder", "sweep.rungs.one_stage=['regime=finetune','regime.unfrozen_blokcs=1']"],
+        ["regime.unfrozen_blokcs", "regime.unfrozen_blocks"],
+    ),
     "its own settings": (["sweep.jobs=1,2"], ["sweep", "cannot be swept"]),
     "a component": (["optimizer=adam", "+optimizer.nesterov=true,false"], ["nesterov"]),
 }

@@ -8,9 +8,9 @@ import itertools
 import json
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.hydra_config import HydraConfig
@@ -23,8 +23,11 @@ from experiments import journal, store, validation
 from experiments.explain import explain
 from experiments.paths import default_outputs
 from experiments.redaction import redact_credentials
-from experiments.schema import GROUPS, Config, effective
+from experiments.schema import GROUPS, Config, effective, shipped
 from experiments.types import ConfigError
+
+if TYPE_CHECKING:
+    from experiments.sweeps.rungs import Place
 
 # Values of these repeat a candidate, they make no other one.
 REPEATS = ("seed", "data.fold")
@@ -67,6 +70,8 @@ class Job:
     threads: int | None = None  # that a partial one began with
     same_as: int | None = None  # the number of the job with the same identity
     trial: str | None = None  # of a search, that the job tells its curve to: STUDY/NUMBER
+    trained: str | None = None  # of the winner's last run: the folder of the job whose weights it evaluates
+    place: Place | None = None  # in a ladder
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -79,7 +84,7 @@ class Job:
         known = {
             "number": self.number, "overrides": self.overrides, "values": self.values, "identity": self.identity,
             "folder": str(self.folder), "status": self.status, "reason": redact_credentials(self.reason),
-            **self.facts,
+            **self.facts, **({"place": asdict(self.place)} if self.place else {}),
         }  # fmt: skip
         store.write_file(sweep / str(self.number) / JOB, json.dumps(known, indent=1).encode())
 
@@ -269,6 +274,16 @@ def owner(folder: Path) -> str | None:
     return "" if facts is not None or (folder / journal.METRICS).exists() else None
 
 
+def has_weights(folder: Path, config: Config, identity: str) -> bool:
+    """Return whether a folder holds the finished run of this identity, by a shipped regime, with its weights."""
+    known = {choice["_target_"]: name for name, choice in shipped("regime").items()}
+    regime, weights = known.get(config.regime.target), folder / "weights"
+    if regime is None or journal.finished(folder, identity) is None or not (weights / "head.weights.h5").is_file():
+        return False
+    kept = ["backbone", *(["unfrozen"] if regime == "finetune" else [])]
+    return regime == "bottleneck" or any((weights / f"{name}.weights.h5").is_file() for name in kept)
+
+
 def is_free(folder: Path, identity: str) -> bool:
     """Return whether a folder can take the run of this identity: it is empty, or holds that run."""
     return owner(folder) in (None, identity)
@@ -297,8 +312,9 @@ def unjudged(config: Config) -> Config:
 def sweep_name(config: Config, jobs: Sequence[Job]) -> str:
     """Return the name that the same sweep has every time, and another one has not: see `digest`."""
     identities = sorted(job.identity for job in jobs)
-    own = digest([job.config for job in jobs], config.sweep.search, config.sweep.seed, *identities)
-    return f"{config.regime.name}-{config.model.name}-{own}"
+    rungs = [json.dumps(config.sweep.rungs)] if config.sweep.rungs else []  # their order, too, makes the sweep
+    own = digest([job.config for job in jobs], config.sweep.search, config.sweep.seed, *rungs, *identities)
+    return f"{'ladder' if rungs else config.regime.name}-{config.model.name}-{own}"
 
 
 def digest(jobs: Sequence[Config], *more: str | int) -> str:

@@ -15,14 +15,22 @@ from matplotlib.figure import Figure
 from experiments.figures import literal, short
 
 if TYPE_CHECKING:
+    from experiments.sweeps.ladder import Climbed
     from experiments.sweeps.summary import Candidate
 
 
-def draw(folder: Path, ranked: Sequence[Candidate], objective: str, baseline: float | None = None) -> None:
+def draw(
+    folder: Path,
+    ranked: Sequence[Candidate],
+    objective: str,
+    baseline: float | None = None,
+    climbed: Climbed | None = None,
+) -> None:
     """Write the figures as PNG files; of candidates without a score nothing is drawn.
 
     Args:
         baseline: the accuracy of always answering the most frequent class; a line where a candidate is not above it.
+        climbed: how far a ladder sweep got.
     """
     scored = [one for one in ranked if not math.isnan(one.score)]
     keys = list(dict.fromkeys(key for one in scored for key in one.values))
@@ -34,9 +42,11 @@ def draw(folder: Path, ranked: Sequence[Candidate], objective: str, baseline: fl
     if keys:
         drawn["parameters"] = against_keys(scored, keys, objective)
         drawn["parallel"] = parallel(scored, keys, objective)
+    if climbed and climbed.steps:
+        drawn["ladder"] = ladder(climbed)
     lowest = min((one.score if math.isnan(one.low) else one.low for one in scored), default=math.inf)
     if baseline is not None and baseline >= lowest:
-        panels = [panel for name in ("time", "parameters") if name in drawn for panel in drawn[name].axes]
+        panels = [panel for name in ("time", "parameters", "ladder") if name in drawn for panel in drawn[name].axes]
         for panel in filter(Artist.get_visible, panels):
             panel.axhline(baseline, color="gray", linestyle="--", linewidth=1, label="most frequent class")
             panel.legend(fontsize=8)
@@ -125,4 +135,44 @@ def against_time(scored: Sequence[Candidate], objective: str) -> Figure:
     )
     axes.set_xlabel("seconds of a run")
     axes.set_ylabel(f"validation {objective}")
+    return figure
+
+
+def ladder(climbed: Climbed) -> Figure:
+    """Each rung with its interval against the seconds of a run, a line a ladder; the rung to use is ringed."""
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    axes = figure.subplots()
+    use, latest = climbed.use, max(step.candidate.cost for _, step in climbed.steps)
+    for number, climb in enumerate(one for one in climbed.climbs if one.steps):
+        colour = f"C{number % 10}"
+        seconds = [step.candidate.cost for step in climb.steps]
+        scores = [step.candidate.score for step in climb.steps]
+        bars = [
+            [abs(score - (score if math.isnan(bound) else bound)) for score, bound in zip(scores, bounds, strict=True)]
+            for bounds in ([s.candidate.low for s in climb.steps], [s.candidate.high for s in climb.steps])
+        ]
+        label = literal(short(" ".join(climb.values.values()), 40)) if climb.values else None
+        for step in climb.steps:
+            if step.below:
+                ends = step.below.candidate, step.candidate
+                line = [[one.cost for one in ends], [one.score for one in ends]]
+                axes.plot(*line, color=colour, linewidth=1, alpha=0.6)
+        axes.errorbar(seconds, scores, yerr=bars, fmt="o", color=colour, capsize=3, markersize=5, label=label)
+        for at, step in enumerate(climb.steps):
+            axes.annotate(
+                literal(short(step.rung, 30)), (seconds[at], scores[at]), fontsize=9, textcoords="offset points",
+                xytext=(-6 if seconds[at] == latest else 6, 5 if at % 2 else -13),
+                ha="right" if seconds[at] == latest else "left",
+            )  # fmt: skip
+    if use:
+        where = (use.candidate.cost, use.candidate.score)
+        axes.scatter(*where, s=160, facecolors="none", edgecolors="black", linewidths=1.5, label="the rung to use")
+    every = [step.candidate.cost for _, step in climbed.steps]
+    if min(every) > 0 and max(every) / min(every) >= 8:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+    axes.margins(x=0.12, y=0.1)
+    axes.set_xlabel("seconds of a run")
+    axes.set_ylabel(f"validation {climbed.objective}, 95 % interval")
+    axes.legend(fontsize=8, loc="lower right")
     return figure

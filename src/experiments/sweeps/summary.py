@@ -22,6 +22,7 @@ from experiments.schema import LOWER_IS_BETTER
 from experiments.significance import Scores, compare_runs
 from experiments.statistics import mean_interval
 from experiments.sweeps.plan import REPEATS, SWEEP, records, told
+from experiments.sweeps.rungs import Place
 from experiments.types import ConfigError
 
 
@@ -40,6 +41,8 @@ class Row:
     baseline: Baseline | None = None  # of these images
     final: bool = False  # the winner once more
     identity: str = ""  # of the run, as planned and as found
+    place: Place | None = None  # in a ladder
+    reused: float = 0.0  # seconds that its head took, which another run had trained
 
 
 @dataclass
@@ -74,6 +77,11 @@ class Candidate:
     def seconds(self) -> float:
         return float(np.mean([row.metrics.get("total_seconds", math.nan) for row in self.rows]))
 
+    @property
+    def cost(self) -> float:
+        """Return the seconds of a run that trains its head itself."""
+        return self.seconds + float(np.mean([row.reused for row in self.rows]))
+
 
 def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
     """A sweep's folder: what it is, and its jobs.
@@ -101,6 +109,7 @@ def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
     places = [Path(job["folder"]), own]
     found = [(place, metrics) for place in places if (metrics := journal.finished(place, identity)) is not None]
     folder, metrics = found[0] if found else (places[0], {})
+    reused = float((journal.read(folder) or {}).get("reused_seconds", 0.0)) if found else 0.0
     if found:
         status = "FINISHED"
         path = folder / f"predictions_{split}.csv"
@@ -116,7 +125,8 @@ def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
         job["number"], job["values"], job["overrides"], folder, status, job.get("reason", ""), metrics,
         {f"{one.path} {one.sha256}": image_score(metric, one) for one in predictions},
         majority_baseline(one.label for one in predictions) if any(one.label for one in predictions) else None,
-        job.get("final", False), identity,
+        job.get("final", False), identity, Place(**job["place"]) if job.get("place") else None,
+        reused,
     )  # fmt: skip
 
 
@@ -196,6 +206,12 @@ def sentences(
         lines += baseline_sentences([("the winner", baseline, winner.score, winner.low)])
     if len(whole) > 1:
         lines += _differences(whole, objective, command)
+    return lines + held_out_sentences(winner, held, folds, final)
+
+
+def held_out_sentences(winner: Candidate, held: Sequence[Row], folds: bool, final: bool) -> list[str]:
+    """Return how the winner does on images that no job has read; arguments as `sentences`."""
+    lines = []
     done = [row for row in held if row.status == "FINISHED" and row.scores]
     if done:
         last = Candidate(winner.values, done)
@@ -287,20 +303,29 @@ def conclude(folder: Path) -> dict[str, Any]:
     Returns:
         What summary.json holds: table, sentences, failures, the winner's values and overrides, metrics.
     """
-    from experiments.sweeps import plots
+    from experiments.sweeps import ladder, plots
 
     about, rows = read(folder)
     objective, jobs = about["objective"], [row for row in rows if not row.final]
+    climbed = ladder.climbed(about, jobs)
+    if climbed:  # rungs above its end are no part of it
+        jobs = [row for one in climbed.reached for row in one.rows]
+        rows = [*jobs, *(row for row in rows if row.final)]
     ranked = candidates(jobs, objective)
     folds = any("data.fold" in row.values for row in jobs)
     winner = next((one for one in ranked if one.whole and not math.isnan(one.score)), None)
+    if climbed and climbed.use:
+        winner = next(one for one in ranked if one.values == climbed.use.candidate.values)
     # Of a former winner's last runs nothing is reported beside this one.
     held = [row for row in rows if row.final and winner and _candidate(row) == winner.values]
     final = about.get("config", {}).get("sweep", {}).get("final", True)
-    said = sentences(ranked, objective, held, folds, about["command"], final)
+    if climbed and winner:
+        said = [*climbed.sentences(), *held_out_sentences(winner, held, folds, final)]
+    else:
+        said = sentences(ranked, objective, held, folds, about["command"], final)
     left = sum(row.status in ("NEW", "PARTIAL", "KILLED", "RUNNING") for row in jobs)
     said += [f"{left} jobs are not at their end: the same command again goes on with them."] if left else []
-    lines = table(ranked, objective)
+    lines = climbed.table() if climbed else table(ranked, objective)
     metrics = {
         f"jobs_{status.lower()}": float(sum(row.status == status for row in jobs))
         for status in {r.status for r in jobs}
@@ -314,6 +339,7 @@ def conclude(folder: Path) -> dict[str, Any]:
             "values": dict(winner.values), "overrides": list(winner.rows[0].overrides),
             "number": winner.rows[0].number,
             "identities": {row.values.get("seed", ""): row.identity for row in winner.rows},
+            "folders": {row.values.get("seed", ""): str(row.folder) for row in winner.rows},
             "seeds": sorted({row.values["seed"] for row in winner.rows if "seed" in row.values}, key=int),
         },
         "runs": [
@@ -330,7 +356,7 @@ def conclude(folder: Path) -> dict[str, Any]:
     )
     store.write_file(folder / "summary.json", json.dumps(summary, indent=1).encode())
     shares = [row.baseline.accuracy for row in jobs if row.baseline and objective == "accuracy"]
-    plots.draw(folder / "figures", ranked, objective, max(shares, default=None))
+    plots.draw(folder / "figures", ranked, objective, max(shares, default=None), climbed)
     return summary
 
 

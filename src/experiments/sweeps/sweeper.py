@@ -29,7 +29,7 @@ from experiments import journal, store, unread, validation
 from experiments.progress import PlainConsole, Terminal
 from experiments.redaction import redacted
 from experiments.schema import LOWER_IS_BETTER, Config
-from experiments.sweeps import local, plan
+from experiments.sweeps import local, plan, rungs
 from experiments.sweeps.plan import Job
 from experiments.types import ConfigError
 
@@ -63,18 +63,29 @@ class Sweeper(HydraSweeper):
         """
         preset = [f"{key}={value}" for key, value in self.params.items()]
         overrides = plan.parse([*preset, *(arguments if self.typed is None else self.typed)], self.context)
+        ladder = self.master.sweep.rungs
+        if ladder is not None and self.master.sweep.search != "grid":
+            raise ConfigError("sweep.rungs: a ladder is no search. Leave sweep.search out")
         if self.master.sweep.search != "grid":
             from experiments.sweeps.search import search as run_search
 
             return run_search(self, overrides)
-        combinations = plan.grid(overrides)
+        places: list[Any] = []
+        if ladder is None:
+            combinations = plan.grid(overrides)
+        else:
+            expanded = rungs.expand(overrides, OmegaConf.to_container(ladder), self.context)
+            combinations, places = [(given, values) for given, values, _ in expanded], [place for *_, place in expanded]
         composed = plan.compose(combinations, self.context, self.master)
         self.begin([one.config for one in composed])
         jobs = [
-            Job(number, overrides, values, plan.unjudged(one.config), Path(), one.hydra)
-            for number, ((overrides, values), one) in enumerate(zip(combinations, composed, strict=True))
+            Job(number, overrides, values, plan.unjudged(one.config), Path(), one.hydra, place=place)
+            for number, ((overrides, values), one, place) in enumerate(
+                zip(combinations, composed, places or [None] * len(composed), strict=True)
+            )
         ]
         self.look(jobs)
+        jobs = rungs.without_repeated(jobs)
         check_repeats(jobs)
         self.place(plan.sweep_name(self.common, jobs))
         with contextlib.nullcontext() if self.common.sweep.dry_run else self.claimed():
@@ -86,7 +97,7 @@ class Sweeper(HydraSweeper):
             self.prepare(jobs)
             self.open(jobs)
             try:
-                return self.conclude(jobs, self.run(jobs))
+                return self.conclude(jobs, self.climb(jobs) if ladder is not None else self.run(jobs))
             except SystemExit:
                 raise
             except BaseException as error:
@@ -235,16 +246,19 @@ class Sweeper(HydraSweeper):
         partial = sum(job.status == "PARTIAL" for job in new)
         finished = sum(job.status == "FINISHED" for job in jobs)
         twins = sum(job.same_as is not None for job in jobs)
+        bound = "at most " if self.common.sweep.rungs else ""
         parts = [
             f"{len(jobs)} jobs",
-            f"{len(new)} to run" + (f" ({partial} of them from a checkpoint)" if partial else ""),
+            f"{bound}{len(new)} to run" + (f" ({partial} of them from a checkpoint)" if partial else ""),
         ]
         parts += [f"{finished} already finished"] if finished else []
         parts += [f"{twins} the same as another"] if twins else []
         self.say(f"Sweep {self.folder.name}: " + ", ".join(parts))
         for line in self.shared if new else []:
             self.say(f"  {line}")
-        if self.usual and new:
+        for line in rungs.plan_lines(jobs):
+            self.say(f"  {line}")
+        if self.usual and new and self.common.sweep.rungs is None:
             minutes = self.usual * len(new) / self.common.sweep.jobs / 60
             self.say(f"  about {minutes:.0f} min: runs like these took {self.usual:.0f} s")
         for job in jobs if self.common.sweep.dry_run else []:
@@ -303,6 +317,34 @@ class Sweeper(HydraSweeper):
             self.jobs_by.run([self.planned(job) for job in todo])
         return returns
 
+    def climb(self, jobs: Sequence[Job]) -> dict[int, JobReturn]:
+        """Run a ladder's jobs rung by rung, until no ladder has a further one; return what became of each."""
+        from experiments.sweeps import ladder
+
+        returns: dict[int, JobReturn] = {}
+        tried: set[int] = set()
+        lacking = self.lacking
+        while due := ladder.due(self.folder, tried):
+            if why := self.enough(jobs, returns):
+                _log.info("No further rung is started: %s", why)
+                break
+            tried |= set(due)
+            self.lacking = lacking  # each rung reads features of its own
+            level = [job for job in jobs if job.number in due]
+            returns |= self.run(level, level[0].place.rung if level[0].place else "rung")
+            self.resolve_repeated(jobs)
+        return returns
+
+    def resolve_repeated(self, jobs: Sequence[Job]) -> None:
+        """Give jobs that are the same run under another number the result of that run."""
+        numbered = {job.number: job for job in jobs}
+        for job in jobs:
+            if job.same_as is not None:
+                first = numbered[job.same_as]
+                job.status, job.folder, job.reason = first.status, first.folder, first.reason
+                job.facts = dict(first.facts)
+                job.write(self.folder)
+
     def planned(self, job: Job) -> plan.PlannedRun:
         """Return a job as its process receives it: as planned, with its place and what all jobs of a sweep share."""
         threads = job.threads
@@ -313,12 +355,13 @@ class Sweeper(HydraSweeper):
             *([f"runtime.threads={threads}"] if threads else []),
             *([f"sweep.parent={self.parent}"] if self.parent else []),
             *([f"sweep.trial={journal.quoted(job.trial)}"] if job.trial else []),
+            *([f"sweep.trained={journal.quoted(job.trained)}"] if job.trained else []),
         ]  # fmt: skip
         keep = [one for one in job.overrides if not one.startswith(("evaluate.test=", "tracking.log_model="))]
         changes = {
             "resume": journal.AUTO, "evaluate": {"test": job.final},
             "tracking": {} if job.final else {"log_model": False}, "runtime": {"threads": threads} if threads else {},
-            "sweep": {"job": not job.final, "parent": self.parent, "trial": job.trial},
+            "sweep": {"job": not job.final, "parent": self.parent, "trial": job.trial, "trained": job.trained},
         }  # fmt: skip
         return plan.planned(job, changes, [*keep, *common, "resume=auto"])
 
@@ -397,12 +440,7 @@ class Sweeper(HydraSweeper):
         Raises:
             SystemExit: a job has failed.
         """
-        numbered = {job.number: job for job in jobs}
-        for job in jobs:  # the same run under another number
-            if job.same_as is not None:
-                twin = numbered[job.same_as]
-                job.status, job.folder, job.facts, job.reason = twin.status, twin.folder, dict(twin.facts), twin.reason
-                job.write(self.folder)
+        self.resolve_repeated(jobs)
         said = self.ask("conclude", str(self.folder))
         failed = any(job.status == "FAILED" for job in jobs)
         finals: list[Job] = []
@@ -421,7 +459,9 @@ class Sweeper(HydraSweeper):
         return [returns]
 
     def finals(self, winner: dict[str, Any], number: int) -> list[Job]:
-        """The winner once more: its whole model kept, judged on what no job has read.
+        """Return the runs of the winner that keep its whole model and read what no job has read.
+
+        Where no fold was swept, the winner's jobs have trained on the same images: their weights are evaluated.
 
         Args:
             number: of the first of them, where that is free or holds the same run.
@@ -437,17 +477,23 @@ class Sweeper(HydraSweeper):
             overrides += ["data.fold=null"] if folds else []
             made.append((overrides, {**winner["values"], **({"seed": seed} if seed is not None else {})}))
         composed = plan.compose(made, self.context, self.master)
+        trained: list[str | None] = [None] * len(made)
         if folds:
             known = self.ask("look", [plain(one.config) for one in composed])["jobs"]
             identities = [about["identity"] for about in known]
         else:  # the same run but for its test, and its process verifies that
             identities = [winner["identities"][values.get("seed", "")] for _, values in made]
+            places = [Path(winner["folders"][values.get("seed", "")]) for _, values in made]
+            trained = [
+                str(place) if plan.has_weights(place, one.config, identity) else None
+                for place, one, identity in zip(places, composed, identities, strict=True)
+            ]
         jobs = []
-        for (overrides, values), one, identity in zip(made, composed, identities, strict=True):
+        for (overrides, values), one, identity, place in zip(made, composed, identities, trained, strict=True):
             while not plan.is_free(self.folder / str(number), identity):
                 number += 1
             job = Job(number, overrides, values, one.config, self.folder / str(number), one.hydra, identity,
-                      facts={"final": True})  # fmt: skip
+                      facts={"final": True}, trained=place)  # fmt: skip
             facts = journal.read(job.folder) or {}
             if facts.get("identity") == identity and not self.common.sweep.rerun:
                 job.status = "FINISHED" if facts.get("status") == "FINISHED" else "PARTIAL"

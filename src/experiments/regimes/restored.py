@@ -1,0 +1,66 @@
+"""A finished run's training, from its weights: what its regime would return, without an epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from experiments import journal
+from experiments.activations import Want, activations, extract
+from experiments.models.network import cut, join, load, score, stack
+from experiments.regimes.bottleneck import bottleneck
+from experiments.regimes.finetune import finetune
+from experiments.tracking.curves import FILE as CURVES
+from experiments.tracking.curves import read
+from experiments.types import ConfigError, Fitted, Parts, Splits, Watch
+
+
+def restore(parts: Parts, splits: Splits, watch: Watch, folder: Path) -> Fitted:
+    """Return the trained model of a run with its scores, computed as its regime computes them.
+
+    Args:
+        folder: of a finished run with the identity of this one, by one of the shipped regimes; see `facts_of`.
+
+    Raises:
+        ConfigError: its weights are gone or do not fit.
+    """
+    config, pool = parts.config, parts.config.model.head.pooling
+    unfrozen = config.regime.unfrozen_blocks if parts.regime is finetune else "all"
+    boundary = cut(parts.backbone, 0 if parts.regime is bottleneck else unfrozen, pool)
+    head = parts.head(len(splits.classes))
+    weights = {"head": head, "backbone": parts.backbone.model, "unfrozen": boundary.suffix}
+    for name, model in weights.items():  # a sweep's job keeps no more than what it has trained
+        path = folder / "weights" / f"{name}.weights.h5"
+        if name == "head" or path.is_file():
+            load(model, path, "sweep.trained")
+    for record in (history := tuple(read(folder / CURVES))):
+        watch.record(record)
+    scored = splits.scored(config.evaluate.test)
+    if boundary.frozen:
+        extract(parts, [Want(boundary, images) for images in scored], watch.progress)
+    model = stack(boundary.suffix, head, training=False)
+    scores = {
+        images.split: score(
+            model, activations(parts, boundary, images, watch.progress) if boundary.frozen else images.pixels
+        )
+        for images in scored
+    }
+    source = {"head_source": f"the weights of {folder}"} if parts.regime is finetune else {}
+    return Fitted(join(parts.backbone, pool, head), history, scores, {"evaluated": str(folder), **source})
+
+
+def facts_of(folder: Path, identity: str) -> dict[str, Any]:
+    """Return what a run's folder records of its training: `seconds`, by metric, and `warnings`.
+
+    Raises:
+        ConfigError: the folder does not hold the finished run of this identity.
+    """
+    metrics = journal.finished(folder, identity)
+    facts = journal.read(folder)
+    if metrics is None or facts is None:
+        raise ConfigError(
+            f"sweep.trained: must be the folder of a finished run with the identity {identity}. Received: {folder}, "
+            "which does not hold it. Give the sweep's command again"
+        )
+    seconds = {name: metrics[name] for name in ("total_seconds", "fit_seconds") if name in metrics}
+    return {"seconds": seconds, "warnings": facts.get("warnings", [])}

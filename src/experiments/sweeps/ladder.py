@@ -1,0 +1,315 @@
+"""A ladder: rungs of rising cost, climbed for as long as each is significantly better than the one below it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.comparison_text import FOLDED, SINGLE, baseline_sentences, difference_sentence, points
+from experiments.schema import LOWER_IS_BETTER
+from experiments.significance import Difference, compare_runs
+from experiments.sweeps import summary
+from experiments.sweeps.plan import told
+from experiments.sweeps.rungs import BEST
+from experiments.sweeps.summary import Candidate, Row
+
+MOST_SEEDS = 20  # that are suggested
+
+
+@dataclass(frozen=True)
+class Step:
+    """A rung that has been climbed: all its runs are finished."""
+
+    rung: str
+    candidate: Candidate
+    below: Step | None = None  # what it is compared with: the rung below, or the one that it builds on
+    gain: Difference | None = None  # over that, in the metric that candidates are compared in
+
+    @property
+    def order(self) -> tuple[float, int]:
+        """Return what rungs are ordered by from cheap to expensive: by their seconds, but never before one below."""
+        seconds, below = self.below.order if self.below else (0.0, -1)
+        return max(seconds, self.candidate.cost), below + 1
+
+
+@dataclass
+class Climb:
+    """One ladder: that of a backbone, say, where several are swept over."""
+
+    values: Mapping[str, str]  # of what is swept besides the rungs
+    steps: list[Step] = field(default_factory=list)
+    next: tuple[str, Candidate] | None = None  # the rung whose runs are not all finished
+    left: list[str] = field(default_factory=list)  # rungs above the end
+
+    def named(self, rung: str) -> str:
+        return " ".join(filter(None, [rung, f"({told(self.values)})" if self.values else ""]))
+
+
+@dataclass
+class Climbed:
+    """A ladder sweep as far as it got."""
+
+    about: Mapping[str, Any]
+    climbs: Sequence[Climb]
+    objective: str
+
+    @property
+    def steps(self) -> list[tuple[Climb, Step]]:
+        return [(climb, step) for climb in self.climbs for step in climb.steps]
+
+    @property
+    def reached(self) -> list[Candidate]:
+        """Return the candidates of all rungs up to the next one."""
+        return [
+            candidate
+            for climb in self.climbs
+            for candidate in [*(step.candidate for step in climb.steps), *([climb.next[1]] if climb.next else [])]
+        ]
+
+    @property
+    def use(self) -> Step | None:
+        """Return the rung to use, of all ladders."""
+        return to_use([step for _, step in self.steps], self.objective)
+
+    def table(self) -> list[list[str]]:
+        """Return header and rows: each rung with its score, gain, seconds of a run."""
+        keys = list(dict.fromkeys(key for climb in self.climbs for key in climb.values))
+        lines = [["", "rung", *keys, self.objective, "gain", "over", "runs", "seconds", "jobs", ""]]
+        use, metric = self.use, summary.compared(self.objective)
+        for climb in self.climbs:
+            for step in climb.steps:
+                lines.append([
+                    "use" if step is use else "", step.rung, *(climb.values.get(key, "") for key in keys),
+                    summary.shown(step.candidate, self.objective), _gain(step.gain, metric),
+                    step.below.rung if step.below else "", *_cells(step.candidate),
+                ])  # fmt: skip
+            if climb.next:
+                rung, candidate = climb.next
+                lines.append(["-", rung, *(climb.values.get(key, "") for key in keys), "", "", "", *_cells(candidate)])
+        return lines
+
+    def sentences(self) -> list[str]:
+        """Return the conclusion in words; without a finished rung there is none."""
+        use = self.use
+        if use is None:
+            return []
+        climb = next(climb for climb, step in self.steps if step is use)
+        best, metric = top([step for _, step in self.steps], self.objective), summary.compared(self.objective)
+        above = next(climb for climb, step in self.steps if step is best)
+        why = "It has the best score" if best is use else (
+            f"It is the cheapest rung that is not significantly worse than the best one, {above.named(best.rung)} with "
+            f"{summary.shown(best.candidate, self.objective)}"
+        )  # fmt: skip
+        lines = [
+            f"Use {climb.named(use.rung)}: {self.objective} {summary.shown(use.candidate, self.objective)}, "
+            f"{use.candidate.cost:.0f} s a run. {why}."
+        ]
+        baseline = next((row.baseline for row in use.candidate.rows if row.baseline), None)
+        if self.objective == "accuracy" and baseline:
+            lines += baseline_sentences([("this rung", baseline, use.candidate.score, use.candidate.low)])
+        gains = []
+        for climb in self.climbs:
+            for step in climb.steps:
+                if step.gain and step.below:
+                    names = climb.named(step.rung), climb.named(step.below.rung)
+                    lines.append(difference_sentence(*names, step.gain, metric))
+                    gains.append(step.gain)
+            lines += self.ending(climb)
+        if gains and not all(one.about_setting for one in gains):
+            lines += [SINGLE]
+        if any(one.source == "folds" for one in gains):
+            lines.append(FOLDED)
+        if len(gains) > 1:
+            lines.append(
+                f"{len(gains)} comparisons, each at the 5 % level: of twenty without any difference, one would be "
+                "called significant."
+            )
+        lines.append(
+            "Seconds are the mean of a run with the training of its head; stored features, which runs share and which "
+            "are computed before the first of them, are not included."
+        )
+        return lines
+
+    def ending(self, climb: Climb) -> list[str]:
+        """Return where a ladder ended and what more it would take to know better."""
+        lines = []
+        if climb.left and not climb.next:
+            last = next(step for step in reversed(climb.steps) if step.rung not in self.on_best)
+            more = self.minutes(climb, last, len(last.candidate.rows))
+            lines.append(
+                f"The climb ended at {climb.named(last.rung)}, which has no significant gain. Not run: "
+                f"{', '.join(climb.left)}; the next of them would take at least as long as {last.rung}, {more} "
+                "(sweep.climb=all runs every rung)."
+            )
+        undecided = [one for one in climb.steps if one.gain and not one.gain.significant and one.gain.value]
+        return lines + [self.evidence(climb, step) for step in undecided]
+
+    @property
+    def on_best(self) -> list[str]:
+        return [name for name, lines in self.about["config"]["sweep"]["rungs"].items() if lines[0] == BEST]
+
+    def minutes(self, climb: Climb, step: Step | None, runs: float) -> str:
+        """Return how long further runs take, at the pace of a rung or, without one, of all of a ladder."""
+        paces = [one.candidate.seconds for one in climb.steps if step in (None, one)]
+        seconds = sum(paces) * runs / self.about["config"]["sweep"]["jobs"]
+        return f"about {seconds / 60:.0f} min" if seconds >= 90 else f"about {seconds:.0f} s"
+
+    def evidence(self, climb: Climb, step: Step) -> str:
+        """Return what it would take to show a difference as large as one that is not significant."""
+        gain, rows = step.gain, step.candidate.rows
+        assert gain is not None and step.below is not None
+        size = f"A difference between {climb.named(step.rung)} and {step.below.rung} as large as the one seen"
+        seeds = list(dict.fromkeys(row.values.get("seed", "") for row in rows))
+        folds = list(dict.fromkeys(row.values.get("data.fold", "") for row in rows))
+        if not gain.about_setting:
+            needed = gain.needed
+            images = f"{size} would need about {needed:,} images to be shown, of two trained models. " if needed else ""
+            return f"{images}Seeds 0, 1 and 2 would say whether it is the rung: {self.minutes(climb, None, 2)} more."
+        by_fold = gain.source == "folds"
+        key, known, other = ("data.fold", folds, seeds) if by_fold else ("seed", seeds, folds)
+        most = int(self.about["config"]["data"]["folds"]) if by_fold else MOST_SEEDS
+        needed = gain.repeats_needed(len(known), most)
+        if needed is not None:
+            values = [*known, *(str(at) for at in range(most) if str(at) not in known)][:needed]
+            more = self.minutes(climb, None, (needed - len(known)) * len(other))
+            return (
+                f"{size} would be shown, with a chance of 80 %, by about {needed} {'folds' if by_fold else 'seeds'}: "
+                f"the same command with {key}={','.join(values)}, {more} more."
+            )
+        limit = f"all {most} folds" if by_fold else f"{most} seeds"
+        spread = gain.spread.repeated(len(known), most) if gain.spread and len(known) < most else gain.spread
+        if spread is None:
+            return f"{size} is more than these runs can show."
+        evaluated = gain.images * (most / len(known) if by_fold else 1)
+        factor = ((spread.margin() + spread.margin(0.4)) / abs(gain.value)) ** 2
+        return (
+            f"{size} would not be shown by {limit} on these images (chance of 80 %): it would take about "
+            f"{_rounded(evaluated * factor)} images to evaluate on."
+        )
+
+
+def _rounded(number: float) -> str:
+    """Return a number in two digits: more are not known."""
+    return f"{round(number, 1 - math.floor(math.log10(number))):,.0f}"
+
+
+def _gain(gain: Difference | None, metric: str) -> str:
+    if gain is None or metric == "accuracy":
+        return points(gain)
+    return f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
+
+
+def _cells(one: Candidate) -> list[str]:
+    """Return runs, seconds, jobs, and what went wrong."""
+    *_, runs, _, jobs, wrong = summary.table([one], "")[1]
+    return [runs, "" if math.isnan(one.cost) else f"{one.cost:.0f}", jobs, wrong]
+
+
+def improved(gain: Difference, metric: str) -> bool:
+    """Return whether a difference is a significant gain."""
+    return gain.significant and (gain.value > 0) != (metric in LOWER_IS_BETTER)
+
+
+def top(steps: Sequence[Step], objective: str) -> Step:
+    """Return the rung with the best score."""
+    sign = 1 if objective in LOWER_IS_BETTER else -1
+    return min(steps, key=lambda step: sign * step.candidate.score)
+
+
+def to_use(steps: Sequence[Step], objective: str) -> Step | None:
+    """Return the cheapest rung that is not significantly worse than the one with the best score."""
+    if not steps:
+        return None
+    best, metric = top(steps, objective), summary.compared(objective)
+    for step in sorted(steps, key=lambda one: one.order):
+        if step is best or not improved(compare_runs(step.candidate.scores, best.candidate.scores), metric):
+            return step
+    return best
+
+
+def climb(
+    values: Mapping[str, str], found: Mapping[tuple[str, str], Candidate], rungs: Mapping[str, Sequence[str]],
+    objective: str, every: bool,
+) -> Climb:  # fmt: skip
+    """Climb one ladder as far as its finished runs go.
+
+    Args:
+        found: candidates by rung and, where it begins with `best`, the rung that it builds on, else "".
+        every: whether to go on after a rung without a significant gain (`sweep.climb=all`).
+    """
+    ladder, metric = Climb(values), summary.compared(objective)
+    fixed = [name for name, lines in rungs.items() if lines[0] != BEST]
+    for at, name in enumerate(fixed):
+        candidate = found[name, ""]
+        if not ladder_goes_on(ladder, candidate, name):
+            return ladder
+        below = ladder.steps[-1] if ladder.steps else None
+        gain = compare_runs(below.candidate.scores, candidate.scores) if below else None
+        ladder.steps.append(Step(name, candidate, below, gain))
+        if gain and not every and not improved(gain, metric):
+            ladder.left = fixed[at + 1 :]
+            break
+    base = to_use(ladder.steps, objective)
+    for name in (name for name in rungs if name not in fixed):
+        if base is None or (name, base.rung) not in found:  # the same runs as another rung's
+            continue
+        candidate = found[name, base.rung]
+        if not ladder_goes_on(ladder, candidate, name):
+            return ladder
+        gain = compare_runs(base.candidate.scores, candidate.scores)
+        ladder.steps.append(Step(name, candidate, base, gain))
+    return ladder
+
+
+def ladder_goes_on(ladder: Climb, candidate: Candidate, name: str) -> bool:
+    """Return whether a rung's runs are all finished; otherwise note it as the next one."""
+    if candidate.whole and not math.isnan(candidate.score):
+        return True
+    ladder.next = name, candidate
+    return False
+
+
+def climbed(about: Mapping[str, Any], rows: Sequence[Row]) -> Climbed | None:
+    """Return how far a sweep's ladders have been climbed; None where it has no rungs.
+
+    Args:
+        about: what the sweep's folder records of it.
+        rows: its jobs.
+    """
+    settings = about.get("config", {}).get("sweep", {})
+    if not settings.get("rungs"):
+        return None
+    ladders: dict[str, dict[tuple[str, str], Candidate]] = {}
+    for candidate in sorted(summary.candidates(rows, about["objective"]), key=lambda one: one.rows[0].number):
+        place = candidate.rows[0].place
+        if place is not None:
+            ladders.setdefault(told(place.ladder), {})[place.rung, place.over] = candidate
+    climbs = []
+    for found in ladders.values():
+        place = next(iter(found.values())).rows[0].place
+        assert place is not None
+        every = settings["climb"] == "all"
+        climbs.append(climb(place.ladder, found, settings["rungs"], about["objective"], every))
+    return Climbed(about, climbs, about["objective"])
+
+
+def due(folder: Path, tried: Collection[int]) -> list[int]:
+    """Return the numbers of the jobs that come next: the lowest rung that any ladder lacks.
+
+    Args:
+        folder: of the sweep.
+        tried: jobs that have had their turn; a ladder that waits for one of these has ended.
+    """
+    about, rows = summary.read(folder)
+    found = climbed(about, [row for row in rows if not row.final])
+    waiting: dict[str, list[int]] = {}
+    for one in found.climbs if found else []:
+        if one.next:
+            numbers = [row.number for row in one.next[1].rows]
+            if not set(numbers) & set(tried):
+                waiting.setdefault(one.next[0], []).extend(numbers)
+    order = list(about["config"]["sweep"]["rungs"])
+    return waiting[min(waiting, key=order.index)] if waiting else []

@@ -1,0 +1,127 @@
+"""The rungs of a ladder (`sweep.rungs`) as jobs: cheap ones first, those that build on the best one last."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
+from hydra.types import HydraContext
+
+from experiments import validation
+from experiments.sweeps.plan import REPEATS, Job, grid
+from experiments.types import ConfigError
+
+BEST = "best"  # begins a rung that is built on whichever of the others is the one to use
+SHAPE = "a rung is a list of overrides such as [regime=finetune, regime.unfrozen_blocks=2]"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job is in a ladder."""
+
+    rung: str
+    over: str  # the rung that this one builds on, where it begins with `best`; else ""
+    ladder: Mapping[str, str]  # the values of what is swept besides: each combination has a ladder of its own
+
+
+def expand(
+    overrides: Sequence[Override], rungs: Any, context: HydraContext
+) -> list[tuple[list[str], dict[str, str], Place]]:
+    """Return the jobs of a ladder, a rung after the other: overrides, values of what differs, place.
+
+    A rung that begins with `best` has jobs for every rung that it may build on.
+
+    Args:
+        overrides: as typed; what they sweep over is crossed with the rungs.
+        rungs: `sweep.rungs`.
+
+    Raises:
+        ConfigError: a rung that cannot be one.
+    """
+    if not isinstance(rungs, Mapping) or not rungs:
+        raise ConfigError(f"sweep.rungs: must map names to rungs; {SHAPE}. Received: {rungs}")
+    found = {name: _values(name, lines, context) for name, lines in rungs.items()}
+    fixed = [name for name, lines in rungs.items() if lines[0] != BEST]
+    _check(rungs, found, fixed, [one.get_key_element().lstrip("+~") for one in overrides])
+    places = [(name, "") for name in fixed]
+    places += [(name, over) for name in found if name not in fixed for over in fixed]
+    jobs = []
+    for (name, over), (typed, values) in itertools.product(places, grid(overrides)):
+        own = found.get(over, {}) | found[name]
+        ladder = {key: value for key, value in values.items() if key not in REPEATS}
+        kept = [line for line in typed if line.lstrip("+~").partition("=")[0] not in {k.lstrip("+~") for k in own}]
+        plain = {key.lstrip("+~"): value for key, value in own.items()}
+        jobs.append((
+            [*kept, *(f"{key}={value}" for key, value in own.items())], values | plain, Place(name, over, ladder)
+        ))  # fmt: skip
+    return jobs
+
+
+def _values(name: str, lines: Any, context: HydraContext) -> dict[str, str]:
+    """Return the values that a rung sets, by key."""
+    if not isinstance(lines, list) or not lines or not all(isinstance(line, str) for line in lines):
+        raise ConfigError(f"sweep.rungs.{name}: {SHAPE}. Received: {lines}")
+    given = [line for line in lines if line != BEST]
+    try:
+        parsed = OverridesParser.create(config_loader=context.config_loader).parse_overrides(given)
+    except OverrideParseException as error:
+        raise ConfigError(f"sweep.rungs.{name}: {error}. Allowed: {SHAPE}. Received: {given}") from None
+    wrong = [
+        str(one.input_line)
+        for one in parsed
+        if one.is_sweep_override() or one.is_delete() or one.key_or_group in REPEATS
+        or one.key_or_group.partition(".")[0] in ("hydra", "sweep")
+    ]  # fmt: skip
+    if wrong or not parsed or BEST in lines[1:]:
+        raise ConfigError(
+            f"sweep.rungs.{name}: {SHAPE}, with one value a key; {BEST} may stand before them. What is swept over, "
+            f"{' and '.join(REPEATS)} among it, is typed. Received: {', '.join(wrong) or list(lines)}"
+        )
+    return dict(str(one.input_line).split("=", 1) for one in parsed)
+
+
+def _check(
+    rungs: Mapping[str, Sequence[str]], found: Mapping[str, Mapping[str, str]], fixed: Sequence[str],
+    typed: Sequence[str],
+) -> None:  # fmt: skip
+    """Raise ConfigError where rungs do not make a ladder, or where a typed key would be read by none."""
+    wrong = []
+    if len(fixed) < 2 or list(rungs)[: len(fixed)] != list(fixed):
+        wrong.append(f"sweep.rungs: needs two rungs, before those that begin with {BEST}. Received: {list(rungs)}")
+    known: dict[str, str] = {}
+    for name in fixed:
+        same = known.setdefault(str(sorted(found[name].items())), name)
+        if same != name:
+            wrong.append(f"sweep.rungs.{name}: is the same as {same}. Give each rung once")
+    own = {key.lstrip("+~") for name in fixed for key in found[name]}
+    wrong += [
+        f"{key}: is set by the rungs (sweep.rungs). Leave it out, or change the rungs" for key in typed if key in own
+    ]
+    if wrong:
+        raise ConfigError(validation.faults(wrong))
+
+
+def without_repeated(jobs: Sequence[Job]) -> list[Job]:
+    """Return jobs without those of rungs on top of the best one that are the same runs as another rung's."""
+    known = {job.identity for job in jobs if job.place and not job.place.over}
+    return [job for job in jobs if not (job.place and job.place.over and job.identity in known)]
+
+
+def plan_lines(jobs: Sequence[Job]) -> list[str]:
+    """Return what a plan says of a ladder; nothing of another sweep."""
+    places = [job.place for job in jobs if job.place]
+    if not places:
+        return []
+    names = list(dict.fromkeys(place.rung for place in places))
+    lines = [f"at most {len(names)} rungs, one after the other: {', '.join(names)}"]
+    if not any(key in job.values for job in jobs for key in REPEATS):
+        lines.append(
+            "one run a rung: a gain is then about two trained models, not about the rungs. With data.fold=0,1,2 or "
+            "seed=0,1,2 it is about the rungs"
+        )
+    return lines
