@@ -359,6 +359,6 @@ def run_ids(folder: Path) -> list[str]:
 
 
 def folders(outputs: Path) -> Iterator[Path]:
-    """Of all runs under outputs/."""
+    """Of all runs under outputs/; in a sweep's the jobs before the winner's last runs, which are the same runs."""
     yield from outputs.glob("runs/*/")
-    yield from outputs.glob("sweeps/*/[0-9]*/")
+    yield from sorted(outputs.glob("sweeps/*/[0-9]*/"), key=lambda path: (path.parent, len(path.name), path.name))

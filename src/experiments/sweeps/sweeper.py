@@ -492,8 +492,9 @@ class Sweeper(HydraSweeper):
         for (overrides, values), one, identity, place in zip(made, composed, identities, trained, strict=True):
             while not plan.is_free(self.folder / str(number), identity):
                 number += 1
-            job = Job(number, overrides, values, one.config, self.folder / str(number), one.hydra, identity,
-                      facts={"final": True}, trained=place)  # fmt: skip
+            folder = self.folder / str(number)
+            job = Job(number, overrides, values, one.config, folder, one.hydra, identity, facts={"final": True},
+                      trained=place if place != str(folder) else None)  # fmt: skip
             facts = journal.read(job.folder) or {}
             if facts.get("identity") == identity and not self.common.sweep.rerun:
                 job.status = "FINISHED" if facts.get("status") == "FINISHED" else "PARTIAL"
