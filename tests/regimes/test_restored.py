@@ -19,7 +19,10 @@ def read(folder: Path, name: str) -> str:
     return (folder / name).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("regime, unfrozen", [("scratch", 1), ("bottleneck", 1), ("finetune", 1), ("finetune", "all")])
+@pytest.mark.parametrize("regime, unfrozen", [
+    pytest.param("scratch", 1, marks=pytest.mark.slow), ("bottleneck", 1), ("finetune", 1),
+    pytest.param("finetune", "all", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_the_weights_of_a_job_give_the_scores_that_training_gives(
     regime: str,
     unfrozen: int | str,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.checkpoints import Checkpoints, State
+from experiments.checkpoints import KEPT, Checkpoints, State
 
 Tally = Callable[[str, int, int], None]
 Tries = Callable[[int, int], int]
@@ -60,9 +60,12 @@ def test_kills_while_a_checkpoint_is_saved(started: Started, tries: Tries, tally
         at_next_start = Checkpoints(folder)
         epoch = epoch_of(at_next_start.latest("phase"))
         left = [path for path in folder.rglob("*") if ".0" in path.name or path.name.startswith(".")]
-        survived += epoch >= last and not left and len(list((folder / "phase").glob("*"))) <= 3
+        survived += epoch >= last and not left
         last = epoch
     assert last > wanted, "checkpoints were saved between the kills"
+    # A process that is killed between a save and the deletions after it leaves one more; the next save deletes them.
+    at_next_start.save("phase", State([np.zeros(1)], [], {}, False, ()))
+    assert len(list((folder / "phase").glob("*"))) == KEPT
     tally("kill -9 while a checkpoint is saved", wanted, survived)
 
 

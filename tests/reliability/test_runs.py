@@ -95,9 +95,8 @@ class Home:
         return list(client.search_runs([one.experiment_id for one in client.search_experiments()]))
 
 
-@pytest.mark.parametrize(
-    "regime", ["finetune", *(pytest.param(name, marks=pytest.mark.slow) for name in REGIMES if name != "finetune")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("regime", REGIMES)
 def test_kills_at_random_moments_and_between_checkpoint_and_log(
     regime: str, drawn: Path, started: Started, tries: Tries, tally: Tally, tmp_path: Path
 ) -> None:

@@ -127,6 +127,7 @@ def test_a_sweep_plans_shares_concludes_and_is_not_run_twice(sweep: Sweep, own_o
     assert "Winner by validation accuracy" in told.stdout
 
 
+@pytest.mark.slow
 def test_a_ladder_ends_at_a_rung_without_a_gain_and_is_not_climbed_twice(sweep: Sweep, own_outputs: Path) -> None:
     rungs = ("experiment=ladder", "~sweep.rungs.two_stages", "~sweep.rungs.fresh_images", "tracking=none")
     done = sweep(*rungs)
