@@ -61,7 +61,8 @@ class Trained:
             facts = journal.read(folder) or {}
             if facts.get("status") == "FINISHED":
                 about = {"status": "FINISHED", "folder": str(folder), "run_id": None}
-                known[facts["identity"]] = {"deleted": str(folder)} if str(folder) in self.deleted else about
+                found = {"deleted": str(folder)} if str(folder) in self.deleted else about
+                known.setdefault(facts["identity"], found)
         jobs = [{"identity": (own := self.identity(config)), **known.get(own, {})} for config in configs]
         return {"jobs": jobs, "shared": [], "seconds": None, "held_back": True, "lacking": False}
 

@@ -135,7 +135,7 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
         done = facts.get("status") == "FINISHED"
         if done and uri is not None and facts.get("run_id") not in tracked_ids:
             # Deleted there, unless a later run of this identity has taken its place.
-            deleted[facts["identity"]] = {"deleted": facts.get("run_id")}
+            deleted.setdefault(facts["identity"], {"deleted": facts.get("run_id")})
             continue
         if done or facts.get("status") != "PRUNED":
             status = "FINISHED" if done else "PARTIAL"
