@@ -179,8 +179,7 @@ def affine(
     Raises:
         ValueError: a range that is negative or would turn a picture inside out, or an unknown fill.
     """
-    if fill not in FILLS:
-        raise ValueError(f"augmentation.fill: must be one of {', '.join(FILLS)}. Received: {fill!r}")
+    check_fill(fill)
     limits = {"rotation": 180.0, "width_shift": 1.0, "height_shift": 1.0, "shear": 89.0, "zoom": 0.99}
     ranges = {
         "rotation": rotation, "width_shift": width_shift, "height_shift": height_shift, "shear": shear, "zoom": zoom
@@ -259,8 +258,7 @@ def randaugment(*, operations: int, magnitude: float, horizontal_flip: bool, fil
     Source: E. Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space", NeurIPS
     2020; the operations as Pillow has them, in floats.
     """
-    if fill not in FILLS:
-        raise ValueError(f"augmentation.fill: must be one of {', '.join(FILLS)}. Received: {fill!r}")
+    check_fill(fill)
     if operations != int(operations) or operations < 1:
         raise ValueError(f"augmentation.operations: must be a whole number of 1 or more. Received: {operations}")
     if not 0 <= magnitude <= 1:
@@ -284,9 +282,14 @@ def trivialaugment(*, horizontal_flip: bool, fill: str) -> Augmentation:
     The authors' code draws the factor of colour, contrast, brightness and sharpness from 31 steps between 0.01 and 2,
     this function from 31 steps of 0 to 0.99 above or below 1, as torchvision does.
     """
+    check_fill(fill)
+    return RandAugment(1, None, horizontal_flip, fill, WIDE)
+
+
+def check_fill(fill: str) -> None:
+    """Raise ValueError where `augmentation.fill` is none of FILLS."""
     if fill not in FILLS:
         raise ValueError(f"augmentation.fill: must be one of {', '.join(FILLS)}. Received: {fill!r}")
-    return RandAugment(1, None, horizontal_flip, fill, WIDE)
 
 
 def recolour(name: str, pictures: tf.Tensor, amount: tf.Tensor) -> tf.Tensor:

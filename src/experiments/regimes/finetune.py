@@ -37,10 +37,7 @@ def finetune(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
     boundary.prefix.trainable = False
     boundary.suffix.trainable = True
     model = stack(boundary.suffix, head.model, training=False)
-    inputs = {
-        images.split: activations(parts, boundary, images, watch.progress) if boundary.frozen else images.pixels
-        for images in scored
-    }
+    inputs = {images.split: activations(parts, boundary, images, watch.progress) for images in scored}
     head_scores = score(model, inputs["validation"])
     history = fit(
         model,

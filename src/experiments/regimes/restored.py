@@ -39,12 +39,7 @@ def restore(parts: Parts, splits: Splits, watch: Watch, folder: Path) -> Fitted:
     if boundary.frozen:
         extract(parts, [Want(boundary, images) for images in scored], watch.progress)
     model = stack(boundary.suffix, head, training=False)
-    scores = {
-        images.split: score(
-            model, activations(parts, boundary, images, watch.progress) if boundary.frozen else images.pixels
-        )
-        for images in scored
-    }
+    scores = {images.split: score(model, activations(parts, boundary, images, watch.progress)) for images in scored}
     source = {"head_source": f"the weights of {folder}"} if parts.regime is finetune else {}
     return Fitted(join(parts.backbone, pool, head), history, scores, {"evaluated": str(folder), **source})
 
