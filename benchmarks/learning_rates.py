@@ -44,12 +44,14 @@ BATCH_NORM = " ".join(f"model.layers.block{number}.batch_norm=true" for number i
 
 # Name: overrides, how many seeds train at each rate, the rates.
 RECORDED = {
-    "bottleneck-convnet-rmsprop-synthetic": (f"regime=bottleneck {SYNTHETIC} epochs=15", 8, HEAD),
+    "bottleneck-convnet-rmsprop-synthetic": (
+        f"regime=bottleneck optimizer=rmsprop {SYNTHETIC} epochs=15", 8, HEAD
+    ),
     "bottleneck-convnet-adamw-cats": (
         f"regime=bottleneck optimizer=adamw {CATS} data.image_size=96 epochs=15", 8, HEAD
     ),
     "bottleneck-mobilenet-rmsprop-cats": (
-        f"regime=bottleneck {MOBILENET} {CATS} data.image_size=128 epochs=15", 8, HEAD
+        f"regime=bottleneck optimizer=rmsprop {MOBILENET} {CATS} data.image_size=128 epochs=15", 8, HEAD
     ),
     "bottleneck-mobilenet-rmsprop-cats-300": (
         f"regime=bottleneck {MOBILENET} {CATS} data.image_size=128 epochs=15", 8, HEAD

@@ -249,7 +249,7 @@ def test_optimizers_are_fresh_each_time(config: Configure, name: str) -> None:
     first, second = parts.recipe.optimizer(), parts.recipe.optimizer()
     assert first is not second and type(first).__name__.lower() == name
     assert float(first.learning_rate) == pytest.approx(0.0125)
-    assert type(parts.head_recipe.optimizer()).__name__ == "RMSprop"
+    assert type(parts.head_recipe.optimizer()).__name__ == "AdamW"
 
 
 def test_build_backbone_maps_pixels_to_feature_maps(config: Configure) -> None:

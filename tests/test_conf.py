@@ -78,7 +78,7 @@ def test_server_takes_its_address_from_the_environment(config: Read, monkeypatch
     assert config("tracking=server").tracking.uri == "http://elsewhere:5000"
 
 
-@pytest.mark.parametrize("regime, default", [("scratch", "rmsprop"), ("bottleneck", "rmsprop"), ("finetune", "sgd")])
+@pytest.mark.parametrize("regime, default", [("scratch", "rmsprop"), ("bottleneck", "adamw_head"), ("finetune", "sgd")])
 def test_regime_brings_its_optimizer_and_the_command_line_wins(regime: str, default: str, config: Read) -> None:
     assert config(f"regime={regime}").optimizer.name == default
     for order in itertools.permutations([f"regime={regime}", "optimizer=adam"]):
@@ -127,7 +127,7 @@ def test_a_preset_takes_another_regime_with_that_regimes_optimizer(config: Read)
     """What `make demo` types."""
     found = {regime: config("experiment=demo", f"regime={regime}") for regime in REGIMES}
     assert {regime: read.optimizer.name for regime, read in found.items()} == {
-        "scratch": "rmsprop", "bottleneck": "rmsprop", "finetune": "sgd"}  # fmt: skip
+        "scratch": "rmsprop", "bottleneck": "adamw_head", "finetune": "sgd"}  # fmt: skip
     assert len({read.epochs for read in found.values()}) == 1
 
 
@@ -212,4 +212,4 @@ def test_a_schedule_has_its_own_keys_only(config: Read) -> None:
 
 
 def test_a_layer_of_the_head_is_left_out_by_null(config: Read) -> None:
-    assert config("model=vgg16", "model.head.dense.dense1=null").model.head.dense == {"dense1": None}
+    assert config("model=convnet", "model.head.dense.dense1=null").model.head.dense == {"dense1": None}

@@ -52,12 +52,13 @@ def test_every_file_of_conf_occurs() -> None:
 
 
 @pytest.mark.parametrize("key, default, allowed", [
-    ("optimizer.lr", "`1e-3`; sgd: `1e-4`", "number, above 0"),
-    ("model.head.dropout", "`0.5`", "number, at least 0 and below 1"),
+    ("optimizer.lr", "`1e-3`; adamw_head: `3e-3`; sgd: `1e-4`", "number, above 0"),
+    ("model.head.dropout", "`0.5`; convnext_tiny, efficientnet_v2_b0, mobilenet_v2, resnet50, vgg16, vgg19: `0.2`",
+     "number, at least 0 and below 1"),
     ("data.fold", "`null`", "whole number, at least 0 or `null`"),
     ("data.on_bad", "`error`; cats_vs_dogs: `skip`", "`error`, `skip`"),
     ("augmentation.magnitude", "randaugment: `0.3`", "number, at least 0 and at most 1"),
-    ("regime.head_optimizer", "`rmsprop`", "as `optimizer`"),
+    ("regime.head_optimizer", "`adamw_head`", "as `optimizer`"),
     ("class_weights", "`null`", "`balanced` or mapping of names to number, above 0 or `null`"),
 ])  # fmt: skip
 def test_a_row_has_what_conf_and_schema_say(key: str, default: str, allowed: str) -> None:

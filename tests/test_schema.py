@@ -66,7 +66,7 @@ def fault(config: Read, *overrides: str) -> list[str]:
     ("+data.perclass=3", "data.per_class", "species"),
     ("+augmentation.rotate=3", "augmentation.rotation", "zoom"),
     ("+regime.unfrozen=3", "regime.unfrozen_blocks", "views"),
-    ("+regime.head_optimizer.rh=1", "regime.head_optimizer.rho", "lr"),
+    ("+regime.head_optimizer.bta_1=1", "regime.head_optimizer.beta_1", "lr"),
     ("+runtime.thread=1", "runtime.threads", "threads"),
     ("+tracking.urll=x", "tracking.uri", "experiment"),
     ("+evaluate.tst=true", "evaluate.test", "test"),
@@ -101,7 +101,7 @@ def test_an_unread_key_like_no_other_gets_no_hint(config: Read) -> None:
     ("optimizer.momentum=abc", "optimizer.momentum", "a valid number", "'abc'"),
     ("optimizer.momentum=null", "optimizer.momentum", "a valid number", "None"),
     ("optimizer.centered=3", "optimizer.centered", "a boolean, as in optimizer=rmsprop", "3"),
-    ("regime.head_optimizer.rho=abc", "regime.head_optimizer.rho", "a valid number", "'abc'"),
+    ("regime.head_optimizer.beta_1=abc", "regime.head_optimizer.beta_1", "a valid number", "'abc'"),
     ("evaluate.test=0", "evaluate.test", "a valid boolean", "0"),
     ("notes=5", "notes", "a valid string", "5"),
     ("+tags.question=3", "tags.question", "a valid string", "3"),
@@ -431,7 +431,7 @@ def test_identity_knows_inputs_by_their_hashes(config: Read) -> None:
 
 
 @pytest.mark.parametrize("finetune, bottleneck", [
-    ([], ["epochs=30", "optimizer=rmsprop"]),
+    ([], []),
     (
         ["seed=3", "batch_size=8", "model.head.dropout=0.2", "regime.head_epochs=5", "epochs=2", "optimizer.lr=1e-5",
          "optimizer@regime.head_optimizer=adam", "regime.head_optimizer.lr=3e-4", "regime.unfrozen_blocks=2",

@@ -104,14 +104,14 @@ def test_a_run_is_described(store: Store) -> None:
     run = store.run("head")
     params = run.data.params
     assert run.info.status == "FINISHED"
-    assert params["regime"] == "bottleneck" and params["model"] == "convnet" and params["optimizer"] == "rmsprop"
+    assert params["regime"] == "bottleneck" and params["model"] == "convnet" and params["optimizer"] == "adamw_head"
     assert float(params["optimizer.lr"]) == 0.01 and params["epochs"] == "2" and params["seed"] == "0"
     assert params["data"] == "folder" and params["data.image_size"] == "48" and params["model.weights"] == "null"
     ignored = ("augmentation", "regime.unfrozen_blocks", "regime.views", "regime.head_")
     assert not [key for key in params if key.startswith(ignored)]
     assert not [key for key in params if key.startswith(("tracking", "outputs", "hydra", "tags")) or "_target_" in key]
     tuned = store.run("tuned").data.params
-    assert tuned["regime.unfrozen_blocks"] == "1" and tuned["regime.head_optimizer"] == "rmsprop"
+    assert tuned["regime.unfrozen_blocks"] == "1" and tuned["regime.head_optimizer"] == "adamw_head"
     assert tuned["augmentation"] == "tutorial" and float(tuned["augmentation.rotation"]) == 40
 
 

@@ -28,8 +28,9 @@ from experiments.sweeps.plan import Job
 CLAIMED_FOR = "vgg16"  # the backbone of all claims but the first
 CLAIM_PICTURES = 400  # 200 a class, on which the tutorial validated
 LAST = 5  # epochs that a figure is the mean of
-# The presets that a backbone's rows come from; any other has the tutorial's, with model=NAME.
-PRESETS = {"mobilenet_v2": "mobilenet"}
+# Backbones of the tutorial's presets, whose head reads flattened features. Any other has MobileNetV2's presets, which
+# leave it its own head.
+TUTORIAL_BACKBONES = ("vgg16", "vgg19")
 QUICK = ("data.limit.train=100", "data.limit.validation=200")  # a class
 QUICK_EPOCHS = {
     "scratch": ("epochs=15",),
@@ -84,10 +85,11 @@ def overrides(name: str, *, backbone: str, data: str | None, weights: str | None
         data: a folder of pictures, or the cats and dogs' zip file; None: the download, or drawn pictures if `quick`.
         weights: of the backbone, where they are not the model's own.
     """
-    presets = "tutorial" if name == "scratch" else PRESETS.get(backbone, "tutorial")
+    is_tutorial = name == "scratch" or backbone in TUTORIAL_BACKBONES
+    presets, made_for = ("tutorial", CLAIMED_FOR) if is_tutorial else ("mobilenet", "mobilenet_v2")
     given = [f"experiment={presets}_{name}"]
     if name != "scratch":
-        given += [f"model={backbone}"] if presets == "tutorial" and backbone != CLAIMED_FOR else []
+        given += [f"model={backbone}"] if backbone != made_for else []
         given += [f"model.weights={journal.quoted(weights)}"] if weights else []
     if data is None:
         given += ["data=synthetic" if quick else "data=cats_vs_dogs"]

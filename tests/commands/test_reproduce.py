@@ -61,9 +61,10 @@ def test_a_claim_is_as_sure_as_its_400_pictures() -> None:
      "experiment=mobilenet_exercise model.weights='W' data.root='P'"),
     ("scratch", {"backbone": "mobilenet_v2", "weights": "W"}, "experiment=tutorial_scratch data=cats_vs_dogs"),
     ("bottleneck", {"backbone": "resnet50", "data": "a.zip"},
-     "experiment=tutorial_bottleneck model=resnet50 data=cats_vs_dogs data.archive='a.zip'"),
+     "experiment=mobilenet_bottleneck model=resnet50 data=cats_vs_dogs data.archive='a.zip'"),
+    ("finetune", {"backbone": "vgg19", "data": "P"}, "experiment=tutorial_finetune model=vgg19 data.root='P'"),
     ("finetune", {"backbone": "convnet", "quick": True},
-     "experiment=tutorial_finetune model=convnet data=synthetic data.limit.train=100 data.limit.validation=200 "
+     "experiment=mobilenet_finetune model=convnet data=synthetic data.limit.train=100 data.limit.validation=200 "
      "epochs=5 regime.head_epochs=15"),
 ])  # fmt: skip
 def test_a_rows_command(name: str, given: dict[str, Any], expected: str) -> None:
