@@ -92,7 +92,7 @@ def read(path: Path) -> Choice:
     prefix = "" if is_global else f"{path.parent.relative_to(CONF)}.".replace("/", ".")
     root = yaml.compose(text)
     pairs = [
-        (group.value.removeprefix("override ").lstrip("/").replace("@_global_.optimizer", ""), name.value)
+        (group.value.removeprefix("override ").lstrip("/").partition("@_global_.")[0], name.value)
         for key, entries in root.value if key.value == "defaults"
         for entry in entries.value if isinstance(entry, yaml.MappingNode)
         for group, name in entry.value
@@ -322,7 +322,8 @@ def group_section(group: str, base: Choice, known: Mapping[str, Field]) -> list[
             target = choice.lines.get(f"{prefix}_target_")
             made = f"`{target.text}`" if target else ""
             lines.append(f"| `{group}={choice.name}`{mark} | {cell(' '.join(choice.header))} | {made} |")
-    of_all = {key: line for key, line in base.lines.items() if key.startswith(prefix)}
+    own = {key for choice in choices for key in choice.lines}
+    of_all = {key: line for key, line in base.lines.items() if key.startswith(prefix) or key in own}
     sources = {choice.name: choice.lines for choice in choices}
     first, *rest = sources
     ordered = {first: sources[first], "": of_all, **{name: sources[name] for name in rest}}
