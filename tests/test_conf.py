@@ -78,7 +78,9 @@ def test_server_takes_its_address_from_the_environment(config: Read, monkeypatch
     assert config("tracking=server").tracking.uri == "http://elsewhere:5000"
 
 
-@pytest.mark.parametrize("regime, default", [("scratch", "rmsprop"), ("bottleneck", "adamw_head"), ("finetune", "adamw_finetune")])
+@pytest.mark.parametrize(
+    "regime, default", [("scratch", "rmsprop"), ("bottleneck", "adamw_head"), ("finetune", "adamw_finetune")]
+)
 def test_regime_brings_its_optimizer_and_the_command_line_wins(regime: str, default: str, config: Read) -> None:
     assert config(f"regime={regime}").optimizer.name == default
     for order in itertools.permutations([f"regime={regime}", "optimizer=adam"]):

@@ -29,6 +29,13 @@ class Silent:
         yield lambda steps=1, note="": None
 
 
+@pytest.mark.parametrize(
+    "given, epochs, taken", [(0, 7, 0), (2, 7, 2), (0.1, 15, 1), (0.1, 9, 0), (0.5, 7, 3), (0.9, 1, 0)]
+)
+def test_a_warmup_below_one_is_a_share_of_the_epochs(given: float, epochs: int, taken: int) -> None:
+    assert schedules.warmup_epochs(given, epochs) == taken
+
+
 def curve(schedule: Callable[..., float], *, lr: float, epochs: int, warmup: int = 0) -> list[float]:
     """The rates of all epochs, the monitored value the same throughout."""
     return [

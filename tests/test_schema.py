@@ -116,7 +116,7 @@ def test_an_unread_key_like_no_other_gets_no_hint(config: Read) -> None:
     ("early_stopping=1.5", "early_stopping", "a valid integer", "1.5"),
     ("label_smoothing=abc", "label_smoothing", "a valid number", "'abc'"),
     ("runtime.xla=3", "runtime.xla", "a valid boolean", "3"),
-    ("schedule.warmup=1.5", "schedule.warmup", "a valid integer", "1.5"),
+    ("schedule.warmup=1.5", "schedule.warmup", "a number of epochs, at least 0, or a share of them below 1", "1.5"),
     ("data.fold=abc", "data.fold", "a valid integer", "'abc'"),
 ])  # fmt: skip
 def test_a_wrong_type_is_refused(override: str, key: str, allowed: str, received: str, config: Read) -> None:
@@ -149,7 +149,7 @@ def test_a_wrong_type_is_refused(override: str, key: str, allowed: str, received
     ("label_smoothing", (0, 0.999), (-0.1, 1)),
     ("early_stopping", (1,), (0,)),
     ("must_reach", (0.001, 1), (0, 1.1)),
-    ("schedule.warmup", (0,), (-1,)),
+    ("schedule.warmup", (0, 0.1, 3), ()),
     ("data.fold", (0, 4), (-1,)),
     ("data.folds", (2,), (1,)),
 ])  # fmt: skip

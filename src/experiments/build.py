@@ -200,11 +200,10 @@ def build_optimizer(config: Config, node: Component, key: str) -> keras.optimize
 def build_recipe(config: Config, optimizer: str) -> Recipe:
     """How the last phase of a configuration is trained; `optimizer` is the key its optimizer stands under."""
     schedule = functools.partial(resolve(config, "schedule", config.schedule.target), **config.schedule.arguments)
-    rate = functools.partial(
-        schedules.rate, schedule, lr=config.optimizer.lr, epochs=config.epochs, warmup=config.schedule.warmup
-    )
+    warmup = schedules.warmup_epochs(config.schedule.warmup, config.epochs)
+    rate = functools.partial(schedules.rate, schedule, lr=config.optimizer.lr, epochs=config.epochs, warmup=warmup)
     try:
-        rate(config.schedule.warmup, [0.0] * config.schedule.warmup)
+        rate(warmup, [0.0] * warmup)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"schedule: {error}") from error
     return Recipe(

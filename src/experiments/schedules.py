@@ -9,6 +9,16 @@ import math
 from collections.abc import Callable, Sequence
 
 
+def warmup_epochs(warmup: float, epochs: int) -> int:
+    """Return how many epochs a warm-up takes.
+
+    Args:
+        warmup: as `schedule.warmup`: a number of epochs or, below 1, a share of them, rounded down.
+        epochs: of the whole phase.
+    """
+    return int(warmup * epochs if warmup < 1 else warmup)
+
+
 def rate(
     schedule: Callable[..., float], epoch: int, monitored: Sequence[float], *, lr: float, epochs: int, warmup: int
 ) -> float:

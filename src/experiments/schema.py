@@ -160,7 +160,14 @@ class Optimizer(Component):
 
 
 class Schedule(Component):
-    warmup: int = Field(ge=0)
+    warmup: int | float  # epochs of linear rise before the schedule; below 1: a share of all epochs, rounded down
+
+    @field_validator("warmup", mode="before")
+    @classmethod
+    def epochs_or_a_share(cls, value: Any) -> Any:
+        if (type(value) is int and value >= 0) or (type(value) is float and 0 <= value < 1):
+            return value
+        raise ValueError(f"must be a number of epochs, at least 0, or a share of them below 1. Received: {value!r}")
 
 
 class Regime(Component):
