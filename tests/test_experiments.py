@@ -110,7 +110,7 @@ def test_a_debug_run_is_in_mlflow_apart_from_the_others(
         (int(row["step"]), pytest.approx(float(row["loss"]))) for row in rows_of(folder / "curves.csv")
     ]
     assert len(history) == 2  # the head's epoch and fine-tuning's
-    assert run.data.params["schedule"] == "constant" and run.data.params["epochs"] == "1"
+    assert run.data.params["schedule"] == "cosine" and run.data.params["epochs"] == "1"
 
 
 SMALL = ("data=folder", "data.image_size=48", "model.head.pooling=average", "batch_size=8")

@@ -52,9 +52,8 @@ def test_every_file_of_conf_occurs() -> None:
 
 
 @pytest.mark.parametrize("key, default, allowed", [
-    ("optimizer.lr", "`1e-3`; adamw_head: `3e-3`; sgd: `1e-4`", "number, above 0"),
-    ("model.head.dropout", "`0.5`; convnext_tiny, efficientnet_v2_b0, mobilenet_v2, resnet50, vgg16, vgg19: `0.2`",
-     "number, at least 0 and below 1"),
+    ("optimizer.lr", "`1e-3`; adamw_finetune: `5e-4`; adamw_head: `3e-3`; sgd: `1e-4`", "number, above 0"),
+    ("model.head.dropout", "`0.5`", "number, at least 0 and below 1"),
     ("data.fold", "`null`", "whole number, at least 0 or `null`"),
     ("data.on_bad", "`error`; cats_vs_dogs: `skip`", "`error`, `skip`"),
     ("augmentation.magnitude", "randaugment: `0.3`", "number, at least 0 and at most 1"),

@@ -101,7 +101,7 @@ def test_the_folder_gives_the_model_back(tuned: Path, drawn: Path) -> None:
 
 def test_the_effective_configuration_is_written(tuned: Path) -> None:
     written = yaml.safe_load((tuned / "config.yaml").read_text())
-    assert written["regime"]["name"] == "finetune" and written["optimizer"]["name"] == "sgd"
+    assert written["regime"]["name"] == "finetune" and written["optimizer"]["name"] == "adamw_finetune"
     assert written["epochs"] == 2 and written["data"]["image_size"] == 48 and written["tracking"]["uri"] is None
 
 

@@ -81,11 +81,11 @@ class Store(NamedTuple):
 def store(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """Holds `head` (bottleneck), `tuned` (finetune on head's backbone) and `given` (finetune on head's head)."""
     store = Store(tmp_path_factory.mktemp("tracking") / "outputs", drawn)
-    store.train("head", "regime=bottleneck", "model.weights=null", "optimizer.lr=0.01", "+tags.question=which")
+    store.train("head", "regime=bottleneck", "model.weights=null", "optimizer.lr=0.03", "+tags.question=which")
     head = store.run("head").info.run_id
     tuned = ("regime=finetune", f"model.weights='{head}'", "regime.views=1", "evaluate.test=false",
              "tracking.log_model=false")  # fmt: skip
-    store.train("tuned", *tuned, "regime.head_epochs=2", "regime.head_optimizer.lr=0.01")
+    store.train("tuned", *tuned, "regime.head_epochs=2", "regime.head_optimizer.lr=0.03")
     store.train("given", *tuned, f"regime.head_from='{head}'")
     yield store
     mlflow.set_tracking_uri(None)
@@ -105,14 +105,14 @@ def test_a_run_is_described(store: Store) -> None:
     params = run.data.params
     assert run.info.status == "FINISHED"
     assert params["regime"] == "bottleneck" and params["model"] == "convnet" and params["optimizer"] == "adamw_head"
-    assert float(params["optimizer.lr"]) == 0.01 and params["epochs"] == "2" and params["seed"] == "0"
+    assert float(params["optimizer.lr"]) == 0.03 and params["epochs"] == "2" and params["seed"] == "0"
     assert params["data"] == "folder" and params["data.image_size"] == "48" and params["model.weights"] == "null"
     ignored = ("augmentation", "regime.unfrozen_blocks", "regime.views", "regime.head_")
     assert not [key for key in params if key.startswith(ignored)]
     assert not [key for key in params if key.startswith(("tracking", "outputs", "hydra", "tags")) or "_target_" in key]
     tuned = store.run("tuned").data.params
     assert tuned["regime.unfrozen_blocks"] == "1" and tuned["regime.head_optimizer"] == "adamw_head"
-    assert tuned["augmentation"] == "tutorial" and float(tuned["augmentation.rotation"]) == 40
+    assert tuned["augmentation"] == "light" and float(tuned["augmentation.rotation"]) == 10
 
 
 def test_a_run_is_tagged(store: Store) -> None:
@@ -122,7 +122,7 @@ def test_a_run_is_tagged(store: Store) -> None:
     assert re.fullmatch("[0-9a-f]{64}", tags["backbone_identity"])
     assert tags["regime"] == "bottleneck" and tags["backbone"] == "convnet" and tags["question"] == "which"
     assert tags["version.keras"] == keras.__version__ and tags["version.tensorflow"] and tags["version.python"]
-    assert tags["host"] and tags["command"].startswith("train data=folder") and "optimizer.lr=0.01" in tags["command"]
+    assert tags["host"] and tags["command"].startswith("train data=folder") and "optimizer.lr=0.03" in tags["command"]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     assert tags.get("git.commit", "") == commit
     if commit:
@@ -450,12 +450,12 @@ def test_what_is_looked_at_of_a_run_joins_its_figures(
     run_id = store.run("given").info.run_id
     monkeypatch.setattr(sys, "argv", ["experiments inspect", "schedule", "--run", run_id[:8], "--uri", store.uri])
     inspect.main()
-    path = store.outputs / "runs/given/figures/schedule-constant.png"
+    path = store.outputs / "runs/given/figures/schedule-cosine.png"
     told = capsys.readouterr().out
     assert path.is_file() and "no head phase" in told and "also in MLflow" in told
     assert told.splitlines()[-2] == str(path)
     names = [one.path for one in mlflow.MlflowClient(store.uri).list_artifacts(run_id, "figures")]
-    assert "figures/schedule-constant.png" in names
+    assert "figures/schedule-cosine.png" in names
     gone = tmp_path / "gone.db"
     with pytest.raises(ConfigError, match="it is not there"):
         tracking.add_figure(f"sqlite:///{gone}", run_id, path)

@@ -113,7 +113,7 @@ def test_three_ways_to_start_are_the_same_from_any_directory(tmp_path: Path) -> 
     told = [shell(*start, *arguments, cwd=cwd) for start, cwd in starts]
     assert [done.returncode for done in told] == [0, 0, 0], told[0].stderr
     composed = yaml.safe_load(told[0].stdout)
-    assert (composed["optimizer"]["name"], composed["regime"]["name"]) == ("sgd", "finetune")
+    assert (composed["optimizer"]["name"], composed["regime"]["name"]) == ("adamw_finetune", "finetune")
     assert float(composed["optimizer"]["lr"]) == 1e-4
     assert told[0].stdout == told[1].stdout == told[2].stdout
     assert not list(tmp_path.iterdir())

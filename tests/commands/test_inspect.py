@@ -148,7 +148,7 @@ def test_each_part_writes_a_picture_and_says_where(call: Call, here: tuple[str, 
         ("data", "data-folder", ()),
         ("model", "model-convnet", ("--layers", "--classes", "5")),
         ("schedule", "schedule-constant", ()),
-        ("lr", "lr-bottleneck-rmsprop", ("--batches", "15", "--from", "1e-4")),
+        ("lr", "lr-bottleneck-adamw_head", ("--batches", "15", "--from", "1e-4")),
     ]:
         *told, line = call(part, *small, *options)
         path = Path(line)

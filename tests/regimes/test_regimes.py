@@ -328,7 +328,7 @@ def test_the_head_is_shared_by_runs_that_would_train_the_same(drawn: Path, tmp_p
     for setting in ("seed=1", "regime.head_epochs=1", "model.head.dropout=0.4", "regime.head_optimizer.lr=2e-3",
                     "batch_size=4", "data.image_size=50"):  # fmt: skip
         assert head("regime=finetune", setting) != first, setting
-    for setting in ("epochs=1", "optimizer.momentum=0.5", "regime.unfrozen_blocks=2", "augmentation=light",
+    for setting in ("epochs=1", "optimizer.beta_1=0.5", "regime.unfrozen_blocks=2", "augmentation=none",
                     "regime.views=1", "evaluate.test=false", "tracking=sqlite"):  # fmt: skip
         assert head("regime=finetune", setting) == first, setting
     bottleneck = configured(drawn, tmp_path, *NETWORKS["convnet"], "regime=bottleneck")

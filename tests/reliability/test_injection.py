@@ -321,8 +321,8 @@ def test_what_was_taken_away_stays_away_and_what_follows_from_other_keys_still_d
     first = config("regime=scratch", "optimizer.lr=0.5")
     assert again(first, "+model.layers.block4={filters: 9}").model.blocks == ["block1", "block2", "block3", "block4"]
     assert again(first, "model=mobilenet_v2", "model.weights=null").data.image_size == 224
-    tuned = again(config("regime=bottleneck", "optimizer.lr=0.3", "optimizer.rho=0.5"), "regime=finetune")
-    assert (tuned.optimizer.name, tuned.regime.name) == ("sgd", "finetune") and tuned.optimizer.lr != 0.3
+    tuned = again(config("regime=bottleneck", "optimizer.lr=0.3", "optimizer.ema_momentum=0.5"), "regime=finetune")
+    assert (tuned.optimizer.name, tuned.regime.name) == ("adamw_finetune", "finetune") and tuned.optimizer.lr != 0.3
     head = config("regime=finetune", "optimizer@regime.head_optimizer=adam", "regime.head_optimizer.beta_1=0.8")
     assert again(head, "optimizer@regime.head_optimizer=sgd").regime.head_optimizer.name == "sgd"
 
