@@ -20,7 +20,9 @@ from benchmarks.rows import XLA, Setup, alternate, in_process, weights_override
 # What a user types, beside data.root, the model and its weights. A preset of conf/experiment is one more line.
 OURS: Mapping[str, Sequence[str]] = {
     "regime=bottleneck": ["regime=bottleneck"],
+    "experiment=finetune_fast": ["experiment=finetune_fast"],
     "regime=finetune": ["regime=finetune"],
+    "experiment=finetune_best": ["experiment=finetune_best"],
 }
 # By name in `finetuning_peers`, with the learning rates of which the one with the best validation accuracy is taken.
 PEERS: Mapping[str, tuple[str, Sequence[float]]] = {
