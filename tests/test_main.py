@@ -37,7 +37,8 @@ def test_an_unknown_verb_is_answered_with_the_nearest() -> None:
     ("experiments ", set(VERBS)),
     ("experiments train", set(VERBS)),
     ("experiments train regime=", {"regime=bottleneck", "regime=finetune", "regime=scratch"}),
-    ("experiments train regime=finetune schedule.", {"schedule.name=", "schedule._target_=", "schedule.warmup=", "schedule.final="}),
+    ("experiments train regime=finetune schedule.",
+     {"schedule.name=", "schedule._target_=", "schedule.warmup=", "schedule.final="}),
     ("experiments compare ", set()),
 ])  # fmt: skip
 def test_completion_in_the_shell(line: str, expected: set[str]) -> None:
