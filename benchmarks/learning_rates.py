@@ -40,6 +40,10 @@ FLOWERS = "data=folder data.root={images}/flowers17 data.image_size=128"
 MOBILENET = "model=mobilenet_v2 model.weights={shared}/weights/mobilenet_v2_0.35_224_notop.weights.h5"
 VGG = "model=vgg16 model.weights={shared}/weights/vgg16_notop.weights.h5"
 BATCHES = {"bottleneck-mobilenet-rmsprop-cats-300": 300}  # of a range test, where they are not 100
+FINETUNE = (  # the defaults of the day of the recordings; an optimizer after it replaces sgd
+    "regime=finetune optimizer=sgd optimizer@regime.head_optimizer=rmsprop schedule=constant schedule.warmup=0 "
+    "regime.views=1"
+)
 BATCH_NORM = " ".join(f"model.layers.block{number}.batch_norm=true" for number in (1, 2, 3))
 
 # Name: overrides, how many seeds train at each rate, the rates.
@@ -54,7 +58,7 @@ RECORDED = {
         f"regime=bottleneck optimizer=rmsprop {MOBILENET} {CATS} data.image_size=128 epochs=15", 8, HEAD
     ),
     "bottleneck-mobilenet-rmsprop-cats-300": (
-        f"regime=bottleneck {MOBILENET} {CATS} data.image_size=128 epochs=15", 8, HEAD
+        f"regime=bottleneck optimizer=rmsprop {MOBILENET} {CATS} data.image_size=128 epochs=15", 8, HEAD
     ),
     "bottleneck-mobilenet-adam-flowers": (f"regime=bottleneck optimizer=adam {MOBILENET} {FLOWERS} epochs=30", 8, HEAD),
     "bottleneck-mobilenet-sgd-flowers": (
@@ -64,21 +68,21 @@ RECORDED = {
         "regime=bottleneck optimizer=adamw +model.head.dense.dense1={units:256,activation:relu} "
         f"{MOBILENET} {FLOWERS} epochs=20", 3, HEAD
     ),
-    "finetune-convnet-sgd-synthetic": (f"regime=finetune {SYNTHETIC} epochs=8 augmentation=none", 3, TUNED_SGD),
+    "finetune-convnet-sgd-synthetic": (f"{FINETUNE} {SYNTHETIC} epochs=8 augmentation=none", 3, TUNED_SGD),
     "finetune-convnet-sgd-synthetic-augmented": (
-        f"regime=finetune {SYNTHETIC} epochs=8", 2, (1e-6, 1e-4, 1e-3, 1e-2, 3e-2)
+        f"{FINETUNE} {SYNTHETIC} epochs=8 augmentation=tutorial", 2, (1e-6, 1e-4, 1e-3, 1e-2, 3e-2)
     ),
     "finetune-convnet-adamw-cats": (
-        f"regime=finetune optimizer=adamw {CATS} data.image_size=96 epochs=8 augmentation=none", 1, TUNED
+        f"{FINETUNE} optimizer=adamw {CATS} data.image_size=96 epochs=8 augmentation=none", 1, TUNED
     ),
     "finetune-mobilenet-sgd-flowers": (
-        f"regime=finetune {MOBILENET} {FLOWERS} epochs=8 augmentation=none", 3, TUNED_SGD
+        f"{FINETUNE} {MOBILENET} {FLOWERS} epochs=8 augmentation=none", 3, TUNED_SGD
     ),
     "finetune-mobilenet-adam-flowers": (
-        f"regime=finetune optimizer=adam {MOBILENET} {FLOWERS} epochs=8 augmentation=none", 3, TUNED
+        f"{FINETUNE} optimizer=adam {MOBILENET} {FLOWERS} epochs=8 augmentation=none", 3, TUNED
     ),
     "finetune-mobilenet-rmsprop-cats": (
-        f"regime=finetune optimizer=rmsprop regime.unfrozen_blocks=2 {MOBILENET} {CATS} data.image_size=128 epochs=6 "
+        f"{FINETUNE} optimizer=rmsprop regime.unfrozen_blocks=2 {MOBILENET} {CATS} data.image_size=128 epochs=6 "
         "augmentation=none", 3, TUNED
     ),
     "scratch-convnet-sgd-synthetic": (f"regime=scratch optimizer=sgd {MORE} epochs=12", 1, SCRATCH_SGD),
@@ -90,7 +94,7 @@ RECORDED = {
         1, SCRATCH_SGD
     ),
     "finetune-vgg16-sgd-cats": (
-        f"regime=finetune {VGG} {CATS} data.limit={{train:100,validation:100,test:null}} data.image_size=96 epochs=5 "
+        f"{FINETUNE} {VGG} {CATS} data.limit={{train:100,validation:100,test:null}} data.image_size=96 epochs=5 "
         "augmentation=none", 1, (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     ),
 }  # fmt: skip

@@ -89,7 +89,7 @@ def test_a_range_test_stops_where_gradient_descent_is_known_to_diverge() -> None
     found = lr.suggest(rates, losses, guessing=curvature / 2)
     assert found.diverged is not None and 2 / curvature < found.diverged < 40 / curvature
     assert found.suggested is not None and 0.02 / curvature < found.suggested < 1 / curvature
-    assert "half of what it falls" in found.reason
+    assert "60% of what it falls" in found.reason
 
 
 RATES = np.geomspace(1e-6, 10, 100)
@@ -179,10 +179,6 @@ NONE = {  # without a suggestion, and why
     "finetune-convnet-sgd-synthetic-augmented": "although the head is trained",
 }
 
-FURTHER = {
-    "bottleneck-convnet-rmsprop-synthetic": 0.0115
-}  # one of three seeds is 1.1 points below the best of nine rates
-
 
 @pytest.mark.parametrize("path", CURVES, ids=lambda path: path.stem)
 def test_the_suggestion_trains_within_a_point_of_the_best_rate(path: Path) -> None:
@@ -195,7 +191,7 @@ def test_the_suggestion_trains_within_a_point_of_the_best_rate(path: Path) -> No
     else:
         lost = {one.suggested: recorded.lost(one.suggested) for one in found if one.suggested is not None}
         assert lost and all(one.suggested for one in found)
-        assert max(lost.values()) <= FURTHER.get(path.stem, 0.0105), lost
+        assert max(lost.values()) <= 0.0105, lost
 
 
 def test_at_least_twelve_curves_have_a_suggestion() -> None:

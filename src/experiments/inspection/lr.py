@@ -27,6 +27,7 @@ from experiments.types import Progress, Tried, Watch
 WIDTH = 0.2  # decades: the deviation of the Gaussian that smooths the losses
 LEAST = 12  # losses from which a rate is suggested
 MARGIN = 6  # standard errors of the smoothed loss: a smaller change is noise
+FALLEN = 0.6  # the part of the fall that is done at the suggested rate
 FAR = 10  # times the suggested rate, or a part of it: a configured rate beyond is warned of
 
 
@@ -73,11 +74,12 @@ def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, pro
 def suggest(rates: np.ndarray, losses: np.ndarray, guessing: float, trained: bool = False) -> RangeTest:
     """Return the rate that the losses of a range test suggest.
 
-    Where the loss falls by more than its noise, and below that of guessing: where half of the fall is done. That is the
-    middle of the descent, as the steepest point is, but no derivative, which noise decides, least of all at the left
-    edge. Where a network that is trained already has no loss to lose: a tenth of the rate from which on it is above its
-    start. Where nothing is learned at any rate, none is suggested: the last rate before such a loss explodes may be a
-    hundred times too high. docs/learning_rates.md compares this with the rules of other finders on recorded curves.
+    Where the loss falls by more than its noise, and below that of guessing: where three fifths of the fall are done. It
+    is in the middle of the descent, as the steepest point is, but no derivative, which noise decides, least of all at
+    the left edge. Where a network that is trained already has no loss to lose: a tenth of the rate from which on it is
+    above its start. Where nothing is learned at any rate, none is suggested: the last rate before such a loss explodes
+    may be a hundred times too high. docs/learning_rates.md compares this with the rules of other finders on recorded
+    curves.
 
     Args:
         rates: [M] that were to be tried, each the same factor above the one before.
@@ -132,7 +134,7 @@ def too_few(count: int, diverged: float | None) -> str:
 
 
 def descent(curve: Curve) -> tuple[float | None, str] | None:
-    """Return the rate at which half of the fall is done, and why that one; None where the loss does not fall."""
+    """Return the rate at which FALLEN of the fall is done, and why that one; None where the loss does not fall."""
     rates, smoothed = curve.rates, curve.smoothed
     bottom = int(smoothed.argmin())
     start, lowest = curve.start(bottom // 3), float(smoothed[bottom])
@@ -148,11 +150,11 @@ def descent(curve: Curve) -> tuple[float | None, str] | None:
         return None, f"the loss still falls at the highest rate: go on higher (--to {rates[-1] * 100:g})"
     if lowest > curve.guessing - curve.margin:
         return None, nothing_learned(curve)
-    half = (start + lowest) / 2
-    at = int(np.flatnonzero(smoothed[: bottom + 1] > half).max(initial=-1)) + 1
+    threshold = start - FALLEN * (start - lowest)
+    at = int(np.flatnonzero(smoothed[: bottom + 1] > threshold).max(initial=-1)) + 1
     if at < LEAST:  # among those that the start is estimated from
         return None, f"the loss falls from the lowest rates on: begin lower (--from {rates[0] / 1000:.0e})"
-    return float(rates[at]), "where the loss has fallen by half of what it falls"
+    return float(rates[at]), f"where the loss has fallen by {FALLEN:.0%} of what it falls"
 
 
 def nothing_learned(curve: Curve) -> str:
