@@ -27,7 +27,7 @@ from experiments.types import Progress, Tried, Watch
 WIDTH = 0.2  # decades: the deviation of the Gaussian that smooths the losses
 LEAST = 12  # losses from which a rate is suggested
 MARGIN = 6  # standard errors of the smoothed loss: a smaller change is noise
-FALLEN = 0.6  # the part of the fall that is done at the suggested rate
+FALLEN = 0.55  # the part of the fall that is done at the suggested rate
 FAR = 10  # times the suggested rate, or a part of it: a configured rate beyond is warned of
 
 
@@ -74,12 +74,12 @@ def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, pro
 def suggest(rates: np.ndarray, losses: np.ndarray, guessing: float, trained: bool = False) -> RangeTest:
     """Return the rate that the losses of a range test suggest.
 
-    Where the loss falls by more than its noise, and below that of guessing: where three fifths of the fall are done. It
-    is in the middle of the descent, as the steepest point is, but no derivative, which noise decides, least of all at
-    the left edge. Where a network that is trained already has no loss to lose: a tenth of the rate from which on it is
-    above its start. Where nothing is learned at any rate, none is suggested: the last rate before such a loss explodes
-    may be a hundred times too high. docs/learning_rates.md compares this with the rules of other finders on recorded
-    curves.
+    Where the loss falls by more than its noise, and below that of guessing: where a little more than half of the fall is
+    done. It is in the middle of the descent, as the steepest point is, but no derivative, which noise decides, least of
+    all at the left edge. Where a network that is trained already has no loss to lose: a tenth of the rate from which on
+    it is above its start. Where nothing is learned at any rate, none is suggested: the last rate before such a loss
+    explodes may be a hundred times too high. docs/learning_rates.md compares this with the rules of other finders on
+    recorded curves.
 
     Args:
         rates: [M] that were to be tried, each the same factor above the one before.
