@@ -74,7 +74,7 @@ def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, pro
 def suggest(rates: np.ndarray, losses: np.ndarray, guessing: float, trained: bool = False) -> RangeTest:
     """Return the rate that the losses of a range test suggest.
 
-    Where the loss falls by more than its noise, and below that of guessing: where a little more than half of the fall is
+    Where the loss falls by more than its noise, and below that of guessing: where little more than half of the fall is
     done. It is in the middle of the descent, as the steepest point is, but no derivative, which noise decides, least of
     all at the left edge. Where a network that is trained already has no loss to lose: a tenth of the rate from which on
     it is above its start. Where nothing is learned at any rate, none is suggested: the last rate before such a loss
