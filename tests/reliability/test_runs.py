@@ -240,6 +240,7 @@ def test_a_limit_of_file_sizes_is_an_error_and_no_signal() -> None:
     assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN and resource.RLIMIT_FSIZE >= 0
 
 
+@pytest.mark.slow  # test-reliability has it
 def test_like_gives_the_same_numbers(
     drawn: Path, started: Started, run_here: Callable[..., None], own_outputs: Path, tally: Tally
 ) -> None:

@@ -101,6 +101,7 @@ def say(process: subprocess.Popen[str], epochs: int) -> None:
         assert process.stdout.readline().strip().isdigit()
 
 
+@pytest.mark.slow  # test-reliability has it
 def test_a_server_that_is_killed_and_comes_back(
     server: Server, started: Started, tries: Tries, tally: Tally, tmp_path: Path
 ) -> None:
