@@ -44,6 +44,7 @@ FINETUNE = (  # the defaults of the day of the recordings; an optimizer after it
     "regime=finetune optimizer=sgd optimizer@regime.head_optimizer=rmsprop schedule=constant schedule.warmup=0 "
     "regime.views=1"
 )
+TUTORIAL_HEAD = "model.head.pooling=flatten +model.head.dense.dense1={units:256,activation:relu}"
 BATCH_NORM = " ".join(f"model.layers.block{number}.batch_norm=true" for number in (1, 2, 3))
 
 # Name: overrides, how many seeds train at each rate, the rates.
@@ -94,8 +95,8 @@ RECORDED = {
         1, SCRATCH_SGD
     ),
     "finetune-vgg16-sgd-cats": (
-        f"{FINETUNE} {VGG} {CATS} data.limit={{train:100,validation:100,test:null}} data.image_size=96 epochs=5 "
-        "augmentation=none", 1, (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+        f"{FINETUNE} {TUTORIAL_HEAD} {VGG} {CATS} data.limit={{train:100,validation:100,test:null}} data.image_size=96 "
+        "epochs=5 augmentation=none", 1, (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     ),
 }  # fmt: skip
 

@@ -45,7 +45,7 @@ class Want(NamedTuple):
 
 
 def activations(parts: Parts, cut: Cut, pictures: Pictures, progress: Progress, view: int | None = None) -> Rows:
-    """What the pictures of one split look like at the boundary: as `extract`, of one want.
+    """Return the activations of one split at the boundary: as `extract`, of one want.
 
     Where nothing is frozen, these are the pixels, [N, H, W, 3] uint8, and nothing is stored.
     """
