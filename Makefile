@@ -50,8 +50,8 @@ bench: install  ## our times beside plain Keras's, on this machine left alone (u
 bench-full: install  ## the same on all pictures, up to 20,000 of them, and what stored views cost and bring (hours)
 	@$(PYTHON) -m benchmarks.run --full $(ARGS)
 
-golden: install  ## write the composed configurations in tests/golden anew
-	@$(PYTHON) -m pytest -q tests/test_conf.py --golden
+golden: install  ## write the composed configurations in tests/config/golden anew
+	@$(PYTHON) -m pytest -q tests/config/test_conf.py --golden
 
 reference: install  ## write docs/configuration.md anew, out of conf/ and the schema
 	@$(PYTHON) docs/configuration.py

@@ -103,7 +103,7 @@ def train_peer(name: str, folder: Folder, weights: str, seed: int, lr: float, ho
 
 def report_results(row: Row, measured: Mapping[str, Sequence[Result]]) -> None:
     """Fill in a row's seconds, comparisons and table from the results of each recipe, one a seed."""
-    from experiments.significance import Scores, compare_runs
+    from experiments.evaluation.significance import Scores, compare_runs
 
     for label, results in measured.items():
         row.side(label).seconds = [result.seconds for result in results]
@@ -156,7 +156,7 @@ def draw(measured: Mapping[str, Sequence[Result]]) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, PercentFormatter
 
-    from experiments.figures import STYLE
+    from experiments.evaluation.plots import STYLE
 
     @STYLE
     def drawn() -> Figure:

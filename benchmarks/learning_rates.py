@@ -254,8 +254,9 @@ def record(name: str, overrides: list[str], seeds: int, rates: tuple[float, ...]
     from rich.console import Console
 
     from benchmarks.ours import Quiet, prepare
+    from experiments.errors import ConfigError
     from experiments.inspection import lr
-    from experiments.types import ConfigError, Watch
+    from experiments.training.types import TrainingContext
 
     rows: list[tuple[str, int, float, float]] = []
     tried = np.geomspace(LOWEST, HIGHEST, BATCHES.get(name, 100))
@@ -271,7 +272,7 @@ def record(name: str, overrides: list[str], seeds: int, rates: tuple[float, ...]
         for seed in range(seeds):
             parts, splits = prepare([*overrides, f"seed={seed}", f"optimizer.lr={rate}"])
             try:
-                scores = parts.regime(parts, splits, Watch(Quiet(), lambda _: None)).scores["validation"]
+                scores = parts.regime(parts, splits, TrainingContext(Quiet(), lambda _: None)).scores["validation"]
                 accuracy = float(np.mean(scores.argmax(axis=1) == splits.validation.labels))
             except ConfigError:  # the loss is not finite
                 accuracy = 0.0

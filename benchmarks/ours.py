@@ -25,9 +25,11 @@ def prepare(overrides: Sequence[str]) -> tuple:
     """What `experiments.run` has in hand before it trains: the parts of a configuration, and its data, checked."""
     from hydra import compose, initialize_config_dir
 
-    from experiments import paths, runtime, train, validation  # noqa: F401  `train` registers conf/'s resolvers
-    from experiments.build import build
+    from experiments.config import validation
+    from experiments.regimes.build import build
     from experiments.run import read_data
+    from experiments.system import paths
+    from experiments.training import runtime
 
     with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
         config = validation.read(compose("config", list(overrides)))
@@ -64,7 +66,7 @@ def train_epochs(overrides: Sequence[str], phase: str, between: Callable[[], obj
     Returns:
         That phase's epochs, the first one among them, and the number of training pictures.
     """
-    from experiments.types import EpochRecord, Watch
+    from experiments.training.types import EpochRecord, TrainingContext
 
     parts, splits = prepare(overrides)
     progress, epochs = Quiet(), []
@@ -75,16 +77,16 @@ def train_epochs(overrides: Sequence[str], phase: str, between: Callable[[], obj
             epochs.append(Epoch(seconds, progress.steps - sum(epoch.steps for epoch in epochs)))
             between()
 
-    parts.regime(parts, splits, Watch(progress, record))
+    parts.regime(parts, splits, TrainingContext(progress, record))
     return epochs, len(splits.train)
 
 
 def augmented_epoch(parts: object, splits: object) -> Callable[[], tuple[float, int]]:
     """An epoch's freshly augmented batches, as `regime=scratch` reads them, without a network that trains."""
-    from experiments.data.pipeline import picture_batches
+    from experiments.data.input_pipeline import image_batches
 
     def epoch() -> tuple[float, int]:
-        batches = picture_batches(
+        batches = image_batches(
             splits.train,
             classes=len(splits.classes),
             augmentation=parts.augmentation,
@@ -120,10 +122,10 @@ def read_and_extract(parts: object) -> float:
 
 def activate(parts: object, splits: object) -> float:
     """Seconds of running the frozen backbone over the training pictures and storing what comes out."""
-    from experiments.activations import activations
-    from experiments.models.network import cut
+    from experiments.models.network import split_network
+    from experiments.regimes.feature_cache import activations
 
-    frozen = cut(parts.backbone, 0, parts.config.model.head.pooling)
+    frozen = split_network(parts.backbone, 0, parts.config.model.head.pooling)
     began = time.perf_counter()
     stored = activations(parts, frozen, splits.train, Quiet())
     seconds = time.perf_counter() - began
@@ -133,8 +135,8 @@ def activate(parts: object, splits: object) -> float:
 
 def predict(parts: object, files: list[str]) -> float:
     """Seconds from picture files to what the whole model says of them."""
+    from experiments.deploy.predict import predictions
     from experiments.models.network import join
-    from experiments.predictions import predictions
 
     model = join(parts.backbone, parts.config.model.head.pooling, parts.head(2))
     began = time.perf_counter()

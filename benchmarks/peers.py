@@ -29,7 +29,7 @@ class Peer:
 
 
 class Clock(keras.callbacks.Callback):
-    """An epoch's training time, as `experiments.fit` takes its own: from its beginning to its last batch's end."""
+    """The training time of an epoch, as `experiments.training.fit` measures it: to the end of its last batch."""
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.began, self.steps = time.perf_counter(), 0

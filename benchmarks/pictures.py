@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from experiments.data.synthetic import synthetic
+from experiments.data.sources.synthetic import synthetic
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ("cats", "dogs")

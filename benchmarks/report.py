@@ -18,7 +18,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from experiments.machine import cores, cpu_model
+from experiments.system.hardware import cores, cpu_model
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("experiments", "tensorflow", "keras", "numpy", "scipy", "pillow", "mlflow", "hydra-core")

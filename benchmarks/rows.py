@@ -553,7 +553,7 @@ def draw_scaling(measured: Mapping[str, Sequence[Mapping[str, float]]], path: Pa
 
 def price(setup: Setup) -> Row:
     """Validation accuracy beside seconds per epoch for different numbers of stored views."""
-    from experiments.statistics import mean_interval
+    from experiments.evaluation.statistics import mean_interval
 
     folder, seeds = setup.folder(), (0, 1, 2)
     weights, override = weights_override()

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from benchmarks import finetuning, report, rows
 from benchmarks.rows import Setup
-from experiments.paths import default_outputs
+from experiments.system.paths import default_outputs
 
 ROWS = {**rows.ROWS, **finetuning.ROWS}
 ONLY_FULL = (*rows.ONLY_FULL, *finetuning.ONLY_FULL)

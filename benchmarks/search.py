@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from experiments import studies
-from experiments.schema import LOWER_IS_BETTER
+from experiments.config.schema import LOWER_IS_BETTER
+from experiments.errors import ConfigError
 from experiments.sweeps import search, summary
-from experiments.types import ConfigError
+from experiments.training import pruning
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def replay(grid: Grid, name: str, pruner: str, seed: int, budget: int) -> Replay
     study = optuna.create_study(
         study_name=f"{name} {seed}",  # Hyperband deals trials out by it
         direction="maximize" if grid.sign > 0 else "minimize",
-        pruner=studies.pruner(pruner, longest),
+        pruner=pruning.pruner(pruner, longest),
     )
     spans = {key: span(levels) for key, levels in zip(grid.keys, grid.levels, strict=True)}
     done: dict[tuple[str, ...], Any] = {}

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel, TypeAdapter
 
-from experiments import schema, store
-from experiments.paths import CONF
+from experiments.config import schema
+from experiments.storage import array_cache
+from experiments.system.paths import CONF
 
 PAGE = Path(__file__).with_suffix(".md")
 GROUPS = {
@@ -357,4 +358,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    store.write_file(PAGE, page().encode())
+    array_cache.write_file(PAGE, page().encode())

@@ -17,14 +17,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 
-from experiments import (
-    paths,
-    redaction,
-    schema,
-    signals,
-    train,
-    validation,
-)
+from experiments import train
+from experiments.config import schema, validation
+from experiments.system import paths, redaction, signals
 
 ROOT = Path(__file__).resolve().parent.parent
 Compose = Callable[..., DictConfig]
@@ -51,7 +46,7 @@ print(json.dumps({"told": told, "modules": sorted({name.split(".")[0] for name i
 # Begun first, so that no worker is left alone with one at the end (`make test`: a file is one worker's).
 LONGEST = (
     "test_sweeps.py", "test_regimes.py", "test_experiments.py", "test_runs.py", "test_fit.py", "test_applications.py",
-    "test_runtime.py", "test_server.py", "test_search.py", "test_activations.py",
+    "test_runtime.py", "test_server.py", "test_search.py", "test_feature_cache.py",
 )  # fmt: skip
 
 
@@ -60,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--golden", action="store_true", help="write tests/golden anew instead of comparing")
+    parser.addoption("--golden", action="store_true", help="write tests/config/golden anew instead of comparing")
     parser.addoption("--full", action="store_true", help="tests/reliability: as many tries as make test-reliability")
 
 

@@ -17,9 +17,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from experiments import paths, schema, train
+from experiments import train
+from experiments.config import schema
 from experiments.data import decoder
-from experiments.types import ConfigError
+from experiments.errors import ConfigError
+from experiments.system import paths
 
 PRESETS = {path.stem: path.read_text(encoding="utf-8") for path in (paths.CONF / "experiment").glob("*.yaml")}
 DRAWN_BY_US = ("data.size=48", "data.per_class={train: 4, validation: 4, test: 0}")

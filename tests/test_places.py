@@ -12,12 +12,15 @@ from typing import Any
 import mlflow
 import pytest
 
-from experiments import journal, like, tracking, trained
-from experiments.commands import sync
-from experiments.paths import default_outputs, sqlite_file, sqlite_uri, tracking_uri
-from experiments.schema import Config
-from experiments.tracking import address, stored, view
-from experiments.types import ConfigError
+from experiments import tracking
+from experiments.cli import sync
+from experiments.config.overrides import quoted
+from experiments.config.schema import Config
+from experiments.deploy import saved_run
+from experiments.errors import ConfigError
+from experiments.runs import like, run_directory
+from experiments.system.paths import default_outputs, sqlite_file, sqlite_uri, tracking_uri
+from experiments.tracking import connection, queries, view
 
 Run = Callable[..., None]
 SMALL = ("data.image_size=48", "batch_size=8", "epochs=1", "regime=scratch", "progress=none", "hydra/job_logging=none",
@@ -42,10 +45,14 @@ def home(
         monkeypatch.chdir(cwd)
         monkeypatch.setenv("EXPERIMENTS_HOME", str(before))
         folder = before / "runs" / "first"
-        root = f"data.root={journal.quoted(os.path.relpath(drawn, cwd))}"
-        run_here(*SMALL, "data=folder", root, f"hydra.run.dir={journal.quoted(str(folder))}",
+        root = f"data.root={quoted(os.path.relpath(drawn, cwd))}"
+        run_here(*SMALL, "data=folder", root, f"hydra.run.dir={quoted(str(folder))}",
                  "notes=${hydra:runtime.choices.regime}")  # fmt: skip
-        finished |= {"id": json.loads((folder / journal.FILE).read_text())["run_id"], "before": before, "cwd": cwd}
+        finished |= {
+            "id": json.loads((folder / run_directory.FILE).read_text())["run_id"],
+            "before": before,
+            "cwd": cwd,
+        }
         before.rename(kept)
         mlflow.tracking._tracking_service.utils._artifact_repos_cache.clear()  # as in another process
     moved = tmp_path / "moved % here's"
@@ -63,7 +70,7 @@ def client(home: Path) -> mlflow.MlflowClient:
 
 def interrupt(home: Path, **facts: Any) -> Path:
     """Let the run be one that was stopped before its first checkpoint."""
-    path = home / "runs" / "first" / journal.FILE
+    path = home / "runs" / "first" / run_directory.FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "KILLED"} | facts))
     return path.parent
 
@@ -72,25 +79,25 @@ def test_whatever_names_a_run_finds_it_where_outputs_were_moved(
     home: Path, finished: dict[str, Any], config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_id, uri, folder = finished["id"], tracking_uri(), home / "runs" / "first"
-    assert uri == sqlite_uri(home / "mlflow.db") and address.sqlite_file(uri) == home / "mlflow.db"
+    assert uri == sqlite_uri(home / "mlflow.db") and connection.sqlite_file(uri) == home / "mlflow.db"
     assert like.read(run_id, [])["epochs"] == 1
     assert like.read(run_id, [])["notes"] == "scratch", "${hydra:...} of a single run"
-    (facts,) = stored.find_runs(uri, [run_id[:8]])
-    assert len(stored.read_predictions(uri, facts, "validation")["label"]) == 12
-    assert trained.find(run_id).folder == folder and trained.find("first").folder == folder
-    assert journal.find(run_id, []) == folder
+    (facts,) = queries.find_runs(uri, [run_id[:8]])
+    assert len(queries.read_predictions(uri, facts, "validation")["label"]) == 12
+    assert saved_run.find(run_id).folder == folder and saved_run.find("first").folder == folder
+    assert run_directory.find(run_id, []) == folder
     wanted = config(f"model.weights={run_id}", "regime=bottleneck")
     assert tracking.fetch(wanted, home / "x")["model.weights"].stat().st_size > 10_000
-    assert [name for name, _ in view.dress(uri)] == ["experiments"]
+    assert [name for name, _ in view.configure_experiment_view(uri)] == ["experiments"]
     assert sync.sync(folder, None, None, whole=True) == f"all is in {uri}"
     assert client(home).get_run(run_id).info.artifact_uri == f"{(home / 'mlartifacts').as_uri()}/{run_id}/artifacts"
 
 
 def test_a_copy_of_outputs_has_its_own_artifacts(home: Path, finished: dict[str, Any], tmp_path: Path) -> None:
-    address.check(sqlite_uri(home / "mlflow.db"))
+    connection.check(sqlite_uri(home / "mlflow.db"))
     copy = tmp_path / "copy"
     shutil.copytree(home, copy)
-    address.check(sqlite_uri(copy / "mlflow.db"))
+    connection.check(sqlite_uri(copy / "mlflow.db"))
     for place in (home, copy):
         assert client(place).get_run(finished["id"]).info.artifact_uri.startswith((place / "mlartifacts").as_uri())
 
@@ -103,7 +110,7 @@ def test_artifacts_that_were_placed_elsewhere_stay_there(tmp_path: Path) -> None
     for name, location in (("folder", elsewhere.as_uri()), ("bucket", "s3://bucket/mlartifacts")):
         place.create_experiment(name, location)
     (file.parent / "mlartifacts").mkdir()
-    address.check(sqlite_uri(file))
+    connection.check(sqlite_uri(file))
     found = {one.name: one.artifact_location for one in place.search_experiments()}
     assert (found["folder"], found["bucket"]) == (elsewhere.as_uri(), "s3://bucket/mlartifacts")
 
@@ -116,7 +123,7 @@ def test_a_run_is_resumed_where_it_was_moved_to_in_its_own_store(
     monkeypatch.chdir(home)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     run_here(f"resume={folder}", "runtime.threads=null")
-    facts = json.loads((folder / journal.FILE).read_text())
+    facts = json.loads((folder / run_directory.FILE).read_text())
     assert (facts["status"], facts["run_id"], facts["outputs"]) == ("FINISHED", finished["id"], str(home))
     assert facts["store"] == sqlite_uri(home / "mlflow.db")
     assert sorted(path.name for path in (home / "runs").iterdir()) == ["first"]
@@ -126,10 +133,10 @@ def test_a_run_whose_directory_is_gone_is_resumed_from_here(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gone = str(tmp_path / "gone")
-    called = json.loads((home / "runs" / "first" / journal.FILE).read_text())["command"] | {"directory": gone}
+    called = json.loads((home / "runs" / "first" / run_directory.FILE).read_text())["command"] | {"directory": gone}
     monkeypatch.chdir(tmp_path)
-    command = journal.resume([f"resume={interrupt(home, command=called)}"])
-    assert command is not None and f"outputs={journal.quoted(str(home))}" in command
+    command = run_directory.resume([f"resume={interrupt(home, command=called)}"])
+    assert command is not None and f"outputs={quoted(str(home))}" in command
     told = capsys.readouterr().err
     assert f"started in {gone}, which cannot be entered" in told and "are read from the current directory" in told
 
@@ -139,7 +146,7 @@ def test_a_run_deleted_in_mlflow_is_named_and_resumed(
     deleted: str, home: Path, finished: dict[str, Any], run_here: Run, config: Callable[..., Config]
 ) -> None:
     run_id, uri, folder = finished["id"], tracking_uri(), interrupt(home)
-    address.check(uri)
+    connection.check(uri)
     place = client(home)
     place.delete_run(run_id)
     reason = f"MLflow's trash. Restore it: MLFLOW_TRACKING_URI=.* mlflow runs restore --run-id {run_id}"
@@ -148,16 +155,16 @@ def test_a_run_deleted_in_mlflow_is_named_and_resumed(
         reason = "deleted for good, or is in another store|no finished run fits|has no manifest.csv: "
     wanted = config("regime=bottleneck", f"model.weights={run_id}")
     lookups: list[Callable[[], object]] = [
-        lambda: like.read(run_id, []), lambda: stored.find_runs(uri, [run_id]), lambda: trained.find(run_id),
+        lambda: like.read(run_id, []), lambda: queries.find_runs(uri, [run_id]), lambda: saved_run.find(run_id),
         lambda: tracking.fetch(wanted, home / "x"),
     ]  # fmt: skip
     for look in lookups:
         with pytest.raises(ConfigError, match=reason):
             look()
     if deleted == "trash":  # the id still leads to the folder
-        assert journal.find(run_id, []) == folder
+        assert run_directory.find(run_id, []) == folder
     run_here(f"resume={folder}", "runtime.threads=null")
-    facts = json.loads((folder / journal.FILE).read_text())
+    facts = json.loads((folder / run_directory.FILE).read_text())
     (run,) = place.search_runs(["1"])
     assert facts["run_id"] == run.info.run_id and run.info.status == "FINISHED"
     assert (run.info.run_id == run_id) == (deleted == "trash")
@@ -174,7 +181,7 @@ def test_a_folder_of_another_run_is_refused_before_any_work(
     (foreign / "cat.jpg").write_bytes(b"")
     swept = tmp_path / "sweep"
     swept.mkdir()
-    (swept / journal.SWEEP).write_text("{}")
+    (swept / run_directory.SWEEP).write_text("{}")
     file = tmp_path / "file"
     file.touch()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -185,22 +192,22 @@ def test_a_folder_of_another_run_is_refused_before_any_work(
         (file, "must be a folder"),
     ):
         with pytest.raises(SystemExit) as ended:
-            run_here(*SMALL, "seed=3", f"hydra.run.dir={journal.quoted(str(place))}")
+            run_here(*SMALL, "seed=3", f"hydra.run.dir={quoted(str(place))}")
         assert str(ended.value).startswith("hydra.run.dir: ") and reason in str(ended.value)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     interrupt(home)
     with pytest.raises(SystemExit, match="go on with that run: resume=") as ended:
-        run_here(*SMALL, "seed=3", f"hydra.run.dir={journal.quoted(str(folder))}")
+        run_here(*SMALL, "seed=3", f"hydra.run.dir={quoted(str(folder))}")
 
 
 def test_what_a_rerun_or_a_run_that_never_began_leaves_is_cleared(home: Path, config: Callable[..., Config]) -> None:
     folder = home / "runs" / "first"
     (folder / "output.log").touch()
-    journal.check_vacant(folder, config("sweep.rerun=true"))
-    journal.clear(folder)
+    run_directory.check_vacant(folder, config("sweep.rerun=true"))
+    run_directory.clear(folder)
     assert sorted(path.name for path in folder.iterdir() if path.name[0] != ".") == ["output.log"]
-    (folder / journal.FILE).write_text('{"command": {}, "status": "FAILED"}')
-    journal.check_vacant(folder, config())
+    (folder / run_directory.FILE).write_text('{"command": {}, "status": "FAILED"}')
+    run_directory.check_vacant(folder, config())
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"command": 3}', '{"command": {}, "run_id": 7}', "[" * 9999])
@@ -208,33 +215,33 @@ def test_a_damaged_run_file_is_named_by_everything_that_reads_it(
     content: str, home: Path, finished: dict[str, Any], run_here: Run, config: Callable[..., Config]
 ) -> None:
     folder = home / "runs" / "first"
-    (folder / journal.FILE).write_text(content)
+    (folder / run_directory.FILE).write_text(content)
     reads: list[Callable[[], object]] = [
-        lambda: journal.resume([f"resume={folder}"]), lambda: trained.find(str(folder)),
-        lambda: sync.sync(folder, None, None, whole=True), lambda: journal.check_vacant(folder, config()),
+        lambda: run_directory.resume([f"resume={folder}"]), lambda: saved_run.find(str(folder)),
+        lambda: sync.sync(folder, None, None, whole=True), lambda: run_directory.check_vacant(folder, config()),
     ]  # fmt: skip
     for read in reads:
         with pytest.raises(ConfigError) as caught:
             read()
-        assert str(caught.value).startswith(f"{folder / journal.FILE}: is damaged (")
+        assert str(caught.value).startswith(f"{folder / run_directory.FILE}: is damaged (")
         assert "move the folder away" in str(caught.value)
-    assert trained.find(finished["id"]).folder is None, "MLflow has what is needed"
+    assert saved_run.find(finished["id"]).folder is None, "MLflow has what is needed"
 
 
 def test_the_variable_counts_unless_an_address_is_typed(
     home: Path, config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = sqlite_uri(home / "mlflow.db")
-    assert (config().tracking.uri, tracking_uri(), journal.store_of([])) == (own, own, own)
+    assert (config().tracking.uri, tracking_uri(), run_directory.store_of([])) == (own, own, own)
     assert config().tracking.artifacts == str(home / "mlartifacts") and "tracking.uri" not in config().unresolved
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
     server = "http://me:secret@host:5000"
-    assert (config().tracking.uri, tracking_uri(), journal.store_of([])) == (server, server, server)
+    assert (config().tracking.uri, tracking_uri(), run_directory.store_of([])) == (server, server, server)
     assert config().tracking.artifacts is None, "the server decides"
     assert "tracking.uri" in config().unresolved, "nothing of it is written down"
     assert config("tracking=server").tracking.uri == server and config("tracking=none").tracking.uri is None
     typed = "tracking.uri='sqlite:///x y.db'"
-    assert config(typed).tracking.uri == journal.store_of([typed]) == "sqlite:///x y.db"
+    assert config(typed).tracking.uri == run_directory.store_of([typed]) == "sqlite:///x y.db"
     assert config(typed).tracking.artifacts == str(home / "mlartifacts")
 
 

@@ -18,7 +18,8 @@ import keras
 import pytest
 import yaml
 
-from experiments import like, schema
+from experiments.config import schema
+from experiments.runs import like
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from experiments import paths, schema
+from experiments.config import schema
+from experiments.system import paths
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITER = runpy.run_path(str(ROOT / "docs" / "configuration.py"))

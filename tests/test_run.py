@@ -20,19 +20,25 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from experiments import outcome, runtime, schema, train, trained
 from experiments import run as run_module
-from experiments.build import build
-from experiments.checkpoints import Checkpoints, State
-from experiments.commands import sync
+from experiments import train
+from experiments.cli import sync
+from experiments.config import schema
 from experiments.data import decoder, manifest
-from experiments.data.pixels import Decoded
-from experiments.evaluate import evaluate
-from experiments.quiet import quiet_start
+from experiments.data.pixel_cache import Decoded
+from experiments.data.types import Dataset, ImageRecord, ImageSet, Manifest
+from experiments.deploy import saved_run
+from experiments.errors import ConfigError, DataError
+from experiments.evaluation.evaluate import evaluate
+from experiments.regimes.build import build
 from experiments.run import Curves, check_joined, check_origins, conclude, read_data, run, write_csv
-from experiments.store import Rows
+from experiments.runs import training_checks
+from experiments.storage.array_cache import Rows
+from experiments.system.startup import quiet_start
 from experiments.tracking import Untracked
-from experiments.types import ConfigError, DataError, Entry, EpochRecord, Fitted, Manifest, Pictures, Splits
+from experiments.training import runtime
+from experiments.training.checkpoints import Checkpoints, State
+from experiments.training.types import EpochRecord, TrainingResult
 
 SMALL = (
     "data=folder", "data.image_size=48", "model.weights=null", "model.head.pooling=average", "epochs=2", "batch_size=8",
@@ -91,7 +97,7 @@ def test_the_folder_holds_everything(tuned: Path) -> None:
 
 
 def test_the_folder_gives_the_model_back(tuned: Path, drawn: Path) -> None:
-    run = trained.find(str(tuned))
+    run = saved_run.find(str(tuned))
     rows = rows_of(tuned / "predictions_test.csv")
     pictures = [decoder.resize(decoder.decode((drawn / row["path"]).read_bytes()), 48) for row in rows]
     shares = np.asarray(run.model()(np.stack(pictures).astype("float32")))
@@ -215,7 +221,7 @@ def test_what_fails_after_the_training_loses_nothing(
         raise ValueError("no figures")
 
     monkeypatch.setattr(run_module, "draw", fails)
-    monkeypatch.setattr(outcome, "TOLERANCES", {"float32": -1.0})
+    monkeypatch.setattr(training_checks, "TOLERANCES", {"float32": -1.0})
     with pytest.raises(RuntimeError, match="disagree by") as failed:
         start(tmp_path, "kept", f"data.root={drawn}", "regime=bottleneck", "must_reach=1.0", *PENALISED)
     notes = "\n".join(failed.value.__notes__)
@@ -261,17 +267,17 @@ def test_a_joined_model_that_disagrees_is_not_reported(drawn: Path, config: Call
     pooled = keras.layers.Dense(2, activation="softmax")(keras.layers.GlobalAveragePooling2D()(inputs / 255))
     model = keras.Model(inputs, pooled)
     right = np.asarray(model(splits.validation.pixels[:].astype("float32")))
-    check_joined(parts.config, Fitted(model, (), {"validation": right}), splits)
+    check_joined(parts.config, TrainingResult(model, (), {"validation": right}), splits)
     wrong = right.copy()
     wrong[3] += [0.01, -0.01]
     for reduced in ("runtime.precision=mixed_bfloat16", "regime.activations=float16"):
         coarse = config(*SMALL, f"data.root={drawn}", "regime=bottleneck", reduced)
-        check_joined(coarse, Fitted(model, (), {"validation": (right + 9 * wrong) / 10}), splits)
+        check_joined(coarse, TrainingResult(model, (), {"validation": (right + 9 * wrong) / 10}), splits)
     with pytest.raises(RuntimeError, match="disagree by 0.01"):
-        check_joined(parts.config, Fitted(model, (), {"validation": wrong}), splits)
+        check_joined(parts.config, TrainingResult(model, (), {"validation": wrong}), splits)
     wrong[3] = np.nan
     with pytest.raises(RuntimeError, match="disagree by nan"):
-        check_joined(parts.config, Fitted(model, (), {"validation": wrong}), splits)
+        check_joined(parts.config, TrainingResult(model, (), {"validation": wrong}), splits)
 
 
 def test_a_training_that_diverges_is_a_clear_error(drawn: Path, tmp_path: Path) -> None:
@@ -420,7 +426,7 @@ def test_what_is_decoded_to_be_checked_goes_to_the_store_and_nothing_of_it_stays
 def test_weights_that_have_seen_the_judged_pictures_are_refused(
     key: str, drawn: Path, tmp_path: Path, config: Callable[..., schema.Config]
 ) -> None:
-    def splits(*overrides: str) -> Splits:
+    def splits(*overrides: str) -> Dataset:
         return read_data(build(config(*SMALL, f"data.root={drawn}", f"outputs={tmp_path}", *overrides), {}))
 
     first, other = splits("data.fold=0"), splits("data.fold=1")
@@ -462,12 +468,14 @@ def test_the_last_lines_show_accuracy_beside_the_most_frequent_class(tmp_path: P
 
     def last_line(found: int) -> str:
         entries = tuple(
-            Entry(f"{at}.png", 1, f"{at:064x}", 8, 8, "RGB", "normal" if at < 190 else "[b]abnormal", "validation")
+            ImageRecord(
+                f"{at}.png", 1, f"{at:064x}", 8, 8, "RGB", "normal" if at < 190 else "[b]abnormal", "validation"
+            )
             for at in range(200)
         )
         labels = np.array([int(at < 190) for at in range(200)], np.int32)
-        pictures = Pictures("validation", entries, labels, 8, lambda: Rows([np.zeros((200, 8, 8, 3), "uint8")]))
-        splits = Splits(("[b]abnormal", "normal"), pictures, pictures, None, Manifest(Path(), (), entries), "")
+        pictures = ImageSet("validation", entries, labels, 8, lambda: Rows([np.zeros((200, 8, 8, 3), "uint8")]))
+        splits = Dataset(("[b]abnormal", "normal"), pictures, pictures, None, Manifest(Path(), (), entries), "")
         scores = np.array([[0.9, 0.1] if 190 <= at < 190 + found else [0.2, 0.8] for at in range(200)])
         reports = evaluate({"validation": scores}, splits)
         assert reports["validation"].metrics["accuracy_baseline"] == 0.95

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments import paths
 from experiments.__main__ import VERBS
+from experiments.system import paths
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("tensorflow", "keras", "mlflow")

@@ -8,26 +8,26 @@ import signal
 import sys
 from pathlib import Path
 
-from experiments import redaction, signals
-from experiments.paths import check_directory
-from experiments.quiet import output_failure
+from experiments.system import redaction, signals
+from experiments.system.paths import check_directory
+from experiments.system.startup import output_failure
 
 # Each verb's module has a main() that reads sys.argv; none is imported before it is asked for.
 VERBS = {
     "train": ("experiments.train", "run one experiment, or with -m a sweep of them"),
-    "backbones": ("experiments.commands.backbones", "parameters and speed of every backbone on this machine"),
-    "cache": ("experiments.commands.cache", "what the cache holds, whether it is sound; make it smaller"),
-    "compare": ("experiments.commands.compare", "metrics of runs with intervals, and their paired differences"),
-    "demo": ("experiments.commands.demo", "the three regimes on drawn pictures, and one table"),
-    "export": ("experiments.commands.export", "a trained model as .keras and SavedModel"),
-    "inspect": ("experiments.commands.inspect", "look at data, model, rates before a run; at mistakes after it"),
-    "predict": ("experiments.commands.predict", "class and probability of picture files, by a trained model"),
-    "pretrained": ("experiments.commands.pretrained", "train the shipped body of the small convnet anew"),
-    "register": ("experiments.commands.register", "a trained model under a name in MLflow's registry"),
-    "reproduce": ("experiments.commands.reproduce", "the tutorial's experiments, its claims beside what came out"),
-    "summarize": ("experiments.commands.summarize", "a sweep's table, winner and figures once more"),
-    "sync": ("experiments.commands.sync", "tell MLflow what it could not be told while runs went on"),
-    "ui": ("experiments.commands.ui", "open the MLflow UI on this machine's runs"),
+    "backbones": ("experiments.cli.backbones", "parameters and speed of every backbone on this machine"),
+    "cache": ("experiments.cli.cache", "what the cache holds, whether it is sound; make it smaller"),
+    "compare": ("experiments.cli.compare", "metrics of runs with intervals, and their paired differences"),
+    "demo": ("experiments.cli.demo", "the three regimes on drawn pictures, and one table"),
+    "export": ("experiments.cli.export", "a trained model as .keras and SavedModel"),
+    "inspect": ("experiments.cli.inspect", "look at data, model, rates before a run; at mistakes after it"),
+    "predict": ("experiments.cli.predict", "class and probability of picture files, by a trained model"),
+    "pretrained": ("experiments.cli.pretrained", "train the shipped body of the small convnet anew"),
+    "register": ("experiments.cli.register", "a trained model under a name in MLflow's registry"),
+    "reproduce": ("experiments.cli.reproduce", "the tutorial's experiments, its claims beside what came out"),
+    "summarize": ("experiments.cli.summarize", "a sweep's table, winner and figures once more"),
+    "sync": ("experiments.cli.sync", "tell MLflow what it could not be told while runs went on"),
+    "ui": ("experiments.cli.ui", "open the MLflow UI on this machine's runs"),
 }
 
 # What these verbs print is their result, so that they have failed where it cannot be written.
@@ -95,7 +95,7 @@ def run_verb(arguments: list[str]) -> None:
         sys.exit(0 if arguments else 2)
     verb = arguments[0]
     if verb not in VERBS:
-        from experiments.validation import nearest
+        from experiments.config.validation import nearest
 
         close = nearest(verb, VERBS)
         hint = f" Nearest: {close}." if close else ""

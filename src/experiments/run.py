@@ -20,38 +20,34 @@ import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
-from experiments import figures, runtime, schema, store, studies, tracking
-from experiments import journal as journals
-from experiments.build import build, head_record, network_record
-from experiments.checkpoints import Checkpoints
+from experiments import tracking
+from experiments.config import schema
 from experiments.data import manifest
 from experiments.data.decoder import gray_range
-from experiments.data.listing import Fault
-from experiments.data.pipeline import picture_batches
-from experiments.data.pixels import Decoded, splits_of
-from experiments.evaluate import Report, evaluate, percent, predictions_table
-from experiments.losses import class_weights
-from experiments.models.network import cut
+from experiments.data.input_pipeline import image_batches
+from experiments.data.listing import DataIssue
+from experiments.data.pixel_cache import Decoded, splits_of
+from experiments.data.types import Dataset, ImageSet, Manifest
+from experiments.errors import ConfigError, DataError, Pruned
+from experiments.evaluation import plots
+from experiments.evaluation.evaluate import Report, evaluate, percent, predictions_table
+from experiments.models.network import split_network
 from experiments.models.weights import save
-from experiments.outcome import check_joined, check_reached, keep_error, training_warnings
-from experiments.progress import PlainConsole, Terminal
-from experiments.redaction import redacted
 from experiments.regimes.bottleneck import bottleneck
+from experiments.regimes.build import build, head_record, network_record
 from experiments.regimes.finetune import finetune
 from experiments.regimes.restored import facts_of, restore
+from experiments.runs import run_directory as journals
+from experiments.runs.training_checks import check_joined, check_reached, keep_error, training_warnings
+from experiments.storage import atomic_files
+from experiments.system.progress import PlainConsole, Terminal
+from experiments.system.redaction import redacted
 from experiments.tracking.curves import FILE as CURVES
 from experiments.tracking.curves import Curves
-from experiments.types import (
-    ConfigError,
-    DataError,
-    Fitted,
-    Manifest,
-    Parts,
-    Pictures,
-    Pruned,
-    Splits,
-    Watch,
-)
+from experiments.training import pruning, runtime
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.losses import class_weights
+from experiments.training.types import RunComponents, TrainingContext, TrainingResult
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +80,7 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         describe(parts, splits, folder, tracker, identity)
         checkpoints = Checkpoints(folder / journals.CHECKPOINTS)
         with keep_curves(folder, tracker, checkpoints) as curves:
-            watch = Watch(Terminal(console), studies.reporting(config, curves.add), checkpoints)
+            watch = TrainingContext(Terminal(console), pruning.reporting(config, curves.add), checkpoints)
             trained = Path(config.sweep.trained) if config.sweep.trained else None
             known = facts_of(trained, identity) if trained else {}
             fitted = restore(parts, splits, watch, trained) if trained else parts.regime(parts, splits, watch)
@@ -137,9 +133,9 @@ def run(config: schema.Config, planned: str | None = None) -> float:
 
 
 @contextmanager
-def keep_journal(folder: Path, config: schema.Config) -> Iterator[journals.Journal]:
+def keep_journal(folder: Path, config: schema.Config) -> Iterator[journals.RunDirectory]:
     """The run's journal, told how the run ends; what ends it early says how to go on."""
-    journal = journals.Journal(folder, config)
+    journal = journals.RunDirectory(folder, config)
     try:
         yield journal
     except Pruned:
@@ -166,7 +162,7 @@ def keep_curves(folder: Path, tracker: tracking.Tracker, checkpoints: Checkpoint
     curves.finish()
 
 
-def read_data(parts: Parts, *, keep: bool = True) -> Splits:
+def read_data(parts: RunComponents, *, keep: bool = True) -> Dataset:
     """The checked data set of a configuration.
 
     Args:
@@ -216,7 +212,7 @@ def read_manifest(
     config: schema.Config,
     root: Path,
     decoded: Decoded | None = None,
-    found: list[Fault] | None = None,
+    found: list[DataIssue] | None = None,
 ) -> Manifest:
     """What pictures a configuration is about, checked.
 
@@ -241,11 +237,11 @@ def read_manifest(
     )
 
 
-def describe(parts: Parts, splits: Splits, folder: Path, tracker: tracking.Tracker, identity: str) -> None:
+def describe(parts: RunComponents, splits: Dataset, folder: Path, tracker: tracking.Tracker, identity: str) -> None:
     """Writes down what the run is, before it trains."""
     config = parts.config
     text = schema.dump_yaml(redacted(schema.logged(config)))
-    store.write_file(folder / "config.yaml", text.encode())
+    atomic_files.write_file(folder / "config.yaml", text.encode())
     write_csv(folder / tracking.MANIFEST, manifest.to_rows(splits.manifest))
     if splits.manifest.left_out:
         rows = [{"path": left.path, "reason": left.reason} for left in splits.manifest.left_out]
@@ -263,7 +259,7 @@ def describe(parts: Parts, splits: Splits, folder: Path, tracker: tracking.Track
     tracker.describe(config, splits, facts)
 
 
-def check_origins(origins: Mapping[str, Path], splits: Splits) -> None:
+def check_origins(origins: Mapping[str, Path], splits: Dataset) -> None:
     """Compares what other runs' weights were trained on with what this run will be judged on.
 
     Args:
@@ -307,25 +303,25 @@ def flat_metrics(reports: Mapping[str, Report]) -> dict[str, float]:
 
 def write_results(folder: Path, tables: Mapping[str, Mapping[str, list[Any]]], metrics: Mapping[str, float]) -> None:
     """Write metrics and predictions as files of the run's folder."""
-    store.write_file(folder / "metrics.json", json.dumps(dict(metrics), indent=1).encode())
+    atomic_files.write_file(folder / "metrics.json", json.dumps(dict(metrics), indent=1).encode())
     for name, table in tables.items():
         rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
         write_csv(folder / f"{name}.csv", rows)
 
 
-def reused_seconds(fitted: Fitted) -> float:
+def reused_seconds(fitted: TrainingResult) -> float:
     """Return the seconds that a head took which another run had trained."""
     if fitted.facts.get("head_source") != "head cache":
         return 0.0
     return sum(record.metrics.get("seconds", 0.0) for record in fitted.history if record.phase == "head")
 
 
-def write_weights(weights: Path, parts: Parts, fitted: Fitted) -> None:
+def write_weights(weights: Path, parts: RunComponents, fitted: TrainingResult) -> None:
     """Write the trained weights to a folder, before anything can go wrong with their evaluation."""
     weights.mkdir(exist_ok=True)
     config, job = parts.config, parts.config.sweep.job
     if job and parts.regime is finetune:  # a sweep of VGG16 would keep a gigabyte of what never changed
-        unfrozen = cut(parts.backbone, config.regime.unfrozen_blocks, config.model.head.pooling).suffix
+        unfrozen = split_network(parts.backbone, config.regime.unfrozen_blocks, config.model.head.pooling).suffix
         unfrozen.save_weights(weights / "unfrozen.weights.h5")
     elif not (job and parts.regime is bottleneck):
         save(parts.backbone.model, weights / "backbone.weights.h5", network_record(config, parts.backbone.model))
@@ -333,33 +329,35 @@ def write_weights(weights: Path, parts: Parts, fitted: Fitted) -> None:
     save(head, weights / "head.weights.h5", head_record(config, parts.backbone, head, fitted.model))
 
 
-def draw(folder: Path, parts: Parts, splits: Splits, fitted: Fitted, reports: Mapping[str, Report]) -> None:
+def draw(
+    folder: Path, parts: RunComponents, splits: Dataset, fitted: TrainingResult, reports: Mapping[str, Report]
+) -> None:
     """The figures of a run as PNG files; of a sweep's job its curves alone, as the winner has all of them."""
     folder.mkdir(exist_ok=True)
-    drawn = {"learning_curves": figures.learning_curves(fitted.history)} if fitted.history else {}
+    drawn = {"learning_curves": plots.learning_curves(fitted.history)} if fitted.history else {}
     if "augmentation" not in parts.config.regime.ignores and not parts.config.sweep.job:
         drawn["augmented"] = augmented_sample(parts, splits)
     for split, report in reports.items() if not parts.config.sweep.job else ():
         pictures = splits.validation if split == "validation" else splits.test
         assert pictures is not None
         drawn |= {
-            f"{split}_confusion": figures.confusion_matrix(report, splits.classes),
-            f"{split}_roc": figures.roc(report, splits.classes),
-            f"{split}_mistakes": figures.mistakes(report, functools.partial(rows_of, pictures)),
+            f"{split}_confusion": plots.confusion_matrix(report, splits.classes),
+            f"{split}_roc": plots.roc(report, splits.classes),
+            f"{split}_mistakes": plots.mistakes(report, functools.partial(rows_of, pictures)),
         }
         if "calibration_error" in report.metrics:
-            drawn[f"{split}_calibration"] = figures.calibration(report)
+            drawn[f"{split}_calibration"] = plots.calibration(report)
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png", dpi=100)
 
 
-def rows_of(pictures: Pictures, rows: list[int]) -> np.ndarray:
+def rows_of(pictures: ImageSet, rows: list[int]) -> np.ndarray:
     return pictures.pixels[rows]
 
 
-def augmented_sample(parts: Parts, splits: Splits) -> Any:
+def augmented_sample(parts: RunComponents, splits: Dataset) -> Any:
     """The first training pictures of epoch 0, as a network that reads fresh augmentation sees them."""
-    batches = picture_batches(
+    batches = image_batches(
         splits.train,
         classes=len(splits.classes),
         augmentation=parts.augmentation,
@@ -369,8 +367,8 @@ def augmented_sample(parts: Parts, splits: Splits) -> Any:
         epochs=range(1),
     )
     pixels, labels = next(iter(batches.dataset))
-    titles = [figures.label_title(label, splits.classes) for label in np.asarray(labels)]
-    return figures.picture_grid(np.asarray(pixels), titles)
+    titles = [plots.label_title(label, splits.classes) for label in np.asarray(labels)]
+    return plots.picture_grid(np.asarray(pixels), titles)
 
 
 def conclude(console: Console, folder: Path, reports: Mapping[str, Report], run_id: str | None) -> None:

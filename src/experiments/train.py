@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the other imports, which take a second
-    from experiments import signals
+    from experiments.system import signals
 
     signals.end_while_loading()
 
@@ -27,16 +27,18 @@ from hydra.core.utils import JobRuntime, run_job, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from experiments import journal, like, paths, redaction, signals, unread, validation
-from experiments.explain import disk_full, explain
-from experiments.quiet import quiet_start
-from experiments.schema import Config
+from experiments.config import unused, validation
+from experiments.config.hydra_errors import disk_full, explain
+from experiments.config.schema import Config
+from experiments.errors import ConfigError, DataError, Pruned
+from experiments.runs import like, run_directory
 from experiments.sweeps import plan
 from experiments.sweeps.cluster import RayLauncher, SlurmLauncher
 from experiments.sweeps.local import LocalLauncher
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.sweeper import Sweeper
-from experiments.types import ConfigError, DataError, Pruned
+from experiments.system import paths, redaction, signals
+from experiments.system.startup import quiet_start
 
 for plugin in (Sweeper, LocalLauncher, RayLauncher, SlurmLauncher):
     Plugins.instance().register(plugin)
@@ -50,7 +52,7 @@ ConfigStore.instance().repo["hydra"].get("launcher", {}).pop("ray.yaml", None)
 def train(composed: DictConfig) -> float:
     """Runs one experiment; returns its validation metric `objective` to a sweeper."""
     config = validation.read(composed)
-    unread.warn([config], HydraConfig.get().overrides.task)
+    unused.warn([config], HydraConfig.get().overrides.task)
     if config.sweep.rungs and config.resume is None:
         logging.getLogger(__name__).warning("sweep.rungs: without -m this is a single run, not a ladder")
     return start(config)
@@ -66,19 +68,19 @@ def start(config: Config, planned: str | None = None) -> float:
         ConfigError: the folder holds another run, which `resume=auto` would take for this one.
     """
     with quiet_start():
-        from experiments.tracking import address
+        from experiments.tracking import connection
 
-        address.check(config.tracking.uri)
+        connection.check(config.tracking.uri)
         from experiments.run import run  # imports TensorFlow: only once the configuration is known to be good
     folder = Path(HydraConfig.get().runtime.output_dir)
-    begun = journal.read(folder) if config.resume == journal.AUTO else None
+    begun = run_directory.read_record(folder) if config.resume == run_directory.AUTO else None
     if begun is not None and begun.get("identity"):
         if planned is None:
-            from experiments.sweeps.look import identity
+            from experiments.sweeps.worker_tasks import identity
 
             planned = identity(config)
-        journal.check_same(folder, begun["identity"], planned)
-        if (metrics := journal.finished(folder, planned)) is not None:
+        run_directory.check_same(folder, begun["identity"], planned)
+        if (metrics := run_directory.finished(folder, planned)) is not None:
             return metrics.get(f"validation.{config.objective}", math.nan)
     return run(config, planned)
 
@@ -106,7 +108,7 @@ def run_planned(job: PlannedRun) -> None:
 
 def main() -> None:
     def call() -> None:
-        command = journal.resume(sys.argv[1:])
+        command = run_directory.resume(sys.argv[1:])
         if command is None:
             print("This run is finished: there is nothing to resume.")
             return

@@ -22,9 +22,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import schema, store
-from experiments.data import cats_vs_dogs, download, manifest
-from experiments.types import ConfigError, DataError
+from experiments.config import schema
+from experiments.data import download, manifest
+from experiments.data.sources import cats_vs_dogs
+from experiments.errors import ConfigError, DataError
+from experiments.storage import array_cache
 
 Read = Callable[..., schema.Config]
 COUNT = 12  # sound pictures of each class
@@ -223,7 +225,7 @@ def test_two_processes_share_one_download(host: Host, tmp_path: Path) -> None:
 
 
 def test_nothing_depends_on_the_lock(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "hold", lambda _: nullcontext(False))
+    monkeypatch.setattr(array_cache, "hold", lambda _: nullcontext(False))
     found: list[Path] = []
     threads = [threading.Thread(target=lambda: found.append(order(host, tmp_path))) for _ in range(4)]
     for thread in threads:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from experiments.data import decoder
-from experiments.types import DataError
+from experiments.errors import DataError
 
 WIDTH, HEIGHT = 64, 48
 ORIENTATION = 0x0112

@@ -26,7 +26,7 @@ import pytest
 from rich.console import Console
 
 from experiments.data import download
-from experiments.types import DataError
+from experiments.errors import DataError
 
 BODY = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -347,7 +347,9 @@ def test_progress_is_for_terminals(
 
 
 def test_importing_it_is_cheap() -> None:
-    code = "import sys, experiments.data.cats_vs_dogs; print({'tensorflow', 'keras', 'mlflow'} & set(sys.modules))"
+    code = (
+        "import sys, experiments.data.sources.cats_vs_dogs; print({'tensorflow', 'keras', 'mlflow'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

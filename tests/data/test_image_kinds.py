@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from experiments.data import decoder
-from experiments.types import DataError, GrayRange
+from experiments.data.types import GrayRange
+from experiments.errors import DataError
 
 RED = (200, 40, 30)
 

@@ -20,10 +20,11 @@ import pytest
 from PIL import Image
 
 from experiments.data import decoder, manifest
-from experiments.data.folder import folder
-from experiments.data.pixels import pictures_of, splits_of
+from experiments.data.pixel_cache import pictures_of, splits_of
+from experiments.data.sources.folder import folder
 from experiments.data.splitting import split_counts
-from experiments.types import ConfigError, DataError, ImageWarning, Manifest
+from experiments.data.types import ImageWarning, Manifest
+from experiments.errors import ConfigError, DataError
 
 REPOSITORY = Path(__file__).parents[2]
 PHOTOS = Path(os.environ.get("EXPERIMENTS_PHOTOS", REPOSITORY.parent / "shared" / "cats_dogs"))

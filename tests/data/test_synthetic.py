@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.data import animals, pen, synthetic
-from experiments.types import ConfigError
+from experiments.data.drawing import faces
+from experiments.data.drawing import species as animals
+from experiments.data.sources import synthetic
+from experiments.errors import ConfigError
 
 TARGET = ("cats", "dogs")
 
@@ -93,7 +95,7 @@ def test_the_loser_of_a_race_takes_the_winners_folder(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("species", animals.ANIMALS)
 def test_every_species_draws_at_any_size(species: str, size: int) -> None:
     for n in range(3):
-        picture = pen.draw(species, np.random.default_rng([1, n]), size)
+        picture = faces.draw_face(species, np.random.default_rng([1, n]), size)
         assert (picture.mode, picture.size) == ("RGB", (size, size))
         assert np.asarray(picture).std() > 5
 
@@ -125,7 +127,7 @@ def test_colour_alone_does_not_give_the_class_away() -> None:
         for species in TARGET:
             for n in range(100):
                 rng = np.random.default_rng([3, split, animals.ANIMALS[species].number, n])
-                pixels = np.asarray(pen.draw(species, rng, 40)).reshape(-1, 3) / 255.0
+                pixels = np.asarray(faces.draw_face(species, rng, 40)).reshape(-1, 3) / 255.0
                 bins = [np.histogram(channel, 6, (0, 1))[0] / len(channel) for channel in pixels.T]
                 rows.append(np.concatenate([pixels.mean(0), *bins]))
         return np.stack(rows)

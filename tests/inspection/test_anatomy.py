@@ -9,15 +9,15 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from experiments.build import build_backbone
+from experiments.config.schema import Config
 from experiments.inspection import model
-from experiments.schema import Config
+from experiments.regimes.build import build_backbone
 
 Read = Callable[..., Config]
 
 
 def test_what_is_frozen_is_what_a_run_freezes(ended: Any, config: Read) -> None:
-    anatomy = model.dissect(config(*ended.overrides), 2)
+    anatomy = model.summarize_model(config(*ended.overrides), 2)
     told = {row.name: not row.frozen for row in anatomy.rows if row.block != model.HEAD}
     del ended.trainable["pooling"]
     assert told == ended.trainable and len(set(told.values())) == 2
@@ -32,7 +32,7 @@ def test_what_is_frozen_is_what_a_run_freezes(ended: Any, config: Read) -> None:
 def test_blocks_are_in_order_and_the_regime_says_which_are_frozen(
     regime: str, boundary: str | None, frozen: list[str], config: Read
 ) -> None:
-    anatomy = model.dissect(config(f"regime={regime}", "model=convnet", "data.image_size=48"), 3)
+    anatomy = model.summarize_model(config(f"regime={regime}", "model=convnet", "data.image_size=48"), 3)
     blocks = model.blocks(anatomy)
     assert [block.name for block in blocks] == ["(input)", "block1", "block2", "block3", "(head)"]
     assert [block.name for block in blocks if block.frozen] == frozen and anatomy.boundary == boundary
@@ -47,7 +47,7 @@ def test_blocks_are_in_order_and_the_regime_says_which_are_frozen(
 def test_weights_that_are_not_there_are_not_asked_for(config: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_HOME", "/nowhere")
     read = config("regime=finetune", "model=mobilenet_v2", "model.weights=/nowhere/none.weights.h5")
-    anatomy = model.dissect(read, 2)
+    anatomy = model.summarize_model(read, 2)
     # TensorFlow's own table of MobileNetV2 has 59.2 million at this width and size, 1,000 classes among them.
     body = sum(row.operations or 0 for row in anatomy.rows if row.block != model.HEAD)
     assert body + 1280 * 1000 == pytest.approx(59.2e6, rel=0.005)
@@ -65,7 +65,7 @@ def test_weights_that_are_not_there_are_not_asked_for(config: Read, monkeypatch:
 ])  # fmt: skip
 def test_multiply_adds_are_half_of_what_tensorflows_profiler_counts(overrides: tuple[str, ...], config: Read) -> None:
     read = config("regime=scratch", *overrides)
-    anatomy = model.dissect(read, 2)
+    anatomy = model.summarize_model(read, 2)
     assert not [row.name for row in anatomy.rows if row.operations is None]
     network = build_backbone(read, None).model
     run = tf.function(lambda pixels: network(pixels, training=False))
@@ -82,13 +82,13 @@ def test_multiply_adds_are_half_of_what_tensorflows_profiler_counts(overrides: t
 @pytest.mark.slow
 def test_networks_inside_the_network_are_counted(config: Read) -> None:
     """Of its grouped convolutions TensorFlow's profiler sees nothing; Liu et al. (2022) give 4.5 G in their table 1."""
-    anatomy = model.dissect(config("regime=scratch", "model=convnext_tiny"), 1000)
+    anatomy = model.summarize_model(config("regime=scratch", "model=convnext_tiny"), 1000)
     assert not [row.name for row in anatomy.rows if row.operations is None]
     assert sum(row.operations or 0 for row in anatomy.rows) == pytest.approx(4.5e9, rel=0.02)
 
 
 def test_tables_name_every_block_and_every_layer(config: Read) -> None:
-    anatomy = model.dissect(config("regime=finetune", "model=convnet", "data.image_size=48"), 2)
+    anatomy = model.summarize_model(config("regime=finetune", "model=convnet", "data.image_size=48"), 2)
     assert list(model.block_table(anatomy).columns[0].cells) == ["(input)", "block1", "block2", "block3", "(head)"]
     table = model.layer_table(anatomy)
     assert list(table.columns[0].cells) == [row.name for row in anatomy.rows]

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import trained
-from experiments.commands import inspect
+from experiments.cli import inspect
+from experiments.deploy import saved_run
+from experiments.errors import ConfigError, DataError
 from experiments.inspection import mistakes
-from experiments.types import ConfigError, DataError
 
 
 @pytest.fixture
-def run(ended: Any, tmp_path: Path) -> trained.Trained:
+def run(ended: Any, tmp_path: Path) -> saved_run.Trained:
     """The finished run, with three of its validation predictions made into mistakes."""
     folder = tmp_path / "run"
     shutil.copytree(ended.folder, folder)
@@ -33,10 +33,10 @@ def run(ended: Any, tmp_path: Path) -> trained.Trained:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    return trained.find(str(folder))
+    return saved_run.find(str(folder))
 
 
-def test_the_recorded_errors_most_confident_first(run: trained.Trained) -> None:
+def test_the_recorded_errors_most_confident_first(run: saved_run.Trained) -> None:
     found, pictures = mistakes.find(run, "validation")
     assert len(found) == 3 and pictures == 12
     assert [one.confidence for one in found] == sorted((one.confidence for one in found), reverse=True)
@@ -46,7 +46,7 @@ def test_the_recorded_errors_most_confident_first(run: trained.Trained) -> None:
         mistakes.find(run, "test")
 
 
-def test_the_model_says_of_them_what_the_run_recorded(run: trained.Trained) -> None:
+def test_the_model_says_of_them_what_the_run_recorded(run: saved_run.Trained) -> None:
     found, _ = mistakes.find(run, "validation")
     shown = mistakes.explain(run, run.config, found[:2])
     assert shown.pixels.shape == (2, 48, 48, 3) and shown.heat.shape == (2, 48, 48)
@@ -58,7 +58,7 @@ def test_the_model_says_of_them_what_the_run_recorded(run: trained.Trained) -> N
     assert "3 mistakes in 12 validation pictures, the 2 most confident" in figure.get_suptitle()
 
 
-def test_a_picture_that_has_changed_is_not_shown(run: trained.Trained, drawn: Path, tmp_path: Path) -> None:
+def test_a_picture_that_has_changed_is_not_shown(run: saved_run.Trained, drawn: Path, tmp_path: Path) -> None:
     found, _ = mistakes.find(run, "validation")
     moved = tmp_path / "moved"
     shutil.copytree(drawn, moved)
@@ -80,7 +80,7 @@ def test_heat_changes_a_picture_where_it_is_hot() -> None:
 
 
 def test_the_command_writes_beside_the_run_wherever_the_pictures_are(
-    run: trained.Trained,
+    run: saved_run.Trained,
     drawn: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -14,13 +14,13 @@ import pytest
 from rich.console import Console
 
 from benchmarks import learning_rates
-from experiments.build import build_recipe
-from experiments.data.pipeline import in_order, stored_batches
-from experiments.fit import Growing, fit
+from experiments.config.schema import Config
+from experiments.data.input_pipeline import eval_batches, feature_batches
 from experiments.inspection import lr, schedule
-from experiments.progress import Terminal
-from experiments.schema import Config
-from experiments.types import Recipe, Tried, Watch
+from experiments.regimes.build import build_recipe
+from experiments.system.progress import Terminal
+from experiments.training.fit import LRFinder, fit
+from experiments.training.types import TrainingContext, TrainingPhase, Tried
 
 Read = Callable[..., Config]
 PROGRESS = Terminal(Console(quiet=True))
@@ -75,15 +75,15 @@ def test_a_range_test_stops_where_gradient_descent_is_known_to_diverge() -> None
     labels = np.arange(64, dtype="int32") % 2
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")])
     rates = np.geomspace(1e-6, 10, 100)
-    recipe = Recipe(
+    recipe = TrainingPhase(
         optimizer=functools.partial(keras.optimizers.SGD, 1.0), rate=lambda epoch, monitored: 1.0, epochs=1,
         loss=lambda classes: Bowl(), class_weights=None, monitor="validation_loss", early_stopping=None,
         best_weights=False, seed=0, xla=None, tried=list(rates),
     )  # fmt: skip
-    batches = stored_batches([inputs], labels, batch_size=4, seed=0, epochs=range(10))
+    batches = feature_batches([inputs], labels, batch_size=4, seed=0, epochs=range(10))
     with pytest.raises(Tried) as ended:
-        fit(model, batches, in_order(inputs, labels, 4), recipe=recipe, classes=("a", "b"), phase="head",
-            first_step=0, watch=Watch(PROGRESS, lambda _: None))  # fmt: skip
+        fit(model, batches, eval_batches(inputs, labels, 4), recipe=recipe, classes=("a", "b"), phase="head",
+            first_step=0, watch=TrainingContext(PROGRESS, lambda _: None))  # fmt: skip
     losses = np.array(ended.value.losses)
     assert losses[0] == pytest.approx(curvature / 2), "of one batch, not the mean of all"
     found = lr.suggest(rates, losses, guessing=curvature / 2)
@@ -101,7 +101,7 @@ def suggest(losses: Any, guessing: float = 1.0, trained: bool = False) -> lr.Ran
 
 
 def test_one_wrong_answer_of_a_head_that_fits_its_images_is_no_divergence() -> None:
-    growing = Growing(RATES.tolist(), guessing=0.69, advance=lambda: None)
+    growing = LRFinder(RATES.tolist(), guessing=0.69, advance=lambda: None)
     growing.set_model(SimpleNamespace(stop_training=False))  # type: ignore[arg-type]
     losses = np.where(np.arange(60) == 15, 0.5, 1e-4)
     for batch, loss in enumerate(losses):

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from experiments.build import build_source
+from experiments.config.schema import Config
+from experiments.errors import ConfigError, DataError
 from experiments.inspection import data
+from experiments.regimes.build import build_source
 from experiments.run import read_manifest
-from experiments.schema import Config
-from experiments.types import ConfigError, DataError
 
 Read = Callable[..., Config]
 
@@ -36,7 +36,7 @@ def damaged(drawn: Path, tmp_path: Path) -> Path:
 
 def test_every_file_at_fault_is_listed_with_its_reason(damaged: Path, config: Read) -> None:
     read = config("data=folder", f"data.root={damaged}", "data.image_size=48")
-    looked = data.survey(read)
+    looked = data.inspect_data(read)
     assert [fault.path for fault in looked.faults] == [
         "train/blobs/blobs.3.jpg", "train/blobs/twice.jpg", "train/stripes/stripes.5.jpg"
     ]  # fmt: skip
@@ -52,7 +52,7 @@ def test_every_file_at_fault_is_listed_with_its_reason(damaged: Path, config: Re
 
 def test_with_skip_they_are_left_out(damaged: Path, config: Read) -> None:
     read = config("data=folder", f"data.root={damaged}", "data.image_size=48", "data.on_bad=skip")
-    looked = data.survey(read)
+    looked = data.inspect_data(read)
     assert len(looked.faults) == 3 and not looked.fatal
     assert looked.manifest.entries == read_manifest(read, build_source(read)()).entries
     assert data.fault_lines(looked, "skip")[0] == "3 faults, left out by a run (data.on_bad=skip):"
@@ -60,7 +60,7 @@ def test_with_skip_they_are_left_out(damaged: Path, config: Read) -> None:
 
 def test_the_table_and_the_words_count_what_is_there(damaged: Path, config: Read) -> None:
     read = config("data=folder", f"data.root={damaged}", "data.image_size=48")
-    found = data.survey(read).manifest
+    found = data.inspect_data(read).manifest
     text = Console(file=io.StringIO(), width=100)
     text.print(data.counts(found))
     assert isinstance(text.file, io.StringIO)
@@ -78,15 +78,15 @@ def test_more_than_an_error_shows_are_listed_and_a_folder_that_is_not_there(tmp_
             (tmp_path / split / name).mkdir(parents=True)
             for n in range(15):
                 (tmp_path / split / name / f"{n}.jpg").write_bytes(f"{split}{name}{n}".encode())
-    looked = data.survey(config("data=folder", f"data.root={tmp_path}"))
+    looked = data.inspect_data(config("data=folder", f"data.root={tmp_path}"))
     assert sum("is no JPEG" in fault.text for fault in looked.faults) == 60
     assert not looked.manifest.entries and data.sentences(looked.manifest, 48) == []
     with pytest.raises(ConfigError, match="does not exist"):
-        data.survey(config("data=folder", f"data.root={tmp_path}/gone"))
+        data.inspect_data(config("data=folder", f"data.root={tmp_path}/gone"))
 
 
 def test_the_figure_shows_pictures_of_every_class(drawn: Path, config: Read) -> None:
-    looked = data.survey(config("data=folder", f"data.root={drawn}", "data.image_size=48"))
+    looked = data.inspect_data(config("data=folder", f"data.root={drawn}", "data.image_size=48"))
     figure = data.draw(looked, 4)
     assert figure.get_suptitle() == "44 pictures, no faults"
     shown = [panel.get_images()[0].get_size() for panel in figure.axes if panel.get_images()]
@@ -102,7 +102,7 @@ def test_a_class_without_a_usable_image_is_shown_as_such(
     for split in splits:
         for path in (damaged / split / "blobs").iterdir():
             path.write_bytes(b"no image: " + bytes(path))
-    looked = data.survey(
+    looked = data.inspect_data(
         config("data=folder", f"data.root={damaged}", "data.image_size=48", f"data.on_bad={on_bad}", "data.fold=0")
     )
     assert {fault.path for fault in looked.fatal} >= {f"{split}/blobs" for split in splits if split == "train"}
@@ -119,7 +119,7 @@ def test_images_that_should_be_looked_at_are_listed(drawn: Path, tmp_path: Path,
     exif = b"Exif\0\0II*\0\xff\xff\xff\xff"
     Image.open(root / "train" / "blobs" / "blobs.1.jpg").save(root / "train" / "blobs" / "exif.jpg", exif=exif)
     for _ in range(2):  # decoded, and from the stored verdicts
-        looked = data.survey(config("data=folder", f"data.root={root}", "data.image_size=48"))
+        looked = data.inspect_data(config("data=folder", f"data.root={root}", "data.image_size=48"))
         assert [fault.path for fault in looked.faults] == ["train/blobs/clear.png"]
         assert "is fully transparent" in looked.faults[0].text
         assert data.image_warning_lines(looked.manifest) == [
@@ -128,4 +128,4 @@ def test_images_that_should_be_looked_at_are_listed(drawn: Path, tmp_path: Path,
             "  train/blobs/exif.jpg: its EXIF is damaged, and the orientation cannot be read: "
             "it is used as it is stored",
         ]
-    assert data.image_warning_lines(data.survey(config("data=folder", f"data.root={drawn}")).manifest) == []
+    assert data.image_warning_lines(data.inspect_data(config("data=folder", f"data.root={drawn}")).manifest) == []

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.config.schema import Config
 from experiments.inspection import augmentation
-from experiments.schema import Config
 
 Read = Callable[..., Config]
 

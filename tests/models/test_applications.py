@@ -15,12 +15,14 @@ import yaml
 from hydra import compose, initialize_config_dir
 from keras.applications import imagenet_utils
 
-from experiments import paths, validation
-from experiments.build import build, build_backbone, resolve
+from experiments.config import validation
+from experiments.config.schema import Config, Head, shipped
+from experiments.errors import ConfigError
 from experiments.models import network, stages
 from experiments.models.head import dense_head
-from experiments.schema import Config, Head, shipped
-from experiments.types import Backbone, ConfigError
+from experiments.models.types import Backbone
+from experiments.regimes.build import build, build_backbone, resolve
+from experiments.system import paths
 
 SIZE = 32  # the least that they take; Xception and InceptionV3 want more
 # keras.applications' module and what its preprocess_input, or the network's own first layers, do to pixels.
@@ -98,7 +100,9 @@ def pictures(size: int = SIZE, count: int = 2) -> np.ndarray:
 def assert_split_and_rejoined(backbone: Backbone, *names: str) -> None:
     """At each stage, and before the layers or blocks that are named."""
     pixels = pictures(backbone.model.input_shape[1])
-    cuts = [network.cut(backbone, unfrozen, "average") for unfrozen in (*range(len(backbone.stages) + 1), *names)]
+    cuts = [
+        network.split_network(backbone, unfrozen, "average") for unfrozen in (*range(len(backbone.stages) + 1), *names)
+    ]
     # All prefixes in one pass: they are parts of one graph.
     below = keras.Model(cuts[0].prefix.input, [cut.prefix.output for cut in cuts])(pixels, training=False)
     expected = np.asarray(network.pooled(backbone, "average")(pixels, training=False))
@@ -121,7 +125,7 @@ def test_split_at_each_stage_and_rejoined(one: Built) -> None:
 
 def test_the_last_stage_is_that_of_the_paper_and_exactly_it_is_trained(one: Built) -> None:
     model = one.backbone.model
-    trained = {id(weight) for weight in network.cut(one.backbone, 1, "average").suffix.trainable_weights}
+    trained = {id(weight) for weight in network.split_network(one.backbone, 1, "average").suffix.trainable_weights}
     expected = {
         id(weight)
         for layer in model.layers
@@ -130,7 +134,7 @@ def test_the_last_stage_is_that_of_the_paper_and_exactly_it_is_trained(one: Buil
     }
     assert trained == expected and trained
     for unfrozen in range(1, len(one.backbone.stages) + 1):
-        prefix, suffix, _ = network.cut(one.backbone, unfrozen, "average")
+        prefix, suffix, _ = network.split_network(one.backbone, unfrozen, "average")
         assert len(prefix.weights) + len(suffix.weights) == len(model.weights)
     assert not prefix.weights, "all of it"
 
@@ -216,10 +220,10 @@ def test_a_network_that_cannot_be_split_there_names_where_it_can(
     write(tmp_path, "mine", target, "tf")
     backbone = build_backbone(read("mine", tmp_path, size), None)
     with pytest.raises(ConfigError, match=rf"cannot be split before '{name}': .*{possible}") as caught:
-        network.cut(backbone, name, "average")
+        network.split_network(backbone, name, "average")
     found = re.search(r"regime.unfrozen_blocks=(\w+)\.", str(caught.value))
     assert found
-    above = network.cut(backbone, found[1], "average").suffix
+    above = network.split_network(backbone, found[1], "average").suffix
     assert name in [layer.name for layer in above.layers]
 
 
@@ -227,7 +231,7 @@ def stage_row(name: str, model: keras.Model) -> str:
     """A line of the table in docs/stages.md: where each stage begins, and the parameters from the last ones on."""
     found = stages.find_stages(model)
     backbone = Backbone(model, found, "")
-    counts = [network.cut(backbone, count, "average").suffix.count_params() for count in (1, 2)]
+    counts = [network.split_network(backbone, count, "average").suffix.count_params() for count in (1, 2)]
     begins = ", ".join(f"`{stage.name}`" for stage in found)
     return f"| {name} | {len(found)} | {begins} | {counts[0] / 1e6:.2f} | {counts[1] / 1e6:.2f} |"
 
@@ -266,8 +270,8 @@ def test_blocks_beside_each_other_are_refused_rather_than_trained_together() -> 
     model = keras.Model(inputs, keras.layers.Add()([left, right]))
     backbone = Backbone(model, stages.named_stages(model, ["stem", "left", "right"]), "")
     with pytest.raises(ConfigError, match="cannot be split before 'right'"):
-        network.cut(backbone, 1, "average")
-    assert network.cut(backbone, "left", "average").boundary == "left_conv"
+        network.split_network(backbone, 1, "average")
+    assert network.split_network(backbone, "left", "average").boundary == "left_conv"
 
 
 def test_a_layer_belongs_to_the_longest_block_it_is_named_after() -> None:
@@ -277,8 +281,8 @@ def test_a_layer_belongs_to_the_longest_block_it_is_named_after() -> None:
     model = keras.Model(inputs, x)
     found = stages.named_stages(model, ["conv_1", "conv"])
     with pytest.raises(ConfigError, match="cannot be split before 'conv'"):  # conv_1_b would be on the wrong side
-        network.cut(Backbone(model, found, ""), 1, "average")
-    assert network.cut(Backbone(model, found[:1], ""), "conv_a", "average").boundary == "conv_a"
+        network.split_network(Backbone(model, found, ""), 1, "average")
+    assert network.split_network(Backbone(model, found[:1], ""), "conv_a", "average").boundary == "conv_a"
 
 
 def test_a_network_inside_another_is_a_block() -> None:

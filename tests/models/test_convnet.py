@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import pytest
 
+from experiments.config.schema import ConvBlock
 from experiments.models.convnet import convnet
-from experiments.schema import ConvBlock
 
 
 def of(size: int, *blocks: dict[str, Any], **common: Any) -> keras.Model:

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
-from experiments.build import backbone_differences, build_backbone, check_head, head_record, network_record
+from experiments.config.schema import Config
+from experiments.errors import ConfigError
 from experiments.models import network, weights
 from experiments.models.head import dense_head
-from experiments.schema import Config
-from experiments.types import Backbone, ConfigError
+from experiments.models.types import Backbone
+from experiments.regimes.build import backbone_differences, build_backbone, check_head, head_record, network_record
 
 Configure = Callable[..., Config]
 CONVNET = ("regime=bottleneck", "data.image_size=48", "model.head.pooling=average")
@@ -258,4 +259,4 @@ def test_a_head_belongs_to_the_backbone_that_it_was_trained_on(config: Configure
     ]
     with pytest.raises(ConfigError, match=r"regime\.head_from: .*dense1\.activation: 'relu' there, 'tanh' here"):
         changed = config(*CONVNET, "model.head.dense.dense1.activation=tanh")
-        network.load(dense_head(64, changed.model.head, 2), path, "regime.head_from")
+        network.load_backbone(dense_head(64, changed.model.head, 2), path, "regime.head_from")

@@ -17,14 +17,16 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from rich.console import Console
 
-from experiments import activations, paths, schema, validation
-from experiments.build import build
+from experiments.config import schema, validation
 from experiments.data import decoder
+from experiments.data.types import Dataset
 from experiments.models import network
-from experiments.progress import Terminal
-from experiments.regimes import bottleneck
+from experiments.regimes import bottleneck, feature_cache
+from experiments.regimes.build import build
 from experiments.run import read_data
-from experiments.types import EpochRecord, Fitted, Parts, Splits, Watch
+from experiments.system import paths
+from experiments.system.progress import Terminal
+from experiments.training.types import EpochRecord, RunComponents, TrainingContext, TrainingResult
 
 TIMES = ("seconds", "pictures_per_second", "input_wait")
 NETWORKS = {
@@ -49,9 +51,9 @@ Weights = dict[str, np.ndarray]  # "layer/weight" -> value
 class Done(NamedTuple):
     """A regime that has run."""
 
-    parts: Parts
-    splits: Splits
-    fitted: Fitted
+    parts: RunComponents
+    splits: Dataset
+    fitted: TrainingResult
     told: list[EpochRecord]
     before: Weights  # of the backbone
     ran: list[int]  # pictures of every batch that went through a frozen part for the store
@@ -78,7 +80,7 @@ def configured(root: Path, outputs: Path, *overrides: str) -> schema.Config:
         return validation.read(compose("config", settings))
 
 
-def built(root: Path, outputs: Path, *overrides: str) -> Parts:
+def built(root: Path, outputs: Path, *overrides: str) -> RunComponents:
     return build(configured(root, outputs, *overrides), {})
 
 
@@ -92,7 +94,7 @@ def run_regime(root: Path, outputs: Path, *overrides: str) -> Done:
     with pytest.MonkeyPatch.context() as patch:
 
         def listening(models: Sequence[keras.Model]) -> Callable[[np.ndarray], list[np.ndarray]]:
-            run = network.forward_each(models)
+            run = network.inference_functions(models)
 
             def heard(inputs: np.ndarray) -> list[np.ndarray]:
                 ran.append(len(inputs))
@@ -100,8 +102,8 @@ def run_regime(root: Path, outputs: Path, *overrides: str) -> Done:
 
             return heard
 
-        patch.setattr(activations, "forward_each", listening)
-        fitted = parts.regime(parts, splits, Watch(Terminal(Console(quiet=True)), told.append))
+        patch.setattr(feature_cache, "forward_each", listening)
+        fitted = parts.regime(parts, splits, TrainingContext(Terminal(Console(quiet=True)), told.append))
     return Done(parts, splits, fitted, told, before, ran)
 
 
@@ -313,7 +315,7 @@ def test_a_head_is_kept_by_what_its_pixels_and_numbers_come_from(
         with monkeypatch.context() as patch:
             patch.setattr(module, "VERSION", module.VERSION + 1)
             assert bottleneck.cached_head(done.parts, done.splits, config) is None
-    monkeypatch.setattr(bottleneck, "versions", lambda: {**activations.versions(), "keras": "9"})
+    monkeypatch.setattr(bottleneck, "versions", lambda: {**feature_cache.versions(), "keras": "9"})
     assert bottleneck.cached_head(done.parts, done.splits, config) is None
 
 

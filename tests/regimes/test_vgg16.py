@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import schema
-from experiments.build import build
-from experiments.progress import Terminal
+from experiments.config import schema
+from experiments.regimes.build import build
 from experiments.run import read_data
-from experiments.types import EpochRecord, Parts, Watch
+from experiments.system.progress import Terminal
+from experiments.training.types import EpochRecord, RunComponents, TrainingContext
 
 LAST_BLOCKS = {
     1: ["block5_conv1", "block5_conv2", "block5_conv3"],
@@ -20,7 +20,7 @@ LAST_BLOCKS = {
 }
 
 
-def weights_by_layer(parts: Parts) -> dict[str, list[np.ndarray]]:
+def weights_by_layer(parts: RunComponents) -> dict[str, list[np.ndarray]]:
     return {layer.name: layer.get_weights() for layer in parts.backbone.model.layers if layer.weights}
 
 
@@ -43,7 +43,7 @@ def test_two_epochs_move_the_unfrozen_blocks_and_no_others(
     before = weights_by_layer(parts)
     records: list[EpochRecord] = []
     splits = read_data(parts)
-    fitted = parts.regime(parts, splits, Watch(Terminal(Console(quiet=True)), records.append))
+    fitted = parts.regime(parts, splits, TrainingContext(Terminal(Console(quiet=True)), records.append))
 
     after = weights_by_layer(parts)
     moved = [

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.checkpoints import KEPT, Checkpoints, State
+from experiments.training.checkpoints import KEPT, Checkpoints, State
 
 Tally = Callable[[str, int, int], None]
 Tries = Callable[[int, int], int]

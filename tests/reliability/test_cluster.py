@@ -22,7 +22,7 @@ import psutil
 import pytest
 import requests
 
-from experiments.types import EPOCH_METRICS
+from experiments.training.types import EPOCH_METRICS
 
 pytestmark = pytest.mark.slow
 Started = Callable[..., subprocess.Popen[str]]

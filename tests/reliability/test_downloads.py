@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from experiments.data import download
-from experiments.types import DataError
+from experiments.errors import DataError
 
 Tally = Callable[[str, int, int], None]
 Tries = Callable[[int, int], int]

@@ -19,8 +19,12 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from experiments import build, journal, like, paths, schema, validation
-from experiments.types import ConfigError
+from experiments.config import schema, validation
+from experiments.config.overrides import quoted
+from experiments.errors import ConfigError
+from experiments.regimes import build
+from experiments.runs import like
+from experiments.system import paths
 
 Tally = Callable[[str, int, int], None]
 Plain = dict[str, Any]
@@ -67,7 +71,7 @@ VALUES: dict[str, Callable[[Plain, Path], Plain]] = {
     "model loaded from a file": changed("model._target_", "keras.models.load_model"),
     "model of another application's module": changed("model._target_", "keras.applications.os.system"),
     "model that is imported by ours": changed("model._target_", "experiments.models.network.keras"),
-    "regime of our own commands": changed("regime._target_", "experiments.commands.ui.main"),
+    "regime of our own commands": changed("regime._target_", "experiments.cli.ui.main"),
     "regime of another package": changed("regime._target_", "os.abort"),
     "data source of shutil": changed("data._target_", "shutil.rmtree"),
     "data source that is no source": changed("data._target_", "experiments.data.download.fetch"),
@@ -277,16 +281,17 @@ def test_texts(name: str, tally: Tally, tmp_path: Path) -> None:
 
 def test_a_stored_array_of_objects_is_not_read(tally: Tally, tmp_path: Path) -> None:
     """Neither by the store of activations nor as a checkpoint."""
-    from experiments import checkpoints, store
+    from experiments.storage import array_cache
+    from experiments.training import checkpoints
 
     objects = np.array([{"a": 1}], dtype=object)
-    entry = tmp_path / "numbers" / store.key({"of": 1})
+    entry = tmp_path / "numbers" / array_cache.key({"of": 1})
     entry.mkdir(parents=True)
     np.save(entry / "array.npy", objects, allow_pickle=True)
     sha256 = checkpoints.file_hash(entry / "array.npy")
     meta = {"spec": {"of": 1}, "shape": [1], "dtype": "|O", "sha256": sha256}
     (entry / "meta.json").write_text(str(meta).replace("'", '"'))
-    assert store.fault(entry) is not None
+    assert array_cache.fault(entry) is not None
     tally("injection probe", 1, 1)
 
 
@@ -345,7 +350,7 @@ def test_the_values_of_options_stay_with_them(tmp_path: Path, config: Callable[.
 
 @pytest.mark.parametrize("text", ["it's", "a\\b", "a\\", "\\'", "a\\\\'b\\", "plain", "", "{a: 1}", "a,b"])
 def test_quoted_values_come_back_as_they_were(text: str, config: Callable[..., schema.Config]) -> None:
-    assert config(f"notes={journal.quoted(text)}").notes == text
+    assert config(f"notes={quoted(text)}").notes == text
 
 
 def test_overrides_come_on_top_and_a_group_chosen_anew_is_chosen_whole(

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from experiments.data import decoder, manifest
-from experiments.data.pixels import splits_of
-from experiments.types import DataError, Manifest
+from experiments.data.pixel_cache import splits_of
+from experiments.data.types import Manifest
+from experiments.errors import DataError
 
 Tally = Callable[[str, int, int], None]
 Tries = Callable[[int, int], int]

@@ -81,20 +81,20 @@ def test_a_race_of_four_processes_whose_writers_are_killed(
 def test_bit_flips_in_the_store(started: Started, tries: Tries, tally: Tally, tmp_path: Path) -> None:
     import numpy as np
 
-    from experiments import store
+    from experiments.storage import array_cache
 
     def write(rows: np.ndarray) -> None:
         rows[:] = np.arange(rows.size).reshape(rows.shape)
 
     rng, survived, wanted = random.Random(0), 0, tries(100, 10)
     for _ in range(wanted):
-        found = np.array(store.array(tmp_path, "numbers", {"of": 1}, (40, 10), "int32", write))
-        entry = tmp_path / "numbers" / store.key({"of": 1})
+        found = np.array(array_cache.array(tmp_path, "numbers", {"of": 1}, (40, 10), "int32", write))
+        entry = tmp_path / "numbers" / array_cache.key({"of": 1})
         victim = rng.choice([entry / "array.npy", entry / "meta.json"])
         content = bytearray(victim.read_bytes())
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         victim.write_bytes(content)
-        store._verified.clear()  # as a process that starts now
-        again = np.array(store.array(tmp_path, "numbers", {"of": 1}, (40, 10), "int32", write))
+        array_cache._verified.clear()  # as a process that starts now
+        again = np.array(array_cache.array(tmp_path, "numbers", {"of": 1}, (40, 10), "int32", write))
         survived += bool((again == np.arange(400).reshape(40, 10)).all() and (found == again).all())
     tally("bit flip in the store", wanted, survived)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from experiments.statistics import spread_of_mean
+from experiments.errors import ConfigError
+from experiments.evaluation.statistics import spread_of_mean
 from experiments.sweeps import plots, rungs
 from experiments.sweeps.ladder import Climbed, climbed
 from experiments.sweeps.rungs import Place
 from experiments.sweeps.summary import Row
-from experiments.types import ConfigError
 
 RUNGS = {"head": ["regime=bottleneck"], "one": ["x=1"], "two": ["x=2"], "all": ["x=all"], "fresh": ["best", "views=0"]}
 SECONDS = {"head": 5.0, "one": 20.0, "two": 40.0, "all": 300.0, "fresh": 150.0}

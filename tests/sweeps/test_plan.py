@@ -14,11 +14,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from experiments import paths
-from experiments.schema import Config
+from experiments.config.schema import Config
+from experiments.errors import ConfigError
 from experiments.sweeps import local, plan
 from experiments.sweeps.plan import Job
-from experiments.types import ConfigError
+from experiments.system import paths
 
 
 @pytest.fixture

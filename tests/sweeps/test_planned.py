@@ -16,9 +16,10 @@ import mlflow
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
 
-from experiments import journal, train
-from experiments.schema import Config, identity
-from experiments.sweeps import local, plan, plots, summary
+from experiments import train
+from experiments.config.schema import Config, identity
+from experiments.runs import run_directory
+from experiments.sweeps import local, plan, plots, summary_files
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.sweeper import Sweeper
 
@@ -51,14 +52,14 @@ class Trained:
 
     def ask(self, function: str, *arguments: Any) -> dict[str, Any]:
         if function == "conclude":
-            return summary.conclude(Path(arguments[0]))
+            return summary_files.write_summary(Path(arguments[0]))
         if function == "share":
             return {}
         assert function == "look", function
         configs = [Config.model_validate(one) for one in arguments[0]]
         known = {}
         for folder in plan.folders(Path(configs[0].outputs)):
-            facts = journal.read(folder) or {}
+            facts = run_directory.read_record(folder) or {}
             if facts.get("status") == "FINISHED":
                 about = {"status": "FINISHED", "folder": str(folder), "run_id": None}
                 found = {"deleted": str(folder)} if str(folder) in self.deleted else about
@@ -73,14 +74,14 @@ class Trained:
                 break
             self.runs.append(job)
             config, folder = job.composed.config, job.folder
-            left = journal.read(folder)
+            left = run_directory.read_record(folder)
             assert self.identity(config) == job.identity and (left is None or left["status"] == "RUNNING")
             folder.mkdir(exist_ok=True)
             accuracy = 10 * config.optimizer.lr
             metrics = {"validation.accuracy": accuracy, "total_seconds": 1.0}
-            (folder / journal.METRICS).write_text(json.dumps(metrics))
+            (folder / run_directory.METRICS).write_text(json.dumps(metrics))
             facts = {"command": {}, "identity": job.identity, "status": "FINISHED"}
-            (folder / journal.FILE).write_text(json.dumps(facts))
+            (folder / run_directory.FILE).write_text(json.dumps(facts))
             write_predictions(folder, "validation", accuracy)
             if config.evaluate.test:
                 write_predictions(folder, "test", accuracy / 2)
@@ -139,11 +140,11 @@ def test_a_job_goes_on_in_a_directory_outside_outputs(trained: Trained, tmp_path
     trained(*sweep)
     assert not trained(*sweep), "what is finished is not trained again"
     killed = tmp_path / "D" / "1"
-    facts = json.loads((killed / journal.FILE).read_text())
-    (killed / journal.FILE).write_text(json.dumps(facts | {"status": "RUNNING"}))
-    (killed / journal.CHECKPOINTS).mkdir()
+    facts = json.loads((killed / run_directory.FILE).read_text())
+    (killed / run_directory.FILE).write_text(json.dumps(facts | {"status": "RUNNING"}))
+    (killed / run_directory.CHECKPOINTS).mkdir()
     (job,) = trained(*sweep)
-    assert job.folder == killed and (killed / journal.CHECKPOINTS).is_dir(), "its checkpoints are still there"
+    assert job.folder == killed and (killed / run_directory.CHECKPOINTS).is_dir(), "its checkpoints are still there"
 
 
 def test_a_job_does_not_write_into_the_directory_of_another_run(trained: Trained, tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_a_job_does_not_write_into_the_directory_of_another_run(trained: Trained
         file.unlink()
     said = refused(lambda: trained(place, "optimizer.lr=0.03,0.04", "sweep.final=false"))
     assert f"{tmp_path / 'D' / '0'}: this folder holds another run" in said and not trained.runs
-    (tmp_path / "D" / "0" / journal.FILE).unlink()  # results that say nothing of whose they are
+    (tmp_path / "D" / "0" / run_directory.FILE).unlink()  # results that say nothing of whose they are
     assert "another run" in refused(lambda: trained(place, "optimizer.lr=0.03,0.04", "sweep.final=false"))
 
 
@@ -183,7 +184,7 @@ def test_jobs_keep_their_numbers_however_the_sweep_is_typed(trained: Trained, ow
     assert "15.0" in said, "the test score of the winner"
 
     # Another winner: the same folder, the former's test score at the number that its own would have.
-    other = folder / "0" / journal.METRICS
+    other = folder / "0" / run_directory.METRICS
     other.write_text(json.dumps(json.loads(other.read_text()) | {"validation.accuracy": 0.05}))
     (final,) = trained("optimizer.lr=0.01,2e-2,0.03")
     assert final.composed.config.optimizer.lr == 0.02 and final.folder.name == "4"
@@ -286,7 +287,7 @@ def test_jobs_run_what_was_planned_though_files_change(drawn: Path, own_outputs:
     assert {run.data.tags["mlflow.note.content"] for run in runs.values()} == {"${oc.env:WHY}"}
     assert all("--config-name own" in run.data.tags["command"] for run in runs.values())
     called = json.loads((folder / "0" / "run.json").read_text())["command"]
-    assert journal.arguments(called)[:4] == ["--config-dir", str(mine), "--config-name", "own"]
+    assert run_directory.arguments(called)[:4] == ["--config-dir", str(mine), "--config-name", "own"]
 
     (mine / "own.yaml").write_text(text)
     parent = json.loads((folder / plan.SWEEP).read_text())["parent"]

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from experiments import studies
-from experiments.schema import Config
+from experiments.config.schema import Config
+from experiments.errors import ConfigError, Pruned
 from experiments.sweeps import search as searches
 from experiments.sweeps.plan import Job
 from experiments.sweeps.space import Space, space
-from experiments.tracking import owners
-from experiments.types import ConfigError, EpochRecord, Pruned
+from experiments.tracking import liveness
+from experiments.training import pruning
+from experiments.training.types import EpochRecord
 
 optuna = pytest.importorskip("optuna", reason="the extra `search` is not installed")
 
@@ -54,32 +55,32 @@ def test_a_search_has_one_name_whatever_its_trials_workers_and_stores(config: An
 
 
 def test_a_postgres_address_names_the_driver_of_the_extra() -> None:
-    assert studies.address("postgresql://me:secret@host/db") == "postgresql+psycopg://me:secret@host/db"
-    assert studies.address("postgresql+psycopg2://host/db") == "postgresql+psycopg2://host/db"
-    assert studies.address("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    assert pruning.address("postgresql://me:secret@host/db") == "postgresql+psycopg://me:secret@host/db"
+    assert pruning.address("postgresql+psycopg2://host/db") == "postgresql+psycopg2://host/db"
+    assert pruning.address("sqlite:////a/b.db") == "sqlite:////a/b.db"
 
 
 def test_an_unusable_storage_is_told_without_its_password(config: Any) -> None:
     with pytest.raises(ConfigError) as told:
-        studies.storage(config("sweep.storage=nonsense://me:secret@host/db"))
+        pruning.storage(config("sweep.storage=nonsense://me:secret@host/db"))
     assert "sweep.storage: cannot be used" in str(told.value) and "secret" not in str(told.value)
 
 
 def test_without_optuna_a_search_says_what_to_install(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ConfigError, match=r"sweep.search: tpe needs Optuna.*pip install 'experiments\[search\]'"):
-        studies.need_optuna(config("sweep.search=tpe"))
+        pruning.need_optuna(config("sweep.search=tpe"))
 
 
 def test_a_trial_is_left_by_a_process_that_is_gone_and_only_by_such(config: Any) -> None:
     study = optuna.create_study()
     mine, gone, silent = study.ask(), study.ask(), study.ask()
-    mine.set_user_attr(searches.OWNER, owners.owner())
+    mine.set_user_attr(searches.OWNER, liveness.owner())
     process = subprocess.Popen(["sleep", "60"])
-    gone.set_user_attr(searches.OWNER, owners.owner(process.pid))
+    gone.set_user_attr(searches.OWNER, liveness.owner(process.pid))
     process.kill()
     process.wait()
-    elsewhere = {**owners.owner(), "owner.host": "elsewhere", "owner.heartbeat": str(int(time.time() - 3600))}
+    elsewhere = {**liveness.owner(), "owner.host": "elsewhere", "owner.heartbeat": str(int(time.time() - 3600))}
     silent.set_user_attr(searches.OWNER, elsewhere)
     study.ask()  # by one that has not said who it is yet
     assert [searches.gone(trial) for trial in study.trials] == [False, True, True, False]
@@ -90,8 +91,8 @@ def behind(config: Any, tmp_path: Path, *overrides: str) -> tuple[Config, Any, A
     checked: Config = config(
         "sweep.pruner=median", "epochs=12", f"sweep.storage=sqlite:///{tmp_path}/s.db", *overrides,
     )  # fmt: skip
-    study = optuna.create_study(storage=studies.storage(checked), study_name="study", direction="maximize")
-    study.set_user_attr(studies.EPOCHS, 12)
+    study = optuna.create_study(storage=pruning.storage(checked), study_name="study", direction="maximize")
+    study.set_user_attr(pruning.EPOCHS, 12)
     for _ in range(6):
         good = study.ask()
         for step in range(12):
@@ -109,7 +110,7 @@ def record(epoch: int, accuracy: float, phase: str) -> EpochRecord:
 def test_a_job_tells_its_last_phase_and_ends_when_it_is_behind(config: Any, tmp_path: Path) -> None:
     job, study, trial = behind(config, tmp_path, "regime=finetune")
     seen: list[EpochRecord] = []
-    told = studies.reporting(job, seen.append)
+    told = pruning.reporting(job, seen.append)
     told(record(0, 0.1, "head"))
     assert study.trials[trial.number].intermediate_values == {}, "the head's phase is not compared"
     told(record(0, 0.1, "finetune"))
@@ -123,18 +124,18 @@ def test_a_job_tells_its_last_phase_and_ends_when_it_is_behind(config: Any, tmp_
 
 def test_a_trial_in_front_is_not_pruned_and_nor_is_a_last_epoch(config: Any, tmp_path: Path) -> None:
     job, _, _ = behind(config, tmp_path, "regime=bottleneck")
-    told = studies.reporting(job, lambda epoch: None)
+    told = pruning.reporting(job, lambda epoch: None)
     for epoch in range(11):
         told(record(epoch, 0.95, "head"))
-    studies.reporting(job.model_copy(update={"epochs": 5}), lambda epoch: None)(record(4, 0.1, "head"))
+    pruning.reporting(job.model_copy(update={"epochs": 5}), lambda epoch: None)(record(4, 0.1, "head"))
 
 
 def test_a_study_that_is_away_or_over_costs_a_run_nothing(config: Any, tmp_path: Path) -> None:
     job, study, trial = behind(config, tmp_path, "regime=bottleneck")
     study.tell(trial, state=optuna.trial.TrialState.FAIL)
-    studies.reporting(job, lambda epoch: None)(record(5, 0.1, "head"))
+    pruning.reporting(job, lambda epoch: None)(record(5, 0.1, "head"))
     other = job.sweep.model_copy(update={"trial": "no_such/1"})
-    studies.reporting(job.model_copy(update={"sweep": other}), lambda epoch: None)(record(5, 0.1, "head"))
+    pruning.reporting(job.model_copy(update={"sweep": other}), lambda epoch: None)(record(5, 0.1, "head"))
 
 
 class Drawing(searches.Worker):
@@ -151,7 +152,7 @@ class Drawing(searches.Worker):
 
 def drawing(config: Any, tmp_path: Path, found: Space, *overrides: str) -> Drawing:
     checked = config(f"sweep.storage=sqlite:///{tmp_path}/s.db", "sweep.search=random", "sweep.jobs=2", *overrides)
-    storage = studies.storage(checked)
+    storage = pruning.storage(checked)
     study = optuna.create_study(storage=storage, study_name="study", load_if_exists=True)
     sweeper = SimpleNamespace(common=checked, folder=tmp_path, enough=lambda jobs, returns: None)
     return Drawing(sweeper, found, study, storage)
@@ -273,7 +274,7 @@ def test_a_search_goes_on_where_it_stopped_and_ends_what_falls_behind(own_output
         )
     lost = study.ask(dict(first.distributions))  # by a worker that was killed
     process = subprocess.Popen(["sleep", "60"])
-    lost.set_user_attr(searches.OWNER, owners.owner(process.pid))
+    lost.set_user_attr(searches.OWNER, liveness.owner(process.pid))
     process.kill()
     process.wait()
     done = command(own_outputs, *searched, "sweep.trials=7")

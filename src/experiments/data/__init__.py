@@ -1,1 +1,1 @@
-"""Where pictures come from, whether they are sound, and how they are read."""
+"""Images: where they come from, validation, decoding, splits, augmentation, batches."""

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from experiments.data.file_formats import CONVERT, ImageFile
-from experiments.types import DataError, GrayRange
+from experiments.data.types import GrayRange
+from experiments.errors import DataError
 
 _STRIP = 2**20  # pixels that are converted at a time
 _FEW_LEVELS = 3  # an image is blank if its levels differ by no more

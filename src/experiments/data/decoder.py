@@ -21,7 +21,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from experiments.data.colors import is_blank, to_rgb
 from experiments.data.file_formats import CONVERT, REPLACE, SEVERAL, ImageFile, cut_short, parse, read_orientation
-from experiments.types import DataError, GrayRange
+from experiments.data.types import GrayRange
+from experiments.errors import DataError
 
 VERSION = 2  # part of every cache key: raise it whenever the same bytes would give other pixels or another verdict
 

@@ -28,9 +28,9 @@ from requests.adapters import HTTPAdapter
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from experiments import store
-from experiments.progress import PlainConsole, Terminal
-from experiments.types import DataError
+from experiments.errors import DataError
+from experiments.storage import atomic_files
+from experiments.system.progress import PlainConsole, Terminal
 
 _CHUNK = 2**16  # bytes
 _TIMEOUT = (10.0, 60.0)  # seconds: to connect, and between two arrivals of bytes
@@ -124,7 +124,7 @@ def extract(file: File, target: Path, *, wanted: re.Pattern[str], member_bytes: 
             out of the folder or are there twice, links, encrypted members, members that unpack to too much. If the
             disk is full or cannot be written. Nothing is left behind then.
     """
-    draft = store.draft(target)
+    draft = atomic_files.draft(target)
     try:
         with _disk(f"Unpacking {file.name} to {target}"), zipfile.ZipFile(file) as archive:
             members = _members(archive, wanted, member_bytes)
@@ -145,7 +145,7 @@ def extract(file: File, target: Path, *, wanted: re.Pattern[str], member_bytes: 
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
-            store.sync(target.parent)
+            atomic_files.sync(target.parent)
     except DataError:
         raise
     except _MEMBER_ERRORS as error:

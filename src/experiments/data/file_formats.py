@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass, field
 from itertools import islice
 
-from experiments.types import DataError
+from experiments.errors import DataError
 
 REPLACE = "replace it by a whole copy or remove it"
 CONVERT = "convert it to PNG or JPEG, or remove it"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.data import decoder
-from experiments.types import SPLITS
+from experiments.data.types import SPLITS
 
 LAYOUTS = "root/train/<class>/ and root/validation/<class>/ (and root/test/<class>/), or root/<class>/ for every class"
 
@@ -18,13 +18,13 @@ IGNORED = ("__macosx", "thumbs.db", "desktop.ini")  # left by operating systems;
 Groups = dict[tuple[str, str], list[str]]  # (split, class) -> paths; the split is "" while it is not decided
 
 
-class Fault(NamedTuple):
+class DataIssue(NamedTuple):
     path: str
     text: str  # what is wrong; what to do
     skippable: bool  # whether data.on_bad=skip can leave this file out
 
 
-def list_pictures(root: Path, faults: list[Fault]) -> tuple[Groups, bool]:
+def list_pictures(root: Path, faults: list[DataIssue]) -> tuple[Groups, bool]:
     """The picture files of every class folder, by name, and whether folders are the splits; all else is a fault."""
     groups: Groups = {}
     folders = _folders(root, "", faults)
@@ -40,24 +40,24 @@ def list_pictures(root: Path, faults: list[Fault]) -> tuple[Groups, bool]:
     if len(classes) < 2:
         names = ", ".join(printable(name) for name in classes) or "none"
         text = f"two or more classes are needed, found {names}; set data.root to a folder laid out as {LAYOUTS}"
-        faults.append(Fault(str(root), text, skippable=False))
+        faults.append(DataIssue(str(root), text, skippable=False))
     for (split, class_name), members in groups.items():
         _list_class(root, f"{split}/{class_name}" if split else class_name, members, faults)
     return groups, presplit
 
 
-def _check_splits(folders: Sequence[str], faults: list[Fault]) -> None:
+def _check_splits(folders: Sequence[str], faults: list[DataIssue]) -> None:
     for name in folders:
         split = _split_name(name)
         if split is None:
             text = f"is none of {', '.join(SPLITS)}; move it out of the root. Allowed: {LAYOUTS}"
-            faults.append(Fault(name, text, skippable=False))
+            faults.append(DataIssue(name, text, skippable=False))
         elif name != split:
-            faults.append(Fault(name, f"is not the name of a split; rename to {split}", skippable=False))
+            faults.append(DataIssue(name, f"is not the name of a split; rename to {split}", skippable=False))
     for split in ("train", "validation"):
         if not any(_split_name(name) == split for name in folders):
             text = f"is missing; make root/{split}/<class>/, or put all pictures into root/<class>/, "
-            faults.append(Fault(split, text + "which data.fractions then splits", skippable=False))
+            faults.append(DataIssue(split, text + "which data.fractions then splits", skippable=False))
 
 
 def _split_name(name: str) -> str | None:
@@ -65,7 +65,7 @@ def _split_name(name: str) -> str | None:
     return lowered if lowered in SPLITS else _ALIASES.get(lowered)
 
 
-def _compare_classes(present: Sequence[str], groups: Groups, faults: list[Fault]) -> None:
+def _compare_classes(present: Sequence[str], groups: Groups, faults: list[DataIssue]) -> None:
     for class_name in sorted({class_name for _, class_name in groups}):
         having = [split for split in present if (split, class_name) in groups]
         for split in present:
@@ -73,10 +73,10 @@ def _compare_classes(present: Sequence[str], groups: Groups, faults: list[Fault]
                 there = f"{' and '.join(having)} {'has' if len(having) == 1 else 'have'} it"
                 text = f"this class is missing, though {there}; "
                 text += "make the folder, or remove or rename the class there: all splits must have the same classes"
-                faults.append(Fault(f"{split}/{class_name}", text, skippable=False))
+                faults.append(DataIssue(f"{split}/{class_name}", text, skippable=False))
 
 
-def _folders(root: Path, split: str, faults: list[Fault]) -> list[str]:
+def _folders(root: Path, split: str, faults: list[DataIssue]) -> list[str]:
     """The names of the folders in the root (`split` "") or in the folder of a split."""
     names = []
     for entry in _scan(root, split, faults):
@@ -84,46 +84,46 @@ def _folders(root: Path, split: str, faults: list[Fault]) -> list[str]:
         kind = _kind(entry)
         if kind == "folder" and not _is_text(entry.name):
             text = "a folder name that is not UTF-8, and it would name a class; rename it"
-            faults.append(Fault(path, text, skippable=False))
+            faults.append(DataIssue(path, text, skippable=False))
         elif kind == "folder":
             names.append(entry.name)
         elif split or is_picture(entry.name):
             text = "a file outside the class folders; move it into its class's folder, or elsewhere"
-            faults.append(Fault(path, text, skippable=True))
+            faults.append(DataIssue(path, text, skippable=True))
     return names
 
 
-def _list_class(root: Path, folder: str, members: list[str], faults: list[Fault]) -> None:
+def _list_class(root: Path, folder: str, members: list[str], faults: list[DataIssue]) -> None:
     entries = _scan(root, folder, faults)
     for entry in entries:
         path = f"{folder}/{entry.name}"
         kind = _kind(entry)
         if kind == "folder":
             text = "a folder inside a class folder; move its pictures up into the class folder, or it elsewhere"
-            faults.append(Fault(path, text, skippable=False))
+            faults.append(DataIssue(path, text, skippable=False))
         elif kind == "dangling link":
-            faults.append(Fault(path, "a link to nothing; restore what it points to or remove it", skippable=True))
+            faults.append(DataIssue(path, "a link to nothing; restore what it points to or remove it", skippable=True))
         elif kind == "special file":
-            faults.append(Fault(path, "not a regular file; remove it", skippable=True))
+            faults.append(DataIssue(path, "not a regular file; remove it", skippable=True))
         elif not is_picture(entry.name):
             types = " ".join(decoder.SUFFIXES)
             text = f"not of a type read here ({types}); if a picture, convert to PNG or JPEG, else move it elsewhere"
-            faults.append(Fault(path, text, skippable=True))
+            faults.append(DataIssue(path, text, skippable=True))
         else:
             members.append(path)
     if not entries and not any(fault.path == folder for fault in faults):
         text = "an empty class folder; add pictures, or remove the class from all splits"
-        faults.append(Fault(folder, text, skippable=False))
+        faults.append(DataIssue(folder, text, skippable=False))
 
 
-def _scan(root: Path, folder: str, faults: list[Fault]) -> list[os.DirEntry[str]]:
+def _scan(root: Path, folder: str, faults: list[DataIssue]) -> list[os.DirEntry[str]]:
     path = os.path.join(root, folder)
     try:
         with os.scandir(path) as entries:
             wanted = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in IGNORED]
     except OSError as error:
         text = f"cannot be listed ({error.strerror}); check the path and its permissions"
-        faults.append(Fault(folder or str(root), text, skippable=False))
+        faults.append(DataIssue(folder or str(root), text, skippable=False))
         return []
     return sorted(wanted, key=lambda entry: entry.name)
 

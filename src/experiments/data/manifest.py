@@ -18,14 +18,15 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments import store
 from experiments.data import decoder
-from experiments.data.listing import Fault, Groups, list_pictures, printable
+from experiments.data.listing import DataIssue, Groups, list_pictures, printable
 from experiments.data.splitting import draw_fold, draw_splits, rank
-from experiments.types import SPLITS, ConfigError, DataError, Entry, GrayRange, ImageWarning, LeftOut, Manifest
+from experiments.data.types import SPLITS, GrayRange, ImageRecord, ImageWarning, Manifest, SkippedImage
+from experiments.errors import ConfigError, DataError
+from experiments.storage import array_cache, atomic_files
 
 if TYPE_CHECKING:
-    from experiments.data.pixels import Decoded
+    from experiments.data.pixel_cache import Decoded
 
 _SHOWN = 20  # faults named in one error
 
@@ -46,7 +47,7 @@ def read(
     gray_range: GrayRange | None = None,
     cache: Path,
     decoded: Decoded | None = None,
-    found: list[Fault] | None = None,
+    found: list[DataIssue] | None = None,
 ) -> Manifest:
     """Lists, hashes and checks the pictures of a folder, and puts each into one split.
 
@@ -81,7 +82,7 @@ def read(
     """
     root = Path(os.path.abspath(root))
     _check_choices(limit, on_bad)
-    faults: list[Fault] = []
+    faults: list[DataIssue] = []
     groups, presplit = list_pictures(root, faults)
     if not presplit:
         _check_fractions(fractions)
@@ -91,7 +92,7 @@ def read(
     with ThreadPoolExecutor() as pool:
         for path, hashed in zip(paths, pool.map(functools.partial(_hash, root), paths), strict=True):
             if isinstance(hashed, str):
-                faults.append(Fault(path, hashed, skippable=True))
+                faults.append(DataIssue(path, hashed, skippable=True))
             else:
                 hashes[path] = hashed
     groups = {group: [path for path in members if path in hashes] for group, members in groups.items()}
@@ -101,7 +102,7 @@ def read(
     verdicts = _Verdicts(root, cache, hashes, gray_range, decoded)
     groups = _without_duplicates(groups, verdicts, faults)
 
-    def assign(groups: Groups, faults: list[Fault]) -> Groups:
+    def assign(groups: Groups, faults: list[DataIssue]) -> Groups:
         if not presplit:
             groups = draw_splits(groups, fractions, split_seed, faults)
         if fold is not None:
@@ -121,16 +122,16 @@ def read(
         for path in members:
             sha256, size = hashes[path]
             width, height, mode, texts = verdicts.good[sha256]
-            entries.append(Entry(path, size, sha256, width, height, mode, class_name, split))
+            entries.append(ImageRecord(path, size, sha256, width, height, mode, class_name, split))
             warnings += [ImageWarning(path, text) for text in texts]
         if not members:
             origin = "train" if fold is not None and split == "validation" else split
             folder = f"{origin}/{class_name}" if presplit else class_name
             text = f"no picture that can be used is left for {split}; add pictures or remove the class"
             if not any(fault.path == folder for fault in faults):  # that may have been said more exactly
-                faults.append(Fault(folder, text, skippable=False))
+                faults.append(DataIssue(folder, text, skippable=False))
     faults += [
-        Fault(path, verdicts.bad[sha], skippable=True) for path, (sha, _) in hashes.items() if sha in verdicts.bad
+        DataIssue(path, verdicts.bad[sha], skippable=True) for path, (sha, _) in hashes.items() if sha in verdicts.bad
     ]
 
     fatal = [fault for fault in faults if on_bad == "error" or not fault.skippable]
@@ -138,7 +139,7 @@ def read(
         found += sorted(faults)
     elif fatal:
         raise DataError(message(root, fatal, on_bad))
-    left_out = tuple(LeftOut(path, text) for path, text, _ in sorted(faults))
+    left_out = tuple(SkippedImage(path, text) for path, text, _ in sorted(faults))
     if left_out and found is None:
         first = f"{printable(left_out[0].path)}: {left_out[0].reason}"
         _log.warning("Files left out (data.on_bad=skip): %d, the first: %s", len(left_out), first)
@@ -218,7 +219,7 @@ def read_verdicts(file: Path) -> dict[str, _Facts] | str:
     """The good pictures that a file of `cache/manifests/` names, by sha256; or why it cannot be used."""
     try:
         kept = json.loads(file.read_bytes())
-        if kept["sha256"] != store.key(kept["pictures"]):
+        if kept["sha256"] != array_cache.key(kept["pictures"]):
             return "its content does not have the hash it was stored with"
         return {
             sha256: (int(width), int(height), str(mode), list(map(str, warnings)))
@@ -249,7 +250,7 @@ class _Verdicts:
         self._gray_range = gray_range
         self._decoded = decoded
         files = sorted(sha256 for sha256, _ in hashes.values())
-        key = store.key({"files": files, "decoder": decoder.VERSION, "gray_range": gray_range})
+        key = array_cache.key({"files": files, "decoder": decoder.VERSION, "gray_range": gray_range})
         self._file = cache / "manifests" / f"{key}.json"
         if self._file.exists():
             kept = read_verdicts(self._file)
@@ -257,7 +258,7 @@ class _Verdicts:
                 _log.warning("Damaged verdicts, the pictures are checked again: %s: %s", self._file, kept)
             else:
                 self.good = kept
-                store.use(self._file, self)
+                array_cache.use(self._file, self)
         self._kept = len(self.good)
 
     def sha256(self, path: str) -> str:
@@ -296,8 +297,8 @@ class _Verdicts:
 
     def save(self) -> None:
         if len(self.good) > self._kept:
-            content = {"sha256": store.key(self.good), "pictures": self.good}
-            store.write_file(self._file, json.dumps(content).encode())
+            content = {"sha256": array_cache.key(self.good), "pictures": self.good}
+            atomic_files.write_file(self._file, json.dumps(content).encode())
 
 
 def unchanged(root: Path, path: str, sha256: str) -> bytes:
@@ -317,7 +318,7 @@ def unchanged(root: Path, path: str, sha256: str) -> bytes:
     return content
 
 
-def _without_duplicates(groups: Groups, verdicts: _Verdicts, faults: list[Fault]) -> Groups:
+def _without_duplicates(groups: Groups, verdicts: _Verdicts, faults: list[DataIssue]) -> Groups:
     """Finds pictures that are there twice. Left out is only what is twice in one split, of two classes both."""
     same = defaultdict(list)
     for (split, class_name), members in groups.items():
@@ -337,12 +338,12 @@ def _without_duplicates(groups: Groups, verdicts: _Verdicts, faults: list[Fault]
                 text = f"the same picture as {printable(path)}, in another class; remove the one that is wrong"
                 if path not in dropped:  # skipping leaves out both: nobody knows which is right
                     both = f"the same picture as {printable(other)}, in another class; remove the one that is wrong"
-                    faults.append(Fault(path, both, skippable=True))
+                    faults.append(DataIssue(path, both, skippable=True))
                 dropped |= {path, other}
             else:
                 text = f"the same picture as {printable(path)}; remove one"
                 dropped.add(other)
-            faults.append(Fault(other, text, skippable=other in dropped))
+            faults.append(DataIssue(other, text, skippable=other in dropped))
     return {group: [path for path in members if path not in dropped] for group, members in groups.items()}
 
 
@@ -383,7 +384,7 @@ def _check_fractions(fractions: Mapping[str, float]) -> None:
         raise ConfigError(f"data.fractions must be {allowed}. Received: {dict(fractions)!r}")
 
 
-def message(root: Path, faults: Sequence[Fault], on_bad: str) -> str:
+def message(root: Path, faults: Sequence[DataIssue], on_bad: str) -> str:
     """The error for all faults together."""
     # What no setting helps against comes first, lest it be cut off.
     ordered = sorted(faults, key=lambda fault: (fault.skippable, fault.path, fault.text))

@@ -7,8 +7,8 @@ import hashlib
 import os
 from collections.abc import Mapping
 
-from experiments.data.listing import Fault, Groups
-from experiments.types import SPLITS
+from experiments.data.listing import DataIssue, Groups
+from experiments.data.types import SPLITS
 
 
 def rank(seed: int, path: str) -> bytes:
@@ -16,7 +16,7 @@ def rank(seed: int, path: str) -> bytes:
     return hashlib.sha256(f"{seed}:".encode() + os.fsencode(path)).digest()
 
 
-def draw_splits(groups: Groups, fractions: Mapping[str, float], seed: int, faults: list[Fault]) -> Groups:
+def draw_splits(groups: Groups, fractions: Mapping[str, float], seed: int, faults: list[DataIssue]) -> Groups:
     """Return every class split by the fractions."""
     result: Groups = {}
     for (_, class_name), members in groups.items():
@@ -25,7 +25,7 @@ def draw_splits(groups: Groups, fractions: Mapping[str, float], seed: int, fault
         if 0 < len(ranked) < len(counts):
             text = f"has {len(ranked)} pictures that can be used, too few to split into {', '.join(counts)}; "
             text += "add pictures, or set a fraction of data.fractions to 0"
-            faults.append(Fault(class_name, text, skippable=False))
+            faults.append(DataIssue(class_name, text, skippable=False))
         start = 0
         for split, count in counts.items():
             result[split, class_name] = ranked[start : start + count]
@@ -33,7 +33,7 @@ def draw_splits(groups: Groups, fractions: Mapping[str, float], seed: int, fault
     return result
 
 
-def draw_fold(groups: Groups, fold: int, folds: int, seed: int, place: str, faults: list[Fault]) -> Groups:
+def draw_fold(groups: Groups, fold: int, folds: int, seed: int, place: str, faults: list[DataIssue]) -> Groups:
     """Return the training images as training and validation images, other splits but validation as they are."""
     result = {group: members for group, members in groups.items() if group[0] not in ("train", "validation")}
     for (split, class_name), members in groups.items():
@@ -41,7 +41,7 @@ def draw_fold(groups: Groups, fold: int, folds: int, seed: int, place: str, faul
             ranked = sorted(members, key=functools.partial(rank, seed))
             if len(ranked) < folds:
                 text = f"has {len(ranked)} training pictures, too few for data.folds={folds}; add pictures or lower it"
-                faults.append(Fault(f"{place}{class_name}", text, skippable=False))
+                faults.append(DataIssue(f"{place}{class_name}", text, skippable=False))
             result["validation", class_name] = ranked[fold::folds]
             result["train", class_name] = [path for at, path in enumerate(ranked) if at % folds != fold]
     return result

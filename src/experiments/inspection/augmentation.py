@@ -9,16 +9,16 @@ from collections.abc import Iterator
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import figures
-from experiments.build import build_augmentation, build_layer, build_source
-from experiments.data.pipeline import picture_batches, rng
-from experiments.data.pixels import splits_of
+from experiments.config.schema import Config, Limit
+from experiments.data.input_pipeline import image_batches, rng
+from experiments.data.pixel_cache import splits_of
+from experiments.data.types import Dataset
+from experiments.evaluation import plots
+from experiments.regimes.build import build_augmentation, build_layer, build_source
 from experiments.run import read_manifest
-from experiments.schema import Config, Limit
-from experiments.types import Splits
 
 
-def sample(config: Config, count: int) -> Splits:
+def sample(config: Config, count: int) -> Dataset:
     """The data set cut down to `count` training pictures, of the classes in turn; no others become pixels.
 
     Raises:
@@ -39,7 +39,7 @@ def sample(config: Config, count: int) -> Splits:
     return splits_of(few, config.data.image_size, config.cache, config.runtime.memory * 1e9)
 
 
-def draw(config: Config, shown: Splits, views: int) -> Figure:
+def draw(config: Config, shown: Dataset, views: int) -> Figure:
     """A row for each training picture: the original, then how each of the first epochs shows it.
 
     Where labels are mixed, a view's title tells its shares of the classes.
@@ -49,25 +49,25 @@ def draw(config: Config, shown: Splits, views: int) -> Figure:
     """
     originals = shown.train.pixels[:].astype("float32")
     rows = [[pixels] for pixels in originals]
-    titles = [[figures.label_title(label, shown.classes)] for label in shown.train.labels]
+    titles = [[plots.label_title(label, shown.classes)] for label in shown.train.labels]
     for pixels, labels in augmented_views(config, shown, views):
         for at, label in enumerate(labels):
             rows[at].append(pixels[at])
-            titles[at].append(figures.label_title(label, shown.classes) if label.ndim else "")
+            titles[at].append(plots.label_title(label, shown.classes) if label.ndim else "")
     flat = np.stack([pixels for row in rows for pixels in row])
-    figure = figures.picture_grid(flat, [title for row in titles for title in row], columns=1 + views)
+    figure = plots.picture_grid(flat, [title for row in titles for title in row], columns=1 + views)
     span = "epoch 1 shows" if views == 1 else f"epochs 1 to {views} show"
     figure.suptitle(f"augmentation={config.augmentation.name}: originals, and what {span}", fontsize=11)
     return figure
 
 
-def augmented_views(config: Config, shown: Splits, views: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def augmented_views(config: Config, shown: Dataset, views: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The training pictures of each epoch as the network is given them, in the order of `shown`.
 
     Yields:
         Pixels [N, H, W, 3] float32 in [0, 255] and labels [N] int32, or shares of classes [N, C] float32.
     """
-    batches = picture_batches(
+    batches = image_batches(
         shown.train,
         classes=len(shown.classes),
         augmentation=build_augmentation(config),

@@ -11,39 +11,39 @@ from matplotlib.figure import Figure, SubFigure
 from rich import box
 from rich.table import Table
 
-from experiments.build import build_source
-from experiments.data.listing import Fault, printable
+from experiments.config.schema import Config
+from experiments.data.listing import DataIssue, printable
 from experiments.data.manifest import warning_lines
-from experiments.data.pixels import open_picture
-from experiments.figures import PALETTE, STYLE, literal, short
+from experiments.data.pixel_cache import open_picture
+from experiments.data.types import SPLITS, ImageRecord, Manifest
+from experiments.evaluation.plots import PALETTE, STYLE, literal, short
+from experiments.regimes.build import build_source
 from experiments.run import read_manifest
-from experiments.schema import Config
-from experiments.store import readable
-from experiments.types import SPLITS, Entry, Manifest
+from experiments.storage.atomic_files import readable
 
 MOST_CLASSES = 20  # of which a figure shows pictures, or names in a chart
 THUMBNAIL = 240  # pixels of a shown picture's longer side
 COLORS = dict(zip(SPLITS, PALETTE, strict=False))
 
 
-class Survey(NamedTuple):
+class DataReport(NamedTuple):
     """A data set as a run of the configuration finds it."""
 
     manifest: Manifest  # without what is at fault; without any picture where nothing can be used
-    faults: tuple[Fault, ...]  # every one, whatever data.on_bad says
-    fatal: tuple[Fault, ...]  # those that a run would refuse
+    faults: tuple[DataIssue, ...]  # every one, whatever data.on_bad says
+    fatal: tuple[DataIssue, ...]  # those that a run would refuse
 
 
-def survey(config: Config) -> Survey:
+def inspect_data(config: Config) -> DataReport:
     """Reads the data set as a run would, but for faults, which do not end it.
 
     Raises:
         ConfigError, DataError: as the data source and `manifest.read`, of all that is no picture's fault.
     """
-    faults: list[Fault] = []
+    faults: list[DataIssue] = []
     found = read_manifest(config, build_source(config)(), found=faults)
     fatal = [fault for fault in faults if config.data.on_bad == "error" or not fault.skippable]
-    return Survey(found, tuple(faults), tuple(fatal))
+    return DataReport(found, tuple(faults), tuple(fatal))
 
 
 def counts(found: Manifest) -> Table:
@@ -82,11 +82,11 @@ def sentences(found: Manifest, image_size: int) -> list[str]:
     ]
 
 
-def _told(entry: Entry) -> str:
+def _told(entry: ImageRecord) -> str:
     return f"{entry.width} x {entry.height}  {readable(entry.bytes)}  {printable(entry.path)}"
 
 
-def fault_lines(looked: Survey, on_bad: str) -> list[str]:
+def fault_lines(looked: DataReport, on_bad: str) -> list[str]:
     """Every file at fault with its reason, and what a run would make of them."""
     if not looked.faults:
         return ["no file is at fault: none damaged, none twice"]
@@ -109,7 +109,7 @@ def image_warning_lines(found: Manifest) -> list[str]:
 
 
 @STYLE
-def draw(looked: Survey, pictures: int) -> Figure:
+def draw(looked: DataReport, pictures: int) -> Figure:
     """Counts of classes and splits, the pictures' sizes, and some training pictures of each class as their files are.
 
     Args:

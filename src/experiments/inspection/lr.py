@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter1d
 from scipy.stats import median_abs_deviation
 
-from experiments.build import build
-from experiments.figures import PALETTE, QUIET, STYLE
-from experiments.fit import Growing
+from experiments.config.schema import Config
+from experiments.evaluation.plots import PALETTE, QUIET, STYLE
+from experiments.regimes.build import build
 from experiments.run import read_data
-from experiments.schema import Config
-from experiments.types import Progress, Tried, Watch
+from experiments.training.fit import LRFinder
+from experiments.training.types import Progress, TrainingContext, Tried
 
 WIDTH = 0.2  # decades: the deviation of the Gaussian that smooths the losses
 LEAST = 12  # losses from which a rate is suggested
@@ -65,7 +65,7 @@ def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, pro
         recipe=dataclasses.replace(parts.recipe, epochs=epochs, tried=[float(rate) for rate in rates]),
     )
     try:
-        parts.regime(parts, splits, Watch(progress, record=lambda _: None))
+        parts.regime(parts, splits, TrainingContext(progress, record=lambda _: None))
     except Tried as tried:
         return suggest(rates, np.array(tried.losses), tried.guessing, tried.trained)
     raise RuntimeError(f"regime={config.regime.name} ended without a call to fit with parts.recipe")
@@ -94,7 +94,7 @@ def suggest(rates: np.ndarray, losses: np.ndarray, guessing: float, trained: boo
     decades = np.log10(rates)
     width = WIDTH / (decades[1] - decades[0])  # in batches
     # One loss of a diverging training would be seen far around it.
-    bounded = np.minimum(losses, Growing.RUNAWAY * max(np.median(losses[:LEAST]), guessing / 100))
+    bounded = np.minimum(losses, LRFinder.RUNAWAY * max(np.median(losses[:LEAST]), guessing / 100))
     smoothed = gaussian_filter1d(bounded, width)
     # The noise of a batch, robust to outliers; of those up to the valley, as beyond it training is unstable.
     before = slice(max(int(smoothed.argmin()) + 1, len(losses) // 3))

@@ -11,15 +11,15 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import figures
-from experiments.build import build_source
+from experiments.config.schema import Config
 from experiments.data import decoder
-from experiments.data.pixels import open_picture
-from experiments.gradcam import gradcam
-from experiments.schema import Config
-from experiments.tracking import stored
-from experiments.trained import Trained
-from experiments.types import ConfigError
+from experiments.data.pixel_cache import open_picture
+from experiments.deploy.saved_run import Trained
+from experiments.errors import ConfigError
+from experiments.evaluation import plots
+from experiments.models.gradcam import gradcam
+from experiments.regimes.build import build_source
+from experiments.tracking import queries
 
 COLUMNS = 6  # pictures in a row: three mistakes
 
@@ -52,7 +52,7 @@ def find(run: Trained, split: str) -> tuple[list[Mistake], int]:
     name = f"predictions_{split}.csv"
     path = run.folder / name if run.folder else None
     if path is None and run.uri is not None and run.run_id is not None:
-        path = stored.artifact(run.uri, run.run_id, name)
+        path = queries.artifact(run.uri, run.run_id, name)
     if path is None or not path.is_file():
         raise ConfigError(f"{run.name}: there is no {name}: this run has not looked at its {split} pictures")
     with path.open(newline="", encoding="utf-8") as file:
@@ -117,14 +117,14 @@ def draw(run: Trained, split: str, shown: Shown, wrong: int, pictures: int) -> F
     for mistake, heat in zip(shown.mistakes, shown.heat, strict=True):
         name = mistake.path.rsplit("/", 1)[-1]
         titles += [
-            figures.short(name),
-            f"{figures.short(mistake.label)} → {figures.short(mistake.predicted)} {mistake.confidence:.1%}"
+            plots.short(name),
+            f"{plots.short(mistake.label)} → {plots.short(mistake.predicted)} {mistake.confidence:.1%}"
             + ("" if heat.any() else "\nno evidence"),
         ]
-    figure = figures.picture_grid(grid, titles, columns=COLUMNS)
+    figure = plots.picture_grid(grid, titles, columns=COLUMNS)
     which = "" if len(shown.mistakes) == wrong else f", the {len(shown.mistakes)} most confident"
     figure.suptitle(
-        f"{figures.literal(figures.short(run.name, 60))}: {wrong} mistakes in {pictures} {split} pictures{which}\n"
+        f"{plots.literal(plots.short(run.name, 60))}: {wrong} mistakes in {pictures} {split} pictures{which}\n"
         "true → predicted; bright: what speaks for the predicted class against the others (Grad-CAM)",
         fontsize=10,
     )

@@ -15,12 +15,12 @@ from matplotlib.patches import Patch
 from rich import box
 from rich.table import Table
 
-from experiments.build import build_backbone, build_head
-from experiments.figures import PALETTE, QUIET, STYLE
-from experiments.models.network import Cut, cut
+from experiments.config.schema import Config
+from experiments.evaluation.plots import PALETTE, QUIET, STYLE
+from experiments.models.network import NetworkSplit, split_network
 from experiments.models.stages import stage_numbers
-from experiments.schema import Config
-from experiments.types import Backbone
+from experiments.models.types import Backbone
+from experiments.regimes.build import build_backbone, build_head
 
 TRAINED, FROZEN = PALETTE[1], "#9db4c8"
 BEFORE, HEAD = "(input)", "(head)"  # what stands before the first block and above the last
@@ -39,7 +39,7 @@ class Row(NamedTuple):
     operations: int | None  # multiply-adds of its kernels for one picture; None: of a kind that is not counted
 
 
-class Anatomy(NamedTuple):
+class ModelSummary(NamedTuple):
     """A network as the last phase of a run trains it."""
 
     rows: tuple[Row, ...]  # in the order of the graph, the head's last
@@ -59,7 +59,7 @@ class Block(NamedTuple):
     operations: int
 
 
-def dissect(config: Config, classes: int) -> Anatomy:
+def summarize_model(config: Config, classes: int) -> ModelSummary:
     """Builds the network with random weights and looks at it.
 
     Args:
@@ -82,19 +82,19 @@ def dissect(config: Config, classes: int) -> Anatomy:
     names = [*(stage.name for stage in backbone.stages), BEFORE]
     rows = [row(layer, names[numbers[layer.name]], layer.name in trained) for layer in backbone.model.layers]
     head = build_head(config, backbone, classes)
-    pool = cut(backbone, 0, config.model.head.pooling).prefix.get_layer("pooling")
+    pool = split_network(backbone, 0, config.model.head.pooling).prefix.get_layer("pooling")
     rows += [row(layer, HEAD, True) for layer in (pool, *head.layers)]
     stored = tuple(divided.prefix.output_shape[1:]) if divided else ()
-    return Anatomy(tuple(rows), divided.boundary if divided else None, stored)
+    return ModelSummary(tuple(rows), divided.boundary if divided else None, stored)
 
 
-def division(config: Config, backbone: Backbone) -> Cut | None:
+def division(config: Config, backbone: Backbone) -> NetworkSplit | None:
     """Where the regime cuts the backbone; None where it trains all of it."""
     ignores = config.regime.ignores
     if "model.weights" in ignores:
         return None
     unfrozen = 0 if "regime.unfrozen_blocks" in ignores else config.regime.unfrozen_blocks
-    divided = cut(backbone, unfrozen, config.model.head.pooling)
+    divided = split_network(backbone, unfrozen, config.model.head.pooling)
     return divided if divided.frozen else None
 
 
@@ -134,7 +134,7 @@ def operations(layer: keras.Layer, shape: Sequence[int]) -> int | None:
     return math.prod(shape[:-1]) * sum(math.prod(map(int, kernel.shape)) for kernel in kernels)
 
 
-def blocks(anatomy: Anatomy) -> list[Block]:
+def blocks(anatomy: ModelSummary) -> list[Block]:
     """The blocks in order, what is before them and the head."""
     found = []
     for name in dict.fromkeys(one.block for one in anatomy.rows):
@@ -153,14 +153,14 @@ def blocks(anatomy: Anatomy) -> list[Block]:
     return found
 
 
-def boundary_block(anatomy: Anatomy) -> str | None:
+def boundary_block(anatomy: ModelSummary) -> str | None:
     """The block that the boundary is before; None where there is no boundary."""
     if anatomy.boundary == "pooling":
         return HEAD
     return next((one.block for one in anatomy.rows if one.name == anatomy.boundary), None)
 
 
-def sentences(config: Config, anatomy: Anatomy) -> list[str]:
+def sentences(config: Config, anatomy: ModelSummary) -> list[str]:
     """Where the boundary is, what is trained, and what a picture costs, in words."""
     rows, regime = anatomy.rows, config.regime.name
     parameters, trained = sum(one.parameters for one in rows), sum(one.trained for one in rows)
@@ -195,7 +195,7 @@ def readable(count: int) -> str:
     return str(count)
 
 
-def block_table(anatomy: Anatomy) -> Table:
+def block_table(anatomy: ModelSummary) -> Table:
     """A line a block, with a rule where the boundary is."""
     columns = ("block", "layers", "output", "parameters", "multiply-adds", "")
     table, edge, found = _table(columns), boundary_block(anatomy), blocks(anatomy)
@@ -207,7 +207,7 @@ def block_table(anatomy: Anatomy) -> Table:
     return table
 
 
-def layer_table(anatomy: Anatomy) -> Table:
+def layer_table(anatomy: ModelSummary) -> Table:
     """A line a layer, with a rule between blocks."""
     table = _table(("layer", "kind", "block", "output", "parameters", "multiply-adds", ""))
     for one, after in zip(anatomy.rows, [*anatomy.rows[1:], None], strict=True):
@@ -232,7 +232,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 @STYLE
-def draw(config: Config, anatomy: Anatomy) -> Figure:
+def draw(config: Config, anatomy: ModelSummary) -> Figure:
     """Each block's parameters and multiply-adds as bars, what is trained in another colour, the boundary as a line."""
     found = [one for one in blocks(anatomy) if one.parameters or one.operations]
     figure = Figure(figsize=(9, 1.9 + 0.27 * len(found)), layout="constrained")

@@ -11,10 +11,10 @@ from matplotlib.ticker import MaxNLocator
 from rich import box
 from rich.table import Table
 
-from experiments.build import build_recipe
-from experiments.figures import BANDS, PALETTE, QUIET, STYLE
-from experiments.schema import Config, head_run
-from experiments.types import Recipe
+from experiments.config.schema import Config, head_run
+from experiments.evaluation.plots import BANDS, PALETTE, QUIET, STYLE
+from experiments.regimes.build import build_recipe
+from experiments.training.types import TrainingPhase
 
 PHASES = {"bottleneck": "head"}  # what a regime calls its last phase, where that is not its own name
 
@@ -47,7 +47,7 @@ def phases(config: Config) -> list[Phase]:
     return [*found, phase(name, config.optimizer.name, build_recipe(config, "optimizer"))]
 
 
-def phase(name: str, optimizer: str, recipe: Recipe) -> Phase:
+def phase(name: str, optimizer: str, recipe: TrainingPhase) -> Phase:
     """What a recipe's rates can be: a schedule that watches the run is between the two."""
     falling, flat = [-float(epoch) for epoch in range(recipe.epochs)], [0.0] * recipe.epochs
     highest, lowest = (

@@ -1,1 +1,1 @@
-"""Networks: backbones, heads, and how they are cut and joined."""
+"""Networks: backbones, their stages, heads, and the split between the frozen and the trainable part."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import keras
 
-from experiments.schema import ConvBlock
+from experiments.config.schema import ConvBlock
 
 
 def convnet(*, input_tensor: keras.KerasTensor, layers: Mapping[str, ConvBlock]) -> keras.Model:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import keras
 
+from experiments.config.schema import Head
 from experiments.models.convnet import penalty
-from experiments.schema import Head
 
 
 def pooling(kind: str) -> keras.layers.Layer:

@@ -11,11 +11,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from experiments.errors import ConfigError
 from experiments.models import stages, weights
 from experiments.models.architecture import SHOWN, architecture, differences
 from experiments.models.head import pooling, probabilities
-from experiments.store import Rows
-from experiments.types import Backbone, ConfigError
+from experiments.models.types import Backbone
+from experiments.storage.array_cache import Rows
 
 # As keras.applications.imagenet_utils.preprocess_input, as layers, so that a saved model holds them.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -53,7 +54,7 @@ def weights_hash(model: keras.Model) -> str:
     return digest.hexdigest()
 
 
-class Cut(NamedTuple):
+class NetworkSplit(NamedTuple):
     """A network in two: below the boundary frozen, above it trained. Layers are shared with the whole."""
 
     prefix: keras.Model  # pixels -> activations at the boundary
@@ -66,7 +67,7 @@ class Cut(NamedTuple):
         return self.boundary != PIXELS
 
 
-def cut(backbone: Backbone, unfrozen: int | str, pool: str) -> Cut:
+def split_network(backbone: Backbone, unfrozen: int | str, pool: str) -> NetworkSplit:
     """Split a backbone below its last `unfrozen` stages; 0 leaves only pooling above, done by the prefix.
 
     Args:
@@ -79,12 +80,12 @@ def cut(backbone: Backbone, unfrozen: int | str, pool: str) -> Cut:
     if unfrozen == 0:
         prefix = pooled(backbone, pool)
         features = keras.Input(prefix.output_shape[1:], name="boundary")
-        return Cut(prefix, keras.Model(features, features, name="unfrozen"), "pooling")
+        return NetworkSplit(prefix, keras.Model(features, features, name="unfrozen"), "pooling")
     stage = stages.stage_of(model, backbone.stages, unfrozen)
     entering, pixels = stage.entering, model.inputs[0]
     boundary = PIXELS if entering is pixels else stages.takers(model, entering)[0].name
     suffix = keras.Model(entering, pooling(pool)(model.output), name="unfrozen")
-    return Cut(keras.Model(pixels, entering, name="frozen"), suffix, boundary)
+    return NetworkSplit(keras.Model(pixels, entering, name="frozen"), suffix, boundary)
 
 
 def pooled(backbone: Backbone, pool: str) -> keras.Model:
@@ -128,13 +129,13 @@ def join(backbone: Backbone, pool: str, head: keras.Model) -> keras.Model:
     return keras.Model(inputs, probabilities(logits), name="classifier")
 
 
-def forward(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+def inference_function(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
     """As `forward_each`, of one model."""
-    run = forward_each([model])
+    run = inference_functions([model])
     return lambda inputs: run(inputs)[0]
 
 
-def forward_each(models: Sequence[keras.Model]) -> Callable[[np.ndarray], list[np.ndarray]]:
+def inference_functions(models: Sequence[keras.Model]) -> Callable[[np.ndarray], list[np.ndarray]]:
     """What models with the same input make of a batch [B, ...] float32, without training; layers they share run once.
 
     A compiled function, float32 in and out; the weights must stay as they are while it is used. Those of a network that
@@ -163,15 +164,15 @@ def forward_each(models: Sequence[keras.Model]) -> Callable[[np.ndarray], list[n
     return lambda inputs: [np.asarray(output) for output in run(inputs)]
 
 
-def score(model: keras.Model, inputs: np.ndarray | Rows, batch_size: int = 64) -> np.ndarray:
+def predict_probabilities(model: keras.Model, inputs: np.ndarray | Rows, batch_size: int = 64) -> np.ndarray:
     """Probabilities [N, classes] float32 of a model that outputs logits, for rows of its inputs [N, ...]."""
-    run = forward(model)
+    run = inference_function(model)
     starts = range(0, len(inputs), batch_size)
     logits = [run(np.asarray(inputs[at : at + batch_size], "float32")) for at in starts]
     return np.asarray(probabilities(keras.ops.convert_to_tensor(np.concatenate(logits))))
 
 
-def load(model: keras.Model, path: Path, key: str) -> None:
+def load_backbone(model: keras.Model, path: Path, key: str) -> None:
     """Load a weights file into a model.
 
     Args:

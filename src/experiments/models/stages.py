@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import keras
 
-from experiments.types import ConfigError
-from experiments.validation import nearest
+from experiments.config.validation import nearest
+from experiments.errors import ConfigError
 
 SHRINKS = 1.5  # A new stage begins where the resolution falls by more; convolutions without padding shrink it, too.
 

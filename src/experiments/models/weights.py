@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import h5py
 import keras
 
-from experiments import store
+from experiments.errors import ConfigError
 from experiments.models.architecture import PREPROCESSING, Architecture, layers_of, snake_case
-from experiments.types import ConfigError
+from experiments.storage import atomic_files
 
 RECORD = "experiments"  # the dataset beside Keras's own groups that holds what `save` was given
 LARGEST_CONFIG = 50_000_000  # bytes of JSON
@@ -81,7 +81,7 @@ def save(model: keras.Model, path: Path, record: Mapping[str, Any]) -> None:
         model.save_weights(draft)
         with h5py.File(draft, "a") as file:
             file[RECORD] = json.dumps(record)
-        store.sync(draft)
+        atomic_files.sync(draft)
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)

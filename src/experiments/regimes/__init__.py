@@ -1,1 +1,1 @@
-"""Ways to train: functions (parts, splits, watch) -> Fitted."""
+"""Regimes: functions (components, dataset, context) -> TrainingResult."""

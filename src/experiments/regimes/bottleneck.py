@@ -7,15 +7,17 @@ from typing import NamedTuple
 
 import keras
 
-from experiments import checkpoints, store
-from experiments.activations import Want, activations, extract, versions
+from experiments.config.schema import Config
 from experiments.data import decoder
-from experiments.data.pipeline import in_order, stored_batches
-from experiments.fit import VERSION, fit
+from experiments.data.input_pipeline import eval_batches, feature_batches
+from experiments.data.types import Dataset
 from experiments.models import network
-from experiments.models.network import Cut, cut, join, score, stack
-from experiments.schema import Config
-from experiments.types import EpochRecord, Fitted, Parts, Recipe, Splits, Watch
+from experiments.models.network import NetworkSplit, join, predict_probabilities, split_network, stack
+from experiments.regimes.feature_cache import FeatureRequest, activations, extract, versions
+from experiments.storage import array_cache
+from experiments.training import checkpoints
+from experiments.training.fit import VERSION, fit
+from experiments.training.types import EpochRecord, RunComponents, TrainingContext, TrainingPhase, TrainingResult
 
 
 class TrainedHead(NamedTuple):
@@ -23,29 +25,37 @@ class TrainedHead(NamedTuple):
     history: tuple[EpochRecord, ...]
 
 
-def bottleneck(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
+def bottleneck(parts: RunComponents, splits: Dataset, watch: TrainingContext) -> TrainingResult:
     """Runs every picture through the frozen backbone once, trains the head on what comes out, joins the two.
 
     The tutorial's second experiment: no augmentation, the order of pictures kept in the store. The trained head goes
     to the head cache, where fine-tuning finds it.
     """
     config = parts.config
-    frozen = cut(parts.backbone, 0, config.model.head.pooling)
+    frozen = split_network(parts.backbone, 0, config.model.head.pooling)
     scored = splits.scored(config.evaluate.test)
     extract(parts, wants(parts, splits, frozen), watch.progress)
     head = train_head(parts, splits, watch, config, parts.recipe, frozen)
     scores = {
-        pictures.split: score(head.model, activations(parts, frozen, pictures, watch.progress)) for pictures in scored
+        pictures.split: predict_probabilities(head.model, activations(parts, frozen, pictures, watch.progress))
+        for pictures in scored
     }
-    return Fitted(join(parts.backbone, config.model.head.pooling, head.model), head.history, scores)
+    return TrainingResult(join(parts.backbone, config.model.head.pooling, head.model), head.history, scores)
 
 
-def wants(parts: Parts, splits: Splits, frozen: Cut) -> list[Want]:
+def wants(parts: RunComponents, splits: Dataset, frozen: NetworkSplit) -> list[FeatureRequest]:
     """What such a run reads from the store."""
-    return [Want(frozen, pictures) for pictures in (splits.train, *splits.scored(parts.config.evaluate.test))]
+    return [FeatureRequest(frozen, pictures) for pictures in (splits.train, *splits.scored(parts.config.evaluate.test))]
 
 
-def train_head(parts: Parts, splits: Splits, watch: Watch, config: Config, recipe: Recipe, frozen: Cut) -> TrainedHead:
+def train_head(
+    parts: RunComponents,
+    splits: Dataset,
+    watch: TrainingContext,
+    config: Config,
+    recipe: TrainingPhase,
+    frozen: NetworkSplit,
+) -> TrainedHead:
     """A fresh head trained on the backbone's pooled features, saved in the head cache.
 
     Args:
@@ -58,11 +68,11 @@ def train_head(parts: Parts, splits: Splits, watch: Watch, config: Config, recip
     validation = activations(parts, frozen, splits.validation, watch.progress)
     history = fit(
         stack(frozen.suffix, head, training=False),
-        stored_batches(
+        feature_batches(
             [features], splits.train.labels,
             batch_size=config.batch_size, seed=config.seed, epochs=watch.remaining("head", recipe.epochs),
         ),
-        in_order(validation, splits.validation.labels, config.batch_size),
+        eval_batches(validation, splits.validation.labels, config.batch_size),
         recipe=recipe,
         classes=splits.classes,
         phase="head",
@@ -73,17 +83,17 @@ def train_head(parts: Parts, splits: Splits, watch: Watch, config: Config, recip
     return TrainedHead(head, history)
 
 
-def cached_head(parts: Parts, splits: Splits, config: Config) -> TrainedHead | None:
+def cached_head(parts: RunComponents, splits: Dataset, config: Config) -> TrainedHead | None:
     """The head that a run of this identity trained earlier, with its history."""
     head = parts.head(len(splits.classes))
     history = checkpoints.load(head_folder(parts, splits, config), head)
     return None if history is None else TrainedHead(head, history)
 
 
-def head_folder(parts: Parts, splits: Splits, config: Config) -> Path:
+def head_folder(parts: RunComponents, splits: Dataset, config: Config) -> Path:
     """Where a head is kept: by the run that trains it, and what the pixels and numbers come from."""
     made_by = {
         "run": parts.identity(config, splits.fingerprint), "decoder": decoder.VERSION, "forward": network.VERSION,
         "fit": VERSION, "versions": versions(),
     }  # fmt: skip
-    return parts.cache / "heads" / store.key(made_by)
+    return parts.cache / "heads" / array_cache.key(made_by)

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.activations import Want, activations, extract
-from experiments.augmentation import Identity
-from experiments.data.pipeline import Batches, in_order, picture_batches, stored_batches, through
-from experiments.fit import fit
+from experiments.config.schema import head_run
+from experiments.data.augmentation import Identity
+from experiments.data.input_pipeline import Batches, eval_batches, feature_batches, image_batches, map_features
+from experiments.data.types import Dataset
 from experiments.models import stages
-from experiments.models.network import Cut, cut, forward, join, load, score, stack
+from experiments.models.network import (
+    NetworkSplit,
+    inference_function,
+    join,
+    load_backbone,
+    predict_probabilities,
+    split_network,
+    stack,
+)
+from experiments.models.types import Backbone
 from experiments.regimes.bottleneck import TrainedHead, cached_head, head_folder, train_head
-from experiments.schema import head_run
-from experiments.store import writing
-from experiments.types import Backbone, Fitted, Parts, Splits, Watch
+from experiments.regimes.feature_cache import FeatureRequest, activations, extract
+from experiments.storage.array_cache import writing
+from experiments.training.fit import fit
+from experiments.training.types import RunComponents, TrainingContext, TrainingResult
 
 
-def finetune(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
+def finetune(parts: RunComponents, splits: Dataset, watch: TrainingContext) -> TrainingResult:
     """Unfreeze the last stages and train them with the head (the tutorial's third experiment).
 
     It never starts on an untrained head, whose large gradients would spoil the stages. What lies below the first
@@ -25,7 +35,10 @@ def finetune(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
     """
     config = parts.config
     pool = config.model.head.pooling
-    frozen, boundary = cut(parts.backbone, 0, pool), cut(parts.backbone, config.regime.unfrozen_blocks, pool)
+    frozen, boundary = (
+        split_network(parts.backbone, 0, pool),
+        split_network(parts.backbone, config.regime.unfrozen_blocks, pool),
+    )
     scored = splits.scored(config.evaluate.test)
     views = stored_views(parts, boundary)
     known = known_head(parts, splits, watch)
@@ -38,11 +51,11 @@ def finetune(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
     boundary.suffix.trainable = True
     model = stack(boundary.suffix, head.model, training=False)
     inputs = {images.split: activations(parts, boundary, images, watch.progress) for images in scored}
-    head_scores = score(model, inputs["validation"])
+    head_scores = predict_probabilities(model, inputs["validation"])
     history = fit(
         model,
         training_batches(parts, splits, watch, boundary, views),
-        in_order(inputs["validation"], splits.validation.labels, config.batch_size),
+        eval_batches(inputs["validation"], splits.validation.labels, config.batch_size),
         recipe=parts.recipe,
         classes=splits.classes,
         phase="finetune",
@@ -50,12 +63,14 @@ def finetune(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
         watch=watch,
         rate_factors=rate_factors(parts.backbone, config.regime.lr_decay),
     )
-    scores = {split: score(model, rows) for split, rows in inputs.items()}
+    scores = {split: predict_probabilities(model, rows) for split, rows in inputs.items()}
     joined = join(parts.backbone, pool, head.model)
-    return Fitted(joined, head.history + history, scores, {"head_source": source}, head_scores)
+    return TrainingResult(joined, head.history + history, scores, {"head_source": source}, head_scores)
 
 
-def wants(parts: Parts, splits: Splits, boundary: Cut, frozen: Cut | None) -> list[Want]:
+def wants(
+    parts: RunComponents, splits: Dataset, boundary: NetworkSplit, frozen: NetworkSplit | None
+) -> list[FeatureRequest]:
     """What such a run reads from the store.
 
     Args:
@@ -64,12 +79,14 @@ def wants(parts: Parts, splits: Splits, boundary: Cut, frozen: Cut | None) -> li
     """
     found = []
     if boundary.frozen:
-        found += [Want(boundary, pictures) for pictures in splits.scored(parts.config.evaluate.test)]
-        found += [Want(boundary, splits.train, view) for view in stored_views(parts, boundary)]
-    return found + [Want(frozen, pictures) for pictures in (splits.train, splits.validation) if frozen]
+        found += [FeatureRequest(boundary, pictures) for pictures in splits.scored(parts.config.evaluate.test)]
+        found += [FeatureRequest(boundary, splits.train, view) for view in stored_views(parts, boundary)]
+    return found + [FeatureRequest(frozen, pictures) for pictures in (splits.train, splits.validation) if frozen]
 
 
-def new_head(parts: Parts, splits: Splits, watch: Watch, frozen: Cut) -> tuple[TrainedHead, str]:
+def new_head(
+    parts: RunComponents, splits: Dataset, watch: TrainingContext, frozen: NetworkSplit
+) -> tuple[TrainedHead, str]:
     """As `known_head`, of a head that is trained here; but of runs side by side that want the same, by one of them."""
     config = head_run(parts.config)
     with writing(parts.cache, "heads", head_folder(parts, splits, config).name):
@@ -80,7 +97,7 @@ def new_head(parts: Parts, splits: Splits, watch: Watch, frozen: Cut) -> tuple[T
         )
 
 
-def known_head(parts: Parts, splits: Splits, watch: Watch) -> tuple[TrainedHead, str] | None:
+def known_head(parts: RunComponents, splits: Dataset, watch: TrainingContext) -> tuple[TrainedHead, str] | None:
     """The head of the run `regime.head_from` names, or from the head cache; None where it must be trained first.
 
     Returns:
@@ -89,7 +106,7 @@ def known_head(parts: Parts, splits: Splits, watch: Watch) -> tuple[TrainedHead,
     config = parts.config
     if parts.head_file is not None:
         head = parts.head(len(splits.classes))
-        load(head, parts.head_file, "regime.head_from")
+        load_backbone(head, parts.head_file, "regime.head_from")
         return TrainedHead(head, ()), f"run {config.regime.head_from}"
     cached = cached_head(parts, splits, head_run(config))
     if cached is None:
@@ -99,7 +116,7 @@ def known_head(parts: Parts, splits: Splits, watch: Watch) -> tuple[TrainedHead,
     return cached, "head cache"
 
 
-def stored_views(parts: Parts, boundary: Cut) -> list[int | None]:
+def stored_views(parts: RunComponents, boundary: NetworkSplit) -> list[int | None]:
     """Return the views of the training images that are stored: no more than the epochs read; none if all are fresh.
 
     Where nothing is frozen, images are augmented anew in every epoch: storing them would save nothing.
@@ -130,19 +147,21 @@ def rate_factors(backbone: Backbone, decay: float) -> dict[int, float]:
     }
 
 
-def training_batches(parts: Parts, splits: Splits, watch: Watch, boundary: Cut, views: Sequence[int | None]) -> Batches:
+def training_batches(
+    parts: RunComponents, splits: Dataset, watch: TrainingContext, boundary: NetworkSplit, views: Sequence[int | None]
+) -> Batches:
     """Training pictures at the boundary: stored views in turn, or (where there are none) fresh ones every epoch."""
     config = parts.config
     epochs = watch.remaining("finetune", config.epochs)
     if views:
-        return stored_batches(
+        return feature_batches(
             [activations(parts, boundary, splits.train, watch.progress, view) for view in views],
             splits.train.labels,
             batch_size=config.batch_size,
             seed=config.seed,
             epochs=epochs,
         )
-    fresh = picture_batches(
+    fresh = image_batches(
         splits.train,
         classes=len(splits.classes),
         augmentation=parts.augmentation,
@@ -153,4 +172,4 @@ def training_batches(parts: Parts, splits: Splits, watch: Watch, boundary: Cut, 
     )
     if not boundary.frozen:
         return fresh
-    return through(fresh, forward(boundary.prefix), boundary.prefix.output_shape[1:])
+    return map_features(fresh, inference_function(boundary.prefix), boundary.prefix.output_shape[1:])

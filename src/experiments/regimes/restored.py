@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments import journal
-from experiments.activations import Want, activations, extract
-from experiments.models.network import cut, join, load, score, stack
+from experiments.data.types import Dataset
+from experiments.errors import ConfigError
+from experiments.models.network import join, load_backbone, predict_probabilities, split_network, stack
 from experiments.regimes.bottleneck import bottleneck
+from experiments.regimes.feature_cache import FeatureRequest, activations, extract
 from experiments.regimes.finetune import finetune
+from experiments.runs import run_directory
 from experiments.tracking.curves import FILE as CURVES
 from experiments.tracking.curves import read
-from experiments.types import ConfigError, Fitted, Parts, Splits, Watch
+from experiments.training.types import RunComponents, TrainingContext, TrainingResult
 
 
-def restore(parts: Parts, splits: Splits, watch: Watch, folder: Path) -> Fitted:
+def restore(parts: RunComponents, splits: Dataset, watch: TrainingContext, folder: Path) -> TrainingResult:
     """Return the trained model of a run with its scores, computed as its regime computes them.
 
     Args:
@@ -26,22 +28,25 @@ def restore(parts: Parts, splits: Splits, watch: Watch, folder: Path) -> Fitted:
     """
     config, pool = parts.config, parts.config.model.head.pooling
     unfrozen = config.regime.unfrozen_blocks if parts.regime is finetune else "all"
-    boundary = cut(parts.backbone, 0 if parts.regime is bottleneck else unfrozen, pool)
+    boundary = split_network(parts.backbone, 0 if parts.regime is bottleneck else unfrozen, pool)
     head = parts.head(len(splits.classes))
     weights = {"head": head, "backbone": parts.backbone.model, "unfrozen": boundary.suffix}
     for name, model in weights.items():  # a sweep's job keeps no more than what it has trained
         path = folder / "weights" / f"{name}.weights.h5"
         if name == "head" or path.is_file():
-            load(model, path, "sweep.trained")
+            load_backbone(model, path, "sweep.trained")
     for record in (history := tuple(read(folder / CURVES))):
         watch.record(record)
     scored = splits.scored(config.evaluate.test)
     if boundary.frozen:
-        extract(parts, [Want(boundary, images) for images in scored], watch.progress)
+        extract(parts, [FeatureRequest(boundary, images) for images in scored], watch.progress)
     model = stack(boundary.suffix, head, training=False)
-    scores = {images.split: score(model, activations(parts, boundary, images, watch.progress)) for images in scored}
+    scores = {
+        images.split: predict_probabilities(model, activations(parts, boundary, images, watch.progress))
+        for images in scored
+    }
     source = {"head_source": f"the weights of {folder}"} if parts.regime is finetune else {}
-    return Fitted(join(parts.backbone, pool, head), history, scores, {"evaluated": str(folder), **source})
+    return TrainingResult(join(parts.backbone, pool, head), history, scores, {"evaluated": str(folder), **source})
 
 
 def facts_of(folder: Path, identity: str) -> dict[str, Any]:
@@ -50,8 +55,8 @@ def facts_of(folder: Path, identity: str) -> dict[str, Any]:
     Raises:
         ConfigError: the folder does not hold the finished run of this identity.
     """
-    metrics = journal.finished(folder, identity)
-    facts = journal.read(folder)
+    metrics = run_directory.finished(folder, identity)
+    facts = run_directory.read_record(folder)
     if metrics is None or facts is None:
         raise ConfigError(
             f"sweep.trained: must be the folder of a finished run with the identity {identity}. Received: {folder}, "

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import keras
 
-from experiments.data.pipeline import in_order, picture_batches
-from experiments.fit import fit
-from experiments.models.network import join, pooled, score, stack
-from experiments.types import Fitted, Parts, Splits, Watch
+from experiments.data.input_pipeline import eval_batches, image_batches
+from experiments.data.types import Dataset
+from experiments.models.network import join, pooled, predict_probabilities, stack
+from experiments.training.fit import fit
+from experiments.training.types import RunComponents, TrainingContext, TrainingResult
 
 TIME_CONSTANTS = 20  # of the moving statistics in a run, at least, unless regime.batch_norm_momentum is set
 
 
-def scratch(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
+def scratch(parts: RunComponents, splits: Dataset, watch: TrainingContext) -> TrainingResult:
     """Trains backbone and head together on freshly augmented pictures (the tutorial's first experiment).
 
     BatchNorm statistics follow the batches while training, see `follow_batches`. The weights start random: build
@@ -22,7 +23,7 @@ def scratch(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
     pool = config.model.head.pooling
     head = parts.head(len(splits.classes))
     model = stack(pooled(parts.backbone, pool), head, training=None)
-    batches = picture_batches(
+    batches = image_batches(
         splits.train,
         classes=len(splits.classes),
         augmentation=parts.augmentation,
@@ -35,15 +36,18 @@ def scratch(parts: Parts, splits: Splits, watch: Watch) -> Fitted:
     history = fit(
         model,
         batches,
-        in_order(splits.validation.pixels, splits.validation.labels, config.batch_size),
+        eval_batches(splits.validation.pixels, splits.validation.labels, config.batch_size),
         recipe=parts.recipe,
         classes=splits.classes,
         phase="scratch",
         first_step=0,
         watch=watch,
     )
-    scores = {pictures.split: score(model, pictures.pixels) for pictures in splits.scored(config.evaluate.test)}
-    return Fitted(join(parts.backbone, pool, head), history, scores)
+    scores = {
+        pictures.split: predict_probabilities(model, pictures.pixels)
+        for pictures in splits.scored(config.evaluate.test)
+    }
+    return TrainingResult(join(parts.backbone, pool, head), history, scores)
 
 
 def follow_batches(model: keras.Model, momentum: float | None, steps: int) -> None:

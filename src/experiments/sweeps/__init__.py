@@ -1,1 +1,1 @@
-"""Many runs as one: planned, run apart from each other, resumed, concluded."""
+"""Sweeps: planning, launchers, search, ladder, summary."""

@@ -30,11 +30,12 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import signals, validation
-from experiments.schema import Config
+from experiments.config import validation
+from experiments.config.schema import Config
+from experiments.errors import ConfigError
 from experiments.sweeps.local import GRACE, LOG, LocalLauncher, invoke, last_lines, why_ended
 from experiments.sweeps.plan import PlannedRun
-from experiments.types import ConfigError
+from experiments.system import signals
 
 # Of the sweep's environment, what a job on another machine needs to know.
 HANDED_ON = ("EXPERIMENTS_", "MLFLOW_")

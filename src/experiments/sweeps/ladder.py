@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.comparison_text import FOLDED, SINGLE, baseline_sentences, difference_sentence, points
-from experiments.schema import LOWER_IS_BETTER
-from experiments.significance import Difference, compare_runs
+from experiments.config.schema import LOWER_IS_BETTER
+from experiments.evaluation.comparison_text import FOLDED, SINGLE, baseline_sentences, difference_sentence, points
+from experiments.evaluation.significance import Difference, compare_runs
 from experiments.sweeps import summary
 from experiments.sweeps.plan import told
 from experiments.sweeps.rungs import BEST

@@ -27,11 +27,11 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from experiments import redaction
+from experiments.errors import ConfigError
 from experiments.sweeps.plan import PlannedRun
-from experiments.types import ConfigError
+from experiments.system import redaction
 
-PRELOADED = ["experiments.sweeps.warm"]
+PRELOADED = ["experiments.preload"]
 LOG = "output.log"  # of a job, beside its results
 GRACE = 30.0  # seconds between asking a process to end and ending it
 _log = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ def ask(function: str, *arguments: Any) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        call("experiments.sweeps.look", function, *arguments, str(answer))
+        call("experiments.sweeps.worker_tasks", function, *arguments, str(answer))
         said: dict[str, Any] = json.loads(answer.read_bytes())
     if "error" in said:
         raise ConfigError(said["error"])

@@ -19,19 +19,22 @@ from hydra.core.override_parser.types import Override
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from experiments import journal, store, validation
-from experiments.explain import explain
-from experiments.paths import default_outputs
-from experiments.redaction import redact_credentials
-from experiments.schema import GROUPS, Config, effective, shipped
-from experiments.types import ConfigError
+from experiments.config import validation
+from experiments.config.hydra_errors import explain
+from experiments.config.overrides import quoted
+from experiments.config.schema import GROUPS, Config, effective, shipped
+from experiments.errors import ConfigError
+from experiments.runs import run_directory
+from experiments.storage import atomic_files
+from experiments.system.paths import default_outputs
+from experiments.system.redaction import redact_credentials
 
 if TYPE_CHECKING:
     from experiments.sweeps.rungs import Place
 
 # Values of these repeat a candidate, they make no other one.
 REPEATS = ("seed", "data.fold")
-JOB, SWEEP = journal.JOB, journal.SWEEP
+JOB, SWEEP = run_directory.JOB, run_directory.SWEEP
 # What Hydra itself reads, of the sweep and not of a job.
 HYDRA_NODES = ("sweeper", "launcher", "sweep")
 
@@ -86,7 +89,7 @@ class Job:
             "folder": str(self.folder), "status": self.status, "reason": redact_credentials(self.reason),
             **self.facts, **({"place": asdict(self.place)} if self.place else {}),
         }  # fmt: skip
-        store.write_file(sweep / str(self.number) / JOB, json.dumps(known, indent=1).encode())
+        atomic_files.write_file(sweep / str(self.number) / JOB, json.dumps(known, indent=1).encode())
 
 
 class ReadOnce(CachingConfigRepository):
@@ -245,7 +248,10 @@ def planned(job: Job, changes: Mapping[str, Any], overrides: list[str]) -> Plann
         hydra.hydra.job.num = job.number
         hydra.hydra.run.dir = str(job.folder)
         hydra.hydra.sweep.dir, hydra.hydra.sweep.subdir = str(job.folder.parent), job.folder.name
-    arguments = [*journal.arguments(journal.command(hydra.hydra)), f"hydra.run.dir={journal.quoted(str(job.folder))}"]
+    arguments = [
+        *run_directory.arguments(run_directory.format_command(hydra.hydra)),
+        f"hydra.run.dir={quoted(str(job.folder))}",
+    ]
     return PlannedRun(job.folder, job.identity, Composed(changed(job.config, changes), hydra), arguments)
 
 
@@ -266,19 +272,23 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def owner(folder: Path) -> str | None:
     """Return the identity of what a job's folder holds; "" where that is not recorded, None where it is free."""
-    facts = journal.read(folder)
+    facts = run_directory.read_record(folder)
     if facts is not None and facts.get("identity"):
         return str(facts["identity"])
     if (folder / JOB).exists():  # a run that ended before its data were read
         return str(json.loads((folder / JOB).read_bytes()).get("identity", ""))
-    return "" if facts is not None or (folder / journal.METRICS).exists() else None
+    return "" if facts is not None or (folder / run_directory.METRICS).exists() else None
 
 
 def has_weights(folder: Path, config: Config, identity: str) -> bool:
     """Return whether a folder holds the finished run of this identity, by a shipped regime, with its weights."""
     known = {choice["_target_"]: name for name, choice in shipped("regime").items()}
     regime, weights = known.get(config.regime.target), folder / "weights"
-    if regime is None or journal.finished(folder, identity) is None or not (weights / "head.weights.h5").is_file():
+    if (
+        regime is None
+        or run_directory.finished(folder, identity) is None
+        or not (weights / "head.weights.h5").is_file()
+    ):
         return False
     kept = ["backbone", *(["unfrozen"] if regime == "finetune" else [])]
     return regime == "bottleneck" or any((weights / f"{name}.weights.h5").is_file() for name in kept)
@@ -304,7 +314,7 @@ def told(values: Mapping[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in values.items())
 
 
-def unjudged(config: Config) -> Config:
+def without_test_evaluation(config: Config) -> Config:
     """Without the test split: that is the winner's."""
     return changed(config, {"evaluate": {"test": False}})
 

@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
-from experiments.figures import literal, short
+from experiments.evaluation.plots import literal, short
 
 if TYPE_CHECKING:
     from experiments.sweeps.ladder import Climbed

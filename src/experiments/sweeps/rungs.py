@@ -12,9 +12,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 from hydra.types import HydraContext
 
-from experiments import validation
+from experiments.config import validation
+from experiments.errors import ConfigError
 from experiments.sweeps.plan import REPEATS, Job, grid
-from experiments.types import ConfigError
 
 BEST = "best"  # begins a rung that is built on whichever of the others is the one to use
 SHAPE = "a rung is a list of overrides such as [regime=finetune, regime.unfrozen_blocks=2]"

@@ -26,15 +26,15 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
-from experiments import studies
-from experiments.paths import sqlite_file
-from experiments.redaction import redact_credentials
-from experiments.schema import LOWER_IS_BETTER, NOT_IDENTITY, Config, effective
+from experiments.config.schema import LOWER_IS_BETTER, NOT_IDENTITY, Config, effective
+from experiments.errors import ConfigError
 from experiments.sweeps import plan
 from experiments.sweeps.plan import Job
 from experiments.sweeps.space import RUNS, Space, space
-from experiments.tracking import owners
-from experiments.types import ConfigError
+from experiments.system.paths import sqlite_file
+from experiments.system.redaction import redact_credentials
+from experiments.tracking import liveness
+from experiments.training import pruning
 
 if TYPE_CHECKING:
     from experiments.sweeps.sweeper import Sweeper
@@ -99,10 +99,10 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> Any:
     corners = list(over.corners())
     composed = plan.compose(corners, sweeper.context, sweeper.master)
     configs = [one.config for one in composed]
-    studies.need_optuna(configs[0])
+    pruning.need_optuna(configs[0])
     sweeper.begin(configs)
     # What the data is like, and what all trials share, is seen on one of them.
-    probe = Job(0, *corners[0], plan.unjudged(configs[0]), Path())
+    probe = Job(0, *corners[0], plan.without_test_evaluation(configs[0]), Path())
     sweeper.look([probe])
     name = search_name(configs, over, probe.identity)
     sweeper.place(name)
@@ -111,7 +111,7 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> Any:
         tell_plan(sweeper, over, trials_so_far(sweeper))
         return []
     sweeper.folder.mkdir(parents=True, exist_ok=True)
-    storage = studies.storage(sweeper.common)
+    storage = pruning.storage(sweeper.common)
     study = open_study(sweeper, storage, name, probe.identity, max(config.epochs for config in configs))
     trials = study.get_trials(deepcopy=False)
     tell_plan(sweeper, over, trials)
@@ -145,7 +145,7 @@ def trials_so_far(sweeper: Sweeper) -> list[Any]:
     place = sweeper.common.sweep.storage
     if (file := sqlite_file(place)) and not file.exists():
         return []
-    storage = studies.storage(sweeper.common)
+    storage = pruning.storage(sweeper.common)
     try:
         found = optuna.load_study(study_name=sweeper.folder.name, storage=storage).get_trials(deepcopy=False)
     except KeyError:
@@ -171,11 +171,11 @@ def open_study(sweeper: Sweeper, storage: Any, name: str, identity: str, epochs:
         storage=storage,
         study_name=called,
         direction="minimize" if config.objective in LOWER_IS_BETTER else "maximize",
-        pruner=studies.pruner(config.sweep.pruner, epochs),
+        pruner=pruning.pruner(config.sweep.pruner, epochs),
         load_if_exists=True,
     )
     about = study.user_attrs
-    for key, value in {SEARCH: name, DATA: identity, studies.EPOCHS: epochs}.items():
+    for key, value in {SEARCH: name, DATA: identity, pruning.EPOCHS: epochs}.items():
         if key not in about:
             study.set_user_attr(key, value)
     if about.get(SEARCH, name) != name:
@@ -240,7 +240,7 @@ class Worker:
         self.sweeper, self.space, self.study, self.storage = sweeper, over, study, storage
         self.settings = sweeper.common.sweep
         self.distributions = {one.key: one.distribution for one in over.dimensions}
-        self.owner = owners.owner()
+        self.owner = liveness.owner()
         self.mine: dict[int, Trial] = {}  # asked for and not yet told, by number
         self.twins: dict[int, int] = {}  # those of them that are told what another is told
         self.jobs: list[Job] = []
@@ -371,7 +371,7 @@ class Worker:
         over = threading.Event()
 
         def beat() -> None:
-            while not over.wait(owners.HEARTBEAT):
+            while not over.wait(liveness.HEARTBEAT):
                 alive = {**self.owner, "owner.heartbeat": str(int(time.time()))}
                 for number in list(self.mine):
                     with contextlib.suppress(Exception):  # a study that is away for a while
@@ -436,7 +436,14 @@ class Worker:
             self.judge(trial)
             return False
         trial.jobs = [
-            Job(at + n, overrides, values, plan.unjudged(one.config), sweeper.folder / str(at + n), one.hydra)
+            Job(
+                at + n,
+                overrides,
+                values,
+                plan.without_test_evaluation(one.config),
+                sweeper.folder / str(at + n),
+                one.hydra,
+            )
             for n, ((overrides, values), one) in enumerate(zip(made, composed, strict=True))
         ]
         return True
@@ -540,5 +547,5 @@ def gone(trial: Any) -> bool:
     """Whether the process that began a trial is gone."""
     owner = trial.user_attrs.get(OWNER)
     if owner is None:  # it has not said so yet, or was killed before it could
-        return bool(trial.datetime_start) and (datetime.now() - trial.datetime_start).total_seconds() > owners.STALE
-    return owners.lost(owner)
+        return bool(trial.datetime_start) and (datetime.now() - trial.datetime_start).total_seconds() > liveness.STALE
+    return liveness.lost(owner)

@@ -12,8 +12,8 @@ from typing import Any
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
+from experiments.errors import ConfigError
 from experiments.sweeps import plan
-from experiments.types import ConfigError
 
 RUNS = 100  # a trial's runs have the numbers from 100 times its own; where it has but one, its own
 INTEGERS = re.compile(r"(?<!float\()interval\(\s*(?:start=)?([+-]?\d+)\s*,\s*(?:end=)?([+-]?\d+)\s*\)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 import re
@@ -14,16 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments import journal, store
-from experiments.comparison_text import FOLDED, SINGLE, baseline_sentences, difference_sentence
-from experiments.evaluate import IMAGE_METRICS, Baseline, Prediction, image_score, majority_baseline
-from experiments.page import markdown_code, markdown_table, markdown_text
-from experiments.schema import LOWER_IS_BETTER
-from experiments.significance import Scores, compare_runs
-from experiments.statistics import mean_interval
+from experiments.config.schema import LOWER_IS_BETTER
+from experiments.errors import ConfigError
+from experiments.evaluation.comparison_text import FOLDED, SINGLE, baseline_sentences, difference_sentence
+from experiments.evaluation.evaluate import IMAGE_METRICS, Baseline, Prediction, image_score, majority_baseline
+from experiments.evaluation.significance import Scores, compare_runs
+from experiments.evaluation.statistics import mean_interval
+from experiments.runs import run_directory
 from experiments.sweeps.plan import REPEATS, SWEEP, records, told
 from experiments.sweeps.rungs import Place
-from experiments.types import ConfigError
 
 
 @dataclass(frozen=True)
@@ -107,9 +105,9 @@ def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
     identity, status, predictions = job.get("identity", ""), job["status"], []
     # The run's own folder; where that is on another machine or was moved, the job's, with what was fetched of it.
     places = [Path(job["folder"]), own]
-    found = [(place, metrics) for place in places if (metrics := journal.finished(place, identity)) is not None]
+    found = [(place, metrics) for place in places if (metrics := run_directory.finished(place, identity)) is not None]
     folder, metrics = found[0] if found else (places[0], {})
-    reused = float((journal.read(folder) or {}).get("reused_seconds", 0.0)) if found else 0.0
+    reused = float((run_directory.read_record(folder) or {}).get("reused_seconds", 0.0)) if found else 0.0
     if found:
         status = "FINISHED"
         path = folder / f"predictions_{split}.csv"
@@ -117,7 +115,7 @@ def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
             with path.open(newline="", encoding="utf-8") as file:
                 predictions = [_prediction(row) for row in csv.DictReader(file)]
     elif status != "FAILED":
-        facts = journal.read(folder) or {}
+        facts = run_directory.read_record(folder) or {}
         same = bool(identity) and facts.get("identity") in (None, identity)
         status = facts.get("status", "NEW") if same else "NEW" if status == "FINISHED" else status
         status = "NEW" if status == "FINISHED" else status  # its results are gone
@@ -144,7 +142,7 @@ def compared(objective: str) -> str:
     return objective if objective in IMAGE_METRICS else "accuracy"
 
 
-def _candidate(row: Row) -> dict[str, str]:
+def candidate_of(row: Row) -> dict[str, str]:
     return {key: value for key, value in row.values.items() if key not in REPEATS}
 
 
@@ -153,7 +151,7 @@ def candidates(rows: Sequence[Row], objective: str) -> list[Candidate]:
     found: dict[str, Candidate] = {}
     for row in rows:
         if not row.final:
-            values = _candidate(row)
+            values = candidate_of(row)
             found.setdefault(json.dumps(values, sort_keys=True), Candidate(values)).rows.append(row)
     for one in found.values():
         if any(row.metrics for row in one.rows):
@@ -295,73 +293,3 @@ def table(ranked: Sequence[Candidate], objective: str) -> list[list[str]]:
 def failures(rows: Sequence[Row]) -> list[str]:
     """Why jobs have failed, each with its last words."""
     return [f"job {row.number} ({told(row.values)}): {row.reason}" for row in rows if row.status == "FAILED"]
-
-
-def conclude(folder: Path) -> dict[str, Any]:
-    """Writes the summary of a sweep into its folder: summary.md, .csv, .json and figures.
-
-    Returns:
-        What summary.json holds: table, sentences, failures, the winner's values and overrides, metrics.
-    """
-    from experiments.sweeps import ladder, plots
-
-    about, rows = read(folder)
-    objective, jobs = about["objective"], [row for row in rows if not row.final]
-    climbed = ladder.climbed(about, jobs)
-    if climbed:  # rungs above its end are no part of it
-        jobs = [row for one in climbed.reached for row in one.rows]
-        rows = [*jobs, *(row for row in rows if row.final)]
-    ranked = candidates(jobs, objective)
-    folds = any("data.fold" in row.values for row in jobs)
-    winner = next((one for one in ranked if one.whole and not math.isnan(one.score)), None)
-    if climbed and climbed.use:
-        winner = next(one for one in ranked if one.values == climbed.use.candidate.values)
-    # Of a former winner's last runs nothing is reported beside this one.
-    held = [row for row in rows if row.final and winner and _candidate(row) == winner.values]
-    final = about.get("config", {}).get("sweep", {}).get("final", True)
-    if climbed and winner:
-        said = [*climbed.sentences(), *held_out_sentences(winner, held, folds, final)]
-    else:
-        said = sentences(ranked, objective, held, folds, about["command"], final)
-    left = sum(row.status in ("NEW", "PARTIAL", "KILLED", "RUNNING") for row in jobs)
-    said += [f"{left} jobs are not at their end: the same command again goes on with them."] if left else []
-    lines = climbed.table() if climbed else table(ranked, objective)
-    metrics = {
-        f"jobs_{status.lower()}": float(sum(row.status == status for row in jobs))
-        for status in {r.status for r in jobs}
-    }
-    if winner:
-        metrics[f"winner.validation.{objective}"] = winner.score
-    summary = {
-        "sweep": folder.name, "objective": objective, "command": about["command"], "table": lines, "sentences": said,
-        "failures": failures(rows), "metrics": metrics,
-        "winner": winner and {
-            "values": dict(winner.values), "overrides": list(winner.rows[0].overrides),
-            "number": winner.rows[0].number,
-            "identities": {row.values.get("seed", ""): row.identity for row in winner.rows},
-            "folders": {row.values.get("seed", ""): str(row.folder) for row in winner.rows},
-            "seeds": sorted({row.values["seed"] for row in winner.rows if "seed" in row.values}, key=int),
-        },
-        "runs": [
-            {"number": row.number, "values": dict(row.values), "status": row.status, "folder": str(row.folder),
-             "final": row.final, "metrics": dict(row.metrics)}
-            for row in rows
-        ],
-    }  # fmt: skip
-    text = io.StringIO()
-    csv.writer(text).writerows(lines)
-    store.write_file(folder / "summary.csv", text.getvalue().encode())
-    store.write_file(
-        folder / "summary.md", markdown(folder.name, about["command"], lines, said, summary["failures"]).encode()
-    )
-    store.write_file(folder / "summary.json", json.dumps(summary, indent=1).encode())
-    shares = [row.baseline.accuracy for row in jobs if row.baseline and objective == "accuracy"]
-    plots.draw(folder / "figures", ranked, objective, max(shares, default=None), climbed)
-    return summary
-
-
-def markdown(name: str, command: str, lines: Sequence[Sequence[str]], said: Sequence[str], wrong: Sequence[str]) -> str:
-    parts = [f"# Sweep {markdown_text(name)}", markdown_code(command), markdown_table(lines), *map(markdown_text, said)]
-    if wrong:
-        parts += ["## Failed", *map(markdown_code, wrong)]
-    return "\n\n".join(parts) + "\n"

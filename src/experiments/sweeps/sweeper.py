@@ -25,13 +25,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments import journal, store, unread, validation
-from experiments.progress import PlainConsole, Terminal
-from experiments.redaction import redacted
-from experiments.schema import LOWER_IS_BETTER, Config
+from experiments.config import unused, validation
+from experiments.config.overrides import quoted
+from experiments.config.schema import LOWER_IS_BETTER, Config
+from experiments.errors import ConfigError
+from experiments.runs import run_directory
+from experiments.storage import atomic_files
 from experiments.sweeps import local, plan, rungs
 from experiments.sweeps.plan import Job
-from experiments.types import ConfigError
+from experiments.system.progress import PlainConsole, Terminal
+from experiments.system.redaction import redacted
 
 LOCK = ".sweep.lock"
 # What a job does not read or keep, and the winner does.
@@ -79,7 +82,7 @@ class Sweeper(HydraSweeper):
         composed = plan.compose(combinations, self.context, self.master)
         self.begin([one.config for one in composed])
         jobs = [
-            Job(number, overrides, values, plan.unjudged(one.config), Path(), one.hydra, place=place)
+            Job(number, overrides, values, plan.without_test_evaluation(one.config), Path(), one.hydra, place=place)
             for number, ((overrides, values), one, place) in enumerate(
                 zip(combinations, composed, places or [None] * len(composed), strict=True)
             )
@@ -122,8 +125,8 @@ class Sweeper(HydraSweeper):
                 "sweep.search). Type them, or run that choice in a command of its own"
             )
         overrides = self.master.hydra.overrides.task if self.typed is None else self.typed
-        unread.check_weights(configs, overrides)
-        unread.warn(configs, overrides)
+        unused.check_weights(configs, overrides)
+        unused.warn(configs, overrides)
         self.console = PlainConsole(quiet=self.common.progress == "none")
         self.parent: str | None = None
         self.began = time.monotonic()
@@ -183,7 +186,7 @@ class Sweeper(HydraSweeper):
         """Note what a job's folder has of the same run: `look` does not search outside outputs/."""
         if job.status != "NEW" or "deleted" in job.facts or self.common.sweep.rerun:
             return
-        facts = journal.read(job.folder) or {}
+        facts = run_directory.read_record(job.folder) or {}
         done, tracked = facts.get("status") == "FINISHED", self.common.tracking.uri is not None
         if facts.get("identity") != job.identity or facts.get("status") == "PRUNED" or (done and tracked):
             return
@@ -202,7 +205,7 @@ class Sweeper(HydraSweeper):
         for job in todo:
             if deleted := job.facts.pop("deleted", None):
                 self.say(f"  job {job.number}: its MLflow run {deleted} has been deleted, so it is trained again")
-            if (facts := journal.read(job.folder)) and facts.get("identity"):
+            if (facts := run_directory.read_record(job.folder)) and facts.get("identity"):
                 shutil.rmtree(job.folder)
 
     @contextmanager
@@ -213,7 +216,7 @@ class Sweeper(HydraSweeper):
             ConfigError: the same sweep is going on in another process.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = journal.claim(self.folder, LOCK, "sweep", journal.PATIENCE)
+        lock = run_directory.claim(self.folder, LOCK, "sweep", run_directory.PATIENCE)
         try:
             yield
         finally:
@@ -282,7 +285,7 @@ class Sweeper(HydraSweeper):
             "command": shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]]),
             "objective": self.common.objective, "parent": self.parent, "config": plain(self.common),
         }  # fmt: skip
-        store.write_file(path, json.dumps(redacted(about), indent=1).encode())
+        atomic_files.write_file(path, json.dumps(redacted(about), indent=1).encode())
         self.keep(jobs)
 
     def keep(self, jobs: Sequence[Job]) -> None:
@@ -354,12 +357,12 @@ class Sweeper(HydraSweeper):
             *(FINAL if job.final else CHOSEN_FROM),
             *([f"runtime.threads={threads}"] if threads else []),
             *([f"sweep.parent={self.parent}"] if self.parent else []),
-            *([f"sweep.trial={journal.quoted(job.trial)}"] if job.trial else []),
-            *([f"sweep.trained={journal.quoted(job.trained)}"] if job.trained else []),
+            *([f"sweep.trial={quoted(job.trial)}"] if job.trial else []),
+            *([f"sweep.trained={quoted(job.trained)}"] if job.trained else []),
         ]  # fmt: skip
         keep = [one for one in job.overrides if not one.startswith(("evaluate.test=", "tracking.log_model="))]
         changes = {
-            "resume": journal.AUTO, "evaluate": {"test": job.final},
+            "resume": run_directory.AUTO, "evaluate": {"test": job.final},
             "tracking": {} if job.final else {"log_model": False}, "runtime": {"threads": threads} if threads else {},
             "sweep": {"job": not job.final, "parent": self.parent, "trial": job.trial, "trained": job.trained},
         }  # fmt: skip
@@ -368,11 +371,11 @@ class Sweeper(HydraSweeper):
     def results(self, job: Job) -> dict[str, float] | None:
         """Return a job's metrics: from its run's folder or, where they were fetched, its own; None: none are there."""
         places = (job.folder, self.folder / str(job.number))
-        return next(filter(None, (journal.finished(place, job.identity) for place in places)), None)
+        return next(filter(None, (run_directory.finished(place, job.identity) for place in places)), None)
 
     def note(self, job: Job, done: JobReturn) -> None:
         """Keeps how a job ended, and tells of one that failed."""
-        facts = journal.read(job.folder) or {}
+        facts = run_directory.read_record(job.folder) or {}
         job.facts |= {name: facts[name] for name in ("run_id",) if name in facts}
         if done.status == JobStatus.COMPLETED:
             job.status, job.reason = "FINISHED", ""
@@ -495,7 +498,7 @@ class Sweeper(HydraSweeper):
             folder = self.folder / str(number)
             job = Job(number, overrides, values, one.config, folder, one.hydra, identity, facts={"final": True},
                       trained=place if place != str(folder) else None)  # fmt: skip
-            facts = journal.read(job.folder) or {}
+            facts = run_directory.read_record(job.folder) or {}
             if facts.get("identity") == identity and not self.common.sweep.rerun:
                 job.status = "FINISHED" if facts.get("status") == "FINISHED" else "PARTIAL"
                 job.threads, job.facts["run_id"] = facts.get("threads"), facts.get("run_id")

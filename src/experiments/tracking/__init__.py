@@ -21,14 +21,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock
 
-from experiments.paths import CONF, REPOSITORY, sqlite_file, sqlite_uri
-from experiments.redaction import redact_credentials, redacted
-from experiments.schema import NOT_IDENTITY, Config, hidden, logged
-from experiments.store import draft, sync
-from experiments.tracking import address, outbox, owners, view
+from experiments.config.schema import NOT_IDENTITY, Config, hidden, logged
+from experiments.data.types import Dataset
+from experiments.errors import ConfigError, Pruned
+from experiments.storage.atomic_files import draft, sync
+from experiments.system.paths import CONF, REPOSITORY, sqlite_file, sqlite_uri
+from experiments.system.redaction import redact_credentials, redacted
+from experiments.tracking import buffer, connection, liveness, view
 from experiments.tracking.curves import metric_points
-from experiments.tracking.stored import RUN_ID, experiment_in_trash, find_run, in_trash, trashed
-from experiments.types import ConfigError, EpochRecord, Pruned, Splits
+from experiments.tracking.queries import RUN_ID, experiment_in_trash, find_run, in_trash, trashed
+from experiments.training.types import EpochRecord
 
 if TYPE_CHECKING:
     import keras
@@ -50,7 +52,7 @@ class Tracker(Protocol):
     def files(self, config: Config) -> dict[str, Path]:
         """Local files for the run ids in a configuration, by key; that run's manifest is put into inputs/<key>, too."""
 
-    def describe(self, config: Config, splits: Splits, facts: Mapping[str, str]) -> None:
+    def describe(self, config: Config, splits: Dataset, facts: Mapping[str, str]) -> None:
         """What the run is, before it trains: parameters, tags, data set."""
 
     def epoch(self, record: EpochRecord) -> None:
@@ -90,13 +92,13 @@ def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[T
     if config.tracking.uri is None:
         yield Untracked()
         return
-    outbox.prepare()
-    address.use(config.tracking.uri)
-    outbox.read(folder)  # its errors belong before the run
+    buffer.prepare()
+    connection.use(config.tracking.uri)
+    buffer.read(folder)  # its errors belong before the run
     tracker = MlflowRun(start(config, folder, run_id), folder, run_id)
     origin = " (MLFLOW_TRACKING_URI; tracking.uri=... for another)" if "tracking.uri" in config.unresolved else ""
     _log.info("MLflow store: %s%s", redact_credentials(config.tracking.uri), origin)
-    alive = owners.Heartbeat(tracker.run_id)
+    alive = liveness.Heartbeat(tracker.run_id)
     status, reason = "FINISHED", None
     try:
         yield tracker
@@ -124,12 +126,12 @@ def start(config: Config, folder: Path, run_id: str | None) -> str:
     from mlflow.tracking.context.registry import resolve_tags
 
     uri, told = str(config.tracking.uri), logged(config)
-    tags = {**owners.owner(), "run_folder": str(folder)}
+    tags = {**liveness.owner(), "run_folder": str(folder)}
     if config.sweep.parent:
         tags["mlflow.parentRunId"] = config.sweep.parent
     try:
         experiment = open_experiment(config)
-        owners.mark_lost(experiment)
+        liveness.mark_lost(experiment)
         client = mlflow.MlflowClient()
         before = None if run_id is None else find_run(client, run_id)
         if before is None:
@@ -153,8 +155,8 @@ def start(config: Config, folder: Path, run_id: str | None) -> str:
         if "failure" in before.data.tags:
             client.delete_tag(run_id, "failure")
         return run_id
-    except outbox.failures() as error:
-        raise address.unusable(uri, str(error)) from None
+    except buffer.failures() as error:
+        raise connection.unusable(uri, str(error)) from None
 
 
 def start_sweep(config: Config, folder: Path, pid: int | None, run_id: str | None) -> str:
@@ -166,14 +168,14 @@ def start_sweep(config: Config, folder: Path, pid: int | None, run_id: str | Non
     Raises:
         ConfigError: the store cannot be used.
     """
-    outbox.prepare()
+    buffer.prepare()
     import mlflow
 
-    address.use(str(config.tracking.uri))
-    tags = {**owners.owner(pid), "owner.heartbeat": "inf", "run_folder": str(folder), "sweep": folder.name}
+    connection.use(str(config.tracking.uri))
+    tags = {**liveness.owner(pid), "owner.heartbeat": "inf", "run_folder": str(folder), "sweep": folder.name}
     try:
         experiment = open_experiment(config)
-        owners.mark_lost(experiment)
+        liveness.mark_lost(experiment)
         client = mlflow.MlflowClient()
         if run_id is not None:
             with contextlib.suppress(mlflow.exceptions.MlflowException):  # deleted since
@@ -185,19 +187,19 @@ def start_sweep(config: Config, folder: Path, pid: int | None, run_id: str | Non
                 return run_id
         told = logged(config)["tags"]
         return str(client.create_run(experiment, run_name=folder.name, tags=redacted({**told, **tags})).info.run_id)
-    except outbox.failures() as error:
-        raise address.unusable(str(config.tracking.uri), str(error)) from None
+    except buffer.failures() as error:
+        raise connection.unusable(str(config.tracking.uri), str(error)) from None
 
 
 def end_sweep(config: Config, run_id: str, folder: Path, metrics: Mapping[str, float], status: str) -> None:
     """Gives a sweep's MLflow run the conclusion, and ends it."""
-    outbox.prepare()
+    buffer.prepare()
     import mlflow
 
-    address.use(str(config.tracking.uri))
+    connection.use(str(config.tracking.uri))
     client = mlflow.MlflowClient()
     before = client.get_run(run_id)
-    owners.mark_lost(before.info.experiment_id)  # jobs that kill -9 ended
+    liveness.mark_lost(before.info.experiment_id)  # jobs that kill -9 ended
     for name, value in metrics.items():
         if before.data.metrics.get(name) != value:  # else a sweep that is concluded again has each value twice
             client.log_metric(run_id, name, value)
@@ -221,17 +223,17 @@ def add_figure(uri: str, run_id: str, path: Path) -> None:
     Raises:
         ConfigError: the store cannot be used, or has no such run.
     """
-    address.check(uri)
-    outbox.prepare()
+    connection.check(uri)
+    buffer.prepare()
     import mlflow
 
-    if address.missing(uri):
-        raise address.unusable(uri, "it is not there")
+    if connection.missing(uri):
+        raise connection.unusable(uri, "it is not there")
     try:
-        address.use(uri)
+        connection.use(uri)
         mlflow.MlflowClient(uri).log_artifact(run_id, str(path), "figures")
-    except outbox.failures() as error:
-        raise address.unusable(uri, str(error)) from None
+    except buffer.failures() as error:
+        raise connection.unusable(uri, str(error)) from None
 
 
 def log_comparison(uri: str, experiment: str, digest: str, files: Sequence[Path], text: str) -> str:
@@ -249,7 +251,7 @@ def log_comparison(uri: str, experiment: str, digest: str, files: Sequence[Path]
     Raises:
         ConfigError: the store does not take it.
     """
-    outbox.prepare()
+    buffer.prepare()
     import mlflow
     from mlflow.tracking.context.registry import resolve_tags
 
@@ -263,8 +265,8 @@ def log_comparison(uri: str, experiment: str, digest: str, files: Sequence[Path]
             run_id = str(client.create_run(experiment, run_name=f"compare-{digest}", tags=tags).info.run_id)
         _add_files(client, run_id, files, text)
         client.set_terminated(run_id)
-    except outbox.failures() as error:
-        raise address.unusable(uri, str(error)) from None
+    except buffer.failures() as error:
+        raise connection.unusable(uri, str(error)) from None
     return run_id
 
 
@@ -334,11 +336,11 @@ def fetch(config: Config, folder: Path) -> dict[str, Path]:
         return {}
     if config.tracking.uri is None:
         raise ConfigError(f"{', '.join(wanted)}: a run id needs a tracking store. Received: tracking=none")
-    outbox.prepare()
+    buffer.prepare()
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    address.use(config.tracking.uri)
+    connection.use(config.tracking.uri)
     client = mlflow.MlflowClient()
     found = {}
     for key, run_id in wanted.items():
@@ -368,7 +370,7 @@ class Untracked:
     def files(self, config: Config) -> dict[str, Path]:
         return fetch(config, Path())
 
-    def describe(self, config: Config, splits: Splits, facts: Mapping[str, str]) -> None: ...
+    def describe(self, config: Config, splits: Dataset, facts: Mapping[str, str]) -> None: ...
     def epoch(self, record: EpochRecord) -> None: ...
     def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any], timestamp: int) -> None: ...
     def artifacts(self, tables: Mapping[str, Mapping[str, list[Any]]]) -> None: ...
@@ -381,13 +383,13 @@ class MlflowRun:
     def __init__(self, run_id: str, folder: Path, before: str | None = None) -> None:
         self.run_id = run_id
         self.folder = folder
-        self.outbox = outbox.Outbox(run_id, folder)
+        self.outbox = buffer.TrackingBuffer(run_id, folder)
         self.outbox.begin(before if before != run_id else None)
 
     def files(self, config: Config) -> dict[str, Path]:
         return fetch(config, self.folder)
 
-    def describe(self, config: Config, splits: Splits, facts: Mapping[str, str]) -> None:
+    def describe(self, config: Config, splits: Dataset, facts: Mapping[str, str]) -> None:
         source = config.unresolved.get("data.root", str(splits.manifest.root))
         self.outbox.put("parameters", flat_parameters(config))
         self.outbox.put("tags", {**environment_tags(), **facts})

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from experiments import store
-from experiments.types import EPOCH_METRICS, EpochRecord
+from experiments.storage import atomic_files
+from experiments.training.types import EPOCH_METRICS, EpochRecord
 
 FILE = "curves.csv"  # in the run's folder
 PHASES = ("scratch", "head", "finetune")  # as the metric `phase` counts them
@@ -72,7 +72,7 @@ class Curves:
     def _replace(self, rows: Sequence[EpochRecord]) -> None:
         self.rows = list(rows)
         if rows:
-            store.write_file(self.path, format_rows(rows, header=True).encode())
+            atomic_files.write_file(self.path, format_rows(rows, header=True).encode())
         else:
             self.path.unlink(missing_ok=True)
 

@@ -7,9 +7,9 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from experiments.tracking import address, models
-from experiments.tracking.outbox import failures, prepare
-from experiments.types import ConfigError
+from experiments.errors import ConfigError
+from experiments.tracking import connection, model_logging
+from experiments.tracking.buffer import failures, prepare
 
 if TYPE_CHECKING:
     import keras
@@ -23,9 +23,9 @@ def log_model(uri: str, run_id: str, model: keras.Model, classes: Sequence[str])
     """
     prepare()
 
-    address.use(uri)
+    connection.use(uri)
     try:
-        models.log_model(run_id, model, classes)
+        model_logging.log_model(run_id, model, classes)
     except failures() as error:
         raise ConfigError(f"run {run_id}: its model cannot be logged: {str(error)[:300]}") from None
 
@@ -42,12 +42,12 @@ def register(uri: str, run_id: str, name: str, alias: str | None) -> str:
     prepare()
     import mlflow
 
-    address.use(uri)
+    connection.use(uri)
     client = mlflow.MlflowClient(uri)
     try:
         known = [one for one in client.search_model_versions(f"name = '{name}'") if one.run_id == run_id]
         with contextlib.redirect_stderr(io.StringIO()):  # MLflow tells the same on it
-            made = known[0] if known else mlflow.register_model(f"runs:/{run_id}/{models.NAME}", name)
+            made = known[0] if known else mlflow.register_model(f"runs:/{run_id}/{model_logging.NAME}", name)
         if alias:
             client.set_registered_model_alias(name, alias, made.version)
         return str(made.version)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from experiments.redaction import redact_credentials
-from experiments.tracking import address, outbox
+from experiments.system.redaction import redact_credentials
+from experiments.tracking import buffer, connection
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -82,7 +82,7 @@ def tags() -> dict[str, str]:
     return {NOTE: TEXT, KIND: "custom_model_development", SHARED: json.dumps(view)}
 
 
-def dress(uri: str) -> list[tuple[str, str]]:
+def configure_experiment_view(uri: str) -> list[tuple[str, str]]:
     """Gives the tags to the experiments of a store that runs of ours are in; what somebody has written there stays.
 
     Args:
@@ -94,8 +94,8 @@ def dress(uri: str) -> list[tuple[str, str]]:
     Raises:
         ConfigError: there is no store yet, or it cannot be used.
     """
-    address.check_runs(uri)
-    outbox.prepare()
+    connection.check_runs(uri)
+    buffer.prepare()
     import mlflow
 
     try:
@@ -105,8 +105,8 @@ def dress(uri: str) -> list[tuple[str, str]]:
             for name, value in tags().items():
                 if experiment.tags.get(name) != value and (name != NOTE or NOTE not in experiment.tags):
                     set_tag(client, experiment.experiment_id, name, value)
-    except outbox.failures() as error:
-        raise address.unusable(redact_credentials(uri), str(error)) from None
+    except buffer.failures() as error:
+        raise connection.unusable(redact_credentials(uri), str(error)) from None
     ordered = sorted(ours, key=lambda one: one[0], reverse=True)
     return [
         (one.name, f"#/experiments/{one.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={KEY}")

@@ -1,0 +1,186 @@
+"""`experiments compare RUN RUN ...`: what differs, how well each does, and whether the difference is real."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.cli.arguments import add_uri
+from experiments.errors import ConfigError
+from experiments.system.paths import default_outputs
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from experiments.evaluation.comparison import Comparison
+    from experiments.tracking.queries import RunFacts
+
+PICTURES = 24  # in the gallery
+MOST_COLUMNS = 4  # groups whose configurations stand side by side in a terminal
+LONGEST = 40  # characters of a value in a terminal; the files have it whole
+BRIEF = ("loss", "roc_auc", "brier")  # the metrics that a terminal has room for; the files have all
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="experiments compare",
+        description="Compares finished runs. Runs that differ in their seed only are one row: their mean, with its "
+        "interval over seeds and images. The first row is what the others are compared with, image by image. Single "
+        "runs are compared as trained models (McNemar's test, Tango's interval); whether a setting is better takes "
+        "several seeds or folds of each (seed=0,1,2). Runs that are named keep their order; after "
+        "them come those of --sweep and --query, the best validation accuracy first. Nothing is ranked by the test "
+        "split. Writes comparison.html (one page, to be viewed without a network), .md and .csv, and logs them to "
+        "MLflow.",
+    )
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run ids, their beginnings, or run names")
+    parser.add_argument(
+        "--sweep", action="append", default=[], metavar="SWEEP",
+        help="the jobs of a sweep: its name, folder, or MLflow run id; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--query", metavar="TEXT", help="finished runs that fit, in MLflow's syntax: \"params.regime = 'finetune'\""
+    )
+    parser.add_argument("--split", default="validation", choices=("validation", "test"))
+    parser.add_argument(
+        "--pictures", type=count, default=PICTURES, metavar="N",
+        help=f"how many pictures to show on which the runs disagree (default: {PICTURES})",
+    )  # fmt: skip
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="where the pictures are (default: where they were)")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="(default: outputs/compare/compare-...)")
+    parser.add_argument("--no-log", action="store_true", help="write files only, nothing to MLflow")
+    add_uri(parser)
+    arguments = parser.parse_args()
+    if not (arguments.runs or arguments.sweep or arguments.query):
+        parser.error("give runs, --sweep SWEEP or --query TEXT")
+    if arguments.data and not arguments.data.is_dir():
+        parser.error(f"--data: no such folder. Received: {arguments.data}")
+
+    from experiments.evaluation.comparison import compare
+    from experiments.tracking.queries import find_runs, local_store, search_runs
+
+    uri = arguments.uri or local_store()
+    try:
+        named = find_runs(uri, arguments.runs) if arguments.runs else []
+        found = [run for sweep in arguments.sweep for run in jobs_of(uri, sweep)]
+        if arguments.query:
+            fitting = search_runs(uri, arguments.query)
+            if not fitting:
+                raise ConfigError(f"--query: no finished run fits. Received: {arguments.query!r}")
+            found += fitting
+        comparison = compare(uri, named, arguments.split, found)
+        from experiments.system.progress import PlainConsole
+
+        console = PlainConsole()
+        show(console, comparison)
+        keep(console, uri, comparison, arguments)
+    except ConfigError as error:
+        sys.exit(str(error))
+    except OSError as error:
+        sys.exit(f"{error.filename}: {error.strerror}. Give a folder that can be written: --output FOLDER --no-log")
+
+
+def count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a number, 0 or more. Received: {text!r}")
+    return int(text)
+
+
+def jobs_of(uri: str, named: str) -> list[RunFacts]:
+    """The runs of a sweep's jobs.
+
+    Args:
+        named: the sweep's name, its folder, or the id of its MLflow run, that the jobs are children of.
+
+    Raises:
+        ConfigError: no such sweep, or none of its jobs is there.
+    """
+    from experiments.sweeps import plan
+    from experiments.tracking.queries import RUN_ID, find_runs, search_runs
+
+    try:  # its files know of jobs, too, that had been trained before, for another sweep
+        return find_runs(uri, plan.run_ids(plan.find(named)))
+    except ConfigError:
+        if not RUN_ID.fullmatch(named):
+            raise
+    children = search_runs(uri, f"tags.`mlflow.parentRunId` = '{named}'")
+    jobs = [run for run in children if run.params.get("evaluate.test") != "True"]  # that is the winner's last training
+    if not jobs:
+        raise ConfigError(f"--sweep: no finished job has {named} as its parent run")
+    return jobs
+
+
+def show(console: Console, comparison: Comparison) -> None:
+    """The comparison on a terminal of 100 columns."""
+
+    from experiments.evaluation import comparison_text
+
+    images = " and ".join(sorted({f"{len(group.images):,}" for group in comparison.groups}))
+    title = f"{comparison.split}: accuracy on {images} images [95 % interval], differences in points"
+    scores = comparison_text.score_table(comparison)
+    for row in scores[1:]:
+        row[0] = row[0].replace(" ", "\n  ").replace("\n  ", " ", 1)  # a line for each of the keys
+    table(console, scores, title)
+    metrics = comparison_text.metric_table(comparison, BRIEF)
+    if len(metrics[0]) > 1:
+        table(console, [[line[0].split(" ")[0], *line[1:]] for line in metrics])
+    if len(comparison.groups) > 1:
+        valued, unread = comparison_text.configuration_tables(comparison)
+        if len(comparison.groups) > MOST_COLUMNS:
+            valued = by_value(valued)
+        if len(valued) > 1:
+            valued = [[cell if len(cell) <= LONGEST else f"{cell[: LONGEST - 1]}…" for cell in row] for row in valued]
+            table(console, valued, "what differs in configuration", numbers=False)
+        for line in comparison_text.unread_keys(unread):
+            console.print(line)
+        console.print()
+    for sentence in comparison_text.sentences(comparison):
+        console.print(sentence)
+
+
+def by_value(differing: Sequence[Sequence[str]]) -> list[list[str]]:
+    """What differs among many groups: a row for every value, with the numbers of the groups that have it."""
+    lines = [["key", "value", "of"]]
+    for key, *values in differing[1:]:
+        for value in dict.fromkeys(values):
+            numbers = [str(at) for at, one in enumerate(values, 1) if one == value]
+            lines.append([key, value, " ".join(numbers)])
+    return lines
+
+
+def table(console: Console, lines: Sequence[Sequence[str]], title: str | None = None, numbers: bool = True) -> None:
+    """Prints a table whose first column may be folded; the others, too, unless they hold numbers."""
+    from rich import box
+    from rich.table import Table
+
+    if title:  # not the table's own, which is folded to its width
+        console.print(title, style="italic", highlight=False)
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for at, name in enumerate(lines[0]):
+        if numbers and at:
+            made.add_column(name, justify="right", no_wrap=True)
+        else:
+            made.add_column(name, overflow="fold")
+    for line in lines[1:]:
+        made.add_row(*line)
+    console.print(made)
+
+
+def keep(console: Console, uri: str, comparison: Comparison, arguments: argparse.Namespace) -> None:
+    """Writes the comparison's files, logs them, and says where they are."""
+    from experiments.evaluation import comparison_page
+    from experiments.tracking import log_comparison
+
+    folder = arguments.output or Path(default_outputs()) / "compare" / f"compare-{comparison.digest}"
+    written = comparison_page.write(folder, comparison, arguments.pictures, arguments.data)
+    console.print(f"page     {written[0].resolve()}", highlight=False, markup=False, soft_wrap=True)
+    if not arguments.no_log:
+        text = (folder / "comparison.md").read_text(encoding="utf-8")
+        run_id = log_comparison(uri, comparison.runs[0].experiment, comparison.digest, written, text)
+        console.print(f"MLflow   {run_id}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What verbs share that take train's overrides: the composed configuration, and runs started with them."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra import compose, initialize_config_dir
+
+from experiments.config import validation
+from experiments.config.hydra_errors import explain
+from experiments.config.schema import Config
+from experiments.errors import ConfigError
+from experiments.sweeps.plan import Composed
+from experiments.system import paths
+
+if TYPE_CHECKING:
+    from experiments.tracking.queries import RunFacts
+
+
+def read(overrides: Sequence[str], folder: Path | None = None) -> Config:
+    """The checked configuration of a command line, composed as by `train`; see `whole`."""
+    return whole(overrides, folder).config
+
+
+def whole(overrides: Sequence[str], folder: Path | None = None) -> Composed:
+    """Return the checked configuration of a command line, composed as by `train`, and Hydra's own of it.
+
+    Args:
+        folder: of the user's own choices, where there are such (train's --config-dir).
+
+    Raises:
+        ConfigError: in the words of `train`.
+    """
+    given = [*overrides, *([f"hydra.searchpath=['file://{folder.resolve()}']"] if folder else [])]
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
+            composed = compose("config", given, return_hydra_config=True)
+            return Composed(validation.read(composed), composed)
+    except ConfigError:
+        raise
+    except Exception as error:
+        text = explain(error, overrides)
+        if text is None:
+            raise
+        raise ConfigError(text) from None
+
+
+def start(jobs: Sequence[Sequence[str]], tag: str) -> tuple[str, list[RunFacts]]:
+    """Trains each list of overrides in a process of its own, one after the other.
+
+    Args:
+        tag: what their MLflow runs are marked with, to be found again.
+
+    Returns:
+        The tracking store, and the runs in order. The process ends where one of them failed.
+
+    Raises:
+        ConfigError: overrides that cannot be used, or tracking=none.
+    """
+    from experiments.tracking.queries import find_runs
+
+    uris = {read(job).tracking.uri for job in jobs}
+    uri = uris.pop()
+    if uris or uri is None:
+        raise ConfigError("tracking: these runs are found again in one MLflow store. Allowed: tracking=sqlite, server")
+    token = f"t{secrets.token_hex(4)}"  # a letter first: Hydra reads 12345678 as a number
+    for job in jobs:
+        command = ["-m", "experiments.train", *job]
+        print(f"\n$ python {' '.join(command)}", flush=True)
+        done = subprocess.run([sys.executable, *command, f"+tags.{tag}={token}"])
+        if done.returncode:
+            sys.exit(done.returncode)
+    return uri, find_runs(uri, (), tag=(tag, token))

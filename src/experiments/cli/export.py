@@ -1,0 +1,58 @@
+"""`experiments export RUN --output FOLDER`: a trained model as .keras and SavedModel, compared with the original."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from experiments.cli.arguments import add_uri, positive
+from experiments.errors import ConfigError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="experiments export",
+        description="Writes a finished run's model as model.keras and saved_model/, with model.json (class names in "
+        "order, picture size, what goes in and out). Preprocessing is inside: both take pixels in [0, 255]. Both are "
+        "read back and compared with the model on pictures; where they differ nothing is written.",
+    )
+    parser.add_argument("run", metavar="RUN", help="its folder, MLflow id, the beginning of that, or name")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier export has written there")
+    parser.add_argument("--pictures", type=positive, default=32, metavar="N", help="to compare on (default: 32)")
+    add_uri(parser)
+    arguments = parser.parse_args()
+    try:
+        export(arguments.run, arguments.output, arguments.overwrite, arguments.pictures, arguments.uri)
+    except (ConfigError, OSError, RuntimeError) as error:
+        sys.exit(str(error))
+
+
+def export(named: str, folder: Path, overwrite: bool, pictures: int, uri: str | None) -> None:
+    """Writes the files and prints how well they agree.
+
+    Raises:
+        ConfigError: no such run, or a folder that is not to be replaced.
+    """
+    from experiments.deploy import saved_run
+    from experiments.system.startup import quiet_start
+
+    # Nothing but an export is ever replaced.
+    if folder.exists() and not (overwrite and (folder / "model.json").is_file()):
+        how = "Give --overwrite to replace it" if (folder / "model.json").is_file() else "Give another one"
+        raise ConfigError(f"--output: {folder} is there already. {how}")
+    run = saved_run.find(named, uri)
+    with quiet_start():
+        from experiments.deploy import export as exports
+
+        model = run.model()
+    pixels, what = exports.sample(run, int(model.input_shape[1]), pictures)
+    print(f"compared on {what}: largest difference in probability from the model")
+    for name, difference in exports.export(run, model, pixels, folder).items():
+        print(f"  {folder / name}  {difference:.1e}")
+    print(f"  {folder / exports.ABOUT}  classes: {', '.join(run.classes)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,374 @@
+"""`experiments inspect WHAT`: looks at a part of a configuration before a run, or at a run's mistakes after it."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.cli.arguments import add_uri, positive
+from experiments.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from experiments.config.schema import Config
+    from experiments.deploy.saved_run import Trained
+
+Parts = argparse._SubParsersAction  # of which argparse has no public name
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="experiments inspect",
+        description="Looks at one part of a configuration, given as for train or as a run had it (--run), and writes "
+        "what is to be seen as a picture. `mistakes` looks at a run.",
+    )
+    parts = parser.add_subparsers(dest="part", required=True, metavar="WHAT")
+    for add in (add_augmentation, add_data, add_model, add_schedule, add_lr, add_mistakes):
+        add(parts)
+    arguments, more = parser.parse_known_args()
+    # argparse takes arguments of one kind in one piece only; overrides may stand on both sides of an option.
+    wrong = [argument for argument in more if argument.startswith("-") or "overrides" not in arguments]
+    if wrong:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if more:
+        arguments.overrides += more
+    if getattr(arguments, "overrides", None) and arguments.run:
+        parser.error(f"--run: that run's configuration is looked at as it is. Received: {arguments.overrides[0]}")
+    try:
+        code = arguments.look(arguments)
+    except (ConfigError, DataError) as error:
+        sys.exit(str(error))
+    if code:
+        sys.exit(code)
+
+
+def add_part(parts: Parts[argparse.ArgumentParser], name: str, about: str, description: str) -> argparse.ArgumentParser:
+    """A sub-command on a configuration, with what all of them take."""
+    parser = parts.add_parser(name, help=about, description=description)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train: augmentation=strong seed=1")
+    parser.add_argument("--config-dir", type=Path, help="folder with further choices, as train takes it")
+    parser.add_argument(
+        "--run", metavar="RUN", help="a finished run's configuration instead (its folder, id or name); the picture "
+        "goes to its figures, in MLflow too",
+    )  # fmt: skip
+    add_output(parser)
+    return parser
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    add_uri(parser)
+    parser.add_argument("--dpi", type=positive, default=100, help="of the picture (default: 100)")
+    parser.add_argument(
+        "--output", type=png, metavar="PATH", help="PNG file (default: inspect/ in outputs, of a run its figures/)"
+    )
+
+
+def rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a learning rate above 0. Received: {text!r}")
+    return value
+
+
+def png(text: str) -> Path:
+    if Path(text).suffix != ".png":
+        raise argparse.ArgumentTypeError(f"must end in .png. Received: {text!r}")
+    return Path(text)
+
+
+def configuration(arguments: argparse.Namespace) -> tuple[Config, Trained | None]:
+    """What is to be looked at, and the run that it is of, if any."""
+    from experiments.cli.composed import read
+    from experiments.deploy import saved_run
+
+    if arguments.run:
+        run = saved_run.find(arguments.run, arguments.uri)
+        return run.config, run
+    return read(arguments.overrides, arguments.config_dir), None
+
+
+def keep(
+    arguments: argparse.Namespace, figure: Figure, *, name: str, config: Config, run: Trained | None, **facts: str
+) -> None:
+    """Writes a figure and tells where: beside the run that it is of, whose MLflow run gets it, too; else in inspect/.
+
+    Args:
+        name: of the file, without what tells configurations apart.
+        facts: what the figure shows beside the configuration.
+    """
+    from experiments import tracking
+    from experiments.config import schema
+    from experiments.runs import run_directory
+    from experiments.storage import atomic_files
+    from experiments.tracking.queries import local_store
+
+    beside = run and run.folder and run.folder / "figures" / f"{name}.png"
+    # By content: the same command writes the same file.
+    identity = schema.identity(config, run=run.name if run else None, **facts)[:8]
+    path = arguments.output or beside or Path(config.outputs) / "inspect" / f"{name}-{identity}.png"
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=arguments.dpi)
+    atomic_files.write_file(path, content.getvalue())
+    print(path)
+    if run and run.run_id:
+        told = run_directory.read_record(run.folder) if run.folder else None
+        uri = (
+            run.uri or (run_directory.store_of_run(run.folder, told) if run.folder and told else None) or local_store()
+        )
+        tracking.add_figure(uri, run.run_id, path)
+        print(f"also in MLflow: run {run.run_id}, figures/{path.name}")
+
+
+def say(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line)
+
+
+# --- augmentation
+
+
+def add_augmentation(parts: Parts[argparse.ArgumentParser]) -> None:
+    parser = add_part(
+        parts,
+        "augmentation",
+        "training pictures, and what the augmentation makes of them",
+        "Draws training pictures, each in a row with what the augmentation makes of it in the first epochs. The draws "
+        "are those of a run with this seed whose training pictures are these, in one batch. A picture is 1.75 inches "
+        "wide.",
+    )
+    parser.add_argument("--pictures", type=positive, default=8, help="rows (default: 8)")
+    parser.add_argument("--views", type=positive, default=6, help="augmented pictures in a row (default: 6)")
+    parser.set_defaults(look=look_at_augmentation)
+
+
+def look_at_augmentation(arguments: argparse.Namespace) -> None:
+    from experiments.system.startup import quiet_start
+
+    config, run = configuration(arguments)
+    with quiet_start():
+        from experiments.inspection import augmentation
+        from experiments.training import runtime
+    with runtime.apply(config.runtime):
+        shown = augmentation.sample(config, arguments.pictures)
+        figure = augmentation.draw(config, shown, arguments.views)
+    if "augmentation" in config.regime.ignores:
+        print(f"regime={config.regime.name} trains on pictures as they are: it reads no augmentation")
+    # Even where the regime ignores it.
+    facts = {"data": shown.fingerprint, "augmentation": config.augmentation.model_dump_json()}
+    name = f"augmentation-{config.augmentation.name}"
+    keep(arguments, figure, name=name, config=config, run=run, views=str(arguments.views), **facts)
+
+
+# --- data
+
+
+def add_data(parts: Parts[argparse.ArgumentParser]) -> None:
+    parser = add_part(
+        parts,
+        "data",
+        "classes, splits, sizes, and every file that is at fault",
+        "Reads the data set as a run would, and tells of its classes and splits, its files' sizes, and of every file "
+        "at fault why (exit code 1 if a run would refuse them). Files that data.limit or data.fold leave out are not "
+        "decoded, as in a run.",
+    )
+    parser.add_argument("--pictures", type=positive, default=6, help="of each class (default: 6)")
+    parser.set_defaults(look=look_at_data)
+
+
+def look_at_data(arguments: argparse.Namespace) -> int:
+    """Returns 1 if a run would refuse the data set."""
+
+    from experiments.system.startup import quiet_start
+
+    config, run = configuration(arguments)
+    with quiet_start():
+        from experiments.data.manifest import fingerprint
+        from experiments.inspection import data
+    looked = data.inspect_data(config)
+    print(looked.manifest.root)
+    if looked.manifest.entries:
+        from experiments.system.progress import PlainConsole
+
+        PlainConsole().print(data.counts(looked.manifest))
+    say(data.sentences(looked.manifest, config.data.image_size))
+    say(data.fault_lines(looked, config.data.on_bad))
+    say(data.image_warning_lines(looked.manifest))
+    if looked.manifest.entries:
+        facts = {"data": fingerprint(looked.manifest), "faults": str(len(looked.faults))}
+        figure = data.draw(looked, arguments.pictures)
+        name = f"data-{config.data.name}"
+        keep(arguments, figure, name=name, config=config, run=run, pictures=str(arguments.pictures), **facts)
+    return 1 if looked.fatal else 0
+
+
+# --- model
+
+
+def add_model(parts: Parts[argparse.ArgumentParser]) -> None:
+    parser = add_part(
+        parts,
+        "model",
+        "layers, blocks, parameters, what is trained, and what a picture costs",
+        "Builds the network of a configuration and tells, block by block, its parameters and multiply-adds, what the "
+        "regime trains of it, and before which layer activations are stored. Neither pictures nor weights are read. "
+        "How many pictures a second that is on this machine: experiments backbones NAME.",
+    )
+    parser.add_argument("--layers", action="store_true", help="print every layer, not only the blocks")
+    parser.add_argument("--classes", type=classes, help="that the head tells apart (default: the run's, else 2)")
+    parser.set_defaults(look=look_at_model)
+
+
+def classes(text: str) -> int:
+    if positive(text) < 2:
+        raise argparse.ArgumentTypeError(f"must be 2 or more. Received: {text!r}")
+    return int(text)
+
+
+def look_at_model(arguments: argparse.Namespace) -> None:
+
+    from experiments.system.startup import quiet_start
+
+    config, run = configuration(arguments)
+    with quiet_start():
+        from experiments.inspection import model
+    count = arguments.classes or (len(run.classes) if run else 2)
+    anatomy = model.summarize_model(config, count)
+    table = model.layer_table(anatomy) if arguments.layers else model.block_table(anatomy)
+    from experiments.system.progress import PlainConsole
+
+    wide = PlainConsole(width=1000)  # names that are cut off tell nothing
+    PlainConsole(width=max(PlainConsole().width, wide.measure(table).maximum)).print(table)
+    print(f"{config.model.name}, {config.data.image_size} pixels, {count} classes; weights are not read")
+    say(model.sentences(config, anatomy))
+    name = f"model-{config.model.name}"
+    keep(arguments, model.draw(config, anatomy), name=name, config=config, run=run, classes=str(count))
+
+
+# --- schedule
+
+
+def add_schedule(parts: Parts[argparse.ArgumentParser]) -> None:
+    parser = add_part(
+        parts,
+        "schedule",
+        "the learning rate over the epochs to come",
+        "Draws the learning rate of every epoch, warm-up and phases with it, as the run will set it; of a schedule "
+        "that watches the run, between which rates it will be.",
+    )
+    parser.set_defaults(look=look_at_schedule)
+
+
+def look_at_schedule(arguments: argparse.Namespace) -> None:
+
+    from experiments.system.startup import quiet_start
+
+    config, run = configuration(arguments)
+    with quiet_start():
+        from experiments.inspection import schedule
+    phases = schedule.phases(config)
+    from experiments.system.progress import PlainConsole
+
+    PlainConsole().print(schedule.table(phases))
+    say(schedule.sentences(config, phases))
+    keep(arguments, schedule.draw(config, phases), name=f"schedule-{config.schedule.name}", config=config, run=run)
+
+
+# --- lr
+
+
+def add_lr(parts: Parts[argparse.ArgumentParser]) -> None:
+    parser = add_part(
+        parts,
+        "lr",
+        "range test: which learning rate this training takes",
+        "Trains the run's last phase for some batches, with a learning rate that grows with each, until the loss runs "
+        "away (Smith, 2017), and suggests one. What that phase starts from (stored activations, of fine-tuning the "
+        "trained head) is made or found in the cache as by the run; the weights are thrown away.",
+    )
+    parser.add_argument("--batches", type=positive, default=100, help="at most (default: 100)")
+    parser.add_argument("--from", type=rate, default=1e-6, dest="lowest", metavar="LR", help="(default: 1e-6)")
+    parser.add_argument("--to", type=rate, default=10.0, dest="highest", metavar="LR", help="(default: 10)")
+    parser.set_defaults(look=look_for_rate)
+
+
+def look_for_rate(arguments: argparse.Namespace) -> None:
+    import tempfile
+
+    from experiments.system.startup import quiet_start
+
+    if arguments.lowest >= arguments.highest or arguments.batches < 2:
+        raise ConfigError(
+            f"--from must be below --to, with two batches or more between them. Received: --from {arguments.lowest:g} "
+            f"--to {arguments.highest:g} --batches {arguments.batches}"
+        )
+    config, run = configuration(arguments)
+    with quiet_start():
+        import numpy as np
+
+        from experiments import tracking
+        from experiments.inspection import lr
+        from experiments.system.progress import PlainConsole, Terminal
+        from experiments.training import runtime
+    rates = np.geomspace(arguments.lowest, arguments.highest, arguments.batches)
+    with tempfile.TemporaryDirectory() as folder, runtime.apply(config.runtime):
+        files = tracking.fetch(config, Path(folder))
+        found = lr.range_test(config, files, rates, Terminal(PlainConsole(stderr=True)))
+    say(lr.sentences(config, found))
+    limits = f"{arguments.lowest} {arguments.highest} {arguments.batches}"
+    name = f"lr-{config.regime.name}-{config.optimizer.name}"
+    keep(arguments, lr.draw(config, found), name=name, config=config, run=run, rates=limits)
+
+
+# --- mistakes
+
+
+def add_mistakes(parts: Parts[argparse.ArgumentParser]) -> None:
+    parser = parts.add_parser(
+        "mistakes",
+        help="a run's most confident errors, and where it saw what it said",
+        description="Draws the pictures that a finished run got wrong with most confidence, each beside what in it "
+        "spoke for the class that was predicted (Grad-CAM), into the run's figures.",
+    )
+    parser.add_argument("run", metavar="RUN", help="its folder, MLflow id (or the beginning of it) or name")
+    parser.add_argument("--split", default="validation", choices=("validation", "test"))
+    parser.add_argument("--count", type=positive, default=12, help="at most (default: 12)")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="where the pictures are now (default: data.root)")
+    add_output(parser)
+    parser.set_defaults(look=look_at_mistakes)
+
+
+def look_at_mistakes(arguments: argparse.Namespace) -> None:
+    from experiments.config.overrides import quoted
+    from experiments.deploy import saved_run
+    from experiments.system.startup import quiet_start
+
+    run = saved_run.find(arguments.run, arguments.uri)
+    config = run.config
+    if arguments.data:
+        config = run.changed([f"data.root={quoted(str(arguments.data.resolve()))}"])
+    with quiet_start():
+        from experiments.inspection import mistakes
+    wrong, pictures = mistakes.find(run, arguments.split)
+    print(f"{run.name}: {len(wrong)} mistakes in {pictures} {arguments.split} pictures")
+    if not wrong:
+        return
+    shown = mistakes.explain(run, config, wrong[: arguments.count])
+    say([f"{one.confidence:6.1%}  {one.label} → {one.predicted}  {one.path}" for one in shown.mistakes])
+    if shown.difference > 0.01:
+        print(f"the model as it is read now differs from what the run recorded by up to {shown.difference:.1%}")
+    figure = mistakes.draw(run, arguments.split, shown, len(wrong), pictures)
+    name = f"{arguments.split}_gradcam"
+    keep(arguments, figure, name=name, config=config, run=run, count=str(arguments.count))
+
+
+if __name__ == "__main__":
+    main()

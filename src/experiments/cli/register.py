@@ -1,0 +1,57 @@
+"""`experiments register RUN --name NAME [--alias ALIAS]`: a run's model in MLflow's registry."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from experiments.cli.arguments import add_uri
+from experiments.errors import ConfigError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="experiments register",
+        description="Registers a finished run's model in MLflow's registry under a name, once, and lets an alias point "
+        "to it. Of a run that has logged no model, a sweep's job, it is put together and logged first.",
+    )
+    parser.add_argument("run", metavar="RUN", help="its folder, MLflow id, the beginning of that, or name")
+    parser.add_argument("--name", required=True, help="of the registered model")
+    parser.add_argument("--alias", help="champion, say; it points to this version from now on")
+    add_uri(parser)
+    arguments = parser.parse_args()
+    try:
+        register(arguments.run, arguments.name, arguments.alias, arguments.uri)
+    except ConfigError as error:
+        sys.exit(str(error))
+
+
+def register(named: str, name: str, alias: str | None, uri: str | None) -> None:
+    """Registers the model and prints how it is loaded and served.
+
+    Raises:
+        ConfigError: no such run, or one that MLflow does not know; a name or an alias that MLflow does not take.
+    """
+    from experiments.deploy import saved_run
+    from experiments.system.redaction import redact_credentials
+    from experiments.system.startup import quiet_start
+    from experiments.tracking import queries, registry
+
+    uri = uri or queries.local_store()
+    run = saved_run.find(named, uri)
+    if run.run_id is None:
+        raise ConfigError(f"{run.name}: was not tracked, so MLflow's registry cannot hold it. Use experiments export")
+    if queries.logged_model(uri, run.run_id) is None:
+        with quiet_start():
+            model = run.model()
+        registry.log_model(uri, run.run_id, model, run.classes)
+    version = registry.register(uri, run.run_id, name, alias)
+    where = f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"
+    print(f"{run.name} is version {version} of {name}" + (f", and its {alias}" if alias else ""))
+    print(f"  export MLFLOW_TRACKING_URI={redact_credentials(uri)}")
+    print(f'  mlflow.keras.load_model("{where}")')
+    print(f"  mlflow models serve -m {where} --env-manager local")
+
+
+if __name__ == "__main__":
+    main()

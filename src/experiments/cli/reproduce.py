@@ -1,0 +1,187 @@
+"""`experiments reproduce`: the tutorial's three experiments and its exercise, and its claims beside what came out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.cli.arguments import positive
+from experiments.errors import ConfigError
+from experiments.system import signals
+
+if TYPE_CHECKING:
+    from experiments.sweeps.plan import Job
+
+LOCK, PARENT = ".reproduce.lock", "reproduce.json"
+DRAWN = "convnet"  # the backbone of --quick, whose weights are in the package
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="experiments reproduce",
+        description="Runs the tutorial's experiments (from scratch, bottleneck features, fine-tuning, and its exercise "
+        "'above 95 %') over the seeds, and puts its claims beside what came out, with a verdict. The same command "
+        "again goes on where it was interrupted; what is finished, by whatever command, is not run again.",
+    )
+    parser.add_argument(
+        "--data", metavar="PATH",
+        help="a folder with train/<class>/ and validation/<class>/, or the zip file of the Kaggle set (default: that "
+        "is downloaded, 825 MB; with --quick pictures are drawn)",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="seeds 0 to N-1 (default: 3)")
+    parser.add_argument(
+        "--backbone", metavar="MODEL",
+        help=f"a choice of the group model (default: vgg16, the tutorial's; with --quick {DRAWN}, with our weights)",
+    )  # fmt: skip
+    parser.add_argument("--weights", metavar="FILE", help="the backbone's, where they are not at hand by themselves")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few minutes: fewer pictures and epochs, without a verdict on the claims"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, given to every run")
+    arguments = parser.parse_args()
+    signals.install()
+    try:
+        sys.exit(reproduce(arguments))
+    except ConfigError as error:
+        sys.exit(str(error))
+    except (KeyboardInterrupt, signals.Stopped) as stop:
+        print(f"Stopped: {stop or 'Ctrl-C'}. The same command again goes on with it.", file=sys.stderr)
+        sys.exit(128 + getattr(stop, "number", signal.SIGINT))
+
+
+def reproduce(arguments: argparse.Namespace) -> int:
+    """Plans, runs, concludes; the exit code.
+
+    Raises:
+        ConfigError: something that would stop a run; none has started then.
+    """
+    from experiments.runs import run_directory
+    from experiments.sweeps import local, plan, reproduction
+
+    jobs = planned(arguments)
+    common = jobs[-1].config  # which has the backbone
+    backbone, plain = common.model.name, common.model_dump(by_alias=True, mode="json")
+    comparable = not arguments.quick and reproduction.same_task(common, arguments.overrides)
+    folder = Path(common.outputs) / "reproduce" / f"{backbone}-{plan.digest([job.config for job in jobs])}"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = run_directory.claim(folder, LOCK, "reproduction")
+    try:
+        try:
+            reproduction.look(jobs)
+        except ConfigError as error:
+            said = ["Cannot be run here, and nothing has been.", str(error), *hints(arguments, str(error))]
+            raise ConfigError("\n".join(said)) from None
+        todo = [job for job in jobs if job.status != "FINISHED"]
+        print(f"{len(jobs)} runs, {len(jobs) - len(todo)} of them finished")
+        parent = open_parent(folder, plain) if common.tracking.uri is not None else None
+        status = "KILLED"
+        try:
+            for at, job in enumerate(todo, 1):
+                print(f"\n{at} of {len(todo)}: {job.values['experiment']}, seed {job.values['seed']}", flush=True)
+                reproduction.train(job, parent)
+            status = "FAILED" if any(job.status == "FAILED" for job in jobs) else "FINISHED"
+        finally:
+            rows, said = reproduction.conclude(folder, jobs, backbone, comparable, command(arguments))
+            if parent is not None:
+                local.ask("close_run", plain, parent, str(folder), reproduction.metrics(rows), status)
+    finally:
+        lock.release()
+    show(rows, said)
+    print(f"\ntable  {folder / reproduction.PAGE}")
+    failed = [f"{job.values['experiment']}, seed {job.values['seed']}: {job.reason}; {job.folder}"
+              for job in jobs if job.status == "FAILED"]  # fmt: skip
+    print("".join(f"FAILED {one}\n" for one in failed), file=sys.stderr, end="")
+    return 1 if failed else 0
+
+
+def planned(arguments: argparse.Namespace) -> list[Job]:
+    """Every run, composed and checked, in order.
+
+    Raises:
+        ConfigError: paths that are not there, overrides that cannot be used.
+    """
+    from experiments.cli import composed
+    from experiments.sweeps import reproduction
+    from experiments.sweeps.plan import Job
+
+    data, weights = (
+        str(Path(one).expanduser().absolute()) if one else None for one in (arguments.data, arguments.weights)
+    )
+    if data and not Path(data).exists():
+        raise ConfigError(f"--data: there is no such folder or zip file. Received: {arguments.data}")
+    if weights and not Path(weights).is_file():
+        raise ConfigError(f"--weights: there is no such file. Received: {arguments.weights}")
+    if any(one.startswith("seed=") for one in arguments.overrides):
+        raise ConfigError(f"seed: the runs have those of --seeds. Received: {' '.join(arguments.overrides)}")
+    backbone = arguments.backbone or (DRAWN if arguments.quick else reproduction.CLAIMED_FOR)
+    jobs: list[Job] = []
+    for name in reproduction.CLAIMS:
+        given = reproduction.overrides(name, backbone=backbone, data=data, weights=weights, quick=arguments.quick)
+        for seed in range(arguments.seeds):
+            line = [*given, *arguments.overrides, f"seed={seed}"]
+            values = {"experiment": name, "seed": str(seed)}
+            one = composed.whole(line)
+            jobs.append(Job(len(jobs), line, values, one.config, Path(), one.hydra))
+    return jobs
+
+
+def hints(arguments: argparse.Namespace, error: str) -> list[str]:
+    """What this command takes instead of what is not there."""
+    if error.startswith("model.weights"):
+        return [
+            "Here: --weights FILE, or --backbone mobilenet_v2, whose weights are 2 MB, or --quick, which needs none."
+        ]
+    if arguments.data is None and not arguments.quick:
+        return ["Here: --data PATH, a folder or the zip file; or --quick, which needs no network."]
+    return []
+
+
+def open_parent(folder: Path, config: dict[str, Any]) -> str:
+    """The MLflow run that the runs belong to, the same for the same command; its id."""
+    from experiments.storage import atomic_files
+    from experiments.sweeps import local
+
+    path = folder / PARENT
+    before = json.loads(path.read_bytes())["run_id"] if path.exists() else None
+    said = local.ask("open_run", config, str(folder), before)
+    atomic_files.write_file(path, json.dumps(said).encode())
+    return str(said["run_id"])
+
+
+def command(arguments: argparse.Namespace) -> str:
+    """The command line, for others to type: without where things are on this machine."""
+    places = [one for one, given in (("--data PATH", arguments.data), ("--weights FILE", arguments.weights)) if given]
+    backbone = [f"--backbone {arguments.backbone}"] if arguments.backbone else []
+    quick = ["--quick"] if arguments.quick else []
+    given = ["experiments reproduce", *places, *backbone, f"--seeds {arguments.seeds}", *quick]
+    return " ".join([*given, shlex.join(arguments.overrides)]).strip()
+
+
+def show(rows: Sequence[dict[str, Any]], said: Sequence[str]) -> None:
+    """The table on the terminal."""
+    from rich import box
+    from rich.table import Table
+
+    from experiments.sweeps import reproduction
+    from experiments.system.progress import PlainConsole
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in reproduction.HEADER:
+        table.add_column(name, overflow="fold")
+    for one in rows:
+        table.add_row(one["experiment"], *reproduction.cells(one))
+    console = PlainConsole()
+    console.print()
+    console.print(table)
+    for sentence in said:
+        console.print(sentence, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""`experiments summarize SWEEP`: a sweep's table, winner and figures once more, from the files of its jobs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from experiments.errors import ConfigError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="experiments summarize",
+        description="Makes the conclusion of a sweep again, also of one that is going on or was stopped: the table, "
+        "the winner and how sure that is, figures; in the sweep's folder and in its MLflow run.",
+    )
+    parser.add_argument(
+        "sweep", metavar="SWEEP", help="the sweep's folder, its name under outputs/sweeps/, or its MLflow run's id"
+    )
+    arguments = parser.parse_args()
+    from experiments.sweeps.plan import find
+
+    try:
+        summarize(find(arguments.sweep))
+    except ConfigError as error:
+        sys.exit(str(error))
+
+
+def summarize(folder: Path) -> None:
+
+    from experiments.config.schema import Config
+    from experiments.config.validation import revealed
+    from experiments.sweeps import summary_files
+    from experiments.sweeps.plan import SWEEP
+    from experiments.sweeps.sweeper import show
+    from experiments.system.progress import PlainConsole
+    from experiments.system.redaction import is_concealed
+    from experiments.tracking import end_sweep
+
+    said = summary_files.write_summary(folder)
+    about = json.loads((folder / SWEEP).read_bytes())
+    show(PlainConsole(), said, folder)
+    if about["parent"] is not None:
+        going_on = any(run["status"] in ("NEW", "PARTIAL", "RUNNING") for run in said["runs"])
+        status = "RUNNING" if going_on else "FAILED" if said["failures"] else "FINISHED"
+        config = Config.model_validate(revealed(about["config"]))
+        if is_concealed(config.tracking.uri or ""):
+            raise ConfigError(
+                f"{folder.name}: the summary is written, but not logged: the password of {config.tracking.uri} is not "
+                "kept in a sweep's folder. Set MLFLOW_TRACKING_URI to the whole address"
+            )
+        end_sweep(config, about["parent"], folder, said["metrics"], status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""`experiments ui`: the MLflow UI on this place's runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from experiments.cli.arguments import add_uri
+from experiments.errors import ConfigError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="experiments ui",
+        description="Serves the MLflow UI on 127.0.0.1: this machine only. The addresses it "
+        "prints open each experiment's runs with the columns to compare by, and a description of how to read them.",
+    )
+    parser.add_argument("--port", type=int, default=5000)
+    add_uri(parser)
+    arguments = parser.parse_args()
+    from experiments.tracking.queries import local_store, ui_command
+    from experiments.tracking.view import configure_experiment_view
+
+    uri = arguments.uri or local_store()
+    try:
+        experiments = configure_experiment_view(uri)
+    except ConfigError as error:
+        sys.exit(str(error))
+    command = ui_command(arguments.port)
+    # Without its job executor the server starts in half the time; nothing here uses it.
+    # The store's address, which may hold a password, is no argument: every user of a machine sees those.
+    environment = {
+        "MLFLOW_BACKEND_STORE_URI": uri,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    place = f"http://127.0.0.1:{arguments.port}"
+    for name, path in experiments:
+        print(f"{name:12} {place}/{path}")
+    print(f"{'everything':12} {place}   (Ctrl-C ends it)", flush=True)
+    os.execve(command[0], command, {**os.environ, **environment})
+
+
+if __name__ == "__main__":
+    main()

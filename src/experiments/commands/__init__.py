@@ -1,1 +1,0 @@
-"""The verbs of `experiments`: thin, each with a main() that reads sys.argv."""

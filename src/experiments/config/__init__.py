@@ -1,0 +1,1 @@
+"""The configuration: schema, validation, Hydra's errors and overrides."""

@@ -1,0 +1,163 @@
+"""Hydra's errors in the words of this project: key, allowed, received, nearest."""
+
+from __future__ import annotations
+
+import errno
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from experiments.config.overrides import as_typed
+from experiments.config.schema import shipped
+from experiments.config.validation import faults, nearest, reads, unknown_key
+from experiments.system.paths import CONF
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> str | None:
+    """The text for an error of composing the configuration; None for an error of another kind.
+
+    Args:
+        error: what Hydra raised.
+        overrides: the command line, to tell what was received.
+    """
+    cause = error.__cause__
+    if isinstance(error, ValueError) and str(error).startswith("Only one of --run"):
+        return (
+            "--cfg, --info and --multirun (-m) exclude each other. For the plan of a sweep: -m ... sweep.dry_run=true. "
+            "For the configuration of one of its jobs: its values without -m, and --cfg job"
+        )
+    if isinstance(error, ValueError) and str(error).startswith("The --resolve flag"):
+        return f"--resolve: {error}"
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        return faults([_no_choice(group, choice, error.options)])
+    if isinstance(error, ValueError) and str(error).startswith("Config group override"):
+        # regime=5, regime=null: Hydra has no words of its own for a choice that is no string.
+        given = [_split(override) for override in overrides]
+        wrong = [(name, value, sorted(shipped(name))) for name, value in given if name and (CONF / name).is_dir()]
+        lines = [_no_choice(name, value, choices) for name, value, choices in wrong if value not in choices]
+        return faults(lines or [str(error)])
+    if isinstance(error, OverrideParseException):
+        return faults([_unread(str(error.override), error)])
+    if isinstance(error, HydraException) and str(error).startswith("Ambiguous value for argument"):
+        return faults([_several(override) for override in overrides if _is_sweep(override)])
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
+        return faults([_unknown(cause, overrides)])
+    if isinstance(cause, OmegaConfBaseException) and isinstance(error, ConfigCompositionException):
+        key = cause.full_key
+        return faults([f"{key}: {str(cause.msg).splitlines()[0]}. Received: {_received(str(key), overrides)!r}"])
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return faults(str(error).splitlines())
+    return refused(error) if isinstance(error, OSError) else None
+
+
+def refused(error: OSError) -> str | None:
+    """Return the text for a path that the system refuses; None for an error of another kind."""
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+        return None
+    return (
+        f"{error.filename}: {error.strerror}. What is written lies below outputs/ (another: outputs=... or "
+        "EXPERIMENTS_HOME) and in a run's folder (hydra.run.dir): folders that this user must be able to write to"
+    )
+
+
+def _unread(override: str, error: OverrideParseException) -> str:
+    """Return the line for an override that is not in Hydra's grammar: in quotes any value is."""
+    key, equals, value = override.partition("=")
+    typed = as_typed(key, value) if equals else None
+    if typed is None:
+        reason = str(error).splitlines()[0].removeprefix("LexerNoViableAltException: ")
+        return f"{override}: not an override that Hydra can read. Allowed: KEY=VALUE, +KEY=VALUE, ~KEY. {reason}"
+    closing = {"[": "list ends with ]", "{": "mapping ends with }"}.get(value[:1])
+    hint = f" A {closing}, and what is special in it is quoted, too." if closing else ""
+    return (
+        f"{override}: Hydra cannot read this value: it has characters that mean something to Hydra, or begins with "
+        f"what it does not end.{hint} As text it is typed: {typed}"
+    )
+
+
+def _is_sweep(override: str) -> bool:
+    try:
+        return OverridesParser.create().parse_override(override).is_sweep_override()
+    except HydraException:
+        return False
+
+
+def _several(override: str) -> str:
+    """Return the line for several values without -m."""
+    key, _, value = override.partition("=")
+    line = f"{override}: several values are a sweep: add -m"
+    if (CONF / key.lstrip("+").partition("@")[0]).is_dir():
+        return line
+    return f"{line}. One text: {as_typed(key, value)}. A list: {shlex.quote(f'{key}=[{value}]')}"
+
+
+def disk_full(error: BaseException) -> str | None:
+    """The text for a write that found no room; None for an error of another kind."""
+    while not isinstance(error, OSError) or not _no_room(error):
+        if error.__cause__ is None:
+            return None
+        error = error.__cause__
+    where = f"{error.filename}: " if error.filename else ""
+    return (
+        f"{where}there is no room to write ({error.strerror or error}): the disk is full, or a quota or a limit of "
+        "file sizes is reached. What was written before is whole. Make room (experiments cache prune), then go on"
+    )
+
+
+def _no_room(error: OSError) -> bool:
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    # HDF5 gives the number in its text alone.
+    return error.errno in numbers or any(f"errno = {number}," in str(error) for number in numbers)
+
+
+def _no_choice(group: str, received: str, choices: Sequence[str]) -> str:
+    close = nearest(received, choices)
+    hint = f" Nearest: {group}={close}." if close else ""
+    return f"{group}: no such choice. Received: {received!r}. Allowed: {', '.join(choices)}.{hint}"
+
+
+def _unknown(cause: OmegaConfBaseException, overrides: Sequence[str]) -> str:
+    key, received = str(cause.full_key), _received(str(cause.full_key), overrides)
+    if reads(key):
+        into = received if received.startswith(f"{key}.") else f"{key}={received}"
+        return f"{key}: a new key needs a plus. Received: {received!r}. Allowed: +{into}"
+    parent: Any = cause.parent_node
+    if parent is None:
+        return unknown_key(key, [], received)
+    typed = next((name for name, _ in map(_split, overrides) if f"{name}.".startswith(f"{key}.")), key)
+    leaf = typed.rpartition(".")[2]
+    everything: Any = OmegaConf.to_container(parent._get_root(), resolve=False)
+    elsewhere = [path for path in _paths(everything) if path.rpartition(".")[2] == leaf]
+    close = min(elsewhere, key=lambda path: (not path.endswith(f".{typed}"), path.count(".")), default=None)
+    return unknown_key(key, [str(name) for name in parent if name != "hydra"], received, close)
+
+
+def _paths(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every key with a value of its own, dotted; hydra's own left out."""
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{prefix}{name}.") if f"{prefix}{name}" != "hydra" else ()
+        else:
+            yield f"{prefix}{name}"
+
+
+def _split(override: str) -> tuple[str, str]:
+    name, _, value = override.lstrip("+~").partition("=")
+    return name, value
+
+
+def _received(key: str, overrides: Sequence[str]) -> str:
+    """The value that the command line gives a key, or the override that led into it."""
+    for override in overrides:
+        name, value = _split(override)
+        if name == key:
+            return value
+        if name.startswith(f"{key}."):
+            return override
+    return ""

@@ -1,0 +1,445 @@
+"""What a composed configuration may say: types, ranges and choices of everything our code reads.
+
+Component slots (`_target_`) hold further keys, the constructor's arguments; ARGUMENTS is for those of
+shipped components.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+
+from experiments.system.paths import CONF
+
+LOWER_IS_BETTER = ("loss", "brier", "calibration_error")
+Metric = Literal["accuracy", "loss", "precision", "recall", "f1", "roc_auc", "brier", "calibration_error"]
+Loss = Literal["cross_entropy", "mse", "hinge"]
+# Those that a loss leaves undefined: a hinge's scores are no probabilities.
+PROBABILISTIC = ("loss", "brier", "calibration_error")
+Activation = Literal[
+    "celu", "elu", "gelu", "hard_sigmoid", "hard_silu", "hard_tanh", "leaky_relu", "linear", "mish", "relu", "relu6",
+    "selu", "sigmoid", "silu", "softplus", "softsign", "swish", "tanh",
+]  # fmt: skip
+Species = Literal["bears", "cats", "cows", "dogs", "foxes", "lions", "mice", "owls", "pigs", "rabbits"]
+Positive = Field(ge=1)
+Fraction = Field(ge=0, lt=1)
+Penalty = Field(ge=0)
+ClassWeight = Annotated[float, Field(gt=0)]
+
+
+class Node(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Component(Node):
+    """A slot that a constructor or one of our factories fills; keys that are no fields are its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+    target: str = Field(alias="_target_")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Fractions(Node):
+    train: float = Field(gt=0, le=1)
+    validation: float = Field(gt=0, lt=1)
+    test: float = Fraction
+
+    @model_validator(mode="after")
+    def sum_to_one(self) -> Fractions:
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train, validation and test must sum to 1; they sum to {total:g}")
+        return self
+
+
+class Limit(Node):
+    train: int | None = Positive
+    validation: int | None = Positive
+    test: int | None = Positive
+
+
+class Data(Component):
+    image_size: int = Field(ge=8)
+    fractions: Fractions
+    limit: Limit
+    folds: int = Field(ge=2)
+    fold: int | None = Field(ge=0)
+    split_seed: int = Field(ge=0)
+    on_bad: Literal["error", "skip"]
+    gray_range: list[float] | None = Field(min_length=2, max_length=2)
+
+    @model_validator(mode="after")
+    def ascend(self) -> Data:
+        if self.gray_range and not self.gray_range[0] < self.gray_range[1]:
+            raise ValueError(f"gray_range must be [black, white], black below white. Received: {self.gray_range}")
+        return self
+
+
+class Augmentation(Component):
+    layers: list[dict[str, Any]]
+    seed: int = Field(ge=0)
+
+
+class ConvBlock(Node):
+    """One convolutional block of the small convnet."""
+
+    filters: int = Positive  # output channels
+    kernel: int = Field(3, ge=1)  # side of the convolution, pixels
+    stride: int = Field(1, ge=1)  # of the first convolution
+    padding: Literal["valid", "same"] = "valid"  # same: the size stays, but for stride and pool
+    convolutions: int = Field(1, ge=1)  # one after the other
+    separable: bool = False  # depthwise, then pointwise
+    batch_norm: bool = False  # after each convolution
+    residual: bool = False  # a shortcut around the convolutions; needs padding: same
+    activation: Activation = "relu"  # after each convolution
+    pool: int = Field(2, ge=1)  # side and stride of the max pooling; 1: none
+    dropout: float = Field(0.0, ge=0, lt=1)  # after the pooling
+    l1: float = Field(0.0, ge=0)  # penalty on the kernels
+    l2: float = Field(0.0, ge=0)  # penalty on the kernels
+
+    @model_validator(mode="after")
+    def fits_its_shortcut(self) -> ConvBlock:
+        if self.residual and self.padding != "same":
+            raise ValueError(f"residual: true needs padding: same. Received: padding: {self.padding}")
+        return self
+
+
+class Dense(Node):
+    """One hidden layer of the head; what is None comes from the head."""
+
+    units: int = Positive  # outputs
+    activation: Activation = "relu"  # of the layer
+    dropout: float | None = Field(None, ge=0, lt=1)  # null: the head's
+    l1: float | None = Field(None, ge=0)  # null: the head's
+    l2: float | None = Field(None, ge=0)  # null: the head's
+
+
+class Head(Node):
+    pooling: Literal["flatten", "average", "max"]
+    dropout: float = Fraction  # after every hidden layer; before the last layer where there is none
+    l1: float = Penalty  # penalty on the kernels of all its layers
+    l2: float = Penalty  # penalty on the kernels of all its layers
+    dense: dict[str, Dense | None]  # hidden layers by name, in order; null takes one away: model.head.dense.dense1=null
+
+
+class Model(Component):
+    native_size: int = Field(ge=8)  # pixels a side that the network is made for: data.image_size unless that is set
+    weights: str | None
+    preprocessing: Literal["rescale", "tf", "caffe", "torch", "none"]
+    blocks: list[str] | None = Field(
+        None, min_length=1
+    )  # names that its layers begin with, in order; null: stages by resolution
+    layers: dict[str, ConvBlock] | None = None
+    head: Head
+
+
+class Optimizer(Component):
+    lr: float = Field(gt=0)  # the learning rate
+    weight_decay: float | None = Penalty  # share of the weights taken off in each step, times lr; null: none
+    decay_bias_and_norm: bool = False  # whether biases and normalisation (vectors) decay, too
+    clipnorm: float | None = Field(gt=0)  # the most that the norm of a gradient may be; one of the three clips
+    clipvalue: float | None = Field(gt=0)  # the most that any number of a gradient may be
+    global_clipnorm: float | None = Field(gt=0)  # the most that the norm of all gradients together may be
+    use_ema: bool  # average the weights over the steps, validate and keep the averages
+    ema_momentum: float = Field(ge=0, le=1)  # share of the old average in the new one
+    ema_overwrite_frequency: int | None = Positive  # steps between averages replacing the weights
+    loss_scale_factor: float | None = Field(gt=0)  # of the loss, while gradients are taken; against underflow
+    gradient_accumulation_steps: int | None = Field(ge=2)  # batches whose mean gradient makes one step
+
+
+class Schedule(Component):
+    warmup: int | float  # epochs of linear rise before the schedule; below 1: a share of all epochs, rounded down
+
+    @field_validator("warmup", mode="before")
+    @classmethod
+    def epochs_or_a_share(cls, value: Any) -> Any:
+        if (type(value) is int and value >= 0) or (type(value) is float and 0 <= value < 1):
+            return value
+        raise ValueError(f"must be a number of epochs, at least 0, or a share of them below 1. Received: {value!r}")
+
+
+class Regime(Component):
+    ignores: list[str]
+    unfrozen_blocks: int | str
+    lr_decay: float = Field(1.0, gt=0, le=1)  # what each stage's rate is times that of the stage above it
+    views: int = Field(ge=0)
+    activations: Literal["float32", "float16"]
+    batch_norm_momentum: float | None = Field(None, ge=0, lt=1)  # of the moving statistics; null: fits the steps
+    head_from: str | None = Field(pattern="^[0-9a-f]{32}$")  # an MLflow run id, whole
+    head_epochs: int = Positive
+    head_optimizer: Optimizer  # the head's, in finetune; another: optimizer@regime.head_optimizer=adam
+
+    @field_validator("unfrozen_blocks", mode="before")
+    @classmethod
+    def stages_or_a_name(cls, value: Any) -> Any:
+        if (isinstance(value, str) and value) or (type(value) is int and value >= 1):
+            return value
+        raise ValueError(
+            "must be how many stages, at least 1, or all, or the name of a layer or block that training begins with. "
+            f"Received: {value!r}"
+        )
+
+
+class Evaluate(Node):
+    test: bool
+
+
+class Runtime(Node):
+    threads: int | None = Positive
+    memory: float = Field(ge=0)
+    devices: int | None = Positive
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"]
+    xla: bool | None
+    deterministic: bool
+
+
+class Tracking(Node):
+    name: str
+    uri: str | None
+    artifacts: str | None
+    experiment: str = Field(min_length=1)
+    log_model: bool
+
+
+class Sweep(Node):
+    """How -m plans, runs and concludes; conf/sweep/default.yaml says what each is."""
+
+    search: Literal["grid", "random", "tpe"]
+    rungs: dict[str, list[str]] | None
+    climb: Literal["significant", "all"]
+    jobs: int = Positive
+    timeout: float | None = Field(gt=0)
+    on_error: Literal["continue", "stop"]
+    rerun: bool
+    dry_run: bool
+    final: bool
+    max_minutes: float | None = Field(gt=0)
+    target: float | None
+    trials: int = Positive
+    seed: int = Field(ge=0)
+    pruner: Literal["none", "median", "hyperband"]
+    storage: str
+    job: bool
+    parent: str | None
+    trial: str | None
+    trained: str | None
+
+
+class Config(Node):
+    """One run, whole. Field names are the keys of conf/config.yaml."""
+
+    data: Data
+    augmentation: Augmentation
+    model: Model
+    optimizer: Optimizer
+    schedule: Schedule
+    regime: Regime
+    runtime: Runtime
+    tracking: Tracking
+    sweep: Sweep
+    seed: int = Field(ge=0, lt=2**31)
+    batch_size: int = Positive
+    epochs: int = Positive
+    loss: Loss
+    label_smoothing: float = Fraction
+    class_weights: Literal["balanced"] | dict[str, ClassWeight] | None
+    monitor: Literal["validation_loss", "validation_accuracy"]
+    early_stopping: int | None = Positive
+    best_weights: bool
+    must_reach: float | None = Field(gt=0, le=1)
+    objective: Metric
+    evaluate: Evaluate
+    trusted_packages: list[str]
+    tags: dict[str, str]
+    notes: str
+    progress: Literal["auto", "none"]
+    outputs: str
+    resume: str | None
+    _unresolved: Mapping[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def unresolved(self) -> Mapping[str, str]:
+        """The text that was written for values that came from the environment, by key: what may be told of them."""
+        return self._unresolved
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def names_are_text(cls, value: Any) -> Any:
+        """Hydra reads a class called 0 as a number."""
+        return {str(name): weight for name, weight in value.items()} if isinstance(value, Mapping) else value
+
+    @property
+    def cache(self) -> Path:
+        return Path(self.outputs) / "cache"
+
+
+class PerClass(Node):
+    """Drawn pictures of each class."""
+
+    train: int = Positive
+    validation: int = Positive
+    test: int = Field(ge=0)
+
+
+# The shipped components' own arguments, so that no fault of theirs waits for Keras. What is not listed must be of the
+# kind that its YAML has.
+Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "data": {
+        "root": str,
+        "species": Annotated[list[Species], Field(min_length=2)],
+        "per_class": PerClass,
+        "seed": Annotated[int, Field(ge=0)],
+        "size": Annotated[int, Field(ge=8)],
+        "url": Annotated[str, Field(pattern="^https?://")],
+        "sha256": Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")],
+        "bytes": Annotated[int, Field(ge=1)],
+        "archive": str | None,
+    },
+    "augmentation": {
+        "rotation": Annotated[float, Field(ge=0, le=180)],
+        "width_shift": Share,
+        "height_shift": Share,
+        "shear": Annotated[float, Field(ge=0, le=89)],
+        "zoom": Annotated[float, Field(ge=0, le=0.99)],
+        "fill": Literal["nearest", "reflect", "wrap", "constant"],
+        "operations": Annotated[int, Field(ge=1)],
+        "magnitude": Share,
+    },
+    "model": {"alpha": Annotated[float, Field(gt=0)]},
+    "optimizer": {
+        "momentum": Share,  # of the steps; 0: none
+        "rho": Decay,  # how slowly the mean of squared gradients follows
+        "beta_1": Decay,  # how slowly the mean of gradients follows
+        "beta_2": Decay,  # how slowly the mean of squared gradients follows
+        "epsilon": Annotated[float, Field(gt=0)],  # added to what is divided by
+        "initial_accumulator_value": Annotated[float, Field(ge=0)],  # where sums of squared gradients begin
+    },
+    "schedule": {
+        "final": Share,
+        "decay": Annotated[float, Field(gt=0, le=1)],
+        "factor": Annotated[float, Field(gt=0, lt=1)],
+        "patience": Annotated[int, Field(ge=1)],
+        "min_delta": Annotated[float, Field(ge=0)],
+        "cooldown": Annotated[int, Field(ge=0)],
+        "floor": Annotated[float, Field(ge=0)],
+    },
+}
+
+# What says where and how a run happens, not what it is (DESIGN §3).
+NOT_IDENTITY = (
+    "tracking", "sweep", "notes", "tags", "outputs", "progress", "resume", "trusted_packages", "objective", "must_reach"
+)  # fmt: skip
+GROUPS: dict[str, type[Component]] = {
+    "data": Data,
+    "augmentation": Augmentation,
+    "model": Model,
+    "optimizer": Optimizer,
+    "schedule": Schedule,
+    "regime": Regime,
+}
+
+
+@cache
+def shipped(group: str) -> dict[str, dict[str, Any]]:
+    """The shipped choices of a group by their name: raw YAML, interpolations unresolved."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted((CONF / group).glob("*.yaml")):
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+        found[path.stem] = content.get(group, content)
+    return found
+
+
+def effective(config: Config) -> dict[str, Any]:
+    """What the run reads: the configuration without what its regime ignores. Plain values, `_target_` as in YAML."""
+    plain = config.model_dump(by_alias=True, mode="json")
+    for key in config.regime.ignores:
+        *parents, last = key.split(".")
+        node = plain
+        for parent in parents:
+            node = node.get(parent, {})
+        node.pop(last, None)
+    return plain
+
+
+def logged(config: Config) -> dict[str, Any]:
+    """As `effective`, for others to read: what came from the environment stands as it was written, ${oc.env:NAME}."""
+    plain = effective(config)
+    for key, text in config.unresolved.items():
+        for node, last in _places(plain, key):
+            node[last] = text
+    return plain
+
+
+def _places(node: Any, key: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """Where a dotted key is in nested mappings, whose own keys may have dots."""
+    if isinstance(node, dict):
+        if key in node:
+            yield node, key
+        for name, below in node.items():
+            if key.startswith(f"{name}."):
+                yield from _places(below, key.removeprefix(f"{name}."))
+
+
+def hidden(config: Config, text: str) -> str:
+    """A text without the values that came from the environment: as they were written."""
+    plain = config.model_dump(by_alias=True, mode="json")
+    for key, written in config.unresolved.items():
+        for node, last in _places(plain, key):
+            if isinstance(node[last], str) and len(node[last]) > 3:
+                text = text.replace(node[last], written)
+    return text
+
+
+def identity(config: Config, **facts: str | None) -> str:
+    """The hash that says two runs are the same experiment: what is read, plus `facts` of its inputs.
+
+    Args:
+        config: a checked configuration.
+        facts: hashes of what the configuration only names: data fingerprint, weights, package version.
+    """
+    plain = {key: value for key, value in effective(config).items() if key not in NOT_IDENTITY}
+    plain.pop("evaluate")
+    plain["runtime"] = {name: plain["runtime"][name] for name in ("precision", "xla")}
+    plain["regime"].pop("ignores")
+    # What only names an input: the hashes among `facts` say what it is.
+    plain["data"] = {"image_size": config.data.image_size}
+    plain["model"].pop("weights", None)
+    plain["regime"].pop("head_from", None)
+    return hashlib.sha256(json.dumps({"config": plain, **facts}, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def head_run(config: Config) -> Config:
+    """The bottleneck run whose head a fine-tuning run starts from."""
+    bottleneck = shipped("regime")["bottleneck"]
+    regime = config.regime.model_copy(
+        update={"name": "bottleneck", "target": bottleneck["_target_"], "ignores": bottleneck["ignores"]}
+    )
+    return config.model_copy(
+        update={
+            "regime": regime,
+            "optimizer": config.regime.head_optimizer,
+            "epochs": config.regime.head_epochs,
+            "schedule": Schedule.model_validate(shipped("schedule")["constant"]),
+            "monitor": "validation_loss",
+            "early_stopping": None,
+            "best_weights": False,
+        }
+    )
+
+
+def dump_yaml(plain: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(plain), sort_keys=False, allow_unicode=True)

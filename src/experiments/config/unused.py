@@ -1,0 +1,66 @@
+"""Overrides that were typed and that nothing reads: what is meant by them would not happen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+
+from experiments.config.schema import Config
+from experiments.config.validation import faults
+from experiments.errors import ConfigError
+
+# What a regime does instead of loading the weights that a key names.
+WEIGHTS = {
+    "model.weights": "it trains from random ones. Leave it out, or use regime=bottleneck or regime=finetune",
+    "regime.head_from": "it trains its own head. Leave it out, or use regime=finetune",
+}
+brought: list[str] = []  # overrides that `like=` stands for in this process
+
+
+def check_weights(configs: Sequence[Config], overrides: Sequence[str]) -> None:
+    """Refuse weights that were typed and that no run would load.
+
+    Args:
+        configs: of the run, or of a sweep's jobs: what one of them reads is read.
+        overrides: of the command line.
+
+    Raises:
+        ConfigError: with each key.
+    """
+    lines = [
+        f"{key}: {_regimes(configs)} loads no such weights, {WEIGHTS[key]}. Received: {value}"
+        for _, key, value in _unread(configs, overrides)
+        if key in WEIGHTS and value not in ("null", "None", "")
+    ]
+    if lines:
+        raise ConfigError(faults(lines))
+
+
+def warn(configs: Sequence[Config], overrides: Sequence[str]) -> None:
+    """Warn of keys that were typed and that the regime of no run reads; `check_weights` refuses the others."""
+    unread = [override for override, key, _ in _unread(configs, overrides) if key not in WEIGHTS]
+    if unread:
+        logging.getLogger(__name__).warning("%s does not read: %s", _regimes(configs), ", ".join(unread))
+
+
+def _regimes(configs: Sequence[Config]) -> str:
+    return " or ".join(dict.fromkeys(f"regime={config.regime.name}" for config in configs))
+
+
+def _unread(configs: Sequence[Config], overrides: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield overrides, keys and values that none of the configurations reads; presets and `like=` type nothing."""
+    for override in overrides:
+        name, _, value = override.lstrip("+").partition("=")
+        key = name.rpartition("@")[2]  # optimizer@regime.head_optimizer=adam sets regime.head_optimizer
+        if override not in brought and not override.startswith("~") and all(_ignored(one, key) for one in configs):
+            yield override, key, value
+
+
+def _ignored(config: Config, key: str) -> bool:
+    """Return whether a run with this configuration does not read a key, nor what is below it."""
+    regime, unread = config.regime, [*config.regime.ignores]
+    if regime.head_from is not None:
+        unread += ["regime.head_epochs", "regime.head_optimizer"]
+    if regime.unfrozen_blocks == "all" or (config.augmentation.name == "none" and not config.augmentation.layers):
+        unread.append("regime.views")
+    return any(f"{key}.".startswith(f"{name}.") for name in unread)

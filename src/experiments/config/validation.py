@@ -1,0 +1,414 @@
+"""Composed configurations, checked: each fault with its key, what is allowed, what was received, the nearest name.
+
+No fault waits for Keras to be imported; `read` gathers all of them into one error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from experiments.config.overrides import as_typed
+from experiments.config.schema import (
+    ARGUMENTS,
+    GROUPS,
+    PROBABILISTIC,
+    Config,
+    Metric,
+    Model,
+    Node,
+    Regime,
+    Tracking,
+    shipped,
+)
+from experiments.errors import ConfigError
+from experiments.system import paths
+from experiments.system.redaction import is_concealed, redacted, remember, reveal
+
+# What conf/ calls; it is of use to nobody who does not check it.
+OmegaConf.register_new_resolver("default_outputs", paths.default_outputs, replace=True)
+OmegaConf.register_new_resolver("run_name", paths.run_name, replace=True)
+OmegaConf.register_new_resolver("tracking_uri", paths.tracking_uri, replace=True)
+OmegaConf.register_new_resolver("sqlite_uri", lambda file: paths.sqlite_uri(Path(file)), replace=True)
+OmegaConf.register_new_resolver("artifact_location", paths.artifact_location, replace=True)
+# What targets of version 0.1 begin with, in logged configurations and users' YAMLs, and what they begin with now.
+MOVED = {
+    "experiments.augmentation.": "experiments.data.augmentation.",
+    "experiments.data.cats_vs_dogs.": "experiments.data.sources.cats_vs_dogs.",
+    "experiments.data.folder.": "experiments.data.sources.folder.",
+    "experiments.data.synthetic.": "experiments.data.sources.synthetic.",
+    "experiments.schedules.": "experiments.training.schedules.",
+}
+MIXING_LAYERS = ("keras.layers.MixUp", "keras.layers.CutMix")
+
+
+def read(composed: DictConfig) -> Config:
+    """The composed configuration, checked.
+
+    Raises:
+        ConfigError: naming every key that is unknown, missing, of a wrong type or out of range.
+    """
+    composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    try:
+        missing = sorted(OmegaConf.missing_keys(composed))
+        plain = revealed(OmegaConf.to_container(composed, resolve=True))
+    except OmegaConfBaseException as error:
+        reason = str(error.msg).splitlines()[0]
+        hint = r". Where ${ is meant as text, write \${" if "nterpolation" in reason else ""
+        raise ConfigError(faults([f"{error.full_key}: {reason}{hint}"])) from None
+    assert isinstance(plain, dict)
+    plain = with_current_targets(plain)
+    lines = [f"{key}: no value. Give one: {key}=..." for key in missing]
+    wrong = {key.split(".")[0] for key in missing}
+    lost = {key: text for key, text in _texts(plain) if is_concealed(text) and not key.startswith(("tags.", "notes"))}
+    lines += [
+        f"{key}: its password is missing, as a run's folder holds none. Give the value again: {key}=..., or the "
+        f"environment variable that holds it, such as MLFLOW_TRACKING_URI. Received: {text}"
+        for key, text in lost.items()
+    ]
+    try:
+        config = Config.model_validate(plain)
+    except ValidationError as error:
+        found = [fault for fault in error.errors() if _key(fault) not in missing and not _meant_otherwise(fault)]
+        lines += [_sentence(fault) for fault in found]
+        wrong |= {str(fault["loc"][0]) for fault in found}
+    for group in GROUPS:
+        lines += _argument_faults(group, plain.get(group), missing)
+    if isinstance(plain.get("regime"), dict):
+        lines += _argument_faults("optimizer", plain["regime"].get("head_optimizer"), missing, "regime.head_optimizer")
+    if not wrong & {"model", "regime", "tracking"}:
+        model, regime = Model.model_validate(plain["model"]), Regime.model_validate(plain["regime"])
+        lines += _cross_faults(model, regime, Tracking.model_validate(plain["tracking"]))
+    if not wrong:
+        lines += _training_faults(config)
+        if "${" in config.outputs:
+            lines.append(f"outputs: must not have ${{ in it, which Hydra replaces. Received: {config.outputs}")
+    if lines:
+        raise ConfigError(faults(lines))
+    config._unresolved = from_environment(composed)
+    return config
+
+
+def revealed(value: Any, key: str = "", change: Callable[[str, str], str] = reveal) -> Any:
+    """Return plain values with the credentials that the command line or the environment gave.
+
+    Args:
+        value: a configuration, or what is in it at `key`.
+        change: of each text, which comes with its dotted key.
+    """
+    if isinstance(value, str):
+        return change(value, key)
+    if isinstance(value, dict):
+        return {name: revealed(below, f"{key}.{name}".lstrip("."), change) for name, below in value.items()}
+    if isinstance(value, list):
+        return [revealed(below, f"{key}.{at}", change) for at, below in enumerate(value)]
+    return value
+
+
+def revealed_config(config: Config, change: Callable[[str, str], str] = reveal) -> Config:
+    """Return a checked configuration, changed as `revealed` changes plain values; it stays checked."""
+    made = Config.model_validate(revealed(config.model_dump(by_alias=True, mode="json"), change=change))
+    made._unresolved = config._unresolved
+    return made
+
+
+def concealed_config(config: Config) -> Config:
+    """Return a checked configuration without its credentials, for a file that `revealed_config` will be read from."""
+    return revealed_config(config, lambda text, key: remember(key, text))
+
+
+def conceal(node: Any, key: str = "") -> None:
+    """Replace the credentials in a composed configuration, before Hydra writes it down; `read` reveals them."""
+    for name in node if isinstance(node, DictConfig) else range(len(node)):
+        child, path = node._get_node(name), f"{key}.{name!s}".lstrip(".")
+        if path == "hydra" or child._is_none() or child._is_missing():
+            continue
+        if isinstance(child, DictConfig | ListConfig):
+            if not child._is_interpolation():
+                conceal(child, path)
+        elif isinstance(written := child._value(), str) and (hidden := redacted(written, path)) != written:
+            remember(path, str(node[name]))  # with what its interpolations stand for
+            child._set_value(hidden)
+
+
+def from_environment(composed: DictConfig) -> dict[str, str]:
+    """The raw text of every value that an environment variable goes into, by key; directly or through other keys."""
+    raw = dict(_texts(OmegaConf.to_container(composed, resolve=False)))
+    calls = r"\$\{\s*(oc\.env|tracking_uri)\b" if os.environ.get("MLFLOW_TRACKING_URI") else r"\$\{\s*oc\.env\b"
+    found = {key for key, text in raw.items() if re.search(calls, text)}
+    while True:
+        # A key that names one of them, what holds it or what it holds, in whatever way.
+        through = {
+            key
+            for key, text in raw.items()
+            for named in _named(key, text)
+            if any(f"{one}.".startswith(f"{named}.") or f"{named}.".startswith(f"{one}.") for one in found)
+        } - found
+        if not through:
+            return {key: raw[key] for key in sorted(found)}
+        found |= through
+
+
+def _texts(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in nested mappings, with its dotted key."""
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _texts(value, f"{prefix}{name}.")
+        elif isinstance(value, str):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, list) and "${" in str(value):
+            yield f"{prefix}{name}", str(value)
+
+
+def _named(key: str, text: str) -> Iterator[str]:
+    """The keys that a value's interpolations may mean: ${data.root}, ${data[root]}, ${.root} beside it."""
+    if "${" in text:
+        for dots, name in re.findall(r"(\.*)([\w.]*\w)", re.sub(r"\[(\w+)\]", r".\1", text)):
+            parents = key.split(".")[: -len(dots)] if dots else []
+            yield ".".join([*parents, name])
+
+
+def faults(lines: list[str]) -> str:
+    """One error text out of all its lines."""
+    return "\n".join(["The configuration cannot be used:", *(f"  {line}" for line in lines)])
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str | None:
+    """The allowed name that a typo most likely meant."""
+    matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def unknown_key(key: str, allowed: Iterable[str], received: Any, close: str | None = None) -> str:
+    """The line for a key that nothing reads; `close` is the whole key that was meant, where the caller knows."""
+    *parents, name = key.split(".")
+    names = sorted(set(allowed) - {"name", "target", "_target_", "ignores"})
+    sibling = nearest(name, names)
+    close = close or (sibling and ".".join([*parents, sibling]))
+    hint = f" Nearest: {close}." if close else ""
+    return f"{key}: nothing reads this key. Received: {received!r}. Allowed here: {', '.join(names)}.{hint}"
+
+
+def with_current_targets(node: Any) -> Any:
+    """Return plain values with the present name of each `_target_` of version 0.1, and warn of it."""
+    if isinstance(node, list):
+        return [with_current_targets(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    found = {key: with_current_targets(value) for key, value in node.items()}
+    target = found.get("_target_")
+    old = next((prefix for prefix in MOVED if isinstance(target, str) and target.startswith(prefix)), None)
+    if old is not None:
+        found["_target_"] = MOVED[old] + target.removeprefix(old)
+        text = f"_target_: {target} is now called {found['_target_']}; the old name will be removed"
+        warnings.warn(text, FutureWarning, stacklevel=2)
+    return found
+
+
+def reads(key: str) -> bool:
+    """Whether there is a place for a key, though the composed configuration may not have it: tags.question."""
+    places: list[Any] = [Config]
+    for part in key.split("."):
+        below: list[Any] = []
+        for place in places:
+            if get_origin(place) is dict:
+                below += _options(get_args(place)[1])
+            elif isinstance(place, type) and issubclass(place, BaseModel) and part in place.model_fields:
+                below += _options(place.model_fields[part].annotation)
+        places = below
+    return bool(places)
+
+
+def _options(annotation: Any) -> list[Any]:
+    """The members of a union; anything else as it is."""
+    return list(get_args(annotation)) if get_origin(annotation) is UnionType else [annotation]
+
+
+def _key(fault: Mapping[str, Any], prefix: str = "") -> str:
+    parts = [str(part) for part in fault["loc"]]
+    # pydantic names the member of a union and the side of a mapping, which nobody types.
+    return ".".join(
+        [*([prefix] if prefix else []), *(part for part in parts if not re.match(r"literal\[|dict\[|\[key\]", part))]
+    )
+
+
+def _meant_otherwise(fault: Mapping[str, Any]) -> bool:
+    """Whether a member of a union complains of a value that was meant for another: balancd is no mapping, and so on."""
+    members = [str(part).partition("[")[0] for part in fault["loc"] if "[" in str(part)]
+    is_mapping = isinstance(fault["input"], Mapping)
+    return ("literal" in members and is_mapping) or ("dict" in members and fault["type"] == "dict_type")
+
+
+def _sentence(fault: Mapping[str, Any], root: Any = Config, prefix: str = "") -> str:
+    """One of pydantic's errors as: key, what is allowed, what was received.
+
+    Args:
+        fault: the error.
+        root: the model that was checked, which lies at `prefix` in the configuration.
+    """
+    key = _key(fault, prefix)
+    if fault["type"] == "extra_forbidden":
+        model: Any = root
+        for part in fault["loc"][:-1]:
+            model = _model_below(model, str(part))
+        return unknown_key(key, model.model_fields, fault["input"])
+    if fault["type"] == "missing":
+        return f"{key}: no value, and the run needs one. Give one: +{key}=..."
+    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = message.partition(" or instance of ")[0]
+    if fault["type"] == "string_pattern_mismatch":
+        message = f"of the form {fault['ctx']['pattern']}"
+    if key == "class_weights":
+        message = "'balanced', null (all alike) or {CLASS: WEIGHT, ...}"
+    if fault["type"] == "value_error":
+        return f"{key}: {message}"
+    line = f"{key}: must be {message}. Received: {fault['input']!r}"
+    if fault["type"] == "string_type" and isinstance(fault["input"], int | float | list):
+        line += _as_text(key)
+    if fault["type"] != "literal_error":
+        return line
+    close = nearest(str(fault["input"]), re.findall(r"'([^']*)'", fault["ctx"]["expected"]))
+    return f"{line}. Nearest: {close}" if close else line
+
+
+def _as_text(key: str) -> str:
+    """Return how a value is typed that Hydra has read as a number or a list, but that was meant as text."""
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    values = [one.partition("=")[2] for one in typed if one.lstrip("+").startswith(f"{key}=")]
+    text = as_typed(key, values[-1]) if values else None
+    return f". As text it is typed: {text}" if text else ""
+
+
+def _model_below(model: type[BaseModel], part: str) -> type[BaseModel]:
+    """The model one step down an error's path; a step into a mapping of models stays at its values' model."""
+    field = model.model_fields.get(part)
+    if field is None:
+        return model
+    below = [kind for kind in _kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return below[0]
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    return [annotation, *(inner for kind in get_args(annotation) for inner in _kinds(kind))]
+
+
+@cache
+def _checks(group: str, name: str) -> TypeAdapter[Any]:
+    kind = ARGUMENTS[group][name]
+    is_model = isinstance(kind, type) and issubclass(kind, BaseModel)
+    return TypeAdapter(kind, config=None if is_model else Node.model_config)
+
+
+def _argument_faults(group: str, node: Any, missing: Iterable[str], prefix: str | None = None) -> list[str]:
+    """Constructor arguments of a shipped component that its YAML does not list, or that cannot be right."""
+    prefix = prefix or group
+    if not isinstance(node, dict):
+        return []
+    alike = [choice for choice in shipped(group).values() if choice.get("_target_") == node.get("_target_")]
+    if not alike:
+        return []  # the user's own component: build checks it against the constructor's signature
+    fields = {field.alias or name for name, field in GROUPS[group].model_fields.items()}
+    known = alike[0]
+    lines = []
+    for name, value in node.items():
+        key = f"{prefix}.{name}"
+        if name in fields or key in missing:
+            continue
+        if name not in known:
+            lines.append(unknown_key(key, {*known, *fields}, value))
+        elif name in ARGUMENTS.get(group, {}):
+            try:
+                _checks(group, name).validate_python(value)
+            except ValidationError as error:
+                lines += [_sentence(fault, ARGUMENTS[group][name], key) for fault in error.errors()]
+        elif (kind := _kind(known[name])) and kind != _kind(value):
+            lines.append(f"{key}: must be a {kind}, as in {group}={node.get('name')}. Received: {value!r}")
+    return lines
+
+
+def _kind(value: Any) -> str | None:
+    """A value's kind as a user names it; None where the YAML does not fix one."""
+    if value is None or (isinstance(value, str) and (value == "???" or value.startswith("${"))):
+        return None
+    kinds = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", dict: "mapping"}
+    return kinds.get(type(value))
+
+
+def _cross_faults(model: Model, regime: Regime, tracking: Tracking) -> list[str]:
+    """What single values cannot tell."""
+    lines = []
+    unfrozen, blocks = regime.unfrozen_blocks, model.blocks or []
+    if (
+        "regime.unfrozen_blocks" not in regime.ignores
+        and isinstance(unfrozen, int)
+        and blocks
+        and unfrozen > len(blocks)
+    ):
+        lines.append(
+            f"regime.unfrozen_blocks: must be at most {len(blocks)}, as model={model.name} has {len(blocks)} blocks "
+            f"({', '.join(blocks)}), or all, or the name of a layer. Received: {unfrozen}"
+        )
+    if model.weights == "pretrained" and model.name != "convnet" and "model.weights" not in regime.ignores:
+        lines.append(
+            "model.weights: 'pretrained' is our body of model=convnet. "
+            f"Received: model={model.name}. Allowed: imagenet, a file, an MLflow run id, null"
+        )
+    if tracking.uri == "???":
+        lines.append(
+            f"tracking.uri: no value, and tracking={tracking.name} needs one. Give one: "
+            "tracking.uri=http://host:5000, or set MLFLOW_TRACKING_URI"
+        )
+    if redacted(tracking.artifacts) != tracking.artifacts:
+        lines.append(
+            "tracking.artifacts: must hold no password, as MLflow keeps this address for all to read. Give it by the "
+            f"environment variables of that store. Received: {redacted(tracking.artifacts)}"
+        )
+    for key in regime.ignores:
+        if key.split(".")[0] not in Config.model_fields:
+            lines.append(f"regime.ignores: {key!r} is no key of the configuration")
+    return lines
+
+
+def _training_faults(config: Config) -> list[str]:
+    """Values of a whole configuration that do not go together."""
+    lines = []
+    if config.runtime.devices and config.batch_size % config.runtime.devices:
+        lines.append(
+            f"batch_size: must be a multiple of runtime.devices ({config.runtime.devices}), which share every batch "
+            f"evenly. Received: {config.batch_size}"
+        )
+    if config.schedule.warmup >= config.epochs:
+        lines.append(f"schedule.warmup: must be less than epochs ({config.epochs}). Received: {config.schedule.warmup}")
+    if config.data.fold is not None and config.data.fold >= config.data.folds:
+        lines.append(f"data.fold: must be less than data.folds ({config.data.folds}). Received: {config.data.fold}")
+    if config.loss == "hinge":
+        if config.label_smoothing:
+            lines.append(f"label_smoothing: must be 0 with loss=hinge. Received: {config.label_smoothing}")
+        if config.objective in PROBABILISTIC:
+            lines.append(
+                f"objective: {config.objective!r} judges probabilities, which loss=hinge does not give. Allowed: "
+                + ", ".join(name for name in get_args(Metric) if name not in PROBABILISTIC)
+            )
+    mixing = [str(layer.get("_target_")) for layer in config.augmentation.layers]
+    mixing = [target for target in mixing if target in MIXING_LAYERS]
+    if mixing and "augmentation" not in config.regime.ignores:
+        if config.loss == "hinge":
+            lines.append(f"augmentation.layers: {mixing[0]} mixes labels, and loss=hinge needs whole ones")
+        if "regime.views" not in config.regime.ignores and config.regime.views:
+            lines.append(
+                f"regime.views: must be 0 with {mixing[0]}, which mixes the pictures of a batch: stored views cannot "
+                f"hold that. Received: {config.regime.views}"
+            )
+    return lines

@@ -1,0 +1,1 @@
+"""Synthetic images: animal faces, drawn from random numbers."""

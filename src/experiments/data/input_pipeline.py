@@ -1,0 +1,185 @@
+"""Batches for `fit`: ONE tf.data dataset over all epochs, every random number in it a function of (seed, epoch)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from experiments.data.augmentation import mixes, seeded
+from experiments.data.types import Augmentation, ImageSet
+from experiments.storage.array_cache import Rows
+
+AHEAD = 4  # batches prepared while one trains
+BURST = 128  # steps of one call at most: a person who stops a run waits for its end
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What `fit` trains on."""
+
+    dataset: tf.data.Dataset  # (inputs, labels [B] int32 or shares of classes [B, C] float32), epoch after epoch
+    labels: np.ndarray  # [N] int32, of an epoch's pictures
+    batch_size: int
+    light: bool = False  # whether a step takes no longer than Python takes to start one
+
+    @property
+    def pictures(self) -> int:
+        """In an epoch."""
+        return len(self.labels)
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch; the last one may be smaller."""
+        return math.ceil(self.pictures / self.batch_size)
+
+    @property
+    def burst(self) -> int:
+        """Steps of one call, so that light ones do not wait for Python; a divisor of an epoch's, as Keras needs it."""
+        return max(n for n in range(1, BURST + 1) if self.steps % n == 0) if self.light else 1
+
+
+def rng(seed: int, epoch: int, stream: int = 0) -> np.random.Generator:
+    """The generator of an epoch's random numbers: the same however the process got there."""
+    return np.random.default_rng([seed, epoch, stream])
+
+
+def image_batches(
+    pictures: ImageSet,
+    *,
+    classes: int,
+    augmentation: Augmentation,
+    extra_layers: Sequence[keras.layers.Layer],
+    batch_size: int,
+    seed: int,
+    epochs: range,
+) -> Batches:
+    """Freshly augmented pictures, shuffled anew each epoch: inputs [B, H, W, 3] float32 in [0, 255].
+
+    Where pictures are mixed with each other (MixUp, CutMix), labels are shares of classes [B, classes] float32.
+
+    Args:
+        pictures: the split to train on.
+        classes: how many there are.
+        augmentation: applied to a whole batch at once, in parallel.
+        extra_layers: Keras preprocessing layers after it, one batch at a time.
+        epochs: the epochs to yield, by number.
+    """
+    pixels, labels, size = pictures.pixels, pictures.labels, pictures.image_size
+
+    def batches() -> Iterator[tuple[np.ndarray, ...]]:
+        for epoch in epochs:
+            order = rng(seed, epoch).permutation(len(labels))
+            numbers = augmentation.draw(rng(seed, epoch, 1), len(labels), size)
+            for at in range(0, len(order), batch_size):
+                rows = order[at : at + batch_size]
+                yield pixels[rows], numbers[rows], labels[rows], np.array([epoch, at], "int32")
+
+    width = augmentation.draw(rng(seed, 0), 1, size).shape[1]
+    signature = (
+        tf.TensorSpec((None, size, size, 3), tf.uint8),
+        tf.TensorSpec((None, width), tf.float32),
+        tf.TensorSpec((None,), tf.int32),
+        tf.TensorSpec((2,), tf.int32),
+    )
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature).map(
+        lambda pixels, numbers, labels, place: (augmentation(pixels, numbers), labels, place),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+    if extra_layers:
+        apply = seeded(extra_layers)
+        mixing = mixes(extra_layers)
+
+        def transform(pixels: tf.Tensor, labels: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            place = tf.random.experimental.stateless_fold_in(place, seed)
+            pixels, shares = apply(pixels, tf.one_hot(labels, classes), place)
+            return pixels, shares if mixing else labels, place
+
+        dataset = dataset.map(transform)
+    dataset = dataset.map(lambda pixels, labels, place: (pixels, labels)).prefetch(AHEAD)
+    return Batches(dataset, labels, batch_size)
+
+
+def map_features(batches: Batches, forward: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> Batches:
+    """The same batches as a frozen network's activations at its boundary.
+
+    Args:
+        forward: pixels [B, H, W, 3] float32 -> activations [B, *shape] float32.
+    """
+
+    def activations() -> Iterator[tuple[np.ndarray, tf.Tensor]]:
+        for pixels, labels in batches.dataset:
+            yield forward(pixels.numpy()), labels
+
+    signature = (tf.TensorSpec((None, *shape), tf.float32), batches.dataset.element_spec[1])
+    dataset = tf.data.Dataset.from_generator(activations, output_signature=signature).prefetch(1)
+    return Batches(dataset, batches.labels, batches.batch_size)
+
+
+def feature_batches(
+    views: Sequence[np.ndarray | Rows], labels: np.ndarray, *, batch_size: int, seed: int, epochs: range
+) -> Batches:
+    """Stored activations, shuffled anew each epoch: inputs [B, ...] float32.
+
+    Args:
+        views: one or more arrays [N, ...] float32 or float16, of differently augmented pictures; epoch e reads
+            view e mod K.
+        labels: [N] int32.
+        epochs: the epochs to yield, by number.
+    """
+
+    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for epoch in epochs:
+            order = rng(seed, epoch).permutation(len(labels))
+            view = views[epoch % len(views)]
+            for at in range(0, len(order), batch_size):
+                rows = order[at : at + batch_size]
+                yield np.asarray(view[rows], "float32"), labels[rows]
+
+    signature = (tf.TensorSpec((None, *views[0].shape[1:]), tf.float32), tf.TensorSpec((None,), tf.int32))
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(AHEAD)
+    return Batches(dataset, labels, batch_size, light=len(views[0].shape) == 2)  # of vectors
+
+
+def eval_batches(inputs: np.ndarray | Rows, labels: np.ndarray | None, batch_size: int) -> tf.data.Dataset:
+    """Rows as they stand, for validation and scoring: inputs [B, ...] float32, with labels [B] int32 where given."""
+
+    def batches() -> Iterator[tuple[np.ndarray, ...]]:
+        for at in range(0, len(inputs), batch_size):
+            rows = slice(at, at + batch_size)
+            block = np.asarray(inputs[rows], "float32")
+            yield (block,) if labels is None else (block, labels[rows])
+
+    spec: tuple[tf.TensorSpec, ...] = (tf.TensorSpec((None, *inputs.shape[1:]), tf.float32),)
+    if labels is not None:
+        spec += (tf.TensorSpec((None,), tf.int32),)
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=spec).prefetch(AHEAD)
+    return dataset.apply(tf.data.experimental.assert_cardinality(math.ceil(len(inputs) / batch_size)))
+
+
+def augmented(
+    pixels: Rows,
+    *,
+    augmentation: Augmentation,
+    extra_layers: Sequence[keras.layers.Layer],
+    seed: int,
+    view: int,
+) -> Callable[[slice], np.ndarray]:
+    """One fixed augmented view of every picture, a slice of rows at a time: [B, H, W, 3] float32 in [0, 255]."""
+    numbers = augmentation.draw(rng(seed, view, 2), len(pixels), pixels.shape[1])
+    apply = seeded(extra_layers) if extra_layers else None
+    layers_seed = int(rng(seed, view, 4).integers(2**31))
+
+    def rows(at: slice) -> np.ndarray:
+        pictures = augmentation(tf.constant(pixels[at]), tf.constant(numbers[at]))
+        if apply:
+            shares = tf.zeros((len(pictures), 1))  # stored views are of layers that leave labels alone
+            pictures, _ = apply(pictures, shares, tf.constant([layers_seed, at.start], tf.int32))
+        return np.asarray(pictures)
+
+    return rows

@@ -1,0 +1,233 @@
+"""The pixels of a checked data set: decoded once, kept in the store, in memory while training where they fit."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+from PIL import Image
+
+from experiments.data import decoder
+from experiments.data.listing import DataIssue, printable
+from experiments.data.manifest import fingerprint, message, unchanged, unreadable
+from experiments.data.types import SPLITS, Dataset, GrayRange, ImageRecord, ImageSet, Manifest
+from experiments.errors import DataError
+from experiments.storage import array_cache, atomic_files
+from experiments.storage.array_cache import Rows
+
+_log = logging.getLogger(__name__)
+
+
+class Decoded:
+    """Pictures that were decoded when they were checked, until they are put into the store; of the same decoder.
+
+    They lie in blocks, which go back to the system whole: what small arrays leave behind mostly stays with the process.
+
+    Args:
+        image_size: width and height.
+        memory: bytes that they may take; blocks beyond it are files without a name.
+        cache: the folder of those files. Where its disk has no room for them beside the store, the rest is not kept.
+    """
+
+    def __init__(self, image_size: int, memory: float, cache: Path) -> None:
+        self.pixels: dict[str, np.ndarray] = {}  # [H, W, 3] uint8, by sha256 of the file
+        self._image_size = image_size
+        self._room = int(memory // _bytes(image_size))  # pictures
+        self._cache = cache
+        self._reserve = 0  # bytes of the disk that are for the store
+        self._block: Callable[[], np.ndarray | None] = lambda: None  # is gone when all of its pictures are
+        self._taken = 0
+        self._lock = Lock()
+        self._full = False
+
+    def expect(self, pictures: int) -> None:
+        """Leaves the store room on the disk for so many."""
+        self._reserve = pictures * _bytes(self._image_size)
+
+    def holds(self, entries: Sequence[ImageRecord]) -> bool:
+        """Whether any of these pictures is here."""
+        return any(entry.sha256 in self.pixels for entry in entries)
+
+    def keep(self, sha256: str, picture: Image.Image) -> None:
+        """Resizes and keeps a picture, if there is room; from any thread."""
+        with self._lock:
+            place = self._place()
+        if place is not None:
+            place[:] = decoder.resize(picture, self._image_size)
+            self.pixels[sha256] = place
+
+    def _place(self) -> np.ndarray | None:
+        block = self._block()
+        if block is None or self._taken == len(block):
+            if block is not None:
+                array_cache.release([block])
+            block = None if self._full else self._new_block()
+            if block is None:
+                self._full = True
+                return None
+            self._block, self._taken = weakref.ref(block), 0
+        place: np.ndarray = block[self._taken]
+        self._taken += 1
+        return place
+
+    def _new_block(self) -> np.ndarray | None:
+        count = _at_once(self._image_size)
+        if self._room:
+            count = min(count, self._room)
+            self._room -= count
+            return np.empty((count, self._image_size, self._image_size, 3), "uint8")
+        size = count * _bytes(self._image_size)
+        try:
+            self._cache.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(self._cache).free < self._reserve + size:
+                _log.info("No room in %s for decoded pictures that wait: the rest is decoded again", self._cache)
+                return None
+            with tempfile.TemporaryFile(dir=self._cache) as file:
+                atomic_files.allocate(file, size)
+                return np.memmap(file, "uint8", "r+", shape=(count, self._image_size, self._image_size, 3))
+        except OSError as error:
+            _log.info("Decoded pictures cannot wait in %s (%s): the rest is decoded again", self._cache, error)
+            return None
+
+
+def _bytes(image_size: int) -> int:
+    """Of a picture's pixels."""
+    return image_size**2 * 3
+
+
+def _at_once(image_size: int) -> int:
+    """How many pictures' pixels are in the process's memory at a time, on their way to the disk."""
+    return max(1, array_cache.RESIDENT // _bytes(image_size))
+
+
+def open_picture(root: Path, path: str, sha256: str, gray_range: GrayRange | None) -> Image.Image:
+    """A picture of a manifest in its own size, RGB, read from its file again; see `decoder.decode`.
+
+    Raises:
+        DataError: the file is not there any more or has changed; with its path.
+    """
+    try:
+        return decoder.decode(unchanged(root, path, sha256), gray_range)
+    except OSError as error:
+        raise DataError(f"{printable(path)}: {unreadable(error)}") from None
+    except DataError as error:
+        raise DataError(f"{printable(path)}: {error}") from None
+
+
+def pictures_of(
+    manifest: Manifest, split: str, image_size: int, cache: Path, *, held: bool, decoded: Decoded | None = None
+) -> ImageSet:
+    """The pictures of one split, in the manifest's order; nothing is read until `pixels` is asked for.
+
+    Args:
+        manifest: As `manifest.read` returns it.
+        split: One of SPLITS.
+        image_size: Width and height of the pixels wanted; see `decoder.resize`.
+        cache: The cache folder; the decoded pixels are kept in its store.
+        held: Have them in memory; else they are read from the store as they are used.
+        decoded: What `manifest.read` has decoded already, of this image size; given up when it goes to the store.
+
+    Returns:
+        The pictures. `pixels` raises DataError if files have changed since the manifest was made, naming them, and
+        OSError if the cache cannot be written.
+    """
+    entries = manifest.of(split)
+    labels = {name: label for label, name in enumerate(manifest.classes)}
+
+    @functools.cache
+    def pixels() -> Rows:
+        spec = {
+            "files": [entry.sha256 for entry in entries],
+            "image_size": image_size,
+            "decoder": decoder.VERSION,
+            "gray_range": manifest.gray_range,
+        }
+        stored = array_cache.array(
+            cache,
+            "pixels",
+            spec,
+            (len(entries), image_size, image_size, 3),
+            "uint8",
+            functools.partial(_decode_into, manifest, entries, image_size, decoded.pixels if decoded else {}),
+            about={"split": split},
+        )
+        rows = Rows([stored])
+        if held:
+            return Rows([rows[:]])
+        array_cache.use(cache / "pixels" / array_cache.key(spec), rows)
+        return rows
+
+    return ImageSet(
+        split=split,
+        entries=entries,
+        labels=np.array([labels[entry.class_name] for entry in entries], dtype=np.int32),
+        image_size=image_size,
+        _pixels=pixels,
+        gray_range=manifest.gray_range,
+    )
+
+
+def splits_of(
+    manifest: Manifest, image_size: int, cache: Path, memory: float, decoded: Decoded | None = None
+) -> Dataset:
+    """The whole data set as the regimes see it; `test` is None where the manifest has no test pictures.
+
+    Args:
+        manifest, image_size, cache, decoded: As `pictures_of`, which also says what is raised.
+        memory: Bytes that the pixels of all splits together may take in memory; where they are more, all stay on disk.
+    """
+    held = len(manifest.entries) * _bytes(image_size) <= memory
+    pictures = functools.partial(pictures_of, manifest, image_size=image_size, cache=cache, held=held, decoded=decoded)
+    given = {split: pictures(split=split) if manifest.of(split) else None for split in SPLITS}
+    train, validation = given["train"], given["validation"]
+    assert train and validation, "`manifest.read` gives both"
+    return Dataset(
+        classes=manifest.classes,
+        train=train,
+        validation=validation,
+        test=given["test"],
+        manifest=manifest,
+        fingerprint=fingerprint(manifest),
+    )
+
+
+def _decode_into(
+    manifest: Manifest,
+    entries: Sequence[ImageRecord],
+    image_size: int,
+    decoded: dict[str, np.ndarray],
+    pixels: np.ndarray,
+) -> None:
+    """Fills pixels [N, H, W, 3] uint8; raises DataError for all files that are not what the manifest says."""
+
+    def decode(index: int) -> DataIssue | None:
+        entry = entries[index]
+        try:
+            known = decoded.pop(entry.sha256, None)
+            if known is None:
+                content = unchanged(manifest.root, entry.path, entry.sha256)
+                known = decoder.decode_resized(content, image_size, manifest.gray_range)
+            pixels[index] = known
+        except OSError as error:
+            return DataIssue(entry.path, unreadable(error), skippable=False)
+        except DataError as error:
+            return DataIssue(entry.path, str(error), skippable=False)
+        return None
+
+    faults: list[DataIssue] = []
+    with ThreadPoolExecutor() as pool:
+        step = _at_once(image_size)
+        for start in range(0, len(entries), step):
+            rows = range(start, min(start + step, len(entries)))
+            faults += [fault for fault in pool.map(decode, rows) if fault]
+            array_cache.release([pixels])
+    if faults:
+        raise DataError(message(manifest.root, faults, "error"))

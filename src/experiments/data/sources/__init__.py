@@ -1,0 +1,1 @@
+"""Data sources: functions that make a data set available and return its root directory."""

@@ -1,0 +1,102 @@
+"""The photographs of cats and dogs that the tutorial uses, downloaded once."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from experiments.data import download
+from experiments.errors import ConfigError, DataError
+from experiments.storage import array_cache
+
+_PICTURES = re.compile(r"PetImages/(Cat|Dog)/([0-9]+\.jpg)")
+_PICTURE_BYTES = 64 * 2**20  # the most that one picture may unpack to
+_TOTAL_BYTES = 4 * 2**30  # the most that all may; they take 0.9 GB
+
+
+def cats_vs_dogs(*, url: str, sha256: str, bytes: int, archive: str | None, cache: Path) -> Path:
+    """The data source for Kaggle's cats and dogs, about 12,500 pictures each, as Microsoft publishes them.
+
+    Pictures are unpacked into `cache/cats_vs_dogs/<first 16 of sha256>/Cat/` and `Dog/`; once they are there, nothing
+    else is looked at. Many are no sound pictures: that is the manifest's to find (`data.on_bad=skip`). Our own download
+    is removed when it is unpacked.
+
+    Source: https://www.microsoft.com/en-us/download/details.aspx?id=54765; J. Elson, J. Douceur, J. Howell, J. Saul:
+    Asirra: a CAPTCHA that exploits interest-aligned manual image categorization, CCS 2007.
+
+    Args:
+        url: Where the archive is, http or https.
+        sha256: Of the archive: 64 hex digits.
+        bytes: Of the archive.
+        archive: The path of the archive, where it is there already: absolute, relative to the working directory, or
+            beginning with "~". It is checked and stays. None to download it.
+        cache: The cache folder; it needs room for the archive and for as much again.
+
+    Returns:
+        The folder that holds Cat/ and Dog/.
+
+    Raises:
+        ConfigError: If an argument cannot work, such as an `archive` that is no file.
+        DataError: If the archive cannot be downloaded, is another one, is damaged or does not fit on the disk.
+    """
+    _check(url, sha256, bytes)
+    sha256 = sha256.lower()
+    root = cache / "cats_vs_dogs" / sha256[:16]
+    if root.is_dir():
+        array_cache.use(root)
+        return root
+    own = _own(archive) if archive is not None else None
+    with array_cache.writing(cache, "cats_vs_dogs", root.name):
+        if root.is_dir():  # another process was faster
+            return root
+        with _open(url, sha256, bytes, own, cache) as file:
+            download.extract(file, root, wanted=_PICTURES, member_bytes=_PICTURE_BYTES, total_bytes=_TOTAL_BYTES)
+        if own is None:
+            Path(file.name).unlink(missing_ok=True)
+    array_cache.use(root)
+    return root
+
+
+def _check(url: str, sha256: str, bytes: int) -> None:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            f"data.url must be a complete address that begins with http:// or https://. Received: {url!r}"
+        )
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise ConfigError(f"data.sha256 must be 64 hex digits. Received: {sha256!r}")
+    if bytes < 1:
+        raise ConfigError(f"data.bytes must be the archive's size in bytes. Received: {bytes!r}")
+
+
+def _own(archive: str) -> Path:
+    path = Path(os.path.abspath(os.path.expanduser(archive)))
+    if archive and path.is_file():
+        return path
+    problem = "is not a file" if path.exists() and archive else "does not exist" if archive else "is empty"
+    allowed = "the path of the downloaded zip file, or null to download it"
+    raise ConfigError(f"data.archive {problem}. Allowed: {allowed}. Received: {archive!r}")
+
+
+def _open(url: str, sha256: str, bytes: int, own: Path | None, cache: Path) -> download.File:
+    """The archive, checked: the user's own, or ours."""
+    if own is None:
+        try:
+            return download.fetch(url, sha256=sha256, size=bytes, folder=cache / "downloads")
+        except DataError as error:
+            raise DataError(f"{error}. Or download it by hand and give data.archive=PATH") from None
+    try:
+        file = own.open("rb")
+    except OSError as error:
+        raise DataError(f"data.archive: {own} cannot be read: {error.strerror}; check its permissions") from None
+    try:
+        download.verify(file, sha256=sha256, size=bytes, what=f"data.archive: {own}")
+    except DataError as error:
+        file.close()
+        raise DataError(f"{error}. Give another path, or null to download it from {url}") from None
+    return file

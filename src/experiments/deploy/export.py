@@ -1,0 +1,128 @@
+"""Models as files for use elsewhere, compared with the model that they were made from."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from experiments.data import decoder
+from experiments.data.pixel_cache import open_picture
+from experiments.deploy.saved_run import Trained
+from experiments.errors import DataError
+from experiments.models.network import inference_function
+from experiments.storage import atomic_files
+
+if TYPE_CHECKING:
+    Run = Callable[[np.ndarray], np.ndarray]
+
+KERAS_FILE, SAVED_MODEL, ABOUT = "model.keras", "saved_model", "model.json"
+TOLERANCE = {"float32": 1e-4}  # in probability, by precision; of all others:
+COARSE = 1e-2
+
+
+def export(run: Trained, model: keras.Model, pixels: np.ndarray, folder: Path) -> dict[str, float]:
+    """Writes a model as .keras and as SavedModel, reads both back and compares; the folder appears whole or not at all.
+
+    Args:
+        model: the run's: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
+        pixels: [N, H, W, 3] float32, to compare on.
+        folder: where; what is there is replaced.
+
+    Returns:
+        For each format the largest difference in probability.
+
+    Raises:
+        RuntimeError: a format that does not give what the model gives.
+        OSError: it cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = atomic_files.draft(folder)
+    aside.mkdir()
+    try:
+        model.save(aside / KERAS_FILE)
+        model.export(aside / SAVED_MODEL, format="tf_saved_model", verbose=False)
+        expected = inference_function(model)(pixels)
+        read: dict[str, Run] = {
+            KERAS_FILE: inference_function(keras.models.load_model(aside / KERAS_FILE, compile=False)),
+            SAVED_MODEL: saved_model(aside / SAVED_MODEL),
+        }
+        differences = {name: float(np.abs(again(pixels) - expected).max()) for name, again in read.items()}
+        allowed = TOLERANCE.get(run.plain["runtime"]["precision"], COARSE)
+        wrong = [f"{name} by {value:.2g}" for name, value in differences.items() if not value <= allowed]
+        if wrong:
+            raise RuntimeError(
+                f"What was exported does not give the model's probabilities: {', '.join(wrong)}, on {len(pixels)} "
+                f"pictures; at most {allowed:g} is allowed. Nothing was kept"
+            )
+        atomic_files.write_file(aside / ABOUT, json.dumps(about(run, model), indent=1).encode())
+        replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return differences
+
+
+def saved_model(folder: Path) -> Run:
+    """A SavedModel's serving function, in NumPy."""
+    loaded = tf.saved_model.load(str(folder))
+    return lambda pixels: np.asarray(loaded.serve(tf.constant(pixels)))
+
+
+def about(run: Trained, model: keras.Model) -> dict[str, object]:
+    """What someone needs to know who has nothing but the files."""
+    size = int(model.input_shape[1])
+    return {
+        "classes": list(run.classes),
+        "image_size": size,
+        "input": f"pixels [N, {size}, {size}, 3] float32 in [0, 255], RGB; preprocessing is inside the model",
+        "resize": "the whole picture to a square, bilinear with antialiasing; EXIF orientation applied first",
+        "gray_range": run.plain["data"].get("gray_range"),  # black and white of 16- and 32-bit grays
+        "output": "probabilities [N, classes] float32, in the order of `classes`",
+        "run": run.run_id or run.name,
+        "name": run.name,
+        "regime": run.plain["regime"]["name"],
+        "backbone": run.plain["model"]["name"],
+        "validation_accuracy": run.metrics.get("validation.accuracy"),
+        "versions": {name: importlib.metadata.version(name) for name in ("experiments", "keras", "tensorflow")},
+    }
+
+
+def replace(aside: Path, folder: Path) -> None:
+    """Puts a folder into place; what was there goes."""
+    old = atomic_files.draft(folder)
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sample(run: Trained, size: int, count: int) -> tuple[np.ndarray, str]:
+    """Pictures to compare models on: of the run's validation split, where they still are, else drawn.
+
+    Returns:
+        [N, size, size, 3] float32, and what they are, in words.
+    """
+    root, grays = run.plain["data"].get("root"), decoder.gray_range(run.plain["data"].get("gray_range"))
+    found = []
+    if isinstance(root, str) and Path(root).is_dir():
+        with run.manifest.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["split"] == "validation"]
+        for row in rows[:: max(1, len(rows) // count)][:count]:
+            with contextlib.suppress(DataError):  # gone or changed since
+                image = open_picture(Path(root), row["path"], row["sha256"], grays)
+                found.append(decoder.resize(image, size))
+    if found:
+        return np.stack(found).astype("float32"), f"{len(found)} pictures of the run's validation split"
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (count, 7, 7, 3)).astype("float32")
+    drawn = np.clip(tf.image.resize(coarse, (size, size)) + rng.normal(0, 20, (count, size, size, 3)), 0, 255)
+    return drawn.astype("float32"), f"{count} drawn pictures (those of the run's validation split are not here)"

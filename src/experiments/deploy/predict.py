@@ -1,0 +1,175 @@
+"""Predictions for picture files, thousands of them: decoded ahead of the network, told in their order as they come."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import stat
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from experiments.data import decoder
+from experiments.data.listing import IGNORED, is_picture, printable
+from experiments.data.types import GrayRange
+from experiments.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import keras
+
+_log = logging.getLogger(__name__)
+
+AHEAD = 4  # batches of pictures that are decoded, or being decoded, while the network has one
+
+
+class Prediction(NamedTuple):
+    path: str
+    probabilities: np.ndarray | None  # [classes] float32; None: the file cannot be used
+    error: str  # why
+
+
+def list_files(given: Sequence[str]) -> tuple[list[str], int]:
+    """The files that paths mean, in order and each once: files as such, folders with theirs, patterns (*, ?, [], **).
+
+    Of folders and their sub-folders those of the picture types; hidden files and those of operating systems are passed
+    over, as in a data set.
+
+    Returns:
+        The files, and how many others the folders hold.
+
+    Raises:
+        ConfigError: a path that is not there, a pattern that fits nothing, a folder without pictures.
+    """
+    found: dict[str, None] = {}
+    others, lacking = 0, []
+    for one in given:
+        path = os.path.expanduser(one)
+        matches = [path] if os.path.lexists(path) else sorted(glob.glob(path, recursive=True))
+        before = len(found)
+        for match in matches:
+            if not os.path.isdir(match):
+                found[match] = None
+                continue
+            files, left = walk(match)
+            others += left
+            found.update(dict.fromkeys(files))
+            if not files and match == path:
+                lacking.append(f"{one}: no picture ({' '.join(decoder.SUFFIXES)}) is in this folder or below it")
+        if not matches:
+            what = "no file fits this pattern" if glob.has_magic(one) else "no such file or folder"
+            lacking.append(f"{one}: {what}")
+        elif len(found) == before and matches != [path]:
+            lacking.append(f"{one}: fits nothing but folders without pictures")
+    if lacking:
+        raise ConfigError("\n".join(lacking))
+    return list(found), others
+
+
+def walk(folder: str) -> tuple[list[str], int]:
+    """The picture files in a folder and below it, sorted; and how many other files there are. Links are followed."""
+    files, others, seen = [], 0, set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not ignored(name))
+        for name in sorted(name for name in names if not ignored(name)):
+            if is_picture(name):
+                files.append(os.path.join(place, name))
+            else:
+                others += 1
+    return files, others
+
+
+def ignored(name: str) -> bool:
+    return name[0] == "." or name.lower() in IGNORED
+
+
+def predictions(
+    model: keras.Model, files: Iterable[str], batch_size: int, gray_range: GrayRange | None = None
+) -> Iterator[list[Prediction]]:
+    """What a model makes of picture files, some at a time, in their order; memory does not grow with their number.
+
+    Args:
+        model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
+        batch_size: pictures that the network takes at once.
+        gray_range: As of `decoder.decode`: the one that the model was trained with.
+
+    Yields:
+        A prediction for each file; a file that cannot be used says why.
+    """
+    from experiments.models.network import inference_function
+
+    run, size = inference_function(model), int(model.input_shape[1])
+    pixels = np.empty((batch_size, size, size, 3), "float32")
+    waiting: list[tuple[str, str]] = []  # path and error of those that the next batch tells, in order
+    filled = 0
+    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:  # more would hold up the network
+        for path, picture in ahead(pool, files, size, AHEAD * batch_size, gray_range):
+            if isinstance(picture, str):
+                waiting.append((path, picture))
+            else:
+                pixels[filled] = picture
+                filled += 1
+                waiting.append((path, ""))
+            if filled == batch_size or len(waiting) > AHEAD * batch_size:
+                yield told(waiting, run(pixels[:filled]) if filled else ())
+                waiting, filled = [], 0
+        if waiting:
+            yield told(waiting, run(pixels[:filled]) if filled else ())
+
+
+def told(waiting: Sequence[tuple[str, str]], rows: Iterable[np.ndarray]) -> list[Prediction]:
+    """Each file with its row of probabilities, those with an error without one."""
+    following = iter(rows)
+    return [Prediction(path, None if error else next(following), error) for path, error in waiting]
+
+
+def ahead(
+    pool: ThreadPoolExecutor, files: Iterable[str], size: int, most: int, gray_range: GrayRange | None
+) -> Iterator[tuple[str, np.ndarray | str]]:
+    """The pictures of files in order, `most` of them decoded ahead: pixels [size, size, 3] uint8, or what is wrong."""
+    remaining = iter(files)
+    waiting: deque[tuple[str, Future[np.ndarray | str]]] = deque()
+    while True:
+        waiting.extend(
+            (path, pool.submit(read, path, size, gray_range)) for path in islice(remaining, most - len(waiting))
+        )
+        if not waiting:
+            return
+        path, future = waiting.popleft()
+        yield path, future.result()
+
+
+def read(path: str, size: int, gray_range: GrayRange | None = None) -> np.ndarray | str:
+    """A picture file's pixels as in training, or what is wrong with it."""
+    try:
+        with open(path, "rb", opener=without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                return "is not a regular file"
+            if status.st_size > decoder.MAX_BYTES:
+                raise DataError(decoder.too_many_bytes(status.st_size))
+            warned: list[str] = []
+            pixels = decoder.decode_resized(file.read(), size, gray_range, warned)
+        for text in warned:
+            _log.warning("%s: %s", printable(path), text)
+        return pixels
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except MemoryError:
+        return "is too large for this machine's memory"
+    except DataError as error:
+        return str(error).partition(";")[0]
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """Opens a file, but does not wait for one who writes into a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

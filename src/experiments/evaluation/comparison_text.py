@@ -1,0 +1,290 @@
+"""A comparison of runs in words, and as tables of texts or numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from experiments.config.schema import LOWER_IS_BETTER
+from experiments.evaluation.comparison import METRICS, Comparison, Interval, called, configuration
+from experiments.evaluation.evaluate import Baseline
+from experiments.evaluation.significance import Difference
+from experiments.evaluation.statistics import LEVEL
+
+MOST_SENTENCES = 6  # comparisons up to which each has its own
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """Return what has been found: accuracy beside the baseline, each group against the first, and the reservations."""
+    first = called(comparison.labels[0])
+    others = len(comparison.groups) - 1
+    found = [one for one in comparison.differences if one]
+    lines = baseline_sentences(
+        [
+            (called(label), group.baseline, measures["accuracy"].value, measures["accuracy"].low)
+            for label, group, measures in zip(comparison.labels, comparison.groups, comparison.measures, strict=True)
+        ]
+    )
+    lines += [
+        f"{run.name} has the configuration and seed of another of these runs: it is no new evidence and not counted."
+        for group in comparison.groups
+        for run in group.duplicates
+    ]
+    if others <= MOST_SENTENCES:
+        lines += [
+            difference_sentence(called(label), first, one)
+            for label, one in zip(comparison.labels, comparison.differences, strict=True)
+            if one
+        ]
+    else:
+        apart = [str(at) for at, one in enumerate(comparison.differences, 1) if one and one.significant]
+        rows = f" (rows {', '.join(apart)})" if apart else ""
+        lines.append(
+            f"Of the {others} others {len(apart)} are significantly different from {first}{rows}; "
+            f"{others - len(apart)} are not."
+        )
+    if not all(one.about_setting for one in found):
+        lines += [SINGLE, f"To test the setting: {more_seeds(comparison)}"]
+    if any(one.source == "folds" for one in found):
+        lines.append(FOLDED)
+    if comparison.ranked:
+        lines.append(
+            f"The rows are in the order of their validation accuracy. The first is the best of {others + 1} by the "
+            "very images that it was chosen by, so its accuracy is biased upward."
+        )
+    if others > 1:
+        lines.append(
+            f"{others} comparisons, each at the 5 % level: of twenty without any difference, one would be called "
+            "significant."
+        )
+    if comparison.split == "test":
+        lines.append(
+            "The rows are in the order given, not ranked: whoever chooses by the test split has no test left. Choose "
+            "by validation, and read this once."
+        )
+    return lines
+
+
+SINGLE = (
+    "A comparison of single runs is about these trained models and these images: training noise is not in its "
+    "interval, and another seed would train other models. It does not show that a setting is better."
+)
+FOLDED = (
+    "The intervals over folds are corrected for training sets that overlap (Nadeau and Bengio 2003), and cover the "
+    "variance of training, of training sets and of images."
+)
+
+
+def more_seeds(comparison: Comparison) -> str:
+    """Return the commands that train what a comparison of the settings needs."""
+    single = [group.runs[0].run_id for group in comparison.groups if len(group.repeats) == 1]
+    if not single:
+        return "give every row the same folds and seeds."
+    most = max((list(group.accuracy.by_seed) for group in comparison.groups), key=len)
+    seeds = ",".join(most if len(most) > 1 else ("0", "1", "2"))
+    shown = [f"python -m experiments.train -m like={run_id} seed={seeds} sweep.final=false" for run_id in single[:2]]
+    more = f" (and so on for the {len(single) - 2} further rows)" if len(single) > 2 else ""
+    return f"{' and '.join(shown)}{more}, then compare all runs (experiments compare RUN ... --sweep SWEEP ...)."
+
+
+def baseline_sentences(rows: Sequence[tuple[str, Baseline, float, float]]) -> list[str]:
+    """Return how accuracies compare with always answering the most frequent class.
+
+    Args:
+        rows: name, baseline, accuracy and the lower bound of its interval.
+    """
+    found = {name: baseline.beside(accuracy, low) for name, baseline, accuracy, low in rows}
+    by_text: dict[str, list[str]] = {}
+    for name, text in found.items():
+        by_text.setdefault(text, []).append(name)
+    if len(found) > 1 and len(by_text) == 1 and next(iter(by_text)).startswith("significantly"):
+        return [f"All accuracies are {next(iter(by_text))}."]
+    return [f"The accuracy of {', '.join(names)} is {text}." for text, names in by_text.items()]
+
+
+def difference_sentence(name: str, first: str, found: Difference, metric: str = "accuracy") -> str:
+    """Return what a difference shows, for comparisons and sweeps alike."""
+    better = (found.value > 0) != (metric in LOWER_IS_BETTER)
+    if found.about_setting:
+        sides = name, first
+    else:
+        sides = f"The model trained with {name}", f"the one trained with {first}"
+    if metric == "accuracy":
+        size, unit = f"{signed(abs(found.value)).lstrip('+')} points", ""
+        bounds = f"{signed(found.low)} to {signed(found.high)}"
+    else:
+        size, unit = f"{abs(found.value):.4f}", f" in {metric}"
+        bounds = f"{found.low:+.3g} to {found.high:+.3g}"
+    if found.value == 0:
+        text = f"{sides[0]} is neither better nor worse than {sides[1]}{unit}"
+    else:
+        text = f"{sides[0]} is {'better' if better else 'worse'} than {sides[1]} by {size}{unit}"
+    images = f"{found.images:,} images" + (" that both were evaluated on" if found.partly else "")
+    if not found.paired:
+        images = f"different images, at least {found.images:,} on each side"
+    runs = ""
+    if found.about_setting:
+        a, b = found.runs
+        runs = f", {a} {'seed' if a == 1 else 'seeds'} of each" if a == b else f", {a} and {b} seeds"
+        runs += ", in folds" if found.source == "folds" else ""
+    text += f" (95 % interval {bounds}, {p_text(found.p_value)}, {images}{runs})"
+    verdict = "significantly different" if found.significant else "not significantly different"
+    if found.about_setting:
+        return f"{text}: {verdict}."
+    text += f": these two trained models are {verdict}"
+    if found.significant or not found.needed:
+        return f"{text}."
+    return f"{text}; about {_rounded(found.needed)} images would show a difference as large as this."
+
+
+def signed(share: float) -> str:
+    """Return a difference in points; a bound that is not 0 does not look like 0."""
+    points = 100 * share
+    digits = 1 if points == 0 else max(1, min(6, math.ceil(-math.log10(2 * abs(points)))))
+    return f"{points:+z.{digits}f}"
+
+
+def p_text(p_value: float) -> str:
+    """Return a p-value in two digits, in more where two would round it to the level of the test."""
+    if p_value < 1e-4:
+        return "p < 0.0001"
+    digits = next((digits for digits in range(2, 12) if float(f"{p_value:.{digits}g}") != LEVEL), 12)
+    return f"p = {p_value:.{digits}g}"
+
+
+def _rounded(number: int) -> str:
+    """To two digits: more are not known."""
+    digits = max(0, len(str(number)) - 2)
+    return f"{round(number, -digits):,}"
+
+
+# --- as tables of texts: a header and rows
+
+
+def points(found: Difference | None) -> str:
+    """Return a difference with its interval, in points."""
+    return "" if found is None else f"{signed(found.value)} [{signed(found.low)}, {signed(found.high)}]"
+
+
+def shown(name: str, value: Interval | None) -> str:
+    """A metric with its interval; an accuracy in per cent."""
+    if value is None:
+        return "–"
+    if name == "accuracy":
+        return f"{value.value:.1%} [{100 * value.low:.1f}, {100 * value.high:.1f}]".replace(" 100.0]", " 100]")
+    text = f"{value.value:.3f}"
+    return text if math.isnan(value.low) else f"{text} [{value.low:.3f}, {value.high:.3f}]"
+
+
+def duration(seconds: float) -> str:
+    return "" if math.isnan(seconds) else f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
+
+
+def score_table(comparison: Comparison) -> list[list[str]]:
+    """Accuracy and what it costs: a row a group, in points from the first; seconds of a run and of an epoch."""
+    lines = [["run", "runs", "accuracy", "from first", "p", "s", "s/epoch"]]
+    rows = zip(comparison.groups, comparison.names, comparison.measures, comparison.differences, strict=True)
+    for group, name, measures, found in rows:
+        p = "" if found is None else p_text(found.p_value).removeprefix("p = ").replace("p < 0.0001", "<1e-4")
+        lines.append([
+            name, str(len(group.runs)), shown("accuracy", measures["accuracy"]), points(found),
+            p, duration(group.seconds), duration(group.epoch_seconds),
+        ])  # fmt: skip
+    return _told(lines)
+
+
+def paired_table(comparison: Comparison) -> list[list[str]]:
+    """Return what is behind the differences: a row a group but the first."""
+    lines = [["run", "about", "compared on", "right: only 1", "right: only this", "by seed, points", "images needed"]]
+    for name, found in zip(comparison.names, comparison.differences, strict=True):
+        if found is None:
+            continue
+        images = f"{found.images:,} images" + " in common" * found.partly
+        lines.append([
+            name, "the setting" if found.about_setting else "two models", images if found.paired else "other images",
+            *("" if count is None else str(count) for count in (found.only_a, found.only_b)),
+            ", ".join(signed(one) for one in found.by_seed), "" if found.needed is None else _rounded(found.needed),
+        ])  # fmt: skip
+    return _told(lines)
+
+
+def _told(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    """A table without the columns that say nothing: empty ones, and how many runs where it is one each."""
+    said = [
+        at
+        for at, name in enumerate(lines[0])
+        if any(line[at] not in ("", "1" * (name == "runs")) for line in lines[1:])
+    ]
+    return [[line[at] for at in said] for line in lines]
+
+
+def metric_table(comparison: Comparison, names: Sequence[str] = tuple(METRICS)[1:]) -> list[list[str]]:
+    """The other metrics, those that any run has: a row a group; an arrow says where better is."""
+    known = [name for name in names if any(name in measures for measures in comparison.measures)]
+    header = ["run", *(METRICS[name] + (" ↓" if name in LOWER_IS_BETTER else " ↑") for name in known)]
+    rows = zip(comparison.names, comparison.measures, strict=True)
+    return [header, *([name, *(shown(one, measures.get(one)) for one in known)] for name, measures in rows)]
+
+
+def configuration_tables(comparison: Comparison) -> tuple[list[list[str]], list[list[str]]]:
+    """What differs, a row a key, a column a group: keys of several values; those that some groups do not read (–)."""
+    header = ["key", *(str(at) for at in range(1, len(comparison.groups) + 1))]
+    valued, unread = [header], [header]
+    for key, values in configuration(comparison.groups).items():
+        several = len({value for value in values if value is not None}) > 1
+        (valued if several else unread).append([key, *("–" if value is None else value for value in values)])
+    return valued, unread
+
+
+def unread_keys(unread: Sequence[Sequence[str]]) -> list[str]:
+    """The second of those tables in short: who reads which keys, many of one kind as `kind.*`."""
+    by_readers: dict[tuple[int, ...], list[tuple[str, str]]] = {}
+    for key, *values in unread[1:]:
+        readers = tuple(at for at, value in enumerate(values, 1) if value != "–")
+        by_readers.setdefault(readers, []).append((key, values[readers[0] - 1]))
+    lines = []
+    for readers, members in sorted(by_readers.items()):
+        kinds = Counter(key.rpartition(".")[0] for key, _ in members)
+        told = dict.fromkeys(
+            f"{kind}.* ({kinds[kind]} keys)" if kinds[kind := key.rpartition(".")[0]] > 3 else f"{key}={value}"
+            for key, value in members
+        )
+        lines.append(f"read by {', '.join(map(str, readers))} only: {', '.join(told)}")
+    return lines
+
+
+def _difference_cells(found: Difference) -> list[object]:
+    return [
+        found.value, found.low, found.high, "setting" if found.about_setting else "models",
+        found.images if found.paired else None, found.p_value, found.only_a, found.only_b, found.needed,
+    ]  # fmt: skip
+
+
+def csv_text(comparison: Comparison) -> str:
+    """Everything as numbers, a row a group: metrics with intervals, difference, cost, what differs in configuration."""
+    names = [name for name in METRICS if any(name in measures for measures in comparison.measures)]
+    differing = configuration(comparison.groups)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([
+        "number", "label", "runs", "run_ids", "images", "accuracy_baseline",
+        *(column for name in names for column in (name, f"{name}_low", f"{name}_high")),
+        "difference", "difference_low", "difference_high", "about", "paired_images", "p_value", "only_first_right",
+        "only_this_right", "images_needed", "seconds", "epoch_seconds", *differing,
+    ])  # fmt: skip
+    for at, (group, label, found) in enumerate(
+        zip(comparison.groups, comparison.labels, comparison.differences, strict=True)
+    ):
+        measures = [comparison.measures[at].get(name, Interval(math.nan)) for name in names]
+        row = [
+            at + 1, " ".join(label), len(group.runs), " ".join(run.run_id for run in group.runs), len(group.images),
+            group.baseline.accuracy,
+            *(value for one in measures for value in one),
+            *(_difference_cells(found) if found else [None] * 9), group.seconds, group.epoch_seconds,
+            *(values[at] for values in differing.values()),
+        ]  # fmt: skip
+        writer.writerow(["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in row])
+    return text.getvalue()

@@ -1,0 +1,432 @@
+"""A run in figures: curves, confusion, ROC, calibration, pictures. Each function returns a Figure; nothing is saved."""
+
+from __future__ import annotations
+
+import textwrap
+import unicodedata
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby, pairwise
+from typing import Any
+
+import matplotlib
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from sklearn.metrics import auc, roc_curve  # type: ignore[import-untyped]
+
+from experiments.evaluation.evaluate import Report
+from experiments.evaluation.statistics import reliability
+from experiments.system.redaction import visible
+from experiments.training.types import EpochRecord
+
+# Okabe and Ito's palette, told apart by the colour-blind as well (https://jfly.uni-koeln.de/color/)
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+TRAIN, VALIDATION = PALETTE[0], PALETTE[1]
+QUIET = "#8a8a8a"
+BANDS = ("#f2f5f9", "#fbf4ec")  # behind the phases, in turn
+Bounds = tuple[float, float, float]  # a figure, the lower and the upper end of its interval
+
+# Names in scripts that the font lacks are drawn as boxes; a warning for each of their characters helps nobody.
+warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
+
+STYLE = matplotlib.rc_context(
+    {
+        "figure.dpi": 100,
+        "figure.facecolor": "white",
+        "figure.constrained_layout.w_pad": 0.1,
+        "figure.constrained_layout.h_pad": 0.1,
+        "font.size": 10,
+        "axes.titlesize": 11,
+        "axes.titlelocation": "left",
+        "axes.labelsize": 10,
+        "axes.edgecolor": QUIET,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.prop_cycle": cycler(color=PALETTE),
+        "grid.color": "#e4e4e4",
+        "grid.linewidth": 0.8,
+        "xtick.color": "#444444",
+        "ytick.color": "#444444",
+        "xtick.labelsize": 9,
+        "ytick.labelsize": 9,
+        "legend.frameon": False,
+        "legend.fontsize": 9,
+        "lines.linewidth": 1.8,
+    }
+)
+
+MOST_NUMBERED = 25  # classes up to which the cells of a confusion matrix have room for numbers
+MOST_IN_LEGEND = 7  # classes up to which a legend fits inside the ROC axes, and the palette suffices
+
+
+@STYLE
+def learning_curves(history: Sequence[EpochRecord]) -> Figure:
+    """Loss and accuracy over the steps of a run, training against validation, phases as labelled bands.
+
+    Args:
+        history: one record per epoch in order of step, at least one. Of `metrics`, those named loss, accuracy,
+            validation_loss and validation_accuracy are drawn where present.
+
+    Returns:
+        A figure of two axes, loss above accuracy, with a dashed line where the phase changes.
+
+    Raises:
+        ValueError: if `history` is empty.
+    """
+    if not history:
+        raise ValueError(f"`history` must hold at least one epoch. Received: {history!r}")
+    figure = _figure(7.5, 6)
+    axes = figure.subplots(2, 1, sharex=True)
+    for panel, name in zip(axes, ("loss", "accuracy"), strict=True):
+        for prefix, label, color in (("", "training", TRAIN), ("validation_", "validation", VALIDATION)):
+            key = prefix + name
+            points = [(record.step, record.metrics[key]) for record in history if key in record.metrics]
+            if points:
+                panel.plot(*zip(*points, strict=True), marker="o", markersize=3, color=color, label=label)
+        panel.set_ylabel(name)
+    axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1.08), ncols=2, borderaxespad=0)
+    axes[0].set_title("Learning curves", pad=24)
+    axes[1].set_xlabel("step (epochs, counted on over the phases)")
+    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    _phases(axes, history)
+    return figure
+
+
+@STYLE
+def confusion_matrix(report: Report, classes: Sequence[str]) -> Figure:
+    """True against predicted classes: counts, shaded by the share of each true class.
+
+    Args:
+        report: of one split.
+        classes: [C] names in label order.
+
+    Returns:
+        A figure that grows with C; above 25 classes without numbers in the cells.
+
+    Raises:
+        ValueError: if `classes` is not as long as the confusion matrix.
+    """
+    if len(classes) != len(report.confusion):
+        raise ValueError(f"`classes` must hold {len(report.confusion)} names. Received: {len(classes)}")
+    counts = report.confusion
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    numbered = len(classes) <= MOST_NUMBERED
+    side = min(3.2 + (0.62 if numbered else 0.25) * len(classes), 40)
+    figure = _figure(side + 1, side)
+    panel = figure.add_subplot()
+    image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    panel.grid(visible=False)
+    names = [literal(short(name)) for name in classes]
+    panel.set_xticks(range(len(names)), names)
+    panel.set_yticks(range(len(names)), names)
+    if len(classes) > 3 or max(map(len, names)) > 8:
+        for label in panel.get_xticklabels():
+            label.set(rotation=45, horizontalalignment="right", rotation_mode="anchor")
+    panel.set_xlabel("predicted")
+    panel.set_ylabel("true")
+    accuracy, pictures = report.metrics["accuracy"], len(report.predictions)
+    panel.set_title(f"Confusion, {report.split}\naccuracy {accuracy:.1%} of {pictures} pictures")
+    if numbered:
+        for (row, column), count in np.ndenumerate(counts):
+            share = shares[row, column]
+            text = f"{count}\n{share:.0%}" if len(classes) <= 10 else str(count)
+            color = "white" if share > 0.55 else "#333333"
+            panel.text(column, row, text, ha="center", va="center", fontsize=9, color=color)
+    bar = figure.colorbar(image, ax=panel, shrink=0.8, format=PercentFormatter(xmax=1, decimals=0))
+    bar.set_label("share of the true class")
+    bar.outline.set_visible(False)
+    return figure
+
+
+@STYLE
+def roc(report: Report, classes: Sequence[str]) -> Figure:
+    """Receiver operating characteristic with the area under it: of class 1 for two classes, else one-vs-rest.
+
+    Args:
+        report: of one split.
+        classes: [C] names in label order.
+
+    Returns:
+        A figure with one curve for two classes, else C; a class that no picture or every picture has gets no curve and
+        is named so in the legend.
+    """
+    shown = classes[1:] if len(classes) == 2 else classes
+    crowded = len(shown) > MOST_IN_LEGEND
+    columns = -(-len(shown) // 24)
+    figure = _figure(6 + 3.6 * columns if crowded else 6, 6)
+    panel = figure.add_subplot()
+    panel.plot([0, 1], [0, 1], color=QUIET, linestyle=":", linewidth=1.2, label="chance")
+    spectrum = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(shown)))
+    for index, name in enumerate(shown):
+        truth = np.array([row.label == name for row in report.predictions])
+        color = spectrum[index] if crowded else PALETTE[index]
+        shown_name = literal(short(name))
+        if truth.all() or not truth.any():
+            panel.plot([], [], color=color, label=f"{shown_name} (undefined: {truth.sum()} of {truth.size} pictures)")
+            continue
+        false_positive, true_positive, _ = roc_curve(truth, [row.probabilities[name] for row in report.predictions])
+        area = auc(false_positive, true_positive)
+        panel.plot(false_positive, true_positive, color=color, clip_on=False, label=f"{shown_name} (AUC {area:.3f})")
+    panel.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    panel.set_xlabel("false positive rate")
+    panel.set_ylabel("true positive rate")
+    panel.set_title(f"ROC, {report.split}" + ("" if len(classes) == 2 else ", each class against the rest"))
+    if crowded:
+        panel.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), ncols=columns)
+    else:
+        panel.legend(loc="lower right")
+    return figure
+
+
+@STYLE
+def calibration(report: Report) -> Figure:
+    """Reliability diagram: accuracy against confidence of the predicted class, and how many pictures each bin holds.
+
+    Args:
+        report: of one split.
+
+    Returns:
+        A figure of two axes, accuracy per bin above the bins' counts; the expected calibration error is in the title.
+
+    Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, figure 1.
+    """
+    bins = reliability(
+        np.array([row.confidence for row in report.predictions]), np.array([row.correct for row in report.predictions])
+    )
+    figure = _figure(6, 6.5)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    filled = bins.counts > 0
+    left, width = bins.edges[:-1], np.diff(bins.edges)
+    above.plot([0, 1], [0, 1], color=QUIET, linestyle=":", linewidth=1.2, label="perfectly calibrated")
+    heights = np.nan_to_num(bins.accuracy)
+    above.bar(left, heights, width, align="edge", color=TRAIN, alpha=0.25, edgecolor="white")
+    above.plot(bins.confidence[filled], bins.accuracy[filled], marker="o", markersize=5, color=TRAIN, label="bins")
+    above.set(ylim=(0, 1.02), ylabel="accuracy in the bin")
+    above.set_title(f"Calibration, {report.split}: expected calibration error {bins.error:.3f}")
+    above.legend(loc="upper left")
+    bars = below.bar(left, bins.counts, width, align="edge", color=QUIET, alpha=0.6, edgecolor="white")
+    below.bar_label(bars, [str(count) if count else "" for count in bins.counts], fontsize=8, padding=1)
+    below.margins(y=0.25)
+    below.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True, min_n_ticks=1))
+    below.set(ylabel="pictures", xlabel="confidence (probability of the predicted class)")
+    lowest = 1 / len(report.predictions[0].probabilities)  # the most probable class cannot have less
+    below.set_xlim(left[np.searchsorted(bins.edges, lowest) - 1], 1)
+    return figure
+
+
+@STYLE
+def picture_grid(pixels: np.ndarray, titles: Sequence[str], columns: int = 6) -> Figure:
+    """Pictures in rows, each under its title.
+
+    Args:
+        pixels: [N, H, W, 3] uint8, or float in [0, 255]; floats are clipped and rounded. N >= 1.
+        titles: [N] texts, may hold line breaks; long lines are wrapped.
+        columns: pictures per row, at least 1.
+
+    Returns:
+        A figure of N axes.
+
+    Raises:
+        ValueError: if `pixels` has another shape, holds nothing, or `titles` another length.
+    """
+    if pixels.ndim != 4 or pixels.shape[-1] != 3 or len(pixels) == 0 or len(pixels) != len(titles):
+        raise ValueError(
+            "`pixels` must be [N, H, W, 3] with N >= 1 and `titles` hold N texts. "
+            f"Received: shape {pixels.shape} and {len(titles)} titles"
+        )
+    shown = pixels if pixels.dtype == np.uint8 else np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    wrapped = ["\n".join(part for line in title.split("\n") for part in textwrap.wrap(line, 22)) for title in titles]
+    columns = min(columns, len(shown))
+    rows = -(-len(shown) // columns)
+    lines = max(title.count("\n") + 1 for title in wrapped)
+    # the extra width keeps the figure's own title whole above a single column
+    figure = _figure(max(1.75 * columns, 4.5), (1.75 * pixels.shape[1] / pixels.shape[2] + 0.17 * lines) * rows + 0.5)
+    for index, (picture, title) in enumerate(zip(shown, wrapped, strict=True)):
+        panel = figure.add_subplot(rows, columns, index + 1)
+        panel.imshow(picture)
+        panel.set_title(literal(title), fontsize=8, loc="center", pad=3)
+        panel.set_axis_off()
+    return figure
+
+
+def label_title(label: np.ndarray, classes: Sequence[str]) -> str:
+    """A class's name, of a label [] int; of shares of several classes [C], theirs with percentages."""
+    if label.ndim == 0:
+        return short(classes[int(label)])
+    return ", ".join(f"{short(name)} {share:.0%}" for name, share in zip(classes, label, strict=True) if share > 0.005)
+
+
+@STYLE
+def mistakes(report: Report, pixels_of: Callable[[list[int]], np.ndarray], count: int = 12) -> Figure:
+    """The most confident wrong predictions, most confident first.
+
+    Args:
+        report: of one split.
+        pixels_of: rows of the report (those of the split's pictures) -> their pixels [len(rows), H, W, 3], uint8 or
+            float in [0, 255]; called once, and only if there are mistakes.
+        count: how many to show at most, at least 1.
+
+    Returns:
+        A grid of pictures with file name, true class, predicted class and confidence; without mistakes a figure that
+        says so.
+    """
+    predictions = report.predictions
+    wrong = [row for row, prediction in enumerate(predictions) if not prediction.correct]
+    if not wrong:
+        figure = _figure(6, 1.6)
+        message = f"No mistakes among the {len(predictions)} pictures of {report.split}"
+        figure.text(0.5, 0.5, message, ha="center", va="center")
+        return figure
+    rows = sorted(wrong, key=lambda row: -predictions[row].confidence)[:count]
+    titles = [
+        f"{short(shown.path.rsplit('/', 1)[-1])}\n"
+        f"true {short(shown.label)}\npredicted {short(shown.predicted)}\n{shown.confidence:.1%}"
+        for shown in (predictions[row] for row in rows)
+    ]
+    figure = picture_grid(pixels_of(rows), titles)
+    chosen = "" if len(rows) == len(wrong) else f"\nthe {len(rows)} most confident"
+    figure.suptitle(f"Mistakes, {report.split}: {len(wrong)} of {len(predictions)} pictures{chosen}", fontsize=11)
+    return figure
+
+
+@STYLE
+def compared_curves(histories: Mapping[str, Sequence[Sequence[EpochRecord]]]) -> Figure:
+    """Validation accuracy above validation loss over the steps of several runs; a ring where a run's phase changes.
+
+    Args:
+        histories: by the name of a group of runs, one history per run; of several a thin line each, and their mean.
+
+    Returns:
+        A figure of two axes. Training is dotted, where there are no more than `MOST_IN_LEGEND` groups.
+    """
+    crowded = len(histories) > MOST_IN_LEGEND
+    spectrum = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(histories)))
+    legend_rows = -(-len(histories) // 2)
+    figure = _figure(8.5, 5.6 + 0.25 * legend_rows)
+    axes = figure.subplots(2, 1, sharex=True)
+    lines = []
+    for index, runs in enumerate(histories.values()):
+        color = spectrum[index] if crowded else PALETTE[index]
+        lines.append(Line2D([], [], color=color))
+        changes = {new.step for history in runs for old, new in pairwise(history) if old.phase != new.phase}
+        for panel, name in zip(axes, ("accuracy", "loss"), strict=True):
+            for history in runs if len(runs) > 1 else ():
+                points = _points([history], f"validation_{name}")
+                panel.plot(list(points), list(points.values()), color=color, linewidth=0.7, alpha=0.3)
+            points = _points(runs, f"validation_{name}")
+            marked = [at for at, step in enumerate(points) if step in changes]
+            panel.plot(
+                list(points), list(points.values()), color=color, linewidth=1.6, marker="o", markevery=marked,
+                markersize=5, markerfacecolor="white",
+            )  # fmt: skip
+            if not crowded:
+                points = _points(runs, name)
+                panel.plot(list(points), list(points.values()), color=color, linewidth=1, alpha=0.7, linestyle=":")
+    for panel, name in zip(axes, ("accuracy", "loss"), strict=True):
+        panel.set_ylabel(f"validation {name}")
+    axes[1].set_xlabel("step (epochs, counted on over the phases)" + ("" if crowded else "; dotted: training"))
+    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    figure.legend(lines, [_wrapped(name, 52) for name in histories], loc="outside upper left", ncols=2)
+    return figure
+
+
+def _points(histories: Sequence[Sequence[EpochRecord]], name: str) -> dict[int, float]:
+    """The mean of a metric over histories, by step."""
+    values: dict[int, list[float]] = {}
+    for record in (record for history in histories for record in history if name in record.metrics):
+        values.setdefault(record.step, []).append(record.metrics[name])
+    return {step: float(np.mean(values[step])) for step in sorted(values)}
+
+
+@STYLE
+def intervals(
+    names: Sequence[str], scores: Sequence[Bounds], differences: Sequence[Bounds | None], split: str
+) -> Figure:
+    """A forest plot: each group's accuracy, and its difference from the first, with their 95 % intervals.
+
+    Args:
+        names: [G] of the groups, from top to bottom.
+        scores: [G] accuracy, lower and upper bound, in [0, 1].
+        differences: [G] from the first group's accuracy, lower and upper bound, in [-1, 1]; None for the first.
+        split: that they are judged on.
+
+    Returns:
+        A figure of two axes side by side; of one, where there is one group.
+    """
+    alone = len(names) == 1
+    figure = _figure(9, 1.5 + 0.42 * len(names))
+    panels: Any = figure.subplots(1, 1 if alone else 2, sharey=True, squeeze=False)[0]
+    shown: list[tuple[Axes, Sequence[Bounds | None], str]] = [(panels[0], scores, f"accuracy, {split}, %")]
+    if not alone:
+        shown.append((panels[1], differences, "difference from the first, points"))
+        panels[1].axvline(0, color=QUIET, linestyle="--", linewidth=1.2)
+    for panel, bounds, title in shown:
+        known = [(row, *(100 * value for value in one)) for row, one in enumerate(bounds) if one is not None]
+        for row, value, low, high in known:
+            away = panel is not panels[0] and not low <= 0 <= high
+            panel.plot([low, high], [row, row], color=VALIDATION if away else TRAIN, solid_capstyle="butt")
+            panel.plot([value], [row], marker="o", markersize=5, color=VALIDATION if away else TRAIN)
+        panel.set_title(title)
+        panel.grid(visible=False, axis="y")
+        panel.margins(x=0.08)
+    panels[0].set_yticks(range(len(names)), [_wrapped(name, 32) for name in names])
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that no global state knows and that keeps its labels apart."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def short(name: str, most: int = 22) -> str:
+    """Return a foreign name in one line, without control characters; of a long one both ends, where names differ."""
+    line = visible(name).replace("\n", r"\n").replace("\t", r"\t")
+    return line if len(line) <= most else f"{line[: most - 10]}…{line[-9:]}"
+
+
+def literal(text: str) -> str:
+    """Return a text as Matplotlib draws it character by character.
+
+    A dollar sign would begin a formula, an underscore would leave a legend's entry out, and what stands behind a name
+    in Hebrew or Arabic would be drawn before it.
+    """
+    if any(unicodedata.bidirectional(character) in ("R", "AL") for character in text):
+        text = f"\N{FIRST STRONG ISOLATE}{text}\N{POP DIRECTIONAL ISOLATE}"
+    return (f"\N{THIN SPACE}{text}" if text.startswith("_") else text).replace("$", r"\$")
+
+
+def _wrapped(name: str, width: int) -> str:
+    """Return a foreign name in two lines at most."""
+    return literal("\n".join(textwrap.wrap(visible(name), width, max_lines=2, placeholder=" …")))
+
+
+def _phases(axes: Sequence[Axes], history: Sequence[EpochRecord]) -> None:
+    """Shade and name the phases of a history, with a dashed line between two of them."""
+    phases = [(name, list(records)) for name, records in groupby(history, lambda record: record.phase)]
+    for index, (name, records) in enumerate(phases):
+        # half a step more on either side, so that a phase of one epoch has a width
+        low, high = records[0].step - 0.5, records[-1].step + 0.5
+        for panel in axes:
+            panel.axvspan(low, high, color=BANDS[index % len(BANDS)], zorder=0, linewidth=0)
+            if index:
+                panel.axvline(low, color=QUIET, linestyle="--", linewidth=1.2, gid="phase change")
+        # the outer names grow inwards, so the name of a narrow band stays on the figure and off its neighbour's
+        x, side = (low + high) / 2, "center"
+        if index == 0:
+            x, side = low, "left"
+        elif index == len(phases) - 1:
+            x, side = high, "right"
+        above = axes[0].get_xaxis_transform()
+        axes[0].text(x, 1.02, name, transform=above, ha=side, va="bottom", fontsize=9, color="#555555")
+    axes[-1].set_xlim(history[0].step - 0.5, history[-1].step + 0.5)

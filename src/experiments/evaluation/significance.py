@@ -1,0 +1,327 @@
+"""Significance tests of differences between models and between settings; each interval is the dual of its p-value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import optimize, stats  # type: ignore[import-untyped]
+
+from experiments.evaluation.statistics import LEVEL, SMALLEST_P, Spread, score_interval, spread_of_mean, wilson
+
+POWER = 0.8  # the chance of showing a difference that an estimate of what is needed aims at
+NUDGE = 1e-9  # from an observed difference, where a score test has its other root
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean of a per-image score of b minus that of a; the interval and the p-value are duals of each other."""
+
+    value: float  # of accuracies in [-1, 1]
+    low: float
+    high: float
+    p_value: float  # two-sided; below 0.05 exactly where the 95 % interval excludes 0
+    source: Literal["images", "seeds", "folds"]  # what varies: images alone (two trained models), or training too
+    images: int  # of the smaller side
+    only_a: int | None = None  # images that only a classified correctly; None unless each side is one model
+    only_b: int | None = None
+    paired: bool = True  # on the same images
+    partly: bool = False  # each side has been scored on further images, too
+    runs: tuple[int, int] = (1, 1)  # seeds of either side
+    by_seed: tuple[float, ...] = ()  # of the seeds that both have, where there are several
+    spread: Spread | None = field(default=None, repr=False)  # of `value`; None of two trained models
+
+    @property
+    def significant(self) -> bool:
+        return self.p_value < LEVEL
+
+    @property
+    def about_setting(self) -> bool:
+        """Whether training noise is in the interval, so that it is a claim about the setting."""
+        return self.source != "images"
+
+    @property
+    def needed(self) -> int | None:
+        """Images that would show a difference between two models as large as this one; None where that is unknown."""
+        if self.only_a is None or self.only_b is None:
+            return None
+        return images_needed(self.value, (self.only_a + self.only_b) / self.images)
+
+    def repeats_needed(self, repeats: int, most: int) -> int | None:
+        """Return how many seeds, or folds, would show a difference as large as this one with a chance of 80 %.
+
+        Args:
+            repeats: those that there are, at least 2, as `source` says of seeds or folds; the same on both sides.
+            most: that are possible.
+
+        Returns:
+            A number above `repeats`, on the assumption that the variances are those that were measured; None where
+            `most` would not be enough, or there is no such variance.
+        """
+        if self.spread is None or self.source == "images" or len(self.spread.parts) > 2:
+            return None
+        for count in range(repeats + 1, most + 1):
+            expected = self.spread.repeated(repeats, count)
+            if expected.margin() + expected.margin(2 * (1 - POWER)) <= abs(self.value):
+                return count
+        return None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A score of every image by the runs of one configuration, which differ in seed and fold only."""
+
+    by_seed: Mapping[str, Mapping[Hashable, float]]  # bool where the score is whether the image is classified correctly
+    folds: Mapping[Hashable, str]  # the fold that an image was held out in; empty without folds
+
+    @property
+    def images(self) -> list[Hashable]:
+        """Return the images that all seeds have scored."""
+        first, *others = self.by_seed.values()
+        return [image for image in first if all(image in other for other in others)]
+
+    def matrix(self, images: Sequence[Hashable], seeds: Sequence[str] | None = None) -> np.ndarray:
+        """Return the scores of `seeds`, by default of all: [S, N] bool or float."""
+        chosen = self.by_seed if seeds is None else seeds
+        return np.array([[self.by_seed[seed][image] for image in images] for seed in chosen])
+
+    def folds_of(self, images: Sequence[Hashable]) -> list[str] | None:
+        """Return the fold of each image; None where there are not several."""
+        folds = [self.folds.get(image, "") for image in images]
+        return folds if len(set(folds)) > 1 else None
+
+    def interval(self) -> tuple[float, float, float]:
+        """Return the mean and its 95 % interval."""
+        images = self.images
+        return score_interval(self.matrix(images), self.folds_of(images))
+
+
+def compare_runs(first: Scores, other: Scores) -> Difference:
+    """Return how much higher the scores of `other` are than those of `first`, over the images that both have.
+
+    Several seeds of either side, or the folds of both, give a claim about the setting; seeds that both have are
+    compared with each other. Where one side has a single run, or only one has these folds, two models are compared, of
+    the same seed if possible. Without common images the comparison is unpaired.
+    """
+    known = set(other.images)
+    common = [image for image in first.images if image in known]
+    seeds = [seed for seed in first.by_seed if seed in other.by_seed]
+    least = min(len(first.by_seed), len(other.by_seed))
+    if len(common) < 2:
+        images = first.images, other.images
+        folds = first.folds_of(images[0]), other.folds_of(images[1])
+        chosen = [None if least > 1 or all(folds) else list(side.by_seed)[:1] for side in (first, other)]
+        a, b = first.matrix(images[0], chosen[0]), other.matrix(images[1], chosen[1])
+        found = unpaired_difference(a, b, folds=folds if all(folds) else (None, None))
+        return replace(found, paired=False, runs=(len(a), len(b)))
+    folded = first.folds_of(common)
+    if folded != other.folds_of(common):
+        folded, least = None, 1
+    matched = folded is None and len(seeds) > 1
+    if folded is None and least == 1:
+        a, b = (side.matrix(common, (seeds or list(side.by_seed))[:1]) for side in (first, other))
+    else:
+        a, b = (side.matrix(common, seeds if matched else None) for side in (first, other))
+    found = difference(a, b, folds=folded, matched_seeds=matched)
+    by_seed = [float(np.mean(other.matrix(common, [seed])) - np.mean(first.matrix(common, [seed]))) for seed in seeds]
+    return replace(
+        found,
+        partly=len(common) < max(len(first.images), len(known)),
+        runs=(len(a), len(b)),
+        by_seed=tuple(by_seed) if len(by_seed) > 1 and found.source == "seeds" else (),
+    )
+
+
+def difference(
+    scores_a: ArrayLike,
+    scores_b: ArrayLike,
+    *,
+    folds: Sequence[str] | None = None,
+    matched_seeds: bool = True,
+    confidence: float = 0.95,
+) -> Difference:
+    """Compare two configurations on the same images: difference of a score, its interval and the dual p-value.
+
+    With one run a side it compares two trained models, and says nothing about the settings that they were trained with:
+    other seeds would have trained others. With several seeds or folds the variance of training is in the interval.
+
+    Args:
+        scores_a: [N] or [S, N] for S seeds, N >= 2 images: bool, whether a classified each correctly, or any float
+            score, such as the loss.
+        scores_b: the same for b, images in the same order.
+        folds: [N] the fold that each image was held out in, the same for both; see `spread_of_mean`.
+        matched_seeds: whether the rows are of the same seeds; their differences are then taken seed by seed. Without,
+            S may differ.
+        confidence: coverage of the interval, in (0, 1).
+
+    Returns:
+        A `Difference`. Of two models' accuracies with Tango's score interval and its dual, McNemar's test; otherwise
+        see `spread_of_mean`, applied to the differences.
+
+    Raises:
+        ValueError: if the shapes do not fit, hold fewer than two images, or only one of the two is bool; or where
+            several seeds, which do not match, are compared with a single one.
+
+    Source: T. Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
+    design", Statistics in Medicine 17 (1998); Q. McNemar, Psychometrika 12 (1947). Both are recommended by M. W.
+    Fagerland, S. Lydersen, P. Laake, Statistics in Medicine 33 (2014); the test rejects at most 5.4 % of true
+    equalities, where the exact one is needlessly conservative (BMC Medical Research Methodology 13:91 (2013)).
+    """
+    a, b = (np.atleast_2d(np.asarray(scores)) for scores in (scores_a, scores_b))
+    if a.ndim != 2 or a.shape[1] < 2 or a.shape[1] != b.shape[-1] or b.ndim != 2:
+        raise ValueError(f"Scores must be [N] or [seeds, N] with N >= 2 images. Received: {a.shape} and {b.shape}")
+    by_fold = folds is not None and len(set(folds)) > 1
+    matched_seeds = matched_seeds or len(a) == len(b) == 1
+    uneven = len(a) != len(b) if matched_seeds else min(len(a), len(b)) == 1
+    if uneven and not by_fold:
+        raise ValueError(f"There must be as many seeds on both sides. Received: {len(a)} and {len(b)}")
+    if (a.dtype == bool) != (b.dtype == bool):
+        raise ValueError(f"Both must be bool, or neither. Received: {a.dtype} and {b.dtype}")
+    boolean, images = a.dtype == bool, a.shape[1]
+    if boolean and len(a) == 1 and not by_fold:
+        only_a, only_b = int(np.sum(a & ~b)), int(np.sum(b & ~a))
+        low, high = tango(only_b, only_a, images, confidence)
+        discordant = only_a + only_b
+        p_value = float(2 * stats.norm.sf(abs(only_b - only_a) / math.sqrt(discordant))) if discordant else 1.0
+        return Difference((only_b - only_a) / images, low, high, p_value, "images", images, only_a, only_b)
+    a, b = a.astype(float), b.astype(float)
+    seed_means = b.mean(axis=0) - a.mean(axis=0)
+    if by_fold:
+        spread = spread_of_mean(seed_means[None], boolean, folds)
+    elif matched_seeds:
+        spread = spread_of_mean(b - a, boolean)
+    else:
+        both = spread_of_mean(a, boolean), spread_of_mean(b, boolean)
+        floor, degrees = spread_of_mean(seed_means[None], boolean).floor
+        own_images = max(floor - sum(one.residual for one in both), 0.0)
+        parts = (*(one.parts[0] for one in both), (own_images, degrees))
+        spread = Spread(parts, (floor, degrees), "seeds")
+    value = 0.0 if len(a) == len(b) and a.sum() == b.sum() else float(b.mean() - a.mean())
+    return _difference(value, spread, images, boolean, confidence)
+
+
+def _difference(value: float, spread: Spread, images: int, boolean: bool, confidence: float) -> Difference:
+    margin, most = spread.margin(1 - confidence), 1.0 if boolean else math.inf
+    low, high = max(-most, value - margin), min(most, value + margin)
+    return Difference(value, low, high, spread.p_value(value), spread.source, images, spread=spread)
+
+
+def tango(only_b: int, only_a: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Tango's score interval of a difference in accuracy on the same images, which McNemar's test is dual to.
+
+    Args:
+        only_b: images that only model b classified correctly.
+        only_a: the same for a.
+        images: all of them.
+        confidence: coverage, in (0, 1).
+
+    Returns:
+        Lower and upper bound of accuracy b - accuracy a, each in [-1, 1].
+
+    Source: as `difference`; his equations 10 to 12, solved by `scipy.optimize.brentq`.
+    """
+    square = float(stats.norm.isf((1 - confidence) / 2)) ** 2
+
+    def excess(assumed: float) -> float:
+        """Of the squared distance from an assumed difference over the squared quantile times its variance."""
+        linear = 2 * images * assumed - (only_b + only_a) - (only_b - only_a) * assumed
+        root = math.sqrt(max(0.0, linear**2 + 8 * images * only_a * assumed * (1 - assumed)))
+        share = (root - linear) / (4 * images)  # of images that only a gets right, most likely if the assumption holds
+        variance = images * (2 * share + assumed * (1 - assumed))
+        return (only_b - only_a - images * assumed) ** 2 - square * variance
+
+    value = (only_b - only_a) / images
+    low = optimize.brentq(excess, -1.0, value - NUDGE, xtol=1e-14) if value - NUDGE > -1 else -1.0
+    high = optimize.brentq(excess, value + NUDGE, 1.0, xtol=1e-14) if value + NUDGE < 1 else 1.0
+    return float(low), float(high)
+
+
+def unpaired_difference(
+    scores_a: ArrayLike, scores_b: ArrayLike, *, folds: Sequence[Sequence[str] | None] = (None, None),
+    confidence: float = 0.95,
+) -> Difference:  # fmt: skip
+    """Compare two configurations that were scored on different images.
+
+    Args:
+        scores_a, scores_b: as `difference`, but for N, which may differ, as may S where both have several.
+        folds: of the images of a and of b.
+        confidence: coverage of the interval, in (0, 1).
+
+    Returns:
+        A `Difference`. Of two models' accuracies with Newcombe's interval and the p-value that is its dual: the level
+        at which it begins to include 0; otherwise see `spread_of_mean`, applied to each side.
+
+    Source: R. G. Newcombe, "Interval estimation for the difference between independent proportions: comparison of
+    eleven methods", Statistics in Medicine 17 (1998), method 10: from the two Wilson intervals.
+    """
+    a, b = (np.atleast_2d(np.asarray(scores)) for scores in (scores_a, scores_b))
+    boolean, images, value = a.dtype == bool, min(a.shape[1], b.shape[1]), float(b.mean() - a.mean())
+    if boolean and len(a) == len(b) == 1 and not any(folds):
+        counts = int(a.sum()), a.size, int(b.sum()), b.size
+
+        low, high = newcombe(*counts, confidence)
+        least, p_value = math.log(SMALLEST_P), 1.0
+        if value:
+
+            def near(logarithm: float) -> float:
+                """Return how far the bound on the side of 0 is away from it."""
+                below, above = newcombe(*counts, 1 - math.exp(logarithm))
+                return below if value > 0 else -above
+
+            p_value = SMALLEST_P if near(least) > 0 else math.exp(optimize.brentq(near, least, -1e-12, xtol=1e-12))
+        return Difference(value, low, high, p_value, "images", images)
+    both = [spread_of_mean(scores, boolean, own) for scores, own in zip((a, b), folds, strict=True)]
+    floor = (sum(one.floor[0] for one in both), min(one.floor[1] for one in both))
+    source = both[0].source if "images" not in (one.source for one in both) else "images"
+    spread = Spread(both[0].parts + both[1].parts, floor, source)
+    return _difference(value, spread, images, boolean, confidence)
+
+
+def newcombe(
+    correct_a: int, total_a: int, correct_b: int, total_b: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return Newcombe's interval of accuracy b - accuracy a on different images, each bound in [-1, 1].
+
+    Args:
+        correct_a, total_a: images that model a classified correctly, of how many; as `wilson`.
+        correct_b, total_b: the same for model b.
+        confidence: coverage of the interval, in (0, 1).
+
+    Source: as `unpaired_difference`.
+    """
+    low_a, high_a = wilson(correct_a, total_a, confidence)
+    low_b, high_b = wilson(correct_b, total_b, confidence)
+    a, b = correct_a / total_a, correct_b / total_b
+    return b - a - math.hypot(b - low_b, high_a - a), b - a + math.hypot(high_b - b, a - low_a)
+
+
+def images_needed(difference: float, discordant: float, power: float = POWER, level: float = 0.05) -> int | None:
+    """Return how many images a two-sided McNemar test needs to show a difference in accuracy.
+
+    Args:
+        difference: in accuracy, in [-1, 1].
+        discordant: share of images that one of the two models gets right and the other wrong, in [|difference|, 1].
+        power: chance of seeing it, in (0, 1).
+        level: of the test, in (0, 1).
+
+    Returns:
+        A number of images, by the normal approximation: the exact test wants a few more. None where there is no
+        difference to be seen.
+
+    Raises:
+        ValueError: if the shares cannot be.
+
+    Source: R. J. Connor, "Sample size for testing differences in proportions for the paired-sample design", Biometrics
+    43 (1987), p. 209; quantiles by `scipy.stats.norm`.
+    """
+    if not difference**2 <= discordant + 1e-9 <= 1 + 2e-9:
+        raise ValueError(f"`discordant` must lie in [difference ** 2, 1]. Received: {discordant} with {difference}")
+    if difference == 0:
+        return None
+    under_equality = float(stats.norm.isf(level / 2)) * math.sqrt(discordant)
+    as_seen = float(stats.norm.isf(1 - power)) * math.sqrt(max(0.0, discordant - difference**2))
+    return math.ceil(((under_equality + as_seen) / difference) ** 2)

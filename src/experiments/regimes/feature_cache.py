@@ -1,0 +1,284 @@
+"""Activations of a frozen network at its boundary, computed once and kept in the store.
+
+A table of activations (of a split's pictures, as they are or in one augmented view, at one boundary) is a folder
+`cache/activations/<key>/` of shards, each an entry of the store: whole or not there, hashed, made again by itself where
+it is damaged. The key is a hash over every picture's sha256 in order and all else that the numbers depend on, so row n
+can only be of picture n, whose id and label are in the manifest.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import logging
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.data import augmentation, decoder
+from experiments.data.input_pipeline import augmented
+from experiments.data.types import ImageSet
+from experiments.errors import ConfigError
+from experiments.models import network
+from experiments.models.network import NetworkSplit, inference_functions
+from experiments.storage import array_cache, atomic_files
+from experiments.storage.array_cache import Rows
+from experiments.training.types import Progress, RunComponents
+
+BATCH = 32  # pictures of a forward pass
+SHARD_ROWS = 8 * BATCH  # at most, fewer where they would take more than
+SHARD_BYTES = 64 * 2**20
+RESERVE = 256 * 2**20  # bytes of the disk that extraction leaves free
+
+_log = logging.getLogger(__name__)
+
+
+class FeatureRequest(NamedTuple):
+    """A table of activations."""
+
+    cut: NetworkSplit
+    pictures: ImageSet  # one split; rows keep its order
+    view: int | None = None  # None: as they are; k: the k-th augmented view, a function of augmentation.seed and k
+
+
+def activations(
+    parts: RunComponents, cut: NetworkSplit, pictures: ImageSet, progress: Progress, view: int | None = None
+) -> Rows:
+    """Return the activations of one split at the boundary: as `extract`, of one want.
+
+    Where nothing is frozen, these are the pixels, [N, H, W, 3] uint8, and nothing is stored.
+    """
+    if view is None and not cut.frozen:
+        return pictures.pixels
+    (rows,) = extract(parts, [FeatureRequest(cut, pictures, view)], progress)
+    return rows
+
+
+def extract(parts: RunComponents, wants: Sequence[FeatureRequest], progress: Progress) -> list[Rows]:
+    """Tables of activations, what the store does not hold computed in one pass over the pictures.
+
+    Shards are stored as they are filled: memory does not grow with the data set, and after an interruption only what
+    was not stored is computed.
+
+    Args:
+        parts: the run's parts; the store lies in their cache.
+        wants: of one data set. A batch of pictures goes once through the network for all boundaries, and all of its
+            views are made before the next pictures are read.
+        progress: shown while the network runs, in rows.
+
+    Returns:
+        For each want its rows [N, ...] of the type `regime.activations`, on disk.
+
+    Raises:
+        ConfigError: what is missing does not fit on the disk, or a number does not fit into float16.
+        OSError: as `store.array`.
+    """
+    tables = [FeatureTable(parts, want) for want in wants]
+    if any(table.lacking for table in tables):
+        with ExitStack() as locks:
+            for name in sorted({table.name for table in tables}):  # one order for all, so that nobody waits in a circle
+                locks.enter_context(array_cache.writing(parts.cache, "activations", name))
+            for table in tables:
+                table.look()  # another process may have been faster
+            lacking = [table for table in tables if table.lacking]
+            if lacking:
+                check_disk(parts.cache, lacking)
+            forward = functools.cache(
+                inference_functions
+            )  # a compiled function for all splits and views of the same networks
+            for split in dict.fromkeys(table.want.pictures.split for table in lacking):
+                compute(parts, [table for table in lacking if table.want.pictures.split == split], forward, progress)
+    return [table.rows() for table in tables]
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries whose arithmetic is in what the cache holds."""
+    return {name: importlib.metadata.version(name) for name in ("tensorflow", "keras")}
+
+
+class FeatureTable:
+    """The shards of one want: those in the store, those that are not, and the one that is being filled."""
+
+    def __init__(self, parts: RunComponents, want: FeatureRequest) -> None:
+        config, self.want = parts.config, want
+        self.dtype: str = config.regime.activations
+        row: tuple[int, ...] = tuple(want.cut.prefix.output_shape[1:])
+        self.row_bytes: int = math.prod(row) * np.dtype(self.dtype).itemsize
+        self.step = SHARD_ROWS  # rows of a shard
+        while self.step > BATCH and self.step * self.row_bytes > SHARD_BYTES:
+            self.step //= 2
+        self.name = array_cache.key(self.spec(parts))
+        self.folder = parts.cache / "activations" / self.name
+        self.about = {
+            "network": config.model.name,
+            "boundary": want.cut.boundary,
+            "split": want.pictures.split,
+            "view": want.view,
+            "rows": len(want.pictures),
+        }
+        self.shards = {start: self.shard(start, row) for start in range(0, len(want.pictures), self.step)}
+        self.found: dict[int, np.ndarray] = {}  # by first row, as are the shards
+        self.filling: list[np.ndarray] = []  # batches
+        self.look()
+
+    def spec(self, parts: RunComponents) -> dict[str, Any]:
+        """Everything that the numbers depend on."""
+        config, (cut, pictures, view) = parts.config, self.want
+        augmented_as = None
+        if view is not None:
+            augmented_as = {
+                "seed": config.augmentation.seed,
+                "view": view,
+                "spec": config.augmentation.model_dump(),
+                "code": augmentation.VERSION,
+            }
+        return {
+            "pictures": [entry.sha256 for entry in pictures.entries],
+            "image_size": pictures.image_size,
+            "decoder": decoder.VERSION,
+            "gray_range": pictures.gray_range,
+            "backbone": parts.backbone.identity,
+            "forward": network.VERSION,
+            "boundary": cut.boundary,
+            "pooling": config.model.head.pooling if cut.boundary == "pooling" else None,
+            "augmentation": augmented_as,
+            "dtype": self.dtype,
+            "batch": BATCH,  # which Keras's random layers draw for as a whole
+            "shard": self.step,
+            "versions": versions(),
+        }
+
+    def shard(self, start: int, row: tuple[int, ...]) -> array_cache.Entry:
+        stop = min(start + self.step, len(self.want.pictures))
+        spec = {"table": self.name, "rows": [start, stop]}
+        return array_cache.Entry(self.folder / f"{start:07}", spec, (stop - start, *row), self.dtype, self.about)
+
+    def look(self) -> None:
+        """Finds what is in the store by now."""
+        for start in self.lacking:
+            found = self.shards[start].find()
+            if found is not None:
+                self.found[start] = found
+
+    @property
+    def lacking(self) -> list[int]:
+        return [start for start in self.shards if start not in self.found]
+
+    @property
+    def lacking_bytes(self) -> int:
+        return sum(self.shards[start].shape[0] for start in self.lacking) * self.row_bytes
+
+    def lacks(self, row: int) -> bool:
+        return row - row % self.step not in self.found
+
+    def add(self, at: slice, rows: np.ndarray) -> None:
+        """Takes the next activations [B, ...] float32, of the pictures `at`; with a shard's last ones, stores it."""
+        if not self.lacks(at.start):
+            return
+        self.filling.append(self.narrowed(rows))
+        start = at.start - at.start % self.step
+        shard = self.shards[start]
+        if at.stop == start + shard.shape[0]:
+            self.found[start] = shard.make(self.write)
+            self.filling = []
+
+    def write(self, rows: np.ndarray) -> None:
+        np.concatenate(self.filling, out=rows)
+
+    def narrowed(self, rows: np.ndarray) -> np.ndarray:
+        """The rows in the table's type.
+
+        Raises:
+            ConfigError: a number beyond it.
+        """
+        if self.dtype == "float32":
+            return rows
+        largest, bound = float(np.abs(rows).max(initial=0)), float(np.finfo(self.dtype).max)
+        if largest > bound:
+            raise ConfigError(
+                f"regime.activations: float16 holds numbers up to {bound:,.0f}, and those of {self.about['network']} "
+                f"at {self.about['boundary']} reach {largest:,.0f}. Use regime.activations=float32"
+            )
+        return rows.astype(self.dtype)
+
+    def rows(self) -> Rows:
+        """All of them; what is small, as pooled features are, in memory."""
+        shards = [self.found[start] for start in self.shards]
+        small = len(self.want.pictures) * self.row_bytes <= array_cache.RESIDENT
+        rows = Rows([np.concatenate(shards)] if small else shards)
+        array_cache.use(self.folder, rows)
+        return rows
+
+
+def check_disk(cache: Path, tables: Sequence[FeatureTable]) -> None:
+    """Says how much disk the tables will take.
+
+    Raises:
+        ConfigError: there is not as much.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    needed, free = sum(table.lacking_bytes for table in tables), shutil.disk_usage(cache).free
+    _log.info("Activations to be stored: %s, in %s", atomic_files.readable(needed), cache)
+    if needed + RESERVE > free:
+        each = "; ".join(
+            f"{table.about['split']} {len(table.want.pictures):,} x {table.row_bytes:,} bytes" for table in tables
+        )
+        raise ConfigError(
+            f"Activations to be stored take {atomic_files.readable(needed)} of disk ({each}). {cache} has "
+            f"{atomic_files.readable(free)} free, of which {atomic_files.readable(RESERVE)} stay free. Make room "
+            "(experiments cache prune), use another disk (outputs=PATH), or store less: a smaller regime.views, "
+            "regime.activations=float16"
+        )
+
+
+def compute(
+    parts: RunComponents,
+    tables: Sequence[FeatureTable],
+    forward: Callable[..., Callable[..., list[np.ndarray]]],
+    progress: Progress,
+) -> None:
+    """Runs one split's pictures through the network, for all that its tables lack.
+
+    Args:
+        forward: `forward_each` of a tuple of prefixes.
+    """
+    pictures = tables[0].want.pictures
+    count = len(pictures)
+    by_view: dict[int | None, list[FeatureTable]] = {}
+    for table in tables:
+        by_view.setdefault(table.want.view, []).append(table)
+    work = [
+        (view, slice(start, min(start + BATCH, count)))
+        for first in range(0, count, SHARD_ROWS)
+        for view, members in by_view.items()
+        for start in range(first, min(first + SHARD_ROWS, count), BATCH)
+        if any(table.lacks(start) for table in members)
+    ]
+    read = {view: reader(parts, pictures, view) for view in by_view}
+    label = f"features of {pictures.split}" + (f", {len(by_view)} views" if len(by_view) > 1 else "")
+    with progress.stage(label, count * len(by_view)) as advance:
+        advance(count * len(by_view) - sum(at.stop - at.start for _, at in work))  # stored before
+        for view, at in work:
+            outputs = forward(tuple(table.want.cut.prefix for table in by_view[view]))(read[view](at))
+            for table, rows in zip(by_view[view], outputs, strict=True):
+                table.add(at, rows)
+            advance(at.stop - at.start)
+
+
+def reader(parts: RunComponents, pictures: ImageSet, view: int | None) -> Callable[[slice], np.ndarray]:
+    """Gives pictures, a slice of rows at a time, as the network takes them: [B, H, W, 3] float32 in [0, 255]."""
+    pixels = pictures.pixels
+    if view is None:
+        return lambda at: np.asarray(pixels[at], "float32")
+    return augmented(
+        pixels,
+        augmentation=parts.augmentation,
+        extra_layers=parts.extra_layers,
+        seed=parts.config.augmentation.seed,
+        view=view,
+    )

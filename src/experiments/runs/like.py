@@ -1,0 +1,268 @@
+"""`like=RUN`: another run's logged configuration as overrides, which those on the command line come after.
+
+What somebody else has written is data: keys that nothing reads, `hydra.*`, packages to trust and interpolations never
+come from there, and every `_target_` is checked as if it had been typed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra import initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.config import unused
+from experiments.config.overrides import quoted
+from experiments.config.schema import GROUPS, NOT_IDENTITY, Config
+from experiments.config.validation import unknown_key
+from experiments.errors import ConfigError
+from experiments.runs.run_directory import store_of
+from experiments.system.paths import CONF
+
+FILE = "config.yaml"
+LARGEST = 1_000_000  # bytes
+DEEPEST = 20  # levels of nesting
+# Where a data source downloads from, or which archive it opens instead.
+DOWNLOAD = ("data.url", "data.sha256", "data.bytes", "data.archive")
+# What of a run's runtime belongs to what it is; the rest is about the machine it ran on.
+RUNTIME = ("precision", "xla")
+
+
+def expand(given: Sequence[str]) -> list[str]:
+    """The command line with what `like=` names written out before all other overrides; the given one without it.
+
+    Raises:
+        ConfigError: no such run, or a configuration that cannot be taken over.
+    """
+    named = [argument.partition("=")[2] for argument in given if argument.startswith("like=")]
+    if not named:
+        return list(given)
+    rest = [argument for argument in given if not argument.startswith("like=")]
+    presets = [argument for argument in rest if argument.startswith(("experiment=", "debug="))]
+    if presets:
+        raise ConfigError(f"like: what it brings would override {' and '.join(presets)}. Give one of them only")
+    if len(named) > 1:
+        raise ConfigError(f"like: one run at a time. Received: {' and '.join(named)}")
+    parsed = get_args_parser().parse_args(rest)
+    try:
+        plain = read(named[0], rest)
+        written, dropped = overrides(plain, parsed.config_dir)
+    except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
+        raise ConfigError(f"like: that configuration cannot be taken over: {str(error)[:300]}") from None
+    # A group that is chosen anew is chosen whole.
+    chosen = {argument.partition("=")[0] for argument in parsed.overrides}
+    if "regime" in chosen and not any(line.startswith("optimizer=") for _, line in written):
+        chosen.add("optimizer")  # the old regime had brought it, the new one brings its own
+    lines = [line for group, line in written if group not in chosen]
+    if HEAD in chosen:
+        lines = [line for line in lines if HEAD not in line and not line.startswith("++regime.head_optimizer.")]
+    lines, foreign = _without_foreign_places(lines)
+    weights = value_at(plain, "model.weights")
+    typed = {argument.lstrip("+~").partition("=")[0] for argument in parsed.overrides}
+    if "model" not in chosen and "model.weights" not in typed and isinstance(weights, str) and _is_remote(weights):
+        raise ConfigError(
+            f"like: model.weights: that configuration names an address, which is not opened unless you type it "
+            f"yourself: model.weights={quoted(weights)}, or give other weights"
+        )
+    if foreign:
+        shown = "".join(letter if letter.isprintable() else "?" for letter in ", ".join(foreign))
+        print(
+            f"like: left out, as addresses and archives of another configuration are not opened: {shown}. "
+            "Type what you want to use",
+            file=sys.stderr,
+        )
+    if dropped:
+        print(f"like: left out, as nothing is taken from the environment: {', '.join(dropped)}", file=sys.stderr)
+    unused.brought[:] = lines
+    first = next((at for at, argument in enumerate(rest) if argument in parsed.overrides), len(rest))
+    return [*rest[:first], *lines, *rest[first:]]
+
+
+def _without_foreign_places(lines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return overrides without those that lead a download or an archive somewhere else, and these, as typed."""
+    kept: list[str] = []
+    left_out: list[str] = []
+    for line in lines:
+        key, _, value = line.lstrip("+").partition("=")
+        # The hash and the length belong to the address: a stranger's address comes with a stranger's hash.
+        place = key in DOWNLOAD or (key.startswith("data.") and "://" in value)
+        (left_out if place else kept).append(line.lstrip("+") if place else line)
+    return kept, left_out
+
+
+def _is_remote(weights: str) -> bool:
+    """Return whether `model.weights` leads to another machine; a local file is read as data (`models.weights`)."""
+    return "://" in weights or weights.startswith(("//", "\\\\"))
+
+
+def read(named: str, rest: Sequence[str]) -> dict[str, Any]:
+    """The configuration that a run has logged; a run is named by its folder or its MLflow id.
+
+    Raises:
+        ConfigError: there is none, or it is none.
+    """
+    folder = Path(named).expanduser()
+    if folder.is_dir():
+        path = folder / FILE
+        try:
+            if path.exists() and not path.is_file():
+                raise ConfigError(f"like: {path}: must be a file, no directory, pipe or device")
+            text = path.read_bytes() if path.stat().st_size <= LARGEST else None
+        except OSError as error:
+            raise ConfigError(f"like: {path}: {error.strerror}. Give a run's folder, or its MLflow id") from None
+    else:
+        from experiments.tracking import queries
+
+        text = queries.read_file(store_of(rest), named, FILE, LARGEST)
+    where = f"{FILE} of {named}"
+    if text is None:
+        raise ConfigError(f"like: {where} is larger than {LARGEST:,} bytes: that is no configuration")
+    return parse(text, where)
+
+
+def parse(text: bytes, where: str) -> dict[str, Any]:
+    """Plain values out of YAML.
+
+    Raises:
+        ConfigError: it is no YAML, no mapping, or made to unfold into more than it looks.
+    """
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ConfigError(f"like: {where} has an alias (*{event.anchor}), which no logged configuration has")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise ConfigError(f"like: {where} is nested deeper than {DEEPEST} levels")
+        plain = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"like: {where} cannot be read: {str(error)[:300]}") from None
+    if not isinstance(plain, dict):
+        raise ConfigError(f"like: {where} is no mapping")
+    return plain
+
+
+def overrides(plain: Mapping[str, Any], config_dir: str | None) -> tuple[list[tuple[str, str]], list[str]]:
+    """Overrides that compose into the same experiment, each with the group that it belongs to.
+
+    Only what differs from the choices that it names is written out, so that what follows from other keys still does.
+
+    Args:
+        plain: a logged configuration.
+        config_dir: the user's own folder of choices, where there is one.
+
+    Returns:
+        The overrides; and the keys left out, because their values are interpolations.
+
+    Raises:
+        ConfigError: keys that nothing reads.
+    """
+    known = Config.model_fields
+    wrong = [unknown_key(str(key), known, value) for key, value in plain.items() if key not in known and key != "hydra"]
+    if wrong:
+        raise ConfigError("\n".join(["like: that configuration cannot be used:", *(f"  {line}" for line in wrong)]))
+    wanted = {key: value for key, value in plain.items() if key in known and key not in NOT_IDENTITY}
+    for group in set(GROUPS) & set(wanted):
+        if not isinstance(wanted[group], Mapping):
+            raise ConfigError(f"like: {group}: must be a mapping. Received: {wanted[group]!r}")
+    runtime = wanted.pop("runtime", None)
+    if isinstance(runtime, Mapping):
+        wanted["runtime"] = {key: runtime[key] for key in RUNTIME if key in runtime}
+
+    # Where a choice follows from another (a regime brings its optimizer), it is not made.
+    lines: list[tuple[str, str]] = []
+    places = {group: (group, group) for group in ("data", "augmentation", "model", "regime", "schedule", "optimizer")}
+    places["regime.head_optimizer"] = (HEAD, "regime")
+    base = compose([], config_dir)
+    for place, (choice, group) in places.items():
+        name = value_at(wanted, f"{place}.name")
+        if isinstance(name, str) and re.fullmatch(r"\w+", name) and value_at(base, f"{place}.name") != name:
+            folders = [CONF, *([Path(config_dir)] if config_dir else [])]
+            if any((folder / choice.partition("@")[0] / f"{name}.yaml").is_file() for folder in folders):
+                lines.append((group, f"{choice}={name}"))
+                base = compose([line for _, line in lines], config_dir)
+
+    dropped: list[str] = []
+    for key, value in wanted.items():
+        for path, leaf in leaves(value, key):
+            if has_interpolation(leaf):
+                dropped.append(path)
+            elif value_at(base, path, MISSING) != leaf:
+                lines.append((key, f"++{path}={literal(leaf)}"))
+    for path in OPEN:
+        before, after = value_at(base, path), value_at(wanted, path)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += [(path.partition(".")[0], f"~{path}.{key}") for key in before if key not in after]
+    return lines, dropped
+
+
+MISSING = "???"
+HEAD = "optimizer@regime.head_optimizer"
+OPEN = ("model.layers", "model.head.dense", "class_weights")  # mappings whose keys are the user's
+
+
+def compose(lines: Sequence[str], config_dir: str | None) -> dict[str, Any]:
+    """Plain values as Hydra composes them; a value that is still to be given is MISSING."""
+    place = [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        composed = hydra.compose("config", [*lines, *place])
+    plain: Any = OmegaConf.to_container(composed, resolve=True)
+    return dict(plain)
+
+
+def value_at(node: Any, path: str, otherwise: Any = None) -> Any:
+    for part in path.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return otherwise
+        node = node[part]
+    return node
+
+
+def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Everything below a key that is no mapping, with its dotted key; mappings that have no such key, whole."""
+    if isinstance(value, Mapping) and value and all(re.fullmatch(r"\w+", str(name)) for name in value):
+        for name, below in value.items():
+            yield from leaves(below, f"{path}.{name}" if path else str(name))
+    else:
+        yield path, value
+
+
+def has_interpolation(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(has_interpolation, (*value, *value.values())))
+    if isinstance(value, list):
+        return any(map(has_interpolation, value))
+    return isinstance(value, str) and "${" in value
+
+
+def literal(value: Any) -> str:
+    """A value as Hydra's grammar reads it back."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{escaped(str(key))}:{literal(below)}" for key, below in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(literal, value)) + "]"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value) if isinstance(value, int | float) else quoted(str(value))
+
+
+def escaped(key: str) -> str:
+    """A key of a mapping as Hydra's grammar reads it: there it knows no quotes.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    if not re.fullmatch(r"[\w \\()\[\]{}:=,./+$%*@?|-]+", key, re.ASCII):
+        raise ValueError(f"{key!r} cannot be written on a command line: give it in a YAML file (--config-dir)")
+    return re.sub(r"([\\()\[\]{}:=, ])", r"\\\1", key)

@@ -1,0 +1,164 @@
+"""What is looked at once a training is finished: whether its results can be trusted, and what in them is off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from scipy import stats  # type: ignore[import-untyped]
+
+from experiments.config.schema import Config
+from experiments.data.types import Dataset
+from experiments.errors import ConfigError
+from experiments.training.types import EpochRecord, TrainingResult
+
+JOINED_PICTURES = 32  # on which every run compares its whole model with the scores it reports
+JOINED_BATCH = 8  # of them at a time
+# How far two ways to compute one probability may be apart: bfloat16 has 8 bits for a number, float16 has 11.
+TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "mixed_float16": 2e-2, "mixed_bfloat16": 1e-1}
+LEVEL = 0.05  # of the tests below
+SHORT = 3  # epochs, below which a loss above chance may be that of a beginning
+
+
+@contextmanager
+def keep_error(errors: list[Exception], step: str) -> Iterator[None]:
+    """Keep an error instead of raising it: what comes after the training must not lose its results.
+
+    Args:
+        errors: takes the error, with a note on where it comes from.
+        step: of the run's end, for the note.
+    """
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"The training is finished and its results are written. What failed after it: {step}")
+        errors.append(error)
+
+
+def check_joined(config: Config, fitted: TrainingResult, splits: Dataset) -> None:
+    """Compare the whole model, from pixels on, with the scores that stored activations gave.
+
+    Raises:
+        RuntimeError: they differ by more than the precision explains.
+    """
+    pixels = splits.validation.pixels[:JOINED_PICTURES].astype("float32")
+    # Not compiled: for so few that takes longer than it saves. A few at a time: what every layer makes of them stays in
+    # memory until the last one is through.
+    parts = [fitted.model(pixels[at : at + JOINED_BATCH], training=False) for at in range(0, len(pixels), JOINED_BATCH)]
+    whole = np.concatenate(parts)
+    difference = float(np.max(np.abs(whole - fitted.scores["validation"][:JOINED_PICTURES])))
+    if not difference <= max(TOLERANCES[config.runtime.precision], TOLERANCES[config.regime.activations]):
+        raise RuntimeError(
+            f"The joined model and the head on stored activations disagree by {difference:.2g} in probability on "
+            f"{len(whole)} validation pictures. This is a fault of the program; remove outputs/cache and report it. "
+            "The results that are written are those of the head on stored activations"
+        )
+
+
+def check_reached(config: Config, fitted: TrainingResult) -> None:
+    """Compare the last epoch's training accuracy with what the configuration wants.
+
+    Raises:
+        ConfigError: it is lower.
+    """
+    if config.must_reach is None:
+        return
+    reached = fitted.history[-1].metrics["accuracy"] if fitted.history else math.nan  # a regime without epochs
+    if not reached >= config.must_reach:
+        raise ConfigError(
+            f"must_reach: after {len(fitted.history)} epochs the training accuracy is {reached:.1%}, below the "
+            f"{config.must_reach:.1%} asked for. Look for wrong labels, a learning rate that is too low or too high "
+            f"(optimizer.lr={config.optimizer.lr:g}) or too few epochs ({config.epochs})"
+        )
+
+
+def training_warnings(config: Config, fitted: TrainingResult, labels: np.ndarray) -> list[str]:
+    """Return a sentence for everything that looks wrong in a finished training, with what to try.
+
+    Args:
+        labels: [N] int32, of the validation images.
+    """
+    curve = [record for record in fitted.history if record.phase == fitted.history[-1].phase]
+    if not curve:  # a regime without epochs
+        return []
+    monitored = [record.metrics[config.monitor] for record in curve]
+    best = int(np.argmin(monitored) if config.monitor == "validation_loss" else np.argmax(monitored))
+    kept = curve[best] if config.best_weights else curve[-1]
+    scores = fitted.scores["validation"]
+    found = [
+        diverged(config, curve, kept, scores.shape[1]),
+        None if config.best_weights else past_the_best(config, monitored, best, len(labels)),
+        worse_than_the_head(config, fitted.head_scores, scores, labels),
+    ]
+    return [sentence for sentence in found if sentence]
+
+
+def diverged(config: Config, curve: Sequence[EpochRecord], kept: EpochRecord, classes: int) -> str | None:
+    """Return the sentence on a training whose losses, both of them, are above the loss of guessing.
+
+    Not where the loss is still falling, nor in the first epochs, unless it is far above. An overfitted network, whose
+    validation loss alone is that high, has not diverged.
+    """
+    chance = 1.0 if config.loss == "hinge" else math.log(classes)
+    losses = [record.metrics["loss"] for record in curve]
+    tolerated = 1.05 if len(curve) < 2 * SHORT else 1.0  # times chance
+    if len(curve) < SHORT or losses[-1] <= min(losses):
+        tolerated = 3.0
+    if min(kept.metrics["loss"], kept.metrics["validation_loss"]) <= tolerated * chance:
+        return None
+    return (
+        f"The training is no better than guessing, it has diverged: its loss is {kept.metrics['loss']:.3g}, that of "
+        f"validation {kept.metrics['validation_loss']:.3g}; guessing has {chance:.3g}. Try a lower optimizer.lr (now "
+        f"{config.optimizer.lr:g}), optimizer.clipnorm=1 or schedule.warmup"
+    )
+
+
+def past_the_best(config: Config, monitored: Sequence[float], best: int, images: int) -> str | None:
+    """Return the sentence on a run whose last epoch is long after its best, and worse by more than noise."""
+    epochs, last = len(monitored), monitored[-1]
+    if epochs - 1 - best < max(3, epochs / 4):
+        return None
+    if config.monitor == "validation_loss":
+        is_worse = last > max(1.2 * monitored[best], monitored[best] + 0.05)
+    else:
+        error = math.sqrt(monitored[best] * (1 - monitored[best]) / images)
+        is_worse = last < monitored[best] - 2 * error - 1 / images
+    if not is_worse:
+        return None
+    return (
+        f"The best epoch was {best + 1} of {epochs} ({config.monitor} {monitored[best]:.3g}), and the last one, which "
+        f"is reported, is worse ({last:.3g}). Try best_weights=true, early_stopping={max(3, epochs // 10)}, fewer "
+        "epochs, or more dropout or augmentation"
+    )
+
+
+def worse_than_the_head(config: Config, before: np.ndarray | None, after: np.ndarray, labels: np.ndarray) -> str | None:
+    """Return the sentence on fine-tuning that made its head worse, on the same images and by more than chance.
+
+    Accuracy must be lower. That it is no chance shows in an exact McNemar test, or in Wilcoxon's signed-rank test of
+    the losses, which finds more on few images.
+
+    Args:
+        before: [N, C] probabilities of the head before fine-tuning; None where there was none.
+        after: [N, C] probabilities after it.
+    """
+    if before is None or len(labels) < 2:
+        return None
+    right_before, right_after = before.argmax(axis=1) == labels, after.argmax(axis=1) == labels
+    if right_after.sum() >= right_before.sum():
+        return None
+    losses = [-np.log(np.clip(scores[np.arange(len(labels)), labels], 1e-7, 1)) for scores in (before, after)]
+    only_before, only_after = int(np.sum(right_before & ~right_after)), int(np.sum(right_after & ~right_before))
+    of_accuracy = stats.binomtest(only_after, only_before + only_after).pvalue
+    of_losses = stats.wilcoxon(losses[1], losses[0], alternative="greater").pvalue
+    p_value = float(min(of_accuracy, of_losses))
+    if not p_value < LEVEL / 2:  # two tests, each at half of the level
+        return None
+    return (
+        f"Fine-tuning ended worse than the head it started from: validation accuracy {right_after.mean():.1%}, before "
+        f"{right_before.mean():.1%} (the same {len(labels)} pictures, p = {p_value:.2g}). Try a lower optimizer.lr "
+        f"(now {config.optimizer.lr:g}), fewer regime.unfrozen_blocks (now {config.regime.unfrozen_blocks}), or "
+        "best_weights=true"
+    )

@@ -1,0 +1,1 @@
+"""Files and arrays on disk: atomic writes, locks, the array cache."""

@@ -1,0 +1,336 @@
+"""The tutorial's three experiments and its exercise: what it claims, the runs that try it, and the table of both.
+
+Source: "A Gentle Introduction to Convolutional Neural Networks - Building a Deep Neural Network for Image
+Classification with Keras" (S. Mujumdar, A. Jain).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+from experiments.config.overrides import quoted
+from experiments.config.schema import NOT_IDENTITY, Config
+from experiments.evaluation.comparison_text import baseline_sentences
+from experiments.evaluation.evaluate import Baseline, majority_baseline
+from experiments.evaluation.statistics import mean_interval, wilson
+from experiments.runs import run_directory
+from experiments.storage import atomic_files
+from experiments.sweeps import local, plan
+from experiments.sweeps.plan import Job
+from experiments.system import hardware
+from experiments.system.paths import run_name
+
+CLAIMED_FOR = "vgg16"  # the backbone of all claims but the first
+CLAIM_PICTURES = 400  # 200 a class, on which the tutorial validated
+LAST = 5  # epochs that a figure is the mean of
+# Backbones of the tutorial's presets, whose head reads flattened features. Any other has MobileNetV2's presets, which
+# leave it its own head.
+TUTORIAL_BACKBONES = ("vgg16", "vgg19")
+QUICK = ("data.limit.train=100", "data.limit.validation=200")  # a class
+QUICK_EPOCHS = {
+    "scratch": ("epochs=15",),
+    "bottleneck": ("epochs=15",),
+    "finetune": ("epochs=5", "regime.head_epochs=15"),
+    "exercise": ("epochs=5", "regime.head_epochs=15"),
+}
+
+
+class Claim(NamedTuple):
+    """What the tutorial says of one of its experiments: accuracies in [0, 1]."""
+
+    about: str
+    says: str
+    low: float
+    high: float
+    measured: bool = True  # on pictures, so that it might as well have come out a little different; else a goal
+
+    def range(self) -> tuple[float, float]:
+        """The accuracies that the claim is compatible with: as far as its own pictures can tell (Wilson, 95 %)."""
+        if not self.measured:
+            return self.low, self.high
+        ends = (wilson(round(end * CLAIM_PICTURES), CLAIM_PICTURES) for end in (self.low, self.high))
+        (low, _), (_, high) = ends
+        return low, high
+
+
+CLAIMS = {
+    "scratch": Claim("from scratch: the small convnet", "74-78 %", 0.74, 0.78),
+    "bottleneck": Claim("a head on bottleneck features", "about 90 %", 0.90, 0.90),
+    "finetune": Claim("fine-tuning the last block", "about 95 %", 0.95, 0.95),
+    "exercise": Claim("exercise: dropout 0.7, L2, two blocks", "above 95 %", 0.95, 1.0, measured=False),
+}
+
+
+class Result(NamedTuple):
+    """A finished run: accuracies in [0, 1], on the validation pictures."""
+
+    last_epochs: float  # the mean of the last phase's last five, or of all where there are fewer
+    accuracy: float  # after the last
+    pictures: int
+    seconds: float
+    ended: int  # [ms since 1970]
+    baseline: float = 0.0  # accuracy of always answering the most frequent class; 0: unknown
+
+
+def overrides(name: str, *, backbone: str, data: str | None, weights: str | None, quick: bool) -> list[str]:
+    """The command line of a row's runs, without the seed.
+
+    Args:
+        name: of the claim.
+        data: a folder of pictures, or the cats and dogs' zip file; None: the download, or drawn pictures if `quick`.
+        weights: of the backbone, where they are not the model's own.
+    """
+    is_tutorial = name == "scratch" or backbone in TUTORIAL_BACKBONES
+    presets, made_for = ("tutorial", CLAIMED_FOR) if is_tutorial else ("mobilenet", "mobilenet_v2")
+    given = [f"experiment={presets}_{name}"]
+    if name != "scratch":
+        given += [f"model={backbone}"] if backbone != made_for else []
+        given += [f"model.weights={quoted(weights)}"] if weights else []
+    if data is None:
+        given += ["data=synthetic" if quick else "data=cats_vs_dogs"]
+    elif data.endswith(".zip"):
+        given += ["data=cats_vs_dogs", f"data.archive={quoted(data)}"]
+    else:
+        given += [f"data.root={quoted(data)}"]
+    return [*given, *(QUICK if quick else ()), *(QUICK_EPOCHS[name] if quick else ())]
+
+
+def same_task(config: Config, given: Sequence[str]) -> bool:
+    """Whether runs are about what the claims are about: not drawn pictures, no overrides that make other runs."""
+    altered = [one for one in given if re.split(r"[.=@]", one.lstrip("+~"))[0] not in (*NOT_IDENTITY, "runtime")]
+    return not altered and not config.data.name.startswith("synthetic")
+
+
+def look(jobs: Sequence[Job]) -> None:
+    """Finds who the jobs are and what of them is done, by building and reading all that they need.
+
+    Raises:
+        ConfigError: what would stop a run.
+    """
+    # The last first: networks are built before pictures are read, and the first of all has no weights that could lack.
+    order = list(reversed(jobs))
+    said = local.ask("look", [job.config.model_dump(by_alias=True, mode="json") for job in order])
+    for job, known in zip(order, said["jobs"], strict=True):
+        job.identity = known["identity"]
+        if known.get("status"):
+            job.status, job.folder, job.threads = known["status"], Path(known["folder"]), known.get("threads")
+            job.facts = {"run_id": known.get("run_id")}
+
+
+def train(job: Job, parent: str | None) -> None:
+    """Trains a job in a process of its own, which ends with this one; its status says how it went.
+
+    Args:
+        parent: the MLflow run that it belongs to.
+    """
+    if job.status == "NEW":
+        name = run_name(job.values["experiment"], job.config.model.name, f"seed{job.values['seed']}")
+        job.folder = Path(job.config.outputs) / "runs" / name
+    own = any(one.startswith("runtime.threads=") for one in job.overrides)
+    threads = None if own else job.threads
+    overrides = [
+        *job.overrides,
+        "evaluate.test=false",  # no claim is about it
+        *([f"runtime.threads={threads}"] if threads else []),
+        *([f"sweep.parent={parent}"] if parent else []),
+        "resume=auto",
+    ]
+    changes = {
+        "resume": run_directory.AUTO, "evaluate": {"test": False}, "sweep": {"parent": parent},
+        "runtime": {"threads": threads} if threads else {},
+    }  # fmt: skip
+    process = local.start(local.run_job, plan.planned(job, changes, overrides), None, None)
+    try:
+        process.join()
+    except BaseException:
+        local.end([process])
+        raise
+    job.facts = {"run_id": (run_directory.read_record(job.folder) or {}).get("run_id")}
+    reason = local.why_ended(process.exitcode)
+    job.status, job.reason = ("FAILED", reason) if reason else ("FINISHED", "")
+
+
+def read_result(curves: bytes, metrics: bytes, predictions: bytes) -> Result:
+    """What a run's files say of it: curves.csv, metrics.json, predictions_validation.csv."""
+    rows = list(csv.DictReader(io.StringIO(curves.decode())))
+    last = [float(row["validation_accuracy"]) for row in rows if row["phase"] == rows[-1]["phase"]][-LAST:]
+    figures: Mapping[str, float] = json.loads(metrics)
+    labels = [row.get("label", "") for row in csv.DictReader(io.StringIO(predictions.decode()))]
+    return Result(
+        mean(last), figures["validation.accuracy"], len(labels), figures["total_seconds"], int(rows[-1]["timestamp"]),
+        majority_baseline(labels).accuracy if any(labels) else 0.0,
+    )  # fmt: skip
+
+
+FILES = ("curves.csv", run_directory.METRICS, "predictions_validation.csv")  # as `read_result` takes them
+
+
+def result_of(job: Job) -> Result:
+    """A finished run's result, from its folder or, where that is on another machine, from the tracking store."""
+    if run_directory.finished(job.folder, job.identity) is not None and all(
+        (job.folder / name).exists() for name in FILES
+    ):
+        return read_result(*((job.folder / name).read_bytes() for name in FILES))
+    from experiments.tracking import queries
+
+    contents = (
+        queries.read_file(str(job.config.tracking.uri), job.facts["run_id"], name, 2**30) or b"" for name in FILES
+    )
+    return read_result(*contents)
+
+
+def interval(results: Sequence[Result]) -> tuple[float, float, float]:
+    """Return mean and 95 % interval of `last_epochs`, over seeds and images."""
+    return mean_interval([one.last_epochs for one in results], min(one.pictures for one in results))
+
+
+def verdict(claim: Claim, low: float, high: float) -> str:
+    """Return whether an interval lies inside what the claim is compatible with, outside of it, or across an end."""
+    lowest, highest = claim.range()
+    if high < lowest:
+        return "below"
+    if low > highest:
+        return "above"
+    return "reproduced" if lowest <= low and min(high, 1.0) <= highest else "inconclusive"
+
+
+def row(name: str, jobs: Sequence[Job], *, backbone: str, comparable: bool) -> dict[str, Any]:
+    """A row of the table, as plain values; accuracies in [0, 1].
+
+    Args:
+        jobs: of this row, finished or not.
+        comparable: whether the runs are about what the claim is about.
+    """
+    claim = CLAIMS[name]
+    done = [job for job in jobs if job.status == "FINISHED"]
+    results = [result_of(job) for job in done]
+    says = claim.says if name == "scratch" or backbone == CLAIMED_FOR else f"{claim.says} ({CLAIMED_FOR})"
+    found: dict[str, Any] = {
+        "experiment": name, "about": claim.about, "claim": says,
+        "command": " ".join(plain_overrides(jobs[0].overrides)), "seeds": len(jobs),
+        "finished": [job.values["seed"] for job in done], "results": [one._asdict() for one in results],
+        "run_ids": [job.facts.get("run_id") for job in done],
+    }  # fmt: skip
+    if results:
+        found["mean"], found["low"], found["high"] = interval(results)
+    whole = len(done) == len(jobs)
+    found["verdict"] = verdict(claim, found["low"], found["high"]) if whole and comparable else ""
+    return found
+
+
+def plain_overrides(given: Sequence[str]) -> list[str]:
+    """What a run is, without where things are on this machine and which seed it has."""
+    places = {"data.root=": "PATH", "data.archive=": "FILE", "model.weights='": "FILE"}
+    named = []
+    for one in given:
+        place = next((prefix for prefix in places if one.startswith(prefix)), None)
+        if not one.startswith("seed="):
+            named.append(one if place is None else f"{place.rstrip(chr(39))}{places[place]}")
+    return named
+
+
+PAGE = "summary.md"
+HEADER = ("experiment", "the tutorial says", "measured here", "last epoch", "seconds a run", "verdict")
+
+
+def cells(one: Mapping[str, Any]) -> list[str]:
+    """A row as text, in the order of HEADER without its first."""
+    results = one["results"]
+    measured = f"{one['mean']:.1%} [{100 * one['low']:.1f}, {100 * one['high']:.1f}]" if results else ""
+    missing = one["seeds"] - len(results)
+    return [
+        one["claim"],
+        measured.replace("%", " %"),
+        ", ".join(f"{100 * result['accuracy']:.1f}" for result in results),
+        ", ".join(f"{result['seconds']:.0f}" for result in results),
+        one["verdict"] or (f"{missing} of {one['seeds']} runs missing" if missing else "-"),
+    ]
+
+
+def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: bool) -> list[str]:
+    """How the table is to be read."""
+    pictures = sorted({result["pictures"] for one in rows for result in one["results"]})
+    single = all(one["seeds"] == 1 for one in rows)
+    over = "Wilson's over the images of the single run" if single else "over the seeds and the images"
+    said = [
+        f"Measured: accuracy on {' or '.join(map(str, pictures)) or 'the'} validation images, mean of the last "
+        f"{LAST} epochs (the curves swing, and no epoch is picked) with its 95 % interval, {over}; beside it the "
+        "accuracy after the last epoch, by seed.",
+        "Later seeds find the activations and heads that earlier runs have stored: hence their fewer seconds.",
+    ]
+    said += baseline_sentences(
+        [(one["experiment"], Baseline("", share), one["mean"], one["low"]) for one in rows for share in baselines(one)]
+    )
+    if single:
+        said.append(
+            "Each figure is of one trained model: training noise is not in its interval (--seeds 3 has it measured)."
+        )
+    if not comparable:
+        return [
+            *said,
+            "No verdict: other pictures, fewer of them or other settings than the claims are about. (From "
+            "scratch, a few epochs on a few pictures hardly leave chance.)",
+        ]
+    ranges = [(one["experiment"], CLAIMS[one["experiment"]]) for one in rows]
+    told = ", ".join(f"{name} {100 * claim.range()[0]:.1f} to {100 * claim.range()[1]:.1f} %" for name, claim in ranges)
+    said.append(
+        f"A claim is itself a figure from {CLAIM_PICTURES} pictures, so it is read as all that fits it within a 95 % "
+        f"interval ({told}; the exercise is a goal and read as it stands). Reproduced: our interval lies within; "
+        "above, below: wholly outside; inconclusive: across an end."
+    )
+    if backbone != CLAIMED_FOR:
+        said.append(
+            f"All claims but the first are {CLAIMED_FOR}'s, and these figures are {backbone}'s: there the verdict "
+            "compares numbers, and neither confirms nor refutes the claim."
+        )
+    return said
+
+
+def baselines(one: Mapping[str, Any]) -> list[float]:
+    """Return the baseline of a row's images, nothing where no run of it has finished."""
+    return [result["baseline"] for result in one["results"] if result["baseline"]][:1]
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], said: Sequence[str], about: str) -> str:
+    """The table as a Markdown page, with the commands of single runs."""
+    lines = ["# The tutorial, reproduced", "", about, "", f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
+    lines += [f"| {' | '.join([one['about'], *cells(one)])} |" for one in rows]
+    lines += ["", *(f"{sentence}\n" for sentence in said), "One run of each, with its seed:", "", "```"]
+    lines += [f"python -m experiments.train {one['command']} seed=0" for one in rows]
+    return "\n".join([*lines, "```", ""])
+
+
+def conclude(
+    folder: Path, jobs: Sequence[Job], backbone: str, comparable: bool, command: str
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Writes summary.md and, with every run's figures, summary.json; the rows of the table, and how to read it.
+
+    Args:
+        jobs: finished or not.
+        comparable: whether the runs are about what the claims are about.
+        command: that made them, to be told.
+    """
+    by_claim = {name: [job for job in jobs if job.values["experiment"] == name] for name in CLAIMS}
+    rows = [row(name, own, backbone=backbone, comparable=comparable) for name, own in by_claim.items()]
+    said = sentences(rows, backbone=backbone, comparable=comparable)
+    ended = [result["ended"] / 1000 for one in rows for result in one["results"]]
+    day = time.strftime("%d %B %Y", time.localtime(max(ended, default=None))).lstrip("0")
+    about = f"`{command}`, {day}; {hardware.sentence()}"
+    atomic_files.write_file(folder / PAGE, markdown(rows, said, about).encode())
+    content = {"about": about, "rows": rows, "sentences": said}
+    atomic_files.write_file(folder / "summary.json", json.dumps(content, indent=1).encode())
+    return rows, said
+
+
+def metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What MLflow is told of the whole: every row's figure."""
+    names = {"mean": "validation.accuracy", "low": "validation.accuracy_low", "high": "validation.accuracy_high"}
+    return {f"{one['experiment']}.{told}": one[key] for one in rows for key, told in names.items() if key in one}

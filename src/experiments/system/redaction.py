@@ -1,0 +1,292 @@
+"""What is shown of texts: no credentials and no control characters.
+
+Credentials are recognised by their form or by their value, replaced by ***, and kept where they are needed.
+
+Three gates use this: the streams and log records of a process (`install`), the command line (`conceal_arguments`) and
+the composed configuration (`validation.conceal`), from which everything that a run writes is made. What was replaced
+there stays in the environment of this process and its children, so that `reveal` can restore it where it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, TextIO, cast
+from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit
+
+from experiments.system.startup import protect_streams
+
+STARS = "***"
+VARIABLE = "EXPERIMENTS_CREDENTIALS"  # holds what `remember` was given; Ray's and SLURM's jobs inherit it
+
+_SCHEME = r"\b\w[\w+.-]{0,30}://"
+# A password may hold anything, but where the next item of a list begins it has ended.
+_ANY = rf"(?:(?!['\"]?,\s?['\"]?{_SCHEME})(?!['\"],)\S)"
+# What follows a colon in a web address may be a port and a path with an @ in it, but no host behind that.
+_PORT_AND_PATH = r"https?://[^\s:/@]*:\d{1,5}/(?!\S*@(?:[\w.-]+:\d|localhost\b|\d+\.\d+\.))"
+_USERINFO = re.compile(
+    rf"(?P<scheme>(?!{_PORT_AND_PATH}){_SCHEME})(?P<user>[^\s/:?#\"'<>]*):(?!\$\{{[^}}]*\}}@){_ANY}*@"
+)
+_TOKEN_AS_USER = re.compile(r"(https?://)[^\s/:?#@\"'<>]{20,}@")
+# An address whose end was cut off; `host:8080`, `host:PORT` and `[::1]:80` are none.
+_CUT_OFF = re.compile(
+    rf"({_SCHEME}(?!\[)[^\s/:?#@\"'<>]*:)(?!\d*(?:[^\w*]|$))(?![A-Z]+\b)[^\s@,;)\]}}\"']+(?![^\s@]*@)"
+)
+_NAME = (
+    r"[\w.-]*(?:password|passwd|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key(?:[_-]?id)?|account[_-]?key"
+    r"|signature|credentials?)"
+)
+_QUERY = re.compile(rf"([?&;](?:{_NAME}|sig|key|auth|pass|sas)=)(?!\$\{{)(?:(?!,{_SCHEME})[^&\s\"'<>])+", re.IGNORECASE)
+_ASSIGNED_NAME = (
+    r"[\w.-]*(?:password|passwd|passphrase|secret|api_?key|access_?key(?:_?id)?|account_?key"
+    r"|(?:access|api|auth|bearer|refresh|security|session|tracking)_?token)"
+)
+_ASSIGNED = re.compile(
+    rf"((?<![\w.?&;-]){_ASSIGNED_NAME}\s?=\s?)(?!\$\{{)('(?:\\'|[^'])*'|\"[^\"]*\"|[^\s'\"]\S*)", re.IGNORECASE
+)
+_HEADER = re.compile(r"(authorization\W{1,6}(?:bearer|basic|token)\s+)[^\s'\"]+", re.IGNORECASE)
+_SECRET_VARIABLE = re.compile(
+    r"(?:PASSWORD|PASSWD|PASSPHRASE|TOKEN|SECRET|API_?KEY|(?:ACCESS|ACCOUNT|SECRET)_KEY|CONNECTION_STRING)$"
+)
+_WHOLE_ADDRESS = re.compile(r"\s*\w[\w+.-]*://[^/:]*:(.*)@", re.DOTALL)
+
+
+def redact_credentials(text: str) -> str:
+    """Return the text with *** in place of every credential.
+
+    Credentials are passwords of addresses (scheme://user:***@host), values of query parameters and assignments that
+    are called password, token, signature and the like, and the values themselves, where this process knows them from
+    its environment or command line.
+    """
+    if known := _known_values():
+        text = known.sub(STARS, text)
+    if "://" in text:
+        text = _USERINFO.sub(_without_password, text)
+        text = _CUT_OFF.sub(rf"\1{STARS}", _TOKEN_AS_USER.sub(rf"\1{STARS}@", text))
+    if "=" in text:
+        text = _ASSIGNED.sub(rf"\1{STARS}", _QUERY.sub(rf"\1{STARS}", text))
+    return _HEADER.sub(rf"\1{STARS}", text)
+
+
+def _without_password(found: re.Match[str]) -> str:
+    whole = found[0].removesuffix("@")
+    alone = whole.endswith((":", ":x-oauth-basic"))  # the user's name is the credential then
+    return f"{found['scheme']}{STARS if alone and found['user'] else found['user']}:{STARS}@"
+
+
+def redacted(value: Any, name: str = "") -> Any:
+    """Return the plain values of a configuration (mappings, lists, texts) redacted.
+
+    Only addresses, and texts whose name says that they are a credential: a path may look like an assignment.
+
+    Args:
+        value: what to redact.
+        name: of the value in the mapping that holds it.
+    """
+    if isinstance(value, str):
+        if value and "${" not in value and re.fullmatch(_ASSIGNED_NAME, name, re.IGNORECASE):
+            return STARS
+        return redact_credentials(value) if "://" in value else value
+    if isinstance(value, Mapping):
+        return {key: redacted(below, str(key)) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [redacted(below, name) for below in value]
+    return value
+
+
+# --- What this process knows
+
+
+@cache
+def _known_values() -> re.Pattern[str] | None:
+    """Return what finds the credentials of the environment; None where there are none.
+
+    Reading the environment takes longer than redacting a line, so that it is read once.
+    """
+    values: set[str] = set()
+    for text in _table().values():
+        values |= {*_forms(text, whole="://" not in text)}
+    for name, value in os.environ.items():
+        if name != VARIABLE and ("://" in value or _SECRET_VARIABLE.search(name)):
+            is_path = value.startswith(("/", "~")) and os.path.exists(os.path.expanduser(value))
+            values |= {*_forms(value, whole=bool(_SECRET_VARIABLE.search(name)) and not is_path)}
+    known = sorted(filter(_distinct, values), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, known))) if known else None
+
+
+def _table() -> dict[str, str]:
+    """Return what `remember` was given: values by their redacted form, and by key and redacted form."""
+    table: dict[str, str] = json.loads(os.environ.get(VARIABLE) or "{}")
+    return table
+
+
+def _forms(text: str, *, whole: bool) -> Iterator[str]:
+    """Every way in which the credentials of a text may be written, percent-encoded or not.
+
+    Args:
+        text: an address, or a credential.
+        whole: whether it is a credential itself.
+    """
+    found = [text] if whole else []
+    if (address := _WHOLE_ADDRESS.match(text)) and _USERINFO.sub("", text) != text:
+        found.append(address[1])
+    with contextlib.suppress(ValueError):
+        found.append(urlsplit(text).password or "")
+    found += [match[0][len(match[1]) :] for match in _QUERY.finditer(text)]
+    for value in found:
+        plain = unquote(value)
+        yield from (value, plain, unquote_plus(value), quote(plain, safe=""), quote(plain), quote_plus(plain))
+
+
+def _distinct(value: str) -> bool:
+    """Whether a value can be replaced wherever it stands: an ordinary word or a number would be found elsewhere."""
+    kinds = sum(bool(re.search(kind, value)) for kind in ("[a-z]", "[A-Z]", "[0-9]", r"[^\w]"))
+    return (len(value) >= 6 and kinds >= 2) or len(value) >= 12
+
+
+# --- What is written down without them, and used with them
+
+
+def remember(key: str, value: str) -> str:
+    """Return a configuration value redacted; keep what it was for `reveal`, here and in processes started from here."""
+    hidden: str = redacted(value, key)
+    if hidden != value:
+        by_text = {} if hidden == STARS else {hidden: value}
+        os.environ[VARIABLE] = json.dumps(_table() | by_text | {f"{key}={hidden}": value})
+        _known_values.cache_clear()
+    return hidden
+
+
+def reveal(text: str, key: str = "") -> str:
+    """Return a configuration value with its credentials: those of `remember`, or of an environment variable.
+
+    Args:
+        text: the value, redacted or not; where its credentials are not known it comes back as it is.
+        key: of the value, dotted.
+    """
+    if STARS not in text:
+        return text
+    table = _table()
+    if found := table.get(f"{key}={text}") or table.get(text):
+        return found
+    addresses = (value for name, value in os.environ.items() if "://" in value and name != VARIABLE)
+    return next((value for value in addresses if redact_credentials(value) == text), text)
+
+
+def is_concealed(text: str) -> bool:
+    """Whether a value has lost a credential."""
+    return text == STARS or re.search(r"://\S*:\*{3}@|://\*{3}@|=\*{3}(?:&|$)", text) is not None
+
+
+def conceal_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return a command line of Hydra overrides without credentials, which `reveal` finds from now on."""
+    # Not at the top: the other verbs of `experiments` start without Hydra.
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    parser = OverridesParser.create()
+
+    def conceal(argument: str) -> str:
+        if redact_credentials(argument) == argument or argument.lstrip("+~").startswith("hydra"):
+            return argument
+        try:
+            override = parser.parse_override(argument)
+        except OverrideParseException:  # Hydra explains it, and writes nothing
+            return argument
+        values = _texts(override.get_key_element().lstrip("+~"), override._value)
+        changed = [remember(key, value) != value for key, value in values]
+        return redact_credentials(argument) if any(changed) else argument
+
+    return [conceal(argument) for argument in arguments]
+
+
+def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Every text in an override's value, with its dotted key."""
+    from hydra.core.override_parser.types import ChoiceSweep, QuotedString
+
+    if isinstance(value, QuotedString):
+        yield key, value.text
+    elif isinstance(value, str):
+        yield key, value
+    elif isinstance(value, ChoiceSweep):
+        for choice in value.list:
+            yield from _texts(key, choice)
+    elif isinstance(value, list):
+        for at, below in enumerate(value):
+            yield from _texts(f"{key}.{at}", below)
+    elif isinstance(value, dict):
+        for name, below in value.items():
+            yield from _texts(f"{key}.{name}", below)
+
+
+# --- Characters that are not shown as themselves
+
+_BIDIRECTIONAL = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they reorder what stands beside them
+_UNPRINTED = rf"\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f{_BIDIRECTIONAL}\u2028\u2029\ufeff\U000e0000-\U000e007f"
+_CONTROL = re.compile(rf"[{_UNPRINTED}\x1b\r\ud800-\udfff]")
+# A terminal's colours and cursor (ESC [ ...) and carriage returns are what live displays are made of.
+_CONTROL_OF_STREAM = re.compile(rf"[{_UNPRINTED}]|\x1b(?!\[[0-9;?]*[A-Za-z])")
+
+
+def visible(text: str, control: re.Pattern[str] = _CONTROL) -> str:
+    r"""Return the text with control characters written as escapes, such as \x1b; line ends and tabs stay.
+
+    What a terminal would obey in a foreign name (colours, titles, links, the other direction) is shown instead.
+    """
+    return control.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+# --- What this process prints and logs
+
+
+class RedactingStream:
+    """A text stream that shows no credentials and passes on no terminal commands, whoever writes to it.
+
+    Args:
+        stream: where the redacted text goes.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(visible(redact_credentials(text), _CONTROL_OF_STREAM))
+        return len(text)
+
+    def writelines(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+class RedactedRecord(logging.LogRecord):
+    """A log record without credentials and control characters, in message and traceback, for every handler."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        if self.exc_info and self.exc_info[0]:
+            text = "".join(traceback.format_exception(*self.exc_info)).rstrip("\n")
+            self.exc_text = visible(redact_credentials(text))  # a formatter writes this one where it is set
+
+    def getMessage(self) -> str:
+        return visible(redact_credentials(super().getMessage()))
+
+
+def install() -> None:
+    """Redact from now on what this process prints and logs, to streams that can be written to at any time."""
+    protect_streams()
+    _known_values.cache_clear()
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, RedactingStream):
+            setattr(sys, name, cast(TextIO, RedactingStream(stream)))
+    logging.setLogRecordFactory(RedactedRecord)

@@ -1,0 +1,159 @@
+"""Where a tracking store is, and whether it is there at all: MLflow itself waits and tries again for minutes."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import logging
+import os
+import re
+import socket
+import sqlite3
+import ssl
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from experiments.errors import ConfigError
+from experiments.system.paths import ARTIFACTS, sqlite_file
+from experiments.system.redaction import redact_credentials
+from experiments.tracking import migrations
+
+WAIT = 5.0  # seconds for a first answer
+VARIABLE = "MLFLOW_TRACKING_URI"
+# Where MLflow's database has absolute addresses of files.
+ADDRESSES = (
+    ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
+    ("model_versions", "source"), ("model_versions", "storage_location"),
+)  # fmt: skip
+_log = logging.getLogger(__name__)
+
+
+def missing(uri: str) -> bool:
+    """Whether a store is an SQLite file that is not there: MLflow's client would make it."""
+    file = sqlite_file(uri)
+    return file is not None and not file.exists()
+
+
+def use(uri: str) -> None:
+    """Make MLflow use a store in this process.
+
+    MLflow sets MLFLOW_TRACKING_URI as well, for processes that it starts. The variable stays what the user has set: a
+    later run of this process follows it.
+    """
+    import mlflow
+
+    before = os.environ.get(VARIABLE)
+    mlflow.set_tracking_uri(uri)
+    os.environ.pop(VARIABLE, None)
+    if before is not None:
+        os.environ[VARIABLE] = before
+
+
+def check_runs(uri: str) -> None:
+    """Asks, as `check`, for a store that runs are to be read from.
+
+    Raises:
+        ConfigError: no run has made it yet, or as `check`.
+    """
+    if missing(uri):
+        raise ConfigError(f"No runs yet: there is no {sqlite_file(uri)}. Train first, or give --uri")
+    check(uri)
+
+
+def check(uri: str | None) -> None:
+    """Ask a server or a database's host for any answer; correct the addresses in an SQLite store that was moved.
+
+    Raises:
+        ConfigError: there is none, or the installed MLflow cannot use the SQLite store.
+    """
+    file = sqlite_file(uri or "")
+    if file is not None:
+        if found := migrations.sqlite_problem(file, str(uri)):
+            raise unusable(str(uri), *found)
+        follow_move(file)
+        return
+    try:
+        parts = urlsplit(uri or "")
+        if parts.scheme in ("http", "https"):
+            # Without user and password, which urllib would take for a part of the host.
+            plain = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+            urllib.request.urlopen(plain, timeout=WAIT).close()
+        elif parts.hostname and (port := parts.port or (5432 if parts.scheme.startswith("postgresql") else None)):
+            socket.create_connection((parts.hostname, port), timeout=WAIT).close()
+    except (urllib.error.HTTPError, ssl.SSLError):  # it answers; the rest is between it and MLflow
+        return
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        if not isinstance(getattr(error, "reason", None), ssl.SSLError):
+            raise unusable(str(uri), str(error)) from None
+
+
+def follow_move(file: Path) -> None:
+    """Correct the artifacts' addresses in an SQLite store whose folder was moved or copied.
+
+    MLflow records absolute addresses. Without this, old artifacts are not found, and new ones are written to the place
+    where the folder was. Only the layout of outputs/ is followed: the artifacts lie beside the database.
+
+    Args:
+        file: the database.
+    """
+    here = file.resolve().with_name(ARTIFACTS)
+    if not file.is_file():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(file, timeout=WAIT)) as store:
+            for (location,) in store.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall():
+                there = _local_path(location)
+                if there is not None and there.name == ARTIFACTS and there != here and _has_moved(there, here, file):
+                    _replace_addresses(store, location, here.as_uri())
+                    _log.info("MLflow's files are in %s now: their addresses in %s led to %s", here, file, there)
+    except sqlite3.Error as error:
+        if "no such" not in str(error) and "not a database" not in str(error):  # MLflow reports these
+            _log.warning("%s: the addresses of artifacts cannot be corrected: %s", file, error)
+
+
+def _local_path(location: str | None) -> Path | None:
+    """Return the path that an artifact location means, a file URI or a plain path; None: it is of another kind."""
+    if location is None or ("://" in location and not location.startswith("file:")):
+        return None
+    return Path(unquote(urlsplit(location).path) if location.startswith("file:") else location)
+
+
+def _has_moved(there: Path, here: Path, database: Path) -> bool:
+    """Whether a database that places artifacts elsewhere has come from there, moved or copied."""
+    if not there.is_dir():
+        return True
+    return here.is_dir() and not there.samefile(here) and (there.parent / database.name).is_file()
+
+
+def _replace_addresses(store: sqlite3.Connection, old: str, new: str) -> None:
+    """Replace the beginning of every address in MLflow's tables, in one transaction."""
+    with store:
+        for table, column in ADDRESSES:
+            if column in [row[1] for row in store.execute(f"PRAGMA table_info({table})")]:
+                store.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                    f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                    (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
+                )
+
+
+def unusable(uri: str, reason: str, remedy: str | None = None) -> ConfigError:
+    """Return the error for a store that cannot be used.
+
+    Args:
+        uri: of the store.
+        reason: as MLflow gives it.
+        remedy: None: what is usual for a store of this kind.
+    """
+    if outdated := re.search(r"out-of-date database schema \(found version (\w+)", reason):
+        reason, remedy = migrations.problem(outdated[1].lower(), uri, sqlite_file(uri)) or (reason, remedy)
+    reason = reason.partition("\n[SQL: ")[0]  # SQLAlchemy's errors have the whole statement
+    local = sqlite_file(uri) is not None or uri.startswith("file:")
+    remedy = remedy or (
+        "Check the file, its folder and the room on its disk" if local else "Check the address and that the server runs"
+    )
+    text = f"tracking.uri: the MLflow store at {uri} cannot be used: {reason[:500]}. {remedy}, or use "
+    other = "tracking=none, or another store: tracking.uri=... (tracking=sqlite, unless MLFLOW_TRACKING_URI is set)"
+    return ConfigError(redact_credentials(text + ("tracking=none" if local else other)))

@@ -1,0 +1,82 @@
+"""Runs' models as MLflow keeps them: for Keras, for serving, in the registry."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.data import decoder
+from experiments.system.paths import PACKAGE
+
+if TYPE_CHECKING:
+    import keras
+
+NAME = "model"  # runs:/ID/model
+# Given here, because MLflow's own search for them starts a process that imports everything again.
+REQUIRED = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
+CODE = "experiments_served"
+SERVED = ("tracking/served.py", "data/decoder.py", "data/file_formats.py", "data/colors.py", "types.py")
+INPUT = (
+    "picture files (JPEG, PNG, BMP, WEBP, TIFF) as base64 text in the column 'picture', or pixels "
+    "[N, image_size, image_size, 3] in [0, 255]"
+)
+
+
+def log_model(run_id: str, model: keras.Model, classes: Sequence[str]) -> None:
+    """The whole model, for mlflow.keras.load_model and `mlflow models serve`; one that was begun before is replaced."""
+    import mlflow
+    from mlflow.entities import LoggedModelStatus
+    from mlflow.models import Model
+
+    client = mlflow.MlflowClient()
+    run = client.get_run(run_id)
+    begun = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+    # As mlflow.keras.log_model does, which knows no run but the active one.
+    made = client.create_logged_model(run.info.experiment_id, name=NAME, source_run_id=run_id, params=run.data.params)
+    Model.log(
+        artifact_path=None, model_id=made.model_id, flavor=Flavor, run_id=run_id, model=model,
+        metadata={
+            "classes": list(classes), "image_size": model.input_shape[1], "input": INPUT,
+            "gray_range": decoder.logged_gray_range(run.data.params.get("data.gray_range", "null")),
+        },
+    )  # fmt: skip
+    client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
+    for old in begun:
+        client.delete_logged_model(old.model_id)
+
+
+class Flavor:
+    """What MLflow calls to write a model: its Keras flavor's folder, which for serving is read by `served`."""
+
+    @staticmethod
+    def save_model(path: str, mlflow_model: Any, model: keras.Model) -> None:
+        import mlflow.keras
+        from mlflow import pyfunc
+        from mlflow.models import ModelSignature
+        from mlflow.types import ColSpec, Schema
+
+        requirements = [f"{name}=={importlib.metadata.version(name)}" for name in REQUIRED]
+        mlflow.keras.save_model(model, path, mlflow_model=mlflow_model, pip_requirements=requirements)
+        # No schema of MLflow's says "picture files or pixels": what comes in is checked by `served` itself.
+        mlflow_model.signature = ModelSignature(
+            outputs=Schema([ColSpec("string", "class"), ColSpec("double", "probability")])
+        )
+        environment = mlflow_model.flavors[pyfunc.FLAVOR_NAME][pyfunc.ENV]
+        pyfunc.add_to_model(mlflow_model, loader_module=f"{CODE}.tracking.served", code="code", env=environment)
+        copy_code(Path(path) / "code")
+        mlflow_model.save(os.path.join(path, "MLmodel"))
+
+
+def copy_code(folder: Path) -> None:
+    """Writes what serving needs of this package: a model is served by the decoder that it was trained with, wherever.
+
+    Under a name of its own, so that it does not hide an installed `experiments`.
+    """
+    for name in SERVED:
+        target = folder / CODE / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        text = (PACKAGE / name).read_text(encoding="utf-8")
+        target.write_text(text.replace("from experiments.", f"from {CODE}."), encoding="utf-8")

@@ -1,0 +1,377 @@
+"""Reading back what runs have told MLflow."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.errors import ConfigError
+from experiments.system.paths import tracking_uri
+from experiments.system.redaction import redact_credentials
+from experiments.tracking import connection, curves
+from experiments.tracking.buffer import failures, prepare
+from experiments.training.types import EpochRecord
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment, Run
+
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A finished run as the store remembers it."""
+
+    run_id: str
+    name: str
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    experiment: str = ""  # its MLflow experiment's id
+    data: str | None = None  # the folder of its pictures
+
+
+def local_store() -> str:
+    """Return the store that every verb uses unless one is typed: MLFLOW_TRACKING_URI, else this place's database."""
+    return tracking_uri()
+
+
+def find_runs(uri: str, wanted: Sequence[str], tag: tuple[str, str] | None = None) -> list[RunFacts]:
+    """Finished runs, in the order asked for.
+
+    Args:
+        uri: the tracking store.
+        wanted: run ids, the beginnings of them, or run names; none for all.
+        tag: only runs with this tag of this value.
+
+    Raises:
+        ConfigError: a store that is not there, or names that fit no finished run or several.
+    """
+    found = search_runs(uri, f"tags.`{tag[0]}` = '{tag[1]}'" if tag else "")
+    if not wanted:
+        return found
+    chosen = []
+    for name in wanted:
+        fitting = [run for run in found if run.run_id.startswith(name) or run.name == name]
+        if len(fitting) != 1:
+            known = ", ".join(f"{run.run_id[:8]} ({run.name})" for run in found[-8:]) or "none"
+            what = _why_not(uri, name) if not fitting else f"{len(fitting)} runs fit"
+            raise ConfigError(
+                f"{name}: {what}. Give a run id, its beginning or a run name. The latest runs in "
+                f"{redact_credentials(uri)}: {known}"
+            )
+        chosen.append(fitting[0])
+    return chosen
+
+
+def _why_not(uri: str, name: str) -> str:
+    """Return why no finished run has this id or name: it is in the trash, or not finished, or not there."""
+    import mlflow
+    from mlflow.entities import ViewType
+
+    client = mlflow.MlflowClient(uri)
+    try:
+        places = [one.experiment_id for one in client.search_experiments(ViewType.ALL)]
+        for run in _every_run(client, places, "", ViewType.ALL):
+            if run.info.run_id.startswith(name) or run.info.run_name == name:
+                if in_trash(run):
+                    place = client.get_experiment(run.info.experiment_id)
+                    gone = place.lifecycle_stage == "deleted"
+                    return experiment_in_trash(uri, place) if gone else trashed(uri, run)
+                if run.info.status != "FINISHED":
+                    return f"no finished run fits: this one is {run.info.status}"
+                return "no finished run fits: this one is no training"
+    except failures() as error:
+        raise connection.unusable(uri, str(error)) from None
+    return "no finished run fits"
+
+
+def search_runs(uri: str, query: str = "") -> list[RunFacts]:
+    """The finished trainings that fit a query in MLflow's syntax, the oldest first; what else MLflow holds is no run.
+
+    Raises:
+        ConfigError: a store that is not there or cannot be used, or a query that MLflow cannot read.
+    """
+    connection.check_runs(uri)
+    prepare()
+    import mlflow
+
+    client = mlflow.MlflowClient(uri)
+    found: list[RunFacts] = []
+    try:
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        runs = _every_run(client, experiments, query)
+        found += [facts(run) for run in runs if run.info.status == "FINISHED" and "regime" in run.data.params]
+    except failures() as error:
+        if query and getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
+            raise ConfigError(
+                f"The query cannot be used: {str(error)[:500]}. Write it as MLflow does, for example: "
+                "params.regime = 'finetune' and metrics.`validation.accuracy` > 0.9. "
+                f"Received: {query!r}"
+            ) from None
+        raise connection.unusable(uri, str(error)) from None
+    return found
+
+
+def _every_run(client: MlflowClient, experiments: list[str], query: str, view: int | None = None) -> Iterator[Run]:
+    """The runs of experiments that fit a query, the oldest first; MLflow gives a page at a time.
+
+    Args:
+        client: of the store.
+        experiments: their ids.
+        query: in MLflow's syntax.
+        view: which runs, MLflow's ViewType; None: those that are not in the trash.
+    """
+    shown: dict[str, Any] = {} if view is None else {"run_view_type": view}
+    token: str | None = ""
+    while token is not None and experiments:
+        page = client.search_runs(
+            experiments, query, order_by=["attributes.start_time ASC"], max_results=1000, page_token=token or None,
+            **shown,
+        )  # fmt: skip
+        yield from page
+        token = page.token or None
+
+
+def facts(run: Run) -> RunFacts:
+    """What we keep in mind of an MLflow run."""
+    data = None
+    for one in run.inputs.dataset_inputs if run.inputs else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # a source that another tool has logged
+            data = data or str(json.loads(one.dataset.source)["uri"])
+    return RunFacts(
+        run.info.run_id, run.info.run_name, run.data.params, run.data.metrics, run.data.tags, run.info.experiment_id,
+        data,
+    )  # fmt: skip
+
+
+def in_trash(run: Run) -> bool:
+    """Whether a run was deleted in MLflow's UI, from where it can be restored."""
+    return str(run.info.lifecycle_stage) == "deleted"
+
+
+def trashed(uri: str, run: Run) -> str:
+    """Return the sentence for a run in MLflow's trash: what to type to restore it."""
+    place, run_id = shlex.quote(redact_credentials(uri)), run.info.run_id
+    return (
+        f"this run is in MLflow's trash. Restore it: MLFLOW_TRACKING_URI={place} mlflow runs restore --run-id {run_id} "
+        "(or in MLflow's UI: the filter State: Deleted)"
+    )
+
+
+def experiment_in_trash(uri: str, experiment: Experiment) -> str:
+    """Return the sentence for an experiment in MLflow's trash: what to type to restore it."""
+    command = f"MLFLOW_TRACKING_URI={shlex.quote(redact_credentials(uri))} mlflow experiments restore"
+    return (
+        f"the MLflow experiment {experiment.name!r} is in MLflow's trash, with its runs. Restore it: "
+        f"{command} --experiment-id {experiment.experiment_id}"
+    )
+
+
+def find_run(client: MlflowClient, run_id: str) -> Run | None:
+    """Return a run, of the trash, too; None where the store has none of this id."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
+def recorded_folder(uri: str, run_id: str) -> str | None:
+    """Return where a run, finished or not, kept its files, as it was recorded: that may have been moved since.
+
+    Raises:
+        ConfigError: no such run in the store.
+    """
+    folder: str | None = get_run(uri, run_id, "resume", trash=True).data.tags.get("run_folder")
+    return folder
+
+
+def read_file(uri: str, run_id: str, name: str, largest: int) -> bytes | None:
+    """An artifact of a run; None where it has more bytes than `largest`.
+
+    Raises:
+        ConfigError: no such run in the store, or it has no such artifact.
+    """
+    get_run(uri, run_id, "like")
+    import mlflow
+
+    connection.use(uri)
+    try:
+        sizes = {one.path: one.file_size for one in mlflow.MlflowClient(uri).list_artifacts(run_id)}
+        if name not in sizes:
+            raise OSError(f"it has only {', '.join(sizes) or 'nothing'}")
+        if (sizes[name] or 0) > largest:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=folder))
+            return path.read_bytes() if path.stat().st_size <= largest else None
+    except failures() as error:
+        raise ConfigError(f"like: run {run_id} has no {name}: {str(error)[:300]}") from None
+
+
+def logged_model(uri: str, run_id: str) -> Path | None:
+    """The folder of the model that a run has logged, fetched where it is not on this machine; None: it logged none.
+
+    Raises:
+        ConfigError: the store cannot be used, or does not give it.
+    """
+    prepare()
+    import mlflow
+    from mlflow.entities import LoggedModelStatus
+
+    connection.use(uri)
+    client = mlflow.MlflowClient(uri)
+    try:
+        place = [client.get_run(run_id).info.experiment_id]
+        found = client.search_logged_models(place, f"source_run_id = '{run_id}' AND name = 'model'")
+        ready = [model for model in found if model.status == LoggedModelStatus.READY]
+        if not ready:
+            return None
+        return Path(mlflow.artifacts.download_artifacts(f"models:/{ready[0].model_id}"))
+    except failures() as error:
+        raise ConfigError(f"run {run_id}: its model cannot be read from MLflow: {str(error)[:300]}") from None
+
+
+def artifact(uri: str, run_id: str, name: str) -> Path | None:
+    """A file or folder that a run has logged, fetched where it is not on this machine; None: it has no such artifact.
+
+    Raises:
+        ConfigError: the store cannot be used, or does not give it.
+    """
+    prepare()
+    import mlflow
+
+    connection.use(uri)
+    try:
+        if name not in {one.path for one in mlflow.MlflowClient(uri).list_artifacts(run_id)}:
+            return None
+        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name))
+    except failures() as error:
+        raise ConfigError(f"run {run_id}: {name} cannot be read from MLflow: {str(error)[:300]}") from None
+
+
+def get_run(uri: str, run_id: str, key: str, *, trash: bool = False) -> Run:
+    """Return a run by its id, which the configuration's `key` gives.
+
+    Args:
+        uri: the tracking store.
+        run_id: the whole id.
+        key: for the error.
+        trash: take one from MLflow's trash, too.
+
+    Raises:
+        ConfigError: there is none, or the store cannot be used.
+    """
+    reason = "no folder has this name, and it is no whole run id"
+    if RUN_ID.fullmatch(run_id):
+        reason = "there is no such file"
+        if not connection.missing(uri):
+            found = look_up(uri, run_id)
+            if found is not None and in_trash(found) and not trash:
+                raise ConfigError(f"{key}: {run_id}: {trashed(uri, found)}")
+            if found is not None:
+                return found
+            reason = "it has no run of this id: it was deleted for good, or is in another store"
+    raise ConfigError(
+        f"{key}: must be a run's folder or the id of a run in {redact_credentials(uri)} ({reason}). Received: "
+        f"{run_id!r}. Another store: tracking.uri=..., MLFLOW_TRACKING_URI, or EXPERIMENTS_HOME for another outputs/"
+    )
+
+
+def read_predictions(uri: str, run: RunFacts, split: str) -> dict[str, list[Any]]:
+    """The columns of a run's stored predictions.
+
+    Raises:
+        ConfigError: the run has none for this split.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    connection.use(uri)
+    try:
+        table = json.loads(mlflow.artifacts.load_text(f"runs:/{run.run_id}/predictions_{split}.json"))
+    except (MlflowException, OSError) as error:
+        raise ConfigError(f"{run.name}: no predictions of split {split!r}: {str(error)[:200]}") from None
+    rows = table["data"]
+    return {name: [row[at] for row in rows] for at, name in enumerate(table["columns"])}
+
+
+def read_curves(uri: str, run: RunFacts) -> list[EpochRecord]:
+    """A run's epochs, from its curves.csv; none where it has no such file."""
+    import mlflow
+
+    connection.use(uri)
+    try:
+        text = mlflow.artifacts.load_text(f"runs:/{run.run_id}/curves.csv")
+    except failures():
+        return []
+    return curves.parse(text)
+
+
+def is_deleted(uri: str, run_id: str) -> bool:
+    """Return whether a run is not in the tracking store, or in its trash.
+
+    Raises:
+        ConfigError: the store cannot be used.
+    """
+    run = look_up(uri, run_id)
+    return run is None or in_trash(run)
+
+
+def look_up(uri: str, run_id: str) -> Run | None:
+    """Return a run of a store, also one in its trash; None where there is none.
+
+    Raises:
+        ConfigError: the store cannot be used.
+    """
+    connection.check(uri)
+    prepare()
+    import mlflow
+
+    try:
+        return find_run(mlflow.MlflowClient(uri), run_id)
+    except failures() as error:
+        raise connection.unusable(uri, str(error)) from None
+
+
+def ui_command(port: int) -> list[str]:
+    """Return the command that serves the MLflow UI to this machine only, of the store in MLFLOW_BACKEND_STORE_URI."""
+    served = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    return [sys.executable, "-m", "mlflow", "server", *served]
+
+
+def finished(uri: str, experiment: str) -> dict[str, RunFacts]:
+    """The finished runs of an experiment by their identity, of several the latest; none where there is no store yet.
+
+    Raises:
+        ConfigError: a store that cannot be used.
+    """
+    if connection.missing(uri):
+        return {}
+    prepare()
+    import mlflow
+
+    client = mlflow.MlflowClient(uri)
+    found: dict[str, RunFacts] = {}
+    try:
+        at = client.get_experiment_by_name(experiment)
+        place = [at.experiment_id] if at else []
+        for run in _every_run(client, place, "attributes.status = 'FINISHED'"):
+            if {"identity", "data_fingerprint", "run_folder"} <= run.data.tags.keys():  # else another tool's
+                found[run.data.tags["identity"]] = facts(run)
+    except failures() as error:
+        raise connection.unusable(uri, str(error)) from None
+    return found

@@ -1,0 +1,130 @@
+"""How MLflow serves a run's model: picture files or arrays of pixels in, class and probability out.
+
+A copy of this file and of what it imports goes with every logged model (`models.save_model`): so it imports no more of
+this package than the decoder.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from experiments.data import decoder
+from experiments.data.types import GrayRange
+from experiments.errors import DataError
+
+BATCH = 32
+PICTURE = "picture"  # the column of picture files
+SHOWN = 20  # faults told of one request
+
+
+def _load_pyfunc(path: str) -> Classifier:  # the name is MLflow's
+    """What answers requests, of a logged model's folder."""
+    model = keras.models.load_model(os.path.join(path, "data", "model.keras"), compile=False)
+    facts = Model.load(path).metadata or {}
+    return Classifier(model, facts["classes"], decoder.gray_range(facts.get("gray_range")))
+
+
+class Classifier:
+    """A model of pixels [B, H, W, 3] in [0, 255] to probabilities [B, classes], the names of its classes, and the
+    range of 16-bit grays that it was trained with."""
+
+    def __init__(self, model: keras.Model, classes: Sequence[str], grays: GrayRange | None = None) -> None:
+        self.classes, self.size, self.grays = list(classes), int(model.input_shape[1]), grays
+        signature = [tf.TensorSpec((None, self.size, self.size, 3), tf.float32)]
+        self._run = tf.function(lambda pixels: model(pixels, training=False), input_signature=signature)
+
+    def predict(self, data: Any) -> pd.DataFrame:
+        """A row for each picture: class, its probability, the probabilities of all classes by name.
+
+        Args:
+            data: picture files, as bytes or base64 text: a table with the column `picture`, or a list; or pixels
+                [N, H, W, 3] or [H, W, 3] in [0, 255] of the model's size.
+
+        Raises:
+            MlflowException: what cannot be used, by row; it answers a request with 400.
+        """
+        if isinstance(data, dict):
+            data = pd.DataFrame({name: list(values) for name, values in data.items()})
+        if isinstance(data, pd.DataFrame):
+            if PICTURE not in data.columns:
+                names = ", ".join(map(str, data.columns)) or "none"
+                raise MlflowException.invalid_parameter_value(
+                    f"the column {PICTURE!r} with picture files (JPEG, PNG, ...) as base64 is needed. Received: {names}"
+                )
+            pixels = self._decoded(data[PICTURE].tolist())
+        elif isinstance(data, list) and all(isinstance(one, str | bytes) for one in data):
+            pixels = self._decoded(data)
+        else:
+            pixels = self._checked(np.asarray(data))
+        batches = [self._run(pixels[at : at + BATCH].astype("float32")) for at in range(0, len(pixels), BATCH)]
+        rows = [row for batch in batches for row in np.asarray(batch, "float64")]
+        best = [int(row.argmax()) for row in rows]
+        return pd.DataFrame({
+            "class": [self.classes[at] for at in best],
+            "probability": [float(row[at]) for row, at in zip(rows, best, strict=True)],
+            "probabilities": [dict(zip(self.classes, row.tolist(), strict=True)) for row in rows],
+        })  # fmt: skip
+
+    def _decoded(self, files: Sequence[Any]) -> np.ndarray:
+        """Picture files as pixels [N, H, W, 3] uint8."""
+        pixels = np.zeros((len(files), self.size, self.size, 3), "uint8")
+
+        def decode(row: int) -> str | None:
+            try:
+                pixels[row] = decoder.decode_resized(_content(files[row]), self.size, self.grays)
+            except DataError as error:
+                return f"row {row} {error}"
+            return None
+
+        with ThreadPoolExecutor() as pool:
+            faults = [fault for fault in pool.map(decode, range(len(files))) if fault]
+        if faults:
+            more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+            raise MlflowException.invalid_parameter_value(
+                f"{len(faults)} of {len(files)} pictures cannot be used: {'; '.join([*faults[:SHOWN], *more])}"
+            )
+        return pixels
+
+    def _checked(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels [N, H, W, 3]."""
+        shape = (self.size, self.size, 3)
+        if pixels.shape == shape:
+            pixels = pixels[None]
+        if pixels.shape[1:] != shape or pixels.dtype.kind not in "iuf":
+            raise MlflowException.invalid_parameter_value(
+                f"pixels must be numbers of the shape [N, {self.size}, {self.size}, 3], RGB. "
+                f"Received: {pixels.dtype} of the shape {list(pixels.shape)}. Pictures of any size: as files, base64, "
+                f"in the column {PICTURE!r}"
+            )
+        inside = ((pixels >= 0) & (pixels <= 255)).all(axis=(1, 2, 3))
+        if not inside.all():
+            rows = ", ".join(map(str, np.flatnonzero(~inside)[:SHOWN]))
+            raise MlflowException.invalid_parameter_value(f"pixels must be within 0 and 255; not so in rows {rows}")
+        return pixels
+
+
+def _content(file: Any) -> bytes:
+    """The bytes of a picture file.
+
+    Raises:
+        DataError: what is no base64 text.
+    """
+    if isinstance(file, bytes):
+        return file
+    if not isinstance(file, str):
+        raise DataError(f"is no base64 text. Received: {str(file)[:50]}")
+    try:
+        return base64.b64decode("".join(file.split()), validate=True)
+    except ValueError as error:
+        raise DataError(f"is no base64 text ({error})") from None

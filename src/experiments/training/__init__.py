@@ -1,0 +1,1 @@
+"""Training: `fit`, learning rates, losses, checkpoints, pruning, use of the hardware."""

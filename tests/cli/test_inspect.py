@@ -1,0 +1,176 @@
+"""`experiments inspect` from the command line: what each part prints and writes, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import pytest
+from PIL import Image
+
+from experiments.cli import composed, inspect
+from experiments.config import schema
+from experiments.regimes.build import build_layer
+from experiments.system import paths
+
+Call = Callable[..., list[str]]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """`call("augmentation", ...)`: the lines that `experiments inspect augmentation ...` prints."""
+
+    def run(*arguments: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["experiments inspect", *arguments])
+        inspect.main()
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def test_it_writes_one_png_and_says_where(call: Call, here: tuple[str, ...], own_outputs: Path) -> None:
+    command = ("augmentation", *here, "augmentation=strong", "--pictures", "2", "--views", "3", "seed=1")
+    (line,) = call(*command)
+    path = Path(line)
+    assert path.parent == own_outputs / "inspect" and path.name.startswith("augmentation-strong-")
+    picture = Image.open(path)
+    assert picture.format == "PNG" and picture.width == pytest.approx(175 * 4, abs=2)
+    assert call(*command) == [line], "the same command writes the same file"
+    others = [call("augmentation", *here, *more, "--pictures", "2", "--views", "3") for more in (
+        ("augmentation=strong", "seed=2"), ("augmentation=light", "seed=1"),
+        ("augmentation=strong", "seed=1", "augmentation.rotation=5"))]  # fmt: skip
+    assert len({line, *(other for (other,) in others)}) == 4
+    assert not list(own_outputs.glob("runs/*")) and not list(own_outputs.glob("*.db")), "no run, nothing tracked"
+
+
+def test_the_output_may_be_elsewhere_and_smaller(call: Call, here: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "new" / "small.png"
+    arguments = ("--pictures", "1", "--views", "2", "--dpi", "40", "--output", str(path))
+    assert call("augmentation", *arguments, *here) == [str(path)]
+    assert Image.open(path).width == pytest.approx(70 * 3, abs=2)
+
+
+def test_a_regime_without_augmentation_is_said(call: Call, here: tuple[str, ...]) -> None:
+    said, _ = call("augmentation", *here, "regime=bottleneck", "--pictures", "1", "--views", "1")
+    assert said == "regime=bottleneck trains on pictures as they are: it reads no augmentation"
+
+
+def test_a_users_own_choice_is_found(call: Call, here: tuple[str, ...], tmp_path: Path) -> None:
+    folder = tmp_path / "mine" / "augmentation"
+    folder.mkdir(parents=True)
+    text = (paths.CONF / "augmentation" / "light.yaml").read_text().replace("name: light", "name: own")
+    (folder / "own.yaml").write_text(text.replace("layers: []", "layers: [{_target_: keras.layers.RandomInvert}]"))
+    (line,) = call("augmentation", *here, "augmentation=own", "--config-dir", str(folder.parent), "--pictures", "1")
+    assert Path(line).name.startswith("augmentation-own-")
+
+
+@pytest.mark.parametrize("overrides", [
+    ["augmentation=stong"],
+    ["augmentation=mixup", "loss=hinge"],
+    ["augmentation.rotatoin=3", "data=folder"],
+])  # fmt: skip
+def test_errors_are_those_of_train(overrides: list[str]) -> None:
+    verbs = (["inspect", "augmentation"], ["train"])
+    inspected, trained = (
+        subprocess.run([sys.executable, "-m", "experiments", *verb, *overrides], capture_output=True, text=True)
+        for verb in verbs
+    )
+    assert inspected.returncode == trained.returncode == 1
+    assert inspected.stderr == trained.stderr and "Traceback" not in inspected.stderr
+    assert inspected.stderr.startswith("The configuration cannot be used:\n")
+
+
+def test_an_augmentation_that_cannot_be_built_and_a_folder_that_is_not_there_are_explained(
+    call: Call, here: tuple[str, ...], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match=r"augmentation\.layers\.0\.factr: nothing reads this key"):
+        call("augmentation", *here, "augmentation.layers=[{_target_:keras.layers.RandomContrast,factor:0.1,factr:1}]")
+    with pytest.raises(SystemExit, match="nowhere"):
+        call("augmentation", "data=folder", f"data.root={tmp_path / 'nowhere'}")
+
+
+@pytest.mark.parametrize("arguments, said", [
+    ([], "WHAT"),
+    (["augmentatoin"], "invalid choice"),
+    (["augmentation", "--pictures", "0"], "--pictures: must be a whole number of 1 or more. Received: '0'"),
+    (["augmentation", "--views", "x"], "Received: 'x'"),
+    (["augmentation", "--output", "a.jpg"], "must end in .png. Received: 'a.jpg'"),
+    (["augmentation", "seed=1", "--vews", "3"], "unrecognized arguments: --vews"),
+    (["model", "--classes", "1"], "--classes: must be 2 or more"),
+    (["lr", "--from", "0"], "must be a learning rate above 0"),
+    (["mistakes"], "RUN"),
+    (["mistakes", "a", "seed=1"], "unrecognized arguments: seed=1"),
+    (["mistakes", "a", "--split", "train"], "invalid choice"),
+    (["schedule", "epochs=3", "--run", "a"], "--run: that run's configuration is looked at as it is"),
+])  # fmt: skip
+def test_wrong_arguments_are_refused_at_once(
+    arguments: list[str], said: str, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        call(*arguments)
+    assert raised.value.code == 2 and said in capsys.readouterr().err
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.mark.parametrize("name", schema.shipped("augmentation"))
+def test_the_documentation_shows_every_augmentation(name: str) -> None:
+    text = (DOCS / "augmentation.md").read_text(encoding="utf-8")
+    assert f"| `{name}` |" in text
+    if name != "none":
+        image = DOCS / "images" / f"augmentation_{name}.png"
+        assert f"(images/{image.name})" in text and f"experiments inspect augmentation augmentation={name} " in text
+        assert image.stat().st_size < 250_000 and Image.open(image).format == "PNG"
+
+
+def test_what_the_documentation_says_to_type_is_accepted(tmp_path: Path) -> None:
+    text = (DOCS / "augmentation.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line) for line in text.splitlines() if line.startswith(("    experiments", "    python"))]
+    assert len(commands) > 8
+    for words in commands:
+        composed.read([word for word in words if "=" in word])
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "augmentation").mkdir()
+    (tmp_path / "augmentation" / "mine.yaml").write_text(example)
+    read = composed.read(["augmentation=mine"], tmp_path)
+    assert isinstance(build_layer(read, 0, read.augmentation.layers[0]), keras.layers.RandomGrayscale)
+
+
+def test_each_part_writes_a_picture_and_says_where(call: Call, here: tuple[str, ...], own_outputs: Path) -> None:
+    small = (*here, "regime=bottleneck", "model.weights=null", "batch_size=8")
+    for part, name, options in [
+        ("data", "data-folder", ()),
+        ("model", "model-convnet", ("--layers", "--classes", "5")),
+        ("schedule", "schedule-constant", ()),
+        ("lr", "lr-bottleneck-adamw_head", ("--batches", "15", "--from", "1e-4")),
+    ]:
+        *told, line = call(part, *small, *options)
+        path = Path(line)
+        assert told and path.parent == own_outputs / "inspect" and path.name.startswith(f"{name}-"), part
+        assert Image.open(path).format == "PNG"
+    assert not list(own_outputs.glob("runs/*")) and not list(own_outputs.glob("*.db")), "no run, nothing tracked"
+
+
+def test_a_data_set_that_a_run_would_refuse_is_exit_code_1(
+    call: Call, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(drawn, tmp_path / "bad")
+    (tmp_path / "bad" / "train" / "blobs" / "blobs.0.jpg").write_bytes(b"")
+    with pytest.raises(SystemExit) as ended:
+        call("data", "data=folder", f"data.root={tmp_path / 'bad'}")
+    told = capsys.readouterr().out
+    assert ended.value.code == 1 and "train/blobs/blobs.0.jpg: is empty" in told and ".png" in told
+
+
+def test_rates_that_do_not_grow_and_runs_that_are_not_there_are_explained(call: Call) -> None:
+    with pytest.raises(SystemExit, match="--from must be below --to"):
+        call("lr", "--from", "1", "--to", "0.1")
+    with pytest.raises(SystemExit, match="No runs yet"):
+        call("mistakes", "nobody")

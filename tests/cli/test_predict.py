@@ -1,0 +1,253 @@
+"""`experiments predict`: which files, what is told of each, and what stands where at the end."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from rich.cells import cell_len
+
+from experiments.cli import predict as verb
+from experiments.data import decoder
+from experiments.deploy import saved_run
+from experiments.deploy.predict import Prediction, list_files, predictions
+from experiments.errors import ConfigError
+from experiments.models.head import probabilities
+
+SIZE = 16
+Call = Callable[..., int]
+
+
+def classifier() -> keras.Model:
+    """The redder, the more it is a dog."""
+    inputs = keras.Input((SIZE, SIZE, 3), name="pixels")
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 64, offset=-2.0)(inputs))
+    model = keras.Model(inputs, probabilities(keras.layers.Dense(1, name="logits")(x)))
+    model.get_layer("logits").set_weights([np.array([[1.0], [0.0], [0.0]]), np.zeros(1)])
+    return model
+
+
+def save(path: Path, red: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (30, 20), (red, 40, 90)).save(path)
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """Four pictures in two folders, three files that are none, hidden ones."""
+    root = tmp_path / "files"
+    for at, name in enumerate(("a.png", "b.jpg", "deep/er/c.PNG", "deep/d.bmp")):
+        save(root / name, 20 + 70 * at)
+    (root / "e.jpg").write_bytes(b"")
+    (root / "f.jpg").write_bytes((root / "b.jpg").read_bytes()[:200])
+    (root / "deep" / "g.png").write_text("<html>")
+    (root / "notes.txt").write_text("of no picture type")
+    for hidden in (".h.jpg", ".cache/i.jpg", "__MACOSX/j.jpg"):
+        save(root / hidden, 9)
+    return root
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Call:
+    """The command on a model of our own; its exit code."""
+    run = SimpleNamespace(classes=("cats", "dogs"), model=classifier, plain={"data": {}})
+
+    def start(*arguments: str | Path) -> int:
+        with monkeypatch.context() as patch:
+            patch.setattr(saved_run, "find", lambda named, uri: run)
+            patch.setattr(sys, "argv", ["experiments predict", "some-run", *map(str, arguments)])
+            with pytest.raises(SystemExit) as left:
+                verb.main()
+        return left.value.code  # type: ignore[return-value]
+
+    return start
+
+
+def expected(path: Path) -> np.ndarray:
+    pixels = decoder.resize(decoder.decode(path.read_bytes()), SIZE)
+    return np.asarray(classifier()(pixels[None].astype("float32")))[0]
+
+
+def test_folders_patterns_and_files_are_listed_once_and_in_order(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (files / "deep" / "loop").symlink_to(files)
+    found, others = list_files([str(files)])
+    (files / "deep" / "loop").unlink()
+    assert [os.path.relpath(path, files) for path in found] == [
+        "a.png", "b.jpg", "e.jpg", "f.jpg", "deep/d.bmp", "deep/g.png", "deep/er/c.PNG",
+    ]  # fmt: skip
+    assert others == 1
+    monkeypatch.chdir(files)
+    assert list_files(["deep/d.bmp", "*.jpg", "b.jpg"])[0] == ["deep/d.bmp", "b.jpg", "e.jpg", "f.jpg"]
+    assert list_files(["**/*.PNG", "notes.txt"])[0] == ["deep/er/c.PNG", "notes.txt"]
+    assert list_files([".h.jpg"])[0] == [".h.jpg"]  # named
+    (files / "[1].png").write_bytes((files / "a.png").read_bytes())
+    assert list_files(["[1].png"])[0] == ["[1].png"]
+
+
+def test_what_is_not_there_is_told_at_once(files: Path) -> None:
+    (files / "empty").mkdir()
+    with pytest.raises(ConfigError) as caught:
+        list_files([str(files / "nothing"), str(files / "*.gif"), str(files / "empty"), str(files / "a.png")])
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert "nothing: no such file or folder" in lines[0] and "*.gif: no file fits" in lines[1]
+    assert "empty: no picture (.jpg" in lines[2]
+
+
+def test_wrong_arguments_import_no_tensorflow(tmp_path: Path) -> None:
+    code = (
+        "import sys; from experiments.commands import predict\n"
+        "try: predict.main()\n"
+        "finally: print(sorted({'tensorflow', 'keras'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", str(tmp_path / "none")], capture_output=True, text=True
+    )  # fmt: skip
+    assert done.returncode == 1 and "none: no such file or folder" in done.stderr and done.stderr.startswith("[]")
+
+
+def test_csv_holds_every_file_and_its_fault(files: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    output = files.parent / "out.csv"
+    assert call(files, "--output", output, "--batch-size", 2) == verb.SOME_FAILED
+    with output.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "class", "probability", "p_cats", "p_dogs", "error"]
+    assert [row["path"] for row in rows] == list_files([str(files)])[0]
+    for row in rows:
+        if row["error"]:
+            assert Path(row["path"]).name in ("e.jpg", "f.jpg", "g.png") and row["class"] == row["p_dogs"] == ""
+        else:
+            shares = expected(Path(row["path"]))
+            np.testing.assert_allclose([float(row["p_cats"]), float(row["p_dogs"])], shares, atol=1e-6)
+            assert row["class"] == ("cats", "dogs")[shares.argmax()]
+            assert float(row["probability"]) == pytest.approx(shares.max(), abs=1e-6)
+    said = capsys.readouterr()
+    assert said.out == "" and "4 pictures predicted, 3 files could not be used" in said.err
+    assert "Passed over in these folders, as of no picture type: 1 files" in said.err
+
+
+def test_json_is_an_object_a_line(files: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(files / "a.png", files / "e.jpg", "--format", "json") == verb.SOME_FAILED
+    good, bad = map(json.loads, capsys.readouterr().out.splitlines())
+    assert good["class"] == "cats" and good["probability"] == good["probabilities"]["cats"] > 0.5
+    assert sum(good["probabilities"].values()) == pytest.approx(1)
+    assert bad == {"path": str(files / "e.jpg"), "error": "is empty"}
+
+
+def test_a_terminal_shows_a_line_each_and_faults_apart(
+    files: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(files / "a.png", files / "deep" / "d.bmp") == 0
+    assert call(files / "f.jpg", files / "deep" / "d.bmp") == verb.SOME_FAILED
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert len(lines) == 3 and lines[0].startswith("cats") and lines[0].endswith("a.png")
+    assert f"dogs  {expected(files / 'deep' / 'd.bmp').max():6.1%}  " in lines[1]
+    assert "f.jpg: is cut short" in said.err or "f.jpg: cannot be decoded" in said.err
+
+
+def test_a_file_appears_whole_or_not_at_all(
+    files: Path, call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    output = tmp_path / "out" / "rows.json"
+    output.parent.mkdir()
+    output.write_text("before")
+
+    def fails(*arguments: object) -> None:
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verb, "json_rows", fails)
+        patch.setitem(verb.WRITERS, "json", fails)
+        assert call(files / "a.png", "--output", output) == "the disk is gone"
+    assert output.read_text() == "before" and list(output.parent.iterdir()) == [output]
+    assert call(files / "a.png", "--output", output) == 0
+    assert json.loads(output.read_text())["class"] == "cats" and list(output.parent.iterdir()) == [output]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--format", "xml"), ("--batch-size", "0"), ("--output", "no/such/folder/x.csv")]
+)
+def test_wrong_options_are_told(call: Call, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("x.jpg", *arguments) == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_predictions_keep_their_order_whatever_fails(tmp_path: Path) -> None:
+    paths = []
+    for n in range(25):
+        path = save(tmp_path / f"{n:02}.png", 10 * n)
+        if n % 3 == 0 or 6 < n < 20:
+            path.write_bytes(b"text")
+        paths.append(str(path))
+    os.mkfifo(tmp_path / "pipe.png")
+    paths.append(str(tmp_path / "pipe.png"))
+    for batch_size in (1, 4, 32):
+        told = [one for some in predictions(classifier(), iter(paths), batch_size) for one in some]
+        assert [one.path for one in told] == paths
+        for path, one in zip(paths[:-1], told, strict=False):
+            if one.probabilities is None:
+                assert one.error.startswith("is no JPEG") and Path(path).read_bytes() == b"text"
+            else:
+                np.testing.assert_allclose(one.probabilities, expected(Path(path)), atol=1e-6)
+        assert told[-1].error == "is not a regular file"
+
+
+def test_files_are_read_only_so_far_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory does not grow with their number: no more is decoded than a few batches before the next is asked for."""
+    content = io.BytesIO()
+    Image.new("RGB", (20, 20)).save(content, "PNG")
+    (tmp_path / "a.png").write_bytes(content.getvalue())
+    asked = 0
+
+    def many() -> object:
+        nonlocal asked
+        for _ in range(5000):
+            asked += 1
+            yield str(tmp_path / "a.png")
+
+    told = predictions(classifier(), many(), 2)  # type: ignore[arg-type]
+    next(told)
+    next(told)
+    assert asked < 30
+    told.close()
+
+
+def test_names_in_csv_are_what_they_are_and_on_a_terminal_are_shown(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["=cmd().png", "a\nb.png", "a\rb.png", 'q",;x.png', "\x1b[31mx.png", "x?token=secret.png", "[red]y.png"]
+    for name in names:
+        save(tmp_path / "in" / name, 200)
+    output = tmp_path / "out.csv"
+    assert call(tmp_path / "in", "--output", output) == 0
+    with output.open(newline="", encoding="utf-8") as file:
+        paths = [Path(row["path"]) for row in csv.DictReader(file)]
+    assert {path.name for path in paths} == {*names} and {path.parent for path in paths} == {tmp_path / "in"}
+    assert b"\r\n" not in output.read_bytes()
+    capsys.readouterr()
+    assert call(tmp_path / "in") == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == len(names) and "\x1b" not in out and "\r" not in out
+    assert "[red]y.png" in out and "a\\nb.png" in out
+
+
+def test_class_names_on_a_terminal_stand_in_columns(tmp_path: Path) -> None:
+    file = io.StringIO()
+    write = verb.terminal_rows(file, ("n" * 200, "d\x1b]0;t\x07", "猫"))
+    write([Prediction("a.png", np.eye(3)[at], "") for at in range(3)])
+    lines = file.getvalue().splitlines()
+    assert [line[-5:] for line in lines] == ["a.png"] * 3 and "\x1b" not in file.getvalue()
+    assert {cell_len(line) for line in lines} == {verb.LONGEST + len("  100.0%  a.png")}

@@ -1,0 +1,159 @@
+"""The affine resampling is ImageDataGenerator's, in one step."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras.src.legacy.preprocessing.image import apply_affine_transform
+
+from experiments.data import augmentation
+from experiments.data.augmentation import Affine, Identity, affine, resample, seeded
+
+TUTORIAL = {
+    "rotation": 40.0, "width_shift": 0.2, "height_shift": 0.2, "shear": 0.2, "zoom": 0.2, "horizontal_flip": True,
+    "fill": "nearest",
+}  # fmt: skip
+NONE = dict.fromkeys(("rotation", "width_shift", "height_shift", "shear", "zoom"), 0.0)
+
+
+@pytest.fixture
+def pictures() -> np.ndarray:
+    """[8, 24, 24, 3] uint8, smooth so that interpolation is comparable."""
+    rng = np.random.default_rng(0)
+    coarse = tf.constant(rng.integers(0, 256, (8, 6, 6, 3)), tf.float32)
+    return np.asarray(tf.image.resize(coarse, (24, 24))).astype("uint8")
+
+
+class Fixed:
+    """A random generator that returns given values instead of drawing."""
+
+    def __init__(self, values: dict[str, float]) -> None:
+        self.values = values
+        self.order = iter(["theta", "shear", "down", "right", "zoom_y", "zoom_x"])
+
+    def uniform(self, low: float, high: float, count: int) -> np.ndarray:
+        return np.full(count, self.values.get(next(self.order), 0.0))
+
+    def random(self, count: int) -> np.ndarray:
+        return np.full(count, 0.0 if self.values.get("flip") else 1.0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"theta": 30.0},
+        {"down": 0.15},
+        {"right": -0.1},
+        {"shear": 15.0},
+        {"zoom_y": 0.2},
+        {"zoom_x": -0.2},
+        {"theta": -25.0, "shear": 8.0, "down": 0.1, "right": 0.05, "zoom_y": -0.1, "zoom_x": 0.15},
+        {"theta": 10.0, "right": 0.2, "flip": 1.0},
+    ],
+)
+def test_one_resampling_equals_image_data_generator(pictures: np.ndarray, values: dict[str, float]) -> None:
+    numbers = Affine(**TUTORIAL).draw(Fixed(values), len(pictures), 24)  # type: ignore[arg-type]
+    ours = np.asarray(Affine(**TUTORIAL)(pictures, numbers))
+    for picture, mine in zip(pictures.astype("float32"), ours, strict=True):
+        peer = apply_affine_transform(
+            picture,
+            theta=values.get("theta", 0),
+            tx=values.get("right", 0) * 24,
+            ty=values.get("down", 0) * 24,
+            shear=values.get("shear", 0),
+            zx=1 + values.get("zoom_x", 0),
+            zy=1 + values.get("zoom_y", 0),
+            row_axis=0,
+            col_axis=1,
+            channel_axis=2,
+            fill_mode="nearest",
+            order=1,
+        )
+        peer = peer[:, ::-1] if values.get("flip") else peer
+        assert np.abs(mine - peer).mean() < 0.2  # of 255; single border pixels round differently
+        assert np.abs(mine - peer)[2:-2, 2:-2].max() < 1.5
+
+
+def test_draws_stay_in_their_ranges_and_use_them() -> None:
+    only = affine(**(NONE | {"rotation": 40.0}), horizontal_flip=False, fill="nearest")
+    numbers = only.draw(np.random.default_rng(0), 4000, 100)
+    angles = np.rad2deg(np.arctan2(numbers[:, 3], numbers[:, 0]))
+    assert -40 <= angles.min() < -39 and 39 < angles.max() <= 40
+    shift = affine(**(NONE | {"width_shift": 0.2}), horizontal_flip=False, fill="nearest")
+    columns = shift.draw(np.random.default_rng(0), 4000, 100)[:, 2]
+    assert -20 <= columns.min() < -19.5 and 19.5 < columns.max() <= 20
+    zoom = affine(**(NONE | {"zoom": 0.2}), horizontal_flip=False, fill="nearest")
+    factors = zoom.draw(np.random.default_rng(0), 4000, 100)
+    assert abs(np.corrcoef(factors[:, 0], factors[:, 4])[0, 1]) < 0.1  # one factor an axis, independent
+    assert 0.8 <= factors[:, [0, 4]].min() < 0.81 and 1.19 < factors[:, [0, 4]].max() <= 1.2
+
+
+def test_flip_alone_mirrors_about_half_of_the_pictures(pictures: np.ndarray) -> None:
+    flip = affine(**NONE, horizontal_flip=True, fill="nearest")
+    numbers = flip.draw(np.random.default_rng(0), 1000, 24)
+    assert 0.45 < (numbers[:, 0] < 0).mean() < 0.55
+    out = np.asarray(flip(pictures, numbers[:8]))
+    for picture, mine, row in zip(pictures, out, numbers[:8], strict=True):
+        np.testing.assert_allclose(mine, picture[:, ::-1] if row[0] < 0 else picture, atol=1e-3)
+
+
+def test_no_range_is_the_identity(pictures: np.ndarray) -> None:
+    none = affine(**NONE, horizontal_flip=False, fill="nearest")
+    assert isinstance(none, Identity)
+    numbers = none.draw(np.random.default_rng(0), len(pictures), 24)
+    np.testing.assert_array_equal(np.asarray(none(pictures, numbers)), pictures)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"), [("rotation", -1.0, "180"), ("zoom", 1.0, "0.99"), ("fill", "mirror", "nearest")]
+)
+def test_ranges_that_cannot_be_are_refused(name: str, value: float | str, allowed: str) -> None:
+    with pytest.raises(ValueError, match=rf"augmentation\.{name}.*{allowed}.*Received"):
+        affine(**(TUTORIAL | {name: value}))  # type: ignore[arg-type]
+
+
+def test_seeded_layers_repeat_for_a_seed_and_differ_between_seeds(pictures: np.ndarray) -> None:
+    apply = seeded([keras.layers.RandomContrast(0.5), keras.layers.RandomBrightness(0.2)])
+    floats = tf.constant(pictures, tf.float32)
+    shares = tf.one_hot(np.arange(len(pictures)) % 2, 2)
+    once, kept = apply(floats, shares, tf.constant([3, 0]))
+    apply(floats, shares, tf.constant([9, 9]))  # what came before must not matter
+    again, _ = apply(floats, shares, tf.constant([3, 0]))
+    other, _ = apply(floats, shares, tf.constant([4, 0]))
+    np.testing.assert_array_equal(kept, shares)
+    np.testing.assert_array_equal(once, again)
+    assert np.abs(np.asarray(once) - np.asarray(other)).mean() > 1
+    assert np.asarray(once).min() >= 0 and np.asarray(once).max() <= 255
+
+
+@pytest.mark.parametrize(
+    ("fill", "mode"), zip(augmentation.FILLS, ("edge", "symmetric", "wrap", "constant"), strict=True)
+)
+@pytest.mark.parametrize("shift", [-30, -7, 7, 30])
+def test_whole_shifts_fill_as_numpy_pads(pictures: np.ndarray, fill: str, mode: str, shift: int) -> None:
+    maps = np.float32([[1, 0, shift, 0, 1, -shift, 0, 0]] * len(pictures))
+    padded = np.pad(pictures, ((0, 0), (30, 30), (30, 30), (0, 0)), mode=mode)  # type: ignore[call-overload]
+    expected = padded[:, 30 - shift : 54 - shift, 30 + shift : 54 + shift]
+    np.testing.assert_array_equal(resample(tf.constant(pictures), maps, fill), expected)
+
+
+@pytest.mark.parametrize("fill", ["nearest", "reflect", "constant"])  # its wrap repeats all but the last pixel
+def test_the_resampling_equals_tensorflows(pictures: np.ndarray, fill: str) -> None:
+    maps = affine(**TUTORIAL).draw(np.random.default_rng(0), len(pictures), 24)
+    maps[:, 2] += 20  # well beyond an edge
+    peer = tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.cast(pictures, tf.float32), transforms=maps, output_shape=(24, 24), interpolation="BILINEAR",
+        fill_mode=fill.upper(), fill_value=0.0,
+    )  # fmt: skip
+    for given in (tf.constant(pictures), tf.cast(pictures, tf.float32)):
+        np.testing.assert_allclose(resample(given, maps, fill), peer, atol=0.01)  # of 255
+
+
+def test_a_map_of_ones_gives_floats_back_to_the_bit() -> None:
+    floats = np.random.default_rng(0).uniform(0, 255, (3, 9, 9, 3)).astype("float32")
+    for fill in augmentation.FILLS:
+        np.testing.assert_array_equal(
+            resample(tf.constant(floats), np.float32([[1, 0, 0, 0, 1, 0, 0, 0]] * 3), fill), floats
+        )

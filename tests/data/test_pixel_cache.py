@@ -1,0 +1,197 @@
+"""Pixels: the decoder's, decoded once and kept; in memory or on disk, as the memory they may take has it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.data import decoder, manifest
+from experiments.data.pixel_cache import Decoded, pictures_of, splits_of
+from experiments.data.types import Manifest
+from experiments.errors import DataError
+from experiments.storage import array_cache
+
+
+def draw(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype="uint8")
+    Image.fromarray(noise).save(path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Six training and four validation pictures of two classes."""
+    places = [
+        f"{split}/{name}/{number}.png"
+        for split, count in (("train", 3), ("validation", 2))
+        for name in ("cats", "dogs")
+        for number in range(count)
+    ]
+    for seed, place in enumerate(places):
+        draw(tmp_path / "data" / place, seed)
+    return tmp_path / "data"
+
+
+def read(root: Path, cache: Path | None = None, decoded: Decoded | None = None) -> Manifest:
+    cache = cache or root.parent / "cache"
+    return manifest.read(root, fractions={}, split_seed=0, limit={}, on_bad="error", cache=cache, decoded=decoded)
+
+
+def test_pixels_are_the_decoders_and_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = root.parent / "cache"
+    found = read(root)
+    splits = splits_of(found, 4, cache, 1e9)
+    assert splits.test is None and splits.fingerprint == manifest.fingerprint(found)
+    train = splits.train
+    assert train.labels.dtype == np.int32 and train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert train.ids == [entry.path for entry in found.of("train")] and len(train) == 6
+    assert not (cache / "pixels").exists()
+
+    pixels = train.pixels
+    assert pixels.shape == (6, 4, 4, 3) and pixels.dtype == np.uint8
+    for path, row in zip(train.ids, pixels[:], strict=True):
+        np.testing.assert_array_equal(row, decoder.resize(decoder.decode((root / path).read_bytes()), 4))
+
+    def never(*_: Any) -> NoReturn:
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(decoder, "decoding", never)
+    assert train.pixels is pixels
+    np.testing.assert_array_equal(pictures_of(found, "train", 4, cache, held=True).pixels[:], pixels[:])
+    with pytest.raises(AssertionError, match="decoded again"):
+        _ = pictures_of(found, "train", 5, cache, held=True).pixels
+
+
+def test_pictures_are_decoded_once_for_verdict_and_pixels(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = splits_of(read(root), 4, root.parent / "other", 1e9)
+    expected = [part.pixels[:] for part in (twice.train, twice.validation)]
+    decodings: list[int] = []
+    right = decoder.decoding
+
+    def counted(*given: Any) -> Any:
+        decodings.append(1)
+        return right(*given)
+
+    monkeypatch.setattr(decoder, "decoding", counted)
+    nothing = shutil.disk_usage(root.parent)._replace(free=0)
+    asked: list[Path] = []
+    # Ten pictures: room for all in memory; for three, and the rest on disk; and where the disk has no room.
+    for memory, full, times in ((1e9, True, 10), (3 * 4 * 4 * 3, False, 10), (3 * 4 * 4 * 3, True, 10 + 7)):
+        decodings.clear()
+        asked.clear()
+        cache = root.parent / f"cache{memory}{full}"
+        with monkeypatch.context() as patched:
+            if full:
+                patched.setattr(shutil, "disk_usage", lambda path: asked.append(path) or nothing)
+            decoded = Decoded(4, memory, cache)
+            found = read(root, cache, decoded)
+        splits = splits_of(found, 4, cache, 1e9, decoded)
+        for mine, theirs in zip((splits.train, splits.validation), expected, strict=True):
+            np.testing.assert_array_equal(mine.pixels[:], theirs)
+        assert len(decodings) == times
+        assert len(asked) == (times > 10), "not for every picture"
+        assert not decoded.pixels, "given up"
+        assert {path.name for path in cache.iterdir()} == {"locks", "manifests", "pixels"}
+
+
+@pytest.mark.parametrize("memory", [1e9, 0], ids=["in memory", "on disk"])
+def test_blocks_of_decoded_pictures_go_with_their_last_picture(
+    tmp_path: Path, memory: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(array_cache, "RESIDENT", 2 * 4 * 4 * 3)  # two pictures a block
+    decoded = Decoded(4, memory, tmp_path)
+    for n in range(5):
+        decoded.keep(str(n), Image.new("RGB", (4, 4), (n, n, n)))
+    assert [int(decoded.pixels[str(n)].max()) for n in range(5)] == [0, 1, 2, 3, 4]
+    bases = [decoded.pixels[str(n)].base for n in range(5)]
+    assert bases[0] is bases[1] is not bases[2] is bases[3] is not bases[4]
+    assert [isinstance(block, np.memmap) for block in bases] == [memory == 0] * 5
+    blocks = [weakref.ref(bases[n]) for n in (0, 2, 4)]
+    del bases
+    for n, left in ((0, 3), (1, 2), (4, 1), (2, 1), (3, 0)):
+        del decoded.pixels[str(n)]
+        assert sum(block() is not None for block in blocks) == left
+
+
+def test_blocks_of_decoded_pictures_are_used_up_split_by_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(array_cache, "RESIDENT", 10 * 4 * 4 * 3)  # ten pictures a block
+    for seed in range(200):
+        draw(tmp_path / "flat" / f"class{seed % 10}" / f"{seed}.png", seed)
+    decoded = Decoded(4, 1e9, tmp_path)
+    found = manifest.read(
+        tmp_path / "flat", fractions={"train": 0.7, "validation": 0.2, "test": 0.1}, split_seed=0, limit={},
+        on_bad="error", cache=tmp_path, decoded=decoded,
+    )  # fmt: skip
+    splits = splits_of(found, 4, tmp_path, 1e9, decoded)
+    left = []
+    for pictures in (splits.train, splits.validation):
+        assert decoded.holds(pictures.entries)
+        _ = pictures.pixels
+        assert not decoded.holds(pictures.entries)
+        left.append(len({id(picture.base) for picture in decoded.pixels.values()}))
+    # Blocks of 60 and of 20 pictures, a few of which overtook others while they were decoded.
+    assert 6 <= left[0] <= 8 and 2 <= left[1] <= 4
+
+
+def test_memory_decides_where_pixels_are(root: Path) -> None:
+    found, cache = read(root), root.parent / "cache"
+    needed = len(found.entries) * 4 * 4 * 3
+    held, mapped = (splits_of(found, 4, cache, memory).train.pixels for memory in (needed, needed - 1))
+    assert [isinstance(pixels.parts[0], np.ndarray) for pixels in (held, mapped)] == [True, False]
+    np.testing.assert_array_equal(held[:], mapped[:])
+    (kept,) = (cache / "pixels").iterdir()
+    assert not array_cache.remove(cache, kept), "read as long as `mapped` is"
+    del mapped
+    assert array_cache.remove(cache, kept)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["decoded once", "decoded again"])
+def test_pictures_beyond_the_memory_they_may_take_are_decoded_and_read_in_little(tmp_path: Path, kept: bool) -> None:
+    """In a process of its own: 576 MB of pixels, of which 1 MB may be in memory."""
+    for n in range(192):
+        draw(tmp_path / "data" / "train" / "ab"[n % 2] / f"{n}.png", seed=n)
+    draw(tmp_path / "data" / "validation" / "a" / "x.png", seed=192)
+    draw(tmp_path / "data" / "validation" / "b" / "y.png", seed=193)
+    program = f"""
+import resource
+from pathlib import Path
+from experiments.data import manifest
+from experiments.data.pixels import Decoded, splits_of
+root = Path({str(tmp_path)!r})
+cache = root / "cache"
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+decoded = Decoded(1000, 1e6, cache) if {kept} else None
+found = manifest.read(
+    root / "data", fractions={{}}, split_seed=0, limit={{}}, on_bad="error", cache=cache, decoded=decoded
+)
+assert not decoded or len(decoded.pixels) == 194
+pixels = splits_of(found, 1000, cache, 1e6, decoded).train.pixels
+total = sum(int(pixels[at : at + 4].sum()) for at in range(0, len(pixels), 4))
+print(len(pixels) * 3_000_000, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, total)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    size, grown, total = map(int, done.stdout.split())
+    assert size == 576_000_000 and total > 0
+    assert grown < size / 2
+
+
+def test_files_changed_since_are_named(root: Path) -> None:
+    cache = root.parent / "cache"
+    found = read(root)
+    draw(root / "train/cats/0.png", seed=1000)
+    (root / "train/dogs/2.png").unlink()
+    with pytest.raises(DataError) as caught:
+        _ = pictures_of(found, "train", 4, cache, held=True).pixels
+    text = str(caught.value)
+    assert re.search(r"^  train/cats/0\.png: has changed since it was checked", text, re.MULTILINE)
+    assert re.search(r"^  train/dogs/2\.png: cannot be read \(No such file or directory\)", text, re.MULTILINE)
+    assert list((cache / "pixels").iterdir()) == []

@@ -1,0 +1,273 @@
+"""Finished runs read back: every kind of run gives the model that made its predictions."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import csv
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import mlflow
+import numpy as np
+import psutil
+import pytest
+import requests
+
+from experiments import train
+from experiments.cli import export, register
+from experiments.data import decoder
+from experiments.deploy import export as exports
+from experiments.deploy import saved_run
+from experiments.errors import ConfigError
+from experiments.models import network
+from experiments.models.head import probabilities
+from experiments.tracking import queries
+
+SMALL = ("data=folder", "data.image_size=48", "model.head.pooling=average", "epochs=1", "batch_size=8", "progress=none",
+         "regime.head_epochs=1", "evaluate.test=false", "hydra/job_logging=none")  # fmt: skip
+
+
+class Place(NamedTuple):
+    outputs: Path
+    root: Path
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.outputs}/mlflow.db"
+
+    def folder(self, name: str) -> Path:
+        return self.outputs / "runs" / name
+
+    def train(self, name: str, *overrides: str) -> None:
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
+            own = (f"data.root={self.root}", f"outputs={self.outputs}", f"hydra.run.dir={self.folder(name)}")
+            patch.setattr(sys, "argv", ["train", *SMALL, *own, *overrides])
+            patch.setenv("HYDRA_FULL_ERROR", "1")
+            train.train()
+
+    def logged(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """A run's validation pictures [N, 48, 48, 3] float32, and what it says of them [N, 2]."""
+        with (self.folder(name) / "predictions_validation.csv").open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        pictures = [decoder.resize(decoder.decode((self.root / row["path"]).read_bytes()), 48) for row in rows]
+        shares = np.array([[row["p_blobs"], row["p_stripes"]] for row in rows], float)
+        return np.stack(pictures).astype("float32"), shares
+
+
+@pytest.fixture(scope="module")
+def place(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A tracked run with its model; a sweep's job that started from its weights and keeps only what it trained."""
+    place = Place(tmp_path_factory.mktemp("trained") / "outputs", drawn)
+    place.train("whole", "regime=bottleneck")
+    whole = saved_run.find("whole", place.uri).run_id
+    place.train("job", "regime=finetune", f"model.weights='{whole}'", "sweep.job=true", "tracking.log_model=false")
+    yield place
+    mlflow.set_tracking_uri(None)
+
+
+def check(place: Place, name: str, run: saved_run.Trained) -> None:
+    pixels, shares = place.logged(name)
+    np.testing.assert_allclose(np.asarray(run.model()(pixels)), shares, atol=1e-5)
+    assert run.classes == ("blobs", "stripes") and shares.std() > 1e-3
+    assert run.metrics["validation.accuracy"] == np.mean(shares.argmax(axis=1) == np.repeat([0, 1], 6))
+
+
+def test_a_tracked_run_gives_the_model_it_logged(place: Place) -> None:
+    run = saved_run.find("whole", place.uri)
+    check(place, "whole", run)
+    assert run.folder == place.folder("whole") and run.plain["regime"]["name"] == "bottleneck"
+
+
+def test_a_folder_gives_the_model_of_a_sweep_s_job(place: Place) -> None:
+    run = saved_run.find(str(place.folder("job")))
+    check(place, "job", run)
+    assert run.uri is None and run.config.regime.name == "finetune" and run.config.data.image_size == 48
+
+
+def test_a_store_gives_the_model_without_the_folder(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that has the store, but not the runs' folders."""
+    monkeypatch.setattr("experiments.runs.run_directory.read_record", lambda folder: None)
+    (facts,) = queries.find_runs(place.uri, ["job"])
+    run = saved_run.find(facts.run_id[:12], place.uri)
+    assert run.folder is None and run.name == "job"
+    check(place, "job", run)
+
+
+def test_what_cannot_be_used_is_told(place: Place, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nobody: no finished run fits.*whole"):
+        saved_run.find("nobody", place.uri)
+    with pytest.raises(ConfigError, match=r"is no run's folder"):
+        saved_run.find(str(tmp_path))
+    copy = shutil.copytree(place.folder("job"), tmp_path / "copy")
+    facts = json.loads((copy / "run.json").read_bytes())
+    (copy / "run.json").write_text(json.dumps({**facts, "backbone_identity": "other"}))
+    with pytest.raises(ConfigError, match=r"copy: this job .* has changed since"):
+        saved_run.find(str(copy)).model()
+    check_rebuilt(place, tmp_path)
+    (copy / "weights" / "head.weights.h5").unlink()
+    with pytest.raises(ConfigError, match=r"copy: its weights are gone"):
+        saved_run.find(str(copy)).model()
+    (copy / "run.json").write_text(json.dumps({**facts, "status": "KILLED"}))
+    with pytest.raises(ConfigError, match=r"not finished \(KILLED\).*resume="):
+        saved_run.find(str(copy))
+
+
+def check_rebuilt(place: Place, folder: Path) -> None:
+    """A run's configuration, weights or program that has changed since gives no model, rather than another one."""
+    copy = shutil.copytree(place.folder("whole"), folder / "changed")
+    plain = (copy / "config.yaml").read_text(encoding="utf-8")
+    for there, here, named in (
+        ("preprocessing: rescale", "preprocessing: tf", "model.preprocessing: 'rescale' there, 'tf' here"),
+        ("pooling: average", "pooling: max", "model.head.pooling: 'average' there, 'max' here"),
+        ("image_size: 48", "image_size: 64", "data.image_size: 48 there, 64 here"),
+    ):
+        assert there in plain
+        (copy / "config.yaml").write_text(plain.replace(there, here), encoding="utf-8")
+        with pytest.raises(ConfigError) as caught:
+            saved_run.find(str(copy)).model()
+        assert named in str(caught.value) and "changed" in str(caught.value)
+    (copy / "config.yaml").write_text(plain, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:  # as if this version of Keras computed something else
+        patch.setattr(network, "probabilities", lambda logits: probabilities(1.5 * logits + 1))
+        with pytest.raises(ConfigError, match="probabilities differ by .* on the reference images"):
+            saved_run.find(str(copy)).model()
+
+
+def test_an_export_gives_what_the_model_gives(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "exported"
+    export.export("whole", folder, False, 5, place.uri)
+    said = capsys.readouterr().out
+    assert "compared on 5 pictures of the run's validation split" in said and "saved_model" in said
+    assert {path.name for path in folder.iterdir()} == {"model.keras", "saved_model", "model.json"}
+    about = json.loads((folder / "model.json").read_bytes())
+    assert about["classes"] == ["blobs", "stripes"] and about["image_size"] == 48
+    pixels, shares = place.logged("whole")
+    np.testing.assert_allclose(exports.saved_model(folder / "saved_model")(pixels), shares, atol=1e-5)
+    np.testing.assert_allclose(keras.models.load_model(folder / "model.keras").predict(pixels), shares, atol=1e-5)
+
+    with pytest.raises(ConfigError, match="is there already. Give --overwrite"):
+        export.export("whole", folder, False, 5, place.uri)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    with pytest.raises(ConfigError, match="is there already. Give another"):
+        export.export("whole", mine, True, 5, place.uri)
+
+
+def test_an_export_that_differs_is_none(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = saved_run.find("whole", place.uri)
+    monkeypatch.setattr(exports, "saved_model", lambda folder: lambda pixels: np.full((len(pixels), 2), 0.5))
+    pixels, _ = exports.sample(run, 48, 3)
+    with pytest.raises(RuntimeError, match=r"does not give the model's probabilities: saved_model by "):
+        exports.export(run, run.model(), pixels, tmp_path / "exported")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_to_compare_on_are_drawn_where_the_run_s_are_gone(place: Place) -> None:
+    run = saved_run.find("whole", place.uri)
+    run.plain["data"]["root"] = "gone"  # type: ignore[index]
+    pixels, what = exports.sample(run, 48, 4)
+    assert pixels.shape == (4, 48, 48, 3) and what.startswith("4 drawn pictures")
+    assert pixels.min() >= 0 and pixels.max() <= 255 and pixels.std() > 30
+
+
+def test_a_registered_model_is_loaded_by_its_alias(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """The job's, which had logged none."""
+    for _ in range(2):  # the same version
+        register.register("job", "pets", "champion", place.uri)
+    said = capsys.readouterr()
+    assert said.out.count("job is version 1 of pets, and its champion") == 2 and said.err == ""
+    assert 'mlflow.keras.load_model("models:/pets@champion")' in said.out
+    mlflow.set_tracking_uri(place.uri)
+    pixels, shares = place.logged("job")
+    model = mlflow.keras.load_model("models:/pets@champion")
+    np.testing.assert_allclose(np.asarray(model(pixels)), shares, atol=1e-5)
+    for wrong in (("pets", "latest"), ("pe/ts", "champion"), ("pe'ts", "champion")):
+        with pytest.raises(ConfigError, match="registry does not take it"):
+            register.register("whole", *wrong, place.uri)
+
+
+def test_a_run_without_mlflow_is_not_registered(place: Place, tmp_path: Path) -> None:
+    copy = shutil.copytree(place.folder("whole"), tmp_path / "alone")
+    facts = json.loads((copy / "run.json").read_bytes())
+    (copy / "run.json").write_text(json.dumps({name: facts[name] for name in ("command", "status")}))
+    with pytest.raises(ConfigError, match="alone: was not tracked"):
+        register.register(str(copy), "pets", None, place.uri)
+
+
+@pytest.mark.slow
+def test_a_logged_model_is_served_over_http(place: Place, tmp_path: Path) -> None:
+    """`mlflow models serve` from another directory, without this package on the path, to this machine only."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    model = f"runs:/{saved_run.find('whole', place.uri).run_id}/model"
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"  # MLflow calls uvicorn
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "-h", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log, cwd=tmp_path,
+            env={**environment, "MLFLOW_TRACKING_URI": place.uri}, start_new_session=True,
+        )  # fmt: skip
+    try:
+        wait_for(f"http://127.0.0.1:{port}/ping", process)
+        check_served(place, f"http://127.0.0.1:{port}/invocations")
+        connections = [one for child in children(process) for one in child.net_connections() if one.status == "LISTEN"]
+        assert {one.laddr.ip for one in connections} == {"127.0.0.1"}
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """A process and those that it has started."""
+    own = psutil.Process(process.pid)
+    return [own, *own.children(recursive=True)]
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(240):
+        assert process.poll() is None, "the server has ended"
+        with contextlib.suppress(requests.ConnectionError):
+            if requests.get(url, timeout=5).ok:
+                return
+        time.sleep(0.5)
+    raise AssertionError("the server does not answer")
+
+
+def check_served(place: Place, url: str) -> None:
+    """What a server answers to picture files and pixels, against the run's own predictions."""
+    pixels, shares = place.logged("whole")
+    with (place.folder("whole") / "predictions_validation.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    files = [base64.b64encode((place.root / row["path"]).read_bytes()).decode() for row in rows]
+    for body in (
+        {"dataframe_split": {"columns": ["picture"], "data": [[one] for one in files]}},
+        {"dataframe_records": [{"picture": one} for one in files]},
+        {"inputs": {"picture": files}},
+        {"instances": [{"picture": one} for one in files]},
+        {"inputs": pixels.tolist()},
+        {"instances": pixels.tolist()},
+    ):
+        answer = requests.post(url, json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        told = answer.json()["predictions"]
+        assert [one["class"] for one in told] == [row["predicted"] for row in rows]
+        np.testing.assert_allclose([one["probability"] for one in told], shares.max(axis=1), atol=1e-5)
+    bad = [{"picture": files[0]}, {"picture": base64.b64encode(b"text").decode()}]
+    answer = requests.post(url, json={"dataframe_records": bad}, timeout=60)
+    assert answer.status_code == 400 and "1 of 2 pictures cannot be used: row 1 is no JPEG" in answer.json()["message"]
+    answer = requests.post(url, json={"inputs": pixels[:, :40].tolist()}, timeout=60)
+    assert answer.status_code == 400 and "[N, 48, 48, 3]" in answer.json()["message"]

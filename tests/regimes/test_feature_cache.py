@@ -1,0 +1,422 @@
+"""The activation store: streamed in shards, resumed, in one pass; no wrong row, no number silently lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import multiprocessing
+import os
+import signal
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import keras
+import numpy as np
+import psutil
+import pytest
+from hydra import compose, initialize_config_dir
+
+from experiments.config import validation
+from experiments.data import augmentation, decoder
+from experiments.data.types import ImageRecord, ImageSet
+from experiments.errors import ConfigError
+from experiments.models import network, stages
+from experiments.models.network import NetworkSplit, split_network
+from experiments.models.types import Backbone
+from experiments.regimes import feature_cache
+from experiments.regimes.feature_cache import BATCH, SHARD_ROWS, FeatureRequest, extract
+from experiments.storage import array_cache
+from experiments.storage.array_cache import Rows
+from experiments.system import paths
+
+SIZE = 16
+COUNT = 2 * SHARD_ROWS + 88  # three shards
+Forward = Callable[[Sequence[keras.Model]], Callable[[np.ndarray], list[np.ndarray]]]
+
+
+class Told:
+    """A progress display that counts."""
+
+    def __init__(self, then: Callable[[int], None] = lambda done: None) -> None:
+        self.then = then
+        self.stages: list[tuple[str, int]] = []
+        self.steps: list[int] = []
+
+    @contextmanager
+    def stage(self, label: str, total: int) -> Iterator[Callable[..., None]]:
+        self.stages.append((label, total))
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            self.steps.append(steps)
+            self.then(sum(self.steps))
+
+        yield advance
+
+
+def tiny(outputs: Path, *overrides: str, filters: int = 4) -> Any:
+    """The parts that extraction reads, with a network of two blocks; the same weights every time."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
+        settings = ["regime=finetune", "augmentation=light", f"data.image_size={SIZE}", f"outputs={outputs}"]
+        config = validation.read(compose("config", [*settings, *overrides]))
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu", name="block1_conv")(x)
+    x = keras.layers.MaxPooling2D(name="block1_pool")(x)
+    x = keras.layers.Conv2D(6, 3, strides=2, activation="relu", name="block2_conv")(x)
+    model = keras.Model(inputs, x)
+    augment = augmentation.affine(**config.augmentation.arguments)
+    return SimpleNamespace(
+        config=config, cache=config.cache, augmentation=augment, extra_layers=(),
+        backbone=Backbone(model, stages.named_stages(model, ["block1", "block2"]), f"tiny {filters}"),
+    )  # fmt: skip
+
+
+def pictures_of(count: int = COUNT, split: str = "train") -> ImageSet:
+    pixels = np.random.default_rng(len(split)).integers(0, 256, (count, SIZE, SIZE, 3)).astype("uint8")
+    entries = tuple(ImageRecord(f"{n}.jpg", 1, f"{split}{n:064x}", SIZE, SIZE, "RGB", "a", split) for n in range(count))
+    return ImageSet(split, entries, np.zeros(count, "int32"), SIZE, lambda: Rows([pixels]))
+
+
+def cuts(parts: Any) -> tuple[NetworkSplit, NetworkSplit]:
+    """All frozen, and the last block not."""
+    return split_network(parts.backbone, 0, "average"), split_network(parts.backbone, 1, "average")
+
+
+def wants_of(parts: Any, pictures: ImageSet) -> list[FeatureRequest]:
+    """What fine-tuning asks for: features for the head, and two views at the boundary."""
+    frozen, boundary = cuts(parts)
+    return [
+        FeatureRequest(frozen, pictures),
+        FeatureRequest(boundary, pictures),
+        FeatureRequest(boundary, pictures, 0),
+        FeatureRequest(boundary, pictures, 1),
+    ]
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Pictures and tables of every batch that went through the network."""
+    seen: list[tuple[int, int]] = []
+    right: Forward = network.inference_functions
+
+    def counting(models: Sequence[keras.Model]) -> Callable[[np.ndarray], list[np.ndarray]]:
+        run = right(models)
+
+        def counted(inputs: np.ndarray) -> list[np.ndarray]:
+            assert inputs.dtype == np.float32 and len(inputs) <= BATCH, "never more pictures than a batch as floats"
+            seen.append((len(inputs), len(models)))
+            return run(inputs)
+
+        return counted
+
+    monkeypatch.setattr(feature_cache, "forward_each", counting)
+    return seen
+
+
+def contents(cache: Path) -> dict[str, bytes]:
+    """Every array in a store, by its place; fails on anything unfinished."""
+    assert not list(cache.rglob(".*"))
+    return {str(path.relative_to(cache)): path.read_bytes() for path in cache.rglob("array.npy")}
+
+
+def test_rows_are_what_the_network_makes_of_the_pictures(tmp_path: Path) -> None:
+    parts, pictures = tiny(tmp_path), pictures_of()
+    features, rows, *views = extract(parts, wants_of(parts, pictures), Told())
+    for table, prefix in ((features, cuts(parts)[0].prefix), (rows, cuts(parts)[1].prefix)):
+        expected = prefix.predict(pictures.pixels[:].astype("float32"), verbose=0)
+        assert table.shape == expected.shape and table.dtype == np.float32
+        np.testing.assert_allclose(table[:], expected, atol=1e-5)
+        order = np.random.default_rng(0).permutation(COUNT)[:40]
+        np.testing.assert_array_equal(table[order], table[:][order])
+    pixels = [feature_cache.reader(parts, pictures, view)(slice(64, 96)) for view in (0, 1)]
+    for view, augmented in zip(views, pixels, strict=True):
+        np.testing.assert_allclose(view[64:96], cuts(parts)[1].prefix(augmented), atol=1e-5)
+    assert np.any(views[0][:] != views[1][:]) and np.any(views[0][:] != rows[:])
+    files = sorted(path.parent.name for path in (tmp_path / "cache").rglob("array.npy"))
+    assert files == sorted(["0000000", "0000256", "0000512"] * 4)
+
+
+def test_boundaries_share_a_pass_and_views_a_sweep(
+    tmp_path: Path, passes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, pictures = tiny(tmp_path), pictures_of()
+    read: list[tuple[int | None, int]] = []
+    reader = feature_cache.reader
+
+    def listening(parts: Any, pictures: ImageSet, view: int | None) -> Callable[[slice], np.ndarray]:
+        give = reader(parts, pictures, view)
+        return lambda at: (read.append((view, at.start)), give(at))[1]
+
+    monkeypatch.setattr(feature_cache, "reader", listening)
+    told = Told()
+    extract(parts, wants_of(parts, pictures), told)
+    assert sum(rows for rows, _ in passes) == 3 * COUNT, "once as they are, for both tables, and once a view"
+    assert sum(rows for rows, tables in passes if tables == 2) == COUNT
+    firsts = [start // SHARD_ROWS for _, start in read]
+    assert firsts == sorted(firsts), "all views of a shard's pictures, then the next pictures"
+    assert told.stages == [("features of train, 3 views", 3 * COUNT)] and sum(told.steps) == 3 * COUNT
+    passes.clear()
+    told = Told()
+    extract(parts, wants_of(parts, pictures), told)
+    assert not passes and not told.stages, "nothing is left to do"
+
+
+def test_an_interruption_costs_the_shard_it_fell_into(tmp_path: Path, passes: list[tuple[int, int]]) -> None:
+    parts, pictures = tiny(tmp_path / "broken"), pictures_of()
+    wants = wants_of(parts, pictures)
+
+    def stop(done: int) -> None:
+        if done >= 4 * SHARD_ROWS + 64:  # three views of the first pictures, one of the next, and a bit
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(parts, wants, Told(stop))
+    assert len(contents(tmp_path / "broken")) == 4 + 2
+    passes.clear()
+    told = Told()
+    extract(parts, wants, told)
+    assert sum(rows for rows, _ in passes) == 3 * COUNT - 4 * SHARD_ROWS
+    assert told.steps[0] == 4 * SHARD_ROWS and sum(told.steps) == 3 * COUNT, "what was stored is counted at once"
+    extract(tiny(tmp_path / "whole"), wants, Told())
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole"), "bit for bit"
+
+
+def _killed(outputs: Path) -> None:
+    """Runs in a process of its own: killed when half of the fifth shard is on disk."""
+    written = []
+
+    def half(table: feature_cache.FeatureTable, rows: np.ndarray) -> None:
+        written.append(1)
+        rows[: len(rows) // 2] = 7
+        if len(written) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        np.concatenate(table.filling, out=rows)
+
+    vars(feature_cache)["Table"].write = half
+    parts = tiny(outputs)
+    extract(parts, wants_of(parts, pictures_of()), Told())
+
+
+@pytest.mark.slow  # an interruption in one process is above, tests/reliability kills whole runs
+def test_a_killed_extraction_resumes_and_ends_the_same(tmp_path: Path, passes: list[tuple[int, int]]) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_killed, args=(tmp_path / "killed",))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    left = tmp_path / "killed" / "cache" / "activations"
+    assert list(left.rglob(".*")) and len([path for path in left.rglob("0*") if path.is_dir()]) == 4
+    parts, pictures = tiny(tmp_path / "killed"), pictures_of()
+    extract(parts, wants_of(parts, pictures), Told())
+    assert sum(rows for rows, _ in passes) == 3 * COUNT - 3 * SHARD_ROWS
+    whole = tiny(tmp_path / "whole")
+    extract(whole, wants_of(whole, pictures), Told())
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_damaged_shard_is_made_again_alone(
+    tmp_path: Path, passes: list[tuple[int, int]], caplog: pytest.LogCaptureFixture
+) -> None:
+    parts, pictures = tiny(tmp_path), pictures_of()
+    wants = wants_of(parts, pictures)
+    extract(parts, wants, Told())
+    before = contents(tmp_path)
+    shard = feature_cache.FeatureTable(parts, wants[1]).folder / "0000256" / "array.npy"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    passes.clear()
+    with caplog.at_level(logging.WARNING):
+        extract(parts, wants, Told())
+    assert passes == [(BATCH, 1)] * (SHARD_ROWS // BATCH)
+    assert str(shard.parent) in caplog.text
+    assert contents(tmp_path) == before
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    parts = tiny(tmp_path, filters=64)
+    count = 32 * SHARD_ROWS
+    few = pictures_of(1)
+    many = ImageSet(
+        "train",
+        tuple(dataclasses.replace(few.entries[0], sha256=str(n)) for n in range(count)),
+        np.zeros(count, "int32"),
+        SIZE,
+        lambda: Rows([np.broadcast_to(few.pixels[:], (count, SIZE, SIZE, 3))]),
+    )
+    memory: list[int] = []
+    told = Told(lambda done: memory.append(psutil.Process().memory_info().rss))
+    (rows,) = extract(parts, [FeatureRequest(cuts(parts)[1], many)], told)
+    stored = count * 8 * 8 * 64 * 4
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("array.npy")) > stored > 130e6
+    settled = 2 * SHARD_ROWS // BATCH  # batches; a shard is 4 MB
+    assert max(memory[settled:]) - max(memory[:settled]) < 24e6
+    before = memory[-1]
+    assert rows[np.arange(0, count, 1024)].shape == (8, 8, 8, 64)
+    assert psutil.Process().memory_info().rss - before < 8e6
+
+
+def test_shards_are_smaller_where_rows_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, pictures = tiny(tmp_path), pictures_of(100)
+    frozen, boundary = cuts(parts)
+    whole = extract(parts, [FeatureRequest(boundary, pictures)], Told())[0][:]
+    monkeypatch.setattr(feature_cache, "SHARD_BYTES", 70 * 8 * 8 * 4 * 4)  # rows at the boundary
+    tables = [feature_cache.FeatureTable(parts, FeatureRequest(one, pictures)) for one in (frozen, boundary)]
+    assert [table.step for table in tables] == [SHARD_ROWS, 64]
+    features, rows = extract(parts, [FeatureRequest(frozen, pictures), FeatureRequest(boundary, pictures)], Told())
+    np.testing.assert_array_equal(rows[:], whole)
+    np.testing.assert_allclose(features[:], frozen.prefix(pictures.pixels[:].astype("float32")), atol=1e-5)
+    monkeypatch.setattr(feature_cache, "SHARD_BYTES", 1)
+    assert feature_cache.FeatureTable(parts, FeatureRequest(boundary, pictures)).step == BATCH
+
+
+def test_float16_is_half_the_size_and_close(tmp_path: Path) -> None:
+    pictures = pictures_of(40)
+    exact, half = (
+        extract(parts, [FeatureRequest(cuts(parts)[1], pictures)], Told())[0]
+        for parts in (tiny(tmp_path), tiny(tmp_path, "regime.activations=float16"))
+    )
+    assert (exact.dtype, half.dtype) == (np.dtype("float32"), np.dtype("float16"))
+    np.testing.assert_allclose(half[:], exact[:], rtol=1e-3, atol=1e-4)
+
+
+def test_numbers_beyond_float16_are_an_error(tmp_path: Path) -> None:
+    parts, pictures = tiny(tmp_path, "regime.activations=float16"), pictures_of(40)
+    _, boundary = cuts(parts)
+    boundary.prefix.get_layer("block1_conv").bias.assign([0, 0, 0, 70_000.0])
+    with pytest.raises(ConfigError, match=r"regime\.activations: float16 .* 65,504.*block2_conv reach 7\d,.*=float32"):
+        extract(parts, [FeatureRequest(boundary, pictures)], Told())
+    assert contents(tmp_path) == {}
+    exact = tiny(tmp_path)
+    assert extract(exact, [FeatureRequest(cuts(exact)[1], pictures)], Told())[0].shape == (40, 8, 8, 4)
+
+
+def test_what_does_not_fit_on_the_disk_is_refused_before_anything_runs(
+    tmp_path: Path, passes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts, pictures = tiny(tmp_path), pictures_of()
+    frozen, boundary = cuts(parts)
+    with caplog.at_level(logging.INFO):
+        extract(parts, [FeatureRequest(frozen, pictures)], Told())
+    assert f"Activations to be stored: 14.4 kB, in {parts.cache}" in caplog.text
+    passes.clear()
+    usage = namedtuple("usage", "total used free")
+    needed = 2 * COUNT * 8 * 8 * 4 * 4
+    wants = [
+        FeatureRequest(frozen, pictures),
+        FeatureRequest(boundary, pictures),
+        FeatureRequest(boundary, pictures, 0),
+    ]
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, feature_cache.RESERVE + needed - 1))
+    with pytest.raises(ConfigError) as raised:
+        extract(parts, wants, Told())
+    for said in (
+        "1.2 MB",
+        "269.7 MB free",
+        str(parts.cache),
+        "cache prune",
+        "outputs=",
+        "views",
+        "float16",
+        "600 x 1,024",
+    ):
+        assert said in str(raised.value), said
+    assert not passes
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, feature_cache.RESERVE + needed))
+    extract(parts, wants, Told())
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, 0))
+    extract(parts, wants, Told())  # all is there
+
+
+def test_the_key_moves_with_all_that_the_numbers_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = pictures_of(40)
+
+    def name(parts: Any, view: int | None = None, pictures: ImageSet = pictures, unfrozen: int = 1) -> str:
+        return feature_cache.FeatureTable(
+            parts, FeatureRequest(split_network(parts.backbone, unfrozen, "average"), pictures, view)
+        ).name
+
+    def arrange(order: list[int]) -> ImageSet:
+        return dataclasses.replace(pictures, entries=tuple(pictures.entries[at] for at in order))
+
+    parts = tiny(tmp_path)
+    names = [
+        name(parts), name(parts, 0), name(parts, 1), name(parts, unfrozen=0), name(parts, unfrozen=2),
+        name(tiny(tmp_path, "regime.activations=float16")), name(tiny(tmp_path, "augmentation.seed=1"), 0),
+        name(tiny(tmp_path, "augmentation.rotation=3"), 0), name(tiny(tmp_path, filters=5)),
+        name(parts, pictures=arrange([1, 0, *range(2, 40)])), name(parts, pictures=arrange(list(range(39)))),
+    ]  # fmt: skip
+    changed = ((augmentation, "VERSION"), (decoder, "VERSION"), (network, "VERSION"), (feature_cache, "BATCH"))
+    for module, version in changed:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, version, vars(module)[version] + 1)
+            names.append(name(parts, 0))
+    assert len(set(names)) == len(names)
+    assert name(tiny(tmp_path, "seed=5", "epochs=3", "augmentation.rotation=3")) == names[0]
+    assert name(tiny(tmp_path, "seed=5")) == names[0] and name(tiny(tmp_path), 1) == names[2]
+
+
+def test_an_entry_says_what_it_is_for(tmp_path: Path) -> None:
+    parts, pictures = tiny(tmp_path), pictures_of(40, "validation")
+    extract(parts, [FeatureRequest(cuts(parts)[1], pictures, 2)], Told())
+    (meta,) = (tmp_path / "cache").rglob("meta.json")
+    assert json.loads(meta.read_text())["about"] == {
+        "network": "convnet", "boundary": "block2_conv", "split": "validation", "view": 2, "rows": 40
+    }  # fmt: skip
+
+
+def _extracts(outputs: Path, start: Any, results: Any) -> None:
+    parts, told = tiny(outputs), Told()
+    wants = wants_of(parts, pictures_of())
+    start.wait()
+    rows = extract(parts, wants, told)
+    results.put((sum(told.steps), [float(table[:].sum()) for table in rows]))
+
+
+def test_processes_that_want_the_same_share_the_work(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    start, results = context.Event(), context.Queue()
+    workers = [context.Process(target=_extracts, args=(tmp_path, start, results)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    start.set()
+    (one, sums), (other, same) = (results.get(timeout=120) for _ in workers)
+    for worker in workers:
+        worker.join(60)
+    assert sorted((one, other)) == [0, 3 * COUNT], "the second found everything there"
+    assert sums == same
+    assert len(contents(tmp_path)) == 12
+
+
+def test_tables_in_use_are_not_removed(tmp_path: Path) -> None:
+    parts, pictures = tiny(tmp_path), pictures_of(40)
+    want = FeatureRequest(cuts(parts)[1], pictures)
+    folder = feature_cache.FeatureTable(parts, want).folder
+
+    def in_the_middle(done: int) -> None:
+        if done:
+            assert not array_cache.remove(parts.cache, folder)
+
+    (rows,) = extract(parts, [want], Told(in_the_middle))
+    assert not array_cache.remove(parts.cache, folder)
+    before = rows[:]
+    del rows
+    assert array_cache.remove(parts.cache, folder) and not folder.exists()
+    np.testing.assert_array_equal(extract(parts, [want], Told())[0][:], before)
+
+
+def test_a_failed_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: object) -> NoReturn:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fails)
+    parts = tiny(tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        extract(parts, [FeatureRequest(cuts(parts)[1], pictures_of(40))], Told())
+    assert contents(tmp_path) == {}

@@ -1,0 +1,302 @@
+"""A run that is stopped, however, is marked so, and resumed it ends as if it had never stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import mlflow
+import numpy as np
+import pytest
+
+from experiments.errors import ConfigError
+from experiments.run import Curves
+from experiments.runs import run_directory
+from experiments.system.paths import default_outputs
+from experiments.tracking import liveness
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.types import EpochRecord
+
+TIMES = ("seconds", "timestamp", "pictures_per_second", "input_wait")
+SMALL = (
+    "data.image_size=48", "model.head.pooling=average", "batch_size=8", "runtime.threads=1", "tracking.log_model=false",
+    "regime.head_epochs=4", "epochs=6", "early_stopping=4", "best_weights=true", "schedule=plateau",
+    "model.weights=null",
+)  # fmt: skip
+
+
+class Place:
+    """A home for outputs, and runs of small drawn pictures in it as processes of their own."""
+
+    def __init__(self, home: Path, root: Path) -> None:
+        self.home, self.root = home, root
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.home}/mlflow.db"
+
+    def command(self, name: str, *overrides: str) -> list[str]:
+        return ["data=folder", f"data.root={self.root}", f"hydra.run.dir={self.home / 'runs' / name}",
+                *SMALL, *overrides]  # fmt: skip
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        path = os.pathsep.join([str(self.home), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | {"EXPERIMENTS_HOME": str(self.home), "PYTHONPATH": path}
+        return subprocess.Popen(
+            [sys.executable, "-m", "experiments.train", *arguments],
+            env=environment, cwd=self.home, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            preexec_fn=heed_signals,
+        )  # fmt: skip
+
+    def stop(self, process: subprocess.Popen[str], name: str, number: int, rows: int) -> str:
+        """Sends a signal once the curves have so many rows; what the process said."""
+        curves = self.home / "runs" / name / "curves.csv"
+        while process.poll() is None and not (curves.exists() and len(curves.read_text().splitlines()) > rows):
+            time.sleep(0.01)
+        process.send_signal(number)
+        return process.communicate(timeout=120)[1]
+
+    def run(self, name: str) -> Any:
+        (found,) = mlflow.MlflowClient(self.uri).search_runs(["1"], f"attributes.run_name = '{name}'")
+        return found
+
+    def outcome(self, name: str) -> dict[str, Any]:
+        """All that a run ends with, but for its times."""
+        folder = self.home / "runs" / name
+        with (folder / "curves.csv").open(encoding="utf-8", newline="") as file:
+            curves = [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
+        weights: dict[str, np.ndarray] = {}
+        for path in sorted((folder / "weights").iterdir()):
+            with h5py.File(path) as file:
+                file.visititems(
+                    lambda key, node, name=path.name: (
+                        weights.update({f"{name}/{key}": node[()]}) if isinstance(node, h5py.Dataset) else None
+                    )
+                )
+        return {
+            "curves": curves,
+            "predictions": (folder / "predictions_validation.csv").read_text(encoding="utf-8"),
+            "weights": weights,
+        }
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one["curves"] == other["curves"]
+    assert one["predictions"] == other["predictions"]
+    assert one["weights"].keys() == other["weights"].keys() and one["weights"]
+    for key, value in one["weights"].items():
+        np.testing.assert_array_equal(value, other["weights"][key], err_msg=key)
+
+
+def heed_signals() -> None:
+    """For a new process: no signal is ignored, though the tests were started with nohup or in the background."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="module")
+def place(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    home = tmp_path_factory.mktemp("resume")
+    return Place(home, drawn)
+
+
+class Died(BaseException):
+    pass
+
+
+def test_a_run_that_dies_between_checkpoint_and_curves_is_resumed_as_if_it_had_not(
+    drawn: Path,
+    tmp_path: Path,
+    run_here: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of regime=scratch, in this process; tests/reliability kills processes, in all regimes."""
+    place = Place(tmp_path, drawn)
+    settings = [one for one in SMALL if not one.startswith("runtime.threads")] + ["hydra/job_logging=none"]
+
+    def command(name: str, *overrides: str) -> list[str]:
+        own = ["data=folder", f"data.root={drawn}", f"hydra.run.dir={tmp_path / 'runs' / name}"]
+        return [*own, *settings, "regime=scratch", "progress=none", *overrides]
+
+    run_here(*command("whole", "tracking=none"))
+    add, folder = Curves.add, tmp_path / "runs" / "died"
+
+    def dies(self: Curves, record: EpochRecord, epoch: int = 2) -> None:
+        if record.epoch == epoch:
+            raise Died
+        add(self, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Curves, "add", dies)
+        patch.setattr(Checkpoints, "due", True)  # after every epoch
+        with pytest.raises(Died):
+            run_here(*command("died"))
+    assert len((folder / "curves.csv").read_text().splitlines()) == 1 + 2
+    assert [path.name for path in sorted((folder / "checkpoints" / "scratch").iterdir())][-1] == "00003"
+    with monkeypatch.context() as patch:
+        patch.setattr(Curves, "add", functools.partialmethod(dies, epoch=4))
+        patch.setattr(Checkpoints, "due", False)  # epochs too short for one each
+        with pytest.raises(Died):
+            run_here(f"resume={folder}", "runtime.threads=null")
+    assert len((folder / "curves.csv").read_text().splitlines()) == 1 + 4
+    client = mlflow.MlflowClient(f"sqlite:///{default_outputs()}/mlflow.db")
+    (run,) = client.search_runs(["1"])
+    logged = client.get_metric_history(run.info.run_id, "loss")
+    assert [point.step for point in logged] == [0, 1, 2], "the fourth epoch is in no checkpoint"
+    run_here(f"resume={folder}", "runtime.threads=null")
+    assert_same(place.outcome("died"), place.outcome("whole"))
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["status"] == "FINISHED"
+    assert not (folder / "checkpoints").exists(), "a finished run needs none"
+    (run,) = client.search_runs(["1"])
+    assert (run.info.run_id, run.info.status) == (facts["run_id"], "FINISHED")
+    assert "failure" not in run.data.tags
+    for key in ("loss", "validation_accuracy", "seconds", "phase"):
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, key)]
+        assert steps == list(range(len(place.outcome("whole")["curves"]))), "every point, none twice"
+    for key in ("validation.accuracy", "total_seconds"):
+        assert len(client.get_metric_history(run.info.run_id, key)) == 1
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        run_here(f"resume={folder}")
+    assert "nothing to resume" in said.getvalue()
+
+    # resume=auto is for this run alone: its result is no other run's.
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".json", ".csv", ".h5")}
+    run_here(*command("died", "resume=auto"))
+    with pytest.raises(SystemExit, match="was another run"):
+        run_here(*command("died", "resume=auto", "epochs=5"))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert client.get_run(facts["run_id"]).info.status == "FINISHED"
+
+
+def test_how_a_run_ends_is_in_its_status_exit_code_and_last_line(place: Place) -> None:
+    """By kill -9, which the next start tells, and by SIGTERM; tests/reliability has the other endings."""
+    process = place.start(*place.command("lost", "regime=scratch", "epochs=500", "early_stopping=null"))
+    place.stop(process, "lost", signal.SIGKILL, rows=1)
+    assert process.returncode == -signal.SIGKILL
+    assert place.run("lost").info.status == "RUNNING"
+
+    process = place.start(*place.command("ended", "regime=scratch", "epochs=500", "early_stopping=null"))
+    said = place.stop(process, "ended", signal.SIGTERM, rows=2)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    run, folder = place.run("ended"), place.home / "runs" / "ended"
+    assert (run.info.status, run.data.tags["failure"]) == ("KILLED", "Stopped: SIGTERM")
+    assert json.loads((folder / "run.json").read_text())["status"] == "KILLED"
+    assert said.rstrip().endswith(f"python -m experiments.train resume={folder}")
+    assert list((folder / "checkpoints" / "scratch").glob("[0-9]*"))
+    lost = place.run("lost")
+    assert lost.info.status == "KILLED" and "its process is gone" in lost.data.tags["failure"]
+
+
+def test_a_second_signal_ends_the_process_at_once(place: Place) -> None:
+    program = (
+        "import os, signal, time\nfrom experiments import signals\nsignals.install()\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], timeout=60, preexec_fn=heed_signals)
+    assert done.returncode == -signal.SIGINT
+    assert time.monotonic() - began < 30
+
+
+def test_a_signal_whose_exception_is_dropped_is_obeyed_at_the_next_step(place: Place) -> None:
+    program = (
+        "import os, signal, sys\nfrom rich.console import Console\nfrom experiments import progress, signals\n"
+        "signals.install()\n"
+        "class Dropped:\n    def __del__(self): os.kill(os.getpid(), signal.SIGHUP)\n"
+        "with progress.Terminal(Console(quiet=True)).stage('x', 9) as advance:\n"
+        "    advance()\n    Dropped()\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('on', flush=True)\n"
+        "    try:\n        advance()\n    except signals.Stopped as stop:\n        sys.exit(stop.number)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], timeout=60, capture_output=True, text=True, preexec_fn=heed_signals
+    )
+    assert (done.returncode, done.stdout) == (signal.SIGHUP, "on\n"), done.stderr
+
+
+def test_whose_process_is_gone() -> None:
+    mine = liveness.owner() | {"run_folder": "runs/one"}
+    assert not liveness.lost(mine)
+    assert liveness.lost(mine | {"owner.pid": str(2**22 + 1)})
+    long_ago = {"owner.heartbeat": str(time.time() - 3600)}
+    assert liveness.lost(mine | {"owner.started": "1.00"} | long_ago), "another process has its number now"
+    assert not liveness.lost(mine | {"owner.started": "1.00"}), "the clock was set; its heart beats"
+    other = mine | {"owner.host": "elsewhere"}
+    assert not liveness.lost(other)
+    assert liveness.lost(other | long_ago)
+    elsewhere = mine | {"owner.place": "another container", "owner.pid": str(2**22 + 1)}
+    assert not liveness.lost(elsewhere) and liveness.lost(elsewhere | long_ago)
+    assert not liveness.lost({}), "runs of other programs are not ours to judge"
+
+
+def test_tags_of_others_say_nothing_of_a_process() -> None:
+    gone = liveness.owner() | {"run_folder": "runs/one", "owner.pid": str(2**22 + 1)}
+    assert liveness.lost(gone)
+    for name in ("owner.host", "owner.pid", "owner.started", "owner.heartbeat"):
+        assert not liveness.lost({key: value for key, value in gone.items() if key != name}), name
+    for value in ("x", "", "-1", "0", "1.5", "9" * 30, "nan", "None"):
+        assert not liveness.lost(gone | {"owner.pid": value}), value
+    for name in ("owner.started", "owner.heartbeat"):
+        for value in ("x", "", "nan", "2026-11-25 10:00"):
+            assert not liveness.lost(gone | {name: value}), (name, value)
+
+
+# --- what cannot be resumed
+
+
+def fake(folder: Path, **facts: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    called = {"directory": str(folder), "config_dir": None, "overrides": ["epochs=3"], "sweep": False}
+    record = {"command": called, "outputs": str(folder), "threads": 2, "status": "KILLED"} | facts
+    (folder / run_directory.FILE).write_text(json.dumps(record))
+    return folder
+
+
+def test_resuming_repeats_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = fake(tmp_path / "it's a run")
+    text = str(folder).replace("'", "\\'")
+    assert run_directory.resume(["epochs=3", "--cfg", "job"]) == ["epochs=3", "--cfg", "job"]
+    assert run_directory.resume([f"resume={folder}"]) == [
+        "epochs=3", f"outputs='{text}'", f"hydra.run.dir='{text}'", f"resume='{text}'", "runtime.threads=2"
+    ]  # fmt: skip
+    assert Path.cwd() == folder
+    given = run_directory.resume(["runtime.threads=1", f"resume={folder}", "tracking=none"])
+    assert given is not None and given[-2:] == ["runtime.threads=1", "tracking=none"]
+    assert "runtime.threads=2" not in given
+    assert run_directory.resume([f"resume={fake(folder, status='FINISHED')}"]) is None
+
+
+REFUSED: dict[str, tuple[Callable[[Path], list[str]], str]] = {
+    "another override": (lambda path: [f"resume={fake(path / 'a')}", "epochs=4", "-m"], "Received: epochs=4 -m"),
+    "no such run": (lambda path: ["resume=nowhere"], "must be a run's folder or the id of a run.*'nowhere'"),
+    "no such id": (lambda path: [f"resume={'a' * 32}"], f"must be a run's folder or the id.*'{'a' * 32}'"),
+    "no run's folder": (lambda path: [f"resume={path}"], "is no run's folder: it has no run.json"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_resumed_is_a_clear_error(name: str, tmp_path: Path) -> None:
+    given, text = REFUSED[name]
+    with pytest.raises(ConfigError, match=text):
+        run_directory.resume(given(tmp_path))
+
+
+def test_a_journal_that_is_damaged_is_told(tmp_path: Path) -> None:
+    for content in ("{", "[]", "{}"):
+        (tmp_path / run_directory.FILE).write_text(content)
+        with pytest.raises(ConfigError, match=r"run\.json"):
+            run_directory.resume([f"resume={tmp_path}"])

@@ -1,0 +1,113 @@
+"""What a finished training is looked at for: warnings with what to try, and none for a normal run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from experiments.config import schema
+from experiments.runs.training_checks import training_warnings
+from experiments.training.types import EpochRecord, TrainingResult
+
+Read = Callable[..., schema.Config]
+LABELS = (np.arange(40) % 2).astype("int32")
+
+
+def scores(right: int, confidence: float = 0.8) -> np.ndarray:
+    """Probabilities of 40 images, the first `right` of which are classified correctly."""
+    of_label = np.where(np.arange(40) < right, confidence, 1 - confidence)
+    return np.stack([np.where(label == LABELS, of_label, 1 - of_label) for label in (0, 1)], axis=1)
+
+
+def fitted(
+    losses: Sequence[float], validation: Sequence[float], accuracies: Sequence[float] | None = None, **more: Any
+) -> TrainingResult:
+    """A training with these curves, after a head's, which count for nothing."""
+    head = EpochRecord(0, "head", 0, 0, {"loss": 90.0, "validation_loss": 0.001, "validation_accuracy": 1.0})
+    history = tuple(
+        EpochRecord(
+            epoch + 1,
+            "finetune",
+            epoch,
+            0,
+            {
+                "loss": loss,
+                "validation_loss": validation[epoch],
+                "validation_accuracy": accuracies[epoch] if accuracies else 0.9,
+            },
+        )
+        for epoch, loss in enumerate(losses)
+    )
+    return dataclasses.replace(TrainingResult(cast(Any, None), (head, *history), {"validation": scores(36)}), **more)
+
+
+NORMAL: dict[str, tuple[tuple[str, ...], TrainingResult]] = {
+    "one epoch of a beginning": ((), fitted([1.3], [1.4])),
+    "a slow beginning": ((), fitted([0.9, 0.8, 0.75], [0.74, 0.71, 0.70])),
+    "hardly anything learnt yet": ((), fitted([0.70, 0.694, 0.696, 0.695], [0.694, 0.695, 0.694, 0.694])),
+    "overfitted to the end, by noise": ((), fitted([0.6, 0.4, 0.3, 0.2, 0.1], [0.6, 0.50, 0.52, 0.53, 0.55])),
+    "its best epoch just before the last": ((), fitted([0.6, 0.4, 0.3, 0.2], [0.6, 0.5, 0.3, 0.5])),
+    "accuracies that differ by an image or two": (
+        ("monitor=validation_accuracy",), fitted([0.5] * 8, [0.5] * 8, [0.5, 0.9, 0.85, 0.87, 0.85, 0.9, 0.85, 0.85]),
+    ),
+    "the best epoch is what is kept": (("best_weights=true",), fitted([0.5] * 20, [0.3, *[0.9] * 19])),
+    "as good as its head": ((), fitted([0.3], [0.3], head_scores=scores(36))),
+    "better than its head": ((), fitted([0.3], [0.3], head_scores=scores(20))),
+    "worse than its head by an image": ((), fitted([0.3], [0.3], head_scores=scores(37, 0.75))),
+    "a hinge loss below that of guessing": (("loss=hinge",), fitted([0.9, 0.8, 0.85], [0.9, 0.95, 0.9])),
+    "no epochs": ((), TrainingResult(cast(Any, None), (), {"validation": scores(36)})),
+}  # fmt: skip
+OFF: dict[str, tuple[tuple[str, ...], TrainingResult, tuple[str, ...]]] = {
+    "diverged": (
+        ("optimizer.lr=3",), fitted([0.6, 5.0, 7.0], [0.7, 9.0, 8.0]),
+        (r"diverged: its loss is 7, that of validation 8; guessing has 0\.693\. Try a lower optimizer\.lr \(now 3\)",),
+    ),
+    "far above chance at once": ((), fitted([50.0], [40.0]), ("diverged",)),
+    "just above chance for long": ((), fitted([9.0, 0.7, 0.71, 0.72, 0.71, 0.73], [0.8] * 6), ("diverged",)),
+    "falling from far above": ((), fitted([15.0, 9.0, 4.0], [15.0, 9.0, 3.0]), ("diverged",)),
+    "diverged hinge": (("loss=hinge",), fitted([0.9, 3.0, 3.5], [0.9, 2.0, 2.0]), ("guessing has 1",)),
+    "long past its best": (
+        (), fitted([0.5] * 12, [0.6, 0.41, 0.3, *[0.6] * 8, 0.93]),
+        (r"The best epoch was 3 of 12 \(validation_loss 0\.3\).*worse \(0\.93\)\. Try best_weights=true",),
+    ),
+    "long past its best accuracy": (
+        ("monitor=validation_accuracy",), fitted([0.5] * 8, [0.5] * 8, [0.7, 0.95, *[0.6] * 6]),
+        (r"The best epoch was 2 of 8 \(validation_accuracy 0\.95\)",),
+    ),
+    "worse than its head": (
+        (), fitted([0.3], [0.3], scores={"validation": scores(20)}, head_scores=scores(36)),
+        (r"worse than the head it started from: validation accuracy 50\.0%, before 90\.0% \(the same 40 pictures",),
+    ),
+    "a little worse, all of it less certain": (
+        (), fitted([0.3], [0.3], scores={"validation": scores(33, 0.6)}, head_scores=scores(36, 0.95)),
+        ("worse than the head it started from",),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NORMAL)
+def test_a_normal_run_has_no_warning(name: str, config: Read) -> None:
+    settings, outcome = NORMAL[name]
+    assert training_warnings(config("regime=finetune", *settings), outcome, LABELS) == []
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_what_is_off_has_a_sentence_with_what_to_try(name: str, config: Read) -> None:
+    settings, outcome, patterns = OFF[name]
+    found = training_warnings(config("regime=finetune", *settings), outcome, LABELS)
+    assert len(found) == len(patterns)
+    for sentence, pattern in zip(found, patterns, strict=True):
+        assert re.search(pattern, sentence), sentence
+
+
+def test_chance_is_that_of_the_number_of_classes(config: Read) -> None:
+    ten = {"validation": np.full((40, 10), 0.1)}
+    curves = ([1.0, 1.5, 1.6, 1.7, 1.8, 2.0], [2.0] * 6)
+    assert all(value < math.log(10) for curve in curves for value in curve)
+    assert training_warnings(config("regime=finetune"), fitted(*curves, scores=ten), LABELS % 10) == []

@@ -1,0 +1,149 @@
+"""Logged models as MLflow serves them: picture files and pixels in, class and probability out."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.models import Model
+from PIL import Image
+
+from experiments.data import decoder
+from experiments.models.head import probabilities
+from experiments.tracking import model_logging
+
+SIZE = 16
+CLASSES = ("cats", "dogs")
+
+
+def classifier() -> keras.Model:
+    """Pixels [B, 16, 16, 3] to probabilities by the mean of the reds."""
+    inputs = keras.Input((SIZE, SIZE, 3), name="pixels")
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 64, offset=-2.0)(inputs))
+    model = keras.Model(inputs, probabilities(keras.layers.Dense(1, name="logits")(x)))
+    model.get_layer("logits").set_weights([np.array([[1.0], [0.0], [0.0]]), np.zeros(1)])
+    return model
+
+
+def picture(red: int, size: tuple[int, int] = (40, 30), format: str = "PNG") -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", size, (red, 40, 90)).save(content, format)
+    return content.getvalue()
+
+
+def encoded(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A logged model as MLflow keeps it."""
+    place = tmp_path_factory.mktemp("served") / "model"
+    metadata = {"classes": list(CLASSES), "image_size": SIZE, "gray_range": [0, 4095]}
+    model_logging.Flavor.save_model(str(place), Model(metadata=metadata), classifier())
+    return place
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path) -> Iterator[Any]:
+    before = list(sys.path)
+    yield mlflow.pyfunc.load_model(str(folder))
+    sys.path[:] = before
+
+
+def expected(*contents: bytes) -> np.ndarray:
+    pixels = np.stack([decoder.resize(decoder.decode(content), SIZE) for content in contents]).astype("float32")
+    return np.asarray(classifier()(pixels))
+
+
+def test_picture_files_are_answered_with_class_and_probability(served: Any) -> None:
+    contents = [picture(20), picture(230, format="JPEG"), picture(128, (7, 90), "BMP")]
+    rows = expected(*contents)
+    answers = [
+        served.predict(pd.DataFrame({"picture": [encoded(one) for one in contents], "note": ["a", "b", "c"]})),
+        served.predict(pd.DataFrame({"picture": contents})),
+        served.predict([encoded(one) for one in contents]),
+        served.predict({"picture": np.array([encoded(one) for one in contents])}),
+    ]
+    for answer in answers:
+        assert list(answer["class"]) == ["cats", "dogs", CLASSES[rows[2].argmax()]]
+        np.testing.assert_allclose(answer["probability"], rows.max(axis=1), atol=1e-6)
+        np.testing.assert_allclose([[one["cats"], one["dogs"]] for one in answer["probabilities"]], rows, atol=1e-6)
+
+
+def test_16_bit_grays_are_served_with_the_range_that_the_model_was_trained_with(served: Any) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.full((9, 9), 4095 * 200 // 255, "uint16")).save(file, "PNG")
+    alike = served.predict([encoded(picture(200)), encoded(file.getvalue())])["probability"]
+    assert alike[0] == pytest.approx(alike[1], abs=1e-3)
+
+
+def test_pixels_are_answered_alike(served: Any) -> None:
+    content = picture(200)
+    pixels = decoder.resize(decoder.decode(content), SIZE)
+    for given in (pixels[None], pixels, pixels[None].astype("float64"), pixels[None].tolist()):
+        answer = served.predict(given)
+        np.testing.assert_allclose(answer["probability"], expected(content).max(axis=1), atol=1e-6)
+    assert len(served.predict(np.repeat(pixels[None], 70, axis=0))) == 70  # several batches
+
+
+def test_what_cannot_be_used_is_named_by_row(served: Any) -> None:
+    whole = picture(20)
+    bad = [encoded(whole), encoded(b""), "no base64!", encoded(whole[:60]), encoded(whole), None]
+    with pytest.raises(mlflow.MlflowException) as caught:
+        served.predict(pd.DataFrame({"picture": bad}))
+    text = str(caught.value)
+    assert "4 of 6 pictures" in text and "row 1 is empty" in text and "row 2 is no base64" in text
+    assert "row 3 " in text and "row 5 is no base64" in text and "row 0" not in text
+    assert caught.value.get_http_status_code() == 400
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (np.zeros((2, 8, 8, 3)), "[N, 16, 16, 3]"),
+        (np.zeros((SIZE, SIZE)), "[N, 16, 16, 3]"),
+        (np.stack([np.zeros((SIZE, SIZE, 3)), np.full((SIZE, SIZE, 3), 256.0)]), "not so in rows 1"),
+        (np.full((1, SIZE, SIZE, 3), np.nan), "not so in rows 0"),
+        (pd.DataFrame({"image": ["x"]}), "Received: image"),
+    ],
+)
+def test_other_input_is_refused_with_what_is_allowed(served: Any, given: Any, told: str) -> None:
+    with pytest.raises(mlflow.MlflowException) as caught:
+        served.predict(given)
+    assert told in str(caught.value) and caught.value.get_http_status_code() == 400
+
+
+def test_the_same_file_is_read_by_keras(folder: Path) -> None:
+    pixels = np.random.default_rng(0).uniform(0, 255, (3, SIZE, SIZE, 3)).astype("float32")
+    again = mlflow.keras.load_model(str(folder))
+    np.testing.assert_allclose(np.asarray(again(pixels)), np.asarray(classifier()(pixels)), atol=1e-6)
+    assert len(list(folder.rglob("*.keras"))) == 1
+
+
+def test_its_code_needs_nothing_else_of_this_package(folder: Path) -> None:
+    code = folder / "code"
+    names = {str(path.relative_to(code)) for path in code.rglob("*") if path.is_file() and path.suffix == ".py"}
+    assert names == {f"{model_logging.CODE}/{name}" for name in model_logging.SERVED}
+    needed: set[str] = set()
+    for name in names:
+        tree = ast.parse((code / name).read_text(encoding="utf-8"))
+        tree.body = [node for node in tree.body if not isinstance(node, ast.If)]  # for type checkers alone
+        needed |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        needed |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert {name for name in needed if name.startswith("experiments")} == {
+        f"{model_logging.CODE}.data",
+        f"{model_logging.CODE}.data.colors",
+        f"{model_logging.CODE}.data.file_formats",
+        f"{model_logging.CODE}.types",
+    }

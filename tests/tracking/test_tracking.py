@@ -1,0 +1,654 @@
+"""Runs as MLflow has them: what they were, how they went, and models that load."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import re
+import socket
+import sqlite3
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+from mlflow.entities import Dataset, DatasetInput, Run
+from PIL import Image
+
+from experiments import tracking, train
+from experiments.cli import inspect, sync
+from experiments.config import schema
+from experiments.data import decoder
+from experiments.errors import ConfigError
+from experiments.regimes import scratch
+from experiments.tracking import buffer, connection, curves, liveness, migrations, model_logging, queries, view
+
+METRICS = {
+    "loss", "accuracy", "validation_loss", "validation_accuracy", "learning_rate", "seconds", "pictures_per_second",
+    "input_wait", "total_loss",
+}  # fmt: skip
+SMALL = ("data.image_size=48", "model.head.pooling=average", "epochs=2", "batch_size=8", "progress=none")
+
+
+class Store(NamedTuple):
+    """An MLflow store of this module and the pictures that its runs read."""
+
+    outputs: Path
+    root: Path
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.outputs}/mlflow.db"
+
+    def command(self, name: str, *overrides: str) -> list[str]:
+        return [
+            "train", "data=folder", f"data.root={self.root}", f"outputs={self.outputs}",
+            f"hydra.run.dir={self.outputs / 'runs' / name}", "hydra/job_logging=none", *SMALL, *overrides,
+        ]  # fmt: skip
+
+    def train(self, name: str, *overrides: str) -> None:
+        """A run in this process, as its command line would start it."""
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
+            patch.setattr(sys, "argv", self.command(name, *overrides))
+            patch.setenv("HYDRA_FULL_ERROR", "1")
+            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+            train.train()
+
+    def run(self, name: str) -> Run:
+        client = mlflow.MlflowClient(self.uri)
+        experiments = [one.experiment_id for one in client.search_experiments()]
+        (found,) = client.search_runs(experiments, f"attributes.run_name = '{name}'")
+        return found
+
+    def files(self, run: Run) -> set[str]:
+        client = mlflow.MlflowClient(self.uri)
+        found: set[str] = set()
+        folders = [""]
+        while folders:
+            for one in client.list_artifacts(run.info.run_id, folders.pop() or None):
+                (folders.append if one.is_dir else found.add)(one.path)
+        return found
+
+
+@pytest.fixture(scope="module")
+def store(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """Holds `head` (bottleneck), `tuned` (finetune on head's backbone) and `given` (finetune on head's head)."""
+    store = Store(tmp_path_factory.mktemp("tracking") / "outputs", drawn)
+    store.train("head", "regime=bottleneck", "model.weights=null", "optimizer.lr=0.03", "+tags.question=which")
+    head = store.run("head").info.run_id
+    tuned = ("regime=finetune", f"model.weights='{head}'", "regime.views=1", "evaluate.test=false",
+             "tracking.log_model=false")  # fmt: skip
+    store.train("tuned", *tuned, "regime.head_epochs=2", "regime.head_optimizer.lr=0.03")
+    store.train("given", *tuned, f"regime.head_from='{head}'")
+    yield store
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def predictions(store: Store) -> tuple[np.ndarray, np.ndarray]:
+    """Validation pictures of `head` [N, 48, 48, 3] float32 and what its CSV says of them [N, 2]."""
+    with (store.outputs / "runs/head/predictions_validation.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    pictures = [decoder.resize(decoder.decode((store.root / row["path"]).read_bytes()), 48) for row in rows]
+    return np.stack(pictures).astype("float32"), np.array([[row["p_blobs"], row["p_stripes"]] for row in rows], float)
+
+
+def test_a_run_is_described(store: Store) -> None:
+    run = store.run("head")
+    params = run.data.params
+    assert run.info.status == "FINISHED"
+    assert params["regime"] == "bottleneck" and params["model"] == "convnet" and params["optimizer"] == "adamw_head"
+    assert float(params["optimizer.lr"]) == 0.03 and params["epochs"] == "2" and params["seed"] == "0"
+    assert params["data"] == "folder" and params["data.image_size"] == "48" and params["model.weights"] == "null"
+    ignored = ("augmentation", "regime.unfrozen_blocks", "regime.views", "regime.head_")
+    assert not [key for key in params if key.startswith(ignored)]
+    assert not [key for key in params if key.startswith(("tracking", "outputs", "hydra", "tags")) or "_target_" in key]
+    tuned = store.run("tuned").data.params
+    assert tuned["regime.unfrozen_blocks"] == "1" and tuned["regime.head_optimizer"] == "adamw_head"
+    assert tuned["augmentation"] == "light" and float(tuned["augmentation.rotation"]) == 10
+
+
+def test_a_run_is_tagged(store: Store) -> None:
+    tags = store.run("head").data.tags
+    assert re.fullmatch("[0-9a-f]{32}", tags["identity"])
+    assert re.fullmatch("[0-9a-f]{64}", tags["data_fingerprint"])
+    assert re.fullmatch("[0-9a-f]{64}", tags["backbone_identity"])
+    assert tags["regime"] == "bottleneck" and tags["backbone"] == "convnet" and tags["question"] == "which"
+    assert tags["version.keras"] == keras.__version__ and tags["version.tensorflow"] and tags["version.python"]
+    assert tags["host"] and tags["command"].startswith("train data=folder") and "optimizer.lr=0.03" in tags["command"]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert tags.get("git.commit", "") == commit
+    if commit:
+        assert tags["git.dirty"] in ("true", "false")
+    assert Path(tags["run_folder"]) == store.outputs / "runs" / "head"
+    assert store.run("tuned").data.tags["head_source"] == "head cache"
+    assert store.run("tuned").data.tags["backbone_identity"] == tags["backbone_identity"]
+    assert store.run("tuned").data.tags["identity"] != tags["identity"]
+
+
+def test_a_run_names_its_data(store: Store) -> None:
+    run = store.run("head")
+    (dataset,) = {(one.dataset.name, one.dataset.digest, one.dataset.source) for one in run.inputs.dataset_inputs}
+    assert dataset[:2] == ("folder", run.data.tags["data_fingerprint"][:32])
+    assert str(store.root) in dataset[2]
+    contexts = {tag.value for one in run.inputs.dataset_inputs for tag in one.tags}
+    assert contexts == {"training"}
+
+
+def test_curves_lie_on_one_axis(store: Store) -> None:
+    client = mlflow.MlflowClient(store.uri)
+
+    def curve(name: str, metric: str) -> list[tuple[int, float]]:
+        return [(one.step, one.value) for one in client.get_metric_history(store.run(name).info.run_id, metric)]
+
+    for metric in METRICS:
+        assert [step for step, _ in curve("head", metric)] == [0, 1]
+        assert [step for step, _ in curve("tuned", metric)] == [0, 1, 2, 3]
+        assert [step for step, _ in curve("given", metric)] == [0, 1]
+    head, finetune = curves.PHASES.index("head"), curves.PHASES.index("finetune")
+    assert curve("head", "phase") == [(0, head), (1, head)]
+    assert curve("tuned", "phase") == [(0, head), (1, head), (2, finetune), (3, finetune)]
+    assert curve("given", "phase") == [(0, finetune), (1, finetune)]
+    assert curve("tuned", "loss")[:2] == curve("head", "loss")  # the head that `head` trained
+    for name in ("head", "tuned"):
+        with (store.outputs / "runs" / name / "curves.csv").open(encoding="utf-8") as file:
+            written = [(int(row["step"]), float(row["validation_loss"])) for row in csv.DictReader(file)]
+        assert written == curve(name, "validation_loss")
+
+
+def test_results_are_logged(store: Store) -> None:
+    metrics = store.run("head").data.metrics
+    stored = json.loads((store.outputs / "runs/head/metrics.json").read_text())
+    assert {key: metrics[key] for key in stored} == stored
+    for split in ("validation", "test"):
+        assert metrics[f"{split}.accuracy_low"] <= metrics[f"{split}.accuracy"] <= metrics[f"{split}.accuracy_high"]
+    assert metrics["total_seconds"] > metrics["fit_seconds"] > 0
+    assert metrics["validation.accuracy"] == pytest.approx(metrics["validation_accuracy"])  # the last epoch's
+    assert not [key for key in store.run("tuned").data.metrics if key.startswith("test.")]
+
+
+def test_the_folder_is_among_the_artifacts(store: Store) -> None:
+    run = store.run("head")
+    folder = store.outputs / "runs" / "head"
+    local = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    wanted = {path for path in local if not path.startswith((".hydra", "inputs", ".run.lock", "run.json"))}
+    assert wanted | {"predictions_validation.json", "predictions_test.json"} == store.files(run)
+    table = queries.read_predictions(store.uri, queries.find_runs(store.uri, ["head"])[0], "validation")
+    with (folder / "predictions_validation.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert table["path"] == [row["path"] for row in rows]
+    assert [str(value) for value in table["correct"]] == [row["correct"] for row in rows]
+    assert not [path for path in store.files(store.run("tuned")) if path.startswith("inputs")]
+
+
+def test_the_model_predicts_as_in_training(store: Store, predictions: tuple[np.ndarray, np.ndarray]) -> None:
+    mlflow.set_tracking_uri(store.uri)
+    model = mlflow.keras.load_model(f"runs:/{store.run('head').info.run_id}/model")
+    np.testing.assert_allclose(model.predict(predictions[0], verbose=0), predictions[1], atol=1e-5)
+    assert predictions[1].std() > 0.01
+
+
+def test_the_model_serves_pictures(store: Store, predictions: tuple[np.ndarray, np.ndarray]) -> None:
+    mlflow.set_tracking_uri(store.uri)
+    served = mlflow.pyfunc.load_model(f"runs:/{store.run('head').info.run_id}/model")
+    assert served.metadata.metadata["classes"] == ["blobs", "stripes"]
+    assert [one.name for one in served.metadata.signature.outputs.inputs] == ["class", "probability"]
+    with (store.outputs / "runs/head/predictions_validation.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    files = [(store.root / row["path"]).read_bytes() for row in rows]
+    for answer in (served.predict(predictions[0]), served.predict(files)):
+        assert list(answer["class"]) == [row["predicted"] for row in rows]
+        np.testing.assert_allclose(answer["probability"], predictions[1].max(axis=1), atol=1e-5)
+    with pytest.raises(mlflow.MlflowException):
+        served.predict(predictions[0][:, :40])
+    requirements = Path(
+        mlflow.artifacts.download_artifacts(f"runs:/{store.run('head').info.run_id}/model/requirements.txt")
+    ).read_text()
+    assert f"keras=={keras.__version__}" in requirements.split()
+
+
+def test_weights_and_head_of_a_run_are_starting_points(store: Store) -> None:
+    assert store.run("given").data.tags["head_source"] == f"run {store.run('head').info.run_id}"
+    runs = store.outputs / "runs"
+
+    def layers(name: str) -> dict[str, np.ndarray]:
+        from experiments.models.convnet import convnet
+
+        blocks = {f"block{n}": schema.ConvBlock(filters=filters) for n, filters in ((1, 32), (2, 32), (3, 64))}
+        model = convnet(input_tensor=keras.Input((48, 48, 3)), layers=blocks)
+        model.load_weights(runs / name / "weights" / "backbone.weights.h5")
+        return {f"{layer.name}/{one.name}": one.numpy() for layer in model.layers for one in layer.weights}
+
+    head, given = layers("head"), layers("given")
+    moved = {name for name in head if not np.array_equal(head[name], given[name])}
+    assert moved == {"block3_conv/kernel", "block3_conv/bias"}
+
+
+@pytest.mark.parametrize("key", ["model.weights", "regime.head_from"])
+def test_an_unknown_run_is_a_clear_error(store: Store, key: str) -> None:
+    other = "model.weights=null" if key == "regime.head_from" else "regime.head_from=null"
+    with pytest.raises(ConfigError) as caught:
+        store.train(f"wrong-{key}", "regime=finetune", other, f"{key}='{'0' * 32}'")
+    text = str(caught.value)
+    assert text.startswith(f"{key}: run {'0' * 32}") and store.uri in text
+    assert store.run(f"wrong-{key}").info.status == "FAILED"
+
+
+def test_a_run_of_another_network_is_a_clear_error(store: Store) -> None:
+    with pytest.raises(ConfigError, match=r"model\.weights: .* does not fit convnet"):
+        wrong = f"model.weights='{store.run('head').info.run_id}'"
+        store.train("misfit", "regime=finetune", wrong, "model.layers.block3.filters=5")
+
+
+def test_a_run_that_fails_says_why(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: object, **options: object) -> NoReturn:
+        raise RuntimeError("the disk is on fire")
+
+    monkeypatch.setattr(scratch, "fit", fails)
+    with pytest.raises(RuntimeError, match="on fire"):
+        store.train("burnt", "regime=scratch")
+    run = store.run("burnt")
+    assert run.info.status == "FAILED"
+    assert run.data.tags["failure"] == "RuntimeError: the disk is on fire"
+    assert mlflow.active_run() is None
+    with pytest.raises(ConfigError, match="burnt: no finished run fits"):
+        queries.find_runs(store.uri, ["burnt"])
+
+
+def test_short_epochs_are_sent_together_and_none_is_lost_where_a_run_fails(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    log_batch = mlflow.MlflowClient.log_batch
+
+    def counted(self: mlflow.MlflowClient, *arguments: Any, **options: Any) -> Any:
+        sent.append(len(options.get("metrics", ())))
+        return log_batch(self, *arguments, **options)
+
+    def fails(*arguments: object, **options: object) -> NoReturn:
+        raise RuntimeError("no report")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", counted)
+    monkeypatch.setattr(buffer, "SEND_EVERY", 3600.0)
+    monkeypatch.setattr("experiments.run.evaluate", fails)
+    with pytest.raises(RuntimeError, match="no report"):
+        store.train("short", "regime=bottleneck", "model.weights=null", "epochs=5")
+    run = store.run("short")
+    assert run.info.status == "FAILED"
+    assert [count for count in sent if count] == [5 * (len(METRICS) + 1)]  # and the phase
+    history = mlflow.MlflowClient(store.uri).get_metric_history(run.info.run_id, "loss")
+    assert [point.step for point in history] == [0, 1, 2, 3, 4]
+
+    sent.clear()
+    monkeypatch.setattr(buffer, "SEND_EVERY", 0.0)
+    with pytest.raises(RuntimeError, match="no report"):
+        store.train("at once", "regime=bottleneck", "model.weights=null", "epochs=5")
+    assert [count for count in sent if count] == [len(METRICS) + 1] * 5
+
+
+def test_a_run_that_is_stopped_is_killed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*arguments: object, **options: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scratch, "fit", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        store.train("stopped", "regime=scratch")
+    assert store.run("stopped").info.status == "KILLED"
+
+
+def test_runs_are_found_by_id_beginning_and_name(store: Store) -> None:
+    run_id = store.run("head").info.run_id
+    for name in (run_id, run_id[:12], "head"):
+        assert [one.run_id for one in queries.find_runs(store.uri, [name])] == [run_id]
+    assert [one.name for one in queries.find_runs(store.uri, ["tuned", "head"])] == ["tuned", "head"]
+    assert {one.name for one in queries.find_runs(store.uri, ())} == {"head", "tuned", "given"}
+    assert [one.name for one in queries.find_runs(store.uri, (), tag=("question", "which"))] == ["head"]
+    with pytest.raises(ConfigError, match=r"nowhere.*Train first"):
+        queries.find_runs("sqlite:////nowhere/mlflow.db", ())
+    with pytest.raises(ConfigError, match="no predictions of split 'test'"):
+        queries.read_predictions(store.uri, queries.find_runs(store.uri, ["tuned"])[0], "test")
+
+
+def test_runs_of_other_tools_in_the_same_store_are_left_alone(store: Store) -> None:
+    client = mlflow.MlflowClient(store.uri)
+    experiment = client.get_experiment_by_name("experiments").experiment_id
+    known = set(queries.finished(store.uri, "experiments"))
+    made = [
+        client.create_run(experiment, run_name="theirs", tags=tags).info.run_id
+        for tags in ({"owner.pid": "x"}, {"owner.pid": "1", "owner.heartbeat": "now"}, {"identity": "1"})
+    ]
+    client.log_param(made[2], "regime", "theirs")
+    client.log_inputs(made[2], [DatasetInput(Dataset("theirs", "1", "local", "no JSON"))])
+    client.set_terminated(made[2])
+    try:
+        mlflow.set_tracking_uri(store.uri)
+        liveness.mark_lost(experiment)
+        assert {client.get_run(run).info.status for run in made[:2]} == {"RUNNING"}
+        assert {one.name for one in queries.find_runs(store.uri, ())} >= {"head", "tuned", "given"}
+        assert set(queries.finished(store.uri, "experiments")) == known
+        assert queries.facts(client.get_run(made[2])).data is None
+        (shown,) = view.configure_experiment_view(store.uri)
+        assert shown[0] == "experiments"
+    finally:
+        for run in made:
+            client.delete_run(run)
+
+
+def test_without_a_store_a_run_id_is_refused(config: Callable[..., schema.Config]) -> None:
+    wanted = config("regime=finetune", "tracking=none", f"regime.head_from='{'a' * 32}'")
+    with pytest.raises(ConfigError, match=r"regime\.head_from: a run id needs a tracking store"):
+        tracking.Untracked().files(wanted)
+    assert tracking.Untracked().files(config("tracking=none", f"regime.head_from='{'a' * 32}'")) == {}  # scratch
+
+
+def test_a_store_that_cannot_be_opened_is_a_clear_error(
+    config: Callable[..., schema.Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mlflow.db").write_text("this is no database, but long enough to be taken for one" * 100)
+    wanted = config(f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"outputs={tmp_path}")
+    with pytest.raises(ConfigError) as caught, tracking.track(wanted, tmp_path / "run"):
+        pass
+    assert str(caught.value).startswith("tracking.uri: ") and str(tmp_path / "mlflow.db") in str(caught.value)
+
+
+def database(folder: Path, version: str | None) -> str:
+    """Return the address of a database that has MLflow's tables by name, and this version of its schema."""
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as made:
+        made.execute("CREATE TABLE IF NOT EXISTS experiments (artifact_location)")
+        if version is not None:
+            made.execute("CREATE TABLE IF NOT EXISTS alembic_version (version_num)")
+            made.execute("DELETE FROM alembic_version")
+            made.execute("INSERT INTO alembic_version VALUES (?)", [version])
+        made.commit()
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def test_a_database_of_another_version_of_mlflow_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config, _get_latest_schema_revision
+
+    known, newest = migrations.installed_versions()
+    assert newest == _get_latest_schema_revision()
+    scripts = ScriptDirectory.from_config(_get_alembic_config(""))
+    assert known == {script.revision for script in scripts.walk_revisions()}
+    place = f"sqlite:///{tmp_path}/mlflow.db"
+    upgrade = f"cp {tmp_path}/mlflow.db {tmp_path}/mlflow.db.backup && mlflow db upgrade {place}"
+    for version in (None, min(known - {newest})):
+        with pytest.raises(ConfigError, match="is older than the installed MLflow") as caught:
+            queries.search_runs(database(tmp_path, version))
+        assert upgrade in str(caught.value) and f"needs (version {newest})" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"version 0123456789ab\) is newer than the installed MLflow 3") as caught:
+        connection.check(database(tmp_path, "0123456789ab"))
+    assert "pip install --upgrade mlflow" in str(caught.value) and "db upgrade" not in str(caught.value)
+    connection.check(database(tmp_path, newest))
+    # Of a database on a server MLflow reports both alike.
+    report = f"Detected out-of-date database schema (found version {{}}, but expected {newest}). Take a backup"
+    newer = str(connection.unusable("postgresql://me:secret@there/runs", report.format("0123456789ab")))
+    older = str(connection.unusable("postgresql://me:secret@there/runs", report.format(min(known - {newest}))))
+    assert "is newer than" in newer and "mlflow db upgrade postgresql://me:***@there/runs" in older
+
+
+def test_an_experiment_in_the_trash_is_named_with_what_restores_it(
+    store: Store, config: Callable[..., schema.Config]
+) -> None:
+    mlflow.set_tracking_uri(store.uri)
+    client = mlflow.MlflowClient()
+    experiment = client.create_experiment("short lived")
+    run = client.create_run(experiment, run_name="gone with it")
+    client.set_terminated(run.info.run_id)
+    client.delete_experiment(experiment)
+    wanted = config(f"tracking.uri={store.uri}", f"outputs={store.outputs}", "tracking.experiment='short lived'")
+    restore = f"MLFLOW_TRACKING_URI={store.uri} mlflow experiments restore --experiment-id {experiment}"
+    with pytest.raises(ConfigError, match=r"tracking\.experiment.*'short lived' is in MLflow's trash") as caught:
+        tracking.start(wanted, store.outputs / "runs" / "new", None)
+    assert restore in str(caught.value)
+    with pytest.raises(ConfigError, match="'short lived' is in MLflow's trash, with its runs") as caught:
+        queries.find_runs(store.uri, ["gone with it"])
+    assert restore in str(caught.value)
+
+
+def test_names_that_are_no_text_do_not_break_tables(tmp_path: Path) -> None:
+    root = tmp_path / "pictures"
+    rng = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        for name in ("Käfer", "猫"):
+            (root / split / name).mkdir(parents=True)
+            for n in range(2):
+                path = os.fsencode(root / split / name) + b"/bad\xff%d.png" % n
+                with open(path, "wb") as file:
+                    Image.fromarray(rng.integers(0, 256, (48, 48, 3)).astype("uint8")).save(file, "PNG")
+    store = Store(tmp_path / "outputs", root)
+    store.train("odd", "regime=scratch", "augmentation=none", "epochs=1", "tracking.log_model=false")
+    run = store.run("odd")
+    assert run.info.status == "FINISHED"
+    table = queries.read_predictions(store.uri, queries.find_runs(store.uri, ["odd"])[0], "validation")
+    assert sorted(table["path"]) == sorted(
+        f"validation/{name}/bad\\udcff{n}.png" for name in ("Käfer", "猫") for n in range(2)
+    )
+    assert "p_Käfer" in table
+    text = (store.outputs / "runs/odd/predictions_validation.csv").read_text(encoding="utf-8")
+    assert "bad\\udcff0.png" in text and "猫" in text
+
+
+# --- messages that wait
+
+
+def messages(folder: Path) -> list[str]:
+    return [message.verb for message in buffer.read(folder)]
+
+
+def test_what_is_looked_at_of_a_run_joins_its_figures(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run_id = store.run("given").info.run_id
+    monkeypatch.setattr(sys, "argv", ["experiments inspect", "schedule", "--run", run_id[:8], "--uri", store.uri])
+    inspect.main()
+    path = store.outputs / "runs/given/figures/schedule-cosine.png"
+    told = capsys.readouterr().out
+    assert path.is_file() and "no head phase" in told and "also in MLflow" in told
+    assert told.splitlines()[-2] == str(path)
+    names = [one.path for one in mlflow.MlflowClient(store.uri).list_artifacts(run_id, "figures")]
+    assert "figures/schedule-cosine.png" in names
+    gone = tmp_path / "gone.db"
+    with pytest.raises(ConfigError, match="it is not there"):
+        tracking.add_figure(f"sqlite:///{gone}", run_id, path)
+    assert not gone.exists()
+
+
+@pytest.fixture
+def away(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, str, Path]]:
+    """A client of `store`, a run there, and a folder for it."""
+    mlflow.set_tracking_uri(store.uri)
+    client = mlflow.MlflowClient()
+    run = client.create_run("1", run_name=tmp_path.name)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    yield client, run.info.run_id, folder
+
+
+def no_store(*arguments: object, **options: object) -> NoReturn:
+    raise mlflow.MlflowException("Connection refused")
+
+
+def test_what_waits_is_of_its_own_run_and_how_that_ended_is_forgotten_where_it_goes_on(
+    away: tuple[Any, str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, first, folder = away
+    with monkeypatch.context() as patch:
+        patch.setattr(buffer, "deliver", no_store)
+        gone = tracking.MlflowRun(first, folder)
+        gone.outbox.put("metrics", [["loss", 99.0, 1000, 0]])
+        gone.artifacts({})
+        gone.end("KILLED", "Stopped: SIGTERM")
+    assert messages(folder) == ["metrics", "artifacts", "end"]
+
+    second = client.create_run("1", run_name="second").info.run_id
+    other = tracking.MlflowRun(second, folder)  # a new run in the same folder
+    other.outbox.put("metrics", [["loss", 1.0, 1000, 0]])
+    other.outbox.send(last=True)
+    assert messages(folder) == []
+    assert client.get_run(first).data.metrics == {"loss": 99.0} and client.get_run(second).data.metrics == {"loss": 1.0}
+    assert client.get_run(second).info.status == "RUNNING" and "failure" not in client.get_run(second).data.tags
+    assert client.get_run(first).info.status == "KILLED"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(buffer, "deliver", no_store)
+        tracking.MlflowRun(second, folder).end("KILLED", "Stopped: SIGTERM")
+    again = tracking.MlflowRun(second, folder)  # resumed
+    again.outbox.send(last=True)
+    assert client.get_run(second).info.status == "RUNNING" and messages(folder) == []
+    again.end("FINISHED", None)
+    assert client.get_run(second).info.status == "FINISHED" and "failure" not in client.get_run(second).data.tags
+
+
+def test_one_message_that_is_not_taken_holds_back_no_other(away: tuple[Any, str, Path]) -> None:
+    client, run_id, folder = away
+    run = tracking.MlflowRun(run_id, folder)
+    run.outbox.put("parameters", {"a name with ?": "1"})
+    run.outbox.put("model", 2)  # of which there is none
+    run.outbox.waiting.insert(0, buffer.Message("0" * 32, "metrics", [["loss", 1.0, 1, 0]]))  # whose run was deleted
+    run.outbox.put("tags", {"regime": "scratch"})
+    run.outbox.send()
+    assert (
+        messages(folder) == ["metrics", "parameters", "model"]
+        and client.get_run(run_id).data.tags["regime"] == "scratch"
+    )
+
+
+def test_a_signal_while_messages_are_sent_loses_none(
+    away: tuple[Any, str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, run_id, folder = away
+    run = tracking.MlflowRun(run_id, folder)
+    run.outbox.put("parameters", {"a name with ?": "1"})
+    run.outbox.put("tags", {"regime": "scratch"})
+    set_batch = client.log_batch
+
+    def stopped(self: Any, *arguments: Any, **options: Any) -> Any:
+        if options.get("tags"):
+            raise KeyboardInterrupt
+        return set_batch(*arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(mlflow.MlflowClient, "log_batch", stopped)
+        run.outbox.send()
+    run.end("KILLED", "KeyboardInterrupt: ")
+    assert messages(folder) == ["parameters"]
+    found = client.get_run(run_id)
+    assert found.info.status == "KILLED" and found.data.tags["regime"] == "scratch"
+
+
+def test_a_model_that_waits_is_given_later_and_changes_nothing_else(
+    store: Store, away: tuple[Any, str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, run_id, folder = away
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
+    run = tracking.MlflowRun(run_id, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(model_logging, "log_model", no_store)
+        run.model(model, ("blobs", "stripes"))
+        run.end("FAILED", "ConfigError: must_reach")
+    assert {path.name for path in folder.iterdir()} == {buffer.UNSENT, buffer.MODEL}
+    (folder / "run.json").write_text(json.dumps({"command": {}, "run_id": run_id, "store": store.uri}))
+    assert sync.sync(folder, None, None, whole=True) == f"all is in {store.uri}"
+    assert {path.name for path in folder.iterdir()} <= {"run.json", ".run.lock"}
+    found = client.get_run(run_id)
+    assert (found.info.status, found.data.tags["failure"]) == ("FAILED", "ConfigError: must_reach")
+    loaded = mlflow.keras.load_model(f"runs:/{run_id}/model")
+    inputs = np.ones((3, 4), "float32")
+    np.testing.assert_array_equal(loaded.predict(inputs, verbose=0), model.predict(inputs, verbose=0))
+
+
+def test_the_end_waits_for_nobody(away: tuple[Any, str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for a store of artifacts that is away, nor for room on the disk."""
+    client, run_id, folder = away
+    run = tracking.MlflowRun(run_id, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(buffer, "log_files", no_store)
+        run.artifacts({})
+        run.end("FAILED", "RuntimeError: on fire")
+    assert messages(folder) == ["artifacts"] and client.get_run(run_id).info.status == "FAILED"
+
+    def full(*arguments: object) -> NoReturn:
+        raise OSError(28, "No space left on device")
+
+    other = client.create_run("1").info.run_id
+    monkeypatch.setattr(buffer, "write", full)
+    tracking.MlflowRun(other, folder).end("KILLED", "Stopped: SIGTERM")
+    found = client.get_run(other)
+    assert (found.info.status, found.data.tags["failure"]) == ("KILLED", "Stopped: SIGTERM")
+
+
+def test_a_run_that_went_on_without_mlflow_and_finished_is_finished(store: Store, away: tuple[Any, str, Path]) -> None:
+    client, run_id, folder = away
+    end = {"status": "KILLED", "failure": "Stopped: SIGTERM", "time": 5000}
+    buffer.write(folder, [buffer.Message(run_id, "end", end)])
+    facts = {"command": {}, "run_id": run_id, "store": store.uri, "status": "FINISHED"}
+    (folder / "run.json").write_text(json.dumps(facts))
+    sync.sync(folder, None, None, whole=False)
+    found = client.get_run(run_id)
+    assert found.info.status == "FINISHED" and "failure" not in found.data.tags
+
+
+def test_what_cannot_be_synced_is_said_for_each_folder(
+    store: Store, away: tuple[Any, str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, run_id, folder = away
+    (folder / buffer.UNSENT).write_text("{")
+    whole = folder.with_name("whole")
+    whole.mkdir()
+    for place in (folder, whole):
+        (place / "run.json").write_text(json.dumps({"command": {}, "run_id": run_id, "store": store.uri}))
+    monkeypatch.setattr(sys, "argv", ["sync", str(folder), str(whole)])
+    with pytest.raises(SystemExit) as ended:
+        sync.main()
+    told = capsys.readouterr()
+    assert ended.value.code == 1 and f"{folder}: " in told.err and "is damaged" in told.err
+    assert f"{whole}: all is in {store.uri}" in told.out
+
+
+def test_addresses_are_asked_before_anything_else() -> None:
+    connection.check(None)
+    connection.check("sqlite:///somewhere/mlflow.db")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        connection.check(f"postgresql+psycopg://me:secret@127.0.0.1:{port}/runs")
+    with pytest.raises(ConfigError) as caught:
+        connection.check(f"postgresql://me:secret@127.0.0.1:{port}/runs")
+    assert "postgresql://me:***@127.0.0.1" in str(caught.value) and "that the server runs" in str(caught.value)
+
+
+def test_names_that_mlflow_does_not_take_are_no_names_of_parameters(config: Callable[..., schema.Config]) -> None:
+    found = tracking.flat_parameters(config("class_weights={c+: 1.0, dogs: 2.0}"))
+    assert found["class_weights"] == "{'c+': 1.0, 'dogs': 2.0}"
+    found = tracking.flat_parameters(config(f"class_weights={{{'c' * 250}: 1.0, dogs: 2.0}}"))
+    assert found["class_weights"].startswith("{'ccc") and max(map(len, found)) <= 250
+
+
+def test_the_ui_is_told_what_to_show_first(store: Store) -> None:
+    client = mlflow.MlflowClient(store.uri)
+    experiment = client.get_experiment_by_name("experiments")
+    assert "Which is better?" in experiment.tags["mlflow.note.content"]
+    client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "ours, by hand")
+    client.delete_experiment_tag(experiment.experiment_id, view.SHARED)
+    (shown,) = view.configure_experiment_view(store.uri)
+    assert shown[0] == "experiments" and f"experiments/{experiment.experiment_id}/runs?" in shown[1]
+    tags = client.get_experiment(experiment.experiment_id).tags
+    assert tags["mlflow.note.content"] == "ours, by hand"
+    columns = json.loads(tags[view.SHARED])["selectedColumns"]
+    told = store.run("tuned").data
+    known = {f"metrics.`{name}`" for name in told.metrics} | {f"params.`{name}`" for name in told.params}
+    assert set(columns) <= known, "every column is one that runs fill"
+
+
+def test_the_ui_of_no_store_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No runs yet"):
+        view.configure_experiment_view(f"sqlite:///{tmp_path}/none.db")
