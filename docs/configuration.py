@@ -42,7 +42,7 @@ UNTYPED = ("name", "_target_")  # of a component: chosen, not typed
 LONG = 60  # characters of a value that a cell shows
 INTRO = """# Configuration reference
 
-<!-- Written by `make reference` out of conf/ and src/experiments/schema.py: change those, not this page. -->
+<!-- Written by `make reference` out of conf/ and src/experiments/config/schema.py: change those, not this page. -->
 
 A run is one choice out of each group, and values on top, in any order:
 

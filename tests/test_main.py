@@ -77,7 +77,7 @@ def test_a_listing_ends_well_where_its_reader_has_seen_enough_and_badly_where_it
 
 PRINTING = """
 import sys
-from experiments import redaction
+from experiments.system import redaction
 redaction.install()
 with open(sys.argv[1], "w") as file:
     file.write("a result")
@@ -99,7 +99,7 @@ def test_nothing_printed_fails_or_gets_into_a_file(script: str, tmp_path: Path) 
 
 
 def test_a_full_pipe_that_does_not_block_is_waited_for() -> None:
-    program = "from experiments import redaction\nredaction.install()\nfor n in range(20000): print('line', n)"
+    program = "from experiments.system import redaction\nredaction.install()\nfor n in range(20000): print('line', n)"
     ours, theirs = os.pipe()
     os.set_blocking(theirs, False)
     with subprocess.Popen([sys.executable, "-c", program], stdout=theirs, stderr=subprocess.PIPE) as process:

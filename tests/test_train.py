@@ -136,7 +136,7 @@ def test_outputs_are_the_repositorys_the_current_folders_or_home(
 def test_run_names_tell_what_runs_and_are_not_shared_between_processes() -> None:
     first = paths.run_name("finetune", "convnet")
     assert first.partition("-finetune-convnet-")[2] and first == paths.run_name("finetune", "convnet")
-    code = "from experiments import paths; print(paths.run_name('finetune', 'convnet'))"
+    code = "from experiments.system import paths; print(paths.run_name('finetune', 'convnet'))"
     assert shell(sys.executable, "-c", code).stdout.strip().rpartition("-")[2] != first.rpartition("-")[2]
 
 

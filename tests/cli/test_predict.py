@@ -108,7 +108,7 @@ def test_what_is_not_there_is_told_at_once(files: Path) -> None:
 
 def test_wrong_arguments_import_no_tensorflow(tmp_path: Path) -> None:
     code = (
-        "import sys; from experiments.commands import predict\n"
+        "import sys; from experiments.cli import predict\n"
         "try: predict.main()\n"
         "finally: print(sorted({'tensorflow', 'keras'} & set(sys.modules)), file=sys.stderr)"
     )

@@ -101,7 +101,8 @@ def in_process(host: Host, cache: Path, before: str = "") -> subprocess.Popen[st
     code = f"""
 import os, sys
 from pathlib import Path
-from experiments.data import cats_vs_dogs, download
+from experiments.data import download
+from experiments.data.sources import cats_vs_dogs
 {before}
 url, sha256, size, cache = sys.argv[1:]
 print(cats_vs_dogs.cats_vs_dogs(url=url, sha256=sha256, bytes=int(size), archive=None, cache=Path(cache)))

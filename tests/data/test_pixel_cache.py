@@ -165,7 +165,7 @@ def test_pictures_beyond_the_memory_they_may_take_are_decoded_and_read_in_little
 import resource
 from pathlib import Path
 from experiments.data import manifest
-from experiments.data.pixels import Decoded, splits_of
+from experiments.data.pixel_cache import Decoded, splits_of
 root = Path({str(tmp_path)!r})
 cache = root / "cache"
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -22,8 +22,8 @@ SAVES = """
 import sys
 from pathlib import Path
 import numpy as np
-from experiments.checkpoints import Checkpoints, State
-from experiments.types import EpochRecord
+from experiments.training.checkpoints import Checkpoints, State
+from experiments.training.types import EpochRecord
 
 checkpoints = Checkpoints(Path(sys.argv[1]))
 found = checkpoints.latest("phase")

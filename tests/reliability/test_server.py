@@ -24,16 +24,19 @@ TELLS = """
 import sys
 from pathlib import Path
 from hydra import compose, initialize_config_dir
-from experiments import paths, tracking, train, validation, journal
-from experiments.types import EpochRecord
+from experiments import tracking, train
+from experiments.config import validation
+from experiments.runs import run_directory
+from experiments.system import paths
+from experiments.training.types import EpochRecord
 home, uri = Path(sys.argv[1]), sys.argv[2]
 with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
     config = validation.read(compose("config", [f"outputs={home}", "tracking=server", f"tracking.uri={uri}"]))
 folder = home / "runs" / "told"
 folder.mkdir(parents=True)
 (folder / "metrics.json").write_text("{}")
-from experiments.tracking import outbox
-outbox.SHARE = 0.5
+from experiments.tracking import buffer
+buffer.SHARE = 0.5
 with tracking.track(config, folder) as tracker:
     (folder / "run.json").write_text('{"command": {}, "run_id": "%s", "store": "%s"}' % (tracker.run_id, uri))
     print(tracker.run_id, flush=True)

@@ -13,15 +13,22 @@ Tally = Callable[[str, int, int], None]
 Tries = Callable[[int, int], int]
 Started = Callable[..., subprocess.Popen[str]]
 
-NAMES = "import sys; from experiments import paths; sys.stdin.readline(); print(paths.run_name('scratch', 'convnet'))"
+NAMES = """
+import sys
+from experiments.system import paths
+sys.stdin.readline()
+print(paths.run_name('scratch', 'convnet'))
+"""
 
 # Opens the store that each line names, all workers at once, and leaves a run with two points there.
 OPENS = """
 import os, sys
 from pathlib import Path
 from hydra import compose, initialize_config_dir
-from experiments import paths, tracking, train, validation
-from experiments.types import EpochRecord
+from experiments import tracking, train
+from experiments.config import validation
+from experiments.system import paths
+from experiments.training.types import EpochRecord
 import mlflow, mlflow.store.tracking.sqlalchemy_store
 print("ready", flush=True)
 for line in sys.stdin:

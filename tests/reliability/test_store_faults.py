@@ -19,13 +19,13 @@ Started = Callable[..., subprocess.Popen[str]]
 WORKS = """
 import random, sys, time
 from pathlib import Path
-from experiments import store
+from experiments.storage import array_cache, atomic_files
 
 cache, seed, locks, until = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], time.time() + float(sys.argv[4])
 if locks == "off":
     class NoLock:
         def __init__(self, *arguments, **options): raise NotImplementedError("no locks here")
-    store.FileLock = NoLock
+    array_cache.FileLock = atomic_files.FileLock = NoLock
 rng, reads = random.Random(seed), 0
 print("ready", flush=True)
 while time.time() < until:
@@ -35,14 +35,14 @@ while time.time() < until:
             rows[at] = value + 10 * at
             if at % 50 == 0:
                 time.sleep(0.001)
-    found = store.array(cache, "numbers", {"value": value}, (200, 50), "int32", write)
+    found = array_cache.array(cache, "numbers", {"value": value}, (200, 50), "int32", write)
     for at in rng.sample(range(200), 20):
         if not (found[at] == value + 10 * at).all():
             print("WRONG", value, at, flush=True)
             sys.exit(1)
     reads += 1
     if rng.random() < 0.05:
-        store.remove(cache, cache / "numbers" / store.key({"value": value}))
+        array_cache.remove(cache, cache / "numbers" / array_cache.key({"value": value}))
 print(reads)
 """
 

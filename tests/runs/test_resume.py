@@ -202,7 +202,7 @@ def test_how_a_run_ends_is_in_its_status_exit_code_and_last_line(place: Place) -
 
 def test_a_second_signal_ends_the_process_at_once(place: Place) -> None:
     program = (
-        "import os, signal, time\nfrom experiments import signals\nsignals.install()\n"
+        "import os, signal, time\nfrom experiments.system import signals\nsignals.install()\n"
         "try:\n    os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
         "except KeyboardInterrupt:\n    os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
     )
@@ -214,7 +214,7 @@ def test_a_second_signal_ends_the_process_at_once(place: Place) -> None:
 
 def test_a_signal_whose_exception_is_dropped_is_obeyed_at_the_next_step(place: Place) -> None:
     program = (
-        "import os, signal, sys\nfrom rich.console import Console\nfrom experiments import progress, signals\n"
+        "import os, signal, sys\nfrom rich.console import Console\nfrom experiments.system import progress, signals\n"
         "signals.install()\n"
         "class Dropped:\n    def __del__(self): os.kill(os.getpid(), signal.SIGHUP)\n"
         "with progress.Terminal(Console(quiet=True)).stage('x', 9) as advance:\n"

@@ -178,7 +178,7 @@ def test_works_without_locks(tmp_path: Path, error: type[Exception], monkeypatch
 
 
 def test_a_lost_race_uses_the_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(array_cache, "FileLock", no_locks)
+    monkeypatch.setattr(atomic_files, "FileLock", no_locks)
 
     def overtaken(array: np.ndarray) -> None:
         make(tmp_path)  # another writer, done first
@@ -195,7 +195,7 @@ def test_dtypes_that_need_pickle_are_refused(tmp_path: Path) -> None:
 
 def _many(cache: Path, locks: bool, start: Any, results: Any) -> None:
     if not locks:
-        vars(array_cache)["FileLock"] = no_locks
+        vars(array_cache)["FileLock"] = vars(atomic_files)["FileLock"] = no_locks
     start.wait()
     sums = []
     for number in range(8):
@@ -347,7 +347,7 @@ def test_what_is_written_is_not_removed(tmp_path: Path) -> None:
 
 def test_removal_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path)
-    monkeypatch.setattr(array_cache, "FileLock", no_locks)
+    monkeypatch.setattr(atomic_files, "FileLock", no_locks)
     assert array_cache.remove(tmp_path, entry(tmp_path))
 
 

@@ -25,7 +25,7 @@ SMALL = (
 # An augmentation that fails, ends its process or takes for ever, as it is told; not any more once CURED is set.
 FAULTS = """
 import os, signal, time
-from experiments.augmentation import affine
+from experiments.data.augmentation import affine
 
 class Faulty:
     def __init__(self, fault, ranges): self.fault, self.inner = fault, affine(**ranges)

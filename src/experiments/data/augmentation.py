@@ -1,7 +1,7 @@
-"""Random transformations of training pictures.
+"""Random transformations of training images.
 
-The affine part is ONE bilinear resampling per picture, however many ranges are set: the matrices of rotation, shift,
-shear, zoom and flip are multiplied first. Its random numbers are drawn with NumPy and travel with the batch as data.
+The affine part is one bilinear resampling per image, however many ranges are set: the matrices of rotation, shift,
+shear, zoom and flip are multiplied first. Its random numbers are drawn with NumPy and passed with the batch as data.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ import tensorflow as tf
 
 from experiments.data.types import Augmentation
 
-VERSION = 2  # part of the key of stored views: raise whenever the same numbers would give other pixels
+VERSION = 2  # part of the cache key of augmented views: increase it when equal random numbers give other pixels
 FILLS = ("nearest", "reflect", "wrap", "constant")
 MIXING = (keras.layers.MixUp, keras.layers.CutMix)
 
-# RandAugment's operations and what a magnitude of 1 means: the ranges of AutoAugment, its table 6.
+# The operations of RandAugment and their amounts at a magnitude of 1: the ranges in table 6 of AutoAugment's paper.
 COLOURS = {
     "identity": 0.0,
     "auto_contrast": 0.0,
     "equalize": 0.0,
-    "solarize": 256.0,  # below the top of the scale: what is brighter is inverted
-    "posterize": 4.0,  # bits dropped of eight
-    "color": 0.9,  # these four: added to a factor of 1, or taken from it
+    "solarize": 256.0,  # how far the threshold lies below 256; brighter pixels are inverted
+    "posterize": 4.0,  # bits dropped, of 8
+    "color": 0.9,  # these four are added to a factor of 1, or subtracted from it
     "contrast": 0.9,
     "brightness": 0.9,
     "sharpness": 0.9,
 }
 MOVES = {
-    "rotate": 30.0,  # degrees, either way
-    "shear_x": 0.3,  # columns per row, either way; shear_y likewise
+    "rotate": 30.0,  # degrees, in both directions
+    "shear_x": 0.3,  # columns per row, in both directions; shear_y likewise
     "shear_y": 0.3,
-    "translate_x": 150 / 331,  # fraction of the width, either way; translate_y of the height
+    "translate_x": 150 / 331,  # fraction of the width, in both directions; translate_y: of the height
     "translate_y": 150 / 331,
 }
 OPERATIONS = COLOURS | MOVES
-# The same for TrivialAugment: the wide space of its paper.
+# The same for TrivialAugment: the wide search space of its paper.
 WIDE = OPERATIONS | {
     "posterize": 6.0,
     "color": 0.99,
@@ -52,12 +52,12 @@ WIDE = OPERATIONS | {
     "translate_x": 32 / 224,  # 32 pixels of an ImageNet image
     "translate_y": 32 / 224,
 }
-LEVELS = 31  # of TrivialAugment's magnitudes, evenly from 0 to 1
+LEVELS = 31  # number of TrivialAugment's magnitudes, evenly spaced from 0 to 1
 
 
 @dataclass(frozen=True)
 class Affine:
-    """Ranges as `affine` takes them."""
+    """Affine augmentation within the ranges that `affine` describes."""
 
     rotation: float
     width_shift: float
@@ -68,9 +68,10 @@ class Affine:
     fill: str
 
     def draw(self, rng: np.random.Generator, count: int, size: int) -> np.ndarray:
-        """The maps from output to input pixel coordinates: [count, 8] float32.
+        """Return random maps from output to input pixel coordinates: [count, 8] float32.
 
-        A row (a0, a1, a2, b0, b1, b2, 0, 0) takes the input at (a0 x + a1 y + a2, b0 x + b1 y + b2).
+        A row (a0, a1, a2, b0, b1, b2, 0, 0) maps the output pixel (x, y) to the input position
+        (a0 x + a1 y + a2, b0 x + b1 y + b2).
         """
 
         def uniform(bound: float) -> np.ndarray:
@@ -81,8 +82,8 @@ class Affine:
         zoom_y, zoom_x = 1 + uniform(self.zoom), 1 + uniform(self.zoom)
         mirror = np.where(rng.random(count) < 0.5, -1.0, 1.0) if self.horizontal_flip else np.ones(count)
 
-        # In (x, y) about the centre, as ImageDataGenerator composes them: rotation . shift . shear . zoom;
-        # the flip comes last, in the output.
+        # The coordinates (x, y) are relative to the centre, and the order is that of ImageDataGenerator:
+        # rotation . shift . shear . zoom. The flip comes last: it mirrors the output.
         cos, sin = np.cos(theta), np.sin(theta)
         centre = (size - 1) / 2
         numbers = np.zeros((count, 8))
@@ -95,17 +96,17 @@ class Affine:
         return numbers.astype("float32")
 
     def __call__(self, pixels: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
-        """Resamples pictures [B, H, W, 3] by maps [B, 8]; float32 in [0, 255]."""
+        """Resample images [B, H, W, 3] by maps [B, 8]: float32 in [0, 255]."""
         return resample(pixels, numbers, self.fill)
 
 
 @tf.function(jit_compile=True)
 def resample(pictures: tf.Tensor, maps: tf.Tensor, fill: str) -> tf.Tensor:
-    """Pictures [B, H, W, 3] of any number by maps [B, 8] from output to input pixel coordinates: float32, bilinear.
+    """Resample images [B, H, W, 3] of any numeric dtype by maps [B, 8] from output to input pixel coordinates.
 
-    Compiled, because XLA fuses coordinates, the four reads and their mixing into one loop. A map of 1s and 0s gives
-    the picture back to the bit. A whole batch of one size is one compilation: don't call it with a few pictures more
-    or less each time.
+    The result is float32, interpolated bilinearly. The function is compiled, because XLA fuses the coordinates, the
+    four reads and their interpolation into one loop. The identity, a map of 1s and 0s, returns the image bit for bit.
+    Every new batch size compiles again, so call it with whole batches of one size.
     """
     height, width = pictures.shape[1:3]
     y, x = tf.range(height, dtype=tf.float32)[:, None], tf.range(width, dtype=tf.float32)
@@ -132,7 +133,10 @@ def resample(pictures: tf.Tensor, maps: tf.Tensor, fill: str) -> tf.Tensor:
 
 
 def inside(position: tf.Tensor, size: int, fill: str) -> tf.Tensor:
-    """Where to read for a position along an axis of so many pixels; `constant` reads outside, and finds nothing."""
+    """Return the position to read at along an axis of `size` pixels, for a position that may lie outside of it.
+
+    With `constant` the position is unchanged, and `resample` reads zeros where it lies outside.
+    """
     if fill == "constant":
         return position
     if fill == "reflect":  # d c b a | a b c d | d c b a
@@ -145,7 +149,7 @@ def inside(position: tf.Tensor, size: int, fill: str) -> tf.Tensor:
 
 @dataclass(frozen=True)
 class Identity:
-    """No augmentation; pictures stay exactly as they are."""
+    """No augmentation: the pixel values stay exactly as they are."""
 
     def draw(self, rng: np.random.Generator, count: int, size: int) -> np.ndarray:
         return np.zeros((count, 0), "float32")
@@ -164,7 +168,7 @@ def affine(
     horizontal_flip: bool,
     fill: str,
 ) -> Augmentation:
-    """Rotation, shifts, shear, zoom and flip as one affine resampling.
+    """Return rotation, shifts, shear, zoom and flip as one affine resampling.
 
     Ranges and order are those of Keras's ImageDataGenerator, which the tutorial uses.
 
@@ -173,11 +177,11 @@ def affine(
         width_shift: fraction of the width, uniform in +-width_shift; height_shift likewise.
         shear: degrees, uniform in +-shear.
         zoom: a factor for each axis, uniform in [1 - zoom, 1 + zoom].
-        horizontal_flip: mirror half of the pictures.
-        fill: what lies outside the picture: nearest, reflect, wrap or constant (black).
+        horizontal_flip: mirror half of the images.
+        fill: what fills the area outside the image: nearest, reflect, wrap or constant (black).
 
     Raises:
-        ValueError: a range that is negative or would turn a picture inside out, or an unknown fill.
+        ValueError: if a range is negative or would turn an image inside out, or if the fill is unknown.
     """
     check_fill(fill)
     limits = {"rotation": 180.0, "width_shift": 1.0, "height_shift": 1.0, "shear": 89.0, "zoom": 0.99}
@@ -194,23 +198,26 @@ def affine(
 
 @dataclass(frozen=True)
 class RandAugment:
-    """Random operations on each image; arguments as in `randaugment` and `trivialaugment`."""
+    """Random operations on each image; its arguments are those of `randaugment` and `trivialaugment`."""
 
     operations: int
-    magnitude: float | None  # None: one of LEVELS, drawn for each operation
+    magnitude: float | None  # None: one of LEVELS magnitudes, drawn for each operation
     horizontal_flip: bool
     fill: str
     ranges: Mapping[str, float]  # operation -> its amount at a magnitude of 1, in the order of OPERATIONS
 
     def draw(self, rng: np.random.Generator, count: int, size: int) -> np.ndarray:
-        """[count, 1 + 10 operations] float32: 1 to mirror the picture, then of each operation its place in OPERATIONS,
-        its amount, and its map from output to input pixel coordinates (as `Affine.draw`)."""
+        """Return the random numbers of `count` images: [count, 1 + 10 operations] float32.
+
+        The first number of a row is 1 where the image is mirrored. Ten numbers follow for each operation: its index in
+        OPERATIONS, its amount, and its map from output to input pixel coordinates, as in `Affine.draw`.
+        """
         mirror = rng.random((count, 1)) < 0.5 if self.horizontal_flip else np.zeros((count, 1))
         kinds = rng.integers(len(OPERATIONS), size=(count, self.operations))
         magnitudes = rng.integers(LEVELS, size=kinds.shape) / (LEVELS - 1) if self.magnitude is None else self.magnitude
         amounts = magnitudes * np.array(list(self.ranges.values()))[kinds] * rng.choice([-1, 1], size=kinds.shape)
 
-        # Every kind of move as one map; those that a picture does not make are of amount 0.
+        # All geometric operations are combined into one map; those not drawn for an image have an amount of 0.
         moved = {name: np.where(kinds == list(OPERATIONS).index(name), amounts, 0) for name in MOVES}
         angle, centre = np.deg2rad(moved["rotate"]), (size - 1) / 2
         a0, a1 = np.cos(angle), moved["shear_x"] - np.sin(angle)
@@ -222,10 +229,10 @@ class RandAugment:
         return np.concatenate([mirror, each.reshape(count, -1)], axis=1).astype("float32")
 
     def __call__(self, pixels: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
-        """Changes pictures [B, H, W, 3] by numbers [B, 1 + 10 operations]; float32 in [0, 255]."""
+        """Transform images [B, H, W, 3] by numbers [B, 1 + 10 operations]: float32 in [0, 255]."""
         pictures = tf.cast(pixels, tf.float32)
         pictures = tf.where(numbers[:, 0, None, None, None] > 0, pictures[:, :, ::-1], pictures)
-        groups = len(COLOURS) + 1  # each its own, and all moves together
+        groups = len(COLOURS) + 1  # one for each color operation, and one for all geometric operations
         for at in range(self.operations):
             drawn = numbers[:, 1 + 10 * at : 11 + 10 * at]
             group = tf.minimum(tf.cast(drawn[:, 0], tf.int32), len(COLOURS))
@@ -236,27 +243,27 @@ class RandAugment:
                 recolour(name, some, amount) for name, some, amount in zip(COLOURS, coloured, amounts, strict=True)
             ]
             restored = tf.ensure_shape(tf.dynamic_stitch(rows, [*changed, moving]), pixels.shape)
-            pictures = resample(restored, drawn[:, 2:], self.fill)  # the maps of all that do not move change nothing
+            pictures = resample(restored, drawn[:, 2:], self.fill)  # color operations have identity maps
         return pictures
 
 
 def randaugment(*, operations: int, magnitude: float, horizontal_flip: bool, fill: str) -> Augmentation:
-    """RandAugment: so many operations in a row, drawn for each picture anew from the fourteen in OPERATIONS.
+    """Return RandAugment: a number of operations in a row, drawn anew for each image from the 14 in OPERATIONS.
 
-    Not keras.layers.RandAugment, which (3.15) draws one choice for a whole batch, moves and brightens one way only,
-    equalizes over the batch, and posterizes the more the smaller its factor.
+    This is not keras.layers.RandAugment, which (in 3.15) draws one choice for a whole batch, moves and brightens in one
+    direction only, equalizes over the batch, and posterizes more the smaller its factor is.
 
     Args:
-        operations: how many, one after the other; one may be drawn twice.
-        magnitude: in [0, 1], how far each of them goes: the share of its range in OPERATIONS.
-        horizontal_flip: mirror half of the pictures first.
-        fill: what lies outside the picture: nearest, reflect, wrap or constant (black).
+        operations: how many operations, one after the other; the same one may be drawn twice.
+        magnitude: the strength of each operation, in [0, 1]: the fraction of its range in OPERATIONS.
+        horizontal_flip: mirror half of the images first.
+        fill: what fills the area outside the image: nearest, reflect, wrap or constant (black).
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: if an argument is out of its range.
 
     Source: E. Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space", NeurIPS
-    2020; the operations as Pillow has them, in floats.
+    2020; the operations are those of Pillow, computed in floats.
     """
     check_fill(fill)
     if operations != int(operations) or operations < 1:
@@ -273,10 +280,10 @@ def trivialaugment(*, horizontal_flip: bool, fill: str) -> Augmentation:
 
     Args:
         horizontal_flip: mirror half of the images first.
-        fill: what lies outside the image: nearest, reflect, wrap or constant (black).
+        fill: what fills the area outside the image: nearest, reflect, wrap or constant (black).
 
     Raises:
-        ValueError: an unknown fill.
+        ValueError: if the fill is unknown.
 
     Source: S. Mueller and F. Hutter, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", ICCV 2021.
     The authors' code draws the factor of colour, contrast, brightness and sharpness from 31 steps between 0.01 and 2,
@@ -287,13 +294,16 @@ def trivialaugment(*, horizontal_flip: bool, fill: str) -> Augmentation:
 
 
 def check_fill(fill: str) -> None:
-    """Raise ValueError where `augmentation.fill` is none of FILLS."""
+    """Raise ValueError unless `augmentation.fill` is one of FILLS."""
     if fill not in FILLS:
         raise ValueError(f"augmentation.fill: must be one of {', '.join(FILLS)}. Received: {fill!r}")
 
 
 def recolour(name: str, pictures: tf.Tensor, amount: tf.Tensor) -> tf.Tensor:
-    """One of COLOURS on pictures [B, H, W, 3] float32, by amounts [B, 1, 1, 1]; in [0, 255] like its input."""
+    """Apply one operation of COLOURS to images [B, H, W, 3] float32 by amounts [B, 1, 1, 1].
+
+    The result is in [0, 255], as the images are.
+    """
     if name == "identity":
         return pictures
     if name == "auto_contrast":
@@ -307,7 +317,8 @@ def recolour(name: str, pictures: tf.Tensor, amount: tf.Tensor) -> tf.Tensor:
     if name == "posterize":
         step = 2 ** tf.round(tf.abs(amount))
         return tf.floor(pictures / step) * step
-    # What is left mixes a picture with another made from it; factors beyond 1 lead away from that one.
+    # The remaining operations interpolate between a second image, made from the first, and the first; a factor above 1
+    # moves away from the second.
     if name == "color":
         other = tf.image.rgb_to_grayscale(pictures)
     elif name == "contrast":
@@ -315,12 +326,12 @@ def recolour(name: str, pictures: tf.Tensor, amount: tf.Tensor) -> tf.Tensor:
     elif name == "brightness":
         other = tf.zeros_like(pictures)
     else:
-        other = (9 * tf.nn.avg_pool2d(pictures, 3, 1, "SAME") + 4 * pictures) / 13  # its centre weighs 5, the rest 1
+        other = (9 * tf.nn.avg_pool2d(pictures, 3, 1, "SAME") + 4 * pictures) / 13  # weights: 5 at the centre, else 1
     return tf.clip_by_value(other + (1 + amount) * (pictures - other), 0, 255)
 
 
 def equalize(pictures: tf.Tensor) -> tf.Tensor:
-    """The histogram of each channel of each picture flattened, as Pillow does it: [B, H, W, 3] float32."""
+    """Flatten the histogram of each channel of each image [B, H, W, 3] float32, as Pillow does."""
     shape = tf.shape(pictures)
     planes = tf.cast(tf.round(tf.reshape(tf.transpose(pictures, (0, 3, 1, 2)), (-1, shape[1] * shape[2]))), tf.int32)
     counts = tf.math.bincount(planes, minlength=256, maxlength=256, axis=-1)  # [3 B, 256]
@@ -333,11 +344,12 @@ def equalize(pictures: tf.Tensor) -> tf.Tensor:
 
 
 def seeded(layers: Sequence[keras.layers.Layer]) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
-    """Keras preprocessing layers in a row, their draws fixed by a seed given with the batch.
+    """Return a function that applies Keras preprocessing layers in a row, with random numbers fixed by a seed.
 
-    The returned function takes pixels [B, H, W, 3], shares of classes [B, C] float32 and a seed [2] int32, and returns
-    pixels and shares. It must not run in parallel with itself: it sets the state of the layers' seed generators.
-    The layers compute in float32 from here on: bfloat16 tells 0 to 255 apart badly, and MixUp and CutMix fail in it.
+    The function takes pixels [B, H, W, 3], soft labels [B, C] float32 and a seed [2] int32, and returns pixels and soft
+    labels. It must not run in parallel with itself, because it sets the state of the layers' seed generators. The
+    layers compute in float32 from here on: bfloat16 is too coarse for values from 0 to 255, and MixUp and CutMix fail
+    in it.
     """
     for layer in layers:
         for part in layer._flatten_layers():
@@ -359,5 +371,5 @@ def seeded(layers: Sequence[keras.layers.Layer]) -> Callable[..., tuple[tf.Tenso
 
 
 def mixes(layers: Sequence[keras.layers.Layer]) -> bool:
-    """Whether pictures of a batch are mixed with each other, and their labels with them."""
+    """Return whether any layer mixes the images of a batch with each other, and their labels with them."""
     return any(isinstance(layer, MIXING) for layer in layers)

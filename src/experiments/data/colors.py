@@ -1,4 +1,4 @@
-"""Colors: how whatever a file holds becomes 8-bit RGB."""
+"""Conversion of decoded images to 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from experiments.data.types import GrayRange
 from experiments.errors import DataError
 
 _STRIP = 2**20  # pixels that are converted at a time
-_FEW_LEVELS = 3  # an image is blank if its levels differ by no more
-# Grays of 14 bits or fewer (detectors have 10, 12 or 14) in 16: dark, and nothing in the file says by how much.
+_FEW_LEVELS = 3  # an image is blank if its levels differ by at most this
+# Detectors have 10, 12 or 14 bits. Their grays, stored in 16 bits, look dark, and the file does not contain the factor.
 _FULL = 2**14
 _GRAY_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _TRANSPARENT = "is fully transparent: there is nothing to see; remove its alpha channel, or remove it"
 
 
 def to_rgb(source: Image.Image, file: ImageFile, gray_range: GrayRange | None) -> Image.Image:
-    """Return a loaded image as RGB of 8 bits.
+    """Return a loaded image as 8-bit RGB.
 
     Args:
-        source: As Pillow has loaded it.
-        file: What it was loaded from; receives warnings.
-        gray_range: As of `decoder.decode`.
+        source: The image as Pillow has loaded it.
+        file: The file that it was loaded from; receives warnings.
+        gray_range: See `decoder.decode`.
 
     Raises:
-        DataError: If it is fully transparent, or if what its values mean is open.
+        DataError: If the image is fully transparent, or if the meaning of its values is not known.
     """
     if source.mode in _GRAY_MODES:
         return _rgb_of_gray(source, gray_range or _known_range(source, file), file.white_is_zero)
@@ -41,7 +41,7 @@ def to_rgb(source: Image.Image, file: ImageFile, gray_range: GrayRange | None) -
 
 
 def _strips(source: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Yield an image in strips with their tops, so that what is made of them takes little memory at a time."""
+    """Yield an image in horizontal strips, each with its top row, so that converting it takes little memory."""
     rows = max(1, _STRIP // source.width)
     for top in range(0, source.height, rows):
         yield top, source.crop((0, top, source.width, min(top + rows, source.height)))
@@ -56,7 +56,8 @@ def _in_strips(source: Image.Image, convert: Callable[[Image.Image], Image.Image
 
 
 def _on_white(source: Image.Image, file: ImageFile) -> Image.Image:
-    if file.format == "PNG" and source.mode == "L" and file.bits < 8:  # Pillow scales the grays, but not this one
+    # Pillow scales the grays of such a file to 8 bits, but not the gray that is transparent.
+    if file.format == "PNG" and source.mode == "L" and file.bits < 8:
         source.info["transparency"] = source.info["transparency"] * 255 // (2**file.bits - 1)
     opaque = 0
 
@@ -69,14 +70,14 @@ def _on_white(source: Image.Image, file: ImageFile) -> Image.Image:
     result = _in_strips(source, convert)
     if opaque:
         return result
-    if file.format == "BMP":  # as every other reader of BMP has it
+    if file.format == "BMP":  # other readers of BMP ignore such an alpha channel, too
         file.warnings.append("has an alpha channel that is 0 everywhere: it is not used")
         return _in_strips(source, lambda strip: strip.convert("RGB"))
     raise DataError(_TRANSPARENT)
 
 
 def _check_16_bit_colors(source: Image.Image, file: ImageFile) -> None:
-    """Raise where Pillow, which takes the upper 8 of 16 bits, may have taken the wrong ones."""
+    """Raise DataError where Pillow, which keeps the upper 8 of 16 bits, may have kept the wrong ones."""
     if file.bits != 16 or source.mode not in ("RGB", "RGBA"):
         return
     if "transparency" in source.info:
@@ -90,14 +91,14 @@ def _check_16_bit_colors(source: Image.Image, file: ImageFile) -> None:
 
 
 def _rgb_of_gray(source: Image.Image, gray_range: GrayRange, white_is_zero: bool) -> Image.Image:
-    """Scale grays of 16 or 32 bits to 8."""
+    """Convert grays of 16 or 32 bits to 8-bit RGB."""
     low, high = gray_range
     transparent, opaque = source.info.get("transparency"), False
 
     def convert(strip: Image.Image) -> Image.Image:
         nonlocal opaque
         values = np.asarray(strip)
-        if not low <= values.min() or not values.max() <= high:  # which NaN are not either
+        if not low <= values.min() or not values.max() <= high:  # refuses NaN, too
             raise DataError(
                 f"has grays from {values.min():g} to {values.max():g}, beyond data.gray_range=[{low:g},{high:g}]; "
                 "widen the range, or remove it"
@@ -117,11 +118,11 @@ def _rgb_of_gray(source: Image.Image, gray_range: GrayRange, white_is_zero: bool
 
 
 def _known_range(source: Image.Image, file: ImageFile) -> GrayRange:
-    """Return what grays are black and white by the file itself.
+    """Return which grays are black and white, as far as the file itself determines it.
 
-    Not by its smallest and largest value: a range of its own for each image would change what a level means from one
-    to the next. Nor by what may be written beside the pixels: PNG's sBIT is of values that are scaled already, and
-    TIFF's MaxSampleValue is by its specification not for display.
+    The smallest and largest value are not used: a range of its own for each image would change the meaning of a level
+    from one image to the next. Nor are values beside the pixels: PNG's sBIT describes values that are scaled already,
+    and TIFF's MaxSampleValue is by its specification not meant for display.
     """
     if file.bits == 12:
         return 0, 4095
@@ -137,7 +138,10 @@ def _known_range(source: Image.Image, file: ImageFile) -> GrayRange:
 
 
 def is_blank(image: Image.Image) -> bool:
-    """Return whether all pixels are alike; a few are enough for most images."""
+    """Return whether all pixels have almost the same color.
+
+    A sample of 8 x 8 pixels is compared first, because it decides for most images.
+    """
     for sample in (image.resize((8, 8), Image.Resampling.NEAREST), image):
         if any(high - low > _FEW_LEVELS for low, high in sample.getextrema()):  # type: ignore[misc]
             return False

@@ -1,4 +1,7 @@
-"""The one decoder: whatever reads an image (checking, training, serving) reads it here; all see the same pixels."""
+"""Decoding of image files, the same for validation, training and serving.
+
+All three must use the same pixels, so every part of the package that reads an image file uses this module.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,13 @@ from experiments.data.file_formats import CONVERT, REPLACE, SEVERAL, ImageFile, 
 from experiments.data.types import GrayRange
 from experiments.errors import DataError
 
-VERSION = 2  # part of every cache key: raise it whenever the same bytes would give other pixels or another verdict
+# Part of every cache key: increase it whenever the same bytes would give other pixels or another validation result.
+VERSION = 2
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # lower case; matched case-insensitively
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of a decompression bomb (a quarter of a gigabyte of RGB)
-MAX_BYTES = 2**29  # of a file
-MEMORY = 2**31  # bytes that images may take while they are decoded, all threads together
+MAX_BYTES = 2**29  # largest size of a file
+MEMORY = 2**31  # bytes that images may take while they are decoded, in all threads together
 
 _PLUGINS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "JPEG": JpegImageFile,
@@ -38,14 +42,14 @@ _PLUGINS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "WEBP": WebPImageFile,
     "TIFF": TiffImageFile,
 }
-# The most that Pillow and this module take for a pixel: what is decoded, its RGB, and what the libraries keep aside
+# The most memory that Pillow and this module use for a pixel: the decoded image, its RGB, and the libraries' buffers
 # (all coefficients of a progressive JPEG, two canvases of a WebP, a strip of a TIFF).
 _BYTES_PER_PIXEL = {"JPEG": 16, "PNG": 12, "BMP": 12, "WEBP": 20, "TIFF": 16}
-_MOST_SCANS = 30 * MAX_PIXELS  # scans x pixels of a JPEG; an encoder makes about ten
-_MOST_SEARCHED = 3 * MAX_PIXELS  # pixels that are decoded twice to find where a JPEG without an end mark ends
+_MOST_SCANS = 30 * MAX_PIXELS  # scans x pixels of a JPEG; encoders write about ten scans
+_MOST_SEARCHED = 3 * MAX_PIXELS  # pixels that are decoded twice to find where a JPEG without an end marker ends
 _MOST_STRIPS = 500_000  # of a TIFF
-_MOST_PAGES = 16  # of a TIFF, all but one reduced copies
-_RLE_BYTES = 2**23  # of a run-length encoded BMP, which Pillow decodes in Python
+_MOST_PAGES = 16  # of a TIFF; all but one must be reduced copies
+_RLE_BYTES = 2**23  # largest run-length encoded BMP, which Pillow decodes in Python
 
 _JPEG_END = b"\xff\xd9"
 _TRANSPOSITIONS = {
@@ -58,9 +62,9 @@ _TRANSPOSITIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What Pillow says of a sound file that it does not read.
+# Messages of Pillow about valid files of a kind that it does not support.
 _LAYOUTS = re.compile("unknown pixel mode|cannot handle|[Uu]nsupported")
-# Gray TIFFs that Pillow's decoders can read, but its table of layouts lacks.
+# Gray TIFFs that Pillow's decoders can read, but that are missing in its table of layouts.
 for _order in (b"II", b"MM"):
     for _white_is_zero in (0, 1):
         _12_bit = (_order, _white_is_zero, (1,), 1, (12,), ())
@@ -68,12 +72,13 @@ for _order in (b"II", b"MM"):
 TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
 
 
-# Blocks of this size go back to the system when they are freed; Pillow's of 16 MB stay with the thread that had them.
+# Blocks of this size are returned to the operating system when they are freed. Pillow's default blocks of 16 MB stay
+# allocated for the thread that used them.
 Image.core.set_block_size(2**26)  # type: ignore[attr-defined]
 
 
 class Facts(NamedTuple):
-    """What a file is."""
+    """Properties of an image file."""
 
     width: int  # pixels as stored, before orientation
     height: int
@@ -82,7 +87,10 @@ class Facts(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """A decoded image, what its file is, and what its owner should know of it, in sentences that follow its path."""
+    """A decoded image, the properties of its file, and warnings.
+
+    A warning is a phrase that continues a line which begins with the path of the file.
+    """
 
     image: Image.Image  # mode RGB
     facts: Facts
@@ -92,28 +100,29 @@ class Decoded(NamedTuple):
 def decode(content: bytes, gray_range: GrayRange | None = None) -> Image.Image:
     """Decode a whole image file.
 
-    The EXIF orientation is applied, transparency is laid on white, palettes, grays and CMYK become RGB, and 16-bit
-    grays are scaled to 8 bits. Color profiles are not applied.
+    The EXIF orientation is applied, transparent pixels are blended with white, palettes, grays and CMYK become RGB, and
+    16-bit grays are scaled to 8 bits. Color profiles are not applied.
 
     Args:
         content: The bytes of a JPEG, PNG, BMP, WEBP or TIFF file, recognized by content, whatever its name.
-        gray_range: The values of 16- and 32-bit grays that become black and white. None: 16 bits are used whole, which
-            an image must show by a value of 2**14 or more.
+        gray_range: The values of 16- and 32-bit grays that become black and white. None: 16-bit grays use the whole
+            range of their type, if the image has a value of 2**14 or more; other such images are refused, except those
+            of 12 bits by their header.
 
     Returns:
         The image, mode RGB, in its own size.
 
     Raises:
-        DataError: If the file is empty, damaged, cut short, animated, of another format, has more than `MAX_PIXELS`
-            pixels, or leaves open what its values mean. The message says what is wrong and what to do; the caller
-            knows the path.
+        DataError: If the file is empty, damaged, truncated, animated, of another format, has more than `MAX_PIXELS`
+            pixels, or if the meaning of its values is not known. The message names the problem and what to do about it;
+            the caller adds the path.
     """
     with decoding(content, gray_range) as decoded:
         return decoded.image
 
 
 def gray_range(configured: Sequence[float] | None) -> GrayRange | None:
-    """Return `data.gray_range` of a configuration, which has it as a list."""
+    """Return the configured `data.gray_range`, a list, as a tuple."""
     if configured is None:
         return None
     low, high = configured
@@ -121,21 +130,21 @@ def gray_range(configured: Sequence[float] | None) -> GrayRange | None:
 
 
 def logged_gray_range(text: str) -> GrayRange | None:
-    """Return `data.gray_range` as a run's parameter has it; None if that is none."""
+    """Return `data.gray_range` from the parameter that a run has logged; None if the text is not a range."""
     try:
         return gray_range(json.loads(text))
-    except (ValueError, TypeError):  # a store may hold anything
+    except (ValueError, TypeError):  # a tracking store may contain any text
         return None
 
 
 @contextmanager
 def decoding(content: bytes, gray_range: GrayRange | None = None) -> Iterator[Decoded]:
-    """Decode a whole image file, exactly as `decode`, and count its memory until the block ends.
+    """Decode a whole image file exactly as `decode` does, and count its memory until the block ends.
 
-    All threads together decode no more at a time than fits into `MEMORY`: resize the image within the block.
+    All threads together decode no more at a time than fits into `MEMORY`, so resize the image within the block.
 
     Raises:
-        DataError: As `decode`.
+        DataError: See `decode`.
     """
     with _translated(), _collected() as collected:
         if len(content) > MAX_BYTES:
@@ -152,7 +161,7 @@ def decoding(content: bytes, gray_range: GrayRange | None = None) -> Iterator[De
             source.load()
             image = to_rgb(source, file, gray_range)
             del source
-            if file.orientation != 1:  # Pillow turns a TIFF while loading it
+            if file.orientation != 1:  # Pillow has applied the orientation of a TIFF while loading it
                 image = image.transpose(_TRANSPOSITIONS[file.orientation])
             if is_blank(image):
                 file.warnings.append(f"is blank: all its pixels are of the color {image.getpixel((0, 0))}")
@@ -160,11 +169,13 @@ def decoding(content: bytes, gray_range: GrayRange | None = None) -> Iterator[De
 
 
 def resize(image: Image.Image, size: int) -> np.ndarray:
-    """Resize an RGB image to a square: bilinear, with antialiasing, the aspect ratio not kept (as the tutorial).
+    """Resize an RGB image to a square: bilinear, with antialiasing.
+
+    The aspect ratio is not kept, as in the tutorial.
 
     Args:
-        image: An image as `decode` returns it.
-        size: Width and height wanted, in pixels.
+        image: An image from `decode`.
+        size: Width and height of the result in pixels.
 
     Returns:
         [size, size, 3] uint8, RGB.
@@ -178,15 +189,15 @@ def decode_resized(
     """Decode an image file and resize it to a square, within the memory that all threads share.
 
     Args:
-        content, gray_range: As of `decode`.
-        size: As of `resize`.
-        warned: Receives what the file's owner should know of it.
+        content, gray_range: See `decode`.
+        size: See `resize`.
+        warned: A list to which the warnings about the file are added.
 
     Returns:
         [size, size, 3] uint8, RGB.
 
     Raises:
-        DataError: As `decode`.
+        DataError: See `decode`.
     """
     with decoding(content, gray_range) as decoded:
         if warned is not None:
@@ -195,15 +206,18 @@ def decode_resized(
 
 
 def too_many_bytes(size: int) -> str:
-    """Return what is wrong with a file of so many bytes."""
+    """Return the message about a file of `size` bytes, which are too many."""
     return f"is too large ({size:,} bytes; at most {MAX_BYTES:,}); {CONVERT}"
 
 
-# --- limits and surroundings
+# --- limits, errors and warnings
 
 
 class _Memory:
-    """Bytes that are shared by threads; who wants more than all of them waits until no other has any."""
+    """A number of bytes that threads share.
+
+    A thread that requests more than all of them waits until no other thread has any.
+    """
 
     def __init__(self, size: int) -> None:
         self.size, self.used, self.changed = size, 0, threading.Condition()
@@ -227,23 +241,23 @@ _memory = _Memory(MEMORY)
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Raise what Pillow raises as DataError."""
+    """Raise the errors of Pillow as DataError."""
     try:
         yield
     except (DataError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise DataError(_too_large(str(error))) from error
-    except Exception as error:  # what Pillow's plugins raise on damaged files has no common base
+    except Exception as error:  # the errors of Pillow's plugins on damaged files have no common base class
         remedy = CONVERT if _LAYOUTS.search(str(error)) else REPLACE
         raise DataError(f"cannot be decoded ({type(error).__name__}: {error}); {remedy}") from error
 
 
 class _ThreadWarnings(threading.local):
-    """What Pillow's TIFF reader calls in place of the module `warnings`, whose filters all threads share.
+    """A replacement for the module `warnings` in Pillow's TIFF reader, with separate lists for each thread.
 
-    So each warning comes to the thread that reads the file, which knows its name; and every one comes, not only the
-    first of its kind.
+    All threads share the filters of `warnings`. With this class a warning reaches the thread that reads the file, where
+    its path is known, and every warning is collected, not only the first of its kind.
     """
 
     found: list[str] | None = None
@@ -255,7 +269,7 @@ class _ThreadWarnings(threading.local):
             self.found.append(f"has odd metadata ({message.strip()})")
 
 
-# A process that serves a model has a second copy of this module, which shares the first's.
+# A process that serves a model imports a second copy of this module, which must use the first copy's replacement.
 _present: Any = getattr(TiffImagePlugin, "warnings")  # noqa: B009
 _thread_warnings: _ThreadWarnings = _present if hasattr(_present, "found") else _ThreadWarnings()
 TiffImagePlugin.warnings = _thread_warnings  # type: ignore[assignment, attr-defined]
@@ -263,7 +277,7 @@ TiffImagePlugin.warnings = _thread_warnings  # type: ignore[assignment, attr-def
 
 @contextmanager
 def _collected() -> Iterator[list[str]]:
-    """Collect what Pillow warns of in this thread."""
+    """Collect the warnings of Pillow in this thread."""
     found: list[str] = []
     _thread_warnings.found = found
     try:
@@ -277,7 +291,10 @@ def _too_large(what: str) -> str:
 
 
 def _check_header(image: Image.Image, file: ImageFile) -> None:
-    """Raise for what a file's header shows."""
+    """Raise DataError if a file's header shows that the image cannot be used.
+
+    What the header determines for decoding, such as the orientation of a WebP, is set in `file`.
+    """
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise DataError(_too_large(f"{width} x {height} pixels"))
@@ -320,7 +337,7 @@ def _check_tiff(image: TiffImageFile, file: ImageFile) -> None:
         for page in range(1, _MOST_PAGES + 1):
             try:
                 image.seek(page)
-            except Exception:  # no further page, or something that is none
+            except Exception:  # no further page, or an invalid one
                 break
             if not image.tag_v2.get(254, 0) & 1:  # not a reduced copy of the first
                 raise DataError(SEVERAL)
@@ -330,26 +347,27 @@ def _check_tiff(image: TiffImageFile, file: ImageFile) -> None:
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
-    if isinstance(image, TiffImageFile):  # whose `size` is told as turned already
+    if isinstance(image, TiffImageFile):  # its `size` has the orientation applied already
         return int(image.tag_v2[TiffImagePlugin.IMAGEWIDTH]), int(image.tag_v2[TiffImagePlugin.IMAGELENGTH])
     return image.size
 
 
 def _with_end(file: ImageFile, pixels: int) -> bytes:
-    """Return a JPEG with an end mark where its pixels end, and something else begins.
+    """Return a JPEG with an end marker inserted where its pixels end and other data begin.
 
-    They end where what follows does not change them, but would a few bytes earlier. Only where something else seems to
-    begin is tried, so that a file that is cut short and filled up is not taken for whole.
+    The pixels end at the place from which on the bytes that follow do not change them, while they would a few bytes
+    earlier. Only places where other data seem to begin are tried, so that a file that was truncated and padded is not
+    taken for a complete one.
 
     Args:
         file: A JPEG with the places where it may end.
         pixels: Its width x height.
 
     Raises:
-        DataError: If its pixels end at none of these places, or if finding where would take too long.
+        DataError: If its pixels end at none of these places, or if finding the place would take too long.
     """
     low, high, tries = 0, len(file.ends), max(2, _MOST_SEARCHED // pixels)
-    while low < high and tries:  # the first place by which all pixels are there
+    while low < high and tries:  # binary search for the first place before which all pixels are stored
         middle, tries = (low + high) // 2, tries - 1
         if _all_pixels_by(file.content, file.ends[middle][1]):
             high = middle
@@ -361,7 +379,7 @@ def _with_end(file: ImageFile, pixels: int) -> bytes:
 
 
 def _all_pixels_by(content: bytes, end: int) -> bool:
-    """Return whether a JPEG decodes alike whatever follows that place."""
+    """Return whether a JPEG's last rows are the same whatever bytes follow the position `end`."""
     last_rows = []
     for filling in (b"\0", b"\xaa"):
         image = JpegImageFile(io.BytesIO(content[:end] + 64 * filling + _JPEG_END))

@@ -1,6 +1,7 @@
-"""Archives from the network: a download that continues where it broke off, and unpacking that stays in its folder.
+"""Download and unpacking of archives.
 
-A file is the one expected when its length and sha256 say so; both are checked over the whole file before any use.
+A download continues where it broke off, and unpacking writes into its own directory only. A file is accepted when its
+length and its sha256 are the expected ones; both are checked over the whole file before any use.
 """
 
 from __future__ import annotations
@@ -33,20 +34,20 @@ from experiments.storage import atomic_files
 from experiments.system.progress import PlainConsole, Terminal
 
 _CHUNK = 2**16  # bytes
-_TIMEOUT = (10.0, 60.0)  # seconds: to connect, and between two arrivals of bytes
-_RETRY = urllib3.Retry(  # until an answer begins; an answer that breaks off is `_complete`'s
+_TIMEOUT = (10.0, 60.0)  # seconds: to connect, and between two chunks
+_RETRY = urllib3.Retry(  # until a response begins; `_complete` retries those that break off
     total=3,
     connect=2,
     read=1,
     backoff_factor=0.5,
     status_forcelist=(429, 500, 502, 503, 504),
     raise_on_status=False,
-    respect_retry_after_header=False,  # nobody waits an hour because a server says so
+    respect_retry_after_header=False,  # a server could make a run wait for an hour
 )
-_TRIES = 5  # answers that may break off in a row without bringing _WORTHWHILE
+_TRIES = 5  # responses in a row, each of fewer than _WORTHWHILE bytes, before the download fails
 _WORTHWHILE = 2**20  # bytes
-_PAUSE = 1.0  # seconds before the second try, doubled before each further one
-_RATIO = 200  # unpacked to packed, beyond _SLACK: what has been compressed as a picture never comes near
+_PAUSE = 1.0  # seconds before the first retry, doubled before each further one
+_RATIO = 200  # most unpacked bytes per packed byte, beyond _SLACK; compressed images are far below
 _SLACK = 2**20  # bytes
 _SHOWN = 5  # members named in one error
 _MEMBER_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, struct.error, ValueError)
@@ -57,17 +58,17 @@ File = BufferedReader | BufferedRandom  # open; `name` is its path
 
 
 def fetch(url: str, *, sha256: str, size: int, folder: Path) -> File:
-    """Downloads a file, or the rest of one, and checks it.
+    """Download a file, or the rest of one, and check it.
 
-    The file is `folder/<name>.<first 16 of sha256>.part`. It is kept when the download fails, for the next call to
-    continue, and when it succeeds: the caller removes it. Processes that download it at once do each other no harm, as
-    all of them write the same bytes at the same places.
+    The file is `folder/<name>.<first 16 of sha256>.part`. It is kept when the download fails, so that the next call
+    continues it, and when it succeeds: the caller removes it. Processes that download it concurrently do not interfere
+    with each other, because all of them write the same bytes at the same positions.
 
     Args:
-        url: Where it is, http or https; the environment's proxies are used.
-        sha256: Of the whole file, 64 hex digits, lower case.
-        size: Of the whole file in bytes.
-        folder: Where downloads go; made if need be.
+        url: Address of the file, http or https; the environment's proxies are used.
+        sha256: Hash of the whole file, 64 hex digits, lower case.
+        size: Size of the whole file in bytes.
+        folder: Directory of the downloads; created if it is missing.
 
     Returns:
         The file, checked and open for reading; `name` is its path.
@@ -94,10 +95,10 @@ def fetch(url: str, *, sha256: str, size: int, folder: Path) -> File:
 
 
 def verify(file: File, *, sha256: str, size: int, what: str) -> None:
-    """Checks an open file's length in bytes and its sha256.
+    """Check an open file's length in bytes and its sha256.
 
     Raises:
-        DataError: If it is another file; begins with `what`, and tells what was expected and received.
+        DataError: If it is another file; the message begins with `what` and has the expected and the received values.
     """
     expected = f"is not the one expected. Allowed: {size:,} bytes with sha256 {sha256}. Received:"
     if _length(file) != size:
@@ -109,20 +110,20 @@ def verify(file: File, *, sha256: str, size: int, what: str) -> None:
 
 
 def extract(file: File, target: Path, *, wanted: re.Pattern[str], member_bytes: int, total_bytes: int) -> None:
-    """Unpacks a zip archive's wanted members into a folder that appears whole or not at all.
+    """Unpack a zip archive's wanted members into a new directory, which appears atomically.
 
     Args:
         file: The archive, open for reading; `name` is its path.
-        target: The folder. If another process has made it meanwhile, that one stays.
+        target: The directory. If another process has created it meanwhile, that one is kept.
         wanted: Matches the whole name of a member to unpack; its groups are the parts of the path below `target`. All
-            other members are passed over.
-        member_bytes: The most that a member may unpack to.
-        total_bytes: The most that all may unpack to.
+            other members are skipped.
+        member_bytes: Largest allowed size of an unpacked member.
+        total_bytes: Largest allowed size of all unpacked members together.
 
     Raises:
-        DataError: If the archive is damaged, holds nothing wanted, or holds what no honest one does: names that lead
-            out of the folder or are there twice, links, encrypted members, members that unpack to too much. If the
-            disk is full or cannot be written. Nothing is left behind then.
+        DataError: If the archive is damaged, has no wanted members, or may be malicious: names that lead out of the
+            directory or occur twice, links, encrypted members, members that unpack to too many bytes. Also if the disk
+            is full or cannot be written. Nothing is left behind in any of these cases.
     """
     draft = atomic_files.draft(target)
     try:
@@ -139,7 +140,7 @@ def extract(file: File, target: Path, *, wanted: re.Pattern[str], member_bytes: 
                     path.parent.mkdir(parents=True, exist_ok=True)
                     total_bytes -= _unpack(archive, member, path, min(member_bytes, total_bytes))
                     advance()
-            os.sync()  # one for thousands of files, where an fsync of each takes minutes
+            os.sync()  # one call for thousands of files; an fsync of each would take minutes
             try:
                 os.rename(draft, target)
             except OSError as error:
@@ -155,7 +156,7 @@ def extract(file: File, target: Path, *, wanted: re.Pattern[str], member_bytes: 
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
-    """Raises DataError if a folder's disk has less than `needed` bytes free; begins with `what`."""
+    """Raise DataError, beginning with `what`, if a directory's disk has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DataError(
@@ -168,9 +169,9 @@ def check_space(folder: Path, needed: int, what: str) -> None:
 
 
 def _complete(file: File, url: str, size: int) -> None:
-    """Asks for what a file lacks until it has `size` bytes."""
+    """Request the missing bytes of a file until it has `size` bytes."""
     have = _length(file)
-    if have > size:  # not what we wrote
+    if have > size:  # not a part of this file
         have = file.truncate(0)
     if have == size:
         return
@@ -178,7 +179,7 @@ def _complete(file: File, url: str, size: int) -> None:
     _log.info("Downloading %s (%s, %s are there) to %s", url, decimal(size), decimal(have), file.name)
     tries = 0
     with requests.Session() as session, _bar(have, size) as show:
-        session.headers["Accept-Encoding"] = "identity"  # byte ranges are those of the file itself
+        session.headers["Accept-Encoding"] = "identity"  # byte ranges must refer to the file itself
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(max_retries=_RETRY))
         while (have := _length(file)) < size:
@@ -193,8 +194,11 @@ def _complete(file: File, url: str, size: int) -> None:
 
 
 def _receive(session: requests.Session, file: File, url: str, size: int, show: Callable[[int], object]) -> str:
-    """Writes one answer to the file, from where it begins; tells why it ended, which matters if bytes are missing."""
-    have = _length(file)  # only now: another process may be writing the same file
+    """Write one response to the file, from the position where it begins, and return why it ended.
+
+    The reason matters only if bytes are missing afterwards.
+    """
+    have = _length(file)  # read only now, as another process may be writing the same file
     try:
         answer = _ask(session, url, have)
     except requests.RequestException as error:
@@ -211,7 +215,7 @@ def _receive(session: requests.Session, file: File, url: str, size: int, show: C
             raise DataError(f"{url} is another file. Allowed: {size:,} bytes. Received: one of {whole:,} bytes")
         file.seek(at)
         try:
-            while chunk := answer.raw.read1(_CHUNK):  # as it arrives: what did arrive is kept
+            while chunk := answer.raw.read1(_CHUNK):  # written as it arrives, so that nothing is lost
                 at += len(chunk)
                 if at > size:
                     Path(file.name).unlink(missing_ok=True)
@@ -226,8 +230,10 @@ def _receive(session: requests.Session, file: File, url: str, size: int, show: C
 
 
 def _ask(session: requests.Session, url: str, have: int) -> requests.Response:
-    """The answer to a request for what follows the first `have` bytes, or for the whole where a server has no such
-    answer. The whole is written over what is there: the same bytes."""
+    """Request the bytes after the first `have`, or the whole file where the server does not support that.
+
+    The whole file is written over the existing bytes, which are the same.
+    """
     if have:
         answer = session.get(url, headers={"Range": f"bytes={have}-"}, stream=True, timeout=_TIMEOUT)
         if answer.status_code != 416 and _extent(answer)[0] in (0, have):
@@ -237,7 +243,10 @@ def _ask(session: requests.Session, url: str, have: int) -> requests.Response:
 
 
 def _extent(answer: requests.Response) -> tuple[int, int | None]:
-    """Where an answer begins in the file (-1: it does not say), and how long the file is, if it says."""
+    """Return the position in the file where a response begins, and the length of the file.
+
+    The position is -1 and the length None where the response does not contain them.
+    """
     if answer.status_code == 206:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
         if not found:
@@ -248,7 +257,10 @@ def _extent(answer: requests.Response) -> tuple[int, int | None]:
 
 
 def _open(part: Path) -> BufferedRandom:
-    """Opens a file to read and write, made if need be; "w+b" would empty what another process has just begun."""
+    """Open a file for reading and writing, and create it if it is missing.
+
+    The mode "w+b" would truncate a file that another process has just begun.
+    """
     return open(part, "r+b", opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o666))
 
 
@@ -264,7 +276,10 @@ def _length(file: File) -> int:
 
 @contextmanager
 def _bar(have: int, size: int) -> Iterator[Callable[[int], object]]:
-    """A progress bar on a terminal, nothing elsewhere; yields the function that takes how many bytes there are."""
+    """Show a progress bar on a terminal, and nothing elsewhere.
+
+    Yield the function that receives the number of bytes so far.
+    """
     console = PlainConsole()
     columns = (
         TextColumn("{task.description}"),
@@ -280,7 +295,7 @@ def _bar(have: int, size: int) -> Iterator[Callable[[int], object]]:
 
 @contextmanager
 def _disk(doing: str) -> Iterator[None]:
-    """What the file system refuses, as a DataError."""
+    """Raise errors of the file system as DataError."""
     try:
         yield
     except OSError as error:
@@ -292,13 +307,13 @@ def _disk(doing: str) -> Iterator[None]:
 
 
 def _members(archive: zipfile.ZipFile, wanted: re.Pattern[str], member_bytes: int) -> list[zipfile.ZipInfo]:
-    """The members to unpack; one error for all members that no honest archive holds."""
+    """Return the members to unpack; raise one DataError for all members that make the archive unsafe."""
     chosen, others, faults = [], [], []
     seen: set[str] = set()
     for member in archive.infolist():
-        name = member.orig_filename  # zipfile cuts the other one at a NUL
+        name = member.orig_filename  # `filename` is cut at a NUL by zipfile
         fault = _fault(member, member_bytes if wanted.fullmatch(name) else None)
-        if not fault and name.casefold() in seen:  # to some file systems case is nothing
+        if not fault and name.casefold() in seen:  # some file systems ignore case
             fault = "is there twice"
         seen.add(name.casefold())
         if fault:
@@ -318,7 +333,10 @@ def _members(archive: zipfile.ZipFile, wanted: re.Pattern[str], member_bytes: in
 
 
 def _fault(member: zipfile.ZipInfo, largest: int | None) -> str | None:
-    """What is wrong with a member by its header; `largest` is None for those that are not unpacked."""
+    """Return what is wrong with a member according to its header, or None.
+
+    `largest` is None for members that are not unpacked.
+    """
     name = member.orig_filename
     if name.startswith("/") or ".." in name.split("/") or "\\" in name or ":" in name or not name.isprintable():
         return "is no plain relative name"
@@ -328,7 +346,8 @@ def _fault(member: zipfile.ZipInfo, largest: int | None) -> str | None:
         return "is encrypted"
     if largest is None:
         return None
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile bounds no other's memory
+    # zipfile limits the memory that decompression takes for these two methods only.
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return "is compressed by a method other than deflate"
     if member.file_size > largest:
         return f"unpacks to {member.file_size:,} bytes, more than {largest:,}"
@@ -342,7 +361,10 @@ def _parts(wanted: re.Pattern[str], member: zipfile.ZipInfo) -> tuple[str, ...]:
 
 
 def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, most: int) -> int:
-    """Writes one member; counts what really comes out of it, as headers can lie. Returns the bytes written."""
+    """Write one member and return the number of bytes written.
+
+    The bytes are counted while they are unpacked, because sizes in headers can be wrong.
+    """
     most = min(most, _SLACK + _RATIO * member.compress_size)
     written = 0
     with archive.open(member) as source, path.open("xb") as file:

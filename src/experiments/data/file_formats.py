@@ -1,7 +1,8 @@
-"""What an image file is, from its bytes alone: its format, the part of it that holds pixels, and its orientation.
+"""Structure of image files: their format, the part of a file that holds the pixels, and the orientation.
 
-Only what is needed for the pixels goes on to Pillow: metadata of a JPEG or PNG (profiles, texts, previews, further
-images) can be damaged or made to expand without bound, and never changes what is decoded.
+All of it is found from the bytes, without decoding. Only what the pixels need is passed to Pillow: metadata of a JPEG
+or PNG (profiles, texts, previews, further images) can be damaged or made to expand without bound, and never changes
+the decoded pixels.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ _BRANDS = {
 
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # not stuffed bytes, fill bytes, restart markers
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation(?:=["']|>)([1-8])""")
-_BETWEEN_SCANS = (0xC4, *range(0xDA, 0xF0), 0xFE)  # tables, applications' segments, a comment, the next scan
-# How the data begin that phones put behind an image: Samsung's blocks (zeros, a type, the length of a name, the name),
-# an MP4 video, or a text, the first bytes of which may still be the image's.
+_BETWEEN_SCANS = (0xC4, *range(0xDA, 0xF0), 0xFE)  # tables, application segments, a comment, the next scan
+# First bytes of data that phones append to an image: Samsung's blocks (zeros, a type, the length of a name, the name),
+# an MP4 video, or a text, whose first characters may still belong to the image.
 _TRAILER = re.compile(
     rb"\0\0.[\x08-\x0f](?:.\0\0\0)?[A-Z]\w{7,}|\0\0..ftyp|SEFH|[\t\n\r -~]{8}(?P<text>[\t\n\r -~]{16,})", re.DOTALL
 )
@@ -55,15 +56,15 @@ _TRAILER = re.compile(
 
 @dataclass
 class ImageFile:
-    """An image file, taken apart as far as it goes without decoding."""
+    """An image file, parsed as far as is possible without decoding."""
 
     format: str  # JPEG, PNG, BMP, WEBP or TIFF
-    content: bytes  # what Pillow is given
-    bits: int = 8  # of a sample, where known
-    orientation: int = 1  # EXIF's, of a JPEG or PNG
-    white_is_zero: bool = False  # of a TIFF
+    content: bytes  # the bytes that Pillow decodes
+    bits: int = 8  # per sample, where known
+    orientation: int = 1  # EXIF's, 1 to 8; always 1 for a TIFF, whose orientation Pillow applies
+    white_is_zero: bool = False  # only in a TIFF
     scans: int = 1  # of a JPEG: passes over its pixels
-    # Of a JPEG without an end mark: where the pixels may have ended and something else begins, earliest and latest.
+    # In a JPEG without an end marker: where the pixels may end and other data begin, earliest and latest position.
     ends: list[tuple[int, int]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -72,7 +73,8 @@ def parse(content: bytes) -> ImageFile:
     """Return an image file's parts.
 
     Raises:
-        DataError: If it is empty, of another format (which is named), or cut short, as far as its structure shows.
+        DataError: If it is empty, of another format (which the message names), or truncated, as far as its structure
+            shows.
     """
     if not content:
         raise DataError(f"is empty; {REPLACE}")
@@ -102,10 +104,10 @@ def _other_format(content: bytes) -> str | None:
             return name
     if content[4:8] == b"ftyp":
         brands = content[8 : min(128, int.from_bytes(content[:4], "big"))]
-        # The major brand comes first; the second field is its version, and fits no brand.
+        # The major brand comes first; the second field is its version, which equals no brand.
         names = [_BRANDS.get(brands[at : at + 4]) for at in range(0, len(brands), 4)]
         images = [name for name in names if name]
-        # An AVIF may be of the brand mif1 first, which HEIC has as well.
+        # The first brand of an AVIF may be mif1, which HEIC uses as well.
         return next((name for name in images if "AVIF" in name), images[0] if images else "an MP4 video")
     if content[128:132] == b"DICM":
         return "a DICOM file"
@@ -120,12 +122,12 @@ def _other_format(content: bytes) -> str | None:
 
 
 def read_orientation(exif: bytes, xmp: bytes, warnings: list[str]) -> int:
-    """Return the orientation, 1 to 8, that EXIF, or else XMP, gives an image; 1 if neither gives any.
+    """Return the orientation of an image, 1 to 8, from its EXIF or else its XMP; 1 if neither has one.
 
     Args:
         exif: An EXIF block, with or without its prefix; may be empty or damaged.
         xmp: An XMP packet; may be empty.
-        warnings: Receives a sentence if the EXIF is damaged.
+        warnings: Receives a phrase if the EXIF is damaged.
     """
     while exif.startswith(b"Exif\0\0"):
         exif = exif[6:]
@@ -142,7 +144,11 @@ def read_orientation(exif: bytes, xmp: bytes, warnings: list[str]) -> int:
 
 
 def _exif_orientation(exif: bytes) -> int:
-    """Return what EXIF has as orientation, 0 for none."""
+    """Return the orientation in an EXIF block, 0 if it has none.
+
+    Raises:
+        struct.error, ValueError: If the block is damaged.
+    """
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None:
         raise ValueError("byte order")
@@ -162,7 +168,7 @@ def _exif_orientation(exif: bytes) -> int:
 
 
 def _jpeg(content: bytes) -> ImageFile:
-    """Walk the segments, since an embedded preview has an end mark of its own."""
+    """Parse a JPEG segment by segment, since an embedded preview has an end marker of its own."""
     kept = [b"\xff\xd8"]
     exif, xmp = b"", b""
     position, scan, scans, end, other = 2, 0, 0, None, len(content)
@@ -174,22 +180,22 @@ def _jpeg(content: bytes) -> ImageFile:
         if marker == 0xD9:
             end = found.end()
             break
-        if scan and marker not in _BETWEEN_SCANS:  # something else begins, and the image has not ended
+        if scan and marker not in _BETWEEN_SCANS:  # other data begin, and no end marker was found
             other = start
             break
-        if marker in (0x01, 0xD8):  # have no length
+        if marker in (0x01, 0xD8):  # these have no length
             position = found.end()
             continue
-        # A segment is skipped by its length; after a scan's header the search runs over its data.
+        # A segment is skipped by its length. After a scan's header the search for a marker runs over the scan's data.
         position = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
         segment = content[start:position] if not scan else b""
         if marker == 0xDA:
             scan, scans = scan or start, scans + 1
         elif segment.startswith(b"\xff\xe1") and segment[4:].startswith(b"Exif\0\0"):
-            exif += segment[10:]  # EXIF beyond 64 KB goes on in further segments
+            exif += segment[10:]  # EXIF beyond 64 KB continues in further segments
         elif segment.startswith(b"\xff\xe1") and segment[4:].startswith(b"http://ns.adobe.com/xap/1.0/\0"):
             xmp = segment
-        # Of the applications' segments only two matter to the pixels: JFIF's and Adobe's name the colour space.
+        # Only two application segments affect the pixels: JFIF's and Adobe's contain the colour space.
         elif not scan and (not 0xE0 <= marker <= 0xEF or marker in (0xE0, 0xEE)) and marker != 0xFE:
             kept.append(segment)
     else:
@@ -209,23 +215,23 @@ def _jpeg(content: bytes) -> ImageFile:
 
 
 def _possible_ends(content: bytes, start: int, other: int) -> list[tuple[int, int]]:
-    """Return where the pixels of a JPEG may end and a trailer begin, earliest and latest.
+    """Return where the pixels of a JPEG may end and other data begin: earliest and latest positions.
 
     Args:
         content: A JPEG file.
         start: Where its first scan begins.
-        other: Where something begins that is no part of the image, the length of `content` if nothing does.
+        other: Where data begin that are no part of the image; the length of `content` if there are none.
     """
     ends = []
     for trailer in islice(_TRAILER.finditer(content, start, other), 3):
         ends.append((trailer.start(), trailer.start("text" if trailer["text"] else 0)))
-        if not trailer["text"]:  # compressed pixels do not look so by chance, and what follows is in the trailer
+        if not trailer["text"]:  # compressed pixels do not match by chance, and what follows belongs to the trailer
             return ends
     return [*ends, (other, other)] if other < len(content) else ends
 
 
 def cut_short() -> DataError:
-    """Return the error for a file without its end."""
+    """Return the error for a truncated file."""
     return DataError(f"is cut short: the mark of its end is missing; {REPLACE}")
 
 
@@ -233,7 +239,7 @@ def cut_short() -> DataError:
 
 
 def _png(content: bytes) -> ImageFile:
-    """Walk the chunks, and keep those that make pixels."""
+    """Parse a PNG chunk by chunk, and keep the chunks that affect the pixels."""
     file = ImageFile("PNG", content)
     kept = [content[:8]]
     exif, xmp = b"", b""
@@ -251,7 +257,7 @@ def _png(content: bytes) -> ImageFile:
             exif = content[data : data + length]
         elif name == b"iTXt" and content.startswith(b"XML:com.adobe.xmp\0", data):
             xmp = content[data : data + length]
-        if name == b"tRNS" or name[:1].isupper():  # critical ones
+        if name == b"tRNS" or name[:1].isupper():  # transparency and the critical chunks
             kept.append(content[position:end])
         if name == b"IEND":
             break

@@ -1,4 +1,4 @@
-"""Batches for `fit`: ONE tf.data dataset over all epochs, every random number in it a function of (seed, epoch)."""
+"""Batches for `fit`: one tf.data dataset over all epochs, every random number in it derived from (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -14,37 +14,43 @@ from experiments.data.augmentation import mixes, seeded
 from experiments.data.types import Augmentation, ImageSet
 from experiments.storage.array_cache import Rows
 
-AHEAD = 4  # batches prepared while one trains
-BURST = 128  # steps of one call at most: a person who stops a run waits for its end
+AHEAD = 4  # batches prefetched while the model trains on one
+BURST = 128  # most steps in one call; a run that is interrupted stops only after the call
 
 
 @dataclass(frozen=True)
 class Batches:
-    """What `fit` trains on."""
+    """Training data for `fit`: the batches of all epochs."""
 
-    dataset: tf.data.Dataset  # (inputs, labels [B] int32 or shares of classes [B, C] float32), epoch after epoch
-    labels: np.ndarray  # [N] int32, of an epoch's pictures
+    dataset: tf.data.Dataset  # (inputs, labels [B] int32 or soft labels [B, C] float32), epoch after epoch
+    labels: np.ndarray  # [N] int32, of the images in an epoch
     batch_size: int
-    light: bool = False  # whether a step takes no longer than Python takes to start one
+    light: bool = False  # whether a step takes no longer than Python takes to start it
 
     @property
     def pictures(self) -> int:
-        """In an epoch."""
+        """Number of images in an epoch."""
         return len(self.labels)
 
     @property
     def steps(self) -> int:
-        """Batches in an epoch; the last one may be smaller."""
+        """Number of batches in an epoch; the last batch may be smaller."""
         return math.ceil(self.pictures / self.batch_size)
 
     @property
     def burst(self) -> int:
-        """Steps of one call, so that light ones do not wait for Python; a divisor of an epoch's, as Keras needs it."""
+        """Number of steps in one call (`steps_per_execution`), so that short steps do not wait for Python.
+
+        It divides the number of steps in an epoch, as Keras requires.
+        """
         return max(n for n in range(1, BURST + 1) if self.steps % n == 0) if self.light else 1
 
 
 def rng(seed: int, epoch: int, stream: int = 0) -> np.random.Generator:
-    """The generator of an epoch's random numbers: the same however the process got there."""
+    """Return the generator of an epoch's random numbers.
+
+    It depends on the arguments only, so an interrupted and resumed run draws the same numbers.
+    """
     return np.random.default_rng([seed, epoch, stream])
 
 
@@ -58,16 +64,16 @@ def image_batches(
     seed: int,
     epochs: range,
 ) -> Batches:
-    """Freshly augmented pictures, shuffled anew each epoch: inputs [B, H, W, 3] float32 in [0, 255].
+    """Return freshly augmented images, shuffled anew each epoch: inputs [B, H, W, 3] float32 in [0, 255].
 
-    Where pictures are mixed with each other (MixUp, CutMix), labels are shares of classes [B, classes] float32.
+    Where images are mixed with each other (MixUp, CutMix), labels are soft: [B, classes] float32.
 
     Args:
-        pictures: the split to train on.
-        classes: how many there are.
+        pictures: the images of the split to train on.
+        classes: number of classes.
         augmentation: applied to a whole batch at once, in parallel.
-        extra_layers: Keras preprocessing layers after it, one batch at a time.
-        epochs: the epochs to yield, by number.
+        extra_layers: Keras preprocessing layers, applied after it to one batch at a time.
+        epochs: numbers of the epochs to yield.
     """
     pixels, labels, size = pictures.pixels, pictures.labels, pictures.image_size
 
@@ -106,10 +112,10 @@ def image_batches(
 
 
 def map_features(batches: Batches, forward: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> Batches:
-    """The same batches as a frozen network's activations at its boundary.
+    """Return the same batches with the features of a frozen network at its split point as inputs.
 
     Args:
-        forward: pixels [B, H, W, 3] float32 -> activations [B, *shape] float32.
+        forward: maps pixels [B, H, W, 3] float32 to features [B, *shape] float32.
     """
 
     def activations() -> Iterator[tuple[np.ndarray, tf.Tensor]]:
@@ -124,13 +130,13 @@ def map_features(batches: Batches, forward: Callable[[np.ndarray], np.ndarray], 
 def feature_batches(
     views: Sequence[np.ndarray | Rows], labels: np.ndarray, *, batch_size: int, seed: int, epochs: range
 ) -> Batches:
-    """Stored activations, shuffled anew each epoch: inputs [B, ...] float32.
+    """Return batches of cached features, shuffled anew each epoch: inputs [B, ...] float32.
 
     Args:
-        views: one or more arrays [N, ...] float32 or float16, of differently augmented pictures; epoch e reads
+        views: K arrays [N, ...] float32 or float16, one or more, each from differently augmented images; epoch e reads
             view e mod K.
         labels: [N] int32.
-        epochs: the epochs to yield, by number.
+        epochs: numbers of the epochs to yield.
     """
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -143,11 +149,11 @@ def feature_batches(
 
     signature = (tf.TensorSpec((None, *views[0].shape[1:]), tf.float32), tf.TensorSpec((None,), tf.int32))
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(AHEAD)
-    return Batches(dataset, labels, batch_size, light=len(views[0].shape) == 2)  # of vectors
+    return Batches(dataset, labels, batch_size, light=len(views[0].shape) == 2)  # vectors
 
 
 def eval_batches(inputs: np.ndarray | Rows, labels: np.ndarray | None, batch_size: int) -> tf.data.Dataset:
-    """Rows as they stand, for validation and scoring: inputs [B, ...] float32, with labels [B] int32 where given."""
+    """Return rows in their order, for validation and scoring: inputs [B, ...] float32, labels [B] int32 if given."""
 
     def batches() -> Iterator[tuple[np.ndarray, ...]]:
         for at in range(0, len(inputs), batch_size):
@@ -170,7 +176,10 @@ def augmented(
     seed: int,
     view: int,
 ) -> Callable[[slice], np.ndarray]:
-    """One fixed augmented view of every picture, a slice of rows at a time: [B, H, W, 3] float32 in [0, 255]."""
+    """Return a function that computes one fixed augmented view of the images in a slice of rows.
+
+    The function returns [B, H, W, 3] float32 in [0, 255].
+    """
     numbers = augmentation.draw(rng(seed, view, 2), len(pixels), pixels.shape[1])
     apply = seeded(extra_layers) if extra_layers else None
     layers_seed = int(rng(seed, view, 4).integers(2**31))
@@ -178,7 +187,7 @@ def augmented(
     def rows(at: slice) -> np.ndarray:
         pictures = augmentation(tf.constant(pixels[at]), tf.constant(numbers[at]))
         if apply:
-            shares = tf.zeros((len(pictures), 1))  # stored views are of layers that leave labels alone
+            shares = tf.zeros((len(pictures), 1))  # with cached views no layer changes labels
             pictures, _ = apply(pictures, shares, tf.constant([layers_seed, at.start], tf.int32))
         return np.asarray(pictures)
 

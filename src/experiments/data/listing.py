@@ -1,4 +1,4 @@
-"""What there is under a data set's root: the picture files of every class folder; all else is a fault."""
+"""Listing of the image files and the issues below a data set's root."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from experiments.data.types import SPLITS
 LAYOUTS = "root/train/<class>/ and root/validation/<class>/ (and root/test/<class>/), or root/<class>/ for every class"
 
 _ALIASES = {"val": "validation", "valid": "validation", "training": "train", "testing": "test"}
-IGNORED = ("__macosx", "thumbs.db", "desktop.ini")  # left by operating systems; lower case
+IGNORED = ("__macosx", "thumbs.db", "desktop.ini")  # created by operating systems; lower case
 
 Groups = dict[tuple[str, str], list[str]]  # (split, class) -> paths; the split is "" while it is not decided
 
@@ -21,11 +21,14 @@ Groups = dict[tuple[str, str], list[str]]  # (split, class) -> paths; the split 
 class DataIssue(NamedTuple):
     path: str
     text: str  # what is wrong; what to do
-    skippable: bool  # whether data.on_bad=skip can leave this file out
+    skippable: bool  # whether data.on_bad=skip can skip this file
 
 
 def list_pictures(root: Path, faults: list[DataIssue]) -> tuple[Groups, bool]:
-    """The picture files of every class folder, by name, and whether folders are the splits; all else is a fault."""
+    """Return the image files of every class directory, by name, and whether the top directories are the splits.
+
+    Everything else, unless it is ignored, is added to `faults`.
+    """
     groups: Groups = {}
     folders = _folders(root, "", faults)
     presplit = any(_split_name(name) for name in folders)
@@ -77,7 +80,7 @@ def _compare_classes(present: Sequence[str], groups: Groups, faults: list[DataIs
 
 
 def _folders(root: Path, split: str, faults: list[DataIssue]) -> list[str]:
-    """The names of the folders in the root (`split` "") or in the folder of a split."""
+    """Return the names of the directories in the root (`split` "") or in the directory of a split."""
     names = []
     for entry in _scan(root, split, faults):
         path = f"{split}/{entry.name}" if split else entry.name
@@ -136,11 +139,11 @@ def _kind(entry: os.DirEntry[str]) -> str:
             return "file"
     except OSError:  # a loop of links
         pass
-    return "dangling link" if entry.is_symlink() else "special file"  # reading a pipe would wait for ever
+    return "dangling link" if entry.is_symlink() else "special file"  # reading a pipe would block forever
 
 
 def _is_text(name: str) -> bool:
-    return not any("\udc80" <= character <= "\udcff" for character in name)  # how Python keeps undecodable bytes
+    return not any("\udc80" <= character <= "\udcff" for character in name)  # Python decodes invalid bytes to these
 
 
 def is_picture(name: str) -> bool:
@@ -148,5 +151,5 @@ def is_picture(name: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """A name as it is, or quoted and escaped if a terminal or a log would stumble over it."""
+    """Return a name as it is, or quoted and escaped if it has characters that a terminal or a log cannot show."""
     return text if text.isprintable() else repr(text)

@@ -1,6 +1,6 @@
-"""What pictures there are, whether they are sound, and which split each is in.
+"""Manifest of a data set: which images it has, whether they are valid, and which split each is in.
 
-Nothing here guesses: every fault is named with its path and what to do about it, all of them in one error.
+Nothing is guessed: every issue is reported with its path and what to do about it, all of them in one error.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from experiments.storage import array_cache, atomic_files
 if TYPE_CHECKING:
     from experiments.data.pixel_cache import Decoded
 
-_SHOWN = 20  # faults named in one error
+_SHOWN = 20  # issues listed in one error
 
 _log = logging.getLogger(__name__)
 
@@ -49,36 +49,39 @@ def read(
     decoded: Decoded | None = None,
     found: list[DataIssue] | None = None,
 ) -> Manifest:
-    """Lists, hashes and checks the pictures of a folder, and puts each into one split.
+    """List, hash and validate the images of a directory, and assign each to one split.
 
-    Two layouts: `root/train/<class>/`, `root/validation/<class>/` and, if wanted, `root/test/<class>/`; or
-    `root/<class>/` for every class, which is then split. What is drawn is drawn by the hash of (seed, path), so one
-    file more or less moves few others. Hidden files and those of operating systems are passed over, as are files other
-    than pictures directly under `root` (a readme, say); all else that is not a picture in its class folder is a fault.
+    There are two layouts: `root/train/<class>/`, `root/validation/<class>/` and optionally `root/test/<class>/`; or
+    `root/<class>/` for every class, which is then split. Random choices depend on the hash of (seed, path), so one file
+    more or less moves few others. Hidden files and those of operating systems are ignored, as are files other than
+    images directly under `root` (a readme, say); everything else that is not an image in its class directory is an
+    issue.
 
     Args:
-        root: The folder of the data set.
+        root: The directory of the data set.
         fractions: The share of every class in "train", "validation" and "test"; they sum to 1, and a positive one gets
-            at least one picture of each class. Not used where the folders are the splits.
+            at least one image of each class. Not used where the directories are the splits.
         split_seed: Seeds the split, the folds and the choice of `limit`.
-        fold: From 0 to folds - 1: this one of the folds of every class's training pictures becomes the validation
-            split, and what would have been the validation split is left out altogether. None: the splits as they are.
-        folds: How many folds; they differ by one picture at most.
-        limit: The largest number of pictures per class in a split; None, or no such key, for all. The pictures of a
+        fold: From 0 to folds - 1: this fold of every class's training images becomes the validation split, and the
+            images that would have been the validation split are not used at all. None: the splits as they are.
+        folds: Number of folds; their sizes differ by one image at most.
+        limit: The largest number of images per class in a split; None, or no such key, for all. The images of a
             smaller limit are among those of a larger. Those beyond it are hashed, but not decoded (but see `on_bad`).
-        on_bad: "error"; or "skip" to leave out files (not folders) at fault, recorded in `left_out`: the splits and
-            folds are as if those were not there, for which every file is decoded once.
-        gray_range: As of `decoder.decode`.
-        cache: The cache folder. Verdicts are kept in `cache/manifests/`, so that no content is checked twice.
-        decoded: Takes what is decoded for its verdict, so that it need not be decoded again for its pixels.
-        found: Takes every fault, sorted by path; then none is raised, and the manifest is of what is left, if anything.
+        on_bad: "error"; or "skip" to skip files (not directories) with issues, which are recorded in `left_out`: the
+            splits and folds are drawn as if those files did not exist, for which every file is decoded once.
+        gray_range: See `decoder.decode`.
+        cache: The cache directory. Validation results are kept in `cache/manifests/`, so that no content is validated
+            twice.
+        decoded: Receives the images decoded for validation, so that they need not be decoded again for their pixels.
+        found: Receives every issue, sorted by path; then none is raised, and the manifest holds the remaining images,
+            if any.
 
     Returns:
         The manifest, `root` absolute.
 
     Raises:
-        ConfigError: If an argument cannot work.
-        DataError: If anything is at fault; one error for all faults.
+        ConfigError: If an argument is invalid.
+        DataError: If there are issues; one error for all of them.
     """
     root = Path(os.path.abspath(root))
     _check_choices(limit, on_bad)
@@ -110,7 +113,7 @@ def read(
         return groups
 
     if on_bad == "skip" and (not presplit or fold is not None):
-        # What will probably be used comes first, since what is decoded for its verdict is kept for the run.
+        # Images that will probably be used are validated first, with their decoded pixels kept for the run.
         _choose(assign(groups, []), limit, split_seed, verdicts)
         verdicts.judge((path for members in groups.values() for path in members), keep=False)
         groups = {group: verdicts.usable(members) for group, members in groups.items()}
@@ -128,7 +131,7 @@ def read(
             origin = "train" if fold is not None and split == "validation" else split
             folder = f"{origin}/{class_name}" if presplit else class_name
             text = f"no picture that can be used is left for {split}; add pictures or remove the class"
-            if not any(fault.path == folder for fault in faults):  # that may have been said more exactly
+            if not any(fault.path == folder for fault in faults):  # a more precise issue may exist
                 faults.append(DataIssue(folder, text, skippable=False))
     faults += [
         DataIssue(path, verdicts.bad[sha], skippable=True) for path, (sha, _) in hashes.items() if sha in verdicts.bad
@@ -152,14 +155,16 @@ def read(
 
 
 def warning_lines(warnings: Sequence[ImageWarning], shown: int = _SHOWN) -> list[str]:
-    """Return a line for each of the first warnings, with the image's path."""
+    """Return a line for each of the first warnings, with the image's path, and the number of the others."""
     lines = [f"  {printable(warning.path)}: {warning.text}" for warning in warnings[:shown]]
     return [*lines, f"  and {len(warnings) - shown} more"] if len(warnings) > shown else lines
 
 
 def fingerprint(manifest: Manifest) -> str:
-    """The identity of a data set: 64 hex digits, the sha256 over the class names and every picture's split, path and
-    content. Where the folder lies does not matter."""
+    """Return the identity of a data set: 64 hex digits, whatever the location of its directory.
+
+    It is the sha256 over the class names and every image's split, path and content.
+    """
     whole = hashlib.sha256()
     for name in manifest.classes:
         whole.update(os.fsencode(name) + b"\0")
@@ -169,11 +174,11 @@ def fingerprint(manifest: Manifest) -> str:
 
 
 def to_rows(manifest: Manifest) -> list[dict[str, str | int]]:
-    """The manifest as a table: one row per picture, in the manifest's order.
+    """Return the manifest as a table: one row per image, in the manifest's order.
 
     Returns:
         Rows of split, path, class_name, label, bytes, sha256, width, height, mode. Bytes of a name that are not UTF-8
-        are written as backslash escapes, so that the table can be.
+        are written as backslash escapes, so that the table can be encoded.
     """
     labels = {name: label for label, name in enumerate(manifest.classes)}
     return [
@@ -192,7 +197,7 @@ def to_rows(manifest: Manifest) -> list[dict[str, str | int]]:
     ]
 
 
-# --- whether it is sound
+# --- validation
 
 
 def _open(root: Path, path: str) -> BufferedReader:
@@ -200,7 +205,7 @@ def _open(root: Path, path: str) -> BufferedReader:
 
 
 def _hash(root: Path, path: str) -> tuple[str, int] | str:
-    """A file's sha256 and size in bytes, or why it cannot be read."""
+    """Return a file's sha256 and size in bytes, or the reason why it cannot be read."""
     try:
         with _open(root, path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
@@ -209,14 +214,21 @@ def _hash(root: Path, path: str) -> tuple[str, int] | str:
 
 
 def unreadable(error: OSError) -> str:
-    """What to say of a file that cannot be read; raises where nothing can be said of it (too many files are open)."""
+    """Return the text of the issue for a file that cannot be read.
+
+    Raises:
+        OSError: The error itself, if it is not about the file (too many files are open).
+    """
     if error.errno in (errno.EMFILE, errno.ENFILE):
         raise error
     return f"cannot be read ({error.strerror}); check its permissions and the disk, or remove it"
 
 
 def read_verdicts(file: Path) -> dict[str, _Facts] | str:
-    """The good pictures that a file of `cache/manifests/` names, by sha256; or why it cannot be used."""
+    """Return the valid images that a file of `cache/manifests/` lists, by sha256.
+
+    If the file cannot be used, return the reason instead.
+    """
     try:
         kept = json.loads(file.read_bytes())
         if kept["sha256"] != array_cache.key(kept["pictures"]):
@@ -225,14 +237,14 @@ def read_verdicts(file: Path) -> dict[str, _Facts] | str:
             sha256: (int(width), int(height), str(mode), list(map(str, warnings)))
             for sha256, (width, height, mode, warnings) in kept["pictures"].items()
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:  # not what we write
+    except (OSError, ValueError, KeyError, TypeError) as error:  # not a file that `save` wrote
         return f"{type(error).__name__}: {error}"
 
 
 class _Verdicts:
-    """Which contents are pictures; what was found good before is not decoded again.
+    """Validation results by content; content that was valid before is not decoded again.
 
-    One file holds the good pictures of one set of files, whatever the limits were when it was read.
+    One file holds the valid images of one set of files, whatever the limits were when they were validated.
     """
 
     def __init__(
@@ -265,11 +277,14 @@ class _Verdicts:
         return self._hashes[path][0]
 
     def usable(self, paths: Iterable[str]) -> list[str]:
-        """Return the images that are not known as bad."""
+        """Return the images that are not known to be invalid."""
         return [path for path in paths if self.sha256(path) not in self.bad]
 
     def judge(self, paths: Iterable[str], *, keep: bool = True) -> None:
-        """Decodes the pictures whose contents have no verdict yet, and keeps what it decodes for the run."""
+        """Validate the images whose contents have no result yet.
+
+        With `keep`, the decoded images are kept for the run.
+        """
         new = {self.sha256(path): path for path in paths}
         new = {sha256: path for sha256, path in new.items() if sha256 not in self.good and sha256 not in self.bad}
         if not new:
@@ -302,11 +317,11 @@ class _Verdicts:
 
 
 def unchanged(root: Path, path: str, sha256: str) -> bytes:
-    """A file's content as it was when it was hashed.
+    """Return a file's content if it is still the one that was hashed.
 
     Raises:
-        DataError: it is another one by now, or too large; the caller knows the path.
-        OSError: it cannot be read.
+        DataError: If the content has changed or is too large; the caller adds the path.
+        OSError: If the file cannot be read.
     """
     with _open(root, path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -319,13 +334,17 @@ def unchanged(root: Path, path: str, sha256: str) -> bytes:
 
 
 def _without_duplicates(groups: Groups, verdicts: _Verdicts, faults: list[DataIssue]) -> Groups:
-    """Finds pictures that are there twice. Left out is only what is twice in one split, of two classes both."""
+    """Add an issue for every duplicate image, and return the groups without those that can be skipped.
+
+    Of duplicates within one split, only the first is kept; none is kept where their classes differ. Duplicates in
+    different splits cannot be skipped.
+    """
     same = defaultdict(list)
     for (split, class_name), members in groups.items():
         for path in members:
             same[verdicts.sha256(path)].append((split, class_name, path))
     repeated = {sha256: places for sha256, places in same.items() if len(places) > 1}
-    # Damaged files are often alike (empty ones, error pages saved as pictures): those are no duplicates.
+    # Damaged files often have equal contents (empty files, error pages saved as images): they are no duplicates.
     verdicts.judge(places[0][2] for places in repeated.values())
     dropped = set()
     for sha256, ((split, class_name, path), *others) in repeated.items():
@@ -336,7 +355,7 @@ def _without_duplicates(groups: Groups, verdicts: _Verdicts, faults: list[DataIs
                 text = f"the same picture as {printable(path)}, in another split; remove one, splits may share none"
             elif other_class != class_name:
                 text = f"the same picture as {printable(path)}, in another class; remove the one that is wrong"
-                if path not in dropped:  # skipping leaves out both: nobody knows which is right
+                if path not in dropped:  # both are skipped, as either class may be wrong
                     both = f"the same picture as {printable(other)}, in another class; remove the one that is wrong"
                     faults.append(DataIssue(path, both, skippable=True))
                 dropped |= {path, other}
@@ -351,12 +370,15 @@ def _without_duplicates(groups: Groups, verdicts: _Verdicts, faults: list[DataIs
 
 
 def _choose(groups: Groups, limit: Mapping[str, int | None], seed: int, verdicts: _Verdicts) -> Groups:
-    """The first sound pictures of every class and split, as many as the limit; those not sound are replaced."""
+    """Return the first valid images of every class and split, up to the limit.
+
+    Images that turn out to be invalid are replaced by the next ones.
+    """
     ranked = {group: sorted(members, key=functools.partial(rank, seed)) for group, members in groups.items()}
     while True:
         usable = {group: verdicts.usable(members) for group, members in ranked.items()}
         chosen = {group: members[: limit.get(group[0])] for group, members in usable.items()}
-        # In the order of the entries, as the store takes them: blocks of `Decoded` are used up one after the other.
+        # In the order in which the array cache is filled, so that the blocks of `Decoded` become free one by one.
         ordered = sorted((SPLITS.index(split), path) for (split, _), members in chosen.items() for path in members)
         paths = [path for _, path in ordered]
         if all(verdicts.sha256(path) in verdicts.good for path in paths):
@@ -364,7 +386,7 @@ def _choose(groups: Groups, limit: Mapping[str, int | None], seed: int, verdicts
         verdicts.judge(paths)
 
 
-# --- what is said
+# --- arguments and messages
 
 
 def _check_choices(limit: Mapping[str, int | None], on_bad: str) -> None:
@@ -385,8 +407,8 @@ def _check_fractions(fractions: Mapping[str, float]) -> None:
 
 
 def message(root: Path, faults: Sequence[DataIssue], on_bad: str) -> str:
-    """The error for all faults together."""
-    # What no setting helps against comes first, lest it be cut off.
+    """Return the text of one error for all issues."""
+    # Issues that cannot be skipped come first, so that they are among those shown.
     ordered = sorted(faults, key=lambda fault: (fault.skippable, fault.path, fault.text))
     count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
     lines = [f"{count} in the pictures of {printable(str(root))} (data.root):"]

@@ -1,4 +1,4 @@
-"""The pixels of a checked data set: decoded once, kept in the store, in memory while training where they fit."""
+"""Pixels of a validated data set: decoded once, kept in the array cache, and held in memory where they fit."""
 
 from __future__ import annotations
 
@@ -27,37 +27,39 @@ _log = logging.getLogger(__name__)
 
 
 class Decoded:
-    """Pictures that were decoded when they were checked, until they are put into the store; of the same decoder.
+    """Images that were decoded for validation, buffered until they are written to the array cache.
 
-    They lie in blocks, which go back to the system whole: what small arrays leave behind mostly stays with the process.
+    They are decoded with the same settings as the cached pixels. They lie in blocks, which are returned to the operating
+    system whole: the memory of many small arrays mostly stays with the process.
 
     Args:
         image_size: width and height.
-        memory: bytes that they may take; blocks beyond it are files without a name.
-        cache: the folder of those files. Where its disk has no room for them beside the store, the rest is not kept.
+        memory: bytes of memory that they may take; further blocks are unnamed temporary files.
+        cache: the directory of those files. Where its disk has no room for them beside the array cache, the remaining
+            images are not kept.
     """
 
     def __init__(self, image_size: int, memory: float, cache: Path) -> None:
         self.pixels: dict[str, np.ndarray] = {}  # [H, W, 3] uint8, by sha256 of the file
         self._image_size = image_size
-        self._room = int(memory // _bytes(image_size))  # pictures
+        self._room = int(memory // _bytes(image_size))  # images
         self._cache = cache
-        self._reserve = 0  # bytes of the disk that are for the store
-        self._block: Callable[[], np.ndarray | None] = lambda: None  # is gone when all of its pictures are
+        self._reserve = 0  # bytes of the disk that are reserved for the array cache
+        self._block: Callable[[], np.ndarray | None] = lambda: None  # weak: freed with the last of its images
         self._taken = 0
         self._lock = Lock()
         self._full = False
 
     def expect(self, pictures: int) -> None:
-        """Leaves the store room on the disk for so many."""
+        """Reserve disk space in the array cache for a number of images."""
         self._reserve = pictures * _bytes(self._image_size)
 
     def holds(self, entries: Sequence[ImageRecord]) -> bool:
-        """Whether any of these pictures is here."""
+        """Return whether any of these images is buffered."""
         return any(entry.sha256 in self.pixels for entry in entries)
 
     def keep(self, sha256: str, picture: Image.Image) -> None:
-        """Resizes and keeps a picture, if there is room; from any thread."""
+        """Resize and buffer an image if there is room; safe to call from any thread."""
         with self._lock:
             place = self._place()
         if place is not None:
@@ -99,20 +101,20 @@ class Decoded:
 
 
 def _bytes(image_size: int) -> int:
-    """Of a picture's pixels."""
+    """Return the size of an image's pixels in bytes."""
     return image_size**2 * 3
 
 
 def _at_once(image_size: int) -> int:
-    """How many pictures' pixels are in the process's memory at a time, on their way to the disk."""
+    """Return the number of images whose pixels are in memory at a time, on their way to the disk."""
     return max(1, array_cache.RESIDENT // _bytes(image_size))
 
 
 def open_picture(root: Path, path: str, sha256: str, gray_range: GrayRange | None) -> Image.Image:
-    """A picture of a manifest in its own size, RGB, read from its file again; see `decoder.decode`.
+    """Return an image of a manifest in its own size, RGB, decoded from its file again; see `decoder.decode`.
 
     Raises:
-        DataError: the file is not there any more or has changed; with its path.
+        DataError: If the file no longer exists or has changed; the message has its path.
     """
     try:
         return decoder.decode(unchanged(root, path, sha256), gray_range)
@@ -125,18 +127,19 @@ def open_picture(root: Path, path: str, sha256: str, gray_range: GrayRange | Non
 def pictures_of(
     manifest: Manifest, split: str, image_size: int, cache: Path, *, held: bool, decoded: Decoded | None = None
 ) -> ImageSet:
-    """The pictures of one split, in the manifest's order; nothing is read until `pixels` is asked for.
+    """Return the images of one split in the manifest's order; nothing is read before `pixels` is used.
 
     Args:
-        manifest: As `manifest.read` returns it.
+        manifest: A manifest from `manifest.read`.
         split: One of SPLITS.
-        image_size: Width and height of the pixels wanted; see `decoder.resize`.
-        cache: The cache folder; the decoded pixels are kept in its store.
-        held: Have them in memory; else they are read from the store as they are used.
-        decoded: What `manifest.read` has decoded already, of this image size; given up when it goes to the store.
+        image_size: Width and height of the pixels; see `decoder.resize`.
+        cache: The cache directory; the decoded pixels are kept in its array cache.
+        held: Hold them in memory; else they are read from the array cache as they are used.
+        decoded: The images that `manifest.read` has decoded already, of this image size; each is released when it is
+            written to the array cache.
 
     Returns:
-        The pictures. `pixels` raises DataError if files have changed since the manifest was made, naming them, and
+        The images. `pixels` raises DataError if files have changed since the manifest was made, with their paths, and
         OSError if the cache cannot be written.
     """
     entries = manifest.of(split)
@@ -178,11 +181,11 @@ def pictures_of(
 def splits_of(
     manifest: Manifest, image_size: int, cache: Path, memory: float, decoded: Decoded | None = None
 ) -> Dataset:
-    """The whole data set as the regimes see it; `test` is None where the manifest has no test pictures.
+    """Return the whole data set for the regimes; `test` is None where the manifest has no test images.
 
     Args:
-        manifest, image_size, cache, decoded: As `pictures_of`, which also says what is raised.
-        memory: Bytes that the pixels of all splits together may take in memory; where they are more, all stay on disk.
+        manifest, image_size, cache, decoded: See `pictures_of`, also for the errors raised.
+        memory: Bytes that the pixels of all splits together may take in memory; if they need more, all stay on disk.
     """
     held = len(manifest.entries) * _bytes(image_size) <= memory
     pictures = functools.partial(pictures_of, manifest, image_size=image_size, cache=cache, held=held, decoded=decoded)
@@ -206,7 +209,7 @@ def _decode_into(
     decoded: dict[str, np.ndarray],
     pixels: np.ndarray,
 ) -> None:
-    """Fills pixels [N, H, W, 3] uint8; raises DataError for all files that are not what the manifest says."""
+    """Fill pixels [N, H, W, 3] uint8; raise one DataError for all files that do not match the manifest."""
 
     def decode(index: int) -> DataIssue | None:
         entry = entries[index]

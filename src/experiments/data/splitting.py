@@ -1,4 +1,4 @@
-"""Which split an image is in: drawn by the hash of (seed, path), for every class by itself."""
+"""Assignment of images to splits and folds, separately for every class, by the hash of (seed, path)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from experiments.data.types import SPLITS
 
 
 def rank(seed: int, path: str) -> bytes:
-    """Return what images are sorted by: an order that one image more or less does not change."""
+    """Return the sort key of an image.
+
+    It depends on nothing but seed and path, so one image more or less does not change the order of the others.
+    """
     return hashlib.sha256(f"{seed}:".encode() + os.fsencode(path)).digest()
 
 
 def draw_splits(groups: Groups, fractions: Mapping[str, float], seed: int, faults: list[DataIssue]) -> Groups:
-    """Return every class split by the fractions."""
+    """Split every class by the fractions; add an issue for each class with too few images."""
     result: Groups = {}
     for (_, class_name), members in groups.items():
         ranked = sorted(members, key=functools.partial(rank, seed))
@@ -34,7 +37,10 @@ def draw_splits(groups: Groups, fractions: Mapping[str, float], seed: int, fault
 
 
 def draw_fold(groups: Groups, fold: int, folds: int, seed: int, place: str, faults: list[DataIssue]) -> Groups:
-    """Return the training images as training and validation images, other splits but validation as they are."""
+    """Return the groups with the training images divided into the training and validation images of a fold.
+
+    The former validation images are dropped; other splits stay as they are.
+    """
     result = {group: members for group, members in groups.items() if group[0] not in ("train", "validation")}
     for (split, class_name), members in groups.items():
         if split == "train":
@@ -50,9 +56,10 @@ def draw_fold(groups: Groups, fold: int, folds: int, seed: int, place: str, faul
 def split_counts(total: int, fractions: Mapping[str, float]) -> dict[str, int]:
     """Return how many of `total` images each split with a positive fraction gets.
 
-    They are the nearest whole numbers of that sum, but at least one each, so more than `total` where there are too few.
+    The counts are the nearest whole numbers with that sum, but at least 1 each. With fewer images than splits some
+    counts stay 0; `draw_splits` reports such a class.
     """
-    whole = sum(fractions.values())  # 1, but for rounding
+    whole = sum(fractions.values())  # 1, except for rounding
     shares = {split: total * fractions[split] / whole for split in SPLITS if fractions.get(split, 0) > 0}
     counts = {split: int(share) for split, share in shares.items()}
     by_remainder = sorted(shares, key=lambda split: counts[split] - shares[split])

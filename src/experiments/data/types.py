@@ -1,4 +1,4 @@
-"""Data sets as plain data: image records, manifests, the images of a split."""
+"""Data classes of data sets: image records, manifests, the images of a split."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ GrayRange = tuple[float, float]  # the values of 16- and 32-bit grays that becom
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One picture of a manifest."""
+    """One image of a manifest."""
 
-    path: str  # relative to the data root, with forward slashes; the picture's id
+    path: str  # relative to the data root, with forward slashes; the image's id
     bytes: int
     sha256: str
     width: int  # as stored in the file, before orientation and resizing
@@ -35,7 +35,7 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class SkippedImage:
-    """A file that `data.on_bad=skip` left out, and why."""
+    """A file that was skipped because of `data.on_bad=skip`, with the reason."""
 
     path: str
     reason: str
@@ -43,7 +43,7 @@ class SkippedImage:
 
 @dataclass(frozen=True)
 class ImageWarning:
-    """An image that is used, though its owner should look at it, and why."""
+    """A warning about an image that is used nevertheless."""
 
     path: str
     text: str
@@ -51,14 +51,14 @@ class ImageWarning:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Every picture of a data set, checked: hashed, fully decoded once, in one split only."""
+    """All images of a data set, validated: hashed, fully decoded once, in one split only."""
 
     root: Path
     classes: tuple[str, ...]  # sorted; the index of a name is its label
     entries: tuple[ImageRecord, ...]  # sorted by split (SPLITS order), then path
     left_out: tuple[SkippedImage, ...] = ()
-    warnings: tuple[ImageWarning, ...] = ()  # of entries, by path
-    gray_range: GrayRange | None = None  # that 16- and 32-bit grays are decoded with
+    warnings: tuple[ImageWarning, ...] = ()  # about entries, sorted by path
+    gray_range: GrayRange | None = None  # with which 16- and 32-bit grays are decoded
 
     def of(self, split: str) -> tuple[ImageRecord, ...]:
         return tuple(entry for entry in self.entries if entry.split == split)
@@ -66,14 +66,14 @@ class Manifest:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The pictures of one split: ids and labels at hand, pixels decoded when first asked for."""
+    """The images of one split: ids and labels in memory, pixels decoded at their first use."""
 
     split: str
     entries: tuple[ImageRecord, ...]
     labels: np.ndarray  # [N] int32
     image_size: int
     _pixels: Callable[[], Rows]
-    gray_range: GrayRange | None = None  # as the manifest's
+    gray_range: GrayRange | None = None  # that of the manifest
 
     @property
     def ids(self) -> list[str]:
@@ -81,7 +81,7 @@ class ImageSet:
 
     @property
     def pixels(self) -> Rows:
-        """[N, H, W, 3] uint8, RGB; in memory or, beyond `runtime.memory`, on disk."""
+        """Pixels [N, H, W, 3] uint8, RGB; in memory or, beyond `runtime.memory`, on disk."""
         return self._pixels()
 
     def __len__(self) -> int:
@@ -90,25 +90,28 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set as the regimes see it."""
+    """A data set in its splits, as the regimes receive it."""
 
     classes: tuple[str, ...]
     train: ImageSet
     validation: ImageSet
     test: ImageSet | None
     manifest: Manifest
-    fingerprint: str  # sha256 over split, path and file hash of every picture
+    fingerprint: str  # sha256 over the class names and the split, path and file hash of every image
 
     def scored(self, test: bool) -> list[ImageSet]:
-        """The splits that a run is judged on: validation, and test where there is one and `test` says so."""
+        """Return the splits on which a run is evaluated: validation, and test if it exists and `test` is true."""
         return [self.validation, *([self.test] if test and self.test else [])]
 
 
 class Augmentation(Protocol):
-    """Random numbers are drawn apart from their use, so that the use can run in parallel and stay repeatable."""
+    """An augmentation whose random numbers are drawn separately from their use.
+
+    So the use can run in parallel and stay reproducible.
+    """
 
     def draw(self, rng: np.random.Generator, count: int, size: int) -> np.ndarray:
-        """The random numbers for `count` pictures of `size` pixels: [count, K] float32."""
+        """Return the random numbers for `count` images of `size` x `size` pixels: [count, K] float32."""
 
     def __call__(self, pixels: Any, numbers: Any) -> Any:
-        """Pixels [B, H, W, 3] uint8 and numbers [B, K] to augmented pixels [B, H, W, 3] float32 in [0, 255]."""
+        """Map pixels [B, H, W, 3] uint8 and numbers [B, K] to augmented pixels [B, H, W, 3] float32 in [0, 255]."""

@@ -1,9 +1,9 @@
-"""Arrays kept under a cache folder by what they were made from: decoded pixels, activations.
+"""The array cache: arrays on disk under a hash of what they were made from, such as decoded pixels and features.
 
-An entry is a folder `cache/kind/<key>/` with `array.npy` and `meta.json`, or one of several such folders in it. It
-appears by one rename, complete, and is verified before it is used, so any number of processes may write and read at
-once; locks only keep them from doing the same work twice, and `remove` from what is in use. A folder's time of change
-is its last use.
+An entry is a directory `cache/kind/<key>/` with `array.npy` and `meta.json`, or one of several such directories in it.
+It is created by one atomic rename and verified before it is used, so any number of processes may write and read
+concurrently. Locks only prevent duplicate work, and keep `remove` from deleting what is in use. The modification time
+of a directory is its last use.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _verified: dict[Path, tuple[int, int, str]] = {}  # array file -> mtime_ns, size
 
 
 def key(spec: Mapping[str, Any]) -> str:
-    """The name of what `spec` describes: 32 hex digits, from the sha256 of its canonical JSON.
+    """Return the key of a specification: the first 32 hex digits of the sha256 of its canonical JSON.
 
     Raises:
-        TypeError: If the specification holds what JSON cannot.
+        TypeError: If the specification holds a value that JSON cannot represent.
         ValueError: If it holds NaN or infinity.
     """
     return hashlib.sha256(_canonical(spec).encode()).hexdigest()[:32]
@@ -55,17 +55,17 @@ def key(spec: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """A place in the store for one array, and what must be there to be used."""
+    """The place of one array in the cache, and the specification that a stored array must match to be used."""
 
     folder: Path
-    spec: Mapping[str, Any]  # everything the array depends on, as JSON can hold it
+    spec: Mapping[str, Any]  # everything the array depends on, as JSON values
     shape: tuple[int, ...]
-    dtype: str  # a boolean or a number of NumPy's own
-    about: Mapping[str, Any] = field(default_factory=dict)  # what people are told of it
+    dtype: str  # NumPy's name of a boolean or numeric type
+    about: Mapping[str, Any] = field(default_factory=dict)  # facts that `experiments cache` shows
 
     @property
     def wanted(self) -> dict[str, Any]:
-        """What the entry's meta.json must say."""
+        """The values that the entry's meta.json must have."""
         return {
             "spec": json.loads(_canonical(self.spec)),
             "shape": [int(length) for length in self.shape],
@@ -73,19 +73,22 @@ class Entry:
         }
 
     def find(self) -> np.ndarray | None:
-        """The array as a read-only memory map, if it is there and sound; hashed once per process."""
+        """Return the array as a read-only memory map; None if it is missing or damaged.
+
+        Its content is hashed once per process.
+        """
         found = _open(self.folder, self.wanted)
         return None if isinstance(found, str) else found
 
     def make(self, write: Callable[[np.ndarray], None]) -> np.ndarray:
-        """The array as a read-only memory map, written first unless it is there and sound.
+        """Return the array as a read-only memory map; write it first if it is missing or damaged.
 
-        Args and raises as `array`, which takes the lock, too.
+        The caller holds the lock (`writing`). `write` and the exceptions are those of `array`.
         """
         wanted = self.wanted
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(_ATTEMPTS):
-            found = _open(self.folder, wanted)  # another process may have been faster
+            found = _open(self.folder, wanted)  # another process may have written it meanwhile
             if not isinstance(found, str):
                 return found
             if self.folder.exists():
@@ -106,25 +109,26 @@ def array(
     write: Callable[[np.ndarray], None],
     about: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
-    """The array that `spec` describes: from the store if it is there and sound, else written and stored first.
+    """Return the array that `spec` describes, from the cache if it is stored there undamaged, else written first.
 
     Args:
-        cache: The cache folder.
-        kind: What the arrays are, as the name of a folder: "pixels", "activations".
-        spec: Everything the array depends on, as JSON can hold it.
+        cache: The cache directory.
+        kind: The kind of array, as the name of a directory, such as "pixels".
+        spec: Everything the array depends on, as JSON values.
         shape: The array's shape.
-        dtype: The array's type: a boolean or a number of NumPy's own.
-        write: Fills the array it is given, of that shape and type, zeros at first. It may run, and be thrown away, in
-            several processes at once.
-        about: What `experiments cache` tells of it.
+        dtype: The array's type, a boolean or numeric type of NumPy.
+        write: Fills the array it is given, which has that shape and type and holds zeros. It may run in several
+            processes concurrently; then one result is kept and the others are discarded.
+        about: Facts that `experiments cache` shows of the entry.
 
     Returns:
         A read-only memory map of that shape and type.
 
     Raises:
-        OSError: If the cache cannot be written, or what is written there does not last.
-        TypeError, ValueError: As `key`, and for a dtype that a `.npy` file cannot hold without pickling.
-        Exception: What `write` raises; nothing is left behind then.
+        OSError: If the cache cannot be written, or does not hold afterwards what was written.
+        TypeError, ValueError: If `key` raises them; ValueError also for a dtype that a `.npy` file cannot hold without
+            pickling.
+        Exception: If `write` raises it; nothing is left behind then.
     """
     if np.dtype(dtype).kind not in "biufc":
         raise ValueError(f"dtype must be a boolean or a number of NumPy's own. Received: {dtype!r}")
@@ -138,10 +142,10 @@ def array(
 
 
 class Rows:
-    """Rows of several arrays, one after the other, as of one array.
+    """The rows of several arrays, indexed like their concatenation.
 
-    Of memory maps of whole files, what is indexed is read from the files, a row at a time: reading through the map
-    takes five times as long, and what is read would count to this process. The maps themselves are let go.
+    Rows of arrays that are memory maps of whole files are read from the files, one at a time: reading through the map
+    takes five times as long, and its pages would count as memory of this process. The maps themselves are released.
 
     Args:
         parts: one array or more, [n, d, ...] of one type.
@@ -157,7 +161,7 @@ class Rows:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> np.ndarray:
-        """A copy [B, ...] of a slice of the rows, or of those with the numbers [B].
+        """Return a copy [B, ...] of a slice of the rows, or of the rows with the indices [B].
 
         Raises:
             OSError: a file cannot be read, or is shorter than it was.
@@ -178,22 +182,27 @@ class Rows:
 
 
 class _RowFile:
-    """The file behind a memory map of all that it holds, read by any number of threads; closed with the last reference.
+    """The file behind the memory map of a whole array, which any number of threads may read.
+
+    The file is closed when the last reference to this object is gone.
 
     Args:
-        file: open to be read.
-        start: where the first row begins.
-        size: bytes of a row.
+        file: opened for reading.
+        start: offset of the first row, in bytes.
+        size: length of a row, in bytes.
     """
 
     def __init__(self, file: FileIO, start: int, size: int) -> None:
         self._file, self._start, self._size, self._lock = file, start, size, Lock()
-        weakref.finalize(self, file.close).atexit = False  # others may be reading to the end
+        weakref.finalize(self, file.close).atexit = False  # other threads may read until the process ends
 
     @classmethod
     def of(cls, array: np.ndarray) -> _RowFile | None:
-        """None where it is no memory map, or its file's name is gone by now, or (as it does not tell its place in the
-        file then) it is a part of a map."""
+        """Return the file behind a memory map; None if it cannot be used.
+
+        It cannot be used if `array` is not a memory map, if its file was removed or renamed, or if `array` is a view
+        of a map, whose offset in the file is not known.
+        """
         if not (isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.filename):
             return None
         try:
@@ -211,33 +220,37 @@ class _RowFile:
 
 
 def release(arrays: Sequence[np.ndarray]) -> None:
-    """Gives the pages of memory maps back to the system, which reads them again where they are used again.
+    """Release the pages of memory maps to the operating system, which reads them again at their next use.
 
-    What was written to them is not lost. Arrays that are no memory maps stay as they are.
+    Data that was written to them is not lost. Arrays that are not memory maps are ignored.
     """
     for array in arrays:
         base: Any = array
         while isinstance(base, np.ndarray):
             base = base.base
-        if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # missing on Windows
             base.madvise(mmap.MADV_DONTNEED)
 
 
 def contains(cache: Path, kind: str, spec: Mapping[str, Any]) -> bool:
-    """Whether `array` would find what `spec` describes, sound; hashes the entry once per process, writes nothing."""
+    """Return whether the cache holds an undamaged array for `spec`.
+
+    The entry is hashed once per process; nothing is written.
+    """
     return not isinstance(_open(cache / kind / key(spec), {"spec": json.loads(_canonical(spec))}), str)
 
 
 def fault(folder: Path) -> str | None:
-    """What is wrong with the entry in this folder, hashed again unless this process did; None: it is sound."""
+    """Return what is wrong with the entry in this directory, hashed once per process; None if it is undamaged."""
     found = _open(folder, {})
     return found if isinstance(found, str) else None
 
 
 def use(entry: Path, holder: object = sys) -> None:
-    """Notes that an entry is used: now, and for as long as `holder` lives (this process, unless one is given).
+    """Set an entry's time of last use to now, and mark it as in use while `holder` lives (by default this process).
 
-    Nothing goes wrong where that cannot be noted.
+    The mark is a shared lock on the directory, which `remove` respects. Errors are ignored, since both only protect
+    the entry from being removed.
     """
     with suppress(OSError):
         os.utime(entry)
@@ -249,13 +262,13 @@ def use(entry: Path, holder: object = sys) -> None:
 
 
 def remove(cache: Path, entry: Path) -> bool:
-    """Remove an entry (or what is left of one) that no process writes or uses, as far as locks tell.
+    """Remove an entry, or the remains of one, unless a lock shows that a process writes or uses it.
 
-    Locks are named KIND-KEY, and what is written under one has KEY in its name. Of a symbolic link the link alone is
-    removed: what it leads to is not of the cache.
+    Lock files are named KIND-KEY, and what is written under such a lock has KEY in its name. If the entry is a symbolic
+    link, only the link is removed, because its target does not belong to the cache.
 
     Returns:
-        Whether it is gone.
+        True if the entry is gone.
     """
     with ExitStack() as held:
         for lock in (cache / "locks").glob("*.lock"):
@@ -264,7 +277,7 @@ def remove(cache: Path, entry: Path) -> bool:
                     held.enter_context(FileLock(lock, blocking=False, fallback_to_soft=False))
                 except Timeout:
                     return False
-                except (OSError, NotImplementedError):  # no locks to be had: see `hold`
+                except (OSError, NotImplementedError):  # locks are not supported here: see `hold`
                     pass
         if entry.is_symlink():
             entry.unlink(missing_ok=True)
@@ -288,7 +301,7 @@ def _canonical(spec: Mapping[str, Any]) -> str:
 
 
 def _open(entry: Path, wanted: Mapping[str, Any]) -> np.ndarray | str:
-    """The entry's array, verified; or why it cannot be used."""
+    """Return the entry's verified array, or the reason why it cannot be used."""
     path = entry / _ARRAY
     try:
         meta = json.loads((entry / _META).read_bytes())
@@ -302,15 +315,15 @@ def _open(entry: Path, wanted: Mapping[str, Any]) -> np.ndarray | str:
             return "its array is not of the shape and type it was stored with"
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, None):
-            raise  # too many open files, no permission: nothing is known of the entry
+            raise  # too many open files, no permission: the entry may be undamaged
         return f"{type(error).__name__}: {error}"
-    except (ValueError, KeyError, TypeError) as error:  # partial, or not what we write
+    except (ValueError, KeyError, TypeError) as error:  # incomplete, or not written by this module
         return f"{type(error).__name__}: {error}"
     return stored
 
 
 def _sha256(path: Path) -> str:
-    """The file's hash, computed once per process while the file stays the same."""
+    """Return the file's hash, computed once per process unless the file's size or modification time changes."""
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         known = _verified.get(path)
@@ -321,7 +334,7 @@ def _sha256(path: Path) -> str:
 
 
 def _build(entry: Path, wanted: Mapping[str, Any], write: Callable[[np.ndarray], None]) -> None:
-    """Makes an entry and puts it into place, unless another process has put one there first."""
+    """Write an entry to a temporary directory and rename it into place, unless another process was faster."""
     temporary = draft(entry)
     temporary.mkdir()
     try:
@@ -349,11 +362,11 @@ def _build(entry: Path, wanted: Mapping[str, Any], write: Callable[[np.ndarray],
 
 
 def _remove(entry: Path) -> None:
-    """Moves an entry out of the way first, so that nobody meets half of it."""
+    """Rename an entry, then delete it, so that no process reads a partly deleted one."""
     aside = draft(entry)
     try:
         os.rename(entry, aside)
-    except FileNotFoundError:  # another process was faster
+    except FileNotFoundError:  # another process has removed it
         return
     if aside.is_dir():
         shutil.rmtree(aside, ignore_errors=True)
@@ -363,12 +376,12 @@ def _remove(entry: Path) -> None:
 
 @contextmanager
 def writing(cache: Path, kind: str, name: str) -> Iterator[None]:
-    """Holds the lock of the entry `name` while it, or entries in its folder, are written.
+    """Hold the lock of the entry `name` while it, or the entries in its directory, are written.
 
-    What a killed process left of them is removed.
+    Temporary directories that a killed process left of them are removed.
     """
     with hold(cache / "locks" / f"{kind}-{name}.lock") as locked:
-        if locked:  # whoever left these was killed: it would hold the lock
+        if locked:  # their process was killed: a living one would hold the lock
             for leftover in [*(cache / kind).glob(f".{name}.*"), *(cache / kind / name).glob(".*")]:
                 shutil.rmtree(leftover, ignore_errors=True)
         yield

@@ -1,4 +1,4 @@
-"""Atomic files, locks, and sizes for people."""
+"""Atomic writes, file locks, and sizes in readable units."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if sys.platform != "win32":
 
 
 def readable(size: float) -> str:
-    """A number of bytes for people: 1.3 GB."""
+    """Return a number of bytes in a readable unit, such as 1.3 GB."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
@@ -29,7 +29,7 @@ def readable(size: float) -> str:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Writes a file that appears whole or not at all, replacing any of that name. Its folder is made if need be.
+    """Write a file atomically, replacing any file of that name; its directory is created if missing.
 
     Raises:
         OSError: If it cannot be written; nothing is left behind then.
@@ -41,7 +41,10 @@ def write_file(path: Path, content: bytes) -> None:
 
 @contextmanager
 def writing_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes its name, whole, where the block ends without an error; as `write_file`."""
+    """Yield a temporary file for writing, which atomically replaces `path` if the block ends without an error.
+
+    After an error, the temporary file is removed and `path` is unchanged.
+    """
     temporary = draft(path)
     try:
         with temporary.open("xb") as file:
@@ -55,11 +58,12 @@ def writing_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def allocate(file: BinaryIO, size: int) -> None:
-    """Gives a file its size and claims the disk space, where the system can: on a full disk, writing to the map of a
-    sparse file would kill the process (SIGBUS).
+    """Set a file's size and reserve the disk space, where the system supports that.
+
+    On a full disk, writing to the memory map of a sparse file would kill the process (SIGBUS).
 
     Raises:
-        OSError: there is not as much.
+        OSError: there is not enough space.
     """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
@@ -69,8 +73,8 @@ def allocate(file: BinaryIO, size: int) -> None:
 
 @contextmanager
 def hold(path: Path) -> Iterator[bool]:
-    """Holds a lock, or goes on without one where there is none to be had; tells which."""
-    # A soft lock would outlive a killed process; without any lock, work may be done twice, which does no harm.
+    """Hold a file lock, or continue without one where locks are not supported; yield whether it is held."""
+    # No soft lock, as it would outlive a killed process. Without a lock, work may be done twice, which does no harm.
     try:
         lock = FileLock(path, fallback_to_soft=False)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +106,7 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flushes a file, or a folder's list of names, to the disk."""
+    """Flush a file, or a directory's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,1 +1,1 @@
-"""Sweeps: planning, launchers, search, ladder, summary."""
+"""Sweeps over configurations: Hydra sweeper and launchers, hyperparameter search, ladder sweeps, summaries."""

@@ -1,10 +1,10 @@
-"""Hydra launchers for more machines than one: each job a task of Ray, or a job of SLURM by way of submitit.
+"""Hydra launchers for several machines: each job is a Ray task, or a SLURM job that submitit submits.
 
 Hydra's own plugins for the two (hydra-ray-launcher 1.2.2, hydra-submitit-launcher 1.2.0) wait for their jobs in one
-list comprehension, which raises at the first whose process was killed: the results of all others are lost with it, and
-nothing is started again. So these here speak to Ray and submitit themselves. A job is the run that `LocalLauncher`
-would start, from the same configuration in the same folder, in a process that Ray or SLURM starts; what the processes
-share is that folder. One that is started again goes on from its checkpoint (`resume=auto`).
+list comprehension, which raises at the first job whose process was killed: the results of all other jobs are lost, and
+nothing is retried. These launchers therefore call Ray and submitit directly. A job is the same run that `LocalLauncher`
+would start, with the same configuration in the same directory, in a process that Ray or SLURM starts. The processes
+share nothing but that directory. A job that is started again resumes from its checkpoint (`resume=auto`).
 """
 
 from __future__ import annotations
@@ -37,19 +37,20 @@ from experiments.sweeps.local import GRACE, LOG, LocalLauncher, invoke, last_lin
 from experiments.sweeps.plan import PlannedRun
 from experiments.system import signals
 
-# Of the sweep's environment, what a job on another machine needs to know.
+# Prefixes of the environment variables that a job on another machine receives from the sweep's process.
 HANDED_ON = ("EXPERIMENTS_", "MLFLOW_")
 _log = logging.getLogger(__name__)
 
 
 class RayLauncher(LocalLauncher):
-    """Runs jobs as tasks of a Ray cluster, at most `sweep.jobs` at a time.
+    """Launcher that runs jobs as tasks of a Ray cluster, at most `sweep.jobs` at a time.
 
     Args:
-        address: of the cluster, as `ray.init` takes it; null: RAY_ADDRESS, else a Ray of this machine for this sweep.
-        num_cpus: cores of a job; so many threads it has, too.
-        num_gpus: GPUs of a job.
-        max_retries: how often a job is started again whose process or machine is gone.
+        address: address of the cluster, as `ray.init` takes it; null: RAY_ADDRESS if it is set, else a Ray instance on
+            this machine that is started for this sweep.
+        num_cpus: CPU cores per job, and the number of its threads.
+        num_gpus: GPUs per job.
+        max_retries: how often a job is retried whose process or machine is gone.
         remote: further options of `ray.remote`, such as resources.
         init: further arguments of `ray.init`.
     """
@@ -79,13 +80,13 @@ class RayLauncher(LocalLauncher):
         return max(1, int(self.cpus))
 
     def run(self, jobs: Sequence[PlannedRun]) -> Sequence[JobReturn]:
-        """Runs the jobs; what comes back is as `LocalLauncher.run` has it.
+        """Run the jobs and return one Hydra JobReturn each, with a status as in `LocalLauncher.run`.
 
         Raises:
-            ConfigError: there is no such cluster.
+            ConfigError: the Ray cluster cannot be reached.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # it would send the folder that uv was called in
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # it would upload the directory of the uv command
         import ray
         from ray.exceptions import RayError
 
@@ -96,7 +97,7 @@ class RayLauncher(LocalLauncher):
             ray.init(address=self.address, **({"include_dashboard": False} if own else {}), **self.init)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(f"hydra.launcher.address: no Ray answers at {self.address}: {error}") from None
-        signals.install()  # Ray takes SIGTERM for itself
+        signals.install()  # again, because ray.init replaces the SIGTERM handler
         waiting = list(range(len(jobs)))
         running: dict[Any, int] = {}
         try:
@@ -120,10 +121,10 @@ class RayLauncher(LocalLauncher):
                     at = running.pop(reference)
                     self.close(returns[at], at, reason)
         except SystemError:
-            signals.check()  # what a signal raises inside of ray.wait comes out as this
+            signals.check()  # an exception that a signal raises inside ray.wait is turned into SystemError
             raise
         finally:
-            for reference in running:  # Ctrl-C of the sweep is Ctrl-C in its jobs
+            for reference in running:  # ray.cancel raises KeyboardInterrupt in the job
                 ray.cancel(reference)
             if running:
                 ray.wait(list(running), num_returns=len(running), timeout=GRACE)
@@ -132,18 +133,18 @@ class RayLauncher(LocalLauncher):
 
 
 class SlurmLauncher(LocalLauncher):
-    """Runs jobs as an array of SLURM jobs through submitit, at most `sweep.jobs` of them at a time.
+    """Launcher that runs jobs as an array of SLURM jobs through submitit, at most `sweep.jobs` at a time.
 
     Args:
-        cluster: slurm; local: as processes of this machine, to try it out.
-        folder: for what submitit writes, on a disk that all machines share; relative to the sweep's.
-        timeout_min: minutes of a job, after which it is queued again and goes on from its checkpoint.
-        max_num_timeout: how often.
-        signal_delay_s: seconds before its end that a job is told.
-        cpus_per_task: cores of a job; so many threads it has, too.
-        mem_gb: memory of a job.
-        gpus_per_node: GPUs of a job.
-        name: of the jobs in the queue.
+        cluster: slurm, or local: processes of this machine, to try it out.
+        folder: directory for submitit's files, on a disk that all machines share; relative to the sweep's directory.
+        timeout_min: minutes that a job may take, after which it is requeued and resumes from its checkpoint.
+        max_num_timeout: how often a job is requeued after a timeout.
+        signal_delay_s: seconds between the signal that a job must stop and its time limit.
+        cpus_per_task: CPU cores per job, and the number of its threads.
+        mem_gb: memory per job [GB].
+        gpus_per_node: GPUs per job.
+        name: name of the jobs in the queue.
         slurm: further parameters of submitit for sbatch: partition, account, qos, constraint, setup, ...
     """
 
@@ -165,16 +166,16 @@ class SlurmLauncher(LocalLauncher):
         need("submitit", "slurm", "slurm")
         if self.cluster not in ("slurm", "local"):
             raise ConfigError(f"hydra.launcher.cluster: must be slurm or local. Received: {self.cluster!r}")
-        self.executor(Path())  # what it takes is checked before any work
+        self.executor(Path())  # wrong parameters raise here, before any work is done
 
     def executor(self, sweep: Path) -> Any:
-        """Return what submits jobs.
+        """Return the submitit executor that submits the jobs.
 
         Args:
-            sweep: its folder, which a relative `folder` is below.
+            sweep: the sweep's directory, to which `folder` is relative.
 
         Raises:
-            ConfigError: there is no SLURM, or it does not take these parameters.
+            ConfigError: SLURM is not available, or submitit refuses these parameters.
         """
         import submitit
 
@@ -193,7 +194,7 @@ class SlurmLauncher(LocalLauncher):
         return self.cpus
 
     def run(self, jobs: Sequence[PlannedRun]) -> Sequence[JobReturn]:
-        """Runs the jobs; what comes back is as `LocalLauncher.run` has it.
+        """Run the jobs and return one Hydra JobReturn each, with a status as in `LocalLauncher.run`.
 
         Raises:
             ConfigError: SLURM refuses the jobs.
@@ -202,7 +203,7 @@ class SlurmLauncher(LocalLauncher):
 
         returns = [JobReturn(overrides=job.arguments) for job in jobs]
         executor = self.executor(jobs[0].folder.parent)
-        # SLURM keeps its own queue, which takes all jobs as one array; submitit's local executor starts what it gets.
+        # SLURM queues all jobs as one array; submitit's local executor starts every submitted job at once.
         room = len(jobs) if self.cluster == "slurm" else self.slots
         waiting = list(range(len(jobs)))
         running: dict[int, Any] = {}
@@ -231,7 +232,7 @@ class SlurmLauncher(LocalLauncher):
                     del running[at]
                     try:
                         reason = job.result()
-                    except Exception as error:  # submitit's own, and what the job's process raised
+                    except Exception as error:  # of submitit, or raised in the job's process
                         reason = f"{type(error).__name__}: {str(error).strip()}"
                     self.close(returns[at], at, reason)
         finally:
@@ -241,9 +242,10 @@ class SlurmLauncher(LocalLauncher):
 
 
 class Task:
-    """A job as submitit takes it: to be called, and to be asked for what is to be done when it must leave.
+    """A job as a callable for submitit, which calls its `checkpoint` method when the job must stop and be requeued.
 
-    Submitit writes it into the sweep's folder, so it holds no credentials; SLURM hands on the environment that does.
+    Submitit writes this object into the sweep's directory, so it contains no credentials; the job reads them from the
+    environment, which SLURM passes on.
     """
 
     def __init__(self, job: PlannedRun, *arguments: Any) -> None:
@@ -269,16 +271,16 @@ def work(
     job: PlannedRun, directory: Path, known: Mapping[str, str], timeout: float | None,
     *, leaving: Callable[[], bool] = lambda: False,
 ) -> str | None:  # fmt: skip
-    """Run a job in this process, from the configuration that was planned; its output in a file.
+    """Run a job in this process from its planned configuration, and write its output to a file.
 
     Args:
-        directory: that the sweep was started in.
-        known: of the sweep's environment.
-        timeout: seconds that it may take.
-        leaving: whether the run is being ended here because it will be started again elsewhere.
+        directory: working directory of the sweep's process.
+        known: environment variables to set, taken from the sweep's process.
+        timeout: seconds that the job may take.
+        leaving: returns whether the run is being stopped here because it will be started again on another machine.
 
     Returns:
-        Why it ended badly; None: it did not.
+        The reason why the job failed, or None if it did not.
     """
     folder = job.folder
     if not folder.parent.is_dir():
@@ -289,7 +291,7 @@ def work(
     os.environ.update(known)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    with contextlib.suppress(OSError):  # where it is not shared, only absolute paths mean the same
+    with contextlib.suppress(OSError):  # where the directory is not shared, only absolute paths work
         os.chdir(directory)
     late = threading.Event()
     code: Any = 0
@@ -307,7 +309,8 @@ def work(
             traceback.print_exc()
             code = 1
         if code in (128 + signal.SIGTERM, 128 + signal.SIGHUP) and not late.is_set():
-            # Whoever sent this wants the process gone, not an answer: Ray and SLURM start the job again elsewhere.
+            # Ray and SLURM send these signals to end the process, and start the job again on another machine. A
+            # returned reason would end the job as failed.
             sys.stderr.flush()
             os._exit(code)
     if late.is_set():
@@ -317,7 +320,12 @@ def work(
 
 @contextmanager
 def limited(seconds: float | None, late: threading.Event) -> Iterator[None]:
-    """Ends what this process does after so many seconds: it asks, waits, then does not ask any more."""
+    """Send this process SIGTERM if the block takes longer than `seconds`, and SIGKILL `GRACE` seconds later.
+
+    Args:
+        seconds: the time limit; None: no limit.
+        late: set when the limit is exceeded.
+    """
 
     def end() -> None:
         late.set()
@@ -339,7 +347,7 @@ def limited(seconds: float | None, late: threading.Event) -> Iterator[None]:
 
 @contextmanager
 def into(log: Path) -> Iterator[None]:
-    """Everything that this process says goes into a file, what libraries say from C among it."""
+    """Append this process's standard output and error to a file, including what C libraries print."""
     log.parent.mkdir(parents=True, exist_ok=True)
     before = [os.dup(number) for number in (1, 2)]
     streams = sys.stdout, sys.stderr
@@ -352,18 +360,14 @@ def into(log: Path) -> Iterator[None]:
         finally:
             sys.stdout, sys.stderr = streams
             for handler in [one for one in logging.root.handlers if getattr(one, "stream", None) is file]:
-                logging.root.removeHandler(handler)  # Hydra's: what submitit says next would find a closed file
+                logging.root.removeHandler(handler)  # Hydra's handler would write to the closed file
             for number, old in zip((1, 2), before, strict=True):
                 os.dup2(old, number)
                 os.close(old)
 
 
 def need(package: str, launcher: str, extra: str) -> None:
-    """Checks that a package is there, without importing it.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """Raise ConfigError if a package is not installed; the package is not imported."""
     if importlib.util.find_spec(package) is None:
         raise ConfigError(
             f"hydra/launcher={launcher} needs the package {package}, which is not installed. "

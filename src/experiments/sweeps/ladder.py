@@ -1,4 +1,4 @@
-"""A ladder: rungs of rising cost, climbed for as long as each is significantly better than the one below it."""
+"""Ladder sweeps: rungs (settings of rising cost), run while each is significantly better than the one below it."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from experiments.sweeps.plan import told
 from experiments.sweeps.rungs import BEST
 from experiments.sweeps.summary import Candidate, Row
 
-MOST_SEEDS = 20  # that are suggested
+MOST_SEEDS = 20  # the largest number of seeds that is suggested
 
 
 @dataclass(frozen=True)
 class Step:
-    """A rung that has been climbed: all its runs are finished."""
+    """A rung whose runs are all finished, with its gain over the rung below it."""
 
     rung: str
     candidate: Candidate
-    below: Step | None = None  # what it is compared with: the rung below, or the one that it builds on
-    gain: Difference | None = None  # over that, in the metric that candidates are compared in
+    below: Step | None = None  # the rung it is compared with: the one below, or the one that it builds on
+    gain: Difference | None = None  # difference from `below`, in the metric that candidates are compared in
 
     @property
     def order(self) -> tuple[float, int]:
-        """Return what rungs are ordered by from cheap to expensive: by their seconds, but never before one below."""
+        """Sort key of rungs from cheap to expensive: the seconds of a run, but never before the rung below."""
         seconds, below = self.below.order if self.below else (0.0, -1)
         return max(seconds, self.candidate.cost), below + 1
 
 
 @dataclass
 class Climb:
-    """One ladder: that of a backbone, say, where several are swept over."""
+    """One ladder of a sweep; there are several where other keys, such as the backbone, are swept as well."""
 
-    values: Mapping[str, str]  # of what is swept besides the rungs
+    values: Mapping[str, str]  # of the keys that are swept besides the rungs
     steps: list[Step] = field(default_factory=list)
-    next: tuple[str, Candidate] | None = None  # the rung whose runs are not all finished
-    left: list[str] = field(default_factory=list)  # rungs above the end
+    next: tuple[str, Candidate] | None = None  # the first rung whose runs are not all finished
+    left: list[str] = field(default_factory=list)  # rungs above the one that had no significant gain; they are not run
 
     def named(self, rung: str) -> str:
         return " ".join(filter(None, [rung, f"({told(self.values)})" if self.values else ""]))
@@ -50,7 +50,7 @@ class Climb:
 
 @dataclass
 class Climbed:
-    """A ladder sweep as far as it got."""
+    """The finished part of a ladder sweep."""
 
     about: Mapping[str, Any]
     climbs: Sequence[Climb]
@@ -62,7 +62,7 @@ class Climbed:
 
     @property
     def reached(self) -> list[Candidate]:
-        """Return the candidates of all rungs up to the next one."""
+        """Candidates of all rungs, up to and including the next one of each ladder."""
         return [
             candidate
             for climb in self.climbs
@@ -71,11 +71,11 @@ class Climbed:
 
     @property
     def use(self) -> Step | None:
-        """Return the rung to use, of all ladders."""
+        """The rung to use, chosen from all ladders; see `to_use`."""
         return to_use([step for _, step in self.steps], self.objective)
 
     def table(self) -> list[list[str]]:
-        """Return header and rows: each rung with its score, gain, seconds of a run."""
+        """Return the table's header and rows: each rung with its score, its gain and the seconds of a run."""
         keys = list(dict.fromkeys(key for climb in self.climbs for key in climb.values))
         lines = [["", "rung", *keys, self.objective, "gain", "over", "runs", "seconds", "jobs", ""]]
         use, metric = self.use, summary.compared(self.objective)
@@ -92,7 +92,7 @@ class Climbed:
         return lines
 
     def sentences(self) -> list[str]:
-        """Return the conclusion in words; without a finished rung there is none."""
+        """Return the conclusion in sentences, or an empty list if no rung is finished."""
         use = self.use
         if use is None:
             return []
@@ -134,7 +134,7 @@ class Climbed:
         return lines
 
     def ending(self, climb: Climb) -> list[str]:
-        """Return where a ladder ended and what more it would take to know better."""
+        """Return sentences on where a ladder ended and on the evidence that its inconclusive comparisons need."""
         lines = []
         if climb.left and not climb.next:
             last = next(step for step in reversed(climb.steps) if step.rung not in self.on_best)
@@ -152,13 +152,13 @@ class Climbed:
         return [name for name, lines in self.about["config"]["sweep"]["rungs"].items() if lines[0] == BEST]
 
     def minutes(self, climb: Climb, step: Step | None, runs: float) -> str:
-        """Return how long further runs take, at the pace of a rung or, without one, of all of a ladder."""
+        """Return the time, as text, of `runs` further runs of a rung or, if `step` is None, of every finished rung."""
         paces = [one.candidate.seconds for one in climb.steps if step in (None, one)]
         seconds = sum(paces) * runs / self.about["config"]["sweep"]["jobs"]
         return f"about {seconds / 60:.0f} min" if seconds >= 90 else f"about {seconds:.0f} s"
 
     def evidence(self, climb: Climb, step: Step) -> str:
-        """Return what it would take to show a difference as large as one that is not significant."""
+        """Return a sentence on the seeds, folds or images that would make a difference of this size significant."""
         gain, rows = step.gain, step.candidate.rows
         assert gain is not None and step.below is not None
         size = f"A difference between {climb.named(step.rung)} and {step.below.rung} as large as the one seen"
@@ -192,7 +192,7 @@ class Climbed:
 
 
 def _rounded(number: float) -> str:
-    """Return a number in two digits: more are not known."""
+    """Return a number rounded to two significant digits; the estimates are no more precise."""
     return f"{round(number, 1 - math.floor(math.log10(number))):,.0f}"
 
 
@@ -203,7 +203,7 @@ def _gain(gain: Difference | None, metric: str) -> str:
 
 
 def _cells(one: Candidate) -> list[str]:
-    """Return runs, seconds, jobs, and what went wrong."""
+    """Return the table cells of a candidate's runs, seconds, jobs and unfinished statuses."""
     *_, runs, _, jobs, wrong = summary.table([one], "")[1]
     return [runs, "" if math.isnan(one.cost) else f"{one.cost:.0f}", jobs, wrong]
 
@@ -234,11 +234,13 @@ def climb(
     values: Mapping[str, str], found: Mapping[tuple[str, str], Candidate], rungs: Mapping[str, Sequence[str]],
     objective: str, every: bool,
 ) -> Climb:  # fmt: skip
-    """Climb one ladder as far as its finished runs go.
+    """Return one ladder with a step for every rung that its finished runs reach.
 
     Args:
-        found: candidates by rung and, where it begins with `best`, the rung that it builds on, else "".
-        every: whether to go on after a rung without a significant gain (`sweep.climb=all`).
+        values: of the keys that are swept besides the rungs.
+        found: candidates by rung and by the rung that it builds on, which is "" unless the rung begins with `best`.
+        rungs: `sweep.rungs`.
+        every: whether to continue after a rung without a significant gain (`sweep.climb=all`).
     """
     ladder, metric = Climb(values), summary.compared(objective)
     fixed = [name for name, lines in rungs.items() if lines[0] != BEST]
@@ -254,7 +256,7 @@ def climb(
             break
     base = to_use(ladder.steps, objective)
     for name in (name for name in rungs if name not in fixed):
-        if base is None or (name, base.rung) not in found:  # the same runs as another rung's
+        if base is None or (name, base.rung) not in found:  # it has the same runs as another rung
             continue
         candidate = found[name, base.rung]
         if not ladder_goes_on(ladder, candidate, name):
@@ -265,7 +267,7 @@ def climb(
 
 
 def ladder_goes_on(ladder: Climb, candidate: Candidate, name: str) -> bool:
-    """Return whether a rung's runs are all finished; otherwise note it as the next one."""
+    """Return whether a rung's runs are all finished; otherwise set it as the ladder's next one."""
     if candidate.whole and not math.isnan(candidate.score):
         return True
     ladder.next = name, candidate
@@ -273,11 +275,11 @@ def ladder_goes_on(ladder: Climb, candidate: Candidate, name: str) -> bool:
 
 
 def climbed(about: Mapping[str, Any], rows: Sequence[Row]) -> Climbed | None:
-    """Return how far a sweep's ladders have been climbed; None where it has no rungs.
+    """Return the finished part of a sweep's ladders, or None if the sweep has no rungs.
 
     Args:
-        about: what the sweep's folder records of it.
-        rows: its jobs.
+        about: content of the sweep's sweep.json.
+        rows: the sweep's jobs.
     """
     settings = about.get("config", {}).get("sweep", {})
     if not settings.get("rungs"):
@@ -297,11 +299,11 @@ def climbed(about: Mapping[str, Any], rows: Sequence[Row]) -> Climbed | None:
 
 
 def due(folder: Path, tried: Collection[int]) -> list[int]:
-    """Return the numbers of the jobs that come next: the lowest rung that any ladder lacks.
+    """Return the numbers of the jobs to run next: those of the lowest rung that is next in any ladder.
 
     Args:
-        folder: of the sweep.
-        tried: jobs that have had their turn; a ladder that waits for one of these has ended.
+        folder: the sweep's directory.
+        tried: numbers of jobs that have been started before; a ladder whose next rung contains one of them has ended.
     """
     about, rows = summary.read(folder)
     found = climbed(about, [row for row in rows if not row.final])

@@ -1,7 +1,7 @@
-"""Hydra's launcher of this project: each job in a process of its own, out of a parent that has TensorFlow loaded.
+"""Hydra launcher for this machine: each job runs in a new process, forked from one that has imported TensorFlow.
 
-A job that crashes, is killed or takes too long is one failed job. Memory goes back with the process. The parent of the
-processes (Python's forkserver) imports what every job needs and runs nothing of it.
+A job that crashes, is killed or takes too long is one failed job; its memory is freed with its process. The process
+that jobs are forked from (Python's forkserver) imports the modules that every job needs and runs nothing of them.
 """
 
 from __future__ import annotations
@@ -32,35 +32,35 @@ from experiments.sweeps.plan import PlannedRun
 from experiments.system import redaction
 
 PRELOADED = ["experiments.preload"]
-LOG = "output.log"  # of a job, beside its results
-GRACE = 30.0  # seconds between asking a process to end and ending it
+LOG = "output.log"  # a job's standard output and error, beside its results
+GRACE = 30.0  # seconds between SIGTERM and SIGKILL
 _log = logging.getLogger(__name__)
 
 
 class LocalLauncher(Launcher):
-    """Runs jobs in processes of their own, `slots` at a time."""
+    """Launcher that runs each job in a process of its own, `slots` at a time."""
 
     def __init__(self) -> None:
         self.slots, self.timeout = 1, None
-        self.enough: Callable[[], str | None] = lambda: None  # why no further job is to start
+        self.enough: Callable[[], str | None] = lambda: None  # returns why no further job is to start
         self.ended: Callable[[int, JobReturn], None] = lambda at, done: None
         self.begun: dict[int, float] = {}
-        self.seconds: dict[int, float] = {}  # that jobs took, their processes' start and end included
+        self.seconds: dict[int, float] = {}  # duration of each job, start and end of its process included
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
         self.slots, self.timeout = config.sweep.jobs, config.sweep.timeout
 
     def threads(self) -> int | None:
-        """Of a job, where it does not have them all."""
+        """Return the number of threads of a job, or None if it may use all cores."""
         return max(1, (os.cpu_count() or 1) // self.slots) if self.slots > 1 else None
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Raise ConfigError: Hydra's interface hands over overrides, to be composed once more."""
+        """Raise ConfigError: Hydra's interface passes overrides only, which would have to be composed again."""
         raise ConfigError(f"hydra/sweeper: hydra/launcher={type(self).__name__} needs the one of this project")
 
     def run(self, jobs: Sequence[PlannedRun]) -> Sequence[JobReturn]:
-        """Runs the jobs; what comes back is COMPLETED, FAILED with the reason, or UNKNOWN where it did not start."""
+        """Run the jobs and return one JobReturn each: COMPLETED, FAILED with the reason, or UNKNOWN if not started."""
         returns = [JobReturn(overrides=job.arguments) for job in jobs]
         waiting = list(range(len(jobs)))
         running: dict[int, tuple[Any, int]] = {}
@@ -96,11 +96,12 @@ class LocalLauncher(Launcher):
         return returns
 
     def close(self, done: JobReturn, at: int, reason: str | None) -> None:
-        """Notes how a job ended, and tells the sweeper.
+        """Record how a job ended and call `self.ended`, the sweeper's callback.
 
         Args:
-            at: the job's place among those launched.
-            reason: why it ended badly; None: it did not.
+            done: receives the job's status and, if it failed, the reason.
+            at: index of the job among those launched.
+            reason: why the job failed; None if it did not.
         """
         self.seconds[at] = time.monotonic() - self.begun[at]
         done.status = JobStatus.FAILED if reason else JobStatus.COMPLETED
@@ -110,7 +111,7 @@ class LocalLauncher(Launcher):
 
 
 def start(function: Callable[..., None], *arguments: Any) -> multiprocessing.process.BaseProcess:
-    """Starts a function in a process of its own, warm."""
+    """Start a function in a process of its own, forked from the forkserver that has imported TensorFlow."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     context = multiprocessing.get_context("forkserver")
@@ -121,7 +122,7 @@ def start(function: Callable[..., None], *arguments: Any) -> multiprocessing.pro
 
 
 def run_job(job: PlannedRun, log: str | None, gpu: str | None) -> None:
-    """Run a job in this process, from the configuration that was planned; its output, where given, in a file."""
+    """Run a job in this process from its planned configuration, and write its output to the file `log` if given."""
     guard(log)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
@@ -129,7 +130,7 @@ def run_job(job: PlannedRun, log: str | None, gpu: str | None) -> None:
 
 
 def guard(log: str | None = None) -> None:
-    """Ends this process with the sweep's own; says what it says into a file."""
+    """Let this process end with its parent, and append its output to the file `log` if given."""
     if log is not None:
         Path(log).parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as file:
@@ -148,10 +149,10 @@ def guard(log: str | None = None) -> None:
 
 
 def call(module: str, function: str, *arguments: Any) -> None:
-    """Calls a function in a warm process and waits for it; its module is imported there alone.
+    """Call a function in a process of its own and wait for it; only that process imports the function's module.
 
     Raises:
-        ConfigError: the process failed; what it said is on standard error, or this text.
+        ConfigError: the process failed; its output is on standard error.
     """
     process = start(invoke, module, function, *arguments)
     try:
@@ -164,10 +165,10 @@ def call(module: str, function: str, *arguments: Any) -> None:
 
 
 def ask(function: str, *arguments: Any) -> dict[str, Any]:
-    """Calls a function of `look` in a process of its own; its answer.
+    """Call a function of `worker_tasks` in a process of its own and return its result.
 
     Raises:
-        ConfigError: as the function.
+        ConfigError: the function reported an error, or its process failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
@@ -184,7 +185,7 @@ def invoke(module: str, function: str, *arguments: Any) -> None:
 
 
 def end(processes: Sequence[multiprocessing.process.BaseProcess]) -> None:
-    """Ends processes: asks, waits, then does not ask any more."""
+    """End processes: send SIGTERM, wait at most `GRACE` seconds, then send SIGKILL."""
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + GRACE
@@ -196,7 +197,7 @@ def end(processes: Sequence[multiprocessing.process.BaseProcess]) -> None:
 
 
 def why_ended(code: int | None) -> str | None:
-    """Why a process ended that ended badly."""
+    """Return why a process failed, or None if it did not."""
     if not code:
         return None
     number = -code if code < 0 else code - 128 if code > 128 else 0
@@ -215,7 +216,7 @@ def last_lines(log: Path, count: int = 6) -> list[str]:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that jobs may use, by the names that CUDA_VISIBLE_DEVICES takes."""
+    """Return the GPUs that jobs may use, as CUDA_VISIBLE_DEVICES names them."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name for name in given.split(",") if name.strip() not in ("", "-1")]

@@ -1,4 +1,7 @@
-"""What a sweep will do: its jobs, composed and checked, before any of them starts. No TensorFlow, no MLflow."""
+"""The plan of a sweep: its jobs, composed and validated before any of them starts.
+
+This module imports neither TensorFlow nor MLflow.
+"""
 
 from __future__ import annotations
 
@@ -32,29 +35,29 @@ from experiments.system.redaction import redact_credentials
 if TYPE_CHECKING:
     from experiments.sweeps.rungs import Place
 
-# Values of these repeat a candidate, they make no other one.
+# Jobs that differ only in the values of these keys are repeats of one candidate.
 REPEATS = ("seed", "data.fold")
 JOB, SWEEP = run_directory.JOB, run_directory.SWEEP
-# What Hydra itself reads, of the sweep and not of a job.
+# Nodes of `hydra` that configure the whole sweep and not a single job.
 HYDRA_NODES = ("sweeper", "launcher", "sweep")
 
 
 @dataclass(frozen=True)
 class Composed:
-    """The checked configuration of a job, and Hydra's own of it; what happens to YAML files later changes neither."""
+    """The validated configuration of a job and Hydra's composed one; later edits of YAML files change neither."""
 
     config: Config
-    hydra: DictConfig  # the whole composed configuration, which has Hydra's own in `hydra`
+    hydra: DictConfig  # the whole composed configuration, with Hydra's own settings in its node `hydra`
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A job as its process receives it: nothing is composed there."""
+    """A job as its process receives it: completely composed, so that the process composes nothing."""
 
     folder: Path
-    identity: str  # that the run must have
+    identity: str  # the identity that the run must have
     composed: Composed
-    arguments: list[str]  # the command line of the single run that is the same
+    arguments: list[str]  # command line of the equivalent single run
 
 
 @dataclass
@@ -62,28 +65,28 @@ class Job:
     """One run of a sweep."""
 
     number: int
-    overrides: list[str]  # as typed, one value a key
+    overrides: list[str]  # as typed, one value per key
     values: dict[str, str]  # of the swept keys
     config: Config
-    folder: Path  # of its own; where it is not run again, of the run that stands for it, if that is on this machine
-    hydra: DictConfig | None = None  # as in Composed
+    folder: Path  # the job's directory, or that of an earlier run that is reused, if that is on this machine
+    hydra: DictConfig | None = None  # see `Composed`
     identity: str = ""
-    status: str = "NEW"  # or PARTIAL, FINISHED: trained before, to some part or whole
-    reason: str = ""  # why it failed
-    threads: int | None = None  # that a partial one began with
-    same_as: int | None = None  # the number of the job with the same identity
-    trial: str | None = None  # of a search, that the job tells its curve to: STUDY/NUMBER
-    trained: str | None = None  # of the winner's last run: the folder of the job whose weights it evaluates
-    place: Place | None = None  # in a ladder
+    status: str = "NEW"  # or PARTIAL, FINISHED (trained before, in part or completely), FAILED, PRUNED
+    reason: str = ""  # why it failed or was pruned
+    threads: int | None = None  # the thread count that a partial run started with
+    same_as: int | None = None  # number of the job with the same identity, whose result this job shares
+    trial: str | None = None  # STUDY/NUMBER of the search trial to which the job reports its validation scores
+    trained: str | None = None  # for a final run of the winner: directory of the job whose weights it evaluates
+    place: Place | None = None  # in a ladder sweep
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def final(self) -> bool:
-        """Whether this is the winner once more."""
+        """True for a final run of the winner, which starts after all other jobs."""
         return bool(self.facts.get("final"))
 
     def write(self, sweep: Path) -> None:
-        """Keeps what a summary needs to know of it, in its place in the sweep's folder."""
+        """Write the job's record, from which summaries are made, into its subdirectory of the sweep's directory."""
         known = {
             "number": self.number, "overrides": self.overrides, "values": self.values, "identity": self.identity,
             "folder": str(self.folder), "status": self.status, "reason": redact_credentials(self.reason),
@@ -93,20 +96,20 @@ class Job:
 
 
 class ReadOnce(CachingConfigRepository):
-    """Hydra's YAML files, each read once, so that an edit during a sweep is in none of its jobs."""
+    """Hydra's config repository with each YAML file read once, so that edits during a sweep affect none of its jobs."""
 
     def __deepcopy__(self, memo: Any) -> ReadOnce:
-        return self  # Hydra copies the repository for every job
+        return self  # Hydra copies the repository for every job, and a copy would read the files again
 
     def load_config(self, config_path: str) -> Any:
-        return copy.deepcopy(super().load_config(config_path))  # composing a job changes what it is given
+        return copy.deepcopy(super().load_config(config_path))  # composing a job modifies the loaded config
 
 
 def parse(arguments: Sequence[str], context: HydraContext) -> list[Override]:
-    """Return overrides as Hydra's grammar has them, the last of each key; `a=1,2` sweeps.
+    """Return overrides as Hydra parses them, the last one of each key; `a=1,2` is a sweep override.
 
     Raises:
-        ConfigError: a key with the same value twice.
+        ConfigError: a key is swept over the same value twice.
     """
     parsed = OverridesParser.create(config_loader=context.config_loader).parse_overrides(list(arguments))
     overrides = list({override.get_key_element().lstrip("+~"): override for override in parsed}.values())
@@ -116,7 +119,7 @@ def parse(arguments: Sequence[str], context: HydraContext) -> list[Override]:
 
 
 def repeated(override: Override) -> Iterator[str]:
-    """Yield a line for every value that an override sweeps over more than once, however it is written."""
+    """Yield an error message for every value that an override sweeps over more than once, however it is written."""
     if not override.is_discrete_sweep():
         return
     values = list(override.sweep_iterator())
@@ -132,10 +135,10 @@ def repeated(override: Override) -> Iterator[str]:
 
 
 def deferred(overrides: Sequence[str]) -> list[str]:
-    """Return those overrides that can be applied to a sweep's jobs alone: values of a group, where groups are swept.
+    """Return the overrides that apply to single jobs only: values within a group, where groups are swept.
 
-    Hydra composes one configuration for the whole sweep first, without what is swept: in `optimizer=adam,adamw
-    optimizer.beta_1=0.8` with the default optimizer, which may have no beta_1.
+    Hydra first composes one configuration for the whole sweep, without the swept keys. For `optimizer=adam,adamw
+    optimizer.beta_1=0.8` it contains the default optimizer, which may have no beta_1.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     scalars = Config.model_fields.keys() - GROUPS.keys()
@@ -150,10 +153,10 @@ def deferred(overrides: Sequence[str]) -> list[str]:
 
 
 def spelled(override: Override) -> list[str]:
-    """One override for each of the values that an override sweeps over.
+    """Return one override for each of the values that an override sweeps over.
 
     Raises:
-        ConfigError: values between which there is no end of others.
+        ConfigError: the override is an interval, which has infinitely many values.
     """
     if not override.is_sweep_override():
         return [str(override.input_line)]
@@ -167,7 +170,7 @@ def spelled(override: Override) -> list[str]:
 
 
 def grid(overrides: Sequence[Override]) -> list[tuple[list[str], dict[str, str]]]:
-    """Every combination: the overrides of a job, and the values of the swept keys."""
+    """Return every combination of values: the overrides of a job, and its values of the swept keys."""
     swept = {override.get_key_element().lstrip("+~") for override in overrides if override.is_sweep_override()}
     jobs = []
     for chosen in itertools.product(*map(spelled, overrides)):
@@ -179,10 +182,10 @@ def grid(overrides: Sequence[Override]) -> list[tuple[list[str], dict[str, str]]
 def compose(
     combinations: Sequence[tuple[list[str], dict[str, str]]], context: HydraContext, master: DictConfig
 ) -> list[Composed]:
-    """Return the checked configuration of every job.
+    """Return the validated configuration of every job.
 
     Raises:
-        ConfigError: with the faults of all of them.
+        ConfigError: jobs cannot be composed or are invalid; the error lists the problems of all jobs.
     """
     found, wrong = [], {}
     before: Any = HydraConfig.instance().cfg
@@ -191,7 +194,7 @@ def compose(
             try:
                 composed: Any = context.config_loader.load_sweep_config(master, list(overrides))
                 composed.hydra.job.num = number
-                HydraConfig.instance().cfg = composed  # what ${hydra:...} refers to
+                HydraConfig.instance().cfg = composed  # so that ${hydra:...} resolves to this job's values
                 check_hydra(composed, master, overrides)
                 validation.conceal(composed)
                 found.append(Composed(validation.read(composed), composed))
@@ -211,13 +214,13 @@ def compose(
 
 
 def check_hydra(composed: DictConfig, master: DictConfig, overrides: Collection[str]) -> None:
-    """Raise ConfigError where a swept choice brings settings of the sweep itself, which would be dropped."""
+    """Raise ConfigError if a swept choice contains settings of the sweep itself, which would be ignored."""
     given = {one.lstrip("+~").partition("=")[0] for one in overrides}
     for name in HYDRA_NODES:
         own, whole = (OmegaConf.to_container(one.hydra[name], resolve=False) for one in (composed, master))
         assert isinstance(own, dict) and isinstance(whole, dict)
         if name == "sweep":
-            own["dir"] = whole["dir"]  # the sweeper sets it
+            own["dir"] = whole["dir"]  # not compared, because the sweeper sets it
         lost = {key: value for key, value in (own.pop("params", None) or {}).items() if key not in given}
         whole.pop("params", None)
         if lost:
@@ -237,13 +240,13 @@ def planned(job: Job, changes: Mapping[str, Any], overrides: list[str]) -> Plann
     """Return a job as its process receives it.
 
     Args:
-        changes: of its configuration, that concern its place among others; see `changed`.
-        overrides: that a single run needs to be the same, for its log and for `resume=FOLDER`.
+        changes: configuration values that the sweep sets, such as the thread count; see `changed`.
+        overrides: overrides of the equivalent single run, for its log and for `resume=FOLDER`.
     """
     hydra: Any = copy.deepcopy(job.hydra)
     with open_dict(hydra), read_write(hydra):
         OmegaConf.update(hydra, "hydra.overrides.task", overrides)
-        for name, value in changes.items():  # for the eye: in .hydra/config.yaml
+        for name, value in changes.items():  # so that .hydra/config.yaml shows them
             OmegaConf.update(hydra, name, value)
         hydra.hydra.job.num = job.number
         hydra.hydra.run.dir = str(job.folder)
@@ -256,7 +259,12 @@ def planned(job: Job, changes: Mapping[str, Any], overrides: list[str]) -> Plann
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
-    """Return a configuration with other values of keys, a group's as a mapping; a checked one stays checked."""
+    """Return a configuration with other values of keys, without validating it again.
+
+    Args:
+        config: a validated configuration.
+        changes: values by key; for a group, a mapping of its keys.
+    """
     update = {
         name: getattr(config, name).model_copy(update=value) if isinstance(value, dict) else value
         for name, value in changes.items()
@@ -265,23 +273,23 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """Return what a sweep's folder has recorded of its jobs, in the order of their numbers."""
+    """Return the job records in a sweep's directory, in the order of the jobs' numbers."""
     found = [json.loads(path.read_bytes()) for path in folder.glob(f"[0-9]*/{JOB}")]
     return sorted(found, key=lambda job: int(job["number"]))
 
 
 def owner(folder: Path) -> str | None:
-    """Return the identity of what a job's folder holds; "" where that is not recorded, None where it is free."""
+    """Return the identity of the run in a job's directory; "" if it is not recorded, None if the directory is free."""
     facts = run_directory.read_record(folder)
     if facts is not None and facts.get("identity"):
         return str(facts["identity"])
-    if (folder / JOB).exists():  # a run that ended before its data were read
+    if (folder / JOB).exists():  # the run ended before its data were read, and recorded no identity itself
         return str(json.loads((folder / JOB).read_bytes()).get("identity", ""))
     return "" if facts is not None or (folder / run_directory.METRICS).exists() else None
 
 
 def has_weights(folder: Path, config: Config, identity: str) -> bool:
-    """Return whether a folder holds the finished run of this identity, by a shipped regime, with its weights."""
+    """Return whether a directory holds the finished run of this identity, by a shipped regime, with its weights."""
     known = {choice["_target_"]: name for name, choice in shipped("regime").items()}
     regime, weights = known.get(config.regime.target), folder / "weights"
     if (
@@ -295,12 +303,12 @@ def has_weights(folder: Path, config: Config, identity: str) -> bool:
 
 
 def is_free(folder: Path, identity: str) -> bool:
-    """Return whether a folder can take the run of this identity: it is empty, or holds that run."""
+    """Return whether the run of this identity may be written to a directory: it is free, or holds that run."""
     return owner(folder) in (None, identity)
 
 
 def check_owner(folder: Path, identity: str) -> None:
-    """Raise ConfigError where a folder belongs to another run than that of this identity."""
+    """Raise ConfigError if a directory holds another run than the one of this identity."""
     if not is_free(folder, identity):
         raise ConfigError(
             f"{folder}: this folder holds another run than the job that is to be written there (identity "
@@ -310,34 +318,34 @@ def check_owner(folder: Path, identity: str) -> None:
 
 
 def told(values: Mapping[str, str]) -> str:
-    """Values by key, in a line."""
+    """Return values by key as one line, such as `seed=0 epochs=5`."""
     return " ".join(f"{key}={value}" for key, value in values.items())
 
 
 def without_test_evaluation(config: Config) -> Config:
-    """Without the test split: that is the winner's."""
+    """Return a configuration without evaluation on the test split, which is reserved for the winner."""
     return changed(config, {"evaluate": {"test": False}})
 
 
 def sweep_name(config: Config, jobs: Sequence[Job]) -> str:
-    """Return the name that the same sweep has every time, and another one has not: see `digest`."""
+    """Return a name that is always the same for the same sweep and differs for another one; see `digest`."""
     identities = sorted(job.identity for job in jobs)
-    rungs = [json.dumps(config.sweep.rungs)] if config.sweep.rungs else []  # their order, too, makes the sweep
+    rungs = [json.dumps(config.sweep.rungs)] if config.sweep.rungs else []  # not sorted: their order matters
     own = digest([job.config for job in jobs], config.sweep.search, config.sweep.seed, *rungs, *identities)
     return f"{'ladder' if rungs else config.regime.name}-{config.model.name}-{own}"
 
 
 def digest(jobs: Sequence[Config], *more: str | int) -> str:
-    """Return a part of the hash over what jobs are, in whatever order."""
+    """Return the first 8 hex digits of a hash of the jobs' configurations, independent of the jobs' order."""
     plain = sorted(json.dumps(effective(job) | {"sweep": None, "progress": None}, sort_keys=True) for job in jobs)
     return hashlib.sha256(json.dumps([plain, list(more)]).encode()).hexdigest()[:8]
 
 
 def find(named: str) -> Path:
-    """The folder of a sweep: given as such, by its name, or by the id of its MLflow run.
+    """Return the directory of a sweep, given as its path, its name or the id of its MLflow run.
 
     Raises:
-        ConfigError: there is none of this name.
+        ConfigError: no such sweep.
     """
     sweeps = Path(default_outputs()) / "sweeps"
     for folder in (Path(named).expanduser(), sweeps / named):
@@ -355,10 +363,12 @@ def find(named: str) -> Path:
 
 
 def run_ids(folder: Path) -> list[str]:
-    """The MLflow runs of a sweep's finished jobs, each once, in order; the winner's last training is no job.
+    """Return the MLflow run ids of a sweep's finished jobs, without duplicates, in the order of the jobs.
+
+    The winner's final runs are not included.
 
     Raises:
-        ConfigError: no job has finished, or they were not tracked.
+        ConfigError: no job has finished, or the jobs were not tracked.
     """
     done = [job for job in records(folder) if job["status"] == "FINISHED" and not job.get("final")]
     found = list(dict.fromkeys(job["run_id"] for job in done if job.get("run_id")))
@@ -369,6 +379,9 @@ def run_ids(folder: Path) -> list[str]:
 
 
 def folders(outputs: Path) -> Iterator[Path]:
-    """Of all runs under outputs/; in a sweep's the jobs before the winner's last runs, which are the same runs."""
+    """Yield the directories of all runs below outputs/.
+
+    In a sweep, the jobs come before the winner's final runs, which have the same identities.
+    """
     yield from outputs.glob("runs/*/")
     yield from sorted(outputs.glob("sweeps/*/[0-9]*/"), key=lambda path: (path.parent, len(path.name), path.name))

@@ -1,4 +1,4 @@
-"""The figures of a sweep: the objective against each swept key, parallel coordinates, objective against time."""
+"""The figures of a sweep: objective against each swept key, parallel coordinates, objective against time, ladder."""
 
 from __future__ import annotations
 
@@ -26,11 +26,15 @@ def draw(
     baseline: float | None = None,
     climbed: Climbed | None = None,
 ) -> None:
-    """Write the figures as PNG files; of candidates without a score nothing is drawn.
+    """Write the figures as PNG files; candidates without a score are not drawn.
 
     Args:
-        baseline: the accuracy of always answering the most frequent class; a line where a candidate is not above it.
-        climbed: how far a ladder sweep got.
+        folder: the directory for the figures.
+        ranked: candidates, the best first.
+        objective: name of the validation metric.
+        baseline: accuracy of always predicting the most frequent class, drawn as a line if a candidate's interval is
+            not above it.
+        climbed: the finished part of a ladder sweep.
     """
     scored = [one for one in ranked if not math.isnan(one.score)]
     keys = list(dict.fromkeys(key for one in scored for key in one.values))
@@ -55,7 +59,11 @@ def draw(
 
 
 def places(values: Sequence[str | None]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Where values stand on an axis, and its ticks: numbers in proportion or in logarithms, else in turn."""
+    """Return the positions of values on an axis, and its ticks as (position, label).
+
+    Numbers are on a linear scale, or on a log10 scale if they are positive and span a factor of 50 or more. Text is
+    equally spaced, and so are numbers from 0 upward whose others span a factor of 5 or more.
+    """
     texts = [value if value is not None else "(none)" for value in values]
     order = sorted(set(texts))
     try:
@@ -73,7 +81,7 @@ def places(values: Sequence[str | None]) -> tuple[list[float], list[tuple[float,
 
 
 def against_keys(scored: Sequence[Candidate], keys: Sequence[str], objective: str) -> Figure:
-    """A panel a key: every candidate a point with its interval; the mean at each value as a line."""
+    """Return a figure with a panel per key: each candidate as a point with its interval, and the mean per value."""
     columns = min(3, len(keys))
     rows = math.ceil(len(keys) / columns)
     figure = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
@@ -98,7 +106,10 @@ def against_keys(scored: Sequence[Candidate], keys: Sequence[str], objective: st
 
 
 def parallel(scored: Sequence[Candidate], keys: Sequence[str], objective: str) -> Figure:
-    """Parallel coordinates: an axis a key, the objective last; every candidate a line in the colour of its score."""
+    """Return a parallel-coordinates plot: an axis per key and one for the objective, a line per candidate.
+
+    The objective's axis is the last one, and the colour of a line is its score.
+    """
     figure = Figure(figsize=(2.2 * (len(keys) + 1) + 1, 4), layout="constrained")
     axes = figure.subplots()
     columns = []
@@ -125,7 +136,7 @@ def parallel(scored: Sequence[Candidate], keys: Sequence[str], objective: str) -
 
 
 def against_time(scored: Sequence[Candidate], objective: str) -> Figure:
-    """What a better score costs: objective against seconds of a run, those that nothing beats in both joined."""
+    """Return a scatter plot of the objective against the seconds of a run, with the best candidate labelled."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     axes.scatter([one.seconds for one in scored], [one.score for one in scored], s=16)
@@ -139,7 +150,11 @@ def against_time(scored: Sequence[Candidate], objective: str) -> Figure:
 
 
 def ladder(climbed: Climbed) -> Figure:
-    """Each rung with its interval against the seconds of a run, a line a ladder; the rung to use is ringed."""
+    """Return a figure of each rung's score with its interval against the seconds of a run.
+
+    Rungs of one ladder have one colour and are joined to the rung that they are compared with; a circle marks the rung
+    to use.
+    """
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axes = figure.subplots()
     use, latest = climbed.use, max(step.candidate.cost for _, step in climbed.steps)

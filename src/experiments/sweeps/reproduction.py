@@ -1,4 +1,4 @@
-"""The tutorial's three experiments and its exercise: what it claims, the runs that try it, and the table of both.
+"""The tutorial's three experiments and its exercise: the claims, the runs that test them, and the table of both.
 
 Source: "A Gentle Introduction to Convolutional Neural Networks - Building a Deep Neural Network for Image
 Classification with Keras" (S. Mujumdar, A. Jain).
@@ -29,12 +29,12 @@ from experiments.system import hardware
 from experiments.system.paths import run_name
 
 CLAIMED_FOR = "vgg16"  # the backbone of all claims but the first
-CLAIM_PICTURES = 400  # 200 a class, on which the tutorial validated
-LAST = 5  # epochs that a figure is the mean of
-# Backbones of the tutorial's presets, whose head reads flattened features. Any other has MobileNetV2's presets, which
-# leave it its own head.
+CLAIM_PICTURES = 400  # images that the tutorial validated on, 200 per class
+LAST = 5  # a measured accuracy is the mean of this many last epochs
+# Backbones of the tutorial's presets, whose head takes flattened features. Any other backbone is run with
+# MobileNetV2's presets, which keep the default head of the backbone.
 TUTORIAL_BACKBONES = ("vgg16", "vgg19")
-QUICK = ("data.limit.train=100", "data.limit.validation=200")  # a class
+QUICK = ("data.limit.train=100", "data.limit.validation=200")  # per class
 QUICK_EPOCHS = {
     "scratch": ("epochs=15",),
     "bottleneck": ("epochs=15",),
@@ -44,16 +44,16 @@ QUICK_EPOCHS = {
 
 
 class Claim(NamedTuple):
-    """What the tutorial says of one of its experiments: accuracies in [0, 1]."""
+    """A claim of the tutorial about one of its experiments; accuracies in [0, 1]."""
 
     about: str
     says: str
     low: float
     high: float
-    measured: bool = True  # on pictures, so that it might as well have come out a little different; else a goal
+    measured: bool = True  # True: measured on images, so it has a sampling error; False: a goal
 
     def range(self) -> tuple[float, float]:
-        """The accuracies that the claim is compatible with: as far as its own pictures can tell (Wilson, 95 %)."""
+        """Return the lowest and highest accuracy compatible with the claim (95 % Wilson interval for its images)."""
         if not self.measured:
             return self.low, self.high
         ends = (wilson(round(end * CLAIM_PICTURES), CLAIM_PICTURES) for end in (self.low, self.high))
@@ -70,23 +70,25 @@ CLAIMS = {
 
 
 class Result(NamedTuple):
-    """A finished run: accuracies in [0, 1], on the validation pictures."""
+    """The result of a finished run; accuracies in [0, 1], on the validation images."""
 
-    last_epochs: float  # the mean of the last phase's last five, or of all where there are fewer
-    accuracy: float  # after the last
+    last_epochs: float  # mean of the last phase's last five epochs, or of all its epochs if there are fewer
+    accuracy: float  # after the last epoch
     pictures: int
     seconds: float
     ended: int  # [ms since 1970]
-    baseline: float = 0.0  # accuracy of always answering the most frequent class; 0: unknown
+    baseline: float = 0.0  # accuracy of always predicting the most frequent class; 0: unknown
 
 
 def overrides(name: str, *, backbone: str, data: str | None, weights: str | None, quick: bool) -> list[str]:
-    """The command line of a row's runs, without the seed.
+    """Return the overrides of a claim's runs, without the seed.
 
     Args:
-        name: of the claim.
-        data: a folder of pictures, or the cats and dogs' zip file; None: the download, or drawn pictures if `quick`.
-        weights: of the backbone, where they are not the model's own.
+        name: a key of `CLAIMS`.
+        backbone: a choice of the group `model`.
+        data: a folder of images, or the cats-and-dogs zip file; None: the download, or synthetic images if `quick`.
+        weights: weights of the backbone; None: the default of its choice.
+        quick: whether to train on fewer images, for fewer epochs.
     """
     is_tutorial = name == "scratch" or backbone in TUTORIAL_BACKBONES
     presets, made_for = ("tutorial", CLAIMED_FOR) if is_tutorial else ("mobilenet", "mobilenet_v2")
@@ -104,18 +106,19 @@ def overrides(name: str, *, backbone: str, data: str | None, weights: str | None
 
 
 def same_task(config: Config, given: Sequence[str]) -> bool:
-    """Whether runs are about what the claims are about: not drawn pictures, no overrides that make other runs."""
+    """Return whether runs match the claims: no synthetic images, and no overrides that change a run's identity."""
     altered = [one for one in given if re.split(r"[.=@]", one.lstrip("+~"))[0] not in (*NOT_IDENTITY, "runtime")]
     return not altered and not config.data.name.startswith("synthetic")
 
 
 def look(jobs: Sequence[Job]) -> None:
-    """Finds who the jobs are and what of them is done, by building and reading all that they need.
+    """Set the jobs' identities and find their finished runs; this builds their networks and reads their data.
 
     Raises:
-        ConfigError: what would stop a run.
+        ConfigError: something would stop a run, such as missing weights.
     """
-    # The last first: networks are built before pictures are read, and the first of all has no weights that could lack.
+    # In reverse order, because networks are built before images are read: so missing weights are reported first. The
+    # first job of all, training from scratch, reads no weights.
     order = list(reversed(jobs))
     said = local.ask("look", [job.config.model_dump(by_alias=True, mode="json") for job in order])
     for job, known in zip(order, said["jobs"], strict=True):
@@ -126,10 +129,11 @@ def look(jobs: Sequence[Job]) -> None:
 
 
 def train(job: Job, parent: str | None) -> None:
-    """Trains a job in a process of its own, which ends with this one; its status says how it went.
+    """Train a job in a process of its own, which ends with this one, and set the job's status.
 
     Args:
-        parent: the MLflow run that it belongs to.
+        job: receives status, reason and MLflow run id.
+        parent: id of the MLflow run that is the parent of the job's run.
     """
     if job.status == "NEW":
         name = run_name(job.values["experiment"], job.config.model.name, f"seed{job.values['seed']}")
@@ -138,7 +142,7 @@ def train(job: Job, parent: str | None) -> None:
     threads = None if own else job.threads
     overrides = [
         *job.overrides,
-        "evaluate.test=false",  # no claim is about it
+        "evaluate.test=false",  # no claim is about the test split
         *([f"runtime.threads={threads}"] if threads else []),
         *([f"sweep.parent={parent}"] if parent else []),
         "resume=auto",
@@ -159,7 +163,7 @@ def train(job: Job, parent: str | None) -> None:
 
 
 def read_result(curves: bytes, metrics: bytes, predictions: bytes) -> Result:
-    """What a run's files say of it: curves.csv, metrics.json, predictions_validation.csv."""
+    """Return a run's result from the contents of curves.csv, metrics.json and predictions_validation.csv."""
     rows = list(csv.DictReader(io.StringIO(curves.decode())))
     last = [float(row["validation_accuracy"]) for row in rows if row["phase"] == rows[-1]["phase"]][-LAST:]
     figures: Mapping[str, float] = json.loads(metrics)
@@ -170,11 +174,11 @@ def read_result(curves: bytes, metrics: bytes, predictions: bytes) -> Result:
     )  # fmt: skip
 
 
-FILES = ("curves.csv", run_directory.METRICS, "predictions_validation.csv")  # as `read_result` takes them
+FILES = ("curves.csv", run_directory.METRICS, "predictions_validation.csv")  # the arguments of `read_result`
 
 
 def result_of(job: Job) -> Result:
-    """A finished run's result, from its folder or, where that is on another machine, from the tracking store."""
+    """Return a finished run's result from its directory or, if that is on another machine, from MLflow."""
     if run_directory.finished(job.folder, job.identity) is not None and all(
         (job.folder / name).exists() for name in FILES
     ):
@@ -188,12 +192,12 @@ def result_of(job: Job) -> Result:
 
 
 def interval(results: Sequence[Result]) -> tuple[float, float, float]:
-    """Return mean and 95 % interval of `last_epochs`, over seeds and images."""
+    """Return the mean of `last_epochs` and its 95 % interval over seeds and images."""
     return mean_interval([one.last_epochs for one in results], min(one.pictures for one in results))
 
 
 def verdict(claim: Claim, low: float, high: float) -> str:
-    """Return whether an interval lies inside what the claim is compatible with, outside of it, or across an end."""
+    """Return whether an interval lies inside the claim's range, below or above it, or across one of its ends."""
     lowest, highest = claim.range()
     if high < lowest:
         return "below"
@@ -203,11 +207,13 @@ def verdict(claim: Claim, low: float, high: float) -> str:
 
 
 def row(name: str, jobs: Sequence[Job], *, backbone: str, comparable: bool) -> dict[str, Any]:
-    """A row of the table, as plain values; accuracies in [0, 1].
+    """Return a row of the table as plain values; accuracies in [0, 1].
 
     Args:
-        jobs: of this row, finished or not.
-        comparable: whether the runs are about what the claim is about.
+        name: a key of `CLAIMS`.
+        jobs: the jobs of this row, finished or not.
+        backbone: the backbone of the jobs.
+        comparable: whether the runs match the claim; see `same_task`.
     """
     claim = CLAIMS[name]
     done = [job for job in jobs if job.status == "FINISHED"]
@@ -227,7 +233,7 @@ def row(name: str, jobs: Sequence[Job], *, backbone: str, comparable: bool) -> d
 
 
 def plain_overrides(given: Sequence[str]) -> list[str]:
-    """What a run is, without where things are on this machine and which seed it has."""
+    """Return the overrides of a run without its seed, with placeholders for paths on this machine."""
     places = {"data.root=": "PATH", "data.archive=": "FILE", "model.weights='": "FILE"}
     named = []
     for one in given:
@@ -242,7 +248,7 @@ HEADER = ("experiment", "the tutorial says", "measured here", "last epoch", "sec
 
 
 def cells(one: Mapping[str, Any]) -> list[str]:
-    """A row as text, in the order of HEADER without its first."""
+    """Return the cells of a row as text, in the order of HEADER without its first column."""
     results = one["results"]
     measured = f"{one['mean']:.1%} [{100 * one['low']:.1f}, {100 * one['high']:.1f}]" if results else ""
     missing = one["seeds"] - len(results)
@@ -256,7 +262,7 @@ def cells(one: Mapping[str, Any]) -> list[str]:
 
 
 def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: bool) -> list[str]:
-    """How the table is to be read."""
+    """Return sentences that explain the table."""
     pictures = sorted({result["pictures"] for one in rows for result in one["results"]})
     single = all(one["seeds"] == 1 for one in rows)
     over = "Wilson's over the images of the single run" if single else "over the seeds and the images"
@@ -295,12 +301,12 @@ def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: b
 
 
 def baselines(one: Mapping[str, Any]) -> list[float]:
-    """Return the baseline of a row's images, nothing where no run of it has finished."""
+    """Return a list with the baseline of a row's images; it is empty if no finished run has recorded one."""
     return [result["baseline"] for result in one["results"] if result["baseline"]][:1]
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], said: Sequence[str], about: str) -> str:
-    """The table as a Markdown page, with the commands of single runs."""
+    """Return the table as a Markdown page, with the commands of single runs."""
     lines = ["# The tutorial, reproduced", "", about, "", f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
     lines += [f"| {' | '.join([one['about'], *cells(one)])} |" for one in rows]
     lines += ["", *(f"{sentence}\n" for sentence in said), "One run of each, with its seed:", "", "```"]
@@ -311,12 +317,14 @@ def markdown(rows: Sequence[Mapping[str, Any]], said: Sequence[str], about: str)
 def conclude(
     folder: Path, jobs: Sequence[Job], backbone: str, comparable: bool, command: str
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Writes summary.md and, with every run's figures, summary.json; the rows of the table, and how to read it.
+    """Write summary.md and, with every run's results, summary.json; return the table's rows and its explanation.
 
     Args:
-        jobs: finished or not.
-        comparable: whether the runs are about what the claims are about.
-        command: that made them, to be told.
+        folder: the directory for both files.
+        jobs: all jobs, finished or not.
+        backbone: the backbone of the jobs.
+        comparable: whether the runs match the claims; see `same_task`.
+        command: the command that made the runs, for the page.
     """
     by_claim = {name: [job for job in jobs if job.values["experiment"] == name] for name in CLAIMS}
     rows = [row(name, own, backbone=backbone, comparable=comparable) for name, own in by_claim.items()]
@@ -331,6 +339,6 @@ def conclude(
 
 
 def metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What MLflow is told of the whole: every row's figure."""
+    """Return the metrics to log to MLflow for the parent run: the accuracy of every row, with its interval."""
     names = {"mean": "validation.accuracy", "low": "validation.accuracy_low", "high": "validation.accuracy_high"}
     return {f"{one['experiment']}.{told}": one[key] for one in rows for key, told in names.items() if key in one}

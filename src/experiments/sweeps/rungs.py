@@ -1,4 +1,4 @@
-"""The rungs of a ladder (`sweep.rungs`) as jobs: cheap ones first, those that build on the best one last."""
+"""The rungs of a ladder sweep (`sweep.rungs`) as jobs: cheap rungs first, those that build on the best one last."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ from experiments.config import validation
 from experiments.errors import ConfigError
 from experiments.sweeps.plan import REPEATS, Job, grid
 
-BEST = "best"  # begins a rung that is built on whichever of the others is the one to use
+BEST = "best"  # first item of a rung that extends the rung to use among those without this item
 SHAPE = "a rung is a list of overrides such as [regime=finetune, regime.unfrozen_blocks=2]"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job is in a ladder."""
+    """The position of a job in a ladder sweep."""
 
     rung: str
-    over: str  # the rung that this one builds on, where it begins with `best`; else ""
-    ladder: Mapping[str, str]  # the values of what is swept besides: each combination has a ladder of its own
+    over: str  # the rung that this one builds on if it begins with `best`; else ""
+    ladder: Mapping[str, str]  # values of the keys that are swept besides: each combination has a ladder of its own
 
 
 def expand(
     overrides: Sequence[Override], rungs: Any, context: HydraContext
 ) -> list[tuple[list[str], dict[str, str], Place]]:
-    """Return the jobs of a ladder, a rung after the other: overrides, values of what differs, place.
+    """Return the jobs of a ladder sweep, rung by rung: overrides, values of the keys that differ, place.
 
     A rung that begins with `best` has jobs for every rung that it may build on.
 
     Args:
-        overrides: as typed; what they sweep over is crossed with the rungs.
+        overrides: as typed; every combination of the values that they sweep over is run on every rung.
         rungs: `sweep.rungs`.
+        context: Hydra's context, for its config loader.
 
     Raises:
-        ConfigError: a rung that cannot be one.
+        ConfigError: a rung is invalid.
     """
     if not isinstance(rungs, Mapping) or not rungs:
         raise ConfigError(f"sweep.rungs: must map names to rungs; {SHAPE}. Received: {rungs}")
@@ -63,7 +64,11 @@ def expand(
 
 
 def _values(name: str, lines: Any, context: HydraContext) -> dict[str, str]:
-    """Return the values that a rung sets, by key."""
+    """Return the values that a rung sets, by key.
+
+    Raises:
+        ConfigError: the rung is not a list of overrides with one value each, or sets a key that it must not set.
+    """
     if not isinstance(lines, list) or not lines or not all(isinstance(line, str) for line in lines):
         raise ConfigError(f"sweep.rungs.{name}: {SHAPE}. Received: {lines}")
     given = [line for line in lines if line != BEST]
@@ -89,7 +94,7 @@ def _check(
     rungs: Mapping[str, Sequence[str]], found: Mapping[str, Mapping[str, str]], fixed: Sequence[str],
     typed: Sequence[str],
 ) -> None:  # fmt: skip
-    """Raise ConfigError where rungs do not make a ladder, or where a typed key would be read by none."""
+    """Raise ConfigError if the rungs do not form a ladder, or if they override a typed key."""
     wrong = []
     if len(fixed) < 2 or list(rungs)[: len(fixed)] != list(fixed):
         wrong.append(f"sweep.rungs: needs two rungs, before those that begin with {BEST}. Received: {list(rungs)}")
@@ -107,13 +112,13 @@ def _check(
 
 
 def without_repeated(jobs: Sequence[Job]) -> list[Job]:
-    """Return jobs without those of rungs on top of the best one that are the same runs as another rung's."""
+    """Return the jobs without those of `best` rungs that have the same identity as a job of another rung."""
     known = {job.identity for job in jobs if job.place and not job.place.over}
     return [job for job in jobs if not (job.place and job.place.over and job.identity in known)]
 
 
 def plan_lines(jobs: Sequence[Job]) -> list[str]:
-    """Return what a plan says of a ladder; nothing of another sweep."""
+    """Return the lines about the rungs for the plan of a ladder sweep; an empty list for other sweeps."""
     places = [job.place for job in jobs if job.place]
     if not places:
         return []

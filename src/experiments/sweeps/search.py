@@ -1,7 +1,8 @@
-"""Many runs out of a space too large for a grid: which, Optuna's study says; how they run and end, the sweeper.
+"""Hyperparameter search: an Optuna study proposes the trials, and the sweeper runs them.
 
-The study is what workers and later starts of the same command have in common. A trial is one point of the space, and a
-run for each seed and fold. Nothing waits for a lock: who has asked for one trial too many gives it back.
+Workers and later starts of the same command share the study. A trial is one point of the search space, with one run
+for each seed and fold. Workers on several machines need no common lock: a worker that has drawn one trial too many
+requeues it.
 """
 
 from __future__ import annotations
@@ -39,28 +40,31 @@ from experiments.training import pruning
 if TYPE_CHECKING:
     from experiments.sweeps.sweeper import Sweeper
 
-FINAL = 1_000_000  # the winner once more is numbered so far behind the winner: no trial will want that number
+FINAL = 1_000_000  # offset of the winner's final runs from its job number; the numbers of trials stay below it
 LOCK, CONCLUDING = ".search.lock", ".conclude.lock"
-WAIT = 2.0  # seconds between looks at what other workers do
-# What a trial of a study says of itself, beside its parameters.
+WAIT = 2.0  # seconds between checks whether other workers have ended their trials
+# Names of the user attributes of a trial.
 OWNER, NUMBER, IDENTITY, TWIN, REASON, TRACKED = "owner", "number", "identity", "twin", "reason", "runs"
-# What a study says of itself.
+# Names of the user attributes of a study; `pruning.EPOCHS` is another one.
 SEARCH, DATA = "search", "data"
 _log = logging.getLogger(__name__)
 
 
 def search_name(configs: Sequence[Config], over: Space, identity: str) -> str:
-    """The name that the same search has every time and everywhere: not by trials, workers and stores.
+    """Return the name of a search, the same at every start and on every machine.
+
+    It does not depend on the number of trials, on the workers or on where the study and the runs are stored.
 
     Args:
-        configs: runs that between them have every choice that trials can have, the same ones every time.
-        identity: of the first of them, which the data and weights are part of.
+        configs: configurations that together contain every choice of the search space, always the same ones.
+        over: the search space.
+        identity: identity of the first of `configs`, which covers data and weights.
     """
     corners = []
     for one in configs:
         plain: dict[str, Any] = {key: value for key, value in effective(one).items() if key not in NOT_IDENTITY}
         plain["runtime"] = {name: plain["runtime"][name] for name in ("precision", "xla")}
-        del plain["data"]  # where they are on this machine; what they are is in the identity
+        del plain["data"]  # paths on this machine; the identity covers the content
         corners.append(plain)
     config, settings = configs[0], configs[0].sweep
     what = [corners, identity, config.objective, [str(one) for one in over.dimensions],
@@ -70,12 +74,13 @@ def search_name(configs: Sequence[Config], over: Space, identity: str) -> str:
 
 
 def sampler(name: str, seed: int, trials: int) -> Any:
-    """What draws the next trial of a study.
+    """Return the Optuna sampler that draws the next trial of a study.
 
     Args:
-        name: as `sweep.search`.
-        seed: of the search.
-        trials: that the study has. Each has a seed of its own: no second worker or start may draw the same again.
+        name: `sweep.search`.
+        seed: `sweep.seed`.
+        trials: number of trials in the study. It is part of the sampler's seed, so that each trial has a seed of its own
+            and no other worker or later start draws the same point again.
     """
     import optuna
 
@@ -89,10 +94,10 @@ def sampler(name: str, seed: int, trials: int) -> Any:
 
 
 def search(sweeper: Sweeper, overrides: Sequence[Override]) -> Any:
-    """Runs the search that the overrides describe, or goes on with it.
+    """Run the search that the overrides describe, or continue it.
 
     Raises:
-        ConfigError: it cannot be run; nothing has started then.
+        ConfigError: the search cannot be run, and nothing was started; or the connection to the study was lost.
         SystemExit: a job has failed.
     """
     over = space(overrides, lambda key: OmegaConf.select(sweeper.master, key, default=None))
@@ -101,7 +106,7 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> Any:
     configs = [one.config for one in composed]
     pruning.need_optuna(configs[0])
     sweeper.begin(configs)
-    # What the data is like, and what all trials share, is seen on one of them.
+    # One job is inspected for the identity of data and weights, and for what all trials share.
     probe = Job(0, *corners[0], plan.without_test_evaluation(configs[0]), Path())
     sweeper.look([probe])
     name = search_name(configs, over, probe.identity)
@@ -117,7 +122,7 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> Any:
     tell_plan(sweeper, over, trials)
     tell_deleted(sweeper, trials)
     worker = Worker(sweeper, over, study, storage)
-    with FileLock(sweeper.folder / LOCK):  # of several that start together, one begins the MLflow run
+    with FileLock(sweeper.folder / LOCK):  # so that only one of several workers creates the MLflow run
         sweeper.open([])
     import optuna
     import sqlalchemy.exc
@@ -139,7 +144,7 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> Any:
 
 
 def trials_so_far(sweeper: Sweeper) -> list[Any]:
-    """The trials of the study, if it is there; it is not made."""
+    """Return the trials of the study if it exists; the study is not created."""
     import optuna
 
     place = sweeper.common.sweep.storage
@@ -154,15 +159,17 @@ def trials_so_far(sweeper: Sweeper) -> list[Any]:
 
 
 def open_study(sweeper: Sweeper, storage: Any, name: str, identity: str, epochs: int) -> Any:
-    """The study of this search, made where there is none.
+    """Return the study of this search, creating it if it does not exist.
 
     Args:
-        name: of the search; the study is called like the folder.
-        identity: of the search's first corner.
-        epochs: of the longest trial.
+        sweeper: its directory's name is the name of the study.
+        storage: Optuna's storage.
+        name: name of the search.
+        identity: identity of the first of `Space.corners`.
+        epochs: number of epochs of the longest trial.
 
     Raises:
-        ConfigError: the study is another's.
+        ConfigError: the study belongs to another search, or to other data, weights or version of this package.
     """
     import optuna
 
@@ -193,7 +200,7 @@ def open_study(sweeper: Sweeper, storage: Any, name: str, identity: str, epochs:
 
 
 def tell_plan(sweeper: Sweeper, over: Space, trials: Sequence[Any]) -> None:
-    """How many trials are done and how many are to do, and what they share."""
+    """Print how many trials are done and how many remain, what they share and how long they may take."""
     settings = sweeper.common.sweep
     count = {state: sum(trial.state.name == state for trial in trials) for state in ("COMPLETE", "PRUNED", "RUNNING")}
     done = count["COMPLETE"] + count["PRUNED"]
@@ -213,7 +220,7 @@ def tell_plan(sweeper: Sweeper, over: Space, trials: Sequence[Any]) -> None:
 
 
 def tell_deleted(sweeper: Sweeper, trials: Sequence[Any]) -> None:
-    """Name the trials whose MLflow runs have been deleted: a study keeps their values."""
+    """Print the trials whose MLflow runs have been deleted; the study keeps their values."""
     runs = {run: one.number for one in trials if ended(one) for run in one.user_attrs.get(TRACKED, []) if run}
     if numbers := sorted({runs[run] for run in sweeper.deleted(list(runs))}):
         sweeper.say(
@@ -224,33 +231,33 @@ def tell_deleted(sweeper: Sweeper, trials: Sequence[Any]) -> None:
 
 @dataclass
 class Trial:
-    """A trial of this worker."""
+    """A trial of this worker, with its jobs."""
 
     number: int  # in the study
-    place: int  # by which its jobs are numbered: of the trial that began them
+    place: int  # number from which its jobs' numbers follow; a requeued trial keeps that of the trial it continues
     parameters: Mapping[str, Any]
     values: Mapping[str, str]
     jobs: list[Job]
 
 
 class Worker:
-    """One process of a search; others may work on the same study."""
+    """A process that runs trials of a search; others may work on the same study."""
 
     def __init__(self, sweeper: Sweeper, over: Space, study: Any, storage: Any) -> None:
         self.sweeper, self.space, self.study, self.storage = sweeper, over, study, storage
         self.settings = sweeper.common.sweep
         self.distributions = {one.key: one.distribution for one in over.dimensions}
         self.owner = liveness.owner()
-        self.mine: dict[int, Trial] = {}  # asked for and not yet told, by number
-        self.twins: dict[int, int] = {}  # those of them that are told what another is told
+        self.mine: dict[int, Trial] = {}  # trials drawn by this worker and not ended yet, by number
+        self.twins: dict[int, int] = {}  # duplicates among them: number of the trial whose result each one gets
         self.jobs: list[Job] = []
         self.returns: dict[int, JobReturn] = {}
         self.failed = 0
 
-    # -- asking and telling
+    # -- the trials of the study
 
     def work(self) -> None:
-        """Goes on until the study has its trials; what is begun and not ended then is left for the next."""
+        """Run trials until the study has enough, then requeue those of this worker that have not ended."""
         try:
             while True:
                 self.revive()
@@ -270,9 +277,9 @@ class Worker:
                 self.give_back(number)
 
     def ask(self) -> list[Trial]:
-        """As many trials as run at a time, those first that others have left."""
+        """Draw as many trials as run at a time, requeued ones first; duplicates of earlier trials are not returned."""
         batch: list[Trial] = []
-        with FileLock(self.sweeper.folder / LOCK):  # two that draw at once would draw the same
+        with FileLock(self.sweeper.folder / LOCK):  # workers that draw at the same time would draw the same point
             while len(batch) < self.settings.jobs:
                 trials = self.study.get_trials(deepcopy=False)
                 if sum(map(counts, trials)) >= self.settings.trials - self.failed:
@@ -284,7 +291,7 @@ class Worker:
                 trial = Trial(asked.number, place, asked.params, self.space.spell(asked.params), [])
                 self.mine[trial.number] = trial
                 before = [one for one in self.study.get_trials(deepcopy=False) if one.number < trial.number]
-                if sum(map(counts, before)) >= self.settings.trials:  # other machines have asked in the same moment
+                if sum(map(counts, before)) >= self.settings.trials:  # other machines have drawn in the same moment
                     self.give_back(trial.number)
                     break
                 if not self.known(trial, before):
@@ -292,9 +299,9 @@ class Worker:
         return batch
 
     def known(self, trial: Trial, before: Sequence[Any]) -> bool:
-        """Whether the same point was drawn before; then the trial is told what that was told, or will be.
+        """Return whether the same point was drawn before; if so, the trial gets the result of that earlier trial.
 
-        What failed before this start is tried again, in its place; what failed since, is not.
+        A point that failed before this start is run again, under its earlier place; one that failed since then is not.
         """
         for one in before:
             if REASON in one.user_attrs and self.space.spell(one.params) == trial.values:
@@ -312,22 +319,22 @@ class Worker:
         return False
 
     def wait_for(self, trial: Trial, other: int) -> None:
-        """Has a trial wait for its twin."""
+        """Mark a trial as the duplicate of another one, whose result it gets when that ends."""
         self.note(trial.number, {TWIN: other})
         self.twins[trial.number] = other
 
     def tell_same(self, trial: Trial, other: Any) -> None:
-        """Tells a trial what another was told."""
+        """End a trial with the result of another one."""
         if other.state.name == "COMPLETE":
             self.tell(trial.number, "COMPLETE", other.value)
             return
         for step, value in other.intermediate_values.items():
-            with contextlib.suppress(RuntimeError):  # another has ended it
+            with contextlib.suppress(RuntimeError):  # another worker has ended it
                 self.storage.set_trial_intermediate_value(self.key(trial.number), step, value)
         self.tell(trial.number, "PRUNED")
 
     def tell(self, number: int, state: str, value: float | None = None) -> None:
-        """Ends a trial in the study; where another has ended it meanwhile, that stands."""
+        """End a trial in the study; if another worker has ended it meanwhile, that worker's result stays."""
         import optuna
 
         self.mine.pop(number, None)
@@ -338,26 +345,26 @@ class Worker:
             _log.warning("Trial %d was ended by another worker: %s", number, error)
 
     def give_back(self, number: int) -> None:
-        """Leaves a trial to whoever asks next, checkpoints and all."""
+        """Requeue a trial for the next worker that draws one, which resumes from the trial's checkpoints."""
         trial = self.mine[number]
         self.tell(number, "FAIL")
         self.study.enqueue_trial(dict(trial.parameters), {NUMBER: trial.place})
 
     def revive(self) -> None:
-        """Leaves the trials of processes that are gone to whoever asks next."""
+        """Requeue the trials of processes that no longer run."""
         import optuna
 
         with FileLock(self.sweeper.folder / LOCK):
             for one in self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
                 if one.number in self.mine or not gone(one):
                     continue
-                with contextlib.suppress(ValueError, RuntimeError):  # another was faster
+                with contextlib.suppress(ValueError, RuntimeError):  # another worker has done so first
                     self.study.tell(one.number, state=optuna.trial.TrialState.FAIL)
                     if set(one.params) == set(self.distributions):
                         self.study.enqueue_trial(one.params, {NUMBER: one.user_attrs.get(NUMBER, one.number)})
 
     def settle(self) -> None:
-        """Tells the trials that wait for a twin what that was told."""
+        """Resolve duplicates: end them with the result of the trial they duplicate; requeue them if that has failed."""
         trials = {one.number: one for one in self.study.get_trials(deepcopy=False)}
         for number, other in list(self.twins.items()):
             if ended(trials[other]):
@@ -367,14 +374,17 @@ class Worker:
 
     @contextmanager
     def beating(self) -> Iterator[None]:
-        """Tells every minute that this worker lives, for those on other machines, who cannot see it."""
+        """Write a heartbeat into this worker's trials every `liveness.HEARTBEAT` seconds while the block runs.
+
+        Workers on other machines detect by it whether this process still runs.
+        """
         over = threading.Event()
 
         def beat() -> None:
             while not over.wait(liveness.HEARTBEAT):
                 alive = {**self.owner, "owner.heartbeat": str(int(time.time()))}
                 for number in list(self.mine):
-                    with contextlib.suppress(Exception):  # a study that is away for a while
+                    with contextlib.suppress(Exception):  # the study may be unreachable for a while
                         self.storage.set_trial_user_attr(self.key(number), OWNER, alive)
 
         threading.Thread(target=beat, daemon=True).start()
@@ -384,21 +394,21 @@ class Worker:
             over.set()
 
     def key(self, number: int) -> int:
-        """A trial's key in the storage."""
+        """Return the id of a trial in Optuna's storage."""
         study = self.storage.get_study_id_from_name(self.study.study_name)
         found: int = self.storage.get_trial_id_from_study_id_trial_number(study, number)
         return found
 
     def note(self, number: int, facts: Mapping[str, Any]) -> None:
-        """Has a trial say more of itself."""
+        """Set user attributes of a trial, unless another worker has ended it."""
         for name, value in facts.items():
-            with contextlib.suppress(RuntimeError):  # another has ended it
+            with contextlib.suppress(RuntimeError):  # another worker has ended it
                 self.storage.set_trial_user_attr(self.key(number), name, value)
 
-    # -- running
+    # -- the jobs of trials
 
     def run(self, batch: Sequence[Trial]) -> None:
-        """Runs trials: the first run of each, whose curve may end it, then the others."""
+        """Run trials: first the first run of each, which may be pruned, then the other runs."""
         ready = [trial for trial in batch if self.compose(trial)]
         if ready:
             jobs = [job for trial in ready for job in trial.jobs]
@@ -415,15 +425,15 @@ class Worker:
             self.judge(trial)
 
     def first_number(self, place: int) -> int:
-        """The number of a trial's first job."""
+        """Return the number of a trial's first job."""
         return place * (RUNS if len(self.space.repeats) > 1 else 1)
 
     def place_of(self, number: int) -> int:
-        """The place of the trial that a job belongs to."""
+        """Return the place of the trial that a job belongs to."""
         return number // (RUNS if len(self.space.repeats) > 1 else 1)
 
     def compose(self, trial: Trial) -> bool:
-        """Makes a trial's jobs; whether they can be run."""
+        """Compose a trial's jobs and return whether they can be run; if not, the trial has failed."""
         sweeper, at = self.sweeper, self.first_number(trial.place)
         made = [self.space.job(trial.values, repeat) for repeat in self.space.repeats]
         try:
@@ -449,10 +459,10 @@ class Worker:
         return True
 
     def defer(self, trial: Trial) -> bool:
-        """Whether a trial is another's twin, the same runs by other values, and waits for what that is told."""
+        """Return whether a trial duplicates another, with the same runs from other values; if so, mark it as such."""
         identity = " ".join(job.identity for job in trial.jobs)
         for job in trial.jobs:
-            job.same_as = None  # a trial is told by its own or by another trial, never by halves
+            job.same_as = None  # a trial's result is that of its own runs or of one other trial, never of both
         self.note(trial.number, {IDENTITY: identity})
         for one in self.study.get_trials(deepcopy=False):
             same = one.user_attrs.get(IDENTITY) == identity and TWIN not in one.user_attrs
@@ -472,7 +482,7 @@ class Worker:
         return f"trials ({done} of {self.settings.trials} done)"
 
     def judge(self, trial: Trial) -> None:
-        """Tells the study what came of a trial; one that has not been run to its end stays begun."""
+        """Report the result of a trial to the study; a trial with unfinished runs stays in the state RUNNING."""
         states = [job.status for job in trial.jobs]
         self.note(trial.number, {TRACKED: [job.facts.get("run_id") for job in trial.jobs]})
         if "FAILED" in states:
@@ -487,27 +497,27 @@ class Worker:
                 self.tell(trial.number, "COMPLETE", value)
 
     def fail(self, trial: Trial, reason: str) -> None:
-        """Tells the study that a trial has failed; this start asks for one trial less."""
+        """End a trial as failed, with the reason; this start then draws one trial less."""
         self.failed += 1
         last = redact_credentials(reason.strip().splitlines()[-1])[:500]
         self.note(trial.number, {REASON: last, NUMBER: trial.place})
         self.tell(trial.number, "FAIL")
 
     def score(self, job: Job) -> float:
-        """A finished job's value of the objective."""
+        """Return a finished job's value of the objective, NaN if it has none."""
         metrics = self.sweeper.results(job) or {}
         return float(metrics.get(f"validation.{self.sweeper.common.objective}", math.nan))
 
     # -- the end
 
     def adopt(self) -> None:
-        """Puts the trials of other machines into this folder, for the summary to read; their runs are in MLflow."""
+        """Import the ended trials of other machines into this directory, for the summary; their runs are in MLflow."""
         adopted = []
         for one in self.study.get_trials(deepcopy=False) if self.sweeper.common.tracking.uri else []:
             at, values = self.first_number(one.user_attrs.get(NUMBER, one.number)), self.space.spell(one.params)
             runs = one.user_attrs.get(TRACKED, []) if ended(one) else []
             identities = one.user_attrs.get(IDENTITY, "").split()
-            # Of what was pruned only the first run was begun.
+            # Of a pruned trial only the first run was started.
             for n, run in enumerate(runs[:1] if one.state.name == "PRUNED" else runs):
                 folder = self.sweeper.folder / str(at + n)
                 if run and n < len(identities) and not (folder / plan.JOB).exists():
@@ -520,7 +530,10 @@ class Worker:
         self.sweeper.keep(adopted)
 
     def conclude(self) -> Any:
-        """The sweep's conclusion; the winner is trained once more where the search is over and no other is at it."""
+        """Conclude the sweep and return its result; the winner's final runs start only if the search is over.
+
+        The search is over when all trials are done and none is running in another process.
+        """
         with FileLock(self.sweeper.folder / CONCLUDING):
             trials = self.study.get_trials(deepcopy=False)
             done = sum(map(ended, trials))
@@ -535,7 +548,7 @@ class Worker:
 
 
 def counts(trial: Any) -> bool:
-    """Whether a trial of a study is one of those that are to be done: done, or begun."""
+    """Return whether a trial counts towards `sweep.trials`: it is done or running."""
     return trial.state.name in ("COMPLETE", "PRUNED", "RUNNING")
 
 
@@ -544,8 +557,8 @@ def ended(trial: Any) -> bool:
 
 
 def gone(trial: Any) -> bool:
-    """Whether the process that began a trial is gone."""
+    """Return whether the process that started a trial no longer runs."""
     owner = trial.user_attrs.get(OWNER)
-    if owner is None:  # it has not said so yet, or was killed before it could
+    if owner is None:  # the process has not written it yet, or was killed before it could
         return bool(trial.datetime_start) and (datetime.now() - trial.datetime_start).total_seconds() > liveness.STALE
     return liveness.lost(owner)

@@ -1,4 +1,4 @@
-"""The space that a command line with ranges and intervals leaves open, as Optuna has it and as overrides spell it."""
+"""The search space of a command line with ranges and intervals, as Optuna distributions and as Hydra overrides."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from experiments.errors import ConfigError
 from experiments.sweeps import plan
 
-RUNS = 100  # a trial's runs have the numbers from 100 times its own; where it has but one, its own
+RUNS = 100  # a trial's jobs are numbered from 100 times its own number on; a single job has the trial's number
 INTEGERS = re.compile(r"(?<!float\()interval\(\s*(?:start=)?([+-]?\d+)\s*,\s*(?:end=)?([+-]?\d+)\s*\)")
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """A key that is searched over."""
+    """A key that is searched over, with its range of values."""
 
-    element: str  # the key as typed, with its plus
+    element: str  # the key as typed, with a leading + if it has one
     low: float = 0
     high: float = 0
     step: float | None = None
     log: bool = False
-    values: tuple[str, ...] = ()  # as Hydra spells them: all choices, or a range from its lowest on
+    values: tuple[str, ...] = ()  # as override text: all choices, or the values of a range in ascending order
 
     @property
     def key(self) -> str:
@@ -36,7 +36,7 @@ class Dimension:
 
     @property
     def distribution(self) -> Any:
-        """As Optuna has it."""
+        """The Optuna distribution of this dimension."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         if self.values and self.step is None:
@@ -46,17 +46,17 @@ class Dimension:
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
     def spelled(self, value: Any) -> str:
-        """A value that Optuna suggests, as an override has it."""
+        """Return the override text of a value that Optuna suggests."""
         if isinstance(value, str | int):
             return str(value)
         if self.values:
             return min(self.values, key=lambda text: abs(float(text) - value))
-        short = f"{value:.5g}"  # for people to read; where that lies outside, exactly
+        short = f"{value:.5g}"  # readable; where rounding leaves the interval, the exact value is used
         return short if self.low <= float(short) <= self.high else repr(value)
 
     @property
     def ends(self) -> list[str]:
-        """The values that are tried out before anything starts: every choice, or both ends."""
+        """The values that are validated before anything starts: every choice, or both ends of a range."""
         if self.values and self.step is None:
             return list(self.values)
         return [self.spelled(self.low), self.spelled(self.high)]
@@ -70,13 +70,15 @@ class Dimension:
 
 
 def dimension(override: Override, default: Any = None) -> Dimension | None:
-    """What an override with several values spans; None where it comes down to one.
+    """Return the dimension that a sweep override describes, or None if it has a single value.
 
     Args:
-        default: the value of its key without it: a float's interval holds floats, however its ends are written.
+        override: an override with several values.
+        default: the key's value without the override. If it is a float, an interval contains floats, even if its ends
+            are typed as whole numbers.
 
     Raises:
-        ConfigError: no space that can be searched.
+        ConfigError: the values cannot be searched over.
     """
     element, line = override.get_key_element(), f"Received: {override.input_line}"
     sweep: Any = override.value()
@@ -85,7 +87,7 @@ def dimension(override: Override, default: Any = None) -> Dimension | None:
         raise ConfigError(f"{element}: tag: allowed is log. {line}")
     if isinstance(sweep, IntervalSweep):
         assert sweep.start is not None and sweep.end is not None
-        # Hydra itself makes floats of an interval's ends, unless they are cast.
+        # Hydra converts the ends of an interval to floats unless they are cast, so the typed text is parsed.
         typed = INTEGERS.search(str(override.input_line))
         if typed and not isinstance(default, float):
             found = Dimension(element, int(typed[1]), int(typed[2]), log="log" in tags)
@@ -101,7 +103,7 @@ def dimension(override: Override, default: Any = None) -> Dimension | None:
             return None
         whole = all(isinstance(one, int) for one in (sweep.start, sweep.stop, sweep.step))
         low, step = Decimal(values[0]), abs(Decimal(str(sweep.step)))
-        high = low + step * (len(values) - 1)  # Hydra adds up floats, and Optuna wants whole steps
+        high = low + step * (len(values) - 1)  # exact: Hydra sums floats, and Optuna requires whole steps
         read: Callable[[Decimal], float] = int if whole else float
         found = Dimension(element, read(low), read(high), read(step), "log" in tags, values)
         if found.log and not (whole and found.step == 1):
@@ -114,7 +116,7 @@ def dimension(override: Override, default: Any = None) -> Dimension | None:
             raise ConfigError(f"{element}: there is no such choice. {line}")
         if len(choices) == 1:
             return None
-        # Shuffled anew at every start they would be another space.
+        # Shuffled choices are sorted, because another order at every start would make another search space.
         shuffled = isinstance(sweep, ChoiceSweep) and sweep.shuffle
         return Dimension(element, values=tuple(sorted(choices) if shuffled else choices))
     if found.log and found.low <= 0:
@@ -124,28 +126,31 @@ def dimension(override: Override, default: Any = None) -> Dimension | None:
 
 @dataclass(frozen=True)
 class Space:
-    """What a command line leaves open."""
+    """The search space of a command line."""
 
-    overrides: Sequence[str | Dimension]  # in the order they were typed, those of one value spelled out
-    repeats: Sequence[Sequence[str]]  # the overrides of each of a trial's runs: seed and fold
+    overrides: Sequence[str | Dimension]  # in the order they were typed; those with a single value as text
+    repeats: Sequence[Sequence[str]]  # seed and fold overrides of each of a trial's runs
 
     @property
     def dimensions(self) -> list[Dimension]:
         return [one for one in self.overrides if isinstance(one, Dimension)]
 
     def spell(self, parameters: Mapping[str, Any]) -> dict[str, str]:
-        """A trial's parameters as overrides have them, by key."""
+        """Return the override text of a trial's parameters, by key."""
         return {one.key: one.spelled(parameters[one.key]) for one in self.dimensions}
 
     def job(self, values: Mapping[str, str], repeat: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-        """The overrides of a run, and the values of the keys in which runs differ."""
+        """Return the overrides of a run, and its values of the keys in which runs differ."""
         overrides = [
             one if isinstance(one, str) else f"{one.element}={values[one.key]}" for one in self.overrides
         ] + list(repeat)
         return overrides, {**values, **dict(one.lstrip("+~").split("=", 1) for one in repeat)}
 
     def corners(self) -> Iterator[tuple[list[str], dict[str, str]]]:
-        """Runs that between them have every value that can be tried out, the others at their first."""
+        """Yield runs that together contain every value of `Dimension.ends` and every repeat, one change at a time.
+
+        The other keys have their first value, and the other runs the first repeat.
+        """
         first = {one.key: one.ends[0] for one in self.dimensions}
         yield self.job(first, self.repeats[0])
         for one in self.dimensions:
@@ -156,13 +161,14 @@ class Space:
 
 
 def space(overrides: Sequence[Override], default: Callable[[str], Any] = lambda key: None) -> Space:
-    """Reads a command line as a space.
+    """Return the search space of a command line.
 
     Args:
-        default: the value of a key without it.
+        overrides: as typed.
+        default: returns the value of a key without the overrides.
 
     Raises:
-        ConfigError: no space that can be searched, or none at all.
+        ConfigError: the space cannot be searched, or no key has several values.
     """
     parts: list[str | Dimension] = []
     repeats: list[list[str]] = []

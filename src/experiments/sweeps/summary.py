@@ -1,4 +1,4 @@
-"""What a sweep says: its table, its winner, how sure that is. Read from the files of its jobs, at any time."""
+"""The result of a sweep, computed from its jobs' files at any time: table, winner, intervals and comparisons."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from experiments.sweeps.rungs import Place
 
 @dataclass(frozen=True)
 class Row:
-    """A job of the sweep."""
+    """A job of the sweep, with its results."""
 
     number: int
     values: Mapping[str, str]
     overrides: Sequence[str]
     folder: Path
-    status: str  # FINISHED, FAILED, PRUNED, or PARTIAL and NEW: not ended
+    status: str  # FINISHED, FAILED or PRUNED; NEW, PARTIAL, RUNNING or KILLED: not at its end
     reason: str
     metrics: Mapping[str, float]
-    scores: Mapping[str, float]  # of each validation image: the objective, where it is a mean over images, or accuracy
+    scores: Mapping[str, float]  # per image: the objective if it is a mean over images, else accuracy
     baseline: Baseline | None = None  # of these images
-    final: bool = False  # the winner once more
+    final: bool = False  # a final run of the winner
     identity: str = ""  # of the run, as planned and as found
-    place: Place | None = None  # in a ladder
-    reused: float = 0.0  # seconds that its head took, which another run had trained
+    place: Place | None = None  # in a ladder sweep
+    reused: float = 0.0  # seconds that another run took to train the head that this run reuses
 
 
 @dataclass
 class Candidate:
-    """Jobs that differ in seed and fold only."""
+    """A combination of the swept values: jobs that differ only in seed and fold."""
 
     values: Mapping[str, str]
     rows: list[Row] = field(default_factory=list)
@@ -77,15 +77,15 @@ class Candidate:
 
     @property
     def cost(self) -> float:
-        """Return the seconds of a run that trains its head itself."""
+        """Mean seconds of a run, including the training of a head that it reuses from another run."""
         return self.seconds + float(np.mean([row.reused for row in self.rows]))
 
 
 def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
-    """A sweep's folder: what it is, and its jobs.
+    """Return the content of a sweep's sweep.json, and its jobs.
 
     Raises:
-        ConfigError: no sweep is there.
+        ConfigError: the directory holds no sweep.
     """
     try:
         about = json.loads((folder / SWEEP).read_bytes())
@@ -101,9 +101,9 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
 
 
 def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
-    """Return a job with the scores of the images of a split, if a folder holds the results of the planned run."""
+    """Return a job with its scores on a split's images, if a directory holds the results of the planned run."""
     identity, status, predictions = job.get("identity", ""), job["status"], []
-    # The run's own folder; where that is on another machine or was moved, the job's, with what was fetched of it.
+    # The run's directory, or, if that is on another machine or was moved, the job's, with the files fetched from MLflow.
     places = [Path(job["folder"]), own]
     found = [(place, metrics) for place in places if (metrics := run_directory.finished(place, identity)) is not None]
     folder, metrics = found[0] if found else (places[0], {})
@@ -118,7 +118,7 @@ def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
         facts = run_directory.read_record(folder) or {}
         same = bool(identity) and facts.get("identity") in (None, identity)
         status = facts.get("status", "NEW") if same else "NEW" if status == "FINISHED" else status
-        status = "NEW" if status == "FINISHED" else status  # its results are gone
+        status = "NEW" if status == "FINISHED" else status  # its results are missing
     return Row(
         job["number"], job["values"], job["overrides"], folder, status, job.get("reason", ""), metrics,
         {f"{one.path} {one.sha256}": image_score(metric, one) for one in predictions},
@@ -138,7 +138,7 @@ def _prediction(row: Mapping[str, str]) -> Prediction:
 
 
 def compared(objective: str) -> str:
-    """Return the metric that candidates are compared in: the objective where it is a mean over images, or accuracy."""
+    """Return the metric in which candidates are compared: the objective if it is a mean over images, else accuracy."""
     return objective if objective in IMAGE_METRICS else "accuracy"
 
 
@@ -147,7 +147,7 @@ def candidate_of(row: Row) -> dict[str, str]:
 
 
 def candidates(rows: Sequence[Row], objective: str) -> list[Candidate]:
-    """The rows as candidates, the best first; those of which a run is missing or failed last, unranked."""
+    """Return the rows as candidates, the best first; those with an unfinished or failed run come last, unranked."""
     found: dict[str, Candidate] = {}
     for row in rows:
         if not row.final:
@@ -163,8 +163,8 @@ def candidates(rows: Sequence[Row], objective: str) -> list[Candidate]:
 def interval(one: Candidate, objective: str) -> tuple[float, float, float]:
     """Return a candidate's mean of the objective with its 95 % interval.
 
-    Of accuracy, loss and Brier score over images, and over seeds or folds where there are several; of other objectives
-    over seeds or folds only, for these images.
+    For accuracy, loss and Brier score the interval is over images, and over seeds or folds if there are several. For
+    other objectives it is over seeds or folds only, for these images.
     """
     key = f"validation.{objective}"
     rows = [row for row in one.rows if key in row.metrics]
@@ -186,12 +186,15 @@ def interval(one: Candidate, objective: str) -> tuple[float, float, float]:
 def sentences(
     ranked: Sequence[Candidate], objective: str, held: Sequence[Row], folds: bool, command: str, final: bool
 ) -> list[str]:
-    """Return the conclusion in words.
+    """Return the conclusion in sentences.
 
     Args:
-        held: the winner's last runs, on images that no job has read.
+        ranked: candidates, the best first.
+        objective: name of the validation metric that ranks them.
+        held: the winner's final runs, on images that no job has read.
         folds: whether the jobs were validated on folds of the training images.
-        final: `sweep.final`, whether there are such runs at the end.
+        command: the sweep's command line.
+        final: `sweep.final`, whether the sweep ends with final runs.
     """
     whole = [one for one in ranked if one.whole and not math.isnan(one.score)]
     if not whole:
@@ -208,7 +211,7 @@ def sentences(
 
 
 def held_out_sentences(winner: Candidate, held: Sequence[Row], folds: bool, final: bool) -> list[str]:
-    """Return how the winner does on images that no job has read; arguments as `sentences`."""
+    """Return sentences on the winner's results on images that no job has read; arguments as in `sentences`."""
     lines = []
     done = [row for row in held if row.status == "FINISHED" and row.scores]
     if done:
@@ -233,7 +236,7 @@ def held_out_sentences(winner: Candidate, held: Sequence[Row], folds: bool, fina
 
 
 def _differences(whole: Sequence[Candidate], objective: str, command: str) -> list[str]:
-    """Return how the winner compares with the others."""
+    """Return sentences that compare the winner with the other candidates."""
     winner, second, metric = whole[0], whole[1], compared(objective)
     scores = winner.scores
     found = [compare_runs(one.scores, scores) for one in whole[1:]]
@@ -261,7 +264,7 @@ def _differences(whole: Sequence[Candidate], objective: str, command: str) -> li
 
 
 def shown(one: Candidate, objective: str) -> str:
-    """A score with its interval."""
+    """Return a score with its interval as text."""
     if objective in ("loss", "brier"):
         text = f"{one.score:.4f}"
         return text if math.isnan(one.low) else f"{text} [{one.low:.4f}, {one.high:.4f}]"
@@ -270,7 +273,7 @@ def shown(one: Candidate, objective: str) -> str:
 
 
 def table(ranked: Sequence[Candidate], objective: str) -> list[list[str]]:
-    """Header and rows: rank, swept values, score with interval, runs, seconds, what went wrong."""
+    """Return header and rows: rank, swept values, score with interval, runs, seconds, jobs, unfinished statuses."""
     keys = list(dict.fromkeys(key for one in ranked for key in one.values))
     lines = [["", *keys, objective, "runs", "seconds", "jobs", ""]]
     rank = 0
@@ -291,5 +294,5 @@ def table(ranked: Sequence[Candidate], objective: str) -> list[list[str]]:
 
 
 def failures(rows: Sequence[Row]) -> list[str]:
-    """Why jobs have failed, each with its last words."""
+    """Return a line for each failed job, with its values and the reason."""
     return [f"job {row.number} ({told(row.values)}): {row.reason}" for row in rows if row.status == "FAILED"]

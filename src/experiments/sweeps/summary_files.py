@@ -1,4 +1,4 @@
-"""The summary of a sweep as files: summary.md, .csv, .json and figures, written from the files of its jobs."""
+"""The summary of a sweep as files: summary.md, .csv, .json and figures, computed from the files of its jobs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def write_summary(folder: Path) -> dict[str, Any]:
     """Write the summary of a sweep into its directory: summary.md, .csv, .json and figures.
 
     Returns:
-        What summary.json holds: table, sentences, failures, the winner's values and overrides, metrics.
+        The content of summary.json: table, sentences, failures, the winner's values and overrides, metrics.
     """
     from experiments.sweeps import plots
 
     about, rows = read(folder)
     objective, jobs = about["objective"], [row for row in rows if not row.final]
     climbed = ladder.climbed(about, jobs)
-    if climbed:  # rungs above its end are no part of it
+    if climbed:  # rungs above the end of the climb are not reported
         jobs = [row for one in climbed.reached for row in one.rows]
         rows = [*jobs, *(row for row in rows if row.final)]
     ranked = candidates(jobs, objective)
@@ -35,7 +35,7 @@ def write_summary(folder: Path) -> dict[str, Any]:
     winner = next((one for one in ranked if one.whole and not math.isnan(one.score)), None)
     if climbed and climbed.use:
         winner = next(one for one in ranked if one.values == climbed.use.candidate.values)
-    # Of a former winner's last runs nothing is reported beside this one.
+    # The final runs of a former winner are not reported.
     held = [row for row in rows if row.final and winner and candidate_of(row) == winner.values]
     final = about.get("config", {}).get("sweep", {}).get("final", True)
     if climbed and winner:

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""A description of the machine and the package versions that a measurement was made with."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import psutil
 
-PACKAGES = ("experiments", "tensorflow", "keras", "numpy", "pillow")  # what a figure may depend on
+PACKAGES = ("experiments", "tensorflow", "keras", "numpy", "pillow")  # versions that a measurement may depend on
 
 
 def cores() -> int:
-    """That this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -26,7 +26,7 @@ def cpu_model() -> str:
 
 
 def sentence() -> str:
-    """Cores, processor, memory and versions in a line."""
+    """Return one line with the cores, the processor, the memory and the versions of Python and PACKAGES."""
     memory = psutil.virtual_memory().total / 2**30
     versions = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
     return (

@@ -1,4 +1,4 @@
-"""Where conf/ and outputs/ are."""
+"""Locations of conf/ and outputs/, tracking and SQLite URIs, and names of run directories."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-STORE, ARTIFACTS = "mlflow.db", "mlartifacts"  # MLflow's, in outputs/
+STORE, ARTIFACTS = "mlflow.db", "mlartifacts"  # MLflow's database and artifact directory, in outputs/
 PACKAGE = Path(__file__).resolve().parent.parent
 REPOSITORY = PACKAGE.parent.parent
 # In a wheel conf/ lies in the package; in a checkout beside src/.
@@ -19,7 +19,7 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else REPOSITORY / "conf"
 
 
 def check_directory() -> None:
-    """Raise SystemExit where the current directory was removed: Python and Hydra can do nothing without one."""
+    """Raise SystemExit if the current directory was removed, because neither Python nor Hydra works without one."""
     try:
         os.getcwd()
     except OSError as error:
@@ -30,7 +30,11 @@ def check_directory() -> None:
 
 
 def default_outputs() -> str:
-    """EXPERIMENTS_HOME where it is set; else the repository's outputs/ when called inside it; else ./outputs."""
+    """Return the path of outputs/.
+
+    It is EXPERIMENTS_HOME if that is set; else the repository's outputs/ if the current directory is inside the
+    repository; else ./outputs.
+    """
     home = os.environ.get("EXPERIMENTS_HOME")
     if home:
         return str(Path(home).expanduser().resolve())
@@ -40,36 +44,42 @@ def default_outputs() -> str:
 
 
 def tracking_uri(outputs: str | None = None) -> str:
-    """Return the MLflow store of this place: MLFLOW_TRACKING_URI where it is set; else the database in outputs/."""
+    """Return the MLflow tracking URI: MLFLOW_TRACKING_URI if it is set, else that of the database in outputs/."""
     return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(Path(outputs or default_outputs()) / STORE)
 
 
 def sqlite_uri(file: Path) -> str:
-    """Return the address of a SQLite file. SQLAlchemy decodes it, and a question mark would begin its options."""
+    """Return the URI of a SQLite file, with %, ? and # percent-encoded.
+
+    SQLAlchemy decodes the path of a URI, and a question mark would begin the URI's options.
+    """
     path = re.sub("[%?#]", lambda found: quote(found[0]), str(file))
-    # MLflow makes the folder that a plain sqlite:/// address names, and does not decode it.
+    # MLflow creates the parent directory of a plain sqlite:/// path without decoding it. Naming the driver prevents that.
     return f"sqlite:///{path}" if path == str(file) else f"sqlite+pysqlite:///{path}"
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the file of an SQLite address; None: the address is of another kind."""
+    """Return the file of a SQLite URI; None for a URI of another kind."""
     found = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", uri, re.DOTALL)
     return Path(unquote(found[1])) if found else None
 
 
 def artifact_location(uri: str | None, outputs: str) -> str | None:
-    """Return where a new MLflow experiment keeps its files: below outputs/, unless the store is a server."""
+    """Return the artifact location of a new MLflow experiment, below outputs/; None if a tracking server chooses it."""
     is_server = uri is not None and not uri.startswith(("sqlite", "postgresql", "mysql", "mssql", "file:"))
     return None if is_server else f"{outputs}/{ARTIFACTS}"
 
 
 @cache
 def _start(process: int) -> tuple[str, str]:
-    """When a process started, for the eye, and a part that no other start has; a forked process has its own."""
+    """Return the start time of a process and a random suffix.
+
+    Both are cached by process id, so that they stay the same in a process, and a forked process has its own.
+    """
     return time.strftime("%Y%m%d-%H%M%S"), secrets.token_hex(3)
 
 
 def run_name(*what: str) -> str:
-    """The folder of this process's run or sweep, one name for all it writes: when, what, and a part of its own."""
+    """Return the directory name of this process's run or sweep, always the same one: start time, `what`, suffix."""
     started, own = _start(os.getpid())
     return "-".join([started, *what, own])

@@ -1,4 +1,4 @@
-"""What a person sees while a run works: a live display on a terminal, nothing elsewhere."""
+"""Progress display of a run: live on a terminal, silent elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from experiments.system.redaction import visible
 class PlainConsole(Console):
     """A console that shows texts as they are: no markup, no emoji codes, no control characters.
 
-    What is printed holds names that strangers chose (classes, files, runs), in sentences and in the cells of tables.
+    Printed sentences and table cells contain names that others chose (of classes, files, runs), which must not be
+    interpreted.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -28,15 +29,15 @@ class PlainConsole(Console):
 
 
 class Terminal:
-    """Stages of a run as progress bars; silent where `console` is no terminal."""
+    """Stages of a run as progress bars; silent if `console` is not a terminal."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     @contextmanager
     def stage(self, label: str, total: int) -> Iterator[Callable[..., None]]:
-        """A piece of work of `total` steps; yields `advance(steps=1, note="")`."""
-        columns = (  # within 80 characters, as wide as a terminal surely is
+        """Show the progress of a stage of `total` steps; yield `advance(steps=1, note="")`."""
+        columns = (  # together within 80 characters, the usual width of a terminal
             TextColumn("{task.description}{task.fields[note]}", markup=False),
             BarColumn(bar_width=10),
             TimeRemainingColumn(),

@@ -1,10 +1,11 @@
-"""What is shown of texts: no credentials and no control characters.
+"""Redaction of credentials and escaping of control characters in everything that is printed, logged or written.
 
-Credentials are recognised by their form or by their value, replaced by ***, and kept where they are needed.
+Credentials are recognised by their form or by their value, and replaced by ***.
 
-Three gates use this: the streams and log records of a process (`install`), the command line (`conceal_arguments`) and
-the composed configuration (`validation.conceal`), from which everything that a run writes is made. What was replaced
-there stays in the environment of this process and its children, so that `reveal` can restore it where it is used.
+Three places use this module: the streams and log records of a process (`install`), the command line
+(`conceal_arguments`) and the composed configuration (`validation.conceal`), from which everything that a run writes is
+made. The credentials of the latter two stay in the environment of this process and its children, so that `reveal` can
+restore them where they are used.
 """
 
 from __future__ import annotations
@@ -24,18 +25,19 @@ from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit
 from experiments.system.startup import protect_streams
 
 STARS = "***"
-VARIABLE = "EXPERIMENTS_CREDENTIALS"  # holds what `remember` was given; Ray's and SLURM's jobs inherit it
+VARIABLE = "EXPERIMENTS_CREDENTIALS"  # the values given to `remember`, as JSON; Ray and SLURM jobs inherit it
 
 _SCHEME = r"\b\w[\w+.-]{0,30}://"
-# A password may hold anything, but where the next item of a list begins it has ended.
+# A password may contain any character; it ends where the next item of a list begins.
 _ANY = rf"(?:(?!['\"]?,\s?['\"]?{_SCHEME})(?!['\"],)\S)"
-# What follows a colon in a web address may be a port and a path with an @ in it, but no host behind that.
+# Digits and a slash after the colon of a web address are a port and a path, which may contain an @, unless a host
+# follows the @: then they are a password.
 _PORT_AND_PATH = r"https?://[^\s:/@]*:\d{1,5}/(?!\S*@(?:[\w.-]+:\d|localhost\b|\d+\.\d+\.))"
 _USERINFO = re.compile(
     rf"(?P<scheme>(?!{_PORT_AND_PATH}){_SCHEME})(?P<user>[^\s/:?#\"'<>]*):(?!\$\{{[^}}]*\}}@){_ANY}*@"
 )
 _TOKEN_AS_USER = re.compile(r"(https?://)[^\s/:?#@\"'<>]{20,}@")
-# An address whose end was cut off; `host:8080`, `host:PORT` and `[::1]:80` are none.
+# An address that was cut off inside its password; `host:8080`, `host:PORT` and `[::1]:80` do not match.
 _CUT_OFF = re.compile(
     rf"({_SCHEME}(?!\[)[^\s/:?#@\"'<>]*:)(?!\d*(?:[^\w*]|$))(?![A-Z]+\b)[^\s@,;)\]}}\"']+(?![^\s@]*@)"
 )
@@ -62,8 +64,8 @@ def redact_credentials(text: str) -> str:
     """Return the text with *** in place of every credential.
 
     Credentials are passwords of addresses (scheme://user:***@host), values of query parameters and assignments that
-    are called password, token, signature and the like, and the values themselves, where this process knows them from
-    its environment or command line.
+    are named password, token, signature and the like, and, wherever they occur, the values of credentials in this
+    process's environment or command line.
     """
     if known := _known_values():
         text = known.sub(STARS, text)
@@ -77,18 +79,18 @@ def redact_credentials(text: str) -> str:
 
 def _without_password(found: re.Match[str]) -> str:
     whole = found[0].removesuffix("@")
-    alone = whole.endswith((":", ":x-oauth-basic"))  # the user's name is the credential then
+    alone = whole.endswith((":", ":x-oauth-basic"))  # the user name is a token, and thus the credential
     return f"{found['scheme']}{STARS if alone and found['user'] else found['user']}:{STARS}@"
 
 
 def redacted(value: Any, name: str = "") -> Any:
     """Return the plain values of a configuration (mappings, lists, texts) redacted.
 
-    Only addresses, and texts whose name says that they are a credential: a path may look like an assignment.
+    Only addresses, and texts whose name is that of a credential, are redacted: a path may look like an assignment.
 
     Args:
-        value: what to redact.
-        name: of the value in the mapping that holds it.
+        value: the value to redact.
+        name: the value's name in the mapping that holds it.
     """
     if isinstance(value, str):
         if value and "${" not in value and re.fullmatch(_ASSIGNED_NAME, name, re.IGNORECASE):
@@ -101,14 +103,14 @@ def redacted(value: Any, name: str = "") -> Any:
     return value
 
 
-# --- What this process knows
+# --- Values of credentials known to this process
 
 
 @cache
 def _known_values() -> re.Pattern[str] | None:
-    """Return what finds the credentials of the environment; None where there are none.
+    """Return a pattern that matches the credentials of the environment; None if there are none.
 
-    Reading the environment takes longer than redacting a line, so that it is read once.
+    The pattern is cached, because reading the environment takes longer than redacting a line.
     """
     values: set[str] = set()
     for text in _table().values():
@@ -122,17 +124,17 @@ def _known_values() -> re.Pattern[str] | None:
 
 
 def _table() -> dict[str, str]:
-    """Return what `remember` was given: values by their redacted form, and by key and redacted form."""
+    """Return the values given to `remember`, by their redacted form and by `key=redacted form`."""
     table: dict[str, str] = json.loads(os.environ.get(VARIABLE) or "{}")
     return table
 
 
 def _forms(text: str, *, whole: bool) -> Iterator[str]:
-    """Every way in which the credentials of a text may be written, percent-encoded or not.
+    """Yield the credentials of a text in every spelling, percent-encoded or not.
 
     Args:
-        text: an address, or a credential.
-        whole: whether it is a credential itself.
+        text: an address or a credential.
+        whole: True if the text itself is a credential.
     """
     found = [text] if whole else []
     if (address := _WHOLE_ADDRESS.match(text)) and _USERINFO.sub("", text) != text:
@@ -146,16 +148,19 @@ def _forms(text: str, *, whole: bool) -> Iterator[str]:
 
 
 def _distinct(value: str) -> bool:
-    """Whether a value can be replaced wherever it stands: an ordinary word or a number would be found elsewhere."""
+    """Return whether a value is distinctive enough to be replaced wherever it occurs.
+
+    An ordinary word or a number would be replaced in unrelated text, too.
+    """
     kinds = sum(bool(re.search(kind, value)) for kind in ("[a-z]", "[A-Z]", "[0-9]", r"[^\w]"))
     return (len(value) >= 6 and kinds >= 2) or len(value) >= 12
 
 
-# --- What is written down without them, and used with them
+# --- Configuration values: redacted where they are written, restored where they are used
 
 
 def remember(key: str, value: str) -> str:
-    """Return a configuration value redacted; keep what it was for `reveal`, here and in processes started from here."""
+    """Return a configuration value redacted; store the original for `reveal` in this process and its children."""
     hidden: str = redacted(value, key)
     if hidden != value:
         by_text = {} if hidden == STARS else {hidden: value}
@@ -165,11 +170,11 @@ def remember(key: str, value: str) -> str:
 
 
 def reveal(text: str, key: str = "") -> str:
-    """Return a configuration value with its credentials: those of `remember`, or of an environment variable.
+    """Return a configuration value with its credentials, taken from `remember` or from an environment variable.
 
     Args:
-        text: the value, redacted or not; where its credentials are not known it comes back as it is.
-        key: of the value, dotted.
+        text: the value, redacted or not; it is returned unchanged if its credentials are not known.
+        key: the dotted key of the value.
     """
     if STARS not in text:
         return text
@@ -181,13 +186,13 @@ def reveal(text: str, key: str = "") -> str:
 
 
 def is_concealed(text: str) -> bool:
-    """Whether a value has lost a credential."""
+    """Return whether a credential of a value was replaced by ***."""
     return text == STARS or re.search(r"://\S*:\*{3}@|://\*{3}@|=\*{3}(?:&|$)", text) is not None
 
 
 def conceal_arguments(arguments: Sequence[str]) -> list[str]:
-    """Return a command line of Hydra overrides without credentials, which `reveal` finds from now on."""
-    # Not at the top: the other verbs of `experiments` start without Hydra.
+    """Return a command line of Hydra overrides with its credentials redacted; `reveal` can restore them afterwards."""
+    # Not imported at the top, because the other verbs of `experiments` start without Hydra.
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
 
@@ -198,7 +203,7 @@ def conceal_arguments(arguments: Sequence[str]) -> list[str]:
             return argument
         try:
             override = parser.parse_override(argument)
-        except OverrideParseException:  # Hydra explains it, and writes nothing
+        except OverrideParseException:  # Hydra reports the error, and writes nothing
             return argument
         values = _texts(override.get_key_element().lstrip("+~"), override._value)
         changed = [remember(key, value) != value for key, value in values]
@@ -208,7 +213,7 @@ def conceal_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Every text in an override's value, with its dotted key."""
+    """Yield every text in an override's value with its dotted key."""
     from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 
     if isinstance(value, QuotedString):
@@ -226,31 +231,31 @@ def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
             yield from _texts(f"{key}.{name}", below)
 
 
-# --- Characters that are not shown as themselves
+# --- Control characters, shown as escapes
 
-_BIDIRECTIONAL = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they reorder what stands beside them
+_BIDIRECTIONAL = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they reorder the text around them
 _UNPRINTED = rf"\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f{_BIDIRECTIONAL}\u2028\u2029\ufeff\U000e0000-\U000e007f"
 _CONTROL = re.compile(rf"[{_UNPRINTED}\x1b\r\ud800-\udfff]")
-# A terminal's colours and cursor (ESC [ ...) and carriage returns are what live displays are made of.
+# Live displays need the escape sequences for colours and the cursor (ESC [ ...) and carriage returns.
 _CONTROL_OF_STREAM = re.compile(rf"[{_UNPRINTED}]|\x1b(?!\[[0-9;?]*[A-Za-z])")
 
 
 def visible(text: str, control: re.Pattern[str] = _CONTROL) -> str:
     r"""Return the text with control characters written as escapes, such as \x1b; line ends and tabs stay.
 
-    What a terminal would obey in a foreign name (colours, titles, links, the other direction) is shown instead.
+    Otherwise a name that others chose could change the terminal's colours, title, links or text direction.
     """
     return control.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-# --- What this process prints and logs
+# --- Standard streams and log records
 
 
 class RedactingStream:
-    """A text stream that shows no credentials and passes on no terminal commands, whoever writes to it.
+    """A text stream that redacts credentials and escapes control characters in everything that is written to it.
 
     Args:
-        stream: where the redacted text goes.
+        stream: the stream that receives the redacted text.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -269,20 +274,20 @@ class RedactingStream:
 
 
 class RedactedRecord(logging.LogRecord):
-    """A log record without credentials and control characters, in message and traceback, for every handler."""
+    """A log record without credentials and control characters in its message and traceback, for every handler."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         if self.exc_info and self.exc_info[0]:
             text = "".join(traceback.format_exception(*self.exc_info)).rstrip("\n")
-            self.exc_text = visible(redact_credentials(text))  # a formatter writes this one where it is set
+            self.exc_text = visible(redact_credentials(text))  # formatters use this text if it is set
 
     def getMessage(self) -> str:
         return visible(redact_credentials(super().getMessage()))
 
 
 def install() -> None:
-    """Redact from now on what this process prints and logs, to streams that can be written to at any time."""
+    """Redact what this process prints and logs from now on, after `protect_streams`."""
     protect_streams()
     _known_values.cache_clear()
     for name in ("stdout", "stderr"):

@@ -1,4 +1,4 @@
-"""Signals that end a run, as exceptions: what is under way is closed before the process goes."""
+"""Signals that end a run, raised as exceptions, so that a run is closed properly before its process ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NoReturn
 
 
 class Stopped(BaseException):
-    """The process was told to end."""
+    """Raised when the process receives SIGTERM or SIGHUP."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -22,22 +22,26 @@ _raised: BaseException | None = None
 
 
 def end_while_loading() -> None:
-    """Let Ctrl-C end the process in a sentence while its modules load; `install` or the verb takes over after that."""
+    """Let Ctrl-C end the process with a one-line message while its modules load.
+
+    `install`, or the verb, replaces this handler afterwards.
+    """
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    # Import machinery may drop an exception, and nothing is open yet.
+    # No exception is raised, because the import machinery may drop it, and nothing needs to be closed yet.
     print("Stopped: Ctrl-C, before anything was done. Give the same command again", file=sys.stderr, flush=True)
     os._exit(128 + number)
 
 
 def install() -> None:
-    """SIGTERM and SIGHUP raise Stopped, Ctrl-C raises KeyboardInterrupt; a second one ends the process at once.
+    """Handle SIGTERM and SIGHUP by raising Stopped, and Ctrl-C by raising KeyboardInterrupt.
 
-    What the process was started to ignore (nohup) stays ignored. Signals of the other kinds are ignored while the first
-    is obeyed (a closing terminal, or a supervisor, sends several); but Ctrl-C always ends the process then.
+    After the first signal, a second one of the same kind, or Ctrl-C, ends the process at once. Signals of the other
+    kinds are ignored then, because a closing terminal or a supervisor sends several. Signals that the process was
+    started to ignore (nohup) stay ignored.
     """
     for number in _HANDLED:
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -45,13 +49,13 @@ def install() -> None:
 
 
 def check() -> None:
-    """Raises again what a signal has raised, where that was lost: in a finalizer Python drops exceptions."""
+    """Raise the exception of a received signal again, in case it was lost: Python drops exceptions in finalizers."""
     if _raised is not None:
         raise _raised
 
 
 def raised() -> BaseException | None:
-    """Return what a signal has raised, whatever became of it."""
+    """Return the exception that a signal has raised, even if it was dropped or replaced since; None without a signal."""
     return _raised
 
 

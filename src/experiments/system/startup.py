@@ -1,4 +1,4 @@
-"""Standard streams that no reader can break, and how TensorFlow is loaded without its first lines there."""
+"""Standard streams that can always be written to, and loading of TensorFlow without its first log lines."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typing import Any
 
 @contextmanager
 def quiet_start() -> Iterator[None]:
-    """Keeps what native libraries write to standard error while they load; shown only if loading fails.
+    """Hold back what native libraries write to standard error while they load; show it only if loading fails.
 
-    TensorFlow's first lines are written before its own log level can be set.
+    TensorFlow writes its first lines before its own log level can be set.
 
-    What is loaded is never garbage: it is not looked through for such, now or later, which took a fifth of a short
-    run's time, and processes that are forked go on sharing its memory. Not where TensorFlow is there already: what
-    earlier jobs of this process left behind is garbage, and must not be kept.
+    The garbage collector is off meanwhile, and everything that was loaded is frozen (`gc.freeze`): it is never garbage,
+    collections that go through it took a fifth of a short run's time, and forked processes go on sharing its memory.
+    If TensorFlow is loaded already, nothing is frozen, because the garbage of this process's earlier jobs would be kept.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with tempfile.TemporaryFile() as kept:
@@ -34,9 +34,9 @@ def quiet_start() -> Iterator[None]:
         os.dup2(kept.fileno(), 2)
         try:
             yield
-        except Exception:  # of a process that is stopped meanwhile it explains nothing
+        except Exception:  # no BaseException: the output does not explain why a process was stopped
             kept.seek(0)
-            with contextlib.suppress(OSError):  # else it would hide the reason
+            with contextlib.suppress(OSError):  # an error here would hide the reason
                 os.write(terminal, kept.read())
             raise
         finally:
@@ -49,17 +49,17 @@ def quiet_start() -> Iterator[None]:
 
 
 class StandardFile(io.FileIO):
-    """The descriptor of a standard stream; once it cannot be written, /dev/null takes its place.
+    """The descriptor of a standard stream, which is replaced by /dev/null once a write to it fails.
 
-    So a reader that has seen enough (`| head`) or a full disk behind a redirection ends no run, and no file that is
-    still to be written stays unwritten. Children of the process inherit the replacement.
+    So neither a closed pipe (`| head`) nor a full disk behind a redirection ends a run before it has written its files.
+    Child processes inherit the replacement.
     """
 
     failure: OSError | None = None
 
     def write(self, data: Any) -> int:
         try:
-            while (written := super().write(data)) is None:  # a pipe that does not block, and is full
+            while (written := super().write(data)) is None:  # a non-blocking pipe that is full
                 select.select([], [self], [])
             return written
         except OSError as error:
@@ -73,16 +73,16 @@ class StandardFile(io.FileIO):
 
 
 def protect_streams() -> None:
-    """Make standard output and error streams to which every text can be written at any time.
+    """Replace standard output and error by streams to which every text can be written at any time.
 
-    A closed one (`>&-`) is opened on /dev/null, before a file of the run takes its number. Characters that the terminal
-    cannot show are escaped. A stream that has been replaced already (by a test) stays as it is.
+    A closed standard stream (`>&-`) is opened on /dev/null, before a file of the run gets its descriptor number.
+    Characters that the terminal cannot show are escaped. A stream that was replaced already (by a test) stays as it is.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            null = os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
             os.set_inheritable(null, True)
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
@@ -98,8 +98,8 @@ def protect_streams() -> None:
 
 
 def output_failure() -> OSError | None:
-    """Return why standard output could not be written whole; None: it was, or is no stream of `protect_streams`."""
-    with contextlib.suppress(ValueError, AttributeError):  # closed, or a test's
+    """Return the error of writing to standard output; None without one, or if it is not a `StandardFile`."""
+    with contextlib.suppress(ValueError, AttributeError):  # the stream is closed, or was replaced by a test
         sys.stdout.flush()
         raw = getattr(sys.stdout.buffer, "raw", None)
         return raw.failure if isinstance(raw, StandardFile) else None

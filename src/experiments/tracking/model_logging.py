@@ -18,7 +18,9 @@ NAME = "model"  # runs:/ID/model
 # Given here, because MLflow's own search for them starts a process that imports everything again.
 REQUIRED = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
 CODE = "experiments_served"
-SERVED = ("tracking/served.py", "data/decoder.py", "data/file_formats.py", "data/colors.py", "types.py")
+SERVED = (
+    "tracking/serving.py", "data/decoder.py", "data/file_formats.py", "data/colors.py", "data/types.py", "errors.py",
+)  # fmt: skip
 INPUT = (
     "picture files (JPEG, PNG, BMP, WEBP, TIFF) as base64 text in the column 'picture', or pixels "
     "[N, image_size, image_size, 3] in [0, 255]"
@@ -65,7 +67,7 @@ class Flavor:
             outputs=Schema([ColSpec("string", "class"), ColSpec("double", "probability")])
         )
         environment = mlflow_model.flavors[pyfunc.FLAVOR_NAME][pyfunc.ENV]
-        pyfunc.add_to_model(mlflow_model, loader_module=f"{CODE}.tracking.served", code="code", env=environment)
+        pyfunc.add_to_model(mlflow_model, loader_module=f"{CODE}.tracking.serving", code="code", env=environment)
         copy_code(Path(path) / "code")
         mlflow_model.save(os.path.join(path, "MLmodel"))
 

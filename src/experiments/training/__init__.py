@@ -1,1 +1,1 @@
-"""Training: `fit`, learning rates, losses, checkpoints, pruning, use of the hardware."""
+"""Training: `fit`, learning rate schedules, losses, checkpoints, pruning of trials, TensorFlow's runtime settings."""

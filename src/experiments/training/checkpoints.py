@@ -1,6 +1,8 @@
-"""Weights and history on disk, whole or not at all: one folder each, written aside, fsynced, renamed, with a sha256.
+"""Atomic saving of a finished model's weights, and of training checkpoints.
 
-`save` and `load` keep a model that is finished; `Checkpoints` keeps training itself, after every epoch.
+Each is one directory, which is written under a temporary name, fsynced and then renamed, and holds a sha256 of its
+content. `save` and `load` handle the weights and history of a finished model; `Checkpoints` saves the state of training
+as epochs end, so that an interrupted run can be resumed.
 """
 
 from __future__ import annotations
@@ -29,18 +31,18 @@ if TYPE_CHECKING:
     import keras
 
 WEIGHTS, ARRAYS, META = "model.weights.h5", "arrays.npz", "meta.json"
-KEPT = 2  # checkpoints of a phase
+KEPT = 2  # number of checkpoints that are kept per phase
 
 
 def save(folder: Path, model: keras.Model, history: Sequence[EpochRecord]) -> None:
-    """Writes a model's weights and the history that led to them; a folder already there is replaced."""
+    """Write a model's weights and its training history to a directory, replacing an existing one."""
     _commit(folder, WEIGHTS, model.save_weights, {"history": [dataclasses.asdict(record) for record in history]})
 
 
 def load(folder: Path, model: keras.Model) -> tuple[EpochRecord, ...] | None:
-    """Loads weights into a model of the same shape; returns their history.
+    """Load the weights of a directory into a model of the same shape and return their history.
 
-    None where there is nothing, or nothing sound: damage is reported, and the folder is not used.
+    Return None if the directory is missing or damaged; damage is logged as a warning.
     """
     if not folder.is_dir():
         return None
@@ -50,14 +52,17 @@ def load(folder: Path, model: keras.Model) -> tuple[EpochRecord, ...] | None:
         return None
     try:
         model.load_weights(folder / WEIGHTS)
-    except FileNotFoundError:  # another process is replacing it
+    except FileNotFoundError:  # Another process is replacing the directory.
         return None
     use(folder, model)
     return history
 
 
 def read(folder: Path) -> tuple[EpochRecord, ...] | str:
-    """The history kept in a folder, its weights hashed with it; or why neither can be used."""
+    """Return the history that a directory holds, or, as a string, the reason why the directory cannot be used.
+
+    The weights are hashed to verify the directory.
+    """
     meta = _meta(folder, WEIGHTS)
     if isinstance(meta, str):
         return meta
@@ -69,33 +74,35 @@ def read(folder: Path) -> tuple[EpochRecord, ...] | str:
 
 @dataclass(frozen=True)
 class State:
-    """Training as an epoch leaves it."""
+    """The state of training at the end of an epoch."""
 
-    variables: Sequence[np.ndarray]  # of the model and its optimizer, in Keras's order
-    best: Sequence[np.ndarray]  # the best epoch's weights, where they are kept
-    stopping: Mapping[str, Any]  # what early stopping has counted so far
-    stopped: bool  # no further epoch wanted
-    history: tuple[EpochRecord, ...]  # of the phase
+    variables: Sequence[np.ndarray]  # the variables of the model and its optimizer, in Keras's order
+    best: Sequence[np.ndarray]  # the weights of the best epoch; empty if they are not kept
+    stopping: Mapping[str, Any]  # the counters of early stopping
+    stopped: bool  # true if early stopping has ended the phase
+    history: tuple[EpochRecord, ...]  # the records of the phase's epochs
 
 
 class Checkpoints:
-    """A run's own checkpoints: a folder a phase, in it one of each of the last KEPT epochs.
+    """The training checkpoints of a run: one directory per phase, which holds the last KEPT checkpoints.
 
     Args:
-        folder: of the run; nothing is written there before an epoch ends.
-        share: of the time, that saving may take: epochs that are too short for one each share a checkpoint.
+        folder: the directory of the run's checkpoints; nothing is written to it before an epoch ends.
+        share: the largest share of the run time that saving may take; if epochs are too short for a checkpoint each,
+            one is saved every few epochs.
     """
 
     def __init__(self, folder: Path, share: float = 0.1) -> None:
         self.folder, self.share = folder, share
-        self._saved, self._cost = time.monotonic(), 0.0  # when the last one was, and its seconds
+        self._saved, self._cost = time.monotonic(), 0.0  # the time of the last save, and how many seconds it took
         self._found: dict[str, State | None] = {}
-        self._saved_epochs: dict[str, int] = {}  # by phase
-        for torn in folder.glob("*/.*"):  # of a process that was killed: a run has one at a time
+        self._saved_epochs: dict[str, int] = {}  # phase -> number of epochs that its latest checkpoint holds
+        # A run has one process at a time, so that a temporary directory can only be left from one that was killed.
+        for torn in folder.glob("*/.*"):
             shutil.rmtree(torn, ignore_errors=True)
 
     def latest(self, phase: str) -> State | None:
-        """The last sound checkpoint of a phase; those that are damaged are reported and passed over."""
+        """Return the last undamaged checkpoint of a phase; damaged ones are logged as warnings and skipped."""
         if phase not in self._found:
             folders = sorted((self.folder / phase).glob("[0-9]*"), reverse=True)
             state = next((state for state in map(_state, folders) if state), None)
@@ -104,13 +111,13 @@ class Checkpoints:
         return self._found[phase]
 
     def holds(self, record: EpochRecord) -> bool:
-        """Whether a checkpoint holds this epoch, so that no resumed run trains it again."""
+        """Return whether a checkpoint holds this epoch, so that a resumed run does not train it again."""
         if record.phase not in self._saved_epochs:
             self.latest(record.phase)
         return record.epoch < self._saved_epochs[record.phase]
 
     def epochs(self, phase: str, epochs: int) -> range:
-        """Those of a phase that are still to be trained."""
+        """Return the epochs of a phase that are still to be trained."""
         state = self.latest(phase)
         if state is None:
             return range(epochs)
@@ -118,11 +125,11 @@ class Checkpoints:
 
     @property
     def due(self) -> bool:
-        """Whether enough time has passed since the last one."""
+        """Whether enough time has passed since the last checkpoint, given `share`."""
         return (time.monotonic() - self._saved) * self.share >= self._cost * (1 - self.share)
 
     def save(self, phase: str, state: State) -> None:
-        """Writes the checkpoint of the phase's last epoch; the oldest beyond KEPT goes."""
+        """Write a checkpoint after the last epoch in `state.history`, and delete the oldest ones beyond KEPT."""
         began = time.monotonic()
         folder = self.folder / phase
         arrays = {f"variable{at}": array for at, array in enumerate(state.variables)}
@@ -135,10 +142,10 @@ class Checkpoints:
 
         def write(path: Path) -> None:
             with path.open("xb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]  # of its own keywords none is among them
+                np.savez(file, **arrays)  # type: ignore[arg-type]  # No key is one of savez's own keywords.
 
         _commit(folder / f"{len(state.history):05}", ARRAYS, write, meta)
-        self._found.pop(phase, None)  # no longer the latest
+        self._found.pop(phase, None)  # The cached checkpoint is no longer the latest.
         self._saved_epochs[phase] = len(state.history)
         for old in sorted(folder.glob("[0-9]*"))[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
@@ -169,7 +176,10 @@ def _history(meta: Mapping[str, Any]) -> tuple[EpochRecord, ...]:
 
 
 def _commit(folder: Path, name: str, write: Callable[[Path], object], meta: Mapping[str, Any]) -> None:
-    """Makes a folder with one file that `write` fills, and what is to be said of it; one already there is replaced."""
+    """Write a directory atomically, replacing an existing one.
+
+    It holds the file `name`, which `write` creates, and META: the values of `meta` and a sha256 over both.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = draft(folder)
     aside.mkdir()
@@ -186,7 +196,10 @@ def _commit(folder: Path, name: str, write: Callable[[Path], object], meta: Mapp
 
 
 def _meta(folder: Path, name: str) -> dict[str, Any] | str:
-    """What a folder says of its file, hashed with it; or why neither can be used."""
+    """Return the verified metadata of a directory, or, as a string, the reason why the directory cannot be used.
+
+    The sha256 covers the file `name` and the metadata.
+    """
     try:
         meta: dict[str, Any] = json.loads((folder / META).read_text(encoding="utf-8"))
         sha256 = meta.pop("sha256")
@@ -198,7 +211,10 @@ def _meta(folder: Path, name: str) -> dict[str, Any] | str:
 
 
 def _replace(source: Path, target: Path) -> None:
-    """Renames a folder over another; what was there is moved away first, whoever else does the same at this moment."""
+    """Rename a directory over another, retrying where other processes replace the same target concurrently.
+
+    A directory that is not empty cannot be overwritten by a rename; it is moved away first.
+    """
     while True:
         try:
             os.rename(source, target)
@@ -207,7 +223,7 @@ def _replace(source: Path, target: Path) -> None:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
         old = draft(target)
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
+        with contextlib.suppress(FileNotFoundError):  # Another process has already moved it away.
             os.rename(target, old)
         shutil.rmtree(old, ignore_errors=True)
 
@@ -217,6 +233,6 @@ def _hash(file: Path, meta: str) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """A file's sha256, 64 hex digits."""
+    """Return the sha256 of a file as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""The only compile() and fit()."""
+"""Training of a Keras model: the only place that calls `compile` and `fit`, and the callbacks that it uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework.config import is_op_determinism_enabled  # as Keras has it; there is no other
+from tensorflow.python.framework.config import is_op_determinism_enabled  # Keras imports it so; no public API has it.
 
 from experiments.data.input_pipeline import Batches
 from experiments.errors import ConfigError
@@ -22,8 +22,10 @@ from experiments.training.checkpoints import State
 from experiments.training.losses import accuracy, class_weights, loss_of_guessing, reported_loss, targets, weighted
 from experiments.training.types import EpochRecord, TrainingContext, TrainingPhase, Tried
 
-LARGE = 2**18  # elements of a variable, a megabyte of float32: about what a core's own cache holds
-VERSION = 2  # of what training makes of a recipe, and of what its curves mean: part of the key of a cached head
+LARGE = 2**18  # number of elements of a variable: 1 MB of float32, about the size of a CPU core's own cache
+# VERSION is part of the key of a cached head. It has to change whenever the same `TrainingPhase` leads to other
+# weights, or when the meaning of a curve changes.
+VERSION = 2
 KERAS_NAMES = {"validation_loss": "val_data_loss", "validation_accuracy": "val_accuracy"}
 _log = logging.getLogger(__name__)
 
@@ -40,26 +42,27 @@ def fit(
     watch: TrainingContext,
     rate_factors: Mapping[int, float] = MappingProxyType({}),
 ) -> tuple[EpochRecord, ...]:
-    """Trains a model that outputs logits, in one call to Keras over all epochs.
+    """Train a model that outputs logits, in one call of Keras's `fit` over all epochs.
 
     Args:
         model: inputs -> logits [B, 1] for two classes, [B, classes] for more.
-        batches: training batches of exactly the recipe's epochs.
-        validation: (inputs, labels [B] int32), scored after every epoch.
+        batches: training batches of exactly the epochs that are to be trained: `watch.remaining` of the phase.
+        validation: (inputs, labels [B] int32), evaluated after every epoch.
         recipe: how the phase is trained.
-        classes: their names, in label order.
-        phase: what the curves call this part of the run: scratch, head or finetune.
-        first_step: the first epoch's place on the run's axis.
-        watch: shown the progress and given every epoch's record; where it has checkpoints, training goes on from the
-            last of this phase, whose `watch.remaining` epochs the batches must be of, and leaves one after every epoch.
-        rate_factors: what the learning rate is multiplied by, by the `id` of a variable; 1 for others. Weight decay
-            follows the rate without it.
+        classes: the class names, in label order.
+        phase: name of this part of the run in its curves: scratch, head or finetune.
+        first_step: step of the phase's first epoch in the run's curves, which count on over the phases.
+        watch: displays the progress and receives the record of every epoch. If it has checkpoints, training continues
+            from the latest one of this phase and saves new ones as epochs end.
+        rate_factors: maps the `id` of a variable to the factor of its learning rate; 1 for variables that are not in
+            it. Weight decay uses the learning rate without the factor.
 
     Returns:
-        One record an epoch, those before the checkpoint among them.
+        One record per epoch, including the epochs before the checkpoint from which training continued.
 
     Raises:
-        Tried: the recipe is of a range test, and this was it.
+        Tried: the learning rate range test that `recipe.tried` requests has ended.
+        ConfigError: the loss is not finite after an epoch, or `class_weights` names an unknown class.
     """
     count = len(classes)
     weights = class_weights(recipe.class_weights, batches.labels, classes)
@@ -71,12 +74,12 @@ def fit(
         scale_rates(optimizer, [rate_factors.get(id(variable), 1.0) for variable in model.trainable_variables])
     loss = recipe.loss(count)
     several = tf.distribute.has_strategy()
-    # Where Keras leaves XLA off, some parts gain by it.
+    # On CPUs Keras's "auto" leaves XLA off, although compiling large updates and some convolutions saves time.
     partly = recipe.xla is None and not several and only_cpus()
     if partly:
         compile_updates(optimizer)
     computing = faster_convolutions(model) if partly else nullcontext()
-    # Of which Keras's replicas cannot make several in a call, and each of a range test has a rate of its own.
+    # Keras cannot run several steps per call on several devices, and a range test sets another learning rate per step.
     burst = 1 if several or recipe.tried else batches.burst
     model.compile(
         optimizer=optimizer,
@@ -88,7 +91,8 @@ def fit(
         jit_compile="auto" if recipe.xla is None else recipe.xla,
         steps_per_execution=burst,
     )
-    # Several devices fetch ahead of their own, past any measuring; clocks may not be read with determinism on.
+    # With several devices, tf.distribute prefetches after the timed dataset, which hides the wait from the timer.
+    # With op determinism on, TensorFlow does not allow reading the clock.
     waiting = None if several or is_op_determinism_enabled() else InputWaitTimer()
     dataset = batches.dataset.map(lambda inputs, labels: weighted(inputs, targets(labels, count), weights))
     if recipe.tried:
@@ -131,7 +135,7 @@ def fit(
                 epochs=recipe.epochs,
                 steps_per_epoch=batches.steps,
                 validation_data=validation.map(lambda inputs, labels: (inputs, targets(labels, count))),
-                shuffle=False,  # the batches are
+                shuffle=False,  # The batches are already shuffled.
                 callbacks=[callback for callback in callbacks if callback is not None],
                 verbose=0,
             )
@@ -140,30 +144,31 @@ def fit(
 
 
 def only_cpus() -> bool:
-    """Whether Keras, asked for "auto", compiles nothing."""
+    """Return whether there are only CPUs, on which Keras's `jit_compile="auto"` does not use XLA."""
     return all(device.device_type == "CPU" for device in tf.config.list_physical_devices())
 
 
 def scale_rates(optimizer: keras.optimizers.Optimizer, factors: Sequence[float]) -> None:
-    """Have an optimizer change each variable at a learning rate of its own.
+    """Make an optimizer multiply the learning rate of each variable by its own factor.
 
     Args:
-        factors: of the rate, one for each variable that the optimizer is built with, in order.
+        optimizer: is changed in place.
+        factors: one for each variable that the optimizer is built with, in order.
     """
     update = optimizer.update_step
 
     def update_step(gradient: tf.Tensor, variable: tf.Variable, learning_rate: keras.Variable) -> None:
-        factor = factors[optimizer._get_variable_index(variable)]  # Keras has no public way to identify a variable
+        factor = factors[optimizer._get_variable_index(variable)]  # Keras has no public method for this index.
         update(gradient, variable, learning_rate if factor == 1 else keras.ops.multiply(learning_rate, factor))
 
     optimizer.update_step = update_step
 
 
 def compile_updates(optimizer: keras.optimizers.Optimizer) -> None:
-    """Has large variables updated in one pass over their memory (XLA), where Keras makes one for every operation.
+    """Make an optimizer update large variables with XLA: in one pass over their memory, not one per operation.
 
-    On two cores the tutorial's head, 8,192 x 256 weights, so takes half the time a step. Only Keras's own optimizers:
-    what somebody else's may do in `update_step`, XLA need not know.
+    On two cores this halves the time per step of the tutorial's head, with its 8,192 x 256 weights. Only Keras's own
+    optimizers are changed: XLA may not support what another optimizer does in `update_step`.
     """
     if type(optimizer).__module__.partition(".")[0] != "keras":
         return
@@ -179,14 +184,14 @@ def compile_updates(optimizer: keras.optimizers.Optimizer) -> None:
 
 
 class InputWaitTimer:
-    """Seconds that training waits for its batches, measured inside TensorFlow where it asks for each."""
+    """Timer of the seconds that training waits for its batches, measured inside the tf.data pipeline."""
 
     def __init__(self) -> None:
-        with tf.device("CPU:0"):  # where the input is prepared
+        with tf.device("CPU:0"):  # tf.data prepares the input on the CPU.
             self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
 
     def watch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-        """The same dataset, timed. Nothing is fetched ahead of it from here on."""
+        """Return the same dataset with timing; prefetching after it is turned off, as it would hide the wait."""
 
         def note(asked: tf.Tensor, batch: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
             with tf.control_dependencies([self.seconds.assign_add(tf.timestamp() - asked)]):
@@ -199,9 +204,9 @@ class InputWaitTimer:
 
 
 class EpochSeeds(keras.callbacks.Callback):
-    """Sets every seed generator in the model (dropout, noise) from (seed, epoch) as an epoch begins.
+    """Callback that sets every seed generator of the model (dropout, noise) from (seed, epoch) as an epoch begins.
 
-    So an epoch's random draws do not depend on how many came before it in this process.
+    An epoch's random numbers therefore do not depend on how many epochs this process has trained before it.
     """
 
     def __init__(self, seed: int) -> None:
@@ -215,7 +220,10 @@ class EpochSeeds(keras.callbacks.Callback):
 
 
 class LearningRateScheduler(keras.callbacks.Callback):
-    """Sets the learning rate as an epoch begins: the one place from which warm-up and schedule do so."""
+    """Callback that sets the learning rate as an epoch begins, from the schedule with its warm-up.
+
+    No other code sets the learning rate of a phase, except `LRFinder`.
+    """
 
     def __init__(self, rate: Callable[[int, list[float]], float], record: EpochLogger) -> None:
         super().__init__()
@@ -227,10 +235,10 @@ class LearningRateScheduler(keras.callbacks.Callback):
 
 
 class LeftoverGradients(keras.callbacks.Callback):
-    """Make a step of the gradients that are left over after a phase's last batch.
+    """Callback that applies the gradients that are left over after the last batch of a phase.
 
-    Keras makes a step of every `gradient_accumulation_steps` batches, across epochs, and drops what remains at the end.
-    The last step is that of the mean gradient of the batches that remain.
+    Keras updates the weights after every `gradient_accumulation_steps` batches, across epochs, and drops what remains
+    at the end. This callback adds one last update with the mean gradient of the remaining batches.
     """
 
     def __init__(self) -> None:
@@ -242,12 +250,12 @@ class LeftoverGradients(keras.callbacks.Callback):
 
     @property
     def optimizer(self) -> keras.optimizers.Optimizer:
-        """The optimizer that accumulates: under mixed_float16 the one that Keras has wrapped."""
+        """The optimizer that accumulates gradients: under mixed_float16 the one that Keras has wrapped."""
         return getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
 
     @property
     def batches(self) -> int:
-        """Batches since the last step."""
+        """The number of batches since the last update of the weights."""
         return int(self.optimizer._iterations) % int(self.optimizer.gradient_accumulation_steps)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -255,7 +263,8 @@ class LeftoverGradients(keras.callbacks.Callback):
         if not last or not self.batches or tf.distribute.has_strategy():
             return
         optimizer, batches, steps = self.optimizer, self.batches, self.optimizer.gradient_accumulation_steps
-        # One more batch completes the step. Its gradient makes the mean over `steps` that over the batches there are.
+        # Keras is set one batch before an update. The sum of the gradients so far, times `share`, is the gradient of
+        # this last batch, which turns Keras's mean over `steps` batches into the mean over the batches there are.
         share = (steps - batches) / batches * (optimizer.loss_scale_factor or 1.0)
         optimizer._iterations.assign_add(steps - batches - 1)
         optimizer.apply([share * sum_ for sum_ in optimizer._accumulated_gradients], self.model.trainable_variables)
@@ -271,13 +280,15 @@ class LeftoverGradients(keras.callbacks.Callback):
 
 
 class LRFinder(keras.callbacks.Callback):
-    """Gives every batch the next learning rate and keeps its loss, until the loss runs away (Smith, 2017).
+    """Callback that trains every batch with the next learning rate and keeps its loss, until it diverges (Smith, 2017).
 
-    That is where its average, whose weights halve every seven batches, is four times its lowest, as in fastai's finder,
-    and above the loss of guessing: four times next to nothing, of a head that fits its images, is one wrong answer.
+    The loss has diverged when its moving average, whose weights halve every seven batches, is above four times its
+    minimum, as in fastai's finder, and also above the loss of predicting the class frequencies (`guessing`). Without
+    the second condition, a head that already fits its images, with a loss near zero, would stop at its first mistake.
     """
 
-    KEPT, FIRST, RUNAWAY = 0.9, 10, 4.0  # of the average each time; batches before it counts; times the lowest
+    # The decay of the moving average, the batches before divergence is checked, and the ratio that counts as divergence
+    KEPT, FIRST, RUNAWAY = 0.9, 10, 4.0
 
     def __init__(self, rates: Sequence[float], guessing: float, advance: Callable[..., None]) -> None:
         super().__init__()
@@ -286,7 +297,7 @@ class LRFinder(keras.callbacks.Callback):
         self.average, self.lowest = 0.0, math.inf
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.model.reset_metrics()  # else the loss is the mean of all so far
+        self.model.reset_metrics()  # Otherwise Keras reports the mean loss of all batches so far.
         self.model.optimizer.learning_rate = self.rates[batch]
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -297,14 +308,14 @@ class LRFinder(keras.callbacks.Callback):
             return
         self.losses.append(loss)
         self.average = self.KEPT * self.average + (1 - self.KEPT) * loss
-        average = self.average / (1 - self.KEPT ** len(self.losses))  # as if there had been losses before the first
+        average = self.average / (1 - self.KEPT ** len(self.losses))  # bias correction for the start at 0, as in Adam
         if len(self.losses) >= self.FIRST:
             self.lowest = min(self.lowest, average)
             self.model.stop_training = average > max(self.RUNAWAY * self.lowest, self.guessing)
 
 
 class EarlyStopping(keras.callbacks.EarlyStopping):
-    """Early stopping that keeps the averaged weights where there are such: those that were validated."""
+    """Early stopping that keeps the averaged weights (EMA) if the optimizer has them, as these were validated."""
 
     averages: keras.callbacks.SwapEMAWeights | None = None
 
@@ -317,7 +328,7 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
 
 
 def early_stopping(recipe: TrainingPhase, averages: keras.callbacks.SwapEMAWeights | None) -> EarlyStopping | None:
-    """What ends a phase early and brings its best weights back, where the recipe wants either."""
+    """Return the callback that ends a phase early and restores its best weights; None if neither is configured."""
     if recipe.early_stopping is None and not recipe.best_weights:
         return None
     built = EarlyStopping(
@@ -331,7 +342,11 @@ def early_stopping(recipe: TrainingPhase, averages: keras.callbacks.SwapEMAWeigh
 
 
 class EpochLogger(keras.callbacks.Callback):
-    """Turns Keras's logs into one EpochRecord an epoch."""
+    """Callback that converts Keras's logs to one EpochRecord per epoch and advances the progress display.
+
+    Raises:
+        ConfigError: a loss is not finite at the end of an epoch.
+    """
 
     def __init__(
         self,
@@ -347,12 +362,12 @@ class EpochLogger(keras.callbacks.Callback):
         self.phase, self.monitor, self.first_step = phase, monitor, first_step
         self.pictures, self.burst, self.waiting, self.advance = pictures, burst, waiting, advance
         self.history: list[EpochRecord] = []
-        self.learning_rate = 0.0  # of the running epoch
+        self.learning_rate = 0.0  # of the current epoch; set by LearningRateScheduler
         self.began = self.trained = 0.0
 
     @property
     def monitored(self) -> list[float]:
-        """The monitored value of every epoch so far, turned so that lower is better."""
+        """The monitored value of every epoch so far, negated if higher is better."""
         sign = 1 if self.monitor == "validation_loss" else -1
         return [sign * record.metrics[self.monitor] for record in self.history]
 
@@ -393,20 +408,23 @@ class EpochLogger(keras.callbacks.Callback):
 
 
 class CheckpointCallback(keras.callbacks.Callback):
-    """Ends an epoch for good, after all other callbacks: the checkpoint first, then the word to everybody else."""
+    """Callback that saves a checkpoint as an epoch ends and then passes the epoch's record on to be logged.
 
-    COUNTED = ("wait", "stopped_epoch", "best", "best_epoch")  # by EarlyStopping
+    It has to be the last callback, so that the checkpoint holds what the others change.
+    """
+
+    COUNTED = ("wait", "stopped_epoch", "best", "best_epoch")  # the attributes of EarlyStopping that a checkpoint holds
 
     def __init__(self, phase: str, record: EpochLogger, stop: EarlyStopping | None, watch: TrainingContext) -> None:
         super().__init__()
         self.phase, self.record, self.stop, self.watch = phase, record, stop, watch
 
     def variables(self) -> list[keras.Variable]:
-        """All that an epoch changes: weights, seeds, the optimizer's moments, averages and step."""
+        """Return all variables that an epoch changes: weights, seeds, the optimizer's moments, averages and step."""
         return [*self.model.variables, *self.model.optimizer.variables]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Puts everything back as the checkpoint has it, and tells its records again: nobody minds hearing twice."""
+        """Restore the latest checkpoint and log its epochs again; logging is idempotent."""
         if not self.model.optimizer.built:
             self.model.optimizer.build(self.model.trainable_variables)
         state = self.watch.checkpoints.latest(self.phase) if self.watch.checkpoints else None

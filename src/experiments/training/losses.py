@@ -1,4 +1,4 @@
-"""What training minimises, of logits; and labels in the form it wants."""
+"""Losses and metrics of logits, targets in the form that these expect, and class weights."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from experiments.errors import ConfigError
 
 
 def build_loss(name: str, label_smoothing: float, classes: int) -> keras.losses.Loss:
-    """A loss of targets as `targets` makes them and logits [B, 1] (two classes) or [B, classes].
+    """Return a loss of targets, in the form that `targets` returns, and logits [B, 1] (two classes) or [B, classes].
 
     Args:
-        name: cross_entropy (of sigmoid or softmax), mse (squared error of the same probabilities), or hinge (margins
-            as they are: Keras's Hinge for two classes, CategoricalHinge for more).
-        label_smoothing: the share of each label spread evenly over all classes.
+        name: cross_entropy (of sigmoid or softmax), mse (squared error of the same probabilities), or hinge (of the
+            logits themselves: Keras's Hinge for two classes, CategoricalHinge for more).
+        label_smoothing: the share of each label that is spread evenly over all classes; hinge ignores it.
+        classes: the number of classes.
     """
     binary = classes == 2
     if name == "hinge":
@@ -32,11 +33,11 @@ def build_loss(name: str, label_smoothing: float, classes: int) -> keras.losses.
 
 
 def reported_loss(loss: keras.losses.Loss) -> Callable[[Any, Any], Any]:
-    """Return the loss that the curves `loss` and `validation_loss` show: a function of targets and logits to [B].
+    """Return the loss that the curves `loss` and `validation_loss` show, a function of targets and logits to [B].
 
-    It is the cross entropy, whatever training minimises; with hinge, whose scores are no probabilities, the hinge loss.
-    Label smoothing, class weights and penalties are not in it, so that `validation_loss` is what the final report calls
-    the validation split's loss.
+    It is the cross entropy, whatever loss training minimises; with hinge, whose scores are no probabilities, it is the
+    hinge loss. Label smoothing, class weights and penalties are not in it, so that `validation_loss` equals the loss of
+    the validation split in the final report.
     """
     if isinstance(loss, (keras.losses.Hinge, keras.losses.CategoricalHinge)):
         margins: Callable[[Any, Any], Any] = loss.fn
@@ -47,7 +48,7 @@ def reported_loss(loss: keras.losses.Loss) -> Callable[[Any, Any], Any]:
 def cross_entropy(y_true: Any, y_pred: Any) -> Any:
     """Return the cross entropy of each image: [B] float32.
 
-    Probabilities are clipped at float32's 1.2e-7, as scikit-learn's `log_loss` does it in the final report.
+    Probabilities are clipped at float32's epsilon, 1.2e-7, as in scikit-learn's `log_loss` in the final report.
     """
     if y_pred.shape[-1] == 1:
         y_true = keras.ops.concatenate([1 - y_true, y_true], axis=-1)
@@ -74,17 +75,17 @@ class SquaredError(keras.losses.Loss):
 
 
 def targets(labels: tf.Tensor, classes: int) -> tf.Tensor:
-    """Labels [B] int32, or shares of classes [B, classes] float32, as a loss wants them.
+    """Convert labels [B] int32, or shares of classes [B, classes] float32, to the targets of a loss.
 
     Returns:
-        Two classes: the share of class 1, [B, 1] float32; more: [B, classes] float32.
+        For two classes the share of class 1, [B, 1] float32; for more, the shares of all classes, [B, classes] float32.
     """
     shares = tf.one_hot(labels, classes) if labels.shape.rank == 1 else labels
     return shares[:, 1:] if classes == 2 else shares
 
 
 def accuracy(y_true: Any, y_pred: Any) -> Any:
-    """Whether the largest logit is that of the largest target: [B] float32."""
+    """Return 1 for each image whose largest logit and largest target belong to the same class, else 0: [B] float32."""
     if y_pred.shape[-1] == 1:
         hits = keras.ops.equal(y_true[:, 0] > 0.5, y_pred[:, 0] > 0)
     else:
@@ -95,15 +96,16 @@ def accuracy(y_true: Any, y_pred: Any) -> Any:
 def class_weights(
     setting: str | Mapping[str, float] | None, labels: np.ndarray, classes: Sequence[str]
 ) -> np.ndarray | None:
-    """The weight of each class in the training loss: [classes] float32; None where all weigh alike.
+    """Return the weight of each class in the training loss: [classes] float32; None if no weights are configured.
 
     Args:
-        setting: `class_weights` of the configuration; "balanced" is scikit-learn's n / (classes * pictures of the
-            class); of a mapping's missing classes the weight is 1.
-        labels: [N] int32, the training pictures'.
+        setting: `class_weights` of the configuration. "balanced" is scikit-learn's N / (number of classes * number of
+            images of the class). In a mapping, the weight of a class that is missing is 1.
+        labels: [N] int32, of the training images.
+        classes: the class names, in label order.
 
     Raises:
-        ConfigError: a mapping with a name that is no class.
+        ConfigError: a name in the mapping is not a class.
     """
     if setting is None:
         return None
@@ -120,21 +122,27 @@ def class_weights(
 
 
 def loss_of_guessing(loss: keras.losses.Loss, labels: np.ndarray, weights: np.ndarray | None, count: int) -> float:
-    """Return the training loss of a network that predicts the class frequencies, whatever the image.
+    """Return the training loss of a network that predicts the class frequencies for every image.
 
     Args:
+        loss: a loss of `build_loss`.
         labels: [N] int32.
-        weights: of the classes, [count] float32; None where all weigh alike.
+        weights: of the classes, [count] float32; None if there are none.
+        count: the number of classes.
     """
     given = None if weights is None else weights[labels]
     shares = np.maximum(np.bincount(labels, given, minlength=count) / len(labels), 1e-7)
-    logits = np.log(shares) - np.log(shares).mean()  # the probabilities are those of any shift; hinge expects none
+    # Subtracting the mean does not change the probabilities, but the hinge loss, which expects centred logits.
+    logits = np.log(shares) - np.log(shares).mean()
     outputs = np.tile(logits[1:] - logits[:1] if count == 2 else logits, (len(labels), 1)).astype("float32")
     return float(loss(targets(tf.constant(labels), count), outputs, sample_weight=given))
 
 
 def weighted(inputs: tf.Tensor, wanted: tf.Tensor, weights: np.ndarray | None) -> tuple[tf.Tensor, ...]:
-    """A batch, where classes have weights with its pictures': that of a picture's class, or its shares of them."""
+    """Return a batch for `fit`: with class weights (inputs, targets, sample weights [B]), without (inputs, targets).
+
+    An image's weight is that of its class, or the mean of the class weights by its shares of the classes.
+    """
     if weights is None:
         return inputs, wanted
     shares = tf.concat([1 - wanted, wanted], axis=-1) if wanted.shape[-1] == 1 else wanted

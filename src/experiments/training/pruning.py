@@ -1,4 +1,7 @@
-"""The study of a search: where it is kept, and what a job tells it of its trial while it trains. Optuna is an extra."""
+"""Storage of a search's Optuna study, and reporting of a run's epochs to its trial, which may be pruned.
+
+Optuna is an optional dependency, the extra `search`.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,12 @@ from experiments.system.redaction import redact_credentials
 from experiments.training.types import EpochRecord
 
 PATIENCE = 60  # seconds that a process waits for others that write to the same SQLite file
-EPOCHS = "epochs"  # of the longest trial: an attribute of the study
+EPOCHS = "epochs"  # name of the study's user attribute that holds the number of epochs of the longest trial
 _log = logging.getLogger(__name__)
 
 
 def need_optuna(config: Config) -> None:
-    """Raises:
-    ConfigError: Optuna is not installed.
-    """
+    """Raise ConfigError if Optuna is not installed; otherwise reduce its log output to warnings."""
     try:
         import optuna
     except ImportError:
@@ -36,10 +37,10 @@ def need_optuna(config: Config) -> None:
 
 
 def storage(config: Config) -> Any:
-    """Opens the storage that `sweep.storage` names, and makes it where there is none.
+    """Open the Optuna storage that `sweep.storage` names, creating it if there is none.
 
     Raises:
-        ConfigError: it cannot be used.
+        ConfigError: the storage cannot be used.
     """
     import optuna
     import sqlalchemy.exc
@@ -52,7 +53,7 @@ def storage(config: Config) -> Any:
         lock = file.with_name(f"{file.name}.lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):  # processes that make the tables of one SQLite file together spoil it
+        with FileLock(lock):  # Processes that create the tables of one SQLite file concurrently damage it.
             return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
     except (ImportError, OSError, RuntimeError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0][:300]
@@ -65,22 +66,22 @@ def storage(config: Config) -> Any:
 
 
 def address(url: str) -> str:
-    """The address with the PostgreSQL driver that the extra `postgres` installs, where it names none."""
+    """Return the URL, with psycopg, which the extra `postgres` installs, as the driver of a PostgreSQL URL without one."""
     scheme, separator, rest = url.partition("://")
     return f"postgresql+psycopg://{rest}" if separator and scheme in ("postgres", "postgresql") else url
 
 
 def pruner(name: str, epochs: int) -> Any:
-    """What ends trials early.
+    """Return the Optuna pruner that ends trials early.
 
     Args:
-        name: as `sweep.pruner`.
-        epochs: of the longest trial.
+        name: the value of `sweep.pruner`.
+        epochs: the number of epochs of the longest trial.
     """
     import optuna
 
     if name == "median":
-        # The first epochs say little of where a curve goes.
+        # The first epochs predict the end of a curve poorly, so no trial is pruned during them.
         return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=max(1, epochs // 6))
     if name == "hyperband":
         return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
@@ -88,9 +89,10 @@ def pruner(name: str, epochs: int) -> Any:
 
 
 def reporting(config: Config, record: Callable[[EpochRecord], None]) -> Callable[[EpochRecord], None]:
-    """`record`, which also tells the epochs of the last phase to the trial that the run belongs to, if there is one.
+    """Wrap `record` so that the epochs of the last phase are also reported to the run's Optuna trial.
 
-    What it returns raises Pruned when the run has fallen behind. A study that is away costs the run nothing.
+    The returned function raises Pruned when the pruner stops the trial. A run without a trial gets `record` itself. If
+    the study cannot be reached, training continues without it: at the start with a warning, later without one.
     """
     if config.sweep.trial is None:
         return record
@@ -115,11 +117,11 @@ def reporting(config: Config, record: Callable[[EpochRecord], None]) -> Callable
         if epoch.phase == "head" and config.regime.name == "finetune":
             return
         behind = False
-        with contextlib.suppress(*away):  # such as a trial that was ended meanwhile
-            # Told twice, by a run that goes on from its checkpoint, a step has the same value.
+        with contextlib.suppress(*away):  # for example, the trial has been ended meanwhile
+            # A run that is resumed from a checkpoint reports epochs again, with the same values: this is idempotent.
             kept.set_trial_intermediate_value(trial, epoch.epoch, epoch.metrics[metric])
             behind = study.pruner.prune(study, kept.get_trial(trial))
-        if behind and epoch.epoch + 1 < config.epochs:  # after the last there is nothing to be saved
+        if behind and epoch.epoch + 1 < config.epochs:  # After the last epoch, pruning would save no time.
             raise Pruned(
                 f"Pruned after epoch {epoch.epoch + 1} of {config.epochs}: {metric} {epoch.metrics[metric]:.4g} is "
                 f"behind that of other trials of {name} (sweep.pruner={config.sweep.pruner})"

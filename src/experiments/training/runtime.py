@@ -1,4 +1,4 @@
-"""How TensorFlow uses the machine; settled before its first operation."""
+"""TensorFlow's settings for threads, precision, determinism and devices, applied before its first operation."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ from experiments.errors import ConfigError
 
 
 def check_shares(devices: int | None, pictures: Mapping[str, int]) -> None:
-    """Checks that several devices can share every batch of these splits evenly; Keras's `fit` fails where they cannot.
+    """Check that several devices can share every batch of these splits evenly; otherwise Keras's `fit` would fail.
+
+    Args:
+        devices: the number of devices that share a batch; None for one device.
+        pictures: maps each split to its number of images.
 
     Raises:
-        ConfigError: a split whose last batch does not divide.
+        ConfigError: the number of images of a split is not a multiple of `devices`.
     """
     odd = [f"{split} has {count}" for split, count in pictures.items() if devices and count % devices]
     if odd:
@@ -34,19 +38,20 @@ def check_shares(devices: int | None, pictures: Mapping[str, int]) -> None:
 
 
 def apply(runtime: Runtime) -> AbstractContextManager[Any]:
-    """Sets what can only be set once in a process, before anything runs.
+    """Apply the settings that can only be set once per process, before TensorFlow runs its first operation.
 
     Returns:
-        The context to build and train in: the strategy's where several devices share the batches.
+        The context in which to build and train the model: the scope of a MirroredStrategy if several devices share the
+        batches, otherwise one that does nothing.
 
     Raises:
-        ConfigError: this machine cannot do what the configuration asks for.
+        ConfigError: this machine lacks what the configuration requires.
         RuntimeError: TensorFlow has already started with other settings.
     """
-    tf.get_logger().setLevel("ERROR")  # it warns of retracing where a last, smaller batch makes it right
-    if resource is not None:  # every shard of stored activations is an open file
+    tf.get_logger().setLevel("ERROR")  # It warns of retracing, which a smaller last batch makes necessary.
+    if resource is not None:  # Every shard of the feature cache is an open file, so the limit of open files is raised.
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with contextlib.suppress(ValueError, OSError):  # a limit that the system does not grant
+        with contextlib.suppress(ValueError, OSError):  # The system may refuse to raise the limit.
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if runtime.threads is not None:
         tf.config.threading.set_intra_op_parallelism_threads(runtime.threads)

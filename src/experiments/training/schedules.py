@@ -1,6 +1,6 @@
-"""Learning rates by epoch: functions of the epoch and of the monitored values so far, so that they have no state.
+"""Learning rate schedules: stateless functions of the epoch and of the monitored values so far.
 
-Epochs count from the end of the warm-up; `rate` adds it.
+A schedule counts its epochs from the end of the warm-up, which `rate` puts before it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ def warmup_epochs(warmup: float, epochs: int) -> int:
     """Return how many epochs a warm-up takes.
 
     Args:
-        warmup: as `schedule.warmup`: a number of epochs or, below 1, a share of them, rounded down.
-        epochs: of the whole phase.
+        warmup: the value of `schedule.warmup`: a number of epochs or, below 1, a share of them, rounded down.
+        epochs: the number of epochs of the whole phase.
     """
     return int(warmup * epochs if warmup < 1 else warmup)
 
@@ -22,14 +22,15 @@ def warmup_epochs(warmup: float, epochs: int) -> int:
 def rate(
     schedule: Callable[..., float], epoch: int, monitored: Sequence[float], *, lr: float, epochs: int, warmup: int
 ) -> float:
-    """The learning rate of an epoch: a linear rise over `warmup` epochs, then the schedule.
+    """Return the learning rate of an epoch: a linear rise over `warmup` epochs, then the schedule.
 
     Args:
-        schedule: one of this module's functions, its own arguments given.
+        schedule: one of this module's schedules, with its own arguments already bound.
         epoch: from 0.
-        monitored: the validation value of every epoch before this one, turned so that lower is better.
+        monitored: the validation value of every epoch before this one, negated if higher is better.
         lr: the optimizer's learning rate.
-        epochs: of the whole phase.
+        epochs: the number of epochs of the whole phase.
+        warmup: the number of epochs of the warm-up.
     """
     if epoch < warmup:
         return lr * (epoch + 1) / (warmup + 1)
@@ -41,7 +42,7 @@ def constant(epoch: int, monitored: Sequence[float], *, lr: float, epochs: int) 
 
 
 def cosine(epoch: int, monitored: Sequence[float], *, lr: float, epochs: int, final: float) -> float:
-    """Half a cosine from lr to final * lr (Loshchilov and Hutter, 2017, without restarts)."""
+    """Return a rate that falls along half a cosine from lr to final * lr (Loshchilov and Hutter, 2017, no restarts)."""
     return lr * (final + (1 - final) * (1 + math.cos(math.pi * epoch / epochs)) / 2)
 
 
@@ -61,7 +62,10 @@ def plateau(
     cooldown: int,
     floor: float,
 ) -> float:
-    """Lowered after `patience` epochs without an improvement: what Keras's ReduceLROnPlateau has come to by then."""
+    """Return the rate that Keras's ReduceLROnPlateau has reached after these monitored values.
+
+    It is multiplied by `factor`, but not below `floor`, after `patience` epochs without an improvement.
+    """
     best, waited, resting = math.inf, 0, 0
     for value in monitored[:epoch]:
         resting = max(resting - 1, 0)

@@ -1,4 +1,4 @@
-"""What the rooms hand to each other. Plain data, no behaviour beyond what follows from it, no TensorFlow."""
+"""Types that the packages for training, regimes and evaluation exchange: plain data, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -19,25 +19,31 @@ if TYPE_CHECKING:
 
 
 class Tried(Exception):
-    """A range test has ended this run: the loss of every batch it took, at the learning rate that the batch had."""
+    """Signal that the learning rate range test, which takes the place of training, has ended; holds its losses."""
 
     def __init__(self, losses: Sequence[float], guessing: float, trained: bool) -> None:
-        """Keep the losses, that of predicting the class frequencies, and whether a phase came before this one."""
+        """Store the result of the range test.
+
+        Args:
+            losses: the loss of every batch, each with the learning rate of that batch.
+            guessing: the loss of predicting the class frequencies.
+            trained: whether another phase was trained before this one.
+        """
         super().__init__(f"range test of {len(losses)} batches")
         self.losses, self.guessing, self.trained = losses, guessing, trained
 
 
 EPOCH_METRICS = (
     "accuracy",
-    "input_wait",  # share of the training time that it waited for batches (with regime.views=0 the frozen part's
-    # forward pass is in it); not told of several devices, nor with runtime.deterministic
+    "input_wait",  # share of the training time spent waiting for batches (with regime.views=0 this includes the frozen
+    # part's forward pass); missing with several devices and with runtime.deterministic
     "learning_rate",
-    "loss",  # of the training batches, as validation_loss
+    "loss",  # the same loss as validation_loss, of the training batches
     "pictures_per_second",
     "seconds",
     "total_loss",  # what the optimizer minimises: the configured loss with label smoothing, class weights, L1, L2
     "validation_accuracy",
-    "validation_loss",  # cross entropy (with hinge: hinge loss) of the validation images, as the report's loss
+    "validation_loss",  # cross entropy (with hinge: hinge loss) of the validation images, the same as in the report
 )
 
 
@@ -45,67 +51,67 @@ EPOCH_METRICS = (
 class EpochRecord:
     """One row of a run's curves."""
 
-    step: int  # counts on over the phases: head epochs, then fine-tuning epochs
+    step: int  # counts on over the phases: first the epochs of the head, then those of fine-tuning
     phase: str  # scratch | head | finetune
     epoch: int  # within the phase, from 0
     timestamp: int  # milliseconds since 1970, when the epoch ended
-    metrics: Mapping[str, float]  # of EPOCH_METRICS
+    metrics: Mapping[str, float]  # keys from EPOCH_METRICS
 
 
 class Progress(Protocol):
-    """What a person sees while a run works."""
+    """Display of a run's progress."""
 
     def stage(self, label: str, total: int) -> AbstractContextManager[Callable[..., None]]:
-        """A piece of work of `total` steps; yields `advance(steps=1, note="")`."""
+        """Display a stage of `total` steps; the context manager yields `advance(steps=1, note="")`."""
 
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """Who is told how a run gets on: the person at the terminal, and the record of its curves."""
+    """Connection of training to the rest of a run: progress display, logging of epochs, checkpoints."""
 
     progress: Progress
-    record: Callable[[EpochRecord], None]
-    checkpoints: Checkpoints | None = None  # of the run; None: none are kept
-    fitting: dict[str, float] = field(default_factory=dict)  # by phase: this process's seconds in Keras's fit
+    record: Callable[[EpochRecord], None]  # called at the end of every epoch; again for its past epochs after a resume
+    checkpoints: Checkpoints | None = None  # of the run; None if none are kept
+    fitting: dict[str, float] = field(default_factory=dict)  # phase -> seconds that this process spent in Keras's fit
 
     def remaining(self, phase: str, epochs: int) -> range:
-        """The epochs of a phase that are still to be trained: all of them, but where a run is resumed."""
+        """Return the epochs of a phase that are still to be trained: all, unless a checkpoint holds some of them."""
         return self.checkpoints.epochs(phase, epochs) if self.checkpoints else range(epochs)
 
 
 @dataclass(frozen=True)
 class TrainingPhase:
-    """How one phase of a run is trained."""
+    """Configuration of one phase of training."""
 
     optimizer: Callable[[], keras.optimizers.Optimizer]
     rate: Callable[[int, Sequence[float]], float]  # epoch, monitored values so far (lower is better) -> learning rate
     epochs: int
-    loss: Callable[[int], keras.losses.Loss]  # of so many classes: targets and logits -> loss
-    class_weights: str | Mapping[str, float] | None  # balanced, or by class name
-    monitor: str  # the curve that early stopping and best weights watch: validation_loss or validation_accuracy
-    early_stopping: int | None  # epochs without a better value, then the end
-    best_weights: bool  # those of the best epoch, not the last
+    loss: Callable[[int], keras.losses.Loss]  # number of classes -> loss of targets and logits
+    class_weights: str | Mapping[str, float] | None  # "balanced", or class name -> weight
+    monitor: str  # the curve that decides early stopping and best weights: validation_loss or validation_accuracy
+    early_stopping: int | None  # number of epochs without a better value after which the phase ends
+    best_weights: bool  # whether the phase ends with the weights of its best epoch, not of its last one
     seed: int  # of dropout
-    xla: bool | None  # None: on GPUs as Keras decides, on CPUs the parts that gain
-    decay_bias_and_norm: bool = False  # whether weight decay applies to vectors (biases, normalisation), too
-    tried: Sequence[float] = ()  # learning rates of a range test, one a batch: `fit` then ends the run with `Tried`
+    xla: bool | None  # None: Keras's "auto" on GPUs; on CPUs only for the parts that it makes faster
+    decay_bias_and_norm: bool = False  # whether weight decay also applies to vectors (biases, normalisation)
+    tried: Sequence[float] = ()  # learning rates of a range test, one per batch, after which `fit` raises `Tried`
 
 
 @dataclass(frozen=True)
 class RunComponents:
-    """What a configuration builds; no picture read yet."""
+    """The objects that `build` creates from a configuration, before any image is read."""
 
     config: Config
-    source: Callable[[], Path]  # makes the data set available, returns its root folder
+    source: Callable[[], Path]  # downloads or creates the data set if need be and returns its root directory
     augmentation: Augmentation
     extra_layers: tuple[keras.layers.Layer, ...]  # Keras preprocessing layers applied after the augmentation
     backbone: Backbone
-    head: Callable[[int], keras.Model]  # number of classes -> fresh head: pooled features [B, D] -> logits
-    recipe: TrainingPhase  # of the last phase, or the only one
+    head: Callable[[int], keras.Model]  # number of classes -> untrained head: pooled features [B, D] -> logits
+    recipe: TrainingPhase  # of the last phase, or of the only one
     head_recipe: TrainingPhase  # of fine-tuning's first phase
     regime: Callable[[RunComponents, Dataset, TrainingContext], TrainingResult]
     head_file: Path | None  # weights of a trained head that another run logged
-    identity: Callable[[Config, str], str]  # of a configuration on the data with this fingerprint
+    identity: Callable[[Config, str], str]  # (configuration, fingerprint of the data) -> identity of the run
 
     @property
     def cache(self) -> Path:
@@ -114,12 +120,12 @@ class RunComponents:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What every regime returns."""
+    """The trained model, its history and its predictions, as every regime returns them."""
 
     model: keras.Model  # pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes]
     history: tuple[EpochRecord, ...]
-    scores: Mapping[str, np.ndarray]  # per split: probabilities [N, classes] float32, rows as in Pictures.ids
-    facts: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # what the regime wants logged: where its head came from, ...
-    head_scores: np.ndarray | None = None  # fine-tuning's head before it: validation probabilities [N, classes] float32
+    scores: Mapping[str, np.ndarray]  # split -> probabilities [N, classes] float32, rows in the order of ImageSet.ids
+    facts: Mapping[str, Any] = field(default_factory=dict)  # logged by the run, such as the origin of a head
+    head_scores: np.ndarray | None = (
+        None  # validation probabilities [N, classes] float32 of the head before fine-tuning
+    )
