@@ -226,7 +226,7 @@ def test_two_processes_share_one_download(host: Host, tmp_path: Path) -> None:
 
 
 def test_nothing_depends_on_the_lock(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(array_cache, "hold", lambda _: nullcontext(False))
+    monkeypatch.setattr(atomic_files, "hold", lambda _: nullcontext(False))
     found: list[Path] = []
     threads = [threading.Thread(target=lambda: found.append(order(host, tmp_path))) for _ in range(4)]
     for thread in threads:

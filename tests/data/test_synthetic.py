@@ -60,7 +60,7 @@ def test_a_picture_does_not_depend_on_its_neighbours(tmp_path: Path, changes: di
 
 def test_a_finished_folder_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = order(tmp_path)
-    monkeypatch.setattr(synthetic, "draw", lambda *_: pytest.fail("drawn twice"))
+    monkeypatch.setattr(synthetic, "draw_face", lambda *_: pytest.fail("drawn twice"))
     assert order(tmp_path) == root
     assert order(tmp_path, species=("dogs", "cats")) == root
 
@@ -69,7 +69,7 @@ def test_an_unfinished_folder_is_not_mistaken_for_a_finished_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(synthetic, "draw", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr(synthetic, "draw_face", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             order(tmp_path)
     assert list((tmp_path / "drawn").iterdir()) == []

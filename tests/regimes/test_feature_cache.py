@@ -116,7 +116,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
         return counted
 
-    monkeypatch.setattr(feature_cache, "forward_each", counting)
+    monkeypatch.setattr(feature_cache, "inference_functions", counting)
     return seen
 
 

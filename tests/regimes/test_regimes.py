@@ -102,7 +102,7 @@ def run_regime(root: Path, outputs: Path, *overrides: str) -> Done:
 
             return heard
 
-        patch.setattr(feature_cache, "forward_each", listening)
+        patch.setattr(feature_cache, "inference_functions", listening)
         fitted = parts.regime(parts, splits, TrainingContext(Terminal(Console(quiet=True)), told.append))
     return Done(parts, splits, fitted, told, before, ran)
 

@@ -347,7 +347,7 @@ def test_what_is_written_is_not_removed(tmp_path: Path) -> None:
 
 def test_removal_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path)
-    monkeypatch.setattr(atomic_files, "FileLock", no_locks)
+    monkeypatch.setattr(array_cache, "FileLock", no_locks)
     assert array_cache.remove(tmp_path, entry(tmp_path))
 
 

@@ -55,7 +55,7 @@ class Trained:
             return summary_files.write_summary(Path(arguments[0]))
         if function == "share":
             return {}
-        assert function == "look", function
+        assert function == "inspect_jobs", function
         configs = [Config.model_validate(one) for one in arguments[0]]
         known = {}
         for folder in plan.folders(Path(configs[0].outputs)):

@@ -145,5 +145,6 @@ def test_its_code_needs_nothing_else_of_this_package(folder: Path) -> None:
         f"{model_logging.CODE}.data",
         f"{model_logging.CODE}.data.colors",
         f"{model_logging.CODE}.data.file_formats",
-        f"{model_logging.CODE}.types",
+        f"{model_logging.CODE}.data.types",
+        f"{model_logging.CODE}.errors",
     }

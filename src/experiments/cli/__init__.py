@@ -1,1 +1,1 @@
-"""The verbs of `experiments`: one thin module each, with a main() that reads sys.argv."""
+"""The verbs of the command `experiments`: one thin module each, with a main() that parses sys.argv."""

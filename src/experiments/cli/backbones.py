@@ -1,4 +1,4 @@
-"""`experiments backbones [MODEL ...]`: what each backbone costs on this machine."""
+"""`experiments backbones [MODEL ...]`: parameters and speed of each backbone on this machine."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class Cost(NamedTuple):
-    """What one choice of the group `model` costs, without its head."""
+    """Size and speed of one choice of the group `model`, without its head."""
 
     name: str
-    size: int  # pixels a side
+    size: int  # side length of the input [pixels]
     stages: int
     parameters: int
-    last_stage: int  # parameters that unfrozen_blocks=1 trains beside the head
-    pictures_per_second: float  # forward
+    last_stage: int  # parameters that unfrozen_blocks=1 trains besides the head
+    pictures_per_second: float  # of the forward pass
 
 
 def main() -> None:
@@ -71,10 +71,10 @@ def main() -> None:
 
 
 def choose(names: Sequence[str], folder: Path | None = None) -> list[str]:
-    """The choices of the group `model` to measure: those named, else all of conf/ and of the user's folder.
+    """Return the choices of the group `model` to measure: those named, else all of conf/ and of the user's folder.
 
     Raises:
-        ConfigError: a folder without choices, or names that are none.
+        ConfigError: the folder has no choices, or a name is not a choice.
     """
     from experiments.config.schema import shipped
     from experiments.config.validation import nearest
@@ -95,10 +95,10 @@ def choose(names: Sequence[str], folder: Path | None = None) -> list[str]:
 
 
 def configuration(name: str, folder: Path | None = None, threads: int | None = None) -> Config:
-    """The checked configuration of a run from scratch with this backbone: no weights are read for it.
+    """Return the validated configuration of a run from scratch with this backbone, which reads no weights.
 
     Raises:
-        ConfigError: what cannot be composed, or is not accepted.
+        ConfigError: the configuration cannot be composed or is invalid.
     """
     from experiments.cli.composed import read
 
@@ -107,14 +107,15 @@ def configuration(name: str, folder: Path | None = None, threads: int | None = N
 
 
 def measure(config: Config, batch: int, seconds: float) -> Cost:
-    """Builds a backbone with random weights and runs it on noise.
+    """Build a backbone with random weights and measure its speed on noise.
 
     Args:
-        batch: pictures at once.
-        seconds: how long to go on, after a first batch that is not counted; at least three batches are.
+        config: configuration of a run with this backbone.
+        batch: images per batch.
+        seconds: least time to measure. At least three batches are measured, after a first one that is not counted.
 
     Raises:
-        ConfigError: a backbone that cannot be built, or cut at its last block.
+        ConfigError: the backbone cannot be built, or split before its last block.
     """
     import keras
     import numpy as np
@@ -125,7 +126,7 @@ def measure(config: Config, batch: int, seconds: float) -> Cost:
     keras.utils.clear_session()
     keras.utils.set_random_seed(config.seed)
     backbone = build_backbone(config, None)
-    run = inference_function(split_network(backbone, 0, config.model.head.pooling).prefix)  # as activations.py does
+    run = inference_function(split_network(backbone, 0, config.model.head.pooling).prefix)  # as feature_cache does
     size = config.data.image_size
     pixels = np.random.default_rng(0).uniform(0, 255, (batch, size, size, 3)).astype("float32")
     run(pixels)
@@ -145,7 +146,7 @@ def measure(config: Config, batch: int, seconds: float) -> Cost:
 
 
 def cost_table(costs: Iterable[Cost], batch: int, threads: int | None) -> Table:
-    """One row a backbone; speeds are medians over its batches."""
+    """Return a table with a row per backbone; speeds are medians over its batches."""
     import os
 
     from rich import box

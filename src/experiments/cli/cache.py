@@ -1,4 +1,4 @@
-"""`experiments cache [list|verify|prune]`: what the cache holds, whether it is sound, and how to make it smaller."""
+"""`experiments cache [list|verify|prune]`: list the cache's entries, verify their hashes, or remove unused ones."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 class Held(NamedTuple):
-    """Something in the cache that is made and removed by itself; a table of activations with all its shards."""
+    """An entry of the cache, created and removed as a whole; a feature table is one entry with all its shards."""
 
     path: Path
     size: int  # bytes
-    created: float  # seconds since 1970; of its oldest file
+    created: float  # seconds since 1970, of the entry's oldest file
     used: float  # seconds since 1970
 
     @property
@@ -86,7 +86,7 @@ def days(text: str) -> float:
 
 
 def size(text: str) -> int:
-    """Bytes of 5GB, 500 MB, 1.5G, 800000."""
+    """Return the number of bytes of a size such as 5GB, 500 MB, 1.5G or 800000, as an argparse type."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
     if not found:
         raise argparse.ArgumentTypeError(f"must be a size such as 5GB, 500MB or 0. Received: {text!r}")
@@ -94,14 +94,14 @@ def size(text: str) -> int:
 
 
 def scan(cache: Path) -> list[Held]:
-    """List all that is in the cache but locks, the longest unused first.
+    """Return all entries of the cache except locks, the longest unused first.
 
-    With unfinished entries, whose names are hidden, and links, which are as large as themselves.
+    Unfinished entries, whose names begin with a dot, and symbolic links, counted with the link's own size, are included.
     """
     found = []
     for path in cache.glob("*/*"):
         if path.parent.name == "locks" or (path.parent.is_symlink() and path.parent.name not in KINDS):
-            continue  # a link of somebody else's: what it leads to is not of the cache
+            continue  # a foreign symbolic link: its target does not belong to the cache
         try:
             used = path.lstat().st_mtime
             is_folder = path.is_dir() and not path.is_symlink()
@@ -114,7 +114,7 @@ def scan(cache: Path) -> list[Held]:
 
 
 def purpose(path: Path) -> str:
-    """What an entry is for, in words, from what it says of itself."""
+    """Return a description of an entry's content, read from its metadata."""
     import numpy as np
 
     if path.is_symlink():
@@ -147,15 +147,14 @@ def purpose(path: Path) -> str:
 
 
 def arrays(path: Path) -> list[Path]:
-    """The folders of an entry that have a hash: itself, or its shards."""
+    """Return the directories of an entry that have a hash: the entry itself, or its shards."""
     if (path / "meta.json").exists():
         return [path]
     return sorted(meta.parent for meta in path.glob("*/meta.json") if not meta.parent.name.startswith("."))
 
 
 def show(cache: Path) -> None:
-    """Prints one line for each entry, and the total."""
-
+    """Print one line for each entry, and the total."""
     from experiments.storage.atomic_files import readable
 
     found = scan(cache)
@@ -168,7 +167,7 @@ def show(cache: Path) -> None:
 
 
 def listing(found: Sequence[Held]) -> Table:
-    """Entries by kind, the last used first."""
+    """Return a table of entries by kind, the last used first."""
     from rich import box
     from rich.table import Table
 
@@ -192,10 +191,10 @@ def age(seconds: float) -> str:
 
 
 def verify(cache: Path, *, remove: bool) -> int:
-    """Hashes everything that was stored with a hash; prints what is damaged, and removes it if asked to.
+    """Verify all entries that were stored with a hash; print the damaged ones, and remove them if `remove` is set.
 
     Returns:
-        The exit code: 1 if anything is damaged, else 0.
+        The exit code: 1 if an entry is damaged, else 0.
     """
     from experiments.storage import array_cache
 
@@ -214,7 +213,7 @@ def verify(cache: Path, *, remove: bool) -> int:
 
 
 def check(held: Held) -> Iterator[tuple[Path, str | None]]:
-    """What of an entry carries a hash, and what is wrong with it; None: nothing."""
+    """Yield each directory of an entry that has a hash, with the reason why it is damaged, or None if it is not."""
     from experiments.data import manifest
     from experiments.storage import array_cache
     from experiments.training import checkpoints
@@ -228,15 +227,15 @@ def check(held: Held) -> Iterator[tuple[Path, str | None]]:
         kept = manifest.read_verdicts(held.path)
         yield held.path, kept if isinstance(kept, str) else None
     elif held.kind in ("pixels", "activations"):
-        # An activations folder without shards is of a process that ended before its first.
+        # A directory of features without shards is left by a process that ended before it had written the first one.
         for part in arrays(held.path) or ([held.path] if held.kind == "pixels" else []):
             yield part, array_cache.fault(part)
 
 
 def prune(cache: Path, *, older: float | None, to: int | None, dry_run: bool) -> None:
-    """Removes what was not used for `older` days; then the longest unused, until no more than `to` bytes remain.
+    """Remove entries unused for more than `older` days, then the longest unused until at most `to` bytes remain.
 
-    What a process writes or uses now is kept.
+    Entries that another process writes or uses at the moment are kept.
     """
     from experiments.storage import array_cache, atomic_files
 

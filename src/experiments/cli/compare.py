@@ -1,4 +1,4 @@
-"""`experiments compare RUN RUN ...`: what differs, how well each does, and whether the difference is real."""
+"""`experiments compare RUN RUN ...`: scores of runs, their differences in configuration, and significance tests."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from experiments.evaluation.comparison import Comparison
     from experiments.tracking.queries import RunFacts
 
-PICTURES = 24  # in the gallery
-MOST_COLUMNS = 4  # groups whose configurations stand side by side in a terminal
-LONGEST = 40  # characters of a value in a terminal; the files have it whole
-BRIEF = ("loss", "roc_auc", "brier")  # the metrics that a terminal has room for; the files have all
+PICTURES = 24  # default number of images in the gallery
+MOST_COLUMNS = 4  # groups whose configurations are shown side by side on a terminal
+LONGEST = 40  # characters of a value on a terminal; the files contain the whole value
+BRIEF = ("loss", "roc_auc", "brier")  # the metrics that fit on a terminal; the files contain all
 
 
 def main() -> None:
@@ -89,39 +89,39 @@ def count(text: str) -> int:
 
 
 def jobs_of(uri: str, named: str) -> list[RunFacts]:
-    """The runs of a sweep's jobs.
+    """Return the runs of a sweep's jobs.
 
     Args:
-        named: the sweep's name, its folder, or the id of its MLflow run, that the jobs are children of.
+        uri: the MLflow tracking store.
+        named: the sweep's name, its directory, or the id of its MLflow run, which is the parent of the jobs' runs.
 
     Raises:
-        ConfigError: no such sweep, or none of its jobs is there.
+        ConfigError: no such sweep, or none of its jobs has finished.
     """
     from experiments.sweeps import plan
     from experiments.tracking.queries import RUN_ID, find_runs, search_runs
 
-    try:  # its files know of jobs, too, that had been trained before, for another sweep
+    try:  # the sweep's files also list jobs that were trained before, whose runs have another parent
         return find_runs(uri, plan.run_ids(plan.find(named)))
     except ConfigError:
         if not RUN_ID.fullmatch(named):
             raise
     children = search_runs(uri, f"tags.`mlflow.parentRunId` = '{named}'")
-    jobs = [run for run in children if run.params.get("evaluate.test") != "True"]  # that is the winner's last training
+    jobs = [run for run in children if run.params.get("evaluate.test") != "True"]  # the others are the winner's final runs
     if not jobs:
         raise ConfigError(f"--sweep: no finished job has {named} as its parent run")
     return jobs
 
 
 def show(console: Console, comparison: Comparison) -> None:
-    """The comparison on a terminal of 100 columns."""
-
+    """Print a comparison on a terminal of 100 columns."""
     from experiments.evaluation import comparison_text
 
     images = " and ".join(sorted({f"{len(group.images):,}" for group in comparison.groups}))
     title = f"{comparison.split}: accuracy on {images} images [95 % interval], differences in points"
     scores = comparison_text.score_table(comparison)
     for row in scores[1:]:
-        row[0] = row[0].replace(" ", "\n  ").replace("\n  ", " ", 1)  # a line for each of the keys
+        row[0] = row[0].replace(" ", "\n  ").replace("\n  ", " ", 1)  # one key per line
     table(console, scores, title)
     metrics = comparison_text.metric_table(comparison, BRIEF)
     if len(metrics[0]) > 1:
@@ -141,7 +141,7 @@ def show(console: Console, comparison: Comparison) -> None:
 
 
 def by_value(differing: Sequence[Sequence[str]]) -> list[list[str]]:
-    """What differs among many groups: a row for every value, with the numbers of the groups that have it."""
+    """Return the configuration differences of many groups: a row per value, with the numbers of the groups with it."""
     lines = [["key", "value", "of"]]
     for key, *values in differing[1:]:
         for value in dict.fromkeys(values):
@@ -151,11 +151,11 @@ def by_value(differing: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def table(console: Console, lines: Sequence[Sequence[str]], title: str | None = None, numbers: bool = True) -> None:
-    """Prints a table whose first column may be folded; the others, too, unless they hold numbers."""
+    """Print a table in which long text is wrapped, except in columns of numbers, which never hold the first place."""
     from rich import box
     from rich.table import Table
 
-    if title:  # not the table's own, which is folded to its width
+    if title:  # printed apart, because rich wraps a table's own title to the table's width
         console.print(title, style="italic", highlight=False)
     made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for at, name in enumerate(lines[0]):
@@ -169,7 +169,7 @@ def table(console: Console, lines: Sequence[Sequence[str]], title: str | None = 
 
 
 def keep(console: Console, uri: str, comparison: Comparison, arguments: argparse.Namespace) -> None:
-    """Writes the comparison's files, logs them, and says where they are."""
+    """Write the comparison's files, log them to MLflow unless --no-log is given, and print where they are."""
     from experiments.evaluation import comparison_page
     from experiments.tracking import log_comparison
 

@@ -1,4 +1,4 @@
-"""What verbs share that take train's overrides: the composed configuration, and runs started with them."""
+"""Functions for verbs that take the overrides of `train`: compose the configuration, and start runs with it."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ if TYPE_CHECKING:
 
 
 def read(overrides: Sequence[str], folder: Path | None = None) -> Config:
-    """The checked configuration of a command line, composed as by `train`; see `whole`."""
+    """Return the validated configuration of a command line, composed as by `train`; see `whole`."""
     return whole(overrides, folder).config
 
 
 def whole(overrides: Sequence[str], folder: Path | None = None) -> Composed:
-    """Return the checked configuration of a command line, composed as by `train`, and Hydra's own of it.
+    """Return the validated configuration of a command line, composed as by `train`, with Hydra's composed one.
 
     Args:
-        folder: of the user's own choices, where there are such (train's --config-dir).
+        overrides: the command line.
+        folder: folder with the user's own choices (`--config-dir` of `train`), if any.
 
     Raises:
-        ConfigError: in the words of `train`.
+        ConfigError: the configuration cannot be composed or is invalid; the message is that of `train`.
     """
     given = [*overrides, *([f"hydra.searchpath=['file://{folder.resolve()}']"] if folder else [])]
     try:
@@ -51,16 +52,18 @@ def whole(overrides: Sequence[str], folder: Path | None = None) -> Composed:
 
 
 def start(jobs: Sequence[Sequence[str]], tag: str) -> tuple[str, list[RunFacts]]:
-    """Trains each list of overrides in a process of its own, one after the other.
+    """Train each list of overrides in a process of its own, one after the other.
 
     Args:
-        tag: what their MLflow runs are marked with, to be found again.
+        jobs: the overrides of each run.
+        tag: name of the MLflow tag by which the runs are found afterwards.
 
     Returns:
-        The tracking store, and the runs in order. The process ends where one of them failed.
+        The URI of the tracking store, and the runs in order.
 
     Raises:
-        ConfigError: overrides that cannot be used, or tracking=none.
+        ConfigError: the overrides cannot be used, name several tracking stores, or contain tracking=none.
+        SystemExit: a run failed; later ones are not started.
     """
     from experiments.tracking.queries import find_runs
 
@@ -68,7 +71,7 @@ def start(jobs: Sequence[Sequence[str]], tag: str) -> tuple[str, list[RunFacts]]
     uri = uris.pop()
     if uris or uri is None:
         raise ConfigError("tracking: these runs are found again in one MLflow store. Allowed: tracking=sqlite, server")
-    token = f"t{secrets.token_hex(4)}"  # a letter first: Hydra reads 12345678 as a number
+    token = f"t{secrets.token_hex(4)}"  # starts with a letter, because Hydra parses 12345678 as a number
     for job in jobs:
         command = ["-m", "experiments.train", *job]
         print(f"\n$ python {' '.join(command)}", flush=True)

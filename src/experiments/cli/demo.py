@@ -1,4 +1,4 @@
-"""`experiments demo`: scratch, bottleneck and finetune on drawn pictures, and one table."""
+"""`experiments demo`: train with the regimes scratch, bottleneck and finetune on synthetic images, and compare them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`experiments export RUN --output FOLDER`: a trained model as .keras and SavedModel, compared with the original."""
+"""`experiments export RUN --output FOLDER`: export a trained model as .keras and SavedModel, and verify both."""
 
 from __future__ import annotations
 
@@ -30,15 +30,22 @@ def main() -> None:
 
 
 def export(named: str, folder: Path, overwrite: bool, pictures: int, uri: str | None) -> None:
-    """Writes the files and prints how well they agree.
+    """Write the exported files and print how much their predictions differ from the model's.
+
+    Args:
+        named: the run's folder, MLflow id, the beginning of that, or name.
+        folder: the folder to write.
+        overwrite: whether to replace an earlier export in the folder.
+        pictures: number of images to compare predictions on.
+        uri: the MLflow tracking store; None: the default one.
 
     Raises:
-        ConfigError: no such run, or a folder that is not to be replaced.
+        ConfigError: no such run, or the folder exists and is not to be replaced.
     """
     from experiments.deploy import saved_run
     from experiments.system.startup import quiet_start
 
-    # Nothing but an export is ever replaced.
+    # Only a folder that an earlier export has written is ever replaced.
     if folder.exists() and not (overwrite and (folder / "model.json").is_file()):
         how = "Give --overwrite to replace it" if (folder / "model.json").is_file() else "Give another one"
         raise ConfigError(f"--output: {folder} is there already. {how}")

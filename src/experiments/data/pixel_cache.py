@@ -29,8 +29,8 @@ _log = logging.getLogger(__name__)
 class Decoded:
     """Images that were decoded for validation, buffered until they are written to the array cache.
 
-    They are decoded with the same settings as the cached pixels. They lie in blocks, which are returned to the operating
-    system whole: the memory of many small arrays mostly stays with the process.
+    They are decoded with the same settings as the cached pixels. They lie in blocks, which are returned to the
+    operating system whole: the memory of many small arrays mostly stays with the process.
 
     Args:
         image_size: width and height.
@@ -45,7 +45,7 @@ class Decoded:
         self._room = int(memory // _bytes(image_size))  # images
         self._cache = cache
         self._reserve = 0  # bytes of the disk that are reserved for the array cache
-        self._block: Callable[[], np.ndarray | None] = lambda: None  # weak: freed with the last of its images
+        self._block: Callable[[], np.ndarray | None] = lambda: None  # weak: freed with its last image
         self._taken = 0
         self._lock = Lock()
         self._full = False

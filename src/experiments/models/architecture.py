@@ -1,4 +1,4 @@
-"""What a network computes, as plain data that can be stored with its weights and compared with another network's."""
+"""Architecture of a network as plain data, to be stored with its weights and compared with another network's."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 import keras
 
-# Settings that change training or storage and leave what a trained network computes as it is.
+# Settings that affect training or storage, but not what a trained network computes.
 TRAINING_ONLY = re.compile(
     r"name|trainable|dtype|seed|momentum|renorm_momentum|batch_shape|batch_input_shape|sparse|ragged|optional"
     r"|(.*_)?(initializer|regularizer|constraint)"
 )
-# Layers that pass their input on unchanged in a trained network.
+# Layers that return their input unchanged at inference.
 IDENTITY_AT_INFERENCE = (
     "Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "AlphaDropout", "GaussianDropout",
     "GaussianNoise", "ActivityRegularization",
@@ -34,27 +34,27 @@ def architecture(model: keras.Model) -> Architecture:
 def layers_of(config: Mapping[str, Any], *, preprocessing: bool = True) -> Architecture:
     """Return the layers of a functional model's Keras configuration.
 
-    Left out are settings that matter in training only and layers that do nothing at inference. Names that Keras
-    counts up (`add_3`) are counted anew, as they depend on what a process has built before.
+    Settings that matter in training only and layers that do nothing at inference are skipped. Names that Keras numbers
+    (`add_3`) are numbered anew, as they depend on what a process has built before.
 
     Args:
-        config: as in `config.json` of a .keras file, below `config`. Only read, never deserialized.
-        preprocessing: False leaves out what `network.preprocess` puts before a network.
+        config: the value of `config` in the config.json of a .keras file. It is only read, never deserialized.
+        preprocessing: False skips what `network.preprocess` adds before a network.
 
     Raises:
-        KeyError, TypeError, AttributeError: a configuration of another form.
+        KeyError, TypeError, AttributeError: if the configuration has another form.
     """
     nodes = [(str(layer.get("name") or layer["config"]["name"]), layer) for layer in config["layers"]]
     counts: Counter[str] = Counter()
     names: dict[str, str] = {}
-    passed: dict[str, str] = {}  # layers that are left out -> the layer before each
+    passed: dict[str, str] = {}  # skipped layer -> the layer before it
     for name, layer in nodes:
         kind = str(layer["class_name"])
         added = name == PREPROCESSING or kind == "Flip"
         if kind in IDENTITY_AT_INFERENCE or (added and not preprocessing):
             passed[name] = next(_sources(layer["inbound_nodes"]))
             continue
-        # Whatever an input is called, it is one.
+        # The name of an input layer does not matter.
         counted = kind == "InputLayer" or re.fullmatch(rf"{snake_case(kind)}(_\d+)?", name)
         names[name] = f"{snake_case(kind)}[{counts[kind]}]" if counted else name
         counts[kind] += bool(counted)
@@ -81,9 +81,9 @@ def layers_of(config: Mapping[str, Any], *, preprocessing: bool = True) -> Archi
 
 
 def differences(recorded: Architecture, current: Architecture) -> list[str]:
-    """Return how a recorded network differs from a current one, a phrase each; nothing where they compute the same.
+    """Return a phrase for each difference between a recorded and a current network; none if they compute the same.
 
-    Settings that only one of the two has are no difference: another version of Keras may have brought them.
+    Settings that only one of the two has are not compared: another version of Keras may have added them.
     """
     kinds = [[f"{layer['name']} ({layer['class']})" for layer in layers] for layers in (recorded, current)]
     if kinds[0] != kinds[1]:
@@ -109,9 +109,10 @@ def _setting_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> l
 
 
 def setting_differences(there: Mapping[str, Any], here: Mapping[str, Any], above: str = "") -> list[str]:
-    """Return how two configurations of a network differ, by key; settings of one of them only are left out.
+    """Return a phrase for each setting that differs between two configurations of a network.
 
-    Dropout, penalties and momentum matter in training only.
+    Settings that only one of them has are skipped, as are dropout, penalties and momentum, which matter in training
+    only.
     """
     found = []
     for key in there:
@@ -127,7 +128,7 @@ def setting_differences(there: Mapping[str, Any], here: Mapping[str, Any], above
 
 
 def _equal(there: Any, here: Any) -> bool:
-    """Return whether two settings are equal, floats to seven digits: they may have been written as float32."""
+    """Return whether two settings are equal, floats to a relative 1e-6: they may have been written as float32."""
     if isinstance(there, list) and isinstance(here, list):
         return len(there) == len(here) and all(map(_equal, there, here))
     if isinstance(there, float | int) and isinstance(here, float | int):
@@ -155,7 +156,7 @@ def _sources(node: Any) -> Iterator[str]:
 
 
 def snake_case(kind: str) -> str:
-    """Return the name that Keras gives to a layer of a class."""
+    """Return the default name that Keras gives to a layer of a class."""
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", kind))).lower()
 
 

@@ -1,4 +1,4 @@
-"""The tutorial's small convolutional network, its layers in configuration."""
+"""The tutorial's small convolutional network, with its layers given by the configuration."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from experiments.config.schema import ConvBlock
 
 
 def convnet(*, input_tensor: keras.KerasTensor, layers: Mapping[str, ConvBlock]) -> keras.Model:
-    """A stack of convolutional blocks: convolutions, each with its activation, max pooling, dropout.
+    """Return a stack of convolutional blocks: convolutions, each with its activation, max pooling, dropout.
 
-    Where a block wants it: batch normalisation after every convolution, depthwise separable convolutions, and a
-    shortcut around the block, 1 x 1 with its stride, added before its last activation (as Chollet's Xception, 2017).
+    A block can also have batch normalisation after every convolution, depthwise separable convolutions, and a shortcut
+    around the block: a 1 x 1 convolution with the block's stride, added before its last activation (as in Chollet's
+    Xception, 2017).
 
     Args:
-        input_tensor: preprocessed pictures [B, H, W, 3].
+        input_tensor: preprocessed images [B, H, W, 3].
         layers: the blocks by name, in order.
 
     Returns:
         A model from the input's source to feature maps [B, h, w, filters of the last block].
 
     Raises:
-        ValueError: pictures too small for so many blocks.
+        ValueError: if the images are too small for so many blocks.
     """
     x = input_tensor
     for name, block in layers.items():
@@ -46,7 +47,7 @@ def convnet(*, input_tensor: keras.KerasTensor, layers: Mapping[str, ConvBlock])
             if not inside and not after_sum:
                 x = keras.layers.Activation(block.activation, name=f"{name}_activation{number}")(x)
         if block.pool > 1:
-            # As far as a shortcut of that stride reaches.
+            # The size must be that of the shortcut's strided convolution.
             padding = "same" if block.residual else "valid"
             x = keras.layers.MaxPooling2D(block.pool, padding=padding, name=f"{name}_pool")(x)
         if block.residual:
@@ -64,7 +65,7 @@ def convnet(*, input_tensor: keras.KerasTensor, layers: Mapping[str, ConvBlock])
 
 
 def convolution(block: ConvBlock, stride: int, activated: bool, name: str) -> keras.layers.Layer:
-    """One convolution of a block, with its activation where nothing comes between the two."""
+    """Return one convolution of a block, with its activation where nothing comes between the two."""
     regularizer = penalty(block.l1, block.l2)
     if block.separable:
         kernels = {"depthwise_regularizer": regularizer, "pointwise_regularizer": regularizer}
@@ -84,5 +85,5 @@ def convolution(block: ConvBlock, stride: int, activated: bool, name: str) -> ke
 
 
 def penalty(l1: float, l2: float) -> keras.regularizers.Regularizer | None:
-    """L1 and L2 penalties on a layer's kernel; None where both are 0."""
+    """Return L1 and L2 penalties on a layer's kernel; None where both are 0."""
     return keras.regularizers.L1L2(l1=l1, l2=l2) if l1 or l2 else None

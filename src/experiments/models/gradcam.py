@@ -1,4 +1,4 @@
-"""Where in a picture a network sees a class: Grad-CAM.
+"""Grad-CAM: heat maps of the image regions that support a class.
 
 Source: R. R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
 ICCV 2017.
@@ -12,20 +12,20 @@ import tensorflow as tf
 
 
 def gradcam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Return how much each place of the last feature maps speaks for a class and against the others, at image size.
+    """Return how much each region of an image supports a class against the others, at image size.
 
-    The maps are those that the head pools or flattens; each channel weighs as the mean gradient of the class's log
-    odds, log(p / (1 - p)), and what speaks against the class is cut off. A logit of its own means nothing with more
-    than two classes: softmax takes only the differences between logits, and where all of them are negative, no place
-    would speak for any class. Unlike the probability, the log odds have a gradient at p = 1, too.
+    The feature maps are those that the head pools or flattens; each channel is weighted by the mean gradient of the
+    class's log odds, log(p / (1 - p)), and negative values are set to 0. The logit itself would mislead with more than
+    two classes: softmax depends only on the differences between logits, and where all logits are negative, no region
+    would support any class. Unlike the probability, the log odds have a gradient at p = 1, too.
 
     Args:
-        model: pixels -> probabilities, as `models.network.join` makes it.
+        model: maps pixels to probabilities, as built by `models.network.join`.
         pixels: [B, H, W, 3] in [0, 255].
-        classes: [B] int, of each picture the class that is asked for.
+        classes: [B] int, the class to explain for each image.
 
     Returns:
-        [B, H, W] float32 in [0, 1], the largest of each picture 1; all 0 where nothing speaks for the class.
+        [B, H, W] float32 in [0, 1], with a maximum of 1 for each image; all 0 where nothing supports the class.
     """
     below = model.get_layer("frozen")
     pool, head = below.get_layer("pooling"), model.get_layer("head")

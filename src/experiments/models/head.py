@@ -1,4 +1,4 @@
-"""The part of a network above its pooled features: dense layers to logits, and logits to probabilities."""
+"""Head of a network: pooling, dense layers to logits, and logits to probabilities."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from experiments.models.convnet import penalty
 
 
 def pooling(kind: str) -> keras.layers.Layer:
-    """Feature maps [B, h, w, C] to vectors [B, D]."""
+    """Return the layer that pools or flattens feature maps [B, h, w, C] to vectors [B, D]."""
     if kind == "average":
         return keras.layers.GlobalAveragePooling2D(name="pooling")
     if kind == "max":
@@ -18,11 +18,11 @@ def pooling(kind: str) -> keras.layers.Layer:
 
 
 def dense_head(features: int, config: Head, classes: int) -> keras.Model:
-    """Hidden dense layers with dropout, then one logit for two classes, else one for each.
+    """Return hidden dense layers with dropout, followed by one logit for two classes, else one for each.
 
     Args:
         features: D, the length of a pooled feature vector.
-        config: the head's layers; what a layer leaves None is the head's own value.
+        config: the head's layers; a value that is None in a layer is the head's own value.
         classes: number of classes, two or more.
 
     Returns:
@@ -41,15 +41,15 @@ def dense_head(features: int, config: Head, classes: int) -> keras.Model:
     if not hidden:
         x = keras.layers.Dropout(config.dropout, name="dropout")(x)
     units = 1 if classes == 2 else classes
-    # Logits are float32 under mixed precision too, as the loss needs.
+    # The loss needs float32 logits under mixed precision, too.
     x = keras.layers.Dense(units, kernel_regularizer=penalty(config.l1, config.l2), dtype="float32", name="logits")(x)
     return keras.Model(inputs, x, name="head")
 
 
 def probabilities(logits: keras.KerasTensor) -> keras.KerasTensor:
-    """Logits [B, 1] or [B, classes] to probabilities [B, classes] that sum to 1.
+    """Convert logits [B, 1] or [B, classes] to probabilities [B, classes] that sum to 1.
 
-    Of a hinge's margins the same makes scores in [0, 1] that keep their order.
+    Margins of a hinge loss become scores in [0, 1] that keep their order.
     """
     if logits.shape[-1] == 1:
         return keras.ops.sigmoid(keras.ops.concatenate([-logits, logits], axis=-1))  # 1 - p would lose digits near 1

@@ -1,4 +1,4 @@
-"""Backbones from their constructors, cut at a block, and joined with a head."""
+"""Backbones with their preprocessing, their split into a frozen and a trainable part, and joined models."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from experiments.models.head import pooling, probabilities
 from experiments.models.types import Backbone
 from experiments.storage.array_cache import Rows
 
-# As keras.applications.imagenet_utils.preprocess_input, as layers, so that a saved model holds them.
+# Constants of keras.applications.imagenet_utils.preprocess_input. They are applied by layers, so that saved models
+# include the preprocessing.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
-VERSION = 2  # of the arithmetic of `forward_each`, on which stored activations depend
-PIXELS = "pixels"  # the boundary of a network of which nothing is frozen
-CONSTANTS = 2**28  # bytes at most in a graph; fine-tuning may hold three of them
+VERSION = 2  # of the arithmetic in `inference_functions`, on which cached features depend
+PIXELS = "pixels"  # the split point of a network in which nothing is frozen
+CONSTANTS = 2**28  # bytes of weights in a graph at most; fine-tuning may hold three such graphs
 
 
 def preprocess(pixels: keras.KerasTensor, kind: str) -> keras.KerasTensor:
-    """Pixels [B, H, W, 3] in [0, 255], RGB, to what a backbone was trained on.
+    """Convert RGB pixels [B, H, W, 3] in [0, 255] to the inputs that a backbone was trained on.
 
     Args:
-        kind: rescale ([0, 1]), tf ([-1, 1]), torch (ImageNet's mean and deviation), caffe (BGR, mean subtracted), none.
+        kind: rescale ([0, 1]), tf ([-1, 1]), torch (ImageNet's mean and standard deviation), caffe (BGR, mean
+            subtracted), none.
     """
     if kind == "rescale":
         return keras.layers.Rescaling(1 / 255, name="preprocessing")(pixels)
@@ -47,7 +49,7 @@ def preprocess(pixels: keras.KerasTensor, kind: str) -> keras.KerasTensor:
 
 
 def weights_hash(model: keras.Model) -> str:
-    """sha256 over the values of all weights, in order."""
+    """Return the sha256 over the values of all weights, in order."""
     digest = hashlib.sha256()
     for value in model.get_weights():
         digest.update(value.tobytes())
@@ -55,26 +57,29 @@ def weights_hash(model: keras.Model) -> str:
 
 
 class NetworkSplit(NamedTuple):
-    """A network in two: below the boundary frozen, above it trained. Layers are shared with the whole."""
+    """A network split into a frozen part and a trainable part.
 
-    prefix: keras.Model  # pixels -> activations at the boundary
-    suffix: keras.Model  # activations at the boundary -> pooled features [B, D]
-    boundary: str  # the first layer of the suffix; "pooling" where all is frozen, PIXELS where nothing is
+    The parts share their layers with the whole network.
+    """
+
+    prefix: keras.Model  # the frozen part: pixels -> features at the split point
+    suffix: keras.Model  # the trainable part: features at the split point -> pooled features [B, D]
+    boundary: str  # first layer of the trainable part; "pooling" where all is frozen, PIXELS where nothing is
 
     @property
     def frozen(self) -> bool:
-        """Whether anything is frozen, so that there is something to store."""
+        """True if anything is frozen, so that there are features to cache."""
         return self.boundary != PIXELS
 
 
 def split_network(backbone: Backbone, unfrozen: int | str, pool: str) -> NetworkSplit:
-    """Split a backbone below its last `unfrozen` stages; 0 leaves only pooling above, done by the prefix.
+    """Split a backbone before its last `unfrozen` stages; 0 freezes all of it and puts pooling into the frozen part.
 
     Args:
-        unfrozen: as `regime.unfrozen_blocks`, or 0.
+        unfrozen: the value of `regime.unfrozen_blocks`, or 0.
 
     Raises:
-        ConfigError: no split is possible there, with the next one that is.
+        ConfigError: if no split is possible there; the message has the next possible one.
     """
     model = backbone.model
     if unfrozen == 0:
@@ -89,13 +94,13 @@ def split_network(backbone: Backbone, unfrozen: int | str, pool: str) -> Network
 
 
 def pooled(backbone: Backbone, pool: str) -> keras.Model:
-    """Pixels [B, H, W, 3] to pooled features [B, D]."""
+    """Return a model from pixels [B, H, W, 3] to pooled features [B, D]."""
     model = backbone.model
     return keras.Model(model.inputs[0], pooling(pool)(model.output), name="frozen")
 
 
 def stack(below: keras.Model, head: keras.Model, *, training: bool | None) -> keras.Model:
-    """A model from `below`'s input through pooled features to the head's logits: what `fit` trains.
+    """Return the model that `fit` trains: from the input of `below` through pooled features to the head's logits.
 
     Args:
         training: False keeps BatchNorm statistics fixed (and drop-path off) while weights are trained; None lets
@@ -107,10 +112,11 @@ def stack(below: keras.Model, head: keras.Model, *, training: bool | None) -> ke
 
 
 class Always(keras.layers.Layer):
-    """A model called with one fixed `training`.
+    """A layer that calls a model with one fixed value of `training`.
 
-    A functional model hands its own `training` down and so overrides what a part of it was called with (Keras 3.15,
-    `functional.operation_fn`): below(inputs, training=False) would train with batch statistics after all.
+    A functional model passes its own `training` to its layers and so overrides the value that one of them was called
+    with (Keras 3.15, `functional.operation_fn`): below(inputs, training=False) would train with batch statistics after
+    all.
     """
 
     def __init__(self, model: keras.Model, training: bool) -> None:
@@ -123,26 +129,31 @@ class Always(keras.layers.Layer):
 
 
 def join(backbone: Backbone, pool: str, head: keras.Model) -> keras.Model:
-    """The whole: pixels [B, H, W, 3] in [0, 255] to probabilities [B, classes]."""
+    """Join a backbone and a head into one model.
+
+    It maps pixels [B, H, W, 3] in [0, 255] to probabilities [B, classes].
+    """
     inputs = keras.Input(backbone.model.input_shape[1:], name="pixels")
     logits = head(pooled(backbone, pool)(inputs, training=False))
     return keras.Model(inputs, probabilities(logits), name="classifier")
 
 
 def inference_function(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
-    """As `forward_each`, of one model."""
+    """Return a compiled inference function for one model; see `inference_functions`."""
     run = inference_functions([model])
     return lambda inputs: run(inputs)[0]
 
 
 def inference_functions(models: Sequence[keras.Model]) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """What models with the same input make of a batch [B, ...] float32, without training; layers they share run once.
+    """Return a compiled function that runs several models with the same input, without training.
 
-    A compiled function, float32 in and out; the weights must stay as they are while it is used. Those of a network that
-    normalises by fixed statistics are constants in it, so that TensorFlow folds normalisation and activation into the
-    convolutions before them: MobileNetV2 takes two thirds of the time. Others would gain nothing by it.
+    It takes a batch [B, ...] float32 and returns an output for each model, float32; layers that the models share run
+    once. The weights must not change while the function is used. The weights of a network that normalises by fixed
+    statistics are constants in the graph, so that TensorFlow folds normalisation and activation into the convolutions
+    before them: MobileNetV2 takes two thirds of the time. Other networks would gain nothing by it.
 
-    Not `predict_on_batch`: under a strategy that runs every batch on each of its devices.
+    It is used in place of `predict_on_batch`, which under a distribution strategy runs every batch on each of its
+    devices.
     """
     whole = keras.Model(models[0].inputs[0], [model.outputs[0] for model in models], name=models[0].name)
     normalises = any(variable.name == "moving_variance" for variable in whole.variables)
@@ -165,7 +176,7 @@ def inference_functions(models: Sequence[keras.Model]) -> Callable[[np.ndarray],
 
 
 def predict_probabilities(model: keras.Model, inputs: np.ndarray | Rows, batch_size: int = 64) -> np.ndarray:
-    """Probabilities [N, classes] float32 of a model that outputs logits, for rows of its inputs [N, ...]."""
+    """Return probabilities [N, classes] float32 of a model that outputs logits, for inputs [N, ...]."""
     run = inference_function(model)
     starts = range(0, len(inputs), batch_size)
     logits = [run(np.asarray(inputs[at : at + batch_size], "float32")) for at in starts]
@@ -176,10 +187,10 @@ def load_backbone(model: keras.Model, path: Path, key: str) -> None:
     """Load a weights file into a model.
 
     Args:
-        key: the configuration key that named the file, for the error.
+        key: the configuration key that named the file, for the error message.
 
     Raises:
-        ConfigError: a file that does not exist, is no weights file, or belongs to another network.
+        ConfigError: if the file does not exist, is no weights file, or belongs to another network.
     """
     contents = weights.read(path, key)
     recorded = weights.recorded_architecture(contents)
@@ -192,5 +203,5 @@ def load_backbone(model: keras.Model, path: Path, key: str) -> None:
 
 
 def reference_images(model: keras.Model) -> np.ndarray:
-    """Return the noise [2, H, W, 3] float32 in [0, 255] whose probabilities are stored with every model."""
+    """Return noise images [2, H, W, 3] float32 in [0, 255], whose probabilities are stored with every model."""
     return np.random.default_rng(0).integers(0, 256, (2, *model.input_shape[1:])).astype("float32")

@@ -1,4 +1,4 @@
-"""The stages of a network, found from its graph: a stage holds all layers of one resolution."""
+"""Stages of a network, found from its graph: a stage holds all layers of one resolution."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ import keras
 from experiments.config.validation import nearest
 from experiments.errors import ConfigError
 
-SHRINKS = 1.5  # A new stage begins where the resolution falls by more; convolutions without padding shrink it, too.
+SHRINKS = 1.5  # A stage begins where the resolution falls by this factor; convolutions without padding reduce it less.
 
 
 class Stage(NamedTuple):
-    """A part of a network that can be trained while all before it is frozen."""
+    """A part of a network that can be trained while everything before it is frozen."""
 
-    name: str  # its first layer's, or as model.blocks names it
+    name: str  # that of its first layer, or of the block in model.blocks
     position: int  # of its first operation in `model.operations`
-    entering: (
-        keras.KerasTensor | None
-    )  # [B, h, w, C]: the only way into it; None: there are others, no split is possible
+    # [B, h, w, C]: the tensor that every path into the stage crosses. None: there is none, and no split is possible.
+    entering: keras.KerasTensor | None
 
 
 def find_stages(model: keras.Model) -> tuple[Stage, ...]:
@@ -46,10 +45,10 @@ def find_stages(model: keras.Model) -> tuple[Stage, ...]:
 
 
 def named_stages(model: keras.Model, blocks: Sequence[str]) -> tuple[Stage, ...]:
-    """Return the stages that a configuration's model.blocks names, in order.
+    """Return the stages that `model.blocks` names, in order.
 
     Raises:
-        ConfigError: a block that no layer is named after, or blocks out of order.
+        ConfigError: if no layer is named after a block, or if the blocks are out of order.
     """
     operations, makers = list(model.operations), _makers(model)
     names = [operation.name for operation in operations]
@@ -67,7 +66,7 @@ def named_stages(model: keras.Model, blocks: Sequence[str]) -> tuple[Stage, ...]
     for number, (block, at) in enumerate(zip(blocks, positions, strict=True)):
         entering = _inputs(operations[at])
         usable = len(entering) == 1 and id(entering[0]) in ways
-        if usable:  # Layers of earlier blocks may stand beside this one, between the same two tensors.
+        if usable:  # Layers of other blocks may be in a parallel branch, between the same two tensors.
             at = makers[id(entering[0])] + 1
             earlier, later = blocks[:number], blocks[number:]
             usable = not any(name in earlier for name in owners[at:]) and not any(name in later for name in owners[:at])
@@ -76,13 +75,14 @@ def named_stages(model: keras.Model, blocks: Sequence[str]) -> tuple[Stage, ...]
 
 
 def stage_of(model: keras.Model, stages: Sequence[Stage], unfrozen: int | str) -> Stage:
-    """Return the first stage that is trained.
+    """Return the first stage that is trained; the whole network if no layer before the stage has weights.
 
     Args:
         unfrozen: `regime.unfrozen_blocks`: how many stages from the last, `all`, or the name of a layer or block.
 
     Raises:
-        ConfigError: there are fewer stages, no such layer, or no split is possible there; with what is possible.
+        ConfigError: if there are fewer stages, no such layer, or no split is possible there; the message has what is
+            possible.
     """
     whole = Stage("pixels", 0, model.inputs[0])
     if unfrozen == "all":
@@ -109,7 +109,7 @@ def stage_of(model: keras.Model, stages: Sequence[Stage], unfrozen: int | str) -
 
 
 def _named(model: keras.Model, stages: Sequence[Stage], name: str) -> Stage:
-    """Return the part of a network from a layer or block on, which need not begin a stage."""
+    """Return the part of a network that begins at a layer or block, which need not begin a stage."""
     if known := [stage for stage in stages if stage.name == name]:
         return known[0]
     operations, makers = list(model.operations), _makers(model)
@@ -129,7 +129,7 @@ def _named(model: keras.Model, stages: Sequence[Stage], name: str) -> Stage:
 
 
 def stage_numbers(model: keras.Model, stages: Sequence[Stage]) -> dict[str, int]:
-    """Return each operation's stage by its name: an index into `stages`, -1 before the first."""
+    """Return each operation's stage by the operation's name: an index into `stages`, -1 before the first."""
     return {
         operation.name: sum(stage.position <= at for stage in stages) - 1
         for at, operation in enumerate(model.operations)
@@ -137,12 +137,18 @@ def stage_numbers(model: keras.Model, stages: Sequence[Stage]) -> dict[str, int]
 
 
 def owner(layer: str, blocks: Iterable[str]) -> str | None:
-    """Return the block that a layer is named after: its name, or its name, an underscore and more; the longest such."""
+    """Return the block that a layer is named after, the longest of several.
+
+    The layer's name is the block's name, or begins with it and an underscore.
+    """
     return max((block for block in blocks if f"{layer}_".startswith(f"{block}_")), key=len, default=None)
 
 
 def only_ways(model: keras.Model) -> dict[int, keras.KerasTensor]:
-    """Return the tensors that every path through a network crosses, by the position of what makes them."""
+    """Return the tensors that every path through a network crosses.
+
+    The keys are the positions of the operations that output them in `model.operations`.
+    """
     operations = list(model.operations)
     last = {id(tensor): at for at, one in enumerate(operations) if not _is_input(one) for tensor in _inputs(one)}
     last |= {id(tensor): len(operations) for tensor in model.outputs}
@@ -157,15 +163,15 @@ def only_ways(model: keras.Model) -> dict[int, keras.KerasTensor]:
 
 
 def takers(model: keras.Model, tensor: keras.KerasTensor) -> list[keras.Operation]:
-    """Return the operations that a tensor enters."""
+    """Return the operations that have a tensor as an input."""
     return [one for one in model.operations if not _is_input(one) and any(tensor is other for other in _inputs(one))]
 
 
 def _block_input(model: keras.Model, tensor: keras.KerasTensor, first: keras.Operation) -> keras.KerasTensor:
-    """Return the tensor that enters a stage's first block: some layers before the resolution falls are part of it.
+    """Return the tensor that enters a stage's first block, which may begin before the resolution falls.
 
     Padding belongs to the convolution after it, and the 1x1 expansion of an inverted residual to its depthwise
-    convolution: what enters the expansion is linear.
+    convolution: the input of the expansion is linear.
     """
     operations, makers = list(model.operations), _makers(model)
 
@@ -186,12 +192,12 @@ def _block_input(model: keras.Model, tensor: keras.KerasTensor, first: keras.Ope
 
 
 def _makers(model: keras.Model) -> dict[int, int]:
-    """Return the position of the operation that makes each tensor, by the tensor's id."""
+    """Return the position of the operation that outputs each tensor, by the id of the tensor."""
     return {id(tensor): at for at, operation in enumerate(model.operations) for tensor in _outputs(operation)}
 
 
 def _inputs(operation: keras.Operation) -> list[keras.KerasTensor]:
-    # A nested model's own attribute is the tensor inside of it.
+    # The attribute `input` of a nested model is the tensor inside of that model.
     found: list[keras.KerasTensor] = keras.tree.flatten(keras.Operation.input.fget(operation))
     return found
 
@@ -202,7 +208,10 @@ def _outputs(operation: keras.Operation) -> list[keras.KerasTensor]:
 
 
 def _has_weights(operation: keras.Operation) -> bool:
-    """Return whether an operation has weights to train, frozen ones among them: a split must not depend on that."""
+    """Return whether an operation has weights to train, including those that are frozen now.
+
+    The split must not depend on what is frozen now.
+    """
     return bool(getattr(operation, "weights", None)) and not isinstance(operation, keras.layers.Normalization)
 
 

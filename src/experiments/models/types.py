@@ -1,4 +1,4 @@
-"""A backbone as plain data."""
+"""Data class of a backbone."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network without its head, preprocessing inside."""
+    """A network without its head, with its preprocessing inside."""
 
     model: keras.Model  # pixels [B, H, W, 3] in [0, 255] -> feature maps [B, h, w, C]
     stages: tuple[Stage, ...]  # in order; a stage ends where the next begins
-    identity: str  # hash of architecture and weights' values
+    identity: str  # hash of the architecture and the weights' values

@@ -1,6 +1,6 @@
-"""Weights files: what is in one, whether it belongs to a network, and loading it.
+"""Weights files: their content, its comparison with a network, and loading.
 
-Of a file only names, shapes, numbers and JSON text are read; nothing in it is deserialized, called or followed.
+Only names, shapes, numbers and JSON text are read from a file; nothing in it is deserialized, called or followed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from experiments.errors import ConfigError
 from experiments.models.architecture import PREPROCESSING, Architecture, layers_of, snake_case
 from experiments.storage import atomic_files
 
-RECORD = "experiments"  # the dataset beside Keras's own groups that holds what `save` was given
+RECORD = "experiments"  # dataset beside Keras's own groups that holds the record given to `save`
 LARGEST_CONFIG = 50_000_000  # bytes of JSON
-DEEPEST = 20  # groups within groups
+DEEPEST = 20  # levels of nested groups
 SHOWN = 3  # layers in a message
 MEMBER = "model.weights.h5"  # in a .keras file
-SUFFIX = {"keras": ".weights.h5", "legacy": ".h5", "archive": ".keras"}  # by which Keras chooses how to read a file
+SUFFIX = {"keras": ".weights.h5", "legacy": ".h5", "archive": ".keras"}  # Keras chooses the layout by the suffix
 ALLOWED = (
     "must be a Keras weights file, *.weights.h5, *_notop.h5 or *_no_top.h5 (keras.applications), or a backbone saved "
     "whole, *.keras"
@@ -38,7 +38,7 @@ BACKBONE_ONLY = (
     "Save the backbone alone and give that file: "
     "keras.Model(m.input, m.get_layer(LAST).output).save_weights('backbone.weights.h5')"
 )
-# How files begin that are often taken for weights.
+# First bytes of files that are often mistaken for weights files.
 FORMATS = (
     (rb"\s*(<!doctype|<html|<\?xml)", "an HTML or XML page, as a failed download leaves it"),
     (rb"version https://git-lfs", "a Git LFS pointer; fetch the file itself (git lfs pull)"),
@@ -48,34 +48,34 @@ FORMATS = (
     (rb"\s*\{", "JSON text"),
     (rb".{8}\{\"", "a safetensors file"),
 )
-# Classes that leave open whether two networks differ: at the input, at the output, or doing nothing at inference.
+# Layer classes that do not prove a difference between networks: at the input or output, or idle at inference.
 UNDECIDED = re.compile(r"input_layer|flip|rescaling|normalization|flatten|global_.*|.*dropout(_?\dd)?|gaussian_noise")
 
 
 class Layer(NamedTuple):
-    """A layer of a file or of a network."""
+    """A layer of a weights file or of a network."""
 
     name: str
     kind: str  # its class in snake case; in a legacy file its name without a number
     shapes: tuple[tuple[int, ...], ...]  # of its weights
 
 
-Layers = dict[str, Layer]  # by the place that Keras gives to each in a file
+Layers = dict[str, Layer]  # by the key of each layer in a weights file
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a weights file holds, without the numbers."""
+    """The content of a weights file, without the numbers."""
 
     path: Path
     layout: str  # keras: Keras 3's; legacy: Keras 1 and 2's, as keras.applications publishes; archive: a .keras file's
     layers: Layers
-    record: Mapping[str, Any] | None = None  # what `save` was given
-    config: Mapping[str, Any] | None = None  # the Keras configuration of the network, where the file brings one
+    record: Mapping[str, Any] | None = None  # the record given to `save`
+    config: Mapping[str, Any] | None = None  # the Keras configuration of the network, where the file has one
 
 
 def save(model: keras.Model, path: Path, record: Mapping[str, Any]) -> None:
-    """Write a model's weights with a record of what they belong to; the file appears whole or not at all."""
+    """Write a model's weights atomically, with a record of what they belong to."""
     draft = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         model.save_weights(draft)
@@ -88,13 +88,13 @@ def save(model: keras.Model, path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read(path: Path, key: str) -> Contents:
-    """Return what is in a weights file.
+    """Return the content of a weights file.
 
     Args:
-        key: the configuration key that named the file, for the error.
+        key: the configuration key that named the file, for the error message.
 
     Raises:
-        ConfigError: a file that is missing, damaged, no weights file, or that refers to other files.
+        ConfigError: if the file is missing, damaged, no weights file, or refers to other files.
     """
     check_file(path, key)
     try:
@@ -109,7 +109,7 @@ def read(path: Path, key: str) -> Contents:
 
 
 def check_file(path: Path, key: str) -> None:
-    """Raise a ConfigError where a path names no regular file that begins as HDF5 or a .keras file does."""
+    """Raise ConfigError unless a path is a regular file that begins as HDF5 or .keras files do."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -163,7 +163,7 @@ def _read_file(file: h5py.File, path: Path, key: str) -> Contents:
 
 
 def _groups(root: h5py.Group, above: str = "") -> Iterator[tuple[str, Layer]]:
-    """Yield place and layer of every layer in Keras 3's layout, networks within the network opened."""
+    """Yield the key and the layer of every layer in Keras 3's layout, including the layers of nested networks."""
     for place, group in root.items():
         if isinstance(group, h5py.Group) and "layers" in group:
             yield from _groups(group["layers"], f"{above}{place}/")
@@ -187,7 +187,10 @@ def _shape(dataset: h5py.Dataset) -> tuple[int, ...]:
 
 
 def _refuse_references(file: h5py.File, path: Path, key: str) -> None:
-    """Raise a ConfigError where anything in an HDF5 file lies elsewhere: soft and external links, foreign storage."""
+    """Raise ConfigError if anything in an HDF5 file is stored elsewhere.
+
+    These are soft and external links, external storage and virtual datasets.
+    """
     waiting = [(file, 0)]
     while waiting:
         group, depth = waiting.pop()
@@ -211,20 +214,20 @@ def _refuse_references(file: h5py.File, path: Path, key: str) -> None:
 
 
 def _texts(group: h5py.Group, name: str) -> list[str]:
-    """Return an attribute that is a list of names; Keras splits long ones into several."""
+    """Return an attribute that is a list of names; Keras splits a long list into several attributes."""
     parts = [name] if name in group.attrs else [f"{name}{at}" for at in range(len(group.attrs))]
     values = [value for part in parts if part in group.attrs for value in group.attrs[part]]
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
 def _functional(config: Any) -> Mapping[str, Any] | None:
-    """Return the inner configuration of a functional model; None of any other model."""
+    """Return the inner configuration of a functional model; None for any other model."""
     inner = config.get("config") if isinstance(config, Mapping) else None
     return inner if isinstance(inner, Mapping) and "layers" in inner and "input_layers" in inner else None
 
 
 def recorded_architecture(contents: Contents) -> Architecture | None:
-    """Return the network that a file's weights belong to, as `architecture` gives it; None where it is not known."""
+    """Return the architecture of the network that a file's weights belong to; None if it is not known."""
     try:
         if contents.record is not None:
             found: Architecture = contents.record["architecture"]
@@ -235,7 +238,7 @@ def recorded_architecture(contents: Contents) -> Architecture | None:
 
 
 def recorded_size(contents: Contents) -> int | None:
-    """Return the side of the images of the network that a file's weights belong to; None where it takes any."""
+    """Return the image size of the network that a file's weights belong to; None if it takes any size."""
     if contents.record is not None:
         size = contents.record.get("image_size")
     else:
@@ -246,7 +249,7 @@ def recorded_size(contents: Contents) -> int | None:
 
 
 def layers_in(model: keras.Model, layout: str) -> Layers:
-    """Return a model's layers by the places that they have in a weights file of a layout."""
+    """Return a model's layers by the keys that they have in a weights file of a layout."""
     if layout == "legacy":
         return {str(at): _layer(layer) for at, layer in enumerate(model.layers)}
     found: Layers = {}
@@ -268,12 +271,12 @@ def _layer(layer: keras.Layer) -> Layer:
 
 
 def mismatch(contents: Contents, model: keras.Model) -> str | None:
-    """Return why a file's arrays do not fit a model, layer by layer, with the likely cause; None where they do.
+    """Return why a file's arrays do not fit a model, layer by layer, with the likely cause; None if they fit.
 
-    Layers may have other names in the file, as those in weights of keras.applications do.
+    Layers may have other names in the file, as in the weights of keras.applications.
     """
     there, here = _weighted(contents.layers), _weighted(layers_in(model, contents.layout))
-    if contents.layout == "legacy":  # Keras takes them in order
+    if contents.layout == "legacy":  # Keras loads these in order
         there, here = ({str(at): one for at, one in enumerate(some.values())} for some in (there, here))
     wrong = [place for place in here if place in there and sorted(here[place].shapes) != sorted(there[place].shapes)]
     names = [{layer.name: layer for layer in layers.values()} for layers in (there, here)]
@@ -328,7 +331,7 @@ def _likely_cause(there: Mapping[str, Layer], here: Mapping[str, Layer]) -> str:
 
 
 def other_layers(contents: Contents, model: keras.Model) -> str | None:
-    """Return which layers without weights a file counts otherwise than a model; None where it counts alike or not.
+    """Return which layers without weights differ in number between a file and a model; None if none is known to.
 
     Keras 3 lists all layers in a file; older versions of it and the legacy layout give no classes.
     """
@@ -341,7 +344,7 @@ def other_layers(contents: Contents, model: keras.Model) -> str | None:
 
 
 def rescalings(layers: Layers) -> int:
-    """Return how many rescaling layers a network has, without the one that is our preprocessing."""
+    """Return the number of rescaling layers in a network, except the one that `network.preprocess` adds."""
     return sum(layer.kind == "rescaling" and layer.name != PREPROCESSING for layer in layers.values())
 
 
@@ -349,7 +352,7 @@ def load(model: keras.Model, contents: Contents, key: str) -> None:
     """Load a file's weights into a model.
 
     Raises:
-        ConfigError: they do not fit; the message names layers, shapes and the likely cause.
+        ConfigError: if they do not fit; the message has the layers, the shapes and the likely cause.
     """
     reason = mismatch(contents, model)
     if reason is None:

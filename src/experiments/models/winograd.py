@@ -1,9 +1,9 @@
-"""3 x 3 convolutions with fewer multiplications, for training on CPUs.
+"""Winograd convolutions: 3 x 3 convolutions with fewer multiplications, for training on CPUs.
 
-Winograd's minimal filtering F(2 x 2, 3 x 3) (Lavin and Gray, 2016, https://arxiv.org/abs/1509.09308): pictures are
-taken apart into tiles of 4 x 4 that overlap by two, whose products with the kernel, transformed like them, number 16
-where the definition takes 36 for the same 2 x 2 results. Transforms are sums and halves; the rest is one multiplication
-of matrices for each of the 16 places, and so are both gradients. Results differ from direct sums by some 3e-6 of the
+Winograd's minimal filtering F(2 x 2, 3 x 3) (Lavin and Gray, 2016, https://arxiv.org/abs/1509.09308): images are
+divided into tiles of 4 x 4 that overlap by two. The tiles and the kernel are transformed, and for 2 x 2 results take 16
+multiplications where the definition takes 36. Transforms are sums and halves; the rest is one multiplication of
+matrices for each of the 16 positions, and so are both gradients. Results differ from direct sums by some 3e-6 of the
 largest number.
 """
 
@@ -17,19 +17,20 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-CHANNELS = 256  # in and out, from which a training step gains: with fewer, transforms cost what products save
-PIXELS = 7  # a side at least: smaller pictures are mostly padding
+CHANNELS = 256  # of inputs and of outputs at least: with fewer, transforms cost what products save
+PIXELS = 7  # smallest side: smaller images are mostly padding
 
 
 @contextmanager
 def faster_convolutions(model: keras.Model) -> Iterator[None]:
-    """Within, a model's 3 x 3 convolutions of many channels are computed so; afterwards as Keras does it again.
+    """Compute a model's 3 x 3 convolutions of many channels by Winograd's method inside the block.
 
-    A training step of 16 pictures through VGG16's fourth and fifth block takes two thirds of the time (2 cores). The
-    first steps of every batch size compile, some seconds once. Until the gradient is there a layer holds four times its
-    inputs, and for a moment four times its results.
+    After it, Keras's own operation is used again. A training step of 16 images through VGG16's fourth and fifth block
+    takes two thirds of the time (2 cores). The first steps of every batch size compile, which takes some seconds once.
+    Until its gradient is computed, a layer holds four times its inputs, and for a moment four times its results.
     """
-    layers = [layer for layer in model._flatten_layers() if suits(layer)]  # nested ones too; there is no other way
+    # Keras has no public function that lists the layers of nested models, too.
+    layers = [layer for layer in model._flatten_layers() if suits(layer)]
     for layer in layers:
         layer.convolution_op = functools.partial(convolution, layer.convolution_op)
     try:
@@ -40,7 +41,7 @@ def faster_convolutions(model: keras.Model) -> Iterator[None]:
 
 
 def suits(layer: keras.Layer) -> bool:
-    """Whether a layer is such a convolution: float32, 3 x 3 in steps of one, its size kept, enough channels."""
+    """Return whether Winograd's method suits a layer: float32, 3 x 3 with stride 1, same padding, enough channels."""
     return (
         type(layer) is keras.layers.Conv2D
         and layer.built
@@ -52,10 +53,10 @@ def suits(layer: keras.Layer) -> bool:
 
 
 def convolution(direct: Any, inputs: tf.Tensor, kernel: Any) -> tf.Tensor:
-    """What `direct` makes of inputs [B, H, W, C] and a kernel [3, 3, C, K]: [B, H, W, K], all float32.
+    """Return the convolution of inputs [B, H, W, C] by a kernel [3, 3, C, K]: [B, H, W, K], all float32.
 
     Args:
-        direct: the layer's own operation, used for small pictures and for those of unknown size.
+        direct: the layer's own operation, used for small images and for those of unknown size.
     """
     height, width = inputs.shape[1:3]
     if height is None or width is None or min(height, width) < PIXELS:
@@ -65,13 +66,13 @@ def convolution(direct: Any, inputs: tf.Tensor, kernel: Any) -> tf.Tensor:
 
 
 def tiles(inputs: tf.Tensor) -> tf.Tensor:
-    """Pictures [B, H, W, C] as transformed tiles [16, B h w, C], for h x w places of 2 x 2 results."""
-    return across(down(inputs))  # two functions: as one they take longer to compile, and their gradient to run
+    """Return images [B, H, W, C] as transformed tiles [16, B h w, C], for h x w places of 2 x 2 results."""
+    return across(down(inputs))  # as one function they take longer to compile, and their gradient takes longer to run
 
 
 @tf.function(jit_compile=True)
 def down(inputs: tf.Tensor) -> tf.Tensor:
-    """Pictures, padded by zeros and transformed from top to bottom: [4, B, h, w + 1, 2, C]."""
+    """Pad images with zeros and transform them from top to bottom: [4, B, h, w + 1, 2, C]."""
     _, height, width, channels = inputs.shape
     rows, columns = -(-height // 2), -(-width // 2)
     padded = tf.pad(inputs, [[0, 0], [1, 2 * rows + 1 - height], [1, 2 * columns + 1 - width], [0, 0]])
@@ -81,27 +82,27 @@ def down(inputs: tf.Tensor) -> tf.Tensor:
 
 @tf.function(jit_compile=True)
 def across(lines: tf.Tensor) -> tf.Tensor:
-    """The same transformed from left to right, too: [16, B h w, C]."""
+    """Transform the result of `down` from left to right, too: [16, B h w, C]."""
     parts = four(lines[:, :, :, :-1], lines[:, :, :, 1:], axis=4)
     return tf.reshape(tf.stack(parts, axis=1), [16, -1, lines.shape[-1]])
 
 
 def four(first: tf.Tensor, second: tf.Tensor, axis: int) -> tuple[tf.Tensor, ...]:
-    """A tile's four lines along an axis, of which two are in each cell, transformed."""
+    """Return the transforms of a tile's four lines along an axis; each of its two cells has two of the lines."""
     (a, b), (c, d) = tf.unstack(first, axis=axis), tf.unstack(second, axis=axis)
     return a - c, b + c, c - b, b - d
 
 
 @tf.function(jit_compile=True)
 def transformed(kernel: tf.Tensor) -> tf.Tensor:
-    """A kernel [3, 3, C, K] as [16, C, K]."""
+    """Return a kernel [3, 3, C, K] transformed to [16, C, K]."""
     lines = tf.constant([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], tf.float32)
     return tf.reshape(tf.einsum("ai,bj,ijck->abck", lines, lines, kernel), [16, *kernel.shape[2:]])
 
 
 @functools.cache
 def assemble(height: int, width: int) -> Any:
-    """The function that makes pictures [B, H, W, K] of the products [16, B h w, K]."""
+    """Return the function that computes images [B, H, W, K] from products [16, B h w, K]."""
     rows, columns = -(-height // 2), -(-width // 2)
 
     @tf.function(jit_compile=True)
@@ -115,6 +116,6 @@ def assemble(height: int, width: int) -> Any:
 
 
 def two(products: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-    """The two results of four products along an axis."""
+    """Return the two results of four products along an axis."""
     a, b, c, d = products
     return a + b + c, b - c - d

@@ -1,1 +1,1 @@
-"""Regimes: functions (components, dataset, context) -> TrainingResult."""
+"""Training regimes (scratch, bottleneck, finetune): functions (components, dataset, context) -> TrainingResult."""

@@ -1,4 +1,4 @@
-"""The head trained on stored activations of the frozen backbone."""
+"""The regime `bottleneck`: a head trained on cached features of the frozen backbone."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class TrainedHead(NamedTuple):
 
 
 def bottleneck(parts: RunComponents, splits: Dataset, watch: TrainingContext) -> TrainingResult:
-    """Runs every picture through the frozen backbone once, trains the head on what comes out, joins the two.
+    """Run every image through the frozen backbone once, train the head on its features, and join the two.
 
-    The tutorial's second experiment: no augmentation, the order of pictures kept in the store. The trained head goes
-    to the head cache, where fine-tuning finds it.
+    This is the tutorial's second experiment: there is no augmentation, and the feature cache keeps the order of the
+    images. The trained head is saved in the head cache, from which fine-tuning loads it.
     """
     config = parts.config
     frozen = split_network(parts.backbone, 0, config.model.head.pooling)
@@ -44,7 +44,7 @@ def bottleneck(parts: RunComponents, splits: Dataset, watch: TrainingContext) ->
 
 
 def wants(parts: RunComponents, splits: Dataset, frozen: NetworkSplit) -> list[FeatureRequest]:
-    """What such a run reads from the store."""
+    """Return the features that a bottleneck run reads from the feature cache."""
     return [FeatureRequest(frozen, pictures) for pictures in (splits.train, *splits.scored(parts.config.evaluate.test))]
 
 
@@ -56,12 +56,13 @@ def train_head(
     recipe: TrainingPhase,
     frozen: NetworkSplit,
 ) -> TrainedHead:
-    """A fresh head trained on the backbone's pooled features, saved in the head cache.
+    """Train a new head on the backbone's pooled features and save it in the head cache.
 
     Args:
-        config: the bottleneck run: its own configuration, or what `schema.head_run` makes of a fine-tuning run's.
-        recipe: how that configuration trains.
-        frozen: the backbone cut above its last block.
+        config: the configuration of the bottleneck run; in a fine-tuning run, the one that `schema.head_run` derives
+            from it.
+        recipe: the training phase that this configuration describes.
+        frozen: the backbone with its split point after the last block, so that all of it is frozen.
     """
     head = parts.head(len(splits.classes))
     features = activations(parts, frozen, splits.train, watch.progress)
@@ -84,14 +85,17 @@ def train_head(
 
 
 def cached_head(parts: RunComponents, splits: Dataset, config: Config) -> TrainedHead | None:
-    """The head that a run of this identity trained earlier, with its history."""
+    """Return the head that an earlier run of this identity has trained, with its history; None if there is none."""
     head = parts.head(len(splits.classes))
     history = checkpoints.load(head_folder(parts, splits, config), head)
     return None if history is None else TrainedHead(head, history)
 
 
 def head_folder(parts: RunComponents, splits: Dataset, config: Config) -> Path:
-    """Where a head is kept: by the run that trains it, and what the pixels and numbers come from."""
+    """Return a head's directory in the head cache.
+
+    Its name is a hash of the identity of the run that trains the head and of all code versions that affect its weights.
+    """
     made_by = {
         "run": parts.identity(config, splits.fingerprint), "decoder": decoder.VERSION, "forward": network.VERSION,
         "fit": VERSION, "versions": versions(),

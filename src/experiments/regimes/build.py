@@ -1,4 +1,4 @@
-"""A checked configuration to the parts of a run. Only here do `_target_` names become functions and classes."""
+"""Building of a run's components from a validated configuration; only here are `_target_` names resolved."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ from experiments.training.types import RunComponents, TrainingPhase
 
 APPLICATIONS = "keras.applications."
 PRETRAINED = paths.PACKAGE / "weights" / "convnet.weights.h5"
-# Layers that run code found in a configuration or file, or in another framework.
+# These layers run code from a configuration, from a file or from another framework.
 RUN_CODE = ("Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
-# Layers for words and codes, which read the file that their vocabulary names. None of them takes images.
+# These layers, for text and categories, read the file that their vocabulary names. None of them takes images.
 READ_FILES = ("IndexLookup", "TextVectorization", "FeatureSpace")
 OURS = {
     "data": "experiments.data.",
@@ -53,19 +53,19 @@ OURS = {
 
 
 def build(config: Config, files: Mapping[str, Path], backbone: Backbone | None = None) -> RunComponents:
-    """Everything a run is made of, before any picture is read.
+    """Build all components of a run from its configuration, before any image is read.
 
     Args:
-        config: a checked configuration.
-        files: local files for run ids in the configuration, by key: model.weights, regime.head_from.
-        backbone: of another configuration that has the same one; None: it is built.
+        config: a validated configuration.
+        files: configuration key -> local file, where the key's value is a run id: model.weights, regime.head_from.
+        backbone: the backbone of another configuration, if this one has the same; None to build it.
 
     Raises:
-        ConfigError: a component that cannot be built, with its key and the reason.
+        ConfigError: a component cannot be built; the message names its key and the reason.
     """
-    if backbone is None and not tf.distribute.has_strategy():  # whose scope it would break
-        keras.utils.clear_session()  # layer names must not depend on what this process built before
-    keras.config.set_dtype_policy(config.runtime.precision)  # which the line above forgets
+    if backbone is None and not tf.distribute.has_strategy():  # Clearing the session would break a strategy's scope.
+        keras.utils.clear_session()  # Layer names must not depend on what this process has built before.
+    keras.config.set_dtype_policy(config.runtime.precision)  # Clearing the session resets the policy.
     keras.utils.set_random_seed(config.seed)
     backbone = backbone or build_backbone(config, files.get("model.weights"))
     if "regime.unfrozen_blocks" not in config.regime.ignores:
@@ -86,22 +86,23 @@ def build(config: Config, files: Mapping[str, Path], backbone: Backbone | None =
         head_file=head_file,
         identity=functools.partial(_identity, backbone.identity, file_hash(head_file) if head_file else None),
     )
-    parts.recipe.optimizer(), parts.head_recipe.optimizer()  # their errors belong here, not after the data is read
+    # Both optimizers are built once here so that their errors are raised before the data is read.
+    parts.recipe.optimizer(), parts.head_recipe.optimizer()
     return parts
 
 
 def resolve(config: Config, key: str, target: str, kind: type | None = None) -> Any:
-    """The class or function that a `_target_` names, if it may be used there.
+    """Return the class or function that a `_target_` names, if it is allowed there.
 
     Args:
-        key: the slot's place in the configuration.
+        key: the key in the configuration that has the `_target_`.
         target: the dotted name.
-        kind: the Keras class whose subclass it must be; None for the slots that our own factories fill.
+        kind: the Keras class whose subclass it must be; None for keys that take a function of this project.
 
     Raises:
-        ConfigError: a name that this slot does not take, checked before anything is imported: Keras is for its classes
-            and applications only, ours for the factories of the slot's group, all else needs `trusted_packages`; a
-            name that does not exist; a class of another kind.
+        ConfigError: the name is not allowed for this key, which is checked before anything is imported (Keras only for
+            subclasses of `kind` and for applications, this project only for the functions of the key's group, anything
+            else only from `trusted_packages`); the name does not exist; or it is a class of another kind.
     """
     group = key.split(".")[0]
     allowed = [f"{name}." for name in config.trusted_packages]
@@ -123,7 +124,7 @@ def resolve(config: Config, key: str, target: str, kind: type | None = None) -> 
         raise ConfigError(f"{key}._target_: there is no {target!r}: {error}") from None
     if kind is not None and not (inspect.isclass(found) and issubclass(found, kind)):
         raise ConfigError(f"{key}._target_: must name a {kind.__module__}.{kind.__name__}. Received: {target!r}")
-    # Not what our modules import for their own use.
+    # Names that a module of this project has imported from elsewhere are not allowed.
     borrowed = target.startswith("experiments.") and getattr(found, "__module__", None) != module
     if kind is None and (borrowed or not inspect.isfunction(found)):
         raise ConfigError(f"{key}._target_: must name a function. Received: {target!r}")
@@ -131,15 +132,19 @@ def resolve(config: Config, key: str, target: str, kind: type | None = None) -> 
 
 
 def construct(key: str, function: Any, arguments: Mapping[str, Any]) -> Any:
-    """Calls a constructor with a configuration's arguments; its errors name the key."""
+    """Call a class or function with arguments from the configuration.
+
+    Raises:
+        ConfigError: an argument is unknown, or the call raises a TypeError or ValueError; the message names the key.
+    """
     parameters = inspect.signature(function).parameters
     named = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
     unknown = [name for name in arguments if name not in (*named, "dtype", "name", "trainable")]
-    # Classes of Keras hand their **kwargs on, to a base that takes little else than the three above.
+    # Keras's classes pass their **kwargs on to a base class, which accepts little else than the three names above.
     if unknown and (inspect.isclass(function) or len(named) == len(parameters)):
         lines = [validation.unknown_key(f"{key}.{name}", named, arguments[name]) for name in unknown]
         raise ConfigError(validation.faults(lines))
-    # YAML and the command line have 0 for 0.0, which Keras's SGD refuses as its momentum.
+    # YAML and the command line yield the integer 0 for 0.0, which Keras's SGD does not accept as momentum.
     numbers = {name for name, parameter in parameters.items() if type(parameter.default) is float}
     typed = {
         name: float(value) if name in numbers and type(value) is int else value for name, value in arguments.items()
@@ -153,7 +158,7 @@ def construct(key: str, function: Any, arguments: Mapping[str, Any]) -> Any:
 
 
 def build_source(config: Config) -> Any:
-    """A function of no arguments that makes the data set available and returns its root folder."""
+    """Return a function of no arguments that makes the data set available and returns its root directory."""
     function = resolve(config, "data", config.data.target)
     return functools.partial(construct, "data", function, config.data.arguments | {"cache": config.cache})
 
@@ -165,7 +170,11 @@ def build_augmentation(config: Config) -> Augmentation:
 
 
 def build_layer(config: Config, at: int, node: Mapping[str, Any]) -> keras.layers.Layer:
-    """A Keras preprocessing layer out of augmentation.layers."""
+    """Build a Keras preprocessing layer from an item of `augmentation.layers`.
+
+    Raises:
+        ConfigError: the layer cannot be built or is not allowed, because it runs code, reads files or takes objects.
+    """
     key = f"augmentation.layers.{at}"
     if "_target_" not in node:
         raise ConfigError(f"{key}: needs a _target_, such as keras.layers.RandomContrast. Received: {dict(node)!r}")
@@ -176,7 +185,7 @@ def build_layer(config: Config, at: int, node: Mapping[str, Any]) -> keras.layer
     if families & set(READ_FILES):
         raise ConfigError(f"{key}._target_: {layer.__name__} reads files, takes no images and is not allowed here")
     nested = [name for name, value in node.items() if _holds_object(value)]
-    if nested:  # Keras builds whatever class such a value names, and some read files
+    if nested:  # Keras would instantiate any class that such a value names, and some classes read files.
         raise ConfigError(
             f"{key}.{nested[0]}: must be plain values, no Keras object. Received: {node[nested[0]]!r:.200}"
         )
@@ -192,18 +201,18 @@ def _holds_object(value: Any) -> bool:
 
 
 def build_optimizer(config: Config, node: Component, key: str) -> keras.optimizers.Optimizer:
-    """A fresh optimizer; `lr` is Keras's learning_rate."""
+    """Build a new optimizer; `lr` in the configuration is Keras's `learning_rate`."""
     optimizer = resolve(config, key, node.target, keras.optimizers.Optimizer)
     arguments = node.model_dump(exclude={"name", "target", "decay_bias_and_norm"})
     if not arguments["weight_decay"]:
-        # Keras's AdamW takes no None for none; other optimizers need not compute a decay by 0.
+        # Keras's AdamW does not accept None for no weight decay; other optimizers skip its computation with None.
         parameter = inspect.signature(optimizer).parameters.get("weight_decay")
         arguments["weight_decay"] = 0.0 if parameter and isinstance(parameter.default, float) else None
     return construct(key, optimizer, {"learning_rate": arguments.pop("lr"), **arguments})
 
 
 def build_recipe(config: Config, optimizer: str) -> TrainingPhase:
-    """How the last phase of a configuration is trained; `optimizer` is the key its optimizer stands under."""
+    """Return the last training phase of a configuration; `optimizer` is the key of its optimizer, for messages."""
     schedule = functools.partial(resolve(config, "schedule", config.schedule.target), **config.schedule.arguments)
     warmup = schedules.warmup_epochs(config.schedule.warmup, config.epochs)
     rate = functools.partial(schedules.rate, schedule, lr=config.optimizer.lr, epochs=config.epochs, warmup=warmup)
@@ -227,20 +236,20 @@ def build_recipe(config: Config, optimizer: str) -> TrainingPhase:
 
 
 def build_head(config: Config, backbone: Backbone, classes: int) -> keras.Model:
-    """A fresh head on the backbone's pooled features, the same for the same seed whatever was built before."""
+    """Build a new head for the backbone's pooled features; its initial weights depend only on the seed."""
     keras.utils.set_random_seed(config.seed)
     features = network.pooled(backbone, config.model.head.pooling).output_shape[-1]
     return dense_head(features, config.model.head, classes)
 
 
 def build_backbone(config: Config, file: Path | None) -> Backbone:
-    """The backbone with its preprocessing and weights.
+    """Build the backbone with its preprocessing and weights.
 
     Args:
-        file: the weights of `model.weights` where that is a run id.
+        file: the weights file, if `model.weights` is a run id.
 
     Raises:
-        ConfigError: a network that cannot be built, or weights that are not there or belong to another network.
+        ConfigError: the network cannot be built, or its weights are missing or belong to another network.
     """
     weights_of = None if "model.weights" in config.regime.ignores else config.model.weights
     if weights_of == "imagenet":
@@ -264,11 +273,11 @@ def build_backbone(config: Config, file: Path | None) -> Backbone:
 
 
 def build_network(config: Config, weights: str | None = None, *, download: bool = True) -> keras.Model:
-    """Return the backbone's network behind its preprocessing.
+    """Build the backbone's network with its preprocessing in front.
 
     Args:
-        weights: imagenet: as keras.applications builds it for ImageNet weights, which adds layers to some networks
-            (EfficientNet: a rescaling); None: as it builds it without.
+        weights: "imagenet" builds the network that keras.applications builds for ImageNet weights, which in some cases
+            has additional layers (EfficientNet: a rescaling); None builds it without them.
         download: False leaves the weights random.
     """
     model_config, size = config.model, config.data.image_size
@@ -294,7 +303,7 @@ def build_network(config: Config, weights: str | None = None, *, download: bool 
 
 @contextmanager
 def _random_weights() -> Iterator[None]:
-    """Let keras.applications build its networks for ImageNet weights without downloading and loading them."""
+    """Prevent keras.applications from downloading and loading ImageNet weights inside the context."""
     with (
         mock.patch("keras.src.utils.file_utils.get_file", lambda *arguments, **options: ""),
         mock.patch.object(keras.Model, "load_weights", lambda *arguments, **options: None),
@@ -303,12 +312,12 @@ def _random_weights() -> Iterator[None]:
 
 
 def _with_weights(config: Config, path: Path, key: str) -> keras.Model:
-    """Return the network with the weights of a file, after a comparison of the two.
+    """Return the network with the weights of a file, after checking that the file belongs to the network.
 
-    Where keras.applications builds another network for ImageNet weights, the file decides which of the two it is.
+    If keras.applications builds another network for ImageNet weights than without, the file decides which is built.
 
     Raises:
-        ConfigError: the file belongs to another network, or leaves open to which.
+        ConfigError: the file belongs to another network, or does not show to which of the two it belongs.
     """
     contents = weights.read(path, key)
     in_file = weights.rescalings(contents.layers)
@@ -344,23 +353,25 @@ def _rescalings(model: keras.Model) -> int:
 
 
 def _differences(config: Config, contents: Contents, model: keras.Model, graph: str | None = None) -> str | None:
-    """Return how the network that a file's weights belong to differs from a model; None where it does not, as far as
-    the file shows.
+    """Return how the network that a file's weights belong to differs from a model.
 
     Args:
-        graph: as `weights` of `build_network`, by which the model was built.
+        graph: the argument `weights` of `build_network` with which the model was built.
+
+    Returns:
+        A phrase for an error message; None if there is no difference, as far as the file shows.
     """
     recorded = weights.recorded_architecture(contents)
     if recorded is None:
         return None if weights.mismatch(contents, model) else weights.other_layers(contents, model)
     found = differences(recorded, architecture(model))
     size = weights.recorded_size(contents)
-    if found and size != config.data.image_size:  # some networks pad by the size of their images
+    if found and size != config.data.image_size:  # The padding of some networks depends on the size of their images.
         data = config.data.model_copy(update={"image_size": size})
         with contextlib.suppress(ConfigError):
             model = build_network(config.model_copy(update={"data": data}), graph, download=False)
             found = differences(recorded, architecture(model))
-    if found and contents.record is None:  # a network of Keras's own is saved without our preprocessing
+    if found and contents.record is None:  # A network that Keras saved does not have this project's preprocessing.
         bare = layers_of(json.loads(model.to_json())["config"], preprocessing=False)
         found = found if differences(recorded, bare) else []
     settings = setting_differences((contents.record or {}).get("model", {}), network_settings(config))
@@ -368,7 +379,7 @@ def _differences(config: Config, contents: Contents, model: keras.Model, graph: 
 
 
 def network_settings(config: Config) -> dict[str, Any]:
-    """Return what of a configuration makes the backbone's network, by key."""
+    """Return the settings of a configuration that determine the backbone's network, by their full key."""
     plain = config.model_dump(by_alias=True, mode="json")["model"]
     return {
         f"model.{key}": value
@@ -378,7 +389,7 @@ def network_settings(config: Config) -> dict[str, Any]:
 
 
 def network_record(config: Config, model: keras.Model) -> dict[str, Any]:
-    """Return what is stored with a backbone's weights: the network that they belong to."""
+    """Return the description of the network that is stored with a backbone's weights."""
     return {
         "model": network_settings(config),
         "image_size": config.data.image_size,
@@ -387,10 +398,10 @@ def network_record(config: Config, model: keras.Model) -> dict[str, Any]:
 
 
 def head_record(config: Config, backbone: Backbone, head: keras.Model, model: keras.Model) -> dict[str, Any]:
-    """Return what is stored with a head's weights: the backbone whose features it reads, and what both give together.
+    """Return what is stored with a head's weights: its backbone, and probabilities of both together for reference images.
 
     Args:
-        backbone: as the run leaves it.
+        backbone: the backbone at the end of the run.
         model: backbone and head joined.
     """
     return {
@@ -402,10 +413,13 @@ def head_record(config: Config, backbone: Backbone, head: keras.Model, model: ke
 
 
 def backbone_differences(config: Config, record: Mapping[str, Any], backbone: Backbone) -> list[str]:
-    """Return how the backbone that a head was trained on differs from a run's, by key; nothing where it is the same.
+    """Return the differences between the backbone that a head was trained on and a run's backbone.
 
     Args:
-        record: as `head_record` makes it.
+        record: the record of the head, see `head_record`.
+
+    Returns:
+        One phrase per difference, beginning with the key; an empty list if both are the same.
     """
     there, here = record["backbone"], network_record(config, backbone.model)
     found = setting_differences(
@@ -421,13 +435,13 @@ def backbone_differences(config: Config, record: Mapping[str, Any], backbone: Ba
 
 
 def check_head(config: Config, file: Path, backbone: Backbone) -> None:
-    """Compare what the head of `regime.head_from` was trained on with the backbone of this run.
+    """Check that the head of `regime.head_from` was trained on features of this run's backbone.
 
     Raises:
-        ConfigError: it reads the features of another backbone.
+        ConfigError: the head was trained on features of another backbone, or its record is damaged.
     """
     record = weights.read(file, "regime.head_from").record
-    if record is None:  # of a version that stored none
+    if record is None:  # Early versions of this project stored no record.
         return
     try:
         wrong = backbone_differences(config, record, backbone)
@@ -442,12 +456,16 @@ def check_head(config: Config, file: Path, backbone: Backbone) -> None:
 
 
 def _with_download(config: Config, constructor: Any, arguments: dict[str, Any]) -> keras.Model:
-    """A keras.applications network; ImageNet weights come from Keras's cache or its own download, checked by Keras."""
+    """Build a keras.applications network; Keras takes ImageNet weights from its cache or downloads and verifies them.
+
+    Raises:
+        ConfigError: the weights cannot be downloaded; the message names the file that Keras looks for.
+    """
     try:
         return construct("model", constructor, arguments)
     except ConfigError:
         raise
-    except Exception as error:  # Keras raises a bare Exception when a server cannot be reached
+    except Exception as error:  # Keras raises a plain Exception when a server cannot be reached.
         failure = re.match(r"URL fetch failure on (\S+?):? (.*)", str(error), re.DOTALL)
         if failure is None and not isinstance(error, OSError):
             raise

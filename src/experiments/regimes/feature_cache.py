@@ -1,9 +1,10 @@
-"""Activations of a frozen network at its boundary, computed once and kept in the store.
+"""Feature cache: the features of a network's frozen part at its split point, computed once and stored on disk.
 
-A table of activations (of a split's pictures, as they are or in one augmented view, at one boundary) is a folder
-`cache/activations/<key>/` of shards, each an entry of the store: whole or not there, hashed, made again by itself where
-it is damaged. The key is a hash over every picture's sha256 in order and all else that the numbers depend on, so row n
-can only be of picture n, whose id and label are in the manifest.
+A feature table holds the features of one split's images, without augmentation or in one augmented view, at one split
+point. It is a directory `cache/activations/<key>/` of shards. Each shard is an entry of the array cache: written
+atomically, verified by its hash, and computed again on its own if it is damaged. The key is a hash over every image's
+sha256, in order, and everything else that the features depend on. Hence row n always belongs to image n, whose id and
+label are in the manifest.
 """
 
 from __future__ import annotations
@@ -30,28 +31,30 @@ from experiments.storage import array_cache, atomic_files
 from experiments.storage.array_cache import Rows
 from experiments.training.types import Progress, RunComponents
 
-BATCH = 32  # pictures of a forward pass
-SHARD_ROWS = 8 * BATCH  # at most, fewer where they would take more than
+BATCH = 32  # images per forward pass
+# A shard has SHARD_ROWS rows, or fewer (halved, down to BATCH) if they would take more than SHARD_BYTES.
+SHARD_ROWS = 8 * BATCH
 SHARD_BYTES = 64 * 2**20
-RESERVE = 256 * 2**20  # bytes of the disk that extraction leaves free
+RESERVE = 256 * 2**20  # bytes of disk space that extraction leaves free
 
 _log = logging.getLogger(__name__)
 
 
 class FeatureRequest(NamedTuple):
-    """A table of activations."""
+    """A request for one feature table: which images, in which view, at which split point."""
 
     cut: NetworkSplit
-    pictures: ImageSet  # one split; rows keep its order
-    view: int | None = None  # None: as they are; k: the k-th augmented view, a function of augmentation.seed and k
+    pictures: ImageSet  # one split; the rows of the table have its order
+    view: int | None = None  # None: no augmentation; k: the k-th augmented view, a function of augmentation.seed and k
 
 
 def activations(
     parts: RunComponents, cut: NetworkSplit, pictures: ImageSet, progress: Progress, view: int | None = None
 ) -> Rows:
-    """Return the activations of one split at the boundary: as `extract`, of one want.
+    """Return the features of one split's images at the split point, computing and storing those that are missing.
 
-    Where nothing is frozen, these are the pixels, [N, H, W, 3] uint8, and nothing is stored.
+    If nothing is frozen and no view is requested, these are the pixels, [N, H, W, 3] uint8, and nothing is stored.
+    `extract` describes the rows and the errors.
     """
     if view is None and not cut.frozen:
         return pictures.pixels
@@ -60,56 +63,55 @@ def activations(
 
 
 def extract(parts: RunComponents, wants: Sequence[FeatureRequest], progress: Progress) -> list[Rows]:
-    """Tables of activations, what the store does not hold computed in one pass over the pictures.
+    """Return feature tables; what the feature cache lacks is computed in one pass over the images.
 
-    Shards are stored as they are filled: memory does not grow with the data set, and after an interruption only what
-    was not stored is computed.
+    Each shard is stored as soon as it is complete, so that memory does not grow with the data set, and after an
+    interruption only the missing shards are computed.
 
     Args:
-        parts: the run's parts; the store lies in their cache.
-        wants: of one data set. A batch of pictures goes once through the network for all boundaries, and all of its
-            views are made before the next pictures are read.
-        progress: shown while the network runs, in rows.
+        parts: the run's components; the feature cache is in their cache directory.
+        wants: requests for images of one data set. A batch of images runs through the network once for all split
+            points, and all of its views are computed before the next images are read.
+        progress: displays how many rows have been computed.
 
     Returns:
-        For each want its rows [N, ...] of the type `regime.activations`, on disk.
+        For each request its rows [N, ...] of the dtype `regime.activations`: on disk, small tables in memory.
 
     Raises:
-        ConfigError: what is missing does not fit on the disk, or a number does not fit into float16.
-        OSError: as `store.array`.
+        ConfigError: the missing features do not fit on the disk, or a value does not fit into float16.
+        OSError: the cache cannot be written, or what is read back differs from what was written.
     """
     tables = [FeatureTable(parts, want) for want in wants]
     if any(table.lacking for table in tables):
         with ExitStack() as locks:
-            for name in sorted({table.name for table in tables}):  # one order for all, so that nobody waits in a circle
+            for name in sorted({table.name for table in tables}):  # A fixed lock order avoids deadlock.
                 locks.enter_context(array_cache.writing(parts.cache, "activations", name))
             for table in tables:
-                table.look()  # another process may have been faster
+                table.look()  # Another process may have stored shards before the locks were acquired.
             lacking = [table for table in tables if table.lacking]
             if lacking:
                 check_disk(parts.cache, lacking)
-            forward = functools.cache(
-                inference_functions
-            )  # a compiled function for all splits and views of the same networks
+            # Caching compiles one function per combination of networks, for all splits and views.
+            forward = functools.cache(inference_functions)
             for split in dict.fromkeys(table.want.pictures.split for table in lacking):
                 compute(parts, [table for table in lacking if table.want.pictures.split == split], forward, progress)
     return [table.rows() for table in tables]
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries whose arithmetic is in what the cache holds."""
+    """Return the versions of the libraries whose arithmetic determines the cached values."""
     return {name: importlib.metadata.version(name) for name in ("tensorflow", "keras")}
 
 
 class FeatureTable:
-    """The shards of one want: those in the store, those that are not, and the one that is being filled."""
+    """The shards of one requested table: those that are stored, those that are missing, and the one being filled."""
 
     def __init__(self, parts: RunComponents, want: FeatureRequest) -> None:
         config, self.want = parts.config, want
         self.dtype: str = config.regime.activations
         row: tuple[int, ...] = tuple(want.cut.prefix.output_shape[1:])
         self.row_bytes: int = math.prod(row) * np.dtype(self.dtype).itemsize
-        self.step = SHARD_ROWS  # rows of a shard
+        self.step = SHARD_ROWS  # rows per shard
         while self.step > BATCH and self.step * self.row_bytes > SHARD_BYTES:
             self.step //= 2
         self.name = array_cache.key(self.spec(parts))
@@ -122,12 +124,12 @@ class FeatureTable:
             "rows": len(want.pictures),
         }
         self.shards = {start: self.shard(start, row) for start in range(0, len(want.pictures), self.step)}
-        self.found: dict[int, np.ndarray] = {}  # by first row, as are the shards
-        self.filling: list[np.ndarray] = []  # batches
+        self.found: dict[int, np.ndarray] = {}  # first row of a stored shard -> its rows
+        self.filling: list[np.ndarray] = []  # the batches of the shard that is being filled
         self.look()
 
     def spec(self, parts: RunComponents) -> dict[str, Any]:
-        """Everything that the numbers depend on."""
+        """Return everything that the features depend on, as plain values."""
         config, (cut, pictures, view) = parts.config, self.want
         augmented_as = None
         if view is not None:
@@ -148,7 +150,7 @@ class FeatureTable:
             "pooling": config.model.head.pooling if cut.boundary == "pooling" else None,
             "augmentation": augmented_as,
             "dtype": self.dtype,
-            "batch": BATCH,  # which Keras's random layers draw for as a whole
+            "batch": BATCH,  # Keras's random layers generate their random numbers for a whole batch.
             "shard": self.step,
             "versions": versions(),
         }
@@ -159,7 +161,7 @@ class FeatureTable:
         return array_cache.Entry(self.folder / f"{start:07}", spec, (stop - start, *row), self.dtype, self.about)
 
     def look(self) -> None:
-        """Finds what is in the store by now."""
+        """Open the missing shards that are in the feature cache by now."""
         for start in self.lacking:
             found = self.shards[start].find()
             if found is not None:
@@ -177,7 +179,10 @@ class FeatureTable:
         return row - row % self.step not in self.found
 
     def add(self, at: slice, rows: np.ndarray) -> None:
-        """Takes the next activations [B, ...] float32, of the pictures `at`; with a shard's last ones, stores it."""
+        """Add the features [B, ...] float32 of the images `at`, and store the shard once it is complete.
+
+        Features of a shard that is already stored are ignored.
+        """
         if not self.lacks(at.start):
             return
         self.filling.append(self.narrowed(rows))
@@ -191,10 +196,10 @@ class FeatureTable:
         np.concatenate(self.filling, out=rows)
 
     def narrowed(self, rows: np.ndarray) -> np.ndarray:
-        """The rows in the table's type.
+        """Convert rows to the dtype of the table.
 
         Raises:
-            ConfigError: a number beyond it.
+            ConfigError: a value is too large for it.
         """
         if self.dtype == "float32":
             return rows
@@ -207,7 +212,7 @@ class FeatureTable:
         return rows.astype(self.dtype)
 
     def rows(self) -> Rows:
-        """All of them; what is small, as pooled features are, in memory."""
+        """Return all rows of the table, in memory if it is small, as tables of pooled features usually are."""
         shards = [self.found[start] for start in self.shards]
         small = len(self.want.pictures) * self.row_bytes <= array_cache.RESIDENT
         rows = Rows([np.concatenate(shards)] if small else shards)
@@ -216,10 +221,10 @@ class FeatureTable:
 
 
 def check_disk(cache: Path, tables: Sequence[FeatureTable]) -> None:
-    """Says how much disk the tables will take.
+    """Check that the missing shards of the tables fit on the disk, and log how much space they will take.
 
     Raises:
-        ConfigError: there is not as much.
+        ConfigError: there is not enough space.
     """
     cache.mkdir(parents=True, exist_ok=True)
     needed, free = sum(table.lacking_bytes for table in tables), shutil.disk_usage(cache).free
@@ -242,10 +247,11 @@ def compute(
     forward: Callable[..., Callable[..., list[np.ndarray]]],
     progress: Progress,
 ) -> None:
-    """Runs one split's pictures through the network, for all that its tables lack.
+    """Run one split's images through the network and store the missing shards of its tables.
 
     Args:
-        forward: `forward_each` of a tuple of prefixes.
+        tables: tables of the same split.
+        forward: returns the compiled `inference_functions` of a tuple of frozen parts.
     """
     pictures = tables[0].want.pictures
     count = len(pictures)
@@ -262,7 +268,7 @@ def compute(
     read = {view: reader(parts, pictures, view) for view in by_view}
     label = f"features of {pictures.split}" + (f", {len(by_view)} views" if len(by_view) > 1 else "")
     with progress.stage(label, count * len(by_view)) as advance:
-        advance(count * len(by_view) - sum(at.stop - at.start for _, at in work))  # stored before
+        advance(count * len(by_view) - sum(at.stop - at.start for _, at in work))  # Count the rows that are stored.
         for view, at in work:
             outputs = forward(tuple(table.want.cut.prefix for table in by_view[view]))(read[view](at))
             for table, rows in zip(by_view[view], outputs, strict=True):
@@ -271,7 +277,7 @@ def compute(
 
 
 def reader(parts: RunComponents, pictures: ImageSet, view: int | None) -> Callable[[slice], np.ndarray]:
-    """Gives pictures, a slice of rows at a time, as the network takes them: [B, H, W, 3] float32 in [0, 255]."""
+    """Return a function from a slice of rows to the network's input: images [B, H, W, 3] float32 in [0, 255]."""
     pixels = pictures.pixels
     if view is None:
         return lambda at: np.asarray(pixels[at], "float32")

@@ -1,4 +1,4 @@
-"""The last stages trained together with a head that is trained already."""
+"""The regime `finetune`: the backbone's last stages trained together with an already trained head."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from experiments.training.types import RunComponents, TrainingContext, TrainingR
 def finetune(parts: RunComponents, splits: Dataset, watch: TrainingContext) -> TrainingResult:
     """Unfreeze the last stages and train them with the head (the tutorial's third experiment).
 
-    It never starts on an untrained head, whose large gradients would spoil the stages. What lies below the first
-    unfrozen one is run once for each image (and augmented view) and stored. The backbone is called with training=False:
-    BatchNorm statistics stay fixed, and dropout or drop-path inside the backbone is off.
+    Fine-tuning never starts with an untrained head, whose large gradients would destroy the pretrained weights of the
+    stages. The frozen part runs once for each image (and augmented view), and its features are cached. The backbone is
+    called with training=False: BatchNorm statistics stay fixed, and dropout or drop-path inside the backbone is off.
     """
     config = parts.config
     pool = config.model.head.pooling
@@ -43,7 +43,7 @@ def finetune(parts: RunComponents, splits: Dataset, watch: TrainingContext) -> T
     views = stored_views(parts, boundary)
     known = known_head(parts, splits, watch)
 
-    # In one pass over the pictures; what follows finds its part in the store.
+    # One pass over the images computes all features; the calls below read them from the feature cache.
     extract(parts, wants(parts, splits, boundary, frozen if known is None else None), watch.progress)
 
     head, source = known or new_head(parts, splits, watch, frozen)
@@ -71,11 +71,11 @@ def finetune(parts: RunComponents, splits: Dataset, watch: TrainingContext) -> T
 def wants(
     parts: RunComponents, splits: Dataset, boundary: NetworkSplit, frozen: NetworkSplit | None
 ) -> list[FeatureRequest]:
-    """What such a run reads from the store.
+    """Return the features that a fine-tuning run reads from the feature cache.
 
     Args:
-        boundary: the backbone cut below the first unfrozen block.
-        frozen: the backbone cut above its last block, where the head is still to be trained; else None.
+        boundary: the backbone with its split point before the first unfrozen block.
+        frozen: the backbone with its split point after the last block, if the head is still to be trained; else None.
     """
     found = []
     if boundary.frozen:
@@ -87,7 +87,12 @@ def wants(
 def new_head(
     parts: RunComponents, splits: Dataset, watch: TrainingContext, frozen: NetworkSplit
 ) -> tuple[TrainedHead, str]:
-    """As `known_head`, of a head that is trained here; but of runs side by side that want the same, by one of them."""
+    """Train the head under a lock, so that concurrent runs train it once.
+
+    Returns:
+        The head and a description of its origin. If another run has trained the same head while this one was waiting
+        for the lock, it is the head from the head cache.
+    """
     config = head_run(parts.config)
     with writing(parts.cache, "heads", head_folder(parts, splits, config).name):
         found = known_head(parts, splits, watch)
@@ -98,10 +103,12 @@ def new_head(
 
 
 def known_head(parts: RunComponents, splits: Dataset, watch: TrainingContext) -> tuple[TrainedHead, str] | None:
-    """The head of the run `regime.head_from` names, or from the head cache; None where it must be trained first.
+    """Load the head of the run that `regime.head_from` names, or the one in the head cache.
+
+    The history of a cached head is logged as part of this run.
 
     Returns:
-        The head, and where it came from.
+        The head and a description of its origin; None if the head is still to be trained.
     """
     config = parts.config
     if parts.head_file is not None:
@@ -117,9 +124,10 @@ def known_head(parts: RunComponents, splits: Dataset, watch: TrainingContext) ->
 
 
 def stored_views(parts: RunComponents, boundary: NetworkSplit) -> list[int | None]:
-    """Return the views of the training images that are stored: no more than the epochs read; none if all are fresh.
+    """Return the views of the training images whose features are cached: at most one per epoch.
 
-    Where nothing is frozen, images are augmented anew in every epoch: storing them would save nothing.
+    Without augmentation this is [None], the unaugmented images. The list is empty if images are augmented anew in every
+    epoch: with `regime.views=0`, and if nothing is frozen, as caching would save nothing then.
     """
     if not boundary.frozen:
         return []
@@ -131,11 +139,11 @@ def stored_views(parts: RunComponents, boundary: NetworkSplit) -> list[int | Non
 def rate_factors(backbone: Backbone, decay: float) -> dict[int, float]:
     """Return the factors of the learning rate that differ from 1, by the `id` of the variable.
 
-    Stages near the pixels hold general features and change least (discriminative rates: Howard and Ruder 2018, ULMFiT;
-    per layer: Bao et al. 2022, BEiT).
+    Early stages compute general features and should change least (discriminative learning rates: Howard and Ruder 2018,
+    ULMFiT; layer-wise decay: Bao et al. 2022, BEiT).
 
     Args:
-        decay: a stage's rate is this times that of the stage above it; the last stage's is not changed.
+        decay: the learning rate of a stage divided by that of the next stage; the last stage keeps the full rate.
     """
     numbers = stages.stage_numbers(backbone.model, backbone.stages)
     last = len(backbone.stages) - 1
@@ -150,7 +158,10 @@ def rate_factors(backbone: Backbone, decay: float) -> dict[int, float]:
 def training_batches(
     parts: RunComponents, splits: Dataset, watch: TrainingContext, boundary: NetworkSplit, views: Sequence[int | None]
 ) -> Batches:
-    """Training pictures at the boundary: stored views in turn, or (where there are none) fresh ones every epoch."""
+    """Return training batches of features at the split point.
+
+    They come from the cached views in turn or, if `views` is empty, from images that are augmented anew in every epoch.
+    """
     config = parts.config
     epochs = watch.remaining("finetune", config.epochs)
     if views:

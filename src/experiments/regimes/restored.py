@@ -1,4 +1,4 @@
-"""A finished run's training, from its weights: what its regime would return, without an epoch."""
+"""The training result of a finished run, restored from its weights instead of trained again."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from experiments.training.types import RunComponents, TrainingContext, TrainingR
 
 
 def restore(parts: RunComponents, splits: Dataset, watch: TrainingContext, folder: Path) -> TrainingResult:
-    """Return the trained model of a run with its scores, computed as its regime computes them.
+    """Return the trained model of a finished run with its scores, computed in the same way as by its regime.
 
     Args:
-        folder: of a finished run with the identity of this one, by one of the shipped regimes; see `facts_of`.
+        folder: the directory of a finished run with the same identity as this one, trained by one of the shipped
+            regimes; `facts_of` checks it.
 
     Raises:
-        ConfigError: its weights are gone or do not fit.
+        ConfigError: the weights are missing or do not fit.
     """
     config, pool = parts.config, parts.config.model.head.pooling
     unfrozen = config.regime.unfrozen_blocks if parts.regime is finetune else "all"
     boundary = split_network(parts.backbone, 0 if parts.regime is bottleneck else unfrozen, pool)
     head = parts.head(len(splits.classes))
     weights = {"head": head, "backbone": parts.backbone.model, "unfrozen": boundary.suffix}
-    for name, model in weights.items():  # a sweep's job keeps no more than what it has trained
+    for name, model in weights.items():  # A sweep's job saves only the weights that it has trained.
         path = folder / "weights" / f"{name}.weights.h5"
         if name == "head" or path.is_file():
             load_backbone(model, path, "sweep.trained")
@@ -50,10 +51,10 @@ def restore(parts: RunComponents, splits: Dataset, watch: TrainingContext, folde
 
 
 def facts_of(folder: Path, identity: str) -> dict[str, Any]:
-    """Return what a run's folder records of its training: `seconds`, by metric, and `warnings`.
+    """Return what a run directory records about its training: `seconds` (metric -> value) and `warnings`.
 
     Raises:
-        ConfigError: the folder does not hold the finished run of this identity.
+        ConfigError: the directory does not hold a finished run of this identity.
     """
     metrics = run_directory.finished(folder, identity)
     facts = run_directory.read_record(folder)

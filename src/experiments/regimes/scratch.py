@@ -1,4 +1,4 @@
-"""The network trained end to end from random weights."""
+"""The regime `scratch`: the network trained end to end from random weights."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from experiments.models.network import join, pooled, predict_probabilities, stac
 from experiments.training.fit import fit
 from experiments.training.types import RunComponents, TrainingContext, TrainingResult
 
-TIME_CONSTANTS = 20  # of the moving statistics in a run, at least, unless regime.batch_norm_momentum is set
+# Unless regime.batch_norm_momentum is set, a run lasts at least this many time constants of the moving statistics.
+TIME_CONSTANTS = 20
 
 
 def scratch(parts: RunComponents, splits: Dataset, watch: TrainingContext) -> TrainingResult:
-    """Trains backbone and head together on freshly augmented pictures (the tutorial's first experiment).
+    """Train backbone and head together on images that are augmented anew in every epoch (the tutorial's first experiment).
 
-    BatchNorm statistics follow the batches while training, see `follow_batches`. The weights start random: build
-    loads none for this regime.
+    BatchNorm statistics follow the batches during training, see `follow_batches`. The weights are random at the start:
+    `build` loads none for this regime.
     """
     config = parts.config
     pool = config.model.head.pooling
@@ -51,15 +52,15 @@ def scratch(parts: RunComponents, splits: Dataset, watch: TrainingContext) -> Tr
 
 
 def follow_batches(model: keras.Model, momentum: float | None, steps: int) -> None:
-    """Set how fast the moving statistics of a network's batch normalisation follow those of the batches.
+    """Set the momentum of a network's batch normalisation, that is how fast its moving statistics follow the batches.
 
     Validation uses the moving statistics. With Keras's momentum of 0.99 (0.999 in MobileNet) they need hundreds of
-    steps to leave their initial values, and a short training would be validated with statistics of no image.
+    steps to leave their initial values, so a short training would be validated with statistics that describe no image.
 
     Args:
-        momentum: the share of the old value in the new one; None: the network's own, but at most so much that a time
-            constant, 1 / (1 - momentum) steps, is a twentieth of the training.
-        steps: batches of the whole training.
+        momentum: the share of the old value in the new one. None keeps the network's own momentum, limited so that a
+            time constant, 1 / (1 - momentum) steps, is at most a twentieth of the training.
+        steps: the number of batches of the whole training.
     """
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):

@@ -120,7 +120,7 @@ def look(jobs: Sequence[Job]) -> None:
     # In reverse order, because networks are built before images are read: so missing weights are reported first. The
     # first job of all, training from scratch, reads no weights.
     order = list(reversed(jobs))
-    said = local.ask("look", [job.config.model_dump(by_alias=True, mode="json") for job in order])
+    said = local.ask("inspect_jobs", [job.config.model_dump(by_alias=True, mode="json") for job in order])
     for job, known in zip(order, said["jobs"], strict=True):
         job.identity = known["identity"]
         if known.get("status"):

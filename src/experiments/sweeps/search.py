@@ -79,8 +79,8 @@ def sampler(name: str, seed: int, trials: int) -> Any:
     Args:
         name: `sweep.search`.
         seed: `sweep.seed`.
-        trials: number of trials in the study. It is part of the sampler's seed, so that each trial has a seed of its own
-            and no other worker or later start draws the same point again.
+        trials: number of trials in the study. It is part of the sampler's seed, so that each trial has its own seed and
+            no other worker or later start draws the same point again.
     """
     import optuna
 

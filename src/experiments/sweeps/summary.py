@@ -103,7 +103,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
 def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
     """Return a job with its scores on a split's images, if a directory holds the results of the planned run."""
     identity, status, predictions = job.get("identity", ""), job["status"], []
-    # The run's directory, or, if that is on another machine or was moved, the job's, with the files fetched from MLflow.
+    # The run's directory; if that is on another machine or was moved, the job's, with the files fetched from MLflow.
     places = [Path(job["folder"]), own]
     found = [(place, metrics) for place in places if (metrics := run_directory.finished(place, identity)) is not None]
     folder, metrics = found[0] if found else (places[0], {})

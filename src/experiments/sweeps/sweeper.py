@@ -1,5 +1,8 @@
-"""The sweeper behind `-m`: plans, shares, launches, concludes. It stays small: what needs TensorFlow, MLflow or
-matplotlib happens in processes of its own."""
+"""The Hydra sweeper behind `-m`: it plans the jobs, computes shared features, launches the jobs and summarizes them.
+
+Whatever needs TensorFlow, MLflow or matplotlib runs in a process of its own (see `worker_tasks`), so that this process
+stays small.
+"""
 
 from __future__ import annotations
 
@@ -37,16 +40,16 @@ from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.redaction import redacted
 
 LOCK = ".sweep.lock"
-# What a job does not read or keep, and the winner does.
-CHOSEN_FROM = ["evaluate.test=false", "tracking.log_model=false", "sweep.job=true"]  # jobs
-FINAL = ["evaluate.test=true"]  # the winner
+# Jobs neither evaluate the test split nor log the whole model; the winner's final runs do.
+CHOSEN_FROM = ["evaluate.test=false", "tracking.log_model=false", "sweep.job=true"]  # overrides of jobs
+FINAL = ["evaluate.test=true"]  # overrides of final runs
 _log = logging.getLogger(__name__)
 
 
 class Sweeper(HydraSweeper):
-    """Plans the jobs of a command line, runs those that are not done, and says what came out."""
+    """Sweeper that plans the jobs of a command line, runs those that are not done, and reports the result."""
 
-    # The overrides as typed, where Hydra has been given fewer: see `plan.deferred`.
+    # The overrides as typed, if Hydra has received only some of them; see `plan.deferred`.
     typed: list[str] | None = None
 
     def __init__(self, params: dict[str, Any] | None = None) -> None:
@@ -58,10 +61,10 @@ class Sweeper(HydraSweeper):
         loader.repository = plan.ReadOnce(loader.repository)
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Runs the sweep that the overrides describe.
+        """Run the sweep that the overrides describe.
 
         Raises:
-            ConfigError: a job that cannot be run; nothing has started then.
+            ConfigError: a job cannot be run; nothing was started.
             SystemExit: a job has failed.
         """
         preset = [f"{key}={value}" for key, value in self.params.items()]
@@ -110,10 +113,10 @@ class Sweeper(HydraSweeper):
     # -- the plan
 
     def begin(self, configs: Sequence[Config]) -> None:
-        """Set what is the same in all jobs: settings, launcher.
+        """Set the settings and the launcher that all jobs share.
 
         Raises:
-            ConfigError: it is not the same in all, or cannot be used.
+            ConfigError: the settings differ between jobs, or cannot be used.
         """
         self.common = configs[0]
         if len({config.tracking.uri for config in configs}) > 1 or len({config.outputs for config in configs}) > 1:
@@ -140,13 +143,13 @@ class Sweeper(HydraSweeper):
             )
 
     def place(self, name: str) -> None:
-        """Set the sweep's name and folder: the one given, or one of its own."""
+        """Set the sweep's name and directory: hydra.sweep.dir if it was typed, else a subdirectory with the name."""
         self.name, given = name, Path(self.master.hydra.sweep.dir)
         fixed = any(one.lstrip("+").startswith("hydra.sweep.dir=") for one in self.master.hydra.overrides.hydra)
         self.folder = (given if fixed else given / name).absolute()
 
     def check_folder(self) -> None:
-        """Raise ConfigError where the folder holds another sweep than this one."""
+        """Raise ConfigError if the sweep's directory holds another sweep than this one."""
         path = self.folder / plan.SWEEP
         if not path.exists():
             return
@@ -163,7 +166,7 @@ class Sweeper(HydraSweeper):
             )
 
     def number(self, jobs: Sequence[Job]) -> None:
-        """Give every job its number and folder: those that it had before, in whatever order it was typed then."""
+        """Set every job's number and directory; jobs keep their numbers of earlier starts, whatever the typed order."""
         known: dict[str, list[int]] = {}
         taken = set()
         for one in plan.records(self.folder):
@@ -183,7 +186,7 @@ class Sweeper(HydraSweeper):
                 self.find_own_run(job)
 
     def find_own_run(self, job: Job) -> None:
-        """Note what a job's folder has of the same run: `look` does not search outside outputs/."""
+        """Reuse the same run if it is in the job's directory; `look` searches below outputs/ only."""
         if job.status != "NEW" or "deleted" in job.facts or self.common.sweep.rerun:
             return
         facts = run_directory.read_record(job.folder) or {}
@@ -194,10 +197,10 @@ class Sweeper(HydraSweeper):
         job.facts = {"run_id": facts.get("run_id")}
 
     def prepare(self, jobs: Sequence[Job]) -> None:
-        """Check the folders that jobs are going to write to, and empty those whose own run is to be trained again.
+        """Check the directories that jobs will write to, and remove those whose own run is to be trained again.
 
         Raises:
-            ConfigError: a folder that belongs to another run.
+            ConfigError: a directory holds another run.
         """
         todo = [job for job in jobs if job.same_as is None and job.status == "NEW"]
         for job in todo:
@@ -210,10 +213,10 @@ class Sweeper(HydraSweeper):
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """The sweep's lock, held where locks are to be had.
+        """Hold the sweep's lock while the block runs, on file systems that support locks.
 
         Raises:
-            ConfigError: the same sweep is going on in another process.
+            ConfigError: the same sweep is running in another process.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = run_directory.claim(self.folder, LOCK, "sweep", run_directory.PATIENCE)
@@ -223,16 +226,16 @@ class Sweeper(HydraSweeper):
             lock.release()
 
     def ask(self, function: str, *arguments: Any) -> dict[str, Any]:
-        """Calls a function of `look` in a process of its own; its answer.
+        """Call a function of `worker_tasks` in a process of its own and return its result.
 
         Raises:
-            ConfigError: as the function.
+            ConfigError: the function reported an error, or its process failed.
         """
         return local.ask(function, *arguments)
 
     def look(self, jobs: Sequence[Job]) -> None:
-        """Who the jobs are, and what of them is done."""
-        said = self.ask("look", [plain(job.config) for job in jobs])
+        """Set the jobs' identities, find their existing runs, and record what the jobs share."""
+        said = self.ask("inspect_jobs", [plain(job.config) for job in jobs])
         for job, known in zip(jobs, said["jobs"], strict=True):
             job.identity = known["identity"]
             if known.get("status") and not self.common.sweep.rerun:
@@ -244,7 +247,7 @@ class Sweeper(HydraSweeper):
         self.lacking = said["lacking"]
 
     def tell_plan(self, jobs: Sequence[Job]) -> None:
-        """How many jobs, what of them is done, what is shared, how long it may take."""
+        """Print how many jobs there are and how many are done, what they share, and how long they may take."""
         new = [job for job in jobs if job.same_as is None and job.status != "FINISHED"]
         partial = sum(job.status == "PARTIAL" for job in new)
         finished = sum(job.status == "FINISHED" for job in jobs)
@@ -274,7 +277,7 @@ class Sweeper(HydraSweeper):
     # -- the work
 
     def open(self, jobs: Sequence[Job]) -> None:
-        """Makes the sweep's folder and MLflow run, or finds those of the same sweep before."""
+        """Create the sweep's MLflow run or continue that of an earlier start, and write records of sweep and jobs."""
         path = self.folder / plan.SWEEP
         before = json.loads(path.read_bytes()) if path.exists() else {}
         if self.common.tracking.uri is not None:
@@ -289,7 +292,7 @@ class Sweeper(HydraSweeper):
         self.keep(jobs)
 
     def keep(self, jobs: Sequence[Job]) -> None:
-        """Puts what a summary reads of the jobs into the sweep's folder."""
+        """Write the jobs' records into the sweep's directory, with the results of finished runs on other machines."""
         for job in jobs:
             job.write(self.folder)
         away = [job for job in jobs if job.status == "FINISHED" and self.results(job) is None]
@@ -298,7 +301,7 @@ class Sweeper(HydraSweeper):
             self.ask("fetch", plain(self.common), places)
 
     def run(self, jobs: Sequence[Job], stage: str = "jobs") -> dict[int, JobReturn]:
-        """Runs those of the jobs that are not finished, by the launcher; what became of each, by number."""
+        """Run the unfinished jobs through the launcher, and return how each one ended, by job number."""
         todo = [job for job in jobs if job.same_as is None and job.status != "FINISHED"]
         if todo and self.lacking:
             self.lacking = False
@@ -321,7 +324,7 @@ class Sweeper(HydraSweeper):
         return returns
 
     def climb(self, jobs: Sequence[Job]) -> dict[int, JobReturn]:
-        """Run a ladder's jobs rung by rung, until no ladder has a further one; return what became of each."""
+        """Run a ladder sweep's jobs rung by rung until every ladder has ended, and return how each job ended."""
         from experiments.sweeps import ladder
 
         returns: dict[int, JobReturn] = {}
@@ -332,14 +335,14 @@ class Sweeper(HydraSweeper):
                 _log.info("No further rung is started: %s", why)
                 break
             tried |= set(due)
-            self.lacking = lacking  # each rung reads features of its own
+            self.lacking = lacking  # each rung may need other features
             level = [job for job in jobs if job.number in due]
             returns |= self.run(level, level[0].place.rung if level[0].place else "rung")
             self.resolve_repeated(jobs)
         return returns
 
     def resolve_repeated(self, jobs: Sequence[Job]) -> None:
-        """Give jobs that are the same run under another number the result of that run."""
+        """Copy the result of a run to the jobs with the same identity under another number."""
         numbered = {job.number: job for job in jobs}
         for job in jobs:
             if job.same_as is not None:
@@ -349,7 +352,7 @@ class Sweeper(HydraSweeper):
                 job.write(self.folder)
 
     def planned(self, job: Job) -> plan.PlannedRun:
-        """Return a job as its process receives it: as planned, with its place and what all jobs of a sweep share."""
+        """Return a job as its process receives it: as planned, with the settings that the sweep adds."""
         threads = job.threads
         if threads is None and self.common.runtime.threads is None:
             threads = self.jobs_by.threads()
@@ -369,12 +372,12 @@ class Sweeper(HydraSweeper):
         return plan.planned(job, changes, [*keep, *common, "resume=auto"])
 
     def results(self, job: Job) -> dict[str, float] | None:
-        """Return a job's metrics: from its run's folder or, where they were fetched, its own; None: none are there."""
+        """Return a job's metrics from its run's directory or, if they were fetched, the job's; None if there are none."""
         places = (job.folder, self.folder / str(job.number))
         return next(filter(None, (run_directory.finished(place, job.identity) for place in places)), None)
 
     def note(self, job: Job, done: JobReturn) -> None:
-        """Keeps how a job ended, and tells of one that failed."""
+        """Record how a job ended, with the reason if it failed or was pruned."""
         facts = run_directory.read_record(job.folder) or {}
         job.facts |= {name: facts[name] for name in ("run_id",) if name in facts}
         if done.status == JobStatus.COMPLETED:
@@ -384,12 +387,12 @@ class Sweeper(HydraSweeper):
         elif done.status == JobStatus.FAILED:
             job.status = "PRUNED" if facts.get("status") == "PRUNED" else "FAILED"
             job.reason = str(done._return_value)
-            if job.status == "PRUNED":  # its last words say why
+            if job.status == "PRUNED":  # the last line of its output is the reason
                 job.reason = job.reason.strip().splitlines()[-1]
         job.write(self.folder)
 
     def tell(self, job: Job) -> None:
-        """A line for a job that has ended."""
+        """Print a line for a job that has ended."""
         key, metrics = f"validation.{self.common.objective}", self.results(job) or {}
         score = f"{self.common.objective} {metrics[key]:.4g}  " if key in metrics else ""
         reason = job.reason.splitlines()[:1]
@@ -399,7 +402,7 @@ class Sweeper(HydraSweeper):
         self.say("  ".join([said, *reason]))
 
     def enough(self, jobs: Sequence[Job], returns: dict[int, JobReturn]) -> str | None:
-        """Why no further job is to start; None: there is no reason."""
+        """Return why no further job is to start, or None if the sweep is to continue."""
         settings = self.common.sweep
         if settings.on_error == "stop" and any(job.status == "FAILED" for job in jobs):
             return "one has failed (sweep.on_error=stop)"
@@ -410,7 +413,7 @@ class Sweeper(HydraSweeper):
         return None
 
     def reached(self, target: float) -> bool:
-        """Whether a candidate's interval lies beyond the target."""
+        """Return whether the whole interval of a candidate is at least as good as the target."""
         from experiments.sweeps import summary
 
         _, rows = summary.read(self.folder)
@@ -423,7 +426,7 @@ class Sweeper(HydraSweeper):
     # -- the end
 
     def stop(self, error: BaseException) -> None:
-        """Ends a sweep that is not at its end, and says how to go on."""
+        """Write the summary of an interrupted sweep, end its MLflow run, and add to the error how to continue."""
         with contextlib.suppress(ConfigError):
             said = self.ask("conclude", str(self.folder))
             if self.parent is not None:
@@ -434,11 +437,13 @@ class Sweeper(HydraSweeper):
     def conclude(
         self, jobs: Sequence[Job], returns: dict[int, JobReturn], final: bool | None = None, after: int | None = None
     ) -> list[Any]:
-        """The table and the winner, on the terminal, in the sweep's folder and in MLflow.
+        """Report the table and the winner on the terminal, in the sweep's directory and in MLflow.
 
         Args:
-            final: whether `sweep.final` is for now; None: unless a job has failed.
-            after: how far the numbers of the final jobs lie behind the winner's; None: they follow the last job's.
+            jobs: the jobs of the sweep.
+            returns: how jobs ended, by number.
+            final: whether to start the winner's final runs now, if `sweep.final`; None: unless a job has failed.
+            after: offset of the final runs' numbers from the winner's; None: they follow the last job's number.
 
         Raises:
             SystemExit: a job has failed.
@@ -462,16 +467,17 @@ class Sweeper(HydraSweeper):
         return [returns]
 
     def finals(self, winner: dict[str, Any], number: int) -> list[Job]:
-        """Return the runs of the winner that keep its whole model and read what no job has read.
+        """Return the winner's final runs, which keep its whole model and evaluate it on images that no job has read.
 
-        Where no fold was swept, the winner's jobs have trained on the same images: their weights are evaluated.
+        If no fold was swept, the winner's jobs have trained on the same images, and their weights are evaluated.
 
         Args:
-            number: of the first of them, where that is free or holds the same run.
+            winner: `winner` of the summary: its values, overrides, seeds, and its jobs' identities and directories.
+            number: number of the first final run; numbers whose directories hold other runs are skipped.
         """
         folds = any(one.startswith("data.fold=") for one in winner["overrides"])
         seeds = winner["seeds"] if self.held_back or folds else winner["seeds"][:1]
-        self.lacking = True  # they may read what no job has
+        self.lacking = True  # the final runs may need features that no job has read
         made = []
         for seed in seeds or [None]:
             dropped = (("data.fold=",) if folds else ()) + (("seed=",) if seed is not None else ())
@@ -482,9 +488,9 @@ class Sweeper(HydraSweeper):
         composed = plan.compose(made, self.context, self.master)
         trained: list[str | None] = [None] * len(made)
         if folds:
-            known = self.ask("look", [plain(one.config) for one in composed])["jobs"]
+            known = self.ask("inspect_jobs", [plain(one.config) for one in composed])["jobs"]
             identities = [about["identity"] for about in known]
-        else:  # the same run but for its test, and its process verifies that
+        else:  # the same run except for its test evaluation, which the run's process verifies
             identities = [winner["identities"][values.get("seed", "")] for _, values in made]
             places = [Path(winner["folders"][values.get("seed", "")]) for _, values in made]
             trained = [
@@ -512,14 +518,14 @@ class Sweeper(HydraSweeper):
         self.prepare(jobs)
         for job in jobs:
             job.write(self.folder)
-        for path in self.folder.glob(f"[0-9]*/{plan.JOB}"):  # of a former winner
+        for path in self.folder.glob(f"[0-9]*/{plan.JOB}"):  # records of a former winner's final runs
             before = json.loads(path.read_bytes())
             if before.get("final") and before["number"] not in {job.number for job in jobs}:
                 path.unlink()
         return jobs
 
     def deleted(self, run_ids: Sequence[str | None]) -> set[str]:
-        """Return those of the MLflow runs that are not in the tracking store, or in its trash."""
+        """Return the ids of those MLflow runs that were deleted, whether they are still in MLflow's trash or not."""
         known = [one for one in run_ids if one]
         if not known or self.common.tracking.uri is None:
             return set()
@@ -527,7 +533,7 @@ class Sweeper(HydraSweeper):
 
 
 def check_repeats(jobs: Sequence[Job]) -> None:
-    """Raise ConfigError where two jobs of one candidate are the same run: it would be counted as two."""
+    """Raise ConfigError if two jobs of one candidate are the same run, which would be counted as two."""
     known: dict[tuple[str, ...], Job] = {}
     for job in jobs:
         candidate = {key: value for key, value in job.values.items() if key not in plan.REPEATS}
@@ -544,7 +550,7 @@ def plain(config: Config) -> dict[str, Any]:
 
 
 def show(console: Console, said: dict[str, Any], folder: Path) -> None:
-    """A summary on the terminal."""
+    """Print a summary on the terminal."""
     header, *rows = said["table"]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in header:

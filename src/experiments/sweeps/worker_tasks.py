@@ -1,4 +1,8 @@
-"""What a sweep asks of data, networks and stores, in processes of its own: its parent stays small."""
+"""The tasks of a sweep that need TensorFlow or MLflow, run in processes of their own so that the sweep's stays small.
+
+`local.ask` calls the functions with an argument `answer`: the path of a file, into which they write their result as
+JSON.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +41,7 @@ from experiments.training.types import RunComponents
 
 
 class PreparedJob(NamedTuple):
-    """A job with what its configuration only names."""
+    """A job with its components built and its data read."""
 
     parts: RunComponents
     splits: Dataset
@@ -46,7 +50,10 @@ class PreparedJob(NamedTuple):
 
 @contextmanager
 def answering(answer: str) -> Iterator[dict[str, Any]]:
-    """What the block puts into the dictionary is what the sweep reads; what goes wrong is told in a sentence."""
+    """Write the dictionary that the block fills to the file `answer`, or {"error": message} if the block fails.
+
+    Configuration, data and disk errors are reported in this way; all other exceptions are raised.
+    """
     signals.install()
     local.guard()
     said: dict[str, Any] = {}
@@ -63,7 +70,7 @@ def answering(answer: str) -> Iterator[dict[str, Any]]:
 
 
 def see(configs: Sequence[Mapping[str, Any]]) -> list[PreparedJob]:
-    """Builds what jobs are made of and reads their data, each once."""
+    """Build the components of jobs and read their data; each backbone is built once, each data set read once."""
     backbones: dict[str, Backbone] = {}
     data: dict[str, Dataset] = {}
     seen = []
@@ -87,7 +94,7 @@ def see(configs: Sequence[Mapping[str, Any]]) -> list[PreparedJob]:
 
 
 def identity(config: Config) -> str:
-    """Return the identity of the run that a configuration describes: its networks are built and its data read."""
+    """Return the identity of the run that a configuration describes; this builds its networks and reads its data."""
     (one,) = see([config.model_dump(by_alias=True, mode="json")])
     return one.identity
 
@@ -97,12 +104,15 @@ def _key(*parts: Any) -> str:
 
 
 def inspect_jobs(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
-    """Who the jobs are, what of them is done, what they share.
+    """Find the jobs' identities, their existing runs, and what they share.
 
-    The answer: `jobs`, a mapping each (identity; status, folder, run_id, threads of a run that is there; deleted, the
-    MLflow run that was, where there is no other); `shared`,
-    lines for the plan; `lacking`, whether activations are to be computed; `seconds` of a job where it is
-    known; `held_back`, whether there are pictures for the winner.
+    The result has the keys:
+        jobs: a mapping for each job: `identity`; `status`, `folder`, `run_id` and `threads` of an existing run;
+            `deleted`, the id of a deleted MLflow run, if there is no other run.
+        shared: lines for the plan.
+        lacking: whether features are still to be computed.
+        seconds: usual duration of a job; None if it is not known.
+        held_back: whether all jobs have test images, which are reserved for the winner.
     """
     with answering(answer) as said:
         first = Config.model_validate(configs[0])
@@ -119,10 +129,12 @@ def inspect_jobs(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
 
 
 def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunFacts]) -> dict[str, dict[str, Any]]:
-    """The runs there are of these identities: finished ones from the tracking store, begun ones from folders here.
+    """Return the existing runs of these identities: finished ones from MLflow, unfinished ones from run directories.
 
     Args:
-        finished: the runs of the tracking store, by identity.
+        config: its outputs directory and tracking store are searched.
+        identities: the identities to find.
+        finished: the finished runs in the tracking store, by identity.
     """
     known: dict[str, dict[str, Any]] = {}
     deleted: dict[str, dict[str, Any]] = {}
@@ -138,12 +150,12 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
             continue
         stored_in = run_directory.store_of_run(folder, facts) or facts.get(
             "store"
-        )  # outputs/ may have been moved since
+        )  # the recorded URI, in case outputs/ was moved since
         if (redact_credentials(stored_in) if stored_in else None) != place:
             continue
         done = facts.get("status") == "FINISHED"
         if done and uri is not None and facts.get("run_id") not in tracked_ids:
-            # Deleted there, unless a later run of this identity has taken its place.
+            # The run was deleted in MLflow. It is not reported if another run of this identity exists.
             deleted.setdefault(facts["identity"], {"deleted": facts.get("run_id")})
             continue
         if done or facts.get("status") != "PRUNED":
@@ -162,7 +174,7 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
 
 
 def shared(seen: Sequence[PreparedJob]) -> tuple[list[str], bool]:
-    """What jobs have in common, in words; and whether some of it is still to be computed."""
+    """Return lines on the features and heads that jobs share, and whether features are still to be computed."""
     lines = []
     tables = [{table.name: table for table in tables_of(one)} for one in seen]
     every = {name: table for one in tables for name, table in one.items()}
@@ -187,7 +199,7 @@ def head_folder(one: PreparedJob) -> Path:
 
 
 def wants(one: PreparedJob) -> list[feature_cache.FeatureRequest]:
-    """What a job reads from the store of activations."""
+    """Return the features that a job reads from the feature cache."""
     parts, splits = one.parts, one.splits
     config = parts.config
     frozen = split_network(parts.backbone, 0, config.model.head.pooling)
@@ -205,7 +217,7 @@ def tables_of(one: PreparedJob) -> list[feature_cache.FeatureTable]:
 
 
 def share(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
-    """Computes the activations that jobs read, those of one data set in one pass over its pictures."""
+    """Compute the features that jobs read, those of one backbone and data set in one pass over its images."""
     with answering(answer):
         first = Config.model_validate(configs[0])
         runtime.apply(first.runtime)
@@ -224,7 +236,10 @@ def share(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
 
 
 def usual_seconds(config: Config, fingerprint: str, finished: Mapping[str, RunFacts]) -> float | None:
-    """What runs like this one took before: the same regime, network and number of epochs, the same pictures."""
+    """Return the median seconds of finished runs on the same images with the same regime, model, epochs and batch size.
+
+    None if there are no such runs.
+    """
     alike = {
         "regime": config.regime.name, "model": config.model.name, "epochs": str(config.epochs),
         "batch_size": str(config.batch_size),
@@ -240,7 +255,13 @@ def usual_seconds(config: Config, fingerprint: str, finished: Mapping[str, RunFa
 
 
 def fetch(config: Mapping[str, Any], places: Sequence[tuple[str, str, str]], answer: str) -> None:
-    """Brings what a summary reads of finished runs that are not on this machine: run id, identity, folder of each."""
+    """Download the files that a summary reads of finished runs on other machines.
+
+    Args:
+        config: its tracking store holds the runs.
+        places: MLflow run id, identity and target directory of each run.
+        answer: see `answering`.
+    """
     with answering(answer):
         uri = str(Config.model_validate(config).tracking.uri)
         for run_id, own, folder in places:
@@ -249,7 +270,7 @@ def fetch(config: Mapping[str, Any], places: Sequence[tuple[str, str, str]], ans
                     content = queries.read_file(uri, run_id, name, 2**30)
                 except ConfigError:
                     if name == "predictions_test.csv":
-                        continue  # only the winner's last runs have it
+                        continue  # only the winner's final runs have it
                     raise
                 atomic_files.write_file(Path(folder) / name, content or b"")
             about = {"identity": own, "run_id": run_id, "status": "FINISHED"}
@@ -257,20 +278,20 @@ def fetch(config: Mapping[str, Any], places: Sequence[tuple[str, str, str]], ans
 
 
 def deleted(config: Mapping[str, Any], run_ids: Sequence[str], answer: str) -> None:
-    """The answer's `deleted`: those of the MLflow runs that are not in the tracking store, or in its trash."""
+    """Find the MLflow runs that are missing in the tracking store or in its trash; the result's key is `deleted`."""
     with answering(answer) as said:
         uri = str(Config.model_validate(config).tracking.uri)
         said["deleted"] = [run_id for run_id in run_ids if queries.is_deleted(uri, run_id)]
 
 
 def conclude(folder: str, answer: str) -> None:
-    """The summary of a sweep; see `summary_files.write_summary`."""
+    """Write the summary of a sweep; the result is that of `summary_files.write_summary`."""
     with answering(answer) as said:
         said.update(summary_files.write_summary(Path(folder)))
 
 
 def open_run(config: Mapping[str, Any], folder: str, before: str | None, answer: str) -> None:
-    """Starts the sweep's own MLflow run, or goes on with it; the answer is its `run_id`."""
+    """Start the sweep's own MLflow run or, if `before` names one, continue that; the result's key is `run_id`."""
     with answering(answer) as said:
         said["run_id"] = tracked.start_sweep(
             Config.model_validate(config), Path(folder), getattr(multiprocessing.parent_process(), "pid", None), before
@@ -279,7 +300,7 @@ def open_run(config: Mapping[str, Any], folder: str, before: str | None, answer:
 
 def close_run(config: Mapping[str, Any], run_id: str, folder: str, metrics: Mapping[str, float], status: str,
               answer: str) -> None:  # fmt: skip
-    """Tells the sweep's MLflow run what the sweep's folder holds, and ends it."""
+    """Log the content of the sweep's directory to the sweep's MLflow run, and end that run."""
     with answering(answer):
         try:
             tracked.end_sweep(Config.model_validate(config), run_id, Path(folder), metrics, status)

@@ -66,7 +66,7 @@ def storage(config: Config) -> Any:
 
 
 def address(url: str) -> str:
-    """Return the URL, with psycopg, which the extra `postgres` installs, as the driver of a PostgreSQL URL without one."""
+    """Return the URL; a PostgreSQL URL without a driver gets psycopg, which the extra `postgres` installs."""
     scheme, separator, rest = url.partition("://")
     return f"postgresql+psycopg://{rest}" if separator and scheme in ("postgres", "postgresql") else url
 

@@ -1,4 +1,4 @@
-"""The pen: draws animal faces, each from its own random generator."""
+"""Synthetic images of animal faces, each drawn from its own random generator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from experiments.data.drawing.species import Range, Species, find_species
 
-OVERSAMPLING = 2  # drawn at this multiple of the size, then averaged down: Pillow's polygons have hard edges
+OVERSAMPLING = 2  # drawn at this multiple of the size, then averaged, since Pillow's polygons have hard edges
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
@@ -38,7 +38,7 @@ _CIRCLE = np.stack([np.sin(_TURN), -np.cos(_TURN)], axis=1)
 
 
 def _mix(first: Colour, second: Colour, share: float) -> Colour:
-    """`share` of the second colour in the first."""
+    """Return a mixture of two colours, with `share` of the second."""
     return (
         round(first[0] + (second[0] - first[0]) * share),
         round(first[1] + (second[1] - first[1]) * share),
@@ -55,7 +55,7 @@ def _lighter(colour: Colour, share: float) -> Colour:
 
 
 class _Hand:
-    """Chance with the habits of the pen: every choice of a picture comes from one generator."""
+    """Random choices for one image, all from one generator."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -67,7 +67,7 @@ class _Hand:
         return bool(self.rng.random() < odds)
 
     def count(self, low: int, high: int) -> int:
-        """low .. high - 1."""
+        """Return a random integer from low to high - 1."""
         return int(self.rng.integers(low, high))
 
     def kind(self, odds: Mapping[str, float]) -> str:
@@ -86,13 +86,16 @@ class _Hand:
         return red, green, blue
 
     def coat(self) -> Colour:
-        """A fur colour, the same odds for every species."""
+        """Return a fur colour, with the same odds for every species."""
         red, green, blue = (np.array(self.one_of(COATS)) + self.rng.normal(0, 12, 3)).clip(20, 250).astype(int).tolist()
         return red, green, blue
 
 
 class _Paper:
-    """A canvas with a placed, turned head on it. Head units: x right, y down, the skull's radius about 1."""
+    """A canvas with the position, size and rotation of a head on it.
+
+    Head units: x right, y down, the skull's radius about 1.
+    """
 
     def __init__(
         self, canvas: Image.Image, centre: tuple[float, float], radius: float, tilt: float, yaw: float, contour: float
@@ -106,7 +109,10 @@ class _Paper:
         self.matrix = np.array([[cosine, sine], [-sine, cosine]])
 
     def place(self, points: np.ndarray, depth: float) -> list[float]:
-        """[N, 2] head units -> x0, y0, x1, y1, ... pixels; a turned head moves what is nearer further."""
+        """Convert points [N, 2] in head units to pixels x0, y0, x1, y1, ... of the canvas.
+
+        If the head is turned by `yaw`, a greater depth (nearer to the viewer) moves points further.
+        """
         turned = np.array(points, dtype=float)
         across = turned[:, 0]
         turned[:, 0] = across * (1.0 - 0.22 * self.yaw * across) + self.yaw * depth
@@ -120,7 +126,7 @@ class _Paper:
         self.ink.polygon(self.place(points, depth), fill=fill)
 
     def edge(self, points: np.ndarray, fill: Colour, depth: float = 0.0) -> None:
-        """A pen line around a shape."""
+        """Draw a line around a shape."""
         self.line(np.concatenate([points, points[:1]]), fill, self.contour, depth)
 
     def oval(
@@ -141,14 +147,14 @@ def _oval(x: float, y: float, across: float, down: float, lean: float = 0.0) -> 
 
 
 def _curve(start: Point, bend: Point, end: Point, steps: int = 7) -> np.ndarray:
-    """[steps, 2] points of a quadratic curve."""
+    """Return [steps, 2] points of a quadratic Bezier curve."""
     t = np.linspace(0.0, 1.0, steps)[:, None]
     points: np.ndarray = (1 - t) ** 2 * np.array(start) + 2 * t * (1 - t) * np.array(bend) + t**2 * np.array(end)
     return points
 
 
 def draw_face(species: str, rng: np.random.Generator, size: int) -> Image.Image:
-    """One face of the species, RGB, [size, size]; the generator decides everything else."""
+    """Draw one face of the species, RGB, [size, size]; the generator determines everything else."""
     animal = find_species(species)
     hand = _Hand(rng)
     side = size * OVERSAMPLING
@@ -164,7 +170,10 @@ def draw_face(species: str, rng: np.random.Generator, size: int) -> Image.Image:
 
 
 def _background(hand: _Hand, side: int) -> Image.Image:
-    """A blurred room, or a plain wall, with shapes that are no face: triangles, circles and lines among them."""
+    """Draw a blurred room, or a plain wall, with distracting shapes.
+
+    The shapes are no faces, but have triangles, circles and lines, as faces do.
+    """
     cells = hand.count(2, 7)
     base = np.array(_lighter(_mix(hand.coat(), hand.colour(), 0.4), hand.between(0.0, 0.7)), dtype=float)
     room = base + hand.rng.normal(0, hand.between(6, 26), (cells, cells, 3))
@@ -179,7 +188,7 @@ def _background(hand: _Hand, side: int) -> Image.Image:
 
 
 def _hatching(ink: ImageDraw.ImageDraw, hand: _Hand, side: int, wall: Colour) -> None:
-    """Fence, blinds or wallpaper: parallel lines at one angle."""
+    """Draw a fence, blinds or wallpaper: parallel lines at one angle."""
     angle, gap = hand.between(0, math.pi), side * hand.between(0.05, 0.16)
     colour, width = _mix(wall, hand.coat(), hand.between(0.15, 0.5)), max(1, round(gap * hand.between(0.08, 0.5)))
     cosine, sine = math.cos(angle), math.sin(angle)
@@ -189,7 +198,7 @@ def _hatching(ink: ImageDraw.ImageDraw, hand: _Hand, side: int, wall: Colour) ->
 
 
 def _clutter(ink: ImageDraw.ImageDraw, hand: _Hand, side: int, wall: Colour) -> None:
-    """One thing that lies about."""
+    """Draw one distracting shape."""
     x, y = hand.between(0, side), hand.between(0, side)
     reach = side * hand.between(0.04, 0.2)
     colour = _mix(wall, hand.coat() if hand.happens(0.7) else hand.colour(), hand.between(0.3, 0.9))
@@ -220,7 +229,7 @@ def _clutter(ink: ImageDraw.ImageDraw, hand: _Hand, side: int, wall: Colour) -> 
 
 
 def _face(paper: _Paper, hand: _Hand, animal: Species) -> None:
-    """The whole head, from back to front."""
+    """Draw the whole head, from back to front."""
     coat, second = hand.coat(), hand.coat()
     wide, taper = hand.between(*animal.head_width), hand.between(*animal.taper)
     if hand.happens(0.6):
@@ -244,7 +253,7 @@ def _face(paper: _Paper, hand: _Hand, animal: Species) -> None:
 
 
 def _skull(paper: _Paper, hand: _Hand, coat: Colour, wide: float, taper: float, *, ruff: bool) -> None:
-    """The furry outline and the lie of the fur on it."""
+    """Draw the head's furry outline and strokes of fur on it."""
     angle = np.linspace(0.0, 2.0 * math.pi, 72, endpoint=False)
     tufts = 1.0 + hand.between(0.01, 0.04) * hand.rng.standard_normal(72)
     if ruff:
@@ -283,7 +292,7 @@ def _horns(paper: _Paper, hand: _Hand, wide: float) -> None:
         paper.shape(np.concatenate([outer, inner]), colour, -0.1)
 
 
-# Per kind of ear: where its root sits (share of the head's width, height) and where it points (degrees from upright).
+# For each kind of ear: position of its root (fraction of the head's width, height) and angle (degrees from upright).
 _ROOTS: Mapping[str, tuple[Range, Range, Range]] = {
     "pointed": ((0.5, 0.64), (-0.66, -0.52), (8, 34)),
     "half": ((0.52, 0.68), (-0.62, -0.5), (14, 42)),
@@ -297,7 +306,7 @@ _ROOTS: Mapping[str, tuple[Range, Range, Range]] = {
 
 
 def _ears(paper: _Paper, hand: _Hand, kind: str, length: float, breadth: float, wide: float, coat: Colour) -> None:
-    """Both ears: alike, but never quite."""
+    """Draw both ears, with small random differences between them."""
     (across, height, points_to) = (hand.between(*limits) for limits in _ROOTS[kind])
     skin = _mix(_lighter(coat, 0.25), (226, 150, 146), hand.between(0.2, 0.8))
     inside, line = hand.happens(0.75), _darker(coat, 0.7)
@@ -322,7 +331,7 @@ def _ears(paper: _Paper, hand: _Hand, kind: str, length: float, breadth: float, 
 
 
 def _ear_outline(kind: str, hand: _Hand) -> np.ndarray:
-    """[N, 2] across in -1..1, along 0 (root) .. 1 (tip)."""
+    """Return an ear's outline [N, 2]: across in -1..1, along from 0 (root) to 1 (tip)."""
     if kind in ("pointed", "tuft", "half"):
         belly = hand.between(0.75, 1.05)
         up = _curve((-1.0, 0.0), (-belly, 0.5), (hand.between(-0.12, 0.12), 1.0))
@@ -337,7 +346,7 @@ def _ear_outline(kind: str, hand: _Hand) -> np.ndarray:
 
 
 def _markings(paper: _Paper, hand: _Hand, coat: Colour, second: Colour, *, stripes: bool) -> None:
-    """Patches, blaze, pale chin, tabby stripes, freckles: any coat can carry any of them."""
+    """Draw patches, blaze, pale chin, tabby stripes and freckles, each at random, whatever the coat."""
     if hand.happens(0.2):
         x, y = hand.between(-0.45, 0.45), hand.between(-0.45, 0.1)
         across, down = hand.between(0.2, 0.38), hand.between(0.22, 0.4)
@@ -393,7 +402,7 @@ def _eyes(paper: _Paper, hand: _Hand, animal: Species, coat: Colour) -> None:
 
 
 def _snout(paper: _Paper, hand: _Hand, animal: Species, coat: Colour) -> None:
-    """Muzzle, nose, mouth and whiskers."""
+    """Draw muzzle, nose, mouth and whiskers."""
     kind, nose = hand.kind(animal.muzzle), hand.kind(animal.nose)
     reach = hand.between(*animal.nose_size)
     pale = _lighter(coat, hand.between(0.1, 0.6)) if hand.happens(0.75) else _darker(coat, hand.between(0.1, 0.3))
@@ -467,7 +476,7 @@ def _whiskers(paper: _Paper, hand: _Hand, coat: Colour, height: float, depth: fl
 
 
 def _in_front(canvas: Image.Image, hand: _Hand, side: int) -> None:
-    """A leaf, a post or a corner of something that hides part of the animal."""
+    """Draw, in some images, an object that hides part of the animal: a leaf, a post or a corner."""
     if not hand.happens(0.2):
         return
     ink = ImageDraw.Draw(canvas)
@@ -483,7 +492,10 @@ def _in_front(canvas: Image.Image, hand: _Hand, side: int) -> None:
 
 
 def _photograph(canvas: Image.Image, hand: _Hand, size: int) -> Image.Image:
-    """Lens and light: blur, a gradient of brightness, a shadow, contrast, colour cast, noise."""
+    """Reduce the canvas to [size, size] and simulate lens and light.
+
+    These are blur, a gradient of brightness, a shadow, contrast, colour cast and noise.
+    """
     picture = canvas.reduce(OVERSAMPLING)
     if hand.happens(0.3):
         picture = picture.filter(ImageFilter.GaussianBlur(hand.between(0.3, 1.1) * size / 150))

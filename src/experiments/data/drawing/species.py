@@ -1,4 +1,4 @@
-"""The animals that the pen draws: what tells one species from another."""
+"""Animal species of the synthetic images, described by what distinguishes one from another."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Species:
-    """What tells one species from another. Lengths in head radii; a mapping gives the odds of each kind."""
+    """The features that distinguish one species from another.
 
-    number: int  # seeds the pictures: never reuse or change one
+    Lengths are in head radii; a mapping gives the odds of each kind.
+    """
+
+    number: int  # part of the seed of every image: never reuse or change one
     ears: Mapping[str, float]  # pointed | half | floppy | round | long | lop | side | tuft
     muzzle: Mapping[str, float]  # pads | long | broad | disc | beak
     nose: Mapping[str, float]  # triangle | oval | none
@@ -27,7 +30,7 @@ class Species:
     eye_gap: Range
     head_width: Range
     taper: Range  # how much narrower the chin is than the brow
-    bright_iris: float  # odds, as everything below
+    bright_iris: float  # odds in [0, 1], as is every number below
     whiskers: float
     stripes: float
     ruff: float = 0.0
@@ -226,7 +229,11 @@ ANIMALS: Mapping[str, Species] = {
 
 
 def find_species(species: str) -> Species:
-    """The species' entry; a ConfigError with the nearest name when there is none."""
+    """Return the features of a species.
+
+    Raises:
+        ConfigError: If there is no species of this name; the message has the nearest name.
+    """
     if species in ANIMALS:
         return ANIMALS[species]
     nearest = difflib.get_close_matches(str(species), ANIMALS, n=1, cutoff=0.0)[0]

@@ -1,4 +1,4 @@
-"""The photographs of cats and dogs that the tutorial uses, downloaded once."""
+"""Data source for the photographs of cats and dogs that the tutorial uses, downloaded once."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from experiments.errors import ConfigError, DataError
 from experiments.storage import array_cache
 
 _PICTURES = re.compile(r"PetImages/(Cat|Dog)/([0-9]+\.jpg)")
-_PICTURE_BYTES = 64 * 2**20  # the most that one picture may unpack to
-_TOTAL_BYTES = 4 * 2**30  # the most that all may; they take 0.9 GB
+_PICTURE_BYTES = 64 * 2**20  # largest allowed size of one unpacked image
+_TOTAL_BYTES = 4 * 2**30  # largest allowed size of all together; they take 0.9 GB
 
 
 def cats_vs_dogs(*, url: str, sha256: str, bytes: int, archive: str | None, cache: Path) -> Path:
-    """The data source for Kaggle's cats and dogs, about 12,500 pictures each, as Microsoft publishes them.
+    """Download Kaggle's cats and dogs, about 12,500 images each, as Microsoft publishes them.
 
-    Pictures are unpacked into `cache/cats_vs_dogs/<first 16 of sha256>/Cat/` and `Dog/`; once they are there, nothing
-    else is looked at. Many are no sound pictures: that is the manifest's to find (`data.on_bad=skip`). Our own download
-    is removed when it is unpacked.
+    Images are unpacked into `cache/cats_vs_dogs/<first 16 of sha256>/Cat/` and `Dog/`; once these exist, the archive is
+    not used. Many files are not valid images, which the manifest detects (use `data.on_bad=skip`). An archive that was
+    downloaded here is removed when it is unpacked.
 
     Source: https://www.microsoft.com/en-us/download/details.aspx?id=54765; J. Elson, J. Douceur, J. Howell, J. Saul:
     Asirra: a CAPTCHA that exploits interest-aligned manual image categorization, CCS 2007.
 
     Args:
-        url: Where the archive is, http or https.
-        sha256: Of the archive: 64 hex digits.
-        bytes: Of the archive.
-        archive: The path of the archive, where it is there already: absolute, relative to the working directory, or
-            beginning with "~". It is checked and stays. None to download it.
-        cache: The cache folder; it needs room for the archive and for as much again.
+        url: Address of the archive, http or https.
+        sha256: Hash of the archive: 64 hex digits.
+        bytes: Size of the archive.
+        archive: Path of an archive that exists already: absolute, relative to the working directory, or beginning with
+            "~". It is checked and kept. None to download it.
+        cache: The cache directory; it needs room for the archive and for as much again.
 
     Returns:
-        The folder that holds Cat/ and Dog/.
+        The directory that holds Cat/ and Dog/.
 
     Raises:
-        ConfigError: If an argument cannot work, such as an `archive` that is no file.
+        ConfigError: If an argument is invalid, such as an `archive` that is not a file.
         DataError: If the archive cannot be downloaded, is another one, is damaged or does not fit on the disk.
     """
     _check(url, sha256, bytes)
@@ -49,7 +49,7 @@ def cats_vs_dogs(*, url: str, sha256: str, bytes: int, archive: str | None, cach
         return root
     own = _own(archive) if archive is not None else None
     with array_cache.writing(cache, "cats_vs_dogs", root.name):
-        if root.is_dir():  # another process was faster
+        if root.is_dir():  # another process has created it meanwhile
             return root
         with _open(url, sha256, bytes, own, cache) as file:
             download.extract(file, root, wanted=_PICTURES, member_bytes=_PICTURE_BYTES, total_bytes=_TOTAL_BYTES)
@@ -84,7 +84,7 @@ def _own(archive: str) -> Path:
 
 
 def _open(url: str, sha256: str, bytes: int, own: Path | None, cache: Path) -> download.File:
-    """The archive, checked: the user's own, or ours."""
+    """Return the archive, open and checked: the user's own file, or a download."""
     if own is None:
         try:
             return download.fetch(url, sha256=sha256, size=bytes, folder=cache / "downloads")

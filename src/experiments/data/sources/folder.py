@@ -1,4 +1,4 @@
-"""A folder of pictures that is there already."""
+"""Data source for an existing folder of images."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from experiments.errors import ConfigError
 
 
 def folder(*, root: str | Path, cache: Path) -> Path:
-    """The data source for pictures in a folder of one's own.
+    """Return the path of an existing folder of images.
 
     Args:
         root: The folder, absolute, relative to the working directory, or beginning with "~".
-        cache: Not used here: a folder needs no download. All sources are called alike.
+        cache: Not used, as a folder needs no download; every data source receives it.
 
     Returns:
-        The folder's absolute path. What is in it is the manifest's to check.
+        The folder's absolute path. The manifest checks its content.
 
     Raises:
-        ConfigError: If `root` is not an existing folder; names similar ones.
+        ConfigError: If `root` is not an existing folder; the message has similar names.
     """
     path = Path(os.path.abspath(os.path.expanduser(root)))
-    if str(root) and os.path.isdir(path):  # unlike Path.is_dir, no error for a name that no file can have
+    if str(root) and os.path.isdir(path):  # unlike Path.is_dir, no error for an impossible name
         return path
     if not str(root):
         problem = "is empty"
@@ -36,7 +36,10 @@ def folder(*, root: str | Path, cache: Path) -> Path:
 
 
 def _similar(path: Path) -> str:
-    """Names like the first missing part of a path, from the folder it would be in."""
+    """Return a phrase with names similar to the first missing part of a path.
+
+    The names are those in the directory that would contain it.
+    """
     missing = path
     while not os.path.isdir(missing.parent):
         missing = missing.parent

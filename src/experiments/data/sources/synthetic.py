@@ -1,4 +1,4 @@
-"""Drawn animal faces as a folder of pictures, deterministic from a seed: work without a download."""
+"""Data source of drawn animal faces, deterministic from a seed: images without a download."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from experiments.data.types import SPLITS
 from experiments.errors import ConfigError
 from experiments.storage import array_cache
 
-PEN = 1  # part of the folder's name: raise it whenever a change of the pen or the animals alters a single pixel
+# Part of the directory's name: increase it whenever a change of the drawing or the species alters a single pixel.
+PEN = 1
 QUALITY = 88  # JPEG
 
 
@@ -35,9 +36,10 @@ def _split_number(split: str) -> int:
 
 
 def synthetic(*, species: Sequence[str], per_class: Mapping[str, int], seed: int, size: int, cache: Path) -> Path:
-    """Draws root/<split>/<class>/<class>.<n>.jpg under cache, returns root.
+    """Draw root/<split>/<class>/<class>.<n>.jpg under cache, and return root.
 
-    `per_class` gives pictures per class and split; a split with 0 gets no folder. Pictures are [size, size] RGB.
+    `per_class` gives the number of images per class in each split; a split with 0 gets no directory. Images are
+    [size, size] RGB.
     """
     numbers = {name: find_species(name).number for name in species}
     splits = {split: _split_number(split) for split in per_class}
