@@ -1,4 +1,4 @@
-"""`experiments VERB ...`: one console script; `experiments train` is `python -m experiments.train`."""
+"""The console script `experiments VERB ...`; `experiments train` is the same as `python -m experiments.train`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from experiments.system import redaction, signals
 from experiments.system.paths import check_directory
 from experiments.system.startup import output_failure
 
-# Each verb's module has a main() that reads sys.argv; none is imported before it is asked for.
+# Each verb's module has a main() that reads sys.argv. It is imported only when its verb is run.
 VERBS = {
     "train": ("experiments.train", "run one experiment, or with -m a sweep of them"),
     "backbones": ("experiments.cli.backbones", "parameters and speed of every backbone on this machine"),
@@ -30,7 +30,7 @@ VERBS = {
     "ui": ("experiments.cli.ui", "open the MLflow UI on this machine's runs"),
 }
 
-# What these verbs print is their result, so that they have failed where it cannot be written.
+# The output of these verbs is their result, so a verb has failed if its output cannot be written.
 LISTING = ("backbones", "cache", "compare", "inspect", "predict", "summarize")
 
 
@@ -49,9 +49,9 @@ def usage() -> str:
 
 
 def complete() -> None:
-    """Shell completion, `-sc install|uninstall|query=SHELL`: Hydra's own, of the verb `train`; here of the verbs.
+    """Serve shell completion, `-sc install|uninstall|query=SHELL`: of verbs here, of the verb `train` by Hydra.
 
-    The shell's function, which Hydra writes, calls this with the line so far in COMP_LINE.
+    The shell function that Hydra installs calls this with the line typed so far in COMP_LINE.
     """
     line = os.environ.get("COMP_LINE", "")
     program, _, rest = line.lstrip().partition(" ")
@@ -77,7 +77,7 @@ def main() -> None:
         if ended.code or not listing:
             raise
     failure = output_failure()
-    if listing and failure and not isinstance(failure, BrokenPipeError):  # a reader that has seen enough is no failure
+    if listing and failure and not isinstance(failure, BrokenPipeError):  # a closed pipe (`| head`) is no failure
         sys.exit(1)
 
 
@@ -85,7 +85,7 @@ def run_verb(arguments: list[str]) -> None:
     """Run a verb with its arguments.
 
     Raises:
-        SystemExit: it failed, or there is no such verb.
+        SystemExit: the verb failed, or there is no such verb.
     """
     if arguments and arguments[0] in ("-sc", "--shell-completion"):
         complete()
@@ -101,7 +101,7 @@ def run_verb(arguments: list[str]) -> None:
         hint = f" Nearest: {close}." if close else ""
         sys.exit(f"experiments: no such verb. Received: {verb!r}. Allowed: {', '.join(VERBS)}.{hint}\n\n{usage()}")
     sys.argv = [f"{Path(sys.argv[0]).name} {verb}", *arguments[1:]]
-    if verb != "train":  # which may go to another
+    if verb != "train":  # `train` may change to another directory (resume=)
         check_directory()
     module = importlib.import_module(VERBS[verb][0])
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:

@@ -1,4 +1,4 @@
-"""Exceptions that users meet: each message names what is wrong, where, what is allowed and what to do."""
+"""Exceptions that are shown to users: each message names what is wrong, where, what is allowed and what to do."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
 
 
 class ConfigError(ValueError):
-    """A value in the configuration that cannot work; the message names key, allowed, received and what to do."""
+    """Raised for an invalid configuration; the message names key, allowed, received and what to do."""
 
 
 class DataError(ValueError):
-    """Pictures that cannot be used; the message names every path and what to do about it."""
+    """Raised for images that cannot be used; the message names every path and what to do about it."""
 
 
 class Pruned(Exception):
-    """A search ended this run early: its curve is behind."""
+    """Raised to end a run early because a search's pruner found its learning curve behind those of other trials."""

@@ -1,4 +1,4 @@
-"""What every job needs, imported once: the parent of a sweep's processes loads this and runs nothing of it."""
+"""Imports that every job of a sweep needs, loaded once by the fork server, which starts the jobs' processes."""
 
 import warnings
 
@@ -13,7 +13,7 @@ with quiet_start():
 
     tracking.load()
     Image.preinit()
-# A process that multiprocessing starts runs `-m experiments.train` once more up to its main().
+# Every process that multiprocessing starts executes `-m experiments.train` again up to main(), and would warn of it.
 warnings.filterwarnings("ignore", "'experiments.train' found in sys.modules", RuntimeWarning)
 
 __all__ = ["matplotlib", "run", "train", "worker_tasks"]

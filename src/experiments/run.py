@@ -1,4 +1,4 @@
-"""One run from configuration to report: the table of contents of this package."""
+"""One run, from its configuration to its report, as a sequence of calls into the other modules."""
 
 from __future__ import annotations
 
@@ -53,13 +53,14 @@ _log = logging.getLogger(__name__)
 
 
 def run(config: schema.Config, planned: str | None = None) -> float:
-    """Runs one experiment; what it writes is in the Hydra job's folder and in MLflow.
+    """Run one experiment; its files are written to the Hydra job's directory and logged to MLflow.
 
     Args:
-        planned: the identity that the run must have.
+        config: the validated configuration.
+        planned: the identity that the run must have, if a sweep has planned it.
 
     Returns:
-        The validation metric that `objective` names; nan where the split does not define it (see `evaluate`).
+        The validation metric that `objective` names; nan if it is undefined on the split (see `evaluate`).
     """
     began = time.perf_counter()
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -88,15 +89,15 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         try:
             reports = evaluate(fitted.scores, splits, probabilities=config.loss != "hinge")
         except Exception:
-            tracker.artifacts({})  # the trained weights, all that is known
+            tracker.artifacts({})  # logs the trained weights, the only results so far
             raise
-        # Told once: a point stands for good.
+        # Times that were recorded before a resume are kept, because a metric logged to MLflow cannot be replaced.
         spent = {"total_seconds": time.perf_counter() - began, "fit_seconds": sum(watch.fitting.values())}
-        spent |= known.get("seconds", {})  # what the training took, wherever it was
+        spent |= known.get("seconds", {})  # the times of the run that did the training, if this one restored its result
         seconds = {name: journal.facts.get(name, value) for name, value in spent.items()}
         ended = fitted.history[-1].timestamp if fitted.history else int(time.time() * 1000)
         ended = journal.facts.get("ended", ended)
-        # No check, figure or upload may lose the results: errors are raised once all is written.
+        # No failing check, figure or upload may lose the results: errors are raised after everything is written.
         errors: list[Exception] = []
         warnings: list[str] = []
         with keep_error(errors, "the warnings"):
@@ -116,7 +117,7 @@ def run(config: schema.Config, planned: str | None = None) -> float:
             draw(folder / "figures", parts, splits, fitted, reports)
         with keep_error(errors, "logging the files"):
             tracker.artifacts(tables)
-        if is_sound and config.tracking.log_model and not journal.facts.get("model"):  # not twice
+        if is_sound and config.tracking.log_model and not journal.facts.get("model"):  # already before a resume
             with keep_error(errors, "logging the model"):
                 tracker.model(fitted.model, splits.classes)
                 journal.note(model="logged")
@@ -134,7 +135,7 @@ def run(config: schema.Config, planned: str | None = None) -> float:
 
 @contextmanager
 def keep_journal(folder: Path, config: schema.Config) -> Iterator[journals.RunDirectory]:
-    """The run's journal, told how the run ends; what ends it early says how to go on."""
+    """Yield the run directory and record how the run ends; add to an error how the run can be resumed."""
     journal = journals.RunDirectory(folder, config)
     try:
         yield journal
@@ -142,7 +143,7 @@ def keep_journal(folder: Path, config: schema.Config) -> Iterator[journals.RunDi
         journal.end("PRUNED")
         raise
     except BaseException as error:
-        with contextlib.suppress(OSError):  # on a full disk
+        with contextlib.suppress(OSError):  # the disk may be full
             journal.end("FAILED" if isinstance(error, Exception | SystemExit) else "KILLED")
         if not isinstance(error, (ConfigError, DataError)):
             error.add_note(f"Go on with it: python -m experiments.train resume={shlex.quote(str(folder))}")
@@ -163,16 +164,17 @@ def keep_curves(folder: Path, tracker: tracking.Tracker, checkpoints: Checkpoint
 
 
 def read_data(parts: RunComponents, *, keep: bool = True) -> Dataset:
-    """The checked data set of a configuration.
+    """Return the validated data set of a configuration.
 
     Args:
-        keep: for a run: what must be decoded to be checked goes to the store, too.
+        parts: the components of the run.
+        keep: True for a run: images that are decoded for validation are also written to the pixel cache.
     """
     config = parts.config
     size, memory = config.data.image_size, config.runtime.memory * 1e9
     decoded = Decoded(size, memory, parts.cache) if keep else None
     splits = splits_of(read_manifest(config, parts.source(), decoded), size, parts.cache, memory, decoded)
-    # What only the data can tell is said before training, too.
+    # Errors that depend on the data are also raised before training.
     class_weights(config.class_weights, splits.train.labels, splits.classes)
     sizes = {"train": len(splits.train), "validation": len(splits.validation)}
     runtime.check_shares(config.runtime.devices, sizes)
@@ -181,18 +183,19 @@ def read_data(parts: RunComponents, *, keep: bool = True) -> Dataset:
         for pictures in (splits.train, *splits.scored(config.evaluate.test)):
             if decoded.holds(pictures.entries):
                 _ = pictures.pixels
-        decoded.pixels.clear()  # what this run does not read
+        decoded.pixels.clear()  # frees images that this run does not read
     return splits
 
 
 def check_accumulation(config: schema.Config, images: int) -> None:
-    """Compare the batches whose gradients make a step with those that a phase has.
+    """Compare the number of batches per optimizer step with the number of batches of each training phase.
 
     Args:
-        images: of the training split.
+        config: the validated configuration.
+        images: number of training images.
 
     Raises:
-        ConfigError: a phase is over before its first step.
+        ConfigError: a phase would end before its first step.
     """
     phases = [("optimizer", config.optimizer, "epochs", config.epochs)]
     if "regime.head_optimizer" not in config.regime.ignores and config.regime.head_from is None:
@@ -214,12 +217,13 @@ def read_manifest(
     decoded: Decoded | None = None,
     found: list[DataIssue] | None = None,
 ) -> Manifest:
-    """What pictures a configuration is about, checked.
+    """Return the validated manifest of a configuration's images.
 
     Args:
-        root: the folder that the data source made available.
-        decoded: takes what is decoded on the way.
-        found: takes every fault, instead of an error.
+        config: the validated configuration.
+        root: the directory that the data source provides.
+        decoded: receives the images that are decoded for validation.
+        found: receives every data issue, instead of an error being raised.
     """
     data = config.data
     return manifest.read(
@@ -238,7 +242,7 @@ def read_manifest(
 
 
 def describe(parts: RunComponents, splits: Dataset, folder: Path, tracker: tracking.Tracker, identity: str) -> None:
-    """Writes down what the run is, before it trains."""
+    """Write the configuration, the manifest, data issues and the identity of a run to its directory and MLflow."""
     config = parts.config
     text = schema.dump_yaml(redacted(schema.logged(config)))
     atomic_files.write_file(folder / "config.yaml", text.encode())
@@ -260,14 +264,15 @@ def describe(parts: RunComponents, splits: Dataset, folder: Path, tracker: track
 
 
 def check_origins(origins: Mapping[str, Path], splits: Dataset) -> None:
-    """Compares what other runs' weights were trained on with what this run will be judged on.
+    """Compare the images that other runs' weights were trained on with those that this run is evaluated on.
 
     Args:
-        origins: for each key that names a run, the folder with its manifest.
+        origins: for each key that names a run, the directory with that run's manifest.
+        splits: the data set of this run.
 
     Raises:
-        DataError: another run has been trained on pictures that this one validates or tests with.
-        ConfigError: the head of another run tells other classes apart.
+        DataError: another run was trained on images that this run validates or tests with.
+        ConfigError: the head of another run has other classes.
     """
     judged = {entry.sha256: entry.path for entry in splits.manifest.entries if entry.split != "train"}
     for key, origin in origins.items():
@@ -289,7 +294,7 @@ def check_origins(origins: Mapping[str, Path], splits: Dataset) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows with a header line."""
+    """Write rows, of which there must be at least one, to a CSV file with a header line."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -297,12 +302,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def flat_metrics(reports: Mapping[str, Report]) -> dict[str, float]:
-    """Every report's metrics as `split.metric`."""
+    """Return the metrics of all reports, named `split.metric`."""
     return {f"{split}.{name}": value for split, report in reports.items() for name, value in report.metrics.items()}
 
 
 def write_results(folder: Path, tables: Mapping[str, Mapping[str, list[Any]]], metrics: Mapping[str, float]) -> None:
-    """Write metrics and predictions as files of the run's folder."""
+    """Write metrics and predictions to files in the run directory."""
     atomic_files.write_file(folder / "metrics.json", json.dumps(dict(metrics), indent=1).encode())
     for name, table in tables.items():
         rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
@@ -310,17 +315,17 @@ def write_results(folder: Path, tables: Mapping[str, Mapping[str, list[Any]]], m
 
 
 def reused_seconds(fitted: TrainingResult) -> float:
-    """Return the seconds that a head took which another run had trained."""
+    """Return the training time in seconds of a head from the head cache; 0 if the head was not taken from there."""
     if fitted.facts.get("head_source") != "head cache":
         return 0.0
     return sum(record.metrics.get("seconds", 0.0) for record in fitted.history if record.phase == "head")
 
 
 def write_weights(weights: Path, parts: RunComponents, fitted: TrainingResult) -> None:
-    """Write the trained weights to a folder, before anything can go wrong with their evaluation."""
+    """Write the trained weights to a directory; called before the evaluation, whose failure must not lose them."""
     weights.mkdir(exist_ok=True)
     config, job = parts.config, parts.config.sweep.job
-    if job and parts.regime is finetune:  # a sweep of VGG16 would keep a gigabyte of what never changed
+    if job and parts.regime is finetune:  # a sweep of VGG16 would store a gigabyte of frozen weights
         unfrozen = split_network(parts.backbone, config.regime.unfrozen_blocks, config.model.head.pooling).suffix
         unfrozen.save_weights(weights / "unfrozen.weights.h5")
     elif not (job and parts.regime is bottleneck):
@@ -332,7 +337,7 @@ def write_weights(weights: Path, parts: RunComponents, fitted: TrainingResult) -
 def draw(
     folder: Path, parts: RunComponents, splits: Dataset, fitted: TrainingResult, reports: Mapping[str, Report]
 ) -> None:
-    """The figures of a run as PNG files; of a sweep's job its curves alone, as the winner has all of them."""
+    """Write the figures of a run as PNG files; of a sweep's job only the curves, as the winner has all figures."""
     folder.mkdir(exist_ok=True)
     drawn = {"learning_curves": plots.learning_curves(fitted.history)} if fitted.history else {}
     if "augmentation" not in parts.config.regime.ignores and not parts.config.sweep.job:
@@ -356,7 +361,7 @@ def rows_of(pictures: ImageSet, rows: list[int]) -> np.ndarray:
 
 
 def augmented_sample(parts: RunComponents, splits: Dataset) -> Any:
-    """The first training pictures of epoch 0, as a network that reads fresh augmentation sees them."""
+    """Return a figure of the first augmented training images of epoch 0, as fresh augmentation produces them."""
     batches = image_batches(
         splits.train,
         classes=len(splits.classes),

@@ -1,4 +1,4 @@
-"""The training entry point: `python -m experiments.train [GROUP=CHOICE] [KEY=VALUE] ...`; --help tells more."""
+"""The entry point of training: `python -m experiments.train [GROUP=CHOICE] [KEY=VALUE] ...`; see --help."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ from experiments.system.startup import quiet_start
 
 for plugin in (Sweeper, LocalLauncher, RayLauncher, SlurmLauncher):
     Plugins.instance().register(plugin)
-    # Hydra takes no other name for a plugin.
+    # Hydra accepts plugins only under names in `hydra_plugins`.
     Plugins.instance().class_name_to_class[f"hydra_plugins.experiments.{plugin.__name__}"] = plugin
-# Where hydra-ray-launcher is installed, its options of the same name would be taken for the schema of ours.
+# If hydra-ray-launcher is installed, its options of the same name would be used as the schema of our launcher.
 ConfigStore.instance().repo["hydra"].get("launcher", {}).pop("ray.yaml", None)
 
 
 @hydra.main(version_base="1.3", config_path=str(paths.CONF), config_name="config")
 def train(composed: DictConfig) -> float:
-    """Runs one experiment; returns its validation metric `objective` to a sweeper."""
+    """Run one experiment and return its validation metric `objective` to a sweeper."""
     config = validation.read(composed)
     unused.warn([config], HydraConfig.get().overrides.task)
     if config.sweep.rungs and config.resume is None:
@@ -59,19 +59,20 @@ def train(composed: DictConfig) -> float:
 
 
 def start(config: Config, planned: str | None = None) -> float:
-    """Run an experiment, or, with `resume=auto`, return the result of the finished run in its folder.
+    """Run an experiment; with `resume=auto`, return the result of a finished run in its directory instead.
 
     Args:
-        planned: the identity that the run must have; None: whatever its configuration and data give.
+        config: the validated configuration.
+        planned: the identity that the run must have; None for the one that follows from its configuration and data.
 
     Raises:
-        ConfigError: the folder holds another run, which `resume=auto` would take for this one.
+        ConfigError: with `resume=auto`, the directory holds a run of another identity.
     """
     with quiet_start():
         from experiments.tracking import connection
 
         connection.check(config.tracking.uri)
-        from experiments.run import run  # imports TensorFlow: only once the configuration is known to be good
+        from experiments.run import run  # imports TensorFlow, hence only after validation
     folder = Path(HydraConfig.get().runtime.output_dir)
     begun = run_directory.read_record(folder) if config.resume == run_directory.AUTO else None
     if begun is not None and begun.get("identity"):
@@ -86,8 +87,8 @@ def start(config: Config, planned: str | None = None) -> float:
 
 
 def run_planned(job: PlannedRun) -> None:
-    """Run a job of a sweep from the configuration that was planned, as Hydra runs one that it has composed itself."""
-    sys.argv = ["train", *job.arguments]  # which logs and tags record
+    """Run a job of a sweep from its planned configuration, in the way Hydra runs a job that it has composed itself."""
+    sys.argv = ["train", *job.arguments]  # logs and tags record it
 
     def call() -> None:
         version.setbase("1.3")
@@ -101,7 +102,7 @@ def run_planned(job: PlannedRun) -> None:
             job_subdir_key="hydra.sweep.subdir",
             hydra_context=HydraContext(config_loader=cast(Any, None), callbacks=Callbacks(composed)),
         )
-        _ = done.return_value  # raises what the job has raised
+        _ = done.return_value  # raises the job's exception, if there is one
 
     reported(call)
 
@@ -112,8 +113,8 @@ def main() -> None:
         if command is None:
             print("This run is finished: there is nothing to resume.")
             return
-        paths.check_directory()  # after resume=, which may have gone to another
-        # After resume= and like=, which may bring addresses with passwords themselves.
+        paths.check_directory()  # after resume=, which may have changed the directory
+        # Redacted after resume= and like= are expanded, because they may add addresses with passwords.
         sys.argv[1:] = redaction.conceal_arguments(deferring(like.expand(command)))
         train()
 
@@ -121,7 +122,10 @@ def main() -> None:
 
 
 def deferring(command: list[str]) -> list[str]:
-    """Return a sweep's command line without what can only be applied to its jobs, which the sweeper gets whole."""
+    """Return a sweep's command line without the overrides that can be applied only to its jobs.
+
+    If there are such overrides, `Sweeper.typed` is set to all overrides of the command line.
+    """
     given = get_args_parser().parse_args(command)
     if not given.multirun:
         return command
@@ -131,8 +135,8 @@ def deferring(command: list[str]) -> list[str]:
 
 
 def reported(call: Callable[[], None]) -> None:
-    """Call the program; what stops it is an exit code and a sentence."""
-    # With this set Hydra raises its errors instead of printing them, and they can be explained.
+    """Call the program, and turn errors that users can act on into a message and an exit code."""
+    # With this variable Hydra raises its errors instead of printing them, so that `explain` can rewrite them.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     signals.install()
     redaction.install()
@@ -142,7 +146,7 @@ def reported(call: Callable[[], None]) -> None:
         except Exception as error:
             if (stopped := signals.raised()) is None:
                 raise
-            # A library has made another error of it; the reason is the signal.
+            # A library has replaced the signal's exception by another one; the signal is the reason.
             for note in getattr(error, "__notes__", ()):
                 stopped.add_note(note)
             raise stopped from error

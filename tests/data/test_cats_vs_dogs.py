@@ -26,7 +26,7 @@ from experiments.config import schema
 from experiments.data import download, manifest
 from experiments.data.sources import cats_vs_dogs
 from experiments.errors import ConfigError, DataError
-from experiments.storage import array_cache
+from experiments.storage import atomic_files
 
 Read = Callable[..., schema.Config]
 COUNT = 12  # sound pictures of each class

@@ -96,7 +96,7 @@ def size(text: str) -> int:
 def scan(cache: Path) -> list[Held]:
     """Return all entries of the cache except locks, the longest unused first.
 
-    Unfinished entries, whose names begin with a dot, and symbolic links, counted with the link's own size, are included.
+    Unfinished entries, whose names begin with a dot, are included, and so are symbolic links, with the link's own size.
     """
     found = []
     for path in cache.glob("*/*"):

@@ -107,7 +107,7 @@ def jobs_of(uri: str, named: str) -> list[RunFacts]:
         if not RUN_ID.fullmatch(named):
             raise
     children = search_runs(uri, f"tags.`mlflow.parentRunId` = '{named}'")
-    jobs = [run for run in children if run.params.get("evaluate.test") != "True"]  # the others are the winner's final runs
+    jobs = [run for run in children if run.params.get("evaluate.test") != "True"]  # without final runs of the winner
     if not jobs:
         raise ConfigError(f"--sweep: no finished job has {named} as its parent run")
     return jobs
@@ -151,7 +151,7 @@ def by_value(differing: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def table(console: Console, lines: Sequence[Sequence[str]], title: str | None = None, numbers: bool = True) -> None:
-    """Print a table in which long text is wrapped, except in columns of numbers, which never hold the first place."""
+    """Print a table whose first column is wrapped; the other columns are wrapped as well unless they hold numbers."""
     from rich import box
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""`experiments inspect WHAT`: looks at a part of a configuration before a run, or at a run's mistakes after it."""
+"""`experiments inspect WHAT`: show a part of a configuration before a run, or the mistakes of a finished run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from experiments.config.schema import Config
     from experiments.deploy.saved_run import Trained
 
-Parts = argparse._SubParsersAction  # of which argparse has no public name
+Parts = argparse._SubParsersAction  # argparse has no public name for this type
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     for add in (add_augmentation, add_data, add_model, add_schedule, add_lr, add_mistakes):
         add(parts)
     arguments, more = parser.parse_known_args()
-    # argparse takes arguments of one kind in one piece only; overrides may stand on both sides of an option.
+    # argparse accepts positional arguments only in one piece, but overrides may be given on both sides of an option.
     wrong = [argument for argument in more if argument.startswith("-") or "overrides" not in arguments]
     if wrong:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def add_part(parts: Parts[argparse.ArgumentParser], name: str, about: str, description: str) -> argparse.ArgumentParser:
-    """A sub-command on a configuration, with what all of them take."""
+    """Add a subcommand that shows a part of a configuration, with the arguments that all of these share."""
     parser = parts.add_parser(name, help=about, description=description)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train: augmentation=strong seed=1")
     parser.add_argument("--config-dir", type=Path, help="folder with further choices, as train takes it")
@@ -86,7 +86,7 @@ def png(text: str) -> Path:
 
 
 def configuration(arguments: argparse.Namespace) -> tuple[Config, Trained | None]:
-    """What is to be looked at, and the run that it is of, if any."""
+    """Return the configuration to inspect, and the run that it belongs to if --run is given."""
     from experiments.cli.composed import read
     from experiments.deploy import saved_run
 
@@ -99,11 +99,15 @@ def configuration(arguments: argparse.Namespace) -> tuple[Config, Trained | None
 def keep(
     arguments: argparse.Namespace, figure: Figure, *, name: str, config: Config, run: Trained | None, **facts: str
 ) -> None:
-    """Writes a figure and tells where: beside the run that it is of, whose MLflow run gets it, too; else in inspect/.
+    """Write a figure and print its path: into a run's directory, and its MLflow run, or else into outputs/inspect/.
 
     Args:
-        name: of the file, without what tells configurations apart.
-        facts: what the figure shows beside the configuration.
+        arguments: the command line, with --output and --dpi.
+        figure: the figure to write.
+        name: name of the file, to which a hash of configuration and facts is added in outputs/inspect/.
+        config: the configuration that the figure shows.
+        run: the run that the configuration belongs to, if any.
+        facts: values on which the figure depends besides the configuration.
     """
     from experiments import tracking
     from experiments.config import schema
@@ -112,7 +116,7 @@ def keep(
     from experiments.tracking.queries import local_store
 
     beside = run and run.folder and run.folder / "figures" / f"{name}.png"
-    # By content: the same command writes the same file.
+    # The name is derived from the content, so that the same command always writes the same file.
     identity = schema.identity(config, run=run.name if run else None, **facts)[:8]
     path = arguments.output or beside or Path(config.outputs) / "inspect" / f"{name}-{identity}.png"
     content = io.BytesIO()
@@ -162,7 +166,7 @@ def look_at_augmentation(arguments: argparse.Namespace) -> None:
         figure = augmentation.draw(config, shown, arguments.views)
     if "augmentation" in config.regime.ignores:
         print(f"regime={config.regime.name} trains on pictures as they are: it reads no augmentation")
-    # Even where the regime ignores it.
+    # Added explicitly, because the identity of a configuration omits an augmentation that its regime ignores.
     facts = {"data": shown.fingerprint, "augmentation": config.augmentation.model_dump_json()}
     name = f"augmentation-{config.augmentation.name}"
     keep(arguments, figure, name=name, config=config, run=run, views=str(arguments.views), **facts)
@@ -185,8 +189,7 @@ def add_data(parts: Parts[argparse.ArgumentParser]) -> None:
 
 
 def look_at_data(arguments: argparse.Namespace) -> int:
-    """Returns 1 if a run would refuse the data set."""
-
+    """Inspect a data set and return the exit code: 1 if a run would refuse it, else 0."""
     from experiments.system.startup import quiet_start
 
     config, run = configuration(arguments)
@@ -245,7 +248,7 @@ def look_at_model(arguments: argparse.Namespace) -> None:
     table = model.layer_table(anatomy) if arguments.layers else model.block_table(anatomy)
     from experiments.system.progress import PlainConsole
 
-    wide = PlainConsole(width=1000)  # names that are cut off tell nothing
+    wide = PlainConsole(width=1000)  # wide enough for whole layer names
     PlainConsole(width=max(PlainConsole().width, wide.measure(table).maximum)).print(table)
     print(f"{config.model.name}, {config.data.image_size} pixels, {count} classes; weights are not read")
     say(model.sentences(config, anatomy))

@@ -1,4 +1,4 @@
-"""`experiments predict RUN PATH ...`: what a trained model makes of picture files."""
+"""`experiments predict RUN PATH ...`: predict the classes of image files with a trained model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("terminal", "csv", "json")
 SOME_FAILED = 3
-LONGEST = 40  # characters of a class name in a line
+LONGEST = 40  # characters of a class name on the terminal
 LINE_END = csv.excel.lineterminator
 
 
@@ -65,13 +65,20 @@ def main() -> None:
 
 
 def predict(named: str, paths: Sequence[str], form: str, output: Path | None, batch_size: int, uri: str | None) -> int:
-    """Predicts files and writes what comes out; how many could not be used.
+    """Predict image files, write the predictions, and return the number of files that could not be used.
+
+    Args:
+        named: the run's folder, MLflow id, the beginning of that, or name.
+        paths: image files, folders or patterns.
+        form: one of `FORMATS`.
+        output: the file to write; None: standard output.
+        batch_size: images per batch.
+        uri: the MLflow tracking store; None: the default one.
 
     Raises:
         ConfigError: no such run or files; nothing was written.
-        OSError: what comes out cannot be written.
+        OSError: the predictions cannot be written.
     """
-
     from experiments.data.decoder import gray_range
     from experiments.deploy import saved_run
     from experiments.deploy.predict import list_files, predictions
@@ -83,7 +90,7 @@ def predict(named: str, paths: Sequence[str], form: str, output: Path | None, ba
         print(f"Passed over in these folders, as of no picture type: {others} files", file=sys.stderr)
     run = saved_run.find(named, uri)
     grays = gray_range(run.plain["data"].get("gray_range"))
-    # Lines that come on the terminal are progress enough.
+    # No progress bar if the predictions themselves are printed on the terminal.
     console = PlainConsole(stderr=True, force_terminal=False if output is None and sys.stdout.isatty() else None)
     done = failed = 0
     with opened(output, form) as file:
@@ -95,7 +102,7 @@ def predict(named: str, paths: Sequence[str], form: str, output: Path | None, ba
                 write(some)
                 advance(len(some))
                 done, failed = done + len(some), failed + sum(one.probabilities is None for one in some)
-                if output is None and output_failure():  # no reader is left
+                if output is None and output_failure():  # the reader of standard output is gone
                     break
         rate = (done - failed) / (time.perf_counter() - began)
     print(f"{done - failed} pictures predicted, {failed} files could not be used, {rate:.0f} a second", file=sys.stderr)
@@ -104,9 +111,9 @@ def predict(named: str, paths: Sequence[str], form: str, output: Path | None, ba
 
 @contextmanager
 def opened(output: Path | None, form: str) -> Iterator[TextIO]:
-    """Where lines go: a file, which appears whole or not at all, or standard output."""
+    """Open the file `output`, which is written atomically, or standard output if it is None."""
     if output is None:
-        # CSV and JSON are data, in which names are what they are: not redacted as messages are.
+        # CSV and JSON are data, so names in them are not redacted; messages on the terminal are.
         yield sys.stdout if form == "terminal" else getattr(sys.stdout, "stream", sys.stdout)
         return
     from experiments.storage.atomic_files import writing_file
@@ -114,11 +121,11 @@ def opened(output: Path | None, form: str) -> Iterator[TextIO]:
     with writing_file(output) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
         yield text
-        text.detach()  # flushed; the file is not ours to close
+        text.detach()  # flushes without closing the file, which writing_file closes
 
 
 def terminal_rows(file: TextIO, classes: Sequence[str]) -> Write:
-    """A line for each picture; what is wrong with a file goes to standard error."""
+    """Return a writer of one line per image; errors of files go to standard error."""
     from rich.cells import cell_len
 
     from experiments.data.listing import printable
@@ -132,7 +139,7 @@ def terminal_rows(file: TextIO, classes: Sequence[str]) -> Write:
     def write(some: Sequence[Prediction]) -> None:
         for one in some:
             if one.probabilities is None:
-                file.flush()  # so that lines keep their order
+                file.flush()  # so that lines on both streams keep their order
                 print(f"{printable(one.path)}: {one.error}", file=sys.stderr)
             else:
                 best = int(one.probabilities.argmax())
@@ -142,12 +149,12 @@ def terminal_rows(file: TextIO, classes: Sequence[str]) -> Write:
 
 
 def csv_rows(file: TextIO, classes: Sequence[str]) -> Write:
-    """path, class, probability, that of every class (p_NAME), error."""
+    """Return a writer of CSV rows: path, class, probability, the probability of every class (p_NAME), error."""
     columns = ("path", "class", "probability", *(f"p_{name}" for name in classes), "error")
 
     def write_row(cells: Sequence[object]) -> None:
         line = io.StringIO()
-        csv.writer(line).writerow(cells)  # with its own line end, it quotes names that hold a carriage return
+        csv.writer(line).writerow(cells)  # with csv's own line end, so that names with a carriage return are quoted
         file.write(f"{line.getvalue().removesuffix(LINE_END)}\n")
 
     def write(some: Sequence[Prediction]) -> None:
@@ -164,7 +171,7 @@ def csv_rows(file: TextIO, classes: Sequence[str]) -> Write:
 
 
 def json_rows(file: TextIO, classes: Sequence[str]) -> Write:
-    """An object a line: path, class, probability, probabilities by class; or path, error."""
+    """Return a writer of one JSON object per line: path, class, probability, probabilities by class; or path, error."""
 
     def write(some: Sequence[Prediction]) -> None:
         for one in some:

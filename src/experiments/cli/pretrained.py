@@ -1,4 +1,4 @@
-"""`experiments pretrained`: trains the body of the small convnet that `model.weights=pretrained` loads."""
+"""`experiments pretrained`: train the small convnet's backbone whose weights `model.weights=pretrained` loads."""
 
 from __future__ import annotations
 

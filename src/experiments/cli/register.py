@@ -1,4 +1,4 @@
-"""`experiments register RUN --name NAME [--alias ALIAS]`: a run's model in MLflow's registry."""
+"""`experiments register RUN --name NAME [--alias ALIAS]`: register a run's model in MLflow's model registry."""
 
 from __future__ import annotations
 
@@ -27,10 +27,16 @@ def main() -> None:
 
 
 def register(named: str, name: str, alias: str | None, uri: str | None) -> None:
-    """Registers the model and prints how it is loaded and served.
+    """Register a run's model, logging it first if needed, and print how it is loaded and served.
+
+    Args:
+        named: the run's folder, MLflow id, the beginning of that, or name.
+        name: name of the registered model.
+        alias: alias that is to point to this version, if any.
+        uri: the MLflow tracking store; None: the default one.
 
     Raises:
-        ConfigError: no such run, or one that MLflow does not know; a name or an alias that MLflow does not take.
+        ConfigError: no such run, or it was not tracked in MLflow; or MLflow refuses the name or the alias.
     """
     from experiments.deploy import saved_run
     from experiments.system.redaction import redact_credentials

@@ -1,4 +1,4 @@
-"""`experiments reproduce`: the tutorial's three experiments and its exercise, and its claims beside what came out."""
+"""`experiments reproduce`: run the tutorial's three experiments and its exercise, and compare results with claims."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from experiments.sweeps.plan import Job
 
 LOCK, PARENT = ".reproduce.lock", "reproduce.json"
-DRAWN = "convnet"  # the backbone of --quick, whose weights are in the package
+DRAWN = "convnet"  # the default backbone of --quick, whose weights are in the package
 
 
 def main() -> None:
@@ -56,16 +56,16 @@ def main() -> None:
 
 
 def reproduce(arguments: argparse.Namespace) -> int:
-    """Plans, runs, concludes; the exit code.
+    """Plan the runs, train those that are not finished, write the table, and return the exit code.
 
     Raises:
-        ConfigError: something that would stop a run; none has started then.
+        ConfigError: something would stop a run; none was started.
     """
     from experiments.runs import run_directory
     from experiments.sweeps import local, plan, reproduction
 
     jobs = planned(arguments)
-    common = jobs[-1].config  # which has the backbone
+    common = jobs[-1].config  # the last job uses the backbone; the first ones train from scratch
     backbone, plain = common.model.name, common.model_dump(by_alias=True, mode="json")
     comparable = not arguments.quick and reproduction.same_task(common, arguments.overrides)
     folder = Path(common.outputs) / "reproduce" / f"{backbone}-{plan.digest([job.config for job in jobs])}"
@@ -101,10 +101,10 @@ def reproduce(arguments: argparse.Namespace) -> int:
 
 
 def planned(arguments: argparse.Namespace) -> list[Job]:
-    """Every run, composed and checked, in order.
+    """Return a job for every run, composed and validated, in order.
 
     Raises:
-        ConfigError: paths that are not there, overrides that cannot be used.
+        ConfigError: a path does not exist, or the overrides cannot be used.
     """
     from experiments.cli import composed
     from experiments.sweeps import reproduction
@@ -132,7 +132,7 @@ def planned(arguments: argparse.Namespace) -> list[Job]:
 
 
 def hints(arguments: argparse.Namespace, error: str) -> list[str]:
-    """What this command takes instead of what is not there."""
+    """Return hints on this command's options that replace the missing weights or data."""
     if error.startswith("model.weights"):
         return [
             "Here: --weights FILE, or --backbone mobilenet_v2, whose weights are 2 MB, or --quick, which needs none."
@@ -143,7 +143,7 @@ def hints(arguments: argparse.Namespace, error: str) -> list[str]:
 
 
 def open_parent(folder: Path, config: dict[str, Any]) -> str:
-    """The MLflow run that the runs belong to, the same for the same command; its id."""
+    """Create the parent MLflow run, or continue that of the same command's earlier start, and return its id."""
     from experiments.storage import atomic_files
     from experiments.sweeps import local
 
@@ -155,7 +155,7 @@ def open_parent(folder: Path, config: dict[str, Any]) -> str:
 
 
 def command(arguments: argparse.Namespace) -> str:
-    """The command line, for others to type: without where things are on this machine."""
+    """Return the command line with placeholders for paths on this machine, so that others can use it."""
     places = [one for one, given in (("--data PATH", arguments.data), ("--weights FILE", arguments.weights)) if given]
     backbone = [f"--backbone {arguments.backbone}"] if arguments.backbone else []
     quick = ["--quick"] if arguments.quick else []
@@ -164,7 +164,7 @@ def command(arguments: argparse.Namespace) -> str:
 
 
 def show(rows: Sequence[dict[str, Any]], said: Sequence[str]) -> None:
-    """The table on the terminal."""
+    """Print the table and the sentences on the terminal."""
     from rich import box
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""`experiments summarize SWEEP`: a sweep's table, winner and figures once more, from the files of its jobs."""
+"""`experiments summarize SWEEP`: write a sweep's table, winner and figures again, from the files of its jobs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ def main() -> None:
 
 
 def summarize(folder: Path) -> None:
+    """Write the summary of a sweep, print it, and log it to the sweep's MLflow run if there is one.
 
+    Raises:
+        ConfigError: the directory holds no sweep, or the tracking store's password is not known.
+    """
     from experiments.config.schema import Config
     from experiments.config.validation import revealed
     from experiments.sweeps import summary_files

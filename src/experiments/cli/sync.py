@@ -1,4 +1,4 @@
-"""`experiments sync [FOLDER ...]`: tells MLflow what it could not be told while runs went on."""
+"""`experiments sync [FOLDER ...]`: upload the tracking buffers of runs whose MLflow store could not be reached."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ def main() -> None:
     wrong = [folder for folder in arguments.folders if not (folder / "run.json").is_file()]
     if wrong:
         parser.error(f"no run's folder, as it has no run.json. Received: {', '.join(map(str, wrong))}")
-    failed, variable = 0, os.environ.get("MLFLOW_TRACKING_URI")  # which MLflow sets as it is used
+    failed, variable = 0, os.environ.get("MLFLOW_TRACKING_URI")  # read first, because MLflow sets it when it is used
     for folder in arguments.folders or waiting(Path(default_outputs())):
         try:
             print(f"{folder}: {sync(folder.resolve(), arguments.uri, variable, whole=bool(arguments.folders))}")
-        except (ConfigError, OSError) as error:  # the others may do better
+        except (ConfigError, OSError) as error:  # the other runs may succeed
             failed += 1
             print(f"{folder}: {error}", file=sys.stderr)
     sys.exit(1 if failed else 0)
 
 
 def waiting(outputs: Path) -> list[Path]:
-    """The folders of runs and sweeps that have something to tell."""
+    """Return the directories of runs and sweeps whose tracking buffers are not empty."""
     from experiments.tracking.buffer import UNSENT
 
     return sorted(path.parent for path in outputs.glob(f"*/**/{UNSENT}"))
 
 
 def sync(folder: Path, uri: str | None, variable: str | None, *, whole: bool) -> str:
-    """Tells MLflow what waits in a run's folder; what it did, in words.
+    """Upload the tracking buffer of a run to MLflow and return a message about the result.
 
     Args:
-        folder: of the run.
-        uri: the store; None: the one that the run was started with.
-        variable: the store, where that one is not known with its password.
-        whole: its curves, too, whether they wait or not.
+        folder: the run directory.
+        uri: the MLflow store; None: the one that the run was started with.
+        variable: value of MLFLOW_TRACKING_URI, used if the run's store, including its password, is not known.
+        whole: whether to log all points of the run's curves again, buffered or not; logging is idempotent.
 
     Raises:
-        ConfigError: the run still goes on, the store is not known, or does not take it.
+        ConfigError: the run is still going on, or its store is not known, cannot be reached or refuses the upload.
     """
     from experiments.runs import run_directory
     from experiments.tracking import buffer, connection
@@ -87,7 +87,7 @@ def sync(folder: Path, uri: str | None, variable: str | None, *, whole: bool) ->
 def points(folder: Path, facts: Mapping[str, Any]) -> list[list[Any]]:
     """Return the points of a run's curves as MLflow takes them: name, value, timestamp, step.
 
-    Of a run that can be resumed only up to its checkpoint: the epochs after that one are trained again.
+    For an unfinished run they end with its last checkpoint, because a resumed run trains later epochs again.
     """
     from experiments.runs.run_directory import CHECKPOINTS
     from experiments.tracking import curves

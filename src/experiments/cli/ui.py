@@ -1,4 +1,4 @@
-"""`experiments ui`: the MLflow UI on this place's runs."""
+"""`experiments ui`: serve the MLflow UI on this machine, for the runs of the local or a given tracking store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def main() -> None:
         sys.exit(str(error))
     command = ui_command(arguments.port)
     # Without its job executor the server starts in half the time; nothing here uses it.
-    # The store's address, which may hold a password, is no argument: every user of a machine sees those.
+    # The store's URI, which may contain a password, is passed in the environment, because every user of a machine can
+    # read the command lines of processes.
     environment = {
         "MLFLOW_BACKEND_STORE_URI": uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

@@ -1,4 +1,4 @@
-"""Hydra's errors in the words of this project: key, allowed, received, nearest."""
+"""Hydra's errors, rewritten in our form: key, what is allowed, what was received, nearest name."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from experiments.system.paths import CONF
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str | None:
-    """The text for an error of composing the configuration; None for an error of another kind.
+    """Return the message for an error raised while the configuration was composed; None for any other error.
 
     Args:
-        error: what Hydra raised.
-        overrides: the command line, to tell what was received.
+        error: the error that Hydra raised.
+        overrides: the command line, which the received values are taken from.
     """
     cause = error.__cause__
     if isinstance(error, ValueError) and str(error).startswith("Only one of --run"):
@@ -37,7 +37,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return faults([_no_choice(group, choice, error.options)])
     if isinstance(error, ValueError) and str(error).startswith("Config group override"):
-        # regime=5, regime=null: Hydra has no words of its own for a choice that is no string.
+        # For a choice that is not a string (regime=5, regime=null), Hydra's message names neither group nor choices.
         given = [_split(override) for override in overrides]
         wrong = [(name, value, sorted(shipped(name))) for name, value in given if name and (CONF / name).is_dir()]
         lines = [_no_choice(name, value, choices) for name, value, choices in wrong if value not in choices]
@@ -57,7 +57,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
 
 
 def refused(error: OSError) -> str | None:
-    """Return the text for a path that the system refuses; None for an error of another kind."""
+    """Return the message for a path that the operating system refuses; None for any other error."""
     if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
         return None
     return (
@@ -67,7 +67,7 @@ def refused(error: OSError) -> str | None:
 
 
 def _unread(override: str, error: OverrideParseException) -> str:
-    """Return the line for an override that is not in Hydra's grammar: in quotes any value is."""
+    """Return the message for an override that Hydra's grammar cannot parse, with the quoting that makes it valid."""
     key, equals, value = override.partition("=")
     typed = as_typed(key, value) if equals else None
     if typed is None:
@@ -89,7 +89,7 @@ def _is_sweep(override: str) -> bool:
 
 
 def _several(override: str) -> str:
-    """Return the line for several values without -m."""
+    """Return the message for an override with several values on a command line without -m."""
     key, _, value = override.partition("=")
     line = f"{override}: several values are a sweep: add -m"
     if (CONF / key.lstrip("+").partition("@")[0]).is_dir():
@@ -98,7 +98,7 @@ def _several(override: str) -> str:
 
 
 def disk_full(error: BaseException) -> str | None:
-    """The text for a write that found no room; None for an error of another kind."""
+    """Return the message for a write that failed for lack of space; None for any other error."""
     while not isinstance(error, OSError) or not _no_room(error):
         if error.__cause__ is None:
             return None
@@ -112,7 +112,7 @@ def disk_full(error: BaseException) -> str | None:
 
 def _no_room(error: OSError) -> bool:
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    # HDF5 gives the number in its text alone.
+    # HDF5 gives the error number only in its message.
     return error.errno in numbers or any(f"errno = {number}," in str(error) for number in numbers)
 
 
@@ -139,7 +139,7 @@ def _unknown(cause: OmegaConfBaseException, overrides: Sequence[str]) -> str:
 
 
 def _paths(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Every key with a value of its own, dotted; hydra's own left out."""
+    """Yield the dotted key of every value that is not a mapping, except those below `hydra`."""
     for name, value in node.items():
         if isinstance(value, Mapping):
             yield from _paths(value, f"{prefix}{name}.") if f"{prefix}{name}" != "hydra" else ()
@@ -153,7 +153,7 @@ def _split(override: str) -> tuple[str, str]:
 
 
 def _received(key: str, overrides: Sequence[str]) -> str:
-    """The value that the command line gives a key, or the override that led into it."""
+    """Return the value that the command line gives a key, or the override of a key below it; else an empty text."""
     for override in overrides:
         name, value = _split(override)
         if name == key:

@@ -1,4 +1,4 @@
-"""Values in Hydra's override grammar: how a text is written so that Hydra and the shell leave it as it is."""
+"""Quoting of values for Hydra's override grammar and the shell, so that a text arrives unchanged."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hydra.errors import HydraException
 
 
 def quoted(text: str, quote: str = "'") -> str:
-    r"""Return a text as Hydra's grammar reads it literally.
+    r"""Return a text in quotes, as Hydra's grammar reads it literally.
 
-    Backslashes are its own only before a quote, and before ${, which would be an interpolation.
+    In that grammar a backslash is an escape only before a quote, and before ${, which would be an interpolation.
     """
     text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
     before_quotes = re.sub(rf"(\\*){quote}", lambda found: found[1] * 2 + "\\" + quote, text)
@@ -32,11 +32,11 @@ def literal(text: str) -> str:
 
 
 def as_typed(key: str, text: str) -> str | None:
-    """Return what to type in a shell so that a key gets a text; None where no quotes help, as the key is wrong.
+    """Return the shell argument that sets a key to a text; None if the key is invalid, so that quoting does not help.
 
     Args:
-        key: with a plus or plusses before it, where they are needed.
-        text: the value; a home directory as ~ is written out, which neither Hydra nor most shells do after an =.
+        key: the key, with one or two plus signs before it where they are needed.
+        text: the value; a leading ~ is expanded, which neither Hydra nor most shells do after an =.
     """
     text = os.path.expanduser(text)
     parser = OverridesParser.create()

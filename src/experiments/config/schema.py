@@ -1,7 +1,7 @@
-"""What a composed configuration may say: types, ranges and choices of everything our code reads.
+"""The schema of the composed configuration: types, ranges and choices of every key that this package reads.
 
-Component slots (`_target_`) hold further keys, the constructor's arguments; ARGUMENTS is for those of
-shipped components.
+Component slots (`_target_`) accept further keys, the arguments of their constructors; ARGUMENTS has the types of those
+of the shipped components. docs/configuration.md shows the comment on a field's line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from experiments.system.paths import CONF
 LOWER_IS_BETTER = ("loss", "brier", "calibration_error")
 Metric = Literal["accuracy", "loss", "precision", "recall", "f1", "roc_auc", "brier", "calibration_error"]
 Loss = Literal["cross_entropy", "mse", "hinge"]
-# Those that a loss leaves undefined: a hinge's scores are no probabilities.
+# Metrics that are undefined with loss=hinge, whose scores are not probabilities.
 PROBABILISTIC = ("loss", "brier", "calibration_error")
 Activation = Literal[
     "celu", "elu", "gelu", "hard_sigmoid", "hard_silu", "hard_tanh", "leaky_relu", "linear", "mish", "relu", "relu6",
@@ -40,7 +40,7 @@ class Node(BaseModel):
 
 
 class Component(Node):
-    """A slot that a constructor or one of our factories fills; keys that are no fields are its arguments."""
+    """A slot filled by a constructor or by one of our factories; keys that are not fields are its arguments."""
 
     model_config = ConfigDict(extra="allow")
     name: str
@@ -98,7 +98,7 @@ class ConvBlock(Node):
     filters: int = Positive  # output channels
     kernel: int = Field(3, ge=1)  # side of the convolution, pixels
     stride: int = Field(1, ge=1)  # of the first convolution
-    padding: Literal["valid", "same"] = "valid"  # same: the size stays, but for stride and pool
+    padding: Literal["valid", "same"] = "valid"  # same: only stride and pool change the size
     convolutions: int = Field(1, ge=1)  # one after the other
     separable: bool = False  # depthwise, then pointwise
     batch_norm: bool = False  # after each convolution
@@ -117,7 +117,7 @@ class ConvBlock(Node):
 
 
 class Dense(Node):
-    """One hidden layer of the head; what is None comes from the head."""
+    """One hidden layer of the head; a value that is None is taken from the head."""
 
     units: int = Positive  # outputs
     activation: Activation = "relu"  # of the layer
@@ -131,31 +131,29 @@ class Head(Node):
     dropout: float = Fraction  # after every hidden layer; before the last layer where there is none
     l1: float = Penalty  # penalty on the kernels of all its layers
     l2: float = Penalty  # penalty on the kernels of all its layers
-    dense: dict[str, Dense | None]  # hidden layers by name, in order; null takes one away: model.head.dense.dense1=null
+    dense: dict[str, Dense | None]  # hidden layers by name, in order; null removes one: model.head.dense.dense1=null
 
 
 class Model(Component):
-    native_size: int = Field(ge=8)  # pixels a side that the network is made for: data.image_size unless that is set
+    native_size: int = Field(ge=8)  # side in pixels that the network is made for; the default of data.image_size
     weights: str | None
     preprocessing: Literal["rescale", "tf", "caffe", "torch", "none"]
-    blocks: list[str] | None = Field(
-        None, min_length=1
-    )  # names that its layers begin with, in order; null: stages by resolution
+    blocks: list[str] | None = Field(None, min_length=1)  # prefixes of layer names; null: stages by resolution
     layers: dict[str, ConvBlock] | None = None
     head: Head
 
 
 class Optimizer(Component):
-    lr: float = Field(gt=0)  # the learning rate
-    weight_decay: float | None = Penalty  # share of the weights taken off in each step, times lr; null: none
-    decay_bias_and_norm: bool = False  # whether biases and normalisation (vectors) decay, too
-    clipnorm: float | None = Field(gt=0)  # the most that the norm of a gradient may be; one of the three clips
-    clipvalue: float | None = Field(gt=0)  # the most that any number of a gradient may be
-    global_clipnorm: float | None = Field(gt=0)  # the most that the norm of all gradients together may be
-    use_ema: bool  # average the weights over the steps, validate and keep the averages
+    lr: float = Field(gt=0)  # learning rate
+    weight_decay: float | None = Penalty  # share of the weights, times lr, that each step subtracts; null: none
+    decay_bias_and_norm: bool = False  # true: biases and normalisation (vectors) decay, too
+    clipnorm: float | None = Field(gt=0)  # largest norm of one gradient; set at most one of the three clips
+    clipvalue: float | None = Field(gt=0)  # largest absolute value in a gradient
+    global_clipnorm: float | None = Field(gt=0)  # largest norm of all gradients together
+    use_ema: bool  # average the weights over the steps; the averages are validated and kept
     ema_momentum: float = Field(ge=0, le=1)  # share of the old average in the new one
-    ema_overwrite_frequency: int | None = Positive  # steps between averages replacing the weights
-    loss_scale_factor: float | None = Field(gt=0)  # of the loss, while gradients are taken; against underflow
+    ema_overwrite_frequency: int | None = Positive  # number of steps after which the averages replace the weights
+    loss_scale_factor: float | None = Field(gt=0)  # factor of the loss while gradients are computed, against underflow
     gradient_accumulation_steps: int | None = Field(ge=2)  # batches whose mean gradient makes one step
 
 
@@ -173,13 +171,13 @@ class Schedule(Component):
 class Regime(Component):
     ignores: list[str]
     unfrozen_blocks: int | str
-    lr_decay: float = Field(1.0, gt=0, le=1)  # what each stage's rate is times that of the stage above it
+    lr_decay: float = Field(1.0, gt=0, le=1)  # learning rate of each stage, as a multiple of that of the stage above it
     views: int = Field(ge=0)
     activations: Literal["float32", "float16"]
-    batch_norm_momentum: float | None = Field(None, ge=0, lt=1)  # of the moving statistics; null: fits the steps
-    head_from: str | None = Field(pattern="^[0-9a-f]{32}$")  # an MLflow run id, whole
+    batch_norm_momentum: float | None = Field(None, ge=0, lt=1)  # of moving statistics; null: lower in short runs
+    head_from: str | None = Field(pattern="^[0-9a-f]{32}$")  # a full MLflow run id
     head_epochs: int = Positive
-    head_optimizer: Optimizer  # the head's, in finetune; another: optimizer@regime.head_optimizer=adam
+    head_optimizer: Optimizer  # for the head, in finetune; another choice: optimizer@regime.head_optimizer=adam
 
     @field_validator("unfrozen_blocks", mode="before")
     @classmethod
@@ -214,7 +212,7 @@ class Tracking(Node):
 
 
 class Sweep(Node):
-    """How -m plans, runs and concludes; conf/sweep/default.yaml says what each is."""
+    """How a sweep (-m) is planned, run and concluded; conf/sweep/default.yaml describes every key."""
 
     search: Literal["grid", "random", "tpe"]
     rungs: dict[str, list[str]] | None
@@ -238,7 +236,7 @@ class Sweep(Node):
 
 
 class Config(Node):
-    """One run, whole. Field names are the keys of conf/config.yaml."""
+    """The whole configuration of one run; field names are the keys of conf/config.yaml."""
 
     data: Data
     augmentation: Augmentation
@@ -271,13 +269,13 @@ class Config(Node):
 
     @property
     def unresolved(self) -> Mapping[str, str]:
-        """The text that was written for values that came from the environment, by key: what may be told of them."""
+        """The unresolved text of values from the environment, by key, which is logged in place of the values."""
         return self._unresolved
 
     @field_validator("class_weights", mode="before")
     @classmethod
     def names_are_text(cls, value: Any) -> Any:
-        """Hydra reads a class called 0 as a number."""
+        """Convert class names to text, because Hydra reads a class called 0 as a number."""
         return {str(name): weight for name, weight in value.items()} if isinstance(value, Mapping) else value
 
     @property
@@ -286,15 +284,15 @@ class Config(Node):
 
 
 class PerClass(Node):
-    """Drawn pictures of each class."""
+    """Number of synthetic images of each class, by split."""
 
     train: int = Positive
     validation: int = Positive
     test: int = Field(ge=0)
 
 
-# The shipped components' own arguments, so that no fault of theirs waits for Keras. What is not listed must be of the
-# kind that its YAML has.
+# Types of the shipped components' arguments, so that invalid ones are found before Keras is imported. A value that is
+# not listed must be of the same kind as in its YAML.
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -321,12 +319,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "model": {"alpha": Annotated[float, Field(gt=0)]},
     "optimizer": {
-        "momentum": Share,  # of the steps; 0: none
-        "rho": Decay,  # how slowly the mean of squared gradients follows
-        "beta_1": Decay,  # how slowly the mean of gradients follows
-        "beta_2": Decay,  # how slowly the mean of squared gradients follows
-        "epsilon": Annotated[float, Field(gt=0)],  # added to what is divided by
-        "initial_accumulator_value": Annotated[float, Field(ge=0)],  # where sums of squared gradients begin
+        "momentum": Share,  # momentum; 0: none
+        "rho": Decay,  # decay rate of the mean of squared gradients
+        "beta_1": Decay,  # decay rate of the mean of gradients
+        "beta_2": Decay,  # decay rate of the mean of squared gradients
+        "epsilon": Annotated[float, Field(gt=0)],  # added to the denominator
+        "initial_accumulator_value": Annotated[float, Field(ge=0)],  # initial value of the sums of squared gradients
     },
     "schedule": {
         "final": Share,
@@ -339,7 +337,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     },
 }
 
-# What says where and how a run happens, not what it is (DESIGN §3).
+# Keys about where and how a run is executed. They do not change what it computes, so its identity excludes them.
 NOT_IDENTITY = (
     "tracking", "sweep", "notes", "tags", "outputs", "progress", "resume", "trusted_packages", "objective", "must_reach"
 )  # fmt: skip
@@ -355,7 +353,7 @@ GROUPS: dict[str, type[Component]] = {
 
 @cache
 def shipped(group: str) -> dict[str, dict[str, Any]]:
-    """The shipped choices of a group by their name: raw YAML, interpolations unresolved."""
+    """Return the shipped choices of a group by name, as plain values with unresolved interpolations."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted((CONF / group).glob("*.yaml")):
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
@@ -364,7 +362,10 @@ def shipped(group: str) -> dict[str, dict[str, Any]]:
 
 
 def effective(config: Config) -> dict[str, Any]:
-    """What the run reads: the configuration without what its regime ignores. Plain values, `_target_` as in YAML."""
+    """Return the configuration without the keys that its regime ignores, as plain values.
+
+    Keys are spelt as in YAML (`_target_`).
+    """
     plain = config.model_dump(by_alias=True, mode="json")
     for key in config.regime.ignores:
         *parents, last = key.split(".")
@@ -376,7 +377,10 @@ def effective(config: Config) -> dict[str, Any]:
 
 
 def logged(config: Config) -> dict[str, Any]:
-    """As `effective`, for others to read: what came from the environment stands as it was written, ${oc.env:NAME}."""
+    """Return the effective configuration for logging, as plain values.
+
+    Values that came from the environment are replaced by their unresolved text, such as ${oc.env:NAME}.
+    """
     plain = effective(config)
     for key, text in config.unresolved.items():
         for node, last in _places(plain, key):
@@ -385,7 +389,7 @@ def logged(config: Config) -> dict[str, Any]:
 
 
 def _places(node: Any, key: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """Where a dotted key is in nested mappings, whose own keys may have dots."""
+    """Yield each nested mapping that holds a dotted key, with the key's last part; keys of mappings may have dots."""
     if isinstance(node, dict):
         if key in node:
             yield node, key
@@ -395,7 +399,7 @@ def _places(node: Any, key: str) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def hidden(config: Config, text: str) -> str:
-    """A text without the values that came from the environment: as they were written."""
+    """Return a text in which values that came from the environment are replaced by their unresolved text."""
     plain = config.model_dump(by_alias=True, mode="json")
     for key, written in config.unresolved.items():
         for node, last in _places(plain, key):
@@ -405,17 +409,19 @@ def hidden(config: Config, text: str) -> str:
 
 
 def identity(config: Config, **facts: str | None) -> str:
-    """The hash that says two runs are the same experiment: what is read, plus `facts` of its inputs.
+    """Return the hash that is equal for two runs of the same experiment.
+
+    It covers the effective configuration and `facts` about its inputs.
 
     Args:
-        config: a checked configuration.
+        config: a validated configuration.
         facts: hashes of what the configuration only names: data fingerprint, weights, package version.
     """
     plain = {key: value for key, value in effective(config).items() if key not in NOT_IDENTITY}
     plain.pop("evaluate")
     plain["runtime"] = {name: plain["runtime"][name] for name in ("precision", "xla")}
     plain["regime"].pop("ignores")
-    # What only names an input: the hashes among `facts` say what it is.
+    # These keys only name an input, whose contents are identified by the hashes in `facts`.
     plain["data"] = {"image_size": config.data.image_size}
     plain["model"].pop("weights", None)
     plain["regime"].pop("head_from", None)
@@ -423,7 +429,7 @@ def identity(config: Config, **facts: str | None) -> str:
 
 
 def head_run(config: Config) -> Config:
-    """The bottleneck run whose head a fine-tuning run starts from."""
+    """Return the configuration of the bottleneck run that trains the head of a fine-tuning run."""
     bottleneck = shipped("regime")["bottleneck"]
     regime = config.regime.model_copy(
         update={"name": "bottleneck", "target": bottleneck["_target_"], "ignores": bottleneck["ignores"]}

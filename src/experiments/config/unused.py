@@ -1,4 +1,4 @@
-"""Overrides that were typed and that nothing reads: what is meant by them would not happen."""
+"""Checks for overrides that were typed but that no run reads, and that would thus have no effect."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from experiments.config.schema import Config
 from experiments.config.validation import faults
 from experiments.errors import ConfigError
 
-# What a regime does instead of loading the weights that a key names.
+# For each key that names weights: what a regime that ignores it does instead, and what to do.
 WEIGHTS = {
     "model.weights": "it trains from random ones. Leave it out, or use regime=bottleneck or regime=finetune",
     "regime.head_from": "it trains its own head. Leave it out, or use regime=finetune",
 }
-brought: list[str] = []  # overrides that `like=` stands for in this process
+brought: list[str] = []  # overrides that `like=` was expanded to in this process
 
 
 def check_weights(configs: Sequence[Config], overrides: Sequence[str]) -> None:
     """Refuse weights that were typed and that no run would load.
 
     Args:
-        configs: of the run, or of a sweep's jobs: what one of them reads is read.
-        overrides: of the command line.
+        configs: the configuration of the run, or those of a sweep's jobs; it is enough that one of them reads a key.
+        overrides: the overrides of the command line.
 
     Raises:
-        ConfigError: with each key.
+        ConfigError: there are such weights; the message names each key.
     """
     lines = [
         f"{key}: {_regimes(configs)} loads no such weights, {WEIGHTS[key]}. Received: {value}"
@@ -37,7 +37,7 @@ def check_weights(configs: Sequence[Config], overrides: Sequence[str]) -> None:
 
 
 def warn(configs: Sequence[Config], overrides: Sequence[str]) -> None:
-    """Warn of keys that were typed and that the regime of no run reads; `check_weights` refuses the others."""
+    """Warn of typed keys that the regime of no run reads, except keys of weights, which `check_weights` refuses."""
     unread = [override for override, key, _ in _unread(configs, overrides) if key not in WEIGHTS]
     if unread:
         logging.getLogger(__name__).warning("%s does not read: %s", _regimes(configs), ", ".join(unread))
@@ -48,7 +48,10 @@ def _regimes(configs: Sequence[Config]) -> str:
 
 
 def _unread(configs: Sequence[Config], overrides: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """Yield overrides, keys and values that none of the configurations reads; presets and `like=` type nothing."""
+    """Yield override, key and value of every typed override that none of the configurations reads.
+
+    Overrides that come from a preset or from `like=` do not count as typed.
+    """
     for override in overrides:
         name, _, value = override.lstrip("+").partition("=")
         key = name.rpartition("@")[2]  # optimizer@regime.head_optimizer=adam sets regime.head_optimizer
@@ -57,7 +60,7 @@ def _unread(configs: Sequence[Config], overrides: Sequence[str]) -> Iterator[tup
 
 
 def _ignored(config: Config, key: str) -> bool:
-    """Return whether a run with this configuration does not read a key, nor what is below it."""
+    """Return whether a run with this configuration reads neither a key nor anything below it."""
     regime, unread = config.regime, [*config.regime.ignores]
     if regime.head_from is not None:
         unread += ["regime.head_epochs", "regime.head_optimizer"]

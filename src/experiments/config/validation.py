@@ -1,6 +1,7 @@
-"""Composed configurations, checked: each fault with its key, what is allowed, what was received, the nearest name.
+"""Validation of composed configurations: each error names the key, what is allowed, what was received.
 
-No fault waits for Keras to be imported; `read` gathers all of them into one error.
+All errors are found before Keras is imported, and `read` gathers them into one ConfigError. Where a name is misspelt,
+its error also gives the nearest valid one.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ from experiments.errors import ConfigError
 from experiments.system import paths
 from experiments.system.redaction import is_concealed, redacted, remember, reveal
 
-# What conf/ calls; it is of use to nobody who does not check it.
+# The resolvers that conf/ uses. They are registered here because every composed configuration is validated.
 OmegaConf.register_new_resolver("default_outputs", paths.default_outputs, replace=True)
 OmegaConf.register_new_resolver("run_name", paths.run_name, replace=True)
 OmegaConf.register_new_resolver("tracking_uri", paths.tracking_uri, replace=True)
 OmegaConf.register_new_resolver("sqlite_uri", lambda file: paths.sqlite_uri(Path(file)), replace=True)
 OmegaConf.register_new_resolver("artifact_location", paths.artifact_location, replace=True)
-# What targets of version 0.1 begin with, in logged configurations and users' YAMLs, and what they begin with now.
+# Prefixes of `_target_` in version 0.1, as in logged configurations and users' YAMLs, and their present form.
 MOVED = {
     "experiments.augmentation.": "experiments.data.augmentation.",
     "experiments.data.cats_vs_dogs.": "experiments.data.sources.cats_vs_dogs.",
@@ -55,10 +56,11 @@ MIXING_LAYERS = ("keras.layers.MixUp", "keras.layers.CutMix")
 
 
 def read(composed: DictConfig) -> Config:
-    """The composed configuration, checked.
+    """Validate a composed configuration and return it.
 
     Raises:
-        ConfigError: naming every key that is unknown, missing, of a wrong type or out of range.
+        ConfigError: the configuration is invalid; the message names every key that is unknown, missing, of a wrong type
+            or out of range.
     """
     composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     try:
@@ -102,11 +104,12 @@ def read(composed: DictConfig) -> Config:
 
 
 def revealed(value: Any, key: str = "", change: Callable[[str, str], str] = reveal) -> Any:
-    """Return plain values with the credentials that the command line or the environment gave.
+    """Return plain values with the credentials from the command line or the environment restored.
 
     Args:
-        value: a configuration, or what is in it at `key`.
-        change: of each text, which comes with its dotted key.
+        value: a configuration, or the part of it at `key`.
+        key: the dotted key of `value`; empty for a whole configuration.
+        change: returns the new value of a text, given the text and its dotted key.
     """
     if isinstance(value, str):
         return change(value, key)
@@ -118,19 +121,22 @@ def revealed(value: Any, key: str = "", change: Callable[[str, str], str] = reve
 
 
 def revealed_config(config: Config, change: Callable[[str, str], str] = reveal) -> Config:
-    """Return a checked configuration, changed as `revealed` changes plain values; it stays checked."""
+    """Return a validated configuration with its texts changed as by `revealed`, validated again."""
     made = Config.model_validate(revealed(config.model_dump(by_alias=True, mode="json"), change=change))
     made._unresolved = config._unresolved
     return made
 
 
 def concealed_config(config: Config) -> Config:
-    """Return a checked configuration without its credentials, for a file that `revealed_config` will be read from."""
+    """Return a validated configuration with its credentials redacted, to be written to a file.
+
+    `revealed_config` restores them in this process and its children.
+    """
     return revealed_config(config, lambda text, key: remember(key, text))
 
 
 def conceal(node: Any, key: str = "") -> None:
-    """Replace the credentials in a composed configuration, before Hydra writes it down; `read` reveals them."""
+    """Redact the credentials in a composed configuration in place, before Hydra writes it; `read` restores them."""
     for name in node if isinstance(node, DictConfig) else range(len(node)):
         child, path = node._get_node(name), f"{key}.{name!s}".lstrip(".")
         if path == "hydra" or child._is_none() or child._is_missing():
@@ -139,17 +145,20 @@ def conceal(node: Any, key: str = "") -> None:
             if not child._is_interpolation():
                 conceal(child, path)
         elif isinstance(written := child._value(), str) and (hidden := redacted(written, path)) != written:
-            remember(path, str(node[name]))  # with what its interpolations stand for
+            remember(path, str(node[name]))  # the value with its interpolations resolved
             child._set_value(hidden)
 
 
 def from_environment(composed: DictConfig) -> dict[str, str]:
-    """The raw text of every value that an environment variable goes into, by key; directly or through other keys."""
+    """Return the unresolved text of every value that depends on an environment variable, by key.
+
+    A value may depend on the variable directly, or through interpolations of other keys.
+    """
     raw = dict(_texts(OmegaConf.to_container(composed, resolve=False)))
     calls = r"\$\{\s*(oc\.env|tracking_uri)\b" if os.environ.get("MLFLOW_TRACKING_URI") else r"\$\{\s*oc\.env\b"
     found = {key for key, text in raw.items() if re.search(calls, text)}
     while True:
-        # A key that names one of them, what holds it or what it holds, in whatever way.
+        # Keys that refer to a key found so far, or to a parent or a child of one.
         through = {
             key
             for key, text in raw.items()
@@ -162,7 +171,7 @@ def from_environment(composed: DictConfig) -> dict[str, str]:
 
 
 def _texts(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in nested mappings, with its dotted key."""
+    """Yield every text in nested mappings with its dotted key; a list with interpolations counts as one text."""
     for name, value in node.items():
         if isinstance(value, Mapping):
             yield from _texts(value, f"{prefix}{name}.")
@@ -173,7 +182,7 @@ def _texts(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _named(key: str, text: str) -> Iterator[str]:
-    """The keys that a value's interpolations may mean: ${data.root}, ${data[root]}, ${.root} beside it."""
+    """Yield the keys that a value's interpolations may refer to: ${data.root}, ${data[root]}, ${.root} beside it."""
     if "${" in text:
         for dots, name in re.findall(r"(\.*)([\w.]*\w)", re.sub(r"\[(\w+)\]", r".\1", text)):
             parents = key.split(".")[: -len(dots)] if dots else []
@@ -181,18 +190,18 @@ def _named(key: str, text: str) -> Iterator[str]:
 
 
 def faults(lines: list[str]) -> str:
-    """One error text out of all its lines."""
+    """Return one error message with all the lines."""
     return "\n".join(["The configuration cannot be used:", *(f"  {line}" for line in lines)])
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
-    """The allowed name that a typo most likely meant."""
+    """Return the allowed name that is most similar to a misspelt one; None if none is similar enough."""
     matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
     return matches[0] if matches else None
 
 
 def unknown_key(key: str, allowed: Iterable[str], received: Any, close: str | None = None) -> str:
-    """The line for a key that nothing reads; `close` is the whole key that was meant, where the caller knows."""
+    """Return the message for a key that nothing reads; `close` is the full intended key, if the caller knows it."""
     *parents, name = key.split(".")
     names = sorted(set(allowed) - {"name", "target", "_target_", "ignores"})
     sibling = nearest(name, names)
@@ -202,23 +211,24 @@ def unknown_key(key: str, allowed: Iterable[str], received: Any, close: str | No
 
 
 def with_current_targets(node: Any) -> Any:
-    """Return plain values with the present name of each `_target_` of version 0.1, and warn of it."""
+    """Return plain values with each `_target_` of version 0.1 replaced by its present name, and warn of each."""
     if isinstance(node, list):
         return [with_current_targets(value) for value in node]
     if not isinstance(node, dict):
         return node
     found = {key: with_current_targets(value) for key, value in node.items()}
     target = found.get("_target_")
-    old = next((prefix for prefix in MOVED if isinstance(target, str) and target.startswith(prefix)), None)
-    if old is not None:
-        found["_target_"] = MOVED[old] + target.removeprefix(old)
-        text = f"_target_: {target} is now called {found['_target_']}; the old name will be removed"
-        warnings.warn(text, FutureWarning, stacklevel=2)
+    if isinstance(target, str):
+        for old, new in MOVED.items():
+            if target.startswith(old):
+                found["_target_"] = new + target.removeprefix(old)
+                text = f"_target_: {target} is now called {found['_target_']}; the old name will be removed"
+                warnings.warn(text, FutureWarning, stacklevel=2)
     return found
 
 
 def reads(key: str) -> bool:
-    """Whether there is a place for a key, though the composed configuration may not have it: tags.question."""
+    """Return whether the schema accepts a key, even if the composed configuration lacks it, as with tags.question."""
     places: list[Any] = [Config]
     for part in key.split("."):
         below: list[Any] = []
@@ -232,31 +242,35 @@ def reads(key: str) -> bool:
 
 
 def _options(annotation: Any) -> list[Any]:
-    """The members of a union; anything else as it is."""
+    """Return the members of a union, or a list of the annotation itself if it is no union."""
     return list(get_args(annotation)) if get_origin(annotation) is UnionType else [annotation]
 
 
 def _key(fault: Mapping[str, Any], prefix: str = "") -> str:
     parts = [str(part) for part in fault["loc"]]
-    # pydantic names the member of a union and the side of a mapping, which nobody types.
+    # pydantic adds the member of a union and the side of a mapping, which are not part of the key in the configuration.
     return ".".join(
         [*([prefix] if prefix else []), *(part for part in parts if not re.match(r"literal\[|dict\[|\[key\]", part))]
     )
 
 
 def _meant_otherwise(fault: Mapping[str, Any]) -> bool:
-    """Whether a member of a union complains of a value that was meant for another: balancd is no mapping, and so on."""
+    """Return whether an error comes from a member of a union that the value was not meant for.
+
+    For example, pydantic also reports that the misspelt text balancd is no mapping.
+    """
     members = [str(part).partition("[")[0] for part in fault["loc"] if "[" in str(part)]
     is_mapping = isinstance(fault["input"], Mapping)
     return ("literal" in members and is_mapping) or ("dict" in members and fault["type"] == "dict_type")
 
 
 def _sentence(fault: Mapping[str, Any], root: Any = Config, prefix: str = "") -> str:
-    """One of pydantic's errors as: key, what is allowed, what was received.
+    """Return the message for one of pydantic's errors: key, what is allowed, what was received.
 
     Args:
         fault: the error.
-        root: the model that was checked, which lies at `prefix` in the configuration.
+        root: the model that was validated.
+        prefix: the key of `root` in the configuration.
     """
     key = _key(fault, prefix)
     if fault["type"] == "extra_forbidden":
@@ -284,7 +298,7 @@ def _sentence(fault: Mapping[str, Any], root: Any = Config, prefix: str = "") ->
 
 
 def _as_text(key: str) -> str:
-    """Return how a value is typed that Hydra has read as a number or a list, but that was meant as text."""
+    """Return a hint on how to type as text a value that Hydra has read as a number or a list; empty if unknown."""
     typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     values = [one.partition("=")[2] for one in typed if one.lstrip("+").startswith(f"{key}=")]
     text = as_typed(key, values[-1]) if values else None
@@ -292,7 +306,7 @@ def _as_text(key: str) -> str:
 
 
 def _model_below(model: type[BaseModel], part: str) -> type[BaseModel]:
-    """The model one step down an error's path; a step into a mapping of models stays at its values' model."""
+    """Return the model one step down an error's path; a step into a mapping stays at the model of its values."""
     field = model.model_fields.get(part)
     if field is None:
         return model
@@ -312,13 +326,13 @@ def _checks(group: str, name: str) -> TypeAdapter[Any]:
 
 
 def _argument_faults(group: str, node: Any, missing: Iterable[str], prefix: str | None = None) -> list[str]:
-    """Constructor arguments of a shipped component that its YAML does not list, or that cannot be right."""
+    """Return the messages for arguments of a shipped component that its YAML does not list, or that are invalid."""
     prefix = prefix or group
     if not isinstance(node, dict):
         return []
     alike = [choice for choice in shipped(group).values() if choice.get("_target_") == node.get("_target_")]
     if not alike:
-        return []  # the user's own component: build checks it against the constructor's signature
+        return []  # the user's own component, which `build` validates against its constructor's signature
     fields = {field.alias or name for name, field in GROUPS[group].model_fields.items()}
     known = alike[0]
     lines = []
@@ -339,7 +353,7 @@ def _argument_faults(group: str, node: Any, missing: Iterable[str], prefix: str 
 
 
 def _kind(value: Any) -> str | None:
-    """A value's kind as a user names it; None where the YAML does not fix one."""
+    """Return the kind of a YAML value, as messages name it; None if the value does not determine one."""
     if value is None or (isinstance(value, str) and (value == "???" or value.startswith("${"))):
         return None
     kinds = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", dict: "mapping"}
@@ -347,7 +361,7 @@ def _kind(value: Any) -> str | None:
 
 
 def _cross_faults(model: Model, regime: Regime, tracking: Tracking) -> list[str]:
-    """What single values cannot tell."""
+    """Return the messages for values of model, regime and tracking that are invalid in combination."""
     lines = []
     unfrozen, blocks = regime.unfrozen_blocks, model.blocks or []
     if (
@@ -382,7 +396,7 @@ def _cross_faults(model: Model, regime: Regime, tracking: Tracking) -> list[str]
 
 
 def _training_faults(config: Config) -> list[str]:
-    """Values of a whole configuration that do not go together."""
+    """Return the messages for values of the whole configuration that are invalid in combination."""
     lines = []
     if config.runtime.devices and config.batch_size % config.runtime.devices:
         lines.append(

@@ -1,4 +1,4 @@
-"""Models as files for use elsewhere, compared with the model that they were made from."""
+"""Export of a trained model as .keras and SavedModel, with a check that both reproduce its probabilities."""
 
 from __future__ import annotations
 
@@ -26,24 +26,27 @@ if TYPE_CHECKING:
     Run = Callable[[np.ndarray], np.ndarray]
 
 KERAS_FILE, SAVED_MODEL, ABOUT = "model.keras", "saved_model", "model.json"
-TOLERANCE = {"float32": 1e-4}  # in probability, by precision; of all others:
-COARSE = 1e-2
+TOLERANCE = {"float32": 1e-4}  # largest accepted difference in probability, by precision
+COARSE = 1e-2  # the same, for all other precisions
 
 
 def export(run: Trained, model: keras.Model, pixels: np.ndarray, folder: Path) -> dict[str, float]:
-    """Writes a model as .keras and as SavedModel, reads both back and compares; the folder appears whole or not at all.
+    """Write a model as .keras and as SavedModel, read both back and compare their probabilities with the model's.
+
+    The directory is renamed into place after the comparison, so that it is never incomplete.
 
     Args:
-        model: the run's: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
-        pixels: [N, H, W, 3] float32, to compare on.
-        folder: where; what is there is replaced.
+        run: the run that trained the model.
+        model: the run's model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
+        pixels: [N, H, W, 3] float32, the images of the comparison.
+        folder: the directory to write, which is replaced if it exists.
 
     Returns:
         For each format the largest difference in probability.
 
     Raises:
-        RuntimeError: a format that does not give what the model gives.
-        OSError: it cannot be written.
+        RuntimeError: a format does not reproduce the model's probabilities.
+        OSError: a file cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = atomic_files.draft(folder)
@@ -72,20 +75,20 @@ def export(run: Trained, model: keras.Model, pixels: np.ndarray, folder: Path) -
 
 
 def saved_model(folder: Path) -> Run:
-    """A SavedModel's serving function, in NumPy."""
+    """Return the serving function of a SavedModel, on NumPy arrays."""
     loaded = tf.saved_model.load(str(folder))
     return lambda pixels: np.asarray(loaded.serve(tf.constant(pixels)))
 
 
 def about(run: Trained, model: keras.Model) -> dict[str, object]:
-    """What someone needs to know who has nothing but the files."""
+    """Return the contents of model.json: everything that is needed to use the exported files without this program."""
     size = int(model.input_shape[1])
     return {
         "classes": list(run.classes),
         "image_size": size,
         "input": f"pixels [N, {size}, {size}, 3] float32 in [0, 255], RGB; preprocessing is inside the model",
         "resize": "the whole picture to a square, bilinear with antialiasing; EXIF orientation applied first",
-        "gray_range": run.plain["data"].get("gray_range"),  # black and white of 16- and 32-bit grays
+        "gray_range": run.plain["data"].get("gray_range"),  # values of black and white in 16- and 32-bit gray images
         "output": "probabilities [N, classes] float32, in the order of `classes`",
         "run": run.run_id or run.name,
         "name": run.name,
@@ -97,7 +100,7 @@ def about(run: Trained, model: keras.Model) -> dict[str, object]:
 
 
 def replace(aside: Path, folder: Path) -> None:
-    """Puts a folder into place; what was there goes."""
+    """Rename a directory to its final name, and remove what had that name."""
     old = atomic_files.draft(folder)
     if folder.exists():
         folder.rename(old)
@@ -106,10 +109,10 @@ def replace(aside: Path, folder: Path) -> None:
 
 
 def sample(run: Trained, size: int, count: int) -> tuple[np.ndarray, str]:
-    """Pictures to compare models on: of the run's validation split, where they still are, else drawn.
+    """Return images to compare models on: from the run's validation split if they still exist, else random ones.
 
     Returns:
-        [N, size, size, 3] float32, and what they are, in words.
+        Pixels [N, size, size, 3] float32 in [0, 255], and a description of the images.
     """
     root, grays = run.plain["data"].get("root"), decoder.gray_range(run.plain["data"].get("gray_range"))
     found = []
@@ -117,7 +120,7 @@ def sample(run: Trained, size: int, count: int) -> tuple[np.ndarray, str]:
         with run.manifest.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["split"] == "validation"]
         for row in rows[:: max(1, len(rows) // count)][:count]:
-            with contextlib.suppress(DataError):  # gone or changed since
+            with contextlib.suppress(DataError):  # missing, or changed since the run
                 image = open_picture(Path(root), row["path"], row["sha256"], grays)
                 found.append(decoder.resize(image, size))
     if found:

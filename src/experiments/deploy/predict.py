@@ -1,4 +1,4 @@
-"""Predictions for picture files, thousands of them: decoded ahead of the network, told in their order as they come."""
+"""Predictions for any number of image files, in their order; images are decoded ahead of the network."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-AHEAD = 4  # batches of pictures that are decoded, or being decoded, while the network has one
+AHEAD = 4  # batches of images that are decoded, or being decoded, while the network computes one
 
 
 class Prediction(NamedTuple):
     path: str
     probabilities: np.ndarray | None  # [classes] float32; None: the file cannot be used
-    error: str  # why
+    error: str  # why the file cannot be used; empty if it can
 
 
 def list_files(given: Sequence[str]) -> tuple[list[str], int]:
-    """The files that paths mean, in order and each once: files as such, folders with theirs, patterns (*, ?, [], **).
+    """Return the files that paths stand for, in order and each once.
 
-    Of folders and their sub-folders those of the picture types; hidden files and those of operating systems are passed
-    over, as in a data set.
+    A path is a file, a directory, or a pattern (*, ?, [], **). Of directories and their subdirectories, the files of
+    the image types are taken; hidden files and those of operating systems are skipped, as in a data set.
 
     Returns:
-        The files, and how many others the folders hold.
+        The files, and the number of other files in the directories.
 
     Raises:
-        ConfigError: a path that is not there, a pattern that fits nothing, a folder without pictures.
+        ConfigError: a path does not exist, a pattern matches nothing, or a directory has no images.
     """
     found: dict[str, None] = {}
     others, lacking = 0, []
@@ -71,11 +71,11 @@ def list_files(given: Sequence[str]) -> tuple[list[str], int]:
 
 
 def walk(folder: str) -> tuple[list[str], int]:
-    """The picture files in a folder and below it, sorted; and how many other files there are. Links are followed."""
+    """Return the sorted image files in and below a directory, and the number of other files. Links are followed."""
     files, others, seen = [], 0, set()
     for place, folders, names in os.walk(folder, followlinks=True):
         status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above
+        if (status.st_dev, status.st_ino) in seen:  # visited already: a link leads back here
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
@@ -95,23 +95,24 @@ def ignored(name: str) -> bool:
 def predictions(
     model: keras.Model, files: Iterable[str], batch_size: int, gray_range: GrayRange | None = None
 ) -> Iterator[list[Prediction]]:
-    """What a model makes of picture files, some at a time, in their order; memory does not grow with their number.
+    """Yield a model's predictions for image files in their order, some at a time, in constant memory.
 
     Args:
         model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
-        batch_size: pictures that the network takes at once.
-        gray_range: As of `decoder.decode`: the one that the model was trained with.
+        files: the paths of the files.
+        batch_size: number of images in a forward pass.
+        gray_range: the range that the model was trained with; see `decoder.decode`.
 
     Yields:
-        A prediction for each file; a file that cannot be used says why.
+        Lists with one prediction for each file; that for a file that cannot be used holds the error.
     """
     from experiments.models.network import inference_function
 
     run, size = inference_function(model), int(model.input_shape[1])
     pixels = np.empty((batch_size, size, size, 3), "float32")
-    waiting: list[tuple[str, str]] = []  # path and error of those that the next batch tells, in order
+    waiting: list[tuple[str, str]] = []  # path and error of each file of the next list, in order
     filled = 0
-    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:  # more would hold up the network
+    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:  # more would slow down the network
         for path, picture in ahead(pool, files, size, AHEAD * batch_size, gray_range):
             if isinstance(picture, str):
                 waiting.append((path, picture))
@@ -127,7 +128,7 @@ def predictions(
 
 
 def told(waiting: Sequence[tuple[str, str]], rows: Iterable[np.ndarray]) -> list[Prediction]:
-    """Each file with its row of probabilities, those with an error without one."""
+    """Return a prediction for each file: with its row of probabilities, or with its error."""
     following = iter(rows)
     return [Prediction(path, None if error else next(following), error) for path, error in waiting]
 
@@ -135,7 +136,10 @@ def told(waiting: Sequence[tuple[str, str]], rows: Iterable[np.ndarray]) -> list
 def ahead(
     pool: ThreadPoolExecutor, files: Iterable[str], size: int, most: int, gray_range: GrayRange | None
 ) -> Iterator[tuple[str, np.ndarray | str]]:
-    """The pictures of files in order, `most` of them decoded ahead: pixels [size, size, 3] uint8, or what is wrong."""
+    """Yield the path and the image of each file in order, with up to `most` images decoded ahead.
+
+    An image is pixels [size, size, 3] uint8, or a text that gives the reason why the file cannot be used.
+    """
     remaining = iter(files)
     waiting: deque[tuple[str, Future[np.ndarray | str]]] = deque()
     while True:
@@ -149,7 +153,7 @@ def ahead(
 
 
 def read(path: str, size: int, gray_range: GrayRange | None = None) -> np.ndarray | str:
-    """A picture file's pixels as in training, or what is wrong with it."""
+    """Return an image file's pixels [size, size, 3] uint8 as in training, or why the file cannot be used."""
     try:
         with open(path, "rb", opener=without_waiting) as file:
             status = os.fstat(file.fileno())
@@ -171,5 +175,5 @@ def read(path: str, size: int, gray_range: GrayRange | None = None) -> np.ndarra
 
 
 def without_waiting(path: str, flags: int) -> int:
-    """Opens a file, but does not wait for one who writes into a pipe."""
+    """Open a file without blocking if it is a pipe that no process writes to."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -1,4 +1,4 @@
-"""What finished runs have left to be used: the model, its classes, how it was made. Nothing here trains."""
+"""Finished runs for later use: their models, classes and configurations. Nothing here trains."""
 
 from __future__ import annotations
 
@@ -27,71 +27,73 @@ if TYPE_CHECKING:
 
     from experiments.models.types import Backbone
 
-KERAS_FILE = "data/model.keras"  # in a model that MLflow has
-WEIGHTS = "weights"  # in a run's folder, from `run.write_results`: these, of a sweep's job not all
-TOLERANCE = {"float32": 1e-3}  # in probability, by precision, between one machine and another; of all others:
-COARSE = 2e-2
+KERAS_FILE = "data/model.keras"  # path within a model that is logged to MLflow
+WEIGHTS = "weights"  # in the run directory, from `run.write_weights`; a sweep's job has not all files
+TOLERANCE = {"float32": 1e-3}  # largest accepted difference in probability between machines, by precision
+COARSE = 2e-2  # the same, for all other precisions
 HEAD, BACKBONE, UNFROZEN = "head.weights.h5", "backbone.weights.h5", "unfrozen.weights.h5"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run, on this machine or fetched; no model read yet."""
+    """A finished run, on this machine or fetched from MLflow; its model is loaded on demand."""
 
     name: str
-    run_id: str | None  # of MLflow
-    uri: str | None  # the store that it was found in; None: it was given as a folder
-    folder: Path | None  # of the run, where that is on this machine
+    run_id: str | None  # of the MLflow run
+    uri: str | None  # tracking URI where it was found; None: it was given as a directory
+    folder: Path | None  # the run directory, if it is on this machine
     manifest: Path  # its manifest.csv
     plain: Mapping[str, Any]  # its configuration as logged
     metrics: Mapping[str, float]
-    backbone: str | None  # the identity of its backbone before it was trained
+    backbone: str | None  # identity of its backbone before training
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """The class names, by label."""
+        """The class names, in the order of their labels."""
         with self.manifest.open(newline="", encoding="utf-8") as file:
             names = {int(row["label"]): row["class_name"] for row in csv.DictReader(file)}
         return tuple(names[label] for label in sorted(names))
 
     @cached_property
     def config(self) -> Config:
-        """The configuration, checked; it is data, as with `like=`. A root that came from the environment is not known.
+        """The validated configuration, which is treated as data, as with `like=`.
+
+        If the data root came from the environment, only its unresolved text is known.
 
         Raises:
             ConfigError: this version of the program cannot use it.
         """
         root = str(like.value_at(self.plain, "data.root", ""))
-        # As it was written, for the error of who reads it.
+        # The unresolved text is kept, so that the error for a missing directory shows it.
         return self.changed([f"++data.root={quoted(root.strip('${}'))}"] if like.has_interpolation(root) else [])
 
     def changed(self, overrides: Sequence[str]) -> Config:
-        """Its configuration with overrides on top.
+        """Return the run's configuration with overrides applied.
 
         Raises:
-            ConfigError: as `config`.
+            ConfigError: this version of the program cannot use it.
         """
         written, _ = like.overrides(self.plain, None)
         lines = [*(line for _, line in written), f"outputs={quoted(default_outputs())}", *overrides]
         return validation.read(OmegaConf.create(like.compose(lines, None)))
 
     def model(self) -> keras.Model:
-        """Pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
+        """Return the trained model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
 
         Raises:
-            ConfigError: weights that are not there any more, or are not what the run was made with.
+            ConfigError: its weights do not exist any more, or are not those that the run had.
         """
         if self.uri is not None and self.run_id is not None:
             logged = queries.logged_model(self.uri, self.run_id)
             if logged is not None:
                 return read_model(logged / KERAS_FILE)
-        return join(self, self.weights())  # which compares what it has rebuilt with what the run had
+        return join(self, self.weights())  # compares the rebuilt model with what the run stored
 
     def weights(self) -> Path:
-        """The folder with the weights as the run's files.
+        """Return the directory with the run's weight files, fetched from MLflow if it is not on this machine.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: the weight files do not exist any more.
         """
         place = self.folder / WEIGHTS if self.folder else None
         if place is None and self.uri is not None and self.run_id is not None:
@@ -101,10 +103,10 @@ class Trained:
         return place
 
     def started_from(self, run_id: str) -> Path:
-        """The weights of the run that `model.weights` names: as this run kept them, else fetched.
+        """Return the weights file of the run that `model.weights` names: this run's copy, or one fetched from MLflow.
 
         Raises:
-            ConfigError: they are gone.
+            ConfigError: the file does not exist any more.
         """
         kept = self.folder / "inputs" / "model.weights" / BACKBONE if self.folder else None
         if kept is None and self.uri is not None:
@@ -116,13 +118,16 @@ class Trained:
 
 
 def find(named: str, uri: str | None = None) -> Trained:
-    """A finished run by its folder, or its MLflow id, the beginning of it, or its name. Imports no TensorFlow.
+    """Return a finished run by its directory, its MLflow id, the beginning of that id, or its name.
+
+    TensorFlow is not imported.
 
     Args:
-        uri: the tracking store; None: this place's.
+        named: what names the run.
+        uri: the tracking URI; None for the local one.
 
     Raises:
-        ConfigError: there is no such run, it is not finished, or its files are gone.
+        ConfigError: there is no such run, it is not finished, or its files do not exist any more.
     """
     folder = Path(named).expanduser()
     if folder.is_dir():
@@ -144,13 +149,14 @@ def find(named: str, uri: str | None = None) -> Trained:
 
 
 def of_folder(folder: Path, uri: str | None = None) -> Trained:
-    """A finished run from its folder.
+    """Return a finished run by its directory.
 
     Args:
-        uri: the store that knows it, where it was found there.
+        folder: the run directory.
+        uri: the tracking URI, if the run was found there.
 
     Raises:
-        ConfigError: as `find`.
+        ConfigError: it is not a run directory, the run is not finished, or files are missing.
     """
     facts = run_directory.read_record(folder)
     if facts is None:
@@ -170,27 +176,27 @@ def of_folder(folder: Path, uri: str | None = None) -> Trained:
 
 
 def read_model(path: Path) -> keras.Model:
-    """A whole model out of a .keras file.
+    """Return the whole model in a .keras file.
 
     Raises:
-        ConfigError: it is not there, or cannot be read.
+        ConfigError: the file does not exist or cannot be read.
     """
     import keras
 
     try:
         model: keras.Model = keras.models.load_model(path, compile=False)
-    except Exception as error:  # Keras raises many: of a layer that is not known here, say
+    except Exception as error:  # Keras raises many kinds, such as for an unknown layer
         raise ConfigError(f"{path}: the run's model cannot be read: {error}") from None
     return model
 
 
 def join(run: Trained, weights: Path) -> keras.Model:
-    """A run's model out of its configuration and its weights' files.
+    """Return a run's model, rebuilt from its configuration and its weight files.
 
-    A sweep's jobs keep what they have changed; the rest is read from where they had it.
+    A sweep's job stores only the weights that it has trained; the others are read from where the job took them.
 
     Raises:
-        ConfigError: weights that are missing, do not fit, or are not those that the run had.
+        ConfigError: weights are missing, do not fit, or are not those that the run had.
     """
     import keras
 
@@ -223,13 +229,17 @@ def join(run: Trained, weights: Path) -> keras.Model:
 
 
 def verify(run: Trained, config: Config, backbone: Backbone, model: keras.Model, head: Path) -> None:
-    """Compare a rebuilt model with what the run stored of its own.
+    """Compare a rebuilt model with the record that the run stored of its model.
 
     Args:
-        head: the weights file of the run's head, with the record beside the weights.
+        run: the finished run.
+        config: its configuration.
+        backbone: the rebuilt backbone.
+        model: the rebuilt model.
+        head: the weights file of the run's head, which holds the record beside the weights.
 
     Raises:
-        ConfigError: another network, other weights, or other probabilities.
+        ConfigError: the network, its weights or its probabilities differ.
     """
     import numpy as np
 
@@ -237,7 +247,7 @@ def verify(run: Trained, config: Config, backbone: Backbone, model: keras.Model,
     from experiments.regimes.build import backbone_differences
 
     record = weights.read(head, run.name).record
-    if record is None:  # of a version that stored none
+    if record is None:  # written by a version that stored no record
         return
     try:
         wrong = backbone_differences(config, record, backbone)

@@ -1,4 +1,4 @@
-"""Finished runs beside each other, as plain data: what differs, how well each does, what is significant."""
+"""Comparison of finished runs as plain data: differences in configuration, metrics, and significant differences."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from experiments.evaluation.statistics import mean_interval, roc_auc_interval
 from experiments.tracking.queries import RunFacts, read_curves, read_predictions
 from experiments.training.types import EpochRecord
 
-CHOICES = ("regime", "model", "data", "augmentation", "optimizer")  # what a row is named by first
+CHOICES = ("regime", "model", "data", "augmentation", "optimizer")  # the keys that a row's name begins with
 METRICS = {
     "accuracy": "accuracy", "loss": "loss", "roc_auc": "ROC AUC", "precision": "precision", "recall": "recall",
     "f1": "F1", "brier": "Brier score", "calibration_error": "calibration error",
 }  # fmt: skip
-FINGERPRINT = "data.fingerprint"  # no key that can be set: of the pictures that a run has met
-APART = 0.5  # in shares of seeds that are right: from there on, groups disagree on a picture
+FINGERPRINT = "data.fingerprint"  # not a configuration key: the fingerprint of the images that a run has read
+APART = 0.5  # Groups disagree on an image if the shares of their seeds that are right differ by at least this much.
 
-Key = tuple[str, str]  # a picture, by its content and its class: sha256, label
+Key = tuple[str, str]  # an image, identified by its content and its class: sha256, label
 
 
 class Interval(NamedTuple):
-    """A figure and its 95 % interval; nan where nothing is known of that."""
+    """A value and its 95 % interval, whose bounds are nan if it is unknown."""
 
     value: float
     low: float = math.nan
@@ -40,28 +40,28 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Repeat:
-    """One seed of a group: its run; or its runs, where each has validated another fold."""
+    """One seed of a group: its run, or several runs that each have another validation fold."""
 
     runs: tuple[RunFacts, ...]
     said: Mapping[Key, Prediction]
-    curves: tuple[tuple[EpochRecord, ...], ...]  # of each run; empty where it has left none
-    folds: Mapping[Key, str] = field(default_factory=dict)  # the fold that an image was held out in
+    curves: tuple[tuple[EpochRecord, ...], ...]  # of each run; empty if it has logged none
+    folds: Mapping[Key, str] = field(default_factory=dict)  # image -> the fold in which it was held out
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed, and in the fold that they validate, only."""
+    """Runs that differ only in their seed and in their validation fold."""
 
     params: Mapping[str, str]
     repeats: tuple[Repeat, ...]
-    duplicates: tuple[RunFacts, ...] = ()  # of a configuration, seed and fold that `repeats` has: no new evidence
+    duplicates: tuple[RunFacts, ...] = ()  # runs with a configuration, seed and fold of `repeats`: no new evidence
 
     @property
     def runs(self) -> tuple[RunFacts, ...]:
         return tuple(run for repeat in self.repeats for run in repeat.runs)
 
     def scores(self, metric: str = "accuracy") -> Scores:
-        """Return what every image contributes to a metric, one of IMAGE_METRICS, by seed."""
+        """Return the scores of every image for a metric, one of IMAGE_METRICS, by seed."""
         by_seed: dict[str, dict[Hashable, float]] = {}
         for at, repeat in enumerate(self.repeats):
             seed = repeat.runs[0].params.get("seed", str(at))
@@ -74,7 +74,7 @@ class Group:
 
     @cached_property
     def images(self) -> list[Key]:
-        """Return the images that all repeats were evaluated on."""
+        """The images on which all repeats were evaluated."""
         return cast("list[Key]", self.accuracy.images)
 
     @cached_property
@@ -83,12 +83,12 @@ class Group:
 
     @property
     def seconds(self) -> float:
-        """Of a run, from start to report."""
+        """The mean duration of a run in seconds, from its start to its report."""
         return float(np.mean([run.metrics.get("total_seconds", math.nan) for run in self.runs]))
 
     @cached_property
     def epoch_seconds(self) -> float:
-        """Median over the epochs of the runs' last phase; nan where no run has left its curves."""
+        """The median duration of the epochs of the runs' last phase in seconds; nan if no run has curves."""
         curves = [curve for repeat in self.repeats for curve in repeat.curves if curve]
         epochs = [record for curve in curves for record in curve if record.phase == curve[-1].phase]
         seconds = [record.metrics["seconds"] for record in epochs if "seconds" in record.metrics]
@@ -96,35 +96,35 @@ class Group:
 
 
 class Verdict(NamedTuple):
-    """What a group said of a picture."""
+    """The prediction of a group for an image."""
 
-    predicted: str  # by most of its seeds
-    confidence: float  # their mean
-    right: float  # share of the seeds
+    predicted: str  # the class that most of its seeds predict
+    confidence: float  # the mean confidence of these seeds
+    right: float  # the share of all seeds that are right
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A picture that one group gets right and another wrong."""
+    """An image that one group classifies correctly and another does not."""
 
     path: str
     sha256: str
     label: str
-    verdicts: tuple[Verdict | None, ...]  # of each group; None: it was not judged on this picture
-    data: tuple[str, ...]  # the folders that runs have read it from
-    gray_range: str = "null"  # `data.gray_range` as the first of them has logged it
+    verdicts: tuple[Verdict | None, ...]  # of each group; None if it was not evaluated on this image
+    data: tuple[str, ...]  # the directories from which runs have read the image
+    gray_range: str = "null"  # `data.gray_range` as the first of these runs has logged it
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The first group is what the others are compared with."""
+    """The comparison of groups of runs with the first of them."""
 
     split: str
     groups: tuple[Group, ...]
-    labels: tuple[tuple[str, ...], ...]  # key=value, of each group
-    measures: tuple[Mapping[str, Interval], ...]  # of METRICS, those that all runs of the group have
-    differences: tuple[Difference | None, ...]  # from the first; its own is None
-    ranked: bool  # the order is that of their validation accuracies
+    labels: tuple[tuple[str, ...], ...]  # for each group texts key=value that distinguish it
+    measures: tuple[Mapping[str, Interval], ...]  # for each group those of METRICS that all of its runs have
+    differences: tuple[Difference | None, ...]  # of each group from the first; None for the first itself
+    ranked: bool  # whether the groups are ordered by their validation accuracy
 
     @property
     def runs(self) -> list[RunFacts]:
@@ -132,28 +132,28 @@ class Comparison:
 
     @property
     def names(self) -> list[str]:
-        """Numbered, because figures and tables refer to them."""
+        """The names of the groups, with the numbers by which figures and tables refer to them."""
         return [f"{at} {called(label)}" for at, label in enumerate(self.labels, 1)]
 
     @property
     def digest(self) -> str:
-        """Of what is compared: the same runs in the same order, on the same split."""
+        """A short hash of the runs, their order and the split, the same for the same comparison."""
         text = "\n".join([self.split, *(run.run_id for run in self.runs)])
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def compare(uri: str, runs: Sequence[RunFacts], split: str, found: Sequence[RunFacts] = ()) -> Comparison:
-    """Compares runs by what they have told MLflow.
+    """Compare runs by what they have logged to MLflow.
 
     Args:
         uri: the tracking store.
-        runs: named one by one: their groups stand first, in this order.
+        runs: runs that the user has named one by one; their groups come first, in this order.
         split: validation or test.
         found: further runs, of a sweep or a query. On the validation split their groups are ordered by accuracy, the
-            best first; by the test split nothing is ever ranked.
+            best first; groups are never ordered by test accuracy.
 
     Raises:
-        ConfigError: a run named twice, or without predictions of this split, or seeds that share no picture.
+        ConfigError: a run is named twice or has no predictions of this split, or seeds of a group share no images.
     """
     named = {run.run_id for run in runs}
     if len(named) < len(runs):
@@ -170,7 +170,7 @@ def compare(uri: str, runs: Sequence[RunFacts], split: str, found: Sequence[RunF
 
 
 def of_groups(groups: Sequence[Group], split: str, ranked: bool = False) -> Comparison:
-    """The comparison of groups in this order, the first with each other."""
+    """Compare each group with the first one, in the given order."""
     measures = [{name: measure(group, name, split) for name in METRICS} for group in groups]
     return Comparison(
         split,
@@ -183,7 +183,11 @@ def of_groups(groups: Sequence[Group], split: str, ranked: bool = False) -> Comp
 
 
 def gather(uri: str, runs: Sequence[RunFacts], split: str) -> list[Group]:
-    """Runs gathered by what they have in common, in the order given."""
+    """Group runs that differ only in seed and fold, in the order given.
+
+    Raises:
+        ConfigError: the runs of a group have fewer than two images in common.
+    """
     gathered: dict[tuple[tuple[str, str], ...], dict[str, list[RunFacts]]] = {}
     duplicates: dict[tuple[tuple[str, str], ...], list[RunFacts]] = {}
     for run in runs:
@@ -191,7 +195,7 @@ def gather(uri: str, runs: Sequence[RunFacts], split: str) -> list[Group]:
         seed, fold = params.pop("seed", ""), _fold(run)
         if fold is not None:
             params["data.fold"] = "one after the other"
-        elif "data_fingerprint" in run.tags:  # the same configuration may have met other pictures
+        elif "data_fingerprint" in run.tags:  # The same configuration may have read other images.
             params[FINGERPRINT] = run.tags["data_fingerprint"][:12]
         key = tuple(sorted(params.items()))
         members = gathered.setdefault(key, {}).setdefault(seed, [])
@@ -234,9 +238,9 @@ def _repeat(uri: str, runs: Sequence[RunFacts], split: str) -> Repeat:
 
 
 def labels(groups: Sequence[Group]) -> list[tuple[str, ...]]:
-    """What sets groups apart: as few of the keys in which they differ as tell all of them from each other.
+    """Return for each group the texts key=value that distinguish it from the others, with as few keys as possible.
 
-    The choices of groups come first, then short keys; what a regime ignores, some runs do not have.
+    The choices of configuration groups come first, then top-level keys. Some runs lack keys that their regime ignores.
     """
     keys = list(configuration(groups))
     keys.sort(
@@ -256,7 +260,7 @@ def labels(groups: Sequence[Group]) -> list[tuple[str, ...]]:
 
 
 def called(label: Sequence[str]) -> str:
-    """A label for people: `finetune` for regime=finetune."""
+    """Return a short form of a label for display: `finetune` for regime=finetune."""
     return " ".join(part.split("=", 1)[1] if part.split("=", 1)[0] in CHOICES else part for part in label)
 
 
@@ -265,17 +269,18 @@ def _distinct(groups: Sequence[Group], keys: Sequence[str]) -> int:
 
 
 def configuration(groups: Sequence[Group]) -> dict[str, list[str | None]]:
-    """The keys in which groups differ, with the value of each group; None: it does not read this key."""
+    """Return the keys in which groups differ, with the value of each group; None if it does not read the key."""
     keys = sorted({key for one in groups for key in one.params})
     every = {key: [one.params.get(key) for one in groups] for key in keys}
     return {key: values for key, values in every.items() if len(set(values)) > 1}
 
 
 def measure(group: Group, name: str, split: str) -> Interval | None:
-    """Return a metric of a group with its 95 % interval, None where a run does not have it.
+    """Return a metric of a group with its 95 % interval; None if a run does not have the metric.
 
-    Means over images (IMAGE_METRICS) have the interval of `statistics.score_interval`, over images and seeds. Of the
-    others, several seeds have Student's interval for these images, a single run's ROC area (two classes) a bootstrap's.
+    Means over images (IMAGE_METRICS) have the interval of `statistics.score_interval`, over images and seeds. The other
+    metrics have Student's interval over several seeds, for these images; the ROC area of a single run with two classes
+    has a bootstrap interval.
     """
     if name == "accuracy":
         return Interval(*group.accuracy.interval())
@@ -300,7 +305,10 @@ def measure(group: Group, name: str, split: str) -> Interval | None:
 
 
 def disagreements(comparison: Comparison) -> list[Disagreement]:
-    """The pictures that some groups get right and others wrong: clear cases and confident mistakes first."""
+    """Return the images that some groups classify correctly and others do not.
+
+    They are ordered by how much the groups disagree, then by the confidence of the wrong predictions.
+    """
     every = dict.fromkeys(key for group in comparison.groups for key in group.images)
     found = []
     for key in every:

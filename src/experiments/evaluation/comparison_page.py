@@ -1,6 +1,7 @@
-"""A comparison as files: Markdown, CSV, figures, and one HTML page that needs nothing beside itself.
+"""Files of a comparison of runs: Markdown, CSV, figures, and one self-contained HTML page.
 
-What stands in a page was typed by somebody (classes, runs, paths): all of it is escaped, and the page may load nothing.
+Names of classes, runs and paths in a page come from users and data sets: all of them are escaped, and the page's
+content security policy forbids it to load anything.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+import jinja2
 import matplotlib
 from matplotlib.figure import Figure
 
@@ -25,46 +28,24 @@ from experiments.system.redaction import visible
 
 SIDE = 160  # pixels of a thumbnail's longer side
 QUALITY = 80
-MOST_VERDICTS = 8  # groups whose words stand under a picture
-INTERVAL = re.compile(r"([+-]?[\d.]+%?) (\[[^\[]+\])")  # as tables have it
-LARGEST = 200_000_000  # bytes of a picture's file
+MOST_VERDICTS = 8  # number of groups whose predictions are listed under an image
+INTERVAL = re.compile(r"([+-]?[\d.]+%?) (\[[^\[]+\])")  # a value with its interval, in the format of the tables
+LARGEST = 200_000_000  # bytes of an image file; larger ones are not shown
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c1f24; --quiet: #5c6470; --paper: #fff; --line: #d8dce2; --mark: #f2f5f9;
-  --right: #00694b; --wrong: #a33a00; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --quiet: #a2abb8; --paper: #15181c; --line: #3a4149;
-  --mark: #20252b; --right: #4fd6a8; --wrong: #ff9d66; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
-  max-width: 70rem; padding: 0 1.2rem; }
-h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-.quiet, figcaption { color: var(--quiet); } .said { font-size: 1.1rem; padding-left: 1.2rem; }
-.wide { overflow-x: auto; }
-.wide br + span { color: var(--quiet); white-space: nowrap; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); }
-th { color: var(--quiet); font-weight: 600; } td { overflow-wrap: anywhere; min-width: 3rem; max-width: 26rem; }
-td, li, figcaption { unicode-bidi: isolate; }
-img.figure { background: #fff; border-radius: 6px; max-width: 100%; height: auto; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(11.5rem, 1fr)); gap: 1rem; }
-.gallery figure { margin: 0; background: var(--mark); border-radius: 6px; padding: .6rem; font-size: .85rem;
-  overflow-wrap: anywhere; }
-.gallery img, .gallery .absent { display: block; width: 100%; height: 160px; object-fit: contain; }
-.gallery ul { list-style: none; padding: 0; margin: .3rem 0 0; }
-.right { color: var(--right); } .wrong { color: var(--wrong); }
-"""
+TEMPLATE = "comparison.html.j2"
 
 
 def write(folder: Path, comparison: Comparison, pictures: int, data: Path | None = None) -> list[Path]:
-    """Writes comparison.md, comparison.csv, comparison.html and figures/*.png.
+    """Write comparison.md, comparison.csv, comparison.html and figures/*.png.
 
     Args:
-        folder: to write into; made where it is missing.
-        comparison: what to write.
-        pictures: how many of those to show on which the groups disagree.
-        data: the folder that holds the pictures; None: those that the runs have read them from.
+        folder: the directory to write to; it is created if it is missing.
+        comparison: the comparison to write.
+        pictures: how many of the images on which the groups disagree to show.
+        data: the directory that holds the images; None for the directories from which the runs have read them.
 
     Returns:
-        What was written, the page first.
+        The paths of the files, the HTML page first.
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     drawn = draw(comparison)
@@ -81,7 +62,7 @@ def write(folder: Path, comparison: Comparison, pictures: int, data: Path | None
 
 
 def draw(comparison: Comparison) -> dict[str, Figure]:
-    """The figures of a comparison: intervals, and curves where runs have left any."""
+    """Draw the figures of a comparison: intervals, and learning curves if runs have logged any."""
     drawn = {
         "intervals": plots.intervals(
             comparison.names,
@@ -100,7 +81,7 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
 
 
 def _saved(figure: Figure, kind: str) -> bytes:
-    """A figure's file, the same for the same figure: without its time, and with no names drawn by chance."""
+    """Return the content of a figure's file, reproducibly: without a date, and with fixed ids in SVG."""
     file = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "experiments"}):
         figure.savefig(file, format=kind, dpi=100, metadata={"Date": None} if kind == "svg" else None)
@@ -111,7 +92,7 @@ def _saved(figure: Figure, kind: str) -> bytes:
 
 
 def markdown(comparison: Comparison, unlike: Sequence[Disagreement], drawn: Sequence[str], most: int) -> str:
-    """The comparison as a text, with its figures beside it."""
+    """Return the comparison as Markdown, which refers to the figures in `figures/`."""
     parts = [f"# {title(comparison)}", *(f"* {markdown_text(line)}" for line in comparison_text.sentences(comparison))]
     metrics = comparison_text.metric_table(comparison)
     parts += [
@@ -167,14 +148,14 @@ def markdown_table(table: Sequence[Sequence[str]]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """A text as it is, between the marks of Markdown, which may hold HTML."""
+    """Escape a text for one line of Markdown, including HTML, which Markdown may contain."""
     line = " ".join(visible(text).split())
     line = re.sub(r"([\\`*_\[\]|~$]|^[-+#=]|(?<=^\d)[.)])", r"\\\1", line)
     return escape(line, quote=False)
 
 
 def markdown_code(text: str) -> str:
-    """A text of several lines as it is, between more backticks than it has itself."""
+    """Return a Markdown code block; its fence has more backticks than any sequence of them in the text."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{visible(text)}\n{fence}"
@@ -206,108 +187,80 @@ METHODS = (
 def html(
     comparison: Comparison, unlike: Sequence[Disagreement], drawn: dict[str, Figure], most: int, data: Path | None
 ) -> str:
-    """The page, self-contained: figures and thumbnails are in it, and it can load nothing else."""
-    about = _text(title(comparison))
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; "
-        "style-src 'unsafe-inline'\">",
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<link rel="icon" href="data:,">',
-        f"<title>{about}</title><style>{STYLE}</style></head><body>",
-        f"<h1>{about}</h1>",
-        '<ul class="said">', *(f"<li>{_text(line)}</li>" for line in comparison_text.sentences(comparison)), "</ul>",
-        _table(comparison_text.score_table(comparison)),
-        '<p class="quiet">[95 % interval]; from first: difference in accuracy from the first row, in points; s: '
-        "seconds of a run, from start to report; s/epoch: median of its last phase.</p>",
-        _image(drawn["intervals"], "accuracy and difference from the first, with 95 % intervals"),
+    """Return the self-contained HTML page, with embedded figures and thumbnails and nothing to load."""
+    several = len(comparison.groups) > 1
+    differing, unread = comparison_text.configuration_tables(comparison)
+    without_curves = [
+        run.name for group in comparison.groups for repeat in group.repeats
+        for run, curve in zip(repeat.runs, repeat.curves, strict=True) if not curve
     ]  # fmt: skip
-    if len(comparison.groups) > 1:
-        parts += ["<h2>Behind the differences</h2>", _table(comparison_text.paired_table(comparison))]
-    metrics = comparison_text.metric_table(comparison)
-    if len(metrics[0]) > 1:
-        parts += ["<h2>Other metrics</h2>", _table(metrics)]
-    if "curves" in drawn:
-        parts += ["<h2>Learning curves</h2>", _image(drawn["curves"], "validation accuracy and loss by epoch")]
-    without = [run.name for group in comparison.groups for repeat in group.repeats
-               for run, curve in zip(repeat.runs, repeat.curves, strict=True) if not curve]  # fmt: skip
-    if without:
-        parts.append(f'<p class="quiet">Without curves.csv: {_text(", ".join(without))}.</p>')
-    valued, unread = comparison_text.configuration_tables(comparison)
-    parts += ["<h2>What differs in configuration</h2>"]
-    if len(valued) > 1:
-        parts.append(_table(valued))
-    else:
-        parts.append(f"<p>{'Nothing.' if len(unread) == 1 else 'No key that all read.'}</p>")
-    if len(unread) > 1:
-        parts.append(f"<details><summary>{len(unread) - 1} keys that some do not read</summary>")
-        parts.append(f'<p class="quiet">{UNREAD}</p>{_table(unread)}</details>')
-    if len(comparison.groups) > 1:
-        parts += [f"<h2>{_text(heading(unlike, most))}</h2>", '<div class="gallery">',
-                  *(_card(one, data) for one in unlike[:most]), "</div>"]  # fmt: skip
-        if len(unlike) > most:
-            parts.append(f'<p class="quiet">{len(unlike) - most} more are not shown (--pictures {len(unlike)}).</p>')
-    runs = [[run.name, run.run_id] for run in comparison.runs]
-    parts += ["<h2>Runs</h2>", _table([["name", "MLflow run"], *runs])]
-    parts += ["<h2>How it is computed</h2>", *(f'<p class="quiet">{_text(text)}</p>' for text in METHODS)]
-    return "\n".join([*parts, "</body></html>", ""])
-
-
-def _text(text: str) -> str:
-    """A text as HTML shows it character by character, in elements and in quoted attributes."""
-    return escape(visible(text))
-
-
-def _table(table: Sequence[Sequence[str]]) -> str:
-    header = "".join(f"<th>{_text(cell)}</th>" for cell in table[0])
-    rows = ("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in table[1:])
-    return "\n".join(
-        [f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>', *rows, "</tbody></table></div>"]
+    return page_template().render(
+        title=title(comparison),
+        sentences=comparison_text.sentences(comparison),
+        scores=comparison_text.score_table(comparison),
+        pairs=comparison_text.paired_table(comparison) if several else None,
+        metrics=comparison_text.metric_table(comparison),
+        # Each SVG is embedded as a separate image: inline drawings in one document would share their ids.
+        figures={name: base64_text(_saved(figure, "svg")) for name, figure in drawn.items()},
+        without_curves=without_curves,
+        differing=differing,
+        unread=unread,
+        unread_about=UNREAD,
+        disagreements_title=heading(unlike, most) if several else "",
+        disagreements=[_gallery_item(one, data) for one in unlike[:most]] if several else [],
+        hidden=max(len(unlike) - most, 0),
+        runs=[["name", "MLflow run"], *([run.name, run.run_id] for run in comparison.runs)],
+        methods=METHODS,
+        split_interval=_split_interval,
     )
 
 
-def _cell(text: str) -> str:
-    """A cell's text, an interval on a line of its own."""
-    interval = INTERVAL.fullmatch(text)
-    return f"{_text(interval[1])}<br><span>{_text(interval[2])}</span>" if interval else _text(text)
+def page_template() -> jinja2.Template:
+    """Return the template of the page, which escapes all text, control characters included."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, finalize=_finalize, keep_trailing_newline=True,
+    )  # fmt: skip
+    return environment.get_template(TEMPLATE)
 
 
-def _image(figure: Figure, text: str) -> str:
-    # An image of its own: two drawings in one document would share the names they refer to.
-    return f'<p><img class="figure" alt="{_text(text)}" src="{_inline(_saved(figure, "svg"), "image/svg+xml")}"></p>'
+def _finalize(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
-def _inline(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def _split_interval(cell: str) -> tuple[str, str] | None:
+    """Return the value and the interval of a cell that holds both; None for other cells."""
+    found = INTERVAL.fullmatch(cell)
+    return (found[1], found[2]) if found else None
 
 
-def _card(one: Disagreement, data: Path | None) -> str:
-    """A picture, its class, and what each group said of it."""
+def base64_text(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def _gallery_item(one: Disagreement, data: Path | None) -> dict[str, Any]:
+    """Return the template's data for an image: its path, class, thumbnail and the prediction of each group."""
+    item: dict[str, Any] = {"path": one.path, "label": one.label, "thumbnail": None, "verdicts": []}
     try:
-        picture = f'<img alt="{_text(one.path)}" src="{_inline(thumbnail(one, data), "image/jpeg")}">'
+        item["thumbnail"] = base64_text(thumbnail(one, data))
     except DataError as error:
-        picture = f'<div class="absent quiet">{_text(str(error))}</div>'
-    lines = []
+        item["missing"] = str(error)
     for at, verdict in enumerate(one.verdicts[:MOST_VERDICTS], 1):
         tone = "quiet" if verdict is None else "right" if verdict.right > 0.5 else "wrong"
         mark = {"quiet": "", "right": "✓ ", "wrong": "✗ "}[tone]
-        lines.append(f'<li class="{tone}">{at}: {mark}{_text(_verdict(verdict))}</li>')
+        item["verdicts"].append({"tone": tone, "text": f"{at}: {mark}{_verdict(verdict)}"})
     further = [verdict for verdict in one.verdicts[MOST_VERDICTS:] if verdict]
     if further:
         right = sum(verdict.right > 0.5 for verdict in further)
-        lines.append(f'<li class="quiet">{right} of {len(further)} more are right</li>')
-    return (
-        f"<figure>{picture}<figcaption>{_text(one.path).replace('/', '/<wbr>')}<br>is {_text(one.label)}</figcaption>"
-        f"<ul>{''.join(lines)}</ul></figure>"
-    )
+        item["verdicts"].append({"tone": "quiet", "text": f"{right} of {len(further)} more are right"})
+    return item
 
 
 def thumbnail(one: Disagreement, data: Path | None) -> bytes:
-    """A picture made small, as JPEG, from the file that the runs have read.
+    """Return a thumbnail of an image, as JPEG, from the file that the runs have read.
 
     Raises:
-        DataError: that is not there any more, or not the same; the message says so.
+        DataError: the file is missing, has changed or is outside of the data directory.
     """
     inside = PurePosixPath(one.path)
     if inside.is_absolute() or ".." in inside.parts:

@@ -1,4 +1,4 @@
-"""A comparison of runs in words, and as tables of texts or numbers."""
+"""Sentences and tables that describe a comparison of runs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from experiments.evaluation.evaluate import Baseline
 from experiments.evaluation.significance import Difference
 from experiments.evaluation.statistics import LEVEL
 
-MOST_SENTENCES = 6  # comparisons up to which each has its own
+MOST_SENTENCES = 6  # Up to this number of comparisons, each has a sentence of its own.
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """Return what has been found: accuracy beside the baseline, each group against the first, and the reservations."""
+    """Return the findings: accuracies against the baseline, each group against the first, and the limitations."""
     first = called(comparison.labels[0])
     others = len(comparison.groups) - 1
     found = [one for one in comparison.differences if one]
@@ -79,7 +79,7 @@ FOLDED = (
 
 
 def more_seeds(comparison: Comparison) -> str:
-    """Return the commands that train what a comparison of the settings needs."""
+    """Return the commands that train the seeds which a comparison of the settings needs."""
     single = [group.runs[0].run_id for group in comparison.groups if len(group.repeats) == 1]
     if not single:
         return "give every row the same folds and seeds."
@@ -91,7 +91,7 @@ def more_seeds(comparison: Comparison) -> str:
 
 
 def baseline_sentences(rows: Sequence[tuple[str, Baseline, float, float]]) -> list[str]:
-    """Return how accuracies compare with always answering the most frequent class.
+    """Return sentences that compare accuracies with always predicting the most frequent class.
 
     Args:
         rows: name, baseline, accuracy and the lower bound of its interval.
@@ -106,7 +106,7 @@ def baseline_sentences(rows: Sequence[tuple[str, Baseline, float, float]]) -> li
 
 
 def difference_sentence(name: str, first: str, found: Difference, metric: str = "accuracy") -> str:
-    """Return what a difference shows, for comparisons and sweeps alike."""
+    """Return the sentence about a difference, in the same words for comparisons and sweeps."""
     better = (found.value > 0) != (metric in LOWER_IS_BETTER)
     if found.about_setting:
         sides = name, first
@@ -141,14 +141,14 @@ def difference_sentence(name: str, first: str, found: Difference, metric: str = 
 
 
 def signed(share: float) -> str:
-    """Return a difference in points; a bound that is not 0 does not look like 0."""
+    """Format a difference in percentage points, with as many digits as it takes not to round it to 0."""
     points = 100 * share
     digits = 1 if points == 0 else max(1, min(6, math.ceil(-math.log10(2 * abs(points)))))
     return f"{points:+z.{digits}f}"
 
 
 def p_text(p_value: float) -> str:
-    """Return a p-value in two digits, in more where two would round it to the level of the test."""
+    """Format a p-value with two digits, or with more if two would round it to the level of the test."""
     if p_value < 1e-4:
         return "p < 0.0001"
     digits = next((digits for digits in range(2, 12) if float(f"{p_value:.{digits}g}") != LEVEL), 12)
@@ -156,21 +156,21 @@ def p_text(p_value: float) -> str:
 
 
 def _rounded(number: int) -> str:
-    """To two digits: more are not known."""
+    """Format a number rounded to two digits, as an estimate has no more precision."""
     digits = max(0, len(str(number)) - 2)
     return f"{round(number, -digits):,}"
 
 
-# --- as tables of texts: a header and rows
+# --- Tables of texts: a header and rows
 
 
 def points(found: Difference | None) -> str:
-    """Return a difference with its interval, in points."""
+    """Format a difference with its interval, in percentage points."""
     return "" if found is None else f"{signed(found.value)} [{signed(found.low)}, {signed(found.high)}]"
 
 
 def shown(name: str, value: Interval | None) -> str:
-    """A metric with its interval; an accuracy in per cent."""
+    """Format a metric with its interval; an accuracy in per cent."""
     if value is None:
         return "–"
     if name == "accuracy":
@@ -184,7 +184,10 @@ def duration(seconds: float) -> str:
 
 
 def score_table(comparison: Comparison) -> list[list[str]]:
-    """Accuracy and what it costs: a row a group, in points from the first; seconds of a run and of an epoch."""
+    """Return the table of accuracies and costs with one row per group.
+
+    Differences from the first group are in percentage points, durations of a run and of an epoch in seconds.
+    """
     lines = [["run", "runs", "accuracy", "from first", "p", "s", "s/epoch"]]
     rows = zip(comparison.groups, comparison.names, comparison.measures, comparison.differences, strict=True)
     for group, name, measures, found in rows:
@@ -197,7 +200,7 @@ def score_table(comparison: Comparison) -> list[list[str]]:
 
 
 def paired_table(comparison: Comparison) -> list[list[str]]:
-    """Return what is behind the differences: a row a group but the first."""
+    """Return the table of details about the differences, with one row per group except the first."""
     lines = [["run", "about", "compared on", "right: only 1", "right: only this", "by seed, points", "images needed"]]
     for name, found in zip(comparison.names, comparison.differences, strict=True):
         if found is None:
@@ -212,7 +215,7 @@ def paired_table(comparison: Comparison) -> list[list[str]]:
 
 
 def _told(lines: Sequence[Sequence[str]]) -> list[list[str]]:
-    """A table without the columns that say nothing: empty ones, and how many runs where it is one each."""
+    """Return a table without uninformative columns: empty ones, and the number of runs if each group has one."""
     said = [
         at
         for at, name in enumerate(lines[0])
@@ -222,7 +225,10 @@ def _told(lines: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def metric_table(comparison: Comparison, names: Sequence[str] = tuple(METRICS)[1:]) -> list[list[str]]:
-    """The other metrics, those that any run has: a row a group; an arrow says where better is."""
+    """Return the table of those other metrics that any group has, with one row per group.
+
+    An arrow in the header shows whether lower or higher is better.
+    """
     known = [name for name in names if any(name in measures for measures in comparison.measures)]
     header = ["run", *(METRICS[name] + (" ↓" if name in LOWER_IS_BETTER else " ↑") for name in known)]
     rows = zip(comparison.names, comparison.measures, strict=True)
@@ -230,7 +236,10 @@ def metric_table(comparison: Comparison, names: Sequence[str] = tuple(METRICS)[1
 
 
 def configuration_tables(comparison: Comparison) -> tuple[list[list[str]], list[list[str]]]:
-    """What differs, a row a key, a column a group: keys of several values; those that some groups do not read (–)."""
+    """Return two tables of the differences in configuration, with one row per key and one column per group.
+
+    The first has the keys with several values, the second those that merely some groups do not read (–).
+    """
     header = ["key", *(str(at) for at in range(1, len(comparison.groups) + 1))]
     valued, unread = [header], [header]
     for key, values in configuration(comparison.groups).items():
@@ -240,7 +249,10 @@ def configuration_tables(comparison: Comparison) -> tuple[list[list[str]], list[
 
 
 def unread_keys(unread: Sequence[Sequence[str]]) -> list[str]:
-    """The second of those tables in short: who reads which keys, many of one kind as `kind.*`."""
+    """Summarize the second table of `configuration_tables`: which groups read which keys.
+
+    More than three keys of one section are combined as `section.*`.
+    """
     by_readers: dict[tuple[int, ...], list[tuple[str, str]]] = {}
     for key, *values in unread[1:]:
         readers = tuple(at for at, value in enumerate(values, 1) if value != "–")
@@ -264,7 +276,11 @@ def _difference_cells(found: Difference) -> list[object]:
 
 
 def csv_text(comparison: Comparison) -> str:
-    """Everything as numbers, a row a group: metrics with intervals, difference, cost, what differs in configuration."""
+    """Return a CSV table with one row per group.
+
+    Its columns are the metrics with their intervals, the difference from the first group, the durations, and the keys
+    in which the configurations differ.
+    """
     names = [name for name in METRICS if any(name in measures for measures in comparison.measures)]
     differing = configuration(comparison.groups)
     text = io.StringIO()

@@ -1,4 +1,7 @@
-"""Scores -> Report: metrics with intervals and one prediction row per picture. Computes and returns; logs nothing."""
+"""Evaluation of predicted probabilities: metrics with confidence intervals, and one prediction per image.
+
+Nothing here logs or writes; `evaluate` returns a Report per split.
+"""
 
 from __future__ import annotations
 
@@ -16,32 +19,32 @@ from experiments.data.types import SPLITS, Dataset, ImageSet
 from experiments.evaluation.statistics import reliability, wilson
 
 IMAGE_METRICS = ("accuracy", "loss", "brier")  # means over images, so that models can be compared image by image
-SMALLEST = float(np.finfo(np.float32).eps)  # to which a probability is clipped in the loss
-TOLERANCE = 1e-9  # of accuracies that are means over runs
-SUM_TOLERANCE = 1e-3  # half-precision softmax rows miss 1 by about this much
+SMALLEST = float(np.finfo(np.float32).eps)  # the lower bound to which the loss clips probabilities
+TOLERANCE = 1e-9  # rounding error of accuracies that are means over runs
+SUM_TOLERANCE = 1e-3  # The rows of a half-precision softmax differ from 1 by about this much.
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model said about one picture."""
+    """A model's prediction for one image."""
 
-    path: str  # relative to the data root, the picture's id; bytes that are not UTF-8 as backslash escapes
+    path: str  # relative to the data root; the image's id; bytes that are not UTF-8 as backslash escapes
     sha256: str  # of the file
     label: str  # the true class
     predicted: str  # the most probable class; of equally probable ones the first
-    confidence: float  # its probability
+    confidence: float  # the probability of the predicted class
     correct: bool
     probabilities: Mapping[str, float]  # class -> probability, in label order
 
 
 @dataclass(frozen=True)
 class Report:
-    """How well a model does on one split."""
+    """The evaluation of a model on one split."""
 
     split: str
     metrics: Mapping[str, float]  # finite values only; see `evaluate`
-    confusion: np.ndarray  # [C, C] int64; rows true, columns predicted
-    predictions: tuple[Prediction, ...]  # rows as in Pictures.entries
+    confusion: np.ndarray  # [C, C] int64; rows are true classes, columns predicted ones
+    predictions: tuple[Prediction, ...]  # in the order of the split's images
 
     @property
     def baseline(self) -> Baseline:
@@ -49,13 +52,13 @@ class Report:
 
 
 class Baseline(NamedTuple):
-    """The accuracy of a model that gives every image the same class, the most frequent one."""
+    """The accuracy of a model that predicts the most frequent class for every image."""
 
-    class_name: str  # empty where only the accuracy is known
+    class_name: str  # empty if only the accuracy is known
     accuracy: float
 
     def beside(self, accuracy: float, low: float) -> str:
-        """Return how an accuracy, with the lower bound of its interval, compares with this one, in words."""
+        """Return a phrase that compares an accuracy, with the lower bound of its interval, with this baseline."""
         name = f"'{self.class_name}'" if self.class_name else "the most frequent class"
         always = f"always answering {name} ({percent(self.accuracy)})"
         if accuracy <= self.accuracy + TOLERANCE:
@@ -66,7 +69,10 @@ class Baseline(NamedTuple):
 
 
 def majority_baseline(labels: Iterable[str]) -> Baseline:
-    """Return the baseline of at least one image; of equally frequent classes the first in alphabetical order."""
+    """Return the baseline for the labels of at least one image.
+
+    Of equally frequent classes it is the first in alphabetical order.
+    """
     counts = Counter(labels)
     name = min(counts, key=lambda label: (-counts[label], label))
     return Baseline(name, counts[name] / counts.total())
@@ -77,10 +83,10 @@ def percent(share: float) -> str:
 
 
 def image_score(metric: str, prediction: Prediction) -> float:
-    """Return what an image contributes to a metric that is a mean over images, one of IMAGE_METRICS.
+    """Return the score of one image, whose mean over all images is the metric, one of IMAGE_METRICS.
 
     Returns:
-        bool for accuracy; nan where the probabilities are unknown.
+        A bool for accuracy; nan if the metric needs probabilities and they are unknown.
     """
     if metric == "accuracy":
         return prediction.correct
@@ -94,39 +100,38 @@ def image_score(metric: str, prediction: Prediction) -> float:
 
 
 def evaluate(scores: Mapping[str, np.ndarray], splits: Dataset, *, probabilities: bool = True) -> dict[str, Report]:
-    """Report on the validation split and, where it was scored, on the test split; never on training pictures.
+    """Evaluate the scores of the validation split and, if there are any, of the test split; never of training images.
 
     Rows are rescaled to sum to exactly 1 before anything is computed. The metrics, with C classes:
 
-    * accuracy, accuracy_low, accuracy_high: with its 95 % Wilson interval.
-    * accuracy_baseline: the share of the most frequent class, which always answering that class would reach.
-    * loss: cross entropy, natural logarithm, mean over pictures; probabilities clipped at float32's 1.2e-7 (Keras
+    * accuracy, accuracy_low, accuracy_high: the accuracy and its 95 % Wilson interval.
+    * accuracy_baseline: the share of the most frequent class, that is the accuracy of always predicting it.
+    * loss: cross entropy, natural logarithm, mean over images; probabilities are clipped at float32's 1.2e-7 (Keras
       clips at 1e-7), so one certain mistake costs at most 16.
     * precision, recall, f1: C == 2: of class 1; else the unweighted mean over the classes that occur in the split.
-      The precision of a class never predicted is 0, as in scikit-learn.
+      The precision of a class that is never predicted is 0, as in scikit-learn.
     * roc_auc: C == 2: of class 1; else one-vs-rest, unweighted mean over classes.
-    * brier: C == 2: mean (p1 - y)^2, in [0, 1]; else the mean over pictures of the sum over classes of squared
-      differences, in [0, 2]. Both as scikit-learn's `brier_score_loss`.
+    * brier: C == 2: mean (p1 - y)^2, in [0, 1]; else the mean over images of the sum over classes of squared
+      differences, in [0, 2]. Both as in scikit-learn's `brier_score_loss`.
     * calibration_error: expected calibration error in 15 equal-width bins, see `statistics.reliability`.
 
-    A metric that the split does not define is left out, so all values are finite: roc_auc where a class does not occur
-    among the true labels; with two classes recall, where class 1 does not occur, and f1, where it is not predicted
-    either.
+    A metric that is undefined for a split is omitted, so that all values are finite: roc_auc if a class does not occur
+    among the true labels; with two classes, recall if class 1 does not occur, and f1 if it is not predicted either.
 
     Args:
-        scores: per split, [N, C] float probabilities, rows in the order of that split's pictures; "validation" is
-            needed, "train" is ignored.
-        splits: the data set the scores belong to.
-        probabilities: False for scores that only rank, as a hinge loss gives: loss, brier and calibration_error, which
-            judge probabilities, are left out.
+        scores: split -> probabilities [N, C] float, rows in the order of that split's images; "validation" is
+            required, "train" is ignored.
+        splits: the data set that the scores belong to.
+        probabilities: False for scores that only rank, as those of a hinge loss: loss, brier and calibration_error,
+            which evaluate probabilities, are then omitted.
 
     Returns:
         "validation" and, if `scores` has it, "test" -> Report.
 
     Raises:
-        ValueError: naming split, expected and received, all faults at once: validation scores missing, a name that is
-            no split, test scores without a test split, a wrong shape or no pictures at all, values that are not finite
-            or negative, rows that do not sum to 1 within 1e-3.
+        ValueError: with all issues, each with split, expected and received: validation scores are missing, a name is
+            no split, there are test scores without a test split, a shape is wrong, a split has no images, values are
+            not finite or negative, or rows do not sum to 1 within 1e-3.
     """
     pictures = {split.split: split for split in (splits.validation, splits.test) if split is not None}
     faults = [] if "validation" in scores else [f"expected scores of validation. Received: {sorted(scores)}"]
@@ -147,10 +152,11 @@ def evaluate(scores: Mapping[str, np.ndarray], splits: Dataset, *, probabilities
 
 
 def predictions_table(report: Report) -> dict[str, list[Any]]:
-    """The report's predictions as columns of one length, for a table or a CSV file.
+    """Return the report's predictions as columns of equal length, for a table or a CSV file.
 
     Returns:
-        path, sha256, label, predicted (str), correct (bool), confidence (float), then p_<class> (float) per class.
+        The columns path, sha256, label, predicted (str), correct (bool), confidence (float), then p_<class> (float)
+        for each class.
     """
     names = ("path", "sha256", "label", "predicted", "correct", "confidence")
     table: dict[str, list[Any]] = {name: [getattr(row, name) for row in report.predictions] for name in names}
@@ -164,7 +170,7 @@ def _without(metrics: Mapping[str, float], names: Sequence[str]) -> dict[str, fl
 
 
 def _faults(split: str, probabilities: np.ndarray, shape: tuple[int, int]) -> list[str]:
-    """What is wrong with the scores of one split; the first fault hides those that follow from it."""
+    """Return the first issue with the scores of one split; further ones may only follow from it."""
     if shape[0] == 0:
         return [f"{split}: expected at least one picture. Received: an empty split"]
     if probabilities.shape != shape:
@@ -182,7 +188,7 @@ def _faults(split: str, probabilities: np.ndarray, shape: tuple[int, int]) -> li
 
 
 def _report(pictures: ImageSet, scores: np.ndarray, classes: tuple[str, ...]) -> Report:
-    """The report on one split, from scores that have been checked."""
+    """Return the report on one split from scores that have been validated."""
     probabilities = scores.astype(np.float64)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     labels = pictures.labels
@@ -208,11 +214,11 @@ def _report(pictures: ImageSet, scores: np.ndarray, classes: tuple[str, ...]) ->
 
 
 def _metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """The finite ones of the metrics that `evaluate` lists; labels [N] int, probabilities [N, C] float64."""
+    """Return those metrics that `evaluate` describes which are finite, of labels [N] int and probabilities [N, C]."""
     count = probabilities.shape[1]
     every_class = np.arange(count)
     occurring = np.unique(labels)
-    counted = [1] if count == 2 else occurring  # "macro" over class 1 alone is the binary metric
+    counted = [1] if count == 2 else occurring  # The "macro" average over class 1 alone is the binary metric.
     predicted = probabilities.argmax(axis=1)
     correct = predicted == labels
     low, high = wilson(int(correct.sum()), len(labels))
@@ -225,7 +231,7 @@ def _metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
         "accuracy_low": low,
         "accuracy_high": high,
         "accuracy_baseline": float(np.bincount(labels).max() / len(labels)),
-        # float32, because log_loss clips at the epsilon of the dtype it is given
+        # float32, because log_loss clips at the epsilon of the dtype of its input.
         "loss": float(sklearn_metrics.log_loss(labels, probabilities.astype(np.float32), labels=every_class)),
         "precision": averaged(sklearn_metrics.precision_score, 0.0),
         "recall": averaged(sklearn_metrics.recall_score, np.nan),

@@ -1,4 +1,7 @@
-"""A run in figures: curves, confusion, ROC, calibration, pictures. Each function returns a Figure; nothing is saved."""
+"""Figures of runs: learning curves, confusion matrix, ROC, calibration, grids of images.
+
+Each function returns a Matplotlib Figure; nothing is saved.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,14 @@ from experiments.evaluation.statistics import reliability
 from experiments.system.redaction import visible
 from experiments.training.types import EpochRecord
 
-# Okabe and Ito's palette, told apart by the colour-blind as well (https://jfly.uni-koeln.de/color/)
+# Okabe and Ito's palette, which colour-blind readers can distinguish, too (https://jfly.uni-koeln.de/color/).
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 TRAIN, VALIDATION = PALETTE[0], PALETTE[1]
 QUIET = "#8a8a8a"
-BANDS = ("#f2f5f9", "#fbf4ec")  # behind the phases, in turn
-Bounds = tuple[float, float, float]  # a figure, the lower and the upper end of its interval
+BANDS = ("#f2f5f9", "#fbf4ec")  # background colours of the phases, in turn
+Bounds = tuple[float, float, float]  # a value, the lower and the upper bound of its interval
 
-# Names in scripts that the font lacks are drawn as boxes; a warning for each of their characters helps nobody.
+# Names in scripts that the font lacks are drawn as boxes; a warning for each of their characters would not help.
 warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
 
 STYLE = matplotlib.rc_context(
@@ -62,17 +65,19 @@ STYLE = matplotlib.rc_context(
     }
 )
 
-MOST_NUMBERED = 25  # classes up to which the cells of a confusion matrix have room for numbers
-MOST_IN_LEGEND = 7  # classes up to which a legend fits inside the ROC axes, and the palette suffices
+MOST_NUMBERED = 25  # Up to this number of classes, the cells of a confusion matrix have room for numbers.
+MOST_IN_LEGEND = (
+    7  # Up to this number of classes, a legend fits inside the ROC axes and the palette has enough colours.
+)
 
 
 @STYLE
 def learning_curves(history: Sequence[EpochRecord]) -> Figure:
-    """Loss and accuracy over the steps of a run, training against validation, phases as labelled bands.
+    """Draw loss and accuracy over the steps of a run, for training and validation, with the phases as labelled bands.
 
     Args:
-        history: one record per epoch in order of step, at least one. Of `metrics`, those named loss, accuracy,
-            validation_loss and validation_accuracy are drawn where present.
+        history: one record per epoch in order of step, at least one. Of its metrics, loss, accuracy, validation_loss
+            and validation_accuracy are drawn if present.
 
     Returns:
         A figure of two axes, loss above accuracy, with a dashed line where the phase changes.
@@ -101,14 +106,14 @@ def learning_curves(history: Sequence[EpochRecord]) -> Figure:
 
 @STYLE
 def confusion_matrix(report: Report, classes: Sequence[str]) -> Figure:
-    """True against predicted classes: counts, shaded by the share of each true class.
+    """Draw the confusion matrix: counts of true against predicted classes, shaded by the share of each true class.
 
     Args:
         report: of one split.
         classes: [C] names in label order.
 
     Returns:
-        A figure that grows with C; above 25 classes without numbers in the cells.
+        A figure whose size grows with C; with more than 25 classes, the cells have no numbers.
 
     Raises:
         ValueError: if `classes` is not as long as the confusion matrix.
@@ -148,15 +153,15 @@ def confusion_matrix(report: Report, classes: Sequence[str]) -> Figure:
 
 @STYLE
 def roc(report: Report, classes: Sequence[str]) -> Figure:
-    """Receiver operating characteristic with the area under it: of class 1 for two classes, else one-vs-rest.
+    """Draw the ROC curves with the areas under them: of class 1 for two classes, else one-vs-rest.
 
     Args:
         report: of one split.
         classes: [C] names in label order.
 
     Returns:
-        A figure with one curve for two classes, else C; a class that no picture or every picture has gets no curve and
-        is named so in the legend.
+        A figure with one curve for two classes, else C. A class to which no image or every image belongs has no curve
+        and is marked as undefined in the legend.
     """
     shown = classes[1:] if len(classes) == 2 else classes
     crowded = len(shown) > MOST_IN_LEGEND
@@ -188,7 +193,7 @@ def roc(report: Report, classes: Sequence[str]) -> Figure:
 
 @STYLE
 def calibration(report: Report) -> Figure:
-    """Reliability diagram: accuracy against confidence of the predicted class, and how many pictures each bin holds.
+    """Draw the reliability diagram: accuracy against confidence of the predicted class, and the images in each bin.
 
     Args:
         report: of one split.
@@ -217,25 +222,25 @@ def calibration(report: Report) -> Figure:
     below.margins(y=0.25)
     below.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True, min_n_ticks=1))
     below.set(ylabel="pictures", xlabel="confidence (probability of the predicted class)")
-    lowest = 1 / len(report.predictions[0].probabilities)  # the most probable class cannot have less
+    lowest = 1 / len(report.predictions[0].probabilities)  # The most probable class cannot have a lower probability.
     below.set_xlim(left[np.searchsorted(bins.edges, lowest) - 1], 1)
     return figure
 
 
 @STYLE
 def picture_grid(pixels: np.ndarray, titles: Sequence[str], columns: int = 6) -> Figure:
-    """Pictures in rows, each under its title.
+    """Draw a grid of images, each under its title.
 
     Args:
         pixels: [N, H, W, 3] uint8, or float in [0, 255]; floats are clipped and rounded. N >= 1.
-        titles: [N] texts, may hold line breaks; long lines are wrapped.
-        columns: pictures per row, at least 1.
+        titles: [N] texts, which may contain line breaks; long lines are wrapped.
+        columns: images per row, at least 1.
 
     Returns:
         A figure of N axes.
 
     Raises:
-        ValueError: if `pixels` has another shape, holds nothing, or `titles` another length.
+        ValueError: if `pixels` has another shape or is empty, or if `titles` has another length.
     """
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or len(pixels) == 0 or len(pixels) != len(titles):
         raise ValueError(
@@ -247,7 +252,7 @@ def picture_grid(pixels: np.ndarray, titles: Sequence[str], columns: int = 6) ->
     columns = min(columns, len(shown))
     rows = -(-len(shown) // columns)
     lines = max(title.count("\n") + 1 for title in wrapped)
-    # the extra width keeps the figure's own title whole above a single column
+    # The minimum width keeps the figure's own title from being cut off above a single column.
     figure = _figure(max(1.75 * columns, 4.5), (1.75 * pixels.shape[1] / pixels.shape[2] + 0.17 * lines) * rows + 0.5)
     for index, (picture, title) in enumerate(zip(shown, wrapped, strict=True)):
         panel = figure.add_subplot(rows, columns, index + 1)
@@ -258,7 +263,7 @@ def picture_grid(pixels: np.ndarray, titles: Sequence[str], columns: int = 6) ->
 
 
 def label_title(label: np.ndarray, classes: Sequence[str]) -> str:
-    """A class's name, of a label [] int; of shares of several classes [C], theirs with percentages."""
+    """Return the class name of a label [] int; for shares of classes [C], the names with percentages."""
     if label.ndim == 0:
         return short(classes[int(label)])
     return ", ".join(f"{short(name)} {share:.0%}" for name, share in zip(classes, label, strict=True) if share > 0.005)
@@ -266,17 +271,17 @@ def label_title(label: np.ndarray, classes: Sequence[str]) -> str:
 
 @STYLE
 def mistakes(report: Report, pixels_of: Callable[[list[int]], np.ndarray], count: int = 12) -> Figure:
-    """The most confident wrong predictions, most confident first.
+    """Draw the images of the most confident wrong predictions, most confident first.
 
     Args:
         report: of one split.
-        pixels_of: rows of the report (those of the split's pictures) -> their pixels [len(rows), H, W, 3], uint8 or
+        pixels_of: rows of the report, which are also rows of the split -> their pixels [len(rows), H, W, 3], uint8 or
             float in [0, 255]; called once, and only if there are mistakes.
-        count: how many to show at most, at least 1.
+        count: the largest number of images, at least 1.
 
     Returns:
-        A grid of pictures with file name, true class, predicted class and confidence; without mistakes a figure that
-        says so.
+        A grid of images with file name, true class, predicted class and confidence; if there are no mistakes, a figure
+        with a message instead.
     """
     predictions = report.predictions
     wrong = [row for row, prediction in enumerate(predictions) if not prediction.correct]
@@ -299,13 +304,15 @@ def mistakes(report: Report, pixels_of: Callable[[list[int]], np.ndarray], count
 
 @STYLE
 def compared_curves(histories: Mapping[str, Sequence[Sequence[EpochRecord]]]) -> Figure:
-    """Validation accuracy above validation loss over the steps of several runs; a ring where a run's phase changes.
+    """Draw validation accuracy above validation loss over the steps of several runs.
+
+    A ring marks a step at which the phase of a run changes.
 
     Args:
-        histories: by the name of a group of runs, one history per run; of several a thin line each, and their mean.
+        histories: name of a group of runs -> one history per run. Several runs have a thin line each, and their mean.
 
     Returns:
-        A figure of two axes. Training is dotted, where there are no more than `MOST_IN_LEGEND` groups.
+        A figure of two axes. Dotted lines show the training metrics if there are at most `MOST_IN_LEGEND` groups.
     """
     crowded = len(histories) > MOST_IN_LEGEND
     spectrum = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(histories)))
@@ -339,7 +346,7 @@ def compared_curves(histories: Mapping[str, Sequence[Sequence[EpochRecord]]]) ->
 
 
 def _points(histories: Sequence[Sequence[EpochRecord]], name: str) -> dict[int, float]:
-    """The mean of a metric over histories, by step."""
+    """Return the mean of a metric over histories, by step."""
     values: dict[int, list[float]] = {}
     for record in (record for history in histories for record in history if name in record.metrics):
         values.setdefault(record.step, []).append(record.metrics[name])
@@ -350,16 +357,17 @@ def _points(histories: Sequence[Sequence[EpochRecord]], name: str) -> dict[int, 
 def intervals(
     names: Sequence[str], scores: Sequence[Bounds], differences: Sequence[Bounds | None], split: str
 ) -> Figure:
-    """A forest plot: each group's accuracy, and its difference from the first, with their 95 % intervals.
+    """Draw a forest plot: each group's accuracy and its difference from the first, with their 95 % intervals.
 
     Args:
-        names: [G] of the groups, from top to bottom.
+        names: [G] names of the groups, from top to bottom.
         scores: [G] accuracy, lower and upper bound, in [0, 1].
-        differences: [G] from the first group's accuracy, lower and upper bound, in [-1, 1]; None for the first.
-        split: that they are judged on.
+        differences: [G] difference from the first group's accuracy, lower and upper bound, in [-1, 1]; None for the
+            first group.
+        split: the split on which the groups were evaluated.
 
     Returns:
-        A figure of two axes side by side; of one, where there is one group.
+        A figure of two axes side by side; of one axes if there is one group.
     """
     alone = len(names) == 1
     figure = _figure(9, 1.5 + 0.42 * len(names))
@@ -383,23 +391,26 @@ def intervals(
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, that no global state knows and that keeps its labels apart."""
+    """Create an empty figure of this size in inches, outside of pyplot's global state, with constrained layout."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def short(name: str, most: int = 22) -> str:
-    """Return a foreign name in one line, without control characters; of a long one both ends, where names differ."""
+    """Return a name on one line, without control characters.
+
+    A long name is shortened in the middle, as names usually differ at their ends.
+    """
     line = visible(name).replace("\n", r"\n").replace("\t", r"\t")
     return line if len(line) <= most else f"{line[: most - 10]}…{line[-9:]}"
 
 
 def literal(text: str) -> str:
-    """Return a text as Matplotlib draws it character by character.
+    """Escape a text so that Matplotlib draws it literally.
 
-    A dollar sign would begin a formula, an underscore would leave a legend's entry out, and what stands behind a name
-    in Hebrew or Arabic would be drawn before it.
+    Otherwise a dollar sign would begin a formula, an underscore at the start would hide the text's legend entry, and
+    the text after a Hebrew or Arabic name would be drawn before it.
     """
     if any(unicodedata.bidirectional(character) in ("R", "AL") for character in text):
         text = f"\N{FIRST STRONG ISOLATE}{text}\N{POP DIRECTIONAL ISOLATE}"
@@ -407,21 +418,21 @@ def literal(text: str) -> str:
 
 
 def _wrapped(name: str, width: int) -> str:
-    """Return a foreign name in two lines at most."""
+    """Return a name wrapped to at most two lines, escaped for Matplotlib."""
     return literal("\n".join(textwrap.wrap(visible(name), width, max_lines=2, placeholder=" …")))
 
 
 def _phases(axes: Sequence[Axes], history: Sequence[EpochRecord]) -> None:
-    """Shade and name the phases of a history, with a dashed line between two of them."""
+    """Shade and label the phases of a history, with a dashed line between two of them."""
     phases = [(name, list(records)) for name, records in groupby(history, lambda record: record.phase)]
     for index, (name, records) in enumerate(phases):
-        # half a step more on either side, so that a phase of one epoch has a width
+        # A band extends half a step on either side, so that a phase of one epoch is visible.
         low, high = records[0].step - 0.5, records[-1].step + 0.5
         for panel in axes:
             panel.axvspan(low, high, color=BANDS[index % len(BANDS)], zorder=0, linewidth=0)
             if index:
                 panel.axvline(low, color=QUIET, linestyle="--", linewidth=1.2, gid="phase change")
-        # the outer names grow inwards, so the name of a narrow band stays on the figure and off its neighbour's
+        # The outer labels are aligned inwards, so that that of a narrow band does not leave the figure or overlap.
         x, side = (low + high) / 2, "center"
         if index == 0:
             x, side = low, "left"

@@ -13,27 +13,27 @@ from scipy import optimize, stats  # type: ignore[import-untyped]
 
 from experiments.evaluation.statistics import LEVEL, SMALLEST_P, Spread, score_interval, spread_of_mean, wilson
 
-POWER = 0.8  # the chance of showing a difference that an estimate of what is needed aims at
-NUDGE = 1e-9  # from an observed difference, where a score test has its other root
+POWER = 0.8  # the power for which the needed number of images or seeds is estimated
+NUDGE = 1e-9  # distance from the observed difference, at which the score test has another root
 
 
 @dataclass(frozen=True)
 class Difference:
     """The mean of a per-image score of b minus that of a; the interval and the p-value are duals of each other."""
 
-    value: float  # of accuracies in [-1, 1]
+    value: float  # for accuracies in [-1, 1]
     low: float
     high: float
-    p_value: float  # two-sided; below 0.05 exactly where the 95 % interval excludes 0
+    p_value: float  # two-sided; below 0.05 exactly if the 95 % interval excludes 0
     source: Literal["images", "seeds", "folds"]  # what varies: images alone (two trained models), or training too
-    images: int  # of the smaller side
+    images: int  # number of images, that of the smaller side if they differ
     only_a: int | None = None  # images that only a classified correctly; None unless each side is one model
     only_b: int | None = None
-    paired: bool = True  # on the same images
-    partly: bool = False  # each side has been scored on further images, too
-    runs: tuple[int, int] = (1, 1)  # seeds of either side
-    by_seed: tuple[float, ...] = ()  # of the seeds that both have, where there are several
-    spread: Spread | None = field(default=None, repr=False)  # of `value`; None of two trained models
+    paired: bool = True  # whether both sides were evaluated on the same images
+    partly: bool = False  # whether a side was also evaluated on images that the other lacks, which are not compared
+    runs: tuple[int, int] = (1, 1)  # number of seeds of either side
+    by_seed: tuple[float, ...] = ()  # the difference for each seed that both sides have, if there are several
+    spread: Spread | None = field(default=None, repr=False)  # of `value`; None for accuracies of two trained models
 
     @property
     def significant(self) -> bool:
@@ -41,26 +41,26 @@ class Difference:
 
     @property
     def about_setting(self) -> bool:
-        """Whether training noise is in the interval, so that it is a claim about the setting."""
+        """Whether the interval includes training noise, so that it supports a claim about the setting."""
         return self.source != "images"
 
     @property
     def needed(self) -> int | None:
-        """Images that would show a difference between two models as large as this one; None where that is unknown."""
+        """The number of images that would show such a difference between two models; None if that is unknown."""
         if self.only_a is None or self.only_b is None:
             return None
         return images_needed(self.value, (self.only_a + self.only_b) / self.images)
 
     def repeats_needed(self, repeats: int, most: int) -> int | None:
-        """Return how many seeds, or folds, would show a difference as large as this one with a chance of 80 %.
+        """Return how many seeds, or folds, would show a difference as large as this one with a power of 80 %.
 
         Args:
-            repeats: those that there are, at least 2, as `source` says of seeds or folds; the same on both sides.
-            most: that are possible.
+            repeats: the present number of seeds or folds (see `source`), at least 2, the same on both sides.
+            most: the largest number that is possible.
 
         Returns:
-            A number above `repeats`, on the assumption that the variances are those that were measured; None where
-            `most` would not be enough, or there is no such variance.
+            A number above `repeats`, on the assumption that the measured variances are the true ones; None if `most`
+            would not be enough, or if the variance between repeats is unknown.
         """
         if self.spread is None or self.source == "images" or len(self.spread.parts) > 2:
             return None
@@ -73,14 +73,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Scores:
-    """A score of every image by the runs of one configuration, which differ in seed and fold only."""
+    """The scores of every image by the runs of one configuration, which differ in seed and fold only."""
 
-    by_seed: Mapping[str, Mapping[Hashable, float]]  # bool where the score is whether the image is classified correctly
-    folds: Mapping[Hashable, str]  # the fold that an image was held out in; empty without folds
+    by_seed: Mapping[str, Mapping[Hashable, float]]  # seed -> image -> score; bool if it is a correct classification
+    folds: Mapping[Hashable, str]  # image -> the fold in which it was held out; empty without folds
 
     @property
     def images(self) -> list[Hashable]:
-        """Return the images that all seeds have scored."""
+        """The images for which all seeds have a score."""
         first, *others = self.by_seed.values()
         return [image for image in first if all(image in other for other in others)]
 
@@ -90,7 +90,7 @@ class Scores:
         return np.array([[self.by_seed[seed][image] for image in images] for seed in chosen])
 
     def folds_of(self, images: Sequence[Hashable]) -> list[str] | None:
-        """Return the fold of each image; None where there are not several."""
+        """Return the fold of each image; None if there is at most one fold."""
         folds = [self.folds.get(image, "") for image in images]
         return folds if len(set(folds)) > 1 else None
 
@@ -101,11 +101,11 @@ class Scores:
 
 
 def compare_runs(first: Scores, other: Scores) -> Difference:
-    """Return how much higher the scores of `other` are than those of `first`, over the images that both have.
+    """Return the difference of the scores of `other` minus those of `first`, over the images that both have.
 
-    Several seeds of either side, or the folds of both, give a claim about the setting; seeds that both have are
-    compared with each other. Where one side has a single run, or only one has these folds, two models are compared, of
-    the same seed if possible. Without common images the comparison is unpaired.
+    Several seeds on each side, or the same folds on both, support a claim about the setting; seeds that both sides have
+    are compared with each other. If a side has a single run, or the sides have different folds, two models are
+    compared, of the same seed if possible. Without common images the comparison is unpaired.
     """
     known = set(other.images)
     common = [image for image in first.images if image in known]
@@ -146,25 +146,26 @@ def difference(
 ) -> Difference:
     """Compare two configurations on the same images: difference of a score, its interval and the dual p-value.
 
-    With one run a side it compares two trained models, and says nothing about the settings that they were trained with:
-    other seeds would have trained others. With several seeds or folds the variance of training is in the interval.
+    With one run per side, two trained models are compared, which allows no conclusion about the settings that they were
+    trained with: other seeds would have trained other models. With several seeds or folds, the interval includes the
+    variance of training.
 
     Args:
         scores_a: [N] or [S, N] for S seeds, N >= 2 images: bool, whether a classified each correctly, or any float
             score, such as the loss.
         scores_b: the same for b, images in the same order.
-        folds: [N] the fold that each image was held out in, the same for both; see `spread_of_mean`.
-        matched_seeds: whether the rows are of the same seeds; their differences are then taken seed by seed. Without,
-            S may differ.
+        folds: [N] the fold in which each image was held out, the same for both; see `spread_of_mean`.
+        matched_seeds: whether both sides have the same seeds, in the same order; their differences are then taken seed
+            by seed. If False, S may differ.
         confidence: coverage of the interval, in (0, 1).
 
     Returns:
-        A `Difference`. Of two models' accuracies with Tango's score interval and its dual, McNemar's test; otherwise
-        see `spread_of_mean`, applied to the differences.
+        A `Difference`. For the accuracies of two models it has Tango's score interval and its dual, McNemar's test;
+        otherwise see `spread_of_mean`, applied to the differences.
 
     Raises:
-        ValueError: if the shapes do not fit, hold fewer than two images, or only one of the two is bool; or where
-            several seeds, which do not match, are compared with a single one.
+        ValueError: if the shapes do not fit or hold fewer than two images, if only one of the two is bool, or if
+            several seeds that do not match are compared with a single one.
 
     Source: T. Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
     design", Statistics in Medicine 17 (1998); Q. McNemar, Psychometrika 12 (1947). Both are recommended by M. W.
@@ -211,26 +212,27 @@ def _difference(value: float, spread: Spread, images: int, boolean: bool, confid
 
 
 def tango(only_b: int, only_a: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return Tango's score interval of a difference in accuracy on the same images, which McNemar's test is dual to.
+    """Return Tango's score interval of a difference in accuracy on the same images; McNemar's test is its dual.
 
     Args:
-        only_b: images that only model b classified correctly.
-        only_a: the same for a.
-        images: all of them.
+        only_b: the number of images that only model b classified correctly.
+        only_a: the same for model a.
+        images: the number of all images.
         confidence: coverage, in (0, 1).
 
     Returns:
         Lower and upper bound of accuracy b - accuracy a, each in [-1, 1].
 
-    Source: as `difference`; his equations 10 to 12, solved by `scipy.optimize.brentq`.
+    Source: Tango (1998), see `difference`; equations 10 to 12, solved by `scipy.optimize.brentq`.
     """
     square = float(stats.norm.isf((1 - confidence) / 2)) ** 2
 
     def excess(assumed: float) -> float:
-        """Of the squared distance from an assumed difference over the squared quantile times its variance."""
+        """Return the squared distance from an assumed difference, minus the squared quantile times its variance."""
         linear = 2 * images * assumed - (only_b + only_a) - (only_b - only_a) * assumed
         root = math.sqrt(max(0.0, linear**2 + 8 * images * only_a * assumed * (1 - assumed)))
-        share = (root - linear) / (4 * images)  # of images that only a gets right, most likely if the assumption holds
+        # The maximum likelihood estimate, under the assumed difference, of the share of images that only a gets right.
+        share = (root - linear) / (4 * images)
         variance = images * (2 * share + assumed * (1 - assumed))
         return (only_b - only_a - images * assumed) ** 2 - square * variance
 
@@ -244,16 +246,16 @@ def unpaired_difference(
     scores_a: ArrayLike, scores_b: ArrayLike, *, folds: Sequence[Sequence[str] | None] = (None, None),
     confidence: float = 0.95,
 ) -> Difference:  # fmt: skip
-    """Compare two configurations that were scored on different images.
+    """Compare two configurations that were evaluated on different images.
 
     Args:
-        scores_a, scores_b: as `difference`, but for N, which may differ, as may S where both have several.
-        folds: of the images of a and of b.
+        scores_a, scores_b: see `difference`; N may differ here, and S if both sides have several seeds.
+        folds: the folds of the images of a, and those of b.
         confidence: coverage of the interval, in (0, 1).
 
     Returns:
-        A `Difference`. Of two models' accuracies with Newcombe's interval and the p-value that is its dual: the level
-        at which it begins to include 0; otherwise see `spread_of_mean`, applied to each side.
+        A `Difference`. For the accuracies of two models it has Newcombe's interval and the p-value that is its dual,
+        the level at which the interval begins to include 0; otherwise see `spread_of_mean`, applied to each side.
 
     Source: R. G. Newcombe, "Interval estimation for the difference between independent proportions: comparison of
     eleven methods", Statistics in Medicine 17 (1998), method 10: from the two Wilson intervals.
@@ -268,7 +270,7 @@ def unpaired_difference(
         if value:
 
             def near(logarithm: float) -> float:
-                """Return how far the bound on the side of 0 is away from it."""
+                """Return the distance of the interval from 0, negative if the interval includes 0."""
                 below, above = newcombe(*counts, 1 - math.exp(logarithm))
                 return below if value > 0 else -above
 
@@ -287,11 +289,11 @@ def newcombe(
     """Return Newcombe's interval of accuracy b - accuracy a on different images, each bound in [-1, 1].
 
     Args:
-        correct_a, total_a: images that model a classified correctly, of how many; as `wilson`.
+        correct_a, total_a: the number of images that model a classified correctly, and of all its images.
         correct_b, total_b: the same for model b.
         confidence: coverage of the interval, in (0, 1).
 
-    Source: as `unpaired_difference`.
+    Source: Newcombe (1998), see `unpaired_difference`.
     """
     low_a, high_a = wilson(correct_a, total_a, confidence)
     low_b, high_b = wilson(correct_b, total_b, confidence)
@@ -304,16 +306,15 @@ def images_needed(difference: float, discordant: float, power: float = POWER, le
 
     Args:
         difference: in accuracy, in [-1, 1].
-        discordant: share of images that one of the two models gets right and the other wrong, in [|difference|, 1].
-        power: chance of seeing it, in (0, 1).
-        level: of the test, in (0, 1).
+        discordant: the share of images that one of the two models gets right and the other wrong, in [|difference|, 1].
+        power: the probability of showing the difference, in (0, 1).
+        level: the significance level of the test, in (0, 1).
 
     Returns:
-        A number of images, by the normal approximation: the exact test wants a few more. None where there is no
-        difference to be seen.
+        A number of images, by the normal approximation; the exact test needs a few more. None if the difference is 0.
 
     Raises:
-        ValueError: if the shares cannot be.
+        ValueError: if `discordant` is impossible: below difference ** 2 or above 1.
 
     Source: R. J. Connor, "Sample size for testing differences in proportions for the paired-sample design", Biometrics
     43 (1987), p. 209; quantiles by `scipy.stats.norm`.

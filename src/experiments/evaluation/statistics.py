@@ -1,4 +1,4 @@
-"""Confidence intervals of scores over images, seeds and folds; calibration. For differences see `significance`."""
+"""Confidence intervals of scores over images, seeds and folds, and calibration; for differences see `significance`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special, stats  # type: ignore[import-untyped]
 
-LEVEL = 0.05  # of every test; intervals cover 1 - LEVEL
-SMALLEST_P = 1e-12  # to which p-values are searched for
+LEVEL = 0.05  # significance level of every test; intervals have coverage 1 - LEVEL
+SMALLEST_P = 1e-12  # the lower bound of p-values; smaller ones are not computed
 CALIBRATION_BINS = 15  # as in Guo et al. 2017
 RESAMPLES = 1999
-RESAMPLED_AT_ONCE = 10_000_000  # values held in memory while bootstrapping, some 160 MB
+RESAMPLED_AT_ONCE = 10_000_000  # values held in memory while bootstrapping, about 160 MB
 
 
 @dataclass(frozen=True)
@@ -23,23 +23,23 @@ class Spread:
     """The variance of a mean: independent contributions, each with the degrees of freedom of its estimate."""
 
     parts: tuple[tuple[float, float], ...]  # variance, degrees of freedom
-    floor: tuple[float, float]  # of the images alone: an interval is never narrower than theirs
+    floor: tuple[float, float]  # the same for the images alone: an interval is never narrower than theirs
     source: Literal["images", "seeds", "folds"] = "images"
     residual: float = 0.0  # the interaction of images and seeds, which is part of both contributions
 
     def margin(self, level: float = LEVEL) -> float:
         """Return half the width of the interval with coverage 1 - level.
 
-        Every variance has the squared t-quantile of its own degrees of freedom. The coverage is then at least nominal
-        for any ratio of the variances, where Satterthwaite's approximation rejects 13 % of true equalities with two
-        seeds (simulated).
+        Every variance is multiplied by the squared t-quantile of its own degrees of freedom. The coverage is then at
+        least nominal for any ratio of the variances, whereas Satterthwaite's approximation rejects 13 % of true
+        equalities with two seeds (simulated).
 
         Source: K. S. Banerjee, "Approximate confidence interval for linear functions of means of k populations when
         the population variances are not equal", Sankhya 22 (1960).
         """
 
         def square(variance: float, degrees: float) -> float:
-            return float(special.stdtrit(degrees, level / 2)) ** 2 * variance  # many times as fast as `stats.t`
+            return float(special.stdtrit(degrees, level / 2)) ** 2 * variance  # `stats.t` is many times slower.
 
         return math.sqrt(max(sum(square(*part) for part in self.parts), square(*self.floor)))
 
@@ -56,7 +56,7 @@ class Spread:
         )
 
     def repeated(self, before: int, after: int) -> Spread:
-        """Return what is expected with `after` seeds, or folds of the same size, instead of `before`."""
+        """Return the expected spread with `after` instead of `before` seeds, or folds of the same size."""
         if self.source == "seeds":
             (seeds, _), (images, degrees) = self.parts
             residual = self.residual * before / after
@@ -72,18 +72,18 @@ class Reliability:
     """Confidence against accuracy in equal-width bins over [0, 1]; a bin holds low < confidence <= high."""
 
     edges: np.ndarray  # [bins + 1] float64
-    counts: np.ndarray  # [bins] int64, pictures per bin
+    counts: np.ndarray  # [bins] int64, images per bin
     confidence: np.ndarray  # [bins] float64, mean confidence; nan in an empty bin
-    accuracy: np.ndarray  # [bins] float64, share of correct pictures; nan in an empty bin
+    accuracy: np.ndarray  # [bins] float64, share of correctly classified images; nan in an empty bin
     error: float  # expected calibration error, in [0, 1]
 
 
 def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval of an accuracy, without continuity correction.
+    """Return the Wilson score interval of an accuracy, without continuity correction.
 
     Args:
-        correct: number of pictures classified correctly, in [0, total].
-        total: number of pictures, at least 1.
+        correct: number of images classified correctly, in [0, total].
+        total: number of images, at least 1.
         confidence: coverage, in (0, 1).
 
     Returns:
@@ -104,17 +104,17 @@ def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, f
 def spread_of_mean(scores: np.ndarray, counts: bool, folds: Sequence[str] | None = None) -> Spread:
     """Estimate the variance of the mean of `scores` over other images, other seeds and, with folds, training sets.
 
-    Seeds and images are random effects that are crossed, as readers and cases are in multi-reader studies: the variance
-    is that between seeds / S, plus that between images of the means over seeds / N, less the interaction, which both
-    contain. With folds, each value is a fold's mean over its images and seeds; since their training sets overlap, the
+    Seeds and images are crossed random effects, as readers and cases are in multi-reader studies: the variance is that
+    between seeds / S, plus that between images of the means over seeds / N, minus the interaction, which both contain.
+    With folds, each value is a fold's mean over its images and seeds; since the folds' training sets overlap, the
     variance between K folds is multiplied by 1 / K + 1 / (K - 1), not by 1 / K. With one seed and no folds only the
     images vary.
 
     Args:
         scores: [S, N], a score of each of N >= 2 images for S seeds, or a difference of scores.
-        counts: whether they count correct images. The images' variance then includes one more image that differs, so
-            that models that agree on every image still have an interval.
-        folds: [N] the fold that each image was held out in; None, or a single one: no folds.
+        counts: whether the scores count correctly classified images. The images' variance then includes one more image
+            that differs, so that models that agree on every image still have an interval.
+        folds: [N] the fold in which each image was held out; None or a single fold means no folds.
 
     Source: B. D. Gallas, "One-shot estimate of MRMC variance: AUC", Academic Radiology 13 (2006), and N. A. Obuchowski,
     H. E. Rockette, Communications in Statistics B 24 (1995), for crossed random effects; C. Nadeau, Y. Bengio,
@@ -147,11 +147,11 @@ def score_interval(
 
     Args:
         scores: [S, N] for S seeds, N >= 2 images: bool, whether each is classified correctly, or float.
-        folds: as `spread_of_mean`.
+        folds: [N] the fold in which each image was held out, see `spread_of_mean`.
         confidence: coverage, in (0, 1).
 
     Returns:
-        Mean, lower and upper bound. Of a single run's accuracy they are Wilson's; otherwise see `spread_of_mean`.
+        Mean, lower and upper bound: Wilson's interval for a single run's accuracy, otherwise see `spread_of_mean`.
     """
     values = np.atleast_2d(np.asarray(scores))
     mean, boolean = float(values.mean()), values.dtype == bool
@@ -169,14 +169,15 @@ def mean_interval(
 
     Args:
         values: one score per seed or fold, at least one, in any unit.
-        images: for accuracies: how many images each is measured on; their binomial variance is then included.
+        images: for accuracies, the number of images on which each is measured; their binomial variance is then
+            included.
         folds: whether the values are those of folds, whose training sets overlap; see `spread_of_mean`.
         confidence: coverage, in (0, 1).
 
     Returns:
-        Mean, lower and upper bound, in the unit of `values`. Without `images` the interval is Student's, n - 1 degrees
-        of freedom: the images are taken as given, and the bounds of a single value are nan. With `images` that of a
-        single value is Wilson's.
+        Mean, lower and upper bound, in the unit of `values`. Without `images` the interval is Student's with n - 1
+        degrees of freedom: the images are taken as fixed, and the bounds of a single value are nan. With `images` the
+        interval of a single value is Wilson's.
 
     Raises:
         ValueError: if `values` is empty.
@@ -200,13 +201,13 @@ def mean_interval(
 def roc_auc_interval(
     positive: ArrayLike, negative: ArrayLike, confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """The percentile bootstrap interval of the area under the ROC curve, resampled within each class.
+    """Return the percentile bootstrap interval of the area under the ROC curve, resampled within each class.
 
     Args:
-        positive: [P] float, P >= 2, scores of the pictures of the class.
-        negative: [N] float, N >= 2, scores of the others.
+        positive: [P] float, P >= 2, scores of the images of the class.
+        negative: [N] float, N >= 2, scores of the other images.
         confidence: coverage, in (0, 1).
-        seed: of the bootstrap's draws.
+        seed: of the bootstrap's random samples.
 
     Returns:
         Lower and upper bound, each in [0, 1].
@@ -236,8 +237,8 @@ def roc_auc_interval(
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> Reliability:
     """Bin predictions by confidence and measure the expected calibration error.
 
-    The error is the mean over pictures of the gap between their bin's accuracy and mean confidence. It is biased upward
-    on few pictures: even a perfectly calibrated model scores above 0.
+    The error is the mean over images of the gap between their bin's accuracy and mean confidence. It is biased upward
+    with few images: even a perfectly calibrated model has an error above 0.
 
     Args:
         confidence: [N] float, N >= 1, probability of the predicted class, in [0, 1].
@@ -247,10 +248,10 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> Reliability:
         A `Reliability` with 15 bins.
 
     Raises:
-        ValueError: if the two are not one-dimensional, of one shape and at least one long.
+        ValueError: if the two arrays are not one-dimensional, have different lengths or are empty.
 
-    Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 3. (sklearn's `calibration_curve`
-    leaves out empty bins and counts.)
+    Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 3. (scikit-learn's
+    `calibration_curve` returns neither empty bins nor counts.)
     """
     if confidence.ndim != 1 or confidence.shape != correct.shape or confidence.size == 0:
         raise ValueError(

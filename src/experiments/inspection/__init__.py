@@ -1,1 +1,1 @@
-"""`experiments inspect`: one module for each part of a configuration or of a run."""
+"""Reports and figures of `experiments inspect`: one module for each part of a configuration or of a run."""

@@ -1,4 +1,4 @@
-"""What the augmentation makes of training pictures."""
+"""Figure of augmented training images for `experiments inspect augmentation`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from experiments.run import read_manifest
 
 
 def sample(config: Config, count: int) -> Dataset:
-    """The data set cut down to `count` training pictures, of the classes in turn; no others become pixels.
+    """Return the data set limited to `count` training images, which are chosen from the classes in turn.
+
+    Other training images are not decoded.
 
     Raises:
-        ConfigError, DataError: as `run.read_manifest`.
+        ConfigError, DataError: the data set cannot be read, see `run.read_manifest`.
     """
-    half = -(-count // 2)  # there are two classes or more
+    half = -(-count // 2)  # There are at least two classes.
     limit = Limit(train=min(half, config.data.limit.train or half), validation=1, test=1)
     data = config.data.model_copy(update={"limit": limit})
     found = read_manifest(config.model_copy(update={"data": data}), build_source(config)())
@@ -40,12 +42,12 @@ def sample(config: Config, count: int) -> Dataset:
 
 
 def draw(config: Config, shown: Dataset, views: int) -> Figure:
-    """A row for each training picture: the original, then how each of the first epochs shows it.
+    """Draw a row for each training image: the original, then its augmented view of each of the first epochs.
 
-    Where labels are mixed, a view's title tells its shares of the classes.
+    If the augmentation mixes labels, the title of a view shows its shares of the classes.
 
     Raises:
-        ConfigError: an augmentation that cannot be built.
+        ConfigError: the augmentation cannot be built.
     """
     originals = shown.train.pixels[:].astype("float32")
     rows = [[pixels] for pixels in originals]
@@ -62,7 +64,7 @@ def draw(config: Config, shown: Dataset, views: int) -> Figure:
 
 
 def augmented_views(config: Config, shown: Dataset, views: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The training pictures of each epoch as the network is given them, in the order of `shown`.
+    """Yield the training images of each epoch as the network receives them, in the order of `shown`.
 
     Yields:
         Pixels [N, H, W, 3] float32 in [0, 255] and labels [N] int32, or shares of classes [N, C] float32.
@@ -77,5 +79,5 @@ def augmented_views(config: Config, shown: Dataset, views: int) -> Iterator[tupl
         epochs=range(views),
     )
     for epoch, (pixels, labels) in enumerate(batches.dataset):
-        back = np.argsort(rng(config.seed, epoch).permutation(len(shown.train)))  # undoes the epoch's order
+        back = np.argsort(rng(config.seed, epoch).permutation(len(shown.train)))  # the inverse of the epoch's shuffling
         yield np.asarray(pixels)[back], np.asarray(labels)[back]

@@ -1,4 +1,4 @@
-"""What a data set holds: classes and splits, the files' sizes and kinds, what is at fault, and how pictures look."""
+"""Data report of `experiments inspect data`: classes and splits, file sizes and modes, data issues, sample images."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from experiments.regimes.build import build_source
 from experiments.run import read_manifest
 from experiments.storage.atomic_files import readable
 
-MOST_CLASSES = 20  # of which a figure shows pictures, or names in a chart
-THUMBNAIL = 240  # pixels of a shown picture's longer side
+MOST_CLASSES = 20  # number of classes that a figure shows
+THUMBNAIL = 240  # pixels of the longer side of a sample image
 COLORS = dict(zip(SPLITS, PALETTE, strict=False))
 
 
 class DataReport(NamedTuple):
-    """A data set as a run of the configuration finds it."""
+    """The images of a data set that a run can use, and the issues of the others."""
 
-    manifest: Manifest  # without what is at fault; without any picture where nothing can be used
-    faults: tuple[DataIssue, ...]  # every one, whatever data.on_bad says
-    fatal: tuple[DataIssue, ...]  # those that a run would refuse
+    manifest: Manifest  # without invalid files; it may be empty
+    faults: tuple[DataIssue, ...]  # all issues, independent of data.on_bad
+    fatal: tuple[DataIssue, ...]  # the issues for which a run would stop
 
 
 def inspect_data(config: Config) -> DataReport:
-    """Reads the data set as a run would, but for faults, which do not end it.
+    """Read the data set in the same way as a run, but collect the issues of its files instead of stopping.
 
     Raises:
-        ConfigError, DataError: as the data source and `manifest.read`, of all that is no picture's fault.
+        ConfigError, DataError: the data source or the manifest cannot be read for other reasons than invalid files.
     """
     faults: list[DataIssue] = []
     found = read_manifest(config, build_source(config)(), found=faults)
@@ -47,7 +47,7 @@ def inspect_data(config: Config) -> DataReport:
 
 
 def counts(found: Manifest) -> Table:
-    """Pictures of every class in every split."""
+    """Return the table of the numbers of images by class and split."""
     held = Counter((entry.class_name, entry.split) for entry in found.entries)
     splits = [split for split in SPLITS if found.of(split)]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_footer=True)
@@ -62,7 +62,7 @@ def counts(found: Manifest) -> Table:
 
 
 def sentences(found: Manifest, image_size: int) -> list[str]:
-    """The files in words: their sizes and modes, the smallest and the largest; nothing of an empty data set."""
+    """Return sentences about the files: sizes, modes, the smallest and the largest; none for an empty data set."""
     if not found.entries:
         return []
     sides = np.array([(entry.width, entry.height) for entry in found.entries])
@@ -87,7 +87,7 @@ def _told(entry: ImageRecord) -> str:
 
 
 def fault_lines(looked: DataReport, on_bad: str) -> list[str]:
-    """Every file at fault with its reason, and what a run would make of them."""
+    """Return every invalid file with its issue, and whether a run would skip these files or stop."""
     if not looked.faults:
         return ["no file is at fault: none damaged, none twice"]
     lines = [f"{printable(fault.path)}: {fault.text}" for fault in looked.faults]
@@ -102,7 +102,7 @@ def fault_lines(looked: DataReport, on_bad: str) -> list[str]:
 
 
 def image_warning_lines(found: Manifest) -> list[str]:
-    """Return every image that a run uses, but that its owner should look at, and why; nothing if there is none."""
+    """Return every image that a run uses with a warning, and the reason for it; an empty list if there is none."""
     if not found.warnings:
         return []
     return [f"used, with a warning: {len(found.warnings)}", *warning_lines(found.warnings, len(found.warnings))]
@@ -110,14 +110,16 @@ def image_warning_lines(found: Manifest) -> list[str]:
 
 @STYLE
 def draw(looked: DataReport, pictures: int) -> Figure:
-    """Counts of classes and splits, the pictures' sizes, and some training pictures of each class as their files are.
+    """Draw the numbers of images by class and split, the image sizes, and training images of each class.
+
+    The images are not resized to `data.image_size`.
 
     Args:
-        looked: a survey with pictures in it.
-        pictures: how many of a class to show, evenly from the first to the last by path.
+        looked: a report with at least one image.
+        pictures: how many images of a class to show, evenly spaced from the first to the last by path.
 
     Raises:
-        DataError: a picture that has changed since.
+        DataError: an image file has changed since it was read.
     """
     found = looked.manifest
     classes = found.classes[:MOST_CLASSES]
@@ -140,7 +142,7 @@ def draw(looked: DataReport, pictures: int) -> Figure:
     for at, name in enumerate(classes):
         sides = np.array(
             [(entry.width, entry.height) for entry in found.entries if entry.class_name == name], int
-        ).reshape(-1, 2)  # of a class without a usable image none
+        ).reshape(-1, 2)  # A class without a usable image has no rows.
         color = PALETTE[at % len(PALETTE)]
         right.scatter(*sides.T, s=10, alpha=0.35, color=color, linewidths=0, label=literal(short(name, 18)))
     right.set(xlabel="width of the file's picture", ylabel="height", title="sizes in pixels")
@@ -159,7 +161,7 @@ def draw(looked: DataReport, pictures: int) -> Figure:
 
 
 def _samples(figure: SubFigure, found: Manifest, classes: Sequence[str], count: int) -> None:
-    """A row of training pictures for each class, in their own proportions."""
+    """Draw a row of training images for each class, with their original aspect ratio."""
     panels = figure.subplots(len(classes), count, squeeze=False)
     for row, name in zip(panels, classes, strict=True):
         members = [entry for entry in found.of("train") if entry.class_name == name]

@@ -1,7 +1,7 @@
-"""The learning-rate range test: train with a rate that grows with every batch, and suggest one from the losses.
+"""Learning rate finder: train with a rate that grows with every batch, and suggest a rate from the losses.
 
-Source: L. N. Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017, section 3.3; growing by a
-factor, as the learning-rate finders of fastai and PyTorch Lightning do.
+Source: L. N. Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017, section 3.3 (range test). The
+rate grows exponentially, as in the learning rate finders of fastai and PyTorch Lightning.
 """
 
 from __future__ import annotations
@@ -24,37 +24,38 @@ from experiments.run import read_data
 from experiments.training.fit import LRFinder
 from experiments.training.types import Progress, TrainingContext, Tried
 
-WIDTH = 0.2  # decades: the deviation of the Gaussian that smooths the losses
-LEAST = 12  # losses from which a rate is suggested
-MARGIN = 6  # standard errors of the smoothed loss: a smaller change is noise
-FALLEN = 0.55  # the part of the fall that is done at the suggested rate
-FAR = 10  # times the suggested rate, or a part of it: a configured rate beyond is warned of
+WIDTH = 0.2  # standard deviation, in decades of the rate, of the Gaussian that smooths the losses
+LEAST = 12  # the smallest number of losses from which a rate is suggested
+MARGIN = 6  # standard errors of the smoothed loss; a smaller change counts as noise
+FALLEN = 0.55  # the share of the total fall of the loss that is reached at the suggested rate
+FAR = 10  # ratio of the configured to the suggested rate, or the inverse, above which there is a warning
 
 
 class RangeTest(NamedTuple):
-    """Losses of a range test, and the rate that follows from them."""
+    """The losses of a range test, and the learning rate that they suggest."""
 
-    rates: np.ndarray  # [N] growing
-    losses: np.ndarray  # [N] of the batches trained with them
+    rates: np.ndarray  # [N] increasing
+    losses: np.ndarray  # [N] of the batches trained with these rates
     smoothed: np.ndarray  # [N]
-    suggested: float | None  # one digit, as a range test is no more exact than that
+    suggested: float | None  # rounded to one digit, as a range test is no more precise
     reason: str  # how the rate was found, or why there is none and what to do
-    diverged: float | None  # the rate at which the test ended early
-    highest: bool = False  # whether a lower rate may do as well as the suggested one
+    diverged: float | None  # the rate at which training diverged and the test ended early
+    highest: bool = False  # whether a lower rate may be as good as the suggested one
 
 
 def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, progress: Progress) -> RangeTest:
-    """Trains the last phase of a run as the run would, but with these learning rates, a batch each.
+    """Train the last phase of a run in the same way as the run, but with these learning rates, one batch each.
 
-    What comes before that phase is done or found in the cache as the run does it; the weights are thrown away.
+    Everything before that phase is computed or read from the cache in the same way as by the run; the weights are
+    discarded.
 
     Args:
-        files: as `build` takes them.
-        rates: [N] growing.
+        files: local files for run ids, see `build`.
+        rates: [N] increasing.
 
     Raises:
-        ConfigError, DataError: as a run.
-        RuntimeError: a regime that does not train with the recipe of `parts`.
+        ConfigError, DataError: the same as from a run.
+        RuntimeError: the regime does not train with the recipe of its components.
     """
     parts = build(config, files)
     splits = read_data(parts)
@@ -74,16 +75,17 @@ def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, pro
 def suggest(rates: np.ndarray, losses: np.ndarray, guessing: float, trained: bool = False) -> RangeTest:
     """Return the rate that the losses of a range test suggest.
 
-    Where the loss falls by more than its noise, and below that of guessing: where little more than half of the fall is
-    done. It is in the middle of the descent, as the steepest point is, but no derivative, which noise decides, least of
-    all at the left edge. Where a network that is trained already has no loss to lose: a tenth of the rate from which on
-    it is above its start. Where nothing is learned at any rate, none is suggested: the last rate before such a loss
-    explodes may be a hundred times too high. docs/learning_rates.md compares this with the rules of other finders on
-    recorded curves.
+    If the loss falls by more than its noise, to below the loss of predicting the class frequencies, the suggested rate
+    is the one at which little more than half of the fall is reached. Like the steepest point, this is in the middle of
+    the descent, but it does not depend on a derivative, which noise distorts, above all at the left edge. If the
+    network is already trained, so that its loss cannot fall, the suggestion is a tenth of the rate at which the loss
+    begins to exceed its start. If the network learns nothing at any rate, there is no suggestion: the last rate before
+    such a loss explodes may be a hundred times too high. docs/learning_rates.md compares this rule with those of other
+    learning rate finders on recorded curves.
 
     Args:
-        rates: [M] that were to be tried, each the same factor above the one before.
-        losses: [N] of the first N of them; fewer than M where training diverged.
+        rates: [M] the planned rates, each higher than the one before by the same factor.
+        losses: [N] of the first N rates; fewer than M if training diverged.
         guessing: the loss of a network that predicts the class frequencies.
         trained: whether the network, or its head, was trained before the range test.
     """
@@ -93,14 +95,15 @@ def suggest(rates: np.ndarray, losses: np.ndarray, guessing: float, trained: boo
         return RangeTest(rates, losses, losses, None, too_few(len(losses), diverged), diverged)
     decades = np.log10(rates)
     width = WIDTH / (decades[1] - decades[0])  # in batches
-    # One loss of a diverging training would be seen far around it.
+    # Without this bound, the smoothing would spread a single loss of a diverging training to many rates around it.
     bounded = np.minimum(losses, LRFinder.RUNAWAY * max(np.median(losses[:LEAST]), guessing / 100))
     smoothed = gaussian_filter1d(bounded, width)
-    # The noise of a batch, robust to outliers; of those up to the valley, as beyond it training is unstable.
+    # The noise is a robust estimate from the batches up to the minimum, as training is unstable beyond it.
     before = slice(max(int(smoothed.argmin()) + 1, len(losses) // 3))
     noise = float(median_abs_deviation((bounded - smoothed)[before], scale="normal"))
-    margin = MARGIN * noise / math.sqrt(2 * math.sqrt(math.pi) * width)  # a Gaussian averages so many batches
-    margin = max(margin, guessing / 100)  # losses of next to nothing have no noise, and no meaning
+    # The square root's argument is the effective number of batches that the Gaussian averages.
+    margin = MARGIN * noise / math.sqrt(2 * math.sqrt(math.pi) * width)
+    margin = max(margin, guessing / 100)  # Losses near zero have hardly any noise, but their changes mean nothing.
     curve = Curve(rates, bounded, smoothed, margin, guessing, trained, diverged)
     falls = descent(curve)
     rate, reason = falls or rise(curve)
@@ -109,23 +112,23 @@ def suggest(rates: np.ndarray, losses: np.ndarray, guessing: float, trained: boo
 
 
 class Curve(NamedTuple):
-    """What the rules of a suggestion read."""
+    """The losses of a range test with the values by which they are judged significant."""
 
     rates: np.ndarray
     losses: np.ndarray
     smoothed: np.ndarray
-    margin: float  # a change of the smoothed loss below it is noise
+    margin: float  # changes of the smoothed loss below it count as noise
     guessing: float
     trained: bool
     diverged: float | None
 
     def start(self, count: int) -> float:
-        """Return the loss before training has an effect, from that many batches."""
+        """Return the loss before training has an effect: the median of the first `count` batches, at least LEAST."""
         return float(np.median(self.losses[: max(LEAST, count)]))
 
 
 def too_few(count: int, diverged: float | None) -> str:
-    """Return why so few losses suggest nothing, and what to do."""
+    """Return why there is no suggestion from so few losses, and what to do."""
     if diverged is None:
         return f"{count} batches are too few: --batches 100"
     if count == 0:
@@ -134,7 +137,10 @@ def too_few(count: int, diverged: float | None) -> str:
 
 
 def descent(curve: Curve) -> tuple[float | None, str] | None:
-    """Return the rate at which FALLEN of the fall is done, and why that one; None where the loss does not fall."""
+    """Return the rate at which the loss has fallen by the share FALLEN of its total fall, and the reason.
+
+    Return None if the loss does not fall by more than its noise.
+    """
     rates, smoothed = curve.rates, curve.smoothed
     bottom = int(smoothed.argmin())
     start, lowest = curve.start(bottom // 3), float(smoothed[bottom])
@@ -152,13 +158,13 @@ def descent(curve: Curve) -> tuple[float | None, str] | None:
         return None, nothing_learned(curve)
     threshold = start - FALLEN * (start - lowest)
     at = int(np.flatnonzero(smoothed[: bottom + 1] > threshold).max(initial=-1)) + 1
-    if at < LEAST:  # among those that the start is estimated from
+    if at < LEAST:  # These batches are used to estimate the loss at the start.
         return None, f"the loss falls from the lowest rates on: begin lower (--from {rates[0] / 1000:.0e})"
     return float(rates[at]), f"where the loss has fallen by {FALLEN:.0%} of what it falls"
 
 
 def nothing_learned(curve: Curve) -> str:
-    """Return why losses that are never below that of guessing suggest nothing, and what to do."""
+    """Return why there is no suggestion if the loss never falls below that of guessing, and what to do."""
     return (
         f"the loss does not get below that of guessing ({curve.guessing:.2g}) by more than its noise: so few batches "
         f"teach the network nothing, at any rate. Give more (--batches {3 * len(curve.rates)}), or better train with a "
@@ -167,7 +173,7 @@ def nothing_learned(curve: Curve) -> str:
 
 
 def rise(curve: Curve) -> tuple[float | None, str]:
-    """Return a tenth of the rate from which on the loss is above its start, and why that one."""
+    """Return a tenth of the rate at which the loss begins to exceed its start, and the reason."""
     rates, smoothed = curve.rates, curve.smoothed
     start = curve.start(len(rates) // 3)
     if start > curve.guessing - curve.margin:
@@ -188,7 +194,7 @@ def rise(curve: Curve) -> tuple[float | None, str]:
 
 
 def sentences(config: Config, found: RangeTest) -> list[str]:
-    """Return the suggestion, what it stands on, and a warning where the configured rate is far from it."""
+    """Return the suggestion, its reason, and a warning if the configured rate is far from it."""
     rate = config.optimizer.lr
     tried = f"{len(found.losses)} batches of {config.batch_size}"
     if len(found.rates):
@@ -219,7 +225,7 @@ def sentences(config: Config, found: RangeTest) -> list[str]:
 
 @STYLE
 def draw(config: Config, found: RangeTest) -> Figure:
-    """Draw losses against rates, as they were and smoothed, with the suggested and the configured rate."""
+    """Draw raw and smoothed losses against the learning rate, with the suggested and the configured rate."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     panel = figure.add_subplot()
     panel.plot(found.rates, found.losses, ".", markersize=4, color=QUIET, alpha=0.6, label="a batch")
@@ -231,7 +237,7 @@ def draw(config: Config, found: RangeTest) -> Figure:
         panel.axvspan(found.diverged, found.diverged * 3, color="#f3dcdc", linewidth=0, label="training diverged")
     panel.set_xscale("log")
     if len(found.losses):
-        # The last losses of a diverging training would flatten all that is to be seen.
+        # The last losses of a diverging training are not used for the limits, as they would flatten the other losses.
         most = np.percentile(found.losses[: max(LEAST, len(found.losses) * 2 // 3)], [2, 98])
         low, high = min(float(most[0]), float(found.smoothed.min())), float(most[1])
         margin = max(0.25 * (high - low), 0.05 * high)

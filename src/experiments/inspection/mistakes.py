@@ -1,4 +1,4 @@
-"""A run's most confident errors, and where in those pictures its network saw what it said."""
+"""A run's most confident mistakes, with Grad-CAM heatmaps of the evidence for the predicted class."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from experiments.models.gradcam import gradcam
 from experiments.regimes.build import build_source
 from experiments.tracking import queries
 
-COLUMNS = 6  # pictures in a row: three mistakes
+COLUMNS = 6  # images in a row: three mistakes with their heatmaps
 
 
 class Mistake(NamedTuple):
-    """A picture that was taken for another class."""
+    """A misclassified image."""
 
     path: str  # relative to the data root
     sha256: str
@@ -35,19 +35,19 @@ class Mistake(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """Mistakes with what is to be seen of them."""
+    """Mistakes with their pixels and heatmaps."""
 
     mistakes: Sequence[Mistake]
     pixels: np.ndarray  # [N, H, W, 3] uint8
-    heat: np.ndarray  # [N, H, W] float32 in [0, 1]: what speaks for the predicted class and against the others
-    difference: float  # at most, between the confidences that were recorded and those the model has now
+    heat: np.ndarray  # [N, H, W] float32 in [0, 1]: the evidence for the predicted class against the others
+    difference: float  # the largest difference between the recorded confidences and those computed again
 
 
 def find(run: Trained, split: str) -> tuple[list[Mistake], int]:
-    """The wrong predictions that a run has recorded, most confident first, and of how many pictures.
+    """Return the wrong predictions that a run has recorded, most confident first, and the number of all predictions.
 
     Raises:
-        ConfigError: it has none of this split.
+        ConfigError: the run has no predictions for this split.
     """
     name = f"predictions_{split}.csv"
     path = run.folder / name if run.folder else None
@@ -66,15 +66,15 @@ def find(run: Trained, split: str) -> tuple[list[Mistake], int]:
 
 
 def explain(run: Trained, config: Config, mistakes: Sequence[Mistake]) -> Shown:
-    """Reads the pictures again, and asks the run's model what in them spoke for the class it took.
+    """Read the images of mistakes again and compute Grad-CAM heatmaps for the predicted classes with the run's model.
 
     Args:
-        config: the run's, but that its data may be elsewhere.
-        mistakes: one or more.
+        config: the run's configuration; its data may have moved to another directory.
+        mistakes: at least one.
 
     Raises:
-        ConfigError: the model cannot be read, or not be looked into.
-        DataError: pictures that are gone or are not those of the run.
+        ConfigError: the model cannot be read, or Grad-CAM does not support it.
+        DataError: images are missing or are not those of the run.
     """
     root = Path(build_source(config)())
     grays = decoder.gray_range(config.data.gray_range)
@@ -89,7 +89,7 @@ def explain(run: Trained, config: Config, mistakes: Sequence[Mistake]) -> Shown:
 
 
 def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Heat laid over pictures: the hotter the more opaque.
+    """Lay heatmaps over images, more opaque where the heat is higher.
 
     Args:
         pixels: [N, H, W, 3] uint8.
@@ -100,16 +100,17 @@ def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """
     colors = matplotlib.colormaps["inferno"](0.25 + 0.75 * heat)[..., :3] * 255
     share = 0.75 * heat[..., None] ** 0.8
-    grey = pixels.mean(axis=-1, keepdims=True)  # colours that are left are the map's
+    grey = pixels.mean(axis=-1, keepdims=True)  # The image is gray, so that all colours belong to the heatmap.
     laid: np.ndarray = np.rint((1 - share) * grey + share * colors).astype("uint8")
     return laid
 
 
 def draw(run: Trained, split: str, shown: Shown, wrong: int, pictures: int) -> Figure:
-    """Each mistake as it is, and beside it where the network saw the class that it said.
+    """Draw each mistake beside the same image with its heatmap.
 
     Args:
-        wrong: mistakes there are, of this many `pictures`.
+        wrong: the number of all mistakes of the split.
+        pictures: the number of all images of the split.
     """
     heated = overlay(shown.pixels, shown.heat)
     grid = np.stack([picture for pair in zip(shown.pixels, heated, strict=True) for picture in pair])

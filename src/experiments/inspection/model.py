@@ -1,4 +1,7 @@
-"""A network's layers and blocks: shapes, parameters, what is trained, and what a picture costs. Needs no weights."""
+"""Model summary of `experiments inspect model`: layers and blocks with shapes, parameters and multiply-adds.
+
+It shows which parts are frozen and which are trained; the weights are not needed.
+"""
 
 from __future__ import annotations
 
@@ -23,32 +26,32 @@ from experiments.models.types import Backbone
 from experiments.regimes.build import build_backbone, build_head
 
 TRAINED, FROZEN = PALETTE[1], "#9db4c8"
-BEFORE, HEAD = "(input)", "(head)"  # what stands before the first block and above the last
+BEFORE, HEAD = "(input)", "(head)"  # names for the layers before the first block and after the last one
 
 
 class Row(NamedTuple):
-    """A layer."""
+    """One layer of the network."""
 
-    block: str  # one of the backbone's, BEFORE or HEAD
+    block: str  # the backbone's block, BEFORE or HEAD
     name: str
     kind: str  # its class
-    shape: tuple[int, ...]  # of what comes out of it for one picture
+    shape: tuple[int, ...]  # of its output for one image
     parameters: int
-    trained: int  # of them: what the optimizer moves in the last phase
-    frozen: bool  # whether that phase leaves the layer as it is; of a layer without parameters: on which side it is
-    operations: int | None  # multiply-adds of its kernels for one picture; None: of a kind that is not counted
+    trained: int  # the number of parameters that the optimizer changes in the last phase
+    frozen: bool  # whether the layer belongs to the frozen part in that phase, even if it has no parameters
+    operations: int | None  # multiply-adds of its kernels for one image; None for layer classes that are not counted
 
 
 class ModelSummary(NamedTuple):
-    """A network as the last phase of a run trains it."""
+    """The network in the state in which the last phase of a run trains it."""
 
     rows: tuple[Row, ...]  # in the order of the graph, the head's last
-    boundary: str | None  # the layer that activations are stored before; "pooling": pooled features; None: not stored
-    stored: tuple[int, ...]  # shape of one picture's activations there
+    boundary: str | None  # the layer after the split point; "pooling": pooled features are cached; None: no split
+    stored: tuple[int, ...]  # shape of the features of one image at the split point
 
 
 class Block(NamedTuple):
-    """The layers of a block in sum."""
+    """The totals of the layers of a block."""
 
     name: str
     layers: int
@@ -60,17 +63,17 @@ class Block(NamedTuple):
 
 
 def summarize_model(config: Config, classes: int) -> ModelSummary:
-    """Builds the network with random weights and looks at it.
+    """Build the network with random weights and return its summary.
 
     Args:
-        classes: that the head tells apart; the data set is not looked at.
+        classes: the number of classes of the head; the data set is not read.
 
     Raises:
-        ConfigError: a network that cannot be built, or not be cut at the boundary.
+        ConfigError: the network cannot be built, or cannot be split at the configured split point.
     """
     keras.utils.clear_session()
     keras.utils.set_random_seed(config.seed)
-    # None are read, whichever the configuration names: the structure is the same.
+    # No weights are read, whatever the configuration names, as they do not change the structure.
     ignores = [*config.regime.ignores, "model.weights"]
     structure = config.model_copy(update={"regime": config.regime.model_copy(update={"ignores": ignores})})
     backbone = build_backbone(structure, None)
@@ -89,7 +92,7 @@ def summarize_model(config: Config, classes: int) -> ModelSummary:
 
 
 def division(config: Config, backbone: Backbone) -> NetworkSplit | None:
-    """Where the regime cuts the backbone; None where it trains all of it."""
+    """Return the backbone split at the regime's split point; None if the regime trains all of it."""
     ignores = config.regime.ignores
     if "model.weights" in ignores:
         return None
@@ -114,14 +117,14 @@ def row(layer: keras.Layer, block: str, trained: bool) -> Row:
 
 
 def operations(layer: keras.Layer, shape: Sequence[int]) -> int | None:
-    """Multiply-adds of a layer's kernels for one picture, as papers count them; None where that is not known.
+    """Return the multiply-adds of a layer's kernels for one image, as papers count them; None if that is unknown.
 
-    Normalisation, activations, pooling and sums count nothing.
+    Normalisation, activations, pooling and additions count as 0.
 
     Args:
-        shape: of its output, without the batch.
+        shape: of the layer's output, without the batch dimension.
     """
-    if isinstance(layer, keras.Model):  # a network inside the network
+    if isinstance(layer, keras.Model):  # a nested network
         inner = [operations(one, one.output.shape[1:]) for one in layer.layers]
         known = [count for count in inner if count is not None]
         return sum(known) if len(known) == len(inner) else None
@@ -135,7 +138,7 @@ def operations(layer: keras.Layer, shape: Sequence[int]) -> int | None:
 
 
 def blocks(anatomy: ModelSummary) -> list[Block]:
-    """The blocks in order, what is before them and the head."""
+    """Return the blocks in order, including BEFORE and HEAD."""
     found = []
     for name in dict.fromkeys(one.block for one in anatomy.rows):
         members = [one for one in anatomy.rows if one.block == name]
@@ -154,14 +157,14 @@ def blocks(anatomy: ModelSummary) -> list[Block]:
 
 
 def boundary_block(anatomy: ModelSummary) -> str | None:
-    """The block that the boundary is before; None where there is no boundary."""
+    """Return the block after the split point; None if there is no split point."""
     if anatomy.boundary == "pooling":
         return HEAD
     return next((one.block for one in anatomy.rows if one.name == anatomy.boundary), None)
 
 
 def sentences(config: Config, anatomy: ModelSummary) -> list[str]:
-    """Where the boundary is, what is trained, and what a picture costs, in words."""
+    """Return sentences about the trained parameters, the split point, and the multiply-adds per image."""
     rows, regime = anatomy.rows, config.regime.name
     parameters, trained = sum(one.parameters for one in rows), sum(one.trained for one in rows)
     total = sum(one.operations or 0 for one in rows)
@@ -188,7 +191,7 @@ def sentences(config: Config, anatomy: ModelSummary) -> list[str]:
 
 
 def readable(count: int) -> str:
-    """12,300,000 as 12.3 M."""
+    """Format a count with a unit, for example 12,300,000 as 12.3 M."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.3g} {unit}" if count < 999.5 * size else f"{count / size:,.0f} {unit}"
@@ -196,7 +199,7 @@ def readable(count: int) -> str:
 
 
 def block_table(anatomy: ModelSummary) -> Table:
-    """A line a block, with a rule where the boundary is."""
+    """Return the table with one row per block and a rule at the split point."""
     columns = ("block", "layers", "output", "parameters", "multiply-adds", "")
     table, edge, found = _table(columns), boundary_block(anatomy), blocks(anatomy)
     for one, after in zip(found, [*found[1:], None], strict=True):
@@ -208,7 +211,7 @@ def block_table(anatomy: ModelSummary) -> Table:
 
 
 def layer_table(anatomy: ModelSummary) -> Table:
-    """A line a layer, with a rule between blocks."""
+    """Return the table with one row per layer and rules between blocks."""
     table = _table(("layer", "kind", "block", "output", "parameters", "multiply-adds", ""))
     for one, after in zip(anatomy.rows, [*anatomy.rows[1:], None], strict=True):
         state = ("frozen" if one.frozen else "trained") if one.parameters else ""
@@ -233,7 +236,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 @STYLE
 def draw(config: Config, anatomy: ModelSummary) -> Figure:
-    """Each block's parameters and multiply-adds as bars, what is trained in another colour, the boundary as a line."""
+    """Draw each block's parameters and multiply-adds as bars, coloured by frozen or trained, with the split point."""
     found = [one for one in blocks(anatomy) if one.parameters or one.operations]
     figure = Figure(figsize=(9, 1.9 + 0.27 * len(found)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -256,7 +259,7 @@ def draw(config: Config, anatomy: ModelSummary) -> Figure:
         if edge in names:
             panel.axhline(names.index(edge) - 0.5, color=QUIET, linestyle="--", linewidth=1.2)
     panels[0].set_yticks(range(len(found)), names)
-    panels[0].set_ylim(len(found) - 0.4, -0.6)  # the input at the top
+    panels[0].set_ylim(len(found) - 0.4, -0.6)  # The axis is reversed, so that the input is at the top.
     handles: list[Artist] = [Patch(color=TRAINED, label="trained")]
     if anatomy.boundary:
         line = Line2D([], [], color=QUIET, linestyle="--", linewidth=1.2, label="here activations are stored")

@@ -1,4 +1,4 @@
-"""The learning rate over the epochs to come, as `fit` will set it."""
+"""Learning rate of every epoch of a planned run, for `experiments inspect schedule`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from experiments.evaluation.plots import BANDS, PALETTE, QUIET, STYLE
 from experiments.regimes.build import build_recipe
 from experiments.training.types import TrainingPhase
 
-PHASES = {"bottleneck": "head"}  # what a regime calls its last phase, where that is not its own name
+PHASES = {"bottleneck": "head"}  # regime -> name of its last phase, if that differs from the regime's name
 
 
 class Phase(NamedTuple):
@@ -24,20 +24,20 @@ class Phase(NamedTuple):
 
     name: str
     optimizer: str
-    highest: tuple[float, ...]  # by epoch, if every epoch's monitored value is better than the one before
-    lowest: tuple[float, ...]  # if none is better than the first
+    highest: tuple[float, ...]  # by epoch, if the monitored value improves in every epoch
+    lowest: tuple[float, ...]  # by epoch, if it never improves after the first epoch
 
     @property
     def open(self) -> bool:
-        """Whether the rates depend on how the run goes."""
+        """Whether the rates depend on the monitored values of the run."""
         return self.highest != self.lowest
 
 
 def phases(config: Config) -> list[Phase]:
-    """The phases of a run in order; of fine-tuning the head's first, unless it takes another run's head.
+    """Return the phases of a run in order; in fine-tuning the head's is first, unless it uses another run's head.
 
     Raises:
-        ConfigError: a schedule that cannot be built.
+        ConfigError: the schedule cannot be built.
     """
     found = []
     if "regime.head_optimizer" not in config.regime.ignores and config.regime.head_from is None:
@@ -48,7 +48,7 @@ def phases(config: Config) -> list[Phase]:
 
 
 def phase(name: str, optimizer: str, recipe: TrainingPhase) -> Phase:
-    """What a recipe's rates can be: a schedule that watches the run is between the two."""
+    """Return the highest and the lowest rates of a training phase; those of a run are between the two."""
     falling, flat = [-float(epoch) for epoch in range(recipe.epochs)], [0.0] * recipe.epochs
     highest, lowest = (
         tuple(recipe.rate(epoch, monitored[:epoch]) for epoch in range(recipe.epochs)) for monitored in (falling, flat)
@@ -57,7 +57,7 @@ def phase(name: str, optimizer: str, recipe: TrainingPhase) -> Phase:
 
 
 def table(found: list[Phase]) -> Table:
-    """First, highest and last rate of every phase."""
+    """Return the table of the first, highest and last rate of every phase."""
     drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("phase", "optimizer", "epochs", "first", "highest", "last"):
         drawn.add_column(name, justify="left" if name in ("phase", "optimizer") else "right", no_wrap=True)
@@ -69,7 +69,7 @@ def table(found: list[Phase]) -> Table:
 
 
 def sentences(config: Config, found: list[Phase]) -> list[str]:
-    """What of it is not settled before the run."""
+    """Return sentences about what is unknown before the run, and about a missing head phase."""
     lines = []
     if any(one.open for one in found):
         lines.append(
@@ -85,7 +85,7 @@ def sentences(config: Config, found: list[Phase]) -> list[str]:
 
 @STYLE
 def draw(config: Config, found: list[Phase]) -> Figure:
-    """Rates against the steps of the run, phases as bands; on a logarithmic axis where they differ by much."""
+    """Draw the rates against the steps of the run, with phases as bands; on a logarithmic axis if they vary a lot."""
     figure = Figure(figsize=(7.5, 4), layout="constrained")
     panel = figure.add_subplot()
     start = 0

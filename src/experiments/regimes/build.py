@@ -398,7 +398,9 @@ def network_record(config: Config, model: keras.Model) -> dict[str, Any]:
 
 
 def head_record(config: Config, backbone: Backbone, head: keras.Model, model: keras.Model) -> dict[str, Any]:
-    """Return what is stored with a head's weights: its backbone, and probabilities of both together for reference images.
+    """Return the record that is stored with a head's weights.
+
+    It describes the head and its backbone, and holds the probabilities that both give for the reference images.
 
     Args:
         backbone: the backbone at the end of the run.

@@ -15,10 +15,10 @@ TIME_CONSTANTS = 20
 
 
 def scratch(parts: RunComponents, splits: Dataset, watch: TrainingContext) -> TrainingResult:
-    """Train backbone and head together on images that are augmented anew in every epoch (the tutorial's first experiment).
+    """Train backbone and head together on images that are augmented anew in every epoch.
 
-    BatchNorm statistics follow the batches during training, see `follow_batches`. The weights are random at the start:
-    `build` loads none for this regime.
+    This is the tutorial's first experiment. BatchNorm statistics follow the batches during training, see
+    `follow_batches`. The weights are random at the start: `build` loads none for this regime.
     """
     config = parts.config
     pool = config.model.head.pooling

@@ -1,7 +1,8 @@
-"""`like=RUN`: another run's logged configuration as overrides, which those on the command line come after.
+"""Expansion of `like=RUN` to overrides that reproduce another run's logged configuration.
 
-What somebody else has written is data: keys that nothing reads, `hydra.*`, packages to trust and interpolations never
-come from there, and every `_target_` is checked as if it had been typed.
+They precede the overrides of the command line, which thus take precedence. The configuration may have been written by
+somebody else and is treated as data: unknown keys, `hydra.*`, trusted packages and interpolations are never taken from
+it, and every `_target_` is checked as if it had been typed.
 """
 
 from __future__ import annotations
@@ -31,17 +32,19 @@ from experiments.system.paths import CONF
 FILE = "config.yaml"
 LARGEST = 1_000_000  # bytes
 DEEPEST = 20  # levels of nesting
-# Where a data source downloads from, or which archive it opens instead.
+# Keys for where a data source downloads from, or which archive it opens instead.
 DOWNLOAD = ("data.url", "data.sha256", "data.bytes", "data.archive")
-# What of a run's runtime belongs to what it is; the rest is about the machine it ran on.
+# The runtime keys that are part of a run's identity; the others depend on the machine that it ran on.
 RUNTIME = ("precision", "xla")
 
 
 def expand(given: Sequence[str]) -> list[str]:
-    """The command line with what `like=` names written out before all other overrides; the given one without it.
+    """Return the command line with `like=RUN` replaced by overrides, which precede all others.
+
+    A command line without `like=` is returned unchanged.
 
     Raises:
-        ConfigError: no such run, or a configuration that cannot be taken over.
+        ConfigError: there is no such run, or its configuration cannot be used.
     """
     named = [argument.partition("=")[2] for argument in given if argument.startswith("like=")]
     if not named:
@@ -58,10 +61,10 @@ def expand(given: Sequence[str]) -> list[str]:
         written, dropped = overrides(plain, parsed.config_dir)
     except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
         raise ConfigError(f"like: that configuration cannot be taken over: {str(error)[:300]}") from None
-    # A group that is chosen anew is chosen whole.
+    # If the command line chooses a group, nothing of that group is taken over.
     chosen = {argument.partition("=")[0] for argument in parsed.overrides}
     if "regime" in chosen and not any(line.startswith("optimizer=") for _, line in written):
-        chosen.add("optimizer")  # the old regime had brought it, the new one brings its own
+        chosen.add("optimizer")  # the old regime had selected it; the new one selects its own
     lines = [line for group, line in written if group not in chosen]
     if HEAD in chosen:
         lines = [line for line in lines if HEAD not in line and not line.startswith("++regime.head_optimizer.")]
@@ -88,27 +91,27 @@ def expand(given: Sequence[str]) -> list[str]:
 
 
 def _without_foreign_places(lines: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return overrides without those that lead a download or an archive somewhere else, and these, as typed."""
+    """Return the overrides to keep, and, as typed, the skipped ones: those that change a download or an archive."""
     kept: list[str] = []
     left_out: list[str] = []
     for line in lines:
         key, _, value = line.lstrip("+").partition("=")
-        # The hash and the length belong to the address: a stranger's address comes with a stranger's hash.
+        # The hash and the length are skipped with the address: they come from the same author and verify nothing.
         place = key in DOWNLOAD or (key.startswith("data.") and "://" in value)
         (left_out if place else kept).append(line.lstrip("+") if place else line)
     return kept, left_out
 
 
 def _is_remote(weights: str) -> bool:
-    """Return whether `model.weights` leads to another machine; a local file is read as data (`models.weights`)."""
+    """Return whether `model.weights` is a place on another machine; a local file is read as data (`models.weights`)."""
     return "://" in weights or weights.startswith(("//", "\\\\"))
 
 
 def read(named: str, rest: Sequence[str]) -> dict[str, Any]:
-    """The configuration that a run has logged; a run is named by its folder or its MLflow id.
+    """Return the logged configuration of a run, which is named by its directory or its MLflow id.
 
     Raises:
-        ConfigError: there is none, or it is none.
+        ConfigError: there is no logged configuration, or the file is not one.
     """
     folder = Path(named).expanduser()
     if folder.is_dir():
@@ -130,10 +133,10 @@ def read(named: str, rest: Sequence[str]) -> dict[str, Any]:
 
 
 def parse(text: bytes, where: str) -> dict[str, Any]:
-    """Plain values out of YAML.
+    """Return the plain values of a YAML text.
 
     Raises:
-        ConfigError: it is no YAML, no mapping, or made to unfold into more than it looks.
+        ConfigError: it is not YAML, not a mapping, nested too deeply, or has aliases, which can expand exponentially.
     """
     depth = 0
     try:
@@ -152,19 +155,20 @@ def parse(text: bytes, where: str) -> dict[str, Any]:
 
 
 def overrides(plain: Mapping[str, Any], config_dir: str | None) -> tuple[list[tuple[str, str]], list[str]]:
-    """Overrides that compose into the same experiment, each with the group that it belongs to.
+    """Return overrides that compose into the same experiment, each with the group that it belongs to.
 
-    Only what differs from the choices that it names is written out, so that what follows from other keys still does.
+    Only values that differ from those of the chosen groups are written out, so that values that follow from other keys
+    still do.
 
     Args:
         plain: a logged configuration.
-        config_dir: the user's own folder of choices, where there is one.
+        config_dir: the user's own directory of choices, if there is one.
 
     Returns:
-        The overrides; and the keys left out, because their values are interpolations.
+        The overrides; and the keys that were skipped because their values are interpolations.
 
     Raises:
-        ConfigError: keys that nothing reads.
+        ConfigError: a key is unknown, or the value of a group is not a mapping.
     """
     known = Config.model_fields
     wrong = [unknown_key(str(key), known, value) for key, value in plain.items() if key not in known and key != "hydra"]
@@ -178,7 +182,7 @@ def overrides(plain: Mapping[str, Any], config_dir: str | None) -> tuple[list[tu
     if isinstance(runtime, Mapping):
         wanted["runtime"] = {key: runtime[key] for key in RUNTIME if key in runtime}
 
-    # Where a choice follows from another (a regime brings its optimizer), it is not made.
+    # A choice that follows from another one (a regime selects its optimizer) is not written out.
     lines: list[tuple[str, str]] = []
     places = {group: (group, group) for group in ("data", "augmentation", "model", "regime", "schedule", "optimizer")}
     places["regime.head_optimizer"] = (HEAD, "regime")
@@ -211,7 +215,7 @@ OPEN = ("model.layers", "model.head.dense", "class_weights")  # mappings whose k
 
 
 def compose(lines: Sequence[str], config_dir: str | None) -> dict[str, Any]:
-    """Plain values as Hydra composes them; a value that is still to be given is MISSING."""
+    """Return the plain values that Hydra composes from overrides; a mandatory value that is not given is MISSING."""
     place = [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         composed = hydra.compose("config", [*lines, *place])
@@ -228,7 +232,10 @@ def value_at(node: Any, path: str, otherwise: Any = None) -> Any:
 
 
 def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Everything below a key that is no mapping, with its dotted key; mappings that have no such key, whole."""
+    """Yield every value below a key that is not a mapping, with its dotted key.
+
+    A mapping is yielded whole if it is empty, or if one of its names cannot be part of a dotted key.
+    """
     if isinstance(value, Mapping) and value and all(re.fullmatch(r"\w+", str(name)) for name in value):
         for name, below in value.items():
             yield from leaves(below, f"{path}.{name}" if path else str(name))
@@ -245,7 +252,7 @@ def has_interpolation(value: Any) -> bool:
 
 
 def literal(value: Any) -> str:
-    """A value as Hydra's grammar reads it back."""
+    """Return a value as it is written in Hydra's override grammar."""
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{escaped(str(key))}:{literal(below)}" for key, below in value.items()) + "}"
     if isinstance(value, list):
@@ -258,10 +265,10 @@ def literal(value: Any) -> str:
 
 
 def escaped(key: str) -> str:
-    """A key of a mapping as Hydra's grammar reads it: there it knows no quotes.
+    """Return a mapping's key with the escapes of Hydra's grammar, which has no quotes for keys.
 
     Raises:
-        ValueError: it cannot be written.
+        ValueError: the key cannot be written in that grammar.
     """
     if not re.fullmatch(r"[\w \\()\[\]{}:=,./+$%*@?|-]+", key, re.ASCII):
         raise ValueError(f"{key!r} cannot be written on a command line: give it in a YAML file (--config-dir)")

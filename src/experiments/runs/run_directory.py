@@ -1,7 +1,7 @@
-"""What a run's folder knows of the run itself, so that it can be resumed: `run.json`, whole or not there.
+"""The run directory, its record `run.json` (written atomically), and how a run is resumed from it.
 
-`resume=RUN` runs the same command again in the same folder. Composition is repeated, not replayed from a file: what
-differs since then, in configuration, data, weights or versions, is found by the run's identity and refused.
+`resume=RUN` runs the same command again in the same directory. The configuration is composed again, not read from a
+file. If configuration, data, weights or versions have changed since, the run's identity differs and the run is refused.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from experiments.system.paths import CONF, STORE, default_outputs, sqlite_file, 
 from experiments.system.redaction import is_concealed, redacted, reveal
 
 FILE, LOCK, CHECKPOINTS = "run.json", ".run.lock", "checkpoints"
-FETCHED = "fetched.json"  # where only the results of a run are that is not on this machine: its identity
-JOB, SWEEP = "job.json", "sweep.json"  # in a job's folder, in a sweep's
+FETCHED = "fetched.json"  # identity of a run on another machine, in a directory with only its results
+JOB, SWEEP = "job.json", "sweep.json"  # in a job's directory, in a sweep's directory
 SWEEPER = "hydra_plugins.experiments.Sweeper"
-AUTO = "auto"  # resume: what the folder holds, if anything
+AUTO = "auto"  # value of `resume`: the run in the directory, if there is one
 METRICS = "metrics.json"
-PATIENCE = 60.0  # seconds that one waits for the one before it, which may just be ending
+PATIENCE = 60.0  # seconds to wait for the previous process of the run, which may just be ending
 ALLOWED = ("runtime.", "tracking.", "runtime=", "tracking=", "progress=")
 _ELSEWHERE = ("run.", "sweep.", "mode", "sweeper", "launcher", "output_subdir", "job.num", "job.id")
 
@@ -49,7 +49,7 @@ class _Command(BaseModel):
 
 
 class _Facts(BaseModel):
-    """What `run.json` holds; there may be more."""
+    """The keys of `run.json` that are validated; it may have others."""
 
     model_config = ConfigDict(strict=True)
     command: _Command
@@ -62,15 +62,15 @@ class _Facts(BaseModel):
 
 
 class ValidateBeforeRun(Callback):
-    """Check configuration and folder of a run before Hydra makes that folder: a wrong one leaves nothing behind.
+    """Hydra callback that validates a run before Hydra creates its directory, so that an error leaves nothing behind.
 
-    Hydra turns a callback's exceptions into warnings; SystemExit passes.
+    Errors are raised as SystemExit, because Hydra turns all other exceptions of a callback into warnings.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         before = HydraConfig.instance().cfg
         try:
-            # As Hydra does before it calls the task: ${hydra:...} has values from then on.
+            # Hydra does the same before it calls the task; from then on ${hydra:...} can be resolved.
             HydraConfig.instance().set_config(config)
             folder = os.path.abspath(str(config.hydra.run.dir))
             with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
@@ -87,7 +87,10 @@ class ValidateBeforeRun(Callback):
             HydraConfig.instance().cfg = before
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse another sweeper: its jobs would be composed one by one, and run unplanned in folders of others."""
+        """Raise SystemExit for any sweeper but ours.
+
+        Another one would compose the jobs one by one, and run them unplanned, in directories of other runs.
+        """
         target = OmegaConf.select(config, "hydra.sweeper._target_")
         if target != SWEEPER:
             raise SystemExit(
@@ -97,14 +100,14 @@ class ValidateBeforeRun(Callback):
 
 
 class RunDirectory:
-    """The `run.json` of a run that is going on in this process.
+    """The directory of the run that this process executes: its lock and its `run.json`.
 
     Args:
-        folder: of the run.
-        config: its configuration.
+        folder: the directory.
+        config: the run's configuration.
 
     Raises:
-        ConfigError: the run is going on in another process.
+        ConfigError: another process executes the run, or the directory belongs to another run.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
@@ -119,35 +122,36 @@ class RunDirectory:
             (folder / "curves.csv").unlink(missing_ok=True)
         outputs = os.path.abspath(config.outputs)
         self.facts: dict[str, Any] = begun or {"command": format_command(HydraConfig.get()), "outputs": outputs}
-        # A resumed run may have been moved since.
+        # The directory of a resumed run may have been moved.
         self.facts |= {"outputs": outputs, "threads": config.runtime.threads or os.cpu_count(), "status": "RUNNING"}
         self._write()
 
     @property
     def run_id(self) -> str | None:
-        """Of the MLflow run."""
+        """The id of the MLflow run, if there is one."""
         found: str | None = self.facts.get("run_id")
         return found
 
     def track(self, run_id: str | None, uri: str | None) -> None:
-        """Note the MLflow run and its store; a new run has not got the model yet."""
+        """Record the MLflow run and its tracking URI; to a new MLflow run, no model has been logged yet."""
         if run_id != self.run_id:
             self.facts.pop("model", None)
         self.note(run_id=run_id, store=uri)
 
     def note(self, **facts: str | float | Sequence[str] | None) -> None:
-        """Adds what has become known; what was known before stays as it was where None is given."""
+        """Add facts to `run.json`; a fact that is None keeps its previous value."""
         self.facts |= {name: redacted(value) for name, value in facts.items() if value is not None}
         self._write()
 
     def check(self, identity: str, planned: str | None = None) -> None:
-        """Notes the run's identity; of a resumed or a planned run, compares it.
+        """Record the run's identity, after comparing it with that of the resumed or planned run.
 
         Args:
+            identity: the identity of this run.
             planned: the identity that a sweep has planned.
 
         Raises:
-            ConfigError: it is not the same run any more.
+            ConfigError: the identity has changed.
         """
         if planned not in (None, identity):
             raise ConfigError(
@@ -159,7 +163,7 @@ class RunDirectory:
         self.note(identity=identity)
 
     def end(self, status: str) -> None:
-        """Notes how it ended, and lets go of it; a finished run needs its checkpoints no more."""
+        """Record the final status and release the lock; the checkpoints of a finished run are removed."""
         try:
             self.note(status=status)
             if status == "FINISHED":
@@ -172,15 +176,16 @@ class RunDirectory:
 
 
 def claim(folder: Path, name: str = LOCK, what: str = "run", wait: float = 0) -> FileLock:
-    """The lock of a run's or a sweep's folder, taken where there are locks to be had.
+    """Acquire and return the lock of a run's or a sweep's directory, unless locks are not supported there.
 
     Args:
-        name: of the lock's file.
-        what: the folder is of, in a word.
-        wait: seconds for a process that may just be ending.
+        folder: the directory.
+        name: name of the lock file.
+        what: "run" or "sweep", for the message.
+        wait: seconds to wait for a process that may just be ending.
 
     Raises:
-        ConfigError: it is going on in another process.
+        ConfigError: another process holds the lock.
     """
     lock = FileLock(folder / name, fallback_to_soft=False)
     try:
@@ -193,7 +198,7 @@ def claim(folder: Path, name: str = LOCK, what: str = "run", wait: float = 0) ->
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return what a run's folder records of its run; None where it has no `run.json`.
+    """Return the contents of a directory's `run.json`; None if there is none.
 
     Raises:
         ConfigError: the file cannot be read, or is not what this program writes.
@@ -219,7 +224,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def damaged(folder: Path, reason: str) -> ConfigError:
-    """Return the error for a `run.json` that is not what this program writes."""
+    """Return the error for a `run.json` that is not as this program writes it."""
     return ConfigError(
         f"{folder / FILE}: is damaged ({reason[:300]}), so the run in this folder is not known. Restore the file from "
         "a copy; else move the folder away and train anew. A finished run that is in MLflow can be used by its MLflow "
@@ -228,12 +233,12 @@ def damaged(folder: Path, reason: str) -> ConfigError:
 
 
 def check_owner(folder: Path, config: Config) -> None:
-    """Refuse a folder that belongs to another run or to a sweep: its files would be taken for this run's.
+    """Refuse a directory that belongs to another run or to a sweep, whose files would be mistaken for this run's.
 
-    A run that ended before its identity was known has left nothing that could be mistaken.
+    A run that ended before its identity was known has left no files that could be mistaken.
 
     Raises:
-        ConfigError: naming what the folder belongs to.
+        ConfigError: the directory belongs to another run or to a sweep, which the message names.
     """
     remedy = "Leave hydra.run.dir out (every run gets a folder of its own), name another one"
     if (folder / SWEEP).exists():
@@ -250,12 +255,12 @@ def check_owner(folder: Path, config: Config) -> None:
 
 
 def check_vacant(folder: Path, config: Config) -> None:
-    """Refuse the folder of a new run that holds other things: a run's folder is logged to MLflow whole.
+    """Refuse a directory for a new run that holds other files, as everything in a run directory is logged to MLflow.
 
-    To be called before Hydra makes the folder.
+    Must be called before Hydra creates the directory.
 
     Raises:
-        ConfigError: naming the folder and what it belongs to, or what is in it.
+        ConfigError: the directory belongs to another run or to a sweep, or holds other files; the message names them.
     """
     if config.resume not in (None, AUTO):
         return
@@ -273,7 +278,7 @@ def check_vacant(folder: Path, config: Config) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what an earlier run has left in a folder that is used once more, but for logs and unsent messages."""
+    """Remove the files of an earlier run from a directory that is used again, except logs and the tracking buffer."""
     if not (folder / FILE).exists():
         return
     for path in [path for path in folder.iterdir() if not _logs(path) and path.name != JOB]:
@@ -284,12 +289,12 @@ def clear(folder: Path) -> None:
 
 
 def _logs(path: Path) -> bool:
-    """Whether an entry of a folder is what Hydra, a launcher or a lock puts there before the run begins."""
+    """Return whether a file is one that Hydra, a launcher or a lock creates before the run begins."""
     return path.name.startswith(".") or path.suffix == ".log"
 
 
 def format_command(hydra: Any) -> dict[str, Any]:
-    """How Hydra was called, by its own configuration: where, with which folder of choices, with which overrides."""
+    """Return how Hydra was called: the working directory, the configuration directory and name, and the overrides."""
     kept = [
         override for override in hydra.overrides.hydra
         if not override.lstrip("+~").removeprefix("hydra").lstrip("./").startswith(_ELSEWHERE)
@@ -305,20 +310,22 @@ def format_command(hydra: Any) -> dict[str, Any]:
 
 
 def arguments(called: Mapping[str, Any]) -> list[str]:
-    """Return what `command` has recorded as it was typed."""
+    """Return the command-line arguments of a command that `format_command` has recorded."""
     options = {"--config-dir": "config_dir", "--config-path": "config_path", "--config-name": "config_name"}
     given = {option: called.get(name) for option, name in options.items()}
     return [*itertools.chain(*((option, str(value)) for option, value in given.items() if value)), *called["overrides"]]
 
 
 def resume(given: Sequence[str]) -> list[str] | None:
-    """The command line that goes on with the run that `resume=` names; the given one where none is named.
+    """Return the command line that resumes the run named by `resume=`; the given one if it names none.
+
+    The current directory is changed to that in which the run was started, if it still exists.
 
     Returns:
-        None where that run is finished: there is nothing to do.
+        The arguments; None if the run is finished, so that there is nothing to resume.
 
     Raises:
-        ConfigError: no such run, or overrides that would make it another one.
+        ConfigError: there is no such run, or the other overrides would change it.
     """
     named = [argument.partition("=")[2] for argument in given if argument.startswith("resume=")]
     if not named or named[-1] == AUTO:
@@ -363,12 +370,12 @@ def resume(given: Sequence[str]) -> list[str] | None:
 
 
 def recorded_outputs(facts: Mapping[str, Any]) -> Path:
-    """Return the outputs/ that a run was started with."""
+    """Return the outputs/ directory that a run was started with."""
     return Path(facts["command"].get("directory", ""), facts.get("outputs") or default_outputs())
 
 
 def outputs_of(folder: Path, facts: Mapping[str, Any]) -> Path:
-    """Return the outputs/ that a run's folder belongs to: the recorded one, or the one that it was moved into."""
+    """Return the outputs/ directory of a run: the one that it was moved to, else the recorded one, else the default."""
     recorded = recorded_outputs(facts)
     if not folder.is_relative_to(recorded.resolve()):
         for place in folder.parents:
@@ -378,9 +385,9 @@ def outputs_of(folder: Path, facts: Mapping[str, Any]) -> Path:
 
 
 def store_of_run(folder: Path, facts: Mapping[str, Any]) -> str | None:
-    """Return the tracking store of a run, where it is now; None: it is not tracked, or its password is not known.
+    """Return a run's present tracking URI; None if it is not tracked, or if the URI's password is not known.
 
-    A run goes on in the store that it began in, whatever MLFLOW_TRACKING_URI says by now.
+    A run is resumed in the tracking store in which it began, whatever MLFLOW_TRACKING_URI is by now.
     """
     uri = reveal(facts.get("store") or "", "tracking.uri")
     if not uri or is_concealed(uri):
@@ -395,20 +402,20 @@ def store_of_run(folder: Path, facts: Mapping[str, Any]) -> str | None:
 
 
 def finished(folder: Path, identity: str) -> dict[str, float] | None:
-    """Return the metrics in a folder; None where they are not those of a finished run of this identity."""
+    """Return the metrics in a directory; None unless they are those of a finished run with this identity."""
     fetched = folder / FETCHED
     facts = json.loads(fetched.read_bytes()) if fetched.exists() else read_record(folder) or {}
     if not identity or facts.get("identity") != identity or facts.get("status") != "FINISHED":
         return None
     try:
         metrics: dict[str, float] = json.loads((folder / METRICS).read_bytes())
-    except (OSError, ValueError):  # removed since
+    except (OSError, ValueError):  # removed or damaged since
         return None
     return metrics
 
 
 def check_same(folder: Path, before: str | None, now: str) -> None:
-    """Raise ConfigError where a folder's run has another identity than the one that is to go on there."""
+    """Raise ConfigError if the identity of a directory's run differs from that of the run to be resumed there."""
     if before not in (None, now):
         raise ConfigError(
             f"resume: {folder} was another run: its configuration, pictures, weights or version of this "
@@ -418,10 +425,10 @@ def check_same(folder: Path, before: str | None, now: str) -> None:
 
 
 def find(named: str, overrides: Sequence[str]) -> Path:
-    """The folder of a run: given as such, or by its MLflow id.
+    """Return the directory of a run, which is named by its directory or its MLflow id.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: there is no such run, or its directory is not on this machine.
     """
     folder = folder_named(named)
     if folder is not None:
@@ -440,7 +447,7 @@ def find(named: str, overrides: Sequence[str]) -> Path:
 
 
 def folder_named(named: str) -> Path | None:
-    """Return the folder that a text names, as typed or in the quotes of Hydra's grammar; None where there is none."""
+    """Return the directory that a text names, plain or in the quotes of Hydra's grammar; None if there is none."""
     for text in (named, named[1:-1] if len(named) > 2 and named[0] == named[-1] and named[0] in "'\"" else named):
         folder = Path(text).expanduser()
         if text and folder.is_dir():
@@ -449,29 +456,29 @@ def folder_named(named: str) -> Path | None:
 
 
 def folder_of(run_id: str, recorded: str | None, uri: str) -> Path | None:
-    """Return the folder of an MLflow run: where it was recorded, or in the outputs/ of today where that was moved.
+    """Return the directory of an MLflow run: below the present outputs/, if that was moved, or where it was recorded.
 
     Args:
-        run_id: of the MLflow run; the folder's `run.json` must have it.
-        recorded: where the folder was.
-        uri: the store of the run, which lies in outputs/ where it is a file.
+        run_id: the id of the MLflow run, which the directory's `run.json` must have.
+        recorded: the path that was recorded for the directory.
+        uri: the tracking URI of the run; a SQLite file lies in outputs/.
     """
     if not recorded:
         return None
     file, parts = sqlite_file(uri), Path(recorded).parts
     roots = [*([file.absolute().parent] if file else []), Path(default_outputs())]
-    # outputs/runs/NAME, outputs/sweeps/SWEEP/NUMBER: the longest end of the old path that is there.
+    # A moved directory keeps the end of its path, such as runs/NAME or sweeps/SWEEP/NUMBER; the longest match is used.
     moved = [root.joinpath(*parts[at:]) for root in roots for at in range(1, len(parts))]
     for place in [*moved, Path(recorded)]:
         if (place / FILE).is_file():
-            with contextlib.suppress(ConfigError):  # a damaged file: of which run, it does not say
+            with contextlib.suppress(ConfigError):  # a damaged file does not identify its run
                 if (read_record(place) or {}).get("run_id") == run_id:
                     return place
     return None
 
 
 def store_of(overrides: Sequence[str]) -> str:
-    """The tracking store in which a run is looked for: that of the command line, else this place's."""
+    """Return the tracking URI in which to search for a run: that of the command line, else the local one."""
     from experiments.tracking import queries
 
     uris = [override.partition("=")[2] for override in overrides if override.startswith("tracking.uri=")]

@@ -1,4 +1,4 @@
-"""What is looked at once a training is finished: whether its results can be trusted, and what in them is off."""
+"""Checks after a training: errors for results that are inconsistent, warnings for results that look wrong."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from experiments.data.types import Dataset
 from experiments.errors import ConfigError
 from experiments.training.types import EpochRecord, TrainingResult
 
-JOINED_PICTURES = 32  # on which every run compares its whole model with the scores it reports
-JOINED_BATCH = 8  # of them at a time
-# How far two ways to compute one probability may be apart: bfloat16 has 8 bits for a number, float16 has 11.
+JOINED_PICTURES = 32  # number of images on which every run compares its joined model with the reported scores
+JOINED_BATCH = 8  # of these, in one forward pass
+# Largest accepted difference between two computations of a probability: bfloat16 has 8 significant bits, float16 11.
 TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "mixed_float16": 2e-2, "mixed_bfloat16": 1e-1}
-LEVEL = 0.05  # of the tests below
-SHORT = 3  # epochs, below which a loss above chance may be that of a beginning
+LEVEL = 0.05  # significance level of the tests below
+SHORT = 3  # epochs; in shorter trainings, a loss above that of guessing may still be falling
 
 
 @contextmanager
 def keep_error(errors: list[Exception], step: str) -> Iterator[None]:
-    """Keep an error instead of raising it: what comes after the training must not lose its results.
+    """Collect an error instead of raising it, so that a step after the training cannot lose the results.
 
     Args:
-        errors: takes the error, with a note on where it comes from.
-        step: of the run's end, for the note.
+        errors: the list that the error is appended to, with a note on the step that failed.
+        step: name of the step, for the note.
     """
     try:
         yield
@@ -38,14 +38,14 @@ def keep_error(errors: list[Exception], step: str) -> Iterator[None]:
 
 
 def check_joined(config: Config, fitted: TrainingResult, splits: Dataset) -> None:
-    """Compare the whole model, from pixels on, with the scores that stored activations gave.
+    """Compare the probabilities of the joined model, from pixels on, with the scores from cached features.
 
     Raises:
         RuntimeError: they differ by more than the precision explains.
     """
     pixels = splits.validation.pixels[:JOINED_PICTURES].astype("float32")
-    # Not compiled: for so few that takes longer than it saves. A few at a time: what every layer makes of them stays in
-    # memory until the last one is through.
+    # The model is not compiled, which takes longer than it saves on so few images. The batches are small, because the
+    # outputs of all layers stay in memory until the last layer is computed.
     parts = [fitted.model(pixels[at : at + JOINED_BATCH], training=False) for at in range(0, len(pixels), JOINED_BATCH)]
     whole = np.concatenate(parts)
     difference = float(np.max(np.abs(whole - fitted.scores["validation"][:JOINED_PICTURES])))
@@ -58,7 +58,7 @@ def check_joined(config: Config, fitted: TrainingResult, splits: Dataset) -> Non
 
 
 def check_reached(config: Config, fitted: TrainingResult) -> None:
-    """Compare the last epoch's training accuracy with what the configuration wants.
+    """Compare the last epoch's training accuracy with `must_reach`, if that is set.
 
     Raises:
         ConfigError: it is lower.
@@ -75,10 +75,10 @@ def check_reached(config: Config, fitted: TrainingResult) -> None:
 
 
 def training_warnings(config: Config, fitted: TrainingResult, labels: np.ndarray) -> list[str]:
-    """Return a sentence for everything that looks wrong in a finished training, with what to try.
+    """Return a sentence for everything that looks wrong in a finished training, with advice on what to try.
 
     Args:
-        labels: [N] int32, of the validation images.
+        labels: [N] int32, the labels of the validation images.
     """
     curve = [record for record in fitted.history if record.phase == fitted.history[-1].phase]
     if not curve:  # a regime without epochs
@@ -96,10 +96,10 @@ def training_warnings(config: Config, fitted: TrainingResult, labels: np.ndarray
 
 
 def diverged(config: Config, curve: Sequence[EpochRecord], kept: EpochRecord, classes: int) -> str | None:
-    """Return the sentence on a training whose losses, both of them, are above the loss of guessing.
+    """Return a warning if both the training and the validation loss are above the loss of guessing; else None.
 
-    Not where the loss is still falling, nor in the first epochs, unless it is far above. An overfitted network, whose
-    validation loss alone is that high, has not diverged.
+    While the training loss is still falling, and in the first epochs, there is a warning only if they are far above. An
+    overfitted network, of which only the validation loss is that high, has not diverged.
     """
     chance = 1.0 if config.loss == "hinge" else math.log(classes)
     losses = [record.metrics["loss"] for record in curve]
@@ -116,7 +116,7 @@ def diverged(config: Config, curve: Sequence[EpochRecord], kept: EpochRecord, cl
 
 
 def past_the_best(config: Config, monitored: Sequence[float], best: int, images: int) -> str | None:
-    """Return the sentence on a run whose last epoch is long after its best, and worse by more than noise."""
+    """Return a warning if the last epoch is long after the best one, and worse by more than noise; else None."""
     epochs, last = len(monitored), monitored[-1]
     if epochs - 1 - best < max(3, epochs / 4):
         return None
@@ -135,14 +135,15 @@ def past_the_best(config: Config, monitored: Sequence[float], best: int, images:
 
 
 def worse_than_the_head(config: Config, before: np.ndarray | None, after: np.ndarray, labels: np.ndarray) -> str | None:
-    """Return the sentence on fine-tuning that made its head worse, on the same images and by more than chance.
+    """Return a warning if fine-tuning is significantly worse than its head on the same images; else None.
 
-    Accuracy must be lower. That it is no chance shows in an exact McNemar test, or in Wilcoxon's signed-rank test of
-    the losses, which finds more on few images.
+    There is a warning if accuracy is lower, and either an exact McNemar test or Wilcoxon's signed-rank test of the
+    losses is significant; the latter has more power on few images.
 
     Args:
-        before: [N, C] probabilities of the head before fine-tuning; None where there was none.
-        after: [N, C] probabilities after it.
+        before: [N, C] probabilities of the head before fine-tuning; None if there was none.
+        after: [N, C] probabilities after fine-tuning.
+        labels: [N] int32, the labels of these images.
     """
     if before is None or len(labels) < 2:
         return None
@@ -154,7 +155,7 @@ def worse_than_the_head(config: Config, before: np.ndarray | None, after: np.nda
     of_accuracy = stats.binomtest(only_after, only_before + only_after).pvalue
     of_losses = stats.wilcoxon(losses[1], losses[0], alternative="greater").pvalue
     p_value = float(min(of_accuracy, of_losses))
-    if not p_value < LEVEL / 2:  # two tests, each at half of the level
+    if not p_value < LEVEL / 2:  # two tests, each at half of the level (Bonferroni)
         return None
     return (
         f"Fine-tuning ended worse than the head it started from: validation accuracy {right_after.mean():.1%}, before "

@@ -372,7 +372,7 @@ class Sweeper(HydraSweeper):
         return plan.planned(job, changes, [*keep, *common, "resume=auto"])
 
     def results(self, job: Job) -> dict[str, float] | None:
-        """Return a job's metrics from its run's directory or, if they were fetched, the job's; None if there are none."""
+        """Return a job's metrics from its run's directory or, if they were fetched, the job's; None without results."""
         places = (job.folder, self.folder / str(job.number))
         return next(filter(None, (run_directory.finished(place, job.identity) for place in places)), None)
 

@@ -278,7 +278,7 @@ def fetch(config: Mapping[str, Any], places: Sequence[tuple[str, str, str]], ans
 
 
 def deleted(config: Mapping[str, Any], run_ids: Sequence[str], answer: str) -> None:
-    """Find the MLflow runs that are missing in the tracking store or in its trash; the result's key is `deleted`."""
+    """Find the MLflow runs that are in the store's trash or no longer stored; the result's key is `deleted`."""
     with answering(answer) as said:
         uri = str(Config.model_validate(config).tracking.uri)
         said["deleted"] = [run_id for run_id in run_ids if queries.is_deleted(uri, run_id)]

@@ -54,7 +54,7 @@ def sqlite_uri(file: Path) -> str:
     SQLAlchemy decodes the path of a URI, and a question mark would begin the URI's options.
     """
     path = re.sub("[%?#]", lambda found: quote(found[0]), str(file))
-    # MLflow creates the parent directory of a plain sqlite:/// path without decoding it. Naming the driver prevents that.
+    # MLflow creates the parent directory of a sqlite:/// URI's path without decoding it, unless the URI names a driver.
     return f"sqlite:///{path}" if path == str(file) else f"sqlite+pysqlite:///{path}"
 
 

@@ -55,7 +55,7 @@ def check() -> None:
 
 
 def raised() -> BaseException | None:
-    """Return the exception that a signal has raised, even if it was dropped or replaced since; None without a signal."""
+    """Return the exception that a signal has raised, even if it was dropped or replaced; None if there is none."""
     return _raised
 
 

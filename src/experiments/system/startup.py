@@ -22,7 +22,7 @@ def quiet_start() -> Iterator[None]:
 
     The garbage collector is off meanwhile, and everything that was loaded is frozen (`gc.freeze`): it is never garbage,
     collections that go through it took a fifth of a short run's time, and forked processes go on sharing its memory.
-    If TensorFlow is loaded already, nothing is frozen, because the garbage of this process's earlier jobs would be kept.
+    If TensorFlow is loaded already, nothing is frozen, because garbage of this process's earlier jobs would be kept.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with tempfile.TemporaryFile() as kept:
