@@ -112,7 +112,7 @@ def suggest(rates: np.ndarray, losses: np.ndarray, guessing: float, trained: boo
 
 
 class Curve(NamedTuple):
-    """The losses of a range test with the values by which they are judged significant."""
+    """The losses of a range test, with the values that the rules for a suggestion compare them with."""
 
     rates: np.ndarray
     losses: np.ndarray

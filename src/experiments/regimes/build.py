@@ -461,7 +461,7 @@ def _with_download(config: Config, constructor: Any, arguments: dict[str, Any]) 
     """Build a keras.applications network; Keras takes ImageNet weights from its cache or downloads and verifies them.
 
     Raises:
-        ConfigError: the weights cannot be downloaded; the message names the file that Keras looks for.
+        ConfigError: the weights cannot be downloaded; the message names the file that Keras expects in its cache.
     """
     try:
         return construct("model", constructor, arguments)

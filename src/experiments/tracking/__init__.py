@@ -1,4 +1,7 @@
-"""The only package that knows MLflow. Opened first by `run`, it mirrors what the run's folder holds."""
+"""MLflow tracking: logs the content of a run directory to an MLflow run.
+
+Only this package imports MLflow.
+"""
 
 from __future__ import annotations
 
@@ -36,41 +39,50 @@ if TYPE_CHECKING:
     import keras
     from mlflow import MlflowClient
 
-# What a run id in the configuration stands for: the key, and the file that the run logged.
+# Configuration keys whose value may be a run id -> the artifact of that run which is used.
 REFERENCES = {"model.weights": "weights/backbone.weights.h5", "regime.head_from": "weights/head.weights.h5"}
 MANIFEST = "manifest.csv"
-MLFLOW_NAME = 250  # characters of a parameter's name at most
+MLFLOW_NAME = 250  # maximum length of an MLflow parameter's name, in characters
 _log = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """What a run tells about itself."""
+    """Logging of a run: what it is, its epochs, results, files and model."""
 
     @property
     def run_id(self) -> str | None: ...
 
     def files(self, config: Config) -> dict[str, Path]:
-        """Local files for the run ids in a configuration, by key; that run's manifest is put into inputs/<key>, too."""
+        """Download the files for the run ids in a configuration and return their paths by key.
+
+        The manifests of these runs are downloaded to inputs/<key>, too.
+        """
 
     def describe(self, config: Config, splits: Dataset, facts: Mapping[str, str]) -> None:
-        """What the run is, before it trains: parameters, tags, data set."""
+        """Log parameters, tags and the data set before the training."""
 
     def epoch(self, record: EpochRecord) -> None:
-        """One point of every curve."""
+        """Log one point of every curve."""
 
     def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any], timestamp: int) -> None:
-        """The final figures, as of a time [ms since 1970] at which they may be told twice without standing twice."""
+        """Log the final metrics and facts.
+
+        Args:
+            metrics: final metrics by name.
+            facts: become tags.
+            timestamp: of the metrics, in ms since 1970. Logging them again with the same timestamp is idempotent.
+        """
 
     def artifacts(self, tables: Mapping[str, Mapping[str, list[Any]]]) -> None:
-        """Everything in the run's folder, and tables to look at in the UI."""
+        """Log all files of the run directory, and tables that the UI can display."""
 
     def model(self, model: keras.Model, classes: Sequence[str]) -> None:
-        """The whole model, for mlflow.keras.load_model and for serving."""
+        """Log the whole model, for mlflow.keras.load_model and for serving."""
 
 
 def load() -> None:
-    """Imports what a run will need of MLflow, which itself imports it at its first call."""
-    import git  # noqa: F401  MLflow's, for a run's commit
+    """Import the modules of MLflow that a run will need; MLflow itself imports them only when they are first used."""
+    import git  # noqa: F401  MLflow uses it to find a run's commit.
     import mlflow.artifacts
     import mlflow.store.db.utils
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
@@ -78,23 +90,23 @@ def load() -> None:
 
 @contextmanager
 def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[Tracker]:
-    """An MLflow run around the work, ended FINISHED, FAILED or KILLED; with tracking=none one that does nothing.
+    """Open an MLflow run and end it as FINISHED, FAILED or KILLED; with tracking=none, yield a tracker without effect.
 
-    A store that is away while the run goes on costs it nothing: see `outbox`.
+    If the tracking store becomes unavailable during the run, training continues and messages are kept, see `buffer`.
 
     Args:
-        folder: of the run.
-        run_id: of the MLflow run to go on with; None: a new one.
+        folder: the run directory.
+        run_id: the id of the MLflow run to continue; None for a new one.
 
     Raises:
-        ConfigError: a tracking store that cannot be opened.
+        ConfigError: the tracking store cannot be opened, or the tracking buffer in the run directory is damaged.
     """
     if config.tracking.uri is None:
         yield Untracked()
         return
     buffer.prepare()
     connection.use(config.tracking.uri)
-    buffer.read(folder)  # its errors belong before the run
+    buffer.read(folder)  # An error of a damaged buffer has to be raised before the run starts.
     tracker = MlflowRun(start(config, folder, run_id), folder, run_id)
     origin = " (MLFLOW_TRACKING_URI; tracking.uri=... for another)" if "tracking.uri" in config.unresolved else ""
     _log.info("MLflow store: %s%s", redact_credentials(config.tracking.uri), origin)
@@ -113,11 +125,11 @@ def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[T
 
 
 def start(config: Config, folder: Path, run_id: str | None) -> str:
-    """Start an MLflow run, or go on with one; return its id.
+    """Start an MLflow run, or continue one, and return its id.
 
-    A run that was put into MLflow's trash is restored; for one that is not in the store, a new one takes its place: a
-    resumed run logs all of its epochs again. Not MLflow's active run: at the end of the process that would become
-    FINISHED, however this one ended.
+    A run in MLflow's trash is restored. A run that is not in the tracking store is replaced with a new one, as a
+    resumed run logs all of its epochs again. The run is not MLflow's active run, because MLflow marks that one as
+    FINISHED at the end of the process, even if the run has failed.
 
     Raises:
         ConfigError: the store cannot be used.
@@ -160,10 +172,10 @@ def start(config: Config, folder: Path, run_id: str | None) -> str:
 
 
 def start_sweep(config: Config, folder: Path, pid: int | None, run_id: str | None) -> str:
-    """Starts the MLflow run that a sweep's jobs are children of, or goes on with it; its id.
+    """Start or continue a sweep's MLflow run, the parent of its jobs' runs, and return its id.
 
     Args:
-        pid: of the sweep's process. It sends no heartbeat: only its own machine can tell that it is gone.
+        pid: of the sweep's process, which sends no heartbeat: only its own machine can find out that it has ended.
 
     Raises:
         ConfigError: the store cannot be used.
@@ -178,11 +190,11 @@ def start_sweep(config: Config, folder: Path, pid: int | None, run_id: str | Non
         liveness.mark_lost(experiment)
         client = mlflow.MlflowClient()
         if run_id is not None:
-            with contextlib.suppress(mlflow.exceptions.MlflowException):  # deleted since
+            with contextlib.suppress(mlflow.exceptions.MlflowException):  # The run may have been deleted.
                 client.update_run(run_id, status="RUNNING")
                 for name, value in tags.items():
                     client.set_tag(run_id, name, value)
-                if "failure" in client.get_run(run_id).data.tags:  # of a sweep that was killed
+                if "failure" in client.get_run(run_id).data.tags:  # The sweep was killed before.
                     client.delete_tag(run_id, "failure")
                 return run_id
         told = logged(config)["tags"]
@@ -192,16 +204,16 @@ def start_sweep(config: Config, folder: Path, pid: int | None, run_id: str | Non
 
 
 def end_sweep(config: Config, run_id: str, folder: Path, metrics: Mapping[str, float], status: str) -> None:
-    """Gives a sweep's MLflow run the conclusion, and ends it."""
+    """Log a sweep's metrics and summary to its MLflow run, and end it."""
     buffer.prepare()
     import mlflow
 
     connection.use(str(config.tracking.uri))
     client = mlflow.MlflowClient()
     before = client.get_run(run_id)
-    liveness.mark_lost(before.info.experiment_id)  # jobs that kill -9 ended
+    liveness.mark_lost(before.info.experiment_id)  # Jobs may have been ended by kill -9.
     for name, value in metrics.items():
-        if before.data.metrics.get(name) != value:  # else a sweep that is concluded again has each value twice
+        if before.data.metrics.get(name) != value:  # A sweep that is summarized again would have each value twice.
             client.log_metric(run_id, name, value)
     text = folder / "summary.md"
     files = sorted([*folder.glob("summary.*"), *folder.glob("figures/*.png")])
@@ -210,7 +222,7 @@ def end_sweep(config: Config, run_id: str, folder: Path, metrics: Mapping[str, f
 
 
 def _add_files(client: MlflowClient, run_id: str, files: Sequence[Path], text: str | None) -> None:
-    """Logs files, figures in a folder of their own, and the text that the UI shows on a run's page, if any."""
+    """Log files, figures in the directory `figures`, and the text that the UI shows on a run's page, if any."""
     for path in files:
         client.log_artifact(run_id, str(path), "figures" if path.suffix == ".png" else None)
     if text is not None:
@@ -218,7 +230,7 @@ def _add_files(client: MlflowClient, run_id: str, files: Sequence[Path], text: s
 
 
 def add_figure(uri: str, run_id: str, path: Path) -> None:
-    """Puts a picture that was drawn of a run after its end among its figures.
+    """Add a figure that was drawn after the end of a run to its MLflow artifacts.
 
     Raises:
         ConfigError: the store cannot be used, or has no such run.
@@ -237,19 +249,19 @@ def add_figure(uri: str, run_id: str, path: Path) -> None:
 
 
 def log_comparison(uri: str, experiment: str, digest: str, files: Sequence[Path], text: str) -> str:
-    """Logs a comparison's files as a run beside those it compares; the same one again takes the place of the old.
+    """Log a comparison's files as an MLflow run; logging the same comparison again replaces its files.
 
     Args:
-        experiment: its MLflow id.
-        digest: of what is compared: in the run's name, and a tag of it.
-        files: to log, figures in a folder of their own.
-        text: Markdown, that the UI shows on the run's page.
+        experiment: the MLflow id of the experiment.
+        digest: the hash of the comparison, which becomes part of the run's name and one of its tags.
+        files: the files to log; figures are logged to the directory `figures`.
+        text: Markdown that the UI shows on the run's page.
 
     Returns:
         The MLflow run's id.
 
     Raises:
-        ConfigError: the store does not take it.
+        ConfigError: the store cannot be used.
     """
     buffer.prepare()
     import mlflow
@@ -271,19 +283,20 @@ def log_comparison(uri: str, experiment: str, digest: str, files: Sequence[Path]
 
 
 def artifact_uri(place: str | None) -> str | None:
-    """Where artifacts go, as MLflow wants it: a URI as it is, a path as an absolute file URI."""
+    """Return the artifact location in the form that MLflow expects: a URI unchanged, a path as an absolute file URI."""
     return place if place is None or "://" in place else Path(place).resolve().as_uri()
 
 
 def run_name(folder: Path) -> str:
-    """A run is called like its folder; a sweep's job, whose folder is a number, like the sweep and that number."""
+    """Return the name of a run: the name of its directory or, if that is a number as in a sweep, SWEEP-NUMBER."""
     return f"{folder.parent.name}-{folder.name}" if folder.name.isdigit() else folder.name
 
 
 def open_experiment(config: Config) -> str:
-    """The experiment's id; store and experiment are made where they are missing, one process at a time.
+    """Return the experiment's id; a missing store or experiment is created under a lock.
 
-    A lock, because processes that initialise one SQLite store together spoil it; MLflow does so when a client is made.
+    The lock is needed because processes that initialise one SQLite store concurrently damage it; MLflow initialises it
+    when a client is created.
 
     Raises:
         ConfigError: the experiment is in MLflow's trash.
@@ -310,10 +323,11 @@ def open_experiment(config: Config) -> str:
 
 
 def make_tables(database: Path) -> None:
-    """Makes a SQLite store that appears whole: one whose first use was killed half-way can never be used again."""
+    """Create an SQLite store atomically: one whose initialisation was interrupted could never be used again."""
     import mlflow
 
-    for torn in database.parent.glob(f".{database.name}.*"):  # by now only of processes that were killed
+    # The caller holds the lock, so that temporary files can only be left from killed processes.
+    for torn in database.parent.glob(f".{database.name}.*"):
         torn.unlink(missing_ok=True)
     aside = draft(database)
     try:
@@ -326,10 +340,13 @@ def make_tables(database: Path) -> None:
 
 
 def fetch(config: Config, folder: Path) -> dict[str, Path]:
-    """Local files for the run ids in a configuration, by key, put with those runs' manifests into inputs/<key>.
+    """Download the files for the run ids in a configuration, with those runs' manifests, to inputs/<key>.
+
+    Returns:
+        Key of the configuration -> downloaded file.
 
     Raises:
-        ConfigError: a run that is not there, or there is no tracking store.
+        ConfigError: a run or its file is missing, or there is no tracking store.
     """
     wanted = _references(config)
     if not wanted:
@@ -344,7 +361,7 @@ def fetch(config: Config, folder: Path) -> dict[str, Path]:
     client = mlflow.MlflowClient()
     found = {}
     for key, run_id in wanted.items():
-        with contextlib.suppress(MlflowException):  # which the artifacts below report
+        with contextlib.suppress(MlflowException):  # The download below reports the same error.
             run = find_run(client, run_id)
             if run is not None and in_trash(run):
                 raise ConfigError(f"{key}: {run_id}: {trashed(config.tracking.uri, run)}")
@@ -363,7 +380,7 @@ def fetch(config: Config, folder: Path) -> dict[str, Path]:
 
 
 class Untracked:
-    """tracking=none: the run's folder is all there is."""
+    """Tracker for tracking=none, which logs nothing: the run directory is the only record."""
 
     run_id = None
 
@@ -378,7 +395,7 @@ class Untracked:
 
 
 class MlflowRun:
-    """The active MLflow run."""
+    """Tracker that logs to an MLflow run through a tracking buffer."""
 
     def __init__(self, run_id: str, folder: Path, before: str | None = None) -> None:
         self.run_id = run_id
@@ -393,12 +410,15 @@ class MlflowRun:
         source = config.unresolved.get("data.root", str(splits.manifest.root))
         self.outbox.put("parameters", flat_parameters(config))
         self.outbox.put("tags", {**environment_tags(), **facts})
-        digest = splits.fingerprint[:32]  # MLflow takes no longer one
+        digest = splits.fingerprint[:32]  # MLflow does not accept a longer one.
         self.outbox.put("data", {"source": source, "name": config.data.name, "digest": digest})
         self.outbox.send()
 
     def epoch(self, record: EpochRecord) -> None:
-        """Epochs that are shorter than SEND_EVERY are sent together: a head's take less time than a call to MLflow."""
+        """Log an epoch; those shorter than SEND_EVERY are sent together.
+
+        An epoch of a head takes less time than a call to MLflow.
+        """
         self.outbox.put("metrics", metric_points(record))
         self.outbox.send(points=True)
 
@@ -417,13 +437,14 @@ class MlflowRun:
         self.outbox.send()
 
     def end(self, status: str, reason: str | None) -> None:
-        """Ends the run, and says what of it MLflow does not have.
+        """End the run, and log a warning if messages could not be uploaded.
 
-        What is to be told is on the disk first: whoever stops a process may not wait for a server.
+        The messages are written to the disk first, because a process that is being stopped may be killed while it
+        waits for a server.
         """
         self.outbox.put("end", {"status": status, "failure": reason, "time": int(time.time() * 1000)})
         for tell in (self.outbox.keep, functools.partial(self.outbox.send, last=True)):
-            with contextlib.suppress(OSError):  # on a full disk; why the run ended is being told already
+            with contextlib.suppress(OSError):  # The disk may be full; the error that ended the run is raised anyway.
                 tell()
         if self.outbox.waiting:
             _log.warning(
@@ -433,13 +454,15 @@ class MlflowRun:
 
 
 def flat_parameters(config: Config) -> dict[str, str]:
-    """What makes the run what it is, a key and a text each: `regime` and the like name the choice, `regime.views` its
-    values."""
+    """Return the settings that define the run as MLflow parameters: key -> text.
+
+    `regime` and the other groups have the name of the choice, `regime.views` and the like its values.
+    """
     plain = logged(config)
     for key in NOT_IDENTITY:
         plain.pop(key)
     plain.pop("evaluate")
-    plain["runtime"] = {name: plain["runtime"][name] for name in ("precision", "xla")}  # as in a run's identity
+    plain["runtime"] = {name: plain["runtime"][name] for name in ("precision", "xla")}  # the same as in its identity
     return {key: value[:6000] for key, value in _flatten(plain).items()}
 
 
@@ -460,7 +483,7 @@ def _flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def environment_tags() -> dict[str, str]:
-    """Where and by what a run was made: versions, host, command line, git commit."""
+    """Return the tags that describe a run's environment: versions, host, command line, git commit."""
     packages = ("experiments", "tensorflow", "keras", "mlflow", "hydra-core", "numpy", "pillow")
     tags = {f"version.{name}": importlib.metadata.version(name) for name in packages}
     tags |= {
@@ -477,7 +500,10 @@ def environment_tags() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of this package's checkout, or of the current directory where the package is installed."""
+    """Return git's output for this package's checkout, or for the current directory if the package is installed.
+
+    Return None if git fails.
+    """
     place = REPOSITORY if CONF.parent == REPOSITORY else Path.cwd()
     try:
         done = subprocess.run(["git", *arguments], cwd=place, capture_output=True, text=True, timeout=10, check=True)

@@ -1,7 +1,8 @@
-"""What a run has to tell MLflow, as messages: a store that is away costs the run nothing, and loses nothing.
+"""Tracking buffer: the messages of a run for MLflow, which are kept while the tracking store is unavailable.
 
-What cannot be delivered waits in the run's folder, for the run's next try or for `experiments sync`. Every message may
-be told twice without standing twice: points of curves are told with their time, files and tables lie where they lay.
+An unavailable store neither stops a run nor loses data. Messages that cannot be uploaded are kept in the run directory,
+for the run's next attempt or for `experiments sync`. Uploading a message twice is idempotent: points of curves have a
+timestamp, files and tables replace those of the same name.
 """
 
 from __future__ import annotations
@@ -24,45 +25,47 @@ from experiments.tracking import connection, model_logging
 if TYPE_CHECKING:
     import keras
 
-UNSENT, MODEL = "unsent.jsonl", "unsent.keras"  # in the run's folder
-LOCAL = (".hydra", "inputs", "checkpoints", "run.json", UNSENT, MODEL)  # what is no artifact there
-SEND_EVERY = 1.0  # seconds at least between two calls that send points of curves
-SHARE = 0.1  # of the time, that trying in vain may take
+UNSENT, MODEL = "unsent.jsonl", "unsent.keras"  # in the run directory
+LOCAL = (".hydra", "inputs", "checkpoints", "run.json", UNSENT, MODEL)  # entries there that are not uploaded
+SEND_EVERY = 1.0  # minimum seconds between two calls that send points of curves
+SHARE = 0.1  # the largest share of the time that failing attempts may take
 
 _log = logging.getLogger(__name__)
 
 
 class Message(NamedTuple):
-    """A verb that `deliver` knows, and what goes with it, as JSON holds it; of which run."""
+    """A message of a run: one of the verbs that `deliver` handles, with its data."""
 
     run_id: str
     verb: str
-    given: Any
+    given: Any  # serializable as JSON
 
 
 class TrackingBuffer:
-    """A run's messages in their order, until MLflow has them.
+    """The messages of a run that are still to be uploaded, in order.
 
     Args:
-        run_id: of the MLflow run.
-        folder: of the run; what an earlier process left undelivered there is delivered, too.
+        run_id: the id of the MLflow run.
+        folder: the run directory; messages that an earlier process has left there are uploaded, too.
     """
 
     def __init__(self, run_id: str, folder: Path) -> None:
         self.run_id, self.folder = run_id, folder
         self.waiting = read(folder)
-        self.model: keras.Model | None = None  # of the message `model`
-        self.reason: str | None = None  # why the last try failed
+        self.model: keras.Model | None = None  # the model for the message `model`
+        self.reason: str | None = None  # why the last attempt failed
         self.next_try = time.monotonic() + SEND_EVERY
-        self.kept = 0.0  # when the file was last written
+        self.kept = 0.0  # the time when the file was last written
 
     def begin(self, replaced: str | None = None) -> None:
-        """Make ready for a run that goes on from here, in a folder that an earlier one may have used.
+        """Drop buffered messages that are outdated, as a new or resumed run begins in this directory.
 
-        How that one ended is no longer so; the files that another run was to send from this folder are gone.
+        Messages about the end of this run are outdated, as it continues. Artifacts and models of other runs are
+        dropped, as their files are no longer in this directory.
 
         Args:
-            replaced: the run that this one goes on for, because the store does not have it any more.
+            replaced: the id of the run that this one replaces because the store no longer has it; all of its messages
+                are dropped.
         """
         mine = [message for message in self.waiting if message.run_id == self.run_id and message.verb != "end"]
         others = [message for message in self.waiting if message.run_id not in (self.run_id, replaced)]
@@ -79,12 +82,12 @@ class TrackingBuffer:
             self.waiting.append(Message(self.run_id, verb, given))
 
     def send(self, *, points: bool = False, last: bool = False) -> None:
-        """Delivers what waits, in its order.
+        """Upload the buffered messages in order.
 
         Args:
-            points: only points of curves have come: there is no hurry.
-            last: there will be no other time. Otherwise a store that is away is not asked again before ten times as
-                long as it was waited for.
+            points: whether only points of curves were added, which are sent at most every SEND_EVERY seconds.
+            last: whether this is the last attempt, which is made at once. Otherwise, after a failed attempt, the next
+                one is made only after ten times the duration of the failed one.
         """
         began = time.monotonic()
         if not last and began < self.next_try and (points or self.reason):
@@ -95,14 +98,14 @@ class TrackingBuffer:
         while at < len(self.waiting):
             try:
                 deliver(self.folder, self.waiting[at], self.model)
-            except Exception as error:  # of MLflow, a database, a client of somebody's cloud: none is worth a run
+            except Exception as error:  # MLflow, a database or a cloud client failed; none of them may stop the run.
                 reason = str(error)[:500]
                 if away(error):
                     break
                 at += 1
             else:
                 del self.waiting[at]
-        if last:  # what keeps the others waiting may not keep the end: a store for artifacts that is away, say
+        if last:  # The run's end is uploaded even if other messages cannot be, for example without an artifact store.
             for message in [one for one in self.waiting[at + 1 :] if (one.run_id, one.verb) == (self.run_id, "end")]:
                 with contextlib.suppress(Exception):
                     deliver(self.folder, message, None)
@@ -120,7 +123,7 @@ class TrackingBuffer:
         self.keep()
 
     def keep(self) -> None:
-        """Writes what waits into the run's folder; nothing waits: no file."""
+        """Write the buffered messages and model to the run directory, or delete the files if there are none."""
         file, aside = self.folder / MODEL, self.folder / f".aside-{MODEL}"
         if not any(message.verb == "model" for message in self.waiting):
             file.unlink(missing_ok=True)
@@ -135,17 +138,18 @@ class TrackingBuffer:
 
 
 def sync(run_id: str, folder: Path, uri: str, points: list[list[Any]], status: str | None) -> tuple[int, str | None]:
-    """Delivers what an ended run left in its folder.
+    """Upload the messages that an ended run has left in its directory.
 
     Args:
-        run_id: of the MLflow run.
-        folder: of the run.
-        uri: the MLflow store.
-        points: of its curves, as the message `metrics` has them, that are to be told whether they wait or not.
-        status: how it ended, as its folder says; it may have gone on without MLflow.
+        run_id: the id of the MLflow run.
+        folder: the run directory.
+        uri: the tracking store.
+        points: points of its curves, in the format of the message `metrics`, which are uploaded even if they are not
+            in the buffer.
+        status: how the run has ended according to its directory; it may have continued without MLflow.
 
     Returns:
-        How many messages wait on, and why.
+        The number of messages that could not be uploaded, and the reason.
     """
     prepare()
 
@@ -161,10 +165,10 @@ def sync(run_id: str, folder: Path, uri: str, points: list[list[Any]], status: s
 
 
 def read(folder: Path) -> list[Message]:
-    """The messages that wait in a run's folder.
+    """Return the buffered messages of a run directory.
 
     Raises:
-        ConfigError: the file is not what this program writes.
+        ConfigError: the file is damaged.
     """
     try:
         lines = (folder / UNSENT).read_text(encoding="utf-8").splitlines()
@@ -184,27 +188,31 @@ def write(folder: Path, messages: Iterable[Message]) -> None:
 
 
 def prepare() -> None:
-    """Imports MLflow, set up for us; with its defaults a server that is down blocks for minutes."""
+    """Set MLflow's environment variables and import it; with its defaults, a server that is down blocks for minutes."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one a file, of a few kilobytes mostly
-    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # our requirements are given, not looked for
-    import mlflow  # noqa: F401  sets up its logging
+    # A progress bar per file would only be noise, as most files have a few kilobytes.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # `log_model` gives the requirements explicitly.
+    import mlflow  # noqa: F401  The import configures MLflow's logging.
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What MLflow raises where its store is away or does not want something."""
+    """Return the exceptions that MLflow raises if its store is unavailable or rejects a request."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return (MlflowException, SQLAlchemyError, OSError)  # requests' errors are OSErrors
+    return (MlflowException, SQLAlchemyError, OSError)  # The exceptions of requests are OSErrors.
 
 
 def away(error: Exception) -> bool:
-    """Whether the store is away; else it only would not take, or this machine could not make, this one message."""
+    """Return whether an error means that the store is unavailable.
+
+    Otherwise only this message has failed: the store has rejected it, or this machine could not create its content.
+    """
     from mlflow.exceptions import MlflowException
     from requests import HTTPError, RequestException
 
@@ -218,15 +226,15 @@ def away(error: Exception) -> bool:
 
 
 def deliver(folder: Path, message: Message, model: keras.Model | None) -> None:
-    """Tells MLflow one message.
+    """Upload one message to MLflow.
 
     Args:
-        folder: of the run.
-        message: what to tell.
-        model: the run's, for the message `model`; None: the one that was left in the folder.
+        folder: the run directory.
+        message: the message to upload.
+        model: the run's model, for the message `model`; None for the one that is saved in the run directory.
 
     Raises:
-        MlflowException, SQLAlchemyError, OSError: it could not be told.
+        MlflowException, SQLAlchemyError, OSError: the upload has failed.
     """
     import mlflow
     from mlflow.data.dataset_source_registry import resolve_dataset_source
@@ -237,17 +245,18 @@ def deliver(folder: Path, message: Message, model: keras.Model | None) -> None:
     run_id, given = message.run_id, message.given
     if message.verb == "parameters":
         params = [Param(name, value) for name, value in given.items()]
-        for at in range(0, len(params), 100):  # a batch holds no more
+        for at in range(0, len(params), 100):  # MLflow limits a batch to 100 parameters, 100 tags and 1000 metrics.
             client.log_batch(run_id, params=params[at : at + 100])
     elif message.verb == "tags":
         tags = [RunTag(name, str(value)) for name, value in given.items()]
         for at in range(0, len(tags), 100):
             client.log_batch(run_id, tags=tags[at : at + 100])
     elif message.verb == "data":
-        with warnings.catch_warnings(action="ignore"):  # a path fits two of MLflow's sources, which are the same
+        with warnings.catch_warnings(action="ignore"):  # MLflow warns that a path fits two equivalent source classes.
             source = resolve_dataset_source(given["source"])
         data = MetaDataset(source, name=given["name"], digest=given["digest"])  # type: ignore[abstract]
-        tag = InputTag("mlflow.data.context", "training")  # all splits; of a second input of this digest none is kept
+        # One input stands for all splits, because MLflow does not store a second input with the same digest.
+        tag = InputTag("mlflow.data.context", "training")
         client.log_inputs(run_id, [DatasetInput(data._to_mlflow_entity(), [tag])])
     elif message.verb == "metrics":
         points = [Metric(*point) for point in given]
@@ -260,7 +269,7 @@ def deliver(folder: Path, message: Message, model: keras.Model | None) -> None:
     elif message.verb == "end":
         if given["failure"]:
             client.set_tag(run_id, "failure", given["failure"])
-        elif "failure" in client.get_run(run_id).data.tags:  # it was taken for lost meanwhile
+        elif "failure" in client.get_run(run_id).data.tags:  # Another process has marked the run as lost meanwhile.
             client.delete_tag(run_id, "failure")
         client.set_terminated(run_id, given["status"], given["time"])
     else:
@@ -268,13 +277,16 @@ def deliver(folder: Path, message: Message, model: keras.Model | None) -> None:
 
 
 def log_files(run_id: str, folder: Path, tables: Mapping[str, Mapping[str, list[Any]]]) -> None:
-    """Everything in the run's folder but LOCAL, and tables as mlflow.log_table has them, which would append instead."""
+    """Log all files of the run directory except LOCAL, and tables in the format of mlflow.log_table.
+
+    mlflow.log_table itself would append to an existing table.
+    """
     import mlflow
 
     client = mlflow.MlflowClient()
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if path.is_file() and inside.parts[0] not in LOCAL and not path.name.startswith("."):  # drafts
+        if path.is_file() and inside.parts[0] not in LOCAL and not path.name.startswith("."):  # no temporary files
             client.log_artifact(run_id, str(path), inside.parent.as_posix() if len(inside.parts) > 1 else None)
     for name, table in tables.items():
         rows = [list(row) for row in zip(*table.values(), strict=True)]
@@ -284,15 +296,15 @@ def log_files(run_id: str, folder: Path, tables: Mapping[str, Mapping[str, list[
 
 
 def left(folder: Path) -> keras.Model:
-    """The model that a run left in its folder, because MLflow could not be given it.
+    """Load the model that a run has saved in its directory because it could not be uploaded.
 
     Raises:
-        OSError: it is not there, or cannot be read.
+        OSError: the file is missing or cannot be read.
     """
     import keras
 
     try:
         model: keras.Model = keras.models.load_model(folder / MODEL, compile=False)
-    except Exception as error:  # Keras raises many: of a layer that is not known here, say
+    except Exception as error:  # Keras raises exceptions of many classes, for example for an unknown layer.
         raise OSError(f"{folder / MODEL}: the run's model cannot be read: {error}") from None
     return model

@@ -1,4 +1,4 @@
-"""Where a tracking store is, and whether it is there at all: MLflow itself waits and tries again for minutes."""
+"""Selection and check of the tracking store; MLflow itself would retry for minutes if a store is unavailable."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from experiments.system.paths import ARTIFACTS, sqlite_file
 from experiments.system.redaction import redact_credentials
 from experiments.tracking import migrations
 
-WAIT = 5.0  # seconds for a first answer
+WAIT = 5.0  # seconds to wait for a first response
 VARIABLE = "MLFLOW_TRACKING_URI"
-# Where MLflow's database has absolute addresses of files.
+# The tables and columns of MLflow's database that contain absolute addresses of files.
 ADDRESSES = (
     ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
     ("model_versions", "source"), ("model_versions", "storage_location"),
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 def missing(uri: str) -> bool:
-    """Whether a store is an SQLite file that is not there: MLflow's client would make it."""
+    """Return whether a store is a missing SQLite file, which MLflow's client would create."""
     file = sqlite_file(uri)
     return file is not None and not file.exists()
 
@@ -39,8 +39,8 @@ def missing(uri: str) -> bool:
 def use(uri: str) -> None:
     """Make MLflow use a store in this process.
 
-    MLflow sets MLFLOW_TRACKING_URI as well, for processes that it starts. The variable stays what the user has set: a
-    later run of this process follows it.
+    MLflow also sets MLFLOW_TRACKING_URI, for processes that it starts. This function restores the user's value of the
+    variable, as it decides the store of later runs in this process.
     """
     import mlflow
 
@@ -52,10 +52,10 @@ def use(uri: str) -> None:
 
 
 def check_runs(uri: str) -> None:
-    """Asks, as `check`, for a store that runs are to be read from.
+    """Check that a store from which runs are to be read exists and is available.
 
     Raises:
-        ConfigError: no run has made it yet, or as `check`.
+        ConfigError: no run has created the store yet, or `check` fails.
     """
     if missing(uri):
         raise ConfigError(f"No runs yet: there is no {sqlite_file(uri)}. Train first, or give --uri")
@@ -63,10 +63,10 @@ def check_runs(uri: str) -> None:
 
 
 def check(uri: str | None) -> None:
-    """Ask a server or a database's host for any answer; correct the addresses in an SQLite store that was moved.
+    """Check that a server or a database's host responds; correct the addresses in an SQLite store that was moved.
 
     Raises:
-        ConfigError: there is none, or the installed MLflow cannot use the SQLite store.
+        ConfigError: there is no response, or the installed MLflow cannot use the SQLite store.
     """
     file = sqlite_file(uri or "")
     if file is not None:
@@ -77,12 +77,12 @@ def check(uri: str | None) -> None:
     try:
         parts = urlsplit(uri or "")
         if parts.scheme in ("http", "https"):
-            # Without user and password, which urllib would take for a part of the host.
+            # User and password are removed, because urllib would treat them as a part of the host.
             plain = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
             urllib.request.urlopen(plain, timeout=WAIT).close()
         elif parts.hostname and (port := parts.port or (5432 if parts.scheme.startswith("postgresql") else None)):
             socket.create_connection((parts.hostname, port), timeout=WAIT).close()
-    except (urllib.error.HTTPError, ssl.SSLError):  # it answers; the rest is between it and MLflow
+    except (urllib.error.HTTPError, ssl.SSLError):  # The server responds; MLflow reports other errors itself.
         return
     except (OSError, ValueError, http.client.HTTPException) as error:
         if not isinstance(getattr(error, "reason", None), ssl.SSLError):
@@ -90,10 +90,11 @@ def check(uri: str | None) -> None:
 
 
 def follow_move(file: Path) -> None:
-    """Correct the artifacts' addresses in an SQLite store whose folder was moved or copied.
+    """Correct the artifacts' addresses in an SQLite store whose directory was moved or copied.
 
-    MLflow records absolute addresses. Without this, old artifacts are not found, and new ones are written to the place
-    where the folder was. Only the layout of outputs/ is followed: the artifacts lie beside the database.
+    MLflow records absolute addresses. Without this correction, old artifacts would not be found, and new ones would be
+    written to the previous directory. It is made only for the layout of outputs/, with the artifacts beside the
+    database.
 
     Args:
         file: the database.
@@ -109,26 +110,26 @@ def follow_move(file: Path) -> None:
                     _replace_addresses(store, location, here.as_uri())
                     _log.info("MLflow's files are in %s now: their addresses in %s led to %s", here, file, there)
     except sqlite3.Error as error:
-        if "no such" not in str(error) and "not a database" not in str(error):  # MLflow reports these
+        if "no such" not in str(error) and "not a database" not in str(error):  # MLflow reports these errors itself.
             _log.warning("%s: the addresses of artifacts cannot be corrected: %s", file, error)
 
 
 def _local_path(location: str | None) -> Path | None:
-    """Return the path that an artifact location means, a file URI or a plain path; None: it is of another kind."""
+    """Return the path of an artifact location that is a file URI or a plain path; None for other locations."""
     if location is None or ("://" in location and not location.startswith("file:")):
         return None
     return Path(unquote(urlsplit(location).path) if location.startswith("file:") else location)
 
 
 def _has_moved(there: Path, here: Path, database: Path) -> bool:
-    """Whether a database that places artifacts elsewhere has come from there, moved or copied."""
+    """Return whether a database whose artifacts are elsewhere was moved or copied from there."""
     if not there.is_dir():
         return True
     return here.is_dir() and not there.samefile(here) and (there.parent / database.name).is_file()
 
 
 def _replace_addresses(store: sqlite3.Connection, old: str, new: str) -> None:
-    """Replace the beginning of every address in MLflow's tables, in one transaction."""
+    """Replace the prefix `old` of the addresses in MLflow's tables, in one transaction."""
     with store:
         for table, column in ADDRESSES:
             if column in [row[1] for row in store.execute(f"PRAGMA table_info({table})")]:
@@ -144,12 +145,12 @@ def unusable(uri: str, reason: str, remedy: str | None = None) -> ConfigError:
 
     Args:
         uri: of the store.
-        reason: as MLflow gives it.
-        remedy: None: what is usual for a store of this kind.
+        reason: usually MLflow's error message.
+        remedy: what the user can do; None for the usual advice for a local or a remote store.
     """
     if outdated := re.search(r"out-of-date database schema \(found version (\w+)", reason):
         reason, remedy = migrations.problem(outdated[1].lower(), uri, sqlite_file(uri)) or (reason, remedy)
-    reason = reason.partition("\n[SQL: ")[0]  # SQLAlchemy's errors have the whole statement
+    reason = reason.partition("\n[SQL: ")[0]  # SQLAlchemy's messages contain the whole statement, which is cut off.
     local = sqlite_file(uri) is not None or uri.startswith("file:")
     remedy = remedy or (
         "Check the file, its folder and the room on its disk" if local else "Check the address and that the server runs"

@@ -1,4 +1,4 @@
-"""A run's epochs: rows of curves.csv at once, points in MLflow once a checkpoint holds them."""
+"""Learning curves of a run: every epoch is written to curves.csv, and logged to MLflow once a checkpoint holds it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, Protocol
 from experiments.storage import atomic_files
 from experiments.training.types import EPOCH_METRICS, EpochRecord
 
-FILE = "curves.csv"  # in the run's folder
-PHASES = ("scratch", "head", "finetune")  # as the metric `phase` counts them
-CLOCKED = ("seconds", "pictures_per_second", "input_wait")  # these differ where the same epoch is trained again
+FILE = "curves.csv"  # in the run directory
+PHASES = ("scratch", "head", "finetune")  # The metric `phase` is an index into these.
+CLOCKED = ("seconds", "pictures_per_second", "input_wait")  # metrics that differ if the same epoch is trained again
 COLUMNS = ("step", "phase", "epoch", "timestamp", *EPOCH_METRICS)
 
 
@@ -23,22 +23,23 @@ class EpochTracker(Protocol):
 
 
 class Curves:
-    """Write every epoch to curves.csv, and log it to MLflow once it is committed.
+    """Writer of the curves: every epoch goes to curves.csv at once, and to MLflow once it is committed.
 
-    MLflow keeps a second value of a metric and step unless it has the first one's timestamp. So an epoch is logged only
-    when no resumed run can train it again. Where one does nevertheless (a damaged checkpoint, a head that left the
-    cache), an epoch with the same losses keeps the row, and with it the timestamp and the times, of its first training.
+    MLflow stores a second value of a metric for the same step unless its timestamp equals the first one's. Therefore an
+    epoch is logged only when no resumed run can train it again. If an epoch is trained again nevertheless (after a
+    damaged checkpoint, or when a head was removed from the cache) with the same losses, it keeps the row of its first
+    training, with its timestamp and durations.
 
     Args:
-        path: of curves.csv; of a resumed run it has rows.
-        tracker: logs an epoch.
-        committed: whether an epoch will not be trained again, whatever happens to this process.
+        path: of curves.csv, which already has rows if the run is resumed.
+        tracker: logs the epochs.
+        committed: returns whether an epoch will not be trained again, whatever happens to this process.
     """
 
     def __init__(self, path: Path, tracker: EpochTracker, committed: Callable[[EpochRecord], bool]) -> None:
         self.path, self.tracker, self.committed = path, tracker, committed
         self.rows = read(path)
-        self.count = 0  # of these, how many are of this process
+        self.count = 0  # number of rows that this process has added or confirmed
         self.waiting: list[EpochRecord] = []
         if path.exists():
             self._replace(self.rows)
@@ -59,7 +60,7 @@ class Curves:
             self._log()
 
     def finish(self) -> None:
-        """Log what is left, because no later process trains it again."""
+        """Log the remaining epochs, as no later process will train them again, and delete outdated rows."""
         if len(self.rows) > self.count:
             self._replace(self.rows[: self.count])
         self._log()
@@ -78,7 +79,7 @@ class Curves:
 
 
 def same(one: EpochRecord, other: EpochRecord) -> bool:
-    """Return whether two records are of one epoch, trained alike."""
+    """Return whether two records are of the same epoch with the same metrics, apart from durations."""
     compared = [name for name in EPOCH_METRICS if name not in CLOCKED]
     return (one.step, one.phase, one.epoch) == (other.step, other.phase, other.epoch) and all(
         one.metrics.get(name) == other.metrics.get(name) for name in compared
@@ -86,7 +87,7 @@ def same(one: EpochRecord, other: EpochRecord) -> bool:
 
 
 def read(path: Path) -> list[EpochRecord]:
-    """Return the epochs of a curves.csv; none where there is no such file."""
+    """Return the epochs in a curves.csv; an empty list if there is no such file."""
     try:
         return parse(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
@@ -94,7 +95,7 @@ def read(path: Path) -> list[EpochRecord]:
 
 
 def parse(text: str) -> list[EpochRecord]:
-    """Return the epochs in the text of a curves.csv, up to a row that is not whole: a process may die within one."""
+    """Return the epochs in the text of a curves.csv, up to an incomplete row, which a killed process may leave."""
     found: list[EpochRecord] = []
     with contextlib.suppress(KeyError, TypeError, ValueError, csv.Error):
         for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
@@ -107,7 +108,7 @@ def parse(text: str) -> list[EpochRecord]:
 def format_rows(records: Sequence[EpochRecord], *, header: bool) -> str:
     """Return records as lines of CSV.
 
-    Every row has all columns: records that come from the head cache may have fewer metrics, in another order.
+    Every row has all columns, because records from the head cache may have fewer metrics, in another order.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text)
@@ -120,6 +121,6 @@ def format_rows(records: Sequence[EpochRecord], *, header: bool) -> str:
 
 
 def metric_points(record: EpochRecord) -> list[list[Any]]:
-    """Return an epoch's points as MLflow takes them: name, value, timestamp, step."""
+    """Return an epoch's points in the order of MLflow's Metric: name, value, timestamp, step."""
     phase = {"phase": float(PHASES.index(record.phase))} if record.phase in PHASES else {}
     return [[name, value, record.timestamp, record.step] for name, value in {**record.metrics, **phase}.items()]

@@ -1,4 +1,4 @@
-"""Whose process a run is, so that those whose process is gone can be told from those that go on."""
+"""Run liveness: tags that identify the process of a run, and detection of runs whose process has died."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pathlib import Path
 
 import psutil
 
-HEARTBEAT = 60.0  # seconds
-STALE = 10 * HEARTBEAT
+HEARTBEAT = 60.0  # seconds between two heartbeats
+STALE = 10 * HEARTBEAT  # seconds without a heartbeat after which a process on another machine counts as dead
 
 
 def owner(pid: int | None = None) -> dict[str, str]:
-    """The process that a run belongs to, as tags: what a later start needs to tell whether it still lives.
+    """Return tags that identify the process of a run, by which others can find out whether it is still alive.
 
     Args:
-        pid: of the process; None: this one.
+        pid: of the process; None for this one.
     """
     process = psutil.Process(pid)
     return {
@@ -34,15 +34,15 @@ def owner(pid: int | None = None) -> dict[str, str]:
 
 
 def place() -> str:
-    """Where a process number means one process: this boot of a system, in this namespace of it (a container's own)."""
+    """Return the scope in which a process id is unique: this boot of the system and the (container's) PID namespace."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no Linux
+    except OSError:  # not on Linux
         return ""
 
 
 class Heartbeat:
-    """Tells every minute that the run's process lives, for those on other machines, who cannot see it."""
+    """Thread that updates a run's heartbeat tag every minute, for other machines, which cannot check the process."""
 
     def __init__(self, run_id: str) -> None:
         self._run_id, self._ended = run_id, threading.Event()
@@ -56,30 +56,30 @@ class Heartbeat:
 
         client = mlflow.MlflowClient()
         while not self._ended.wait(HEARTBEAT):
-            with contextlib.suppress(Exception):  # a store that is down for a while
+            with contextlib.suppress(Exception):  # The store may be unavailable for a while.
                 client.set_tag(self._run_id, "owner.heartbeat", str(int(time.time())))
 
 
 def mark_lost(experiment: str) -> None:
-    """End the runs of an experiment whose process is gone: killed by kill -9, or with its machine."""
+    """End the runs of an experiment whose process has died without ending them: by kill -9, or with its machine."""
     import mlflow
     from mlflow.entities import RunStatus
     from mlflow.exceptions import MlflowException
 
     client = mlflow.MlflowClient()
     for run in client.search_runs([experiment], "attributes.status = 'RUNNING'", max_results=1000):
-        if "run_folder" in run.data.tags and lost(run.data.tags):  # else another tool's
+        if "run_folder" in run.data.tags and lost(run.data.tags):  # Runs without this tag belong to another tool.
             reason = "its process is gone (kill -9, out of memory, or the machine went down)"
-            with contextlib.suppress(MlflowException):  # another process deleted it meanwhile
+            with contextlib.suppress(MlflowException):  # Another process may have deleted the run meanwhile.
                 client.set_tag(run.info.run_id, "failure", reason)
                 client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))
 
 
 def lost(tags: Mapping[str, str]) -> bool:
-    """Return whether the process that a run's tags name is gone.
+    """Return whether the process that a run's tags identify has died.
 
-    Of a run without such tags, or with values that `owner` does not write, nothing is known: another tool, or a person,
-    may have written tags of these names.
+    Return False if the tags are missing or have values that `owner` does not write, as another tool, or a person, may
+    have written tags with these names.
     """
     try:
         host, pid = tags["owner.host"], int(tags["owner.pid"])
@@ -95,9 +95,10 @@ def lost(tags: Mapping[str, str]) -> bool:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return True
-        # Another process has its number now; or the clock was set, which moves all of these times.
+        # The id may belong to another process now. If the clock was set, the times differ for the same process, too;
+        # but then it still sends heartbeats.
         return silent and abs(process.create_time() - started) > 5
     except psutil.NoSuchProcess:
         return True
-    except (psutil.Error, OSError):  # a process that this user may not look at
+    except (psutil.Error, OSError):  # This user may not have access to the process.
         return False

@@ -1,6 +1,6 @@
-"""Whether the installed MLflow can use a database, by the version of its schema.
+"""Check whether the installed MLflow can use a database, by the version of the database's schema.
 
-MLflow itself names every other version out of date, newer ones too, and migrates some old databases without a word.
+MLflow itself calls every other version out of date, even newer ones, and migrates some old databases without a message.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ TIMEOUT = 5.0  # seconds that another process may hold the database
 
 
 def sqlite_problem(file: Path, uri: str) -> tuple[str, str] | None:
-    """Return why MLflow cannot use an SQLite file, and the remedy; None: it can, or reports another itself."""
+    """Return why MLflow cannot use an SQLite file, and the remedy.
+
+    Return None if it can, or if there is another problem, which MLflow reports itself.
+    """
     if not file.is_file():
         return None
     with contextlib.suppress(sqlite3.Error):
@@ -33,12 +36,12 @@ def sqlite_problem(file: Path, uri: str) -> tuple[str, str] | None:
 
 
 def problem(version: str, uri: str, file: Path | None = None) -> tuple[str, str] | None:
-    """Return why the installed MLflow cannot use a schema of this version, and the remedy; None: it can.
+    """Return why the installed MLflow cannot use a schema of this version, and the remedy; None if it can.
 
     Args:
-        version: as Alembic records it in the database.
+        version: the version that Alembic has recorded in the database.
         uri: of the database, for the remedy.
-        file: of an SQLite database.
+        file: the file of an SQLite database.
     """
     known, newest = installed_versions()
     if not known or version == newest:
@@ -58,7 +61,7 @@ def problem(version: str, uri: str, file: Path | None = None) -> tuple[str, str]
 
 @cache
 def installed_versions() -> tuple[frozenset[str], str]:
-    """Return the schema versions that the installed MLflow knows, and the newest of them, without importing it."""
+    """Return the schema versions in the installed MLflow's migrations, and the newest one, without importing MLflow."""
     spec = importlib.util.find_spec("mlflow")
     folders = list(spec.submodule_search_locations or ()) if spec else []
     before = {}
@@ -69,5 +72,5 @@ def installed_versions() -> tuple[frozenset[str], str]:
             if "revision" in found:
                 before[found["revision"]] = found.get("down_revision")
     newest = before.keys() - set(before.values())
-    # MLflow's migrations are one line; were they none, nothing could be concluded.
+    # MLflow's migrations form one sequence with one newest version; otherwise nothing could be concluded.
     return (frozenset(before), newest.pop()) if len(newest) == 1 else (frozenset(), "")

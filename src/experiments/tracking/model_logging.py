@@ -1,4 +1,4 @@
-"""Runs' models as MLflow keeps them: for Keras, for serving, in the registry."""
+"""Logging of a run's model to MLflow, for mlflow.keras, for serving and for the model registry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import keras
 
 NAME = "model"  # runs:/ID/model
-# Given here, because MLflow's own search for them starts a process that imports everything again.
+# The requirements are listed here because MLflow would infer them in a process that imports everything again.
 REQUIRED = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
 CODE = "experiments_served"
 SERVED = (
@@ -28,7 +28,7 @@ INPUT = (
 
 
 def log_model(run_id: str, model: keras.Model, classes: Sequence[str]) -> None:
-    """The whole model, for mlflow.keras.load_model and `mlflow models serve`; one that was begun before is replaced."""
+    """Log the whole model for mlflow.keras.load_model and `mlflow models serve`, replacing earlier ones of this run."""
     import mlflow
     from mlflow.entities import LoggedModelStatus
     from mlflow.models import Model
@@ -36,7 +36,7 @@ def log_model(run_id: str, model: keras.Model, classes: Sequence[str]) -> None:
     client = mlflow.MlflowClient()
     run = client.get_run(run_id)
     begun = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
-    # As mlflow.keras.log_model does, which knows no run but the active one.
+    # mlflow.keras.log_model does the same, but only for the active run.
     made = client.create_logged_model(run.info.experiment_id, name=NAME, source_run_id=run_id, params=run.data.params)
     Model.log(
         artifact_path=None, model_id=made.model_id, flavor=Flavor, run_id=run_id, model=model,
@@ -51,7 +51,7 @@ def log_model(run_id: str, model: keras.Model, classes: Sequence[str]) -> None:
 
 
 class Flavor:
-    """What MLflow calls to write a model: its Keras flavor's folder, which for serving is read by `served`."""
+    """MLflow flavor that writes the directory of the Keras flavor, with `tracking.serving` as loader for serving."""
 
     @staticmethod
     def save_model(path: str, mlflow_model: Any, model: keras.Model) -> None:
@@ -62,7 +62,7 @@ class Flavor:
 
         requirements = [f"{name}=={importlib.metadata.version(name)}" for name in REQUIRED]
         mlflow.keras.save_model(model, path, mlflow_model=mlflow_model, pip_requirements=requirements)
-        # No schema of MLflow's says "picture files or pixels": what comes in is checked by `served` itself.
+        # No MLflow schema can express "image files or pixels", so `tracking.serving` validates the input itself.
         mlflow_model.signature = ModelSignature(
             outputs=Schema([ColSpec("string", "class"), ColSpec("double", "probability")])
         )
@@ -73,9 +73,9 @@ class Flavor:
 
 
 def copy_code(folder: Path) -> None:
-    """Writes what serving needs of this package: a model is served by the decoder that it was trained with, wherever.
+    """Copy the modules that serving needs, so that a model is served with the decoder that it was trained with.
 
-    Under a name of its own, so that it does not hide an installed `experiments`.
+    The copy has a package name of its own, so that it does not hide an installed `experiments`.
     """
     for name in SERVED:
         target = folder / CODE / name

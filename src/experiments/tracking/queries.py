@@ -1,4 +1,4 @@
-"""Reading back what runs have told MLflow."""
+"""Queries: reading runs, their artifacts and their models from MLflow."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A finished run as the store remembers it."""
+    """A finished run with its logged parameters, metrics and tags."""
 
     run_id: str
     name: str
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
-    experiment: str = ""  # its MLflow experiment's id
-    data: str | None = None  # the folder of its pictures
+    experiment: str = ""  # the id of its MLflow experiment
+    data: str | None = None  # the directory of its images
 
 
 def local_store() -> str:
-    """Return the store that every verb uses unless one is typed: MLFLOW_TRACKING_URI, else this place's database."""
+    """Return the default store of all commands: MLFLOW_TRACKING_URI, else the database in the local outputs/."""
     return tracking_uri()
 
 
 def find_runs(uri: str, wanted: Sequence[str], tag: tuple[str, str] | None = None) -> list[RunFacts]:
-    """Finished runs, in the order asked for.
+    """Return finished runs, in the order of `wanted`.
 
     Args:
         uri: the tracking store.
-        wanted: run ids, the beginnings of them, or run names; none for all.
-        tag: only runs with this tag of this value.
+        wanted: run ids, prefixes of them, or run names; empty for all runs.
+        tag: name and value of a tag that the runs must have.
 
     Raises:
-        ConfigError: a store that is not there, or names that fit no finished run or several.
+        ConfigError: the store does not exist, or a name fits no finished run or several.
     """
     found = search_runs(uri, f"tags.`{tag[0]}` = '{tag[1]}'" if tag else "")
     if not wanted:
@@ -74,7 +74,7 @@ def find_runs(uri: str, wanted: Sequence[str], tag: tuple[str, str] | None = Non
 
 
 def _why_not(uri: str, name: str) -> str:
-    """Return why no finished run has this id or name: it is in the trash, or not finished, or not there."""
+    """Return why no finished run has this id or name: it is in the trash, is not finished, or does not exist."""
     import mlflow
     from mlflow.entities import ViewType
 
@@ -96,10 +96,12 @@ def _why_not(uri: str, name: str) -> str:
 
 
 def search_runs(uri: str, query: str = "") -> list[RunFacts]:
-    """The finished trainings that fit a query in MLflow's syntax, the oldest first; what else MLflow holds is no run.
+    """Return the finished training runs that fit a query in MLflow's syntax, the oldest first.
+
+    Other MLflow runs, such as those of sweeps and comparisons, are not returned.
 
     Raises:
-        ConfigError: a store that is not there or cannot be used, or a query that MLflow cannot read.
+        ConfigError: the store does not exist or cannot be used, or MLflow cannot parse the query.
     """
     connection.check_runs(uri)
     prepare()
@@ -123,13 +125,13 @@ def search_runs(uri: str, query: str = "") -> list[RunFacts]:
 
 
 def _every_run(client: MlflowClient, experiments: list[str], query: str, view: int | None = None) -> Iterator[Run]:
-    """The runs of experiments that fit a query, the oldest first; MLflow gives a page at a time.
+    """Yield the runs of experiments that fit a query, the oldest first, from all pages of MLflow's response.
 
     Args:
         client: of the store.
-        experiments: their ids.
+        experiments: the ids of the experiments.
         query: in MLflow's syntax.
-        view: which runs, MLflow's ViewType; None: those that are not in the trash.
+        view: MLflow's ViewType; None for runs that are not in the trash.
     """
     shown: dict[str, Any] = {} if view is None else {"run_view_type": view}
     token: str | None = ""
@@ -143,10 +145,10 @@ def _every_run(client: MlflowClient, experiments: list[str], query: str, view: i
 
 
 def facts(run: Run) -> RunFacts:
-    """What we keep in mind of an MLflow run."""
+    """Return the facts of an MLflow run."""
     data = None
     for one in run.inputs.dataset_inputs if run.inputs else ():
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # a source that another tool has logged
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # Another tool may have logged the source.
             data = data or str(json.loads(one.dataset.source)["uri"])
     return RunFacts(
         run.info.run_id, run.info.run_name, run.data.params, run.data.metrics, run.data.tags, run.info.experiment_id,
@@ -155,12 +157,12 @@ def facts(run: Run) -> RunFacts:
 
 
 def in_trash(run: Run) -> bool:
-    """Whether a run was deleted in MLflow's UI, from where it can be restored."""
+    """Return whether a run was deleted in MLflow's UI, where it can be restored."""
     return str(run.info.lifecycle_stage) == "deleted"
 
 
 def trashed(uri: str, run: Run) -> str:
-    """Return the sentence for a run in MLflow's trash: what to type to restore it."""
+    """Return a message about a run in MLflow's trash, with the command that restores it."""
     place, run_id = shlex.quote(redact_credentials(uri)), run.info.run_id
     return (
         f"this run is in MLflow's trash. Restore it: MLFLOW_TRACKING_URI={place} mlflow runs restore --run-id {run_id} "
@@ -169,7 +171,7 @@ def trashed(uri: str, run: Run) -> str:
 
 
 def experiment_in_trash(uri: str, experiment: Experiment) -> str:
-    """Return the sentence for an experiment in MLflow's trash: what to type to restore it."""
+    """Return a message about an experiment in MLflow's trash, with the command that restores it."""
     command = f"MLFLOW_TRACKING_URI={shlex.quote(redact_credentials(uri))} mlflow experiments restore"
     return (
         f"the MLflow experiment {experiment.name!r} is in MLflow's trash, with its runs. Restore it: "
@@ -178,7 +180,7 @@ def experiment_in_trash(uri: str, experiment: Experiment) -> str:
 
 
 def find_run(client: MlflowClient, run_id: str) -> Run | None:
-    """Return a run, of the trash, too; None where the store has none of this id."""
+    """Return a run, even one in the trash; None if the store has no run with this id."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -190,20 +192,20 @@ def find_run(client: MlflowClient, run_id: str) -> Run | None:
 
 
 def recorded_folder(uri: str, run_id: str) -> str | None:
-    """Return where a run, finished or not, kept its files, as it was recorded: that may have been moved since.
+    """Return the recorded run directory of a run, finished or not; it may have been moved since.
 
     Raises:
-        ConfigError: no such run in the store.
+        ConfigError: there is no such run in the store.
     """
     folder: str | None = get_run(uri, run_id, "resume", trash=True).data.tags.get("run_folder")
     return folder
 
 
 def read_file(uri: str, run_id: str, name: str, largest: int) -> bytes | None:
-    """An artifact of a run; None where it has more bytes than `largest`.
+    """Return the content of an artifact of a run; None if it has more bytes than `largest`.
 
     Raises:
-        ConfigError: no such run in the store, or it has no such artifact.
+        ConfigError: there is no such run in the store, or it has no such artifact.
     """
     get_run(uri, run_id, "like")
     import mlflow
@@ -223,10 +225,10 @@ def read_file(uri: str, run_id: str, name: str, largest: int) -> bytes | None:
 
 
 def logged_model(uri: str, run_id: str) -> Path | None:
-    """The folder of the model that a run has logged, fetched where it is not on this machine; None: it logged none.
+    """Return the directory of the model that a run has logged, downloaded if need be; None if it has logged none.
 
     Raises:
-        ConfigError: the store cannot be used, or does not give it.
+        ConfigError: the store cannot be used, or the download fails.
     """
     prepare()
     import mlflow
@@ -246,10 +248,10 @@ def logged_model(uri: str, run_id: str) -> Path | None:
 
 
 def artifact(uri: str, run_id: str, name: str) -> Path | None:
-    """A file or folder that a run has logged, fetched where it is not on this machine; None: it has no such artifact.
+    """Return the path of an artifact of a run, downloaded if need be; None if the run has no such artifact.
 
     Raises:
-        ConfigError: the store cannot be used, or does not give it.
+        ConfigError: the store cannot be used, or the download fails.
     """
     prepare()
     import mlflow
@@ -264,16 +266,16 @@ def artifact(uri: str, run_id: str, name: str) -> Path | None:
 
 
 def get_run(uri: str, run_id: str, key: str, *, trash: bool = False) -> Run:
-    """Return a run by its id, which the configuration's `key` gives.
+    """Return a run by its id, which is the value of the configuration's `key`.
 
     Args:
         uri: the tracking store.
         run_id: the whole id.
-        key: for the error.
-        trash: take one from MLflow's trash, too.
+        key: for the error message.
+        trash: whether to accept a run in MLflow's trash.
 
     Raises:
-        ConfigError: there is none, or the store cannot be used.
+        ConfigError: there is no such run, or the store cannot be used.
     """
     reason = "no folder has this name, and it is no whole run id"
     if RUN_ID.fullmatch(run_id):
@@ -292,10 +294,10 @@ def get_run(uri: str, run_id: str, key: str, *, trash: bool = False) -> Run:
 
 
 def read_predictions(uri: str, run: RunFacts, split: str) -> dict[str, list[Any]]:
-    """The columns of a run's stored predictions.
+    """Return the columns of a run's logged predictions.
 
     Raises:
-        ConfigError: the run has none for this split.
+        ConfigError: the run has no predictions for this split.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -310,7 +312,7 @@ def read_predictions(uri: str, run: RunFacts, split: str) -> dict[str, list[Any]
 
 
 def read_curves(uri: str, run: RunFacts) -> list[EpochRecord]:
-    """A run's epochs, from its curves.csv; none where it has no such file."""
+    """Return a run's epochs from its curves.csv; an empty list if it has no such file."""
     import mlflow
 
     connection.use(uri)
@@ -322,7 +324,7 @@ def read_curves(uri: str, run: RunFacts) -> list[EpochRecord]:
 
 
 def is_deleted(uri: str, run_id: str) -> bool:
-    """Return whether a run is not in the tracking store, or in its trash.
+    """Return whether a run is missing from the tracking store or in its trash.
 
     Raises:
         ConfigError: the store cannot be used.
@@ -332,7 +334,9 @@ def is_deleted(uri: str, run_id: str) -> bool:
 
 
 def look_up(uri: str, run_id: str) -> Run | None:
-    """Return a run of a store, also one in its trash; None where there is none.
+    """Return a run of a store after checking that it is available; None if there is none.
+
+    A run in the store's trash is returned, too.
 
     Raises:
         ConfigError: the store cannot be used.
@@ -348,16 +352,18 @@ def look_up(uri: str, run_id: str) -> Run | None:
 
 
 def ui_command(port: int) -> list[str]:
-    """Return the command that serves the MLflow UI to this machine only, of the store in MLFLOW_BACKEND_STORE_URI."""
+    """Return the command that serves the MLflow UI, to this machine only, for the store in MLFLOW_BACKEND_STORE_URI."""
     served = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     return [sys.executable, "-m", "mlflow", "server", *served]
 
 
 def finished(uri: str, experiment: str) -> dict[str, RunFacts]:
-    """The finished runs of an experiment by their identity, of several the latest; none where there is no store yet.
+    """Return the finished runs of an experiment by their identity; an empty mapping if there is no store yet.
+
+    Of several runs with the same identity, the latest is returned.
 
     Raises:
-        ConfigError: a store that cannot be used.
+        ConfigError: the store cannot be used.
     """
     if connection.missing(uri):
         return {}
@@ -370,7 +376,7 @@ def finished(uri: str, experiment: str) -> dict[str, RunFacts]:
         at = client.get_experiment_by_name(experiment)
         place = [at.experiment_id] if at else []
         for run in _every_run(client, place, "attributes.status = 'FINISHED'"):
-            if {"identity", "data_fingerprint", "run_folder"} <= run.data.tags.keys():  # else another tool's
+            if {"identity", "data_fingerprint", "run_folder"} <= run.data.tags.keys():  # Others belong to another tool.
                 found[run.data.tags["identity"]] = facts(run)
     except failures() as error:
         raise connection.unusable(uri, str(error)) from None

@@ -1,4 +1,4 @@
-"""MLflow's registry of models: names, versions, aliases."""
+"""MLflow's model registry: names, versions and aliases of models."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def log_model(uri: str, run_id: str, model: keras.Model, classes: Sequence[str]) -> None:
-    """Logs the model of a run that has logged none.
+    """Log the model of a run that has logged none.
 
     Raises:
-        ConfigError: the store does not take it.
+        ConfigError: the model cannot be logged.
     """
     prepare()
 
@@ -31,13 +31,17 @@ def log_model(uri: str, run_id: str, model: keras.Model, classes: Sequence[str])
 
 
 def register(uri: str, run_id: str, name: str, alias: str | None) -> str:
-    """Makes a run's logged model a version of a registered model, where it is none yet; the version.
+    """Register a run's logged model as a version of a registered model, unless it is one already.
 
     Args:
-        alias: what points to this version from now on.
+        name: of the registered model.
+        alias: is set to this version; None to set no alias.
+
+    Returns:
+        The version.
 
     Raises:
-        ConfigError: the registry cannot be used, or does not take the name or the alias.
+        ConfigError: the registry cannot be used, or rejects the name or the alias.
     """
     prepare()
     import mlflow
@@ -46,7 +50,7 @@ def register(uri: str, run_id: str, name: str, alias: str | None) -> str:
     client = mlflow.MlflowClient(uri)
     try:
         known = [one for one in client.search_model_versions(f"name = '{name}'") if one.run_id == run_id]
-        with contextlib.redirect_stderr(io.StringIO()):  # MLflow tells the same on it
+        with contextlib.redirect_stderr(io.StringIO()):  # MLflow would print the version there.
             made = known[0] if known else mlflow.register_model(f"runs:/{run_id}/{model_logging.NAME}", name)
         if alias:
             client.set_registered_model_alias(name, alias, made.version)

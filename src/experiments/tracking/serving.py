@@ -1,7 +1,7 @@
-"""How MLflow serves a run's model: picture files or arrays of pixels in, class and probability out.
+"""MLflow pyfunc model that serves a run's model: image files or arrays of pixels in, classes and probabilities out.
 
-A copy of this file and of what it imports goes with every logged model (`models.save_model`): so it imports no more of
-this package than the decoder.
+Every logged model contains a copy of this file and of the modules that it imports (`model_logging.copy_code`). Hence it
+imports no more of this package than the decoder needs.
 """
 
 from __future__ import annotations
@@ -24,20 +24,25 @@ from experiments.data.types import GrayRange
 from experiments.errors import DataError
 
 BATCH = 32
-PICTURE = "picture"  # the column of picture files
-SHOWN = 20  # faults told of one request
+PICTURE = "picture"  # name of the column with image files
+SHOWN = 20  # maximum number of issues that the response to a request lists
 
 
-def _load_pyfunc(path: str) -> Classifier:  # the name is MLflow's
-    """What answers requests, of a logged model's folder."""
+def _load_pyfunc(path: str) -> Classifier:  # MLflow prescribes this name.
+    """Load the classifier that responds to requests from the directory of a logged model."""
     model = keras.models.load_model(os.path.join(path, "data", "model.keras"), compile=False)
     facts = Model.load(path).metadata or {}
     return Classifier(model, facts["classes"], decoder.gray_range(facts.get("gray_range")))
 
 
 class Classifier:
-    """A model of pixels [B, H, W, 3] in [0, 255] to probabilities [B, classes], the names of its classes, and the
-    range of 16-bit grays that it was trained with."""
+    """Classifier of images, as MLflow's pyfunc API expects it.
+
+    Args:
+        model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
+        classes: the names of the classes, in label order.
+        grays: the range of 16-bit grays with which the model was trained.
+    """
 
     def __init__(self, model: keras.Model, classes: Sequence[str], grays: GrayRange | None = None) -> None:
         self.classes, self.size, self.grays = list(classes), int(model.input_shape[1]), grays
@@ -45,14 +50,14 @@ class Classifier:
         self._run = tf.function(lambda pixels: model(pixels, training=False), input_signature=signature)
 
     def predict(self, data: Any) -> pd.DataFrame:
-        """A row for each picture: class, its probability, the probabilities of all classes by name.
+        """Return a row for each image: its class, the class's probability, the probabilities of all classes by name.
 
         Args:
-            data: picture files, as bytes or base64 text: a table with the column `picture`, or a list; or pixels
-                [N, H, W, 3] or [H, W, 3] in [0, 255] of the model's size.
+            data: image files as bytes or base64 text, in a table with the column `picture` or in a list; or pixels
+                [N, H, W, 3] or [H, W, 3] in [0, 255] of the model's image size.
 
         Raises:
-            MlflowException: what cannot be used, by row; it answers a request with 400.
+            MlflowException: the issues of the data by row; MLflow responds to the request with status 400.
         """
         if isinstance(data, dict):
             data = pd.DataFrame({name: list(values) for name, values in data.items()})
@@ -77,7 +82,11 @@ class Classifier:
         })  # fmt: skip
 
     def _decoded(self, files: Sequence[Any]) -> np.ndarray:
-        """Picture files as pixels [N, H, W, 3] uint8."""
+        """Decode image files to pixels [N, H, W, 3] uint8.
+
+        Raises:
+            MlflowException: files cannot be decoded.
+        """
         pixels = np.zeros((len(files), self.size, self.size, 3), "uint8")
 
         def decode(row: int) -> str | None:
@@ -97,7 +106,11 @@ class Classifier:
         return pixels
 
     def _checked(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels [N, H, W, 3]."""
+        """Validate pixels and return them as [N, H, W, 3].
+
+        Raises:
+            MlflowException: the shape, the dtype or the range of values is wrong.
+        """
         shape = (self.size, self.size, 3)
         if pixels.shape == shape:
             pixels = pixels[None]
@@ -115,10 +128,10 @@ class Classifier:
 
 
 def _content(file: Any) -> bytes:
-    """The bytes of a picture file.
+    """Return the bytes of an image file, which is given as bytes or as base64 text.
 
     Raises:
-        DataError: what is no base64 text.
+        DataError: it is neither bytes nor base64 text.
     """
     if isinstance(file, bytes):
         return file

@@ -1,7 +1,8 @@
-"""What the MLflow UI shows first: an experiment's description, its kind, and a view of its runs that an address names.
+"""Default view of an experiment in the MLflow UI: its description, its kind, and a shared view of its runs.
 
-The view is what the UI's own Share button makes, a tag of the experiment. It holds the columns to compare by; what a
-reader changes stays in their browser. What an MLflow of another version does not know of it, it ignores.
+The shared view is a tag of the experiment, in the format of the UI's own Share button, and has a name that a URL refers
+to. It defines the columns for comparing runs; changes by a reader stay in their browser. Other versions of MLflow
+ignore settings that they do not support.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment
 
-KEY = "experiments"  # of the view, in the address
-# MLflow's own tags; their names are those in its UI, 3.17.
+KEY = "experiments"  # the name of the view in its URL
+# MLflow's own tags, with the names that the UI of MLflow 3.17 uses.
 NOTE, KIND, SHARED = "mlflow.note.content", "mlflow.experimentKind", f"mlflow.sharedViewState.{KEY}"
 # The first line is all that the UI shows until the text is opened.
 TEXT = """\
@@ -44,7 +45,7 @@ its head's epochs (`phase` 1, then 2). `seconds`, `input_wait` and `pictures_per
 most confident mistakes), `predictions_validation.json` with every picture, `config.yaml`, `manifest.csv`. Whole \
 models are under *Models*. Runs with the same tag `data_fingerprint` saw the same pictures.
 """
-# What is compared, with the width of its column [pixels]; in this order.
+# The columns for comparing runs, in this order, with their widths in pixels.
 COLUMNS = {
     "metrics.`validation.accuracy`": 150, "metrics.`validation.accuracy_low`": 175,
     "metrics.`validation.accuracy_high`": 180, "metrics.`validation.accuracy_baseline`": 205,
@@ -52,13 +53,13 @@ COLUMNS = {
     "params.`model.head.l2`": 115, "params.`regime.unfrozen_blocks`": 175, "params.`optimizer.lr`": 100,
     "params.`epochs`": 80, "params.`augmentation`": 120, "params.`data`": 110,
 }  # fmt: skip
-FIXED = {"1": 73, "attributes.`Run Name`": 350, "runDateAndNestInfo": 130, "duration": 80}  # the UI's own
-CURVES = ("validation_accuracy", "validation_loss", "accuracy", "loss")  # drawn first; all others after them
-SECTION = "Model metrics"  # of the charts, the UI's own
+FIXED = {"1": 73, "attributes.`Run Name`": 350, "runDateAndNestInfo": 130, "duration": 80}  # the UI's own columns
+CURVES = ("validation_accuracy", "validation_loss", "accuracy", "loss")  # shown first; all others follow
+SECTION = "Model metrics"  # the UI's own section of charts
 
 
 def charts() -> dict[str, Any]:
-    """The charts that come first, as the UI keeps them."""
+    """Return the charts that are shown first, in the UI's format."""
     card = {"metricSectionId": SECTION, "runsCountToCompare": 10, "deleted": False, "isGenerated": True}
     line = {
         "type": "LINE", "lineSmoothness": 0, "xAxisScaleType": "linear", "scaleType": "linear", "range": {},
@@ -67,29 +68,29 @@ def charts() -> dict[str, Any]:
     }  # fmt: skip
     cards = [{**card, **line, "uuid": name, "metricKey": name, "displayName": name} for name in CURVES]
     section = {"uuid": SECTION, "name": SECTION, "display": True, "deleted": False, "isGenerated": True}
-    # Reordered: what is added has its place behind.
+    # `isReordered` makes the UI put further charts after these.
     return {"compareRunCharts": cards, "compareRunSections": [{**section, "isReordered": True}]}
 
 
 def tags() -> dict[str, str]:
-    """Of an experiment, so that the UI opens as a newcomer needs it."""
+    """Return the tags of an experiment that set its description, its kind and its shared view in the UI."""
     widths = FIXED | COLUMNS
     view = {
         "selectedColumns": [*COLUMNS], "columnOrder": [*widths], "columnWidths": widths,
-        # Sorted by anything but time, jobs stand beside all other runs instead of below their sweep.
+        # Sorted by anything but time, the UI lists jobs among all other runs instead of below their sweep.
         "orderByKey": "metrics.`validation.accuracy`", "orderByAsc": False, **charts(),
     }  # fmt: skip
     return {NOTE: TEXT, KIND: "custom_model_development", SHARED: json.dumps(view)}
 
 
 def configure_experiment_view(uri: str) -> list[tuple[str, str]]:
-    """Gives the tags to the experiments of a store that runs of ours are in; what somebody has written there stays.
+    """Set the tags of those experiments of a store that contain runs of this project; keep an existing description.
 
     Args:
         uri: the tracking store.
 
     Returns:
-        Name and path in the UI's address of each, the one with the latest run first.
+        For each of these experiments its name and its path in the UI's URL, the one with the latest run first.
 
     Raises:
         ConfigError: there is no store yet, or it cannot be used.
@@ -115,7 +116,7 @@ def configure_experiment_view(uri: str) -> list[tuple[str, str]]:
 
 
 def set_tag(client: MlflowClient, experiment_id: str, name: str, value: str) -> None:
-    """Set a tag of an experiment; a database that cannot be written opens without."""
+    """Set a tag of an experiment, unless the database is read-only."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -126,7 +127,7 @@ def set_tag(client: MlflowClient, experiment_id: str, name: str, value: str) -> 
 
 
 def _latest(client: MlflowClient, experiment: Experiment) -> int:
-    """When the latest run of ours began [ms since 1970]; 0 where there is none."""
+    """Return when the latest run of this project began, in ms since 1970; 0 if there is none."""
     runs: list[Any] = client.search_runs(
         [experiment.experiment_id], "tags.run_folder != ''", order_by=["attributes.start_time DESC"], max_results=1
     )

@@ -211,7 +211,7 @@ def _meta(folder: Path, name: str) -> dict[str, Any] | str:
 
 
 def _replace(source: Path, target: Path) -> None:
-    """Rename a directory over another, retrying where other processes replace the same target concurrently.
+    """Rename a directory over another, retrying if other processes replace the same target concurrently.
 
     A directory that is not empty cannot be overwritten by a rename; it is moved away first.
     """
