@@ -18,7 +18,7 @@ install: .venv/.installed  ## create .venv with everything the project needs (uv
 	@$$(command -v uv || echo python3 -m uv) sync --frozen --compile-bytecode --quiet
 	@touch $@
 
-demo: install  ## scratch, bottleneck and finetune on drawn pictures, and one table (a few minutes, no network)
+demo: install  ## scratch, bottleneck and finetune on drawn images, and one table (a few minutes, no network)
 	@$(PYTHON) -m experiments demo $(ARGS)
 
 train: install  ## one run: make train ARGS="regime=finetune optimizer.lr=1e-4"
@@ -47,7 +47,7 @@ ui: install  ## the MLflow UI on the runs under outputs/
 bench: install  ## our times beside plain Keras's, on this machine left alone (under 15 minutes; VGG16 on a subset)
 	@$(PYTHON) -m benchmarks.run $(ARGS)
 
-bench-full: install  ## the same on all pictures, up to 20,000 of them, and what stored views cost and bring (hours)
+bench-full: install  ## the same on all images, up to 20,000 of them, and what stored views cost and bring (hours)
 	@$(PYTHON) -m benchmarks.run --full $(ARGS)
 
 golden: install  ## write the composed configurations in tests/config/golden anew

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ours
-from benchmarks.pictures import Folder, flowers
+from benchmarks.images import Folder, flowers
 from benchmarks.report import Comparison, Row, Side
 from benchmarks.rows import XLA, Setup, alternate, in_process, weights_override
 
@@ -47,7 +47,7 @@ class Result:
 
 def accuracy_against_time(setup: Setup) -> Row:
     """Measure accuracy and the time of a whole process on flowers17, ours and both peers in turn, for several seeds."""
-    folder = flowers(setup.cache, setup.pictures)
+    folder = flowers(setup.cache, setup.images)
     weights, override = weights_override()
     if weights is None:
         raise ValueError("accuracy-against-time: random features mean nothing here. Give MobileNetV2's weights")
@@ -179,7 +179,7 @@ def draw(measured: Mapping[str, Sequence[Result]]) -> Any:
 
 def whole_network_epoch(setup: Setup, quick: int) -> Row:
     """Measure a training epoch of the whole network: ours, plain Keras's, and the bare train step's."""
-    folder = flowers(setup.cache, setup.pictures or (None if setup.full else quick))
+    folder = flowers(setup.cache, setup.images or (None if setup.full else quick))
     weights, override = weights_override()
     row = Row(
         "finetune-all",

@@ -64,7 +64,7 @@ def train_epochs(overrides: Sequence[str], phase: str, between: Callable[[], obj
     """Runs a regime; after each epoch of a phase lets others do theirs.
 
     Returns:
-        That phase's epochs, the first one among them, and the number of training pictures.
+        That phase's epochs, the first one among them, and the number of training images.
     """
     from experiments.training.types import EpochRecord, TrainingContext
 
@@ -73,7 +73,7 @@ def train_epochs(overrides: Sequence[str], phase: str, between: Callable[[], obj
 
     def record(made: EpochRecord) -> None:
         if made.phase == phase:
-            seconds = len(splits.train) / made.metrics["pictures_per_second"]  # from epoch's begin to last batch's end
+            seconds = len(splits.train) / made.metrics["images_per_second"]  # from epoch's begin to last batch's end
             epochs.append(Epoch(seconds, progress.steps - sum(epoch.steps for epoch in epochs)))
             between()
 
@@ -103,13 +103,13 @@ def augmented_epoch(parts: object, splits: object) -> Callable[[], tuple[float, 
 
 
 def extract(parts: object, splits: object) -> float:
-    """Seconds from a filled pixel store to the training pictures' activations on disk, where they are not there yet."""
+    """Seconds from a filled pixel store to the training images' activations on disk, where they are not there yet."""
     splits.train.pixels[:1]
     return activate(parts, splits)
 
 
 def read_and_extract(parts: object) -> float:
-    """Seconds from picture files that nothing is known of to the training pictures' activations on disk."""
+    """Seconds from image files that nothing is known of to the training images' activations on disk."""
     from experiments.run import read_data
 
     shutil.rmtree(parts.cache, ignore_errors=True)
@@ -121,7 +121,7 @@ def read_and_extract(parts: object) -> float:
 
 
 def activate(parts: object, splits: object) -> float:
-    """Seconds of running the frozen backbone over the training pictures and storing what comes out."""
+    """Seconds of running the frozen backbone over the training images and storing what comes out."""
     from experiments.models.network import split_network
     from experiments.regimes.feature_cache import activations
 
@@ -134,7 +134,7 @@ def activate(parts: object, splits: object) -> float:
 
 
 def predict(parts: object, files: list[str]) -> float:
-    """Seconds from picture files to what the whole model says of them."""
+    """Seconds from image files to what the whole model says of them."""
     from experiments.deploy.predict import predictions
     from experiments.models.network import join
 

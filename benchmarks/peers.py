@@ -24,7 +24,7 @@ AUTOTUNE = tf.data.AUTOTUNE
 class Peer:
     """A way to train, one epoch at a time."""
 
-    pictures: int  # in an epoch
+    images: int  # in an epoch
     epoch: Callable[[], tuple[float, int]]  # trains one: seconds, steps
 
 
@@ -100,7 +100,7 @@ def directory_and_layers(root: Path, size: int, batch_size: int) -> Peer:
     files = keras.utils.image_dataset_from_directory(
         str(root / "train"), label_mode="binary", image_size=(size, size), batch_size=None, verbose=False
     )
-    pictures = len(files.file_paths)
+    images = len(files.file_paths)
     augment = augmentation_layers()
     dataset = (
         files.cache()
@@ -110,7 +110,7 @@ def directory_and_layers(root: Path, size: int, batch_size: int) -> Peer:
         .prefetch(AUTOTUNE)
     )
     model = small_convnet(size, keras.layers.Rescaling(1 / 255))
-    return Peer(pictures, lambda: one_epoch(model, dataset))
+    return Peer(images, lambda: one_epoch(model, dataset))
 
 
 def from_memory(root: Path, size: int, batch_size: int) -> Peer:
@@ -122,7 +122,7 @@ def from_memory(root: Path, size: int, batch_size: int) -> Peer:
 
 
 def in_memory(root: Path, split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """All pictures of a split: pixels [N, H, W, 3] float32 in [0, 255] and labels [N] float32."""
+    """All images of a split: pixels [N, H, W, 3] float32 in [0, 255] and labels [N] float32."""
     dataset = keras.utils.image_dataset_from_directory(
         str(root / split), label_mode="binary", image_size=(size, size), batch_size=32, shuffle=False, verbose=False
     )
@@ -131,7 +131,7 @@ def in_memory(root: Path, split: str, size: int) -> tuple[np.ndarray, np.ndarray
 
 
 def augmented_batches(pixels: np.ndarray, batch_size: int) -> tf.data.Dataset:
-    """Pictures [N, H, W, 3] uint8 in memory, an epoch of them through Keras's layers."""
+    """Images [N, H, W, 3] uint8 in memory, an epoch of them through Keras's layers."""
     augment = augmentation_layers()
     return (
         tf.data.Dataset.from_tensor_slices(pixels)
@@ -166,7 +166,7 @@ def backbone(name: str, weights: str | None, size: int) -> tuple[keras.Model, Ca
 
 
 def predict_twice(model: keras.Model, pixels: np.ndarray, batch_size: int) -> tuple[float, float]:
-    """Seconds of `predict` over pictures in memory: the first call, which builds its graph, and the second."""
+    """Seconds of `predict` over images in memory: the first call, which builds its graph, and the second."""
     fresh = keras.Model(model.inputs, model.outputs)  # so that every repeat has a first call
     seconds = []
     for _ in range(2):
@@ -211,7 +211,7 @@ def head(shape: tuple[int, ...], dense: bool) -> keras.Model:
 def bare(
     *, root: str, name: str, weights: str | None, size: int, batch_size: int, epochs: int, dense: bool
 ) -> dict[str, Any]:
-    """The compute of a bottleneck run and nothing else: `predict` over pictures in memory, the head's fit.
+    """The compute of a bottleneck run and nothing else: `predict` over images in memory, the head's fit.
 
     Returns:
         Seconds of each, in a process that has done neither before.
@@ -230,7 +230,7 @@ def bare(
         features["train"], labels, batch_size=batch_size, epochs=epochs, validation_data=validation, verbose=0
     )  # fmt: skip
     ended = time.perf_counter()
-    return {"predict": predicted - began, "head_fit": ended - start, "pictures": len(labels), "epochs": epochs}
+    return {"predict": predicted - began, "head_fit": ended - start, "images": len(labels), "epochs": epochs}
 
 
 def tutorial_bottleneck(*, root: str, folder: str, size: int, batch_size: int, epochs: int) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def tutorial_bottleneck(*, root: str, folder: str, size: int, batch_size: int, e
         batch_size=batch_size, epochs=epochs, validation_data=validation, verbose=0,
     )  # fmt: skip
     top.save_weights(Path(folder) / "bottleneck_fc_model.weights.h5")
-    return {"pictures": len(labels["train"]), "epochs": epochs}
+    return {"images": len(labels["train"]), "epochs": epochs}
 
 
 def tuned(
@@ -307,11 +307,11 @@ def tuned(
         inputs["train"], labels["train"], batch_size=batch_size, epochs=epochs,
         validation_data=(inputs["validation"], labels["validation"]), verbose=0,
     )  # fmt: skip
-    return {"pictures": len(labels["train"]), "epochs": epochs, "accuracy": history.history["val_accuracy"][-1]}
+    return {"images": len(labels["train"]), "epochs": epochs, "accuracy": history.history["val_accuracy"][-1]}
 
 
 def augmented(pixels: np.ndarray, layers: list[Any]) -> np.ndarray:
-    """One augmented view of every picture."""
+    """One augmented view of every image."""
     parts = []
     for start in range(0, len(pixels), 64):
         part = pixels[start : start + 64]

@@ -31,7 +31,7 @@ class Side:
     label: str
     what: str  # said in full, so that a reader can judge whether the comparison is fair
     seconds: list[float] = field(default_factory=list)
-    pictures: int | None = None  # seen in a repeat
+    images: int | None = None  # seen in a repeat
     steps: int | None = None  # batches in a repeat, as counted
 
     @property
@@ -64,7 +64,7 @@ class Row:
 
     name: str
     title: str
-    settings: dict[str, Any]  # the same on all sides: pictures, batch size, optimizer, ...
+    settings: dict[str, Any]  # the same on all sides: images, batch size, optimizer, ...
     sides: list[Side] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -119,11 +119,11 @@ def same_work(row: Row, labels: list[str]) -> None:
     """Checks that sides did the same work.
 
     Raises:
-        ValueError: they saw different numbers of pictures or batches, so that their times say nothing.
+        ValueError: they saw different numbers of images or batches, so that their times say nothing.
     """
-    seen = {label: (row.side(label).pictures, row.side(label).steps) for label in labels}
+    seen = {label: (row.side(label).images, row.side(label).steps) for label in labels}
     if len(set(seen.values())) > 1:
-        raise ValueError(f"{row.name}: the sides did different work (pictures, steps). Received: {seen}")
+        raise ValueError(f"{row.name}: the sides did different work (images, steps). Received: {seen}")
 
 
 # --- the machine
@@ -164,8 +164,8 @@ def warnings(facts: dict[str, Any], options: dict[str, Any]) -> list[str]:
     load = facts["load_average_at_start"][0]
     if load >= 0.5 * facts["cores"]:
         found.append(f"The machine was not idle at the start: load {load:.1f} on {facts['cores']} cores.")
-    if options["pictures"]:
-        found.append(f"A try-out on {options['pictures']} pictures: the targets are not meant for so few.")
+    if options["images"]:
+        found.append(f"A try-out on {options['images']} images: the targets are not meant for so few.")
     return found
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from benchmarks import ours
-from benchmarks.pictures import Folder, many, mobilenet_weights, pictures
+from benchmarks.images import Folder, images, many, mobilenet_weights
 from benchmarks.report import Comparison, Row, Side, same_work
 
 BUDGET = 2.0  # GB, as conf/runtime/default.yaml has it
@@ -32,13 +32,13 @@ class Setup:
     repeats: int  # that count; what a process does for the first time is not among them, where the row says so
     process_repeats: int  # of the rows that start new processes
     full: bool
-    pictures: int | None  # training pictures instead of every row's own number: for trying things out
-    cache: Path  # subsets of the pictures, kept
+    images: int | None  # training images instead of every row's own number: for trying things out
+    cache: Path  # subsets of the images, kept
     work: Path  # this row's own scratch folder, removed after it
 
     def folder(self, quick: int | None = None) -> Folder:
-        """The pictures: `quick` of them in `make bench`, all in `make bench-full`."""
-        return pictures(self.cache, self.pictures or (None if self.full else quick))
+        """The images: `quick` of them in `make bench`, all in `make bench-full`."""
+        return images(self.cache, self.images or (None if self.full else quick))
 
     def home(self, name: str) -> Path:
         """A folder for outputs, empty."""
@@ -78,12 +78,12 @@ def alternate(
             side = row.side(label)
             seconds, steps = peer.epoch()
             side.seconds.append(seconds)
-            side.pictures, side.steps = peer.pictures, steps
+            side.images, side.steps = peer.images, steps
 
     epochs, count = ours.train_epochs([*overrides, f"epochs={repeats + 1}"], phase, between)
     first = row.sides[0]
     first.seconds = [epoch.seconds for epoch in epochs]
-    first.pictures, first.steps = count, epochs[-1].steps
+    first.images, first.steps = count, epochs[-1].steps
     for side in row.sides:
         side.seconds = side.seconds[1:]
     same_work(row, [side.label for side in row.sides])
@@ -97,7 +97,7 @@ def scratch(setup: Setup) -> Row:
     row = Row(
         "scratch",
         "Scratch epoch, the tutorial's network and augmentation",
-        {"pictures": str(folder), "pixels": size, "batch": batch_size, "optimizer": "RMSprop", "XLA": XLA},
+        {"images": str(folder), "pixels": size, "batch": batch_size, "optimizer": "RMSprop", "XLA": XLA},
         [
             Side("ours", "regime=scratch of experiment=tutorial_scratch; its epochs' training time"),
             Side("(a) ImageDataGenerator", "the tutorial's script: legacy ImageDataGenerator.flow_from_directory"),
@@ -136,12 +136,12 @@ def augmentation(setup: Setup) -> Row:
     row = Row(
         "augmentation",
         "Augmentation alone: one resampling vs Keras layers in a row",
-        {"pictures": str(folder), "pixels": 150, "batch": batch_size, "XLA": "in our resampling"},
+        {"images": str(folder), "pixels": 150, "batch": batch_size, "XLA": "in our resampling"},
         [
             Side("ours", "the input pipeline of regime=scratch, read to an epoch's end: one affine resampling"),
             Side(
                 "Keras layers",
-                "tf.data over uint8 pictures in memory; RandomFlip, RandomRotation, RandomTranslation, RandomShear, "
+                "tf.data over uint8 images in memory; RandomFlip, RandomRotation, RandomTranslation, RandomShear, "
                 "RandomZoom in a parallel dataset.map",
             ),
         ],
@@ -158,7 +158,7 @@ def augmentation(setup: Setup) -> Row:
         if repeat:
             for side, (seconds, steps) in zip(row.sides, (first, second), strict=True):
                 side.seconds.append(seconds)
-                side.pictures, side.steps = len(pixels), steps
+                side.images, side.steps = len(pixels), steps
     same_work(row, ["ours", "Keras layers"])
 
     layers, few = peers.augmentation_layers(), pixels[:512]
@@ -179,7 +179,7 @@ def augmentation(setup: Setup) -> Row:
         },
     }  # fmt: skip
     row.notes.append(
-        f"Sharpness kept of {len(few)} pictures' own, by the same ranges: gradient energy "
+        f"Sharpness kept of {len(few)} images' own, by the same ranges: gradient energy "
         f"{once[0] / plain[0]:.0%} after one resampling, {several[0] / plain[0]:.0%} after four in a row; energy above "
         f"half the highest frequency {once[1] / plain[1]:.0%} and {several[1] / plain[1]:.0%}. The extra resamplings "
         f"cost {1 - several[0] / once[0]:.0%} of the one and {1 - several[1] / once[1]:.0%} of the other."
@@ -188,7 +188,7 @@ def augmentation(setup: Setup) -> Row:
 
 
 def sharpness(batch: np.ndarray) -> tuple[float, float]:
-    """Gradient energy and energy above half the Nyquist frequency of pictures [B, H, W, 3], as grey, means."""
+    """Gradient energy and energy above half the Nyquist frequency of images [B, H, W, 3], as grey, means."""
     grey = batch.mean(axis=-1)
     gradient = np.square(np.diff(grey, axis=1)).mean() + np.square(np.diff(grey, axis=2)).mean()
     window = np.hanning(grey.shape[1])[:, None] * np.hanning(grey.shape[2])
@@ -198,7 +198,7 @@ def sharpness(batch: np.ndarray) -> tuple[float, float]:
 
 
 def extraction(setup: Setup, name: str, size: int, quick: int | None) -> Row:
-    """The frozen backbone over every picture, and its activations on disk."""
+    """The frozen backbone over every image, and its activations on disk."""
     from benchmarks import peers
 
     folder = setup.folder(quick)
@@ -206,10 +206,10 @@ def extraction(setup: Setup, name: str, size: int, quick: int | None) -> Row:
     row = Row(
         f"extraction-{name}",
         f"Extraction, {name} at {size} pixels",
-        {"pictures": str(folder), "pixels": size, "batch": 32, "weights": "ImageNet" if weights else "random"},
+        {"images": str(folder), "pixels": size, "batch": 32, "weights": "ImageNet" if weights else "random"},
         [
             Side("ours", "activations() from the filled pixel store to features committed on disk, with hashes"),
-            Side("predict", "model.predict over float32 pictures in memory; its first call, as ours is in a run"),
+            Side("predict", "model.predict over float32 images in memory; its first call, as ours is in a run"),
             Side("predict again", "the same model's second call, its graph built already"),
         ],
         [Comparison("ours", "predict", "within", 1.15), Comparison("ours", "predict again", "within", 1.15)],
@@ -230,9 +230,9 @@ def extraction(setup: Setup, name: str, size: int, quick: int | None) -> Row:
             for side, took in zip(row.sides, seconds, strict=True):
                 side.seconds.append(took)
     steps = math.ceil(len(pixels) / 32)
-    row.sides[0].pictures = len(splits.train)
+    row.sides[0].images = len(splits.train)
     for side in row.sides[1:]:
-        side.pictures = len(pixels)
+        side.images = len(pixels)
     for side in row.sides:
         side.steps = steps
     same_work(row, [side.label for side in row.sides])
@@ -240,20 +240,20 @@ def extraction(setup: Setup, name: str, size: int, quick: int | None) -> Row:
 
 
 def predicting(setup: Setup) -> Row:
-    """What `experiments predict` does with picture files, beside reading and extraction of the same."""
+    """What `experiments predict` does with image files, beside reading and extraction of the same."""
     folder, size = setup.folder(), 224
     weights, override = weights_override()
     row = Row(
         "predict",
-        f"Predictions for picture files, mobilenet_v2 at {size} pixels",
-        {"pictures": str(folder), "pixels": size, "batch": 32, "weights": "ImageNet" if weights else "random"},
+        f"Predictions for image files, mobilenet_v2 at {size} pixels",
+        {"images": str(folder), "pixels": size, "batch": 32, "weights": "ImageNet" if weights else "random"},
         [
             Side("ours", "predictions() of experiments predict: files read and decoded, the whole model"),
             Side("read and extract", "read_data() and activations() of a bottleneck run with an empty cache"),
             Side("extract", "activations() from the filled pixel store: nothing is decoded"),
         ],
         [Comparison("ours", "read and extract", "within", 1 / 0.9), Comparison("ours", "extract", "within")],
-        ["The first repeat of each is dropped. The graph is built in each. Ten validation pictures are read as well."],
+        ["The first repeat of each is dropped. The graph is built in each. Ten validation images are read as well."],
     )
     parts, splits = ours.prepare(["regime=bottleneck", "model=mobilenet_v2", "data=folder", override,
                                   "data.limit.validation=10", *in_process(folder, setup.home("ours"))])  # fmt: skip
@@ -266,7 +266,7 @@ def predicting(setup: Setup) -> Row:
             for side, took in zip(row.sides, seconds, strict=True):
                 side.seconds.append(took)
     for side in row.sides:
-        side.pictures, side.steps = len(files), math.ceil(len(files) / 32)
+        side.images, side.steps = len(files), math.ceil(len(files) / 32)
     same_work(row, [side.label for side in row.sides])
     return row
 
@@ -279,7 +279,7 @@ def finetuning(setup: Setup, unfrozen: int, factor: float, quick: int) -> Row:
     row = Row(
         f"finetune-{unfrozen}",
         f"VGG16 training epoch, unfrozen_blocks={unfrozen}: stored boundary vs whole network",
-        {"pictures": str(folder), "pixels": size, "batch": batch_size, "optimizer": "SGD, lr 1e-4, momentum 0.9",
+        {"images": str(folder), "pixels": size, "batch": batch_size, "optimizer": "SGD, lr 1e-4, momentum 0.9",
          "weights": "random", "XLA": XLA},
         [
             Side("ours", "regime=finetune of experiment=tutorial_finetune, regime.views=1: activations read from disk"),
@@ -288,7 +288,7 @@ def finetuning(setup: Setup, unfrozen: int, factor: float, quick: int) -> Row:
         [Comparison("ours", "whole network", "faster", factor)],
         [
             "Training time of an epoch; the first of each is dropped. Neither side augments while it trains. Computing "
-            "the stored activations, once a picture and view, is not counted here: see the extraction rows."
+            "the stored activations, once an image and view, is not counted here: see the extraction rows."
         ],
     )  # fmt: skip
     trained = tuple(f"block{5 - at}" for at in range(unfrozen))
@@ -306,11 +306,11 @@ def bottleneck(setup: Setup) -> Row:
     row = Row(
         "bottleneck",
         "Bottleneck run, mobilenet_v2 at 224 pixels: whole processes",
-        {"pictures": str(folder), "batch": batch_size, "epochs": epochs, "optimizer": "RMSprop", "XLA": XLA,
+        {"images": str(folder), "batch": batch_size, "epochs": epochs, "optimizer": "RMSprop", "XLA": XLA,
          "weights": "ImageNet" if weights else "random"},
         [
             Side("ours, empty store", "experiments.train experiment=mobilenet_bottleneck, new outputs folder"),
-            Side("predict + head fit", "only these two of a plain Keras process, its pictures already in memory"),
+            Side("predict + head fit", "only these two of a plain Keras process, its images already in memory"),
             Side("ours, filled store", "the same command once more with another epsilon, minus `import keras`"),
             Side("head fit", "only this of the plain Keras process"),
             Side("import keras", "python -c 'import keras'"),
@@ -339,7 +339,7 @@ def bottleneck(setup: Setup) -> Row:
         ):
             side.seconds.append(seconds)
         ran = sum(1 for _ in (home / "runs").glob("*/metrics.json"))
-        if ran != 2 or [plain["pictures"], plain["epochs"]] != [folder.train, epochs]:
+        if ran != 2 or [plain["images"], plain["epochs"]] != [folder.train, epochs]:
             raise ValueError(f"bottleneck: not the same work on both sides. Received: {ran} runs, {plain}")
     return row
 
@@ -350,7 +350,7 @@ def tutorials_way(setup: Setup, quick: int) -> Row:
     row = Row(
         "tutorial-bottleneck",
         "Bottleneck run, vgg16 at 150 pixels: filled store vs the tutorial's way",
-        {"pictures": str(folder), "batch": batch_size, "epochs": epochs, "optimizer": "RMSprop", "weights": "random",
+        {"images": str(folder), "batch": batch_size, "epochs": epochs, "optimizer": "RMSprop", "weights": "random",
          "XLA": XLA},
         [
             Side("ours, filled store", "experiments.train experiment=tutorial_bottleneck, minus `import keras`"),
@@ -373,7 +373,7 @@ def tutorials_way(setup: Setup, quick: int) -> Row:
         imported = ours.import_keras(home)
         for side, seconds in zip(row.sides, (filled - imported, whole - imported, imported), strict=True):
             side.seconds.append(seconds)
-        if done != {"pictures": folder.train, "epochs": epochs}:
+        if done != {"images": folder.train, "epochs": epochs}:
             raise ValueError(f"tutorial-bottleneck: not the same work on both sides. Received: {done}")
     return row
 
@@ -388,7 +388,7 @@ def sweeping(setup: Setup) -> Row:
     row = Row(
         "sweep",
         "The grid of experiment=above_95 with mobilenet_v2: 18 jobs",
-        {"pictures": str(folder), "batch": batch_size, "epochs": f"{head_epochs} of the head, {epochs} of fine-tuning",
+        {"images": str(folder), "batch": batch_size, "epochs": f"{head_epochs} of the head, {epochs} of fine-tuning",
          "XLA": XLA, "weights": "ImageNet"},
         [
             Side("ours, a job", "python -m experiments.train -m, new outputs folder: the whole sweep over 18"),
@@ -423,7 +423,7 @@ def sweeping(setup: Setup) -> Row:
             }  # fmt: skip
             seconds, done = peer_process("tuned", arguments, home)
             side.seconds.append(seconds)
-            if (done["pictures"], done["epochs"]) != (folder.train, epochs):
+            if (done["images"], done["epochs"]) != (folder.train, epochs):
                 raise ValueError(f"sweep: not the same work on both sides. Received: {done}")
     row.notes.append(f"Outside fit, median over the jobs: {statistics.median(row.sides[3].seconds):.1f} s; asked: 4 s.")
     return row
@@ -436,9 +436,9 @@ def peer_process(name: str, arguments: Mapping[str, Any], home: Path) -> tuple[f
 
 
 def scaling(setup: Setup) -> Row:
-    """Time and memory from 2,000 to 20,000 pictures."""
-    largest = max(100, setup.pictures or 20_000)
-    base = pictures(setup.cache, min(2000, largest))
+    """Time and memory from 2,000 to 20,000 images."""
+    largest = max(100, setup.images or 20_000)
+    base = images(setup.cache, min(2000, largest))
     counts = [largest // 10, round(largest / math.sqrt(10) / 10) * 10, largest]
     override = weights_override()[1]
     commands = {
@@ -448,13 +448,13 @@ def scaling(setup: Setup) -> Row:
     }
     row = Row(
         "scaling",
-        f"{counts[0]:,} to {counts[-1]:,} pictures: time and memory",
-        {"pictures": f"random crops of {base}, another brightness, encoded anew, as many again / 5 for validation",
-         "memory for pictures": f"{BUDGET:g} GB (runtime.memory)"},
+        f"{counts[0]:,} to {counts[-1]:,} images: time and memory",
+        {"images": f"random crops of {base}, another brightness, encoded anew, as many again / 5 for validation",
+         "memory for images": f"{BUDGET:g} GB (runtime.memory)"},
         notes=[f"Whole processes, new outputs folder each, the three numbers in turn, {setup.process_repeats} times: "
                "medians of seconds (fastest), the largest memory. Resident memory counts pages of memory maps that the "
                "system may take back; private memory does not."],
-        table=[["regime", "pictures", "whole s", "epoch s", "resident MB", "private MB"]],
+        table=[["regime", "images", "whole s", "epoch s", "resident MB", "private MB"]],
     )  # fmt: skip
     measured: dict[str, list[dict[str, float]]] = {}
     for regime, overrides in commands.items():
@@ -472,7 +472,7 @@ def scaling(setup: Setup) -> Row:
         for point in points:
             seconds = [f"{point[what]:.2f} ({point[f'fastest {what}']:.2f})" for what in ("whole", "epoch")]
             memory = [f"{point[what] / 2**20:.0f}" for what in ("peak", "private")]
-            row.table.append([regime, f"{point['pictures']:,}", *seconds, *memory])
+            row.table.append([regime, f"{point['images']:,}", *seconds, *memory])
         exponents = {what: exponent(points, what) for what in ("whole", "epoch")}
         exponents["beyond start"] = exponent_beyond_start(points)
         grown = points[-1]["peak"] - points[0]["peak"]
@@ -483,11 +483,11 @@ def scaling(setup: Setup) -> Row:
             "memory_grown": grown,
         }
         row.notes.append(
-            f"{regime}: time grows with pictures to the power {exponents['whole']:.2f} (whole process), "
+            f"{regime}: time grows with images to the power {exponents['whole']:.2f} (whole process), "
             f"{exponents['epoch']:.2f} (epoch), {exponents['beyond start']:.2f} (whole process without what every one "
             "takes to start and end); asked: at most 1.05: "
             + ("met." if max(value for value in exponents.values() if not math.isnan(value)) <= 1.05 else "NOT met.")
-            + f" Resident memory grew by {grown / 1e9:.2f} GB; asked: at most the {BUDGET:g} GB for pictures: "
+            + f" Resident memory grew by {grown / 1e9:.2f} GB; asked: at most the {BUDGET:g} GB for images: "
             + ("met." if grown <= BUDGET * 1e9 else "NOT met.")
         )
     plot = setup.work.parent.parent / "scaling.png"
@@ -496,9 +496,9 @@ def scaling(setup: Setup) -> Row:
     return row
 
 
-def summary(pictures: int, runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def summary(images: int, runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Of runs of the same: medians of seconds, the fastest, and the largest memory."""
-    point: dict[str, float] = {"pictures": pictures}
+    point: dict[str, float] = {"images": images}
     for what in ("whole", "epoch"):
         point[what] = statistics.median(run[what] for run in runs)
         point[f"fastest {what}"] = min(run[what] for run in runs)
@@ -514,8 +514,8 @@ def last_phase(home: Path) -> list[dict[str, str]]:
 
 
 def exponent(points: Sequence[Mapping[str, float]], what: str) -> float:
-    """Of time as a power of the number of pictures: the slope of a line through the logarithms."""
-    return float(np.polyfit(*(np.log([point[key] for point in points]) for key in ("pictures", what)), 1)[0])
+    """Of time as a power of the number of images: the slope of a line through the logarithms."""
+    return float(np.polyfit(*(np.log([point[key] for point in points]) for key in ("images", what)), 1)[0])
 
 
 def exponent_beyond_start(points: Sequence[Mapping[str, float]]) -> float:
@@ -523,7 +523,7 @@ def exponent_beyond_start(points: Sequence[Mapping[str, float]]) -> float:
     first, second, third = (point["whole"] for point in points)
     if not first < second < third:
         return math.nan
-    factor = math.sqrt(points[2]["pictures"] / points[0]["pictures"])
+    factor = math.sqrt(points[2]["images"] / points[0]["images"])
     return math.log((third - second) / (second - first)) / math.log(factor)
 
 
@@ -533,14 +533,14 @@ def draw_scaling(measured: Mapping[str, Sequence[Mapping[str, float]]], path: Pa
     figure = Figure(figsize=(9, 4), layout="constrained")
     time, memory = figure.subplots(1, 2)
     for regime, points in measured.items():
-        x = [point["pictures"] for point in points]
+        x = [point["images"] for point in points]
         time.loglog(x, [point["whole"] for point in points], "o-", label=regime)
         (line,) = memory.semilogx(x, [point["peak"] / 2**20 for point in points], "o-", label=f"{regime}, resident")
         private = [point["private"] / 2**20 for point in points]
         memory.semilogx(x, private, "o:", color=line.get_color(), label=f"{regime}, private")
-    time.set(xlabel="training pictures", ylabel="whole process, s", title="Time")
-    memory.set(xlabel="training pictures", ylabel="peak memory, MB", title="Memory", ylim=(0, None))
-    x = sorted({point["pictures"] for points in measured.values() for point in points})
+    time.set(xlabel="training images", ylabel="whole process, s", title="Time")
+    memory.set(xlabel="training images", ylabel="peak memory, MB", title="Memory", ylim=(0, None))
+    x = sorted({point["images"] for points in measured.values() for point in points})
     for axes in (time, memory):
         axes.set_xticks(x, [f"{count:,}" for count in x])
         axes.set_xticks([], minor=True)
@@ -560,7 +560,7 @@ def price(setup: Setup) -> Row:
     row = Row(
         "views",
         "Accuracy for the price: finetune, mobilenet_v2, stored views",
-        {"pictures": str(folder), "seeds": "0, 1, 2", "weights": "ImageNet" if weights else "random",
+        {"images": str(folder), "seeds": "0, 1, 2", "weights": "ImageNet" if weights else "random",
          "command": "experiment=mobilenet_finetune"},
         notes=["Intervals are Student's over the seeds (95 %), of the last epoch's validation accuracy.",
                "The first seed's whole run pays for decoding and extraction."],

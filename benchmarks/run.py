@@ -34,7 +34,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         prog="python -m benchmarks.run",
         description="Ours beside its peers, in turn, on this machine. Leave the machine alone meanwhile.",
     )
-    parser.add_argument("--full", action="store_true", help="all pictures in every row, and the rows that take long")
+    parser.add_argument("--full", action="store_true", help="all images in every row, and the rows that take long")
     parser.add_argument("--rows", nargs="+", choices=ROWS, metavar="ROW", help=f"only these: {', '.join(ROWS)}")
     parser.add_argument(
         "--repeats", type=int,
@@ -42,8 +42,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         f"{PROCESS_REPEATS[False]}, with --full {PROCESS_REPEATS[True]}",
     )  # fmt: skip
     parser.add_argument(
-        "--pictures", type=int, metavar="N",
-        help="training pictures in every row (the largest number in `scaling`): to try it out, not to measure",
+        "--images", type=int, metavar="N",
+        help="training images in every row (the largest number in `scaling`): to try it out, not to measure",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, help="folder for the report and what is kept between benchmarks")
     parser.add_argument("--worker", type=Path, metavar="JSON", help=argparse.SUPPRESS)  # one row, into this file
@@ -51,8 +51,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     options.output = (options.output or Path(default_outputs()) / "benchmarks").resolve()
     if options.repeats is not None and options.repeats < 1:
         parser.error(f"--repeats must be 1 or more. Received: {options.repeats}")
-    if options.pictures is not None and options.pictures < 20:
-        parser.error(f"--pictures must be 20 or more. Received: {options.pictures}")
+    if options.images is not None and options.images < 20:
+        parser.error(f"--images must be 20 or more. Received: {options.images}")
     return options
 
 
@@ -66,7 +66,7 @@ def main() -> int:
     facts = report.machine()
     chosen = options.rows or [name for name in ROWS if options.full or name not in ONLY_FULL]
     told: dict[str, Any] = {
-        "make": "bench-full" if options.full else "bench", "rows": " ".join(chosen), "pictures": options.pictures,
+        "make": "bench-full" if options.full else "bench", "rows": " ".join(chosen), "images": options.images,
         "repeats": options.repeats or f"{REPEATS[options.full]} ({PROCESS_REPEATS[options.full]} of whole processes)",
     }  # fmt: skip
     stem = time.strftime("%Y-%m-%d-%H%M%S")
@@ -99,7 +99,7 @@ def measure(name: str, options: argparse.Namespace) -> report.Row:
     command += ["--output", str(options.output)]
     command += ["--full"] if options.full else []
     command += ["--repeats", str(options.repeats)] if options.repeats else []
-    command += ["--pictures", str(options.pictures)] if options.pictures else []
+    command += ["--images", str(options.images)] if options.images else []
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(command, cwd=report.ROOT, env=environment, capture_output=True, text=True)
     try:
@@ -118,7 +118,7 @@ def work(options: argparse.Namespace) -> int:
         repeats=options.repeats or REPEATS[options.full],
         process_repeats=options.repeats or PROCESS_REPEATS[options.full],
         full=options.full,
-        pictures=options.pictures,
+        images=options.images,
         cache=options.output / "data",
         work=options.output / "work" / f"{name}-{os.getpid()}",
     )

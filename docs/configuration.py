@@ -23,8 +23,8 @@ from experiments.system.paths import CONF
 
 PAGE = Path(__file__).with_suffix(".md")
 GROUPS = {
-    "data": "Which pictures, at which size, how split.",
-    "augmentation": "What happens to training pictures; [augmentation.md](augmentation.md) shows it.",
+    "data": "Which images, at which size, how split.",
+    "augmentation": "What happens to training images; [augmentation.md](augmentation.md) shows it.",
     "model": "The backbone, its weights and blocks, and the head on it.",
     "optimizer": "That of the run's last phase. `lr` is Keras's `learning_rate`; all other keys are the Keras class's.",
     "schedule": "The learning rate by epoch.",

@@ -1,4 +1,4 @@
-"""What tests share: composed configurations, small drawn pictures, the photographs where they are."""
+"""What tests share: composed configurations, small drawn images, the photographs where they are."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def config(composed: Compose) -> Callable[..., schema.Config]:
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train/ (12 a class), validation/ (6) and test/ (4) of 48-pixel pictures: a disc (blobs) or bars (stripes)."""
+    """train/ (12 a class), validation/ (6) and test/ (4) of 48-pixel images: a disc (blobs) or bars (stripes)."""
     root = tmp_path_factory.mktemp("drawn")
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:48, :48]
@@ -126,15 +126,15 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for n in range(count):
                 y, x = rng.integers(14, 34, 2)
                 inside = (rows - y) ** 2 + (columns - x) ** 2 < 120 if name == "blobs" else (columns + x) % 12 < 6
-                picture = np.where(inside[..., None], rng.integers(150, 256, 3), rng.integers(0, 100, 3))
-                noisy = np.clip(picture + rng.normal(0, 12, (48, 48, 3)), 0, 255).astype("uint8")
+                image = np.where(inside[..., None], rng.integers(150, 256, 3), rng.integers(0, 100, 3))
+                noisy = np.clip(image + rng.normal(0, 12, (48, 48, 3)), 0, 255).astype("uint8")
                 Image.fromarray(noisy).save(folder / f"{name}.{n}.jpg", quality=90)
     return root
 
 
 @pytest.fixture
 def here(drawn: Path) -> tuple[str, ...]:
-    """Overrides that lead to the drawn pictures."""
+    """Overrides that lead to the drawn images."""
     return "data=folder", f"data.root={drawn}", "data.image_size=48"
 
 

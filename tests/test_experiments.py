@@ -51,7 +51,7 @@ def metrics_of(folder: Path) -> dict[str, float]:
 
 
 def small(name: str, drawn: Path) -> list[str]:
-    """A preset on small drawn pictures, with random weights where it would download some."""
+    """A preset on small drawn images, with random weights where it would download some."""
     text = PRESETS[name]
     data = [f"data.root={drawn}"] if "override /data: folder" in text else list(DRAWN_BY_US)
     weights = [] if "override /model: convnet" in text else ["model.weights=null"]
@@ -122,7 +122,7 @@ SMALL = ("data=folder", "data.image_size=48", "model.head.pooling=average", "bat
     ("regime=scratch", "optimizer=adam", "optimizer.lr=3e-3"),
     pytest.param(("regime=finetune", "optimizer.lr=1e-3", "regime.head_optimizer.lr=1e-2"), marks=pytest.mark.slow),
 ], ids=["scratch", "finetune"])  # fmt: skip
-def test_a_handful_of_pictures_is_learned_by_heart(settings: tuple[str, ...], drawn: Path, tmp_path: Path) -> None:
+def test_a_handful_of_images_is_learned_by_heart(settings: tuple[str, ...], drawn: Path, tmp_path: Path) -> None:
     folder = start(tmp_path, "heart", *SMALL, f"data.root={drawn}", *settings, "debug=overfit", "tracking=none")
     last = rows_of(folder / "curves.csv")[-1]
     assert float(last["accuracy"]) == 1 and last["epoch"] == "59"
@@ -150,16 +150,16 @@ def test_a_run_that_cannot_learn_fails_and_leaves_its_results(
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train/ (8, 8 and 4 a class) and validation/ (4 each) of 32-pixel pictures, red, green or blue."""
+    """train/ (8, 8 and 4 a class) and validation/ (4 each) of 32-pixel images, red, green or blue."""
     root = tmp_path_factory.mktemp("three")
     rng = np.random.default_rng(0)
     for split, counts in (("train", (8, 8, 4)), ("validation", (4, 4, 4))):
         for channel, (name, count) in enumerate(zip(("red", "green", "blue"), counts, strict=True)):
             (root / split / name).mkdir(parents=True)
             for n in range(count):
-                picture = rng.integers(0, 90, (32, 32, 3), dtype=np.uint8)
-                picture[..., channel] += 150
-                Image.fromarray(picture).save(root / split / name / f"{n}.png")
+                image = rng.integers(0, 90, (32, 32, 3), dtype=np.uint8)
+                image[..., channel] += 150
+                Image.fromarray(image).save(root / split / name / f"{n}.png")
     return root
 
 
@@ -186,8 +186,8 @@ def test_three_classes_by_hinge(three: Path, tmp_path: Path, client: mlflow.Mlfl
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     model = mlflow.keras.load_model(f"runs:/{run.info.run_id}/model")
     rows = rows_of(folder / "predictions_validation.csv")
-    pictures = [decoder.resize(decoder.decode((three / row["path"]).read_bytes()), 32) for row in rows]
-    scores = model.predict(np.stack(pictures).astype("float32"), verbose=0)
+    images = [decoder.resize(decoder.decode((three / row["path"]).read_bytes()), 32) for row in rows]
+    scores = model.predict(np.stack(images).astype("float32"), verbose=0)
     assert scores.shape == (12, 3) and scores.min() >= 0 and scores.max() <= 1
     np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(scores, scores_of(folder), atol=1e-4)

@@ -68,23 +68,23 @@ def test_data_backbone_augmentation_and_regime_have_their_example_of_about_ten_l
 
 
 def arguments(name: str, drawn: Path, place: Path) -> list[str]:
-    """Writes an example's files into a folder; the arguments of its command, with pictures and made small."""
+    """Writes an example's files into a folder; the arguments of its command, with images and made small."""
     example = EXAMPLES[name]
     for path, text in example.files.items():
         (place / path).parent.mkdir(parents=True, exist_ok=True)
         (place / path).write_text(text, encoding="utf-8")
-    pictures = drawn
+    images = drawn
     if name == "labels":
-        pictures = place / "pictures"
-        pictures.mkdir()
+        images = place / "images"
+        images.mkdir()
         rows = ["file,class"]
         for path in sorted(drawn.glob("train/*/*.jpg")):
-            shutil.copy(path, pictures)
+            shutil.copy(path, images)
             rows.append(f"{path.name},{path.parent.name}")
         (place / "labels.csv").write_text("\n".join(rows), encoding="utf-8")
     program, module, entry, *given = shlex.split(example.command.replace("\\\n", " "))
     assert (program, module, entry) == ("python", "-m", "experiments.train")
-    given = [one.replace("=PATH", f"={pictures}") for one in given]
+    given = [one.replace("=PATH", f"={images}") for one in given]
     more = [*SMALL, f"hydra.run.dir={place / 'run'}"]
     if name == "regime":  # whose features are to be worth something: our own body, under a head of one layer
         given.remove("model=mobilenet_v2")
@@ -124,7 +124,7 @@ def check(name: str, place: Path) -> None:
     else:
         assert config["regime"]["name"] == "logistic" and "optimizer" not in config
         assert not curves.exists(), "it has no epochs"
-        assert metrics["validation.accuracy"] > 0.7, "solved, though of eight pictures"
+        assert metrics["validation.accuracy"] > 0.7, "solved, though of eight images"
 
 
 def test_the_examples_backbone_is_accepted(drawn: Path, tmp_path: Path) -> None:

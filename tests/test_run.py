@@ -99,8 +99,8 @@ def test_the_folder_holds_everything(tuned: Path) -> None:
 def test_the_folder_gives_the_model_back(tuned: Path, drawn: Path) -> None:
     run = saved_run.find(str(tuned))
     rows = rows_of(tuned / "predictions_test.csv")
-    pictures = [decoder.resize(decoder.decode((drawn / row["path"]).read_bytes()), 48) for row in rows]
-    shares = np.asarray(run.model()(np.stack(pictures).astype("float32")))
+    images = [decoder.resize(decoder.decode((drawn / row["path"]).read_bytes()), 48) for row in rows]
+    shares = np.asarray(run.model()(np.stack(images).astype("float32")))
     assert run.run_id is None and run.classes == ("blobs", "stripes")
     np.testing.assert_allclose(shares[:, 1], [float(row["p_stripes"]) for row in rows], atol=1e-5)
 
@@ -111,7 +111,7 @@ def test_the_effective_configuration_is_written(tuned: Path) -> None:
     assert written["epochs"] == 2 and written["data"]["image_size"] == 48 and written["tracking"]["uri"] is None
 
 
-def test_the_manifest_lists_every_picture(tuned: Path) -> None:
+def test_the_manifest_lists_every_image(tuned: Path) -> None:
     rows = rows_of(tuned / "manifest.csv")
     assert len(rows) == 2 * (12 + 6 + 4)
     assert {row["class_name"] for row in rows} == {"blobs", "stripes"}
@@ -155,8 +155,8 @@ def test_the_weights_make_the_same_predictions(
     head.load_weights(tuned / "weights" / "head.weights.h5")
     from experiments.models.network import join
 
-    pictures = read_data(parts).validation
-    scores = join(parts.backbone, "average", head).predict_on_batch(pictures.pixels[:].astype("float32"))
+    images = read_data(parts).validation
+    scores = join(parts.backbone, "average", head).predict_on_batch(images.pixels[:].astype("float32"))
     written = [
         [float(row["p_blobs"]), float(row["p_stripes"])] for row in rows_of(tuned / "predictions_validation.csv")
     ]
@@ -170,11 +170,11 @@ def test_without_test_the_test_split_is_not_read(drawn: Path, tmp_path: Path) ->
     assert {path.name for path in (folder / "figures").iterdir()} == {
         "learning_curves.png",
         *(name for name in FIGURES if name.startswith("validation_")),
-    }  # and no augmented pictures, which bottleneck never sees
+    }  # and no augmented images, which bottleneck never sees
     assert not [key for key in json.loads((folder / "metrics.json").read_text()) if key.startswith("test")]
     assert "augmentation" not in yaml.safe_load((folder / "config.yaml").read_text())
     rows = {len(np.load(path, mmap_mode="r")) for path in (tmp_path / "cache").rglob("array.npy")}
-    assert rows == {24, 12}  # training and validation pictures; none of the 8 of test
+    assert rows == {24, 12}  # training and validation images; none of the 8 of test
 
 
 def test_a_fault_leaves_the_curves(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,7 +396,7 @@ def test_csv_cells_are_quoted(tmp_path: Path) -> None:
 
 
 def origin(tmp_path: Path, rows: list[dict[str, str]], key: str) -> dict[str, Path]:
-    """The folder with what a run left that read these pictures."""
+    """The folder with what a run left that read these images."""
     folder = tmp_path / key
     folder.mkdir(parents=True)
     write_csv(folder / "manifest.csv", rows)
@@ -423,7 +423,7 @@ def test_what_is_decoded_to_be_checked_goes_to_the_store_and_nothing_of_it_stays
 
 
 @pytest.mark.parametrize("key", ["model.weights", "regime.head_from"])
-def test_weights_that_have_seen_the_judged_pictures_are_refused(
+def test_weights_that_have_seen_the_judged_images_are_refused(
     key: str, drawn: Path, tmp_path: Path, config: Callable[..., schema.Config]
 ) -> None:
     def splits(*overrides: str) -> Dataset:
@@ -436,7 +436,7 @@ def test_weights_that_have_seen_the_judged_pictures_are_refused(
     with pytest.raises(DataError) as raised:
         check_origins(files, other)
     shared = {entry.path for entry in first.manifest.of("train")} & {entry.path for entry in other.validation.entries}
-    assert str(raised.value).startswith(f"{key}: the run it names was trained on {len(shared)} of the pictures")
+    assert str(raised.value).startswith(f"{key}: the run it names was trained on {len(shared)} of the images")
     assert len(shared) > 1 and sorted(shared)[0] in str(raised.value)
 
     renamed = origin(tmp_path / "renamed", [{**row, "class_name": f"other {row['class_name']}"} for row in rows], key)
@@ -474,8 +474,8 @@ def test_the_last_lines_show_accuracy_beside_the_most_frequent_class(tmp_path: P
             for at in range(200)
         )
         labels = np.array([int(at < 190) for at in range(200)], np.int32)
-        pictures = ImageSet("validation", entries, labels, 8, lambda: Rows([np.zeros((200, 8, 8, 3), "uint8")]))
-        splits = Dataset(("[b]abnormal", "normal"), pictures, pictures, None, Manifest(Path(), (), entries), "")
+        images = ImageSet("validation", entries, labels, 8, lambda: Rows([np.zeros((200, 8, 8, 3), "uint8")]))
+        splits = Dataset(("[b]abnormal", "normal"), images, images, None, Manifest(Path(), (), entries), "")
         scores = np.array([[0.9, 0.1] if 190 <= at < 190 + found else [0.2, 0.8] for at in range(200)])
         reports = evaluate({"validation": scores}, splits)
         assert reports["validation"].metrics["accuracy_baseline"] == 0.95

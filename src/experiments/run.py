@@ -180,9 +180,9 @@ def read_data(parts: RunComponents, *, keep: bool = True) -> Dataset:
     runtime.check_shares(config.runtime.devices, sizes)
     check_accumulation(config, len(splits.train))
     if decoded:
-        for pictures in (splits.train, *splits.scored(config.evaluate.test)):
-            if decoded.holds(pictures.entries):
-                _ = pictures.pixels
+        for images in (splits.train, *splits.scored(config.evaluate.test)):
+            if decoded.holds(images.entries):
+                _ = images.pixels
         decoded.pixels.clear()  # frees images that this run does not read
     return splits
 
@@ -206,7 +206,7 @@ def check_accumulation(config: schema.Config, images: int) -> None:
         if steps is not None and steps > batches:
             raise ConfigError(
                 f"{key}.gradient_accumulation_steps: must be at most {batches}, the batches of {epochs} epochs "
-                f"({epochs_key}) of {images} pictures at batch_size={config.batch_size}: more would train nothing. "
+                f"({epochs_key}) of {images} images at batch_size={config.batch_size}: more would train nothing. "
                 f"Received: {steps}"
             )
 
@@ -281,7 +281,7 @@ def check_origins(origins: Mapping[str, Path], splits: Dataset) -> None:
         known = sorted(judged[row["sha256"]] for row in rows if row["split"] == "train" and row["sha256"] in judged)
         if known:
             raise DataError(
-                f"{key}: the run it names was trained on {len(known)} of the pictures that this run validates or tests "
+                f"{key}: the run it names was trained on {len(known)} of the images that this run validates or tests "
                 f"with, such as {known[0]}: its scores would mean nothing. Use a run on the same split (data.fold, "
                 "data.split_seed, data.fractions), or train the weights anew"
             )
@@ -343,12 +343,12 @@ def draw(
     if "augmentation" not in parts.config.regime.ignores and not parts.config.sweep.job:
         drawn["augmented"] = augmented_sample(parts, splits)
     for split, report in reports.items() if not parts.config.sweep.job else ():
-        pictures = splits.validation if split == "validation" else splits.test
-        assert pictures is not None
+        images = splits.validation if split == "validation" else splits.test
+        assert images is not None
         drawn |= {
             f"{split}_confusion": plots.confusion_matrix(report, splits.classes),
             f"{split}_roc": plots.roc(report, splits.classes),
-            f"{split}_mistakes": plots.mistakes(report, functools.partial(rows_of, pictures)),
+            f"{split}_mistakes": plots.mistakes(report, functools.partial(rows_of, images)),
         }
         if "calibration_error" in report.metrics:
             drawn[f"{split}_calibration"] = plots.calibration(report)
@@ -356,8 +356,8 @@ def draw(
         figure.savefig(folder / f"{name}.png", dpi=100)
 
 
-def rows_of(pictures: ImageSet, rows: list[int]) -> np.ndarray:
-    return pictures.pixels[rows]
+def rows_of(images: ImageSet, rows: list[int]) -> np.ndarray:
+    return images.pixels[rows]
 
 
 def augmented_sample(parts: RunComponents, splits: Dataset) -> Any:
@@ -373,7 +373,7 @@ def augmented_sample(parts: RunComponents, splits: Dataset) -> Any:
     )
     pixels, labels = next(iter(batches.dataset))
     titles = [plots.label_title(label, splits.classes) for label in np.asarray(labels)]
-    return plots.picture_grid(np.asarray(pixels), titles)
+    return plots.image_grid(np.asarray(pixels), titles)
 
 
 def conclude(console: Console, folder: Path, reports: Mapping[str, Report], run_id: str | None) -> None:

@@ -16,19 +16,19 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 
-from benchmarks import pictures, report, rows, run  # noqa: E402
+from benchmarks import images, report, rows, run  # noqa: E402
 from benchmarks.report import Comparison, Row, Side  # noqa: E402
 
 FACTS = {
     "date": "2026-11-23", "cpu": "a CPU", "cores": 2, "memory_gb": 8.0, "os": "an OS", "python": "3.11",
     "commit": "abc", "packages": {"keras": "3.15.1"}, "load_average_at_start": [0.1, 0.1, 0.1],
 }  # fmt: skip
-OPTIONS = {"make": "bench", "rows": "r", "repeats": 3, "pictures": None, "minutes": 1.0}
+OPTIONS = {"make": "bench", "rows": "r", "repeats": 3, "images": None, "minutes": 1.0}
 
 
 def row(*comparisons: Comparison) -> Row:
     ours, peer = Side("ours", "ours", [3.0, 1.0, 2.0]), Side("peer", "a peer", [3.0, 8.0, 4.0])
-    return Row("r", "A row", {"pictures": "40"}, [ours, peer], list(comparisons))
+    return Row("r", "A row", {"images": "40"}, [ours, peer], list(comparisons))
 
 
 def test_median_and_fastest() -> None:
@@ -55,7 +55,7 @@ def test_ratios_and_targets(
 def test_sides_that_did_different_work_are_not_compared() -> None:
     measured = row()
     for side, steps in zip(measured.sides, (3, 4), strict=True):
-        side.pictures, side.steps = 40, steps
+        side.images, side.steps = 40, steps
     with pytest.raises(ValueError, match="different work"):
         report.same_work(measured, ["ours", "peer"])
 
@@ -77,8 +77,8 @@ def test_a_report_comes_back_as_it_was_written_and_a_failed_row_costs_no_other(t
 
 def test_what_makes_figures_worthless_is_said() -> None:
     assert report.warnings(FACTS, OPTIONS) == []
-    busy, few = report.warnings(FACTS | {"load_average_at_start": [1.0, 0, 0]}, OPTIONS | {"pictures": 40})
-    assert "not idle" in busy and "40 pictures" in few
+    busy, few = report.warnings(FACTS | {"load_average_at_start": [1.0, 0, 0]}, OPTIONS | {"images": 40})
+    assert "not idle" in busy and "40 images" in few
 
 
 def test_the_machine_is_described() -> None:
@@ -96,15 +96,15 @@ def test_peers_are_plain_keras(module: str) -> None:
     assert not [name for name in names if name.startswith(("experiments", "benchmarks"))]
 
 
-def test_time_as_a_power_of_pictures() -> None:
-    points = [{"pictures": n, "whole": 3 * n**1.05} for n in (200, 640, 2000)]
+def test_time_as_a_power_of_images() -> None:
+    points = [{"images": n, "whole": 3 * n**1.05} for n in (200, 640, 2000)]
     assert rows.exponent(points, "whole") == pytest.approx(1.05)
-    points = [{"pictures": n, "whole": 20 + 3 * n**1.1} for n in (200, 2000, 20000)]
+    points = [{"images": n, "whole": 20 + 3 * n**1.1} for n in (200, 2000, 20000)]
     assert rows.exponent(points, "whole") < 1.1
     assert rows.exponent_beyond_start(points) == pytest.approx(1.1)
 
 
-def test_sharpness_falls_where_pictures_are_blurred() -> None:
+def test_sharpness_falls_where_images_are_blurred() -> None:
     sharp = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3))
     blurred = (sharp + np.roll(sharp, 1, axis=2)) / 2
     assert all(b < s for s, b in zip(rows.sharpness(sharp), rows.sharpness(blurred), strict=True))
@@ -112,37 +112,37 @@ def test_sharpness_falls_where_pictures_are_blurred() -> None:
 
 @pytest.fixture
 def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., rows.Setup]:
-    """Twenty drawn training pictures, in a place without photographs."""
+    """Twenty drawn training images, in a place without photographs."""
     monkeypatch.setenv("EXPERIMENTS_PHOTOS", str(tmp_path / "none"))
-    monkeypatch.setattr(pictures, "DRAWN_SIZE", 48)
+    monkeypatch.setattr(images, "DRAWN_SIZE", 48)
 
     def make(repeats: int) -> rows.Setup:
-        return rows.Setup(repeats, repeats, full=False, pictures=20, cache=tmp_path / "data", work=tmp_path / "work")
+        return rows.Setup(repeats, repeats, full=False, images=20, cache=tmp_path / "data", work=tmp_path / "work")
 
     return make
 
 
 @pytest.mark.slow
-def test_all_sides_of_a_scratch_epoch_see_the_same_pictures_in_as_many_steps(
+def test_all_sides_of_a_scratch_epoch_see_the_same_images_in_as_many_steps(
     setup: Callable[..., rows.Setup],
 ) -> None:
     measured = rows.scratch(setup(repeats=1))
-    assert {(side.pictures, side.steps) for side in measured.sides} == {(20, 2)}
+    assert {(side.images, side.steps) for side in measured.sides} == {(20, 2)}
     assert [len(side.seconds) for side in measured.sides] == [1, 1, 1, 1], "the first epoch is dropped"
-    assert "drawn" in measured.settings["pictures"]
+    assert "drawn" in measured.settings["images"]
 
 
-def test_both_augmentations_see_the_same_pictures_and_one_resampling_keeps_more_sharpness(
+def test_both_augmentations_see_the_same_images_and_one_resampling_keeps_more_sharpness(
     setup: Callable[..., rows.Setup],
 ) -> None:
     measured = rows.augmentation(setup(repeats=1))
-    assert {(side.pictures, side.steps) for side in measured.sides} == {(20, 2)}
+    assert {(side.images, side.steps) for side in measured.sides} == {(20, 2)}
     kept = measured.figures["high_frequency_energy_kept"]
     assert kept["Keras layers"] < kept["one resampling"] < 1
 
 
-def test_more_pictures_are_made_with_pixels_of_their_own(setup: Callable[..., rows.Setup], tmp_path: Path) -> None:
-    made = pictures.many(tmp_path / "data", setup(1).folder(), 40)
+def test_more_images_are_made_with_pixels_of_their_own(setup: Callable[..., rows.Setup], tmp_path: Path) -> None:
+    made = images.many(tmp_path / "data", setup(1).folder(), 40)
     for split, count in (("train", made.train), ("validation", made.validation)):
         contents = {path.read_bytes() for path in (made.root / split).rglob("*.jpg")}
         assert len(contents) == count

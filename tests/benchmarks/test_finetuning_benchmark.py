@@ -13,7 +13,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 
-from benchmarks import finetuning, ours, pictures, report  # noqa: E402
+from benchmarks import finetuning, images, ours, report  # noqa: E402
 from benchmarks.finetuning import Result  # noqa: E402
 from benchmarks.report import Row, Side  # noqa: E402
 from benchmarks.rows import Setup  # noqa: E402
@@ -59,7 +59,7 @@ def test_peer_is_read_from_the_last_line_of_its_process(tmp_path: Path, monkeypa
     found = {"validation_accuracy": 0.5, "test_accuracy": 0.25, "correct": {f"test/{n}.jpg": n == 0 for n in range(4)}}
     process = ours.Run(7.0, 0, 0, "Found 4 files\n" + json.dumps(found) + "\n")
     monkeypatch.setattr(ours, "process", lambda command, home: process)
-    folder = pictures.Folder(tmp_path, 4, 4, drawn=False)
+    folder = images.Folder(tmp_path, 4, 4, drawn=False)
     result = finetuning.train_peer("keras", folder, "weights", seed=0, lr=1e-3, home=tmp_path)
     assert (result.seconds, result.validation, result.test) == (7.0, 0.5, 0.25)
 
@@ -79,13 +79,13 @@ def flowers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_subset_of_flowers_has_the_first_images_of_each_class(flowers: Path, tmp_path: Path) -> None:
-    subset = pictures.flowers(tmp_path / "cache", 34)
+    subset = images.flowers(tmp_path / "cache", 34)
     assert (subset.train, subset.validation) == (34, 17)
     assert sorted(path.relative_to(subset.root).as_posix() for path in subset.root.rglob("*.png"))[:2] == [
         "test/class 00/0.png", "test/class 01/0.png"
     ]  # fmt: skip
     assert len(list(subset.root.rglob("train/*/*.png"))) == 34
-    assert pictures.flowers(tmp_path / "cache").root == flowers
+    assert images.flowers(tmp_path / "cache").root == flowers
 
 
 def test_one_cycle_rises_and_falls() -> None:
@@ -131,7 +131,7 @@ def test_all_sides_of_a_whole_network_epoch_train_on_the_same_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EXPERIMENTS_WEIGHTS", str(tmp_path / "none"))
-    setup = Setup(1, 1, full=False, pictures=34, cache=tmp_path / "data", work=tmp_path / "work")
+    setup = Setup(1, 1, full=False, images=34, cache=tmp_path / "data", work=tmp_path / "work")
     row = finetuning.whole_network_epoch(setup, quick=34)
-    assert {(side.pictures, side.steps) for side in row.sides} == {(34, 2)}
+    assert {(side.images, side.steps) for side in row.sides} == {(34, 2)}
     assert [len(side.seconds) for side in row.sides] == [1, 1, 1], "the first epoch is dropped"

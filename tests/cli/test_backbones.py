@@ -17,7 +17,7 @@ from experiments.system import paths
 
 
 def own_choice(folder: Path) -> Path:
-    """A folder for --config-dir with one model in it: the convnet, called mine, of small pictures."""
+    """A folder for --config-dir with one model in it: the convnet, called mine, of small images."""
     (folder / "model").mkdir(parents=True)
     text = (paths.CONF / "model" / "convnet.yaml").read_text(encoding="utf-8")
     text = text.replace("name: convnet", "name: mine").replace("native_size: 150", "native_size: 40")
@@ -53,15 +53,15 @@ def test_no_weights_are_read(name: str) -> None:
 def test_a_backbone_is_measured_at_its_own_size(tmp_path: Path) -> None:
     cost = backbones.measure(backbones.configuration("mine", own_choice(tmp_path)), batch=2, seconds=0)
     assert cost[:-1] == ("mine", 40, 3, 896 + 9_248 + 18_496, 18_496)
-    assert cost.pictures_per_second > 0
+    assert cost.images_per_second > 0
 
 
 def test_the_speed_is_the_batchs_median_after_a_first_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Batches of 0.5, 8 and 1 s: ten pictures in the middle one's second."""
+    """Batches of 0.5, 8 and 1 s: ten images in the middle one's second."""
     config = backbones.configuration("mine", own_choice(tmp_path))
     clock = iter([0.0, 0.5, 10.0, 18.0, 20.0, 21.0])
     monkeypatch.setattr(backbones.time, "perf_counter", lambda: next(clock))
-    assert backbones.measure(config, batch=10, seconds=5).pictures_per_second == 10
+    assert backbones.measure(config, batch=10, seconds=5).images_per_second == 10
 
 
 def test_the_command_prints_one_row_a_backbone(
@@ -77,7 +77,7 @@ def test_the_command_prints_one_row_a_backbone(
     monkeypatch.setattr(sys, "argv", ["backbones", "mine", "vgg16", "--config-dir", str(own_choice(tmp_path))])
     backbones.main()
     out = capsys.readouterr().out
-    assert "32 pictures a batch" in out, "the batch of activations.py"
+    assert "32 images a batch" in out, "the batch of activations.py"
     for name in ("mine", "vgg16"):
         (row,) = (line.split() for line in out.splitlines() if name in line)
         assert row == [name, "40", "3", "1,234,567", "89,000", "12.3"]
@@ -85,7 +85,7 @@ def test_the_command_prints_one_row_a_backbone(
 
 
 @pytest.mark.parametrize("arguments, code, told", [
-    (["--help"], 0, "pictures a second"),
+    (["--help"], 0, "images a second"),
     (["mobilenet"], 1, "Nearest: mobilenet_v2"),
     (["convnet", "--threads", "0"], 1, "runtime.threads: must be greater than or equal to 1. Received: 0"),
     (["convnet", "--batch", "0"], 2, "--batch: must be 1 or more. Received: 0"),

@@ -38,7 +38,7 @@ def cache(own_outputs: Path) -> Path:
     history = [EpochRecord(n, "head", n, 0, {"validation_accuracy": 0.5 + n / 10}) for n in range(3)]
     checkpoints.save(place / "heads" / "abc", model, history)
     verdicts = {"a" * 64: [4, 4, "RGB", []], "b" * 64: [5, 5, "L", []]}
-    content = {"sha256": array_cache.key(verdicts), "pictures": verdicts}
+    content = {"sha256": array_cache.key(verdicts), "images": verdicts}
     atomic_files.write_file(place / "manifests" / "abc.json", json.dumps(content).encode())
     atomic_files.write_file(place / "drawn" / "abc" / "train" / "cats" / "cats.0.jpg", bytes(5000))
     atomic_files.write_file(place / "pixels" / ".abc.1.ff" / "array.npy", bytes(6000))  # of a killed process
@@ -95,7 +95,7 @@ def test_the_list_tells_size_age_and_purpose(cache: Path, call: Call) -> None:
         ["activations", "vgg16 at block5_conv1, train view 4 512 of 600 x 2 float16"],
         ["drawn", "files: 1"],
         ["heads", "3 epochs, validation accuracy 70.0%"],
-        ["manifests", "2 pictures found sound"],
+        ["manifests", "2 images found sound"],
         ["pixels", "validation 10 x 8x8x3 uint8"],
         ["pixels", "unfinished"],
     ]

@@ -35,23 +35,23 @@ from experiments.evaluation.significance import newcombe
 from experiments.tracking import buffer, log_comparison
 from experiments.tracking.queries import RunFacts, find_runs, search_runs
 
-PICTURES = 40
+IMAGES = 40
 BASE = {"regime": "scratch", "model": "convnet", "optimizer": "rmsprop", "optimizer.lr": "0.001"}
 
 
 def right(count: int) -> list[bool]:
-    """The first `count` of the pictures predicted correctly."""
-    return [at < count for at in range(PICTURES)]
+    """The first `count` of the images predicted correctly."""
+    return [at < count for at in range(IMAGES)]
 
 
 def fake_run(
     client: MlflowClient, name: str, params: dict[str, str], correct: Sequence[bool],
     first: int = 0, kind: str = "a", tags: dict[str, str] | None = None, splits: Sequence[str] = ("validation",),
 ) -> str:  # fmt: skip
-    """A finished run with parameters, metrics, curves, and predictions of pictures from a first one on.
+    """A finished run with parameters, metrics, curves, and predictions of images from a first one on.
 
     Args:
-        kind: pictures of another kind are others.
+        kind: images of another kind are others.
     """
     experiment = client.get_experiment_by_name("experiments")
     assert experiment is not None
@@ -87,7 +87,7 @@ def fake_run(
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A store with three seeds each of scratch and finetune, runs on other pictures, on folds, and a sweep's."""
+    """A store with three seeds each of scratch and finetune, runs on other images, on folds, and a sweep's."""
     folder = tmp_path_factory.mktemp("compare")
     uri = f"sqlite:///{folder}/mlflow.db"
     mlflow.set_tracking_uri(uri)
@@ -146,19 +146,19 @@ def test_runs_that_differ_in_their_seed_are_one_group(uri: str) -> None:
 def test_the_difference_is_other_minus_first(uri: str) -> None:
     found = of(uri, "scratch0", "tuned0").differences[1]
     assert found is not None and found.paired
-    assert found.value == pytest.approx(14 / PICTURES) and 0 < found.low < found.high and found.significant
+    assert found.value == pytest.approx(14 / IMAGES) and 0 < found.low < found.high and found.significant
     assert (found.only_a, found.only_b) == (0, 14) and found.p_value == pytest.approx(0.000183, abs=1e-6)  # chi2 = 14
     back = of(uri, "tuned0", "scratch0").differences[1]
-    assert back is not None and back.value == pytest.approx(-14 / PICTURES) and back.high < 0
+    assert back is not None and back.value == pytest.approx(-14 / IMAGES) and back.high < 0
 
 
 def test_groups_of_unequal_size_are_compared_over_the_seeds_that_both_have(uri: str) -> None:
     found = of(uri, "scratch0", "scratch1", "scratch2", "tuned2").differences[1]
-    assert found is not None and found.value == pytest.approx((38 - 24) / PICTURES)  # seed 2 with seed 2
+    assert found is not None and found.value == pytest.approx((38 - 24) / IMAGES)  # seed 2 with seed 2
     found = of(uri, "scratch0", "scratch1", "tuned2").differences[1]
-    assert found is not None and found.value == pytest.approx((38 - 20) / PICTURES)  # none in common: in order
+    assert found is not None and found.value == pytest.approx((38 - 20) / IMAGES)  # none in common: in order
     found = of(uri, "scratch0", "scratch1", "tuned1", "tuned0").differences[1]
-    assert found is not None and found.by_seed == pytest.approx((14 / PICTURES, 14 / PICTURES))
+    assert found is not None and found.by_seed == pytest.approx((14 / IMAGES, 14 / IMAGES))
 
 
 def test_labels_name_what_differs(uri: str) -> None:
@@ -186,16 +186,16 @@ def test_the_same_configuration_on_other_data_is_another_row(uri: str) -> None:
     assert of(uri, "data1", "data3").names == ["1 data.limit.train=9", "2 data.limit.train=8"]
 
 
-def test_folds_are_one_group_that_is_judged_on_all_their_pictures(uri: str) -> None:
+def test_folds_are_one_group_that_is_judged_on_all_their_images(uri: str) -> None:
     comparison = of(uri, "scratch0", "fold0", "fold1")
     _, folds = comparison.groups
-    assert len(folds.images) == PICTURES and len(folds.repeats) == 1
-    assert comparison.measures[1]["accuracy"].value == 30 / PICTURES
+    assert len(folds.images) == IMAGES and len(folds.repeats) == 1
+    assert comparison.measures[1]["accuracy"].value == 30 / IMAGES
     found = comparison.differences[1]
-    assert found is not None and found.paired and found.images == PICTURES
+    assert found is not None and found.paired and found.images == IMAGES
 
 
-def test_runs_on_other_pictures_are_compared_unpaired_and_told_so(uri: str) -> None:
+def test_runs_on_other_images_are_compared_unpaired_and_told_so(uri: str) -> None:
     comparison = of(uri, "scratch0", "elsewhere")
     found = comparison.differences[1]
     assert found is not None and not found.paired and found.needed is None
@@ -203,7 +203,7 @@ def test_runs_on_other_pictures_are_compared_unpaired_and_told_so(uri: str) -> N
     assert "different images, at least 40 on each side" in " ".join(sentences(comparison))
 
 
-def test_runs_that_share_some_pictures_are_compared_on_those(uri: str) -> None:
+def test_runs_that_share_some_images_are_compared_on_those(uri: str) -> None:
     comparison = of(uri, "scratch0", "partly")
     found = comparison.differences[1]
     assert found is not None and found.paired and found.images == 30
@@ -288,7 +288,7 @@ def test_a_bound_that_is_not_zero_does_not_look_like_it(value: float, text: str)
     assert comparison_text.p_text(0.0339) == "p = 0.034" and comparison_text.p_text(1e-9) == "p < 0.0001"
 
 
-def test_the_pictures_on_which_they_disagree(uri: str) -> None:
+def test_the_images_on_which_they_disagree(uri: str) -> None:
     found = disagreements(of(uri, "scratch0", "tuned0"))
     assert sorted(one.path for one in found) == sorted(f"a/{at}.jpg" for at in range(20, 34))
     first = found[0]
@@ -425,7 +425,7 @@ def test_the_command_prints_the_comparison_and_leaves_a_page_without_tensorflow(
         (["--query", "params.regime = 'none'"], "--query: no finished run fits"),
         ([], "give runs, --sweep SWEEP or --query TEXT"),
         (["adam", "--data", "/nowhere"], "--data: no such folder"),
-        (["adam", "--pictures", "-1"], "must be a number, 0 or more"),
+        (["adam", "--images", "-1"], "must be a number, 0 or more"),
     ],
 )
 def test_the_command_answers_what_it_cannot_do_in_one_line(

@@ -35,14 +35,14 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_it_writes_one_png_and_says_where(call: Call, here: tuple[str, ...], own_outputs: Path) -> None:
-    command = ("augmentation", *here, "augmentation=strong", "--pictures", "2", "--views", "3", "seed=1")
+    command = ("augmentation", *here, "augmentation=strong", "--images", "2", "--views", "3", "seed=1")
     (line,) = call(*command)
     path = Path(line)
     assert path.parent == own_outputs / "inspect" and path.name.startswith("augmentation-strong-")
-    picture = Image.open(path)
-    assert picture.format == "PNG" and picture.width == pytest.approx(175 * 4, abs=2)
+    image = Image.open(path)
+    assert image.format == "PNG" and image.width == pytest.approx(175 * 4, abs=2)
     assert call(*command) == [line], "the same command writes the same file"
-    others = [call("augmentation", *here, *more, "--pictures", "2", "--views", "3") for more in (
+    others = [call("augmentation", *here, *more, "--images", "2", "--views", "3") for more in (
         ("augmentation=strong", "seed=2"), ("augmentation=light", "seed=1"),
         ("augmentation=strong", "seed=1", "augmentation.rotation=5"))]  # fmt: skip
     assert len({line, *(other for (other,) in others)}) == 4
@@ -51,14 +51,14 @@ def test_it_writes_one_png_and_says_where(call: Call, here: tuple[str, ...], own
 
 def test_the_output_may_be_elsewhere_and_smaller(call: Call, here: tuple[str, ...], tmp_path: Path) -> None:
     path = tmp_path / "new" / "small.png"
-    arguments = ("--pictures", "1", "--views", "2", "--dpi", "40", "--output", str(path))
+    arguments = ("--images", "1", "--views", "2", "--dpi", "40", "--output", str(path))
     assert call("augmentation", *arguments, *here) == [str(path)]
     assert Image.open(path).width == pytest.approx(70 * 3, abs=2)
 
 
 def test_a_regime_without_augmentation_is_said(call: Call, here: tuple[str, ...]) -> None:
-    said, _ = call("augmentation", *here, "regime=bottleneck", "--pictures", "1", "--views", "1")
-    assert said == "regime=bottleneck trains on pictures as they are: it reads no augmentation"
+    said, _ = call("augmentation", *here, "regime=bottleneck", "--images", "1", "--views", "1")
+    assert said == "regime=bottleneck trains on images as they are: it reads no augmentation"
 
 
 def test_a_users_own_choice_is_found(call: Call, here: tuple[str, ...], tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_users_own_choice_is_found(call: Call, here: tuple[str, ...], tmp_path
     folder.mkdir(parents=True)
     text = (paths.CONF / "augmentation" / "light.yaml").read_text().replace("name: light", "name: own")
     (folder / "own.yaml").write_text(text.replace("layers: []", "layers: [{_target_: keras.layers.RandomInvert}]"))
-    (line,) = call("augmentation", *here, "augmentation=own", "--config-dir", str(folder.parent), "--pictures", "1")
+    (line,) = call("augmentation", *here, "augmentation=own", "--config-dir", str(folder.parent), "--images", "1")
     assert Path(line).name.startswith("augmentation-own-")
 
 
@@ -98,7 +98,7 @@ def test_an_augmentation_that_cannot_be_built_and_a_folder_that_is_not_there_are
 @pytest.mark.parametrize("arguments, said", [
     ([], "WHAT"),
     (["augmentatoin"], "invalid choice"),
-    (["augmentation", "--pictures", "0"], "--pictures: must be a whole number of 1 or more. Received: '0'"),
+    (["augmentation", "--images", "0"], "--images: must be a whole number of 1 or more. Received: '0'"),
     (["augmentation", "--views", "x"], "Received: 'x'"),
     (["augmentation", "--output", "a.jpg"], "must end in .png. Received: 'a.jpg'"),
     (["augmentation", "seed=1", "--vews", "3"], "unrecognized arguments: --vews"),
@@ -143,7 +143,7 @@ def test_what_the_documentation_says_to_type_is_accepted(tmp_path: Path) -> None
     assert isinstance(build_layer(read, 0, read.augmentation.layers[0]), keras.layers.RandomGrayscale)
 
 
-def test_each_part_writes_a_picture_and_says_where(call: Call, here: tuple[str, ...], own_outputs: Path) -> None:
+def test_each_part_writes_a_image_and_says_where(call: Call, here: tuple[str, ...], own_outputs: Path) -> None:
     small = (*here, "regime=bottleneck", "model.weights=null", "batch_size=8")
     for part, name, options in [
         ("data", "data-folder", ()),

@@ -46,14 +46,14 @@ def save(path: Path, red: int) -> Path:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """Four pictures in two folders, three files that are none, hidden ones."""
+    """Four images in two folders, three files that are none, hidden ones."""
     root = tmp_path / "files"
     for at, name in enumerate(("a.png", "b.jpg", "deep/er/c.PNG", "deep/d.bmp")):
         save(root / name, 20 + 70 * at)
     (root / "e.jpg").write_bytes(b"")
     (root / "f.jpg").write_bytes((root / "b.jpg").read_bytes()[:200])
     (root / "deep" / "g.png").write_text("<html>")
-    (root / "notes.txt").write_text("of no picture type")
+    (root / "notes.txt").write_text("of no image type")
     for hidden in (".h.jpg", ".cache/i.jpg", "__MACOSX/j.jpg"):
         save(root / hidden, 9)
     return root
@@ -103,7 +103,7 @@ def test_what_is_not_there_is_told_at_once(files: Path) -> None:
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
     assert "nothing: no such file or folder" in lines[0] and "*.gif: no file fits" in lines[1]
-    assert "empty: no picture (.jpg" in lines[2]
+    assert "empty: no image (.jpg" in lines[2]
 
 
 def test_wrong_arguments_import_no_tensorflow(tmp_path: Path) -> None:
@@ -134,8 +134,8 @@ def test_csv_holds_every_file_and_its_fault(files: Path, call: Call, capsys: pyt
             assert row["class"] == ("cats", "dogs")[shares.argmax()]
             assert float(row["probability"]) == pytest.approx(shares.max(), abs=1e-6)
     said = capsys.readouterr()
-    assert said.out == "" and "4 pictures predicted, 3 files could not be used" in said.err
-    assert "Passed over in these folders, as of no picture type: 1 files" in said.err
+    assert said.out == "" and "4 images predicted, 3 files could not be used" in said.err
+    assert "Passed over in these folders, as of no image type: 1 files" in said.err
 
 
 def test_json_is_an_object_a_line(files: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:

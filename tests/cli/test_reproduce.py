@@ -23,7 +23,7 @@ from experiments.sweeps.plan import Job
 from experiments.sweeps.reproduction import CLAIMS, Result
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-# One epoch of small pictures, on a backbone that has its weights with it.
+# One epoch of small images, on a backbone that has its weights with it.
 TINY = (
     "--backbone", "convnet", "--seeds", "2", "data.image_size=48", "model.weights=null", "model.head.pooling=average",
     "epochs=2", "regime.head_epochs=2", "batch_size=8",
@@ -31,7 +31,7 @@ TINY = (
 
 
 @pytest.mark.parametrize("name, low, high, expected", [
-    ("scratch", 0.756, 0.798, "reproduced"),       # the claim's own 400 pictures leave it between 69.5 and 81.8 %
+    ("scratch", 0.756, 0.798, "reproduced"),       # the claim's own 400 images leave it between 69.5 and 81.8 %
     ("scratch", 0.60, 0.69, "below"),
     ("scratch", 0.69, 0.80, "inconclusive"),
     ("bottleneck", 0.959, 0.974, "above"),
@@ -45,7 +45,7 @@ def test_a_verdict_is_where_the_interval_lies(name: str, low: float, high: float
     assert reproduction.verdict(CLAIMS[name], low, high) == expected
 
 
-def test_a_claim_is_as_sure_as_its_400_pictures() -> None:
+def test_a_claim_is_as_sure_as_its_400_images() -> None:
     """Wilson's interval of 296 and 312 of 400 by the formula (Brown, Cai, DasGupta 2001, eq. 4), z = 1.96."""
 
     def wilson(p: float, sign: int, n: int = 400, z: float = 1.959964) -> float:
@@ -81,7 +81,7 @@ def test_a_figure_is_the_mean_of_the_last_phases_last_five_epochs() -> None:
     ]
     metrics = json.dumps({"validation.accuracy": 0.95, "total_seconds": 12.5}).encode()
     found = reproduction.read_result("\n".join(lines).encode(), metrics, b"path,correct\na,True\nb,False\n")
-    assert found == pytest.approx(Result(last_epochs=0.7, accuracy=0.95, pictures=2, seconds=12.5, ended=6))
+    assert found == pytest.approx(Result(last_epochs=0.7, accuracy=0.95, images=2, seconds=12.5, ended=6))
     lines[1:] = ["0,scratch,1,0.25", "1,scratch,2,0.75"]
     assert reproduction.read_result("\n".join(lines).encode(), metrics, b"path\na\n").last_epochs == 0.5
 

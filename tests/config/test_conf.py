@@ -37,7 +37,7 @@ def needs_root(name: str) -> bool:
 
 
 def preset(name: str) -> list[str]:
-    return [f"experiment={name}", *(["data.root=PICTURES"] if needs_root(name) else [])]
+    return [f"experiment={name}", *(["data.root=IMAGES"] if needs_root(name) else [])]
 
 
 @pytest.mark.parametrize("name", ["default", *(f"regime_{regime}" for regime in REGIMES), *PRESETS])
@@ -67,7 +67,7 @@ def test_no_golden_is_left_over() -> None:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_and_is_accepted(choice: str, config: Read) -> None:
-    needs = {"data=folder": ["data.root=PICTURES"], "tracking=server": ["tracking.uri=http://host:5000"]}
+    needs = {"data=folder": ["data.root=IMAGES"], "tracking=server": ["tracking.uri=http://host:5000"]}
     read = config(*inputs(choice, *needs.get(choice, [])))
     group, name = choice.split("=")
     node = getattr(read, group)
@@ -190,7 +190,7 @@ def test_the_command_line_wins_over_debug(debug: str, regime: str, config: Read)
     for order in (given, given[::-1]):
         read = config(*order)
         assert (read.epochs, read.regime.name, read.tracking.experiment) == (3, regime, "debug")
-    read = config("data.limit.train=2", f"debug={debug}", "experiment=scratch_better", "data.root=PICTURES")
+    read = config("data.limit.train=2", f"debug={debug}", "experiment=scratch_better", "data.root=IMAGES")
     assert read.data.limit.train == 2 and read.data.limit.validation == 4
 
 

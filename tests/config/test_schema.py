@@ -275,7 +275,7 @@ def test_hinge_gives_no_probabilities(config: Read) -> None:
         config("loss=hinge", f"objective={objective}")
 
 
-def test_mixing_pictures_needs_soft_labels_and_fresh_augmentation(config: Read) -> None:
+def test_mixing_images_needs_soft_labels_and_fresh_augmentation(config: Read) -> None:
     (line,) = fault(config, "augmentation=mixup", "loss=hinge")
     assert line == "augmentation.layers: keras.layers.MixUp mixes labels, and loss=hinge needs whole ones"
     (line,) = fault(config, "augmentation=mixup", "regime=finetune")

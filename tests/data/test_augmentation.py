@@ -19,7 +19,7 @@ NONE = dict.fromkeys(("rotation", "width_shift", "height_shift", "shear", "zoom"
 
 
 @pytest.fixture
-def pictures() -> np.ndarray:
+def images() -> np.ndarray:
     """[8, 24, 24, 3] uint8, smooth so that interpolation is comparable."""
     rng = np.random.default_rng(0)
     coarse = tf.constant(rng.integers(0, 256, (8, 6, 6, 3)), tf.float32)
@@ -53,12 +53,12 @@ class Fixed:
         {"theta": 10.0, "right": 0.2, "flip": 1.0},
     ],
 )
-def test_one_resampling_equals_image_data_generator(pictures: np.ndarray, values: dict[str, float]) -> None:
-    numbers = Affine(**TUTORIAL).draw(Fixed(values), len(pictures), 24)  # type: ignore[arg-type]
-    ours = np.asarray(Affine(**TUTORIAL)(pictures, numbers))
-    for picture, mine in zip(pictures.astype("float32"), ours, strict=True):
+def test_one_resampling_equals_image_data_generator(images: np.ndarray, values: dict[str, float]) -> None:
+    numbers = Affine(**TUTORIAL).draw(Fixed(values), len(images), 24)  # type: ignore[arg-type]
+    ours = np.asarray(Affine(**TUTORIAL)(images, numbers))
+    for image, mine in zip(images.astype("float32"), ours, strict=True):
         peer = apply_affine_transform(
-            picture,
+            image,
             theta=values.get("theta", 0),
             tx=values.get("right", 0) * 24,
             ty=values.get("down", 0) * 24,
@@ -90,20 +90,20 @@ def test_draws_stay_in_their_ranges_and_use_them() -> None:
     assert 0.8 <= factors[:, [0, 4]].min() < 0.81 and 1.19 < factors[:, [0, 4]].max() <= 1.2
 
 
-def test_flip_alone_mirrors_about_half_of_the_pictures(pictures: np.ndarray) -> None:
+def test_flip_alone_mirrors_about_half_of_the_images(images: np.ndarray) -> None:
     flip = affine(**NONE, horizontal_flip=True, fill="nearest")
     numbers = flip.draw(np.random.default_rng(0), 1000, 24)
     assert 0.45 < (numbers[:, 0] < 0).mean() < 0.55
-    out = np.asarray(flip(pictures, numbers[:8]))
-    for picture, mine, row in zip(pictures, out, numbers[:8], strict=True):
-        np.testing.assert_allclose(mine, picture[:, ::-1] if row[0] < 0 else picture, atol=1e-3)
+    out = np.asarray(flip(images, numbers[:8]))
+    for image, mine, row in zip(images, out, numbers[:8], strict=True):
+        np.testing.assert_allclose(mine, image[:, ::-1] if row[0] < 0 else image, atol=1e-3)
 
 
-def test_no_range_is_the_identity(pictures: np.ndarray) -> None:
+def test_no_range_is_the_identity(images: np.ndarray) -> None:
     none = affine(**NONE, horizontal_flip=False, fill="nearest")
     assert isinstance(none, Identity)
-    numbers = none.draw(np.random.default_rng(0), len(pictures), 24)
-    np.testing.assert_array_equal(np.asarray(none(pictures, numbers)), pictures)
+    numbers = none.draw(np.random.default_rng(0), len(images), 24)
+    np.testing.assert_array_equal(np.asarray(none(images, numbers)), images)
 
 
 @pytest.mark.parametrize(
@@ -114,10 +114,10 @@ def test_ranges_that_cannot_be_are_refused(name: str, value: float | str, allowe
         affine(**(TUTORIAL | {name: value}))  # type: ignore[arg-type]
 
 
-def test_seeded_layers_repeat_for_a_seed_and_differ_between_seeds(pictures: np.ndarray) -> None:
+def test_seeded_layers_repeat_for_a_seed_and_differ_between_seeds(images: np.ndarray) -> None:
     apply = seeded([keras.layers.RandomContrast(0.5), keras.layers.RandomBrightness(0.2)])
-    floats = tf.constant(pictures, tf.float32)
-    shares = tf.one_hot(np.arange(len(pictures)) % 2, 2)
+    floats = tf.constant(images, tf.float32)
+    shares = tf.one_hot(np.arange(len(images)) % 2, 2)
     once, kept = apply(floats, shares, tf.constant([3, 0]))
     apply(floats, shares, tf.constant([9, 9]))  # what came before must not matter
     again, _ = apply(floats, shares, tf.constant([3, 0]))
@@ -132,22 +132,22 @@ def test_seeded_layers_repeat_for_a_seed_and_differ_between_seeds(pictures: np.n
     ("fill", "mode"), zip(augmentation.FILLS, ("edge", "symmetric", "wrap", "constant"), strict=True)
 )
 @pytest.mark.parametrize("shift", [-30, -7, 7, 30])
-def test_whole_shifts_fill_as_numpy_pads(pictures: np.ndarray, fill: str, mode: str, shift: int) -> None:
-    maps = np.float32([[1, 0, shift, 0, 1, -shift, 0, 0]] * len(pictures))
-    padded = np.pad(pictures, ((0, 0), (30, 30), (30, 30), (0, 0)), mode=mode)  # type: ignore[call-overload]
+def test_whole_shifts_fill_as_numpy_pads(images: np.ndarray, fill: str, mode: str, shift: int) -> None:
+    maps = np.float32([[1, 0, shift, 0, 1, -shift, 0, 0]] * len(images))
+    padded = np.pad(images, ((0, 0), (30, 30), (30, 30), (0, 0)), mode=mode)  # type: ignore[call-overload]
     expected = padded[:, 30 - shift : 54 - shift, 30 + shift : 54 + shift]
-    np.testing.assert_array_equal(resample(tf.constant(pictures), maps, fill), expected)
+    np.testing.assert_array_equal(resample(tf.constant(images), maps, fill), expected)
 
 
 @pytest.mark.parametrize("fill", ["nearest", "reflect", "constant"])  # its wrap repeats all but the last pixel
-def test_the_resampling_equals_tensorflows(pictures: np.ndarray, fill: str) -> None:
-    maps = affine(**TUTORIAL).draw(np.random.default_rng(0), len(pictures), 24)
+def test_the_resampling_equals_tensorflows(images: np.ndarray, fill: str) -> None:
+    maps = affine(**TUTORIAL).draw(np.random.default_rng(0), len(images), 24)
     maps[:, 2] += 20  # well beyond an edge
     peer = tf.raw_ops.ImageProjectiveTransformV3(
-        images=tf.cast(pictures, tf.float32), transforms=maps, output_shape=(24, 24), interpolation="BILINEAR",
+        images=tf.cast(images, tf.float32), transforms=maps, output_shape=(24, 24), interpolation="BILINEAR",
         fill_mode=fill.upper(), fill_value=0.0,
     )  # fmt: skip
-    for given in (tf.constant(pictures), tf.cast(pictures, tf.float32)):
+    for given in (tf.constant(images), tf.cast(images, tf.float32)):
         np.testing.assert_allclose(resample(given, maps, fill), peer, atol=0.01)  # of 255
 
 

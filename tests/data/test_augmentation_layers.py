@@ -51,10 +51,10 @@ def split(pixels: np.ndarray, labels: np.ndarray) -> ImageSet:
     return ImageSet("train", entries, labels.astype("int32"), SIZE, lambda: Rows([pixels]))
 
 
-def batches(config: Config, pictures: ImageSet, epochs: range, classes: int = 2, seed: int = 0) -> list[Batch]:
+def batches(config: Config, images: ImageSet, epochs: range, classes: int = 2, seed: int = 0) -> list[Batch]:
     """Batches of 4, the layers built anew."""
     built = image_batches(
-        pictures,
+        images,
         classes=classes,
         augmentation=build.build_augmentation(config),
         extra_layers=[build.build_layer(config, at, node) for at, node in enumerate(config.augmentation.layers)],
@@ -67,7 +67,7 @@ def batches(config: Config, pictures: ImageSet, epochs: range, classes: int = 2,
 
 @functools.cache
 def two_epochs(name: str) -> list[Batch]:
-    """Of nine pictures."""
+    """Of nine images."""
     return batches(read([f"augmentation={name}"]), split(smooth(9), np.arange(9) % 2), range(2))
 
 
@@ -89,24 +89,22 @@ def test_pixels_keep_type_shape_and_range_down_to_a_last_batch_of_one(name: str)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_epochs_draws_repeat_wherever_it_starts_and_differ_from_the_next(name: str, config: Read) -> None:
-    pictures = split(np.repeat(smooth(1), 9, axis=0), np.arange(9) % 2)  # all alike: what differs is drawn
-    whole = batches(config(f"augmentation={name}"), pictures, range(3))
-    later = batches(config(f"augmentation={name}"), pictures, range(2, 3))
+    images = split(np.repeat(smooth(1), 9, axis=0), np.arange(9) % 2)  # all alike: what differs is drawn
+    whole = batches(config(f"augmentation={name}"), images, range(3))
+    later = batches(config(f"augmentation={name}"), images, range(2, 3))
     for (pixels, labels), (again, same) in zip(whole[6:], later, strict=True):
         np.testing.assert_array_equal(pixels, again)
         np.testing.assert_array_equal(labels, same)
-    other = batches(config(f"augmentation={name}"), pictures, range(1), seed=1)
+    other = batches(config(f"augmentation={name}"), images, range(1), seed=1)
     for one, two in ((whole[:3], whole[3:6]), (whole[:3], other)):
         pairs = zip(np.concatenate([b[0] for b in one]), np.concatenate([b[0] for b in two]), strict=True)
         assert sum(not np.array_equal(a, b) for a, b in pairs) >= 8, "of nine; RandAugment may draw the same twice"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_picture_of_a_batch_is_drawn_for_itself(name: str, config: Read) -> None:
-    pictures = split(np.repeat(smooth(1), 16, axis=0), np.arange(16) % 2)
-    seen = {
-        row.tobytes() for pixels, _ in batches(config(f"augmentation={name}"), pictures, range(1)) for row in pixels
-    }
+def test_every_image_of_a_batch_is_drawn_for_itself(name: str, config: Read) -> None:
+    images = split(np.repeat(smooth(1), 16, axis=0), np.arange(16) % 2)
+    seen = {row.tobytes() for pixels, _ in batches(config(f"augmentation={name}"), images, range(1)) for row in pixels}
     assert len(seen) >= 13, "of sixteen alike; RandAugment may draw the same twice"
 
 
@@ -145,8 +143,8 @@ def test_stored_views_repeat_bit_for_bit(name: str, config: Read) -> None:
 
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("name", MIXING)
-def test_labels_are_mixed_as_the_pictures_are(name: str, classes: int, config: Read) -> None:
-    """A class is a channel: a picture's mean colour tells its shares."""
+def test_labels_are_mixed_as_the_images_are(name: str, classes: int, config: Read) -> None:
+    """A class is a channel: an image's mean colour tells its shares."""
     labels = np.arange(12 * classes + 1) % classes
     pixels = np.zeros((len(labels), SIZE, SIZE, 3), "uint8")
     pixels[np.arange(len(labels)), :, :, labels] = 255
@@ -158,25 +156,25 @@ def test_labels_are_mixed_as_the_pictures_are(name: str, classes: int, config: R
     np.testing.assert_allclose(shares, colours, atol=2 / SIZE if name == "cutmix" else 1e-4)
     mixed = shares[(shares.max(axis=1) < 0.99)]
     assert len(mixed) > 0.15 * len(shares)
-    assert len(np.unique(mixed.max(axis=1).round(6))) > 0.9 * len(mixed), "each picture has a share of its own"
+    assert len(np.unique(mixed.max(axis=1).round(6))) > 0.9 * len(mixed), "each image has a share of its own"
     last = [labels for _, labels in found if len(labels) == 1]
     assert last and all(sorted(row) == [*[0] * (classes - 1), 1] for (row,) in last), "alone it stays whole"
 
 
-def test_cutmix_pastes_one_rectangle_of_one_other_picture(config: Read) -> None:
+def test_cutmix_pastes_one_rectangle_of_one_other_image(config: Read) -> None:
     read_config = config("augmentation=cutmix", *(f"augmentation.{key}=0" for key in ("rotation", "zoom")),
                          "augmentation.width_shift=0", "augmentation.height_shift=0")  # fmt: skip
     levels = np.array([10, 90, 170, 250], "uint8")
     pixels = np.broadcast_to(levels[:, None, None, None], (4, SIZE, SIZE, 3)).copy()
     (drawn, _), *_ = batches(read_config, split(pixels, np.arange(4) % 2), range(1))
     pasted = 0
-    for picture in drawn[..., 0].round():
-        values, counts = np.unique(picture, return_counts=True)
+    for image in drawn[..., 0].round():
+        values, counts = np.unique(image, return_counts=True)
         assert len(values) <= 2 and set(values) <= {10, 90, 170, 250}
         for value in values:
-            rows, columns = np.nonzero(picture == value)
+            rows, columns = np.nonzero(image == value)
             box = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
-            pasted += len(values) == 2 and box == len(rows) and box < picture.size
+            pasted += len(values) == 2 and box == len(rows) and box < image.size
         assert counts.sum() == SIZE * SIZE
     assert pasted, "at least one of four is cut"
 
@@ -223,25 +221,25 @@ def bfloat16() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_mixed_precision_leaves_the_pixels_their_precision(name: str, config: Read, bfloat16: None) -> None:
-    pictures = split(smooth(4), np.arange(4) % 2)
-    ((pixels, _),) = batches(config(f"augmentation={name}"), pictures, range(1))
+    images = split(smooth(4), np.arange(4) % 2)
+    ((pixels, _),) = batches(config(f"augmentation={name}"), images, range(1))
     keras.config.set_dtype_policy("float32")
-    ((plain, _),) = batches(config(f"augmentation={name}"), pictures, range(1))
+    ((plain, _),) = batches(config(f"augmentation={name}"), images, range(1))
     np.testing.assert_array_equal(pixels, plain)
 
 
 # --- RandAugment
 
 PEERS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
-    "identity": lambda picture, amount: picture,
-    "auto_contrast": lambda picture, amount: ImageOps.autocontrast(picture),
-    "equalize": lambda picture, amount: ImageOps.equalize(picture),
-    "solarize": lambda picture, amount: ImageOps.solarize(picture, round(256 - abs(amount))),
-    "posterize": lambda picture, amount: ImageOps.posterize(picture, 8 - round(abs(amount))),
-    "color": lambda picture, amount: ImageEnhance.Color(picture).enhance(1 + amount),
-    "contrast": lambda picture, amount: ImageEnhance.Contrast(picture).enhance(1 + amount),
-    "brightness": lambda picture, amount: ImageEnhance.Brightness(picture).enhance(1 + amount),
-    "sharpness": lambda picture, amount: ImageEnhance.Sharpness(picture).enhance(1 + amount),
+    "identity": lambda image, amount: image,
+    "auto_contrast": lambda image, amount: ImageOps.autocontrast(image),
+    "equalize": lambda image, amount: ImageOps.equalize(image),
+    "solarize": lambda image, amount: ImageOps.solarize(image, round(256 - abs(amount))),
+    "posterize": lambda image, amount: ImageOps.posterize(image, 8 - round(abs(amount))),
+    "color": lambda image, amount: ImageEnhance.Color(image).enhance(1 + amount),
+    "contrast": lambda image, amount: ImageEnhance.Contrast(image).enhance(1 + amount),
+    "brightness": lambda image, amount: ImageEnhance.Brightness(image).enhance(1 + amount),
+    "sharpness": lambda image, amount: ImageEnhance.Sharpness(image).enhance(1 + amount),
 }
 
 
@@ -253,15 +251,15 @@ def test_colour_operations_are_pillows(name: str, share: float) -> None:
     ranges = augmentation.OPERATIONS if abs(share) < 1 else augmentation.WIDE
     amount = np.float32(share * ranges[name])
     ours = augmentation.recolour(name, tf.constant(pixels, tf.float32), tf.fill((4, 1, 1, 1), amount))
-    for mine, picture in zip(np.asarray(ours), pixels, strict=True):
-        peer = np.asarray(PEERS[name](Image.fromarray(picture), float(amount)), "float32")
+    for mine, image in zip(np.asarray(ours), pixels, strict=True):
+        peer = np.asarray(PEERS[name](Image.fromarray(image), float(amount)), "float32")
         assert np.abs(mine - peer)[1:-1, 1:-1].max() < 2.5  # Pillow rounds on the way; its edges are not sharpened
     assert name == "identity" or not np.array_equal(ours, pixels)
     empty = augmentation.recolour(name, tf.zeros((0, SIZE, SIZE, 3)), tf.zeros((0, 1, 1, 1)))
     assert empty.shape == (0, SIZE, SIZE, 3), "a batch in which nobody drew this operation"
 
 
-def test_a_flat_picture_stays_flat() -> None:
+def test_a_flat_image_stays_flat() -> None:
     flat = tf.fill((1, SIZE, SIZE, 3), 100.0)
     for name in ("auto_contrast", "equalize", "sharpness", "contrast", "color"):
         np.testing.assert_allclose(augmentation.recolour(name, flat, tf.fill((1, 1, 1, 1), 0.5)), 100, atol=0.01)
@@ -273,7 +271,7 @@ def rand(**changes: Any) -> Any:
     )
 
 
-def test_what_happens_to_a_picture_does_not_depend_on_its_batch() -> None:
+def test_what_happens_to_a_image_does_not_depend_on_its_batch() -> None:
     pixels, rand_augment = smooth(16), rand()
     numbers = rand_augment.draw(np.random.default_rng(0), 16, SIZE)
     together = np.asarray(rand_augment(pixels, numbers))

@@ -29,10 +29,10 @@ from experiments.errors import ConfigError, DataError
 from experiments.storage import atomic_files
 
 Read = Callable[..., schema.Config]
-COUNT = 12  # sound pictures of each class
+COUNT = 12  # sound images of each class
 
 
-def picture(*seed: int) -> bytes:
+def image(*seed: int) -> bytes:
     content = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 255, (8, 9, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(content, "JPEG")
@@ -40,15 +40,15 @@ def picture(*seed: int) -> bytes:
 
 
 def archive() -> bytes:
-    """As Microsoft's: pictures, some of which are none, and what Windows and lawyers leave."""
+    """As Microsoft's: images, some of which are none, and what Windows and lawyers leave."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as file:
         for label, name in enumerate(("Cat", "Dog")):
             for n in range(COUNT):
-                file.writestr(f"PetImages/{name}/{n}.jpg", picture(label, n))
+                file.writestr(f"PetImages/{name}/{n}.jpg", image(label, n))
             file.writestr(f"PetImages/{name}/Thumbs.db", b"\xd0\xcf\x11\xe0")
         file.writestr("PetImages/Cat/666.jpg", b"")
-        file.writestr("PetImages/Cat/667.jpg", picture(0, 667)[:-100])
+        file.writestr("PetImages/Cat/667.jpg", image(0, 667)[:-100])
         file.writestr("PetImages/Dog/11702.jpg", b"<html>Not found</html>")
         file.writestr("readme[1].txt", "?")
         file.writestr("MSR-LA - 3467.docx", b"PK")
@@ -118,17 +118,17 @@ def names(root: Path) -> set[str]:
 ALL = {f"{name}/{n}.jpg" for name in ("Cat", "Dog") for n in range(COUNT)} | BAD
 
 
-def test_the_folder_holds_the_pictures_alone_and_is_made_once(host: Host, tmp_path: Path) -> None:
+def test_the_folder_holds_the_images_alone_and_is_made_once(host: Host, tmp_path: Path) -> None:
     root = order(host, tmp_path)
     assert root == tmp_path / "cats_vs_dogs" / SHA256[:16] and names(root) == ALL
-    assert (root / "Dog" / "3.jpg").read_bytes() == picture(1, 3)
+    assert (root / "Dog" / "3.jpg").read_bytes() == image(1, 3)
     assert list((tmp_path / "downloads").iterdir()) == [], "our own archive is removed"
     assert list(root.parent.iterdir()) == [root]
     assert order(host, tmp_path) == order(host, tmp_path, sha256=SHA256.upper()) == root
     assert host.requests == 1
 
 
-def test_its_manifest_leaves_out_what_is_no_picture(host: Host, tmp_path: Path) -> None:
+def test_its_manifest_leaves_out_what_is_no_image(host: Host, tmp_path: Path) -> None:
     root = order(host, tmp_path)
     options: dict[str, Any] = {"split_seed": 0, "on_bad": "skip", "cache": tmp_path}
     fractions = {"train": 0.5, "validation": 0.1, "test": 0.4}

@@ -1,4 +1,4 @@
-"""Every picture file becomes the same RGB pixels everywhere, or an error that says what to do."""
+"""Every image file becomes the same RGB pixels everywhere, or an error that says what to do."""
 
 from __future__ import annotations
 
@@ -189,14 +189,14 @@ def test_gif_is_an_error_with_a_remedy() -> None:
         decoder.decode(encode(drawn(), "GIF"))
 
 
-def test_first_picture_of_an_mpo_is_a_jpeg() -> None:
+def test_first_image_of_an_mpo_is_a_jpeg() -> None:
     content = encode(drawn(), "MPO", save_all=True, append_images=[noise()])
     assert facts(content)[:3] == (WIDTH, HEIGHT, "RGB")
     assert_alike(pixels(content), drawn())
 
 
 @pytest.mark.parametrize("content", [b"<html>404</html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\0" * 100])
-def test_what_is_no_picture(content: bytes) -> None:
+def test_what_is_no_image(content: bytes) -> None:
     with pytest.raises(DataError, match=r"; .*remove it") as caught:
         decoder.decode(content)
     assert "BytesIO" not in str(caught.value)
@@ -217,7 +217,7 @@ def test_decompression_bombs(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_damage_anywhere_is_an_error_or_a_picture() -> None:
+def test_damage_anywhere_is_an_error_or_a_image() -> None:
     random = np.random.default_rng(1)
     for format in ("JPEG", "PNG", "WEBP", "TIFF", "BMP"):
         content = encode(noise(), format)

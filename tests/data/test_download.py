@@ -356,8 +356,8 @@ def test_importing_it_is_cheap() -> None:
 
 # --- unpacking
 
-WANTED = re.compile(r"pictures/(a|b)/([0-9]+\.jpg)")
-SOUND = {f"pictures/{name}/{n}.jpg": f"{name}{n}".encode() * 50 for name in "ab" for n in range(3)}
+WANTED = re.compile(r"images/(a|b)/([0-9]+\.jpg)")
+SOUND = {f"images/{name}/{n}.jpg": f"{name}{n}".encode() * 50 for name in "ab" for n in range(3)}
 
 
 def packed(path: Path, members: dict[str | zipfile.ZipInfo, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -397,14 +397,14 @@ def rejected(path: Path, target: Path, **bounds: int) -> str:
 def test_only_what_is_wanted_is_unpacked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     others = {
         "readme[1].txt": b"?",
-        "pictures/a/Thumbs.db": b"?",
-        "pictures/a/7.jpg.exe": b"?",
-        "pictures/c/0.jpg": b"?",
+        "images/a/Thumbs.db": b"?",
+        "images/a/7.jpg.exe": b"?",
+        "images/c/0.jpg": b"?",
     }
-    archive = packed(tmp_path / "set.zip", {"pictures/": b"", "pictures/a/": b""} | SOUND | others)
+    archive = packed(tmp_path / "set.zip", {"images/": b"", "images/a/": b""} | SOUND | others)
     with caplog.at_level("INFO"):
         extract(archive, tmp_path / "set" / "one")
-    assert unpacked(tmp_path / "set" / "one") == {name.removeprefix("pictures/"): SOUND[name] for name in SOUND}
+    assert unpacked(tmp_path / "set" / "one") == {name.removeprefix("images/"): SOUND[name] for name in SOUND}
     assert "passed over: 4, the first: 'readme[1].txt'" in caplog.text
     assert sorted(tmp_path.rglob(".*")) == []
 
@@ -412,17 +412,17 @@ def test_only_what_is_wanted_is_unpacked(tmp_path: Path, caplog: pytest.LogCaptu
 @pytest.mark.parametrize(
     "hostile, said",
     [
-        (member("/pictures/a/9.jpg"), "no plain relative name"),
+        (member("/images/a/9.jpg"), "no plain relative name"),
         (member("../9.jpg"), "no plain relative name"),
-        (member("pictures/a/../../../9.jpg"), "no plain relative name"),
-        (member("pictures\\a\\9.jpg"), "no plain relative name"),
+        (member("images/a/../../../9.jpg"), "no plain relative name"),
+        (member("images\\a\\9.jpg"), "no plain relative name"),
         (member("C:/9.jpg"), "no plain relative name"),
-        (member("pictures/a/9\n.jpg"), "no plain relative name"),
-        (member("pictures/a/9.jpg", stat.S_IFLNK | 0o777), "a link or a device"),
-        (member("pictures/a/9.jpg", stat.S_IFIFO | 0o666), "a link or a device"),
-        (member("pictures/a", stat.S_IFLNK | 0o777), "a link or a device"),
-        (member("PICTURES/a/1.JPG"), "is there twice"),
-        (member("pictures/a/9.jpg", method=zipfile.ZIP_BZIP2), "other than deflate"),
+        (member("images/a/9\n.jpg"), "no plain relative name"),
+        (member("images/a/9.jpg", stat.S_IFLNK | 0o777), "a link or a device"),
+        (member("images/a/9.jpg", stat.S_IFIFO | 0o666), "a link or a device"),
+        (member("images/a", stat.S_IFLNK | 0o777), "a link or a device"),
+        (member("IMAGES/a/1.JPG"), "is there twice"),
+        (member("images/a/9.jpg", method=zipfile.ZIP_BZIP2), "other than deflate"),
     ],
     ids=lambda value: value.filename if isinstance(value, zipfile.ZipInfo) else "",
 )
@@ -443,9 +443,9 @@ def patched(path: Path, *changes: tuple[bytes, bytes]) -> Path:
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_names_that_are_there_twice_or_hide_their_end(tmp_path: Path) -> None:
-    archive = packed(tmp_path / "twice.zip", SOUND | {member("pictures/a/1.jpg"): b"another"})
-    assert "'pictures/a/1.jpg' is there twice" in rejected(archive, tmp_path / "set" / "one")
-    archive = packed(tmp_path / "nul.zip", SOUND | {"pictures/a/8.jpgXjpg": b"?"})
+    archive = packed(tmp_path / "twice.zip", SOUND | {member("images/a/1.jpg"): b"another"})
+    assert "'images/a/1.jpg' is there twice" in rejected(archive, tmp_path / "set" / "one")
+    archive = packed(tmp_path / "nul.zip", SOUND | {"images/a/8.jpgXjpg": b"?"})
     patched(archive, (b"8.jpgXjpg", b"8.jpg\0jpg"))
     assert "8.jpg\\x00jpg' is no plain relative name" in rejected(archive, tmp_path / "set" / "one")
 
@@ -472,17 +472,15 @@ FLAGS, CRC, SIZE = 0, 8, 16
 
 
 def test_encrypted_members(tmp_path: Path) -> None:
-    archive = header(packed(tmp_path / "set.zip", SOUND), "pictures/b/1.jpg", FLAGS, b"\1\0")
-    assert "'pictures/b/1.jpg' is encrypted" in rejected(archive, tmp_path / "set" / "one")
+    archive = header(packed(tmp_path / "set.zip", SOUND), "images/b/1.jpg", FLAGS, b"\1\0")
+    assert "'images/b/1.jpg' is encrypted" in rejected(archive, tmp_path / "set" / "one")
 
 
 def test_members_that_unpack_to_too_much(tmp_path: Path) -> None:
-    bomb = packed(tmp_path / "set.zip", SOUND | {"pictures/a/9.jpg": bytes(5 * 10**6)})
+    bomb = packed(tmp_path / "set.zip", SOUND | {"images/a/9.jpg": bytes(5 * 10**6)})
     target = tmp_path / "set" / "one"
     assert "unpacks to more than 2," in rejected(bomb, target), "by its ratio"
-    assert "'pictures/a/9.jpg' unpacks to 5,000,000 bytes, more than 10,000" in rejected(
-        bomb, target, member_bytes=10**4
-    )
+    assert "'images/a/9.jpg' unpacks to 5,000,000 bytes, more than 10,000" in rejected(bomb, target, member_bytes=10**4)
     assert "unpacks to 5,000,600 bytes. Allowed: 10,000" in rejected(bomb, target, total_bytes=10**4)
     assert "needs 5.0 MB" in rejected_without_room(bomb, target)
 
@@ -496,8 +494,8 @@ def rejected_without_room(path: Path, target: Path) -> str:
 @pytest.mark.parametrize("says", [100, 5 * 10**6 - 1, 5 * 10**6 + 1])
 def test_headers_that_lie_about_sizes(says: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "_RATIO", 10**6)
-    archive = packed(tmp_path / "set.zip", SOUND | {"pictures/a/9.jpg": bytes(5 * 10**6)})
-    header(archive, "pictures/a/9.jpg", SIZE, says.to_bytes(4, "little"))
+    archive = packed(tmp_path / "set.zip", SOUND | {"images/a/9.jpg": bytes(5 * 10**6)})
+    header(archive, "images/a/9.jpg", SIZE, says.to_bytes(4, "little"))
     rejected(archive, tmp_path / "set" / "one", member_bytes=6 * 10**6)
 
 
@@ -511,7 +509,7 @@ def test_what_is_counted_is_what_comes_out(tmp_path: Path, monkeypatch: pytest.M
 
 def test_damaged_archives(tmp_path: Path) -> None:
     target = tmp_path / "set" / "one"
-    archive = header(packed(tmp_path / "crc.zip", SOUND), "pictures/b/2.jpg", CRC, b"\1\2\3\4")
+    archive = header(packed(tmp_path / "crc.zip", SOUND), "images/b/2.jpg", CRC, b"\1\2\3\4")
     assert "Bad CRC-32" in rejected(archive, target)
     whole = packed(tmp_path / "whole.zip", SOUND).read_bytes()
     for name, content in (

@@ -1,4 +1,4 @@
-"""Folders of pictures: what is sound is listed once and split; every fault is named with its path and a remedy."""
+"""Folders of images: what is sound is listed once and split; every fault is named with its path and a remedy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from experiments.data import decoder, manifest
-from experiments.data.pixel_cache import pictures_of, splits_of
+from experiments.data.pixel_cache import images_of, splits_of
 from experiments.data.sources.folder import folder
 from experiments.data.splitting import split_counts
 from experiments.data.types import ImageWarning, Manifest
@@ -31,7 +31,7 @@ PHOTOS = Path(os.environ.get("EXPERIMENTS_PHOTOS", REPOSITORY.parent / "shared" 
 
 
 def draw(path: Path, content: object = None) -> Path:
-    """A tiny picture that depends on `content`, by default the path: other path, other picture."""
+    """A tiny image that depends on `content`, by default the path: other path, other image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     seed = list(
         os.fsencode(str(path.name if content is None else content) + path.parent.name + path.parent.parent.name)
@@ -42,7 +42,7 @@ def draw(path: Path, content: object = None) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Three training and two validation pictures of each of two classes."""
+    """Three training and two validation images of each of two classes."""
     for split, count in (("train", 3), ("validation", 2)):
         for name in ("cats", "dogs"):
             for number in range(count):
@@ -52,7 +52,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def flat(tmp_path: Path) -> Path:
-    """Twenty pictures of each of two classes, not split."""
+    """Twenty images of each of two classes, not split."""
     for name in ("cats", "dogs"):
         for number in range(20):
             draw(tmp_path / "flat" / name / f"{number}.png")
@@ -123,7 +123,7 @@ def test_split_does_not_depend_on_where_the_folder_is(flat: Path, tmp_path: Path
     assert manifest.fingerprint(read(moved)) == manifest.fingerprint(read(flat))
 
 
-def test_an_added_picture_moves_few_others(flat: Path) -> None:
+def test_an_added_image_moves_few_others(flat: Path) -> None:
     before = {entry.path: entry.split for entry in read(flat).entries}
     draw(flat / "cats" / "new.png")
     after = {entry.path: entry.split for entry in read(flat).entries}
@@ -166,7 +166,7 @@ def test_limit_is_filled_up_when_files_are_left_out(root: Path) -> None:
     assert [left.path for left in found.left_out] == [first]
 
 
-def test_pictures_beyond_the_limit_are_not_decoded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_beyond_the_limit_are_not_decoded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
     decoding = decoder.decoding
 
@@ -209,7 +209,7 @@ def test_other_choices_that_cannot_work(root: Path) -> None:
 
 @pytest.fixture
 def given(tmp_path: Path) -> Path:
-    """Eleven training pictures of cats and seven of dogs, three of each in validation, two in test."""
+    """Eleven training images of cats and seven of dogs, three of each in validation, two in test."""
     counts = {"train": (11, 7), "validation": (3, 3), "test": (2, 2)}
     for split, of_each in counts.items():
         for name, count in zip(("cats", "dogs"), of_each, strict=True):
@@ -223,11 +223,11 @@ def paths(found: Manifest, split: str) -> set[str]:
 
 
 @pytest.mark.parametrize("folds", [2, 3, 5])
-def test_folds_partition_the_training_pictures(given: Path, folds: int) -> None:
+def test_folds_partition_the_training_images(given: Path, folds: int) -> None:
     plain = read(given)
     every = [read(given, fold=fold, folds=folds) for fold in range(folds)]
     validated = [entry.path for found in every for entry in found.of("validation")]
-    assert sorted(validated) == sorted(paths(plain, "train")), "every training picture in exactly one fold"
+    assert sorted(validated) == sorted(paths(plain, "train")), "every training image in exactly one fold"
     for found in every:
         assert paths(found, "train") == paths(plain, "train") - paths(found, "validation")
         assert found.of("test") == plain.of("test")
@@ -271,10 +271,10 @@ def test_limits_within_a_fold_are_nested(given: Path) -> None:
     assert paths(of(1), "test") == paths(of(None), "test")
 
 
-def test_more_folds_than_training_pictures_name_the_training_folder(given: Path) -> None:
+def test_more_folds_than_training_images_name_the_training_folder(given: Path) -> None:
     with pytest.raises(DataError) as raised:
         read(given, fold=0, folds=1000)
-    assert "too few for data.folds=1000; add pictures or lower it" in line(str(raised.value), "train/cats")
+    assert "too few for data.folds=1000; add images or lower it" in line(str(raised.value), "train/cats")
     assert "validation/cats" not in str(raised.value)
 
 
@@ -297,7 +297,7 @@ def test_with_skip_splits_and_folds_are_as_if_damaged_files_were_not_there(
 
 
 def damaged(path: Path) -> None:
-    path.write_bytes(b"no picture")
+    path.write_bytes(b"no image")
 
 
 def cut_short(path: Path) -> None:
@@ -315,7 +315,7 @@ def renamed_from(name: str) -> Callable[[Path], None]:
     return rename
 
 
-def with_picture_in(name: str) -> Callable[[Path], None]:
+def with_image_in(name: str) -> Callable[[Path], None]:
     """Makes an empty folder, and one of its name in another split that is not empty."""
 
     def make(path: Path) -> None:
@@ -351,12 +351,12 @@ FILE_FAULTS: Faults = {
     "dangling link": ("train/cats/x.png", lambda path: path.symlink_to("nowhere"), "restore what it points to"),
     "loop of links": ("train/cats/x.png", lambda path: path.symlink_to(path), "restore what it points to"),
     "pipe": ("train/cats/x.png", os.mkfifo, "not a regular file; remove it"),
-    "twice": ("train/cats/2b.png", again, "the same picture as train/cats/1.png; remove one"),
+    "twice": ("train/cats/2b.png", again, "the same image as train/cats/1.png; remove one"),
 }
 
 FOLDER_FAULTS: Faults = {
-    "nested folder": ("train/cats/more", Path.mkdir, "move its pictures up"),
-    "empty class": ("train/birds", with_picture_in("validation"), "add pictures, or remove the class"),
+    "nested folder": ("train/cats/more", Path.mkdir, "move its images up"),
+    "empty class": ("train/birds", with_image_in("validation"), "add images, or remove the class"),
     "class not in validation": ("validation/birds", only_in("train"), "though train has it; make the folder, or"),
     "class not in train": ("train/Cats", only_in("validation"), "though validation has it; make the folder, or"),
     "class not in test": ("test/dogs", other_class, "though train and validation have it; make the folder, or"),
@@ -366,14 +366,14 @@ FOLDER_FAULTS: Faults = {
     "no validation": (
         "validation",
         shutil.rmtree,
-        "make root/validation/<class>/, or put all pictures into root/<class>/, which data.fractions then splits",
+        "make root/validation/<class>/, or put all images into root/<class>/, which data.fractions then splits",
     ),
-    "no train": ("train", shutil.rmtree, "make root/train/<class>/, or put all pictures into root/<class>/"),
+    "no train": ("train", shutil.rmtree, "make root/train/<class>/, or put all images into root/<class>/"),
     "other folder": ("more", Path.mkdir, "move it out of the root"),
     "in two splits": (
         "validation/cats/9.png",
         again,
-        "the same picture as train/cats/1.png, in another split; remove one",
+        "the same image as train/cats/1.png, in another split; remove one",
     ),
 }
 
@@ -390,7 +390,7 @@ def test_file_faults(root: Path, name: str) -> None:
     path, make, remedy = FILE_FAULTS[name]
     make(root / path)
     text = message(root)
-    assert text.startswith(f"1 fault in the pictures of {root} (data.root):")
+    assert text.startswith(f"1 fault in the images of {root} (data.root):")
     assert remedy in line(text, path)
     assert text.splitlines()[-1] == "data.on_bad=skip leaves out these files, and records which."
 
@@ -415,9 +415,7 @@ def test_unreadable_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
-def test_too_many_open_files_are_no_fault_of_a_picture(
-    root: Path, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_open_files_are_no_fault_of_a_image(root: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(root: Path, path: str) -> NoReturn:
         raise OSError(number, os.strerror(number))
 
@@ -453,14 +451,14 @@ def test_alike_damaged_files_are_no_duplicates(root: Path) -> None:
     paths = ["train/cats/x.jpg", "train/dogs/x.jpg", "validation/cats/x.jpg"]
     for path in paths:
         (root / path).write_bytes(b"<html>not found</html>")
-    assert "the same picture" not in message(root)
+    assert "the same image" not in message(root)
     assert [left.path for left in read(root, on_bad="skip").left_out] == paths
 
 
-def test_a_class_left_without_pictures_stops(root: Path) -> None:
+def test_a_class_left_without_images_stops(root: Path) -> None:
     for number in range(2):
         (root / f"validation/dogs/{number}.png").write_bytes(b"damaged")
-    assert "no picture that can be used is left" in line(message(root, on_bad="skip"), "validation/dogs")
+    assert "no image that can be used is left" in line(message(root, on_bad="skip"), "validation/dogs")
 
 
 def test_fewer_than_two_classes(tmp_path: Path) -> None:
@@ -471,11 +469,11 @@ def test_fewer_than_two_classes(tmp_path: Path) -> None:
     assert "cannot be listed (No such file or directory); check the path" in message(tmp_path / "missing")
 
 
-def test_too_few_pictures_to_split(flat: Path) -> None:
+def test_too_few_images_to_split(flat: Path) -> None:
     for number in range(18):
         (flat / f"cats/{number}.png").unlink()
     text = line(message(flat), "cats")
-    assert "has 2 pictures" in text and "add pictures, or set a fraction of data.fractions to 0" in text
+    assert "has 2 images" in text and "add images, or set a fraction of data.fractions to 0" in text
 
 
 def test_duplicates_where_nothing_is_split_yet(flat: Path) -> None:
@@ -552,7 +550,7 @@ def test_grays_are_read_with_the_range_of_the_data_set(root: Path) -> None:
     cache = root.parent / "cache"
     for gray_range, expected in (((0, 4095), [0, 85, 170, 255]), ((0, 65535), [0, 5, 11, 16])):
         found = read(root, gray_range=gray_range)
-        pixels = pictures_of(found, "train", 4, cache, held=True)
+        pixels = images_of(found, "train", 4, cache, held=True)
         at = pixels.ids.index("train/cats/xray.png")
         assert pixels.pixels[at][0, :, 0].tolist() == expected
     assert "train/cats/xray.png" in message(root)
@@ -657,7 +655,7 @@ def test_photographs(tmp_path: Path) -> None:
     start = time.perf_counter()
     assert read(PHOTOS, limit=limit, cache=tmp_path) == first
     assert time.perf_counter() - start < 5  # 0.2 s on an idle machine: nothing is decoded
-    assert pictures_of(first, "validation", 32, tmp_path, held=True).pixels[:].std() > 30
+    assert images_of(first, "validation", 32, tmp_path, held=True).pixels[:].std() > 30
 
 
 def test_a_class_folder_that_is_no_text_must_be_renamed(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from experiments.data import decoder, manifest
-from experiments.data.pixel_cache import Decoded, pictures_of, splits_of
+from experiments.data.pixel_cache import Decoded, images_of, splits_of
 from experiments.data.types import Manifest
 from experiments.errors import DataError
 from experiments.storage import array_cache
@@ -29,7 +29,7 @@ def draw(path: Path, seed: int) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Six training and four validation pictures of two classes."""
+    """Six training and four validation images of two classes."""
     places = [
         f"{split}/{name}/{number}.png"
         for split, count in (("train", 3), ("validation", 2))
@@ -66,12 +66,12 @@ def test_pixels_are_the_decoders_and_kept(root: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(decoder, "decoding", never)
     assert train.pixels is pixels
-    np.testing.assert_array_equal(pictures_of(found, "train", 4, cache, held=True).pixels[:], pixels[:])
+    np.testing.assert_array_equal(images_of(found, "train", 4, cache, held=True).pixels[:], pixels[:])
     with pytest.raises(AssertionError, match="decoded again"):
-        _ = pictures_of(found, "train", 5, cache, held=True).pixels
+        _ = images_of(found, "train", 5, cache, held=True).pixels
 
 
-def test_pictures_are_decoded_once_for_verdict_and_pixels(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_decoded_once_for_verdict_and_pixels(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     twice = splits_of(read(root), 4, root.parent / "other", 1e9)
     expected = [part.pixels[:] for part in (twice.train, twice.validation)]
     decodings: list[int] = []
@@ -84,7 +84,7 @@ def test_pictures_are_decoded_once_for_verdict_and_pixels(root: Path, monkeypatc
     monkeypatch.setattr(decoder, "decoding", counted)
     nothing = shutil.disk_usage(root.parent)._replace(free=0)
     asked: list[Path] = []
-    # Ten pictures: room for all in memory; for three, and the rest on disk; and where the disk has no room.
+    # Ten images: room for all in memory; for three, and the rest on disk; and where the disk has no room.
     for memory, full, times in ((1e9, True, 10), (3 * 4 * 4 * 3, False, 10), (3 * 4 * 4 * 3, True, 10 + 7)):
         decodings.clear()
         asked.clear()
@@ -98,16 +98,16 @@ def test_pictures_are_decoded_once_for_verdict_and_pixels(root: Path, monkeypatc
         for mine, theirs in zip((splits.train, splits.validation), expected, strict=True):
             np.testing.assert_array_equal(mine.pixels[:], theirs)
         assert len(decodings) == times
-        assert len(asked) == (times > 10), "not for every picture"
+        assert len(asked) == (times > 10), "not for every image"
         assert not decoded.pixels, "given up"
         assert {path.name for path in cache.iterdir()} == {"locks", "manifests", "pixels"}
 
 
 @pytest.mark.parametrize("memory", [1e9, 0], ids=["in memory", "on disk"])
-def test_blocks_of_decoded_pictures_go_with_their_last_picture(
+def test_blocks_of_decoded_images_go_with_their_last_image(
     tmp_path: Path, memory: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(array_cache, "RESIDENT", 2 * 4 * 4 * 3)  # two pictures a block
+    monkeypatch.setattr(array_cache, "RESIDENT", 2 * 4 * 4 * 3)  # two images a block
     decoded = Decoded(4, memory, tmp_path)
     for n in range(5):
         decoded.keep(str(n), Image.new("RGB", (4, 4), (n, n, n)))
@@ -122,8 +122,8 @@ def test_blocks_of_decoded_pictures_go_with_their_last_picture(
         assert sum(block() is not None for block in blocks) == left
 
 
-def test_blocks_of_decoded_pictures_are_used_up_split_by_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(array_cache, "RESIDENT", 10 * 4 * 4 * 3)  # ten pictures a block
+def test_blocks_of_decoded_images_are_used_up_split_by_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(array_cache, "RESIDENT", 10 * 4 * 4 * 3)  # ten images a block
     for seed in range(200):
         draw(tmp_path / "flat" / f"class{seed % 10}" / f"{seed}.png", seed)
     decoded = Decoded(4, 1e9, tmp_path)
@@ -133,12 +133,12 @@ def test_blocks_of_decoded_pictures_are_used_up_split_by_split(tmp_path: Path, m
     )  # fmt: skip
     splits = splits_of(found, 4, tmp_path, 1e9, decoded)
     left = []
-    for pictures in (splits.train, splits.validation):
-        assert decoded.holds(pictures.entries)
-        _ = pictures.pixels
-        assert not decoded.holds(pictures.entries)
-        left.append(len({id(picture.base) for picture in decoded.pixels.values()}))
-    # Blocks of 60 and of 20 pictures, a few of which overtook others while they were decoded.
+    for images in (splits.train, splits.validation):
+        assert decoded.holds(images.entries)
+        _ = images.pixels
+        assert not decoded.holds(images.entries)
+        left.append(len({id(image.base) for image in decoded.pixels.values()}))
+    # Blocks of 60 and of 20 images, a few of which overtook others while they were decoded.
     assert 6 <= left[0] <= 8 and 2 <= left[1] <= 4
 
 
@@ -155,7 +155,7 @@ def test_memory_decides_where_pixels_are(root: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["decoded once", "decoded again"])
-def test_pictures_beyond_the_memory_they_may_take_are_decoded_and_read_in_little(tmp_path: Path, kept: bool) -> None:
+def test_images_beyond_the_memory_they_may_take_are_decoded_and_read_in_little(tmp_path: Path, kept: bool) -> None:
     """In a process of its own: 576 MB of pixels, of which 1 MB may be in memory."""
     for n in range(192):
         draw(tmp_path / "data" / "train" / "ab"[n % 2] / f"{n}.png", seed=n)
@@ -190,7 +190,7 @@ def test_files_changed_since_are_named(root: Path) -> None:
     draw(root / "train/cats/0.png", seed=1000)
     (root / "train/dogs/2.png").unlink()
     with pytest.raises(DataError) as caught:
-        _ = pictures_of(found, "train", 4, cache, held=True).pixels
+        _ = images_of(found, "train", 4, cache, held=True).pixels
     text = str(caught.value)
     assert re.search(r"^  train/cats/0\.png: has changed since it was checked", text, re.MULTILINE)
     assert re.search(r"^  train/dogs/2\.png: cannot be read \(No such file or directory\)", text, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The pen: the same pictures from the same seed, whatever is drawn beside them."""
+"""The pen: the same images from the same seed, whatever is drawn beside them."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def test_layout_and_counts(tmp_path: Path) -> None:
     expected |= {f"validation/{name}/{name}.{n}.jpg" for name in TARGET for n in range(2)}
     assert set(drawn(root)) == expected
     assert sorted(path.name for path in root.iterdir()) == ["train", "validation"]
-    with Image.open(root / "train/cats/cats.0.jpg") as picture:
-        assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (48, 48))
+    with Image.open(root / "train/cats/cats.0.jpg") as image:
+        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (48, 48))
 
 
 def test_the_same_seed_draws_the_same_bytes(tmp_path: Path) -> None:
     assert drawn(order(tmp_path / "one")) == drawn(order(tmp_path / "two"))
 
 
-def test_every_picture_differs_and_so_does_every_seed(tmp_path: Path) -> None:
+def test_every_image_differs_and_so_does_every_seed(tmp_path: Path) -> None:
     one, other = drawn(order(tmp_path)), drawn(order(tmp_path, seed=6))
     assert len({*one.values(), *other.values()}) == len(one) + len(other)
 
@@ -53,7 +53,7 @@ def test_every_picture_differs_and_so_does_every_seed(tmp_path: Path) -> None:
     ],
     ids=["other species", "other counts"],
 )
-def test_a_picture_does_not_depend_on_its_neighbours(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_a_image_does_not_depend_on_its_neighbours(tmp_path: Path, changes: dict[str, object]) -> None:
     few, many = drawn(order(tmp_path)), drawn(order(tmp_path, **changes))
     assert few.items() < many.items()
 
@@ -95,9 +95,9 @@ def test_the_loser_of_a_race_takes_the_winners_folder(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("species", animals.ANIMALS)
 def test_every_species_draws_at_any_size(species: str, size: int) -> None:
     for n in range(3):
-        picture = faces.draw_face(species, np.random.default_rng([1, n]), size)
-        assert (picture.mode, picture.size) == ("RGB", (size, size))
-        assert np.asarray(picture).std() > 5
+        image = faces.draw_face(species, np.random.default_rng([1, n]), size)
+        assert (image.mode, image.size) == ("RGB", (size, size))
+        assert np.asarray(image).std() > 5
 
 
 def test_species_keep_their_own_numbers() -> None:

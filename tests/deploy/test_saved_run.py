@@ -58,12 +58,12 @@ class Place(NamedTuple):
             train.train()
 
     def logged(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """A run's validation pictures [N, 48, 48, 3] float32, and what it says of them [N, 2]."""
+        """A run's validation images [N, 48, 48, 3] float32, and what it says of them [N, 2]."""
         with (self.folder(name) / "predictions_validation.csv").open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        pictures = [decoder.resize(decoder.decode((self.root / row["path"]).read_bytes()), 48) for row in rows]
+        images = [decoder.resize(decoder.decode((self.root / row["path"]).read_bytes()), 48) for row in rows]
         shares = np.array([[row["p_blobs"], row["p_stripes"]] for row in rows], float)
-        return np.stack(pictures).astype("float32"), shares
+        return np.stack(images).astype("float32"), shares
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_an_export_gives_what_the_model_gives(place: Place, tmp_path: Path, caps
     folder = tmp_path / "exported"
     export.export("whole", folder, False, 5, place.uri)
     said = capsys.readouterr().out
-    assert "compared on 5 pictures of the run's validation split" in said and "saved_model" in said
+    assert "compared on 5 images of the run's validation split" in said and "saved_model" in said
     assert {path.name for path in folder.iterdir()} == {"model.keras", "saved_model", "model.json"}
     about = json.loads((folder / "model.json").read_bytes())
     assert about["classes"] == ["blobs", "stripes"] and about["image_size"] == 48
@@ -174,11 +174,11 @@ def test_an_export_that_differs_is_none(place: Place, tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pictures_to_compare_on_are_drawn_where_the_run_s_are_gone(place: Place) -> None:
+def test_images_to_compare_on_are_drawn_where_the_run_s_are_gone(place: Place) -> None:
     run = saved_run.find("whole", place.uri)
     run.plain["data"]["root"] = "gone"  # type: ignore[index]
     pixels, what = exports.sample(run, 48, 4)
-    assert pixels.shape == (4, 48, 48, 3) and what.startswith("4 drawn pictures")
+    assert pixels.shape == (4, 48, 48, 3) and what.startswith("4 drawn images")
     assert pixels.min() >= 0 and pixels.max() <= 255 and pixels.std() > 30
 
 
@@ -248,16 +248,16 @@ def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def check_served(place: Place, url: str) -> None:
-    """What a server answers to picture files and pixels, against the run's own predictions."""
+    """What a server answers to image files and pixels, against the run's own predictions."""
     pixels, shares = place.logged("whole")
     with (place.folder("whole") / "predictions_validation.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     files = [base64.b64encode((place.root / row["path"]).read_bytes()).decode() for row in rows]
     for body in (
-        {"dataframe_split": {"columns": ["picture"], "data": [[one] for one in files]}},
-        {"dataframe_records": [{"picture": one} for one in files]},
-        {"inputs": {"picture": files}},
-        {"instances": [{"picture": one} for one in files]},
+        {"dataframe_split": {"columns": ["image"], "data": [[one] for one in files]}},
+        {"dataframe_records": [{"image": one} for one in files]},
+        {"inputs": {"image": files}},
+        {"instances": [{"image": one} for one in files]},
         {"inputs": pixels.tolist()},
         {"instances": pixels.tolist()},
     ):
@@ -266,8 +266,8 @@ def check_served(place: Place, url: str) -> None:
         told = answer.json()["predictions"]
         assert [one["class"] for one in told] == [row["predicted"] for row in rows]
         np.testing.assert_allclose([one["probability"] for one in told], shares.max(axis=1), atol=1e-5)
-    bad = [{"picture": files[0]}, {"picture": base64.b64encode(b"text").decode()}]
+    bad = [{"image": files[0]}, {"image": base64.b64encode(b"text").decode()}]
     answer = requests.post(url, json={"dataframe_records": bad}, timeout=60)
-    assert answer.status_code == 400 and "1 of 2 pictures cannot be used: row 1 is no JPEG" in answer.json()["message"]
+    assert answer.status_code == 400 and "1 of 2 images cannot be used: row 1 is no JPEG" in answer.json()["message"]
     answer = requests.post(url, json={"inputs": pixels[:, :40].tolist()}, timeout=60)
     assert answer.status_code == 400 and "[N, 48, 48, 3]" in answer.json()["message"]

@@ -29,7 +29,7 @@ NAME = 'run $1 & <b>bold</b> | `code` [link](x) \u202e\x1b[31m " onload="x'
 
 
 def group(drawn: Path, name: str, right: int, seeds: int = 1, **params: str) -> Group:
-    """Runs on the drawn training pictures that get the first so many of them right."""
+    """Runs on the drawn training images that get the first so many of them right."""
     paths = sorted((drawn / "train").rglob("*.jpg"))
     repeats = []
     for seed in range(seeds):
@@ -79,7 +79,7 @@ class Seen(HTMLParser):
 
 @pytest.fixture(scope="module")
 def written(comparison: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return comparison_page.write(tmp_path_factory.mktemp("compared"), comparison, pictures=3)[0].parent
+    return comparison_page.write(tmp_path_factory.mktemp("compared"), comparison, images=3)[0].parent
 
 
 def test_the_page_holds_all_it_shows_and_nothing_of_others_is_markup(written: Path) -> None:
@@ -99,12 +99,12 @@ def test_the_page_holds_all_it_shows_and_nothing_of_others_is_markup(written: Pa
 def test_the_page_says_what_the_comparison_says(written: Path) -> None:
     text = Seen((written / "comparison.html").read_text(encoding="utf-8")).text
     for part in (
-        "2 runs on 24 validation pictures",
+        "2 runs on 24 validation images",
         "finetune is better than the one trained with scratch by 20.8 points",
         "p = 0.025",
         "training noise is not in its interval",
         "regime.views",
-        "The pictures on which they disagree, the clearest 3 of 5",
+        "The images on which they disagree, the clearest 3 of 5",
         "2 more are not shown",
         "Connor 1987",
     ):
@@ -112,7 +112,7 @@ def test_the_page_says_what_the_comparison_says(written: Path) -> None:
     assert "epochs" not in re.sub(r"epochs?,? counted", "", text), "what is the same is left out"
 
 
-def test_pictures_and_figures_are_in_the_page(written: Path, drawn: Path) -> None:
+def test_images_and_figures_are_in_the_page(written: Path, drawn: Path) -> None:
     images = [a["src"] or "" for tag, a in Seen((written / "comparison.html").read_text()).elements if tag == "img"]
     kinds = [source.split(";")[0] for source in images]
     assert kinds == ["data:image/svg+xml"] * 2 + ["data:image/jpeg"] * 3
@@ -124,7 +124,7 @@ def test_pictures_and_figures_are_in_the_page(written: Path, drawn: Path) -> Non
 
 def test_the_same_comparison_is_the_same_page(written: Path, comparison: Comparison, tmp_path: Path) -> None:
     assert (
-        comparison_page.write(tmp_path, comparison, pictures=3)[0].read_bytes()
+        comparison_page.write(tmp_path, comparison, images=3)[0].read_bytes()
         == (written / "comparison.html").read_bytes()
     )
 
@@ -144,7 +144,7 @@ def test_csv_has_the_figures_as_numbers(written: Path) -> None:
     assert (second["seconds"], second["epoch_seconds"], second["f1_low"]) == ("12.0", "3.5", "")
 
 
-def test_a_picture_is_shown_only_as_the_runs_have_seen_it(comparison: Comparison, drawn: Path, tmp_path: Path) -> None:
+def test_a_image_is_shown_only_as_the_runs_have_seen_it(comparison: Comparison, drawn: Path, tmp_path: Path) -> None:
     one = disagreements(comparison)[0]
     assert comparison_page.thumbnail(one, None)[:2] == b"\xff\xd8"
     moved = tmp_path / one.path
@@ -153,7 +153,7 @@ def test_a_picture_is_shown_only_as_the_runs_have_seen_it(comparison: Comparison
     moved.parent.mkdir(parents=True)
     moved.write_bytes((drawn / one.path).read_bytes())
     assert comparison_page.thumbnail(one, tmp_path) == comparison_page.thumbnail(one, None)
-    moved.write_bytes(b"another picture")
+    moved.write_bytes(b"another image")
     with pytest.raises(DataError, match="has changed since"):
         comparison_page.thumbnail(one, tmp_path)
     Image.fromarray(np.full((9, 9), 4000, "uint16")).save(moved, "PNG")
@@ -172,9 +172,9 @@ def test_a_picture_is_shown_only_as_the_runs_have_seen_it(comparison: Comparison
 def test_runs_that_agree_and_a_single_run_have_pages_too(drawn: Path, tmp_path: Path) -> None:
     a, b = group(drawn, "a", 14, regime="scratch"), group(drawn, "b", 14, regime="finetune")
     text = Seen(comparison_page.write(tmp_path, of_groups([a, b], "validation"), 3)[0].read_text()).text
-    assert "neither better nor worse" in text and "There is no picture on which they disagree" in text
+    assert "neither better nor worse" in text and "There is no image on which they disagree" in text
     text = Seen(comparison_page.write(tmp_path, of_groups([a], "validation"), 3)[0].read_text()).text
-    assert "1 run on 24 validation pictures" in text and "disagree" not in text
+    assert "1 run on 24 validation images" in text and "disagree" not in text
 
 
 def test_many_groups_are_told_in_one_sentence(drawn: Path, tmp_path: Path) -> None:

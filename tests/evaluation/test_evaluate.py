@@ -26,7 +26,7 @@ BY_HAND = [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]]  # true: cat, cat, do
 
 
 def splits_of(classes: tuple[str, ...], validation: list[int], test: list[int] | None = None) -> Dataset:
-    def pictures(split: str, labels: list[int]) -> ImageSet:
+    def images(split: str, labels: list[int]) -> ImageSet:
         entries = tuple(
             ImageRecord(f"{split}/{classes[label]}/{row}.jpg", 1, f"{row:064x}", 8, 8, "RGB", classes[label], split)
             for row, label in enumerate(labels)
@@ -37,9 +37,9 @@ def splits_of(classes: tuple[str, ...], validation: list[int], test: list[int] |
 
     return Dataset(
         classes=classes,
-        train=pictures("train", [0]),
-        validation=pictures("validation", validation),
-        test=None if test is None else pictures("test", test),
+        train=images("train", [0]),
+        validation=images("validation", validation),
+        test=None if test is None else images("test", test),
         manifest=Manifest(Path("/data"), classes, ()),
         fingerprint="fingerprint",
     )
@@ -64,7 +64,7 @@ def test_binary_metrics_by_hand() -> None:
         "f1": 0.5,
         "roc_auc": 0.5,  # of the 4 (cat, dog) pairs 2 are ordered rightly
         "brier": (0.1**2 + 0.8**2 + 0.6**2 + 0.3**2) / 4,
-        # bins of 1/15: 0.9 right; 0.8 wrong; 0.6 wrong; 0.7 right; one picture each
+        # bins of 1/15: 0.9 right; 0.8 wrong; 0.6 wrong; 0.7 right; one image each
         "calibration_error": (0.1 + 0.8 + 0.6 + 0.3) / 4,
     }
     assert report.metrics == pytest.approx(expected, rel=1e-6)
@@ -104,7 +104,7 @@ def test_confusion_has_true_rows_and_predicted_columns() -> None:
     assert report.confusion.tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
 
 
-def test_predictions_keep_the_order_and_ids_of_the_pictures() -> None:
+def test_predictions_keep_the_order_and_ids_of_the_images() -> None:
     splits = splits_of(PETS, [0, 0, 1, 1])
     predictions = evaluate({"validation": np.array(BY_HAND)}, splits)["validation"].predictions
     assert [row.path for row in predictions] == splits.validation.ids
@@ -115,7 +115,7 @@ def test_predictions_keep_the_order_and_ids_of_the_pictures() -> None:
     assert second.probabilities == pytest.approx({"cat": 0.2, "dog": 0.8})
 
 
-def test_the_table_has_a_column_per_class_and_a_row_per_picture() -> None:
+def test_the_table_has_a_column_per_class_and_a_row_per_image() -> None:
     table = predictions_table(evaluate({"validation": np.array(BY_HAND)}, splits_of(PETS, [0, 0, 1, 1]))["validation"])
     assert list(table) == ["path", "sha256", "label", "predicted", "correct", "confidence", "p_cat", "p_dog"]
     assert table["label"] == ["cat", "cat", "dog", "dog"]
@@ -240,5 +240,5 @@ def test_all_faults_are_named_at_once() -> None:
         evaluate({"holdout": np.ones((1, 2))}, splits)
     with pytest.raises(ValueError, match="no test split"):
         evaluate({"validation": np.array(BY_HAND), "test": np.ones((1, 2))}, splits_of(PETS, [0, 0, 1, 1]))
-    with pytest.raises(ValueError, match="test: expected at least one picture"):
+    with pytest.raises(ValueError, match="test: expected at least one image"):
         evaluate({"validation": np.array(BY_HAND), "test": np.ones((0, 2))}, splits_of(PETS, [0, 0, 1, 1], test=[]))

@@ -59,8 +59,8 @@ def history(*phases: tuple[str, int], validation: bool = True) -> list[EpochReco
     return records
 
 
-def solid_pictures(count: int) -> np.ndarray:
-    return np.repeat(np.arange(count, dtype=np.uint8), 6 * 4 * 3).reshape(count, 6, 4, 3)  # picture i is all i
+def solid_images(count: int) -> np.ndarray:
+    return np.repeat(np.arange(count, dtype=np.uint8), 6 * 4 * 3).reshape(count, 6, 4, 3)  # image i is all i
 
 
 def curve(line: Line2D) -> np.ndarray:
@@ -68,7 +68,7 @@ def curve(line: Line2D) -> np.ndarray:
     return np.array([line.get_xdata(), line.get_ydata()], float)
 
 
-def picture(axes: Axes) -> np.ndarray:
+def shown_pixels(axes: Axes) -> np.ndarray:
     """The array that the only image of the axes shows."""
     (image,) = axes.images
     return np.asarray(image.get_array())
@@ -100,10 +100,10 @@ EVERY_FIGURE: dict[str, Callable[[], Figure]] = {
     "roc": lambda: plots.roc(random_report(PETS), PETS),
     "roc, many classes": lambda: plots.roc(random_report(many := tuple(f"class {i}" for i in range(30)), 900), many),
     "calibration": lambda: plots.calibration(random_report(PETS)),
-    "grid": lambda: plots.picture_grid(solid_pictures(8), [f"a rather long title, number {i}" for i in range(8)]),
-    "mistakes": lambda: plots.mistakes(random_report(PETS), lambda rows: solid_pictures(len(rows))),
-    "few mistakes": lambda: plots.mistakes(random_report(PETS), lambda rows: solid_pictures(len(rows)), count=1),
-    "no mistakes": lambda: plots.mistakes(report_of(PETS, [0], np.array([[0.9, 0.1]])), lambda _: solid_pictures(0)),
+    "grid": lambda: plots.image_grid(solid_images(8), [f"a rather long title, number {i}" for i in range(8)]),
+    "mistakes": lambda: plots.mistakes(random_report(PETS), lambda rows: solid_images(len(rows))),
+    "few mistakes": lambda: plots.mistakes(random_report(PETS), lambda rows: solid_images(len(rows)), count=1),
+    "no mistakes": lambda: plots.mistakes(report_of(PETS, [0], np.array([[0.9, 0.1]])), lambda _: solid_images(0)),
 }
 
 
@@ -148,7 +148,7 @@ def test_confusion_shows_counts_and_shares_under_class_names() -> None:
     figure = plots.confusion_matrix(report_of(PETS, [0, 0, 0, 0, 1], scores), PETS)
     axes = figure.axes[0]
     assert texts(figure) == ["3\n75%", "1\n25%", "0\n0%", "1\n100%"]
-    assert_allclose(picture(axes), [[0.75, 0.25], [0.0, 1.0]])
+    assert_allclose(shown_pixels(axes), [[0.75, 0.25], [0.0, 1.0]])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
@@ -176,10 +176,10 @@ def test_multi_class_roc_has_a_curve_per_class_and_names_the_undefined() -> None
     shown = legend(plots.roc(random_report(FLOWERS), FLOWERS))
     assert [text.split(" (AUC")[0] for text in shown] == ["chance", *FLOWERS]
     scores = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1]])
-    assert legend(plots.roc(report_of(FLOWERS, [0, 1], scores), FLOWERS))[3] == "tulip (undefined: 0 of 2 pictures)"
+    assert legend(plots.roc(report_of(FLOWERS, [0, 1], scores), FLOWERS))[3] == "tulip (undefined: 0 of 2 images)"
 
 
-def test_calibration_names_the_error_and_the_pictures_per_bin() -> None:
+def test_calibration_names_the_error_and_the_images_per_bin() -> None:
     report = random_report(PETS)
     bins = reliability(
         np.array([row.confidence for row in report.predictions]), np.array([row.correct for row in report.predictions])
@@ -198,24 +198,24 @@ def test_calibration_shows_every_filled_bin() -> None:
     assert low <= 7 / 15 and high == 1
 
 
-def test_grid_shows_pictures_in_order_under_their_titles() -> None:
-    figure = plots.picture_grid(solid_pictures(8), [f"view {i}" for i in range(8)], columns=3)
+def test_grid_shows_images_in_order_under_their_titles() -> None:
+    figure = plots.image_grid(solid_images(8), [f"view {i}" for i in range(8)], columns=3)
     assert [axes.get_title() for axes in figure.axes] == [f"view {i}" for i in range(8)]
     for value, axes in enumerate(figure.axes):
-        assert_array_equal(picture(axes), np.full((6, 4, 3), value))
+        assert_array_equal(shown_pixels(axes), np.full((6, 4, 3), value))
     assert len({round(axes.get_position().x0, 3) for axes in figure.axes}) == 3
 
 
 def test_grid_rounds_and_clips_floats_to_the_pixels_they_stand_for() -> None:
     floats = np.stack([np.full((4, 4, 3), value) for value in (-3.0, 127.6, 260.0)])
-    figure = plots.picture_grid(floats, ["", "", ""])
-    assert [int(picture(axes)[0, 0, 0]) for axes in figure.axes] == [0, 128, 255]
+    figure = plots.image_grid(floats, ["", "", ""])
+    assert [int(shown_pixels(axes)[0, 0, 0]) for axes in figure.axes] == [0, 128, 255]
 
 
 @pytest.mark.parametrize(("shape", "titles"), [((2, 4, 4, 1), 2), ((0, 4, 4, 3), 0), ((2, 4, 4, 3), 3)])
 def test_grid_refuses_what_does_not_match(shape: tuple[int, ...], titles: int) -> None:
     with pytest.raises(ValueError, match=f"and {titles} titles"):
-        plots.picture_grid(np.zeros(shape), ["title"] * titles)
+        plots.image_grid(np.zeros(shape), ["title"] * titles)
 
 
 def test_mistakes_show_the_most_confident_first() -> None:
@@ -225,7 +225,7 @@ def test_mistakes_show_the_most_confident_first() -> None:
 
     def pixels_of(rows: list[int]) -> np.ndarray:
         asked.append(rows)
-        return solid_pictures(10)[rows]
+        return solid_images(10)[rows]
 
     figure = plots.mistakes(report, pixels_of, count=3)
     assert asked == [[2, 3, 4]]
@@ -234,8 +234,8 @@ def test_mistakes_show_the_most_confident_first() -> None:
         "dog.3.jpg\ntrue dog\npredicted cat\n80.0%",
         "cat.4.jpg\ntrue cat\npredicted dog\n70.0%",
     ]
-    assert [int(picture(axes)[0, 0, 0]) for axes in figure.axes] == [2, 3, 4]
-    assert figure.get_suptitle() == "Mistakes, validation: 4 of 5 pictures\nthe 3 most confident"
+    assert [int(shown_pixels(axes)[0, 0, 0]) for axes in figure.axes] == [2, 3, 4]
+    assert figure.get_suptitle() == "Mistakes, validation: 4 of 5 images\nthe 3 most confident"
 
 
 def test_without_mistakes_the_figure_says_so_and_asks_for_no_pixels() -> None:
@@ -243,7 +243,7 @@ def test_without_mistakes_the_figure_says_so_and_asks_for_no_pixels() -> None:
         raise AssertionError(f"asked for {rows}")
 
     figure = plots.mistakes(report_of(PETS, [0, 1], np.array([[0.9, 0.1], [0.2, 0.8]])), pixels_of)
-    assert [text.get_text() for text in figure.texts] == ["No mistakes among the 2 pictures of validation"]
+    assert [text.get_text() for text in figure.texts] == ["No mistakes among the 2 images of validation"]
 
 
 def test_compared_curves_show_the_mean_of_runs_and_where_their_phase_changes() -> None:
@@ -279,10 +279,10 @@ def test_foreign_names_are_drawn_character_by_character(recwarn: pytest.Warnings
     for figure in (
         plots.confusion_matrix(report, HOSTILE),
         plots.roc(report, HOSTILE),
-        plots.mistakes(report, lambda rows: solid_pictures(len(rows))),
+        plots.mistakes(report, lambda rows: solid_images(len(rows))),
         plots.intervals(HOSTILE, [(0.5, 0.4, 0.6)] * 9, [None, *[(0.0, -0.1, 0.1)] * 8], "validation"),
         plots.compared_curves({name: [history(("scratch", 2))] for name in HOSTILE}),
-        plots.picture_grid(solid_pictures(9), [plots.label_title(np.array(at), HOSTILE) for at in range(9)]),
+        plots.image_grid(solid_images(9), [plots.label_title(np.array(at), HOSTILE) for at in range(9)]),
     ):
         figure.canvas.draw()  # a formula that is none raises here
     assert not [str(one.message) for one in recwarn if "Glyph" in str(one.message)]

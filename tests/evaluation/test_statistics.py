@@ -101,7 +101,7 @@ def test_folds_are_corrected_for_training_sets_that_overlap() -> None:
 
 
 def test_calibration_error_by_hand() -> None:
-    # bin (9/15, 10/15]: 0.62 wrong, 0.66 right -> |0.5 - 0.64| = 0.14 for 2 pictures;
+    # bin (9/15, 10/15]: 0.62 wrong, 0.66 right -> |0.5 - 0.64| = 0.14 for 2 images;
     # bin (14/15, 1]: 0.95 right, 0.97 wrong, 1.0 right -> |2/3 - 2.92/3| = 0.92/3 for 3
     bins = reliability(np.array([0.62, 0.66, 0.95, 0.97, 1.0]), np.array([False, True, True, False, True]))
     assert bins.error == pytest.approx((2 * 0.14 + 0.92) / 5)

@@ -35,7 +35,7 @@ class Ended(NamedTuple):
 
 @pytest.fixture(scope="session")
 def ended(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    """A fine-tuning run on the drawn pictures."""
+    """A fine-tuning run on the drawn images."""
     outputs = tmp_path_factory.mktemp("inspected") / "outputs"
     folder = outputs / "runs" / "tuned"
     overrides = ("data=folder", f"data.root={drawn}", "data.image_size=48", *OVERRIDES)

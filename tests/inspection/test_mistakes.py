@@ -1,4 +1,4 @@
-"""A run's mistakes: those it recorded, on pictures that are still the same, by the model that it was."""
+"""A run's mistakes: those it recorded, on images that are still the same, by the model that it was."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def run(ended: Any, tmp_path: Path) -> saved_run.Trained:
 
 
 def test_the_recorded_errors_most_confident_first(run: saved_run.Trained) -> None:
-    found, pictures = mistakes.find(run, "validation")
-    assert len(found) == 3 and pictures == 12
+    found, images = mistakes.find(run, "validation")
+    assert len(found) == 3 and images == 12
     assert [one.confidence for one in found] == sorted((one.confidence for one in found), reverse=True)
     assert all(one.label != one.predicted for one in found)
     (run.folder / "predictions_test.csv").unlink()  # type: ignore[operator]
-    with pytest.raises(ConfigError, match="has not looked at its test pictures"):
+    with pytest.raises(ConfigError, match="has not looked at its test images"):
         mistakes.find(run, "test")
 
 
@@ -55,10 +55,10 @@ def test_the_model_says_of_them_what_the_run_recorded(run: saved_run.Trained) ->
     titles = [panel.get_title() for panel in figure.axes]
     assert titles[0] == found[0].path.rsplit("/", 1)[-1]
     assert f"{found[0].label} → {found[0].predicted} {found[0].confidence:.1%}" in titles[1].replace("\n", " ")
-    assert "3 mistakes in 12 validation pictures, the 2 most confident" in figure.get_suptitle()
+    assert "3 mistakes in 12 validation images, the 2 most confident" in figure.get_suptitle()
 
 
-def test_a_picture_that_has_changed_is_not_shown(run: saved_run.Trained, drawn: Path, tmp_path: Path) -> None:
+def test_a_image_that_has_changed_is_not_shown(run: saved_run.Trained, drawn: Path, tmp_path: Path) -> None:
     found, _ = mistakes.find(run, "validation")
     moved = tmp_path / "moved"
     shutil.copytree(drawn, moved)
@@ -71,7 +71,7 @@ def test_a_picture_that_has_changed_is_not_shown(run: saved_run.Trained, drawn: 
         mistakes.explain(run, config, found)
 
 
-def test_heat_changes_a_picture_where_it_is_hot() -> None:
+def test_heat_changes_a_image_where_it_is_hot() -> None:
     pixels = np.full((1, 4, 4, 3), 90, "uint8")
     heat = np.zeros((1, 4, 4), "float32")
     heat[0, 0, 0] = 1
@@ -79,7 +79,7 @@ def test_heat_changes_a_picture_where_it_is_hot() -> None:
     assert laid.dtype == np.uint8 and (laid[0] == 90).all(axis=-1).sum() == 15 and laid[0, 0, 0].max() > 200
 
 
-def test_the_command_writes_beside_the_run_wherever_the_pictures_are(
+def test_the_command_writes_beside_the_run_wherever_the_images_are(
     run: saved_run.Trained,
     drawn: Path,
     tmp_path: Path,
@@ -91,6 +91,6 @@ def test_the_command_writes_beside_the_run_wherever_the_pictures_are(
     monkeypatch.setattr("sys.argv", command)
     inspect.main()
     first, *told, path = capsys.readouterr().out.splitlines()
-    assert first == "run: 3 mistakes in 12 validation pictures" and len(told) == 2
+    assert first == "run: 3 mistakes in 12 validation images" and len(told) == 2
     assert Path(path) == run.folder / "figures" / "validation_gradcam.png"  # type: ignore[operator]
     assert Image.open(path).width > 400

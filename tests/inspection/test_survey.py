@@ -23,10 +23,10 @@ Read = Callable[..., Config]
 
 @pytest.fixture
 def damaged(drawn: Path, tmp_path: Path) -> Path:
-    """The drawn pictures with three files at fault, and one that is grey and small."""
+    """The drawn images with three files at fault, and one that is grey and small."""
     root = tmp_path / "damaged"
     shutil.copytree(drawn, root)
-    (root / "train" / "blobs" / "blobs.3.jpg").write_bytes(b"no picture")
+    (root / "train" / "blobs" / "blobs.3.jpg").write_bytes(b"no image")
     cut = root / "train" / "stripes" / "stripes.5.jpg"
     cut.write_bytes(cut.read_bytes()[:-40])
     shutil.copy(root / "train" / "blobs" / "blobs.0.jpg", root / "train" / "blobs" / "twice.jpg")
@@ -43,7 +43,7 @@ def test_every_file_at_fault_is_listed_with_its_reason(damaged: Path, config: Re
     assert looked.fatal == looked.faults, "data.on_bad=error"
     first, *lines = data.fault_lines(looked, "error")
     assert first == "3 faults; a run with data.on_bad=error refuses them. data.on_bad=skip would leave out all of them:"
-    assert "is no JPEG" in lines[0] and "same picture as train/blobs/blobs.0.jpg" in lines[1]
+    assert "is no JPEG" in lines[0] and "same image as train/blobs/blobs.0.jpg" in lines[1]
     assert "whole copy" in lines[2]
     with pytest.raises(DataError) as refused:
         read_manifest(read, build_source(read)())
@@ -68,7 +68,7 @@ def test_the_table_and_the_words_count_what_is_there(damaged: Path, config: Read
     assert ["blobs", "11", "7", "4", "22"] in rows and ["stripes", "11", "6", "4", "21"] in rows
     assert ["all", "22", "13", "8", "43"] in rows
     said = "\n".join(data.sentences(found, 48))
-    assert "width 30 to 48 pixels (median 48), height 20 to 48 (48)" in said and "1 pictures are enlarged" in said
+    assert "width 30 to 48 pixels (median 48), height 20 to 48 (48)" in said and "1 images are enlarged" in said
     assert "RGB 42, L 1" in said and "smallest 30 x 20" in said and "validation/blobs/grey.png" in said
 
 
@@ -85,10 +85,10 @@ def test_more_than_an_error_shows_are_listed_and_a_folder_that_is_not_there(tmp_
         data.inspect_data(config("data=folder", f"data.root={tmp_path}/gone"))
 
 
-def test_the_figure_shows_pictures_of_every_class(drawn: Path, config: Read) -> None:
+def test_the_figure_shows_images_of_every_class(drawn: Path, config: Read) -> None:
     looked = data.inspect_data(config("data=folder", f"data.root={drawn}", "data.image_size=48"))
     figure = data.draw(looked, 4)
-    assert figure.get_suptitle() == "44 pictures, no faults"
+    assert figure.get_suptitle() == "44 images, no faults"
     shown = [panel.get_images()[0].get_size() for panel in figure.axes if panel.get_images()]
     assert shown == [(48, 48)] * 8
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["blobs", "stripes"]

@@ -1,4 +1,4 @@
-"""The pictures that a run with this configuration would train on, before it does."""
+"""The images that a run with this configuration would train on, before it does."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def built(config: Config) -> Built:
     for layer in backbone.model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.0  # statistics become those of the one batch that follows
-    network.pooled(backbone, "average")(pictures(config.data.image_size, 8), training=True)
+    network.pooled(backbone, "average")(images(config.data.image_size, 8), training=True)
     return Built(config.model.name, config, backbone)
 
 
@@ -92,14 +92,14 @@ def one(request: pytest.FixtureRequest) -> Iterator[Built]:
     yield built(read(request.param))
 
 
-def pictures(size: int = SIZE, count: int = 2) -> np.ndarray:
+def images(size: int = SIZE, count: int = 2) -> np.ndarray:
     """[count, size, size, 3] float32 in [0, 255]."""
     return np.random.default_rng(1).integers(0, 256, (count, size, size, 3)).astype("float32")
 
 
 def assert_split_and_rejoined(backbone: Backbone, *names: str) -> None:
     """At each stage, and before the layers or blocks that are named."""
-    pixels = pictures(backbone.model.input_shape[1])
+    pixels = images(backbone.model.input_shape[1])
     cuts = [
         network.split_network(backbone, unfrozen, "average") for unfrozen in (*range(len(backbone.stages) + 1), *names)
     ]
@@ -141,10 +141,10 @@ def test_the_last_stage_is_that_of_the_paper_and_exactly_it_is_trained(one: Buil
 
 def test_what_enters_the_network_is_what_imagenet_weights_were_trained_on(one: Built) -> None:
     preprocessed = keras.Model(one.backbone.model.inputs[0], stages.find_stages(one.backbone.model)[0].entering)
-    expected = imagenet_utils.preprocess_input(pictures(), mode=MODULES[one.name][1])
+    expected = imagenet_utils.preprocess_input(images(), mode=MODULES[one.name][1])
     if one.name == "resnet50":  # whose first stage begins with padding, which has no part in it
         assert preprocessed.output_shape[1:3] == (SIZE, SIZE)
-    np.testing.assert_allclose(preprocessed(pictures()), expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(preprocessed(images()), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_the_features_are_those_of_keras_network_behind_its_own_preprocessing(one: Built) -> None:
@@ -154,10 +154,10 @@ def test_the_features_are_those_of_keras_network_behind_its_own_preprocessing(on
     )
     theirs.set_weights(one.backbone.model.get_weights())
     module = importlib.import_module(f"keras.applications.{MODULES[one.name][0]}")
-    expected = np.asarray(theirs(module.preprocess_input(pictures()), training=False))
+    expected = np.asarray(theirs(module.preprocess_input(images()), training=False))
     ours = keras.Model(one.backbone.model.inputs[0], one.backbone.model.output)
     # Wide enough for what fifty layers make of roundings; another preprocessing is off by a hundred times this.
-    np.testing.assert_allclose(ours(pictures(), training=False), expected, atol=2e-3 * np.abs(expected).max())
+    np.testing.assert_allclose(ours(images(), training=False), expected, atol=2e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("one", ["convnext_tiny", "efficientnet_v2_b0"], indirect=True)
@@ -169,7 +169,7 @@ def test_a_saved_model_predicts_the_same(one: Built, tmp_path: Path) -> None:
     model = network.join(one.backbone, "average", head)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
-    np.testing.assert_allclose(loaded(pictures()), model(pictures()), atol=1e-6)
+    np.testing.assert_allclose(loaded(images()), model(images()), atol=1e-6)
 
 
 @pytest.mark.parametrize("one", ["convnext_tiny", "efficientnet_v2_b0"], indirect=True)

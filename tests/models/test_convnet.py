@@ -1,4 +1,4 @@
-"""The small convnet: what a block is made of, and which pictures are large enough for it."""
+"""The small convnet: what a block is made of, and which images are large enough for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from experiments.models.convnet import convnet
 
 
 def of(size: int, *blocks: dict[str, Any], **common: Any) -> keras.Model:
-    """A convnet of narrow blocks on pictures of `size` pixels."""
+    """A convnet of narrow blocks on images of `size` pixels."""
     layers = {f"block{n}": ConvBlock(**{"filters": 2, **common, **block}) for n, block in enumerate(blocks, 1)}
     return convnet(input_tensor=keras.Input((size, size, 3)), layers=layers)
 
@@ -41,16 +41,16 @@ def test_a_block_with_batch_normalisation_activates_after_it_and_needs_no_bias()
 
 def test_batch_statistics_follow_the_batches_with_a_momentum_of_99_hundredths() -> None:
     model = of(8, {"batch_norm": True})
-    pictures = np.random.default_rng(0).normal(2, 1, (16, 8, 8, 3)).astype("float32")
-    maps = np.asarray(model.get_layer("block1_conv")(pictures))
-    model(pictures, training=True)
+    images = np.random.default_rng(0).normal(2, 1, (16, 8, 8, 3)).astype("float32")
+    maps = np.asarray(model.get_layer("block1_conv")(images))
+    model(images, training=True)
     norm = model.get_layer("block1_norm")
     np.testing.assert_allclose(norm.moving_mean, 0.01 * maps.mean((0, 1, 2)), atol=1e-5)
     np.testing.assert_allclose(norm.moving_variance, 0.99 + 0.01 * maps.var((0, 1, 2)), rtol=1e-3)
 
 
 @pytest.mark.parametrize("size", range(22, 30))
-def test_the_three_blocks_of_the_tutorial_fit_pictures_of_22_pixels(size: int) -> None:
+def test_the_three_blocks_of_the_tutorial_fit_images_of_22_pixels(size: int) -> None:
     model = of(size, {}, {}, {})
     assert model.output_shape == (None, 1, 1, 2)
     assert model(np.ones((1, size, size, 3), "float32")).shape == (1, 1, 1, 2)
@@ -65,7 +65,7 @@ def test_the_three_blocks_of_the_tutorial_fit_pictures_of_22_pixels(size: int) -
     (8, [{"stride": 3}, {"padding": "same"}], "block2", 1),
     (8, [{"pool": 2}, {"pool": 2}, {"pool": 2}, {"pool": 2}], "block2", 3),
 ])  # fmt: skip
-def test_pictures_too_small_are_refused_by_the_block_that_cannot_have_them(
+def test_images_too_small_are_refused_by_the_block_that_cannot_have_them(
     size: int, blocks: list[dict[str, Any]], named: str, pixels: int
 ) -> None:
     with pytest.raises(ValueError) as raised:
@@ -89,7 +89,7 @@ def test_refused_is_what_keras_cannot_build_and_nothing_else(padding: str, kerne
                     of(size, block)
 
 
-def test_same_padding_lets_four_blocks_see_pictures_of_16_pixels() -> None:
+def test_same_padding_lets_four_blocks_see_images_of_16_pixels() -> None:
     assert of(16, {}, {}, {}, {}, padding="same").output_shape == (None, 1, 1, 2)
     with pytest.raises(ValueError, match="block4: feature maps of 1 x 1"):
         of(15, {}, {}, {}, {}, padding="same")
@@ -109,9 +109,9 @@ def test_a_shortcut_is_added_before_the_last_activation(size: int, batch_norm: b
     assert names[-1] == "block1_activation" and names[-2] == "block1_sum"
     assert isinstance(model.get_layer("block1_conv1"), keras.layers.SeparableConv2D)
     below = keras.Model(model.input, model.get_layer("block1_sum").input)
-    pictures = np.random.default_rng(0).normal(0, 1, (2, size, size, 3)).astype("float32")
-    main, shortcut = below(pictures)
-    np.testing.assert_allclose(model(pictures), np.maximum(np.asarray(main) + np.asarray(shortcut), 0), atol=1e-6)
+    images = np.random.default_rng(0).normal(0, 1, (2, size, size, 3)).astype("float32")
+    main, shortcut = below(images)
+    np.testing.assert_allclose(model(images), np.maximum(np.asarray(main) + np.asarray(shortcut), 0), atol=1e-6)
     assert len(model.losses) == 5  # depthwise and pointwise kernels twice, and the shortcut's
 
 

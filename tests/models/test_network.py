@@ -22,7 +22,7 @@ KINDS = ("rescale", "tf", "torch", "caffe", "none")
 NAMES = ("convnet", "vgg16", "mobilenet_v2")
 
 
-def pictures(count: int = 2) -> np.ndarray:
+def images(count: int = 2) -> np.ndarray:
     """[count, 64, 64, 3] float32 in [0, 255]."""
     return np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3)).astype("float32")
 
@@ -32,7 +32,7 @@ def head_config(dense: Mapping[str, Dense | None] | None = None, **values: float
 
 
 def backbone_of(name: str, kind: str | None = None) -> Backbone:
-    """A shipped backbone with random weights on 64-pixel pictures."""
+    """A shipped backbone with random weights on 64-pixel images."""
     keras.utils.set_random_seed(0)
     yaml = shipped("model")[name]
     inputs = keras.Input((SIZE, SIZE, 3), name="pixels")
@@ -62,14 +62,14 @@ def backbones() -> dict[str, Backbone]:
 @pytest.mark.parametrize("kind", ["tf", "torch", "caffe"])
 def test_preprocessing_is_that_of_keras_applications(kind: str) -> None:
     inputs = keras.Input((SIZE, SIZE, 3))
-    ours = np.asarray(keras.Model(inputs, network.preprocess(inputs, kind))(pictures()))
-    np.testing.assert_allclose(ours, preprocess_input(pictures(), mode=kind), rtol=1e-4, atol=1e-4)
+    ours = np.asarray(keras.Model(inputs, network.preprocess(inputs, kind))(images()))
+    np.testing.assert_allclose(ours, preprocess_input(images(), mode=kind), rtol=1e-4, atol=1e-4)
 
 
 def test_rescale_divides_by_255_and_none_leaves_pixels() -> None:
     inputs = keras.Input((SIZE, SIZE, 3))
-    ours = np.asarray(keras.Model(inputs, network.preprocess(inputs, "rescale"))(pictures()))
-    np.testing.assert_allclose(ours, pictures() / 255, rtol=1e-5)
+    ours = np.asarray(keras.Model(inputs, network.preprocess(inputs, "rescale"))(images()))
+    np.testing.assert_allclose(ours, images() / 255, rtol=1e-5)
     assert network.preprocess(inputs, "none") is inputs
 
 
@@ -140,9 +140,9 @@ def test_split_at_every_stage_and_block(
     whole = network.pooled(backbone, "average")
     prefix, suffix, boundary = network.split_network(backbone, unfrozen, "average")
 
-    expected = np.asarray(whole(pictures(), training=False))
+    expected = np.asarray(whole(images(), training=False))
     assert expected.std() > 1e-4  # not so dead a network that anything would pass
-    np.testing.assert_allclose(suffix(prefix(pictures(), training=False), training=False), expected, atol=1e-4)
+    np.testing.assert_allclose(suffix(prefix(images(), training=False), training=False), expected, atol=1e-4)
 
     assert boundary == first
     below, above = ({id(weight) for weight in part.weights} for part in (prefix, suffix))
@@ -196,27 +196,27 @@ def test_vgg16_has_the_parameters_of_the_paper(backbones: dict[str, Backbone]) -
 
 @pytest.mark.parametrize("pool, features", [("flatten", 6 * 6 * 64), ("average", 64), ("max", 64)])
 def test_pooling(backbones: dict[str, Backbone], pool: str, features: int) -> None:
-    maps = np.asarray(backbones["convnet"].model(pictures()))
+    maps = np.asarray(backbones["convnet"].model(images()))
     expected = {"flatten": maps.reshape(2, -1), "average": maps.mean((1, 2)), "max": maps.max((1, 2))}[pool]
     pooled = network.pooled(backbones["convnet"], pool)
     assert pooled.output_shape == (None, features)
-    np.testing.assert_allclose(pooled(pictures()), expected, atol=1e-5)
+    np.testing.assert_allclose(pooled(images()), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_join_gives_probabilities(backbones: dict[str, Backbone], classes: int) -> None:
     head = dense_head(64, head_config(), classes)
     model = network.join(backbones["convnet"], "average", head)
-    rows = np.asarray(model(pictures(5)))
+    rows = np.asarray(model(images(5)))
     assert rows.shape == (5, classes)
     np.testing.assert_allclose(rows.sum(axis=1), 1, atol=1e-6)
-    logits = np.asarray(head(network.pooled(backbones["convnet"], "average")(pictures(5))))
+    logits = np.asarray(head(network.pooled(backbones["convnet"], "average")(images(5))))
     if classes == 2:
         np.testing.assert_allclose(rows[:, 1], 1 / (1 + np.exp(-logits[:, 0])), atol=1e-6)
     else:
         np.testing.assert_allclose(rows, np.exp(logits) / np.exp(logits).sum(1, keepdims=True), atol=1e-6)
     model = network.stack(network.pooled(backbones["convnet"], "average"), head, training=False)
-    scores = network.predict_probabilities(model, pictures(5), batch_size=2)
+    scores = network.predict_probabilities(model, images(5), batch_size=2)
     np.testing.assert_allclose(scores, rows, atol=1e-5)
 
 
@@ -281,8 +281,8 @@ def test_a_saved_model_predicts_the_same(tmp_path: Path, kind: str) -> None:
     model = network.join(backbone_of("convnet", kind), "average", dense_head(64, head_config(), 2))
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
-    assert np.asarray(model(pictures())).std() > 0
-    np.testing.assert_allclose(loaded(pictures()), model(pictures()), atol=1e-6)
+    assert np.asarray(model(images())).std() > 0
+    np.testing.assert_allclose(loaded(images()), model(images()), atol=1e-6)
 
 
 def test_weights_hash_follows_values(backbones: dict[str, Backbone]) -> None:

@@ -41,7 +41,7 @@ def test_results_and_gradients_are_those_of_direct_sums(height: int, width: int)
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 9, 5), (None, None, None, 5)])
-def test_small_pictures_and_those_of_unknown_size_are_left_to_the_layer(shape: tuple[int | None, ...]) -> None:
+def test_small_images_and_those_of_unknown_size_are_left_to_the_layer(shape: tuple[int | None, ...]) -> None:
     asked: list[tuple[int, ...]] = []
 
     def own(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -81,17 +81,17 @@ def test_a_model_is_faster_within_and_its_own_afterwards() -> None:
     inputs = keras.Input((8, 8, CHANNELS))
     inner = keras.Sequential([keras.layers.Conv2D(CHANNELS, 3, padding="same", activation="relu")])
     model = keras.Model(inputs, keras.layers.Conv2D(2, 3, padding="same")(inner(inputs)))
-    pictures = numbers(2, 8, 8, CHANNELS)
-    expected = np.asarray(model(pictures))
+    images = numbers(2, 8, 8, CHANNELS)
+    expected = np.asarray(model(images))
 
     def multiplications() -> int:
-        graph = tf.function(lambda given: model(given)).get_concrete_function(pictures).graph
+        graph = tf.function(lambda given: model(given)).get_concrete_function(images).graph
         return sum(one.type.startswith("BatchMatMul") for one in graph.get_operations())
 
     assert multiplications() == 0
     with pytest.raises(ZeroDivisionError), faster_convolutions(model):  # whatever happens within
         assert multiplications() == 1
-        np.testing.assert_allclose(model(pictures), expected, atol=1e-4)
+        np.testing.assert_allclose(model(images), expected, atol=1e-4)
         raise ZeroDivisionError
     assert multiplications() == 0
-    np.testing.assert_array_equal(model(pictures), expected)
+    np.testing.assert_array_equal(model(images), expected)

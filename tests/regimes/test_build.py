@@ -1,4 +1,4 @@
-"""What cannot be built says so before any picture is read: key, received, and what would fit."""
+"""What cannot be built says so before any image is read: key, received, and what would fit."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_a_block_that_is_no_layer(config: Configure) -> None:
     assert text.startswith("model.blocks: ") and "'block4'" in text and "block3_conv" in text
 
 
-def test_pictures_too_small_for_the_network(config: Configure) -> None:
+def test_images_too_small_for_the_network(config: Configure) -> None:
     text = failure(config("data.image_size=16", "model.weights=null"))
     assert "model.layers.block" in text and "too small" in text
     text = failure(config("model=vgg16", "data.image_size=16", "model.weights=null"))

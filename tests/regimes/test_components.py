@@ -77,10 +77,10 @@ def test_the_schemas_choices_are_what_the_code_knows() -> None:
 
 def test_every_objective_is_a_metric_of_the_evaluation() -> None:
     entries = tuple(ImageRecord(f"{n}.jpg", 1, str(n), 1, 1, "RGB", "ab"[n % 2], "validation") for n in range(4))
-    pictures = ImageSet(
+    images = ImageSet(
         "validation", entries, np.array([0, 1, 0, 1], "int32"), 1, lambda: Rows([np.zeros((4, 1, 1, 3), "uint8")])
     )
-    splits = Dataset(("a", "b"), pictures, pictures, None, Manifest(Path(), ("a", "b"), entries), "")
+    splits = Dataset(("a", "b"), images, images, None, Manifest(Path(), ("a", "b"), entries), "")
     scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.3, 0.7]], "float32")
     metrics = evaluate({"validation": scores}, splits)["validation"].metrics
     beside = {"accuracy_low", "accuracy_high", "accuracy_baseline"}
@@ -175,19 +175,19 @@ def test_a_layer_is_built_with_its_arguments_and_faults_name_its_place(config: R
 def test_untrusted_packages_are_not_even_imported_and_trusted_ones_are_used(
     config: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for package in ("mypictures", "mypictures2"):
+    for package in ("myimages", "myimages2"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("def source(*, cache):\n    return cache / 'mine'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    text = refused(config(), "data", "mypictures.source")
-    assert "trusted_packages=[NAME]" in text and "mypictures" not in sys.modules
+    text = refused(config(), "data", "myimages.source")
+    assert "trusted_packages=[NAME]" in text and "myimages" not in sys.modules
 
-    trusting = config("trusted_packages=[mypictures]", "data._target_=mypictures.source")
-    refused(trusting, "data", "mypictures2.source")
-    assert "mypictures2" not in sys.modules, "the name of a package is no prefix of another's"
+    trusting = config("trusted_packages=[myimages]", "data._target_=myimages.source")
+    refused(trusting, "data", "myimages2.source")
+    assert "myimages2" not in sys.modules, "the name of a package is no prefix of another's"
     source = build.resolve(trusting, "data", trusting.data.target)
     assert source(cache=tmp_path) == tmp_path / "mine"
-    monkeypatch.delitem(sys.modules, "mypictures")
+    monkeypatch.delitem(sys.modules, "myimages")
 
 
 def test_an_own_components_unknown_argument_names_the_nearest(config: Read) -> None:

@@ -78,7 +78,7 @@ def tiny(outputs: Path, *overrides: str, filters: int = 4) -> Any:
     )  # fmt: skip
 
 
-def pictures_of(count: int = COUNT, split: str = "train") -> ImageSet:
+def images_of(count: int = COUNT, split: str = "train") -> ImageSet:
     pixels = np.random.default_rng(len(split)).integers(0, 256, (count, SIZE, SIZE, 3)).astype("uint8")
     entries = tuple(ImageRecord(f"{n}.jpg", 1, f"{split}{n:064x}", SIZE, SIZE, "RGB", "a", split) for n in range(count))
     return ImageSet(split, entries, np.zeros(count, "int32"), SIZE, lambda: Rows([pixels]))
@@ -89,20 +89,20 @@ def cuts(parts: Any) -> tuple[NetworkSplit, NetworkSplit]:
     return split_network(parts.backbone, 0, "average"), split_network(parts.backbone, 1, "average")
 
 
-def wants_of(parts: Any, pictures: ImageSet) -> list[FeatureRequest]:
+def wants_of(parts: Any, images: ImageSet) -> list[FeatureRequest]:
     """What fine-tuning asks for: features for the head, and two views at the boundary."""
     frozen, boundary = cuts(parts)
     return [
-        FeatureRequest(frozen, pictures),
-        FeatureRequest(boundary, pictures),
-        FeatureRequest(boundary, pictures, 0),
-        FeatureRequest(boundary, pictures, 1),
+        FeatureRequest(frozen, images),
+        FeatureRequest(boundary, images),
+        FeatureRequest(boundary, images, 0),
+        FeatureRequest(boundary, images, 1),
     ]
 
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Pictures and tables of every batch that went through the network."""
+    """Images and tables of every batch that went through the network."""
     seen: list[tuple[int, int]] = []
     right: Forward = network.inference_functions
 
@@ -110,7 +110,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         run = right(models)
 
         def counted(inputs: np.ndarray) -> list[np.ndarray]:
-            assert inputs.dtype == np.float32 and len(inputs) <= BATCH, "never more pictures than a batch as floats"
+            assert inputs.dtype == np.float32 and len(inputs) <= BATCH, "never more images than a batch as floats"
             seen.append((len(inputs), len(models)))
             return run(inputs)
 
@@ -126,16 +126,16 @@ def contents(cache: Path) -> dict[str, bytes]:
     return {str(path.relative_to(cache)): path.read_bytes() for path in cache.rglob("array.npy")}
 
 
-def test_rows_are_what_the_network_makes_of_the_pictures(tmp_path: Path) -> None:
-    parts, pictures = tiny(tmp_path), pictures_of()
-    features, rows, *views = extract(parts, wants_of(parts, pictures), Told())
+def test_rows_are_what_the_network_makes_of_the_images(tmp_path: Path) -> None:
+    parts, images = tiny(tmp_path), images_of()
+    features, rows, *views = extract(parts, wants_of(parts, images), Told())
     for table, prefix in ((features, cuts(parts)[0].prefix), (rows, cuts(parts)[1].prefix)):
-        expected = prefix.predict(pictures.pixels[:].astype("float32"), verbose=0)
+        expected = prefix.predict(images.pixels[:].astype("float32"), verbose=0)
         assert table.shape == expected.shape and table.dtype == np.float32
         np.testing.assert_allclose(table[:], expected, atol=1e-5)
         order = np.random.default_rng(0).permutation(COUNT)[:40]
         np.testing.assert_array_equal(table[order], table[:][order])
-    pixels = [feature_cache.reader(parts, pictures, view)(slice(64, 96)) for view in (0, 1)]
+    pixels = [feature_cache.reader(parts, images, view)(slice(64, 96)) for view in (0, 1)]
     for view, augmented in zip(views, pixels, strict=True):
         np.testing.assert_allclose(view[64:96], cuts(parts)[1].prefix(augmented), atol=1e-5)
     assert np.any(views[0][:] != views[1][:]) and np.any(views[0][:] != rows[:])
@@ -146,34 +146,34 @@ def test_rows_are_what_the_network_makes_of_the_pictures(tmp_path: Path) -> None
 def test_boundaries_share_a_pass_and_views_a_sweep(
     tmp_path: Path, passes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts, pictures = tiny(tmp_path), pictures_of()
+    parts, images = tiny(tmp_path), images_of()
     read: list[tuple[int | None, int]] = []
     reader = feature_cache.reader
 
-    def listening(parts: Any, pictures: ImageSet, view: int | None) -> Callable[[slice], np.ndarray]:
-        give = reader(parts, pictures, view)
+    def listening(parts: Any, images: ImageSet, view: int | None) -> Callable[[slice], np.ndarray]:
+        give = reader(parts, images, view)
         return lambda at: (read.append((view, at.start)), give(at))[1]
 
     monkeypatch.setattr(feature_cache, "reader", listening)
     told = Told()
-    extract(parts, wants_of(parts, pictures), told)
+    extract(parts, wants_of(parts, images), told)
     assert sum(rows for rows, _ in passes) == 3 * COUNT, "once as they are, for both tables, and once a view"
     assert sum(rows for rows, tables in passes if tables == 2) == COUNT
     firsts = [start // SHARD_ROWS for _, start in read]
-    assert firsts == sorted(firsts), "all views of a shard's pictures, then the next pictures"
+    assert firsts == sorted(firsts), "all views of a shard's images, then the next images"
     assert told.stages == [("features of train, 3 views", 3 * COUNT)] and sum(told.steps) == 3 * COUNT
     passes.clear()
     told = Told()
-    extract(parts, wants_of(parts, pictures), told)
+    extract(parts, wants_of(parts, images), told)
     assert not passes and not told.stages, "nothing is left to do"
 
 
 def test_an_interruption_costs_the_shard_it_fell_into(tmp_path: Path, passes: list[tuple[int, int]]) -> None:
-    parts, pictures = tiny(tmp_path / "broken"), pictures_of()
-    wants = wants_of(parts, pictures)
+    parts, images = tiny(tmp_path / "broken"), images_of()
+    wants = wants_of(parts, images)
 
     def stop(done: int) -> None:
-        if done >= 4 * SHARD_ROWS + 64:  # three views of the first pictures, one of the next, and a bit
+        if done >= 4 * SHARD_ROWS + 64:  # three views of the first images, one of the next, and a bit
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -201,7 +201,7 @@ def _killed(outputs: Path) -> None:
 
     vars(feature_cache)["Table"].write = half
     parts = tiny(outputs)
-    extract(parts, wants_of(parts, pictures_of()), Told())
+    extract(parts, wants_of(parts, images_of()), Told())
 
 
 @pytest.mark.slow  # an interruption in one process is above, tests/reliability kills whole runs
@@ -212,19 +212,19 @@ def test_a_killed_extraction_resumes_and_ends_the_same(tmp_path: Path, passes: l
     assert process.exitcode == -signal.SIGKILL
     left = tmp_path / "killed" / "cache" / "activations"
     assert list(left.rglob(".*")) and len([path for path in left.rglob("0*") if path.is_dir()]) == 4
-    parts, pictures = tiny(tmp_path / "killed"), pictures_of()
-    extract(parts, wants_of(parts, pictures), Told())
+    parts, images = tiny(tmp_path / "killed"), images_of()
+    extract(parts, wants_of(parts, images), Told())
     assert sum(rows for rows, _ in passes) == 3 * COUNT - 3 * SHARD_ROWS
     whole = tiny(tmp_path / "whole")
-    extract(whole, wants_of(whole, pictures), Told())
+    extract(whole, wants_of(whole, images), Told())
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 def test_a_damaged_shard_is_made_again_alone(
     tmp_path: Path, passes: list[tuple[int, int]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    parts, pictures = tiny(tmp_path), pictures_of()
-    wants = wants_of(parts, pictures)
+    parts, images = tiny(tmp_path), images_of()
+    wants = wants_of(parts, images)
     extract(parts, wants, Told())
     before = contents(tmp_path)
     shard = feature_cache.FeatureTable(parts, wants[1]).folder / "0000256" / "array.npy"
@@ -242,7 +242,7 @@ def test_a_damaged_shard_is_made_again_alone(
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     parts = tiny(tmp_path, filters=64)
     count = 32 * SHARD_ROWS
-    few = pictures_of(1)
+    few = images_of(1)
     many = ImageSet(
         "train",
         tuple(dataclasses.replace(few.entries[0], sha256=str(n)) for n in range(count)),
@@ -263,23 +263,23 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
 
 
 def test_shards_are_smaller_where_rows_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts, pictures = tiny(tmp_path), pictures_of(100)
+    parts, images = tiny(tmp_path), images_of(100)
     frozen, boundary = cuts(parts)
-    whole = extract(parts, [FeatureRequest(boundary, pictures)], Told())[0][:]
+    whole = extract(parts, [FeatureRequest(boundary, images)], Told())[0][:]
     monkeypatch.setattr(feature_cache, "SHARD_BYTES", 70 * 8 * 8 * 4 * 4)  # rows at the boundary
-    tables = [feature_cache.FeatureTable(parts, FeatureRequest(one, pictures)) for one in (frozen, boundary)]
+    tables = [feature_cache.FeatureTable(parts, FeatureRequest(one, images)) for one in (frozen, boundary)]
     assert [table.step for table in tables] == [SHARD_ROWS, 64]
-    features, rows = extract(parts, [FeatureRequest(frozen, pictures), FeatureRequest(boundary, pictures)], Told())
+    features, rows = extract(parts, [FeatureRequest(frozen, images), FeatureRequest(boundary, images)], Told())
     np.testing.assert_array_equal(rows[:], whole)
-    np.testing.assert_allclose(features[:], frozen.prefix(pictures.pixels[:].astype("float32")), atol=1e-5)
+    np.testing.assert_allclose(features[:], frozen.prefix(images.pixels[:].astype("float32")), atol=1e-5)
     monkeypatch.setattr(feature_cache, "SHARD_BYTES", 1)
-    assert feature_cache.FeatureTable(parts, FeatureRequest(boundary, pictures)).step == BATCH
+    assert feature_cache.FeatureTable(parts, FeatureRequest(boundary, images)).step == BATCH
 
 
 def test_float16_is_half_the_size_and_close(tmp_path: Path) -> None:
-    pictures = pictures_of(40)
+    images = images_of(40)
     exact, half = (
-        extract(parts, [FeatureRequest(cuts(parts)[1], pictures)], Told())[0]
+        extract(parts, [FeatureRequest(cuts(parts)[1], images)], Told())[0]
         for parts in (tiny(tmp_path), tiny(tmp_path, "regime.activations=float16"))
     )
     assert (exact.dtype, half.dtype) == (np.dtype("float32"), np.dtype("float16"))
@@ -287,31 +287,31 @@ def test_float16_is_half_the_size_and_close(tmp_path: Path) -> None:
 
 
 def test_numbers_beyond_float16_are_an_error(tmp_path: Path) -> None:
-    parts, pictures = tiny(tmp_path, "regime.activations=float16"), pictures_of(40)
+    parts, images = tiny(tmp_path, "regime.activations=float16"), images_of(40)
     _, boundary = cuts(parts)
     boundary.prefix.get_layer("block1_conv").bias.assign([0, 0, 0, 70_000.0])
     with pytest.raises(ConfigError, match=r"regime\.activations: float16 .* 65,504.*block2_conv reach 7\d,.*=float32"):
-        extract(parts, [FeatureRequest(boundary, pictures)], Told())
+        extract(parts, [FeatureRequest(boundary, images)], Told())
     assert contents(tmp_path) == {}
     exact = tiny(tmp_path)
-    assert extract(exact, [FeatureRequest(cuts(exact)[1], pictures)], Told())[0].shape == (40, 8, 8, 4)
+    assert extract(exact, [FeatureRequest(cuts(exact)[1], images)], Told())[0].shape == (40, 8, 8, 4)
 
 
 def test_what_does_not_fit_on_the_disk_is_refused_before_anything_runs(
     tmp_path: Path, passes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    parts, pictures = tiny(tmp_path), pictures_of()
+    parts, images = tiny(tmp_path), images_of()
     frozen, boundary = cuts(parts)
     with caplog.at_level(logging.INFO):
-        extract(parts, [FeatureRequest(frozen, pictures)], Told())
+        extract(parts, [FeatureRequest(frozen, images)], Told())
     assert f"Activations to be stored: 14.4 kB, in {parts.cache}" in caplog.text
     passes.clear()
     usage = namedtuple("usage", "total used free")
     needed = 2 * COUNT * 8 * 8 * 4 * 4
     wants = [
-        FeatureRequest(frozen, pictures),
-        FeatureRequest(boundary, pictures),
-        FeatureRequest(boundary, pictures, 0),
+        FeatureRequest(frozen, images),
+        FeatureRequest(boundary, images),
+        FeatureRequest(boundary, images, 0),
     ]
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, feature_cache.RESERVE + needed - 1))
     with pytest.raises(ConfigError) as raised:
@@ -335,22 +335,22 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_anything_runs(
 
 
 def test_the_key_moves_with_all_that_the_numbers_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = pictures_of(40)
+    images = images_of(40)
 
-    def name(parts: Any, view: int | None = None, pictures: ImageSet = pictures, unfrozen: int = 1) -> str:
+    def name(parts: Any, view: int | None = None, images: ImageSet = images, unfrozen: int = 1) -> str:
         return feature_cache.FeatureTable(
-            parts, FeatureRequest(split_network(parts.backbone, unfrozen, "average"), pictures, view)
+            parts, FeatureRequest(split_network(parts.backbone, unfrozen, "average"), images, view)
         ).name
 
     def arrange(order: list[int]) -> ImageSet:
-        return dataclasses.replace(pictures, entries=tuple(pictures.entries[at] for at in order))
+        return dataclasses.replace(images, entries=tuple(images.entries[at] for at in order))
 
     parts = tiny(tmp_path)
     names = [
         name(parts), name(parts, 0), name(parts, 1), name(parts, unfrozen=0), name(parts, unfrozen=2),
         name(tiny(tmp_path, "regime.activations=float16")), name(tiny(tmp_path, "augmentation.seed=1"), 0),
         name(tiny(tmp_path, "augmentation.rotation=3"), 0), name(tiny(tmp_path, filters=5)),
-        name(parts, pictures=arrange([1, 0, *range(2, 40)])), name(parts, pictures=arrange(list(range(39)))),
+        name(parts, images=arrange([1, 0, *range(2, 40)])), name(parts, images=arrange(list(range(39)))),
     ]  # fmt: skip
     changed = ((augmentation, "VERSION"), (decoder, "VERSION"), (network, "VERSION"), (feature_cache, "BATCH"))
     for module, version in changed:
@@ -363,8 +363,8 @@ def test_the_key_moves_with_all_that_the_numbers_depend_on(tmp_path: Path, monke
 
 
 def test_an_entry_says_what_it_is_for(tmp_path: Path) -> None:
-    parts, pictures = tiny(tmp_path), pictures_of(40, "validation")
-    extract(parts, [FeatureRequest(cuts(parts)[1], pictures, 2)], Told())
+    parts, images = tiny(tmp_path), images_of(40, "validation")
+    extract(parts, [FeatureRequest(cuts(parts)[1], images, 2)], Told())
     (meta,) = (tmp_path / "cache").rglob("meta.json")
     assert json.loads(meta.read_text())["about"] == {
         "network": "convnet", "boundary": "block2_conv", "split": "validation", "view": 2, "rows": 40
@@ -373,7 +373,7 @@ def test_an_entry_says_what_it_is_for(tmp_path: Path) -> None:
 
 def _extracts(outputs: Path, start: Any, results: Any) -> None:
     parts, told = tiny(outputs), Told()
-    wants = wants_of(parts, pictures_of())
+    wants = wants_of(parts, images_of())
     start.wait()
     rows = extract(parts, wants, told)
     results.put((sum(told.steps), [float(table[:].sum()) for table in rows]))
@@ -395,8 +395,8 @@ def test_processes_that_want_the_same_share_the_work(tmp_path: Path) -> None:
 
 
 def test_tables_in_use_are_not_removed(tmp_path: Path) -> None:
-    parts, pictures = tiny(tmp_path), pictures_of(40)
-    want = FeatureRequest(cuts(parts)[1], pictures)
+    parts, images = tiny(tmp_path), images_of(40)
+    want = FeatureRequest(cuts(parts)[1], images)
     folder = feature_cache.FeatureTable(parts, want).folder
 
     def in_the_middle(done: int) -> None:
@@ -418,5 +418,5 @@ def test_a_failed_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(os, "posix_fallocate", fails)
     parts = tiny(tmp_path)
     with pytest.raises(OSError, match="No space left"):
-        extract(parts, [FeatureRequest(cuts(parts)[1], pictures_of(40))], Told())
+        extract(parts, [FeatureRequest(cuts(parts)[1], images_of(40))], Told())
     assert contents(tmp_path) == {}

@@ -1,4 +1,4 @@
-"""The three regimes on small drawn pictures: the right layers move and no others; the whole scores as reported."""
+"""The three regimes on small drawn images: the right layers move and no others; the whole scores as reported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from experiments.system import paths
 from experiments.system.progress import Terminal
 from experiments.training.types import EpochRecord, RunComponents, TrainingContext, TrainingResult
 
-TIMES = ("seconds", "pictures_per_second", "input_wait")
+TIMES = ("seconds", "images_per_second", "input_wait")
 NETWORKS = {
     "convnet": ("model=convnet", "data.image_size=48", "model.head.pooling=average"),
     "mobilenet_v2": ("model=mobilenet_v2", "data.image_size=64"),
@@ -56,7 +56,7 @@ class Done(NamedTuple):
     fitted: TrainingResult
     told: list[EpochRecord]
     before: Weights  # of the backbone
-    ran: list[int]  # pictures of every batch that went through a frozen part for the store
+    ran: list[int]  # images of every batch that went through a frozen part for the store
 
     @property
     def after(self) -> Weights:
@@ -152,14 +152,14 @@ def changed(before: Weights, after: Weights) -> set[str]:
 def assert_sound(done: Done) -> None:
     """Scores are those of the joined model, for every split; the history is what was told."""
     assert set(done.fitted.scores) == {"validation", "test"}
-    for pictures in (done.splits.validation, done.splits.test):
-        assert pictures is not None
-        scores = done.fitted.scores[pictures.split]
-        assert scores.shape == (len(pictures), len(done.splits.classes)) and scores.dtype == np.float32
+    for images in (done.splits.validation, done.splits.test):
+        assert images is not None
+        scores = done.fitted.scores[images.split]
+        assert scores.shape == (len(images), len(done.splits.classes)) and scores.dtype == np.float32
         np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
-        whole = done.fitted.model.predict_on_batch(pictures.pixels[:].astype("float32"))
+        whole = done.fitted.model.predict_on_batch(images.pixels[:].astype("float32"))
         np.testing.assert_allclose(scores, whole, atol=1e-4)
-        assert scores.std() > 1e-6  # pictures are told apart at all
+        assert scores.std() > 1e-6  # images are told apart at all
     assert curves(tuple(done.told)) == curves(done.fitted.history)
     last = done.fitted.history[-1].metrics["validation_accuracy"]
     accuracy = (done.fitted.scores["validation"].argmax(axis=1) == done.splits.validation.labels).mean()
@@ -279,7 +279,7 @@ def test_a_second_finetune_finds_head_and_activations(first: Done, small: Callab
     assert changed(first.after, second.after) == changed(first.head, second.head) == set()
 
 
-def test_every_picture_goes_through_the_network_once(small: Callable[..., Done]) -> None:
+def test_every_image_goes_through_the_network_once(small: Callable[..., Done]) -> None:
     """For the head's features and those at the boundary, as it is; and once for every view."""
     train, validation, test, views = 24, 12, 8, 2
     done = small("regime=finetune", "augmentation=light", "evaluate.test=true")
@@ -363,7 +363,7 @@ def test_damage_in_the_cache_is_told_and_made_good(
 def test_stored_activations_train_as_the_whole_network_does(small: Callable[..., Done]) -> None:
     plain = ("regime=finetune", "epochs=1", "model.head.dropout=0", "augmentation=none")
     stored = small(*plain, "regime.views=1")
-    # A rotation too small to see is no identity to the program: its pictures stream through the frozen part.
+    # A rotation too small to see is no identity to the program: its images stream through the frozen part.
     streamed = small(*plain, "regime.views=0", "augmentation.rotation=1e-9")
     views = small(*plain, "regime.views=1", "augmentation.rotation=1e-9")
     for other in (streamed, views):
@@ -398,7 +398,7 @@ def test_seeds_share_one_extraction(small: Callable[..., Done], drawn: Path, sto
 
 @pytest.fixture(scope="module")
 def three_classes(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The drawn pictures and a third class: plain grey."""
+    """The drawn images and a third class: plain grey."""
     root = tmp_path_factory.mktemp("three") / "data"
     shutil.copytree(drawn, root)
     rng = np.random.default_rng(1)

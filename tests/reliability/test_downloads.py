@@ -119,7 +119,7 @@ EVIL: dict[str, bytes] = {
 def test_archives_that_no_honest_one_would_be(name: str, tally: Tally, tmp_path: Path) -> None:
     path = tmp_path / "set.zip"
     path.write_bytes(EVIL[name])
-    target = tmp_path / "inside" / "pictures"
+    target = tmp_path / "inside" / "images"
     wanted = re.compile(r"(?:.*/)?(cats|dogs)/(.+\.jpg)")
     with path.open("rb") as file, pytest.raises(DataError):
         download.extract(file, target, wanted=wanted, member_bytes=10_000_000, total_bytes=50_000_000)

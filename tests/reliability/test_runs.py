@@ -35,7 +35,7 @@ REGIMES: dict[str, tuple[str, ...]] = {
     "finetune": ("regime=finetune", "optimizer.lr=0.01", "regime.views=2"),
     "finetune, streamed": ("regime=finetune", "optimizer.lr=0.01", "regime.views=0", "augmentation=colour"),
 }
-TIMES = ("seconds", "timestamp", "pictures_per_second", "input_wait")
+TIMES = ("seconds", "timestamp", "images_per_second", "input_wait")
 
 # A run that kills itself as it tells its N-th epoch: the checkpoint is there, the curves and MLflow don't know of it.
 BETWEEN = """
@@ -53,7 +53,7 @@ train.main()
 
 
 class Home:
-    """A place for outputs, and runs of small drawn pictures in it."""
+    """A place for outputs, and runs of small drawn images in it."""
 
     def __init__(self, home: Path, root: Path, started: Started) -> None:
         self.home, self.root, self.started = home, root, started
@@ -205,7 +205,7 @@ def test_writes_that_find_no_room(drawn: Path, started: Started, tries: Tries, t
     """With a limit of file sizes: a write beyond it fails as on a full disk, at another place for every limit."""
     whole = Home(tmp_path / "whole", drawn, started)
     overrides = ("regime=scratch", "tracking=none", "progress=none")
-    # Bytes: of the largest array of decoded pictures; about, of weights and moments of the small convnet.
+    # Bytes: of the largest array of decoded images; about, of weights and moments of the small convnet.
     decoded, checkpoint = 24 * 48 * 48 * 3 + 128, 700_000
     limits = [1, 60, 3_000, 30_000, decoded // 2, decoded + 1, *(checkpoint // part for part in (5, 4, 3, 2))]
     chosen = limits[: tries(10, 0)] or [limits[3]]

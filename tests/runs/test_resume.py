@@ -29,7 +29,7 @@ from experiments.tracking import liveness
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.types import EpochRecord
 
-TIMES = ("seconds", "timestamp", "pictures_per_second", "input_wait")
+TIMES = ("seconds", "timestamp", "images_per_second", "input_wait")
 SMALL = (
     "data.image_size=48", "model.head.pooling=average", "batch_size=8", "runtime.threads=1", "tracking.log_model=false",
     "regime.head_epochs=4", "epochs=6", "early_stopping=4", "best_weights=true", "schedule=plateau",
@@ -38,7 +38,7 @@ SMALL = (
 
 
 class Place:
-    """A home for outputs, and runs of small drawn pictures in it as processes of their own."""
+    """A home for outputs, and runs of small drawn images in it as processes of their own."""
 
     def __init__(self, home: Path, root: Path) -> None:
         self.home, self.root = home, root

@@ -82,7 +82,7 @@ OFF: dict[str, tuple[tuple[str, ...], TrainingResult, tuple[str, ...]]] = {
     ),
     "worse than its head": (
         (), fitted([0.3], [0.3], scores={"validation": scores(20)}, head_scores=scores(36)),
-        (r"worse than the head it started from: validation accuracy 50\.0%, before 90\.0% \(the same 40 pictures",),
+        (r"worse than the head it started from: validation accuracy 50\.0%, before 90\.0% \(the same 40 images",),
     ),
     "a little worse, all of it less certain": (
         (), fitted([0.3], [0.3], scores={"validation": scores(33, 0.6)}, head_scores=scores(36, 0.95)),

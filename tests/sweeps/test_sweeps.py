@@ -1,4 +1,4 @@
-"""Whole sweeps of small drawn pictures: planned, shared, failed, killed, resumed, concluded."""
+"""Whole sweeps of small drawn images: planned, shared, failed, killed, resumed, concluded."""
 
 from __future__ import annotations
 

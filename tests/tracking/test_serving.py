@@ -1,4 +1,4 @@
-"""Logged models as MLflow serves them: picture files and pixels in, class and probability out."""
+"""Logged models as MLflow serves them: image files and pixels in, class and probability out."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def classifier() -> keras.Model:
     return model
 
 
-def picture(red: int, size: tuple[int, int] = (40, 30), format: str = "PNG") -> bytes:
+def image(red: int, size: tuple[int, int] = (40, 30), format: str = "PNG") -> bytes:
     content = io.BytesIO()
     Image.new("RGB", size, (red, 40, 90)).save(content, format)
     return content.getvalue()
@@ -66,14 +66,15 @@ def expected(*contents: bytes) -> np.ndarray:
     return np.asarray(classifier()(pixels))
 
 
-def test_picture_files_are_answered_with_class_and_probability(served: Any) -> None:
-    contents = [picture(20), picture(230, format="JPEG"), picture(128, (7, 90), "BMP")]
+def test_image_files_are_answered_with_class_and_probability(served: Any) -> None:
+    contents = [image(20), image(230, format="JPEG"), image(128, (7, 90), "BMP")]
     rows = expected(*contents)
     answers = [
-        served.predict(pd.DataFrame({"picture": [encoded(one) for one in contents], "note": ["a", "b", "c"]})),
-        served.predict(pd.DataFrame({"picture": contents})),
+        served.predict(pd.DataFrame({"image": [encoded(one) for one in contents], "note": ["a", "b", "c"]})),
+        served.predict(pd.DataFrame({"image": contents})),
+        served.predict(pd.DataFrame({"picture": contents})),  # the column's name in version 0.1
         served.predict([encoded(one) for one in contents]),
-        served.predict({"picture": np.array([encoded(one) for one in contents])}),
+        served.predict({"image": np.array([encoded(one) for one in contents])}),
     ]
     for answer in answers:
         assert list(answer["class"]) == ["cats", "dogs", CLASSES[rows[2].argmax()]]
@@ -84,12 +85,12 @@ def test_picture_files_are_answered_with_class_and_probability(served: Any) -> N
 def test_16_bit_grays_are_served_with_the_range_that_the_model_was_trained_with(served: Any) -> None:
     file = io.BytesIO()
     Image.fromarray(np.full((9, 9), 4095 * 200 // 255, "uint16")).save(file, "PNG")
-    alike = served.predict([encoded(picture(200)), encoded(file.getvalue())])["probability"]
+    alike = served.predict([encoded(image(200)), encoded(file.getvalue())])["probability"]
     assert alike[0] == pytest.approx(alike[1], abs=1e-3)
 
 
 def test_pixels_are_answered_alike(served: Any) -> None:
-    content = picture(200)
+    content = image(200)
     pixels = decoder.resize(decoder.decode(content), SIZE)
     for given in (pixels[None], pixels, pixels[None].astype("float64"), pixels[None].tolist()):
         answer = served.predict(given)
@@ -98,12 +99,12 @@ def test_pixels_are_answered_alike(served: Any) -> None:
 
 
 def test_what_cannot_be_used_is_named_by_row(served: Any) -> None:
-    whole = picture(20)
+    whole = image(20)
     bad = [encoded(whole), encoded(b""), "no base64!", encoded(whole[:60]), encoded(whole), None]
     with pytest.raises(mlflow.MlflowException) as caught:
-        served.predict(pd.DataFrame({"picture": bad}))
+        served.predict(pd.DataFrame({"image": bad}))
     text = str(caught.value)
-    assert "4 of 6 pictures" in text and "row 1 is empty" in text and "row 2 is no base64" in text
+    assert "4 of 6 images" in text and "row 1 is empty" in text and "row 2 is no base64" in text
     assert "row 3 " in text and "row 5 is no base64" in text and "row 0" not in text
     assert caught.value.get_http_status_code() == 400
 

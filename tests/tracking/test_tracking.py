@@ -30,16 +30,17 @@ from experiments.data import decoder
 from experiments.errors import ConfigError
 from experiments.regimes import scratch
 from experiments.tracking import buffer, connection, curves, liveness, migrations, model_logging, queries, view
+from experiments.tracking.curves import parse
 
 METRICS = {
-    "loss", "accuracy", "validation_loss", "validation_accuracy", "learning_rate", "seconds", "pictures_per_second",
+    "loss", "accuracy", "validation_loss", "validation_accuracy", "learning_rate", "seconds", "images_per_second",
     "input_wait", "total_loss",
 }  # fmt: skip
 SMALL = ("data.image_size=48", "model.head.pooling=average", "epochs=2", "batch_size=8", "progress=none")
 
 
 class Store(NamedTuple):
-    """An MLflow store of this module and the pictures that its runs read."""
+    """An MLflow store of this module and the images that its runs read."""
 
     outputs: Path
     root: Path
@@ -94,11 +95,11 @@ def store(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sto
 
 @pytest.fixture
 def predictions(store: Store) -> tuple[np.ndarray, np.ndarray]:
-    """Validation pictures of `head` [N, 48, 48, 3] float32 and what its CSV says of them [N, 2]."""
+    """Validation images of `head` [N, 48, 48, 3] float32 and what its CSV says of them [N, 2]."""
     with (store.outputs / "runs/head/predictions_validation.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    pictures = [decoder.resize(decoder.decode((store.root / row["path"]).read_bytes()), 48) for row in rows]
-    return np.stack(pictures).astype("float32"), np.array([[row["p_blobs"], row["p_stripes"]] for row in rows], float)
+    images = [decoder.resize(decoder.decode((store.root / row["path"]).read_bytes()), 48) for row in rows]
+    return np.stack(images).astype("float32"), np.array([[row["p_blobs"], row["p_stripes"]] for row in rows], float)
 
 
 def test_a_run_is_described(store: Store) -> None:
@@ -164,6 +165,12 @@ def test_curves_lie_on_one_axis(store: Store) -> None:
         assert written == curve(name, "validation_loss")
 
 
+def test_curves_of_version_0_1_are_read() -> None:
+    text = "step,phase,epoch,timestamp,loss,pictures_per_second\n0,head,0,1000,0.5,120.0\n"
+    (record,) = parse(text)
+    assert record.metrics == {"loss": 0.5, "images_per_second": 120.0}
+
+
 def test_results_are_logged(store: Store) -> None:
     metrics = store.run("head").data.metrics
     stored = json.loads((store.outputs / "runs/head/metrics.json").read_text())
@@ -196,7 +203,7 @@ def test_the_model_predicts_as_in_training(store: Store, predictions: tuple[np.n
     assert predictions[1].std() > 0.01
 
 
-def test_the_model_serves_pictures(store: Store, predictions: tuple[np.ndarray, np.ndarray]) -> None:
+def test_the_model_serves_images(store: Store, predictions: tuple[np.ndarray, np.ndarray]) -> None:
     mlflow.set_tracking_uri(store.uri)
     served = mlflow.pyfunc.load_model(f"runs:/{store.run('head').info.run_id}/model")
     assert served.metadata.metadata["classes"] == ["blobs", "stripes"]
@@ -416,7 +423,7 @@ def test_an_experiment_in_the_trash_is_named_with_what_restores_it(
 
 
 def test_names_that_are_no_text_do_not_break_tables(tmp_path: Path) -> None:
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     rng = np.random.default_rng(0)
     for split in ("train", "validation"):
         for name in ("Käfer", "猫"):

@@ -30,9 +30,9 @@ from experiments.training.types import EpochRecord, TrainingContext, TrainingPha
 COUNT, FEATURES = 20, 6
 METRICS = {
     "loss", "total_loss", "accuracy", "validation_loss", "validation_accuracy", "learning_rate", "seconds",
-    "pictures_per_second", "input_wait",
+    "images_per_second", "input_wait",
 }  # fmt: skip
-TIMES = ("seconds", "pictures_per_second", "input_wait")
+TIMES = ("seconds", "images_per_second", "input_wait")
 
 
 class Listener:
@@ -88,20 +88,20 @@ def train(
     shares: np.ndarray | None = None,
     checkpoints: Checkpoints | None = None,
     interrupted_at: int | None = None,
-    pictures: bool = False,
+    images: bool = False,
     **recipe: Any,
 ) -> tuple[tuple[EpochRecord, ...], keras.Model, Listener]:
     """A head trained by RECIPE with some of it replaced; on `shares` of classes [COUNT, classes] where given.
 
-    With `interrupted_at` the process "dies" when that epoch's record is told. With `pictures` the rows are those of
-    plain pictures, and a convolution comes first.
+    With `interrupted_at` the process "dies" when that epoch's record is told. With `images` the rows are those of
+    plain images, and a convolution comes first.
     """
     trained = dataclasses.replace(RECIPE, **recipe)
     keras.utils.set_random_seed(7)
     head = Head(pooling="average", dropout=dropout, l1=0.0, l2=0.0, dense={"dense1": Dense(units=8)})
     model = dense_head(FEATURES, head, classes)
     rows, labels = data(classes)
-    if pictures:
+    if images:
         rows = np.tile(rows[:, None, None], (1, 8, 8, 1))
         convolution = keras.layers.Conv2D(FEATURES, 3, padding="same")
         model = keras.Sequential([keras.Input(rows.shape[1:]), convolution, keras.layers.GlobalMaxPooling2D(), model])
@@ -142,7 +142,7 @@ def test_one_record_an_epoch() -> None:
         assert set(record.metrics) == METRICS
         assert all(type(value) is float and np.isfinite(value) for value in record.metrics.values())
         assert record.metrics["learning_rate"] == pytest.approx(0.02)
-        assert record.metrics["seconds"] > 0 and record.metrics["pictures_per_second"] > 0
+        assert record.metrics["seconds"] > 0 and record.metrics["images_per_second"] > 0
     assert [record.timestamp for record in history] == sorted(record.timestamp for record in history)
     assert listener.stages == [("head", 9)] and listener.steps == 9
     assert int(model.optimizer.iterations) == 9  # the small last batch counts
@@ -450,7 +450,7 @@ def test_class_weights_weigh_the_training_loss(
 
 
 @pytest.mark.parametrize("classes, weights", [(2, {"b": 3.0}), (3, {"c": 5.0, "a": 0.5}), (3, None)])
-def test_a_mixed_picture_weighs_its_shares_of_the_class_weights(
+def test_a_mixed_image_weighs_its_shares_of_the_class_weights(
     classes: int, weights: Any, fresh: Callable[[int], keras.Model]
 ) -> None:
     shares = np.random.default_rng(3).dirichlet(np.ones(classes), COUNT)
@@ -657,7 +657,7 @@ def test_parts_compiled_learn_the_same_and_resume_to_the_bit(tmp_path: Path, mon
     monkeypatch.setattr("experiments.training.fit.LARGE", 1)
     monkeypatch.setattr("experiments.models.winograd.CHANNELS", 1)
     optimizer = functools.partial(keras.optimizers.Adam, 0.02, gradient_accumulation_steps=2)
-    run = functools.partial(train, pictures=True, dropout=0.0, epochs=4, optimizer=optimizer)
+    run = functools.partial(train, images=True, dropout=0.0, epochs=4, optimizer=optimizer)
     plain, interpreted, _ = run(xla=False)
     whole, compiled, _ = run()
     for name in ("loss", "validation_loss"):

@@ -127,7 +127,7 @@ def test_losses_by_hand(name: str, smoothing: float, wanted: Any, logits: Any, e
     assert loss_of(name, smoothing, wanted, logits, classes) == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_loss_is_of_every_picture_by_itself() -> None:
+def test_a_loss_is_of_every_image_by_itself() -> None:
     """So that class weights can weigh them: [B], not one number."""
     for name, classes in (("cross_entropy", 2), ("mse", 2), ("hinge", 2), ("mse", 3), ("hinge", 3)):
         shares, logits = drawn(classes, soft=False)

@@ -56,7 +56,7 @@ class Ran(NamedTuple):
 
 
 def start(folder: Path, drawn: Path, cases: Mapping[str, Sequence[str]]) -> Ran:
-    """Runs them one after the other in one process: 24 pictures in batches of 10, the last one smaller."""
+    """Runs them one after the other in one process: 24 images in batches of 10, the last one smaller."""
     common = [
         "data=folder", f"data.root={drawn}", "data.image_size=48", "tracking=none", "progress=none", "epochs=2",
         "batch_size=10", "regime.head_epochs=2", "regime.views=2", "model.weights=null", "model.head.pooling=average",

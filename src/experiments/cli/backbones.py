@@ -26,19 +26,19 @@ class Cost(NamedTuple):
     stages: int
     parameters: int
     last_stage: int  # parameters that unfrozen_blocks=1 trains besides the head
-    pictures_per_second: float  # of the forward pass
+    images_per_second: float  # of the forward pass
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments backbones",
         description="Measures the choices of model=... on this machine, each at its native size with random weights: "
-        "pictures a second from pixels to pooled features, as a first bottleneck run computes them. What the head "
+        "images a second from pixels to pooled features, as a first bottleneck run computes them. What the head "
         "costs is not in it. Nothing is downloaded.",
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", help="choices of the group model (default: all)")
     parser.add_argument("--config-dir", type=Path, help="folder with further choices, in model/, as train takes it")
-    parser.add_argument("--batch", type=int, help="pictures a batch (default: as features are computed)")
+    parser.add_argument("--batch", type=int, help="images a batch (default: as features are computed)")
     parser.add_argument("--seconds", type=float, default=10.0, help="least time a backbone is measured (default: 10)")
     parser.add_argument("--threads", type=int, help="of TensorFlow (default: all cores)")
     arguments = parser.parse_args()
@@ -141,7 +141,7 @@ def measure(config: Config, batch: int, seconds: float) -> Cost:
         stages=len(backbone.stages),
         parameters=backbone.model.count_params(),
         last_stage=split_network(backbone, 1, config.model.head.pooling).suffix.count_params(),
-        pictures_per_second=batch / statistics.median(times),
+        images_per_second=batch / statistics.median(times),
     )
 
 
@@ -153,13 +153,13 @@ def cost_table(costs: Iterable[Cost], batch: int, threads: int | None) -> Table:
     from rich.table import Table
 
     used = f"{threads} thread{'s' if threads > 1 else ''}" if threads else f"all {os.cpu_count()} cores"
-    title = f"forward without the head, {batch} pictures a batch, {used}"
+    title = f"forward without the head, {batch} images a batch, {used}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("model", no_wrap=True)
-    for name in ("pixels", "stages", "parameters", "of the last stage", "pictures/s"):
+    for name in ("pixels", "stages", "parameters", "of the last stage", "images/s"):
         table.add_column(name, justify="right", no_wrap=True)
     for cost in costs:
-        speed = cost.pictures_per_second
+        speed = cost.images_per_second
         table.add_row(
             cost.name,
             str(cost.size),

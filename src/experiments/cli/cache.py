@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments cache",
         description="The cache holds what runs can make again: decoded pixels, activations, trained heads, drawn and "
-        "downloaded pictures. What is removed from it is made again by the next run that needs it.",
+        "downloaded images. What is removed from it is made again by the next run that needs it.",
         parents=[place],
     )
     parts = parser.add_subparsers(dest="part", metavar="list|verify|prune")
@@ -123,7 +123,7 @@ def purpose(path: Path) -> str:
         return "unfinished"
     try:
         if path.suffix == ".json":
-            return f"{len(json.loads(path.read_bytes())['pictures']):,} pictures found sound"
+            return f"{len(json.loads(path.read_bytes())['images']):,} images found sound"
         metas = [json.loads((part / "meta.json").read_bytes()) for part in arrays(path)]
         if not metas:
             return f"files: {sum(1 for file in path.rglob('*') if file.is_file()):,}" if path.is_dir() else "a file"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from experiments.evaluation.comparison import Comparison
     from experiments.tracking.queries import RunFacts
 
-PICTURES = 24  # default number of images in the gallery
+IMAGES = 24  # default number of images in the gallery
 MOST_COLUMNS = 4  # groups whose configurations are shown side by side on a terminal
 LONGEST = 40  # characters of a value on a terminal; the files contain the whole value
 BRIEF = ("loss", "roc_auc", "brier")  # the metrics that fit on a terminal; the files contain all
@@ -45,10 +45,10 @@ def main() -> None:
     )
     parser.add_argument("--split", default="validation", choices=("validation", "test"))
     parser.add_argument(
-        "--pictures", type=count, default=PICTURES, metavar="N",
-        help=f"how many pictures to show on which the runs disagree (default: {PICTURES})",
+        "--images", "--pictures", type=count, default=IMAGES, metavar="N",
+        help=f"how many images to show on which the runs disagree (default: {IMAGES})",
     )  # fmt: skip
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="where the pictures are (default: where they were)")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="where the images are (default: where they were)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="(default: outputs/compare/compare-...)")
     parser.add_argument("--no-log", action="store_true", help="write files only, nothing to MLflow")
     add_uri(parser)
@@ -174,7 +174,7 @@ def keep(console: Console, uri: str, comparison: Comparison, arguments: argparse
     from experiments.tracking import log_comparison
 
     folder = arguments.output or Path(default_outputs()) / "compare" / f"compare-{comparison.digest}"
-    written = comparison_page.write(folder, comparison, arguments.pictures, arguments.data)
+    written = comparison_page.write(folder, comparison, arguments.images, arguments.data)
     console.print(f"page     {written[0].resolve()}", highlight=False, markup=False, soft_wrap=True)
     if not arguments.no_log:
         text = (folder / "comparison.md").read_text(encoding="utf-8")

@@ -14,29 +14,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments export",
         description="Writes a finished run's model as model.keras and saved_model/, with model.json (class names in "
-        "order, picture size, what goes in and out). Preprocessing is inside: both take pixels in [0, 255]. Both are "
-        "read back and compared with the model on pictures; where they differ nothing is written.",
+        "order, image size, what goes in and out). Preprocessing is inside: both take pixels in [0, 255]. Both are "
+        "read back and compared with the model on images; where they differ nothing is written.",
     )
     parser.add_argument("run", metavar="RUN", help="its folder, MLflow id, the beginning of that, or name")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier export has written there")
-    parser.add_argument("--pictures", type=positive, default=32, metavar="N", help="to compare on (default: 32)")
+    parser.add_argument(
+        "--images", "--pictures", type=positive, default=32, metavar="N", help="to compare on (default: 32)"
+    )
     add_uri(parser)
     arguments = parser.parse_args()
     try:
-        export(arguments.run, arguments.output, arguments.overwrite, arguments.pictures, arguments.uri)
+        export(arguments.run, arguments.output, arguments.overwrite, arguments.images, arguments.uri)
     except (ConfigError, OSError, RuntimeError) as error:
         sys.exit(str(error))
 
 
-def export(named: str, folder: Path, overwrite: bool, pictures: int, uri: str | None) -> None:
+def export(named: str, folder: Path, overwrite: bool, images: int, uri: str | None) -> None:
     """Write the exported files and print how much their predictions differ from the model's.
 
     Args:
         named: the run's folder, MLflow id, the beginning of that, or name.
         folder: the folder to write.
         overwrite: whether to replace an earlier export in the folder.
-        pictures: number of images to compare predictions on.
+        images: number of images to compare predictions on.
         uri: the MLflow tracking store; None: the default one.
 
     Raises:
@@ -54,7 +56,7 @@ def export(named: str, folder: Path, overwrite: bool, pictures: int, uri: str | 
         from experiments.deploy import export as exports
 
         model = run.model()
-    pixels, what = exports.sample(run, int(model.input_shape[1]), pictures)
+    pixels, what = exports.sample(run, int(model.input_shape[1]), images)
     print(f"compared on {what}: largest difference in probability from the model")
     for name, difference in exports.export(run, model, pixels, folder).items():
         print(f"  {folder / name}  {difference:.1e}")

@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments inspect",
         description="Looks at one part of a configuration, given as for train or as a run had it (--run), and writes "
-        "what is to be seen as a picture. `mistakes` looks at a run.",
+        "what is to be seen as an image. `mistakes` looks at a run.",
     )
     parts = parser.add_subparsers(dest="part", required=True, metavar="WHAT")
     for add in (add_augmentation, add_data, add_model, add_schedule, add_lr, add_mistakes):
@@ -54,7 +54,7 @@ def add_part(parts: Parts[argparse.ArgumentParser], name: str, about: str, descr
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train: augmentation=strong seed=1")
     parser.add_argument("--config-dir", type=Path, help="folder with further choices, as train takes it")
     parser.add_argument(
-        "--run", metavar="RUN", help="a finished run's configuration instead (its folder, id or name); the picture "
+        "--run", metavar="RUN", help="a finished run's configuration instead (its folder, id or name); the image "
         "goes to its figures, in MLflow too",
     )  # fmt: skip
     add_output(parser)
@@ -63,7 +63,7 @@ def add_part(parts: Parts[argparse.ArgumentParser], name: str, about: str, descr
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     add_uri(parser)
-    parser.add_argument("--dpi", type=positive, default=100, help="of the picture (default: 100)")
+    parser.add_argument("--dpi", type=positive, default=100, help="of the image (default: 100)")
     parser.add_argument(
         "--output", type=png, metavar="PATH", help="PNG file (default: inspect/ in outputs, of a run its figures/)"
     )
@@ -144,13 +144,13 @@ def add_augmentation(parts: Parts[argparse.ArgumentParser]) -> None:
     parser = add_part(
         parts,
         "augmentation",
-        "training pictures, and what the augmentation makes of them",
-        "Draws training pictures, each in a row with what the augmentation makes of it in the first epochs. The draws "
-        "are those of a run with this seed whose training pictures are these, in one batch. A picture is 1.75 inches "
+        "training images, and what the augmentation makes of them",
+        "Draws training images, each in a row with what the augmentation makes of it in the first epochs. The draws "
+        "are those of a run with this seed whose training images are these, in one batch. An image is 1.75 inches "
         "wide.",
     )
-    parser.add_argument("--pictures", type=positive, default=8, help="rows (default: 8)")
-    parser.add_argument("--views", type=positive, default=6, help="augmented pictures in a row (default: 6)")
+    parser.add_argument("--images", "--pictures", type=positive, default=8, help="rows (default: 8)")
+    parser.add_argument("--views", type=positive, default=6, help="augmented images in a row (default: 6)")
     parser.set_defaults(look=look_at_augmentation)
 
 
@@ -162,10 +162,10 @@ def look_at_augmentation(arguments: argparse.Namespace) -> None:
         from experiments.inspection import augmentation
         from experiments.training import runtime
     with runtime.apply(config.runtime):
-        shown = augmentation.sample(config, arguments.pictures)
+        shown = augmentation.sample(config, arguments.images)
         figure = augmentation.draw(config, shown, arguments.views)
     if "augmentation" in config.regime.ignores:
-        print(f"regime={config.regime.name} trains on pictures as they are: it reads no augmentation")
+        print(f"regime={config.regime.name} trains on images as they are: it reads no augmentation")
     # Added explicitly, because the identity of a configuration omits an augmentation that its regime ignores.
     facts = {"data": shown.fingerprint, "augmentation": config.augmentation.model_dump_json()}
     name = f"augmentation-{config.augmentation.name}"
@@ -184,7 +184,7 @@ def add_data(parts: Parts[argparse.ArgumentParser]) -> None:
         "at fault why (exit code 1 if a run would refuse them). Files that data.limit or data.fold leave out are not "
         "decoded, as in a run.",
     )
-    parser.add_argument("--pictures", type=positive, default=6, help="of each class (default: 6)")
+    parser.add_argument("--images", "--pictures", type=positive, default=6, help="of each class (default: 6)")
     parser.set_defaults(look=look_at_data)
 
 
@@ -207,9 +207,9 @@ def look_at_data(arguments: argparse.Namespace) -> int:
     say(data.image_warning_lines(looked.manifest))
     if looked.manifest.entries:
         facts = {"data": fingerprint(looked.manifest), "faults": str(len(looked.faults))}
-        figure = data.draw(looked, arguments.pictures)
+        figure = data.draw(looked, arguments.images)
         name = f"data-{config.data.name}"
-        keep(arguments, figure, name=name, config=config, run=run, pictures=str(arguments.pictures), **facts)
+        keep(arguments, figure, name=name, config=config, run=run, images=str(arguments.images), **facts)
     return 1 if looked.fatal else 0
 
 
@@ -220,10 +220,10 @@ def add_model(parts: Parts[argparse.ArgumentParser]) -> None:
     parser = add_part(
         parts,
         "model",
-        "layers, blocks, parameters, what is trained, and what a picture costs",
+        "layers, blocks, parameters, what is trained, and what an image costs",
         "Builds the network of a configuration and tells, block by block, its parameters and multiply-adds, what the "
-        "regime trains of it, and before which layer activations are stored. Neither pictures nor weights are read. "
-        "How many pictures a second that is on this machine: experiments backbones NAME.",
+        "regime trains of it, and before which layer activations are stored. Neither images nor weights are read. "
+        "How many images a second that is on this machine: experiments backbones NAME.",
     )
     parser.add_argument("--layers", action="store_true", help="print every layer, not only the blocks")
     parser.add_argument("--classes", type=classes, help="that the head tells apart (default: the run's, else 2)")
@@ -338,13 +338,13 @@ def add_mistakes(parts: Parts[argparse.ArgumentParser]) -> None:
     parser = parts.add_parser(
         "mistakes",
         help="a run's most confident errors, and where it saw what it said",
-        description="Draws the pictures that a finished run got wrong with most confidence, each beside what in it "
+        description="Draws the images that a finished run got wrong with most confidence, each beside what in it "
         "spoke for the class that was predicted (Grad-CAM), into the run's figures.",
     )
     parser.add_argument("run", metavar="RUN", help="its folder, MLflow id (or the beginning of it) or name")
     parser.add_argument("--split", default="validation", choices=("validation", "test"))
     parser.add_argument("--count", type=positive, default=12, help="at most (default: 12)")
-    parser.add_argument("--data", type=Path, metavar="PATH", help="where the pictures are now (default: data.root)")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="where the images are now (default: data.root)")
     add_output(parser)
     parser.set_defaults(look=look_at_mistakes)
 
@@ -360,15 +360,15 @@ def look_at_mistakes(arguments: argparse.Namespace) -> None:
         config = run.changed([f"data.root={quoted(str(arguments.data.resolve()))}"])
     with quiet_start():
         from experiments.inspection import mistakes
-    wrong, pictures = mistakes.find(run, arguments.split)
-    print(f"{run.name}: {len(wrong)} mistakes in {pictures} {arguments.split} pictures")
+    wrong, images = mistakes.find(run, arguments.split)
+    print(f"{run.name}: {len(wrong)} mistakes in {images} {arguments.split} images")
     if not wrong:
         return
     shown = mistakes.explain(run, config, wrong[: arguments.count])
     say([f"{one.confidence:6.1%}  {one.label} → {one.predicted}  {one.path}" for one in shown.mistakes])
     if shown.difference > 0.01:
         print(f"the model as it is read now differs from what the run recorded by up to {shown.difference:.1%}")
-    figure = mistakes.draw(run, arguments.split, shown, len(wrong), pictures)
+    figure = mistakes.draw(run, arguments.split, shown, len(wrong), images)
     name = f"{arguments.split}_gradcam"
     keep(arguments, figure, name=name, config=config, run=run, count=str(arguments.count))
 

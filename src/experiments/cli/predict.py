@@ -30,7 +30,7 @@ LINE_END = csv.excel.lineterminator
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments predict",
-        description="The class of picture files and its probability, by the model of a finished run and the decoder it "
+        description="The class of image files and its probability, by the model of a finished run and the decoder it "
         "was trained with. A file that cannot be used is told with the reason, and the others go on.",
         epilog=f"Exit code: 0 where every file was predicted, {SOME_FAILED} where some could not be, 1 where nothing "
         "was (no such run or path), 2 for wrong arguments.",
@@ -40,7 +40,7 @@ def main() -> None:
         "paths",
         nargs="+",
         metavar="PATH",
-        help="picture files, folders (with all below), patterns such as 'd/**/*.jpg'",
+        help="image files, folders (with all below), patterns such as 'd/**/*.jpg'",
     )
     parser.add_argument(
         "--format", choices=FORMATS,
@@ -48,7 +48,7 @@ def main() -> None:
         "probabilities of all classes, and faults among the rows (default: as --output ends, else terminal)",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="FILE", help="there instead of on standard output; whole or not")
-    parser.add_argument("--batch-size", type=positive, default=32, help="pictures that the network takes at once (32)")
+    parser.add_argument("--batch-size", type=positive, default=32, help="images that the network takes at once (32)")
     add_uri(parser)
     arguments = parser.parse_args()
     if arguments.output and not arguments.output.parent.is_dir():
@@ -87,7 +87,7 @@ def predict(named: str, paths: Sequence[str], form: str, output: Path | None, ba
 
     files, others = list_files(paths)
     if others:
-        print(f"Passed over in these folders, as of no picture type: {others} files", file=sys.stderr)
+        print(f"Passed over in these folders, as of no image type: {others} files", file=sys.stderr)
     run = saved_run.find(named, uri)
     grays = gray_range(run.plain["data"].get("gray_range"))
     # No progress bar if the predictions themselves are printed on the terminal.
@@ -105,7 +105,7 @@ def predict(named: str, paths: Sequence[str], form: str, output: Path | None, ba
                 if output is None and output_failure():  # the reader of standard output is gone
                     break
         rate = (done - failed) / (time.perf_counter() - began)
-    print(f"{done - failed} pictures predicted, {failed} files could not be used, {rate:.0f} a second", file=sys.stderr)
+    print(f"{done - failed} images predicted, {failed} files could not be used, {rate:.0f} a second", file=sys.stderr)
     return failed
 
 

@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument(
         "--data", metavar="PATH",
         help="a folder with train/<class>/ and validation/<class>/, or the zip file of the Kaggle set (default: that "
-        "is downloaded, 825 MB; with --quick pictures are drawn)",
+        "is downloaded, 825 MB; with --quick images are drawn)",
     )  # fmt: skip
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="seeds 0 to N-1 (default: 3)")
     parser.add_argument(
@@ -41,7 +41,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--weights", metavar="FILE", help="the backbone's, where they are not at hand by themselves")
     parser.add_argument(
-        "--quick", action="store_true", help="a few minutes: fewer pictures and epochs, without a verdict on the claims"
+        "--quick", action="store_true", help="a few minutes: fewer images and epochs, without a verdict on the claims"
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, given to every run")
     arguments = parser.parse_args()

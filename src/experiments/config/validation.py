@@ -422,7 +422,7 @@ def _training_faults(config: Config) -> list[str]:
             lines.append(f"augmentation.layers: {mixing[0]} mixes labels, and loss=hinge needs whole ones")
         if "regime.views" not in config.regime.ignores and config.regime.views:
             lines.append(
-                f"regime.views: must be 0 with {mixing[0]}, which mixes the pictures of a batch: stored views cannot "
+                f"regime.views: must be 0 with {mixing[0]}, which mixes the images of a batch: stored views cannot "
                 f"hold that. Received: {config.regime.views}"
             )
     return lines

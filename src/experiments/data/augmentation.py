@@ -101,20 +101,20 @@ class Affine:
 
 
 @tf.function(jit_compile=True)
-def resample(pictures: tf.Tensor, maps: tf.Tensor, fill: str) -> tf.Tensor:
+def resample(images: tf.Tensor, maps: tf.Tensor, fill: str) -> tf.Tensor:
     """Resample images [B, H, W, 3] of any numeric dtype by maps [B, 8] from output to input pixel coordinates.
 
     The result is float32, interpolated bilinearly. The function is compiled, because XLA fuses the coordinates, the
     four reads and their interpolation into one loop. The identity, a map of 1s and 0s, returns the image bit for bit.
     Every new batch size compiles again, so call it with whole batches of one size.
     """
-    height, width = pictures.shape[1:3]
+    height, width = images.shape[1:3]
     y, x = tf.range(height, dtype=tf.float32)[:, None], tf.range(width, dtype=tf.float32)
     each = tf.unstack(maps[:, :, None, None], axis=1)
     across = inside(each[0] * x + each[1] * y + each[2], width, fill)  # [B, H, W]
     down = inside(each[3] * x + each[4] * y + each[5], height, fill)
     left, top = tf.floor(across), tf.floor(down)
-    flat = tf.reshape(pictures, (-1, height * width, 3))
+    flat = tf.reshape(images, (-1, height * width, 3))
 
     def read(row: tf.Tensor, column: tf.Tensor) -> tf.Tensor:
         near_row, near_column = tf.clip_by_value(row, 0, height - 1), tf.clip_by_value(column, 0, width - 1)
@@ -230,21 +230,21 @@ class RandAugment:
 
     def __call__(self, pixels: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
         """Transform images [B, H, W, 3] by numbers [B, 1 + 10 operations]: float32 in [0, 255]."""
-        pictures = tf.cast(pixels, tf.float32)
-        pictures = tf.where(numbers[:, 0, None, None, None] > 0, pictures[:, :, ::-1], pictures)
+        images = tf.cast(pixels, tf.float32)
+        images = tf.where(numbers[:, 0, None, None, None] > 0, images[:, :, ::-1], images)
         groups = len(COLOURS) + 1  # one for each color operation, and one for all geometric operations
         for at in range(self.operations):
             drawn = numbers[:, 1 + 10 * at : 11 + 10 * at]
             group = tf.minimum(tf.cast(drawn[:, 0], tf.int32), len(COLOURS))
-            rows = tf.dynamic_partition(tf.range(tf.shape(pictures)[0]), group, groups)
-            *coloured, moving = tf.dynamic_partition(pictures, group, groups)
+            rows = tf.dynamic_partition(tf.range(tf.shape(images)[0]), group, groups)
+            *coloured, moving = tf.dynamic_partition(images, group, groups)
             amounts = tf.dynamic_partition(drawn[:, 1, None, None, None], group, groups)[:-1]
             changed = [
                 recolour(name, some, amount) for name, some, amount in zip(COLOURS, coloured, amounts, strict=True)
             ]
             restored = tf.ensure_shape(tf.dynamic_stitch(rows, [*changed, moving]), pixels.shape)
-            pictures = resample(restored, drawn[:, 2:], self.fill)  # color operations have identity maps
-        return pictures
+            images = resample(restored, drawn[:, 2:], self.fill)  # color operations have identity maps
+        return images
 
 
 def randaugment(*, operations: int, magnitude: float, horizontal_flip: bool, fill: str) -> Augmentation:
@@ -299,41 +299,41 @@ def check_fill(fill: str) -> None:
         raise ValueError(f"augmentation.fill: must be one of {', '.join(FILLS)}. Received: {fill!r}")
 
 
-def recolour(name: str, pictures: tf.Tensor, amount: tf.Tensor) -> tf.Tensor:
+def recolour(name: str, images: tf.Tensor, amount: tf.Tensor) -> tf.Tensor:
     """Apply one operation of COLOURS to images [B, H, W, 3] float32 by amounts [B, 1, 1, 1].
 
     The result is in [0, 255], as the images are.
     """
     if name == "identity":
-        return pictures
+        return images
     if name == "auto_contrast":
-        low = tf.reduce_min(pictures, axis=(1, 2), keepdims=True)
-        high = tf.reduce_max(pictures, axis=(1, 2), keepdims=True)
-        return tf.where(high > low, (pictures - low) * tf.math.divide_no_nan(255.0, high - low), pictures)
+        low = tf.reduce_min(images, axis=(1, 2), keepdims=True)
+        high = tf.reduce_max(images, axis=(1, 2), keepdims=True)
+        return tf.where(high > low, (images - low) * tf.math.divide_no_nan(255.0, high - low), images)
     if name == "equalize":
-        return equalize(pictures)
+        return equalize(images)
     if name == "solarize":
-        return tf.where(pictures < 256 - tf.abs(amount), pictures, 255 - pictures)
+        return tf.where(images < 256 - tf.abs(amount), images, 255 - images)
     if name == "posterize":
         step = 2 ** tf.round(tf.abs(amount))
-        return tf.floor(pictures / step) * step
+        return tf.floor(images / step) * step
     # The remaining operations interpolate between a second image, made from the first, and the first; a factor above 1
     # moves away from the second.
     if name == "color":
-        other = tf.image.rgb_to_grayscale(pictures)
+        other = tf.image.rgb_to_grayscale(images)
     elif name == "contrast":
-        other = tf.reduce_mean(tf.image.rgb_to_grayscale(pictures), axis=(1, 2), keepdims=True)
+        other = tf.reduce_mean(tf.image.rgb_to_grayscale(images), axis=(1, 2), keepdims=True)
     elif name == "brightness":
-        other = tf.zeros_like(pictures)
+        other = tf.zeros_like(images)
     else:
-        other = (9 * tf.nn.avg_pool2d(pictures, 3, 1, "SAME") + 4 * pictures) / 13  # weights: 5 at the centre, else 1
-    return tf.clip_by_value(other + (1 + amount) * (pictures - other), 0, 255)
+        other = (9 * tf.nn.avg_pool2d(images, 3, 1, "SAME") + 4 * images) / 13  # weights: 5 at the centre, else 1
+    return tf.clip_by_value(other + (1 + amount) * (images - other), 0, 255)
 
 
-def equalize(pictures: tf.Tensor) -> tf.Tensor:
+def equalize(images: tf.Tensor) -> tf.Tensor:
     """Flatten the histogram of each channel of each image [B, H, W, 3] float32, as Pillow does."""
-    shape = tf.shape(pictures)
-    planes = tf.cast(tf.round(tf.reshape(tf.transpose(pictures, (0, 3, 1, 2)), (-1, shape[1] * shape[2]))), tf.int32)
+    shape = tf.shape(images)
+    planes = tf.cast(tf.round(tf.reshape(tf.transpose(images, (0, 3, 1, 2)), (-1, shape[1] * shape[2]))), tf.int32)
     counts = tf.math.bincount(planes, minlength=256, maxlength=256, axis=-1)  # [3 B, 256]
     before = tf.cumsum(counts, axis=1, exclusive=True)
     brightest = tf.gather(counts, tf.reduce_max(planes, axis=1)[:, None], batch_dims=1)

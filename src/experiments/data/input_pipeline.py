@@ -28,14 +28,14 @@ class Batches:
     light: bool = False  # whether a step takes no longer than Python takes to start it
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         """Number of images in an epoch."""
         return len(self.labels)
 
     @property
     def steps(self) -> int:
         """Number of batches in an epoch; the last batch may be smaller."""
-        return math.ceil(self.pictures / self.batch_size)
+        return math.ceil(self.images / self.batch_size)
 
     @property
     def burst(self) -> int:
@@ -55,7 +55,7 @@ def rng(seed: int, epoch: int, stream: int = 0) -> np.random.Generator:
 
 
 def image_batches(
-    pictures: ImageSet,
+    images: ImageSet,
     *,
     classes: int,
     augmentation: Augmentation,
@@ -69,13 +69,13 @@ def image_batches(
     Where images are mixed with each other (MixUp, CutMix), labels are soft: [B, classes] float32.
 
     Args:
-        pictures: the images of the split to train on.
+        images: the images of the split to train on.
         classes: number of classes.
         augmentation: applied to a whole batch at once, in parallel.
         extra_layers: Keras preprocessing layers, applied after it to one batch at a time.
         epochs: numbers of the epochs to yield.
     """
-    pixels, labels, size = pictures.pixels, pictures.labels, pictures.image_size
+    pixels, labels, size = images.pixels, images.labels, images.image_size
 
     def batches() -> Iterator[tuple[np.ndarray, ...]]:
         for epoch in epochs:
@@ -185,10 +185,10 @@ def augmented(
     layers_seed = int(rng(seed, view, 4).integers(2**31))
 
     def rows(at: slice) -> np.ndarray:
-        pictures = augmentation(tf.constant(pixels[at]), tf.constant(numbers[at]))
+        images = augmentation(tf.constant(pixels[at]), tf.constant(numbers[at]))
         if apply:
-            shares = tf.zeros((len(pictures), 1))  # with cached views no layer changes labels
-            pictures, _ = apply(pictures, shares, tf.constant([layers_seed, at.start], tf.int32))
-        return np.asarray(pictures)
+            shares = tf.zeros((len(images), 1))  # with cached views no layer changes labels
+            images, _ = apply(images, shares, tf.constant([layers_seed, at.start], tf.int32))
+        return np.asarray(images)
 
     return rows

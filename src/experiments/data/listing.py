@@ -24,7 +24,7 @@ class DataIssue(NamedTuple):
     skippable: bool  # whether data.on_bad=skip can skip this file
 
 
-def list_pictures(root: Path, faults: list[DataIssue]) -> tuple[Groups, bool]:
+def list_images(root: Path, faults: list[DataIssue]) -> tuple[Groups, bool]:
     """Return the image files of every class directory, by name, and whether the top directories are the splits.
 
     Everything else, unless it is ignored, is added to `faults`.
@@ -59,7 +59,7 @@ def _check_splits(folders: Sequence[str], faults: list[DataIssue]) -> None:
             faults.append(DataIssue(name, f"is not the name of a split; rename to {split}", skippable=False))
     for split in ("train", "validation"):
         if not any(_split_name(name) == split for name in folders):
-            text = f"is missing; make root/{split}/<class>/, or put all pictures into root/<class>/, "
+            text = f"is missing; make root/{split}/<class>/, or put all images into root/<class>/, "
             faults.append(DataIssue(split, text + "which data.fractions then splits", skippable=False))
 
 
@@ -90,7 +90,7 @@ def _folders(root: Path, split: str, faults: list[DataIssue]) -> list[str]:
             faults.append(DataIssue(path, text, skippable=False))
         elif kind == "folder":
             names.append(entry.name)
-        elif split or is_picture(entry.name):
+        elif split or is_image(entry.name):
             text = "a file outside the class folders; move it into its class's folder, or elsewhere"
             faults.append(DataIssue(path, text, skippable=True))
     return names
@@ -102,20 +102,20 @@ def _list_class(root: Path, folder: str, members: list[str], faults: list[DataIs
         path = f"{folder}/{entry.name}"
         kind = _kind(entry)
         if kind == "folder":
-            text = "a folder inside a class folder; move its pictures up into the class folder, or it elsewhere"
+            text = "a folder inside a class folder; move its images up into the class folder, or it elsewhere"
             faults.append(DataIssue(path, text, skippable=False))
         elif kind == "dangling link":
             faults.append(DataIssue(path, "a link to nothing; restore what it points to or remove it", skippable=True))
         elif kind == "special file":
             faults.append(DataIssue(path, "not a regular file; remove it", skippable=True))
-        elif not is_picture(entry.name):
+        elif not is_image(entry.name):
             types = " ".join(decoder.SUFFIXES)
-            text = f"not of a type read here ({types}); if a picture, convert to PNG or JPEG, else move it elsewhere"
+            text = f"not of a type read here ({types}); if an image, convert to PNG or JPEG, else move it elsewhere"
             faults.append(DataIssue(path, text, skippable=True))
         else:
             members.append(path)
     if not entries and not any(fault.path == folder for fault in faults):
-        text = "an empty class folder; add pictures, or remove the class from all splits"
+        text = "an empty class folder; add images, or remove the class from all splits"
         faults.append(DataIssue(folder, text, skippable=False))
 
 
@@ -146,7 +146,7 @@ def _is_text(name: str) -> bool:
     return not any("\udc80" <= character <= "\udcff" for character in name)  # Python decodes invalid bytes to these
 
 
-def is_picture(name: str) -> bool:
+def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in decoder.SUFFIXES
 
 

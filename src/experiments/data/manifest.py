@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.data import decoder
-from experiments.data.listing import DataIssue, Groups, list_pictures, printable
+from experiments.data.listing import DataIssue, Groups, list_images, printable
 from experiments.data.splitting import draw_fold, draw_splits, rank
 from experiments.data.types import SPLITS, GrayRange, ImageRecord, ImageWarning, Manifest, SkippedImage
 from experiments.errors import ConfigError, DataError
@@ -86,7 +86,7 @@ def read(
     root = Path(os.path.abspath(root))
     _check_choices(limit, on_bad)
     faults: list[DataIssue] = []
-    groups, presplit = list_pictures(root, faults)
+    groups, presplit = list_images(root, faults)
     if not presplit:
         _check_fractions(fractions)
 
@@ -130,7 +130,7 @@ def read(
         if not members:
             origin = "train" if fold is not None and split == "validation" else split
             folder = f"{origin}/{class_name}" if presplit else class_name
-            text = f"no picture that can be used is left for {split}; add pictures or remove the class"
+            text = f"no image that can be used is left for {split}; add images or remove the class"
             if not any(fault.path == folder for fault in faults):  # a more precise issue may exist
                 faults.append(DataIssue(folder, text, skippable=False))
     faults += [
@@ -231,11 +231,11 @@ def read_verdicts(file: Path) -> dict[str, _Facts] | str:
     """
     try:
         kept = json.loads(file.read_bytes())
-        if kept["sha256"] != array_cache.key(kept["pictures"]):
+        if kept["sha256"] != array_cache.key(kept["images"]):
             return "its content does not have the hash it was stored with"
         return {
             sha256: (int(width), int(height), str(mode), list(map(str, warnings)))
-            for sha256, (width, height, mode, warnings) in kept["pictures"].items()
+            for sha256, (width, height, mode, warnings) in kept["images"].items()
         }
     except (OSError, ValueError, KeyError, TypeError) as error:  # not a file that `save` wrote
         return f"{type(error).__name__}: {error}"
@@ -267,7 +267,7 @@ class _Verdicts:
         if self._file.exists():
             kept = read_verdicts(self._file)
             if isinstance(kept, str):
-                _log.warning("Damaged verdicts, the pictures are checked again: %s: %s", self._file, kept)
+                _log.warning("Damaged verdicts, the images are checked again: %s: %s", self._file, kept)
             else:
                 self.good = kept
                 array_cache.use(self._file, self)
@@ -289,7 +289,7 @@ class _Verdicts:
         new = {sha256: path for sha256, path in new.items() if sha256 not in self.good and sha256 not in self.bad}
         if not new:
             return
-        _log.info("Checking %d pictures", len(new))
+        _log.info("Checking %d images", len(new))
         with ThreadPoolExecutor() as pool:
             judge = functools.partial(self._judge, keep=keep)
             for sha256, verdict in zip(new, pool.map(judge, new, new.values()), strict=True):
@@ -312,7 +312,7 @@ class _Verdicts:
 
     def save(self) -> None:
         if len(self.good) > self._kept:
-            content = {"sha256": array_cache.key(self.good), "pictures": self.good}
+            content = {"sha256": array_cache.key(self.good), "images": self.good}
             atomic_files.write_file(self._file, json.dumps(content).encode())
 
 
@@ -352,15 +352,15 @@ def _without_duplicates(groups: Groups, verdicts: _Verdicts, faults: list[DataIs
             continue
         for other_split, other_class, other in others:
             if other_split != split:
-                text = f"the same picture as {printable(path)}, in another split; remove one, splits may share none"
+                text = f"the same image as {printable(path)}, in another split; remove one, splits may share none"
             elif other_class != class_name:
-                text = f"the same picture as {printable(path)}, in another class; remove the one that is wrong"
+                text = f"the same image as {printable(path)}, in another class; remove the one that is wrong"
                 if path not in dropped:  # both are skipped, as either class may be wrong
-                    both = f"the same picture as {printable(other)}, in another class; remove the one that is wrong"
+                    both = f"the same image as {printable(other)}, in another class; remove the one that is wrong"
                     faults.append(DataIssue(path, both, skippable=True))
                 dropped |= {path, other}
             else:
-                text = f"the same picture as {printable(path)}; remove one"
+                text = f"the same image as {printable(path)}; remove one"
                 dropped.add(other)
             faults.append(DataIssue(other, text, skippable=other in dropped))
     return {group: [path for path in members if path not in dropped] for group, members in groups.items()}
@@ -394,7 +394,7 @@ def _check_choices(limit: Mapping[str, int | None], on_bad: str) -> None:
         raise ConfigError(f"data.on_bad must be one of error, skip. Received: {on_bad!r}")
     wrong = {split: n for split, n in limit.items() if split not in SPLITS or (n is not None and n < 1)}
     if wrong:
-        allowed = f"for each of {', '.join(SPLITS)} a number of pictures per class, 1 or more, or null for all"
+        allowed = f"for each of {', '.join(SPLITS)} a number of images per class, 1 or more, or null for all"
         raise ConfigError(f"data.limit must have {allowed}. Received: {wrong!r}")
 
 
@@ -411,7 +411,7 @@ def message(root: Path, faults: Sequence[DataIssue], on_bad: str) -> str:
     # Issues that cannot be skipped come first, so that they are among those shown.
     ordered = sorted(faults, key=lambda fault: (fault.skippable, fault.path, fault.text))
     count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
-    lines = [f"{count} in the pictures of {printable(str(root))} (data.root):"]
+    lines = [f"{count} in the images of {printable(str(root))} (data.root):"]
     lines += [f"  {printable(fault.path)}: {fault.text}" for fault in ordered[:_SHOWN]]
     if len(ordered) > _SHOWN:
         lines.append(f"  and {len(ordered) - _SHOWN} more")

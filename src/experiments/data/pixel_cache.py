@@ -50,20 +50,20 @@ class Decoded:
         self._lock = Lock()
         self._full = False
 
-    def expect(self, pictures: int) -> None:
+    def expect(self, images: int) -> None:
         """Reserve disk space in the array cache for a number of images."""
-        self._reserve = pictures * _bytes(self._image_size)
+        self._reserve = images * _bytes(self._image_size)
 
     def holds(self, entries: Sequence[ImageRecord]) -> bool:
         """Return whether any of these images is buffered."""
         return any(entry.sha256 in self.pixels for entry in entries)
 
-    def keep(self, sha256: str, picture: Image.Image) -> None:
+    def keep(self, sha256: str, image: Image.Image) -> None:
         """Resize and buffer an image if there is room; safe to call from any thread."""
         with self._lock:
             place = self._place()
         if place is not None:
-            place[:] = decoder.resize(picture, self._image_size)
+            place[:] = decoder.resize(image, self._image_size)
             self.pixels[sha256] = place
 
     def _place(self) -> np.ndarray | None:
@@ -90,13 +90,13 @@ class Decoded:
         try:
             self._cache.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(self._cache).free < self._reserve + size:
-                _log.info("No room in %s for decoded pictures that wait: the rest is decoded again", self._cache)
+                _log.info("No room in %s for decoded images that wait: the rest is decoded again", self._cache)
                 return None
             with tempfile.TemporaryFile(dir=self._cache) as file:
                 atomic_files.allocate(file, size)
                 return np.memmap(file, "uint8", "r+", shape=(count, self._image_size, self._image_size, 3))
         except OSError as error:
-            _log.info("Decoded pictures cannot wait in %s (%s): the rest is decoded again", self._cache, error)
+            _log.info("Decoded images cannot wait in %s (%s): the rest is decoded again", self._cache, error)
             return None
 
 
@@ -110,7 +110,7 @@ def _at_once(image_size: int) -> int:
     return max(1, array_cache.RESIDENT // _bytes(image_size))
 
 
-def open_picture(root: Path, path: str, sha256: str, gray_range: GrayRange | None) -> Image.Image:
+def open_image(root: Path, path: str, sha256: str, gray_range: GrayRange | None) -> Image.Image:
     """Return an image of a manifest in its own size, RGB, decoded from its file again; see `decoder.decode`.
 
     Raises:
@@ -124,7 +124,7 @@ def open_picture(root: Path, path: str, sha256: str, gray_range: GrayRange | Non
         raise DataError(f"{printable(path)}: {error}") from None
 
 
-def pictures_of(
+def images_of(
     manifest: Manifest, split: str, image_size: int, cache: Path, *, held: bool, decoded: Decoded | None = None
 ) -> ImageSet:
     """Return the images of one split in the manifest's order; nothing is read before `pixels` is used.
@@ -184,12 +184,12 @@ def splits_of(
     """Return the whole data set for the regimes; `test` is None where the manifest has no test images.
 
     Args:
-        manifest, image_size, cache, decoded: See `pictures_of`, also for the errors raised.
+        manifest, image_size, cache, decoded: See `images_of`, also for the errors raised.
         memory: Bytes that the pixels of all splits together may take in memory; if they need more, all stay on disk.
     """
     held = len(manifest.entries) * _bytes(image_size) <= memory
-    pictures = functools.partial(pictures_of, manifest, image_size=image_size, cache=cache, held=held, decoded=decoded)
-    given = {split: pictures(split=split) if manifest.of(split) else None for split in SPLITS}
+    images = functools.partial(images_of, manifest, image_size=image_size, cache=cache, held=held, decoded=decoded)
+    given = {split: images(split=split) if manifest.of(split) else None for split in SPLITS}
     train, validation = given["train"], given["validation"]
     assert train and validation, "`manifest.read` gives both"
     return Dataset(

@@ -26,8 +26,8 @@ def draw_splits(groups: Groups, fractions: Mapping[str, float], seed: int, fault
         ranked = sorted(members, key=functools.partial(rank, seed))
         counts = split_counts(len(ranked), fractions)
         if 0 < len(ranked) < len(counts):
-            text = f"has {len(ranked)} pictures that can be used, too few to split into {', '.join(counts)}; "
-            text += "add pictures, or set a fraction of data.fractions to 0"
+            text = f"has {len(ranked)} images that can be used, too few to split into {', '.join(counts)}; "
+            text += "add images, or set a fraction of data.fractions to 0"
             faults.append(DataIssue(class_name, text, skippable=False))
         start = 0
         for split, count in counts.items():
@@ -46,7 +46,7 @@ def draw_fold(groups: Groups, fold: int, folds: int, seed: int, place: str, faul
         if split == "train":
             ranked = sorted(members, key=functools.partial(rank, seed))
             if len(ranked) < folds:
-                text = f"has {len(ranked)} training pictures, too few for data.folds={folds}; add pictures or lower it"
+                text = f"has {len(ranked)} training images, too few for data.folds={folds}; add images or lower it"
                 faults.append(DataIssue(f"{place}{class_name}", text, skippable=False))
             result["validation", class_name] = ranked[fold::folds]
             result["train", class_name] = [path for at, path in enumerate(ranked) if at % folds != fold]

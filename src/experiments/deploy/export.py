@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from experiments.data import decoder
-from experiments.data.pixel_cache import open_picture
+from experiments.data.pixel_cache import open_image
 from experiments.deploy.saved_run import Trained
 from experiments.errors import DataError
 from experiments.models.network import inference_function
@@ -65,7 +65,7 @@ def export(run: Trained, model: keras.Model, pixels: np.ndarray, folder: Path) -
         if wrong:
             raise RuntimeError(
                 f"What was exported does not give the model's probabilities: {', '.join(wrong)}, on {len(pixels)} "
-                f"pictures; at most {allowed:g} is allowed. Nothing was kept"
+                f"images; at most {allowed:g} is allowed. Nothing was kept"
             )
         atomic_files.write_file(aside / ABOUT, json.dumps(about(run, model), indent=1).encode())
         replace(aside, folder)
@@ -87,7 +87,7 @@ def about(run: Trained, model: keras.Model) -> dict[str, object]:
         "classes": list(run.classes),
         "image_size": size,
         "input": f"pixels [N, {size}, {size}, 3] float32 in [0, 255], RGB; preprocessing is inside the model",
-        "resize": "the whole picture to a square, bilinear with antialiasing; EXIF orientation applied first",
+        "resize": "the whole image to a square, bilinear with antialiasing; EXIF orientation applied first",
         "gray_range": run.plain["data"].get("gray_range"),  # values of black and white in 16- and 32-bit gray images
         "output": "probabilities [N, classes] float32, in the order of `classes`",
         "run": run.run_id or run.name,
@@ -121,11 +121,11 @@ def sample(run: Trained, size: int, count: int) -> tuple[np.ndarray, str]:
             rows = [row for row in csv.DictReader(file) if row["split"] == "validation"]
         for row in rows[:: max(1, len(rows) // count)][:count]:
             with contextlib.suppress(DataError):  # missing, or changed since the run
-                image = open_picture(Path(root), row["path"], row["sha256"], grays)
+                image = open_image(Path(root), row["path"], row["sha256"], grays)
                 found.append(decoder.resize(image, size))
     if found:
-        return np.stack(found).astype("float32"), f"{len(found)} pictures of the run's validation split"
+        return np.stack(found).astype("float32"), f"{len(found)} images of the run's validation split"
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (count, 7, 7, 3)).astype("float32")
     drawn = np.clip(tf.image.resize(coarse, (size, size)) + rng.normal(0, 20, (count, size, size, 3)), 0, 255)
-    return drawn.astype("float32"), f"{count} drawn pictures (those of the run's validation split are not here)"
+    return drawn.astype("float32"), f"{count} drawn images (those of the run's validation split are not here)"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from experiments.data import decoder
-from experiments.data.listing import IGNORED, is_picture, printable
+from experiments.data.listing import IGNORED, is_image, printable
 from experiments.data.types import GrayRange
 from experiments.errors import ConfigError, DataError
 
@@ -59,12 +59,12 @@ def list_files(given: Sequence[str]) -> tuple[list[str], int]:
             others += left
             found.update(dict.fromkeys(files))
             if not files and match == path:
-                lacking.append(f"{one}: no picture ({' '.join(decoder.SUFFIXES)}) is in this folder or below it")
+                lacking.append(f"{one}: no image ({' '.join(decoder.SUFFIXES)}) is in this folder or below it")
         if not matches:
             what = "no file fits this pattern" if glob.has_magic(one) else "no such file or folder"
             lacking.append(f"{one}: {what}")
         elif len(found) == before and matches != [path]:
-            lacking.append(f"{one}: fits nothing but folders without pictures")
+            lacking.append(f"{one}: fits nothing but folders without images")
     if lacking:
         raise ConfigError("\n".join(lacking))
     return list(found), others
@@ -81,7 +81,7 @@ def walk(folder: str) -> tuple[list[str], int]:
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not ignored(name))
         for name in sorted(name for name in names if not ignored(name)):
-            if is_picture(name):
+            if is_image(name):
                 files.append(os.path.join(place, name))
             else:
                 others += 1
@@ -113,11 +113,11 @@ def predictions(
     waiting: list[tuple[str, str]] = []  # path and error of each file of the next list, in order
     filled = 0
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:  # more would slow down the network
-        for path, picture in ahead(pool, files, size, AHEAD * batch_size, gray_range):
-            if isinstance(picture, str):
-                waiting.append((path, picture))
+        for path, image in ahead(pool, files, size, AHEAD * batch_size, gray_range):
+            if isinstance(image, str):
+                waiting.append((path, image))
             else:
-                pixels[filled] = picture
+                pixels[filled] = image
                 filled += 1
                 waiting.append((path, ""))
             if filled == batch_size or len(waiting) > AHEAD * batch_size:

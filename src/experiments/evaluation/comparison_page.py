@@ -35,13 +35,13 @@ LARGEST = 200_000_000  # bytes of an image file; larger ones are not shown
 TEMPLATE = "comparison.html.j2"
 
 
-def write(folder: Path, comparison: Comparison, pictures: int, data: Path | None = None) -> list[Path]:
+def write(folder: Path, comparison: Comparison, images: int, data: Path | None = None) -> list[Path]:
     """Write comparison.md, comparison.csv, comparison.html and figures/*.png.
 
     Args:
         folder: the directory to write to; it is created if it is missing.
         comparison: the comparison to write.
-        pictures: how many of the images on which the groups disagree to show.
+        images: how many of the images on which the groups disagree to show.
         data: the directory that holds the images; None for the directories from which the runs have read them.
 
     Returns:
@@ -51,8 +51,8 @@ def write(folder: Path, comparison: Comparison, pictures: int, data: Path | None
     drawn = draw(comparison)
     unlike = disagreements(comparison)
     files = {
-        "comparison.html": html(comparison, unlike, drawn, pictures, data).encode(),
-        "comparison.md": markdown(comparison, unlike, list(drawn), pictures).encode(),
+        "comparison.html": html(comparison, unlike, drawn, images, data).encode(),
+        "comparison.md": markdown(comparison, unlike, list(drawn), images).encode(),
         "comparison.csv": comparison_text.csv_text(comparison).encode(),
         **{f"figures/{name}.png": _saved(figure, "png") for name, figure in drawn.items()},
     }
@@ -104,7 +104,7 @@ def markdown(comparison: Comparison, unlike: Sequence[Disagreement], drawn: Sequ
     parts += ["## What differs in configuration", *_differing(comparison)]
     parts += [f"![{name}](figures/{name}.png)" for name in drawn]
     if len(comparison.groups) > 1:
-        header = ["picture", "class", *(str(at) for at in range(1, len(comparison.groups) + 1))]
+        header = ["image", "class", *(str(at) for at in range(1, len(comparison.groups) + 1))]
         rows = [[one.path, one.label, *(_verdict(v) for v in one.verdicts)] for one in unlike[:most]]
         parts += [f"## {heading(unlike, most)}", *([markdown_table([header, *rows])] if rows else [])]
     runs = [[run.name, run.run_id] for run in comparison.runs]
@@ -114,16 +114,16 @@ def markdown(comparison: Comparison, unlike: Sequence[Disagreement], drawn: Sequ
 
 def title(comparison: Comparison) -> str:
     counts = sorted({len(group.images) for group in comparison.groups})
-    pictures = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    images = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
     runs = len(comparison.runs)
-    return f"{runs} {'run' if runs == 1 else 'runs'} on {pictures} {comparison.split} pictures"
+    return f"{runs} {'run' if runs == 1 else 'runs'} on {images} {comparison.split} images"
 
 
 def heading(unlike: Sequence[Disagreement], most: int) -> str:
     if not unlike:
-        return "There is no picture on which they disagree"
+        return "There is no image on which they disagree"
     more = f", the clearest {most} of {len(unlike)}" if len(unlike) > most else f" ({len(unlike)})"
-    return f"The pictures on which they disagree{more}"
+    return f"The images on which they disagree{more}"
 
 
 def _verdict(verdict: Verdict | None) -> str:
@@ -283,5 +283,5 @@ def thumbnail(one: Disagreement, data: Path | None) -> bytes:
     where = ", ".join(map(str, roots)) or "no known folder"
     raise DataError(
         f"is not shown: its file in {where} has changed since" if changed
-        else f"is not shown: its file is not in {where}; --data FOLDER says where the pictures are"
+        else f"is not shown: its file is not in {where}; --data FOLDER says where the images are"
     )  # fmt: skip

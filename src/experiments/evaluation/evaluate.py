@@ -133,17 +133,17 @@ def evaluate(scores: Mapping[str, np.ndarray], splits: Dataset, *, probabilities
             no split, there are test scores without a test split, a shape is wrong, a split has no images, values are
             not finite or negative, or rows do not sum to 1 within 1e-3.
     """
-    pictures = {split.split: split for split in (splits.validation, splits.test) if split is not None}
+    images = {split.split: split for split in (splits.validation, splits.test) if split is not None}
     faults = [] if "validation" in scores else [f"expected scores of validation. Received: {sorted(scores)}"]
     faults += [f"{split}: expected one of {SPLITS}. Received: {split!r}" for split in scores if split not in SPLITS]
     if "test" in scores and splits.test is None:
         faults.append("test: expected no scores, the data set has no test split. Received: scores of test")
-    scored = [split for split in pictures if split in scores]
+    scored = [split for split in images if split in scores]
     for split in scored:
-        faults += _faults(split, scores[split], (len(pictures[split]), len(splits.classes)))
+        faults += _faults(split, scores[split], (len(images[split]), len(splits.classes)))
     if faults:
         raise ValueError("Scores cannot be evaluated:\n  " + "\n  ".join(faults))
-    reports = {split: _report(pictures[split], scores[split], splits.classes) for split in scored}
+    reports = {split: _report(images[split], scores[split], splits.classes) for split in scored}
     if probabilities:
         return reports
     return {
@@ -172,9 +172,9 @@ def _without(metrics: Mapping[str, float], names: Sequence[str]) -> dict[str, fl
 def _faults(split: str, probabilities: np.ndarray, shape: tuple[int, int]) -> list[str]:
     """Return the first issue with the scores of one split; further ones may only follow from it."""
     if shape[0] == 0:
-        return [f"{split}: expected at least one picture. Received: an empty split"]
+        return [f"{split}: expected at least one image. Received: an empty split"]
     if probabilities.shape != shape:
-        return [f"{split}: expected shape {shape}, one row per picture. Received: {probabilities.shape}"]
+        return [f"{split}: expected shape {shape}, one row per image. Received: {probabilities.shape}"]
     faulty = np.flatnonzero(~np.all(np.isfinite(probabilities) & (probabilities >= 0), axis=1))
     if faulty.size:
         received = f"{faulty.size} rows with others; row {faulty[0]}: {probabilities[faulty[0]].tolist()}"
@@ -187,15 +187,15 @@ def _faults(split: str, probabilities: np.ndarray, shape: tuple[int, int]) -> li
     return []
 
 
-def _report(pictures: ImageSet, scores: np.ndarray, classes: tuple[str, ...]) -> Report:
+def _report(images: ImageSet, scores: np.ndarray, classes: tuple[str, ...]) -> Report:
     """Return the report on one split from scores that have been validated."""
     probabilities = scores.astype(np.float64)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    labels = pictures.labels
+    labels = images.labels
     predicted = probabilities.argmax(axis=1)
     confidence = probabilities.max(axis=1)
     return Report(
-        split=pictures.split,
+        split=images.split,
         metrics=_metrics(labels, probabilities),
         confusion=sklearn_metrics.confusion_matrix(labels, predicted, labels=np.arange(len(classes))),
         predictions=tuple(
@@ -208,7 +208,7 @@ def _report(pictures: ImageSet, scores: np.ndarray, classes: tuple[str, ...]) ->
                 correct=bool(predicted[row] == labels[row]),
                 probabilities=dict(zip(classes, probabilities[row].tolist(), strict=True)),
             )
-            for row, entry in enumerate(pictures.entries)
+            for row, entry in enumerate(images.entries)
         ),
     )
 

@@ -137,8 +137,8 @@ def confusion_matrix(report: Report, classes: Sequence[str]) -> Figure:
             label.set(rotation=45, horizontalalignment="right", rotation_mode="anchor")
     panel.set_xlabel("predicted")
     panel.set_ylabel("true")
-    accuracy, pictures = report.metrics["accuracy"], len(report.predictions)
-    panel.set_title(f"Confusion, {report.split}\naccuracy {accuracy:.1%} of {pictures} pictures")
+    accuracy, images = report.metrics["accuracy"], len(report.predictions)
+    panel.set_title(f"Confusion, {report.split}\naccuracy {accuracy:.1%} of {images} images")
     if numbered:
         for (row, column), count in np.ndenumerate(counts):
             share = shares[row, column]
@@ -175,7 +175,7 @@ def roc(report: Report, classes: Sequence[str]) -> Figure:
         color = spectrum[index] if crowded else PALETTE[index]
         shown_name = literal(short(name))
         if truth.all() or not truth.any():
-            panel.plot([], [], color=color, label=f"{shown_name} (undefined: {truth.sum()} of {truth.size} pictures)")
+            panel.plot([], [], color=color, label=f"{shown_name} (undefined: {truth.sum()} of {truth.size} images)")
             continue
         false_positive, true_positive, _ = roc_curve(truth, [row.probabilities[name] for row in report.predictions])
         area = auc(false_positive, true_positive)
@@ -221,14 +221,14 @@ def calibration(report: Report) -> Figure:
     below.bar_label(bars, [str(count) if count else "" for count in bins.counts], fontsize=8, padding=1)
     below.margins(y=0.25)
     below.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True, min_n_ticks=1))
-    below.set(ylabel="pictures", xlabel="confidence (probability of the predicted class)")
+    below.set(ylabel="images", xlabel="confidence (probability of the predicted class)")
     lowest = 1 / len(report.predictions[0].probabilities)  # The most probable class cannot have a lower probability.
     below.set_xlim(left[np.searchsorted(bins.edges, lowest) - 1], 1)
     return figure
 
 
 @STYLE
-def picture_grid(pixels: np.ndarray, titles: Sequence[str], columns: int = 6) -> Figure:
+def image_grid(pixels: np.ndarray, titles: Sequence[str], columns: int = 6) -> Figure:
     """Draw a grid of images, each under its title.
 
     Args:
@@ -254,9 +254,9 @@ def picture_grid(pixels: np.ndarray, titles: Sequence[str], columns: int = 6) ->
     lines = max(title.count("\n") + 1 for title in wrapped)
     # The minimum width keeps the figure's own title from being cut off above a single column.
     figure = _figure(max(1.75 * columns, 4.5), (1.75 * pixels.shape[1] / pixels.shape[2] + 0.17 * lines) * rows + 0.5)
-    for index, (picture, title) in enumerate(zip(shown, wrapped, strict=True)):
+    for index, (image, title) in enumerate(zip(shown, wrapped, strict=True)):
         panel = figure.add_subplot(rows, columns, index + 1)
-        panel.imshow(picture)
+        panel.imshow(image)
         panel.set_title(literal(title), fontsize=8, loc="center", pad=3)
         panel.set_axis_off()
     return figure
@@ -287,7 +287,7 @@ def mistakes(report: Report, pixels_of: Callable[[list[int]], np.ndarray], count
     wrong = [row for row, prediction in enumerate(predictions) if not prediction.correct]
     if not wrong:
         figure = _figure(6, 1.6)
-        message = f"No mistakes among the {len(predictions)} pictures of {report.split}"
+        message = f"No mistakes among the {len(predictions)} images of {report.split}"
         figure.text(0.5, 0.5, message, ha="center", va="center")
         return figure
     rows = sorted(wrong, key=lambda row: -predictions[row].confidence)[:count]
@@ -296,9 +296,9 @@ def mistakes(report: Report, pixels_of: Callable[[list[int]], np.ndarray], count
         f"true {short(shown.label)}\npredicted {short(shown.predicted)}\n{shown.confidence:.1%}"
         for shown in (predictions[row] for row in rows)
     ]
-    figure = picture_grid(pixels_of(rows), titles)
+    figure = image_grid(pixels_of(rows), titles)
     chosen = "" if len(rows) == len(wrong) else f"\nthe {len(rows)} most confident"
-    figure.suptitle(f"Mistakes, {report.split}: {len(wrong)} of {len(predictions)} pictures{chosen}", fontsize=11)
+    figure.suptitle(f"Mistakes, {report.split}: {len(wrong)} of {len(predictions)} images{chosen}", fontsize=11)
     return figure
 
 

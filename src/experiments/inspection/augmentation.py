@@ -57,7 +57,7 @@ def draw(config: Config, shown: Dataset, views: int) -> Figure:
             rows[at].append(pixels[at])
             titles[at].append(plots.label_title(label, shown.classes) if label.ndim else "")
     flat = np.stack([pixels for row in rows for pixels in row])
-    figure = plots.picture_grid(flat, [title for row in titles for title in row], columns=1 + views)
+    figure = plots.image_grid(flat, [title for row in titles for title in row], columns=1 + views)
     span = "epoch 1 shows" if views == 1 else f"epochs 1 to {views} show"
     figure.suptitle(f"augmentation={config.augmentation.name}: originals, and what {span}", fontsize=11)
     return figure

@@ -14,7 +14,7 @@ from rich.table import Table
 from experiments.config.schema import Config
 from experiments.data.listing import DataIssue, printable
 from experiments.data.manifest import warning_lines
-from experiments.data.pixel_cache import open_picture
+from experiments.data.pixel_cache import open_image
 from experiments.data.types import SPLITS, ImageRecord, Manifest
 from experiments.evaluation.plots import PALETTE, STYLE, literal, short
 from experiments.regimes.build import build_source
@@ -73,7 +73,7 @@ def sentences(found: Manifest, image_size: int) -> list[str]:
     below = int(np.count_nonzero(sides.min(axis=1) < image_size))
     return [
         f"width {low[0]} to {high[0]} pixels (median {middle[0]}), height {low[1]} to {high[1]} ({middle[1]}); "
-        f"data.image_size is {image_size}" + (f": {below:,} pictures are enlarged" if below else ""),
+        f"data.image_size is {image_size}" + (f": {below:,} images are enlarged" if below else ""),
         f"files {readable(sizes.min())} to {readable(sizes.max())} (median {readable(float(np.median(sizes)))}), "
         f"{readable(float(sizes.sum()))} in all",
         "modes " + ", ".join(f"{mode} {count:,}" for mode, count in modes.most_common()),
@@ -109,14 +109,14 @@ def image_warning_lines(found: Manifest) -> list[str]:
 
 
 @STYLE
-def draw(looked: DataReport, pictures: int) -> Figure:
+def draw(looked: DataReport, images: int) -> Figure:
     """Draw the numbers of images by class and split, the image sizes, and training images of each class.
 
     The images are not resized to `data.image_size`.
 
     Args:
         looked: a report with at least one image.
-        pictures: how many images of a class to show, evenly spaced from the first to the last by path.
+        images: how many images of a class to show, evenly spaced from the first to the last by path.
 
     Raises:
         DataError: an image file has changed since it was read.
@@ -124,7 +124,7 @@ def draw(looked: DataReport, pictures: int) -> Figure:
     found = looked.manifest
     classes = found.classes[:MOST_CLASSES]
     above, below = max(2.6, 1.2 + 0.26 * len(classes)), 1.45 * len(classes)
-    figure = Figure(figsize=(max(9.0, 1.4 * pictures + 0.8), above + below + 0.4), layout="constrained")
+    figure = Figure(figsize=(max(9.0, 1.4 * images + 0.8), above + below + 0.4), layout="constrained")
     charts, samples = figure.subfigures(2, 1, squeeze=False, height_ratios=(above, below))[:, 0]
     left, right = charts.subplots(1, 2, width_ratios=(1.2, 1))
     start = np.zeros(len(classes))
@@ -137,7 +137,7 @@ def draw(looked: DataReport, pictures: int) -> Figure:
     left.set_yticks(range(len(classes)), [literal(short(name, 18)) for name in classes])
     left.invert_yaxis()
     left.grid(visible=False, axis="y")
-    left.set(xlabel="pictures")
+    left.set(xlabel="images")
     left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
     for at, name in enumerate(classes):
         sides = np.array(
@@ -145,7 +145,7 @@ def draw(looked: DataReport, pictures: int) -> Figure:
         ).reshape(-1, 2)  # A class without a usable image has no rows.
         color = PALETTE[at % len(PALETTE)]
         right.scatter(*sides.T, s=10, alpha=0.35, color=color, linewidths=0, label=literal(short(name, 18)))
-    right.set(xlabel="width of the file's picture", ylabel="height", title="sizes in pixels")
+    right.set(xlabel="width of the file's image", ylabel="height", title="sizes in pixels")
     right.margins(0.08)
     right.set(xlim=(0, None), ylim=(0, None))
     if len(classes) <= len(PALETTE):
@@ -153,10 +153,10 @@ def draw(looked: DataReport, pictures: int) -> Figure:
         for handle in legend.legend_handles:
             if handle is not None:
                 handle.set_alpha(1)
-    _samples(samples, found, classes, pictures)
+    _samples(samples, found, classes, images)
     cut = "" if len(classes) == len(found.classes) else f"the first {len(classes)} of {len(found.classes)} classes, "
     faults = f"{len(looked.faults)} faults" if looked.faults else "no faults"
-    figure.suptitle(f"{len(found.entries):,} pictures, {cut}{faults}", fontsize=11)
+    figure.suptitle(f"{len(found.entries):,} images, {cut}{faults}", fontsize=11)
     return figure
 
 
@@ -170,6 +170,6 @@ def _samples(figure: SubFigure, found: Manifest, classes: Sequence[str], count: 
             panel.set_axis_off()
         row[0].set_title(literal(short(name, 18)), fontsize=9)
         for panel, at in zip(row, chosen, strict=False):
-            picture = open_picture(found.root, members[at].path, members[at].sha256, found.gray_range)
-            picture.thumbnail((THUMBNAIL, THUMBNAIL))
-            panel.imshow(np.asarray(picture))
+            image = open_image(found.root, members[at].path, members[at].sha256, found.gray_range)
+            image.thumbnail((THUMBNAIL, THUMBNAIL))
+            panel.imshow(np.asarray(image))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from experiments.config.schema import Config
 from experiments.data import decoder
-from experiments.data.pixel_cache import open_picture
+from experiments.data.pixel_cache import open_image
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError
 from experiments.evaluation import plots
@@ -54,7 +54,7 @@ def find(run: Trained, split: str) -> tuple[list[Mistake], int]:
     if path is None and run.uri is not None and run.run_id is not None:
         path = queries.artifact(run.uri, run.run_id, name)
     if path is None or not path.is_file():
-        raise ConfigError(f"{run.name}: there is no {name}: this run has not looked at its {split} pictures")
+        raise ConfigError(f"{run.name}: there is no {name}: this run has not looked at its {split} images")
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     wrong = [
@@ -78,8 +78,8 @@ def explain(run: Trained, config: Config, mistakes: Sequence[Mistake]) -> Shown:
     """
     root = Path(build_source(config)())
     grays = decoder.gray_range(config.data.gray_range)
-    pictures = [open_picture(root, mistake.path, mistake.sha256, grays) for mistake in mistakes]
-    pixels = np.stack([decoder.resize(picture, config.data.image_size) for picture in pictures])
+    images = [open_image(root, mistake.path, mistake.sha256, grays) for mistake in mistakes]
+    pixels = np.stack([decoder.resize(image, config.data.image_size) for image in images])
     model = run.model()
     inputs = pixels.astype("float32")
     said = np.array([run.classes.index(mistake.predicted) for mistake in mistakes])
@@ -105,15 +105,15 @@ def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return laid
 
 
-def draw(run: Trained, split: str, shown: Shown, wrong: int, pictures: int) -> Figure:
+def draw(run: Trained, split: str, shown: Shown, wrong: int, images: int) -> Figure:
     """Draw each mistake beside the same image with its heatmap.
 
     Args:
         wrong: the number of all mistakes of the split.
-        pictures: the number of all images of the split.
+        images: the number of all images of the split.
     """
     heated = overlay(shown.pixels, shown.heat)
-    grid = np.stack([picture for pair in zip(shown.pixels, heated, strict=True) for picture in pair])
+    grid = np.stack([image for pair in zip(shown.pixels, heated, strict=True) for image in pair])
     titles = []
     for mistake, heat in zip(shown.mistakes, shown.heat, strict=True):
         name = mistake.path.rsplit("/", 1)[-1]
@@ -122,10 +122,10 @@ def draw(run: Trained, split: str, shown: Shown, wrong: int, pictures: int) -> F
             f"{plots.short(mistake.label)} → {plots.short(mistake.predicted)} {mistake.confidence:.1%}"
             + ("" if heat.any() else "\nno evidence"),
         ]
-    figure = plots.picture_grid(grid, titles, columns=COLUMNS)
+    figure = plots.image_grid(grid, titles, columns=COLUMNS)
     which = "" if len(shown.mistakes) == wrong else f", the {len(shown.mistakes)} most confident"
     figure.suptitle(
-        f"{plots.literal(plots.short(run.name, 60))}: {wrong} mistakes in {pictures} {split} pictures{which}\n"
+        f"{plots.literal(plots.short(run.name, 60))}: {wrong} mistakes in {images} {split} images{which}\n"
         "true → predicted; bright: what speaks for the predicted class against the others (Grad-CAM)",
         fontsize=10,
     )

@@ -172,17 +172,17 @@ def sentences(config: Config, anatomy: ModelSummary) -> list[str]:
     lines = [f"trained: {trained:,} of {parameters:,} parameters ({trained / parameters:.1%})"]
     if anatomy.boundary is None:
         lines.append(f"boundary: none, regime={regime} trains the whole network")
-        lines.append(f"forward: {readable(total)} multiply-adds a picture, every epoch")
+        lines.append(f"forward: {readable(total)} multiply-adds an image, every epoch")
     else:
         where = "above the last block" if anatomy.boundary == "pooling" else f"before {anatomy.boundary}"
         numbers = math.prod(anatomy.stored)
         lines.append(
-            f"boundary: {where}; stored there for each picture: {_shape(anatomy.stored)}, "
+            f"boundary: {where}; stored there for each image: {_shape(anatomy.stored)}, "
             f"{numbers * np.dtype(config.regime.activations).itemsize:,} bytes"
         )
         lines.append(
-            f"forward: {readable(total)} multiply-adds a picture, {readable(below)} ({below / total:.1%}) of it below "
-            "the boundary: once for each picture (and view); the rest every epoch"
+            f"forward: {readable(total)} multiply-adds an image, {readable(below)} ({below / total:.1%}) of it below "
+            "the boundary: once for each image (and view); the rest every epoch"
         )
     unknown = [one.name for one in rows if one.operations is None]
     if unknown:
@@ -242,7 +242,7 @@ def draw(config: Config, anatomy: ModelSummary) -> Figure:
     panels = figure.subplots(1, 2, sharey=True)
     measures: list[tuple[str, Callable[[Block], int]]] = [
         ("parameters", lambda one: one.parameters),
-        ("multiply-adds for a picture", lambda one: one.operations),
+        ("multiply-adds for an image", lambda one: one.operations),
     ]
     names = [one.name for one in found]
     edge = boundary_block(anatomy)

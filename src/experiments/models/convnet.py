@@ -34,7 +34,7 @@ def convnet(*, input_tensor: keras.KerasTensor, layers: Mapping[str, ConvBlock])
             raise ValueError(
                 f"model.layers.{name}: feature maps of {x.shape[1]} x {x.shape[2]} pixels are too small for "
                 f"{block.convolutions} {block.kernel} x {block.kernel} convolutions and {block.pool} x {block.pool} "
-                "pooling. Use larger pictures (data.image_size) or fewer blocks"
+                "pooling. Use larger images (data.image_size) or fewer blocks"
             )
         below = x
         for at in range(block.convolutions):

@@ -106,13 +106,13 @@ def assemble(height: int, width: int) -> Any:
     rows, columns = -(-height // 2), -(-width // 2)
 
     @tf.function(jit_compile=True)
-    def pictures(products: tf.Tensor) -> tf.Tensor:
+    def images(products: tf.Tensor) -> tf.Tensor:
         channels = products.shape[-1]
         lines = two(tf.unstack(tf.reshape(products, [4, 4, -1, rows, columns, channels])))
         cells = tf.stack([tf.stack(two(tf.unstack(line)), axis=3) for line in lines], axis=2)
         return tf.reshape(cells, [-1, 2 * rows, 2 * columns, channels])[:, :height, :width]
 
-    return pictures
+    return images
 
 
 def two(products: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:

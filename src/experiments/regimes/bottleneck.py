@@ -37,15 +37,15 @@ def bottleneck(parts: RunComponents, splits: Dataset, watch: TrainingContext) ->
     extract(parts, wants(parts, splits, frozen), watch.progress)
     head = train_head(parts, splits, watch, config, parts.recipe, frozen)
     scores = {
-        pictures.split: predict_probabilities(head.model, activations(parts, frozen, pictures, watch.progress))
-        for pictures in scored
+        images.split: predict_probabilities(head.model, activations(parts, frozen, images, watch.progress))
+        for images in scored
     }
     return TrainingResult(join(parts.backbone, config.model.head.pooling, head.model), head.history, scores)
 
 
 def wants(parts: RunComponents, splits: Dataset, frozen: NetworkSplit) -> list[FeatureRequest]:
     """Return the features that a bottleneck run reads from the feature cache."""
-    return [FeatureRequest(frozen, pictures) for pictures in (splits.train, *splits.scored(parts.config.evaluate.test))]
+    return [FeatureRequest(frozen, images) for images in (splits.train, *splits.scored(parts.config.evaluate.test))]
 
 
 def train_head(

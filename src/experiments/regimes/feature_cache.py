@@ -44,12 +44,12 @@ class FeatureRequest(NamedTuple):
     """A request for one feature table: which images, in which view, at which split point."""
 
     cut: NetworkSplit
-    pictures: ImageSet  # one split; the rows of the table have its order
+    images: ImageSet  # one split; the rows of the table have its order
     view: int | None = None  # None: no augmentation; k: the k-th augmented view, a function of augmentation.seed and k
 
 
 def activations(
-    parts: RunComponents, cut: NetworkSplit, pictures: ImageSet, progress: Progress, view: int | None = None
+    parts: RunComponents, cut: NetworkSplit, images: ImageSet, progress: Progress, view: int | None = None
 ) -> Rows:
     """Return the features of one split's images at the split point, computing and storing those that are missing.
 
@@ -57,8 +57,8 @@ def activations(
     `extract` describes the rows and the errors.
     """
     if view is None and not cut.frozen:
-        return pictures.pixels
-    (rows,) = extract(parts, [FeatureRequest(cut, pictures, view)], progress)
+        return images.pixels
+    (rows,) = extract(parts, [FeatureRequest(cut, images, view)], progress)
     return rows
 
 
@@ -93,8 +93,8 @@ def extract(parts: RunComponents, wants: Sequence[FeatureRequest], progress: Pro
                 check_disk(parts.cache, lacking)
             # Caching compiles one function per combination of networks, for all splits and views.
             forward = functools.cache(inference_functions)
-            for split in dict.fromkeys(table.want.pictures.split for table in lacking):
-                compute(parts, [table for table in lacking if table.want.pictures.split == split], forward, progress)
+            for split in dict.fromkeys(table.want.images.split for table in lacking):
+                compute(parts, [table for table in lacking if table.want.images.split == split], forward, progress)
     return [table.rows() for table in tables]
 
 
@@ -119,18 +119,18 @@ class FeatureTable:
         self.about = {
             "network": config.model.name,
             "boundary": want.cut.boundary,
-            "split": want.pictures.split,
+            "split": want.images.split,
             "view": want.view,
-            "rows": len(want.pictures),
+            "rows": len(want.images),
         }
-        self.shards = {start: self.shard(start, row) for start in range(0, len(want.pictures), self.step)}
+        self.shards = {start: self.shard(start, row) for start in range(0, len(want.images), self.step)}
         self.found: dict[int, np.ndarray] = {}  # first row of a stored shard -> its rows
         self.filling: list[np.ndarray] = []  # the batches of the shard that is being filled
         self.look()
 
     def spec(self, parts: RunComponents) -> dict[str, Any]:
         """Return everything that the features depend on, as plain values."""
-        config, (cut, pictures, view) = parts.config, self.want
+        config, (cut, images, view) = parts.config, self.want
         augmented_as = None
         if view is not None:
             augmented_as = {
@@ -140,10 +140,10 @@ class FeatureTable:
                 "code": augmentation.VERSION,
             }
         return {
-            "pictures": [entry.sha256 for entry in pictures.entries],
-            "image_size": pictures.image_size,
+            "images": [entry.sha256 for entry in images.entries],
+            "image_size": images.image_size,
             "decoder": decoder.VERSION,
-            "gray_range": pictures.gray_range,
+            "gray_range": images.gray_range,
             "backbone": parts.backbone.identity,
             "forward": network.VERSION,
             "boundary": cut.boundary,
@@ -156,7 +156,7 @@ class FeatureTable:
         }
 
     def shard(self, start: int, row: tuple[int, ...]) -> array_cache.Entry:
-        stop = min(start + self.step, len(self.want.pictures))
+        stop = min(start + self.step, len(self.want.images))
         spec = {"table": self.name, "rows": [start, stop]}
         return array_cache.Entry(self.folder / f"{start:07}", spec, (stop - start, *row), self.dtype, self.about)
 
@@ -214,7 +214,7 @@ class FeatureTable:
     def rows(self) -> Rows:
         """Return all rows of the table, in memory if it is small, as tables of pooled features usually are."""
         shards = [self.found[start] for start in self.shards]
-        small = len(self.want.pictures) * self.row_bytes <= array_cache.RESIDENT
+        small = len(self.want.images) * self.row_bytes <= array_cache.RESIDENT
         rows = Rows([np.concatenate(shards)] if small else shards)
         array_cache.use(self.folder, rows)
         return rows
@@ -231,7 +231,7 @@ def check_disk(cache: Path, tables: Sequence[FeatureTable]) -> None:
     _log.info("Activations to be stored: %s, in %s", atomic_files.readable(needed), cache)
     if needed + RESERVE > free:
         each = "; ".join(
-            f"{table.about['split']} {len(table.want.pictures):,} x {table.row_bytes:,} bytes" for table in tables
+            f"{table.about['split']} {len(table.want.images):,} x {table.row_bytes:,} bytes" for table in tables
         )
         raise ConfigError(
             f"Activations to be stored take {atomic_files.readable(needed)} of disk ({each}). {cache} has "
@@ -253,8 +253,8 @@ def compute(
         tables: tables of the same split.
         forward: returns the compiled `inference_functions` of a tuple of frozen parts.
     """
-    pictures = tables[0].want.pictures
-    count = len(pictures)
+    images = tables[0].want.images
+    count = len(images)
     by_view: dict[int | None, list[FeatureTable]] = {}
     for table in tables:
         by_view.setdefault(table.want.view, []).append(table)
@@ -265,8 +265,8 @@ def compute(
         for start in range(first, min(first + SHARD_ROWS, count), BATCH)
         if any(table.lacks(start) for table in members)
     ]
-    read = {view: reader(parts, pictures, view) for view in by_view}
-    label = f"features of {pictures.split}" + (f", {len(by_view)} views" if len(by_view) > 1 else "")
+    read = {view: reader(parts, images, view) for view in by_view}
+    label = f"features of {images.split}" + (f", {len(by_view)} views" if len(by_view) > 1 else "")
     with progress.stage(label, count * len(by_view)) as advance:
         advance(count * len(by_view) - sum(at.stop - at.start for _, at in work))  # Count the rows that are stored.
         for view, at in work:
@@ -276,9 +276,9 @@ def compute(
             advance(at.stop - at.start)
 
 
-def reader(parts: RunComponents, pictures: ImageSet, view: int | None) -> Callable[[slice], np.ndarray]:
+def reader(parts: RunComponents, images: ImageSet, view: int | None) -> Callable[[slice], np.ndarray]:
     """Return a function from a slice of rows to the network's input: images [B, H, W, 3] float32 in [0, 255]."""
-    pixels = pictures.pixels
+    pixels = images.pixels
     if view is None:
         return lambda at: np.asarray(pixels[at], "float32")
     return augmented(

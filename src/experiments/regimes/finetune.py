@@ -79,9 +79,9 @@ def wants(
     """
     found = []
     if boundary.frozen:
-        found += [FeatureRequest(boundary, pictures) for pictures in splits.scored(parts.config.evaluate.test)]
+        found += [FeatureRequest(boundary, images) for images in splits.scored(parts.config.evaluate.test)]
         found += [FeatureRequest(boundary, splits.train, view) for view in stored_views(parts, boundary)]
-    return found + [FeatureRequest(frozen, pictures) for pictures in (splits.train, splits.validation) if frozen]
+    return found + [FeatureRequest(frozen, images) for images in (splits.train, splits.validation) if frozen]
 
 
 def new_head(

@@ -45,8 +45,7 @@ def scratch(parts: RunComponents, splits: Dataset, watch: TrainingContext) -> Tr
         watch=watch,
     )
     scores = {
-        pictures.split: predict_probabilities(model, pictures.pixels)
-        for pictures in splits.scored(config.evaluate.test)
+        images.split: predict_probabilities(model, images.pixels) for images in splits.scored(config.evaluate.test)
     }
     return TrainingResult(join(parts.backbone, pool, head), history, scores)
 

@@ -418,7 +418,7 @@ def check_same(folder: Path, before: str | None, now: str) -> None:
     """Raise ConfigError if the identity of a directory's run differs from that of the run to be resumed there."""
     if before not in (None, now):
         raise ConfigError(
-            f"resume: {folder} was another run: its configuration, pictures, weights or version of this "
+            f"resume: {folder} was another run: its configuration, images, weights or version of this "
             f"program have changed since (identity {before} then, {now} now). Start a new run instead, in "
             "another folder (hydra.run.dir=..., or none given)"
         )

@@ -14,7 +14,7 @@ from experiments.data.types import Dataset
 from experiments.errors import ConfigError
 from experiments.training.types import EpochRecord, TrainingResult
 
-JOINED_PICTURES = 32  # number of images on which every run compares its joined model with the reported scores
+JOINED_IMAGES = 32  # number of images on which every run compares its joined model with the reported scores
 JOINED_BATCH = 8  # of these, in one forward pass
 # Largest accepted difference between two computations of a probability: bfloat16 has 8 significant bits, float16 11.
 TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "mixed_float16": 2e-2, "mixed_bfloat16": 1e-1}
@@ -43,16 +43,16 @@ def check_joined(config: Config, fitted: TrainingResult, splits: Dataset) -> Non
     Raises:
         RuntimeError: they differ by more than the precision explains.
     """
-    pixels = splits.validation.pixels[:JOINED_PICTURES].astype("float32")
+    pixels = splits.validation.pixels[:JOINED_IMAGES].astype("float32")
     # The model is not compiled, which takes longer than it saves on so few images. The batches are small, because the
     # outputs of all layers stay in memory until the last layer is computed.
     parts = [fitted.model(pixels[at : at + JOINED_BATCH], training=False) for at in range(0, len(pixels), JOINED_BATCH)]
     whole = np.concatenate(parts)
-    difference = float(np.max(np.abs(whole - fitted.scores["validation"][:JOINED_PICTURES])))
+    difference = float(np.max(np.abs(whole - fitted.scores["validation"][:JOINED_IMAGES])))
     if not difference <= max(TOLERANCES[config.runtime.precision], TOLERANCES[config.regime.activations]):
         raise RuntimeError(
             f"The joined model and the head on stored activations disagree by {difference:.2g} in probability on "
-            f"{len(whole)} validation pictures. This is a fault of the program; remove outputs/cache and report it. "
+            f"{len(whole)} validation images. This is a fault of the program; remove outputs/cache and report it. "
             "The results that are written are those of the head on stored activations"
         )
 
@@ -159,7 +159,7 @@ def worse_than_the_head(config: Config, before: np.ndarray | None, after: np.nda
         return None
     return (
         f"Fine-tuning ended worse than the head it started from: validation accuracy {right_after.mean():.1%}, before "
-        f"{right_before.mean():.1%} (the same {len(labels)} pictures, p = {p_value:.2g}). Try a lower optimizer.lr "
+        f"{right_before.mean():.1%} (the same {len(labels)} images, p = {p_value:.2g}). Try a lower optimizer.lr "
         f"(now {config.optimizer.lr:g}), fewer regime.unfrozen_blocks (now {config.regime.unfrozen_blocks}), or "
         "best_weights=true"
     )

@@ -29,7 +29,7 @@ from experiments.system import hardware
 from experiments.system.paths import run_name
 
 CLAIMED_FOR = "vgg16"  # the backbone of all claims but the first
-CLAIM_PICTURES = 400  # images that the tutorial validated on, 200 per class
+CLAIM_IMAGES = 400  # images that the tutorial validated on, 200 per class
 LAST = 5  # a measured accuracy is the mean of this many last epochs
 # Backbones of the tutorial's presets, whose head takes flattened features. Any other backbone is run with
 # MobileNetV2's presets, which keep the default head of the backbone.
@@ -56,7 +56,7 @@ class Claim(NamedTuple):
         """Return the lowest and highest accuracy compatible with the claim (95 % Wilson interval for its images)."""
         if not self.measured:
             return self.low, self.high
-        ends = (wilson(round(end * CLAIM_PICTURES), CLAIM_PICTURES) for end in (self.low, self.high))
+        ends = (wilson(round(end * CLAIM_IMAGES), CLAIM_IMAGES) for end in (self.low, self.high))
         (low, _), (_, high) = ends
         return low, high
 
@@ -74,7 +74,7 @@ class Result(NamedTuple):
 
     last_epochs: float  # mean of the last phase's last five epochs, or of all its epochs if there are fewer
     accuracy: float  # after the last epoch
-    pictures: int
+    images: int
     seconds: float
     ended: int  # [ms since 1970]
     baseline: float = 0.0  # accuracy of always predicting the most frequent class; 0: unknown
@@ -193,7 +193,7 @@ def result_of(job: Job) -> Result:
 
 def interval(results: Sequence[Result]) -> tuple[float, float, float]:
     """Return the mean of `last_epochs` and its 95 % interval over seeds and images."""
-    return mean_interval([one.last_epochs for one in results], min(one.pictures for one in results))
+    return mean_interval([one.last_epochs for one in results], min(one.images for one in results))
 
 
 def verdict(claim: Claim, low: float, high: float) -> str:
@@ -263,11 +263,11 @@ def cells(one: Mapping[str, Any]) -> list[str]:
 
 def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: bool) -> list[str]:
     """Return sentences that explain the table."""
-    pictures = sorted({result["pictures"] for one in rows for result in one["results"]})
+    images = sorted({result["images"] for one in rows for result in one["results"]})
     single = all(one["seeds"] == 1 for one in rows)
     over = "Wilson's over the images of the single run" if single else "over the seeds and the images"
     said = [
-        f"Measured: accuracy on {' or '.join(map(str, pictures)) or 'the'} validation images, mean of the last "
+        f"Measured: accuracy on {' or '.join(map(str, images)) or 'the'} validation images, mean of the last "
         f"{LAST} epochs (the curves swing, and no epoch is picked) with its 95 % interval, {over}; beside it the "
         "accuracy after the last epoch, by seed.",
         "Later seeds find the activations and heads that earlier runs have stored: hence their fewer seconds.",
@@ -282,13 +282,13 @@ def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: b
     if not comparable:
         return [
             *said,
-            "No verdict: other pictures, fewer of them or other settings than the claims are about. (From "
-            "scratch, a few epochs on a few pictures hardly leave chance.)",
+            "No verdict: other images, fewer of them or other settings than the claims are about. (From "
+            "scratch, a few epochs on a few images hardly leave chance.)",
         ]
     ranges = [(one["experiment"], CLAIMS[one["experiment"]]) for one in rows]
     told = ", ".join(f"{name} {100 * claim.range()[0]:.1f} to {100 * claim.range()[1]:.1f} %" for name, claim in ranges)
     said.append(
-        f"A claim is itself a figure from {CLAIM_PICTURES} pictures, so it is read as all that fits it within a 95 % "
+        f"A claim is itself a figure from {CLAIM_IMAGES} images, so it is read as all that fits it within a 95 % "
         f"interval ({told}; the exercise is a goal and read as it stands). Reproduced: our interval lies within; "
         "above, below: wholly outside; inconclusive: across an end."
     )

@@ -192,7 +192,7 @@ def open_study(sweeper: Sweeper, storage: Any, name: str, identity: str, epochs:
         )
     if about.get(DATA, identity) != identity:
         raise ConfigError(
-            f"sweep.storage: the study {called} is of other pictures, weights or another version of this program: its "
+            f"sweep.storage: the study {called} is of other images, weights or another version of this program: its "
             "trials cannot be compared with new ones. Give another sweep.seed. "
             f"Received: {config.sweep.seed}"
         )

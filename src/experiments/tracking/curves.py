@@ -14,7 +14,8 @@ from experiments.training.types import EPOCH_METRICS, EpochRecord
 
 FILE = "curves.csv"  # in the run directory
 PHASES = ("scratch", "head", "finetune")  # The metric `phase` is an index into these.
-CLOCKED = ("seconds", "pictures_per_second", "input_wait")  # metrics that differ if the same epoch is trained again
+RENAMED = {"pictures_per_second": "images_per_second"}  # columns of version 0.1
+CLOCKED = ("seconds", "images_per_second", "input_wait")  # metrics that differ if the same epoch is trained again
 COLUMNS = ("step", "phase", "epoch", "timestamp", *EPOCH_METRICS)
 
 
@@ -99,6 +100,7 @@ def parse(text: str) -> list[EpochRecord]:
     found: list[EpochRecord] = []
     with contextlib.suppress(KeyError, TypeError, ValueError, csv.Error):
         for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
+            row |= {new: row[old] for old, new in RENAMED.items() if old in row}
             metrics = {name: float(row[name]) for name in EPOCH_METRICS if row.get(name)}
             at = int(row["step"]), row["phase"], int(row["epoch"]), int(row["timestamp"])
             found.append(EpochRecord(*at, metrics))

@@ -22,7 +22,7 @@ SERVED = (
     "tracking/serving.py", "data/decoder.py", "data/file_formats.py", "data/colors.py", "data/types.py", "errors.py",
 )  # fmt: skip
 INPUT = (
-    "picture files (JPEG, PNG, BMP, WEBP, TIFF) as base64 text in the column 'picture', or pixels "
+    "image files (JPEG, PNG, BMP, WEBP, TIFF) as base64 text in the column 'image', or pixels "
     "[N, image_size, image_size, 3] in [0, 255]"
 )
 

@@ -24,7 +24,8 @@ from experiments.data.types import GrayRange
 from experiments.errors import DataError
 
 BATCH = 32
-PICTURE = "picture"  # name of the column with image files
+IMAGE = "image"  # name of the column with image files
+OLD_IMAGE = "picture"  # its name in version 0.1
 SHOWN = 20  # maximum number of issues that the response to a request lists
 
 
@@ -53,7 +54,7 @@ class Classifier:
         """Return a row for each image: its class, the class's probability, the probabilities of all classes by name.
 
         Args:
-            data: image files as bytes or base64 text, in a table with the column `picture` or in a list; or pixels
+            data: image files as bytes or base64 text, in a table with the column `image` or in a list; or pixels
                 [N, H, W, 3] or [H, W, 3] in [0, 255] of the model's image size.
 
         Raises:
@@ -62,12 +63,13 @@ class Classifier:
         if isinstance(data, dict):
             data = pd.DataFrame({name: list(values) for name, values in data.items()})
         if isinstance(data, pd.DataFrame):
-            if PICTURE not in data.columns:
+            data = data.rename(columns={OLD_IMAGE: IMAGE}) if IMAGE not in data.columns else data
+            if IMAGE not in data.columns:
                 names = ", ".join(map(str, data.columns)) or "none"
                 raise MlflowException.invalid_parameter_value(
-                    f"the column {PICTURE!r} with picture files (JPEG, PNG, ...) as base64 is needed. Received: {names}"
+                    f"the column {IMAGE!r} with image files (JPEG, PNG, ...) as base64 is needed. Received: {names}"
                 )
-            pixels = self._decoded(data[PICTURE].tolist())
+            pixels = self._decoded(data[IMAGE].tolist())
         elif isinstance(data, list) and all(isinstance(one, str | bytes) for one in data):
             pixels = self._decoded(data)
         else:
@@ -101,7 +103,7 @@ class Classifier:
         if faults:
             more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
             raise MlflowException.invalid_parameter_value(
-                f"{len(faults)} of {len(files)} pictures cannot be used: {'; '.join([*faults[:SHOWN], *more])}"
+                f"{len(faults)} of {len(files)} images cannot be used: {'; '.join([*faults[:SHOWN], *more])}"
             )
         return pixels
 
@@ -117,8 +119,8 @@ class Classifier:
         if pixels.shape[1:] != shape or pixels.dtype.kind not in "iuf":
             raise MlflowException.invalid_parameter_value(
                 f"pixels must be numbers of the shape [N, {self.size}, {self.size}, 3], RGB. "
-                f"Received: {pixels.dtype} of the shape {list(pixels.shape)}. Pictures of any size: as files, base64, "
-                f"in the column {PICTURE!r}"
+                f"Received: {pixels.dtype} of the shape {list(pixels.shape)}. Images of any size: as files, base64, "
+                f"in the column {IMAGE!r}"
             )
         inside = ((pixels >= 0) & (pixels <= 255)).all(axis=(1, 2, 3))
         if not inside.all():

@@ -38,12 +38,12 @@ there to be read once, not to choose by.
 
 **Curves.** The chart symbol above the table draws all runs' curves; in a run they are under *Model metrics*: \
 `accuracy` and `loss` in training, `validation_accuracy` and `validation_loss`, by epoch. A finetune run begins with \
-its head's epochs (`phase` 1, then 2). `seconds`, `input_wait` and `pictures_per_second` are an epoch's, \
+its head's epochs (`phase` 1, then 2). `seconds`, `input_wait` and `images_per_second` are an epoch's, \
 `total_seconds` is the run's, `fit_seconds` what training took of it.
 
 **Figures and predictions.** In a run, under *Artifacts*: `figures/` (curves, confusion matrix, ROC, calibration, \
-most confident mistakes), `predictions_validation.json` with every picture, `config.yaml`, `manifest.csv`. Whole \
-models are under *Models*. Runs with the same tag `data_fingerprint` saw the same pictures.
+most confident mistakes), `predictions_validation.json` with every image, `config.yaml`, `manifest.csv`. Whole \
+models are under *Models*. Runs with the same tag `data_fingerprint` saw the same images.
 """
 # The columns for comparing runs, in this order, with their widths in pixels.
 COLUMNS = {

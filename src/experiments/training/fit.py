@@ -114,7 +114,7 @@ def fit(
     with watch.progress.stage(phase, recipe.epochs * batches.steps) as advance:
         if epochs.start:
             advance(epochs.start * batches.steps)
-        record = EpochLogger(phase, recipe.monitor, first_step, batches.pictures, burst, waiting, advance)
+        record = EpochLogger(phase, recipe.monitor, first_step, batches.images, burst, waiting, advance)
         stop = early_stopping(recipe, averages)
         commit = CheckpointCallback(phase, record, stop, watch)
         leftover = LeftoverGradients() if getattr(optimizer, "gradient_accumulation_steps", None) else None
@@ -353,14 +353,14 @@ class EpochLogger(keras.callbacks.Callback):
         phase: str,
         monitor: str,
         first_step: int,
-        pictures: int,
+        images: int,
         burst: int,
         waiting: InputWaitTimer | None,
         advance: Callable[..., None],
     ) -> None:
         super().__init__()
         self.phase, self.monitor, self.first_step = phase, monitor, first_step
-        self.pictures, self.burst, self.waiting, self.advance = pictures, burst, waiting, advance
+        self.images, self.burst, self.waiting, self.advance = images, burst, waiting, advance
         self.history: list[EpochRecord] = []
         self.learning_rate = 0.0  # of the current epoch; set by LearningRateScheduler
         self.began = self.trained = 0.0
@@ -395,16 +395,16 @@ class EpochLogger(keras.callbacks.Callback):
             "validation_accuracy": float(logs["val_accuracy"]),
             "learning_rate": self.learning_rate,
             "seconds": time.perf_counter() - self.began,
-            "pictures_per_second": self.pictures / (self.trained - self.began),
+            "images_per_second": self.images / (self.trained - self.began),
         }
         if self.waiting:
             metrics["input_wait"] = float(self.waiting.seconds) / (self.trained - self.began)
         record = EpochRecord(self.first_step + epoch, self.phase, epoch, int(time.time() * 1000), metrics)
         self.history.append(record)
-        speed = metrics["pictures_per_second"]
+        speed = metrics["images_per_second"]
         accuracies = f"accuracy {metrics['accuracy']:.1%} validation {metrics['validation_accuracy']:.1%}"
         done = f"{epoch + 1}/{self.params['epochs']}"
-        self.advance(0, f"{done} loss {metrics['loss']:.3f} {accuracies} {speed:.0f} pictures/s")
+        self.advance(0, f"{done} loss {metrics['loss']:.3f} {accuracies} {speed:.0f} images/s")
 
 
 class CheckpointCallback(keras.callbacks.Callback):

@@ -19,20 +19,20 @@ from experiments.config.schema import Runtime
 from experiments.errors import ConfigError
 
 
-def check_shares(devices: int | None, pictures: Mapping[str, int]) -> None:
+def check_shares(devices: int | None, images: Mapping[str, int]) -> None:
     """Check that several devices can share every batch of these splits evenly; otherwise Keras's `fit` would fail.
 
     Args:
         devices: the number of devices that share a batch; None for one device.
-        pictures: maps each split to its number of images.
+        images: maps each split to its number of images.
 
     Raises:
         ConfigError: the number of images of a split is not a multiple of `devices`.
     """
-    odd = [f"{split} has {count}" for split, count in pictures.items() if devices and count % devices]
+    odd = [f"{split} has {count}" for split, count in images.items() if devices and count % devices]
     if odd:
         raise ConfigError(
-            f"runtime.devices: {devices} devices share every batch evenly, so every split's number of pictures must be "
+            f"runtime.devices: {devices} devices share every batch evenly, so every split's number of images must be "
             f"a multiple of {devices}: {', '.join(odd)}. Set data.limit, or train on one device"
         )
 

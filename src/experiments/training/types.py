@@ -39,7 +39,7 @@ EPOCH_METRICS = (
     # part's forward pass); missing with several devices and with runtime.deterministic
     "learning_rate",
     "loss",  # the same loss as validation_loss, of the training batches
-    "pictures_per_second",
+    "images_per_second",
     "seconds",
     "total_loss",  # what the optimizer minimises: the configured loss with label smoothing, class weights, L1, L2
     "validation_accuracy",

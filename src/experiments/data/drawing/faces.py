@@ -496,9 +496,9 @@ def _photograph(canvas: Image.Image, hand: _Hand, size: int) -> Image.Image:
 
     These are blur, a gradient of brightness, a shadow, contrast, colour cast and noise.
     """
-    picture = canvas.reduce(OVERSAMPLING)
+    image = canvas.reduce(OVERSAMPLING)
     if hand.happens(0.3):
-        picture = picture.filter(ImageFilter.GaussianBlur(hand.between(0.3, 1.1) * size / 150))
+        image = image.filter(ImageFilter.GaussianBlur(hand.between(0.3, 1.1) * size / 150))
     rng = hand.rng
     row = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     slope = hand.between(0.0, 0.5)
@@ -510,7 +510,7 @@ def _photograph(canvas: Image.Image, hand: _Hand, size: int) -> Image.Image:
         light *= 1.0 - hand.between(0.15, 0.45) / (1.0 + np.exp(-(edge - hand.between(-0.3, 0.3)) * 40))
     cast = np.exp(rng.normal(0, 0.07, 3)).astype(np.float32)
     contrast = hand.between(0.8, 1.15)
-    pixels = np.asarray(picture, dtype=np.float32)
+    pixels = np.asarray(image, dtype=np.float32)
     pixels = pixels * (light[:, :, None] * cast)
     pixels = (pixels - 118.0) * contrast + 118.0
     pixels += hand.between(1.0, 7.0) * rng.standard_normal((size, size, 1), dtype=np.float32)

@@ -11,8 +11,8 @@ from experiments.data import download
 from experiments.errors import ConfigError, DataError
 from experiments.storage import array_cache
 
-_PICTURES = re.compile(r"PetImages/(Cat|Dog)/([0-9]+\.jpg)")
-_PICTURE_BYTES = 64 * 2**20  # largest allowed size of one unpacked image
+_IMAGES = re.compile(r"PetImages/(Cat|Dog)/([0-9]+\.jpg)")
+_IMAGE_BYTES = 64 * 2**20  # largest allowed size of one unpacked image
 _TOTAL_BYTES = 4 * 2**30  # largest allowed size of all together; they take 0.9 GB
 
 
@@ -52,7 +52,7 @@ def cats_vs_dogs(*, url: str, sha256: str, bytes: int, archive: str | None, cach
         if root.is_dir():  # another process has created it meanwhile
             return root
         with _open(url, sha256, bytes, own, cache) as file:
-            download.extract(file, root, wanted=_PICTURES, member_bytes=_PICTURE_BYTES, total_bytes=_TOTAL_BYTES)
+            download.extract(file, root, wanted=_IMAGES, member_bytes=_IMAGE_BYTES, total_bytes=_TOTAL_BYTES)
         if own is None:
             Path(file.name).unlink(missing_ok=True)
     array_cache.use(root)

@@ -51,20 +51,20 @@ def synthetic(*, species: Sequence[str], per_class: Mapping[str, int], seed: int
     draft = root.with_name(f".{root.name}.{uuid.uuid4().hex}")
     try:
         draft.mkdir(parents=True)
-        pictures = []
+        images = []
         for split, split_number in splits.items():
             for name, number in numbers.items():
                 if per_class[split] > 0:
                     (draft / split / name).mkdir(parents=True)
                 for n in range(per_class[split]):
-                    pictures.append((name, [seed, split_number, number, n], draft / split / name / f"{name}.{n}.jpg"))
+                    images.append((name, [seed, split_number, number, n], draft / split / name / f"{name}.{n}.jpg"))
 
-        def write(picture: tuple[str, list[int], Path]) -> None:
-            name, key, path = picture
+        def write(image: tuple[str, list[int], Path]) -> None:
+            name, key, path = image
             draw_face(name, np.random.default_rng(key), size).save(path, quality=QUALITY)
 
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            for _ in pool.map(write, pictures):
+            for _ in pool.map(write, images):
                 pass
         try:
             os.rename(draft, root)

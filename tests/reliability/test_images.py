@@ -1,4 +1,4 @@
-"""A zoo of bad inputs, each with its verdict before epoch 0; pictures that change after they were checked."""
+"""A zoo of bad inputs, each with its verdict before epoch 0; images that change after they were checked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Make = Callable[[Path], object]
 
 
 def draw(path: Path, format: str | None = None, mode: str = "RGB", **options: object) -> Path:
-    """A picture of 40 x 30 pixels that no other path has."""
+    """An image of 40 x 30 pixels that no other path has."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(zlib.crc32(os.fsencode(path.name + path.parent.name + path.parent.parent.name)))
     image = Image.fromarray(rng.integers(0, 256, (30, 40, 3)).astype("uint8")).convert(mode)
@@ -109,11 +109,11 @@ def linked(target: str) -> Make:
     return lambda path: path.symlink_to(target)
 
 
-def with_picture(path: Path) -> None:
-    draw(path / "picture.jpg")
+def with_image(path: Path) -> None:
+    draw(path / "image.jpg")
 
 
-# Of each case: where, how it comes about, and what its error says to do; None: it is read like any other picture,
+# Of each case: where, how it comes about, and what its error says to do; None: it is read like any other image,
 # "": it is passed over.
 ZOO: dict[str, tuple[str, Make, str | None]] = {
     "zero bytes": ("train/cats/x.jpg", Path.touch, "is empty; replace it by a whole copy or remove it"),
@@ -145,21 +145,21 @@ ZOO: dict[str, tuple[str, Make, str | None]] = {
     "cannot be read": ("train/cats/x.jpg", unreadable, "x.jpg"),
     "dangling link": ("train/cats/x.jpg", linked("nowhere.jpg"), "restore what it points to or remove it"),
     "loop of links": ("train/cats/x.jpg", linked("x.jpg"), "restore what it points to or remove it"),
-    "link to a picture": ("train/cats/x.jpg", lambda path: path.symlink_to(draw(path.parents[3] / "far.jpg")), None),
+    "link to an image": ("train/cats/x.jpg", lambda path: path.symlink_to(draw(path.parents[3] / "far.jpg")), None),
     "pipe": ("train/cats/x.jpg", lambda path: os.mkfifo(path), "not a regular file; remove it"),
     "hidden file": ("train/cats/.x.jpg", written(b"?"), ""),
     "macOS's half file": ("train/cats/._x.jpg", written(b"?"), ""),
     "Thumbs.db": ("train/cats/Thumbs.db", written(b"?"), ""),
-    "__MACOSX": ("__MACOSX", with_picture, ""),
-    ".ipynb_checkpoints": ("train/.ipynb_checkpoints", with_picture, ""),
+    "__MACOSX": ("__MACOSX", with_image, ""),
+    ".ipynb_checkpoints": ("train/.ipynb_checkpoints", with_image, ""),
     "readme in the root": ("README.md", written(b"about"), ""),
-    "picture in the root": ("x.jpg", draw, "move it into its class's folder"),
-    "picture beside the classes": ("train/x.jpg", draw, "move it into its class's folder"),
-    "nested class folder": ("train/cats/more", with_picture, "move its pictures up into the class folder"),
+    "image in the root": ("x.jpg", draw, "move it into its class's folder"),
+    "image beside the classes": ("train/x.jpg", draw, "move it into its class's folder"),
+    "nested class folder": ("train/cats/more", with_image, "move its images up into the class folder"),
     "empty class": (
         "train/cats/",
         lambda path: (shutil.rmtree(path), path.mkdir()),
-        "add pictures, or remove the class",
+        "add images, or remove the class",
     ),
     "class only in train": (
         "validation/birds",
@@ -174,7 +174,7 @@ ZOO: dict[str, tuple[str, Make, str | None]] = {
     "class of another case": ("validation/cats", lambda path: path.rename(path.parent / "Cats"), "same classes"),
     "val for validation": ("val", renamed("validation"), "rename to validation"),
     "no train": ("train", shutil.rmtree, "make root/train/<class>/"),
-    "other folder": ("extra", with_picture, "move it out of the root"),
+    "other folder": ("extra", with_image, "move it out of the root"),
     "Unicode": ("train/cats/Kätzchen-猫.jpg", draw, None),
     "space": ("train/cats/my cat (1).jpg", draw, None),
     "newline": ("train/cats/two\nlines.jpg", draw, None),
@@ -182,9 +182,9 @@ ZOO: dict[str, tuple[str, Make, str | None]] = {
     "WebP": ("train/cats/x.webp", saved_as("WEBP"), None),
     "TIFF": ("train/cats/x.tiff", saved_as("TIFF"), None),
     "BMP": ("train/cats/x.bmp", saved_as("BMP"), None),
-    "no suffix": ("train/cats/x", saved_as("JPEG"), "if a picture, convert to PNG or JPEG"),
+    "no suffix": ("train/cats/x", saved_as("JPEG"), "if an image, convert to PNG or JPEG"),
     "notes": ("train/cats/notes.txt", written(b"about"), "move it elsewhere"),
-    "twice in one split": ("train/cats/x.jpg", copied_from("train/cats/1.jpg"), "the same picture as train/cats/1.jpg"),
+    "twice in one split": ("train/cats/x.jpg", copied_from("train/cats/1.jpg"), "the same image as train/cats/1.jpg"),
     "in two splits": ("validation/cats/x.jpg", copied_from("train/cats/1.jpg"), "in another split; remove one"),
     "in two classes": ("train/dogs/x.jpg", copied_from("train/cats/1.jpg"), "in another class; remove the one"),
 }
@@ -240,7 +240,7 @@ def test_an_order_of_classes_that_would_flip_labels_is_the_same_everywhere(root:
     tally("bad input has its verdict", 1, 1)
 
 
-def test_a_picture_turned_by_its_exif_is_turned(root: Path, tally: Tally) -> None:
+def test_a_image_turned_by_its_exif_is_turned(root: Path, tally: Tally) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     path = draw(root / "train" / "cats" / "x.jpg", exif=exif)
@@ -249,7 +249,7 @@ def test_a_picture_turned_by_its_exif_is_turned(root: Path, tally: Tally) -> Non
     tally("bad input has its verdict", 1, 1)
 
 
-def test_pictures_that_change_after_they_were_checked(root: Path, tries: Tries, tally: Tally) -> None:
+def test_images_that_change_after_they_were_checked(root: Path, tries: Tries, tally: Tally) -> None:
     rng, wanted, found = random.Random(0), tries(150, 15), 0
     for number in range(wanted):
         known = read(root)
@@ -260,9 +260,9 @@ def test_pictures_that_change_after_they_were_checked(root: Path, tries: Tries, 
         (root / entry.path).write_bytes(flipped)
         splits = splits_of(known, 16, root.parent / f"pixels{number}", 1e9)
         try:
-            for pictures in splits.scored(False) + [splits.train]:
-                pictures.pixels[:]
+            for images in splits.scored(False) + [splits.train]:
+                images.pixels[:]
         except DataError as error:
             found += entry.path in str(error) and "changed since it was checked" in str(error)
         (root / entry.path).write_bytes(content)
-    tally("bit flip of a picture between manifest and use", wanted, found)
+    tally("bit flip of an image between manifest and use", wanted, found)

@@ -1,4 +1,4 @@
-"""The pictures that rows are measured on: the photographs, a subset of them, or many more made out of them."""
+"""The images that rows are measured on: the photographs, a subset of them, or many more made out of them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Folder:
     """train/<class>/ and validation/<class>/, classes alike in size; of flowers17 test/<class>/, too."""
 
     root: Path
-    train: int  # pictures
+    train: int  # images
     validation: int
     drawn: bool
 
     def __str__(self) -> str:
-        kind = "drawn pictures (the photographs are absent)" if self.drawn else "photographs"
+        kind = "drawn images (the photographs are absent)" if self.drawn else "photographs"
         return f"{self.train} + {self.validation} {kind}"
 
 
@@ -47,12 +47,12 @@ def mobilenet_weights() -> Path | None:
     return file if file.is_file() else None
 
 
-def pictures(cache: Path, train: int | None = None) -> Folder:
-    """The photographs, or drawn pictures where there are none.
+def images(cache: Path, train: int | None = None) -> Folder:
+    """The photographs, or drawn images where there are none.
 
     Args:
-        cache: where subsets and drawn pictures are kept.
-        train: the number of training pictures, a fifth as many for validation; None for all 2,000 + 400.
+        cache: where subsets and drawn images are kept.
+        train: the number of training images, a fifth as many for validation; None for all 2,000 + 400.
     """
     wanted = dict(PHOTOGRAPHS)
     if train is not None and train < PHOTOGRAPHS["train"]:
@@ -105,7 +105,7 @@ def flowers(cache: Path, train: int | None = None) -> Folder:
 
 
 def many(cache: Path, source: Folder, train: int) -> Folder:
-    """More pictures than there are: each a random crop of one of `source`, its brightness changed, encoded anew.
+    """More images than there are: each a random crop of one of `source`, its brightness changed, encoded anew.
 
     Made once. No two have the same pixels, so nothing can be kept from one to the next.
     """
@@ -130,7 +130,7 @@ def many(cache: Path, source: Folder, train: int) -> Folder:
 
 
 def vary(original: Path, target: Path, seed: list[int]) -> None:
-    """Writes a random crop (85 to 95 % of each side) of a picture, 20 % brighter or darker at most."""
+    """Writes a random crop (85 to 95 % of each side) of an image, 20 % brighter or darker at most."""
     rng = np.random.default_rng(seed)
     with Image.open(original) as opened:
         image = opened.convert("RGB")
