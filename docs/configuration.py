@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter
 
 from experiments.config import schema
-from experiments.storage import array_cache
+from experiments.storage import atomic_files
 from experiments.system.paths import CONF
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -358,4 +358,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    array_cache.write_file(PAGE, page().encode())
+    atomic_files.write_file(PAGE, page().encode())
