@@ -107,8 +107,8 @@ def gather(shared: Path, images: Path) -> None:
         "cats_dogs": {"train": [("train", 0, 300)], "validation": [("train", 300, 700), ("validation", 0, 200)]},
         "flowers17": {"train": [("train", 0, 40)], "validation": [("validation", 0, 20), ("test", 0, 20)]},
     }.items():
-        for split, parts in sources.items():
-            for source, first, last in parts:
+        for split, components in sources.items():
+            for source, first, last in components:
                 for folder in sorted((shared / name / source).iterdir()):
                     target = images / name / split / folder.name
                     target.mkdir(parents=True, exist_ok=True)
@@ -263,17 +263,19 @@ def record(name: str, overrides: list[str], seeds: int, rates: tuple[float, ...]
     suggested = set()
     console = Console(width=100)
     for seed in SEEDS:
-        parts, _ = prepare([*overrides, f"seed={seed}"])
-        found = lr.range_test(parts.config, {}, tried, Quiet())
+        components, _ = prepare([*overrides, f"seed={seed}"])
+        found = lr.range_test(components.config, {}, tried, Quiet())
         rows += [("loss", seed, rate, loss) for rate, loss in zip(found.rates, found.losses, strict=True)]
         console.print(f"{name} seed {seed}: {len(found.losses)} losses, {found.suggested}, {found.reason}")
         suggested |= {found.suggested} - {None}
     for rate in sorted({*rates, *suggested}):
         for seed in range(seeds):
-            parts, splits = prepare([*overrides, f"seed={seed}", f"optimizer.lr={rate}"])
+            components, dataset = prepare([*overrides, f"seed={seed}", f"optimizer.lr={rate}"])
             try:
-                scores = parts.regime(parts, splits, TrainingContext(Quiet(), lambda _: None)).scores["validation"]
-                accuracy = float(np.mean(scores.argmax(axis=1) == splits.validation.labels))
+                scores = components.regime(components, dataset, TrainingContext(Quiet(), lambda _: None)).scores[
+                    "validation"
+                ]
+                accuracy = float(np.mean(scores.argmax(axis=1) == dataset.validation.labels))
             except ConfigError:  # the loss is not finite
                 accuracy = 0.0
             rows.append(("accuracy", seed, rate, accuracy))

@@ -34,8 +34,8 @@ def prepare(overrides: Sequence[str]) -> tuple:
     with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
         config = validation.read(compose("config", list(overrides)))
     runtime.apply(config.runtime)
-    parts = build(config, {})
-    return parts, read_data(parts)
+    components = build(config, {})
+    return components, read_data(components)
 
 
 @dataclass
@@ -68,31 +68,31 @@ def train_epochs(overrides: Sequence[str], phase: str, between: Callable[[], obj
     """
     from experiments.training.types import EpochRecord, TrainingContext
 
-    parts, splits = prepare(overrides)
+    components, dataset = prepare(overrides)
     progress, epochs = Quiet(), []
 
     def record(made: EpochRecord) -> None:
         if made.phase == phase:
-            seconds = len(splits.train) / made.metrics["images_per_second"]  # from epoch's begin to last batch's end
+            seconds = len(dataset.train) / made.metrics["images_per_second"]  # from epoch's begin to last batch's end
             epochs.append(Epoch(seconds, progress.steps - sum(epoch.steps for epoch in epochs)))
             between()
 
-    parts.regime(parts, splits, TrainingContext(progress, record))
-    return epochs, len(splits.train)
+    components.regime(components, dataset, TrainingContext(progress, record))
+    return epochs, len(dataset.train)
 
 
-def augmented_epoch(parts: object, splits: object) -> Callable[[], tuple[float, int]]:
+def augmented_epoch(components: object, dataset: object) -> Callable[[], tuple[float, int]]:
     """An epoch's freshly augmented batches, as `regime=scratch` reads them, without a network that trains."""
     from experiments.data.input_pipeline import image_batches
 
     def epoch() -> tuple[float, int]:
         batches = image_batches(
-            splits.train,
-            classes=len(splits.classes),
-            augmentation=parts.augmentation,
-            extra_layers=parts.extra_layers,
-            batch_size=parts.config.batch_size,
-            seed=parts.config.seed,
+            dataset.train,
+            classes=len(dataset.classes),
+            augmentation=components.augmentation,
+            extra_layers=components.extra_layers,
+            batch_size=components.config.batch_size,
+            seed=components.config.seed,
             epochs=range(1),
         )
         began = time.perf_counter()
@@ -102,43 +102,43 @@ def augmented_epoch(parts: object, splits: object) -> Callable[[], tuple[float, 
     return epoch
 
 
-def extract(parts: object, splits: object) -> float:
+def extract(components: object, dataset: object) -> float:
     """Seconds from a filled pixel store to the training images' activations on disk, where they are not there yet."""
-    splits.train.pixels[:1]
-    return activate(parts, splits)
+    dataset.train.pixels[:1]
+    return activate(components, dataset)
 
 
-def read_and_extract(parts: object) -> float:
+def read_and_extract(components: object) -> float:
     """Seconds from image files that nothing is known of to the training images' activations on disk."""
     from experiments.run import read_data
 
-    shutil.rmtree(parts.cache, ignore_errors=True)
+    shutil.rmtree(components.cache, ignore_errors=True)
     began = time.perf_counter()
-    splits = read_data(parts)
-    splits.train.pixels[:1]
+    dataset = read_data(components)
+    dataset.train.pixels[:1]
     read = time.perf_counter() - began
-    return read + activate(parts, splits)
+    return read + activate(components, dataset)
 
 
-def activate(parts: object, splits: object) -> float:
+def activate(components: object, dataset: object) -> float:
     """Seconds of running the frozen backbone over the training images and storing what comes out."""
     from experiments.models.network import split_network
     from experiments.regimes.feature_cache import activations
 
-    frozen = split_network(parts.backbone, 0, parts.config.model.head.pooling)
+    frozen = split_network(components.backbone, 0, components.config.model.head.pooling)
     began = time.perf_counter()
-    stored = activations(parts, frozen, splits.train, Quiet())
+    stored = activations(components, frozen, dataset.train, Quiet())
     seconds = time.perf_counter() - began
-    assert len(stored) == len(splits.train)
+    assert len(stored) == len(dataset.train)
     return seconds
 
 
-def predict(parts: object, files: list[str]) -> float:
+def predict(components: object, files: list[str]) -> float:
     """Seconds from image files to what the whole model says of them."""
     from experiments.deploy.predict import predictions
     from experiments.models.network import join
 
-    model = join(parts.backbone, parts.config.model.head.pooling, parts.head(2))
+    model = join(components.backbone, components.config.model.head.pooling, components.head(2))
     began = time.perf_counter()
     told = [one for some in predictions(model, files, 32) for one in some]
     seconds = time.perf_counter() - began

@@ -148,9 +148,9 @@ def augmentation(setup: Setup) -> Row:
         [Comparison("ours", "Keras layers", "faster", 4.0)],
         ["An epoch of batches, read and thrown away; a first epoch of each is dropped."],
     )
-    parts, splits = ours.prepare(["experiment=tutorial_scratch", *in_process(folder, setup.home("ours"))])
-    pixels = splits.train.pixels[:]
-    epoch = ours.augmented_epoch(parts, splits)
+    components, dataset = ours.prepare(["experiment=tutorial_scratch", *in_process(folder, setup.home("ours"))])
+    pixels = dataset.train.pixels[:]
+    epoch = ours.augmented_epoch(components, dataset)
     layered = peers.augmented_batches(pixels, batch_size)
     for repeat in range(setup.repeats + 1):
         first = epoch()
@@ -166,8 +166,8 @@ def augmentation(setup: Setup) -> Row:
     energies = []
     for at in range(0, len(few), 64):
         batch = tf.constant(few[at : at + 64])
-        numbers = parts.augmentation.draw(rng, len(batch), batch.shape[1])
-        once = np.asarray(parts.augmentation(batch, tf.constant(numbers)))
+        numbers = components.augmentation.draw(rng, len(batch), batch.shape[1])
+        once = np.asarray(components.augmentation(batch, tf.constant(numbers)))
         several = np.asarray(layers(tf.cast(batch, tf.float32), training=True))
         energies.append([sharpness(one) for one in (np.asarray(batch, "float32"), once, several)])
     plain, once, several = np.mean(energies, axis=0)
@@ -219,18 +219,18 @@ def extraction(setup: Setup, name: str, size: int, quick: int | None) -> Row:
         ],
     )
     home = setup.home("ours")
-    parts, splits = ours.prepare(["regime=bottleneck", f"model={name}", "data=folder", override,
+    components, dataset = ours.prepare(["regime=bottleneck", f"model={name}", "data=folder", override,
                                   *in_process(folder, home)])  # fmt: skip
     model, preprocess = peers.backbone(name, weights, size)
     pixels = preprocess(peers.in_memory(folder.root, "train", size)[0])
     for repeat in range(setup.repeats + 1):
-        shutil.rmtree(parts.cache / "activations", ignore_errors=True)
-        seconds = [ours.extract(parts, splits), *peers.predict_twice(model, pixels, batch_size=32)]
+        shutil.rmtree(components.cache / "activations", ignore_errors=True)
+        seconds = [ours.extract(components, dataset), *peers.predict_twice(model, pixels, batch_size=32)]
         if repeat:
             for side, took in zip(row.sides, seconds, strict=True):
                 side.seconds.append(took)
     steps = math.ceil(len(pixels) / 32)
-    row.sides[0].images = len(splits.train)
+    row.sides[0].images = len(dataset.train)
     for side in row.sides[1:]:
         side.images = len(pixels)
     for side in row.sides:
@@ -255,13 +255,13 @@ def predicting(setup: Setup) -> Row:
         [Comparison("ours", "read and extract", "within", 1 / 0.9), Comparison("ours", "extract", "within")],
         ["The first repeat of each is dropped. The graph is built in each. Ten validation images are read as well."],
     )
-    parts, splits = ours.prepare(["regime=bottleneck", "model=mobilenet_v2", "data=folder", override,
+    components, dataset = ours.prepare(["regime=bottleneck", "model=mobilenet_v2", "data=folder", override,
                                   "data.limit.validation=10", *in_process(folder, setup.home("ours"))])  # fmt: skip
-    files = [str(splits.manifest.root / entry.path) for entry in splits.manifest.of("train")]
+    files = [str(dataset.manifest.root / entry.path) for entry in dataset.manifest.of("train")]
     for repeat in range(setup.repeats + 1):
-        seconds = [ours.predict(parts, files), ours.read_and_extract(parts)]
-        shutil.rmtree(parts.cache / "activations")
-        seconds.append(ours.extract(parts, splits))
+        seconds = [ours.predict(components, files), ours.read_and_extract(components)]
+        shutil.rmtree(components.cache / "activations")
+        seconds.append(ours.extract(components, dataset))
         if repeat:
             for side, took in zip(row.sides, seconds, strict=True):
                 side.seconds.append(took)

@@ -150,13 +150,13 @@ def test_the_weights_make_the_same_predictions(
 ) -> None:
     weights = tuned / "weights" / "backbone.weights.h5"
     settings = (*SMALL, f"data.root={drawn}", f"outputs={tmp_path}", "regime=bottleneck", f"model.weights={weights}")
-    parts = build(config(*settings), {})
-    head = parts.head(2)
+    components = build(config(*settings), {})
+    head = components.head(2)
     head.load_weights(tuned / "weights" / "head.weights.h5")
     from experiments.models.network import join
 
-    images = read_data(parts).validation
-    scores = join(parts.backbone, "average", head).predict_on_batch(images.pixels[:].astype("float32"))
+    images = read_data(components).validation
+    scores = join(components.backbone, "average", head).predict_on_batch(images.pixels[:].astype("float32"))
     written = [
         [float(row["p_blobs"]), float(row["p_stripes"])] for row in rows_of(tuned / "predictions_validation.csv")
     ]
@@ -253,31 +253,31 @@ def test_accumulation_beyond_the_end_is_refused(drawn: Path, config: Callable[..
     root = (*SMALL, f"data.root={drawn}", "regime=finetune")  # 24 training images: three batches an epoch
     read_data(build(config(*root, "optimizer.gradient_accumulation_steps=6"), {}), keep=False)
     for key, steps, epochs in (("optimizer", 7, 2), ("regime.head_optimizer", 10, 3)):
-        parts = build(config(*root, f"{key}.gradient_accumulation_steps={steps}"), {})
+        components = build(config(*root, f"{key}.gradient_accumulation_steps={steps}"), {})
         with pytest.raises(ConfigError, match=rf"{key}\.gradient_accumulation_steps: must be at most {3 * epochs}, "):
-            read_data(parts, keep=False)
+            read_data(components, keep=False)
     ignored = config(*root, "regime=bottleneck", "regime.head_optimizer.gradient_accumulation_steps=10")
     read_data(build(ignored, {}), keep=False)
 
 
 def test_a_joined_model_that_disagrees_is_not_reported(drawn: Path, config: Callable[..., schema.Config]) -> None:
-    parts = build(config(*SMALL, f"data.root={drawn}", "regime=bottleneck"), {})
-    splits = read_data(parts)
+    components = build(config(*SMALL, f"data.root={drawn}", "regime=bottleneck"), {})
+    dataset = read_data(components)
     inputs = keras.Input((48, 48, 3))
     pooled = keras.layers.Dense(2, activation="softmax")(keras.layers.GlobalAveragePooling2D()(inputs / 255))
     model = keras.Model(inputs, pooled)
-    right = np.asarray(model(splits.validation.pixels[:].astype("float32")))
-    check_joined(parts.config, TrainingResult(model, (), {"validation": right}), splits)
+    right = np.asarray(model(dataset.validation.pixels[:].astype("float32")))
+    check_joined(components.config, TrainingResult(model, (), {"validation": right}), dataset)
     wrong = right.copy()
     wrong[3] += [0.01, -0.01]
     for reduced in ("runtime.precision=mixed_bfloat16", "regime.activations=float16"):
         coarse = config(*SMALL, f"data.root={drawn}", "regime=bottleneck", reduced)
-        check_joined(coarse, TrainingResult(model, (), {"validation": (right + 9 * wrong) / 10}), splits)
+        check_joined(coarse, TrainingResult(model, (), {"validation": (right + 9 * wrong) / 10}), dataset)
     with pytest.raises(RuntimeError, match="disagree by 0.01"):
-        check_joined(parts.config, TrainingResult(model, (), {"validation": wrong}), splits)
+        check_joined(components.config, TrainingResult(model, (), {"validation": wrong}), dataset)
     wrong[3] = np.nan
     with pytest.raises(RuntimeError, match="disagree by nan"):
-        check_joined(parts.config, TrainingResult(model, (), {"validation": wrong}), splits)
+        check_joined(components.config, TrainingResult(model, (), {"validation": wrong}), dataset)
 
 
 def test_a_training_that_diverges_is_a_clear_error(drawn: Path, tmp_path: Path) -> None:
@@ -416,8 +416,8 @@ def test_what_is_decoded_to_be_checked_goes_to_the_store_and_nothing_of_it_stays
 
     monkeypatch.setattr(run_module, "Decoded", decoded)
     arguments = [f"data.root={drawn}", f"outputs={tmp_path}", f"evaluate.test={test}"]
-    splits = read_data(build(config(*SMALL, *arguments), {}), keep=keep)
-    assert splits.test is not None
+    dataset = read_data(build(config(*SMALL, *arguments), {}), keep=keep)
+    assert dataset.test is not None
     assert len(list((tmp_path / "cache").glob("pixels/*"))) == stored
     assert len(made) == keep and not any(one.pixels for one in made)
 
@@ -426,10 +426,10 @@ def test_what_is_decoded_to_be_checked_goes_to_the_store_and_nothing_of_it_stays
 def test_weights_that_have_seen_the_judged_images_are_refused(
     key: str, drawn: Path, tmp_path: Path, config: Callable[..., schema.Config]
 ) -> None:
-    def splits(*overrides: str) -> Dataset:
+    def dataset(*overrides: str) -> Dataset:
         return read_data(build(config(*SMALL, f"data.root={drawn}", f"outputs={tmp_path}", *overrides), {}))
 
-    first, other = splits("data.fold=0"), splits("data.fold=1")
+    first, other = dataset("data.fold=0"), dataset("data.fold=1")
     rows = [{name: str(value) for name, value in row.items()} for row in manifest.to_rows(first.manifest)]
     files = origin(tmp_path, rows, key)
     check_origins(files, first)  # the same split
@@ -475,9 +475,9 @@ def test_the_last_lines_show_accuracy_beside_the_most_frequent_class(tmp_path: P
         )
         labels = np.array([int(at < 190) for at in range(200)], np.int32)
         images = ImageSet("validation", entries, labels, 8, lambda: Rows([np.zeros((200, 8, 8, 3), "uint8")]))
-        splits = Dataset(("[b]abnormal", "normal"), images, images, None, Manifest(Path(), (), entries), "")
+        dataset = Dataset(("[b]abnormal", "normal"), images, images, None, Manifest(Path(), (), entries), "")
         scores = np.array([[0.9, 0.1] if 190 <= at < 190 + found else [0.2, 0.8] for at in range(200)])
-        reports = evaluate({"validation": scores}, splits)
+        reports = evaluate({"validation": scores}, dataset)
         assert reports["validation"].metrics["accuracy_baseline"] == 0.95
         console = Console(file=io.StringIO(), record=True, width=200)
         conclude(console, tmp_path, reports, None)

@@ -72,54 +72,58 @@ def run(config: schema.Config, planned: str | None = None) -> float:
     ):
         journal.track(tracker.run_id, config.tracking.uri)
         files = tracker.files(config)
-        parts = build(config, files)
-        splits = read_data(parts)
-        check_origins({key: folder / "inputs" / key for key in files}, splits)
-        identity = parts.identity(config, splits.fingerprint)
+        components = build(config, files)
+        dataset = read_data(components)
+        check_origins({key: folder / "inputs" / key for key in files}, dataset)
+        identity = components.identity(config, dataset.fingerprint)
         journal.check(identity, planned)
-        journal.note(backbone_identity=parts.backbone.identity)
-        describe(parts, splits, folder, tracker, identity)
+        journal.note(backbone_identity=components.backbone.identity)
+        describe(components, dataset, folder, tracker, identity)
         checkpoints = Checkpoints(folder / journals.CHECKPOINTS)
         with keep_curves(folder, tracker, checkpoints) as curves:
-            watch = TrainingContext(Terminal(console), pruning.reporting(config, curves.add), checkpoints)
+            context = TrainingContext(Terminal(console), pruning.reporting(config, curves.add), checkpoints)
             trained = Path(config.sweep.trained) if config.sweep.trained else None
             known = facts_of(trained, identity) if trained else {}
-            fitted = restore(parts, splits, watch, trained) if trained else parts.regime(parts, splits, watch)
-        write_weights(folder / "weights", parts, fitted)
+            result = (
+                restore(components, dataset, context, trained)
+                if trained
+                else components.regime(components, dataset, context)
+            )
+        write_weights(folder / "weights", components, result)
         try:
-            reports = evaluate(fitted.scores, splits, probabilities=config.loss != "hinge")
+            reports = evaluate(result.scores, dataset, probabilities=config.loss != "hinge")
         except Exception:
             tracker.artifacts({})  # logs the trained weights, the only results so far
             raise
         # Times that were recorded before a resume are kept, because a metric logged to MLflow cannot be replaced.
-        spent = {"total_seconds": time.perf_counter() - began, "fit_seconds": sum(watch.fitting.values())}
+        spent = {"total_seconds": time.perf_counter() - began, "fit_seconds": sum(context.fitting.values())}
         spent |= known.get("seconds", {})  # the times of the run that did the training, if this one restored its result
         seconds = {name: journal.facts.get(name, value) for name, value in spent.items()}
-        ended = fitted.history[-1].timestamp if fitted.history else int(time.time() * 1000)
+        ended = result.history[-1].timestamp if result.history else int(time.time() * 1000)
         ended = journal.facts.get("ended", ended)
         # No failing check, figure or upload may lose the results: errors are raised after everything is written.
         errors: list[Exception] = []
         warnings: list[str] = []
         with keep_error(errors, "the warnings"):
-            warnings = known.get("warnings") or training_warnings(config, fitted, splits.validation.labels)
-        journal.note(**seconds, ended=ended, warnings=warnings, reused_seconds=reused_seconds(fitted))
+            warnings = known.get("warnings") or training_warnings(config, result, dataset.validation.labels)
+        journal.note(**seconds, ended=ended, warnings=warnings, reused_seconds=reused_seconds(result))
         metrics: dict[str, float] = flat_metrics(reports) | seconds
         tables = {f"predictions_{name}": predictions_table(report) for name, report in reports.items()}
         write_results(folder, tables, metrics)
-        tracker.results(metrics, {**fitted.facts, **({"warnings": "\n".join(warnings)} if warnings else {})}, ended)
+        tracker.results(metrics, {**result.facts, **({"warnings": "\n".join(warnings)} if warnings else {})}, ended)
         before = len(errors)
         with keep_error(errors, "the comparison of the joined model with the reported scores"):
-            check_joined(config, fitted, splits)
+            check_joined(config, result, dataset)
         is_sound = len(errors) == before
         with keep_error(errors, "must_reach"):
-            check_reached(config, fitted)
+            check_reached(config, result)
         with keep_error(errors, "the figures"):
-            draw(folder / "figures", parts, splits, fitted, reports)
+            draw(folder / "figures", components, dataset, result, reports)
         with keep_error(errors, "logging the files"):
             tracker.artifacts(tables)
         if is_sound and config.tracking.log_model and not journal.facts.get("model"):  # already before a resume
             with keep_error(errors, "logging the model"):
-                tracker.model(fitted.model, splits.classes)
+                tracker.model(result.model, dataset.classes)
                 journal.note(model="logged")
         journal.note(failures=[f"{type(error).__name__}: {error}" for error in errors])
         for sentence in warnings:
@@ -163,28 +167,28 @@ def keep_curves(folder: Path, tracker: tracking.Tracker, checkpoints: Checkpoint
     curves.finish()
 
 
-def read_data(parts: RunComponents, *, keep: bool = True) -> Dataset:
+def read_data(components: RunComponents, *, keep: bool = True) -> Dataset:
     """Return the validated data set of a configuration.
 
     Args:
-        parts: the components of the run.
+        components: the components of the run.
         keep: True for a run: images that are decoded for validation are also written to the pixel cache.
     """
-    config = parts.config
+    config = components.config
     size, memory = config.data.image_size, config.runtime.memory * 1e9
-    decoded = Decoded(size, memory, parts.cache) if keep else None
-    splits = splits_of(read_manifest(config, parts.source(), decoded), size, parts.cache, memory, decoded)
+    decoded = Decoded(size, memory, components.cache) if keep else None
+    dataset = splits_of(read_manifest(config, components.source(), decoded), size, components.cache, memory, decoded)
     # Errors that depend on the data are also raised before training.
-    class_weights(config.class_weights, splits.train.labels, splits.classes)
-    sizes = {"train": len(splits.train), "validation": len(splits.validation)}
+    class_weights(config.class_weights, dataset.train.labels, dataset.classes)
+    sizes = {"train": len(dataset.train), "validation": len(dataset.validation)}
     runtime.check_shares(config.runtime.devices, sizes)
-    check_accumulation(config, len(splits.train))
+    check_accumulation(config, len(dataset.train))
     if decoded:
-        for images in (splits.train, *splits.scored(config.evaluate.test)):
+        for images in (dataset.train, *dataset.scored(config.evaluate.test)):
             if decoded.holds(images.entries):
                 _ = images.pixels
         decoded.pixels.clear()  # frees images that this run does not read
-    return splits
+    return dataset
 
 
 def check_accumulation(config: schema.Config, images: int) -> None:
@@ -241,40 +245,42 @@ def read_manifest(
     )
 
 
-def describe(parts: RunComponents, splits: Dataset, folder: Path, tracker: tracking.Tracker, identity: str) -> None:
+def describe(
+    components: RunComponents, dataset: Dataset, folder: Path, tracker: tracking.Tracker, identity: str
+) -> None:
     """Write the configuration, the manifest, data issues and the identity of a run to its directory and MLflow."""
-    config = parts.config
+    config = components.config
     text = schema.dump_yaml(redacted(schema.logged(config)))
     atomic_files.write_file(folder / "config.yaml", text.encode())
-    write_csv(folder / tracking.MANIFEST, manifest.to_rows(splits.manifest))
-    if splits.manifest.left_out:
-        rows = [{"path": left.path, "reason": left.reason} for left in splits.manifest.left_out]
+    write_csv(folder / tracking.MANIFEST, manifest.to_rows(dataset.manifest))
+    if dataset.manifest.left_out:
+        rows = [{"path": left.path, "reason": left.reason} for left in dataset.manifest.left_out]
         write_csv(folder / "left_out.csv", rows)
-    if splits.manifest.warnings:
-        rows = [{"path": warning.path, "warning": warning.text} for warning in splits.manifest.warnings]
+    if dataset.manifest.warnings:
+        rows = [{"path": warning.path, "warning": warning.text} for warning in dataset.manifest.warnings]
         write_csv(folder / "image_warnings.csv", rows)
     facts = {
         "identity": identity,
-        "data_fingerprint": splits.fingerprint,
-        "backbone_identity": parts.backbone.identity,
+        "data_fingerprint": dataset.fingerprint,
+        "backbone_identity": components.backbone.identity,
         "regime": config.regime.name,
         "backbone": config.model.name,
     }
-    tracker.describe(config, splits, facts)
+    tracker.describe(config, dataset, facts)
 
 
-def check_origins(origins: Mapping[str, Path], splits: Dataset) -> None:
+def check_origins(origins: Mapping[str, Path], dataset: Dataset) -> None:
     """Compare the images that other runs' weights were trained on with those that this run is evaluated on.
 
     Args:
         origins: for each key that names a run, the directory with that run's manifest.
-        splits: the data set of this run.
+        dataset: the data set of this run.
 
     Raises:
         DataError: another run was trained on images that this run validates or tests with.
         ConfigError: the head of another run has other classes.
     """
-    judged = {entry.sha256: entry.path for entry in splits.manifest.entries if entry.split != "train"}
+    judged = {entry.sha256: entry.path for entry in dataset.manifest.entries if entry.split != "train"}
     for key, origin in origins.items():
         with (origin / tracking.MANIFEST).open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -286,10 +292,10 @@ def check_origins(origins: Mapping[str, Path], splits: Dataset) -> None:
                 "data.split_seed, data.fractions), or train the weights anew"
             )
         classes = tuple(sorted({row["class_name"] for row in rows}))
-        if key == "regime.head_from" and classes != splits.classes:
+        if key == "regime.head_from" and classes != dataset.classes:
             raise ConfigError(
                 f"{key}: that run's head tells {', '.join(classes)} apart. Allowed: a head for "
-                f"{', '.join(splits.classes)}"
+                f"{', '.join(dataset.classes)}"
             )
 
 
@@ -314,40 +320,46 @@ def write_results(folder: Path, tables: Mapping[str, Mapping[str, list[Any]]], m
         write_csv(folder / f"{name}.csv", rows)
 
 
-def reused_seconds(fitted: TrainingResult) -> float:
+def reused_seconds(result: TrainingResult) -> float:
     """Return the training time in seconds of a head from the head cache; 0 if the head was not taken from there."""
-    if fitted.facts.get("head_source") != "head cache":
+    if result.facts.get("head_source") != "head cache":
         return 0.0
-    return sum(record.metrics.get("seconds", 0.0) for record in fitted.history if record.phase == "head")
+    return sum(record.metrics.get("seconds", 0.0) for record in result.history if record.phase == "head")
 
 
-def write_weights(weights: Path, parts: RunComponents, fitted: TrainingResult) -> None:
+def write_weights(weights: Path, components: RunComponents, result: TrainingResult) -> None:
     """Write the trained weights to a directory; called before the evaluation, whose failure must not lose them."""
     weights.mkdir(exist_ok=True)
-    config, job = parts.config, parts.config.sweep.job
-    if job and parts.regime is finetune:  # a sweep of VGG16 would store a gigabyte of frozen weights
-        unfrozen = split_network(parts.backbone, config.regime.unfrozen_blocks, config.model.head.pooling).suffix
+    config, job = components.config, components.config.sweep.job
+    if job and components.regime is finetune:  # a sweep of VGG16 would store a gigabyte of frozen weights
+        unfrozen = split_network(
+            components.backbone, config.regime.unfrozen_blocks, config.model.head.pooling
+        ).trainable_part
         unfrozen.save_weights(weights / "unfrozen.weights.h5")
-    elif not (job and parts.regime is bottleneck):
-        save(parts.backbone.model, weights / "backbone.weights.h5", network_record(config, parts.backbone.model))
-    head: keras.Model = fitted.model.get_layer("head")
-    save(head, weights / "head.weights.h5", head_record(config, parts.backbone, head, fitted.model))
+    elif not (job and components.regime is bottleneck):
+        save(
+            components.backbone.model,
+            weights / "backbone.weights.h5",
+            network_record(config, components.backbone.model),
+        )
+    head: keras.Model = result.model.get_layer("head")
+    save(head, weights / "head.weights.h5", head_record(config, components.backbone, head, result.model))
 
 
 def draw(
-    folder: Path, parts: RunComponents, splits: Dataset, fitted: TrainingResult, reports: Mapping[str, Report]
+    folder: Path, components: RunComponents, dataset: Dataset, result: TrainingResult, reports: Mapping[str, Report]
 ) -> None:
     """Write the figures of a run as PNG files; of a sweep's job only the curves, as the winner has all figures."""
     folder.mkdir(exist_ok=True)
-    drawn = {"learning_curves": plots.learning_curves(fitted.history)} if fitted.history else {}
-    if "augmentation" not in parts.config.regime.ignores and not parts.config.sweep.job:
-        drawn["augmented"] = augmented_sample(parts, splits)
-    for split, report in reports.items() if not parts.config.sweep.job else ():
-        images = splits.validation if split == "validation" else splits.test
+    drawn = {"learning_curves": plots.learning_curves(result.history)} if result.history else {}
+    if "augmentation" not in components.config.regime.ignores and not components.config.sweep.job:
+        drawn["augmented"] = augmented_sample(components, dataset)
+    for split, report in reports.items() if not components.config.sweep.job else ():
+        images = dataset.validation if split == "validation" else dataset.test
         assert images is not None
         drawn |= {
-            f"{split}_confusion": plots.confusion_matrix(report, splits.classes),
-            f"{split}_roc": plots.roc(report, splits.classes),
+            f"{split}_confusion": plots.confusion_matrix(report, dataset.classes),
+            f"{split}_roc": plots.roc(report, dataset.classes),
             f"{split}_mistakes": plots.mistakes(report, functools.partial(rows_of, images)),
         }
         if "calibration_error" in report.metrics:
@@ -360,19 +372,19 @@ def rows_of(images: ImageSet, rows: list[int]) -> np.ndarray:
     return images.pixels[rows]
 
 
-def augmented_sample(parts: RunComponents, splits: Dataset) -> Any:
+def augmented_sample(components: RunComponents, dataset: Dataset) -> Any:
     """Return a figure of the first augmented training images of epoch 0, as fresh augmentation produces them."""
     batches = image_batches(
-        splits.train,
-        classes=len(splits.classes),
-        augmentation=parts.augmentation,
-        extra_layers=parts.extra_layers,
+        dataset.train,
+        classes=len(dataset.classes),
+        augmentation=components.augmentation,
+        extra_layers=components.extra_layers,
         batch_size=18,
-        seed=parts.config.seed,
+        seed=components.config.seed,
         epochs=range(1),
     )
     pixels, labels = next(iter(batches.dataset))
-    titles = [plots.label_title(label, splits.classes) for label in np.asarray(labels)]
+    titles = [plots.label_title(label, dataset.classes) for label in np.asarray(labels)]
     return plots.image_grid(np.asarray(pixels), titles)
 
 

@@ -49,9 +49,9 @@ def read(root: Path, cache: Path | None = None, decoded: Decoded | None = None) 
 def test_pixels_are_the_decoders_and_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = root.parent / "cache"
     found = read(root)
-    splits = splits_of(found, 4, cache, 1e9)
-    assert splits.test is None and splits.fingerprint == manifest.fingerprint(found)
-    train = splits.train
+    dataset = splits_of(found, 4, cache, 1e9)
+    assert dataset.test is None and dataset.fingerprint == manifest.fingerprint(found)
+    train = dataset.train
     assert train.labels.dtype == np.int32 and train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert train.ids == [entry.path for entry in found.of("train")] and len(train) == 6
     assert not (cache / "pixels").exists()
@@ -94,8 +94,8 @@ def test_images_are_decoded_once_for_verdict_and_pixels(root: Path, monkeypatch:
                 patched.setattr(shutil, "disk_usage", lambda path: asked.append(path) or nothing)
             decoded = Decoded(4, memory, cache)
             found = read(root, cache, decoded)
-        splits = splits_of(found, 4, cache, 1e9, decoded)
-        for mine, theirs in zip((splits.train, splits.validation), expected, strict=True):
+        dataset = splits_of(found, 4, cache, 1e9, decoded)
+        for mine, theirs in zip((dataset.train, dataset.validation), expected, strict=True):
             np.testing.assert_array_equal(mine.pixels[:], theirs)
         assert len(decodings) == times
         assert len(asked) == (times > 10), "not for every image"
@@ -131,9 +131,9 @@ def test_blocks_of_decoded_images_are_used_up_split_by_split(tmp_path: Path, mon
         tmp_path / "flat", fractions={"train": 0.7, "validation": 0.2, "test": 0.1}, split_seed=0, limit={},
         on_bad="error", cache=tmp_path, decoded=decoded,
     )  # fmt: skip
-    splits = splits_of(found, 4, tmp_path, 1e9, decoded)
+    dataset = splits_of(found, 4, tmp_path, 1e9, decoded)
     left = []
-    for images in (splits.train, splits.validation):
+    for images in (dataset.train, dataset.validation):
         assert decoded.holds(images.entries)
         _ = images.pixels
         assert not decoded.holds(images.entries)
@@ -146,7 +146,7 @@ def test_memory_decides_where_pixels_are(root: Path) -> None:
     found, cache = read(root), root.parent / "cache"
     needed = len(found.entries) * 4 * 4 * 3
     held, mapped = (splits_of(found, 4, cache, memory).train.pixels for memory in (needed, needed - 1))
-    assert [isinstance(pixels.parts[0], np.ndarray) for pixels in (held, mapped)] == [True, False]
+    assert [isinstance(pixels.components[0], np.ndarray) for pixels in (held, mapped)] == [True, False]
     np.testing.assert_array_equal(held[:], mapped[:])
     (kept,) = (cache / "pixels").iterdir()
     assert not array_cache.remove(cache, kept), "read as long as `mapped` is"

@@ -105,10 +105,10 @@ def test_confusion_has_true_rows_and_predicted_columns() -> None:
 
 
 def test_predictions_keep_the_order_and_ids_of_the_images() -> None:
-    splits = splits_of(PETS, [0, 0, 1, 1])
-    predictions = evaluate({"validation": np.array(BY_HAND)}, splits)["validation"].predictions
-    assert [row.path for row in predictions] == splits.validation.ids
-    assert [row.sha256 for row in predictions] == [entry.sha256 for entry in splits.validation.entries]
+    dataset = splits_of(PETS, [0, 0, 1, 1])
+    predictions = evaluate({"validation": np.array(BY_HAND)}, dataset)["validation"].predictions
+    assert [row.path for row in predictions] == dataset.validation.ids
+    assert [row.sha256 for row in predictions] == [entry.sha256 for entry in dataset.validation.entries]
     second = predictions[1]
     assert (second.label, second.predicted, second.correct) == ("cat", "dog", False)
     assert second.confidence == pytest.approx(0.8)
@@ -127,9 +127,9 @@ def test_the_table_has_a_column_per_class_and_a_row_per_image() -> None:
 
 def test_validation_always_test_when_scored_train_never() -> None:
     scores = np.array(BY_HAND)
-    splits = splits_of(PETS, [0, 0, 1, 1], test=[1, 1, 1, 0])
-    assert list(evaluate({"train": np.ones((1, 2)), "validation": scores}, splits)) == ["validation"]
-    reports = evaluate({"test": scores, "validation": scores}, splits)
+    dataset = splits_of(PETS, [0, 0, 1, 1], test=[1, 1, 1, 0])
+    assert list(evaluate({"train": np.ones((1, 2)), "validation": scores}, dataset)) == ["validation"]
+    reports = evaluate({"test": scores, "validation": scores}, dataset)
     assert list(reports) == [report.split for report in reports.values()] == ["validation", "test"]
     assert [row.label for row in reports["test"].predictions] == ["dog", "dog", "dog", "cat"]
 
@@ -188,8 +188,8 @@ def test_a_certain_mistake_costs_a_finite_loss() -> None:
 @pytest.mark.filterwarnings("error")
 def test_rows_that_rounding_left_off_one_are_rescaled() -> None:
     exact = np.array(BY_HAND)
-    splits = splits_of(PETS, [0, 0, 1, 1])
-    expected, report = (evaluate({"validation": rows}, splits)["validation"] for rows in (exact, exact * 1.0009))
+    dataset = splits_of(PETS, [0, 0, 1, 1])
+    expected, report = (evaluate({"validation": rows}, dataset)["validation"] for rows in (exact, exact * 1.0009))
     assert report.metrics == pytest.approx(dict(expected.metrics), rel=1e-6)
     assert sum(report.predictions[0].probabilities.values()) == pytest.approx(1, abs=1e-12)
 
@@ -197,9 +197,9 @@ def test_rows_that_rounding_left_off_one_are_rescaled() -> None:
 @pytest.mark.parametrize("classes", [PETS, FLOWERS])
 def test_scores_that_only_rank_get_no_figure_that_judges_probabilities(classes: tuple[str, ...]) -> None:
     labels = np.arange(12) % len(classes)
-    splits = splits_of(classes, labels.tolist(), test=labels.tolist())
+    dataset = splits_of(classes, labels.tolist(), test=labels.tolist())
     scores = {split: random_scores(labels, len(classes), seed) for seed, split in enumerate(("validation", "test"))}
-    whole, ranked = evaluate(scores, splits), evaluate(scores, splits, probabilities=False)
+    whole, ranked = evaluate(scores, dataset), evaluate(scores, dataset, probabilities=False)
     assert list(ranked) == ["validation", "test"]
     for split in ranked:
         left_out = {"loss", "brier", "calibration_error"}
@@ -233,11 +233,11 @@ def test_scores_that_are_no_probabilities_are_refused(scores: np.ndarray, fault:
 
 
 def test_all_faults_are_named_at_once() -> None:
-    splits = splits_of(PETS, [0, 0, 1, 1], test=[0, 1])
+    dataset = splits_of(PETS, [0, 0, 1, 1], test=[0, 1])
     with pytest.raises(ValueError, match=r"validation: .*\(4, 2\)[\s\S]*test: .*\(2, 2\)"):
-        evaluate({"validation": np.ones((1, 2)), "test": np.ones((1, 2))}, splits)
+        evaluate({"validation": np.ones((1, 2)), "test": np.ones((1, 2))}, dataset)
     with pytest.raises(ValueError, match=r"scores of validation. Received: \['holdout'\][\s\S]*Received: 'holdout'"):
-        evaluate({"holdout": np.ones((1, 2))}, splits)
+        evaluate({"holdout": np.ones((1, 2))}, dataset)
     with pytest.raises(ValueError, match="no test split"):
         evaluate({"validation": np.array(BY_HAND), "test": np.ones((1, 2))}, splits_of(PETS, [0, 0, 1, 1]))
     with pytest.raises(ValueError, match="test: expected at least one image"):

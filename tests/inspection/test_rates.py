@@ -83,7 +83,7 @@ def test_a_range_test_stops_where_gradient_descent_is_known_to_diverge() -> None
     batches = feature_batches([inputs], labels, batch_size=4, seed=0, epochs=range(10))
     with pytest.raises(Tried) as ended:
         fit(model, batches, eval_batches(inputs, labels, 4), recipe=recipe, classes=("a", "b"), phase="head",
-            first_step=0, watch=TrainingContext(PROGRESS, lambda _: None))  # fmt: skip
+            first_step=0, context=TrainingContext(PROGRESS, lambda _: None))  # fmt: skip
     losses = np.array(ended.value.losses)
     assert losses[0] == pytest.approx(curvature / 2), "of one batch, not the mean of all"
     found = lr.suggest(rates, losses, guessing=curvature / 2)

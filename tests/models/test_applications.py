@@ -104,14 +104,16 @@ def assert_split_and_rejoined(backbone: Backbone, *names: str) -> None:
         network.split_network(backbone, unfrozen, "average") for unfrozen in (*range(len(backbone.stages) + 1), *names)
     ]
     # All prefixes in one pass: they are parts of one graph.
-    below = keras.Model(cuts[0].prefix.input, [cut.prefix.output for cut in cuts])(pixels, training=False)
+    below = keras.Model(cuts[0].frozen_part.input, [cut.frozen_part.output for cut in cuts])(pixels, training=False)
     expected = np.asarray(network.pooled(backbone, "average")(pixels, training=False))
     scale = np.abs(expected).max()
     for cut, stored in zip(cuts, below, strict=True):
         nothing = keras.ops.zeros_like(stored)
-        rejoined = np.asarray(cut.suffix(keras.ops.concatenate([stored, nothing]), training=False))
-        np.testing.assert_allclose(rejoined[:2], expected, rtol=1e-5, atol=1e-5 * scale, err_msg=cut.boundary)
-        assert np.abs(rejoined[2:] - expected).max() > 1e-2 * scale, f"{cut.boundary}: what is stored does not matter"
+        rejoined = np.asarray(cut.trainable_part(keras.ops.concatenate([stored, nothing]), training=False))
+        np.testing.assert_allclose(rejoined[:2], expected, rtol=1e-5, atol=1e-5 * scale, err_msg=cut.split_point)
+        assert np.abs(rejoined[2:] - expected).max() > 1e-2 * scale, (
+            f"{cut.split_point}: what is stored does not matter"
+        )
 
 
 def test_all_of_keras_applications_that_we_ship_are_tested() -> None:
@@ -125,7 +127,9 @@ def test_split_at_each_stage_and_rejoined(one: Built) -> None:
 
 def test_the_last_stage_is_that_of_the_paper_and_exactly_it_is_trained(one: Built) -> None:
     model = one.backbone.model
-    trained = {id(weight) for weight in network.split_network(one.backbone, 1, "average").suffix.trainable_weights}
+    trained = {
+        id(weight) for weight in network.split_network(one.backbone, 1, "average").trainable_part.trainable_weights
+    }
     expected = {
         id(weight)
         for layer in model.layers
@@ -223,7 +227,7 @@ def test_a_network_that_cannot_be_split_there_names_where_it_can(
         network.split_network(backbone, name, "average")
     found = re.search(r"regime.unfrozen_blocks=(\w+)\.", str(caught.value))
     assert found
-    above = network.split_network(backbone, found[1], "average").suffix
+    above = network.split_network(backbone, found[1], "average").trainable_part
     assert name in [layer.name for layer in above.layers]
 
 
@@ -231,7 +235,7 @@ def stage_row(name: str, model: keras.Model) -> str:
     """A line of the table in docs/stages.md: where each stage begins, and the parameters from the last ones on."""
     found = stages.find_stages(model)
     backbone = Backbone(model, found, "")
-    counts = [network.split_network(backbone, count, "average").suffix.count_params() for count in (1, 2)]
+    counts = [network.split_network(backbone, count, "average").trainable_part.count_params() for count in (1, 2)]
     begins = ", ".join(f"`{stage.name}`" for stage in found)
     return f"| {name} | {len(found)} | {begins} | {counts[0] / 1e6:.2f} | {counts[1] / 1e6:.2f} |"
 
@@ -271,7 +275,7 @@ def test_blocks_beside_each_other_are_refused_rather_than_trained_together() -> 
     backbone = Backbone(model, stages.named_stages(model, ["stem", "left", "right"]), "")
     with pytest.raises(ConfigError, match="cannot be split before 'right'"):
         network.split_network(backbone, 1, "average")
-    assert network.split_network(backbone, "left", "average").boundary == "left_conv"
+    assert network.split_network(backbone, "left", "average").split_point == "left_conv"
 
 
 def test_a_layer_belongs_to_the_longest_block_it_is_named_after() -> None:
@@ -282,7 +286,7 @@ def test_a_layer_belongs_to_the_longest_block_it_is_named_after() -> None:
     found = stages.named_stages(model, ["conv_1", "conv"])
     with pytest.raises(ConfigError, match="cannot be split before 'conv'"):  # conv_1_b would be on the wrong side
         network.split_network(Backbone(model, found, ""), 1, "average")
-    assert network.split_network(Backbone(model, found[:1], ""), "conv_a", "average").boundary == "conv_a"
+    assert network.split_network(Backbone(model, found[:1], ""), "conv_a", "average").split_point == "conv_a"
 
 
 def test_a_network_inside_another_is_a_block() -> None:

@@ -138,18 +138,18 @@ def test_split_at_every_stage_and_block(
 ) -> None:
     backbone = backbones[name]
     whole = network.pooled(backbone, "average")
-    prefix, suffix, boundary = network.split_network(backbone, unfrozen, "average")
+    prefix, suffix, network_split = network.split_network(backbone, unfrozen, "average")
 
     expected = np.asarray(whole(images(), training=False))
     assert expected.std() > 1e-4  # not so dead a network that anything would pass
     np.testing.assert_allclose(suffix(prefix(images(), training=False), training=False), expected, atol=1e-4)
 
-    assert boundary == first
+    assert network_split == first
     below, above = ({id(weight) for weight in part.weights} for part in (prefix, suffix))
     assert below | above == {id(weight) for weight in backbone.model.weights}
     assert not below & above
     assert prefix.count_params() + suffix.count_params() == backbone.model.count_params()
-    assert bool(above) == (unfrozen != 0) and bool(below) == (boundary != "pixels")
+    assert bool(above) == (unfrozen != 0) and bool(below) == (network_split != "pixels")
 
 
 def branches() -> keras.Model:
@@ -178,16 +178,16 @@ def test_where_no_split_is_possible_the_next_one_is_named(
         ConfigError, match=rf"^regime.unfrozen_blocks: .*{remedy.replace(' unfrozen', ' regime.unfrozen')}"
     ):
         network.split_network(Backbone(model, found, ""), unfrozen, "average")
-    assert network.split_network(Backbone(model, found, ""), "all", "average").boundary == "pixels"
+    assert network.split_network(Backbone(model, found, ""), "all", "average").split_point == "pixels"
 
 
 def test_a_split_is_the_same_once_a_part_is_frozen() -> None:
     backbone = backbone_of("convnet")
     first = network.split_network(backbone, 1, "average")
-    first.prefix.trainable = False
+    first.frozen_part.trainable = False
     again = network.split_network(backbone, 1, "average")
-    assert again.boundary == first.boundary == "block3_conv"
-    assert [layer.name for layer in again.suffix.layers[1:]] == ["block3_conv", "block3_pool", "pooling"]
+    assert again.split_point == first.split_point == "block3_conv"
+    assert [layer.name for layer in again.trainable_part.layers[1:]] == ["block3_conv", "block3_pool", "pooling"]
 
 
 def test_vgg16_has_the_parameters_of_the_paper(backbones: dict[str, Backbone]) -> None:

@@ -178,13 +178,16 @@ def test_mobilenets_identity_repeats(config: Configure) -> None:
 
 
 def test_the_head_is_the_same_for_the_same_seed_whatever_was_built_before(config: Configure) -> None:
-    def head(seed: int, before: Callable[[Any], object] = lambda parts: None) -> list[np.ndarray]:
-        parts = build(config(*CONVNET, "regime=bottleneck", f"seed={seed}"), {})
-        before(parts)
-        return list(parts.head(2).get_weights())
+    def head(seed: int, before: Callable[[Any], object] = lambda components: None) -> list[np.ndarray]:
+        components = build(config(*CONVNET, "regime=bottleneck", f"seed={seed}"), {})
+        before(components)
+        return list(components.head(2).get_weights())
 
     first = head(0)
-    for again in (head(0), head(0, lambda parts: (parts.head(2), parts.head(5), parts.recipe.optimizer()))):
+    for again in (
+        head(0),
+        head(0, lambda components: (components.head(2), components.head(5), components.recipe.optimizer())),
+    ):
         assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
     assert any(np.any(one != other) for one, other in zip(first, head(1), strict=True))
 
@@ -245,11 +248,11 @@ def test_foreign_targets_are_refused_before_they_are_imported(config: Configure)
 
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam", "adamw", "adagrad"])
 def test_optimizers_are_fresh_each_time(config: Configure, name: str) -> None:
-    parts = build(config(*CONVNET, "regime=finetune", f"optimizer={name}", "optimizer.lr=0.0125"), {})
-    first, second = parts.recipe.optimizer(), parts.recipe.optimizer()
+    components = build(config(*CONVNET, "regime=finetune", f"optimizer={name}", "optimizer.lr=0.0125"), {})
+    first, second = components.recipe.optimizer(), components.recipe.optimizer()
     assert first is not second and type(first).__name__.lower() == name
     assert float(first.learning_rate) == pytest.approx(0.0125)
-    assert type(parts.head_recipe.optimizer()).__name__ == "AdamW"
+    assert type(components.head_recipe.optimizer()).__name__ == "AdamW"
 
 
 def test_build_backbone_maps_pixels_to_feature_maps(config: Configure) -> None:

@@ -84,19 +84,19 @@ def images_of(count: int = COUNT, split: str = "train") -> ImageSet:
     return ImageSet(split, entries, np.zeros(count, "int32"), SIZE, lambda: Rows([pixels]))
 
 
-def cuts(parts: Any) -> tuple[NetworkSplit, NetworkSplit]:
+def cuts(components: Any) -> tuple[NetworkSplit, NetworkSplit]:
     """All frozen, and the last block not."""
-    return split_network(parts.backbone, 0, "average"), split_network(parts.backbone, 1, "average")
+    return split_network(components.backbone, 0, "average"), split_network(components.backbone, 1, "average")
 
 
-def wants_of(parts: Any, images: ImageSet) -> list[FeatureRequest]:
+def wants_of(components: Any, images: ImageSet) -> list[FeatureRequest]:
     """What fine-tuning asks for: features for the head, and two views at the boundary."""
-    frozen, boundary = cuts(parts)
+    frozen, network_split = cuts(components)
     return [
         FeatureRequest(frozen, images),
-        FeatureRequest(boundary, images),
-        FeatureRequest(boundary, images, 0),
-        FeatureRequest(boundary, images, 1),
+        FeatureRequest(network_split, images),
+        FeatureRequest(network_split, images, 0),
+        FeatureRequest(network_split, images, 1),
     ]
 
 
@@ -127,17 +127,17 @@ def contents(cache: Path) -> dict[str, bytes]:
 
 
 def test_rows_are_what_the_network_makes_of_the_images(tmp_path: Path) -> None:
-    parts, images = tiny(tmp_path), images_of()
-    features, rows, *views = extract(parts, wants_of(parts, images), Told())
-    for table, prefix in ((features, cuts(parts)[0].prefix), (rows, cuts(parts)[1].prefix)):
+    components, images = tiny(tmp_path), images_of()
+    features, rows, *views = extract(components, wants_of(components, images), Told())
+    for table, prefix in ((features, cuts(components)[0].frozen_part), (rows, cuts(components)[1].frozen_part)):
         expected = prefix.predict(images.pixels[:].astype("float32"), verbose=0)
         assert table.shape == expected.shape and table.dtype == np.float32
         np.testing.assert_allclose(table[:], expected, atol=1e-5)
         order = np.random.default_rng(0).permutation(COUNT)[:40]
         np.testing.assert_array_equal(table[order], table[:][order])
-    pixels = [feature_cache.reader(parts, images, view)(slice(64, 96)) for view in (0, 1)]
+    pixels = [feature_cache.reader(components, images, view)(slice(64, 96)) for view in (0, 1)]
     for view, augmented in zip(views, pixels, strict=True):
-        np.testing.assert_allclose(view[64:96], cuts(parts)[1].prefix(augmented), atol=1e-5)
+        np.testing.assert_allclose(view[64:96], cuts(components)[1].frozen_part(augmented), atol=1e-5)
     assert np.any(views[0][:] != views[1][:]) and np.any(views[0][:] != rows[:])
     files = sorted(path.parent.name for path in (tmp_path / "cache").rglob("array.npy"))
     assert files == sorted(["0000000", "0000256", "0000512"] * 4)
@@ -146,17 +146,17 @@ def test_rows_are_what_the_network_makes_of_the_images(tmp_path: Path) -> None:
 def test_boundaries_share_a_pass_and_views_a_sweep(
     tmp_path: Path, passes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts, images = tiny(tmp_path), images_of()
+    components, images = tiny(tmp_path), images_of()
     read: list[tuple[int | None, int]] = []
     reader = feature_cache.reader
 
-    def listening(parts: Any, images: ImageSet, view: int | None) -> Callable[[slice], np.ndarray]:
-        give = reader(parts, images, view)
+    def listening(components: Any, images: ImageSet, view: int | None) -> Callable[[slice], np.ndarray]:
+        give = reader(components, images, view)
         return lambda at: (read.append((view, at.start)), give(at))[1]
 
     monkeypatch.setattr(feature_cache, "reader", listening)
     told = Told()
-    extract(parts, wants_of(parts, images), told)
+    extract(components, wants_of(components, images), told)
     assert sum(rows for rows, _ in passes) == 3 * COUNT, "once as they are, for both tables, and once a view"
     assert sum(rows for rows, tables in passes if tables == 2) == COUNT
     firsts = [start // SHARD_ROWS for _, start in read]
@@ -164,24 +164,24 @@ def test_boundaries_share_a_pass_and_views_a_sweep(
     assert told.stages == [("features of train, 3 views", 3 * COUNT)] and sum(told.steps) == 3 * COUNT
     passes.clear()
     told = Told()
-    extract(parts, wants_of(parts, images), told)
+    extract(components, wants_of(components, images), told)
     assert not passes and not told.stages, "nothing is left to do"
 
 
 def test_an_interruption_costs_the_shard_it_fell_into(tmp_path: Path, passes: list[tuple[int, int]]) -> None:
-    parts, images = tiny(tmp_path / "broken"), images_of()
-    wants = wants_of(parts, images)
+    components, images = tiny(tmp_path / "broken"), images_of()
+    wants = wants_of(components, images)
 
     def stop(done: int) -> None:
         if done >= 4 * SHARD_ROWS + 64:  # three views of the first images, one of the next, and a bit
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        extract(parts, wants, Told(stop))
+        extract(components, wants, Told(stop))
     assert len(contents(tmp_path / "broken")) == 4 + 2
     passes.clear()
     told = Told()
-    extract(parts, wants, told)
+    extract(components, wants, told)
     assert sum(rows for rows, _ in passes) == 3 * COUNT - 4 * SHARD_ROWS
     assert told.steps[0] == 4 * SHARD_ROWS and sum(told.steps) == 3 * COUNT, "what was stored is counted at once"
     extract(tiny(tmp_path / "whole"), wants, Told())
@@ -200,8 +200,8 @@ def _killed(outputs: Path) -> None:
         np.concatenate(table.filling, out=rows)
 
     vars(feature_cache)["Table"].write = half
-    parts = tiny(outputs)
-    extract(parts, wants_of(parts, images_of()), Told())
+    components = tiny(outputs)
+    extract(components, wants_of(components, images_of()), Told())
 
 
 @pytest.mark.slow  # an interruption in one process is above, tests/reliability kills whole runs
@@ -212,8 +212,8 @@ def test_a_killed_extraction_resumes_and_ends_the_same(tmp_path: Path, passes: l
     assert process.exitcode == -signal.SIGKILL
     left = tmp_path / "killed" / "cache" / "activations"
     assert list(left.rglob(".*")) and len([path for path in left.rglob("0*") if path.is_dir()]) == 4
-    parts, images = tiny(tmp_path / "killed"), images_of()
-    extract(parts, wants_of(parts, images), Told())
+    components, images = tiny(tmp_path / "killed"), images_of()
+    extract(components, wants_of(components, images), Told())
     assert sum(rows for rows, _ in passes) == 3 * COUNT - 3 * SHARD_ROWS
     whole = tiny(tmp_path / "whole")
     extract(whole, wants_of(whole, images), Told())
@@ -223,24 +223,24 @@ def test_a_killed_extraction_resumes_and_ends_the_same(tmp_path: Path, passes: l
 def test_a_damaged_shard_is_made_again_alone(
     tmp_path: Path, passes: list[tuple[int, int]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    parts, images = tiny(tmp_path), images_of()
-    wants = wants_of(parts, images)
-    extract(parts, wants, Told())
+    components, images = tiny(tmp_path), images_of()
+    wants = wants_of(components, images)
+    extract(components, wants, Told())
     before = contents(tmp_path)
-    shard = feature_cache.FeatureTable(parts, wants[1]).folder / "0000256" / "array.npy"
+    shard = feature_cache.FeatureTable(components, wants[1]).folder / "0000256" / "array.npy"
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
     passes.clear()
     with caplog.at_level(logging.WARNING):
-        extract(parts, wants, Told())
+        extract(components, wants, Told())
     assert passes == [(BATCH, 1)] * (SHARD_ROWS // BATCH)
     assert str(shard.parent) in caplog.text
     assert contents(tmp_path) == before
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
-    parts = tiny(tmp_path, filters=64)
+    components = tiny(tmp_path, filters=64)
     count = 32 * SHARD_ROWS
     few = images_of(1)
     many = ImageSet(
@@ -252,7 +252,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     )
     memory: list[int] = []
     told = Told(lambda done: memory.append(psutil.Process().memory_info().rss))
-    (rows,) = extract(parts, [FeatureRequest(cuts(parts)[1], many)], told)
+    (rows,) = extract(components, [FeatureRequest(cuts(components)[1], many)], told)
     stored = count * 8 * 8 * 64 * 4
     assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("array.npy")) > stored > 130e6
     settled = 2 * SHARD_ROWS // BATCH  # batches; a shard is 4 MB
@@ -263,35 +263,37 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
 
 
 def test_shards_are_smaller_where_rows_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts, images = tiny(tmp_path), images_of(100)
-    frozen, boundary = cuts(parts)
-    whole = extract(parts, [FeatureRequest(boundary, images)], Told())[0][:]
+    components, images = tiny(tmp_path), images_of(100)
+    frozen, network_split = cuts(components)
+    whole = extract(components, [FeatureRequest(network_split, images)], Told())[0][:]
     monkeypatch.setattr(feature_cache, "SHARD_BYTES", 70 * 8 * 8 * 4 * 4)  # rows at the boundary
-    tables = [feature_cache.FeatureTable(parts, FeatureRequest(one, images)) for one in (frozen, boundary)]
+    tables = [feature_cache.FeatureTable(components, FeatureRequest(one, images)) for one in (frozen, network_split)]
     assert [table.step for table in tables] == [SHARD_ROWS, 64]
-    features, rows = extract(parts, [FeatureRequest(frozen, images), FeatureRequest(boundary, images)], Told())
+    features, rows = extract(
+        components, [FeatureRequest(frozen, images), FeatureRequest(network_split, images)], Told()
+    )
     np.testing.assert_array_equal(rows[:], whole)
-    np.testing.assert_allclose(features[:], frozen.prefix(images.pixels[:].astype("float32")), atol=1e-5)
+    np.testing.assert_allclose(features[:], frozen.frozen_part(images.pixels[:].astype("float32")), atol=1e-5)
     monkeypatch.setattr(feature_cache, "SHARD_BYTES", 1)
-    assert feature_cache.FeatureTable(parts, FeatureRequest(boundary, images)).step == BATCH
+    assert feature_cache.FeatureTable(components, FeatureRequest(network_split, images)).step == BATCH
 
 
 def test_float16_is_half_the_size_and_close(tmp_path: Path) -> None:
     images = images_of(40)
     exact, half = (
-        extract(parts, [FeatureRequest(cuts(parts)[1], images)], Told())[0]
-        for parts in (tiny(tmp_path), tiny(tmp_path, "regime.activations=float16"))
+        extract(components, [FeatureRequest(cuts(components)[1], images)], Told())[0]
+        for components in (tiny(tmp_path), tiny(tmp_path, "regime.activations=float16"))
     )
     assert (exact.dtype, half.dtype) == (np.dtype("float32"), np.dtype("float16"))
     np.testing.assert_allclose(half[:], exact[:], rtol=1e-3, atol=1e-4)
 
 
 def test_numbers_beyond_float16_are_an_error(tmp_path: Path) -> None:
-    parts, images = tiny(tmp_path, "regime.activations=float16"), images_of(40)
-    _, boundary = cuts(parts)
-    boundary.prefix.get_layer("block1_conv").bias.assign([0, 0, 0, 70_000.0])
+    components, images = tiny(tmp_path, "regime.activations=float16"), images_of(40)
+    _, network_split = cuts(components)
+    network_split.frozen_part.get_layer("block1_conv").bias.assign([0, 0, 0, 70_000.0])
     with pytest.raises(ConfigError, match=r"regime\.activations: float16 .* 65,504.*block2_conv reach 7\d,.*=float32"):
-        extract(parts, [FeatureRequest(boundary, images)], Told())
+        extract(components, [FeatureRequest(network_split, images)], Told())
     assert contents(tmp_path) == {}
     exact = tiny(tmp_path)
     assert extract(exact, [FeatureRequest(cuts(exact)[1], images)], Told())[0].shape == (40, 8, 8, 4)
@@ -300,26 +302,26 @@ def test_numbers_beyond_float16_are_an_error(tmp_path: Path) -> None:
 def test_what_does_not_fit_on_the_disk_is_refused_before_anything_runs(
     tmp_path: Path, passes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    parts, images = tiny(tmp_path), images_of()
-    frozen, boundary = cuts(parts)
+    components, images = tiny(tmp_path), images_of()
+    frozen, network_split = cuts(components)
     with caplog.at_level(logging.INFO):
-        extract(parts, [FeatureRequest(frozen, images)], Told())
-    assert f"Activations to be stored: 14.4 kB, in {parts.cache}" in caplog.text
+        extract(components, [FeatureRequest(frozen, images)], Told())
+    assert f"Activations to be stored: 14.4 kB, in {components.cache}" in caplog.text
     passes.clear()
     usage = namedtuple("usage", "total used free")
     needed = 2 * COUNT * 8 * 8 * 4 * 4
     wants = [
         FeatureRequest(frozen, images),
-        FeatureRequest(boundary, images),
-        FeatureRequest(boundary, images, 0),
+        FeatureRequest(network_split, images),
+        FeatureRequest(network_split, images, 0),
     ]
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, feature_cache.RESERVE + needed - 1))
     with pytest.raises(ConfigError) as raised:
-        extract(parts, wants, Told())
+        extract(components, wants, Told())
     for said in (
         "1.2 MB",
         "269.7 MB free",
-        str(parts.cache),
+        str(components.cache),
         "cache prune",
         "outputs=",
         "views",
@@ -329,42 +331,43 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_anything_runs(
         assert said in str(raised.value), said
     assert not passes
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, feature_cache.RESERVE + needed))
-    extract(parts, wants, Told())
+    extract(components, wants, Told())
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, 0))
-    extract(parts, wants, Told())  # all is there
+    extract(components, wants, Told())  # all is there
 
 
 def test_the_key_moves_with_all_that_the_numbers_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = images_of(40)
 
-    def name(parts: Any, view: int | None = None, images: ImageSet = images, unfrozen: int = 1) -> str:
+    def name(components: Any, view: int | None = None, images: ImageSet = images, unfrozen: int = 1) -> str:
         return feature_cache.FeatureTable(
-            parts, FeatureRequest(split_network(parts.backbone, unfrozen, "average"), images, view)
+            components, FeatureRequest(split_network(components.backbone, unfrozen, "average"), images, view)
         ).name
 
     def arrange(order: list[int]) -> ImageSet:
         return dataclasses.replace(images, entries=tuple(images.entries[at] for at in order))
 
-    parts = tiny(tmp_path)
+    components = tiny(tmp_path)
     names = [
-        name(parts), name(parts, 0), name(parts, 1), name(parts, unfrozen=0), name(parts, unfrozen=2),
+        name(components), name(components, 0), name(components, 1), name(components, unfrozen=0),
+        name(components, unfrozen=2),
         name(tiny(tmp_path, "regime.activations=float16")), name(tiny(tmp_path, "augmentation.seed=1"), 0),
         name(tiny(tmp_path, "augmentation.rotation=3"), 0), name(tiny(tmp_path, filters=5)),
-        name(parts, images=arrange([1, 0, *range(2, 40)])), name(parts, images=arrange(list(range(39)))),
+        name(components, images=arrange([1, 0, *range(2, 40)])), name(components, images=arrange(list(range(39)))),
     ]  # fmt: skip
     changed = ((augmentation, "VERSION"), (decoder, "VERSION"), (network, "VERSION"), (feature_cache, "BATCH"))
     for module, version in changed:
         with monkeypatch.context() as patch:
             patch.setattr(module, version, vars(module)[version] + 1)
-            names.append(name(parts, 0))
+            names.append(name(components, 0))
     assert len(set(names)) == len(names)
     assert name(tiny(tmp_path, "seed=5", "epochs=3", "augmentation.rotation=3")) == names[0]
     assert name(tiny(tmp_path, "seed=5")) == names[0] and name(tiny(tmp_path), 1) == names[2]
 
 
 def test_an_entry_says_what_it_is_for(tmp_path: Path) -> None:
-    parts, images = tiny(tmp_path), images_of(40, "validation")
-    extract(parts, [FeatureRequest(cuts(parts)[1], images, 2)], Told())
+    components, images = tiny(tmp_path), images_of(40, "validation")
+    extract(components, [FeatureRequest(cuts(components)[1], images, 2)], Told())
     (meta,) = (tmp_path / "cache").rglob("meta.json")
     assert json.loads(meta.read_text())["about"] == {
         "network": "convnet", "boundary": "block2_conv", "split": "validation", "view": 2, "rows": 40
@@ -372,10 +375,10 @@ def test_an_entry_says_what_it_is_for(tmp_path: Path) -> None:
 
 
 def _extracts(outputs: Path, start: Any, results: Any) -> None:
-    parts, told = tiny(outputs), Told()
-    wants = wants_of(parts, images_of())
+    components, told = tiny(outputs), Told()
+    wants = wants_of(components, images_of())
     start.wait()
-    rows = extract(parts, wants, told)
+    rows = extract(components, wants, told)
     results.put((sum(told.steps), [float(table[:].sum()) for table in rows]))
 
 
@@ -395,20 +398,20 @@ def test_processes_that_want_the_same_share_the_work(tmp_path: Path) -> None:
 
 
 def test_tables_in_use_are_not_removed(tmp_path: Path) -> None:
-    parts, images = tiny(tmp_path), images_of(40)
-    want = FeatureRequest(cuts(parts)[1], images)
-    folder = feature_cache.FeatureTable(parts, want).folder
+    components, images = tiny(tmp_path), images_of(40)
+    want = FeatureRequest(cuts(components)[1], images)
+    folder = feature_cache.FeatureTable(components, want).folder
 
     def in_the_middle(done: int) -> None:
         if done:
-            assert not array_cache.remove(parts.cache, folder)
+            assert not array_cache.remove(components.cache, folder)
 
-    (rows,) = extract(parts, [want], Told(in_the_middle))
-    assert not array_cache.remove(parts.cache, folder)
+    (rows,) = extract(components, [want], Told(in_the_middle))
+    assert not array_cache.remove(components.cache, folder)
     before = rows[:]
     del rows
-    assert array_cache.remove(parts.cache, folder) and not folder.exists()
-    np.testing.assert_array_equal(extract(parts, [want], Told())[0][:], before)
+    assert array_cache.remove(components.cache, folder) and not folder.exists()
+    np.testing.assert_array_equal(extract(components, [want], Told())[0][:], before)
 
 
 def test_a_failed_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,7 +419,7 @@ def test_a_failed_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", fails)
-    parts = tiny(tmp_path)
+    components = tiny(tmp_path)
     with pytest.raises(OSError, match="No space left"):
-        extract(parts, [FeatureRequest(cuts(parts)[1], images_of(40))], Told())
+        extract(components, [FeatureRequest(cuts(components)[1], images_of(40))], Told())
     assert contents(tmp_path) == {}

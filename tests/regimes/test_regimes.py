@@ -51,20 +51,20 @@ Weights = dict[str, np.ndarray]  # "layer/weight" -> value
 class Done(NamedTuple):
     """A regime that has run."""
 
-    parts: RunComponents
-    splits: Dataset
-    fitted: TrainingResult
+    components: RunComponents
+    dataset: Dataset
+    result: TrainingResult
     told: list[EpochRecord]
     before: Weights  # of the backbone
     ran: list[int]  # images of every batch that went through a frozen part for the store
 
     @property
     def after(self) -> Weights:
-        return weights_of(self.parts.backbone.model)
+        return weights_of(self.components.backbone.model)
 
     @property
     def head(self) -> Weights:
-        return weights_of(self.fitted.model.get_layer("head"))
+        return weights_of(self.result.model.get_layer("head"))
 
 
 def weights_of(model: keras.Model) -> Weights:
@@ -86,11 +86,11 @@ def built(root: Path, outputs: Path, *overrides: str) -> RunComponents:
 
 def run_regime(root: Path, outputs: Path, *overrides: str) -> Done:
     """Builds, reads and trains in this process, with random backbone weights unless told otherwise."""
-    parts = built(root, outputs, *overrides)
-    splits = read_data(parts)
+    components = built(root, outputs, *overrides)
+    dataset = read_data(components)
     told: list[EpochRecord] = []
     ran: list[int] = []
-    before = weights_of(parts.backbone.model)
+    before = weights_of(components.backbone.model)
     with pytest.MonkeyPatch.context() as patch:
 
         def listening(models: Sequence[keras.Model]) -> Callable[[np.ndarray], list[np.ndarray]]:
@@ -103,8 +103,8 @@ def run_regime(root: Path, outputs: Path, *overrides: str) -> Done:
             return heard
 
         patch.setattr(feature_cache, "inference_functions", listening)
-        fitted = parts.regime(parts, splits, TrainingContext(Terminal(Console(quiet=True)), told.append))
-    return Done(parts, splits, fitted, told, before, ran)
+        result = components.regime(components, dataset, TrainingContext(Terminal(Console(quiet=True)), told.append))
+    return Done(components, dataset, result, told, before, ran)
 
 
 @pytest.fixture(scope="module")
@@ -151,18 +151,18 @@ def changed(before: Weights, after: Weights) -> set[str]:
 
 def assert_sound(done: Done) -> None:
     """Scores are those of the joined model, for every split; the history is what was told."""
-    assert set(done.fitted.scores) == {"validation", "test"}
-    for images in (done.splits.validation, done.splits.test):
+    assert set(done.result.scores) == {"validation", "test"}
+    for images in (done.dataset.validation, done.dataset.test):
         assert images is not None
-        scores = done.fitted.scores[images.split]
-        assert scores.shape == (len(images), len(done.splits.classes)) and scores.dtype == np.float32
+        scores = done.result.scores[images.split]
+        assert scores.shape == (len(images), len(done.dataset.classes)) and scores.dtype == np.float32
         np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
-        whole = done.fitted.model.predict_on_batch(images.pixels[:].astype("float32"))
+        whole = done.result.model.predict_on_batch(images.pixels[:].astype("float32"))
         np.testing.assert_allclose(scores, whole, atol=1e-4)
         assert scores.std() > 1e-6  # images are told apart at all
-    assert curves(tuple(done.told)) == curves(done.fitted.history)
-    last = done.fitted.history[-1].metrics["validation_accuracy"]
-    accuracy = (done.fitted.scores["validation"].argmax(axis=1) == done.splits.validation.labels).mean()
+    assert curves(tuple(done.told)) == curves(done.result.history)
+    last = done.result.history[-1].metrics["validation_accuracy"]
+    accuracy = (done.result.scores["validation"].argmax(axis=1) == done.dataset.validation.labels).mean()
     assert accuracy == pytest.approx(last)
 
 
@@ -171,7 +171,7 @@ def test_scratch_trains_everything(once: Callable[..., Done], name: str) -> None
     done = once(name, "regime=scratch", "augmentation=light")
     assert_sound(done)
     assert changed(done.before, done.after) == set(done.before)  # BatchNorm's statistics, too
-    assert [(one.step, one.phase) for one in done.fitted.history] == [(0, "scratch"), (1, "scratch")]
+    assert [(one.step, one.phase) for one in done.result.history] == [(0, "scratch"), (1, "scratch")]
     if name == "mobilenet_v2":
         assert any(key.endswith(STATISTICS) for key in done.before)
 
@@ -181,10 +181,10 @@ def test_bottleneck_trains_the_head_only(once: Callable[..., Done], name: str) -
     done = once(name, "regime=bottleneck")
     assert_sound(done)
     assert changed(done.before, done.after) == set()
-    fresh = weights_of(done.parts.head(2))
+    fresh = weights_of(done.components.head(2))
     moved = changed(fresh, done.head)
     assert {key for key in moved if "/seed" not in key} == {key for key in fresh if "/seed" not in key}
-    assert [(one.step, one.phase) for one in done.fitted.history] == [(0, "head"), (1, "head")]
+    assert [(one.step, one.phase) for one in done.result.history] == [(0, "head"), (1, "head")]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_finetune_moves_the_last_stages_and_no_others(
         key for key in done.before if key.split("/")[0] in UNFROZEN[name, unfrozen] and not key.endswith(STATISTICS)
     }
     assert changed(done.before, done.after) == wanted
-    assert [(one.step, one.phase, one.epoch) for one in done.fitted.history] == [
+    assert [(one.step, one.phase, one.epoch) for one in done.result.history] == [
         (0, "head", 0), (1, "head", 1), (2, "finetune", 0), (3, "finetune", 1),
     ]  # fmt: skip
     bottleneck_head = once(name, "regime=bottleneck").head
@@ -237,8 +237,8 @@ def test_each_stage_learns_slower_than_the_one_above_it(small: Callable[..., Don
 def test_finetune_finds_the_head_that_bottleneck_trained(once: Callable[..., Done]) -> None:
     head = once("convnet", "regime=bottleneck")
     tuned = finetuned(once, "convnet", 1)
-    assert tuned.fitted.facts == {"head_source": "head cache"}
-    assert tuned.fitted.history[:2] == head.fitted.history  # with its own timestamps
+    assert tuned.result.facts == {"head_source": "head cache"}
+    assert tuned.result.history[:2] == head.result.history  # with its own timestamps
 
 
 @pytest.fixture
@@ -262,20 +262,20 @@ def tuned(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
 @pytest.fixture
 def first(tuned: Done, store: Path) -> Done:
     """That run, with a copy of what it has stored as this test's store."""
-    shutil.copytree(tuned.parts.cache, store / "cache")
+    shutil.copytree(tuned.components.cache, store / "cache")
     return tuned
 
 
 def test_a_second_finetune_finds_head_and_activations(first: Done, small: Callable[..., Done]) -> None:
     second = small("regime=finetune")
-    assert first.fitted.facts == {"head_source": "trained in this run"}
-    assert second.fitted.facts == {"head_source": "head cache"}
+    assert first.result.facts == {"head_source": "trained in this run"}
+    assert second.result.facts == {"head_source": "head cache"}
     assert first.ran and not second.ran  # the part below the boundary never ran again
-    assert second.fitted.history[:2] == first.fitted.history[:2]
-    assert curves(second.fitted.history) == curves(first.fitted.history)
+    assert second.result.history[:2] == first.result.history[:2]
+    assert curves(second.result.history) == curves(first.result.history)
     assert len(second.told) == 4  # the head's epochs are told, too
     for split in ("validation", "test"):
-        np.testing.assert_array_equal(second.fitted.scores[split], first.fitted.scores[split])
+        np.testing.assert_array_equal(second.result.scores[split], first.result.scores[split])
     assert changed(first.after, second.after) == changed(first.head, second.head) == set()
 
 
@@ -286,7 +286,7 @@ def test_every_image_goes_through_the_network_once(small: Callable[..., Done]) -
     assert sum(done.ran) == train + validation + test + train * views
     assert len(done.ran) == 3 + views, "each split fits into a batch"
     deeper = small("regime=finetune", "augmentation=light", "regime.unfrozen_blocks=2", "regime.views=1", "seed=0")
-    assert deeper.fitted.facts == {"head_source": "head cache"}
+    assert deeper.result.facts == {"head_source": "head cache"}
     assert sum(deeper.ran) == validation + test + train, "the head's features are not asked for"
     plain = small("regime=finetune", "augmentation=none", "seed=1")
     assert sum(plain.ran) == train + validation + test, "random weights of another seed; one pass for both phases"
@@ -295,13 +295,13 @@ def test_every_image_goes_through_the_network_once(small: Callable[..., Done]) -
 def test_float16_is_close_and_stored_as_such(once: Callable[..., Done]) -> None:
     for name in NETWORKS:
         exact, half = once(name, "regime=bottleneck"), once(name, "regime=bottleneck", "regime.activations=float16")
-        np.testing.assert_allclose(half.fitted.scores["test"], exact.fitted.scores["test"], atol=0.02)
-        assert np.any(half.fitted.scores["test"] != exact.fitted.scores["test"])
+        np.testing.assert_allclose(half.result.scores["test"], exact.result.scores["test"], atol=0.02)
+        assert np.any(half.result.scores["test"] != exact.result.scores["test"])
     tuned = finetuned(once, "convnet", 1, "regime.activations=float16")
     np.testing.assert_allclose(
-        tuned.fitted.scores["test"], finetuned(once, "convnet", 1).fitted.scores["test"], atol=0.02
+        tuned.result.scores["test"], finetuned(once, "convnet", 1).result.scores["test"], atol=0.02
     )
-    metas = (tuned.parts.cache / "activations").glob("*/*/meta.json")
+    metas = (tuned.components.cache / "activations").glob("*/*/meta.json")
     assert {json.loads(meta.read_text())["dtype"] for meta in metas} == {"<f2", "<f4"}
 
 
@@ -309,22 +309,22 @@ def test_a_head_is_kept_by_what_its_pixels_and_numbers_come_from(
     small: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = small("regime=bottleneck")
-    config = done.parts.config
-    assert bottleneck.head_folder(done.parts, done.splits, config).is_dir()
+    config = done.components.config
+    assert bottleneck.head_folder(done.components, done.dataset, config).is_dir()
     for module in (decoder, network):
         with monkeypatch.context() as patch:
             patch.setattr(module, "VERSION", module.VERSION + 1)
-            assert bottleneck.cached_head(done.parts, done.splits, config) is None
+            assert bottleneck.cached_head(done.components, done.dataset, config) is None
     monkeypatch.setattr(bottleneck, "versions", lambda: {**feature_cache.versions(), "keras": "9"})
-    assert bottleneck.cached_head(done.parts, done.splits, config) is None
+    assert bottleneck.cached_head(done.components, done.dataset, config) is None
 
 
 def test_the_head_is_shared_by_runs_that_would_train_the_same(drawn: Path, tmp_path: Path) -> None:
-    parts = built(drawn, tmp_path, *NETWORKS["convnet"], "regime=finetune")
+    components = built(drawn, tmp_path, *NETWORKS["convnet"], "regime=finetune")
 
     def head(*settings: str) -> str:
         config = configured(drawn, tmp_path, *NETWORKS["convnet"], *settings)
-        return parts.identity(schema.head_run(config), "data")
+        return components.identity(schema.head_run(config), "data")
 
     first = head("regime=finetune")
     for setting in ("seed=1", "regime.head_epochs=1", "model.head.dropout=0.4", "regime.head_optimizer.lr=2e-3",
@@ -334,7 +334,7 @@ def test_the_head_is_shared_by_runs_that_would_train_the_same(drawn: Path, tmp_p
                     "regime.views=1", "evaluate.test=false", "tracking=sqlite"):  # fmt: skip
         assert head("regime=finetune", setting) == first, setting
     bottleneck = configured(drawn, tmp_path, *NETWORKS["convnet"], "regime=bottleneck")
-    assert parts.identity(bottleneck, "data") == first != parts.identity(bottleneck, "other data")
+    assert components.identity(bottleneck, "data") == first != components.identity(bottleneck, "other data")
 
 
 def flip_last_byte(path: Path) -> None:
@@ -355,9 +355,9 @@ def test_damage_in_the_cache_is_told_and_made_good(
         second = small("regime=finetune")
     assert "damaged" in caplog.text.lower()
     heads = "heads" in pattern
-    assert second.fitted.facts == {"head_source": "trained in this run" if heads else "head cache"}
+    assert second.result.facts == {"head_source": "trained in this run" if heads else "head cache"}
     assert bool(second.ran) is not heads
-    np.testing.assert_array_equal(second.fitted.scores["validation"], first.fitted.scores["validation"])
+    np.testing.assert_array_equal(second.result.scores["validation"], first.result.scores["validation"])
 
 
 def test_stored_activations_train_as_the_whole_network_does(small: Callable[..., Done]) -> None:
@@ -391,7 +391,7 @@ def test_seeds_share_one_extraction(small: Callable[..., Done], drawn: Path, sto
     small("regime=finetune", "augmentation=light", f"model.weights={body}")
     entries = sorted((store / "cache" / "activations").iterdir())
     other = small("regime=finetune", "augmentation=light", f"model.weights={body}", "seed=1")
-    assert other.fitted.facts == {"head_source": "trained in this run"}
+    assert other.result.facts == {"head_source": "trained in this run"}
     assert not other.ran
     assert sorted((store / "cache" / "activations").iterdir()) == entries
 
@@ -417,7 +417,7 @@ def test_three_classes(three_classes: Path, tmp_path: Path, regime: str) -> None
         three_classes, tmp_path, *NETWORKS["convnet"], f"regime={regime}", "augmentation=light", "epochs=20",
         "regime.head_epochs=20", "optimizer.lr=0.01" if regime == "finetune" else "optimizer.lr=2e-3",
     )  # fmt: skip
-    assert done.splits.classes == ("blobs", "greys", "stripes")
+    assert done.dataset.classes == ("blobs", "greys", "stripes")
     assert_sound(done)
-    assert done.fitted.scores["validation"].shape == (18, 3)
-    assert done.fitted.history[-1].metrics["validation_accuracy"] > 0.6  # 1/3 by chance
+    assert done.result.scores["validation"].shape == (18, 3)
+    assert done.result.history[-1].metrics["validation_accuracy"] > 0.6  # 1/3 by chance

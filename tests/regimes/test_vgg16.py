@@ -20,8 +20,8 @@ LAST_BLOCKS = {
 }
 
 
-def weights_by_layer(parts: RunComponents) -> dict[str, list[np.ndarray]]:
-    return {layer.name: layer.get_weights() for layer in parts.backbone.model.layers if layer.weights}
+def weights_by_layer(components: RunComponents) -> dict[str, list[np.ndarray]]:
+    return {layer.name: layer.get_weights() for layer in components.backbone.model.layers if layer.weights}
 
 
 @pytest.mark.slow
@@ -37,15 +37,15 @@ def test_two_epochs_move_the_unfrozen_blocks_and_no_others(
         "model=vgg16", "model.weights=null", "data=folder", f"data.root={photographs}", f"regime={name}", "epochs=2",
         "regime.head_epochs=2", "data.limit.train=30", "data.limit.validation=10", *overrides,
     )  # fmt: skip
-    parts = build(checked, {})
-    assert parts.backbone.model.count_params() == 14_714_688
+    components = build(checked, {})
+    assert components.backbone.model.count_params() == 14_714_688
     assert checked.data.image_size == 150
-    before = weights_by_layer(parts)
+    before = weights_by_layer(components)
     records: list[EpochRecord] = []
-    splits = read_data(parts)
-    fitted = parts.regime(parts, splits, TrainingContext(Terminal(Console(quiet=True)), records.append))
+    dataset = read_data(components)
+    result = components.regime(components, dataset, TrainingContext(Terminal(Console(quiet=True)), records.append))
 
-    after = weights_by_layer(parts)
+    after = weights_by_layer(components)
     moved = [
         layer
         for layer, values in after.items()
@@ -53,5 +53,5 @@ def test_two_epochs_move_the_unfrozen_blocks_and_no_others(
     ]
     assert moved == (LAST_BLOCKS[int(unfrozen)] if unfrozen else [])
     assert [record.phase for record in records] == ["head"] * 2 + (["finetune"] * 2 if unfrozen else [])
-    joined = fitted.model.predict_on_batch(splits.validation.pixels[:].astype("float32"))
-    np.testing.assert_allclose(joined, fitted.scores["validation"], atol=1e-4)
+    joined = result.model.predict_on_batch(dataset.validation.pixels[:].astype("float32"))
+    np.testing.assert_allclose(joined, result.scores["validation"], atol=1e-4)

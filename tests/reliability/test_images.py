@@ -258,9 +258,9 @@ def test_images_that_change_after_they_were_checked(root: Path, tries: Tries, ta
         flipped = bytearray(content)
         flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         (root / entry.path).write_bytes(flipped)
-        splits = splits_of(known, 16, root.parent / f"pixels{number}", 1e9)
+        dataset = splits_of(known, 16, root.parent / f"pixels{number}", 1e9)
         try:
-            for images in splits.scored(False) + [splits.train]:
+            for images in dataset.scored(False) + [dataset.train]:
                 images.pixels[:]
         except DataError as error:
             found += entry.path in str(error) and "changed since it was checked" in str(error)

@@ -113,8 +113,8 @@ def train(
         if one.epoch == interrupted_at:
             raise Died
 
-    watch = TrainingContext(listener, record, checkpoints)
-    epochs = watch.remaining("head", trained.epochs)
+    context = TrainingContext(listener, record, checkpoints)
+    epochs = context.remaining("head", trained.epochs)
     batches = feature_batches([rows], labels, batch_size=batch_size, seed=trained.seed, epochs=epochs)
     if shares is not None:
         mixed = tf.data.Dataset.from_tensors((rows, shares.astype("float32"))).repeat()
@@ -127,7 +127,7 @@ def train(
         classes=tuple("abcdef"[:classes]),
         phase="head",
         first_step=first_step,
-        watch=watch,
+        context=context,
     )
     return history, model, listener
 
@@ -182,7 +182,7 @@ def test_the_time_that_training_waits_for_its_batches_is_told() -> None:
             classes=("a", "b"),
             phase="scratch",
             first_step=0,
-            watch=TrainingContext(Listener(), lambda record: None),
+            context=TrainingContext(Listener(), lambda record: None),
         )
         return history[1].metrics["input_wait"]  # the first epoch traces
 
@@ -526,7 +526,7 @@ def test_weights_decay_as_configured(
         })  # fmt: skip
         fit(
             model, batches, eval_batches(rows, labels, COUNT), recipe=recipe, classes=("a", "b"), phase="head",
-            first_step=0, watch=TrainingContext(Listener(), lambda record: None),
+            first_step=0, context=TrainingContext(Listener(), lambda record: None),
         )  # fmt: skip
         results.append(model.get_weights())
     for variable, before, without, after in zip(model.variables, start, *results, strict=False):

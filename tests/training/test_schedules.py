@@ -144,7 +144,7 @@ def trained(recipe: TrainingPhase) -> tuple[EpochRecord, ...]:
         classes=("a", "b"),
         phase="scratch",
         first_step=0,
-        watch=TrainingContext(Silent(), lambda record: None),
+        context=TrainingContext(Silent(), lambda record: None),
     )
 
 

@@ -126,7 +126,7 @@ def measure(config: Config, batch: int, seconds: float) -> Cost:
     keras.utils.clear_session()
     keras.utils.set_random_seed(config.seed)
     backbone = build_backbone(config, None)
-    run = inference_function(split_network(backbone, 0, config.model.head.pooling).prefix)  # as feature_cache does
+    run = inference_function(split_network(backbone, 0, config.model.head.pooling).frozen_part)  # as feature_cache does
     size = config.data.image_size
     pixels = np.random.default_rng(0).uniform(0, 255, (batch, size, size, 3)).astype("float32")
     run(pixels)
@@ -140,7 +140,7 @@ def measure(config: Config, batch: int, seconds: float) -> Cost:
         size=size,
         stages=len(backbone.stages),
         parameters=backbone.model.count_params(),
-        last_stage=split_network(backbone, 1, config.model.head.pooling).suffix.count_params(),
+        last_stage=split_network(backbone, 1, config.model.head.pooling).trainable_part.count_params(),
         images_per_second=batch / statistics.median(times),
     )
 

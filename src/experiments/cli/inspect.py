@@ -28,9 +28,9 @@ def main() -> None:
         description="Looks at one part of a configuration, given as for train or as a run had it (--run), and writes "
         "what is to be seen as an image. `mistakes` looks at a run.",
     )
-    parts = parser.add_subparsers(dest="part", required=True, metavar="WHAT")
+    components = parser.add_subparsers(dest="part", required=True, metavar="WHAT")
     for add in (add_augmentation, add_data, add_model, add_schedule, add_lr, add_mistakes):
-        add(parts)
+        add(components)
     arguments, more = parser.parse_known_args()
     # argparse accepts positional arguments only in one piece, but overrides may be given on both sides of an option.
     wrong = [argument for argument in more if argument.startswith("-") or "overrides" not in arguments]
@@ -48,9 +48,11 @@ def main() -> None:
         sys.exit(code)
 
 
-def add_part(parts: Parts[argparse.ArgumentParser], name: str, about: str, description: str) -> argparse.ArgumentParser:
+def add_part(
+    components: Parts[argparse.ArgumentParser], name: str, about: str, description: str
+) -> argparse.ArgumentParser:
     """Add a subcommand that shows a part of a configuration, with the arguments that all of these share."""
-    parser = parts.add_parser(name, help=about, description=description)
+    parser = components.add_parser(name, help=about, description=description)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train: augmentation=strong seed=1")
     parser.add_argument("--config-dir", type=Path, help="folder with further choices, as train takes it")
     parser.add_argument(
@@ -140,9 +142,9 @@ def say(lines: Sequence[str]) -> None:
 # --- augmentation
 
 
-def add_augmentation(parts: Parts[argparse.ArgumentParser]) -> None:
+def add_augmentation(components: Parts[argparse.ArgumentParser]) -> None:
     parser = add_part(
-        parts,
+        components,
         "augmentation",
         "training images, and what the augmentation makes of them",
         "Draws training images, each in a row with what the augmentation makes of it in the first epochs. The draws "
@@ -175,9 +177,9 @@ def look_at_augmentation(arguments: argparse.Namespace) -> None:
 # --- data
 
 
-def add_data(parts: Parts[argparse.ArgumentParser]) -> None:
+def add_data(components: Parts[argparse.ArgumentParser]) -> None:
     parser = add_part(
-        parts,
+        components,
         "data",
         "classes, splits, sizes, and every file that is at fault",
         "Reads the data set as a run would, and tells of its classes and splits, its files' sizes, and of every file "
@@ -216,9 +218,9 @@ def look_at_data(arguments: argparse.Namespace) -> int:
 # --- model
 
 
-def add_model(parts: Parts[argparse.ArgumentParser]) -> None:
+def add_model(components: Parts[argparse.ArgumentParser]) -> None:
     parser = add_part(
-        parts,
+        components,
         "model",
         "layers, blocks, parameters, what is trained, and what an image costs",
         "Builds the network of a configuration and tells, block by block, its parameters and multiply-adds, what the "
@@ -244,24 +246,24 @@ def look_at_model(arguments: argparse.Namespace) -> None:
     with quiet_start():
         from experiments.inspection import model
     count = arguments.classes or (len(run.classes) if run else 2)
-    anatomy = model.summarize_model(config, count)
-    table = model.layer_table(anatomy) if arguments.layers else model.block_table(anatomy)
+    summary = model.summarize_model(config, count)
+    table = model.layer_table(summary) if arguments.layers else model.block_table(summary)
     from experiments.system.progress import PlainConsole
 
     wide = PlainConsole(width=1000)  # wide enough for whole layer names
     PlainConsole(width=max(PlainConsole().width, wide.measure(table).maximum)).print(table)
     print(f"{config.model.name}, {config.data.image_size} pixels, {count} classes; weights are not read")
-    say(model.sentences(config, anatomy))
+    say(model.sentences(config, summary))
     name = f"model-{config.model.name}"
-    keep(arguments, model.draw(config, anatomy), name=name, config=config, run=run, classes=str(count))
+    keep(arguments, model.draw(config, summary), name=name, config=config, run=run, classes=str(count))
 
 
 # --- schedule
 
 
-def add_schedule(parts: Parts[argparse.ArgumentParser]) -> None:
+def add_schedule(components: Parts[argparse.ArgumentParser]) -> None:
     parser = add_part(
-        parts,
+        components,
         "schedule",
         "the learning rate over the epochs to come",
         "Draws the learning rate of every epoch, warm-up and phases with it, as the run will set it; of a schedule "
@@ -288,9 +290,9 @@ def look_at_schedule(arguments: argparse.Namespace) -> None:
 # --- lr
 
 
-def add_lr(parts: Parts[argparse.ArgumentParser]) -> None:
+def add_lr(components: Parts[argparse.ArgumentParser]) -> None:
     parser = add_part(
-        parts,
+        components,
         "lr",
         "range test: which learning rate this training takes",
         "Trains the run's last phase for some batches, with a learning rate that grows with each, until the loss runs "
@@ -334,8 +336,8 @@ def look_for_rate(arguments: argparse.Namespace) -> None:
 # --- mistakes
 
 
-def add_mistakes(parts: Parts[argparse.ArgumentParser]) -> None:
-    parser = parts.add_parser(
+def add_mistakes(components: Parts[argparse.ArgumentParser]) -> None:
+    parser = components.add_parser(
         "mistakes",
         help="a run's most confident errors, and where it saw what it said",
         description="Draws the images that a finished run got wrong with most confidence, each beside what in it "

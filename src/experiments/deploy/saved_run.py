@@ -219,7 +219,7 @@ def join(run: Trained, weights: Path) -> keras.Model:
             "started from, has changed since"
         )
     if (weights / UNFROZEN).is_file():
-        suffix = network.split_network(backbone, regime.unfrozen_blocks, pool).suffix
+        suffix = network.split_network(backbone, regime.unfrozen_blocks, pool).trainable_part
         network.load_backbone(suffix, weights / UNFROZEN, run.name)
     head = build.build_head(config, backbone, len(run.classes))
     network.load_backbone(head, weights / HEAD, run.name)

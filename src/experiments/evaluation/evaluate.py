@@ -99,7 +99,7 @@ def image_score(metric: str, prediction: Prediction) -> float:
     return math.fsum((shares[name] - (name == label)) ** 2 for name in classes)
 
 
-def evaluate(scores: Mapping[str, np.ndarray], splits: Dataset, *, probabilities: bool = True) -> dict[str, Report]:
+def evaluate(scores: Mapping[str, np.ndarray], dataset: Dataset, *, probabilities: bool = True) -> dict[str, Report]:
     """Evaluate the scores of the validation split and, if there are any, of the test split; never of training images.
 
     Rows are rescaled to sum to exactly 1 before anything is computed. The metrics, with C classes:
@@ -121,7 +121,7 @@ def evaluate(scores: Mapping[str, np.ndarray], splits: Dataset, *, probabilities
     Args:
         scores: split -> probabilities [N, C] float, rows in the order of that split's images; "validation" is
             required, "train" is ignored.
-        splits: the data set that the scores belong to.
+        dataset: the data set that the scores belong to.
         probabilities: False for scores that only rank, as those of a hinge loss: loss, brier and calibration_error,
             which evaluate probabilities, are then omitted.
 
@@ -133,17 +133,17 @@ def evaluate(scores: Mapping[str, np.ndarray], splits: Dataset, *, probabilities
             no split, there are test scores without a test split, a shape is wrong, a split has no images, values are
             not finite or negative, or rows do not sum to 1 within 1e-3.
     """
-    images = {split.split: split for split in (splits.validation, splits.test) if split is not None}
+    images = {split.split: split for split in (dataset.validation, dataset.test) if split is not None}
     faults = [] if "validation" in scores else [f"expected scores of validation. Received: {sorted(scores)}"]
     faults += [f"{split}: expected one of {SPLITS}. Received: {split!r}" for split in scores if split not in SPLITS]
-    if "test" in scores and splits.test is None:
+    if "test" in scores and dataset.test is None:
         faults.append("test: expected no scores, the data set has no test split. Received: scores of test")
     scored = [split for split in images if split in scores]
     for split in scored:
-        faults += _faults(split, scores[split], (len(images[split]), len(splits.classes)))
+        faults += _faults(split, scores[split], (len(images[split]), len(dataset.classes)))
     if faults:
         raise ValueError("Scores cannot be evaluated:\n  " + "\n  ".join(faults))
-    reports = {split: _report(images[split], scores[split], splits.classes) for split in scored}
+    reports = {split: _report(images[split], scores[split], dataset.classes) for split in scored}
     if probabilities:
         return reports
     return {

@@ -49,14 +49,14 @@ def inspect_data(config: Config) -> DataReport:
 def counts(found: Manifest) -> Table:
     """Return the table of the numbers of images by class and split."""
     held = Counter((entry.class_name, entry.split) for entry in found.entries)
-    splits = [split for split in SPLITS if found.of(split)]
+    dataset = [split for split in SPLITS if found.of(split)]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_footer=True)
     table.add_column("class", "all", no_wrap=True)
-    for split in splits:
+    for split in dataset:
         table.add_column(split, f"{len(found.of(split)):,}", justify="right")
     table.add_column("all", f"{len(found.entries):,}", justify="right")
     for name in found.classes:
-        row = [held[name, split] for split in splits]
+        row = [held[name, split] for split in dataset]
         table.add_row(short(name, 40), *(f"{count:,}" for count in (*row, sum(row))))
     return table
 

@@ -57,16 +57,16 @@ def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, pro
         ConfigError, DataError: the same as from a run.
         RuntimeError: the regime does not train with the recipe of its components.
     """
-    parts = build(config, files)
-    splits = read_data(parts)
-    epochs = math.ceil(len(rates) / math.ceil(len(splits.train) / config.batch_size))
-    parts = dataclasses.replace(
-        parts,
+    components = build(config, files)
+    dataset = read_data(components)
+    epochs = math.ceil(len(rates) / math.ceil(len(dataset.train) / config.batch_size))
+    components = dataclasses.replace(
+        components,
         config=config.model_copy(update={"epochs": epochs}),
-        recipe=dataclasses.replace(parts.recipe, epochs=epochs, tried=[float(rate) for rate in rates]),
+        recipe=dataclasses.replace(components.recipe, epochs=epochs, tried=[float(rate) for rate in rates]),
     )
     try:
-        parts.regime(parts, splits, TrainingContext(progress, record=lambda _: None))
+        components.regime(components, dataset, TrainingContext(progress, record=lambda _: None))
     except Tried as tried:
         return suggest(rates, np.array(tried.losses), tried.guessing, tried.trained)
     raise RuntimeError(f"regime={config.regime.name} ended without a call to fit with parts.recipe")

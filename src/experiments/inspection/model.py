@@ -46,7 +46,7 @@ class ModelSummary(NamedTuple):
     """The network in the state in which the last phase of a run trains it."""
 
     rows: tuple[Row, ...]  # in the order of the graph, the head's last
-    boundary: str | None  # the layer after the split point; "pooling": pooled features are cached; None: no split
+    split_point: str | None  # the layer after the split point; "pooling": pooled features are cached; None: no split
     stored: tuple[int, ...]  # shape of the features of one image at the split point
 
 
@@ -79,16 +79,18 @@ def summarize_model(config: Config, classes: int) -> ModelSummary:
     backbone = build_backbone(structure, None)
     divided = division(config, backbone)
     trained = (
-        {layer.name for layer in divided.suffix.layers} if divided else {one.name for one in backbone.model.layers}
+        {layer.name for layer in divided.trainable_part.layers}
+        if divided
+        else {one.name for one in backbone.model.layers}
     )
     numbers = stage_numbers(backbone.model, backbone.stages)
     names = [*(stage.name for stage in backbone.stages), BEFORE]
     rows = [row(layer, names[numbers[layer.name]], layer.name in trained) for layer in backbone.model.layers]
     head = build_head(config, backbone, classes)
-    pool = split_network(backbone, 0, config.model.head.pooling).prefix.get_layer("pooling")
+    pool = split_network(backbone, 0, config.model.head.pooling).frozen_part.get_layer("pooling")
     rows += [row(layer, HEAD, True) for layer in (pool, *head.layers)]
-    stored = tuple(divided.prefix.output_shape[1:]) if divided else ()
-    return ModelSummary(tuple(rows), divided.boundary if divided else None, stored)
+    stored = tuple(divided.frozen_part.output_shape[1:]) if divided else ()
+    return ModelSummary(tuple(rows), divided.split_point if divided else None, stored)
 
 
 def division(config: Config, backbone: Backbone) -> NetworkSplit | None:
@@ -137,11 +139,11 @@ def operations(layer: keras.Layer, shape: Sequence[int]) -> int | None:
     return math.prod(shape[:-1]) * sum(math.prod(map(int, kernel.shape)) for kernel in kernels)
 
 
-def blocks(anatomy: ModelSummary) -> list[Block]:
+def blocks(summary: ModelSummary) -> list[Block]:
     """Return the blocks in order, including BEFORE and HEAD."""
     found = []
-    for name in dict.fromkeys(one.block for one in anatomy.rows):
-        members = [one for one in anatomy.rows if one.block == name]
+    for name in dict.fromkeys(one.block for one in summary.rows):
+        members = [one for one in summary.rows if one.block == name]
         found.append(
             Block(
                 name=name,
@@ -156,33 +158,33 @@ def blocks(anatomy: ModelSummary) -> list[Block]:
     return found
 
 
-def boundary_block(anatomy: ModelSummary) -> str | None:
+def split_block(summary: ModelSummary) -> str | None:
     """Return the block after the split point; None if there is no split point."""
-    if anatomy.boundary == "pooling":
+    if summary.split_point == "pooling":
         return HEAD
-    return next((one.block for one in anatomy.rows if one.name == anatomy.boundary), None)
+    return next((one.block for one in summary.rows if one.name == summary.split_point), None)
 
 
-def sentences(config: Config, anatomy: ModelSummary) -> list[str]:
+def sentences(config: Config, summary: ModelSummary) -> list[str]:
     """Return sentences about the trained parameters, the split point, and the multiply-adds per image."""
-    rows, regime = anatomy.rows, config.regime.name
+    rows, regime = summary.rows, config.regime.name
     parameters, trained = sum(one.parameters for one in rows), sum(one.trained for one in rows)
     total = sum(one.operations or 0 for one in rows)
     below = sum(one.operations or 0 for one in rows if one.frozen)
     lines = [f"trained: {trained:,} of {parameters:,} parameters ({trained / parameters:.1%})"]
-    if anatomy.boundary is None:
-        lines.append(f"boundary: none, regime={regime} trains the whole network")
+    if summary.split_point is None:
+        lines.append(f"split point: none, regime={regime} trains the whole network")
         lines.append(f"forward: {readable(total)} multiply-adds an image, every epoch")
     else:
-        where = "above the last block" if anatomy.boundary == "pooling" else f"before {anatomy.boundary}"
-        numbers = math.prod(anatomy.stored)
+        where = "above the last block" if summary.split_point == "pooling" else f"before {summary.split_point}"
+        numbers = math.prod(summary.stored)
         lines.append(
-            f"boundary: {where}; stored there for each image: {_shape(anatomy.stored)}, "
+            f"split point: {where}; stored there for each image: {_shape(summary.stored)}, "
             f"{numbers * np.dtype(config.regime.activations).itemsize:,} bytes"
         )
         lines.append(
             f"forward: {readable(total)} multiply-adds an image, {readable(below)} ({below / total:.1%}) of it below "
-            "the boundary: once for each image (and view); the rest every epoch"
+            "the split point: once for each image (and view); the rest every epoch"
         )
     unknown = [one.name for one in rows if one.operations is None]
     if unknown:
@@ -198,10 +200,10 @@ def readable(count: int) -> str:
     return str(count)
 
 
-def block_table(anatomy: ModelSummary) -> Table:
+def block_table(summary: ModelSummary) -> Table:
     """Return the table with one row per block and a rule at the split point."""
     columns = ("block", "layers", "output", "parameters", "multiply-adds", "")
-    table, edge, found = _table(columns), boundary_block(anatomy), blocks(anatomy)
+    table, edge, found = _table(columns), split_block(summary), blocks(summary)
     for one, after in zip(found, [*found[1:], None], strict=True):
         state = "frozen" if one.frozen else "trained"
         counts = f"{one.layers}", _shape(one.shape), f"{one.parameters:,}", readable(one.operations)
@@ -210,10 +212,10 @@ def block_table(anatomy: ModelSummary) -> Table:
     return table
 
 
-def layer_table(anatomy: ModelSummary) -> Table:
+def layer_table(summary: ModelSummary) -> Table:
     """Return the table with one row per layer and rules between blocks."""
     table = _table(("layer", "kind", "block", "output", "parameters", "multiply-adds", ""))
-    for one, after in zip(anatomy.rows, [*anatomy.rows[1:], None], strict=True):
+    for one, after in zip(summary.rows, [*summary.rows[1:], None], strict=True):
         state = ("frozen" if one.frozen else "trained") if one.parameters else ""
         cost = "not counted" if one.operations is None else readable(one.operations) if one.operations else ""
         values = _shape(one.shape), f"{one.parameters:,}" if one.parameters else "", cost, state
@@ -235,9 +237,9 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 @STYLE
-def draw(config: Config, anatomy: ModelSummary) -> Figure:
+def draw(config: Config, summary: ModelSummary) -> Figure:
     """Draw each block's parameters and multiply-adds as bars, coloured by frozen or trained, with the split point."""
-    found = [one for one in blocks(anatomy) if one.parameters or one.operations]
+    found = [one for one in blocks(summary) if one.parameters or one.operations]
     figure = Figure(figsize=(9, 1.9 + 0.27 * len(found)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     measures: list[tuple[str, Callable[[Block], int]]] = [
@@ -245,7 +247,7 @@ def draw(config: Config, anatomy: ModelSummary) -> Figure:
         ("multiply-adds for an image", lambda one: one.operations),
     ]
     names = [one.name for one in found]
-    edge = boundary_block(anatomy)
+    edge = split_block(summary)
     for panel, (title, measure) in zip(panels, measures, strict=True):
         values = [measure(one) for one in found]
         colors = [FROZEN if one.frozen else TRAINED for one in found]
@@ -261,10 +263,12 @@ def draw(config: Config, anatomy: ModelSummary) -> Figure:
     panels[0].set_yticks(range(len(found)), names)
     panels[0].set_ylim(len(found) - 0.4, -0.6)  # The axis is reversed, so that the input is at the top.
     handles: list[Artist] = [Patch(color=TRAINED, label="trained")]
-    if anatomy.boundary:
+    if summary.split_point:
         line = Line2D([], [], color=QUIET, linestyle="--", linewidth=1.2, label="here activations are stored")
         handles += [Patch(color=FROZEN, label="frozen"), line]
     figure.legend(handles=handles, loc="outside lower right", ncols=3)
-    unfrozen = f", unfrozen_blocks={config.regime.unfrozen_blocks}" if anatomy.boundary not in (None, "pooling") else ""
+    unfrozen = (
+        f", unfrozen_blocks={config.regime.unfrozen_blocks}" if summary.split_point not in (None, "pooling") else ""
+    )
     figure.suptitle(f"{config.model.name}, regime={config.regime.name}{unfrozen}", fontsize=11)
     return figure

@@ -62,14 +62,14 @@ class NetworkSplit(NamedTuple):
     The parts share their layers with the whole network.
     """
 
-    prefix: keras.Model  # the frozen part: pixels -> features at the split point
-    suffix: keras.Model  # the trainable part: features at the split point -> pooled features [B, D]
-    boundary: str  # first layer of the trainable part; "pooling" where all is frozen, PIXELS where nothing is
+    frozen_part: keras.Model  # the frozen part: pixels -> features at the split point
+    trainable_part: keras.Model  # the trainable part: features at the split point -> pooled features [B, D]
+    split_point: str  # first layer of the trainable part; "pooling" where all is frozen, PIXELS where nothing is
 
     @property
     def frozen(self) -> bool:
         """True if anything is frozen, so that there are features to cache."""
-        return self.boundary != PIXELS
+        return self.split_point != PIXELS
 
 
 def split_network(backbone: Backbone, unfrozen: int | str, pool: str) -> NetworkSplit:

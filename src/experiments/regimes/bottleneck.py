@@ -25,33 +25,35 @@ class TrainedHead(NamedTuple):
     history: tuple[EpochRecord, ...]
 
 
-def bottleneck(parts: RunComponents, splits: Dataset, watch: TrainingContext) -> TrainingResult:
+def bottleneck(components: RunComponents, dataset: Dataset, context: TrainingContext) -> TrainingResult:
     """Run every image through the frozen backbone once, train the head on its features, and join the two.
 
     This is the tutorial's second experiment: there is no augmentation, and the feature cache keeps the order of the
     images. The trained head is saved in the head cache, from which fine-tuning loads it.
     """
-    config = parts.config
-    frozen = split_network(parts.backbone, 0, config.model.head.pooling)
-    scored = splits.scored(config.evaluate.test)
-    extract(parts, wants(parts, splits, frozen), watch.progress)
-    head = train_head(parts, splits, watch, config, parts.recipe, frozen)
+    config = components.config
+    frozen = split_network(components.backbone, 0, config.model.head.pooling)
+    scored = dataset.scored(config.evaluate.test)
+    extract(components, wants(components, dataset, frozen), context.progress)
+    head = train_head(components, dataset, context, config, components.recipe, frozen)
     scores = {
-        images.split: predict_probabilities(head.model, activations(parts, frozen, images, watch.progress))
+        images.split: predict_probabilities(head.model, activations(components, frozen, images, context.progress))
         for images in scored
     }
-    return TrainingResult(join(parts.backbone, config.model.head.pooling, head.model), head.history, scores)
+    return TrainingResult(join(components.backbone, config.model.head.pooling, head.model), head.history, scores)
 
 
-def wants(parts: RunComponents, splits: Dataset, frozen: NetworkSplit) -> list[FeatureRequest]:
+def wants(components: RunComponents, dataset: Dataset, frozen: NetworkSplit) -> list[FeatureRequest]:
     """Return the features that a bottleneck run reads from the feature cache."""
-    return [FeatureRequest(frozen, images) for images in (splits.train, *splits.scored(parts.config.evaluate.test))]
+    return [
+        FeatureRequest(frozen, images) for images in (dataset.train, *dataset.scored(components.config.evaluate.test))
+    ]
 
 
 def train_head(
-    parts: RunComponents,
-    splits: Dataset,
-    watch: TrainingContext,
+    components: RunComponents,
+    dataset: Dataset,
+    context: TrainingContext,
     config: Config,
     recipe: TrainingPhase,
     frozen: NetworkSplit,
@@ -64,40 +66,40 @@ def train_head(
         recipe: the training phase that this configuration describes.
         frozen: the backbone with its split point after the last block, so that all of it is frozen.
     """
-    head = parts.head(len(splits.classes))
-    features = activations(parts, frozen, splits.train, watch.progress)
-    validation = activations(parts, frozen, splits.validation, watch.progress)
+    head = components.head(len(dataset.classes))
+    features = activations(components, frozen, dataset.train, context.progress)
+    validation = activations(components, frozen, dataset.validation, context.progress)
     history = fit(
-        stack(frozen.suffix, head, training=False),
+        stack(frozen.trainable_part, head, training=False),
         feature_batches(
-            [features], splits.train.labels,
-            batch_size=config.batch_size, seed=config.seed, epochs=watch.remaining("head", recipe.epochs),
+            [features], dataset.train.labels,
+            batch_size=config.batch_size, seed=config.seed, epochs=context.remaining("head", recipe.epochs),
         ),
-        eval_batches(validation, splits.validation.labels, config.batch_size),
+        eval_batches(validation, dataset.validation.labels, config.batch_size),
         recipe=recipe,
-        classes=splits.classes,
+        classes=dataset.classes,
         phase="head",
         first_step=0,
-        watch=watch,
+        context=context,
     )  # fmt: skip
-    checkpoints.save(head_folder(parts, splits, config), head, history)
+    checkpoints.save(head_folder(components, dataset, config), head, history)
     return TrainedHead(head, history)
 
 
-def cached_head(parts: RunComponents, splits: Dataset, config: Config) -> TrainedHead | None:
+def cached_head(components: RunComponents, dataset: Dataset, config: Config) -> TrainedHead | None:
     """Return the head that an earlier run of this identity has trained, with its history; None if there is none."""
-    head = parts.head(len(splits.classes))
-    history = checkpoints.load(head_folder(parts, splits, config), head)
+    head = components.head(len(dataset.classes))
+    history = checkpoints.load(head_folder(components, dataset, config), head)
     return None if history is None else TrainedHead(head, history)
 
 
-def head_folder(parts: RunComponents, splits: Dataset, config: Config) -> Path:
+def head_folder(components: RunComponents, dataset: Dataset, config: Config) -> Path:
     """Return a head's directory in the head cache.
 
     Its name is a hash of the identity of the run that trains the head and of all code versions that affect its weights.
     """
     made_by = {
-        "run": parts.identity(config, splits.fingerprint), "decoder": decoder.VERSION, "forward": network.VERSION,
+        "run": components.identity(config, dataset.fingerprint), "decoder": decoder.VERSION, "forward": network.VERSION,
         "fit": VERSION, "versions": versions(),
     }  # fmt: skip
-    return parts.cache / "heads" / array_cache.key(made_by)
+    return components.cache / "heads" / array_cache.key(made_by)

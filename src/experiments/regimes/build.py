@@ -73,7 +73,7 @@ def build(config: Config, files: Mapping[str, Path], backbone: Backbone | None =
     head_file = files.get("regime.head_from")
     if head_file is not None:
         check_head(config, head_file, backbone)
-    parts = RunComponents(
+    components = RunComponents(
         config=config,
         source=build_source(config),
         augmentation=build_augmentation(config),
@@ -87,8 +87,8 @@ def build(config: Config, files: Mapping[str, Path], backbone: Backbone | None =
         identity=functools.partial(_identity, backbone.identity, file_hash(head_file) if head_file else None),
     )
     # Both optimizers are built once here so that their errors are raised before the data is read.
-    parts.recipe.optimizer(), parts.head_recipe.optimizer()
-    return parts
+    components.recipe.optimizer(), components.head_recipe.optimizer()
+    return components
 
 
 def resolve(config: Config, key: str, target: str, kind: type | None = None) -> Any:

@@ -49,7 +49,7 @@ class FeatureRequest(NamedTuple):
 
 
 def activations(
-    parts: RunComponents, cut: NetworkSplit, images: ImageSet, progress: Progress, view: int | None = None
+    components: RunComponents, cut: NetworkSplit, images: ImageSet, progress: Progress, view: int | None = None
 ) -> Rows:
     """Return the features of one split's images at the split point, computing and storing those that are missing.
 
@@ -58,18 +58,18 @@ def activations(
     """
     if view is None and not cut.frozen:
         return images.pixels
-    (rows,) = extract(parts, [FeatureRequest(cut, images, view)], progress)
+    (rows,) = extract(components, [FeatureRequest(cut, images, view)], progress)
     return rows
 
 
-def extract(parts: RunComponents, wants: Sequence[FeatureRequest], progress: Progress) -> list[Rows]:
+def extract(components: RunComponents, wants: Sequence[FeatureRequest], progress: Progress) -> list[Rows]:
     """Return feature tables; what the feature cache lacks is computed in one pass over the images.
 
     Each shard is stored as soon as it is complete, so that memory does not grow with the data set, and after an
     interruption only the missing shards are computed.
 
     Args:
-        parts: the run's components; the feature cache is in their cache directory.
+        components: the run's components; the feature cache is in their cache directory.
         wants: requests for images of one data set. A batch of images runs through the network once for all split
             points, and all of its views are computed before the next images are read.
         progress: displays how many rows have been computed.
@@ -81,20 +81,20 @@ def extract(parts: RunComponents, wants: Sequence[FeatureRequest], progress: Pro
         ConfigError: the missing features do not fit on the disk, or a value does not fit into float16.
         OSError: the cache cannot be written, or what is read back differs from what was written.
     """
-    tables = [FeatureTable(parts, want) for want in wants]
+    tables = [FeatureTable(components, want) for want in wants]
     if any(table.lacking for table in tables):
         with ExitStack() as locks:
             for name in sorted({table.name for table in tables}):  # A fixed lock order avoids deadlock.
-                locks.enter_context(array_cache.writing(parts.cache, "activations", name))
+                locks.enter_context(array_cache.writing(components.cache, "activations", name))
             for table in tables:
                 table.look()  # Another process may have stored shards before the locks were acquired.
             lacking = [table for table in tables if table.lacking]
             if lacking:
-                check_disk(parts.cache, lacking)
+                check_disk(components.cache, lacking)
             # Caching compiles one function per combination of networks, for all splits and views.
             forward = functools.cache(inference_functions)
             for split in dict.fromkeys(table.want.images.split for table in lacking):
-                compute(parts, [table for table in lacking if table.want.images.split == split], forward, progress)
+                compute(components, [table for table in lacking if table.want.images.split == split], forward, progress)
     return [table.rows() for table in tables]
 
 
@@ -106,19 +106,19 @@ def versions() -> dict[str, str]:
 class FeatureTable:
     """The shards of one requested table: those that are stored, those that are missing, and the one being filled."""
 
-    def __init__(self, parts: RunComponents, want: FeatureRequest) -> None:
-        config, self.want = parts.config, want
+    def __init__(self, components: RunComponents, want: FeatureRequest) -> None:
+        config, self.want = components.config, want
         self.dtype: str = config.regime.activations
-        row: tuple[int, ...] = tuple(want.cut.prefix.output_shape[1:])
+        row: tuple[int, ...] = tuple(want.cut.frozen_part.output_shape[1:])
         self.row_bytes: int = math.prod(row) * np.dtype(self.dtype).itemsize
         self.step = SHARD_ROWS  # rows per shard
         while self.step > BATCH and self.step * self.row_bytes > SHARD_BYTES:
             self.step //= 2
-        self.name = array_cache.key(self.spec(parts))
-        self.folder = parts.cache / "activations" / self.name
+        self.name = array_cache.key(self.spec(components))
+        self.folder = components.cache / "activations" / self.name
         self.about = {
             "network": config.model.name,
-            "boundary": want.cut.boundary,
+            "boundary": want.cut.split_point,
             "split": want.images.split,
             "view": want.view,
             "rows": len(want.images),
@@ -128,9 +128,9 @@ class FeatureTable:
         self.filling: list[np.ndarray] = []  # the batches of the shard that is being filled
         self.look()
 
-    def spec(self, parts: RunComponents) -> dict[str, Any]:
+    def spec(self, components: RunComponents) -> dict[str, Any]:
         """Return everything that the features depend on, as plain values."""
-        config, (cut, images, view) = parts.config, self.want
+        config, (cut, images, view) = components.config, self.want
         augmented_as = None
         if view is not None:
             augmented_as = {
@@ -144,10 +144,10 @@ class FeatureTable:
             "image_size": images.image_size,
             "decoder": decoder.VERSION,
             "gray_range": images.gray_range,
-            "backbone": parts.backbone.identity,
+            "backbone": components.backbone.identity,
             "forward": network.VERSION,
-            "boundary": cut.boundary,
-            "pooling": config.model.head.pooling if cut.boundary == "pooling" else None,
+            "boundary": cut.split_point,
+            "pooling": config.model.head.pooling if cut.split_point == "pooling" else None,
             "augmentation": augmented_as,
             "dtype": self.dtype,
             "batch": BATCH,  # Keras's random layers generate their random numbers for a whole batch.
@@ -207,7 +207,7 @@ class FeatureTable:
         if largest > bound:
             raise ConfigError(
                 f"regime.activations: float16 holds numbers up to {bound:,.0f}, and those of {self.about['network']} "
-                f"at {self.about['boundary']} reach {largest:,.0f}. Use regime.activations=float32"
+                f"at {self.about['network_split']} reach {largest:,.0f}. Use regime.activations=float32"
             )
         return rows.astype(self.dtype)
 
@@ -242,7 +242,7 @@ def check_disk(cache: Path, tables: Sequence[FeatureTable]) -> None:
 
 
 def compute(
-    parts: RunComponents,
+    components: RunComponents,
     tables: Sequence[FeatureTable],
     forward: Callable[..., Callable[..., list[np.ndarray]]],
     progress: Progress,
@@ -265,26 +265,26 @@ def compute(
         for start in range(first, min(first + SHARD_ROWS, count), BATCH)
         if any(table.lacks(start) for table in members)
     ]
-    read = {view: reader(parts, images, view) for view in by_view}
+    read = {view: reader(components, images, view) for view in by_view}
     label = f"features of {images.split}" + (f", {len(by_view)} views" if len(by_view) > 1 else "")
     with progress.stage(label, count * len(by_view)) as advance:
         advance(count * len(by_view) - sum(at.stop - at.start for _, at in work))  # Count the rows that are stored.
         for view, at in work:
-            outputs = forward(tuple(table.want.cut.prefix for table in by_view[view]))(read[view](at))
+            outputs = forward(tuple(table.want.cut.frozen_part for table in by_view[view]))(read[view](at))
             for table, rows in zip(by_view[view], outputs, strict=True):
                 table.add(at, rows)
             advance(at.stop - at.start)
 
 
-def reader(parts: RunComponents, images: ImageSet, view: int | None) -> Callable[[slice], np.ndarray]:
+def reader(components: RunComponents, images: ImageSet, view: int | None) -> Callable[[slice], np.ndarray]:
     """Return a function from a slice of rows to the network's input: images [B, H, W, 3] float32 in [0, 255]."""
     pixels = images.pixels
     if view is None:
         return lambda at: np.asarray(pixels[at], "float32")
     return augmented(
         pixels,
-        augmentation=parts.augmentation,
-        extra_layers=parts.extra_layers,
-        seed=parts.config.augmentation.seed,
+        augmentation=components.augmentation,
+        extra_layers=components.extra_layers,
+        seed=components.config.augmentation.seed,
         view=view,
     )

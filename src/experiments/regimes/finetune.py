@@ -26,66 +26,68 @@ from experiments.training.fit import fit
 from experiments.training.types import RunComponents, TrainingContext, TrainingResult
 
 
-def finetune(parts: RunComponents, splits: Dataset, watch: TrainingContext) -> TrainingResult:
+def finetune(components: RunComponents, dataset: Dataset, context: TrainingContext) -> TrainingResult:
     """Unfreeze the last stages and train them with the head (the tutorial's third experiment).
 
     Fine-tuning never starts with an untrained head, whose large gradients would destroy the pretrained weights of the
     stages. The frozen part runs once for each image (and augmented view), and its features are cached. The backbone is
     called with training=False: BatchNorm statistics stay fixed, and dropout or drop-path inside the backbone is off.
     """
-    config = parts.config
+    config = components.config
     pool = config.model.head.pooling
-    frozen, boundary = (
-        split_network(parts.backbone, 0, pool),
-        split_network(parts.backbone, config.regime.unfrozen_blocks, pool),
+    frozen, network_split = (
+        split_network(components.backbone, 0, pool),
+        split_network(components.backbone, config.regime.unfrozen_blocks, pool),
     )
-    scored = splits.scored(config.evaluate.test)
-    views = stored_views(parts, boundary)
-    known = known_head(parts, splits, watch)
+    scored = dataset.scored(config.evaluate.test)
+    views = stored_views(components, network_split)
+    known = known_head(components, dataset, context)
 
     # One pass over the images computes all features; the calls below read them from the feature cache.
-    extract(parts, wants(parts, splits, boundary, frozen if known is None else None), watch.progress)
+    extract(components, wants(components, dataset, network_split, frozen if known is None else None), context.progress)
 
-    head, source = known or new_head(parts, splits, watch, frozen)
-    boundary.prefix.trainable = False
-    boundary.suffix.trainable = True
-    model = stack(boundary.suffix, head.model, training=False)
-    inputs = {images.split: activations(parts, boundary, images, watch.progress) for images in scored}
+    head, source = known or new_head(components, dataset, context, frozen)
+    network_split.frozen_part.trainable = False
+    network_split.trainable_part.trainable = True
+    model = stack(network_split.trainable_part, head.model, training=False)
+    inputs = {images.split: activations(components, network_split, images, context.progress) for images in scored}
     head_scores = predict_probabilities(model, inputs["validation"])
     history = fit(
         model,
-        training_batches(parts, splits, watch, boundary, views),
-        eval_batches(inputs["validation"], splits.validation.labels, config.batch_size),
-        recipe=parts.recipe,
-        classes=splits.classes,
+        training_batches(components, dataset, context, network_split, views),
+        eval_batches(inputs["validation"], dataset.validation.labels, config.batch_size),
+        recipe=components.recipe,
+        classes=dataset.classes,
         phase="finetune",
         first_step=len(head.history),
-        watch=watch,
-        rate_factors=rate_factors(parts.backbone, config.regime.lr_decay),
+        context=context,
+        rate_factors=rate_factors(components.backbone, config.regime.lr_decay),
     )
     scores = {split: predict_probabilities(model, rows) for split, rows in inputs.items()}
-    joined = join(parts.backbone, pool, head.model)
+    joined = join(components.backbone, pool, head.model)
     return TrainingResult(joined, head.history + history, scores, {"head_source": source}, head_scores)
 
 
 def wants(
-    parts: RunComponents, splits: Dataset, boundary: NetworkSplit, frozen: NetworkSplit | None
+    components: RunComponents, dataset: Dataset, network_split: NetworkSplit, frozen: NetworkSplit | None
 ) -> list[FeatureRequest]:
     """Return the features that a fine-tuning run reads from the feature cache.
 
     Args:
-        boundary: the backbone with its split point before the first unfrozen block.
+        network_split: the backbone with its split point before the first unfrozen block.
         frozen: the backbone with its split point after the last block, if the head is still to be trained; else None.
     """
     found = []
-    if boundary.frozen:
-        found += [FeatureRequest(boundary, images) for images in splits.scored(parts.config.evaluate.test)]
-        found += [FeatureRequest(boundary, splits.train, view) for view in stored_views(parts, boundary)]
-    return found + [FeatureRequest(frozen, images) for images in (splits.train, splits.validation) if frozen]
+    if network_split.frozen:
+        found += [FeatureRequest(network_split, images) for images in dataset.scored(components.config.evaluate.test)]
+        found += [
+            FeatureRequest(network_split, dataset.train, view) for view in stored_views(components, network_split)
+        ]
+    return found + [FeatureRequest(frozen, images) for images in (dataset.train, dataset.validation) if frozen]
 
 
 def new_head(
-    parts: RunComponents, splits: Dataset, watch: TrainingContext, frozen: NetworkSplit
+    components: RunComponents, dataset: Dataset, context: TrainingContext, frozen: NetworkSplit
 ) -> tuple[TrainedHead, str]:
     """Train the head under a lock, so that concurrent runs train it once.
 
@@ -93,16 +95,16 @@ def new_head(
         The head and a description of its origin. If another run has trained the same head while this one was waiting
         for the lock, it is the head from the head cache.
     """
-    config = head_run(parts.config)
-    with writing(parts.cache, "heads", head_folder(parts, splits, config).name):
-        found = known_head(parts, splits, watch)
+    config = head_run(components.config)
+    with writing(components.cache, "heads", head_folder(components, dataset, config).name):
+        found = known_head(components, dataset, context)
         return found or (
-            train_head(parts, splits, watch, config, parts.head_recipe, frozen),
+            train_head(components, dataset, context, config, components.head_recipe, frozen),
             "trained in this run",
         )
 
 
-def known_head(parts: RunComponents, splits: Dataset, watch: TrainingContext) -> tuple[TrainedHead, str] | None:
+def known_head(components: RunComponents, dataset: Dataset, context: TrainingContext) -> tuple[TrainedHead, str] | None:
     """Load the head of the run that `regime.head_from` names, or the one in the head cache.
 
     The history of a cached head is logged as part of this run.
@@ -110,30 +112,30 @@ def known_head(parts: RunComponents, splits: Dataset, watch: TrainingContext) ->
     Returns:
         The head and a description of its origin; None if the head is still to be trained.
     """
-    config = parts.config
-    if parts.head_file is not None:
-        head = parts.head(len(splits.classes))
-        load_backbone(head, parts.head_file, "regime.head_from")
+    config = components.config
+    if components.head_file is not None:
+        head = components.head(len(dataset.classes))
+        load_backbone(head, components.head_file, "regime.head_from")
         return TrainedHead(head, ()), f"run {config.regime.head_from}"
-    cached = cached_head(parts, splits, head_run(config))
+    cached = cached_head(components, dataset, head_run(config))
     if cached is None:
         return None
     for record in cached.history:
-        watch.record(record)
+        context.record(record)
     return cached, "head cache"
 
 
-def stored_views(parts: RunComponents, boundary: NetworkSplit) -> list[int | None]:
+def stored_views(components: RunComponents, network_split: NetworkSplit) -> list[int | None]:
     """Return the views of the training images whose features are cached: at most one per epoch.
 
     Without augmentation this is [None], the unaugmented images. The list is empty if images are augmented anew in every
     epoch: with `regime.views=0`, and if nothing is frozen, as caching would save nothing then.
     """
-    if not boundary.frozen:
+    if not network_split.frozen:
         return []
-    if isinstance(parts.augmentation, Identity) and not parts.extra_layers:
+    if isinstance(components.augmentation, Identity) and not components.extra_layers:
         return [None]
-    return list(range(min(parts.config.regime.views, parts.config.epochs)))
+    return list(range(min(components.config.regime.views, components.config.epochs)))
 
 
 def rate_factors(backbone: Backbone, decay: float) -> dict[int, float]:
@@ -156,31 +158,37 @@ def rate_factors(backbone: Backbone, decay: float) -> dict[int, float]:
 
 
 def training_batches(
-    parts: RunComponents, splits: Dataset, watch: TrainingContext, boundary: NetworkSplit, views: Sequence[int | None]
+    components: RunComponents,
+    dataset: Dataset,
+    context: TrainingContext,
+    network_split: NetworkSplit,
+    views: Sequence[int | None],
 ) -> Batches:
     """Return training batches of features at the split point.
 
     They come from the cached views in turn or, if `views` is empty, from images that are augmented anew in every epoch.
     """
-    config = parts.config
-    epochs = watch.remaining("finetune", config.epochs)
+    config = components.config
+    epochs = context.remaining("finetune", config.epochs)
     if views:
         return feature_batches(
-            [activations(parts, boundary, splits.train, watch.progress, view) for view in views],
-            splits.train.labels,
+            [activations(components, network_split, dataset.train, context.progress, view) for view in views],
+            dataset.train.labels,
             batch_size=config.batch_size,
             seed=config.seed,
             epochs=epochs,
         )
     fresh = image_batches(
-        splits.train,
-        classes=len(splits.classes),
-        augmentation=parts.augmentation,
-        extra_layers=parts.extra_layers,
+        dataset.train,
+        classes=len(dataset.classes),
+        augmentation=components.augmentation,
+        extra_layers=components.extra_layers,
         batch_size=config.batch_size,
         seed=config.seed,
         epochs=epochs,
     )
-    if not boundary.frozen:
+    if not network_split.frozen:
         return fresh
-    return map_features(fresh, inference_function(boundary.prefix), boundary.prefix.output_shape[1:])
+    return map_features(
+        fresh, inference_function(network_split.frozen_part), network_split.frozen_part.output_shape[1:]
+    )

@@ -17,7 +17,7 @@ from experiments.tracking.curves import read
 from experiments.training.types import RunComponents, TrainingContext, TrainingResult
 
 
-def restore(parts: RunComponents, splits: Dataset, watch: TrainingContext, folder: Path) -> TrainingResult:
+def restore(components: RunComponents, dataset: Dataset, context: TrainingContext, folder: Path) -> TrainingResult:
     """Return the trained model of a finished run with its scores, computed in the same way as by its regime.
 
     Args:
@@ -27,27 +27,27 @@ def restore(parts: RunComponents, splits: Dataset, watch: TrainingContext, folde
     Raises:
         ConfigError: the weights are missing or do not fit.
     """
-    config, pool = parts.config, parts.config.model.head.pooling
-    unfrozen = config.regime.unfrozen_blocks if parts.regime is finetune else "all"
-    boundary = split_network(parts.backbone, 0 if parts.regime is bottleneck else unfrozen, pool)
-    head = parts.head(len(splits.classes))
-    weights = {"head": head, "backbone": parts.backbone.model, "unfrozen": boundary.suffix}
+    config, pool = components.config, components.config.model.head.pooling
+    unfrozen = config.regime.unfrozen_blocks if components.regime is finetune else "all"
+    network_split = split_network(components.backbone, 0 if components.regime is bottleneck else unfrozen, pool)
+    head = components.head(len(dataset.classes))
+    weights = {"head": head, "backbone": components.backbone.model, "unfrozen": network_split.trainable_part}
     for name, model in weights.items():  # A sweep's job saves only the weights that it has trained.
         path = folder / "weights" / f"{name}.weights.h5"
         if name == "head" or path.is_file():
             load_backbone(model, path, "sweep.trained")
     for record in (history := tuple(read(folder / CURVES))):
-        watch.record(record)
-    scored = splits.scored(config.evaluate.test)
-    if boundary.frozen:
-        extract(parts, [FeatureRequest(boundary, images) for images in scored], watch.progress)
-    model = stack(boundary.suffix, head, training=False)
+        context.record(record)
+    scored = dataset.scored(config.evaluate.test)
+    if network_split.frozen:
+        extract(components, [FeatureRequest(network_split, images) for images in scored], context.progress)
+    model = stack(network_split.trainable_part, head, training=False)
     scores = {
-        images.split: predict_probabilities(model, activations(parts, boundary, images, watch.progress))
+        images.split: predict_probabilities(model, activations(components, network_split, images, context.progress))
         for images in scored
     }
-    source = {"head_source": f"the weights of {folder}"} if parts.regime is finetune else {}
-    return TrainingResult(join(parts.backbone, pool, head), history, scores, {"evaluated": str(folder), **source})
+    source = {"head_source": f"the weights of {folder}"} if components.regime is finetune else {}
+    return TrainingResult(join(components.backbone, pool, head), history, scores, {"evaluated": str(folder), **source})
 
 
 def facts_of(folder: Path, identity: str) -> dict[str, Any]:

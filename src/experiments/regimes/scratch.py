@@ -14,40 +14,40 @@ from experiments.training.types import RunComponents, TrainingContext, TrainingR
 TIME_CONSTANTS = 20
 
 
-def scratch(parts: RunComponents, splits: Dataset, watch: TrainingContext) -> TrainingResult:
+def scratch(components: RunComponents, dataset: Dataset, context: TrainingContext) -> TrainingResult:
     """Train backbone and head together on images that are augmented anew in every epoch.
 
     This is the tutorial's first experiment. BatchNorm statistics follow the batches during training, see
     `follow_batches`. The weights are random at the start: `build` loads none for this regime.
     """
-    config = parts.config
+    config = components.config
     pool = config.model.head.pooling
-    head = parts.head(len(splits.classes))
-    model = stack(pooled(parts.backbone, pool), head, training=None)
+    head = components.head(len(dataset.classes))
+    model = stack(pooled(components.backbone, pool), head, training=None)
     batches = image_batches(
-        splits.train,
-        classes=len(splits.classes),
-        augmentation=parts.augmentation,
-        extra_layers=parts.extra_layers,
+        dataset.train,
+        classes=len(dataset.classes),
+        augmentation=components.augmentation,
+        extra_layers=components.extra_layers,
         batch_size=config.batch_size,
         seed=config.seed,
-        epochs=watch.remaining("scratch", config.epochs),
+        epochs=context.remaining("scratch", config.epochs),
     )
     follow_batches(model, config.regime.batch_norm_momentum, config.epochs * batches.steps)
     history = fit(
         model,
         batches,
-        eval_batches(splits.validation.pixels, splits.validation.labels, config.batch_size),
-        recipe=parts.recipe,
-        classes=splits.classes,
+        eval_batches(dataset.validation.pixels, dataset.validation.labels, config.batch_size),
+        recipe=components.recipe,
+        classes=dataset.classes,
         phase="scratch",
         first_step=0,
-        watch=watch,
+        context=context,
     )
     scores = {
-        images.split: predict_probabilities(model, images.pixels) for images in splits.scored(config.evaluate.test)
+        images.split: predict_probabilities(model, images.pixels) for images in dataset.scored(config.evaluate.test)
     }
-    return TrainingResult(join(parts.backbone, pool, head), history, scores)
+    return TrainingResult(join(components.backbone, pool, head), history, scores)
 
 
 def follow_batches(model: keras.Model, momentum: float | None, steps: int) -> None:

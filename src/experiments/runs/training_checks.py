@@ -37,18 +37,20 @@ def keep_error(errors: list[Exception], step: str) -> Iterator[None]:
         errors.append(error)
 
 
-def check_joined(config: Config, fitted: TrainingResult, splits: Dataset) -> None:
+def check_joined(config: Config, result: TrainingResult, dataset: Dataset) -> None:
     """Compare the probabilities of the joined model, from pixels on, with the scores from cached features.
 
     Raises:
         RuntimeError: they differ by more than the precision explains.
     """
-    pixels = splits.validation.pixels[:JOINED_IMAGES].astype("float32")
+    pixels = dataset.validation.pixels[:JOINED_IMAGES].astype("float32")
     # The model is not compiled, which takes longer than it saves on so few images. The batches are small, because the
     # outputs of all layers stay in memory until the last layer is computed.
-    parts = [fitted.model(pixels[at : at + JOINED_BATCH], training=False) for at in range(0, len(pixels), JOINED_BATCH)]
-    whole = np.concatenate(parts)
-    difference = float(np.max(np.abs(whole - fitted.scores["validation"][:JOINED_IMAGES])))
+    components = [
+        result.model(pixels[at : at + JOINED_BATCH], training=False) for at in range(0, len(pixels), JOINED_BATCH)
+    ]
+    whole = np.concatenate(components)
+    difference = float(np.max(np.abs(whole - result.scores["validation"][:JOINED_IMAGES])))
     if not difference <= max(TOLERANCES[config.runtime.precision], TOLERANCES[config.regime.activations]):
         raise RuntimeError(
             f"The joined model and the head on stored activations disagree by {difference:.2g} in probability on "
@@ -57,7 +59,7 @@ def check_joined(config: Config, fitted: TrainingResult, splits: Dataset) -> Non
         )
 
 
-def check_reached(config: Config, fitted: TrainingResult) -> None:
+def check_reached(config: Config, result: TrainingResult) -> None:
     """Compare the last epoch's training accuracy with `must_reach`, if that is set.
 
     Raises:
@@ -65,32 +67,32 @@ def check_reached(config: Config, fitted: TrainingResult) -> None:
     """
     if config.must_reach is None:
         return
-    reached = fitted.history[-1].metrics["accuracy"] if fitted.history else math.nan  # a regime without epochs
+    reached = result.history[-1].metrics["accuracy"] if result.history else math.nan  # a regime without epochs
     if not reached >= config.must_reach:
         raise ConfigError(
-            f"must_reach: after {len(fitted.history)} epochs the training accuracy is {reached:.1%}, below the "
+            f"must_reach: after {len(result.history)} epochs the training accuracy is {reached:.1%}, below the "
             f"{config.must_reach:.1%} asked for. Look for wrong labels, a learning rate that is too low or too high "
             f"(optimizer.lr={config.optimizer.lr:g}) or too few epochs ({config.epochs})"
         )
 
 
-def training_warnings(config: Config, fitted: TrainingResult, labels: np.ndarray) -> list[str]:
+def training_warnings(config: Config, result: TrainingResult, labels: np.ndarray) -> list[str]:
     """Return a sentence for everything that looks wrong in a finished training, with advice on what to try.
 
     Args:
         labels: [N] int32, the labels of the validation images.
     """
-    curve = [record for record in fitted.history if record.phase == fitted.history[-1].phase]
+    curve = [record for record in result.history if record.phase == result.history[-1].phase]
     if not curve:  # a regime without epochs
         return []
     monitored = [record.metrics[config.monitor] for record in curve]
     best = int(np.argmin(monitored) if config.monitor == "validation_loss" else np.argmax(monitored))
     kept = curve[best] if config.best_weights else curve[-1]
-    scores = fitted.scores["validation"]
+    scores = result.scores["validation"]
     found = [
         diverged(config, curve, kept, scores.shape[1]),
         None if config.best_weights else past_the_best(config, monitored, best, len(labels)),
-        worse_than_the_head(config, fitted.head_scores, scores, labels),
+        worse_than_the_head(config, result.head_scores, scores, labels),
     ]
     return [sentence for sentence in found if sentence]
 

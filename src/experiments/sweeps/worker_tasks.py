@@ -43,8 +43,8 @@ from experiments.training.types import RunComponents
 class PreparedJob(NamedTuple):
     """A job with its components built and its data read."""
 
-    parts: RunComponents
-    splits: Dataset
+    components: RunComponents
+    dataset: Dataset
     identity: str
 
 
@@ -83,13 +83,13 @@ def see(configs: Sequence[Mapping[str, Any]]) -> list[PreparedJob]:
                 config.model.model_dump(exclude={"head"}), random, config.data.image_size, config.runtime.precision,
                 config.seed if random else None, config.trusted_packages,
             )  # fmt: skip
-            parts = build(config, files, backbones.get(backbone_key))
-            backbones[backbone_key] = parts.backbone
+            components = build(config, files, backbones.get(backbone_key))
+            backbones[backbone_key] = components.backbone
             data_key = _key(config.data.model_dump(), config.outputs)
             if data_key not in data:
-                data[data_key] = run.read_data(parts, keep=False)
-            splits = data[data_key]
-            seen.append(PreparedJob(parts, splits, parts.identity(config, splits.fingerprint)))
+                data[data_key] = run.read_data(components, keep=False)
+            dataset = data[data_key]
+            seen.append(PreparedJob(components, dataset, components.identity(config, dataset.fingerprint)))
     return seen
 
 
@@ -99,8 +99,8 @@ def identity(config: Config) -> str:
     return one.identity
 
 
-def _key(*parts: Any) -> str:
-    return json.dumps(parts, sort_keys=True, default=str)
+def _key(*components: Any) -> str:
+    return json.dumps(components, sort_keys=True, default=str)
 
 
 def inspect_jobs(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
@@ -124,8 +124,8 @@ def inspect_jobs(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
         known = known_runs(first, {one.identity for one in seen}, finished)
         said["jobs"] = [{"identity": one.identity, **known.get(one.identity, {})} for one in seen]
         said["shared"], said["lacking"] = shared(seen)
-        said["seconds"] = usual_seconds(first, seen[0].splits.fingerprint, finished)
-        said["held_back"] = all(one.splits.test for one in seen)
+        said["seconds"] = usual_seconds(first, seen[0].dataset.fingerprint, finished)
+        said["held_back"] = all(one.dataset.test for one in seen)
 
 
 def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunFacts]) -> dict[str, dict[str, Any]]:
@@ -184,36 +184,36 @@ def shared(seen: Sequence[PreparedJob]) -> tuple[list[str], bool]:
             f"activations: {len(every)} tables for {sum(map(len, tables))} readings by jobs"
             + (f"; to be computed: {atomic_files.readable(missing)}" if missing else "; all in the store")
         )
-    heads = {head_folder(one).name for one in seen if one.parts.regime is finetune.finetune}
+    heads = {head_folder(one).name for one in seen if one.components.regime is finetune.finetune}
     if heads:
-        trained = sum((seen[0].parts.cache / "heads" / name).is_dir() for name in heads)
+        trained = sum((seen[0].components.cache / "heads" / name).is_dir() for name in heads)
         lines.append(
-            f"head phases: {len(heads)} for {sum(one.parts.regime is finetune.finetune for one in seen)} jobs"
+            f"head phases: {len(heads)} for {sum(one.components.regime is finetune.finetune for one in seen)} jobs"
             + (f", {trained} of them in the head cache" if trained else "")
         )
     return lines, bool(missing)
 
 
 def head_folder(one: PreparedJob) -> Path:
-    return bottleneck.head_folder(one.parts, one.splits, head_run(one.parts.config))
+    return bottleneck.head_folder(one.components, one.dataset, head_run(one.components.config))
 
 
 def wants(one: PreparedJob) -> list[feature_cache.FeatureRequest]:
     """Return the features that a job reads from the feature cache."""
-    parts, splits = one.parts, one.splits
-    config = parts.config
-    frozen = split_network(parts.backbone, 0, config.model.head.pooling)
-    if parts.regime is bottleneck.bottleneck:
-        return bottleneck.wants(parts, splits, frozen)
-    if parts.regime is not finetune.finetune:
+    components, dataset = one.components, one.dataset
+    config = components.config
+    frozen = split_network(components.backbone, 0, config.model.head.pooling)
+    if components.regime is bottleneck.bottleneck:
+        return bottleneck.wants(components, dataset, frozen)
+    if components.regime is not finetune.finetune:
         return []
-    boundary = split_network(parts.backbone, config.regime.unfrozen_blocks, config.model.head.pooling)
-    trained = parts.head_file is not None or head_folder(one).is_dir()
-    return finetune.wants(parts, splits, boundary, None if trained else frozen)
+    network_split = split_network(components.backbone, config.regime.unfrozen_blocks, config.model.head.pooling)
+    trained = components.head_file is not None or head_folder(one).is_dir()
+    return finetune.wants(components, dataset, network_split, None if trained else frozen)
 
 
 def tables_of(one: PreparedJob) -> list[feature_cache.FeatureTable]:
-    return [feature_cache.FeatureTable(one.parts, want) for want in wants(one)]
+    return [feature_cache.FeatureTable(one.components, want) for want in wants(one)]
 
 
 def share(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
@@ -224,15 +224,15 @@ def share(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
         progress = Terminal(PlainConsole(quiet=first.progress == "none"))
         passes: dict[str, tuple[RunComponents, dict[str, feature_cache.FeatureRequest]]] = {}
         for one in see(configs):
-            config = one.parts.config
+            config = one.components.config
             key = _key(
-                one.parts.backbone.identity, one.splits.fingerprint, config.data.image_size,
+                one.components.backbone.identity, one.dataset.fingerprint, config.data.image_size,
                 config.augmentation.model_dump(), config.regime.activations, config.model.head.pooling,
             )  # fmt: skip
-            _, members = passes.setdefault(key, (one.parts, {}))
-            members.update({feature_cache.FeatureTable(one.parts, want).name: want for want in wants(one)})
-        for parts, members in passes.values():
-            feature_cache.extract(parts, list(members.values()), progress)
+            _, members = passes.setdefault(key, (one.components, {}))
+            members.update({feature_cache.FeatureTable(one.components, want).name: want for want in wants(one)})
+        for components, members in passes.values():
+            feature_cache.extract(components, list(members.values()), progress)
 
 
 def usual_seconds(config: Config, fingerprint: str, finished: Mapping[str, RunFacts]) -> float | None:

@@ -58,7 +58,7 @@ class Tracker(Protocol):
         The manifests of these runs are downloaded to inputs/<key>, too.
         """
 
-    def describe(self, config: Config, splits: Dataset, facts: Mapping[str, str]) -> None:
+    def describe(self, config: Config, dataset: Dataset, facts: Mapping[str, str]) -> None:
         """Log parameters, tags and the data set before the training."""
 
     def epoch(self, record: EpochRecord) -> None:
@@ -387,7 +387,7 @@ class Untracked:
     def files(self, config: Config) -> dict[str, Path]:
         return fetch(config, Path())
 
-    def describe(self, config: Config, splits: Dataset, facts: Mapping[str, str]) -> None: ...
+    def describe(self, config: Config, dataset: Dataset, facts: Mapping[str, str]) -> None: ...
     def epoch(self, record: EpochRecord) -> None: ...
     def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any], timestamp: int) -> None: ...
     def artifacts(self, tables: Mapping[str, Mapping[str, list[Any]]]) -> None: ...
@@ -406,11 +406,11 @@ class MlflowRun:
     def files(self, config: Config) -> dict[str, Path]:
         return fetch(config, self.folder)
 
-    def describe(self, config: Config, splits: Dataset, facts: Mapping[str, str]) -> None:
-        source = config.unresolved.get("data.root", str(splits.manifest.root))
+    def describe(self, config: Config, dataset: Dataset, facts: Mapping[str, str]) -> None:
+        source = config.unresolved.get("data.root", str(dataset.manifest.root))
         self.outbox.put("parameters", flat_parameters(config))
         self.outbox.put("tags", {**environment_tags(), **facts})
-        digest = splits.fingerprint[:32]  # MLflow does not accept a longer one.
+        digest = dataset.fingerprint[:32]  # MLflow does not accept a longer one.
         self.outbox.put("data", {"source": source, "name": config.data.name, "digest": digest})
         self.outbox.send()
 

@@ -39,20 +39,20 @@ def fit(
     classes: tuple[str, ...],
     phase: str,
     first_step: int,
-    watch: TrainingContext,
+    context: TrainingContext,
     rate_factors: Mapping[int, float] = MappingProxyType({}),
 ) -> tuple[EpochRecord, ...]:
     """Train a model that outputs logits, in one call of Keras's `fit` over all epochs.
 
     Args:
         model: inputs -> logits [B, 1] for two classes, [B, classes] for more.
-        batches: training batches of exactly the epochs that are to be trained: `watch.remaining` of the phase.
+        batches: training batches of exactly the epochs that are to be trained: `context.remaining` of the phase.
         validation: (inputs, labels [B] int32), evaluated after every epoch.
         recipe: how the phase is trained.
         classes: the class names, in label order.
         phase: name of this part of the run in its curves: scratch, head or finetune.
         first_step: step of the phase's first epoch in the run's curves, which count on over the phases.
-        watch: displays the progress and receives the record of every epoch. If it has checkpoints, training continues
+        context: displays the progress and receives the record of every epoch. If it has checkpoints, training continues
             from the latest one of this phase and saves new ones as epochs end.
         rate_factors: maps the `id` of a variable to the factor of its learning rate; 1 for variables that are not in
             it. Weight decay uses the learning rate without the factor.
@@ -98,7 +98,7 @@ def fit(
     if recipe.tried:
         penalties = float(sum(model.losses))
         guessing = loss_of_guessing(loss, batches.labels, weights, count) + penalties
-        with watch.progress.stage("range test", len(recipe.tried)) as advance:
+        with context.progress.stage("range test", len(recipe.tried)) as advance:
             growing = LRFinder(recipe.tried, guessing, advance)
             with computing:
                 model.fit(
@@ -110,13 +110,13 @@ def fit(
                 )
         raise Tried(growing.losses, guessing, trained=first_step > 0)
     averages = keras.callbacks.SwapEMAWeights() if getattr(optimizer, "use_ema", False) else None
-    epochs = watch.remaining(phase, recipe.epochs)
-    with watch.progress.stage(phase, recipe.epochs * batches.steps) as advance:
+    epochs = context.remaining(phase, recipe.epochs)
+    with context.progress.stage(phase, recipe.epochs * batches.steps) as advance:
         if epochs.start:
             advance(epochs.start * batches.steps)
         record = EpochLogger(phase, recipe.monitor, first_step, batches.images, burst, waiting, advance)
         stop = early_stopping(recipe, averages)
-        commit = CheckpointCallback(phase, record, stop, watch)
+        commit = CheckpointCallback(phase, record, stop, context)
         leftover = LeftoverGradients() if getattr(optimizer, "gradient_accumulation_steps", None) else None
         callbacks = [
             EpochSeeds(recipe.seed),
@@ -130,7 +130,7 @@ def fit(
         began = time.perf_counter()
         with computing:
             model.fit(
-                waiting.watch(dataset) if waiting else dataset,
+                waiting.timed(dataset) if waiting else dataset,
                 initial_epoch=epochs.start,
                 epochs=recipe.epochs,
                 steps_per_epoch=batches.steps,
@@ -139,7 +139,7 @@ def fit(
                 callbacks=[callback for callback in callbacks if callback is not None],
                 verbose=0,
             )
-        watch.fitting[phase] = time.perf_counter() - began
+        context.fitting[phase] = time.perf_counter() - began
     return tuple(record.history)
 
 
@@ -190,7 +190,7 @@ class InputWaitTimer:
         with tf.device("CPU:0"):  # tf.data prepares the input on the CPU.
             self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
 
-    def watch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+    def timed(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """Return the same dataset with timing; prefetching after it is turned off, as it would hide the wait."""
 
         def note(asked: tf.Tensor, batch: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
@@ -415,9 +415,9 @@ class CheckpointCallback(keras.callbacks.Callback):
 
     COUNTED = ("wait", "stopped_epoch", "best", "best_epoch")  # the attributes of EarlyStopping that a checkpoint holds
 
-    def __init__(self, phase: str, record: EpochLogger, stop: EarlyStopping | None, watch: TrainingContext) -> None:
+    def __init__(self, phase: str, record: EpochLogger, stop: EarlyStopping | None, context: TrainingContext) -> None:
         super().__init__()
-        self.phase, self.record, self.stop, self.watch = phase, record, stop, watch
+        self.phase, self.record, self.stop, self.context = phase, record, stop, context
 
     def variables(self) -> list[keras.Variable]:
         """Return all variables that an epoch changes: weights, seeds, the optimizer's moments, averages and step."""
@@ -427,7 +427,7 @@ class CheckpointCallback(keras.callbacks.Callback):
         """Restore the latest checkpoint and log its epochs again; logging is idempotent."""
         if not self.model.optimizer.built:
             self.model.optimizer.build(self.model.trainable_variables)
-        state = self.watch.checkpoints.latest(self.phase) if self.watch.checkpoints else None
+        state = self.context.checkpoints.latest(self.phase) if self.context.checkpoints else None
         if state is None:
             return
         for variable, value in zip(self.variables(), state.variables, strict=True):
@@ -438,15 +438,15 @@ class CheckpointCallback(keras.callbacks.Callback):
             self.stop.best_weights = list(state.best) or None
         self.record.history = list(state.history)
         for record in state.history:
-            self.watch.record(record)
+            self.context.record(record)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         last = epoch == self.params["epochs"] - 1 or self.model.stop_training
-        if self.watch.checkpoints and (last or self.watch.checkpoints.due):
+        if self.context.checkpoints and (last or self.context.checkpoints.due):
             counted = {name: getattr(self.stop, name) for name in self.COUNTED} if self.stop else {}
             if counted and counted["best"] is not None:
                 counted["best"] = float(counted["best"])
-            self.watch.checkpoints.save(
+            self.context.checkpoints.save(
                 self.phase,
                 State(
                     variables=[np.asarray(variable) for variable in self.variables()],
@@ -456,4 +456,4 @@ class CheckpointCallback(keras.callbacks.Callback):
                     history=tuple(self.record.history),
                 ),
             )
-        self.watch.record(self.record.history[-1])
+        self.context.record(self.record.history[-1])

@@ -17,28 +17,28 @@ Read = Callable[..., Config]
 
 
 def test_what_is_frozen_is_what_a_run_freezes(ended: Any, config: Read) -> None:
-    anatomy = model.summarize_model(config(*ended.overrides), 2)
-    told = {row.name: not row.frozen for row in anatomy.rows if row.block != model.HEAD}
+    summary = model.summarize_model(config(*ended.overrides), 2)
+    told = {row.name: not row.frozen for row in summary.rows if row.block != model.HEAD}
     del ended.trainable["pooling"]
     assert told == ended.trainable and len(set(told.values())) == 2
-    assert anatomy.boundary == "block2_conv"
+    assert summary.split_point == "block2_conv"
 
 
-@pytest.mark.parametrize("regime, boundary, frozen", [
+@pytest.mark.parametrize("regime, split_point, frozen", [
     ("scratch", None, []),
     ("bottleneck", "pooling", ["(input)", "block1", "block2", "block3"]),
     ("finetune", "block3_conv", ["(input)", "block1", "block2"]),
 ])  # fmt: skip
 def test_blocks_are_in_order_and_the_regime_says_which_are_frozen(
-    regime: str, boundary: str | None, frozen: list[str], config: Read
+    regime: str, split_point: str | None, frozen: list[str], config: Read
 ) -> None:
-    anatomy = model.summarize_model(config(f"regime={regime}", "model=convnet", "data.image_size=48"), 3)
-    blocks = model.blocks(anatomy)
+    summary = model.summarize_model(config(f"regime={regime}", "model=convnet", "data.image_size=48"), 3)
+    blocks = model.blocks(summary)
     assert [block.name for block in blocks] == ["(input)", "block1", "block2", "block3", "(head)"]
-    assert [block.name for block in blocks if block.frozen] == frozen and anatomy.boundary == boundary
+    assert [block.name for block in blocks if block.frozen] == frozen and summary.split_point == split_point
     head = blocks[-1]
     assert head.shape == (3,) and head.trained == head.parameters > 0
-    (conv,) = [row for row in anatomy.rows if row.name == "block1_conv"]
+    (conv,) = [row for row in summary.rows if row.name == "block1_conv"]
     assert conv.shape == (46, 46, 32) and conv.parameters == 3 * 3 * 3 * 32 + 32
     assert conv.operations == 46 * 46 * 32 * 3 * 3 * 3
     assert conv.trained == (conv.parameters if regime == "scratch" else 0)
@@ -47,13 +47,13 @@ def test_blocks_are_in_order_and_the_regime_says_which_are_frozen(
 def test_weights_that_are_not_there_are_not_asked_for(config: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_HOME", "/nowhere")
     read = config("regime=finetune", "model=mobilenet_v2", "model.weights=/nowhere/none.weights.h5")
-    anatomy = model.summarize_model(read, 2)
+    summary = model.summarize_model(read, 2)
     # TensorFlow's own table of MobileNetV2 has 59.2 million at this width and size, 1,000 classes among them.
-    body = sum(row.operations or 0 for row in anatomy.rows if row.block != model.HEAD)
+    body = sum(row.operations or 0 for row in summary.rows if row.block != model.HEAD)
     assert body + 1280 * 1000 == pytest.approx(59.2e6, rel=0.005)
-    normalised = [row for row in anatomy.rows if row.name == "Conv_1_bn"]
+    normalised = [row for row in summary.rows if row.name == "Conv_1_bn"]
     assert normalised[0].trained == normalised[0].parameters / 2, "its statistics stay"
-    assert model.blocks(anatomy)[-2].name == "block_13_expand" and not model.blocks(anatomy)[-2].frozen
+    assert model.blocks(summary)[-2].name == "block_13_expand" and not model.blocks(summary)[-2].frozen
 
 
 @pytest.mark.parametrize("overrides", [
@@ -65,8 +65,8 @@ def test_weights_that_are_not_there_are_not_asked_for(config: Read, monkeypatch:
 ])  # fmt: skip
 def test_multiply_adds_are_half_of_what_tensorflows_profiler_counts(overrides: tuple[str, ...], config: Read) -> None:
     read = config("regime=scratch", *overrides)
-    anatomy = model.summarize_model(read, 2)
-    assert not [row.name for row in anatomy.rows if row.operations is None]
+    summary = model.summarize_model(read, 2)
+    assert not [row.name for row in summary.rows if row.operations is None]
     network = build_backbone(read, None).model
     run = tf.function(lambda pixels: network(pixels, training=False))
     traced = run.get_concrete_function(tf.TensorSpec((1, *network.input_shape[1:])))
@@ -75,21 +75,21 @@ def test_multiply_adds_are_half_of_what_tensorflows_profiler_counts(overrides: t
     kinds = ["Conv2D", "DepthwiseConv2dNative", "MatMul", "BatchMatMulV2"]
     options.with_accounted_types(kinds).select(["float_ops"]).with_empty_output()
     counted = tf.compat.v1.profiler.profile(graph, cmd="op", options=options.build()).total_float_ops
-    ours = sum(row.operations or 0 for row in anatomy.rows if row.block != model.HEAD)
+    ours = sum(row.operations or 0 for row in summary.rows if row.block != model.HEAD)
     assert 2 * ours == pytest.approx(counted, rel=1e-3)
 
 
 @pytest.mark.slow
 def test_networks_inside_the_network_are_counted(config: Read) -> None:
     """Of its grouped convolutions TensorFlow's profiler sees nothing; Liu et al. (2022) give 4.5 G in their table 1."""
-    anatomy = model.summarize_model(config("regime=scratch", "model=convnext_tiny"), 1000)
-    assert not [row.name for row in anatomy.rows if row.operations is None]
-    assert sum(row.operations or 0 for row in anatomy.rows) == pytest.approx(4.5e9, rel=0.02)
+    summary = model.summarize_model(config("regime=scratch", "model=convnext_tiny"), 1000)
+    assert not [row.name for row in summary.rows if row.operations is None]
+    assert sum(row.operations or 0 for row in summary.rows) == pytest.approx(4.5e9, rel=0.02)
 
 
 def test_tables_name_every_block_and_every_layer(config: Read) -> None:
-    anatomy = model.summarize_model(config("regime=finetune", "model=convnet", "data.image_size=48"), 2)
-    assert list(model.block_table(anatomy).columns[0].cells) == ["(input)", "block1", "block2", "block3", "(head)"]
-    table = model.layer_table(anatomy)
-    assert list(table.columns[0].cells) == [row.name for row in anatomy.rows]
+    summary = model.summarize_model(config("regime=finetune", "model=convnet", "data.image_size=48"), 2)
+    assert list(model.block_table(summary).columns[0].cells) == ["(input)", "block1", "block2", "block3", "(head)"]
+    table = model.layer_table(summary)
+    assert list(table.columns[0].cells) == [row.name for row in summary.rows]
     assert list(table.columns[6].cells)[-1] == "trained"
