@@ -1,4 +1,4 @@
-"""The rows on fine-tuning: accuracy against the time of a whole process, and an epoch of the whole network."""
+"""Benchmark rows on fine-tuning: accuracy against the time of a whole process, and an epoch of the whole network."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from benchmarks.images import Folder, flowers
 from benchmarks.report import Comparison, Row, Side
 from benchmarks.rows import XLA, Setup, alternate, in_process, weights_override
 
-# What a user types, beside data.root, the model and its weights. A preset of conf/experiment is one more line.
+# The overrides of each of our recipes, without data.root, the model and its weights. Measuring another preset of
+# conf/experiment takes one more line.
 OURS: Mapping[str, Sequence[str]] = {
     "regime=bottleneck": ["regime=bottleneck"],
     "experiment=finetune_fast": ["experiment=finetune_fast"],
     "regime=finetune": ["regime=finetune"],
     "experiment=finetune_best": ["experiment=finetune_best"],
 }
-# By name in `finetuning_peers`, with the learning rates of which the one with the best validation accuracy is taken.
+# Each peer's name in `finetuning_peers.RECIPES`, and its candidate learning rates. The rate with the best validation
+# accuracy on the first seed is used.
 PEERS: Mapping[str, tuple[str, Sequence[float]]] = {
     "plain Keras": ("keras", (1e-4, 2e-4, 1e-3)),
     "fastai-like": ("fastai", (2e-3, 1e-2)),
@@ -34,11 +36,11 @@ WHOLE_NETWORK = "regime.unfrozen_blocks=all"
 
 @dataclass(frozen=True)
 class Result:
-    """What one process reached."""
+    """Result of one training process."""
 
     seconds: float  # of the whole process
     validation: float  # accuracy in [0, 1]
-    correct: Mapping[str, bool]  # of each test image, by its path below the data root
+    correct: Mapping[str, bool]  # by a test image's path below the data root: whether it is classified correctly
 
     @property
     def test(self) -> float:
@@ -102,7 +104,7 @@ def train_peer(name: str, folder: Folder, weights: str, seed: int, lr: float, ho
 
 
 def report_results(row: Row, measured: Mapping[str, Sequence[Result]]) -> None:
-    """Fill in a row's seconds, comparisons and table from the results of each recipe, one a seed."""
+    """Fill in a row's seconds, comparisons and table from each recipe's results, one per seed."""
     from experiments.evaluation.significance import Scores, compare_runs
 
     for label, results in measured.items():
@@ -152,7 +154,7 @@ def mean(values: Any) -> float:
 
 
 def draw(measured: Mapping[str, Sequence[Result]]) -> Any:
-    """Draw test accuracy against seconds, a point for each recipe and seed, in the style of a run's figures."""
+    """Return a plot of test accuracy against seconds, one point per recipe and seed, styled like a run's figures."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, PercentFormatter
 
@@ -178,7 +180,7 @@ def draw(measured: Mapping[str, Sequence[Result]]) -> Any:
 
 
 def whole_network_epoch(setup: Setup, quick: int) -> Row:
-    """Measure a training epoch of the whole network: ours, plain Keras's, and the bare train step's."""
+    """Measure a training epoch of the whole network: ours, plain Keras's, and the bare training steps alone."""
     folder = flowers(setup.cache, setup.images or (None if setup.full else quick))
     weights, override = weights_override()
     row = Row(
@@ -206,7 +208,7 @@ def whole_network_epoch(setup: Setup, quick: int) -> Row:
 
 
 def keras_peer(folder: Folder, weights: str | None, bare: bool) -> Any:
-    """Return plain Keras's epochs of the whole network or, `bare`, nothing but its train steps."""
+    """Return a plain Keras training of the whole network or, if `bare`, only its training steps."""
     import keras
 
     from benchmarks import finetuning_peers as plain
@@ -224,7 +226,7 @@ def keras_peer(folder: Folder, weights: str | None, bare: bool) -> Any:
 
 
 def bare_epoch(model: Any, optimizer: Any, batches: Sequence[Any]) -> Callable[[], tuple[float, int]]:
-    """Return what trains a model for an epoch of batches in memory: its seconds and steps."""
+    """Return a function that trains a model for one epoch of batches in memory and returns seconds and steps."""
     import keras
     import tensorflow as tf
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.finetuning_peers NAME '{"root": "flowers17", "weights": "mobilenet.weights.h5", "seed": 0}'
 
-NAME is keras or fastai. It trains on ROOT/train and prints one line of JSON, as `run` returns it.
+NAME is keras or fastai. The process trains on ROOT/train and prints the result of `run` as one line of JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from keras import layers
 
 AUTOTUNE = tf.data.AUTOTUNE
 SIZE, ALPHA, BATCH_SIZE = 224, 0.35, 32
-MIDDLE = "block_6_expand"  # from here on 14 x 14 pixels and fewer: where fastai splits a ResNet's body, too
+MIDDLE = "block_6_expand"  # of the block that reduces to 14 x 14 pixels, where fastai splits a ResNet's body, too
 
 
 def read(root: str, split: str) -> tuple[tf.data.Dataset, list[str]]:
@@ -34,7 +34,7 @@ def read(root: str, split: str) -> tuple[tf.data.Dataset, list[str]]:
 
 
 def training_batches(images: tf.data.Dataset, count: int, augmentation: Sequence[layers.Layer]) -> tf.data.Dataset:
-    """Return shuffled batches, augmented in parallel and ahead of the training."""
+    """Return shuffled batches that are augmented in parallel and prefetched."""
     augment = keras.Sequential(augmentation)
     batches = images.shuffle(count).batch(BATCH_SIZE)
     batches = batches.map(lambda pixels, labels: (augment(pixels, training=True), labels), num_parallel_calls=AUTOTUNE)
@@ -47,7 +47,7 @@ def light_augmentation() -> list[layers.Layer]:
 
 
 def fastai_augmentation() -> list[layers.Layer]:
-    """Return what fastai's `aug_transforms()` does, without its slight change of perspective."""
+    """Return layers equivalent to fastai's `aug_transforms()`, without its slight change of perspective."""
     moved = [layers.RandomFlip("horizontal"), layers.RandomRotation(10 / 360), layers.RandomZoom((-0.1, 0.0))]
     lit = [layers.RandomBrightness(0.1, value_range=(0, 255)), layers.RandomContrast(0.2, value_range=(0, 255))]
     return moved + lit
@@ -58,9 +58,9 @@ def mobilenet(weights: str | None) -> keras.Model:
 
 
 class Classifier(keras.Model):
-    """A network whose BatchNorm keeps its statistics while its weights are trained, and a head.
+    """A network and a head, trained with fixed BatchNorm statistics.
 
-    A subclass, because Keras 3.15 overrides `training=False` where a functional model calls another one.
+    It is a subclass, because Keras 3.15 overrides `training=False` where a functional model calls another one.
     """
 
     def __init__(self, base: keras.Model, classes: int) -> None:
@@ -75,7 +75,7 @@ class Classifier(keras.Model):
 
 
 class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
-    """fastai's one-cycle schedule: a cosine up to `peak` for a share of the steps, and one down to nothing."""
+    """fastai's one-cycle schedule: a cosine up to `peak` for a share of the steps, then one down to `peak` / 1e5."""
 
     def __init__(self, peak: float, steps: int, share: float, div: float) -> None:
         super().__init__()
@@ -93,26 +93,26 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
 
 
 class DiscriminativeAdamW(keras.optimizers.Adam):
-    """Adam with decoupled weight decay, each variable with its own share of the learning rate."""
+    """Adam with decoupled weight decay and a factor of the learning rate for each variable."""
 
     def __init__(self, schedule: OneCycle, scales: Sequence[float], decay: float = 0.01) -> None:
-        super().__init__(schedule, beta_2=0.99, epsilon=1e-5)  # as fastai's
+        super().__init__(schedule, beta_2=0.99, epsilon=1e-5)  # fastai's values
         self.scales, self.decay = scales, decay
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
         rate = learning_rate * self.scales[self._get_variable_index(variable)]
-        if len(variable.shape) > 1:  # no bias and no norm
+        if len(variable.shape) > 1:  # biases and normalization parameters do not decay
             variable.assign(variable * (1 - rate * self.decay))
         super().update_step(gradient, variable, rate)
 
 
 TRAINED = {"loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]}
 Splits = Mapping[str, tuple[tf.data.Dataset, list[str]]]
-Fit = Callable[[keras.Model, tf.data.Dataset, int], Any]  # trains for so many epochs
+Fit = Callable[[keras.Model, tf.data.Dataset, int], Any]  # trains a model for a number of epochs
 
 
 def plain_keras(splits: Splits, weights: str | None, classes: int, lr: float, epochs: int, fit: Fit) -> keras.Model:
-    """Train the head on the frozen network for three epochs, then the whole network, as Keras's guide has it."""
+    """Train the head on the frozen network for three epochs, then the whole network, as Keras's guide does."""
     images, paths = splits["train"]
     batches = training_batches(images, len(paths), light_augmentation())
     base = mobilenet(weights)
@@ -138,7 +138,7 @@ def fastai(splits: Splits, weights: str | None, classes: int, lr: float, epochs:
     base = mobilenet(weights)
     norms = [layer for layer in base.layers if isinstance(layer, layers.BatchNormalization)]
     for layer in norms:
-        layer.momentum = 0.9  # as PyTorch's networks; at Keras's 0.999 the statistics do not follow in 20 epochs
+        layer.momentum = 0.9  # PyTorch's default; at Keras's 0.999 the statistics do not adapt within 20 epochs
     pixels = keras.Input((SIZE, SIZE, 3))
     maps = base(keras.applications.mobilenet_v2.preprocess_input(pixels))
     flow = layers.Concatenate()([layers.GlobalMaxPooling2D()(maps), layers.GlobalAveragePooling2D()(maps)])
@@ -165,17 +165,17 @@ def fastai(splits: Splits, weights: str | None, classes: int, lr: float, epochs:
     return model
 
 
-RECIPES = {"keras": (plain_keras, 2e-4), "fastai": (fastai, 2e-3)}  # and the learning rate by default
+RECIPES = {"keras": (plain_keras, 2e-4), "fastai": (fastai, 2e-3)}  # with their default learning rates
 
 
 def run(
     name: str, *, root: str, weights: str | None, seed: int, lr: float | None = None, epochs: int = 20
 ) -> dict[str, Any]:
-    """Train by a recipe and evaluate.
+    """Train a model with a recipe and evaluate it.
 
     Returns:
-        Validation and test accuracy in [0, 1], seconds of each epoch, and by test image whether it is classified
-        correctly.
+        Validation and test accuracy in [0, 1], the seconds of each epoch, and for each test image, by its path below
+        `root`, whether it is classified correctly.
     """
     keras.utils.set_random_seed(seed)
     recipe, default = RECIPES[name]

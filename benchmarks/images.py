@@ -1,4 +1,4 @@
-"""The images that rows are measured on: the photographs, a subset of them, or many more made out of them."""
+"""Images for the benchmark: photographs, a subset of them, or many more images made from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ QUALITY = 90  # JPEG
 
 @dataclass(frozen=True)
 class Folder:
-    """train/<class>/ and validation/<class>/, classes alike in size; of flowers17 test/<class>/, too."""
+    """A folder of images: train/<class>/ and validation/<class>/, for flowers17 also test/<class>/.
+
+    All classes of a split have the same number of images.
+    """
 
     root: Path
     train: int  # images
@@ -36,23 +39,23 @@ class Folder:
 
 
 def shared(variable: str, name: str) -> Path:
-    """Where an environment variable points, else what lies beside the repository."""
+    """Return the path that an environment variable holds, else `name` in the folder shared/ beside the repository."""
     return Path(os.environ.get(variable) or ROOT.parent / "shared" / name).expanduser().resolve()
 
 
 def mobilenet_weights() -> Path | None:
-    """MobileNetV2's ImageNet weights, where they are."""
+    """Return the file of MobileNetV2's ImageNet weights, or None where it is absent."""
     place = shared("EXPERIMENTS_WEIGHTS", "weights")
     file = place / "mobilenet_v2_0.35_224_notop.weights.h5" if place.is_dir() else place
     return file if file.is_file() else None
 
 
 def images(cache: Path, train: int | None = None) -> Folder:
-    """The photographs, or drawn images where there are none.
+    """Return the photographs of cats and dogs, or synthetic images where the photographs are absent.
 
     Args:
-        cache: where subsets and drawn images are kept.
-        train: the number of training images, a fifth as many for validation; None for all 2,000 + 400.
+        cache: the directory that keeps subsets and synthetic images.
+        train: the number of training images, with a fifth as many for validation; None for all 2,000 + 400.
     """
     wanted = dict(PHOTOGRAPHS)
     if train is not None and train < PHOTOGRAPHS["train"]:
@@ -80,11 +83,11 @@ def flowers(cache: Path, train: int | None = None) -> Folder:
     """Return Oxford's flowers17, or the first images of each of its 17 classes.
 
     Args:
-        cache: where subsets are kept.
-        train: the number of training images, half as many for validation and for test; None for all 680.
+        cache: the directory that keeps subsets.
+        train: the number of training images, with half as many for validation and for test; None for all 680.
 
     Raises:
-        FileNotFoundError: it is absent.
+        FileNotFoundError: the dataset is absent.
     """
     whole = shared("EXPERIMENTS_FLOWERS", "flowers17")
     if not whole.is_dir():
@@ -105,9 +108,9 @@ def flowers(cache: Path, train: int | None = None) -> Folder:
 
 
 def many(cache: Path, source: Folder, train: int) -> Folder:
-    """More images than there are: each a random crop of one of `source`, its brightness changed, encoded anew.
+    """Return more images than `source` has: random crops of its images with another brightness, encoded again.
 
-    Made once. No two have the same pixels, so nothing can be kept from one to the next.
+    They are written once and kept. No two have the same pixels, so no cache can serve one image for another.
     """
     wanted = {"train": train, "validation": max(4, train // 10 * 2)}
     root = cache / f"many-{'drawn' if source.drawn else 'photographs'}-{source.train}-{train}"
@@ -130,7 +133,7 @@ def many(cache: Path, source: Folder, train: int) -> Folder:
 
 
 def vary(original: Path, target: Path, seed: list[int]) -> None:
-    """Writes a random crop (85 to 95 % of each side) of an image, 20 % brighter or darker at most."""
+    """Write a random crop (85 to 95 % of each side) of an image, at most 20 % brighter or darker."""
     rng = np.random.default_rng(seed)
     with Image.open(original) as opened:
         image = opened.convert("RGB")

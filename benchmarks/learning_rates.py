@@ -1,12 +1,11 @@
-"""Record what the learning-rate finder's test reads: range tests, and what short trainings reach at each rate.
+"""Record the data of the learning-rate finder's test: range tests, and accuracies of short trainings at each rate.
 
     python -m benchmarks.learning_rates compare
     python -m benchmarks.learning_rates SHARED [NAME ...]
 
-The first prints the table of docs/learning_rates.md: the finder's rule beside published ones, on all curves. The second
-
-writes tests/inspection/curves/NAME.csv. SHARED is the directory that holds cats_dogs/, flowers17/ and weights/. Trained
-are the rates listed here and those that the range tests suggest.
+The first command prints the table of docs/learning_rates.md: the finder's rule beside published ones, on all curves.
+The second trains at the rates listed here and at those that the range tests suggest, and writes
+tests/inspection/curves/NAME.csv. SHARED is the directory that holds cats_dogs/, flowers17/ and weights/.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import numpy as np
 LOWEST, HIGHEST = 1e-6, 10.0  # rates of a range test
 
 CURVES = Path(__file__).resolve().parent.parent / "tests" / "inspection" / "curves"
-SEEDS = (0, 1, 2)  # of the range tests; each of them trains another head and reads the images in another order
+SEEDS = (0, 1, 2)  # of the range tests; with each seed another head is trained, and the images come in another order
 HEAD = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 HEAD_SGD = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SCRATCH = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -39,15 +38,15 @@ CATS = "data=folder data.root={images}/cats_dogs"
 FLOWERS = "data=folder data.root={images}/flowers17 data.image_size=128"
 MOBILENET = "model=mobilenet_v2 model.weights={shared}/weights/mobilenet_v2_0.35_224_notop.weights.h5"
 VGG = "model=vgg16 model.weights={shared}/weights/vgg16_notop.weights.h5"
-BATCHES = {"bottleneck-mobilenet-rmsprop-cats-300": 300}  # of a range test, where they are not 100
-FINETUNE = (  # the defaults of the day of the recordings; an optimizer after it replaces sgd
+BATCHES = {"bottleneck-mobilenet-rmsprop-cats-300": 300}  # of a range test, where the number is not 100
+FINETUNE = (  # the defaults when the curves were recorded; an optimizer override after it replaces sgd
     "regime=finetune optimizer=sgd optimizer@regime.head_optimizer=rmsprop schedule=constant schedule.warmup=0 "
     "regime.views=1"
 )
 TUTORIAL_HEAD = "model.head.pooling=flatten +model.head.dense.dense1={units:256,activation:relu}"
 BATCH_NORM = " ".join(f"model.layers.block{number}.batch_norm=true" for number in (1, 2, 3))
 
-# Name: overrides, how many seeds train at each rate, the rates.
+# Name: overrides, the number of seeds trained at each rate, the rates.
 RECORDED = {
     "bottleneck-convnet-rmsprop-synthetic": (
         f"regime=bottleneck optimizer=rmsprop {SYNTHETIC} epochs=15", 8, HEAD
@@ -102,7 +101,7 @@ RECORDED = {
 
 
 def gather(shared: Path, images: Path) -> None:
-    """Copy photographs into splits with more of them for validation, so that a point of accuracy is several images."""
+    """Copy photographs into splits with a larger validation split, so that a point of accuracy is several images."""
     for name, sources in {
         "cats_dogs": {"train": [("train", 0, 300)], "validation": [("train", 300, 700), ("validation", 0, 200)]},
         "flowers17": {"train": [("train", 0, 40)], "validation": [("validation", 0, 20), ("test", 0, 20)]},
@@ -117,11 +116,11 @@ def gather(shared: Path, images: Path) -> None:
 
 
 class Recorded(NamedTuple):
-    """The range tests of several seeds, and the mean validation accuracy of short trainings at each rate."""
+    """Range tests of several seeds, and the mean validation accuracy of short trainings at each rate."""
 
     losses: dict[int, np.ndarray]  # by seed
-    rates: np.ndarray  # that a range test was to try
-    accuracies: dict[float, float]  # by rate, in growing order
+    rates: np.ndarray  # planned for a range test, which may stop earlier
+    accuracies: dict[float, float]  # by rate, in increasing order
 
     @classmethod
     def read(cls, path: Path) -> Recorded:
@@ -138,9 +137,9 @@ class Recorded(NamedTuple):
         return cls({seed: np.array(values) for seed, values in losses.items()}, rates, means)
 
     def lost(self, rate: float) -> float:
-        """Return by how much training with a rate is below the best one; all of it, beyond the rates that were trained.
+        """Return how far the accuracy at a rate is below the best; beyond the trained rates, the whole best accuracy.
 
-        Between two of these the accuracy is taken to be linear in the logarithm of the rate.
+        Between two trained rates the accuracy is interpolated linearly in the logarithm of the rate.
         """
         trained = np.log10(list(self.accuracies))
         reached = np.interp(np.log10(rate), trained, list(self.accuracies.values()))
@@ -149,11 +148,11 @@ class Recorded(NamedTuple):
 
 
 def guessing(name: str) -> float:
-    """Return the loss of guessing the classes of a recorded curve, which are of one size."""
+    """Return the cross entropy of guessing the classes of a recorded curve, which are balanced."""
     return float(np.log(17 if "flowers" in name else 2))
 
 
-# --- the rules of other finders, each of rates [N] and losses [N]
+# --- the rules of other finders, functions of rates [N] and losses [N]
 
 
 def averaged(losses: np.ndarray, kept: float = 0.98) -> np.ndarray:
@@ -168,7 +167,7 @@ def steepest(rates: np.ndarray, losses: np.ndarray) -> float:
 
 
 def last_descent(rates: np.ndarray, losses: np.ndarray) -> float:
-    """Return the rate where the smoothed loss falls fastest on its last way down to the lowest point."""
+    """Return the rate where the smoothed loss falls fastest on its last descent to the minimum."""
     smoothed = averaged(losses)
     bottom = int(smoothed.argmin())
     rising = np.flatnonzero(np.diff(smoothed[: bottom + 1]) > 0)
@@ -192,7 +191,7 @@ def tenth_of_the_minimum(rates: np.ndarray, losses: np.ndarray) -> float:
 
 
 def tenth_of_the_rise(rates: np.ndarray, losses: np.ndarray) -> float:
-    """Return a tenth of the last tried rate: from there on the loss explodes."""
+    """Return a tenth of the last tried rate, beyond which the loss explodes."""
     return float(rates[-1]) / 10
 
 
@@ -206,7 +205,7 @@ PUBLISHED: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def compare() -> None:
-    """Print, for each curve and rule, how many points below the best rate the suggestions of the seeds are."""
+    """Print for each curve and rule how many points of accuracy each seed's suggestion loses against the best rate."""
     from experiments.inspection import lr
 
     within = dict.fromkeys(["ours", *PUBLISHED], 0)

@@ -1,4 +1,4 @@
-"""Our side of every row: the functions and processes that a run uses, called as a run calls them."""
+"""Our side of each benchmark row: the functions and processes of a run, called as a run calls them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def prepare(overrides: Sequence[str]) -> tuple:
-    """What `experiments.run` has in hand before it trains: the parts of a configuration, and its data, checked."""
+    """Return a run's components and its validated dataset, as `experiments.run` has them before training."""
     from hydra import compose, initialize_config_dir
 
     from experiments.config import validation
@@ -32,7 +32,7 @@ def prepare(overrides: Sequence[str]) -> tuple:
     from experiments.training import runtime
 
     with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
-        config = validation.read(compose("config", list(overrides)))
+        config = validation.validate(compose("config", list(overrides)))
     runtime.apply(config.runtime)
     components = build(config, {})
     return components, read_data(components)
@@ -40,12 +40,12 @@ def prepare(overrides: Sequence[str]) -> tuple:
 
 @dataclass
 class Epoch:
-    seconds: float  # of training, its validation not counted
+    seconds: float  # of training, without validation
     steps: int
 
 
 class Quiet:
-    """Shows nothing, as on no terminal; counts the steps of the stage that is under way."""
+    """A progress display that shows nothing, as without a terminal, and counts the steps of the current stage."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -61,10 +61,10 @@ class Quiet:
 
 
 def train_epochs(overrides: Sequence[str], phase: str, between: Callable[[], object]) -> tuple[list[Epoch], int]:
-    """Runs a regime; after each epoch of a phase lets others do theirs.
+    """Run a regime and call `between` after each epoch of a phase.
 
     Returns:
-        That phase's epochs, the first one among them, and the number of training images.
+        That phase's epochs, including the first one, and the number of training images.
     """
     from experiments.training.types import EpochRecord, TrainingContext
 
@@ -73,7 +73,9 @@ def train_epochs(overrides: Sequence[str], phase: str, between: Callable[[], obj
 
     def record(made: EpochRecord) -> None:
         if made.phase == phase:
-            seconds = len(dataset.train) / made.metrics["images_per_second"]  # from epoch's begin to last batch's end
+            seconds = (
+                len(dataset.train) / made.metrics["images_per_second"]
+            )  # from the epoch's start to its last batch's end
             epochs.append(Epoch(seconds, progress.steps - sum(epoch.steps for epoch in epochs)))
             between()
 
@@ -82,7 +84,10 @@ def train_epochs(overrides: Sequence[str], phase: str, between: Callable[[], obj
 
 
 def augmented_epoch(components: object, dataset: object) -> Callable[[], tuple[float, int]]:
-    """An epoch's freshly augmented batches, as `regime=scratch` reads them, without a network that trains."""
+    """Return a function that reads an epoch of augmented batches without training and returns seconds and batches.
+
+    The batches are those of `regime=scratch`.
+    """
     from experiments.data.input_pipeline import image_batches
 
     def epoch() -> tuple[float, int]:
@@ -103,13 +108,16 @@ def augmented_epoch(components: object, dataset: object) -> Callable[[], tuple[f
 
 
 def extract(components: object, dataset: object) -> float:
-    """Seconds from a filled pixel store to the training images' activations on disk, where they are not there yet."""
+    """Return the seconds from a filled pixel cache to the training images' features in the feature cache.
+
+    The features must not be cached yet.
+    """
     dataset.train.pixels[:1]
     return activate(components, dataset)
 
 
 def read_and_extract(components: object) -> float:
-    """Seconds from image files that nothing is known of to the training images' activations on disk."""
+    """Return the seconds from image files to the training images' features on disk, starting with an empty cache."""
     from experiments.run import read_data
 
     shutil.rmtree(components.cache, ignore_errors=True)
@@ -121,7 +129,7 @@ def read_and_extract(components: object) -> float:
 
 
 def activate(components: object, dataset: object) -> float:
-    """Seconds of running the frozen backbone over the training images and storing what comes out."""
+    """Return the seconds for running the frozen backbone over the training images and caching its features."""
     from experiments.models.network import split_network
     from experiments.regimes.feature_cache import activations
 
@@ -134,7 +142,7 @@ def activate(components: object, dataset: object) -> float:
 
 
 def predict(components: object, files: list[str]) -> float:
-    """Seconds from image files to what the whole model says of them."""
+    """Return the seconds from image files to the whole model's predictions."""
     from experiments.deploy.predict import predictions
     from experiments.models.network import join
 
@@ -154,16 +162,16 @@ class Run:
     """A finished process."""
 
     seconds: float  # wall clock, from start to end
-    peak: int  # resident bytes, with its children; memory maps count
-    private: int  # the same without what is shared with files and others
+    peak: int  # resident bytes with its children, memory maps included
+    private: int  # the same without memory that is shared with files and other processes
     output: str
 
 
 def process(command: Sequence[str], home: Path) -> Run:
-    """Runs a command with its outputs under `home`, and watches its memory.
+    """Run a command with its outputs under `home` and measure its memory.
 
     Raises:
-        RuntimeError: it failed; with the end of what it said.
+        RuntimeError: the command failed; the message has the end of its output.
     """
     environment = os.environ | {"EXPERIMENTS_HOME": str(home), "TF_CPP_MIN_LOG_LEVEL": "3"}
     began = time.perf_counter()
@@ -180,7 +188,7 @@ def process(command: Sequence[str], home: Path) -> Run:
 
 
 class Memory:
-    """Samples the memory of a process and its children, five times a second."""
+    """Peak memory of a process and its children, sampled five times a second."""
 
     def __init__(self, pid: int) -> None:
         self.peak = self.private = 0
@@ -201,16 +209,16 @@ class Memory:
                     memory = one.memory_info()
                     resident += memory.rss
                     private += memory.rss - getattr(memory, "shared", 0)
-            except psutil.Error:  # it ended meanwhile
+            except psutil.Error:  # the process has ended
                 continue
             self.peak, self.private = max(self.peak, resident), max(self.private, private)
 
 
 def train_process(overrides: Sequence[str], home: Path) -> Run:
-    """`python -m experiments.train ...`, everything as it ships: MLflow, figures, reports."""
+    """Run `python -m experiments.train ...` with everything that ships: MLflow, figures, reports."""
     return process([sys.executable, "-m", "experiments.train", *overrides], home)
 
 
 def import_keras(home: Path) -> float:
-    """Seconds of a process that imports Keras and ends."""
+    """Return the seconds of a process that imports Keras and ends."""
     return process([sys.executable, "-c", "import keras"], home).seconds

@@ -1,6 +1,6 @@
-"""What people would run instead, written as users of plain Keras would. Nothing of `experiments` is imported here.
+"""Peers of the benchmark: what users of plain Keras would run instead. Nothing of `experiments` is imported here.
 
-Every network is compiled as Keras compiles by default: jit_compile="auto", all cores.
+Every network is compiled with Keras's defaults: jit_compile="auto", all cores.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ AUTOTUNE = tf.data.AUTOTUNE
 
 @dataclass
 class Peer:
-    """A way to train, one epoch at a time."""
+    """A training that runs one epoch at a time."""
 
     images: int  # in an epoch
-    epoch: Callable[[], tuple[float, int]]  # trains one: seconds, steps
+    epoch: Callable[[], tuple[float, int]]  # trains one epoch; returns seconds and steps
 
 
 class Clock(keras.callbacks.Callback):
-    """The training time of an epoch, as `experiments.training.fit` measures it: to the end of its last batch."""
+    """Training time of an epoch, measured as `experiments.training.fit` does: to the end of its last batch."""
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.began, self.steps = time.perf_counter(), 0
@@ -49,7 +49,10 @@ def one_epoch(model: keras.Model, *data: Any, **options: Any) -> tuple[float, in
 
 
 def small_convnet(size: int, *before: keras.layers.Layer) -> keras.Model:
-    """The tutorial's network, compiled as it says; pixels in [0, 1] unless `before` sees to that."""
+    """Return the tutorial's network, compiled with the tutorial's settings.
+
+    Its input are pixels in [0, 1], unless the layers in `before` rescale them.
+    """
     layers = keras.layers
     model = keras.Sequential([
         keras.Input((size, size, 3)), *before,
@@ -64,7 +67,7 @@ def small_convnet(size: int, *before: keras.layers.Layer) -> keras.Model:
 
 
 def legacy_generator(root: Path, size: int, batch_size: int) -> Peer:
-    """(a) The tutorial's script: ImageDataGenerator and flow_from_directory."""
+    """Return peer (a), the tutorial's script: ImageDataGenerator and flow_from_directory."""
     generator = tf.keras.preprocessing.image.ImageDataGenerator(
         rescale=1 / 255,
         rotation_range=40,
@@ -83,7 +86,7 @@ def legacy_generator(root: Path, size: int, batch_size: int) -> Peer:
 
 
 def augmentation_layers() -> keras.Sequential:
-    """The tutorial's ranges as Keras layers in a row: four resamplings and a flip."""
+    """Return the tutorial's augmentation as a sequence of Keras layers: a flip and four resamplings."""
     layers = keras.layers
     shear = float(np.tan(np.deg2rad(0.2)))  # the tutorial's 0.2 are degrees
     return keras.Sequential([
@@ -96,7 +99,7 @@ def augmentation_layers() -> keras.Sequential:
 
 
 def directory_and_layers(root: Path, size: int, batch_size: int) -> Peer:
-    """(b) image_dataset_from_directory, decoded once and cached, Keras augmentation layers in dataset.map."""
+    """Return peer (b): image_dataset_from_directory, decoded once and cached, augmentation layers in dataset.map."""
     files = keras.utils.image_dataset_from_directory(
         str(root / "train"), label_mode="binary", image_size=(size, size), batch_size=None, verbose=False
     )
@@ -114,7 +117,7 @@ def directory_and_layers(root: Path, size: int, batch_size: int) -> Peer:
 
 
 def from_memory(root: Path, size: int, batch_size: int) -> Peer:
-    """(c) The floor: the same network fed from arrays in memory, nothing augmented."""
+    """Return peer (c), the floor: the same network fed from arrays in memory, without augmentation."""
     pixels, labels = in_memory(root, "train", size)
     pixels /= 255
     model = small_convnet(size)
@@ -122,7 +125,7 @@ def from_memory(root: Path, size: int, batch_size: int) -> Peer:
 
 
 def in_memory(root: Path, split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """All images of a split: pixels [N, H, W, 3] float32 in [0, 255] and labels [N] float32."""
+    """Return all images of a split: pixels [N, H, W, 3] float32 in [0, 255] and labels [N] float32."""
     dataset = keras.utils.image_dataset_from_directory(
         str(root / split), label_mode="binary", image_size=(size, size), batch_size=32, shuffle=False, verbose=False
     )
@@ -131,7 +134,7 @@ def in_memory(root: Path, split: str, size: int) -> tuple[np.ndarray, np.ndarray
 
 
 def augmented_batches(pixels: np.ndarray, batch_size: int) -> tf.data.Dataset:
-    """Images [N, H, W, 3] uint8 in memory, an epoch of them through Keras's layers."""
+    """Return an epoch of images [N, H, W, 3] uint8 in memory as batches, augmented by Keras's layers."""
     augment = augmentation_layers()
     return (
         tf.data.Dataset.from_tensor_slices(pixels)
@@ -143,7 +146,7 @@ def augmented_batches(pixels: np.ndarray, batch_size: int) -> tf.data.Dataset:
 
 
 def read_through(dataset: tf.data.Dataset) -> tuple[float, int]:
-    """Seconds and batches of reading a dataset to its end."""
+    """Read a dataset to its end and return the seconds and the number of batches."""
     began = time.perf_counter()
     steps = sum(1 for _ in dataset)
     return time.perf_counter() - began, steps
@@ -153,7 +156,10 @@ def read_through(dataset: tf.data.Dataset) -> tuple[float, int]:
 
 
 def backbone(name: str, weights: str | None, size: int) -> tuple[keras.Model, Callable[[np.ndarray], np.ndarray]]:
-    """A frozen network without its top that ends in vectors, and its preprocessing (which may work in place)."""
+    """Return a network without its top, which outputs one vector per image, and its preprocessing.
+
+    The preprocessing may work in place.
+    """
     shape = (size, size, 3)
     if name == "mobilenet_v2":
         model = keras.applications.MobileNetV2(
@@ -166,8 +172,8 @@ def backbone(name: str, weights: str | None, size: int) -> tuple[keras.Model, Ca
 
 
 def predict_twice(model: keras.Model, pixels: np.ndarray, batch_size: int) -> tuple[float, float]:
-    """Seconds of `predict` over images in memory: the first call, which builds its graph, and the second."""
-    fresh = keras.Model(model.inputs, model.outputs)  # so that every repeat has a first call
+    """Return the seconds of two calls of `predict` over images in memory; the first one builds the graph."""
+    fresh = keras.Model(model.inputs, model.outputs)  # a new model, so that every repeat builds the graph again
     seconds = []
     for _ in range(2):
         began = time.perf_counter()
@@ -177,7 +183,10 @@ def predict_twice(model: keras.Model, pixels: np.ndarray, batch_size: int) -> tu
 
 
 def whole_network(root: Path, size: int, batch_size: int, trained: tuple[str, ...]) -> Peer:
-    """VGG16 and the tutorial's head, fed from memory through the whole network; all but the blocks named is frozen."""
+    """Return a training of VGG16 and the tutorial's head, in which images in memory pass the whole network.
+
+    Only the blocks named in `trained` and the head are trained; the other blocks are frozen.
+    """
     pixels, labels = in_memory(root, "train", size)
     base = keras.applications.VGG16(include_top=False, weights=None, input_shape=(size, size, 3))
     for layer in base.layers:
@@ -194,7 +203,11 @@ def whole_network(root: Path, size: int, batch_size: int, trained: tuple[str, ..
 
 
 def head(shape: tuple[int, ...], dense: bool) -> keras.Model:
-    """MobileNetV2's head (dropout and one unit), or the tutorial's (256 units between) for VGG16, on features."""
+    """Return a compiled head on features of a shape.
+
+    It has dropout and one unit, as for MobileNetV2. With `dense` a layer of 256 units comes first, as in the
+    tutorial's head for VGG16.
+    """
     layers = keras.layers
     flat = [layers.Flatten()] if len(shape) > 1 else []
     hidden = [layers.Dense(256, activation="relu")] if dense else []
@@ -211,10 +224,10 @@ def head(shape: tuple[int, ...], dense: bool) -> keras.Model:
 def bare(
     *, root: str, name: str, weights: str | None, size: int, batch_size: int, epochs: int, dense: bool
 ) -> dict[str, Any]:
-    """The compute of a bottleneck run and nothing else: `predict` over images in memory, the head's fit.
+    """Run only the compute of a bottleneck run: `predict` over images in memory, then the head's fit.
 
     Returns:
-        Seconds of each, in a process that has done neither before.
+        The seconds of each, in a process that has done neither before, and the numbers of images and epochs.
     """
     data = {split: in_memory(Path(root), split, size) for split in ("train", "validation")}
     model, preprocess = backbone(name, weights, size)
@@ -234,7 +247,10 @@ def bare(
 
 
 def tutorial_bottleneck(*, root: str, folder: str, size: int, batch_size: int, epochs: int) -> dict[str, Any]:
-    """The tutorial's second script: VGG16's features through generators, saved as .npy, loaded, the head fitted."""
+    """Run the tutorial's second script: save VGG16's features as .npy files, load them, fit the head.
+
+    Generators read the images.
+    """
     base = keras.applications.VGG16(include_top=False, weights=None, input_shape=(size, size, 3))
     generator = tf.keras.preprocessing.image.ImageDataGenerator(rescale=1 / 255)
     labels = {}
@@ -259,11 +275,11 @@ def tuned(
     *, root: str, weights: str | None, unfrozen: int, dropout: float, l2: float, cached: bool, batch_size: int,
     head_epochs: int, epochs: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """One job of a sweep as a script of its own: MobileNetV2's features, a head on them, then its last blocks.
+    """Run one job of a sweep as a script of its own: train a head on MobileNetV2's features, then the last blocks.
 
     Args:
-        cached: it computes what enters the first unfrozen block once, of one augmented view, and trains what is above;
-            else every epoch goes, freshly augmented, through the whole network.
+        cached: compute the input of the first unfrozen block once, for one augmented view of each image, and train
+            only the layers above; otherwise the images of every epoch are augmented again and pass the whole network.
     """
     size = 224
     data = {split: in_memory(Path(root), split, size) for split in ("train", "validation")}
@@ -311,7 +327,7 @@ def tuned(
 
 
 def augmented(pixels: np.ndarray, layers: list[Any]) -> np.ndarray:
-    """One augmented view of every image."""
+    """Return one augmented view of every image."""
     parts = []
     for start in range(0, len(pixels), 64):
         part = pixels[start : start + 64]

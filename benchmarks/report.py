@@ -1,4 +1,4 @@
-"""What a row measured, on which machine: arithmetic, the table on the terminal, JSON and Markdown."""
+"""Results of the benchmark and the machine they were measured on, as a terminal table, JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ PACKAGES = ("experiments", "tensorflow", "keras", "numpy", "scipy", "pillow", "m
 
 @dataclass
 class Side:
-    """One way to do a row's work, and how long it took, repeat by repeat."""
+    """One way to do a row's work, and the seconds of each repeat."""
 
     label: str
-    what: str  # said in full, so that a reader can judge whether the comparison is fair
+    what: str  # a full description, so that a reader can judge whether the comparison is fair
     seconds: list[float] = field(default_factory=list)
-    images: int | None = None  # seen in a repeat
+    images: int | None = None  # processed in a repeat
     steps: int | None = None  # batches in a repeat, as counted
 
     @property
@@ -45,10 +45,11 @@ class Side:
 
 @dataclass
 class Comparison:
-    """What is held against what, and what is asked of it.
+    """Two sides that are compared, and the target of the comparison.
 
-    `faster`: the peer's seconds over ours, at least `factor`. `within`: ours over the peer's, ours at most
-    `factor` x the peer + `extra` seconds. Without a factor the ratio is only shown.
+    `faster`: the ratio is the peer's seconds divided by ours and must be at least `factor`. `within`: the ratio is our
+    seconds divided by the peer's, and ours must be at most `factor` x the peer's + `extra` seconds. Without a factor
+    the ratio is only shown.
     """
 
     ours: str  # a side's label
@@ -68,9 +69,9 @@ class Row:
     sides: list[Side] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)  # what is not seconds
-    table: list[list[str]] = field(default_factory=list)  # header first; for rows that are tables of their own
-    error: str | None = None  # the row could not be measured
+    figures: dict[str, Any] = field(default_factory=dict)  # results other than seconds
+    table: list[list[str]] = field(default_factory=list)  # header first; for rows with a table of their own
+    error: str | None = None  # why the row could not be measured
 
     def side(self, label: str) -> Side:
         return next(side for side in self.sides if side.label == label)
@@ -78,17 +79,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A comparison in figures."""
+    """Result of a comparison."""
 
     ratio: float  # of the medians
     fastest_ratio: float  # of the fastest repeats
-    paired_ratio: float  # median of the repeats' own ratios: both sides of one were measured next to each other
-    limit: float | None  # what the ratio (faster) or our seconds (within) are held against
+    paired_ratio: float  # median of each repeat's ratio, whose two sides were measured one after the other
+    limit: float | None  # for the ratio (faster) or for our seconds (within)
     met: bool | None
 
 
 def judge(row: Row, comparison: Comparison) -> Verdict:
-    """The ratios of a comparison, and whether the medians reach its target."""
+    """Return the ratios of a comparison and whether the medians reach its target."""
     ours, peer = row.side(comparison.ours), row.side(comparison.peer)
     above, below = (peer, ours) if comparison.kind == "faster" else (ours, peer)
     paired = [a / b for a, b in zip(above.seconds, below.seconds, strict=True)]
@@ -106,7 +107,7 @@ def judge(row: Row, comparison: Comparison) -> Verdict:
 
 
 def target(comparison: Comparison) -> str:
-    """What a comparison asks for, in words."""
+    """Return the target of a comparison in words."""
     if comparison.factor is None:
         return "no target"
     if comparison.kind == "faster":
@@ -116,10 +117,10 @@ def target(comparison: Comparison) -> str:
 
 
 def same_work(row: Row, labels: list[str]) -> None:
-    """Checks that sides did the same work.
+    """Check that sides did the same work.
 
     Raises:
-        ValueError: they saw different numbers of images or batches, so that their times say nothing.
+        ValueError: they processed different numbers of images or batches, so that their times cannot be compared.
     """
     seen = {label: (row.side(label).images, row.side(label).steps) for label in labels}
     if len(set(seen.values())) > 1:
@@ -130,7 +131,7 @@ def same_work(row: Row, labels: list[str]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Return facts about the machine, the packages and the commit that are measured."""
     memory = psutil.virtual_memory()
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -148,7 +149,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit measured, with a plus sign where the checkout differs from it."""
+    """Return the commit that is measured, with a plus sign where the checkout differs from it."""
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
         status = ["git", "status", "--porcelain", "--", "src", "conf", "benchmarks"]
@@ -159,7 +160,7 @@ def commit() -> str:
 
 
 def warnings(facts: dict[str, Any], options: dict[str, Any]) -> list[str]:
-    """Why the figures may not be worth quoting."""
+    """Return the reasons why the figures may not be worth quoting."""
     found = []
     load = facts["load_average_at_start"][0]
     if load >= 0.5 * facts["cores"]:
@@ -169,11 +170,11 @@ def warnings(facts: dict[str, Any], options: dict[str, Any]) -> list[str]:
     return found
 
 
-# --- what is shown and written
+# --- the report on the terminal and in files
 
 
 def show(console: Console, row: Row) -> None:
-    """One row on the terminal."""
+    """Print one row on the terminal."""
     console.print(f"\n[bold]{row.title}[/bold]", highlight=False)
     if row.error:
         console.print(f"  could not be measured: {row.error}", style="red", highlight=False, markup=False)
@@ -216,7 +217,7 @@ def settings(row: Row) -> str:
 
 
 def summary(console: Console, rows: list[Row]) -> None:
-    """All comparisons in one table."""
+    """Print all comparisons in one table."""
     title = "Summary: ratios of medians"
     shown = Table("row", "ours", "peer", "ratio", "asked", "met", title=title, title_justify="left")
     for row in rows:
@@ -248,7 +249,7 @@ def to_json(facts: dict[str, Any], options: dict[str, Any], rows: list[Row]) -> 
 
 
 def row_from(record: dict[str, Any]) -> Row:
-    """A row as `to_json` wrote it; what was computed is left behind and computed again."""
+    """Return the row of a record that `to_json` wrote, without the computed values, which are computed again."""
 
     def known(kind: type, fields: dict[str, Any]) -> Any:
         return kind(**{name: fields[name] for name in fields if name in kind.__dataclass_fields__})
@@ -293,7 +294,7 @@ def to_markdown(facts: dict[str, Any], options: dict[str, Any], rows: list[Row])
 
 
 def write(folder: Path, stem: str, facts: dict[str, Any], options: dict[str, Any], rows: list[Row]) -> list[Path]:
-    """Writes the report as it is so far, as JSON and Markdown."""
+    """Write the report of the rows measured so far as JSON and Markdown, each file atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     contents = {"json": to_json(facts, options, rows), "md": to_markdown(facts, options, rows)}
     written = []

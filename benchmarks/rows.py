@@ -1,4 +1,4 @@
-"""The rows: what is measured against what, under which conditions."""
+"""Rows of the benchmark: the sides that each compares, and the conditions of the measurement."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from benchmarks import ours
 from benchmarks.images import Folder, images, many, mobilenet_weights
 from benchmarks.report import Comparison, Row, Side, same_work
 
-BUDGET = 2.0  # GB, as conf/runtime/default.yaml has it
+BUDGET = 2.0  # GB, as in conf/runtime/default.yaml
 XLA = "Keras's own choice (none on a CPU); ours as shipped: resampling, large updates and convolutions in part"
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How the rows are to be measured."""
+    """Conditions under which the rows are measured."""
 
-    repeats: int  # that count; what a process does for the first time is not among them, where the row says so
+    repeats: int  # that count; rows that drop the first, slower repeat make one more
     process_repeats: int  # of the rows that start new processes
     full: bool
-    images: int | None  # training images instead of every row's own number: for trying things out
-    cache: Path  # subsets of the images, kept
-    work: Path  # this row's own scratch folder, removed after it
+    images: int | None  # training images in every row, instead of the row's own number, to try it out
+    cache: Path  # keeps subsets of the images
+    work: Path  # scratch directory of this row, removed after it
 
     def folder(self, quick: int | None = None) -> Folder:
-        """The images: `quick` of them in `make bench`, all in `make bench-full`."""
+        """Return the images: `quick` of them in `make bench`, all in `make bench-full`."""
         return images(self.cache, self.images or (None if self.full else quick))
 
     def home(self, name: str) -> Path:
-        """A folder for outputs, empty."""
+        """Return an empty directory for outputs."""
         home = self.work / name
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True)
@@ -49,7 +49,7 @@ class Setup:
 
 
 def weights_override() -> tuple[str | None, str]:
-    """MobileNetV2's weights file or None, and the override that says so."""
+    """Return MobileNetV2's weights file or None, and the override that selects these weights."""
     file = mobilenet_weights()
     return (None, "model.weights=null") if file is None else (str(file), f"model.weights='{file}'")
 
@@ -61,13 +61,15 @@ def in_process(folder: Folder, home: Path, *overrides: str) -> list[str]:
 def alternate(
     row: Row, overrides: Sequence[str], phase: str, repeats: int, makers: Mapping[str, Callable[[], Any]]
 ) -> None:
-    """Trains ours and every peer one epoch in turn; each one's first epoch, with its tracing, is dropped.
+    """Train ours and every peer one epoch in turn and fill in the row's seconds.
+
+    The first epoch of each, which includes tracing, is dropped.
 
     Args:
-        row: its first side is ours, the others are named as `makers`.
-        overrides: our run's, without its epochs.
-        phase: of our run, whose epochs are measured.
-        makers: build the peers; called once Keras is ours to use.
+        row: the row to fill in. Its first side is ours, the others are named by the keys of `makers`.
+        overrides: the overrides of our run, without its epochs.
+        phase: the phase of our run whose epochs are measured.
+        makers: functions that build the peers, called after our first epoch, once our run has set up TensorFlow.
     """
     peers: dict[str, Any] = {}
 
@@ -90,7 +92,7 @@ def alternate(
 
 
 def scratch(setup: Setup) -> Row:
-    """A scratch epoch with the tutorial's augmentation."""
+    """Measure a scratch epoch with the tutorial's augmentation."""
     from benchmarks import peers
 
     folder, size, batch_size = setup.folder(), 150, 16
@@ -127,7 +129,7 @@ def scratch(setup: Setup) -> Row:
 
 
 def augmentation(setup: Setup) -> Row:
-    """The augmentation alone, and what resampling several times costs in sharpness."""
+    """Measure the augmentation alone, and how much sharpness is lost by resampling several times."""
     import tensorflow as tf
 
     from benchmarks import peers
@@ -188,7 +190,7 @@ def augmentation(setup: Setup) -> Row:
 
 
 def sharpness(batch: np.ndarray) -> tuple[float, float]:
-    """Gradient energy and energy above half the Nyquist frequency of images [B, H, W, 3], as grey, means."""
+    """Return the mean gradient energy and energy above half the Nyquist frequency of images [B, H, W, 3], as grey."""
     grey = batch.mean(axis=-1)
     gradient = np.square(np.diff(grey, axis=1)).mean() + np.square(np.diff(grey, axis=2)).mean()
     window = np.hanning(grey.shape[1])[:, None] * np.hanning(grey.shape[2])
@@ -198,7 +200,7 @@ def sharpness(batch: np.ndarray) -> tuple[float, float]:
 
 
 def extraction(setup: Setup, name: str, size: int, quick: int | None) -> Row:
-    """The frozen backbone over every image, and its activations on disk."""
+    """Measure running the frozen backbone over every image and writing its features to disk."""
     from benchmarks import peers
 
     folder = setup.folder(quick)
@@ -240,7 +242,7 @@ def extraction(setup: Setup, name: str, size: int, quick: int | None) -> Row:
 
 
 def predicting(setup: Setup) -> Row:
-    """What `experiments predict` does with image files, beside reading and extraction of the same."""
+    """Measure `experiments predict` on image files, beside reading and feature extraction of the same files."""
     folder, size = setup.folder(), 224
     weights, override = weights_override()
     row = Row(
@@ -272,7 +274,7 @@ def predicting(setup: Setup) -> Row:
 
 
 def finetuning(setup: Setup, unfrozen: int, factor: float, quick: int) -> Row:
-    """A fine-tuning epoch of VGG16 from the stored boundary, and through the whole network."""
+    """Measure a fine-tuning epoch of VGG16 from cached features and through the whole network."""
     from benchmarks import peers
 
     folder, size, batch_size = setup.folder(quick), 150, 16
@@ -300,7 +302,7 @@ def finetuning(setup: Setup, unfrozen: int, factor: float, quick: int) -> Row:
 
 
 def bottleneck(setup: Setup) -> Row:
-    """A bottleneck run as a whole process, its store empty and filled."""
+    """Measure a bottleneck run as a whole process, with an empty and with a filled feature cache."""
     folder, epochs, batch_size = setup.folder(), 30, 32
     weights, override = weights_override()
     row = Row(
@@ -345,7 +347,7 @@ def bottleneck(setup: Setup) -> Row:
 
 
 def tutorials_way(setup: Setup, quick: int) -> Row:
-    """A bottleneck run of VGG16 on a filled store, and the tutorial's script."""
+    """Measure a bottleneck run of VGG16 with a filled feature cache, and the tutorial's script."""
     folder, size, batch_size, epochs = setup.folder(quick), 150, 16, 50
     row = Row(
         "tutorial-bottleneck",
@@ -365,7 +367,8 @@ def tutorials_way(setup: Setup, quick: int) -> Row:
                f"epochs={epochs}", f"batch_size={batch_size}"]  # fmt: skip
     ours.train_process([*command, "epochs=1"], home)
     for repeat in range(setup.process_repeats):
-        # Another head, which no cache has; another seed would be another backbone where its weights are random.
+        # Another epsilon makes the run train a new head, which is not cached. Another seed would give the backbone
+        # other random weights.
         filled = ours.train_process([*command, f"optimizer.epsilon={repeat + 1}e-7"], home).seconds
         arguments = {"root": str(folder.root), "folder": str(setup.home("tutorial")), "size": size,
                      "batch_size": batch_size, "epochs": epochs}  # fmt: skip
@@ -379,7 +382,7 @@ def tutorials_way(setup: Setup, quick: int) -> Row:
 
 
 def sweeping(setup: Setup) -> Row:
-    """The 18 jobs of experiment=above_95, and as many scripts of their own, of which two are run."""
+    """Measure the 18 jobs of experiment=above_95 against as many separate scripts, of which two are run."""
     folder, head_epochs, epochs, batch_size = setup.folder(), 30, 3, 32
     weights, override = weights_override()
     if weights is None:
@@ -430,13 +433,13 @@ def sweeping(setup: Setup) -> Row:
 
 
 def peer_process(name: str, arguments: Mapping[str, Any], home: Path) -> tuple[float, dict[str, Any]]:
-    """Seconds of a peer's process, and what it told."""
+    """Run a peer's process and return its seconds and the result that it printed."""
     run = ours.process([sys.executable, "-m", "benchmarks.peers", name, json.dumps(arguments)], home)
     return run.seconds, json.loads(run.output.splitlines()[-1])
 
 
 def scaling(setup: Setup) -> Row:
-    """Time and memory from 2,000 to 20,000 images."""
+    """Measure time and memory from 2,000 to 20,000 images."""
     largest = max(100, setup.images or 20_000)
     base = images(setup.cache, min(2000, largest))
     counts = [largest // 10, round(largest / math.sqrt(10) / 10) * 10, largest]
@@ -497,7 +500,7 @@ def scaling(setup: Setup) -> Row:
 
 
 def summary(images: int, runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of runs of the same: medians of seconds, the fastest, and the largest memory."""
+    """Return the median and smallest seconds and the largest memory of repeated runs."""
     point: dict[str, float] = {"images": images}
     for what in ("whole", "epoch"):
         point[what] = statistics.median(run[what] for run in runs)
@@ -506,7 +509,7 @@ def summary(images: int, runs: Sequence[Mapping[str, float]]) -> dict[str, float
 
 
 def last_phase(home: Path) -> list[dict[str, str]]:
-    """The curves of the only run under `home`: the epochs of its last phase."""
+    """Return the curves of the only run under `home`: the epochs of its last phase."""
     (path,) = (home / "runs").glob("*/curves.csv")
     with path.open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
@@ -514,12 +517,15 @@ def last_phase(home: Path) -> list[dict[str, str]]:
 
 
 def exponent(points: Sequence[Mapping[str, float]], what: str) -> float:
-    """Of time as a power of the number of images: the slope of a line through the logarithms."""
+    """Return the p of time = b n^p for n images, which is the slope of a line through the logarithms."""
     return float(np.polyfit(*(np.log([point[key] for point in points]) for key in ("images", what)), 1)[0])
 
 
 def exponent_beyond_start(points: Sequence[Mapping[str, float]]) -> float:
-    """The p of time = a + b n^p through three points whose n grow by the same factor; nan where time does not grow."""
+    """Return the p of time = a + b n^p through three points whose n grow by one factor; nan where time does not grow.
+
+    The constant a is the time that every process takes to start and end.
+    """
     first, second, third = (point["whole"] for point in points)
     if not first < second < third:
         return math.nan
@@ -552,7 +558,7 @@ def draw_scaling(measured: Mapping[str, Sequence[Mapping[str, float]]], path: Pa
 
 
 def price(setup: Setup) -> Row:
-    """Validation accuracy beside seconds per epoch for different numbers of stored views."""
+    """Measure validation accuracy and seconds per epoch for different numbers of cached views."""
     from experiments.evaluation.statistics import mean_interval
 
     folder, seeds = setup.folder(), (0, 1, 2)

@@ -1,7 +1,7 @@
 """The benchmark: `python -m benchmarks.run` (make bench), `--full` (make bench-full).
 
 Every row runs in a process of its own, so that neither memory nor threads of one reach the next, and is shown and
-written as soon as it is measured. A row that fails costs no other.
+written as soon as it is measured. A row that fails does not affect the others.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         help="training images in every row (the largest number in `scaling`): to try it out, not to measure",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, help="folder for the report and what is kept between benchmarks")
-    parser.add_argument("--worker", type=Path, metavar="JSON", help=argparse.SUPPRESS)  # one row, into this file
+    parser.add_argument("--worker", type=Path, metavar="JSON", help=argparse.SUPPRESS)  # measure one row into this file
     options = parser.parse_args(given)
     options.output = (options.output or Path(default_outputs()) / "benchmarks").resolve()
     if options.repeats is not None and options.repeats < 1:
@@ -62,7 +62,7 @@ def main() -> int:
         return work(options)
     console = Console()
     if not console.is_terminal:
-        console = Console(width=140)  # a log file wraps nothing
+        console = Console(width=140)  # lines of a log file are not wrapped
     facts = report.machine()
     chosen = options.rows or [name for name in ROWS if options.full or name not in ONLY_FULL]
     told: dict[str, Any] = {
@@ -92,7 +92,7 @@ def main() -> int:
 
 
 def measure(name: str, options: argparse.Namespace) -> report.Row:
-    """One row, by a process of its own."""
+    """Measure one row in a process of its own."""
     result = options.output / "work" / f"{name}-{os.getpid()}.json"
     result.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "benchmarks.run", "--rows", name, "--worker", str(result)]
@@ -104,7 +104,7 @@ def measure(name: str, options: argparse.Namespace) -> report.Row:
     done = subprocess.run(command, cwd=report.ROOT, env=environment, capture_output=True, text=True)
     try:
         return report.row_from(json.loads(result.read_text(encoding="utf-8")))
-    except FileNotFoundError:  # it was killed before it could write
+    except FileNotFoundError:  # the process was killed before it wrote its result
         end = (done.stderr or done.stdout)[-1000:]
         return report.Row(name, name, {}, error=f"its process ended with {done.returncode}: {end}")
     finally:
@@ -112,7 +112,7 @@ def measure(name: str, options: argparse.Namespace) -> report.Row:
 
 
 def work(options: argparse.Namespace) -> int:
-    """Measures one row in this process and writes it."""
+    """Measure one row in this process and write it to a file."""
     (name,) = options.rows
     setup = Setup(
         repeats=options.repeats or REPEATS[options.full],

@@ -1,8 +1,8 @@
-"""TPE that ends trials early against random search, at equal training: `python -m benchmarks.search FOLDER`.
+"""Comparison of TPE with pruning and random search at equal training: `python -m benchmarks.search FOLDER`.
 
-FOLDER is a grid that has been run (outputs/sweeps/NAME). Nothing is trained: a trial is one of its candidates, costs
-the epochs of its last phase up to where it ends, and is worth what the grid says. Sampler and pruner are those of
-sweep.search and sweep.pruner.
+FOLDER is a finished grid sweep (outputs/sweeps/NAME). Nothing is trained: a trial replays one of the grid's candidates.
+It costs the epochs of the candidate's last phase up to where the trial ends, and its score is the recorded one. Sampler
+and pruner are those of sweep.search and sweep.pruner.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from experiments.training import pruning
 
 @dataclass(frozen=True)
 class Recorded:
-    """A candidate of the grid, all its runs finished."""
+    """A candidate of the grid, whose runs have all finished."""
 
     score: float  # mean of the objective over its runs
     curves: Sequence[Sequence[float]]  # of each run's last phase, by epoch
@@ -38,7 +38,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Grid:
-    """What was recorded: keys, their values in order, and what each combination came to."""
+    """A recorded grid: its keys, their values in order, and the result of each combination."""
 
     objective: str
     keys: Sequence[str]
@@ -56,19 +56,19 @@ class Grid:
 
 @dataclass(frozen=True)
 class Replay:
-    """How one study went."""
+    """Result of one replayed study."""
 
-    best: float  # the true score of the best trial that came to its end
+    best: float  # the true score of the best trial that was not pruned
     epochs: int
     trials: int
     pruned: int
 
 
 def read(folder: Path) -> Grid:
-    """Reads a grid from its folder.
+    """Read a grid from the directory of its sweep.
 
     Raises:
-        ConfigError: it is no whole grid.
+        ConfigError: the grid is not complete.
     """
     about, rows = summary.read(folder)
     objective = about["objective"]
@@ -90,7 +90,7 @@ def read(folder: Path) -> Grid:
 
 
 def order(text: str) -> tuple[bool, float, str]:
-    """Numbers by size, before what are none."""
+    """Return a sort key that puts numbers first, by size, and other texts after them."""
     try:
         return False, float(text), text
     except ValueError:
@@ -98,7 +98,7 @@ def order(text: str) -> tuple[bool, float, str]:
 
 
 def curve(run: Path, objective: str) -> list[float]:
-    """What a run's job would have told its trial: the validation metric of its last phase, by epoch."""
+    """Return a run's validation metric by epoch of its last phase, as its job would have reported it to its trial."""
     with (run / "curves.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     metric = "validation_loss" if objective in LOWER_IS_BETTER else "validation_accuracy"
@@ -106,19 +106,19 @@ def curve(run: Path, objective: str) -> list[float]:
 
 
 def replay(grid: Grid, name: str, pruner: str, seed: int, budget: int) -> Replay:
-    """One study on what was recorded, until its epochs are spent or there is nothing new to draw.
+    """Replay one study on a recorded grid until its epochs are spent or every candidate has been tried.
 
     Args:
-        name: of the sampler, as `sweep.search`.
-        pruner: as `sweep.pruner`.
-        budget: of epochs. A trial that they do not suffice for has no score.
+        name: the sampler, as in `sweep.search`.
+        pruner: the pruner, as in `sweep.pruner`.
+        budget: the number of epochs. A trial that would exceed it has no score.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     longest = max(len(curve) for one in grid.found.values() for curve in one.curves)
     study = optuna.create_study(
-        study_name=f"{name} {seed}",  # Hyperband deals trials out by it
+        study_name=f"{name} {seed}",  # Hyperband assigns trials to brackets by this name
         direction="maximize" if grid.sign > 0 else "minimize",
         pruner=pruning.pruner(pruner, longest),
     )
@@ -134,7 +134,7 @@ def replay(grid: Grid, name: str, pruner: str, seed: int, budget: int) -> Replay
             levels[trial.params[key]] if isinstance(trial.params[key], int) else trial.params[key]
             for key, levels in zip(grid.keys, grid.levels, strict=True)
         )
-        if drawn in done:  # told what it was told before: it costs nothing
+        if drawn in done:  # a repeated candidate gets its former result, at no cost
             before = done[drawn]
             for step, value in before.intermediate_values.items():
                 trial.report(value, step)
@@ -162,7 +162,7 @@ def replay(grid: Grid, name: str, pruner: str, seed: int, budget: int) -> Replay
 
 
 def span(levels: Sequence[str]) -> Any:
-    """The space of a key: numbers by their place among those recorded, for they have an order; else choices."""
+    """Return the search space of a key: positions among its values where these are ordered numbers, else choices."""
     from optuna.distributions import CategoricalDistribution, IntDistribution
 
     if all(not order(level)[0] for level in levels):

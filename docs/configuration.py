@@ -1,7 +1,7 @@
-"""Writes docs/configuration.md out of conf/ and the schema, so that what a key means is written once: `make reference`.
+"""Generator of docs/configuration.md from conf/ and the schema, run by `make reference`.
 
-Defaults and most meanings are those of the YAML files, ranges those of the schema; the comment on a field's line there
-says what no YAML does.
+It lets the meaning of a key be written in one place. Defaults and most meanings come from the YAML files, ranges from
+the schema. The comment on a field's line in the schema gives a meaning that no YAML file gives.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ GROUPS = {
     "debug": "On top of any run or preset; the command line still wins.",
 }
 NAMED = {"model.layers": "BLOCK", "model.head.dense": "LAYER"}  # mappings whose keys the user names
-UNTYPED = ("name", "_target_")  # of a component: chosen, not typed
+UNTYPED = ("name", "_target_")  # keys of a component, which users set by choosing its file
 LONG = 60  # characters of a value that a cell shows
 INTRO = """# Configuration reference
 
@@ -65,7 +65,7 @@ class Line(NamedTuple):
 
     text: str  # the value as written
     comment: str  # on its line, or on a line of its own above
-    first: bool  # of its line, whose comment then is about it
+    first: bool  # whether it is the first key of its line, so that the comment is about it
 
 
 class Choice(NamedTuple):
@@ -73,13 +73,13 @@ class Choice(NamedTuple):
 
     name: str
     header: list[str]  # its comment lines before the first key
-    body: str  # what follows
-    chosen: list[str]  # what it takes of other groups, GROUP=CHOICE
+    body: str  # the text after the header
+    chosen: list[str]  # choices of other groups in its defaults list, each GROUP=CHOICE
     lines: dict[str, Line]  # by the key as it is typed
 
 
 def read(path: Path) -> Choice:
-    """A YAML file's comments and values."""
+    """Read the comments and values of a YAML file."""
     text = path.read_text(encoding="utf-8")
     rows = text.splitlines()
     begin = next(number for number, row in enumerate(rows) if not row.startswith("#"))
@@ -108,10 +108,12 @@ def read(path: Path) -> Choice:
 def flat(
     node: yaml.MappingNode, prefix: str, comments: Mapping[int, str], begun: set[int]
 ) -> Iterator[tuple[str, Line]]:
-    """Every key of a mapping and, dotted, of the mappings in it; those of mappings in lists by their place.
+    """Yield every key of a mapping and, with dotted names, of the mappings in it.
+
+    The name of a mapping in a list is its position there.
 
     Args:
-        begun: the numbers of the lines that a key has been found on.
+        begun: the numbers of the lines on which a key has been found; updated in place.
     """
     for name, value in node.value:
         number, key = name.start_mark.line, f"{prefix}{name.value}"
@@ -126,7 +128,7 @@ def flat(
 
 
 def written(node: yaml.Node) -> str:
-    """A value as its YAML has it; of a mapping the names in it, of a component its class."""
+    """Return a value as written in YAML; for a mapping its keys, for a component its class."""
     if isinstance(node, yaml.ScalarNode):
         return f'"{node.value}"' if node.style == '"' else node.value
     if isinstance(node, yaml.SequenceNode):
@@ -138,7 +140,7 @@ def written(node: yaml.Node) -> str:
 
 
 def kind(text: str) -> str:
-    """What a value may be, where only its YAML tells."""
+    """Return the type of a value in words, for keys whose type is known only from their YAML."""
     if text.startswith("["):
         return "list"
     if re.fullmatch(r"-?[\d.]+(e-?\d+)?", text):
@@ -148,7 +150,7 @@ def kind(text: str) -> str:
 
 
 def comments() -> dict[tuple[str, str], str]:
-    """The comments on the lines of the schema's fields: by class, or group of ARGUMENTS, and field."""
+    """Return the comments on the lines of the schema's fields, by class (or group of ARGUMENTS) and field."""
     source = Path(schema.__file__).read_text(encoding="utf-8")
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     said = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
@@ -167,14 +169,14 @@ def comments() -> dict[tuple[str, str], str]:
 
 
 class Field(NamedTuple):
-    """A key as the schema has it."""
+    """A key of the schema: its allowed values in words, and the comment on its line."""
 
     allowed: str
     comment: str
 
 
 def fields() -> dict[str, Field]:
-    """Every key that the schema has, by its name on the command line; arguments of components among them."""
+    """Return every key of the schema, including arguments of components, by its name on the command line."""
     said = comments()
     whole = schema.Config.model_json_schema()
     found: dict[str, Field] = {}
@@ -203,13 +205,13 @@ def fields() -> dict[str, Field]:
 
 
 def reference(node: Any) -> str:
-    """The name of the model that a mapping's values are of."""
+    """Return the name of the model that a mapping's values are instances of, or an empty text."""
     kinds = node.get("anyOf", [node]) if isinstance(node, dict) else []
     return next((one["$ref"].rpartition("/")[2] for one in kinds if "$ref" in one), "")
 
 
 def allowed(node: Mapping[str, Any]) -> str:
-    """JSON schema in words."""
+    """Return the values that a JSON schema allows, in words."""
     if "anyOf" in node:
         return " or ".join(map(allowed, node["anyOf"]))
     if "enum" in node or "const" in node:
@@ -242,22 +244,26 @@ def allowed(node: Mapping[str, Any]) -> str:
 
 
 def placed(key: str) -> str:
-    """A key without names that are the user's: model.layers.block1.filters is model.layers.BLOCK.filters."""
+    """Return a key with placeholders for names that users choose.
+
+    For example, model.layers.block1.filters becomes model.layers.BLOCK.filters.
+    """
     for mapping, name in NAMED.items():
         key = re.sub(rf"^({re.escape(mapping)})\.\w+(?=\.|$)", rf"\1.{name}", key)
     return key
 
 
 def table(sources: Mapping[str, Mapping[str, Line]], known: Mapping[str, Field], prefix: str = "") -> list[str]:
-    """A row for each key: its default, what else it is set to, what it may be, what it means.
+    """Return a Markdown table with a row for each key: its default, other choices' values, allowed values, meaning.
 
     Args:
-        sources: the lines of a group's choices by name, of "" those that are the same for all; the default one first.
+        sources: the lines of a group's choices by the choice's name, the default choice first. The lines of the name
+            "" apply to all choices.
         known: the schema's keys.
-        prefix: of the schema's keys that must have a row.
+        prefix: the beginning of those schema keys that get a row even where no choice sets them.
 
     Raises:
-        ValueError: keys that nothing says the meaning of.
+        ValueError: no comment gives the meaning of some keys.
     """
     order = [placed(key) for lines in sources.values() for key in lines]
     order += [key for key in known if prefix and key.startswith(prefix)]
@@ -289,7 +295,10 @@ def table(sources: Mapping[str, Mapping[str, Line]], known: Mapping[str, Field],
 
 
 def told(texts: Mapping[str, str], sources: Mapping[str, Any], code: bool = False) -> str:
-    """Texts by choice: that of all or of the default one by itself, then others with the choices that have them."""
+    """Join the texts of choices into one cell, in which equal texts appear once.
+
+    The text of all choices, or of the default one, appears without a name; others follow the names of their choices.
+    """
     by_text: dict[str, list[str]] = {}
     for name, text in texts.items():
         if text:
@@ -304,12 +313,12 @@ def told(texts: Mapping[str, str], sources: Mapping[str, Any], code: bool = Fals
 
 
 def cell(text: str) -> str:
-    """Text as a cell of a table holds it."""
+    """Return a text escaped for a cell of a Markdown table."""
     return re.sub(r"<(\w+)>", r"`<\1>`", text).replace("|", "\\|")
 
 
 def group_section(group: str, base: Choice, known: Mapping[str, Field]) -> list[str]:
-    """The page's part on a group: its choices, then its keys."""
+    """Return the page's section on a group: its choices, then its keys."""
     default = next((one.partition("=")[2] for one in base.chosen if one.startswith(f"{group}=")), "")
     choices = [read(path) for path in sorted((CONF / group).glob("*.yaml"))]
     choices.sort(key=lambda choice: choice.name != default)
@@ -332,7 +341,7 @@ def group_section(group: str, base: Choice, known: Mapping[str, Field]) -> list[
 
 
 def preset_section(group: str) -> list[str]:
-    """The page's part on named runs: what each is, its commands, what it sets."""
+    """Return the page's section on presets: the description, commands and settings of each."""
     lines = [f"## {group}", "", GROUPS[group], ""]
     for choice in (read(path) for path in sorted((CONF / group).glob("*.yaml"))):
         commands = [line for line in choice.header if line.startswith(("python -m", "make "))]
@@ -343,7 +352,7 @@ def preset_section(group: str) -> list[str]:
 
 
 def page() -> str:
-    """The whole text of docs/configuration.md."""
+    """Return the whole text of docs/configuration.md."""
     base, known = read(CONF / "config.yaml"), fields()
     groups = [group for group in GROUPS if group not in ("experiment", "debug")]
     heads = tuple(f"{group}.".replace("/", ".") for group in groups)

@@ -110,7 +110,7 @@ def composed() -> Compose:
 @pytest.fixture
 def config(composed: Compose) -> Callable[..., schema.Config]:
     """`config("regime=finetune", ...)`: the checked configuration of a command line."""
-    return lambda *overrides: validation.read(composed(*overrides))
+    return lambda *overrides: validation.validate(composed(*overrides))
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ from experiments.deploy import saved_run
 from experiments.errors import ConfigError, DataError
 from experiments.evaluation.evaluate import evaluate
 from experiments.regimes.build import build
-from experiments.run import Curves, check_joined, check_origins, conclude, read_data, run, write_csv
+from experiments.run import Curves, check_joined, check_origins, print_results, read_data, run, write_csv
 from experiments.runs import training_checks
 from experiments.storage.array_cache import Rows
 from experiments.system.startup import quiet_start
@@ -220,7 +220,7 @@ def test_what_fails_after_the_training_loses_nothing(
     def fails(*arguments: object, **options: object) -> NoReturn:
         raise ValueError("no figures")
 
-    monkeypatch.setattr(run_module, "draw", fails)
+    monkeypatch.setattr(run_module, "save_figures", fails)
     monkeypatch.setattr(training_checks, "TOLERANCES", {"float32": -1.0})
     with pytest.raises(RuntimeError, match="disagree by") as failed:
         start(tmp_path, "kept", f"data.root={drawn}", "regime=bottleneck", "must_reach=1.0", *PENALISED)
@@ -480,7 +480,7 @@ def test_the_last_lines_show_accuracy_beside_the_most_frequent_class(tmp_path: P
         reports = evaluate({"validation": scores}, dataset)
         assert reports["validation"].metrics["accuracy_baseline"] == 0.95
         console = Console(file=io.StringIO(), record=True, width=200)
-        conclude(console, tmp_path, reports, None)
+        print_results(console, tmp_path, reports, None)
         return console.export_text().splitlines()[0]
 
     line = (

@@ -67,7 +67,7 @@ def run(config: schema.Config, planned: str | None = None) -> float:
     console = PlainConsole(quiet=config.progress == "none")
     with (
         runtime.apply(config.runtime),
-        keep_journal(folder, config) as journal,
+        open_run_directory(folder, config) as journal,
         tracking.track(config, folder, journal.run_id) as tracker,
     ):
         journal.track(tracker.run_id, config.tracking.uri)
@@ -78,9 +78,9 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         identity = components.identity(config, dataset.fingerprint)
         journal.check(identity, planned)
         journal.note(backbone_identity=components.backbone.identity)
-        describe(components, dataset, folder, tracker, identity)
+        write_description(components, dataset, folder, tracker, identity)
         checkpoints = Checkpoints(folder / journals.CHECKPOINTS)
-        with keep_curves(folder, tracker, checkpoints) as curves:
+        with open_curves(folder, tracker, checkpoints) as curves:
             context = TrainingContext(Terminal(console), pruning.reporting(config, curves.add), checkpoints)
             trained = Path(config.sweep.trained) if config.sweep.trained else None
             known = facts_of(trained, identity) if trained else {}
@@ -118,7 +118,7 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         with keep_error(errors, "must_reach"):
             check_reached(config, result)
         with keep_error(errors, "the figures"):
-            draw(folder / "figures", components, dataset, result, reports)
+            save_figures(folder / "figures", components, dataset, result, reports)
         with keep_error(errors, "logging the files"):
             tracker.artifacts(tables)
         if is_sound and config.tracking.log_model and not journal.facts.get("model"):  # already before a resume
@@ -129,16 +129,16 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         for sentence in warnings:
             _log.warning(sentence)
         if errors:
-            conclude(console, folder, reports, tracker.run_id)
+            print_results(console, folder, reports, tracker.run_id)
             for error in errors[1:]:
                 _log.error("%s", error, exc_info=error)
             raise errors[0]
-    conclude(console, folder, reports, tracker.run_id)
+    print_results(console, folder, reports, tracker.run_id)
     return metrics.get(f"validation.{config.objective}", math.nan)
 
 
 @contextmanager
-def keep_journal(folder: Path, config: schema.Config) -> Iterator[journals.RunDirectory]:
+def open_run_directory(folder: Path, config: schema.Config) -> Iterator[journals.RunDirectory]:
     """Yield the run directory and record how the run ends; add to an error how the run can be resumed."""
     journal = journals.RunDirectory(folder, config)
     try:
@@ -156,7 +156,7 @@ def keep_journal(folder: Path, config: schema.Config) -> Iterator[journals.RunDi
 
 
 @contextmanager
-def keep_curves(folder: Path, tracker: tracking.Tracker, checkpoints: Checkpoints) -> Iterator[Curves]:
+def open_curves(folder: Path, tracker: tracking.Tracker, checkpoints: Checkpoints) -> Iterator[Curves]:
     """Yield the run's curves, and log what is left of them unless the run was interrupted and can be resumed."""
     curves = Curves(folder / CURVES, tracker, checkpoints.holds)
     try:
@@ -245,7 +245,7 @@ def read_manifest(
     )
 
 
-def describe(
+def write_description(
     components: RunComponents, dataset: Dataset, folder: Path, tracker: tracking.Tracker, identity: str
 ) -> None:
     """Write the configuration, the manifest, data issues and the identity of a run to its directory and MLflow."""
@@ -346,7 +346,7 @@ def write_weights(weights: Path, components: RunComponents, result: TrainingResu
     save(head, weights / "head.weights.h5", head_record(config, components.backbone, head, result.model))
 
 
-def draw(
+def save_figures(
     folder: Path, components: RunComponents, dataset: Dataset, result: TrainingResult, reports: Mapping[str, Report]
 ) -> None:
     """Write the figures of a run as PNG files; of a sweep's job only the curves, as the winner has all figures."""
@@ -388,7 +388,7 @@ def augmented_sample(components: RunComponents, dataset: Dataset) -> Any:
     return plots.image_grid(np.asarray(pixels), titles)
 
 
-def conclude(console: Console, folder: Path, reports: Mapping[str, Report], run_id: str | None) -> None:
+def print_results(console: Console, folder: Path, reports: Mapping[str, Report], run_id: str | None) -> None:
     """Print each split's accuracy beside that of the most frequent class, and where to find the run."""
     for split, report in reports.items():
         metrics = report.metrics

@@ -51,7 +51,7 @@ ConfigStore.instance().repo["hydra"].get("launcher", {}).pop("ray.yaml", None)
 @hydra.main(version_base="1.3", config_path=str(paths.CONF), config_name="config")
 def train(composed: DictConfig) -> float:
     """Run one experiment and return its validation metric `objective` to a sweeper."""
-    config = validation.read(composed)
+    config = validation.validate(composed)
     unused.warn([config], HydraConfig.get().overrides.task)
     if config.sweep.rungs and config.resume is None:
         logging.getLogger(__name__).warning("sweep.rungs: without -m this is a single run, not a ladder")

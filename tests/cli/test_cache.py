@@ -56,7 +56,7 @@ def entries(cache: Path) -> list[Path]:
 
 
 def pixels(cache: Path) -> np.ndarray:
-    return array_cache.array(
+    return array_cache.load_or_create(
         cache, "pixels", {"n": 1}, (10, 8, 8, 3), "uint8", lambda array: array.fill(3), {"split": "validation"}
     )
 
@@ -64,7 +64,7 @@ def pixels(cache: Path) -> np.ndarray:
 def shard(cache: Path, start: int, stop: int) -> None:
     about = {"network": "vgg16", "boundary": "block5_conv1", "split": "train", "view": 3, "rows": 600}
     folder = cache / "activations" / "0f" / f"{start:07}"
-    array_cache.Entry(folder, {"rows": [start, stop]}, (stop - start, 2), "float16", about).make(
+    array_cache.CacheEntry(folder, {"rows": [start, stop]}, (stop - start, 2), "float16", about).make(
         lambda array: array.fill(2)
     )
 

@@ -42,7 +42,7 @@ TINY = (
     ("exercise", 0.92, 0.949, "below"),
 ])  # fmt: skip
 def test_a_verdict_is_where_the_interval_lies(name: str, low: float, high: float, expected: str) -> None:
-    assert reproduction.verdict(CLAIMS[name], low, high) == expected
+    assert reproduction.judge_claim(CLAIMS[name], low, high) == expected
 
 
 def test_a_claim_is_as_sure_as_its_400_images() -> None:

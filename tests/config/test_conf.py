@@ -45,7 +45,7 @@ def test_golden(name: str, composed: Compose, request: pytest.FixtureRequest) ->
     """What a run reads, whole. A wanted change: `make golden`, and read the diff before committing it."""
     overrides = {"default": [], **{f"regime_{regime}": [f"regime={regime}"] for regime in REGIMES}}.get(name)
     config = composed(*inputs(*(preset(name) if overrides is None else overrides)))
-    found = schema.dump_yaml(schema.effective(validation.read(config)))
+    found = schema.dump_yaml(schema.effective(validation.validate(config)))
     golden = GOLDEN / f"{name}.yaml"
     if request.config.getoption("--golden"):
         golden.parent.mkdir(exist_ok=True)

@@ -63,7 +63,7 @@ def read(name: str, folder: Path | None = None, size: int = SIZE) -> Config:
     mine = [f"hydra.searchpath=[file://{folder}]"] if folder else []
     overrides = [f"model={name}", "model.weights=null", "regime=scratch", f"data.image_size={size}", *mine]
     with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
-        return validation.read(compose("config", overrides))
+        return validation.validate(compose("config", overrides))
 
 
 def built(config: Config) -> Built:

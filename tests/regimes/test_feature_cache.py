@@ -62,7 +62,7 @@ def tiny(outputs: Path, *overrides: str, filters: int = 4) -> Any:
     """The parts that extraction reads, with a network of two blocks; the same weights every time."""
     with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
         settings = ["regime=finetune", "augmentation=light", f"data.image_size={SIZE}", f"outputs={outputs}"]
-        config = validation.read(compose("config", [*settings, *overrides]))
+        config = validation.validate(compose("config", [*settings, *overrides]))
     keras.utils.clear_session()
     keras.utils.set_random_seed(0)
     inputs = keras.Input((SIZE, SIZE, 3))

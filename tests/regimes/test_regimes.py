@@ -77,7 +77,7 @@ def configured(root: Path, outputs: Path, *overrides: str) -> schema.Config:
             "data=folder", f"data.root={root}", f"outputs={outputs}", "tracking=none", "model.weights=null",
             "batch_size=8", "epochs=2", "regime.head_epochs=2", "regime.views=2", *overrides,
         ]  # fmt: skip
-        return validation.read(compose("config", settings))
+        return validation.validate(compose("config", settings))
 
 
 def built(root: Path, outputs: Path, *overrides: str) -> RunComponents:

@@ -31,7 +31,7 @@ def test_the_weights_of_a_job_give_the_scores_that_training_gives(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("experiments.run.draw", lambda *_: None)
+    monkeypatch.setattr("experiments.run.save_figures", lambda *_: None)
     given = (*here, *SMALL, f"regime={regime}", *([f"regime.unfrozen_blocks={unfrozen}"] * (regime == "finetune")))
     trained, evaluated = tmp_path / "trained", tmp_path / "evaluated"
     run_here(*given, f"hydra.run.dir={trained}", "sweep.job=true")

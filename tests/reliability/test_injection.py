@@ -147,7 +147,7 @@ def test_values(name: str, logged: Plain, tally: Tally, tmp_path: Path) -> None:
         with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
             composed = compose("config", [*given, "tracking=none"], return_hydra_config=True)
         assert "evil" not in str(composed.hydra.callbacks) + str(composed.hydra.launcher)
-        config = validation.read(composed)
+        config = validation.validate(composed)
         assert config.trusted_packages == [] and config.tracking.uri is None and config.outputs != str(canary)
         build.build(config, {})
     except (ConfigError, HydraException) as error:
@@ -291,7 +291,7 @@ def test_a_stored_array_of_objects_is_not_read(tally: Tally, tmp_path: Path) -> 
     sha256 = checkpoints.file_hash(entry / "array.npy")
     meta = {"spec": {"of": 1}, "shape": [1], "dtype": "|O", "sha256": sha256}
     (entry / "meta.json").write_text(str(meta).replace("'", '"'))
-    assert array_cache.fault(entry) is not None
+    assert array_cache.find_damage(entry) is not None
     tally("injection probe", 1, 1)
 
 

@@ -31,7 +31,7 @@ from experiments.system import paths
 from experiments.training.types import EpochRecord
 home, uri = Path(sys.argv[1]), sys.argv[2]
 with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
-    config = validation.read(compose("config", [f"outputs={home}", "tracking=server", f"tracking.uri={uri}"]))
+    config = validation.validate(compose("config", [f"outputs={home}", "tracking=server", f"tracking.uri={uri}"]))
 folder = home / "runs" / "told"
 folder.mkdir(parents=True)
 (folder / "metrics.json").write_text("{}")

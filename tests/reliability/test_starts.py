@@ -34,7 +34,7 @@ print("ready", flush=True)
 for line in sys.stdin:
     home, name = line.split()
     with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
-        config = validation.read(compose("config", [f"outputs={home}"]))
+        config = validation.validate(compose("config", [f"outputs={home}"]))
     try:
         with tracking.track(config, Path(home) / name) as tracker:
             for step in range(2):

@@ -88,13 +88,13 @@ def test_bit_flips_in_the_store(started: Started, tries: Tries, tally: Tally, tm
 
     rng, survived, wanted = random.Random(0), 0, tries(100, 10)
     for _ in range(wanted):
-        found = np.array(array_cache.array(tmp_path, "numbers", {"of": 1}, (40, 10), "int32", write))
+        found = np.array(array_cache.load_or_create(tmp_path, "numbers", {"of": 1}, (40, 10), "int32", write))
         entry = tmp_path / "numbers" / array_cache.key({"of": 1})
         victim = rng.choice([entry / "array.npy", entry / "meta.json"])
         content = bytearray(victim.read_bytes())
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         victim.write_bytes(content)
         array_cache._verified.clear()  # as a process that starts now
-        again = np.array(array_cache.array(tmp_path, "numbers", {"of": 1}, (40, 10), "int32", write))
+        again = np.array(array_cache.load_or_create(tmp_path, "numbers", {"of": 1}, (40, 10), "int32", write))
         survived += bool((again == np.arange(400).reshape(40, 10)).all() and (found == again).all())
     tally("bit flip in the store", wanted, survived)

@@ -40,7 +40,7 @@ def no_locks(*arguments: object, **options: object) -> NoReturn:
 
 
 def make(cache: Path, write: Callable[[np.ndarray], None] = fill, spec: dict[str, Any] = SPEC) -> np.ndarray:
-    return array_cache.array(cache, "numbers", spec, SHAPE, "float32", write)
+    return array_cache.load_or_create(cache, "numbers", spec, SHAPE, "float32", write)
 
 
 def entry(cache: Path) -> Path:
@@ -134,7 +134,7 @@ def test_partial_entries_are_made_again(
 
 def test_entry_of_another_shape_is_not_used(tmp_path: Path) -> None:
     make(tmp_path)
-    array = array_cache.array(tmp_path, "numbers", SPEC, (2, 2), "uint8", fill)
+    array = array_cache.load_or_create(tmp_path, "numbers", SPEC, (2, 2), "uint8", fill)
     np.testing.assert_array_equal(array, [[0, 1], [2, 3]])
 
 
@@ -190,7 +190,7 @@ def test_a_lost_race_uses_the_winner(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_dtypes_that_need_pickle_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="object"):
-        array_cache.array(tmp_path, "numbers", SPEC, SHAPE, "object", fill)
+        array_cache.load_or_create(tmp_path, "numbers", SPEC, SHAPE, "object", fill)
 
 
 def _many(cache: Path, locks: bool, start: Any, results: Any) -> None:
@@ -203,7 +203,9 @@ def _many(cache: Path, locks: bool, start: Any, results: Any) -> None:
         def write(array: np.ndarray, number: int = number) -> None:
             array.fill(number)
 
-        sums.append(int(array_cache.array(cache, "numbers", {"number": number}, (50_000,), "int32", write).sum()))
+        sums.append(
+            int(array_cache.load_or_create(cache, "numbers", {"number": number}, (50_000,), "int32", write).sum())
+        )
     results.put(sums)
 
 
@@ -264,7 +266,7 @@ def test_rows_are_read_by_many_threads_at_once(tmp_path: Path) -> None:
 
 def test_reading_all_of_a_map_takes_little_memory_and_holding_it_takes_all(tmp_path: Path) -> None:
     size = 3 * array_cache.RESIDENT
-    stored = array_cache.array(
+    stored = array_cache.load_or_create(
         tmp_path, "pixels", {"n": 1}, (size // 2**16, 2**16), "uint8", lambda array: array.fill(7)
     )
     array_cache.release([stored])
@@ -284,7 +286,7 @@ def test_reading_all_of_a_map_takes_little_memory_and_holding_it_takes_all(tmp_p
 
 
 def test_what_cannot_be_opened_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = array_cache.Entry(tmp_path / "pixels" / "a", {"n": 1}, (3,), "uint8")
+    entry = array_cache.CacheEntry(tmp_path / "pixels" / "a", {"n": 1}, (3,), "uint8")
     entry.make(lambda array: array.fill(1))
 
     def too_many(*arguments: object, **options: object) -> NoReturn:

@@ -33,7 +33,7 @@ class Trained:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.data, self.deleted, self.runs = "data", set[str](), list[PlannedRun]()
         self.stop_after: int | None = None
-        patch.setattr(local, "ask", self.ask)
+        patch.setattr(local, "run_worker_task", self.ask)
         patch.setattr(plots, "draw", lambda *arguments: None)
         patch.setattr(local.LocalLauncher, "run", lambda launcher, jobs: self.run(launcher, jobs))
         patch.setattr(train, "redaction", type("", (), {"install": int, "conceal_arguments": staticmethod(list)}))

@@ -177,7 +177,7 @@ def test_what_failed_is_tried_once_at_every_start_and_in_its_place(config: Any, 
                 job = Job(trial.place, [], trial.values, worker.sweeper.common, tmp_path, status="FAILED", reason="why")
                 trial.jobs = [job]
                 worker.jobs.append(job)
-                worker.judge(trial)
+                worker.report_result(trial)
 
         worker.run = run  # type: ignore[method-assign]
         worker.work()

@@ -163,7 +163,7 @@ def test_a_composed_configuration_is_concealed_and_read_whole(
     made = composed(*given)
     validation.conceal(made)
     assert "pw-1" not in str(made) and "xyz" not in str(made)
-    read = validation.read(made)  # type: ignore[arg-type]
+    read = validation.validate(made)  # type: ignore[arg-type]
     assert read.tracking.uri == "postgresql://me:pw-1@synthetic/db" and read.tags["api_key"] == "xyz"
     with pytest.raises(ConfigError, match=r"tracking.uri: its password is missing.* MLFLOW_TRACKING_URI. Received: ht"):
         config("tracking.uri=http://me:***@elsewhere")

@@ -224,12 +224,12 @@ def check(held: Held) -> Iterator[tuple[Path, str | None]]:
         history = checkpoints.read(held.path)
         yield held.path, history if isinstance(history, str) else None
     elif held.kind == "manifests":
-        kept = manifest.read_verdicts(held.path)
+        kept = manifest.read_validation_results(held.path)
         yield held.path, kept if isinstance(kept, str) else None
     elif held.kind in ("pixels", "activations"):
         # A directory of features without shards is left by a process that ended before it had written the first one.
         for part in arrays(held.path) or ([held.path] if held.kind == "pixels" else []):
-            yield part, array_cache.fault(part)
+            yield part, array_cache.find_damage(part)
 
 
 def prune(cache: Path, *, older: float | None, to: int | None, dry_run: bool) -> None:

@@ -75,7 +75,7 @@ def main() -> None:
 
         console = PlainConsole()
         show(console, comparison)
-        keep(console, uri, comparison, arguments)
+        save_files(console, uri, comparison, arguments)
     except ConfigError as error:
         sys.exit(str(error))
     except OSError as error:
@@ -168,7 +168,7 @@ def table(console: Console, lines: Sequence[Sequence[str]], title: str | None = 
     console.print(made)
 
 
-def keep(console: Console, uri: str, comparison: Comparison, arguments: argparse.Namespace) -> None:
+def save_files(console: Console, uri: str, comparison: Comparison, arguments: argparse.Namespace) -> None:
     """Write the comparison's files, log them to MLflow unless --no-log is given, and print where they are."""
     from experiments.evaluation import comparison_page
     from experiments.tracking import log_comparison

@@ -41,7 +41,7 @@ def whole(overrides: Sequence[str], folder: Path | None = None) -> Composed:
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
             composed = compose("config", given, return_hydra_config=True)
-            return Composed(validation.read(composed), composed)
+            return Composed(validation.validate(composed), composed)
     except ConfigError:
         raise
     except Exception as error:

@@ -98,7 +98,7 @@ def configuration(arguments: argparse.Namespace) -> tuple[Config, Trained | None
     return read(arguments.overrides, arguments.config_dir), None
 
 
-def keep(
+def save_figure(
     arguments: argparse.Namespace, figure: Figure, *, name: str, config: Config, run: Trained | None, **facts: str
 ) -> None:
     """Write a figure and print its path: into a run's directory, and its MLflow run, or else into outputs/inspect/.
@@ -134,7 +134,7 @@ def keep(
         print(f"also in MLflow: run {run.run_id}, figures/{path.name}")
 
 
-def say(lines: Sequence[str]) -> None:
+def print_lines(lines: Sequence[str]) -> None:
     for line in lines:
         print(line)
 
@@ -153,10 +153,10 @@ def add_augmentation(components: Parts[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--images", "--pictures", type=positive, default=8, help="rows (default: 8)")
     parser.add_argument("--views", type=positive, default=6, help="augmented images in a row (default: 6)")
-    parser.set_defaults(look=look_at_augmentation)
+    parser.set_defaults(look=inspect_augmentation)
 
 
-def look_at_augmentation(arguments: argparse.Namespace) -> None:
+def inspect_augmentation(arguments: argparse.Namespace) -> None:
     from experiments.system.startup import quiet_start
 
     config, run = configuration(arguments)
@@ -171,7 +171,7 @@ def look_at_augmentation(arguments: argparse.Namespace) -> None:
     # Added explicitly, because the identity of a configuration omits an augmentation that its regime ignores.
     facts = {"data": shown.fingerprint, "augmentation": config.augmentation.model_dump_json()}
     name = f"augmentation-{config.augmentation.name}"
-    keep(arguments, figure, name=name, config=config, run=run, views=str(arguments.views), **facts)
+    save_figure(arguments, figure, name=name, config=config, run=run, views=str(arguments.views), **facts)
 
 
 # --- data
@@ -187,10 +187,10 @@ def add_data(components: Parts[argparse.ArgumentParser]) -> None:
         "decoded, as in a run.",
     )
     parser.add_argument("--images", "--pictures", type=positive, default=6, help="of each class (default: 6)")
-    parser.set_defaults(look=look_at_data)
+    parser.set_defaults(look=inspect_data)
 
 
-def look_at_data(arguments: argparse.Namespace) -> int:
+def inspect_data(arguments: argparse.Namespace) -> int:
     """Inspect a data set and return the exit code: 1 if a run would refuse it, else 0."""
     from experiments.system.startup import quiet_start
 
@@ -204,14 +204,14 @@ def look_at_data(arguments: argparse.Namespace) -> int:
         from experiments.system.progress import PlainConsole
 
         PlainConsole().print(data.counts(looked.manifest))
-    say(data.sentences(looked.manifest, config.data.image_size))
-    say(data.fault_lines(looked, config.data.on_bad))
-    say(data.image_warning_lines(looked.manifest))
+    print_lines(data.sentences(looked.manifest, config.data.image_size))
+    print_lines(data.issue_lines(looked, config.data.on_bad))
+    print_lines(data.image_warning_lines(looked.manifest))
     if looked.manifest.entries:
         facts = {"data": fingerprint(looked.manifest), "faults": str(len(looked.faults))}
         figure = data.draw(looked, arguments.images)
         name = f"data-{config.data.name}"
-        keep(arguments, figure, name=name, config=config, run=run, images=str(arguments.images), **facts)
+        save_figure(arguments, figure, name=name, config=config, run=run, images=str(arguments.images), **facts)
     return 1 if looked.fatal else 0
 
 
@@ -229,7 +229,7 @@ def add_model(components: Parts[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--layers", action="store_true", help="print every layer, not only the blocks")
     parser.add_argument("--classes", type=classes, help="that the head tells apart (default: the run's, else 2)")
-    parser.set_defaults(look=look_at_model)
+    parser.set_defaults(look=inspect_model)
 
 
 def classes(text: str) -> int:
@@ -238,7 +238,7 @@ def classes(text: str) -> int:
     return int(text)
 
 
-def look_at_model(arguments: argparse.Namespace) -> None:
+def inspect_model(arguments: argparse.Namespace) -> None:
 
     from experiments.system.startup import quiet_start
 
@@ -253,9 +253,9 @@ def look_at_model(arguments: argparse.Namespace) -> None:
     wide = PlainConsole(width=1000)  # wide enough for whole layer names
     PlainConsole(width=max(PlainConsole().width, wide.measure(table).maximum)).print(table)
     print(f"{config.model.name}, {config.data.image_size} pixels, {count} classes; weights are not read")
-    say(model.sentences(config, summary))
+    print_lines(model.sentences(config, summary))
     name = f"model-{config.model.name}"
-    keep(arguments, model.draw(config, summary), name=name, config=config, run=run, classes=str(count))
+    save_figure(arguments, model.draw(config, summary), name=name, config=config, run=run, classes=str(count))
 
 
 # --- schedule
@@ -269,10 +269,10 @@ def add_schedule(components: Parts[argparse.ArgumentParser]) -> None:
         "Draws the learning rate of every epoch, warm-up and phases with it, as the run will set it; of a schedule "
         "that watches the run, between which rates it will be.",
     )
-    parser.set_defaults(look=look_at_schedule)
+    parser.set_defaults(look=inspect_schedule)
 
 
-def look_at_schedule(arguments: argparse.Namespace) -> None:
+def inspect_schedule(arguments: argparse.Namespace) -> None:
 
     from experiments.system.startup import quiet_start
 
@@ -283,8 +283,10 @@ def look_at_schedule(arguments: argparse.Namespace) -> None:
     from experiments.system.progress import PlainConsole
 
     PlainConsole().print(schedule.table(phases))
-    say(schedule.sentences(config, phases))
-    keep(arguments, schedule.draw(config, phases), name=f"schedule-{config.schedule.name}", config=config, run=run)
+    print_lines(schedule.sentences(config, phases))
+    save_figure(
+        arguments, schedule.draw(config, phases), name=f"schedule-{config.schedule.name}", config=config, run=run
+    )
 
 
 # --- lr
@@ -302,10 +304,10 @@ def add_lr(components: Parts[argparse.ArgumentParser]) -> None:
     parser.add_argument("--batches", type=positive, default=100, help="at most (default: 100)")
     parser.add_argument("--from", type=rate, default=1e-6, dest="lowest", metavar="LR", help="(default: 1e-6)")
     parser.add_argument("--to", type=rate, default=10.0, dest="highest", metavar="LR", help="(default: 10)")
-    parser.set_defaults(look=look_for_rate)
+    parser.set_defaults(look=inspect_lr)
 
 
-def look_for_rate(arguments: argparse.Namespace) -> None:
+def inspect_lr(arguments: argparse.Namespace) -> None:
     import tempfile
 
     from experiments.system.startup import quiet_start
@@ -327,10 +329,10 @@ def look_for_rate(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder, runtime.apply(config.runtime):
         files = tracking.fetch(config, Path(folder))
         found = lr.range_test(config, files, rates, Terminal(PlainConsole(stderr=True)))
-    say(lr.sentences(config, found))
+    print_lines(lr.sentences(config, found))
     limits = f"{arguments.lowest} {arguments.highest} {arguments.batches}"
     name = f"lr-{config.regime.name}-{config.optimizer.name}"
-    keep(arguments, lr.draw(config, found), name=name, config=config, run=run, rates=limits)
+    save_figure(arguments, lr.draw(config, found), name=name, config=config, run=run, rates=limits)
 
 
 # --- mistakes
@@ -348,10 +350,10 @@ def add_mistakes(components: Parts[argparse.ArgumentParser]) -> None:
     parser.add_argument("--count", type=positive, default=12, help="at most (default: 12)")
     parser.add_argument("--data", type=Path, metavar="PATH", help="where the images are now (default: data.root)")
     add_output(parser)
-    parser.set_defaults(look=look_at_mistakes)
+    parser.set_defaults(look=inspect_mistakes)
 
 
-def look_at_mistakes(arguments: argparse.Namespace) -> None:
+def inspect_mistakes(arguments: argparse.Namespace) -> None:
     from experiments.config.overrides import quoted
     from experiments.deploy import saved_run
     from experiments.system.startup import quiet_start
@@ -367,12 +369,12 @@ def look_at_mistakes(arguments: argparse.Namespace) -> None:
     if not wrong:
         return
     shown = mistakes.explain(run, config, wrong[: arguments.count])
-    say([f"{one.confidence:6.1%}  {one.label} → {one.predicted}  {one.path}" for one in shown.mistakes])
+    print_lines([f"{one.confidence:6.1%}  {one.label} → {one.predicted}  {one.path}" for one in shown.mistakes])
     if shown.difference > 0.01:
         print(f"the model as it is read now differs from what the run recorded by up to {shown.difference:.1%}")
     figure = mistakes.draw(run, arguments.split, shown, len(wrong), images)
     name = f"{arguments.split}_gradcam"
-    keep(arguments, figure, name=name, config=config, run=run, count=str(arguments.count))
+    save_figure(arguments, figure, name=name, config=config, run=run, count=str(arguments.count))
 
 
 if __name__ == "__main__":

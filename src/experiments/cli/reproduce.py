@@ -73,7 +73,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
     lock = run_directory.claim(folder, LOCK, "reproduction")
     try:
         try:
-            reproduction.look(jobs)
+            reproduction.inspect_jobs(jobs)
         except ConfigError as error:
             said = ["Cannot be run here, and nothing has been.", str(error), *hints(arguments, str(error))]
             raise ConfigError("\n".join(said)) from None
@@ -89,7 +89,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
         finally:
             rows, said = reproduction.conclude(folder, jobs, backbone, comparable, command(arguments))
             if parent is not None:
-                local.ask("close_run", plain, parent, str(folder), reproduction.metrics(rows), status)
+                local.run_worker_task("close_run", plain, parent, str(folder), reproduction.metrics(rows), status)
     finally:
         lock.release()
     show(rows, said)
@@ -149,7 +149,7 @@ def open_parent(folder: Path, config: dict[str, Any]) -> str:
 
     path = folder / PARENT
     before = json.loads(path.read_bytes())["run_id"] if path.exists() else None
-    said = local.ask("open_run", config, str(folder), before)
+    said = local.run_worker_task("open_run", config, str(folder), before)
     atomic_files.write_file(path, json.dumps(said).encode())
     return str(said["run_id"])
 

@@ -30,7 +30,7 @@ def main() -> None:
     if wrong:
         parser.error(f"no run's folder, as it has no run.json. Received: {', '.join(map(str, wrong))}")
     failed, variable = 0, os.environ.get("MLFLOW_TRACKING_URI")  # read first, because MLflow sets it when it is used
-    for folder in arguments.folders or waiting(Path(default_outputs())):
+    for folder in arguments.folders or pending_directories(Path(default_outputs())):
         try:
             print(f"{folder}: {sync(folder.resolve(), arguments.uri, variable, whole=bool(arguments.folders))}")
         except (ConfigError, OSError) as error:  # the other runs may succeed
@@ -39,7 +39,7 @@ def main() -> None:
     sys.exit(1 if failed else 0)
 
 
-def waiting(outputs: Path) -> list[Path]:
+def pending_directories(outputs: Path) -> list[Path]:
     """Return the directories of runs and sweeps whose tracking buffers are not empty."""
     from experiments.tracking.buffer import UNSENT
 

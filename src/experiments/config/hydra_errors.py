@@ -14,7 +14,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from experiments.config.overrides import as_typed
 from experiments.config.schema import shipped
-from experiments.config.validation import faults, nearest, reads, unknown_key
+from experiments.config.validation import format_errors, is_known_key, nearest, unknown_key
 from experiments.system.paths import CONF
 
 
@@ -35,24 +35,24 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
         return f"--resolve: {error}"
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        return faults([_no_choice(group, choice, error.options)])
+        return format_errors([_no_choice(group, choice, error.options)])
     if isinstance(error, ValueError) and str(error).startswith("Config group override"):
         # For a choice that is not a string (regime=5, regime=null), Hydra's message names neither group nor choices.
         given = [_split(override) for override in overrides]
         wrong = [(name, value, sorted(shipped(name))) for name, value in given if name and (CONF / name).is_dir()]
         lines = [_no_choice(name, value, choices) for name, value, choices in wrong if value not in choices]
-        return faults(lines or [str(error)])
+        return format_errors(lines or [str(error)])
     if isinstance(error, OverrideParseException):
-        return faults([_unread(str(error.override), error)])
+        return format_errors([_unread(str(error.override), error)])
     if isinstance(error, HydraException) and str(error).startswith("Ambiguous value for argument"):
-        return faults([_several(override) for override in overrides if _is_sweep(override)])
+        return format_errors([_several(override) for override in overrides if _is_sweep(override)])
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
-        return faults([_unknown(cause, overrides)])
+        return format_errors([_unknown(cause, overrides)])
     if isinstance(cause, OmegaConfBaseException) and isinstance(error, ConfigCompositionException):
         key = cause.full_key
-        return faults([f"{key}: {str(cause.msg).splitlines()[0]}. Received: {_received(str(key), overrides)!r}"])
+        return format_errors([f"{key}: {str(cause.msg).splitlines()[0]}. Received: {_received(str(key), overrides)!r}"])
     if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return faults(str(error).splitlines())
+        return format_errors(str(error).splitlines())
     return refused(error) if isinstance(error, OSError) else None
 
 
@@ -124,7 +124,7 @@ def _no_choice(group: str, received: str, choices: Sequence[str]) -> str:
 
 def _unknown(cause: OmegaConfBaseException, overrides: Sequence[str]) -> str:
     key, received = str(cause.full_key), _received(str(cause.full_key), overrides)
-    if reads(key):
+    if is_known_key(key):
         into = received if received.startswith(f"{key}.") else f"{key}={received}"
         return f"{key}: a new key needs a plus. Received: {received!r}. Allowed: +{into}"
     parent: Any = cause.parent_node

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 
 from experiments.config.schema import Config
-from experiments.config.validation import faults
+from experiments.config.validation import format_errors
 from experiments.errors import ConfigError
 
 # For each key that names weights: what a regime that ignores it does instead, and what to do.
@@ -33,7 +33,7 @@ def check_weights(configs: Sequence[Config], overrides: Sequence[str]) -> None:
         if key in WEIGHTS and value not in ("null", "None", "")
     ]
     if lines:
-        raise ConfigError(faults(lines))
+        raise ConfigError(format_errors(lines))
 
 
 def warn(configs: Sequence[Config], overrides: Sequence[str]) -> None:

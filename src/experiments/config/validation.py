@@ -55,7 +55,7 @@ MOVED = {
 MIXING_LAYERS = ("keras.layers.MixUp", "keras.layers.CutMix")
 
 
-def read(composed: DictConfig) -> Config:
+def validate(composed: DictConfig) -> Config:
     """Validate a composed configuration and return it.
 
     Raises:
@@ -69,7 +69,7 @@ def read(composed: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         reason = str(error.msg).splitlines()[0]
         hint = r". Where ${ is meant as text, write \${" if "nterpolation" in reason else ""
-        raise ConfigError(faults([f"{error.full_key}: {reason}{hint}"])) from None
+        raise ConfigError(format_errors([f"{error.full_key}: {reason}{hint}"])) from None
     assert isinstance(plain, dict)
     plain = with_current_targets(plain)
     lines = [f"{key}: no value. Give one: {key}=..." for key in missing]
@@ -87,18 +87,18 @@ def read(composed: DictConfig) -> Config:
         lines += [_sentence(fault) for fault in found]
         wrong |= {str(fault["loc"][0]) for fault in found}
     for group in GROUPS:
-        lines += _argument_faults(group, plain.get(group), missing)
+        lines += _argument_errors(group, plain.get(group), missing)
     if isinstance(plain.get("regime"), dict):
-        lines += _argument_faults("optimizer", plain["regime"].get("head_optimizer"), missing, "regime.head_optimizer")
+        lines += _argument_errors("optimizer", plain["regime"].get("head_optimizer"), missing, "regime.head_optimizer")
     if not wrong & {"model", "regime", "tracking"}:
         model, regime = Model.model_validate(plain["model"]), Regime.model_validate(plain["regime"])
-        lines += _cross_faults(model, regime, Tracking.model_validate(plain["tracking"]))
+        lines += _cross_field_errors(model, regime, Tracking.model_validate(plain["tracking"]))
     if not wrong:
-        lines += _training_faults(config)
+        lines += _training_errors(config)
         if "${" in config.outputs:
             lines.append(f"outputs: must not have ${{ in it, which Hydra replaces. Received: {config.outputs}")
     if lines:
-        raise ConfigError(faults(lines))
+        raise ConfigError(format_errors(lines))
     config._unresolved = from_environment(composed)
     return config
 
@@ -189,7 +189,7 @@ def _named(key: str, text: str) -> Iterator[str]:
             yield ".".join([*parents, name])
 
 
-def faults(lines: list[str]) -> str:
+def format_errors(lines: list[str]) -> str:
     """Return one error message with all the lines."""
     return "\n".join(["The configuration cannot be used:", *(f"  {line}" for line in lines)])
 
@@ -227,7 +227,7 @@ def with_current_targets(node: Any) -> Any:
     return found
 
 
-def reads(key: str) -> bool:
+def is_known_key(key: str) -> bool:
     """Return whether the schema accepts a key, even if the composed configuration lacks it, as with tags.question."""
     places: list[Any] = [Config]
     for part in key.split("."):
@@ -325,7 +325,7 @@ def _checks(group: str, name: str) -> TypeAdapter[Any]:
     return TypeAdapter(kind, config=None if is_model else Node.model_config)
 
 
-def _argument_faults(group: str, node: Any, missing: Iterable[str], prefix: str | None = None) -> list[str]:
+def _argument_errors(group: str, node: Any, missing: Iterable[str], prefix: str | None = None) -> list[str]:
     """Return the messages for arguments of a shipped component that its YAML does not list, or that are invalid."""
     prefix = prefix or group
     if not isinstance(node, dict):
@@ -360,7 +360,7 @@ def _kind(value: Any) -> str | None:
     return kinds.get(type(value))
 
 
-def _cross_faults(model: Model, regime: Regime, tracking: Tracking) -> list[str]:
+def _cross_field_errors(model: Model, regime: Regime, tracking: Tracking) -> list[str]:
     """Return the messages for values of model, regime and tracking that are invalid in combination."""
     lines = []
     unfrozen, blocks = regime.unfrozen_blocks, model.blocks or []
@@ -395,7 +395,7 @@ def _cross_faults(model: Model, regime: Regime, tracking: Tracking) -> list[str]
     return lines
 
 
-def _training_faults(config: Config) -> list[str]:
+def _training_errors(config: Config) -> list[str]:
     """Return the messages for values of the whole configuration that are invalid in combination."""
     lines = []
     if config.runtime.devices and config.batch_size % config.runtime.devices:

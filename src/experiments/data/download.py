@@ -200,7 +200,7 @@ def _receive(session: requests.Session, file: File, url: str, size: int, show: C
     """
     have = _length(file)  # read only now, as another process may be writing the same file
     try:
-        answer = _ask(session, url, have)
+        answer = _request(session, url, have)
     except requests.RequestException as error:
         raise DataError(f"{url} cannot be reached: {error}. Check network and proxy. {_kept(file, size)}") from None
     with answer:
@@ -229,7 +229,7 @@ def _receive(session: requests.Session, file: File, url: str, size: int, show: C
     return "the answer ended early"
 
 
-def _ask(session: requests.Session, url: str, have: int) -> requests.Response:
+def _request(session: requests.Session, url: str, have: int) -> requests.Response:
     """Request the bytes after the first `have`, or the whole file where the server does not support that.
 
     The whole file is written over the existing bytes, which are the same.

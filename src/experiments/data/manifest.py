@@ -102,7 +102,7 @@ def read(
 
     if decoded:
         decoded.expect(len(hashes))
-    verdicts = _Verdicts(root, cache, hashes, gray_range, decoded)
+    verdicts = _ValidationResults(root, cache, hashes, gray_range, decoded)
     groups = _without_duplicates(groups, verdicts, faults)
 
     def assign(groups: Groups, faults: list[DataIssue]) -> Groups:
@@ -224,7 +224,7 @@ def unreadable(error: OSError) -> str:
     return f"cannot be read ({error.strerror}); check its permissions and the disk, or remove it"
 
 
-def read_verdicts(file: Path) -> dict[str, _Facts] | str:
+def read_validation_results(file: Path) -> dict[str, _Facts] | str:
     """Return the valid images that a file of `cache/manifests/` lists, by sha256.
 
     If the file cannot be used, return the reason instead.
@@ -241,7 +241,7 @@ def read_verdicts(file: Path) -> dict[str, _Facts] | str:
         return f"{type(error).__name__}: {error}"
 
 
-class _Verdicts:
+class _ValidationResults:
     """Validation results by content; content that was valid before is not decoded again.
 
     One file holds the valid images of one set of files, whatever the limits were when they were validated.
@@ -265,12 +265,12 @@ class _Verdicts:
         key = array_cache.key({"files": files, "decoder": decoder.VERSION, "gray_range": gray_range})
         self._file = cache / "manifests" / f"{key}.json"
         if self._file.exists():
-            kept = read_verdicts(self._file)
+            kept = read_validation_results(self._file)
             if isinstance(kept, str):
                 _log.warning("Damaged verdicts, the images are checked again: %s: %s", self._file, kept)
             else:
                 self.good = kept
-                array_cache.use(self._file, self)
+                array_cache.mark_used(self._file, self)
         self._kept = len(self.good)
 
     def sha256(self, path: str) -> str:
@@ -333,7 +333,7 @@ def unchanged(root: Path, path: str, sha256: str) -> bytes:
     return content
 
 
-def _without_duplicates(groups: Groups, verdicts: _Verdicts, faults: list[DataIssue]) -> Groups:
+def _without_duplicates(groups: Groups, verdicts: _ValidationResults, faults: list[DataIssue]) -> Groups:
     """Add an issue for every duplicate image, and return the groups without those that can be skipped.
 
     Of duplicates within one split, only the first is kept; none is kept where their classes differ. Duplicates in
@@ -369,7 +369,7 @@ def _without_duplicates(groups: Groups, verdicts: _Verdicts, faults: list[DataIs
 # --- which images are used
 
 
-def _choose(groups: Groups, limit: Mapping[str, int | None], seed: int, verdicts: _Verdicts) -> Groups:
+def _choose(groups: Groups, limit: Mapping[str, int | None], seed: int, verdicts: _ValidationResults) -> Groups:
     """Return the first valid images of every class and split, up to the limit.
 
     Images that turn out to be invalid are replaced by the next ones.

@@ -153,7 +153,7 @@ def images_of(
             "decoder": decoder.VERSION,
             "gray_range": manifest.gray_range,
         }
-        stored = array_cache.array(
+        stored = array_cache.load_or_create(
             cache,
             "pixels",
             spec,
@@ -165,7 +165,7 @@ def images_of(
         rows = Rows([stored])
         if held:
             return Rows([rows[:]])
-        array_cache.use(cache / "pixels" / array_cache.key(spec), rows)
+        array_cache.mark_used(cache / "pixels" / array_cache.key(spec), rows)
         return rows
 
     return ImageSet(

@@ -113,7 +113,7 @@ def predictions(
     waiting: list[tuple[str, str]] = []  # path and error of each file of the next list, in order
     filled = 0
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:  # more would slow down the network
-        for path, image in ahead(pool, files, size, AHEAD * batch_size, gray_range):
+        for path, image in decode_ahead(pool, files, size, AHEAD * batch_size, gray_range):
             if isinstance(image, str):
                 waiting.append((path, image))
             else:
@@ -121,19 +121,19 @@ def predictions(
                 filled += 1
                 waiting.append((path, ""))
             if filled == batch_size or len(waiting) > AHEAD * batch_size:
-                yield told(waiting, run(pixels[:filled]) if filled else ())
+                yield predict_files(waiting, run(pixels[:filled]) if filled else ())
                 waiting, filled = [], 0
         if waiting:
-            yield told(waiting, run(pixels[:filled]) if filled else ())
+            yield predict_files(waiting, run(pixels[:filled]) if filled else ())
 
 
-def told(waiting: Sequence[tuple[str, str]], rows: Iterable[np.ndarray]) -> list[Prediction]:
+def predict_files(waiting: Sequence[tuple[str, str]], rows: Iterable[np.ndarray]) -> list[Prediction]:
     """Return a prediction for each file: with its row of probabilities, or with its error."""
     following = iter(rows)
     return [Prediction(path, None if error else next(following), error) for path, error in waiting]
 
 
-def ahead(
+def decode_ahead(
     pool: ThreadPoolExecutor, files: Iterable[str], size: int, most: int, gray_range: GrayRange | None
 ) -> Iterator[tuple[str, np.ndarray | str]]:
     """Yield the path and the image of each file in order, with up to `most` images decoded ahead.
@@ -144,7 +144,7 @@ def ahead(
     waiting: deque[tuple[str, Future[np.ndarray | str]]] = deque()
     while True:
         waiting.extend(
-            (path, pool.submit(read, path, size, gray_range)) for path in islice(remaining, most - len(waiting))
+            (path, pool.submit(read_image, path, size, gray_range)) for path in islice(remaining, most - len(waiting))
         )
         if not waiting:
             return
@@ -152,7 +152,7 @@ def ahead(
         yield path, future.result()
 
 
-def read(path: str, size: int, gray_range: GrayRange | None = None) -> np.ndarray | str:
+def read_image(path: str, size: int, gray_range: GrayRange | None = None) -> np.ndarray | str:
     """Return an image file's pixels [size, size, 3] uint8 as in training, or why the file cannot be used."""
     try:
         with open(path, "rb", opener=without_waiting) as file:

@@ -75,7 +75,7 @@ class Trained:
         """
         written, _ = like.overrides(self.plain, None)
         lines = [*(line for _, line in written), f"outputs={quoted(default_outputs())}", *overrides]
-        return validation.read(OmegaConf.create(like.compose(lines, None)))
+        return validation.validate(OmegaConf.create(like.compose(lines, None)))
 
     def model(self) -> keras.Model:
         """Return the trained model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].

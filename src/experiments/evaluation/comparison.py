@@ -95,7 +95,7 @@ class Group:
         return float(np.median(seconds)) if seconds else math.nan
 
 
-class Verdict(NamedTuple):
+class GroupPrediction(NamedTuple):
     """The prediction of a group for an image."""
 
     predicted: str  # the class that most of its seeds predict
@@ -110,7 +110,7 @@ class Disagreement:
     path: str
     sha256: str
     label: str
-    verdicts: tuple[Verdict | None, ...]  # of each group; None if it was not evaluated on this image
+    verdicts: tuple[GroupPrediction | None, ...]  # of each group; None if it was not evaluated on this image
     data: tuple[str, ...]  # the directories from which runs have read the image
     gray_range: str = "null"  # `data.gray_range` as the first of these runs has logged it
 
@@ -310,7 +310,7 @@ def disagreements(comparison: Comparison) -> list[Disagreement]:
     every = dict.fromkeys(key for group in comparison.groups for key in group.images)
     found = []
     for key in every:
-        verdicts = tuple(_verdict(group, key) for group in comparison.groups)
+        verdicts = tuple(_group_prediction(group, key) for group in comparison.groups)
         right = [one.right for one in verdicts if one]
         if max(right) - min(right) >= APART:
             one = next(
@@ -333,10 +333,10 @@ def disagreements(comparison: Comparison) -> list[Disagreement]:
     return sorted(found, key=order)
 
 
-def _verdict(group: Group, key: Key) -> Verdict | None:
+def _group_prediction(group: Group, key: Key) -> GroupPrediction | None:
     said = [repeat.said[key] for repeat in group.repeats if key in repeat.said]
     if len(said) < len(group.repeats):
         return None
     ((predicted, _),) = Counter(one.predicted for one in said).most_common(1)
     confidence = float(np.mean([one.confidence for one in said if one.predicted == predicted]))
-    return Verdict(predicted, confidence, float(np.mean([one.correct for one in said])))
+    return GroupPrediction(predicted, confidence, float(np.mean([one.correct for one in said])))

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from experiments.data import decoder
 from experiments.errors import DataError
 from experiments.evaluation import comparison_text, plots
-from experiments.evaluation.comparison import Comparison, Disagreement, Verdict, disagreements
+from experiments.evaluation.comparison import Comparison, Disagreement, GroupPrediction, disagreements
 from experiments.storage import atomic_files
 from experiments.system.redaction import visible
 
@@ -105,7 +105,7 @@ def markdown(comparison: Comparison, unlike: Sequence[Disagreement], drawn: Sequ
     parts += [f"![{name}](figures/{name}.png)" for name in drawn]
     if len(comparison.groups) > 1:
         header = ["image", "class", *(str(at) for at in range(1, len(comparison.groups) + 1))]
-        rows = [[one.path, one.label, *(_verdict(v) for v in one.verdicts)] for one in unlike[:most]]
+        rows = [[one.path, one.label, *(_prediction_text(v) for v in one.verdicts)] for one in unlike[:most]]
         parts += [f"## {heading(unlike, most)}", *([markdown_table([header, *rows])] if rows else [])]
     runs = [[run.name, run.run_id] for run in comparison.runs]
     parts += ["## Runs", markdown_table([["name", "MLflow run"], *runs]), "## How it is computed", *METHODS]
@@ -126,7 +126,7 @@ def heading(unlike: Sequence[Disagreement], most: int) -> str:
     return f"The images on which they disagree{more}"
 
 
-def _verdict(verdict: Verdict | None) -> str:
+def _prediction_text(verdict: GroupPrediction | None) -> str:
     if verdict is None:
         return "not judged"
     partly = f", {verdict.right:.0%} of the runs right" if 0 < verdict.right < 1 else ""
@@ -248,7 +248,7 @@ def _gallery_item(one: Disagreement, data: Path | None) -> dict[str, Any]:
     for at, verdict in enumerate(one.verdicts[:MOST_VERDICTS], 1):
         tone = "quiet" if verdict is None else "right" if verdict.right > 0.5 else "wrong"
         mark = {"quiet": "", "right": "✓ ", "wrong": "✗ "}[tone]
-        item["verdicts"].append({"tone": tone, "text": f"{at}: {mark}{_verdict(verdict)}"})
+        item["verdicts"].append({"tone": tone, "text": f"{at}: {mark}{_prediction_text(verdict)}"})
     further = [verdict for verdict in one.verdicts[MOST_VERDICTS:] if verdict]
     if further:
         right = sum(verdict.right > 0.5 for verdict in further)

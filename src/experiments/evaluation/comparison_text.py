@@ -196,7 +196,7 @@ def score_table(comparison: Comparison) -> list[list[str]]:
             name, str(len(group.runs)), shown("accuracy", measures["accuracy"]), points(found),
             p, duration(group.seconds), duration(group.epoch_seconds),
         ])  # fmt: skip
-    return _told(lines)
+    return _format_metric(lines)
 
 
 def paired_table(comparison: Comparison) -> list[list[str]]:
@@ -211,10 +211,10 @@ def paired_table(comparison: Comparison) -> list[list[str]]:
             *("" if count is None else str(count) for count in (found.only_a, found.only_b)),
             ", ".join(signed(one) for one in found.by_seed), "" if found.needed is None else _rounded(found.needed),
         ])  # fmt: skip
-    return _told(lines)
+    return _format_metric(lines)
 
 
-def _told(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+def _format_metric(lines: Sequence[Sequence[str]]) -> list[list[str]]:
     """Return a table without uninformative columns: empty ones, and the number of runs if each group has one."""
     said = [
         at

@@ -77,16 +77,16 @@ def sentences(found: Manifest, image_size: int) -> list[str]:
         f"files {readable(sizes.min())} to {readable(sizes.max())} (median {readable(float(np.median(sizes)))}), "
         f"{readable(float(sizes.sum()))} in all",
         "modes " + ", ".join(f"{mode} {count:,}" for mode, count in modes.most_common()),
-        f"smallest {_told(by_pixels[0])}",
-        f"largest  {_told(by_pixels[-1])}",
+        f"smallest {_format_count(by_pixels[0])}",
+        f"largest  {_format_count(by_pixels[-1])}",
     ]
 
 
-def _told(entry: ImageRecord) -> str:
+def _format_count(entry: ImageRecord) -> str:
     return f"{entry.width} x {entry.height}  {readable(entry.bytes)}  {printable(entry.path)}"
 
 
-def fault_lines(looked: DataReport, on_bad: str) -> list[str]:
+def issue_lines(looked: DataReport, on_bad: str) -> list[str]:
     """Return every invalid file with its issue, and whether a run would skip these files or stop."""
     if not looked.faults:
         return ["no file is at fault: none damaged, none twice"]

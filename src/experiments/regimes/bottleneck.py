@@ -34,7 +34,7 @@ def bottleneck(components: RunComponents, dataset: Dataset, context: TrainingCon
     config = components.config
     frozen = split_network(components.backbone, 0, config.model.head.pooling)
     scored = dataset.scored(config.evaluate.test)
-    extract(components, wants(components, dataset, frozen), context.progress)
+    extract(components, feature_requests(components, dataset, frozen), context.progress)
     head = train_head(components, dataset, context, config, components.recipe, frozen)
     scores = {
         images.split: predict_probabilities(head.model, activations(components, frozen, images, context.progress))
@@ -43,7 +43,7 @@ def bottleneck(components: RunComponents, dataset: Dataset, context: TrainingCon
     return TrainingResult(join(components.backbone, config.model.head.pooling, head.model), head.history, scores)
 
 
-def wants(components: RunComponents, dataset: Dataset, frozen: NetworkSplit) -> list[FeatureRequest]:
+def feature_requests(components: RunComponents, dataset: Dataset, frozen: NetworkSplit) -> list[FeatureRequest]:
     """Return the features that a bottleneck run reads from the feature cache."""
     return [
         FeatureRequest(frozen, images) for images in (dataset.train, *dataset.scored(components.config.evaluate.test))

@@ -143,7 +143,7 @@ def construct(key: str, function: Any, arguments: Mapping[str, Any]) -> Any:
     # Keras's classes pass their **kwargs on to a base class, which accepts little else than the three names above.
     if unknown and (inspect.isclass(function) or len(named) == len(parameters)):
         lines = [validation.unknown_key(f"{key}.{name}", named, arguments[name]) for name in unknown]
-        raise ConfigError(validation.faults(lines))
+        raise ConfigError(validation.format_errors(lines))
     # YAML and the command line yield the integer 0 for 0.0, which Keras's SGD does not accept as momentum.
     numbers = {name for name, parameter in parameters.items() if type(parameter.default) is float}
     typed = {

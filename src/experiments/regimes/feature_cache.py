@@ -87,7 +87,7 @@ def extract(components: RunComponents, wants: Sequence[FeatureRequest], progress
             for name in sorted({table.name for table in tables}):  # A fixed lock order avoids deadlock.
                 locks.enter_context(array_cache.writing(components.cache, "activations", name))
             for table in tables:
-                table.look()  # Another process may have stored shards before the locks were acquired.
+                table.scan()  # Another process may have stored shards before the locks were acquired.
             lacking = [table for table in tables if table.lacking]
             if lacking:
                 check_disk(components.cache, lacking)
@@ -126,7 +126,7 @@ class FeatureTable:
         self.shards = {start: self.shard(start, row) for start in range(0, len(want.images), self.step)}
         self.found: dict[int, np.ndarray] = {}  # first row of a stored shard -> its rows
         self.filling: list[np.ndarray] = []  # the batches of the shard that is being filled
-        self.look()
+        self.scan()
 
     def spec(self, components: RunComponents) -> dict[str, Any]:
         """Return everything that the features depend on, as plain values."""
@@ -155,12 +155,12 @@ class FeatureTable:
             "versions": versions(),
         }
 
-    def shard(self, start: int, row: tuple[int, ...]) -> array_cache.Entry:
+    def shard(self, start: int, row: tuple[int, ...]) -> array_cache.CacheEntry:
         stop = min(start + self.step, len(self.want.images))
         spec = {"table": self.name, "rows": [start, stop]}
-        return array_cache.Entry(self.folder / f"{start:07}", spec, (stop - start, *row), self.dtype, self.about)
+        return array_cache.CacheEntry(self.folder / f"{start:07}", spec, (stop - start, *row), self.dtype, self.about)
 
-    def look(self) -> None:
+    def scan(self) -> None:
         """Open the missing shards that are in the feature cache by now."""
         for start in self.lacking:
             found = self.shards[start].find()
@@ -216,7 +216,7 @@ class FeatureTable:
         shards = [self.found[start] for start in self.shards]
         small = len(self.want.images) * self.row_bytes <= array_cache.RESIDENT
         rows = Rows([np.concatenate(shards)] if small else shards)
-        array_cache.use(self.folder, rows)
+        array_cache.mark_used(self.folder, rows)
         return rows
 
 

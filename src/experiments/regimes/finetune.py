@@ -41,12 +41,16 @@ def finetune(components: RunComponents, dataset: Dataset, context: TrainingConte
     )
     scored = dataset.scored(config.evaluate.test)
     views = stored_views(components, network_split)
-    known = known_head(components, dataset, context)
+    known = find_trained_head(components, dataset, context)
 
     # One pass over the images computes all features; the calls below read them from the feature cache.
-    extract(components, wants(components, dataset, network_split, frozen if known is None else None), context.progress)
+    extract(
+        components,
+        feature_requests(components, dataset, network_split, frozen if known is None else None),
+        context.progress,
+    )
 
-    head, source = known or new_head(components, dataset, context, frozen)
+    head, source = known or train_new_head(components, dataset, context, frozen)
     network_split.frozen_part.trainable = False
     network_split.trainable_part.trainable = True
     model = stack(network_split.trainable_part, head.model, training=False)
@@ -68,7 +72,7 @@ def finetune(components: RunComponents, dataset: Dataset, context: TrainingConte
     return TrainingResult(joined, head.history + history, scores, {"head_source": source}, head_scores)
 
 
-def wants(
+def feature_requests(
     components: RunComponents, dataset: Dataset, network_split: NetworkSplit, frozen: NetworkSplit | None
 ) -> list[FeatureRequest]:
     """Return the features that a fine-tuning run reads from the feature cache.
@@ -86,7 +90,7 @@ def wants(
     return found + [FeatureRequest(frozen, images) for images in (dataset.train, dataset.validation) if frozen]
 
 
-def new_head(
+def train_new_head(
     components: RunComponents, dataset: Dataset, context: TrainingContext, frozen: NetworkSplit
 ) -> tuple[TrainedHead, str]:
     """Train the head under a lock, so that concurrent runs train it once.
@@ -97,14 +101,16 @@ def new_head(
     """
     config = head_run(components.config)
     with writing(components.cache, "heads", head_folder(components, dataset, config).name):
-        found = known_head(components, dataset, context)
+        found = find_trained_head(components, dataset, context)
         return found or (
             train_head(components, dataset, context, config, components.head_recipe, frozen),
             "trained in this run",
         )
 
 
-def known_head(components: RunComponents, dataset: Dataset, context: TrainingContext) -> tuple[TrainedHead, str] | None:
+def find_trained_head(
+    components: RunComponents, dataset: Dataset, context: TrainingContext
+) -> tuple[TrainedHead, str] | None:
     """Load the head of the run that `regime.head_from` names, or the one in the head cache.
 
     The history of a cached head is logged as part of this run.

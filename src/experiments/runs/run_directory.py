@@ -77,7 +77,7 @@ class ValidateBeforeRun(Callback):
                 config.hydra.runtime.output_dir = folder
             HydraConfig.instance().set_config(config)
             validation.conceal(config)
-            checked = validation.read(config)
+            checked = validation.validate(config)
             if checked.resume is None:
                 unused.check_weights([checked], config.hydra.overrides.task)
             check_vacant(Path(folder), checked)

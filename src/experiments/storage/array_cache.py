@@ -54,7 +54,7 @@ def key(spec: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """The place of one array in the cache, and the specification that a stored array must match to be used."""
 
     folder: Path
@@ -100,7 +100,7 @@ class Entry:
         )
 
 
-def array(
+def load_or_create(
     cache: Path,
     kind: str,
     spec: Mapping[str, Any],
@@ -132,12 +132,12 @@ def array(
     """
     if np.dtype(dtype).kind not in "biufc":
         raise ValueError(f"dtype must be a boolean or a number of NumPy's own. Received: {dtype!r}")
-    entry = Entry(cache / kind / key(spec), spec, shape, dtype, about or {})
+    entry = CacheEntry(cache / kind / key(spec), spec, shape, dtype, about or {})
     found = entry.find()
     if found is None:
         with writing(cache, kind, entry.folder.name):
             found = entry.make(write)
-    use(entry.folder, found.base)
+    mark_used(entry.folder, found.base)
     return found
 
 
@@ -240,13 +240,13 @@ def contains(cache: Path, kind: str, spec: Mapping[str, Any]) -> bool:
     return not isinstance(_open(cache / kind / key(spec), {"spec": json.loads(_canonical(spec))}), str)
 
 
-def fault(folder: Path) -> str | None:
+def find_damage(folder: Path) -> str | None:
     """Return what is wrong with the entry in this directory, hashed once per process; None if it is undamaged."""
     found = _open(folder, {})
     return found if isinstance(found, str) else None
 
 
-def use(entry: Path, holder: object = sys) -> None:
+def mark_used(entry: Path, holder: object = sys) -> None:
     """Set an entry's time of last use to now, and mark it as in use while `holder` lives (by default this process).
 
     The mark is a shared lock on the directory, which `remove` respects. Errors are ignored, since both only protect

@@ -12,7 +12,7 @@ from experiments.config.schema import LOWER_IS_BETTER
 from experiments.evaluation.comparison_text import FOLDED, SINGLE, baseline_sentences, difference_sentence, points
 from experiments.evaluation.significance import Difference, compare_runs
 from experiments.sweeps import summary
-from experiments.sweeps.plan import told
+from experiments.sweeps.plan import format_values
 from experiments.sweeps.rungs import BEST
 from experiments.sweeps.summary import Candidate, Row
 
@@ -45,7 +45,7 @@ class Climb:
     left: list[str] = field(default_factory=list)  # rungs above the one that had no significant gain; they are not run
 
     def named(self, rung: str) -> str:
-        return " ".join(filter(None, [rung, f"({told(self.values)})" if self.values else ""]))
+        return " ".join(filter(None, [rung, f"({format_values(self.values)})" if self.values else ""]))
 
 
 @dataclass
@@ -288,7 +288,7 @@ def climbed(about: Mapping[str, Any], rows: Sequence[Row]) -> Climbed | None:
     for candidate in sorted(summary.candidates(rows, about["objective"]), key=lambda one: one.rows[0].number):
         place = candidate.rows[0].place
         if place is not None:
-            ladders.setdefault(told(place.ladder), {})[place.rung, place.over] = candidate
+            ladders.setdefault(format_values(place.ladder), {})[place.rung, place.over] = candidate
     climbs = []
     for found in ladders.values():
         place = next(iter(found.values())).rows[0].place

@@ -164,7 +164,7 @@ def call(module: str, function: str, *arguments: Any) -> None:
         raise ConfigError(f"{module}.{function}: {why_ended(process.exitcode)}")
 
 
-def ask(function: str, *arguments: Any) -> dict[str, Any]:
+def run_worker_task(function: str, *arguments: Any) -> dict[str, Any]:
     """Call a function of `worker_tasks` in a process of its own and return its result.
 
     Raises:

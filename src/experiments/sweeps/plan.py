@@ -114,7 +114,7 @@ def parse(arguments: Sequence[str], context: HydraContext) -> list[Override]:
     parsed = OverridesParser.create(config_loader=context.config_loader).parse_overrides(list(arguments))
     overrides = list({override.get_key_element().lstrip("+~"): override for override in parsed}.values())
     if wrong := [line for override in overrides for line in repeated(override)]:
-        raise ConfigError(validation.faults(wrong))
+        raise ConfigError(validation.format_errors(wrong))
     return overrides
 
 
@@ -197,7 +197,7 @@ def compose(
                 HydraConfig.instance().cfg = composed  # so that ${hydra:...} resolves to this job's values
                 check_hydra(composed, master, overrides)
                 validation.conceal(composed)
-                found.append(Composed(validation.read(composed), composed))
+                found.append(Composed(validation.validate(composed), composed))
             except ConfigError as error:
                 wrong[str(error)] = values
             except Exception as error:
@@ -208,7 +208,7 @@ def compose(
     finally:
         HydraConfig.instance().cfg = before
     if wrong:
-        lines = [f"with {told(values)}:\n{text}" if values else text for text, values in wrong.items()]
+        lines = [f"with {format_values(values)}:\n{text}" if values else text for text, values in wrong.items()]
         raise ConfigError("\n".join(lines))
     return found
 
@@ -317,7 +317,7 @@ def check_owner(folder: Path, identity: str) -> None:
         )
 
 
-def told(values: Mapping[str, str]) -> str:
+def format_values(values: Mapping[str, str]) -> str:
     """Return values by key as one line, such as `seed=0 epochs=5`."""
     return " ".join(f"{key}={value}" for key, value in values.items())
 

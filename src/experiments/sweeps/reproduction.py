@@ -111,7 +111,7 @@ def same_task(config: Config, given: Sequence[str]) -> bool:
     return not altered and not config.data.name.startswith("synthetic")
 
 
-def look(jobs: Sequence[Job]) -> None:
+def inspect_jobs(jobs: Sequence[Job]) -> None:
     """Set the jobs' identities and find their finished runs; this builds their networks and reads their data.
 
     Raises:
@@ -120,7 +120,7 @@ def look(jobs: Sequence[Job]) -> None:
     # In reverse order, because networks are built before images are read: so missing weights are reported first. The
     # first job of all, training from scratch, reads no weights.
     order = list(reversed(jobs))
-    said = local.ask("inspect_jobs", [job.config.model_dump(by_alias=True, mode="json") for job in order])
+    said = local.run_worker_task("inspect_jobs", [job.config.model_dump(by_alias=True, mode="json") for job in order])
     for job, known in zip(order, said["jobs"], strict=True):
         job.identity = known["identity"]
         if known.get("status"):
@@ -196,7 +196,7 @@ def interval(results: Sequence[Result]) -> tuple[float, float, float]:
     return mean_interval([one.last_epochs for one in results], min(one.images for one in results))
 
 
-def verdict(claim: Claim, low: float, high: float) -> str:
+def judge_claim(claim: Claim, low: float, high: float) -> str:
     """Return whether an interval lies inside the claim's range, below or above it, or across one of its ends."""
     lowest, highest = claim.range()
     if high < lowest:
@@ -228,7 +228,7 @@ def row(name: str, jobs: Sequence[Job], *, backbone: str, comparable: bool) -> d
     if results:
         found["mean"], found["low"], found["high"] = interval(results)
     whole = len(done) == len(jobs)
-    found["verdict"] = verdict(claim, found["low"], found["high"]) if whole and comparable else ""
+    found["verdict"] = judge_claim(claim, found["low"], found["high"]) if whole and comparable else ""
     return found
 
 

@@ -108,7 +108,7 @@ def _check(
         f"{key}: is set by the rungs (sweep.rungs). Leave it out, or change the rungs" for key in typed if key in own
     ]
     if wrong:
-        raise ConfigError(validation.faults(wrong))
+        raise ConfigError(validation.format_errors(wrong))
 
 
 def without_repeated(jobs: Sequence[Job]) -> list[Job]:

@@ -44,7 +44,7 @@ FINAL = 1_000_000  # offset of the winner's final runs from its job number; the 
 LOCK, CONCLUDING = ".search.lock", ".conclude.lock"
 WAIT = 2.0  # seconds between checks whether other workers have ended their trials
 # Names of the user attributes of a trial.
-OWNER, NUMBER, IDENTITY, TWIN, REASON, TRACKED = "owner", "number", "identity", "twin", "reason", "runs"
+OWNER, NUMBER, IDENTITY, DUPLICATE, REASON, TRACKED = "owner", "number", "identity", "twin", "reason", "runs"
 # Names of the user attributes of a study; `pruning.EPOCHS` is another one.
 SEARCH, DATA = "search", "data"
 _log = logging.getLogger(__name__)
@@ -108,18 +108,18 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> Any:
     sweeper.begin(configs)
     # One job is inspected for the identity of data and weights, and for what all trials share.
     probe = Job(0, *corners[0], plan.without_test_evaluation(configs[0]), Path())
-    sweeper.look([probe])
+    sweeper.inspect_jobs([probe])
     name = search_name(configs, over, probe.identity)
     sweeper.place(name)
     sweeper.check_folder()
     if sweeper.common.sweep.dry_run:
-        tell_plan(sweeper, over, trials_so_far(sweeper))
+        print_plan(sweeper, over, trials_so_far(sweeper))
         return []
     sweeper.folder.mkdir(parents=True, exist_ok=True)
     storage = pruning.storage(sweeper.common)
     study = open_study(sweeper, storage, name, probe.identity, max(config.epochs for config in configs))
     trials = study.get_trials(deepcopy=False)
-    tell_plan(sweeper, over, trials)
+    print_plan(sweeper, over, trials)
     tell_deleted(sweeper, trials)
     worker = Worker(sweeper, over, study, storage)
     with FileLock(sweeper.folder / LOCK):  # so that only one of several workers creates the MLflow run
@@ -128,7 +128,7 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> Any:
     import sqlalchemy.exc
 
     try:
-        with worker.beating():
+        with worker.heartbeat():
             worker.work()
         return worker.conclude()
     except SystemExit:
@@ -199,7 +199,7 @@ def open_study(sweeper: Sweeper, storage: Any, name: str, identity: str, epochs:
     return study
 
 
-def tell_plan(sweeper: Sweeper, over: Space, trials: Sequence[Any]) -> None:
+def print_plan(sweeper: Sweeper, over: Space, trials: Sequence[Any]) -> None:
     """Print how many trials are done and how many remain, what they share and how long they may take."""
     settings = sweeper.common.sweep
     count = {state: sum(trial.state.name == state for trial in trials) for state in ("COMPLETE", "PRUNED", "RUNNING")}
@@ -209,21 +209,21 @@ def tell_plan(sweeper: Sweeper, over: Space, trials: Sequence[Any]) -> None:
     parts += [f"{to_do} to do"]
     parts += [f"{count['RUNNING']} of them begun"] if count["RUNNING"] else []
     runs = f", {len(over.repeats)} runs each" if len(over.repeats) > 1 else ""
-    sweeper.say(f"Search {sweeper.folder.name} ({settings.search}{runs}): " + ", ".join(parts))
+    sweeper.print_line(f"Search {sweeper.folder.name} ({settings.search}{runs}): " + ", ".join(parts))
     for line in sweeper.shared if to_do else []:
-        sweeper.say(f"  {line}")
+        sweeper.print_line(f"  {line}")
     if sweeper.usual and to_do:
         minutes = sweeper.usual * to_do * len(over.repeats) / settings.jobs / 60
-        sweeper.say(f"  about {minutes:.0f} min: runs like these took {sweeper.usual:.0f} s")
+        sweeper.print_line(f"  about {minutes:.0f} min: runs like these took {sweeper.usual:.0f} s")
     for one in over.dimensions if settings.dry_run else []:
-        sweeper.say(f"  {one}")
+        sweeper.print_line(f"  {one}")
 
 
 def tell_deleted(sweeper: Sweeper, trials: Sequence[Any]) -> None:
     """Print the trials whose MLflow runs have been deleted; the study keeps their values."""
     runs = {run: one.number for one in trials if ended(one) for run in one.user_attrs.get(TRACKED, []) if run}
     if numbers := sorted({runs[run] for run in sweeper.deleted(list(runs))}):
-        sweeper.say(
+        sweeper.print_line(
             f"  trials whose MLflow runs have been deleted: {', '.join(map(str, numbers))}. Their values stay in the "
             "study and in its conclusion. To train them again, begin another search: sweep.seed=..."
         )
@@ -249,7 +249,7 @@ class Worker:
         self.distributions = {one.key: one.distribution for one in over.dimensions}
         self.owner = liveness.owner()
         self.mine: dict[int, Trial] = {}  # trials drawn by this worker and not ended yet, by number
-        self.twins: dict[int, int] = {}  # duplicates among them: number of the trial whose result each one gets
+        self.duplicates: dict[int, int] = {}  # duplicates among them: number of the trial whose result each one gets
         self.jobs: list[Job] = []
         self.returns: dict[int, JobReturn] = {}
         self.failed = 0
@@ -260,13 +260,13 @@ class Worker:
         """Run trials until the study has enough, then requeue those of this worker that have not ended."""
         try:
             while True:
-                self.revive()
-                self.settle()
+                self.requeue_stale()
+                self.resolve_duplicates()
                 enough = self.sweeper.enough(self.jobs, self.returns)
                 batch = [] if enough else self.ask()
                 if batch:
                     self.run(batch)
-                elif self.twins and not enough:
+                elif self.duplicates and not enough:
                     time.sleep(WAIT)
                 else:
                     if enough:
@@ -274,7 +274,7 @@ class Worker:
                     return
         finally:
             for number in list(self.mine):
-                self.give_back(number)
+                self.requeue(number)
 
     def ask(self) -> list[Trial]:
         """Draw as many trials as run at a time, requeued ones first; duplicates of earlier trials are not returned."""
@@ -292,7 +292,7 @@ class Worker:
                 self.mine[trial.number] = trial
                 before = [one for one in self.study.get_trials(deepcopy=False) if one.number < trial.number]
                 if sum(map(counts, before)) >= self.settings.trials:  # other machines have drawn in the same moment
-                    self.give_back(trial.number)
+                    self.requeue(trial.number)
                     break
                 if not self.known(trial, before):
                     batch.append(trial)
@@ -310,9 +310,9 @@ class Worker:
                     self.fail(trial, one.user_attrs[REASON])
                     return True
                 self.note(trial.number, {NUMBER: trial.place})
-            if counts(one) and TWIN not in one.user_attrs and self.space.spell(one.params) == trial.values:
+            if counts(one) and DUPLICATE not in one.user_attrs and self.space.spell(one.params) == trial.values:
                 if ended(one):
-                    self.tell_same(trial, one)
+                    self.tell_duplicate(trial, one)
                 else:
                     self.wait_for(trial, one.number)
                 return True
@@ -320,10 +320,10 @@ class Worker:
 
     def wait_for(self, trial: Trial, other: int) -> None:
         """Mark a trial as the duplicate of another one, whose result it gets when that ends."""
-        self.note(trial.number, {TWIN: other})
-        self.twins[trial.number] = other
+        self.note(trial.number, {DUPLICATE: other})
+        self.duplicates[trial.number] = other
 
-    def tell_same(self, trial: Trial, other: Any) -> None:
+    def tell_duplicate(self, trial: Trial, other: Any) -> None:
         """End a trial with the result of another one."""
         if other.state.name == "COMPLETE":
             self.tell(trial.number, "COMPLETE", other.value)
@@ -338,56 +338,56 @@ class Worker:
         import optuna
 
         self.mine.pop(number, None)
-        self.twins.pop(number, None)
+        self.duplicates.pop(number, None)
         try:
             self.study.tell(number, value, optuna.trial.TrialState[state])
         except (ValueError, RuntimeError) as error:
             _log.warning("Trial %d was ended by another worker: %s", number, error)
 
-    def give_back(self, number: int) -> None:
+    def requeue(self, number: int) -> None:
         """Requeue a trial for the next worker that draws one, which resumes from the trial's checkpoints."""
         trial = self.mine[number]
         self.tell(number, "FAIL")
         self.study.enqueue_trial(dict(trial.parameters), {NUMBER: trial.place})
 
-    def revive(self) -> None:
+    def requeue_stale(self) -> None:
         """Requeue the trials of processes that no longer run."""
         import optuna
 
         with FileLock(self.sweeper.folder / LOCK):
             for one in self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-                if one.number in self.mine or not gone(one):
+                if one.number in self.mine or not is_abandoned(one):
                     continue
                 with contextlib.suppress(ValueError, RuntimeError):  # another worker has done so first
                     self.study.tell(one.number, state=optuna.trial.TrialState.FAIL)
                     if set(one.params) == set(self.distributions):
                         self.study.enqueue_trial(one.params, {NUMBER: one.user_attrs.get(NUMBER, one.number)})
 
-    def settle(self) -> None:
+    def resolve_duplicates(self) -> None:
         """Resolve duplicates: end them with the result of the trial they duplicate; requeue them if that has failed."""
         trials = {one.number: one for one in self.study.get_trials(deepcopy=False)}
-        for number, other in list(self.twins.items()):
+        for number, other in list(self.duplicates.items()):
             if ended(trials[other]):
-                self.tell_same(self.mine[number], trials[other])
+                self.tell_duplicate(self.mine[number], trials[other])
             elif trials[other].state.name == "FAIL":
-                self.give_back(number)
+                self.requeue(number)
 
     @contextmanager
-    def beating(self) -> Iterator[None]:
+    def heartbeat(self) -> Iterator[None]:
         """Write a heartbeat into this worker's trials every `liveness.HEARTBEAT` seconds while the block runs.
 
         Workers on other machines detect by it whether this process still runs.
         """
         over = threading.Event()
 
-        def beat() -> None:
+        def record_heartbeat() -> None:
             while not over.wait(liveness.HEARTBEAT):
                 alive = {**self.owner, "owner.heartbeat": str(int(time.time()))}
                 for number in list(self.mine):
                     with contextlib.suppress(Exception):  # the study may be unreachable for a while
                         self.storage.set_trial_user_attr(self.key(number), OWNER, alive)
 
-        threading.Thread(target=beat, daemon=True).start()
+        threading.Thread(target=record_heartbeat, daemon=True).start()
         try:
             yield
         finally:
@@ -412,17 +412,17 @@ class Worker:
         ready = [trial for trial in batch if self.compose(trial)]
         if ready:
             jobs = [job for trial in ready for job in trial.jobs]
-            self.sweeper.look(jobs)
+            self.sweeper.inspect_jobs(jobs)
             self.sweeper.prepare(jobs)
             with FileLock(self.sweeper.folder / LOCK):
-                ready = [trial for trial in ready if not self.defer(trial)]
+                ready = [trial for trial in ready if not self.mark_duplicate(trial)]
         for trial in ready if self.settings.pruner != "none" else []:
             trial.jobs[0].trial = f"{self.study.study_name}/{trial.number}"
         self.launch([trial.jobs[0] for trial in ready])
         going_on = [trial for trial in ready if trial.jobs[0].status == "FINISHED"]
         self.launch([job for trial in going_on for job in trial.jobs[1:]])
         for trial in ready:
-            self.judge(trial)
+            self.report_result(trial)
 
     def first_number(self, place: int) -> int:
         """Return the number of a trial's first job."""
@@ -442,8 +442,8 @@ class Worker:
             job = Job(at, *made[0], sweeper.common, sweeper.folder / str(at), status="FAILED", reason=str(error))
             trial.jobs = [job]
             self.jobs.append(job)
-            sweeper.keep([job])
-            self.judge(trial)
+            sweeper.write_jobs([job])
+            self.report_result(trial)
             return False
         trial.jobs = [
             Job(
@@ -458,14 +458,14 @@ class Worker:
         ]
         return True
 
-    def defer(self, trial: Trial) -> bool:
+    def mark_duplicate(self, trial: Trial) -> bool:
         """Return whether a trial duplicates another, with the same runs from other values; if so, mark it as such."""
         identity = " ".join(job.identity for job in trial.jobs)
         for job in trial.jobs:
             job.same_as = None  # a trial's result is that of its own runs or of one other trial, never of both
         self.note(trial.number, {IDENTITY: identity})
         for one in self.study.get_trials(deepcopy=False):
-            same = one.user_attrs.get(IDENTITY) == identity and TWIN not in one.user_attrs
+            same = one.user_attrs.get(IDENTITY) == identity and DUPLICATE not in one.user_attrs
             if same and one.number != trial.number and counts(one):
                 self.wait_for(trial, one.number)
                 return True
@@ -474,14 +474,14 @@ class Worker:
     def launch(self, jobs: Sequence[Job]) -> None:
         if jobs:
             self.jobs += jobs
-            self.sweeper.keep(jobs)
+            self.sweeper.write_jobs(jobs)
             self.returns |= self.sweeper.run(jobs, self.progress())
 
     def progress(self) -> str:
         done = sum(map(ended, self.study.get_trials(deepcopy=False)))
         return f"trials ({done} of {self.settings.trials} done)"
 
-    def judge(self, trial: Trial) -> None:
+    def report_result(self, trial: Trial) -> None:
         """Report the result of a trial to the study; a trial with unfinished runs stays in the state RUNNING."""
         states = [job.status for job in trial.jobs]
         self.note(trial.number, {TRACKED: [job.facts.get("run_id") for job in trial.jobs]})
@@ -510,7 +510,7 @@ class Worker:
 
     # -- the end
 
-    def adopt(self) -> None:
+    def import_remote(self) -> None:
         """Import the ended trials of other machines into this directory, for the summary; their runs are in MLflow."""
         adopted = []
         for one in self.study.get_trials(deepcopy=False) if self.sweeper.common.tracking.uri else []:
@@ -527,7 +527,7 @@ class Worker:
                         Job(at + n, overrides, own, self.sweeper.common, folder, identity=identities[n], status=status,
                             facts={"run_id": run})
                     )  # fmt: skip
-        self.sweeper.keep(adopted)
+        self.sweeper.write_jobs(adopted)
 
     def conclude(self) -> Any:
         """Conclude the sweep and return its result; the winner's final runs start only if the search is over.
@@ -539,10 +539,10 @@ class Worker:
             done = sum(map(ended, trials))
             begun = sum(one.state.name == "RUNNING" for one in trials)
             if begun:
-                self.sweeper.say(f"trials that go on in other processes: {begun}. The last to end concludes")
+                self.sweeper.print_line(f"trials that go on in other processes: {begun}. The last to end concludes")
             elif done < self.settings.trials:
-                self.sweeper.say(f"{done} of {self.settings.trials} trials are done: the same command goes on")
-            self.adopt()
+                self.sweeper.print_line(f"{done} of {self.settings.trials} trials are done: the same command goes on")
+            self.import_remote()
             final = not begun and done >= self.settings.trials
             return self.sweeper.conclude(self.jobs, self.returns, final, FINAL)
 
@@ -556,7 +556,7 @@ def ended(trial: Any) -> bool:
     return trial.state.name in ("COMPLETE", "PRUNED")
 
 
-def gone(trial: Any) -> bool:
+def is_abandoned(trial: Any) -> bool:
     """Return whether the process that started a trial no longer runs."""
     owner = trial.user_attrs.get(OWNER)
     if owner is None:  # the process has not written it yet, or was killed before it could

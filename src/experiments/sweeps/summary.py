@@ -20,7 +20,7 @@ from experiments.evaluation.evaluate import IMAGE_METRICS, Baseline, Prediction,
 from experiments.evaluation.significance import Scores, compare_runs
 from experiments.evaluation.statistics import mean_interval
 from experiments.runs import run_directory
-from experiments.sweeps.plan import REPEATS, SWEEP, records, told
+from experiments.sweeps.plan import REPEATS, SWEEP, format_values, records
 from experiments.sweeps.rungs import Place
 
 
@@ -55,7 +55,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        return told(self.values) or "the one candidate"
+        return format_values(self.values) or "the one candidate"
 
     @property
     def whole(self) -> bool:
@@ -295,4 +295,4 @@ def table(ranked: Sequence[Candidate], objective: str) -> list[list[str]]:
 
 def failures(rows: Sequence[Row]) -> list[str]:
     """Return a line for each failed job, with its values and the reason."""
-    return [f"job {row.number} ({told(row.values)}): {row.reason}" for row in rows if row.status == "FAILED"]
+    return [f"job {row.number} ({format_values(row.values)}): {row.reason}" for row in rows if row.status == "FAILED"]

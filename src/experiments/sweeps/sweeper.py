@@ -90,7 +90,7 @@ class Sweeper(HydraSweeper):
                 zip(combinations, composed, places or [None] * len(composed), strict=True)
             )
         ]
-        self.look(jobs)
+        self.inspect_jobs(jobs)
         jobs = rungs.without_repeated(jobs)
         check_repeats(jobs)
         self.place(plan.sweep_name(self.common, jobs))
@@ -207,7 +207,9 @@ class Sweeper(HydraSweeper):
             plan.check_owner(job.folder, job.identity)
         for job in todo:
             if deleted := job.facts.pop("deleted", None):
-                self.say(f"  job {job.number}: its MLflow run {deleted} has been deleted, so it is trained again")
+                self.print_line(
+                    f"  job {job.number}: its MLflow run {deleted} has been deleted, so it is trained again"
+                )
             if (facts := run_directory.read_record(job.folder)) and facts.get("identity"):
                 shutil.rmtree(job.folder)
 
@@ -225,17 +227,17 @@ class Sweeper(HydraSweeper):
         finally:
             lock.release()
 
-    def ask(self, function: str, *arguments: Any) -> dict[str, Any]:
+    def run_worker_task(self, function: str, *arguments: Any) -> dict[str, Any]:
         """Call a function of `worker_tasks` in a process of its own and return its result.
 
         Raises:
             ConfigError: the function reported an error, or its process failed.
         """
-        return local.ask(function, *arguments)
+        return local.run_worker_task(function, *arguments)
 
-    def look(self, jobs: Sequence[Job]) -> None:
+    def inspect_jobs(self, jobs: Sequence[Job]) -> None:
         """Set the jobs' identities, find their existing runs, and record what the jobs share."""
-        said = self.ask("inspect_jobs", [plain(job.config) for job in jobs])
+        said = self.run_worker_task("inspect_jobs", [plain(job.config) for job in jobs])
         for job, known in zip(jobs, said["jobs"], strict=True):
             job.identity = known["identity"]
             if known.get("status") and not self.common.sweep.rerun:
@@ -251,27 +253,27 @@ class Sweeper(HydraSweeper):
         new = [job for job in jobs if job.same_as is None and job.status != "FINISHED"]
         partial = sum(job.status == "PARTIAL" for job in new)
         finished = sum(job.status == "FINISHED" for job in jobs)
-        twins = sum(job.same_as is not None for job in jobs)
+        duplicates = sum(job.same_as is not None for job in jobs)
         bound = "at most " if self.common.sweep.rungs else ""
         parts = [
             f"{len(jobs)} jobs",
             f"{bound}{len(new)} to run" + (f" ({partial} of them from a checkpoint)" if partial else ""),
         ]
         parts += [f"{finished} already finished"] if finished else []
-        parts += [f"{twins} the same as another"] if twins else []
-        self.say(f"Sweep {self.folder.name}: " + ", ".join(parts))
+        parts += [f"{duplicates} the same as another"] if duplicates else []
+        self.print_line(f"Sweep {self.folder.name}: " + ", ".join(parts))
         for line in self.shared if new else []:
-            self.say(f"  {line}")
+            self.print_line(f"  {line}")
         for line in rungs.plan_lines(jobs):
-            self.say(f"  {line}")
+            self.print_line(f"  {line}")
         if self.usual and new and self.common.sweep.rungs is None:
             minutes = self.usual * len(new) / self.common.sweep.jobs / 60
-            self.say(f"  about {minutes:.0f} min: runs like these took {self.usual:.0f} s")
+            self.print_line(f"  about {minutes:.0f} min: runs like these took {self.usual:.0f} s")
         for job in jobs if self.common.sweep.dry_run else []:
             state = f"same as {job.same_as}" if job.same_as is not None else job.status.lower()
-            self.say(f"  {job.number:>3}  {state:9} {plan.told(job.values)}")
+            self.print_line(f"  {job.number:>3}  {state:9} {plan.format_values(job.values)}")
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)
 
     # -- the work
@@ -281,7 +283,7 @@ class Sweeper(HydraSweeper):
         path = self.folder / plan.SWEEP
         before = json.loads(path.read_bytes()) if path.exists() else {}
         if self.common.tracking.uri is not None:
-            said = self.ask("open_run", plain(self.common), str(self.folder), before.get("parent"))
+            said = self.run_worker_task("open_run", plain(self.common), str(self.folder), before.get("parent"))
             self.parent = said["run_id"]
         about: dict[str, Any] = {
             "name": self.name,
@@ -289,23 +291,23 @@ class Sweeper(HydraSweeper):
             "objective": self.common.objective, "parent": self.parent, "config": plain(self.common),
         }  # fmt: skip
         atomic_files.write_file(path, json.dumps(redacted(about), indent=1).encode())
-        self.keep(jobs)
+        self.write_jobs(jobs)
 
-    def keep(self, jobs: Sequence[Job]) -> None:
+    def write_jobs(self, jobs: Sequence[Job]) -> None:
         """Write the jobs' records into the sweep's directory, with the results of finished runs on other machines."""
         for job in jobs:
             job.write(self.folder)
         away = [job for job in jobs if job.status == "FINISHED" and self.results(job) is None]
         if away:
             places = [(job.facts["run_id"], job.identity, str(self.folder / str(job.number))) for job in away]
-            self.ask("fetch", plain(self.common), places)
+            self.run_worker_task("fetch", plain(self.common), places)
 
     def run(self, jobs: Sequence[Job], stage: str = "jobs") -> dict[int, JobReturn]:
         """Run the unfinished jobs through the launcher, and return how each one ended, by job number."""
         todo = [job for job in jobs if job.same_as is None and job.status != "FINISHED"]
         if todo and self.lacking:
             self.lacking = False
-            self.ask("share", [plain(job.config) for job in todo])
+            self.run_worker_task("share", [plain(job.config) for job in todo])
         returns: dict[int, JobReturn] = {}
         if not todo:
             return returns
@@ -314,7 +316,7 @@ class Sweeper(HydraSweeper):
             def ended(at: int, done: JobReturn) -> None:
                 todo[at].facts["seconds"] = self.jobs_by.seconds[at]
                 self.note(todo[at], done)
-                self.tell(todo[at])
+                self.print_result(todo[at])
                 returns[todo[at].number] = done
                 advance(note=todo[at].status.lower())
 
@@ -391,15 +393,13 @@ class Sweeper(HydraSweeper):
                 job.reason = job.reason.strip().splitlines()[-1]
         job.write(self.folder)
 
-    def tell(self, job: Job) -> None:
+    def print_result(self, job: Job) -> None:
         """Print a line for a job that has ended."""
         key, metrics = f"validation.{self.common.objective}", self.results(job) or {}
         score = f"{self.common.objective} {metrics[key]:.4g}  " if key in metrics else ""
         reason = job.reason.splitlines()[:1]
-        said = (
-            f"  {job.number:>3}  {job.status.lower():8}  {score}{job.facts['seconds']:.0f} s  {plan.told(job.values)}"
-        )
-        self.say("  ".join([said, *reason]))
+        line = f"  {job.number:>3}  {job.status.lower():8}  {score}{job.facts['seconds']:.0f} s"
+        self.print_line("  ".join([line, plan.format_values(job.values), *reason]))
 
     def enough(self, jobs: Sequence[Job], returns: dict[int, JobReturn]) -> str | None:
         """Return why no further job is to start, or None if the sweep is to continue."""
@@ -428,10 +428,12 @@ class Sweeper(HydraSweeper):
     def stop(self, error: BaseException) -> None:
         """Write the summary of an interrupted sweep, end its MLflow run, and add to the error how to continue."""
         with contextlib.suppress(ConfigError):
-            said = self.ask("conclude", str(self.folder))
+            said = self.run_worker_task("conclude", str(self.folder))
             if self.parent is not None:
                 status = "FAILED" if isinstance(error, Exception) else "KILLED"
-                self.ask("close_run", plain(self.common), self.parent, str(self.folder), said["metrics"], status)
+                self.run_worker_task(
+                    "close_run", plain(self.common), self.parent, str(self.folder), said["metrics"], status
+                )
         error.add_note("Go on with this sweep: the same command again")
 
     def conclude(
@@ -449,7 +451,7 @@ class Sweeper(HydraSweeper):
             SystemExit: a job has failed.
         """
         self.resolve_repeated(jobs)
-        said = self.ask("conclude", str(self.folder))
+        said = self.run_worker_task("conclude", str(self.folder))
         failed = any(job.status == "FAILED" for job in jobs)
         finals: list[Job] = []
         if said["winner"] and self.common.sweep.final and (not failed if final is None else final):
@@ -457,10 +459,12 @@ class Sweeper(HydraSweeper):
             finals = self.finals(said["winner"], number)
             returns = returns | self.run(finals, "the winner")
             failed = failed or any(job.status == "FAILED" for job in finals)
-            said = self.ask("conclude", str(self.folder))
+            said = self.run_worker_task("conclude", str(self.folder))
         if self.parent is not None:
             status = "FAILED" if failed else "FINISHED"
-            self.ask("close_run", plain(self.common), self.parent, str(self.folder), said["metrics"], status)
+            self.run_worker_task(
+                "close_run", plain(self.common), self.parent, str(self.folder), said["metrics"], status
+            )
         show(self.console, said, self.folder)
         if failed:
             raise SystemExit(1)
@@ -488,7 +492,7 @@ class Sweeper(HydraSweeper):
         composed = plan.compose(made, self.context, self.master)
         trained: list[str | None] = [None] * len(made)
         if folds:
-            known = self.ask("inspect_jobs", [plain(one.config) for one in composed])["jobs"]
+            known = self.run_worker_task("inspect_jobs", [plain(one.config) for one in composed])["jobs"]
             identities = [about["identity"] for about in known]
         else:  # the same run except for its test evaluation, which the run's process verifies
             identities = [winner["identities"][values.get("seed", "")] for _, values in made]
@@ -529,7 +533,7 @@ class Sweeper(HydraSweeper):
         known = [one for one in run_ids if one]
         if not known or self.common.tracking.uri is None:
             return set()
-        return set(self.ask("deleted", plain(self.common), known)["deleted"])
+        return set(self.run_worker_task("deleted", plain(self.common), known)["deleted"])
 
 
 def check_repeats(jobs: Sequence[Job]) -> None:
@@ -541,7 +545,7 @@ def check_repeats(jobs: Sequence[Job]) -> None:
         if before is not job:
             raise ConfigError(
                 f"{', '.join(plan.REPEATS)}: jobs of one candidate are the same run, which would be counted as two: "
-                f"{plan.told(before.values)} and {plan.told(job.values)}. Give each value once"
+                f"{plan.format_values(before.values)} and {plan.format_values(job.values)}. Give each value once"
             )
 
 

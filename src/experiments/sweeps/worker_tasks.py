@@ -49,7 +49,7 @@ class PreparedJob(NamedTuple):
 
 
 @contextmanager
-def answering(answer: str) -> Iterator[dict[str, Any]]:
+def writing_response(answer: str) -> Iterator[dict[str, Any]]:
     """Write the dictionary that the block fills to the file `answer`, or {"error": message} if the block fails.
 
     Configuration, data and disk errors are reported in this way; all other exceptions are raised.
@@ -69,7 +69,7 @@ def answering(answer: str) -> Iterator[dict[str, Any]]:
     atomic_files.write_file(Path(answer), json.dumps(said).encode())
 
 
-def see(configs: Sequence[Mapping[str, Any]]) -> list[PreparedJob]:
+def inspect_job(configs: Sequence[Mapping[str, Any]]) -> list[PreparedJob]:
     """Build the components of jobs and read their data; each backbone is built once, each data set read once."""
     backbones: dict[str, Backbone] = {}
     data: dict[str, Dataset] = {}
@@ -95,7 +95,7 @@ def see(configs: Sequence[Mapping[str, Any]]) -> list[PreparedJob]:
 
 def identity(config: Config) -> str:
     """Return the identity of the run that a configuration describes; this builds its networks and reads its data."""
-    (one,) = see([config.model_dump(by_alias=True, mode="json")])
+    (one,) = inspect_job([config.model_dump(by_alias=True, mode="json")])
     return one.identity
 
 
@@ -114,11 +114,11 @@ def inspect_jobs(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
         seconds: usual duration of a job; None if it is not known.
         held_back: whether all jobs have test images, which are reserved for the winner.
     """
-    with answering(answer) as said:
+    with writing_response(answer) as said:
         first = Config.model_validate(configs[0])
         runtime.apply(first.runtime)
         connection.check(first.tracking.uri)
-        seen = see(configs)
+        seen = inspect_job(configs)
         uri = first.tracking.uri
         finished = queries.finished(uri, first.tracking.experiment) if uri else {}
         known = known_runs(first, {one.identity for one in seen}, finished)
@@ -198,39 +198,41 @@ def head_folder(one: PreparedJob) -> Path:
     return bottleneck.head_folder(one.components, one.dataset, head_run(one.components.config))
 
 
-def wants(one: PreparedJob) -> list[feature_cache.FeatureRequest]:
+def feature_requests(one: PreparedJob) -> list[feature_cache.FeatureRequest]:
     """Return the features that a job reads from the feature cache."""
     components, dataset = one.components, one.dataset
     config = components.config
     frozen = split_network(components.backbone, 0, config.model.head.pooling)
     if components.regime is bottleneck.bottleneck:
-        return bottleneck.wants(components, dataset, frozen)
+        return bottleneck.feature_requests(components, dataset, frozen)
     if components.regime is not finetune.finetune:
         return []
     network_split = split_network(components.backbone, config.regime.unfrozen_blocks, config.model.head.pooling)
     trained = components.head_file is not None or head_folder(one).is_dir()
-    return finetune.wants(components, dataset, network_split, None if trained else frozen)
+    return finetune.feature_requests(components, dataset, network_split, None if trained else frozen)
 
 
 def tables_of(one: PreparedJob) -> list[feature_cache.FeatureTable]:
-    return [feature_cache.FeatureTable(one.components, want) for want in wants(one)]
+    return [feature_cache.FeatureTable(one.components, want) for want in feature_requests(one)]
 
 
 def share(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
     """Compute the features that jobs read, those of one backbone and data set in one pass over its images."""
-    with answering(answer):
+    with writing_response(answer):
         first = Config.model_validate(configs[0])
         runtime.apply(first.runtime)
         progress = Terminal(PlainConsole(quiet=first.progress == "none"))
         passes: dict[str, tuple[RunComponents, dict[str, feature_cache.FeatureRequest]]] = {}
-        for one in see(configs):
+        for one in inspect_job(configs):
             config = one.components.config
             key = _key(
                 one.components.backbone.identity, one.dataset.fingerprint, config.data.image_size,
                 config.augmentation.model_dump(), config.regime.activations, config.model.head.pooling,
             )  # fmt: skip
             _, members = passes.setdefault(key, (one.components, {}))
-            members.update({feature_cache.FeatureTable(one.components, want).name: want for want in wants(one)})
+            members.update(
+                {feature_cache.FeatureTable(one.components, want).name: want for want in feature_requests(one)}
+            )
         for components, members in passes.values():
             feature_cache.extract(components, list(members.values()), progress)
 
@@ -262,7 +264,7 @@ def fetch(config: Mapping[str, Any], places: Sequence[tuple[str, str, str]], ans
         places: MLflow run id, identity and target directory of each run.
         answer: see `answering`.
     """
-    with answering(answer):
+    with writing_response(answer):
         uri = str(Config.model_validate(config).tracking.uri)
         for run_id, own, folder in places:
             for name in (run_directory.METRICS, "predictions_validation.csv", "predictions_test.csv"):
@@ -279,20 +281,20 @@ def fetch(config: Mapping[str, Any], places: Sequence[tuple[str, str, str]], ans
 
 def deleted(config: Mapping[str, Any], run_ids: Sequence[str], answer: str) -> None:
     """Find the MLflow runs that are in the store's trash or no longer stored; the result's key is `deleted`."""
-    with answering(answer) as said:
+    with writing_response(answer) as said:
         uri = str(Config.model_validate(config).tracking.uri)
         said["deleted"] = [run_id for run_id in run_ids if queries.is_deleted(uri, run_id)]
 
 
 def conclude(folder: str, answer: str) -> None:
     """Write the summary of a sweep; the result is that of `summary_files.write_summary`."""
-    with answering(answer) as said:
+    with writing_response(answer) as said:
         said.update(summary_files.write_summary(Path(folder)))
 
 
 def open_run(config: Mapping[str, Any], folder: str, before: str | None, answer: str) -> None:
     """Start the sweep's own MLflow run or, if `before` names one, continue that; the result's key is `run_id`."""
-    with answering(answer) as said:
+    with writing_response(answer) as said:
         said["run_id"] = tracked.start_sweep(
             Config.model_validate(config), Path(folder), getattr(multiprocessing.parent_process(), "pid", None), before
         )
@@ -301,7 +303,7 @@ def open_run(config: Mapping[str, Any], folder: str, before: str | None, answer:
 def close_run(config: Mapping[str, Any], run_id: str, folder: str, metrics: Mapping[str, float], status: str,
               answer: str) -> None:  # fmt: skip
     """Log the content of the sweep's directory to the sweep's MLflow run, and end that run."""
-    with answering(answer):
+    with writing_response(answer):
         try:
             tracked.end_sweep(Config.model_validate(config), run_id, Path(folder), metrics, status)
         except buffer.failures() as error:

@@ -265,7 +265,7 @@ def deliver(folder: Path, message: Message, model: keras.Model | None) -> None:
     elif message.verb == "artifacts":
         log_files(run_id, folder, given)
     elif message.verb == "model":
-        model_logging.log_model(run_id, model or left(folder), given)
+        model_logging.log_model(run_id, model or pending_count(folder), given)
     elif message.verb == "end":
         if given["failure"]:
             client.set_tag(run_id, "failure", given["failure"])
@@ -295,7 +295,7 @@ def log_files(run_id: str, folder: Path, tables: Mapping[str, Mapping[str, list[
     client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(known))
 
 
-def left(folder: Path) -> keras.Model:
+def pending_count(folder: Path) -> keras.Model:
     """Load the model that a run has saved in its directory because it could not be uploaded.
 
     Raises:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.storage.array_cache import use
+from experiments.storage.array_cache import mark_used
 from experiments.storage.atomic_files import draft, sync
 from experiments.training.types import EpochRecord
 
@@ -54,7 +54,7 @@ def load(folder: Path, model: keras.Model) -> tuple[EpochRecord, ...] | None:
         model.load_weights(folder / WEIGHTS)
     except FileNotFoundError:  # Another process is replacing the directory.
         return None
-    use(folder, model)
+    mark_used(folder, model)
     return history
 
 

@@ -45,7 +45,7 @@ def cats_vs_dogs(*, url: str, sha256: str, bytes: int, archive: str | None, cach
     sha256 = sha256.lower()
     root = cache / "cats_vs_dogs" / sha256[:16]
     if root.is_dir():
-        array_cache.use(root)
+        array_cache.mark_used(root)
         return root
     own = _own(archive) if archive is not None else None
     with array_cache.writing(cache, "cats_vs_dogs", root.name):
@@ -55,7 +55,7 @@ def cats_vs_dogs(*, url: str, sha256: str, bytes: int, archive: str | None, cach
             download.extract(file, root, wanted=_IMAGES, member_bytes=_IMAGE_BYTES, total_bytes=_TOTAL_BYTES)
         if own is None:
             Path(file.name).unlink(missing_ok=True)
-    array_cache.use(root)
+    array_cache.mark_used(root)
     return root
 
 

@@ -46,7 +46,7 @@ def synthetic(*, species: Sequence[str], per_class: Mapping[str, int], seed: int
     order = json.dumps([PEN, sorted(numbers), sorted(per_class.items()), seed, size])
     root = cache / "drawn" / hashlib.sha256(order.encode()).hexdigest()[:16]
     if root.is_dir():
-        array_cache.use(root)
+        array_cache.mark_used(root)
         return root
     draft = root.with_name(f".{root.name}.{uuid.uuid4().hex}")
     try:
@@ -73,5 +73,5 @@ def synthetic(*, species: Sequence[str], per_class: Mapping[str, int], seed: int
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    array_cache.use(root)
+    array_cache.mark_used(root)
     return root
