@@ -73,9 +73,8 @@ def train_epochs(overrides: Sequence[str], phase: str, between: Callable[[], obj
 
     def record(made: EpochRecord) -> None:
         if made.phase == phase:
-            seconds = (
-                len(dataset.train) / made.metrics["images_per_second"]
-            )  # from the epoch's start to its last batch's end
+            # The rate is measured from the start of the epoch to the end of its last batch.
+            seconds = len(dataset.train) / made.metrics["images_per_second"]
             epochs.append(Epoch(seconds, progress.steps - sum(epoch.steps for epoch in epochs)))
             between()
 

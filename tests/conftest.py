@@ -1,4 +1,4 @@
-"""What tests share: composed configurations, small drawn images, the photographs where they are."""
+"""Fixtures of all tests: composed configurations, small synthetic images, and the photographs where present."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from experiments.system import paths, redaction, signals
 
 ROOT = Path(__file__).resolve().parent.parent
 Compose = Callable[..., DictConfig]
-# Calls the main() of a module for each of several command lines; prints what each did as JSON. One process for many.
+# Calls the main() of a module for each of several command lines in one process, and prints the results as JSON.
 DRIVER = """
 import contextlib, importlib, io, json, sys, time
 module, lines = sys.argv[1], json.loads(sys.argv[2])
@@ -43,7 +43,8 @@ print(json.dumps({"told": told, "modules": sorted({name.split(".")[0] for name i
 """
 
 
-# Begun first, so that no worker is left alone with one at the end (`make test`: a file is one worker's).
+# These files are started first. `make test` gives each file to one worker, so that a long file that started last would
+# run alone at the end.
 LONGEST = (
     "test_sweeps.py", "test_regimes.py", "test_experiments.py", "test_runs.py", "test_fit.py", "test_applications.py",
     "test_runtime.py", "test_server.py", "test_search.py", "test_feature_cache.py",
@@ -60,7 +61,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The table of faults that tests/reliability has counted, whichever process its tests ran in."""
+    """Print the table of faults that tests/reliability has counted, from all worker processes."""
     rows: dict[str, list[int]] = {}
     for reports in terminalreporter.stats.values():
         for report in reports:
@@ -79,7 +80,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def own_store() -> Iterator[None]:
-    """No test module follows the tracking store of another: MLflow sets the variable for good."""
+    """Keep each test module from using another's tracking URI, because MLflow sets the variable permanently."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     yield
     os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -87,18 +88,18 @@ def own_store() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test writes below its own temporary folder."""
+    """Let every test write below its own temporary directory."""
     home = tmp_path / "outputs"
     monkeypatch.setenv("EXPERIMENTS_HOME", str(home))
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # so that it is removed again where a test has MLflow set it
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # restores the variable after a test in which MLflow sets it
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     return home
 
 
 @pytest.fixture
 def composed() -> Compose:
-    """`composed("regime=finetune", ...)`: the configuration of a command line, as Hydra composes it."""
+    """Return a function that composes a command line's configuration with Hydra: `composed("regime=finetune")`."""
 
     def make(*overrides: str) -> DictConfig:
         with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
@@ -109,13 +110,13 @@ def composed() -> Compose:
 
 @pytest.fixture
 def config(composed: Compose) -> Callable[..., schema.Config]:
-    """`config("regime=finetune", ...)`: the checked configuration of a command line."""
+    """Return a function that composes and validates a configuration: `config("regime=finetune", ...)`."""
     return lambda *overrides: validation.validate(composed(*overrides))
 
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train/ (12 a class), validation/ (6) and test/ (4) of 48-pixel images: a disc (blobs) or bars (stripes)."""
+    """Draw 48-pixel images of a disc (blobs) or bars (stripes): 12 per class in train/, 6 in validation/, 4 in test/."""
     root = tmp_path_factory.mktemp("drawn")
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:48, :48]
@@ -134,23 +135,23 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(drawn: Path) -> tuple[str, ...]:
-    """Overrides that lead to the drawn images."""
+    """Return the overrides that select the synthetic images of `drawn`."""
     return "data=folder", f"data.root={drawn}", "data.image_size=48"
 
 
 @pytest.fixture
 def run_here() -> Callable[..., None]:
-    """`run_here("regime=scratch", ...)`: what `python -m experiments.train` does with a command line, in this process.
+    """Return a function that runs `python -m experiments.train` in this process: `run_here("regime=scratch", ...)`.
 
-    Not for `runtime.threads`, which TensorFlow takes before its first operation only; nor beside `capsys`, as absl
-    closes the standard error that it has found once another is in its place.
+    It cannot set `runtime.threads`, which TensorFlow accepts only before its first operation. It cannot be used with
+    `capsys`, because absl closes the standard error stream that it found once another one replaces it.
     """
 
     def call(*arguments: str) -> None:
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
-            patch.chdir(Path.cwd())  # back afterwards: resume= goes to where its command was typed
+            patch.chdir(Path.cwd())  # restored afterwards: resume= changes to the directory of the original command
             patch.setattr(sys, "argv", ["train", *arguments])
-            patch.setattr(redaction, "install", lambda: None)  # likewise
+            patch.setattr(redaction, "install", lambda: None)  # it would replace the streams of the test process
             patch.setattr(signals, "install", lambda: None)
             patch.setenv("HYDRA_FULL_ERROR", "1")
             try:
@@ -164,10 +165,10 @@ def run_here() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def drive() -> Callable[..., tuple[list[dict[str, Any]], list[str]]]:
-    """`drive("experiments.train", [["epochs=0"], ...], cwd)`: one process that calls `main()` for each command line.
+    """Return a function that calls `main()` for several command lines in one new process.
 
-    Returns:
-        What each did: its exit code or text, what it printed, its seconds; and the packages that were imported.
+    Call it as `drive("experiments.train", [["epochs=0"], ...], cwd)`. For each command line it returns the exit code
+    or text, the output and the seconds; and for the process the packages that were imported.
     """
 
     def call(module: str, lines: list[list[str]], cwd: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -181,7 +182,7 @@ def drive() -> Callable[..., tuple[list[dict[str, Any]], list[str]]]:
 
 
 def shared(variable: str, *parts: str) -> Path:
-    """What lies in ../shared, or where the environment variable points; skips the test where it is absent."""
+    """Return the path in an environment variable, else the one below ../shared; skip the test if it is absent."""
     place = Path(os.environ.get(variable) or ROOT.parent.joinpath("shared", *parts))
     if not place.exists():
         pytest.skip(f"{place} is absent: set {variable} to run this test")

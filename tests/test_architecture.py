@@ -1,4 +1,4 @@
-"""Who may import whom (DESIGN §2), read from the source."""
+"""Rules for imports between packages (DESIGN §2), checked on the source."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "experiments"
 
-# A package imports what stands before it, never what stands after it. Modules at the root are packages of one.
+# A package may import the packages before it in this list, never those after it. A module at the root counts as a
+# package.
 ORDER = (
     "errors",
     "storage",
@@ -33,8 +34,9 @@ ORDER = (
     "cli",
     "__main__",
 )
-# Before the configuration is known to be valid, TensorFlow has no place: these modules import none of HEAVY, nor does
-# what they import at their top. A name stands for the modules of a package, too.
+# TensorFlow must not be imported before the configuration is validated, so that errors appear at once. These modules
+# import none of HEAVY at their top, neither directly nor through other modules. A package's name stands for all of its
+# modules.
 LIGHT = (
     "errors",
     "storage",
@@ -68,10 +70,10 @@ NAMES = sorted(MODULES)
 
 
 def imports(tree: ast.AST, lazy: bool = True) -> Iterator[str]:
-    """The dotted names that a module imports; those only for type checkers left out.
+    """Yield the dotted names that a module imports, except those for type checkers only.
 
     Args:
-        lazy: with those inside functions.
+        lazy: include imports inside functions.
     """
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -92,7 +94,7 @@ def _package(name: str) -> str:
 
 
 def ours(name: str) -> set[str]:
-    """The modules of this package that a module imports, at its top or lazily."""
+    """Return the modules of this package that a module imports, at its top or lazily."""
     dotted = [
         found.removeprefix("experiments.") for found in imports(MODULES[name]) if found.startswith("experiments.")
     ]
@@ -107,7 +109,7 @@ def test_imports_point_one_way(name: str) -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    """Lazy imports count, too."""
+    """Include lazy imports."""
     list(TopologicalSorter({name: ours(name) - {name} for name in NAMES}).static_order())  # raises CycleError
 
 
@@ -127,7 +129,7 @@ def test_mlflow_is_imported_by_tracking_alone() -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name in LIGHT or _package(name) in LIGHT])
 def test_what_starts_fast_imports_no_framework(name: str) -> None:
-    """Neither itself nor through what it imports at its top."""
+    """Follow the imports at the top of modules."""
     seen, waiting = set(), [name]
     while waiting:
         module = waiting.pop()

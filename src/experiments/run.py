@@ -47,7 +47,7 @@ from experiments.tracking.curves import Curves
 from experiments.training import pruning, runtime
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.losses import class_weights
-from experiments.training.types import RunComponents, TrainingContext, TrainingResult
+from experiments.training.types import PhaseName, RunComponents, Status, TrainingContext, TrainingResult
 
 _log = logging.getLogger(__name__)
 
@@ -144,15 +144,15 @@ def open_run_directory(folder: Path, config: schema.Config) -> Iterator[journals
     try:
         yield journal
     except Pruned:
-        journal.end("PRUNED")
+        journal.end(Status.PRUNED)
         raise
     except BaseException as error:
         with contextlib.suppress(OSError):  # the disk may be full
-            journal.end("FAILED" if isinstance(error, Exception | SystemExit) else "KILLED")
+            journal.end(Status.FAILED if isinstance(error, Exception | SystemExit) else Status.KILLED)
         if not isinstance(error, (ConfigError, DataError)):
             error.add_note(f"Go on with it: python -m experiments.train resume={shlex.quote(str(folder))}")
         raise
-    journal.end("FINISHED")
+    journal.end(Status.FINISHED)
 
 
 @contextmanager
@@ -324,7 +324,7 @@ def reused_seconds(result: TrainingResult) -> float:
     """Return the training time in seconds of a head from the head cache; 0 if the head was not taken from there."""
     if result.facts.get("head_source") != "head cache":
         return 0.0
-    return sum(record.metrics.get("seconds", 0.0) for record in result.history if record.phase == "head")
+    return sum(record.metrics.get("seconds", 0.0) for record in result.history if record.phase == PhaseName.HEAD)
 
 
 def write_weights(weights: Path, components: RunComponents, result: TrainingResult) -> None:

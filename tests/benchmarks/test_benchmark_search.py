@@ -1,4 +1,4 @@
-"""The comparison of searches on a recorded grid: what a study may spend, and what it is told."""
+"""Comparison of searches on a recorded grid: the budget of a study, and the results that are reported to it."""
 
 from __future__ import annotations
 

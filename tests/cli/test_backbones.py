@@ -1,4 +1,4 @@
-"""What `experiments backbones` chooses, measures and prints; the shipped convnet stands for all."""
+"""`experiments backbones`: the backbones it chooses, what it measures and prints; tested with the shipped convnet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`experiments cache`: what is there, whether it is sound, and what may go."""
+"""`experiments cache`: listing, verifying and pruning the cache's entries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparisons of finished runs, from a store that holds what runs write; TensorFlow is not needed."""
+"""Comparisons of finished runs, from a tracking database with made-up runs; TensorFlow is not needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`experiments predict`: which files, what is told of each, and what stands where at the end."""
+"""`experiments predict`: the files that are read, and the predictions and errors as text, CSV and JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`experiments reproduce`: which runs, how claims are read, and that it runs, resumes and concludes."""
+"""`experiments reproduce`: the planned runs, the results for the tutorial's claims, and resuming."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def start(root: Path, *more: str) -> subprocess.Popen[str]:
 def test_it_is_stopped_goes_on_and_then_has_nothing_to_do(drawn: Path, own_outputs: Path) -> None:
     first = start(drawn)
     deadline = time.monotonic() + 300
-    # Once it knows what it is: before, it would begin anew.
+    # Wait until the identity is recorded: a run that is stopped before that starts from the beginning.
     while not any(b'"identity"' in path.read_bytes() for path in own_outputs.glob("runs/*-bottleneck-*/run.json")):
         assert time.monotonic() < deadline and first.poll() is None, first.communicate()
         time.sleep(0.1)
@@ -176,7 +176,7 @@ def test_weights_that_cannot_be_had_stop_it_before_the_first_run(
     drawn: Path, own_outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no server listens there
     command = [sys.executable, "-m", "experiments", "reproduce", "--data", str(drawn)]
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

@@ -1,4 +1,4 @@
-"""What cannot be read is shown as it is typed, and what is shown works."""
+"""Quoting of overrides: errors show how to type a value, and what they show is accepted."""
 
 from __future__ import annotations
 

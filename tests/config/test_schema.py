@@ -1,4 +1,7 @@
-"""Faults are found before anything is imported or written, all at once; identity moves with what a run reads."""
+"""Validation of configurations and identity of runs.
+
+All errors are found at once, before anything is imported or written. The identity depends on what a run reads.
+"""
 
 from __future__ import annotations
 

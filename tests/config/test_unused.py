@@ -1,4 +1,4 @@
-"""Typed keys that a run's regime does not read: named in one warning; weights that it would not load are refused."""
+"""Overrides that a run's regime does not read: one warning names them; weights that it would not load are refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_typed_keys_that_the_regime_does_not_read_are_named(config: Read, caplog
         ("finetune", ["regime.head_epochs=3", "regime.head_optimizer.lr=0.1"], [f"regime.head_from={RUN}"]),
         ("finetune", ["regime.views=4"], ["augmentation=none"]),
         ("scratch", [], ["model.weights=null"]),  # which is what happens
-        ("scratch", [], ["experiment=demo"]),  # what presets set nobody has typed
+        ("scratch", [], ["experiment=demo"]),  # the preset sets the key, not the user
     ):
         assert named(config, caplog, f"regime={regime}", *ignored, *used) == ignored
 

@@ -146,7 +146,7 @@ def test_its_manifest_leaves_out_what_is_no_image(host: Host, tmp_path: Path) ->
 def test_the_yaml_says_what_the_tutorial_took_and_what_is_held_out(host: Host, tmp_path: Path, config: Read) -> None:
     data = config("data=cats_vs_dogs").data
     assert data.limit.model_dump() == {"train": 1000, "validation": 200, "test": 2500}
-    smallest = 12_500 - 1738  # should all that others leave out be of one class
+    smallest = 12_500 - 1738  # if all images that are skipped were of one class
     shares = data.fractions.model_dump()
     assert all(shares[split] * smallest > count for split, count in data.limit.model_dump().items())
     assert (data.on_bad, data.arguments["archive"], data.arguments["bytes"]) == ("skip", None, 824_887_076)

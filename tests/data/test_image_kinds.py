@@ -1,4 +1,4 @@
-"""Images that readers get wrong: each becomes what it looks like, or an error that says what is open."""
+"""Images that other readers decode wrongly: each is decoded as it looks, or an error says what is ambiguous."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_blank_images_come_with_a_warning() -> None:
     assert warnings(encode(speck)) == []
 
 
-# --- sound files with odd metadata
+# --- valid files with odd metadata
 
 
 def test_large_and_expanding_metadata_of_a_png_is_no_damage_and_not_read() -> None:

@@ -1,4 +1,4 @@
-"""Folders of images: what is sound is listed once and split; every fault is named with its path and a remedy."""
+"""Manifests of image folders: valid images are listed and split; every data issue has its path and a remedy."""
 
 from __future__ import annotations
 
@@ -293,7 +293,7 @@ def test_with_skip_splits_and_folds_are_as_if_damaged_files_were_not_there(
             assert [left.path for left in found.left_out] == [str(bad.relative_to(root))]
 
 
-# --- faults
+# --- data issues
 
 
 def damaged(path: Path) -> None:
@@ -336,7 +336,7 @@ def other_class(path: Path) -> None:
     draw(path.parent / "cats" / "b.png")
 
 
-# name -> path at fault, how it comes about, what the message tells to do
+# Name: the path with the issue, the function that causes it, the remedy in the message.
 Faults = dict[str, tuple[str, Callable[[Path], object], str]]
 
 FILE_FAULTS: Faults = {

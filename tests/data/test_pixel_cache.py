@@ -1,4 +1,4 @@
-"""Pixels: the decoder's, decoded once and kept; in memory or on disk, as the memory they may take has it."""
+"""The pixel cache: images are decoded once and kept in memory, or on disk where they exceed the memory limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pen: the same images from the same seed, whatever is drawn beside them."""
+"""Synthetic images: the same seed gives the same images, whatever else is drawn."""
 
 from __future__ import annotations
 

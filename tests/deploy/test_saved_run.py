@@ -1,4 +1,4 @@
-"""Finished runs read back: every kind of run gives the model that made its predictions."""
+"""Loading of finished runs: for every kind of run, the loaded model is the one that made the run's predictions."""
 
 from __future__ import annotations
 

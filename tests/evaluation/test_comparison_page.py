@@ -1,4 +1,4 @@
-"""A comparison's page, Markdown and CSV, from runs that are only said to have been: no store, no training."""
+"""A comparison's page, Markdown and CSV, from made-up runs, without a tracking database or training."""
 
 from __future__ import annotations
 

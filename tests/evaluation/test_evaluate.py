@@ -59,7 +59,7 @@ def test_binary_metrics_by_hand() -> None:
         "accuracy_high": high,
         "accuracy_baseline": 0.5,
         "loss": -(math.log(0.9) + math.log(0.2) + math.log(0.4) + math.log(0.7)) / 4,
-        "precision": 0.5,  # dog said twice, once rightly
+        "precision": 0.5,  # dog is predicted twice, once correctly
         "recall": 0.5,  # two dogs, one found
         "f1": 0.5,
         "roc_auc": 0.5,  # of the 4 (cat, dog) pairs 2 are ordered rightly
@@ -148,7 +148,7 @@ def test_a_split_without_some_class_leaves_undefined_metrics_out(
     classes: tuple[str, ...], labels: list[int], missing: set[str]
 ) -> None:
     scores = random_scores(np.array(labels), len(classes), seed=5)
-    scores[0] = np.eye(len(classes))[-1]  # the last class is said at least once
+    scores[0] = np.eye(len(classes))[-1]  # the last class is predicted at least once
     metrics = evaluate({"validation": scores}, splits_of(classes, labels))["validation"].metrics
     everything = {
         "accuracy",

@@ -1,4 +1,4 @@
-"""What the figures show: read from the drawn artists, and drawn once each so that nothing is cut off."""
+"""Content of the figures, read from Matplotlib's artists; each figure is rendered to check that nothing is cut off."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -284,7 +284,7 @@ def test_foreign_names_are_drawn_character_by_character(recwarn: pytest.Warnings
         plots.compared_curves({name: [history(("scratch", 2))] for name in HOSTILE}),
         plots.image_grid(solid_images(9), [plots.label_title(np.array(at), HOSTILE) for at in range(9)]),
     ):
-        figure.canvas.draw()  # a formula that is none raises here
+        figure.canvas.draw()  # an invalid formula would raise here
     assert not [str(one.message) for one in recwarn if "Glyph" in str(one.message)]
     shown = plots.roc(report, HOSTILE).axes[0].get_legend()
     assert shown is not None

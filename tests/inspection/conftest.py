@@ -1,4 +1,4 @@
-"""A finished run for inspections to be compared with."""
+"""A finished run that the tests of inspections compare with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from experiments import run as run_module
 from experiments import train
 
-# Two phases, a warm-up, a schedule, a boundary inside the network.
+# Two phases, a warm-up, a schedule, a split point inside the network.
 OVERRIDES = (
     "regime=finetune", "regime.unfrozen_blocks=2", "regime.head_epochs=2", "model.head.pooling=flatten", "epochs=4",
     "schedule=cosine", "schedule.warmup=1", "augmentation=none", "batch_size=8",
@@ -21,11 +21,11 @@ OVERRIDES = (
 
 
 class Ended(NamedTuple):
-    """A run that has ended."""
+    """A finished run."""
 
     overrides: tuple[str, ...]
     folder: Path
-    trainable: dict[str, bool]  # by layer of the backbone, as the run left them
+    trainable: dict[str, bool]  # by layer of the backbone, at the end of the run
 
     @property
     def curves(self) -> list[dict[str, str]]:
@@ -35,7 +35,7 @@ class Ended(NamedTuple):
 
 @pytest.fixture(scope="session")
 def ended(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    """A fine-tuning run on the drawn images."""
+    """Return a finished fine-tuning run on the synthetic images."""
     outputs = tmp_path_factory.mktemp("inspected") / "outputs"
     folder = outputs / "runs" / "tuned"
     overrides = ("data=folder", f"data.root={drawn}", "data.image_size=48", *OVERRIDES)

@@ -1,4 +1,4 @@
-"""A run's mistakes: those it recorded, on images that are still the same, by the model that it was."""
+"""`inspect mistakes`: the mistakes that a run recorded, shown for unchanged images and with the run's own model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning rates before a run: those of the schedule, and those that a range test suggests."""
+"""`inspect schedule` and `inspect lr`: the rates of the schedule, and those that a range test suggests."""
 
 from __future__ import annotations
 
@@ -117,10 +117,10 @@ def test_the_rate_that_made_up_losses_suggest() -> None:
     """Half of the fall of a logistic curve is in its middle, here at 1e-3."""
     fall, end = 1 / (1 + np.exp(4 * (DECADES + 3))), np.exp(5 * (DECADES - 0.0))
     assert suggest(fall + end).suggested == pytest.approx(1e-3, rel=0.5)
-    for seed in range(20):  # noise at the left edge has no say
+    for seed in range(20):  # noise at the left edge does not change the suggestion
         noise = np.random.default_rng(seed).normal(scale=0.1, size=100)
         assert 3e-4 <= suggest(fall + end + noise).suggested <= 3e-3
-        trained = suggest(0.3 + noise + end)  # nothing to fall by
+        trained = suggest(0.3 + noise + end)  # the loss has no descent
         assert "tenth of where" in trained.reason and 0.005 < trained.suggested < 0.1
         flat = suggest(0.3 + noise)
         untrained = suggest(np.log(2) + noise / 10 + end, guessing=np.log(2))
@@ -170,8 +170,8 @@ def test_a_configured_rate_far_from_the_suggestion_is_warned_of(config: Read) ->
 
 CURVES = sorted(learning_rates.CURVES.glob("*.csv"))
 BELOW_GUESSING = "does not get below that of guessing"
-NONE = {  # without a suggestion, and why
-    "bottleneck-mobilenet-rmsprop-cats": BELOW_GUESSING,  # its 300 batches suggest one
+NONE = {  # curves without a suggestion, and a part of the reason
+    "bottleneck-mobilenet-rmsprop-cats": BELOW_GUESSING,  # a test of 300 batches has a suggestion
     "scratch-batchnorm-adam-synthetic": BELOW_GUESSING,
     "scratch-batchnorm-sgd-cats": BELOW_GUESSING,
     "scratch-convnet-rmsprop-synthetic": BELOW_GUESSING,

@@ -1,4 +1,4 @@
-"""What `inspect data` finds in a folder, sound and otherwise."""
+"""`inspect data`: the report on folders with valid and invalid images."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_images_that_should_be_looked_at_are_listed(drawn: Path, tmp_path: Path,
     clear.save(root / "train" / "blobs" / "clear.png")
     exif = b"Exif\0\0II*\0\xff\xff\xff\xff"
     Image.open(root / "train" / "blobs" / "blobs.1.jpg").save(root / "train" / "blobs" / "exif.jpg", exif=exif)
-    for _ in range(2):  # decoded, and from the stored verdicts
+    for _ in range(2):  # decoded first, then read from the cached validation results
         looked = data.inspect_data(config("data=folder", f"data.root={root}", "data.image_size=48"))
         assert [fault.path for fault in looked.faults] == ["train/blobs/clear.png"]
         assert "is fully transparent" in looked.faults[0].text

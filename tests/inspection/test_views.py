@@ -1,4 +1,4 @@
-"""The images that a run with this configuration would train on, before it does."""
+"""`inspect augmentation`: the augmented images that a run with this configuration would train on."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ from experiments.models.types import Backbone
 from experiments.regimes.build import build, build_backbone, resolve
 from experiments.system import paths
 
-SIZE = 32  # the least that they take; Xception and InceptionV3 want more
-# keras.applications' module and what its preprocess_input, or the network's own first layers, do to pixels.
+SIZE = 32  # the smallest size of most networks; Xception and InceptionV3 need more
+# The module in keras.applications, and the mode of its preprocess_input or of the network's own first layers.
 MODULES = {
     "convnext_tiny": ("convnext", "torch"),
     "efficientnet_v2_b0": ("efficientnet_v2", "torch"),
@@ -34,7 +34,7 @@ MODULES = {
     "vgg16": ("vgg16", "caffe"),
     "vgg19": ("vgg19", "caffe"),
 }
-# What the paper's last stage is: names that its layers with weights begin with.
+# The last stage in the paper: prefixes of the names of its layers with weights.
 LAST_STAGE = {
     "convnext_tiny": ("convnext_tiny_downsampling_block_2", "convnext_tiny_stage_3_", "layer_normalization"),
     "efficientnet_v2_b0": ("block6", "top_"),
@@ -44,7 +44,7 @@ LAST_STAGE = {
     "vgg19": ("block5_",),
 }
 STAGES_PAGE = paths.REPOSITORY / "docs" / "stages.md"
-# Others of keras.applications, with the resolution that the table of docs/stages.md is of.
+# Other networks of keras.applications that are in the table of docs/stages.md.
 OTHERS = (
     "ConvNeXtBase", "DenseNet121", "DenseNet201", "EfficientNetB0", "EfficientNetV2S", "InceptionResNetV2",
     "InceptionV3", "MobileNet", "MobileNetV3Large", "MobileNetV3Small", "NASNetMobile", "ResNet101V2", "ResNet50V2",
@@ -103,7 +103,7 @@ def assert_split_and_rejoined(backbone: Backbone, *names: str) -> None:
     cuts = [
         network.split_network(backbone, unfrozen, "average") for unfrozen in (*range(len(backbone.stages) + 1), *names)
     ]
-    # All prefixes in one pass: they are parts of one graph.
+    # All frozen parts are computed in one pass, because they are parts of one graph.
     below = keras.Model(cuts[0].frozen_part.input, [cut.frozen_part.output for cut in cuts])(pixels, training=False)
     expected = np.asarray(network.pooled(backbone, "average")(pixels, training=False))
     scale = np.abs(expected).max()
@@ -146,7 +146,7 @@ def test_the_last_stage_is_that_of_the_paper_and_exactly_it_is_trained(one: Buil
 def test_what_enters_the_network_is_what_imagenet_weights_were_trained_on(one: Built) -> None:
     preprocessed = keras.Model(one.backbone.model.inputs[0], stages.find_stages(one.backbone.model)[0].entering)
     expected = imagenet_utils.preprocess_input(images(), mode=MODULES[one.name][1])
-    if one.name == "resnet50":  # whose first stage begins with padding, which has no part in it
+    if one.name == "resnet50":  # whose first stage starts with padding, which is not preprocessing
         assert preprocessed.output_shape[1:3] == (SIZE, SIZE)
     np.testing.assert_allclose(preprocessed(images()), expected, rtol=1e-5, atol=1e-4)
 
@@ -160,7 +160,7 @@ def test_the_features_are_those_of_keras_network_behind_its_own_preprocessing(on
     module = importlib.import_module(f"keras.applications.{MODULES[one.name][0]}")
     expected = np.asarray(theirs(module.preprocess_input(images()), training=False))
     ours = keras.Model(one.backbone.model.inputs[0], one.backbone.model.output)
-    # Wide enough for what fifty layers make of roundings; another preprocessing is off by a hundred times this.
+    # Wide enough for the rounding errors of fifty layers; another preprocessing differs by a hundred times as much.
     np.testing.assert_allclose(ours(images(), training=False), expected, atol=2e-3 * np.abs(expected).max())
 
 

@@ -1,4 +1,4 @@
-"""Grad-CAM finds what a network looks at, where that is known, and works on every backbone and head."""
+"""Grad-CAM highlights the evidence for a class in networks where it is known, and works on every backbone and head."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def color_network(colors: np.ndarray) -> keras.Model:
     head = keras.Model(features, keras.layers.Dense(classes, name="logits")(features), name="head")
     model = keras.Model(inputs, probabilities(head(below(inputs))))
     below.get_layer("maps").set_weights([colors.T.reshape(1, 1, 3, classes) / 255, np.full(classes, -0.9)])
-    # Each colour speaks against every class, least of all against its own.
+    # Each colour lowers the logit of every class, that of its own class the least.
     head.get_layer("logits").set_weights([2000 * np.eye(classes) - 3000, np.full(classes, -5.0)])
     return model
 

@@ -1,4 +1,4 @@
-"""Winograd's convolutions are Keras's, gradients too; which layers are computed so, and that none stays so."""
+"""Winograd convolutions equal Keras's, gradients included; the layers that use them, and that this is undone."""
 
 from __future__ import annotations
 

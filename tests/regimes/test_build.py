@@ -1,4 +1,4 @@
-"""What cannot be built says so before any image is read: key, received, and what would fit."""
+"""Errors of `build`, raised before any image is read: each names the key, the value received and what is allowed."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_weights_of_another_network(config: Configure, tmp_path: Path, other: st
         keras.Model(inputs, keras.layers.Conv2D(4, 3)(inputs)).save_weights(path)
     text = failure(config(*CONVNET, "regime=bottleneck", f"model.weights={path}"))
     assert text.startswith("model.weights: ") and str(path) in text and "does not fit convnet" in text
-    assert "block2_conv [(3, 3, 32, 32), (32,)]" in text  # what would fit
+    assert "block2_conv [(3, 3, 32, 32), (32,)]" in text  # the shapes that the network needs
 
 
 def test_a_weights_file_is_loaded(config: Configure, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_scratch_reads_no_weights(config: Configure, tmp_path: Path) -> None:
 
 def test_the_shipped_body_loads(config: Configure) -> None:
     assert PRETRAINED.is_relative_to(paths.PACKAGE)
-    for size in (48, 150):  # convolutions do not mind
+    for size in (48, 150):  # convolutions accept any image size
         trained = build(config("regime=finetune", f"data.image_size={size}"), {}).backbone
         random = build(config("regime=finetune", f"data.image_size={size}", "model.weights=null"), {}).backbone
         assert trained.identity != random.identity

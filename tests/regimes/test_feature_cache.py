@@ -1,4 +1,4 @@
-"""The activation store: streamed in shards, resumed, in one pass; no wrong row, no number silently lost."""
+"""The feature cache: written in shards, resumed, filled in one pass; no wrong row, no silent overflow."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def test_shards_are_smaller_where_rows_are_large(tmp_path: Path, monkeypatch: py
     components, images = tiny(tmp_path), images_of(100)
     frozen, network_split = cuts(components)
     whole = extract(components, [FeatureRequest(network_split, images)], Told())[0][:]
-    monkeypatch.setattr(feature_cache, "SHARD_BYTES", 70 * 8 * 8 * 4 * 4)  # rows at the boundary
+    monkeypatch.setattr(feature_cache, "SHARD_BYTES", 70 * 8 * 8 * 4 * 4)  # 70 rows at the split point
     tables = [feature_cache.FeatureTable(components, FeatureRequest(one, images)) for one in (frozen, network_split)]
     assert [table.step for table in tables] == [SHARD_ROWS, 64]
     features, rows = extract(
@@ -333,7 +333,7 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_anything_runs(
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, feature_cache.RESERVE + needed))
     extract(components, wants, Told())
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, 0))
-    extract(components, wants, Told())  # all is there
+    extract(components, wants, Told())  # everything is cached, so no disk space is needed
 
 
 def test_the_key_moves_with_all_that_the_numbers_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

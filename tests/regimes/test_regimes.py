@@ -1,4 +1,4 @@
-"""The three regimes on small drawn images: the right layers move and no others; the whole scores as reported."""
+"""The three regimes on small synthetic images: only the right layers train; the joined model's scores are reported."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Done(NamedTuple):
     result: TrainingResult
     told: list[EpochRecord]
     before: Weights  # of the backbone
-    ran: list[int]  # images of every batch that went through a frozen part for the store
+    ran: list[int]  # images in each batch that passed a frozen part to fill the feature cache
 
     @property
     def after(self) -> Weights:
@@ -159,7 +159,7 @@ def assert_sound(done: Done) -> None:
         np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
         whole = done.result.model.predict_on_batch(images.pixels[:].astype("float32"))
         np.testing.assert_allclose(scores, whole, atol=1e-4)
-        assert scores.std() > 1e-6  # images are told apart at all
+        assert scores.std() > 1e-6  # the scores differ between images
     assert curves(tuple(done.told)) == curves(done.result.history)
     last = done.result.history[-1].metrics["validation_accuracy"]
     accuracy = (done.result.scores["validation"].argmax(axis=1) == done.dataset.validation.labels).mean()
@@ -270,10 +270,10 @@ def test_a_second_finetune_finds_head_and_activations(first: Done, small: Callab
     second = small("regime=finetune")
     assert first.result.facts == {"head_source": "trained in this run"}
     assert second.result.facts == {"head_source": "head cache"}
-    assert first.ran and not second.ran  # the part below the boundary never ran again
+    assert first.ran and not second.ran  # the frozen part did not run again
     assert second.result.history[:2] == first.result.history[:2]
     assert curves(second.result.history) == curves(first.result.history)
-    assert len(second.told) == 4  # the head's epochs are told, too
+    assert len(second.told) == 4  # the head's epochs are reported, too
     for split in ("validation", "test"):
         np.testing.assert_array_equal(second.result.scores[split], first.result.scores[split])
     assert changed(first.after, second.after) == changed(first.head, second.head) == set()
@@ -363,7 +363,7 @@ def test_damage_in_the_cache_is_told_and_made_good(
 def test_stored_activations_train_as_the_whole_network_does(small: Callable[..., Done]) -> None:
     plain = ("regime=finetune", "epochs=1", "model.head.dropout=0", "augmentation=none")
     stored = small(*plain, "regime.views=1")
-    # A rotation too small to see is no identity to the program: its images stream through the frozen part.
+    # A rotation too small to see still counts as augmentation, so that images stream through the frozen part.
     streamed = small(*plain, "regime.views=0", "augmentation.rotation=1e-9")
     views = small(*plain, "regime.views=1", "augmentation.rotation=1e-9")
     for other in (streamed, views):

@@ -1,4 +1,4 @@
-"""Faults, tries, and how many were survived: counted by the tests here, told as a table at their end."""
+"""Fixtures of the reliability tests, which count injected faults, tries and survivals for the table at the end."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Tally = Callable[[str, int, int], None]
 
 @pytest.fixture
 def tries(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
-    """`tries(full, quick)`: how often to try, in `make test-reliability` and in `make test`."""
+    """Return `tries(full, quick)`, which gives the number of tries in `make test-reliability` or in `make test`."""
     full = request.config.getoption("--full")
     return lambda many, few: many if full else few
 
 
 @pytest.fixture
 def tally(record_property: Callable[[str, object], None]) -> Tally:
-    """`tally(fault, tries, survived)`: a line of the table; fails unless all were survived."""
+    """Return `tally(fault, tries, survived)`, which adds a line to the table and fails unless all were survived."""
 
     def count(fault: str, tried: int, survived: int) -> None:
         record_property("reliability", [fault, tried, survived])
@@ -34,14 +34,14 @@ def tally(record_property: Callable[[str, object], None]) -> Tally:
 
 
 class Started:
-    """Python programs in processes of their own, none of which outlives its test."""
+    """Starter of Python programs in separate processes, none of which outlives its test."""
 
     def __init__(self) -> None:
         self.every: list[subprocess.Popen[str]] = []
 
     @staticmethod
     def heed_signals() -> None:
-        """No signal is ignored, though the tests were started with nohup or in the background."""
+        """Reset the signal handlers, so that no signal is ignored if the tests run under nohup or in the background."""
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
 

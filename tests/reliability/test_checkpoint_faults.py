@@ -1,4 +1,4 @@
-"""Checkpoints: killed while they are saved, flipped, cut short, without room."""
+"""Checkpoints whose writer is killed, with flipped bits, truncated, and on a full disk."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ def test_damage_to_the_last_checkpoint(started: Started, tries: Tries, tally: Ta
         else:
             del content[at:]
         victim.write_bytes(content)
-        # The one before it; or, where the flipped bit means nothing (E for e in a number), the same to the last value.
+        # The previous checkpoint is loaded, or the last one with equal values where the flipped bit changes none of
+        # them (such as E for e in a number).
         outcomes[what].append(epoch_of(Checkpoints(folder).latest("phase")) in (newest - 1, newest))
         shutil.rmtree(folder)
     for what, survived in outcomes.items():

@@ -1,4 +1,4 @@
-"""More machines than one, as far as one machine can show it: Ray of two nodes, submitit's executor, PostgreSQL."""
+"""Sweeps on several machines, simulated on one: Ray with two nodes, submitit's executor, PostgreSQL."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class Postgres:
     """A PostgreSQL of a temporary folder, on a free port of this machine alone."""
 
     def __init__(self, home: Path) -> None:
-        # It refuses to be root's.
+        # PostgreSQL refuses to run as root.
         self.owner: dict[str, Any] = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
         self.home = home
         with socket.create_server(("127.0.0.1", 0)) as free:

@@ -1,4 +1,4 @@
-"""A zoo of bad inputs, each with its verdict before epoch 0; images that change after they were checked."""
+"""Invalid inputs of many kinds, each reported before epoch 0, and images that change after validation."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def with_image(path: Path) -> None:
     draw(path / "image.jpg")
 
 
-# Of each case: where, how it comes about, and what its error says to do; None: it is read like any other image,
-# "": it is passed over.
+# Of each case: the path, the function that makes it, and the remedy in its error. None: the file is read like any other
+# image. "": it is ignored.
 ZOO: dict[str, tuple[str, Make, str | None]] = {
     "zero bytes": ("train/cats/x.jpg", Path.touch, "is empty; replace it by a whole copy or remove it"),
     "text in a .jpg": ("train/cats/x.jpg", written(b"hello\n" * 9), "replace it by a whole copy or remove it"),

@@ -37,7 +37,7 @@ REGIMES: dict[str, tuple[str, ...]] = {
 }
 TIMES = ("seconds", "timestamp", "images_per_second", "input_wait")
 
-# A run that kills itself as it tells its N-th epoch: the checkpoint is there, the curves and MLflow don't know of it.
+# A run that kills itself when it logs its N-th epoch: the epoch is in the checkpoint, but not in the curves and MLflow.
 BETWEEN = """
 import os, signal, sys
 from experiments import run, train

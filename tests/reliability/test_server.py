@@ -1,4 +1,4 @@
-"""A tracking server that is not there, goes away, and comes back."""
+"""A tracking server that is absent, goes away, and comes back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Tally = Callable[[str, int, int], None]
 Tries = Callable[[int, int], int]
 Started = Callable[..., subprocess.Popen[str]]
 
-# A run of many quick epochs, as a tracker sees it: an epoch at each line.
+# The tracking of a run of many quick epochs: each line of standard input logs one epoch.
 TELLS = """
 import sys
 from pathlib import Path
@@ -120,7 +120,7 @@ def test_a_server_that_is_killed_and_comes_back(
         say(process, 20)
         server.kill()
         time.sleep(1.5)
-        say(process, 20)  # none of which takes long
+        say(process, 20)  # no epoch waits for the server
         unsent = home / "runs" / "told" / "unsent.jsonl"
         assert unsent.exists()
         if name == "during the run":

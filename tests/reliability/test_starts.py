@@ -1,4 +1,4 @@
-"""Many starts at once: folders that never collide, one SQLite store made by several processes."""
+"""Many starts at once: run directories never collide, and several processes create one SQLite database."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ sys.stdin.readline()
 print(paths.run_name('scratch', 'convnet'))
 """
 
-# Opens the store that each line names, all workers at once, and leaves a run with two points there.
+# Opens the tracking database in the directory that each line names and logs a run with two points. All workers do so
+# at the same time.
 OPENS = """
 import os, sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The store of activations and pixels, many processes at once, with file locks and without them."""
+"""The array cache, which holds features and pixels, with many processes at once, with file locks and without them."""
 
 from __future__ import annotations
 

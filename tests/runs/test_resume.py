@@ -1,4 +1,4 @@
-"""A run that is stopped, however, is marked so, and resumed it ends as if it had never stopped."""
+"""Runs that are stopped in any way are marked as stopped; once resumed, they end as if they had never stopped."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_a_run_that_dies_between_checkpoint_and_curves_is_resumed_as_if_it_had_n
         run_here(f"resume={folder}")
     assert "nothing to resume" in said.getvalue()
 
-    # resume=auto is for this run alone: its result is no other run's.
+    # resume=auto continues this run only, so that its result is never that of another run.
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".json", ".csv", ".h5")}
     run_here(*command("died", "resume=auto"))
     with pytest.raises(SystemExit, match="was another run"):

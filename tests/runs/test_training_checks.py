@@ -1,4 +1,4 @@
-"""What a finished training is looked at for: warnings with what to try, and none for a normal run."""
+"""Checks of a finished training: warnings with advice, and none for a normal run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entries of the store are whole and sound, or made again; whoever writes at the same time."""
+"""Entries of the array cache are complete and verified or made again, also when several processes write at once."""
 
 from __future__ import annotations
 

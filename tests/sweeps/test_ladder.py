@@ -1,4 +1,4 @@
-"""How far a ladder is climbed, which rung is to be used and what is said of it, from scores that the tests make up."""
+"""The ladder of runs: how far it goes, which rung it recommends and what it reports, from made-up scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a job on another machine does and says, without the other machine; tests/reliability has the real ones."""
+"""Launchers for clusters, without a cluster: how a remote job runs and what it logs; tests/reliability uses real ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command line unfolds into."""
+"""The jobs that a sweep's command line expands to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep reports belongs to what was planned: other grids, data, orders, winners and edits in one directory."""
+"""A sweep reports results of its planned jobs only: other grids, data, orders, winners and edits in one directory."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_job_does_not_write_into_the_directory_of_another_run(trained: Trained
         file.unlink()
     said = refused(lambda: trained(place, "optimizer.lr=0.03,0.04", "sweep.final=false"))
     assert f"{tmp_path / 'D' / '0'}: this folder holds another run" in said and not trained.runs
-    (tmp_path / "D" / "0" / run_directory.FILE).unlink()  # results that say nothing of whose they are
+    (tmp_path / "D" / "0" / run_directory.FILE).unlink()  # results without a recorded identity
     assert "another run" in refused(lambda: trained(place, "optimizer.lr=0.03,0.04", "sweep.final=false"))
 
 
@@ -183,7 +183,7 @@ def test_jobs_keep_their_numbers_however_the_sweep_is_typed(trained: Trained, ow
     said = " ".join(json.loads((folder / "summary.json").read_text())["sentences"])
     assert "15.0" in said, "the test score of the winner"
 
-    # Another winner: the same folder, the former's test score at the number that its own would have.
+    # Another job wins in the same directory, where the number of its test evaluation is taken by the former winner's.
     other = folder / "0" / run_directory.METRICS
     other.write_text(json.dumps(json.loads(other.read_text()) | {"validation.accuracy": 0.05}))
     (final,) = trained("optimizer.lr=0.01,2e-2,0.03")

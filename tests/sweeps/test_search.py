@@ -82,8 +82,8 @@ def test_a_trial_is_left_by_a_process_that_is_gone_and_only_by_such(config: Any)
     process.wait()
     elsewhere = {**liveness.owner(), "owner.host": "elsewhere", "owner.heartbeat": str(int(time.time() - 3600))}
     silent.set_user_attr(searches.OWNER, elsewhere)
-    study.ask()  # by one that has not said who it is yet
-    assert [searches.gone(trial) for trial in study.trials] == [False, True, True, False]
+    study.ask()  # by a worker that has not recorded its owner yet
+    assert [searches.is_abandoned(trial) for trial in study.trials] == [False, True, True, False]
 
 
 def behind(config: Any, tmp_path: Path, *overrides: str) -> tuple[Config, Any, Any]:

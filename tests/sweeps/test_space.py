@@ -1,4 +1,4 @@
-"""The space that a command line spans, as Optuna has it."""
+"""Search spaces of command lines as Optuna's distributions."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_an_interval_holds_floats_or_integers_with_both_ends() -> None:
     assert one("a=interval(0.5,2)").distribution == optuna.distributions.FloatDistribution(0.5, 2.0)
     assert one("a=interval(1,5)").distribution == optuna.distributions.IntDistribution(1, 5)
     assert one("a=int(interval(1,5))").distribution == optuna.distributions.IntDistribution(1, 5)
-    # Of a key that holds a float, 0 and 1 are not all that is meant.
+    # The key holds a float, so that the interval means all floats from 0 to 1.
     assert one("a=interval(0,1)", default=0.5).distribution == optuna.distributions.FloatDistribution(0.0, 1.0)
 
 

@@ -22,7 +22,7 @@ SMALL = (
     "data.image_size=48", "model.head.pooling=average", "batch_size=4", "runtime.threads=1", "model.weights=null",
     "regime.head_epochs=2", "epochs=2",
 )  # fmt: skip
-# An augmentation that fails, ends its process or takes for ever, as it is told; not any more once CURED is set.
+# An augmentation that raises, kills its process or sleeps, depending on its argument; with CURED set it works.
 FAULTS = """
 import os, signal, time
 from experiments.data.augmentation import affine

@@ -1,4 +1,4 @@
-"""Runs as MLflow has them: what they were, how they went, and models that load."""
+"""Runs in MLflow: their parameters, metrics, status and artifacts, and logged models that load."""
 
 from __future__ import annotations
 
@@ -445,7 +445,7 @@ def test_names_that_are_no_text_do_not_break_tables(tmp_path: Path) -> None:
     assert "bad\\udcff0.png" in text and "猫" in text
 
 
-# --- messages that wait
+# --- messages in the buffer
 
 
 def messages(folder: Path) -> list[str]:
@@ -520,7 +520,7 @@ def test_one_message_that_is_not_taken_holds_back_no_other(away: tuple[Any, str,
     client, run_id, folder = away
     run = tracking.MlflowRun(run_id, folder)
     run.outbox.put("parameters", {"a name with ?": "1"})
-    run.outbox.put("model", 2)  # of which there is none
+    run.outbox.put("model", 2)  # there is no model
     run.outbox.waiting.insert(0, buffer.Message("0" * 32, "metrics", [["loss", 1.0, 1, 0]]))  # whose run was deleted
     run.outbox.put("tags", {"regime": "scratch"})
     run.outbox.send()

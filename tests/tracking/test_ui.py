@@ -1,6 +1,6 @@
-"""The MLflow UI and the page of `experiments compare` in a real browser: what a newcomer sees of a sweep.
+"""The MLflow UI and the page of `experiments compare` in a real browser, as a new user sees a sweep.
 
-Debian's packages chromium and chromium-driver; what was seen is kept under outputs/ui/ as PNG.
+The tests need Debian's packages chromium and chromium-driver. Screenshots are kept under outputs/ui/ as PNG.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there; damage is told and never loaded."""
+"""Checkpoints are complete or absent; damaged ones are reported and never loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fit: one record an epoch, random draws that follow from (seed, epoch) alone, and every part of a recipe obeyed."""
+"""`fit`: one record per epoch, random draws that depend on (seed, epoch) alone, and every setting of a phase."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_one_record_an_epoch() -> None:
     assert [record.step for record in history] == [5, 6, 7]
     assert [record.epoch for record in history] == [0, 1, 2]
     assert {record.phase for record in history} == {"head"}
-    assert tuple(listener.records) == history  # told as they came
+    assert tuple(listener.records) == history  # recorded in order
     for record in history:
         assert set(record.metrics) == METRICS
         assert all(type(value) is float and np.isfinite(value) for value in record.metrics.values())
@@ -169,7 +169,7 @@ def test_the_time_that_training_waits_for_its_batches_is_told() -> None:
 
         def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             for at in range(0, 10 * COUNT, COUNT):
-                time.sleep(pause if at else 0)  # the first is there before training asks
+                time.sleep(pause if at else 0)  # the first batch is ready before training needs it
                 yield rows, labels
 
         spec = (tf.TensorSpec((None, FEATURES), tf.float32), tf.TensorSpec((None,), tf.int32))
@@ -267,7 +267,7 @@ def test_a_shorter_training_is_the_beginning_of_a_longer_one() -> None:
         assert one.metrics["validation_loss"] == other.metrics["validation_loss"]
 
 
-# --- the recipe
+# --- the settings of a training phase
 
 
 def there_and_back(epoch: int, monitored: Any) -> float:
@@ -342,7 +342,7 @@ def test_early_stopping_ends_after_patience(patience: int, epochs: int, whole: C
     assert [record.epoch for record in history] == list(range(epochs))
     assert tuple(listener.records) == history and listener.steps == 3 * epochs
     assert curve(history, "validation_loss") == curve(full, "validation_loss")[:epochs]
-    assert_same(model, on.weights[epochs - 1])  # of the last epoch, as best_weights is not asked for
+    assert_same(model, on.weights[epochs - 1])  # the last epoch's, because best_weights is off
 
 
 @pytest.mark.parametrize("early_stopping", [None, 2])
@@ -446,7 +446,7 @@ def test_class_weights_weigh_the_training_loss(
     assert history[0].metrics["loss"] == pytest.approx(each.mean(), rel=1e-5)
     assert abs(history[0].metrics["total_loss"] - each.mean()) > 1e-4
     unweighted = losses(model, classes).mean()
-    assert history[0].metrics["validation_loss"] == pytest.approx(unweighted, rel=1e-4)  # what is judged stays as it is
+    assert history[0].metrics["validation_loss"] == pytest.approx(unweighted, rel=1e-4)  # validation is not weighted
 
 
 @pytest.mark.parametrize("classes, weights", [(2, {"b": 3.0}), (3, {"c": 5.0, "a": 0.5}), (3, None)])

@@ -113,7 +113,7 @@ def test_a_batch_of_one_class_has_the_same_hinge(one: float) -> None:
     ("cross_entropy", 0.0, [[0, 1, 0]], [[0, 0, 0]], math.log(3)),
     ("cross_entropy", 0.3, [[0, 1, 0]], [[0, LN2, 0]], -0.8 * math.log(0.5) - 0.2 * math.log(0.25)),
     ("mse", 0.0, [[1]], [[math.log(3)]], 0.25**2),
-    ("mse", 0.5, [[1]], [[math.log(3)]], 0.0),  # 0.75 is what it should say
+    ("mse", 0.5, [[1]], [[math.log(3)]], 0.0),  # the smoothed target is 0.75
     ("mse", 0.0, [[0, 1, 0]], [[0, LN2, 0]], (0.25**2 + 0.5**2 + 0.25**2) / 3),
     ("mse", 0.75, [[0, 1, 0]], [[0, LN2, 0]], 0.0),
     ("hinge", 0.0, [[1]], [[0.3]], 0.7),

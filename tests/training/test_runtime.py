@@ -1,4 +1,4 @@
-"""How a run uses the machine: what is set before TensorFlow starts, and what is refused."""
+"""Runtime settings (threads, precision, devices): what is set before TensorFlow starts, and what is refused."""
 
 from __future__ import annotations
 

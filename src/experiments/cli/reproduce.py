@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.cli.arguments import positive
 from experiments.errors import ConfigError
 from experiments.system import signals
+from experiments.training.types import Status
 
 if TYPE_CHECKING:
     from experiments.sweeps.plan import Job
@@ -77,15 +78,15 @@ def reproduce(arguments: argparse.Namespace) -> int:
         except ConfigError as error:
             said = ["Cannot be run here, and nothing has been.", str(error), *hints(arguments, str(error))]
             raise ConfigError("\n".join(said)) from None
-        todo = [job for job in jobs if job.status != "FINISHED"]
+        todo = [job for job in jobs if job.status != Status.FINISHED]
         print(f"{len(jobs)} runs, {len(jobs) - len(todo)} of them finished")
         parent = open_parent(folder, plain) if common.tracking.uri is not None else None
-        status = "KILLED"
+        status = Status.KILLED
         try:
             for at, job in enumerate(todo, 1):
                 print(f"\n{at} of {len(todo)}: {job.values['experiment']}, seed {job.values['seed']}", flush=True)
                 reproduction.train(job, parent)
-            status = "FAILED" if any(job.status == "FAILED" for job in jobs) else "FINISHED"
+            status = Status.FAILED if any(job.status == Status.FAILED for job in jobs) else Status.FINISHED
         finally:
             rows, said = reproduction.conclude(folder, jobs, backbone, comparable, command(arguments))
             if parent is not None:
@@ -95,7 +96,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
     show(rows, said)
     print(f"\ntable  {folder / reproduction.PAGE}")
     failed = [f"{job.values['experiment']}, seed {job.values['seed']}: {job.reason}; {job.folder}"
-              for job in jobs if job.status == "FAILED"]  # fmt: skip
+              for job in jobs if job.status == Status.FAILED]  # fmt: skip
     print("".join(f"FAILED {one}\n" for one in failed), file=sys.stderr, end="")
     return 1 if failed else 0
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from experiments.errors import ConfigError
+from experiments.training.types import Status
 
 
 def main() -> None:
@@ -47,8 +48,8 @@ def summarize(folder: Path) -> None:
     about = json.loads((folder / SWEEP).read_bytes())
     show(PlainConsole(), said, folder)
     if about["parent"] is not None:
-        going_on = any(run["status"] in ("NEW", "PARTIAL", "RUNNING") for run in said["runs"])
-        status = "RUNNING" if going_on else "FAILED" if said["failures"] else "FINISHED"
+        going_on = any(run["status"] in (Status.NEW, Status.PARTIAL, Status.RUNNING) for run in said["runs"])
+        status = Status.RUNNING if going_on else Status.FAILED if said["failures"] else Status.FINISHED
         config = Config.model_validate(revealed(about["config"]))
         if is_concealed(config.tracking.uri or ""):
             raise ConfigError(

@@ -12,6 +12,7 @@ from typing import Any
 from experiments.errors import ConfigError
 from experiments.system.paths import default_outputs
 from experiments.system.redaction import redact_credentials
+from experiments.training.types import Status
 
 
 def main() -> None:
@@ -94,7 +95,7 @@ def points(folder: Path, facts: Mapping[str, Any]) -> list[list[Any]]:
     from experiments.training.checkpoints import Checkpoints
 
     records = curves.read(folder / curves.FILE)
-    if facts.get("status") != "FINISHED":
+    if facts.get("status") != Status.FINISHED:
         checkpoints = Checkpoints(folder / CHECKPOINTS)
         while records and not checkpoints.holds(records[-1]):
             records.pop()

@@ -21,6 +21,7 @@ from experiments.runs import like, run_directory
 from experiments.system.paths import default_outputs
 from experiments.tracking import MANIFEST, queries
 from experiments.tracking.queries import RUN_ID
+from experiments.training.types import Status
 
 if TYPE_CHECKING:
     import keras
@@ -161,7 +162,7 @@ def of_folder(folder: Path, uri: str | None = None) -> Trained:
     facts = run_directory.read_record(folder)
     if facts is None:
         raise ConfigError(f"{folder}: is no run's folder: it has no {run_directory.FILE}")
-    if facts.get("status") != "FINISHED":
+    if facts.get("status") != Status.FINISHED:
         raise ConfigError(
             f"{folder}: this run is not finished ({facts.get('status')}). Go on with it: python -m experiments.train "
             f"resume={shlex.quote(str(folder))}"

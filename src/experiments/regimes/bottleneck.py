@@ -17,7 +17,14 @@ from experiments.regimes.feature_cache import FeatureRequest, activations, extra
 from experiments.storage import array_cache
 from experiments.training import checkpoints
 from experiments.training.fit import VERSION, fit
-from experiments.training.types import EpochRecord, RunComponents, TrainingContext, TrainingPhase, TrainingResult
+from experiments.training.types import (
+    EpochRecord,
+    PhaseName,
+    RunComponents,
+    TrainingContext,
+    TrainingPhase,
+    TrainingResult,
+)
 
 
 class TrainedHead(NamedTuple):
@@ -73,12 +80,12 @@ def train_head(
         stack(frozen.trainable_part, head, training=False),
         feature_batches(
             [features], dataset.train.labels,
-            batch_size=config.batch_size, seed=config.seed, epochs=context.remaining("head", recipe.epochs),
+            batch_size=config.batch_size, seed=config.seed, epochs=context.remaining(PhaseName.HEAD, recipe.epochs),
         ),
         eval_batches(validation, dataset.validation.labels, config.batch_size),
         recipe=recipe,
         classes=dataset.classes,
-        phase="head",
+        phase=PhaseName.HEAD,
         first_step=0,
         context=context,
     )  # fmt: skip

@@ -23,7 +23,7 @@ from experiments.regimes.bottleneck import TrainedHead, cached_head, head_folder
 from experiments.regimes.feature_cache import FeatureRequest, activations, extract
 from experiments.storage.array_cache import writing
 from experiments.training.fit import fit
-from experiments.training.types import RunComponents, TrainingContext, TrainingResult
+from experiments.training.types import PhaseName, RunComponents, TrainingContext, TrainingResult
 
 
 def finetune(components: RunComponents, dataset: Dataset, context: TrainingContext) -> TrainingResult:
@@ -62,7 +62,7 @@ def finetune(components: RunComponents, dataset: Dataset, context: TrainingConte
         eval_batches(inputs["validation"], dataset.validation.labels, config.batch_size),
         recipe=components.recipe,
         classes=dataset.classes,
-        phase="finetune",
+        phase=PhaseName.FINETUNE,
         first_step=len(head.history),
         context=context,
         rate_factors=rate_factors(components.backbone, config.regime.lr_decay),
@@ -175,7 +175,7 @@ def training_batches(
     They come from the cached views in turn or, if `views` is empty, from images that are augmented anew in every epoch.
     """
     config = components.config
-    epochs = context.remaining("finetune", config.epochs)
+    epochs = context.remaining(PhaseName.FINETUNE, config.epochs)
     if views:
         return feature_batches(
             [activations(components, network_split, dataset.train, context.progress, view) for view in views],

@@ -8,7 +8,7 @@ from experiments.data.input_pipeline import eval_batches, image_batches
 from experiments.data.types import Dataset
 from experiments.models.network import join, pooled, predict_probabilities, stack
 from experiments.training.fit import fit
-from experiments.training.types import RunComponents, TrainingContext, TrainingResult
+from experiments.training.types import PhaseName, RunComponents, TrainingContext, TrainingResult
 
 # Unless regime.batch_norm_momentum is set, a run lasts at least this many time constants of the moving statistics.
 TIME_CONSTANTS = 20
@@ -31,7 +31,7 @@ def scratch(components: RunComponents, dataset: Dataset, context: TrainingContex
         extra_layers=components.extra_layers,
         batch_size=config.batch_size,
         seed=config.seed,
-        epochs=context.remaining("scratch", config.epochs),
+        epochs=context.remaining(PhaseName.SCRATCH, config.epochs),
     )
     follow_batches(model, config.regime.batch_norm_momentum, config.epochs * batches.steps)
     history = fit(
@@ -40,7 +40,7 @@ def scratch(components: RunComponents, dataset: Dataset, context: TrainingContex
         eval_batches(dataset.validation.pixels, dataset.validation.labels, config.batch_size),
         recipe=components.recipe,
         classes=dataset.classes,
-        phase="scratch",
+        phase=PhaseName.SCRATCH,
         first_step=0,
         context=context,
     )

@@ -30,6 +30,7 @@ from experiments.errors import ConfigError
 from experiments.storage import atomic_files
 from experiments.system.paths import CONF, STORE, default_outputs, sqlite_file, sqlite_uri
 from experiments.system.redaction import is_concealed, redacted, reveal
+from experiments.training.types import Status
 
 FILE, LOCK, CHECKPOINTS = "run.json", ".run.lock", "checkpoints"
 FETCHED = "fetched.json"  # identity of a run on another machine, in a directory with only its results
@@ -123,7 +124,11 @@ class RunDirectory:
         outputs = os.path.abspath(config.outputs)
         self.facts: dict[str, Any] = begun or {"command": format_command(HydraConfig.get()), "outputs": outputs}
         # The directory of a resumed run may have been moved.
-        self.facts |= {"outputs": outputs, "threads": config.runtime.threads or os.cpu_count(), "status": "RUNNING"}
+        self.facts |= {
+            "outputs": outputs,
+            "threads": config.runtime.threads or os.cpu_count(),
+            "status": Status.RUNNING,
+        }
         self._write()
 
     @property
@@ -166,7 +171,7 @@ class RunDirectory:
         """Record the final status and release the lock; the checkpoints of a finished run are removed."""
         try:
             self.note(status=status)
-            if status == "FINISHED":
+            if status == Status.FINISHED:
                 shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
         finally:
             self._lock.release()
@@ -247,7 +252,9 @@ def check_owner(folder: Path, config: Config) -> None:
     if facts is None or "identity" not in facts or config.sweep.rerun:
         return
     named = f"run {facts['run_id']}, " if facts.get("run_id") else ""
-    go_on = "" if facts.get("status") == "FINISHED" else ", go on with that run: resume=" + shlex.quote(str(folder))
+    go_on = (
+        "" if facts.get("status") == Status.FINISHED else ", go on with that run: resume=" + shlex.quote(str(folder))
+    )
     raise ConfigError(
         f"hydra.run.dir: {folder} belongs to another run ({named}{facts.get('status')}), whose files would be taken "
         f"for this one's. {remedy}{go_on}, or remove that folder"
@@ -341,7 +348,7 @@ def resume(given: Sequence[str]) -> list[str] | None:
     facts = read_record(folder)
     if facts is None:
         raise ConfigError(f"resume: {folder} is no run's folder: it has no {FILE}")
-    if facts.get("status") == "FINISHED":
+    if facts.get("status") == Status.FINISHED:
         return None
     lacking = [key for key in ("directory", "config_dir", "overrides") if key not in facts["command"]]
     if lacking or "outputs" not in facts:
@@ -405,7 +412,7 @@ def finished(folder: Path, identity: str) -> dict[str, float] | None:
     """Return the metrics in a directory; None unless they are those of a finished run with this identity."""
     fetched = folder / FETCHED
     facts = json.loads(fetched.read_bytes()) if fetched.exists() else read_record(folder) or {}
-    if not identity or facts.get("identity") != identity or facts.get("status") != "FINISHED":
+    if not identity or facts.get("identity") != identity or facts.get("status") != Status.FINISHED:
         return None
     try:
         metrics: dict[str, float] = json.loads((folder / METRICS).read_bytes())

@@ -31,6 +31,7 @@ from experiments.runs import run_directory
 from experiments.storage import atomic_files
 from experiments.system.paths import default_outputs
 from experiments.system.redaction import redact_credentials
+from experiments.training.types import Status
 
 if TYPE_CHECKING:
     from experiments.sweeps.rungs import Place
@@ -71,7 +72,7 @@ class Job:
     folder: Path  # the job's directory, or that of an earlier run that is reused, if that is on this machine
     hydra: DictConfig | None = None  # see `Composed`
     identity: str = ""
-    status: str = "NEW"  # or PARTIAL, FINISHED (trained before, in part or completely), FAILED, PRUNED
+    status: str = Status.NEW  # or PARTIAL, FINISHED (trained before, in part or completely), FAILED, PRUNED
     reason: str = ""  # why it failed or was pruned
     threads: int | None = None  # the thread count that a partial run started with
     same_as: int | None = None  # number of the job with the same identity, whose result this job shares
@@ -370,7 +371,7 @@ def run_ids(folder: Path) -> list[str]:
     Raises:
         ConfigError: no job has finished, or the jobs were not tracked.
     """
-    done = [job for job in records(folder) if job["status"] == "FINISHED" and not job.get("final")]
+    done = [job for job in records(folder) if job["status"] == Status.FINISHED and not job.get("final")]
     found = list(dict.fromkeys(job["run_id"] for job in done if job.get("run_id")))
     if not found:
         why = "they were not tracked in MLflow" if done else "none has finished"

@@ -27,6 +27,7 @@ from experiments.sweeps import local, plan
 from experiments.sweeps.plan import Job
 from experiments.system import hardware
 from experiments.system.paths import run_name
+from experiments.training.types import Status
 
 CLAIMED_FOR = "vgg16"  # the backbone of all claims but the first
 CLAIM_IMAGES = 400  # images that the tutorial validated on, 200 per class
@@ -135,7 +136,7 @@ def train(job: Job, parent: str | None) -> None:
         job: receives status, reason and MLflow run id.
         parent: id of the MLflow run that is the parent of the job's run.
     """
-    if job.status == "NEW":
+    if job.status == Status.NEW:
         name = run_name(job.values["experiment"], job.config.model.name, f"seed{job.values['seed']}")
         job.folder = Path(job.config.outputs) / "runs" / name
     own = any(one.startswith("runtime.threads=") for one in job.overrides)
@@ -159,7 +160,7 @@ def train(job: Job, parent: str | None) -> None:
         raise
     job.facts = {"run_id": (run_directory.read_record(job.folder) or {}).get("run_id")}
     reason = local.why_ended(process.exitcode)
-    job.status, job.reason = ("FAILED", reason) if reason else ("FINISHED", "")
+    job.status, job.reason = (Status.FAILED, reason) if reason else (Status.FINISHED, "")
 
 
 def read_result(curves: bytes, metrics: bytes, predictions: bytes) -> Result:
@@ -216,7 +217,7 @@ def row(name: str, jobs: Sequence[Job], *, backbone: str, comparable: bool) -> d
         comparable: whether the runs match the claim; see `same_task`.
     """
     claim = CLAIMS[name]
-    done = [job for job in jobs if job.status == "FINISHED"]
+    done = [job for job in jobs if job.status == Status.FINISHED]
     results = [result_of(job) for job in done]
     says = claim.says if name == "scratch" or backbone == CLAIMED_FOR else f"{claim.says} ({CLAIMED_FOR})"
     found: dict[str, Any] = {

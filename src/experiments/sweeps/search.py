@@ -36,6 +36,7 @@ from experiments.system.paths import sqlite_file
 from experiments.system.redaction import redact_credentials
 from experiments.tracking import liveness
 from experiments.training import pruning
+from experiments.training.types import Status
 
 if TYPE_CHECKING:
     from experiments.sweeps.sweeper import Sweeper
@@ -306,7 +307,7 @@ class Worker:
         for one in before:
             if REASON in one.user_attrs and self.space.spell(one.params) == trial.values:
                 trial.place = one.user_attrs.get(NUMBER, one.number)
-                if trial.place in {self.place_of(job.number) for job in self.jobs if job.status == "FAILED"}:
+                if trial.place in {self.place_of(job.number) for job in self.jobs if job.status == Status.FAILED}:
                     self.fail(trial, one.user_attrs[REASON])
                     return True
                 self.note(trial.number, {NUMBER: trial.place})
@@ -419,7 +420,7 @@ class Worker:
         for trial in ready if self.settings.pruner != "none" else []:
             trial.jobs[0].trial = f"{self.study.study_name}/{trial.number}"
         self.launch([trial.jobs[0] for trial in ready])
-        going_on = [trial for trial in ready if trial.jobs[0].status == "FINISHED"]
+        going_on = [trial for trial in ready if trial.jobs[0].status == Status.FINISHED]
         self.launch([job for trial in going_on for job in trial.jobs[1:]])
         for trial in ready:
             self.report_result(trial)
@@ -439,7 +440,7 @@ class Worker:
         try:
             composed = plan.compose(made, sweeper.context, sweeper.master)
         except ConfigError as error:
-            job = Job(at, *made[0], sweeper.common, sweeper.folder / str(at), status="FAILED", reason=str(error))
+            job = Job(at, *made[0], sweeper.common, sweeper.folder / str(at), status=Status.FAILED, reason=str(error))
             trial.jobs = [job]
             self.jobs.append(job)
             sweeper.write_jobs([job])
@@ -485,11 +486,11 @@ class Worker:
         """Report the result of a trial to the study; a trial with unfinished runs stays in the state RUNNING."""
         states = [job.status for job in trial.jobs]
         self.note(trial.number, {TRACKED: [job.facts.get("run_id") for job in trial.jobs]})
-        if "FAILED" in states:
-            self.fail(trial, next(job.reason for job in trial.jobs if job.status == "FAILED"))
+        if Status.FAILED in states:
+            self.fail(trial, next(job.reason for job in trial.jobs if job.status == Status.FAILED))
         elif "PRUNED" in states:
             self.tell(trial.number, "PRUNED")
-        elif all(state == "FINISHED" for state in states):
+        elif all(state == Status.FINISHED for state in states):
             value = float(np.mean([self.score(job) for job in trial.jobs]))
             if math.isnan(value):
                 self.fail(trial, f"validation {self.sweeper.common.objective} is not defined")
@@ -522,7 +523,7 @@ class Worker:
                 folder = self.sweeper.folder / str(at + n)
                 if run and n < len(identities) and not (folder / plan.JOB).exists():
                     overrides, own = self.space.job(values, self.space.repeats[n])
-                    status = "PRUNED" if one.state.name == "PRUNED" else "FINISHED"
+                    status = "PRUNED" if one.state.name == "PRUNED" else Status.FINISHED
                     adopted.append(
                         Job(at + n, overrides, own, self.sweeper.common, folder, identity=identities[n], status=status,
                             facts={"run_id": run})

@@ -22,6 +22,7 @@ from experiments.evaluation.statistics import mean_interval
 from experiments.runs import run_directory
 from experiments.sweeps.plan import REPEATS, SWEEP, format_values, records
 from experiments.sweeps.rungs import Place
+from experiments.training.types import Status
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Candidate:
 
     @property
     def whole(self) -> bool:
-        return all(row.status == "FINISHED" for row in self.rows)
+        return all(row.status == Status.FINISHED for row in self.rows)
 
     @property
     def scores(self) -> Scores:
@@ -109,16 +110,16 @@ def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
     folder, metrics = found[0] if found else (places[0], {})
     reused = float((run_directory.read_record(folder) or {}).get("reused_seconds", 0.0)) if found else 0.0
     if found:
-        status = "FINISHED"
+        status = Status.FINISHED
         path = folder / f"predictions_{split}.csv"
         if split == "validation" or path.exists():  # the data may have no test split
             with path.open(newline="", encoding="utf-8") as file:
                 predictions = [_prediction(row) for row in csv.DictReader(file)]
-    elif status != "FAILED":
+    elif status != Status.FAILED:
         facts = run_directory.read_record(folder) or {}
         same = bool(identity) and facts.get("identity") in (None, identity)
-        status = facts.get("status", "NEW") if same else "NEW" if status == "FINISHED" else status
-        status = "NEW" if status == "FINISHED" else status  # its results are missing
+        status = facts.get("status", Status.NEW) if same else Status.NEW if status == Status.FINISHED else status
+        status = Status.NEW if status == Status.FINISHED else status  # its results are missing
     return Row(
         job["number"], job["values"], job["overrides"], folder, status, job.get("reason", ""), metrics,
         {f"{one.path} {one.sha256}": image_score(metric, one) for one in predictions},
@@ -213,7 +214,7 @@ def sentences(
 def held_out_sentences(winner: Candidate, held: Sequence[Row], folds: bool, final: bool) -> list[str]:
     """Return sentences on the winner's results on images that no job has read; arguments as in `sentences`."""
     lines = []
-    done = [row for row in held if row.status == "FINISHED" and row.scores]
+    done = [row for row in held if row.status == Status.FINISHED and row.scores]
     if done:
         last = Candidate(winner.values, done)
         mean, low, high = last.scores.interval()
@@ -227,7 +228,7 @@ def held_out_sentences(winner: Candidate, held: Sequence[Row], folds: bool, fina
         )
     elif not final:
         lines.append("The winner was not evaluated on images that no job has read (sweep.final=false).")
-    elif not held or all(row.status == "FINISHED" for row in held):
+    elif not held or all(row.status == Status.FINISHED for row in held):
         lines.append(
             "No images were held back from the choice: sweep data.fold=0,1,2,3,4 as well, or give the data a test "
             "split."
@@ -279,7 +280,7 @@ def table(ranked: Sequence[Candidate], objective: str) -> list[list[str]]:
     rank = 0
     for one in ranked:
         rank += one.whole
-        wrong = [row.status.lower() for row in one.rows if row.status != "FINISHED"]
+        wrong = [row.status.lower() for row in one.rows if row.status != Status.FINISHED]
         numbers = [str(row.number) for row in one.rows]
         lines.append([
             str(rank) if one.whole else "-",
@@ -295,4 +296,6 @@ def table(ranked: Sequence[Candidate], objective: str) -> list[list[str]]:
 
 def failures(rows: Sequence[Row]) -> list[str]:
     """Return a line for each failed job, with its values and the reason."""
-    return [f"job {row.number} ({format_values(row.values)}): {row.reason}" for row in rows if row.status == "FAILED"]
+    return [
+        f"job {row.number} ({format_values(row.values)}): {row.reason}" for row in rows if row.status == Status.FAILED
+    ]

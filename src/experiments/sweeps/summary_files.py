@@ -14,6 +14,7 @@ from experiments.evaluation.comparison_page import markdown_code, markdown_table
 from experiments.storage import atomic_files
 from experiments.sweeps import ladder
 from experiments.sweeps.summary import candidate_of, candidates, failures, held_out_sentences, read, sentences, table
+from experiments.training.types import Status
 
 
 def write_summary(folder: Path) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def write_summary(folder: Path) -> dict[str, Any]:
         said = [*climbed.sentences(), *held_out_sentences(winner, held, folds, final)]
     else:
         said = sentences(ranked, objective, held, folds, about["command"], final)
-    left = sum(row.status in ("NEW", "PARTIAL", "KILLED", "RUNNING") for row in jobs)
+    left = sum(row.status in (Status.NEW, Status.PARTIAL, Status.KILLED, Status.RUNNING) for row in jobs)
     said += [f"{left} jobs are not at their end: the same command again goes on with them."] if left else []
     lines = climbed.table() if climbed else table(ranked, objective)
     metrics = {

@@ -38,6 +38,7 @@ from experiments.sweeps import local, plan, rungs
 from experiments.sweeps.plan import Job
 from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.redaction import redacted
+from experiments.training.types import Status
 
 LOCK = ".sweep.lock"
 # Jobs neither evaluate the test split nor log the whole model; the winner's final runs do.
@@ -180,20 +181,20 @@ class Sweeper(HydraSweeper):
             job.number = before.pop(0) if before else next(free)
             job.same_as = first.get(job.identity)
             first.setdefault(job.identity, job.number)
-            if job.status == "NEW" or job.same_as is not None:
-                job.status, job.folder = "NEW", self.folder / str(job.number)
+            if job.status == Status.NEW or job.same_as is not None:
+                job.status, job.folder = Status.NEW, self.folder / str(job.number)
             if job.same_as is None:
                 self.find_own_run(job)
 
     def find_own_run(self, job: Job) -> None:
         """Reuse the same run if it is in the job's directory; `look` searches below outputs/ only."""
-        if job.status != "NEW" or "deleted" in job.facts or self.common.sweep.rerun:
+        if job.status != Status.NEW or "deleted" in job.facts or self.common.sweep.rerun:
             return
         facts = run_directory.read_record(job.folder) or {}
-        done, tracked = facts.get("status") == "FINISHED", self.common.tracking.uri is not None
-        if facts.get("identity") != job.identity or facts.get("status") == "PRUNED" or (done and tracked):
+        done, tracked = facts.get("status") == Status.FINISHED, self.common.tracking.uri is not None
+        if facts.get("identity") != job.identity or facts.get("status") == Status.PRUNED or (done and tracked):
             return
-        job.status, job.threads = ("FINISHED", None) if done else ("PARTIAL", facts.get("threads"))
+        job.status, job.threads = (Status.FINISHED, None) if done else (Status.PARTIAL, facts.get("threads"))
         job.facts = {"run_id": facts.get("run_id")}
 
     def prepare(self, jobs: Sequence[Job]) -> None:
@@ -202,7 +203,7 @@ class Sweeper(HydraSweeper):
         Raises:
             ConfigError: a directory holds another run.
         """
-        todo = [job for job in jobs if job.same_as is None and job.status == "NEW"]
+        todo = [job for job in jobs if job.same_as is None and job.status == Status.NEW]
         for job in todo:
             plan.check_owner(job.folder, job.identity)
         for job in todo:
@@ -250,9 +251,9 @@ class Sweeper(HydraSweeper):
 
     def tell_plan(self, jobs: Sequence[Job]) -> None:
         """Print how many jobs there are and how many are done, what they share, and how long they may take."""
-        new = [job for job in jobs if job.same_as is None and job.status != "FINISHED"]
-        partial = sum(job.status == "PARTIAL" for job in new)
-        finished = sum(job.status == "FINISHED" for job in jobs)
+        new = [job for job in jobs if job.same_as is None and job.status != Status.FINISHED]
+        partial = sum(job.status == Status.PARTIAL for job in new)
+        finished = sum(job.status == Status.FINISHED for job in jobs)
         duplicates = sum(job.same_as is not None for job in jobs)
         bound = "at most " if self.common.sweep.rungs else ""
         parts = [
@@ -297,14 +298,14 @@ class Sweeper(HydraSweeper):
         """Write the jobs' records into the sweep's directory, with the results of finished runs on other machines."""
         for job in jobs:
             job.write(self.folder)
-        away = [job for job in jobs if job.status == "FINISHED" and self.results(job) is None]
+        away = [job for job in jobs if job.status == Status.FINISHED and self.results(job) is None]
         if away:
             places = [(job.facts["run_id"], job.identity, str(self.folder / str(job.number))) for job in away]
             self.run_worker_task("fetch", plain(self.common), places)
 
     def run(self, jobs: Sequence[Job], stage: str = "jobs") -> dict[int, JobReturn]:
         """Run the unfinished jobs through the launcher, and return how each one ended, by job number."""
-        todo = [job for job in jobs if job.same_as is None and job.status != "FINISHED"]
+        todo = [job for job in jobs if job.same_as is None and job.status != Status.FINISHED]
         if todo and self.lacking:
             self.lacking = False
             self.run_worker_task("share", [plain(job.config) for job in todo])
@@ -383,13 +384,13 @@ class Sweeper(HydraSweeper):
         facts = run_directory.read_record(job.folder) or {}
         job.facts |= {name: facts[name] for name in ("run_id",) if name in facts}
         if done.status == JobStatus.COMPLETED:
-            job.status, job.reason = "FINISHED", ""
+            job.status, job.reason = Status.FINISHED, ""
             if self.results(job) is None:
-                job.status, job.reason = "FAILED", f"{job.folder} does not hold the finished run that was planned"
+                job.status, job.reason = Status.FAILED, f"{job.folder} does not hold the finished run that was planned"
         elif done.status == JobStatus.FAILED:
-            job.status = "PRUNED" if facts.get("status") == "PRUNED" else "FAILED"
+            job.status = Status.PRUNED if facts.get("status") == Status.PRUNED else Status.FAILED
             job.reason = str(done._return_value)
-            if job.status == "PRUNED":  # the last line of its output is the reason
+            if job.status == Status.PRUNED:  # the last line of its output is the reason
                 job.reason = job.reason.strip().splitlines()[-1]
         job.write(self.folder)
 
@@ -404,7 +405,7 @@ class Sweeper(HydraSweeper):
     def enough(self, jobs: Sequence[Job], returns: dict[int, JobReturn]) -> str | None:
         """Return why no further job is to start, or None if the sweep is to continue."""
         settings = self.common.sweep
-        if settings.on_error == "stop" and any(job.status == "FAILED" for job in jobs):
+        if settings.on_error == "stop" and any(job.status == Status.FAILED for job in jobs):
             return "one has failed (sweep.on_error=stop)"
         if settings.max_minutes is not None and time.monotonic() - self.began > 60 * settings.max_minutes:
             return f"sweep.max_minutes={settings.max_minutes:g} have passed"
@@ -430,7 +431,7 @@ class Sweeper(HydraSweeper):
         with contextlib.suppress(ConfigError):
             said = self.run_worker_task("conclude", str(self.folder))
             if self.parent is not None:
-                status = "FAILED" if isinstance(error, Exception) else "KILLED"
+                status = Status.FAILED if isinstance(error, Exception) else Status.KILLED
                 self.run_worker_task(
                     "close_run", plain(self.common), self.parent, str(self.folder), said["metrics"], status
                 )
@@ -452,16 +453,16 @@ class Sweeper(HydraSweeper):
         """
         self.resolve_repeated(jobs)
         said = self.run_worker_task("conclude", str(self.folder))
-        failed = any(job.status == "FAILED" for job in jobs)
+        failed = any(job.status == Status.FAILED for job in jobs)
         finals: list[Job] = []
         if said["winner"] and self.common.sweep.final and (not failed if final is None else final):
             number = max(job.number for job in jobs) + 1 if after is None else said["winner"]["number"] + after
             finals = self.finals(said["winner"], number)
             returns = returns | self.run(finals, "the winner")
-            failed = failed or any(job.status == "FAILED" for job in finals)
+            failed = failed or any(job.status == Status.FAILED for job in finals)
             said = self.run_worker_task("conclude", str(self.folder))
         if self.parent is not None:
-            status = "FAILED" if failed else "FINISHED"
+            status = Status.FAILED if failed else Status.FINISHED
             self.run_worker_task(
                 "close_run", plain(self.common), self.parent, str(self.folder), said["metrics"], status
             )
@@ -510,15 +511,15 @@ class Sweeper(HydraSweeper):
                       trained=place if place != str(folder) else None)  # fmt: skip
             facts = run_directory.read_record(job.folder) or {}
             if facts.get("identity") == identity and not self.common.sweep.rerun:
-                job.status = "FINISHED" if facts.get("status") == "FINISHED" else "PARTIAL"
+                job.status = Status.FINISHED if facts.get("status") == Status.FINISHED else Status.PARTIAL
                 job.threads, job.facts["run_id"] = facts.get("threads"), facts.get("run_id")
             jobs.append(job)
             number += 1
-        finished = [job for job in jobs if job.status == "FINISHED"]
+        finished = [job for job in jobs if job.status == Status.FINISHED]
         gone = self.deleted([job.facts["run_id"] for job in finished])
         for job in finished:
             if job.facts["run_id"] in gone:
-                job.status, job.facts["deleted"] = "NEW", job.facts.pop("run_id")
+                job.status, job.facts["deleted"] = Status.NEW, job.facts.pop("run_id")
         self.prepare(jobs)
         for job in jobs:
             job.write(self.folder)

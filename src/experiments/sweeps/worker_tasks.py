@@ -37,7 +37,7 @@ from experiments.system.redaction import redact_credentials
 from experiments.tracking import buffer, connection, queries
 from experiments.tracking.queries import RunFacts
 from experiments.training import runtime
-from experiments.training.types import RunComponents
+from experiments.training.types import RunComponents, Status
 
 
 class PreparedJob(NamedTuple):
@@ -153,23 +153,27 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
         )  # the recorded URI, in case outputs/ was moved since
         if (redact_credentials(stored_in) if stored_in else None) != place:
             continue
-        done = facts.get("status") == "FINISHED"
+        done = facts.get("status") == Status.FINISHED
         if done and uri is not None and facts.get("run_id") not in tracked_ids:
             # The run was deleted in MLflow. It is not reported if another run of this identity exists.
             deleted.setdefault(facts["identity"], {"deleted": facts.get("run_id")})
             continue
-        if done or facts.get("status") != "PRUNED":
-            status = "FINISHED" if done else "PARTIAL"
+        if done or facts.get("status") != Status.PRUNED:
+            status = Status.FINISHED if done else Status.PARTIAL
             before = known.get(facts["identity"])
-            if before is None or before["status"] != "FINISHED":
+            if before is None or before["status"] != Status.FINISHED:
                 known[facts["identity"]] = {
                     "status": status, "folder": str(folder), "run_id": facts.get("run_id"),
                     "threads": None if done else facts.get("threads"),
                 }  # fmt: skip
     for identity in identities & set(finished):
-        if known.get(identity, {}).get("status") != "FINISHED":
+        if known.get(identity, {}).get("status") != Status.FINISHED:
             one = finished[identity]
-            known[identity] = {"status": "FINISHED", "folder": one.tags.get("run_folder", ""), "run_id": one.run_id}
+            known[identity] = {
+                "status": Status.FINISHED,
+                "folder": one.tags.get("run_folder", ""),
+                "run_id": one.run_id,
+            }
     return deleted | known
 
 
@@ -275,7 +279,7 @@ def fetch(config: Mapping[str, Any], places: Sequence[tuple[str, str, str]], ans
                         continue  # only the winner's final runs have it
                     raise
                 atomic_files.write_file(Path(folder) / name, content or b"")
-            about = {"identity": own, "run_id": run_id, "status": "FINISHED"}
+            about = {"identity": own, "run_id": run_id, "status": Status.FINISHED}
             atomic_files.write_file(Path(folder) / run_directory.FETCHED, json.dumps(about).encode())
 
 

@@ -33,7 +33,7 @@ from experiments.system.redaction import redact_credentials, redacted
 from experiments.tracking import buffer, connection, liveness, view
 from experiments.tracking.curves import metric_points
 from experiments.tracking.queries import RUN_ID, experiment_in_trash, find_run, in_trash, trashed
-from experiments.training.types import EpochRecord
+from experiments.training.types import EpochRecord, Status
 
 if TYPE_CHECKING:
     import keras
@@ -111,12 +111,12 @@ def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[T
     origin = " (MLFLOW_TRACKING_URI; tracking.uri=... for another)" if "tracking.uri" in config.unresolved else ""
     _log.info("MLflow store: %s%s", redact_credentials(config.tracking.uri), origin)
     alive = liveness.Heartbeat(tracker.run_id)
-    status, reason = "FINISHED", None
+    status, reason = Status.FINISHED, None
     try:
         yield tracker
     except BaseException as error:
         failed = isinstance(error, Exception | SystemExit) and not isinstance(error, Pruned)
-        status = "FAILED" if failed else "KILLED"
+        status = Status.FAILED if failed else Status.KILLED
         reason = redact_credentials(hidden(config, f"{type(error).__name__}: {error}"))[:5000]
         raise
     finally:
@@ -161,7 +161,7 @@ def start(config: Config, folder: Path, run_id: str | None) -> str:
         if in_trash(before):
             client.restore_run(run_id)
             _log.warning("MLflow run %s was in MLflow's trash: it is restored", run_id)
-        client.update_run(run_id, status="RUNNING")
+        client.update_run(run_id, status=Status.RUNNING)
         for name, value in tags.items():
             client.set_tag(run_id, name, value)
         if "failure" in before.data.tags:
@@ -191,7 +191,7 @@ def start_sweep(config: Config, folder: Path, pid: int | None, run_id: str | Non
         client = mlflow.MlflowClient()
         if run_id is not None:
             with contextlib.suppress(mlflow.exceptions.MlflowException):  # The run may have been deleted.
-                client.update_run(run_id, status="RUNNING")
+                client.update_run(run_id, status=Status.RUNNING)
                 for name, value in tags.items():
                     client.set_tag(run_id, name, value)
                 if "failure" in client.get_run(run_id).data.tags:  # The sweep was killed before.

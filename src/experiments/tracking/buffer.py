@@ -21,6 +21,7 @@ from experiments.errors import ConfigError
 from experiments.storage import atomic_files
 from experiments.system.redaction import redact_credentials, redacted
 from experiments.tracking import connection, model_logging
+from experiments.training.types import Status
 
 if TYPE_CHECKING:
     import keras
@@ -156,7 +157,7 @@ def sync(run_id: str, folder: Path, uri: str, points: list[list[Any]], status: s
     connection.use(uri)
     outbox = TrackingBuffer(run_id, folder)
     for message in outbox.waiting:
-        if message.verb == "end" and message.run_id == run_id and status == "FINISHED":
+        if message.verb == "end" and message.run_id == run_id and status == Status.FINISHED:
             message.given.update(status=status, failure=None)
     if points:
         outbox.waiting.insert(0, Message(run_id, "metrics", points))

@@ -18,7 +18,7 @@ from experiments.system.paths import tracking_uri
 from experiments.system.redaction import redact_credentials
 from experiments.tracking import connection, curves
 from experiments.tracking.buffer import failures, prepare
-from experiments.training.types import EpochRecord
+from experiments.training.types import EpochRecord, Status
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -87,7 +87,7 @@ def _why_not(uri: str, name: str) -> str:
                     place = client.get_experiment(run.info.experiment_id)
                     gone = place.lifecycle_stage == "deleted"
                     return experiment_in_trash(uri, place) if gone else trashed(uri, run)
-                if run.info.status != "FINISHED":
+                if run.info.status != Status.FINISHED:
                     return f"no finished run fits: this one is {run.info.status}"
                 return "no finished run fits: this one is no training"
     except failures() as error:
@@ -112,7 +112,7 @@ def search_runs(uri: str, query: str = "") -> list[RunFacts]:
     try:
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         runs = _every_run(client, experiments, query)
-        found += [facts(run) for run in runs if run.info.status == "FINISHED" and "regime" in run.data.params]
+        found += [facts(run) for run in runs if run.info.status == Status.FINISHED and "regime" in run.data.params]
     except failures() as error:
         if query and getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
             raise ConfigError(

@@ -17,7 +17,7 @@ from experiments.config.schema import LOWER_IS_BETTER, Config
 from experiments.errors import ConfigError, Pruned
 from experiments.system.paths import sqlite_file
 from experiments.system.redaction import redact_credentials
-from experiments.training.types import EpochRecord
+from experiments.training.types import EpochRecord, PhaseName
 
 PATIENCE = 60  # seconds that a process waits for others that write to the same SQLite file
 EPOCHS = "epochs"  # name of the study's user attribute that holds the number of epochs of the longest trial
@@ -114,7 +114,7 @@ def reporting(config: Config, record: Callable[[EpochRecord], None]) -> Callable
 
     def told(epoch: EpochRecord) -> None:
         record(epoch)
-        if epoch.phase == "head" and config.regime.name == "finetune":
+        if epoch.phase == PhaseName.HEAD and config.regime.name == "finetune":
             return
         behind = False
         with contextlib.suppress(*away):  # for example, the trial has been ended meanwhile

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +17,26 @@ if TYPE_CHECKING:
     from experiments.data.types import Augmentation, Dataset
     from experiments.models.types import Backbone
     from experiments.training.checkpoints import Checkpoints
+
+
+class Status(StrEnum):
+    """The state of a run, or of a job of a sweep. FINISHED, FAILED, KILLED and RUNNING are MLflow's, too."""
+
+    NEW = "NEW"  # nothing of the job has run
+    PARTIAL = "PARTIAL"  # an earlier process has left epochs from which the job can go on
+    RUNNING = "RUNNING"
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    KILLED = "KILLED"
+    PRUNED = "PRUNED"  # a search ended it early
+
+
+class PhaseName(StrEnum):
+    """A part of a run's training, with a curve of its own."""
+
+    SCRATCH = "scratch"
+    HEAD = "head"
+    FINETUNE = "finetune"
 
 
 class Tried(Exception):
