@@ -51,7 +51,7 @@ def one_epoch(model: keras.Model, *data: Any, **options: Any) -> tuple[float, in
 def small_convnet(size: int, *before: keras.layers.Layer) -> keras.Model:
     """Return the tutorial's network, compiled with the tutorial's settings.
 
-    Its input are pixels in [0, 1], unless the layers in `before` rescale them.
+    It expects pixels in [0, 1], unless the layers in `before` rescale them.
     """
     layers = keras.layers
     model = keras.Sequential([

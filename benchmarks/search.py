@@ -1,4 +1,4 @@
-"""Comparison of TPE with pruning and random search at equal training: `python -m benchmarks.search FOLDER`.
+"""Comparison of pruned TPE with random search at equal training: `python -m benchmarks.search FOLDER`.
 
 FOLDER is a finished grid sweep (outputs/sweeps/NAME). Nothing is trained: a trial replays one of the grid's candidates.
 It costs the epochs of the candidate's last phase up to where the trial ends, and its score is the recorded one. Sampler

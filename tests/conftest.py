@@ -116,7 +116,7 @@ def config(composed: Compose) -> Callable[..., schema.Config]:
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Draw 48-pixel images of a disc (blobs) or bars (stripes): 12 per class in train/, 6 in validation/, 4 in test/."""
+    """Draw 48-pixel images of discs (blobs) or bars (stripes): 12 per class in train/, 6 in validation/, 4 in test/."""
     root = tmp_path_factory.mktemp("drawn")
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:48, :48]

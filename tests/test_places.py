@@ -1,4 +1,4 @@
-"""Runs whose outputs/, MLflow run, directory or folder is not where, or what, it was."""
+"""Runs whose outputs/, MLflow run, directory or data folder was moved, deleted or replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's examples under "Your own" do what they say, as they stand there."""
+"""The README's examples under "Your own" run as printed and have the described effect."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ from experiments.system.startup import output_failure
 VERBS = {
     "train": ("experiments.train", "run one experiment, or with -m a sweep of them"),
     "backbones": ("experiments.cli.backbones", "parameters and speed of every backbone on this machine"),
-    "cache": ("experiments.cli.cache", "what the cache holds, whether it is sound; make it smaller"),
+    "cache": ("experiments.cli.cache", "list, verify or shrink the cache"),
     "compare": ("experiments.cli.compare", "metrics of runs with intervals, and their paired differences"),
-    "demo": ("experiments.cli.demo", "the three regimes on drawn images, and one table"),
+    "demo": ("experiments.cli.demo", "the three regimes on synthetic images, and one table"),
     "export": ("experiments.cli.export", "a trained model as .keras and SavedModel"),
     "inspect": ("experiments.cli.inspect", "look at data, model, rates before a run; at mistakes after it"),
     "predict": ("experiments.cli.predict", "class and probability of image files, by a trained model"),
@@ -26,7 +26,7 @@ VERBS = {
     "register": ("experiments.cli.register", "a trained model under a name in MLflow's registry"),
     "reproduce": ("experiments.cli.reproduce", "the tutorial's experiments, its claims beside what came out"),
     "summarize": ("experiments.cli.summarize", "a sweep's table, winner and figures once more"),
-    "sync": ("experiments.cli.sync", "tell MLflow what it could not be told while runs went on"),
+    "sync": ("experiments.cli.sync", "upload to MLflow what it could not receive during training"),
     "ui": ("experiments.cli.ui", "open the MLflow UI on this machine's runs"),
 }
 
@@ -42,7 +42,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "experiments VERB --help tells more.",
+            "experiments VERB --help describes each.",
             'Completion in bash: eval "$(experiments -sc install=bash)"',
         ]
     )

@@ -294,7 +294,7 @@ def check_origins(origins: Mapping[str, Path], dataset: Dataset) -> None:
         classes = tuple(sorted({row["class_name"] for row in rows}))
         if key == "regime.head_from" and classes != dataset.classes:
             raise ConfigError(
-                f"{key}: that run's head tells {', '.join(classes)} apart. Allowed: a head for "
+                f"{key}: that run's head was trained for {', '.join(classes)}. Allowed: a head for "
                 f"{', '.join(dataset.classes)}"
             )
 

@@ -95,7 +95,7 @@ def test_the_list_tells_size_age_and_purpose(cache: Path, call: Call) -> None:
         ["activations", "vgg16 at block5_conv1, train view 4 512 of 600 x 2 float16"],
         ["drawn", "files: 1"],
         ["heads", "3 epochs, validation accuracy 70.0%"],
-        ["manifests", "2 images found sound"],
+        ["manifests", "2 images validated"],
         ["pixels", "validation 10 x 8x8x3 uint8"],
         ["pixels", "unfinished"],
     ]

@@ -1,4 +1,4 @@
-"""The affine resampling is ImageDataGenerator's, in one step."""
+"""The affine resampling equals ImageDataGenerator's, in one step."""
 
 from __future__ import annotations
 

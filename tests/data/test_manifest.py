@@ -390,7 +390,7 @@ def test_file_faults(root: Path, name: str) -> None:
     path, make, remedy = FILE_FAULTS[name]
     make(root / path)
     text = message(root)
-    assert text.startswith(f"1 fault in the images of {root} (data.root):")
+    assert text.startswith(f"1 issue in the images of {root} (data.root):")
     assert remedy in line(text, path)
     assert text.splitlines()[-1] == "data.on_bad=skip leaves out these files, and records which."
 
@@ -440,7 +440,7 @@ def test_all_faults_come_in_one_error(root: Path) -> None:
     (root / "validation" / "dogs" / "nested").mkdir()
     text = message(root)
     lines = text.splitlines()
-    assert lines[0].startswith("26 faults in ")
+    assert lines[0].startswith("26 issues in ")
     assert lines[1].startswith("  validation/dogs/nested: ")
     assert lines[-2] == "  and 6 more"
     assert lines[-1] == "data.on_bad=skip leaves out 25 of these; the other 1 must be mended."

@@ -178,7 +178,7 @@ def test_images_to_compare_on_are_drawn_where_the_run_s_are_gone(place: Place) -
     run = saved_run.find("whole", place.uri)
     run.plain["data"]["root"] = "gone"  # type: ignore[index]
     pixels, what = exports.sample(run, 48, 4)
-    assert pixels.shape == (4, 48, 48, 3) and what.startswith("4 drawn images")
+    assert pixels.shape == (4, 48, 48, 3) and what.startswith("4 random images")
     assert pixels.min() >= 0 and pixels.max() <= 255 and pixels.std() > 30
 
 

@@ -42,7 +42,7 @@ def test_the_recorded_errors_most_confident_first(run: saved_run.Trained) -> Non
     assert [one.confidence for one in found] == sorted((one.confidence for one in found), reverse=True)
     assert all(one.label != one.predicted for one in found)
     (run.folder / "predictions_test.csv").unlink()  # type: ignore[operator]
-    with pytest.raises(ConfigError, match="has not looked at its test images"):
+    with pytest.raises(ConfigError, match="was not evaluated on its test images"):
         mistakes.find(run, "test")
 
 

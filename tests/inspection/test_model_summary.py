@@ -1,4 +1,4 @@
-"""What `inspect model` says of a network is what a run does with it, and what papers and libraries count."""
+"""`inspect model`: its summary agrees with what a run trains, and with the counts of papers and libraries."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_every_file_at_fault_is_listed_with_its_reason(damaged: Path, config: Re
     ]  # fmt: skip
     assert looked.fatal == looked.faults, "data.on_bad=error"
     first, *lines = data.issue_lines(looked, "error")
-    assert first == "3 faults; a run with data.on_bad=error refuses them. data.on_bad=skip would leave out all of them:"
+    assert first == "3 issues; a run with data.on_bad=error refuses them. data.on_bad=skip would leave out all of them:"
     assert "is no JPEG" in lines[0] and "same image as train/blobs/blobs.0.jpg" in lines[1]
     assert "whole copy" in lines[2]
     with pytest.raises(DataError) as refused:
@@ -55,7 +55,7 @@ def test_with_skip_they_are_left_out(damaged: Path, config: Read) -> None:
     looked = data.inspect_data(read)
     assert len(looked.faults) == 3 and not looked.fatal
     assert looked.manifest.entries == read_manifest(read, build_source(read)()).entries
-    assert data.issue_lines(looked, "skip")[0] == "3 faults, left out by a run (data.on_bad=skip):"
+    assert data.issue_lines(looked, "skip")[0] == "3 issues, skipped by a run (data.on_bad=skip):"
 
 
 def test_the_table_and_the_words_count_what_is_there(damaged: Path, config: Read) -> None:
@@ -106,7 +106,7 @@ def test_a_class_without_a_usable_image_is_shown_as_such(
         config("data=folder", f"data.root={damaged}", "data.image_size=48", f"data.on_bad={on_bad}", "data.fold=0")
     )
     assert {fault.path for fault in looked.fatal} >= {f"{split}/blobs" for split in splits if split == "train"}
-    assert data.draw(looked, 2).get_suptitle().endswith(f"{len(looked.faults)} faults")
+    assert data.draw(looked, 2).get_suptitle().endswith(f"{len(looked.faults)} issues")
     assert data.issue_lines(looked, on_bad)[0].endswith(":") and ".:" not in data.issue_lines(looked, on_bad)[0]
 
 

@@ -199,7 +199,7 @@ def _killed(outputs: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         np.concatenate(table.filling, out=rows)
 
-    vars(feature_cache)["Table"].write = half
+    vars(feature_cache)["FeatureTable"].write = half
     components = tiny(outputs)
     extract(components, wants_of(components, images_of()), Told())
 
@@ -306,7 +306,7 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_anything_runs(
     frozen, network_split = cuts(components)
     with caplog.at_level(logging.INFO):
         extract(components, [FeatureRequest(frozen, images)], Told())
-    assert f"Activations to be stored: 14.4 kB, in {components.cache}" in caplog.text
+    assert f"Features to be cached: 14.4 kB, in {components.cache}" in caplog.text
     passes.clear()
     usage = namedtuple("usage", "total used free")
     needed = 2 * COUNT * 8 * 8 * 4 * 4

@@ -1,4 +1,4 @@
-"""Whole runs, killed and stopped in every way, and on a disk without room: nothing is lost, and all is marked."""
+"""Whole runs, killed and stopped in every way, and on a full disk: nothing is lost, and each status is recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Launchers for clusters, without a cluster: how a remote job runs and what it logs; tests/reliability uses real ones."""
+"""Launchers for clusters, without a cluster: how a remote job runs and logs; tests/reliability uses real ones."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_launcher_without_its_package_names_the_extra(name: str, monkeypatch: 
 def test_a_cluster_that_does_not_answer_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: package)
     launcher = launchers(address="127.0.0.1:1")["ray"]()
-    with pytest.raises(ConfigError, match=r"hydra\.launcher\.address: nobody answers at 127\.0\.0\.1:1"):
+    with pytest.raises(ConfigError, match=r"hydra\.launcher\.address: no answer from 127\.0\.0\.1:1"):
         launcher.setup(hydra_context=None, task_function=None, config=CONFIG)
 
 

@@ -41,8 +41,8 @@ def main() -> None:
     place.add_argument("--outputs", type=Path, default=argparse.SUPPRESS, metavar="DIR", help="(default: as train's)")
     parser = argparse.ArgumentParser(
         prog="experiments cache",
-        description="The cache holds what runs can make again: decoded pixels, activations, trained heads, drawn and "
-        "downloaded images. What is removed from it is made again by the next run that needs it.",
+        description="The cache holds what runs can compute again: decoded pixels, features, trained heads, synthetic "
+        "and downloaded images. What is removed from it is made again by the next run that needs it.",
         parents=[place],
     )
     parts = parser.add_subparsers(dest="part", metavar="list|verify|prune")
@@ -123,7 +123,7 @@ def purpose(path: Path) -> str:
         return "unfinished"
     try:
         if path.suffix == ".json":
-            return f"{len(json.loads(path.read_bytes())['images']):,} images found sound"
+            return f"{len(json.loads(path.read_bytes())['images']):,} images validated"
         metas = [json.loads((part / "meta.json").read_bytes()) for part in arrays(path)]
         if not metas:
             return f"files: {sum(1 for file in path.rglob('*') if file.is_file()):,}" if path.is_dir() else "a file"

@@ -14,7 +14,7 @@ REGIMES = ("scratch", "bottleneck", "finetune")
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments demo",
-        description="Trains the small convnet on drawn cats and dogs in all three regimes (experiment=demo) and "
+        description="Trains the small convnet on synthetic cats and dogs in all three regimes (experiment=demo) and "
         "compares them. What follows is given to every run.",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, such as seed=1")

@@ -39,7 +39,7 @@ def main() -> None:
     if more:
         arguments.overrides += more
     if getattr(arguments, "overrides", None) and arguments.run:
-        parser.error(f"--run: that run's configuration is looked at as it is. Received: {arguments.overrides[0]}")
+        parser.error(f"--run: its configuration is inspected without overrides. Received: {arguments.overrides[0]}")
     try:
         code = arguments.look(arguments)
     except (ConfigError, DataError) as error:
@@ -181,9 +181,9 @@ def add_data(components: Parts[argparse.ArgumentParser]) -> None:
     parser = add_part(
         components,
         "data",
-        "classes, splits, sizes, and every file that is at fault",
-        "Reads the data set as a run would, and tells of its classes and splits, its files' sizes, and of every file "
-        "at fault why (exit code 1 if a run would refuse them). Files that data.limit or data.fold leave out are not "
+        "classes, splits, sizes, and every invalid file",
+        "Reads the data set as a run would, and reports its classes and splits, its files' sizes, and for every "
+        "invalid file the reason (exit code 1 if a run would refuse them). Files that data.limit or data.fold excludes are not "
         "decoded, as in a run.",
     )
     parser.add_argument("--images", "--pictures", type=positive, default=6, help="of each class (default: 6)")
@@ -223,12 +223,12 @@ def add_model(components: Parts[argparse.ArgumentParser]) -> None:
         components,
         "model",
         "layers, blocks, parameters, what is trained, and what an image costs",
-        "Builds the network of a configuration and tells, block by block, its parameters and multiply-adds, what the "
+        "Builds the network of a configuration and prints, block by block, its parameters and multiply-adds, what the "
         "regime trains of it, and before which layer activations are stored. Neither images nor weights are read. "
         "How many images a second that is on this machine: experiments backbones NAME.",
     )
     parser.add_argument("--layers", action="store_true", help="print every layer, not only the blocks")
-    parser.add_argument("--classes", type=classes, help="that the head tells apart (default: the run's, else 2)")
+    parser.add_argument("--classes", type=classes, help="of the head (default: the run's, else 2)")
     parser.set_defaults(look=inspect_model)
 
 
@@ -298,7 +298,7 @@ def add_lr(components: Parts[argparse.ArgumentParser]) -> None:
         "lr",
         "range test: which learning rate this training takes",
         "Trains the run's last phase for some batches, with a learning rate that grows with each, until the loss runs "
-        "away (Smith, 2017), and suggests one. What that phase starts from (stored activations, of fine-tuning the "
+        "away (Smith, 2017), and suggests one. What that phase starts from (cached features, for fine-tuning the "
         "trained head) is made or found in the cache as by the run; the weights are thrown away.",
     )
     parser.add_argument("--batches", type=positive, default=100, help="at most (default: 100)")
@@ -341,7 +341,7 @@ def inspect_lr(arguments: argparse.Namespace) -> None:
 def add_mistakes(components: Parts[argparse.ArgumentParser]) -> None:
     parser = components.add_parser(
         "mistakes",
-        help="a run's most confident errors, and where it saw what it said",
+        help="a run's most confident errors, with Grad-CAM",
         description="Draws the images that a finished run got wrong with most confidence, each beside what in it "
         "spoke for the class that was predicted (Grad-CAM), into the run's figures.",
     )

@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments predict",
         description="The class of image files and its probability, by the model of a finished run and the decoder it "
-        "was trained with. A file that cannot be used is told with the reason, and the others go on.",
+        "was trained with. A file that cannot be used is reported with the reason, and the others are still predicted.",
         epilog=f"Exit code: 0 where every file was predicted, {SOME_FAILED} where some could not be, 1 where nothing "
         "was (no such run or path), 2 for wrong arguments.",
     )
@@ -44,8 +44,8 @@ def main() -> None:
     )
     parser.add_argument(
         "--format", choices=FORMATS,
-        help="terminal: a line each, faults on standard error; csv; json: an object a line. csv and json have the "
-        "probabilities of all classes, and faults among the rows (default: as --output ends, else terminal)",
+        help="terminal: a line each, issues on standard error; csv; json: an object a line. csv and json have the "
+        "probabilities of all classes, and issues among the rows (default: as --output ends, else terminal)",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="FILE", help="there instead of on standard output; whole or not")
     parser.add_argument("--batch-size", type=positive, default=32, help="images that the network takes at once (32)")

@@ -14,7 +14,7 @@ from experiments.system.paths import PACKAGE
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments pretrained",
-        description="Trains experiment=pretrained on drawn animals and puts its backbone's weights into the package.",
+        description="Train experiment=pretrained on synthetic animals and put its backbone's weights into the package.",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides")
     arguments = parser.parse_args()

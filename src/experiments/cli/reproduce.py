@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument(
         "--data", metavar="PATH",
         help="a folder with train/<class>/ and validation/<class>/, or the zip file of the Kaggle set (default: that "
-        "is downloaded, 825 MB; with --quick images are drawn)",
+        "is downloaded, 825 MB; with --quick images are synthetic)",
     )  # fmt: skip
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="seeds 0 to N-1 (default: 3)")
     parser.add_argument(

@@ -18,12 +18,12 @@ from experiments.training.types import Status
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments sync",
-        description="A run whose MLflow store is away goes on, and leaves what it has to tell in its folder. This "
-        "tells it: parameters, curves, results, artifacts, the model, how it ended. Nothing stands twice.",
+        description="A run continues if its MLflow server is unavailable, and buffers in its folder what it could "
+        "not upload. This uploads it: parameters, curves, results, artifacts, the model, the final status. Uploading is idempotent.",
     )
     parser.add_argument(
         "folders", nargs="*", type=Path, metavar="FOLDER",
-        help="of runs; their curves are told again whole (default: all below outputs/ that have something to tell)",
+        help="of runs; their curves are uploaded again whole (default: all below outputs/ that need it)",
     )  # fmt: skip
     parser.add_argument("--uri", help="the MLflow store, where it is another than the run was started with")
     arguments = parser.parse_args()

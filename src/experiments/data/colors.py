@@ -16,7 +16,7 @@ _FEW_LEVELS = 3  # an image is blank if its levels differ by at most this
 # Detectors have 10, 12 or 14 bits. Their grays, stored in 16 bits, look dark, and the file does not contain the factor.
 _FULL = 2**14
 _GRAY_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
-_TRANSPARENT = "is fully transparent: there is nothing to see; remove its alpha channel, or remove it"
+_TRANSPARENT = "is fully transparent; remove its alpha channel, or remove the file"
 
 
 def to_rgb(source: Image.Image, file: ImageFile, gray_range: GrayRange | None) -> Image.Image:

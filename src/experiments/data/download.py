@@ -150,7 +150,7 @@ def extract(file: File, target: Path, *, wanted: re.Pattern[str], member_bytes: 
     except DataError:
         raise
     except _MEMBER_ERRORS as error:
-        raise DataError(f"{file.name} is no sound zip archive: {error}") from None
+        raise DataError(f"{file.name} is not a valid zip archive: {error}") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -209,7 +209,7 @@ def _receive(session: requests.Session, file: File, url: str, size: int, show: C
             raise DataError(f"{text}. {_kept(file, size)}")
         at, whole = _extent(answer)
         if at not in (0, have):
-            text = f"{url} answers with a range that was not asked for: {answer.headers.get('Content-Range')!r}"
+            text = f"{url} answers with a range that was not requested: {answer.headers.get('Content-Range')!r}"
             raise DataError(f"{text}. {_kept(file, size)}")
         if whole not in (None, size):
             raise DataError(f"{url} is another file. Allowed: {size:,} bytes. Received: one of {whole:,} bytes")

@@ -145,7 +145,7 @@ def read(
     left_out = tuple(SkippedImage(path, text) for path, text, _ in sorted(faults))
     if left_out and found is None:
         first = f"{printable(left_out[0].path)}: {left_out[0].reason}"
-        _log.warning("Files left out (data.on_bad=skip): %d, the first: %s", len(left_out), first)
+        _log.warning("Files skipped (data.on_bad=skip): %d, the first: %s", len(left_out), first)
     warnings.sort(key=lambda warning: warning.path)
     if warnings and found is None:
         _log.warning("\n".join([f"Images used, with a warning: {len(warnings)}", *warning_lines(warnings)]))
@@ -410,7 +410,7 @@ def message(root: Path, faults: Sequence[DataIssue], on_bad: str) -> str:
     """Return the text of one error for all issues."""
     # Issues that cannot be skipped come first, so that they are among those shown.
     ordered = sorted(faults, key=lambda fault: (fault.skippable, fault.path, fault.text))
-    count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+    count = f"{len(faults)} issue{'s' if len(faults) > 1 else ''}"
     lines = [f"{count} in the images of {printable(str(root))} (data.root):"]
     lines += [f"  {printable(fault.path)}: {fault.text}" for fault in ordered[:_SHOWN]]
     if len(ordered) > _SHOWN:

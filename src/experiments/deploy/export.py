@@ -128,4 +128,4 @@ def sample(run: Trained, size: int, count: int) -> tuple[np.ndarray, str]:
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (count, 7, 7, 3)).astype("float32")
     drawn = np.clip(tf.image.resize(coarse, (size, size)) + rng.normal(0, 20, (count, size, size, 3)), 0, 255)
-    return drawn.astype("float32"), f"{count} drawn images (those of the run's validation split are not here)"
+    return drawn.astype("float32"), f"{count} random images (those of the run's validation split are not here)"

@@ -207,7 +207,7 @@ def gather(uri: str, runs: Sequence[RunFacts], split: str) -> list[Group]:
         group = Group(dict(key), repeated, tuple(duplicates[key]))
         if len(group.images) < 2:
             names = ", ".join(run.name for run in group.runs)
-            raise ConfigError(f"{names}: runs that differ in their seed only have been judged on other {split} images")
+            raise ConfigError(f"{names}: runs that differ in their seed only were evaluated on other {split} images")
         groups.append(group)
     return groups
 

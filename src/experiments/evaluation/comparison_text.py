@@ -62,8 +62,8 @@ def sentences(comparison: Comparison) -> list[str]:
         )
     if comparison.split == "test":
         lines.append(
-            "The rows are in the order given, not ranked: whoever chooses by the test split has no test left. Choose "
-            "by validation, and read this once."
+            "The rows are in the order given, not ranked: a choice by the test split would leave no unbiased test. "
+            "Choose by validation, and read this once."
         )
     return lines
 

@@ -89,11 +89,11 @@ def _format_count(entry: ImageRecord) -> str:
 def issue_lines(looked: DataReport, on_bad: str) -> list[str]:
     """Return every invalid file with its issue, and whether a run would skip these files or stop."""
     if not looked.faults:
-        return ["no file is at fault: none damaged, none twice"]
+        return ["no issues: no file is damaged or a duplicate"]
     lines = [f"{printable(fault.path)}: {fault.text}" for fault in looked.faults]
-    number = f"{len(lines)} fault{'s' if len(lines) > 1 else ''}"
+    number = f"{len(lines)} issue{'s' if len(lines) > 1 else ''}"
     if not looked.fatal:
-        return [f"{number}, left out by a run (data.on_bad=skip):", *lines]
+        return [f"{number}, skipped by a run (data.on_bad=skip):", *lines]
     skippable = sum(fault.skippable for fault in looked.fatal)
     most = "all" if skippable == len(looked.fatal) else f"{skippable}"
     hint = f". data.on_bad=skip would leave out {most} of them" if skippable and on_bad == "error" else ""
@@ -155,7 +155,7 @@ def draw(looked: DataReport, images: int) -> Figure:
                 handle.set_alpha(1)
     _samples(samples, found, classes, images)
     cut = "" if len(classes) == len(found.classes) else f"the first {len(classes)} of {len(found.classes)} classes, "
-    faults = f"{len(looked.faults)} faults" if looked.faults else "no faults"
+    faults = f"{len(looked.faults)} issues" if looked.faults else "no faults"
     figure.suptitle(f"{len(found.entries):,} images, {cut}{faults}", fontsize=11)
     return figure
 

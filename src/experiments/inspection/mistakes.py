@@ -54,7 +54,7 @@ def find(run: Trained, split: str) -> tuple[list[Mistake], int]:
     if path is None and run.uri is not None and run.run_id is not None:
         path = queries.artifact(run.uri, run.run_id, name)
     if path is None or not path.is_file():
-        raise ConfigError(f"{run.name}: there is no {name}: this run has not looked at its {split} images")
+        raise ConfigError(f"{run.name}: there is no {name}: this run was not evaluated on its {split} images")
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     wrong = [

@@ -228,13 +228,13 @@ def check_disk(cache: Path, tables: Sequence[FeatureTable]) -> None:
     """
     cache.mkdir(parents=True, exist_ok=True)
     needed, free = sum(table.lacking_bytes for table in tables), shutil.disk_usage(cache).free
-    _log.info("Activations to be stored: %s, in %s", atomic_files.readable(needed), cache)
+    _log.info("Features to be cached: %s, in %s", atomic_files.readable(needed), cache)
     if needed + RESERVE > free:
         each = "; ".join(
             f"{table.about['split']} {len(table.want.images):,} x {table.row_bytes:,} bytes" for table in tables
         )
         raise ConfigError(
-            f"Activations to be stored take {atomic_files.readable(needed)} of disk ({each}). {cache} has "
+            f"Features to be cached take {atomic_files.readable(needed)} of disk ({each}). {cache} has "
             f"{atomic_files.readable(free)} free, of which {atomic_files.readable(RESERVE)} stay free. Make room "
             "(experiments cache prune), use another disk (outputs=PATH), or store less: a smaller regime.views, "
             "regime.activations=float16"

@@ -79,12 +79,12 @@ def expand(given: Sequence[str]) -> list[str]:
     if foreign:
         shown = "".join(letter if letter.isprintable() else "?" for letter in ", ".join(foreign))
         print(
-            f"like: left out, as addresses and archives of another configuration are not opened: {shown}. "
+            f"like: skipped, because addresses and archives of another configuration are not opened: {shown}. "
             "Type what you want to use",
             file=sys.stderr,
         )
     if dropped:
-        print(f"like: left out, as nothing is taken from the environment: {', '.join(dropped)}", file=sys.stderr)
+        print(f"like: skipped, because nothing is taken from the environment: {', '.join(dropped)}", file=sys.stderr)
     unused.brought[:] = lines
     first = next((at for at, argument in enumerate(rest) if argument in parsed.overrides), len(rest))
     return [*rest[:first], *lines, *rest[first:]]

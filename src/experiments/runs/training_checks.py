@@ -53,9 +53,9 @@ def check_joined(config: Config, result: TrainingResult, dataset: Dataset) -> No
     difference = float(np.max(np.abs(whole - result.scores["validation"][:JOINED_IMAGES])))
     if not difference <= max(TOLERANCES[config.runtime.precision], TOLERANCES[config.regime.activations]):
         raise RuntimeError(
-            f"The joined model and the head on stored activations disagree by {difference:.2g} in probability on "
-            f"{len(whole)} validation images. This is a fault of the program; remove outputs/cache and report it. "
-            "The results that are written are those of the head on stored activations"
+            f"The joined model and the head on cached features disagree by {difference:.2g} in probability on "
+            f"{len(whole)} validation images. This is an error of the program; remove outputs/cache and report it. "
+            "The results that were written are those of the head on cached features"
         )
 
 

@@ -92,7 +92,7 @@ class CacheEntry:
             if not isinstance(found, str):
                 return found
             if self.folder.exists():
-                _log.warning("Damaged entry in the store, removed and made again: %s: %s", self.folder, found)
+                _log.warning("Damaged cache entry, removed and computed again: %s: %s", self.folder, found)
                 _remove(self.folder)
             _build(self.folder, {**wanted, "about": dict(self.about)}, write)
         raise OSError(
@@ -307,7 +307,7 @@ def _open(entry: Path, wanted: Mapping[str, Any]) -> np.ndarray | str:
         meta = json.loads((entry / _META).read_bytes())
         different = [name for name in wanted if meta[name] != wanted[name]]
         if different:
-            return f"its {', '.join(different)} differ from what is asked for"
+            return f"its {', '.join(different)} differ from what was requested"
         if _sha256(path) != meta["sha256"]:
             return "its content does not have the hash it was stored with"
         stored: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)

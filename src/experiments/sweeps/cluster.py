@@ -74,7 +74,7 @@ class RayLauncher(LocalLauncher):
             try:
                 socket.create_connection((host, int(port)), timeout=5).close()
             except OSError as error:
-                raise ConfigError(f"hydra.launcher.address: nobody answers at {self.address} ({error})") from None
+                raise ConfigError(f"hydra.launcher.address: no answer from {self.address} ({error})") from None
 
     def threads(self) -> int | None:
         return max(1, int(self.cpus))

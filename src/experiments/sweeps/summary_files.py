@@ -44,7 +44,7 @@ def write_summary(folder: Path) -> dict[str, Any]:
     else:
         said = sentences(ranked, objective, held, folds, about["command"], final)
     left = sum(row.status in (Status.NEW, Status.PARTIAL, Status.KILLED, Status.RUNNING) for row in jobs)
-    said += [f"{left} jobs are not at their end: the same command again goes on with them."] if left else []
+    said += [f"{left} jobs are not finished: the same command again continues them."] if left else []
     lines = climbed.table() if climbed else table(ranked, objective)
     metrics = {
         f"jobs_{status.lower()}": float(sum(row.status == status for row in jobs))

@@ -186,7 +186,7 @@ def shared(seen: Sequence[PreparedJob]) -> tuple[list[str], bool]:
     if every:
         lines.append(
             f"activations: {len(every)} tables for {sum(map(len, tables))} readings by jobs"
-            + (f"; to be computed: {atomic_files.readable(missing)}" if missing else "; all in the store")
+            + (f"; to be computed: {atomic_files.readable(missing)}" if missing else "; all cached")
         )
     heads = {head_folder(one).name for one in seen if one.components.regime is finetune.finetune}
     if heads:
@@ -312,7 +312,7 @@ def close_run(config: Mapping[str, Any], run_id: str, folder: str, metrics: Mapp
             tracked.end_sweep(Config.model_validate(config), run_id, Path(folder), metrics, status)
         except buffer.failures() as error:
             logging.getLogger(__name__).warning(
-                "The sweep's conclusion is not in MLflow (%s). When the store is back: experiments summarize %s",
+                "The sweep's summary is not in MLflow (%s). When the server is back: experiments summarize %s",
                 redact_credentials(str(error))[:300], folder,
             )  # fmt: skip
             sys.stderr.flush()

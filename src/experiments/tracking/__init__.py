@@ -448,7 +448,7 @@ class MlflowRun:
                 tell()
         if self.outbox.waiting:
             _log.warning(
-                "Not all of this run is in MLflow (%s). When the store is back: experiments sync %s",
+                "Not all of this run is in MLflow (%s). When the server is back: experiments sync %s",
                 redact_credentials(self.outbox.reason or ""), shlex.quote(str(self.folder)),
             )  # fmt: skip
 

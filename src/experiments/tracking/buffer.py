@@ -115,11 +115,11 @@ class TrackingBuffer:
         self.next_try = ended + max(SEND_EVERY, (ended - began) / SHARE if reason else 0)
         if reason and not self.reason and not last:
             _log.warning(
-                "MLflow cannot be told (%s). Training goes on; what is to be told waits in %s",
+                "MLflow cannot be reached (%s). Training continues; what could not be uploaded is buffered in %s",
                 redact_credentials(reason), self.folder / UNSENT,
             )  # fmt: skip
         if self.reason and not reason:
-            _log.warning("MLflow has been told everything that had waited")
+            _log.warning("Everything that was buffered has been uploaded to MLflow")
         self.reason = reason
         self.keep()
 

@@ -59,7 +59,7 @@ def apply(runtime: Runtime) -> AbstractContextManager[Any]:
     gpus = tf.config.list_physical_devices("GPU")
     if runtime.precision == "mixed_float16" and not gpus:
         raise ConfigError(
-            "runtime.precision: mixed_float16 needs a GPU, and TensorFlow sees none here. "
+            "runtime.precision: mixed_float16 needs a GPU, and TensorFlow finds none here. "
             "Allowed on this machine: float32, mixed_bfloat16"
         )
     if runtime.deterministic:
@@ -69,7 +69,7 @@ def apply(runtime: Runtime) -> AbstractContextManager[Any]:
     devices = [device.name for device in tf.config.list_logical_devices("GPU" if gpus else "CPU")]
     if len(devices) < runtime.devices:
         raise ConfigError(
-            f"runtime.devices: TensorFlow sees {len(devices)} ({', '.join(devices)}). Received: {runtime.devices}"
+            f"runtime.devices: TensorFlow finds {len(devices)} ({', '.join(devices)}). Received: {runtime.devices}"
         )
     strategy = tf.distribute.MirroredStrategy(devices[: runtime.devices])
     scope: AbstractContextManager[Any] = strategy.scope()
