@@ -183,8 +183,8 @@ def add_data(components: Parts[argparse.ArgumentParser]) -> None:
         "data",
         "classes, splits, sizes, and every invalid file",
         "Reads the data set as a run would, and reports its classes and splits, its files' sizes, and for every "
-        "invalid file the reason (exit code 1 if a run would refuse them). Files that data.limit or data.fold excludes are not "
-        "decoded, as in a run.",
+        "invalid file the reason (exit code 1 if a run would refuse them). Files that data.limit or data.fold "
+        "excludes are not decoded, as in a run.",
     )
     parser.add_argument("--images", "--pictures", type=positive, default=6, help="of each class (default: 6)")
     parser.set_defaults(look=inspect_data)

@@ -19,7 +19,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments sync",
         description="A run continues if its MLflow server is unavailable, and buffers in its folder what it could "
-        "not upload. This uploads it: parameters, curves, results, artifacts, the model, the final status. Uploading is idempotent.",
+        "not upload. This uploads it: parameters, curves, results, artifacts, the model, the final status. "
+        "Uploading is idempotent.",
     )
     parser.add_argument(
         "folders", nargs="*", type=Path, metavar="FOLDER",
