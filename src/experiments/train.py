@@ -18,8 +18,6 @@ from typing import Any, cast
 
 import hydra
 from hydra import version
-from hydra._internal.callbacks import Callbacks
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -38,6 +36,7 @@ from experiments.sweeps.local import LocalLauncher
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.sweeper import Sweeper
 from experiments.system import paths, redaction, signals
+from experiments.system.private_api import Callbacks, get_args_parser
 from experiments.system.startup import quiet_start
 
 for plugin in (Sweeper, LocalLauncher, RayLauncher, SlurmLauncher):

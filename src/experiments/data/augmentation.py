@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from experiments.data.types import Augmentation
+from experiments.system.private_api import flatten_layers
 
 VERSION = 2  # part of the cache key of augmented views: increase it when equal random numbers give other pixels
 FILLS = ("nearest", "reflect", "wrap", "constant")
@@ -352,7 +353,7 @@ def seeded(layers: Sequence[keras.layers.Layer]) -> Callable[..., tuple[tf.Tenso
     in it.
     """
     for layer in layers:
-        for part in layer._flatten_layers():
+        for part in flatten_layers(layer):
             part.dtype_policy = "float32"
     states = [variable for layer in layers for variable in layer.variables if variable.name == "seed_generator_state"]
 

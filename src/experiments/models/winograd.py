@@ -17,6 +17,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from experiments.system.private_api import flatten_layers
+
 CHANNELS = 256  # of inputs and of outputs at least: with fewer, transforms cost what products save
 PIXELS = 7  # smallest side: smaller images are mostly padding
 
@@ -30,7 +32,7 @@ def faster_convolutions(model: keras.Model) -> Iterator[None]:
     Until its gradient is computed, a layer holds four times its inputs, and for a moment four times its results.
     """
     # Keras has no public function that lists the layers of nested models, too.
-    layers = [layer for layer in model._flatten_layers() if suits(layer)]
+    layers = [layer for layer in flatten_layers(model) if suits(layer)]
     for layer in layers:
         layer.convolution_op = functools.partial(convolution, layer.convolution_op)
     try:

@@ -32,6 +32,7 @@ from experiments.models.head import dense_head
 from experiments.models.types import Backbone
 from experiments.models.weights import Contents
 from experiments.system import paths
+from experiments.system.private_api import KERAS_GET_FILE
 from experiments.training import schedules
 from experiments.training.checkpoints import file_hash
 from experiments.training.losses import build_loss
@@ -305,7 +306,7 @@ def build_network(config: Config, weights: str | None = None, *, download: bool 
 def _random_weights() -> Iterator[None]:
     """Prevent keras.applications from downloading and loading ImageNet weights inside the context."""
     with (
-        mock.patch("keras.src.utils.file_utils.get_file", lambda *arguments, **options: ""),
+        mock.patch(KERAS_GET_FILE, lambda *arguments, **options: ""),
         mock.patch.object(keras.Model, "load_weights", lambda *arguments, **options: None),
     ):
         yield

@@ -7,6 +7,7 @@ import keras
 from experiments.data.input_pipeline import eval_batches, image_batches
 from experiments.data.types import Dataset
 from experiments.models.network import join, pooled, predict_probabilities, stack
+from experiments.system.private_api import flatten_layers
 from experiments.training.fit import fit
 from experiments.training.types import PhaseName, RunComponents, TrainingContext, TrainingResult
 
@@ -61,7 +62,7 @@ def follow_batches(model: keras.Model, momentum: float | None, steps: int) -> No
             time constant, 1 / (1 - momentum) steps, is at most a twentieth of the training.
         steps: the number of batches of the whole training.
     """
-    for layer in model._flatten_layers():
+    for layer in flatten_layers(model):
         if isinstance(layer, keras.layers.BatchNormalization):
             longest = max(0.0, 1 - TIME_CONSTANTS / steps)
             layer.momentum = min(layer.momentum, longest) if momentum is None else momentum

@@ -16,7 +16,6 @@ from typing import Any
 import hydra
 import yaml
 from hydra import initialize_config_dir
-from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -28,6 +27,7 @@ from experiments.config.validation import unknown_key
 from experiments.errors import ConfigError
 from experiments.runs.run_directory import store_of
 from experiments.system.paths import CONF
+from experiments.system.private_api import get_args_parser
 
 FILE = "config.yaml"
 LARGEST = 1_000_000  # bytes

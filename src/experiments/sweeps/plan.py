@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -30,6 +29,7 @@ from experiments.errors import ConfigError
 from experiments.runs import run_directory
 from experiments.storage import atomic_files
 from experiments.system.paths import default_outputs
+from experiments.system.private_api import CachingConfigRepository
 from experiments.system.redaction import redact_credentials
 from experiments.training.types import Status
 

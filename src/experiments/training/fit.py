@@ -13,11 +13,11 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework.config import is_op_determinism_enabled  # Keras imports it so; no public API has it.
 
 from experiments.data.input_pipeline import Batches
 from experiments.errors import ConfigError
 from experiments.models.winograd import faster_convolutions
+from experiments.system.private_api import is_deterministic
 from experiments.training.checkpoints import State
 from experiments.training.losses import accuracy, class_weights, loss_of_guessing, reported_loss, targets, weighted
 from experiments.training.types import EpochRecord, TrainingContext, TrainingPhase, Tried
@@ -93,7 +93,7 @@ def fit(
     )
     # With several devices, tf.distribute prefetches after the timed dataset, which hides the wait from the timer.
     # With op determinism on, TensorFlow does not allow reading the clock.
-    waiting = None if several or is_op_determinism_enabled() else InputWaitTimer()
+    waiting = None if several or is_deterministic() else InputWaitTimer()
     dataset = batches.dataset.map(lambda inputs, labels: weighted(inputs, targets(labels, count), weights))
     if recipe.tried:
         penalties = float(sum(model.losses))
