@@ -65,7 +65,7 @@ MODULES = {
     ".".join(path.relative_to(SOURCE).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
     for path in sorted(SOURCE.rglob("*.py"))
     if path.name != "__init__.py"
-} | {"tracking": ast.parse((SOURCE / "tracking" / "__init__.py").read_text(encoding="utf-8"))}
+}
 NAMES = sorted(MODULES)
 
 

@@ -35,7 +35,7 @@ from experiments.run import Curves, check_joined, check_origins, print_results, 
 from experiments.runs import training_checks
 from experiments.storage.array_cache import Rows
 from experiments.system.startup import quiet_start
-from experiments.tracking import Untracked
+from experiments.tracking.mlflow_run import Untracked
 from experiments.training import runtime
 from experiments.training.checkpoints import Checkpoints, State
 from experiments.training.types import EpochRecord, TrainingResult

@@ -8,10 +8,11 @@ with quiet_start():
     import matplotlib.backends.backend_agg
     from PIL import Image
 
-    from experiments import run, tracking, train
+    from experiments import run, train
     from experiments.sweeps import worker_tasks
+    from experiments.tracking import mlflow_run
 
-    tracking.load()
+    mlflow_run.load()
     Image.preinit()
 # Every process that multiprocessing starts executes `-m experiments.train` again up to main(), and would warn of it.
 warnings.filterwarnings("ignore", "'experiments.train' found in sys.modules", RuntimeWarning)

@@ -20,7 +20,6 @@ import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
-from experiments import tracking
 from experiments.config import schema
 from experiments.data import manifest
 from experiments.data.decoder import gray_range
@@ -42,6 +41,7 @@ from experiments.runs.training_checks import check_joined, check_reached, keep_e
 from experiments.storage import atomic_files
 from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.redaction import redacted
+from experiments.tracking import mlflow_run
 from experiments.tracking.curves import FILE as CURVES
 from experiments.tracking.curves import Curves
 from experiments.training import pruning, runtime
@@ -68,7 +68,7 @@ def run(config: schema.Config, planned: str | None = None) -> float:
     with (
         runtime.apply(config.runtime),
         open_run_directory(folder, config) as journal,
-        tracking.track(config, folder, journal.run_id) as tracker,
+        mlflow_run.track(config, folder, journal.run_id) as tracker,
     ):
         journal.track(tracker.run_id, config.tracking.uri)
         files = tracker.files(config)
@@ -156,7 +156,7 @@ def open_run_directory(folder: Path, config: schema.Config) -> Iterator[journals
 
 
 @contextmanager
-def open_curves(folder: Path, tracker: tracking.Tracker, checkpoints: Checkpoints) -> Iterator[Curves]:
+def open_curves(folder: Path, tracker: mlflow_run.Tracker, checkpoints: Checkpoints) -> Iterator[Curves]:
     """Yield the run's curves, and log what is left of them unless the run was interrupted and can be resumed."""
     curves = Curves(folder / CURVES, tracker, checkpoints.holds)
     try:
@@ -246,13 +246,13 @@ def read_manifest(
 
 
 def write_description(
-    components: RunComponents, dataset: Dataset, folder: Path, tracker: tracking.Tracker, identity: str
+    components: RunComponents, dataset: Dataset, folder: Path, tracker: mlflow_run.Tracker, identity: str
 ) -> None:
     """Write the configuration, the manifest, data issues and the identity of a run to its directory and MLflow."""
     config = components.config
     text = schema.dump_yaml(redacted(schema.logged(config)))
     atomic_files.write_file(folder / "config.yaml", text.encode())
-    write_csv(folder / tracking.MANIFEST, manifest.to_rows(dataset.manifest))
+    write_csv(folder / mlflow_run.MANIFEST, manifest.to_rows(dataset.manifest))
     if dataset.manifest.left_out:
         rows = [{"path": left.path, "reason": left.reason} for left in dataset.manifest.left_out]
         write_csv(folder / "left_out.csv", rows)
@@ -282,7 +282,7 @@ def check_origins(origins: Mapping[str, Path], dataset: Dataset) -> None:
     """
     judged = {entry.sha256: entry.path for entry in dataset.manifest.entries if entry.split != "train"}
     for key, origin in origins.items():
-        with (origin / tracking.MANIFEST).open(newline="", encoding="utf-8") as file:
+        with (origin / mlflow_run.MANIFEST).open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         known = sorted(judged[row["sha256"]] for row in rows if row["split"] == "train" and row["sha256"] in judged)
         if known:

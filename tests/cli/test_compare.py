@@ -32,7 +32,8 @@ from experiments.evaluation.comparison import (
 from experiments.evaluation.comparison_text import sentences
 from experiments.evaluation.evaluate import Prediction
 from experiments.evaluation.significance import newcombe
-from experiments.tracking import buffer, log_comparison
+from experiments.tracking import buffer
+from experiments.tracking.mlflow_run import log_comparison
 from experiments.tracking.queries import RunFacts, find_runs, search_runs
 
 IMAGES = 40

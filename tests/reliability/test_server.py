@@ -24,7 +24,8 @@ TELLS = """
 import sys
 from pathlib import Path
 from hydra import compose, initialize_config_dir
-from experiments import tracking, train
+from experiments import train
+from experiments.tracking import mlflow_run
 from experiments.config import validation
 from experiments.runs import run_directory
 from experiments.system import paths
@@ -37,7 +38,7 @@ folder.mkdir(parents=True)
 (folder / "metrics.json").write_text("{}")
 from experiments.tracking import buffer
 buffer.SHARE = 0.5
-with tracking.track(config, folder) as tracker:
+with mlflow_run.track(config, folder) as tracker:
     (folder / "run.json").write_text('{"command": {}, "run_id": "%s", "store": "%s"}' % (tracker.run_id, uri))
     print(tracker.run_id, flush=True)
     tracker.outbox.put("parameters", {"seed": "0"})

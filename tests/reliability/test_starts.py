@@ -26,7 +26,8 @@ OPENS = """
 import os, sys
 from pathlib import Path
 from hydra import compose, initialize_config_dir
-from experiments import tracking, train
+from experiments import train
+from experiments.tracking import mlflow_run
 from experiments.config import validation
 from experiments.system import paths
 from experiments.training.types import EpochRecord
@@ -37,7 +38,7 @@ for line in sys.stdin:
     with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
         config = validation.validate(compose("config", [f"outputs={home}"]))
     try:
-        with tracking.track(config, Path(home) / name) as tracker:
+        with mlflow_run.track(config, Path(home) / name) as tracker:
             for step in range(2):
                 tracker.epoch(EpochRecord(step, "scratch", step, 1000 + step, {"loss": float(step)}))
         print("done", flush=True)

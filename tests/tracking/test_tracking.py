@@ -23,13 +23,23 @@ import pytest
 from mlflow.entities import Dataset, DatasetInput, Run
 from PIL import Image
 
-from experiments import tracking, train
+from experiments import train
 from experiments.cli import inspect, sync
 from experiments.config import schema
 from experiments.data import decoder
 from experiments.errors import ConfigError
 from experiments.regimes import scratch
-from experiments.tracking import buffer, connection, curves, liveness, migrations, model_logging, queries, view
+from experiments.tracking import (
+    buffer,
+    connection,
+    curves,
+    liveness,
+    migrations,
+    mlflow_run,
+    model_logging,
+    queries,
+    view,
+)
 from experiments.tracking.curves import parse
 
 METRICS = {
@@ -352,8 +362,8 @@ def test_runs_of_other_tools_in_the_same_store_are_left_alone(store: Store) -> N
 def test_without_a_store_a_run_id_is_refused(config: Callable[..., schema.Config]) -> None:
     wanted = config("regime=finetune", "tracking=none", f"regime.head_from='{'a' * 32}'")
     with pytest.raises(ConfigError, match=r"regime\.head_from: a run id needs a tracking store"):
-        tracking.Untracked().files(wanted)
-    assert tracking.Untracked().files(config("tracking=none", f"regime.head_from='{'a' * 32}'")) == {}  # scratch
+        mlflow_run.Untracked().files(wanted)
+    assert mlflow_run.Untracked().files(config("tracking=none", f"regime.head_from='{'a' * 32}'")) == {}  # scratch
 
 
 def test_a_store_that_cannot_be_opened_is_a_clear_error(
@@ -361,7 +371,7 @@ def test_a_store_that_cannot_be_opened_is_a_clear_error(
 ) -> None:
     (tmp_path / "mlflow.db").write_text("this is no database, but long enough to be taken for one" * 100)
     wanted = config(f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"outputs={tmp_path}")
-    with pytest.raises(ConfigError) as caught, tracking.track(wanted, tmp_path / "run"):
+    with pytest.raises(ConfigError) as caught, mlflow_run.track(wanted, tmp_path / "run"):
         pass
     assert str(caught.value).startswith("tracking.uri: ") and str(tmp_path / "mlflow.db") in str(caught.value)
 
@@ -415,7 +425,7 @@ def test_an_experiment_in_the_trash_is_named_with_what_restores_it(
     wanted = config(f"tracking.uri={store.uri}", f"outputs={store.outputs}", "tracking.experiment='short lived'")
     restore = f"MLFLOW_TRACKING_URI={store.uri} mlflow experiments restore --experiment-id {experiment}"
     with pytest.raises(ConfigError, match=r"tracking\.experiment.*'short lived' is in MLflow's trash") as caught:
-        tracking.start(wanted, store.outputs / "runs" / "new", None)
+        mlflow_run.start(wanted, store.outputs / "runs" / "new", None)
     assert restore in str(caught.value)
     with pytest.raises(ConfigError, match="'short lived' is in MLflow's trash, with its runs") as caught:
         queries.find_runs(store.uri, ["gone with it"])
@@ -466,7 +476,7 @@ def test_what_is_looked_at_of_a_run_joins_its_figures(
     assert "figures/schedule-cosine.png" in names
     gone = tmp_path / "gone.db"
     with pytest.raises(ConfigError, match="it is not there"):
-        tracking.add_figure(f"sqlite:///{gone}", run_id, path)
+        mlflow_run.add_figure(f"sqlite:///{gone}", run_id, path)
     assert not gone.exists()
 
 
@@ -491,14 +501,14 @@ def test_what_waits_is_of_its_own_run_and_how_that_ended_is_forgotten_where_it_g
     client, first, folder = away
     with monkeypatch.context() as patch:
         patch.setattr(buffer, "deliver", no_store)
-        gone = tracking.MlflowRun(first, folder)
+        gone = mlflow_run.MlflowRun(first, folder)
         gone.outbox.put("metrics", [["loss", 99.0, 1000, 0]])
         gone.artifacts({})
         gone.end("KILLED", "Stopped: SIGTERM")
     assert messages(folder) == ["metrics", "artifacts", "end"]
 
     second = client.create_run("1", run_name="second").info.run_id
-    other = tracking.MlflowRun(second, folder)  # a new run in the same folder
+    other = mlflow_run.MlflowRun(second, folder)  # a new run in the same folder
     other.outbox.put("metrics", [["loss", 1.0, 1000, 0]])
     other.outbox.send(last=True)
     assert messages(folder) == []
@@ -508,8 +518,8 @@ def test_what_waits_is_of_its_own_run_and_how_that_ended_is_forgotten_where_it_g
 
     with monkeypatch.context() as patch:
         patch.setattr(buffer, "deliver", no_store)
-        tracking.MlflowRun(second, folder).end("KILLED", "Stopped: SIGTERM")
-    again = tracking.MlflowRun(second, folder)  # resumed
+        mlflow_run.MlflowRun(second, folder).end("KILLED", "Stopped: SIGTERM")
+    again = mlflow_run.MlflowRun(second, folder)  # resumed
     again.outbox.send(last=True)
     assert client.get_run(second).info.status == "RUNNING" and messages(folder) == []
     again.end("FINISHED", None)
@@ -518,7 +528,7 @@ def test_what_waits_is_of_its_own_run_and_how_that_ended_is_forgotten_where_it_g
 
 def test_one_message_that_is_not_taken_holds_back_no_other(away: tuple[Any, str, Path]) -> None:
     client, run_id, folder = away
-    run = tracking.MlflowRun(run_id, folder)
+    run = mlflow_run.MlflowRun(run_id, folder)
     run.outbox.put("parameters", {"a name with ?": "1"})
     run.outbox.put("model", 2)  # there is no model
     run.outbox.waiting.insert(0, buffer.Message("0" * 32, "metrics", [["loss", 1.0, 1, 0]]))  # whose run was deleted
@@ -534,7 +544,7 @@ def test_a_signal_while_messages_are_sent_loses_none(
     away: tuple[Any, str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, run_id, folder = away
-    run = tracking.MlflowRun(run_id, folder)
+    run = mlflow_run.MlflowRun(run_id, folder)
     run.outbox.put("parameters", {"a name with ?": "1"})
     run.outbox.put("tags", {"regime": "scratch"})
     set_batch = client.log_batch
@@ -558,7 +568,7 @@ def test_a_model_that_waits_is_given_later_and_changes_nothing_else(
 ) -> None:
     client, run_id, folder = away
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
-    run = tracking.MlflowRun(run_id, folder)
+    run = mlflow_run.MlflowRun(run_id, folder)
     with monkeypatch.context() as patch:
         patch.setattr(model_logging, "log_model", no_store)
         run.model(model, ("blobs", "stripes"))
@@ -577,7 +587,7 @@ def test_a_model_that_waits_is_given_later_and_changes_nothing_else(
 def test_the_end_waits_for_nobody(away: tuple[Any, str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither for a store of artifacts that is away, nor for room on the disk."""
     client, run_id, folder = away
-    run = tracking.MlflowRun(run_id, folder)
+    run = mlflow_run.MlflowRun(run_id, folder)
     with monkeypatch.context() as patch:
         patch.setattr(buffer, "log_files", no_store)
         run.artifacts({})
@@ -589,7 +599,7 @@ def test_the_end_waits_for_nobody(away: tuple[Any, str, Path], monkeypatch: pyte
 
     other = client.create_run("1").info.run_id
     monkeypatch.setattr(buffer, "write", full)
-    tracking.MlflowRun(other, folder).end("KILLED", "Stopped: SIGTERM")
+    mlflow_run.MlflowRun(other, folder).end("KILLED", "Stopped: SIGTERM")
     found = client.get_run(other)
     assert (found.info.status, found.data.tags["failure"]) == ("KILLED", "Stopped: SIGTERM")
 
@@ -634,9 +644,9 @@ def test_addresses_are_asked_before_anything_else() -> None:
 
 
 def test_names_that_mlflow_does_not_take_are_no_names_of_parameters(config: Callable[..., schema.Config]) -> None:
-    found = tracking.flat_parameters(config("class_weights={c+: 1.0, dogs: 2.0}"))
+    found = mlflow_run.flat_parameters(config("class_weights={c+: 1.0, dogs: 2.0}"))
     assert found["class_weights"] == "{'c+': 1.0, 'dogs': 2.0}"
-    found = tracking.flat_parameters(config(f"class_weights={{{'c' * 250}: 1.0, dogs: 2.0}}"))
+    found = mlflow_run.flat_parameters(config(f"class_weights={{{'c' * 250}: 1.0, dogs: 2.0}}"))
     assert found["class_weights"].startswith("{'ccc") and max(map(len, found)) <= 250
 
 

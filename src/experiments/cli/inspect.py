@@ -111,10 +111,10 @@ def save_figure(
         run: the run that the configuration belongs to, if any.
         facts: values on which the figure depends besides the configuration.
     """
-    from experiments import tracking
     from experiments.config import schema
     from experiments.runs import run_directory
     from experiments.storage import atomic_files
+    from experiments.tracking import mlflow_run
     from experiments.tracking.queries import local_store
 
     beside = run and run.folder and run.folder / "figures" / f"{name}.png"
@@ -130,7 +130,7 @@ def save_figure(
         uri = (
             run.uri or (run_directory.store_of_run(run.folder, told) if run.folder and told else None) or local_store()
         )
-        tracking.add_figure(uri, run.run_id, path)
+        mlflow_run.add_figure(uri, run.run_id, path)
         print(f"also in MLflow: run {run.run_id}, figures/{path.name}")
 
 
@@ -321,13 +321,13 @@ def inspect_lr(arguments: argparse.Namespace) -> None:
     with quiet_start():
         import numpy as np
 
-        from experiments import tracking
         from experiments.inspection import lr
         from experiments.system.progress import PlainConsole, Terminal
+        from experiments.tracking import mlflow_run
         from experiments.training import runtime
     rates = np.geomspace(arguments.lowest, arguments.highest, arguments.batches)
     with tempfile.TemporaryDirectory() as folder, runtime.apply(config.runtime):
-        files = tracking.fetch(config, Path(folder))
+        files = mlflow_run.fetch(config, Path(folder))
         found = lr.range_test(config, files, rates, Terminal(PlainConsole(stderr=True)))
     print_lines(lr.sentences(config, found))
     limits = f"{arguments.lowest} {arguments.highest} {arguments.batches}"

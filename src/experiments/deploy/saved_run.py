@@ -19,7 +19,8 @@ from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.runs import like, run_directory
 from experiments.system.paths import default_outputs
-from experiments.tracking import MANIFEST, queries
+from experiments.tracking import queries
+from experiments.tracking.mlflow_run import MANIFEST
 from experiments.tracking.queries import RUN_ID
 from experiments.training.types import Status
 

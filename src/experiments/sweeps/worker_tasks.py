@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import run
-from experiments import tracking as tracked
 from experiments.config.hydra_errors import disk_full, refused
 from experiments.config.schema import Config, head_run
 from experiments.data.types import Dataset
@@ -35,6 +34,7 @@ from experiments.system import signals
 from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.redaction import redact_credentials
 from experiments.tracking import buffer, connection, queries
+from experiments.tracking import mlflow_run as tracked
 from experiments.tracking.queries import RunFacts
 from experiments.training import runtime
 from experiments.training.types import RunComponents, Status
