@@ -294,10 +294,13 @@ def test_the_images_on_which_they_disagree(uri: str) -> None:
     assert sorted(one.path for one in found) == sorted(f"a/{at}.jpg" for at in range(20, 34))
     first = found[0]
     assert first.path == "a/29.jpg" and first.data == ("/photos",), "the most confident mistake first"
-    assert first.label == "dogs" and [verdict and verdict.predicted for verdict in first.verdicts] == ["cats", "dogs"]
+    assert first.label == "dogs" and [verdict and verdict.predicted for verdict in first.predictions] == [
+        "cats",
+        "dogs",
+    ]
     over_seeds = disagreements(of(uri, "scratch0", "scratch1", "scratch2", "tuned0", "tuned1", "tuned2"))
     assert {one.path for one in over_seeds} == {f"a/{at}.jpg" for at in range(22, 36)}, "where most seeds disagree"
-    (none, judged) = disagreements(of(uri, "scratch0", "partly"))[-1].verdicts
+    (none, judged) = disagreements(of(uri, "scratch0", "partly"))[-1].predictions
     assert none is None or judged is None or none.right != judged.right
 
 

@@ -98,7 +98,7 @@ def test_an_augmentation_that_cannot_be_built_and_a_folder_that_is_not_there_are
 @pytest.mark.parametrize("arguments, said", [
     ([], "WHAT"),
     (["augmentatoin"], "invalid choice"),
-    (["augmentation", "--images", "0"], "--images: must be a whole number of 1 or more. Received: '0'"),
+    (["augmentation", "--images", "0"], "--images/--pictures: must be a whole number of 1 or more. Received: '0'"),
     (["augmentation", "--views", "x"], "Received: 'x'"),
     (["augmentation", "--output", "a.jpg"], "must end in .png. Received: 'a.jpg'"),
     (["augmentation", "seed=1", "--vews", "3"], "unrecognized arguments: --vews"),

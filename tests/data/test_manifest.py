@@ -573,6 +573,14 @@ def test_another_decoder_looks_again(root: Path, monkeypatch: pytest.MonkeyPatch
         read(root)
 
 
+def test_validation_results_of_version_0_1_are_read(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = read(root)
+    (kept,) = (root.parent / "cache" / "manifests").iterdir()
+    kept.write_text(kept.read_text().replace('"images":', '"pictures":'))
+    assert read(root) == first
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("harm", [lambda text: text[:-9], lambda text: text.replace("8", "9"), lambda text: "[]"])
 def test_damaged_verdicts_are_not_believed(
     root: Path, harm: Callable[[str], str], caplog: pytest.LogCaptureFixture

@@ -166,7 +166,7 @@ def test_a_image_is_shown_only_as_the_runs_have_seen_it(comparison: Comparison, 
     assert shown.getpixel((0, 0)) == (249, 249, 249)
     for path in ("../secret.jpg", "/etc/passwd", "a/../../b.jpg"):
         with pytest.raises(DataError, match="leads out of"):
-            comparison_page.thumbnail(type(one)(path, one.sha256, one.label, one.verdicts, one.data), None)
+            comparison_page.thumbnail(type(one)(path, one.sha256, one.label, one.predictions, one.data), None)
 
 
 def test_runs_that_agree_and_a_single_run_have_pages_too(drawn: Path, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def assert_sound(done: Done) -> None:
     assert accuracy == pytest.approx(last)
 
 
-@pytest.mark.parametrize("name", ["convnet", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["convnet", pytest.param("mobilenet_v2", marks=pytest.mark.slow)])
 def test_scratch_trains_everything(once: Callable[..., Done], name: str) -> None:
     done = once(name, "regime=scratch", "augmentation=light")
     assert_sound(done)
@@ -191,7 +191,8 @@ def test_bottleneck_trains_the_head_only(once: Callable[..., Done], name: str) -
     "name, unfrozen, views",
     [
         ("convnet", 1, 0), ("convnet", 2, 1), ("convnet", 1, 2),
-        ("mobilenet_v2", 1, 2), ("mobilenet_v2", 2, 0), ("mobilenet_v2", "block_16", 1), ("convnet", "all", 1),
+        ("mobilenet_v2", 1, 2), pytest.param("mobilenet_v2", 2, 0, marks=pytest.mark.slow),
+        pytest.param("mobilenet_v2", "block_16", 1, marks=pytest.mark.slow), ("convnet", "all", 1),
     ],
 )  # fmt: skip
 def test_finetune_moves_the_last_stages_and_no_others(

@@ -116,7 +116,7 @@ def test_what_cannot_be_used_is_named_by_row(served: Any) -> None:
         (np.zeros((SIZE, SIZE)), "[N, 16, 16, 3]"),
         (np.stack([np.zeros((SIZE, SIZE, 3)), np.full((SIZE, SIZE, 3), 256.0)]), "not so in rows 1"),
         (np.full((1, SIZE, SIZE, 3), np.nan), "not so in rows 0"),
-        (pd.DataFrame({"image": ["x"]}), "Received: image"),
+        (pd.DataFrame({"photo": ["x"]}), "Received: photo"),
     ],
 )
 def test_other_input_is_refused_with_what_is_allowed(served: Any, given: Any, told: str) -> None:

@@ -123,7 +123,8 @@ def purpose(path: Path) -> str:
         return "unfinished"
     try:
         if path.suffix == ".json":
-            return f"{len(json.loads(path.read_bytes())['images']):,} images validated"
+            kept = json.loads(path.read_bytes())
+            return f"{len(kept.get('images', kept.get('pictures'))):,} images validated"  # pictures: version 0.1
         metas = [json.loads((part / "meta.json").read_bytes()) for part in arrays(path)]
         if not metas:
             return f"files: {sum(1 for file in path.rglob('*') if file.is_file()):,}" if path.is_dir() else "a file"

@@ -231,11 +231,12 @@ def read_validation_results(file: Path) -> dict[str, _Facts] | str:
     """
     try:
         kept = json.loads(file.read_bytes())
-        if kept["sha256"] != array_cache.key(kept["images"]):
+        images = kept["images"] if "images" in kept else kept["pictures"]  # the name in version 0.1
+        if kept["sha256"] != array_cache.key(images):
             return "its content does not have the hash it was stored with"
         return {
             sha256: (int(width), int(height), str(mode), list(map(str, warnings)))
-            for sha256, (width, height, mode, warnings) in kept["images"].items()
+            for sha256, (width, height, mode, warnings) in images.items()
         }
     except (OSError, ValueError, KeyError, TypeError) as error:  # not a file that `save` wrote
         return f"{type(error).__name__}: {error}"
@@ -267,7 +268,7 @@ class _ValidationResults:
         if self._file.exists():
             kept = read_validation_results(self._file)
             if isinstance(kept, str):
-                _log.warning("Damaged verdicts, the images are checked again: %s: %s", self._file, kept)
+                _log.warning("Damaged validation results, the images are validated again: %s: %s", self._file, kept)
             else:
                 self.good = kept
                 array_cache.mark_used(self._file, self)

@@ -110,7 +110,7 @@ class Disagreement:
     path: str
     sha256: str
     label: str
-    verdicts: tuple[GroupPrediction | None, ...]  # of each group; None if it was not evaluated on this image
+    predictions: tuple[GroupPrediction | None, ...]  # of each group; None if it was not evaluated on this image
     data: tuple[str, ...]  # the directories from which runs have read the image
     gray_range: str = "null"  # `data.gray_range` as the first of these runs has logged it
 
@@ -310,8 +310,8 @@ def disagreements(comparison: Comparison) -> list[Disagreement]:
     every = dict.fromkeys(key for group in comparison.groups for key in group.images)
     found = []
     for key in every:
-        verdicts = tuple(_group_prediction(group, key) for group in comparison.groups)
-        right = [one.right for one in verdicts if one]
+        predictions = tuple(_group_prediction(group, key) for group in comparison.groups)
+        right = [one.right for one in predictions if one]
         if max(right) - min(right) >= APART:
             one = next(
                 said for group in comparison.groups for repeat in group.repeats if (said := repeat.said.get(key))
@@ -322,12 +322,12 @@ def disagreements(comparison: Comparison) -> list[Disagreement]:
             ]  # fmt: skip
             folders = tuple(dict.fromkeys(run.data for run in runs if run.data))
             gray_range = runs[0].params.get("data.gray_range", "null") if runs else "null"
-            found.append(Disagreement(one.path, one.sha256, one.label, verdicts, folders, gray_range))
+            found.append(Disagreement(one.path, one.sha256, one.label, predictions, folders, gray_range))
 
     def order(one: Disagreement) -> tuple[float, float, str]:
-        known = [verdict for verdict in one.verdicts if verdict]
-        right = [verdict.right for verdict in known]
-        wrong = [verdict.confidence for verdict in known if verdict.predicted != one.label]
+        known = [prediction for prediction in one.predictions if prediction]
+        right = [prediction.right for prediction in known]
+        wrong = [prediction.confidence for prediction in known if prediction.predicted != one.label]
         return min(right) - max(right), -max(wrong, default=0.0), one.path
 
     return sorted(found, key=order)

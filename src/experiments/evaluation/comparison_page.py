@@ -105,7 +105,7 @@ def markdown(comparison: Comparison, unlike: Sequence[Disagreement], drawn: Sequ
     parts += [f"![{name}](figures/{name}.png)" for name in drawn]
     if len(comparison.groups) > 1:
         header = ["image", "class", *(str(at) for at in range(1, len(comparison.groups) + 1))]
-        rows = [[one.path, one.label, *(_prediction_text(v) for v in one.verdicts)] for one in unlike[:most]]
+        rows = [[one.path, one.label, *(_prediction_text(v) for v in one.predictions)] for one in unlike[:most]]
         parts += [f"## {heading(unlike, most)}", *([markdown_table([header, *rows])] if rows else [])]
     runs = [[run.name, run.run_id] for run in comparison.runs]
     parts += ["## Runs", markdown_table([["name", "MLflow run"], *runs]), "## How it is computed", *METHODS]
@@ -126,11 +126,11 @@ def heading(unlike: Sequence[Disagreement], most: int) -> str:
     return f"The images on which they disagree{more}"
 
 
-def _prediction_text(verdict: GroupPrediction | None) -> str:
-    if verdict is None:
+def _prediction_text(prediction: GroupPrediction | None) -> str:
+    if prediction is None:
         return "not judged"
-    partly = f", {verdict.right:.0%} of the runs right" if 0 < verdict.right < 1 else ""
-    return f"{verdict.predicted} {verdict.confidence:.0%}{partly}"
+    partly = f", {prediction.right:.0%} of the runs right" if 0 < prediction.right < 1 else ""
+    return f"{prediction.predicted} {prediction.confidence:.0%}{partly}"
 
 
 def _differing(comparison: Comparison) -> list[str]:
@@ -240,19 +240,19 @@ def base64_text(content: bytes) -> str:
 
 def _gallery_item(one: Disagreement, data: Path | None) -> dict[str, Any]:
     """Return the template's data for an image: its path, class, thumbnail and the prediction of each group."""
-    item: dict[str, Any] = {"path": one.path, "label": one.label, "thumbnail": None, "verdicts": []}
+    item: dict[str, Any] = {"path": one.path, "label": one.label, "thumbnail": None, "predictions": []}
     try:
         item["thumbnail"] = base64_text(thumbnail(one, data))
     except DataError as error:
         item["missing"] = str(error)
-    for at, verdict in enumerate(one.verdicts[:MOST_VERDICTS], 1):
-        tone = "quiet" if verdict is None else "right" if verdict.right > 0.5 else "wrong"
+    for at, prediction in enumerate(one.predictions[:MOST_VERDICTS], 1):
+        tone = "quiet" if prediction is None else "right" if prediction.right > 0.5 else "wrong"
         mark = {"quiet": "", "right": "✓ ", "wrong": "✗ "}[tone]
-        item["verdicts"].append({"tone": tone, "text": f"{at}: {mark}{_prediction_text(verdict)}"})
-    further = [verdict for verdict in one.verdicts[MOST_VERDICTS:] if verdict]
+        item["predictions"].append({"tone": tone, "text": f"{at}: {mark}{_prediction_text(prediction)}"})
+    further = [prediction for prediction in one.predictions[MOST_VERDICTS:] if prediction]
     if further:
-        right = sum(verdict.right > 0.5 for verdict in further)
-        item["verdicts"].append({"tone": "quiet", "text": f"{right} of {len(further)} more are right"})
+        right = sum(prediction.right > 0.5 for prediction in further)
+        item["predictions"].append({"tone": "quiet", "text": f"{right} of {len(further)} more are right"})
     return item
 
 
