@@ -107,7 +107,7 @@ def test_an_augmentation_that_cannot_be_built_and_a_folder_that_is_not_there_are
     (["mistakes"], "RUN"),
     (["mistakes", "a", "seed=1"], "unrecognized arguments: seed=1"),
     (["mistakes", "a", "--split", "train"], "invalid choice"),
-    (["schedule", "epochs=3", "--run", "a"], "--run: that run's configuration is looked at as it is"),
+    (["schedule", "epochs=3", "--run", "a"], "--run: its configuration is inspected without overrides"),
 ])  # fmt: skip
 def test_wrong_arguments_are_refused_at_once(
     arguments: list[str], said: str, call: Call, capsys: pytest.CaptureFixture[str]
