@@ -26,7 +26,7 @@ from experiments.data.decoder import gray_range
 from experiments.data.input_pipeline import image_batches
 from experiments.data.listing import DataIssue
 from experiments.data.pixel_cache import Decoded, splits_of
-from experiments.data.types import Dataset, ImageSet, Manifest
+from experiments.data.types import Dataset, ImageSet, Manifest, SplitSettings
 from experiments.errors import ConfigError, DataError, Pruned
 from experiments.evaluation import plots
 from experiments.evaluation.evaluate import Report, evaluate, percent, predictions_table
@@ -230,18 +230,11 @@ def read_manifest(
         found: receives every data issue, instead of an error being raised.
     """
     data = config.data
+    settings = SplitSettings(
+        data.fractions.model_dump(), data.split_seed, data.fold, data.folds, data.limit.model_dump(), data.on_bad
+    )
     return manifest.read(
-        root,
-        fractions=data.fractions.model_dump(),
-        split_seed=data.split_seed,
-        fold=data.fold,
-        folds=data.folds,
-        limit=data.limit.model_dump(),
-        on_bad=data.on_bad,
-        gray_range=gray_range(data.gray_range),
-        cache=config.cache,
-        decoded=decoded,
-        found=found,
+        root, settings, gray_range=gray_range(data.gray_range), cache=config.cache, decoded=decoded, found=found
     )
 
 

@@ -25,6 +25,7 @@ from PIL import Image
 from experiments.config import schema
 from experiments.data import download, manifest
 from experiments.data.sources import cats_vs_dogs
+from experiments.data.types import SplitSettings
 from experiments.errors import ConfigError, DataError
 from experiments.storage import atomic_files
 
@@ -130,15 +131,14 @@ def test_the_folder_holds_the_images_alone_and_is_made_once(host: Host, tmp_path
 
 def test_its_manifest_leaves_out_what_is_no_image(host: Host, tmp_path: Path) -> None:
     root = order(host, tmp_path)
-    options: dict[str, Any] = {"split_seed": 0, "on_bad": "skip", "cache": tmp_path}
     fractions = {"train": 0.5, "validation": 0.1, "test": 0.4}
-    found = manifest.read(root, fractions=fractions, limit=dict.fromkeys(fractions), **options)
+    found = manifest.read(root, SplitSettings(fractions, on_bad="skip"), cache=tmp_path)
     assert found.classes == ("Cat", "Dog")
     assert {left.path for left in found.left_out} == BAD
     assert {entry.path for entry in found.entries} == ALL - BAD
 
     limit = {"train": 3, "validation": 1, "test": 2}
-    found = manifest.read(root, fractions=fractions, limit=limit, **options)
+    found = manifest.read(root, SplitSettings(fractions, limit=limit, on_bad="skip"), cache=tmp_path)
     counts = Counter((entry.split, entry.class_name) for entry in found.entries)
     assert counts == {(split, name): limit[split] for split in limit for name in ("Cat", "Dog")}
 

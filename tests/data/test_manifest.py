@@ -11,7 +11,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +23,7 @@ from experiments.data import decoder, manifest
 from experiments.data.pixel_cache import images_of, splits_of
 from experiments.data.sources.folder import folder
 from experiments.data.splitting import split_counts
-from experiments.data.types import ImageWarning, Manifest
+from experiments.data.types import ImageWarning, Manifest, SplitSettings
 from experiments.errors import ConfigError, DataError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -67,7 +67,11 @@ def read(root: Path, **options: Any) -> Manifest:
         "on_bad": "error",
         "cache": root.parent / "cache",
     }
-    return manifest.read(root, **defaults | options)
+    options = defaults | options
+    settings = SplitSettings(
+        **{one.name: options.pop(one.name) for one in fields(SplitSettings) if one.name in options}
+    )
+    return manifest.read(root, settings, **options)
 
 
 def message(root: Path, **options: Any) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from experiments.data import decoder, manifest
 from experiments.data.pixel_cache import Decoded, images_of, splits_of
-from experiments.data.types import Manifest
+from experiments.data.types import Manifest, SplitSettings
 from experiments.errors import DataError
 from experiments.storage import array_cache
 
@@ -43,7 +43,7 @@ def root(tmp_path: Path) -> Path:
 
 def read(root: Path, cache: Path | None = None, decoded: Decoded | None = None) -> Manifest:
     cache = cache or root.parent / "cache"
-    return manifest.read(root, fractions={}, split_seed=0, limit={}, on_bad="error", cache=cache, decoded=decoded)
+    return manifest.read(root, SplitSettings({}), cache=cache, decoded=decoded)
 
 
 def test_pixels_are_the_decoders_and_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,10 +127,8 @@ def test_blocks_of_decoded_images_are_used_up_split_by_split(tmp_path: Path, mon
     for seed in range(200):
         draw(tmp_path / "flat" / f"class{seed % 10}" / f"{seed}.png", seed)
     decoded = Decoded(4, 1e9, tmp_path)
-    found = manifest.read(
-        tmp_path / "flat", fractions={"train": 0.7, "validation": 0.2, "test": 0.1}, split_seed=0, limit={},
-        on_bad="error", cache=tmp_path, decoded=decoded,
-    )  # fmt: skip
+    settings = SplitSettings({"train": 0.7, "validation": 0.2, "test": 0.1})
+    found = manifest.read(tmp_path / "flat", settings, cache=tmp_path, decoded=decoded)
     dataset = splits_of(found, 4, tmp_path, 1e9, decoded)
     left = []
     for images in (dataset.train, dataset.validation):
@@ -146,7 +144,7 @@ def test_memory_decides_where_pixels_are(root: Path) -> None:
     found, cache = read(root), root.parent / "cache"
     needed = len(found.entries) * 4 * 4 * 3
     held, mapped = (splits_of(found, 4, cache, memory).train.pixels for memory in (needed, needed - 1))
-    assert [isinstance(pixels.components[0], np.ndarray) for pixels in (held, mapped)] == [True, False]
+    assert [isinstance(pixels.parts[0], np.ndarray) for pixels in (held, mapped)] == [True, False]
     np.testing.assert_array_equal(held[:], mapped[:])
     (kept,) = (cache / "pixels").iterdir()
     assert not array_cache.remove(cache, kept), "read as long as `mapped` is"
@@ -166,13 +164,12 @@ import resource
 from pathlib import Path
 from experiments.data import manifest
 from experiments.data.pixel_cache import Decoded, splits_of
+from experiments.data.types import SplitSettings
 root = Path({str(tmp_path)!r})
 cache = root / "cache"
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 decoded = Decoded(1000, 1e6, cache) if {kept} else None
-found = manifest.read(
-    root / "data", fractions={{}}, split_seed=0, limit={{}}, on_bad="error", cache=cache, decoded=decoded
-)
+found = manifest.read(root / "data", SplitSettings({{}}), cache=cache, decoded=decoded)
 assert not decoded or len(decoded.pixels) == 194
 pixels = splits_of(found, 1000, cache, 1e6, decoded).train.pixels
 total = sum(int(pixels[at : at + 4].sum()) for at in range(0, len(pixels), 4))

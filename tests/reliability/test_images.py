@@ -16,7 +16,7 @@ from PIL import Image
 
 from experiments.data import decoder, manifest
 from experiments.data.pixel_cache import splits_of
-from experiments.data.types import Manifest
+from experiments.data.types import Manifest, SplitSettings
 from experiments.errors import DataError
 
 Tally = Callable[[str, int, int], None]
@@ -45,10 +45,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def read(root: Path, on_bad: str = "error") -> Manifest:
-    return manifest.read(
-        root, fractions={"train": 0.7, "validation": 0.3, "test": 0.0}, split_seed=0,
-        limit={"train": None, "validation": None, "test": None}, on_bad=on_bad, cache=root.parent / "cache",
-    )  # fmt: skip
+    fractions = {"train": 0.7, "validation": 0.3, "test": 0.0}
+    return manifest.read(root, SplitSettings(fractions, on_bad=on_bad), cache=root.parent / "cache")
 
 
 def shortened(by: Callable[[int], int], suffix: str = "jpg") -> Make:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from experiments.data import decoder
 from experiments.data.listing import DataIssue, Groups, list_images, printable
 from experiments.data.splitting import draw_fold, draw_splits, rank
-from experiments.data.types import SPLITS, GrayRange, ImageRecord, ImageWarning, Manifest, SkippedImage
+from experiments.data.types import SPLITS, GrayRange, ImageRecord, ImageWarning, Manifest, SkippedImage, SplitSettings
 from experiments.errors import ConfigError, DataError
 from experiments.storage import array_cache, atomic_files
 
@@ -37,13 +37,8 @@ _Facts = tuple[int, int, str, list[str]]  # width, height, mode, warnings
 
 def read(
     root: Path,
+    settings: SplitSettings,
     *,
-    fractions: Mapping[str, float],
-    split_seed: int,
-    fold: int | None = None,
-    folds: int = 5,
-    limit: Mapping[str, int | None],
-    on_bad: str,
     gray_range: GrayRange | None = None,
     cache: Path,
     decoded: Decoded | None = None,
@@ -55,20 +50,11 @@ def read(
     `root/<class>/` for every class, which is then split. Random choices depend on the hash of (seed, path), so one file
     more or less moves few others. Hidden files and those of operating systems are ignored, as are files other than
     images directly under `root` (a readme, say); everything else that is not an image in its class directory is an
-    issue.
+    issue. Images beyond a limit are hashed, but not decoded, unless files with issues are skipped.
 
     Args:
         root: The directory of the data set.
-        fractions: The share of every class in "train", "validation" and "test"; they sum to 1, and a positive one gets
-            at least one image of each class. Not used where the directories are the splits.
-        split_seed: Seeds the split, the folds and the choice of `limit`.
-        fold: From 0 to folds - 1: this fold of every class's training images becomes the validation split, and the
-            images that would have been the validation split are not used at all. None: the splits as they are.
-        folds: Number of folds; their sizes differ by one image at most.
-        limit: The largest number of images per class in a split; None, or no such key, for all. The images of a
-            smaller limit are among those of a larger. Those beyond it are hashed, but not decoded (but see `on_bad`).
-        on_bad: "error"; or "skip" to skip files (not directories) with issues, which are recorded in `left_out`: the
-            splits and folds are drawn as if those files did not exist, for which every file is decoded once.
+        settings: Which images are used, and how they are split.
         gray_range: See `decoder.decode`.
         cache: The cache directory. Validation results are kept in `cache/manifests/`, so that no content is validated
             twice.
@@ -80,78 +66,114 @@ def read(
         The manifest, `root` absolute.
 
     Raises:
-        ConfigError: If an argument is invalid.
+        ConfigError: If a setting is invalid.
         DataError: If there are issues; one error for all of them.
     """
     root = Path(os.path.abspath(root))
-    _check_choices(limit, on_bad)
-    faults: list[DataIssue] = []
-    groups, presplit = list_images(root, faults)
+    _check_choices(settings.limit, settings.on_bad)
+    issues: list[DataIssue] = []
+    groups, presplit = list_images(root, issues)
     if not presplit:
-        _check_fractions(fractions)
+        _check_fractions(settings.fractions)
+    groups, hashes = _hash_all(root, groups, issues)
+    if decoded:
+        decoded.expect(len(hashes))
+    results = _ValidationResults(root, cache, hashes, gray_range, decoded)
+    groups = _without_duplicates(groups, results, issues)
+    groups = _split(groups, presplit, settings, results, issues)
+    results.save()
+    entries, warnings = _records(groups, hashes, results)
+    issues += _empty_groups(groups, presplit, settings, issues)
+    issues += [
+        DataIssue(path, results.bad[sha], skippable=True) for path, (sha, _) in hashes.items() if sha in results.bad
+    ]
+    left_out = tuple(SkippedImage(path, text) for path, text, _ in sorted(issues))
+    if found is not None:
+        found += sorted(issues)
+    else:
+        _report(root, issues, warnings, settings.on_bad)
+    classes = tuple(sorted({class_name for _, class_name in groups}))
+    return Manifest(root, classes, entries, left_out, warnings, gray_range)
 
-    hashes: dict[str, tuple[str, int]] = {}  # path -> sha256, bytes
+
+def _hash_all(root: Path, groups: Groups, issues: list[DataIssue]) -> tuple[Groups, dict[str, tuple[str, int]]]:
+    """Return the groups without unreadable files, which become issues, and path -> (sha256, bytes) of the others."""
+    hashes = {}
     paths = [path for members in groups.values() for path in members]
     with ThreadPoolExecutor() as pool:
         for path, hashed in zip(paths, pool.map(functools.partial(_hash, root), paths), strict=True):
             if isinstance(hashed, str):
-                faults.append(DataIssue(path, hashed, skippable=True))
+                issues.append(DataIssue(path, hashed, skippable=True))
             else:
                 hashes[path] = hashed
-    groups = {group: [path for path in members if path in hashes] for group, members in groups.items()}
+    return {group: [path for path in members if path in hashes] for group, members in groups.items()}, hashes
 
-    if decoded:
-        decoded.expect(len(hashes))
-    verdicts = _ValidationResults(root, cache, hashes, gray_range, decoded)
-    groups = _without_duplicates(groups, verdicts, faults)
 
-    def assign(groups: Groups, faults: list[DataIssue]) -> Groups:
+def _split(
+    groups: Groups, presplit: bool, settings: SplitSettings, results: _ValidationResults, issues: list[DataIssue]
+) -> Groups:
+    """Return the images that are used, by (split, class), all of them validated."""
+
+    def assign(groups: Groups, issues: list[DataIssue]) -> Groups:
         if not presplit:
-            groups = draw_splits(groups, fractions, split_seed, faults)
-        if fold is not None:
-            groups = draw_fold(groups, fold, folds, split_seed, "train/" if presplit else "", faults)
+            groups = draw_splits(groups, settings.fractions, settings.split_seed, issues)
+        if settings.fold is not None:
+            prefix = "train/" if presplit else ""
+            groups = draw_fold(groups, settings.fold, settings.folds, settings.split_seed, prefix, issues)
         return groups
 
-    if on_bad == "skip" and (not presplit or fold is not None):
+    if settings.on_bad == "skip" and (not presplit or settings.fold is not None):
         # Images that will probably be used are validated first, with their decoded pixels kept for the run.
-        _choose(assign(groups, []), limit, split_seed, verdicts)
-        verdicts.judge((path for members in groups.values() for path in members), keep=False)
-        groups = {group: verdicts.usable(members) for group, members in groups.items()}
-    groups = _choose(assign(groups, faults), limit, split_seed, verdicts)
-    verdicts.save()
+        _choose(assign(groups, []), settings.limit, settings.split_seed, results)
+        results.judge((path for members in groups.values() for path in members), keep=False)
+        groups = {group: results.usable(members) for group, members in groups.items()}
+    return _choose(assign(groups, issues), settings.limit, settings.split_seed, results)
 
+
+def _records(
+    groups: Groups, hashes: Mapping[str, tuple[str, int]], results: _ValidationResults
+) -> tuple[tuple[ImageRecord, ...], tuple[ImageWarning, ...]]:
+    """Return the images as records, sorted by split and path, and their warnings, sorted by path."""
     entries, warnings = [], []
     for (split, class_name), members in groups.items():
         for path in members:
             sha256, size = hashes[path]
-            width, height, mode, texts = verdicts.good[sha256]
+            width, height, mode, texts = results.good[sha256]
             entries.append(ImageRecord(path, size, sha256, width, height, mode, class_name, split))
             warnings += [ImageWarning(path, text) for text in texts]
-        if not members:
-            origin = "train" if fold is not None and split == "validation" else split
-            folder = f"{origin}/{class_name}" if presplit else class_name
-            text = f"no image that can be used is left for {split}; add images or remove the class"
-            if not any(fault.path == folder for fault in faults):  # a more precise issue may exist
-                faults.append(DataIssue(folder, text, skippable=False))
-    faults += [
-        DataIssue(path, verdicts.bad[sha], skippable=True) for path, (sha, _) in hashes.items() if sha in verdicts.bad
-    ]
-
-    fatal = [fault for fault in faults if on_bad == "error" or not fault.skippable]
-    if found is not None:
-        found += sorted(faults)
-    elif fatal:
-        raise DataError(message(root, fatal, on_bad))
-    left_out = tuple(SkippedImage(path, text) for path, text, _ in sorted(faults))
-    if left_out and found is None:
-        first = f"{printable(left_out[0].path)}: {left_out[0].reason}"
-        _log.warning("Files skipped (data.on_bad=skip): %d, the first: %s", len(left_out), first)
-    warnings.sort(key=lambda warning: warning.path)
-    if warnings and found is None:
-        _log.warning("\n".join([f"Images used, with a warning: {len(warnings)}", *warning_lines(warnings)]))
     entries.sort(key=lambda entry: (SPLITS.index(entry.split), entry.path))
-    classes = tuple(sorted({class_name for _, class_name in groups}))
-    return Manifest(root, classes, tuple(entries), left_out, tuple(warnings), gray_range)
+    warnings.sort(key=lambda warning: warning.path)
+    return tuple(entries), tuple(warnings)
+
+
+def _empty_groups(
+    groups: Groups, presplit: bool, settings: SplitSettings, known: Sequence[DataIssue]
+) -> list[DataIssue]:
+    """Return an issue for every class without images in a split, unless a more precise one is known."""
+    issues: list[DataIssue] = []
+    for (split, class_name), members in groups.items():
+        origin = "train" if settings.fold is not None and split == "validation" else split
+        folder = f"{origin}/{class_name}" if presplit else class_name
+        text = f"no image that can be used is left for {split}; add images or remove the class"
+        if not members and not any(issue.path == folder for issue in (*known, *issues)):
+            issues.append(DataIssue(folder, text, skippable=False))
+    return issues
+
+
+def _report(root: Path, issues: Sequence[DataIssue], warnings: Sequence[ImageWarning], on_bad: str) -> None:
+    """Log what was skipped and the warnings.
+
+    Raises:
+        DataError: If there are issues that cannot be skipped, or nothing may be skipped.
+    """
+    fatal = [issue for issue in issues if on_bad == "error" or not issue.skippable]
+    if fatal:
+        raise DataError(message(root, fatal, on_bad))
+    if issues:
+        path, text, _ = min(issues)
+        _log.warning("Files skipped (data.on_bad=skip): %d, the first: %s", len(issues), f"{printable(path)}: {text}")
+    if warnings:
+        _log.warning("\n".join([f"Images used, with a warning: {len(warnings)}", *warning_lines(warnings)]))
 
 
 def warning_lines(warnings: Sequence[ImageWarning], shown: int = _SHOWN) -> list[str]:

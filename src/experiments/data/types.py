@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,6 +47,26 @@ class ImageWarning:
 
     path: str
     text: str
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """Which images of a data set are used, and in which split: the keys of `data` with these names."""
+
+    # The share of every class in "train", "validation" and "test"; they sum to 1, and a positive one gets at least one
+    # image of each class. Not used where the directories are the splits.
+    fractions: Mapping[str, float]
+    split_seed: int = 0  # seeds the split, the folds and the choice of `limit`
+    # From 0 to folds - 1: this fold of every class's training images becomes the validation split, and the images that
+    # would have been the validation split are not used at all. None: the splits as they are.
+    fold: int | None = None
+    folds: int = 5  # their sizes differ by one image at most
+    # The largest number of images per class in a split; None, or no such key, for all. The images of a smaller limit
+    # are among those of a larger.
+    limit: Mapping[str, int | None] = field(default_factory=dict)
+    # "error"; or "skip" to skip files (not directories) with issues, which are recorded in `left_out`: the splits and
+    # folds are drawn as if those files did not exist, for which every file is decoded once.
+    on_bad: str = "error"
 
 
 @dataclass(frozen=True)
