@@ -169,7 +169,7 @@ def test_stored_and_fresh_batches_have_one_order(images: ImageSet) -> None:
 def test_light_steps_run_many_in_a_call(count: int, shape: tuple[int, ...], burst: int) -> None:
     rows, labels = np.zeros((count, *shape), "float32"), np.zeros(count, "int32")
     batches = feature_batches([rows], labels, batch_size=4, seed=0, epochs=range(1))
-    assert batches.burst == burst and batches.steps % burst == 0
+    assert batches.steps_per_execution == burst and batches.steps % burst == 0
 
 
 def test_in_order_keeps_order_and_tells_its_length(images: ImageSet) -> None:

@@ -19,8 +19,9 @@ from experiments.data.input_pipeline import eval_batches, feature_batches
 from experiments.inspection import lr, schedule
 from experiments.regimes.build import build_recipe
 from experiments.system.progress import Terminal
-from experiments.training.fit import LRFinder, fit
-from experiments.training.types import TrainingContext, TrainingPhase, Tried
+from experiments.training.callbacks import LRFinder
+from experiments.training.fit import fit
+from experiments.training.types import RangeTestEnded, TrainingContext, TrainingPhase
 
 Read = Callable[..., Config]
 PROGRESS = Terminal(Console(quiet=True))
@@ -78,10 +79,10 @@ def test_a_range_test_stops_where_gradient_descent_is_known_to_diverge() -> None
     recipe = TrainingPhase(
         optimizer=functools.partial(keras.optimizers.SGD, 1.0), rate=lambda epoch, monitored: 1.0, epochs=1,
         loss=lambda classes: Bowl(), class_weights=None, monitor="validation_loss", early_stopping=None,
-        best_weights=False, seed=0, xla=None, tried=list(rates),
+        best_weights=False, seed=0, xla=None, range_test_rates=list(rates),
     )  # fmt: skip
     batches = feature_batches([inputs], labels, batch_size=4, seed=0, epochs=range(10))
-    with pytest.raises(Tried) as ended:
+    with pytest.raises(RangeTestEnded) as ended:
         fit(model, batches, eval_batches(inputs, labels, 4), recipe=recipe, classes=("a", "b"), phase="head",
             first_step=0, context=TrainingContext(PROGRESS, lambda _: None))  # fmt: skip
     losses = np.array(ended.value.losses)

@@ -22,8 +22,9 @@ from experiments.data.input_pipeline import Batches, eval_batches, feature_batch
 from experiments.models.head import dense_head
 from experiments.regimes.build import build_recipe
 from experiments.training import checkpoints
+from experiments.training.callbacks import EpochSeeds
 from experiments.training.checkpoints import Checkpoints, State
-from experiments.training.fit import EpochSeeds, compile_updates, fit, only_cpus
+from experiments.training.fit import compile_updates, fit, only_cpus
 from experiments.training.losses import build_loss
 from experiments.training.types import EpochRecord, TrainingContext, TrainingPhase
 
@@ -208,7 +209,7 @@ def test_an_epoch_in_one_call_trains_to_the_same_bits_as_steps_of_their_own(monk
     at_once = train()
     assert calls == [3, 0] * 3
     calls.clear()
-    monkeypatch.setattr(Batches, "burst", 1)
+    monkeypatch.setattr(Batches, "steps_per_execution", 1)
     one_by_one = train()
     assert calls == [1, 1, 1, 0] * 3
     for a, b in zip(at_once[1].get_weights(), one_by_one[1].get_weights(), strict=True):
@@ -509,7 +510,9 @@ def test_gradients_are_clipped_as_configured(config: Read, fresh: Callable[[int]
 def test_weights_decay_as_configured(
     setting: str, vectors: float, config: Read, fresh: Callable[[int], keras.Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiments.training.fit.LARGE", 1)  # so that every update is one of `compile_updates`
+    monkeypatch.setattr(
+        "experiments.training.optimizer_updates.LARGE", 1
+    )  # so that every update is one of `compile_updates`
     model = fresh(2)
     for variable in model.trainable_variables:  # biases begin at 0, which no decay changes
         variable.assign_add(np.full(variable.shape, 0.5, "float32"))
@@ -654,7 +657,7 @@ def test_only_cpus_are_told_from_other_devices(kinds: list[str], only: bool, mon
 
 
 def test_parts_compiled_learn_the_same_and_resume_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.training.fit.LARGE", 1)
+    monkeypatch.setattr("experiments.training.optimizer_updates.LARGE", 1)
     monkeypatch.setattr("experiments.models.winograd.CHANNELS", 1)
     optimizer = functools.partial(keras.optimizers.Adam, 0.02, gradient_accumulation_steps=2)
     run = functools.partial(train, images=True, dropout=0.0, epochs=4, optimizer=optimizer)

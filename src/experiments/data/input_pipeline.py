@@ -38,7 +38,7 @@ class Batches:
         return math.ceil(self.images / self.batch_size)
 
     @property
-    def burst(self) -> int:
+    def steps_per_execution(self) -> int:
         """Number of steps in one call (`steps_per_execution`), so that short steps do not wait for Python.
 
         It divides the number of steps in an epoch, as Keras requires.

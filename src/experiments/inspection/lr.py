@@ -21,8 +21,8 @@ from experiments.config.schema import Config
 from experiments.evaluation.plots import PALETTE, QUIET, STYLE
 from experiments.regimes.build import build
 from experiments.run import read_data
-from experiments.training.fit import LRFinder
-from experiments.training.types import Progress, TrainingContext, Tried
+from experiments.training.callbacks import LRFinder
+from experiments.training.types import Progress, RangeTestEnded, TrainingContext
 
 WIDTH = 0.2  # standard deviation, in decades of the rate, of the Gaussian that smooths the losses
 LEAST = 12  # the smallest number of losses from which a rate is suggested
@@ -63,12 +63,12 @@ def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, pro
     components = dataclasses.replace(
         components,
         config=config.model_copy(update={"epochs": epochs}),
-        recipe=dataclasses.replace(components.recipe, epochs=epochs, tried=[float(rate) for rate in rates]),
+        recipe=dataclasses.replace(components.recipe, epochs=epochs, range_test_rates=[float(rate) for rate in rates]),
     )
     try:
         components.regime(components, dataset, TrainingContext(progress, record=lambda _: None))
-    except Tried as tried:
-        return suggest(rates, np.array(tried.losses), tried.guessing, tried.trained)
+    except RangeTestEnded as ended:
+        return suggest(rates, np.array(ended.losses), ended.guessing, ended.trained)
     raise RuntimeError(f"regime={config.regime.name} ended without a call to fit with parts.recipe")
 
 

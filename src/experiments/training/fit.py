@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from types import MappingProxyType
-from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from experiments.data.input_pipeline import Batches
-from experiments.errors import ConfigError
 from experiments.models.winograd import faster_convolutions
 from experiments.system.private_api import is_deterministic
-from experiments.training.checkpoints import State
+from experiments.training.callbacks import (
+    CheckpointCallback,
+    EpochLogger,
+    EpochSeeds,
+    InputWaitTimer,
+    LearningRateScheduler,
+    LeftoverGradients,
+    LRFinder,
+    early_stopping,
+)
 from experiments.training.losses import accuracy, class_weights, loss_of_guessing, reported_loss, targets, weighted
-from experiments.training.types import EpochRecord, TrainingContext, TrainingPhase, Tried
+from experiments.training.optimizer_updates import compile_updates, only_cpus, scale_rates
+from experiments.training.types import EpochRecord, RangeTestEnded, TrainingContext, TrainingPhase
 
-LARGE = 2**18  # number of elements of a variable: 1 MB of float32, about the size of a CPU core's own cache
 # VERSION is part of the key of a cached head. It has to change whenever the same `TrainingPhase` leads to other
 # weights, or when the meaning of a curve changes.
 VERSION = 2
-KERAS_NAMES = {"validation_loss": "val_data_loss", "validation_accuracy": "val_accuracy"}
 _log = logging.getLogger(__name__)
 
 
@@ -61,17 +65,12 @@ def fit(
         One record per epoch, including the epochs before the checkpoint from which training continued.
 
     Raises:
-        Tried: the learning rate range test that `recipe.tried` requests has ended.
+        RangeTestEnded: the learning rate range test that `recipe.range_test_rates` requests has ended.
         ConfigError: the loss is not finite after an epoch, or `class_weights` names an unknown class.
     """
     count = len(classes)
     weights = class_weights(recipe.class_weights, batches.labels, classes)
-    optimizer = recipe.optimizer()
-    if optimizer.weight_decay and not recipe.decay_bias_and_norm:
-        vectors = [variable for variable in model.trainable_variables if len(variable.shape) < 2]
-        optimizer.exclude_from_weight_decay(var_list=vectors)
-    if any(id(variable) in rate_factors for variable in model.trainable_variables):
-        scale_rates(optimizer, [rate_factors.get(id(variable), 1.0) for variable in model.trainable_variables])
+    optimizer = build_optimizer(recipe, model, rate_factors)
     loss = recipe.loss(count)
     several = tf.distribute.has_strategy()
     # On CPUs Keras's "auto" leaves XLA off, although compiling large updates and some convolutions saves time.
@@ -80,7 +79,7 @@ def fit(
         compile_updates(optimizer)
     computing = faster_convolutions(model) if partly else nullcontext()
     # Keras cannot run several steps per call on several devices, and a range test sets another learning rate per step.
-    burst = 1 if several or recipe.tried else batches.burst
+    steps_per_execution = 1 if several or recipe.range_test_rates else batches.steps_per_execution
     model.compile(
         optimizer=optimizer,
         loss=loss,
@@ -89,32 +88,24 @@ def fit(
             keras.metrics.MeanMetricWrapper(reported_loss(loss), name="data_loss"),
         ],
         jit_compile="auto" if recipe.xla is None else recipe.xla,
-        steps_per_execution=burst,
+        steps_per_execution=steps_per_execution,
     )
     # With several devices, tf.distribute prefetches after the timed dataset, which hides the wait from the timer.
     # With op determinism on, TensorFlow does not allow reading the clock.
     waiting = None if several or is_deterministic() else InputWaitTimer()
     dataset = batches.dataset.map(lambda inputs, labels: weighted(inputs, targets(labels, count), weights))
-    if recipe.tried:
-        penalties = float(sum(model.losses))
-        guessing = loss_of_guessing(loss, batches.labels, weights, count) + penalties
-        with context.progress.stage("range test", len(recipe.tried)) as advance:
-            growing = LRFinder(recipe.tried, guessing, advance)
-            with computing:
-                model.fit(
-                    dataset,
-                    steps_per_epoch=len(recipe.tried),
-                    shuffle=False,
-                    callbacks=[EpochSeeds(recipe.seed), growing],
-                    verbose=0,
-                )
-        raise Tried(growing.losses, guessing, trained=first_step > 0)
+    if recipe.range_test_rates:
+        guessing = loss_of_guessing(loss, batches.labels, weights, count) + float(sum(model.losses))
+        with computing:
+            raise RangeTestEnded(
+                range_test(model, dataset, recipe, guessing, context), guessing, trained=first_step > 0
+            )
     averages = keras.callbacks.SwapEMAWeights() if getattr(optimizer, "use_ema", False) else None
     epochs = context.remaining(phase, recipe.epochs)
     with context.progress.stage(phase, recipe.epochs * batches.steps) as advance:
         if epochs.start:
             advance(epochs.start * batches.steps)
-        record = EpochLogger(phase, recipe.monitor, first_step, batches.images, burst, waiting, advance)
+        record = EpochLogger(phase, recipe.monitor, first_step, batches.images, steps_per_execution, waiting, advance)
         stop = early_stopping(recipe, averages)
         commit = CheckpointCallback(phase, record, stop, context)
         leftover = LeftoverGradients() if getattr(optimizer, "gradient_accumulation_steps", None) else None
@@ -143,317 +134,31 @@ def fit(
     return tuple(record.history)
 
 
-def only_cpus() -> bool:
-    """Return whether there are only CPUs, on which Keras's `jit_compile="auto"` does not use XLA."""
-    return all(device.device_type == "CPU" for device in tf.config.list_physical_devices())
+def build_optimizer(
+    recipe: TrainingPhase, model: keras.Model, rate_factors: Mapping[int, float]
+) -> keras.optimizers.Optimizer:
+    """Return a phase's optimizer for the trainable variables of a model."""
+    optimizer = recipe.optimizer()
+    if optimizer.weight_decay and not recipe.decay_bias_and_norm:
+        vectors = [variable for variable in model.trainable_variables if len(variable.shape) < 2]
+        optimizer.exclude_from_weight_decay(var_list=vectors)
+    if any(id(variable) in rate_factors for variable in model.trainable_variables):
+        scale_rates(optimizer, [rate_factors.get(id(variable), 1.0) for variable in model.trainable_variables])
+    return optimizer
 
 
-def scale_rates(optimizer: keras.optimizers.Optimizer, factors: Sequence[float]) -> None:
-    """Make an optimizer multiply the learning rate of each variable by its own factor.
+def range_test(
+    model: keras.Model, dataset: tf.data.Dataset, recipe: TrainingPhase, guessing: float, context: TrainingContext
+) -> list[float]:
+    """Train one batch at each learning rate of `recipe.range_test_rates`, and return the losses.
 
     Args:
-        optimizer: is changed in place.
-        factors: one for each variable that the optimizer is built with, in order.
+        guessing: the loss of predicting the class frequencies; a multiple of it ends the test early.
     """
-    update = optimizer.update_step
-
-    def update_step(gradient: tf.Tensor, variable: tf.Variable, learning_rate: keras.Variable) -> None:
-        factor = factors[optimizer._get_variable_index(variable)]  # Keras has no public method for this index.
-        update(gradient, variable, learning_rate if factor == 1 else keras.ops.multiply(learning_rate, factor))
-
-    optimizer.update_step = update_step
-
-
-def compile_updates(optimizer: keras.optimizers.Optimizer) -> None:
-    """Make an optimizer update large variables with XLA: in one pass over their memory, not one per operation.
-
-    On two cores this halves the time per step of the tutorial's head, with its 8,192 x 256 weights. Only Keras's own
-    optimizers are changed: XLA may not support what another optimizer does in `update_step`.
-    """
-    if type(optimizer).__module__.partition(".")[0] != "keras":
-        return
-    update = optimizer.update_step
-
-    def update_step(gradient: tf.Tensor, variable: tf.Variable, learning_rate: keras.Variable) -> None:
-        if variable.shape.num_elements() < LARGE:
-            update(gradient, variable, learning_rate)
-        else:
-            tf.function(lambda given: update(given, variable, learning_rate), jit_compile=True)(gradient)
-
-    optimizer.update_step = update_step
-
-
-class InputWaitTimer:
-    """Timer of the seconds that training waits for its batches, measured inside the tf.data pipeline."""
-
-    def __init__(self) -> None:
-        with tf.device("CPU:0"):  # tf.data prepares the input on the CPU.
-            self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
-
-    def timed(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-        """Return the same dataset with timing; prefetching after it is turned off, as it would hide the wait."""
-
-        def note(asked: tf.Tensor, batch: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
-            with tf.control_dependencies([self.seconds.assign_add(tf.timestamp() - asked)]):
-                return tuple(tf.identity(part) for part in batch)
-
-        asked = tf.data.Dataset.counter().map(lambda _: tf.timestamp())
-        options = tf.data.Options()
-        options.experimental_optimization.inject_prefetch = False
-        return tf.data.Dataset.zip((asked, dataset)).map(note).with_options(options)
-
-
-class EpochSeeds(keras.callbacks.Callback):
-    """Callback that sets every seed generator of the model (dropout, noise) from (seed, epoch) as an epoch begins.
-
-    An epoch's random numbers therefore do not depend on how many epochs this process has trained before it.
-    """
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.seed = seed
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        states = [variable for variable in self.model.variables if variable.name == "seed_generator_state"]
-        for at, state in enumerate(states):
-            state.assign(np.random.default_rng([self.seed, epoch, 3, at]).integers(2**32, size=2, dtype="uint32"))
-
-
-class LearningRateScheduler(keras.callbacks.Callback):
-    """Callback that sets the learning rate as an epoch begins, from the schedule with its warm-up.
-
-    No other code sets the learning rate of a phase, except `LRFinder`.
-    """
-
-    def __init__(self, rate: Callable[[int, list[float]], float], record: EpochLogger) -> None:
-        super().__init__()
-        self.rate, self.record = rate, record
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self.record.learning_rate = self.rate(epoch, self.record.monitored)
-        self.model.optimizer.learning_rate = self.record.learning_rate
-
-
-class LeftoverGradients(keras.callbacks.Callback):
-    """Callback that applies the gradients that are left over after the last batch of a phase.
-
-    Keras updates the weights after every `gradient_accumulation_steps` batches, across epochs, and drops what remains
-    at the end. This callback adds one last update with the mean gradient of the remaining batches.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.epoch = 0
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self.epoch = epoch
-
-    @property
-    def optimizer(self) -> keras.optimizers.Optimizer:
-        """The optimizer that accumulates gradients: under mixed_float16 the one that Keras has wrapped."""
-        return getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
-
-    @property
-    def batches(self) -> int:
-        """The number of batches since the last update of the weights."""
-        return int(self.optimizer._iterations) % int(self.optimizer.gradient_accumulation_steps)
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        last = (self.epoch, batch) == (self.params["epochs"] - 1, self.params["steps"] - 1)
-        if not last or not self.batches or tf.distribute.has_strategy():
-            return
-        optimizer, batches, steps = self.optimizer, self.batches, self.optimizer.gradient_accumulation_steps
-        # Keras is set one batch before an update. The sum of the gradients so far, times `share`, is the gradient of
-        # this last batch, which turns Keras's mean over `steps` batches into the mean over the batches there are.
-        share = (steps - batches) / batches * (optimizer.loss_scale_factor or 1.0)
-        optimizer._iterations.assign_add(steps - batches - 1)
-        optimizer.apply([share * sum_ for sum_ in optimizer._accumulated_gradients], self.model.trainable_variables)
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        if self.batches:
-            _log.warning(
-                "The gradients of the last %d batches made no step: %d batches make one "
-                "(gradient_accumulation_steps), and training ended before",
-                self.batches,
-                self.optimizer.gradient_accumulation_steps,
-            )
-
-
-class LRFinder(keras.callbacks.Callback):
-    """Callback that trains every batch with the next learning rate and keeps its loss, until it diverges (Smith, 2017).
-
-    The loss has diverged when its moving average, whose weights halve every seven batches, is above four times its
-    minimum, as in fastai's finder, and also above the loss of predicting the class frequencies (`guessing`). Without
-    the second condition, a head that already fits its images, with a loss near zero, would stop at its first mistake.
-    """
-
-    # The decay of the moving average, the batches before divergence is checked, and the ratio that counts as divergence
-    KEPT, FIRST, RUNAWAY = 0.9, 10, 4.0
-
-    def __init__(self, rates: Sequence[float], guessing: float, advance: Callable[..., None]) -> None:
-        super().__init__()
-        self.rates, self.guessing, self.advance = rates, guessing, advance
-        self.losses: list[float] = []
-        self.average, self.lowest = 0.0, math.inf
-
-    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.model.reset_metrics()  # Otherwise Keras reports the mean loss of all batches so far.
-        self.model.optimizer.learning_rate = self.rates[batch]
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.advance()
-        loss = float((logs or {})["loss"])
-        if not math.isfinite(loss):
-            self.model.stop_training = True
-            return
-        self.losses.append(loss)
-        self.average = self.KEPT * self.average + (1 - self.KEPT) * loss
-        average = self.average / (1 - self.KEPT ** len(self.losses))  # bias correction for the start at 0, as in Adam
-        if len(self.losses) >= self.FIRST:
-            self.lowest = min(self.lowest, average)
-            self.model.stop_training = average > max(self.RUNAWAY * self.lowest, self.guessing)
-
-
-class EarlyStopping(keras.callbacks.EarlyStopping):
-    """Early stopping that keeps the averaged weights (EMA) if the optimizer has them, as these were validated."""
-
-    averages: keras.callbacks.SwapEMAWeights | None = None
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if self.averages:
-            self.averages.on_test_begin()
-        super().on_epoch_end(epoch, logs)
-        if self.averages:
-            self.averages.on_test_end()
-
-
-def early_stopping(recipe: TrainingPhase, averages: keras.callbacks.SwapEMAWeights | None) -> EarlyStopping | None:
-    """Return the callback that ends a phase early and restores its best weights; None if neither is configured."""
-    if recipe.early_stopping is None and not recipe.best_weights:
-        return None
-    built = EarlyStopping(
-        monitor=KERAS_NAMES[recipe.monitor],
-        mode="min" if recipe.monitor == "validation_loss" else "max",
-        patience=recipe.early_stopping or recipe.epochs,
-        restore_best_weights=recipe.best_weights,
-    )
-    built.averages = averages
-    return built
-
-
-class EpochLogger(keras.callbacks.Callback):
-    """Callback that converts Keras's logs to one EpochRecord per epoch and advances the progress display.
-
-    Raises:
-        ConfigError: a loss is not finite at the end of an epoch.
-    """
-
-    def __init__(
-        self,
-        phase: str,
-        monitor: str,
-        first_step: int,
-        images: int,
-        burst: int,
-        waiting: InputWaitTimer | None,
-        advance: Callable[..., None],
-    ) -> None:
-        super().__init__()
-        self.phase, self.monitor, self.first_step = phase, monitor, first_step
-        self.images, self.burst, self.waiting, self.advance = images, burst, waiting, advance
-        self.history: list[EpochRecord] = []
-        self.learning_rate = 0.0  # of the current epoch; set by LearningRateScheduler
-        self.began = self.trained = 0.0
-
-    @property
-    def monitored(self) -> list[float]:
-        """The monitored value of every epoch so far, negated if higher is better."""
-        sign = 1 if self.monitor == "validation_loss" else -1
-        return [sign * record.metrics[self.monitor] for record in self.history]
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if self.waiting:
-            self.waiting.seconds.assign(0.0)
-        self.began = time.perf_counter()
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.trained = time.perf_counter()
-        self.advance(self.burst)
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        logs = logs or {}
-        if not all(math.isfinite(logs[name]) for name in ("loss", "data_loss", "val_loss", "val_data_loss")):
-            raise ConfigError(
-                f"The loss is not finite after epoch {epoch + 1} of phase {self.phase}: training has diverged. Lower "
-                f"optimizer.lr (now {self.learning_rate:g}), set optimizer.clipnorm, or give schedule.warmup"
-            )
-        metrics = {
-            "loss": float(logs["data_loss"]),
-            "total_loss": float(logs["loss"]),
-            "accuracy": float(logs["accuracy"]),
-            "validation_loss": float(logs["val_data_loss"]),
-            "validation_accuracy": float(logs["val_accuracy"]),
-            "learning_rate": self.learning_rate,
-            "seconds": time.perf_counter() - self.began,
-            "images_per_second": self.images / (self.trained - self.began),
-        }
-        if self.waiting:
-            metrics["input_wait"] = float(self.waiting.seconds) / (self.trained - self.began)
-        record = EpochRecord(self.first_step + epoch, self.phase, epoch, int(time.time() * 1000), metrics)
-        self.history.append(record)
-        speed = metrics["images_per_second"]
-        accuracies = f"accuracy {metrics['accuracy']:.1%} validation {metrics['validation_accuracy']:.1%}"
-        done = f"{epoch + 1}/{self.params['epochs']}"
-        self.advance(0, f"{done} loss {metrics['loss']:.3f} {accuracies} {speed:.0f} images/s")
-
-
-class CheckpointCallback(keras.callbacks.Callback):
-    """Callback that saves a checkpoint as an epoch ends and then passes the epoch's record on to be logged.
-
-    It has to be the last callback, so that the checkpoint holds what the others change.
-    """
-
-    COUNTED = ("wait", "stopped_epoch", "best", "best_epoch")  # the attributes of EarlyStopping that a checkpoint holds
-
-    def __init__(self, phase: str, record: EpochLogger, stop: EarlyStopping | None, context: TrainingContext) -> None:
-        super().__init__()
-        self.phase, self.record, self.stop, self.context = phase, record, stop, context
-
-    def variables(self) -> list[keras.Variable]:
-        """Return all variables that an epoch changes: weights, seeds, the optimizer's moments, averages and step."""
-        return [*self.model.variables, *self.model.optimizer.variables]
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Restore the latest checkpoint and log its epochs again; logging is idempotent."""
-        if not self.model.optimizer.built:
-            self.model.optimizer.build(self.model.trainable_variables)
-        state = self.context.checkpoints.latest(self.phase) if self.context.checkpoints else None
-        if state is None:
-            return
-        for variable, value in zip(self.variables(), state.variables, strict=True):
-            variable.assign(value)
-        if self.stop:
-            for name, value in state.stopping.items():
-                setattr(self.stop, name, value)
-            self.stop.best_weights = list(state.best) or None
-        self.record.history = list(state.history)
-        for record in state.history:
-            self.context.record(record)
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        last = epoch == self.params["epochs"] - 1 or self.model.stop_training
-        if self.context.checkpoints and (last or self.context.checkpoints.due):
-            counted = {name: getattr(self.stop, name) for name in self.COUNTED} if self.stop else {}
-            if counted and counted["best"] is not None:
-                counted["best"] = float(counted["best"])
-            self.context.checkpoints.save(
-                self.phase,
-                State(
-                    variables=[np.asarray(variable) for variable in self.variables()],
-                    best=(self.stop and self.stop.best_weights) or [],
-                    stopping=counted,
-                    stopped=bool(self.model.stop_training),
-                    history=tuple(self.record.history),
-                ),
-            )
-        self.context.record(self.record.history[-1])
+    with context.progress.stage("range test", len(recipe.range_test_rates)) as advance:
+        finder = LRFinder(recipe.range_test_rates, guessing, advance)
+        model.fit(
+            dataset, steps_per_epoch=len(recipe.range_test_rates), shuffle=False, callbacks=[EpochSeeds(recipe.seed), finder],
+            verbose=0,
+        )  # fmt: skip
+    return finder.losses

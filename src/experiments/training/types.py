@@ -39,7 +39,7 @@ class PhaseName(StrEnum):
     FINETUNE = "finetune"
 
 
-class Tried(Exception):
+class RangeTestEnded(Exception):
     """Signal that the learning rate range test, which takes the place of training, has ended; holds its losses."""
 
     def __init__(self, losses: Sequence[float], guessing: float, trained: bool) -> None:
@@ -115,7 +115,9 @@ class TrainingPhase:
     seed: int  # of dropout
     xla: bool | None  # None: Keras's "auto" on GPUs; on CPUs only for the parts that it makes faster
     decay_bias_and_norm: bool = False  # whether weight decay also applies to vectors (biases, normalisation)
-    tried: Sequence[float] = ()  # learning rates of a range test, one per batch, after which `fit` raises `Tried`
+    range_test_rates: Sequence[
+        float
+    ] = ()  # learning rates of a range test, one per batch, after which `fit` raises `Tried`
 
 
 @dataclass(frozen=True)
