@@ -158,7 +158,10 @@ def range_test(
     with context.progress.stage("range test", len(recipe.range_test_rates)) as advance:
         finder = LRFinder(recipe.range_test_rates, guessing, advance)
         model.fit(
-            dataset, steps_per_epoch=len(recipe.range_test_rates), shuffle=False, callbacks=[EpochSeeds(recipe.seed), finder],
+            dataset,
+            steps_per_epoch=len(recipe.range_test_rates),
+            shuffle=False,
+            callbacks=[EpochSeeds(recipe.seed), finder],
             verbose=0,
-        )  # fmt: skip
+        )
     return finder.losses

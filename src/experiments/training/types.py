@@ -117,7 +117,7 @@ class TrainingPhase:
     decay_bias_and_norm: bool = False  # whether weight decay also applies to vectors (biases, normalisation)
     range_test_rates: Sequence[
         float
-    ] = ()  # learning rates of a range test, one per batch, after which `fit` raises `Tried`
+    ] = ()  # learning rates of a range test, one per batch; `fit` then raises `RangeTestEnded`
 
 
 @dataclass(frozen=True)
