@@ -228,7 +228,7 @@ def test_a_range_that_is_not_to_be_had_starts_again(answer: Any, host: Host, tmp
 
 def test_a_range_that_nobody_asked_for_is_refused(host: Host, tmp_path: Path) -> None:
     host.plan = [ranged("bytes 5-299999/300000")]
-    assert "a range that was not asked for: 'bytes 5-299999/300000'" in refused(host, tmp_path)
+    assert "a range that was not requested: 'bytes 5-299999/300000'" in refused(host, tmp_path)
 
 
 def test_a_body_of_unknown_length_will_do(host: Host, tmp_path: Path) -> None:

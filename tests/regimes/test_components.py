@@ -59,7 +59,7 @@ def test_models_list_arguments_that_their_constructor_has(name: str) -> None:
 
 @pytest.mark.parametrize("name", schema.shipped("regime"))
 def test_regimes_are_functions_of_one_signature(name: str) -> None:
-    assert arguments(schema.shipped("regime")[name]["_target_"]) == {"parts", "splits", "watch"}
+    assert arguments(schema.shipped("regime")[name]["_target_"]) == {"components", "dataset", "context"}
 
 
 def test_checked_arguments_exist() -> None:

@@ -252,7 +252,7 @@ def test_addresses_archives_and_weights_of_a_stranger_are_not_opened(
     found = expand(evil)
     assert found.data == shipped and found.tracking.uri != "http://evil.invalid"
     line = capsys.readouterr().err
-    assert line.startswith("like: left out") and "data.url='https://evil.invalid/a.zip'" in line
+    assert line.startswith("like: skipped") and "data.url='https://evil.invalid/a.zip'" in line
     assert "data.archive='/etc/shadow'" in line and "data.sha256=" in line
     assert expand(evil, "data.archive=/mine.zip").data.arguments["archive"] == "/mine.zip"
     for weights in ("https://evil.invalid/w.h5", "ftp://evil.invalid/w.h5", "//evil.invalid/share/w.h5"):

@@ -35,7 +35,7 @@ while time.time() < until:
             rows[at] = value + 10 * at
             if at % 50 == 0:
                 time.sleep(0.001)
-    found = array_cache.array(cache, "numbers", {"value": value}, (200, 50), "int32", write)
+    found = array_cache.load_or_create(cache, "numbers", {"value": value}, (200, 50), "int32", write)
     for at in rng.sample(range(200), 20):
         if not (found[at] == value + 10 * at).all():
             print("WRONG", value, at, flush=True)

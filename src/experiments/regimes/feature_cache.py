@@ -207,7 +207,7 @@ class FeatureTable:
         if largest > bound:
             raise ConfigError(
                 f"regime.activations: float16 holds numbers up to {bound:,.0f}, and those of {self.about['network']} "
-                f"at {self.about['network_split']} reach {largest:,.0f}. Use regime.activations=float32"
+                f"at {self.about['boundary']} reach {largest:,.0f}. Use regime.activations=float32"
             )
         return rows.astype(self.dtype)
 
