@@ -211,7 +211,7 @@ def test_a_killed_extraction_resumes_and_ends_the_same(tmp_path: Path, passes: l
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
     left = tmp_path / "killed" / "cache" / "activations"
-    assert list(left.rglob(".*")) and len([path for path in left.rglob("0*") if path.is_dir()]) == 4
+    assert list(left.rglob(".*")) and len(list(left.glob("*/0*"))) == 4  # shards; a key may begin with 0, too
     components, images = tiny(tmp_path / "killed"), images_of()
     extract(components, wants_of(components, images), Told())
     assert sum(rows for rows, _ in passes) == 3 * COUNT - 3 * SHARD_ROWS
