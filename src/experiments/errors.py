@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 class ConfigError(ValueError):
     """Raised for an invalid configuration; the message names key, allowed, received and what to do."""

@@ -36,7 +36,7 @@ from experiments.regimes.bottleneck import bottleneck
 from experiments.regimes.build import build, head_record, network_record
 from experiments.regimes.finetune import finetune
 from experiments.regimes.restored import facts_of, restore
-from experiments.runs import run_directory as journals
+from experiments.runs import run_directory
 from experiments.runs.training_checks import check_joined, check_reached, keep_error, training_warnings
 from experiments.storage import atomic_files
 from experiments.system.progress import PlainConsole, Terminal
@@ -67,19 +67,19 @@ def run(config: schema.Config, planned: str | None = None) -> float:
     console = PlainConsole(quiet=config.progress == "none")
     with (
         runtime.apply(config.runtime),
-        open_run_directory(folder, config) as journal,
-        mlflow_run.track(config, folder, journal.run_id) as tracker,
+        open_run_directory(folder, config) as directory,
+        mlflow_run.track(config, folder, directory.run_id) as tracker,
     ):
-        journal.track(tracker.run_id, config.tracking.uri)
+        directory.track(tracker.run_id, config.tracking.uri)
         files = tracker.files(config)
         components = build(config, files)
         dataset = read_data(components)
         check_origins({key: folder / "inputs" / key for key in files}, dataset)
         identity = components.identity(config, dataset.fingerprint)
-        journal.check(identity, planned)
-        journal.note(backbone_identity=components.backbone.identity)
+        directory.check(identity, planned)
+        directory.note(backbone_identity=components.backbone.identity)
         write_description(components, dataset, folder, tracker, identity)
-        checkpoints = Checkpoints(folder / journals.CHECKPOINTS)
+        checkpoints = Checkpoints(folder / run_directory.CHECKPOINTS)
         with open_curves(folder, tracker, checkpoints) as curves:
             context = TrainingContext(Terminal(console), pruning.reporting(config, curves.add), checkpoints)
             trained = Path(config.sweep.trained) if config.sweep.trained else None
@@ -98,15 +98,15 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         # Times that were recorded before a resume are kept, because a metric logged to MLflow cannot be replaced.
         spent = {"total_seconds": time.perf_counter() - began, "fit_seconds": sum(context.fitting.values())}
         spent |= known.get("seconds", {})  # the times of the run that did the training, if this one restored its result
-        seconds = {name: journal.facts.get(name, value) for name, value in spent.items()}
+        seconds = {name: directory.facts.get(name, value) for name, value in spent.items()}
         ended = result.history[-1].timestamp if result.history else int(time.time() * 1000)
-        ended = journal.facts.get("ended", ended)
+        ended = directory.facts.get("ended", ended)
         # No failing check, figure or upload may lose the results: errors are raised after everything is written.
         errors: list[Exception] = []
         warnings: list[str] = []
         with keep_error(errors, "the warnings"):
             warnings = known.get("warnings") or training_warnings(config, result, dataset.validation.labels)
-        journal.note(**seconds, ended=ended, warnings=warnings, reused_seconds=reused_seconds(result))
+        directory.note(**seconds, ended=ended, warnings=warnings, reused_seconds=reused_seconds(result))
         metrics: dict[str, float] = flat_metrics(reports) | seconds
         tables = {f"predictions_{name}": predictions_table(report) for name, report in reports.items()}
         write_results(folder, tables, metrics)
@@ -121,11 +121,11 @@ def run(config: schema.Config, planned: str | None = None) -> float:
             save_figures(folder / "figures", components, dataset, result, reports)
         with keep_error(errors, "logging the files"):
             tracker.artifacts(tables)
-        if is_sound and config.tracking.log_model and not journal.facts.get("model"):  # already before a resume
+        if is_sound and config.tracking.log_model and not directory.facts.get("model"):  # already before a resume
             with keep_error(errors, "logging the model"):
                 tracker.model(result.model, dataset.classes)
-                journal.note(model="logged")
-        journal.note(failures=[f"{type(error).__name__}: {error}" for error in errors])
+                directory.note(model="logged")
+        directory.note(failures=[f"{type(error).__name__}: {error}" for error in errors])
         for sentence in warnings:
             _log.warning(sentence)
         if errors:
@@ -138,21 +138,21 @@ def run(config: schema.Config, planned: str | None = None) -> float:
 
 
 @contextmanager
-def open_run_directory(folder: Path, config: schema.Config) -> Iterator[journals.RunDirectory]:
+def open_run_directory(folder: Path, config: schema.Config) -> Iterator[run_directory.RunDirectory]:
     """Yield the run directory and record how the run ends; add to an error how the run can be resumed."""
-    journal = journals.RunDirectory(folder, config)
+    directory = run_directory.RunDirectory(folder, config)
     try:
-        yield journal
+        yield directory
     except Pruned:
-        journal.end(Status.PRUNED)
+        directory.end(Status.PRUNED)
         raise
     except BaseException as error:
         with contextlib.suppress(OSError):  # the disk may be full
-            journal.end(Status.FAILED if isinstance(error, Exception | SystemExit) else Status.KILLED)
+            directory.end(Status.FAILED if isinstance(error, Exception | SystemExit) else Status.KILLED)
         if not isinstance(error, (ConfigError, DataError)):
             error.add_note(f"Go on with it: python -m experiments.train resume={shlex.quote(str(folder))}")
         raise
-    journal.end(Status.FINISHED)
+    directory.end(Status.FINISHED)
 
 
 @contextmanager

@@ -117,14 +117,15 @@ def purpose(path: Path) -> str:
     """Return a description of an entry's content, read from its metadata."""
     import numpy as np
 
+    from experiments.data.manifest import listed_images
+
     if path.is_symlink():
         return f"a link to {os.readlink(path)}, which stays when it is removed"
     if path.name.startswith("."):
         return "unfinished"
     try:
         if path.suffix == ".json":
-            kept = json.loads(path.read_bytes())
-            return f"{len(kept.get('images', kept.get('pictures'))):,} images validated"  # pictures: version 0.1
+            return f"{len(listed_images(json.loads(path.read_bytes()))):,} images validated"
         metas = [json.loads((part / "meta.json").read_bytes()) for part in arrays(path)]
         if not metas:
             return f"files: {sum(1 for file in path.rglob('*') if file.is_file()):,}" if path.is_dir() else "a file"

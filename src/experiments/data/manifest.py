@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.data import decoder
 from experiments.data.listing import DataIssue, Groups, list_images, printable
@@ -246,6 +246,16 @@ def unreadable(error: OSError) -> str:
     return f"cannot be read ({error.strerror}); check its permissions and the disk, or remove it"
 
 
+def listed_images(kept: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the images in the content of a file of `cache/manifests/`, by sha256.
+
+    Raises:
+        KeyError: it lists none.
+    """
+    images: Mapping[str, Any] = kept["images"] if "images" in kept else kept["pictures"]  # the name in version 0.1
+    return images
+
+
 def read_validation_results(file: Path) -> dict[str, _Facts] | str:
     """Return the valid images that a file of `cache/manifests/` lists, by sha256.
 
@@ -253,7 +263,7 @@ def read_validation_results(file: Path) -> dict[str, _Facts] | str:
     """
     try:
         kept = json.loads(file.read_bytes())
-        images = kept["images"] if "images" in kept else kept["pictures"]  # the name in version 0.1
+        images = listed_images(kept)
         if kept["sha256"] != array_cache.key(images):
             return "its content does not have the hash it was stored with"
         return {
@@ -356,7 +366,7 @@ def unchanged(root: Path, path: str, sha256: str) -> bytes:
     return content
 
 
-def _without_duplicates(groups: Groups, verdicts: _ValidationResults, faults: list[DataIssue]) -> Groups:
+def _without_duplicates(groups: Groups, results: _ValidationResults, issues: list[DataIssue]) -> Groups:
     """Add an issue for every duplicate image, and return the groups without those that can be skipped.
 
     Of duplicates within one split, only the first is kept; none is kept where their classes differ. Duplicates in
@@ -365,13 +375,13 @@ def _without_duplicates(groups: Groups, verdicts: _ValidationResults, faults: li
     same = defaultdict(list)
     for (split, class_name), members in groups.items():
         for path in members:
-            same[verdicts.sha256(path)].append((split, class_name, path))
+            same[results.sha256(path)].append((split, class_name, path))
     repeated = {sha256: places for sha256, places in same.items() if len(places) > 1}
     # Damaged files often have equal contents (empty files, error pages saved as images): they are no duplicates.
-    verdicts.judge(places[0][2] for places in repeated.values())
+    results.judge(places[0][2] for places in repeated.values())
     dropped = set()
     for sha256, ((split, class_name, path), *others) in repeated.items():
-        if sha256 in verdicts.bad:
+        if sha256 in results.bad:
             continue
         for other_split, other_class, other in others:
             if other_split != split:
@@ -380,33 +390,33 @@ def _without_duplicates(groups: Groups, verdicts: _ValidationResults, faults: li
                 text = f"the same image as {printable(path)}, in another class; remove the one that is wrong"
                 if path not in dropped:  # both are skipped, as either class may be wrong
                     both = f"the same image as {printable(other)}, in another class; remove the one that is wrong"
-                    faults.append(DataIssue(path, both, skippable=True))
+                    issues.append(DataIssue(path, both, skippable=True))
                 dropped |= {path, other}
             else:
                 text = f"the same image as {printable(path)}; remove one"
                 dropped.add(other)
-            faults.append(DataIssue(other, text, skippable=other in dropped))
+            issues.append(DataIssue(other, text, skippable=other in dropped))
     return {group: [path for path in members if path not in dropped] for group, members in groups.items()}
 
 
 # --- which images are used
 
 
-def _choose(groups: Groups, limit: Mapping[str, int | None], seed: int, verdicts: _ValidationResults) -> Groups:
+def _choose(groups: Groups, limit: Mapping[str, int | None], seed: int, results: _ValidationResults) -> Groups:
     """Return the first valid images of every class and split, up to the limit.
 
     Images that turn out to be invalid are replaced by the next ones.
     """
     ranked = {group: sorted(members, key=functools.partial(rank, seed)) for group, members in groups.items()}
     while True:
-        usable = {group: verdicts.usable(members) for group, members in ranked.items()}
+        usable = {group: results.usable(members) for group, members in ranked.items()}
         chosen = {group: members[: limit.get(group[0])] for group, members in usable.items()}
         # In the order in which the array cache is filled, so that the blocks of `Decoded` become free one by one.
         ordered = sorted((SPLITS.index(split), path) for (split, _), members in chosen.items() for path in members)
         paths = [path for _, path in ordered]
-        if all(verdicts.sha256(path) in verdicts.good for path in paths):
+        if all(results.sha256(path) in results.good for path in paths):
             return chosen
-        verdicts.judge(paths)
+        results.judge(paths)
 
 
 # --- arguments and messages
@@ -429,18 +439,18 @@ def _check_fractions(fractions: Mapping[str, float]) -> None:
         raise ConfigError(f"data.fractions must be {allowed}. Received: {dict(fractions)!r}")
 
 
-def message(root: Path, faults: Sequence[DataIssue], on_bad: str) -> str:
+def message(root: Path, issues: Sequence[DataIssue], on_bad: str) -> str:
     """Return the text of one error for all issues."""
     # Issues that cannot be skipped come first, so that they are among those shown.
-    ordered = sorted(faults, key=lambda fault: (fault.skippable, fault.path, fault.text))
-    count = f"{len(faults)} issue{'s' if len(faults) > 1 else ''}"
+    ordered = sorted(issues, key=lambda issue: (issue.skippable, issue.path, issue.text))
+    count = f"{len(issues)} issue{'s' if len(issues) > 1 else ''}"
     lines = [f"{count} in the images of {printable(str(root))} (data.root):"]
-    lines += [f"  {printable(fault.path)}: {fault.text}" for fault in ordered[:_SHOWN]]
+    lines += [f"  {printable(issue.path)}: {issue.text}" for issue in ordered[:_SHOWN]]
     if len(ordered) > _SHOWN:
         lines.append(f"  and {len(ordered) - _SHOWN} more")
-    skippable = sum(fault.skippable for fault in faults)
+    skippable = sum(issue.skippable for issue in issues)
     if on_bad == "error" and skippable:
-        rest = len(faults) - skippable
+        rest = len(issues) - skippable
         what = f"{skippable} of these; the other {rest} must be mended" if rest else "these files, and records which"
         lines.append(f"data.on_bad=skip leaves out {what}.")
     return "\n".join(lines)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +13,6 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 
 _log = logging.getLogger(__name__)
-
-if sys.platform != "win32":
-    pass
 
 
 def readable(size: float) -> str:
