@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -357,6 +357,35 @@ def test_runs_of_other_tools_in_the_same_store_are_left_alone(store: Store) -> N
     finally:
         for run in made:
             client.delete_run(run)
+
+
+@pytest.mark.parametrize("ended", ["FINISHED", None])
+def test_a_run_that_ends_while_lost_runs_are_marked_keeps_its_status(
+    store: Store, monkeypatch: pytest.MonkeyPatch, ended: str | None
+) -> None:
+    """Between the search for RUNNING runs and the look at its process, a run may end, and its process with it."""
+    client = mlflow.MlflowClient(store.uri)
+    experiment = client.get_experiment_by_name("experiments").experiment_id
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    run_id = client.create_run(experiment, tags=liveness.owner(process.pid) | {"run_folder": "x"}).info.run_id
+    lost = liveness.lost
+
+    def end_first(tags: Mapping[str, str]) -> bool:
+        if process.poll() is None:
+            if ended:
+                client.set_terminated(run_id, ended)
+            process.kill()
+            process.wait()
+        return lost(tags)
+
+    monkeypatch.setattr(liveness, "lost", end_first)
+    mlflow.set_tracking_uri(store.uri)
+    try:
+        liveness.mark_lost(experiment)
+        run = client.get_run(run_id)
+        assert (run.info.status, "failure" in run.data.tags) == ((ended, False) if ended else ("KILLED", True))
+    finally:
+        client.delete_run(run_id)
 
 
 def test_without_a_store_a_run_id_is_refused(config: Callable[..., schema.Config]) -> None:

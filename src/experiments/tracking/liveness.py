@@ -71,6 +71,11 @@ def mark_lost(experiment: str) -> None:
         if "run_folder" in run.data.tags and lost(run.data.tags):  # Runs without this tag belong to another tool.
             reason = "its process is gone (kill -9, out of memory, or the machine went down)"
             with contextlib.suppress(MlflowException):  # Another process may have deleted the run meanwhile.
+                # The process may have ended its run after the search and before it was found dead, or another process
+                # may have resumed the run. A dead process writes nothing more, so the second reading is conclusive.
+                now = client.get_run(run.info.run_id)
+                if now.info.status != "RUNNING" or not lost(now.data.tags):
+                    continue
                 client.set_tag(run.info.run_id, "failure", reason)
                 client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))
 
