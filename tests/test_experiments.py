@@ -19,6 +19,7 @@ from PIL import Image
 
 from experiments import train
 from experiments.config import schema
+from experiments.config.identity import run_identity
 from experiments.data import decoder
 from experiments.errors import ConfigError
 from experiments.system import paths
@@ -70,7 +71,7 @@ def test_every_preset_runs(
 ) -> None:
     settings = [*small(name, drawn), "debug=fast", "tracking=none"]
     read = config(*settings)
-    if name != tried.setdefault((schema.identity(read), str(read.data)), name):
+    if name != tried.setdefault((run_identity(read), str(read.data)), name):
         return  # the same run as another's, but for what debug overrides and how -m sweeps over it
     folder = start(tmp_path, name, *settings)
     config = yaml.safe_load((folder / "config.yaml").read_text())

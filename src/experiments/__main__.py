@@ -95,7 +95,7 @@ def run_verb(arguments: list[str]) -> None:
         sys.exit(0 if arguments else 2)
     verb = arguments[0]
     if verb not in VERBS:
-        from experiments.config.validation import nearest
+        from experiments.config.messages import nearest
 
         close = nearest(verb, VERBS)
         hint = f" Nearest: {close}." if close else ""

@@ -21,6 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
 from experiments.config import schema
+from experiments.config.identity import dump_yaml, logged
 from experiments.data import manifest
 from experiments.data.decoder import gray_range
 from experiments.data.input_pipeline import image_batches
@@ -243,7 +244,7 @@ def write_description(
 ) -> None:
     """Write the configuration, the manifest, data issues and the identity of a run to its directory and MLflow."""
     config = components.config
-    text = schema.dump_yaml(redacted(schema.logged(config)))
+    text = dump_yaml(redacted(logged(config)))
     atomic_files.write_file(folder / "config.yaml", text.encode())
     write_csv(folder / mlflow_run.MANIFEST, manifest.to_rows(dataset.manifest))
     if dataset.manifest.left_out:

@@ -11,6 +11,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import schema, validation
+from experiments.config.identity import dump_yaml, effective
 from experiments.system import paths
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -45,7 +46,7 @@ def test_golden(name: str, composed: Compose, request: pytest.FixtureRequest) ->
     """What a run reads, whole. A wanted change: `make golden`, and read the diff before committing it."""
     overrides = {"default": [], **{f"regime_{regime}": [f"regime={regime}"] for regime in REGIMES}}.get(name)
     config = composed(*inputs(*(preset(name) if overrides is None else overrides)))
-    found = schema.dump_yaml(schema.effective(validation.validate(config)))
+    found = dump_yaml(effective(validation.validate(config)))
     golden = GOLDEN / f"{name}.yaml"
     if request.config.getoption("--golden"):
         golden.parent.mkdir(exist_ok=True)

@@ -14,9 +14,10 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from experiments.config import validation
+from experiments.config import messages, validation
 from experiments.config.hydra_errors import explain
-from experiments.config.schema import Config, effective, head_run, identity
+from experiments.config.identity import effective, head_run, run_identity
+from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.system import paths
 
@@ -410,7 +411,7 @@ def test_effective_drops_what_the_regime_ignores(config: Read) -> None:
 ])  # fmt: skip
 def test_identity_moves_with_what_a_fine_tuning_run_reads(override: str, config: Read) -> None:
     base = ["regime=finetune"] if not override.startswith("regime=") else []
-    assert identity(config("regime=finetune")) != identity(config(*base, override))
+    assert run_identity(config("regime=finetune")) != run_identity(config(*base, override))
 
 
 @pytest.mark.parametrize("override", [
@@ -421,7 +422,7 @@ def test_identity_moves_with_what_a_fine_tuning_run_reads(override: str, config:
 ])  # fmt: skip
 def test_identity_rests_where_a_run_only_happens_elsewhere(override: str, config: Read) -> None:
     base = ["regime=finetune", "data=folder", "data.root=A"]
-    assert identity(config(*base)) == identity(config(*base, override))
+    assert run_identity(config(*base)) == run_identity(config(*base, override))
 
 
 @pytest.mark.parametrize("regime, override", [
@@ -432,14 +433,14 @@ def test_identity_rests_where_a_run_only_happens_elsewhere(override: str, config
     ("bottleneck", "regime.unfrozen_blocks=2"), ("bottleneck", "regime.head_optimizer.lr=0.5"),
 ])  # fmt: skip
 def test_identity_rests_where_the_regime_ignores_a_key(regime: str, override: str, config: Read) -> None:
-    assert identity(config(f"regime={regime}")) == identity(config(f"regime={regime}", override))
+    assert run_identity(config(f"regime={regime}")) == run_identity(config(f"regime={regime}", override))
 
 
 def test_identity_knows_a_debug_run_by_what_it_changes(config: Read) -> None:
     """The experiment it is filed under and what it must reach do not count."""
     same = ("epochs=60", "batch_size=8", "augmentation=none", "model.head.dropout=0.0")
-    assert identity(config("debug=overfit")) == identity(config(*same))
-    assert identity(config("debug=fast")) == identity(config("epochs=1", "batch_size=8"))
+    assert run_identity(config("debug=overfit")) == run_identity(config(*same))
+    assert run_identity(config("debug=fast")) == run_identity(config("epochs=1", "batch_size=8"))
 
 
 @pytest.mark.parametrize("override, counts", [
@@ -451,15 +452,15 @@ def test_identity_knows_a_debug_run_by_what_it_changes(config: Read) -> None:
 ])  # fmt: skip
 def test_identity_of_a_head_moves_with_what_its_own_phase_reads(override: str, counts: bool, config: Read) -> None:
     head, other = head_run(config("regime=finetune")), head_run(config("regime=finetune", override))
-    assert (identity(head) != identity(other)) is counts
+    assert (run_identity(head) != run_identity(other)) is counts
 
 
 def test_identity_knows_inputs_by_their_hashes(config: Read) -> None:
     read = config("regime=finetune")
     facts = {"data": "d", "weights": "w", "head": None, "version": "1"}
-    assert identity(read, **facts) == identity(read, **facts)
+    assert run_identity(read, **facts) == run_identity(read, **facts)
     for changed in ({"data": "e"}, {"weights": "v"}, {"head": "h"}, {"version": "2"}):
-        assert identity(read, **{**facts, **changed}) != identity(read, **facts)
+        assert run_identity(read, **{**facts, **changed}) != run_identity(read, **facts)
 
 
 @pytest.mark.parametrize("finetune, bottleneck", [
@@ -475,15 +476,15 @@ def test_the_head_of_fine_tuning_is_a_bottleneck_run(finetune: list[str], bottle
     """So that the head cache serves what a bottleneck run trained, and the other way round."""
     typed = config("regime=bottleneck", *bottleneck)
     derived = head_run(config("regime=finetune", *finetune))
-    assert identity(derived) == identity(typed)
+    assert run_identity(derived) == run_identity(typed)
     shown, expected = effective(derived), effective(typed)
     assert shown == expected
     other = config("regime=bottleneck", *bottleneck, "seed=9")
-    assert identity(derived) != identity(other)
+    assert run_identity(derived) != run_identity(other)
 
 
 def test_reads_tells_a_key_with_a_place_from_a_typo() -> None:
     good = ("tags.question", "model.layers.block9.filters", "model.head.dense.dense2", "optimizer.lr")
-    assert all(map(validation.is_known_key, good))
+    assert all(map(messages.is_known_key, good))
     bad = ("tag.question", "model.layers.block9.filers", "model.head.dense.dense1.unts", "lr", "epochs.more")
-    assert not any(map(validation.is_known_key, bad))
+    assert not any(map(messages.is_known_key, bad))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.config import schema, unused
+from experiments.config.identity import dump_yaml, logged
 from experiments.errors import ConfigError
 from experiments.runs import like
 
@@ -60,7 +61,7 @@ def test_weights_that_would_not_be_loaded_are_refused(config: Read, regime: str,
 
 def test_what_like_brings_is_not_typed(tmp_path: Path, config: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unused, "brought", [])
-    text = schema.dump_yaml(schema.logged(config("regime=finetune", "model.weights=body.weights.h5")))
+    text = dump_yaml(logged(config("regime=finetune", "model.weights=body.weights.h5")))
     (tmp_path / like.FILE).write_text(text)
     command = like.expand([f"like={tmp_path}", "regime=scratch"])
     assert any("weights" in override for override in unused.brought), "or there is nothing to be refused"

@@ -18,6 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from experiments.config import schema, validation
+from experiments.config.identity import head_run
 from experiments.data import decoder
 from experiments.data.types import Dataset
 from experiments.models import network
@@ -325,7 +326,7 @@ def test_the_head_is_shared_by_runs_that_would_train_the_same(drawn: Path, tmp_p
 
     def head(*settings: str) -> str:
         config = configured(drawn, tmp_path, *NETWORKS["convnet"], *settings)
-        return components.identity(schema.head_run(config), "data")
+        return components.identity(head_run(config), "data")
 
     first = head("regime=finetune")
     for setting in ("seed=1", "regime.head_epochs=1", "model.head.dropout=0.4", "regime.head_optimizer.lr=2e-3",

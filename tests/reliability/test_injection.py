@@ -20,6 +20,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from experiments.config import schema, validation
+from experiments.config.identity import dump_yaml, hidden, run_identity
+from experiments.config.identity import logged as logged_config
 from experiments.config.overrides import quoted
 from experiments.errors import ConfigError
 from experiments.regimes import build
@@ -129,7 +131,7 @@ VALUES: dict[str, Callable[[Plain, Path], Plain]] = {
 
 @pytest.fixture
 def logged(config: Callable[..., schema.Config], drawn: Path) -> Plain:
-    return schema.logged(config("data=folder", f"data.root={drawn}", "regime=finetune", "tracking=none"))
+    return logged_config(config("data=folder", f"data.root={drawn}", "regime=finetune", "tracking=none"))
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -238,10 +240,10 @@ def test_addresses_archives_and_weights_of_a_stranger_are_not_opened(
     config: Callable[..., schema.Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def expand(changes: Mapping[str, Any], *overrides: str) -> schema.Config:
-        plain = schema.logged(config("data=cats_vs_dogs", "regime=bottleneck"))
+        plain = logged_config(config("data=cats_vs_dogs", "regime=bottleneck"))
         for key, value in changes.items():
             plain = changed(key, value)(plain, tmp_path / "canary")
-        (tmp_path / "config.yaml").write_text(schema.dump_yaml(plain), encoding="utf-8")
+        (tmp_path / "config.yaml").write_text(dump_yaml(plain), encoding="utf-8")
         return config(*like.expand([f"like={tmp_path}", *overrides]))
 
     shipped = config("data=cats_vs_dogs").data
@@ -304,9 +306,9 @@ def test_what_is_taken_over_composes_into_the_same(config: Callable[..., schema.
         ["regime=finetune", "augmentation=strong", "regime.views=0", "data.root='/a b/it\\'s'", "data=folder"],
     ):
         wanted = config(*overrides)
-        (tmp_path / "config.yaml").write_text(schema.dump_yaml(schema.logged(wanted)), encoding="utf-8")
+        (tmp_path / "config.yaml").write_text(dump_yaml(logged_config(wanted)), encoding="utf-8")
         found = config(*like.expand([f"like={tmp_path}"]))
-        assert schema.identity(found) == schema.identity(wanted), overrides
+        assert run_identity(found) == run_identity(wanted), overrides
         assert found.data == wanted.data
 
 
@@ -314,7 +316,7 @@ def test_what_was_taken_away_stays_away_and_what_follows_from_other_keys_still_d
     config: Callable[..., schema.Config], tmp_path: Path
 ) -> None:
     def again(wanted: schema.Config, *overrides: str) -> schema.Config:
-        (tmp_path / "config.yaml").write_text(schema.dump_yaml(schema.logged(wanted)), encoding="utf-8")
+        (tmp_path / "config.yaml").write_text(dump_yaml(logged_config(wanted)), encoding="utf-8")
         return config(*like.expand([f"like={tmp_path}", *overrides]))
 
     for overrides in (
@@ -322,7 +324,7 @@ def test_what_was_taken_away_stays_away_and_what_follows_from_other_keys_still_d
         ["model.head.dense.dense1=null"], ["+model.head.dense.one-more={units: 9}", "~model.head.dense.dense1"],
     ):  # fmt: skip
         wanted = config(*overrides)
-        assert schema.identity(again(wanted)) == schema.identity(wanted), overrides
+        assert run_identity(again(wanted)) == run_identity(wanted), overrides
     first = config("regime=scratch", "optimizer.lr=0.5")
     assert again(first, "+model.layers.block4={filters: 9}").model.blocks == ["block1", "block2", "block3", "block4"]
     assert again(first, "model=mobilenet_v2", "model.weights=null").data.image_size == 224
@@ -335,15 +337,15 @@ def test_what_was_taken_away_stays_away_and_what_follows_from_other_keys_still_d
 def test_a_configuration_of_an_earlier_version_is_completed(
     config: Callable[..., schema.Config], tmp_path: Path
 ) -> None:
-    plain = schema.logged(config("epochs=7"))
+    plain = logged_config(config("epochs=7"))
     del plain["data"]["on_bad"], plain["loss"], plain["evaluate"]
-    (tmp_path / "config.yaml").write_text(schema.dump_yaml(plain), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text(dump_yaml(plain), encoding="utf-8")
     found = config(*like.expand([f"like={tmp_path}"]))
     assert (found.epochs, found.data.on_bad, found.loss) == (7, "error", "cross_entropy")
 
 
 def test_the_values_of_options_stay_with_them(tmp_path: Path, config: Callable[..., schema.Config]) -> None:
-    (tmp_path / "config.yaml").write_text(schema.dump_yaml(schema.logged(config("epochs=7", "seed=5"))), "utf-8")
+    (tmp_path / "config.yaml").write_text(dump_yaml(logged_config(config("epochs=7", "seed=5"))), "utf-8")
     given = like.expand(["--config-dir", str(tmp_path), "-m", f"like={tmp_path}", "seed=1,2"])
     assert given == ["--config-dir", str(tmp_path), "-m", "++epochs=7", "seed=1,2"]
 
@@ -357,7 +359,7 @@ def test_overrides_come_on_top_and_a_group_chosen_anew_is_chosen_whole(
     config: Callable[..., schema.Config], tmp_path: Path
 ) -> None:
     wanted = config("regime=finetune", "optimizer.lr=0.5", "model.head.dropout=0.9", "epochs=7")
-    (tmp_path / "config.yaml").write_text(schema.dump_yaml(schema.logged(wanted)), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text(dump_yaml(logged_config(wanted)), encoding="utf-8")
     found = config(*like.expand(["epochs=8", f"like={tmp_path}", "optimizer=adam"]))
     assert found.epochs == 8 and found.optimizer.name == "adam" and found.optimizer.lr != 0.5
     assert found.model.head.dropout == 0.9 and found.regime.name == "finetune"
@@ -377,10 +379,10 @@ def test_no_way_around_hides_the_environment(
     monkeypatch.setenv("SECRET", "hidden")
     monkeypatch.setenv("NUMBER", "0.123")
     found = config("data=folder", "data.root=${oc.env:SECRET}", f"notes={way}", "+tags={of.dot: '${oc.env:SECRET}'}")
-    assert found.notes == "hidden" and "hidden" not in schema.dump_yaml(schema.logged(found))
-    assert schema.hidden(found, "no folder hidden/x") == "no folder ${oc.env:SECRET}/x"
+    assert found.notes == "hidden" and "hidden" not in dump_yaml(logged_config(found))
+    assert hidden(found, "no folder hidden/x") == "no folder ${oc.env:SECRET}/x"
     nested = config("optimizer=sgd", "optimizer.clipnorm='${oc.decode:${oc.env:NUMBER}}'")
-    assert nested.optimizer.clipnorm == 0.123 and "0.123" not in schema.dump_yaml(schema.logged(nested))
+    assert nested.optimizer.clipnorm == 0.123 and "0.123" not in dump_yaml(logged_config(nested))
 
 
 def test_what_comes_from_the_environment_is_logged_as_it_was_written(
@@ -391,7 +393,7 @@ def test_what_comes_from_the_environment_is_logged_as_it_was_written(
     monkeypatch.setenv("SECRET", str(tmp_path / "hidden"))
     found = config("data=folder", "data.root=${oc.env:SECRET}/photos", "notes=${data.root}", "model.weights=null")
     assert found.data.arguments["root"] == f"{tmp_path}/hidden/photos"
-    text = schema.dump_yaml(schema.logged(found))
+    text = dump_yaml(logged_config(found))
     assert "hidden" not in text and "root: ${oc.env:SECRET}/photos" in text and "notes: ${data.root}" in text
     assert mlflow_run.flat_parameters(found)["data.root"] == "${oc.env:SECRET}/photos"
-    assert schema.identity(found) == schema.identity(config("data=folder", "data.root=elsewhere", "model.weights=null"))
+    assert run_identity(found) == run_identity(config("data=folder", "data.root=elsewhere", "model.weights=null"))

@@ -17,7 +17,8 @@ import pytest
 from hydra.core.utils import JobReturn, JobStatus
 
 from experiments import train
-from experiments.config.schema import Config, identity
+from experiments.config.identity import run_identity
+from experiments.config.schema import Config
 from experiments.runs import run_directory
 from experiments.sweeps import local, plan, plots, summary_files
 from experiments.sweeps.plan import PlannedRun
@@ -48,7 +49,7 @@ class Trained:
         return list(self.runs)
 
     def identity(self, config: Config) -> str:
-        return identity(config, data=f"{self.data} {config.data.fold}")
+        return run_identity(config, data=f"{self.data} {config.data.fold}")
 
     def ask(self, function: str, *arguments: Any) -> dict[str, Any]:
         if function == "conclude":

@@ -16,7 +16,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 from rich.table import Table
 
-from experiments.config import schema, validation
+from experiments.config import credentials, schema, validation
 from experiments.errors import ConfigError
 from experiments.system import redaction
 from experiments.system.progress import PlainConsole, Terminal
@@ -161,7 +161,7 @@ def test_a_composed_configuration_is_concealed_and_read_whole(
 ) -> None:
     given = ("tracking.uri=postgresql://me:pw-1@${data.name}/db", "+tags.api_key=xyz")
     made = composed(*given)
-    validation.conceal(made)
+    credentials.conceal(made)
     assert "pw-1" not in str(made) and "xyz" not in str(made)
     read = validation.validate(made)  # type: ignore[arg-type]
     assert read.tracking.uri == "postgresql://me:pw-1@synthetic/db" and read.tags["api_key"] == "xyz"

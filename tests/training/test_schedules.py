@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.config import schema
+from experiments.config.identity import head_run
 from experiments.data.input_pipeline import eval_batches, feature_batches
 from experiments.regimes.build import build_recipe
 from experiments.training import schedules
@@ -189,4 +190,4 @@ def test_a_run_s_plateau_is_keras_s_on_its_own_curve(monitor: str, config: Read)
 def test_a_head_trains_at_a_constant_rate_whatever_fine_tuning_does(config: Read) -> None:
     read = config("regime=finetune", "schedule=cosine", "schedule.warmup=2", "regime.head_epochs=3",
                   "regime.head_optimizer.lr=0.25")  # fmt: skip
-    assert rates(trained(build_recipe(schema.head_run(read), "regime.head_optimizer"))) == [0.25] * 3
+    assert rates(trained(build_recipe(head_run(read), "regime.head_optimizer"))) == [0.25] * 3

@@ -111,7 +111,7 @@ def save_figure(
         run: the run that the configuration belongs to, if any.
         facts: values on which the figure depends besides the configuration.
     """
-    from experiments.config import schema
+    from experiments.config.identity import run_identity
     from experiments.runs import run_directory
     from experiments.storage import atomic_files
     from experiments.tracking import mlflow_run
@@ -119,7 +119,7 @@ def save_figure(
 
     beside = run and run.folder and run.folder / "figures" / f"{name}.png"
     # The name is derived from the content, so that the same command always writes the same file.
-    identity = schema.identity(config, run=run.name if run else None, **facts)[:8]
+    identity = run_identity(config, run=run.name if run else None, **facts)[:8]
     path = arguments.output or beside or Path(config.outputs) / "inspect" / f"{name}-{identity}.png"
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=arguments.dpi)

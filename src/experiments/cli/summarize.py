@@ -35,8 +35,8 @@ def summarize(folder: Path) -> None:
     Raises:
         ConfigError: the directory holds no sweep, or the tracking store's password is not known.
     """
+    from experiments.config.credentials import revealed
     from experiments.config.schema import Config
-    from experiments.config.validation import revealed
     from experiments.sweeps import summary_files
     from experiments.sweeps.plan import SWEEP
     from experiments.sweeps.sweeper import show

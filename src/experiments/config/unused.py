@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 
+from experiments.config.messages import format_errors
 from experiments.config.schema import Config
-from experiments.config.validation import format_errors
 from experiments.errors import ConfigError
 
 # For each key that names weights: what a regime that ignores it does instead, and what to do.

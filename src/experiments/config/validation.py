@@ -1,28 +1,20 @@
-"""Validation of composed configurations: each error names the key, what is allowed, what was received.
-
-All errors are found before Keras is imported, and `read` gathers them into one ConfigError. Where a name is misspelt,
-its error also gives the nearest valid one.
-"""
+"""Validation of composed configurations, before Keras is imported: all errors in one ConfigError."""
 
 from __future__ import annotations
 
-import difflib
-import os
-import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, get_args
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from experiments.config.overrides import as_typed
-from experiments.config.schema import (
+from experiments.config.credentials import from_environment, lost_credentials, revealed
+from experiments.config.messages import error_key, error_line, format_errors, is_of_other_member, unknown_key
+from experiments.config.schema import (  # fmt: skip
     ARGUMENTS,
     GROUPS,
     PROBABILISTIC,
@@ -36,7 +28,7 @@ from experiments.config.schema import (
 )
 from experiments.errors import ConfigError
 from experiments.system import paths
-from experiments.system.redaction import is_concealed, redacted, remember, reveal
+from experiments.system.redaction import redacted
 
 # The resolvers that conf/ uses. They are registered here because every composed configuration is validated.
 OmegaConf.register_new_resolver("default_outputs", paths.default_outputs, replace=True)
@@ -74,18 +66,17 @@ def validate(composed: DictConfig) -> Config:
     plain = with_current_targets(plain)
     lines = [f"{key}: no value. Give one: {key}=..." for key in missing]
     wrong = {key.split(".")[0] for key in missing}
-    lost = {key: text for key, text in _texts(plain) if is_concealed(text) and not key.startswith(("tags.", "notes"))}
     lines += [
         f"{key}: its password is missing, as a run's folder holds none. Give the value again: {key}=..., or the "
         f"environment variable that holds it, such as MLFLOW_TRACKING_URI. Received: {text}"
-        for key, text in lost.items()
+        for key, text in lost_credentials(plain).items()
     ]
     try:
         config = Config.model_validate(plain)
     except ValidationError as error:
-        found = [fault for fault in error.errors() if _key(fault) not in missing and not _meant_otherwise(fault)]
-        lines += [_sentence(fault) for fault in found]
-        wrong |= {str(fault["loc"][0]) for fault in found}
+        found = [one for one in error.errors() if error_key(one) not in missing and not is_of_other_member(one)]
+        lines += map(error_line, found)
+        wrong |= {str(one["loc"][0]) for one in found}
     for group in GROUPS:
         lines += _argument_errors(group, plain.get(group), missing)
     if isinstance(plain.get("regime"), dict):
@@ -103,113 +94,6 @@ def validate(composed: DictConfig) -> Config:
     return config
 
 
-def revealed(value: Any, key: str = "", change: Callable[[str, str], str] = reveal) -> Any:
-    """Return plain values with the credentials from the command line or the environment restored.
-
-    Args:
-        value: a configuration, or the part of it at `key`.
-        key: the dotted key of `value`; empty for a whole configuration.
-        change: returns the new value of a text, given the text and its dotted key.
-    """
-    if isinstance(value, str):
-        return change(value, key)
-    if isinstance(value, dict):
-        return {name: revealed(below, f"{key}.{name}".lstrip("."), change) for name, below in value.items()}
-    if isinstance(value, list):
-        return [revealed(below, f"{key}.{at}", change) for at, below in enumerate(value)]
-    return value
-
-
-def revealed_config(config: Config, change: Callable[[str, str], str] = reveal) -> Config:
-    """Return a validated configuration with its texts changed as by `revealed`, validated again."""
-    made = Config.model_validate(revealed(config.model_dump(by_alias=True, mode="json"), change=change))
-    made._unresolved = config._unresolved
-    return made
-
-
-def concealed_config(config: Config) -> Config:
-    """Return a validated configuration with its credentials redacted, to be written to a file.
-
-    `revealed_config` restores them in this process and its children.
-    """
-    return revealed_config(config, lambda text, key: remember(key, text))
-
-
-def conceal(node: Any, key: str = "") -> None:
-    """Redact the credentials in a composed configuration in place, before Hydra writes it; `read` restores them."""
-    for name in node if isinstance(node, DictConfig) else range(len(node)):
-        child, path = node._get_node(name), f"{key}.{name!s}".lstrip(".")
-        if path == "hydra" or child._is_none() or child._is_missing():
-            continue
-        if isinstance(child, DictConfig | ListConfig):
-            if not child._is_interpolation():
-                conceal(child, path)
-        elif isinstance(written := child._value(), str) and (hidden := redacted(written, path)) != written:
-            remember(path, str(node[name]))  # the value with its interpolations resolved
-            child._set_value(hidden)
-
-
-def from_environment(composed: DictConfig) -> dict[str, str]:
-    """Return the unresolved text of every value that depends on an environment variable, by key.
-
-    A value may depend on the variable directly, or through interpolations of other keys.
-    """
-    raw = dict(_texts(OmegaConf.to_container(composed, resolve=False)))
-    calls = r"\$\{\s*(oc\.env|tracking_uri)\b" if os.environ.get("MLFLOW_TRACKING_URI") else r"\$\{\s*oc\.env\b"
-    found = {key for key, text in raw.items() if re.search(calls, text)}
-    while True:
-        # Keys that refer to a key found so far, or to a parent or a child of one.
-        through = {
-            key
-            for key, text in raw.items()
-            for named in _named(key, text)
-            if any(f"{one}.".startswith(f"{named}.") or f"{named}.".startswith(f"{one}.") for one in found)
-        } - found
-        if not through:
-            return {key: raw[key] for key in sorted(found)}
-        found |= through
-
-
-def _texts(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every text in nested mappings with its dotted key; a list with interpolations counts as one text."""
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _texts(value, f"{prefix}{name}.")
-        elif isinstance(value, str):
-            yield f"{prefix}{name}", value
-        elif isinstance(value, list) and "${" in str(value):
-            yield f"{prefix}{name}", str(value)
-
-
-def _named(key: str, text: str) -> Iterator[str]:
-    """Yield the keys that a value's interpolations may refer to: ${data.root}, ${data[root]}, ${.root} beside it."""
-    if "${" in text:
-        for dots, name in re.findall(r"(\.*)([\w.]*\w)", re.sub(r"\[(\w+)\]", r".\1", text)):
-            parents = key.split(".")[: -len(dots)] if dots else []
-            yield ".".join([*parents, name])
-
-
-def format_errors(lines: list[str]) -> str:
-    """Return one error message with all the lines."""
-    return "\n".join(["The configuration cannot be used:", *(f"  {line}" for line in lines)])
-
-
-def nearest(name: str, allowed: Iterable[str]) -> str | None:
-    """Return the allowed name that is most similar to a misspelt one; None if none is similar enough."""
-    matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
-    return matches[0] if matches else None
-
-
-def unknown_key(key: str, allowed: Iterable[str], received: Any, close: str | None = None) -> str:
-    """Return the message for a key that nothing reads; `close` is the full intended key, if the caller knows it."""
-    *parents, name = key.split(".")
-    names = sorted(set(allowed) - {"name", "target", "_target_", "ignores"})
-    sibling = nearest(name, names)
-    close = close or (sibling and ".".join([*parents, sibling]))
-    hint = f" Nearest: {close}." if close else ""
-    return f"{key}: nothing reads this key. Received: {received!r}. Allowed here: {', '.join(names)}.{hint}"
-
-
 def with_current_targets(node: Any) -> Any:
     """Return plain values with each `_target_` of version 0.1 replaced by its present name, and warn of each."""
     if isinstance(node, list):
@@ -225,97 +109,6 @@ def with_current_targets(node: Any) -> Any:
                 text = f"_target_: {target} is now called {found['_target_']}; the old name will be removed"
                 warnings.warn(text, FutureWarning, stacklevel=2)
     return found
-
-
-def is_known_key(key: str) -> bool:
-    """Return whether the schema accepts a key, even if the composed configuration lacks it, as with tags.question."""
-    places: list[Any] = [Config]
-    for part in key.split("."):
-        below: list[Any] = []
-        for place in places:
-            if get_origin(place) is dict:
-                below += _options(get_args(place)[1])
-            elif isinstance(place, type) and issubclass(place, BaseModel) and part in place.model_fields:
-                below += _options(place.model_fields[part].annotation)
-        places = below
-    return bool(places)
-
-
-def _options(annotation: Any) -> list[Any]:
-    """Return the members of a union, or a list of the annotation itself if it is no union."""
-    return list(get_args(annotation)) if get_origin(annotation) is UnionType else [annotation]
-
-
-def _key(fault: Mapping[str, Any], prefix: str = "") -> str:
-    parts = [str(part) for part in fault["loc"]]
-    # pydantic adds the member of a union and the side of a mapping, which are not part of the key in the configuration.
-    return ".".join(
-        [*([prefix] if prefix else []), *(part for part in parts if not re.match(r"literal\[|dict\[|\[key\]", part))]
-    )
-
-
-def _meant_otherwise(fault: Mapping[str, Any]) -> bool:
-    """Return whether an error comes from a member of a union that the value was not meant for.
-
-    For example, pydantic also reports that the misspelt text balancd is no mapping.
-    """
-    members = [str(part).partition("[")[0] for part in fault["loc"] if "[" in str(part)]
-    is_mapping = isinstance(fault["input"], Mapping)
-    return ("literal" in members and is_mapping) or ("dict" in members and fault["type"] == "dict_type")
-
-
-def _sentence(fault: Mapping[str, Any], root: Any = Config, prefix: str = "") -> str:
-    """Return the message for one of pydantic's errors: key, what is allowed, what was received.
-
-    Args:
-        fault: the error.
-        root: the model that was validated.
-        prefix: the key of `root` in the configuration.
-    """
-    key = _key(fault, prefix)
-    if fault["type"] == "extra_forbidden":
-        model: Any = root
-        for part in fault["loc"][:-1]:
-            model = _model_below(model, str(part))
-        return unknown_key(key, model.model_fields, fault["input"])
-    if fault["type"] == "missing":
-        return f"{key}: no value, and the run needs one. Give one: +{key}=..."
-    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    message = message.partition(" or instance of ")[0]
-    if fault["type"] == "string_pattern_mismatch":
-        message = f"of the form {fault['ctx']['pattern']}"
-    if key == "class_weights":
-        message = "'balanced', null (all alike) or {CLASS: WEIGHT, ...}"
-    if fault["type"] == "value_error":
-        return f"{key}: {message}"
-    line = f"{key}: must be {message}. Received: {fault['input']!r}"
-    if fault["type"] == "string_type" and isinstance(fault["input"], int | float | list):
-        line += _as_text(key)
-    if fault["type"] != "literal_error":
-        return line
-    close = nearest(str(fault["input"]), re.findall(r"'([^']*)'", fault["ctx"]["expected"]))
-    return f"{line}. Nearest: {close}" if close else line
-
-
-def _as_text(key: str) -> str:
-    """Return a hint on how to type as text a value that Hydra has read as a number or a list; empty if unknown."""
-    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    values = [one.partition("=")[2] for one in typed if one.lstrip("+").startswith(f"{key}=")]
-    text = as_typed(key, values[-1]) if values else None
-    return f". As text it is typed: {text}" if text else ""
-
-
-def _model_below(model: type[BaseModel], part: str) -> type[BaseModel]:
-    """Return the model one step down an error's path; a step into a mapping stays at the model of its values."""
-    field = model.model_fields.get(part)
-    if field is None:
-        return model
-    below = [kind for kind in _kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
-    return below[0]
-
-
-def _kinds(annotation: Any) -> list[Any]:
-    return [annotation, *(inner for kind in get_args(annotation) for inner in _kinds(kind))]
 
 
 @cache
@@ -346,7 +139,7 @@ def _argument_errors(group: str, node: Any, missing: Iterable[str], prefix: str 
             try:
                 _checks(group, name).validate_python(value)
             except ValidationError as error:
-                lines += [_sentence(fault, ARGUMENTS[group][name], key) for fault in error.errors()]
+                lines += [error_line(one, ARGUMENTS[group][name], key) for one in error.errors()]
         elif (kind := _kind(known[name])) and kind != _kind(value):
             lines.append(f"{key}: must be a {kind}, as in {group}={node.get('name')}. Received: {value!r}")
     return lines

@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from rich import box
 from rich.table import Table
 
-from experiments.config.schema import Config, head_run
+from experiments.config.identity import head_run
+from experiments.config.schema import Config
 from experiments.evaluation.plots import BANDS, PALETTE, QUIET, STYLE
 from experiments.regimes.build import build_recipe
 from experiments.training.types import TrainingPhase

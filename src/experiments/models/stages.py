@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import keras
 
-from experiments.config.validation import nearest
+from experiments.config.messages import nearest
 from experiments.errors import ConfigError
 
 SHRINKS = 1.5  # A stage begins where the resolution falls by this factor; convolutions without padding reduce it less.

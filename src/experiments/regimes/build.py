@@ -22,7 +22,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from experiments.config import schema, validation
+from experiments.config import messages
+from experiments.config.identity import head_run, run_identity
 from experiments.config.schema import Component, Config
 from experiments.data.types import Augmentation
 from experiments.errors import ConfigError, DataError
@@ -82,7 +83,7 @@ def build(config: Config, files: Mapping[str, Path], backbone: Backbone | None =
         backbone=backbone,
         head=functools.partial(build_head, config, backbone),
         recipe=build_recipe(config, "optimizer"),
-        head_recipe=build_recipe(schema.head_run(config), "regime.head_optimizer"),
+        head_recipe=build_recipe(head_run(config), "regime.head_optimizer"),
         regime=resolve(config, "regime", config.regime.target),
         head_file=head_file,
         identity=functools.partial(_identity, backbone.identity, file_hash(head_file) if head_file else None),
@@ -143,8 +144,8 @@ def construct(key: str, function: Any, arguments: Mapping[str, Any]) -> Any:
     unknown = [name for name in arguments if name not in (*named, "dtype", "name", "trainable")]
     # Keras's classes pass their **kwargs on to a base class, which accepts little else than the three names above.
     if unknown and (inspect.isclass(function) or len(named) == len(parameters)):
-        lines = [validation.unknown_key(f"{key}.{name}", named, arguments[name]) for name in unknown]
-        raise ConfigError(validation.format_errors(lines))
+        lines = [messages.unknown_key(f"{key}.{name}", named, arguments[name]) for name in unknown]
+        raise ConfigError(messages.format_errors(lines))
     # YAML and the command line yield the integer 0 for 0.0, which Keras's SGD does not accept as momentum.
     numbers = {name for name, parameter in parameters.items() if type(parameter.default) is float}
     typed = {
@@ -485,4 +486,4 @@ def _with_download(config: Config, constructor: Any, arguments: dict[str, Any]) 
 
 def _identity(backbone: str, head: str | None, config: Config, fingerprint: str) -> str:
     version = importlib.metadata.version("experiments")
-    return schema.identity(config, data=fingerprint, weights=backbone, head=head, version=version)
+    return run_identity(config, data=fingerprint, weights=backbone, head=head, version=version)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.config.schema import head_run
+from experiments.config.identity import head_run
 from experiments.data.augmentation import Identity
 from experiments.data.input_pipeline import Batches, eval_batches, feature_batches, image_batches, map_features
 from experiments.data.types import Dataset

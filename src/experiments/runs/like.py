@@ -21,9 +21,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import unused
+from experiments.config.identity import NOT_IDENTITY
+from experiments.config.messages import unknown_key
 from experiments.config.overrides import quoted
-from experiments.config.schema import GROUPS, NOT_IDENTITY, Config
-from experiments.config.validation import unknown_key
+from experiments.config.schema import GROUPS, Config
 from experiments.errors import ConfigError
 from experiments.runs.run_directory import store_of
 from experiments.system.paths import CONF

@@ -23,7 +23,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from experiments.config import unused, validation
+from experiments.config import credentials, unused, validation
 from experiments.config.overrides import literal, quoted
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
@@ -77,7 +77,7 @@ class ValidateBeforeRun(Callback):
             with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
                 config.hydra.runtime.output_dir = folder
             HydraConfig.instance().set_config(config)
-            validation.conceal(config)
+            credentials.conceal(config)
             checked = validation.validate(config)
             if checked.resume is None:
                 unused.check_weights([checked], config.hydra.overrides.task)

@@ -30,7 +30,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import validation
+from experiments.config import credentials
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.sweeps.local import GRACE, LOG, LocalLauncher, invoke, last_lines, why_ended
@@ -249,11 +249,11 @@ class Task:
     """
 
     def __init__(self, job: PlannedRun, *arguments: Any) -> None:
-        self.job = _with_config(job, validation.concealed_config)
+        self.job = _with_config(job, credentials.concealed_config)
         self.arguments, self.leaving = arguments, False
 
     def __call__(self) -> str | None:
-        job = _with_config(self.job, validation.revealed_config)
+        job = _with_config(self.job, credentials.revealed_config)
         return work(job, *self.arguments, leaving=lambda: self.leaving)
 
     def checkpoint(self) -> Any:

@@ -21,10 +21,11 @@ from hydra.core.override_parser.types import Override
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from experiments.config import validation
+from experiments.config import credentials, messages, validation
 from experiments.config.hydra_errors import explain
+from experiments.config.identity import effective
 from experiments.config.overrides import quoted
-from experiments.config.schema import GROUPS, Config, effective, shipped
+from experiments.config.schema import GROUPS, Config, shipped
 from experiments.errors import ConfigError
 from experiments.runs import run_directory
 from experiments.storage import atomic_files
@@ -115,7 +116,7 @@ def parse(arguments: Sequence[str], context: HydraContext) -> list[Override]:
     parsed = OverridesParser.create(config_loader=context.config_loader).parse_overrides(list(arguments))
     overrides = list({override.get_key_element().lstrip("+~"): override for override in parsed}.values())
     if wrong := [line for override in overrides for line in repeated(override)]:
-        raise ConfigError(validation.format_errors(wrong))
+        raise ConfigError(messages.format_errors(wrong))
     return overrides
 
 
@@ -197,7 +198,7 @@ def compose(
                 composed.hydra.job.num = number
                 HydraConfig.instance().cfg = composed  # so that ${hydra:...} resolves to this job's values
                 check_hydra(composed, master, overrides)
-                validation.conceal(composed)
+                credentials.conceal(composed)
                 found.append(Composed(validation.validate(composed), composed))
             except ConfigError as error:
                 wrong[str(error)] = values

@@ -16,8 +16,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
+from experiments.config.identity import NOT_IDENTITY
 from experiments.config.overrides import quoted
-from experiments.config.schema import NOT_IDENTITY, Config
+from experiments.config.schema import Config
 from experiments.evaluation.comparison_text import baseline_sentences
 from experiments.evaluation.evaluate import Baseline, majority_baseline
 from experiments.evaluation.statistics import mean_interval, wilson

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 from hydra.types import HydraContext
 
-from experiments.config import validation
+from experiments.config import messages
 from experiments.errors import ConfigError
 from experiments.sweeps.plan import REPEATS, Job, grid
 
@@ -108,7 +108,7 @@ def _check(
         f"{key}: is set by the rungs (sweep.rungs). Leave it out, or change the rungs" for key in typed if key in own
     ]
     if wrong:
-        raise ConfigError(validation.format_errors(wrong))
+        raise ConfigError(messages.format_errors(wrong))
 
 
 def without_repeated(jobs: Sequence[Job]) -> list[Job]:

@@ -27,7 +27,8 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
-from experiments.config.schema import LOWER_IS_BETTER, NOT_IDENTITY, Config, effective
+from experiments.config.identity import NOT_IDENTITY, effective
+from experiments.config.schema import LOWER_IS_BETTER, Config
 from experiments.errors import ConfigError
 from experiments.sweeps import plan
 from experiments.sweeps.plan import Job

@@ -28,7 +28,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.config import unused, validation
+from experiments.config import credentials, unused
 from experiments.config.overrides import quoted
 from experiments.config.schema import LOWER_IS_BETTER, Config
 from experiments.errors import ConfigError
@@ -122,7 +122,7 @@ class Sweeper(HydraSweeper):
         self.common = configs[0]
         if len({config.tracking.uri for config in configs}) > 1 or len({config.outputs for config in configs}) > 1:
             raise ConfigError("tracking and outputs: a sweep has one of each. They cannot be swept over")
-        whole = validation.revealed(OmegaConf.to_container(self.master.sweep, resolve=True), "sweep")
+        whole = credentials.revealed(OmegaConf.to_container(self.master.sweep, resolve=True), "sweep")
         if any(config.sweep != self.common.sweep for config in configs) or self.common.sweep.model_dump() != whole:
             raise ConfigError(
                 "sweep: its own settings cannot be swept over, nor come with a choice that is (such as a preset with "

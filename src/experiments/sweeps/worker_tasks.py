@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from experiments import run
 from experiments.config.hydra_errors import disk_full, refused
-from experiments.config.schema import Config, head_run
+from experiments.config.identity import head_run
+from experiments.config.schema import Config
 from experiments.data.types import Dataset
 from experiments.errors import ConfigError, DataError
 from experiments.models.network import split_network

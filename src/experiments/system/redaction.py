@@ -3,7 +3,7 @@
 Credentials are recognised by their form or by their value, and replaced by ***.
 
 Three places use this module: the streams and log records of a process (`install`), the command line
-(`conceal_arguments`) and the composed configuration (`validation.conceal`), from which everything that a run writes is
+(`conceal_arguments`) and the composed configuration (`credentials.conceal`), from which everything that a run writes is
 made. The credentials of the latter two stay in the environment of this process and its children, so that `reveal` can
 restore them where they are used.
 """

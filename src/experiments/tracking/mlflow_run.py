@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock
 
-from experiments.config.schema import NOT_IDENTITY, Config, hidden, logged
+from experiments.config.identity import NOT_IDENTITY, hidden, logged
+from experiments.config.schema import Config
 from experiments.data.types import Dataset
 from experiments.errors import ConfigError, Pruned
 from experiments.storage.atomic_files import draft, sync

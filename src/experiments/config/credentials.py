@@ -1,0 +1,105 @@
+"""Credentials and values from the environment in a configuration: redacted where it is written, restored where used."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from experiments.config.schema import Config
+from experiments.system.redaction import is_concealed, redacted, remember, reveal
+
+
+def revealed(value: Any, key: str = "", change: Callable[[str, str], str] = reveal) -> Any:
+    """Return plain values with the credentials from the command line or the environment restored.
+
+    Args:
+        value: a configuration, or the part of it at `key`.
+        key: the dotted key of `value`; empty for a whole configuration.
+        change: returns the new value of a text, given the text and its dotted key.
+    """
+    if isinstance(value, str):
+        return change(value, key)
+    if isinstance(value, dict):
+        return {name: revealed(below, f"{key}.{name}".lstrip("."), change) for name, below in value.items()}
+    if isinstance(value, list):
+        return [revealed(below, f"{key}.{at}", change) for at, below in enumerate(value)]
+    return value
+
+
+def revealed_config(config: Config, change: Callable[[str, str], str] = reveal) -> Config:
+    """Return a validated configuration with its texts changed as by `revealed`, validated again."""
+    made = Config.model_validate(revealed(config.model_dump(by_alias=True, mode="json"), change=change))
+    made._unresolved = config._unresolved
+    return made
+
+
+def concealed_config(config: Config) -> Config:
+    """Return a validated configuration with its credentials redacted, to be written to a file.
+
+    `revealed_config` restores them in this process and its children.
+    """
+    return revealed_config(config, lambda text, key: remember(key, text))
+
+
+def conceal(node: Any, key: str = "") -> None:
+    """Redact the credentials in a composed configuration in place, before Hydra writes it; `validate` restores them."""
+    for name in node if isinstance(node, DictConfig) else range(len(node)):
+        child, path = node._get_node(name), f"{key}.{name!s}".lstrip(".")
+        if path == "hydra" or child._is_none() or child._is_missing():
+            continue
+        if isinstance(child, DictConfig | ListConfig):
+            if not child._is_interpolation():
+                conceal(child, path)
+        elif isinstance(written := child._value(), str) and (hidden := redacted(written, path)) != written:
+            remember(path, str(node[name]))  # the value with its interpolations resolved
+            child._set_value(hidden)
+
+
+def lost_credentials(plain: Mapping[str, Any]) -> dict[str, str]:
+    """Return the values whose credentials are redacted and could not be restored, by dotted key."""
+    texts = {key: text for key, text in _texts(plain) if not key.startswith(("tags.", "notes"))}
+    return {key: text for key, text in texts.items() if is_concealed(text)}
+
+
+def from_environment(composed: DictConfig) -> dict[str, str]:
+    """Return the unresolved text of every value that depends on an environment variable, by key.
+
+    A value may depend on the variable directly, or through interpolations of other keys.
+    """
+    raw = dict(_texts(OmegaConf.to_container(composed, resolve=False)))
+    calls = r"\$\{\s*(oc\.env|tracking_uri)\b" if os.environ.get("MLFLOW_TRACKING_URI") else r"\$\{\s*oc\.env\b"
+    found = {key for key, text in raw.items() if re.search(calls, text)}
+    while True:
+        # Keys that refer to a key found so far, or to a parent or a child of one.
+        through = {
+            key
+            for key, text in raw.items()
+            for named in _named(key, text)
+            if any(f"{other}.".startswith(f"{named}.") or f"{named}.".startswith(f"{other}.") for other in found)
+        } - found
+        if not through:
+            return {key: raw[key] for key in sorted(found)}
+        found |= through
+
+
+def _texts(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text in nested mappings with its dotted key; a list with interpolations counts as one text."""
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _texts(value, f"{prefix}{name}.")
+        elif isinstance(value, str):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, list) and "${" in str(value):
+            yield f"{prefix}{name}", str(value)
+
+
+def _named(key: str, text: str) -> Iterator[str]:
+    """Yield the keys that a value's interpolations may refer to: ${data.root}, ${data[root]}, ${.root} beside it."""
+    if "${" in text:
+        for dots, name in re.findall(r"(\.*)([\w.]*\w)", re.sub(r"\[(\w+)\]", r".\1", text)):
+            parents = key.split(".")[: -len(dots)] if dots else []
+            yield ".".join([*parents, name])

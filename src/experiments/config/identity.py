@@ -1,0 +1,107 @@
+"""Effective configuration of a run: what its regime reads, what is logged of it, and the hash that identifies it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from experiments.config.schema import Config, Schedule, shipped
+
+# Keys about where and how a run is executed. They do not change what it computes, so its identity excludes them.
+NOT_IDENTITY = (
+    "tracking", "sweep", "notes", "tags", "outputs", "progress", "resume", "trusted_packages", "objective", "must_reach"
+)  # fmt: skip
+
+
+def effective(config: Config) -> dict[str, Any]:
+    """Return the configuration without the keys that its regime ignores, as plain values.
+
+    Keys are spelt as in YAML (`_target_`).
+    """
+    plain = config.model_dump(by_alias=True, mode="json")
+    for key in config.regime.ignores:
+        *parents, last = key.split(".")
+        node = plain
+        for parent in parents:
+            node = node.get(parent, {})
+        node.pop(last, None)
+    return plain
+
+
+def logged(config: Config) -> dict[str, Any]:
+    """Return the effective configuration for logging, as plain values.
+
+    Values that came from the environment are replaced by their unresolved text, such as ${oc.env:NAME}.
+    """
+    plain = effective(config)
+    for key, text in config.unresolved.items():
+        for node, last in _places(plain, key):
+            node[last] = text
+    return plain
+
+
+def _places(node: Any, key: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield each nested mapping that holds a dotted key, with the key's last part; keys of mappings may have dots."""
+    if isinstance(node, dict):
+        if key in node:
+            yield node, key
+        for name, below in node.items():
+            if key.startswith(f"{name}."):
+                yield from _places(below, key.removeprefix(f"{name}."))
+
+
+def hidden(config: Config, text: str) -> str:
+    """Return a text in which values that came from the environment are replaced by their unresolved text."""
+    plain = config.model_dump(by_alias=True, mode="json")
+    for key, written in config.unresolved.items():
+        for node, last in _places(plain, key):
+            if isinstance(node[last], str) and len(node[last]) > 3:
+                text = text.replace(node[last], written)
+    return text
+
+
+def run_identity(config: Config, **facts: str | None) -> str:
+    """Return the hash that is equal for two runs of the same experiment.
+
+    It covers the effective configuration and `facts` about its inputs.
+
+    Args:
+        config: a validated configuration.
+        facts: hashes of what the configuration only names: data fingerprint, weights, package version.
+    """
+    plain = {key: value for key, value in effective(config).items() if key not in NOT_IDENTITY}
+    plain.pop("evaluate")
+    plain["runtime"] = {name: plain["runtime"][name] for name in ("precision", "xla")}
+    plain["regime"].pop("ignores")
+    # These keys only name an input, whose contents are identified by the hashes in `facts`.
+    plain["data"] = {"image_size": config.data.image_size}
+    plain["model"].pop("weights", None)
+    plain["regime"].pop("head_from", None)
+    return hashlib.sha256(json.dumps({"config": plain, **facts}, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def head_run(config: Config) -> Config:
+    """Return the configuration of the bottleneck run that trains the head of a fine-tuning run."""
+    bottleneck = shipped("regime")["bottleneck"]
+    regime = config.regime.model_copy(
+        update={"name": "bottleneck", "target": bottleneck["_target_"], "ignores": bottleneck["ignores"]}
+    )
+    return config.model_copy(
+        update={
+            "regime": regime,
+            "optimizer": config.regime.head_optimizer,
+            "epochs": config.regime.head_epochs,
+            "schedule": Schedule.model_validate(shipped("schedule")["constant"]),
+            "monitor": "validation_loss",
+            "early_stopping": None,
+            "best_weights": False,
+        }
+    )
+
+
+def dump_yaml(plain: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(plain), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,127 @@
+"""Messages about invalid keys and values: key, what is allowed, what was received, nearest name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+from hydra.core.hydra_config import HydraConfig
+from pydantic import BaseModel
+
+from experiments.config.overrides import as_typed
+from experiments.config.schema import Config
+
+
+def format_errors(lines: list[str]) -> str:
+    """Return one error message with all the lines."""
+    return "\n".join(["The configuration cannot be used:", *(f"  {line}" for line in lines)])
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str | None:
+    """Return the allowed name that is most similar to a misspelt one; None if none is similar enough."""
+    matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def unknown_key(key: str, allowed: Iterable[str], received: Any, close: str | None = None) -> str:
+    """Return the message for a key that nothing reads; `close` is the full intended key, if the caller knows it."""
+    *parents, name = key.split(".")
+    names = sorted(set(allowed) - {"name", "target", "_target_", "ignores"})
+    sibling = nearest(name, names)
+    close = close or (sibling and ".".join([*parents, sibling]))
+    hint = f" Nearest: {close}." if close else ""
+    return f"{key}: nothing reads this key. Received: {received!r}. Allowed here: {', '.join(names)}.{hint}"
+
+
+def is_known_key(key: str) -> bool:
+    """Return whether the schema accepts a key, even if the composed configuration lacks it, as with tags.question."""
+    places: list[Any] = [Config]
+    for part in key.split("."):
+        below: list[Any] = []
+        for place in places:
+            if get_origin(place) is dict:
+                below += _options(get_args(place)[1])
+            elif isinstance(place, type) and issubclass(place, BaseModel) and part in place.model_fields:
+                below += _options(place.model_fields[part].annotation)
+        places = below
+    return bool(places)
+
+
+def _options(annotation: Any) -> list[Any]:
+    """Return the members of a union, or a list of the annotation itself if it is no union."""
+    return list(get_args(annotation)) if get_origin(annotation) is UnionType else [annotation]
+
+
+def error_key(error: Mapping[str, Any], prefix: str = "") -> str:
+    """Return the key of the configuration that one of pydantic's errors is about."""
+    parts = [str(part) for part in error["loc"]]
+    # pydantic adds the member of a union and the side of a mapping, which are not part of the key in the configuration.
+    named = [part for part in parts if not re.match(r"literal\[|dict\[|\[key\]", part)]
+    return ".".join([prefix, *named] if prefix else named)
+
+
+def is_of_other_member(error: Mapping[str, Any]) -> bool:
+    """Return whether an error comes from a member of a union that the value was not meant for.
+
+    For example, pydantic also reports that the misspelt text balancd is no mapping.
+    """
+    members = [str(part).partition("[")[0] for part in error["loc"] if "[" in str(part)]
+    is_mapping = isinstance(error["input"], Mapping)
+    return ("literal" in members and is_mapping) or ("dict" in members and error["type"] == "dict_type")
+
+
+def error_line(error: Mapping[str, Any], root: Any = Config, prefix: str = "") -> str:
+    """Return the message for one of pydantic's errors: key, what is allowed, what was received.
+
+    Args:
+        error: one of `ValidationError.errors()`.
+        root: the model that was validated.
+        prefix: the key of `root` in the configuration.
+    """
+    key = error_key(error, prefix)
+    if error["type"] == "extra_forbidden":
+        model: Any = root
+        for part in error["loc"][:-1]:
+            model = _model_below(model, str(part))
+        return unknown_key(key, model.model_fields, error["input"])
+    if error["type"] == "missing":
+        return f"{key}: no value, and the run needs one. Give one: +{key}=..."
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = message.partition(" or instance of ")[0]
+    if error["type"] == "string_pattern_mismatch":
+        message = f"of the form {error['ctx']['pattern']}"
+    if key == "class_weights":
+        message = "'balanced', null (all alike) or {CLASS: WEIGHT, ...}"
+    if error["type"] == "value_error":
+        return f"{key}: {message}"
+    line = f"{key}: must be {message}. Received: {error['input']!r}"
+    if error["type"] == "string_type" and isinstance(error["input"], int | float | list):
+        line += _as_text(key)
+    if error["type"] != "literal_error":
+        return line
+    close = nearest(str(error["input"]), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+    return f"{line}. Nearest: {close}" if close else line
+
+
+def _as_text(key: str) -> str:
+    """Return a hint on how to type as text a value that Hydra has read as a number or a list; empty if unknown."""
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    values = [override.partition("=")[2] for override in typed if override.lstrip("+").startswith(f"{key}=")]
+    text = as_typed(key, values[-1]) if values else None
+    return f". As text it is typed: {text}" if text else ""
+
+
+def _model_below(model: type[BaseModel], part: str) -> type[BaseModel]:
+    """Return the model one step down an error's path; a step into a mapping stays at the model of its values."""
+    field = model.model_fields.get(part)
+    if field is None:
+        return model
+    below = [kind for kind in _kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return below[0]
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    return [annotation, *(inner for kind in get_args(annotation) for inner in _kinds(kind))]
