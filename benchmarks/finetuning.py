@@ -158,7 +158,7 @@ def draw(measured: Mapping[str, Sequence[Result]]) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, PercentFormatter
 
-    from experiments.evaluation.plots import STYLE
+    from experiments.evaluation.figure_style import STYLE
 
     @STYLE
     def drawn() -> Figure:

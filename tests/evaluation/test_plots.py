@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
 
-from experiments.evaluation import plots
+from experiments.evaluation import comparison_plots, figure_style, plots
 from experiments.evaluation.evaluate import Prediction, Report
 from experiments.evaluation.statistics import reliability
 from experiments.training.types import EpochRecord
@@ -92,8 +92,10 @@ def legend(figure: Figure) -> list[str]:
 
 EVERY_FIGURE: dict[str, Callable[[], Figure]] = {
     "curves": lambda: plots.learning_curves(history(("head", 2), ("finetune", 30))),
-    "compared curves": lambda: plots.compared_curves({"1 a long name of a row " * 4: [history(("head", 2))]}),
-    "intervals": lambda: plots.intervals(
+    "compared curves": lambda: comparison_plots.compared_curves(
+        {"1 a long name of a row " * 4: [history(("head", 2))]}
+    ),
+    "intervals": lambda: comparison_plots.intervals(
         ["1 scratch", "2 a=$x b=$y " * 9], [(0.5, 0.4, 0.6), (0.8, 0.7, 0.9)], [None, (0.3, 0.1, 0.5)], "validation"
     ),
     "confusion": lambda: plots.confusion_matrix(random_report(FLOWERS), FLOWERS),
@@ -249,7 +251,7 @@ def test_without_mistakes_the_figure_says_so_and_asks_for_no_pixels() -> None:
 def test_compared_curves_show_the_mean_of_runs_and_where_their_phase_changes() -> None:
     short, long = history(("head", 2)), history(("head", 2), ("finetune", 2))
     shifted = [replace(one, metrics={name: value + 0.1 for name, value in one.metrics.items()}) for one in long]
-    figure = plots.compared_curves({"1 bottleneck": [short], "2 finetune": [long, shifted]})
+    figure = comparison_plots.compared_curves({"1 bottleneck": [short], "2 finetune": [long, shifted]})
     accuracy = figure.axes[0]
     full = [line for line in accuracy.lines if line.get_linestyle() == "-" and line.get_linewidth() > 1]
     assert_array_equal(curve(full[0])[0], [0, 1])
@@ -264,10 +266,12 @@ def test_compared_curves_show_the_mean_of_runs_and_where_their_phase_changes() -
 def test_intervals_stand_in_the_order_of_the_rows_around_no_difference() -> None:
     scores = [(0.5, 0.4, 0.6), (0.8, 0.7, 0.9), (0.55, 0.4, 0.7)]
     differences = [None, (0.3, 0.1, 0.5), (0.05, -0.1, 0.2)]
-    left, right = plots.intervals(["1", "2", "3"], scores, differences, "validation").axes
+    left, right = comparison_plots.intervals(["1", "2", "3"], scores, differences, "validation").axes
     bars = [line for line in right.lines if line.get_linestyle() == "-" and line.get_marker() == "None"]
     assert_allclose([curve(bar)[0] for bar in bars], [[10, 50], [-10, 20]])
-    assert [bar.get_color() for bar in bars] == [plots.VALIDATION, plots.TRAIN], "beyond chance in another colour"
+    assert [bar.get_color() for bar in bars] == [figure_style.VALIDATION, figure_style.TRAIN], (
+        "beyond chance in another colour"
+    )
     assert [text.get_text() for text in left.get_yticklabels()] == ["1", "2", "3"] and left.yaxis_inverted()
 
 
@@ -280,8 +284,8 @@ def test_foreign_names_are_drawn_character_by_character(recwarn: pytest.Warnings
         plots.confusion_matrix(report, HOSTILE),
         plots.roc(report, HOSTILE),
         plots.mistakes(report, lambda rows: solid_images(len(rows))),
-        plots.intervals(HOSTILE, [(0.5, 0.4, 0.6)] * 9, [None, *[(0.0, -0.1, 0.1)] * 8], "validation"),
-        plots.compared_curves({name: [history(("scratch", 2))] for name in HOSTILE}),
+        comparison_plots.intervals(HOSTILE, [(0.5, 0.4, 0.6)] * 9, [None, *[(0.0, -0.1, 0.1)] * 8], "validation"),
+        comparison_plots.compared_curves({name: [history(("scratch", 2))] for name in HOSTILE}),
         plots.image_grid(solid_images(9), [plots.label_title(np.array(at), HOSTILE) for at in range(9)]),
     ):
         figure.canvas.draw()  # an invalid formula would raise here

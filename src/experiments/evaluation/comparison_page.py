@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from experiments.data import decoder
 from experiments.errors import DataError
-from experiments.evaluation import comparison_text, plots
+from experiments.evaluation import comparison_plots, comparison_text
 from experiments.evaluation.comparison import Comparison, Disagreement, GroupPrediction, disagreements
 from experiments.storage import atomic_files
 from experiments.system.redaction import visible
@@ -64,7 +64,7 @@ def write(folder: Path, comparison: Comparison, images: int, data: Path | None =
 def draw(comparison: Comparison) -> dict[str, Figure]:
     """Draw the figures of a comparison: intervals, and learning curves if runs have logged any."""
     drawn = {
-        "intervals": plots.intervals(
+        "intervals": comparison_plots.intervals(
             comparison.names,
             [measures["accuracy"] for measures in comparison.measures],
             [(one.value, one.low, one.high) if one else None for one in comparison.differences],
@@ -76,7 +76,7 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
         for name, group in zip(comparison.names, comparison.groups, strict=True)
     }
     if any(curves.values()):
-        drawn["curves"] = plots.compared_curves(curves)
+        drawn["curves"] = comparison_plots.compared_curves(curves)
     return drawn
 
 

@@ -6,69 +6,35 @@ Each function returns a Matplotlib Figure; nothing is saved.
 from __future__ import annotations
 
 import textwrap
-import unicodedata
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby, pairwise
-from typing import Any
+from collections.abc import Callable, Sequence
+from itertools import groupby
 
-import matplotlib
 import numpy as np
-from cycler import cycler
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn.metrics import auc, roc_curve  # type: ignore[import-untyped]
 
 from experiments.evaluation.evaluate import Report
+from experiments.evaluation.figure_style import (
+    BANDS,
+    MOST_IN_LEGEND,
+    QUIET,
+    SMALL,
+    STYLE,
+    TITLE,
+    TRAIN,
+    VALIDATION,
+    colors,
+    literal,
+    name_ticks,
+    new_figure,
+    short,
+)
 from experiments.evaluation.statistics import reliability
-from experiments.system.redaction import visible
 from experiments.training.types import EpochRecord
 
-# Okabe and Ito's palette, which colour-blind readers can distinguish, too (https://jfly.uni-koeln.de/color/).
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
-TRAIN, VALIDATION = PALETTE[0], PALETTE[1]
-QUIET = "#8a8a8a"
-BANDS = ("#f2f5f9", "#fbf4ec")  # background colours of the phases, in turn
-Bounds = tuple[float, float, float]  # a value, the lower and the upper bound of its interval
-
-# Names in scripts that the font lacks are drawn as boxes; a warning for each of their characters would not help.
-warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
-
-STYLE = matplotlib.rc_context(
-    {
-        "figure.dpi": 100,
-        "figure.facecolor": "white",
-        "figure.constrained_layout.w_pad": 0.1,
-        "figure.constrained_layout.h_pad": 0.1,
-        "font.size": 10,
-        "axes.titlesize": 11,
-        "axes.titlelocation": "left",
-        "axes.labelsize": 10,
-        "axes.edgecolor": QUIET,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.prop_cycle": cycler(color=PALETTE),
-        "grid.color": "#e4e4e4",
-        "grid.linewidth": 0.8,
-        "xtick.color": "#444444",
-        "ytick.color": "#444444",
-        "xtick.labelsize": 9,
-        "ytick.labelsize": 9,
-        "legend.frameon": False,
-        "legend.fontsize": 9,
-        "lines.linewidth": 1.8,
-    }
-)
-
 MOST_NUMBERED = 25  # Up to this number of classes, the cells of a confusion matrix have room for numbers.
-MOST_IN_LEGEND = (
-    7  # Up to this number of classes, a legend fits inside the ROC axes and the palette has enough colours.
-)
 
 
 @STYLE
@@ -87,7 +53,7 @@ def learning_curves(history: Sequence[EpochRecord]) -> Figure:
     """
     if not history:
         raise ValueError(f"`history` must hold at least one epoch. Received: {history!r}")
-    figure = _figure(7.5, 6)
+    figure = new_figure(7.5, 6)
     axes = figure.subplots(2, 1, sharex=True)
     for panel, name in zip(axes, ("loss", "accuracy"), strict=True):
         for prefix, label, color in (("", "training", TRAIN), ("validation_", "validation", VALIDATION)):
@@ -125,16 +91,13 @@ def confusion_matrix(report: Report, classes: Sequence[str]) -> Figure:
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     numbered = len(classes) <= MOST_NUMBERED
     side = min(3.2 + (0.62 if numbered else 0.25) * len(classes), 40)
-    figure = _figure(side + 1, side)
+    figure = new_figure(side + 1, side)
     panel = figure.add_subplot()
     image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     panel.grid(visible=False)
     names = [literal(short(name)) for name in classes]
-    panel.set_xticks(range(len(names)), names)
+    name_ticks(panel, range(len(names)), names)
     panel.set_yticks(range(len(names)), names)
-    if len(classes) > 3 or max(map(len, names)) > 8:
-        for label in panel.get_xticklabels():
-            label.set(rotation=45, horizontalalignment="right", rotation_mode="anchor")
     panel.set_xlabel("predicted")
     panel.set_ylabel("true")
     accuracy, images = report.metrics["accuracy"], len(report.predictions)
@@ -144,7 +107,7 @@ def confusion_matrix(report: Report, classes: Sequence[str]) -> Figure:
             share = shares[row, column]
             text = f"{count}\n{share:.0%}" if len(classes) <= 10 else str(count)
             color = "white" if share > 0.55 else "#333333"
-            panel.text(column, row, text, ha="center", va="center", fontsize=9, color=color)
+            panel.text(column, row, text, ha="center", va="center", fontsize=SMALL, color=color)
     bar = figure.colorbar(image, ax=panel, shrink=0.8, format=PercentFormatter(xmax=1, decimals=0))
     bar.set_label("share of the true class")
     bar.outline.set_visible(False)
@@ -166,13 +129,11 @@ def roc(report: Report, classes: Sequence[str]) -> Figure:
     shown = classes[1:] if len(classes) == 2 else classes
     crowded = len(shown) > MOST_IN_LEGEND
     columns = -(-len(shown) // 24)
-    figure = _figure(6 + 3.6 * columns if crowded else 6, 6)
+    figure = new_figure(6 + 3.6 * columns if crowded else 6, 6)
     panel = figure.add_subplot()
     panel.plot([0, 1], [0, 1], color=QUIET, linestyle=":", linewidth=1.2, label="chance")
-    spectrum = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(shown)))
-    for index, name in enumerate(shown):
+    for color, name in zip(colors(len(shown)), shown, strict=True):
         truth = np.array([row.label == name for row in report.predictions])
-        color = spectrum[index] if crowded else PALETTE[index]
         shown_name = literal(short(name))
         if truth.all() or not truth.any():
             panel.plot([], [], color=color, label=f"{shown_name} (undefined: {truth.sum()} of {truth.size} images)")
@@ -206,7 +167,7 @@ def calibration(report: Report) -> Figure:
     bins = reliability(
         np.array([row.confidence for row in report.predictions]), np.array([row.correct for row in report.predictions])
     )
-    figure = _figure(6, 6.5)
+    figure = new_figure(6, 6.5)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     filled = bins.counts > 0
     left, width = bins.edges[:-1], np.diff(bins.edges)
@@ -218,7 +179,7 @@ def calibration(report: Report) -> Figure:
     above.set_title(f"Calibration, {report.split}: expected calibration error {bins.error:.3f}")
     above.legend(loc="upper left")
     bars = below.bar(left, bins.counts, width, align="edge", color=QUIET, alpha=0.6, edgecolor="white")
-    below.bar_label(bars, [str(count) if count else "" for count in bins.counts], fontsize=8, padding=1)
+    below.bar_label(bars, [str(count) if count else "" for count in bins.counts], fontsize=SMALL, padding=1)
     below.margins(y=0.25)
     below.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True, min_n_ticks=1))
     below.set(ylabel="images", xlabel="confidence (probability of the predicted class)")
@@ -253,11 +214,13 @@ def image_grid(pixels: np.ndarray, titles: Sequence[str], columns: int = 6) -> F
     rows = -(-len(shown) // columns)
     lines = max(title.count("\n") + 1 for title in wrapped)
     # The minimum width keeps the figure's own title from being cut off above a single column.
-    figure = _figure(max(1.75 * columns, 4.5), (1.75 * pixels.shape[1] / pixels.shape[2] + 0.17 * lines) * rows + 0.5)
+    figure = new_figure(
+        max(1.75 * columns, 4.5), (1.75 * pixels.shape[1] / pixels.shape[2] + 0.17 * lines) * rows + 0.5
+    )
     for index, (image, title) in enumerate(zip(shown, wrapped, strict=True)):
         panel = figure.add_subplot(rows, columns, index + 1)
         panel.imshow(image)
-        panel.set_title(literal(title), fontsize=8, loc="center", pad=3)
+        panel.set_title(literal(title), fontsize=SMALL, loc="center", pad=3)
         panel.set_axis_off()
     return figure
 
@@ -286,7 +249,7 @@ def mistakes(report: Report, pixels_of: Callable[[list[int]], np.ndarray], count
     predictions = report.predictions
     wrong = [row for row, prediction in enumerate(predictions) if not prediction.correct]
     if not wrong:
-        figure = _figure(6, 1.6)
+        figure = new_figure(6, 1.6)
         message = f"No mistakes among the {len(predictions)} images of {report.split}"
         figure.text(0.5, 0.5, message, ha="center", va="center")
         return figure
@@ -298,128 +261,8 @@ def mistakes(report: Report, pixels_of: Callable[[list[int]], np.ndarray], count
     ]
     figure = image_grid(pixels_of(rows), titles)
     chosen = "" if len(rows) == len(wrong) else f"\nthe {len(rows)} most confident"
-    figure.suptitle(f"Mistakes, {report.split}: {len(wrong)} of {len(predictions)} images{chosen}", fontsize=11)
+    figure.suptitle(f"Mistakes, {report.split}: {len(wrong)} of {len(predictions)} images{chosen}", fontsize=TITLE)
     return figure
-
-
-@STYLE
-def compared_curves(histories: Mapping[str, Sequence[Sequence[EpochRecord]]]) -> Figure:
-    """Draw validation accuracy above validation loss over the steps of several runs.
-
-    A ring marks a step at which the phase of a run changes.
-
-    Args:
-        histories: name of a group of runs -> one history per run. Several runs have a thin line each, and their mean.
-
-    Returns:
-        A figure of two axes. Dotted lines show the training metrics if there are at most `MOST_IN_LEGEND` groups.
-    """
-    crowded = len(histories) > MOST_IN_LEGEND
-    spectrum = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(histories)))
-    legend_rows = -(-len(histories) // 2)
-    figure = _figure(8.5, 5.6 + 0.25 * legend_rows)
-    axes = figure.subplots(2, 1, sharex=True)
-    lines = []
-    for index, runs in enumerate(histories.values()):
-        color = spectrum[index] if crowded else PALETTE[index]
-        lines.append(Line2D([], [], color=color))
-        changes = {new.step for history in runs for old, new in pairwise(history) if old.phase != new.phase}
-        for panel, name in zip(axes, ("accuracy", "loss"), strict=True):
-            for history in runs if len(runs) > 1 else ():
-                points = _points([history], f"validation_{name}")
-                panel.plot(list(points), list(points.values()), color=color, linewidth=0.7, alpha=0.3)
-            points = _points(runs, f"validation_{name}")
-            marked = [at for at, step in enumerate(points) if step in changes]
-            panel.plot(
-                list(points), list(points.values()), color=color, linewidth=1.6, marker="o", markevery=marked,
-                markersize=5, markerfacecolor="white",
-            )  # fmt: skip
-            if not crowded:
-                points = _points(runs, name)
-                panel.plot(list(points), list(points.values()), color=color, linewidth=1, alpha=0.7, linestyle=":")
-    for panel, name in zip(axes, ("accuracy", "loss"), strict=True):
-        panel.set_ylabel(f"validation {name}")
-    axes[1].set_xlabel("step (epochs, counted on over the phases)" + ("" if crowded else "; dotted: training"))
-    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    figure.legend(lines, [_wrapped(name, 52) for name in histories], loc="outside upper left", ncols=2)
-    return figure
-
-
-def _points(histories: Sequence[Sequence[EpochRecord]], name: str) -> dict[int, float]:
-    """Return the mean of a metric over histories, by step."""
-    values: dict[int, list[float]] = {}
-    for record in (record for history in histories for record in history if name in record.metrics):
-        values.setdefault(record.step, []).append(record.metrics[name])
-    return {step: float(np.mean(values[step])) for step in sorted(values)}
-
-
-@STYLE
-def intervals(
-    names: Sequence[str], scores: Sequence[Bounds], differences: Sequence[Bounds | None], split: str
-) -> Figure:
-    """Draw a forest plot: each group's accuracy and its difference from the first, with their 95 % intervals.
-
-    Args:
-        names: [G] names of the groups, from top to bottom.
-        scores: [G] accuracy, lower and upper bound, in [0, 1].
-        differences: [G] difference from the first group's accuracy, lower and upper bound, in [-1, 1]; None for the
-            first group.
-        split: the split on which the groups were evaluated.
-
-    Returns:
-        A figure of two axes side by side; of one axes if there is one group.
-    """
-    alone = len(names) == 1
-    figure = _figure(9, 1.5 + 0.42 * len(names))
-    panels: Any = figure.subplots(1, 1 if alone else 2, sharey=True, squeeze=False)[0]
-    shown: list[tuple[Axes, Sequence[Bounds | None], str]] = [(panels[0], scores, f"accuracy, {split}, %")]
-    if not alone:
-        shown.append((panels[1], differences, "difference from the first, points"))
-        panels[1].axvline(0, color=QUIET, linestyle="--", linewidth=1.2)
-    for panel, bounds, title in shown:
-        known = [(row, *(100 * value for value in one)) for row, one in enumerate(bounds) if one is not None]
-        for row, value, low, high in known:
-            away = panel is not panels[0] and not low <= 0 <= high
-            panel.plot([low, high], [row, row], color=VALIDATION if away else TRAIN, solid_capstyle="butt")
-            panel.plot([value], [row], marker="o", markersize=5, color=VALIDATION if away else TRAIN)
-        panel.set_title(title)
-        panel.grid(visible=False, axis="y")
-        panel.margins(x=0.08)
-    panels[0].set_yticks(range(len(names)), [_wrapped(name, 32) for name in names])
-    panels[0].set_ylim(len(names) - 0.5, -0.5)
-    return figure
-
-
-def _figure(width: float, height: float) -> Figure:
-    """Create an empty figure of this size in inches, outside of pyplot's global state, with constrained layout."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def short(name: str, most: int = 22) -> str:
-    """Return a name on one line, without control characters.
-
-    A long name is shortened in the middle, as names usually differ at their ends.
-    """
-    line = visible(name).replace("\n", r"\n").replace("\t", r"\t")
-    return line if len(line) <= most else f"{line[: most - 10]}…{line[-9:]}"
-
-
-def literal(text: str) -> str:
-    """Escape a text so that Matplotlib draws it literally.
-
-    Otherwise a dollar sign would begin a formula, an underscore at the start would hide the text's legend entry, and
-    the text after a Hebrew or Arabic name would be drawn before it.
-    """
-    if any(unicodedata.bidirectional(character) in ("R", "AL") for character in text):
-        text = f"\N{FIRST STRONG ISOLATE}{text}\N{POP DIRECTIONAL ISOLATE}"
-    return (f"\N{THIN SPACE}{text}" if text.startswith("_") else text).replace("$", r"\$")
-
-
-def _wrapped(name: str, width: int) -> str:
-    """Return a name wrapped to at most two lines, escaped for Matplotlib."""
-    return literal("\n".join(textwrap.wrap(visible(name), width, max_lines=2, placeholder=" …")))
 
 
 def _phases(axes: Sequence[Axes], history: Sequence[EpochRecord]) -> None:
@@ -439,5 +282,5 @@ def _phases(axes: Sequence[Axes], history: Sequence[EpochRecord]) -> None:
         elif index == len(phases) - 1:
             x, side = high, "right"
         above = axes[0].get_xaxis_transform()
-        axes[0].text(x, 1.02, name, transform=above, ha=side, va="bottom", fontsize=9, color="#555555")
+        axes[0].text(x, 1.02, name, transform=above, ha=side, va="bottom", fontsize=SMALL, color="#555555")
     axes[-1].set_xlim(history[0].step - 0.5, history[-1].step + 0.5)

@@ -16,7 +16,7 @@ from experiments.data.listing import DataIssue, printable
 from experiments.data.manifest import warning_lines
 from experiments.data.pixel_cache import open_image
 from experiments.data.types import SPLITS, ImageRecord, Manifest
-from experiments.evaluation.plots import PALETTE, STYLE, literal, short
+from experiments.evaluation.figure_style import PALETTE, STYLE, literal, short
 from experiments.regimes.build import build_source
 from experiments.run import read_manifest
 from experiments.storage.atomic_files import readable

@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.stats import median_abs_deviation
 
 from experiments.config.schema import Config
-from experiments.evaluation.plots import PALETTE, QUIET, STYLE
+from experiments.evaluation.figure_style import PALETTE, QUIET, STYLE
 from experiments.regimes.build import build
 from experiments.run import read_data
 from experiments.training.callbacks import LRFinder

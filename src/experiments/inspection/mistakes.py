@@ -17,6 +17,7 @@ from experiments.data.pixel_cache import open_image
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError
 from experiments.evaluation import plots
+from experiments.evaluation.figure_style import literal, short
 from experiments.models.gradcam import gradcam
 from experiments.regimes.build import build_source
 from experiments.tracking import queries
@@ -118,14 +119,14 @@ def draw(run: Trained, split: str, shown: Shown, wrong: int, images: int) -> Fig
     for mistake, heat in zip(shown.mistakes, shown.heat, strict=True):
         name = mistake.path.rsplit("/", 1)[-1]
         titles += [
-            plots.short(name),
-            f"{plots.short(mistake.label)} → {plots.short(mistake.predicted)} {mistake.confidence:.1%}"
+            short(name),
+            f"{short(mistake.label)} → {short(mistake.predicted)} {mistake.confidence:.1%}"
             + ("" if heat.any() else "\nno evidence"),
         ]
     figure = plots.image_grid(grid, titles, columns=COLUMNS)
     which = "" if len(shown.mistakes) == wrong else f", the {len(shown.mistakes)} most confident"
     figure.suptitle(
-        f"{plots.literal(plots.short(run.name, 60))}: {wrong} mistakes in {images} {split} images{which}\n"
+        f"{literal(short(run.name, 60))}: {wrong} mistakes in {images} {split} images{which}\n"
         "true → predicted; bright: what speaks for the predicted class against the others (Grad-CAM)",
         fontsize=10,
     )

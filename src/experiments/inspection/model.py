@@ -19,7 +19,7 @@ from rich import box
 from rich.table import Table
 
 from experiments.config.schema import Config
-from experiments.evaluation.plots import PALETTE, QUIET, STYLE
+from experiments.evaluation.figure_style import PALETTE, QUIET, STYLE
 from experiments.models.network import NetworkSplit, split_network
 from experiments.models.stages import stage_numbers
 from experiments.models.types import Backbone

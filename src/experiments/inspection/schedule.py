@@ -13,7 +13,7 @@ from rich.table import Table
 
 from experiments.config.identity import head_run
 from experiments.config.schema import Config
-from experiments.evaluation.plots import BANDS, PALETTE, QUIET, STYLE
+from experiments.evaluation.figure_style import BANDS, PALETTE, QUIET, STYLE
 from experiments.regimes.build import build_recipe
 from experiments.training.types import TrainingPhase
 

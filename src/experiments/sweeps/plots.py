@@ -12,13 +12,27 @@ from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
-from experiments.evaluation.plots import literal, short
+from experiments.evaluation.figure_style import (
+    PALETTE,
+    QUIET,
+    SMALL,
+    STYLE,
+    colors,
+    literal,
+    log_scale,
+    name_ticks,
+    new_figure,
+    short,
+)
 
 if TYPE_CHECKING:
     from experiments.sweeps.ladder import Climbed
     from experiments.sweeps.summary import Candidate
 
+MOST_TICKS = 8  # values of a key that are named on its axis
 
+
+@STYLE
 def draw(
     folder: Path,
     ranked: Sequence[Candidate],
@@ -52,14 +66,14 @@ def draw(
     if baseline is not None and baseline >= lowest:
         panels = [panel for name in ("time", "parameters", "ladder") if name in drawn for panel in drawn[name].axes]
         for panel in filter(Artist.get_visible, panels):
-            panel.axhline(baseline, color="gray", linestyle="--", linewidth=1, label="most frequent class")
-            panel.legend(fontsize=8)
+            panel.axhline(baseline, color=QUIET, linestyle="--", linewidth=1, label="most frequent class")
+            panel.legend()
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png", dpi=100)
 
 
 def places(values: Sequence[str | None]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Return the positions of values on an axis, and its ticks as (position, label).
+    """Return the positions of values on an axis, and its ticks as (position, label), which do not overlap.
 
     Numbers are on a linear scale, or on a log10 scale if they are positive and span a factor of 50 or more. Text is
     equally spaced, and so are numbers from 0 upward whose others span a factor of 5 or more.
@@ -67,127 +81,132 @@ def places(values: Sequence[str | None]) -> tuple[list[float], list[tuple[float,
     texts = [value if value is not None else "(none)" for value in values]
     order = sorted(set(texts))
     try:
-        numbers = {text: float(text) for text in order}
+        at = {text: float(text) for text in order}
+        order.sort(key=at.__getitem__)
+        low, high = at[order[0]], at[order[-1]]
+        if low > 0 and high / low >= 50:
+            at = {text: math.log10(number) for text, number in at.items()}
+        elif len(order) > 2 and low == 0 and high / at[order[1]] >= 5:
+            at = {text: float(place) for place, text in enumerate(order)}
     except ValueError:
-        return [float(order.index(text)) for text in texts], [(float(at), text) for at, text in enumerate(order)]
-    order.sort(key=lambda text: numbers[text])
-    low, high = min(numbers.values()), max(numbers.values())
-    if low > 0 and high / low >= 50:
-        numbers = {text: math.log10(number) for text, number in numbers.items()}
-    elif len(order) > 2 and low == 0 and high / min(number for number in numbers.values() if number) >= 5:
-        numbers = {text: float(at) for at, text in enumerate(order)}
-    shown = order if len(order) <= 8 else order[:: math.ceil(len(order) / 8)]
-    return [numbers[text] for text in texts], [(numbers[text], text) for text in shown]
+        at = {text: float(place) for place, text in enumerate(order)}
+    least = (at[order[-1]] - at[order[0]]) / MOST_TICKS
+    ticks: list[tuple[float, str]] = []
+    for text in order:
+        if not ticks or at[text] - ticks[-1][0] >= least:
+            ticks.append((at[text], text))
+    return [at[text] for text in texts], ticks
 
 
+def error_bars(candidates: Sequence[Candidate]) -> list[list[float]]:
+    """Return how far the intervals of candidates extend below and above their scores: [2, candidates], 0 if unknown."""
+    return [
+        [0 if math.isnan(bound) else abs(one.score - bound) for one, bound in zip(candidates, bounds, strict=True)]
+        for bounds in ([one.low for one in candidates], [one.high for one in candidates])
+    ]
+
+
+@STYLE
 def against_keys(scored: Sequence[Candidate], keys: Sequence[str], objective: str) -> Figure:
     """Return a figure with a panel per key: each candidate as a point with its interval, and the mean per value."""
     columns = min(3, len(keys))
     rows = math.ceil(len(keys) / columns)
-    figure = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
+    figure = new_figure(4.2 * columns, 3.4 * rows)
     panels: Any = figure.subplots(rows, columns, squeeze=False)
     for panel in panels.flat[len(keys) :]:
         panel.set_visible(False)
     scores = np.array([one.score for one in scored])
     for panel, key in zip(panels.flat, keys, strict=False):
         at, ticks = places([one.values.get(key) for one in scored])
-        bars = [[0 if math.isnan(one.low) else one.score - one.low for one in scored],
-                [0 if math.isnan(one.high) else one.high - one.score for one in scored]]  # fmt: skip
-        panel.errorbar(at, scores, yerr=bars, fmt="o", color="tab:blue", ecolor="lightgray", markersize=4)
-        means = sorted(
-            {place: float(np.mean([s for p, s in zip(at, scores, strict=True) if p == place])) for place in at}.items()
-        )
-        panel.plot(*zip(*means, strict=True), color="tab:orange", label="mean")
-        panel.set_xticks([place for place, _ in ticks], [literal(short(text)) for _, text in ticks])
+        panel.errorbar(at, scores, yerr=error_bars(scored), fmt="o", color=PALETTE[0], ecolor="lightgray", markersize=4)
+        values = sorted(set(at))
+        panel.plot(values, [scores[np.equal(at, value)].mean() for value in values], color=PALETTE[1], label="mean")
+        name_ticks(panel, [place for place, _ in ticks], [literal(short(text)) for _, text in ticks])
         panel.set_xlabel(key)
         panel.set_ylabel(f"validation {objective}")
-        panel.legend(fontsize=8)
+        panel.legend()
     return figure
 
 
+@STYLE
 def parallel(scored: Sequence[Candidate], keys: Sequence[str], objective: str) -> Figure:
     """Return a parallel-coordinates plot: an axis per key and one for the objective, a line per candidate.
 
     The objective's axis is the last one, and the colour of a line is its score.
     """
-    figure = Figure(figsize=(2.2 * (len(keys) + 1) + 1, 4), layout="constrained")
+    figure = new_figure(2.2 * (len(keys) + 1) + 1, 4)
     axes = figure.subplots()
-    columns = []
-    for at, key in enumerate(keys):
-        where, ticks = places([one.values.get(key) for one in scored])
-        low, high = min(where), max(where)
-        columns.append([(place - low) / (high - low or 1) for place in where])
+    scores = [one.score for one in scored]
+    middle = (min(scores) + max(scores)) / 2
+    columns = [places([one.values.get(key) for one in scored]) for key in keys]
+    columns.append((scores, [(value, f"{value:.4g}") for value in (min(scores), middle, max(scores))]))
+    heights = []
+    for at, (where, ticks) in enumerate(columns):
+        low, span = min(where), max(where) - min(where) or 1.0
+        heights.append([(place - low) / span for place in where])
         for place, text in ticks:
-            axes.text(at, (place - low) / (high - low or 1), f" {literal(short(text))}", fontsize=8, va="center")
-    scores = np.array([one.score for one in scored])
-    span = float(np.ptp(scores)) or 1.0
-    columns.append(list((scores - scores.min()) / span))
-    colours = colormaps["viridis"]
-    for heights in zip(*columns, strict=True):
-        axes.plot(range(len(columns)), heights, color=colours(heights[-1]), alpha=0.8, zorder=heights[-1])
-    for height in (0.0, 0.5, 1.0):
-        axes.text(len(keys), height, f" {scores.min() + height * span:.4g}", fontsize=8, va="center")
+            axes.text(at, (place - low) / span, f" {literal(short(text))}", fontsize=SMALL, va="center")
+        axes.axvline(at, color=QUIET, linewidth=0.8)
+    for line in zip(*heights, strict=True):
+        axes.plot(range(len(columns)), line, color=colormaps["viridis"](line[-1]), alpha=0.8, zorder=line[-1])
     axes.set_xticks(range(len(columns)), [*keys, objective])
     axes.set_yticks([])
     axes.margins(x=0.08)
-    for at in range(len(columns)):
-        axes.axvline(at, color="gray", linewidth=0.8)
     return figure
 
 
+@STYLE
 def against_time(scored: Sequence[Candidate], objective: str) -> Figure:
     """Return a scatter plot of the objective against the seconds of a run, with the best candidate labelled."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     axes.scatter([one.seconds for one in scored], [one.score for one in scored], s=16)
     best = scored[0]
     axes.annotate(
-        literal(short(best.name, 60)), (best.seconds, best.score), fontsize=8, xytext=(4, 4), textcoords="offset points"
-    )
+        literal(short(best.name, 60)), (best.seconds, best.score), fontsize=SMALL, xytext=(4, 4),
+        textcoords="offset points",
+    )  # fmt: skip
     axes.set_xlabel("seconds of a run")
     axes.set_ylabel(f"validation {objective}")
     return figure
 
 
+@STYLE
 def ladder(climbed: Climbed) -> Figure:
     """Return a figure of each rung's score with its interval against the seconds of a run.
 
     Rungs of one ladder have one colour and are joined to the rung that they are compared with; a circle marks the rung
     to use.
     """
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    figure = new_figure(7.5, 4.8)
     axes = figure.subplots()
-    use, latest = climbed.use, max(step.candidate.cost for _, step in climbed.steps)
-    for number, climb in enumerate(one for one in climbed.climbs if one.steps):
-        colour = f"C{number % 10}"
-        seconds = [step.candidate.cost for step in climb.steps]
-        scores = [step.candidate.score for step in climb.steps]
-        bars = [
-            [abs(score - (score if math.isnan(bound) else bound)) for score, bound in zip(scores, bounds, strict=True)]
-            for bounds in ([s.candidate.low for s in climb.steps], [s.candidate.high for s in climb.steps])
-        ]
-        label = literal(short(" ".join(climb.values.values()), 40)) if climb.values else None
+    climbs = [climb for climb in climbed.climbs if climb.steps]
+    seconds = [step.candidate.cost for _, step in climbed.steps]
+    for color, climb in zip(colors(len(climbs)), climbs, strict=True):
+        reached = [step.candidate for step in climb.steps]
         for step in climb.steps:
             if step.below:
                 ends = step.below.candidate, step.candidate
                 line = [[one.cost for one in ends], [one.score for one in ends]]
-                axes.plot(*line, color=colour, linewidth=1, alpha=0.6)
-        axes.errorbar(seconds, scores, yerr=bars, fmt="o", color=colour, capsize=3, markersize=5, label=label)
-        for at, step in enumerate(climb.steps):
+                axes.plot(*line, color=color, linewidth=1, alpha=0.6)
+        axes.errorbar(
+            [one.cost for one in reached], [one.score for one in reached], yerr=error_bars(reached), fmt="o",
+            color=color, capsize=3, markersize=5,
+            label=literal(short(" ".join(climb.values.values()), 40)) if climb.values else None,
+        )  # fmt: skip
+        for at, (step, one) in enumerate(zip(climb.steps, reached, strict=True)):
+            last = one.cost == max(seconds)
             axes.annotate(
-                literal(short(step.rung, 30)), (seconds[at], scores[at]), fontsize=9, textcoords="offset points",
-                xytext=(-6 if seconds[at] == latest else 6, 5 if at % 2 else -13),
-                ha="right" if seconds[at] == latest else "left",
+                literal(short(step.rung, 30)), (one.cost, one.score), fontsize=SMALL, textcoords="offset points",
+                xytext=(-6 if last else 6, 5 if at % 2 else -13), ha="right" if last else "left",
             )  # fmt: skip
-    if use:
-        where = (use.candidate.cost, use.candidate.score)
+    if climbed.use:
+        where = (climbed.use.candidate.cost, climbed.use.candidate.score)
         axes.scatter(*where, s=160, facecolors="none", edgecolors="black", linewidths=1.5, label="the rung to use")
-    every = [step.candidate.cost for _, step in climbed.steps]
-    if min(every) > 0 and max(every) / min(every) >= 8:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
+    if min(seconds) > 0 and max(seconds) / min(seconds) >= 8:
+        log_scale(axes)
     axes.margins(x=0.12, y=0.1)
     axes.set_xlabel("seconds of a run")
     axes.set_ylabel(f"validation {climbed.objective}, 95 % interval")
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(loc="lower right")
     return figure
