@@ -139,7 +139,7 @@ def parallel(scored: Sequence[Candidate], keys: Sequence[str], objective: str) -
     scores = [one.score for one in scored]
     middle = (min(scores) + max(scores)) / 2
     columns = [places([one.values.get(key) for one in scored]) for key in keys]
-    columns.append((scores, [(value, f"{value:.4g}") for value in (min(scores), middle, max(scores))]))
+    columns.append((scores, [(value, f"{value:.4g}") for value in sorted({min(scores), middle, max(scores)})]))
     heights = []
     for at, (where, ticks) in enumerate(columns):
         low, span = min(where), max(where) - min(where) or 1.0
