@@ -6,7 +6,7 @@ UV := $(shell command -v uv 2>/dev/null || echo python3 -m uv)
 PYTHON := .venv/bin/python
 ARGS ?=
 
-.PHONY: help install demo train reproduce test test-slow test-reliability check ui bench bench-full golden reference pretrained clean
+.PHONY: help install demo train reproduce test test-slow test-reliability check ui bench bench-full golden reference docs pretrained clean
 
 help:  ## explain every target
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name about; do printf '  make %-16s %s\n' "$$name" "$$about"; done
@@ -55,6 +55,10 @@ golden: install  ## write the composed configurations in tests/config/golden ane
 
 reference: install  ## write docs/configuration.md anew, out of conf/ and the schema
 	@$(PYTHON) docs/configuration.py
+
+docs: install reference  ## build the documentation as a site in outputs/docs; warnings are errors
+	@$(PYTHON) -m sphinx -q -W --keep-going -b html docs outputs/docs
+	@echo outputs/docs/index.html
 
 pretrained: install  ## train the shipped body of the small convnet anew, on drawn animals (about half an hour)
 	@$(PYTHON) -m experiments pretrained $(ARGS)

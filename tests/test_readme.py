@@ -1,4 +1,4 @@
-"""The README's examples under "Your own" run as printed and have the described effect."""
+"""The examples of the documentation that are marked as tested run as printed and have the described effect."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from experiments.config import schema
 from experiments.runs import like
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = "\n".join(path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
 BLOCK = re.compile(r"```(\w+)\n(.*?)```\n", re.DOTALL)
 # What makes a run small, and what it would download not needed.
 SMALL = ("debug=fast", "data.image_size=32", "tracking=none", "progress=none", "hydra/job_logging=none")
@@ -30,7 +30,7 @@ DRAWN_BY_US = ("data.size=32", "data.per_class={train: 4, validation: 4, test: 0
 
 
 class Example(NamedTuple):
-    """Blocks of the README that belong together."""
+    """Blocks of a page that belong together."""
 
     files: dict[str, str]  # by their paths, which the blocks' first comments give
     command: str
@@ -39,9 +39,9 @@ class Example(NamedTuple):
 def examples() -> dict[str, Example]:
     """Those marked <!-- tested: NAME -->: what is fenced from there on, until text comes between."""
     found = {}
-    for marker in re.finditer(r"<!-- tested: (\w+) -->\n", README):
+    for marker in re.finditer(r"<!-- tested: (\w+) -->\n", PAGES):
         name, files, commands, at = marker[1], dict[str, str](), list[str](), marker.end()
-        while block := BLOCK.match(README, at):
+        while block := BLOCK.match(PAGES, at):
             kind, body = block.groups()
             if kind == "sh":
                 commands.append(body)
