@@ -22,7 +22,9 @@ from experiments.config import schema
 from experiments.runs import like
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = "\n".join(path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
+PAGES = "\n".join(
+    path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+)
 BLOCK = re.compile(r"```(\w+)\n(.*?)```\n", re.DOTALL)
 # What makes a run small, and what it would download not needed.
 SMALL = ("debug=fast", "data.image_size=32", "tracking=none", "progress=none", "hydra/job_logging=none")
