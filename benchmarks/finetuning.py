@@ -118,7 +118,7 @@ def report_results(row: Row, measured: Mapping[str, Sequence[Result]]) -> None:
     against = [*PEERS, "regime=bottleneck"]
     row.table = [["", "validation", "test", "test by seed", "s", *(f"points above {label}, test" for label in against)]]
     scores = {
-        label: Scores({str(seed): dict(result.correct) for seed, result in enumerate(results)}, {})
+        label: Scores({str(seed): dict[Any, float](result.correct) for seed, result in enumerate(results)}, {})
         for label, results in measured.items()
     }
     for label, results in measured.items():

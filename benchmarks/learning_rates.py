@@ -259,14 +259,15 @@ def record(name: str, overrides: list[str], seeds: int, rates: tuple[float, ...]
 
     rows: list[tuple[str, int, float, float]] = []
     tried = np.geomspace(LOWEST, HIGHEST, BATCHES.get(name, 100))
-    suggested = set()
+    suggested = set[float]()
     console = Console(width=100)
     for seed in SEEDS:
         components, _ = prepare([*overrides, f"seed={seed}"])
         found = lr.range_test(components.config, {}, tried, Quiet())
         rows += [("loss", seed, rate, loss) for rate, loss in zip(found.rates, found.losses, strict=True)]
         console.print(f"{name} seed {seed}: {len(found.losses)} losses, {found.suggested}, {found.reason}")
-        suggested |= {found.suggested} - {None}
+        if found.suggested is not None:
+            suggested.add(found.suggested)
     for rate in sorted({*rates, *suggested}):
         for seed in range(seeds):
             components, dataset = prepare([*overrides, f"seed={seed}", f"optimizer.lr={rate}"])

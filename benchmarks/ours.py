@@ -12,8 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    from experiments.data.types import Dataset
+    from experiments.training.types import RunComponents
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # --- in this process; TensorFlow is imported only where it is used
 
 
-def prepare(overrides: Sequence[str]) -> tuple:
+def prepare(overrides: Sequence[str]) -> tuple[RunComponents, Dataset]:
     """Return a run's components and its validated dataset, as `experiments.run` has them before training."""
     from hydra import compose, initialize_config_dir
 
@@ -69,7 +74,7 @@ def train_epochs(overrides: Sequence[str], phase: str, between: Callable[[], obj
     from experiments.training.types import EpochRecord, TrainingContext
 
     components, dataset = prepare(overrides)
-    progress, epochs = Quiet(), []
+    progress, epochs = Quiet(), list[Epoch]()
 
     def record(made: EpochRecord) -> None:
         if made.phase == phase:
@@ -82,7 +87,7 @@ def train_epochs(overrides: Sequence[str], phase: str, between: Callable[[], obj
     return epochs, len(dataset.train)
 
 
-def augmented_epoch(components: object, dataset: object) -> Callable[[], tuple[float, int]]:
+def augmented_epoch(components: RunComponents, dataset: Dataset) -> Callable[[], tuple[float, int]]:
     """Return a function that reads an epoch of augmented batches without training and returns seconds and batches.
 
     The batches are those of `regime=scratch`.
@@ -106,7 +111,7 @@ def augmented_epoch(components: object, dataset: object) -> Callable[[], tuple[f
     return epoch
 
 
-def extract(components: object, dataset: object) -> float:
+def extract(components: RunComponents, dataset: Dataset) -> float:
     """Return the seconds from a filled pixel cache to the training images' features in the feature cache.
 
     The features must not be cached yet.
@@ -115,7 +120,7 @@ def extract(components: object, dataset: object) -> float:
     return activate(components, dataset)
 
 
-def read_and_extract(components: object) -> float:
+def read_and_extract(components: RunComponents) -> float:
     """Return the seconds from image files to the training images' features on disk, starting with an empty cache."""
     from experiments.run import read_data
 
@@ -127,7 +132,7 @@ def read_and_extract(components: object) -> float:
     return read + activate(components, dataset)
 
 
-def activate(components: object, dataset: object) -> float:
+def activate(components: RunComponents, dataset: Dataset) -> float:
     """Return the seconds for running the frozen backbone over the training images and caching its features."""
     from experiments.models.network import split_network
     from experiments.regimes.feature_cache import activations
@@ -140,7 +145,7 @@ def activate(components: object, dataset: object) -> float:
     return seconds
 
 
-def predict(components: object, files: list[str]) -> float:
+def predict(components: RunComponents, files: list[str]) -> float:
     """Return the seconds from image files to the whole model's predictions."""
     from experiments.deploy.predict import predictions
     from experiments.models.network import join

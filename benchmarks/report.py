@@ -251,10 +251,11 @@ def to_json(facts: dict[str, Any], options: dict[str, Any], rows: list[Row]) -> 
 def row_from(record: dict[str, Any]) -> Row:
     """Return the row of a record that `to_json` wrote, without the computed values, which are computed again."""
 
-    def known(kind: type, fields: dict[str, Any]) -> Any:
-        return kind(**{name: fields[name] for name in fields if name in kind.__dataclass_fields__})
+    def known(kind: Any, fields: dict[str, Any]) -> Any:
+        names = {field.name for field in dataclasses.fields(kind)}
+        return kind(**{name: fields[name] for name in fields if name in names})
 
-    row = known(Row, record)
+    row: Row = known(Row, record)
     row.sides = [known(Side, side) for side in record["sides"]]
     row.comparisons = [known(Comparison, comparison) for comparison in record["comparisons"]]
     return row

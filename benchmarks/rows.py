@@ -518,7 +518,8 @@ def last_phase(home: Path) -> list[dict[str, str]]:
 
 def exponent(points: Sequence[Mapping[str, float]], what: str) -> float:
     """Return the p of time = b n^p for n images, which is the slope of a line through the logarithms."""
-    return float(np.polyfit(*(np.log([point[key] for point in points]) for key in ("images", what)), 1)[0])
+    images, seconds = (np.log([point[key] for point in points]) for key in ("images", what))
+    return float(np.polyfit(images, seconds, 1)[0])
 
 
 def exponent_beyond_start(points: Sequence[Mapping[str, float]]) -> float:

@@ -87,14 +87,16 @@ def own_store() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def own_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let every test write below its own temporary directory."""
+def own_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Let every test write below its own temporary directory, and leave no tracking URI to the next test."""
     home = tmp_path / "outputs"
     monkeypatch.setenv("EXPERIMENTS_HOME", str(home))
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # restores the variable after a test in which MLflow sets it
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    return home
+    yield home
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].set_tracking_uri(None)
 
 
 @pytest.fixture
@@ -154,11 +156,7 @@ def run_here() -> Callable[..., None]:
             patch.setattr(redaction, "install", lambda: None)  # it would replace the streams of the test process
             patch.setattr(signals, "install", lambda: None)
             patch.setenv("HYDRA_FULL_ERROR", "1")
-            try:
-                train.main()
-            finally:
-                if "mlflow" in sys.modules:
-                    sys.modules["mlflow"].set_tracking_uri(None)
+            train.main()
 
     return call
 

@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +74,12 @@ def test_every_preset_runs(
     if name != tried.setdefault((run_identity(read), str(read.data)), name):
         return  # the same run as another's, but for what debug overrides and how -m sweeps over it
     folder = start(tmp_path, name, *settings)
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    effective = yaml.safe_load((folder / "config.yaml").read_text())
     curves = rows_of(folder / "curves.csv")
     phases = {"scratch": ["scratch"], "bottleneck": ["head"], "finetune": ["head", "finetune"]}
-    assert [row["phase"] for row in curves] == phases[config["regime"]["name"]], "one epoch each"
+    assert [row["phase"] for row in curves] == phases[effective["regime"]["name"]], "one epoch each"
     assert all(np.isfinite(float(row[curve])) for row in curves for curve in ("loss", "validation_loss"))
-    metrics, classes = metrics_of(folder), len(config["data"].get("species") or ("blobs", "stripes"))
+    metrics, classes = metrics_of(folder), len(effective["data"].get("species") or ("blobs", "stripes"))
     assert 0 <= metrics["validation.accuracy"] <= 1 and np.isfinite(metrics["validation.loss"])
     assert len(rows_of(folder / "predictions_validation.csv")) == 4 * classes
     assert len([row for row in rows_of(folder / "manifest.csv") if row["split"] == "train"]) == 4 * classes
@@ -87,9 +87,8 @@ def test_every_preset_runs(
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> Iterator[mlflow.MlflowClient]:
-    yield mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    mlflow.set_tracking_uri(None)
+def client(tmp_path: Path) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
 
 
 def runs_of(client: mlflow.MlflowClient, experiment: str) -> dict[str, Any]:
@@ -109,9 +108,9 @@ def test_a_debug_run_is_in_mlflow_apart_from_the_others(
     assert run.info.status == "FINISHED"
     assert run.data.metrics["validation.accuracy"] == metrics_of(folder)["validation.accuracy"]
     history = client.get_metric_history(run.info.run_id, "loss")
-    assert [(one.step, one.value) for one in history] == [
-        (int(row["step"]), pytest.approx(float(row["loss"]))) for row in rows_of(folder / "curves.csv")
-    ]
+    curves = rows_of(folder / "curves.csv")
+    assert [one.step for one in history] == [int(row["step"]) for row in curves]
+    assert [one.value for one in history] == pytest.approx([float(row["loss"]) for row in curves])
     assert len(history) == 2  # the head's epoch and fine-tuning's
     assert run.data.params["schedule"] == "cosine" and run.data.params["epochs"] == "1"
 

@@ -59,7 +59,6 @@ def home(
     monkeypatch.setenv("EXPERIMENTS_HOME", str(moved))
     monkeypatch.chdir(finished["cwd"])
     yield moved
-    mlflow.set_tracking_uri(None)
     assert not finished["before"].exists(), "nothing is made where outputs/ was"
 
 
@@ -78,7 +77,7 @@ def test_whatever_names_a_run_finds_it_where_outputs_were_moved(
     home: Path, finished: dict[str, Any], config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_id, uri, folder = finished["id"], tracking_uri(), home / "runs" / "first"
-    assert uri == sqlite_uri(home / "mlflow.db") and connection.sqlite_file(uri) == home / "mlflow.db"
+    assert uri == sqlite_uri(home / "mlflow.db") and sqlite_file(uri) == home / "mlflow.db"
     assert like.read(run_id, [])["epochs"] == 1
     assert like.read(run_id, [])["notes"] == "scratch", "${hydra:...} of a single run"
     (facts,) = queries.find_runs(uri, [run_id[:8]])

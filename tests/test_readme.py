@@ -80,9 +80,9 @@ def arguments(name: str, drawn: Path, place: Path) -> list[str]:
         images = place / "images"
         images.mkdir()
         rows = ["file,class"]
-        for path in sorted(drawn.glob("train/*/*.jpg")):
-            shutil.copy(path, images)
-            rows.append(f"{path.name},{path.parent.name}")
+        for image in sorted(drawn.glob("train/*/*.jpg")):
+            shutil.copy(image, images)
+            rows.append(f"{image.name},{image.parent.name}")
         (place / "labels.csv").write_text("\n".join(rows), encoding="utf-8")
     program, module, entry, *given = shlex.split(example.command.replace("\\\n", " "))
     assert (program, module, entry) == ("python", "-m", "experiments.train")

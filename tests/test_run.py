@@ -31,10 +31,12 @@ from experiments.deploy import saved_run
 from experiments.errors import ConfigError, DataError
 from experiments.evaluation.evaluate import evaluate
 from experiments.regimes.build import build
-from experiments.run import Curves, check_joined, check_origins, print_results, read_data, run, write_csv
+from experiments.run import check_origins, print_results, read_data, run, write_csv
 from experiments.runs import training_checks
+from experiments.runs.training_checks import check_joined
 from experiments.storage.array_cache import Rows
 from experiments.system.startup import quiet_start
+from experiments.tracking.curves import Curves
 from experiments.tracking.mlflow_run import Untracked
 from experiments.training import runtime
 from experiments.training.checkpoints import Checkpoints, State
@@ -455,7 +457,7 @@ def test_what_is_loaded_is_not_looked_through_for_garbage(monkeypatch: pytest.Mo
     monkeypatch.delitem(sys.modules, "tensorflow")
     try:
         with pytest.raises(ImportError), quiet_start():
-            loaded = [[] for _ in range(1000)]
+            loaded: list[list[Any]] = [[] for _ in range(1000)]
             assert not gc.isenabled()
             raise ImportError
         assert gc.isenabled() and gc.get_freeze_count() >= before + len(loaded)

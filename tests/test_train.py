@@ -108,7 +108,7 @@ def test_three_ways_to_start_are_the_same_from_any_directory(tmp_path: Path) -> 
     starts = [
         ([sys.executable, "-m", "experiments.train"], tmp_path),
         ([sys.executable, "-m", "experiments", "train"], ROOT),
-        ([script, "train"], tmp_path),
+        ([str(script), "train"], tmp_path),
     ]
     told = [shell(*start, *arguments, cwd=cwd) for start, cwd in starts]
     assert [done.returncode for done in told] == [0, 0, 0], told[0].stderr

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import keras
 import numpy as np
@@ -26,7 +27,7 @@ from experiments.errors import ConfigError
 from experiments.models.head import probabilities
 
 SIZE = 16
-Call = Callable[..., int]
+Call = Callable[..., int | str | None]
 
 
 def classifier() -> keras.Model:
@@ -197,11 +198,11 @@ def test_predictions_keep_their_order_whatever_fails(tmp_path: Path) -> None:
     for batch_size in (1, 4, 32):
         told = [one for some in predictions(classifier(), iter(paths), batch_size) for one in some]
         assert [one.path for one in told] == paths
-        for path, one in zip(paths[:-1], told, strict=False):
+        for given, one in zip(paths[:-1], told, strict=False):
             if one.probabilities is None:
-                assert one.error.startswith("is no JPEG") and Path(path).read_bytes() == b"text"
+                assert one.error.startswith("is no JPEG") and Path(given).read_bytes() == b"text"
             else:
-                np.testing.assert_allclose(one.probabilities, expected(Path(path)), atol=1e-6)
+                np.testing.assert_allclose(one.probabilities, expected(Path(given)), atol=1e-6)
         assert told[-1].error == "is not a regular file"
 
 
@@ -218,7 +219,7 @@ def test_files_are_read_only_so_far_ahead(tmp_path: Path, monkeypatch: pytest.Mo
             asked += 1
             yield str(tmp_path / "a.png")
 
-    told = predictions(classifier(), many(), 2)  # type: ignore[arg-type]
+    told: Any = predictions(classifier(), many(), 2)  # type: ignore[arg-type]
     next(told)
     next(told)
     assert asked < 30

@@ -21,6 +21,7 @@ from experiments.runs import run_directory
 from experiments.sweeps import reproduction
 from experiments.sweeps.plan import Job
 from experiments.sweeps.reproduction import CLAIMS, Result
+from experiments.system import signals
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 # One epoch of small images, on a backbone that has its weights with it.
@@ -122,7 +123,7 @@ def test_faults_are_told_before_anything_is_read(
     arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch, own_outputs: Path
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["experiments reproduce", *arguments])
-    monkeypatch.setattr(verb.signals, "install", lambda: None)
+    monkeypatch.setattr(signals, "install", lambda: None)
     with pytest.raises(SystemExit) as ended:
         verb.main()
     assert told in str(ended.value) and not own_outputs.exists()

@@ -6,6 +6,7 @@ import difflib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -118,7 +119,7 @@ def test_groups_combine_freely(model: str, regime: str, optimizer: str, config: 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_wins_over_the_root_and_the_command_line_over_the_preset(name: str, config: Read) -> None:
-    content = OmegaConf.load(paths.CONF / "experiment" / f"{name}.yaml")
+    content: Any = OmegaConf.load(paths.CONF / "experiment" / f"{name}.yaml")
     read = config(*preset(name))
     values = {key: content[key] for key in ("epochs", "batch_size") if key in content}
     assert {key: getattr(read, key) for key in values} == values

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from keras.src.legacy.preprocessing.image import apply_affine_transform
 from experiments.data import augmentation
 from experiments.data.augmentation import Affine, Identity, affine, resample, seeded
 
-TUTORIAL = {
+TUTORIAL: dict[str, Any] = {
     "rotation": 40.0, "width_shift": 0.2, "height_shift": 0.2, "shear": 0.2, "zoom": 0.2, "horizontal_flip": True,
     "fill": "nearest",
 }  # fmt: skip
@@ -111,7 +113,7 @@ def test_no_range_is_the_identity(images: np.ndarray) -> None:
 )
 def test_ranges_that_cannot_be_are_refused(name: str, value: float | str, allowed: str) -> None:
     with pytest.raises(ValueError, match=rf"augmentation\.{name}.*{allowed}.*Received"):
-        affine(**(TUTORIAL | {name: value}))  # type: ignore[arg-type]
+        affine(**(TUTORIAL | {name: value}))
 
 
 def test_seeded_layers_repeat_for_a_seed_and_differ_between_seeds(images: np.ndarray) -> None:
@@ -133,7 +135,7 @@ def test_seeded_layers_repeat_for_a_seed_and_differ_between_seeds(images: np.nda
 )
 @pytest.mark.parametrize("shift", [-30, -7, 7, 30])
 def test_whole_shifts_fill_as_numpy_pads(images: np.ndarray, fill: str, mode: str, shift: int) -> None:
-    maps = np.float32([[1, 0, shift, 0, 1, -shift, 0, 0]] * len(images))
+    maps = np.array([[1, 0, shift, 0, 1, -shift, 0, 0]] * len(images), "float32")
     padded = np.pad(images, ((0, 0), (30, 30), (30, 30), (0, 0)), mode=mode)  # type: ignore[call-overload]
     expected = padded[:, 30 - shift : 54 - shift, 30 + shift : 54 + shift]
     np.testing.assert_array_equal(resample(tf.constant(images), maps, fill), expected)
@@ -155,5 +157,5 @@ def test_a_map_of_ones_gives_floats_back_to_the_bit() -> None:
     floats = np.random.default_rng(0).uniform(0, 255, (3, 9, 9, 3)).astype("float32")
     for fill in augmentation.FILLS:
         np.testing.assert_array_equal(
-            resample(tf.constant(floats), np.float32([[1, 0, 0, 0, 1, 0, 0, 0]] * 3), fill), floats
+            resample(tf.constant(floats), np.array([[1, 0, 0, 0, 1, 0, 0, 0]] * 3, "float32"), fill), floats
         )

@@ -120,7 +120,8 @@ def test_a_fresh_process_draws_the_same() -> None:
 
 @pytest.mark.parametrize("name", ["strong", "randaugment"])
 def test_stored_views_repeat_bit_for_bit(name: str, config: Read) -> None:
-    read_config, pixels = config(f"augmentation={name}", "regime=finetune"), smooth(9)
+    read_config = config(f"augmentation={name}", "regime=finetune")
+    pixels: Any = smooth(9)
 
     def view(number: int, backwards: bool = False) -> np.ndarray:
         rows = augmented(
@@ -266,9 +267,8 @@ def test_a_flat_image_stays_flat() -> None:
 
 
 def rand(**changes: Any) -> Any:
-    return augmentation.randaugment(
-        **({"operations": 2, "magnitude": 0.3, "horizontal_flip": True, "fill": "nearest"} | changes)
-    )
+    given: dict[str, Any] = {"operations": 2, "magnitude": 0.3, "horizontal_flip": True, "fill": "nearest"}
+    return augmentation.randaugment(**given | changes)
 
 
 def test_what_happens_to_a_image_does_not_depend_on_its_batch() -> None:

@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from experiments.config import schema
-from experiments.data import download, manifest
+from experiments.data import manifest
 from experiments.data.sources import cats_vs_dogs
 from experiments.data.types import SplitSettings
 from experiments.errors import ConfigError, DataError
@@ -94,7 +94,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
 
 
 def order(host: Host, cache: Path, **changes: Any) -> Path:
-    wanted = {"url": host.url, "sha256": SHA256, "bytes": len(ARCHIVE), "archive": None, "cache": cache}
+    wanted: dict[str, Any] = {"url": host.url, "sha256": SHA256, "bytes": len(ARCHIVE), "archive": None, "cache": cache}
     return cats_vs_dogs.cats_vs_dogs(**wanted | changes)
 
 
@@ -262,7 +262,7 @@ def test_an_interrupted_extraction_keeps_the_archive(
         yield
 
     with monkeypatch.context() as broken:
-        broken.setattr(download.zipfile, "ZipFile", interrupted)
+        broken.setattr(zipfile, "ZipFile", interrupted)
         with pytest.raises(KeyboardInterrupt):
             order(host, tmp_path)
     assert os.listdir(tmp_path / "downloads") == [f"kagglecatsanddogs.zip.{SHA256[:16]}.part"]

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -309,7 +310,7 @@ def test_an_unreachable_server_is_an_error_soon(host: Host, tmp_path: Path) -> N
 
 
 def test_without_room_nothing_is_asked_for(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: SimpleNamespace(free=100_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100_000))
     text = refused(host, tmp_path)
     assert "300.0 kB" in text and "100.0 kB free" in text and "Free 200.0 kB" in text and "outputs=PATH" in text
     assert host.ranges == []
@@ -360,7 +361,7 @@ WANTED = re.compile(r"images/(a|b)/([0-9]+\.jpg)")
 SOUND = {f"images/{name}/{n}.jpg": f"{name}{n}".encode() * 50 for name in "ab" for n in range(3)}
 
 
-def packed(path: Path, members: dict[str | zipfile.ZipInfo, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+def packed(path: Path, members: Mapping[Any, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
     with zipfile.ZipFile(path, "w", method) as archive:
         for member, content in members.items():
             archive.writestr(member, content)
@@ -487,7 +488,7 @@ def test_members_that_unpack_to_too_much(tmp_path: Path) -> None:
 
 def rejected_without_room(path: Path, target: Path) -> str:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(download.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
         return rejected(path, target)
 
 

@@ -118,7 +118,7 @@ def test_signed_32_bit_and_floating_grays_need_a_range() -> None:
         content = tiff(grays(values, kind), 3, bits, sample_format=form)
         with pytest.raises(DataError, match=rf"holds {bits}-bit grays.*data.gray_range"):
             decoder.decode(content)
-        assert first(content, given) == expected  # type: ignore[arg-type]
+        assert first(content, given) == expected
     with pytest.raises(DataError, match="beyond data.gray_range"):
         decoder.decode(tiff(grays([np.nan, 0.5], "<f4"), 2, 32, sample_format=3), (0, 1))
     white = tiff(grays([0.0, 0.25, 1.0], "<f4"), 3, 32, sample_format=3, photometric=0)

@@ -556,7 +556,7 @@ def test_grays_are_read_with_the_range_of_the_data_set(root: Path) -> None:
         found = read(root, gray_range=gray_range)
         pixels = images_of(found, "train", 4, cache, held=True)
         at = pixels.ids.index("train/cats/xray.png")
-        assert pixels.pixels[at][0, :, 0].tolist() == expected
+        assert pixels.pixels[at : at + 1][0, 0, :, 0].tolist() == expected
     assert "train/cats/xray.png" in message(root)
 
 

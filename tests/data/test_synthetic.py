@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -77,15 +78,15 @@ def test_an_unfinished_folder_is_not_mistaken_for_a_finished_one(
 
 
 def test_the_loser_of_a_race_takes_the_winners_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rename = synthetic.os.rename
+    rename = os.rename
 
     def late(draft: Path, root: Path) -> None:
-        monkeypatch.setattr(synthetic.os, "rename", rename)
+        monkeypatch.setattr(os, "rename", rename)
         order(tmp_path)
         (root / "winner").touch()
         rename(draft, root)
 
-    monkeypatch.setattr(synthetic.os, "rename", late)
+    monkeypatch.setattr(os, "rename", late)
     root = order(tmp_path)
     assert (root / "winner").exists()
     assert list(root.parent.iterdir()) == [root]

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,14 +66,13 @@ class Place(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def place(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A tracked run with its model; a sweep's job that started from its weights and keeps only what it trained."""
     place = Place(tmp_path_factory.mktemp("trained") / "outputs", drawn)
     place.train("whole", "regime=bottleneck")
     whole = saved_run.find("whole", place.uri).run_id
     place.train("job", "regime=finetune", f"model.weights='{whole}'", "sweep.job=true", "tracking.log_model=false")
-    yield place
-    mlflow.set_tracking_uri(None)
+    return place
 
 
 def check(place: Place, name: str, run: saved_run.Trained) -> None:
@@ -176,7 +174,7 @@ def test_an_export_that_differs_is_none(place: Place, tmp_path: Path, monkeypatc
 
 def test_images_to_compare_on_are_drawn_where_the_run_s_are_gone(place: Place) -> None:
     run = saved_run.find("whole", place.uri)
-    run.plain["data"]["root"] = "gone"  # type: ignore[index]
+    run.plain["data"]["root"] = "gone"
     pixels, what = exports.sample(run, 48, 4)
     assert pixels.shape == (4, 48, 48, 3) and what.startswith("4 random images")
     assert pixels.min() >= 0 and pixels.max() <= 255 and pixels.std() > 30

@@ -57,8 +57,8 @@ def group(drawn: Path, name: str, right: int, seeds: int = 1, **params: str) -> 
 @pytest.fixture(scope="module")
 def comparison(drawn: Path) -> Comparison:
     scratch = group(drawn, "a", 14, regime="scratch", epochs="3")
-    return of_groups([scratch, group(drawn, "b", 19, regime="finetune", epochs="3", **{"regime.views": NAME})],
-                     "validation")  # fmt: skip
+    params: dict[str, Any] = {"regime": "finetune", "epochs": "3", "regime.views": NAME}
+    return of_groups([scratch, group(drawn, "b", 19, **params)], "validation")
 
 
 class Seen(HTMLParser):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from sklearn.metrics import (  # type: ignore[import-untyped]
+from sklearn.metrics import (
     brier_score_loss,
     f1_score,
     log_loss,

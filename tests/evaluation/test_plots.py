@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.testing import assert_allclose, assert_array_equal
-from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
+from sklearn.metrics import roc_auc_score
 
 from experiments.evaluation import comparison_plots, figure_style, plots
 from experiments.evaluation.evaluate import Prediction, Report
@@ -256,7 +256,7 @@ def test_compared_curves_show_the_mean_of_runs_and_where_their_phase_changes() -
     full = [line for line in accuracy.lines if line.get_linestyle() == "-" and line.get_linewidth() > 1]
     assert_array_equal(curve(full[0])[0], [0, 1])
     expected = [one.metrics["validation_accuracy"] + 0.05 for one in long]
-    assert_allclose(curve(full[1]), [[0, 1, 2, 3], expected])
+    assert_allclose(curve(full[1]), np.array([[0, 1, 2, 3], expected]))
     assert [line.get_markevery() for line in full] == [[], [2]]
     assert len(accuracy.lines) == 1 + 1 + 2 + 1 + 1, "of several runs each one, too; training dotted"
     (names,) = (one for one in figure.legends)

@@ -1,11 +1,12 @@
 """Differences between models and between settings: published examples, exact duality, and error rates by simulation."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from experiments.evaluation.significance import (
     Difference,
@@ -177,7 +178,9 @@ def test_what_cannot_be_compared_is_named() -> None:
 
 def of(*counts: int, seeds: str = "012", first: int = 0, folds: int = 0) -> Scores:
     """Runs that classify the first images correctly, so many of 40, one for each seed."""
-    scores = {seed: {first + at: at < count for at in range(40)} for seed, count in zip(seeds, counts, strict=False)}
+    scores: Any = {
+        seed: {first + at: at < count for at in range(40)} for seed, count in zip(seeds, counts, strict=False)
+    }
     return Scores(scores, {first + at: str(at % folds) for at in range(40)} if folds else {})
 
 
@@ -227,8 +230,8 @@ def test_images_needed_has_the_power_it_promises() -> None:
 
 
 def test_images_needed_grow_as_the_difference_shrinks_and_refuse_what_cannot_be() -> None:
-    numbers = [images_needed(each, 0.1) for each in (0.1, 0.05, 0.01)]
-    assert numbers == sorted(numbers) and images_needed(0.0, 0.1) is None
+    numbers = [images_needed(each, 0.1) or 0 for each in (0.1, 0.05, 0.01)]
+    assert 0 not in numbers and numbers == sorted(numbers) and images_needed(0.0, 0.1) is None
     for impossible, discordant in ((0.5, 0.1), (0.1, 1.5)):
         with pytest.raises(ValueError, match="discordant"):
             images_needed(impossible, discordant)

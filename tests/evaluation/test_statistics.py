@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from scipy import stats  # type: ignore[import-untyped]
-from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
+from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from experiments.evaluation.statistics import mean_interval, reliability, roc_auc_interval, score_interval, wilson
 

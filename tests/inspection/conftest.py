@@ -12,6 +12,7 @@ import pytest
 
 from experiments import run as run_module
 from experiments import train
+from experiments.runs import training_checks
 
 # Two phases, a warm-up, a schedule, a split point inside the network.
 OVERRIDES = (
@@ -40,7 +41,7 @@ def ended(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     folder = outputs / "runs" / "tuned"
     overrides = ("data=folder", f"data.root={drawn}", "data.image_size=48", *OVERRIDES)
     trainable: dict[str, bool] = {}
-    checked = run_module.check_joined
+    checked = training_checks.check_joined
 
     def listening(config: Any, fitted: Any, splits: Any) -> None:
         trainable.update({layer.name: layer.trainable for layer in fitted.model.get_layer("frozen").layers})

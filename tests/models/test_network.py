@@ -221,7 +221,7 @@ def test_join_gives_probabilities(backbones: dict[str, Backbone], classes: int) 
 
 
 def test_extreme_logits_give_finite_probabilities() -> None:
-    for logits in (np.float32([[200.0], [-200.0]]), np.float32([[300.0, -300.0, 0.0]])):
+    for logits in (np.array([[200.0], [-200.0]], "float32"), np.array([[300.0, -300.0, 0.0]], "float32")):
         rows = np.asarray(probabilities(keras.ops.convert_to_tensor(logits)))
         np.testing.assert_allclose(rows.sum(axis=1), 1)
 

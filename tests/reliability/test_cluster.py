@@ -239,7 +239,6 @@ def server(postgres: Postgres, tmp_path: Path) -> Iterator[str]:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        mlflow.set_tracking_uri(None)
 
 
 def test_four_processes_at_once_lose_nothing_on_postgresql(

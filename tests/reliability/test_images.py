@@ -9,6 +9,7 @@ import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def damaged_in_the_middle(path: Path) -> None:
     path.write_bytes(content)
 
 
-def saved_as(format: str, **options: object) -> Make:
+def saved_as(format: str, **options: Any) -> Make:
     return lambda path: draw(path, format, **options)
 
 

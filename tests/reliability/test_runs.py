@@ -78,7 +78,10 @@ class Home:
         folder = self.folder(name)
         with (folder / "curves.csv").open(encoding="utf-8", newline="") as file:
             curves = [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
-        found = {"curves": repr(curves), "predictions": (folder / "predictions_validation.csv").read_text("utf-8")}
+        found: dict[str, Any] = {
+            "curves": repr(curves),
+            "predictions": (folder / "predictions_validation.csv").read_text("utf-8"),
+        }
         for path in sorted((folder / "weights").iterdir()):
             with h5py.File(path) as file:
                 nodes: list[tuple[str, Any]] = []

@@ -93,7 +93,6 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server = Server(home)
     yield server
     server.kill()
-    mlflow.set_tracking_uri(None)
 
 
 def say(process: subprocess.Popen[str], epochs: int) -> None:

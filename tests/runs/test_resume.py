@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 
 from experiments.errors import ConfigError
-from experiments.run import Curves
 from experiments.runs import run_directory
 from experiments.system.paths import default_outputs
 from experiments.tracking import liveness
+from experiments.tracking.curves import Curves
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.types import EpochRecord
 

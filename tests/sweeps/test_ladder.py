@@ -167,6 +167,7 @@ def test_each_backbone_has_a_ladder_and_the_cheapest_good_rung_of_all_is_used() 
 
 def test_the_figure_has_a_labelled_point_for_each_rung() -> None:
     found = ladder(HEAD, rows("one", [462, 460, 463]), rows("two", [463, 460, 464]), *NONE_ABOVE)
+    axes: Any
     (axes,) = plots.ladder(found).axes
     assert [text.get_text() for text in axes.texts] == ["head", "one", "two"]
     assert [text.xy for text in axes.texts] == [

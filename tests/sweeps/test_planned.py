@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from experiments.runs import run_directory
 from experiments.sweeps import local, plan, plots, summary_files
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.sweeper import Sweeper
+from experiments.system import signals
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 IMAGES = 100
@@ -58,7 +60,7 @@ class Trained:
             return {}
         assert function == "inspect_jobs", function
         configs = [Config.model_validate(one) for one in arguments[0]]
-        known = {}
+        known: dict[str, dict[str, Any]] = {}
         for folder in plan.folders(Path(configs[0].outputs)):
             facts = run_directory.read_record(folder) or {}
             if facts.get("status") == "FINISHED":
@@ -103,7 +105,7 @@ def write_predictions(folder: Path, split: str, accuracy: float) -> None:
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trained:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train.signals, "install", lambda: None)
+    monkeypatch.setattr(signals, "install", lambda: None)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     return Trained(monkeypatch)
 
@@ -127,7 +129,7 @@ def test_a_directory_of_another_sweep_is_refused_by_name(trained: Trained, tmp_p
     place = f"hydra.sweep.dir={tmp_path / 'D'}"
     assert len(trained(place, "optimizer.lr=0.01,0.02", "sweep.final=false")) == 2
     for other in ("optimizer.lr=0.03,0.04", "optimizer.lr=0.01,0.02,0.03", "optimizer.lr=0.01"):
-        said = refused(lambda other=other: trained(place, other, "sweep.final=false"))
+        said = refused(partial(trained, place, other, "sweep.final=false"))
         assert str(tmp_path / "D") in said and "holds another sweep" in said and "optimizer.lr=0.01,0.02" in said
     trained.data = "other data"
     assert "holds another sweep" in refused(lambda: trained(place, "optimizer.lr=0.01,0.02", "sweep.final=false"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from pathlib import Path
+from typing import Any, cast
 
 import keras
 import tensorflow as tf
@@ -46,7 +47,7 @@ def test_hydra_parses_arguments_and_caches_its_repository(tmp_path: Path) -> Non
     assert parsed.multirun and parsed.overrides == ["seed=1"] and parsed.config_dir == str(tmp_path)
     with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
         compose("config")
-        cached = CachingConfigRepository(GlobalHydra.instance().config_loader().repository)
+        cached = CachingConfigRepository(cast(Any, GlobalHydra.instance().config_loader()).repository)
         first, second = cached.load_config("config"), cached.load_config("config")
     assert first is not None and first is second and "epochs" in first.config
 

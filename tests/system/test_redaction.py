@@ -182,7 +182,7 @@ def test_streams_and_records_of_a_process(monkeypatch: pytest.MonkeyPatch) -> No
     try:
         redaction.install()
         redaction.install()
-        assert not isinstance(sys.stdout.stream, redaction.RedactingStream)  # type: ignore[attr-defined]
+        assert not isinstance(sys.stdout.stream, redaction.RedactingStream)
         print("http://a:pw@c", end="")
         sys.stdout.writelines(["http://a:pw@c\n"])
         try:
@@ -266,7 +266,7 @@ def test_a_foreign_name_is_shown_and_not_obeyed(name: str) -> None:
 
 def test_a_stream_passes_on_colours_and_nothing_else_of_a_terminal() -> None:
     file = io.StringIO()
-    stream = redaction.RedactingStream(file)  # type: ignore[arg-type]
+    stream = redaction.RedactingStream(file)
     stream.write("\r\x1b[2K\x1b[31mred\x1b[0m \x1b]0;title\x07\x1b]8;;http://x\x1b\\ \x9b31m \b \u202e\n")
     assert file.getvalue() == (
         "\r\x1b[2K\x1b[31mred\x1b[0m \\x1b]0;title\\x07\\x1b]8;;http://x\\x1b\\ \\x9b31m \\x08 \\u202e\n"

@@ -90,7 +90,7 @@ class Store(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def store(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+def store(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Holds `head` (bottleneck), `tuned` (finetune on head's backbone) and `given` (finetune on head's head)."""
     store = Store(tmp_path_factory.mktemp("tracking") / "outputs", drawn)
     store.train("head", "regime=bottleneck", "model.weights=null", "optimizer.lr=0.03", "+tags.question=which")
@@ -99,8 +99,7 @@ def store(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sto
              "tracking.log_model=false")  # fmt: skip
     store.train("tuned", *tuned, "regime.head_epochs=2", "regime.head_optimizer.lr=0.03")
     store.train("given", *tuned, f"regime.head_from='{head}'")
-    yield store
-    mlflow.set_tracking_uri(None)
+    return store
 
 
 @pytest.fixture

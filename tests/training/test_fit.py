@@ -24,8 +24,9 @@ from experiments.regimes.build import build_recipe
 from experiments.training import checkpoints
 from experiments.training.callbacks import EpochSeeds
 from experiments.training.checkpoints import Checkpoints, State
-from experiments.training.fit import compile_updates, fit, only_cpus
+from experiments.training.fit import fit
 from experiments.training.losses import build_loss
+from experiments.training.optimizer_updates import compile_updates, only_cpus
 from experiments.training.types import EpochRecord, TrainingContext, TrainingPhase
 
 COUNT, FEATURES = 20, 6
@@ -280,9 +281,9 @@ def curve(history: tuple[EpochRecord, ...], name: str) -> list[float]:
     return [record.metrics[name] for record in history]
 
 
-def assert_same(model: keras.Model, weights: list[np.ndarray], **tolerance: float) -> None:
+def assert_same(model: keras.Model, weights: list[np.ndarray], **tolerance: Any) -> None:
     for a, b in zip(model.get_weights(), weights, strict=True):
-        np.testing.assert_allclose(a, b, **({"rtol": 0, "atol": 0} | tolerance))
+        np.testing.assert_allclose(a, b, **({"rtol": 0.0, "atol": 0.0} | tolerance))
 
 
 def differ(model: keras.Model, weights: list[np.ndarray], by: float = 0.0) -> bool:

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from sklearn.utils.class_weight import compute_sample_weight  # type: ignore[import-untyped]
+from sklearn.utils.class_weight import compute_sample_weight
 
 from experiments.errors import ConfigError
 from experiments.training.losses import accuracy, build_loss, class_weights, loss_of_guessing, targets

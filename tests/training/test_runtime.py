@@ -89,9 +89,9 @@ def test_two_devices_train_to_the_losses_of_one(regime: str, ran: Ran, request: 
     assert ran.ended[f"{regime} 1"] == other.ended[f"{regime} 2"] == ""
     one, two = ran.curves(f"{regime} 1"), other.curves(f"{regime} 2")
     assert len(one) == len(two) == (2 if regime == "scratch" else 4)
-    for row, other in zip(one, two, strict=True):
+    for row, same in zip(one, two, strict=True):
         for name in ("loss", "validation_loss"):
-            assert float(other[name]) == pytest.approx(float(row[name]), rel=1e-4)
+            assert float(same[name]) == pytest.approx(float(row[name]), rel=1e-4)
 
 
 def test_more_devices_than_there_are_are_refused_before_work(ran: Ran) -> None:

@@ -103,7 +103,7 @@ def test_plateau_is_keras_s_callback_on_random_values() -> None:
     lowered = stopped = rested = 0
     for seed in range(400):
         rng = np.random.default_rng(seed)
-        options = {
+        options: dict[str, Any] = {
             "factor": float(rng.choice([0.1, 0.5, 0.9])),
             "patience": int(rng.integers(1, 5)),
             "min_delta": float(rng.choice([0.0, 1e-4, 0.25])),

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from sklearn.metrics import auc, roc_curve  # type: ignore[import-untyped]
+from sklearn.metrics import auc, roc_curve
 
 from experiments.evaluation.evaluate import Report
 from experiments.evaluation.figure_style import (

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, stats  # type: ignore[import-untyped]
+from scipy import optimize, stats
 
 from experiments.evaluation.statistics import LEVEL, SMALLEST_P, Spread, score_interval, spread_of_mean, wilson
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, special, stats  # type: ignore[import-untyped]
+from scipy import optimize, special, stats
 
 LEVEL = 0.05  # significance level of every test; intervals have coverage 1 - LEVEL
 SMALLEST_P = 1e-12  # the lower bound of p-values; smaller ones are not computed

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from sklearn.utils.class_weight import compute_class_weight  # type: ignore[import-untyped]
+from sklearn.utils.class_weight import compute_class_weight
 
 from experiments.errors import ConfigError
 
