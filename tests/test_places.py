@@ -19,7 +19,7 @@ from experiments.deploy import saved_run
 from experiments.errors import ConfigError
 from experiments.runs import like, run_directory
 from experiments.system.paths import default_outputs, sqlite_file, sqlite_uri, tracking_uri
-from experiments.tracking import connection, mlflow_run, queries, view
+from experiments.tracking import connection, inputs, queries, view
 
 Run = Callable[..., None]
 SMALL = ("data.image_size=48", "batch_size=8", "epochs=1", "regime=scratch", "progress=none", "hydra/job_logging=none",
@@ -85,7 +85,7 @@ def test_whatever_names_a_run_finds_it_where_outputs_were_moved(
     assert saved_run.find(run_id).folder == folder and saved_run.find("first").folder == folder
     assert run_directory.find(run_id, []) == folder
     wanted = config(f"model.weights={run_id}", "regime=bottleneck")
-    assert mlflow_run.fetch(wanted, home / "x")["model.weights"].stat().st_size > 10_000
+    assert inputs.fetch(wanted, home / "x")["model.weights"].stat().st_size > 10_000
     assert [name for name, _ in view.configure_experiment_view(uri)] == ["experiments"]
     assert sync.sync(folder, None, None, whole=True) == f"all is in {uri}"
     assert client(home).get_run(run_id).info.artifact_uri == f"{(home / 'mlartifacts').as_uri()}/{run_id}/artifacts"
@@ -154,7 +154,7 @@ def test_a_run_deleted_in_mlflow_is_named_and_resumed(
     wanted = config("regime=bottleneck", f"model.weights={run_id}")
     lookups: list[Callable[[], object]] = [
         lambda: like.read(run_id, []), lambda: queries.find_runs(uri, [run_id]), lambda: saved_run.find(run_id),
-        lambda: mlflow_run.fetch(wanted, home / "x"),
+        lambda: inputs.fetch(wanted, home / "x"),
     ]  # fmt: skip
     for look in lookups:
         with pytest.raises(ConfigError, match=reason):

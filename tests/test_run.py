@@ -37,7 +37,7 @@ from experiments.runs.training_checks import check_joined
 from experiments.storage.array_cache import Rows
 from experiments.system.startup import quiet_start
 from experiments.tracking.curves import Curves
-from experiments.tracking.mlflow_run import Untracked
+from experiments.tracking.mlflow_run import Tracker
 from experiments.training import runtime
 from experiments.training.checkpoints import Checkpoints, State
 from experiments.training.types import EpochRecord, TrainingResult
@@ -297,7 +297,7 @@ def test_what_devices_cannot_share_evenly_is_refused(config: Callable[..., schem
 
 
 def test_curves_are_on_disk_before_the_tracker_is_told(tmp_path: Path) -> None:
-    class Down(Untracked):
+    class Down(Tracker):
         def epoch(self, record: EpochRecord) -> None:
             raise ConnectionError("the server is gone")
 

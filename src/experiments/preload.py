@@ -10,11 +10,11 @@ with quiet_start():
 
     from experiments import run, train
     from experiments.sweeps import worker_tasks
-    from experiments.tracking import mlflow_run
+    from experiments.tracking import mlflow_run, private_mlflow_api
 
-    mlflow_run.load()
+    private_mlflow_api.preload()
     Image.preinit()
 # Every process that multiprocessing starts executes `-m experiments.train` again up to main(), and would warn of it.
 warnings.filterwarnings("ignore", "'experiments.train' found in sys.modules", RuntimeWarning)
 
-__all__ = ["matplotlib", "run", "train", "worker_tasks"]
+__all__ = ["matplotlib", "mlflow_run", "run", "train", "worker_tasks"]

@@ -42,7 +42,7 @@ from experiments.runs.training_checks import check_joined, check_reached, keep_e
 from experiments.storage import atomic_files
 from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.redaction import redacted
-from experiments.tracking import mlflow_run
+from experiments.tracking import inputs, mlflow_run
 from experiments.tracking.curves import FILE as CURVES
 from experiments.tracking.curves import Curves
 from experiments.training import pruning, runtime
@@ -72,7 +72,7 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         mlflow_run.track(config, folder, directory.run_id) as tracker,
     ):
         directory.track(tracker.run_id, config.tracking.uri)
-        files = tracker.files(config)
+        files = inputs.fetch(config, folder)
         components = build(config, files)
         dataset = read_data(components)
         check_origins({key: folder / "inputs" / key for key in files}, dataset)
@@ -246,7 +246,7 @@ def write_description(
     config = components.config
     text = dump_yaml(redacted(logged(config)))
     atomic_files.write_file(folder / "config.yaml", text.encode())
-    write_csv(folder / mlflow_run.MANIFEST, manifest.to_rows(dataset.manifest))
+    write_csv(folder / inputs.MANIFEST, manifest.to_rows(dataset.manifest))
     if dataset.manifest.left_out:
         rows = [{"path": left.path, "reason": left.reason} for left in dataset.manifest.left_out]
         write_csv(folder / "left_out.csv", rows)
@@ -276,7 +276,7 @@ def check_origins(origins: Mapping[str, Path], dataset: Dataset) -> None:
     """
     judged = {entry.sha256: entry.path for entry in dataset.manifest.entries if entry.split != "train"}
     for key, origin in origins.items():
-        with (origin / mlflow_run.MANIFEST).open(newline="", encoding="utf-8") as file:
+        with (origin / inputs.MANIFEST).open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         known = sorted(judged[row["sha256"]] for row in rows if row["split"] == "train" and row["sha256"] in judged)
         if known:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import backbones
-from experiments.cli.backbones import Cost
 from experiments.config.schema import shipped
 from experiments.errors import ConfigError
+from experiments.inspection import backbones as inspection
 from experiments.system import paths
 
 
@@ -52,7 +52,7 @@ def test_no_weights_are_read(name: str) -> None:
 
 
 def test_a_backbone_is_measured_at_its_own_size(tmp_path: Path) -> None:
-    cost = backbones.measure(backbones.configuration("mine", own_choice(tmp_path)), batch=2, seconds=0)
+    cost = inspection.measure(backbones.configuration("mine", own_choice(tmp_path)), batch=2, seconds=0)
     assert cost[:-1] == ("mine", 40, 3, 896 + 9_248 + 18_496, 18_496)
     assert cost.images_per_second > 0
 
@@ -62,7 +62,7 @@ def test_the_speed_is_the_batchs_median_after_a_first_one(monkeypatch: pytest.Mo
     config = backbones.configuration("mine", own_choice(tmp_path))
     clock = iter([0.0, 0.5, 10.0, 18.0, 20.0, 21.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    assert backbones.measure(config, batch=10, seconds=5).images_per_second == 10
+    assert inspection.measure(config, batch=10, seconds=5).images_per_second == 10
 
 
 def test_the_command_prints_one_row_a_backbone(
@@ -70,11 +70,11 @@ def test_the_command_prints_one_row_a_backbone(
 ) -> None:
     seen = []
 
-    def measured(config: object, batch: int, seconds: float) -> Cost:
+    def measured(config: object, batch: int, seconds: float) -> inspection.Cost:
         seen.append((batch, seconds))
-        return Cost(config.model.name, 40, 3, 1_234_567, 89_000, 12.34)  # type: ignore[attr-defined]
+        return inspection.Cost(config.model.name, 40, 3, 1_234_567, 89_000, 12.34)  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(backbones, "measure", measured)
+    monkeypatch.setattr(inspection, "measure", measured)
     monkeypatch.setattr(sys, "argv", ["backbones", "mine", "vgg16", "--config-dir", str(own_choice(tmp_path))])
     backbones.main()
     out = capsys.readouterr().out

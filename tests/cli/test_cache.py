@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from experiments.cli import cache as verb
+from experiments.inspection import cache as inspection
 from experiments.storage import array_cache, atomic_files
 from experiments.training import checkpoints
 from experiments.training.types import EpochRecord
@@ -171,7 +172,7 @@ def test_prune_by_age(cache: Path, call: Call) -> None:
 
 
 def test_prune_to_a_size_takes_the_longest_unused_first(cache: Path, call: Call) -> None:
-    sizes = {held.path: held.size for held in verb.scan(cache)}
+    sizes = {held.path: held.size for held in inspection.scan(cache)}
     order = entries(cache)[::-1]
     total = sum(sizes.values())
     call("prune", "--to", str(total - sizes[order[0]] - 1))
@@ -225,7 +226,7 @@ def test_what_another_process_uses_stays(cache: Path, call: Call, part: str, at:
 def _prunes(cache: Path, start: Any) -> None:
     start.wait()
     for _ in range(50):
-        verb.prune(cache, older=None, to=0, dry_run=False)
+        list(inspection.prune(cache, older=None, to=0, dry_run=False))
 
 
 def _makes(cache: Path, start: Any, results: Any) -> None:
@@ -287,7 +288,7 @@ def test_help_imports_nothing_heavy_and_work_no_framework(cache: Path) -> None:
         assert set(loaded.split()) <= allowed, arguments
 
 
-def test_of_a_link_the_link_alone_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_a_link_the_link_alone_goes(tmp_path: Path) -> None:
     cache, kept = tmp_path / "cache", tmp_path / "elsewhere" / "folder"
     atomic_files.write_file(kept / "a.jpg", bytes(7000))
     (cache / "drawn").mkdir(parents=True)
@@ -296,8 +297,7 @@ def test_of_a_link_the_link_alone_goes(tmp_path: Path, capsys: pytest.CaptureFix
     (cache / "photographs").symlink_to(kept.parent, target_is_directory=True)  # no kind of the cache's
     (cache / "pixels").symlink_to(tmp_path / "large disk", target_is_directory=True)
     atomic_files.write_file(tmp_path / "large disk" / "abc" / "array.npy", bytes(3000))
-    verb.prune(cache, older=None, to=0, dry_run=False)
-    told = capsys.readouterr().out
+    told = "\n".join(inspection.prune(cache, older=None, to=0, dry_run=False))
     assert f"a link to {kept}, which stays" in told and "3 entries removed, 0 bytes remain" in told
     assert [path.name for path in (cache / "drawn").iterdir()] == []
     assert list((tmp_path / "large disk").iterdir()) == [], "a kind of the cache may lie on another disk"

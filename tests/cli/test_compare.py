@@ -32,9 +32,9 @@ from experiments.evaluation.comparison import (
 from experiments.evaluation.comparison_text import sentences
 from experiments.evaluation.evaluate import Prediction
 from experiments.evaluation.significance import newcombe
-from experiments.tracking import buffer
-from experiments.tracking.mlflow_run import log_comparison
 from experiments.tracking.queries import RunFacts, find_runs, search_runs
+from experiments.tracking.summary_runs import log_comparison
+from experiments.tracking.upload import Kind, Message, upload
 
 IMAGES = 40
 BASE = {"regime": "scratch", "model": "convnet", "optimizer": "rmsprop", "optimizer.lr": "0.001"}
@@ -81,7 +81,7 @@ def fake_run(
     epochs = ["step,phase,epoch,timestamp,accuracy,loss,seconds,validation_accuracy,validation_loss,input_wait",
               *(f"{at},scratch,{at},{at},0.5,0.7,{at + 1}.5,0.6,0.6," for at in range(3))]  # fmt: skip
     client.log_text(run_id, "\n".join([*epochs, ""]), "curves.csv")
-    buffer.deliver(Path(), buffer.Message(run_id, "data", {"source": "/photos", "name": "pets", "digest": "1"}), None)
+    upload(Path(), Message(run_id, Kind.DATA, {"source": "/photos", "name": "pets", "digest": "1"}), None)
     client.set_terminated(run_id)
     return run_id
 

@@ -13,30 +13,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 from PIL import Image
+from red_classifier import classifier, expected
 from rich.cells import cell_len
 
 from experiments.cli import predict as verb
-from experiments.data import decoder
+from experiments.deploy import prediction_writers as writers
 from experiments.deploy import saved_run
 from experiments.deploy.predict import Prediction, list_files, predictions
 from experiments.errors import ConfigError
-from experiments.models.head import probabilities
 
-SIZE = 16
 Call = Callable[..., int | str | None]
-
-
-def classifier() -> keras.Model:
-    """The redder, the more it is a dog."""
-    inputs = keras.Input((SIZE, SIZE, 3), name="pixels")
-    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 64, offset=-2.0)(inputs))
-    model = keras.Model(inputs, probabilities(keras.layers.Dense(1, name="logits")(x)))
-    model.get_layer("logits").set_weights([np.array([[1.0], [0.0], [0.0]]), np.zeros(1)])
-    return model
 
 
 def save(path: Path, red: int) -> Path:
@@ -74,11 +63,6 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Call:
         return left.value.code  # type: ignore[return-value]
 
     return start
-
-
-def expected(path: Path) -> np.ndarray:
-    pixels = decoder.resize(decoder.decode(path.read_bytes()), SIZE)
-    return np.asarray(classifier()(pixels[None].astype("float32")))[0]
 
 
 def test_folders_patterns_and_files_are_listed_once_and_in_order(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +114,7 @@ def test_csv_holds_every_file_and_its_fault(files: Path, call: Call, capsys: pyt
         if row["error"]:
             assert Path(row["path"]).name in ("e.jpg", "f.jpg", "g.png") and row["class"] == row["p_dogs"] == ""
         else:
-            shares = expected(Path(row["path"]))
+            shares = expected(Path(row["path"]).read_bytes())[0]
             np.testing.assert_allclose([float(row["p_cats"]), float(row["p_dogs"])], shares, atol=1e-6)
             assert row["class"] == ("cats", "dogs")[shares.argmax()]
             assert float(row["probability"]) == pytest.approx(shares.max(), abs=1e-6)
@@ -155,7 +139,7 @@ def test_a_terminal_shows_a_line_each_and_faults_apart(
     said = capsys.readouterr()
     lines = said.out.splitlines()
     assert len(lines) == 3 and lines[0].startswith("cats") and lines[0].endswith("a.png")
-    assert f"dogs  {expected(files / 'deep' / 'd.bmp').max():6.1%}  " in lines[1]
+    assert f"dogs  {expected((files / 'deep' / 'd.bmp').read_bytes()).max():6.1%}  " in lines[1]
     assert "f.jpg: is cut short" in said.err or "f.jpg: cannot be decoded" in said.err
 
 
@@ -170,8 +154,7 @@ def test_a_file_appears_whole_or_not_at_all(
         raise OSError("the disk is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(verb, "json_rows", fails)
-        patch.setitem(verb.WRITERS, "json", fails)
+        patch.setitem(writers.WRITERS, "json", fails)
         assert call(files / "a.png", "--output", output) == "the disk is gone"
     assert output.read_text() == "before" and list(output.parent.iterdir()) == [output]
     assert call(files / "a.png", "--output", output) == 0
@@ -202,7 +185,7 @@ def test_predictions_keep_their_order_whatever_fails(tmp_path: Path) -> None:
             if one.probabilities is None:
                 assert one.error.startswith("is no JPEG") and Path(given).read_bytes() == b"text"
             else:
-                np.testing.assert_allclose(one.probabilities, expected(Path(given)), atol=1e-6)
+                np.testing.assert_allclose(one.probabilities, expected(Path(given).read_bytes())[0], atol=1e-6)
         assert told[-1].error == "is not a regular file"
 
 
@@ -247,8 +230,8 @@ def test_names_in_csv_are_what_they_are_and_on_a_terminal_are_shown(
 
 def test_class_names_on_a_terminal_stand_in_columns(tmp_path: Path) -> None:
     file = io.StringIO()
-    write = verb.terminal_rows(file, ("n" * 200, "d\x1b]0;t\x07", "猫"))
+    write = writers.terminal_rows(file, ("n" * 200, "d\x1b]0;t\x07", "猫"))
     write([Prediction("a.png", np.eye(3)[at], "") for at in range(3)])
     lines = file.getvalue().splitlines()
     assert [line[-5:] for line in lines] == ["a.png"] * 3 and "\x1b" not in file.getvalue()
-    assert {cell_len(line) for line in lines} == {verb.LONGEST + len("  100.0%  a.png")}
+    assert {cell_len(line) for line in lines} == {writers.LONGEST + len("  100.0%  a.png")}

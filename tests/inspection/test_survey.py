@@ -37,12 +37,12 @@ def damaged(drawn: Path, tmp_path: Path) -> Path:
 def test_every_file_at_fault_is_listed_with_its_reason(damaged: Path, config: Read) -> None:
     read = config("data=folder", f"data.root={damaged}", "data.image_size=48")
     looked = data.inspect_data(read)
-    assert [fault.path for fault in looked.faults] == [
+    assert [fault.path for fault in looked.issues] == [
         "train/blobs/blobs.3.jpg", "train/blobs/twice.jpg", "train/stripes/stripes.5.jpg"
     ]  # fmt: skip
-    assert looked.fatal == looked.faults, "data.on_bad=error"
+    assert looked.fatal == looked.issues, "data.on_bad=error"
     first, *lines = data.issue_lines(looked, "error")
-    assert first == "3 issues; a run with data.on_bad=error refuses them. data.on_bad=skip would leave out all of them:"
+    assert first == "3 issues; a run with data.on_bad=error refuses them. data.on_bad=skip would skip all of them:"
     assert "is no JPEG" in lines[0] and "same image as train/blobs/blobs.0.jpg" in lines[1]
     assert "whole copy" in lines[2]
     with pytest.raises(DataError) as refused:
@@ -53,7 +53,7 @@ def test_every_file_at_fault_is_listed_with_its_reason(damaged: Path, config: Re
 def test_with_skip_they_are_left_out(damaged: Path, config: Read) -> None:
     read = config("data=folder", f"data.root={damaged}", "data.image_size=48", "data.on_bad=skip")
     looked = data.inspect_data(read)
-    assert len(looked.faults) == 3 and not looked.fatal
+    assert len(looked.issues) == 3 and not looked.fatal
     assert looked.manifest.entries == read_manifest(read, build_source(read)()).entries
     assert data.issue_lines(looked, "skip")[0] == "3 issues, skipped by a run (data.on_bad=skip):"
 
@@ -79,7 +79,7 @@ def test_more_than_an_error_shows_are_listed_and_a_folder_that_is_not_there(tmp_
             for n in range(15):
                 (tmp_path / split / name / f"{n}.jpg").write_bytes(f"{split}{name}{n}".encode())
     looked = data.inspect_data(config("data=folder", f"data.root={tmp_path}"))
-    assert sum("is no JPEG" in fault.text for fault in looked.faults) == 60
+    assert sum("is no JPEG" in fault.text for fault in looked.issues) == 60
     assert not looked.manifest.entries and data.sentences(looked.manifest, 48) == []
     with pytest.raises(ConfigError, match="does not exist"):
         data.inspect_data(config("data=folder", f"data.root={tmp_path}/gone"))
@@ -88,7 +88,7 @@ def test_more_than_an_error_shows_are_listed_and_a_folder_that_is_not_there(tmp_
 def test_the_figure_shows_images_of_every_class(drawn: Path, config: Read) -> None:
     looked = data.inspect_data(config("data=folder", f"data.root={drawn}", "data.image_size=48"))
     figure = data.draw(looked, 4)
-    assert figure.get_suptitle() == "44 images, no faults"
+    assert figure.get_suptitle() == "44 images, no issues"
     shown = [panel.get_images()[0].get_size() for panel in figure.axes if panel.get_images()]
     assert shown == [(48, 48)] * 8
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["blobs", "stripes"]
@@ -106,7 +106,7 @@ def test_a_class_without_a_usable_image_is_shown_as_such(
         config("data=folder", f"data.root={damaged}", "data.image_size=48", f"data.on_bad={on_bad}", "data.fold=0")
     )
     assert {fault.path for fault in looked.fatal} >= {f"{split}/blobs" for split in splits if split == "train"}
-    assert data.draw(looked, 2).get_suptitle().endswith(f"{len(looked.faults)} issues")
+    assert data.draw(looked, 2).get_suptitle().endswith(f"{len(looked.issues)} issues")
     assert data.issue_lines(looked, on_bad)[0].endswith(":") and ".:" not in data.issue_lines(looked, on_bad)[0]
 
 
@@ -120,8 +120,8 @@ def test_images_that_should_be_looked_at_are_listed(drawn: Path, tmp_path: Path,
     Image.open(root / "train" / "blobs" / "blobs.1.jpg").save(root / "train" / "blobs" / "exif.jpg", exif=exif)
     for _ in range(2):  # decoded first, then read from the cached validation results
         looked = data.inspect_data(config("data=folder", f"data.root={root}", "data.image_size=48"))
-        assert [fault.path for fault in looked.faults] == ["train/blobs/clear.png"]
-        assert "is fully transparent" in looked.faults[0].text
+        assert [fault.path for fault in looked.issues] == ["train/blobs/clear.png"]
+        assert "is fully transparent" in looked.issues[0].text
         assert data.image_warning_lines(looked.manifest) == [
             "used, with a warning: 2",
             "  train/blobs/black.png: is blank: all its pixels are of the color (0, 0, 0)",

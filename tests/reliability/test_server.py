@@ -41,7 +41,7 @@ buffer.SHARE = 0.5
 with mlflow_run.track(config, folder) as tracker:
     (folder / "run.json").write_text('{"command": {}, "run_id": "%s", "store": "%s"}' % (tracker.run_id, uri))
     print(tracker.run_id, flush=True)
-    tracker.outbox.put("parameters", {"seed": "0"})
+    tracker.buffer.put("parameters", {"seed": "0"})
     for step, line in enumerate(sys.stdin):
         tracker.epoch(EpochRecord(step, "scratch", step, 1000 + step, {"loss": float(step)}))
         print(step, flush=True)

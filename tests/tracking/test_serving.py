@@ -10,29 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import keras
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 from mlflow.models import Model
 from PIL import Image
+from red_classifier import SIZE, classifier, expected
 
 from experiments.data import decoder
-from experiments.models.head import probabilities
 from experiments.tracking import model_logging
 
-SIZE = 16
 CLASSES = ("cats", "dogs")
-
-
-def classifier() -> keras.Model:
-    """Pixels [B, 16, 16, 3] to probabilities by the mean of the reds."""
-    inputs = keras.Input((SIZE, SIZE, 3), name="pixels")
-    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 64, offset=-2.0)(inputs))
-    model = keras.Model(inputs, probabilities(keras.layers.Dense(1, name="logits")(x)))
-    model.get_layer("logits").set_weights([np.array([[1.0], [0.0], [0.0]]), np.zeros(1)])
-    return model
 
 
 def image(red: int, size: tuple[int, int] = (40, 30), format: str = "PNG") -> bytes:
@@ -59,11 +48,6 @@ def served(folder: Path) -> Iterator[Any]:
     before = list(sys.path)
     yield mlflow.pyfunc.load_model(str(folder))
     sys.path[:] = before
-
-
-def expected(*contents: bytes) -> np.ndarray:
-    pixels = np.stack([decoder.resize(decoder.decode(content), SIZE) for content in contents]).astype("float32")
-    return np.asarray(classifier()(pixels))
 
 
 def test_image_files_are_answered_with_class_and_probability(served: Any) -> None:

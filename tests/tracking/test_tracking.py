@@ -33,14 +33,20 @@ from experiments.tracking import (
     buffer,
     connection,
     curves,
+    description,
+    inputs,
     liveness,
     migrations,
     mlflow_run,
     model_logging,
     queries,
+    summary_runs,
+    upload,
     view,
 )
 from experiments.tracking.curves import parse
+from experiments.tracking.experiment import open_experiment
+from experiments.tracking.upload import Kind
 
 METRICS = {
     "loss", "accuracy", "validation_loss", "validation_accuracy", "learning_rate", "seconds", "images_per_second",
@@ -387,11 +393,11 @@ def test_a_run_that_ends_while_lost_runs_are_marked_keeps_its_status(
         client.delete_run(run_id)
 
 
-def test_without_a_store_a_run_id_is_refused(config: Callable[..., schema.Config]) -> None:
+def test_without_a_store_a_run_id_is_refused(config: Callable[..., schema.Config], tmp_path: Path) -> None:
     wanted = config("regime=finetune", "tracking=none", f"regime.head_from='{'a' * 32}'")
     with pytest.raises(ConfigError, match=r"regime\.head_from: a run id needs a tracking store"):
-        mlflow_run.Untracked().files(wanted)
-    assert mlflow_run.Untracked().files(config("tracking=none", f"regime.head_from='{'a' * 32}'")) == {}  # scratch
+        inputs.fetch(wanted, tmp_path)
+    assert inputs.fetch(config("tracking=none", f"regime.head_from='{'a' * 32}'"), tmp_path) == {}  # scratch
 
 
 def test_a_store_that_cannot_be_opened_is_a_clear_error(
@@ -453,7 +459,7 @@ def test_an_experiment_in_the_trash_is_named_with_what_restores_it(
     wanted = config(f"tracking.uri={store.uri}", f"outputs={store.outputs}", "tracking.experiment='short lived'")
     restore = f"MLFLOW_TRACKING_URI={store.uri} mlflow experiments restore --experiment-id {experiment}"
     with pytest.raises(ConfigError, match=r"tracking\.experiment.*'short lived' is in MLflow's trash") as caught:
-        mlflow_run.start(wanted, store.outputs / "runs" / "new", None)
+        open_experiment(wanted)
     assert restore in str(caught.value)
     with pytest.raises(ConfigError, match="'short lived' is in MLflow's trash, with its runs") as caught:
         queries.find_runs(store.uri, ["gone with it"])
@@ -487,7 +493,7 @@ def test_names_that_are_no_text_do_not_break_tables(tmp_path: Path) -> None:
 
 
 def messages(folder: Path) -> list[str]:
-    return [message.verb for message in buffer.read(folder)]
+    return [message.kind for message in buffer.read(folder)]
 
 
 def test_what_is_looked_at_of_a_run_joins_its_figures(
@@ -504,7 +510,7 @@ def test_what_is_looked_at_of_a_run_joins_its_figures(
     assert "figures/schedule-cosine.png" in names
     gone = tmp_path / "gone.db"
     with pytest.raises(ConfigError, match="it is not there"):
-        mlflow_run.add_figure(f"sqlite:///{gone}", run_id, path)
+        summary_runs.add_figure(f"sqlite:///{gone}", run_id, path)
     assert not gone.exists()
 
 
@@ -528,27 +534,27 @@ def test_what_waits_is_of_its_own_run_and_how_that_ended_is_forgotten_where_it_g
 ) -> None:
     client, first, folder = away
     with monkeypatch.context() as patch:
-        patch.setattr(buffer, "deliver", no_store)
+        patch.setattr(upload, "upload", no_store)
         gone = mlflow_run.MlflowRun(first, folder)
-        gone.outbox.put("metrics", [["loss", 99.0, 1000, 0]])
+        gone.buffer.put(Kind.METRICS, [["loss", 99.0, 1000, 0]])
         gone.artifacts({})
         gone.end("KILLED", "Stopped: SIGTERM")
     assert messages(folder) == ["metrics", "artifacts", "end"]
 
     second = client.create_run("1", run_name="second").info.run_id
     other = mlflow_run.MlflowRun(second, folder)  # a new run in the same folder
-    other.outbox.put("metrics", [["loss", 1.0, 1000, 0]])
-    other.outbox.send(last=True)
+    other.buffer.put(Kind.METRICS, [["loss", 1.0, 1000, 0]])
+    other.buffer.send(last=True)
     assert messages(folder) == []
     assert client.get_run(first).data.metrics == {"loss": 99.0} and client.get_run(second).data.metrics == {"loss": 1.0}
     assert client.get_run(second).info.status == "RUNNING" and "failure" not in client.get_run(second).data.tags
     assert client.get_run(first).info.status == "KILLED"
 
     with monkeypatch.context() as patch:
-        patch.setattr(buffer, "deliver", no_store)
+        patch.setattr(upload, "upload", no_store)
         mlflow_run.MlflowRun(second, folder).end("KILLED", "Stopped: SIGTERM")
     again = mlflow_run.MlflowRun(second, folder)  # resumed
-    again.outbox.send(last=True)
+    again.buffer.send(last=True)
     assert client.get_run(second).info.status == "RUNNING" and messages(folder) == []
     again.end("FINISHED", None)
     assert client.get_run(second).info.status == "FINISHED" and "failure" not in client.get_run(second).data.tags
@@ -557,11 +563,11 @@ def test_what_waits_is_of_its_own_run_and_how_that_ended_is_forgotten_where_it_g
 def test_one_message_that_is_not_taken_holds_back_no_other(away: tuple[Any, str, Path]) -> None:
     client, run_id, folder = away
     run = mlflow_run.MlflowRun(run_id, folder)
-    run.outbox.put("parameters", {"a name with ?": "1"})
-    run.outbox.put("model", 2)  # there is no model
-    run.outbox.waiting.insert(0, buffer.Message("0" * 32, "metrics", [["loss", 1.0, 1, 0]]))  # whose run was deleted
-    run.outbox.put("tags", {"regime": "scratch"})
-    run.outbox.send()
+    run.buffer.put(Kind.PARAMETERS, {"a name with ?": "1"})
+    run.buffer.put(Kind.MODEL, 2)  # there is no model
+    run.buffer.waiting.insert(0, upload.Message("0" * 32, Kind.METRICS, [["loss", 1.0, 1, 0]]))  # whose run was deleted
+    run.buffer.put(Kind.TAGS, {"regime": "scratch"})
+    run.buffer.send()
     assert (
         messages(folder) == ["metrics", "parameters", "model"]
         and client.get_run(run_id).data.tags["regime"] == "scratch"
@@ -573,8 +579,8 @@ def test_a_signal_while_messages_are_sent_loses_none(
 ) -> None:
     client, run_id, folder = away
     run = mlflow_run.MlflowRun(run_id, folder)
-    run.outbox.put("parameters", {"a name with ?": "1"})
-    run.outbox.put("tags", {"regime": "scratch"})
+    run.buffer.put(Kind.PARAMETERS, {"a name with ?": "1"})
+    run.buffer.put(Kind.TAGS, {"regime": "scratch"})
     set_batch = client.log_batch
 
     def stopped(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -584,7 +590,7 @@ def test_a_signal_while_messages_are_sent_loses_none(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(mlflow.MlflowClient, "log_batch", stopped)
-        run.outbox.send()
+        run.buffer.send()
     run.end("KILLED", "KeyboardInterrupt: ")
     assert messages(folder) == ["parameters"]
     found = client.get_run(run_id)
@@ -601,7 +607,7 @@ def test_a_model_that_waits_is_given_later_and_changes_nothing_else(
         patch.setattr(model_logging, "log_model", no_store)
         run.model(model, ("blobs", "stripes"))
         run.end("FAILED", "ConfigError: must_reach")
-    assert {path.name for path in folder.iterdir()} == {buffer.UNSENT, buffer.MODEL}
+    assert {path.name for path in folder.iterdir()} == {upload.UNSENT, upload.MODEL}
     (folder / "run.json").write_text(json.dumps({"command": {}, "run_id": run_id, "store": store.uri}))
     assert sync.sync(folder, None, None, whole=True) == f"all is in {store.uri}"
     assert {path.name for path in folder.iterdir()} <= {"run.json", ".run.lock"}
@@ -617,7 +623,7 @@ def test_the_end_waits_for_nobody(away: tuple[Any, str, Path], monkeypatch: pyte
     client, run_id, folder = away
     run = mlflow_run.MlflowRun(run_id, folder)
     with monkeypatch.context() as patch:
-        patch.setattr(buffer, "log_files", no_store)
+        patch.setattr(upload, "log_files", no_store)
         run.artifacts({})
         run.end("FAILED", "RuntimeError: on fire")
     assert messages(folder) == ["artifacts"] and client.get_run(run_id).info.status == "FAILED"
@@ -635,7 +641,7 @@ def test_the_end_waits_for_nobody(away: tuple[Any, str, Path], monkeypatch: pyte
 def test_a_run_that_went_on_without_mlflow_and_finished_is_finished(store: Store, away: tuple[Any, str, Path]) -> None:
     client, run_id, folder = away
     end = {"status": "KILLED", "failure": "Stopped: SIGTERM", "time": 5000}
-    buffer.write(folder, [buffer.Message(run_id, "end", end)])
+    buffer.write(folder, [upload.Message(run_id, Kind.END, end)])
     facts = {"command": {}, "run_id": run_id, "store": store.uri, "status": "FINISHED"}
     (folder / "run.json").write_text(json.dumps(facts))
     sync.sync(folder, None, None, whole=False)
@@ -647,7 +653,7 @@ def test_what_cannot_be_synced_is_said_for_each_folder(
     store: Store, away: tuple[Any, str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, run_id, folder = away
-    (folder / buffer.UNSENT).write_text("{")
+    (folder / upload.UNSENT).write_text("{")
     whole = folder.with_name("whole")
     whole.mkdir()
     for place in (folder, whole):
@@ -672,9 +678,9 @@ def test_addresses_are_asked_before_anything_else() -> None:
 
 
 def test_names_that_mlflow_does_not_take_are_no_names_of_parameters(config: Callable[..., schema.Config]) -> None:
-    found = mlflow_run.flat_parameters(config("class_weights={c+: 1.0, dogs: 2.0}"))
+    found = description.flat_parameters(config("class_weights={c+: 1.0, dogs: 2.0}"))
     assert found["class_weights"] == "{'c+': 1.0, 'dogs': 2.0}"
-    found = mlflow_run.flat_parameters(config(f"class_weights={{{'c' * 250}: 1.0, dogs: 2.0}}"))
+    found = description.flat_parameters(config(f"class_weights={{{'c' * 250}: 1.0, dogs: 2.0}}"))
     assert found["class_weights"].startswith("{'ccc") and max(map(len, found)) <= 250
 
 

@@ -1,8 +1,34 @@
-"""Command-line arguments that several verbs take."""
+"""Command-line arguments that several verbs take, and what they do with errors."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from experiments.errors import ConfigError, DataError
+
+
+@contextmanager
+def exit_on_error(*others: type[Exception]) -> Iterator[None]:
+    """End the process with the message of an error that users can act on; also usable as a decorator.
+
+    Args:
+        others: exceptions besides ConfigError and DataError whose message is enough.
+    """
+    expected: tuple[type[Exception], ...] = (ConfigError, DataError, *others)
+    try:
+        yield
+    except expected as error:
+        sys.exit(str(error))
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the argument RUN and the option --uri, the MLflow tracking store that contains it."""
+    parser.add_argument("run", metavar="RUN", help="its folder, MLflow id, the beginning of that, or name")
+    add_uri(parser)
 
 
 def add_uri(parser: argparse.ArgumentParser) -> None:
@@ -10,6 +36,16 @@ def add_uri(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--uri", help="MLflow tracking store (default: MLFLOW_TRACKING_URI, or this place's SQLite file)"
     )
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add overrides, as `train` takes them."""
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train: augmentation=strong seed=1")
+
+
+def add_config_dir(parser: argparse.ArgumentParser) -> None:
+    """Add the option --config-dir, as `train` takes it."""
+    parser.add_argument("--config-dir", type=Path, help="folder with further choices, as train takes it")
 
 
 def positive(text: str) -> int:

@@ -171,7 +171,7 @@ def table(console: Console, lines: Sequence[Sequence[str]], title: str | None = 
 def save_files(console: Console, uri: str, comparison: Comparison, arguments: argparse.Namespace) -> None:
     """Write the comparison's files, log them to MLflow unless --no-log is given, and print where they are."""
     from experiments.evaluation import comparison_page
-    from experiments.tracking.mlflow_run import log_comparison
+    from experiments.tracking.summary_runs import log_comparison
 
     folder = arguments.output or Path(default_outputs()) / "compare" / f"compare-{comparison.digest}"
     written = comparison_page.write(folder, comparison, arguments.images, arguments.data)

@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 
-from experiments.errors import ConfigError
+from experiments.cli.arguments import add_overrides, exit_on_error
 
 REGIMES = ("scratch", "bottleneck", "finetune")
 
 
+@exit_on_error()
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments demo",
         description="Trains the small convnet on synthetic cats and dogs in all three regimes (experiment=demo) and "
         "compares them. What follows is given to every run.",
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, such as seed=1")
+    add_overrides(parser)
     arguments = parser.parse_args()
     began = time.perf_counter()
 
     from experiments.cli.compare import show
     from experiments.cli.composed import start
     from experiments.evaluation.comparison import compare
-
-    try:
-        uri, runs = start([["experiment=demo", f"regime={regime}", *arguments.overrides] for regime in REGIMES], "demo")
-        comparison = compare(uri, runs, "validation")
-    except ConfigError as error:
-        sys.exit(str(error))
     from experiments.system.progress import PlainConsole
 
+    uri, runs = start([["experiment=demo", f"regime={regime}", *arguments.overrides] for regime in REGIMES], "demo")
+    comparison = compare(uri, runs, "validation")
     console = PlainConsole()
     console.print()
     show(console, comparison)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from experiments.cli.arguments import add_uri, positive
+from experiments.cli.arguments import add_run, exit_on_error, positive
 from experiments.errors import ConfigError
 
 
+@exit_on_error(OSError, RuntimeError)
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments export",
@@ -17,18 +17,14 @@ def main() -> None:
         "order, image size, what goes in and out). Preprocessing is inside: both take pixels in [0, 255]. Both are "
         "read back and compared with the model on images; where they differ nothing is written.",
     )
-    parser.add_argument("run", metavar="RUN", help="its folder, MLflow id, the beginning of that, or name")
+    add_run(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier export has written there")
     parser.add_argument(
         "--images", "--pictures", type=positive, default=32, metavar="N", help="to compare on (default: 32)"
     )
-    add_uri(parser)
     arguments = parser.parse_args()
-    try:
-        export(arguments.run, arguments.output, arguments.overwrite, arguments.images, arguments.uri)
-    except (ConfigError, OSError, RuntimeError) as error:
-        sys.exit(str(error))
+    export(arguments.run, arguments.output, arguments.overwrite, arguments.images, arguments.uri)
 
 
 def export(named: str, folder: Path, overwrite: bool, images: int, uri: str | None) -> None:

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
 
-from experiments.errors import ConfigError
+from experiments.cli.arguments import add_overrides, exit_on_error
 from experiments.system.paths import PACKAGE
 
 
+@exit_on_error()
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments pretrained",
         description="Train experiment=pretrained on synthetic animals and put its backbone's weights into the package.",
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides")
+    add_overrides(parser)
     arguments = parser.parse_args()
     from experiments.cli.composed import start
     from experiments.evaluation.evaluate import Baseline, percent
 
-    try:
-        _, (run,) = start([["experiment=pretrained", *arguments.overrides]], "pretrained")
-    except ConfigError as error:
-        sys.exit(str(error))
+    _, (run,) = start([["experiment=pretrained", *arguments.overrides]], "pretrained")
     target = PACKAGE / "weights" / "convnet.weights.h5"
     target.parent.mkdir(exist_ok=True)
     shutil.copyfile(Path(run.tags["run_folder"]) / "weights" / "backbone.weights.h5", target)

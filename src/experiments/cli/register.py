@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from experiments.cli.arguments import add_uri
+from experiments.cli.arguments import add_run, exit_on_error
 from experiments.errors import ConfigError
 
 
+@exit_on_error()
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments register",
         description="Registers a finished run's model in MLflow's registry under a name, once, and lets an alias point "
         "to it. Of a run that has logged no model, a sweep's job, it is put together and logged first.",
     )
-    parser.add_argument("run", metavar="RUN", help="its folder, MLflow id, the beginning of that, or name")
+    add_run(parser)
     parser.add_argument("--name", required=True, help="of the registered model")
     parser.add_argument("--alias", help="champion, say; it points to this version from now on")
-    add_uri(parser)
     arguments = parser.parse_args()
-    try:
-        register(arguments.run, arguments.name, arguments.alias, arguments.uri)
-    except ConfigError as error:
-        sys.exit(str(error))
+    register(arguments.run, arguments.name, arguments.alias, arguments.uri)
 
 
 def register(named: str, name: str, alias: str | None, uri: str | None) -> None:

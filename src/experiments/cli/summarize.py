@@ -42,7 +42,7 @@ def summarize(folder: Path) -> None:
     from experiments.sweeps.sweeper import show
     from experiments.system.progress import PlainConsole
     from experiments.system.redaction import is_concealed
-    from experiments.tracking.mlflow_run import end_sweep
+    from experiments.tracking.summary_runs import end_sweep
 
     said = summary_files.write_summary(folder)
     about = json.loads((folder / SWEEP).read_bytes())

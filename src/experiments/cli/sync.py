@@ -43,7 +43,7 @@ def main() -> None:
 
 def pending_directories(outputs: Path) -> list[Path]:
     """Return the directories of runs and sweeps whose tracking buffers are not empty."""
-    from experiments.tracking.buffer import UNSENT
+    from experiments.tracking.upload import UNSENT
 
     return sorted(path.parent for path in outputs.glob(f"*/**/{UNSENT}"))
 

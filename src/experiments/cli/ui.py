@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
-from experiments.cli.arguments import add_uri
-from experiments.errors import ConfigError
+from experiments.cli.arguments import add_uri, exit_on_error
 
 
+@exit_on_error()
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments ui",
@@ -23,10 +22,7 @@ def main() -> None:
     from experiments.tracking.view import configure_experiment_view
 
     uri = arguments.uri or local_store()
-    try:
-        experiments = configure_experiment_view(uri)
-    except ConfigError as error:
-        sys.exit(str(error))
+    experiments = configure_experiment_view(uri)
     command = ui_command(arguments.port)
     # Without its job executor the server starts in half the time; nothing here uses it.
     # The store's URI, which may contain a password, is passed in the environment, because every user of a machine can

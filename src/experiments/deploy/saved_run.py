@@ -20,7 +20,7 @@ from experiments.errors import ConfigError
 from experiments.runs import like, run_directory
 from experiments.system.paths import default_outputs
 from experiments.tracking import queries
-from experiments.tracking.mlflow_run import MANIFEST
+from experiments.tracking.inputs import MANIFEST
 from experiments.tracking.queries import RUN_ID
 from experiments.training.types import Status
 

@@ -14,8 +14,24 @@ from experiments.data.input_pipeline import image_batches, rng
 from experiments.data.pixel_cache import splits_of
 from experiments.data.types import Dataset
 from experiments.evaluation import plots
+from experiments.inspection.inspection import Inspection
 from experiments.regimes.build import build_augmentation, build_layer, build_source
 from experiments.run import read_manifest
+from experiments.training import runtime
+
+
+def inspect(config: Config, *, images: int, views: int) -> Inspection:
+    """Show training images, each in a row with what the augmentation makes of it in the first epochs."""
+    with runtime.apply(config.runtime):
+        shown = sample(config, images)
+        figure = draw(config, shown, views)
+    lines = []
+    if "augmentation" in config.regime.ignores:
+        lines.append(f"regime={config.regime.name} trains on images as they are: it reads no augmentation")
+    # Added explicitly, because the identity of a configuration omits an augmentation that its regime ignores.
+    augmentation = config.augmentation.model_dump_json()
+    facts = {"views": str(views), "data": shown.fingerprint, "augmentation": augmentation}
+    return Inspection(config, f"augmentation-{config.augmentation.name}", lines, lambda: figure, facts)
 
 
 def sample(config: Config, count: int) -> Dataset:

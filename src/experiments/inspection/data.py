@@ -13,10 +13,11 @@ from rich.table import Table
 
 from experiments.config.schema import Config
 from experiments.data.listing import DataIssue, printable
-from experiments.data.manifest import warning_lines
+from experiments.data.manifest import fingerprint, warning_lines
 from experiments.data.pixel_cache import open_image
 from experiments.data.types import SPLITS, ImageRecord, Manifest
 from experiments.evaluation.figure_style import PALETTE, STYLE, literal, short
+from experiments.inspection.inspection import Inspection
 from experiments.regimes.build import build_source
 from experiments.run import read_manifest
 from experiments.storage.atomic_files import readable
@@ -30,8 +31,24 @@ class DataReport(NamedTuple):
     """The images of a data set that a run can use, and the issues of the others."""
 
     manifest: Manifest  # without invalid files; it may be empty
-    faults: tuple[DataIssue, ...]  # all issues, independent of data.on_bad
+    issues: tuple[DataIssue, ...]  # all issues, independent of data.on_bad
     fatal: tuple[DataIssue, ...]  # the issues for which a run would stop
+
+
+def inspect(config: Config, *, images: int) -> Inspection:
+    """Show classes and splits, file sizes, and every invalid file."""
+    report = inspect_data(config)
+    found = report.manifest
+    lines: list[str | Table] = [
+        str(found.root),
+        *([counts(found)] if found.entries else []),
+        *sentences(found, config.data.image_size),
+        *issue_lines(report, config.data.on_bad),
+        *image_warning_lines(found),
+    ]
+    facts = {"data": fingerprint(found), "faults": str(len(report.issues)), "images": str(images)}
+    figure = (lambda: draw(report, images)) if found.entries else None
+    return Inspection(config, f"data-{config.data.name}", lines, figure, facts, is_refused=bool(report.fatal))
 
 
 def inspect_data(config: Config) -> DataReport:
@@ -40,10 +57,10 @@ def inspect_data(config: Config) -> DataReport:
     Raises:
         ConfigError, DataError: the data source or the manifest cannot be read for other reasons than invalid files.
     """
-    faults: list[DataIssue] = []
-    found = read_manifest(config, build_source(config)(), found=faults)
-    fatal = [fault for fault in faults if config.data.on_bad == "error" or not fault.skippable]
-    return DataReport(found, tuple(faults), tuple(fatal))
+    issues: list[DataIssue] = []
+    found = read_manifest(config, build_source(config)(), found=issues)
+    fatal = [issue for issue in issues if config.data.on_bad == "error" or not issue.skippable]
+    return DataReport(found, tuple(issues), tuple(fatal))
 
 
 def counts(found: Manifest) -> Table:
@@ -86,18 +103,18 @@ def _format_count(entry: ImageRecord) -> str:
     return f"{entry.width} x {entry.height}  {readable(entry.bytes)}  {printable(entry.path)}"
 
 
-def issue_lines(looked: DataReport, on_bad: str) -> list[str]:
+def issue_lines(report: DataReport, on_bad: str) -> list[str]:
     """Return every invalid file with its issue, and whether a run would skip these files or stop."""
-    if not looked.faults:
+    if not report.issues:
         return ["no issues: no file is damaged or a duplicate"]
-    lines = [f"{printable(fault.path)}: {fault.text}" for fault in looked.faults]
+    lines = [f"{printable(issue.path)}: {issue.text}" for issue in report.issues]
     number = f"{len(lines)} issue{'s' if len(lines) > 1 else ''}"
-    if not looked.fatal:
+    if not report.fatal:
         return [f"{number}, skipped by a run (data.on_bad=skip):", *lines]
-    skippable = sum(fault.skippable for fault in looked.fatal)
-    most = "all" if skippable == len(looked.fatal) else f"{skippable}"
-    hint = f". data.on_bad=skip would leave out {most} of them" if skippable and on_bad == "error" else ""
-    refused = "" if len(looked.fatal) == len(lines) else f" {len(looked.fatal)} of"
+    skippable = sum(issue.skippable for issue in report.fatal)
+    most = "all" if skippable == len(report.fatal) else f"{skippable}"
+    hint = f". data.on_bad=skip would skip {most} of them" if skippable and on_bad == "error" else ""
+    refused = "" if len(report.fatal) == len(lines) else f" {len(report.fatal)} of"
     return [f"{number}; a run with data.on_bad={on_bad} refuses{refused} them{hint}:", *lines]
 
 
@@ -109,19 +126,19 @@ def image_warning_lines(found: Manifest) -> list[str]:
 
 
 @STYLE
-def draw(looked: DataReport, images: int) -> Figure:
+def draw(report: DataReport, images: int) -> Figure:
     """Draw the numbers of images by class and split, the image sizes, and training images of each class.
 
     The images are not resized to `data.image_size`.
 
     Args:
-        looked: a report with at least one image.
+        report: a report with at least one image.
         images: how many images of a class to show, evenly spaced from the first to the last by path.
 
     Raises:
         DataError: an image file has changed since it was read.
     """
-    found = looked.manifest
+    found = report.manifest
     classes = found.classes[:MOST_CLASSES]
     above, below = max(2.6, 1.2 + 0.26 * len(classes)), 1.45 * len(classes)
     figure = Figure(figsize=(max(9.0, 1.4 * images + 0.8), above + below + 0.4), layout="constrained")
@@ -155,8 +172,8 @@ def draw(looked: DataReport, images: int) -> Figure:
                 handle.set_alpha(1)
     _samples(samples, found, classes, images)
     cut = "" if len(classes) == len(found.classes) else f"the first {len(classes)} of {len(found.classes)} classes, "
-    faults = f"{len(looked.faults)} issues" if looked.faults else "no faults"
-    figure.suptitle(f"{len(found.entries):,} images, {cut}{faults}", fontsize=11)
+    issues = f"{len(report.issues)} issues" if report.issues else "no issues"
+    figure.suptitle(f"{len(found.entries):,} images, {cut}{issues}", fontsize=11)
     return figure
 
 

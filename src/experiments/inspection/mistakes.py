@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.config.overrides import quoted
 from experiments.config.schema import Config
 from experiments.data import decoder
 from experiments.data.pixel_cache import open_image
@@ -18,6 +19,7 @@ from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError
 from experiments.evaluation import plots
 from experiments.evaluation.figure_style import literal, short
+from experiments.inspection.inspection import Inspection
 from experiments.models.gradcam import gradcam
 from experiments.regimes.build import build_source
 from experiments.tracking import queries
@@ -42,6 +44,29 @@ class Shown(NamedTuple):
     pixels: np.ndarray  # [N, H, W, 3] uint8
     heat: np.ndarray  # [N, H, W] float32 in [0, 1]: the evidence for the predicted class against the others
     difference: float  # the largest difference between the recorded confidences and those computed again
+
+
+def inspect(run: Trained, *, split: str, count: int, data: Path | None) -> Inspection:
+    """Show the images that a run got wrong with most confidence, with Grad-CAM heatmaps.
+
+    Args:
+        run: the finished run.
+        split: "validation" or "test".
+        count: how many mistakes to show at most.
+        data: where the images are now; None for `data.root`.
+    """
+    config = run.changed([f"data.root={quoted(str(data.resolve()))}"]) if data else run.config
+    wrong, images = find(run, split)
+    lines = [f"{run.name}: {len(wrong)} mistakes in {images} {split} images"]
+    name, facts = f"{split}_gradcam", {"count": str(count)}
+    if not wrong:
+        return Inspection(config, name, lines, None)
+    shown = explain(run, config, wrong[:count])
+    for mistake in shown.mistakes:
+        lines.append(f"{mistake.confidence:6.1%}  {mistake.label} → {mistake.predicted}  {mistake.path}")
+    if shown.difference > 0.01:
+        lines.append(f"the model as it is read now differs from what the run recorded by up to {shown.difference:.1%}")
+    return Inspection(config, name, lines, lambda: draw(run, split, shown, len(wrong), images), facts)
 
 
 def find(run: Trained, split: str) -> tuple[list[Mistake], int]:

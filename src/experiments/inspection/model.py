@@ -20,6 +20,7 @@ from rich.table import Table
 
 from experiments.config.schema import Config
 from experiments.evaluation.figure_style import PALETTE, QUIET, STYLE
+from experiments.inspection.inspection import Inspection
 from experiments.models.network import NetworkSplit, split_network
 from experiments.models.stages import stage_numbers
 from experiments.models.types import Backbone
@@ -60,6 +61,18 @@ class Block(NamedTuple):
     trained: int
     frozen: bool
     operations: int
+
+
+def inspect(config: Config, *, classes: int, layers: bool) -> Inspection:
+    """Show the network's blocks, or with `layers` its layers: parameters, multiply-adds, and what is trained."""
+    summary = summarize_model(config, classes)
+    lines: list[str | Table] = [
+        layer_table(summary) if layers else block_table(summary),
+        f"{config.model.name}, {config.data.image_size} pixels, {classes} classes; weights are not read",
+        *sentences(config, summary),
+    ]
+    name, facts = f"model-{config.model.name}", {"classes": str(classes)}
+    return Inspection(config, name, lines, lambda: draw(config, summary), facts)
 
 
 def summarize_model(config: Config, classes: int) -> ModelSummary:

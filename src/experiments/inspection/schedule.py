@@ -14,6 +14,7 @@ from rich.table import Table
 from experiments.config.identity import head_run
 from experiments.config.schema import Config
 from experiments.evaluation.figure_style import BANDS, PALETTE, QUIET, STYLE
+from experiments.inspection.inspection import Inspection
 from experiments.regimes.build import build_recipe
 from experiments.training.types import TrainingPhase
 
@@ -32,6 +33,13 @@ class Phase(NamedTuple):
     def open(self) -> bool:
         """Whether the rates depend on the monitored values of the run."""
         return self.highest != self.lowest
+
+
+def inspect(config: Config) -> Inspection:
+    """Show the learning rate of every epoch."""
+    found = phases(config)
+    lines: list[str | Table] = [table(found), *sentences(config, found)]
+    return Inspection(config, f"schedule-{config.schedule.name}", lines, lambda: draw(config, found))
 
 
 def phases(config: Config) -> list[Phase]:

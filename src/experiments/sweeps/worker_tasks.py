@@ -34,8 +34,7 @@ from experiments.sweeps.plan import folders
 from experiments.system import signals
 from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.redaction import redact_credentials
-from experiments.tracking import buffer, connection, queries
-from experiments.tracking import mlflow_run as tracked
+from experiments.tracking import connection, inputs, queries, summary_runs
 from experiments.tracking.queries import RunFacts
 from experiments.training import runtime
 from experiments.training.types import RunComponents, Status
@@ -78,7 +77,7 @@ def inspect_job(configs: Sequence[Mapping[str, Any]]) -> list[PreparedJob]:
     with tempfile.TemporaryDirectory() as folder:
         for plain in configs:
             config = Config.model_validate(plain)
-            files = tracked.fetch(config, Path(folder))
+            files = inputs.fetch(config, Path(folder))
             random = config.model.weights is None or "model.weights" in config.regime.ignores
             backbone_key = _key(
                 config.model.model_dump(exclude={"head"}), random, config.data.image_size, config.runtime.precision,
@@ -300,7 +299,7 @@ def conclude(folder: str, answer: str) -> None:
 def open_run(config: Mapping[str, Any], folder: str, before: str | None, answer: str) -> None:
     """Start the sweep's own MLflow run or, if `before` names one, continue that; the result's key is `run_id`."""
     with writing_response(answer) as said:
-        said["run_id"] = tracked.start_sweep(
+        said["run_id"] = summary_runs.start_sweep(
             Config.model_validate(config), Path(folder), getattr(multiprocessing.parent_process(), "pid", None), before
         )
 
@@ -310,8 +309,8 @@ def close_run(config: Mapping[str, Any], run_id: str, folder: str, metrics: Mapp
     """Log the content of the sweep's directory to the sweep's MLflow run, and end that run."""
     with writing_response(answer):
         try:
-            tracked.end_sweep(Config.model_validate(config), run_id, Path(folder), metrics, status)
-        except buffer.failures() as error:
+            summary_runs.end_sweep(Config.model_validate(config), run_id, Path(folder), metrics, status)
+        except connection.failures() as error:
             logging.getLogger(__name__).warning(
                 "The sweep's summary is not in MLflow (%s). When the server is back: experiments summarize %s",
                 redact_credentials(str(error))[:300], folder,

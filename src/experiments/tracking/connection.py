@@ -1,4 +1,4 @@
-"""Selection and check of the tracking store; MLflow itself would retry for minutes if a store is unavailable."""
+"""The tracking store: its selection, a check whether it responds, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -12,21 +12,32 @@ import sqlite3
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from experiments.errors import ConfigError
 from experiments.system.paths import ARTIFACTS, sqlite_file
 from experiments.system.redaction import redact_credentials
 from experiments.tracking import migrations
+from experiments.tracking.private_mlflow_api import ADDRESS_COLUMNS
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 WAIT = 5.0  # seconds to wait for a first response
 VARIABLE = "MLFLOW_TRACKING_URI"
-# The tables and columns of MLflow's database that contain absolute addresses of files.
-ADDRESSES = (
-    ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
-    ("model_versions", "source"), ("model_versions", "storage_location"),
-)  # fmt: skip
+ENVIRONMENT = {  # of MLflow; values that the user has set are kept
+    # With the defaults, a server that is down blocks for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # A progress bar per file would only be noise, as most files have a few kilobytes.
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_UV_AUTO_DETECT": "false",  # `log_model` gives the requirements explicitly.
+}
 _log = logging.getLogger(__name__)
 
 
@@ -37,18 +48,56 @@ def missing(uri: str) -> bool:
 
 
 def use(uri: str) -> None:
-    """Make MLflow use a store in this process.
+    """Import MLflow with ENVIRONMENT and make it use a store in this process.
 
     MLflow also sets MLFLOW_TRACKING_URI, for processes that it starts. This function restores the user's value of the
     variable, as it decides the store of later runs in this process.
     """
-    import mlflow
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow  # The import configures MLflow's logging.
 
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
     before = os.environ.get(VARIABLE)
     mlflow.set_tracking_uri(uri)
     os.environ.pop(VARIABLE, None)
     if before is not None:
         os.environ[VARIABLE] = before
+
+
+@contextmanager
+def client(uri: str, failure: str | None = None) -> Iterator[MlflowClient]:
+    """Make MLflow use a store and yield a client of it; see `errors`."""
+    use(uri)
+    import mlflow
+
+    with errors(uri, failure):
+        yield mlflow.MlflowClient(uri)
+
+
+@contextmanager
+def errors(uri: str, failure: str | None = None) -> Iterator[None]:
+    """Raise the errors of MLflow in a `with` block as ConfigError.
+
+    Args:
+        uri: the tracking store.
+        failure: the beginning of the error message; None for the message that the store cannot be used.
+
+    Raises:
+        ConfigError: the store is unavailable, or has rejected a request.
+    """
+    try:
+        yield
+    except failures() as error:
+        raise (ConfigError(f"{failure}: {str(error)[:300]}") if failure else unusable(uri, str(error))) from None
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """Return the exceptions that MLflow raises if its store is unavailable or rejects a request."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (MlflowException, SQLAlchemyError, OSError)  # The exceptions of requests are OSErrors.
 
 
 def check_runs(uri: str) -> None:
@@ -131,7 +180,7 @@ def _has_moved(there: Path, here: Path, database: Path) -> bool:
 def _replace_addresses(store: sqlite3.Connection, old: str, new: str) -> None:
     """Replace the prefix `old` of the addresses in MLflow's tables, in one transaction."""
     with store:
-        for table, column in ADDRESSES:
+        for table, column in ADDRESS_COLUMNS:
             if column in [row[1] for row in store.execute(f"PRAGMA table_info({table})")]:
                 store.execute(
                     f"UPDATE {table} SET {column} = ? || substr({column}, ?) "

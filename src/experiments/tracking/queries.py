@@ -17,7 +17,6 @@ from experiments.errors import ConfigError
 from experiments.system.paths import tracking_uri
 from experiments.system.redaction import redact_credentials
 from experiments.tracking import connection, curves
-from experiments.tracking.buffer import failures, prepare
 from experiments.training.types import EpochRecord, Status
 
 if TYPE_CHECKING:
@@ -75,23 +74,19 @@ def find_runs(uri: str, wanted: Sequence[str], tag: tuple[str, str] | None = Non
 
 def _why_not(uri: str, name: str) -> str:
     """Return why no finished run has this id or name: it is in the trash, is not finished, or does not exist."""
-    import mlflow
-    from mlflow.entities import ViewType
+    with connection.client(uri) as client:
+        from mlflow.entities import ViewType
 
-    client = mlflow.MlflowClient(uri)
-    try:
-        places = [one.experiment_id for one in client.search_experiments(ViewType.ALL)]
-        for run in _every_run(client, places, "", ViewType.ALL):
+        experiments = [experiment.experiment_id for experiment in client.search_experiments(ViewType.ALL)]
+        for run in _every_run(client, experiments, "", ViewType.ALL):
             if run.info.run_id.startswith(name) or run.info.run_name == name:
                 if in_trash(run):
-                    place = client.get_experiment(run.info.experiment_id)
-                    gone = place.lifecycle_stage == "deleted"
-                    return experiment_in_trash(uri, place) if gone else trashed(uri, run)
+                    experiment = client.get_experiment(run.info.experiment_id)
+                    gone = experiment.lifecycle_stage == "deleted"
+                    return experiment_in_trash(uri, experiment) if gone else trashed(uri, run)
                 if run.info.status != Status.FINISHED:
                     return f"no finished run fits: this one is {run.info.status}"
                 return "no finished run fits: this one is no training"
-    except failures() as error:
-        raise connection.unusable(uri, str(error)) from None
     return "no finished run fits"
 
 
@@ -104,24 +99,21 @@ def search_runs(uri: str, query: str = "") -> list[RunFacts]:
         ConfigError: the store does not exist or cannot be used, or MLflow cannot parse the query.
     """
     connection.check_runs(uri)
-    prepare()
-    import mlflow
+    with connection.client(uri) as client:
+        from mlflow.exceptions import MlflowException
 
-    client = mlflow.MlflowClient(uri)
-    found: list[RunFacts] = []
-    try:
-        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        runs = _every_run(client, experiments, query)
-        found += [facts(run) for run in runs if run.info.status == Status.FINISHED and "regime" in run.data.params]
-    except failures() as error:
-        if query and getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
+        try:
+            experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+            runs = _every_run(client, experiments, query)
+            return [facts(run) for run in runs if run.info.status == Status.FINISHED and "regime" in run.data.params]
+        except MlflowException as error:
+            if not query or error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
             raise ConfigError(
                 f"The query cannot be used: {str(error)[:500]}. Write it as MLflow does, for example: "
                 "params.regime = 'finetune' and metrics.`validation.accuracy` > 0.9. "
                 f"Received: {query!r}"
             ) from None
-        raise connection.unusable(uri, str(error)) from None
-    return found
 
 
 def _every_run(client: MlflowClient, experiments: list[str], query: str, view: int | None = None) -> Iterator[Run]:
@@ -147,9 +139,9 @@ def _every_run(client: MlflowClient, experiments: list[str], query: str, view: i
 def facts(run: Run) -> RunFacts:
     """Return the facts of an MLflow run."""
     data = None
-    for one in run.inputs.dataset_inputs if run.inputs else ():
+    for dataset_input in run.inputs.dataset_inputs if run.inputs else ():
         with contextlib.suppress(ValueError, TypeError, KeyError):  # Another tool may have logged the source.
-            data = data or str(json.loads(one.dataset.source)["uri"])
+            data = data or str(json.loads(dataset_input.dataset.source)["uri"])
     return RunFacts(
         run.info.run_id, run.info.run_name, run.data.params, run.data.metrics, run.data.tags, run.info.experiment_id,
         data,
@@ -208,20 +200,17 @@ def read_file(uri: str, run_id: str, name: str, largest: int) -> bytes | None:
         ConfigError: there is no such run in the store, or it has no such artifact.
     """
     get_run(uri, run_id, "like")
-    import mlflow
-
-    connection.use(uri)
-    try:
-        sizes = {one.path: one.file_size for one in mlflow.MlflowClient(uri).list_artifacts(run_id)}
+    with (
+        connection.client(uri, f"like: run {run_id} has no {name}") as client,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        sizes = {file.path: file.file_size for file in client.list_artifacts(run_id)}
         if name not in sizes:
             raise OSError(f"it has only {', '.join(sizes) or 'nothing'}")
         if (sizes[name] or 0) > largest:
             return None
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=folder))
-            return path.read_bytes() if path.stat().st_size <= largest else None
-    except failures() as error:
-        raise ConfigError(f"like: run {run_id} has no {name}: {str(error)[:300]}") from None
+        path = Path(client.download_artifacts(run_id, name, folder))
+        return path.read_bytes() if path.stat().st_size <= largest else None
 
 
 def logged_model(uri: str, run_id: str) -> Path | None:
@@ -230,21 +219,14 @@ def logged_model(uri: str, run_id: str) -> Path | None:
     Raises:
         ConfigError: the store cannot be used, or the download fails.
     """
-    prepare()
-    import mlflow
-    from mlflow.entities import LoggedModelStatus
+    with connection.client(uri, f"run {run_id}: its model cannot be read from MLflow") as client:
+        from mlflow.artifacts import download_artifacts
+        from mlflow.entities import LoggedModelStatus
 
-    connection.use(uri)
-    client = mlflow.MlflowClient(uri)
-    try:
-        place = [client.get_run(run_id).info.experiment_id]
-        found = client.search_logged_models(place, f"source_run_id = '{run_id}' AND name = 'model'")
+        experiment = client.get_run(run_id).info.experiment_id
+        found = client.search_logged_models([experiment], f"source_run_id = '{run_id}' AND name = 'model'")
         ready = [model for model in found if model.status == LoggedModelStatus.READY]
-        if not ready:
-            return None
-        return Path(mlflow.artifacts.download_artifacts(f"models:/{ready[0].model_id}"))
-    except failures() as error:
-        raise ConfigError(f"run {run_id}: its model cannot be read from MLflow: {str(error)[:300]}") from None
+        return Path(download_artifacts(f"models:/{ready[0].model_id}")) if ready else None
 
 
 def artifact(uri: str, run_id: str, name: str) -> Path | None:
@@ -253,16 +235,9 @@ def artifact(uri: str, run_id: str, name: str) -> Path | None:
     Raises:
         ConfigError: the store cannot be used, or the download fails.
     """
-    prepare()
-    import mlflow
-
-    connection.use(uri)
-    try:
-        if name not in {one.path for one in mlflow.MlflowClient(uri).list_artifacts(run_id)}:
-            return None
-        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name))
-    except failures() as error:
-        raise ConfigError(f"run {run_id}: {name} cannot be read from MLflow: {str(error)[:300]}") from None
+    with connection.client(uri, f"run {run_id}: {name} cannot be read from MLflow") as client:
+        known = {file.path for file in client.list_artifacts(run_id)}
+        return Path(client.download_artifacts(run_id, name)) if name in known else None
 
 
 def get_run(uri: str, run_id: str, key: str, *, trash: bool = False) -> Run:
@@ -299,10 +274,10 @@ def read_predictions(uri: str, run: RunFacts, split: str) -> dict[str, list[Any]
     Raises:
         ConfigError: the run has no predictions for this split.
     """
+    connection.use(uri)
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    connection.use(uri)
     try:
         table = json.loads(mlflow.artifacts.load_text(f"runs:/{run.run_id}/predictions_{split}.json"))
     except (MlflowException, OSError) as error:
@@ -313,12 +288,12 @@ def read_predictions(uri: str, run: RunFacts, split: str) -> dict[str, list[Any]
 
 def read_curves(uri: str, run: RunFacts) -> list[EpochRecord]:
     """Return a run's epochs from its curves.csv; an empty list if it has no such file."""
+    connection.use(uri)
     import mlflow
 
-    connection.use(uri)
     try:
         text = mlflow.artifacts.load_text(f"runs:/{run.run_id}/curves.csv")
-    except failures():
+    except connection.failures():
         return []
     return curves.parse(text)
 
@@ -342,13 +317,8 @@ def look_up(uri: str, run_id: str) -> Run | None:
         ConfigError: the store cannot be used.
     """
     connection.check(uri)
-    prepare()
-    import mlflow
-
-    try:
-        return find_run(mlflow.MlflowClient(uri), run_id)
-    except failures() as error:
-        raise connection.unusable(uri, str(error)) from None
+    with connection.client(uri) as client:
+        return find_run(client, run_id)
 
 
 def ui_command(port: int) -> list[str]:
@@ -367,17 +337,9 @@ def finished(uri: str, experiment: str) -> dict[str, RunFacts]:
     """
     if connection.missing(uri):
         return {}
-    prepare()
-    import mlflow
-
-    client = mlflow.MlflowClient(uri)
-    found: dict[str, RunFacts] = {}
-    try:
-        at = client.get_experiment_by_name(experiment)
-        place = [at.experiment_id] if at else []
-        for run in _every_run(client, place, "attributes.status = 'FINISHED'"):
-            if {"identity", "data_fingerprint", "run_folder"} <= run.data.tags.keys():  # Others belong to another tool.
-                found[run.data.tags["identity"]] = facts(run)
-    except failures() as error:
-        raise connection.unusable(uri, str(error)) from None
-    return found
+    with connection.client(uri) as client:
+        known = client.get_experiment_by_name(experiment)
+        runs = _every_run(client, [known.experiment_id] if known else [], "attributes.status = 'FINISHED'")
+        # Runs without these tags belong to another tool.
+        needed = {"identity", "data_fingerprint", "run_folder"}
+        return {run.data.tags["identity"]: facts(run) for run in runs if needed <= run.data.tags.keys()}

@@ -7,9 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from experiments.errors import ConfigError
 from experiments.tracking import connection, model_logging
-from experiments.tracking.buffer import failures, prepare
 
 if TYPE_CHECKING:
     import keras
@@ -21,13 +19,8 @@ def log_model(uri: str, run_id: str, model: keras.Model, classes: Sequence[str])
     Raises:
         ConfigError: the model cannot be logged.
     """
-    prepare()
-
-    connection.use(uri)
-    try:
+    with connection.client(uri, f"run {run_id}: its model cannot be logged"):
         model_logging.log_model(run_id, model, classes)
-    except failures() as error:
-        raise ConfigError(f"run {run_id}: its model cannot be logged: {str(error)[:300]}") from None
 
 
 def register(uri: str, run_id: str, name: str, alias: str | None) -> str:
@@ -43,17 +36,13 @@ def register(uri: str, run_id: str, name: str, alias: str | None) -> str:
     Raises:
         ConfigError: the registry cannot be used, or rejects the name or the alias.
     """
-    prepare()
-    import mlflow
+    with connection.client(uri, f"{name}: MLflow's registry does not take it") as client:
+        import mlflow
 
-    connection.use(uri)
-    client = mlflow.MlflowClient(uri)
-    try:
-        known = [one for one in client.search_model_versions(f"name = '{name}'") if one.run_id == run_id]
+        versions = client.search_model_versions(f"name = '{name}'")
+        known = [version for version in versions if version.run_id == run_id]
         with contextlib.redirect_stderr(io.StringIO()):  # MLflow would print the version there.
             made = known[0] if known else mlflow.register_model(f"runs:/{run_id}/{model_logging.NAME}", name)
         if alias:
             client.set_registered_model_alias(name, alias, made.version)
         return str(made.version)
-    except failures() as error:
-        raise ConfigError(f"{name}: MLflow's registry does not take it: {str(error)[:300]}") from None

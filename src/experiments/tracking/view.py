@@ -10,16 +10,15 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from experiments.system.redaction import redact_credentials
-from experiments.tracking import buffer, connection
+from experiments.tracking import connection
+from experiments.tracking.private_mlflow_api import KIND, NOTE, SHARED_VIEW
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment
 
 KEY = "experiments"  # the name of the view in its URL
-# MLflow's own tags, with the names that the UI of MLflow 3.17 uses.
-NOTE, KIND, SHARED = "mlflow.note.content", "mlflow.experimentKind", f"mlflow.sharedViewState.{KEY}"
+SHARED = f"{SHARED_VIEW}.{KEY}"  # the tag that holds it
 # The first line is all that the UI shows until the text is opened.
 TEXT = """\
 **Compare `validation.accuracy`** and its 95 % interval, `validation.accuracy_low` to `_high`. How to read the rest: \
@@ -96,23 +95,15 @@ def configure_experiment_view(uri: str) -> list[tuple[str, str]]:
         ConfigError: there is no store yet, or it cannot be used.
     """
     connection.check_runs(uri)
-    buffer.prepare()
-    import mlflow
-
-    try:
-        client = mlflow.MlflowClient(uri)
-        ours = [(latest, one) for one in client.search_experiments() if (latest := _latest(client, one))]
+    with connection.client(uri) as client:
+        ours = [(latest, found) for found in client.search_experiments() if (latest := _latest(client, found))]
         for _, experiment in ours:
             for name, value in tags().items():
                 if experiment.tags.get(name) != value and (name != NOTE or NOTE not in experiment.tags):
                     set_tag(client, experiment.experiment_id, name, value)
-    except buffer.failures() as error:
-        raise connection.unusable(redact_credentials(uri), str(error)) from None
-    ordered = sorted(ours, key=lambda one: one[0], reverse=True)
-    return [
-        (one.name, f"#/experiments/{one.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={KEY}")
-        for _, one in ordered
-    ]
+    address = "#/experiments/{}/runs?workflowType=machine_learning&viewStateShareKey={}"
+    latest_first = sorted(ours, key=lambda pair: pair[0], reverse=True)
+    return [(experiment.name, address.format(experiment.experiment_id, KEY)) for _, experiment in latest_first]
 
 
 def set_tag(client: MlflowClient, experiment_id: str, name: str, value: str) -> None:

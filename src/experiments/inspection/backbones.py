@@ -1,0 +1,83 @@
+"""Parameters and speed of backbones on this machine, for `experiments backbones`."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from experiments.config.schema import Config
+from experiments.models.network import inference_function, split_network
+from experiments.regimes.build import build_backbone
+
+
+class Cost(NamedTuple):
+    """Size and speed of one choice of the group `model`, without its head."""
+
+    name: str
+    size: int  # side length of the input [pixels]
+    stages: int
+    parameters: int
+    last_stage: int  # parameters that unfrozen_blocks=1 trains besides the head
+    images_per_second: float  # of the forward pass
+
+
+def measure(config: Config, batch: int, seconds: float) -> Cost:
+    """Build a backbone with random weights and measure its speed on noise.
+
+    Args:
+        config: configuration of a run with this backbone.
+        batch: images per batch.
+        seconds: least time to measure. At least three batches are measured, after a first one that is not counted.
+
+    Raises:
+        ConfigError: the backbone cannot be built, or split before its last block.
+    """
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(config.seed)
+    backbone = build_backbone(config, None)
+    run = inference_function(split_network(backbone, 0, config.model.head.pooling).frozen_part)  # as feature_cache does
+    size = config.data.image_size
+    pixels = np.random.default_rng(0).uniform(0, 255, (batch, size, size, 3)).astype("float32")
+    run(pixels)
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < seconds:
+        began = time.perf_counter()
+        run(pixels)
+        times.append(time.perf_counter() - began)
+    return Cost(
+        name=config.model.name,
+        size=size,
+        stages=len(backbone.stages),
+        parameters=backbone.model.count_params(),
+        last_stage=split_network(backbone, 1, config.model.head.pooling).trainable_part.count_params(),
+        images_per_second=batch / statistics.median(times),
+    )
+
+
+def cost_table(costs: Iterable[Cost], batch: int, threads: int | None) -> Table:
+    """Return a table with a row per backbone; speeds are medians over its batches."""
+    used = f"{threads} thread{'s' if threads > 1 else ''}" if threads else f"all {os.cpu_count()} cores"
+    title = f"forward without the head, {batch} images a batch, {used}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("model", no_wrap=True)
+    for name in ("pixels", "stages", "parameters", "of the last stage", "images/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for cost in costs:
+        speed = cost.images_per_second
+        table.add_row(
+            cost.name,
+            str(cost.size),
+            str(cost.stages),
+            f"{cost.parameters:,}",
+            f"{cost.last_stage:,}",
+            f"{speed:.1f}" if speed < 100 else f"{speed:.0f}",
+        )
+    return table

@@ -1,0 +1,69 @@
+"""What one part of a configuration looks like: lines to print, and a figure for outputs/ or for a run's directory."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.config.identity import run_identity
+from experiments.config.schema import Config
+from experiments.deploy.saved_run import Trained
+from experiments.runs import run_directory
+from experiments.storage import atomic_files
+from experiments.tracking import summary_runs
+from experiments.tracking.queries import local_store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A part of a configuration, or the mistakes of a run.
+
+    Args:
+        config: the configuration that the figure shows.
+        name: of the figure's file.
+        lines: sentences and tables to print.
+        draw: returns the figure; None if there is nothing to draw.
+        facts: values on which the figure depends besides the configuration.
+        is_refused: whether a run would refuse what was inspected.
+    """
+
+    config: Config
+    name: str
+    lines: Sequence[str | Table]
+    draw: Callable[[], Figure] | None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    is_refused: bool = False
+
+    def path(self, run: Trained | None) -> Path:
+        """Return the default path of the figure: in a run's directory, or else in outputs/inspect/."""
+        if run and run.folder:
+            return run.folder / "figures" / f"{self.name}.png"
+        # The name is derived from the content, so that the same command always writes the same file.
+        identity = run_identity(self.config, run=run.name if run else None, **self.facts)[:8]
+        return Path(self.config.outputs) / "inspect" / f"{self.name}-{identity}.png"
+
+
+def write_figure(figure: Figure, path: Path, dpi: int) -> None:
+    """Write a figure as a PNG file, atomically."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi)
+    atomic_files.write_file(path, content.getvalue())
+
+
+def log_figure(run: Trained, path: Path) -> None:
+    """Add a figure to the artifacts of a run's MLflow run, which it must have.
+
+    Raises:
+        ConfigError: the tracking store cannot be used, or has no such run.
+    """
+    assert run.run_id is not None
+    record = run_directory.read_record(run.folder) if run.folder else None
+    recorded = run_directory.store_of_run(run.folder, record) if run.folder and record else None
+    summary_runs.add_figure(run.uri or recorded or local_store(), run.run_id, path)

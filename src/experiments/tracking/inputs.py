@@ -1,0 +1,70 @@
+"""Inputs of a run that other MLflow runs have made: weights of a backbone or a head, named by a run id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.config.schema import Config
+from experiments.errors import ConfigError
+from experiments.system.redaction import redact_credentials
+from experiments.tracking import connection
+from experiments.tracking.queries import RUN_ID, find_run, in_trash, trashed
+
+# Configuration keys whose value may be a run id -> the artifact of that run which is used.
+ARTIFACTS = {"model.weights": "weights/backbone.weights.h5", "regime.head_from": "weights/head.weights.h5"}
+MANIFEST = "manifest.csv"
+
+
+def fetch(config: Config, folder: Path) -> dict[str, Path]:
+    """Download the files for the run ids in a configuration, with those runs' manifests, to inputs/<key>.
+
+    Args:
+        config: the validated configuration.
+        folder: the directory in which inputs/ is created.
+
+    Returns:
+        Key of the configuration -> downloaded file.
+
+    Raises:
+        ConfigError: a run or its file is missing, or there is no tracking store.
+    """
+    named = _run_ids(config)
+    if not named:
+        return {}
+    uri = config.tracking.uri
+    if uri is None:
+        raise ConfigError(f"{', '.join(named)}: a run id needs a tracking store. Received: tracking=none")
+    connection.use(uri)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    client = mlflow.MlflowClient()
+    files = {}
+    for key, run_id in named.items():
+        try:
+            run = find_run(client, run_id)
+        except MlflowException:  # The download below reports the same error.
+            run = None
+        if run is not None and in_trash(run):
+            raise ConfigError(f"{key}: {run_id}: {trashed(uri, run)}")
+        place = folder / "inputs" / key
+        for name in (MANIFEST, ARTIFACTS[key]):
+            try:
+                path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(place))
+            except (MlflowException, OSError) as error:
+                raise ConfigError(
+                    f"{key}: run {run_id} in {redact_credentials(uri)} has no {name}: {str(error)[:300]}. "
+                    "Give the id of a run in this tracking store, or a file"
+                ) from None
+        files[key] = Path(path)
+    return files
+
+
+def _run_ids(config: Config) -> dict[str, str]:
+    """Return the run ids in a configuration by key, except those that its regime ignores."""
+    values = {"model.weights": config.model.weights, "regime.head_from": config.regime.head_from}
+    return {
+        key: value
+        for key, value in values.items()
+        if value is not None and RUN_ID.fullmatch(value) and key not in config.regime.ignores
+    }

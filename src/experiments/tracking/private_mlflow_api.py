@@ -1,0 +1,41 @@
+"""Private API and internal formats of MLflow that this project needs, in one place; each has a test of its own.
+
+No public API offers any of these. A release of MLflow that changes one of them fails
+tests/tracking/test_private_mlflow_api.py. The format of the UI's shared view is in `view`, the versions of the database
+schema in `migrations`; the same tests cover both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+
+# The tables and columns of MLflow's database that contain absolute addresses of files.
+ADDRESS_COLUMNS = (
+    ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
+    ("model_versions", "source"), ("model_versions", "storage_location"),
+)  # fmt: skip
+# MLflow's own tags, with the names that the UI of MLflow 3.17 uses.
+NOTE, KIND, SHARED_VIEW = "mlflow.note.content", "mlflow.experimentKind", "mlflow.sharedViewState"
+PARENT_RUN = "mlflow.parentRunId"
+
+
+def preload() -> None:
+    """Import the modules that a run will need; MLflow itself imports them only when they are first used."""
+    import git  # noqa: F401  MLflow uses it to find a run's commit.
+    import mlflow.artifacts
+    import mlflow.store.db.utils
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+
+def context_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return tags with those that MLflow adds to an active run: user, program, commit."""
+    from mlflow.tracking.context.registry import resolve_tags
+
+    resolved: dict[str, str] = resolve_tags(dict(tags))
+    return resolved
+
+
+def table_tag(names: Iterable[str]) -> tuple[str, str]:
+    """Return the name and the value of the tag by which the UI finds a run's tables; mlflow.log_table sets it."""
+    return "mlflow.loggedArtifacts", json.dumps([{"path": name, "type": "table"} for name in names])

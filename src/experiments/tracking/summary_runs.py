@@ -1,0 +1,107 @@
+"""MLflow runs that summarise other runs: those of sweeps, the parents of their jobs' runs, and of comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.config.identity import logged
+from experiments.config.schema import Config
+from experiments.system.redaction import redacted
+from experiments.tracking import connection, liveness
+from experiments.tracking.experiment import open_experiment
+from experiments.tracking.mlflow_run import reopen
+from experiments.tracking.private_mlflow_api import NOTE, context_tags
+from experiments.tracking.queries import find_run, in_trash
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def start_sweep(config: Config, folder: Path, pid: int | None, run_id: str | None) -> str:
+    """Start or continue a sweep's MLflow run, the parent of its jobs' runs, and return its id.
+
+    Args:
+        config: the configuration that the jobs share.
+        folder: the sweep's directory.
+        pid: of the sweep's process, which sends no heartbeat: only its own machine can find out that it has ended.
+        run_id: the MLflow run to continue; a new one is started if it is None, or was deleted.
+
+    Raises:
+        ConfigError: the store cannot be used.
+    """
+    experiment = open_experiment(config)
+    tags = {**liveness.owner(pid), "owner.heartbeat": "inf", "run_folder": str(folder), "sweep": folder.name}
+    with connection.client(str(config.tracking.uri)) as client:
+        before = find_run(client, run_id) if run_id is not None else None
+        if before is not None and not in_trash(before):
+            return reopen(client, before, tags)
+        tags = redacted({**logged(config)["tags"], **tags})
+        return str(client.create_run(experiment, run_name=folder.name, tags=tags).info.run_id)
+
+
+def end_sweep(config: Config, run_id: str, folder: Path, metrics: Mapping[str, float], status: str) -> None:
+    """Log a sweep's metrics and summary to its MLflow run, and end it."""
+    connection.use(str(config.tracking.uri))
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    before = client.get_run(run_id)
+    liveness.mark_lost(before.info.experiment_id)  # Jobs may have been ended by kill -9.
+    for name, value in metrics.items():
+        if before.data.metrics.get(name) != value:  # A sweep that is summarized again would have each value twice.
+            client.log_metric(run_id, name, value)
+    text = folder / "summary.md"
+    _log_files(client, run_id, sorted([*folder.glob("summary.*"), *folder.glob("figures/*.png")]))
+    if text.exists():
+        client.set_tag(run_id, NOTE, text.read_text(encoding="utf-8")[:8000])
+    client.set_terminated(run_id, status)
+
+
+def log_comparison(uri: str, experiment: str, digest: str, files: Sequence[Path], text: str) -> str:
+    """Log a comparison's files as an MLflow run; logging the same comparison again replaces its files.
+
+    Args:
+        uri: the tracking store.
+        experiment: the MLflow id of the experiment.
+        digest: the hash of the comparison, which becomes part of the run's name and one of its tags.
+        files: the files to log; figures are logged to the directory `figures`.
+        text: Markdown that the UI shows on the run's page.
+
+    Returns:
+        The MLflow run's id.
+
+    Raises:
+        ConfigError: the store cannot be used.
+    """
+    with connection.client(uri) as client:
+        before = client.search_runs([experiment], f"tags.comparison = '{digest}'", max_results=1)
+        if before:
+            run_id = str(before[0].info.run_id)
+        else:
+            tags = redacted(context_tags({"comparison": digest}))
+            run_id = str(client.create_run(experiment, run_name=f"compare-{digest}", tags=tags).info.run_id)
+        _log_files(client, run_id, files)
+        client.set_tag(run_id, NOTE, text[:8000])
+        client.set_terminated(run_id)
+    return run_id
+
+
+def add_figure(uri: str, run_id: str, path: Path) -> None:
+    """Add a figure that was drawn after the end of a run to its MLflow artifacts.
+
+    Raises:
+        ConfigError: the store cannot be used, or has no such run.
+    """
+    connection.check(uri)
+    if connection.missing(uri):
+        raise connection.unusable(uri, "it is not there")
+    with connection.client(uri) as client:
+        _log_files(client, run_id, [path])
+
+
+def _log_files(client: MlflowClient, run_id: str, files: Sequence[Path]) -> None:
+    """Log files to a run, figures in the directory `figures`."""
+    for path in files:
+        client.log_artifact(run_id, str(path), "figures" if path.suffix == ".png" else None)
