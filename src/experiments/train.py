@@ -159,9 +159,9 @@ def reported(call: Callable[[], None]) -> None:
         notes = getattr(stop, "__notes__", None)
         if notes is None:
             raise
-        said = [stop.code] if isinstance(stop.code, str) else []
-        print("\n".join([*said, *notes]), file=sys.stderr)
-        sys.exit(1 if said else stop.code)
+        message = [stop.code] if isinstance(stop.code, str) else []
+        print("\n".join([*message, *notes]), file=sys.stderr)
+        sys.exit(1 if message else stop.code)
     except Exception as error:
         text = explain(error, sys.argv[1:])
         if full := disk_full(error):

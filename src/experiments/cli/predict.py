@@ -89,7 +89,7 @@ def predict(named: str, paths: Sequence[str], form: str, output: Path | None, ba
             for some in predictions(model, files, batch_size, grays):
                 write(some)
                 advance(len(some))
-                done, failed = done + len(some), failed + sum(one.probabilities is None for one in some)
+                done, failed = done + len(some), failed + sum(prediction.probabilities is None for prediction in some)
                 if output is None and output_failure():  # the reader of standard output is gone
                     break
         rate = (done - failed) / (time.perf_counter() - began)

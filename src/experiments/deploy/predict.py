@@ -47,8 +47,8 @@ def list_files(given: Sequence[str]) -> tuple[list[str], int]:
     """
     found: dict[str, None] = {}
     others, lacking = 0, []
-    for one in given:
-        path = os.path.expanduser(one)
+    for text in given:
+        path = os.path.expanduser(text)
         matches = [path] if os.path.lexists(path) else sorted(glob.glob(path, recursive=True))
         before = len(found)
         for match in matches:
@@ -59,12 +59,12 @@ def list_files(given: Sequence[str]) -> tuple[list[str], int]:
             others += left
             found.update(dict.fromkeys(files))
             if not files and match == path:
-                lacking.append(f"{one}: no image ({' '.join(decoder.SUFFIXES)}) is in this folder or below it")
+                lacking.append(f"{text}: no image ({' '.join(decoder.SUFFIXES)}) is in this folder or below it")
         if not matches:
-            what = "no file fits this pattern" if glob.has_magic(one) else "no such file or folder"
-            lacking.append(f"{one}: {what}")
+            what = "no file fits this pattern" if glob.has_magic(text) else "no such file or folder"
+            lacking.append(f"{text}: {what}")
         elif len(found) == before and matches != [path]:
-            lacking.append(f"{one}: fits nothing but folders without images")
+            lacking.append(f"{text}: fits nothing but folders without images")
     if lacking:
         raise ConfigError("\n".join(lacking))
     return list(found), others
@@ -72,13 +72,13 @@ def list_files(given: Sequence[str]) -> tuple[list[str], int]:
 
 def walk(folder: str) -> tuple[list[str], int]:
     """Return the sorted image files in and below a directory, and the number of other files. Links are followed."""
-    files, others, seen = [], 0, set()
+    files, others, visited = [], 0, set()
     for place, folders, names in os.walk(folder, followlinks=True):
         status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:  # visited already: a link leads back here
+        if (status.st_dev, status.st_ino) in visited:  # visited already: a link leads back here
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not ignored(name))
         for name in sorted(name for name in names if not ignored(name)):
             if is_image(name):

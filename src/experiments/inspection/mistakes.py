@@ -108,10 +108,10 @@ def explain(run: Trained, config: Config, mistakes: Sequence[Mistake]) -> Shown:
     pixels = np.stack([decoder.resize(image, config.data.image_size) for image in images])
     model = run.model()
     inputs = pixels.astype("float32")
-    said = np.array([run.classes.index(mistake.predicted) for mistake in mistakes])
-    confidences = np.asarray(model(inputs, training=False))[np.arange(len(said)), said]
+    predicted = np.array([run.classes.index(mistake.predicted) for mistake in mistakes])
+    confidences = np.asarray(model(inputs, training=False))[np.arange(len(predicted)), predicted]
     recorded = np.array([mistake.confidence for mistake in mistakes])
-    return Shown(mistakes, pixels, gradcam(model, inputs, said), float(np.abs(confidences - recorded).max()))
+    return Shown(mistakes, pixels, gradcam(model, inputs, predicted), float(np.abs(confidences - recorded).max()))
 
 
 def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -94,14 +94,14 @@ def summarize_model(config: Config, classes: int) -> ModelSummary:
     trained = (
         {layer.name for layer in divided.trainable_part.layers}
         if divided
-        else {one.name for one in backbone.model.layers}
+        else {layer.name for layer in backbone.model.layers}
     )
     numbers = stage_numbers(backbone.model, backbone.stages)
     names = [*(stage.name for stage in backbone.stages), BEFORE]
-    rows = [row(layer, names[numbers[layer.name]], layer.name in trained) for layer in backbone.model.layers]
+    rows = [layer_row(layer, names[numbers[layer.name]], layer.name in trained) for layer in backbone.model.layers]
     head = build_head(config, backbone, classes)
     pool = split_network(backbone, 0, config.model.head.pooling).frozen_part.get_layer("pooling")
-    rows += [row(layer, HEAD, True) for layer in (pool, *head.layers)]
+    rows += [layer_row(layer, HEAD, True) for layer in (pool, *head.layers)]
     stored = tuple(divided.frozen_part.output_shape[1:]) if divided else ()
     return ModelSummary(tuple(rows), divided.split_point if divided else None, stored)
 
@@ -116,7 +116,7 @@ def division(config: Config, backbone: Backbone) -> NetworkSplit | None:
     return divided if divided.frozen else None
 
 
-def row(layer: keras.Layer, block: str, trained: bool) -> Row:
+def layer_row(layer: keras.Layer, block: str, trained: bool) -> Row:
     shape = tuple(layer.output.shape[1:])
     moved = sum(math.prod(weight.shape) for weight in layer.trainable_weights)
     return Row(
@@ -140,7 +140,7 @@ def operations(layer: keras.Layer, shape: Sequence[int]) -> int | None:
         shape: of the layer's output, without the batch dimension.
     """
     if isinstance(layer, keras.Model):  # a nested network
-        inner = [operations(one, one.output.shape[1:]) for one in layer.layers]
+        inner = [operations(part, part.output.shape[1:]) for part in layer.layers]
         known = [count for count in inner if count is not None]
         return sum(known) if len(known) == len(inner) else None
     if isinstance(layer, keras.layers.SeparableConv2D):
@@ -155,17 +155,17 @@ def operations(layer: keras.Layer, shape: Sequence[int]) -> int | None:
 def blocks(summary: ModelSummary) -> list[Block]:
     """Return the blocks in order, including BEFORE and HEAD."""
     found = []
-    for name in dict.fromkeys(one.block for one in summary.rows):
-        members = [one for one in summary.rows if one.block == name]
+    for name in dict.fromkeys(row.block for row in summary.rows):
+        members = [row for row in summary.rows if row.block == name]
         found.append(
             Block(
                 name=name,
                 layers=len(members),
                 shape=members[-1].shape,
-                parameters=sum(one.parameters for one in members),
-                trained=sum(one.trained for one in members),
-                frozen=all(one.frozen for one in members),
-                operations=sum(one.operations or 0 for one in members),
+                parameters=sum(row.parameters for row in members),
+                trained=sum(row.trained for row in members),
+                frozen=all(row.frozen for row in members),
+                operations=sum(row.operations or 0 for row in members),
             )
         )
     return found
@@ -175,15 +175,15 @@ def split_block(summary: ModelSummary) -> str | None:
     """Return the block after the split point; None if there is no split point."""
     if summary.split_point == "pooling":
         return HEAD
-    return next((one.block for one in summary.rows if one.name == summary.split_point), None)
+    return next((row.block for row in summary.rows if row.name == summary.split_point), None)
 
 
 def sentences(config: Config, summary: ModelSummary) -> list[str]:
     """Return sentences about the trained parameters, the split point, and the multiply-adds per image."""
     rows, regime = summary.rows, config.regime.name
-    parameters, trained = sum(one.parameters for one in rows), sum(one.trained for one in rows)
-    total = sum(one.operations or 0 for one in rows)
-    below = sum(one.operations or 0 for one in rows if one.frozen)
+    parameters, trained = sum(row.parameters for row in rows), sum(row.trained for row in rows)
+    total = sum(row.operations or 0 for row in rows)
+    below = sum(row.operations or 0 for row in rows if row.frozen)
     lines = [f"trained: {trained:,} of {parameters:,} parameters ({trained / parameters:.1%})"]
     if summary.split_point is None:
         lines.append(f"split point: none, regime={regime} trains the whole network")
@@ -199,7 +199,7 @@ def sentences(config: Config, summary: ModelSummary) -> list[str]:
             f"forward: {readable(total)} multiply-adds an image, {readable(below)} ({below / total:.1%}) of it below "
             "the split point: once for each image (and view); the rest every epoch"
         )
-    unknown = [one.name for one in rows if one.operations is None]
+    unknown = [row.name for row in rows if row.operations is None]
     if unknown:
         lines.append(f"not counted: {', '.join(unknown)}")
     return lines
@@ -217,23 +217,23 @@ def block_table(summary: ModelSummary) -> Table:
     """Return the table with one row per block and a rule at the split point."""
     columns = ("block", "layers", "output", "parameters", "multiply-adds", "")
     table, edge, found = _table(columns), split_block(summary), blocks(summary)
-    for one, after in zip(found, [*found[1:], None], strict=True):
-        state = "frozen" if one.frozen else "trained"
-        counts = f"{one.layers}", _shape(one.shape), f"{one.parameters:,}", readable(one.operations)
+    for block, after in zip(found, [*found[1:], None], strict=True):
+        state = "frozen" if block.frozen else "trained"
+        counts = f"{block.layers}", _shape(block.shape), f"{block.parameters:,}", readable(block.operations)
         last = after is not None and after.name == edge
-        table.add_row(one.name, *counts, state if one.parameters else "", end_section=last)
+        table.add_row(block.name, *counts, state if block.parameters else "", end_section=last)
     return table
 
 
 def layer_table(summary: ModelSummary) -> Table:
     """Return the table with one row per layer and rules between blocks."""
     table = _table(("layer", "kind", "block", "output", "parameters", "multiply-adds", ""))
-    for one, after in zip(summary.rows, [*summary.rows[1:], None], strict=True):
-        state = ("frozen" if one.frozen else "trained") if one.parameters else ""
-        cost = "not counted" if one.operations is None else readable(one.operations) if one.operations else ""
-        values = _shape(one.shape), f"{one.parameters:,}" if one.parameters else "", cost, state
-        ends = after is not None and after.block != one.block
-        table.add_row(one.name, one.kind, one.block, *values, end_section=ends)
+    for row, after in zip(summary.rows, [*summary.rows[1:], None], strict=True):
+        state = ("frozen" if row.frozen else "trained") if row.parameters else ""
+        cost = "not counted" if row.operations is None else readable(row.operations) if row.operations else ""
+        values = _shape(row.shape), f"{row.parameters:,}" if row.parameters else "", cost, state
+        ends = after is not None and after.block != row.block
+        table.add_row(row.name, row.kind, row.block, *values, end_section=ends)
     return table
 
 
@@ -252,18 +252,18 @@ def _shape(shape: Sequence[int]) -> str:
 @STYLE
 def draw(config: Config, summary: ModelSummary) -> Figure:
     """Draw each block's parameters and multiply-adds as bars, coloured by frozen or trained, with the split point."""
-    found = [one for one in blocks(summary) if one.parameters or one.operations]
+    found = [block for block in blocks(summary) if block.parameters or block.operations]
     figure = Figure(figsize=(9, 1.9 + 0.27 * len(found)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     measures: list[tuple[str, Callable[[Block], int]]] = [
-        ("parameters", lambda one: one.parameters),
-        ("multiply-adds for an image", lambda one: one.operations),
+        ("parameters", lambda block: block.parameters),
+        ("multiply-adds for an image", lambda block: block.operations),
     ]
-    names = [one.name for one in found]
+    names = [block.name for block in found]
     edge = split_block(summary)
     for panel, (title, measure) in zip(panels, measures, strict=True):
-        values = [measure(one) for one in found]
-        colors = [FROZEN if one.frozen else TRAINED for one in found]
+        values = [measure(block) for block in found]
+        colors = [FROZEN if block.frozen else TRAINED for block in found]
         bars = panel.barh(range(len(found)), values, color=colors, height=0.72)
         panel.bar_label(bars, [readable(value) for value in values], padding=3, fontsize=8, color="#444444")
         panel.set(title=f"{title}: {readable(sum(values))}", xticks=[])
@@ -277,7 +277,7 @@ def draw(config: Config, summary: ModelSummary) -> Figure:
     panels[0].set_ylim(len(found) - 0.4, -0.6)  # The axis is reversed, so that the input is at the top.
     handles: list[Artist] = [Patch(color=TRAINED, label="trained")]
     if summary.split_point:
-        line = Line2D([], [], color=QUIET, linestyle="--", linewidth=1.2, label="here activations are stored")
+        line = Line2D([], [], color=QUIET, linestyle="--", linewidth=1.2, label="features are cached here")
         handles += [Patch(color=FROZEN, label="frozen"), line]
     figure.legend(handles=handles, loc="outside lower right", ncols=3)
     unfrozen = (

@@ -51,12 +51,12 @@ def phases(config: Config) -> list[Phase]:
     found = []
     if "regime.head_optimizer" not in config.regime.ignores and config.regime.head_from is None:
         head = head_run(config)
-        found.append(phase("head", head.optimizer.name, build_recipe(head, "regime.head_optimizer")))
+        found.append(phase_rates("head", head.optimizer.name, build_recipe(head, "regime.head_optimizer")))
     name = PHASES.get(config.regime.name, config.regime.name)
-    return [*found, phase(name, config.optimizer.name, build_recipe(config, "optimizer"))]
+    return [*found, phase_rates(name, config.optimizer.name, build_recipe(config, "optimizer"))]
 
 
-def phase(name: str, optimizer: str, recipe: TrainingPhase) -> Phase:
+def phase_rates(name: str, optimizer: str, recipe: TrainingPhase) -> Phase:
     """Return the highest and the lowest rates of a training phase; those of a run are between the two."""
     falling, flat = [-float(epoch) for epoch in range(recipe.epochs)], [0.0] * recipe.epochs
     highest, lowest = (
@@ -70,17 +70,17 @@ def table(found: list[Phase]) -> Table:
     drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("phase", "optimizer", "epochs", "first", "highest", "last"):
         drawn.add_column(name, justify="left" if name in ("phase", "optimizer") else "right", no_wrap=True)
-    for one in found:
-        last = f"{one.highest[-1]:.3g}" if not one.open else f"{one.lowest[-1]:.3g} to {one.highest[-1]:.3g}"
-        rates = f"{one.highest[0]:.3g}", f"{max(one.highest):.3g}", last
-        drawn.add_row(one.name, one.optimizer, str(len(one.highest)), *rates)
+    for phase in found:
+        last = f"{phase.highest[-1]:.3g}" if not phase.open else f"{phase.lowest[-1]:.3g} to {phase.highest[-1]:.3g}"
+        rates = f"{phase.highest[0]:.3g}", f"{max(phase.highest):.3g}", last
+        drawn.add_row(phase.name, phase.optimizer, str(len(phase.highest)), *rates)
     return drawn
 
 
 def sentences(config: Config, found: list[Phase]) -> list[str]:
     """Return sentences about what is unknown before the run, and about a missing head phase."""
     lines = []
-    if any(one.open for one in found):
+    if any(phase.open for phase in found):
         lines.append(
             f"schedule={config.schedule.name} follows {config.monitor}: the rate is the upper line while it gets "
             "better every epoch, the lower if it never does"
@@ -98,27 +98,27 @@ def draw(config: Config, found: list[Phase]) -> Figure:
     figure = Figure(figsize=(7.5, 4), layout="constrained")
     panel = figure.add_subplot()
     start = 0
-    for at, one in enumerate(found):
-        epochs = len(one.highest)
+    for at, phase in enumerate(found):
+        epochs = len(phase.highest)
         panel.axvspan(start - 0.5, start + epochs - 0.5, color=BANDS[at % len(BANDS)], zorder=0, linewidth=0)
         where = panel.get_xaxis_transform()
-        panel.text(start - 0.4, 1.02, f"{one.name}: {one.optimizer}", transform=where, fontsize=9, color="#555555")
+        panel.text(start - 0.4, 1.02, f"{phase.name}: {phase.optimizer}", transform=where, fontsize=9, color="#555555")
         steps = range(start, start + epochs)
-        if one.open:
-            panel.fill_between(steps, one.lowest, one.highest, color=PALETTE[at], alpha=0.15, linewidth=0)
-            panel.plot(steps, one.lowest, marker="v", markersize=3, color=PALETTE[at], linestyle="--",
+        if phase.open:
+            panel.fill_between(steps, phase.lowest, phase.highest, color=PALETTE[at], alpha=0.15, linewidth=0)
+            panel.plot(steps, phase.lowest, marker="v", markersize=3, color=PALETTE[at], linestyle="--",
                        label=f"if {config.monitor} never gets better")  # fmt: skip
-        label = f"if {config.monitor} gets better every epoch" if one.open else None
-        panel.plot(steps, one.highest, marker="o", markersize=3, color=PALETTE[at], label=label)
-        ends = [(0, one.highest, "left", 6), (epochs - 1, one.highest, "right", 6)]
-        ends += [(epochs - 1, one.lowest, "right", -12)] if one.open else []
+        label = f"if {config.monitor} gets better every epoch" if phase.open else None
+        panel.plot(steps, phase.highest, marker="o", markersize=3, color=PALETTE[at], label=label)
+        ends = [(0, phase.highest, "left", 6), (epochs - 1, phase.highest, "right", 6)]
+        ends += [(epochs - 1, phase.lowest, "right", -12)] if phase.open else []
         for epoch, rates, side, above in ends if epochs > 1 else ends[:1]:
             panel.annotate(f"{rates[epoch]:.3g}", (start + epoch, rates[epoch]), xytext=(0, above),
                            textcoords="offset points", ha=side, fontsize=8)  # fmt: skip
         start += epochs
-    for before, _ in pairwise(np.cumsum([len(one.highest) for one in found])):
+    for before, _ in pairwise(np.cumsum([len(phase.highest) for phase in found])):
         panel.axvline(before - 0.5, color=QUIET, linestyle="--", linewidth=1.2)
-    every = [rate for one in found for rate in (*one.highest, *one.lowest)]
+    every = [rate for phase in found for rate in (*phase.highest, *phase.lowest)]
     if min(every) > 0 and max(every) > 10 * min(every):
         panel.set_yscale("log")
         panel.margins(y=0.15)
@@ -128,6 +128,6 @@ def draw(config: Config, found: list[Phase]) -> Figure:
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     panel.set(xlabel="step (epochs, counted on over the phases)", ylabel="learning rate")
     panel.set_title(f"Learning rate: schedule={config.schedule.name}, regime={config.regime.name}", pad=20)
-    if any(one.open for one in found):
+    if any(phase.open for phase in found):
         panel.legend(loc="best")
     return figure

@@ -70,7 +70,7 @@ class Classifier:
                     f"the column {IMAGE!r} with image files (JPEG, PNG, ...) as base64 is needed. Received: {names}"
                 )
             pixels = self._decoded(data[IMAGE].tolist())
-        elif isinstance(data, list) and all(isinstance(one, str | bytes) for one in data):
+        elif isinstance(data, list) and all(isinstance(file, str | bytes) for file in data):
             pixels = self._decoded(data)
         else:
             pixels = self._checked(np.asarray(data))
@@ -99,11 +99,11 @@ class Classifier:
             return None
 
         with ThreadPoolExecutor() as pool:
-            faults = [fault for fault in pool.map(decode, range(len(files))) if fault]
-        if faults:
-            more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+            issues = [issue for issue in pool.map(decode, range(len(files))) if issue]
+        if issues:
+            more = [f"and {len(issues) - SHOWN} more"] if len(issues) > SHOWN else []
             raise MlflowException.invalid_parameter_value(
-                f"{len(faults)} of {len(files)} images cannot be used: {'; '.join([*faults[:SHOWN], *more])}"
+                f"{len(issues)} of {len(files)} images cannot be used: {'; '.join([*issues[:SHOWN], *more])}"
             )
         return pixels
 
