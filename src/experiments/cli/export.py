@@ -30,13 +30,6 @@ def main() -> None:
 def export(named: str, folder: Path, overwrite: bool, images: int, uri: str | None) -> None:
     """Write the exported files and print how much their predictions differ from the model's.
 
-    Args:
-        named: the run's folder, MLflow id, the beginning of that, or name.
-        folder: the folder to write.
-        overwrite: whether to replace an earlier export in the folder.
-        images: number of images to compare predictions on.
-        uri: the MLflow tracking store; None: the default one.
-
     Raises:
         ConfigError: no such run, or the folder exists and is not to be replaced.
     """

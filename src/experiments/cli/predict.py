@@ -55,14 +55,6 @@ def main() -> None:
 def predict(named: str, paths: Sequence[str], form: str, output: Path | None, batch_size: int, uri: str | None) -> int:
     """Predict image files, write the predictions, and return the number of files that could not be used.
 
-    Args:
-        named: the run's folder, MLflow id, the beginning of that, or name.
-        paths: image files, folders or patterns.
-        form: one of `WRITERS`.
-        output: the file to write; None: standard output.
-        batch_size: images per batch.
-        uri: the MLflow tracking store; None: the default one.
-
     Raises:
         ConfigError: no such run or files; nothing was written.
         OSError: the predictions cannot be written.

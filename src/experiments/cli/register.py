@@ -25,12 +25,6 @@ def main() -> None:
 def register(named: str, name: str, alias: str | None, uri: str | None) -> None:
     """Register a run's model, logging it first if needed, and print how it is loaded and served.
 
-    Args:
-        named: the run's folder, MLflow id, the beginning of that, or name.
-        name: name of the registered model.
-        alias: alias that is to point to this version, if any.
-        uri: the MLflow tracking store; None: the default one.
-
     Raises:
         ConfigError: no such run, or it was not tracked in MLflow; or MLflow refuses the name or the alias.
     """
