@@ -31,9 +31,10 @@ from experiments.config.schema import Config
 from experiments.errors import ConfigError, DataError, Pruned
 from experiments.runs import like, run_directory
 from experiments.sweeps import plan
-from experiments.sweeps.cluster import RayLauncher, SlurmLauncher
 from experiments.sweeps.local import LocalLauncher
 from experiments.sweeps.plan import PlannedRun
+from experiments.sweeps.ray_cluster import RayLauncher
+from experiments.sweeps.slurm import SlurmLauncher
 from experiments.sweeps.sweeper import Sweeper
 from experiments.system import paths, redaction, signals
 from experiments.system.private_api import Callbacks, get_args_parser

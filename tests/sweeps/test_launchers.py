@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.sweeps import cluster
+from experiments.sweeps import ray_cluster, remote_job, slurm
 from experiments.sweeps.plan import Composed, PlannedRun
 from experiments.system import redaction, signals
 
@@ -27,16 +27,16 @@ CONFIG = OmegaConf.create({"sweep": {"jobs": 3, "timeout": None}, "outputs": "/s
 
 
 def launchers(**options: Any) -> dict[str, Any]:
-    slurm: dict[str, Any] = {
+    for_slurm: dict[str, Any] = {
         "cluster": "local", "folder": "unused", "timeout_min": 1, "max_num_timeout": 1, "signal_delay_s": 30,
         "cpus_per_task": 2, "mem_gb": 1, "gpus_per_node": 0, "name": "x", "slurm": {},
     }  # fmt: skip
-    ray: dict[str, Any] = {
+    for_ray: dict[str, Any] = {
         "address": None, "num_cpus": 2, "num_gpus": 0, "max_retries": 1, "remote": {}, "init": {},
     }  # fmt: skip
     return {
-        "ray": lambda: cluster.RayLauncher(**ray | options),
-        "slurm": lambda: cluster.SlurmLauncher(**slurm | options),
+        "ray": lambda: ray_cluster.RayLauncher(**for_ray | options),
+        "slurm": lambda: slurm.SlurmLauncher(**for_slurm | options),
     }
 
 
@@ -71,9 +71,9 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str | 
 
     def run(main: Callable[[], None], timeout: float | None = None, **more: Any) -> str | None:
         planned: Any = SimpleNamespace(folder=tmp_path / "sweep" / "3")
-        monkeypatch.setattr(cluster, "invoke", lambda module, function, job: main() if job is planned else None)
+        monkeypatch.setattr(remote_job, "invoke", lambda module, function, job: main() if job is planned else None)
         try:
-            return cluster.work(planned, tmp_path, {"MLFLOW_X": "1"}, timeout, **more)
+            return remote_job.work(planned, tmp_path, {"MLFLOW_X": "1"}, timeout, **more)
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -138,7 +138,7 @@ def test_a_job_that_leaves_for_another_machine_gives_no_answer(job: Callable[...
 
 def test_a_machine_without_the_shared_disk_says_so(tmp_path: Path) -> None:
     planned: Any = SimpleNamespace(folder=tmp_path / "nowhere" / "0")
-    said = cluster.work(planned, tmp_path, {}, None)
+    said = remote_job.work(planned, tmp_path, {}, None)
     assert said is not None and "must share a disk" in said
 
 
@@ -149,9 +149,9 @@ def test_what_submitit_writes_holds_no_password_and_the_job_has_it(
     monkeypatch.setenv("PW", "S3cret-1")
     uri = "postgresql://me:S3cret-1@host/db"
     checked = config("tracking.uri='postgresql://me:${oc.env:PW}@host/db'")
-    task = cluster.Task(PlannedRun(Path("x"), "", Composed(checked, OmegaConf.create()), []), Path("x"), {}, None)
+    task = slurm.Task(PlannedRun(Path("x"), "", Composed(checked, OmegaConf.create()), []), Path("x"), {}, None)
     assert b"S3cret-1" not in pickle.dumps(task)
     assert task.job.composed.config.tracking.uri == "postgresql://me:***@host/db"
-    monkeypatch.setattr(cluster, "work", lambda job, *arguments, **named: job.composed.config)
+    monkeypatch.setattr(slurm, "work", lambda job, *arguments, **named: job.composed.config)
     called: Any = task()
     assert called == checked and called.tracking.uri == uri and called.unresolved == checked.unresolved

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.sweeps import local, plan
+from experiments.sweeps import local, plan, processes
 from experiments.sweeps.plan import Job
 from experiments.system import paths
 
@@ -96,7 +96,7 @@ def test_jobs_queue_for_the_gpus_that_the_process_may_see(monkeypatch: pytest.Mo
     ("code", "words"), [(0, None), (1, "exit code 1"), (-9, "SIGKILL"), (143, "SIGTERM"), (255, "exit code 255")]
 )
 def test_an_exit_code_in_words(code: int, words: Any) -> None:
-    said = local.why_ended(code)
+    said = processes.failure(code)
     assert said is None if words is None else words in str(said)
 
 

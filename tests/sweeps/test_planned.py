@@ -15,13 +15,12 @@ from typing import Any
 
 import mlflow
 import pytest
-from hydra.core.utils import JobReturn, JobStatus
 
 from experiments import train
 from experiments.config.identity import run_identity
 from experiments.config.schema import Config
 from experiments.runs import run_directory
-from experiments.sweeps import local, plan, plots, summary_files
+from experiments.sweeps import plan, plots, processes, scheduler, summary_files
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.sweeper import Sweeper
 from experiments.system import signals
@@ -36,9 +35,9 @@ class Trained:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.data, self.deleted, self.runs = "data", set[str](), list[PlannedRun]()
         self.stop_after: int | None = None
-        patch.setattr(local, "run_worker_task", self.ask)
+        patch.setattr(processes, "run_worker_task", self.ask)
         patch.setattr(plots, "draw", lambda *arguments: None)
-        patch.setattr(local.LocalLauncher, "run", lambda launcher, jobs: self.run(launcher, jobs))
+        patch.setattr(scheduler, "run_jobs", self.run)
         patch.setattr(train, "redaction", type("", (), {"install": int, "conceal_arguments": staticmethod(list)}))
         self.patch = patch
 
@@ -70,8 +69,7 @@ class Trained:
         jobs = [{"identity": (own := self.identity(config)), **known.get(own, {})} for config in configs]
         return {"jobs": jobs, "shared": [], "seconds": None, "held_back": True, "lacking": False}
 
-    def run(self, launcher: Any, jobs: Sequence[PlannedRun]) -> list[JobReturn]:
-        returns = []
+    def run(self, launcher: Any, jobs: Sequence[PlannedRun], stop_reason: Any, ended: Callable[..., None]) -> None:
         for at, job in enumerate(jobs):
             if self.stop_after is not None and len(self.runs) >= self.stop_after:
                 break
@@ -88,11 +86,7 @@ class Trained:
             write_predictions(folder, "validation", accuracy)
             if config.evaluate.test:
                 write_predictions(folder, "test", accuracy / 2)
-            done = JobReturn(status=JobStatus.COMPLETED)
-            launcher.seconds[at] = 1.0
-            launcher.ended(at, done)
-            returns.append(done)
-        return returns
+            ended(at, 1.0, None)
 
 
 def write_predictions(folder: Path, split: str, accuracy: float) -> None:

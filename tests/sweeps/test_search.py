@@ -154,7 +154,7 @@ def drawing(config: Any, tmp_path: Path, found: Space, *overrides: str) -> Drawi
     checked = config(f"sweep.storage=sqlite:///{tmp_path}/s.db", "sweep.search=random", "sweep.jobs=2", *overrides)
     storage = pruning.storage(checked)
     study = optuna.create_study(storage=storage, study_name="study", load_if_exists=True)
-    sweeper: Any = SimpleNamespace(common=checked, folder=tmp_path, enough=lambda jobs, returns: None)
+    sweeper: Any = SimpleNamespace(common=checked, folder=tmp_path, enough=lambda jobs: None)
     return Drawing(sweeper, found, study, storage)
 
 

@@ -63,7 +63,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
         ConfigError: something would stop a run; none was started.
     """
     from experiments.runs import run_directory
-    from experiments.sweeps import local, plan, reproduction
+    from experiments.sweeps import plan, processes, reproduction
 
     jobs = planned(arguments)
     common = jobs[-1].config  # the last job uses the backbone; the first ones train from scratch
@@ -90,7 +90,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
         finally:
             rows, said = reproduction.conclude(folder, jobs, backbone, comparable, command(arguments))
             if parent is not None:
-                local.run_worker_task("close_run", plain, parent, str(folder), reproduction.metrics(rows), status)
+                processes.run_worker_task("close_run", plain, parent, str(folder), reproduction.metrics(rows), status)
     finally:
         lock.release()
     show(rows, said)
@@ -146,11 +146,11 @@ def hints(arguments: argparse.Namespace, error: str) -> list[str]:
 def open_parent(folder: Path, config: dict[str, Any]) -> str:
     """Create the parent MLflow run, or continue that of the same command's earlier start, and return its id."""
     from experiments.storage import atomic_files
-    from experiments.sweeps import local
+    from experiments.sweeps import processes
 
     path = folder / PARENT
     before = json.loads(path.read_bytes())["run_id"] if path.exists() else None
-    said = local.run_worker_task("open_run", config, str(folder), before)
+    said = processes.run_worker_task("open_run", config, str(folder), before)
     atomic_files.write_file(path, json.dumps(said).encode())
     return str(said["run_id"])
 

@@ -24,7 +24,7 @@ from experiments.evaluation.evaluate import Baseline, majority_baseline
 from experiments.evaluation.statistics import mean_interval, wilson
 from experiments.runs import run_directory
 from experiments.storage import atomic_files
-from experiments.sweeps import local, plan
+from experiments.sweeps import plan, processes
 from experiments.sweeps.plan import Job
 from experiments.system import hardware
 from experiments.system.paths import run_name
@@ -122,7 +122,9 @@ def inspect_jobs(jobs: Sequence[Job]) -> None:
     # In reverse order, because networks are built before images are read: so missing weights are reported first. The
     # first job of all, training from scratch, reads no weights.
     order = list(reversed(jobs))
-    said = local.run_worker_task("inspect_jobs", [job.config.model_dump(by_alias=True, mode="json") for job in order])
+    said = processes.run_worker_task(
+        "inspect_jobs", [job.config.model_dump(by_alias=True, mode="json") for job in order]
+    )
     for job, known in zip(order, said["jobs"], strict=True):
         job.identity = known["identity"]
         if known.get("status"):
@@ -153,14 +155,8 @@ def train(job: Job, parent: str | None) -> None:
         "resume": run_directory.AUTO, "evaluate": {"test": False}, "sweep": {"parent": parent},
         "runtime": {"threads": threads} if threads else {},
     }  # fmt: skip
-    process = local.start(local.run_job, plan.planned(job, changes, overrides), None, None)
-    try:
-        process.join()
-    except BaseException:
-        local.end([process])
-        raise
+    reason = processes.join(processes.start(processes.run_job, plan.planned(job, changes, overrides), None, None))
     job.facts = {"run_id": (run_directory.read_record(job.folder) or {}).get("run_id")}
-    reason = local.why_ended(process.exitcode)
     job.status, job.reason = (Status.FAILED, reason) if reason else (Status.FINISHED, "")
 
 

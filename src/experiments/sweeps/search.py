@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock
 from hydra.core.override_parser.types import Override
-from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
 from experiments.config.identity import NOT_IDENTITY, effective
@@ -95,7 +94,7 @@ def sampler(name: str, seed: int, trials: int) -> Any:
 # -- the search
 
 
-def search(sweeper: Sweeper, overrides: Sequence[Override]) -> Any:
+def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
     """Run the search that the overrides describe, or continue it.
 
     Raises:
@@ -116,7 +115,7 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> Any:
     sweeper.check_folder()
     if sweeper.common.sweep.dry_run:
         print_plan(sweeper, over, trials_so_far(sweeper))
-        return []
+        return
     sweeper.folder.mkdir(parents=True, exist_ok=True)
     storage = pruning.storage(sweeper.common)
     study = open_study(sweeper, storage, name, probe.identity, max(config.epochs for config in configs))
@@ -132,7 +131,7 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> Any:
     try:
         with worker.heartbeat():
             worker.work()
-        return worker.conclude()
+        worker.conclude()
     except SystemExit:
         raise
     except BaseException as error:
@@ -253,7 +252,6 @@ class Worker:
         self.mine: dict[int, Trial] = {}  # trials drawn by this worker and not ended yet, by number
         self.duplicates: dict[int, int] = {}  # duplicates among them: number of the trial whose result each one gets
         self.jobs: list[Job] = []
-        self.returns: dict[int, JobReturn] = {}
         self.failed = 0
 
     # -- the trials of the study
@@ -264,7 +262,7 @@ class Worker:
             while True:
                 self.requeue_stale()
                 self.resolve_duplicates()
-                enough = self.sweeper.enough(self.jobs, self.returns)
+                enough = self.sweeper.enough(self.jobs)
                 batch = [] if enough else self.ask()
                 if batch:
                     self.run(batch)
@@ -477,7 +475,7 @@ class Worker:
         if jobs:
             self.jobs += jobs
             self.sweeper.write_jobs(jobs)
-            self.returns |= self.sweeper.run(jobs, self.progress())
+            self.sweeper.run(jobs, self.progress())
 
     def progress(self) -> str:
         done = sum(map(ended, self.study.get_trials(deepcopy=False)))
@@ -531,8 +529,8 @@ class Worker:
                     )  # fmt: skip
         self.sweeper.write_jobs(adopted)
 
-    def conclude(self) -> Any:
-        """Conclude the sweep and return its result; the winner's final runs start only if the search is over.
+    def conclude(self) -> None:
+        """Conclude the sweep; the winner's final runs start only if the search is over.
 
         The search is over when all trials are done and none is running in another process.
         """
@@ -546,7 +544,7 @@ class Worker:
                 self.sweeper.print_line(f"{done} of {self.settings.trials} trials are done: the same command goes on")
             self.import_remote()
             final = not begun and done >= self.settings.trials
-            return self.sweeper.conclude(self.jobs, self.returns, final, FINAL)
+            self.sweeper.conclude(self.jobs, final, FINAL)
 
 
 def counts(trial: Any) -> bool:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper as HydraSweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -34,7 +33,7 @@ from experiments.config.schema import LOWER_IS_BETTER, Config
 from experiments.errors import ConfigError
 from experiments.runs import run_directory
 from experiments.storage import atomic_files
-from experiments.sweeps import local, plan, rungs
+from experiments.sweeps import plan, processes, rungs, scheduler
 from experiments.sweeps.plan import Job
 from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.redaction import redacted
@@ -61,7 +60,7 @@ class Sweeper(HydraSweeper):
         loader: Any = hydra_context.config_loader
         loader.repository = plan.ReadOnce(loader.repository)
 
-    def sweep(self, arguments: list[str]) -> Any:
+    def sweep(self, arguments: list[str]) -> None:
         """Run the sweep that the overrides describe.
 
         Raises:
@@ -76,7 +75,8 @@ class Sweeper(HydraSweeper):
         if self.master.sweep.search != "grid":
             from experiments.sweeps.search import search as run_search
 
-            return run_search(self, overrides)
+            run_search(self, overrides)
+            return
         places: list[Any] = []
         if ladder is None:
             combinations = plan.grid(overrides)
@@ -100,15 +100,15 @@ class Sweeper(HydraSweeper):
             self.number(jobs)
             self.tell_plan(jobs)
             if self.common.sweep.dry_run:
-                return []
+                return
             self.prepare(jobs)
             self.open(jobs)
             try:
-                return self.conclude(jobs, self.climb(jobs) if ladder is not None else self.run(jobs))
-            except SystemExit:
-                raise
+                (self.run if ladder is None else self.climb)(jobs)
+                self.conclude(jobs)
             except BaseException as error:
-                self.stop(error)
+                if not isinstance(error, SystemExit):
+                    self.stop(error)
                 raise
 
     # -- the plan
@@ -137,7 +137,7 @@ class Sweeper(HydraSweeper):
         self.jobs_by: Any = Plugins.instance().instantiate_launcher(
             hydra_context=self.context, task_function=self.task, config=self.master
         )
-        if not isinstance(self.jobs_by, local.LocalLauncher):
+        if not isinstance(self.jobs_by, scheduler.JobLauncher):
             raise ConfigError(
                 "hydra/launcher: must be one that runs a job as it was planned: local, ray, slurm, slurm_local. "
                 f"Received: {self.master.hydra.launcher._target_}"
@@ -234,7 +234,7 @@ class Sweeper(HydraSweeper):
         Raises:
             ConfigError: the function reported an error, or its process failed.
         """
-        return local.run_worker_task(function, *arguments)
+        return processes.run_worker_task(function, *arguments)
 
     def inspect_jobs(self, jobs: Sequence[Job]) -> None:
         """Set the jobs' identities, find their existing runs, and record what the jobs share."""
@@ -303,46 +303,41 @@ class Sweeper(HydraSweeper):
             places = [(job.facts["run_id"], job.identity, str(self.folder / str(job.number))) for job in away]
             self.run_worker_task("fetch", plain(self.common), places)
 
-    def run(self, jobs: Sequence[Job], stage: str = "jobs") -> dict[int, JobReturn]:
-        """Run the unfinished jobs through the launcher, and return how each one ended, by job number."""
+    def run(self, jobs: Sequence[Job], stage: str = "jobs") -> None:
+        """Run the unfinished jobs through the launcher."""
         todo = [job for job in jobs if job.same_as is None and job.status != Status.FINISHED]
         if todo and self.lacking:
             self.lacking = False
             self.run_worker_task("share", [plain(job.config) for job in todo])
-        returns: dict[int, JobReturn] = {}
         if not todo:
-            return returns
+            return
         with Terminal(self.console).stage(stage, len(todo)) as advance:
 
-            def ended(at: int, done: JobReturn) -> None:
-                todo[at].facts["seconds"] = self.jobs_by.seconds[at]
-                self.note(todo[at], done)
-                self.print_result(todo[at])
-                returns[todo[at].number] = done
-                advance(note=todo[at].status.lower())
+            def ended(at: int, seconds: float, failure: str | None) -> None:
+                job = todo[at]
+                job.facts["seconds"] = seconds
+                self.note(job, failure)
+                self.print_result(job)
+                advance(note=job.status.lower())
 
-            self.jobs_by.ended = ended
-            self.jobs_by.enough = lambda: self.enough(jobs, returns)
-            self.jobs_by.run([self.planned(job) for job in todo])
-        return returns
+            planned = [self.planned(job) for job in todo]
+            scheduler.run_jobs(self.jobs_by, planned, lambda: self.enough(jobs), ended)
 
-    def climb(self, jobs: Sequence[Job]) -> dict[int, JobReturn]:
-        """Run a ladder sweep's jobs rung by rung until every ladder has ended, and return how each job ended."""
+    def climb(self, jobs: Sequence[Job]) -> None:
+        """Run a ladder sweep's jobs rung by rung until every ladder has ended."""
         from experiments.sweeps import ladder
 
-        returns: dict[int, JobReturn] = {}
         tried: set[int] = set()
         lacking = self.lacking
         while due := ladder.due(self.folder, tried):
-            if why := self.enough(jobs, returns):
+            if why := self.enough(jobs):
                 _log.info("No further rung is started: %s", why)
                 break
             tried |= set(due)
             self.lacking = lacking  # each rung may need other features
             level = [job for job in jobs if job.number in due]
-            returns |= self.run(level, level[0].place.rung if level[0].place else "rung")
+            self.run(level, level[0].place.rung if level[0].place else "rung")
             self.resolve_repeated(jobs)
-        return returns
 
     def resolve_repeated(self, jobs: Sequence[Job]) -> None:
         """Copy the result of a run to the jobs with the same identity under another number."""
@@ -379,19 +374,15 @@ class Sweeper(HydraSweeper):
         places = (job.folder, self.folder / str(job.number))
         return next(filter(None, (run_directory.finished(place, job.identity) for place in places)), None)
 
-    def note(self, job: Job, done: JobReturn) -> None:
+    def note(self, job: Job, failure: str | None) -> None:
         """Record how a job ended, with the reason if it failed or was pruned."""
         facts = run_directory.read_record(job.folder) or {}
         job.facts |= {name: facts[name] for name in ("run_id",) if name in facts}
-        if done.status == JobStatus.COMPLETED:
-            job.status, job.reason = Status.FINISHED, ""
-            if self.results(job) is None:
-                job.status, job.reason = Status.FAILED, f"{job.folder} does not hold the finished run that was planned"
-        elif done.status == JobStatus.FAILED:
-            job.status = Status.PRUNED if facts.get("status") == Status.PRUNED else Status.FAILED
-            job.reason = str(done._return_value)
-            if job.status == Status.PRUNED:  # the last line of its output is the reason
-                job.reason = job.reason.strip().splitlines()[-1]
+        if failure is None and self.results(job) is None:
+            failure = f"{job.folder} does not hold the finished run that was planned"
+        job.status, job.reason = (Status.FAILED, failure) if failure else (Status.FINISHED, "")
+        if failure and facts.get("status") == Status.PRUNED:
+            job.status, job.reason = Status.PRUNED, failure.strip().splitlines()[-1]  # its output ends with the reason
         job.write(self.folder)
 
     def print_result(self, job: Job) -> None:
@@ -402,14 +393,15 @@ class Sweeper(HydraSweeper):
         line = f"  {job.number:>3}  {job.status.lower():8}  {score}{job.facts['seconds']:.0f} s"
         self.print_line("  ".join([line, plan.format_values(job.values), *reason]))
 
-    def enough(self, jobs: Sequence[Job], returns: dict[int, JobReturn]) -> str | None:
+    def enough(self, jobs: Sequence[Job]) -> str | None:
         """Return why no further job is to start, or None if the sweep is to continue."""
         settings = self.common.sweep
         if settings.on_error == "stop" and any(job.status == Status.FAILED for job in jobs):
             return "one has failed (sweep.on_error=stop)"
         if settings.max_minutes is not None and time.monotonic() - self.began > 60 * settings.max_minutes:
             return f"sweep.max_minutes={settings.max_minutes:g} have passed"
-        if settings.target is not None and returns and self.reached(settings.target):
+        ended = any("seconds" in job.facts and not job.final for job in jobs)  # in this start of the sweep
+        if settings.target is not None and ended and self.reached(settings.target):
             return f"sweep.target={settings.target:g} is reached"
         return None
 
@@ -437,14 +429,11 @@ class Sweeper(HydraSweeper):
                 )
         error.add_note("Go on with this sweep: the same command again")
 
-    def conclude(
-        self, jobs: Sequence[Job], returns: dict[int, JobReturn], final: bool | None = None, after: int | None = None
-    ) -> list[Any]:
+    def conclude(self, jobs: Sequence[Job], final: bool | None = None, after: int | None = None) -> None:
         """Report the table and the winner on the terminal, in the sweep's directory and in MLflow.
 
         Args:
             jobs: the jobs of the sweep.
-            returns: how jobs ended, by number.
             final: whether to start the winner's final runs now, if `sweep.final`; None: unless a job has failed.
             after: offset of the final runs' numbers from the winner's; None: they follow the last job's number.
 
@@ -458,7 +447,7 @@ class Sweeper(HydraSweeper):
         if said["winner"] and self.common.sweep.final and (not failed if final is None else final):
             number = max(job.number for job in jobs) + 1 if after is None else said["winner"]["number"] + after
             finals = self.finals(said["winner"], number)
-            returns = returns | self.run(finals, "the winner")
+            self.run(finals, "the winner")
             failed = failed or any(job.status == Status.FAILED for job in finals)
             said = self.run_worker_task("conclude", str(self.folder))
         if self.parent is not None:
@@ -469,7 +458,6 @@ class Sweeper(HydraSweeper):
         show(self.console, said, self.folder)
         if failed:
             raise SystemExit(1)
-        return [returns]
 
     def finals(self, winner: dict[str, Any], number: int) -> list[Job]:
         """Return the winner's final runs, which keep its whole model and evaluate it on images that no job has read.

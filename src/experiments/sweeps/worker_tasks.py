@@ -1,7 +1,7 @@
 """The tasks of a sweep that need TensorFlow or MLflow, run in processes of their own so that the sweep's stays small.
 
-`local.ask` calls the functions with an argument `answer`: the path of a file, into which they write their result as
-JSON.
+`processes.run_worker_task` calls the functions with an argument `answer`: the path of a file, into which they write
+their result as JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from experiments.regimes import bottleneck, feature_cache, finetune
 from experiments.regimes.build import build
 from experiments.runs import run_directory
 from experiments.storage import atomic_files
-from experiments.sweeps import local, summary_files
+from experiments.sweeps import processes, summary_files
 from experiments.sweeps.plan import folders
 from experiments.system import signals
 from experiments.system.progress import PlainConsole, Terminal
@@ -55,7 +55,7 @@ def writing_response(answer: str) -> Iterator[dict[str, Any]]:
     Configuration, data and disk errors are reported in this way; all other exceptions are raised.
     """
     signals.install()
-    local.guard()
+    processes.guard()
     said: dict[str, Any] = {}
     try:
         yield said
@@ -266,7 +266,7 @@ def fetch(config: Mapping[str, Any], places: Sequence[tuple[str, str, str]], ans
     Args:
         config: its tracking store holds the runs.
         places: MLflow run id, identity and target directory of each run.
-        answer: see `answering`.
+        answer: see `writing_response`.
     """
     with writing_response(answer):
         uri = str(Config.model_validate(config).tracking.uri)

@@ -1,0 +1,134 @@
+"""Processes of this machine that run a job or a task of a sweep, forked from one that has imported TensorFlow.
+
+That process (Python's forkserver) imports the modules that every job needs and runs nothing of them. A job's memory is
+freed with its process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import ConfigError
+from experiments.sweeps.plan import PlannedRun
+from experiments.system import redaction
+
+PRELOADED = ["experiments.preload"]
+LOG = "output.log"  # a job's standard output and error, beside its results
+GRACE = 30.0  # seconds between SIGTERM and SIGKILL
+
+
+def start(function: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """Start a function in a process of its own, forked from the forkserver that has imported TensorFlow."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def join(process: BaseProcess) -> str | None:
+    """Wait for the end of a process and return why it failed, or None. If this is interrupted, end the process."""
+    try:
+        process.join()
+    except BaseException:
+        stop([process])
+        raise
+    return failure(process.exitcode)
+
+
+def stop(processes: Sequence[BaseProcess]) -> None:
+    """End processes: send SIGTERM, wait at most `GRACE` seconds, then send SIGKILL."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + GRACE
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+
+
+def run_job(job: PlannedRun, log: str | None, gpu: str | None) -> None:
+    """Run a job in this process from its planned configuration, and write its output to the file `log` if given."""
+    guard(log)
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    invoke("experiments.train", "run_planned", job)
+
+
+def run_worker_task(function: str, *arguments: Any) -> dict[str, Any]:
+    """Call a function of `worker_tasks` in a process of its own and return its result.
+
+    Raises:
+        ConfigError: the function reported an error, or its process failed; its output is on standard error.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "response.json"
+        if reason := join(start(invoke, "experiments.sweeps.worker_tasks", function, *arguments, str(path))):
+            raise ConfigError(f"experiments.sweeps.worker_tasks.{function}: {reason}")
+        response: dict[str, Any] = json.loads(path.read_bytes())
+    if "error" in response:
+        raise ConfigError(response["error"])
+    return response
+
+
+def invoke(module: str, function: str, *arguments: Any) -> None:
+    """Call a function of a module that only this process imports."""
+    redaction.install()
+    getattr(importlib.import_module(module), function)(*arguments)
+
+
+def guard(log: str | None = None) -> None:
+    """Let this process end with its parent, and append its output to the file `log` if given."""
+    if log is not None:
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(GRACE)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def failure(code: int | None) -> str | None:
+    """Return why a process with this exit code failed, or None if it did not."""
+    if not code:
+        return None
+    number = -code if code < 0 else code - 128 if code > 128 else 0
+    try:
+        return f"ended by {signal.Signals(number).name}"
+    except ValueError:
+        return f"exit code {code}"
+
+
+def job_failure(code: int | None, log: Path) -> str | None:
+    """Return why a job failed, with the last lines of its output, or None if it did not."""
+    reason = failure(code)
+    if reason is None:
+        return None
+    try:
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    return "\n".join([reason, *lines[-6:]])
