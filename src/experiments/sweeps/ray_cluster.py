@@ -51,7 +51,7 @@ class RayLauncher(JobLauncher):
         super().__init__()
         self.address, self.num_cpus = address, num_cpus
         self.remote: dict[str, Any] = {"num_cpus": num_cpus, "max_calls": 1, **options, **to_dict(remote)}
-        self.init = {"log_to_driver": False, "logging_level": logging.ERROR, **to_dict(init)}
+        self.init: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, **to_dict(init)}
         self.task: Any = None  # the remote function, while Ray is connected
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -75,7 +75,7 @@ class RayLauncher(JobLauncher):
 
         own = self.address is None and not os.environ.get("RAY_ADDRESS")
         try:
-            ray.init(address=self.address, **({"include_dashboard": False} if own else {}), **self.init)
+            ray.init(address=self.address, **({"include_dashboard": False} if own else {}) | self.init)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(f"hydra.launcher.address: no Ray answers at {self.address}: {error}") from None
         signals.install()  # again, because ray.init replaces the SIGTERM handler
