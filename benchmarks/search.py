@@ -20,7 +20,8 @@ from rich.console import Console
 
 from experiments.config.schema import LOWER_IS_BETTER
 from experiments.errors import ConfigError
-from experiments.sweeps import search, summary
+from experiments.sweeps import study as studies
+from experiments.sweeps import summary
 from experiments.training import pruning
 
 
@@ -128,7 +129,7 @@ def replay(grid: Grid, name: str, pruner: str, seed: int, budget: int) -> Replay
     for at in range(50 * len(grid.found)):
         if spent >= budget or len(done) == len(grid.found):
             break
-        study.sampler = search.sampler(name, seed, at)
+        study.sampler = studies.sampler(name, seed, at)
         trial = study.ask(spans)
         drawn = tuple(
             levels[trial.params[key]] if isinstance(trial.params[key], int) else trial.params[key]

@@ -54,6 +54,7 @@ LIGHT = (
     "sweeps.ray_cluster",
     "sweeps.slurm",
     "sweeps.sweeper",
+    "sweeps.sweep_directory",
     "sweeps.search",
     "sweeps.space",
     "train",

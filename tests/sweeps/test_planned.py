@@ -20,7 +20,7 @@ from experiments import train
 from experiments.config.identity import run_identity
 from experiments.config.schema import Config
 from experiments.runs import run_directory
-from experiments.sweeps import plan, plots, processes, scheduler, summary_files
+from experiments.sweeps import plots, processes, scheduler, summary_files, sweep_directory
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.sweeper import Sweeper
 from experiments.system import signals
@@ -60,14 +60,14 @@ class Trained:
         assert function == "inspect_jobs", function
         configs = [Config.model_validate(one) for one in arguments[0]]
         known: dict[str, dict[str, Any]] = {}
-        for folder in plan.folders(Path(configs[0].outputs)):
+        for folder in sweep_directory.folders(Path(configs[0].outputs)):
             facts = run_directory.read_record(folder) or {}
             if facts.get("status") == "FINISHED":
                 about = {"status": "FINISHED", "folder": str(folder), "run_id": None}
                 found = {"deleted": str(folder)} if str(folder) in self.deleted else about
                 known.setdefault(facts["identity"], found)
         jobs = [{"identity": (own := self.identity(config)), **known.get(own, {})} for config in configs]
-        return {"jobs": jobs, "shared": [], "seconds": None, "held_back": True, "lacking": False}
+        return {"jobs": jobs, "lines": [], "seconds": None, "held_out": True, "features_missing": False}
 
     def run(self, launcher: Any, jobs: Sequence[PlannedRun], stop_reason: Any, ended: Callable[..., None]) -> None:
         for at, job in enumerate(jobs):
@@ -128,7 +128,9 @@ def test_a_directory_of_another_sweep_is_refused_by_name(trained: Trained, tmp_p
     trained.data = "other data"
     assert "holds another sweep" in refused(lambda: trained(place, "optimizer.lr=0.01,0.02", "sweep.final=false"))
     assert not trained.runs and accuracies(tmp_path / "D") == {0.01: 0.1, 0.02: 0.2}
-    (tmp_path / "D" / plan.SWEEP).write_text(json.dumps({"objective": "accuracy", "command": "", "parent": None}))
+    (tmp_path / "D" / sweep_directory.SWEEP).write_text(
+        json.dumps({"objective": "accuracy", "command": "", "parent": None})
+    )
     assert "earlier version" in refused(lambda: trained(place, "optimizer.lr=0.01,0.02"))
 
 
@@ -148,8 +150,8 @@ def test_a_job_does_not_write_into_the_directory_of_another_run(trained: Trained
     """Such as a single run's, or a job's of a sweep whose own file is gone."""
     place = f"hydra.sweep.dir={tmp_path / 'D'}"
     trained(place, "optimizer.lr=0.01,0.02", "sweep.final=false")
-    (tmp_path / "D" / plan.SWEEP).unlink()
-    for file in (tmp_path / "D").glob(f"*/{plan.JOB}"):
+    (tmp_path / "D" / sweep_directory.SWEEP).unlink()
+    for file in (tmp_path / "D").glob(f"*/{sweep_directory.JOB}"):
         file.unlink()
     said = refused(lambda: trained(place, "optimizer.lr=0.03,0.04", "sweep.final=false"))
     assert f"{tmp_path / 'D' / '0'}: this folder holds another run" in said and not trained.runs
@@ -171,12 +173,12 @@ def test_jobs_keep_their_numbers_however_the_sweep_is_typed(trained: Trained, ow
     trained("optimizer.lr=0.03,0.01,0.02", "sweep.target=0.1", "sweep.final=false")
     trained.stop_after = None
     (folder,) = own_outputs.glob("sweeps/*")
-    first = {one["identity"]: one["number"] for one in plan.records(folder)}
+    first = {one["identity"]: one["number"] for one in sweep_directory.records(folder)}
     done = trained("optimizer.lr=0.01,2e-2,0.03")
     assert [round(job.composed.config.optimizer.lr, 3) for job in done] == [0.01, 0.02, 0.03]
     assert [job.composed.config.evaluate.test for job in done] == [False, False, True], "the last is the winner's"
     assert accuracies(folder) == {0.01: 0.1, 0.02: 0.2, 0.03: 0.3}
-    assert {one["identity"]: one["number"] for one in plan.records(folder) if not one.get("final")} == first
+    assert {one["identity"]: one["number"] for one in sweep_directory.records(folder) if not one.get("final")} == first
     said = " ".join(json.loads((folder / "summary.json").read_text())["sentences"])
     assert "15.0" in said, "the test score of the winner"
 
@@ -287,7 +289,7 @@ def test_jobs_run_what_was_planned_though_files_change(drawn: Path, own_outputs:
     assert run_directory.arguments(called)[:4] == ["--config-dir", str(mine), "--config-name", "own"]
 
     (mine / "own.yaml").write_text(text)
-    parent = json.loads((folder / plan.SWEEP).read_text())["parent"]
+    parent = json.loads((folder / sweep_directory.SWEEP).read_text())["parent"]
     client.set_tag(parent, "failure", "its process is gone")
     client.delete_run(runs[0].info.run_id)
     client.delete_run(runs[2].info.run_id)

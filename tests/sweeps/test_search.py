@@ -22,9 +22,12 @@ from experiments.sweeps.plan import Job
 from experiments.sweeps.space import Space, space
 from experiments.tracking import liveness
 from experiments.training import pruning
-from experiments.training.types import EpochRecord
+from experiments.training.types import EpochRecord, Status
 
 optuna = pytest.importorskip("optuna", reason="the extra `search` is not installed")
+
+from experiments.sweeps import study as studies  # noqa: E402 - imports Optuna
+from experiments.sweeps import trials  # noqa: E402 - imports Optuna
 
 TINY = (
     "regime=bottleneck", "tracking=none", "progress=none", "data.per_class={train: 6, validation: 6, test: 0}",
@@ -75,15 +78,15 @@ def test_without_optuna_a_search_says_what_to_install(config: Any, monkeypatch: 
 def test_a_trial_is_left_by_a_process_that_is_gone_and_only_by_such(config: Any) -> None:
     study = optuna.create_study()
     mine, gone, silent = study.ask(), study.ask(), study.ask()
-    mine.set_user_attr(searches.OWNER, liveness.owner())
+    mine.set_user_attr(studies.OWNER, liveness.owner())
     process = subprocess.Popen(["sleep", "60"])
-    gone.set_user_attr(searches.OWNER, liveness.owner(process.pid))
+    gone.set_user_attr(studies.OWNER, liveness.owner(process.pid))
     process.kill()
     process.wait()
     elsewhere = {**liveness.owner(), "owner.host": "elsewhere", "owner.heartbeat": str(int(time.time() - 3600))}
-    silent.set_user_attr(searches.OWNER, elsewhere)
+    silent.set_user_attr(studies.OWNER, elsewhere)
     study.ask()  # by a worker that has not recorded its owner yet
-    assert [searches.is_abandoned(trial) for trial in study.trials] == [False, True, True, False]
+    assert [studies.is_abandoned(trial) for trial in study.trials] == [False, True, True, False]
 
 
 def behind(config: Any, tmp_path: Path, *overrides: str) -> tuple[Config, Any, Any]:
@@ -138,7 +141,7 @@ def test_a_study_that_is_away_or_over_costs_a_run_nothing(config: Any, tmp_path:
     pruning.reporting(job.model_copy(update={"sweep": other}), lambda epoch: None)(record(5, 0.1, "head"))
 
 
-class Drawing(searches.Worker):
+class Drawing(trials.Worker):
     """A worker whose trials are worth what they have drawn, and nothing is trained."""
 
     drawn: tuple[dict[str, str], ...] = ()
@@ -147,23 +150,23 @@ class Drawing(searches.Worker):
         for trial in batch:
             self.drawn += (trial.values,)
             time.sleep(0.02)
-            self.tell(trial.number, "COMPLETE", sum(map(len, trial.values.values())))
+            self.end(trial, optuna.trial.TrialState.COMPLETE, sum(map(len, trial.values.values())))
 
 
 def drawing(config: Any, tmp_path: Path, found: Space, *overrides: str) -> Drawing:
     checked = config(f"sweep.storage=sqlite:///{tmp_path}/s.db", "sweep.search=random", "sweep.jobs=2", *overrides)
     storage = pruning.storage(checked)
     study = optuna.create_study(storage=storage, study_name="study", load_if_exists=True)
-    sweeper: Any = SimpleNamespace(common=checked, folder=tmp_path, enough=lambda jobs: None)
-    return Drawing(sweeper, found, study, storage)
+    session: Any = SimpleNamespace(config=checked, folder=tmp_path, stop_reason=lambda jobs: None)
+    return Drawing(session, found, studies.Study(study, storage))
 
 
 def test_a_point_that_was_drawn_before_is_told_and_not_run_again(config: Any, tmp_path: Path) -> None:
     worker = drawing(config, tmp_path, over("a=x,yy", "b=1,2"), "sweep.trials=15")
     worker.work()
-    assert states(worker.study) == ["COMPLETE"] * 15
+    assert states(worker.study.study) == ["COMPLETE"] * 15
     assert len(worker.drawn) == len({tuple(values.items()) for values in worker.drawn})
-    assert {trial.value for trial in worker.study.trials if trial.params["a"] == "yy"} == {3.0}
+    assert {trial.value for trial in worker.study.study.trials if trial.params["a"] == "yy"} == {3.0}
 
 
 def test_what_failed_is_tried_once_at_every_start_and_in_its_place(config: Any, tmp_path: Path) -> None:
@@ -174,7 +177,9 @@ def test_what_failed_is_tried_once_at_every_start_and_in_its_place(config: Any, 
         def run(batch: Any) -> None:
             for trial in batch:
                 tried.append((trial.place, trial.values["a"] + trial.values["b"]))
-                job = Job(trial.place, [], trial.values, worker.sweeper.common, tmp_path, status="FAILED", reason="why")
+                job = Job(
+                    trial.place, [], trial.values, worker.session.config, tmp_path, status=Status.FAILED, reason="why"
+                )
                 trial.jobs = [job]
                 worker.jobs.append(job)
                 worker.report_result(trial)
@@ -184,7 +189,7 @@ def test_what_failed_is_tried_once_at_every_start_and_in_its_place(config: Any, 
         return worker
 
     first = failing(drawing(config, tmp_path, found, "sweep.trials=12", "sweep.jobs=1"))
-    assert set(states(first.study)) == {"FAIL"} and first.failed == 12, "a start ends, though everything fails"
+    assert set(states(first.study.study)) == {"FAIL"} and first.failed == 12, "a start ends, though everything fails"
     assert len(tried) == len(set(tried)) == 4
     failing(drawing(config, tmp_path, found, "sweep.trials=12", "sweep.jobs=1"))
     assert len(tried) == 8 and set(tried[4:]) == set(tried[:4])
@@ -197,10 +202,10 @@ def test_workers_of_one_study_share_its_trials(config: Any, tmp_path: Path) -> N
         thread.start()
     for thread in threads:
         thread.join()
-    assert states(workers[0].study).count("COMPLETE") == 12
+    assert states(workers[0].study.study).count("COMPLETE") == 12
     values = [one["a"] for worker in workers for one in worker.drawn]
     assert len(values) == len(set(values)) == 12, "nobody draws what another has drawn"
-    assert "RUNNING" not in states(workers[0].study)
+    assert "RUNNING" not in states(workers[0].study.study)
 
 
 def test_what_is_interrupted_is_asked_for_again(config: Any, tmp_path: Path) -> None:
@@ -212,13 +217,13 @@ def test_what_is_interrupted_is_asked_for_again(config: Any, tmp_path: Path) -> 
     worker.run = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         worker.work()
-    left = [trial.system_attrs["fixed_params"] for trial in worker.study.trials if trial.state.name == "WAITING"]
+    left = [trial.system_attrs["fixed_params"] for trial in worker.study.study.trials if trial.state.name == "WAITING"]
     assert len(left) == 2
     again = drawing(config, tmp_path, over("a=interval(0.0,1.0)"), "sweep.trials=3")
     again.work()
-    done = [trial for trial in again.study.trials if trial.state.name == "COMPLETE"]
+    done = [trial for trial in again.study.study.trials if trial.state.name == "COMPLETE"]
     assert [trial.params for trial in done[:2]] == left and len(done) == 3
-    assert [trial.user_attrs[searches.NUMBER] for trial in done[:2]] == [0, 1]
+    assert [trial.user_attrs[studies.PLACE] for trial in done[:2]] == [0, 1]
 
 
 # -- whole searches
@@ -274,7 +279,7 @@ def test_a_search_goes_on_where_it_stopped_and_ends_what_falls_behind(own_output
         )
     lost = study.ask(dict(first.distributions))  # by a worker that was killed
     process = subprocess.Popen(["sleep", "60"])
-    lost.set_user_attr(searches.OWNER, liveness.owner(process.pid))
+    lost.set_user_attr(studies.OWNER, liveness.owner(process.pid))
     process.kill()
     process.wait()
     done = command(own_outputs, *searched, "sweep.trials=7")

@@ -98,11 +98,11 @@ def jobs_of(uri: str, named: str) -> list[RunFacts]:
     Raises:
         ConfigError: no such sweep, or none of its jobs has finished.
     """
-    from experiments.sweeps import plan
+    from experiments.sweeps import sweep_directory
     from experiments.tracking.queries import RUN_ID, find_runs, search_runs
 
     try:  # the sweep's files also list jobs that were trained before, whose runs have another parent
-        return find_runs(uri, plan.run_ids(plan.find(named)))
+        return find_runs(uri, sweep_directory.run_ids(sweep_directory.find(named)))
     except ConfigError:
         if not RUN_ID.fullmatch(named):
             raise

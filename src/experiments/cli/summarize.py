@@ -21,7 +21,7 @@ def main() -> None:
         "sweep", metavar="SWEEP", help="the sweep's folder, its name under outputs/sweeps/, or its MLflow run's id"
     )
     arguments = parser.parse_args()
-    from experiments.sweeps.plan import find
+    from experiments.sweeps.sweep_directory import find
 
     try:
         summarize(find(arguments.sweep))
@@ -38,15 +38,15 @@ def summarize(folder: Path) -> None:
     from experiments.config.credentials import revealed
     from experiments.config.schema import Config
     from experiments.sweeps import summary_files
-    from experiments.sweeps.plan import SWEEP
-    from experiments.sweeps.sweeper import show
+    from experiments.sweeps.sweep_directory import SWEEP
+    from experiments.sweeps.terminal import show_summary
     from experiments.system.progress import PlainConsole
     from experiments.system.redaction import is_concealed
     from experiments.tracking.summary_runs import end_sweep
 
     said = summary_files.write_summary(folder)
     about = json.loads((folder / SWEEP).read_bytes())
-    show(PlainConsole(), said, folder)
+    show_summary(PlainConsole(), said, folder)
     if about["parent"] is not None:
         going_on = any(run["status"] in (Status.NEW, Status.PARTIAL, Status.RUNNING) for run in said["runs"])
         status = Status.RUNNING if going_on else Status.FAILED if said["failures"] else Status.FINISHED

@@ -1,4 +1,4 @@
-"""The plan of a sweep: its jobs, composed and validated before any of them starts.
+"""The jobs of a sweep, composed from its command line and validated before any of them starts.
 
 This module imports neither TensorFlow nor MLflow.
 """
@@ -11,7 +11,7 @@ import itertools
 import json
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,6 @@ from experiments.config.schema import GROUPS, Config, shipped
 from experiments.errors import ConfigError
 from experiments.runs import run_directory
 from experiments.storage import atomic_files
-from experiments.system.paths import default_outputs
 from experiments.system.private_api import CachingConfigRepository
 from experiments.system.redaction import redact_credentials
 from experiments.training.types import Status
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
 # Jobs that differ only in the values of these keys are repeats of one candidate.
 REPEATS = ("seed", "data.fold")
-JOB, SWEEP = run_directory.JOB, run_directory.SWEEP
 # Nodes of `hydra` that configure the whole sweep and not a single job.
 HYDRA_NODES = ("sweeper", "launcher", "sweep")
 
@@ -73,28 +71,37 @@ class Job:
     folder: Path  # the job's directory, or that of an earlier run that is reused, if that is on this machine
     hydra: DictConfig | None = None  # see `Composed`
     identity: str = ""
-    status: str = Status.NEW  # or PARTIAL, FINISHED (trained before, in part or completely), FAILED, PRUNED
+    status: Status = Status.NEW  # or PARTIAL, FINISHED (trained before, in part or completely), FAILED, PRUNED
     reason: str = ""  # why it failed or was pruned
     threads: int | None = None  # the thread count that a partial run started with
     same_as: int | None = None  # number of the job with the same identity, whose result this job shares
     trial: str | None = None  # STUDY/NUMBER of the search trial to which the job reports its validation scores
     trained: str | None = None  # for a final run of the winner: directory of the job whose weights it evaluates
     place: Place | None = None  # in a ladder sweep
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def final(self) -> bool:
-        """True for a final run of the winner, which starts after all other jobs."""
-        return bool(self.facts.get("final"))
+    final: bool = False  # a final run of the winner, which starts after all other jobs
+    run_id: str | None = None  # of its MLflow run
+    deleted: str | None = None  # id of its MLflow run that was deleted, so that the job is trained again
+    seconds: float | None = None  # its duration, if it ended in this start of the sweep
 
     def write(self, sweep: Path) -> None:
         """Write the job's record, from which summaries are made, into its subdirectory of the sweep's directory."""
         known = {
             "number": self.number, "overrides": self.overrides, "values": self.values, "identity": self.identity,
             "folder": str(self.folder), "status": self.status, "reason": redact_credentials(self.reason),
-            **self.facts, **({"place": asdict(self.place)} if self.place else {}),
+            "run_id": self.run_id, "seconds": self.seconds, "final": self.final,
+            **({"place": asdict(self.place)} if self.place else {}),
         }  # fmt: skip
-        atomic_files.write_file(sweep / str(self.number) / JOB, json.dumps(known, indent=1).encode())
+        atomic_files.write_file(sweep / str(self.number) / run_directory.JOB, json.dumps(known, indent=1).encode())
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the jobs of a sweep share, found by building their networks and reading their data."""
+
+    lines: list[str]  # for the plan
+    features_missing: bool  # whether features that jobs share are still to be computed
+    seconds: float | None  # usual duration of a job; None if it is not known
+    held_out: bool  # whether all jobs have test images, which are reserved for the winner
 
 
 class ReadOnce(CachingConfigRepository):
@@ -274,22 +281,6 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     return config.model_copy(update=update)
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    """Return the job records in a sweep's directory, in the order of the jobs' numbers."""
-    found = [json.loads(path.read_bytes()) for path in folder.glob(f"[0-9]*/{JOB}")]
-    return sorted(found, key=lambda job: int(job["number"]))
-
-
-def owner(folder: Path) -> str | None:
-    """Return the identity of the run in a job's directory; "" if it is not recorded, None if the directory is free."""
-    facts = run_directory.read_record(folder)
-    if facts is not None and facts.get("identity"):
-        return str(facts["identity"])
-    if (folder / JOB).exists():  # the run ended before its data were read, and recorded no identity itself
-        return str(json.loads((folder / JOB).read_bytes()).get("identity", ""))
-    return "" if facts is not None or (folder / run_directory.METRICS).exists() else None
-
-
 def has_weights(folder: Path, config: Config, identity: str) -> bool:
     """Return whether a directory holds the finished run of this identity, by a shipped regime, with its weights."""
     known = {choice["_target_"]: name for name, choice in shipped("regime").items()}
@@ -302,21 +293,6 @@ def has_weights(folder: Path, config: Config, identity: str) -> bool:
         return False
     kept = ["backbone", *(["unfrozen"] if regime == "finetune" else [])]
     return regime == "bottleneck" or any((weights / f"{name}.weights.h5").is_file() for name in kept)
-
-
-def is_free(folder: Path, identity: str) -> bool:
-    """Return whether the run of this identity may be written to a directory: it is free, or holds that run."""
-    return owner(folder) in (None, identity)
-
-
-def check_owner(folder: Path, identity: str) -> None:
-    """Raise ConfigError if a directory holds another run than the one of this identity."""
-    if not is_free(folder, identity):
-        raise ConfigError(
-            f"{folder}: this folder holds another run than the job that is to be written there (identity "
-            f"{owner(folder) or 'unknown'}, planned {identity}), so its results are not the job's. Nothing was "
-            "started. Give another hydra.sweep.dir, or leave it out, or remove that folder"
-        )
 
 
 def format_values(values: Mapping[str, str]) -> str:
@@ -343,47 +319,6 @@ def digest(jobs: Sequence[Config], *more: str | int) -> str:
     return hashlib.sha256(json.dumps([plain, list(more)]).encode()).hexdigest()[:8]
 
 
-def find(named: str) -> Path:
-    """Return the directory of a sweep, given as its path, its name or the id of its MLflow run.
-
-    Raises:
-        ConfigError: no such sweep.
-    """
-    sweeps = Path(default_outputs()) / "sweeps"
-    for folder in (Path(named).expanduser(), sweeps / named):
-        if (folder / SWEEP).is_file():
-            return folder.resolve()
-    known = sorted(sweeps.glob(f"*/{SWEEP}"), key=lambda path: path.stat().st_mtime)
-    for path in known:
-        if json.loads(path.read_bytes())["parent"] == named:
-            return path.parent
-    latest = ", ".join(path.parent.name for path in known[-5:]) or "none"
-    raise ConfigError(
-        f"{named}: no such sweep. Give its folder, a name in {sweeps}, or the id of its MLflow run. "
-        f"The latest: {latest}"
-    )
-
-
-def run_ids(folder: Path) -> list[str]:
-    """Return the MLflow run ids of a sweep's finished jobs, without duplicates, in the order of the jobs.
-
-    The winner's final runs are not included.
-
-    Raises:
-        ConfigError: no job has finished, or the jobs were not tracked.
-    """
-    done = [job for job in records(folder) if job["status"] == Status.FINISHED and not job.get("final")]
-    found = list(dict.fromkeys(job["run_id"] for job in done if job.get("run_id")))
-    if not found:
-        why = "they were not tracked in MLflow" if done else "none has finished"
-        raise ConfigError(f"{folder.name}: no job of this sweep can be compared: {why}")
-    return found
-
-
-def folders(outputs: Path) -> Iterator[Path]:
-    """Yield the directories of all runs below outputs/.
-
-    In a sweep, the jobs come before the winner's final runs, which have the same identities.
-    """
-    yield from outputs.glob("runs/*/")
-    yield from sorted(outputs.glob("sweeps/*/[0-9]*/"), key=lambda path: (path.parent, len(path.name), path.name))
+def plain(config: Config) -> dict[str, Any]:
+    """Return a configuration as JSON values, as worker tasks receive it."""
+    return config.model_dump(by_alias=True, mode="json")

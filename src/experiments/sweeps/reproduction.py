@@ -128,8 +128,8 @@ def inspect_jobs(jobs: Sequence[Job]) -> None:
     for job, known in zip(order, said["jobs"], strict=True):
         job.identity = known["identity"]
         if known.get("status"):
-            job.status, job.folder, job.threads = known["status"], Path(known["folder"]), known.get("threads")
-            job.facts = {"run_id": known.get("run_id")}
+            job.status, job.folder = Status(known["status"]), Path(known["folder"])
+            job.threads, job.run_id = known.get("threads"), known.get("run_id")
 
 
 def train(job: Job, parent: str | None) -> None:
@@ -156,7 +156,7 @@ def train(job: Job, parent: str | None) -> None:
         "runtime": {"threads": threads} if threads else {},
     }  # fmt: skip
     reason = processes.join(processes.start(processes.run_job, plan.planned(job, changes, overrides), None, None))
-    job.facts = {"run_id": (run_directory.read_record(job.folder) or {}).get("run_id")}
+    job.run_id = (run_directory.read_record(job.folder) or {}).get("run_id")
     job.status, job.reason = (Status.FAILED, reason) if reason else (Status.FINISHED, "")
 
 
@@ -183,9 +183,7 @@ def result_of(job: Job) -> Result:
         return read_result(*((job.folder / name).read_bytes() for name in FILES))
     from experiments.tracking import queries
 
-    contents = (
-        queries.read_file(str(job.config.tracking.uri), job.facts["run_id"], name, 2**30) or b"" for name in FILES
-    )
+    contents = (queries.read_file(str(job.config.tracking.uri), str(job.run_id), name, 2**30) or b"" for name in FILES)
     return read_result(*contents)
 
 
@@ -221,7 +219,7 @@ def row(name: str, jobs: Sequence[Job], *, backbone: str, comparable: bool) -> d
         "experiment": name, "about": claim.about, "claim": says,
         "command": " ".join(plain_overrides(jobs[0].overrides)), "seeds": len(jobs),
         "finished": [job.values["seed"] for job in done], "results": [one._asdict() for one in results],
-        "run_ids": [job.facts.get("run_id") for job in done],
+        "run_ids": [job.run_id for job in done],
     }  # fmt: skip
     if results:
         found["mean"], found["low"], found["high"] = interval(results)

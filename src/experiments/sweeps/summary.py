@@ -20,8 +20,9 @@ from experiments.evaluation.evaluate import IMAGE_METRICS, Baseline, Prediction,
 from experiments.evaluation.significance import Scores, compare_runs
 from experiments.evaluation.statistics import mean_interval
 from experiments.runs import run_directory
-from experiments.sweeps.plan import REPEATS, SWEEP, format_values, records
+from experiments.sweeps.plan import REPEATS, format_values
 from experiments.sweeps.rungs import Place
+from experiments.sweeps.sweep_directory import SWEEP, records
 from experiments.training.types import Status
 
 

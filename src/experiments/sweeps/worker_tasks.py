@@ -30,7 +30,7 @@ from experiments.regimes.build import build
 from experiments.runs import run_directory
 from experiments.storage import atomic_files
 from experiments.sweeps import processes, summary_files
-from experiments.sweeps.plan import folders
+from experiments.sweeps.sweep_directory import folders
 from experiments.system import signals
 from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.redaction import redact_credentials
@@ -109,10 +109,7 @@ def inspect_jobs(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
     The result has the keys:
         jobs: a mapping for each job: `identity`; `status`, `folder`, `run_id` and `threads` of an existing run;
             `deleted`, the id of a deleted MLflow run, if there is no other run.
-        shared: lines for the plan.
-        lacking: whether features are still to be computed.
-        seconds: usual duration of a job; None if it is not known.
-        held_back: whether all jobs have test images, which are reserved for the winner.
+        lines, features_missing, seconds, held_out: see `plan.Inspection`.
     """
     with writing_response(answer) as said:
         first = Config.model_validate(configs[0])
@@ -123,9 +120,9 @@ def inspect_jobs(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
         finished = queries.finished(uri, first.tracking.experiment) if uri else {}
         known = known_runs(first, {one.identity for one in seen}, finished)
         said["jobs"] = [{"identity": one.identity, **known.get(one.identity, {})} for one in seen]
-        said["shared"], said["lacking"] = shared(seen)
+        said["lines"], said["features_missing"] = shared(seen)
         said["seconds"] = usual_seconds(first, seen[0].dataset.fingerprint, finished)
-        said["held_back"] = all(one.dataset.test for one in seen)
+        said["held_out"] = all(one.dataset.test for one in seen)
 
 
 def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunFacts]) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,282 @@
+"""One start of a sweep: it runs jobs through a launcher, records their results and concludes the sweep."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+
+from experiments.config.overrides import quoted
+from experiments.config.schema import LOWER_IS_BETTER, Config
+from experiments.errors import ConfigError
+from experiments.runs import run_directory
+from experiments.storage import atomic_files
+from experiments.sweeps import plan, processes, scheduler, sweep_directory, terminal
+from experiments.sweeps.plan import Inspection, Job
+from experiments.sweeps.scheduler import JobLauncher
+from experiments.system.progress import PlainConsole, Terminal
+from experiments.system.redaction import redacted
+from experiments.training.types import Status
+
+LOCK = ".sweep.lock"
+# Jobs neither evaluate the test split nor log the whole model; the winner's final runs do.
+JOB_OVERRIDES = ["evaluate.test=false", "tracking.log_model=false", "sweep.job=true"]
+FINAL_OVERRIDES = ["evaluate.test=true"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The settings that all jobs of a sweep share."""
+
+    context: HydraContext
+    master: DictConfig  # the configuration that Hydra has composed for the whole sweep
+    launcher: JobLauncher
+    config: Config  # of the first job; sweep, tracking and outputs are the same in all jobs
+    began: float  # time.monotonic() at the start
+
+    def directory(self, name: str) -> Path:
+        """Return the sweep's directory: hydra.sweep.dir if it was typed, else a subdirectory with the sweep's name."""
+        given = Path(self.master.hydra.sweep.dir)
+        fixed = any(line.lstrip("+").startswith("hydra.sweep.dir=") for line in self.master.hydra.overrides.hydra)
+        return (given if fixed else given / name).absolute()
+
+
+class Session:
+    """One start of a sweep.
+
+    Args:
+        setup: the settings that all jobs share.
+        name: the sweep's name, the same at every start.
+        inspection: what the jobs share.
+
+    Raises:
+        ConfigError: the sweep's directory holds another sweep.
+    """
+
+    def __init__(self, setup: Setup, name: str, inspection: Inspection) -> None:
+        self.setup, self.config, self.name = setup, setup.config, name
+        self.folder = setup.directory(name)
+        self.held_out = inspection.held_out
+        self.features_missing = inspection.features_missing
+        self.console = PlainConsole(quiet=self.config.progress == "none")
+        self.parent: str | None = None  # id of the sweep's MLflow run
+        sweep_directory.check_sweep(self.folder, name)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the sweep's lock while the block runs, on file systems that support locks.
+
+        Raises:
+            ConfigError: the same sweep is running in another process.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = run_directory.claim(self.folder, LOCK, "sweep", run_directory.PATIENCE)
+        try:
+            sweep_directory.check_sweep(self.folder, self.name)
+            yield
+        finally:
+            lock.release()
+
+    def print_lines(self, *lines: str) -> None:
+        for line in lines:
+            self.console.print(line, soft_wrap=True)
+
+    # -- jobs
+
+    def prepare(self, jobs: Sequence[Job]) -> None:
+        """Check the directories that jobs will write to, and remove those whose own run is to be trained again.
+
+        Raises:
+            ConfigError: a directory holds another run.
+        """
+        new = [job for job in jobs if job.same_as is None and job.status == Status.NEW]
+        for job in new:
+            sweep_directory.check_owner(job.folder, job.identity)
+        for job in new:
+            if job.deleted:
+                self.print_lines(
+                    f"  job {job.number}: its MLflow run {job.deleted} has been deleted, so it is trained again"
+                )
+                job.deleted = None
+            if (run_directory.read_record(job.folder) or {}).get("identity"):
+                shutil.rmtree(job.folder)
+
+    def open(self, jobs: Sequence[Job]) -> None:
+        """Create the sweep's MLflow run or continue that of an earlier start, and write records of sweep and jobs."""
+        if self.config.tracking.uri is not None:
+            before = sweep_directory.read(self.folder).get("parent")
+            response = processes.run_worker_task("open_run", plan.plain(self.config), str(self.folder), before)
+            self.parent = response["run_id"]
+        about = {
+            "name": self.name,
+            "command": shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]]),
+            "objective": self.config.objective, "parent": self.parent, "config": plan.plain(self.config),
+        }  # fmt: skip
+        atomic_files.write_file(self.folder / sweep_directory.SWEEP, json.dumps(redacted(about), indent=1).encode())
+        self.write_jobs(jobs)
+
+    def write_jobs(self, jobs: Sequence[Job]) -> None:
+        """Write the jobs' records into the sweep's directory, with the results of finished runs on other machines."""
+        for job in jobs:
+            job.write(self.folder)
+        remote = [
+            job for job in jobs if job.status == Status.FINISHED and not sweep_directory.results(self.folder, job)
+        ]
+        if remote:
+            places = [(job.run_id, job.identity, str(self.folder / str(job.number))) for job in remote]
+            processes.run_worker_task("fetch", plan.plain(self.config), places)
+
+    def run(self, jobs: Sequence[Job], stage: str = "jobs") -> None:
+        """Run the unfinished jobs, and record how each one ended."""
+        todo = [job for job in jobs if job.same_as is None and job.status != Status.FINISHED]
+        if not todo:
+            return
+        if self.features_missing:
+            self.features_missing = False
+            processes.run_worker_task("share", [plan.plain(job.config) for job in todo])
+        planned = [planned_run(job, self.setup.launcher, self.parent) for job in todo]
+        with Terminal(self.console).stage(stage, len(todo)) as advance:
+
+            def ended(at: int, seconds: float, failure: str | None) -> None:
+                todo[at].seconds = seconds
+                self.record_result(todo[at], failure)
+                advance(note=todo[at].status.lower())
+
+            scheduler.run_jobs(self.setup.launcher, planned, lambda: self.stop_reason(jobs), ended)
+
+    def record_result(self, job: Job, failure: str | None) -> None:
+        """Record and print how a job ended, with the reason if it failed or was pruned."""
+        facts = run_directory.read_record(job.folder) or {}
+        job.run_id = facts.get("run_id", job.run_id)
+        metrics = sweep_directory.results(self.folder, job)
+        if failure is None and metrics is None:
+            failure = f"{job.folder} does not hold the finished run that was planned"
+        job.status, job.reason = (Status.FAILED, failure) if failure else (Status.FINISHED, "")
+        if failure and facts.get("status") == Status.PRUNED:
+            job.status, job.reason = Status.PRUNED, failure.strip().splitlines()[-1]  # its output ends with the reason
+        job.write(self.folder)
+        objective = self.config.objective
+        self.print_lines(terminal.job_line(job, objective, (metrics or {}).get(f"validation.{objective}")))
+
+    def stop_reason(self, jobs: Sequence[Job]) -> str | None:
+        """Return why no further job is to start, or None if the sweep is to continue."""
+        settings = self.config.sweep
+        if settings.on_error == "stop" and any(job.status == Status.FAILED for job in jobs):
+            return "one has failed (sweep.on_error=stop)"
+        if settings.max_minutes is not None and time.monotonic() - self.setup.began > 60 * settings.max_minutes:
+            return f"sweep.max_minutes={settings.max_minutes:g} have passed"
+        ended = any(job.seconds is not None and not job.final for job in jobs)
+        if settings.target is not None and ended and reached(settings.target, self.folder, self.config.objective):
+            return f"sweep.target={settings.target:g} is reached"
+        return None
+
+    # -- the end
+
+    def conclude(self, jobs: Sequence[Job], final: bool | None = None, after: int | None = None) -> None:
+        """Report the table and the winner on the terminal, in the sweep's directory and in MLflow.
+
+        Args:
+            jobs: the jobs of the sweep.
+            final: whether to start the winner's final runs now, if `sweep.final`; None: unless a job has failed.
+            after: offset of the final runs' numbers from the winner's; None: they follow the last job's number.
+
+        Raises:
+            SystemExit: a job has failed.
+        """
+        from experiments.sweeps.finals import final_jobs
+
+        sweep_directory.resolve_repeated(self.folder, jobs)
+        summary = processes.run_worker_task("conclude", str(self.folder))
+        failed = any(job.status == Status.FAILED for job in jobs)
+        if summary["winner"] and self.config.sweep.final and (not failed if final is None else final):
+            number = max(job.number for job in jobs) + 1 if after is None else summary["winner"]["number"] + after
+            finals = final_jobs(self, summary["winner"], number)
+            self.features_missing = True  # the final runs may need features that no job has read
+            self.run(finals, "the winner")
+            failed = failed or any(job.status == Status.FAILED for job in finals)
+            summary = processes.run_worker_task("conclude", str(self.folder))
+        self.close(summary["metrics"], Status.FAILED if failed else Status.FINISHED)
+        terminal.show_summary(self.console, summary, self.folder)
+        if failed:
+            raise SystemExit(1)
+
+    def close(self, metrics: dict[str, float], status: Status) -> None:
+        """End the sweep's MLflow run, if there is one."""
+        if self.parent is not None:
+            folder = str(self.folder)
+            processes.run_worker_task("close_run", plan.plain(self.config), self.parent, folder, metrics, status)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """If the block is interrupted, write the summary, end the MLflow run, and add to the error how to continue."""
+        try:
+            yield
+        except SystemExit:
+            raise
+        except BaseException as error:
+            with contextlib.suppress(ConfigError):
+                metrics = processes.run_worker_task("conclude", str(self.folder))["metrics"]
+                self.close(metrics, Status.FAILED if isinstance(error, Exception) else Status.KILLED)
+            error.add_note("Go on with this sweep: the same command again")
+            raise
+
+
+def inspect_jobs(jobs: Sequence[Job]) -> Inspection:
+    """Set the jobs' identities, find their existing runs, and return what the jobs share."""
+    response = processes.run_worker_task("inspect_jobs", [plan.plain(job.config) for job in jobs])
+    for job, known in zip(jobs, response.pop("jobs"), strict=True):
+        job.identity = known["identity"]
+        if known.get("status") and not job.config.sweep.rerun:
+            job.status, job.folder = Status(known["status"]), Path(known["folder"])
+            job.threads, job.run_id = known.get("threads"), known.get("run_id")
+        else:
+            job.deleted = known.get("deleted")
+    return Inspection(**response)
+
+
+def planned_run(job: Job, launcher: JobLauncher, parent: str | None) -> plan.PlannedRun:
+    """Return a job as its process receives it: as planned, with the settings that the sweep adds.
+
+    Args:
+        job: the job.
+        launcher: determines the thread count, unless that is configured or the job resumes a run.
+        parent: id of the sweep's MLflow run.
+    """
+    threads = job.threads
+    if threads is None and job.config.runtime.threads is None:
+        threads = launcher.threads()
+    added = [
+        *(FINAL_OVERRIDES if job.final else JOB_OVERRIDES),
+        *([f"runtime.threads={threads}"] if threads else []),
+        *([f"sweep.parent={parent}"] if parent else []),
+        *([f"sweep.trial={quoted(job.trial)}"] if job.trial else []),
+        *([f"sweep.trained={quoted(job.trained)}"] if job.trained else []),
+        "resume=auto",
+    ]
+    kept = [line for line in job.overrides if not line.startswith(("evaluate.test=", "tracking.log_model="))]
+    changes = {
+        "resume": run_directory.AUTO, "evaluate": {"test": job.final},
+        "tracking": {} if job.final else {"log_model": False}, "runtime": {"threads": threads} if threads else {},
+        "sweep": {"job": not job.final, "parent": parent, "trial": job.trial, "trained": job.trained},
+    }  # fmt: skip
+    return plan.planned(job, changes, [*kept, *added])
+
+
+def reached(target: float, folder: Path, objective: str) -> bool:
+    """Return whether the whole interval of a candidate of a sweep is at least as good as the target."""
+    from experiments.sweeps import summary
+
+    complete = [one for one in summary.candidates(summary.read(folder)[1], objective) if one.whole]
+    if objective in LOWER_IS_BETTER:
+        return any(candidate.high <= target for candidate in complete)
+    return any(candidate.low >= target for candidate in complete)

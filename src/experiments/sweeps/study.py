@@ -1,0 +1,153 @@
+"""The Optuna study of a search, which several workers use at the same time."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from experiments.config.schema import LOWER_IS_BETTER, Config
+from experiments.errors import ConfigError
+from experiments.system.paths import sqlite_file
+from experiments.tracking import liveness
+from experiments.training import pruning
+
+# Names of the user attributes of a trial.
+OWNER, PLACE, IDENTITY, REASON, RUNS = "owner", "number", "identity", "reason", "runs"
+DUPLICATE = "twin"  # number of the trial with the same runs; the name is that of stored studies
+# Names of the user attributes of a study; `pruning.EPOCHS` is another one.
+SEARCH, DATA = "search", "data"
+_log = logging.getLogger(__name__)
+
+
+class Study:
+    """An Optuna study. A trial is ended once, by the first of several workers that end it at the same time."""
+
+    def __init__(self, study: optuna.Study, storage: optuna.storages.RDBStorage) -> None:
+        self.study, self.storage = study, storage
+
+    @property
+    def name(self) -> str:
+        return self.study.study_name
+
+    def trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def end(self, number: int, state: TrialState, value: float | None = None) -> None:
+        """End a trial; if another worker has ended it meanwhile, that worker's result stays."""
+        try:
+            self.study.tell(number, value, state)
+        except (ValueError, RuntimeError) as error:
+            _log.warning("Trial %d was ended by another worker: %s", number, error)
+
+    def enqueue(self, parameters: Mapping[str, Any], place: int) -> None:
+        """Enqueue a trial for the next worker that draws one, which resumes from the checkpoints at its place."""
+        self.study.enqueue_trial(dict(parameters), {PLACE: place})
+
+    def annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
+        """Set user attributes of a trial, unless another worker has ended it."""
+        with contextlib.suppress(RuntimeError):  # another worker has ended it
+            for name, value in attributes.items():
+                self.storage.set_trial_user_attr(self._id(number), name, value)
+
+    def copy_curve(self, number: int, other: FrozenTrial) -> None:
+        """Report the epochs of another trial to a trial."""
+        for step, value in other.intermediate_values.items():
+            with contextlib.suppress(RuntimeError):  # another worker has ended it
+                self.storage.set_trial_intermediate_value(self._id(number), step, value)
+
+    def _id(self, number: int) -> int:
+        study = self.storage.get_study_id_from_name(self.name)
+        return self.storage.get_trial_id_from_study_id_trial_number(study, number)
+
+
+def open_study(config: Config, folder: Path, attributes: Mapping[str, Any]) -> Study:
+    """Return the study of a search, creating it if it does not exist.
+
+    Args:
+        config: of the search.
+        folder: the sweep's directory, whose name is the name of the study.
+        attributes: name of the search, identity of its data, and number of epochs of the longest trial.
+
+    Raises:
+        ConfigError: the study belongs to another search, or to other data, weights or version of this package.
+    """
+    storage, name = pruning.storage(config), folder.name
+    study = optuna.create_study(
+        storage=storage,
+        study_name=name,
+        direction="minimize" if config.objective in LOWER_IS_BETTER else "maximize",
+        pruner=pruning.pruner(config.sweep.pruner, attributes[pruning.EPOCHS]),
+        load_if_exists=True,
+    )
+    about = study.user_attrs
+    for key, value in attributes.items():
+        if key not in about:
+            study.set_user_attr(key, value)
+    if about.get(SEARCH, attributes[SEARCH]) != attributes[SEARCH]:
+        raise ConfigError(
+            f"hydra.sweep.dir: the study {name} is of another search. Give another folder or sweep.storage. "
+            f"Received: {folder}"
+        )
+    if about.get(DATA, attributes[DATA]) != attributes[DATA]:
+        raise ConfigError(
+            f"sweep.storage: the study {name} is of other images, weights or another version of this program: its "
+            f"trials cannot be compared with new ones. Give another sweep.seed. Received: {config.sweep.seed}"
+        )
+    return Study(study, storage)
+
+
+def existing_trials(config: Config, name: str) -> list[FrozenTrial]:
+    """Return the trials of the study if it exists; the study is not created."""
+    if (file := sqlite_file(config.sweep.storage)) and not file.exists():
+        return []
+    try:
+        return optuna.load_study(study_name=name, storage=pruning.storage(config)).get_trials(deepcopy=False)
+    except KeyError:
+        return []
+
+
+def sampler(name: str, seed: int, trials: int) -> optuna.samplers.BaseSampler:
+    """Return the Optuna sampler that draws the next trial of a study.
+
+    Args:
+        name: `sweep.search`.
+        seed: `sweep.seed`.
+        trials: number of trials in the study. It is part of the sampler's seed, so that each trial has its own seed and
+            no other worker or later start draws the same point again.
+    """
+    own = int(np.random.SeedSequence([seed, trials]).generate_state(1)[0])
+    if name == "random":
+        return optuna.samplers.RandomSampler(own)
+    return optuna.samplers.TPESampler(seed=own, multivariate=True, constant_liar=True)
+
+
+def counts(trial: FrozenTrial) -> bool:
+    """Return whether a trial counts towards `sweep.trials`: it is done or running."""
+    return is_done(trial) or trial.state == TrialState.RUNNING
+
+
+def is_done(trial: FrozenTrial) -> bool:
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def place(trial: FrozenTrial) -> int:
+    """Return the place of a trial, from which its jobs' numbers follow; a requeued trial keeps its place."""
+    found: int = trial.user_attrs.get(PLACE, trial.number)
+    return found
+
+
+def is_abandoned(trial: FrozenTrial) -> bool:
+    """Return whether the process that started a trial no longer runs."""
+    owner = trial.user_attrs.get(OWNER)
+    if owner is None:  # the process has not written it yet, or was killed before it could
+        began = trial.datetime_start
+        return began is not None and (datetime.now() - began).total_seconds() > liveness.STALE
+    return liveness.lost(owner)

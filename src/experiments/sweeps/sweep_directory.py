@@ -1,0 +1,167 @@
+"""A sweep's directory: sweep.json, the records of its jobs, their numbers and directories."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import ConfigError
+from experiments.runs import run_directory
+from experiments.sweeps.plan import Job
+from experiments.system.paths import default_outputs
+from experiments.training.types import Status
+
+JOB, SWEEP = run_directory.JOB, run_directory.SWEEP
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Return the content of sweep.json, or an empty dictionary if there is none."""
+    path = folder / SWEEP
+    content: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+    return content
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """Return the job records in a sweep's directory, in the order of the jobs' numbers."""
+    found = [json.loads(path.read_bytes()) for path in folder.glob(f"[0-9]*/{JOB}")]
+    return sorted(found, key=lambda job: int(job["number"]))
+
+
+def find(named: str) -> Path:
+    """Return the directory of a sweep, given as its path, its name or the id of its MLflow run.
+
+    Raises:
+        ConfigError: no such sweep.
+    """
+    sweeps = Path(default_outputs()) / "sweeps"
+    for folder in (Path(named).expanduser(), sweeps / named):
+        if (folder / SWEEP).is_file():
+            return folder.resolve()
+    known = sorted(sweeps.glob(f"*/{SWEEP}"), key=lambda path: path.stat().st_mtime)
+    for path in known:
+        if json.loads(path.read_bytes())["parent"] == named:
+            return path.parent
+    latest = ", ".join(path.parent.name for path in known[-5:]) or "none"
+    raise ConfigError(
+        f"{named}: no such sweep. Give its folder, a name in {sweeps}, or the id of its MLflow run. "
+        f"The latest: {latest}"
+    )
+
+
+def run_ids(folder: Path) -> list[str]:
+    """Return the MLflow run ids of a sweep's finished jobs, without duplicates, in the order of the jobs.
+
+    The winner's final runs are not included.
+
+    Raises:
+        ConfigError: no job has finished, or the jobs were not tracked.
+    """
+    done = [job for job in records(folder) if job["status"] == Status.FINISHED and not job.get("final")]
+    found = list(dict.fromkeys(job["run_id"] for job in done if job.get("run_id")))
+    if not found:
+        why = "they were not tracked in MLflow" if done else "none has finished"
+        raise ConfigError(f"{folder.name}: no job of this sweep can be compared: {why}")
+    return found
+
+
+def folders(outputs: Path) -> Iterator[Path]:
+    """Yield the directories of all runs below outputs/.
+
+    In a sweep, the jobs come before the winner's final runs, which have the same identities.
+    """
+    yield from outputs.glob("runs/*/")
+    yield from sorted(outputs.glob("sweeps/*/[0-9]*/"), key=lambda path: (path.parent, len(path.name), path.name))
+
+
+def results(folder: Path, job: Job) -> dict[str, float] | None:
+    """Return a job's metrics from its run's directory or, if they were fetched, the job's; None without results."""
+    places = (job.folder, folder / str(job.number))
+    return next(filter(None, (run_directory.finished(place, job.identity) for place in places)), None)
+
+
+# -- before the jobs run
+
+
+def check_sweep(folder: Path, name: str) -> None:
+    """Raise ConfigError if a directory holds another sweep than the one of this name."""
+    before = read(folder)
+    if before and before.get("name") != name:
+        what = (
+            f"another sweep ({before.get('command')})" if "name" in before
+            else "a sweep of an earlier version of this program, which has not recorded what its jobs were"
+        )  # fmt: skip
+        raise ConfigError(
+            f"hydra.sweep.dir: {folder} holds {what}. Its jobs, data, weights, tracking or version of this "
+            "program are not those planned now, so its results are not theirs. Nothing was started. Give another "
+            "hydra.sweep.dir, or leave it out (every sweep then has a folder of its own), or remove that folder"
+        )
+
+
+def number_jobs(folder: Path, jobs: Sequence[Job]) -> None:
+    """Set the numbers and directories of jobs, which keep their numbers of earlier starts in whatever order."""
+    known: dict[str, list[int]] = {}
+    taken = set()
+    for record in records(folder):
+        taken.add(record["number"])
+        if not record.get("final"):
+            known.setdefault(record["identity"], []).append(record["number"])
+    free = (number for number in itertools.count() if number not in taken)
+    first: dict[str, int] = {}
+    for job in jobs:
+        before = known.get(job.identity)
+        job.number = before.pop(0) if before else next(free)
+        job.same_as = first.get(job.identity)
+        first.setdefault(job.identity, job.number)
+        if job.status == Status.NEW or job.same_as is not None:
+            job.status, job.folder = Status.NEW, folder / str(job.number)
+
+
+def reuse_own_run(job: Job) -> None:
+    """Reuse the same run if it is in the job's directory; `inspect_jobs` searches below outputs/ only."""
+    if job.same_as is not None or job.status != Status.NEW or job.deleted or job.config.sweep.rerun:
+        return
+    facts = run_directory.read_record(job.folder) or {}
+    done, tracked = facts.get("status") == Status.FINISHED, job.config.tracking.uri is not None
+    if facts.get("identity") != job.identity or facts.get("status") == Status.PRUNED or (done and tracked):
+        return
+    job.status, job.threads = (Status.FINISHED, None) if done else (Status.PARTIAL, facts.get("threads"))
+    job.run_id = facts.get("run_id")
+
+
+def resolve_repeated(folder: Path, jobs: Sequence[Job]) -> None:
+    """Copy the result of a run to the jobs with the same identity under another number."""
+    numbered = {job.number: job for job in jobs}
+    for job in jobs:
+        if job.same_as is not None:
+            first = numbered[job.same_as]
+            job.status, job.folder, job.reason = first.status, first.folder, first.reason
+            job.run_id, job.seconds = first.run_id, first.seconds
+            job.write(folder)
+
+
+def owner(folder: Path) -> str | None:
+    """Return the identity of the run in a job's directory; "" if it is not recorded, None if the directory is free."""
+    facts = run_directory.read_record(folder)
+    if facts is not None and facts.get("identity"):
+        return str(facts["identity"])
+    if (folder / JOB).exists():  # the run ended before its data were read, and recorded no identity itself
+        return str(json.loads((folder / JOB).read_bytes()).get("identity", ""))
+    return "" if facts is not None or (folder / run_directory.METRICS).exists() else None
+
+
+def is_free(folder: Path, identity: str) -> bool:
+    """Return whether the run of this identity may be written to a directory: it is free, or holds that run."""
+    return owner(folder) in (None, identity)
+
+
+def check_owner(folder: Path, identity: str) -> None:
+    """Raise ConfigError if a directory holds another run than the one of this identity."""
+    if not is_free(folder, identity):
+        raise ConfigError(
+            f"{folder}: this folder holds another run than the job that is to be written there (identity "
+            f"{owner(folder) or 'unknown'}, planned {identity}), so its results are not the job's. Nothing was "
+            "started. Give another hydra.sweep.dir, or leave it out, or remove that folder"
+        )

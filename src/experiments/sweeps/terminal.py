@@ -1,0 +1,73 @@
+"""What a sweep prints on the terminal: its plan, a line for each job that has ended, and the summary."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from experiments.sweeps import rungs
+from experiments.sweeps.plan import Inspection, Job, format_values
+from experiments.training.types import Status
+
+
+def grid_plan(name: str, jobs: Sequence[Job], inspection: Inspection) -> list[str]:
+    """Return how many jobs there are and how many are done, what they share, and how long they may take."""
+    settings = jobs[0].config.sweep
+    new = [job for job in jobs if job.same_as is None and job.status != Status.FINISHED]
+    partial = sum(job.status == Status.PARTIAL for job in new)
+    finished = sum(job.status == Status.FINISHED for job in jobs)
+    duplicates = sum(job.same_as is not None for job in jobs)
+    parts = [
+        f"{len(jobs)} jobs",
+        ("at most " if settings.rungs else "")
+        + f"{len(new)} to run"
+        + (f" ({partial} of them from a checkpoint)" if partial else ""),
+    ]
+    parts += [f"{finished} already finished"] if finished else []
+    parts += [f"{duplicates} the same as another"] if duplicates else []
+    lines = [f"Sweep {name}: " + ", ".join(parts)]
+    lines += [f"  {line}" for line in [*(inspection.lines if new else []), *rungs.plan_lines(jobs)]]
+    if settings.rungs is None:
+        lines += duration(inspection, len(new), settings.jobs)
+    for job in jobs if settings.dry_run else []:
+        state = f"same as {job.same_as}" if job.same_as is not None else job.status.lower()
+        lines.append(f"  {job.number:>3}  {state:9} {format_values(job.values)}")
+    return lines
+
+
+def duration(inspection: Inspection, runs: int, slots: int) -> list[str]:
+    """Return a line about how long runs may take, if similar ones were run before."""
+    if not inspection.seconds or not runs:
+        return []
+    minutes = inspection.seconds * runs / slots / 60
+    return [f"  about {minutes:.0f} min: runs like these took {inspection.seconds:.0f} s"]
+
+
+def job_line(job: Job, objective: str, score: float | None) -> str:
+    """Return the line about a job that has ended."""
+    shown = f"{objective} {score:.4g}  " if score is not None else ""
+    line = f"  {job.number:>3}  {job.status.lower():8}  {shown}{job.seconds:.0f} s"
+    return "  ".join([line, format_values(job.values), *job.reason.splitlines()[:1]])
+
+
+def show_summary(console: Console, summary: dict[str, Any], folder: Path) -> None:
+    """Print a summary, the content of summary.json."""
+    header, *rows = summary["table"]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in header:
+        table.add_column(name, overflow="fold", no_wrap=name == summary["objective"])
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for sentence in summary["sentences"]:
+        console.print(sentence, soft_wrap=True)
+    for text in summary["failures"]:
+        console.print(f"\nFAILED {text}", soft_wrap=True, style="red")
+    named = folder.name if folder.parent.name == "sweeps" else shlex.quote(str(folder))
+    console.print(f"summary  {folder / 'summary.md'}   again: experiments summarize {named}", soft_wrap=True)
