@@ -22,6 +22,7 @@ from experiments.sweeps import reproduction
 from experiments.sweeps.plan import Job
 from experiments.sweeps.reproduction import CLAIMS, Result
 from experiments.system import signals
+from experiments.training.types import Status
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 # One epoch of small images, on a backbone that has its weights with it.
@@ -99,7 +100,7 @@ def test_the_page_holds_claims_figures_and_commands_but_no_place(monkeypatch: py
     assert "| 74-78 % | 76.5 % [68.9, 84.1] | 78.0, 75.0 | 310, 305 | inconclusive |" in page
     assert "python -m experiments.train experiment=tutorial_scratch data.root=PATH seed=0" in page
     assert "/some/where" not in page and "on 400 validation images" in page and "vgg16's" in page
-    jobs[1].status = "FAILED"
+    jobs[1].status = Status.FAILED
     results = iter([Result(0.77, 0.78, 400, 310.0, 0)])
     row = reproduction.row("scratch", jobs, backbone="vgg16", comparable=True)
     assert reproduction.cells(row)[-1] == "1 of 2 runs missing"

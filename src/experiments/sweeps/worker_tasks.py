@@ -1,7 +1,7 @@
 """The tasks of a sweep that need TensorFlow or MLflow, run in processes of their own so that the sweep's stays small.
 
-`processes.run_worker_task` calls the functions with an argument `answer`: the path of a file, into which they write
-their result as JSON.
+`processes.run_worker_task` calls the functions with an argument `file`, the path into which they write their
+response as JSON.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from experiments.regimes.build import build
 from experiments.runs import run_directory
 from experiments.storage import atomic_files
 from experiments.sweeps import processes, summary_files
+from experiments.sweeps.plan import plain
 from experiments.sweeps.sweep_directory import folders
 from experiments.system import signals
 from experiments.system.progress import PlainConsole, Terminal
@@ -49,34 +50,34 @@ class PreparedJob(NamedTuple):
 
 
 @contextmanager
-def writing_response(answer: str) -> Iterator[dict[str, Any]]:
-    """Write the dictionary that the block fills to the file `answer`, or {"error": message} if the block fails.
+def writing_response(file: str) -> Iterator[dict[str, Any]]:
+    """Write the dictionary that the block fills to the file `file`, or {"error": message} if the block fails.
 
     Configuration, data and disk errors are reported in this way; all other exceptions are raised.
     """
     signals.install()
     processes.guard()
-    said: dict[str, Any] = {}
+    response: dict[str, Any] = {}
     try:
-        yield said
+        yield response
     except (ConfigError, DataError) as error:
-        said = {"error": str(error)}
+        response = {"error": str(error)}
     except OSError as error:  # a full disk, a read-only outputs/
         text = disk_full(error) or refused(error)
         if text is None:
             raise
-        said = {"error": text}
-    atomic_files.write_file(Path(answer), json.dumps(said).encode())
+        response = {"error": text}
+    atomic_files.write_file(Path(file), json.dumps(response).encode())
 
 
-def inspect_job(configs: Sequence[Mapping[str, Any]]) -> list[PreparedJob]:
+def prepare_jobs(configs: Sequence[Mapping[str, Any]]) -> list[PreparedJob]:
     """Build the components of jobs and read their data; each backbone is built once, each data set read once."""
     backbones: dict[str, Backbone] = {}
     data: dict[str, Dataset] = {}
-    seen = []
+    prepared = []
     with tempfile.TemporaryDirectory() as folder:
-        for plain in configs:
-            config = Config.model_validate(plain)
+        for content in configs:
+            config = Config.model_validate(content)
             files = inputs.fetch(config, Path(folder))
             random = config.model.weights is None or "model.weights" in config.regime.ignores
             backbone_key = _key(
@@ -89,21 +90,21 @@ def inspect_job(configs: Sequence[Mapping[str, Any]]) -> list[PreparedJob]:
             if data_key not in data:
                 data[data_key] = run.read_data(components, keep=False)
             dataset = data[data_key]
-            seen.append(PreparedJob(components, dataset, components.identity(config, dataset.fingerprint)))
-    return seen
+            prepared.append(PreparedJob(components, dataset, components.identity(config, dataset.fingerprint)))
+    return prepared
 
 
 def identity(config: Config) -> str:
     """Return the identity of the run that a configuration describes; this builds its networks and reads its data."""
-    (one,) = inspect_job([config.model_dump(by_alias=True, mode="json")])
-    return one.identity
+    (job,) = prepare_jobs([plain(config)])
+    return job.identity
 
 
 def _key(*components: Any) -> str:
     return json.dumps(components, sort_keys=True, default=str)
 
 
-def inspect_jobs(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
+def inspect_jobs(configs: Sequence[Mapping[str, Any]], file: str) -> None:
     """Find the jobs' identities, their existing runs, and what they share.
 
     The result has the keys:
@@ -111,18 +112,18 @@ def inspect_jobs(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
             `deleted`, the id of a deleted MLflow run, if there is no other run.
         lines, features_missing, seconds, held_out: see `plan.Inspection`.
     """
-    with writing_response(answer) as said:
+    with writing_response(file) as response:
         first = Config.model_validate(configs[0])
         runtime.apply(first.runtime)
         connection.check(first.tracking.uri)
-        seen = inspect_job(configs)
+        jobs = prepare_jobs(configs)
         uri = first.tracking.uri
         finished = queries.finished(uri, first.tracking.experiment) if uri else {}
-        known = known_runs(first, {one.identity for one in seen}, finished)
-        said["jobs"] = [{"identity": one.identity, **known.get(one.identity, {})} for one in seen]
-        said["lines"], said["features_missing"] = shared(seen)
-        said["seconds"] = usual_seconds(first, seen[0].dataset.fingerprint, finished)
-        said["held_out"] = all(one.dataset.test for one in seen)
+        known = known_runs(first, {job.identity for job in jobs}, finished)
+        response["jobs"] = [{"identity": job.identity, **known.get(job.identity, {})} for job in jobs]
+        response["lines"], response["features_missing"] = shared(jobs)
+        response["seconds"] = usual_seconds(first, jobs[0].dataset.fingerprint, finished)
+        response["held_out"] = all(job.dataset.test for job in jobs)
 
 
 def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunFacts]) -> dict[str, dict[str, Any]]:
@@ -137,7 +138,7 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
     deleted: dict[str, dict[str, Any]] = {}
     uri = config.tracking.uri
     place = redact_credentials(uri) if uri else None
-    tracked_ids = {one.run_id for one in finished.values()}
+    tracked_ids = {run.run_id for run in finished.values()}
     for folder in folders(Path(config.outputs)):
         try:
             facts = run_directory.read_record(folder)
@@ -145,9 +146,8 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
             continue
         if facts is None or facts.get("identity") not in identities:
             continue
-        stored_in = run_directory.store_of_run(folder, facts) or facts.get(
-            "store"
-        )  # the recorded URI, in case outputs/ was moved since
+        # The recorded URI is read where outputs/ was moved since.
+        stored_in = run_directory.store_of_run(folder, facts) or facts.get("store")
         if (redact_credentials(stored_in) if stored_in else None) != place:
             continue
         done = facts.get("status") == Status.FINISHED
@@ -165,12 +165,9 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
                 }  # fmt: skip
     for identity in identities & set(finished):
         if known.get(identity, {}).get("status") != Status.FINISHED:
-            one = finished[identity]
-            known[identity] = {
-                "status": Status.FINISHED,
-                "folder": one.tags.get("run_folder", ""),
-                "run_id": one.run_id,
-            }
+            tracked = finished[identity]
+            folder_tag = tracked.tags.get("run_folder", "")
+            known[identity] = {"status": Status.FINISHED, "folder": folder_tag, "run_id": tracked.run_id}
     return deleted | known
 
 
@@ -217,23 +214,22 @@ def tables_of(one: PreparedJob) -> list[feature_cache.FeatureTable]:
     return [feature_cache.FeatureTable(one.components, want) for want in feature_requests(one)]
 
 
-def share(configs: Sequence[Mapping[str, Any]], answer: str) -> None:
+def share(configs: Sequence[Mapping[str, Any]], file: str) -> None:
     """Compute the features that jobs read, those of one backbone and data set in one pass over its images."""
-    with writing_response(answer):
+    with writing_response(file):
         first = Config.model_validate(configs[0])
         runtime.apply(first.runtime)
         progress = Terminal(PlainConsole(quiet=first.progress == "none"))
         passes: dict[str, tuple[RunComponents, dict[str, feature_cache.FeatureRequest]]] = {}
-        for one in inspect_job(configs):
-            config = one.components.config
+        for job in prepare_jobs(configs):
+            config = job.components.config
             key = _key(
-                one.components.backbone.identity, one.dataset.fingerprint, config.data.image_size,
+                job.components.backbone.identity, job.dataset.fingerprint, config.data.image_size,
                 config.augmentation.model_dump(), config.regime.activations, config.model.head.pooling,
             )  # fmt: skip
-            _, members = passes.setdefault(key, (one.components, {}))
-            members.update(
-                {feature_cache.FeatureTable(one.components, want).name: want for want in feature_requests(one)}
-            )
+            _, members = passes.setdefault(key, (job.components, {}))
+            for request in feature_requests(job):
+                members[feature_cache.FeatureTable(job.components, request).name] = request
         for components, members in passes.values():
             feature_cache.extract(components, list(members.values()), progress)
 
@@ -248,24 +244,24 @@ def usual_seconds(config: Config, fingerprint: str, finished: Mapping[str, RunFa
         "batch_size": str(config.batch_size),
     }  # fmt: skip
     seconds = [
-        one.metrics["total_seconds"]
-        for one in finished.values()
-        if one.tags.get("data_fingerprint") == fingerprint
-        and all(one.params.get(name) == value for name, value in alike.items())
-        and "total_seconds" in one.metrics
+        run.metrics["total_seconds"]
+        for run in finished.values()
+        if run.tags.get("data_fingerprint") == fingerprint
+        and all(run.params.get(name) == value for name, value in alike.items())
+        and "total_seconds" in run.metrics
     ]
     return statistics.median(seconds) if seconds else None
 
 
-def fetch(config: Mapping[str, Any], places: Sequence[tuple[str, str, str]], answer: str) -> None:
+def fetch(config: Mapping[str, Any], places: Sequence[tuple[str, str, str]], file: str) -> None:
     """Download the files that a summary reads of finished runs on other machines.
 
     Args:
         config: its tracking store holds the runs.
         places: MLflow run id, identity and target directory of each run.
-        answer: see `writing_response`.
+        file: see `writing_response`.
     """
-    with writing_response(answer):
+    with writing_response(file):
         uri = str(Config.model_validate(config).tracking.uri)
         for run_id, own, folder in places:
             for name in (run_directory.METRICS, "predictions_validation.csv", "predictions_test.csv"):
@@ -280,31 +276,31 @@ def fetch(config: Mapping[str, Any], places: Sequence[tuple[str, str, str]], ans
             atomic_files.write_file(Path(folder) / run_directory.FETCHED, json.dumps(about).encode())
 
 
-def deleted(config: Mapping[str, Any], run_ids: Sequence[str], answer: str) -> None:
+def deleted(config: Mapping[str, Any], run_ids: Sequence[str], file: str) -> None:
     """Find the MLflow runs that are in the store's trash or no longer stored; the result's key is `deleted`."""
-    with writing_response(answer) as said:
+    with writing_response(file) as response:
         uri = str(Config.model_validate(config).tracking.uri)
-        said["deleted"] = [run_id for run_id in run_ids if queries.is_deleted(uri, run_id)]
+        response["deleted"] = [run_id for run_id in run_ids if queries.is_deleted(uri, run_id)]
 
 
-def conclude(folder: str, answer: str) -> None:
+def conclude(folder: str, file: str) -> None:
     """Write the summary of a sweep; the result is that of `summary_files.write_summary`."""
-    with writing_response(answer) as said:
-        said.update(summary_files.write_summary(Path(folder)))
+    with writing_response(file) as response:
+        response.update(summary_files.write_summary(Path(folder)))
 
 
-def open_run(config: Mapping[str, Any], folder: str, before: str | None, answer: str) -> None:
+def open_run(config: Mapping[str, Any], folder: str, before: str | None, file: str) -> None:
     """Start the sweep's own MLflow run or, if `before` names one, continue that; the result's key is `run_id`."""
-    with writing_response(answer) as said:
-        said["run_id"] = summary_runs.start_sweep(
+    with writing_response(file) as response:
+        response["run_id"] = summary_runs.start_sweep(
             Config.model_validate(config), Path(folder), getattr(multiprocessing.parent_process(), "pid", None), before
         )
 
 
 def close_run(config: Mapping[str, Any], run_id: str, folder: str, metrics: Mapping[str, float], status: str,
-              answer: str) -> None:  # fmt: skip
+              file: str) -> None:  # fmt: skip
     """Log the content of the sweep's directory to the sweep's MLflow run, and end that run."""
-    with writing_response(answer):
+    with writing_response(file):
         try:
             summary_runs.end_sweep(Config.model_validate(config), run_id, Path(folder), metrics, status)
         except connection.failures() as error:
