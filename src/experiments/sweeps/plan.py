@@ -315,8 +315,8 @@ def sweep_name(config: Config, jobs: Sequence[Job]) -> str:
 
 def digest(jobs: Sequence[Config], *more: str | int) -> str:
     """Return the first 8 hex digits of a hash of the jobs' configurations, independent of the jobs' order."""
-    plain = sorted(json.dumps(effective(job) | {"sweep": None, "progress": None}, sort_keys=True) for job in jobs)
-    return hashlib.sha256(json.dumps([plain, list(more)]).encode()).hexdigest()[:8]
+    configs = sorted(json.dumps(effective(job) | {"sweep": None, "progress": None}, sort_keys=True) for job in jobs)
+    return hashlib.sha256(json.dumps([configs, list(more)]).encode()).hexdigest()[:8]
 
 
 def plain(config: Config) -> dict[str, Any]:

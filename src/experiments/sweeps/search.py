@@ -12,30 +12,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from experiments.config.identity import NOT_IDENTITY, effective
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.sweeps import plan, sweep_directory, terminal
-from experiments.sweeps.finals import deleted_runs
+from experiments.sweeps import plan, terminal
 from experiments.sweeps.plan import Inspection, Job
 from experiments.sweeps.session import Session, inspect_jobs
 from experiments.sweeps.space import Space, space
 from experiments.system.redaction import redact_credentials
 from experiments.training import pruning
-from experiments.training.types import Status
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from experiments.sweeps.sweeper import Sweeper
-    from experiments.sweeps.trials import Worker
-
-FINAL = 1_000_000  # offset of the winner's final runs from its job number; the numbers of trials stay below it
-CONCLUDING = ".conclude.lock"
 
 
 def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
@@ -56,11 +49,11 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
     name = search_name(configs, over, probe.identity)
     session = Session(setup, name, inspection)
     from experiments.sweeps import study as studies
-    from experiments.sweeps.trials import Worker
+    from experiments.sweeps import trials
 
     if setup.config.sweep.dry_run:
-        trials = studies.existing_trials(setup.config, session.folder.name)
-        session.print_lines(*search_plan(session, over, inspection, trials))
+        existing = studies.existing_trials(setup.config, session.folder.name)
+        session.print_lines(*search_plan(session, over, inspection, existing))
         return
     session.folder.mkdir(parents=True, exist_ok=True)
     attributes = {
@@ -68,8 +61,8 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
     }  # fmt: skip
     study = studies.open_study(setup.config, session.folder, attributes)
     session.print_lines(*search_plan(session, over, inspection, study.trials()))
-    session.print_lines(*deleted_lines(setup.config, study.trials()))
-    worker = Worker(session, over, study)
+    session.print_lines(*trials.deleted_lines(setup.config, study.trials()))
+    worker = trials.Worker(session, over, study)
     with worker.lock():  # so that only one of several workers creates the MLflow run
         session.open([])
     import optuna
@@ -79,7 +72,7 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
         with session.interruptible():
             with worker.heartbeat():
                 worker.work()
-            conclude(worker)
+            trials.conclude(worker)
     except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
         reason = redact_credentials(str(error.__cause__ or error)).strip().splitlines()[0][:300]
         raise ConfigError(
@@ -124,62 +117,3 @@ def search_plan(session: Session, over: Space, inspection: Inspection, trials: S
     lines += [f"  {line}" for line in inspection.lines if to_do]
     lines += terminal.duration(inspection, to_do * len(over.repeats), settings.jobs)
     return lines + [f"  {dimension}" for dimension in over.dimensions if settings.dry_run]
-
-
-def deleted_lines(config: Config, trials: Sequence[FrozenTrial]) -> list[str]:
-    """Return a line about trials whose MLflow runs have been deleted, if any; the study keeps their values."""
-    from experiments.sweeps.study import RUNS, is_done
-
-    runs = {run: trial.number for trial in trials if is_done(trial) for run in trial.user_attrs.get(RUNS, []) if run}
-    numbers = sorted({runs[run] for run in deleted_runs(config, list(runs))})
-    if not numbers:
-        return []
-    return [
-        f"  trials whose MLflow runs have been deleted: {', '.join(map(str, numbers))}. Their values stay in the "
-        "study and in its conclusion. To train them again, begin another search: sweep.seed=..."
-    ]
-
-
-def conclude(worker: Worker) -> None:
-    """Conclude the sweep; the winner's final runs start only if the search is over.
-
-    The search is over when all trials are done and none is running in another process.
-    """
-    from optuna.trial import TrialState
-
-    from experiments.sweeps.study import is_done
-
-    session, wanted = worker.session, worker.settings.trials
-    with FileLock(session.folder / CONCLUDING):
-        trials = worker.study.trials()
-        done = sum(map(is_done, trials))
-        running = sum(trial.state == TrialState.RUNNING for trial in trials)
-        if running:
-            session.print_lines(f"trials that go on in other processes: {running}. The last to end concludes")
-        elif done < wanted:
-            session.print_lines(f"{done} of {wanted} trials are done: the same command goes on")
-        if session.config.tracking.uri:
-            session.write_jobs(remote_jobs(session, worker.space, trials))
-        session.conclude(worker.jobs, not running and done >= wanted, FINAL)
-
-
-def remote_jobs(session: Session, over: Space, trials: Sequence[FrozenTrial]) -> list[Job]:
-    """Return the jobs of trials that other machines have ended, for the summary; their runs are in MLflow."""
-    from optuna.trial import TrialState
-
-    from experiments.sweeps.study import IDENTITY, RUNS, is_done, place
-
-    jobs = []
-    for trial in filter(is_done, trials):
-        pruned = trial.state == TrialState.PRUNED
-        runs = trial.user_attrs.get(RUNS, [])[: 1 if pruned else None]  # of a pruned trial only the first job was run
-        identities = trial.user_attrs.get(IDENTITY, "").split()
-        for number, (run, identity, repeat) in enumerate(
-            zip(runs, identities, over.repeats, strict=False), over.first_job(place(trial))
-        ):
-            folder = session.folder / str(number)
-            if run and not (folder / sweep_directory.JOB).exists():
-                given = over.job(over.spell(trial.params), repeat)
-                status = Status.PRUNED if pruned else Status.FINISHED
-                jobs.append(Job(number, *given, session.config, folder, identity=identity, status=status, run_id=run))
-    return jobs

@@ -19,8 +19,10 @@ import numpy as np
 from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
+from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.sweeps import plan, study, sweep_directory
+from experiments.sweeps.finals import deleted_runs
 from experiments.sweeps.plan import Job
 from experiments.sweeps.session import Session, inspect_jobs
 from experiments.sweeps.space import Space
@@ -29,7 +31,8 @@ from experiments.system.redaction import redact_credentials
 from experiments.tracking import liveness
 from experiments.training.types import Status
 
-LOCK = ".search.lock"
+LOCK, CONCLUDING = ".search.lock", ".conclude.lock"
+FINAL = 1_000_000  # offset of the winner's final runs from its job number; the numbers of trials stay below it
 WAIT = 2.0  # seconds between checks whether other workers have ended their trials
 _log = logging.getLogger(__name__)
 
@@ -271,3 +274,54 @@ class Worker:
                 self.fail(trial, f"validation {self.session.config.objective} is not defined")
             else:
                 self.end(trial, TrialState.COMPLETE, value)
+
+
+def deleted_lines(config: Config, trials: Sequence[FrozenTrial]) -> list[str]:
+    """Return a line about trials whose MLflow runs have been deleted, if any; the study keeps their values."""
+    runs = {
+        run: trial.number for trial in trials if study.is_done(trial) for run in trial.user_attrs.get(RUNS, []) if run
+    }
+    numbers = sorted({runs[run] for run in deleted_runs(config, list(runs))})
+    if not numbers:
+        return []
+    return [
+        f"  trials whose MLflow runs have been deleted: {', '.join(map(str, numbers))}. Their values stay in the "
+        "study and in its conclusion. To train them again, begin another search: sweep.seed=..."
+    ]
+
+
+def conclude(worker: Worker) -> None:
+    """Conclude the sweep; the winner's final runs start only if the search is over.
+
+    The search is over when all trials are done and none is running in another process.
+    """
+    session, wanted = worker.session, worker.settings.trials
+    with FileLock(session.folder / CONCLUDING):
+        trials = worker.study.trials()
+        done = sum(map(study.is_done, trials))
+        running = sum(trial.state == TrialState.RUNNING for trial in trials)
+        if running:
+            session.print_lines(f"trials that go on in other processes: {running}. The last to end concludes")
+        elif done < wanted:
+            session.print_lines(f"{done} of {wanted} trials are done: the same command goes on")
+        if session.config.tracking.uri:
+            session.write_jobs(remote_jobs(session, worker.space, trials))
+        session.conclude(worker.jobs, not running and done >= wanted, FINAL)
+
+
+def remote_jobs(session: Session, over: Space, trials: Sequence[FrozenTrial]) -> list[Job]:
+    """Return the jobs of trials that other machines have ended, for the summary; their runs are in MLflow."""
+    jobs = []
+    for trial in filter(study.is_done, trials):
+        pruned = trial.state == TrialState.PRUNED
+        runs = trial.user_attrs.get(RUNS, [])[: 1 if pruned else None]  # of a pruned trial only the first job was run
+        identities = trial.user_attrs.get(IDENTITY, "").split()
+        for number, (run, identity, repeat) in enumerate(
+            zip(runs, identities, over.repeats, strict=False), over.first_job(study.place(trial))
+        ):
+            folder = session.folder / str(number)
+            if run and not (folder / sweep_directory.JOB).exists():
+                given = over.job(over.spell(trial.params), repeat)
+                status = Status.PRUNED if pruned else Status.FINISHED
+                jobs.append(Job(number, *given, session.config, folder, identity=identity, status=status, run_id=run))
+    return jobs
