@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -21,8 +22,9 @@ ORDER = (
     "data",
     "models",
     "training",
-    "tracking",
     "runs",
+    "tracking",
+    "reuse",
     "evaluation",
     "regimes",
     "run",
@@ -45,8 +47,8 @@ LIGHT = (
     "data.types",
     "models.types",
     "training.types",
-    "runs.like",
-    "runs.run_directory",
+    "runs",
+    "reuse",
     "deploy.saved_run",
     "sweeps.plan",
     "sweeps.scheduler",
@@ -62,6 +64,11 @@ LIGHT = (
     "__main__",
 )
 HEAVY = {"tensorflow", "keras", "mlflow", "ray", "submitit", "optuna"}
+# Names of files in a run directory, as a string that is no sentence or as a part of one.
+RUN_FILES = re.compile(
+    r"\S*((run|metrics|fetched|job|sweep)\.json|curves\.csv|manifest\.csv|predictions_|(head|unfrozen)\.weights\.h5)\S*"
+    r"|config\.yaml|weights/\S*|figures(/\S*)?"
+)
 UNPICKLED = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
 
 MODULES = {
@@ -128,6 +135,12 @@ def test_below_the_commands_only_train_imports_run_and_nobody_imports_train() ->
 def test_mlflow_is_imported_by_tracking_alone() -> None:
     users = {name for name in NAMES if any(_package(found) == "mlflow" for found in imports(MODULES[name]))}
     assert {_package(name) for name in users} == {"tracking"}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if _package(name) != "runs"])
+def test_runs_alone_names_the_files_of_a_run_directory(name: str) -> None:
+    constants = (node.value for node in ast.walk(MODULES[name]) if isinstance(node, ast.Constant))
+    assert [value for value in constants if isinstance(value, str) and RUN_FILES.fullmatch(value)] == []
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name in LIGHT or _package(name) in LIGHT])

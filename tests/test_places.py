@@ -17,7 +17,9 @@ from experiments.config.overrides import quoted
 from experiments.config.schema import Config
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError
-from experiments.runs import like, run_directory
+from experiments.reuse import like, resume
+from experiments.runs import active_run, run_directory
+from experiments.runs.location import store_of
 from experiments.system.paths import default_outputs, sqlite_file, sqlite_uri, tracking_uri
 from experiments.tracking import connection, inputs, queries, view
 
@@ -48,7 +50,7 @@ def home(
         run_here(*SMALL, "data=folder", root, f"hydra.run.dir={quoted(str(folder))}",
                  "notes=${hydra:runtime.choices.regime}")  # fmt: skip
         finished |= {
-            "id": json.loads((folder / run_directory.FILE).read_text())["run_id"],
+            "id": json.loads((folder / run_directory.FACTS).read_text())["run_id"],
             "before": before,
             "cwd": cwd,
         }
@@ -68,7 +70,7 @@ def client(home: Path) -> mlflow.MlflowClient:
 
 def interrupt(home: Path, **facts: Any) -> Path:
     """Let the run be one that was stopped before its first checkpoint."""
-    path = home / "runs" / "first" / run_directory.FILE
+    path = home / "runs" / "first" / run_directory.FACTS
     path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "KILLED"} | facts))
     return path.parent
 
@@ -81,9 +83,9 @@ def test_whatever_names_a_run_finds_it_where_outputs_were_moved(
     assert like.read(run_id, [])["epochs"] == 1
     assert like.read(run_id, [])["notes"] == "scratch", "${hydra:...} of a single run"
     (facts,) = queries.find_runs(uri, [run_id[:8]])
-    assert len(queries.read_predictions(uri, facts, "validation")["label"]) == 12
+    assert len(queries.read_predictions(uri, facts, "validation")) == 12
     assert saved_run.find(run_id).folder == folder and saved_run.find("first").folder == folder
-    assert run_directory.find(run_id, []) == folder
+    assert resume.find(run_id, []) == folder
     wanted = config(f"model.weights={run_id}", "regime=bottleneck")
     assert inputs.fetch(wanted, home / "x")["model.weights"].stat().st_size > 10_000
     assert [name for name, _ in view.configure_experiment_view(uri)] == ["experiments"]
@@ -121,7 +123,7 @@ def test_a_run_is_resumed_where_it_was_moved_to_in_its_own_store(
     monkeypatch.chdir(home)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     run_here(f"resume={folder}", "runtime.threads=null")
-    facts = json.loads((folder / run_directory.FILE).read_text())
+    facts = json.loads((folder / run_directory.FACTS).read_text())
     assert (facts["status"], facts["run_id"], facts["outputs"]) == ("FINISHED", finished["id"], str(home))
     assert facts["store"] == sqlite_uri(home / "mlflow.db")
     assert sorted(path.name for path in (home / "runs").iterdir()) == ["first"]
@@ -131,9 +133,9 @@ def test_a_run_whose_directory_is_gone_is_resumed_from_here(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gone = str(tmp_path / "gone")
-    called = json.loads((home / "runs" / "first" / run_directory.FILE).read_text())["command"] | {"directory": gone}
+    called = json.loads((home / "runs" / "first" / run_directory.FACTS).read_text())["command"] | {"directory": gone}
     monkeypatch.chdir(tmp_path)
-    command = run_directory.resume([f"resume={interrupt(home, command=called)}"])
+    command = resume.expand([f"resume={interrupt(home, command=called)}"])
     assert command is not None and f"outputs={quoted(str(home))}" in command
     told = capsys.readouterr().err
     assert f"started in {gone}, which cannot be entered" in told and "are read from the current directory" in told
@@ -160,9 +162,9 @@ def test_a_run_deleted_in_mlflow_is_named_and_resumed(
         with pytest.raises(ConfigError, match=reason):
             look()
     if deleted == "trash":  # the id still leads to the folder
-        assert run_directory.find(run_id, []) == folder
+        assert resume.find(run_id, []) == folder
     run_here(f"resume={folder}", "runtime.threads=null")
-    facts = json.loads((folder / run_directory.FILE).read_text())
+    facts = json.loads((folder / run_directory.FACTS).read_text())
     (run,) = place.search_runs(["1"])
     assert facts["run_id"] == run.info.run_id and run.info.status == "FINISHED"
     assert (run.info.run_id == run_id) == (deleted == "trash")
@@ -201,11 +203,11 @@ def test_a_folder_of_another_run_is_refused_before_any_work(
 def test_what_a_rerun_or_a_run_that_never_began_leaves_is_cleared(home: Path, config: Callable[..., Config]) -> None:
     folder = home / "runs" / "first"
     (folder / "output.log").touch()
-    run_directory.check_vacant(folder, config("sweep.rerun=true"))
-    run_directory.clear(folder)
+    active_run.check_vacant(folder, config("sweep.rerun=true"))
+    active_run.clear(folder)
     assert sorted(path.name for path in folder.iterdir() if path.name[0] != ".") == ["output.log"]
-    (folder / run_directory.FILE).write_text('{"command": {}, "status": "FAILED"}')
-    run_directory.check_vacant(folder, config())
+    (folder / run_directory.FACTS).write_text('{"command": {}, "status": "FAILED"}')
+    active_run.check_vacant(folder, config())
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"command": 3}', '{"command": {}, "run_id": 7}', "[" * 9999])
@@ -213,15 +215,15 @@ def test_a_damaged_run_file_is_named_by_everything_that_reads_it(
     content: str, home: Path, finished: dict[str, Any], run_here: Run, config: Callable[..., Config]
 ) -> None:
     folder = home / "runs" / "first"
-    (folder / run_directory.FILE).write_text(content)
+    (folder / run_directory.FACTS).write_text(content)
     reads: list[Callable[[], object]] = [
-        lambda: run_directory.resume([f"resume={folder}"]), lambda: saved_run.find(str(folder)),
-        lambda: sync.sync(folder, None, None, whole=True), lambda: run_directory.check_vacant(folder, config()),
+        lambda: resume.expand([f"resume={folder}"]), lambda: saved_run.find(str(folder)),
+        lambda: sync.sync(folder, None, None, whole=True), lambda: active_run.check_vacant(folder, config()),
     ]  # fmt: skip
     for read in reads:
         with pytest.raises(ConfigError) as caught:
             read()
-        assert str(caught.value).startswith(f"{folder / run_directory.FILE}: is damaged (")
+        assert str(caught.value).startswith(f"{folder / run_directory.FACTS}: is damaged (")
         assert "move the folder away" in str(caught.value)
     assert saved_run.find(finished["id"]).folder is None, "MLflow has what is needed"
 
@@ -230,16 +232,16 @@ def test_the_variable_counts_unless_an_address_is_typed(
     home: Path, config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = sqlite_uri(home / "mlflow.db")
-    assert (config().tracking.uri, tracking_uri(), run_directory.store_of([])) == (own, own, own)
+    assert (config().tracking.uri, tracking_uri(), store_of([])) == (own, own, own)
     assert config().tracking.artifacts == str(home / "mlartifacts") and "tracking.uri" not in config().unresolved
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
     server = "http://me:secret@host:5000"
-    assert (config().tracking.uri, tracking_uri(), run_directory.store_of([])) == (server, server, server)
+    assert (config().tracking.uri, tracking_uri(), store_of([])) == (server, server, server)
     assert config().tracking.artifacts is None, "the server decides"
     assert "tracking.uri" in config().unresolved, "nothing of it is written down"
     assert config("tracking=server").tracking.uri == server and config("tracking=none").tracking.uri is None
     typed = "tracking.uri='sqlite:///x y.db'"
-    assert config(typed).tracking.uri == run_directory.store_of([typed]) == "sqlite:///x y.db"
+    assert config(typed).tracking.uri == store_of([typed]) == "sqlite:///x y.db"
     assert config(typed).tracking.artifacts == str(home / "mlartifacts")
 
 

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from experiments.config import schema
-from experiments.runs import like
+from experiments.reuse import like
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = "\n".join(

@@ -29,14 +29,15 @@ from experiments.data.pixel_cache import Decoded
 from experiments.data.types import Dataset, ImageRecord, ImageSet, Manifest
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError, DataError
+from experiments.evaluation import training_checks
 from experiments.evaluation.evaluate import evaluate
+from experiments.evaluation.training_checks import check_joined
 from experiments.regimes.build import build
-from experiments.run import check_origins, print_results, read_data, run, write_csv
-from experiments.runs import training_checks
-from experiments.runs.training_checks import check_joined
+from experiments.run import check_origins, print_results, read_data, run
+from experiments.runs.curves import Curves
 from experiments.storage.array_cache import Rows
+from experiments.storage.csv_files import write_rows
 from experiments.system.startup import quiet_start
-from experiments.tracking.curves import Curves
 from experiments.tracking.mlflow_run import Tracker
 from experiments.training import runtime
 from experiments.training.checkpoints import Checkpoints, State
@@ -392,7 +393,7 @@ def test_an_epoch_is_logged_once_it_is_committed_and_one_trained_again_keeps_its
 
 def test_csv_cells_are_quoted(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"path": 'a,"b"\nc.jpg', "n": 1}, {"path": "Katze 猫.jpg", "n": 2}]
-    write_csv(tmp_path / "table.csv", rows)
+    write_rows(tmp_path / "table.csv", rows)
     with (tmp_path / "table.csv").open(encoding="utf-8", newline="") as file:
         assert [row["path"] for row in csv.DictReader(file)] == [row["path"] for row in rows]
 
@@ -401,7 +402,7 @@ def origin(tmp_path: Path, rows: list[dict[str, str]], key: str) -> dict[str, Pa
     """The folder with what a run left that read these images."""
     folder = tmp_path / key
     folder.mkdir(parents=True)
-    write_csv(folder / "manifest.csv", rows)
+    write_rows(folder / "manifest.csv", rows)
     return {key: folder}
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
-import json
 import logging
 import math
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,21 +28,21 @@ from experiments.data.pixel_cache import Decoded, splits_of
 from experiments.data.types import Dataset, ImageSet, Manifest, SplitSettings
 from experiments.errors import ConfigError, DataError, Pruned
 from experiments.evaluation import plots
-from experiments.evaluation.evaluate import Report, evaluate, percent, predictions_table
+from experiments.evaluation.evaluate import Report, evaluate, percent
+from experiments.evaluation.training_checks import check_joined, check_reached, keep_error, training_warnings
 from experiments.models.network import split_network
 from experiments.models.weights import save
 from experiments.regimes.bottleneck import bottleneck
 from experiments.regimes.build import build, head_record, network_record
 from experiments.regimes.finetune import finetune
 from experiments.regimes.restored import facts_of, restore
-from experiments.runs import run_directory
-from experiments.runs.training_checks import check_joined, check_reached, keep_error, training_warnings
-from experiments.storage import atomic_files
+from experiments.runs import predictions
+from experiments.runs.active_run import ActiveRun
+from experiments.runs.curves import Curves
+from experiments.runs.run_directory import CURVES, RunDirectory
 from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.redaction import redacted
 from experiments.tracking import inputs, mlflow_run
-from experiments.tracking.curves import FILE as CURVES
-from experiments.tracking.curves import Curves
 from experiments.training import pruning, runtime
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.losses import class_weights
@@ -64,108 +62,133 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         The validation metric that `objective` names; nan if it is undefined on the split (see `evaluate`).
     """
     began = time.perf_counter()
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
     console = PlainConsole(quiet=config.progress == "none")
     with (
         runtime.apply(config.runtime),
-        open_run_directory(folder, config) as directory,
-        mlflow_run.track(config, folder, directory.run_id) as tracker,
+        open_run(directory, config) as active,
+        mlflow_run.track(config, directory.folder, active.run_id) as tracker,
     ):
-        directory.track(tracker.run_id, config.tracking.uri)
-        files = inputs.fetch(config, folder)
+        active.track(tracker.run_id, config.tracking.uri)
+        files = inputs.fetch(config, directory.folder)
         components = build(config, files)
         dataset = read_data(components)
-        check_origins({key: folder / "inputs" / key for key in files}, dataset)
+        check_origins({key: directory.inputs(key) for key in files}, dataset)
         identity = components.identity(config, dataset.fingerprint)
-        directory.check(identity, planned)
-        directory.note(backbone_identity=components.backbone.identity)
-        write_description(components, dataset, folder, tracker, identity)
-        checkpoints = Checkpoints(folder / run_directory.CHECKPOINTS)
-        with open_curves(folder, tracker, checkpoints) as curves:
+        active.check(identity, planned)
+        active.note(backbone_identity=components.backbone.identity)
+        write_description(components, dataset, directory, tracker, identity)
+        checkpoints = Checkpoints(directory.checkpoints)
+        with open_curves(directory, tracker, checkpoints) as curves:
             context = TrainingContext(Terminal(console), pruning.reporting(config, curves.add), checkpoints)
-            trained = Path(config.sweep.trained) if config.sweep.trained else None
-            known = facts_of(trained, identity) if trained else {}
-            result = (
-                restore(components, dataset, context, trained)
-                if trained
-                else components.regime(components, dataset, context)
-            )
-        write_weights(folder / "weights", components, result)
-        try:
+            result, known = train_or_restore(components, dataset, context, identity)
+        write_weights(directory, components, result)
+        with logging_files_after_error(tracker):
             reports = evaluate(result.scores, dataset, probabilities=config.loss != "hinge")
-        except Exception:
-            tracker.artifacts({})  # logs the trained weights, the only results so far
-            raise
         # Times that were recorded before a resume are kept, because a metric logged to MLflow cannot be replaced.
         spent = {"total_seconds": time.perf_counter() - began, "fit_seconds": sum(context.fitting.values())}
         spent |= known.get("seconds", {})  # the times of the run that did the training, if this one restored its result
-        seconds = {name: directory.facts.get(name, value) for name, value in spent.items()}
+        seconds = {name: active.facts.get(name, value) for name, value in spent.items()}
         ended = result.history[-1].timestamp if result.history else int(time.time() * 1000)
-        ended = directory.facts.get("ended", ended)
+        ended = active.facts.get("ended", ended)
         # No failing check, figure or upload may lose the results: errors are raised after everything is written.
         errors: list[Exception] = []
         warnings: list[str] = []
         with keep_error(errors, "the warnings"):
             warnings = known.get("warnings") or training_warnings(config, result, dataset.validation.labels)
-        directory.note(**seconds, ended=ended, warnings=warnings, reused_seconds=reused_seconds(result))
+        active.note(**seconds, ended=ended, warnings=warnings, reused_seconds=reused_seconds(result))
         metrics: dict[str, float] = flat_metrics(reports) | seconds
-        tables = {f"predictions_{name}": predictions_table(report) for name, report in reports.items()}
-        write_results(folder, tables, metrics)
+        write_results(directory, reports, metrics)
         tracker.results(metrics, {**result.facts, **({"warnings": "\n".join(warnings)} if warnings else {})}, ended)
-        before = len(errors)
-        with keep_error(errors, "the comparison of the joined model with the reported scores"):
-            check_joined(config, result, dataset)
-        is_sound = len(errors) == before
-        with keep_error(errors, "must_reach"):
-            check_reached(config, result)
-        with keep_error(errors, "the figures"):
-            save_figures(folder / "figures", components, dataset, result, reports)
-        with keep_error(errors, "logging the files"):
-            tracker.artifacts(tables)
-        if is_sound and config.tracking.log_model and not directory.facts.get("model"):  # already before a resume
-            with keep_error(errors, "logging the model"):
-                tracker.model(result.model, dataset.classes)
-                directory.note(model="logged")
-        directory.note(failures=[f"{type(error).__name__}: {error}" for error in errors])
+        errors += finish(components, dataset, result, reports, active, tracker)
+        active.note(failures=[f"{type(error).__name__}: {error}" for error in errors])
         for sentence in warnings:
             _log.warning(sentence)
         if errors:
-            print_results(console, folder, reports, tracker.run_id)
+            print_results(console, directory.folder, reports, tracker.run_id)
             for error in errors[1:]:
                 _log.error("%s", error, exc_info=error)
             raise errors[0]
-    print_results(console, folder, reports, tracker.run_id)
+    print_results(console, directory.folder, reports, tracker.run_id)
     return metrics.get(f"validation.{config.objective}", math.nan)
 
 
 @contextmanager
-def open_run_directory(folder: Path, config: schema.Config) -> Iterator[run_directory.RunDirectory]:
-    """Yield the run directory and record how the run ends; add to an error how the run can be resumed."""
-    directory = run_directory.RunDirectory(folder, config)
+def open_run(directory: RunDirectory, config: schema.Config) -> Iterator[ActiveRun]:
+    """Yield the active run and record how it ends; add to an error how the run can be resumed."""
+    active = ActiveRun(directory, config)
     try:
-        yield directory
+        yield active
     except Pruned:
-        directory.end(Status.PRUNED)
+        active.end(Status.PRUNED)
         raise
     except BaseException as error:
         with contextlib.suppress(OSError):  # the disk may be full
-            directory.end(Status.FAILED if isinstance(error, Exception | SystemExit) else Status.KILLED)
+            active.end(Status.FAILED if isinstance(error, Exception | SystemExit) else Status.KILLED)
         if not isinstance(error, (ConfigError, DataError)):
-            error.add_note(f"Go on with it: python -m experiments.train resume={shlex.quote(str(folder))}")
+            error.add_note(f"Go on with it: python -m experiments.train resume={shlex.quote(str(directory.folder))}")
         raise
-    directory.end(Status.FINISHED)
+    active.end(Status.FINISHED)
 
 
 @contextmanager
-def open_curves(folder: Path, tracker: mlflow_run.Tracker, checkpoints: Checkpoints) -> Iterator[Curves]:
+def open_curves(directory: RunDirectory, tracker: mlflow_run.Tracker, checkpoints: Checkpoints) -> Iterator[Curves]:
     """Yield the run's curves, and log what is left of them unless the run was interrupted and can be resumed."""
-    curves = Curves(folder / CURVES, tracker, checkpoints.holds)
+    curves = Curves(directory.folder / CURVES, tracker, checkpoints.holds)
     try:
         yield curves
     except (ConfigError, DataError, Pruned):
         curves.finish()
         raise
     curves.finish()
+
+
+@contextmanager
+def logging_files_after_error(tracker: mlflow_run.Tracker) -> Iterator[None]:
+    """Log the files so far, the trained weights, if the block raises an error."""
+    try:
+        yield
+    except Exception:
+        tracker.artifacts({})
+        raise
+
+
+def train_or_restore(
+    components: RunComponents, dataset: Dataset, context: TrainingContext, identity: str
+) -> tuple[TrainingResult, dict[str, Any]]:
+    """Train by the run's regime, or restore the result of the finished run that `sweep.trained` names.
+
+    Returns:
+        The result; and what the finished run recorded about its training, see `facts_of`, else nothing.
+    """
+    trained = components.config.sweep.trained
+    if trained is None:
+        return components.regime(components, dataset, context), {}
+    known = facts_of(Path(trained), identity)
+    return restore(components, dataset, context, Path(trained)), known
+
+
+def finish(
+    components: RunComponents, dataset: Dataset, result: TrainingResult, reports: Mapping[str, Report],
+    active: ActiveRun, tracker: mlflow_run.Tracker,
+) -> list[Exception]:  # fmt: skip
+    """Check the result, draw the figures, log files and model; return the errors of steps that failed."""
+    config, errors = components.config, list[Exception]()
+    with keep_error(errors, "the comparison of the joined model with the reported scores"):
+        check_joined(config, result, dataset)
+    is_sound = not errors
+    with keep_error(errors, "must_reach"):
+        check_reached(config, result)
+    with keep_error(errors, "the figures"):
+        save_figures(active.directory.figures, components, dataset, result, reports)
+    with keep_error(errors, "logging the files"):
+        tracker.artifacts({predictions.stem(split): predictions.to_table(one.predictions)
+                           for split, one in reports.items()})  # fmt: skip
+    if is_sound and config.tracking.log_model and not active.facts.get("model"):  # already before a resume
+        with keep_error(errors, "logging the model"):
+            tracker.model(result.model, dataset.classes)
+            active.note(model="logged")
+    return errors
 
 
 def read_data(components: RunComponents, *, keep: bool = True) -> Dataset:
@@ -240,19 +263,16 @@ def read_manifest(
 
 
 def write_description(
-    components: RunComponents, dataset: Dataset, folder: Path, tracker: mlflow_run.Tracker, identity: str
+    components: RunComponents, dataset: Dataset, directory: RunDirectory, tracker: mlflow_run.Tracker, identity: str
 ) -> None:
     """Write the configuration, the manifest, data issues and the identity of a run to its directory and MLflow."""
     config = components.config
-    text = dump_yaml(redacted(logged(config)))
-    atomic_files.write_file(folder / "config.yaml", text.encode())
-    write_csv(folder / inputs.MANIFEST, manifest.to_rows(dataset.manifest))
-    if dataset.manifest.left_out:
-        rows = [{"path": left.path, "reason": left.reason} for left in dataset.manifest.left_out]
-        write_csv(folder / "left_out.csv", rows)
-    if dataset.manifest.warnings:
-        rows = [{"path": warning.path, "warning": warning.text} for warning in dataset.manifest.warnings]
-        write_csv(folder / "image_warnings.csv", rows)
+    directory.write_config(dump_yaml(redacted(logged(config))))
+    directory.write_images(
+        manifest.to_rows(dataset.manifest),
+        [{"path": left.path, "reason": left.reason} for left in dataset.manifest.left_out],
+        [{"path": warning.path, "warning": warning.text} for warning in dataset.manifest.warnings],
+    )
     facts = {
         "identity": identity,
         "data_fingerprint": dataset.fingerprint,
@@ -276,8 +296,7 @@ def check_origins(origins: Mapping[str, Path], dataset: Dataset) -> None:
     """
     judged = {entry.sha256: entry.path for entry in dataset.manifest.entries if entry.split != "train"}
     for key, origin in origins.items():
-        with (origin / inputs.MANIFEST).open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = RunDirectory(origin).images()
         known = sorted(judged[row["sha256"]] for row in rows if row["split"] == "train" and row["sha256"] in judged)
         if known:
             raise DataError(
@@ -293,25 +312,16 @@ def check_origins(origins: Mapping[str, Path], dataset: Dataset) -> None:
             )
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows, of which there must be at least one, to a CSV file with a header line."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def flat_metrics(reports: Mapping[str, Report]) -> dict[str, float]:
     """Return the metrics of all reports, named `split.metric`."""
     return {f"{split}.{name}": value for split, report in reports.items() for name, value in report.metrics.items()}
 
 
-def write_results(folder: Path, tables: Mapping[str, Mapping[str, list[Any]]], metrics: Mapping[str, float]) -> None:
-    """Write metrics and predictions to files in the run directory."""
-    atomic_files.write_file(folder / "metrics.json", json.dumps(dict(metrics), indent=1).encode())
-    for name, table in tables.items():
-        rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
-        write_csv(folder / f"{name}.csv", rows)
+def write_results(directory: RunDirectory, reports: Mapping[str, Report], metrics: Mapping[str, float]) -> None:
+    """Write metrics and predictions to the run directory."""
+    directory.write_metrics(metrics)
+    for split, report in reports.items():
+        directory.write_predictions(split, report.predictions)
 
 
 def reused_seconds(result: TrainingResult) -> float:
@@ -321,23 +331,17 @@ def reused_seconds(result: TrainingResult) -> float:
     return sum(record.metrics.get("seconds", 0.0) for record in result.history if record.phase == PhaseName.HEAD)
 
 
-def write_weights(weights: Path, components: RunComponents, result: TrainingResult) -> None:
-    """Write the trained weights to a directory; called before the evaluation, whose failure must not lose them."""
-    weights.mkdir(exist_ok=True)
-    config, job = components.config, components.config.sweep.job
-    if job and components.regime is finetune:  # a sweep of VGG16 would store a gigabyte of frozen weights
-        unfrozen = split_network(
-            components.backbone, config.regime.unfrozen_blocks, config.model.head.pooling
-        ).trainable_part
-        unfrozen.save_weights(weights / "unfrozen.weights.h5")
-    elif not (job and components.regime is bottleneck):
-        save(
-            components.backbone.model,
-            weights / "backbone.weights.h5",
-            network_record(config, components.backbone.model),
-        )
+def write_weights(directory: RunDirectory, components: RunComponents, result: TrainingResult) -> None:
+    """Write the trained weights; called before the evaluation, whose failure must not lose them."""
     head: keras.Model = result.model.get_layer("head")
-    save(head, weights / "head.weights.h5", head_record(config, components.backbone, head, result.model))
+    directory.weights("head").parent.mkdir(exist_ok=True)
+    config, job, backbone = components.config, components.config.sweep.job, components.backbone
+    if job and components.regime is finetune:  # a sweep of VGG16 would store a gigabyte of frozen weights
+        unfrozen = split_network(backbone, config.regime.unfrozen_blocks, config.model.head.pooling).trainable_part
+        unfrozen.save_weights(directory.weights("unfrozen"))
+    elif not (job and components.regime is bottleneck):
+        save(backbone.model, directory.weights("backbone"), network_record(config, backbone.model))
+    save(head, directory.weights("head"), head_record(config, backbone, head, result.model))
 
 
 def save_figures(

@@ -29,7 +29,9 @@ from experiments.config import unused, validation
 from experiments.config.hydra_errors import disk_full, explain
 from experiments.config.schema import Config
 from experiments.errors import ConfigError, DataError, Pruned
-from experiments.runs import like, run_directory
+from experiments.reuse import like, resume
+from experiments.runs.active_run import AUTO, check_same
+from experiments.runs.run_directory import RunDirectory
 from experiments.sweeps import plan
 from experiments.sweeps.local import LocalLauncher
 from experiments.sweeps.plan import PlannedRun
@@ -73,15 +75,15 @@ def start(config: Config, planned: str | None = None) -> float:
 
         connection.check(config.tracking.uri)
         from experiments.run import run  # imports TensorFlow, hence only after validation
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    begun = run_directory.read_record(folder) if config.resume == run_directory.AUTO else None
+    directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
+    begun = directory.facts() if config.resume == AUTO else None
     if begun is not None and begun.get("identity"):
         if planned is None:
             from experiments.sweeps.worker_tasks import identity
 
             planned = identity(config)
-        run_directory.check_same(folder, begun["identity"], planned)
-        if (metrics := run_directory.finished(folder, planned)) is not None:
+        check_same(directory.folder, begun["identity"], planned)
+        if (metrics := directory.finished(planned)) is not None:
             return metrics.get(f"validation.{config.objective}", math.nan)
     return run(config, planned)
 
@@ -109,7 +111,7 @@ def run_planned(job: PlannedRun) -> None:
 
 def main() -> None:
     def call() -> None:
-        command = run_directory.resume(sys.argv[1:])
+        command = resume.expand(sys.argv[1:])
         if command is None:
             print("This run is finished: there is nothing to resume.")
             return

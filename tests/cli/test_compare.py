@@ -30,8 +30,8 @@ from experiments.evaluation.comparison import (
     of_groups,
 )
 from experiments.evaluation.comparison_text import sentences
-from experiments.evaluation.evaluate import Prediction
 from experiments.evaluation.significance import newcombe
+from experiments.runs.predictions import Prediction
 from experiments.tracking.queries import RunFacts, find_runs, search_runs
 from experiments.tracking.summary_runs import log_comparison
 from experiments.tracking.upload import Kind, Message, upload

@@ -17,7 +17,7 @@ import mlflow
 import pytest
 
 from experiments.cli import reproduce as verb
-from experiments.runs import run_directory
+from experiments.runs.run_directory import RunDirectory
 from experiments.sweeps import reproduction
 from experiments.sweeps.plan import Job
 from experiments.sweeps.reproduction import CLAIMS, Result
@@ -75,17 +75,24 @@ def test_a_rows_command(name: str, given: dict[str, Any], expected: str) -> None
     assert " ".join(reproduction.overrides(name, **{**plain, **given})) == expected
 
 
-def test_a_figure_is_the_mean_of_the_last_phases_last_five_epochs() -> None:
+def test_a_figure_is_the_mean_of_the_last_phases_last_five_epochs(tmp_path: Path) -> None:
     rows = [("head", 0.1), *(("finetune", value) for value in (0.2, 0.5, 0.6, 0.7, 0.8, 0.9))]
     lines = [
-        "step,phase,timestamp,validation_accuracy",
-        *(f"{at},{phase},{at},{value}" for at, (phase, value) in enumerate(rows)),
+        "step,phase,epoch,timestamp,validation_accuracy",
+        *(f"{at},{phase},{at},{at},{value}" for at, (phase, value) in enumerate(rows)),
     ]
-    metrics = json.dumps({"validation.accuracy": 0.95, "total_seconds": 12.5}).encode()
-    found = reproduction.read_result("\n".join(lines).encode(), metrics, b"path,correct\na,True\nb,False\n")
+    directory = RunDirectory(tmp_path)
+    directory.write_metrics({"validation.accuracy": 0.95, "total_seconds": 12.5})
+
+    def read() -> Result:
+        (tmp_path / "curves.csv").write_text("".join(f"{line}\n" for line in lines))
+        return reproduction.read_result(directory)
+
+    (tmp_path / "predictions_validation.csv").write_text("path,sha256,correct\na,1,True\nb,2,False\n")
+    found = read()
     assert found == pytest.approx(Result(last_epochs=0.7, accuracy=0.95, images=2, seconds=12.5, ended=6))
-    lines[1:] = ["0,scratch,1,0.25", "1,scratch,2,0.75"]
-    assert reproduction.read_result("\n".join(lines).encode(), metrics, b"path\na\n").last_epochs == 0.5
+    lines[1:] = ["0,scratch,0,1,0.25", "1,scratch,1,2,0.75"]
+    assert read().last_epochs == 0.5
 
 
 def test_the_page_holds_claims_figures_and_commands_but_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +165,7 @@ def test_it_is_stopped_goes_on_and_then_has_nothing_to_do(drawn: Path, own_outpu
 
     before = {path: path.stat().st_mtime for path in own_outputs.glob("runs/*/run.json")}
     assert len(before) == 8, "the one that was stopped has gone on in its place"
-    assert {run_directory.read_record(path.parent)["status"] for path in before} == {"FINISHED"}  # type: ignore[index]
+    assert {RunDirectory(path.parent).facts()["status"] for path in before} == {"FINISHED"}  # type: ignore[index]
     again = start(drawn)
     out, said = again.communicate(timeout=300)
     assert again.returncode == 0 and "8 runs, 8 of them finished" in out, out + said

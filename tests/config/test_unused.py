@@ -11,7 +11,8 @@ import pytest
 from experiments.config import schema, unused
 from experiments.config.identity import dump_yaml, logged
 from experiments.errors import ConfigError
-from experiments.runs import like
+from experiments.reuse import like
+from experiments.runs.run_directory import CONFIG
 
 Read = Callable[..., schema.Config]
 RUN = "0123456789abcdef0123456789abcdef"
@@ -62,7 +63,7 @@ def test_weights_that_would_not_be_loaded_are_refused(config: Read, regime: str,
 def test_what_like_brings_is_not_typed(tmp_path: Path, config: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unused, "brought", [])
     text = dump_yaml(logged(config("regime=finetune", "model.weights=body.weights.h5")))
-    (tmp_path / like.FILE).write_text(text)
+    (tmp_path / CONFIG).write_text(text)
     command = like.expand([f"like={tmp_path}", "regime=scratch"])
     assert any("weights" in override for override in unused.brought), "or there is nothing to be refused"
     unused.check_weights([config(*command)], command)

@@ -96,7 +96,7 @@ def test_a_folder_gives_the_model_of_a_sweep_s_job(place: Place) -> None:
 
 def test_a_store_gives_the_model_without_the_folder(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine that has the store, but not the runs' folders."""
-    monkeypatch.setattr("experiments.runs.run_directory.read_record", lambda folder: None)
+    monkeypatch.setattr("experiments.runs.run_directory.RunDirectory.facts", lambda directory: None)
     (facts,) = queries.find_runs(place.uri, ["job"])
     run = saved_run.find(facts.run_id[:12], place.uri)
     assert run.folder is None and run.name == "job"

@@ -19,7 +19,7 @@ from PIL import Image
 from experiments.errors import DataError
 from experiments.evaluation import comparison_page
 from experiments.evaluation.comparison import Comparison, Group, Repeat, disagreements, of_groups
-from experiments.evaluation.evaluate import Prediction
+from experiments.runs.predictions import Prediction
 from experiments.system.redaction import visible
 from experiments.tracking.queries import RunFacts
 from experiments.training.types import EpochRecord

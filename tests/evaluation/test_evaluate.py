@@ -16,8 +16,9 @@ from sklearn.metrics import (
 )
 
 from experiments.data.types import Dataset, ImageRecord, ImageSet, Manifest
-from experiments.evaluation.evaluate import evaluate, predictions_table
+from experiments.evaluation.evaluate import evaluate
 from experiments.evaluation.statistics import wilson
+from experiments.runs.predictions import to_table
 from experiments.storage.array_cache import Rows
 
 PETS = ("cat", "dog")
@@ -116,7 +117,9 @@ def test_predictions_keep_the_order_and_ids_of_the_images() -> None:
 
 
 def test_the_table_has_a_column_per_class_and_a_row_per_image() -> None:
-    table = predictions_table(evaluate({"validation": np.array(BY_HAND)}, splits_of(PETS, [0, 0, 1, 1]))["validation"])
+    table = to_table(
+        evaluate({"validation": np.array(BY_HAND)}, splits_of(PETS, [0, 0, 1, 1]))["validation"].predictions
+    )
     assert list(table) == ["path", "sha256", "label", "predicted", "correct", "confidence", "p_cat", "p_dog"]
     assert table["label"] == ["cat", "cat", "dog", "dog"]
     assert table["predicted"] == ["cat", "dog", "cat", "dog"]

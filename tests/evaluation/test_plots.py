@@ -13,8 +13,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.metrics import roc_auc_score
 
 from experiments.evaluation import comparison_plots, figure_style, plots
-from experiments.evaluation.evaluate import Prediction, Report
+from experiments.evaluation.evaluate import Report
 from experiments.evaluation.statistics import reliability
+from experiments.runs.predictions import Prediction
 from experiments.training.types import EpochRecord
 
 PETS = ("cat", "dog")

@@ -12,7 +12,7 @@ import pytest
 
 from experiments import run as run_module
 from experiments import train
-from experiments.runs import training_checks
+from experiments.evaluation import training_checks
 
 # Two phases, a warm-up, a schedule, a split point inside the network.
 OVERRIDES = (

@@ -25,7 +25,7 @@ from experiments.config.identity import logged as logged_config
 from experiments.config.overrides import quoted
 from experiments.errors import ConfigError
 from experiments.regimes import build
-from experiments.runs import like
+from experiments.reuse import like
 from experiments.system import paths
 
 Tally = Callable[[str, int, int], None]

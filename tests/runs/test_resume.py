@@ -22,10 +22,11 @@ import numpy as np
 import pytest
 
 from experiments.errors import ConfigError
+from experiments.reuse import resume
 from experiments.runs import run_directory
+from experiments.runs.curves import Curves
 from experiments.system.paths import default_outputs
 from experiments.tracking import liveness
-from experiments.tracking.curves import Curves
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.types import EpochRecord
 
@@ -261,7 +262,7 @@ def fake(folder: Path, **facts: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     called = {"directory": str(folder), "config_dir": None, "overrides": ["epochs=3"], "sweep": False}
     record = {"command": called, "outputs": str(folder), "threads": 2, "status": "KILLED"} | facts
-    (folder / run_directory.FILE).write_text(json.dumps(record))
+    (folder / run_directory.FACTS).write_text(json.dumps(record))
     return folder
 
 
@@ -269,15 +270,15 @@ def test_resuming_repeats_the_command(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     folder = fake(tmp_path / "it's a run")
     text = str(folder).replace("'", "\\'")
-    assert run_directory.resume(["epochs=3", "--cfg", "job"]) == ["epochs=3", "--cfg", "job"]
-    assert run_directory.resume([f"resume={folder}"]) == [
+    assert resume.expand(["epochs=3", "--cfg", "job"]) == ["epochs=3", "--cfg", "job"]
+    assert resume.expand([f"resume={folder}"]) == [
         "epochs=3", f"outputs='{text}'", f"hydra.run.dir='{text}'", f"resume='{text}'", "runtime.threads=2"
     ]  # fmt: skip
     assert Path.cwd() == folder
-    given = run_directory.resume(["runtime.threads=1", f"resume={folder}", "tracking=none"])
+    given = resume.expand(["runtime.threads=1", f"resume={folder}", "tracking=none"])
     assert given is not None and given[-2:] == ["runtime.threads=1", "tracking=none"]
     assert "runtime.threads=2" not in given
-    assert run_directory.resume([f"resume={fake(folder, status='FINISHED')}"]) is None
+    assert resume.expand([f"resume={fake(folder, status='FINISHED')}"]) is None
 
 
 REFUSED: dict[str, tuple[Callable[[Path], list[str]], str]] = {
@@ -292,11 +293,11 @@ REFUSED: dict[str, tuple[Callable[[Path], list[str]], str]] = {
 def test_what_cannot_be_resumed_is_a_clear_error(name: str, tmp_path: Path) -> None:
     given, text = REFUSED[name]
     with pytest.raises(ConfigError, match=text):
-        run_directory.resume(given(tmp_path))
+        resume.expand(given(tmp_path))
 
 
 def test_a_journal_that_is_damaged_is_told(tmp_path: Path) -> None:
     for content in ("{", "[]", "{}"):
-        (tmp_path / run_directory.FILE).write_text(content)
+        (tmp_path / run_directory.FACTS).write_text(content)
         with pytest.raises(ConfigError, match=r"run\.json"):
-            run_directory.resume([f"resume={tmp_path}"])
+            resume.expand([f"resume={tmp_path}"])

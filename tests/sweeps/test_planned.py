@@ -20,6 +20,7 @@ from experiments import train
 from experiments.config.identity import run_identity
 from experiments.config.schema import Config
 from experiments.runs import run_directory
+from experiments.runs.command import arguments
 from experiments.sweeps import plots, processes, scheduler, summary_files, sweep_directory
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.sweeper import Sweeper
@@ -61,7 +62,7 @@ class Trained:
         configs = [Config.model_validate(one) for one in arguments[0]]
         known: dict[str, dict[str, Any]] = {}
         for folder in sweep_directory.folders(Path(configs[0].outputs)):
-            facts = run_directory.read_record(folder) or {}
+            facts = run_directory.RunDirectory(folder).facts() or {}
             if facts.get("status") == "FINISHED":
                 about = {"status": "FINISHED", "folder": str(folder), "run_id": None}
                 found = {"deleted": str(folder)} if str(folder) in self.deleted else about
@@ -75,14 +76,14 @@ class Trained:
                 break
             self.runs.append(job)
             config, folder = job.composed.config, job.folder
-            left = run_directory.read_record(folder)
+            left = run_directory.RunDirectory(folder).facts()
             assert self.identity(config) == job.identity and (left is None or left["status"] == "RUNNING")
             folder.mkdir(exist_ok=True)
             accuracy = 10 * config.optimizer.lr
             metrics = {"validation.accuracy": accuracy, "total_seconds": 1.0}
             (folder / run_directory.METRICS).write_text(json.dumps(metrics))
             facts = {"command": {}, "identity": job.identity, "status": "FINISHED"}
-            (folder / run_directory.FILE).write_text(json.dumps(facts))
+            (folder / run_directory.FACTS).write_text(json.dumps(facts))
             write_predictions(folder, "validation", accuracy)
             if config.evaluate.test:
                 write_predictions(folder, "test", accuracy / 2)
@@ -139,8 +140,8 @@ def test_a_job_goes_on_in_a_directory_outside_outputs(trained: Trained, tmp_path
     trained(*sweep)
     assert not trained(*sweep), "what is finished is not trained again"
     killed = tmp_path / "D" / "1"
-    facts = json.loads((killed / run_directory.FILE).read_text())
-    (killed / run_directory.FILE).write_text(json.dumps(facts | {"status": "RUNNING"}))
+    facts = json.loads((killed / run_directory.FACTS).read_text())
+    (killed / run_directory.FACTS).write_text(json.dumps(facts | {"status": "RUNNING"}))
     (killed / run_directory.CHECKPOINTS).mkdir()
     (job,) = trained(*sweep)
     assert job.folder == killed and (killed / run_directory.CHECKPOINTS).is_dir(), "its checkpoints are still there"
@@ -155,7 +156,7 @@ def test_a_job_does_not_write_into_the_directory_of_another_run(trained: Trained
         file.unlink()
     said = refused(lambda: trained(place, "optimizer.lr=0.03,0.04", "sweep.final=false"))
     assert f"{tmp_path / 'D' / '0'}: this folder holds another run" in said and not trained.runs
-    (tmp_path / "D" / "0" / run_directory.FILE).unlink()  # results without a recorded identity
+    (tmp_path / "D" / "0" / run_directory.FACTS).unlink()  # results without a recorded identity
     assert "another run" in refused(lambda: trained(place, "optimizer.lr=0.03,0.04", "sweep.final=false"))
 
 
@@ -286,7 +287,7 @@ def test_jobs_run_what_was_planned_though_files_change(drawn: Path, own_outputs:
     assert {run.data.tags["mlflow.note.content"] for run in runs.values()} == {"${oc.env:WHY}"}
     assert all("--config-name own" in run.data.tags["command"] for run in runs.values())
     called = json.loads((folder / "0" / "run.json").read_text())["command"]
-    assert run_directory.arguments(called)[:4] == ["--config-dir", str(mine), "--config-name", "own"]
+    assert arguments(called)[:4] == ["--config-dir", str(mine), "--config-name", "own"]
 
     (mine / "own.yaml").write_text(text)
     parent = json.loads((folder / sweep_directory.SWEEP).read_text())["parent"]

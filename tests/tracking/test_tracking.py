@@ -29,10 +29,10 @@ from experiments.config import schema
 from experiments.data import decoder
 from experiments.errors import ConfigError
 from experiments.regimes import scratch
+from experiments.runs.curves import PHASES, parse
 from experiments.tracking import (
     buffer,
     connection,
-    curves,
     description,
     inputs,
     liveness,
@@ -44,7 +44,6 @@ from experiments.tracking import (
     upload,
     view,
 )
-from experiments.tracking.curves import parse
 from experiments.tracking.experiment import open_experiment
 from experiments.tracking.upload import Kind
 
@@ -169,7 +168,7 @@ def test_curves_lie_on_one_axis(store: Store) -> None:
         assert [step for step, _ in curve("head", metric)] == [0, 1]
         assert [step for step, _ in curve("tuned", metric)] == [0, 1, 2, 3]
         assert [step for step, _ in curve("given", metric)] == [0, 1]
-    head, finetune = curves.PHASES.index("head"), curves.PHASES.index("finetune")
+    head, finetune = PHASES.index("head"), PHASES.index("finetune")
     assert curve("head", "phase") == [(0, head), (1, head)]
     assert curve("tuned", "phase") == [(0, head), (1, head), (2, finetune), (3, finetune)]
     assert curve("given", "phase") == [(0, finetune), (1, finetune)]
@@ -203,11 +202,11 @@ def test_the_folder_is_among_the_artifacts(store: Store) -> None:
     local = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     wanted = {path for path in local if not path.startswith((".hydra", "inputs", ".run.lock", "run.json"))}
     assert wanted | {"predictions_validation.json", "predictions_test.json"} == store.files(run)
-    table = queries.read_predictions(store.uri, queries.find_runs(store.uri, ["head"])[0], "validation")
+    found = queries.read_predictions(store.uri, queries.find_runs(store.uri, ["head"])[0], "validation")
     with (folder / "predictions_validation.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert table["path"] == [row["path"] for row in rows]
-    assert [str(value) for value in table["correct"]] == [row["correct"] for row in rows]
+    assert [one.path for one in found] == [row["path"] for row in rows]
+    assert [str(one.correct) for one in found] == [row["correct"] for row in rows]
     assert not [path for path in store.files(store.run("tuned")) if path.startswith("inputs")]
 
 
@@ -480,11 +479,11 @@ def test_names_that_are_no_text_do_not_break_tables(tmp_path: Path) -> None:
     store.train("odd", "regime=scratch", "augmentation=none", "epochs=1", "tracking.log_model=false")
     run = store.run("odd")
     assert run.info.status == "FINISHED"
-    table = queries.read_predictions(store.uri, queries.find_runs(store.uri, ["odd"])[0], "validation")
-    assert sorted(table["path"]) == sorted(
+    found = queries.read_predictions(store.uri, queries.find_runs(store.uri, ["odd"])[0], "validation")
+    assert sorted(one.path for one in found) == sorted(
         f"validation/{name}/bad\\udcff{n}.png" for name in ("Käfer", "猫") for n in range(2)
     )
-    assert "p_Käfer" in table
+    assert all("Käfer" in one.probabilities for one in found)
     text = (store.outputs / "runs/odd/predictions_validation.csv").read_text(encoding="utf-8")
     assert "bad\\udcff0.png" in text and "猫" in text
 

@@ -20,11 +20,12 @@ def main() -> None:
     arguments = parser.parse_args()
     from experiments.cli.composed import start
     from experiments.evaluation.evaluate import Baseline, percent
+    from experiments.runs.run_directory import RunDirectory
 
     _, (run,) = start([["experiment=pretrained", *arguments.overrides]], "pretrained")
     target = PACKAGE / "weights" / "convnet.weights.h5"
     target.parent.mkdir(exist_ok=True)
-    shutil.copyfile(Path(run.tags["run_folder"]) / "weights" / "backbone.weights.h5", target)
+    shutil.copyfile(RunDirectory(Path(run.tags["run_folder"])).weights("backbone"), target)
     accuracy, low, share = (run.metrics[f"validation.accuracy{name}"] for name in ("", "_low", "_baseline"))
     beside = Baseline("", share).beside(accuracy, low)
     print(f"{target}: {target.stat().st_size} bytes, validation accuracy {percent(accuracy)}, {beside}")

@@ -62,7 +62,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
     Raises:
         ConfigError: something would stop a run; none was started.
     """
-    from experiments.runs import run_directory
+    from experiments.runs.lock import claim
     from experiments.sweeps import plan, processes, reproduction
 
     jobs = planned(arguments)
@@ -71,7 +71,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
     comparable = not arguments.quick and reproduction.same_task(common, arguments.overrides)
     folder = Path(common.outputs) / "reproduce" / f"{backbone}-{plan.digest([job.config for job in jobs])}"
     folder.mkdir(parents=True, exist_ok=True)
-    lock = run_directory.claim(folder, LOCK, "reproduction")
+    lock = claim(folder, LOCK, "reproduction")
     try:
         try:
             reproduction.inspect_jobs(jobs)

@@ -37,8 +37,8 @@ def summarize(folder: Path) -> None:
     """
     from experiments.config.credentials import revealed
     from experiments.config.schema import Config
+    from experiments.runs.run_directory import SWEEP
     from experiments.sweeps import summary_files
-    from experiments.sweeps.sweep_directory import SWEEP
     from experiments.sweeps.terminal import show_summary
     from experiments.system.progress import PlainConsole
     from experiments.system.redaction import is_concealed

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import ConfigError
+from experiments.runs.run_directory import FACTS, RunDirectory
 from experiments.system.paths import default_outputs
 from experiments.system.redaction import redact_credentials
 from experiments.training.types import Status
@@ -28,9 +29,9 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--uri", help="the MLflow store, where it is another than the run was started with")
     arguments = parser.parse_args()
-    wrong = [folder for folder in arguments.folders if not (folder / "run.json").is_file()]
+    wrong = [folder for folder in arguments.folders if RunDirectory(folder).lacks([FACTS])]
     if wrong:
-        parser.error(f"no run's folder, as it has no run.json. Received: {', '.join(map(str, wrong))}")
+        parser.error(f"no run's folder, as it has no {FACTS}. Received: {', '.join(map(str, wrong))}")
     failed, variable = 0, os.environ.get("MLFLOW_TRACKING_URI")  # read first, because MLflow sets it when it is used
     for folder in arguments.folders or pending_directories(Path(default_outputs())):
         try:
@@ -60,12 +61,13 @@ def sync(folder: Path, uri: str | None, variable: str | None, *, whole: bool) ->
     Raises:
         ConfigError: the run is still going on, or its store is not known, cannot be reached or refuses the upload.
     """
-    from experiments.runs import run_directory
+    from experiments.runs.location import store_of_run
+    from experiments.runs.lock import claim
     from experiments.tracking import buffer, connection
 
-    facts = run_directory.read_record(folder) or {}
+    facts = RunDirectory(folder).facts() or {}
     known = facts.get("store", "")
-    place = uri or (run_directory.store_of_run(folder, facts) if facts else None) or variable
+    place = uri or (store_of_run(folder, facts) if facts else None) or variable
     run_id = facts.get("run_id") or ""
     if not run_id and not buffer.read(folder):
         return "was not tracked"
@@ -74,7 +76,7 @@ def sync(folder: Path, uri: str | None, variable: str | None, *, whole: bool) ->
     if connection.missing(place):
         raise connection.unusable(place, "it is not there (where outputs/ was moved, give --uri)")
     connection.check(place)
-    lock = run_directory.claim(folder)
+    lock = claim(folder)
     try:
         wait, reason = buffer.sync(
             run_id, folder, place, points(folder, facts) if whole and run_id else [], facts.get("status")
@@ -91,16 +93,16 @@ def points(folder: Path, facts: Mapping[str, Any]) -> list[list[Any]]:
 
     For an unfinished run they end with its last checkpoint, because a resumed run trains later epochs again.
     """
-    from experiments.runs.run_directory import CHECKPOINTS
-    from experiments.tracking import curves
+    from experiments.runs.curves import metric_points
     from experiments.training.checkpoints import Checkpoints
 
-    records = curves.read(folder / curves.FILE)
+    directory = RunDirectory(folder)
+    records = directory.epochs()
     if facts.get("status") != Status.FINISHED:
-        checkpoints = Checkpoints(folder / CHECKPOINTS)
+        checkpoints = Checkpoints(directory.checkpoints)
         while records and not checkpoints.holds(records[-1]):
             records.pop()
-    return [point for record in records for point in curves.metric_points(record)]
+    return [point for record in records for point in metric_points(record)]
 
 
 if __name__ == "__main__":

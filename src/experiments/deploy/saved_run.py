@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +15,12 @@ from experiments.config import validation
 from experiments.config.overrides import quoted
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.runs import like, run_directory
+from experiments.reuse import like
+from experiments.runs.location import folder_of
+from experiments.runs.run_directory import CONFIG, FACTS, MANIFEST, METRICS, WEIGHTS, RunDirectory, weights_file
+from experiments.storage.csv_files import read_rows
 from experiments.system.paths import default_outputs
 from experiments.tracking import queries
-from experiments.tracking.inputs import MANIFEST
 from experiments.tracking.queries import RUN_ID
 from experiments.training.types import Status
 
@@ -30,10 +30,8 @@ if TYPE_CHECKING:
     from experiments.models.types import Backbone
 
 KERAS_FILE = "data/model.keras"  # path within a model that is logged to MLflow
-WEIGHTS = "weights"  # in the run directory, from `run.write_weights`; a sweep's job has not all files
 TOLERANCE = {"float32": 1e-3}  # largest accepted difference in probability between machines, by precision
 COARSE = 2e-2  # the same, for all other precisions
-HEAD, BACKBONE, UNFROZEN = "head.weights.h5", "backbone.weights.h5", "unfrozen.weights.h5"
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,7 @@ class Trained:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """The class names, in the order of their labels."""
-        with self.manifest.open(newline="", encoding="utf-8") as file:
-            names = {int(row["label"]): row["class_name"] for row in csv.DictReader(file)}
+        names = {int(row["label"]): row["class_name"] for row in read_rows(self.manifest)}
         return tuple(names[label] for label in sorted(names))
 
     @cached_property
@@ -89,10 +86,10 @@ class Trained:
             logged = queries.logged_model(self.uri, self.run_id)
             if logged is not None:
                 return read_model(logged / KERAS_FILE)
-        return join(self, self.weights())  # compares the rebuilt model with what the run stored
+        return join(self, self.files())  # compares the rebuilt model with what the run stored
 
-    def weights(self) -> Path:
-        """Return the directory with the run's weight files, fetched from MLflow if it is not on this machine.
+    def files(self) -> RunDirectory:
+        """Return the run directory with the weight files, which are fetched from MLflow if it is not on this machine.
 
         Raises:
             ConfigError: the weight files do not exist any more.
@@ -100,9 +97,10 @@ class Trained:
         place = self.folder / WEIGHTS if self.folder else None
         if place is None and self.uri is not None and self.run_id is not None:
             place = queries.artifact(self.uri, self.run_id, WEIGHTS)
-        if place is None or not (place / HEAD).is_file():
-            raise ConfigError(f"{self.name}: its weights are gone: there is no {HEAD} in {place or 'its artifacts'}")
-        return place
+        head = weights_file("head")
+        if place is None or not (place / head).is_file():
+            raise ConfigError(f"{self.name}: its weights are gone: there is no {head} in {place or 'its artifacts'}")
+        return RunDirectory(place.parent)
 
     def started_from(self, run_id: str) -> Path:
         """Return the weights file of the run that `model.weights` names: this run's copy, or one fetched from MLflow.
@@ -110,10 +108,11 @@ class Trained:
         Raises:
             ConfigError: the file does not exist any more.
         """
-        kept = self.folder / "inputs" / "model.weights" / BACKBONE if self.folder else None
+        backbone = weights_file("backbone")
+        kept = RunDirectory(self.folder).inputs("model.weights") / backbone if self.folder else None
         if kept is None and self.uri is not None:
             place = queries.artifact(self.uri, run_id, WEIGHTS)
-            kept = place / BACKBONE if place else None
+            kept = place / backbone if place else None
         if kept is None or not kept.is_file():
             raise ConfigError(f"{self.name}: the weights of run {run_id}, which it started from, are gone")
         return kept
@@ -136,16 +135,16 @@ def find(named: str, uri: str | None = None) -> Trained:
         return of_folder(folder.resolve())
     uri = uri or queries.local_store()
     (facts,) = queries.find_runs(uri, [named])
-    kept = run_directory.folder_of(facts.run_id, facts.tags.get("run_folder"), uri)
+    kept = folder_of(facts.run_id, facts.tags.get("run_folder"), uri)
     if kept is not None:
         return of_folder(kept, uri)
     files = {}
-    for name in (like.FILE, MANIFEST):
+    for name in (CONFIG, MANIFEST):
         path = queries.artifact(uri, facts.run_id, name)
         if path is None:
             raise ConfigError(f"{facts.name}: this run has logged no {name}: is it a sweep? Give one of its jobs")
         files[name] = path
-    plain = like.parse(files[like.FILE].read_bytes(), f"{like.FILE} of {facts.name}")
+    plain = like.parse(files[CONFIG].read_bytes(), f"{CONFIG} of {facts.name}")
     backbone = facts.tags.get("backbone_identity")
     return Trained(facts.name, facts.run_id, uri, None, files[MANIFEST], plain, facts.metrics, backbone)
 
@@ -160,21 +159,20 @@ def of_folder(folder: Path, uri: str | None = None) -> Trained:
     Raises:
         ConfigError: it is not a run directory, the run is not finished, or files are missing.
     """
-    facts = run_directory.read_record(folder)
+    directory = RunDirectory(folder)
+    facts = directory.facts()
     if facts is None:
-        raise ConfigError(f"{folder}: is no run's folder: it has no {run_directory.FILE}")
+        raise ConfigError(f"{folder}: is no run's folder: it has no {FACTS}")
     if facts.get("status") != Status.FINISHED:
         raise ConfigError(
             f"{folder}: this run is not finished ({facts.get('status')}). Go on with it: python -m experiments.train "
             f"resume={shlex.quote(str(folder))}"
         )
-    for name in (like.FILE, MANIFEST, run_directory.METRICS):
-        if not (folder / name).is_file():
-            raise ConfigError(f"{folder}: its {name} is gone")
-    metrics = json.loads((folder / run_directory.METRICS).read_bytes())
-    plain = like.parse((folder / like.FILE).read_bytes(), str(folder / like.FILE))
+    for name in directory.lacks((CONFIG, MANIFEST, METRICS)):
+        raise ConfigError(f"{folder}: its {name} is gone")
+    plain = like.parse((folder / CONFIG).read_bytes(), str(folder / CONFIG))
     run_id, backbone = facts.get("run_id"), facts.get("backbone_identity")
-    return Trained(folder.name, run_id, uri, folder, folder / MANIFEST, plain, metrics, backbone)
+    return Trained(folder.name, run_id, uri, folder, folder / MANIFEST, plain, directory.metrics(), backbone)
 
 
 def read_model(path: Path) -> keras.Model:
@@ -192,7 +190,7 @@ def read_model(path: Path) -> keras.Model:
     return model
 
 
-def join(run: Trained, weights: Path) -> keras.Model:
+def join(run: Trained, files: RunDirectory) -> keras.Model:
     """Return a run's model, rebuilt from its configuration and its weight files.
 
     A sweep's job stores only the weights that it has trained; the others are read from where the job took them.
@@ -206,7 +204,7 @@ def join(run: Trained, weights: Path) -> keras.Model:
     from experiments.regimes import build
 
     config = run.config
-    pool, kept = config.model.head.pooling, weights / BACKBONE
+    pool, kept = config.model.head.pooling, files.weights("backbone")
     model, regime = config.model, config.regime
     if kept.is_file():
         model = model.model_copy(update={"weights": str(kept)})
@@ -220,13 +218,13 @@ def join(run: Trained, weights: Path) -> keras.Model:
             f"{run.name}: this job of a sweep has kept what it trained; model.weights ({model.weights}), which it "
             "started from, has changed since"
         )
-    if (weights / UNFROZEN).is_file():
+    if (unfrozen := files.weights("unfrozen")).is_file():
         suffix = network.split_network(backbone, regime.unfrozen_blocks, pool).trainable_part
-        network.load_backbone(suffix, weights / UNFROZEN, run.name)
+        network.load_backbone(suffix, unfrozen, run.name)
     head = build.build_head(config, backbone, len(run.classes))
-    network.load_backbone(head, weights / HEAD, run.name)
+    network.load_backbone(head, files.weights("head"), run.name)
     whole = network.join(backbone, pool, head)
-    verify(run, config, backbone, whole, weights / HEAD)
+    verify(run, config, backbone, whole, files.weights("head"))
     return whole
 
 

@@ -13,9 +13,10 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from experiments.errors import ConfigError
-from experiments.evaluation.evaluate import IMAGE_METRICS, Baseline, Prediction, image_score, majority_baseline
+from experiments.evaluation.evaluate import IMAGE_METRICS, Baseline, image_score, majority_baseline
 from experiments.evaluation.significance import Difference, Scores, compare_runs
 from experiments.evaluation.statistics import mean_interval, roc_auc_interval
+from experiments.runs.predictions import Prediction
 from experiments.tracking.queries import RunFacts, read_curves, read_predictions
 from experiments.training.types import EpochRecord
 
@@ -222,16 +223,10 @@ def _repeat(uri: str, runs: Sequence[RunFacts], split: str) -> Repeat:
     folds: dict[Key, str] = {}
     for run in runs:
         fold = _fold(run)
-        table = read_predictions(uri, run, split)
-        classes = [name.removeprefix("p_") for name in table if name.startswith("p_")]
-        shares = zip(*(table[f"p_{name}"] for name in classes), strict=True) if classes else [()] * len(table["path"])
-        columns = {name: table[name] for name in ("path", "sha256", "label", "predicted", "confidence", "correct")}
-        for values, row in zip(zip(*columns.values(), strict=True), shares, strict=True):
-            one = dict(zip(columns, values, strict=True))
-            probabilities = dict(zip(classes, row, strict=True))
-            said[one["sha256"], one["label"]] = Prediction(**one, probabilities=probabilities)
+        for one in read_predictions(uri, run, split):
+            said[one.sha256, one.label] = one
             if fold is not None:
-                folds[one["sha256"], one["label"]] = fold
+                folds[one.sha256, one.label] = fold
     return Repeat(tuple(runs), said, tuple(tuple(read_curves(uri, run)) for run in runs), folds)
 
 

@@ -23,6 +23,7 @@ from experiments.data import decoder
 from experiments.errors import DataError
 from experiments.evaluation import comparison_plots, comparison_text
 from experiments.evaluation.comparison import Comparison, Disagreement, GroupPrediction, disagreements
+from experiments.runs.run_directory import FIGURES
 from experiments.storage import atomic_files
 from experiments.system.redaction import visible
 
@@ -47,14 +48,14 @@ def write(folder: Path, comparison: Comparison, images: int, data: Path | None =
     Returns:
         The paths of the files, the HTML page first.
     """
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     drawn = draw(comparison)
     unlike = disagreements(comparison)
     files = {
         "comparison.html": html(comparison, unlike, drawn, images, data).encode(),
         "comparison.md": markdown(comparison, unlike, list(drawn), images).encode(),
         "comparison.csv": comparison_text.csv_text(comparison).encode(),
-        **{f"figures/{name}.png": _saved(figure, "png") for name, figure in drawn.items()},
+        **{f"{FIGURES}/{name}.png": _saved(figure, "png") for name, figure in drawn.items()},
     }
     for name, content in files.items():
         atomic_files.write_file(folder / name, content)
@@ -102,7 +103,7 @@ def markdown(comparison: Comparison, unlike: Sequence[Disagreement], drawn: Sequ
     if len(comparison.groups) > 1:
         parts += ["## Behind the differences", markdown_table(comparison_text.paired_table(comparison))]
     parts += ["## What differs in configuration", *_differing(comparison)]
-    parts += [f"![{name}](figures/{name}.png)" for name in drawn]
+    parts += [f"![{name}]({FIGURES}/{name}.png)" for name in drawn]
     if len(comparison.groups) > 1:
         header = ["image", "class", *(str(at) for at in range(1, len(comparison.groups) + 1))]
         rows = [[one.path, one.label, *(_prediction_text(v) for v in one.predictions)] for one in unlike[:most]]

@@ -17,24 +17,12 @@ from sklearn import metrics as sklearn_metrics
 from experiments.config.schema import PROBABILISTIC
 from experiments.data.types import SPLITS, Dataset, ImageSet
 from experiments.evaluation.statistics import reliability, wilson
+from experiments.runs.predictions import Prediction
 
 IMAGE_METRICS = ("accuracy", "loss", "brier")  # means over images, so that models can be compared image by image
 SMALLEST = float(np.finfo(np.float32).eps)  # the lower bound to which the loss clips probabilities
 TOLERANCE = 1e-9  # rounding error of accuracies that are means over runs
 SUM_TOLERANCE = 1e-3  # The rows of a half-precision softmax differ from 1 by about this much.
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A model's prediction for one image."""
-
-    path: str  # relative to the data root; the image's id; bytes that are not UTF-8 as backslash escapes
-    sha256: str  # of the file
-    label: str  # the true class
-    predicted: str  # the most probable class; of equally probable ones the first
-    confidence: float  # the probability of the predicted class
-    correct: bool
-    probabilities: Mapping[str, float]  # class -> probability, in label order
 
 
 @dataclass(frozen=True)
@@ -149,20 +137,6 @@ def evaluate(scores: Mapping[str, np.ndarray], dataset: Dataset, *, probabilitie
     return {
         split: replace(report, metrics=_without(report.metrics, PROBABILISTIC)) for split, report in reports.items()
     }
-
-
-def predictions_table(report: Report) -> dict[str, list[Any]]:
-    """Return the report's predictions as columns of equal length, for a table or a CSV file.
-
-    Returns:
-        The columns path, sha256, label, predicted (str), correct (bool), confidence (float), then p_<class> (float)
-        for each class.
-    """
-    names = ("path", "sha256", "label", "predicted", "correct", "confidence")
-    table: dict[str, list[Any]] = {name: [getattr(row, name) for row in report.predictions] for name in names}
-    for class_name in report.predictions[0].probabilities:
-        table[f"p_{class_name}"] = [row.probabilities[class_name] for row in report.predictions]
-    return table
 
 
 def _without(metrics: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from experiments.config.identity import run_identity
 from experiments.config.schema import Config
 from experiments.deploy.saved_run import Trained
-from experiments.runs import run_directory
+from experiments.runs.location import store_of_run
+from experiments.runs.run_directory import RunDirectory
 from experiments.storage import atomic_files
 from experiments.tracking import summary_runs
 from experiments.tracking.queries import local_store
@@ -44,7 +45,7 @@ class Inspection:
     def path(self, run: Trained | None) -> Path:
         """Return the default path of the figure: in a run's directory, or else in outputs/inspect/."""
         if run and run.folder:
-            return run.folder / "figures" / f"{self.name}.png"
+            return RunDirectory(run.folder).figures / f"{self.name}.png"
         # The name is derived from the content, so that the same command always writes the same file.
         identity = run_identity(self.config, run=run.name if run else None, **self.facts)[:8]
         return Path(self.config.outputs) / "inspect" / f"{self.name}-{identity}.png"
@@ -64,6 +65,6 @@ def log_figure(run: Trained, path: Path) -> None:
         ConfigError: the tracking store cannot be used, or has no such run.
     """
     assert run.run_id is not None
-    record = run_directory.read_record(run.folder) if run.folder else None
-    recorded = run_directory.store_of_run(run.folder, record) if run.folder and record else None
+    record = RunDirectory(run.folder).facts() if run.folder else None
+    recorded = store_of_run(run.folder, record) if run.folder and record else None
     summary_runs.add_figure(run.uri or recorded or local_store(), run.run_id, path)

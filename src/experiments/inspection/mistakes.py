@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,25 +21,17 @@ from experiments.evaluation.figure_style import literal, short
 from experiments.inspection.inspection import Inspection
 from experiments.models.gradcam import gradcam
 from experiments.regimes.build import build_source
+from experiments.runs.predictions import Prediction
+from experiments.runs.run_directory import RunDirectory, predictions_file
 from experiments.tracking import queries
 
 COLUMNS = 6  # images in a row: three mistakes with their heatmaps
 
 
-class Mistake(NamedTuple):
-    """A misclassified image."""
-
-    path: str  # relative to the data root
-    sha256: str
-    label: str
-    predicted: str
-    confidence: float  # of the predicted class
-
-
 class Shown(NamedTuple):
     """Mistakes with their pixels and heatmaps."""
 
-    mistakes: Sequence[Mistake]
+    mistakes: Sequence[Prediction]
     pixels: np.ndarray  # [N, H, W, 3] uint8
     heat: np.ndarray  # [N, H, W] float32 in [0, 1]: the evidence for the predicted class against the others
     difference: float  # the largest difference between the recorded confidences and those computed again
@@ -69,29 +60,23 @@ def inspect(run: Trained, *, split: str, count: int, data: Path | None) -> Inspe
     return Inspection(config, name, lines, lambda: draw(run, split, shown, len(wrong), images), facts)
 
 
-def find(run: Trained, split: str) -> tuple[list[Mistake], int]:
+def find(run: Trained, split: str) -> tuple[list[Prediction], int]:
     """Return the wrong predictions that a run has recorded, most confident first, and the number of all predictions.
 
     Raises:
         ConfigError: the run has no predictions for this split.
     """
-    name = f"predictions_{split}.csv"
+    name = predictions_file(split)
     path = run.folder / name if run.folder else None
     if path is None and run.uri is not None and run.run_id is not None:
         path = queries.artifact(run.uri, run.run_id, name)
     if path is None or not path.is_file():
         raise ConfigError(f"{run.name}: there is no {name}: this run was not evaluated on its {split} images")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    wrong = [
-        Mistake(row["path"], row["sha256"], row["label"], row["predicted"], float(row["confidence"]))
-        for row in rows
-        if row["correct"] != "True"
-    ]
-    return sorted(wrong, key=lambda mistake: -mistake.confidence), len(rows)
+    rows = RunDirectory(path.parent).predictions(split)
+    return sorted((row for row in rows if not row.correct), key=lambda mistake: -mistake.confidence), len(rows)
 
 
-def explain(run: Trained, config: Config, mistakes: Sequence[Mistake]) -> Shown:
+def explain(run: Trained, config: Config, mistakes: Sequence[Prediction]) -> Shown:
     """Read the images of mistakes again and compute Grad-CAM heatmaps for the predicted classes with the run's model.
 
     Args:

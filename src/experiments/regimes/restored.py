@@ -11,9 +11,7 @@ from experiments.models.network import join, load_backbone, predict_probabilitie
 from experiments.regimes.bottleneck import bottleneck
 from experiments.regimes.feature_cache import FeatureRequest, activations, extract
 from experiments.regimes.finetune import finetune
-from experiments.runs import run_directory
-from experiments.tracking.curves import FILE as CURVES
-from experiments.tracking.curves import read
+from experiments.runs.run_directory import RunDirectory
 from experiments.training.types import RunComponents, TrainingContext, TrainingResult
 
 
@@ -27,16 +25,17 @@ def restore(components: RunComponents, dataset: Dataset, context: TrainingContex
     Raises:
         ConfigError: the weights are missing or do not fit.
     """
+    directory = RunDirectory(folder)
     config, pool = components.config, components.config.model.head.pooling
     unfrozen = config.regime.unfrozen_blocks if components.regime is finetune else "all"
     network_split = split_network(components.backbone, 0 if components.regime is bottleneck else unfrozen, pool)
     head = components.head(len(dataset.classes))
     weights = {"head": head, "backbone": components.backbone.model, "unfrozen": network_split.trainable_part}
     for name, model in weights.items():  # A sweep's job saves only the weights that it has trained.
-        path = folder / "weights" / f"{name}.weights.h5"
+        path = directory.weights(name)
         if name == "head" or path.is_file():
             load_backbone(model, path, "sweep.trained")
-    for record in (history := tuple(read(folder / CURVES))):
+    for record in (history := tuple(directory.epochs())):
         context.record(record)
     scored = dataset.scored(config.evaluate.test)
     if network_split.frozen:
@@ -56,8 +55,8 @@ def facts_of(folder: Path, identity: str) -> dict[str, Any]:
     Raises:
         ConfigError: the directory does not hold a finished run of this identity.
     """
-    metrics = run_directory.finished(folder, identity)
-    facts = run_directory.read_record(folder)
+    directory = RunDirectory(folder)
+    metrics, facts = directory.finished(identity), directory.facts()
     if metrics is None or facts is None:
         raise ConfigError(
             f"sweep.trained: must be the folder of a finished run with the identity {identity}. Received: {folder}, "

@@ -1,1 +1,1 @@
-"""Run directories: what a run wrote, how it is resumed or repeated, checks of its results."""
+"""Run directories: the names and formats of a run's files, and the run that a process executes in one."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.config.schema import Config
-from experiments.runs import run_directory
+from experiments.runs.run_directory import RunDirectory
 from experiments.sweeps import plan, processes, sweep_directory
 from experiments.sweeps.plan import Job
 from experiments.training.types import Status
@@ -72,7 +72,7 @@ def final_overrides(winner: dict[str, Any], folded: bool, every_seed: bool) -> l
 def reuse_runs(jobs: Sequence[Job]) -> None:
     """Reuse the final runs of an earlier start, unless their MLflow runs have been deleted or `sweep.rerun` is set."""
     for job in jobs:
-        facts = run_directory.read_record(job.folder) or {}
+        facts = RunDirectory(job.folder).facts() or {}
         if facts.get("identity") == job.identity and not job.config.sweep.rerun:
             job.status = Status.FINISHED if facts.get("status") == Status.FINISHED else Status.PARTIAL
             job.threads, job.run_id = facts.get("threads"), facts.get("run_id")

@@ -27,7 +27,8 @@ from experiments.config.identity import effective
 from experiments.config.overrides import quoted
 from experiments.config.schema import GROUPS, Config, shipped
 from experiments.errors import ConfigError
-from experiments.runs import run_directory
+from experiments.runs.command import arguments, format_command
+from experiments.runs.run_directory import JOB, RunDirectory
 from experiments.storage import atomic_files
 from experiments.system.private_api import CachingConfigRepository
 from experiments.system.redaction import redact_credentials
@@ -91,7 +92,7 @@ class Job:
             "run_id": self.run_id, "seconds": self.seconds, "final": self.final,
             **({"place": asdict(self.place)} if self.place else {}),
         }  # fmt: skip
-        atomic_files.write_file(sweep / str(self.number) / run_directory.JOB, json.dumps(known, indent=1).encode())
+        atomic_files.write_file(sweep / str(self.number) / JOB, json.dumps(known, indent=1).encode())
 
 
 @dataclass(frozen=True)
@@ -260,11 +261,8 @@ def planned(job: Job, changes: Mapping[str, Any], overrides: list[str]) -> Plann
         hydra.hydra.job.num = job.number
         hydra.hydra.run.dir = str(job.folder)
         hydra.hydra.sweep.dir, hydra.hydra.sweep.subdir = str(job.folder.parent), job.folder.name
-    arguments = [
-        *run_directory.arguments(run_directory.format_command(hydra.hydra)),
-        f"hydra.run.dir={quoted(str(job.folder))}",
-    ]
-    return PlannedRun(job.folder, job.identity, Composed(changed(job.config, changes), hydra), arguments)
+    given = [*arguments(format_command(hydra.hydra)), f"hydra.run.dir={quoted(str(job.folder))}"]
+    return PlannedRun(job.folder, job.identity, Composed(changed(job.config, changes), hydra), given)
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -284,15 +282,11 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
 def has_weights(folder: Path, config: Config, identity: str) -> bool:
     """Return whether a directory holds the finished run of this identity, by a shipped regime, with its weights."""
     known = {choice["_target_"]: name for name, choice in shipped("regime").items()}
-    regime, weights = known.get(config.regime.target), folder / "weights"
-    if (
-        regime is None
-        or run_directory.finished(folder, identity) is None
-        or not (weights / "head.weights.h5").is_file()
-    ):
+    regime, directory = known.get(config.regime.target), RunDirectory(folder)
+    if regime is None or directory.finished(identity) is None or not directory.weights("head").is_file():
         return False
     kept = ["backbone", *(["unfrozen"] if regime == "finetune" else [])]
-    return regime == "bottleneck" or any((weights / f"{name}.weights.h5").is_file() for name in kept)
+    return regime == "bottleneck" or any(directory.weights(name).is_file() for name in kept)
 
 
 def format_values(values: Mapping[str, str]) -> str:

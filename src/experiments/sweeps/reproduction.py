@@ -6,10 +6,9 @@ Classification with Keras" (S. Mujumdar, A. Jain).
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,8 @@ from experiments.config.schema import Config
 from experiments.evaluation.comparison_text import baseline_sentences
 from experiments.evaluation.evaluate import Baseline, majority_baseline
 from experiments.evaluation.statistics import mean_interval, wilson
-from experiments.runs import run_directory
+from experiments.runs.active_run import AUTO
+from experiments.runs.run_directory import CURVES, METRICS, RunDirectory, predictions_file
 from experiments.storage import atomic_files
 from experiments.sweeps import plan, processes
 from experiments.sweeps.plan import Job
@@ -152,39 +152,41 @@ def train(job: Job, parent: str | None) -> None:
         "resume=auto",
     ]
     changes = {
-        "resume": run_directory.AUTO, "evaluate": {"test": False}, "sweep": {"parent": parent},
+        "resume": AUTO, "evaluate": {"test": False}, "sweep": {"parent": parent},
         "runtime": {"threads": threads} if threads else {},
     }  # fmt: skip
     reason = processes.join(processes.start(processes.run_job, plan.planned(job, changes, overrides), None, None))
-    job.run_id = (run_directory.read_record(job.folder) or {}).get("run_id")
+    job.run_id = (RunDirectory(job.folder).facts() or {}).get("run_id")
     job.status, job.reason = (Status.FAILED, reason) if reason else (Status.FINISHED, "")
 
 
-def read_result(curves: bytes, metrics: bytes, predictions: bytes) -> Result:
-    """Return a run's result from the contents of curves.csv, metrics.json and predictions_validation.csv."""
-    rows = list(csv.DictReader(io.StringIO(curves.decode())))
-    last = [float(row["validation_accuracy"]) for row in rows if row["phase"] == rows[-1]["phase"]][-LAST:]
-    figures: Mapping[str, float] = json.loads(metrics)
-    labels = [row.get("label", "") for row in csv.DictReader(io.StringIO(predictions.decode()))]
+def read_result(directory: RunDirectory) -> Result:
+    """Return a run's result from the files RESULTS of its directory."""
+    epochs, metrics = directory.epochs(), directory.metrics()
+    last = [one.metrics["validation_accuracy"] for one in epochs if one.phase == epochs[-1].phase][-LAST:]
+    labels = [one.label for one in directory.predictions("validation")]
     return Result(
-        mean(last), figures["validation.accuracy"], len(labels), figures["total_seconds"], int(rows[-1]["timestamp"]),
+        mean(last), metrics["validation.accuracy"], len(labels), metrics["total_seconds"], epochs[-1].timestamp,
         majority_baseline(labels).accuracy if any(labels) else 0.0,
     )  # fmt: skip
 
 
-FILES = ("curves.csv", run_directory.METRICS, "predictions_validation.csv")  # the arguments of `read_result`
+RESULTS = (CURVES, METRICS, predictions_file("validation"))
 
 
 def result_of(job: Job) -> Result:
     """Return a finished run's result from its directory or, if that is on another machine, from MLflow."""
-    if run_directory.finished(job.folder, job.identity) is not None and all(
-        (job.folder / name).exists() for name in FILES
-    ):
-        return read_result(*((job.folder / name).read_bytes() for name in FILES))
+    directory = RunDirectory(job.folder)
+    if directory.finished(job.identity) is not None and not directory.lacks(RESULTS):
+        return read_result(directory)
     from experiments.tracking import queries
 
-    contents = (queries.read_file(str(job.config.tracking.uri), str(job.run_id), name, 2**30) or b"" for name in FILES)
-    return read_result(*contents)
+    uri, run_id = str(job.config.tracking.uri), str(job.run_id)
+    with tempfile.TemporaryDirectory() as folder:
+        fetched = RunDirectory(Path(folder))
+        files = {name: queries.read_file(uri, run_id, name, 2**30) or b"" for name in RESULTS}
+        fetched.write_fetched(files, job.identity, run_id)
+        return read_result(fetched)
 
 
 def interval(results: Sequence[Result]) -> tuple[float, float, float]:

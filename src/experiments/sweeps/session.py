@@ -19,7 +19,9 @@ from omegaconf import DictConfig
 from experiments.config.overrides import quoted
 from experiments.config.schema import LOWER_IS_BETTER, Config
 from experiments.errors import ConfigError
-from experiments.runs import run_directory
+from experiments.runs.active_run import AUTO
+from experiments.runs.lock import PATIENCE, claim
+from experiments.runs.run_directory import RunDirectory
 from experiments.storage import atomic_files
 from experiments.sweeps import plan, processes, scheduler, sweep_directory, terminal
 from experiments.sweeps.plan import Inspection, Job
@@ -80,7 +82,7 @@ class Session:
             ConfigError: the same sweep is running in another process.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = run_directory.claim(self.folder, LOCK, "sweep", run_directory.PATIENCE)
+        lock = claim(self.folder, LOCK, "sweep", PATIENCE)
         try:
             sweep_directory.check_sweep(self.folder, self.name)
             yield
@@ -108,7 +110,7 @@ class Session:
                     f"  job {job.number}: its MLflow run {job.deleted} has been deleted, so it is trained again"
                 )
                 job.deleted = None
-            if (run_directory.read_record(job.folder) or {}).get("identity"):
+            if (RunDirectory(job.folder).facts() or {}).get("identity"):
                 shutil.rmtree(job.folder)
 
     def open(self, jobs: Sequence[Job]) -> None:
@@ -156,7 +158,7 @@ class Session:
 
     def record_result(self, job: Job, failure: str | None) -> None:
         """Record and print how a job ended, with the reason if it failed or was pruned."""
-        facts = run_directory.read_record(job.folder) or {}
+        facts = RunDirectory(job.folder).facts() or {}
         job.run_id = facts.get("run_id", job.run_id)
         metrics = sweep_directory.results(self.folder, job)
         if failure is None and metrics is None:
@@ -265,7 +267,7 @@ def planned_run(job: Job, launcher: JobLauncher, parent: str | None) -> plan.Pla
     ]
     kept = [line for line in job.overrides if not line.startswith(("evaluate.test=", "tracking.log_model="))]
     changes = {
-        "resume": run_directory.AUTO, "evaluate": {"test": job.final},
+        "resume": AUTO, "evaluate": {"test": job.final},
         "tracking": {} if job.final else {"log_model": False}, "runtime": {"threads": threads} if threads else {},
         "sweep": {"job": not job.final, "parent": parent, "trial": job.trial, "trained": job.trained},
     }  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -16,10 +15,10 @@ import numpy as np
 from experiments.config.schema import LOWER_IS_BETTER
 from experiments.errors import ConfigError
 from experiments.evaluation.comparison_text import FOLDED, SINGLE, baseline_sentences, difference_sentence
-from experiments.evaluation.evaluate import IMAGE_METRICS, Baseline, Prediction, image_score, majority_baseline
+from experiments.evaluation.evaluate import IMAGE_METRICS, Baseline, image_score, majority_baseline
 from experiments.evaluation.significance import Scores, compare_runs
 from experiments.evaluation.statistics import mean_interval
-from experiments.runs import run_directory
+from experiments.runs.run_directory import RunDirectory, predictions_file
 from experiments.sweeps.plan import REPEATS, format_values
 from experiments.sweeps.rungs import Place
 from experiments.sweeps.sweep_directory import SWEEP, records
@@ -104,38 +103,27 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
 
 def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
     """Return a job with its scores on a split's images, if a directory holds the results of the planned run."""
-    identity, status, predictions = job.get("identity", ""), job["status"], []
+    identity, status = job.get("identity", ""), job["status"]
     # The run's directory; if that is on another machine or was moved, the job's, with the files fetched from MLflow.
-    places = [Path(job["folder"]), own]
-    found = [(place, metrics) for place in places if (metrics := run_directory.finished(place, identity)) is not None]
-    folder, metrics = found[0] if found else (places[0], {})
-    reused = float((run_directory.read_record(folder) or {}).get("reused_seconds", 0.0)) if found else 0.0
+    places = [RunDirectory(Path(job["folder"])), RunDirectory(own)]
+    found = [(place, metrics) for place in places if (metrics := place.finished(identity)) is not None]
+    directory, metrics = found[0] if found else (places[0], {})
+    facts = directory.facts() or {}
+    reused = float(facts.get("reused_seconds", 0.0)) if found else 0.0
+    scored = split == "validation" or not directory.lacks([predictions_file(split)])  # the data may have no test split
+    predictions = directory.predictions(split) if found and scored else []
     if found:
         status = Status.FINISHED
-        path = folder / f"predictions_{split}.csv"
-        if split == "validation" or path.exists():  # the data may have no test split
-            with path.open(newline="", encoding="utf-8") as file:
-                predictions = [_prediction(row) for row in csv.DictReader(file)]
     elif status != Status.FAILED:
-        facts = run_directory.read_record(folder) or {}
         same = bool(identity) and facts.get("identity") in (None, identity)
         status = facts.get("status", Status.NEW) if same else Status.NEW if status == Status.FINISHED else status
         status = Status.NEW if status == Status.FINISHED else status  # its results are missing
     return Row(
-        job["number"], job["values"], job["overrides"], folder, status, job.get("reason", ""), metrics,
+        job["number"], job["values"], job["overrides"], directory.folder, status, job.get("reason", ""), metrics,
         {f"{one.path} {one.sha256}": image_score(metric, one) for one in predictions},
         majority_baseline(one.label for one in predictions) if any(one.label for one in predictions) else None,
         job.get("final", False), identity, Place(**job["place"]) if job.get("place") else None,
         reused,
-    )  # fmt: skip
-
-
-def _prediction(row: Mapping[str, str]) -> Prediction:
-    """Return a row of a predictions file, as `evaluate.predictions_table` writes it."""
-    shares = {name.removeprefix("p_"): float(value) for name, value in row.items() if name.startswith("p_")}
-    return Prediction(
-        row["path"], row["sha256"], row.get("label", ""), row.get("predicted", ""), float(row.get("confidence", "nan")),
-        row["correct"] == "True", shares,
     )  # fmt: skip
 
 

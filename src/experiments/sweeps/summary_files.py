@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.evaluation.comparison_page import markdown_code, markdown_table, markdown_text
+from experiments.runs.run_directory import FIGURES
 from experiments.storage import atomic_files
 from experiments.sweeps import ladder
 from experiments.sweeps.summary import candidate_of, candidates, failures, held_out_sentences, read, sentences, table
@@ -76,7 +77,7 @@ def write_summary(folder: Path) -> dict[str, Any]:
     )
     atomic_files.write_file(folder / "summary.json", json.dumps(summary, indent=1).encode())
     shares = [row.baseline.accuracy for row in jobs if row.baseline and objective == "accuracy"]
-    plots.draw(folder / "figures", ranked, objective, max(shares, default=None), climbed)
+    plots.draw(folder / FIGURES, ranked, objective, max(shares, default=None), climbed)
     return summary
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from experiments.errors import ConfigError
 from experiments.runs import run_directory
+from experiments.runs.run_directory import RunDirectory
 from experiments.sweeps.plan import Job
 from experiments.system.paths import default_outputs
 from experiments.training.types import Status
@@ -79,7 +80,7 @@ def folders(outputs: Path) -> Iterator[Path]:
 def results(folder: Path, job: Job) -> dict[str, float] | None:
     """Return a job's metrics from its run's directory or, if they were fetched, the job's; None without results."""
     places = (job.folder, folder / str(job.number))
-    return next(filter(None, (run_directory.finished(place, job.identity) for place in places)), None)
+    return next(filter(None, (RunDirectory(place).finished(job.identity) for place in places)), None)
 
 
 # -- before the jobs run
@@ -123,7 +124,7 @@ def reuse_own_run(job: Job) -> None:
     """Reuse the same run if it is in the job's directory; `inspect_jobs` searches below outputs/ only."""
     if job.same_as is not None or job.status != Status.NEW or job.deleted or job.config.sweep.rerun:
         return
-    facts = run_directory.read_record(job.folder) or {}
+    facts = RunDirectory(job.folder).facts() or {}
     done, tracked = facts.get("status") == Status.FINISHED, job.config.tracking.uri is not None
     if facts.get("identity") != job.identity or facts.get("status") == Status.PRUNED or (done and tracked):
         return
@@ -144,7 +145,7 @@ def resolve_repeated(folder: Path, jobs: Sequence[Job]) -> None:
 
 def owner(folder: Path) -> str | None:
     """Return the identity of the run in a job's directory; "" if it is not recorded, None if the directory is free."""
-    facts = run_directory.read_record(folder)
+    facts = RunDirectory(folder).facts()
     if facts is not None and facts.get("identity"):
         return str(facts["identity"])
     if (folder / JOB).exists():  # the run ended before its data were read, and recorded no identity itself

@@ -6,6 +6,7 @@ response as JSON.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -27,7 +28,8 @@ from experiments.models.network import split_network
 from experiments.models.types import Backbone
 from experiments.regimes import bottleneck, feature_cache, finetune
 from experiments.regimes.build import build
-from experiments.runs import run_directory
+from experiments.runs.location import store_of_run
+from experiments.runs.run_directory import METRICS, RunDirectory, predictions_file
 from experiments.storage import atomic_files
 from experiments.sweeps import processes, summary_files
 from experiments.sweeps.plan import plain
@@ -141,13 +143,13 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
     tracked_ids = {run.run_id for run in finished.values()}
     for folder in folders(Path(config.outputs)):
         try:
-            facts = run_directory.read_record(folder)
+            facts = RunDirectory(folder).facts()
         except ConfigError:
             continue
         if facts is None or facts.get("identity") not in identities:
             continue
         # The recorded URI is read where outputs/ was moved since.
-        stored_in = run_directory.store_of_run(folder, facts) or facts.get("store")
+        stored_in = store_of_run(folder, facts) or facts.get("store")
         if (redact_credentials(stored_in) if stored_in else None) != place:
             continue
         done = facts.get("status") == Status.FINISHED
@@ -264,16 +266,12 @@ def fetch(config: Mapping[str, Any], places: Sequence[tuple[str, str, str]], fil
     with writing_response(file):
         uri = str(Config.model_validate(config).tracking.uri)
         for run_id, own, folder in places:
-            for name in (run_directory.METRICS, "predictions_validation.csv", "predictions_test.csv"):
-                try:
-                    content = queries.read_file(uri, run_id, name, 2**30)
-                except ConfigError:
-                    if name == "predictions_test.csv":
-                        continue  # only the winner's final runs have it
-                    raise
-                atomic_files.write_file(Path(folder) / name, content or b"")
-            about = {"identity": own, "run_id": run_id, "status": Status.FINISHED}
-            atomic_files.write_file(Path(folder) / run_directory.FETCHED, json.dumps(about).encode())
+            names = (METRICS, predictions_file("validation"))
+            files = {name: queries.read_file(uri, run_id, name, 2**30) or b"" for name in names}
+            with contextlib.suppress(ConfigError):  # only the winner's final runs have it
+                name = predictions_file("test")
+                files[name] = queries.read_file(uri, run_id, name, 2**30) or b""
+            RunDirectory(Path(folder)).write_fetched(files, own, run_id)
 
 
 def deleted(config: Mapping[str, Any], run_ids: Sequence[str], file: str) -> None:

@@ -6,21 +6,24 @@ from pathlib import Path
 
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.runs.run_directory import MANIFEST, WEIGHTS, RunDirectory, weights_file
 from experiments.system.redaction import redact_credentials
 from experiments.tracking import connection
 from experiments.tracking.queries import RUN_ID, find_run, in_trash, trashed
 
 # Configuration keys whose value may be a run id -> the artifact of that run which is used.
-ARTIFACTS = {"model.weights": "weights/backbone.weights.h5", "regime.head_from": "weights/head.weights.h5"}
-MANIFEST = "manifest.csv"
+ARTIFACTS = {
+    "model.weights": f"{WEIGHTS}/{weights_file('backbone')}",
+    "regime.head_from": f"{WEIGHTS}/{weights_file('head')}",
+}
 
 
 def fetch(config: Config, folder: Path) -> dict[str, Path]:
-    """Download the files for the run ids in a configuration, with those runs' manifests, to inputs/<key>.
+    """Download the files for the run ids in a configuration, with those runs' manifests.
 
     Args:
         config: the validated configuration.
-        folder: the directory in which inputs/ is created.
+        folder: the run directory, which receives them as its inputs.
 
     Returns:
         Key of the configuration -> downloaded file.
@@ -47,7 +50,7 @@ def fetch(config: Config, folder: Path) -> dict[str, Path]:
             run = None
         if run is not None and in_trash(run):
             raise ConfigError(f"{key}: {run_id}: {trashed(uri, run)}")
-        place = folder / "inputs" / key
+        place = RunDirectory(folder).inputs(key)
         for name in (MANIFEST, ARTIFACTS[key]):
             try:
                 path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(place))

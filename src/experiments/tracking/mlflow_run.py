@@ -15,9 +15,9 @@ from experiments.config.identity import hidden, logged
 from experiments.config.schema import Config
 from experiments.data.types import Dataset
 from experiments.errors import Pruned
+from experiments.runs.curves import metric_points
 from experiments.system.redaction import redact_credentials, redacted
 from experiments.tracking import buffer, connection, liveness
-from experiments.tracking.curves import metric_points
 from experiments.tracking.description import environment_tags, flat_parameters, run_name
 from experiments.tracking.experiment import open_experiment
 from experiments.tracking.private_mlflow_api import NOTE, PARENT_RUN, context_tags

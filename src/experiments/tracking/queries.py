@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.errors import ConfigError
+from experiments.runs import curves, predictions, run_directory
 from experiments.system.paths import tracking_uri
 from experiments.system.redaction import redact_credentials
-from experiments.tracking import connection, curves
+from experiments.tracking import connection
 from experiments.training.types import EpochRecord, Status
 
 if TYPE_CHECKING:
@@ -268,8 +269,8 @@ def get_run(uri: str, run_id: str, key: str, *, trash: bool = False) -> Run:
     )
 
 
-def read_predictions(uri: str, run: RunFacts, split: str) -> dict[str, list[Any]]:
-    """Return the columns of a run's logged predictions.
+def read_predictions(uri: str, run: RunFacts, split: str) -> list[predictions.Prediction]:
+    """Return a run's logged predictions.
 
     Raises:
         ConfigError: the run has no predictions for this split.
@@ -279,20 +280,19 @@ def read_predictions(uri: str, run: RunFacts, split: str) -> dict[str, list[Any]
     from mlflow.exceptions import MlflowException
 
     try:
-        table = json.loads(mlflow.artifacts.load_text(f"runs:/{run.run_id}/predictions_{split}.json"))
+        table = json.loads(mlflow.artifacts.load_text(f"runs:/{run.run_id}/{predictions.stem(split)}.json"))
     except (MlflowException, OSError) as error:
         raise ConfigError(f"{run.name}: no predictions of split {split!r}: {str(error)[:200]}") from None
-    rows = table["data"]
-    return {name: [row[at] for row in rows] for at, name in enumerate(table["columns"])}
+    return predictions.from_rows(dict(zip(table["columns"], row, strict=True)) for row in table["data"])
 
 
 def read_curves(uri: str, run: RunFacts) -> list[EpochRecord]:
-    """Return a run's epochs from its curves.csv; an empty list if it has no such file."""
+    """Return a run's epochs from its logged curves; an empty list if it has logged none."""
     connection.use(uri)
     import mlflow
 
     try:
-        text = mlflow.artifacts.load_text(f"runs:/{run.run_id}/curves.csv")
+        text = mlflow.artifacts.load_text(f"runs:/{run.run_id}/{run_directory.CURVES}")
     except connection.failures():
         return []
     return curves.parse(text)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from experiments.config.identity import logged
 from experiments.config.schema import Config
+from experiments.runs.run_directory import FIGURES
 from experiments.system.redaction import redacted
 from experiments.tracking import connection, liveness
 from experiments.tracking.experiment import open_experiment
@@ -53,7 +54,7 @@ def end_sweep(config: Config, run_id: str, folder: Path, metrics: Mapping[str, f
         if before.data.metrics.get(name) != value:  # A sweep that is summarized again would have each value twice.
             client.log_metric(run_id, name, value)
     text = folder / "summary.md"
-    _log_files(client, run_id, sorted([*folder.glob("summary.*"), *folder.glob("figures/*.png")]))
+    _log_files(client, run_id, sorted([*folder.glob("summary.*"), *folder.glob(f"{FIGURES}/*.png")]))
     if text.exists():
         client.set_tag(run_id, NOTE, text.read_text(encoding="utf-8")[:8000])
     client.set_terminated(run_id, status)
@@ -104,4 +105,4 @@ def add_figure(uri: str, run_id: str, path: Path) -> None:
 def _log_files(client: MlflowClient, run_id: str, files: Sequence[Path]) -> None:
     """Log files to a run, figures in the directory `figures`."""
     for path in files:
-        client.log_artifact(run_id, str(path), "figures" if path.suffix == ".png" else None)
+        client.log_artifact(run_id, str(path), FIGURES if path.suffix == ".png" else None)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.config import schema
-from experiments.runs.training_checks import training_warnings
+from experiments.evaluation.training_checks import training_warnings
 from experiments.training.types import EpochRecord, TrainingResult
 
 Read = Callable[..., schema.Config]

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from experiments.storage import atomic_files
 from experiments.training.types import EPOCH_METRICS, EpochRecord, PhaseName
 
-FILE = "curves.csv"  # in the run directory
 PHASES = tuple(PhaseName)  # The metric `phase` is an index into these.
 RENAMED = {"pictures_per_second": "images_per_second"}  # columns of version 0.1
 CLOCKED = ("seconds", "images_per_second", "input_wait")  # metrics that differ if the same epoch is trained again

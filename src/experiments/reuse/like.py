@@ -26,11 +26,11 @@ from experiments.config.messages import unknown_key
 from experiments.config.overrides import quoted
 from experiments.config.schema import GROUPS, Config
 from experiments.errors import ConfigError
-from experiments.runs.run_directory import store_of
+from experiments.runs.location import store_of
+from experiments.runs.run_directory import CONFIG
 from experiments.system.paths import CONF
 from experiments.system.private_api import get_args_parser
 
-FILE = "config.yaml"
 LARGEST = 1_000_000  # bytes
 DEEPEST = 20  # levels of nesting
 # Keys for where a data source downloads from, or which archive it opens instead.
@@ -116,7 +116,7 @@ def read(named: str, rest: Sequence[str]) -> dict[str, Any]:
     """
     folder = Path(named).expanduser()
     if folder.is_dir():
-        path = folder / FILE
+        path = folder / CONFIG
         try:
             if path.exists() and not path.is_file():
                 raise ConfigError(f"like: {path}: must be a file, no directory, pipe or device")
@@ -126,8 +126,8 @@ def read(named: str, rest: Sequence[str]) -> dict[str, Any]:
     else:
         from experiments.tracking import queries
 
-        text = queries.read_file(store_of(rest), named, FILE, LARGEST)
-    where = f"{FILE} of {named}"
+        text = queries.read_file(store_of(rest), named, CONFIG, LARGEST)
+    where = f"{CONFIG} of {named}"
     if text is None:
         raise ConfigError(f"like: {where} is larger than {LARGEST:,} bytes: that is no configuration")
     return parse(text, where)

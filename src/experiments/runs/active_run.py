@@ -1,0 +1,172 @@
+"""The run that this process executes in a directory: its lock, its facts, and what may be in the directory before."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+
+from experiments.config.schema import Config
+from experiments.errors import ConfigError
+from experiments.runs.command import format_command
+from experiments.runs.lock import PATIENCE, claim
+from experiments.runs.run_directory import CURVES, FACTS, JOB, SWEEP, RunDirectory
+from experiments.system.redaction import redacted
+from experiments.training.types import Status
+
+AUTO = "auto"  # value of `resume`: the run in the directory, if there is one
+
+
+class ActiveRun:
+    """The run that this process executes: the lock of its directory, and its facts, which are written as they change.
+
+    Args:
+        directory: the run directory.
+        config: the run's configuration.
+
+    Raises:
+        ConfigError: another process executes the run, or the directory belongs to another run.
+    """
+
+    def __init__(self, directory: RunDirectory, config: Config) -> None:
+        self.directory, folder = directory, directory.folder
+        self._lock = claim(folder, wait=PATIENCE if config.resume == AUTO else 0)
+        if not config.resume:
+            check_owner(folder, config)
+            clear(folder)
+        begun = directory.facts()
+        if begun is None:
+            shutil.rmtree(directory.checkpoints, ignore_errors=True)
+            (folder / CURVES).unlink(missing_ok=True)
+        outputs = os.path.abspath(config.outputs)
+        self.facts: dict[str, Any] = begun or {"command": format_command(HydraConfig.get()), "outputs": outputs}
+        # The directory of a resumed run may have been moved.
+        self.facts |= {
+            "outputs": outputs,
+            "threads": config.runtime.threads or os.cpu_count(),
+            "status": Status.RUNNING,
+        }
+        self.directory.write_facts(self.facts)
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the MLflow run, if there is one."""
+        found: str | None = self.facts.get("run_id")
+        return found
+
+    def track(self, run_id: str | None, uri: str | None) -> None:
+        """Record the MLflow run and its tracking URI; to a new MLflow run, no model has been logged yet."""
+        if run_id != self.run_id:
+            self.facts.pop("model", None)
+        self.note(run_id=run_id, store=uri)
+
+    def note(self, **facts: str | float | Sequence[str] | None) -> None:
+        """Add facts; a fact that is None keeps its previous value."""
+        self.facts |= {name: redacted(value) for name, value in facts.items() if value is not None}
+        self.directory.write_facts(self.facts)
+
+    def check(self, identity: str, planned: str | None = None) -> None:
+        """Record the run's identity, after comparing it with that of the resumed or planned run.
+
+        Args:
+            identity: the identity of this run.
+            planned: the identity that a sweep has planned.
+
+        Raises:
+            ConfigError: the identity has changed.
+        """
+        if planned not in (None, identity):
+            raise ConfigError(
+                f"{self.directory.folder}: this job is not what was planned any more: the data, the weights or the "
+                f"version of this program have changed since (identity {planned} then, {identity} now). Nothing was "
+                "trained. Give the same command again"
+            )
+        check_same(self.directory.folder, self.facts.get("identity"), identity)
+        self.note(identity=identity)
+
+    def end(self, status: str) -> None:
+        """Record the final status and release the lock; the checkpoints of a finished run are removed."""
+        try:
+            self.note(status=status)
+            if status == Status.FINISHED:
+                shutil.rmtree(self.directory.checkpoints, ignore_errors=True)
+        finally:
+            self._lock.release()
+
+
+def check_owner(folder: Path, config: Config) -> None:
+    """Refuse a directory that belongs to another run or to a sweep, whose files would be mistaken for this run's.
+
+    A run that ended before its identity was known has left no files that could be mistaken.
+
+    Raises:
+        ConfigError: the directory belongs to another run or to a sweep, which the message names.
+    """
+    remedy = "Leave hydra.run.dir out (every run gets a folder of its own), name another one"
+    if (folder / SWEEP).exists():
+        raise ConfigError(f"hydra.run.dir: {folder} is the folder of a sweep. {remedy}")
+    facts = RunDirectory(folder).facts()
+    if facts is None or "identity" not in facts or config.sweep.rerun:
+        return
+    named = f"run {facts['run_id']}, " if facts.get("run_id") else ""
+    go_on = (
+        "" if facts.get("status") == Status.FINISHED else ", go on with that run: resume=" + shlex.quote(str(folder))
+    )
+    raise ConfigError(
+        f"hydra.run.dir: {folder} belongs to another run ({named}{facts.get('status')}), whose files would be taken "
+        f"for this one's. {remedy}{go_on}, or remove that folder"
+    )
+
+
+def check_vacant(folder: Path, config: Config) -> None:
+    """Refuse a directory for a new run that holds other files, as everything in a run directory is logged to MLflow.
+
+    Must be called before Hydra creates the directory.
+
+    Raises:
+        ConfigError: the directory belongs to another run or to a sweep, or holds other files; the message names them.
+    """
+    if config.resume not in (None, AUTO):
+        return
+    if config.resume is None:
+        check_owner(folder, config)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"hydra.run.dir: must be a folder. Received: {folder}, which is a file")
+    others = sorted(path.name for path in folder.iterdir() if not _logs(path)) if folder.is_dir() else []
+    if others and not {FACTS, JOB} & set(others):
+        raise ConfigError(
+            f"hydra.run.dir: {folder} is not empty, and no run's folder: it has {', '.join(others[:3])}"
+            f"{', ...' if len(others) > 3 else ''}. All that is in a run's folder is taken for the run's and logged to "
+            "MLflow. Leave hydra.run.dir out (every run gets a folder of its own), or name an empty or a new one"
+        )
+
+
+def clear(folder: Path) -> None:
+    """Remove the files of an earlier run from a directory that is used again, except logs and the tracking buffer."""
+    if not (folder / FACTS).exists():
+        return
+    for path in [path for path in folder.iterdir() if not _logs(path) and path.name != JOB]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif not path.name.startswith("unsent."):
+            path.unlink()
+
+
+def _logs(path: Path) -> bool:
+    """Return whether a file is one that Hydra, a launcher or a lock creates before the run begins."""
+    return path.name.startswith(".") or path.suffix == ".log"
+
+
+def check_same(folder: Path, before: str | None, now: str) -> None:
+    """Raise ConfigError if the identity of a directory's run differs from that of the run to be resumed there."""
+    if before not in (None, now):
+        raise ConfigError(
+            f"resume: {folder} was another run: its configuration, images, weights or version of this "
+            f"program have changed since (identity {before} then, {now} now). Start a new run instead, in "
+            "another folder (hydra.run.dir=..., or none given)"
+        )

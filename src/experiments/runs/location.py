@@ -1,0 +1,83 @@
+"""Where the directory, the outputs/ and the tracking store of a run are now, as outputs/ may have been moved."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.config.overrides import literal
+from experiments.errors import ConfigError
+from experiments.runs.run_directory import FACTS, RunDirectory
+from experiments.system.paths import STORE, default_outputs, sqlite_file, sqlite_uri, tracking_uri
+from experiments.system.redaction import is_concealed, reveal
+
+
+def recorded_outputs(facts: Mapping[str, Any]) -> Path:
+    """Return the outputs/ directory that a run was started with."""
+    return Path(facts["command"].get("directory", ""), facts.get("outputs") or default_outputs())
+
+
+def outputs_of(folder: Path, facts: Mapping[str, Any]) -> Path:
+    """Return the outputs/ directory of a run: the one that it was moved to, else the recorded one, else the default."""
+    recorded = recorded_outputs(facts)
+    if not folder.is_relative_to(recorded.resolve()):
+        for place in folder.parents:
+            if (place / STORE).is_file() or (place / "cache").is_dir():
+                return place
+    return recorded if recorded.is_dir() else Path(default_outputs())
+
+
+def store_of_run(folder: Path, facts: Mapping[str, Any]) -> str | None:
+    """Return a run's present tracking URI; None if it is not tracked, or if the URI's password is not known.
+
+    A run is resumed in the tracking store in which it began, whatever MLFLOW_TRACKING_URI is by now.
+    """
+    uri = reveal(facts.get("store") or "", "tracking.uri")
+    if not uri or is_concealed(uri):
+        return None
+    file = sqlite_file(uri)
+    if file is None:
+        return uri
+    file = Path(facts["command"].get("directory", ""), file)
+    recorded, outputs = recorded_outputs(facts), outputs_of(folder, facts)
+    moved = outputs != recorded and file.is_relative_to(recorded)
+    return sqlite_uri(outputs / file.relative_to(recorded) if moved else file)
+
+
+def folder_named(named: str) -> Path | None:
+    """Return the directory that a text names, plain or in the quotes of Hydra's grammar; None if there is none."""
+    for text in (named, named[1:-1] if len(named) > 2 and named[0] == named[-1] and named[0] in "'\"" else named):
+        folder = Path(text).expanduser()
+        if text and folder.is_dir():
+            return folder.resolve()
+    return None
+
+
+def folder_of(run_id: str, recorded: str | None, uri: str) -> Path | None:
+    """Return the directory of an MLflow run: below the present outputs/, if that was moved, or where it was recorded.
+
+    Args:
+        run_id: the id of the MLflow run, which the directory must record.
+        recorded: the path that was recorded for the directory.
+        uri: the tracking URI of the run; a SQLite file lies in outputs/.
+    """
+    if not recorded:
+        return None
+    file, parts = sqlite_file(uri), Path(recorded).parts
+    roots = [*([file.absolute().parent] if file else []), Path(default_outputs())]
+    # A moved directory keeps the end of its path, such as runs/NAME or sweeps/SWEEP/NUMBER; the longest match is used.
+    moved = [root.joinpath(*parts[at:]) for root in roots for at in range(1, len(parts))]
+    for place in [*moved, Path(recorded)]:
+        if (place / FACTS).is_file():
+            with contextlib.suppress(ConfigError):  # a damaged file does not identify its run
+                if (RunDirectory(place).facts() or {}).get("run_id") == run_id:
+                    return place
+    return None
+
+
+def store_of(overrides: Sequence[str]) -> str:
+    """Return the tracking URI in which to search for a run: that of the command line, else the local one."""
+    uris = [override.partition("=")[2] for override in overrides if override.startswith("tracking.uri=")]
+    return reveal(literal(uris[-1]), "tracking.uri") if uris else tracking_uri()
