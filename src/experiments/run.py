@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import logging
 import math
-import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
@@ -22,13 +18,12 @@ from experiments.config import schema
 from experiments.config.identity import dump_yaml, logged
 from experiments.data import manifest
 from experiments.data.decoder import gray_range
-from experiments.data.input_pipeline import image_batches
 from experiments.data.listing import DataIssue
 from experiments.data.pixel_cache import Decoded, splits_of
-from experiments.data.types import Dataset, ImageSet, Manifest, SplitSettings
+from experiments.data.types import Dataset, Manifest, SplitSettings
 from experiments.errors import ConfigError, DataError, Pruned
-from experiments.evaluation import plots
 from experiments.evaluation.evaluate import Report, evaluate, percent
+from experiments.evaluation.run_figures import save_figures
 from experiments.evaluation.training_checks import check_joined, check_reached, keep_error, training_warnings
 from experiments.models.network import split_network
 from experiments.models.weights import save
@@ -37,7 +32,7 @@ from experiments.regimes.build import build, head_record, network_record
 from experiments.regimes.finetune import finetune
 from experiments.regimes.restored import facts_of, restore
 from experiments.runs import predictions
-from experiments.runs.active_run import ActiveRun
+from experiments.runs.active_run import ActiveRun, open_run
 from experiments.runs.curves import Curves
 from experiments.runs.run_directory import CURVES, RunDirectory
 from experiments.system.progress import PlainConsole, Terminal
@@ -46,7 +41,7 @@ from experiments.tracking import inputs, mlflow_run
 from experiments.training import pruning, runtime
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.losses import class_weights
-from experiments.training.types import PhaseName, RunComponents, Status, TrainingContext, TrainingResult
+from experiments.training.types import PhaseName, RunComponents, TrainingContext, TrainingResult
 
 _log = logging.getLogger(__name__)
 
@@ -111,24 +106,6 @@ def run(config: schema.Config, planned: str | None = None) -> float:
             raise errors[0]
     print_results(console, directory.folder, reports, tracker.run_id)
     return metrics.get(f"validation.{config.objective}", math.nan)
-
-
-@contextmanager
-def open_run(directory: RunDirectory, config: schema.Config) -> Iterator[ActiveRun]:
-    """Yield the active run and record how it ends; add to an error how the run can be resumed."""
-    active = ActiveRun(directory, config)
-    try:
-        yield active
-    except Pruned:
-        active.end(Status.PRUNED)
-        raise
-    except BaseException as error:
-        with contextlib.suppress(OSError):  # the disk may be full
-            active.end(Status.FAILED if isinstance(error, Exception | SystemExit) else Status.KILLED)
-        if not isinstance(error, (ConfigError, DataError)):
-            error.add_note(f"Go on with it: python -m experiments.train resume={shlex.quote(str(directory.folder))}")
-        raise
-    active.end(Status.FINISHED)
 
 
 @contextmanager
@@ -342,48 +319,6 @@ def write_weights(directory: RunDirectory, components: RunComponents, result: Tr
     elif not (job and components.regime is bottleneck):
         save(backbone.model, directory.weights("backbone"), network_record(config, backbone.model))
     save(head, directory.weights("head"), head_record(config, backbone, head, result.model))
-
-
-def save_figures(
-    folder: Path, components: RunComponents, dataset: Dataset, result: TrainingResult, reports: Mapping[str, Report]
-) -> None:
-    """Write the figures of a run as PNG files; of a sweep's job only the curves, as the winner has all figures."""
-    folder.mkdir(exist_ok=True)
-    drawn = {"learning_curves": plots.learning_curves(result.history)} if result.history else {}
-    if "augmentation" not in components.config.regime.ignores and not components.config.sweep.job:
-        drawn["augmented"] = augmented_sample(components, dataset)
-    for split, report in reports.items() if not components.config.sweep.job else ():
-        images = dataset.validation if split == "validation" else dataset.test
-        assert images is not None
-        drawn |= {
-            f"{split}_confusion": plots.confusion_matrix(report, dataset.classes),
-            f"{split}_roc": plots.roc(report, dataset.classes),
-            f"{split}_mistakes": plots.mistakes(report, functools.partial(rows_of, images)),
-        }
-        if "calibration_error" in report.metrics:
-            drawn[f"{split}_calibration"] = plots.calibration(report)
-    for name, figure in drawn.items():
-        figure.savefig(folder / f"{name}.png", dpi=100)
-
-
-def rows_of(images: ImageSet, rows: list[int]) -> np.ndarray:
-    return images.pixels[rows]
-
-
-def augmented_sample(components: RunComponents, dataset: Dataset) -> Any:
-    """Return a figure of the first augmented training images of epoch 0, as fresh augmentation produces them."""
-    batches = image_batches(
-        dataset.train,
-        classes=len(dataset.classes),
-        augmentation=components.augmentation,
-        extra_layers=components.extra_layers,
-        batch_size=18,
-        seed=components.config.seed,
-        epochs=range(1),
-    )
-    pixels, labels = next(iter(batches.dataset))
-    titles = [plots.label_title(label, dataset.classes) for label in np.asarray(labels)]
-    return plots.image_grid(np.asarray(pixels), titles)
 
 
 def print_results(console: Console, folder: Path, reports: Mapping[str, Report], run_id: str | None) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
 from experiments.config.schema import Config
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, DataError, Pruned
 from experiments.runs.command import format_command
 from experiments.runs.lock import PATIENCE, claim
 from experiments.runs.run_directory import CURVES, FACTS, JOB, SWEEP, RunDirectory
@@ -97,6 +99,24 @@ class ActiveRun:
                 shutil.rmtree(self.directory.checkpoints, ignore_errors=True)
         finally:
             self._lock.release()
+
+
+@contextmanager
+def open_run(directory: RunDirectory, config: Config) -> Iterator[ActiveRun]:
+    """Yield the active run and record how it ends; add to an error how the run can be resumed."""
+    active = ActiveRun(directory, config)
+    try:
+        yield active
+    except Pruned:
+        active.end(Status.PRUNED)
+        raise
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the disk may be full
+            active.end(Status.FAILED if isinstance(error, Exception | SystemExit) else Status.KILLED)
+        if not isinstance(error, (ConfigError, DataError)):
+            error.add_note(f"Go on with it: python -m experiments.train resume={shlex.quote(str(directory.folder))}")
+        raise
+    active.end(Status.FINISHED)
 
 
 def check_owner(folder: Path, config: Config) -> None:
