@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import gc
 import json
 import os
+import sqlite3
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,9 +49,16 @@ print(json.dumps({"told": told, "modules": sorted({name.split(".")[0] for name i
 # These files are started first. `make test` gives each file to one worker, so that a long file that started last would
 # run alone at the end.
 LONGEST = (
-    "test_sweeps.py", "test_regimes.py", "test_experiments.py", "test_runs.py", "test_fit.py", "test_applications.py",
-    "test_runtime.py", "test_server.py", "test_search.py", "test_feature_cache.py",
+    "test_sweeps.py", "test_planned.py", "test_tracking.py", "test_regimes.py", "test_experiments.py", "test_resume.py",
+    "test_search.py", "test_weights.py", "test_run.py", "test_runs.py", "test_fit.py", "test_applications.py",
+    "test_runtime.py", "test_server.py", "test_feature_cache.py",
 )  # fmt: skip
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from going through TensorFlow's and MLflow's modules again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -99,7 +109,36 @@ def own_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
         sys.modules["mlflow"].set_tracking_uri(None)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session", autouse=True)
+def created_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let MLflow create the tables of an SQLite database once, and copy them afterwards: that saves a second each."""
+    if "mlflow" not in sys.modules:
+        yield
+        return
+    from mlflow.store.db import utils
+
+    template, initialize = tmp_path_factory.mktemp("mlflow") / "empty.db", utils._initialize_tables
+
+    def copied(engine: Any) -> None:
+        fresh = engine.dialect.name == "sqlite" and utils._is_empty_database(engine)
+        if fresh and template.exists():
+            copy(template, Path(engine.url.database))
+            return
+        initialize(engine)
+        if fresh:
+            copy(Path(engine.url.database), template)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "_initialize_tables", copied)
+        yield
+
+
+def copy(source: Path, target: Path) -> None:
+    with contextlib.closing(sqlite3.connect(source)) as one, contextlib.closing(sqlite3.connect(target)) as other:
+        one.backup(other)
+
+
+@pytest.fixture(scope="session")
 def composed() -> Compose:
     """Return a function that composes a command line's configuration with Hydra: `composed("regime=finetune")`."""
 
@@ -110,7 +149,7 @@ def composed() -> Compose:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config(composed: Compose) -> Callable[..., schema.Config]:
     """Return a function that composes and validates a configuration: `config("regime=finetune", ...)`."""
     return lambda *overrides: validation.validate(composed(*overrides))
@@ -141,7 +180,40 @@ def here(drawn: Path) -> tuple[str, ...]:
     return "data=folder", f"data.root={drawn}", "data.image_size=48"
 
 
-@pytest.fixture
+@contextlib.contextmanager
+def command_line(*arguments: str, figures: bool = False) -> Iterator[pytest.MonkeyPatch]:
+    """Let `arguments` be those of `python -m experiments.train`, whose errors keep their types.
+
+    Args:
+        figures: whether figures are rendered, which takes half of a small run's time. Otherwise blank images are
+            written in their places: tests/test_run.py looks at a run's rendered figures, tests/evaluation at each.
+    """
+    from matplotlib.figure import Figure
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not figures:
+            patch.setattr(Figure, "savefig", lambda figure, path, **options: Image.new("L", (8, 8)).save(path))
+        patch.setattr(sys, "argv", ["train", *arguments])
+        patch.setenv("HYDRA_FULL_ERROR", "1")
+        yield patch
+
+
+@pytest.fixture(scope="session")
+def train_here() -> Callable[..., None]:
+    """Return a function that composes a configuration and trains in this process: `train_here("regime=scratch", ...)`.
+
+    It is the part of `run_here` behind the command line: errors are raised, not printed.
+    """
+
+    def call(*arguments: str, figures: bool = False) -> None:
+        with command_line(*arguments, figures=figures) as patch:
+            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+            train.train()
+
+    return call
+
+
+@pytest.fixture(scope="session")
 def run_here() -> Callable[..., None]:
     """Return a function that runs `python -m experiments.train` in this process: `run_here("regime=scratch", ...)`.
 
@@ -150,15 +222,40 @@ def run_here() -> Callable[..., None]:
     """
 
     def call(*arguments: str) -> None:
-        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
+        with command_line(*arguments) as patch:
             patch.chdir(Path.cwd())  # restored afterwards: resume= changes to the directory of the original command
-            patch.setattr(sys, "argv", ["train", *arguments])
             patch.setattr(redaction, "install", lambda: None)  # it would replace the streams of the test process
             patch.setattr(signals, "install", lambda: None)
-            patch.setenv("HYDRA_FULL_ERROR", "1")
             train.main()
 
     return call
+
+
+@pytest.fixture(scope="session")
+def outcome_of() -> Callable[[Path], dict[str, Any]]:
+    """Return a function that reads what a run left in its directory, but for times: curves, predictions and weights.
+
+    The weights are bytes, so that equal outcomes are equal in every bit.
+    """
+    import h5py
+
+    times = ("seconds", "timestamp", "images_per_second", "input_wait")
+
+    def read(directory: Path) -> dict[str, Any]:
+        with (directory / "curves.csv").open(encoding="utf-8", newline="") as file:
+            curves = [{key: value for key, value in row.items() if key not in times} for row in csv.DictReader(file)]
+        found: dict[str, Any] = {"curves": curves}
+        found["predictions"] = (directory / "predictions_validation.csv").read_text("utf-8")
+        for path in sorted((directory / "weights").iterdir()):
+            with h5py.File(path) as weights:
+                nodes: list[tuple[str, Any]] = []
+                weights.visititems(lambda key, node, nodes=nodes: nodes.append((key, node)))
+                arrays = {key: np.asarray(node[()]) for key, node in nodes if isinstance(node, h5py.Dataset)}
+            assert arrays
+            found |= {f"{path.name}/{key}": array.tobytes() for key, array in arrays.items()}
+        return found
+
+    return read
 
 
 @pytest.fixture(scope="session")

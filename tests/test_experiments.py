@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,28 +15,30 @@ import pytest
 import yaml
 from PIL import Image
 
-from experiments import train
 from experiments.config import schema
 from experiments.config.identity import run_identity
 from experiments.data import decoder
 from experiments.errors import ConfigError
 from experiments.system import paths
 
+Start = Callable[..., Path]
 PRESETS = {path.stem: path.read_text(encoding="utf-8") for path in (paths.CONF / "experiment").glob("*.yaml")}
 DRAWN_BY_US = ("data.size=48", "data.per_class={train: 4, validation: 4, test: 0}")
 PROBABILISTIC = {"validation.loss", "validation.brier", "validation.calibration_error"}
 
 
-def start(outputs: Path, name: str, *overrides: str) -> Path:
-    """What `python -m experiments.train ...` does, in this process; returns the run's folder."""
-    folder = outputs / "runs" / name
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
-        settings = [f"outputs={outputs}", f"hydra.run.dir={folder}", "hydra/job_logging=none", "progress=none"]
-        patch.setattr(sys, "argv", ["train", *settings, *overrides])
-        patch.setenv("HYDRA_FULL_ERROR", "1")
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        train.train()
-    return folder
+@pytest.fixture
+def start(train_here: Callable[..., None]) -> Start:
+    """Return a function that trains in this process and returns the run's directory."""
+
+    def call(outputs: Path, name: str, *overrides: str) -> Path:
+        folder = outputs / "runs" / name
+        train_here(
+            f"outputs={outputs}", f"hydra.run.dir={folder}", "hydra/job_logging=none", "progress=none", *overrides
+        )
+        return folder
+
+    return call
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -51,12 +51,12 @@ def metrics_of(folder: Path) -> dict[str, float]:
     return found
 
 
-def small(name: str, drawn: Path) -> list[str]:
-    """A preset on small drawn images, with random weights where it would download some."""
+def small(name: str, drawn: Path, *network: str) -> list[str]:
+    """A preset on small drawn images, with random weights where it would download some, or on another network."""
     text = PRESETS[name]
     data = [f"data.root={drawn}"] if "override /data: folder" in text else list(DRAWN_BY_US)
     weights = [] if "override /model: convnet" in text else ["model.weights=null"]
-    return [f"experiment={name}", "data.image_size=48", *data, *weights]
+    return [f"experiment={name}", *network, "data.image_size=48", *data, *weights]
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +65,21 @@ def tried() -> dict[tuple[str, str], str]:
     return {}
 
 
+@pytest.mark.parametrize(
+    "network", [("model=convnet",), pytest.param((), marks=pytest.mark.slow)], ids=["small", "own"]
+)
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_preset_runs(
-    name: str, drawn: Path, tmp_path: Path, config: Callable[..., schema.Config], tried: dict[tuple[str, str], str]
+    start: Start,
+    name: str,
+    network: tuple[str, ...],
+    drawn: Path,
+    tmp_path: Path,
+    config: Callable[..., schema.Config],
+    tried: dict[tuple[str, str], str],
 ) -> None:
-    settings = [*small(name, drawn), "debug=fast", "tracking=none"]
+    """With the small network: tests/models and tests/regimes hold that others are built and trained."""
+    settings = [*small(name, drawn, *network), "debug=fast", "tracking=none"]
     read = config(*settings)
     if name != tried.setdefault((run_identity(read), str(read.data)), name):
         return  # the same run as another's, but for what debug overrides and how -m sweeps over it
@@ -98,7 +108,7 @@ def runs_of(client: mlflow.MlflowClient, experiment: str) -> dict[str, Any]:
 
 
 def test_a_debug_run_is_in_mlflow_apart_from_the_others(
-    drawn: Path, tmp_path: Path, client: mlflow.MlflowClient
+    start: Start, drawn: Path, tmp_path: Path, client: mlflow.MlflowClient
 ) -> None:
     folder = start(
         tmp_path, "tried", *small("demo", drawn), "regime=finetune", "debug=fast", "tracking.log_model=false"
@@ -122,7 +132,9 @@ SMALL = ("data=folder", "data.image_size=48", "model.head.pooling=average", "bat
     ("regime=scratch", "optimizer=adam", "optimizer.lr=3e-3"),
     pytest.param(("regime=finetune", "optimizer.lr=1e-3", "regime.head_optimizer.lr=1e-2"), marks=pytest.mark.slow),
 ], ids=["scratch", "finetune"])  # fmt: skip
-def test_a_handful_of_images_is_learned_by_heart(settings: tuple[str, ...], drawn: Path, tmp_path: Path) -> None:
+def test_a_handful_of_images_is_learned_by_heart(
+    start: Start, settings: tuple[str, ...], drawn: Path, tmp_path: Path
+) -> None:
     folder = start(tmp_path, "heart", *SMALL, f"data.root={drawn}", *settings, "debug=overfit", "tracking=none")
     last = rows_of(folder / "curves.csv")[-1]
     assert float(last["accuracy"]) == 1 and last["epoch"] == "59"
@@ -130,7 +142,7 @@ def test_a_handful_of_images_is_learned_by_heart(settings: tuple[str, ...], draw
 
 
 def test_a_run_that_cannot_learn_fails_and_leaves_its_results(
-    drawn: Path, tmp_path: Path, client: mlflow.MlflowClient
+    start: Start, drawn: Path, tmp_path: Path, client: mlflow.MlflowClient
 ) -> None:
     settings = ("regime=bottleneck", "debug=overfit", "epochs=2", "optimizer.lr=1e-9", "tracking.log_model=false")
     with pytest.raises(ConfigError) as raised:
@@ -168,7 +180,7 @@ def scores_of(folder: Path) -> np.ndarray:
     return np.array([[float(row[f"p_{name}"]) for name in ("blue", "green", "red")] for row in rows])
 
 
-def test_three_classes_by_hinge(three: Path, tmp_path: Path, client: mlflow.MlflowClient) -> None:
+def test_three_classes_by_hinge(start: Start, three: Path, tmp_path: Path, client: mlflow.MlflowClient) -> None:
     """Scores are in [0, 1] and rank, but no figure takes them for probabilities; the logged model gives the same."""
     folder = start(
         tmp_path, "hinge", *SMALL, f"data.root={three}", "data.image_size=32", "regime=scratch", "augmentation=none",
@@ -194,7 +206,7 @@ def test_three_classes_by_hinge(three: Path, tmp_path: Path, client: mlflow.Mlfl
     assert isinstance(model, keras.Model)
 
 
-def test_three_classes_by_squared_error(three: Path, tmp_path: Path) -> None:
+def test_three_classes_by_squared_error(start: Start, three: Path, tmp_path: Path) -> None:
     folder = start(
         tmp_path, "mse", *SMALL, f"data.root={three}", "data.image_size=32", "regime=bottleneck", "tracking=none",
         "loss=mse", "label_smoothing=0.1", "class_weights={blue: 2.0}", "epochs=12", "optimizer.lr=1e-2",

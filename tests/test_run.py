@@ -7,7 +7,6 @@ import gc
 import io
 import json
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,7 +20,6 @@ from PIL import Image
 from rich.console import Console
 
 from experiments import run as run_module
-from experiments import train
 from experiments.cli import sync
 from experiments.config import schema
 from experiments.data import decoder, manifest
@@ -47,23 +45,26 @@ SMALL = (
     "data=folder", "data.image_size=48", "model.weights=null", "model.head.pooling=average", "epochs=2", "batch_size=8",
     "regime.head_epochs=3", "regime.views=1", "progress=none",
 )  # fmt: skip
+Start = Callable[..., Path]
 FIGURES = {f"{split}_{name}.png" for split in ("validation", "test")
            for name in ("confusion", "roc", "calibration", "mistakes")}  # fmt: skip
 
 
-def start(outputs: Path, name: str, *overrides: str) -> Path:
-    """What `python -m experiments.train ...` does, in this process; returns the run's folder."""
-    folder = outputs / "runs" / name
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
-        settings = [f"outputs={outputs}", f"hydra.run.dir={folder}", "hydra/job_logging=none"]
-        patch.setattr(sys, "argv", ["train", *SMALL, *settings, *overrides])
-        patch.setenv("HYDRA_FULL_ERROR", "1")
-        train.train()
-    return folder
+@pytest.fixture(scope="session")
+def start(train_here: Callable[..., None]) -> Start:
+    """Return a function that trains in this process and returns the run's directory."""
+
+    def call(outputs: Path, name: str, *overrides: str, figures: bool = False) -> Path:
+        folder = outputs / "runs" / name
+        settings = (*SMALL, f"outputs={outputs}", f"hydra.run.dir={folder}", "hydra/job_logging=none")
+        train_here(*settings, *overrides, figures=figures)
+        return folder
+
+    return call
 
 
 @pytest.fixture(scope="module")
-def tuned(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tuned(start: Start, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finetune run without MLflow, its validation metric `loss` the objective."""
     outputs = tmp_path_factory.mktemp("run") / "outputs"
     settings = ("regime=finetune", "tracking=none", "augmentation=light", "objective=loss")
@@ -75,7 +76,7 @@ def tuned(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             return returned[-1]
 
         patch.setattr(run_module, "run", listening)
-        folder = start(outputs, "tuned", f"data.root={drawn}", *settings)
+        folder = start(outputs, "tuned", f"data.root={drawn}", *settings, figures=True)
     (folder / "returned").write_text(str(returned[0]))
     return folder
 
@@ -166,7 +167,7 @@ def test_the_weights_make_the_same_predictions(
     np.testing.assert_allclose(scores, written, atol=1e-5)
 
 
-def test_without_test_the_test_split_is_not_read(drawn: Path, tmp_path: Path) -> None:
+def test_without_test_the_test_split_is_not_read(start: Start, drawn: Path, tmp_path: Path) -> None:
     settings = ("regime=bottleneck", "tracking=none", "evaluate.test=false", "epochs=1")
     folder = start(tmp_path, "untested", f"data.root={drawn}", *settings)
     assert (folder / "predictions_validation.csv").exists() and not (folder / "predictions_test.csv").exists()
@@ -180,7 +181,7 @@ def test_without_test_the_test_split_is_not_read(drawn: Path, tmp_path: Path) ->
     assert rows == {24, 12}  # training and validation images; none of the 8 of test
 
 
-def test_a_fault_leaves_the_curves(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_leaves_the_curves(start: Start, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*arguments: object, **options: object) -> NoReturn:
         raise RuntimeError("no more")
 
@@ -207,7 +208,7 @@ def assert_reported_loss_is_that_of_the_curve(folder: Path) -> None:
     assert all(float(row["total_loss"]) > float(row["loss"]) + 0.5 for row in rows)
 
 
-def test_the_monitored_loss_is_the_reported_one_without_penalties(drawn: Path, tmp_path: Path) -> None:
+def test_the_monitored_loss_is_the_reported_one_without_penalties(start: Start, drawn: Path, tmp_path: Path) -> None:
     for name, settings in {
         "scratch": ("regime=scratch", "model.layers.block1.batch_norm=true", "model.layers.block1.l1=0.01"),
         "finetune": ("regime=finetune",),
@@ -218,7 +219,7 @@ def test_the_monitored_loss_is_the_reported_one_without_penalties(drawn: Path, t
 
 
 def test_what_fails_after_the_training_loses_nothing(
-    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*arguments: object, **options: object) -> NoReturn:
         raise ValueError("no figures")
@@ -244,7 +245,7 @@ def test_what_fails_after_the_training_loses_nothing(
     assert artifacts >= {"metrics.json", "predictions_validation.csv", "head.weights.h5"}
 
 
-def test_half_precision_trains_to_the_end(drawn: Path, tmp_path: Path) -> None:
+def test_half_precision_trains_to_the_end(start: Start, drawn: Path, tmp_path: Path) -> None:
     """The shipped body, whose scores from stored activations and from pixels differ by more than float32 explains."""
     settings = ("regime=finetune", "runtime.precision=mixed_bfloat16", "regime.activations=float16")
     body = ("model.weights=pretrained", "optimizer.lr=0.01", "tracking=none")
@@ -283,7 +284,7 @@ def test_a_joined_model_that_disagrees_is_not_reported(drawn: Path, config: Call
         check_joined(components.config, TrainingResult(model, (), {"validation": wrong}), dataset)
 
 
-def test_a_training_that_diverges_is_a_clear_error(drawn: Path, tmp_path: Path) -> None:
+def test_a_training_that_diverges_is_a_clear_error(start: Start, drawn: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"not finite after epoch 1 of phase scratch.*optimizer\.lr \(now 1e\+30\)"):
         start(tmp_path, "diverged", f"data.root={drawn}", "tracking=none", "optimizer=sgd", "optimizer.lr=1e30")
 
@@ -464,6 +465,8 @@ def test_what_is_loaded_is_not_looked_through_for_garbage(monkeypatch: pytest.Mo
         assert gc.isenabled() and gc.get_freeze_count() >= before + len(loaded)
     finally:
         gc.unfreeze()
+        gc.collect()
+        gc.freeze()  # as tests/conftest.py has it
 
 
 def test_the_last_lines_show_accuracy_beside_the_most_frequent_class(tmp_path: Path) -> None:

@@ -109,8 +109,8 @@ def test_a_sweep_over_regimes_and_their_options_composes(config: Read) -> None:
         assert (read.regime.name, read.regime.unfrozen_blocks, read.model.head.dropout) == (regime, blocks, dropout)
 
 
-@pytest.mark.parametrize("model, regime, optimizer", itertools.product(
-    ("convnet", "mobilenet_v2", "vgg16"), REGIMES, ("sgd", "adagrad")))  # fmt: skip
+@pytest.mark.parametrize("model, regime, optimizer", list(itertools.product(
+    ("convnet", "mobilenet_v2", "vgg16"), REGIMES, ("sgd", "adagrad"))))  # fmt: skip
 def test_groups_combine_freely(model: str, regime: str, optimizer: str, config: Read) -> None:
     read = config(f"model={model}", f"regime={regime}", f"optimizer={optimizer}")
     assert (read.model.name, read.regime.name, read.optimizer.name) == (model, regime, optimizer)
@@ -186,7 +186,7 @@ def test_debug_overfit_wins_over_every_preset(name: str, config: Read) -> None:
     assert read.regime.name == config(*preset(name)).regime.name
 
 
-@pytest.mark.parametrize("debug, regime", itertools.product(DEBUGS, REGIMES))
+@pytest.mark.parametrize("debug, regime", list(itertools.product(DEBUGS, REGIMES)))
 def test_the_command_line_wins_over_debug(debug: str, regime: str, config: Read) -> None:
     given = [f"debug={debug}", "epochs=3", f"regime={regime}"]
     for order in (given, given[::-1]):
@@ -201,7 +201,7 @@ def test_debug_leaves_runs_alone_unless_asked_for(config: Read) -> None:
     assert read.must_reach is None and read.data.limit.train is None and read.tracking.experiment != "debug"
 
 
-@pytest.mark.parametrize("schedule, regime", itertools.product(SCHEDULES, REGIMES))
+@pytest.mark.parametrize("schedule, regime", list(itertools.product(SCHEDULES, REGIMES)))
 def test_a_schedule_goes_with_every_regime(schedule: str, regime: str, config: Read) -> None:
     given = [f"schedule={schedule}", f"regime={regime}", "schedule.warmup=2"]
     for order in (given, given[::-1]):

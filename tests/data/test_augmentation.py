@@ -131,7 +131,7 @@ def test_seeded_layers_repeat_for_a_seed_and_differ_between_seeds(images: np.nda
 
 
 @pytest.mark.parametrize(
-    ("fill", "mode"), zip(augmentation.FILLS, ("edge", "symmetric", "wrap", "constant"), strict=True)
+    ("fill", "mode"), list(zip(augmentation.FILLS, ("edge", "symmetric", "wrap", "constant"), strict=True))
 )
 @pytest.mark.parametrize("shift", [-30, -7, 7, 30])
 def test_whole_shifts_fill_as_numpy_pads(images: np.ndarray, fill: str, mode: str, shift: int) -> None:

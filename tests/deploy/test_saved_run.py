@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,6 @@ import psutil
 import pytest
 import requests
 
-from experiments import train
 from experiments.cli import export, register
 from experiments.data import decoder
 from experiments.deploy import export as exports
@@ -41,6 +40,7 @@ SMALL = ("data=folder", "data.image_size=48", "model.head.pooling=average", "epo
 class Place(NamedTuple):
     outputs: Path
     root: Path
+    train_here: Callable[..., None]
 
     @property
     def uri(self) -> str:
@@ -50,11 +50,8 @@ class Place(NamedTuple):
         return self.outputs / "runs" / name
 
     def train(self, name: str, *overrides: str) -> None:
-        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
-            own = (f"data.root={self.root}", f"outputs={self.outputs}", f"hydra.run.dir={self.folder(name)}")
-            patch.setattr(sys, "argv", ["train", *SMALL, *own, *overrides])
-            patch.setenv("HYDRA_FULL_ERROR", "1")
-            train.train()
+        own = (f"data.root={self.root}", f"outputs={self.outputs}", f"hydra.run.dir={self.folder(name)}")
+        self.train_here(*SMALL, *own, *overrides)
 
     def logged(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """A run's validation images [N, 48, 48, 3] float32, and what it says of them [N, 2]."""
@@ -66,9 +63,9 @@ class Place(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def place(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+def place(drawn: Path, train_here: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A tracked run with its model; a sweep's job that started from its weights and keeps only what it trained."""
-    place = Place(tmp_path_factory.mktemp("trained") / "outputs", drawn)
+    place = Place(tmp_path_factory.mktemp("trained") / "outputs", drawn, train_here)
     place.train("whole", "regime=bottleneck")
     whole = saved_run.find("whole", place.uri).run_id
     place.train("job", "regime=finetune", f"model.weights='{whole}'", "sweep.job=true", "tracking.log_model=false")

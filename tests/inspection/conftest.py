@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-import sys
-import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from experiments import run as run_module
-from experiments import train
 from experiments.evaluation import training_checks
 
 # Two phases, a warm-up, a schedule, a split point inside the network.
@@ -35,7 +33,7 @@ class Ended(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def ended(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+def ended(drawn: Path, train_here: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """Return a finished fine-tuning run on the synthetic images."""
     outputs = tmp_path_factory.mktemp("inspected") / "outputs"
     folder = outputs / "runs" / "tuned"
@@ -47,10 +45,8 @@ def ended(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
         trainable.update({layer.name: layer.trainable for layer in fitted.model.get_layer("frozen").layers})
         checked(config, fitted, splits)
 
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
+    with pytest.MonkeyPatch.context() as patch:
         settings = [f"outputs={outputs}", f"hydra.run.dir={folder}", "hydra/job_logging=none", "tracking=none"]
-        patch.setattr(sys, "argv", ["train", *overrides, *settings, "progress=none"])
-        patch.setenv("HYDRA_FULL_ERROR", "1")
         patch.setattr(run_module, "check_joined", listening)
-        train.train()
+        train_here(*overrides, *settings, "progress=none")
     return Ended(overrides, folder, trainable)

@@ -115,6 +115,27 @@ def test_a_classifier_is_refused_with_what_to_do(config: Configure, tmp_path: Pa
     assert "layers only there: pool (GlobalAveragePooling2D), predictions (Dense)" in text
 
 
+@pytest.fixture(scope="module")
+def saved(config: Configure, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights file of a run's convnet of random weights."""
+    path = tmp_path_factory.mktemp("saved") / "backbone.weights.h5"
+    given = config(*CONVNET, "model.weights=null")
+    model = backbone(given).model
+    weights.save(model, path, network_record(given, model))
+    return path
+
+
+def test_weights_of_a_run_fit_where_only_training_differs(config: Configure, saved: Path) -> None:
+    training_only = ("model.layers.block1.dropout=0.3", "model.layers.block2.l2=0.1", "data.image_size=64")
+    first = backbone(config(*CONVNET, f"model.weights={saved}")).model.get_weights()
+    again = backbone(config(*CONVNET, f"model.weights={saved}", *training_only)).model
+    with h5py.File(saved) as file:
+        kernel = file["layers/conv2d/vars/0"][()]
+    np.testing.assert_array_equal(first[0], kernel)
+    for one, other in zip(first, again.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("change, named", [
     ("model.preprocessing=tf", "model.preprocessing: 'rescale' there, 'tf' here"),
     ("model.layers.block2.activation=tanh", "model.layers.block2.activation: 'relu' there, 'tanh' here"),
@@ -124,18 +145,11 @@ def test_a_classifier_is_refused_with_what_to_do(config: Configure, tmp_path: Pa
     ("model.layers.block3.padding=same", "model.layers.block3.padding: 'valid' there, 'same' here"),
     ("model.layers.block2.filters=16", "model.layers.block2.filters: 32 there, 16 here"),
 ])  # fmt: skip
-def test_weights_of_a_run_belong_to_its_network(config: Configure, tmp_path: Path, change: str, named: str) -> None:
-    """Also where the shapes fit; what matters in training only may differ."""
-    path = tmp_path / "backbone.weights.h5"
-    given = config(*CONVNET, "model.weights=null")
-    saved = backbone(given).model
-    weights.save(saved, path, network_record(given, saved))
-    text = refusal(config(*CONVNET, f"model.weights={path}", change))
-    assert text.startswith("model.weights: ") and str(path) in text and named in text and "does not fit convnet" in text
-    training_only = ("model.layers.block1.dropout=0.3", "model.layers.block2.l2=0.1", "data.image_size=64")
-    again = backbone(config(*CONVNET, f"model.weights={path}", *training_only)).model
-    for one, other in zip(saved.get_weights(), again.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+def test_weights_of_a_run_belong_to_its_network(config: Configure, saved: Path, change: str, named: str) -> None:
+    """Also where the shapes fit."""
+    text = refusal(config(*CONVNET, f"model.weights={saved}", change))
+    assert text.startswith("model.weights: ") and str(saved) in text and named in text
+    assert "does not fit convnet" in text
 
 
 def test_the_shipped_body_belongs_to_its_network(config: Configure) -> None:

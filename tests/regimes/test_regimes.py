@@ -294,11 +294,14 @@ def test_every_image_goes_through_the_network_once(small: Callable[..., Done]) -
     assert sum(plain.ran) == train + validation + test, "random weights of another seed; one pass for both phases"
 
 
-def test_float16_is_close_and_stored_as_such(once: Callable[..., Done]) -> None:
-    for name in NETWORKS:
-        exact, half = once(name, "regime=bottleneck"), once(name, "regime=bottleneck", "regime.activations=float16")
-        np.testing.assert_allclose(half.result.scores["test"], exact.result.scores["test"], atol=0.02)
-        assert np.any(half.result.scores["test"] != exact.result.scores["test"])
+@pytest.mark.parametrize("name", ["convnet", pytest.param("mobilenet_v2", marks=pytest.mark.slow)])
+def test_float16_is_close(once: Callable[..., Done], name: str) -> None:
+    exact, half = once(name, "regime=bottleneck"), once(name, "regime=bottleneck", "regime.activations=float16")
+    np.testing.assert_allclose(half.result.scores["test"], exact.result.scores["test"], atol=0.02)
+    assert np.any(half.result.scores["test"] != exact.result.scores["test"])
+
+
+def test_float16_is_close_in_finetuning_and_stored_as_such(once: Callable[..., Done]) -> None:
     tuned = finetuned(once, "convnet", 1, "regime.activations=float16")
     np.testing.assert_allclose(
         tuned.result.scores["test"], finetuned(once, "convnet", 1).result.scores["test"], atol=0.02
@@ -413,7 +416,7 @@ def three_classes(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     yield root
 
 
-@pytest.mark.parametrize("regime", ["scratch", "finetune"])
+@pytest.mark.parametrize("regime", ["scratch", pytest.param("finetune", marks=pytest.mark.slow)])
 def test_three_classes(three_classes: Path, tmp_path: Path, regime: str) -> None:
     done = run_regime(
         three_classes, tmp_path, *NETWORKS["convnet"], f"regime={regime}", "augmentation=light", "epochs=20",

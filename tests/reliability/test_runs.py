@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import random
@@ -15,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
 import mlflow
 import numpy as np
 import pytest
 
 Tally = Callable[[str, int, int], None]
 Tries = Callable[[int, int], int]
+Read = Callable[[Path], dict[str, Any]]
 Started = Callable[..., subprocess.Popen[str]]
 
 SMALL = (
@@ -35,7 +34,6 @@ REGIMES: dict[str, tuple[str, ...]] = {
     "finetune": ("regime=finetune", "optimizer.lr=0.01", "regime.views=2"),
     "finetune, streamed": ("regime=finetune", "optimizer.lr=0.01", "regime.views=0", "augmentation=colour"),
 }
-TIMES = ("seconds", "timestamp", "images_per_second", "input_wait")
 
 # A run that kills itself when it logs its N-th epoch: the epoch is in the checkpoint, but not in the curves and MLflow.
 BETWEEN = """
@@ -73,26 +71,6 @@ class Home:
         errors = process.communicate(timeout=300)[1]
         assert process.returncode == 0, errors
 
-    def outcome(self, name: str) -> dict[str, Any]:
-        """All that a run ends with, but for its times."""
-        folder = self.folder(name)
-        with (folder / "curves.csv").open(encoding="utf-8", newline="") as file:
-            curves = [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
-        found: dict[str, Any] = {
-            "curves": repr(curves),
-            "predictions": (folder / "predictions_validation.csv").read_text("utf-8"),
-        }
-        for path in sorted((folder / "weights").iterdir()):
-            with h5py.File(path) as file:
-                nodes: list[tuple[str, Any]] = []
-                file.visititems(lambda key, node, nodes=nodes: nodes.append((key, node)))
-                found |= {
-                    f"{path.name}/{key}": np.asarray(node[()]).tobytes()
-                    for key, node in nodes
-                    if hasattr(node, "dtype")
-                }
-        return found
-
     def runs(self) -> list[Any]:
         client = mlflow.MlflowClient(f"sqlite:///{self.home}/mlflow.db")
         return list(client.search_runs([one.experiment_id for one in client.search_experiments()]))
@@ -101,7 +79,7 @@ class Home:
 @pytest.mark.slow
 @pytest.mark.parametrize("regime", REGIMES)
 def test_kills_at_random_moments_and_between_checkpoint_and_log(
-    regime: str, drawn: Path, started: Started, tries: Tries, tally: Tally, tmp_path: Path
+    regime: str, drawn: Path, started: Started, outcome_of: Read, tries: Tries, tally: Tally, tmp_path: Path
 ) -> None:
     whole, home = Home(tmp_path / "whole", drawn, started), Home(tmp_path / "killed", drawn, started)
     whole.finish(*whole.command("run", *REGIMES[regime]))
@@ -125,7 +103,7 @@ def test_kills_at_random_moments_and_between_checkpoint_and_log(
         arguments = again
     home.finish(*again)
     assert kills
-    same = home.outcome("run") == whole.outcome("run")
+    same = outcome_of(home.folder("run")) == outcome_of(whole.folder("run"))
     points = mlflow.MlflowClient(f"sqlite:///{home.home}/mlflow.db").get_metric_history(
         home.runs()[0].info.run_id, "loss"
     )
@@ -204,7 +182,9 @@ print(json.dumps(told))
 """
 
 
-def test_writes_that_find_no_room(drawn: Path, started: Started, tries: Tries, tally: Tally, tmp_path: Path) -> None:
+def test_writes_that_find_no_room(
+    drawn: Path, started: Started, outcome_of: Read, tries: Tries, tally: Tally, tmp_path: Path
+) -> None:
     """With a limit of file sizes: a write beyond it fails as on a full disk, at another place for every limit."""
     whole = Home(tmp_path / "whole", drawn, started)
     overrides = ("regime=scratch", "tracking=none", "progress=none")
@@ -231,7 +211,7 @@ def test_writes_that_find_no_room(drawn: Path, started: Started, tries: Tries, t
         again = [f"resume={folder}"] if (folder / "run.json").exists() else home.command("run", *overrides)
         if code is not None:
             home.finish(*again)
-        same = home.outcome("run") == whole.outcome("run")
+        same = outcome_of(home.folder("run")) == outcome_of(whole.folder("run"))
         if not (clear and same):
             print(limit, code, same, errors[-2000:], file=sys.stderr)
         survived += clear and same
@@ -245,7 +225,7 @@ def test_a_limit_of_file_sizes_is_an_error_and_no_signal() -> None:
 
 @pytest.mark.slow  # test-reliability has it
 def test_like_gives_the_same_numbers(
-    drawn: Path, started: Started, run_here: Callable[..., None], own_outputs: Path, tally: Tally
+    drawn: Path, started: Started, run_here: Callable[..., None], outcome_of: Read, own_outputs: Path, tally: Tally
 ) -> None:
     home = Home(own_outputs, drawn, started)
     overrides = (
@@ -257,7 +237,7 @@ def test_like_gives_the_same_numbers(
     run_here(*given, *quiet)
     run_id = home.runs()[0].info.run_id
     run_here(f"like={run_id}", f"hydra.run.dir={home.folder('again')}", *quiet)
-    same = home.outcome("first") == home.outcome("again")
+    same = outcome_of(home.folder("first")) == outcome_of(home.folder("again"))
     run_here(f"like={home.folder('first')}", f"hydra.run.dir={home.folder('other')}", "seed=4", "epochs=1",
              "schedule=constant", "model.head.dropout=0.1", *quiet)  # fmt: skip
     runs = {run.info.run_name: run for run in home.runs()}

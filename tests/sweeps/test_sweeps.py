@@ -115,9 +115,6 @@ def test_a_sweep_plans_shares_concludes_and_is_not_run_twice(sweep: Sweep, own_o
     assert again.returncode == 0 and "6 already finished" in again.stdout
     assert tuple(map(len, tracked(own_outputs))) == (1, len(jobs)), "a dry run tracks nothing"
     assert only_sweep(own_outputs) == folder, "and leaves nothing"
-    anew = sweep("regime=bottleneck", "seed=0", "sweep.rerun=true", "sweep.final=false")
-    assert "1 jobs, 1 to run" in anew.stdout, anew.stdout + anew.stderr
-    assert len(tracked(own_outputs)[1]) == len(jobs) + 1
     (folder / "summary.md").unlink()
     told = subprocess.run(
         [sys.executable, "-m", "experiments", "summarize", str(folder)], env=os.environ | {"PYTHONPATH": str(SOURCE)},
@@ -125,6 +122,14 @@ def test_a_sweep_plans_shares_concludes_and_is_not_run_twice(sweep: Sweep, own_o
     )  # fmt: skip
     assert told.returncode == 0 and (folder / "summary.md").exists(), told.stderr
     assert "Winner by validation accuracy" in told.stdout
+
+
+@pytest.mark.slow  # test_planned.py has it of jobs that are not trained
+def test_a_sweep_is_run_twice_if_rerun_is_set(sweep: Sweep, own_outputs: Path) -> None:
+    for number, settings in enumerate([(), ("sweep.rerun=true",)], 1):
+        done = sweep("regime=bottleneck", "seed=0", "sweep.final=false", *settings)
+        assert "1 jobs, 1 to run" in done.stdout, done.stdout + done.stderr
+        assert len(tracked(own_outputs)[1]) == number
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -23,7 +22,6 @@ import pytest
 from mlflow.entities import Dataset, DatasetInput, Run
 from PIL import Image
 
-from experiments import train
 from experiments.cli import inspect, sync
 from experiments.config import schema
 from experiments.data import decoder
@@ -59,6 +57,7 @@ class Store(NamedTuple):
 
     outputs: Path
     root: Path
+    train_here: Callable[..., None]
 
     @property
     def uri(self) -> str:
@@ -66,17 +65,13 @@ class Store(NamedTuple):
 
     def command(self, name: str, *overrides: str) -> list[str]:
         return [
-            "train", "data=folder", f"data.root={self.root}", f"outputs={self.outputs}",
+            "data=folder", f"data.root={self.root}", f"outputs={self.outputs}",
             f"hydra.run.dir={self.outputs / 'runs' / name}", "hydra/job_logging=none", *SMALL, *overrides,
         ]  # fmt: skip
 
-    def train(self, name: str, *overrides: str) -> None:
+    def train(self, name: str, *overrides: str, figures: bool = False) -> None:
         """A run in this process, as its command line would start it."""
-        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
-            patch.setattr(sys, "argv", self.command(name, *overrides))
-            patch.setenv("HYDRA_FULL_ERROR", "1")
-            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-            train.train()
+        self.train_here(*self.command(name, *overrides), figures=figures)
 
     def run(self, name: str) -> Run:
         client = mlflow.MlflowClient(self.uri)
@@ -95,9 +90,9 @@ class Store(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def store(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+def store(drawn: Path, train_here: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Holds `head` (bottleneck), `tuned` (finetune on head's backbone) and `given` (finetune on head's head)."""
-    store = Store(tmp_path_factory.mktemp("tracking") / "outputs", drawn)
+    store = Store(tmp_path_factory.mktemp("tracking") / "outputs", drawn, train_here)
     store.train("head", "regime=bottleneck", "model.weights=null", "optimizer.lr=0.03", "+tags.question=which")
     head = store.run("head").info.run_id
     tuned = ("regime=finetune", f"model.weights='{head}'", "regime.views=1", "evaluate.test=false",
@@ -465,7 +460,7 @@ def test_an_experiment_in_the_trash_is_named_with_what_restores_it(
     assert restore in str(caught.value)
 
 
-def test_names_that_are_no_text_do_not_break_tables(tmp_path: Path) -> None:
+def test_names_that_are_no_text_do_not_break_tables(tmp_path: Path, train_here: Callable[..., None]) -> None:
     root = tmp_path / "images"
     rng = np.random.default_rng(0)
     for split in ("train", "validation"):
@@ -475,8 +470,9 @@ def test_names_that_are_no_text_do_not_break_tables(tmp_path: Path) -> None:
                 path = os.fsencode(root / split / name) + b"/bad\xff%d.png" % n
                 with open(path, "wb") as file:
                     Image.fromarray(rng.integers(0, 256, (48, 48, 3)).astype("uint8")).save(file, "PNG")
-    store = Store(tmp_path / "outputs", root)
-    store.train("odd", "regime=scratch", "augmentation=none", "epochs=1", "tracking.log_model=false")
+    store = Store(tmp_path / "outputs", root, train_here)
+    settings = ("regime=scratch", "augmentation=none", "epochs=1", "tracking.log_model=false")
+    store.train("odd", *settings, figures=True)
     run = store.run("odd")
     assert run.info.status == "FINISHED"
     found = queries.read_predictions(store.uri, queries.find_runs(store.uri, ["odd"])[0], "validation")
