@@ -23,7 +23,7 @@ from experiments import run as run_module
 from experiments.cli import sync
 from experiments.config import schema
 from experiments.data import decoder, manifest
-from experiments.data.pixel_cache import Decoded
+from experiments.data.pixel_buffer import PixelBuffer
 from experiments.data.types import Dataset, ImageRecord, ImageSet, Manifest
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError, DataError
@@ -414,11 +414,11 @@ def test_what_is_decoded_to_be_checked_goes_to_the_store_and_nothing_of_it_stays
 ) -> None:  # fmt: skip
     made = []
 
-    def decoded(*arguments: Any) -> Decoded:
-        made.append(Decoded(*arguments))
+    def decoded(*arguments: Any) -> PixelBuffer:
+        made.append(PixelBuffer(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(run_module, "Decoded", decoded)
+    monkeypatch.setattr(run_module, "PixelBuffer", decoded)
     arguments = [f"data.root={drawn}", f"outputs={tmp_path}", f"evaluate.test={test}"]
     dataset = read_data(build(config(*SMALL, *arguments), {}), keep=keep)
     assert dataset.test is not None

@@ -18,8 +18,9 @@ from experiments.config import schema
 from experiments.config.identity import dump_yaml, logged
 from experiments.data import manifest
 from experiments.data.decoder import gray_range
-from experiments.data.listing import DataIssue
-from experiments.data.pixel_cache import Decoded, splits_of
+from experiments.data.issues import DataIssue
+from experiments.data.pixel_buffer import PixelBuffer
+from experiments.data.pixel_cache import splits_of
 from experiments.data.types import Dataset, Manifest, SplitSettings
 from experiments.errors import ConfigError, DataError, Pruned
 from experiments.evaluation.evaluate import Report, evaluate, percent
@@ -177,18 +178,18 @@ def read_data(components: RunComponents, *, keep: bool = True) -> Dataset:
     """
     config = components.config
     size, memory = config.data.image_size, config.runtime.memory * 1e9
-    decoded = Decoded(size, memory, components.cache) if keep else None
-    dataset = splits_of(read_manifest(config, components.source(), decoded), size, components.cache, memory, decoded)
+    buffer = PixelBuffer(size, memory, components.cache) if keep else None
+    dataset = splits_of(read_manifest(config, components.source(), buffer), size, components.cache, memory, buffer)
     # Errors that depend on the data are also raised before training.
     class_weights(config.class_weights, dataset.train.labels, dataset.classes)
     sizes = {"train": len(dataset.train), "validation": len(dataset.validation)}
     runtime.check_shares(config.runtime.devices, sizes)
     check_accumulation(config, len(dataset.train))
-    if decoded:
+    if buffer:
         for images in (dataset.train, *dataset.scored(config.evaluate.test)):
-            if decoded.holds(images.entries):
+            if buffer.holds_any(images.entries):
                 _ = images.pixels
-        decoded.pixels.clear()  # frees images that this run does not read
+        buffer.pixels.clear()  # frees images that this run does not read
     return dataset
 
 
@@ -219,7 +220,7 @@ def check_accumulation(config: schema.Config, images: int) -> None:
 def read_manifest(
     config: schema.Config,
     root: Path,
-    decoded: Decoded | None = None,
+    buffer: PixelBuffer | None = None,
     found: list[DataIssue] | None = None,
 ) -> Manifest:
     """Return the validated manifest of a configuration's images.
@@ -227,7 +228,7 @@ def read_manifest(
     Args:
         config: the validated configuration.
         root: the directory that the data source provides.
-        decoded: receives the images that are decoded for validation.
+        buffer: receives the images that are decoded for validation.
         found: receives every data issue, instead of an error being raised.
     """
     data = config.data
@@ -235,7 +236,7 @@ def read_manifest(
         data.fractions.model_dump(), data.split_seed, data.fold, data.folds, data.limit.model_dump(), data.on_bad
     )
     return manifest.read(
-        root, settings, gray_range=gray_range(data.gray_range), cache=config.cache, decoded=decoded, found=found
+        root, settings, gray_range=gray_range(data.gray_range), cache=config.cache, buffer=buffer, found=found
     )
 
 
@@ -247,7 +248,7 @@ def write_description(
     directory.write_config(dump_yaml(redacted(logged(config))))
     directory.write_images(
         manifest.to_rows(dataset.manifest),
-        [{"path": left.path, "reason": left.reason} for left in dataset.manifest.left_out],
+        [{"path": skipped.path, "reason": skipped.reason} for skipped in dataset.manifest.skipped],
         [{"path": warning.path, "warning": warning.text} for warning in dataset.manifest.warnings],
     )
     facts = {

@@ -69,6 +69,8 @@ def fault(config: Read, *overrides: str) -> list[str]:
     ("+model.head.dense.dense1.unts=3", "model.head.dense.dense1.units", "activation"),
     ("+model.layers.block1.kernl=3", "model.layers.block1.kernel", "filters"),
     ("+data.limit.valid=3", "data.limit.validation", "train"),
+    ("+data.fractions.valid=0.5", "data.fractions.validation", "train"),
+    ("+data.per_class.valid=1", "data.per_class.validation", "train"),
     ("+data.per_class.tran=3", "data.per_class.train", "validation"),
     ("+data.perclass=3", "data.per_class", "species"),
     ("+augmentation.rotate=3", "augmentation.rotation", "zoom"),
@@ -146,8 +148,14 @@ def test_a_wrong_type_is_refused(override: str, key: str, allowed: str, received
     ("model.layers.block1.pool", (1,), (0,)),
     ("data.image_size", (8,), (7,)),
     ("data.limit.train", (1,), (0,)),
+    ("data.fractions.train", (), (0, 1.2)),
+    ("data.fractions.validation", (), (-0.2, 0, 1)),
+    ("data.fractions.test", (), (-0.1, 1)),
     ("data.per_class.test", (0,), (-1,)),
     ("augmentation.rotation", (0, 180), (-1, 181)),
+    ("augmentation.width_shift", (0, 1), (-0.1, 1.1)),
+    ("augmentation.height_shift", (0, 1), (-0.1, 1.1)),
+    ("augmentation.shear", (0, 89), (-1, 90)),
     ("augmentation.zoom", (0, 0.99), (-0.1, 1)),
     ("regime.views", (0,), (-1,)),
     ("regime.lr_decay", (0.1, 1), (0, 1.1)),
@@ -195,24 +203,33 @@ def test_a_choice_that_is_none_names_the_nearest(
     assert line.endswith(f"Nearest: {nearest}")
 
 
-@pytest.mark.parametrize("schedule, key, good, bad", [
-    ("cosine", "final", (0, 1), (-0.1, 1.1)),
-    ("exponential", "decay", (0.001, 1), (0, 1.1)),
-    ("plateau", "factor", (0.001, 0.999), (0, 1)),
-    ("plateau", "patience", (1,), (0,)),
-    ("plateau", "min_delta", (0,), (-0.1,)),
-    ("plateau", "cooldown", (0,), (-1,)),
-    ("plateau", "floor", (0,), (-0.1,)),
+@pytest.mark.parametrize("group, choice, key, good, bad", [
+    ("schedule", "cosine", "final", (0, 1), (-0.1, 1.1)),
+    ("schedule", "exponential", "decay", (0.001, 1), (0, 1.1)),
+    ("schedule", "plateau", "factor", (0.001, 0.999), (0, 1)),
+    ("schedule", "plateau", "patience", (1,), (0,)),
+    ("schedule", "plateau", "min_delta", (0,), (-0.1,)),
+    ("schedule", "plateau", "cooldown", (0,), (-1,)),
+    ("schedule", "plateau", "floor", (0,), (-0.1,)),
+    ("augmentation", "randaugment", "operations", (1, 3), (0,)),
+    ("augmentation", "randaugment", "magnitude", (0, 1), (-0.1, 1.1)),
 ])  # fmt: skip
-def test_a_schedule_s_value_out_of_range_is_refused(
-    schedule: str, key: str, good: tuple[float, ...], bad: tuple[float, ...], config: Read
+def test_an_argument_out_of_range_is_refused(
+    group: str, choice: str, key: str, good: tuple[float, ...], bad: tuple[float, ...], config: Read
 ) -> None:
     for value in good:
-        config(f"schedule={schedule}", f"schedule.{key}={value}")
+        config(f"{group}={choice}", f"{group}.{key}={value}")
     for value in bad:
-        (line,) = fault(config, f"schedule={schedule}", f"schedule.{key}={value}")
-        assert line.startswith((f"schedule.{key}: must be greater than", f"schedule.{key}: must be less than"))
+        (line,) = fault(config, f"{group}={choice}", f"{group}.{key}={value}")
+        assert line.startswith((f"{group}.{key}: must be greater than", f"{group}.{key}: must be less than"))
         assert line.endswith(f". Received: {value}")
+
+
+@pytest.mark.parametrize("choice", ["none", "randaugment", "trivialaugment"])
+def test_a_fill_that_is_none_is_refused(choice: str, config: Read) -> None:
+    (line,) = fault(config, f"augmentation={choice}", "augmentation.fill=mirror")
+    assert line.startswith("augmentation.fill: must be 'nearest', 'reflect', 'wrap' or 'constant'")
+    assert "Received: 'mirror'" in line
 
 
 @pytest.mark.parametrize("value, line", [

@@ -108,14 +108,6 @@ def test_no_range_is_the_identity(images: np.ndarray) -> None:
     np.testing.assert_array_equal(np.asarray(none(images, numbers)), images)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "allowed"), [("rotation", -1.0, "180"), ("zoom", 1.0, "0.99"), ("fill", "mirror", "nearest")]
-)
-def test_ranges_that_cannot_be_are_refused(name: str, value: float | str, allowed: str) -> None:
-    with pytest.raises(ValueError, match=rf"augmentation\.{name}.*{allowed}.*Received"):
-        affine(**(TUTORIAL | {name: value}))
-
-
 def test_seeded_layers_repeat_for_a_seed_and_differ_between_seeds(images: np.ndarray) -> None:
     apply = seeded([keras.layers.RandomContrast(0.5), keras.layers.RandomBrightness(0.2)])
     floats = tf.constant(images, tf.float32)

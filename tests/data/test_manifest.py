@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.data import decoder, manifest
+from experiments.data import decoder, manifest, validation
 from experiments.data.pixel_cache import images_of, splits_of
 from experiments.data.sources.folder import folder
 from experiments.data.splitting import split_counts
@@ -105,7 +105,7 @@ def test_presplit_folders(root: Path) -> None:
     entry = found.entries[0]
     assert (entry.width, entry.height, entry.mode, entry.class_name, entry.split) == (8, 6, "RGB", "cats", "train")
     assert entry.bytes == (root / entry.path).stat().st_size
-    assert found.root == root and found.left_out == ()
+    assert found.root == root and found.skipped == ()
 
 
 def test_one_folder_per_class_is_split_stratified(flat: Path) -> None:
@@ -139,6 +139,8 @@ def test_an_added_image_moves_few_others(flat: Path) -> None:
     [
         (10, (0.7, 0.2, 0.1), (7, 2, 1)),
         (3, (0.98, 0.01, 0.01), (1, 1, 1)),
+        (2, (0.7, 0.2, 0.1), (1, 1, 0)),
+        (1, (0.7, 0.2, 0.1), (1, 0, 0)),
         (5, (0.98, 0.01, 0.01), (3, 1, 1)),
         (10, (0.5, 0.5, 0.0), (5, 5)),
         (7, (0.8, 0.2, 0), (6, 1)),
@@ -167,7 +169,7 @@ def test_limit_is_filled_up_when_files_are_left_out(root: Path) -> None:
     (root / first).write_bytes(b"damaged")
     found = read(root, limit={"train": 1}, on_bad="skip")
     assert sizes(found)["train", "cats"] == 1
-    assert [left.path for left in found.left_out] == [first]
+    assert [left.path for left in found.skipped] == [first]
 
 
 def test_images_beyond_the_limit_are_not_decoded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,29 +185,6 @@ def test_images_beyond_the_limit_are_not_decoded(root: Path, monkeypatch: pytest
     assert len(decoded) == 4
     read(root)
     assert len(decoded) == 10
-
-
-@pytest.mark.parametrize(
-    "fractions",
-    [
-        {"train": 0.7, "validation": 0.2},
-        {"train": 1.0},
-        {"train": 1.2, "validation": -0.2},
-        {"train": 0.5, "valid": 0.5},
-        {"train": 0.5, "validation": 0.4999},
-    ],
-)
-def test_fractions_that_cannot_work(flat: Path, fractions: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=r"data\.fractions must be .* Received: ") as caught:
-        read(flat, fractions=fractions)
-    assert repr(fractions) in str(caught.value)
-
-
-def test_other_choices_that_cannot_work(root: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.on_bad must be one of error, skip\. Received: 'ignore'"):
-        read(root, on_bad="ignore")
-    with pytest.raises(ConfigError, match=r"data\.limit must .* Received: \{'train': 0\}"):
-        read(root, limit={"train": 0, "test": None})
 
 
 # --- folds
@@ -236,7 +215,7 @@ def test_folds_partition_the_training_images(given: Path, folds: int) -> None:
         assert paths(found, "train") == paths(plain, "train") - paths(found, "validation")
         assert found.of("test") == plain.of("test")
         assert not paths(plain, "validation") & {entry.path for entry in found.entries}, "given validation stays unread"
-        assert found.classes == plain.classes and found.left_out == ()
+        assert found.classes == plain.classes and found.skipped == ()
         assert all(entry.path.split("/")[1] == entry.class_name for entry in found.entries)
     for name in ("cats", "dogs"):
         counts = [sizes(found)["validation", name] for found in every]
@@ -294,7 +273,7 @@ def test_with_skip_splits_and_folds_are_as_if_damaged_files_were_not_there(
         found = read(root, on_bad="skip", **options)
         assert found.entries == without
         if root == flat or "limit" not in options:  # where splits are given, a limit reads no more than it takes
-            assert [left.path for left in found.left_out] == [str(bad.relative_to(root))]
+            assert [left.path for left in found.skipped] == [str(bad.relative_to(root))]
 
 
 # --- data issues
@@ -400,22 +379,22 @@ def test_file_faults(root: Path, name: str) -> None:
 
     found = read(root, on_bad="skip")
     assert {entry.path for entry in found.entries} == before
-    assert [left.path for left in found.left_out] == [path]
-    assert remedy in found.left_out[0].reason
+    assert [left.path for left in found.skipped] == [path]
+    assert remedy in found.skipped[0].reason
 
 
 def test_unreadable_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = manifest._open
+    opened = validation._open
 
     def refuse(root: Path, path: str) -> io.BufferedReader:
         if path == "train/cats/1.png":
             raise PermissionError(13, "Permission denied")
         return opened(root, path)
 
-    monkeypatch.setattr(manifest, "_open", refuse)
+    monkeypatch.setattr(validation, "_open", refuse)
     text = line(message(root), "train/cats/1.png")
     assert "cannot be read (Permission denied); check its permissions and the disk, or remove it" in text
-    assert [left.path for left in read(root, on_bad="skip").left_out] == ["train/cats/1.png"]
+    assert [left.path for left in read(root, on_bad="skip").skipped] == ["train/cats/1.png"]
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
@@ -423,7 +402,7 @@ def test_too_many_open_files_are_no_fault_of_a_image(root: Path, number: int, mo
     def refuse(root: Path, path: str) -> NoReturn:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(manifest, "_open", refuse)
+    monkeypatch.setattr(validation, "_open", refuse)
     with pytest.raises(OSError, match="Too many open files"):
         read(root, on_bad="skip")
 
@@ -456,7 +435,7 @@ def test_alike_damaged_files_are_no_duplicates(root: Path) -> None:
     for path in paths:
         (root / path).write_bytes(b"<html>not found</html>")
     assert "the same image" not in message(root)
-    assert [left.path for left in read(root, on_bad="skip").left_out] == paths
+    assert [left.path for left in read(root, on_bad="skip").skipped] == paths
 
 
 def test_a_class_left_without_images_stops(root: Path) -> None:
@@ -478,14 +457,20 @@ def test_too_few_images_to_split(flat: Path) -> None:
         (flat / f"cats/{number}.png").unlink()
     text = line(message(flat), "cats")
     assert "has 2 images" in text and "add images, or set a fraction of data.fractions to 0" in text
+    assert text.endswith(": data.fractions.train=0.8 data.fractions.test=0")
+    found = read(flat, fractions={"train": 0.8, "validation": 0.2, "test": 0.0})
+    assert sizes(found)["train", "cats"] == sizes(found)["validation", "cats"] == 1, "the advice works"
+    (flat / "cats/18.png").unlink()
+    assert "has 1 images that can be used" not in message(flat)
+    assert line(message(flat), "cats").endswith("; add images, or remove the class")
 
 
 def test_duplicates_where_nothing_is_split_yet(flat: Path) -> None:
     shutil.copy(flat / "cats/1.png", flat / "cats/copy.png")
-    assert [left.path for left in read(flat, on_bad="skip").left_out] == ["cats/copy.png"]
+    assert [left.path for left in read(flat, on_bad="skip").skipped] == ["cats/copy.png"]
     shutil.copy(flat / "cats/1.png", flat / "dogs/copy.png")
     assert "in another class" in line(message(flat), "dogs/copy.png")
-    left = {left.path: left.reason for left in read(flat, on_bad="skip").left_out}
+    left = {left.path: left.reason for left in read(flat, on_bad="skip").skipped}
     assert set(left) == {"cats/1.png", "cats/copy.png", "dogs/copy.png"}, "nobody knows which class is right"
     assert "dogs/copy.png, in another class" in left["cats/1.png"]
 

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from experiments.data import decoder, manifest
-from experiments.data.pixel_cache import Decoded, images_of, splits_of
+from experiments.data.pixel_buffer import PixelBuffer
+from experiments.data.pixel_cache import images_of, splits_of
 from experiments.data.types import Manifest, SplitSettings
 from experiments.errors import DataError
 from experiments.storage import array_cache
@@ -41,9 +42,9 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def read(root: Path, cache: Path | None = None, decoded: Decoded | None = None) -> Manifest:
+def read(root: Path, cache: Path | None = None, decoded: PixelBuffer | None = None) -> Manifest:
     cache = cache or root.parent / "cache"
-    return manifest.read(root, SplitSettings({}), cache=cache, decoded=decoded)
+    return manifest.read(root, SplitSettings({}), cache=cache, buffer=decoded)
 
 
 def test_pixels_are_the_decoders_and_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +93,7 @@ def test_images_are_decoded_once_for_verdict_and_pixels(root: Path, monkeypatch:
         with monkeypatch.context() as patched:
             if full:
                 patched.setattr(shutil, "disk_usage", lambda path: asked.append(path) or nothing)
-            decoded = Decoded(4, memory, cache)
+            decoded = PixelBuffer(4, memory, cache)
             found = read(root, cache, decoded)
         dataset = splits_of(found, 4, cache, 1e9, decoded)
         for mine, theirs in zip((dataset.train, dataset.validation), expected, strict=True):
@@ -108,9 +109,9 @@ def test_blocks_of_decoded_images_go_with_their_last_image(
     tmp_path: Path, memory: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(array_cache, "RESIDENT", 2 * 4 * 4 * 3)  # two images a block
-    decoded = Decoded(4, memory, tmp_path)
+    decoded = PixelBuffer(4, memory, tmp_path)
     for n in range(5):
-        decoded.keep(str(n), Image.new("RGB", (4, 4), (n, n, n)))
+        decoded.add(str(n), Image.new("RGB", (4, 4), (n, n, n)))
     assert [int(decoded.pixels[str(n)].max()) for n in range(5)] == [0, 1, 2, 3, 4]
     bases = [decoded.pixels[str(n)].base for n in range(5)]
     assert bases[0] is bases[1] is not bases[2] is bases[3] is not bases[4]
@@ -126,15 +127,15 @@ def test_blocks_of_decoded_images_are_used_up_split_by_split(tmp_path: Path, mon
     monkeypatch.setattr(array_cache, "RESIDENT", 10 * 4 * 4 * 3)  # ten images a block
     for seed in range(200):
         draw(tmp_path / "flat" / f"class{seed % 10}" / f"{seed}.png", seed)
-    decoded = Decoded(4, 1e9, tmp_path)
+    decoded = PixelBuffer(4, 1e9, tmp_path)
     settings = SplitSettings({"train": 0.7, "validation": 0.2, "test": 0.1})
-    found = manifest.read(tmp_path / "flat", settings, cache=tmp_path, decoded=decoded)
+    found = manifest.read(tmp_path / "flat", settings, cache=tmp_path, buffer=decoded)
     dataset = splits_of(found, 4, tmp_path, 1e9, decoded)
     left = []
     for images in (dataset.train, dataset.validation):
-        assert decoded.holds(images.entries)
+        assert decoded.holds_any(images.entries)
         _ = images.pixels
-        assert not decoded.holds(images.entries)
+        assert not decoded.holds_any(images.entries)
         left.append(len({id(image.base) for image in decoded.pixels.values()}))
     # Blocks of 60 and of 20 images, a few of which overtook others while they were decoded.
     assert 6 <= left[0] <= 8 and 2 <= left[1] <= 4
@@ -163,13 +164,14 @@ def test_images_beyond_the_memory_they_may_take_are_decoded_and_read_in_little(t
 import resource
 from pathlib import Path
 from experiments.data import manifest
-from experiments.data.pixel_cache import Decoded, splits_of
+from experiments.data.pixel_buffer import PixelBuffer
+from experiments.data.pixel_cache import splits_of
 from experiments.data.types import SplitSettings
 root = Path({str(tmp_path)!r})
 cache = root / "cache"
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-decoded = Decoded(1000, 1e6, cache) if {kept} else None
-found = manifest.read(root / "data", SplitSettings({{}}), cache=cache, decoded=decoded)
+decoded = PixelBuffer(1000, 1e6, cache) if {kept} else None
+found = manifest.read(root / "data", SplitSettings({{}}), cache=cache, buffer=decoded)
 assert not decoded or len(decoded.pixels) == 194
 pixels = splits_of(found, 1000, cache, 1e6, decoded).train.pixels
 total = sum(int(pixels[at : at + 4].sum()) for at in range(0, len(pixels), 4))

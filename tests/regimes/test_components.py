@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments.config import schema
-from experiments.data.drawing.species import ANIMALS
+from experiments.data.drawing.species import SPECIES
 from experiments.data.types import Dataset, ImageRecord, ImageSet, Manifest
 from experiments.errors import ConfigError
 from experiments.evaluation.evaluate import evaluate
@@ -70,7 +70,7 @@ def test_checked_arguments_exist() -> None:
 
 
 def test_the_schemas_choices_are_what_the_code_knows() -> None:
-    assert set(get_args(schema.Species)) == set(ANIMALS)
+    assert set(get_args(schema.Species)) == set(SPECIES)
     for name in get_args(schema.Activation):
         keras.activations.get(name)
 

@@ -86,7 +86,7 @@ class Facts(NamedTuple):
     format: str  # JPEG, PNG, BMP, WEBP or TIFF
 
 
-class Decoded(NamedTuple):
+class DecodedImage(NamedTuple):
     """A decoded image, the properties of its file, and warnings.
 
     A warning is a phrase that continues a line which begins with the path of the file.
@@ -138,7 +138,7 @@ def logged_gray_range(text: str) -> GrayRange | None:
 
 
 @contextmanager
-def decoding(content: bytes, gray_range: GrayRange | None = None) -> Iterator[Decoded]:
+def decoding(content: bytes, gray_range: GrayRange | None = None) -> Iterator[DecodedImage]:
     """Decode a whole image file exactly as `decode` does, and count its memory until the block ends.
 
     All threads together decode no more at a time than fits into `MEMORY`, so resize the image within the block.
@@ -165,7 +165,7 @@ def decoding(content: bytes, gray_range: GrayRange | None = None) -> Iterator[De
                 image = image.transpose(_TRANSPOSITIONS[file.orientation])
             if is_blank(image):
                 file.warnings.append(f"is blank: all its pixels are of the color {image.getpixel((0, 0))}")
-        yield Decoded(image, facts, list(dict.fromkeys([*file.warnings, *collected, *more])))
+        yield DecodedImage(image, facts, list(dict.fromkeys([*file.warnings, *collected, *more])))
 
 
 def resize(image: Image.Image, size: int) -> np.ndarray:
@@ -247,7 +247,7 @@ def _translated() -> Iterator[None]:
     except (DataError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise DataError(_too_large(str(error))) from error
+        raise DataError(_too_large(f"more than {2 * MAX_PIXELS:,} pixels")) from error
     except Exception as error:  # the errors of Pillow's plugins on damaged files have no common base class
         remedy = CONVERT if _LAYOUTS.search(str(error)) else REPLACE
         raise DataError(f"cannot be decoded ({type(error).__name__}: {error}); {remedy}") from error
@@ -287,7 +287,7 @@ def _collected() -> Iterator[list[str]]:
 
 
 def _too_large(what: str) -> str:
-    return f"is too large ({what}; at most {MAX_PIXELS} pixels); scale it down or remove it"
+    return f"is too large ({what}; at most {MAX_PIXELS:,} pixels); scale it down or remove it"
 
 
 def _check_header(image: Image.Image, file: ImageFile) -> None:
@@ -297,7 +297,7 @@ def _check_header(image: Image.Image, file: ImageFile) -> None:
     """
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise DataError(_too_large(f"{width} x {height} pixels"))
+        raise DataError(_too_large(f"{width:,} x {height:,} pixels"))
     if file.scans * width * height > _MOST_SCANS and file.scans > 1:
         raise DataError(f"has {file.scans} scans, which would take minutes; {CONVERT}")
     if isinstance(image, TiffImageFile):

@@ -200,22 +200,22 @@ def _receive(session: requests.Session, file: File, url: str, size: int, show: C
     """
     have = _length(file)  # read only now, as another process may be writing the same file
     try:
-        answer = _request(session, url, have)
+        response = _request(session, url, have)
     except requests.RequestException as error:
         raise DataError(f"{url} cannot be reached: {error}. Check network and proxy. {_kept(file, size)}") from None
-    with answer:
-        if answer.status_code not in (200, 206):
-            text = f"{url} answers {answer.status_code} {answer.reason}. Allowed: 200 or 206"
+    with response:
+        if response.status_code not in (200, 206):
+            text = f"{url} answers {response.status_code} {response.reason}. Allowed: 200 or 206"
             raise DataError(f"{text}. {_kept(file, size)}")
-        at, whole = _extent(answer)
+        at, whole = _extent(response)
         if at not in (0, have):
-            text = f"{url} answers with a range that was not requested: {answer.headers.get('Content-Range')!r}"
+            text = f"{url} answers with a range that was not requested: {response.headers.get('Content-Range')!r}"
             raise DataError(f"{text}. {_kept(file, size)}")
         if whole not in (None, size):
             raise DataError(f"{url} is another file. Allowed: {size:,} bytes. Received: one of {whole:,} bytes")
         file.seek(at)
         try:
-            while chunk := answer.raw.read1(_CHUNK):  # written as it arrives, so that nothing is lost
+            while chunk := response.raw.read1(_CHUNK):  # written as it arrives, so that nothing is lost
                 at += len(chunk)
                 if at > size:
                     Path(file.name).unlink(missing_ok=True)
@@ -235,24 +235,24 @@ def _request(session: requests.Session, url: str, have: int) -> requests.Respons
     The whole file is written over the existing bytes, which are the same.
     """
     if have:
-        answer = session.get(url, headers={"Range": f"bytes={have}-"}, stream=True, timeout=_TIMEOUT)
-        if answer.status_code != 416 and _extent(answer)[0] in (0, have):
-            return answer
-        answer.close()
+        response = session.get(url, headers={"Range": f"bytes={have}-"}, stream=True, timeout=_TIMEOUT)
+        if response.status_code != 416 and _extent(response)[0] in (0, have):
+            return response
+        response.close()
     return session.get(url, stream=True, timeout=_TIMEOUT)
 
 
-def _extent(answer: requests.Response) -> tuple[int, int | None]:
+def _extent(response: requests.Response) -> tuple[int, int | None]:
     """Return the position in the file where a response begins, and the length of the file.
 
     The position is -1 and the length None where the response does not contain them.
     """
-    if answer.status_code == 206:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+    if response.status_code == 206:
+        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if not found:
             return -1, None
         return int(found[1]), None if found[2] == "*" else int(found[2])
-    length = answer.headers.get("Content-Length", "")
+    length = response.headers.get("Content-Length", "")
     return 0, int(length) if length.isdecimal() else None
 
 
@@ -308,23 +308,23 @@ def _disk(doing: str) -> Iterator[None]:
 
 def _members(archive: zipfile.ZipFile, wanted: re.Pattern[str], member_bytes: int) -> list[zipfile.ZipInfo]:
     """Return the members to unpack; raise one DataError for all members that make the archive unsafe."""
-    chosen, others, faults = [], [], []
+    chosen, others, issues = [], [], []
     seen: set[str] = set()
     for member in archive.infolist():
         name = member.orig_filename  # `filename` is cut at a NUL by zipfile
-        fault = _fault(member, member_bytes if wanted.fullmatch(name) else None)
-        if not fault and name.casefold() in seen:  # some file systems ignore case
-            fault = "is there twice"
+        issue = _issue(member, member_bytes if wanted.fullmatch(name) else None)
+        if not issue and name.casefold() in seen:  # some file systems ignore case
+            issue = "is there twice"
         seen.add(name.casefold())
-        if fault:
-            faults.append(f"{name!r} {fault}")
+        if issue:
+            issues.append(f"{name!r} {issue}")
         elif wanted.fullmatch(name):
             chosen.append(member)
         elif not member.is_dir():
             others.append(name)
-    if faults:
-        more = f", and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        raise DataError(f"{archive.filename} is not unpacked: {', '.join(faults[:_SHOWN])}{more}")
+    if issues:
+        more = f", and {len(issues) - _SHOWN} more" if len(issues) > _SHOWN else ""
+        raise DataError(f"{archive.filename} is not unpacked: {', '.join(issues[:_SHOWN])}{more}")
     if not chosen:
         raise DataError(f"{archive.filename} holds nothing of what is wanted. Allowed: names like {wanted.pattern}")
     if others:
@@ -332,7 +332,7 @@ def _members(archive: zipfile.ZipFile, wanted: re.Pattern[str], member_bytes: in
     return chosen
 
 
-def _fault(member: zipfile.ZipInfo, largest: int | None) -> str | None:
+def _issue(member: zipfile.ZipInfo, largest: int | None) -> str | None:
     """Return what is wrong with a member according to its header, or None.
 
     `largest` is None for members that are not unpacked.

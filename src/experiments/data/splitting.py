@@ -5,51 +5,70 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from experiments.data.listing import DataIssue, Groups
+from experiments.data.issues import DataIssue
+from experiments.data.listing import ListedImage
 from experiments.data.types import SPLITS
 
 
-def rank(seed: int, path: str) -> bytes:
+def rank(seed: int, image: ListedImage) -> bytes:
     """Return the sort key of an image.
 
     It depends on nothing but seed and path, so one image more or less does not change the order of the others.
     """
-    return hashlib.sha256(f"{seed}:".encode() + os.fsencode(path)).digest()
+    return hashlib.sha256(f"{seed}:".encode() + os.fsencode(image.path)).digest()
 
 
-def draw_splits(groups: Groups, fractions: Mapping[str, float], seed: int, faults: list[DataIssue]) -> Groups:
+def _ranked_classes(images: Iterable[ListedImage], seed: int) -> Iterator[tuple[str, list[ListedImage]]]:
+    """Yield each class with its images, ranked."""
+    classes = defaultdict(list)
+    for image in images:
+        classes[image.class_name].append(image)
+    for class_name, members in classes.items():
+        yield class_name, sorted(members, key=functools.partial(rank, seed))
+
+
+def draw_splits(
+    images: Sequence[ListedImage], fractions: Mapping[str, float], seed: int, issues: list[DataIssue]
+) -> list[ListedImage]:
     """Split every class by the fractions; add an issue for each class with too few images."""
-    result: Groups = {}
-    for (_, class_name), members in groups.items():
-        ranked = sorted(members, key=functools.partial(rank, seed))
+    result = []
+    for class_name, ranked in _ranked_classes(images, seed):
         counts = split_counts(len(ranked), fractions)
-        if 0 < len(ranked) < len(counts):
-            text = f"has {len(ranked)} images that can be used, too few to split into {', '.join(counts)}; "
-            text += "add images, or set a fraction of data.fractions to 0"
-            faults.append(DataIssue(class_name, text, skippable=False))
-        start = 0
-        for split, count in counts.items():
-            result[split, class_name] = ranked[start : start + count]
-            start += count
+        if len(ranked) < len(counts):
+            number = f"{len(ranked)} image{'s' if len(ranked) > 1 else ''}"
+            text = f"has {number} that can be used, too few to split into {', '.join(counts)}; "
+            issues.append(DataIssue(class_name, text + _remedy(len(ranked), fractions), skippable=False))
+        splits = [split for split, count in counts.items() for _ in range(count)]
+        result += [image._replace(split=split) for image, split in zip(ranked, splits, strict=True)]
     return result
 
 
-def draw_fold(groups: Groups, fold: int, folds: int, seed: int, place: str, faults: list[DataIssue]) -> Groups:
-    """Return the groups with the training images divided into the training and validation images of a fold.
+def _remedy(count: int, fractions: Mapping[str, float]) -> str:
+    """Return what to do about a class with too few images, of which train and validation need one each."""
+    if count < 2:
+        return "add images, or remove the class"
+    train = f"{fractions['train'] + fractions['test']:g}"
+    example = f"data.fractions.train={train} data.fractions.test=0"
+    return f"add images, or set a fraction of data.fractions to 0: {example}"
+
+
+def draw_fold(
+    images: Sequence[ListedImage], fold: int, folds: int, seed: int, place: str, issues: list[DataIssue]
+) -> list[ListedImage]:
+    """Divide the training images into the training and validation images of a fold.
 
     The former validation images are dropped; other splits stay as they are.
     """
-    result = {group: members for group, members in groups.items() if group[0] not in ("train", "validation")}
-    for (split, class_name), members in groups.items():
-        if split == "train":
-            ranked = sorted(members, key=functools.partial(rank, seed))
-            if len(ranked) < folds:
-                text = f"has {len(ranked)} training images, too few for data.folds={folds}; add images or lower it"
-                faults.append(DataIssue(f"{place}{class_name}", text, skippable=False))
-            result["validation", class_name] = ranked[fold::folds]
-            result["train", class_name] = [path for at, path in enumerate(ranked) if at % folds != fold]
+    result = [image for image in images if image.split not in ("train", "validation")]
+    for class_name, ranked in _ranked_classes((image for image in images if image.split == "train"), seed):
+        if len(ranked) < folds:
+            text = f"has {len(ranked)} training images, too few for data.folds={folds}; add images or lower it"
+            issues.append(DataIssue(f"{place}{class_name}", text, skippable=False))
+        splits = ("validation" if at % folds == fold else "train" for at in range(len(ranked)))
+        result += [image._replace(split=split) for image, split in zip(ranked, splits, strict=True)]
     return result
 
 
@@ -66,6 +85,8 @@ def split_counts(total: int, fractions: Mapping[str, float]) -> dict[str, int]:
     for split in by_remainder[: total - sum(counts.values())]:
         counts[split] += 1
     for split in [split for split, count in counts.items() if count == 0]:
-        counts[max(counts, key=lambda name: counts[name])] -= 1
-        counts[split] = 1
+        largest = max(counts, key=lambda name: counts[name])
+        if counts[largest] > 1:
+            counts[largest] -= 1
+            counts[split] = 1
     return counts

@@ -64,7 +64,7 @@ class SplitSettings:
     # The largest number of images per class in a split; None, or no such key, for all. The images of a smaller limit
     # are among those of a larger.
     limit: Mapping[str, int | None] = field(default_factory=dict)
-    # "error"; or "skip" to skip files (not directories) with issues, which are recorded in `left_out`: the splits and
+    # "error"; or "skip" to skip files (not directories) with issues, which are recorded in `skipped`: the splits and
     # folds are drawn as if those files did not exist, for which every file is decoded once.
     on_bad: str = "error"
 
@@ -76,7 +76,7 @@ class Manifest:
     root: Path
     classes: tuple[str, ...]  # sorted; the index of a name is its label
     entries: tuple[ImageRecord, ...]  # sorted by split (SPLITS order), then path
-    left_out: tuple[SkippedImage, ...] = ()
+    skipped: tuple[SkippedImage, ...] = ()
     warnings: tuple[ImageWarning, ...] = ()  # about entries, sorted by path
     gray_range: GrayRange | None = None  # with which 16- and 32-bit grays are decoded
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from experiments.data import decoder
-from experiments.data.listing import IGNORED, is_image, printable
+from experiments.data.issues import printable
+from experiments.data.listing import IGNORED, is_image
 from experiments.data.types import GrayRange
 from experiments.errors import ConfigError, DataError
 

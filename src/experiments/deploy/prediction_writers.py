@@ -21,7 +21,7 @@ def terminal_rows(file: TextIO, classes: Sequence[str]) -> Write:
     """Return a writer of one line per image; errors of files go to standard error."""
     from rich.cells import cell_len
 
-    from experiments.data.listing import printable
+    from experiments.data.issues import printable
 
     names = [
         name if len(name) <= LONGEST else f"{name[: LONGEST - 10]}…{name[-9:]}" for name in map(printable, classes)

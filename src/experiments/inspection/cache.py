@@ -56,7 +56,7 @@ def purpose(path: Path) -> str:
     """Return a description of an entry's content, read from its metadata."""
     import numpy as np
 
-    from experiments.data.manifest import listed_images
+    from experiments.data.validation import listed_images
 
     if path.is_symlink():
         return f"a link to {os.readlink(path)}, which stays when it is removed"
@@ -118,7 +118,7 @@ def age(seconds: float) -> str:
 
 def verify(entry: StoredEntry) -> Iterator[tuple[Path, str | None]]:
     """Yield each directory of an entry that has a hash, with the reason why it is damaged, or None if it is not."""
-    from experiments.data import manifest
+    from experiments.data import validation
     from experiments.training import checkpoints
 
     if entry.path.name.startswith(".") or entry.path.is_symlink():
@@ -127,7 +127,7 @@ def verify(entry: StoredEntry) -> Iterator[tuple[Path, str | None]]:
         history = checkpoints.read(entry.path)
         yield entry.path, history if isinstance(history, str) else None
     elif entry.kind == "manifests":
-        kept = manifest.read_validation_results(entry.path)
+        kept = validation.read_validation_results(entry.path)
         yield entry.path, kept if isinstance(kept, str) else None
     elif entry.kind in ("pixels", "activations"):
         # A directory of features without shards is left by a process that ended before it had written the first one.

@@ -12,8 +12,8 @@ from rich import box
 from rich.table import Table
 
 from experiments.config.schema import Config
-from experiments.data.listing import DataIssue, printable
-from experiments.data.manifest import fingerprint, warning_lines
+from experiments.data.issues import DataIssue, printable, warning_lines
+from experiments.data.manifest import fingerprint
 from experiments.data.pixel_cache import open_image
 from experiments.data.types import SPLITS, ImageRecord, Manifest
 from experiments.evaluation.figure_style import PALETTE, STYLE, literal, short

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from experiments.errors import ConfigError
 
 Range = tuple[float, float]
 
@@ -40,7 +37,7 @@ class Species:
     teeth: float = 0.0
 
 
-ANIMALS: Mapping[str, Species] = {
+SPECIES: Mapping[str, Species] = {
     "cats": Species(
         0,
         {"pointed": 0.78, "half": 0.22},
@@ -226,18 +223,3 @@ ANIMALS: Mapping[str, Species] = {
         tongue=0.15,
     ),
 }
-
-
-def find_species(species: str) -> Species:
-    """Return the features of a species.
-
-    Raises:
-        ConfigError: If there is no species of this name; the message has the nearest name.
-    """
-    if species in ANIMALS:
-        return ANIMALS[species]
-    nearest = difflib.get_close_matches(str(species), ANIMALS, n=1, cutoff=0.0)[0]
-    raise ConfigError(
-        f"data.species: allowed are {', '.join(ANIMALS)}; received {species!r}; nearest is {nearest!r}. "
-        "Name species that the pen can draw."
-    )

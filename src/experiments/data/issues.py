@@ -1,0 +1,68 @@
+"""Issues of a data set's files: what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.data.types import ImageWarning
+from experiments.errors import DataError
+
+_SHOWN = 20  # issues listed in one error
+
+_log = logging.getLogger(__name__)
+
+
+class DataIssue(NamedTuple):
+    path: str
+    text: str  # what is wrong; what to do
+    skippable: bool  # whether data.on_bad=skip can skip this file
+
+
+def report_issues(root: Path, issues: Sequence[DataIssue], warnings: Sequence[ImageWarning], on_bad: str) -> None:
+    """Log what was skipped and the warnings.
+
+    Raises:
+        DataError: If there are issues that cannot be skipped, or nothing may be skipped.
+    """
+    fatal = [issue for issue in issues if on_bad == "error" or not issue.skippable]
+    if fatal:
+        raise DataError(format_issues(root, fatal, on_bad))
+    if issues:
+        path, text, _ = min(issues)
+        _log.warning("Files skipped (data.on_bad=skip): %d, the first: %s", len(issues), f"{printable(path)}: {text}")
+    if warnings:
+        _log.warning("\n".join([f"Images used, with a warning: {len(warnings)}", *warning_lines(warnings)]))
+
+
+def format_issues(root: Path, issues: Sequence[DataIssue], on_bad: str) -> str:
+    """Return the text of one error for all issues."""
+    # Issues that cannot be skipped come first, so that they are among those shown.
+    ordered = sorted(issues, key=lambda issue: (issue.skippable, issue.path, issue.text))
+    lines = [
+        f"{len(issues)} issue{'s' if len(issues) > 1 else ''} in the images of {printable(str(root))} (data.root):"
+    ]
+    lines += _first_lines(ordered, _SHOWN)
+    skippable = sum(issue.skippable for issue in issues)
+    if on_bad == "error" and skippable:
+        rest = len(issues) - skippable
+        what = f"{skippable} of these; the other {rest} must be mended" if rest else "these files, and records which"
+        lines.append(f"data.on_bad=skip leaves out {what}.")
+    return "\n".join(lines)
+
+
+def warning_lines(warnings: Sequence[ImageWarning], shown: int = _SHOWN) -> list[str]:
+    """Return a line for each of the first warnings, with the image's path, and the number of the others."""
+    return _first_lines(warnings, shown)
+
+
+def _first_lines(found: Sequence[DataIssue] | Sequence[ImageWarning], shown: int) -> list[str]:
+    lines = [f"  {printable(one.path)}: {one.text}" for one in found[:shown]]
+    return [*lines, f"  and {len(found) - shown} more"] if len(found) > shown else lines
+
+
+def printable(text: str) -> str:
+    """Return a name as it is, or quoted and escaped if it has characters that a terminal or a log cannot show."""
+    return text if text.isprintable() else repr(text)

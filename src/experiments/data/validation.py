@@ -1,0 +1,200 @@
+"""Validation of image files by content: each is hashed, and decoded once; the results are kept in the cache."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from experiments.data import decoder
+from experiments.data.issues import DataIssue
+from experiments.data.listing import ListedImage
+from experiments.data.pixel_buffer import PixelBuffer
+from experiments.data.types import GrayRange
+from experiments.errors import DataError
+from experiments.storage import array_cache, atomic_files
+
+_log = logging.getLogger(__name__)
+
+_Facts = tuple[int, int, str, list[str]]  # width, height, mode, warnings
+
+
+def hash_files(root: Path, images: Sequence[ListedImage], issues: list[DataIssue]) -> dict[str, tuple[str, int]]:
+    """Return path -> (sha256, size in bytes); files that cannot be read become issues."""
+    hashes = {}
+    with ThreadPoolExecutor() as pool:
+        for image, hashed in zip(images, pool.map(lambda image: _hash(root, image.path), images), strict=True):
+            if isinstance(hashed, str):
+                issues.append(DataIssue(image.path, hashed, skippable=True))
+            else:
+                hashes[image.path] = hashed
+    return hashes
+
+
+def _open(root: Path, path: str) -> BufferedReader:
+    return open(os.path.join(root, path), "rb")
+
+
+def _hash(root: Path, path: str) -> tuple[str, int] | str:
+    """Return a file's sha256 and size in bytes, or the reason why it cannot be read."""
+    try:
+        with _open(root, path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+    except OSError as error:
+        return unreadable(error)
+
+
+def unreadable(error: OSError) -> str:
+    """Return the text of the issue for a file that cannot be read.
+
+    Raises:
+        OSError: The error itself, if it is not about the file (too many files are open).
+    """
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise error
+    return f"cannot be read ({error.strerror}); check its permissions and the disk, or remove it"
+
+
+def unchanged(root: Path, path: str, sha256: str) -> bytes:
+    """Return a file's content if it is still the one that was hashed.
+
+    Raises:
+        DataError: If the content has changed or is too large; the caller adds the path.
+        OSError: If the file cannot be read.
+    """
+    with _open(root, path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > decoder.MAX_BYTES:
+            raise DataError(decoder.too_many_bytes(size))
+        content = file.read()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError("has changed since it was checked; leave the data alone during a run, and start again")
+    return content
+
+
+def listed_images(kept: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the images in the content of a file of `cache/manifests/`, by sha256.
+
+    Raises:
+        KeyError: it lists none.
+    """
+    images: Mapping[str, Any] = kept["images"] if "images" in kept else kept["pictures"]  # the name in version 0.1
+    return images
+
+
+def read_validation_results(file: Path) -> dict[str, _Facts] | str:
+    """Return the valid images that a file of `cache/manifests/` lists, by sha256.
+
+    If the file cannot be used, return the reason instead.
+    """
+    try:
+        kept = json.loads(file.read_bytes())
+        images = listed_images(kept)
+        if kept["sha256"] != array_cache.key(images):
+            return "its content does not have the hash it was stored with"
+        return {
+            sha256: (int(width), int(height), str(mode), list(map(str, warnings)))
+            for sha256, (width, height, mode, warnings) in images.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:  # not a file that `save` wrote
+        return f"{type(error).__name__}: {error}"
+
+
+class ValidationResults:
+    """Validation results by content; content that was valid before is not decoded again.
+
+    One file holds the valid images of one set of files, whatever the limits were when they were validated.
+
+    Args:
+        root: The directory of the data set.
+        hashes: path -> (sha256, size) of its files.
+        cache: The cache directory.
+        gray_range: See `decoder.decode`.
+        buffer: Receives decoded images.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        hashes: Mapping[str, tuple[str, int]],
+        cache: Path,
+        gray_range: GrayRange | None,
+        buffer: PixelBuffer | None,
+    ) -> None:
+        self.valid: dict[str, _Facts] = {}  # by sha256
+        self.invalid: dict[str, str] = {}  # sha256 -> the reason
+        self._root = root
+        self._hashes = hashes
+        self._gray_range = gray_range
+        self._buffer = buffer
+        files = sorted(sha256 for sha256, _ in hashes.values())
+        key = array_cache.key({"files": files, "decoder": decoder.VERSION, "gray_range": gray_range})
+        self._file = cache / "manifests" / f"{key}.json"
+        if self._file.exists():
+            kept = read_validation_results(self._file)
+            if isinstance(kept, str):
+                _log.warning("Damaged validation results, the images are validated again: %s: %s", self._file, kept)
+            else:
+                self.valid = kept
+                array_cache.mark_used(self._file, self)
+        self._kept = len(self.valid)
+
+    def sha256(self, image: ListedImage) -> str:
+        return self._hashes[image.path][0]
+
+    def usable(self, images: Iterable[ListedImage]) -> list[ListedImage]:
+        """Return the images that are not known to be invalid."""
+        return [image for image in images if self.sha256(image) not in self.invalid]
+
+    def issues(self) -> list[DataIssue]:
+        """Return an issue for every file that is known to be invalid."""
+        return [
+            DataIssue(path, self.invalid[sha256], skippable=True)
+            for path, (sha256, _) in self._hashes.items()
+            if sha256 in self.invalid
+        ]
+
+    def validate(self, images: Iterable[ListedImage], *, keep: bool = True) -> bool:
+        """Validate the images whose contents have no result yet, and return whether there were any.
+
+        With `keep`, the decoded images are added to the buffer.
+        """
+        known = self.valid.keys() | self.invalid.keys()
+        new = {self.sha256(image): image.path for image in images}
+        new = {sha256: path for sha256, path in new.items() if sha256 not in known}
+        if not new:
+            return False
+        _log.info("Checking %d images", len(new))
+        with ThreadPoolExecutor() as pool:
+            validate = functools.partial(self._validate, keep=keep)
+            for sha256, result in zip(new, pool.map(validate, new, new.values()), strict=True):
+                if isinstance(result, str):
+                    self.invalid[sha256] = result
+                else:
+                    self.valid[sha256] = result
+        return True
+
+    def _validate(self, sha256: str, path: str, *, keep: bool) -> _Facts | str:
+        try:
+            content = unchanged(self._root, path, sha256)
+            with decoder.decoding(content, self._gray_range) as (image, facts, warnings):
+                if self._buffer and keep:
+                    self._buffer.add(sha256, image)
+                return facts.width, facts.height, facts.mode, warnings
+        except OSError as error:
+            return unreadable(error)
+        except DataError as error:
+            return str(error)
+
+    def save(self) -> None:
+        if len(self.valid) > self._kept:
+            content = {"sha256": array_cache.key(self.valid), "images": self.valid}
+            atomic_files.write_file(self._file, json.dumps(content).encode())
