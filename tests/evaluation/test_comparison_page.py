@@ -144,6 +144,12 @@ def test_csv_has_the_figures_as_numbers(written: Path) -> None:
     assert (second["seconds"], second["epoch_seconds"], second["f1_low"]) == ("12.0", "3.5", "")
 
 
+def test_an_image_in_a_large_file_is_not_shown(comparison: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison_page, "LARGEST", 10)
+    with pytest.raises(DataError, match="is not shown: its file in .* has more than 10 bytes"):
+        comparison_page.thumbnail(disagreements(comparison)[0], None)
+
+
 def test_a_image_is_shown_only_as_the_runs_have_seen_it(comparison: Comparison, drawn: Path, tmp_path: Path) -> None:
     one = disagreements(comparison)[0]
     assert comparison_page.thumbnail(one, None)[:2] == b"\xff\xd8"

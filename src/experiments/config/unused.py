@@ -55,7 +55,11 @@ def _unread(configs: Sequence[Config], overrides: Sequence[str]) -> Iterator[tup
     for override in overrides:
         name, _, value = override.lstrip("+").partition("=")
         key = name.rpartition("@")[2]  # optimizer@regime.head_optimizer=adam sets regime.head_optimizer
-        if override not in brought and not override.startswith("~") and all(_ignored(one, key) for one in configs):
+        if (
+            override not in brought
+            and not override.startswith("~")
+            and all(_ignored(config, key) for config in configs)
+        ):
             yield override, key, value
 
 

@@ -6,7 +6,6 @@ length and its sha256 are the expected ones; both are checked over the whole fil
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -125,34 +124,25 @@ def extract(file: File, target: Path, *, wanted: re.Pattern[str], member_bytes: 
             directory or occur twice, links, encrypted members, members that unpack to too many bytes. Also if the disk
             is full or cannot be written. Nothing is left behind in any of these cases.
     """
-    draft = atomic_files.draft(target)
     try:
         with _disk(f"Unpacking {file.name} to {target}"), zipfile.ZipFile(file) as archive:
             members = _members(archive, wanted, member_bytes)
             total = sum(member.file_size for member in members)
             if total > total_bytes:
                 raise DataError(f"{file.name} unpacks to {total:,} bytes. Allowed: {total_bytes:,}")
-            draft.mkdir(parents=True)
-            check_space(draft, total, f"Unpacking {file.name}")
-            with Terminal(PlainConsole()).stage("unpacking", len(members)) as advance:
-                for member in members:
-                    path = draft.joinpath(*_parts(wanted, member))
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    total_bytes -= _unpack(archive, member, path, min(member_bytes, total_bytes))
-                    advance()
-            os.sync()  # one call for thousands of files; an fsync of each would take minutes
-            try:
-                os.rename(draft, target)
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
-            atomic_files.sync(target.parent)
+            with atomic_files.writing_directory(target) as draft:
+                check_space(draft, total, f"Unpacking {file.name}")
+                with Terminal(PlainConsole()).stage("unpacking", len(members)) as advance:
+                    for member in members:
+                        path = draft.joinpath(*_parts(wanted, member))
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        total_bytes -= _unpack(archive, member, path, min(member_bytes, total_bytes))
+                        advance()
+                os.sync()  # one call for thousands of files; an fsync of each would take minutes
     except DataError:
         raise
     except _MEMBER_ERRORS as error:
         raise DataError(f"{file.name} is not a valid zip archive: {error}") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:

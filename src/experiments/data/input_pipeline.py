@@ -15,7 +15,7 @@ from experiments.data.types import Augmentation, ImageSet
 from experiments.storage.array_cache import Rows
 
 AHEAD = 4  # batches prefetched while the model trains on one
-BURST = 128  # most steps in one call; a run that is interrupted stops only after the call
+MAX_STEPS_PER_EXECUTION = 128  # most steps in one call; a run that is interrupted stops only after the call
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Batches:
     dataset: tf.data.Dataset  # (inputs, labels [B] int32 or soft labels [B, C] float32), epoch after epoch
     labels: np.ndarray  # [N] int32, of the images in an epoch
     batch_size: int
-    light: bool = False  # whether a step takes no longer than Python takes to start it
+    short_steps: bool = False  # whether a step takes no longer than Python takes to start it
 
     @property
     def images(self) -> int:
@@ -43,7 +43,7 @@ class Batches:
 
         It divides the number of steps in an epoch, as Keras requires.
         """
-        return max(n for n in range(1, BURST + 1) if self.steps % n == 0) if self.light else 1
+        return max(n for n in range(1, MAX_STEPS_PER_EXECUTION + 1) if self.steps % n == 0) if self.short_steps else 1
 
 
 def rng(seed: int, epoch: int, stream: int = 0) -> np.random.Generator:
@@ -149,7 +149,7 @@ def feature_batches(
 
     signature = (tf.TensorSpec((None, *views[0].shape[1:]), tf.float32), tf.TensorSpec((None,), tf.int32))
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(AHEAD)
-    return Batches(dataset, labels, batch_size, light=len(views[0].shape) == 2)  # vectors
+    return Batches(dataset, labels, batch_size, short_steps=len(views[0].shape) == 2)  # vectors
 
 
 def eval_batches(inputs: np.ndarray | Rows, labels: np.ndarray | None, batch_size: int) -> tf.data.Dataset:

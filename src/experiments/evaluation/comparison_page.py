@@ -267,22 +267,22 @@ def thumbnail(one: Disagreement, data: Path | None) -> bytes:
     if inside.is_absolute() or ".." in inside.parts:
         raise DataError("is not shown: its path leads out of the data's folder")
     roots = [data] if data else [Path(folder) for folder in one.data]
-    changed = False
+    where = ", ".join(map(str, roots)) or "no known folder"
+    reason = f"its file is not in {where}; --data FOLDER says where the images are"
     for root in roots:
         path = root / inside
-        if not path.is_file() or path.stat().st_size > LARGEST:
+        if not path.is_file():
+            continue
+        if path.stat().st_size > LARGEST:
+            reason = f"its file in {where} has more than {LARGEST:,} bytes"
             continue
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != one.sha256:
-            changed = True
+            reason = f"its file in {where} has changed since"
             continue
         image = decoder.decode(content, decoder.logged_gray_range(one.gray_range))
         image.thumbnail((SIDE, SIDE))
         file = io.BytesIO()
         image.save(file, "JPEG", quality=QUALITY)
         return file.getvalue()
-    where = ", ".join(map(str, roots)) or "no known folder"
-    raise DataError(
-        f"is not shown: its file in {where} has changed since" if changed
-        else f"is not shown: its file is not in {where}; --data FOLDER says where the images are"
-    )  # fmt: skip
+    raise DataError(f"is not shown: {reason}")

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from experiments.storage.atomic_files import allocate, draft, hold, sync, write_synced
+from experiments.storage.atomic_files import allocate, draft, hold, sync, write_synced, writing_directory
 
 if sys.platform != "win32":
     import fcntl
@@ -335,9 +335,7 @@ def _sha256(path: Path) -> str:
 
 def _build(entry: Path, wanted: Mapping[str, Any], write: Callable[[np.ndarray], None]) -> None:
     """Write an entry to a temporary directory and rename it into place, unless another process was faster."""
-    temporary = draft(entry)
-    temporary.mkdir()
-    try:
+    with writing_directory(entry) as temporary:
         path = temporary / _ARRAY
         content = np.lib.format.open_memmap(path, "w+", np.dtype(wanted["dtype"]), tuple(wanted["shape"]))
         with path.open("r+b") as file:
@@ -349,16 +347,6 @@ def _build(entry: Path, wanted: Mapping[str, Any], write: Callable[[np.ndarray],
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         meta = {**wanted, "sha256": sha256, "created": datetime.now(UTC).isoformat(timespec="seconds")}
         write_synced(temporary / _META, json.dumps(meta, indent=1).encode())
-        sync(temporary)
-        try:
-            os.rename(temporary, entry)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-            return
-        sync(entry.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _remove(entry: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +53,28 @@ def writing_file(path: Path) -> Iterator[BinaryIO]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory, which is atomically renamed to `path` if the block ends without an error.
+
+    If another process has created `path` meanwhile, that one is kept. The caller flushes its files, where that matters.
+    """
+    temporary = draft(path)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        sync(temporary)
+        try:
+            os.rename(temporary, path)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            return
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def allocate(file: BinaryIO, size: int) -> None:

@@ -61,7 +61,7 @@ def raised() -> BaseException | None:
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     global _raised
-    for other in [one for one in _HANDLED if signal.getsignal(one) != signal.SIG_IGN]:
+    for other in [other for other in _HANDLED if signal.getsignal(other) != signal.SIG_IGN]:
         signal.signal(other, signal.SIG_DFL if other in (number, signal.SIGINT) else signal.SIG_IGN)
     _raised = KeyboardInterrupt("Ctrl-C") if number == signal.SIGINT else Stopped(number)
     raise _raised

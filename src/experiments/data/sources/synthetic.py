@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,16 +31,8 @@ def synthetic(*, species: Sequence[str], per_class: Mapping[str, int], seed: int
     spec = json.dumps([VERSION, names, sorted(per_class.items()), seed, size])
     root = cache / "drawn" / hashlib.sha256(spec.encode()).hexdigest()[:16]
     if not root.is_dir():
-        draft = atomic_files.draft(root)
-        try:
+        with atomic_files.writing_directory(root) as draft:
             _draw_all(draft, names, per_class, seed, size)
-            try:
-                os.rename(draft, root)
-            except OSError:
-                if not root.is_dir():  # another process has created it meanwhile
-                    raise
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
     array_cache.mark_used(root)
     return root
 
