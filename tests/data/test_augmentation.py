@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import keras
 import numpy as np
@@ -10,8 +10,10 @@ import pytest
 import tensorflow as tf
 from keras.src.legacy.preprocessing.image import apply_affine_transform
 
-from experiments.data import augmentation
+from experiments.config.schema import ARGUMENTS
 from experiments.data.augmentation import Affine, Identity, affine, resample, seeded
+
+FILLS = get_args(ARGUMENTS["augmentation"]["fill"])
 
 TUTORIAL: dict[str, Any] = {
     "rotation": 40.0, "width_shift": 0.2, "height_shift": 0.2, "shear": 0.2, "zoom": 0.2, "horizontal_flip": True,
@@ -122,9 +124,7 @@ def test_seeded_layers_repeat_for_a_seed_and_differ_between_seeds(images: np.nda
     assert np.asarray(once).min() >= 0 and np.asarray(once).max() <= 255
 
 
-@pytest.mark.parametrize(
-    ("fill", "mode"), list(zip(augmentation.FILLS, ("edge", "symmetric", "wrap", "constant"), strict=True))
-)
+@pytest.mark.parametrize(("fill", "mode"), list(zip(FILLS, ("edge", "symmetric", "wrap", "constant"), strict=True)))
 @pytest.mark.parametrize("shift", [-30, -7, 7, 30])
 def test_whole_shifts_fill_as_numpy_pads(images: np.ndarray, fill: str, mode: str, shift: int) -> None:
     maps = np.array([[1, 0, shift, 0, 1, -shift, 0, 0]] * len(images), "float32")
@@ -147,7 +147,7 @@ def test_the_resampling_equals_tensorflows(images: np.ndarray, fill: str) -> Non
 
 def test_a_map_of_ones_gives_floats_back_to_the_bit() -> None:
     floats = np.random.default_rng(0).uniform(0, 255, (3, 9, 9, 3)).astype("float32")
-    for fill in augmentation.FILLS:
+    for fill in FILLS:
         np.testing.assert_array_equal(
             resample(tf.constant(floats), np.array([[1, 0, 0, 0, 1, 0, 0, 0]] * 3, "float32"), fill), floats
         )
