@@ -48,7 +48,7 @@ class Composed:
     """The validated configuration of a job and Hydra's composed one; later edits of YAML files change neither."""
 
     config: Config
-    hydra: DictConfig  # the whole composed configuration, with Hydra's own settings in its node `hydra`
+    hydra: DictConfig  # the composed configuration, with Hydra's own settings in its node `hydra`
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,7 @@ def repeated(override: Override) -> Iterator[str]:
     values = list(override.sweep_iterator())
     known: list[Any] = []
     for value in values:
-        same = [one for one in known if one == value and isinstance(one, bool) == isinstance(value, bool)]
-        if same:
+        if any(other == value and isinstance(other, bool) == isinstance(value, bool) for other in known):
             yield (
                 f"{override.get_key_element().lstrip('+~')}: {value} is given twice. It would be one and the same run, "
                 f"counted as two. Give each value once. Received: {override.input_line}"
@@ -152,13 +151,15 @@ def deferred(overrides: Sequence[str]) -> list[str]:
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     scalars = Config.model_fields.keys() - GROUPS.keys()
-    swept = [one for one in parsed if one.is_sweep_override() and "." not in str(one.key_or_group)]
-    if all(one.key_or_group in scalars for one in swept):
+    swept = [override for override in parsed if override.is_sweep_override() and "." not in str(override.key_or_group)]
+    if all(override.key_or_group in scalars for override in swept):
         return []
     return [
-        str(one.input_line)
-        for one in parsed
-        if not one.is_sweep_override() and "." in one.key_or_group and one.key_or_group.partition(".")[0] in GROUPS
+        str(override.input_line)
+        for override in parsed
+        if not override.is_sweep_override()
+        and "." in override.key_or_group
+        and override.key_or_group.partition(".")[0] in GROUPS
     ]
 
 
@@ -184,7 +185,7 @@ def grid(overrides: Sequence[Override]) -> list[tuple[list[str], dict[str, str]]
     swept = {override.get_key_element().lstrip("+~") for override in overrides if override.is_sweep_override()}
     jobs = []
     for chosen in itertools.product(*map(spelled, overrides)):
-        values = dict(one.lstrip("+~").split("=", 1) for one in chosen if "=" in one)
+        values = dict(line.lstrip("+~").split("=", 1) for line in chosen if "=" in line)
         jobs.append((list(chosen), {key: value for key, value in values.items() if key in swept}))
     return jobs
 
@@ -225,21 +226,21 @@ def compose(
 
 def check_hydra(composed: DictConfig, master: DictConfig, overrides: Collection[str]) -> None:
     """Raise ConfigError if a swept choice contains settings of the sweep itself, which would be ignored."""
-    given = {one.lstrip("+~").partition("=")[0] for one in overrides}
+    given = {line.lstrip("+~").partition("=")[0] for line in overrides}
     for name in HYDRA_NODES:
-        own, whole = (OmegaConf.to_container(one.hydra[name], resolve=False) for one in (composed, master))
-        assert isinstance(own, dict) and isinstance(whole, dict)
+        own, common = (OmegaConf.to_container(config.hydra[name], resolve=False) for config in (composed, master))
+        assert isinstance(own, dict) and isinstance(common, dict)
         if name == "sweep":
-            own["dir"] = whole["dir"]  # not compared, because the sweeper sets it
+            own["dir"] = common["dir"]  # not compared, because the sweeper sets it
         lost = {key: value for key, value in (own.pop("params", None) or {}).items() if key not in given}
-        whole.pop("params", None)
+        common.pop("params", None)
         if lost:
-            grid = shlex.join(f"{key}={value}" for key, value in lost.items())
+            swept = shlex.join(f"{key}={value}" for key, value in lost.items())
             raise ConfigError(
-                f"hydra.sweeper.params: this choice brings a grid of its own ({grid}), which a sweep over several "
+                f"hydra.sweeper.params: this choice brings a grid of its own ({swept}), which a sweep over several "
                 f"choices does not run. Run that choice in a command of its own, or type the grid, for all choices"
             )
-        if own != whole:
+        if own != common:
             raise ConfigError(
                 f"hydra.{name}: a choice that is swept over brings other settings of the sweep itself. Allowed: one "
                 "setting for all jobs, given on the command line"

@@ -56,7 +56,7 @@ class RayLauncher(JobLauncher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        need_package("ray", "ray", "ray")
+        need_package("ray", "ray")
         host, _, port = (self.address or "").rpartition("//")[2].rpartition(":")
         if host and port.isdigit():
             try:

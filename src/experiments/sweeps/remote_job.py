@@ -25,14 +25,14 @@ from experiments.sweeps.scheduler import timeout_reason
 
 
 def work(
-    job: PlannedRun, directory: Path, known: Mapping[str, str], timeout: float | None,
+    job: PlannedRun, directory: Path, environment: Mapping[str, str], timeout: float | None,
     *, leaving: Callable[[], bool] = lambda: False,
 ) -> str | None:  # fmt: skip
     """Run a job in this process from its planned configuration, and write its output to a file.
 
     Args:
         directory: working directory of the sweep's process.
-        known: environment variables to set, taken from the sweep's process.
+        environment: variables to set, taken from the sweep's process.
         timeout: seconds that the job may take.
         leaving: returns whether the run is being stopped here because it will be started again on another machine.
 
@@ -45,7 +45,7 @@ def work(
             f"{folder.parent} is not to be found on {platform.node()}: the sweep's machines must share a disk, and "
             "outputs= be a place on it"
         )
-    os.environ.update(known)
+    os.environ.update(environment)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     with contextlib.suppress(OSError):  # where the directory is not shared, only absolute paths work
@@ -123,12 +123,12 @@ def into(log: Path) -> Iterator[None]:
                 os.close(old)
 
 
-def need_package(package: str, launcher: str, extra: str) -> None:
-    """Raise ConfigError if a package is not installed; the package is not imported."""
+def need_package(package: str, launcher: str) -> None:
+    """Raise ConfigError if a launcher's package is not installed; the package is not imported."""
     if importlib.util.find_spec(package) is None:
         raise ConfigError(
             f"hydra/launcher={launcher} needs the package {package}, which is not installed. "
-            f"Install it: pip install 'experiments[{extra}]'"
+            f"Install it: pip install 'experiments[{launcher}]'"
         )
 
 

@@ -278,7 +278,8 @@ def reached(target: float, folder: Path, objective: str) -> bool:
     """Return whether the whole interval of a candidate of a sweep is at least as good as the target."""
     from experiments.sweeps import summary
 
-    complete = [one for one in summary.candidates(summary.read(folder)[1], objective) if one.whole]
+    candidates = summary.candidates(summary.read(folder)[1], objective)
+    complete = [candidate for candidate in candidates if candidate.whole]
     if objective in LOWER_IS_BETTER:
         return any(candidate.high <= target for candidate in complete)
     return any(candidate.low >= target for candidate in complete)

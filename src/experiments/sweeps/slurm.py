@@ -54,7 +54,7 @@ class SlurmLauncher(JobLauncher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        need_package("submitit", "slurm", "slurm")
+        need_package("submitit", "slurm")
         if self.cluster not in ("slurm", "local"):
             raise ConfigError(f"hydra.launcher.cluster: must be slurm or local. Received: {self.cluster!r}")
         self.executor(Path())  # wrong parameters raise here, before any work is done

@@ -101,7 +101,7 @@ def dimension(override: Override, default: Any = None) -> Dimension | None:
             raise ConfigError(f"{element}: range: there is nothing from its start to its end. {line}")
         if len(values) == 1:
             return None
-        whole = all(isinstance(one, int) for one in (sweep.start, sweep.stop, sweep.step))
+        whole = all(isinstance(number, int) for number in (sweep.start, sweep.stop, sweep.step))
         low, step = Decimal(values[0]), abs(Decimal(str(sweep.step)))
         high = low + step * (len(values) - 1)  # exact: Hydra sums floats, and Optuna requires whole steps
         read: Callable[[Decimal], float] = int if whole else float
@@ -133,18 +133,19 @@ class Space:
 
     @property
     def dimensions(self) -> list[Dimension]:
-        return [one for one in self.overrides if isinstance(one, Dimension)]
+        return [override for override in self.overrides if isinstance(override, Dimension)]
 
     def spell(self, parameters: Mapping[str, Any]) -> dict[str, str]:
         """Return the override text of a trial's parameters, by key."""
-        return {one.key: one.spelled(parameters[one.key]) for one in self.dimensions}
+        return {dimension.key: dimension.spelled(parameters[dimension.key]) for dimension in self.dimensions}
 
     def job(self, values: Mapping[str, str], repeat: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         """Return the overrides of a run, and its values of the keys in which runs differ."""
         overrides = [
-            one if isinstance(one, str) else f"{one.element}={values[one.key]}" for one in self.overrides
+            override if isinstance(override, str) else f"{override.element}={values[override.key]}"
+            for override in self.overrides
         ] + list(repeat)
-        return overrides, {**values, **dict(one.lstrip("+~").split("=", 1) for one in repeat)}
+        return overrides, {**values, **dict(line.lstrip("+~").split("=", 1) for line in repeat)}
 
     def first_job(self, place: int) -> int:
         """Return the number of the first job of the trial at a place."""
@@ -159,11 +160,11 @@ class Space:
 
         The other keys have their first value, and the other runs the first repeat.
         """
-        first = {one.key: one.ends[0] for one in self.dimensions}
+        first = {dimension.key: dimension.ends[0] for dimension in self.dimensions}
         yield self.job(first, self.repeats[0])
-        for one in self.dimensions:
-            for value in one.ends[1:]:
-                yield self.job({**first, one.key: value}, self.repeats[0])
+        for dimension in self.dimensions:
+            for value in dimension.ends[1:]:
+                yield self.job({**first, dimension.key: value}, self.repeats[0])
         for repeat in self.repeats[1:]:
             yield self.job(first, repeat)
 

@@ -235,8 +235,8 @@ class Worker:
             self.report_result(trial)
             return False
         trial.jobs = [
-            Job(number, *given, plan.without_test_evaluation(one.config), folder / str(number), one.hydra)
-            for number, (given, one) in enumerate(zip(combinations, composed, strict=True), first)
+            Job(number, *given, plan.without_test_evaluation(run.config), folder / str(number), run.hydra)
+            for number, (given, run) in enumerate(zip(combinations, composed, strict=True), first)
         ]
         return True
 
