@@ -135,11 +135,11 @@ def read_and_extract(components: RunComponents) -> float:
 def activate(components: RunComponents, dataset: Dataset) -> float:
     """Return the seconds for running the frozen backbone over the training images and caching its features."""
     from experiments.models.network import split_network
-    from experiments.regimes.feature_cache import activations
+    from experiments.regimes.feature_cache import cached_features
 
     frozen = split_network(components.backbone, 0, components.config.model.head.pooling)
     began = time.perf_counter()
-    stored = activations(components, frozen, dataset.train, Quiet())
+    stored = cached_features(components, frozen, dataset.train, Quiet())
     seconds = time.perf_counter() - began
     assert len(stored) == len(dataset.train)
     return seconds

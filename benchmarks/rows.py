@@ -210,7 +210,7 @@ def extraction(setup: Setup, name: str, size: int, quick: int | None) -> Row:
         f"Extraction, {name} at {size} pixels",
         {"images": str(folder), "pixels": size, "batch": 32, "weights": "ImageNet" if weights else "random"},
         [
-            Side("ours", "activations() from the filled pixel store to features committed on disk, with hashes"),
+            Side("ours", "cached_features() from the filled pixel store to features committed on disk, with hashes"),
             Side("predict", "model.predict over float32 images in memory; its first call, as ours is in a run"),
             Side("predict again", "the same model's second call, its graph built already"),
         ],
@@ -251,8 +251,8 @@ def predicting(setup: Setup) -> Row:
         {"images": str(folder), "pixels": size, "batch": 32, "weights": "ImageNet" if weights else "random"},
         [
             Side("ours", "predictions() of experiments predict: files read and decoded, the whole model"),
-            Side("read and extract", "read_data() and activations() of a bottleneck run with an empty cache"),
-            Side("extract", "activations() from the filled pixel store: nothing is decoded"),
+            Side("read and extract", "read_data() and cached_features() of a bottleneck run with an empty cache"),
+            Side("extract", "cached_features() from the filled pixel store: nothing is decoded"),
         ],
         [Comparison("ours", "read and extract", "within", 1 / 0.9), Comparison("ours", "extract", "within")],
         ["The first repeat of each is dropped. The graph is built in each. Ten validation images are read as well."],

@@ -7,8 +7,11 @@ _MODULES = {
     "data.types": ("Dataset", "ImageRecord", "ImageSet"),
     "models.network": ("join", "predict_probabilities", "split_network"),
     "models.types": ("Backbone",),
-    "regimes.feature_cache": ("activations",),
-    "training.types": ("EpochRecord", "RunComponents", "TrainingContext", "TrainingResult"),
+    "regimes.bottleneck": ("feature_requests",),
+    "regimes.declaration": ("Declaration", "Trains", "declare"),
+    "regimes.feature_cache": ("cached_features",),
+    "training.fit": ("fit",),
+    "training.types": ("EpochRecord", "PhaseInputs", "RunComponents", "TrainingContext", "TrainingResult"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = sorted(_HOME)

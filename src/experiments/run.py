@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import keras
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
@@ -26,12 +25,9 @@ from experiments.errors import ConfigError, DataError, Pruned
 from experiments.evaluation.evaluate import Report, evaluate, percent
 from experiments.evaluation.run_figures import save_figures
 from experiments.evaluation.training_checks import check_joined, check_reached, keep_error, training_warnings
-from experiments.models.network import split_network
-from experiments.models.weights import save
-from experiments.regimes.bottleneck import bottleneck
-from experiments.regimes.build import build, head_record, network_record
-from experiments.regimes.finetune import finetune
-from experiments.regimes.restored import facts_of, restore
+from experiments.regimes.build import build
+from experiments.regimes.declaration import declaration_of
+from experiments.regimes.trained_weights import facts_of, restore, save_weights
 from experiments.runs import predictions
 from experiments.runs.active_run import ActiveRun, open_run
 from experiments.runs.curves import Curves
@@ -76,13 +72,14 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         write_description(components, dataset, directory, tracker, identity)
         checkpoints = Checkpoints(directory.checkpoints)
         with open_curves(directory, tracker, checkpoints) as curves:
-            context = TrainingContext(Terminal(console), pruning.reporting(config, curves.add), checkpoints)
+            record = pruning.reporting(config, curves.add, declaration_of(components.regime).last_phase)
+            context = TrainingContext(Terminal(console), record, checkpoints)
             result, known = train_or_restore(components, dataset, context, identity)
-        write_weights(directory, components, result)
+        active.note(weights=save_weights(directory, components, result))
         with logging_files_after_error(tracker):
             reports = evaluate(result.scores, dataset, probabilities=config.loss != "hinge")
         # Times that were recorded before a resume are kept, because a metric logged to MLflow cannot be replaced.
-        spent = {"total_seconds": time.perf_counter() - began, "fit_seconds": sum(context.fitting.values())}
+        spent = {"total_seconds": time.perf_counter() - began, "fit_seconds": context.fit_seconds}
         spent |= known.get("seconds", {})  # the times of the run that did the training, if this one restored its result
         seconds = {name: active.facts.get(name, value) for name, value in spent.items()}
         ended = result.history[-1].timestamp if result.history else int(time.time() * 1000)
@@ -307,19 +304,6 @@ def reused_seconds(result: TrainingResult) -> float:
     if result.facts.get("head_source") != "head cache":
         return 0.0
     return sum(record.metrics.get("seconds", 0.0) for record in result.history if record.phase == PhaseName.HEAD)
-
-
-def write_weights(directory: RunDirectory, components: RunComponents, result: TrainingResult) -> None:
-    """Write the trained weights; called before the evaluation, whose failure must not lose them."""
-    head: keras.Model = result.model.get_layer("head")
-    directory.weights("head").parent.mkdir(exist_ok=True)
-    config, job, backbone = components.config, components.config.sweep.job, components.backbone
-    if job and components.regime is finetune:  # a sweep of VGG16 would store a gigabyte of frozen weights
-        unfrozen = split_network(backbone, config.regime.unfrozen_blocks, config.model.head.pooling).trainable_part
-        unfrozen.save_weights(directory.weights("unfrozen"))
-    elif not (job and components.regime is bottleneck):
-        save(backbone.model, directory.weights("backbone"), network_record(config, backbone.model))
-    save(head, directory.weights("head"), head_record(config, backbone, head, result.model))
 
 
 def print_results(console: Console, folder: Path, reports: Mapping[str, Report], run_id: str | None) -> None:

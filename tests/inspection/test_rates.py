@@ -17,11 +17,10 @@ from benchmarks import learning_rates
 from experiments.config.schema import Config
 from experiments.data.input_pipeline import eval_batches, feature_batches
 from experiments.inspection import lr, schedule
-from experiments.regimes.build import build_recipe
+from experiments.regimes.build import build_phase
 from experiments.system.progress import Terminal
-from experiments.training.callbacks import LRFinder
-from experiments.training.fit import fit
-from experiments.training.types import RangeTestEnded, TrainingContext, TrainingPhase
+from experiments.training.lr_finder import LRFinder, range_test
+from experiments.training.types import PhaseInputs, TrainingPhase
 
 Read = Callable[..., Config]
 PROGRESS = Terminal(Console(quiet=True))
@@ -53,10 +52,10 @@ def test_a_schedule_that_watches_the_run_is_between_two_lines(config: Read) -> N
     (phase,) = schedule.phases(read)
     assert phase.open and set(phase.highest) == {0.01}
     assert phase.lowest == (0.01,) * 3 + (0.005,) * 2 + (0.0025,) * 2 + (0.00125,) * 2
-    recipe = build_recipe(read, "optimizer")
+    planned = build_phase(read, "optimizer")
     for seed in range(20):
         monitored = np.random.default_rng(seed).normal(size=9).tolist()
-        rates = [recipe.rate(epoch, monitored[:epoch]) for epoch in range(9)]
+        rates = [planned.rate(epoch, monitored[:epoch]) for epoch in range(9)]
         within = zip(phase.lowest, rates, phase.highest, strict=True)
         assert all(low <= rate <= high for low, rate, high in within)
     assert "validation_loss" in schedule.sentences(read, [phase])[0]
@@ -76,16 +75,14 @@ def test_a_range_test_stops_where_gradient_descent_is_known_to_diverge() -> None
     labels = np.arange(64, dtype="int32") % 2
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")])
     rates = np.geomspace(1e-6, 10, 100)
-    recipe = TrainingPhase(
+    phase = TrainingPhase(
         optimizer=functools.partial(keras.optimizers.SGD, 1.0), rate=lambda epoch, monitored: 1.0, epochs=1,
         loss=lambda classes: Bowl(), class_weights=None, monitor="validation_loss", early_stopping=None,
-        best_weights=False, seed=0, xla=None, range_test_rates=list(rates),
+        best_weights=False, seed=0, xla=None,
     )  # fmt: skip
     batches = feature_batches([inputs], labels, batch_size=4, seed=0, epochs=range(10))
-    with pytest.raises(RangeTestEnded) as ended:
-        fit(model, batches, eval_batches(inputs, labels, 4), recipe=recipe, classes=("a", "b"), phase="head",
-            first_step=0, context=TrainingContext(PROGRESS, lambda _: None))  # fmt: skip
-    losses = np.array(ended.value.losses)
+    prepared = PhaseInputs("head", model, batches, eval_batches(inputs, labels, 4), ("a", "b"))
+    losses = np.array(range_test(prepared, phase, list(rates), PROGRESS).losses)
     assert losses[0] == pytest.approx(curvature / 2), "of one batch, not the mean of all"
     found = lr.suggest(rates, losses, guessing=curvature / 2)
     assert found.diverged is not None and 2 / curvature < found.diverged < 40 / curvature

@@ -17,11 +17,12 @@ from keras.applications import imagenet_utils
 
 from experiments.config import validation
 from experiments.config.schema import Config, Head, shipped
+from experiments.config.targets import resolve
 from experiments.errors import ConfigError
 from experiments.models import network, stages
 from experiments.models.head import dense_head
 from experiments.models.types import Backbone
-from experiments.regimes.build import build, build_backbone, resolve
+from experiments.regimes.build import build, build_backbone
 from experiments.system import paths
 
 SIZE = 32  # the smallest size of most networks; Xception and InceptionV3 need more
@@ -153,7 +154,7 @@ def test_what_enters_the_network_is_what_imagenet_weights_were_trained_on(one: B
 
 def test_the_features_are_those_of_keras_network_behind_its_own_preprocessing(one: Built) -> None:
     model = one.config.model
-    theirs = resolve(one.config, "model", model.target)(
+    theirs = resolve(one.config.trusted_packages, "model", model.target)(
         include_top=False, weights=None, input_shape=(SIZE, SIZE, 3), **model.arguments
     )
     theirs.set_weights(one.backbone.model.get_weights())

@@ -88,7 +88,7 @@ def test_a_block_is_not_mistaken_for_one_whose_name_begins_alike() -> None:
         x = keras.layers.Dense(4, name=name)(x)
     model = keras.Model(inputs, x, name="tower")
     found = stages.named_stages(model, ["block_16", "block_1"])
-    assert [(stage.name, stages.takers(model, stage.entering)[0].name) for stage in found] == [
+    assert [(stage.name, stages.consumers(model, stage.entering)[0].name) for stage in found] == [
         ("block_16", "block_16_a"), ("block_1", "block_1_a"),
     ]  # fmt: skip
     assert stages.stage_of(model, found, "block_1_b").name == "block_1_b"

@@ -18,7 +18,8 @@ from experiments.errors import ConfigError
 from experiments.models import network, weights
 from experiments.models.head import dense_head
 from experiments.models.types import Backbone
-from experiments.regimes.build import backbone_differences, build_backbone, check_head, head_record, network_record
+from experiments.models.weights_record import backbone_differences, check_head, head_record, network_record
+from experiments.regimes.build import build_backbone
 
 Configure = Callable[..., Config]
 CONVNET = ("regime=bottleneck", "data.image_size=48", "model.head.pooling=average")
@@ -121,7 +122,7 @@ def saved(config: Configure, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("saved") / "backbone.weights.h5"
     given = config(*CONVNET, "model.weights=null")
     model = backbone(given).model
-    weights.save(model, path, network_record(given, model))
+    weights.save(model, path, network_record(given.model, model))
     return path
 
 
@@ -176,7 +177,7 @@ def test_a_graph_that_depends_on_weights_is_rebuilt_as_it_was(
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", None)  # from here on nothing may be downloaded
     expected = features(first)
     assert np.abs(expected[0] - expected[1]).max() > 1e-3
-    weights.save(first, tmp_path / "backbone.weights.h5", network_record(imagenet, first))
+    weights.save(first, tmp_path / "backbone.weights.h5", network_record(imagenet.model, first))
     first.save_weights(tmp_path / "keras3.weights.h5")
     first.save(tmp_path / "backbone.keras")
     for name in (
@@ -255,9 +256,9 @@ def test_a_head_belongs_to_the_backbone_that_it_was_trained_on(config: Configure
     given = config(*CONVNET)
     body = backbone(given)
     head = dense_head(64, given.model.head, 2)
-    record = head_record(given, body, head, network.join(body, "average", head))
+    record = head_record(given.model, body, head, network.join(body, "average", head))
     weights.save(head, path, record)
-    check_head(given, path, body)
+    check_head(given.model, path, body)
     for change, named in (
         ("model.head.pooling=max", "model.head.pooling: 'average' there, 'max' here"),
         ("data.image_size=64", "data.image_size: 48 there, 64 here"),
@@ -265,10 +266,10 @@ def test_a_head_belongs_to_the_backbone_that_it_was_trained_on(config: Configure
     ):
         other = config(*CONVNET, change)
         with pytest.raises(ConfigError, match=r"^regime\.head_from: .*another backbone") as caught:
-            check_head(other, path, backbone(other))
+            check_head(other.model, path, backbone(other))
         assert named in str(caught.value)
     tanh = config(*CONVNET, "model.weights=null", "model.layers.block1.activation=tanh")
-    assert backbone_differences(tanh, record, backbone(tanh)) == [
+    assert backbone_differences(tanh.model, record, backbone(tanh)) == [
         "model.layers.block1.activation: 'relu' there, 'tanh' here"
     ]
     with pytest.raises(ConfigError, match=r"regime\.head_from: .*dense1\.activation: 'relu' there, 'tanh' here"):

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from experiments.config.schema import Config
+from experiments.config.targets import resolve
 from experiments.errors import ConfigError
-from experiments.regimes.build import PRETRAINED, build, build_backbone, resolve
+from experiments.models.backbone import PRETRAINED
+from experiments.regimes.build import build, build_backbone
 from experiments.system import paths
 
 Configure = Callable[..., Config]
@@ -186,7 +188,7 @@ def test_the_head_is_the_same_for_the_same_seed_whatever_was_built_before(config
     first = head(0)
     for again in (
         head(0),
-        head(0, lambda components: (components.head(2), components.head(5), components.recipe.optimizer())),
+        head(0, lambda components: (components.head(2), components.head(5), components.phase.optimizer())),
     ):
         assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
     assert any(np.any(one != other) for one, other in zip(first, head(1), strict=True))
@@ -239,20 +241,20 @@ def test_foreign_targets_are_refused_before_they_are_imported(config: Configure)
     checked = config(*CONVNET)
     for target in ("antigravity.geohash", "experiments.run.run", "kerasx.layers.Dense", "os.system"):
         with pytest.raises(ConfigError, match=r"model\._target_: must "):
-            resolve(checked, "model", target)
+            resolve(checked.trusted_packages, "model", target)
     trusting = config(*CONVNET, "trusted_packages=[json]")
-    assert callable(resolve(trusting, "model", "json.loads"))
+    assert callable(resolve(trusting.trusted_packages, "model", "json.loads"))
     with pytest.raises(ConfigError, match="optimizer"):
-        resolve(trusting, "optimizer", "json.JSONEncoder", keras.optimizers.Optimizer)
+        resolve(trusting.trusted_packages, "optimizer", "json.JSONEncoder", keras.optimizers.Optimizer)
 
 
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam", "adamw", "adagrad"])
 def test_optimizers_are_fresh_each_time(config: Configure, name: str) -> None:
     components = build(config(*CONVNET, "regime=finetune", f"optimizer={name}", "optimizer.lr=0.0125"), {})
-    first, second = components.recipe.optimizer(), components.recipe.optimizer()
+    first, second = components.phase.optimizer(), components.phase.optimizer()
     assert first is not second and type(first).__name__.lower() == name
     assert float(first.learning_rate) == pytest.approx(0.0125)
-    assert type(components.head_recipe.optimizer()).__name__ == "AdamW"
+    assert type(components.head_phase.optimizer()).__name__ == "AdamW"
 
 
 def test_build_backbone_maps_pixels_to_feature_maps(config: Configure) -> None:

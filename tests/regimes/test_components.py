@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 
-from experiments.config import schema
+from experiments.config import schema, targets
 from experiments.data.drawing.species import SPECIES
 from experiments.data.types import Dataset, ImageRecord, ImageSet, Manifest
 from experiments.errors import ConfigError
@@ -115,7 +115,7 @@ def test_the_augmentations_build_what_their_names_say(config: Read) -> None:
 
 def refused(config: schema.Config, key: str, target: str, kind: type | None = None) -> str:
     with pytest.raises(ConfigError) as raised:
-        build.resolve(config, key, target, kind)
+        targets.resolve(config.trusted_packages, key, target, kind)
     assert str(raised.value).startswith(f"{key}._target_: ") and target in str(raised.value)
     return str(raised.value)
 
@@ -185,7 +185,7 @@ def test_untrusted_packages_are_not_even_imported_and_trusted_ones_are_used(
     trusting = config("trusted_packages=[myimages]", "data._target_=myimages.source")
     refused(trusting, "data", "myimages2.source")
     assert "myimages2" not in sys.modules, "the name of a package is no prefix of another's"
-    source = build.resolve(trusting, "data", trusting.data.target)
+    source = targets.resolve(trusting.trusted_packages, "data", trusting.data.target)
     assert source(cache=tmp_path) == tmp_path / "mine"
     monkeypatch.delitem(sys.modules, "myimages")
 
@@ -195,4 +195,4 @@ def test_an_own_components_unknown_argument_names_the_nearest(config: Read) -> N
         """Stands for a user's constructor."""
 
     with pytest.raises(ConfigError, match=r"model\.widht: nothing reads this key.*Nearest: model\.width"):
-        build.construct("model", network, {"input_tensor": None, "widht": 3})
+        targets.construct("model", network, {"input_tensor": None, "widht": 3})

@@ -113,7 +113,7 @@ def record(epoch: int, accuracy: float, phase: str) -> EpochRecord:
 def test_a_job_tells_its_last_phase_and_ends_when_it_is_behind(config: Any, tmp_path: Path) -> None:
     job, study, trial = behind(config, tmp_path, "regime=finetune")
     seen: list[EpochRecord] = []
-    told = pruning.reporting(job, seen.append)
+    told = pruning.reporting(job, seen.append, "finetune")
     told(record(0, 0.1, "head"))
     assert study.trials[trial.number].intermediate_values == {}, "the head's phase is not compared"
     told(record(0, 0.1, "finetune"))
@@ -127,18 +127,18 @@ def test_a_job_tells_its_last_phase_and_ends_when_it_is_behind(config: Any, tmp_
 
 def test_a_trial_in_front_is_not_pruned_and_nor_is_a_last_epoch(config: Any, tmp_path: Path) -> None:
     job, _, _ = behind(config, tmp_path, "regime=bottleneck")
-    told = pruning.reporting(job, lambda epoch: None)
+    told = pruning.reporting(job, lambda epoch: None, "head")
     for epoch in range(11):
         told(record(epoch, 0.95, "head"))
-    pruning.reporting(job.model_copy(update={"epochs": 5}), lambda epoch: None)(record(4, 0.1, "head"))
+    pruning.reporting(job.model_copy(update={"epochs": 5}), lambda epoch: None, "head")(record(4, 0.1, "head"))
 
 
 def test_a_study_that_is_away_or_over_costs_a_run_nothing(config: Any, tmp_path: Path) -> None:
     job, study, trial = behind(config, tmp_path, "regime=bottleneck")
     study.tell(trial, state=optuna.trial.TrialState.FAIL)
-    pruning.reporting(job, lambda epoch: None)(record(5, 0.1, "head"))
+    pruning.reporting(job, lambda epoch: None, "head")(record(5, 0.1, "head"))
     other = job.sweep.model_copy(update={"trial": "no_such/1"})
-    pruning.reporting(job.model_copy(update={"sweep": other}), lambda epoch: None)(record(5, 0.1, "head"))
+    pruning.reporting(job.model_copy(update={"sweep": other}), lambda epoch: None, "head")(record(5, 0.1, "head"))
 
 
 class Drawing(trials.Worker):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import keras
+import numpy as np
 import tensorflow as tf
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -18,9 +19,14 @@ from experiments.system.private_api import (
     KERAS_GET_FILE,
     CachingConfigRepository,
     Callbacks,
+    accumulated_gradients,
+    batch_counter,
     flatten_layers,
     get_args_parser,
     is_deterministic,
+    replaced_convolutions,
+    variable_index,
+    wrap_update_step,
 )
 
 
@@ -40,6 +46,38 @@ def test_the_download_of_keras_can_be_replaced() -> None:
     module, _, name = KERAS_GET_FILE.rpartition(".")
     assert list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)[:2] == ["fname", "origin"]
     assert "file_utils.get_file" in inspect.getsource(importlib.import_module("keras.src.applications.vgg16"))
+
+
+def test_an_optimizer_updates_each_variable_by_what_wraps_its_update() -> None:
+    optimizer, variables = keras.optimizers.SGD(1.0), [keras.Variable([1.0]), keras.Variable([2.0, 3.0])]
+    optimizer.build(variables)
+    factors = [2.0, 10.0]
+    wrap_update_step(
+        optimizer,
+        lambda update, gradient, variable, rate: update(
+            gradient, variable, rate * factors[variable_index(optimizer, variable)]
+        ),
+    )
+    tf.function(lambda: optimizer.apply([np.ones(1, "float32"), np.ones(2, "float32")], variables))()
+    assert [np.asarray(variable).tolist() for variable in variables] == [[-1.0], [-8.0, -7.0]]
+
+
+def test_an_optimizer_counts_batches_and_sums_their_gradients() -> None:
+    optimizer, variable = keras.optimizers.SGD(1.0, gradient_accumulation_steps=3), keras.Variable([1.0])
+    optimizer.build([variable])
+    for gradient in (0.5, 0.25):
+        optimizer.apply([np.array([gradient], "float32")], [variable])
+    assert int(batch_counter(optimizer)) == 2 and int(optimizer.iterations) == 0
+    assert [np.asarray(total).tolist() for total in accumulated_gradients(optimizer)] == [[0.75]]
+    batch_counter(optimizer).assign_add(0)  # `LeftoverGradients` moves it
+
+
+def test_a_convolution_is_replaced_inside_the_context_only() -> None:
+    layer, images = keras.layers.Conv2D(1, 1, kernel_initializer="ones"), np.ones((1, 2, 2, 1), "float32")
+    layer(images)
+    with replaced_convolutions([layer], lambda direct, inputs, kernel: 5 * direct(inputs, kernel)):
+        assert np.all(np.asarray(layer(images)) == 5)
+    assert np.all(np.asarray(layer(images)) == 1)
 
 
 def test_hydra_parses_arguments_and_caches_its_repository(tmp_path: Path) -> None:

@@ -20,14 +20,13 @@ from experiments.config import schema
 from experiments.config.schema import Dense, Head
 from experiments.data.input_pipeline import Batches, eval_batches, feature_batches
 from experiments.models.head import dense_head
-from experiments.regimes.build import build_recipe
+from experiments.regimes.build import build_phase
 from experiments.training import checkpoints
 from experiments.training.callbacks import EpochSeeds
 from experiments.training.checkpoints import Checkpoints, State
 from experiments.training.fit import fit
 from experiments.training.losses import build_loss
-from experiments.training.optimizer_updates import compile_updates, only_cpus
-from experiments.training.types import EpochRecord, TrainingContext, TrainingPhase
+from experiments.training.types import EpochRecord, PhaseInputs, TrainingContext, TrainingPhase
 
 COUNT, FEATURES = 20, 6
 METRICS = {
@@ -56,7 +55,7 @@ class Listener:
         yield advance
 
 
-RECIPE = TrainingPhase(
+PHASE = TrainingPhase(
     optimizer=functools.partial(keras.optimizers.RMSprop, 0.02),
     rate=lambda epoch, monitored: 0.02,
     epochs=3,
@@ -91,14 +90,14 @@ def train(
     checkpoints: Checkpoints | None = None,
     interrupted_at: int | None = None,
     images: bool = False,
-    **recipe: Any,
+    **phase: Any,
 ) -> tuple[tuple[EpochRecord, ...], keras.Model, Listener]:
-    """A head trained by RECIPE with some of it replaced; on `shares` of classes [COUNT, classes] where given.
+    """A head trained by PHASE with some of it replaced; on `shares` of classes [COUNT, classes] where given.
 
     With `interrupted_at` the process "dies" when that epoch's record is told. With `images` the rows are those of
     plain images, and a convolution comes first.
     """
-    trained = dataclasses.replace(RECIPE, **recipe)
+    trained = dataclasses.replace(PHASE, **phase)
     keras.utils.set_random_seed(7)
     head = Head(pooling="average", dropout=dropout, l1=0.0, l2=0.0, dense={"dense1": Dense(units=8)})
     model = dense_head(FEATURES, head, classes)
@@ -121,16 +120,10 @@ def train(
     if shares is not None:
         mixed = tf.data.Dataset.from_tensors((rows, shares.astype("float32"))).repeat()
         batches = Batches(mixed, labels, COUNT)
-    history = fit(
-        model,
-        batches,
-        eval_batches(rows, labels, 8),
-        recipe=trained,
-        classes=tuple("abcdef"[:classes]),
-        phase="head",
-        first_step=first_step,
-        context=context,
+    inputs = PhaseInputs(
+        "head", model, batches, eval_batches(rows, labels, 8), tuple("abcdef"[:classes]), first_step=first_step
     )
+    history = fit(inputs, trained, context)
     return history, model, listener
 
 
@@ -176,16 +169,10 @@ def test_the_time_that_training_waits_for_its_batches_is_told() -> None:
 
         spec = (tf.TensorSpec((None, FEATURES), tf.float32), tf.TensorSpec((None,), tf.int32))
         model = dense_head(FEATURES, Head(pooling="average", dropout=0.0, l1=0.0, l2=0.0, dense={}), 2)
-        history = fit(
-            model,
-            Batches(tf.data.Dataset.from_generator(batches, output_signature=spec), labels, COUNT // 4),
-            eval_batches(rows, labels, COUNT),
-            recipe=dataclasses.replace(RECIPE, epochs=2),
-            classes=("a", "b"),
-            phase="scratch",
-            first_step=0,
-            context=TrainingContext(Listener(), lambda record: None),
-        )
+        generated = Batches(tf.data.Dataset.from_generator(batches, output_signature=spec), labels, COUNT // 4)
+        inputs = PhaseInputs("scratch", model, generated, eval_batches(rows, labels, COUNT), ("a", "b"))
+        context = TrainingContext(Listener(), lambda record: None)
+        history = fit(inputs, dataclasses.replace(PHASE, epochs=2), context)
         return history[1].metrics["input_wait"]  # the first epoch traces
 
     assert share(0.1) > 0.8
@@ -491,9 +478,9 @@ Read = Callable[..., schema.Config]
 def step(config: Read, fresh: keras.Model, *overrides: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The weights before and after one step of plain gradient descent by 0.5, as the configuration says besides."""
     settings = ("optimizer=sgd", "optimizer.momentum=0", "optimizer.lr=0.5", *overrides)
-    recipe = build_recipe(config(*settings), "optimizer")
+    phase = build_phase(config(*settings), "optimizer")
     names = ("optimizer", "rate", "decay_bias_and_norm")
-    _, model, _ = train(**ONE_STEP, **{name: getattr(recipe, name) for name in names})
+    _, model, _ = train(**ONE_STEP, **{name: getattr(phase, name) for name in names})
     return fresh.get_weights(), model.get_weights()
 
 
@@ -512,7 +499,7 @@ def test_weights_decay_as_configured(
     setting: str, vectors: float, config: Read, fresh: Callable[[int], keras.Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "experiments.training.optimizer_updates.LARGE", 1
+        "experiments.training.compiled_updates.LARGE", 1
     )  # so that every update is one of `compile_updates`
     model = fresh(2)
     for variable in model.trainable_variables:  # biases begin at 0, which no decay changes
@@ -523,15 +510,13 @@ def test_weights_decay_as_configured(
     for decay in ("null", "0.1"):
         model.set_weights(start)
         settings = ("optimizer=sgd", "optimizer.momentum=0", "optimizer.lr=0.5", f"optimizer.weight_decay={decay}")
-        recipe = build_recipe(config(*settings, *filter(None, [setting])), "optimizer")
+        phase = build_phase(config(*settings, *filter(None, [setting])), "optimizer")
         batches = feature_batches([rows], labels, batch_size=COUNT, seed=0, epochs=range(1))
-        recipe = dataclasses.replace(RECIPE, epochs=1, **{
-            name: getattr(recipe, name) for name in ("optimizer", "rate", "decay_bias_and_norm")
+        phase = dataclasses.replace(PHASE, epochs=1, **{
+            name: getattr(phase, name) for name in ("optimizer", "rate", "decay_bias_and_norm")
         })  # fmt: skip
-        fit(
-            model, batches, eval_batches(rows, labels, COUNT), recipe=recipe, classes=("a", "b"), phase="head",
-            first_step=0, context=TrainingContext(Listener(), lambda record: None),
-        )  # fmt: skip
+        inputs = PhaseInputs("head", model, batches, eval_batches(rows, labels, COUNT), ("a", "b"))
+        fit(inputs, phase, TrainingContext(Listener(), lambda record: None))
         results.append(model.get_weights())
     for variable, before, without, after in zip(model.variables, start, *results, strict=False):
         share = 0.1 if len(variable.shape) > 1 else vectors
@@ -550,8 +535,8 @@ def test_weights_decay_as_configured(
     ("optimizer=adagrad", "optimizer.initial_accumulator_value=0", "optimizer.global_clipnorm=1"),
 ], ids=" ".join)  # fmt: skip
 def test_numbers_at_their_bounds_train(overrides: tuple[str, ...], config: Read) -> None:
-    recipe = build_recipe(config(*overrides), "optimizer")
-    optimizer, weight = recipe.optimizer(), keras.Variable([[1.0, 2.0]])
+    phase = build_phase(config(*overrides), "optimizer")
+    optimizer, weight = phase.optimizer(), keras.Variable([[1.0, 2.0]])
     assert not optimizer.weight_decay
     optimizer.apply([np.ones((1, 2), "float32")], [weight])
     assert np.isfinite(weight).all() and np.all(np.asarray(weight) < [[1.0, 2.0]])
@@ -593,45 +578,6 @@ def test_xla_trains_to_the_same_losses() -> None:
         np.testing.assert_allclose(curve(fused, name), curve(plain, name), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ("SGD", "RMSprop", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "Nadam", "Ftrl", "Lion", "Lamb", "Muon"),
-)
-def test_updates_compiled_in_one_are_the_optimizers_own(name: str) -> None:
-    """Of a variable that is large and one that is left to Keras, in three steps."""
-    rng = np.random.default_rng(0)
-    starts = [rng.normal(size=shape).astype("float32") for shape in ((512, 512), (512, 3))]
-    gradients = [[rng.normal(size=start.shape).astype("float32") for start in starts] for _ in range(3)]
-
-    def trained(compile_them: bool) -> tuple[list[np.ndarray], int]:
-        """The variables after the steps, and how many updates of a step are compiled."""
-        optimizer = getattr(keras.optimizers, name)(0.01)
-        variables = [keras.Variable(start) for start in starts]
-        optimizer.build(variables)
-        if compile_them:
-            compile_updates(optimizer)
-        step = tf.function(lambda *given: optimizer.apply(given, variables))
-        for given in gradients:
-            step(*given)
-        operations = step.get_concrete_function(*gradients[0]).graph.get_operations()
-        return [np.asarray(one) for one in variables], sum("_XlaMustCompile" in one.node_def.attr for one in operations)
-
-    (own, none), (in_one, one) = trained(False), trained(True)
-    assert (none, one) == (0, 1)
-    for start, expected, found in zip(starts, own, in_one, strict=True):
-        np.testing.assert_allclose(found, expected, atol=2e-6)
-        assert np.abs(found - start).max() > 1e-5
-
-
-def test_updates_of_somebody_elses_optimizer_are_left_to_it() -> None:
-    class Own(keras.optimizers.SGD):
-        pass
-
-    for optimizer, is_changed in ((Own(0.1), False), (keras.optimizers.SGD(0.1), True)):
-        compile_updates(optimizer)
-        assert ("update_step" in vars(optimizer)) == is_changed
-
-
 @pytest.mark.parametrize("xla, only_cpus, serves", [(None, True, True), (False, True, False), (None, False, False)])
 def test_xla_serves_in_parts_where_nobody_has_decided_and_keras_leaves_it_off(
     xla: bool | None, only_cpus: bool, serves: bool, monkeypatch: pytest.MonkeyPatch
@@ -650,15 +596,8 @@ def test_xla_serves_in_parts_where_nobody_has_decided_and_keras_leaves_it_off(
     assert [updates, convolutions] == ([[model.optimizer], [model]] if serves else [[], []])
 
 
-@pytest.mark.parametrize("kinds, only", [(["CPU"], True), (["CPU", "GPU"], False), (["CPU", "TPU"], False)])
-def test_only_cpus_are_told_from_other_devices(kinds: list[str], only: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    devices = [types.SimpleNamespace(device_type=kind) for kind in kinds]
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda: devices)
-    assert only_cpus() == only
-
-
 def test_parts_compiled_learn_the_same_and_resume_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.training.optimizer_updates.LARGE", 1)
+    monkeypatch.setattr("experiments.training.compiled_updates.LARGE", 1)
     monkeypatch.setattr("experiments.models.winograd.CHANNELS", 1)
     optimizer = functools.partial(keras.optimizers.Adam, 0.02, gradient_accumulation_steps=2)
     run = functools.partial(train, images=True, dropout=0.0, epochs=4, optimizer=optimizer)
@@ -701,9 +640,9 @@ RESUMED: dict[str, dict[str, Any]] = {
 
 
 def resumable(name: str, **options: Any) -> tuple[Outcome, Listener]:
-    """Six epochs of a recipe; curves and variables, the optimizer's too."""
-    recipe = {"epochs": 6, "rate": lambda epoch, monitored: 0.05, **RESUMED[name]}
-    history, model, listener = train(**recipe, **options)
+    """Six epochs of a phase; curves and variables, the optimizer's too."""
+    phase = {"epochs": 6, "rate": lambda epoch, monitored: 0.05, **RESUMED[name]}
+    history, model, listener = train(**phase, **options)
     curves = [{k: value for k, value in one.metrics.items() if k not in TIMES} for one in history]
     return (curves, [np.asarray(one) for one in (*model.variables, *model.optimizer.variables)]), listener
 
@@ -759,7 +698,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(
 def test_saving_takes_no_more_than_its_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock on which an epoch takes a second and a checkpoint half a second, so one every five epochs."""
     whole = train(epochs=24)
-    save, rate, clock, saved = Checkpoints.save, RECIPE.rate, [0.0], list[int]()
+    save, rate, clock, saved = Checkpoints.save, PHASE.rate, [0.0], list[int]()
 
     def slow(self: Checkpoints, phase: str, state: State) -> None:
         saved.append(len(state.history))

@@ -15,10 +15,10 @@ import pytest
 from experiments.config import schema
 from experiments.config.identity import head_run
 from experiments.data.input_pipeline import eval_batches, feature_batches
-from experiments.regimes.build import build_recipe
+from experiments.regimes.build import build_phase
 from experiments.training import schedules
 from experiments.training.fit import fit
-from experiments.training.types import EpochRecord, TrainingContext, TrainingPhase
+from experiments.training.types import EpochRecord, PhaseInputs, TrainingContext, TrainingPhase
 
 Read = Callable[..., schema.Config]
 
@@ -131,22 +131,20 @@ def test_a_rate_follows_from_the_past_alone() -> None:
     assert forward == backward and len(set(forward[3:])) > 2
 
 
-def trained(recipe: TrainingPhase) -> tuple[EpochRecord, ...]:
-    """The history of one dense layer on noise, trained by a recipe."""
+def trained(phase: TrainingPhase) -> tuple[EpochRecord, ...]:
+    """The history of one dense layer on noise, trained in one phase."""
     rng = np.random.default_rng(1)
     rows, labels = rng.normal(size=(12, 3)).astype("float32"), (np.arange(12) % 2).astype("int32")
     keras.utils.set_random_seed(0)
     inputs = keras.Input((3,))
-    return fit(
+    prepared = PhaseInputs(
+        "scratch",
         keras.Model(inputs, keras.layers.Dense(1)(inputs)),
-        feature_batches([rows[:6]], labels[:6], batch_size=6, seed=0, epochs=range(recipe.epochs)),
+        feature_batches([rows[:6]], labels[:6], batch_size=6, seed=0, epochs=range(phase.epochs)),
         eval_batches(rows[6:], labels[6:], 6),
-        recipe=recipe,
-        classes=("a", "b"),
-        phase="scratch",
-        first_step=0,
-        context=TrainingContext(Silent(), lambda record: None),
+        ("a", "b"),
     )
+    return fit(prepared, phase, TrainingContext(Silent(), lambda record: None))
 
 
 def rates(history: tuple[EpochRecord, ...]) -> list[float]:
@@ -169,15 +167,15 @@ def rates(history: tuple[EpochRecord, ...]) -> list[float]:
      [0.4, 0.4, 0.2, 0.15, 0.15, 0.15]),
 ])  # fmt: skip
 def test_a_run_trains_at_the_rates_of_its_schedule(overrides: list[str], expected: list[float], config: Read) -> None:
-    recipe = build_recipe(config("optimizer=sgd", "optimizer.lr=0.4", "epochs=6", *overrides), "optimizer")
-    np.testing.assert_allclose(rates(trained(recipe)), expected, rtol=1e-6)
+    phase = build_phase(config("optimizer=sgd", "optimizer.lr=0.4", "epochs=6", *overrides), "optimizer")
+    np.testing.assert_allclose(rates(trained(phase)), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("monitor", ["validation_loss", "validation_accuracy"])
 def test_a_run_s_plateau_is_keras_s_on_its_own_curve(monitor: str, config: Read) -> None:
     settings = ("schedule=plateau", "schedule.warmup=2", "schedule.patience=2", f"monitor={monitor}", "epochs=14",
                 "optimizer=sgd", "optimizer.lr=20")  # fmt: skip
-    history = trained(build_recipe(config(*settings), "optimizer"))
+    history = trained(build_phase(config(*settings), "optimizer"))
     values = [record.metrics[monitor] for record in history]
     mode = "min" if monitor == "validation_loss" else "max"
     expected = keras_plateau(
@@ -190,4 +188,4 @@ def test_a_run_s_plateau_is_keras_s_on_its_own_curve(monitor: str, config: Read)
 def test_a_head_trains_at_a_constant_rate_whatever_fine_tuning_does(config: Read) -> None:
     read = config("regime=finetune", "schedule=cosine", "schedule.warmup=2", "regime.head_epochs=3",
                   "regime.head_optimizer.lr=0.25")  # fmt: skip
-    assert rates(trained(build_recipe(head_run(read), "regime.head_optimizer"))) == [0.25] * 3
+    assert rates(trained(build_phase(head_run(read), "regime.head_optimizer"))) == [0.25] * 3

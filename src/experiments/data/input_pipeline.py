@@ -118,12 +118,12 @@ def map_features(batches: Batches, forward: Callable[[np.ndarray], np.ndarray], 
         forward: maps pixels [B, H, W, 3] float32 to features [B, *shape] float32.
     """
 
-    def activations() -> Iterator[tuple[np.ndarray, tf.Tensor]]:
+    def features() -> Iterator[tuple[np.ndarray, tf.Tensor]]:
         for pixels, labels in batches.dataset:
             yield forward(pixels.numpy()), labels
 
     signature = (tf.TensorSpec((None, *shape), tf.float32), batches.dataset.element_spec[1])
-    dataset = tf.data.Dataset.from_generator(activations, output_signature=signature).prefetch(1)
+    dataset = tf.data.Dataset.from_generator(features, output_signature=signature).prefetch(1)
     return Batches(dataset, batches.labels, batches.batch_size)
 
 

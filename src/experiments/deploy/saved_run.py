@@ -244,13 +244,13 @@ def verify(run: Trained, config: Config, backbone: Backbone, model: keras.Model,
     import numpy as np
 
     from experiments.models import network, weights
-    from experiments.regimes.build import backbone_differences
+    from experiments.models.weights_record import backbone_differences
 
     record = weights.read(head, run.name).record
     if record is None:  # written by a version that stored no record
         return
     try:
-        wrong = backbone_differences(config, record, backbone)
+        wrong = backbone_differences(config.model, record, backbone)
         expected = np.asarray(record["reference"], "float32")
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{run.name}: {head}: its record is damaged ({error!r})") from None

@@ -18,11 +18,14 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.stats import median_abs_deviation
 
 from experiments.config.schema import Config
+from experiments.errors import ConfigError
 from experiments.evaluation.figure_style import PALETTE, QUIET, STYLE
 from experiments.regimes.build import build
+from experiments.regimes.declaration import declaration_of
 from experiments.run import read_data
-from experiments.training.callbacks import LRFinder
-from experiments.training.types import Progress, RangeTestEnded, TrainingContext
+from experiments.training import lr_finder
+from experiments.training.lr_finder import LRFinder
+from experiments.training.types import Progress, TrainingContext
 
 WIDTH = 0.2  # standard deviation, in decades of the rate, of the Gaussian that smooths the losses
 LEAST = 12  # the smallest number of losses from which a rate is suggested
@@ -54,22 +57,26 @@ def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, pro
         rates: [N] increasing.
 
     Raises:
-        ConfigError, DataError: the same as from a run.
-        RuntimeError: the regime does not train with the recipe of its components.
+        ConfigError, DataError: the same as from a run, and ConfigError if the regime does not declare how its last
+            phase is prepared.
     """
     components = build(config, files)
+    prepare = declaration_of(components.regime).prepare
+    if prepare is None:
+        raise ConfigError(
+            f"regime={config.regime.name}: has no learning rate range test, as it does not declare how its last phase "
+            "is prepared (`prepare` of experiments.regimes.declaration.Declaration)"
+        )
     dataset = read_data(components)
     epochs = math.ceil(len(rates) / math.ceil(len(dataset.train) / config.batch_size))
     components = dataclasses.replace(
         components,
         config=config.model_copy(update={"epochs": epochs}),
-        recipe=dataclasses.replace(components.recipe, epochs=epochs, range_test_rates=[float(rate) for rate in rates]),
+        phase=dataclasses.replace(components.phase, epochs=epochs),
     )
-    try:
-        components.regime(components, dataset, TrainingContext(progress, record=lambda _: None))
-    except RangeTestEnded as ended:
-        return suggest(rates, np.array(ended.losses), ended.guessing, ended.trained)
-    raise RuntimeError(f"regime={config.regime.name} ended without a call to fit with parts.recipe")
+    inputs = prepare(components, dataset, TrainingContext(progress, record=lambda _: None))
+    losses, guessing, trained = lr_finder.range_test(inputs, components.phase, rates.tolist(), progress)
+    return suggest(rates, np.array(losses), guessing, trained)
 
 
 def suggest(rates: np.ndarray, losses: np.ndarray, guessing: float, trained: bool = False) -> RangeTest:

@@ -13,12 +13,12 @@ from rich.table import Table
 
 from experiments.config.identity import head_run
 from experiments.config.schema import Config
+from experiments.config.targets import resolve
 from experiments.evaluation.figure_style import BANDS, PALETTE, QUIET, STYLE
 from experiments.inspection.inspection import Inspection
-from experiments.regimes.build import build_recipe
+from experiments.regimes.build import build_phase
+from experiments.regimes.declaration import declaration_of
 from experiments.training.types import TrainingPhase
-
-PHASES = {"bottleneck": "head"}  # regime -> name of its last phase, if that differs from the regime's name
 
 
 class Phase(NamedTuple):
@@ -51,16 +51,18 @@ def phases(config: Config) -> list[Phase]:
     found = []
     if "regime.head_optimizer" not in config.regime.ignores and config.regime.head_from is None:
         head = head_run(config)
-        found.append(phase_rates("head", head.optimizer.name, build_recipe(head, "regime.head_optimizer")))
-    name = PHASES.get(config.regime.name, config.regime.name)
-    return [*found, phase_rates(name, config.optimizer.name, build_recipe(config, "optimizer"))]
+        found.append(phase_rates("head", head.optimizer.name, build_phase(head, "regime.head_optimizer")))
+    regime = resolve(config.trusted_packages, "regime", config.regime.target)
+    name = declaration_of(regime).last_phase or config.regime.name
+    return [*found, phase_rates(name, config.optimizer.name, build_phase(config, "optimizer"))]
 
 
-def phase_rates(name: str, optimizer: str, recipe: TrainingPhase) -> Phase:
+def phase_rates(name: str, optimizer: str, training: TrainingPhase) -> Phase:
     """Return the highest and the lowest rates of a training phase; those of a run are between the two."""
-    falling, flat = [-float(epoch) for epoch in range(recipe.epochs)], [0.0] * recipe.epochs
+    falling, flat = [-float(epoch) for epoch in range(training.epochs)], [0.0] * training.epochs
     highest, lowest = (
-        tuple(recipe.rate(epoch, monitored[:epoch]) for epoch in range(recipe.epochs)) for monitored in (falling, flat)
+        tuple(training.rate(epoch, monitored[:epoch]) for epoch in range(training.epochs))
+        for monitored in (falling, flat)
     )
     return Phase(name, optimizer, highest, lowest)
 

@@ -83,14 +83,14 @@ def split_network(backbone: Backbone, unfrozen: int | str, pool: str) -> Network
     """
     model = backbone.model
     if unfrozen == 0:
-        prefix = pooled(backbone, pool)
-        features = keras.Input(prefix.output_shape[1:], name="boundary")
-        return NetworkSplit(prefix, keras.Model(features, features, name="unfrozen"), "pooling")
+        frozen_part = pooled(backbone, pool)
+        features = keras.Input(frozen_part.output_shape[1:], name="boundary")
+        return NetworkSplit(frozen_part, keras.Model(features, features, name="unfrozen"), "pooling")
     stage = stages.stage_of(model, backbone.stages, unfrozen)
     entering, pixels = stage.entering, model.inputs[0]
-    boundary = PIXELS if entering is pixels else stages.takers(model, entering)[0].name
-    suffix = keras.Model(entering, pooling(pool)(model.output), name="unfrozen")
-    return NetworkSplit(keras.Model(pixels, entering, name="frozen"), suffix, boundary)
+    split_point = PIXELS if entering is pixels else stages.consumers(model, entering)[0].name
+    trainable_part = keras.Model(entering, pooling(pool)(model.output), name="unfrozen")
+    return NetworkSplit(keras.Model(pixels, entering, name="frozen"), trainable_part, split_point)
 
 
 def pooled(backbone: Backbone, pool: str) -> keras.Model:

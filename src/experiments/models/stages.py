@@ -29,7 +29,7 @@ def find_stages(model: keras.Model) -> tuple[Stage, ...]:
     A stage begins where the resolution has fallen. A split is possible at a tensor that every path from input to
     output crosses; where a network has no such tensor between two resolutions, they are one stage.
     """
-    ways, operations, makers = only_ways(model), list(model.operations), _makers(model)
+    ways, operations, producers = split_tensors(model), list(model.operations), _producers(model)
     stages: list[Stage] = []
     resolution = 0.0
     for (start, entering), (stop, leaving) in pairwise(ways.items()):
@@ -39,7 +39,7 @@ def find_stages(model: keras.Model) -> tuple[Stage, ...]:
         height = max(leaving.shape[1] or 1, 1)
         if not stages or height * SHRINKS <= resolution:
             entering = _block_input(model, entering, trained[0])
-            stages.append(Stage(takers(model, entering)[0].name, makers[id(entering)] + 1, entering))
+            stages.append(Stage(consumers(model, entering)[0].name, producers[id(entering)] + 1, entering))
             resolution = height
     return tuple(stages)
 
@@ -50,7 +50,7 @@ def named_stages(model: keras.Model, blocks: Sequence[str]) -> tuple[Stage, ...]
     Raises:
         ConfigError: if no layer is named after a block, or if the blocks are out of order.
     """
-    operations, makers = list(model.operations), _makers(model)
+    operations, producers = list(model.operations), _producers(model)
     names = [operation.name for operation in operations]
     owners = [owner(name, blocks) for name in names]
     if missing := [block for block in blocks if block not in owners]:
@@ -61,13 +61,13 @@ def named_stages(model: keras.Model, blocks: Sequence[str]) -> tuple[Stage, ...]
     positions = [owners.index(block) for block in blocks]
     if positions != sorted(positions):
         raise ConfigError(f"model.blocks: must be in the network's order. Received: {', '.join(blocks)}")
-    ways = {id(tensor) for tensor in only_ways(model).values()}
+    ways = {id(tensor) for tensor in split_tensors(model).values()}
     stages = []
     for number, (block, at) in enumerate(zip(blocks, positions, strict=True)):
         entering = _inputs(operations[at])
         usable = len(entering) == 1 and id(entering[0]) in ways
         if usable:  # Layers of other blocks may be in a parallel branch, between the same two tensors.
-            at = makers[id(entering[0])] + 1
+            at = producers[id(entering[0])] + 1
             earlier, later = blocks[:number], blocks[number:]
             usable = not any(name in earlier for name in owners[at:]) and not any(name in later for name in owners[:at])
         stages.append(Stage(block, at, entering[0] if usable else None))
@@ -98,8 +98,8 @@ def stage_of(model: keras.Model, stages: Sequence[Stage], unfrozen: int | str) -
     else:
         stage = _named(model, stages, unfrozen)
     if stage.entering is None:
-        possible = [(at, tensor) for at, tensor in only_ways(model).items() if at < stage.position]
-        name = takers(model, possible[-1][1])[0].name if len(possible) > 1 else "all"
+        possible = [(at, tensor) for at, tensor in split_tensors(model).items() if at < stage.position]
+        name = consumers(model, possible[-1][1])[0].name if len(possible) > 1 else "all"
         raise ConfigError(
             f"regime.unfrozen_blocks: {model.name} cannot be split before {stage.name!r}: a branch passes it by, or "
             f"several tensors enter it. The next possible split before it: regime.unfrozen_blocks={name}. "
@@ -112,7 +112,7 @@ def _named(model: keras.Model, stages: Sequence[Stage], name: str) -> Stage:
     """Return the part of a network that begins at a layer or block, which need not begin a stage."""
     if known := [stage for stage in stages if stage.name == name]:
         return known[0]
-    operations, makers = list(model.operations), _makers(model)
+    operations, producers = list(model.operations), _producers(model)
     names = {at: one.name for at, one in enumerate(operations) if not _is_input(one)}
     found = [at for at in names if names[at] == name] or [at for at in names if names[at].startswith(f"{name}_")]
     if not found:
@@ -123,8 +123,8 @@ def _named(model: keras.Model, stages: Sequence[Stage], name: str) -> Stage:
             "--layers` with the same overrides lists the layers"
         )
     entering = _inputs(operations[found[0]])
-    if len(entering) == 1 and any(entering[0] is tensor for tensor in only_ways(model).values()):
-        return Stage(operations[found[0]].name, makers[id(entering[0])] + 1, entering[0])
+    if len(entering) == 1 and any(entering[0] is tensor for tensor in split_tensors(model).values()):
+        return Stage(operations[found[0]].name, producers[id(entering[0])] + 1, entering[0])
     return Stage(operations[found[0]].name, found[0], None)
 
 
@@ -144,7 +144,7 @@ def owner(layer: str, blocks: Iterable[str]) -> str | None:
     return max((block for block in blocks if f"{layer}_".startswith(f"{block}_")), key=len, default=None)
 
 
-def only_ways(model: keras.Model) -> dict[int, keras.KerasTensor]:
+def split_tensors(model: keras.Model) -> dict[int, keras.KerasTensor]:
     """Return the tensors that every path through a network crosses.
 
     The keys are the positions of the operations that output them in `model.operations`.
@@ -152,17 +152,17 @@ def only_ways(model: keras.Model) -> dict[int, keras.KerasTensor]:
     operations = list(model.operations)
     last = {id(tensor): at for at, one in enumerate(operations) if not _is_input(one) for tensor in _inputs(one)}
     last |= {id(tensor): len(operations) for tensor in model.outputs}
-    waiting: dict[int, keras.KerasTensor] = {}
+    live: dict[int, keras.KerasTensor] = {}
     found = {}
     for at, operation in enumerate(operations):
-        waiting |= {id(tensor): tensor for tensor in _outputs(operation)}
-        waiting = {key: tensor for key, tensor in waiting.items() if last.get(key, -1) > at}
-        if len(waiting) == 1:
-            (found[at],) = waiting.values()
+        live |= {id(tensor): tensor for tensor in _outputs(operation)}
+        live = {key: tensor for key, tensor in live.items() if last.get(key, -1) > at}
+        if len(live) == 1:
+            (found[at],) = live.values()
     return found
 
 
-def takers(model: keras.Model, tensor: keras.KerasTensor) -> list[keras.Operation]:
+def consumers(model: keras.Model, tensor: keras.KerasTensor) -> list[keras.Operation]:
     """Return the operations that have a tensor as an input."""
     return [one for one in model.operations if not _is_input(one) and any(tensor is other for other in _inputs(one))]
 
@@ -173,25 +173,25 @@ def _block_input(model: keras.Model, tensor: keras.KerasTensor, first: keras.Ope
     Padding belongs to the convolution after it, and the 1x1 expansion of an inverted residual to its depthwise
     convolution: the input of the expansion is linear.
     """
-    operations, makers = list(model.operations), _makers(model)
+    operations, producers = list(model.operations), _producers(model)
 
-    def maker(of: keras.KerasTensor) -> keras.Operation:
-        return operations[makers[id(of)]]
+    def producer(of: keras.KerasTensor) -> keras.Operation:
+        return operations[producers[id(of)]]
 
-    while isinstance(maker(tensor), keras.layers.ZeroPadding2D):
-        (tensor,) = _inputs(maker(tensor))
+    while isinstance(producer(tensor), keras.layers.ZeroPadding2D):
+        (tensor,) = _inputs(producer(tensor))
     if isinstance(first, keras.layers.DepthwiseConv2D):
-        layer = maker(tensor)
+        layer = producer(tensor)
         while isinstance(layer, keras.layers.Activation | keras.layers.ReLU | keras.layers.BatchNormalization):
-            layer = maker(_inputs(layer)[0])
+            layer = producer(_inputs(layer)[0])
         if isinstance(layer, keras.layers.Conv2D) and set(layer.kernel_size) == {1}:
             (linear,) = _inputs(layer)
-            if isinstance(maker(linear), keras.layers.BatchNormalization | keras.layers.Add):
+            if isinstance(producer(linear), keras.layers.BatchNormalization | keras.layers.Add):
                 return linear
     return tensor
 
 
-def _makers(model: keras.Model) -> dict[int, int]:
+def _producers(model: keras.Model) -> dict[int, int]:
     """Return the position of the operation that outputs each tensor, by the id of the tensor."""
     return {id(tensor): at for at, operation in enumerate(model.operations) for tensor in _outputs(operation)}
 

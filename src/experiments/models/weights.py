@@ -191,9 +191,9 @@ def _refuse_references(file: h5py.File, path: Path, key: str) -> None:
 
     These are soft and external links, external storage and virtual datasets.
     """
-    waiting = [(file, 0)]
-    while waiting:
-        group, depth = waiting.pop()
+    groups = [(file, 0)]
+    while groups:
+        group, depth = groups.pop()
         if depth > DEEPEST:
             raise ConfigError(f"{key}: {path} has groups nested deeper than {DEEPEST}, which no weights file has")
         for name in group:
@@ -205,7 +205,7 @@ def _refuse_references(file: h5py.File, path: Path, key: str) -> None:
                 )
             found = group[name]
             if isinstance(found, h5py.Group):
-                waiting.append((found, depth + 1))
+                groups.append((found, depth + 1))
             elif isinstance(found, h5py.Dataset) and (found.external or found.is_virtual):
                 raise ConfigError(
                     f"{key}: {path} refers to other files ({found.name}), which are not read. Save the weights into "

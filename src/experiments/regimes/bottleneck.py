@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import keras
+import numpy as np
 
 from experiments.config.schema import Config
 from experiments.data import decoder
@@ -13,12 +14,14 @@ from experiments.data.input_pipeline import eval_batches, feature_batches
 from experiments.data.types import Dataset
 from experiments.models import network
 from experiments.models.network import NetworkSplit, join, predict_probabilities, split_network, stack
-from experiments.regimes.feature_cache import FeatureRequest, activations, extract, versions
+from experiments.regimes.declaration import Declaration, Trains, declare
+from experiments.regimes.feature_cache import FeatureRequest, cached_features, extract, versions
 from experiments.storage import array_cache
 from experiments.training import checkpoints
 from experiments.training.fit import VERSION, fit
 from experiments.training.types import (
     EpochRecord,
+    PhaseInputs,
     PhaseName,
     RunComponents,
     TrainingContext,
@@ -30,74 +33,104 @@ from experiments.training.types import (
 class TrainedHead(NamedTuple):
     model: keras.Model  # pooled features [B, D] -> logits
     history: tuple[EpochRecord, ...]
+    source: str  # where it comes from, for the run's facts
 
 
+def frozen_backbone(components: RunComponents) -> NetworkSplit:
+    """Return the backbone with its split point after the last block, so that all of it is frozen."""
+    return split_network(components.backbone, 0, components.config.model.head.pooling)
+
+
+def feature_requests(components: RunComponents, dataset: Dataset) -> list[FeatureRequest]:
+    """Return the features that a bottleneck run reads from the feature cache."""
+    frozen = frozen_backbone(components)
+    scored = dataset.scored(components.config.evaluate.test)
+    return [FeatureRequest(frozen, images) for images in (dataset.train, *scored)]
+
+
+@declare(
+    Declaration(
+        features=feature_requests,
+        trains=Trains.HEAD,
+        last_phase=PhaseName.HEAD,
+        prepare=lambda components, dataset, context: head_inputs(components, dataset, context, components.config),
+    )
+)
 def bottleneck(components: RunComponents, dataset: Dataset, context: TrainingContext) -> TrainingResult:
     """Run every image through the frozen backbone once, train the head on its features, and join the two.
 
     This is the tutorial's second experiment: there is no augmentation, and the feature cache keeps the order of the
     images. The trained head is saved in the head cache, from which fine-tuning loads it.
     """
-    config = components.config
-    frozen = split_network(components.backbone, 0, config.model.head.pooling)
-    scored = dataset.scored(config.evaluate.test)
-    extract(components, feature_requests(components, dataset, frozen), context.progress)
-    head = train_head(components, dataset, context, config, components.recipe, frozen)
-    scores = {
-        images.split: predict_probabilities(head.model, activations(components, frozen, images, context.progress))
-        for images in scored
-    }
-    return TrainingResult(join(components.backbone, config.model.head.pooling, head.model), head.history, scores)
+    extract(components, feature_requests(components, dataset), context.progress)
+    head = train_head(components, dataset, context, components.config, components.phase)
+    scores = predict_splits(components, dataset, context, frozen_backbone(components), head.model)
+    joined = join(components.backbone, components.config.model.head.pooling, head.model)
+    return TrainingResult(joined, head.history, scores)
 
 
-def feature_requests(components: RunComponents, dataset: Dataset, frozen: NetworkSplit) -> list[FeatureRequest]:
-    """Return the features that a bottleneck run reads from the feature cache."""
-    return [
-        FeatureRequest(frozen, images) for images in (dataset.train, *dataset.scored(components.config.evaluate.test))
-    ]
-
-
-def train_head(
+def predict_splits(
     components: RunComponents,
     dataset: Dataset,
     context: TrainingContext,
-    config: Config,
-    recipe: TrainingPhase,
-    frozen: NetworkSplit,
-) -> TrainedHead:
-    """Train a new head on the backbone's pooled features and save it in the head cache.
+    network_split: NetworkSplit,
+    model: keras.Model,
+) -> dict[str, np.ndarray]:
+    """Return the probabilities [N, classes] float32 of every evaluated split, by its name.
+
+    Args:
+        network_split: its frozen part computes the features, which the feature cache keeps.
+        model: features at the split point -> logits.
+    """
+    return {
+        images.split: predict_probabilities(model, cached_features(components, network_split, images, context.progress))
+        for images in dataset.scored(components.config.evaluate.test)
+    }
+
+
+def head_inputs(components: RunComponents, dataset: Dataset, context: TrainingContext, config: Config) -> PhaseInputs:
+    """Return a new head, and batches of the training images' pooled features.
 
     Args:
         config: the configuration of the bottleneck run; in a fine-tuning run, the one that `schema.head_run` derives
             from it.
-        recipe: the training phase that this configuration describes.
-        frozen: the backbone with its split point after the last block, so that all of it is frozen.
     """
-    head = components.head(len(dataset.classes))
-    features = activations(components, frozen, dataset.train, context.progress)
-    validation = activations(components, frozen, dataset.validation, context.progress)
-    history = fit(
-        stack(frozen.trainable_part, head, training=False),
+    frozen = frozen_backbone(components)
+    features = cached_features(components, frozen, dataset.train, context.progress)
+    validation = cached_features(components, frozen, dataset.validation, context.progress)
+    epochs = context.remaining(PhaseName.HEAD, config.epochs)
+    return PhaseInputs(
+        PhaseName.HEAD,
+        stack(frozen.trainable_part, components.head(len(dataset.classes)), training=False),
         feature_batches(
-            [features], dataset.train.labels,
-            batch_size=config.batch_size, seed=config.seed, epochs=context.remaining(PhaseName.HEAD, recipe.epochs),
+            [features], dataset.train.labels, batch_size=config.batch_size, seed=config.seed, epochs=epochs
         ),
         eval_batches(validation, dataset.validation.labels, config.batch_size),
-        recipe=recipe,
-        classes=dataset.classes,
-        phase=PhaseName.HEAD,
-        first_step=0,
-        context=context,
-    )  # fmt: skip
+        dataset.classes,
+    )
+
+
+def train_head(
+    components: RunComponents, dataset: Dataset, context: TrainingContext, config: Config, phase: TrainingPhase
+) -> TrainedHead:
+    """Train a new head on the backbone's pooled features and save it in the head cache.
+
+    Args:
+        config: see `head_inputs`.
+        phase: the training phase that this configuration describes.
+    """
+    inputs = head_inputs(components, dataset, context, config)
+    history = fit(inputs, phase, context)
+    head = inputs.model.get_layer("head")
     checkpoints.save(head_folder(components, dataset, config), head, history)
-    return TrainedHead(head, history)
+    return TrainedHead(head, history, "trained in this run")
 
 
 def cached_head(components: RunComponents, dataset: Dataset, config: Config) -> TrainedHead | None:
     """Return the head that an earlier run of this identity has trained, with its history; None if there is none."""
     head = components.head(len(dataset.classes))
     history = checkpoints.load(head_folder(components, dataset, config), head)
-    return None if history is None else TrainedHead(head, history)
+    return None if history is None else TrainedHead(head, history, "head cache")
 
 
 def head_folder(components: RunComponents, dataset: Dataset, config: Config) -> Path:

@@ -43,26 +43,30 @@ _log = logging.getLogger(__name__)
 class FeatureRequest(NamedTuple):
     """A request for one feature table: which images, in which view, at which split point."""
 
-    cut: NetworkSplit
+    network_split: NetworkSplit
     images: ImageSet  # one split; the rows of the table have its order
     view: int | None = None  # None: no augmentation; k: the k-th augmented view, a function of augmentation.seed and k
 
 
-def activations(
-    components: RunComponents, cut: NetworkSplit, images: ImageSet, progress: Progress, view: int | None = None
+def cached_features(
+    components: RunComponents,
+    network_split: NetworkSplit,
+    images: ImageSet,
+    progress: Progress,
+    view: int | None = None,
 ) -> Rows:
     """Return the features of one split's images at the split point, computing and storing those that are missing.
 
     If nothing is frozen and no view is requested, these are the pixels, [N, H, W, 3] uint8, and nothing is stored.
     `extract` describes the rows and the errors.
     """
-    if view is None and not cut.frozen:
+    if view is None and not network_split.frozen:
         return images.pixels
-    (rows,) = extract(components, [FeatureRequest(cut, images, view)], progress)
+    (rows,) = extract(components, [FeatureRequest(network_split, images, view)], progress)
     return rows
 
 
-def extract(components: RunComponents, wants: Sequence[FeatureRequest], progress: Progress) -> list[Rows]:
+def extract(components: RunComponents, requests: Sequence[FeatureRequest], progress: Progress) -> list[Rows]:
     """Return feature tables; what the feature cache lacks is computed in one pass over the images.
 
     Each shard is stored as soon as it is complete, so that memory does not grow with the data set, and after an
@@ -70,7 +74,7 @@ def extract(components: RunComponents, wants: Sequence[FeatureRequest], progress
 
     Args:
         components: the run's components; the feature cache is in their cache directory.
-        wants: requests for images of one data set. A batch of images runs through the network once for all split
+        requests: requests for images of one data set. A batch of images runs through the network once for all split
             points, and all of its views are computed before the next images are read.
         progress: displays how many rows have been computed.
 
@@ -81,7 +85,7 @@ def extract(components: RunComponents, wants: Sequence[FeatureRequest], progress
         ConfigError: the missing features do not fit on the disk, or a value does not fit into float16.
         OSError: the cache cannot be written, or what is read back differs from what was written.
     """
-    tables = [FeatureTable(components, want) for want in wants]
+    tables = [FeatureTable(components, request) for request in requests]
     if any(table.lacking for table in tables):
         with ExitStack() as locks:
             for name in sorted({table.name for table in tables}):  # A fixed lock order avoids deadlock.
@@ -93,8 +97,10 @@ def extract(components: RunComponents, wants: Sequence[FeatureRequest], progress
                 check_disk(components.cache, lacking)
             # Caching compiles one function per combination of networks, for all splits and views.
             forward = functools.cache(inference_functions)
-            for split in dict.fromkeys(table.want.images.split for table in lacking):
-                compute(components, [table for table in lacking if table.want.images.split == split], forward, progress)
+            for split in dict.fromkeys(table.request.images.split for table in lacking):
+                compute(
+                    components, [table for table in lacking if table.request.images.split == split], forward, progress
+                )
     return [table.rows() for table in tables]
 
 
@@ -106,10 +112,10 @@ def versions() -> dict[str, str]:
 class FeatureTable:
     """The shards of one requested table: those that are stored, those that are missing, and the one being filled."""
 
-    def __init__(self, components: RunComponents, want: FeatureRequest) -> None:
-        config, self.want = components.config, want
+    def __init__(self, components: RunComponents, request: FeatureRequest) -> None:
+        config, self.request = components.config, request
         self.dtype: str = config.regime.activations
-        row: tuple[int, ...] = tuple(want.cut.frozen_part.output_shape[1:])
+        row: tuple[int, ...] = tuple(request.network_split.frozen_part.output_shape[1:])
         self.row_bytes: int = math.prod(row) * np.dtype(self.dtype).itemsize
         self.step = SHARD_ROWS  # rows per shard
         while self.step > BATCH and self.step * self.row_bytes > SHARD_BYTES:
@@ -118,19 +124,19 @@ class FeatureTable:
         self.folder = components.cache / "activations" / self.name
         self.about = {
             "network": config.model.name,
-            "boundary": want.cut.split_point,
-            "split": want.images.split,
-            "view": want.view,
-            "rows": len(want.images),
+            "boundary": request.network_split.split_point,
+            "split": request.images.split,
+            "view": request.view,
+            "rows": len(request.images),
         }
-        self.shards = {start: self.shard(start, row) for start in range(0, len(want.images), self.step)}
+        self.shards = {start: self.shard(start, row) for start in range(0, len(request.images), self.step)}
         self.found: dict[int, np.ndarray] = {}  # first row of a stored shard -> its rows
         self.filling: list[np.ndarray] = []  # the batches of the shard that is being filled
         self.scan()
 
     def spec(self, components: RunComponents) -> dict[str, Any]:
         """Return everything that the features depend on, as plain values."""
-        config, (cut, images, view) = components.config, self.want
+        config, (network_split, images, view) = components.config, self.request
         augmented_as = None
         if view is not None:
             augmented_as = {
@@ -146,8 +152,8 @@ class FeatureTable:
             "gray_range": images.gray_range,
             "backbone": components.backbone.identity,
             "forward": network.VERSION,
-            "boundary": cut.split_point,
-            "pooling": config.model.head.pooling if cut.split_point == "pooling" else None,
+            "boundary": network_split.split_point,
+            "pooling": config.model.head.pooling if network_split.split_point == "pooling" else None,
             "augmentation": augmented_as,
             "dtype": self.dtype,
             "batch": BATCH,  # Keras's random layers generate their random numbers for a whole batch.
@@ -156,7 +162,7 @@ class FeatureTable:
         }
 
     def shard(self, start: int, row: tuple[int, ...]) -> array_cache.CacheEntry:
-        stop = min(start + self.step, len(self.want.images))
+        stop = min(start + self.step, len(self.request.images))
         spec = {"table": self.name, "rows": [start, stop]}
         return array_cache.CacheEntry(self.folder / f"{start:07}", spec, (stop - start, *row), self.dtype, self.about)
 
@@ -214,7 +220,7 @@ class FeatureTable:
     def rows(self) -> Rows:
         """Return all rows of the table, in memory if it is small, as tables of pooled features usually are."""
         shards = [self.found[start] for start in self.shards]
-        small = len(self.want.images) * self.row_bytes <= array_cache.RESIDENT
+        small = len(self.request.images) * self.row_bytes <= array_cache.RESIDENT
         rows = Rows([np.concatenate(shards)] if small else shards)
         array_cache.mark_used(self.folder, rows)
         return rows
@@ -231,7 +237,7 @@ def check_disk(cache: Path, tables: Sequence[FeatureTable]) -> None:
     _log.info("Features to be cached: %s, in %s", atomic_files.readable(needed), cache)
     if needed + RESERVE > free:
         each = "; ".join(
-            f"{table.about['split']} {len(table.want.images):,} x {table.row_bytes:,} bytes" for table in tables
+            f"{table.about['split']} {len(table.request.images):,} x {table.row_bytes:,} bytes" for table in tables
         )
         raise ConfigError(
             f"Features to be cached take {atomic_files.readable(needed)} of disk ({each}). {cache} has "
@@ -253,11 +259,11 @@ def compute(
         tables: tables of the same split.
         forward: returns the compiled `inference_functions` of a tuple of frozen parts.
     """
-    images = tables[0].want.images
+    images = tables[0].request.images
     count = len(images)
     by_view: dict[int | None, list[FeatureTable]] = {}
     for table in tables:
-        by_view.setdefault(table.want.view, []).append(table)
+        by_view.setdefault(table.request.view, []).append(table)
     work = [
         (view, slice(start, min(start + BATCH, count)))
         for first in range(0, count, SHARD_ROWS)
@@ -270,7 +276,7 @@ def compute(
     with progress.stage(label, count * len(by_view)) as advance:
         advance(count * len(by_view) - sum(at.stop - at.start for _, at in work))  # Count the rows that are stored.
         for view, at in work:
-            outputs = forward(tuple(table.want.cut.frozen_part for table in by_view[view]))(read[view](at))
+            outputs = forward(tuple(table.request.network_split.frozen_part for table in by_view[view]))(read[view](at))
             for table, rows in zip(by_view[view], outputs, strict=True):
                 table.add(at, rows)
             advance(at.stop - at.start)

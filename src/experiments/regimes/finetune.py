@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from experiments.config.identity import head_run
 from experiments.data.augmentation import Identity
 from experiments.data.input_pipeline import Batches, eval_batches, feature_batches, image_batches, map_features
@@ -19,13 +17,51 @@ from experiments.models.network import (
     stack,
 )
 from experiments.models.types import Backbone
-from experiments.regimes.bottleneck import TrainedHead, cached_head, head_folder, train_head
-from experiments.regimes.feature_cache import FeatureRequest, activations, extract
+from experiments.regimes.bottleneck import (
+    TrainedHead,
+    cached_head,
+    frozen_backbone,
+    head_folder,
+    predict_splits,
+    train_head,
+)
+from experiments.regimes.declaration import Declaration, Trains, declare
+from experiments.regimes.feature_cache import FeatureRequest, cached_features, extract
 from experiments.storage.array_cache import writing
 from experiments.training.fit import fit
-from experiments.training.types import PhaseName, RunComponents, TrainingContext, TrainingResult
+from experiments.training.types import PhaseInputs, PhaseName, RunComponents, TrainingContext, TrainingResult
 
 
+def feature_requests(components: RunComponents, dataset: Dataset) -> list[FeatureRequest]:
+    """Return the features that a fine-tuning run reads from the feature cache, the head's if it is still to train."""
+    config, requests = components.config, []
+    network_split = split_backbone(components)
+    if network_split.frozen:
+        requests += [FeatureRequest(network_split, images) for images in dataset.scored(config.evaluate.test)]
+        requests += [
+            FeatureRequest(network_split, dataset.train, view) for view in stored_views(components, network_split)
+        ]
+    if components.head_file is None and not head_folder(components, dataset, head_run(config)).is_dir():
+        frozen = frozen_backbone(components)
+        requests += [FeatureRequest(frozen, images) for images in (dataset.train, dataset.validation)]
+    return requests
+
+
+def split_backbone(components: RunComponents) -> NetworkSplit:
+    """Return the backbone with its split point before the first unfrozen block."""
+    config = components.config
+    return split_network(components.backbone, config.regime.unfrozen_blocks, config.model.head.pooling)
+
+
+@declare(
+    Declaration(
+        features=feature_requests,
+        trains=Trains.UNFROZEN_BLOCKS,
+        head_first=True,
+        last_phase=PhaseName.FINETUNE,
+        prepare=lambda components, dataset, context: prepare(components, dataset, context)[1],
+    )
+)
 def finetune(components: RunComponents, dataset: Dataset, context: TrainingContext) -> TrainingResult:
     """Unfreeze the last stages and train them with the head (the tutorial's third experiment).
 
@@ -33,102 +69,62 @@ def finetune(components: RunComponents, dataset: Dataset, context: TrainingConte
     stages. The frozen part runs once for each image (and augmented view), and its features are cached. The backbone is
     called with training=False: BatchNorm statistics stay fixed, and dropout or drop-path inside the backbone is off.
     """
+    head, inputs = prepare(components, dataset, context)
+    network_split = split_backbone(components)
+    validation = cached_features(components, network_split, dataset.validation, context.progress)
+    head_scores = predict_probabilities(inputs.model, validation)
+    history = fit(inputs, components.phase, context)
+    scores = predict_splits(components, dataset, context, network_split, inputs.model)
+    joined = join(components.backbone, components.config.model.head.pooling, head.model)
+    return TrainingResult(joined, head.history + history, scores, {"head_source": head.source}, head_scores)
+
+
+def prepare(components: RunComponents, dataset: Dataset, context: TrainingContext) -> tuple[TrainedHead, PhaseInputs]:
+    """Find or train the head, and return it with the phase that trains it together with the unfrozen stages."""
     config = components.config
-    pool = config.model.head.pooling
-    frozen, network_split = (
-        split_network(components.backbone, 0, pool),
-        split_network(components.backbone, config.regime.unfrozen_blocks, pool),
-    )
-    scored = dataset.scored(config.evaluate.test)
-    views = stored_views(components, network_split)
     known = find_trained_head(components, dataset, context)
-
     # One pass over the images computes all features; the calls below read them from the feature cache.
-    extract(
-        components,
-        feature_requests(components, dataset, network_split, frozen if known is None else None),
-        context.progress,
-    )
-
-    head, source = known or train_new_head(components, dataset, context, frozen)
+    extract(components, feature_requests(components, dataset), context.progress)
+    head = known or train_new_head(components, dataset, context)
+    network_split = split_backbone(components)
     network_split.frozen_part.trainable = False
     network_split.trainable_part.trainable = True
-    model = stack(network_split.trainable_part, head.model, training=False)
-    inputs = {images.split: activations(components, network_split, images, context.progress) for images in scored}
-    head_scores = predict_probabilities(model, inputs["validation"])
-    history = fit(
-        model,
-        training_batches(components, dataset, context, network_split, views),
-        eval_batches(inputs["validation"], dataset.validation.labels, config.batch_size),
-        recipe=components.recipe,
-        classes=dataset.classes,
-        phase=PhaseName.FINETUNE,
+    validation = cached_features(components, network_split, dataset.validation, context.progress)
+    return head, PhaseInputs(
+        PhaseName.FINETUNE,
+        stack(network_split.trainable_part, head.model, training=False),
+        training_batches(components, dataset, context, network_split),
+        eval_batches(validation, dataset.validation.labels, config.batch_size),
+        dataset.classes,
         first_step=len(head.history),
-        context=context,
         rate_factors=rate_factors(components.backbone, config.regime.lr_decay),
     )
-    scores = {split: predict_probabilities(model, rows) for split, rows in inputs.items()}
-    joined = join(components.backbone, pool, head.model)
-    return TrainingResult(joined, head.history + history, scores, {"head_source": source}, head_scores)
 
 
-def feature_requests(
-    components: RunComponents, dataset: Dataset, network_split: NetworkSplit, frozen: NetworkSplit | None
-) -> list[FeatureRequest]:
-    """Return the features that a fine-tuning run reads from the feature cache.
-
-    Args:
-        network_split: the backbone with its split point before the first unfrozen block.
-        frozen: the backbone with its split point after the last block, if the head is still to be trained; else None.
-    """
-    found = []
-    if network_split.frozen:
-        found += [FeatureRequest(network_split, images) for images in dataset.scored(components.config.evaluate.test)]
-        found += [
-            FeatureRequest(network_split, dataset.train, view) for view in stored_views(components, network_split)
-        ]
-    return found + [FeatureRequest(frozen, images) for images in (dataset.train, dataset.validation) if frozen]
-
-
-def train_new_head(
-    components: RunComponents, dataset: Dataset, context: TrainingContext, frozen: NetworkSplit
-) -> tuple[TrainedHead, str]:
+def train_new_head(components: RunComponents, dataset: Dataset, context: TrainingContext) -> TrainedHead:
     """Train the head under a lock, so that concurrent runs train it once.
 
-    Returns:
-        The head and a description of its origin. If another run has trained the same head while this one was waiting
-        for the lock, it is the head from the head cache.
+    If another run has trained the same head while this one was waiting for the lock, it is loaded from the head cache.
     """
     config = head_run(components.config)
     with writing(components.cache, "heads", head_folder(components, dataset, config).name):
         found = find_trained_head(components, dataset, context)
-        return found or (
-            train_head(components, dataset, context, config, components.head_recipe, frozen),
-            "trained in this run",
-        )
+        return found or train_head(components, dataset, context, config, components.head_phase)
 
 
-def find_trained_head(
-    components: RunComponents, dataset: Dataset, context: TrainingContext
-) -> tuple[TrainedHead, str] | None:
+def find_trained_head(components: RunComponents, dataset: Dataset, context: TrainingContext) -> TrainedHead | None:
     """Load the head of the run that `regime.head_from` names, or the one in the head cache.
 
-    The history of a cached head is logged as part of this run.
-
-    Returns:
-        The head and a description of its origin; None if the head is still to be trained.
+    The history of a cached head is logged as part of this run. Return None if the head is still to be trained.
     """
-    config = components.config
     if components.head_file is not None:
         head = components.head(len(dataset.classes))
         load_backbone(head, components.head_file, "regime.head_from")
-        return TrainedHead(head, ()), f"run {config.regime.head_from}"
-    cached = cached_head(components, dataset, head_run(config))
-    if cached is None:
-        return None
-    for record in cached.history:
+        return TrainedHead(head, (), f"run {components.config.regime.head_from}")
+    cached = cached_head(components, dataset, head_run(components.config))
+    for record in cached.history if cached else ():
         context.record(record)
-    return cached, "head cache"
+    return cached
 
 
 def stored_views(components: RunComponents, network_split: NetworkSplit) -> list[int | None]:
@@ -168,17 +164,16 @@ def training_batches(
     dataset: Dataset,
     context: TrainingContext,
     network_split: NetworkSplit,
-    views: Sequence[int | None],
 ) -> Batches:
     """Return training batches of features at the split point.
 
-    They come from the cached views in turn or, if `views` is empty, from images that are augmented anew in every epoch.
+    They come from the cached views in turn or, if there are none, from images that are augmented anew in every epoch.
     """
     config = components.config
     epochs = context.remaining(PhaseName.FINETUNE, config.epochs)
-    if views:
+    if views := stored_views(components, network_split):
         return feature_batches(
-            [activations(components, network_split, dataset.train, context.progress, view) for view in views],
+            [cached_features(components, network_split, dataset.train, context.progress, view) for view in views],
             dataset.train.labels,
             batch_size=config.batch_size,
             seed=config.seed,

@@ -7,24 +7,20 @@ import keras
 from experiments.data.input_pipeline import eval_batches, image_batches
 from experiments.data.types import Dataset
 from experiments.models.network import join, pooled, predict_probabilities, stack
+from experiments.regimes.declaration import Declaration, Trains, declare
 from experiments.system.private_api import flatten_layers
 from experiments.training.fit import fit
-from experiments.training.types import PhaseName, RunComponents, TrainingContext, TrainingResult
+from experiments.training.types import PhaseInputs, PhaseName, RunComponents, TrainingContext, TrainingResult
 
 # Unless regime.batch_norm_momentum is set, a run lasts at least this many time constants of the moving statistics.
 TIME_CONSTANTS = 20
 
 
-def scratch(components: RunComponents, dataset: Dataset, context: TrainingContext) -> TrainingResult:
-    """Train backbone and head together on images that are augmented anew in every epoch.
-
-    This is the tutorial's first experiment. BatchNorm statistics follow the batches during training, see
-    `follow_batches`. The weights are random at the start: `build` loads none for this regime.
-    """
+def prepare(components: RunComponents, dataset: Dataset, context: TrainingContext) -> PhaseInputs:
+    """Return the network with a new head, and batches of images that are augmented anew in every epoch."""
     config = components.config
-    pool = config.model.head.pooling
     head = components.head(len(dataset.classes))
-    model = stack(pooled(components.backbone, pool), head, training=None)
+    model = stack(pooled(components.backbone, config.model.head.pooling), head, training=None)
     batches = image_batches(
         dataset.train,
         classes=len(dataset.classes),
@@ -35,20 +31,26 @@ def scratch(components: RunComponents, dataset: Dataset, context: TrainingContex
         epochs=context.remaining(PhaseName.SCRATCH, config.epochs),
     )
     follow_batches(model, config.regime.batch_norm_momentum, config.epochs * batches.steps)
-    history = fit(
-        model,
-        batches,
-        eval_batches(dataset.validation.pixels, dataset.validation.labels, config.batch_size),
-        recipe=components.recipe,
-        classes=dataset.classes,
-        phase=PhaseName.SCRATCH,
-        first_step=0,
-        context=context,
-    )
+    validation = eval_batches(dataset.validation.pixels, dataset.validation.labels, config.batch_size)
+    return PhaseInputs(PhaseName.SCRATCH, model, batches, validation, dataset.classes)
+
+
+@declare(Declaration(trains=Trains.ALL, last_phase=PhaseName.SCRATCH, prepare=prepare))
+def scratch(components: RunComponents, dataset: Dataset, context: TrainingContext) -> TrainingResult:
+    """Train backbone and head together on images that are augmented anew in every epoch.
+
+    This is the tutorial's first experiment. BatchNorm statistics follow the batches during training, see
+    `follow_batches`. The weights are random at the start: `build` loads none for this regime.
+    """
+    config = components.config
+    inputs = prepare(components, dataset, context)
+    history = fit(inputs, components.phase, context)
     scores = {
-        images.split: predict_probabilities(model, images.pixels) for images in dataset.scored(config.evaluate.test)
+        images.split: predict_probabilities(inputs.model, images.pixels)
+        for images in dataset.scored(config.evaluate.test)
     }
-    return TrainingResult(join(components.backbone, pool, head), history, scores)
+    joined = join(components.backbone, config.model.head.pooling, inputs.model.get_layer("head"))
+    return TrainingResult(joined, history, scores)
 
 
 def follow_batches(model: keras.Model, momentum: float | None, steps: int) -> None:

@@ -36,7 +36,7 @@ def final_jobs(session: Session, winner: dict[str, Any], number: int) -> list[Jo
         if not folded:  # the same run except for its test evaluation, which the run's process verifies
             job.identity = winner["identities"][values.get("seed", "")]
             place = Path(winner["folders"][values.get("seed", "")])
-            job.trained = str(place) if plan.has_weights(place, job.config, job.identity) else None
+            job.trained = str(place) if plan.has_weights(place, job.identity) else None
         jobs.append(job)
     if folded:
         response = processes.run_worker_task("inspect_jobs", [plan.plain(job.config) for job in jobs])

@@ -25,7 +25,7 @@ from experiments.config import credentials, messages, validation
 from experiments.config.hydra_errors import explain
 from experiments.config.identity import effective
 from experiments.config.overrides import quoted
-from experiments.config.schema import GROUPS, Config, shipped
+from experiments.config.schema import GROUPS, Config
 from experiments.errors import ConfigError
 from experiments.runs.command import arguments, format_command
 from experiments.runs.run_directory import JOB, RunDirectory
@@ -280,14 +280,15 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     return config.model_copy(update=update)
 
 
-def has_weights(folder: Path, config: Config, identity: str) -> bool:
-    """Return whether a directory holds the finished run of this identity, by a shipped regime, with its weights."""
-    known = {choice["_target_"]: name for name, choice in shipped("regime").items()}
-    regime, directory = known.get(config.regime.target), RunDirectory(folder)
-    if regime is None or directory.finished(identity) is None or not directory.weights("head").is_file():
-        return False
-    kept = ["backbone", *(["unfrozen"] if regime == "finetune" else [])]
-    return regime == "bottleneck" or any(directory.weights(name).is_file() for name in kept)
+def has_weights(folder: Path, identity: str) -> bool:
+    """Return whether a directory holds the finished run of this identity with the weights that restore its model.
+
+    A run whose regime does not declare what it trains has recorded no weights; a sweep trains it again.
+    """
+    directory = RunDirectory(folder)
+    names = (directory.facts() or {}).get("weights") or []
+    finished = directory.finished(identity) is not None
+    return finished and bool(names) and all(directory.weights(name).is_file() for name in names)
 
 
 def format_values(values: Mapping[str, str]) -> str:

@@ -268,7 +268,7 @@ def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: b
         f"Measured: accuracy on {' or '.join(map(str, images)) or 'the'} validation images, mean of the last "
         f"{LAST} epochs (the curves swing, and no epoch is picked) with its 95 % interval, {over}; beside it the "
         "accuracy after the last epoch, by seed.",
-        "Later seeds find the activations and heads that earlier runs have stored: hence their fewer seconds.",
+        "Later seeds find the features and heads that earlier runs have cached: hence their fewer seconds.",
     ]
     said += baseline_sentences(
         [(one["experiment"], Baseline("", share), one["mean"], one["low"]) for one in rows for share in baselines(one)]

@@ -24,10 +24,10 @@ from experiments.config.identity import head_run
 from experiments.config.schema import Config
 from experiments.data.types import Dataset
 from experiments.errors import ConfigError, DataError
-from experiments.models.network import split_network
 from experiments.models.types import Backbone
-from experiments.regimes import bottleneck, feature_cache, finetune
+from experiments.regimes import bottleneck, feature_cache
 from experiments.regimes.build import build
+from experiments.regimes.declaration import declaration_of
 from experiments.runs.location import store_of_run
 from experiments.runs.run_directory import METRICS, RunDirectory, predictions_file
 from experiments.storage import atomic_files
@@ -181,14 +181,15 @@ def shared(seen: Sequence[PreparedJob]) -> tuple[list[str], bool]:
     missing = sum(table.lacking_bytes for table in every.values())
     if every:
         lines.append(
-            f"activations: {len(every)} tables for {sum(map(len, tables))} readings by jobs"
+            f"features: {len(every)} tables for {sum(map(len, tables))} readings by jobs"
             + (f"; to be computed: {atomic_files.readable(missing)}" if missing else "; all cached")
         )
-    heads = {head_folder(one).name for one in seen if one.components.regime is finetune.finetune}
+    head_folders = [head_folder(job) for job in seen if declaration_of(job.components.regime).head_first]
+    heads = set(head_folders)
     if heads:
-        trained = sum((seen[0].components.cache / "heads" / name).is_dir() for name in heads)
+        trained = sum(folder.is_dir() for folder in heads)
         lines.append(
-            f"head phases: {len(heads)} for {sum(one.components.regime is finetune.finetune for one in seen)} jobs"
+            f"head phases: {len(heads)} for {len(head_folders)} jobs"
             + (f", {trained} of them in the head cache" if trained else "")
         )
     return lines, bool(missing)
@@ -198,18 +199,9 @@ def head_folder(one: PreparedJob) -> Path:
     return bottleneck.head_folder(one.components, one.dataset, head_run(one.components.config))
 
 
-def feature_requests(one: PreparedJob) -> list[feature_cache.FeatureRequest]:
-    """Return the features that a job reads from the feature cache."""
-    components, dataset = one.components, one.dataset
-    config = components.config
-    frozen = split_network(components.backbone, 0, config.model.head.pooling)
-    if components.regime is bottleneck.bottleneck:
-        return bottleneck.feature_requests(components, dataset, frozen)
-    if components.regime is not finetune.finetune:
-        return []
-    network_split = split_network(components.backbone, config.regime.unfrozen_blocks, config.model.head.pooling)
-    trained = components.head_file is not None or head_folder(one).is_dir()
-    return finetune.feature_requests(components, dataset, network_split, None if trained else frozen)
+def feature_requests(one: PreparedJob) -> Sequence[feature_cache.FeatureRequest]:
+    """Return the features that a job reads from the feature cache, as its regime declares them."""
+    return declaration_of(one.components.regime).features(one.components, one.dataset)
 
 
 def tables_of(one: PreparedJob) -> list[feature_cache.FeatureTable]:

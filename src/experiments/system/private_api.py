@@ -5,7 +5,10 @@ No public API offers any of these. A library that changes one of them fails test
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_repository import CachingConfigRepository
@@ -18,9 +21,14 @@ __all__ = [
     "KERAS_GET_FILE",
     "CachingConfigRepository",
     "Callbacks",
+    "accumulated_gradients",
+    "batch_counter",
     "flatten_layers",
     "get_args_parser",
     "is_deterministic",
+    "replaced_convolutions",
+    "variable_index",
+    "wrap_update_step",
 ]
 
 KERAS_GET_FILE = "keras.src.utils.file_utils.get_file"  # through which keras.applications download their weights
@@ -36,3 +44,41 @@ def is_deterministic() -> bool:
     from tensorflow.python.framework.config import is_op_determinism_enabled
 
     return bool(is_op_determinism_enabled())
+
+
+def wrap_update_step(optimizer: keras.optimizers.Optimizer, wrapper: Callable[..., None]) -> None:
+    """Make an optimizer update each variable by `wrapper(update, gradient, variable, learning_rate)`.
+
+    `update(gradient, variable, learning_rate)` is the optimizer's update before this call.
+    """
+    optimizer.update_step = functools.partial(wrapper, optimizer.update_step)
+
+
+def variable_index(optimizer: keras.optimizers.Optimizer, variable: Any) -> int:
+    """Return the position of the variable of an update among the variables that the optimizer was built with."""
+    return int(optimizer._get_variable_index(variable))
+
+
+def batch_counter(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
+    """Return the variable that counts an optimizer's batches; the public `iterations` counts updates of the weights."""
+    return optimizer._iterations
+
+
+def accumulated_gradients(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """Return the sums of the gradients since the last update of the weights, with `gradient_accumulation_steps`."""
+    return list(optimizer._accumulated_gradients)
+
+
+@contextmanager
+def replaced_convolutions(layers: Sequence[keras.layers.Layer], convolution: Callable[..., Any]) -> Iterator[None]:
+    """Compute the convolutions of layers by `convolution(direct, inputs, kernel)` inside the context.
+
+    `direct(inputs, kernel)` is the layer's own operation, which is used again afterwards.
+    """
+    for layer in layers:
+        layer.convolution_op = functools.partial(convolution, layer.convolution_op)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.convolution_op

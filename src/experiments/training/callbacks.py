@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -13,8 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from experiments.errors import ConfigError
+from experiments.system.private_api import accumulated_gradients, batch_counter
 from experiments.training.checkpoints import State
-from experiments.training.types import EpochRecord, TrainingContext, TrainingPhase
+from experiments.training.types import EpochRecord, PhaseInputs, TrainingContext, TrainingPhase
 
 KERAS_NAMES = {"validation_loss": "val_data_loss", "validation_accuracy": "val_accuracy"}
 _log = logging.getLogger(__name__)
@@ -30,14 +31,14 @@ class InputWaitTimer:
     def timed(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """Return the same dataset with timing; prefetching after it is turned off, as it would hide the wait."""
 
-        def note(asked: tf.Tensor, batch: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
-            with tf.control_dependencies([self.seconds.assign_add(tf.timestamp() - asked)]):
+        def add_wait(began: tf.Tensor, batch: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
+            with tf.control_dependencies([self.seconds.assign_add(tf.timestamp() - began)]):
                 return tuple(tf.identity(part) for part in batch)
 
-        asked = tf.data.Dataset.counter().map(lambda _: tf.timestamp())
+        began = tf.data.Dataset.counter().map(lambda _: tf.timestamp())
         options = tf.data.Options()
         options.experimental_optimization.inject_prefetch = False
-        return tf.data.Dataset.zip((asked, dataset)).map(note).with_options(options)
+        return tf.data.Dataset.zip((began, dataset)).map(add_wait).with_options(options)
 
 
 class EpochSeeds(keras.callbacks.Callback):
@@ -59,16 +60,16 @@ class EpochSeeds(keras.callbacks.Callback):
 class LearningRateScheduler(keras.callbacks.Callback):
     """Callback that sets the learning rate as an epoch begins, from the schedule with its warm-up.
 
-    No other code sets the learning rate of a phase, except `LRFinder`.
+    No other code sets the learning rate of a phase, except `lr_finder.LRFinder`.
     """
 
-    def __init__(self, rate: Callable[[int, list[float]], float], record: EpochLogger) -> None:
+    def __init__(self, rate: Callable[[int, list[float]], float], logger: EpochLogger) -> None:
         super().__init__()
-        self.rate, self.record = rate, record
+        self.rate, self.logger = rate, logger
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self.record.learning_rate = self.rate(epoch, self.record.monitored)
-        self.model.optimizer.learning_rate = self.record.learning_rate
+        self.logger.learning_rate = self.rate(epoch, self.logger.monitored)
+        self.model.optimizer.learning_rate = self.logger.learning_rate
 
 
 class LeftoverGradients(keras.callbacks.Callback):
@@ -93,7 +94,7 @@ class LeftoverGradients(keras.callbacks.Callback):
     @property
     def batches(self) -> int:
         """The number of batches since the last update of the weights."""
-        return int(self.optimizer._iterations) % int(self.optimizer.gradient_accumulation_steps)
+        return int(batch_counter(self.optimizer)) % int(self.optimizer.gradient_accumulation_steps)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         last = (self.epoch, batch) == (self.params["epochs"] - 1, self.params["steps"] - 1)
@@ -103,8 +104,9 @@ class LeftoverGradients(keras.callbacks.Callback):
         # Keras is set one batch before an update. The sum of the gradients so far, times `share`, is the gradient of
         # this last batch, which turns Keras's mean over `steps` batches into the mean over the batches there are.
         share = (steps - batches) / batches * (optimizer.loss_scale_factor or 1.0)
-        optimizer._iterations.assign_add(steps - batches - 1)
-        optimizer.apply([share * sum_ for sum_ in optimizer._accumulated_gradients], self.model.trainable_variables)
+        batch_counter(optimizer).assign_add(steps - batches - 1)
+        gradients = [share * total for total in accumulated_gradients(optimizer)]
+        optimizer.apply(gradients, self.model.trainable_variables)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self.batches:
@@ -114,41 +116,6 @@ class LeftoverGradients(keras.callbacks.Callback):
                 self.batches,
                 self.optimizer.gradient_accumulation_steps,
             )
-
-
-class LRFinder(keras.callbacks.Callback):
-    """Callback that trains every batch with the next learning rate and keeps its loss, until it diverges (Smith, 2017).
-
-    The loss has diverged when its moving average, whose weights halve every seven batches, is above four times its
-    minimum, as in fastai's finder, and also above the loss of predicting the class frequencies (`guessing`). Without
-    the second condition, a head that already fits its images, with a loss near zero, would stop at its first mistake.
-    """
-
-    # The decay of the moving average, the batches before divergence is checked, and the ratio that counts as divergence
-    KEPT, FIRST, RUNAWAY = 0.9, 10, 4.0
-
-    def __init__(self, rates: Sequence[float], guessing: float, advance: Callable[..., None]) -> None:
-        super().__init__()
-        self.rates, self.guessing, self.advance = rates, guessing, advance
-        self.losses: list[float] = []
-        self.average, self.lowest = 0.0, math.inf
-
-    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.model.reset_metrics()  # Otherwise Keras reports the mean loss of all batches so far.
-        self.model.optimizer.learning_rate = self.rates[batch]
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.advance()
-        loss = float((logs or {})["loss"])
-        if not math.isfinite(loss):
-            self.model.stop_training = True
-            return
-        self.losses.append(loss)
-        self.average = self.KEPT * self.average + (1 - self.KEPT) * loss
-        average = self.average / (1 - self.KEPT ** len(self.losses))  # bias correction for the start at 0, as in Adam
-        if len(self.losses) >= self.FIRST:
-            self.lowest = min(self.lowest, average)
-            self.model.stop_training = average > max(self.RUNAWAY * self.lowest, self.guessing)
 
 
 class EarlyStopping(keras.callbacks.EarlyStopping):
@@ -164,15 +131,15 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
             self.averages.on_test_end()
 
 
-def early_stopping(recipe: TrainingPhase, averages: keras.callbacks.SwapEMAWeights | None) -> EarlyStopping | None:
+def early_stopping(phase: TrainingPhase, averages: keras.callbacks.SwapEMAWeights | None) -> EarlyStopping | None:
     """Return the callback that ends a phase early and restores its best weights; None if neither is configured."""
-    if recipe.early_stopping is None and not recipe.best_weights:
+    if phase.early_stopping is None and not phase.best_weights:
         return None
     built = EarlyStopping(
-        monitor=KERAS_NAMES[recipe.monitor],
-        mode="min" if recipe.monitor == "validation_loss" else "max",
-        patience=recipe.early_stopping or recipe.epochs,
-        restore_best_weights=recipe.best_weights,
+        monitor=KERAS_NAMES[phase.monitor],
+        mode="min" if phase.monitor == "validation_loss" else "max",
+        patience=phase.early_stopping or phase.epochs,
+        restore_best_weights=phase.best_weights,
     )
     built.averages = averages
     return built
@@ -187,22 +154,15 @@ class EpochLogger(keras.callbacks.Callback):
 
     def __init__(
         self,
-        phase: str,
+        inputs: PhaseInputs,
         monitor: str,
-        first_step: int,
-        images: int,
         steps_per_execution: int,
-        waiting: InputWaitTimer | None,
+        timer: InputWaitTimer | None,
         advance: Callable[..., None],
     ) -> None:
         super().__init__()
-        self.phase, self.monitor, self.first_step = phase, monitor, first_step
-        self.images, self.steps_per_execution, self.waiting, self.advance = (
-            images,
-            steps_per_execution,
-            waiting,
-            advance,
-        )
+        self.phase, self.first_step, self.images = inputs.name, inputs.first_step, inputs.batches.images
+        self.monitor, self.steps_per_execution, self.timer, self.advance = monitor, steps_per_execution, timer, advance
         self.history: list[EpochRecord] = []
         self.learning_rate = 0.0  # of the current epoch; set by LearningRateScheduler
         self.began = self.trained = 0.0
@@ -214,8 +174,8 @@ class EpochLogger(keras.callbacks.Callback):
         return [sign * record.metrics[self.monitor] for record in self.history]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if self.waiting:
-            self.waiting.seconds.assign(0.0)
+        if self.timer:
+            self.timer.seconds.assign(0.0)
         self.began = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -239,8 +199,8 @@ class EpochLogger(keras.callbacks.Callback):
             "seconds": time.perf_counter() - self.began,
             "images_per_second": self.images / (self.trained - self.began),
         }
-        if self.waiting:
-            metrics["input_wait"] = float(self.waiting.seconds) / (self.trained - self.began)
+        if self.timer:
+            metrics["input_wait"] = float(self.timer.seconds) / (self.trained - self.began)
         record = EpochRecord(self.first_step + epoch, self.phase, epoch, int(time.time() * 1000), metrics)
         self.history.append(record)
         speed = metrics["images_per_second"]
@@ -257,9 +217,11 @@ class CheckpointCallback(keras.callbacks.Callback):
 
     COUNTED = ("wait", "stopped_epoch", "best", "best_epoch")  # the attributes of EarlyStopping that a checkpoint holds
 
-    def __init__(self, phase: str, record: EpochLogger, stop: EarlyStopping | None, context: TrainingContext) -> None:
+    def __init__(
+        self, phase: str, logger: EpochLogger, stopping: EarlyStopping | None, context: TrainingContext
+    ) -> None:
         super().__init__()
-        self.phase, self.record, self.stop, self.context = phase, record, stop, context
+        self.phase, self.logger, self.stopping, self.context = phase, logger, stopping, context
 
     def variables(self) -> list[keras.Variable]:
         """Return all variables that an epoch changes: weights, seeds, the optimizer's moments, averages and step."""
@@ -274,28 +236,28 @@ class CheckpointCallback(keras.callbacks.Callback):
             return
         for variable, value in zip(self.variables(), state.variables, strict=True):
             variable.assign(value)
-        if self.stop:
+        if self.stopping:
             for name, value in state.stopping.items():
-                setattr(self.stop, name, value)
-            self.stop.best_weights = list(state.best) or None
-        self.record.history = list(state.history)
+                setattr(self.stopping, name, value)
+            self.stopping.best_weights = list(state.best) or None
+        self.logger.history = list(state.history)
         for record in state.history:
             self.context.record(record)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         last = epoch == self.params["epochs"] - 1 or self.model.stop_training
         if self.context.checkpoints and (last or self.context.checkpoints.due):
-            counted = {name: getattr(self.stop, name) for name in self.COUNTED} if self.stop else {}
+            counted = {name: getattr(self.stopping, name) for name in self.COUNTED} if self.stopping else {}
             if counted and counted["best"] is not None:
                 counted["best"] = float(counted["best"])
             self.context.checkpoints.save(
                 self.phase,
                 State(
                     variables=[np.asarray(variable) for variable in self.variables()],
-                    best=(self.stop and self.stop.best_weights) or [],
+                    best=(self.stopping and self.stopping.best_weights) or [],
                     stopping=counted,
                     stopped=bool(self.model.stop_training),
-                    history=tuple(self.record.history),
+                    history=tuple(self.logger.history),
                 ),
             )
-        self.context.record(self.record.history[-1])
+        self.context.record(self.logger.history[-1])

@@ -1,19 +1,17 @@
-"""Training of a Keras model: the only place that calls `compile` and `fit`, and the callbacks that it uses."""
+"""Training of a Keras model: the only place that compiles models, and one of two that call `fit` (`lr_finder`)."""
 
 from __future__ import annotations
 
-import logging
+import functools
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
-from types import MappingProxyType
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import keras
 import tensorflow as tf
 
-from experiments.data.input_pipeline import Batches
 from experiments.models.winograd import faster_convolutions
-from experiments.system.private_api import is_deterministic
+from experiments.system.private_api import is_deterministic, variable_index, wrap_update_step
 from experiments.training.callbacks import (
     CheckpointCallback,
     EpochLogger,
@@ -21,147 +19,138 @@ from experiments.training.callbacks import (
     InputWaitTimer,
     LearningRateScheduler,
     LeftoverGradients,
-    LRFinder,
     early_stopping,
 )
-from experiments.training.losses import accuracy, class_weights, loss_of_guessing, reported_loss, targets, weighted
-from experiments.training.optimizer_updates import compile_updates, only_cpus, scale_rates
-from experiments.training.types import EpochRecord, RangeTestEnded, TrainingContext, TrainingPhase
+from experiments.training.compiled_updates import compile_updates, only_cpus
+from experiments.training.losses import accuracy, class_weights, reported_loss, targets, weighted
+from experiments.training.types import EpochRecord, PhaseInputs, TrainingContext, TrainingPhase
 
 # VERSION is part of the key of a cached head. It has to change whenever the same `TrainingPhase` leads to other
 # weights, or when the meaning of a curve changes.
 VERSION = 2
-_log = logging.getLogger(__name__)
 
 
-def fit(
-    model: keras.Model,
-    batches: Batches,
-    validation: tf.data.Dataset,
-    *,
-    recipe: TrainingPhase,
-    classes: tuple[str, ...],
-    phase: str,
-    first_step: int,
-    context: TrainingContext,
-    rate_factors: Mapping[int, float] = MappingProxyType({}),
-) -> tuple[EpochRecord, ...]:
+def fit(inputs: PhaseInputs, phase: TrainingPhase, context: TrainingContext) -> tuple[EpochRecord, ...]:
     """Train a model that outputs logits, in one call of Keras's `fit` over all epochs.
 
     Args:
-        model: inputs -> logits [B, 1] for two classes, [B, classes] for more.
-        batches: training batches of exactly the epochs that are to be trained: `context.remaining` of the phase.
-        validation: (inputs, labels [B] int32), evaluated after every epoch.
-        recipe: how the phase is trained.
-        classes: the class names, in label order.
-        phase: name of this part of the run in its curves: scratch, head or finetune.
-        first_step: step of the phase's first epoch in the run's curves, which count on over the phases.
+        inputs: the model, with batches of exactly the epochs that are to be trained: `context.remaining` of the phase.
+        phase: how the model is trained.
         context: displays the progress and receives the record of every epoch. If it has checkpoints, training continues
             from the latest one of this phase and saves new ones as epochs end.
-        rate_factors: maps the `id` of a variable to the factor of its learning rate; 1 for variables that are not in
-            it. Weight decay uses the learning rate without the factor.
 
     Returns:
         One record per epoch, including the epochs before the checkpoint from which training continued.
 
     Raises:
-        RangeTestEnded: the learning rate range test that `recipe.range_test_rates` requests has ended.
         ConfigError: the loss is not finite after an epoch, or `class_weights` names an unknown class.
     """
-    count = len(classes)
-    weights = class_weights(recipe.class_weights, batches.labels, classes)
-    optimizer = build_optimizer(recipe, model, rate_factors)
-    loss = recipe.loss(count)
-    several = tf.distribute.has_strategy()
-    # On CPUs Keras's "auto" leaves XLA off, although compiling large updates and some convolutions saves time.
-    partly = recipe.xla is None and not several and only_cpus()
-    if partly:
-        compile_updates(optimizer)
-    computing = faster_convolutions(model) if partly else nullcontext()
-    # Keras cannot run several steps per call on several devices, and a range test sets another learning rate per step.
-    steps_per_execution = 1 if several or recipe.range_test_rates else batches.steps_per_execution
-    model.compile(
-        optimizer=optimizer,
+    model, batches = inputs.model, inputs.batches
+    # Keras cannot run several steps per call on several devices.
+    steps_per_execution = 1 if tf.distribute.has_strategy() else batches.steps_per_execution
+    dataset = compile_model(inputs, phase, steps_per_execution)
+    # With several devices, tf.distribute prefetches after the timed dataset, which hides the wait from the timer.
+    # With op determinism on, TensorFlow does not allow reading the clock.
+    timer = None if tf.distribute.has_strategy() or is_deterministic() else InputWaitTimer()
+    epochs = context.remaining(inputs.name, phase.epochs)
+    with context.progress.stage(inputs.name, phase.epochs * batches.steps) as advance:
+        if epochs.start:
+            advance(epochs.start * batches.steps)
+        logger = EpochLogger(inputs, phase.monitor, steps_per_execution, timer, advance)
+        began = time.perf_counter()
+        with fast_convolutions(inputs, phase):
+            model.fit(
+                timer.timed(dataset) if timer else dataset,
+                initial_epoch=epochs.start,
+                epochs=phase.epochs,
+                steps_per_epoch=batches.steps,
+                validation_data=inputs.validation.map(lambda rows, labels: (rows, targets(labels, inputs.count))),
+                shuffle=False,  # The batches are already shuffled.
+                callbacks=build_callbacks(inputs, phase, context, logger),
+                verbose=0,
+            )
+        context.fit_seconds += time.perf_counter() - began
+    return tuple(logger.history)
+
+
+def compile_model(inputs: PhaseInputs, phase: TrainingPhase, steps_per_execution: int) -> tf.data.Dataset:
+    """Compile the model of a phase.
+
+    Returns:
+        Its batches as the compiled model takes them: (inputs, targets), with class weights also (..., weights [B]).
+    """
+    loss = phase.loss(inputs.count)
+    inputs.model.compile(
+        optimizer=build_optimizer(phase, inputs.model, inputs.rate_factors),
         loss=loss,
         metrics=[
             keras.metrics.MeanMetricWrapper(accuracy, name="accuracy"),
             keras.metrics.MeanMetricWrapper(reported_loss(loss), name="data_loss"),
         ],
-        jit_compile="auto" if recipe.xla is None else recipe.xla,
+        jit_compile="auto" if phase.xla is None else phase.xla,
         steps_per_execution=steps_per_execution,
     )
-    # With several devices, tf.distribute prefetches after the timed dataset, which hides the wait from the timer.
-    # With op determinism on, TensorFlow does not allow reading the clock.
-    waiting = None if several or is_deterministic() else InputWaitTimer()
-    dataset = batches.dataset.map(lambda inputs, labels: weighted(inputs, targets(labels, count), weights))
-    if recipe.range_test_rates:
-        guessing = loss_of_guessing(loss, batches.labels, weights, count) + float(sum(model.losses))
-        with computing:
-            raise RangeTestEnded(
-                range_test(model, dataset, recipe, guessing, context), guessing, trained=first_step > 0
-            )
-    averages = keras.callbacks.SwapEMAWeights() if getattr(optimizer, "use_ema", False) else None
-    epochs = context.remaining(phase, recipe.epochs)
-    with context.progress.stage(phase, recipe.epochs * batches.steps) as advance:
-        if epochs.start:
-            advance(epochs.start * batches.steps)
-        record = EpochLogger(phase, recipe.monitor, first_step, batches.images, steps_per_execution, waiting, advance)
-        stop = early_stopping(recipe, averages)
-        commit = CheckpointCallback(phase, record, stop, context)
-        leftover = LeftoverGradients() if getattr(optimizer, "gradient_accumulation_steps", None) else None
-        callbacks = [
-            EpochSeeds(recipe.seed),
-            LearningRateScheduler(recipe.rate, record),
-            averages,
-            leftover,
-            record,
-            stop,
-            commit,
-        ]
-        began = time.perf_counter()
-        with computing:
-            model.fit(
-                waiting.timed(dataset) if waiting else dataset,
-                initial_epoch=epochs.start,
-                epochs=recipe.epochs,
-                steps_per_epoch=batches.steps,
-                validation_data=validation.map(lambda inputs, labels: (inputs, targets(labels, count))),
-                shuffle=False,  # The batches are already shuffled.
-                callbacks=[callback for callback in callbacks if callback is not None],
-                verbose=0,
-            )
-        context.fitting[phase] = time.perf_counter() - began
-    return tuple(record.history)
+    weights = class_weights(phase.class_weights, inputs.batches.labels, inputs.classes)
+    return inputs.batches.dataset.map(lambda rows, labels: weighted(rows, targets(labels, inputs.count), weights))
 
 
 def build_optimizer(
-    recipe: TrainingPhase, model: keras.Model, rate_factors: Mapping[int, float]
+    phase: TrainingPhase, model: keras.Model, rate_factors: Mapping[int, float]
 ) -> keras.optimizers.Optimizer:
     """Return a phase's optimizer for the trainable variables of a model."""
-    optimizer = recipe.optimizer()
-    if optimizer.weight_decay and not recipe.decay_bias_and_norm:
+    optimizer = phase.optimizer()
+    if optimizer.weight_decay and not phase.decay_bias_and_norm:
         vectors = [variable for variable in model.trainable_variables if len(variable.shape) < 2]
         optimizer.exclude_from_weight_decay(var_list=vectors)
-    if any(id(variable) in rate_factors for variable in model.trainable_variables):
-        scale_rates(optimizer, [rate_factors.get(id(variable), 1.0) for variable in model.trainable_variables])
+    factors = [rate_factors.get(id(variable), 1.0) for variable in model.trainable_variables]
+    if set(factors) - {1.0}:
+        wrap_update_step(optimizer, functools.partial(scaled_update, optimizer, factors))
+    if _compiles_parts(phase):
+        compile_updates(optimizer)
     return optimizer
 
 
-def range_test(
-    model: keras.Model, dataset: tf.data.Dataset, recipe: TrainingPhase, guessing: float, context: TrainingContext
-) -> list[float]:
-    """Train one batch at each learning rate of `recipe.range_test_rates`, and return the losses.
+def scaled_update(
+    optimizer: keras.optimizers.Optimizer,
+    factors: Sequence[float],
+    update: Callable[..., None],
+    gradient: tf.Tensor,
+    variable: tf.Variable,
+    learning_rate: keras.Variable,
+) -> None:
+    """Update a variable as `update` does, with the learning rate multiplied by the variable's own factor."""
+    factor = factors[variable_index(optimizer, variable)]
+    update(gradient, variable, learning_rate if factor == 1 else keras.ops.multiply(learning_rate, factor))
 
-    Args:
-        guessing: the loss of predicting the class frequencies; a multiple of it ends the test early.
+
+def fast_convolutions(inputs: PhaseInputs, phase: TrainingPhase) -> AbstractContextManager[None]:
+    """Return the context in which a phase's model computes its large convolutions by Winograd's method, on CPUs."""
+    return faster_convolutions(inputs.model) if _compiles_parts(phase) else nullcontext()
+
+
+def _compiles_parts(phase: TrainingPhase) -> bool:
+    """Return whether parts of the computation are compiled by XLA: the large updates and some convolutions.
+
+    On CPUs Keras's "auto" leaves XLA off, although compiling these parts saves time.
     """
-    with context.progress.stage("range test", len(recipe.range_test_rates)) as advance:
-        finder = LRFinder(recipe.range_test_rates, guessing, advance)
-        model.fit(
-            dataset,
-            steps_per_epoch=len(recipe.range_test_rates),
-            shuffle=False,
-            callbacks=[EpochSeeds(recipe.seed), finder],
-            verbose=0,
-        )
-    return finder.losses
+    return phase.xla is None and not tf.distribute.has_strategy() and only_cpus()
+
+
+def build_callbacks(
+    inputs: PhaseInputs, phase: TrainingPhase, context: TrainingContext, logger: EpochLogger
+) -> list[keras.callbacks.Callback]:
+    """Return the callbacks of `fit` in the order in which Keras calls them."""
+    # Under mixed_float16 Keras wraps the optimizer.
+    optimizer = getattr(inputs.model.optimizer, "inner_optimizer", inputs.model.optimizer)
+    averages = keras.callbacks.SwapEMAWeights() if getattr(optimizer, "use_ema", False) else None
+    stopping = early_stopping(phase, averages)
+    found = [
+        EpochSeeds(phase.seed),
+        LearningRateScheduler(phase.rate, logger),
+        averages,
+        LeftoverGradients() if getattr(optimizer, "gradient_accumulation_steps", None) else None,
+        logger,
+        stopping,
+        CheckpointCallback(inputs.name, logger, stopping, context),
+    ]
+    return [callback for callback in found if callback is not None]

@@ -17,7 +17,7 @@ from experiments.config.schema import LOWER_IS_BETTER, Config
 from experiments.errors import ConfigError, Pruned
 from experiments.system.paths import sqlite_file
 from experiments.system.redaction import redact_credentials
-from experiments.training.types import EpochRecord, PhaseName
+from experiments.training.types import EpochRecord
 
 PATIENCE = 60  # seconds that a process waits for others that write to the same SQLite file
 EPOCHS = "epochs"  # name of the study's user attribute that holds the number of epochs of the longest trial
@@ -88,8 +88,10 @@ def pruner(name: str, epochs: int) -> Any:
     return optuna.pruners.NopPruner()
 
 
-def reporting(config: Config, record: Callable[[EpochRecord], None]) -> Callable[[EpochRecord], None]:
-    """Wrap `record` so that the epochs of the last phase are also reported to the run's Optuna trial.
+def reporting(
+    config: Config, record: Callable[[EpochRecord], None], last_phase: str | None
+) -> Callable[[EpochRecord], None]:
+    """Wrap `record` so that the epochs of the last phase (None: of every phase) are also reported to the Optuna trial.
 
     The returned function raises Pruned when the pruner stops the trial. A run without a trial gets `record` itself. If
     the study cannot be reached, training continues without it: at the start with a warning, later without one.
@@ -100,7 +102,7 @@ def reporting(config: Config, record: Callable[[EpochRecord], None]) -> Callable
     import optuna
     import sqlalchemy.exc
 
-    away = (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError, ConfigError, KeyError, OSError)
+    unavailable = (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError, ConfigError, KeyError, OSError)
     name, _, number = config.sweep.trial.rpartition("/")
     metric = "validation_loss" if config.objective in LOWER_IS_BETTER else "validation_accuracy"
     try:
@@ -108,23 +110,23 @@ def reporting(config: Config, record: Callable[[EpochRecord], None]) -> Callable
         study = optuna.load_study(study_name=name, storage=kept)
         study.pruner = pruner(config.sweep.pruner, study.user_attrs[EPOCHS])
         trial = kept.get_trial_id_from_study_id_trial_number(kept.get_study_id_from_name(name), int(number))
-    except away as error:
+    except unavailable as error:
         _log.warning("The run goes on without its study, %s: %s", name, redact_credentials(str(error))[:300])
         return record
 
-    def told(epoch: EpochRecord) -> None:
+    def record_and_report(epoch: EpochRecord) -> None:
         record(epoch)
-        if epoch.phase == PhaseName.HEAD and config.regime.name == "finetune":
+        if last_phase is not None and epoch.phase != last_phase:
             return
-        behind = False
-        with contextlib.suppress(*away):  # for example, the trial has been ended meanwhile
+        is_behind = False
+        with contextlib.suppress(*unavailable):  # for example, the trial has been ended meanwhile
             # A run that is resumed from a checkpoint reports epochs again, with the same values: this is idempotent.
             kept.set_trial_intermediate_value(trial, epoch.epoch, epoch.metrics[metric])
-            behind = study.pruner.prune(study, kept.get_trial(trial))
-        if behind and epoch.epoch + 1 < config.epochs:  # After the last epoch, pruning would save no time.
+            is_behind = study.pruner.prune(study, kept.get_trial(trial))
+        if is_behind and epoch.epoch + 1 < config.epochs:  # After the last epoch, pruning would save no time.
             raise Pruned(
                 f"Pruned after epoch {epoch.epoch + 1} of {config.epochs}: {metric} {epoch.metrics[metric]:.4g} is "
                 f"behind that of other trials of {name} (sweep.pruner={config.sweep.pruner})"
             )
 
-    return told
+    return record_and_report

@@ -7,13 +7,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import keras
     import numpy as np
+    import tensorflow as tf
 
     from experiments.config.schema import Config
+    from experiments.data.input_pipeline import Batches
     from experiments.data.types import Augmentation, Dataset
     from experiments.models.types import Backbone
     from experiments.training.checkpoints import Checkpoints
@@ -37,21 +39,6 @@ class PhaseName(StrEnum):
     SCRATCH = "scratch"
     HEAD = "head"
     FINETUNE = "finetune"
-
-
-class RangeTestEnded(Exception):
-    """Signal that the learning rate range test, which takes the place of training, has ended; holds its losses."""
-
-    def __init__(self, losses: Sequence[float], guessing: float, trained: bool) -> None:
-        """Store the result of the range test.
-
-        Args:
-            losses: the loss of every batch, each with the learning rate of that batch.
-            guessing: the loss of predicting the class frequencies.
-            trained: whether another phase was trained before this one.
-        """
-        super().__init__(f"range test of {len(losses)} batches")
-        self.losses, self.guessing, self.trained = losses, guessing, trained
 
 
 EPOCH_METRICS = (
@@ -86,14 +73,14 @@ class Progress(Protocol):
         """Display a stage of `total` steps; the context manager yields `advance(steps=1, note="")`."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainingContext:
     """Connection of training to the rest of a run: progress display, logging of epochs, checkpoints."""
 
     progress: Progress
     record: Callable[[EpochRecord], None]  # called at the end of every epoch; again for its past epochs after a resume
     checkpoints: Checkpoints | None = None  # of the run; None if none are kept
-    fitting: dict[str, float] = field(default_factory=dict)  # phase -> seconds that this process spent in Keras's fit
+    fit_seconds: float = 0.0  # that this process has spent in Keras's fit
 
     def remaining(self, phase: str, epochs: int) -> range:
         """Return the epochs of a phase that are still to be trained: all, unless a checkpoint holds some of them."""
@@ -115,9 +102,25 @@ class TrainingPhase:
     seed: int  # of dropout
     xla: bool | None  # None: Keras's "auto" on GPUs; on CPUs only for the parts that it makes faster
     decay_bias_and_norm: bool = False  # whether weight decay also applies to vectors (biases, normalisation)
-    range_test_rates: Sequence[
-        float
-    ] = ()  # learning rates of a range test, one per batch; `fit` then raises `RangeTestEnded`
+
+
+@dataclass(frozen=True)
+class PhaseInputs:
+    """The model that one phase trains, with its data."""
+
+    name: str  # of the phase in the run's curves: scratch, head or finetune
+    model: keras.Model  # inputs -> logits: [B, 1] for two classes, [B, classes] for more
+    batches: Batches  # (inputs, labels [B] int32 or shares of classes [B, classes] float32)
+    validation: tf.data.Dataset  # (inputs, labels [B] int32), evaluated after every epoch
+    classes: tuple[str, ...]  # class names, in label order
+    first_step: int = 0  # of the phase's first epoch in the run's curves, which count on over the phases
+    # `id` of a variable -> factor of its learning rate, if not 1. Weight decay uses the rate without the factor.
+    rate_factors: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """The number of classes."""
+        return len(self.classes)
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,9 @@ class RunComponents:
     extra_layers: tuple[keras.layers.Layer, ...]  # Keras preprocessing layers applied after the augmentation
     backbone: Backbone
     head: Callable[[int], keras.Model]  # number of classes -> untrained head: pooled features [B, D] -> logits
-    recipe: TrainingPhase  # of the last phase, or of the only one
-    head_recipe: TrainingPhase  # of fine-tuning's first phase
-    regime: Callable[[RunComponents, Dataset, TrainingContext], TrainingResult]
+    phase: TrainingPhase  # of the last phase, or of the only one
+    head_phase: TrainingPhase  # of fine-tuning's first phase
+    regime: Regime
     head_file: Path | None  # weights of a trained head that another run logged
     identity: Callable[[Config, str], str]  # (configuration, fingerprint of the data) -> identity of the run
 
@@ -152,3 +155,6 @@ class TrainingResult:
     head_scores: np.ndarray | None = (
         None  # validation probabilities [N, classes] float32 of the head before fine-tuning
     )
+
+
+Regime: TypeAlias = "Callable[[RunComponents, Dataset, TrainingContext], TrainingResult]"

@@ -1,0 +1,87 @@
+"""Components named in the configuration: which functions and classes a `_target_` may name, and how they are called."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.config import messages
+from experiments.errors import ConfigError, DataError
+
+APPLICATIONS = "keras.applications."
+OURS = {
+    "data": "experiments.data.",
+    "augmentation": "experiments.data.augmentation.",
+    "model": "experiments.models.",
+    "schedule": "experiments.training.schedules.",
+    "regime": "experiments.regimes.",
+}
+
+
+def resolve(trusted_packages: Sequence[str], key: str, target: str, kind: type | None = None) -> Any:
+    """Return the class or function that a `_target_` names, if it is allowed there.
+
+    Args:
+        trusted_packages: the packages of the user in which any name is allowed.
+        key: the key in the configuration that has the `_target_`.
+        target: the dotted name.
+        kind: the Keras class whose subclass it must be; None for keys that take a function of this project.
+
+    Raises:
+        ConfigError: the name is not allowed for this key, which is checked before anything is imported (Keras only for
+            subclasses of `kind` and for applications, this project only for the functions of the key's group, anything
+            else only from `trusted_packages`); the name does not exist; or it is a class of another kind.
+    """
+    group = key.split(".")[0]
+    allowed = [f"{name}." for name in trusted_packages]
+    if kind is not None:
+        allowed.append("keras.")
+    else:
+        allowed.append(OURS[group])
+    if group == "model":
+        allowed.append(APPLICATIONS)
+    if not target.startswith(tuple(allowed)):
+        raise ConfigError(
+            f"{key}._target_: must begin with {' or '.join(allowed)} (a package of yours: trusted_packages=[NAME]). "
+            f"Received: {target!r}"
+        )
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}._target_: there is no {target!r}: {error}") from None
+    if kind is not None and not (inspect.isclass(found) and issubclass(found, kind)):
+        raise ConfigError(f"{key}._target_: must name a {kind.__module__}.{kind.__name__}. Received: {target!r}")
+    # Names that a module of this project has imported from elsewhere are not allowed.
+    borrowed = target.startswith("experiments.") and getattr(found, "__module__", None) != module
+    if kind is None and (borrowed or not inspect.isfunction(found)):
+        raise ConfigError(f"{key}._target_: must name a function. Received: {target!r}")
+    return found
+
+
+def construct(key: str, function: Any, arguments: Mapping[str, Any]) -> Any:
+    """Call a class or function with arguments from the configuration.
+
+    Raises:
+        ConfigError: an argument is unknown, or the call raises a TypeError or ValueError; the message names the key.
+    """
+    parameters = inspect.signature(function).parameters
+    named = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
+    unknown = [name for name in arguments if name not in (*named, "dtype", "name", "trainable")]
+    # Keras's classes pass their **kwargs on to a base class, which accepts little else than the three names above.
+    if unknown and (inspect.isclass(function) or len(named) == len(parameters)):
+        lines = [messages.unknown_key(f"{key}.{name}", named, arguments[name]) for name in unknown]
+        raise ConfigError(messages.format_errors(lines))
+    # YAML and the command line yield the integer 0 for 0.0, which Keras's SGD does not accept as momentum.
+    numbers = {name for name, parameter in parameters.items() if type(parameter.default) is float}
+    typed = {
+        name: float(value) if name in numbers and type(value) is int else value for name, value in arguments.items()
+    }
+    try:
+        return function(**typed)
+    except (ConfigError, DataError):
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: {error}") from error
