@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import logging
 import os
 import re
 import socket
-import sqlite3
 import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from experiments.errors import ConfigError
-from experiments.system.paths import ARTIFACTS, sqlite_file
+from experiments.system.paths import sqlite_file
 from experiments.system.redaction import redact_credentials
-from experiments.tracking import migrations
-from experiments.tracking.private_mlflow_api import ADDRESS_COLUMNS
+from experiments.tracking import migrations, moved_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,7 +34,6 @@ ENVIRONMENT = {  # of MLflow; values that the user has set are kept
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_UV_AUTO_DETECT": "false",  # `log_model` gives the requirements explicitly.
 }
-_log = logging.getLogger(__name__)
 
 
 def missing(uri: str) -> bool:
@@ -121,7 +116,7 @@ def check(uri: str | None) -> None:
     if file is not None:
         if found := migrations.sqlite_problem(file, str(uri)):
             raise unusable(str(uri), *found)
-        follow_move(file)
+        moved_store.follow_move(file)
         return
     try:
         parts = urlsplit(uri or "")
@@ -136,57 +131,6 @@ def check(uri: str | None) -> None:
     except (OSError, ValueError, http.client.HTTPException) as error:
         if not isinstance(getattr(error, "reason", None), ssl.SSLError):
             raise unusable(str(uri), str(error)) from None
-
-
-def follow_move(file: Path) -> None:
-    """Correct the artifacts' addresses in an SQLite store whose directory was moved or copied.
-
-    MLflow records absolute addresses. Without this correction, old artifacts would not be found, and new ones would be
-    written to the previous directory. It is made only for the layout of outputs/, with the artifacts beside the
-    database.
-
-    Args:
-        file: the database.
-    """
-    here = file.resolve().with_name(ARTIFACTS)
-    if not file.is_file():
-        return
-    try:
-        with contextlib.closing(sqlite3.connect(file, timeout=WAIT)) as store:
-            for (location,) in store.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall():
-                there = _local_path(location)
-                if there is not None and there.name == ARTIFACTS and there != here and _has_moved(there, here, file):
-                    _replace_addresses(store, location, here.as_uri())
-                    _log.info("MLflow's files are in %s now: their addresses in %s led to %s", here, file, there)
-    except sqlite3.Error as error:
-        if "no such" not in str(error) and "not a database" not in str(error):  # MLflow reports these errors itself.
-            _log.warning("%s: the addresses of artifacts cannot be corrected: %s", file, error)
-
-
-def _local_path(location: str | None) -> Path | None:
-    """Return the path of an artifact location that is a file URI or a plain path; None for other locations."""
-    if location is None or ("://" in location and not location.startswith("file:")):
-        return None
-    return Path(unquote(urlsplit(location).path) if location.startswith("file:") else location)
-
-
-def _has_moved(there: Path, here: Path, database: Path) -> bool:
-    """Return whether a database whose artifacts are elsewhere was moved or copied from there."""
-    if not there.is_dir():
-        return True
-    return here.is_dir() and not there.samefile(here) and (there.parent / database.name).is_file()
-
-
-def _replace_addresses(store: sqlite3.Connection, old: str, new: str) -> None:
-    """Replace the prefix `old` of the addresses in MLflow's tables, in one transaction."""
-    with store:
-        for table, column in ADDRESS_COLUMNS:
-            if column in [row[1] for row in store.execute(f"PRAGMA table_info({table})")]:
-                store.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
-                    f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
-                    (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
-                )
 
 
 def unusable(uri: str, reason: str, remedy: str | None = None) -> ConfigError:
