@@ -12,7 +12,6 @@ from typing import Any
 import mlflow
 import pytest
 
-from experiments.cli import sync
 from experiments.config.overrides import quoted
 from experiments.config.schema import Config
 from experiments.deploy import saved_run
@@ -21,7 +20,7 @@ from experiments.reuse import like, resume
 from experiments.runs import active_run, run_directory
 from experiments.runs.location import store_of
 from experiments.system.paths import default_outputs, sqlite_file, sqlite_uri, tracking_uri
-from experiments.tracking import connection, inputs, queries, view
+from experiments.tracking import connection, inputs, queries, sync, view
 
 Run = Callable[..., None]
 SMALL = ("data.image_size=48", "batch_size=8", "epochs=1", "regime=scratch", "progress=none", "hydra/job_logging=none",

@@ -20,7 +20,6 @@ from PIL import Image
 from rich.console import Console
 
 from experiments import run as run_module
-from experiments.cli import sync
 from experiments.config import schema
 from experiments.data import decoder, manifest
 from experiments.data.pixel_buffer import PixelBuffer
@@ -36,6 +35,7 @@ from experiments.runs.curves import Curves
 from experiments.storage.array_cache import Rows
 from experiments.storage.csv_files import write_rows
 from experiments.system.startup import quiet_start
+from experiments.tracking import sync
 from experiments.tracking.mlflow_run import Tracker
 from experiments.training import runtime
 from experiments.training.checkpoints import Checkpoints, State

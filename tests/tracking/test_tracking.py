@@ -22,7 +22,8 @@ import pytest
 from mlflow.entities import Dataset, DatasetInput, Run
 from PIL import Image
 
-from experiments.cli import inspect, sync
+from experiments.cli import inspect
+from experiments.cli import sync as sync_verb
 from experiments.config import schema
 from experiments.data import decoder
 from experiments.errors import ConfigError
@@ -39,6 +40,7 @@ from experiments.tracking import (
     model_logging,
     queries,
     summary_runs,
+    sync,
     upload,
     view,
 )
@@ -655,7 +657,7 @@ def test_what_cannot_be_synced_is_said_for_each_folder(
         (place / "run.json").write_text(json.dumps({"command": {}, "run_id": run_id, "store": store.uri}))
     monkeypatch.setattr(sys, "argv", ["sync", str(folder), str(whole)])
     with pytest.raises(SystemExit) as ended:
-        sync.main()
+        sync_verb.main()
     told = capsys.readouterr()
     assert ended.value.code == 1 and f"{folder}: " in told.err and "is damaged" in told.err
     assert f"{whole}: all is in {store.uri}" in told.out

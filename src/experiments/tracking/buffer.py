@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 from experiments.errors import ConfigError
 from experiments.storage import atomic_files
 from experiments.system.redaction import redact_credentials, redacted
-from experiments.tracking import connection, upload
+from experiments.tracking import upload
 from experiments.tracking.upload import MODEL, UNSENT, Kind, Message
-from experiments.training.types import Status
 
 if TYPE_CHECKING:
     import keras
@@ -128,31 +127,6 @@ class TrackingBuffer:
                 aside.unlink(missing_ok=True)
         write(self.folder, self.waiting)
         self.kept = time.monotonic()
-
-
-def sync(run_id: str, folder: Path, uri: str, points: list[list[Any]], status: str | None) -> tuple[int, str | None]:
-    """Upload the messages that an ended run has left in its directory.
-
-    Args:
-        run_id: the id of the MLflow run.
-        folder: the run directory.
-        uri: the tracking store.
-        points: points of its curves, as the content of a METRICS message, which are uploaded even if they are not in
-            the buffer.
-        status: how the run has ended according to its directory; it may have continued without MLflow.
-
-    Returns:
-        The number of messages that could not be uploaded, and the reason.
-    """
-    connection.use(uri)
-    buffer = TrackingBuffer(run_id, folder)
-    for message in buffer.waiting:
-        if message.kind == Kind.END and message.run_id == run_id and status == Status.FINISHED:
-            message.content.update(status=status, failure=None)
-    if points:
-        buffer.waiting.insert(0, Message(run_id, Kind.METRICS, points))
-    buffer.send(last=True)
-    return len(buffer.waiting), buffer.reason
 
 
 def read(folder: Path) -> list[Message]:
