@@ -490,8 +490,8 @@ def test_the_last_lines_show_accuracy_beside_the_most_frequent_class(tmp_path: P
         return console.export_text().splitlines()[0]
 
     line = (
-        "validation accuracy 95.0 % (95 % interval 91.0 % to 97.3 %, 200 images), not above always answering 'normal'"
+        "validation accuracy 95.0 % (95 % interval 91.0 % to 97.3 %, 200 images), not above always predicting 'normal'"
     )
     assert last_line(0).startswith(f"{line} (95.0 %); loss ")
-    assert "accuracy 97.0 %" in last_line(4) and "not significantly above always answering" in last_line(4)
-    assert "200 images), significantly above always answering 'normal' (95.0 %)" in last_line(10)
+    assert "accuracy 97.0 %" in last_line(4) and "not significantly above always predicting" in last_line(4)
+    assert "200 images), significantly above always predicting 'normal' (95.0 %)" in last_line(10)

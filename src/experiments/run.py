@@ -314,7 +314,7 @@ def print_results(console: Console, folder: Path, reports: Mapping[str, Report],
             f"{split} accuracy {percent(metrics['accuracy'])} "
             f"(95 % interval {percent(metrics['accuracy_low'])} to {percent(metrics['accuracy_high'])}, "
             f"{len(report.predictions)} images), "
-            + report.baseline.beside(metrics["accuracy"], metrics["accuracy_low"])
+            + report.baseline.describe(metrics["accuracy"], metrics["accuracy_low"])
             + (f"; loss {metrics['loss']:.3f}" if "loss" in metrics else ""),
             highlight=False,
             markup=False,

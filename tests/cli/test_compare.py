@@ -22,8 +22,8 @@ from experiments.errors import ConfigError
 from experiments.evaluation import comparison_text
 from experiments.evaluation.comparison import (
     Comparison,
+    EvaluatedRun,
     Group,
-    Repeat,
     compare,
     configuration,
     disagreements,
@@ -187,16 +187,16 @@ def test_the_same_configuration_on_other_data_is_another_row(uri: str) -> None:
     assert of(uri, "data1", "data3").names == ["1 data.limit.train=9", "2 data.limit.train=8"]
 
 
-def test_folds_are_one_group_that_is_judged_on_all_their_images(uri: str) -> None:
+def test_folds_are_one_group_that_is_evaluated_on_all_their_images(uri: str) -> None:
     comparison = of(uri, "scratch0", "fold0", "fold1")
     _, folds = comparison.groups
-    assert len(folds.images) == IMAGES and len(folds.repeats) == 1
+    assert len(folds.images) == IMAGES and len(folds.by_seed) == 1
     assert comparison.measures[1]["accuracy"].value == 30 / IMAGES
     found = comparison.differences[1]
     assert found is not None and found.paired and found.images == IMAGES
 
 
-def test_runs_on_other_images_are_compared_unpaired_and_told_so(uri: str) -> None:
+def test_runs_on_other_images_are_compared_unpaired_and_named_so(uri: str) -> None:
     comparison = of(uri, "scratch0", "elsewhere")
     found = comparison.differences[1]
     assert found is not None and not found.paired and found.needed is None
@@ -214,7 +214,7 @@ def test_runs_that_share_some_images_are_compared_on_those(uri: str) -> None:
 
 def test_single_runs_are_compared_as_models_and_the_way_to_a_claim_about_the_setting_is_given(uri: str) -> None:
     baseline, *_, sentence, single, command = sentences(of(uri, "scratch0", "tuned0"))
-    assert baseline == "The accuracy of scratch is not above always answering 'cats' (50.0 %)."
+    assert baseline == "The accuracy of scratch is not above always predicting 'cats' (50.0 %)."
     assert "The model trained with finetune is better than the one trained with scratch by 35.0 points" in sentence
     assert "(95 % interval +22.1 to +50.5, p = 0.00018, 40 images)" in sentence
     assert sentence.endswith("these two trained models are significantly different.")
@@ -247,7 +247,7 @@ def test_the_same_seed_run_again_is_no_new_evidence(uri: str) -> None:
     fake_run(client, "again", {"regime": "bottleneck", "epochs": "11"}, right(22))
     fake_run(client, "once", {"regime": "bottleneck", "epochs": "11"}, right(22))
     comparison = of(uri, "scratch0", "again", "once")
-    assert [len(group.repeats) for group in comparison.groups] == [1, 1]
+    assert [len(group.evaluated) for group in comparison.groups] == [1, 1]
     found = comparison.differences[1]
     assert found is not None and not found.about_setting
     assert any(line.startswith("once has the configuration and seed of another") for line in sentences(comparison))
@@ -257,12 +257,12 @@ def test_an_accuracy_that_is_not_above_the_most_frequent_class_is_named(uri: str
     """190 normal and 10 abnormal images, none of the abnormal found: 95.0 %."""
 
     def imbalanced(name: str, correct: Sequence[bool], **params: str) -> Group:
-        said = {}
+        predictions = {}
         for at, one in enumerate(correct):
             label = "normal" if at < 190 else "abnormal"
             predicted = label if one else {"normal": "abnormal", "abnormal": "normal"}[label]
-            said[str(at), label] = Prediction(str(at), str(at), label, predicted, 0.9, one, {})
-        return Group(params, (Repeat((RunFacts(name, name, params, {}, {}, "1", None),), said, ((),)),))
+            predictions[str(at), label] = Prediction(str(at), str(at), label, predicted, 0.9, one, {})
+        return Group(params, (EvaluatedRun(RunFacts(name, name, params, {}, {}, "1", None), predictions),))
 
     rows = [
         imbalanced("blind", [at < 190 for at in range(200)], regime="scratch"),
@@ -271,11 +271,11 @@ def test_an_accuracy_that_is_not_above_the_most_frequent_class_is_named(uri: str
     ]
     comparison = of_groups(rows, "validation")
     assert sentences(comparison)[:3] == [
-        "The accuracy of scratch is not above always answering 'normal' (95.0 %).",
-        "The accuracy of bottleneck is not significantly above always answering 'normal' (95.0 %).",
-        "The accuracy of finetune is significantly above always answering 'normal' (95.0 %).",
+        "The accuracy of scratch is not above always predicting 'normal' (95.0 %).",
+        "The accuracy of bottleneck is not significantly above always predicting 'normal' (95.0 %).",
+        "The accuracy of finetune is significantly above always predicting 'normal' (95.0 %).",
     ]
-    assert "not above always answering 'normal'" in " ".join(printed(comparison).split())
+    assert "not above always predicting 'normal'" in " ".join(printed(comparison).split())
     assert comparison_text.csv_text(comparison).splitlines()[1].split(",")[5] == "0.95"
 
 
@@ -294,21 +294,21 @@ def test_the_images_on_which_they_disagree(uri: str) -> None:
     assert sorted(one.path for one in found) == sorted(f"a/{at}.jpg" for at in range(20, 34))
     first = found[0]
     assert first.path == "a/29.jpg" and first.data == ("/photos",), "the most confident mistake first"
-    assert first.label == "dogs" and [verdict and verdict.predicted for verdict in first.predictions] == [
+    assert first.label == "dogs" and [one and one.predicted for one in first.predictions] == [
         "cats",
         "dogs",
     ]
     over_seeds = disagreements(of(uri, "scratch0", "scratch1", "scratch2", "tuned0", "tuned1", "tuned2"))
     assert {one.path for one in over_seeds} == {f"a/{at}.jpg" for at in range(22, 36)}, "where most seeds disagree"
-    (none, judged) = disagreements(of(uri, "scratch0", "partly"))[-1].predictions
-    assert none is None or judged is None or none.right != judged.right
+    (none, evaluated) = disagreements(of(uri, "scratch0", "partly"))[-1].predictions
+    assert none is None or evaluated is None or none.right != evaluated.right
 
 
 def test_rows_that_were_looked_for_are_ordered_by_validation_and_never_by_test(uri: str) -> None:
     named, found = find_runs(uri, ["job0"]), find_runs(uri, ["job0", "job2", "job1"])
     ranked = compare(uri, [], "validation", found)
     assert [group.runs[0].name for group in ranked.groups] == ["job1", "job2", "job0"]
-    assert "The first is the best of 3" in sentences(ranked)[-2]
+    assert "The first row is the best of 3" in sentences(ranked)[-2]
     assert [group.runs[0].name for group in compare(uri, named, "validation", found).groups] == ["job0", "job1", "job2"]
     tested = find_runs(uri, ["elsewhere", "winner"])
     for given in (tested, tested[::-1]):
@@ -423,7 +423,7 @@ def test_the_command_prints_the_comparison_and_leaves_a_page_without_tensorflow(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "answer"),
+    ("arguments", "message"),
     [
         (["scratch0", "nobody"], "nobody: no finished run fits"),
         (["--query", "params.regime = 'none'"], "--query: no finished run fits"),
@@ -432,10 +432,10 @@ def test_the_command_prints_the_comparison_and_leaves_a_page_without_tensorflow(
         (["adam", "--images", "-1"], "must be a number, 0 or more"),
     ],
 )
-def test_the_command_answers_what_it_cannot_do_in_one_line(
-    uri: str, arguments: list[str], answer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_command_reports_what_it_cannot_do_in_one_line(
+    uri: str, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["experiments compare", "--uri", uri, *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
-    assert answer in str(ended.value) + capsys.readouterr().err
+    assert message in str(ended.value) + capsys.readouterr().err

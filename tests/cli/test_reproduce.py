@@ -43,8 +43,8 @@ TINY = (
     ("exercise", 0.94, 0.96, "inconclusive"),
     ("exercise", 0.92, 0.949, "below"),
 ])  # fmt: skip
-def test_a_verdict_is_where_the_interval_lies(name: str, low: float, high: float, expected: str) -> None:
-    assert reproduction.judge_claim(CLAIMS[name], low, high) == expected
+def test_the_outcome_is_where_the_interval_lies(name: str, low: float, high: float, expected: str) -> None:
+    assert reproduction.check_claim(CLAIMS[name], low, high) == expected
 
 
 def test_a_claim_is_as_sure_as_its_400_images() -> None:
@@ -102,8 +102,8 @@ def test_the_page_holds_claims_figures_and_commands_but_no_place(monkeypatch: py
     jobs = [Job(at, line, {"experiment": "scratch", "seed": str(at)}, None, Path(), status="FINISHED")  # type: ignore
             for at in range(2)]  # fmt: skip
     row = reproduction.row("scratch", jobs, backbone="vgg16", comparable=True)
-    said = reproduction.sentences([row], backbone="mobilenet_v2", comparable=True)
-    page = reproduction.markdown([row], said, "`experiments reproduce`, today")
+    explanation = reproduction.sentences([row], backbone="mobilenet_v2", comparable=True)
+    page = reproduction.markdown([row], explanation, "`experiments reproduce`, today")
     assert "| 74-78 % | 76.5 % [68.9, 84.1] | 78.0, 75.0 | 310, 305 | inconclusive |" in page
     assert "python -m experiments.train experiment=tutorial_scratch data.root=PATH seed=0" in page
     assert "/some/where" not in page and "on 400 validation images" in page and "vgg16's" in page
@@ -113,28 +113,28 @@ def test_the_page_holds_claims_figures_and_commands_but_no_place(monkeypatch: py
     assert reproduction.cells(row)[-1] == "1 of 2 runs missing"
 
 
-def test_what_makes_other_runs_has_no_verdict(config: Callable[..., Any]) -> None:
+def test_what_makes_other_runs_has_no_outcome(config: Callable[..., Any]) -> None:
     photographs = config("data=folder", "data.root=P")
     assert reproduction.same_task(photographs, ["tracking=none", "runtime.threads=1", "+tags.mine=x"])
     assert not reproduction.same_task(photographs, ["epochs=2"])
     assert not reproduction.same_task(config("data=synthetic"), [])
 
 
-@pytest.mark.parametrize("arguments, told", [
+@pytest.mark.parametrize("arguments, message", [
     (["--data", "nowhere"], "--data: there is no such folder or zip file. Received: nowhere"),
     (["--weights", "nowhere"], "--weights: there is no such file. Received: nowhere"),
     (["--backbone", "vgg17"], "Nearest: model=vgg1"),
     (["--quick", "optimizer.lrr=1"], "Nearest: optimizer.lr"),
     (["--quick", "seed=3"], "seed: the runs have those of --seeds"),
 ])  # fmt: skip
-def test_faults_are_told_before_anything_is_read(
-    arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch, own_outputs: Path
+def test_invalid_arguments_are_reported_before_anything_is_read(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, own_outputs: Path
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["experiments reproduce", *arguments])
     monkeypatch.setattr(signals, "install", lambda: None)
     with pytest.raises(SystemExit) as ended:
         verb.main()
-    assert told in str(ended.value) and not own_outputs.exists()
+    assert message in str(ended.value) and not own_outputs.exists()
 
 
 def start(root: Path, *more: str) -> subprocess.Popen[str]:
@@ -152,23 +152,23 @@ def test_it_is_stopped_goes_on_and_then_has_nothing_to_do(drawn: Path, own_outpu
         assert time.monotonic() < deadline and first.poll() is None, first.communicate()
         time.sleep(0.1)
     first.send_signal(signal.SIGTERM)
-    _, said = first.communicate(timeout=120)
-    assert first.returncode == 128 + signal.SIGTERM and "The same command again" in said
+    _, errors = first.communicate(timeout=120)
+    assert first.returncode == 128 + signal.SIGTERM and "The same command again" in errors
 
-    out, said = start(drawn).communicate(timeout=600)
-    assert re.search("8 runs, [23] of them finished", out), out + said
+    out, errors = start(drawn).communicate(timeout=600)
+    assert re.search("8 runs, [23] of them finished", out), out + errors
     (folder,) = own_outputs.glob("reproduce/*/")
     summary = json.loads((folder / "summary.json").read_bytes())
     assert [row["experiment"] for row in summary["rows"]] == list(CLAIMS)
-    assert all(row["finished"] == ["0", "1"] and row["verdict"] == "" for row in summary["rows"])
-    assert "No verdict" in out and str(folder / "summary.md") in out
+    assert all(row["finished"] == ["0", "1"] and row["outcome"] == "" for row in summary["rows"])
+    assert "No outcome" in out and str(folder / "summary.md") in out
 
     before = {path: path.stat().st_mtime for path in own_outputs.glob("runs/*/run.json")}
     assert len(before) == 8, "the one that was stopped has gone on in its place"
     assert {RunDirectory(path.parent).facts()["status"] for path in before} == {"FINISHED"}  # type: ignore[index]
     again = start(drawn)
-    out, said = again.communicate(timeout=300)
-    assert again.returncode == 0 and "8 runs, 8 of them finished" in out, out + said
+    out, errors = again.communicate(timeout=300)
+    assert again.returncode == 0 and "8 runs, 8 of them finished" in out, out + errors
     assert {path: path.stat().st_mtime for path in own_outputs.glob("runs/*/run.json")} == before
 
     client = mlflow.MlflowClient(f"sqlite:///{own_outputs}/mlflow.db")

@@ -18,7 +18,7 @@ from PIL import Image
 
 from experiments.errors import DataError
 from experiments.evaluation import comparison_page
-from experiments.evaluation.comparison import Comparison, Group, Repeat, disagreements, of_groups
+from experiments.evaluation.comparison import Comparison, EvaluatedRun, Group, disagreements, of_groups
 from experiments.runs.predictions import Prediction
 from experiments.system.redaction import visible
 from experiments.tracking.queries import RunFacts
@@ -31,9 +31,9 @@ NAME = 'run $1 & <b>bold</b> | `code` [link](x) \u202e\x1b[31m " onload="x'
 def group(drawn: Path, name: str, right: int, seeds: int = 1, **params: str) -> Group:
     """Runs on the drawn training images that get the first so many of them right."""
     paths = sorted((drawn / "train").rglob("*.jpg"))
-    repeats = []
+    runs = []
     for seed in range(seeds):
-        said = {}
+        predictions = {}
         for at, path in enumerate(paths):
             label = int(path.parent.name == "stripes")
             predicted = label if at < right + seed else 1 - label
@@ -42,16 +42,16 @@ def group(drawn: Path, name: str, right: int, seeds: int = 1, **params: str) -> 
                 path.relative_to(drawn).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest(), CLASSES[label],
                 CLASSES[predicted], 0.9, predicted == label, shares,
             )  # fmt: skip
-            said[one.sha256, one.label] = one
+            predictions[one.sha256, one.label] = one
         metrics = {"total_seconds": 12.0, "validation.loss": 0.5, "validation.f1": 0.8}
-        run = RunFacts(f"{name}{seed}", f"{name} {NAME}", params, metrics, {}, "1", str(drawn))
+        run = RunFacts(f"{name}{seed}", f"{name} {NAME}", params | {"seed": str(seed)}, metrics, {}, "1", str(drawn))
         curve = tuple(
             EpochRecord(step, phase, step, 0, {"seconds": 1.0 + step, "validation_accuracy": 0.5, "accuracy": 0.6,
                                                "validation_loss": 0.7, "loss": 0.6})
             for step, phase in enumerate(("head", "head", "finetune", "finetune"))
         )  # fmt: skip
-        repeats.append(Repeat((run,), said, (curve,)))
-    return Group(params, tuple(repeats))
+        runs.append(EvaluatedRun(run, predictions, curve))
+    return Group(params, tuple(runs))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def comparison(drawn: Path) -> Comparison:
     return of_groups([scratch, group(drawn, "b", 19, **params)], "validation")
 
 
-class Seen(HTMLParser):
+class PageText(HTMLParser):
     """The elements of a page, their attributes, and its text."""
 
     def __init__(self, text: str) -> None:
@@ -83,21 +83,21 @@ def written(comparison: Comparison, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_the_page_holds_all_it_shows_and_nothing_of_others_is_markup(written: Path) -> None:
-    seen = Seen((written / "comparison.html").read_text(encoding="utf-8"))
-    tags = {tag for tag, _ in seen.elements}
+    page = PageText((written / "comparison.html").read_text(encoding="utf-8"))
+    tags = {tag for tag, _ in page.elements}
     assert not tags & {"script", "b", "a", "iframe", "object", "form"}
-    for tag, attributes in seen.elements:
+    for tag, attributes in page.elements:
         for name, value in attributes.items():
             assert not name.startswith("on")
             if name in ("src", "href"):
                 assert (value or "").startswith("data:"), (tag, value)
-    policies = [a["content"] for tag, a in seen.elements if a.get("http-equiv") == "Content-Security-Policy"]
+    policies = [a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
     assert len(policies) == 1 and (policies[0] or "").startswith("default-src 'none'")
-    assert "alert('stripes')" in seen.text and visible(NAME) in seen.text, "shown as they are"
+    assert "alert('stripes')" in page.text and visible(NAME) in page.text, "shown as they are"
 
 
-def test_the_page_says_what_the_comparison_says(written: Path) -> None:
-    text = Seen((written / "comparison.html").read_text(encoding="utf-8")).text
+def test_the_page_holds_what_the_comparison_finds(written: Path) -> None:
+    text = PageText((written / "comparison.html").read_text(encoding="utf-8")).text
     for part in (
         "2 runs on 24 validation images",
         "finetune is better than the one trained with scratch by 20.8 points",
@@ -113,7 +113,7 @@ def test_the_page_says_what_the_comparison_says(written: Path) -> None:
 
 
 def test_images_and_figures_are_in_the_page(written: Path, drawn: Path) -> None:
-    images = [a["src"] or "" for tag, a in Seen((written / "comparison.html").read_text()).elements if tag == "img"]
+    images = [a["src"] or "" for tag, a in PageText((written / "comparison.html").read_text()).elements if tag == "img"]
     kinds = [source.split(";")[0] for source in images]
     assert kinds == ["data:image/svg+xml"] * 2 + ["data:image/jpeg"] * 3
     thumbnail = Image.open(io.BytesIO(base64.b64decode(images[-1].split(",")[1])))
@@ -150,7 +150,7 @@ def test_an_image_in_a_large_file_is_not_shown(comparison: Comparison, monkeypat
         comparison_page.thumbnail(disagreements(comparison)[0], None)
 
 
-def test_a_image_is_shown_only_as_the_runs_have_seen_it(comparison: Comparison, drawn: Path, tmp_path: Path) -> None:
+def test_a_image_is_shown_only_as_the_runs_have_read_it(comparison: Comparison, drawn: Path, tmp_path: Path) -> None:
     one = disagreements(comparison)[0]
     assert comparison_page.thumbnail(one, None)[:2] == b"\xff\xd8"
     moved = tmp_path / one.path
@@ -177,16 +177,16 @@ def test_a_image_is_shown_only_as_the_runs_have_seen_it(comparison: Comparison, 
 
 def test_runs_that_agree_and_a_single_run_have_pages_too(drawn: Path, tmp_path: Path) -> None:
     a, b = group(drawn, "a", 14, regime="scratch"), group(drawn, "b", 14, regime="finetune")
-    text = Seen(comparison_page.write(tmp_path, of_groups([a, b], "validation"), 3)[0].read_text()).text
+    text = PageText(comparison_page.write(tmp_path, of_groups([a, b], "validation"), 3)[0].read_text()).text
     assert "neither better nor worse" in text and "There is no image on which they disagree" in text
-    text = Seen(comparison_page.write(tmp_path, of_groups([a], "validation"), 3)[0].read_text()).text
+    text = PageText(comparison_page.write(tmp_path, of_groups([a], "validation"), 3)[0].read_text()).text
     assert "1 run on 24 validation images" in text and "disagree" not in text
 
 
-def test_many_groups_are_told_in_one_sentence(drawn: Path, tmp_path: Path) -> None:
+def test_many_groups_are_summarized_in_one_sentence(drawn: Path, tmp_path: Path) -> None:
     groups = [group(drawn, str(right), right, seeds=2, **{"model.head.dropout": str(right)}) for right in range(8, 20)]
     many = of_groups(groups, "validation")
-    text = Seen(comparison_page.write(tmp_path, many, 2)[0].read_text()).text
+    text = PageText(comparison_page.write(tmp_path, many, 2)[0].read_text()).text
     apart = [str(at) for at, found in enumerate(many.differences, 1) if found and found.significant]
     assert 1 < len(apart) < 11
     assert f"Of the 11 others {len(apart)} are significantly different from model.head.dropout=8" in text

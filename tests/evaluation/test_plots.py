@@ -224,14 +224,14 @@ def test_grid_refuses_what_does_not_match(shape: tuple[int, ...], titles: int) -
 def test_mistakes_show_the_most_confident_first() -> None:
     scores = np.array([[0.4, 0.6], [0.9, 0.1], [0.05, 0.95], [0.8, 0.2], [0.3, 0.7]])
     report = report_of(PETS, [0, 0, 0, 1, 0], scores)  # wrong: rows 0, 2, 3, 4
-    asked: list[list[int]] = []
+    requested: list[list[int]] = []
 
     def pixels_of(rows: list[int]) -> np.ndarray:
-        asked.append(rows)
+        requested.append(rows)
         return solid_images(10)[rows]
 
     figure = plots.mistakes(report, pixels_of, count=3)
-    assert asked == [[2, 3, 4]]
+    assert requested == [[2, 3, 4]]
     assert [axes.get_title() for axes in figure.axes] == [
         "cat.2.jpg\ntrue cat\npredicted dog\n95.0%",
         "dog.3.jpg\ntrue dog\npredicted cat\n80.0%",
@@ -241,9 +241,9 @@ def test_mistakes_show_the_most_confident_first() -> None:
     assert figure.get_suptitle() == "Mistakes, validation: 4 of 5 images\nthe 3 most confident"
 
 
-def test_without_mistakes_the_figure_says_so_and_asks_for_no_pixels() -> None:
+def test_without_mistakes_the_figure_has_a_message_and_needs_no_pixels() -> None:
     def pixels_of(rows: list[int]) -> np.ndarray:
-        raise AssertionError(f"asked for {rows}")
+        raise AssertionError(f"requested: {rows}")
 
     figure = plots.mistakes(report_of(PETS, [0, 1], np.array([[0.9, 0.1], [0.2, 0.8]])), pixels_of)
     assert [text.get_text() for text in figure.texts] == ["No mistakes among the 2 images of validation"]

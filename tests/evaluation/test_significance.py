@@ -8,9 +8,9 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
 
+from experiments.evaluation.groups import Scores
 from experiments.evaluation.significance import (
     Difference,
-    Scores,
     compare_runs,
     difference,
     images_needed,
@@ -52,14 +52,14 @@ def coherent(found: Difference) -> bool:
     return found.significant == excludes == (found.p_value < 0.05) and found.low <= found.value <= found.high
 
 
-def test_interval_p_value_and_verdict_never_contradict_each_other() -> None:
+def test_interval_p_value_and_significance_never_contradict_each_other() -> None:
     rng = np.random.default_rng(0)
-    verdicts = set()
+    outcomes = set()
     for _ in range(3000):
         table = rng.multinomial(rng.integers(2, 400), rng.dirichlet([1, 0.3, 0.3, 1]))
         found = difference(*pairs(*table.tolist()))
         assert coherent(found), table
-        verdicts.add(found.significant)
+        outcomes.add(found.significant)
     for _ in range(150):
         sizes = rng.integers(2, 300, 2)
         a, b = (rng.random(size) < rng.random() for size in sizes)
@@ -72,7 +72,7 @@ def test_interval_p_value_and_verdict_never_contradict_each_other() -> None:
         assert coherent(difference(a, b[1:] if seeds > 2 else b, matched_seeds=False))
         assert coherent(difference(rng.normal(size=images), rng.normal(0.3, 1, images)))
         assert coherent(unpaired_difference(a, b[:, 1:]))
-    assert verdicts == {True, False}
+    assert outcomes == {True, False}
 
 
 def trained(rng: np.random.Generator, seeds: int, images: np.ndarray, noise: float, better: float = 0.0) -> np.ndarray:
@@ -232,7 +232,9 @@ def test_images_needed_has_the_power_it_promises() -> None:
 def test_images_needed_grow_as_the_difference_shrinks_and_refuse_what_cannot_be() -> None:
     numbers = [images_needed(each, 0.1) or 0 for each in (0.1, 0.05, 0.01)]
     assert 0 not in numbers and numbers == sorted(numbers) and images_needed(0.0, 0.1) is None
-    for impossible, discordant in ((0.5, 0.1), (0.1, 1.5)):
+    assert images_needed(1e-5, 0.1) is None and images_needed(1e-200, 1e-200) is None, "more than any data set has"
+    assert images_needed(0.0, 0.0) is None
+    for impossible, discordant in ((0.5, 0.1), (0.1, 1.5), (0.1, 0.05)):
         with pytest.raises(ValueError, match="discordant"):
             images_needed(impossible, discordant)
 

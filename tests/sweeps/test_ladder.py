@@ -150,7 +150,7 @@ def test_single_runs_are_about_two_models() -> None:
     assert "these two trained models are significantly different" in text
     assert "training noise is not in its interval" in text
     tied = " ".join(ladder(rows("head", [440]), rows("one", [441]), rows("two", None), *NONE_ABOVE).sentences())
-    assert "images to be shown, of two trained models. Seeds 0, 1 and 2 would say whether it is the rung" in tied
+    assert "images to be shown, of two trained models. Seeds 0, 1 and 2 would show whether it is the rung" in tied
 
 
 def test_each_backbone_has_a_ladder_and_the_cheapest_good_rung_of_all_is_used() -> None:

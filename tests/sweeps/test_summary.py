@@ -34,9 +34,9 @@ def add(
     place = folder / str(number)
     place.mkdir()
     status = "FAILED" if correct is None else "FINISHED"
-    told = {"number": number, "values": values, "overrides": [f"{k}={v}" for k, v in values.items()],
+    record = {"number": number, "values": values, "overrides": [f"{k}={v}" for k, v in values.items()],
             "folder": str(place), "status": status, "reason": "", "identity": f"job {number}", **job}  # fmt: skip
-    (place / "job.json").write_text(json.dumps(told))
+    (place / "job.json").write_text(json.dumps(record))
     (place / "run.json").write_text(json.dumps({"command": {}, "status": status, "identity": f"job {number}"}))
     if correct is not None:
         metrics = {
@@ -66,41 +66,41 @@ def test_the_winner_is_the_best_mean_over_seeds_and_only_whole_candidates_count(
         add(folder, 2 * seed + 1, {"x": "b", "seed": str(seed)}, right(b))
     add(folder, 6, {"x": "lucky", "seed": "0"}, right(99))
     add(folder, 7, {"x": "lucky", "seed": "1"}, None, reason="it broke")
-    said = summary_files.write_summary(folder)
-    assert said["winner"]["values"] == {"x": "a"} and said["winner"]["seeds"] == ["0", "1", "2"]
-    assert [row[0] for row in said["table"]] == ["", "1", "2", "-"]
-    assert said["failures"] == ["job 7 (x=lucky seed=1): it broke"]
+    found = summary_files.write_summary(folder)
+    assert found["winner"]["values"] == {"x": "a"} and found["winner"]["seeds"] == ["0", "1", "2"]
+    assert [row[0] for row in found["table"]] == ["", "1", "2", "-"]
+    assert found["failures"] == ["job 7 (x=lucky seed=1): it broke"]
     mean, low, high = score_interval(np.stack([right(count) for count in (80, 82, 81)]))
-    assert f"{mean:.1%} [{100 * low:.1f}, {100 * high:.1f}] over 3 runs" in said["sentences"][0]
+    assert f"{mean:.1%} [{100 * low:.1f}, {100 * high:.1f}] over 3 runs" in found["sentences"][0]
     assert (folder / "figures" / "parameters.png").stat().st_size > 1000
     assert (folder / "summary.md").read_text().count("\n| ") == 4
 
 
-def test_a_real_difference_and_noise_are_told_apart(folder: Path) -> None:
+def test_a_real_difference_and_noise_are_distinguished(folder: Path) -> None:
     add(folder, 0, {"x": "1"}, right(95))
     add(folder, 1, {"x": "2"}, np.roll(right(95), 1))
     add(folder, 2, {"x": "3"}, right(60))
-    said = " ".join(summary_files.write_summary(folder)["sentences"])
-    assert "these two trained models are not significantly different" in said
-    assert "1 of the 2 other candidates are not significantly different" in said
-    assert "training noise is not in its interval" in said
-    assert "To test the settings, sweep seeds as well: train -m seed=0,1,2" in said
+    found = " ".join(summary_files.write_summary(folder)["sentences"])
+    assert "these two trained models are not significantly different" in found
+    assert "1 of the 2 other candidates are not significantly different" in found
+    assert "training noise is not in its interval" in found
+    assert "To test the settings, sweep seeds as well: train -m seed=0,1,2" in found
     add(folder, 3, {"x": "4"}, right(98))
-    said = " ".join(summary_files.write_summary(folder)["sentences"])
-    assert "x=4 is better" in said and "3.0 points" in said and "p = 0.083" in said and "not significantly" in said
+    found = " ".join(summary_files.write_summary(folder)["sentences"])
+    assert "x=4 is better" in found and "3.0 points" in found and "p = 0.083" in found and "not significantly" in found
     (folder / "0").rename(folder.parent / "0")
     (folder / "1").rename(folder.parent / "1")
-    said = " ".join(summary_files.write_summary(folder)["sentences"])
-    assert "38.0 points" in said and "these two trained models are significantly different" in said
+    found = " ".join(summary_files.write_summary(folder)["sentences"])
+    assert "38.0 points" in found and "these two trained models are significantly different" in found
 
 
-def test_folds_are_judged_together(folder: Path) -> None:
+def test_folds_are_evaluated_together(folder: Path) -> None:
     for fold in range(2):
         add(folder, fold, {"x": "a", "data.fold": str(fold)}, right(90), first=100 * fold)
         add(folder, 2 + fold, {"x": "b", "data.fold": str(fold)}, right(60), first=100 * fold)
-    said = summary_files.write_summary(folder)
-    assert said["winner"]["values"] == {"x": "a"}
-    text = " ".join(said["sentences"])
+    found = summary_files.write_summary(folder)
+    assert found["winner"]["values"] == {"x": "a"}
+    text = " ".join(found["sentences"])
     assert "200 images, 1 seed of each, in folds)" in text and "corrected for training sets that overlap" in text
     assert "trained models" not in text
 
@@ -109,9 +109,9 @@ def test_a_loss_is_better_lower(folder: Path) -> None:
     (folder / "sweep.json").write_text(json.dumps({"objective": "loss", "command": "", "parent": None}))
     add(folder, 0, {"x": "good"}, right(90))
     add(folder, 1, {"x": "bad"}, right(50))
-    said = summary_files.write_summary(folder)
-    assert said["winner"]["values"] == {"x": "good"}
-    assert "The model trained with x=good is better than the one trained with x=bad by " in " ".join(said["sentences"])
+    found = summary_files.write_summary(folder)
+    assert found["winner"]["values"] == {"x": "good"}
+    assert "The model trained with x=good is better than the one trained with x=bad by " in " ".join(found["sentences"])
 
 
 def test_candidates_are_compared_in_the_metric_that_they_are_ranked_by(folder: Path) -> None:
@@ -142,8 +142,8 @@ def test_candidates_are_compared_in_the_metric_that_they_are_ranked_by(folder: P
 def test_the_winner_stands_beside_the_most_frequent_class(folder: Path) -> None:
     add(folder, 0, {"x": "1"}, right(52))
     add(folder, 1, {"x": "2"}, right(50))
-    said = summary_files.write_summary(folder)["sentences"]
-    assert "The accuracy of the winner is not significantly above always answering 'cat' (50.0 %)." in said
+    found = summary_files.write_summary(folder)["sentences"]
+    assert "The accuracy of the winner is not significantly above always predicting 'cat' (50.0 %)." in found
 
 
 def test_results_of_another_run_are_in_no_row(folder: Path) -> None:
@@ -156,24 +156,24 @@ def test_results_of_another_run_are_in_no_row(folder: Path) -> None:
     for name in ("job.json", "metrics.json", "predictions_validation.csv"):
         (folder / "fetched" / name).rename(folder / "2" / name)
     (folder / "2" / "fetched.json").write_text(json.dumps({"identity": "another", "status": "FINISHED"}))
-    said = summary_files.write_summary(folder)
-    assert said["winner"]["values"] == {"x": "a"}
-    assert [run["status"] for run in said["runs"]] == ["FINISHED", "NEW", "NEW"]
-    assert [run["metrics"] for run in said["runs"][1:]] == [{}, {}]
+    found = summary_files.write_summary(folder)
+    assert found["winner"]["values"] == {"x": "a"}
+    assert [run["status"] for run in found["runs"]] == ["FINISHED", "NEW", "NEW"]
+    assert [run["metrics"] for run in found["runs"][1:]] == [{}, {}]
     (folder / "2" / "fetched.json").write_text(json.dumps({"identity": "job 2", "status": "FINISHED"}))
     assert summary_files.write_summary(folder)["winner"]["values"] == {"x": "c"}
 
 
-def test_the_test_score_of_a_former_winner_is_not_told_beside_another(folder: Path) -> None:
+def test_the_test_score_of_a_former_winner_is_not_reported_beside_another(folder: Path) -> None:
     add(folder, 0, {"x": "a"}, right(60))
     add(folder, 1, {"x": "b"}, right(90))
     add(folder, 2, {"x": "a"}, right(65), final=True)
     (folder / "2" / "predictions_validation.csv").rename(folder / "2" / "predictions_test.csv")
     assert "65.0%" not in " ".join(summary_files.write_summary(folder)["sentences"])
     (folder / "1" / "run.json").unlink()  # so that the former winner is the winner
-    said = " ".join(summary_files.write_summary(folder)["sentences"])
-    assert "Read once on the test images: accuracy 65.0% [95 % interval 55.3, 73.6]" in said
-    assert "; significantly above always answering 'cat' (50.0 %)." in said
+    found = " ".join(summary_files.write_summary(folder)["sentences"])
+    assert "Read once on the test images: accuracy 65.0% [95 % interval 55.3, 73.6]" in found
+    assert "; significantly above always predicting 'cat' (50.0 %)." in found
 
 
 def test_a_winner_that_was_not_evaluated_again_is_not_called_without_held_out_images(folder: Path) -> None:
@@ -181,13 +181,13 @@ def test_a_winner_that_was_not_evaluated_again_is_not_called_without_held_out_im
     assert summary_files.write_summary(folder)["sentences"][-1].startswith("No images were held back from the choice")
     about = json.loads((folder / "sweep.json").read_text()) | {"config": {"sweep": {"final": False}}}
     (folder / "sweep.json").write_text(json.dumps(about))
-    said = summary_files.write_summary(folder)["sentences"][-1]
-    assert said == "The winner was not evaluated on images that no job has read (sweep.final=false)."
+    found = summary_files.write_summary(folder)["sentences"][-1]
+    assert found == "The winner was not evaluated on images that no job has read (sweep.final=false)."
 
 
 def test_without_a_finished_job_there_is_no_winner(folder: Path) -> None:
     add(folder, 0, {"x": "1"}, None, reason="broke")
-    said = summary_files.write_summary(folder)
-    assert said["winner"] is None and "no winner" in said["sentences"][0]
+    found = summary_files.write_summary(folder)
+    assert found["winner"] is None and "no winner" in found["sentences"][0]
     with pytest.raises(ConfigError, match=r"no sweep's folder"):
         summary.read(folder / "0")

@@ -27,7 +27,7 @@ def main() -> None:
     target.parent.mkdir(exist_ok=True)
     shutil.copyfile(RunDirectory(Path(run.tags["run_folder"])).weights("backbone"), target)
     accuracy, low, share = (run.metrics[f"validation.accuracy{name}"] for name in ("", "_low", "_baseline"))
-    beside = Baseline("", share).beside(accuracy, low)
+    beside = Baseline("", share).describe(accuracy, low)
     print(f"{target}: {target.stat().st_size} bytes, validation accuracy {percent(accuracy)}, {beside}")
 
 

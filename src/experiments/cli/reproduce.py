@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments reproduce",
         description="Runs the tutorial's experiments (from scratch, bottleneck features, fine-tuning, and its exercise "
-        "'above 95 %') over the seeds, and puts its claims beside what came out, with a verdict. The same command "
+        "'above 95 %') over the seeds, and puts its claims beside what came out, with the outcome. The same command "
         "again goes on where it was interrupted; what is finished, by whatever command, is not run again.",
     )
     parser.add_argument(
@@ -42,7 +42,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--weights", metavar="FILE", help="the backbone's, where they are not at hand by themselves")
     parser.add_argument(
-        "--quick", action="store_true", help="a few minutes: fewer images and epochs, without a verdict on the claims"
+        "--quick", action="store_true", help="a few minutes: fewer images and epochs, without comparison to the claims"
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, given to every run")
     arguments = parser.parse_args()
@@ -76,8 +76,8 @@ def reproduce(arguments: argparse.Namespace) -> int:
         try:
             reproduction.inspect_jobs(jobs)
         except ConfigError as error:
-            said = ["Cannot be run here, and nothing has been.", str(error), *hints(arguments, str(error))]
-            raise ConfigError("\n".join(said)) from None
+            lines = ["Cannot be run here, and nothing has been.", str(error), *hints(arguments, str(error))]
+            raise ConfigError("\n".join(lines)) from None
         todo = [job for job in jobs if job.status != Status.FINISHED]
         print(f"{len(jobs)} runs, {len(jobs) - len(todo)} of them finished")
         parent = open_parent(folder, plain) if common.tracking.uri is not None else None
@@ -88,12 +88,12 @@ def reproduce(arguments: argparse.Namespace) -> int:
                 reproduction.train(job, parent)
             status = Status.FAILED if any(job.status == Status.FAILED for job in jobs) else Status.FINISHED
         finally:
-            rows, said = reproduction.conclude(folder, jobs, backbone, comparable, command(arguments))
+            rows, explanation = reproduction.conclude(folder, jobs, backbone, comparable, command(arguments))
             if parent is not None:
                 processes.run_worker_task("close_run", plain, parent, str(folder), reproduction.metrics(rows), status)
     finally:
         lock.release()
-    show(rows, said)
+    show(rows, explanation)
     print(f"\ntable  {folder / reproduction.PAGE}")
     failed = [f"{job.values['experiment']}, seed {job.values['seed']}: {job.reason}; {job.folder}"
               for job in jobs if job.status == Status.FAILED]  # fmt: skip
@@ -150,9 +150,9 @@ def open_parent(folder: Path, config: dict[str, Any]) -> str:
 
     path = folder / PARENT
     before = json.loads(path.read_bytes())["run_id"] if path.exists() else None
-    said = processes.run_worker_task("open_run", config, str(folder), before)
-    atomic_files.write_file(path, json.dumps(said).encode())
-    return str(said["run_id"])
+    opened = processes.run_worker_task("open_run", config, str(folder), before)
+    atomic_files.write_file(path, json.dumps(opened).encode())
+    return str(opened["run_id"])
 
 
 def command(arguments: argparse.Namespace) -> str:
@@ -164,7 +164,7 @@ def command(arguments: argparse.Namespace) -> str:
     return " ".join([*given, shlex.join(arguments.overrides)]).strip()
 
 
-def show(rows: Sequence[dict[str, Any]], said: Sequence[str]) -> None:
+def show(rows: Sequence[dict[str, Any]], explanation: Sequence[str]) -> None:
     """Print the table and the sentences on the terminal."""
     from rich import box
     from rich.table import Table
@@ -180,7 +180,7 @@ def show(rows: Sequence[dict[str, Any]], said: Sequence[str]) -> None:
     console = PlainConsole()
     console.print()
     console.print(table)
-    for sentence in said:
+    for sentence in explanation:
         console.print(sentence, highlight=False)
 
 

@@ -14,8 +14,8 @@ from experiments.training.types import Status
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments summarize",
-        description="Makes the conclusion of a sweep again, also of one that is going on or was stopped: the table, "
-        "the winner and how sure that is, figures; in the sweep's folder and in its MLflow run.",
+        description="Writes the summary of a sweep again, also of one that is running or was stopped: the table, the "
+        "winner with its interval, and figures; in the sweep's folder and in its MLflow run.",
     )
     parser.add_argument(
         "sweep", metavar="SWEEP", help="the sweep's folder, its name under outputs/sweeps/, or its MLflow run's id"
@@ -44,19 +44,19 @@ def summarize(folder: Path) -> None:
     from experiments.system.redaction import is_concealed
     from experiments.tracking.summary_runs import end_sweep
 
-    said = summary_files.write_summary(folder)
+    summary = summary_files.write_summary(folder)
     about = json.loads((folder / SWEEP).read_bytes())
-    show_summary(PlainConsole(), said, folder)
+    show_summary(PlainConsole(), summary, folder)
     if about["parent"] is not None:
-        going_on = any(run["status"] in (Status.NEW, Status.PARTIAL, Status.RUNNING) for run in said["runs"])
-        status = Status.RUNNING if going_on else Status.FAILED if said["failures"] else Status.FINISHED
+        running = any(run["status"] in (Status.NEW, Status.PARTIAL, Status.RUNNING) for run in summary["runs"])
+        status = Status.RUNNING if running else Status.FAILED if summary["failures"] else Status.FINISHED
         config = Config.model_validate(revealed(about["config"]))
         if is_concealed(config.tracking.uri or ""):
             raise ConfigError(
                 f"{folder.name}: the summary is written, but not logged: the password of {config.tracking.uri} is not "
                 "kept in a sweep's folder. Set MLFLOW_TRACKING_URI to the whole address"
             )
-        end_sweep(config, about["parent"], folder, said["metrics"], status)
+        end_sweep(config, about["parent"], folder, summary["metrics"], status)
 
 
 if __name__ == "__main__":

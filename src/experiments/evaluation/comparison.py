@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, cast
 
@@ -14,8 +14,9 @@ import numpy as np
 
 from experiments.errors import ConfigError
 from experiments.evaluation.evaluate import IMAGE_METRICS, Baseline, image_score, majority_baseline
-from experiments.evaluation.significance import Difference, Scores, compare_runs
-from experiments.evaluation.statistics import mean_interval, roc_auc_interval
+from experiments.evaluation.groups import Scores, gather_scores, metric_interval
+from experiments.evaluation.significance import Difference, compare_runs
+from experiments.evaluation.statistics import Interval, roc_auc_interval
 from experiments.runs.predictions import Prediction
 from experiments.tracking.queries import RunFacts, read_curves, read_predictions
 from experiments.training.types import EpochRecord
@@ -31,22 +32,24 @@ APART = 0.5  # Groups disagree on an image if the shares of their seeds that are
 Key = tuple[str, str]  # an image, identified by its content and its class: sha256, label
 
 
-class Interval(NamedTuple):
-    """A value and its 95 % interval, whose bounds are nan if it is unknown."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
+def fold_of(run: RunFacts) -> str:
+    """Return the fold that a run holds out for validation; empty without folds."""
+    fold = run.params.get("data.fold", "null")
+    return "" if fold == "null" else fold
 
 
 @dataclass(frozen=True)
-class Repeat:
-    """One seed of a group: its run, or several runs that each have another validation fold."""
+class EvaluatedRun:
+    """A run with its predictions for one split, and its learning curves."""
 
-    runs: tuple[RunFacts, ...]
-    said: Mapping[Key, Prediction]
-    curves: tuple[tuple[EpochRecord, ...], ...]  # of each run; empty if it has logged none
-    folds: Mapping[Key, str] = field(default_factory=dict)  # image -> the fold in which it was held out
+    facts: RunFacts
+    predictions: Mapping[Key, Prediction]
+    curves: tuple[EpochRecord, ...] = ()  # empty if it has logged none
+
+    @property
+    def repeat(self) -> tuple[str, str]:
+        """The seed and the fold, in which runs of a group differ."""
+        return self.facts.params.get("seed", ""), fold_of(self.facts)
 
 
 @dataclass(frozen=True)
@@ -54,20 +57,27 @@ class Group:
     """Runs that differ only in their seed and in their validation fold."""
 
     params: Mapping[str, str]
-    repeats: tuple[Repeat, ...]
-    duplicates: tuple[RunFacts, ...] = ()  # runs with a configuration, seed and fold of `repeats`: no new evidence
+    evaluated: tuple[EvaluatedRun, ...]
+    duplicates: tuple[RunFacts, ...] = ()  # runs with a configuration, seed and fold of `evaluated`: no new evidence
 
     @property
-    def runs(self) -> tuple[RunFacts, ...]:
-        return tuple(run for repeat in self.repeats for run in repeat.runs)
+    def runs(self) -> list[RunFacts]:
+        return [run.facts for run in self.evaluated]
+
+    @cached_property
+    def by_seed(self) -> dict[str, dict[Key, Prediction]]:
+        """The predictions of each seed, by image; a seed may have a run for each fold."""
+        found: dict[str, dict[Key, Prediction]] = {}
+        for run in self.evaluated:
+            found.setdefault(run.repeat[0], {}).update(run.predictions)
+        return found
 
     def scores(self, metric: str = "accuracy") -> Scores:
         """Return the scores of every image for a metric, one of IMAGE_METRICS, by seed."""
-        by_seed: dict[str, dict[Hashable, float]] = {}
-        for at, repeat in enumerate(self.repeats):
-            seed = repeat.runs[0].params.get("seed", str(at))
-            by_seed[seed] = {key: image_score(metric, one) for key, one in repeat.said.items()}
-        return Scores(by_seed, {key: fold for repeat in self.repeats for key, fold in repeat.folds.items()})
+        return gather_scores(
+            (*run.repeat, {key: image_score(metric, one) for key, one in run.predictions.items()})
+            for run in self.evaluated
+        )
 
     @cached_property
     def accuracy(self) -> Scores:
@@ -75,7 +85,7 @@ class Group:
 
     @cached_property
     def images(self) -> list[Key]:
-        """The images on which all repeats were evaluated."""
+        """The images on which all seeds were evaluated."""
         return cast("list[Key]", self.accuracy.images)
 
     @cached_property
@@ -90,10 +100,19 @@ class Group:
     @cached_property
     def epoch_seconds(self) -> float:
         """The median duration of the epochs of the runs' last phase in seconds; nan if no run has curves."""
-        curves = [curve for repeat in self.repeats for curve in repeat.curves if curve]
+        curves = [run.curves for run in self.evaluated]
         epochs = [record for curve in curves for record in curve if record.phase == curve[-1].phase]
         seconds = [record.metrics["seconds"] for record in epochs if "seconds" in record.metrics]
         return float(np.median(seconds)) if seconds else math.nan
+
+    def predict(self, key: Key) -> GroupPrediction | None:
+        """Return the prediction of the group for an image; None if a seed was not evaluated on it."""
+        predictions = [one[key] for one in self.by_seed.values() if key in one]
+        if len(predictions) < len(self.by_seed):
+            return None
+        ((predicted, _),) = Counter(one.predicted for one in predictions).most_common(1)
+        confidence = float(np.mean([one.confidence for one in predictions if one.predicted == predicted]))
+        return GroupPrediction(predicted, confidence, float(np.mean([one.correct for one in predictions])))
 
 
 class GroupPrediction(NamedTuple):
@@ -189,45 +208,32 @@ def gather(uri: str, runs: Sequence[RunFacts], split: str) -> list[Group]:
     Raises:
         ConfigError: the runs of a group have fewer than two images in common.
     """
-    gathered: dict[tuple[tuple[str, str], ...], dict[str, list[RunFacts]]] = {}
-    duplicates: dict[tuple[tuple[str, str], ...], list[RunFacts]] = {}
+    groups: dict[tuple[tuple[str, str], ...], list[RunFacts]] = {}
     for run in runs:
-        params = dict(run.params)
-        seed, fold = params.pop("seed", ""), _fold(run)
-        if fold is not None:
+        params = {key: value for key, value in run.params.items() if key != "seed"}
+        if fold_of(run):
             params["data.fold"] = "one after the other"
         elif "data_fingerprint" in run.tags:  # The same configuration may have read other images.
             params[FINGERPRINT] = run.tags["data_fingerprint"][:12]
-        key = tuple(sorted(params.items()))
-        members = gathered.setdefault(key, {}).setdefault(seed, [])
-        known = duplicates.setdefault(key, [])
-        (known if any(_fold(member) == fold for member in members) else members).append(run)
-    groups = []
-    for key, repeats in gathered.items():
-        repeated = tuple(_repeat(uri, members, split) for members in repeats.values())
-        group = Group(dict(key), repeated, tuple(duplicates[key]))
-        if len(group.images) < 2:
-            names = ", ".join(run.name for run in group.runs)
-            raise ConfigError(f"{names}: runs that differ in their seed only were evaluated on other {split} images")
-        groups.append(group)
-    return groups
+        groups.setdefault(tuple(sorted(params.items())), []).append(run)
+    return [_evaluated_group(uri, dict(params), members, split) for params, members in groups.items()]
 
 
-def _fold(run: RunFacts) -> str | None:
-    fold = run.params.get("data.fold", "null")
-    return None if fold == "null" else fold
-
-
-def _repeat(uri: str, runs: Sequence[RunFacts], split: str) -> Repeat:
-    said: dict[Key, Prediction] = {}
-    folds: dict[Key, str] = {}
+def _evaluated_group(uri: str, params: Mapping[str, str], runs: Sequence[RunFacts], split: str) -> Group:
+    first: dict[tuple[str, str], EvaluatedRun] = {}
+    duplicates = []
     for run in runs:
-        fold = _fold(run)
-        for one in read_predictions(uri, run, split):
-            said[one.sha256, one.label] = one
-            if fold is not None:
-                folds[one.sha256, one.label] = fold
-    return Repeat(tuple(runs), said, tuple(tuple(read_curves(uri, run)) for run in runs), folds)
+        evaluated = EvaluatedRun(run, {}, ())
+        if evaluated.repeat in first:
+            duplicates.append(run)
+            continue
+        predictions = {(one.sha256, one.label): one for one in read_predictions(uri, run, split)}
+        first[evaluated.repeat] = EvaluatedRun(run, predictions, tuple(read_curves(uri, run)))
+    group = Group(params, tuple(first.values()), tuple(duplicates))
+    if len(group.images) < 2:
+        names = ", ".join(run.name for run in group.runs)
+        raise ConfigError(f"{names}: runs that differ in their seed only were evaluated on other {split} images")
+    return group
 
 
 def labels(groups: Sequence[Group]) -> list[tuple[str, ...]]:
@@ -241,13 +247,13 @@ def labels(groups: Sequence[Group]) -> list[tuple[str, ...]]:
             key == FINGERPRINT, CHOICES.index(key) if key in CHOICES else len(CHOICES), key.count("."), key
         )
     )  # fmt: skip
-    telling: list[str] = []
+    distinctive: list[str] = []
     for key in keys:
-        if _distinct(groups, [*telling, key]) > _distinct(groups, telling):
-            telling.append(key)
+        if _distinct(groups, [*distinctive, key]) > _distinct(groups, distinctive):
+            distinctive.append(key)
     named = []
     for one in groups:
-        keys = telling or list(CHOICES[:2] if len(one.runs) > 1 else ())
+        keys = distinctive or list(CHOICES[:2] if len(one.runs) > 1 else ())
         named.append(tuple(f"{key}={one.params[key]}" for key in keys if key in one.params) or (one.runs[0].name,))
     return named
 
@@ -271,30 +277,21 @@ def configuration(groups: Sequence[Group]) -> dict[str, list[str | None]]:
 def measure(group: Group, name: str, split: str) -> Interval | None:
     """Return a metric of a group with its 95 % interval; None if a run does not have the metric.
 
-    Means over images (IMAGE_METRICS) have the interval of `statistics.score_interval`, over images and seeds. The other
-    metrics have Student's interval over several seeds, for these images; the ROC area of a single run with two classes
-    has a bootstrap interval.
+    See `groups.metric_interval`; the ROC area of a single run with two classes has a bootstrap interval.
     """
     if name == "accuracy":
-        return Interval(*group.accuracy.interval())
+        return group.accuracy.interval()
     key = f"{split}.{name}"
     if not all(key in run.metrics for run in group.runs):
         return None
-    values = [float(np.mean([run.metrics[key] for run in repeat.runs])) for repeat in group.repeats]
-    if name in IMAGE_METRICS:
-        mean, low, high = group.scores(name).interval()
-        value = float(np.mean(values))
-        return Interval(value, value - mean + low, value - mean + high)
-    if len(values) > 1:
-        mean, low, high = mean_interval(values)
-        return Interval(mean, max(0.0, low), min(1.0, high))
-    said = list(group.repeats[0].said.values())
-    classes = list(said[0].probabilities)
-    if name == "roc_auc" and len(classes) == 2:
-        scores = [[o.probabilities[classes[1]] for o in said if (o.label == classes[1]) is of] for of in (True, False)]
-        if min(map(len, scores)) > 1:
-            return Interval(values[0], *roc_auc_interval(scores[0], scores[1]))
-    return Interval(values[0])
+    if name == "roc_auc" and len(group.evaluated) == 1:
+        predictions = list(group.evaluated[0].predictions.values())
+        classes = list(predictions[0].probabilities)
+        by_class = [[one.probabilities[classes[-1]] for one in predictions if one.label == label] for label in classes]
+        if len(classes) == 2 and min(map(len, by_class)) > 1:
+            return Interval(group.runs[0].metrics[key], *roc_auc_interval(by_class[1], by_class[0]))
+    values = [(*run.repeat, run.facts.metrics[key]) for run in group.evaluated]
+    return metric_interval(values, group.scores(name) if name in IMAGE_METRICS else None)
 
 
 def disagreements(comparison: Comparison) -> list[Disagreement]:
@@ -302,22 +299,18 @@ def disagreements(comparison: Comparison) -> list[Disagreement]:
 
     They are ordered by how much the groups disagree, then by the confidence of the wrong predictions.
     """
-    every = dict.fromkeys(key for group in comparison.groups for key in group.images)
     found = []
-    for key in every:
-        predictions = tuple(_group_prediction(group, key) for group in comparison.groups)
+    for key in dict.fromkeys(key for group in comparison.groups for key in group.images):
+        predictions = tuple(group.predict(key) for group in comparison.groups)
         right = [one.right for one in predictions if one]
-        if max(right) - min(right) >= APART:
-            one = next(
-                said for group in comparison.groups for repeat in group.repeats if (said := repeat.said.get(key))
-            )
-            runs = [
-                run for group in comparison.groups for repeat in group.repeats if key in repeat.said
-                for run in repeat.runs if run.data
-            ]  # fmt: skip
-            folders = tuple(dict.fromkeys(run.data for run in runs if run.data))
-            gray_range = runs[0].params.get("data.gray_range", "null") if runs else "null"
-            found.append(Disagreement(one.path, one.sha256, one.label, predictions, folders, gray_range))
+        if max(right) - min(right) < APART:
+            continue
+        runs = [run for group in comparison.groups for run in group.evaluated if key in run.predictions]
+        stored = [run.facts for run in runs if run.facts.data]
+        directories = tuple(dict.fromkeys(str(run.data) for run in stored))
+        gray_range = stored[0].params.get("data.gray_range", "null") if stored else "null"
+        one = runs[0].predictions[key]
+        found.append(Disagreement(one.path, one.sha256, one.label, predictions, directories, gray_range))
 
     def order(one: Disagreement) -> tuple[float, float, str]:
         known = [prediction for prediction in one.predictions if prediction]
@@ -326,12 +319,3 @@ def disagreements(comparison: Comparison) -> list[Disagreement]:
         return min(right) - max(right), -max(wrong, default=0.0), one.path
 
     return sorted(found, key=order)
-
-
-def _group_prediction(group: Group, key: Key) -> GroupPrediction | None:
-    said = [repeat.said[key] for repeat in group.repeats if key in repeat.said]
-    if len(said) < len(group.repeats):
-        return None
-    ((predicted, _),) = Counter(one.predicted for one in said).most_common(1)
-    confidence = float(np.mean([one.confidence for one in said if one.predicted == predicted]))
-    return GroupPrediction(predicted, confidence, float(np.mean([one.correct for one in said])))

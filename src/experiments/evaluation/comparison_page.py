@@ -29,7 +29,7 @@ from experiments.system.redaction import visible
 
 SIDE = 160  # pixels of a thumbnail's longer side
 QUALITY = 80
-MOST_VERDICTS = 8  # number of groups whose predictions are listed under an image
+MOST_PREDICTIONS = 8  # number of groups whose predictions are listed under an image
 INTERVAL = re.compile(r"([+-]?[\d.]+%?) (\[[^\[]+\])")  # a value with its interval, in the format of the tables
 LARGEST = 200_000_000  # bytes of an image file; larger ones are not shown
 
@@ -73,7 +73,7 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
         )
     }
     curves = {
-        name: [curve for repeat in group.repeats for curve in repeat.curves if curve]
+        name: [run.curves for run in group.evaluated if run.curves]
         for name, group in zip(comparison.names, comparison.groups, strict=True)
     }
     if any(curves.values()):
@@ -129,7 +129,7 @@ def heading(unlike: Sequence[Disagreement], most: int) -> str:
 
 def _prediction_text(prediction: GroupPrediction | None) -> str:
     if prediction is None:
-        return "not judged"
+        return "not evaluated"
     partly = f", {prediction.right:.0%} of the runs right" if 0 < prediction.right < 1 else ""
     return f"{prediction.predicted} {prediction.confidence:.0%}{partly}"
 
@@ -169,7 +169,7 @@ METHODS = (
     "The interval of a single run's accuracy is Wilson's score interval (1927). Of several seeds, accuracy, loss and "
     "Brier score have an interval over images and seeds, as two crossed random effects (Gallas 2006), each variance "
     "with the t-quantile of its own degrees of freedom (Banerjee 1960); the other metrics have Student's over the "
-    "seeds, for these images. A single run's ROC area has a bootstrap's.",
+    "seeds or folds, for these images. A single run's ROC area has a bootstrap's.",
     "Differences are taken image by image. Single runs are compared as trained models: McNemar's test (1947) and "
     "its dual, Tango's score interval (1998); on different images Newcombe's interval (1998, method 10) and its dual "
     "p-value. Training noise is in neither, so they say nothing about the settings.",
@@ -191,10 +191,7 @@ def html(
     """Return the self-contained HTML page, with embedded figures and thumbnails and nothing to load."""
     several = len(comparison.groups) > 1
     differing, unread = comparison_text.configuration_tables(comparison)
-    without_curves = [
-        run.name for group in comparison.groups for repeat in group.repeats
-        for run, curve in zip(repeat.runs, repeat.curves, strict=True) if not curve
-    ]  # fmt: skip
+    without_curves = [run.facts.name for group in comparison.groups for run in group.evaluated if not run.curves]
     return page_template().render(
         title=title(comparison),
         sentences=comparison_text.sentences(comparison),
@@ -246,14 +243,14 @@ def _gallery_item(one: Disagreement, data: Path | None) -> dict[str, Any]:
         item["thumbnail"] = base64_text(thumbnail(one, data))
     except DataError as error:
         item["missing"] = str(error)
-    for at, prediction in enumerate(one.predictions[:MOST_VERDICTS], 1):
-        tone = "quiet" if prediction is None else "right" if prediction.right > 0.5 else "wrong"
-        mark = {"quiet": "", "right": "✓ ", "wrong": "✗ "}[tone]
+    for at, prediction in enumerate(one.predictions[:MOST_PREDICTIONS], 1):
+        tone = "muted" if prediction is None else "right" if prediction.right > 0.5 else "wrong"
+        mark = {"muted": "", "right": "✓ ", "wrong": "✗ "}[tone]
         item["predictions"].append({"tone": tone, "text": f"{at}: {mark}{_prediction_text(prediction)}"})
-    further = [prediction for prediction in one.predictions[MOST_VERDICTS:] if prediction]
+    further = [prediction for prediction in one.predictions[MOST_PREDICTIONS:] if prediction]
     if further:
         right = sum(prediction.right > 0.5 for prediction in further)
-        item["predictions"].append({"tone": "quiet", "text": f"{right} of {len(further)} more are right"})
+        item["predictions"].append({"tone": "muted", "text": f"{right} of {len(further)} more are right"})
     return item
 
 

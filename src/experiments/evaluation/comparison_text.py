@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from experiments.config.schema import LOWER_IS_BETTER
-from experiments.evaluation.comparison import METRICS, Comparison, Interval, called, configuration
+from experiments.evaluation.comparison import METRICS, Comparison, called, configuration
 from experiments.evaluation.evaluate import Baseline
 from experiments.evaluation.significance import Difference
-from experiments.evaluation.statistics import LEVEL
+from experiments.evaluation.statistics import LEVEL, Interval
 
 MOST_SENTENCES = 6  # Up to this number of comparisons, each has a sentence of its own.
 
@@ -46,20 +46,9 @@ def sentences(comparison: Comparison) -> list[str]:
             f"Of the {others} others {len(apart)} are significantly different from {first}{rows}; "
             f"{others - len(apart)} are not."
         )
-    if not all(one.about_setting for one in found):
-        lines += [SINGLE, f"To test the setting: {more_seeds(comparison)}"]
-    if any(one.source == "folds" for one in found):
-        lines.append(FOLDED)
     if comparison.ranked:
-        lines.append(
-            f"The rows are in the order of their validation accuracy. The first is the best of {others + 1} by the "
-            "very images that it was chosen by, so its accuracy is biased upward."
-        )
-    if others > 1:
-        lines.append(
-            f"{others} comparisons, each at the 5 % level: of twenty without any difference, one would be called "
-            "significant."
-        )
+        lines.append("The rows are in the order of their validation accuracy.")
+    lines += limitations(found, f"To test the setting: {more_seeds(comparison)}", "row" * comparison.ranked)
     if comparison.split == "test":
         lines.append(
             "The rows are in the order given, not ranked: a choice by the test split would leave no unbiased test. "
@@ -78,9 +67,35 @@ FOLDED = (
 )
 
 
+def limitations(differences: Sequence[Difference], more: str = "", chosen: str = "") -> list[str]:
+    """Return sentences on what differences from one side do not show.
+
+    Args:
+        differences: of the compared groups, in any metric.
+        more: a sentence on how to test settings, if models were compared.
+        chosen: what the best of the groups, which all others are compared with, is called; empty if it was not chosen.
+    """
+    lines = []
+    if not all(one.about_setting for one in differences):
+        lines += [SINGLE, *filter(None, [more])]
+    if any(one.source == "folds" for one in differences):
+        lines.append(FOLDED)
+    if chosen:
+        lines.append(
+            f"The first {chosen} is the best of {len(differences) + 1}: the score that it was chosen by is biased "
+            "upward, the more so the more there are."
+        )
+    if len(differences) > 1:
+        lines.append(
+            f"{len(differences)} comparisons, each at the 5 % level: of twenty without any difference, one would be "
+            "called significant."
+        )
+    return lines
+
+
 def more_seeds(comparison: Comparison) -> str:
     """Return the commands that train the seeds which a comparison of the settings needs."""
-    single = [group.runs[0].run_id for group in comparison.groups if len(group.repeats) == 1]
+    single = [group.runs[0].run_id for group in comparison.groups if len(group.by_seed) == 1]
     if not single:
         return "give every row the same folds and seeds."
     most = max((list(group.accuracy.by_seed) for group in comparison.groups), key=len)
@@ -96,7 +111,7 @@ def baseline_sentences(rows: Sequence[tuple[str, Baseline, float, float]]) -> li
     Args:
         rows: name, baseline, accuracy and the lower bound of its interval.
     """
-    found = {name: baseline.beside(accuracy, low) for name, baseline, accuracy, low in rows}
+    found = {name: baseline.describe(accuracy, low) for name, baseline, accuracy, low in rows}
     by_text: dict[str, list[str]] = {}
     for name, text in found.items():
         by_text.setdefault(text, []).append(name)
@@ -131,13 +146,13 @@ def difference_sentence(name: str, first: str, found: Difference, metric: str = 
         runs = f", {a} {'seed' if a == 1 else 'seeds'} of each" if a == b else f", {a} and {b} seeds"
         runs += ", in folds" if found.source == "folds" else ""
     text += f" (95 % interval {bounds}, {p_text(found.p_value)}, {images}{runs})"
-    verdict = "significantly different" if found.significant else "not significantly different"
+    result = "significantly different" if found.significant else "not significantly different"
     if found.about_setting:
-        return f"{text}: {verdict}."
-    text += f": these two trained models are {verdict}"
+        return f"{text}: {result}."
+    text += f": these two trained models are {result}"
     if found.significant or not found.needed:
         return f"{text}."
-    return f"{text}; about {_rounded(found.needed)} images would show a difference as large as this."
+    return f"{text}; about {rounded(found.needed)} images would show a difference as large as this."
 
 
 def signed(share: float) -> str:
@@ -155,28 +170,32 @@ def p_text(p_value: float) -> str:
     return f"p = {p_value:.{digits}g}"
 
 
-def _rounded(number: int) -> str:
+def rounded(number: float) -> str:
     """Format a number rounded to two digits, as an estimate has no more precision."""
-    digits = max(0, len(str(number)) - 2)
-    return f"{round(number, -digits):,}"
+    return f"{float(f'{number:.1e}'):,.0f}"
 
 
 # --- Tables of texts: a header and rows
 
 
-def points(found: Difference | None) -> str:
-    """Format a difference with its interval, in percentage points."""
-    return "" if found is None else f"{signed(found.value)} [{signed(found.low)}, {signed(found.high)}]"
+def points(found: Difference | None, metric: str = "accuracy") -> str:
+    """Format a difference with its interval; one in accuracy in percentage points."""
+    if found is None:
+        return ""
+    if metric == "accuracy":
+        return f"{signed(found.value)} [{signed(found.low)}, {signed(found.high)}]"
+    return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
 
 
-def shown(name: str, value: Interval | None) -> str:
+def format_score(metric: str, score: Interval | None) -> str:
     """Format a metric with its interval; an accuracy in per cent."""
-    if value is None:
+    if score is None or math.isnan(score.value):
         return "–"
-    if name == "accuracy":
-        return f"{value.value:.1%} [{100 * value.low:.1f}, {100 * value.high:.1f}]".replace(" 100.0]", " 100]")
-    text = f"{value.value:.3f}"
-    return text if math.isnan(value.low) else f"{text} [{value.low:.3f}, {value.high:.3f}]"
+    if metric == "accuracy":
+        value, bounds = f"{score.value:.1%}", f"[{100 * score.low:.1f}, {100 * score.high:.1f}]"
+    else:
+        value, bounds = f"{score.value:.3f}", f"[{score.low:.3f}, {score.high:.3f}]"
+    return value if math.isnan(score.low) else f"{value} {bounds}".replace(" 100.0]", " 100]")
 
 
 def duration(seconds: float) -> str:
@@ -193,10 +212,10 @@ def score_table(comparison: Comparison) -> list[list[str]]:
     for group, name, measures, found in rows:
         p = "" if found is None else p_text(found.p_value).removeprefix("p = ").replace("p < 0.0001", "<1e-4")
         lines.append([
-            name, str(len(group.runs)), shown("accuracy", measures["accuracy"]), points(found),
+            name, str(len(group.runs)), format_score("accuracy", measures["accuracy"]), points(found),
             p, duration(group.seconds), duration(group.epoch_seconds),
         ])  # fmt: skip
-    return _format_metric(lines)
+    return _informative(lines)
 
 
 def paired_table(comparison: Comparison) -> list[list[str]]:
@@ -209,19 +228,18 @@ def paired_table(comparison: Comparison) -> list[list[str]]:
         lines.append([
             name, "the setting" if found.about_setting else "two models", images if found.paired else "other images",
             *("" if count is None else str(count) for count in (found.only_a, found.only_b)),
-            ", ".join(signed(one) for one in found.by_seed), "" if found.needed is None else _rounded(found.needed),
+            ", ".join(signed(one) for one in found.by_seed), "" if found.needed is None else rounded(found.needed),
         ])  # fmt: skip
-    return _format_metric(lines)
+    return _informative(lines)
 
 
-def _format_metric(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+def _informative(lines: Sequence[Sequence[str]]) -> list[list[str]]:
     """Return a table without uninformative columns: empty ones, and the number of runs if each group has one."""
-    said = [
-        at
-        for at, name in enumerate(lines[0])
-        if any(line[at] not in ("", "1" * (name == "runs")) for line in lines[1:])
-    ]
-    return [[line[at] for at in said] for line in lines]
+    columns = [
+        column for column in zip(*lines, strict=True)
+        if any(cell not in ("", "1" * (column[0] == "runs")) for cell in column[1:])
+    ]  # fmt: skip
+    return [list(line) for line in zip(*columns, strict=True)]
 
 
 def metric_table(comparison: Comparison, names: Sequence[str] = tuple(METRICS)[1:]) -> list[list[str]]:
@@ -232,7 +250,7 @@ def metric_table(comparison: Comparison, names: Sequence[str] = tuple(METRICS)[1
     known = [name for name in names if any(name in measures for measures in comparison.measures)]
     header = ["run", *(METRICS[name] + (" ↓" if name in LOWER_IS_BETTER else " ↑") for name in known)]
     rows = zip(comparison.names, comparison.measures, strict=True)
-    return [header, *([name, *(shown(one, measures.get(one)) for one in known)] for name, measures in rows)]
+    return [header, *([name, *(format_score(one, measures.get(one)) for one in known)] for name, measures in rows)]
 
 
 def configuration_tables(comparison: Comparison) -> tuple[list[list[str]], list[list[str]]]:
@@ -260,11 +278,11 @@ def unread_keys(unread: Sequence[Sequence[str]]) -> list[str]:
     lines = []
     for readers, members in sorted(by_readers.items()):
         kinds = Counter(key.rpartition(".")[0] for key, _ in members)
-        told = dict.fromkeys(
+        texts = dict.fromkeys(
             f"{kind}.* ({kinds[kind]} keys)" if kinds[kind := key.rpartition(".")[0]] > 3 else f"{key}={value}"
             for key, value in members
         )
-        lines.append(f"read by {', '.join(map(str, readers))} only: {', '.join(told)}")
+        lines.append(f"read by {', '.join(map(str, readers))} only: {', '.join(texts)}")
     return lines
 
 

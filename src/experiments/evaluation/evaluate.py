@@ -45,15 +45,12 @@ class Baseline(NamedTuple):
     class_name: str  # empty if only the accuracy is known
     accuracy: float
 
-    def beside(self, accuracy: float, low: float) -> str:
+    def describe(self, accuracy: float, low: float) -> str:
         """Return a phrase that compares an accuracy, with the lower bound of its interval, with this baseline."""
         name = f"'{self.class_name}'" if self.class_name else "the most frequent class"
-        always = f"always answering {name} ({percent(self.accuracy)})"
-        if accuracy <= self.accuracy + TOLERANCE:
-            return f"not above {always}"
-        return (
-            f"not significantly above {always}" if low <= self.accuracy + TOLERANCE else f"significantly above {always}"
-        )
+        above, significant = (value > self.accuracy + TOLERANCE for value in (accuracy, low))
+        relation = "not above" if not above else "significantly above" if significant else "not significantly above"
+        return f"{relation} always predicting {name} ({percent(self.accuracy)})"
 
 
 def majority_baseline(labels: Iterable[str]) -> Baseline:
@@ -122,15 +119,15 @@ def evaluate(scores: Mapping[str, np.ndarray], dataset: Dataset, *, probabilitie
             not finite or negative, or rows do not sum to 1 within 1e-3.
     """
     images = {split.split: split for split in (dataset.validation, dataset.test) if split is not None}
-    faults = [] if "validation" in scores else [f"expected scores of validation. Received: {sorted(scores)}"]
-    faults += [f"{split}: expected one of {SPLITS}. Received: {split!r}" for split in scores if split not in SPLITS]
+    issues = [] if "validation" in scores else [f"expected scores of validation. Received: {sorted(scores)}"]
+    issues += [f"{split}: expected one of {SPLITS}. Received: {split!r}" for split in scores if split not in SPLITS]
     if "test" in scores and dataset.test is None:
-        faults.append("test: expected no scores, the data set has no test split. Received: scores of test")
+        issues.append("test: expected no scores, the data set has no test split. Received: scores of test")
     scored = [split for split in images if split in scores]
     for split in scored:
-        faults += _faults(split, scores[split], (len(images[split]), len(dataset.classes)))
-    if faults:
-        raise ValueError("Scores cannot be evaluated:\n  " + "\n  ".join(faults))
+        issues += _score_issues(split, scores[split], (len(images[split]), len(dataset.classes)))
+    if issues:
+        raise ValueError("Scores cannot be evaluated:\n  " + "\n  ".join(issues))
     reports = {split: _report(images[split], scores[split], dataset.classes) for split in scored}
     if probabilities:
         return reports
@@ -143,7 +140,7 @@ def _without(metrics: Mapping[str, float], names: Sequence[str]) -> dict[str, fl
     return {name: value for name, value in metrics.items() if name not in names}
 
 
-def _faults(split: str, probabilities: np.ndarray, shape: tuple[int, int]) -> list[str]:
+def _score_issues(split: str, probabilities: np.ndarray, shape: tuple[int, int]) -> list[str]:
     """Return the first issue with the scores of one split; further ones may only follow from it."""
     if shape[0] == 0:
         return [f"{split}: expected at least one image. Received: an empty split"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
-from experiments.evaluation.statistics import LEVEL, SMALLEST_P, Spread, score_interval, spread_of_mean, wilson
+from experiments.evaluation.groups import Scores
+from experiments.evaluation.statistics import LEVEL, SMALLEST_P, Spread, spread_of_mean, wilson
 
 POWER = 0.8  # the power for which the needed number of images or seeds is estimated
+MOST_IMAGES = 10_000_000  # A difference that needs more images is treated as none: no data set could show it.
 NUDGE = 1e-9  # distance from the observed difference, at which the score test has another root
 
 
@@ -69,35 +71,6 @@ class Difference:
             if expected.margin() + expected.margin(2 * (1 - POWER)) <= abs(self.value):
                 return count
         return None
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The scores of every image by the runs of one configuration, which differ in seed and fold only."""
-
-    by_seed: Mapping[str, Mapping[Hashable, float]]  # seed -> image -> score; bool if it is a correct classification
-    folds: Mapping[Hashable, str]  # image -> the fold in which it was held out; empty without folds
-
-    @property
-    def images(self) -> list[Hashable]:
-        """The images for which all seeds have a score."""
-        first, *others = self.by_seed.values()
-        return [image for image in first if all(image in other for other in others)]
-
-    def matrix(self, images: Sequence[Hashable], seeds: Sequence[str] | None = None) -> np.ndarray:
-        """Return the scores of `seeds`, by default of all: [S, N] bool or float."""
-        chosen = self.by_seed if seeds is None else seeds
-        return np.array([[self.by_seed[seed][image] for image in images] for seed in chosen])
-
-    def folds_of(self, images: Sequence[Hashable]) -> list[str] | None:
-        """Return the fold of each image; None if there is at most one fold."""
-        folds = [self.folds.get(image, "") for image in images]
-        return folds if len(set(folds)) > 1 else None
-
-    def interval(self) -> tuple[float, float, float]:
-        """Return the mean and its 95 % interval."""
-        images = self.images
-        return score_interval(self.matrix(images), self.folds_of(images))
 
 
 def compare_runs(first: Scores, other: Scores) -> Difference:
@@ -173,22 +146,12 @@ def difference(
     equalities, where the exact one is needlessly conservative (BMC Medical Research Methodology 13:91 (2013)).
     """
     a, b = (np.atleast_2d(np.asarray(scores)) for scores in (scores_a, scores_b))
-    if a.ndim != 2 or a.shape[1] < 2 or a.shape[1] != b.shape[-1] or b.ndim != 2:
-        raise ValueError(f"Scores must be [N] or [seeds, N] with N >= 2 images. Received: {a.shape} and {b.shape}")
     by_fold = folds is not None and len(set(folds)) > 1
     matched_seeds = matched_seeds or len(a) == len(b) == 1
-    uneven = len(a) != len(b) if matched_seeds else min(len(a), len(b)) == 1
-    if uneven and not by_fold:
-        raise ValueError(f"There must be as many seeds on both sides. Received: {len(a)} and {len(b)}")
-    if (a.dtype == bool) != (b.dtype == bool):
-        raise ValueError(f"Both must be bool, or neither. Received: {a.dtype} and {b.dtype}")
-    boolean, images = a.dtype == bool, a.shape[1]
+    _check_sides(a, b, by_fold, matched_seeds)
+    boolean = a.dtype == bool
     if boolean and len(a) == 1 and not by_fold:
-        only_a, only_b = int(np.sum(a & ~b)), int(np.sum(b & ~a))
-        low, high = tango(only_b, only_a, images, confidence)
-        discordant = only_a + only_b
-        p_value = float(2 * stats.norm.sf(abs(only_b - only_a) / math.sqrt(discordant))) if discordant else 1.0
-        return Difference((only_b - only_a) / images, low, high, p_value, "images", images, only_a, only_b)
+        return _compare_models(a[0], b[0], confidence)
     a, b = a.astype(float), b.astype(float)
     seed_means = b.mean(axis=0) - a.mean(axis=0)
     if by_fold:
@@ -202,7 +165,26 @@ def difference(
         parts = (*(one.parts[0] for one in both), (own_images, degrees))
         spread = Spread(parts, (floor, degrees), "seeds")
     value = 0.0 if len(a) == len(b) and a.sum() == b.sum() else float(b.mean() - a.mean())
-    return _difference(value, spread, images, boolean, confidence)
+    return _difference(value, spread, a.shape[1], boolean, confidence)
+
+
+def _check_sides(a: np.ndarray, b: np.ndarray, by_fold: bool, matched_seeds: bool) -> None:
+    if a.ndim != 2 or a.shape[1] < 2 or a.shape[1] != b.shape[-1] or b.ndim != 2:
+        raise ValueError(f"Scores must be [N] or [seeds, N] with N >= 2 images. Received: {a.shape} and {b.shape}")
+    uneven = len(a) != len(b) if matched_seeds else min(len(a), len(b)) == 1
+    if uneven and not by_fold:
+        raise ValueError(f"There must be as many seeds on both sides. Received: {len(a)} and {len(b)}")
+    if (a.dtype == bool) != (b.dtype == bool):
+        raise ValueError(f"Both must be bool, or neither. Received: {a.dtype} and {b.dtype}")
+
+
+def _compare_models(a: np.ndarray, b: np.ndarray, confidence: float) -> Difference:
+    """Return the difference in accuracy of two models from their correct classifications, [N] bool."""
+    only_a, only_b = int(np.sum(a & ~b)), int(np.sum(b & ~a))
+    low, high = tango(only_b, only_a, a.size, confidence)
+    discordant = only_a + only_b
+    p_value = float(2 * stats.norm.sf(abs(only_b - only_a) / math.sqrt(discordant))) if discordant else 1.0
+    return Difference((only_b - only_a) / a.size, low, high, p_value, "images", a.size, only_a, only_b)
 
 
 def _difference(value: float, spread: Spread, images: int, boolean: bool, confidence: float) -> Difference:
@@ -301,8 +283,11 @@ def newcombe(
     return b - a - math.hypot(b - low_b, high_a - a), b - a + math.hypot(high_b - b, a - low_a)
 
 
-def images_needed(difference: float, discordant: float, power: float = POWER, level: float = 0.05) -> int | None:
+def images_needed(difference: float, discordant: float, power: float = POWER, level: float = LEVEL) -> int | None:
     """Return how many images a two-sided McNemar test needs to show a difference in accuracy.
+
+    The two shares are assumed to be the true ones, as if they had been known beforehand. Estimates of a small
+    difference are mostly noise, and so is the number that follows from them: read it as an order of magnitude.
 
     Args:
         difference: in accuracy, in [-1, 1].
@@ -311,18 +296,20 @@ def images_needed(difference: float, discordant: float, power: float = POWER, le
         level: the significance level of the test, in (0, 1).
 
     Returns:
-        A number of images, by the normal approximation; the exact test needs a few more. None if the difference is 0.
+        A number of images, by the normal approximation; the exact test needs a few more. None if the difference is 0,
+        or too small to be shown by `MOST_IMAGES`.
 
     Raises:
-        ValueError: if `discordant` is impossible: below difference ** 2 or above 1.
+        ValueError: if `discordant` is impossible: below |difference| or above 1.
 
     Source: R. J. Connor, "Sample size for testing differences in proportions for the paired-sample design", Biometrics
     43 (1987), p. 209; quantiles by `scipy.stats.norm`.
     """
-    if not difference**2 <= discordant + 1e-9 <= 1 + 2e-9:
-        raise ValueError(f"`discordant` must lie in [difference ** 2, 1]. Received: {discordant} with {difference}")
-    if difference == 0:
-        return None
+    if not abs(difference) <= discordant + 1e-9 <= 1 + 2e-9:
+        raise ValueError(f"`discordant` must lie in [|difference|, 1]. Received: {discordant} with {difference}")
     under_equality = float(stats.norm.isf(level / 2)) * math.sqrt(discordant)
-    as_seen = float(stats.norm.isf(1 - power)) * math.sqrt(max(0.0, discordant - difference**2))
-    return math.ceil(((under_equality + as_seen) / difference) ** 2)
+    as_observed = float(stats.norm.isf(1 - power)) * math.sqrt(max(0.0, discordant - difference**2))
+    root = under_equality + as_observed
+    if difference == 0 or root > abs(difference) * math.sqrt(MOST_IMAGES):
+        return None
+    return math.ceil((root / difference) ** 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,6 +16,17 @@ SMALLEST_P = 1e-12  # the lower bound of p-values; smaller ones are not computed
 CALIBRATION_BINS = 15  # as in Guo et al. 2017
 RESAMPLES = 1999
 RESAMPLED_AT_ONCE = 10_000_000  # values held in memory while bootstrapping, about 160 MB
+
+
+class Interval(NamedTuple):
+    """A mean and its 95 % interval, whose bounds are nan if it is unknown."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+UNKNOWN = Interval(math.nan)
 
 
 @dataclass(frozen=True)
@@ -140,9 +151,7 @@ def spread_of_mean(scores: np.ndarray, counts: bool, folds: Sequence[str] | None
     return Spread(parts, floor, "seeds", residual)
 
 
-def score_interval(
-    scores: ArrayLike, folds: Sequence[str] | None = None, confidence: float = 0.95
-) -> tuple[float, float, float]:
+def score_interval(scores: ArrayLike, folds: Sequence[str] | None = None, confidence: float = 0.95) -> Interval:
     """Return the mean of a per-image score and its interval.
 
     Args:
@@ -156,15 +165,19 @@ def score_interval(
     values = np.atleast_2d(np.asarray(scores))
     mean, boolean = float(values.mean()), values.dtype == bool
     if boolean and len(values) == 1 and len(set(folds or ())) < 2:
-        return (mean, *wilson(int(values.sum()), values.size, confidence))
-    margin = spread_of_mean(values, boolean, folds).margin(1 - confidence)
+        return Interval(mean, *wilson(int(values.sum()), values.size, confidence))
+    return _around(mean, spread_of_mean(values, boolean, folds).margin(1 - confidence), boolean)
+
+
+def _around(mean: float, margin: float, share: bool) -> Interval:
+    """Return the interval of a mean; that of a share lies within [0, 1]."""
     low, high = mean - margin, mean + margin
-    return (mean, max(0.0, low), min(1.0, high)) if boolean else (mean, low, high)
+    return Interval(mean, max(0.0, low), min(1.0, high)) if share else Interval(mean, low, high)
 
 
 def mean_interval(
     values: Sequence[float], images: int | None = None, *, folds: bool = False, confidence: float = 0.95
-) -> tuple[float, float, float]:
+) -> Interval:
     """Return the mean of a score over seeds, or folds, and its interval.
 
     Args:
@@ -188,14 +201,12 @@ def mean_interval(
         raise ValueError(f"`values` must hold at least one number. Received: {values!r}")
     mean, count = float(np.mean(values)), len(values)
     if count == 1:
-        return (mean, *wilson(round(mean * images), images, confidence)) if images else (mean, math.nan, math.nan)
+        return Interval(mean, *wilson(round(mean * images), images, confidence)) if images else Interval(mean)
     factor = 1 / count + (1 / (count - 1) if folds else 0)
     parts = [(factor * float(np.var(values, ddof=1)), float(count - 1))]
     if images:
         parts.append(((mean * (1 - mean) * images + 1) / images**2, math.inf))
-    margin = Spread(tuple(parts), (0.0, 1.0)).margin(1 - confidence)
-    low, high = mean - margin, mean + margin
-    return (mean, max(0.0, low), min(1.0, high)) if images else (mean, low, high)
+    return _around(mean, Spread(tuple(parts), (0.0, 1.0)).margin(1 - confidence), bool(images))
 
 
 def roc_auc_interval(

@@ -9,8 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.schema import LOWER_IS_BETTER
-from experiments.evaluation.comparison_text import FOLDED, SINGLE, baseline_sentences, difference_sentence, points
-from experiments.evaluation.significance import Difference, compare_runs
+from experiments.evaluation.comparison_text import (
+    baseline_sentences,
+    difference_sentence,
+    format_score,
+    limitations,
+    points,
+    rounded,
+)
+from experiments.evaluation.significance import MOST_IMAGES, POWER, Difference, compare_runs
 from experiments.sweeps import summary
 from experiments.sweeps.plan import format_values
 from experiments.sweeps.rungs import BEST
@@ -83,7 +90,7 @@ class Climbed:
             for step in climb.steps:
                 lines.append([
                     "use" if step is use else "", step.rung, *(climb.values.get(key, "") for key in keys),
-                    summary.shown(step.candidate, self.objective), _gain(step.gain, metric),
+                    format_score(self.objective, step.candidate.interval), points(step.gain, metric),
                     step.below.rung if step.below else "", *_cells(step.candidate),
                 ])  # fmt: skip
             if climb.next:
@@ -101,10 +108,10 @@ class Climbed:
         above = next(climb for climb, step in self.steps if step is best)
         why = "It has the best score" if best is use else (
             f"It is the cheapest rung that is not significantly worse than the best one, {above.named(best.rung)} with "
-            f"{summary.shown(best.candidate, self.objective)}"
+            f"{format_score(self.objective, best.candidate.interval)}"
         )  # fmt: skip
         lines = [
-            f"Use {climb.named(use.rung)}: {self.objective} {summary.shown(use.candidate, self.objective)}, "
+            f"Use {climb.named(use.rung)}: {self.objective} {format_score(self.objective, use.candidate.interval)}, "
             f"{use.candidate.cost:.0f} s a run. {why}."
         ]
         baseline = next((row.baseline for row in use.candidate.rows if row.baseline), None)
@@ -118,15 +125,7 @@ class Climbed:
                     lines.append(difference_sentence(*names, step.gain, metric))
                     gains.append(step.gain)
             lines += self.ending(climb)
-        if gains and not all(one.about_setting for one in gains):
-            lines += [SINGLE]
-        if any(one.source == "folds" for one in gains):
-            lines.append(FOLDED)
-        if len(gains) > 1:
-            lines.append(
-                f"{len(gains)} comparisons, each at the 5 % level: of twenty without any difference, one would be "
-                "called significant."
-            )
+        lines += limitations(gains)
         lines.append(
             "Seconds are the mean of a run with the training of its head; stored features, which runs share and which "
             "are computed before the first of them, are not included."
@@ -144,8 +143,8 @@ class Climbed:
                 f"{', '.join(climb.left)}; the next of them would take at least as long as {last.rung}, {more} "
                 "(sweep.climb=all runs every rung)."
             )
-        undecided = [one for one in climb.steps if one.gain and not one.gain.significant and one.gain.value]
-        return lines + [self.evidence(climb, step) for step in undecided]
+        inconclusive = [one for one in climb.steps if one.gain and not one.gain.significant and one.gain.value]
+        return lines + [self.evidence(climb, step) for step in inconclusive]
 
     @property
     def on_best(self) -> list[str]:
@@ -161,13 +160,17 @@ class Climbed:
         """Return a sentence on the seeds, folds or images that would make a difference of this size significant."""
         gain, rows = step.gain, step.candidate.rows
         assert gain is not None and step.below is not None
-        size = f"A difference between {climb.named(step.rung)} and {step.below.rung} as large as the one seen"
+        size = f"A difference between {climb.named(step.rung)} and {step.below.rung} as large as the observed one"
         seeds = list(dict.fromkeys(row.values.get("seed", "") for row in rows))
         folds = list(dict.fromkeys(row.values.get("data.fold", "") for row in rows))
         if not gain.about_setting:
             needed = gain.needed
-            images = f"{size} would need about {needed:,} images to be shown, of two trained models. " if needed else ""
-            return f"{images}Seeds 0, 1 and 2 would say whether it is the rung: {self.minutes(climb, None, 2)} more."
+            images = (
+                f"{size} would need about {rounded(needed)} images to be shown, of two trained models. "
+                if needed
+                else ""
+            )
+            return f"{images}Seeds 0, 1 and 2 would show whether it is the rung: {self.minutes(climb, None, 2)} more."
         by_fold = gain.source == "folds"
         key, known, other = ("data.fold", folds, seeds) if by_fold else ("seed", seeds, folds)
         most = int(self.about["config"]["data"]["folds"]) if by_fold else MOST_SEEDS
@@ -184,22 +187,12 @@ class Climbed:
         if spread is None:
             return f"{size} is more than these runs can show."
         evaluated = gain.images * (most / len(known) if by_fold else 1)
-        factor = ((spread.margin() + spread.margin(0.4)) / abs(gain.value)) ** 2
+        images = evaluated * ((spread.margin() + spread.margin(2 * (1 - POWER))) / abs(gain.value)) ** 2
+        needed_images = f"about {rounded(images)}" if images <= MOST_IMAGES else f"more than {rounded(MOST_IMAGES)}"
         return (
-            f"{size} would not be shown by {limit} on these images (chance of 80 %): it would take about "
-            f"{_rounded(evaluated * factor)} images to evaluate on."
+            f"{size} would not be shown by {limit} on these images (chance of 80 %): it would take {needed_images} "
+            "images to evaluate on."
         )
-
-
-def _rounded(number: float) -> str:
-    """Return a number rounded to two significant digits; the estimates are no more precise."""
-    return f"{round(number, 1 - math.floor(math.log10(number))):,.0f}"
-
-
-def _gain(gain: Difference | None, metric: str) -> str:
-    if gain is None or metric == "accuracy":
-        return points(gain)
-    return f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
 
 
 def _cells(one: Candidate) -> list[str]:

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 from experiments.config.identity import NOT_IDENTITY
 from experiments.config.overrides import quoted
 from experiments.config.schema import Config
-from experiments.evaluation.comparison_text import baseline_sentences
+from experiments.evaluation.comparison_text import baseline_sentences, format_score
 from experiments.evaluation.evaluate import Baseline, majority_baseline
-from experiments.evaluation.statistics import mean_interval, wilson
+from experiments.evaluation.statistics import Interval, mean_interval, wilson
 from experiments.runs.active_run import AUTO
 from experiments.runs.run_directory import CURVES, METRICS, RunDirectory, predictions_file
 from experiments.storage import atomic_files
@@ -122,10 +122,10 @@ def inspect_jobs(jobs: Sequence[Job]) -> None:
     # In reverse order, because networks are built before images are read: so missing weights are reported first. The
     # first job of all, training from scratch, reads no weights.
     order = list(reversed(jobs))
-    said = processes.run_worker_task(
+    response = processes.run_worker_task(
         "inspect_jobs", [job.config.model_dump(by_alias=True, mode="json") for job in order]
     )
-    for job, known in zip(order, said["jobs"], strict=True):
+    for job, known in zip(order, response["jobs"], strict=True):
         job.identity = known["identity"]
         if known.get("status"):
             job.status, job.folder = Status(known["status"]), Path(known["folder"])
@@ -189,12 +189,12 @@ def result_of(job: Job) -> Result:
         return read_result(fetched)
 
 
-def interval(results: Sequence[Result]) -> tuple[float, float, float]:
+def accuracy_interval(results: Sequence[Result]) -> Interval:
     """Return the mean of `last_epochs` and its 95 % interval over seeds and images."""
     return mean_interval([one.last_epochs for one in results], min(one.images for one in results))
 
 
-def judge_claim(claim: Claim, low: float, high: float) -> str:
+def check_claim(claim: Claim, low: float, high: float) -> str:
     """Return whether an interval lies inside the claim's range, below or above it, or across one of its ends."""
     lowest, highest = claim.range()
     if high < lowest:
@@ -224,9 +224,9 @@ def row(name: str, jobs: Sequence[Job], *, backbone: str, comparable: bool) -> d
         "run_ids": [job.run_id for job in done],
     }  # fmt: skip
     if results:
-        found["mean"], found["low"], found["high"] = interval(results)
+        found["mean"], found["low"], found["high"] = accuracy_interval(results)
     whole = len(done) == len(jobs)
-    found["verdict"] = judge_claim(claim, found["low"], found["high"]) if whole and comparable else ""
+    found["outcome"] = check_claim(claim, found["low"], found["high"]) if whole and comparable else ""
     return found
 
 
@@ -242,20 +242,20 @@ def plain_overrides(given: Sequence[str]) -> list[str]:
 
 
 PAGE = "summary.md"
-HEADER = ("experiment", "the tutorial says", "measured here", "last epoch", "seconds a run", "verdict")
+HEADER = ("experiment", "the tutorial says", "measured here", "last epoch", "seconds a run", "outcome")
 
 
 def cells(one: Mapping[str, Any]) -> list[str]:
     """Return the cells of a row as text, in the order of HEADER without its first column."""
     results = one["results"]
-    measured = f"{one['mean']:.1%} [{100 * one['low']:.1f}, {100 * one['high']:.1f}]" if results else ""
+    measured = format_score("accuracy", Interval(one["mean"], one["low"], one["high"])) if results else ""
     missing = one["seeds"] - len(results)
     return [
         one["claim"],
         measured.replace("%", " %"),
         ", ".join(f"{100 * result['accuracy']:.1f}" for result in results),
         ", ".join(f"{result['seconds']:.0f}" for result in results),
-        one["verdict"] or (f"{missing} of {one['seeds']} runs missing" if missing else "-"),
+        one["outcome"] or (f"{missing} of {one['seeds']} runs missing" if missing else "-"),
     ]
 
 
@@ -264,38 +264,40 @@ def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: b
     images = sorted({result["images"] for one in rows for result in one["results"]})
     single = all(one["seeds"] == 1 for one in rows)
     over = "Wilson's over the images of the single run" if single else "over the seeds and the images"
-    said = [
+    lines = [
         f"Measured: accuracy on {' or '.join(map(str, images)) or 'the'} validation images, mean of the last "
         f"{LAST} epochs (the curves swing, and no epoch is picked) with its 95 % interval, {over}; beside it the "
         "accuracy after the last epoch, by seed.",
-        "Later seeds find the features and heads that earlier runs have cached: hence their fewer seconds.",
+        "Later seeds reuse the features and heads that earlier runs have cached, so they take fewer seconds.",
     ]
-    said += baseline_sentences(
+    lines += baseline_sentences(
         [(one["experiment"], Baseline("", share), one["mean"], one["low"]) for one in rows for share in baselines(one)]
     )
     if single:
-        said.append(
+        lines.append(
             "Each figure is of one trained model: training noise is not in its interval (--seeds 3 has it measured)."
         )
     if not comparable:
         return [
-            *said,
-            "No verdict: other images, fewer of them or other settings than the claims are about. (From "
+            *lines,
+            "No outcome: other images, fewer of them or other settings than the claims are about. (From "
             "scratch, a few epochs on a few images hardly leave chance.)",
         ]
     ranges = [(one["experiment"], CLAIMS[one["experiment"]]) for one in rows]
-    told = ", ".join(f"{name} {100 * claim.range()[0]:.1f} to {100 * claim.range()[1]:.1f} %" for name, claim in ranges)
-    said.append(
+    intervals = ", ".join(
+        f"{name} {100 * claim.range()[0]:.1f} to {100 * claim.range()[1]:.1f} %" for name, claim in ranges
+    )
+    lines.append(
         f"A claim is itself a figure from {CLAIM_IMAGES} images, so it is read as all that fits it within a 95 % "
-        f"interval ({told}; the exercise is a goal and read as it stands). Reproduced: our interval lies within; "
+        f"interval ({intervals}; the exercise is a goal and read as it stands). Reproduced: our interval lies within; "
         "above, below: wholly outside; inconclusive: across an end."
     )
     if backbone != CLAIMED_FOR:
-        said.append(
-            f"All claims but the first are {CLAIMED_FOR}'s, and these figures are {backbone}'s: there the verdict "
+        lines.append(
+            f"All claims but the first are {CLAIMED_FOR}'s, and these figures are {backbone}'s: there the outcome "
             "compares numbers, and neither confirms nor refutes the claim."
         )
-    return said
+    return lines
 
 
 def baselines(one: Mapping[str, Any]) -> list[float]:
@@ -303,11 +305,11 @@ def baselines(one: Mapping[str, Any]) -> list[float]:
     return [result["baseline"] for result in one["results"] if result["baseline"]][:1]
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], said: Sequence[str], about: str) -> str:
+def markdown(rows: Sequence[Mapping[str, Any]], explanation: Sequence[str], about: str) -> str:
     """Return the table as a Markdown page, with the commands of single runs."""
     lines = ["# The tutorial, reproduced", "", about, "", f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
     lines += [f"| {' | '.join([one['about'], *cells(one)])} |" for one in rows]
-    lines += ["", *(f"{sentence}\n" for sentence in said), "One run of each, with its seed:", "", "```"]
+    lines += ["", *(f"{sentence}\n" for sentence in explanation), "One run of each, with its seed:", "", "```"]
     lines += [f"python -m experiments.train {one['command']} seed=0" for one in rows]
     return "\n".join([*lines, "```", ""])
 
@@ -326,17 +328,17 @@ def conclude(
     """
     by_claim = {name: [job for job in jobs if job.values["experiment"] == name] for name in CLAIMS}
     rows = [row(name, own, backbone=backbone, comparable=comparable) for name, own in by_claim.items()]
-    said = sentences(rows, backbone=backbone, comparable=comparable)
+    explanation = sentences(rows, backbone=backbone, comparable=comparable)
     ended = [result["ended"] / 1000 for one in rows for result in one["results"]]
     day = time.strftime("%d %B %Y", time.localtime(max(ended, default=None))).lstrip("0")
     about = f"`{command}`, {day}; {hardware.sentence()}"
-    atomic_files.write_file(folder / PAGE, markdown(rows, said, about).encode())
-    content = {"about": about, "rows": rows, "sentences": said}
+    atomic_files.write_file(folder / PAGE, markdown(rows, explanation, about).encode())
+    content = {"about": about, "rows": rows, "sentences": explanation}
     atomic_files.write_file(folder / "summary.json", json.dumps(content, indent=1).encode())
-    return rows, said
+    return rows, explanation
 
 
 def metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the metrics to log to MLflow for the parent run: the accuracy of every row, with its interval."""
     names = {"mean": "validation.accuracy", "low": "validation.accuracy_low", "high": "validation.accuracy_high"}
-    return {f"{one['experiment']}.{told}": one[key] for one in rows for key, told in names.items() if key in one}
+    return {f"{one['experiment']}.{metric}": one[key] for one in rows for key, metric in names.items() if key in one}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import numpy as np
 
 from experiments.config.schema import LOWER_IS_BETTER
 from experiments.errors import ConfigError
-from experiments.evaluation.comparison_text import FOLDED, SINGLE, baseline_sentences, difference_sentence
+from experiments.evaluation.comparison_text import baseline_sentences, difference_sentence, format_score, limitations
 from experiments.evaluation.evaluate import IMAGE_METRICS, Baseline, image_score, majority_baseline
-from experiments.evaluation.significance import Scores, compare_runs
-from experiments.evaluation.statistics import mean_interval
+from experiments.evaluation.groups import Scores, gather_scores, metric_interval
+from experiments.evaluation.significance import compare_runs
+from experiments.evaluation.statistics import UNKNOWN, Interval
 from experiments.runs.run_directory import RunDirectory, predictions_file
 from experiments.sweeps.plan import REPEATS, format_values
 from experiments.sweeps.rungs import Place
@@ -43,6 +44,11 @@ class Row:
     place: Place | None = None  # in a ladder sweep
     reused: float = 0.0  # seconds that another run took to train the head that this run reuses
 
+    @property
+    def repeat(self) -> tuple[str, str]:
+        """The seed and the fold, in which jobs of a candidate differ."""
+        return self.values.get("seed", ""), self.values.get("data.fold", "")
+
 
 @dataclass
 class Candidate:
@@ -50,9 +56,19 @@ class Candidate:
 
     values: Mapping[str, str]
     rows: list[Row] = field(default_factory=list)
-    score: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
+    interval: Interval = UNKNOWN  # of the objective
+
+    @property
+    def score(self) -> float:
+        return self.interval.value
+
+    @property
+    def low(self) -> float:
+        return self.interval.low
+
+    @property
+    def high(self) -> float:
+        return self.interval.high
 
     @property
     def name(self) -> str:
@@ -64,13 +80,7 @@ class Candidate:
 
     @property
     def scores(self) -> Scores:
-        by_seed: dict[str, dict[Hashable, float]] = {}
-        folds: dict[Hashable, str] = {}
-        for row in self.rows:
-            if row.scores:
-                by_seed.setdefault(row.values.get("seed", ""), {}).update(row.scores)
-                folds |= dict.fromkeys(row.scores, row.values.get("data.fold", ""))
-        return Scores(by_seed, folds)
+        return gather_scores((*row.repeat, row.scores) for row in self.rows if row.scores)
 
     @property
     def seconds(self) -> float:
@@ -144,33 +154,18 @@ def candidates(rows: Sequence[Row], objective: str) -> list[Candidate]:
             values = candidate_of(row)
             found.setdefault(json.dumps(values, sort_keys=True), Candidate(values)).rows.append(row)
     for one in found.values():
-        if any(row.metrics for row in one.rows):
-            one.score, one.low, one.high = interval(one, objective)
+        one.interval = objective_interval(one, objective)
     sign = 1 if objective in LOWER_IS_BETTER else -1
     return sorted(found.values(), key=lambda one: (not one.whole, math.isnan(one.score), sign * one.score, one.seconds))
 
 
-def interval(one: Candidate, objective: str) -> tuple[float, float, float]:
-    """Return a candidate's mean of the objective with its 95 % interval.
-
-    For accuracy, loss and Brier score the interval is over images, and over seeds or folds if there are several. For
-    other objectives it is over seeds or folds only, for these images.
-    """
+def objective_interval(one: Candidate, objective: str) -> Interval:
+    """Return a candidate's mean of the objective with its interval; see `groups.metric_interval`."""
     key = f"validation.{objective}"
-    rows = [row for row in one.rows if key in row.metrics]
-    if not rows:
-        return math.nan, math.nan, math.nan
-    mean = float(np.mean([row.metrics[key] for row in rows]))
-    if objective in IMAGE_METRICS:
-        if len((scores := one.scores).images) < 2:
-            return mean, math.nan, math.nan
-        found, low, high = scores.interval()
-        return mean, mean - found + low, mean - found + high
-    kind = "data.fold" if len({row.values.get("data.fold") for row in rows}) > 1 else "seed"
-    by_value: dict[str, list[float]] = {}
-    for row in rows:
-        by_value.setdefault(row.values.get(kind, ""), []).append(row.metrics[key])
-    return mean_interval([float(np.mean(values)) for values in by_value.values()], folds=kind == "data.fold")
+    values = [(*row.repeat, row.metrics[key]) for row in one.rows if key in row.metrics]
+    if not values:
+        return UNKNOWN
+    return metric_interval(values, one.scores if objective in IMAGE_METRICS else None)
 
 
 def sentences(
@@ -191,7 +186,7 @@ def sentences(
         return ["No candidate has finished: there is no winner."]
     winner = whole[0]
     runs = f" over {len(winner.rows)} runs" if len(winner.rows) > 1 else ""
-    lines = [f"Winner by validation {objective}: {winner.name}, {shown(winner, objective)}{runs}."]
+    lines = [f"Winner by validation {objective}: {winner.name}, {format_score(objective, winner.interval)}{runs}."]
     baseline = next((row.baseline for row in winner.rows if row.baseline), None)
     if objective == "accuracy" and baseline:
         lines += baseline_sentences([("the winner", baseline, winner.score, winner.low)])
@@ -208,7 +203,7 @@ def held_out_sentences(winner: Candidate, held: Sequence[Row], folds: bool, fina
         last = Candidate(winner.values, done)
         mean, low, high = last.scores.interval()
         what = "the given validation images, which no job has read" if folds else "the test images"
-        beside = done[0].baseline.beside(mean, low) if done[0].baseline else ""
+        beside = done[0].baseline.describe(mean, low) if done[0].baseline else ""
         lines.append(
             f"Read once on {what}: accuracy {mean:.1%} [95 % interval {100 * low:.1f}, {100 * high:.1f}]"
             + (f", mean of {len(last.scores.by_seed)} seeds" if len(done) > 1 else "")
@@ -230,36 +225,15 @@ def _differences(whole: Sequence[Candidate], objective: str, command: str) -> li
     winner, second, metric = whole[0], whole[1], compared(objective)
     scores = winner.scores
     found = [compare_runs(one.scores, scores) for one in whole[1:]]
-    lines = [f"Runner-up: {second.name}, {shown(second, objective)}."]
+    lines = [f"Runner-up: {second.name}, {format_score(objective, second.interval)}."]
     if metric != objective:
         lines.append(f"The winner is chosen by {objective}; the comparisons that follow are of accuracy.")
     lines.append(difference_sentence(winner.name, second.name, found[0], metric))
     alike = sum(not one.significant for one in found)
     lines.append(f"{alike} of the {len(found)} other candidates are not significantly different from the winner.")
-    if len(found) > 1:
-        lines.append(
-            f"{len(found)} comparisons, each at the 5 % level: of twenty without any difference, one would be called "
-            "significant."
-        )
-    if not all(one.about_setting for one in found):
-        without_seed = re.sub(r"\s+seed=\S+", "", command)
-        lines += [SINGLE, f"To test the settings, sweep seeds as well: {without_seed} seed=0,1,2"]
-    if any(one.source == "folds" for one in found):
-        lines.append(FOLDED)
-    lines.append(
-        f"The winner is the best of {len(whole)}: the score that it was chosen by is biased upward, the more so the "
-        "more candidates there were."
-    )
-    return lines
-
-
-def shown(one: Candidate, objective: str) -> str:
-    """Return a score with its interval as text."""
-    if objective in ("loss", "brier"):
-        text = f"{one.score:.4f}"
-        return text if math.isnan(one.low) else f"{text} [{one.low:.4f}, {one.high:.4f}]"
-    text = f"{one.score:.1%}"
-    return text if math.isnan(one.low) else f"{text} [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+    without_seed = re.sub(r"\s+seed=\S+", "", command)
+    more = f"To test the settings, sweep seeds as well: {without_seed} seed=0,1,2"
+    return lines + limitations(found, more, "candidate")
 
 
 def table(ranked: Sequence[Candidate], objective: str) -> list[list[str]]:
@@ -274,7 +248,7 @@ def table(ranked: Sequence[Candidate], objective: str) -> list[list[str]]:
         lines.append([
             str(rank) if one.whole else "-",
             *(one.values.get(key, "") for key in keys),
-            "" if math.isnan(one.score) else shown(one, objective),
+            "" if math.isnan(one.score) else format_score(objective, one.interval),
             f"{sum(row.status == 'FINISHED' for row in one.rows)}/{len(one.rows)}" if wrong else str(len(one.rows)),
             "" if math.isnan(one.seconds) else f"{one.seconds:.0f}",
             ",".join(numbers) if len(numbers) <= 3 else f"{numbers[0]}-{numbers[-1]}",

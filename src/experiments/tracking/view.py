@@ -29,7 +29,7 @@ sweep is a run, too; under *Sort: Created* its jobs lie below it, behind the `+`
 keys as typed, such as `optimizer.lr`; *Columns* shows more of them. *Model training*, at the top left, hides what \
 is not for this.
 
-**Which is better?** The interval is Wilson's over the validation images; always answering the most frequent class \
+**Which is better?** The interval is Wilson's over the validation images; always predicting the most frequent class \
 reaches `validation.accuracy_baseline`. Where intervals overlap, or runs differ in `seed` only, use \
 `experiments compare RUN RUN ...`, which compares image by image. Single runs show which of two trained models is \
 better; whether a setting is takes several seeds of each. The best of many is flattered by the choice. `test.*` is \
