@@ -8,6 +8,7 @@ from numpy.testing import assert_allclose
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from experiments.evaluation.groups import gather_scores, metric_interval
 from experiments.evaluation.statistics import mean_interval, reliability, roc_auc_interval, score_interval, wilson
 
 
@@ -98,6 +99,19 @@ def test_folds_are_corrected_for_training_sets_that_overlap() -> None:
     found = score_interval(correct, folds)
     assert_allclose(found, (mean, low, high), atol=1e-9)
     assert score_interval(correct, ["0"] * 5000) == score_interval(correct), "a single fold is none"
+
+
+def test_a_metric_of_several_runs_has_its_interval_over_seeds_or_folds() -> None:
+    folds = [("0", str(fold), value) for fold, value in enumerate((0.80, 0.84, 0.89))]
+    assert metric_interval(folds, None) == pytest.approx(mean_interval([0.80, 0.84, 0.89], folds=True))
+    seeds = [("0", "", 0.80), ("1", "", 0.84), ("2", "", 0.89)]
+    assert metric_interval(seeds, None) == pytest.approx(mean_interval([0.80, 0.84, 0.89]))
+    assert metric_interval([("0", "", 0.9), ("1", "", 1.0)], None).high == 1
+    assert math.isnan(metric_interval([("0", "", 0.9)], None).low)
+    scores = gather_scores((str(seed), "", {at: at < 30 + seed for at in range(40)}) for seed in range(2))
+    mean, low, high = scores.interval()
+    shifted = metric_interval([("0", "", 0.7), ("1", "", 0.7)], scores)
+    assert shifted == pytest.approx((0.7, 0.7 - mean + low, 0.7 - mean + high)), "the logged mean, the images' interval"
 
 
 def test_calibration_error_by_hand() -> None:

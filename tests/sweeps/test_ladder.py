@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,9 @@ def rows(
     found = []
     for at, count in enumerate(correct or [None] * 3):
         key, values = ("data.fold" if folds else "seed"), {"rung": f"{rung} {over}", **(ladder or {})}
-        scores = {} if count is None else {f"{at if folds else 0} {n}": bool(n < count) for n in range(images)}
+        scores: dict[Hashable, float] = (
+            {} if count is None else {f"{at if folds else 0} {n}": bool(n < count) for n in range(images)}
+        )
         metrics = {"validation.accuracy": count / images, "total_seconds": SECONDS[rung]} if count else {}
         number = 100 * list(RUNGS).index(rung) + at + 10 * (ladder == {"model": "large"})
         status = "NEW" if count is None else "FINISHED"

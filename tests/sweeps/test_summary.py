@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import numpy as np
 import pytest
 
 from experiments.errors import ConfigError
-from experiments.evaluation.statistics import score_interval
-from experiments.sweeps import summary, summary_files
+from experiments.evaluation.statistics import Interval, score_interval
+from experiments.sweeps import plots, summary, summary_files
 
 
 @pytest.fixture
@@ -191,3 +192,16 @@ def test_without_a_finished_job_there_is_no_winner(folder: Path) -> None:
     assert found["winner"] is None and "no winner" in found["sentences"][0]
     with pytest.raises(ConfigError, match=r"no sweep's folder"):
         summary.read(folder / "0")
+
+
+def test_ticks_of_crowded_values_do_not_overlap() -> None:
+    values = ("1", "2", "3", "1000", "1024")
+    scored = [summary.Candidate({"n": value}, [], Interval(0.5 + 0.1 * at)) for at, value in enumerate(values[:3])]
+    figure = plots.against_keys([*scored, summary.Candidate({"n": "32"}, [], Interval(0.9))], ["n"], "accuracy")
+    figure.canvas.draw()
+    labels = figure.axes[0].get_xticklabels()
+    assert [label.get_text() for label in labels] == ["1", "32"]
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    at, ticks = plots.places(values)
+    assert len(at) == 5 and [text for _, text in ticks] == ["1", "3", "1000"], "on a logarithmic scale"

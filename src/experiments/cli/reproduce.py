@@ -166,20 +166,14 @@ def command(arguments: argparse.Namespace) -> str:
 
 def show(rows: Sequence[dict[str, Any]], explanation: Sequence[str]) -> None:
     """Print the table and the sentences on the terminal."""
-    from rich import box
-    from rich.table import Table
-
+    from experiments.cli.compare import table
     from experiments.sweeps import reproduction
     from experiments.system.progress import PlainConsole
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in reproduction.HEADER:
-        table.add_column(name, overflow="fold")
-    for one in rows:
-        table.add_row(one["experiment"], *reproduction.cells(one))
     console = PlainConsole()
     console.print()
-    console.print(table)
+    cells = [[one["experiment"], *reproduction.cells(one)] for one in rows]
+    table(console, [reproduction.HEADER, *cells], numbers=False)
     for sentence in explanation:
         console.print(sentence, highlight=False)
 

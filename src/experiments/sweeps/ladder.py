@@ -51,6 +51,15 @@ class Climb:
     next: tuple[str, Candidate] | None = None  # the first rung whose runs are not all finished
     left: list[str] = field(default_factory=list)  # rungs above the one that had no significant gain; they are not run
 
+    def add(self, rung: str, candidate: Candidate, below: Step | None) -> bool:
+        """Add a rung and return True if its runs are all finished; otherwise set it as the next one."""
+        if not candidate.whole or math.isnan(candidate.score):
+            self.next = rung, candidate
+            return False
+        gain = compare_runs(below.candidate.scores, candidate.scores) if below else None
+        self.steps.append(Step(rung, candidate, below, gain))
+        return True
+
     def named(self, rung: str) -> str:
         return " ".join(filter(None, [rung, f"({format_values(self.values)})" if self.values else ""]))
 
@@ -187,8 +196,8 @@ class Climbed:
         if spread is None:
             return f"{size} is more than these runs can show."
         evaluated = gain.images * (most / len(known) if by_fold else 1)
-        images = evaluated * ((spread.margin() + spread.margin(2 * (1 - POWER))) / abs(gain.value)) ** 2
-        needed_images = f"about {rounded(images)}" if images <= MOST_IMAGES else f"more than {rounded(MOST_IMAGES)}"
+        lacking = evaluated * ((spread.margin() + spread.margin(2 * (1 - POWER))) / abs(gain.value)) ** 2
+        needed_images = f"about {rounded(lacking)}" if lacking <= MOST_IMAGES else f"more than {rounded(MOST_IMAGES)}"
         return (
             f"{size} would not be shown by {limit} on these images (chance of 80 %): it would take {needed_images} "
             "images to evaluate on."
@@ -235,36 +244,22 @@ def climb(
         rungs: `sweep.rungs`.
         every: whether to continue after a rung without a significant gain (`sweep.climb=all`).
     """
-    ladder, metric = Climb(values), summary.compared(objective)
+    ladder = Climb(values)
     fixed = [name for name, lines in rungs.items() if lines[0] != BEST]
     for at, name in enumerate(fixed):
-        candidate = found[name, ""]
-        if not ladder_goes_on(ladder, candidate, name):
+        if not ladder.add(name, found[name, ""], ladder.steps[-1] if ladder.steps else None):
             return ladder
-        below = ladder.steps[-1] if ladder.steps else None
-        gain = compare_runs(below.candidate.scores, candidate.scores) if below else None
-        ladder.steps.append(Step(name, candidate, below, gain))
-        if gain and not every and not improved(gain, metric):
+        gain = ladder.steps[-1].gain
+        if gain and not every and not improved(gain, summary.compared(objective)):
             ladder.left = fixed[at + 1 :]
             break
     base = to_use(ladder.steps, objective)
-    for name in (name for name in rungs if name not in fixed):
-        if base is None or (name, base.rung) not in found:  # it has the same runs as another rung
-            continue
-        candidate = found[name, base.rung]
-        if not ladder_goes_on(ladder, candidate, name):
-            return ladder
-        gain = compare_runs(base.candidate.scores, candidate.scores)
-        ladder.steps.append(Step(name, candidate, base, gain))
+    for name in rungs:
+        # A rung that is not found has the same runs as another one.
+        candidate = found.get((name, base.rung)) if base and name not in fixed else None
+        if candidate and not ladder.add(name, candidate, base):
+            break
     return ladder
-
-
-def ladder_goes_on(ladder: Climb, candidate: Candidate, name: str) -> bool:
-    """Return whether a rung's runs are all finished; otherwise set it as the ladder's next one."""
-    if candidate.whole and not math.isnan(candidate.score):
-        return True
-    ladder.next = name, candidate
-    return False
 
 
 def climbed(about: Mapping[str, Any], rows: Sequence[Row]) -> Climbed | None:
@@ -277,17 +272,13 @@ def climbed(about: Mapping[str, Any], rows: Sequence[Row]) -> Climbed | None:
     settings = about.get("config", {}).get("sweep", {})
     if not settings.get("rungs"):
         return None
-    ladders: dict[str, dict[tuple[str, str], Candidate]] = {}
+    ladders: dict[str, tuple[Mapping[str, str], dict[tuple[str, str], Candidate]]] = {}
     for candidate in sorted(summary.candidates(rows, about["objective"]), key=lambda one: one.rows[0].number):
-        place = candidate.rows[0].place
-        if place is not None:
-            ladders.setdefault(format_values(place.ladder), {})[place.rung, place.over] = candidate
-    climbs = []
-    for found in ladders.values():
-        place = next(iter(found.values())).rows[0].place
-        assert place is not None
-        every = settings["climb"] == "all"
-        climbs.append(climb(place.ladder, found, settings["rungs"], about["objective"], every))
+        if place := candidate.rows[0].place:
+            _, found = ladders.setdefault(format_values(place.ladder), (place.ladder, {}))
+            found[place.rung, place.over] = candidate
+    every = settings["climb"] == "all"
+    climbs = [climb(values, found, settings["rungs"], about["objective"], every) for values, found in ladders.values()]
     return Climbed(about, climbs, about["objective"])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Row:
     status: str  # FINISHED, FAILED or PRUNED; NEW, PARTIAL, RUNNING or KILLED: not at its end
     reason: str
     metrics: Mapping[str, float]
-    scores: Mapping[str, float]  # per image: the objective if it is a mean over images, else accuracy
+    scores: Mapping[Hashable, float]  # per image: the objective if it is a mean over images, else accuracy
     baseline: Baseline | None = None  # of these images
     final: bool = False  # a final run of the winner
     identity: str = ""  # of the run, as planned and as found
