@@ -243,6 +243,7 @@ def test_several_seeds_give_a_claim_about_the_setting_with_both_variances(uri: s
 
 
 def test_the_same_seed_run_again_is_no_new_evidence(uri: str) -> None:
+    mlflow.set_tracking_uri(uri)  # where `upload` sends the data's description
     client = MlflowClient(uri)
     fake_run(client, "again", {"regime": "bottleneck", "epochs": "11"}, right(22))
     fake_run(client, "once", {"regime": "bottleneck", "epochs": "11"}, right(22))
