@@ -18,6 +18,7 @@ from experiments.config.identity import dump_yaml, logged
 from experiments.data import manifest
 from experiments.data.decoder import gray_range
 from experiments.data.issues import DataIssue
+from experiments.data.listing import Listing
 from experiments.data.pixel_buffer import PixelBuffer
 from experiments.data.pixel_cache import splits_of
 from experiments.data.types import Dataset, Manifest, SplitSettings
@@ -216,7 +217,7 @@ def check_accumulation(config: schema.Config, images: int) -> None:
 
 def read_manifest(
     config: schema.Config,
-    root: Path,
+    source: Path | Listing,
     buffer: PixelBuffer | None = None,
     found: list[DataIssue] | None = None,
 ) -> Manifest:
@@ -224,7 +225,7 @@ def read_manifest(
 
     Args:
         config: the validated configuration.
-        root: the directory that the data source provides.
+        source: what the data source provides: a directory, or the listing of its images.
         buffer: receives the images that are decoded for validation.
         found: receives every data issue, instead of an error being raised.
     """
@@ -233,7 +234,7 @@ def read_manifest(
         data.fractions.model_dump(), data.split_seed, data.fold, data.folds, data.limit.model_dump(), data.on_bad
     )
     return manifest.read(
-        root, settings, gray_range=gray_range(data.gray_range), cache=config.cache, buffer=buffer, found=found
+        source, settings, gray_range=gray_range(data.gray_range), cache=config.cache, buffer=buffer, found=found
     )
 
 

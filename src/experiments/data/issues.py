@@ -19,6 +19,7 @@ class DataIssue(NamedTuple):
     path: str
     text: str  # what is wrong; what to do
     skippable: bool  # whether data.on_bad=skip can skip this file
+    class_name: str = ""  # the class of the file or folder, where it has one
 
 
 def report_issues(root: Path, issues: Sequence[DataIssue], warnings: Sequence[ImageWarning], on_bad: str) -> None:
@@ -31,8 +32,9 @@ def report_issues(root: Path, issues: Sequence[DataIssue], warnings: Sequence[Im
     if fatal:
         raise DataError(format_issues(root, fatal, on_bad))
     if issues:
-        path, text, _ = min(issues)
-        _log.warning("Files skipped (data.on_bad=skip): %d, the first: %s", len(issues), f"{printable(path)}: {text}")
+        first = min(issues)
+        text = f"{printable(first.path)}: {first.text}"
+        _log.warning("Files skipped (data.on_bad=skip): %d, the first: %s", len(issues), text)
     if warnings:
         _log.warning("\n".join([f"Images used, with a warning: {len(warnings)}", *warning_lines(warnings)]))
 

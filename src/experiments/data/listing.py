@@ -1,15 +1,19 @@
-"""Listing of the image files below a data set's root, with the class and the split that their directories give."""
+"""Listing of the image files of a data set: the class, split and group of each.
+
+`list_images` takes them from the directories below a root; a data source may return a listing of its own.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from experiments.data import decoder
 from experiments.data.issues import DataIssue, printable
-from experiments.data.types import SPLITS
+from experiments.data.types import SPLITS, SkippedImage
 
 LAYOUTS = "root/train/<class>/ and root/validation/<class>/ (and root/test/<class>/), or root/<class>/ for every class"
 
@@ -20,20 +24,30 @@ IGNORED = ("__macosx", "thumbs.db", "desktop.ini")  # created by operating syste
 class ListedImage(NamedTuple):
     path: str  # relative to the root, with forward slashes
     class_name: str
-    split: str  # one of SPLITS; empty while it is not decided
+    split: str = ""  # one of SPLITS; empty while it is not decided
+    group: str = ""  # images of one group (of one patient, say) stay in one split; empty: in a group of its own
 
 
-class Listing(NamedTuple):
+@dataclass(frozen=True)
+class Listing:
+    """The images of a data set before any is read."""
+
+    root: Path  # absolute
     images: list[ListedImage]
-    classes: list[str]  # sorted; a class may be without images
-    splits: list[str]  # those that the files are arranged in; empty if they are not split
+    classes: list[str]  # in the order of their labels; a class may be without images
+    splits: list[str] = field(default_factory=list)  # those that the data gives, in SPLITS order; empty: none
+    issues: list[DataIssue] = field(default_factory=list)
+    skipped: list[SkippedImage] = field(default_factory=list)  # set aside whatever data.on_bad is; logged and recorded
+    # Further facts that data.group can name: column -> path -> value.
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
-def list_images(root: Path, issues: list[DataIssue]) -> Listing:
+def list_images(root: Path) -> Listing:
     """Return the image files of every class directory; the top directories are the splits or the classes.
 
-    Everything else, unless it is ignored, is added to `issues`.
+    Everything else, unless it is ignored, is an issue.
     """
+    issues: list[DataIssue] = []
     top = _directories(root, "", issues)
     if any(_split_name(name) for name in top):
         _check_splits(top, issues)
@@ -47,12 +61,13 @@ def list_images(root: Path, issues: list[DataIssue]) -> Listing:
         names = ", ".join(map(printable, classes)) or "none"
         text = f"two or more classes are needed, found {names}; set data.root to a folder laid out as {LAYOUTS}"
         issues.append(DataIssue(str(root), text, skippable=False))
-    images = [
-        ListedImage(path, class_name, split)
-        for split, class_name in groups
-        for path in _list_class(root, f"{split}/{class_name}" if split else class_name, issues)
-    ]
-    return Listing(images, classes, splits)
+    images = []
+    for split, class_name in groups:
+        found: list[DataIssue] = []
+        paths = _list_class(root, f"{split}/{class_name}" if split else class_name, found)
+        images += [ListedImage(path, class_name, split) for path in paths]
+        issues += [issue._replace(class_name=class_name) for issue in found]
+    return Listing(root, images, classes, splits, issues)
 
 
 def _check_splits(folders: Sequence[str], issues: list[DataIssue]) -> None:
@@ -83,7 +98,7 @@ def _compare_classes(splits: Sequence[str], groups: Collection[tuple[str, str]],
                 there = f"{' and '.join(having)} {'has' if len(having) == 1 else 'have'} it"
                 text = f"this class is missing, though {there}; "
                 text += "make the folder, or remove or rename the class there: all splits must have the same classes"
-                issues.append(DataIssue(f"{split}/{class_name}", text, skippable=False))
+                issues.append(DataIssue(f"{split}/{class_name}", text, skippable=False, class_name=class_name))
 
 
 def _directories(root: Path, split: str, issues: list[DataIssue]) -> list[str]:

@@ -22,7 +22,7 @@ from experiments.data.validation import ValidationResults, hash_files
 
 
 def read(
-    root: Path,
+    source: Path | Listing,
     settings: SplitSettings,
     *,
     gray_range: GrayRange | None = None,
@@ -30,16 +30,16 @@ def read(
     buffer: PixelBuffer | None = None,
     found: list[DataIssue] | None = None,
 ) -> Manifest:
-    """List, hash and validate the images of a directory, and assign each to one split.
+    """List, hash and validate the images of a data set, and assign each to one split.
 
-    There are two layouts: `root/train/<class>/`, `root/validation/<class>/` and optionally `root/test/<class>/`; or
-    `root/<class>/` for every class, which is then split. Random choices depend on the hash of (seed, path), so one file
-    more or less moves few others. Hidden files and those of operating systems are ignored, as are files other than
-    images directly under `root` (a readme, say); everything else that is not an image in its class directory is an
-    issue. Images beyond a limit are hashed, but not decoded, unless files with issues are skipped.
+    A directory has one of two layouts: `root/train/<class>/`, `root/validation/<class>/` and optionally
+    `root/test/<class>/`; or `root/<class>/` for every class, which is then split. Random choices depend on the hash of
+    (seed, path), so one file more or less moves few others. Hidden files and those of operating systems are ignored, as
+    are files other than images directly under `root` (a readme, say); everything else that is not an image in its class
+    directory is an issue. Images beyond a limit are hashed, but not decoded, unless files with issues are skipped.
 
     Args:
-        root: The directory of the data set.
+        source: The directory of the data set, or the listing of its images.
         settings: Which images are used, and how they are split.
         gray_range: See `decoder.decode`.
         cache: The cache directory. Validation results are kept in `cache/manifests/`, so that no content is validated
@@ -54,9 +54,8 @@ def read(
     Raises:
         DataError: If there are issues; one error for all of them.
     """
-    root = Path(os.path.abspath(root))
-    issues: list[DataIssue] = []
-    listing = list_images(root, issues)
+    listing = source if isinstance(source, Listing) else list_images(Path(os.path.abspath(source)))
+    root, issues = listing.root, list(listing.issues)
     hashes = hash_files(root, listing.images, issues)
     if buffer:
         buffer.expect(len(hashes))
@@ -72,7 +71,7 @@ def read(
         report_issues(root, issues, warnings, settings.on_bad)
     else:
         found += issues
-    skipped = tuple(SkippedImage(path, text) for path, text, _ in issues)
+    skipped = (*listing.skipped, *(SkippedImage(issue.path, issue.text) for issue in issues))
     return Manifest(root, tuple(listing.classes), records, skipped, warnings, gray_range)
 
 
@@ -141,11 +140,12 @@ def _records(
 ) -> tuple[tuple[ImageRecord, ...], tuple[ImageWarning, ...]]:
     """Return the images as records, sorted by split and path, and their warnings, sorted by path."""
     records, warnings = [], []
-    for path, class_name, split in images:
-        sha256, size = hashes[path]
+    for image in images:
+        sha256, size = hashes[image.path]
         width, height, mode, texts = results.valid[sha256]
-        records.append(ImageRecord(path, size, sha256, width, height, mode, class_name, split))
-        warnings += [ImageWarning(path, text) for text in texts]
+        facts = (image.path, size, sha256, width, height, mode, image.class_name, image.split)
+        records.append(ImageRecord(*facts))
+        warnings += [ImageWarning(image.path, text) for text in texts]
     warnings.sort(key=lambda warning: warning.path)
     return tuple(records), tuple(warnings)
 

@@ -35,9 +35,9 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class SkippedImage:
-    """A file that was skipped because of `data.on_bad=skip`, with the reason."""
+    """A file, folder or class that is not used, with the reason: `data.on_bad=skip`, or it is no part of the data."""
 
-    path: str
+    path: str  # or the name of a class
     reason: str
 
 

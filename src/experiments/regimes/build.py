@@ -74,7 +74,7 @@ def build(config: Config, files: Mapping[str, Path], backbone: Backbone | None =
 
 
 def build_source(config: Config) -> Any:
-    """Return a function of no arguments that makes the data set available and returns its root directory."""
+    """Return a function of no arguments that provides the data set: its root directory, or a listing of its images."""
     function = resolve(config.trusted_packages, "data", config.data.target)
     return functools.partial(construct, "data", function, config.data.arguments | {"cache": config.cache})
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from experiments.config.schema import Config
     from experiments.data.input_pipeline import Batches
+    from experiments.data.listing import Listing
     from experiments.data.types import Augmentation, Dataset
     from experiments.models.types import Backbone
     from experiments.training.checkpoints import Checkpoints
@@ -128,7 +129,8 @@ class RunComponents:
     """The objects that `build` creates from a configuration, before any image is read."""
 
     config: Config
-    source: Callable[[], Path]  # downloads or creates the data set if need be and returns its root directory
+    # Downloads or creates the data set if need be; returns its root directory, or the listing of its images.
+    source: Callable[[], Path | Listing]
     augmentation: Augmentation
     extra_layers: tuple[keras.layers.Layer, ...]  # Keras preprocessing layers applied after the augmentation
     backbone: Backbone
