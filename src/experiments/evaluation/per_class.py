@@ -1,0 +1,133 @@
+"""Precision, recall and F1 of each class, and the pairs of classes that a model confuses, from a confusion matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.evaluation.statistics import UNKNOWN, Interval, wilson
+from experiments.runs.predictions import Prediction
+
+
+class ClassScore(NamedTuple):
+    """The scores of one class against all others, with 95 % intervals; nan where a score is undefined."""
+
+    name: str
+    support: int  # images of the class
+    predicted: int  # images that the model assigns to the class
+    precision: Interval  # undefined if no image is assigned to the class
+    recall: Interval  # undefined if no image is of the class
+    f1: Interval  # undefined if both
+
+
+class ConfusedPair(NamedTuple):
+    """Images of one class that the model assigns to another."""
+
+    label: str  # the true class
+    predicted: str
+    count: int
+    share: float  # of the images of the true class
+
+    def __str__(self) -> str:
+        return f"{self.label} → {self.predicted} {self.count}"
+
+
+def class_scores(confusion: np.ndarray, classes: Sequence[str]) -> list[ClassScore]:
+    """Return the scores of every class, in label order.
+
+    Precision and recall are shares of images with Wilson's interval. F1 is 2 J / (1 + J), where J is the share of
+    the correctly assigned images among those that are of the class or assigned to it (the Jaccard index); its interval
+    is Wilson's of J, transformed in the same way.
+
+    Args:
+        confusion: [C, C] int, the number of images; rows are true classes, columns predicted ones.
+        classes: [C] names in label order.
+
+    Source: K. F. Y. Lam, V. Gopal, J. Qian, "Confidence intervals for the F1 score: a comparison of four methods",
+    arXiv:2309.14621 (2023), the Wilson indirect method.
+    """
+    supports, assigned, correct = confusion.sum(axis=1), confusion.sum(axis=0), confusion.diagonal()
+    scores = []
+    for name, support, predicted, right in zip(
+        classes, supports.tolist(), assigned.tolist(), correct.tolist(), strict=True
+    ):
+        jaccard = share_interval(right, support + predicted - right)
+        f1 = Interval(*(2 * value / (1 + value) for value in jaccard))
+        precision, recall = share_interval(right, predicted), share_interval(right, support)
+        scores.append(ClassScore(name, support, predicted, precision, recall, f1))
+    return scores
+
+
+def share_interval(count: int, total: int) -> Interval:
+    """Return a share of images with Wilson's interval; unknown if there are no images."""
+    return Interval(count / total, *wilson(count, total)) if total else UNKNOWN
+
+
+def confused_pairs(confusion: np.ndarray, classes: Sequence[str]) -> list[ConfusedPair]:
+    """Return the pairs of classes that are confused at least once, the most frequent first.
+
+    Pairs with the same number of images are in label order.
+
+    Args:
+        confusion: [C, C] int, as for `class_scores`.
+        classes: [C] names in label order.
+    """
+    wrong = confusion.copy()
+    np.fill_diagonal(wrong, 0)
+    supports = confusion.sum(axis=1)
+    rows, columns = np.nonzero(wrong)
+    order = np.argsort(-wrong[rows, columns], kind="stable")
+    return [
+        ConfusedPair(
+            classes[row], classes[column], int(wrong[row, column]), float(wrong[row, column] / supports[row])
+        )
+        for row, column in zip(rows[order], columns[order], strict=True)
+    ]  # fmt: skip
+
+
+def confusion_of(predictions: Sequence[Prediction]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return the confusion matrix of recorded predictions, and the names of its classes in label order.
+
+    Args:
+        predictions: at least one. Records of old runs without probabilities have the classes that occur, sorted.
+    """
+    known = dict.fromkeys(name for one in predictions[:1] for name in one.probabilities)
+    occurring = sorted({name for one in predictions for name in (one.label, one.predicted)} - known.keys())
+    classes = (*known, *occurring)
+    index = {name: at for at, name in enumerate(classes)}
+    confusion = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(
+        confusion, ([index[one.label] for one in predictions], [index[one.predicted] for one in predictions]), 1
+    )  # fmt: skip
+    return confusion, classes
+
+
+def class_columns(scores: Sequence[ClassScore]) -> dict[str, list[Any]]:
+    """Return the scores as columns of equal length for a table or a CSV file; None where a score is undefined.
+
+    Returns:
+        class, images, predicted, then for each of precision, recall and f1 the value, its lower and its upper bound.
+    """
+    columns: dict[str, list[Any]] = {
+        "class": [one.name for one in scores],
+        "images": [one.support for one in scores],
+        "predicted": [one.predicted for one in scores],
+    }
+    for metric in ("precision", "recall", "f1"):
+        for at, suffix in enumerate(("", "_low", "_high")):
+            values = [getattr(one, metric)[at] for one in scores]
+            columns[metric + suffix] = [None if math.isnan(value) else value for value in values]
+    return columns
+
+
+def pair_columns(pairs: Sequence[ConfusedPair]) -> Mapping[str, list[Any]]:
+    """Return confused pairs as columns of equal length: label, predicted, images, share of the label's images."""
+    return {
+        "label": [one.label for one in pairs],
+        "predicted": [one.predicted for one in pairs],
+        "images": [one.count for one in pairs],
+        "share": [one.share for one in pairs],
+    }
