@@ -28,11 +28,11 @@ class ConfusedPair(NamedTuple):
 
     label: str  # the true class
     predicted: str
-    count: int
+    images: int
     share: float  # of the images of the true class
 
     def __str__(self) -> str:
-        return f"{self.label} → {self.predicted} {self.count}"
+        return f"{self.label} → {self.predicted} {self.images}"
 
 
 def class_scores(confusion: np.ndarray, classes: Sequence[str]) -> list[ClassScore]:
@@ -128,6 +128,6 @@ def pair_columns(pairs: Sequence[ConfusedPair]) -> Mapping[str, list[Any]]:
     return {
         "label": [one.label for one in pairs],
         "predicted": [one.predicted for one in pairs],
-        "images": [one.count for one in pairs],
+        "images": [one.images for one in pairs],
         "share": [one.share for one in pairs],
     }
