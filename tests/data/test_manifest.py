@@ -291,13 +291,6 @@ def again(path: Path) -> None:
     shutil.copy(path.parents[2] / "train/cats/1.png", path)
 
 
-def renamed_from(name: str) -> Callable[[Path], None]:
-    def rename(path: Path) -> None:
-        (path.parent / name).rename(path)
-
-    return rename
-
-
 def with_image_in(name: str) -> Callable[[Path], None]:
     """Makes an empty folder, and one of its name in another split that is not empty."""
 
@@ -313,6 +306,11 @@ def only_in(name: str) -> Callable[[Path], None]:
         draw(path.parents[1] / name / path.name / "b.png")
 
     return make
+
+
+def only_in_valid(path: Path) -> None:
+    (path.parent / "validation").rename(path.parent / "val")
+    draw(path / "cats" / "b.png")
 
 
 def other_class(path: Path) -> None:
@@ -343,14 +341,7 @@ FOLDER_FAULTS: Faults = {
     "class not in validation": ("validation/birds", only_in("train"), "though train has it; make the folder, or"),
     "class not in train": ("train/Cats", only_in("validation"), "though validation has it; make the folder, or"),
     "class not in test": ("test/dogs", other_class, "though train and validation have it; make the folder, or"),
-    "val": ("val", renamed_from("validation"), "rename to validation"),
-    "valid": ("valid", renamed_from("validation"), "rename to validation"),
-    "Train": ("Train", renamed_from("train"), "rename to train"),
-    "no validation": (
-        "validation",
-        shutil.rmtree,
-        "make root/validation/<class>/, or put all images into root/<class>/, which data.fractions then splits",
-    ),
+    "val and valid": ("valid", only_in_valid, "is the validation split, and so is val; join the two"),
     "no train": ("train", shutil.rmtree, "make root/train/<class>/, or put all images into root/<class>/"),
     "other folder": ("more", Path.mkdir, "move it out of the root"),
     "in two splits": (

@@ -100,10 +100,6 @@ def copied_from(other: str) -> Make:
     return lambda path: shutil.copy(path.parents[2] / other, path)
 
 
-def renamed(other: str) -> Make:
-    return lambda path: (path.parent / other).rename(path)
-
-
 def linked(target: str) -> Make:
     return lambda path: path.symlink_to(target)
 
@@ -171,7 +167,11 @@ ZOO: dict[str, tuple[str, Make, str | None]] = {
         "same cl",
     ),
     "class of another case": ("validation/cats", lambda path: path.rename(path.parent / "Cats"), "same classes"),
-    "val for validation": ("val", renamed("validation"), "rename to validation"),
+    "val beside validation": (
+        "validation",
+        lambda path: draw(path.parent / "val/cats/9.jpg"),
+        "and so is val; join the",
+    ),
     "no train": ("train", shutil.rmtree, "make root/train/<class>/"),
     "other folder": ("extra", with_image, "move it out of the root"),
     "Unicode": ("train/cats/Kätzchen-猫.jpg", draw, None),

@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +18,25 @@ from experiments.data import decoder
 from experiments.data.issues import DataIssue, printable
 from experiments.data.types import SPLITS, SkippedImage
 
-LAYOUTS = "root/train/<class>/ and root/validation/<class>/ (and root/test/<class>/), or root/<class>/ for every class"
+LAYOUTS = (
+    "root/<class>/ for every class; or root/train/<class>/, with root/validation/<class>/ and root/test/<class>/ "
+    "where there are such images (val, valid, dev, training and testing are read, too, in any case)"
+)
 
-_ALIASES = {"val": "validation", "valid": "validation", "training": "train", "testing": "test"}
-IGNORED = ("__macosx", "thumbs.db", "desktop.ini")  # created by operating systems; lower case
+SPLIT_NAMES = {  # lower case
+    **{split: split for split in SPLITS},
+    "training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test",
+}  # fmt: skip
+# What systems, file servers and image browsers leave in folders, beside entries whose names begin with a dot.
+_LITTER = re.compile(
+    r"""
+    thumbs\.db(:encryptable)? | ehthumbs(_vista)?\.db | desktop\.ini | folder\.htt | picasa\.ini | zbthumbnail\.info
+    | system\ volume\ information | \$recycle\.bin | found\.\d{3} | .*:zone\.identifier        # Windows
+    | __macosx | icon(\r|\^m|\uf00d) | network\ trash\ folder | temporary\ items               # macOS
+    | lost\+found | [~@\#](recycle|snapshot|recently-snapshot) | @tmp | @eadir | .*@syno\w+       # file servers
+    """,
+    re.VERBOSE | re.IGNORECASE | re.DOTALL,
+)
 
 
 class ListedImage(NamedTuple):
@@ -40,6 +58,16 @@ class Listing:
     skipped: list[SkippedImage] = field(default_factory=list)  # set aside whatever data.on_bad is; logged and recorded
     # Further facts that data.group can name: column -> path -> value.
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    folders: Mapping[str, str] = field(default_factory=dict)  # split -> its directory, if the splits are directories
+    notes: list[str] = field(default_factory=list)  # sentences on how the directories are understood
+
+
+def is_litter(name: str) -> bool:
+    """Return whether a file or directory was left by an operating system, a file server or an image browser.
+
+    Such entries, and all whose names begin with a dot, are ignored wherever a folder is read.
+    """
+    return name.startswith(".") or _LITTER.fullmatch(name) is not None
 
 
 def list_images(root: Path) -> Listing:
@@ -48,71 +76,131 @@ def list_images(root: Path) -> Listing:
     Everything else, unless it is ignored, is an issue.
     """
     issues: list[DataIssue] = []
+    notes: list[str] = []
     top = _directories(root, "", issues)
-    if any(_split_name(name) for name in top):
-        _check_splits(top, issues)
-        splits = [split for split in SPLITS if split in top]
-        groups = [(split, name) for split in splits for name in _directories(root, split, issues)]
-        _compare_classes(splits, groups, issues)
+    folders = _split_folders(root, top, issues, notes)
+    if folders:
+        groups = [(split, name) for split in folders for name in _directories(root, folders[split], issues)]
     else:
-        splits, groups = [], [("", name) for name in top]
-    classes = sorted({class_name for _, class_name in groups})
+        groups = [("", name) for name in top]
+    class_of = _class_names((name for _, name in groups), notes)
+    _compare_classes(folders, {(split, class_of[name]) for split, name in groups}, issues)
+    classes = sorted(set(class_of.values()))
     if len(classes) < 2:
         names = ", ".join(map(printable, classes)) or "none"
         text = f"two or more classes are needed, found {names}; set data.root to a folder laid out as {LAYOUTS}"
+        if len(top) == 1 and not folders and len(_directories(root, top[0], [])) > 1:
+            text += f". Is it {printable(str(root / top[0]))}?"
         issues.append(DataIssue(str(root), text, skippable=False))
     images = []
-    for split, class_name in groups:
+    for split, name in groups:
         found: list[DataIssue] = []
-        paths = _list_class(root, f"{split}/{class_name}" if split else class_name, found)
-        images += [ListedImage(path, class_name, split) for path in paths]
-        issues += [issue._replace(class_name=class_name) for issue in found]
-    return Listing(root, images, classes, splits, issues)
+        paths = _list_class(root, f"{folders[split]}/{name}" if split else name, found)
+        images += [ListedImage(path, class_of[name], split) for path in paths]
+        issues += [issue._replace(class_name=class_of[name]) for issue in found]
+    return Listing(root, images, classes, list(folders), issues, folders=folders, notes=notes)
 
 
-def _check_splits(folders: Sequence[str], issues: list[DataIssue]) -> None:
-    for name in folders:
-        split = _split_name(name)
-        if split is None:
-            text = f"is none of {', '.join(SPLITS)}; move it out of the root. Allowed: {LAYOUTS}"
+def _split_folders(root: Path, top: Sequence[str], issues: list[DataIssue], notes: list[str]) -> dict[str, str]:
+    """Return the directory of each split, in the order of SPLITS; none if the top directories are classes.
+
+    A directory that has the name of a split is a class if it stands beside other classes and has no directories itself.
+    """
+    named = {name: SPLIT_NAMES[name.lower()] for name in top if name.lower() in SPLIT_NAMES}
+    others = [name for name in top if name not in named]
+    if not named or (others and not any(_holds_classes(root, name) for name in named)):
+        notes += [f"{name} is a class here, as {printable(others[0])} is, and not a split" for name in named]
+        return {}
+    for name in others:
+        text = f"is none of {', '.join(SPLITS)}; move it out of the root. Allowed: {LAYOUTS}"
+        issues.append(DataIssue(name, text, skippable=False))
+    found: dict[str, str] = {}
+    for name in sorted(named, key=lambda name: SPLITS.index(named[name])):
+        split = named[name]
+        if split in found:
+            text = f"is the {split} split, and so is {found[split]}; join the two, or move one out of the root"
             issues.append(DataIssue(name, text, skippable=False))
-        elif name != split:
-            issues.append(DataIssue(name, f"is not the name of a split; rename to {split}", skippable=False))
-    for split in ("train", "validation"):
-        if not any(_split_name(name) == split for name in folders):
-            text = f"is missing; make root/{split}/<class>/, or put all images into root/<class>/, "
-            issues.append(DataIssue(split, text + "which data.fractions then splits", skippable=False))
+            continue
+        found[split] = name
+        if name != split:
+            notes.append(f"{name} is read as the {split} split")
+    if "train" not in found:
+        text = "is missing; make root/train/<class>/, or put all images into root/<class>/, "
+        issues.append(DataIssue("train", text + "which data.fractions then splits", skippable=False))
+    if "test" in found:
+        known = [name for split in found if split != "test" for name in _directories(root, found[split], [])]
+        if note := _unlabelled(root, found["test"], known):
+            notes.append(note)
+            del found["test"]
+    return found
 
 
-def _split_name(name: str) -> str | None:
-    lowered = name.lower()
-    return lowered if lowered in SPLITS else _ALIASES.get(lowered)
+def _holds_classes(root: Path, folder: str) -> bool:
+    entries = _scan(root, folder, [])
+    return any(_kind(entry) == "directory" for entry in entries) and not any(is_image(entry.name) for entry in entries)
 
 
-def _compare_classes(splits: Sequence[str], groups: Collection[tuple[str, str]], issues: list[DataIssue]) -> None:
+def _unlabelled(root: Path, test: str, classes: Sequence[str]) -> str | None:
+    """Return the note on a test directory that has no class directories, and None for any other.
+
+    A single directory in it that is no class of the other splits (`test/unknown/`) is none.
+    """
+    entries = _scan(root, test, [])
+    folders = [entry.name for entry in entries if _kind(entry) == "directory"]
+    if len(folders) > 1 or (folders and folders[0].casefold() in (name.casefold() for name in classes)):
+        return None
+    if folders:
+        entries += _scan(root, f"{test}/{folders[0]}", [])
+    count = sum(is_image(entry.name) for entry in entries)
+    return (
+        f"{test} has no folder for each class: its {count:,} images have no labels and are left aside "
+        "(experiments predict RUN FOLDER classifies them)"
+    )
+
+
+def name_key(name: str) -> str:
+    """Return what names of classes that look the same have in common: composed letters, no spaces at the ends."""
+    return unicodedata.normalize("NFC", name).strip() or name
+
+
+def _class_names(names: Iterable[str], notes: list[str]) -> dict[str, str]:
+    """Return the class of each directory name; names that look the same are one class."""
+    alike = defaultdict(list)
+    for name in dict.fromkeys(names):
+        alike[name_key(name)].append(name)
+    class_of = {}
+    for key, variants in alike.items():
+        class_of.update(dict.fromkeys(variants, key if len(variants) > 1 else variants[0]))
+        if len(variants) > 1:
+            spelled = " and ".join(map(ascii, sorted(variants)))
+            notes.append(f"{spelled} are one class: their names look the same")
+    return class_of
+
+
+def _compare_classes(folders: Mapping[str, str], groups: Collection[tuple[str, str]], issues: list[DataIssue]) -> None:
     """Add an issue for each class that a split lacks, though another has it."""
     for class_name in sorted({class_name for _, class_name in groups}):
-        having = [split for split in splits if (split, class_name) in groups]
-        for split in splits:
-            if split not in having:
+        having = [folder for split, folder in folders.items() if (split, class_name) in groups]
+        for folder in folders.values():
+            if folder not in having:
                 there = f"{' and '.join(having)} {'has' if len(having) == 1 else 'have'} it"
                 text = f"this class is missing, though {there}; "
                 text += "make the folder, or remove or rename the class there: all splits must have the same classes"
-                issues.append(DataIssue(f"{split}/{class_name}", text, skippable=False, class_name=class_name))
+                issues.append(DataIssue(f"{folder}/{class_name}", text, skippable=False, class_name=class_name))
 
 
-def _directories(root: Path, split: str, issues: list[DataIssue]) -> list[str]:
-    """Return the names of the directories in the root (`split` "") or in the directory of a split."""
+def _directories(root: Path, folder: str, issues: list[DataIssue]) -> list[str]:
+    """Return the names of the directories in the root (`folder` "") or in the directory of a split."""
     names = []
-    for entry in _scan(root, split, issues):
-        path = f"{split}/{entry.name}" if split else entry.name
+    for entry in _scan(root, folder, issues):
+        path = f"{folder}/{entry.name}" if folder else entry.name
         kind = _kind(entry)
         if kind == "directory" and not _is_text(entry.name):
             text = "a folder name that is not UTF-8, and it would name a class; rename it"
             issues.append(DataIssue(path, text, skippable=False))
         elif kind == "directory":
             names.append(entry.name)
-        elif split or is_image(entry.name):
+        elif folder or is_image(entry.name):
             text = "a file outside the class folders; move it into its class's folder, or elsewhere"
             issues.append(DataIssue(path, text, skippable=True))
     return names
@@ -149,7 +237,7 @@ def _scan(root: Path, folder: str, issues: list[DataIssue]) -> list[os.DirEntry[
     path = os.path.join(root, folder)
     try:
         with os.scandir(path) as entries:
-            kept = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in IGNORED]
+            kept = [entry for entry in entries if not is_litter(entry.name)]
     except OSError as error:
         text = f"cannot be listed ({error.strerror}); check the path and its permissions"
         issues.append(DataIssue(folder or str(root), text, skippable=False))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ from experiments.data.splitting import draw_fold, draw_splits, rank
 from experiments.data.types import SPLITS, GrayRange, ImageRecord, ImageWarning, Manifest, SkippedImage, SplitSettings
 from experiments.data.validation import ValidationResults, hash_files
 
+_log = logging.getLogger(__name__)
+
 
 def read(
     source: Path | Listing,
@@ -32,11 +35,12 @@ def read(
 ) -> Manifest:
     """List, hash and validate the images of a data set, and assign each to one split.
 
-    A directory has one of two layouts: `root/train/<class>/`, `root/validation/<class>/` and optionally
-    `root/test/<class>/`; or `root/<class>/` for every class, which is then split. Random choices depend on the hash of
-    (seed, path), so one file more or less moves few others. Hidden files and those of operating systems are ignored, as
-    are files other than images directly under `root` (a readme, say); everything else that is not an image in its class
-    directory is an issue. Images beyond a limit are hashed, but not decoded, unless files with issues are skipped.
+    A directory is laid out as `root/<class>/`, or `root/train/<class>/` with `root/validation/<class>/` and
+    `root/test/<class>/` where there are such images. Splits that have no directory are drawn. Random choices depend
+    on the hash of (seed, path), so one file more or less moves few others. Hidden files and those of operating systems
+    are ignored, as are files other than images directly under `root` (a readme, say); everything else that is not an
+    image in its class directory is an issue. Images beyond a limit are hashed, but not decoded, unless files with
+    issues are skipped.
 
     Args:
         source: The directory of the data set, or the listing of its images.
@@ -62,37 +66,65 @@ def read(
     results = ValidationResults(root, hashes, cache, gray_range, buffer)
     images = [image for image in listing.images if image.path in hashes]
     images = without_duplicates(images, results, issues)
-    images = _split(images, bool(listing.splits), settings, results, issues)
+    fractions = _drawn_fractions(listing, settings)
+    images = _split(images, listing, fractions, settings, results, issues)
     results.save()
-    issues += _missing_images(listing, images, settings, issues)
+    issues += _missing_images(listing, images, fractions, settings, issues)
     issues = sorted([*issues, *results.issues()])
     records, warnings = _records(images, hashes, results)
+    notes = (*listing.notes, *_notes_on_drawn(listing, fractions))
     if found is None:
+        for note in notes:
+            _log.info("%s", note)
         report_issues(root, issues, warnings, settings.on_bad)
     else:
         found += issues
     skipped = (*listing.skipped, *(SkippedImage(issue.path, issue.text) for issue in issues))
-    return Manifest(root, tuple(listing.classes), records, skipped, warnings, gray_range)
+    return Manifest(root, tuple(listing.classes), records, skipped, warnings, gray_range, notes)
+
+
+def _drawn_fractions(listing: Listing, settings: SplitSettings) -> Mapping[str, float]:
+    """Return the shares in which each class's images are drawn into splits; empty if the data gives them.
+
+    Test images that the data gives stay what they are. A fold needs no validation images beside it.
+    """
+    if not listing.splits:
+        return settings.fractions
+    if "validation" in listing.splits:
+        return {}
+    test = 0.0 if "test" in listing.splits else settings.fractions["test"]
+    validation = 0.0 if settings.fold is not None else settings.fractions["validation"]
+    return {"train": 1 - validation - test, "validation": validation, "test": test}
+
+
+def _notes_on_drawn(listing: Listing, fractions: Mapping[str, float]) -> list[str]:
+    """Return the sentence on splits that are drawn from the training images that the data gives."""
+    drawn = [f"{share:.0%} {split}" for split, share in fractions.items() if split != "train" and share > 0]
+    if not listing.splits or not drawn:
+        return []
+    train = listing.folders.get("train", "train")
+    return [f"no validation images are given: of each class in {train}, {' and '.join(drawn)} images are drawn"]
 
 
 def _split(
     images: Sequence[ListedImage],
-    presplit: bool,
+    listing: Listing,
+    fractions: Mapping[str, float],
     settings: SplitSettings,
     results: ValidationResults,
     issues: list[DataIssue],
 ) -> list[ListedImage]:
     """Return the images that are used, each in its split and validated."""
+    place = f"{listing.folders.get('train', 'train')}/" if listing.splits else ""
 
     def assign(images: Sequence[ListedImage], issues: list[DataIssue]) -> Sequence[ListedImage]:
-        if not presplit:
-            images = draw_splits(images, settings.fractions, settings.split_seed, issues)
+        if fractions:
+            images = draw_splits(images, fractions, settings.split_seed, place, issues)
         if settings.fold is not None:
-            place = "train/" if presplit else ""
             images = draw_fold(images, settings.fold, settings.folds, settings.split_seed, place, issues)
         return images
 
-    if settings.on_bad == "skip" and (not presplit or settings.fold is not None):
+    if settings.on_bad == "skip" and (fractions or settings.fold is not None):
         # Images that will probably be used are validated first, with their decoded pixels kept for the run.
         _choose(assign(images, []), settings, results)
         results.validate(images, keep=False)
@@ -118,17 +150,23 @@ def _choose(images: Sequence[ListedImage], settings: SplitSettings, results: Val
 
 
 def _missing_images(
-    listing: Listing, images: Sequence[ListedImage], settings: SplitSettings, known: Sequence[DataIssue]
+    listing: Listing,
+    images: Sequence[ListedImage],
+    fractions: Mapping[str, float],
+    settings: SplitSettings,
+    known: Sequence[DataIssue],
 ) -> list[DataIssue]:
     """Return an issue for every class without images in a split, unless a more precise one is known."""
     issues: dict[str, DataIssue] = {}
-    splits = listing.splits or [split for split in SPLITS if settings.fractions.get(split, 0) > 0]
+    drawn = [split for split, share in fractions.items() if share > 0]
+    if settings.fold is not None:
+        drawn.append("validation")
     having = {(image.split, image.class_name) for image in images}
     paths = {issue.path for issue in known}
-    for split in splits:
+    for split in dict.fromkeys([*listing.splits, *drawn]):
         for class_name in listing.classes:
-            origin = "train" if settings.fold is not None and split == "validation" else split
-            path = f"{origin}/{class_name}" if listing.splits else class_name
+            origin = "train" if split in drawn else split
+            path = f"{listing.folders.get(origin, origin)}/{class_name}" if listing.splits else class_name
             if (split, class_name) not in having and path not in paths:
                 text = f"no image that can be used is left for {split}; add images or remove the class"
                 issues.setdefault(path, DataIssue(path, text, skippable=False))

@@ -31,16 +31,19 @@ def _ranked_classes(images: Iterable[ListedImage], seed: int) -> Iterator[tuple[
 
 
 def draw_splits(
-    images: Sequence[ListedImage], fractions: Mapping[str, float], seed: int, issues: list[DataIssue]
+    images: Sequence[ListedImage], fractions: Mapping[str, float], seed: int, place: str, issues: list[DataIssue]
 ) -> list[ListedImage]:
-    """Split every class by the fractions; add an issue for each class with too few images."""
-    result = []
-    for class_name, ranked in _ranked_classes(images, seed):
+    """Split every class by the fractions; add an issue for each class with too few images.
+
+    Images that are in the validation or test split already stay there.
+    """
+    result = [image for image in images if image.split not in ("", "train")]
+    for class_name, ranked in _ranked_classes((image for image in images if image.split in ("", "train")), seed):
         counts = split_counts(len(ranked), fractions)
         if len(ranked) < len(counts):
             number = f"{len(ranked)} image{'s' if len(ranked) > 1 else ''}"
             text = f"has {number} that can be used, too few to split into {', '.join(counts)}; "
-            issues.append(DataIssue(class_name, text + _remedy(len(ranked), fractions), skippable=False))
+            issues.append(DataIssue(f"{place}{class_name}", text + _remedy(len(ranked), fractions), skippable=False))
         splits = [split for split, count in counts.items() for _ in range(count)]
         result += [image._replace(split=split) for image, split in zip(ranked, splits, strict=True)]
     return result

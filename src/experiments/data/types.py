@@ -54,7 +54,7 @@ class SplitSettings:
     """Which images of a data set are used, and in which split: the keys of `data` with these names."""
 
     # The share of every class in "train", "validation" and "test"; they sum to 1, and a positive one gets at least one
-    # image of each class. Not used where the directories are the splits.
+    # image of each class. Not used for splits that have a directory.
     fractions: Mapping[str, float]
     split_seed: int = 0  # seeds the split, the folds and the choice of `limit`
     # From 0 to folds - 1: this fold of every class's training images becomes the validation split, and the images that
@@ -79,6 +79,7 @@ class Manifest:
     skipped: tuple[SkippedImage, ...] = ()
     warnings: tuple[ImageWarning, ...] = ()  # about entries, sorted by path
     gray_range: GrayRange | None = None  # with which 16- and 32-bit grays are decoded
+    notes: tuple[str, ...] = ()  # sentences on how the directories were understood
 
     def of(self, split: str) -> tuple[ImageRecord, ...]:
         return tuple(entry for entry in self.entries if entry.split == split)

@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.data import decoder
 from experiments.data.issues import printable
-from experiments.data.listing import IGNORED, is_image
+from experiments.data.listing import is_image, is_litter
 from experiments.data.types import GrayRange
 from experiments.errors import ConfigError, DataError
 
@@ -80,17 +80,13 @@ def walk(folder: str) -> tuple[list[str], int]:
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not ignored(name))
-        for name in sorted(name for name in names if not ignored(name)):
+        folders[:] = sorted(name for name in folders if not is_litter(name))
+        for name in sorted(name for name in names if not is_litter(name)):
             if is_image(name):
                 files.append(os.path.join(place, name))
             else:
                 others += 1
     return files, others
-
-
-def ignored(name: str) -> bool:
-    return name[0] == "." or name.lower() in IGNORED
 
 
 def predictions(

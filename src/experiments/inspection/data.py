@@ -41,6 +41,7 @@ def inspect(config: Config, *, images: int) -> Inspection:
     found = report.manifest
     lines: list[str | Table] = [
         str(found.root),
+        *found.notes,
         *([counts(found)] if found.entries else []),
         *sentences(found, config.data.image_size),
         *issue_lines(report, config.data.on_bad),

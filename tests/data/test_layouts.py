@@ -1,0 +1,260 @@
+"""Layouts of image folders as people have them: splits by many names, test images without labels, litter, odd names."""
+
+from __future__ import annotations
+
+import logging
+import os
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.data import manifest
+from experiments.data.listing import is_litter
+from experiments.data.types import Manifest, SplitSettings
+from experiments.deploy import predict
+from experiments.errors import DataError
+
+FRACTIONS = {"train": 0.75, "validation": 0.25, "test": 0.0}
+
+
+def draw(root: Path, folder: str, count: int, suffix: str = ".png", gray: bool = False) -> None:
+    """Draw images that no other folder has."""
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(list(os.fsencode(folder)))
+    for number in range(count):
+        pixels = random.integers(0, 255, (6, 8) if gray else (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / folder / f"{number}{suffix}")
+
+
+def read(root: Path, **settings: object) -> Manifest:
+    return manifest.read(root, SplitSettings(**{"fractions": FRACTIONS, **settings}), cache=root.parent / "cache")  # type: ignore[arg-type]
+
+
+def sizes(found: Manifest) -> dict[str, dict[str, int]]:
+    """The number of images by split and class."""
+    counts = Counter((entry.split, entry.class_name) for entry in found.entries)
+    return {
+        split: {name: counts[split, name] for name in found.classes}
+        for split in ("train", "validation", "test")
+        if found.of(split)
+    }
+
+
+def both(count: int) -> dict[str, int]:
+    return {"a": count, "b": count}
+
+
+# Layout: the folders with the number of images in each, and how many images of a class each split has.
+LAYOUTS = {
+    "Kaggle's chest X-ray": ({"train": 8, "val": 2, "test": 3}, (8, 2, 3)),
+    "Ultralytics": ({"train": 8, "val": 2}, (8, 2, 0)),
+    "Roboflow": ({"train": 8, "valid": 2, "test": 3}, (8, 2, 3)),
+    "Keras": ({"train": 8, "validation": 2}, (8, 2, 0)),
+    "dev": ({"train": 8, "dev": 2, "test": 3}, (8, 2, 3)),
+    "one folder per class": ({".": 8}, (6, 2, 0)),
+    "train and test": ({"train": 8, "test": 3}, (6, 2, 3)),
+    "Training and Testing": ({"Training": 8, "Testing": 3}, (6, 2, 3)),
+    "capitals": ({"TRAIN": 8, "Val": 2, "Test": 3}, (8, 2, 3)),
+    "train alone": ({"train": 8}, (6, 2, 0)),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts(tmp_path: Path, name: str) -> None:
+    folders, expected = LAYOUTS[name]
+    for folder, count in folders.items():
+        for class_name in "ab":
+            draw(tmp_path / "data", f"{folder}/{class_name}", count, ".jpeg", gray=name.startswith("Kaggle"))
+    (tmp_path / "data/README.dataset.txt").write_text("where this is from")
+    found = read(tmp_path / "data")
+    by_split = {
+        split: both(count) for split, count in zip(("train", "validation", "test"), expected, strict=True) if count
+    }
+    assert sizes(found) == by_split
+    assert found.skipped == ()
+    for folder in folders:
+        understood = any(note.startswith(f"{folder} is read as the ") for note in found.notes)
+        assert understood == (folder not in (".", "train", "validation", "test"))
+    drawn = [note for note in found.notes if "25% validation images are drawn" in note]
+    assert len(drawn) == (name in ("train and test", "Training and Testing", "train alone"))
+
+
+def test_other_names_of_the_splits_leave_the_splits_as_they_are(tmp_path: Path) -> None:
+    for first, second in (("train", "validation"), ("TRAINING", "dev")):
+        for class_name in "ab":
+            draw(tmp_path / first, f"{first}/{class_name}", 3)
+            draw(tmp_path / first, f"{second}/{class_name}", 2)
+    plain, other = read(tmp_path / "train"), read(tmp_path / "TRAINING")
+    assert [entry.path for entry in other.entries] == [
+        entry.path.replace("train", "TRAINING").replace("validation", "dev") for entry in plain.entries
+    ]
+
+
+def test_validation_images_are_drawn_from_train_seeded_and_the_test_images_stay(tmp_path: Path) -> None:
+    for class_name, count in (("a", 12), ("b", 4)):
+        draw(tmp_path / "data", f"train/{class_name}", count)
+        draw(tmp_path / "data", f"test/{class_name}", 2)
+    found, other = read(tmp_path / "data"), read(tmp_path / "data", split_seed=1)
+    assert sizes(found) == {"train": {"a": 9, "b": 3}, "validation": {"a": 3, "b": 1}, "test": both(2)}
+    assert sizes(other) == sizes(found) and other.of("validation") != found.of("validation")
+    assert found.of("test") == other.of("test") and found == read(tmp_path / "data")
+    half = read(tmp_path / "data", fractions={"train": 0.3, "validation": 0.5, "test": 0.2})
+    assert sizes(half) == {"train": {"a": 6, "b": 2}, "validation": {"a": 6, "b": 2}, "test": both(2)}
+    folds = [read(tmp_path / "data", fold=fold, folds=4) for fold in range(4)]
+    validated = [entry.path for found in folds for entry in found.of("validation")]
+    assert len(validated) == len(set(validated)) == 16, "each training image in one fold"
+    assert all(found.of("test") == half.of("test") for found in folds)
+
+
+def test_train_alone_gives_test_images_too_where_a_fraction_asks_for_them(tmp_path: Path) -> None:
+    for class_name in "ab":
+        draw(tmp_path / "data", f"train/{class_name}", 10)
+    found = read(tmp_path / "data", fractions={"train": 0.5, "validation": 0.3, "test": 0.2})
+    assert sizes(found) == {"train": both(5), "validation": both(3), "test": both(2)}
+
+
+def test_a_class_with_one_training_image_cannot_give_a_validation_image(tmp_path: Path) -> None:
+    draw(tmp_path / "data", "train/a", 5)
+    draw(tmp_path / "data", "train/b", 1)
+    with pytest.raises(DataError, match="train/b: has 1 image that can be used, too few to split into train, valid"):
+        read(tmp_path / "data")
+
+
+@pytest.mark.parametrize("place", ["test", "test/unknown", "Testing"])
+@pytest.mark.parametrize("validation", [True, False])
+def test_test_images_without_labels_are_left_aside_with_a_note(tmp_path: Path, place: str, validation: bool) -> None:
+    for class_name in "ab":
+        draw(tmp_path / "data", f"train/{class_name}", 4)
+        if validation:
+            draw(tmp_path / "data", f"val/{class_name}", 1)
+    draw(tmp_path / "data", place, 7)
+    (tmp_path / "data" / place / "sample_submission.csv").write_text("id")
+    found = read(tmp_path / "data")
+    assert sizes(found) == {"train": both(4 if validation else 3), "validation": both(1)}
+    assert any("its 7 images have no labels and are left aside" in note for note in found.notes)
+    assert found.skipped == ()
+
+
+@pytest.mark.parametrize("name", ["train", "test", "valid", "Training"])
+def test_a_class_may_have_the_name_of_a_split(tmp_path: Path, name: str) -> None:
+    for class_name in ("bus", "car", name):
+        draw(tmp_path / "data", class_name, 4)
+    found = read(tmp_path / "data")
+    assert found.classes == tuple(sorted(("bus", "car", name)))
+    assert sizes(found)["validation"] == dict.fromkeys(found.classes, 1)
+    assert found.notes == (f"{name} is a class here, as bus is, and not a split",)
+
+
+def test_a_folder_of_folders_names_the_one_that_was_meant(tmp_path: Path) -> None:
+    for class_name in "ab":
+        draw(tmp_path / "data", f"chest_xray/train/{class_name}", 4)
+        draw(tmp_path / "data", f"chest_xray/test/{class_name}", 4)
+    with pytest.raises(DataError, match=rf"two or more classes are needed.*Is it {tmp_path}/data/chest_xray\?"):
+        read(tmp_path / "data")
+    assert len(read(tmp_path / "data/chest_xray").entries) == 16
+
+
+@pytest.mark.parametrize("on_bad", ["error", "skip"])
+def test_damaged_training_images_do_not_move_the_others(tmp_path: Path, on_bad: str) -> None:
+    for class_name in "ab":
+        draw(tmp_path / "data", f"Train/{class_name}", 8)
+        draw(tmp_path / "data", f"Test/{class_name}", 1)
+    before = read(tmp_path / "data").entries
+    (tmp_path / "data/Train/a/x.png").write_bytes(b"damaged")
+    if on_bad == "skip":
+        found = read(tmp_path / "data", on_bad=on_bad)
+        assert found.entries == before and [left.path for left in found.skipped] == ["Train/a/x.png"]
+    else:
+        with pytest.raises(DataError, match="Train/a/x.png: "):
+            read(tmp_path / "data", on_bad=on_bad)
+
+
+# --- what systems leave behind
+
+LITTER_FOLDERS = (
+    "@eaDir", "#recycle", "#snapshot", "@Recycle", "~snapshot", "lost+found", "System Volume Information",
+    "$RECYCLE.BIN", "__MACOSX", ".Trashes", "found.000", "Network Trash Folder", "Temporary Items",
+    ".ipynb_checkpoints",
+)  # fmt: skip
+LITTER_FILES = (
+    "Icon\r", "Thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "Desktop.ini", "picasa.ini",
+    ".picasa.ini", "Picasa.ini", "._0.png", ".DS_Store", "folder.htt", "0.png:Zone.Identifier",
+    "0.png@SynoEAStream", "ZbThumbnail.info",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("folders", [("train", "val"), (".",)])
+def test_litter_is_no_class_and_no_issue_wherever_a_folder_is_read(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    root = tmp_path / "data"
+    for folder in folders:
+        for class_name in "ab":
+            draw(root, f"{folder}/{class_name}", 4)
+    before, files = read(root), predict.list_files([str(root)])
+    for place in (".", *folders, *(f"{folder}/a" for folder in folders)):
+        for name in LITTER_FOLDERS:
+            (root / place / name).mkdir(exist_ok=True)
+            Image.new("RGB", (4, 4), "red").save(root / place / name / "thumb.png")
+        for name in LITTER_FILES:
+            (root / place / name).write_bytes(b"x")
+    assert read(root) == before
+    assert predict.list_files([str(root)]) == files
+
+
+@pytest.mark.parametrize("name", ["Icon", "recycled", "recycle", "snapshot", "found", "thumbs", "iconic", "tmp", "a@b"])
+def test_words_that_may_be_classes_are_no_litter(name: str) -> None:
+    assert not is_litter(name)
+
+
+# --- names that look the same
+
+
+@pytest.mark.parametrize("presplit", [True, False])
+def test_names_that_differ_in_their_encoding_or_in_spaces_are_one_class(tmp_path: Path, presplit: bool) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Kätzchen") for form in ("NFC", "NFD"))
+    folders = ("train", "val") if presplit else (".", ".")
+    for folder, variants in zip(folders, ((composed, "dogs"), (decomposed, "dogs ")), strict=True):
+        for name in variants:
+            draw(tmp_path / "data", f"{folder}/{name}", 4)
+    found = read(tmp_path / "data")
+    assert found.classes == (composed, "dogs")
+    assert {name for split in sizes(found).values() for name in split} == {composed, "dogs"}
+    assert "'Ka\\u0308tzchen' and 'K\\xe4tzchen' are one class: their names look the same" in found.notes
+    assert "'dogs' and 'dogs ' are one class: their names look the same" in found.notes
+
+
+def test_a_name_that_is_written_in_one_way_only_stays_as_it_is(tmp_path: Path) -> None:
+    decomposed = unicodedata.normalize("NFD", "Kätzchen")
+    for name in (decomposed, "dogs "):
+        draw(tmp_path / "data", name, 4)
+    assert read(tmp_path / "data").classes == (decomposed, "dogs ")
+
+
+# --- what is reported
+
+
+def test_how_a_folder_is_understood_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for class_name in "ab":
+        draw(tmp_path / "data", f"Training/{class_name}", 4)
+        draw(tmp_path / "data", f"Testing/{class_name}", 1)
+    with caplog.at_level(logging.INFO, "experiments.data.manifest"):
+        read(tmp_path / "data")
+    assert "Training is read as the train split" in caplog.text
+    assert "of each class in Training, 25% validation images are drawn" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_to_is_read(tmp_path: Path) -> None:
+    for class_name in "ab":
+        draw(tmp_path / "data", f"Training/{class_name}", 4)
+    before = sorted(tmp_path.joinpath("data").rglob("*"))
+    for folder in (tmp_path / "data", *(path for path in before if path.is_dir())):
+        folder.chmod(0o555)
+    try:
+        read(tmp_path / "data")
+    finally:
+        for folder in (tmp_path / "data", *(path for path in before if path.is_dir())):
+            folder.chmod(0o755)
+    assert sorted(tmp_path.joinpath("data").rglob("*")) == before
