@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from experiments.errors import DataError
-from experiments.evaluation import comparison_page
+from experiments.evaluation import comparison_page, page
 from experiments.evaluation.comparison import Comparison, EvaluatedRun, Group, disagreements, of_groups
 from experiments.runs.predictions import Prediction
 from experiments.system.redaction import visible
@@ -145,7 +145,7 @@ def test_csv_has_the_figures_as_numbers(written: Path) -> None:
 
 
 def test_an_image_in_a_large_file_is_not_shown(comparison: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison_page, "LARGEST", 10)
+    monkeypatch.setattr(page, "LARGEST", 10)
     with pytest.raises(DataError, match="is not shown: its file in .* has more than 10 bytes"):
         comparison_page.thumbnail(disagreements(comparison)[0], None)
 

@@ -1,38 +1,24 @@
-"""Files of a comparison of runs: Markdown, CSV, figures, and one self-contained HTML page.
-
-Names of classes, runs and paths in a page come from users and data sets: all of them are escaped, and the page's
-content security policy forbids it to load anything.
-"""
+"""Files of a comparison of runs: Markdown, CSV, figures, and one self-contained HTML page."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import re
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-import jinja2
-import matplotlib
 from matplotlib.figure import Figure
 
 from experiments.data import decoder
 from experiments.errors import DataError
-from experiments.evaluation import comparison_plots, comparison_text
+from experiments.evaluation import comparison_plots, comparison_text, page
 from experiments.evaluation.comparison import Comparison, Disagreement, GroupPrediction, disagreements
 from experiments.runs.run_directory import FIGURES
 from experiments.storage import atomic_files
 from experiments.system.redaction import visible
 
-SIDE = 160  # pixels of a thumbnail's longer side
-QUALITY = 80
 MOST_PREDICTIONS = 8  # number of groups whose predictions are listed under an image
-INTERVAL = re.compile(r"([+-]?[\d.]+%?) (\[[^\[]+\])")  # a value with its interval, in the format of the tables
-LARGEST = 200_000_000  # bytes of an image file; larger ones are not shown
-
 TEMPLATE = "comparison.html.j2"
 
 
@@ -55,7 +41,7 @@ def write(folder: Path, comparison: Comparison, images: int, data: Path | None =
         "comparison.html": html(comparison, unlike, drawn, images, data).encode(),
         "comparison.md": markdown(comparison, unlike, list(drawn), images).encode(),
         "comparison.csv": comparison_text.csv_text(comparison).encode(),
-        **{f"{FIGURES}/{name}.png": _saved(figure, "png") for name, figure in drawn.items()},
+        **{f"{FIGURES}/{name}.png": page.save_figure(figure, "png") for name, figure in drawn.items()},
     }
     for name, content in files.items():
         atomic_files.write_file(folder / name, content)
@@ -79,14 +65,6 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
     if any(curves.values()):
         drawn["curves"] = comparison_plots.compared_curves(curves)
     return drawn
-
-
-def _saved(figure: Figure, kind: str) -> bytes:
-    """Return the content of a figure's file, reproducibly: without a date, and with fixed ids in SVG."""
-    file = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "experiments"}):
-        figure.savefig(file, format=kind, dpi=100, metadata={"Date": None} if kind == "svg" else None)
-    return file.getvalue()
 
 
 # --- Markdown
@@ -192,14 +170,14 @@ def html(
     several = len(comparison.groups) > 1
     differing, unread = comparison_text.configuration_tables(comparison)
     without_curves = [run.facts.name for group in comparison.groups for run in group.evaluated if not run.curves]
-    return page_template().render(
+    return page.render(
+        TEMPLATE,
         title=title(comparison),
         sentences=comparison_text.sentences(comparison),
         scores=comparison_text.score_table(comparison),
         pairs=comparison_text.paired_table(comparison) if several else None,
         metrics=comparison_text.metric_table(comparison),
-        # Each SVG is embedded as a separate image: inline drawings in one document would share their ids.
-        figures={name: base64_text(_saved(figure, "svg")) for name, figure in drawn.items()},
+        figures={name: page.svg(figure) for name, figure in drawn.items()},
         without_curves=without_curves,
         differing=differing,
         unread=unread,
@@ -209,38 +187,14 @@ def html(
         hidden=max(len(unlike) - most, 0),
         runs=[["name", "MLflow run"], *([run.name, run.run_id] for run in comparison.runs)],
         methods=METHODS,
-        split_interval=_split_interval,
     )
-
-
-def page_template() -> jinja2.Template:
-    """Return the template of the page, which escapes all text, control characters included."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, finalize=_finalize, keep_trailing_newline=True,
-    )  # fmt: skip
-    return environment.get_template(TEMPLATE)
-
-
-def _finalize(value: Any) -> Any:
-    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
-
-
-def _split_interval(cell: str) -> tuple[str, str] | None:
-    """Return the value and the interval of a cell that holds both; None for other cells."""
-    found = INTERVAL.fullmatch(cell)
-    return (found[1], found[2]) if found else None
-
-
-def base64_text(content: bytes) -> str:
-    return base64.b64encode(content).decode()
 
 
 def _gallery_item(one: Disagreement, data: Path | None) -> dict[str, Any]:
     """Return the template's data for an image: its path, class, thumbnail and the prediction of each group."""
     item: dict[str, Any] = {"path": one.path, "label": one.label, "thumbnail": None, "predictions": []}
     try:
-        item["thumbnail"] = base64_text(thumbnail(one, data))
+        item["thumbnail"] = page.base64_text(thumbnail(one, data))
     except DataError as error:
         item["missing"] = str(error)
     for at, prediction in enumerate(one.predictions[:MOST_PREDICTIONS], 1):
@@ -260,26 +214,5 @@ def thumbnail(one: Disagreement, data: Path | None) -> bytes:
     Raises:
         DataError: the file is missing, has changed or is outside of the data directory.
     """
-    inside = PurePosixPath(one.path)
-    if inside.is_absolute() or ".." in inside.parts:
-        raise DataError("is not shown: its path leads out of the data's folder")
     roots = [data] if data else [Path(folder) for folder in one.data]
-    where = ", ".join(map(str, roots)) or "no known folder"
-    reason = f"its file is not in {where}; --data FOLDER says where the images are"
-    for root in roots:
-        path = root / inside
-        if not path.is_file():
-            continue
-        if path.stat().st_size > LARGEST:
-            reason = f"its file in {where} has more than {LARGEST:,} bytes"
-            continue
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != one.sha256:
-            reason = f"its file in {where} has changed since"
-            continue
-        image = decoder.decode(content, decoder.logged_gray_range(one.gray_range))
-        image.thumbnail((SIDE, SIDE))
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=QUALITY)
-        return file.getvalue()
-    raise DataError(f"is not shown: {reason}")
+    return page.jpeg(page.open_recorded(one.path, one.sha256, roots, decoder.logged_gray_range(one.gray_range)))
