@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.testing import assert_allclose, assert_array_equal
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from experiments.evaluation import comparison_plots, figure_style, plots
 from experiments.evaluation.evaluate import Report
@@ -102,6 +102,11 @@ EVERY_FIGURE: dict[str, Callable[[], Figure]] = {
     "confusion": lambda: plots.confusion_matrix(random_report(FLOWERS), FLOWERS),
     "roc": lambda: plots.roc(random_report(PETS), PETS),
     "roc, many classes": lambda: plots.roc(random_report(many := tuple(f"class {i}" for i in range(30)), 900), many),
+    "confusion, many classes": lambda: plots.confusion_matrix(
+        random_report(many := tuple(f"class {i}" for i in range(40)), 900), many
+    ),
+    "precision and recall": lambda: plots.precision_recall(random_report(PETS), PETS),
+    "best epoch": lambda: plots.learning_curves(records := history(("head", 2), ("finetune", 9)), records[4]),
     "calibration": lambda: plots.calibration(random_report(PETS)),
     "grid": lambda: plots.image_grid(solid_images(8), [f"a rather long title, number {i}" for i in range(8)]),
     "mistakes": lambda: plots.mistakes(random_report(PETS), lambda rows: solid_images(len(rows))),
@@ -146,11 +151,18 @@ def test_curves_without_validation_show_training_alone() -> None:
         plots.learning_curves([])
 
 
+def test_the_best_epoch_is_marked() -> None:
+    records = history(("head", 3), ("finetune", 5))
+    figure = plots.learning_curves(records, best=records[6])
+    assert legend(figure) == ["training", "validation", "best epoch (4 of finetune)"]
+    assert all(curve(axes.lines[2])[0].tolist() == [6, 6] for axes in figure.axes)
+
+
 def test_confusion_shows_counts_and_shares_under_class_names() -> None:
     scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.4, 0.6], [0.1, 0.9]])
     figure = plots.confusion_matrix(report_of(PETS, [0, 0, 0, 0, 1], scores), PETS)
     axes = figure.axes[0]
-    assert texts(figure) == ["3\n75%", "1\n25%", "0\n0%", "1\n100%"]
+    assert texts(figure) == ["3\n75%", "1\n25%", "1\n100%"], "cells without images are blank"
     assert_allclose(shown_pixels(axes), [[0.75, 0.25], [0.0, 1.0]])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]
@@ -180,6 +192,17 @@ def test_multi_class_roc_has_a_curve_per_class_and_names_the_undefined() -> None
     assert [text.split(" (AUC")[0] for text in shown] == ["chance", *FLOWERS]
     scores = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1]])
     assert legend(plots.roc(report_of(FLOWERS, [0, 1], scores), FLOWERS))[3] == "tulip (undefined: 0 of 2 images)"
+
+
+def test_precision_and_recall_have_the_average_precision_and_chance() -> None:
+    report = random_report(PETS)
+    truth = [row.label == "dog" for row in report.predictions]
+    area = average_precision_score(truth, [row.probabilities["dog"] for row in report.predictions])
+    figure = plots.precision_recall(report, PETS)
+    assert legend(figure) == ["chance", f"dog (AP {area:.3f})"]
+    assert_allclose(curve(figure.axes[0].lines[0])[1], np.mean(truth))
+    names = [text.split(" (AP")[0] for text in legend(plots.precision_recall(random_report(FLOWERS), FLOWERS))]
+    assert names == list(FLOWERS), "chance differs between classes"
 
 
 def test_calibration_names_the_error_and_the_images_per_bin() -> None:

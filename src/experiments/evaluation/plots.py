@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from sklearn.metrics import auc, roc_curve
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 
 from experiments.evaluation.evaluate import Report
 from experiments.evaluation.figure_style import (
@@ -34,16 +34,18 @@ from experiments.evaluation.figure_style import (
 from experiments.evaluation.statistics import reliability
 from experiments.training.types import EpochRecord
 
-MOST_NUMBERED = 25  # Up to this number of classes, the cells of a confusion matrix have room for numbers.
+# Up to this number of classes, the cells of a confusion matrix have room for numbers, and for shares below them.
+MOST_NUMBERED, MOST_WITH_SHARES = 60, 10
 
 
 @STYLE
-def learning_curves(history: Sequence[EpochRecord]) -> Figure:
+def learning_curves(history: Sequence[EpochRecord], best: EpochRecord | None = None) -> Figure:
     """Draw loss and accuracy over the steps of a run, for training and validation, with the phases as labelled bands.
 
     Args:
         history: one record per epoch in order of step, at least one. Of its metrics, loss, accuracy, validation_loss
             and validation_accuracy are drawn if present.
+        best: the best epoch, which is marked with a vertical line; None for no mark.
 
     Returns:
         A figure of two axes, loss above accuracy, with a dashed line where the phase changes.
@@ -61,8 +63,11 @@ def learning_curves(history: Sequence[EpochRecord]) -> Figure:
             points = [(record.step, record.metrics[key]) for record in history if key in record.metrics]
             if points:
                 panel.plot(*zip(*points, strict=True), marker="o", markersize=3, color=color, label=label)
+        if best:
+            label = f"best epoch ({best.epoch + 1} of {best.phase})"
+            panel.axvline(best.step, color=QUIET, linestyle=":", linewidth=1.4, zorder=1, label=label)
         panel.set_ylabel(name)
-    axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1.08), ncols=2, borderaxespad=0)
+    axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1.08), ncols=3, borderaxespad=0)
     axes[0].set_title("Learning curves", pad=24)
     axes[1].set_xlabel("step (epochs, counted on over the phases)")
     axes[1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -79,7 +84,7 @@ def confusion_matrix(report: Report, classes: Sequence[str]) -> Figure:
         classes: [C] names in label order.
 
     Returns:
-        A figure whose size grows with C; with more than 25 classes, the cells have no numbers.
+        A figure whose size grows with C. Cells without images are blank; with more than MOST_NUMBERED classes, all are.
 
     Raises:
         ValueError: if `classes` is not as long as the confusion matrix.
@@ -89,8 +94,8 @@ def confusion_matrix(report: Report, classes: Sequence[str]) -> Figure:
     counts = report.confusion
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
-    numbered = len(classes) <= MOST_NUMBERED
-    side = min(3.2 + (0.62 if numbered else 0.25) * len(classes), 40)
+    numbered, with_shares = len(classes) <= MOST_NUMBERED, len(classes) <= MOST_WITH_SHARES
+    side = min(3.2 + (0.62 if with_shares else 0.32 if numbered else 0.25) * len(classes), 40)
     figure = new_figure(side + 1, side)
     panel = figure.add_subplot()
     image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -104,8 +109,10 @@ def confusion_matrix(report: Report, classes: Sequence[str]) -> Figure:
     panel.set_title(f"Confusion, {report.split}\naccuracy {accuracy:.1%} of {images} images")
     if numbered:
         for (row, column), count in np.ndenumerate(counts):
+            if not count:
+                continue
             share = shares[row, column]
-            text = f"{count}\n{share:.0%}" if len(classes) <= 10 else str(count)
+            text = f"{count}\n{share:.0%}" if with_shares else str(count)
             color = "white" if share > 0.55 else "#333333"
             panel.text(column, row, text, ha="center", va="center", fontsize=SMALL, color=color)
     bar = figure.colorbar(image, ax=panel, shrink=0.8, format=PercentFormatter(xmax=1, decimals=0))
@@ -126,29 +133,78 @@ def roc(report: Report, classes: Sequence[str]) -> Figure:
         A figure with one curve for two classes, else C. A class to which no image or every image belongs has no curve
         and is marked as undefined in the legend.
     """
+
+    def curve(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
+        false_positive, true_positive, _ = roc_curve(truth, scores)
+        return false_positive, true_positive, f"AUC {auc(false_positive, true_positive):.3f}"
+
+    figure = _class_curves(report, classes, curve, chance=(0, 1), corner="lower right")
+    figure.axes[0].set(xlabel="false positive rate", ylabel="true positive rate")
+    suffix = "" if len(classes) == 2 else ", each class against the rest"
+    figure.axes[0].set_title(f"ROC, {report.split}{suffix}")
+    return figure
+
+
+@STYLE
+def precision_recall(report: Report, classes: Sequence[str]) -> Figure:
+    """Draw precision against recall, with the average precision: of the classes for which `roc` draws a curve.
+
+    Precision at chance is the share of the class among the images; for two classes it is drawn as a line.
+
+    Args:
+        report: of one split.
+        classes: [C] names in label order.
+    """
+
+    def curve(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
+        precision, recall, _ = precision_recall_curve(truth, scores)
+        return recall, precision, f"AP {average_precision_score(truth, scores):.3f}"
+
+    share = report.confusion[1].sum() / report.confusion.sum()
+    chance = (share, share) if len(classes) == 2 else None
+    figure = _class_curves(report, classes, curve, chance, corner="lower left")
+    figure.axes[0].set(xlabel="recall", ylabel="precision")
+    suffix = "" if len(classes) == 2 else ", each class against the rest"
+    figure.axes[0].set_title(f"Precision and recall, {report.split}{suffix}")
+    return figure
+
+
+def _class_curves(
+    report: Report,
+    classes: Sequence[str],
+    curve: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, str]],
+    chance: tuple[float, float] | None,
+    corner: str,
+) -> Figure:
+    """Return a figure of one curve for two classes, else one for each class against the rest.
+
+    Args:
+        report: of one split.
+        classes: [C] names in label order.
+        curve: whether each image is of the class [N] bool, its probabilities [N] -> x and y of the curve, its area.
+        chance: y of a classifier that guesses, at x = 0 and x = 1; None if it differs between the classes.
+        corner: where the legend is, if it is short.
+    """
     shown = classes[1:] if len(classes) == 2 else classes
     crowded = len(shown) > MOST_IN_LEGEND
     columns = -(-len(shown) // 24)
     figure = new_figure(6 + 3.6 * columns if crowded else 6, 6)
     panel = figure.add_subplot()
-    panel.plot([0, 1], [0, 1], color=QUIET, linestyle=":", linewidth=1.2, label="chance")
+    if chance:
+        panel.plot([0, 1], chance, color=QUIET, linestyle=":", linewidth=1.2, label="chance")
     for color, name in zip(colors(len(shown)), shown, strict=True):
         truth = np.array([row.label == name for row in report.predictions])
         shown_name = literal(short(name))
         if truth.all() or not truth.any():
             panel.plot([], [], color=color, label=f"{shown_name} (undefined: {truth.sum()} of {truth.size} images)")
             continue
-        false_positive, true_positive, _ = roc_curve(truth, [row.probabilities[name] for row in report.predictions])
-        area = auc(false_positive, true_positive)
-        panel.plot(false_positive, true_positive, color=color, clip_on=False, label=f"{shown_name} (AUC {area:.3f})")
+        x, y, area = curve(truth, np.array([row.probabilities[name] for row in report.predictions]))
+        panel.plot(x, y, color=color, clip_on=False, label=f"{shown_name} ({area})")
     panel.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    panel.set_xlabel("false positive rate")
-    panel.set_ylabel("true positive rate")
-    panel.set_title(f"ROC, {report.split}" + ("" if len(classes) == 2 else ", each class against the rest"))
     if crowded:
         panel.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), ncols=columns)
     else:
-        panel.legend(loc="lower right")
+        panel.legend(loc=corner)
     return figure
 
 

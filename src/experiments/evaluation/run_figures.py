@@ -13,6 +13,7 @@ from experiments.data.input_pipeline import image_batches
 from experiments.data.types import Dataset, ImageSet
 from experiments.evaluation import plots
 from experiments.evaluation.evaluate import Report
+from experiments.evaluation.training_checks import best_epoch
 from experiments.training.types import RunComponents, TrainingResult
 
 
@@ -21,7 +22,10 @@ def save_figures(
 ) -> None:
     """Write the figures of a run as PNG files; of a sweep's job only the curves, as the winner has all figures."""
     folder.mkdir(exist_ok=True)
-    drawn = {"learning_curves": plots.learning_curves(result.history)} if result.history else {}
+    drawn = {}
+    if result.history:
+        best = best_epoch(result.history, components.config.monitor)
+        drawn["learning_curves"] = plots.learning_curves(result.history, best)
     if "augmentation" not in components.config.regime.ignores and not components.config.sweep.job:
         drawn["augmented"] = augmented_sample(components, dataset)
     for split, report in reports.items() if not components.config.sweep.job else ():

@@ -86,7 +86,7 @@ def training_warnings(config: Config, result: TrainingResult, labels: np.ndarray
     if not curve:  # a regime without epochs
         return []
     monitored = [record.metrics[config.monitor] for record in curve]
-    best = int(np.argmin(monitored) if config.monitor == "validation_loss" else np.argmax(monitored))
+    best = curve.index(best_epoch(curve, config.monitor))
     kept = curve[best] if config.best_weights else curve[-1]
     scores = result.scores["validation"]
     found = [
@@ -95,6 +95,13 @@ def training_warnings(config: Config, result: TrainingResult, labels: np.ndarray
         worse_than_the_head(config, result.head_scores, scores, labels),
     ]
     return [sentence for sentence in found if sentence]
+
+
+def best_epoch(history: Sequence[EpochRecord], monitor: str) -> EpochRecord:
+    """Return the best epoch of a run's last phase: the first with the best value of `monitor`, a key of its metrics."""
+    curve = [record for record in history if record.phase == history[-1].phase]
+    monitored = [record.metrics[monitor] for record in curve]
+    return curve[int(np.argmin(monitored) if monitor == "validation_loss" else np.argmax(monitored))]
 
 
 def diverged(config: Config, curve: Sequence[EpochRecord], kept: EpochRecord, classes: int) -> str | None:
