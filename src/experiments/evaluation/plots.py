@@ -8,6 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -163,6 +164,8 @@ def precision_recall(report: Report, classes: Sequence[str]) -> Figure:
     share = report.confusion[1].sum() / report.confusion.sum()
     chance = (share, share) if len(classes) == 2 else None
     figure = _class_curves(report, classes, curve, chance, corner="lower left")
+    for line in figure.axes[0].lines:
+        line.set_drawstyle("steps-post")  # Precision between two recalls is not on the straight line between them.
     figure.axes[0].set(xlabel="recall", ylabel="precision")
     suffix = "" if len(classes) == 2 else ", each class against the rest"
     figure.axes[0].set_title(f"Precision and recall, {report.split}{suffix}")
@@ -174,7 +177,7 @@ def _class_curves(
     classes: Sequence[str],
     curve: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, str]],
     chance: tuple[float, float] | None,
-    corner: str,
+    corner: Literal["lower left", "lower right"],
 ) -> Figure:
     """Return a figure of one curve for two classes, else one for each class against the rest.
 
