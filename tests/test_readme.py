@@ -95,7 +95,7 @@ def arguments(name: str, drawn: Path, place: Path) -> list[str]:
         more.append("model.weights=null")
     else:
         more.append("model.head.pooling=average")
-    return [*given, *more, *([] if any(one.startswith("data=") for one in given) else DRAWN_BY_US)]
+    return [*given, *more, *([] if any(one.startswith(("data=", "data.root=")) for one in given) else DRAWN_BY_US)]
 
 
 def check(name: str, place: Path) -> None:

@@ -27,6 +27,7 @@ from omegaconf import DictConfig
 
 from experiments.config import unused, validation
 from experiments.config.hydra_errors import disk_full, explain
+from experiments.config.overrides import implies_folder
 from experiments.config.schema import Config
 from experiments.errors import ConfigError, DataError, Pruned
 from experiments.reuse import like, resume
@@ -117,10 +118,19 @@ def main() -> None:
             return
         paths.check_directory()  # after resume=, which may have changed the directory
         # Redacted after resume= and like= are expanded, because they may add addresses with passwords.
-        sys.argv[1:] = redaction.conceal_arguments(deferring(like.expand(command)))
+        sys.argv[1:] = redaction.conceal_arguments(deferring(with_data_source(like.expand(command))))
         train()
 
     reported(call)
+
+
+def with_data_source(command: list[str]) -> list[str]:
+    """Return a command line with data=folder, if it gives data.root and no data source."""
+    given = get_args_parser().parse_args(command)
+    if given.config_path or not implies_folder(given.overrides, given.config_dir, given.config_name or "config"):
+        return command
+    first = command.index(given.overrides[0])
+    return [*command[:first], "data=folder", *command[first:]]
 
 
 def deferring(command: list[str]) -> list[str]:

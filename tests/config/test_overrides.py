@@ -1,4 +1,4 @@
-"""Quoting of overrides: errors show how to type a value, and what they show is accepted."""
+"""Overrides: errors show how to type a value, and what they show is accepted; data.root alone means a folder."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import errno
 import random
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from experiments import train
+from experiments.cli import composed
 from experiments.config.hydra_errors import explain
-from experiments.config.overrides import as_typed, literal, quoted
+from experiments.config.overrides import as_typed, implies_folder, literal, quoted
 from experiments.config.schema import Config
+from experiments.errors import ConfigError
+from experiments.sweeps.sweeper import Sweeper
 
 
 def value_of(override: str) -> str:
@@ -85,3 +90,56 @@ def test_a_path_that_the_system_refuses_is_named() -> None:
     assert text is not None and text.startswith("/mnt/outputs/runs: Read-only file system. ")
     assert "outputs=... or EXPERIMENTS_HOME" in text
     assert explain(OSError(errno.EIO, "Input/output error", "x"), []) is None
+
+
+# --- data.root alone
+
+
+@pytest.mark.parametrize(
+    ("overrides", "implied"),
+    [
+        (["data.root=/x"], True),
+        (["++data.root=/x", "model=vgg16,vgg19", "data.fold=0,1"], True),
+        (["data.root=/a,/b"], True),
+        (["experiment=demo", "data.root=/x"], True),
+        (["experiment=tutorial_scratch", "data.root=/x"], False),  # it brings data=folder itself
+        (["data=synthetic", "data.root=/x"], False),
+        (["data=folder", "data.root=/x"], False),
+        (["data.image_size=32"], False),
+        (["data.root=/a (1)"], False),  # an error of Hydra's grammar
+        (["experiment=none_such", "data.root=/x"], False),
+    ],
+)
+def test_a_folder_is_implied_by_data_root_and_by_no_other_data_source(overrides: list[str], implied: bool) -> None:
+    assert implies_folder(overrides) == implied
+
+
+def test_a_data_source_of_your_own_with_a_root_is_kept(tmp_path: Path) -> None:
+    for folder in ("data", "experiment"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "data/mine.yaml").write_text("name: mine\n_target_: mine.images\nroot: ???\n")
+    preset = "# @package _global_\ndefaults:\n  - override /data: mine\n"
+    (tmp_path / "experiment/with_mine.yaml").write_text(preset)
+    assert not implies_folder(["experiment=with_mine", "data.root=/x"], tmp_path)
+    assert composed.read(["experiment=with_mine", "data.root=/x"], tmp_path).data.target == "mine.images"
+
+
+def test_data_root_alone_composes_a_folder() -> None:
+    for given in (["data.root=/x"], ["data.root=/x", "experiment=demo"]):
+        config = composed.read(given)
+        assert (config.data.name, config.data.arguments["root"]) == ("folder", "/x")
+
+
+def test_another_data_source_beside_data_root_is_an_error_that_says_so() -> None:
+    with pytest.raises(ConfigError, match="data.root: nothing reads this key.*leave out the other data source"):
+        composed.read(["data=synthetic", "data.root=/x"])
+
+
+def test_train_and_its_sweeps_get_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["--cfg", "job", "epochs=2", "data.root=/x"]
+    assert train.with_data_source(command) == ["--cfg", "job", "data=folder", "epochs=2", "data.root=/x"]
+    assert train.with_data_source(["epochs=2"]) == ["epochs=2"]
+    monkeypatch.setattr(Sweeper, "typed", None)
+    sweep = train.with_data_source(["-m", "model=convnet,vgg16", "data.root=/x"])
+    assert train.deferring(sweep) == ["-m", "data=folder", "model=convnet,vgg16"]
+    assert Sweeper.typed == ["data=folder", "model=convnet,vgg16", "data.root=/x"]

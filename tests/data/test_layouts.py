@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.cli import composed
 from experiments.data import manifest
 from experiments.data.listing import is_litter
 from experiments.data.types import Manifest, SplitSettings
 from experiments.deploy import predict
 from experiments.errors import DataError
+from experiments.regimes.build import build_source
+from experiments.run import read_manifest
 
 FRACTIONS = {"train": 0.75, "validation": 0.25, "test": 0.0}
 
@@ -258,3 +262,38 @@ def test_a_folder_that_cannot_be_written_to_is_read(tmp_path: Path) -> None:
         for folder in (tmp_path / "data", *(path for path in before if path.is_dir())):
             folder.chmod(0o755)
     assert sorted(tmp_path.joinpath("data").rglob("*")) == before
+
+
+# --- the page
+
+
+def layouts_of_the_page() -> list[list[str]]:
+    page = (Path(__file__).parents[2] / "docs" / "your_data.md").read_text(encoding="utf-8")
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in row] for row in rows if len(row) == 5]
+
+
+@pytest.mark.parametrize("row", layouts_of_the_page(), ids=lambda row: row[0])
+def test_the_layouts_of_the_page_are_read_with_data_root_alone(tmp_path: Path, row: list[str]) -> None:
+    folders, _, *splits = row
+    for folder in re.findall("`([^`]+)/`", folders):
+        for class_name in "ab" if "<class>" in folder else "-":
+            draw(tmp_path / "data", folder.replace("<class>", class_name), 10)
+    config = composed.read([f"data.root={tmp_path}/data", f"outputs={tmp_path}/outputs"])
+    found = read_manifest(config, build_source(config)())
+    given = [split for split in splits if split not in ("drawn", "none")]
+    for name, origin in zip(("train", "validation", "test"), splits, strict=True):
+        places = {entry.path.split("/")[0] for entry in found.of(name)}
+        if origin == "none":
+            assert not places
+        elif origin == "drawn":
+            assert places == ({given[0].strip("`")} if given else {"a", "b"})
+        else:
+            assert places == {origin.strip("`")}
+    assert sizes(found)["validation"] == both(2 if splits[1] == "drawn" else 10)
+
+
+def test_the_page_has_the_layouts_that_were_asked_for() -> None:
+    page = " ".join(row[0] for row in layouts_of_the_page())
+    for folder in ("`<class>/`", "`val/", "`valid/", "`validation/", "`Training/", "`Testing/", "`test/`"):
+        assert folder in page

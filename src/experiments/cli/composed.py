@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 
 from experiments.config import validation
 from experiments.config.hydra_errors import explain
+from experiments.config.overrides import implies_folder
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.sweeps.plan import Composed
@@ -37,7 +38,8 @@ def whole(overrides: Sequence[str], folder: Path | None = None) -> Composed:
     Raises:
         ConfigError: the configuration cannot be composed or is invalid; the message is that of `train`.
     """
-    given = [*overrides, *([f"hydra.searchpath=['file://{folder.resolve()}']"] if folder else [])]
+    source = ["data=folder"] if implies_folder(overrides, folder) else []
+    given = [*source, *overrides, *([f"hydra.searchpath=['file://{folder.resolve()}']"] if folder else [])]
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
             composed = compose("config", given, return_hydra_config=True)

@@ -135,7 +135,8 @@ def _unknown(cause: OmegaConfBaseException, overrides: Sequence[str]) -> str:
     everything: Any = OmegaConf.to_container(parent._get_root(), resolve=False)
     elsewhere = [path for path in _paths(everything) if path.rpartition(".")[2] == leaf]
     close = min(elsewhere, key=lambda path: (not path.endswith(f".{typed}"), path.count(".")), default=None)
-    return unknown_key(key, [str(name) for name in parent if name != "hydra"], received, close)
+    text = unknown_key(key, [str(name) for name in parent if name != "hydra"], received, close)
+    return f"{text} For the images of a folder leave out the other data source." if key == "data.root" else text
 
 
 def _paths(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

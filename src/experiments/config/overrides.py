@@ -1,14 +1,21 @@
-"""Quoting of values for Hydra's override grammar and the shell, so that a text arrives unchanged."""
+"""Overrides: quoting of values for Hydra's grammar and the shell, and what `data.root` alone implies."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
 
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
+
+from experiments.config.schema import GROUPS
+from experiments.system.paths import CONF
 
 
 def quoted(text: str, quote: str = "'") -> str:
@@ -49,3 +56,38 @@ def as_typed(key: str, text: str) -> str | None:
         if value != text or (isinstance(found, str) and found == text and "${" not in text):
             return shlex.quote(f"{key}={value}")
     return None
+
+
+def implies_folder(overrides: Sequence[str], config_dir: str | Path | None = None, config_name: str = "config") -> bool:
+    """Return whether overrides give `data.root` and no choice with such a key, so that `data=folder` is meant.
+
+    A choice of `data` is never replaced, be it typed or brought by a preset, nor is anything implied where the
+    overrides cannot be composed: the error is that of `train`.
+
+    Args:
+        overrides: the command line, which may be that of a sweep.
+        config_dir: folder with the user's own choices (`--config-dir`), if any.
+        config_name: see Hydra's `--config-name`.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        keys = {override.key_or_group for override in parsed}
+        if "data.root" not in keys or "data" in keys:
+            return False
+        place = [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
+        # Only presets bring a choice of data, and presets are choices of the groups that have no slot of their own.
+        presets = [
+            [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+            if override.is_discrete_sweep()
+            else [str(override.input_line)]
+            for override in parsed
+            if override.key_or_group not in GROUPS
+            and any((Path(folder) / override.key_or_group).is_dir() for folder in (CONF, config_dir) if folder)
+        ]
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            return not any(
+                "root" in compose(config_name, [*chosen, *place]).data.keys()  # noqa: SIM118 (`in` omits ???)
+                for chosen in itertools.product(*presets)
+            )
+    except Exception:
+        return False
