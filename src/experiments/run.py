@@ -23,7 +23,10 @@ from experiments.data.pixel_buffer import PixelBuffer
 from experiments.data.pixel_cache import splits_of
 from experiments.data.types import Dataset, Manifest, SplitSettings
 from experiments.errors import ConfigError, DataError, Pruned
-from experiments.evaluation.evaluate import Report, evaluate, percent
+from experiments.evaluation.decision import choose_threshold, decision_of, threshold_warnings
+from experiments.evaluation.evaluate import Report, evaluate
+from experiments.evaluation.per_class import class_columns, pair_columns
+from experiments.evaluation.report_text import accuracy_line, class_metrics, metric_lines, print_classes
 from experiments.evaluation.run_figures import save_figures
 from experiments.evaluation.training_checks import check_joined, check_reached, keep_error, training_warnings
 from experiments.regimes.build import build
@@ -32,7 +35,7 @@ from experiments.regimes.trained_weights import facts_of, restore, save_weights
 from experiments.runs import predictions
 from experiments.runs.active_run import ActiveRun, open_run
 from experiments.runs.curves import Curves
-from experiments.runs.run_directory import CURVES, RunDirectory
+from experiments.runs.run_directory import CURVES, RunDirectory, class_scores_stem
 from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.redaction import redacted
 from experiments.tracking import inputs, mlflow_run
@@ -78,7 +81,8 @@ def run(config: schema.Config, planned: str | None = None) -> float:
             result, known = train_or_restore(components, dataset, context, identity)
         active.note(weights=save_weights(directory, components, result))
         with logging_files_after_error(tracker):
-            reports = evaluate(result.scores, dataset, probabilities=config.loss != "hinge")
+            decision = choose_threshold(config, result.scores, dataset)
+            reports = evaluate(result.scores, dataset, probabilities=config.loss != "hinge", decision=decision)
         # Times that were recorded before a resume are kept, because a metric logged to MLflow cannot be replaced.
         spent = {"total_seconds": time.perf_counter() - began, "fit_seconds": context.fit_seconds}
         spent |= known.get("seconds", {})  # the times of the run that did the training, if this one restored its result
@@ -90,10 +94,14 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         warnings: list[str] = []
         with keep_error(errors, "the warnings"):
             warnings = known.get("warnings") or training_warnings(config, result, dataset.validation.labels)
-        active.note(**seconds, ended=ended, warnings=warnings, reused_seconds=reused_seconds(result))
+            warnings += [one for one in threshold_warnings(config, decision) if one not in warnings]
+        active.note(**seconds, ended=ended, warnings=warnings, reused_seconds=reused_seconds(result),
+                    **decision.facts())  # fmt: skip
         metrics: dict[str, float] = flat_metrics(reports) | seconds
         write_results(directory, reports, metrics)
-        tracker.results(metrics, {**result.facts, **({"warnings": "\n".join(warnings)} if warnings else {})}, ended)
+        of_classes = {name: value for report in reports.values() for name, value in class_metrics(report).items()}
+        facts = {**result.facts, **decision.facts(), **({"warnings": "\n".join(warnings)} if warnings else {})}
+        tracker.results(metrics | of_classes, facts, ended)
         errors += finish(components, dataset, result, reports, active, tracker)
         active.note(failures=[f"{type(error).__name__}: {error}" for error in errors])
         for sentence in warnings:
@@ -158,8 +166,10 @@ def finish(
     with keep_error(errors, "the figures"):
         save_figures(active.directory.figures, components, dataset, result, reports)
     with keep_error(errors, "logging the files"):
-        tracker.artifacts({predictions.stem(split): predictions.to_table(one.predictions)
-                           for split, one in reports.items()})  # fmt: skip
+        tracker.artifacts(
+            {predictions.stem(split): predictions.to_table(one.predictions) for split, one in reports.items()}
+            | {class_scores_stem(split): class_columns(one.class_scores) for split, one in reports.items()}
+        )
     if is_sound and config.tracking.log_model and not active.facts.get("model"):  # already before a resume
         with keep_error(errors, "logging the model"):
             tracker.model(result.model, dataset.classes)
@@ -180,6 +190,7 @@ def read_data(components: RunComponents, *, keep: bool = True) -> Dataset:
     dataset = splits_of(read_manifest(config, components.source(), buffer), size, components.cache, memory, buffer)
     # Errors that depend on the data are also raised before training.
     class_weights(config.class_weights, dataset.train.labels, dataset.classes)
+    decision_of(config, dataset)
     sizes = {"train": len(dataset.train), "validation": len(dataset.validation)}
     runtime.check_shares(config.runtime.devices, sizes)
     check_accumulation(config, len(dataset.train))
@@ -298,6 +309,7 @@ def write_results(directory: RunDirectory, reports: Mapping[str, Report], metric
     directory.write_metrics(metrics)
     for split, report in reports.items():
         directory.write_predictions(split, report.predictions)
+        directory.write_class_scores(split, class_columns(report.class_scores), pair_columns(report.confused_pairs))
 
 
 def reused_seconds(result: TrainingResult) -> float:
@@ -308,19 +320,11 @@ def reused_seconds(result: TrainingResult) -> float:
 
 
 def print_results(console: Console, folder: Path, reports: Mapping[str, Report], run_id: str | None) -> None:
-    """Print each split's accuracy beside that of the most frequent class, and where to find the run."""
-    for split, report in reports.items():
-        metrics = report.metrics
-        console.print(
-            f"{split} accuracy {percent(metrics['accuracy'])} "
-            f"(95 % interval {percent(metrics['accuracy_low'])} to {percent(metrics['accuracy_high'])}, "
-            f"{len(report.predictions)} images), "
-            + report.baseline.describe(metrics["accuracy"], metrics["accuracy_low"])
-            + (f"; loss {metrics['loss']:.3f}" if "loss" in metrics else ""),
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+    """Print each split's scores, those of the classes for the last split, and where to find the run."""
+    for report in reports.values():
+        for line in [accuracy_line(report), *metric_lines(report)]:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_classes(console, list(reports.values())[-1])
     console.print(f"run folder  {folder}", highlight=False, soft_wrap=True)
     if run_id:
         console.print(f"MLflow run  {run_id}   look at it: experiments ui", highlight=False, soft_wrap=True)

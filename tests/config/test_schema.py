@@ -289,11 +289,21 @@ def test_hinge_gives_no_probabilities(config: Read) -> None:
     for objective in ("loss", "brier", "calibration_error"):
         assert fault(config, "loss=hinge", f"objective={objective}") == [
             f"objective: '{objective}' judges probabilities, which loss=hinge does not give. "
-            "Allowed: accuracy, precision, recall, f1, roc_auc"
+            "Allowed: accuracy, precision, recall, f1, roc_auc, balanced_accuracy, macro_f1, matthews, "
+            "average_precision, top3_accuracy, top5_accuracy"
         ]
         config("loss=mse", f"objective={objective}", "label_smoothing=0.1")
-    for objective in ("accuracy", "precision", "recall", "f1", "roc_auc"):
+    for objective in ("accuracy", "precision", "recall", "f1", "roc_auc", "balanced_accuracy", "average_precision"):
         config("loss=hinge", f"objective={objective}")
+
+
+def test_a_threshold_is_a_probability_or_has_one_goal(config: Read) -> None:
+    assert config("threshold.recall=0.95").threshold.recall == 0.95
+    assert fault(config, "threshold.recall=0.9", "threshold.precision=0.8") == [
+        "threshold: give one of fixed, recall and precision. Received: recall=0.9, precision=0.8"
+    ]
+    assert fault(config, "threshold=1.5") == ["threshold.fixed: must be less than 1. Received: 1.5"]
+    assert fault(config, "threshold.recall=0") == ["threshold.recall: must be greater than 0. Received: 0"]
 
 
 def test_mixing_images_needs_soft_labels_and_fresh_augmentation(config: Read) -> None:
@@ -424,7 +434,7 @@ def test_effective_drops_what_the_regime_ignores(config: Read) -> None:
     "class_weights={cats: 2.0}", "early_stopping=3", "best_weights=true", "monitor=validation_accuracy",
     "runtime.precision=mixed_bfloat16", "runtime.xla=true", "runtime.xla=false", "optimizer.clipnorm=1",
     "optimizer.weight_decay=0.1", "optimizer.use_ema=false", "model.layers.block1.batch_norm=true",
-    "model.head.dense.dense1=null",
+    "model.head.dense.dense1=null", "positive=cats", "threshold.recall=0.9", "threshold=0.3",
 ])  # fmt: skip
 def test_identity_moves_with_what_a_fine_tuning_run_reads(override: str, config: Read) -> None:
     base = ["regime=finetune"] if not override.startswith("regime=") else []
@@ -461,6 +471,7 @@ def test_identity_knows_a_debug_run_by_what_it_changes(config: Read) -> None:
 
 
 @pytest.mark.parametrize("override, counts", [
+    ("positive=cats", False), ("threshold.fixed=0.3", False),
     ("schedule=cosine", False), ("schedule.warmup=1", False), ("early_stopping=3", False), ("best_weights=true", False),
     ("must_reach=0.5", False), ("epochs=3", False), ("optimizer.clipnorm=1", False),
     ("loss=mse", True), ("label_smoothing=0.1", True), ("class_weights=balanced", True),

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
     brier_score_loss,
     f1_score,
     log_loss,
+    matthews_corrcoef,
     precision_score,
     recall_score,
     roc_auc_score,
+    top_k_accuracy_score,
 )
 
 from experiments.data.types import Dataset, ImageRecord, ImageSet, Manifest
@@ -63,6 +67,10 @@ def test_binary_metrics_by_hand() -> None:
         "precision": 0.5,  # dog is predicted twice, once correctly
         "recall": 0.5,  # two dogs, one found
         "f1": 0.5,
+        "balanced_accuracy": 0.5,
+        "macro_f1": 0.5,
+        "matthews": 0.0,
+        "average_precision": 0.5 * 1 / 2 + 0.5 * 2 / 3,  # the dogs are found second and third
         "roc_auc": 0.5,  # of the 4 (cat, dog) pairs 2 are ordered rightly
         "brier": (0.1**2 + 0.8**2 + 0.6**2 + 0.3**2) / 4,
         # bins of 1/15: 0.9 right; 0.8 wrong; 0.6 wrong; 0.7 right; one image each
@@ -98,6 +106,30 @@ def test_multi_class_metrics_as_sklearn() -> None:
     assert report.metrics["brier"] == pytest.approx(np.mean(np.sum((scores - np.eye(3)[labels]) ** 2, axis=1)))
     assert report.confusion.sum(axis=1).tolist() == np.bincount(labels).tolist()
     assert report.confusion.trace() / 300 == pytest.approx(report.metrics["accuracy"])
+
+
+def test_metrics_over_all_classes_as_sklearn() -> None:
+    labels = np.random.default_rng(4).integers(0, 7, 400)
+    scores = random_scores(labels, 7).astype(np.float64)
+    scores /= scores.sum(axis=1, keepdims=True)
+    predicted = scores.argmax(axis=1)
+    metrics = evaluate({"validation": scores}, splits_of(tuple("abcdefg"), labels.tolist()))["validation"].metrics
+    assert metrics["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted))
+    assert metrics["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert metrics["matthews"] == pytest.approx(matthews_corrcoef(labels, predicted))
+    assert metrics["average_precision"] == pytest.approx(average_precision_score(np.eye(7)[labels], scores))
+    assert metrics["top3_accuracy"] == pytest.approx(top_k_accuracy_score(labels, scores, k=3))
+    assert metrics["top5_accuracy"] == pytest.approx(top_k_accuracy_score(labels, scores, k=5))
+    assert metrics["accuracy"] < metrics["top3_accuracy"] < metrics["top5_accuracy"] < 1
+
+
+@pytest.mark.parametrize("count, known", [(3, []), (4, ["top3_accuracy"]), (5, ["top3_accuracy"]),
+                                          (6, ["top3_accuracy", "top5_accuracy"])])  # fmt: skip
+def test_top_k_needs_more_classes_than_k(count: int, known: list[str]) -> None:
+    labels = np.arange(count)
+    dataset = splits_of(tuple("abcdef"[:count]), labels.tolist())
+    metrics = evaluate({"validation": random_scores(labels, count)}, dataset)["validation"].metrics
+    assert [name for name in metrics if name.startswith("top")] == known
 
 
 def test_confusion_has_true_rows_and_predicted_columns() -> None:
@@ -141,7 +173,7 @@ def test_validation_always_test_when_scored_train_never() -> None:
 @pytest.mark.parametrize(
     ("classes", "labels", "missing"),
     [
-        (PETS, [0, 0, 0, 0], {"roc_auc", "recall"}),
+        (PETS, [0, 0, 0, 0], {"roc_auc", "recall", "average_precision"}),
         (PETS, [1, 1, 1, 1], {"roc_auc"}),
         (FLOWERS, [0, 0, 2, 2], {"roc_auc"}),
         (FLOWERS, [1], {"roc_auc"}),
@@ -162,6 +194,10 @@ def test_a_split_without_some_class_leaves_undefined_metrics_out(
         "precision",
         "recall",
         "f1",
+        "balanced_accuracy",
+        "macro_f1",
+        "matthews",
+        "average_precision",
         "roc_auc",
         "brier",
     }

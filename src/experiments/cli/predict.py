@@ -76,7 +76,7 @@ def predict(named: str, paths: Sequence[str], form: str, output: Path | None, ba
     with opened(output, form) as file:
         with quiet_start():
             model = run.model()
-        write, began = WRITERS[form](file, run.classes), time.perf_counter()
+        write, began = WRITERS[form](file, run.classes, run.predicted), time.perf_counter()
         with Terminal(console).stage("predicting", len(files)) as advance:
             for some in predictions(model, files, batch_size, grays):
                 write(some)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from experiments.config.schema import Config, Schedule, shipped
+from experiments.config.schema import Config, Schedule, Threshold, shipped
 
 # Keys about where and how a run is executed. They do not change what it computes, so its identity excludes them.
 NOT_IDENTITY = (
@@ -99,6 +99,8 @@ def head_run(config: Config) -> Config:
             "monitor": "validation_loss",
             "early_stopping": None,
             "best_weights": False,
+            "positive": None,
+            "threshold": Threshold(fixed=None, recall=None, precision=None),
         }
     )
 

@@ -17,7 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator,
 from experiments.system.paths import CONF
 
 LOWER_IS_BETTER = ("loss", "brier", "calibration_error")
-Metric = Literal["accuracy", "loss", "precision", "recall", "f1", "roc_auc", "brier", "calibration_error"]
+Metric = Literal[
+    "accuracy", "loss", "precision", "recall", "f1", "roc_auc", "brier", "calibration_error", "balanced_accuracy",
+    "macro_f1", "matthews", "average_precision", "top3_accuracy", "top5_accuracy",
+]  # fmt: skip
+LOWEST = {"matthews": -1.0}  # the lowest value of a metric that is not bounded by 0
 Loss = Literal["cross_entropy", "mse", "hinge"]
 # Metrics that are undefined with loss=hinge, whose scores are not probabilities.
 PROBABILISTIC = ("loss", "brier", "calibration_error")
@@ -232,6 +236,21 @@ class Sweep(Node):
     trained: str | None
 
 
+class Threshold(Node):
+    """The probability from which the positive one of two classes is predicted; at most one key is given."""
+
+    fixed: float | None = Field(gt=0, lt=1)
+    recall: float | None = Field(gt=0, le=1)
+    precision: float | None = Field(gt=0, le=1)
+
+    @model_validator(mode="after")
+    def at_most_one(self) -> Threshold:
+        given = [f"{name}={value}" for name, value in self if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of fixed, recall and precision. Received: {', '.join(given)}")
+        return self
+
+
 class Config(Node):
     """The whole configuration of one run; field names are the keys of conf/config.yaml."""
 
@@ -255,6 +274,8 @@ class Config(Node):
     best_weights: bool
     must_reach: float | None = Field(gt=0, le=1)
     objective: Metric
+    positive: str | None
+    threshold: Threshold
     evaluate: Evaluate
     trusted_packages: list[str]
     tags: dict[str, str]
@@ -274,6 +295,12 @@ class Config(Node):
     def names_are_text(cls, value: Any) -> Any:
         """Convert class names to text, because Hydra reads a class called 0 as a number."""
         return {str(name): weight for name, weight in value.items()} if isinstance(value, Mapping) else value
+
+    @field_validator("threshold", mode="before")
+    @classmethod
+    def number_is_fixed(cls, value: Any) -> Any:
+        """Accept threshold=0.3 for threshold.fixed=0.3."""
+        return {"fixed": value, "recall": None, "precision": None} if isinstance(value, int | float) else value
 
     @property
     def cache(self) -> Path:

@@ -90,6 +90,9 @@ def about(run: Trained, model: keras.Model) -> dict[str, object]:
         "resize": "the whole image to a square, bilinear with antialiasing; EXIF orientation applied first",
         "gray_range": run.plain["data"].get("gray_range"),  # values of black and white in 16- and 32-bit gray images
         "output": "probabilities [N, classes] float32, in the order of `classes`",
+        # Of two classes, the positive one is predicted from this probability on; null: the most probable class is.
+        "positive": run.decision.positive,
+        "threshold": run.decision.threshold,
         "run": run.run_id or run.name,
         "name": run.name,
         "regime": run.plain["regime"]["name"],

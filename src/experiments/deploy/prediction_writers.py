@@ -10,14 +10,22 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from experiments.deploy.predict import Prediction
 
     Write = Callable[[Sequence[Prediction]], None]
+    Predicted = Callable[[np.ndarray], int]  # probabilities [classes] -> index of the predicted class
 
 LONGEST = 40  # characters of a class name on the terminal
 
 
-def terminal_rows(file: TextIO, classes: Sequence[str]) -> Write:
+def most_probable(probabilities: np.ndarray) -> int:
+    """Return the index of the most probable class."""
+    return int(probabilities.argmax())
+
+
+def terminal_rows(file: TextIO, classes: Sequence[str], predicted: Predicted = most_probable) -> Write:
     """Return a writer of one line per image; errors of files go to standard error."""
     from rich.cells import cell_len
 
@@ -35,13 +43,13 @@ def terminal_rows(file: TextIO, classes: Sequence[str]) -> Write:
                 file.flush()  # so that lines on both streams keep their order
                 print(f"{printable(prediction.path)}: {prediction.error}", file=sys.stderr)
             else:
-                best = int(prediction.probabilities.argmax())
+                best = predicted(prediction.probabilities)
                 file.write(f"{padded[best]}  {prediction.probabilities[best]:6.1%}  {printable(prediction.path)}\n")
 
     return write
 
 
-def csv_rows(file: TextIO, classes: Sequence[str]) -> Write:
+def csv_rows(file: TextIO, classes: Sequence[str], predicted: Predicted = most_probable) -> Write:
     """Return a writer of CSV rows: path, class, probability, the probability of every class (p_NAME), error."""
     columns = ("path", "class", "probability", *(f"p_{name}" for name in classes), "error")
 
@@ -55,7 +63,7 @@ def csv_rows(file: TextIO, classes: Sequence[str]) -> Write:
             if prediction.probabilities is None:
                 write_row([prediction.path, *[""] * (len(columns) - 2), prediction.error])
             else:
-                best, shares = int(prediction.probabilities.argmax()), prediction.probabilities.tolist()
+                best, shares = predicted(prediction.probabilities), prediction.probabilities.tolist()
                 write_row([prediction.path, classes[best], shares[best], *shares, ""])
 
     write_row(columns)
@@ -63,7 +71,7 @@ def csv_rows(file: TextIO, classes: Sequence[str]) -> Write:
     return write
 
 
-def json_rows(file: TextIO, classes: Sequence[str]) -> Write:
+def json_rows(file: TextIO, classes: Sequence[str], predicted: Predicted = most_probable) -> Write:
     """Return a writer of one JSON object per line: path, class, probability, probabilities by class; or path, error."""
 
     def write(predictions: Sequence[Prediction]) -> None:
@@ -72,7 +80,7 @@ def json_rows(file: TextIO, classes: Sequence[str]) -> Write:
             if prediction.probabilities is None:
                 row["error"] = prediction.error
             else:
-                best, shares = int(prediction.probabilities.argmax()), prediction.probabilities.tolist()
+                best, shares = predicted(prediction.probabilities), prediction.probabilities.tolist()
                 row |= {"class": classes[best], "probability": shares[best]}
                 row["probabilities"] = dict(zip(classes, shares, strict=True))
             file.write(f"{json.dumps(row)}\n")

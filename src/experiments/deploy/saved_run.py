@@ -15,6 +15,8 @@ from experiments.config import validation
 from experiments.config.overrides import quoted
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.evaluation import decision
+from experiments.evaluation.decision import MOST_PROBABLE, Decision
 from experiments.reuse import like
 from experiments.runs.location import folder_of
 from experiments.runs.run_directory import CONFIG, FACTS, MANIFEST, METRICS, WEIGHTS, RunDirectory, weights_file
@@ -26,6 +28,7 @@ from experiments.training.types import Status
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
 
     from experiments.models.types import Backbone
 
@@ -46,12 +49,17 @@ class Trained:
     plain: Mapping[str, Any]  # its configuration as logged
     metrics: Mapping[str, float]
     backbone: str | None  # identity of its backbone before training
+    decision: Decision = MOST_PROBABLE  # by which it predicts a class from probabilities
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """The class names, in the order of their labels."""
         names = {int(row["label"]): row["class_name"] for row in read_rows(self.manifest)}
         return tuple(names[label] for label in sorted(names))
+
+    def predicted(self, probabilities: np.ndarray) -> int:
+        """Return the index of the class that the run predicts for one image, from probabilities [classes]."""
+        return int(self.decision.predict(probabilities[None], self.classes)[0])
 
     @cached_property
     def config(self) -> Config:
@@ -146,7 +154,8 @@ def find(named: str, uri: str | None = None) -> Trained:
         files[name] = path
     plain = like.parse(files[CONFIG].read_bytes(), f"{CONFIG} of {facts.name}")
     backbone = facts.tags.get("backbone_identity")
-    return Trained(facts.name, facts.run_id, uri, None, files[MANIFEST], plain, facts.metrics, backbone)
+    found = decision.recorded(facts.tags)
+    return Trained(facts.name, facts.run_id, uri, None, files[MANIFEST], plain, facts.metrics, backbone, found)
 
 
 def of_folder(folder: Path, uri: str | None = None) -> Trained:
@@ -172,7 +181,8 @@ def of_folder(folder: Path, uri: str | None = None) -> Trained:
         raise ConfigError(f"{folder}: its {name} is gone")
     plain = like.parse((folder / CONFIG).read_bytes(), str(folder / CONFIG))
     run_id, backbone = facts.get("run_id"), facts.get("backbone_identity")
-    return Trained(folder.name, run_id, uri, folder, folder / MANIFEST, plain, directory.metrics(), backbone)
+    metrics, found = directory.metrics(), decision.recorded(facts)
+    return Trained(folder.name, run_id, uri, folder, folder / MANIFEST, plain, metrics, backbone, found)
 
 
 def read_model(path: Path) -> keras.Model:

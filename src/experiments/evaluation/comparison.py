@@ -12,6 +12,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
+from experiments.config.schema import LOWEST
 from experiments.errors import ConfigError
 from experiments.evaluation.evaluate import IMAGE_METRICS, Baseline, image_score, majority_baseline
 from experiments.evaluation.groups import Scores, gather_scores, metric_interval
@@ -25,6 +26,9 @@ CHOICES = ("regime", "model", "data", "augmentation", "optimizer")  # the keys t
 METRICS = {
     "accuracy": "accuracy", "loss": "loss", "roc_auc": "ROC AUC", "precision": "precision", "recall": "recall",
     "f1": "F1", "brier": "Brier score", "calibration_error": "calibration error",
+    "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "matthews": "Matthews correlation",
+    "average_precision": "average precision (PR AUC)", "top3_accuracy": "top-3 accuracy",
+    "top5_accuracy": "top-5 accuracy",
 }  # fmt: skip
 FINGERPRINT = "data.fingerprint"  # not a configuration key: the fingerprint of the images that a run has read
 APART = 0.5  # Groups disagree on an image if the shares of their seeds that are right differ by at least this much.
@@ -291,7 +295,7 @@ def measure(group: Group, name: str, split: str) -> Interval | None:
         if len(classes) == 2 and min(map(len, by_class)) > 1:
             return Interval(group.runs[0].metrics[key], *roc_auc_interval(by_class[1], by_class[0]))
     values = [(*run.repeat, run.facts.metrics[key]) for run in group.evaluated]
-    return metric_interval(values, group.scores(name) if name in IMAGE_METRICS else None)
+    return metric_interval(values, group.scores(name) if name in IMAGE_METRICS else None, LOWEST.get(name, 0.0))
 
 
 def disagreements(comparison: Comparison) -> list[Disagreement]:

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,9 @@ from sklearn import metrics as sklearn_metrics
 
 from experiments.config.schema import PROBABILISTIC
 from experiments.data.types import SPLITS, Dataset, ImageSet
+from experiments.evaluation import decision as decisions
+from experiments.evaluation.decision import FEWEST_CLASSES, MOST_PROBABLE, Decision
+from experiments.evaluation.per_class import ClassScore, ConfusedPair, class_scores, confused_pairs
 from experiments.evaluation.statistics import reliability, wilson
 from experiments.runs.predictions import Prediction
 
@@ -33,6 +37,20 @@ class Report:
     metrics: Mapping[str, float]  # finite values only; see `evaluate`
     confusion: np.ndarray  # [C, C] int64; rows are true classes, columns predicted ones
     predictions: tuple[Prediction, ...]  # in the order of the split's images
+    decision: Decision = MOST_PROBABLE  # by which `predictions` have their predicted classes
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, in label order."""
+        return tuple(self.predictions[0].probabilities)
+
+    @cached_property
+    def class_scores(self) -> list[ClassScore]:
+        return class_scores(self.confusion, self.classes)
+
+    @cached_property
+    def confused_pairs(self) -> list[ConfusedPair]:
+        return confused_pairs(self.confusion, self.classes)
 
     @property
     def baseline(self) -> Baseline:
@@ -84,7 +102,9 @@ def image_score(metric: str, prediction: Prediction) -> float:
     return math.fsum((shares[name] - (name == label)) ** 2 for name in classes)
 
 
-def evaluate(scores: Mapping[str, np.ndarray], dataset: Dataset, *, probabilities: bool = True) -> dict[str, Report]:
+def evaluate(
+    scores: Mapping[str, np.ndarray], dataset: Dataset, *, probabilities: bool = True, decision: Decision | None = None
+) -> dict[str, Report]:
     """Evaluate the scores of the validation split and, if there are any, of the test split; never of training images.
 
     Rows are rescaled to sum to exactly 1 before anything is computed. The metrics, with C classes:
@@ -93,15 +113,23 @@ def evaluate(scores: Mapping[str, np.ndarray], dataset: Dataset, *, probabilitie
     * accuracy_baseline: the share of the most frequent class, that is the accuracy of always predicting it.
     * loss: cross entropy, natural logarithm, mean over images; probabilities are clipped at float32's 1.2e-7 (Keras
       clips at 1e-7), so one certain mistake costs at most 16.
-    * precision, recall, f1: C == 2: of class 1; else the unweighted mean over the classes that occur in the split.
-      The precision of a class that is never predicted is 0, as in scikit-learn.
-    * roc_auc: C == 2: of class 1; else one-vs-rest, unweighted mean over classes.
+    * precision, recall, f1: C == 2: of the positive class; else the unweighted mean over the classes that occur in
+      the split. The precision of a class that is never predicted is 0, as in scikit-learn.
+    * balanced_accuracy, macro_f1: the unweighted mean of the recall, and of F1, over the classes that occur.
+    * matthews: Matthews correlation coefficient, in [-1, 1]; 0 if only one class occurs or is predicted.
+    * top3_accuracy, top5_accuracy: the share of images whose class is among the 3, or 5, most probable ones; for more
+      than 3, or 5, classes.
+    * roc_auc: C == 2: of the positive class; else one-vs-rest, unweighted mean over classes.
+    * average_precision: the area under the precision-recall curve as a sum over thresholds, not interpolated, as
+      scikit-learn's `average_precision_score`; C == 2: of the positive class; else one-vs-rest, the unweighted mean
+      over the classes that occur.
     * brier: C == 2: mean (p1 - y)^2, in [0, 1]; else the mean over images of the sum over classes of squared
       differences, in [0, 2]. Both as in scikit-learn's `brier_score_loss`.
     * calibration_error: expected calibration error in 15 equal-width bins, see `statistics.reliability`.
 
     A metric that is undefined for a split is omitted, so that all values are finite: roc_auc if a class does not occur
-    among the true labels; with two classes, recall if class 1 does not occur, and f1 if it is not predicted either.
+    among the true labels; with two classes, recall and average_precision if the positive class does not occur, and f1
+    if it is not predicted either.
 
     Args:
         scores: split -> probabilities [N, C] float, rows in the order of that split's images; "validation" is
@@ -109,6 +137,8 @@ def evaluate(scores: Mapping[str, np.ndarray], dataset: Dataset, *, probabilitie
         dataset: the data set that the scores belong to.
         probabilities: False for scores that only rank, as those of a hinge loss: loss, brier and calibration_error,
             which evaluate probabilities, are then omitted.
+        decision: how the class of an image is predicted; by default the most probable one, and of two classes the
+            second is the positive one.
 
     Returns:
         "validation" and, if `scores` has it, "test" -> Report.
@@ -128,7 +158,8 @@ def evaluate(scores: Mapping[str, np.ndarray], dataset: Dataset, *, probabilitie
         issues += _score_issues(split, scores[split], (len(images[split]), len(dataset.classes)))
     if issues:
         raise ValueError("Scores cannot be evaluated:\n  " + "\n  ".join(issues))
-    reports = {split: _report(images[split], scores[split], dataset.classes) for split in scored}
+    decision = decision or decisions.default(dataset.classes)
+    reports = {split: _report(images[split], scores[split], dataset.classes, decision) for split in scored}
     if probabilities:
         return reports
     return {
@@ -158,16 +189,16 @@ def _score_issues(split: str, probabilities: np.ndarray, shape: tuple[int, int])
     return []
 
 
-def _report(images: ImageSet, scores: np.ndarray, classes: tuple[str, ...]) -> Report:
+def _report(images: ImageSet, scores: np.ndarray, classes: tuple[str, ...], decision: Decision) -> Report:
     """Return the report on one split from scores that have been validated."""
     probabilities = scores.astype(np.float64)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     labels = images.labels
-    predicted = probabilities.argmax(axis=1)
-    confidence = probabilities.max(axis=1)
+    predicted = decision.predict(probabilities, classes)
+    confidence = probabilities[np.arange(len(predicted)), predicted]
     return Report(
         split=images.split,
-        metrics=_metrics(labels, probabilities),
+        metrics=_metrics(labels, probabilities, predicted, classes.index(decision.positive or classes[-1])),
         confusion=sklearn_metrics.confusion_matrix(labels, predicted, labels=np.arange(len(classes))),
         predictions=tuple(
             Prediction(
@@ -181,21 +212,27 @@ def _report(images: ImageSet, scores: np.ndarray, classes: tuple[str, ...]) -> R
             )
             for row, entry in enumerate(images.entries)
         ),
+        decision=decision,
     )
 
 
-def _metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Return those metrics that `evaluate` describes which are finite, of labels [N] int and probabilities [N, C]."""
+def _metrics(labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray, positive: int) -> dict[str, float]:
+    """Return those metrics that `evaluate` describes which are finite.
+
+    Args:
+        labels: [N] int.
+        probabilities: [N, C] float64.
+        predicted: [N] int.
+        positive: the label of the positive one of two classes.
+    """
     count = probabilities.shape[1]
-    every_class = np.arange(count)
-    occurring = np.unique(labels)
-    counted = [1] if count == 2 else occurring  # The "macro" average over class 1 alone is the binary metric.
-    predicted = probabilities.argmax(axis=1)
-    correct = predicted == labels
+    every_class, occurring = np.arange(count), np.unique(labels)
+    counted = [positive] if count == 2 else occurring  # The "macro" average over one class is the binary metric.
+    correct, most_probable = predicted == labels, probabilities.argmax(axis=1)
     low, high = wilson(int(correct.sum()), len(labels))
 
-    def averaged(metric: Any, undefined: float) -> float:
-        return float(metric(labels, predicted, labels=counted, average="macro", zero_division=undefined))
+    def averaged(metric: Any, classes: Any, undefined: float) -> float:
+        return float(metric(labels, predicted, labels=classes, average="macro", zero_division=undefined))
 
     metrics = {
         "accuracy": float(correct.mean()),
@@ -204,13 +241,24 @@ def _metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
         "accuracy_baseline": float(np.bincount(labels).max() / len(labels)),
         # float32, because log_loss clips at the epsilon of the dtype of its input.
         "loss": float(sklearn_metrics.log_loss(labels, probabilities.astype(np.float32), labels=every_class)),
-        "precision": averaged(sklearn_metrics.precision_score, 0.0),
-        "recall": averaged(sklearn_metrics.recall_score, np.nan),
-        "f1": averaged(sklearn_metrics.f1_score, np.nan),
+        "precision": averaged(sklearn_metrics.precision_score, counted, 0.0),
+        "recall": averaged(sklearn_metrics.recall_score, counted, np.nan),
+        "f1": averaged(sklearn_metrics.f1_score, counted, np.nan),
+        "balanced_accuracy": averaged(sklearn_metrics.recall_score, occurring, np.nan),
+        "macro_f1": averaged(sklearn_metrics.f1_score, occurring, np.nan),
+        "matthews": float(sklearn_metrics.matthews_corrcoef(labels, predicted)) if np.ptp([labels, predicted]) else 0.0,
         "brier": float(sklearn_metrics.brier_score_loss(labels, probabilities, labels=every_class)),
-        "calibration_error": reliability(probabilities.max(axis=1), correct).error,
+        "calibration_error": reliability(probabilities.max(axis=1), most_probable == labels).error,
     }
+    ranked = [at for at in counted if at in occurring]
+    if ranked:
+        areas = [sklearn_metrics.average_precision_score(labels == at, probabilities[:, at]) for at in ranked]
+        metrics["average_precision"] = float(np.mean(areas))
+    for top, name in ((3, "top3_accuracy"), (5, "top5_accuracy")):
+        if count >= FEWEST_CLASSES[name]:
+            found = sklearn_metrics.top_k_accuracy_score(labels, probabilities, k=top, labels=every_class)
+            metrics[name] = float(found)
     if len(occurring) == count:
-        ranked = probabilities[:, 1] if count == 2 else probabilities
-        metrics["roc_auc"] = float(sklearn_metrics.roc_auc_score(labels, ranked, multi_class="ovr"))
+        of_class = probabilities[:, 1] if count == 2 else probabilities  # the same area for both of two classes
+        metrics["roc_auc"] = float(sklearn_metrics.roc_auc_score(labels, of_class, multi_class="ovr"))
     return {name: value for name, value in metrics.items() if np.isfinite(value)}

@@ -49,14 +49,15 @@ def gather_scores(runs: Iterable[tuple[str, str, Mapping[Hashable, float]]]) -> 
     return Scores(by_seed, folds)
 
 
-def metric_interval(values: Sequence[tuple[str, str, float]], scores: Scores | None) -> Interval:
+def metric_interval(values: Sequence[tuple[str, str, float]], scores: Scores | None, lowest: float = 0.0) -> Interval:
     """Return the mean of a metric over a group of runs, and its interval.
 
     Args:
         values: the seed, the fold and the value of the metric of each run, at least one.
         scores: those of the same runs if the metric is a mean over images: the interval is then over images, and over
             seeds or folds if there are several. If None, it is over seeds or folds only, for these images, and the
-            metric must lie in [0, 1].
+            metric must lie in [lowest, 1].
+        lowest: the lowest value of the metric.
     """
     mean = float(np.mean([value for *_, value in values]))
     if scores is not None:
@@ -67,4 +68,4 @@ def metric_interval(values: Sequence[tuple[str, str, float]], scores: Scores | N
     for seed, fold, value in values:
         repeats.setdefault(fold if by_fold else seed, []).append(value)
     found = mean_interval([float(np.mean(each)) for each in repeats.values()], folds=by_fold)
-    return Interval(*map(float, np.clip(found, 0, 1)))
+    return Interval(*map(float, np.clip(found, lowest, 1)))

@@ -124,7 +124,7 @@ def confusion_matrix(report: Report, classes: Sequence[str]) -> Figure:
 
 @STYLE
 def roc(report: Report, classes: Sequence[str]) -> Figure:
-    """Draw the ROC curves with the areas under them: of class 1 for two classes, else one-vs-rest.
+    """Draw the ROC curves with the areas under them: of the positive one of two classes, else one-vs-rest.
 
     Args:
         report: of one split.
@@ -161,7 +161,7 @@ def precision_recall(report: Report, classes: Sequence[str]) -> Figure:
         precision, recall, _ = precision_recall_curve(truth, scores)
         return recall, precision, f"AP {average_precision_score(truth, scores):.3f}"
 
-    share = report.confusion[1].sum() / report.confusion.sum()
+    share = report.confusion[classes.index(_shown(report, classes)[0])].sum() / report.confusion.sum()
     chance = (share, share) if len(classes) == 2 else None
     figure = _class_curves(report, classes, curve, chance, corner="lower left")
     for line in figure.axes[0].lines:
@@ -170,6 +170,11 @@ def precision_recall(report: Report, classes: Sequence[str]) -> Figure:
     suffix = "" if len(classes) == 2 else ", each class against the rest"
     figure.axes[0].set_title(f"Precision and recall, {report.split}{suffix}")
     return figure
+
+
+def _shown(report: Report, classes: Sequence[str]) -> Sequence[str]:
+    """Return the classes that have a curve: the positive one of two, else all."""
+    return (report.decision.positive or classes[1],) if len(classes) == 2 else classes
 
 
 def _class_curves(
@@ -188,7 +193,7 @@ def _class_curves(
         chance: y of a classifier that guesses, at x = 0 and x = 1; None if it differs between the classes.
         corner: where the legend is, if it is short.
     """
-    shown = classes[1:] if len(classes) == 2 else classes
+    shown = _shown(report, classes)
     crowded = len(shown) > MOST_IN_LEGEND
     columns = -(-len(shown) // 24)
     figure = new_figure(6 + 3.6 * columns if crowded else 6, 6)
@@ -223,8 +228,10 @@ def calibration(report: Report) -> Figure:
 
     Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, figure 1.
     """
+    best = [max(row.probabilities, key=row.probabilities.__getitem__) for row in report.predictions]
+    rows = list(zip(report.predictions, best, strict=True))
     bins = reliability(
-        np.array([row.confidence for row in report.predictions]), np.array([row.correct for row in report.predictions])
+        np.array([row.probabilities[name] for row, name in rows]), np.array([row.label == name for row, name in rows])
     )
     figure = new_figure(6, 6.5)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))

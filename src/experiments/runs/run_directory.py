@@ -56,6 +56,11 @@ def weights_file(name: str) -> str:
     return f"{name}.weights.h5"
 
 
+def class_scores_stem(split: str) -> str:
+    """Return the name of a split's scores by class: of the file with the suffix .csv, of MLflow's table with .json."""
+    return f"per_class_{split}"
+
+
 def predictions_file(split: str) -> str:
     """Return the name of the file with the predictions for a split."""
     return f"{predictions.stem(split)}.csv"
@@ -143,6 +148,13 @@ class RunDirectory:
 
     def write_predictions(self, split: str, rows: Sequence[Prediction]) -> None:
         write_rows(self.folder / predictions_file(split), predictions.to_rows(predictions.to_table(rows)))
+
+    def write_class_scores(self, split: str, scores: Mapping[str, Sequence[Any]],
+                           pairs: Mapping[str, Sequence[Any]]) -> None:  # fmt: skip
+        """Write per_class_SPLIT.csv, and confused_SPLIT.csv if any classes are confused, from columns."""
+        for name, columns in {class_scores_stem(split): scores, f"confused_{split}": pairs}.items():
+            if rows := predictions.to_rows(columns):
+                write_rows(self.folder / f"{name}.csv", rows)
 
     def epochs(self) -> list[EpochRecord]:
         """Return the epochs in CURVES; an empty list if there is no such file."""

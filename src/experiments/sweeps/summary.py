@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config.schema import LOWER_IS_BETTER
+from experiments.config.schema import LOWER_IS_BETTER, LOWEST
 from experiments.errors import ConfigError
 from experiments.evaluation.comparison_text import baseline_sentences, difference_sentence, format_score, limitations
 from experiments.evaluation.evaluate import IMAGE_METRICS, Baseline, image_score, majority_baseline
@@ -165,7 +165,7 @@ def objective_interval(one: Candidate, objective: str) -> Interval:
     values = [(*row.repeat, row.metrics[key]) for row in one.rows if key in row.metrics]
     if not values:
         return UNKNOWN
-    return metric_interval(values, one.scores if objective in IMAGE_METRICS else None)
+    return metric_interval(values, one.scores if objective in IMAGE_METRICS else None, LOWEST.get(objective, 0.0))
 
 
 def sentences(

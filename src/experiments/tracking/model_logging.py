@@ -43,6 +43,8 @@ def log_model(run_id: str, model: keras.Model, classes: Sequence[str]) -> None:
         metadata={
             "classes": list(classes), "image_size": model.input_shape[1], "input": INPUT,
             "gray_range": decoder.logged_gray_range(run.data.params.get("data.gray_range", "null")),
+            "positive": run.data.tags.get("positive"),
+            "threshold": float(run.data.tags["threshold"]) if "threshold" in run.data.tags else None,
         },
     )  # fmt: skip
     client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)

@@ -33,7 +33,8 @@ def _load_pyfunc(path: str) -> Classifier:  # MLflow prescribes this name.
     """Load the classifier that responds to requests from the directory of a logged model."""
     model = keras.models.load_model(os.path.join(path, "data", "model.keras"), compile=False)
     facts = Model.load(path).metadata or {}
-    return Classifier(model, facts["classes"], decoder.gray_range(facts.get("gray_range")))
+    grays = decoder.gray_range(facts.get("gray_range"))
+    return Classifier(model, facts["classes"], grays, facts.get("positive"), facts.get("threshold"))
 
 
 class Classifier:
@@ -43,9 +44,15 @@ class Classifier:
         model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
         classes: the names of the classes, in label order.
         grays: the range of 16-bit grays with which the model was trained.
+        positive: of two classes, the one that is predicted from `threshold` on.
+        threshold: a probability; None: the most probable class is predicted.
     """
 
-    def __init__(self, model: keras.Model, classes: Sequence[str], grays: GrayRange | None = None) -> None:
+    def __init__(
+        self, model: keras.Model, classes: Sequence[str], grays: GrayRange | None = None,
+        positive: str | None = None, threshold: float | None = None,
+    ) -> None:  # fmt: skip
+        self.positive, self.threshold = positive, threshold
         self.classes, self.size, self.grays = list(classes), int(model.input_shape[1]), grays
         signature = [tf.TensorSpec((None, self.size, self.size, 3), tf.float32)]
         self._run = tf.function(lambda pixels: model(pixels, training=False), input_signature=signature)
@@ -76,12 +83,19 @@ class Classifier:
             pixels = self._checked(np.asarray(data))
         batches = [self._run(pixels[at : at + BATCH].astype("float32")) for at in range(0, len(pixels), BATCH)]
         rows = [row for batch in batches for row in np.asarray(batch, "float64")]
-        best = [int(row.argmax()) for row in rows]
+        best = [self._best(row) for row in rows]
         return pd.DataFrame({
             "class": [self.classes[at] for at in best],
             "probability": [float(row[at]) for row, at in zip(rows, best, strict=True)],
             "probabilities": [dict(zip(self.classes, row.tolist(), strict=True)) for row in rows],
         })  # fmt: skip
+
+    def _best(self, row: np.ndarray) -> int:
+        """Return the index of the predicted class for probabilities [classes]."""
+        if self.positive is None or self.threshold is None:
+            return int(row.argmax())
+        positive = self.classes.index(self.positive)
+        return positive if row[positive] >= self.threshold else 1 - positive
 
     def _decoded(self, files: Sequence[Any]) -> np.ndarray:
         """Decode image files to pixels [N, H, W, 3] uint8.

@@ -1,0 +1,125 @@
+"""What a run prints about its scores: a line per split, the classes as a table, and the most confused pairs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from experiments.data.issues import printable
+from experiments.evaluation.evaluate import Report, percent
+from experiments.evaluation.per_class import ClassScore
+from experiments.evaluation.statistics import Interval
+
+MOST_ROWS = 20  # Up to this number of classes, the terminal shows all of them,
+WORST = 10  # else those with the lowest F1.
+MOST_PAIRS = 5
+MOST_LOGGED = 40  # Up to this number of classes, MLflow has precision, recall and F1 of each as metrics.
+LONGEST_NAME = 100  # characters of a class in the name of a metric; MLflow allows 250 in all
+SUMMARY = {
+    "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "matthews": "Matthews correlation",
+    "top3_accuracy": "top-3 accuracy", "top5_accuracy": "top-5 accuracy",
+}  # fmt: skip
+POSITIVE = {
+    "precision": "precision", "recall": "recall", "f1": "F1", "roc_auc": "ROC AUC",
+    "average_precision": "average precision",
+}  # fmt: skip
+RATIOS = ("matthews", "macro_f1", "f1", "roc_auc", "average_precision")  # metrics that are no shares of images
+
+
+def accuracy_line(report: Report) -> str:
+    """Return a split's accuracy with its interval, beside that of the most frequent class."""
+    metrics = report.metrics
+    return (
+        f"{report.split} accuracy {percent(metrics['accuracy'])} "
+        f"(95 % interval {percent(metrics['accuracy_low'])} to {percent(metrics['accuracy_high'])}, "
+        f"{len(report.predictions)} images), "
+        + report.baseline.describe(metrics["accuracy"], metrics["accuracy_low"])
+        + (f"; loss {metrics['loss']:.3f}" if "loss" in metrics else "")
+    )
+
+
+def metric_lines(report: Report) -> list[str]:
+    """Return lines with further metrics of a split: over all classes; for two, those of the positive class."""
+    lines = [f"{report.split} {_listed(report.metrics, SUMMARY)}"]
+    if report.decision.positive is not None:
+        lines.append(f"{report.split} {report.decision.text}: {_listed(report.metrics, POSITIVE)}")
+    return lines
+
+
+def _listed(metrics: Mapping[str, float], names: Mapping[str, str]) -> str:
+    return ", ".join(
+        f"{text} {metrics[name]:.3f}" if name in RATIOS else f"{text} {percent(metrics[name])}"
+        for name, text in names.items()
+        if name in metrics
+    )
+
+
+def print_classes(console: Console, report: Report) -> None:
+    """Print the scores of the classes, of many classes the worst ones, and the pairs that are confused most."""
+    shown, title = report.class_scores, f"{report.split}, by class [95 % interval]"
+    if len(shown) > MOST_ROWS:
+        shown = worst(shown)
+        title += f": the {len(shown)} classes with the lowest F1 of {len(report.class_scores)}"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("class", overflow="fold")
+    for name in ("images", "precision", "recall", "F1"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in shown:
+        cells = [str(one.support), _share(one.precision), _share(one.recall), _ratio(one.f1)]
+        table.add_row(Text(printable(one.name)), *map(Text, cells))
+    console.print(title, style="italic", highlight=False, markup=False)
+    console.print(table)
+    if report.confused_pairs:
+        pairs = ", ".join(printable(str(one)) for one in report.confused_pairs[:MOST_PAIRS])
+        console.print(f"most confused (true → predicted): {pairs}", highlight=False, markup=False, soft_wrap=True)
+
+
+def worst(scores: Sequence[ClassScore]) -> list[ClassScore]:
+    """Return the WORST classes with the lowest F1, the lowest first; classes without images are left out."""
+    return sorted((one for one in scores if one.support), key=lambda one: one.f1.value)[:WORST]
+
+
+def _share(score: Interval) -> str:
+    if math.isnan(score.value):
+        return "–"
+    return f"{score.value:.1%} [{100 * score.low:.1f}, {100 * score.high:.1f}]".replace(" 100.0]", " 100]")
+
+
+def _ratio(score: Interval) -> str:
+    return "–" if math.isnan(score.value) else f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+
+
+def class_metrics(report: Report) -> dict[str, float]:
+    """Return precision, recall and F1 of each class, named `validation.recall_by_class/CLASS`, for MLflow.
+
+    MLflow's UI groups metrics by what stands before the slash. With more than MOST_LOGGED classes there are none, as
+    thousands of metrics would make the UI unusable; undefined scores are omitted.
+    """
+    if len(report.classes) > MOST_LOGGED:
+        return {}
+    names = metric_names([one.name for one in report.class_scores])
+    scores = {
+        f"{report.split}.{metric}_by_class/{name}": getattr(one, metric).value
+        for metric in ("precision", "recall", "f1")
+        for name, one in zip(names, report.class_scores, strict=True)
+    }
+    return {name: value for name, value in scores.items() if not math.isnan(value)}
+
+
+def metric_names(classes: Sequence[str]) -> list[str]:
+    """Return for each class a distinct name that MLflow accepts as part of a metric's name.
+
+    Characters other than letters, digits, `_`, `-`, `.`, `:` and the space are replaced by `_`.
+    """
+    names: list[str] = []
+    for at, text in enumerate(classes):
+        name = re.sub(r"[^\w.\- :]", "_", text)[:LONGEST_NAME]
+        name = name if name.strip(". ") else f"class {at}"
+        names.append(f"{name}_{at}" if name in names else name)
+    return names
