@@ -52,7 +52,9 @@ def files(tmp_path: Path) -> Path:
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch) -> Call:
     """The command on a model of our own; its exit code."""
-    run = SimpleNamespace(classes=("cats", "dogs"), model=classifier, plain={"data": {}})
+    run = SimpleNamespace(
+        classes=("cats", "dogs"), model=classifier, plain={"data": {}}, predicted=writers.most_probable
+    )
 
     def start(*arguments: str | Path) -> int:
         with monkeypatch.context() as patch:

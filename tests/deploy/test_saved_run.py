@@ -23,14 +23,19 @@ import numpy as np
 import psutil
 import pytest
 import requests
+from mlflow.models import Model
 
 from experiments.cli import export, register
+from experiments.cli import predict as predict_verb
 from experiments.data import decoder
 from experiments.deploy import export as exports
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError
+from experiments.evaluation.decision import Decision
 from experiments.models import network
 from experiments.models.head import probabilities
+from experiments.runs.run_directory import RunDirectory
+from experiments.storage.csv_files import read_rows
 from experiments.tracking import queries
 
 SMALL = ("data=folder", "data.image_size=48", "model.head.pooling=average", "epochs=1", "batch_size=8", "progress=none",
@@ -98,6 +103,45 @@ def test_a_store_gives_the_model_without_the_folder(place: Place, monkeypatch: p
     run = saved_run.find(facts.run_id[:12], place.uri)
     assert run.folder is None and run.name == "job"
     check(place, "job", run)
+
+
+def test_a_threshold_that_validation_has_chosen_is_recorded_and_used(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The threshold is chosen for a recall of 1: every validation image of the class is found."""
+    place.train("picky", "regime=bottleneck", "positive=blobs", "threshold.recall=1", "evaluate.test=true")
+    _, shares = place.logged("picky")
+    folder = place.folder("picky")
+    threshold = json.loads((folder / "run.json").read_bytes())["threshold"]
+    lowest = shares[:6, 0].min()  # of the blobs
+    assert 0 < threshold < lowest and not ((shares[:, 0] >= threshold) & (shares[:, 0] < lowest)).any()
+    run = saved_run.find("picky", place.uri)
+    assert run.decision == Decision("blobs", threshold) and run.metrics["validation.recall"] == 1
+    for split in ("validation", "test"):
+        for row in RunDirectory(folder).predictions(split):
+            assert (row.predicted == "blobs") == (row.probabilities["blobs"] >= threshold)
+        (blobs, stripes) = read_rows(folder / f"per_class_{split}.csv")
+        assert (blobs["class"], stripes["class"]) == ("blobs", "stripes")
+        assert float(blobs["recall"]) == run.metrics[f"{split}.recall"]
+        assert float(blobs["precision"]) == run.metrics[f"{split}.precision"]
+
+    output = tmp_path / "predicted.csv"
+    rows = RunDirectory(folder).predictions("test")
+    predict_verb.predict("picky", [str(place.root / row.path) for row in rows], "csv", output, 8, place.uri)
+    assert [row["class"] for row in read_rows(output)] == [row.predicted for row in rows]
+    about = exports.about(run, run.model())
+    assert (about["positive"], about["threshold"]) == ("blobs", threshold)
+
+    assert run.run_id
+    client = mlflow.MlflowClient(place.uri)
+    logged = client.get_run(run.run_id).data
+    assert logged.tags["positive"] == "blobs" and float(logged.tags["threshold"]) == threshold
+    assert logged.metrics["test.recall_by_class/stripes"] == pytest.approx(float(stripes["recall"]))
+    model = queries.logged_model(place.uri, run.run_id)
+    metadata = Model.load(str(model)).metadata
+    assert (metadata["positive"], metadata["threshold"]) == ("blobs", threshold)
+    monkeypatch.setattr("experiments.runs.run_directory.RunDirectory.facts", lambda directory: None)
+    assert saved_run.find(run.run_id, place.uri).decision == run.decision, "without the folder"
 
 
 def test_what_cannot_be_used_is_told(place: Place, tmp_path: Path) -> None:

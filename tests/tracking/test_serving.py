@@ -19,7 +19,7 @@ from PIL import Image
 from red_classifier import SIZE, classifier, expected
 
 from experiments.data import decoder
-from experiments.tracking import model_logging
+from experiments.tracking import model_logging, serving
 
 CLASSES = ("cats", "dogs")
 
@@ -64,6 +64,17 @@ def test_image_files_are_answered_with_class_and_probability(served: Any) -> Non
         assert list(answer["class"]) == ["cats", "dogs", CLASSES[rows[2].argmax()]]
         np.testing.assert_allclose(answer["probability"], rows.max(axis=1), atol=1e-6)
         np.testing.assert_allclose([[one["cats"], one["dogs"]] for one in answer["probabilities"]], rows, atol=1e-6)
+
+
+def test_the_positive_class_is_predicted_from_the_threshold_on() -> None:
+    contents = [image(20), image(120), image(230)]
+    rows = expected(*contents)
+    model = serving.Classifier(classifier(), CLASSES, positive="cats", threshold=float(rows[1][0]) - 1e-4)
+    answer = model.predict(contents)
+    assert list(answer["class"]) == ["cats", "cats", "dogs"]
+    np.testing.assert_allclose(answer["probability"], [rows[0][0], rows[1][0], rows[2][1]], atol=1e-6)
+    above = serving.Classifier(classifier(), CLASSES, positive="cats", threshold=float(rows[1][0]) + 1e-4)
+    assert list(above.predict(contents)["class"]) == ["cats", "dogs", "dogs"]
 
 
 def test_16_bit_grays_are_served_with_the_range_that_the_model_was_trained_with(served: Any) -> None:

@@ -198,7 +198,8 @@ def test_the_folder_is_among_the_artifacts(store: Store) -> None:
     folder = store.outputs / "runs" / "head"
     local = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     wanted = {path for path in local if not path.startswith((".hydra", "inputs", ".run.lock", "run.json"))}
-    assert wanted | {"predictions_validation.json", "predictions_test.json"} == store.files(run)
+    tables = {f"{name}_{split}.json" for name in ("predictions", "per_class") for split in ("validation", "test")}
+    assert wanted | tables == store.files(run)
     found = queries.read_predictions(store.uri, queries.find_runs(store.uri, ["head"])[0], "validation")
     with (folder / "predictions_validation.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
