@@ -137,8 +137,7 @@ def test_a_threshold_that_validation_has_chosen_is_recorded_and_used(
     logged = client.get_run(run.run_id).data
     assert logged.tags["positive"] == "blobs" and float(logged.tags["threshold"]) == threshold
     assert logged.metrics["test.recall_by_class/stripes"] == pytest.approx(float(stripes["recall"]))
-    model = queries.logged_model(place.uri, run.run_id)
-    metadata = Model.load(str(model)).metadata
+    metadata = Model.load(str(queries.logged_model(place.uri, run.run_id))).metadata or {}
     assert (metadata["positive"], metadata["threshold"]) == ("blobs", threshold)
     monkeypatch.setattr("experiments.runs.run_directory.RunDirectory.facts", lambda directory: None)
     assert saved_run.find(run.run_id, place.uri).decision == run.decision, "without the folder"
