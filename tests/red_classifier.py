@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from experiments.data import decoder
+from experiments.data.resizing import resize
 from experiments.models.head import probabilities
 
 SIZE = 16
@@ -22,5 +23,5 @@ def classifier() -> keras.Model:
 
 def expected(*contents: bytes) -> np.ndarray:
     """Return the probabilities [N, 2] of image files."""
-    pixels = np.stack([decoder.resize(decoder.decode(content), SIZE) for content in contents]).astype("float32")
+    pixels = np.stack([resize(decoder.decode(content), SIZE) for content in contents]).astype("float32")
     return np.asarray(classifier()(pixels))

@@ -18,6 +18,7 @@ from PIL import Image
 from experiments.config import schema
 from experiments.config.identity import run_identity
 from experiments.data import decoder
+from experiments.data.resizing import resize
 from experiments.errors import ConfigError
 from experiments.system import paths
 
@@ -198,7 +199,7 @@ def test_three_classes_by_hinge(start: Start, three: Path, tmp_path: Path, clien
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     model = mlflow.keras.load_model(f"runs:/{run.info.run_id}/model")
     rows = rows_of(folder / "predictions_validation.csv")
-    images = [decoder.resize(decoder.decode((three / row["path"]).read_bytes()), 32) for row in rows]
+    images = [resize(decoder.decode((three / row["path"]).read_bytes()), 32) for row in rows]
     scores = model.predict(np.stack(images).astype("float32"), verbose=0)
     assert scores.shape == (12, 3) and scores.min() >= 0 and scores.max() <= 1
     np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)

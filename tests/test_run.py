@@ -23,6 +23,7 @@ from experiments import run as run_module
 from experiments.config import schema
 from experiments.data import decoder, manifest
 from experiments.data.pixel_buffer import PixelBuffer
+from experiments.data.resizing import resize
 from experiments.data.types import Dataset, ImageRecord, ImageSet, Manifest
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError, DataError
@@ -103,7 +104,7 @@ def test_the_folder_holds_everything(tuned: Path) -> None:
 def test_the_folder_gives_the_model_back(tuned: Path, drawn: Path) -> None:
     run = saved_run.find(str(tuned))
     rows = rows_of(tuned / "predictions_test.csv")
-    images = [decoder.resize(decoder.decode((drawn / row["path"]).read_bytes()), 48) for row in rows]
+    images = [resize(decoder.decode((drawn / row["path"]).read_bytes()), 48) for row in rows]
     shares = np.asarray(run.model()(np.stack(images).astype("float32")))
     assert run.run_id is None and run.classes == ("blobs", "stripes")
     np.testing.assert_allclose(shares[:, 1], [float(row["p_stripes"]) for row in rows], atol=1e-5)

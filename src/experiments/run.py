@@ -16,7 +16,7 @@ from rich.console import Console
 from experiments.config import schema
 from experiments.config.identity import dump_yaml, logged
 from experiments.data import manifest
-from experiments.data.decoder import gray_range
+from experiments.data.decoder_settings import DecoderSettings
 from experiments.data.issues import DataIssue
 from experiments.data.listing import Listing
 from experiments.data.pixel_buffer import PixelBuffer
@@ -186,7 +186,7 @@ def read_data(components: RunComponents, *, keep: bool = True) -> Dataset:
     """
     config = components.config
     size, memory = config.data.image_size, config.runtime.memory * 1e9
-    buffer = PixelBuffer(size, memory, components.cache) if keep else None
+    buffer = PixelBuffer(size, memory, components.cache, config.data.resize) if keep else None
     dataset = splits_of(read_manifest(config, components.source(), buffer), size, components.cache, memory, buffer)
     # Errors that depend on the data are also raised before training.
     class_weights(config.class_weights, dataset.train.labels, dataset.classes)
@@ -244,8 +244,9 @@ def read_manifest(
     settings = SplitSettings(
         data.fractions.model_dump(), data.split_seed, data.fold, data.folds, data.limit.model_dump(), data.on_bad
     )
+    decoder_settings = DecoderSettings.of(data.model_dump())
     return manifest.read(
-        source, settings, gray_range=gray_range(data.gray_range), cache=config.cache, buffer=buffer, found=found
+        source, settings, decoder_settings=decoder_settings, cache=config.cache, buffer=buffer, found=found
     )
 
 

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image, ImageFile
 
 from experiments.data import decoder
+from experiments.data.decoder_settings import DecoderSettings
+from experiments.data.resizing import resize
 from experiments.errors import DataError
 
 WIDTH, HEIGHT = 64, 48
@@ -216,6 +218,13 @@ def test_decompression_bombs(size: tuple[int, int]) -> None:
         decoder.decode(bomb)
 
 
+def test_the_largest_size_is_a_setting() -> None:
+    content = encode(drawn())
+    assert decoder.decode(content, DecoderSettings(max_pixels=WIDTH * HEIGHT)).size == (WIDTH, HEIGHT)
+    with pytest.raises(DataError, match=r"is too large \(64 x 48 pixels, at most 3,071\); .* raise data.max_pixels"):
+        decoder.decode(content, DecoderSettings(max_pixels=WIDTH * HEIGHT - 1))
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_damage_anywhere_is_an_error_or_a_image() -> None:
     random = np.random.default_rng(1)
@@ -230,7 +239,7 @@ def test_damage_anywhere_is_an_error_or_a_image() -> None:
 
 
 def test_resize() -> None:
-    resized = decoder.resize(drawn(), 20)
+    resized = resize(drawn(), 20)
     assert resized.shape == (20, 20, 3) and resized.dtype == np.uint8
     assert resized[10, 2].tolist() == [250, 0, 0] and resized[10, 17].tolist() == [0, 0, 250]
 
@@ -238,4 +247,4 @@ def test_resize() -> None:
 def test_resize_averages_what_it_drops() -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    assert abs(decoder.resize(Image.fromarray(stripes), 8).astype(int) - 127).max() < 10
+    assert abs(resize(Image.fromarray(stripes), 8).astype(int) - 127).max() < 10

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from experiments.data import decoder, manifest, validation
+from experiments.data.decoder_settings import DecoderSettings
 from experiments.data.pixel_cache import images_of, splits_of
 from experiments.data.sources.folder import folder
 from experiments.data.splitting import split_counts
@@ -529,7 +530,7 @@ def test_grays_are_read_with_the_range_of_the_data_set(root: Path) -> None:
     assert "train/cats/xray.png: holds 16-bit grays from 0 to 4095" in message(root)
     cache = root.parent / "cache"
     for gray_range, expected in (((0, 4095), [0, 85, 170, 255]), ((0, 65535), [0, 5, 11, 16])):
-        found = read(root, gray_range=gray_range)
+        found = read(root, decoder_settings=DecoderSettings(gray_range))
         pixels = images_of(found, "train", 4, cache, held=True)
         at = pixels.ids.index("train/cats/xray.png")
         assert pixels.pixels[at : at + 1][0, 0, :, 0].tolist() == expected

@@ -17,6 +17,7 @@ from PIL import Image
 from experiments.data import decoder, manifest
 from experiments.data.pixel_buffer import PixelBuffer
 from experiments.data.pixel_cache import images_of, splits_of
+from experiments.data.resizing import resize
 from experiments.data.types import Manifest, SplitSettings
 from experiments.errors import DataError
 from experiments.storage import array_cache
@@ -60,7 +61,7 @@ def test_pixels_are_the_decoders_and_kept(root: Path, monkeypatch: pytest.Monkey
     pixels = train.pixels
     assert pixels.shape == (6, 4, 4, 3) and pixels.dtype == np.uint8
     for path, row in zip(train.ids, pixels[:], strict=True):
-        np.testing.assert_array_equal(row, decoder.resize(decoder.decode((root / path).read_bytes()), 4))
+        np.testing.assert_array_equal(row, resize(decoder.decode((root / path).read_bytes()), 4))
 
     def never(*_: Any) -> NoReturn:
         raise AssertionError("decoded again")

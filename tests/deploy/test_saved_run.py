@@ -28,6 +28,7 @@ from mlflow.models import Model
 from experiments.cli import export, register
 from experiments.cli import predict as predict_verb
 from experiments.data import decoder
+from experiments.data.resizing import resize
 from experiments.deploy import export as exports
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError
@@ -62,7 +63,7 @@ class Place(NamedTuple):
         """A run's validation images [N, 48, 48, 3] float32, and what it says of them [N, 2]."""
         with (self.folder(name) / "predictions_validation.csv").open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        images = [decoder.resize(decoder.decode((self.root / row["path"]).read_bytes()), 48) for row in rows]
+        images = [resize(decoder.decode((self.root / row["path"]).read_bytes()), 48) for row in rows]
         shares = np.array([[row["p_blobs"], row["p_stripes"]] for row in rows], float)
         return np.stack(images).astype("float32"), shares
 

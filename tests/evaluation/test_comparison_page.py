@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.data.decoder_settings import DecoderSettings
 from experiments.errors import DataError
 from experiments.evaluation import comparison_page, page
 from experiments.evaluation.comparison import Comparison, EvaluatedRun, Group, disagreements, of_groups
@@ -167,7 +168,11 @@ def test_a_image_is_shown_only_as_the_runs_have_read_it(comparison: Comparison, 
     with pytest.raises(DataError, match="16-bit grays"):
         comparison_page.thumbnail(sixteen, tmp_path)
     shown = Image.open(
-        io.BytesIO(comparison_page.thumbnail(dataclasses.replace(sixteen, gray_range="[0, 4095]"), tmp_path))
+        io.BytesIO(
+            comparison_page.thumbnail(
+                dataclasses.replace(sixteen, decoder_settings=DecoderSettings((0, 4095))), tmp_path
+            )
+        )
     )
     assert shown.getpixel((0, 0)) == (249, 249, 249)
     for path in ("../secret.jpg", "/etc/passwd", "a/../../b.jpg"):

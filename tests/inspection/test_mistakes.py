@@ -77,6 +77,8 @@ def test_heat_changes_a_image_where_it_is_hot() -> None:
     heat[0, 0, 0] = 1
     laid = mistakes.overlay(pixels, heat)
     assert laid.dtype == np.uint8 and (laid[0] == 90).all(axis=-1).sum() == 15 and laid[0, 0, 0].max() > 200
+    heat[0, 3] = np.nan  # cut off
+    assert (mistakes.overlay(pixels, heat)[0, 3] == 200).all()
 
 
 def test_the_command_writes_beside_the_run_wherever_the_images_are(

@@ -14,11 +14,14 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from PIL import Image
 from red_classifier import SIZE, classifier, expected
 
 from experiments.data import decoder
+from experiments.data.decoder_settings import DecoderSettings, Resize
+from experiments.data.resizing import resize
 from experiments.tracking import model_logging, serving
 
 CLASSES = ("cats", "dogs")
@@ -84,9 +87,25 @@ def test_16_bit_grays_are_served_with_the_range_that_the_model_was_trained_with(
     assert alike[0] == pytest.approx(alike[1], abs=1e-3)
 
 
+@pytest.mark.parametrize("how", ["pad", "crop"])
+def test_image_files_are_resized_as_for_the_training(how: Resize) -> None:
+    content = io.BytesIO()
+    brighter = (np.linspace(0, 15, 120) ** 2).astype("uint8")  # from left to right, and most at the end
+    Image.fromarray(np.tile(brighter[:, None], (20, 1, 3))).save(content, "PNG")
+    metadata = {"classes": list(CLASSES), "image_size": SIZE, "resize": how, "max_pixels": 120 * 20}
+    served = serving.Classifier(classifier(), CLASSES, DecoderSettings.of(metadata))
+    pixels = resize(decoder.decode(content.getvalue()), SIZE, how)
+    files, arrays = served.predict([content.getvalue()]), served.predict(pixels)
+    assert files["probability"][0] == pytest.approx(arrays["probability"][0], abs=1e-6)
+    squashed = served.predict(resize(decoder.decode(content.getvalue()), SIZE))
+    assert files["probability"][0] != pytest.approx(squashed["probability"][0], abs=1e-3)
+    with pytest.raises(MlflowException, match=r"row 0 is too large \(121 x 20 pixels, at most 2,400\)"):
+        served.predict([image(9, (121, 20))])
+
+
 def test_pixels_are_answered_alike(served: Any) -> None:
     content = image(200)
-    pixels = decoder.resize(decoder.decode(content), SIZE)
+    pixels = resize(decoder.decode(content), SIZE)
     for given in (pixels[None], pixels, pixels[None].astype("float64"), pixels[None].tolist()):
         answer = served.predict(given)
         np.testing.assert_allclose(answer["probability"], expected(content).max(axis=1), atol=1e-6)
@@ -140,7 +159,8 @@ def test_its_code_needs_nothing_else_of_this_package(folder: Path) -> None:
     assert {name for name in needed if name.startswith("experiments")} == {
         f"{model_logging.CODE}.data",
         f"{model_logging.CODE}.data.colors",
+        f"{model_logging.CODE}.data.decoder_settings",
         f"{model_logging.CODE}.data.file_formats",
-        f"{model_logging.CODE}.data.types",
+        f"{model_logging.CODE}.data.resizing",
         f"{model_logging.CODE}.errors",
     }

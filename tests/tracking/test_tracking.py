@@ -26,6 +26,7 @@ from experiments.cli import inspect
 from experiments.cli import sync as sync_verb
 from experiments.config import schema
 from experiments.data import decoder
+from experiments.data.resizing import resize
 from experiments.errors import ConfigError
 from experiments.regimes import scratch
 from experiments.runs.curves import PHASES, parse
@@ -109,7 +110,7 @@ def predictions(store: Store) -> tuple[np.ndarray, np.ndarray]:
     """Validation images of `head` [N, 48, 48, 3] float32 and what its CSV says of them [N, 2]."""
     with (store.outputs / "runs/head/predictions_validation.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    images = [decoder.resize(decoder.decode((store.root / row["path"]).read_bytes()), 48) for row in rows]
+    images = [resize(decoder.decode((store.root / row["path"]).read_bytes()), 48) for row in rows]
     return np.stack(images).astype("float32"), np.array([[row["p_blobs"], row["p_stripes"]] for row in rows], float)
 
 

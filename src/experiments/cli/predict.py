@@ -59,7 +59,7 @@ def predict(named: str, paths: Sequence[str], form: str, output: Path | None, ba
         ConfigError: no such run or files; nothing was written.
         OSError: the predictions cannot be written.
     """
-    from experiments.data.decoder import gray_range
+    from experiments.data.decoder_settings import DecoderSettings
     from experiments.deploy import saved_run
     from experiments.deploy.predict import list_files, predictions
     from experiments.system.progress import PlainConsole, Terminal
@@ -69,7 +69,7 @@ def predict(named: str, paths: Sequence[str], form: str, output: Path | None, ba
     if others:
         print(f"Passed over in these folders, as of no image type: {others} files", file=sys.stderr)
     run = saved_run.find(named, uri)
-    grays = gray_range(run.plain["data"].get("gray_range"))
+    decoder_settings = DecoderSettings.of(run.plain["data"])
     # No progress bar if the predictions themselves are printed on the terminal.
     console = PlainConsole(stderr=True, force_terminal=False if output is None and sys.stdout.isatty() else None)
     done = failed = 0
@@ -78,7 +78,7 @@ def predict(named: str, paths: Sequence[str], form: str, output: Path | None, ba
             model = run.model()
         write, began = WRITERS[form](file, run.classes, run.predicted), time.perf_counter()
         with Terminal(console).stage("predicting", len(files)) as advance:
-            for some in predictions(model, files, batch_size, grays):
+            for some in predictions(model, files, batch_size, decoder_settings):
                 write(some)
                 advance(len(some))
                 done, failed = done + len(some), failed + sum(prediction.probabilities is None for prediction in some)

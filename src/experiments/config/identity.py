@@ -78,7 +78,13 @@ def run_identity(config: Config, **facts: str | None) -> str:
     plain["runtime"] = {name: plain["runtime"][name] for name in ("precision", "xla")}
     plain["regime"].pop("ignores")
     # These keys only name an input, whose contents are identified by the hashes in `facts`.
-    plain["data"] = {"image_size": config.data.image_size}
+    data = config.data
+    plain["data"] = {"image_size": data.image_size}
+    # Omitted at their defaults, so that runs of versions that had no such keys keep their identity.
+    if data.gray_range is not None:
+        plain["data"]["gray_range"] = data.gray_range
+    if data.resize != "squash":
+        plain["data"]["resize"] = data.resize
     plain["model"].pop("weights", None)
     plain["regime"].pop("head_from", None)
     return hashlib.sha256(json.dumps({"config": plain, **facts}, sort_keys=True).encode()).hexdigest()[:32]

@@ -80,6 +80,8 @@ class Data(Component):
     split_seed: int = Field(ge=0)
     on_bad: Literal["error", "skip"]
     gray_range: list[float] | None = Field(min_length=2, max_length=2)
+    resize: Literal["squash", "pad", "crop"]
+    max_pixels: int = Positive
 
     @model_validator(mode="after")
     def ascend(self) -> Data:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
+from experiments.data.decoder_settings import GrayRange
 from experiments.data.file_formats import CONVERT, ImageFile
-from experiments.data.types import GrayRange
 from experiments.errors import DataError
 
 _STRIP = 2**20  # pixels that are converted at a time

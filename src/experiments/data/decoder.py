@@ -6,11 +6,10 @@ All three must use the same pixels, so every part of the package that reads an i
 from __future__ import annotations
 
 import io
-import json
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -23,15 +22,15 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from experiments.data.colors import is_blank, to_rgb
+from experiments.data.decoder_settings import DEFAULTS, MAX_PIXELS, DecoderSettings
 from experiments.data.file_formats import CONVERT, REPLACE, SEVERAL, ImageFile, cut_short, parse, read_orientation
-from experiments.data.types import GrayRange
+from experiments.data.resizing import resize
 from experiments.errors import DataError
 
 # Part of every cache key: increase it whenever the same bytes would give other pixels or another validation result.
 VERSION = 2
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # lower case; matched case-insensitively
-MAX_PIXELS = 89_478_485  # where Pillow starts to warn of a decompression bomb (a quarter of a gigabyte of RGB)
 MAX_BYTES = 2**29  # largest size of a file
 MEMORY = 2**31  # bytes that images may take while they are decoded, in all threads together
 
@@ -45,7 +44,7 @@ _PLUGINS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
 # The most memory that Pillow and this module use for a pixel: the decoded image, its RGB, and the libraries' buffers
 # (all coefficients of a progressive JPEG, two canvases of a WebP, a strip of a TIFF).
 _BYTES_PER_PIXEL = {"JPEG": 16, "PNG": 12, "BMP": 12, "WEBP": 20, "TIFF": 16}
-_MOST_SCANS = 30 * MAX_PIXELS  # scans x pixels of a JPEG; encoders write about ten scans
+_MOST_SCANS = 30  # of a JPEG of the largest size; smaller ones may have more. Encoders write about ten
 _MOST_SEARCHED = 3 * MAX_PIXELS  # pixels that are decoded twice to find where a JPEG without an end marker ends
 _MOST_STRIPS = 500_000  # of a TIFF
 _MOST_PAGES = 16  # of a TIFF; all but one must be reduced copies
@@ -97,7 +96,7 @@ class DecodedImage(NamedTuple):
     warnings: list[str]
 
 
-def decode(content: bytes, gray_range: GrayRange | None = None) -> Image.Image:
+def decode(content: bytes, settings: DecoderSettings = DEFAULTS) -> Image.Image:
     """Decode a whole image file.
 
     The EXIF orientation is applied, transparent pixels are blended with white, palettes, grays and CMYK become RGB, and
@@ -105,40 +104,24 @@ def decode(content: bytes, gray_range: GrayRange | None = None) -> Image.Image:
 
     Args:
         content: The bytes of a JPEG, PNG, BMP, WEBP or TIFF file, recognized by content, whatever its name.
-        gray_range: The values of 16- and 32-bit grays that become black and white. None: 16-bit grays use the whole
-            range of their type, if the image has a value of 2**14 or more; other such images are refused, except those
-            of 12 bits by their header.
+        settings: `gray_range` has the values of 16- and 32-bit grays that become black and white. None: 16-bit grays
+            use the whole range of their type, if the image has a value of 2**14 or more; other such images are refused,
+            except those of 12 bits by their header.
 
     Returns:
         The image, mode RGB, in its own size.
 
     Raises:
-        DataError: If the file is empty, damaged, truncated, animated, of another format, has more than `MAX_PIXELS`
-            pixels, or if the meaning of its values is not known. The message names the problem and what to do about it;
-            the caller adds the path.
+        DataError: If the file is empty, damaged, truncated, animated, of another format, has more than
+            `settings.max_pixels` pixels, or if the meaning of its values is not known. The message names the problem
+            and what to do about it; the caller adds the path.
     """
-    with decoding(content, gray_range) as decoded:
+    with decoding(content, settings) as decoded:
         return decoded.image
 
 
-def gray_range(configured: Sequence[float] | None) -> GrayRange | None:
-    """Return the configured `data.gray_range`, a list, as a tuple."""
-    if configured is None:
-        return None
-    low, high = configured
-    return float(low), float(high)
-
-
-def logged_gray_range(text: str) -> GrayRange | None:
-    """Return `data.gray_range` from the parameter that a run has logged; None if the text is not a range."""
-    try:
-        return gray_range(json.loads(text))
-    except (ValueError, TypeError):  # a tracking store may contain any text
-        return None
-
-
 @contextmanager
-def decoding(content: bytes, gray_range: GrayRange | None = None) -> Iterator[DecodedImage]:
+def decoding(content: bytes, settings: DecoderSettings = DEFAULTS) -> Iterator[DecodedImage]:
     """Decode a whole image file exactly as `decode` does, and count its memory until the block ends.
 
     All threads together decode no more at a time than fits into `MEMORY`, so resize the image within the block.
@@ -151,7 +134,7 @@ def decoding(content: bytes, gray_range: GrayRange | None = None) -> Iterator[De
             raise DataError(too_many_bytes(len(content)))
         file = parse(content)
         source = _PLUGINS[file.format](io.BytesIO(file.content))
-        _check_header(source, file)
+        _check_header(source, file, settings.max_pixels)
         cost = source.width * source.height * _BYTES_PER_PIXEL[file.format]
     with _memory(cost):
         with _translated(), _collected() as more:
@@ -159,7 +142,7 @@ def decoding(content: bytes, gray_range: GrayRange | None = None) -> Iterator[De
             if file.ends:
                 source = JpegImageFile(io.BytesIO(_with_end(file, source.width * source.height)))
             source.load()
-            image = to_rgb(source, file, gray_range)
+            image = to_rgb(source, file, settings.gray_range)
             del source
             if file.orientation != 1:  # Pillow has applied the orientation of a TIFF while loading it
                 image = image.transpose(_TRANSPOSITIONS[file.orientation])
@@ -168,29 +151,15 @@ def decoding(content: bytes, gray_range: GrayRange | None = None) -> Iterator[De
         yield DecodedImage(image, facts, list(dict.fromkeys([*file.warnings, *collected, *more])))
 
 
-def resize(image: Image.Image, size: int) -> np.ndarray:
-    """Resize an RGB image to a square: bilinear, with antialiasing.
-
-    The aspect ratio is not kept, as in the tutorial.
-
-    Args:
-        image: An image from `decode`.
-        size: Width and height of the result in pixels.
-
-    Returns:
-        [size, size, 3] uint8, RGB.
-    """
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), dtype=np.uint8)
-
-
 def decode_resized(
-    content: bytes, size: int, gray_range: GrayRange | None = None, warned: list[str] | None = None
+    content: bytes, size: int, settings: DecoderSettings = DEFAULTS, warned: list[str] | None = None
 ) -> np.ndarray:
     """Decode an image file and resize it to a square, within the memory that all threads share.
 
     Args:
-        content, gray_range: See `decode`.
-        size: See `resize`.
+        content: See `decode`.
+        size: Width and height of the result in pixels.
+        settings: See `decode` and `resizing.resize`.
         warned: A list to which the warnings about the file are added.
 
     Returns:
@@ -199,15 +168,15 @@ def decode_resized(
     Raises:
         DataError: See `decode`.
     """
-    with decoding(content, gray_range) as decoded:
+    with decoding(content, settings) as decoded:
         if warned is not None:
             warned += decoded.warnings
-        return resize(decoded.image, size)
+        return resize(decoded.image, size, settings.resize)
 
 
 def too_many_bytes(size: int) -> str:
     """Return the message about a file of `size` bytes, which are too many."""
-    return f"is too large ({size:,} bytes; at most {MAX_BYTES:,}); {CONVERT}"
+    return f"is too large ({size:,} bytes, at most {MAX_BYTES:,}); {CONVERT}"
 
 
 # --- limits, errors and warnings
@@ -247,7 +216,7 @@ def _translated() -> Iterator[None]:
     except (DataError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise DataError(_too_large(f"more than {2 * MAX_PIXELS:,} pixels")) from error
+        raise DataError(f"is too large for Pillow ({error}); scale it down or remove it") from error
     except Exception as error:  # the errors of Pillow's plugins on damaged files have no common base class
         remedy = CONVERT if _LAYOUTS.search(str(error)) else REPLACE
         raise DataError(f"cannot be decoded ({type(error).__name__}: {error}); {remedy}") from error
@@ -286,22 +255,25 @@ def _collected() -> Iterator[list[str]]:
         _thread_warnings.found = None
 
 
-def _too_large(what: str) -> str:
-    return f"is too large ({what}; at most {MAX_PIXELS:,} pixels); scale it down or remove it"
+def _too_large(what: str, max_pixels: int) -> str:
+    return (
+        f"is too large ({what}, at most {max_pixels:,}); scale it down or remove it, or raise data.max_pixels, which "
+        "protects against files that would fill the memory"
+    )
 
 
-def _check_header(image: Image.Image, file: ImageFile) -> None:
+def _check_header(image: Image.Image, file: ImageFile, max_pixels: int) -> None:
     """Raise DataError if a file's header shows that the image cannot be used.
 
     What the header determines for decoding, such as the orientation of a WebP, is set in `file`.
     """
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise DataError(_too_large(f"{width:,} x {height:,} pixels"))
-    if file.scans * width * height > _MOST_SCANS and file.scans > 1:
+    if width * height > max_pixels:
+        raise DataError(_too_large(f"{width:,} x {height:,} pixels", max_pixels))
+    if file.scans * width * height > _MOST_SCANS * max(max_pixels, MAX_PIXELS) and file.scans > 1:
         raise DataError(f"has {file.scans} scans, which would take minutes; {CONVERT}")
     if isinstance(image, TiffImageFile):
-        _check_tiff(image, file)
+        _check_tiff(image, file, max_pixels)
     elif isinstance(image, WebPImageFile):
         if image.n_frames > 1:
             raise DataError(SEVERAL)
@@ -311,7 +283,7 @@ def _check_header(image: Image.Image, file: ImageFile) -> None:
         raise DataError(f"is a run-length encoded BMP of more than {_RLE_BYTES:,} bytes; {CONVERT}")
 
 
-def _check_tiff(image: TiffImageFile, file: ImageFile) -> None:
+def _check_tiff(image: TiffImageFile, file: ImageFile, max_pixels: int) -> None:
     tags = image.tag_v2
     file.white_is_zero = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
     if 50706 in tags or (tags.get(254, 0) & 1 and 330 in tags):
@@ -329,8 +301,8 @@ def _check_tiff(image: TiffImageFile, file: ImageFile) -> None:
     for tag in (TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.TILEOFFSETS):
         if len(tags.get(tag, ())) > _MOST_STRIPS:
             raise DataError(f"has more than {_MOST_STRIPS:,} strips or tiles; {CONVERT}")
-    if tags.get(TiffImagePlugin.TILEWIDTH, 0) * tags.get(TiffImagePlugin.TILELENGTH, 0) > MAX_PIXELS:
-        raise DataError(_too_large("one of its tiles"))
+    if tags.get(TiffImagePlugin.TILEWIDTH, 0) * tags.get(TiffImagePlugin.TILELENGTH, 0) > max_pixels:
+        raise DataError(_too_large("the pixels of one of its tiles", max_pixels))
     if tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) > len(image.getbands()) and image.mode in ("RGB", "L", "P", "CMYK"):
         file.warnings.append("has bands beside its colors that are no alpha, and are not used")
     if image.is_animated:

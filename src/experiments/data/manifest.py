@@ -13,12 +13,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from experiments.data.decoder_settings import DEFAULTS, DecoderSettings
 from experiments.data.duplicates import without_duplicates
 from experiments.data.issues import DataIssue, report_issues
 from experiments.data.listing import ListedImage, Listing, list_images
 from experiments.data.pixel_buffer import PixelBuffer
 from experiments.data.splitting import draw_fold, draw_splits, rank
-from experiments.data.types import SPLITS, GrayRange, ImageRecord, ImageWarning, Manifest, SkippedImage, SplitSettings
+from experiments.data.types import SPLITS, ImageRecord, ImageWarning, Manifest, SkippedImage, SplitSettings
 from experiments.data.validation import ValidationResults, hash_files
 
 _log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def read(
     source: Path | Listing,
     settings: SplitSettings,
     *,
-    gray_range: GrayRange | None = None,
+    decoder_settings: DecoderSettings = DEFAULTS,
     cache: Path,
     buffer: PixelBuffer | None = None,
     found: list[DataIssue] | None = None,
@@ -45,7 +46,7 @@ def read(
     Args:
         source: The directory of the data set, or the listing of its images.
         settings: Which images are used, and how they are split.
-        gray_range: See `decoder.decode`.
+        decoder_settings: See `decoder.decode`.
         cache: The cache directory. Validation results are kept in `cache/manifests/`, so that no content is validated
             twice.
         buffer: Receives the images decoded for validation, so that they need not be decoded again for their pixels.
@@ -63,7 +64,7 @@ def read(
     hashes = hash_files(root, listing.images, issues)
     if buffer:
         buffer.expect(len(hashes))
-    results = ValidationResults(root, hashes, cache, gray_range, buffer)
+    results = ValidationResults(root, hashes, cache, decoder_settings, buffer)
     images = [image for image in listing.images if image.path in hashes]
     images = without_duplicates(images, results, issues)
     fractions = _drawn_fractions(listing, settings)
@@ -80,7 +81,7 @@ def read(
     else:
         found += issues
     skipped = (*listing.skipped, *(SkippedImage(issue.path, issue.text) for issue in issues))
-    return Manifest(root, tuple(listing.classes), records, skipped, warnings, gray_range, notes)
+    return Manifest(root, tuple(listing.classes), records, skipped, warnings, decoder_settings, notes)
 
 
 def _drawn_fractions(listing: Listing, settings: SplitSettings) -> Mapping[str, float]:

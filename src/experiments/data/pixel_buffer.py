@@ -13,7 +13,8 @@ from threading import Lock
 import numpy as np
 from PIL import Image
 
-from experiments.data import decoder
+from experiments.data.decoder_settings import DEFAULTS, Resize
+from experiments.data.resizing import resize
 from experiments.data.types import ImageRecord
 from experiments.storage import array_cache, atomic_files
 
@@ -31,11 +32,12 @@ class PixelBuffer:
         memory: bytes of memory that they may take; further blocks are unnamed temporary files.
         cache: the directory of those files. Where its disk has no room for them beside the array cache, the remaining
             images are not kept.
+        how: see `resizing.resize`.
     """
 
-    def __init__(self, image_size: int, memory: float, cache: Path) -> None:
+    def __init__(self, image_size: int, memory: float, cache: Path, how: Resize = DEFAULTS.resize) -> None:
         self.pixels: dict[str, np.ndarray] = {}  # [H, W, 3] uint8, by sha256 of the file
-        self._image_size = image_size
+        self._image_size, self._how = image_size, how
         self._room = int(memory // image_bytes(image_size))  # images
         self._cache = cache
         self._reserve = 0  # bytes of the disk that are reserved for the array cache
@@ -57,7 +59,7 @@ class PixelBuffer:
         with self._lock:
             place = self._place()
         if place is not None:
-            place[:] = decoder.resize(image, self._image_size)
+            place[:] = resize(image, self._image_size, self._how)
             self.pixels[sha256] = place
 
     def _place(self) -> np.ndarray | None:

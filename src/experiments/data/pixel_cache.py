@@ -11,24 +11,25 @@ import numpy as np
 from PIL import Image
 
 from experiments.data import decoder
+from experiments.data.decoder_settings import DecoderSettings
 from experiments.data.issues import DataIssue, format_issues, printable
 from experiments.data.manifest import fingerprint
 from experiments.data.pixel_buffer import PixelBuffer, image_bytes, images_at_once
-from experiments.data.types import SPLITS, Dataset, GrayRange, ImageRecord, ImageSet, Manifest
+from experiments.data.types import SPLITS, Dataset, ImageRecord, ImageSet, Manifest
 from experiments.data.validation import unchanged, unreadable
 from experiments.errors import DataError
 from experiments.storage import array_cache
 from experiments.storage.array_cache import Rows
 
 
-def open_image(root: Path, path: str, sha256: str, gray_range: GrayRange | None) -> Image.Image:
+def open_image(root: Path, path: str, sha256: str, decoder_settings: DecoderSettings) -> Image.Image:
     """Return an image of a manifest in its own size, RGB, decoded from its file again; see `decoder.decode`.
 
     Raises:
         DataError: If the file no longer exists or has changed; the message has its path.
     """
     try:
-        return decoder.decode(unchanged(root, path, sha256), gray_range)
+        return decoder.decode(unchanged(root, path, sha256), decoder_settings)
     except OSError as error:
         raise DataError(f"{printable(path)}: {unreadable(error)}") from None
     except DataError as error:
@@ -43,7 +44,7 @@ def images_of(
     Args:
         manifest: A manifest from `manifest.read`.
         split: One of SPLITS.
-        image_size: Width and height of the pixels; see `decoder.resize`.
+        image_size: Width and height of the pixels; see `resizing.resize`.
         cache: The cache directory; the decoded pixels are kept in its array cache.
         held: Hold them in memory; else they are read from the array cache as they are used.
         buffer: The images that `manifest.read` has decoded already, of this image size; each is released when it is
@@ -62,7 +63,7 @@ def images_of(
             "files": [entry.sha256 for entry in entries],
             "image_size": image_size,
             "decoder": decoder.VERSION,
-            "gray_range": manifest.gray_range,
+            **manifest.decoder_settings.pixels_key(),
         }
         stored = array_cache.load_or_create(
             cache,
@@ -85,7 +86,7 @@ def images_of(
         labels=np.array([labels[entry.class_name] for entry in entries], dtype=np.int32),
         image_size=image_size,
         _pixels=pixels,
-        gray_range=manifest.gray_range,
+        decoder_settings=manifest.decoder_settings,
     )
 
 
@@ -128,7 +129,7 @@ def _decode_into(
             known = decoded.pop(entry.sha256, None)
             if known is None:
                 content = unchanged(manifest.root, entry.path, entry.sha256)
-                known = decoder.decode_resized(content, image_size, manifest.gray_range)
+                known = decoder.decode_resized(content, image_size, manifest.decoder_settings)
             pixels[index] = known
         except OSError as error:
             return DataIssue(entry.path, unreadable(error), skippable=False)

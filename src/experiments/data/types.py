@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from experiments.data.decoder_settings import DEFAULTS, DecoderSettings
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -14,9 +16,6 @@ if TYPE_CHECKING:
 
 
 SPLITS = ("train", "validation", "test")
-
-
-GrayRange = tuple[float, float]  # the values of 16- and 32-bit grays that become black and white
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Manifest:
     entries: tuple[ImageRecord, ...]  # sorted by split (SPLITS order), then path
     skipped: tuple[SkippedImage, ...] = ()
     warnings: tuple[ImageWarning, ...] = ()  # about entries, sorted by path
-    gray_range: GrayRange | None = None  # with which 16- and 32-bit grays are decoded
+    decoder_settings: DecoderSettings = DEFAULTS  # with which the images are decoded and resized
     notes: tuple[str, ...] = ()  # sentences on how the directories were understood
 
     def of(self, split: str) -> tuple[ImageRecord, ...]:
@@ -94,7 +93,7 @@ class ImageSet:
     labels: np.ndarray  # [N] int32
     image_size: int
     _pixels: Callable[[], Rows]
-    gray_range: GrayRange | None = None  # that of the manifest
+    decoder_settings: DecoderSettings = DEFAULTS  # those of the manifest
 
     @property
     def ids(self) -> list[str]:

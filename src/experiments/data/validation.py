@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.data import decoder
+from experiments.data.decoder_settings import DecoderSettings
 from experiments.data.issues import DataIssue
 from experiments.data.listing import ListedImage
 from experiments.data.pixel_buffer import PixelBuffer
-from experiments.data.types import GrayRange
 from experiments.errors import DataError
 from experiments.storage import array_cache, atomic_files
 
@@ -117,7 +117,7 @@ class ValidationResults:
         root: The directory of the data set.
         hashes: path -> (sha256, size) of its files.
         cache: The cache directory.
-        gray_range: See `decoder.decode`.
+        decoder_settings: See `decoder.decode`.
         buffer: Receives decoded images.
     """
 
@@ -126,17 +126,17 @@ class ValidationResults:
         root: Path,
         hashes: Mapping[str, tuple[str, int]],
         cache: Path,
-        gray_range: GrayRange | None,
+        decoder_settings: DecoderSettings,
         buffer: PixelBuffer | None,
     ) -> None:
         self.valid: dict[str, _Facts] = {}  # by sha256
         self.invalid: dict[str, str] = {}  # sha256 -> the reason
         self._root = root
         self._hashes = hashes
-        self._gray_range = gray_range
+        self._decoder_settings = decoder_settings
         self._buffer = buffer
         files = sorted(sha256 for sha256, _ in hashes.values())
-        key = array_cache.key({"files": files, "decoder": decoder.VERSION, "gray_range": gray_range})
+        key = array_cache.key({"files": files, "decoder": decoder.VERSION, **decoder_settings.validation_key()})
         self._file = cache / "manifests" / f"{key}.json"
         if self._file.exists():
             kept = read_validation_results(self._file)
@@ -185,7 +185,7 @@ class ValidationResults:
     def _validate(self, sha256: str, path: str, *, keep: bool) -> _Facts | str:
         try:
             content = unchanged(self._root, path, sha256)
-            with decoder.decoding(content, self._gray_range) as (image, facts, warnings):
+            with decoder.decoding(content, self._decoder_settings) as (image, facts, warnings):
                 if self._buffer and keep:
                     self._buffer.add(sha256, image)
                 return facts.width, facts.height, facts.mode, warnings

@@ -15,8 +15,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from experiments.data import decoder
+from experiments.data.decoder_settings import DecoderSettings
 from experiments.data.pixel_cache import open_image
+from experiments.data.resizing import resize
 from experiments.deploy.saved_run import Trained
 from experiments.errors import DataError
 from experiments.models.network import inference_function
@@ -25,6 +26,12 @@ from experiments.storage import atomic_files
 if TYPE_CHECKING:
     Run = Callable[[np.ndarray], np.ndarray]
 
+# What users of the exported files do to an image, by `data.resize`.
+RESIZING = {
+    "squash": "the whole image to a square, its proportions not kept",
+    "pad": "the whole image, its proportions kept, centered on a black square (Keras: pad_to_aspect_ratio=True)",
+    "crop": "its largest centered square (Keras: crop_to_aspect_ratio=True)",
+}
 KERAS_FILE, SAVED_MODEL, ABOUT = "model.keras", "saved_model", "model.json"
 TOLERANCE = {"float32": 1e-4}  # largest accepted difference in probability, by precision
 COARSE = 1e-2  # the same, for all other precisions
@@ -82,13 +89,14 @@ def saved_model(folder: Path) -> Run:
 
 def about(run: Trained, model: keras.Model) -> dict[str, object]:
     """Return the contents of model.json: everything that is needed to use the exported files without this program."""
-    size = int(model.input_shape[1])
+    size, settings = int(model.input_shape[1]), DecoderSettings.of(run.plain["data"])
     return {
         "classes": list(run.classes),
         "image_size": size,
         "input": f"pixels [N, {size}, {size}, 3] float32 in [0, 255], RGB; preprocessing is inside the model",
-        "resize": "the whole image to a square, bilinear with antialiasing; EXIF orientation applied first",
-        "gray_range": run.plain["data"].get("gray_range"),  # values of black and white in 16- and 32-bit gray images
+        "resize": f"{RESIZING[settings.resize]}; bilinear with antialiasing; EXIF orientation applied first",
+        "data.resize": settings.resize,
+        "gray_range": settings.gray_range,  # values of black and white in 16- and 32-bit gray images
         "output": "probabilities [N, classes] float32, in the order of `classes`",
         # Of two classes, the positive one is predicted from this probability on; null: the most probable class is.
         "positive": run.decision.positive,
@@ -117,15 +125,15 @@ def sample(run: Trained, size: int, count: int) -> tuple[np.ndarray, str]:
     Returns:
         Pixels [N, size, size, 3] float32 in [0, 255], and a description of the images.
     """
-    root, grays = run.plain["data"].get("root"), decoder.gray_range(run.plain["data"].get("gray_range"))
+    root, settings = run.plain["data"].get("root"), DecoderSettings.of(run.plain["data"])
     found = []
     if isinstance(root, str) and Path(root).is_dir():
         with run.manifest.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["split"] == "validation"]
         for row in rows[:: max(1, len(rows) // count)][:count]:
             with contextlib.suppress(DataError):  # missing, or changed since the run
-                image = open_image(Path(root), row["path"], row["sha256"], grays)
-                found.append(decoder.resize(image, size))
+                image = open_image(Path(root), row["path"], row["sha256"], settings)
+                found.append(resize(image, size, settings.resize))
     if found:
         return np.stack(found).astype("float32"), f"{len(found)} images of the run's validation split"
     rng = np.random.default_rng(0)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from experiments.data import decoder
+from experiments.data.decoder_settings import DEFAULTS, DecoderSettings
 from experiments.data.issues import printable
 from experiments.data.listing import is_image, is_litter
-from experiments.data.types import GrayRange
 from experiments.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def walk(folder: str) -> tuple[list[str], int]:
 
 
 def predictions(
-    model: keras.Model, files: Iterable[str], batch_size: int, gray_range: GrayRange | None = None
+    model: keras.Model, files: Iterable[str], batch_size: int, decoder_settings: DecoderSettings = DEFAULTS
 ) -> Iterator[list[Prediction]]:
     """Yield a model's predictions for image files in their order, some at a time, in constant memory.
 
@@ -98,7 +98,7 @@ def predictions(
         model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
         files: the paths of the files.
         batch_size: number of images in a forward pass.
-        gray_range: the range that the model was trained with; see `decoder.decode`.
+        decoder_settings: those that the model was trained with.
 
     Yields:
         Lists with one prediction for each file; that for a file that cannot be used holds the error.
@@ -110,7 +110,7 @@ def predictions(
     waiting: list[tuple[str, str]] = []  # path and error of each file of the next list, in order
     filled = 0
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:  # more would slow down the network
-        for path, image in decode_ahead(pool, files, size, AHEAD * batch_size, gray_range):
+        for path, image in decode_ahead(pool, files, size, AHEAD * batch_size, decoder_settings):
             if isinstance(image, str):
                 waiting.append((path, image))
             else:
@@ -131,7 +131,7 @@ def predict_files(waiting: Sequence[tuple[str, str]], rows: Iterable[np.ndarray]
 
 
 def decode_ahead(
-    pool: ThreadPoolExecutor, files: Iterable[str], size: int, most: int, gray_range: GrayRange | None
+    pool: ThreadPoolExecutor, files: Iterable[str], size: int, most: int, decoder_settings: DecoderSettings
 ) -> Iterator[tuple[str, np.ndarray | str]]:
     """Yield the path and the image of each file in order, with up to `most` images decoded ahead.
 
@@ -141,7 +141,8 @@ def decode_ahead(
     waiting: deque[tuple[str, Future[np.ndarray | str]]] = deque()
     while True:
         waiting.extend(
-            (path, pool.submit(read_image, path, size, gray_range)) for path in islice(remaining, most - len(waiting))
+            (path, pool.submit(read_image, path, size, decoder_settings))
+            for path in islice(remaining, most - len(waiting))
         )
         if not waiting:
             return
@@ -149,7 +150,7 @@ def decode_ahead(
         yield path, future.result()
 
 
-def read_image(path: str, size: int, gray_range: GrayRange | None = None) -> np.ndarray | str:
+def read_image(path: str, size: int, decoder_settings: DecoderSettings = DEFAULTS) -> np.ndarray | str:
     """Return an image file's pixels [size, size, 3] uint8 as in training, or why the file cannot be used."""
     try:
         with open(path, "rb", opener=without_waiting) as file:
@@ -159,7 +160,7 @@ def read_image(path: str, size: int, gray_range: GrayRange | None = None) -> np.
             if status.st_size > decoder.MAX_BYTES:
                 raise DataError(decoder.too_many_bytes(status.st_size))
             warned: list[str] = []
-            pixels = decoder.decode_resized(file.read(), size, gray_range, warned)
+            pixels = decoder.decode_resized(file.read(), size, decoder_settings, warned)
         for text in warned:
             _log.warning("%s: %s", printable(path), text)
         return pixels

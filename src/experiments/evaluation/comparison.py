@@ -13,6 +13,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from experiments.config.schema import LOWEST
+from experiments.data.decoder_settings import DEFAULTS, DecoderSettings
 from experiments.errors import ConfigError
 from experiments.evaluation.evaluate import IMAGE_METRICS, Baseline, image_score, majority_baseline
 from experiments.evaluation.groups import Scores, gather_scores, metric_interval
@@ -136,7 +137,7 @@ class Disagreement:
     label: str
     predictions: tuple[GroupPrediction | None, ...]  # of each group; None if it was not evaluated on this image
     data: tuple[str, ...]  # the directories from which runs have read the image
-    gray_range: str = "null"  # `data.gray_range` as the first of these runs has logged it
+    decoder_settings: DecoderSettings = DEFAULTS  # those of the first of these runs
 
 
 @dataclass(frozen=True)
@@ -312,9 +313,9 @@ def disagreements(comparison: Comparison) -> list[Disagreement]:
         runs = [run for group in comparison.groups for run in group.evaluated if key in run.predictions]
         stored = [run.facts for run in runs if run.facts.data]
         directories = tuple(dict.fromkeys(str(run.data) for run in stored))
-        gray_range = stored[0].params.get("data.gray_range", "null") if stored else "null"
+        decoder_settings = DecoderSettings.logged(stored[0].params if stored else {})
         one = runs[0].predictions[key]
-        found.append(Disagreement(one.path, one.sha256, one.label, predictions, directories, gray_range))
+        found.append(Disagreement(one.path, one.sha256, one.label, predictions, directories, decoder_settings))
 
     def order(one: Disagreement) -> tuple[float, float, str]:
         known = [prediction for prediction in one.predictions if prediction]

@@ -10,7 +10,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.data import decoder
 from experiments.errors import DataError
 from experiments.evaluation import comparison_plots, comparison_text, page
 from experiments.evaluation.comparison import Comparison, Disagreement, GroupPrediction, disagreements
@@ -215,4 +214,4 @@ def thumbnail(one: Disagreement, data: Path | None) -> bytes:
         DataError: the file is missing, has changed or is outside of the data directory.
     """
     roots = [data] if data else [Path(folder) for folder in one.data]
-    return page.jpeg(page.open_recorded(one.path, one.sha256, roots, decoder.logged_gray_range(one.gray_range)))
+    return page.jpeg(page.open_recorded(one.path, one.sha256, roots, one.decoder_settings))

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.data import decoder
-from experiments.data.types import GrayRange
+from experiments.data.decoder_settings import DecoderSettings
 from experiments.errors import DataError
 from experiments.system.redaction import visible
 
@@ -78,14 +78,14 @@ def jpeg(image: Image.Image, side: int = SIDE) -> bytes:
     return file.getvalue()
 
 
-def open_recorded(path: str, sha256: str, roots: Sequence[Path], gray_range: GrayRange | None) -> Image.Image:
+def open_recorded(path: str, sha256: str, roots: Sequence[Path], decoder_settings: DecoderSettings) -> Image.Image:
     """Return an image that a run has recorded, RGB in its own size, from the first directory that still has it.
 
     Args:
         path: the image's path relative to the data's directory.
         sha256: the hash of its file.
         roots: the directories in which the data may be.
-        gray_range: see `decoder.decode`.
+        decoder_settings: see `decoder.decode`.
 
     Raises:
         DataError: the file is missing, has changed, is too large or is outside of the data directory.
@@ -106,5 +106,5 @@ def open_recorded(path: str, sha256: str, roots: Sequence[Path], gray_range: Gra
         if hashlib.sha256(content).hexdigest() != sha256:
             reason = f"its file in {where} has changed since"
             continue
-        return decoder.decode(content, gray_range)
+        return decoder.decode(content, decoder_settings)
     raise DataError(f"is not shown: {reason}")

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from rich import box
 from rich.table import Table
 
 from experiments.config.schema import Config
+from experiments.data.decoder_settings import Resize
 from experiments.data.issues import DataIssue, printable, warning_lines
 from experiments.data.manifest import fingerprint
 from experiments.data.pixel_cache import open_image
@@ -24,6 +26,8 @@ from experiments.storage.atomic_files import readable
 
 MOST_CLASSES = 20  # number of classes that a figure shows
 THUMBNAIL = 240  # pixels of the longer side of a sample image
+WIDE = 1.34  # 4:3 and what rounding adds: the ratio of sides beyond which squashing an image is called a distortion
+DISTORTED = 0.1  # share of such images from which on the other ways of resizing are mentioned
 COLORS = dict(zip(SPLITS, PALETTE, strict=False))
 
 
@@ -43,7 +47,7 @@ def inspect(config: Config, *, images: int) -> Inspection:
         str(found.root),
         *found.notes,
         *([counts(found)] if found.entries else []),
-        *sentences(found, config.data.image_size),
+        *sentences(found, config.data.image_size, config.data.resize),
         *issue_lines(report, config.data.on_bad),
         *image_warning_lines(found),
     ]
@@ -79,8 +83,8 @@ def counts(found: Manifest) -> Table:
     return table
 
 
-def sentences(found: Manifest, image_size: int) -> list[str]:
-    """Return sentences about the files: sizes, modes, the smallest and the largest; none for an empty data set."""
+def sentences(found: Manifest, image_size: int, resize: Resize = "squash") -> list[str]:
+    """Return sentences about the files: sizes, proportions, modes, the smallest and the largest."""
     if not found.entries:
         return []
     sides = np.array([(entry.width, entry.height) for entry in found.entries])
@@ -92,11 +96,39 @@ def sentences(found: Manifest, image_size: int) -> list[str]:
     return [
         f"width {low[0]} to {high[0]} pixels (median {middle[0]}), height {low[1]} to {high[1]} ({middle[1]}); "
         f"data.image_size is {image_size}" + (f": {below:,} images are enlarged" if below else ""),
+        *proportions(sides, resize),
         f"files {readable(sizes.min())} to {readable(sizes.max())} (median {readable(float(np.median(sizes)))}), "
         f"{readable(float(sizes.sum()))} in all",
         "modes " + ", ".join(f"{mode} {count:,}" for mode, count in modes.most_common()),
         f"smallest {_format_count(by_pixels[0])}",
         f"largest  {_format_count(by_pixels[-1])}",
+    ]
+
+
+def proportions(sides: np.ndarray, resize: Resize) -> list[str]:
+    """Return sentences about the proportions of images, and about what becomes of them.
+
+    Args:
+        sides: [N, 2] widths and heights.
+        resize: how they are made squares.
+    """
+    aspects = sides.max(axis=1) / sides.min(axis=1)
+    beyond = float(np.mean(aspects > WIDE))
+    lost = f"{float(np.mean(1 - 1 / aspects)):.0%}"  # of an image by crop, of the square by pad: the same share
+    text = (
+        f"proportions (longer to shorter side) {aspects.min():.2f} to {aspects.max():.2f} "
+        f"(median {float(np.median(aspects)):.2f}), {beyond:.0%} of the images beyond 4:3"
+    )
+    if resize == "crop":
+        return [f"{text}; data.resize=crop cuts off {lost} of an image, on average"]
+    if resize == "pad":
+        return [f"{text}; data.resize=pad makes {lost} of the square black, on average"]
+    if beyond <= DISTORTED:
+        return [text]
+    return [
+        text,
+        "data.resize=squash distorts them: where the shape of things matters, compare with data.resize=pad (all of an "
+        "image, black borders) and crop (its largest centered square)",
     ]
 
 
@@ -166,6 +198,7 @@ def draw(report: DataReport, images: int) -> Figure:
     right.set(xlabel="width of the file's image", ylabel="height", title="sizes in pixels")
     right.margins(0.08)
     right.set(xlim=(0, None), ylim=(0, None))
+    _proportion_lines(right)
     if len(classes) <= len(PALETTE):
         legend = right.legend(loc="best", markerscale=1.8)
         for handle in legend.legend_handles:
@@ -178,6 +211,17 @@ def draw(report: DataReport, images: int) -> Figure:
     return figure
 
 
+def _proportion_lines(panel: Axes) -> None:
+    """Draw lines of equal proportions into a chart of widths and heights: square, and 4:3 both ways."""
+    (_, most_x), (_, most_y) = panel.get_xlim(), panel.get_ylim()
+    for name, slope in (("4:3", 3 / 4), ("1:1", 1), ("3:4", 4 / 3)):
+        panel.axline((0, 0), slope=slope, color="0.75", linewidth=0.8, linestyle=":", zorder=0)
+        end = min(most_x, most_y / slope)
+        panel.annotate(name, (end, slope * end), xytext=(-2, -2), textcoords="offset points", ha="right", va="top",
+                       fontsize=7, color="0.5")  # fmt: skip
+    panel.set(xlim=(0, most_x), ylim=(0, most_y))
+
+
 def _samples(figure: SubFigure, found: Manifest, classes: Sequence[str], count: int) -> None:
     """Draw a row of training images for each class, with their original aspect ratio."""
     panels = figure.subplots(len(classes), count, squeeze=False)
@@ -188,6 +232,6 @@ def _samples(figure: SubFigure, found: Manifest, classes: Sequence[str], count: 
             panel.set_axis_off()
         row[0].set_title(literal(short(name, 18)), fontsize=9)
         for panel, at in zip(row, chosen, strict=False):
-            image = open_image(found.root, members[at].path, members[at].sha256, found.gray_range)
+            image = open_image(found.root, members[at].path, members[at].sha256, found.decoder_settings)
             image.thumbnail((THUMBNAIL, THUMBNAIL))
             panel.imshow(np.asarray(image))

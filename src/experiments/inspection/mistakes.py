@@ -9,11 +9,13 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from experiments.config.overrides import quoted
 from experiments.config.schema import Config
-from experiments.data import decoder
+from experiments.data.decoder_settings import DecoderSettings, Resize
 from experiments.data.pixel_cache import open_image
+from experiments.data.resizing import fit, map_back, resize, thumbnail
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError
 from experiments.evaluation import plots
@@ -26,14 +28,17 @@ from experiments.runs.run_directory import RunDirectory, predictions_file
 from experiments.tracking import queries
 
 COLUMNS = 6  # images in a row: three mistakes with their heatmaps
+THUMBNAIL = 240  # pixels of the longer side of an image
 
 
 class Shown(NamedTuple):
     """Mistakes with their pixels and heatmaps."""
 
     mistakes: Sequence[Prediction]
-    pixels: np.ndarray  # [N, H, W, 3] uint8
+    thumbnails: Sequence[Image.Image]  # in their own proportions, the longer side of THUMBNAIL pixels
+    pixels: np.ndarray  # [N, H, W, 3] uint8, as the model receives them
     heat: np.ndarray  # [N, H, W] float32 in [0, 1]: the evidence for the predicted class against the others
+    resize: Resize  # how the images became these pixels
     difference: float  # the largest difference between the recorded confidences and those computed again
 
 
@@ -88,52 +93,58 @@ def explain(run: Trained, config: Config, mistakes: Sequence[Prediction]) -> Sho
         DataError: images are missing or are not those of the run.
     """
     root = Path(build_source(config)())
-    grays = decoder.gray_range(config.data.gray_range)
-    images = [open_image(root, mistake.path, mistake.sha256, grays) for mistake in mistakes]
-    pixels = np.stack([decoder.resize(image, config.data.image_size) for image in images])
-    model = run.model()
+    settings = DecoderSettings.of(config.data.model_dump())
+    thumbnails, resized = [], []
+    for mistake in mistakes:
+        image = open_image(root, mistake.path, mistake.sha256, settings)
+        thumbnails.append(thumbnail(image, THUMBNAIL))
+        resized.append(resize(image, config.data.image_size, settings.resize))
+    model, pixels = run.model(), np.stack(resized)
     inputs = pixels.astype("float32")
     predicted = np.array([run.classes.index(mistake.predicted) for mistake in mistakes])
     confidences = np.asarray(model(inputs, training=False))[np.arange(len(predicted)), predicted]
     recorded = np.array([mistake.confidence for mistake in mistakes])
-    return Shown(mistakes, pixels, gradcam(model, inputs, predicted), float(np.abs(confidences - recorded).max()))
+    difference = float(np.abs(confidences - recorded).max())
+    return Shown(mistakes, thumbnails, pixels, gradcam(model, inputs, predicted), settings.resize, difference)
 
 
 def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Lay heatmaps over images, more opaque where the heat is higher.
+    """Lay heatmaps over images, more opaque where the heat is higher, and fade what the model has not received.
 
     Args:
-        pixels: [N, H, W, 3] uint8.
-        heat: [N, H, W] in [0, 1].
+        pixels: [..., H, W, 3] uint8.
+        heat: [..., H, W] in [0, 1]; NaN where the image was cut off, see `resizing.map_back`.
 
     Returns:
-        [N, H, W, 3] uint8.
+        [..., H, W, 3] uint8.
     """
+    grey = pixels.mean(axis=-1, keepdims=True)  # The image is gray, so that all colours belong to the heatmap.
+    grey = np.where(np.isnan(heat)[..., None], 255 - (255 - grey) / 3, grey)
+    heat = np.nan_to_num(heat)
     colors = matplotlib.colormaps["inferno"](0.25 + 0.75 * heat)[..., :3] * 255
     share = 0.75 * heat[..., None] ** 0.8
-    grey = pixels.mean(axis=-1, keepdims=True)  # The image is gray, so that all colours belong to the heatmap.
     laid: np.ndarray = np.rint((1 - share) * grey + share * colors).astype("uint8")
     return laid
 
 
 def draw(run: Trained, split: str, shown: Shown, wrong: int, images: int) -> Figure:
-    """Draw each mistake beside the same image with its heatmap.
+    """Draw each mistake beside the same image with its heatmap, both in the proportions of the file.
 
     Args:
         wrong: the number of all mistakes of the split.
         images: the number of all images of the split.
     """
-    heated = overlay(shown.pixels, shown.heat)
-    grid = np.stack([image for pair in zip(shown.pixels, heated, strict=True) for image in pair])
-    titles = []
-    for mistake, heat in zip(shown.mistakes, shown.heat, strict=True):
+    grid, titles = [], []
+    for mistake, image, heat in zip(shown.mistakes, shown.thumbnails, shown.heat, strict=True):
+        heated = Image.fromarray(overlay(np.asarray(image), map_back(heat, image.size, shown.resize)))
+        grid += [np.asarray(fit(one, THUMBNAIL, "white")) for one in (image, heated)]
         name = mistake.path.rsplit("/", 1)[-1]
         titles += [
             short(name),
             f"{short(mistake.label)} → {short(mistake.predicted)} {mistake.confidence:.1%}"
             + ("" if heat.any() else "\nno evidence"),
         ]
-    figure = plots.image_grid(grid, titles, columns=COLUMNS)
+    figure = plots.image_grid(np.stack(grid), titles, columns=COLUMNS)
     which = "" if len(shown.mistakes) == wrong else f", the {len(shown.mistakes)} most confident"
     figure.suptitle(
         f"{literal(short(run.name, 60))}: {wrong} mistakes in {images} {split} images{which}\n"

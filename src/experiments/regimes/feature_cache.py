@@ -149,7 +149,7 @@ class FeatureTable:
             "images": [entry.sha256 for entry in images.entries],
             "image_size": images.image_size,
             "decoder": decoder.VERSION,
-            "gray_range": images.gray_range,
+            **images.decoder_settings.pixels_key(),
             "backbone": components.backbone.identity,
             "forward": network.VERSION,
             "boundary": network_split.split_point,

@@ -219,7 +219,8 @@ def share(configs: Sequence[Mapping[str, Any]], file: str) -> None:
             config = job.components.config
             key = _key(
                 job.components.backbone.identity, job.dataset.fingerprint, config.data.image_size,
-                config.augmentation.model_dump(), config.regime.activations, config.model.head.pooling,
+                job.dataset.manifest.decoder_settings.pixels_key(), config.augmentation.model_dump(),
+                config.regime.activations, config.model.head.pooling,
             )  # fmt: skip
             _, members = passes.setdefault(key, (job.components, {}))
             for request in feature_requests(job):

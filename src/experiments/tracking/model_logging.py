@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.data import decoder
+from experiments.data.decoder_settings import DecoderSettings
 from experiments.system.paths import PACKAGE
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ NAME = "model"  # runs:/ID/model
 REQUIRED = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
 CODE = "experiments_served"
 SERVED = (
-    "tracking/serving.py", "data/decoder.py", "data/file_formats.py", "data/colors.py", "data/types.py", "errors.py",
+    "tracking/serving.py", "data/decoder.py", "data/decoder_settings.py", "data/file_formats.py", "data/colors.py",
+    "data/resizing.py", "errors.py",
 )  # fmt: skip
 INPUT = (
     "image files (JPEG, PNG, BMP, WEBP, TIFF) as base64 text in the column 'image', or pixels "
@@ -42,7 +44,7 @@ def log_model(run_id: str, model: keras.Model, classes: Sequence[str]) -> None:
         artifact_path=None, model_id=made.model_id, flavor=Flavor, run_id=run_id, model=model,
         metadata={
             "classes": list(classes), "image_size": model.input_shape[1], "input": INPUT,
-            "gray_range": decoder.logged_gray_range(run.data.params.get("data.gray_range", "null")),
+            **dataclasses.asdict(DecoderSettings.logged(run.data.params)),
             "positive": run.data.tags.get("positive"),
             "threshold": float(run.data.tags["threshold"]) if "threshold" in run.data.tags else None,
         },

@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from experiments.data import decoder
-from experiments.data.types import GrayRange
+from experiments.data.decoder_settings import DEFAULTS, DecoderSettings
 from experiments.errors import DataError
 
 BATCH = 32
@@ -33,8 +33,8 @@ def _load_pyfunc(path: str) -> Classifier:  # MLflow prescribes this name.
     """Load the classifier that responds to requests from the directory of a logged model."""
     model = keras.models.load_model(os.path.join(path, "data", "model.keras"), compile=False)
     facts = Model.load(path).metadata or {}
-    grays = decoder.gray_range(facts.get("gray_range"))
-    return Classifier(model, facts["classes"], grays, facts.get("positive"), facts.get("threshold"))
+    settings = DecoderSettings.of(facts)
+    return Classifier(model, facts["classes"], settings, facts.get("positive"), facts.get("threshold"))
 
 
 class Classifier:
@@ -43,17 +43,17 @@ class Classifier:
     Args:
         model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
         classes: the names of the classes, in label order.
-        grays: the range of 16-bit grays with which the model was trained.
+        decoder_settings: those that the model was trained with.
         positive: of two classes, the one that is predicted from `threshold` on.
         threshold: a probability; None: the most probable class is predicted.
     """
 
     def __init__(
-        self, model: keras.Model, classes: Sequence[str], grays: GrayRange | None = None,
+        self, model: keras.Model, classes: Sequence[str], decoder_settings: DecoderSettings = DEFAULTS,
         positive: str | None = None, threshold: float | None = None,
     ) -> None:  # fmt: skip
         self.positive, self.threshold = positive, threshold
-        self.classes, self.size, self.grays = list(classes), int(model.input_shape[1]), grays
+        self.classes, self.size, self.decoder_settings = list(classes), int(model.input_shape[1]), decoder_settings
         signature = [tf.TensorSpec((None, self.size, self.size, 3), tf.float32)]
         self._run = tf.function(lambda pixels: model(pixels, training=False), input_signature=signature)
 
@@ -107,7 +107,7 @@ class Classifier:
 
         def decode(row: int) -> str | None:
             try:
-                pixels[row] = decoder.decode_resized(_content(files[row]), self.size, self.grays)
+                pixels[row] = decoder.decode_resized(_content(files[row]), self.size, self.decoder_settings)
             except DataError as error:
                 return f"row {row} {error}"
             return None
