@@ -48,7 +48,7 @@ SMALL = (
 )  # fmt: skip
 Start = Callable[..., Path]
 FIGURES = {f"{split}_{name}.png" for split in ("validation", "test")
-           for name in ("confusion", "roc", "calibration", "mistakes")}  # fmt: skip
+           for name in ("confusion", "roc", "calibration", "mistakes", "risk_coverage")}  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from experiments.data.pixel_buffer import PixelBuffer
 from experiments.data.pixel_cache import splits_of
 from experiments.data.types import Dataset, Manifest, SplitSettings
 from experiments.errors import ConfigError, DataError, Pruned
+from experiments.evaluation.calibration import confidence_metrics
 from experiments.evaluation.decision import choose_threshold, decision_of, threshold_warnings
 from experiments.evaluation.evaluate import Report, evaluate
 from experiments.evaluation.per_class import class_columns, pair_columns
@@ -97,7 +98,7 @@ def run(config: schema.Config, planned: str | None = None) -> float:
             warnings += [one for one in threshold_warnings(config, decision) if one not in warnings]
         active.note(**seconds, ended=ended, warnings=warnings, reused_seconds=reused_seconds(result),
                     **decision.facts())  # fmt: skip
-        metrics: dict[str, float] = flat_metrics(reports) | seconds
+        metrics: dict[str, float] = flat_metrics(reports) | confidence_metrics(reports) | seconds
         write_results(directory, reports, metrics)
         of_classes = {name: value for report in reports.values() for name, value in class_metrics(report).items()}
         facts = {**result.facts, **decision.facts(), **({"warnings": "\n".join(warnings)} if warnings else {})}

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,8 @@ from experiments.deploy import prediction_writers as writers
 from experiments.deploy import saved_run
 from experiments.deploy.predict import Prediction, list_files, predictions
 from experiments.errors import ConfigError
+from experiments.evaluation.calibration import TEMPERATURE, scale, temperature_of
+from experiments.runs import predictions as runs
 
 Call = Callable[..., int | str | None]
 
@@ -52,11 +54,11 @@ def files(tmp_path: Path) -> Path:
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch) -> Call:
     """The command on a model of our own; its exit code."""
-    run = SimpleNamespace(
+    plain_run = SimpleNamespace(
         classes=("cats", "dogs"), model=classifier, plain={"data": {}}, predicted=writers.most_probable
     )
 
-    def start(*arguments: str | Path) -> int:
+    def start(*arguments: str | Path, run: SimpleNamespace = plain_run) -> int:
         with monkeypatch.context() as patch:
             patch.setattr(saved_run, "find", lambda named, uri: run)
             patch.setattr(sys, "argv", ["experiments predict", "some-run", *map(str, arguments)])
@@ -232,8 +234,95 @@ def test_names_in_csv_are_what_they_are_and_on_a_terminal_are_shown(
 
 def test_class_names_on_a_terminal_stand_in_columns(tmp_path: Path) -> None:
     file = io.StringIO()
-    write = writers.terminal_rows(file, ("n" * 200, "d\x1b]0;t\x07", "猫"))
+    write = writers.terminal_rows(file, ("n" * 200, "d\x1b]0;t\x07", "猫"), writers.Answers())
     write([Prediction("a.png", np.eye(3)[at], "") for at in range(3)])
     lines = file.getvalue().splitlines()
     assert [line[-5:] for line in lines] == ["a.png"] * 3 and "\x1b" not in file.getvalue()
     assert {cell_len(line) for line in lines} == {writers.LONGEST + len("  100.0%  a.png")}
+
+
+def validation(confidences: Sequence[tuple[float, bool]]) -> list[runs.Prediction]:
+    """Predictions of cats with these confidences, right or wrong."""
+    return [
+        runs.Prediction(
+            "", "", "cats" if correct else "dogs", "cats", share, correct, {"cats": share, "dogs": 1 - share}
+        )
+        for share, correct in confidences
+    ]
+
+
+@pytest.fixture
+def trained() -> SimpleNamespace:
+    """A run with six validation images, whose two least confident answers are wrong."""
+    rows = validation([(0.99, True), (0.95, True), (0.8, True), (0.8, True), (0.7, False), (0.6, False)])
+    return SimpleNamespace(
+        name="some-run", classes=("cats", "dogs"), model=classifier, plain={"data": {}, "loss": "crossentropy"},
+        metrics={}, predictions=lambda split: rows, predicted=writers.most_probable,
+    )  # fmt: skip
+
+
+def rows_in(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_images_of_low_confidence_are_rejected_with_their_probability(
+    tmp_path: Path, call: Call, trained: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for red in (10, 100, 130, 250):
+        save(tmp_path / "in" / f"{red:03}.png", red)
+    out = tmp_path / "out.csv"
+    assert call(tmp_path / "in", "--output", tmp_path / "plain.csv", run=trained) == 0
+    assert call(tmp_path / "in", "--output", out, "--reject", "1", run=trained) == 0
+    plain, rows = rows_in(tmp_path / "plain.csv"), rows_in(out)
+    answers = ["none" if float(row["probability"]) < 0.8 else row["class"] for row in plain]
+    assert [row["class"] for row in rows] == answers == ["cats", "none", "none", "dogs"]
+    assert [{**row, "class": ""} for row in rows] == [{**row, "class": ""} for row in plain]
+    printed = capsys.readouterr().err
+    assert "of 6 validation images it answers 4 (66.7 %), and 4 of those correctly: 100.0 %" in printed
+    assert f"4 images predicted ({answers.count('none')} of them as none)" in printed
+    assert call(tmp_path / "in", "--reject", "1", run=trained) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == answers
+    assert call(tmp_path / "in", "--reject", "1", "--format", "json", run=trained) == 0
+    assert [json.loads(line)["class"] for line in capsys.readouterr().out.splitlines()] == answers
+
+
+def test_calibrated_probabilities_are_those_of_the_recorded_or_fitted_temperature(
+    tmp_path: Path, call: Call, trained: SimpleNamespace
+) -> None:
+    save(tmp_path / "a.png", 100)
+    fitted = temperature_of(trained.predictions("validation"))
+    assert fitted is not None
+    for metrics, temperature in (({TEMPERATURE: 2.0}, 2.0), ({}, fitted)):
+        trained.metrics = metrics
+        assert call(tmp_path / "a.png", "--output", tmp_path / "a.csv", "--calibrated", run=trained) == 0
+        (row,) = rows_in(tmp_path / "a.csv")
+        given = scale(expected((tmp_path / "a.png").read_bytes()), temperature)[0]
+        np.testing.assert_allclose([float(row["p_cats"]), float(row["p_dogs"])], given, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "part"),
+    [
+        (("--reject", "0.9"), {"predictions": lambda split: validation([(0.9, False), (0.8, True)])}, "is 50.0 %"),
+        (("--reject", "0.9"), {"classes": ("cats", "none")}, "a class called 'none'"),
+        (
+            ("--calibrated",),
+            {"predictions": lambda split: validation([(0.9, True)])},
+            "all validation images correctly",
+        ),
+        (("--calibrated",), {"plain": {"data": {}, "loss": "hinge"}}, "hinge"),
+    ],
+)
+def test_what_cannot_be_rejected_or_calibrated_is_an_error(
+    tmp_path: Path, call: Call, trained: SimpleNamespace, options: tuple[str, ...], changes: dict[str, Any], part: str
+) -> None:
+    trained.__dict__.update(changes)
+    assert part in str(call(save(tmp_path / "a.png", 100), *options, run=trained))
+
+
+@pytest.mark.parametrize("given", ["0", "1.5", "99%", "nan"])
+def test_the_wanted_accuracy_is_a_share(call: Call, given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("x.jpg", "--reject", given) == 2
+    assert f"Received: {given!r}" in capsys.readouterr().err.replace("%%", "%")

@@ -108,6 +108,7 @@ EVERY_FIGURE: dict[str, Callable[[], Figure]] = {
     "precision and recall": lambda: plots.precision_recall(random_report(PETS), PETS),
     "best epoch": lambda: plots.learning_curves(records := history(("head", 2), ("finetune", 9)), records[4]),
     "calibration": lambda: plots.calibration(random_report(PETS)),
+    "risk and coverage": lambda: plots.risk_coverage(random_report(PETS)),
     "grid": lambda: plots.image_grid(solid_images(8), [f"a rather long title, number {i}" for i in range(8)]),
     "mistakes": lambda: plots.mistakes(random_report(PETS), lambda rows: solid_images(len(rows))),
     "few mistakes": lambda: plots.mistakes(random_report(PETS), lambda rows: solid_images(len(rows)), count=1),
@@ -222,6 +223,24 @@ def test_calibration_shows_every_filled_bin() -> None:
     figure = plots.calibration(report_of(PETS, [0, 0], scores))
     low, high = figure.axes[1].get_xlim()
     assert low <= 7 / 15 and high == 1
+
+
+def test_risk_coverage_names_its_area_and_starts_with_the_most_confident_images() -> None:
+    report = random_report(FLOWERS)
+    figure = plots.risk_coverage(report)
+    perfect, drawn = figure.axes[0].lines
+    correct = np.array([row.correct for row in report.predictions])
+    by_hand = 1 - np.cumsum(correct[np.argsort([-row.confidence for row in report.predictions])]) / np.arange(1, 201)
+    assert_allclose(curve(drawn)[1], by_hand)
+    assert curve(drawn)[1][-1] == pytest.approx(curve(perfect)[1][-1]) == pytest.approx(np.mean(~correct))
+    assert f"AURC {by_hand.mean():.3g}" in figure.axes[0].get_title(loc="left")
+    assert figure.axes[0].get_ylim()[1] >= by_hand[19:].max()
+
+
+def test_risk_coverage_of_images_of_one_confidence() -> None:
+    figure = plots.risk_coverage(report_of(PETS, [0, 0], np.array([[0.9, 0.1], [0.1, 0.9]])))
+    x, y = curve(figure.axes[0].lines[1])
+    assert (x.tolist(), y.tolist()) == ([1], [0.5])
 
 
 def test_grid_shows_images_in_order_under_their_titles() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from experiments.cli.arguments import add_run, exit_on_error, positive
 from experiments.deploy.prediction_writers import WRITERS
@@ -40,19 +41,54 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="FILE", help="there instead of on standard output; whole or not")
     parser.add_argument("--batch-size", type=positive, default=32, help="images that the network takes at once (32)")
+    parser.add_argument(
+        "--reject", type=accuracy, metavar="ACCURACY",
+        help="answer 'none' for images of low confidence, so that the answers have this accuracy on the validation "
+        "images of the run: 0.99",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibrated", action="store_true", help="scale the probabilities by the run's temperature; the classes stay"
+    )
     arguments = parser.parse_args()
     if arguments.output and not arguments.output.parent.is_dir():
         parser.error(f"--output: no such folder. Received: {arguments.output.parent}")
     suffix = arguments.output.suffix.removeprefix(".").replace("jsonl", "json") if arguments.output else ""
     form = arguments.format or (suffix if suffix in WRITERS else "terminal")
     try:
-        failed = predict(arguments.run, arguments.paths, form, arguments.output, arguments.batch_size, arguments.uri)
+        confidence = Confidence(arguments.reject, arguments.calibrated)
+        failed = predict(
+            arguments.run, arguments.paths, form, arguments.output, arguments.batch_size, arguments.uri, confidence
+        )
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(SOME_FAILED if failed else 0)
 
 
-def predict(named: str, paths: Sequence[str], form: str, output: Path | None, batch_size: int, uri: str | None) -> int:
+class Confidence(NamedTuple):
+    """What is done with the confidence of predictions."""
+
+    reject: float | None = None  # the wanted accuracy of the images that are not rejected
+    calibrated: bool = False  # whether probabilities are scaled by the run's temperature
+
+
+AS_PREDICTED = Confidence()
+
+
+def accuracy(text: str) -> float:
+    """Parse an accuracy above 0, at most 1, as an argparse type."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be an accuracy above 0, at most 1, such as 0.99. Received: {text!r}")
+    return value
+
+
+def predict(
+    named: str, paths: Sequence[str], form: str, output: Path | None, batch_size: int, uri: str | None,
+    confidence: Confidence = AS_PREDICTED,
+) -> int:  # fmt: skip
     """Predict image files, write the predictions, and return the number of files that could not be used.
 
     Raises:
@@ -68,15 +104,20 @@ def predict(named: str, paths: Sequence[str], form: str, output: Path | None, ba
     files, others = list_files(paths)
     if others:
         print(f"Passed over in these folders, as of no image type: {others} files", file=sys.stderr)
+    from experiments.deploy.rejection import answers_of  # imported after the paths are known to exist: it takes time
+
     run = saved_run.find(named, uri)
     decoder_settings = DecoderSettings.of(run.plain["data"])
+    answers, sentences = answers_of(run, *confidence)
+    for sentence in sentences:
+        print(sentence, file=sys.stderr)
     # No progress bar if the predictions themselves are printed on the terminal.
     console = PlainConsole(stderr=True, force_terminal=False if output is None and sys.stdout.isatty() else None)
     done = failed = 0
     with opened(output, form) as file:
         with quiet_start():
             model = run.model()
-        write, began = WRITERS[form](file, run.classes, run.predicted), time.perf_counter()
+        write, began = WRITERS[form](file, run.classes, answers), time.perf_counter()
         with Terminal(console).stage("predicting", len(files)) as advance:
             for some in predictions(model, files, batch_size, decoder_settings):
                 write(some)
@@ -85,7 +126,11 @@ def predict(named: str, paths: Sequence[str], form: str, output: Path | None, ba
                 if output is None and output_failure():  # the reader of standard output is gone
                     break
         rate = (done - failed) / (time.perf_counter() - began)
-    print(f"{done - failed} images predicted, {failed} files could not be used, {rate:.0f} a second", file=sys.stderr)
+    rejections = f" ({answers.rejected} of them as none)" if confidence.reject else ""
+    print(
+        f"{done - failed} images predicted{rejections}, {failed} files could not be used, {rate:.0f} a second",
+        file=sys.stderr,
+    )
     return failed
 
 

@@ -1,4 +1,7 @@
-"""Writers of predictions: as lines for a terminal, as CSV rows and as JSON lines."""
+"""Writers of predictions: as lines for a terminal, as CSV rows and as JSON lines.
+
+The class of a rejected image is written as "none", with the probability of the class that is predicted otherwise.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import io
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TextIO
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     Write = Callable[[Sequence[Prediction]], None]
     Predicted = Callable[[np.ndarray], int]  # probabilities [classes] -> index of the predicted class
 
+NONE = "none"  # the class that is written for a rejected image
 LONGEST = 40  # characters of a class name on the terminal
 
 
@@ -25,14 +30,46 @@ def most_probable(probabilities: np.ndarray) -> int:
     return int(probabilities.argmax())
 
 
-def terminal_rows(file: TextIO, classes: Sequence[str], predicted: Predicted = most_probable) -> Write:
+class Answer(NamedTuple):
+    """What a model answers for one image."""
+
+    label: int  # index of the predicted class; -1: none, the image is rejected
+    confidence: float  # the probability of the class that is predicted, or would be
+    probabilities: list[float]  # of all classes
+
+
+@dataclass
+class Answers:
+    """The answers of a model for its probabilities; counts the rejected images."""
+
+    predicted: Predicted = most_probable
+    temperature: float = 1.0  # divides the logits
+    threshold: float = 0.0  # images of lower confidence are rejected
+    rejected: int = 0
+
+    def __call__(self, probabilities: np.ndarray) -> Answer:
+        """Return the answer for the unscaled probabilities [classes] of one image."""
+        label = self.predicted(probabilities)  # by the unscaled ones, which the run's threshold of a class belongs to
+        if self.temperature != 1.0:
+            from experiments.evaluation.calibration import scale
+
+            probabilities = scale(probabilities[None], self.temperature)[0]
+        shares = probabilities.tolist()
+        if shares[label] >= self.threshold:
+            return Answer(label, shares[label], shares)
+        self.rejected += 1
+        return Answer(-1, shares[label], shares)
+
+
+def terminal_rows(file: TextIO, classes: Sequence[str], answers: Answers) -> Write:
     """Return a writer of one line per image; errors of files go to standard error."""
     from rich.cells import cell_len
 
     from experiments.data.issues import printable
 
     names = [
-        name if len(name) <= LONGEST else f"{name[: LONGEST - 10]}…{name[-9:]}" for name in map(printable, classes)
+        name if len(name) <= LONGEST else f"{name[: LONGEST - 10]}…{name[-9:]}"
+        for name in map(printable, (*classes, NONE)[: len(classes) + (answers.threshold > 0)])
     ]
     width = max(map(cell_len, names))
     padded = [name + " " * (width - cell_len(name)) for name in names]
@@ -43,14 +80,15 @@ def terminal_rows(file: TextIO, classes: Sequence[str], predicted: Predicted = m
                 file.flush()  # so that lines on both streams keep their order
                 print(f"{printable(prediction.path)}: {prediction.error}", file=sys.stderr)
             else:
-                best = predicted(prediction.probabilities)
-                file.write(f"{padded[best]}  {prediction.probabilities[best]:6.1%}  {printable(prediction.path)}\n")
+                answer = answers(prediction.probabilities)
+                file.write(f"{padded[answer.label]}  {answer.confidence:6.1%}  {printable(prediction.path)}\n")
 
     return write
 
 
-def csv_rows(file: TextIO, classes: Sequence[str], predicted: Predicted = most_probable) -> Write:
+def csv_rows(file: TextIO, classes: Sequence[str], answers: Answers) -> Write:
     """Return a writer of CSV rows: path, class, probability, the probability of every class (p_NAME), error."""
+    named = (*classes, NONE)
     columns = ("path", "class", "probability", *(f"p_{name}" for name in classes), "error")
 
     def write_row(cells: Sequence[object]) -> None:
@@ -63,16 +101,17 @@ def csv_rows(file: TextIO, classes: Sequence[str], predicted: Predicted = most_p
             if prediction.probabilities is None:
                 write_row([prediction.path, *[""] * (len(columns) - 2), prediction.error])
             else:
-                best, shares = predicted(prediction.probabilities), prediction.probabilities.tolist()
-                write_row([prediction.path, classes[best], shares[best], *shares, ""])
+                answer = answers(prediction.probabilities)
+                write_row([prediction.path, named[answer.label], answer.confidence, *answer.probabilities, ""])
 
     write_row(columns)
 
     return write
 
 
-def json_rows(file: TextIO, classes: Sequence[str], predicted: Predicted = most_probable) -> Write:
+def json_rows(file: TextIO, classes: Sequence[str], answers: Answers) -> Write:
     """Return a writer of one JSON object per line: path, class, probability, probabilities by class; or path, error."""
+    named = (*classes, NONE)
 
     def write(predictions: Sequence[Prediction]) -> None:
         for prediction in predictions:
@@ -80,9 +119,9 @@ def json_rows(file: TextIO, classes: Sequence[str], predicted: Predicted = most_
             if prediction.probabilities is None:
                 row["error"] = prediction.error
             else:
-                best, shares = predicted(prediction.probabilities), prediction.probabilities.tolist()
-                row |= {"class": classes[best], "probability": shares[best]}
-                row["probabilities"] = dict(zip(classes, shares, strict=True))
+                answer = answers(prediction.probabilities)
+                row |= {"class": named[answer.label], "probability": answer.confidence}
+                row["probabilities"] = dict(zip(classes, answer.probabilities, strict=True))
             file.write(f"{json.dumps(row)}\n")
 
     return write

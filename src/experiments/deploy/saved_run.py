@@ -19,7 +19,17 @@ from experiments.evaluation import decision
 from experiments.evaluation.decision import MOST_PROBABLE, Decision
 from experiments.reuse import like
 from experiments.runs.location import folder_of
-from experiments.runs.run_directory import CONFIG, FACTS, MANIFEST, METRICS, WEIGHTS, RunDirectory, weights_file
+from experiments.runs.predictions import Prediction
+from experiments.runs.run_directory import (
+    CONFIG,
+    FACTS,
+    MANIFEST,
+    METRICS,
+    WEIGHTS,
+    RunDirectory,
+    predictions_file,
+    weights_file,
+)
 from experiments.storage.csv_files import read_rows
 from experiments.system.paths import default_outputs
 from experiments.tracking import queries
@@ -109,6 +119,20 @@ class Trained:
         if place is None or not (place / head).is_file():
             raise ConfigError(f"{self.name}: its weights are gone: there is no {head} in {place or 'its artifacts'}")
         return RunDirectory(place.parent)
+
+    def predictions(self, split: str) -> list[Prediction]:
+        """Return the recorded predictions for the images of a split.
+
+        Raises:
+            ConfigError: the run was not evaluated on them.
+        """
+        name = predictions_file(split)
+        path = self.folder / name if self.folder else None
+        if path is None and self.uri is not None and self.run_id is not None:
+            path = queries.artifact(self.uri, self.run_id, name)
+        if path is None or not path.is_file():
+            raise ConfigError(f"{self.name}: there is no {name}: this run was not evaluated on its {split} images")
+        return RunDirectory(path.parent).predictions(split)
 
     def started_from(self, run_id: str) -> Path:
         """Return the weights file of the run that `model.weights` names: this run's copy, or one fetched from MLflow.

@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 
+from experiments.evaluation import selective
+from experiments.evaluation.calibration import confidences_of
 from experiments.evaluation.evaluate import Report
 from experiments.evaluation.figure_style import (
     BANDS,
@@ -37,6 +39,7 @@ from experiments.training.types import EpochRecord
 
 # Up to this number of classes, the cells of a confusion matrix have room for numbers, and for shares below them.
 MOST_NUMBERED, MOST_WITH_SHARES = 60, 10
+LEAST_COVERAGE = 0.1  # the axis of risks reaches to the highest risk from this coverage on
 
 
 @STYLE
@@ -251,6 +254,39 @@ def calibration(report: Report) -> Figure:
     below.set(ylabel="images", xlabel="confidence (probability of the predicted class)")
     lowest = 1 / len(report.predictions[0].probabilities)  # The most probable class cannot have a lower probability.
     below.set_xlim(left[np.searchsorted(bins.edges, lowest) - 1], 1)
+    return figure
+
+
+@STYLE
+def risk_coverage(report: Report) -> Figure:
+    """Draw the share of mistakes among the most confident images, over the share of images that these are.
+
+    Args:
+        report: of one split.
+
+    Returns:
+        A figure with the curve of the report and that of a perfect ranking, which rejects all mistakes first; the area
+        under the curve is in the title.
+
+    Source: see `selective.risk_coverage`.
+    """
+    curve = selective.risk_coverage(*confidences_of(report.predictions))
+    figure = new_figure(6.5, 4.5)
+    panel = figure.add_subplot()
+    images, wrong = int(curve.answered[-1]), int(curve.wrong[-1])
+    ranks = np.arange(1, images + 1)
+    perfect = np.maximum(0, ranks - (images - wrong)) / ranks
+    panel.plot(ranks / images, perfect, color=QUIET, linestyle=":", linewidth=1.2, label="perfect ranking")
+    panel.plot(curve.coverage, curve.risk, color=TRAIN, label="by confidence", clip_on=False)
+    # The risk of the first few images is noise, which would hide the rest of the curve.
+    shown = float(curve.risk[curve.coverage >= min(LEAST_COVERAGE, curve.coverage[-1])].max())
+    panel.set(xlim=(0, 1), ylim=(0, max(1.15 * shown, 0.01)))
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_formatter(PercentFormatter(xmax=1))
+    panel.set_xlabel("coverage: images that are answered, the most confident first")
+    panel.set_ylabel("risk: mistakes among them")
+    panel.set_title(f"Risk and coverage, {report.split}: {wrong} mistakes in {images} images, AURC {curve.area:.3g}")
+    panel.legend(loc="upper left")
     return figure
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +31,30 @@ def save_figures(
     for split, report in reports.items() if not components.config.sweep.job else ():
         images = dataset.validation if split == "validation" else dataset.test
         assert images is not None
-        drawn |= {
-            f"{split}_confusion": plots.confusion_matrix(report, dataset.classes),
-            f"{split}_roc": plots.roc(report, dataset.classes),
-            f"{split}_mistakes": plots.mistakes(report, functools.partial(rows_of, images)),
-        }
-        if "calibration_error" in report.metrics:
-            drawn[f"{split}_calibration"] = plots.calibration(report)
+        drawn |= report_figures(report, dataset.classes, functools.partial(rows_of, images))
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png", dpi=100)
+
+
+def report_figures(
+    report: Report, classes: Sequence[str], pixels_of: Callable[[list[int]], np.ndarray]
+) -> dict[str, Figure]:
+    """Return the figures of a report, by the names of their files without suffix.
+
+    Args:
+        report: of one split.
+        classes: [C] names in label order.
+        pixels_of: see `plots.mistakes`.
+    """
+    drawn = {
+        "confusion": plots.confusion_matrix(report, classes),
+        "roc": plots.roc(report, classes),
+        "mistakes": plots.mistakes(report, pixels_of),
+        "risk_coverage": plots.risk_coverage(report),
+    }
+    if "calibration_error" in report.metrics:
+        drawn["calibration"] = plots.calibration(report)
+    return {f"{report.split}_{name}": figure for name, figure in drawn.items()}
 
 
 def rows_of(images: ImageSet, rows: list[int]) -> np.ndarray:

@@ -17,15 +17,12 @@ from experiments.data.decoder_settings import DecoderSettings, Resize
 from experiments.data.pixel_cache import open_image
 from experiments.data.resizing import fit, map_back, resize, thumbnail
 from experiments.deploy.saved_run import Trained
-from experiments.errors import ConfigError
 from experiments.evaluation import plots
 from experiments.evaluation.figure_style import literal, short
 from experiments.inspection.inspection import Inspection
 from experiments.models.gradcam import gradcam
 from experiments.regimes.build import build_source
 from experiments.runs.predictions import Prediction
-from experiments.runs.run_directory import RunDirectory, predictions_file
-from experiments.tracking import queries
 
 COLUMNS = 6  # images in a row: three mistakes with their heatmaps
 THUMBNAIL = 240  # pixels of the longer side of an image
@@ -71,13 +68,7 @@ def find(run: Trained, split: str) -> tuple[list[Prediction], int]:
     Raises:
         ConfigError: the run has no predictions for this split.
     """
-    name = predictions_file(split)
-    path = run.folder / name if run.folder else None
-    if path is None and run.uri is not None and run.run_id is not None:
-        path = queries.artifact(run.uri, run.run_id, name)
-    if path is None or not path.is_file():
-        raise ConfigError(f"{run.name}: there is no {name}: this run was not evaluated on its {split} images")
-    rows = RunDirectory(path.parent).predictions(split)
+    rows = run.predictions(split)
     return sorted((row for row in rows if not row.correct), key=lambda mistake: -mistake.confidence), len(rows)
 
 
