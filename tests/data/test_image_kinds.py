@@ -276,11 +276,14 @@ def test_many_scans_of_many_pixels_are_refused() -> None:
 @pytest.mark.parametrize(
     ("content", "name"),
     [
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC image"),
-        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf", "an AVIF image"),
         (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "an MP4 video"),
-        (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 image"),
-        (b"\xff\x4f\xff\x51\0\0", "a JPEG 2000 image"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL image"),
+        (b"GIF89a", "a GIF"),
+        (b"8BPS\0\1", "a Photoshop file"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "a PostScript file"),
+        (b"P7\nWIDTH 2", "a PAM image"),
+        (b"Pf\n2 2\n-1.0\n", "a floating-point image"),
+        (b"\0\0\x01\0\1\0\x20\x20\0\0\1\0\x18\0\x30\0\0\0\x16\0\0\0", "an icon"),
         (b"%PDF-1.7", "a PDF"),
         (b'\xef\xbb\xbf<?xml version="1.0"?>\n<svg xmlns="x"/>', "an SVG drawing"),
         (b"\n<!DOCTYPE html><html>404</html>", "an HTML page"),
@@ -306,6 +309,159 @@ def test_pages_of_a_tiff_are_counted_in_no_time() -> None:
     with pytest.raises(DataError, match="several pages"):
         decoder.decode(bytes(chain))
     assert time.process_time() - began < 1
+
+
+# --- formats beside the usual ones
+
+LARGE = Image.fromarray(
+    np.kron(np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8), np.ones((8, 8, 1), "u1"))
+)
+EXACT = [
+    ("TGA", {}), ("TGA", {"compression": "tga_rle"}), ("TGA", {"orientation": 1}), ("PPM", {}), ("JPEG2000", {}),
+    ("JPEG2000", {"no_jp2": True}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(("format", "options"), [*EXACT, ("AVIF", {"quality": 95, "subsampling": "4:4:4"})])
+def test_further_formats_are_read(format: str, options: dict[str, Any], mode: str) -> None:
+    content, expected = encode(LARGE.convert(mode), format, **options), np.asarray(LARGE.convert(mode).convert("RGB"))
+    with decoder.decoding(content) as (image, facts, _):
+        difference = np.abs(np.asarray(image).astype(int) - expected)
+    assert facts[:2] == (64, 48) and facts.format == format
+    assert difference.max() == 0 if format != "AVIF" else difference.mean() < 4
+    for part in (len(content) // 2, len(content) - 100):
+        with pytest.raises(DataError, match="replace it by a whole copy or remove it"):
+            decoder.decode(content[:part])
+
+
+@pytest.mark.parametrize(("mode", "format"), [("1", "PPM"), ("P", "TGA"), ("RGBA", "TGA"), ("RGBA", "JPEG2000")])
+def test_modes_of_further_formats(mode: str, format: str) -> None:
+    source = LARGE.convert(mode)
+    if mode == "RGBA":
+        source.putalpha(128)
+    expected = (
+        source.convert("RGB") if mode != "RGBA" else Image.alpha_composite(Image.new("RGBA", (64, 48), "white"), source)
+    )
+    found = np.asarray(decoder.decode(encode(source, format))).astype(int)
+    np.testing.assert_allclose(found, np.asarray(expected.convert("RGB")), atol=1)
+
+
+def test_alpha_of_a_tga_that_is_0_everywhere_is_none() -> None:
+    content = encode(Image.new("RGBA", (4, 4), (*RED, 0)), "TGA")
+    assert color(content) == RED and warnings(content)[0].startswith("has an alpha channel that is 0 everywhere")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_an_avif_is_applied_once(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = decoder.decode(encode(LARGE, "AVIF", exif=exif.tobytes(), quality=95, subsampling="4:4:4"))
+    as_jpeg = decoder.decode(encode(LARGE, "JPEG", exif=exif, quality=95, subsampling=0))
+    assert found.size == as_jpeg.size
+    assert np.abs(np.asarray(found).astype(int) - np.asarray(as_jpeg)).mean() < 6
+
+
+@pytest.mark.parametrize(
+    ("header", "samples", "expected"),
+    [
+        (b"P5\n# a comment\n3 1\n4095\n", ">u2", [0, 128, 255]),
+        (b"P5 3 1 65535 ", ">u2", [0, 8, 16]),
+        (b"P5 3 1 255 ", "u1", [0, 0, 255]),
+    ],
+)
+def test_a_pgm_names_its_white_itself(header: bytes, samples: str, expected: list[int]) -> None:
+    content = header + np.array([0, 2048, 4095]).astype(samples).tobytes()
+    assert first(content) == expected
+    if samples != "u1":
+        assert first(content, (0, 8190)) == [0, 64, 128], "data.gray_range is about the values as they are stored"
+
+
+def test_ppm_as_text_and_with_an_unusual_largest_value() -> None:
+    assert color(b"P3\n1 1 # red\n255\n200 40 30\n") == RED
+    assert first(b"P2 3 1 4095\n0 2048 4095\n") == [0, 128, 255]
+    assert first(b"P1 3 1\n0 1 0\n") == [255, 0, 255]
+    assert color(b"P6 1 1 65535 " + (np.array(RED, ">u2") * 257).tobytes()) == RED
+    assert first(b"P5 3 1 3 \0\1\3") == [0, 85, 255]
+    with pytest.raises(DataError, match="written as text, or with an unusual largest value, of more than"):
+        decoder.decode(b"P2 9999 999 255\n" + b"1 " * 2**21)
+
+
+def test_what_a_jpeg_2000_leaves_open_is_an_error() -> None:
+    sixteen = encode(Image.fromarray(np.full((4, 4), 40000, "uint16")), "JPEG2000")
+    assert color(sixteen) == (156, 156, 156)
+    with pytest.raises(DataError, match="data.gray_range"):
+        decoder.decode(encode(Image.fromarray(np.full((4, 4), 4000, "uint16")), "JPEG2000"))
+    start = sixteen.index(b"\xff\x4f\xff\x51")
+    for depth, problem in ((11, "holds 12-bit grays"), (0x8F, "holds signed values")):
+        with pytest.raises(DataError, match=problem):
+            decoder.decode(sixteen[: start + 42] + bytes([depth]) + sixteen[start + 43 :])
+    bands = encode(LARGE.convert("RGBA"), "JPEG2000")
+    with pytest.raises(DataError, match="a band that may be alpha or not"):
+        decoder.decode(bands.replace(b"cdef", b"xxxx"))
+    with pytest.raises(DataError, match="has two sizes"):
+        decoder.decode(sixteen[: start + 8] + struct.pack(">II", 8, 8) + sixteen[start + 16 :])
+    for beginning in (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51\0\0"):
+        with pytest.raises(DataError, match="is cut short"):
+            decoder.decode(beginning)
+
+
+def test_animations_are_refused_in_every_format() -> None:
+    frames: dict[str, Any] = {"save_all": True, "append_images": [LARGE.rotate(180)]}
+    with pytest.raises(DataError, match="animated or has several pages"):
+        decoder.decode(encode(LARGE, "AVIF", **frames))
+
+
+def test_sizes_of_further_formats_are_known_before_they_are_decoded() -> None:
+    for content in (
+        b"P6 60000 60000 255 " + bytes(9),
+        b"\0\0\2" + bytes(9) + struct.pack("<HHBB", 60000, 60000, 24, 0) + bytes(9),
+    ):
+        with pytest.raises(DataError, match="is too large"):
+            decoder.decode(content)
+
+
+def test_what_may_look_like_a_tga_is_none() -> None:
+    for content in (bytes(99), b"\0\0\2\0\1\0\x20\x20" + bytes(99), b"\0\1\1" + bytes(99), b"hello " * 9):
+        with pytest.raises(DataError, match="is no JPEG, PNG, TIFF or other image"):
+            decoder.decode(content)
+
+
+# --- HEIC
+
+
+def heic(**options: Any) -> bytes:
+    from pillow_heif import from_pillow
+
+    file = io.BytesIO()
+    from_pillow(LARGE).save(file, quality=95, chroma=444, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_heic_is_read_and_turned_once(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = decoder.decode(heic(exif=exif.tobytes()))
+    as_jpeg = decoder.decode(encode(LARGE, "JPEG", exif=exif, quality=95, subsampling=0))
+    assert found.size == as_jpeg.size
+    assert np.abs(np.asarray(found).astype(int) - np.asarray(as_jpeg)).mean() < 6
+
+
+def test_a_heic_that_is_cut_short_is_an_error() -> None:
+    content = heic()
+    for part in (len(content) // 2, len(content) - 50):
+        with pytest.raises(DataError, match="cannot be decoded"):
+            decoder.decode(content[:part])
+
+
+def test_without_its_package_heic_is_an_error_that_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = heic()
+    monkeypatch.setitem(sys.modules, "pillow_heif.as_plugin", None)
+    with pytest.raises(
+        DataError, match=r"is a HEIC image.*pip install 'experiments\[heif\]'.*convert it to PNG or JPEG"
+    ):
+        decoder.decode(content)
 
 
 # --- memory

@@ -161,6 +161,7 @@ def test_its_code_needs_nothing_else_of_this_package(folder: Path) -> None:
         f"{model_logging.CODE}.data.colors",
         f"{model_logging.CODE}.data.decoder_settings",
         f"{model_logging.CODE}.data.file_formats",
+        f"{model_logging.CODE}.data.plugins",
         f"{model_logging.CODE}.data.resizing",
         f"{model_logging.CODE}.errors",
     }

@@ -70,7 +70,7 @@ def _on_white(source: Image.Image, file: ImageFile) -> Image.Image:
     result = _in_strips(source, convert)
     if opaque:
         return result
-    if file.format == "BMP":  # other readers of BMP ignore such an alpha channel, too
+    if file.format in ("BMP", "TGA"):  # other readers of these ignore such an alpha channel, too
         file.warnings.append("has an alpha channel that is 0 everywhere: it is not used")
         return _in_strips(source, lambda strip: strip.convert("RGB"))
     raise DataError(_TRANSPARENT)
@@ -124,6 +124,8 @@ def _known_range(source: Image.Image, file: ImageFile) -> GrayRange:
     from one image to the next. Nor are values beside the pixels: PNG's sBIT describes values that are scaled already,
     and TIFF's MaxSampleValue is by its specification not meant for display.
     """
+    if file.white is not None:
+        return 0, file.white
     if file.bits == 12:
         return 0, 4095
     extremes = [(values.min(), values.max()) for values in (np.asarray(strip) for _, strip in _strips(source))]

@@ -9,7 +9,7 @@ import io
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,33 +17,21 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from experiments.data.colors import is_blank, to_rgb
 from experiments.data.decoder_settings import DEFAULTS, MAX_PIXELS, DecoderSettings
 from experiments.data.file_formats import CONVERT, REPLACE, SEVERAL, ImageFile, cut_short, parse, read_orientation
+from experiments.data.plugins import FORMATS
 from experiments.data.resizing import resize
 from experiments.errors import DataError
 
 # Part of every cache key: increase it whenever the same bytes would give other pixels or another validation result.
 VERSION = 2
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # lower case; matched case-insensitively
 MAX_BYTES = 2**29  # largest size of a file
 MEMORY = 2**31  # bytes that images may take while they are decoded, in all threads together
 
-_PLUGINS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
-    "JPEG": JpegImageFile,
-    "PNG": PngImageFile,
-    "BMP": BmpImageFile,
-    "WEBP": WebPImageFile,
-    "TIFF": TiffImageFile,
-}
-# The most memory that Pillow and this module use for a pixel: the decoded image, its RGB, and the libraries' buffers
-# (all coefficients of a progressive JPEG, two canvases of a WebP, a strip of a TIFF).
-_BYTES_PER_PIXEL = {"JPEG": 16, "PNG": 12, "BMP": 12, "WEBP": 20, "TIFF": 16}
 _MOST_SCANS = 30  # of a JPEG of the largest size; smaller ones may have more. Encoders write about ten
 _MOST_SEARCHED = 3 * MAX_PIXELS  # pixels that are decoded twice to find where a JPEG without an end marker ends
 _MOST_STRIPS = 500_000  # of a TIFF
@@ -82,7 +70,7 @@ class Facts(NamedTuple):
     width: int  # pixels as stored, before orientation
     height: int
     mode: str  # Pillow's: RGB, L, CMYK, ...
-    format: str  # JPEG, PNG, BMP, WEBP or TIFF
+    format: str  # a key of FORMATS
 
 
 class DecodedImage(NamedTuple):
@@ -103,10 +91,10 @@ def decode(content: bytes, settings: DecoderSettings = DEFAULTS) -> Image.Image:
     16-bit grays are scaled to 8 bits. Color profiles are not applied.
 
     Args:
-        content: The bytes of a JPEG, PNG, BMP, WEBP or TIFF file, recognized by content, whatever its name.
+        content: The bytes of a file of one of FORMATS, recognized by content, whatever its name.
         settings: `gray_range` has the values of 16- and 32-bit grays that become black and white. None: 16-bit grays
             use the whole range of their type, if the image has a value of 2**14 or more; other such images are refused,
-            except those of 12 bits by their header.
+            except those whose header names the range (12-bit TIFF, PGM).
 
     Returns:
         The image, mode RGB, in its own size.
@@ -133,9 +121,9 @@ def decoding(content: bytes, settings: DecoderSettings = DEFAULTS) -> Iterator[D
         if len(content) > MAX_BYTES:
             raise DataError(too_many_bytes(len(content)))
         file = parse(content)
-        source = _PLUGINS[file.format](io.BytesIO(file.content))
+        source = FORMATS[file.format].open(io.BytesIO(file.content))
         _check_header(source, file, settings.max_pixels)
-        cost = source.width * source.height * _BYTES_PER_PIXEL[file.format]
+        cost = source.width * source.height * FORMATS[file.format].bytes_per_pixel
     with _memory(cost):
         with _translated(), _collected() as more:
             facts = Facts(*_stored_size(source), source.mode, file.format)
@@ -274,11 +262,14 @@ def _check_header(image: Image.Image, file: ImageFile, max_pixels: int) -> None:
         raise DataError(f"has {file.scans} scans, which would take minutes; {CONVERT}")
     if isinstance(image, TiffImageFile):
         _check_tiff(image, file, max_pixels)
-    elif isinstance(image, WebPImageFile):
-        if image.n_frames > 1:
+    elif file.format in ("WEBP", "AVIF", "HEIC"):
+        if getattr(image, "n_frames", 1) > 1:
             raise DataError(SEVERAL)
-        exif, xmp = (image.info.get(kind, b"") for kind in ("exif", "xmp"))
-        file.orientation = read_orientation(exif, xmp, file.warnings)
+        # The EXIF of AVIF and HEIC as their plugins return it has what is left to do of the container's orientation.
+        xmp = image.info.get("xmp", b"") if file.format == "WEBP" else b""
+        file.orientation = read_orientation(image.info.get("exif") or b"", xmp, file.warnings)
+    elif file.size not in (None, image.size):
+        raise DataError(f"has two sizes: {image.size} in its header and {file.size} in its image data; {REPLACE}")
     elif isinstance(image, BmpImageFile) and image.info["compression"] in (1, 2) and len(file.content) > _RLE_BYTES:
         raise DataError(f"is a run-length encoded BMP of more than {_RLE_BYTES:,} bytes; {CONVERT}")
 

@@ -18,32 +18,43 @@ REPLACE = "replace it by a whole copy or remove it"
 CONVERT = "convert it to PNG or JPEG, or remove it"
 SEVERAL = "is animated or has several pages; save one of them as PNG or JPEG, or remove it"
 
+SLOW_BYTES = 2**22  # of a kind of PPM that Pillow decodes in Python
 MAX_PARTS = 50_000  # segments of a JPEG or chunks of a PNG; each takes time, whatever its size
 
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"BM", "BMP"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"), (b"\xff\x4f\xff\x51", "JPEG2000"),
     (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"II+\0", "TIFF"), (b"MM\0+", "TIFF"),
 )  # fmt: skip
 _OTHERS = (
     (b"GIF8", "a GIF"),
-    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"), (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
     (b"\0\0\0\x0cJXL ", "a JPEG XL image"), (b"\xff\x0a", "a JPEG XL image"),
     (b"8BPS", "a Photoshop file"),
     (b"%PDF", "a PDF"), (b"%!PS", "a PostScript file"),
     (b"PK\3\4", "a ZIP archive"), (b"\x1f\x8b", "a gzip archive"),
     (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
     (b"\0\0\1\0", "an icon (ICO)"),
+    (b"P7\n", "a PAM image"), (b"PF\n", "a floating-point image (PFM)"), (b"Pf\n", "a floating-point image (PFM)"),
     (b"version https://git-lfs", "a Git LFS pointer, not the image itself (git lfs pull fetches it)"),
 )  # fmt: skip
 _BRANDS = {
-    b"avif": "an AVIF image", b"avis": "an AVIF image",
-    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "a HEIC image"),
+    b"avif": "AVIF", b"avis": "AVIF",
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),
     b"crx ": "a raw photograph (CR3)",
     b"qt  ": "a QuickTime video",
 }  # fmt: skip
 
+_PPM_SPACE = rb"(?:[ \t\r\n\v\f]|#[^\r\n]*[\r\n])+"
+_PPM_HEADER = re.compile(
+    rb"P(?:([14])"
+    + 2 * (_PPM_SPACE + rb"\d+")
+    + rb"|([2356])"
+    + 2 * (_PPM_SPACE + rb"\d+")
+    + _PPM_SPACE
+    + rb"(\d{1,5}))\s"
+)
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # not stuffed bytes, fill bytes, restart markers
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation(?:=["']|>)([1-8])""")
 _BETWEEN_SCANS = (0xC4, *range(0xDA, 0xF0), 0xFE)  # tables, application segments, a comment, the next scan
@@ -58,11 +69,13 @@ _TRAILER = re.compile(
 class ImageFile:
     """An image file, parsed as far as is possible without decoding."""
 
-    format: str  # JPEG, PNG, BMP, WEBP or TIFF
+    format: str  # a key of `plugins.FORMATS`
     content: bytes  # the bytes that Pillow decodes
     bits: int = 8  # per sample, where known
     orientation: int = 1  # EXIF's, 1 to 8; always 1 for a TIFF, whose orientation Pillow applies
     white_is_zero: bool = False  # only in a TIFF
+    white: int | None = None  # the gray that is white, where the file names one: in a PGM of more than 8 bits
+    size: tuple[int, int] | None = None  # of a JPEG 2000: width and height of its image data
     scans: int = 1  # of a JPEG: passes over its pixels
     # In a JPEG without an end marker: where the pixels may end and other data begin, earliest and latest position.
     ends: list[tuple[int, int]] = field(default_factory=list)
@@ -83,6 +96,10 @@ def parse(content: bytes) -> ImageFile:
         return _jpeg(content)
     if format == "PNG":
         return _png(content)
+    if format == "PPM":
+        return _ppm(content)
+    if format == "JPEG2000":
+        return _jpeg2000(content)
     return ImageFile(format, content)
 
 
@@ -92,23 +109,24 @@ def _format(content: bytes) -> str:
             return format
     if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
         return "WEBP"
+    if _PPM_HEADER.match(content):
+        return "PPM"
+    if (brand := _brand(content)) in ("AVIF", "HEIC"):
+        return brand
     if other := _other_format(content):
         no_image = other.startswith(("an HTML", "an XML", "a Git", "a ZIP", "a gzip"))
         raise DataError(f"is {other}; {REPLACE if no_image else CONVERT}")
-    raise DataError(f"is no JPEG, PNG, BMP, WEBP or TIFF image, or its header is damaged; {REPLACE}")
+    if _is_tga(content):
+        return "TGA"
+    raise DataError(f"is no JPEG, PNG, TIFF or other image that is read here, or its header is damaged; {REPLACE}")
 
 
 def _other_format(content: bytes) -> str | None:
     for signature, name in _OTHERS:
         if content.startswith(signature):
             return name
-    if content[4:8] == b"ftyp":
-        brands = content[8 : min(128, int.from_bytes(content[:4], "big"))]
-        # The major brand comes first; the second field is its version, which equals no brand.
-        names = [_BRANDS.get(brands[at : at + 4]) for at in range(0, len(brands), 4)]
-        images = [name for name in names if name]
-        # The first brand of an AVIF may be mif1, which HEIC uses as well.
-        return next((name for name in images if "AVIF" in name), images[0] if images else "an MP4 video")
+    if brand := _brand(content):
+        return brand
     if content[128:132] == b"DICM":
         return "a DICOM file"
     start = content[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
@@ -119,6 +137,31 @@ def _other_format(content: bytes) -> str | None:
             return "an HTML page (a download that failed?)"
         return "an XML file"
     return None
+
+
+def _brand(content: bytes) -> str | None:
+    """Return the format of a file of ISO's base media format; None for any other file."""
+    if content[4:8] != b"ftyp":
+        return None
+    brands = content[8 : min(128, int.from_bytes(content[:4], "big"))]
+    # The major brand comes first; the second field is its version, which equals no brand.
+    names = [_BRANDS.get(brands[at : at + 4]) for at in range(0, len(brands), 4)]
+    images = [name for name in names if name]
+    # The first brand of an AVIF may be mif1, which HEIC uses as well.
+    return "AVIF" if "AVIF" in images else images[0] if images else "an MP4 video"
+
+
+def _is_tga(content: bytes) -> bool:
+    """Return whether a header without a signature is that of a TGA; the check is strict, as nothing else tells."""
+    if len(content) <= 18:
+        return False
+    colors, kind, depth, flags = content[1], content[2], content[16], content[17]
+    depths = {1: (8,), 2: (16, 24, 32), 3: (8, 16)}.get(kind & 7, ())
+    mapped = kind & 7 == 1
+    return (
+        kind in (1, 2, 3, 9, 10, 11) and depth in depths and flags < 0x40 and colors == mapped
+        and (mapped or content[3:8] == bytes(5)) and content[12:14] != b"\0\0" != content[14:16]
+    )  # fmt: skip
 
 
 def read_orientation(exif: bytes, xmp: bytes, warnings: list[str]) -> int:
@@ -267,3 +310,49 @@ def _png(content: bytes) -> ImageFile:
     file.content = b"".join(kept)
     file.orientation = read_orientation(exif, xmp, file.warnings)
     return file
+
+
+# --- PPM, PGM, PBM
+
+
+def _ppm(content: bytes) -> ImageFile:
+    """Parse the header, whose largest value (white) decides how the samples are read."""
+    header = _PPM_HEADER.match(content)
+    assert header
+    file = ImageFile("PPM", content)
+    kind, white = header[1] or header[2], int(header[3] or 255)
+    if white > 255 and kind in b"25":  # of grays the samples are kept, because data.gray_range is about those
+        file.bits, file.white = 16, white
+        file.content = content[: header.start(3)] + b"65535" + content[header.end(3) :]
+    is_slow = kind in b"123" or (white != 255 and file.white is None)
+    if is_slow and len(content) > SLOW_BYTES:
+        raise DataError(
+            f"is a PPM written as text, or with an unusual largest value, of more than {SLOW_BYTES:,} bytes; {CONVERT}"
+        )
+    return file
+
+
+# --- JPEG 2000
+
+
+def _jpeg2000(content: bytes) -> ImageFile:
+    """Parse the size and the bands of the image data."""
+    start = content.find(b"\xff\x4f\xff\x51")
+    try:
+        right, bottom, left, top = struct.unpack_from(">4I", content, start + 8)
+        (count,) = struct.unpack_from(">H", content, start + 40)
+        depths = [depth for depth, _, _ in struct.iter_unpack("3B", content[start + 42 : start + 42 + 3 * count])]
+    except struct.error:
+        depths = []
+    if start < 0 or not depths or len(depths) != count:
+        raise cut_short()
+    bits = max(depth & 0x7F for depth in depths) + 1
+    if any(depth & 0x80 for depth in depths):
+        raise DataError(f"holds signed values; {CONVERT}")
+    if count == 1 and bits > 8 and bits != 16:
+        raise DataError(
+            f"holds {bits}-bit grays, which Pillow does not return as they are stored; save it as 16-bit PNG"
+        )
+    if count in (2, 4) and b"cdef" not in content[:start]:
+        raise DataError("has a band that may be alpha or not (near-infrared, say): cdef is missing; save it as RGB")
+    return ImageFile("JPEG2000", content, bits=bits, size=(right - left, bottom - top))

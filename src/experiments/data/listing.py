@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.data import decoder
 from experiments.data.issues import DataIssue, printable
+from experiments.data.plugins import SUFFIXES
 from experiments.data.types import SPLITS, SkippedImage
 
 LAYOUTS = (
@@ -221,7 +221,7 @@ def _list_class(root: Path, folder: str, issues: list[DataIssue]) -> list[str]:
         elif kind == "special file":
             issues.append(DataIssue(path, "not a regular file; remove it", skippable=True))
         elif not is_image(entry.name):
-            types = " ".join(decoder.SUFFIXES)
+            types = " ".join(SUFFIXES)
             text = f"not of a type read here ({types}); if an image, convert to PNG or JPEG, else move it elsewhere"
             issues.append(DataIssue(path, text, skippable=True))
         else:
@@ -261,4 +261,4 @@ def _is_text(name: str) -> bool:
 
 
 def is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in decoder.SUFFIXES
+    return os.path.splitext(name)[1].lower() in SUFFIXES

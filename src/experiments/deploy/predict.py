@@ -18,6 +18,7 @@ from experiments.data import decoder
 from experiments.data.decoder_settings import DEFAULTS, DecoderSettings
 from experiments.data.issues import printable
 from experiments.data.listing import is_image, is_litter
+from experiments.data.plugins import SUFFIXES
 from experiments.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def list_files(given: Sequence[str]) -> tuple[list[str], int]:
             others += left
             found.update(dict.fromkeys(files))
             if not files and match == path:
-                lacking.append(f"{text}: no image ({' '.join(decoder.SUFFIXES)}) is in this folder or below it")
+                lacking.append(f"{text}: no image ({' '.join(SUFFIXES)}) is in this folder or below it")
         if not matches:
             what = "no file fits this pattern" if glob.has_magic(text) else "no such file or folder"
             lacking.append(f"{text}: {what}")

@@ -20,11 +20,11 @@ NAME = "model"  # runs:/ID/model
 REQUIRED = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
 CODE = "experiments_served"
 SERVED = (
-    "tracking/serving.py", "data/decoder.py", "data/decoder_settings.py", "data/file_formats.py", "data/colors.py",
-    "data/resizing.py", "errors.py",
+    "tracking/serving.py", "data/decoder.py", "data/decoder_settings.py", "data/file_formats.py", "data/plugins.py",
+    "data/colors.py", "data/resizing.py", "errors.py",
 )  # fmt: skip
 INPUT = (
-    "image files (JPEG, PNG, BMP, WEBP, TIFF) as base64 text in the column 'image', or pixels "
+    "image files (JPEG, PNG, TIFF, ...) as base64 text in the column 'image', or pixels "
     "[N, image_size, image_size, 3] in [0, 255]"
 )
 
