@@ -243,7 +243,15 @@ def read_manifest(
     """
     data = config.data
     settings = SplitSettings(
-        data.fractions.model_dump(), data.split_seed, data.fold, data.folds, data.limit.model_dump(), data.on_bad
+        data.fractions.model_dump(),
+        data.split_seed,
+        data.fold,
+        data.folds,
+        data.limit.model_dump(),
+        data.on_bad,
+        data.merged_classes,
+        data.min_per_class,
+        data.group,
     )
     decoder_settings = DecoderSettings.of(data.model_dump())
     return manifest.read(

@@ -69,7 +69,12 @@ def test_no_golden_is_left_over() -> None:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_and_is_accepted(choice: str, config: Read) -> None:
-    needs = {"data=folder": ["data.root=IMAGES"], "tracking=server": ["tracking.uri=http://host:5000"]}
+    needs = {
+        "data=folder": ["data.root=IMAGES"],
+        "data=csv": ["data.labels=LABELS"],
+        "data=filenames": ["data.root=IMAGES", 'data.pattern="(?P<label>[a-z]+).*"'],
+        "tracking=server": ["tracking.uri=http://host:5000"],
+    }
     read = config(*inputs(choice, *needs.get(choice, [])))
     group, name = choice.split("=")
     node = getattr(read, group)

@@ -79,6 +79,9 @@ class Data(Component):
     fold: int | None = Field(ge=0)
     split_seed: int = Field(ge=0)
     on_bad: Literal["error", "skip"]
+    group: str | None = Field(min_length=1)
+    classes: list[str] | dict[str, list[str]] | None
+    min_per_class: int | None = Positive
     gray_range: list[float] | None = Field(min_length=2, max_length=2)
     resize: Literal["squash", "pad", "crop"]
     max_pixels: int = Positive
@@ -88,6 +91,27 @@ class Data(Component):
         if self.gray_range and not self.gray_range[0] < self.gray_range[1]:
             raise ValueError(f"gray_range must be [black, white], black below white. Received: {self.gray_range}")
         return self
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def names_are_text(cls, value: Any) -> Any:
+        """Convert class names to text, because Hydra reads a class called 0 as a number."""
+        if value is None:
+            return None
+        if isinstance(value, list) and value:
+            return [str(name) for name in value]
+        if isinstance(value, Mapping) and value:
+            merged = {str(new): old if isinstance(old, list) else [old] for new, old in value.items()}
+            return {new: [str(name) for name in old] for new, old in merged.items()}
+        allowed = (
+            "a list of classes, [cats,dogs], or new classes with those that they merge, {pets: [cats,dogs]}, or null"
+        )
+        raise ValueError(f"must be {allowed}. Received: {value!r}")
+
+    @property
+    def merged_classes(self) -> dict[str, list[str]] | None:
+        """The new classes in the order of their labels, each with the classes that are merged into it; None for all."""
+        return {name: [name] for name in self.classes} if isinstance(self.classes, list) else self.classes
 
 
 class Augmentation(Component):
@@ -332,6 +356,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "sha256": Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")],
         "bytes": Annotated[int, Field(ge=1)],
         "archive": str | None,
+        "labels": str,
+        "images": str | None,
+        "path_column": str | None,
+        "label_column": str | None,
+        "split_column": str | None,
+        "pattern": str,
     },
     "augmentation": {
         "rotation": Annotated[float, Field(ge=0, le=180)],

@@ -40,10 +40,12 @@ _LITTER = re.compile(
 
 
 class ListedImage(NamedTuple):
+    """An image file, with what is known of it before it is read."""
+
     path: str  # relative to the root, with forward slashes
     class_name: str
     split: str = ""  # one of SPLITS; empty while it is not decided
-    group: str = ""  # images of one group (of one patient, say) stay in one split; empty: in a group of its own
+    group: str = ""  # images of one group (of one patient, say) stay in one split; empty: there are no groups
 
 
 @dataclass(frozen=True)
@@ -262,3 +264,21 @@ def _is_text(name: str) -> bool:
 
 def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def walk(folder: str) -> tuple[list[str], int]:
+    """Return the sorted image files in and below a directory, and the number of other files. Links are followed."""
+    files, others, visited = [], 0, set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in visited:  # visited already: a link leads back here
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not is_litter(name))
+        for name in sorted(name for name in names if not is_litter(name)):
+            if is_image(name):
+                files.append(os.path.join(place, name))
+            else:
+                others += 1
+    return files, others

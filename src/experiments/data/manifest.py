@@ -13,12 +13,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from experiments.data import grouping, splitting
 from experiments.data.decoder_settings import DEFAULTS, DecoderSettings
 from experiments.data.duplicates import without_duplicates
 from experiments.data.issues import DataIssue, report_issues
 from experiments.data.listing import ListedImage, Listing, list_images
 from experiments.data.pixel_buffer import PixelBuffer
-from experiments.data.splitting import draw_fold, draw_splits, rank
+from experiments.data.selection import drop_small_classes, select_classes
+from experiments.data.splitting import rank
 from experiments.data.types import SPLITS, ImageRecord, ImageWarning, Manifest, SkippedImage, SplitSettings
 from experiments.data.validation import ValidationResults, hash_files
 
@@ -60,6 +62,7 @@ def read(
         DataError: If there are issues; one error for all of them.
     """
     listing = source if isinstance(source, Listing) else list_images(Path(os.path.abspath(source)))
+    listing = _select(listing, settings)
     root, issues = listing.root, list(listing.issues)
     hashes = hash_files(root, listing.images, issues)
     if buffer:
@@ -82,6 +85,17 @@ def read(
         found += issues
     skipped = (*listing.skipped, *(SkippedImage(issue.path, issue.text) for issue in issues))
     return Manifest(root, tuple(listing.classes), records, skipped, warnings, decoder_settings, notes)
+
+
+def _select(listing: Listing, settings: SplitSettings) -> Listing:
+    """Return the listing of the classes that are used, with the group of every image."""
+    if settings.classes:
+        listing = select_classes(listing, settings.classes)
+    if settings.min_per_class:
+        listing = drop_small_classes(listing, settings.min_per_class)
+    if settings.group:
+        listing = grouping.assign_groups(listing, settings.group)
+    return listing
 
 
 def _drawn_fractions(listing: Listing, settings: SplitSettings) -> Mapping[str, float]:
@@ -116,13 +130,17 @@ def _split(
     issues: list[DataIssue],
 ) -> list[ListedImage]:
     """Return the images that are used, each in its split and validated."""
+    has_groups = any(image.group for image in images)
+    drawing = grouping if has_groups else splitting
     place = f"{listing.folders.get('train', 'train')}/" if listing.splits else ""
 
     def assign(images: Sequence[ListedImage], issues: list[DataIssue]) -> Sequence[ListedImage]:
         if fractions:
-            images = draw_splits(images, fractions, settings.split_seed, place, issues)
+            images = drawing.draw_splits(images, fractions, settings.split_seed, place, issues)
         if settings.fold is not None:
-            images = draw_fold(images, settings.fold, settings.folds, settings.split_seed, place, issues)
+            images = drawing.draw_fold(images, settings.fold, settings.folds, settings.split_seed, place, issues)
+        if has_groups:
+            issues += grouping.check_splits(images)
         return images
 
     if settings.on_bad == "skip" and (fractions or settings.fold is not None):
@@ -182,7 +200,7 @@ def _records(
     for image in images:
         sha256, size = hashes[image.path]
         width, height, mode, texts = results.valid[sha256]
-        facts = (image.path, size, sha256, width, height, mode, image.class_name, image.split)
+        facts = (image.path, size, sha256, width, height, mode, image.class_name, image.split, image.group)
         records.append(ImageRecord(*facts))
         warnings += [ImageWarning(image.path, text) for text in texts]
     warnings.sort(key=lambda warning: warning.path)
@@ -192,13 +210,18 @@ def _records(
 def fingerprint(manifest: Manifest) -> str:
     """Return the identity of a data set: 64 hex digits, whatever the location of its directory.
 
-    It is the sha256 over the class names and every image's split, path and content.
+    It is the sha256 over the class names and every image's split, path and content; and its group, and its class where
+    that is not the name of its directory.
     """
     whole = hashlib.sha256()
     for name in manifest.classes:
         whole.update(os.fsencode(name) + b"\0")
     for entry in manifest.entries:
         whole.update(b"\0".join((b"", entry.split.encode(), os.fsencode(entry.path), entry.sha256.encode())))
+        if os.path.basename(os.path.dirname(entry.path)) != entry.class_name:
+            whole.update(b"\0class\0" + os.fsencode(entry.class_name))
+        if entry.group:
+            whole.update(b"\0group\0" + os.fsencode(entry.group))
     return whole.hexdigest()
 
 
@@ -206,10 +229,11 @@ def to_rows(manifest: Manifest) -> list[dict[str, str | int]]:
     """Return the manifest as a table: one row per image, in the manifest's order.
 
     Returns:
-        Rows of split, path, class_name, label, bytes, sha256, width, height, mode. Bytes of a name that are not UTF-8
-        are written as backslash escapes, so that the table can be encoded.
+        Rows of split, path, class_name, label, bytes, sha256, width, height, mode, and group where there are groups.
+        Bytes of a name that are not UTF-8 are written as backslash escapes, so that the table can be encoded.
     """
     labels = {name: label for label, name in enumerate(manifest.classes)}
+    has_groups = any(entry.group for entry in manifest.entries)
     return [
         {
             "split": entry.split,
@@ -221,6 +245,7 @@ def to_rows(manifest: Manifest) -> list[dict[str, str | int]]:
             "width": entry.width,
             "height": entry.height,
             "mode": entry.mode,
+            **({"group": _encodable(entry.group)} if has_groups else {}),
         }
         for entry in manifest.entries
     ]

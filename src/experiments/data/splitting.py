@@ -42,7 +42,8 @@ def draw_splits(
         counts = split_counts(len(ranked), fractions)
         if len(ranked) < len(counts):
             number = f"{len(ranked)} image{'s' if len(ranked) > 1 else ''}"
-            text = f"has {number} that can be used, too few to split into {', '.join(counts)}; "
+            text = f"has {number} that can be used, too few to split into {', '.join(counts)} "
+            text += f"(data.min_per_class={len(counts)} drops such classes); "
             issues.append(DataIssue(f"{place}{class_name}", text + _remedy(len(ranked), fractions), skippable=False))
         splits = [split for split, count in counts.items() for _ in range(count)]
         result += [image._replace(split=split) for image, split in zip(ranked, splits, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,6 +30,7 @@ class ImageRecord:
     mode: str  # Pillow's mode of the file: RGB, L, RGBA, CMYK, ...
     class_name: str
     split: str  # one of SPLITS
+    group: str = ""  # images of one group (of one patient, say) are in one split; empty: data.group is not used
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,12 @@ class SplitSettings:
     # "error"; or "skip" to skip files (not directories) with issues, which are recorded in `skipped`: the splits and
     # folds are drawn as if those files did not exist, for which every file is decoded once.
     on_bad: str = "error"
+    # The classes that are used, in the order of their labels, each with the classes that are merged into it; None: all.
+    classes: Mapping[str, Sequence[str]] | None = None
+    min_per_class: int | None = None  # classes with fewer images are dropped
+    # Keeps the images of a group in one split and one fold: a column of the listing, or a regular expression that is
+    # searched in the paths; see `grouping.assign_groups`.
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class Manifest:
     """All images of a data set, validated: hashed, fully decoded once, in one split only."""
 
     root: Path
-    classes: tuple[str, ...]  # sorted; the index of a name is its label
+    classes: tuple[str, ...]  # the index of a name is its label
     entries: tuple[ImageRecord, ...]  # sorted by split (SPLITS order), then path
     skipped: tuple[SkippedImage, ...] = ()
     warnings: tuple[ImageWarning, ...] = ()  # about entries, sorted by path
@@ -117,7 +124,7 @@ class Dataset:
     validation: ImageSet
     test: ImageSet | None
     manifest: Manifest
-    fingerprint: str  # sha256 over the class names and the split, path and file hash of every image
+    fingerprint: str  # see `manifest.fingerprint`
 
     def scored(self, test: bool) -> list[ImageSet]:
         """Return the splits on which a run is evaluated: validation, and test if it exists and `test` is true."""

@@ -17,7 +17,7 @@ import numpy as np
 from experiments.data import decoder
 from experiments.data.decoder_settings import DEFAULTS, DecoderSettings
 from experiments.data.issues import printable
-from experiments.data.listing import is_image, is_litter
+from experiments.data.listing import walk
 from experiments.data.plugins import SUFFIXES
 from experiments.errors import ConfigError, DataError
 
@@ -70,24 +70,6 @@ def list_files(given: Sequence[str]) -> tuple[list[str], int]:
     if lacking:
         raise ConfigError("\n".join(lacking))
     return list(found), others
-
-
-def walk(folder: str) -> tuple[list[str], int]:
-    """Return the sorted image files in and below a directory, and the number of other files. Links are followed."""
-    files, others, visited = [], 0, set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in visited:  # visited already: a link leads back here
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not is_litter(name))
-        for name in sorted(name for name in names if not is_litter(name)):
-            if is_image(name):
-                files.append(os.path.join(place, name))
-            else:
-                others += 1
-    return files, others
 
 
 def predictions(

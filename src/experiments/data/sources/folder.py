@@ -23,19 +23,34 @@ def folder(*, root: str | Path, cache: Path) -> Path:
     Raises:
         ConfigError: If `root` is not an existing folder; the message has similar names.
     """
-    path = Path(os.path.abspath(os.path.expanduser(root)))
-    if str(root) and os.path.isdir(path):  # unlike Path.is_dir, no error for an impossible name
+    return existing("data.root", root, f"a folder laid out as {LAYOUTS}")
+
+
+def existing(key: str, place: str | Path, allowed: str, *, is_file: bool = False) -> Path:
+    """Return the absolute path of an existing folder, or of an existing file.
+
+    Args:
+        key: The key that has it, for the message.
+        place: The path: absolute, relative to the working directory, or beginning with "~".
+        allowed: What the key may name, for the message.
+        is_file: Whether a file is needed instead of a folder.
+
+    Raises:
+        ConfigError: If there is none; the message has similar names.
+    """
+    path = Path(os.path.abspath(os.path.expanduser(place)))
+    if str(place) and (os.path.isfile(path) if is_file else os.path.isdir(path)):  # no error for an impossible name
         return path
-    if not str(root):
+    if not str(place):
         problem = "is empty"
     elif os.path.exists(path):
-        problem = "is not a folder (if it is an archive, unpack it)"
+        problem = "is not a file" if is_file else "is not a folder (if it is an archive, unpack it)"
     else:
-        problem = f"does not exist{_similar(path)}"
-    raise ConfigError(f"data.root {problem}. Allowed: a folder laid out as {LAYOUTS}. Received: {str(root)!r}")
+        problem = f"does not exist{_similar(path, is_file)}"
+    raise ConfigError(f"{key} {problem}. Allowed: {allowed}. Received: {str(place)!r}")
 
 
-def _similar(path: Path) -> str:
+def _similar(path: Path, is_file: bool) -> str:
     """Return a phrase with names similar to the first missing part of a path.
 
     The names are those in the directory that would contain it.
@@ -43,8 +58,9 @@ def _similar(path: Path) -> str:
     missing = path
     while not os.path.isdir(missing.parent):
         missing = missing.parent
+    is_last = missing == path
     try:
-        names = [entry.name for entry in os.scandir(missing.parent) if entry.is_dir()]
+        names = [entry.name for entry in os.scandir(missing.parent) if entry.is_dir() != (is_file and is_last)]
     except OSError:
         return ""
     lowered = {name.lower(): name for name in names}

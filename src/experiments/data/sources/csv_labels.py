@@ -1,0 +1,267 @@
+"""Data source for images whose labels are in a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.config.messages import nearest
+from experiments.data.issues import DataIssue, printable
+from experiments.data.listing import SPLIT_NAMES, ListedImage, Listing, is_image, is_litter
+from experiments.data.plugins import SUFFIXES
+from experiments.data.sources.folder import existing
+from experiments.data.types import SPLITS, SkippedImage
+from experiments.errors import ConfigError
+
+# Names of columns, without case, spaces and punctuation; of several path columns the first in this order is used.
+_PATHS = (
+    "path", "filepath", "filepaths", "imagepath", "file", "filename", "filenames", "imagefile", "imagename", "image",
+    "images", "img", "imageid", "id",
+)  # fmt: skip
+_LABELS = ("label", "labels", "class", "classname", "category", "target")
+_SPLITS = ("split", "subset", "dataset", "partition")
+
+
+class _Row(NamedTuple):
+    line: int  # of the file, from 1
+    cells: Mapping[str, str]  # by column, without spaces around them
+
+
+@dataclass(frozen=True)
+class _Table:
+    file: Path
+    columns: Sequence[str]
+    rows: Sequence[_Row]
+    path: str  # the column of paths
+    label: str  # the column of classes
+    split: str | None  # the column of splits
+
+
+def csv_labels(
+    *,
+    labels: str,
+    images: str | None,
+    path_column: str | None,
+    label_column: str | None,
+    split_column: str | None,
+    cache: Path,
+) -> Listing:
+    """Return the images that a CSV file lists, each with its class. Nothing is copied.
+
+    Args:
+        labels: The CSV file; its first line names the columns. They are separated by commas, semicolons or tabs.
+        images: The folder that the paths in the file are relative to; None for the folder of the file.
+        path_column: The column of paths; None to find it by its name. Paths may lack the suffix of their files.
+        label_column: The column of classes; None to find it by its name.
+        split_column: The column of splits; None for a column called split, if there is one; "" for none.
+        cache: Not used, as nothing is downloaded; every data source receives it.
+
+    Returns:
+        The listing. Its issues are rows without an image, a label or a split, and images with two labels or splits.
+
+    Raises:
+        ConfigError: If the file or a column is missing, or none of the images exists.
+    """
+    file = existing("data.labels", labels, "a CSV file with a column of paths and one of classes", is_file=True)
+    base = existing("data.images", images, "the folder that the paths are relative to") if images else file.parent
+    table = _read(file, path_column, label_column, split_column)
+    issues, found = _locate(table, base)
+    places = [place for _, place in found]
+    root = base
+    if not all(Path(place).is_relative_to(base) for place in places):
+        root = Path(os.path.commonpath([os.path.dirname(place) for place in places]))
+    rows: dict[str, _Row] = {}  # by path
+    unlabelled = _is_test_unlabelled(table)
+    listed: dict[str, ListedImage] = {}
+    skipped: list[SkippedImage] = []
+    for row, place in found:
+        path = os.path.relpath(place, root).replace(os.sep, "/")
+        image = ListedImage(path, row.cells[table.label], _split(table, row))
+        problem = _row_issue(table, row, image)
+        if image.split == "test" and unlabelled:
+            skipped.append(SkippedImage(path, "an image of the test split, which has no labels"))
+        elif problem:
+            issues.append(DataIssue(path, problem, skippable=True, class_name=image.class_name))
+        elif listed.get(path, image) != image:
+            lines = f"lines {rows[path].line} and {row.line} of {file.name}"
+            text = f"has two classes or splits, on {lines}; remove the line that is wrong"
+            issues.append(DataIssue(path, text, skippable=False, class_name=image.class_name))
+        else:
+            listed[path], rows[path] = image, row
+    given = {image.split for image in listed.values()}
+    if table.split and "train" not in given:
+        raise ConfigError(f"data.split_column: no row of column {table.split!r} in {printable(str(file))} is train")
+    classes = sorted({image.class_name for image in listed.values()})
+    if len(classes) < 2:
+        received = ", ".join(map(printable, classes)) or "none"
+        raise ConfigError(
+            f"data.label_column: two or more classes are needed, column {table.label!r} of {file} has {received}"
+        )
+    return Listing(
+        root=root,
+        images=[listed[path] for path in sorted(listed)],
+        classes=classes,
+        splits=[split for split in SPLITS if split in given],
+        notes=_notes(table, places, len(skipped)),
+        issues=issues,
+        skipped=skipped,
+        columns={
+            name: {path: row.cells[name] for path, row in rows.items()} for name in table.columns if name != table.path
+        },
+    )
+
+
+def _read(file: Path, path_column: str | None, label_column: str | None, split_column: str | None) -> _Table:
+    """Read a CSV file and decide which of its columns are meant."""
+    where = printable(str(file))
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            header = lines.readline()
+            lines.seek(0)
+            reader = csv.reader(lines, delimiter=max(",;\t", key=header.count))
+            columns = [name.strip() for name in next(reader, [])]
+            cells = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
+    except UnicodeDecodeError as error:
+        text = f"is not encoded in UTF-8 ({error.reason} at byte {error.start}); save it as CSV UTF-8"
+        raise ConfigError(f"data.labels: {where} {text}") from None
+    except (OSError, csv.Error) as error:
+        raise ConfigError(f"data.labels: {where} cannot be read as CSV: {error}") from None
+    uneven = [line for line, row in cells if len(row) != len(columns)]
+    if uneven:
+        text = f"{len(uneven)} rows have another number of cells than the first line, such as line {uneven[0]}"
+        raise ConfigError(f"data.labels: {where}: {text}; put quotes around texts that hold the separator")
+    repeated = sorted({name for name in columns if columns.count(name) > 1})
+    if repeated:
+        raise ConfigError(f"data.labels: {where}: two columns are called {repeated[0]!r}; rename one")
+    if not cells:
+        raise ConfigError(f"data.labels: {where} has no rows below its first line")
+    path = path_column or _by_name(columns, _PATHS)[:1]
+    label = label_column or _by_name(columns, _LABELS)
+    split = _by_name(columns, _SPLITS)[:1] if split_column is None else split_column
+    rows = [_Row(line, dict(zip(columns, map(str.strip, row), strict=True))) for line, row in cells]
+    if isinstance(label, list) and not label and len(columns) == 2 and isinstance(path, list):
+        label = [name for name in columns if name not in path]  # the other of two columns
+    if isinstance(split, list):
+        # A column that was found by its name and holds something else (numbers of folds, say) gives no splits.
+        split = split[0] if split and all(row.cells[split[0]].lower() in SPLIT_NAMES for row in rows) else ""
+    path = _column("data.path_column", path, columns, where)
+    label = _column("data.label_column", label, columns, where)
+    return _Table(file, columns, rows, path, label, _column("data.split_column", split, columns, where) or None)
+
+
+def _by_name(columns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the columns that have one of the names, in the order of the names."""
+    plain = {re.sub(r"[\W_]", "", column.lower()): column for column in columns}
+    return [plain[name] for name in names if name in plain]
+
+
+def _column(key: str, column: str | list[str], columns: Sequence[str], where: str) -> str:
+    """Return the one column that is meant.
+
+    Raises:
+        ConfigError: If there is none, or several that were found by name.
+    """
+    allowed = f"Columns of {where}: {', '.join(map(repr, columns))}"
+    if isinstance(column, str):
+        if column and column not in columns:
+            close = nearest(column, columns)
+            hint = f" Nearest: {close}" if close else ""
+            raise ConfigError(f"{key}: there is no such column. {allowed}. Received: {column!r}.{hint}")
+        return column
+    if len(column) != 1:
+        what = "no column has a usual name" if not column else f"{' and '.join(map(repr, column))} may be meant"
+        raise ConfigError(f"{key}: {what}; give the one that is: {key}=NAME. {allowed}")
+    return column[0]
+
+
+def _locate(table: _Table, base: Path) -> tuple[list[DataIssue], list[tuple[_Row, str]]]:
+    """Return an issue for every row without an image, and the other rows with the absolute paths of their files.
+
+    Raises:
+        ConfigError: If no image exists.
+    """
+    issues, found = [], []
+    for row in table.rows:
+        text, label = row.cells[table.path], row.cells[table.label]
+        where = f"line {row.line} of {table.file.name}"
+        place = _file(base, text) if text else None
+        if place is None:
+            problem = f"no such file; it is on {where}" if text else f"column {table.path!r} is empty"
+            issues.append(DataIssue(text or where, problem, skippable=True, class_name=label))
+        elif not is_image(place):
+            types = " ".join(SUFFIXES)
+            problem = f"not of a type read here ({types}); it is on {where}"
+            issues.append(DataIssue(text, problem, skippable=True, class_name=label))
+        else:
+            found.append((row, place))
+    if not found:
+        raise ConfigError(
+            f"data.images: none of the {len(table.rows):,} images in column {table.path!r} of "
+            f"{printable(str(table.file))} exists below {printable(str(base))}, such as {printable(issues[0].path)}. "
+            "Give the folder that the paths are relative to: data.images=PATH"
+        )
+    return issues, found
+
+
+def _file(base: Path, text: str) -> str | None:
+    """Return the absolute path of the file that a cell names, and None if there is none.
+
+    A backslash may separate folders, and the suffix of an image may be missing.
+    """
+    for name in dict.fromkeys((text, text.replace("\\", "/"))):
+        path = os.path.normpath(os.path.join(base, name))
+        ending = [suffix for suffix in SUFFIXES if not is_image(name)]
+        for candidate in (path, *(path + suffix for suffix in ending), *(path + suffix.upper() for suffix in ending)):
+            if os.path.isfile(candidate):
+                return candidate
+    return None
+
+
+def _split(table: _Table, row: _Row) -> str:
+    """Return the split of a row, as in SPLITS where it is known, else as written."""
+    text = row.cells[table.split] if table.split else ""
+    return SPLIT_NAMES.get(text.lower(), text)
+
+
+def _is_test_unlabelled(table: _Table) -> bool:
+    labels = [row.cells[table.label] for row in table.rows if _split(table, row) == "test"]
+    return bool(labels) and not any(labels)
+
+
+def _row_issue(table: _Table, row: _Row, image: ListedImage) -> str | None:
+    """Return what is wrong with a row whose image exists, and None if it can be used."""
+    where = f"line {row.line} of {table.file.name}"
+    if not image.class_name:
+        return f"column {table.label!r} is empty on {where}; write the class there, or remove the line"
+    if table.split and image.split not in SPLITS:
+        allowed = ", ".join(SPLIT_NAMES)
+        return f"column {table.split!r} must have a split on {where}. Allowed: {allowed}. Received: {image.split!r}"
+    return None
+
+
+def _notes(table: _Table, places: Sequence[str], unlabelled: int) -> list[str]:
+    """Return sentences on how the file was read."""
+    used = f"paths from column {table.path!r}, classes from {table.label!r}"
+    used += f", splits from {table.split!r}" if table.split else ""
+    notes = [f"{printable(table.file.name)}: {len(table.rows):,} rows, {used}"]
+    if unlabelled:
+        notes.append(f"the {unlabelled:,} images of the test split have no labels and are left aside")
+    listed = defaultdict(set)
+    for place in places:
+        listed[os.path.dirname(place)].add(os.path.basename(place))
+    others = [
+        os.path.join(folder, name)
+        for folder in sorted(listed)
+        for name in sorted(os.listdir(folder))
+        if is_image(name) and not is_litter(name) and name not in listed[folder]
+    ]
+    if others:
+        text = f"{len(others):,} images beside those of {printable(table.file.name)} are not in it and are not used"
+        notes.append(f"{text}, such as {printable(others[0])}")
+    return notes

@@ -1,0 +1,102 @@
+"""Data source for images whose classes are in the names of their files."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from experiments.config.messages import nearest
+from experiments.data.issues import DataIssue
+from experiments.data.listing import SPLIT_NAMES, ListedImage, Listing, walk
+from experiments.data.sources.folder import existing
+from experiments.data.types import SPLITS
+from experiments.errors import ConfigError
+
+_GROUPS = ("label", "split", "group")
+
+
+def filenames(*, root: str | Path, pattern: str, cache: Path) -> Listing:
+    r"""Return the images in and below a folder, each with the class that is in its name. Nothing is copied.
+
+    Args:
+        root: The folder.
+        pattern: A regular expression with a group called label, such as `(?P<label>[a-z]+)\.\d+\.jpg` for `cat.0.jpg`,
+            and where there are such parts, groups called split and group (see `ListedImage`). It must match the whole
+            name of every file; or, if it has a slash, the whole path below the folder.
+        cache: Not used, as nothing is downloaded; every data source receives it.
+
+    Returns:
+        The listing. An image that the pattern does not match is an issue.
+
+    Raises:
+        ConfigError: If the folder does not exist, or the pattern cannot be used or matches no image.
+    """
+    folder = existing("data.root", root, "a folder with images whose classes are in their names")
+    expression = _compile(pattern)
+    files, others = walk(str(folder))
+    paths = [os.path.relpath(file, folder).replace(os.sep, "/") for file in files]
+    images, issues = [], []
+    for path in paths:
+        found = expression.fullmatch(path if "/" in pattern else path.rpartition("/")[2])
+        if not found:
+            text = "data.pattern does not match it; widen the pattern, or move the file elsewhere"
+            issues.append(DataIssue(path, text, skippable=True))
+            continue
+        named = found.groupdict(default="")
+        split = SPLIT_NAMES.get(named.get("split", "").lower())
+        empty = [name for name in ("label", "group") if named.get(name) == ""]
+        if empty:
+            issues.append(DataIssue(path, f"the group {empty[0]} of data.pattern is empty here", skippable=True))
+        elif "split" in named and split is None:
+            text = (
+                f"the group split of data.pattern must be one of {', '.join(SPLIT_NAMES)}. Received: {named['split']!r}"
+            )
+            issues.append(DataIssue(path, text, skippable=True, class_name=named["label"]))
+        else:
+            images.append(ListedImage(path, named["label"], split or "", named.get("group", "")))
+    if not images:
+        such = f"{issues[0].path!r}" if issues else "none, as no image is in this folder or below it"
+        raise ConfigError(
+            f"data.pattern: matches none of the {len(paths)} images of {folder}. Such as: {such}. Received: {pattern!r}"
+        )
+    given = {image.split for image in images}
+    if given != {""} and "train" not in given:
+        raise ConfigError(f"data.pattern: its group split is train for none of the images of {folder}")
+    classes = sorted({image.class_name for image in images})
+    if len(classes) < 2:
+        raise ConfigError(
+            f"data.pattern: two or more classes are needed, its group label finds {classes[0]!r} in all names"
+        )
+    return Listing(
+        root=folder,
+        images=images,
+        classes=classes,
+        splits=[split for split in SPLITS if split in given],
+        notes=[f"{others:,} files of other types are ignored"] if others else [],
+        issues=issues,
+    )
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    r"""Return the expression of `data.pattern`.
+
+    Raises:
+        ConfigError: If it is no regular expression, has no group called label, or groups of other names.
+    """
+    example = r"""Such as: 'data.pattern="(?P<label>[a-z]+)\.\d+\.jpg"' for cat.0.jpg"""
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"data.pattern: is no regular expression: {error}. {example}. Received: {pattern!r}"
+        ) from None
+    names = expression.groupindex
+    for name in sorted(set(names) - set(_GROUPS)):
+        hint = f". Nearest: {close}" if (close := nearest(name, _GROUPS)) else ""
+        raise ConfigError(
+            f"data.pattern: unknown group {name!r}. Allowed: {', '.join(_GROUPS)}{hint}. Received: {pattern!r}"
+        )
+    if "label" not in names:
+        raise ConfigError(f"data.pattern: needs a group called label. {example}. Received: {pattern!r}")
+    return expression

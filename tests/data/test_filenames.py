@@ -1,0 +1,94 @@
+"""Classes in the names of files: the pattern decides, and no image is silently skipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.data import manifest
+from experiments.data.listing import ListedImage
+from experiments.data.sources.filenames import filenames
+from experiments.data.types import SplitSettings
+from experiments.errors import ConfigError, DataError
+
+PATTERN = r"(?P<label>[a-z]+)\.\d+\.jpg"
+
+
+def draw(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seed = list(f"{path.parent.name}/{path.name}".encode())
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in ("cat", "dog"):
+        for number in range(4):
+            draw(tmp_path / "images" / ("sub" if number == 3 else "") / f"{name}.{number}.jpg")
+    return tmp_path / "images"
+
+
+def test_the_label_is_in_the_name_wherever_the_file_is(root: Path, tmp_path: Path) -> None:
+    (root / "readme.txt").touch()
+    listing = filenames(root=root, pattern=PATTERN, cache=tmp_path)
+    assert not listing.issues and listing.notes == ["1 files of other types are ignored"]
+    found = manifest.read(listing, SplitSettings({"train": 0.5, "validation": 0.5}), cache=tmp_path)
+    assert found.root == root and found.classes == ("cat", "dog")
+    assert {(entry.path.rpartition("/")[2].split(".")[0], entry.class_name) for entry in found.entries} == {
+        ("cat", "cat"), ("dog", "dog")
+    }  # fmt: skip
+    assert sum(entry.path.startswith("sub/") for entry in found.entries) == 2 and len(found.entries) == 8
+
+
+def test_split_and_group_may_be_in_the_path(tmp_path: Path) -> None:
+    for split in ("Train", "val"):
+        for name in ("p1_cat", "p2_dog"):
+            draw(tmp_path / split / f"{name}_0.png")
+    pattern = r"(?P<split>\w+)/(?P<group>p\d)_(?P<label>[a-z]+)_\d\.png"
+    listing = filenames(root=tmp_path, pattern=pattern, cache=tmp_path)
+    assert listing.images == [
+        ListedImage(f"{folder}/{group}_{name}_0.png", name, split, group)
+        for folder, split in (("Train", "train"), ("val", "validation"))
+        for group, name in (("p1", "cat"), ("p2", "dog"))
+    ]
+    assert listing.splits == ["train", "validation"]
+    draw(tmp_path / "other" / "p3_cat_0.png")
+    (issue,) = filenames(root=tmp_path, pattern=pattern, cache=tmp_path).issues
+    assert issue.path == "other/p3_cat_0.png" and "Received: 'other'" in issue.text
+
+
+def test_every_image_that_the_pattern_does_not_match_is_listed(root: Path, tmp_path: Path) -> None:
+    for name in ("Cat.9.jpg", "dog.jpg", "dog.1.jpeg"):  # a search would find "at" in the first
+        draw(root / name)
+    listing = filenames(root=root, pattern=PATTERN, cache=tmp_path)
+    settings = SplitSettings({"train": 0.5, "validation": 0.5})
+    with pytest.raises(DataError, match=r"3 issues(?s:.*)Cat\.9\.jpg(?s:.*)dog\.1\.jpeg(?s:.*)dog\.jpg"):
+        manifest.read(listing, settings, cache=tmp_path)
+    skipping = SplitSettings({"train": 0.5, "validation": 0.5}, on_bad="skip")
+    found = manifest.read(listing, skipping, cache=tmp_path)
+    assert sorted(one.path for one in found.skipped) == ["Cat.9.jpg", "dog.1.jpeg", "dog.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (r"(?P<label>[a-z]+\.jpg", "no regular expression: missing )"),
+        (r"([a-z]+)\.\d+\.jpg", "needs a group called label"),
+        (r"(?P<lable>[a-z]+)\.\d+\.jpg", "unknown group 'lable'. Allowed: label, split, group. Nearest: label"),
+        (r"(?P<label>[a-z]+)\.png", "matches none of the 8 images"),
+    ],
+)
+def test_a_pattern_that_cannot_be_used(root: Path, tmp_path: Path, pattern: str, text: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        filenames(root=root, pattern=pattern, cache=tmp_path)
+    assert text in str(raised.value) and str(raised.value).startswith("data.pattern: ")
+
+
+def test_a_folder_without_images(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no image is in this folder"):
+        filenames(root=tmp_path, pattern=PATTERN, cache=tmp_path)
+    with pytest.raises(ConfigError, match="data.root does not exist"):
+        filenames(root=tmp_path / "nowhere", pattern=PATTERN, cache=tmp_path)
