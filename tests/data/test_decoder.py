@@ -225,6 +225,17 @@ def test_the_largest_size_is_a_setting() -> None:
         decoder.decode(content, DecoderSettings(max_pixels=WIDTH * HEIGHT - 1))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("tiles", [{}, {"compression": "tiff_lzw"}])
+def test_images_may_be_larger_than_pillow_s_own_limit(tiles: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for format, options in (("TIFF", tiles), ("PNG", {}), ("BMP", {}), ("JPEG", {})):
+        content = encode(drawn(), format, **options)
+        assert_alike(pixels(content), drawn())
+        with pytest.raises(DataError, match=r"is too large \(64 x 48 pixels, at most 99\)"):
+            decoder.decode(content, DecoderSettings(max_pixels=99))
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_damage_anywhere_is_an_error_or_a_image() -> None:
     random = np.random.default_rng(1)

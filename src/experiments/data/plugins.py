@@ -29,6 +29,15 @@ class Format(NamedTuple):
     suffixes: tuple[str, ...]  # lower case; matched case-insensitively
 
 
+class _TiffFile(TiffImageFile):
+    """A TIFF without Pillow's own limit: `decoder` has compared its tiles with `data.max_pixels`."""
+
+    def load_prepare(self) -> None:
+        if self._im is None:
+            self.im = Image.core.new(self.mode, self._tile_size)  # type: ignore[attr-defined]
+        super().load_prepare()  # checks a size only if it has to allocate
+
+
 def _open_heic(file: io.BytesIO) -> Image.Image:
     try:
         from pillow_heif.as_plugin import HeifImageFile
@@ -44,7 +53,7 @@ FORMATS = {  # by the names that `file_formats.parse` gives
     "PNG": Format(PngImageFile, 12, (".png",)),
     "BMP": Format(BmpImageFile, 12, (".bmp",)),
     "WEBP": Format(WebPImageFile, 20, (".webp",)),
-    "TIFF": Format(TiffImageFile, 16, (".tif", ".tiff")),
+    "TIFF": Format(_TiffFile, 16, (".tif", ".tiff")),
     "PPM": Format(PpmImageFile, 16, (".ppm", ".pgm", ".pbm", ".pnm")),
     "TGA": Format(TgaImageFile, 12, (".tga",)),
     "JPEG2000": Format(Jpeg2KImageFile, 40, (".jp2", ".j2k", ".j2c", ".jpf", ".jpx")),
