@@ -419,7 +419,8 @@ def test_the_command_prints_the_comparison_and_leaves_a_page_without_tensorflow(
     client = MlflowClient(uri)
     assert client.get_run(run_id).info.run_name == page.parent.name
     assert {one.path for one in client.list_artifacts(run_id)} == {
-        "comparison.html", "comparison.md", "comparison.csv", "figures"
+        "comparison.html", "comparison.md", "comparison.csv", "comparison_classes.csv", "comparison_confusion.csv",
+        "figures",
     }  # fmt: skip
 
 

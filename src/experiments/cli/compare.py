@@ -126,6 +126,7 @@ def show(console: Console, comparison: Comparison) -> None:
     metrics = comparison_text.metric_table(comparison, BRIEF)
     if len(metrics[0]) > 1:
         table(console, [[line[0].split(" ")[0], *line[1:]] for line in metrics])
+    show_classes(console, comparison)
     if len(comparison.groups) > 1:
         valued, unread = comparison_text.configuration_tables(comparison)
         if len(comparison.groups) > MOST_COLUMNS:
@@ -138,6 +139,24 @@ def show(console: Console, comparison: Comparison) -> None:
         console.print()
     for sentence in comparison_text.sentences(comparison):
         console.print(sentence)
+
+
+def show_classes(console: Console, comparison: Comparison) -> None:
+    """Print the positive class, and for a few groups the recall of each class and the pairs that are confused."""
+    from experiments.evaluation import comparison_classes
+
+    if sentence := comparison_classes.decision_sentence(comparison):
+        console.print(sentence, highlight=False, markup=False)
+        console.print()
+    if not 1 < len(comparison.groups) <= comparison_classes.BRIEF_GROUPS:
+        return
+    found = comparison_classes.compare_classes(comparison)
+    title = f"recall by class{comparison_classes.shown_of(found, comparison_classes.BRIEF_CLASSES)}"
+    title += "; * significantly different from the first" if len(comparison.groups) > 2 else ", differences in points"
+    table(console, comparison_classes.brief_class_table(comparison, found), title)
+    pairs = comparison_classes.confusion_table(comparison, found, comparison_classes.BRIEF_PAIRS)
+    if len(pairs) > 1:
+        table(console, pairs, "confused images (share of the class), difference of the shares in points")
 
 
 def by_value(differing: Sequence[Sequence[str]]) -> list[list[str]]:

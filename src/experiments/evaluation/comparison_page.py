@@ -11,8 +11,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.errors import DataError
-from experiments.evaluation import comparison_plots, comparison_text, page
+from experiments.evaluation import comparison_classes, comparison_plots, comparison_text, page
 from experiments.evaluation.comparison import Comparison, Disagreement, GroupPrediction, disagreements
+from experiments.evaluation.comparison_classes import ClassComparison, compare_classes
 from experiments.runs.run_directory import FIGURES
 from experiments.storage import atomic_files
 from experiments.system.redaction import visible
@@ -22,7 +23,7 @@ TEMPLATE = "comparison.html.j2"
 
 
 def write(folder: Path, comparison: Comparison, images: int, data: Path | None = None) -> list[Path]:
-    """Write comparison.md, comparison.csv, comparison.html and figures/*.png.
+    """Write comparison.md, .csv and .html, comparison_classes.csv, comparison_confusion.csv and figures/*.png.
 
     Args:
         folder: the directory to write to; it is created if it is missing.
@@ -35,11 +36,13 @@ def write(folder: Path, comparison: Comparison, images: int, data: Path | None =
     """
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     drawn = draw(comparison)
-    unlike = disagreements(comparison)
+    unlike, classes = disagreements(comparison), compare_classes(comparison)
     files = {
-        "comparison.html": html(comparison, unlike, drawn, images, data).encode(),
-        "comparison.md": markdown(comparison, unlike, list(drawn), images).encode(),
+        "comparison.html": html(comparison, classes, unlike, drawn, images, data).encode(),
+        "comparison.md": markdown(comparison, classes, unlike, list(drawn), images).encode(),
         "comparison.csv": comparison_text.csv_text(comparison).encode(),
+        "comparison_classes.csv": comparison_classes.classes_csv(comparison, classes).encode(),
+        "comparison_confusion.csv": comparison_classes.confusion_csv(comparison, classes).encode(),
         **{f"{FIGURES}/{name}.png": page.save_figure(figure, "png") for name, figure in drawn.items()},
     }
     for name, content in files.items():
@@ -69,7 +72,9 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
 # --- Markdown
 
 
-def markdown(comparison: Comparison, unlike: Sequence[Disagreement], drawn: Sequence[str], most: int) -> str:
+def markdown(
+    comparison: Comparison, classes: ClassComparison, unlike: Sequence[Disagreement], drawn: Sequence[str], most: int
+) -> str:
     """Return the comparison as Markdown, which refers to the figures in `figures/`."""
     parts = [f"# {title(comparison)}", *(f"* {markdown_text(line)}" for line in comparison_text.sentences(comparison))]
     metrics = comparison_text.metric_table(comparison)
@@ -77,8 +82,11 @@ def markdown(comparison: Comparison, unlike: Sequence[Disagreement], drawn: Sequ
         markdown_table(comparison_text.score_table(comparison)),
         *([markdown_table(metrics)] if len(metrics[0]) > 1 else []),
     ]
+    parts += [markdown_text(line) for line in [comparison_classes.decision_sentence(comparison)] if line]
     if len(comparison.groups) > 1:
         parts += ["## Behind the differences", markdown_table(comparison_text.paired_table(comparison))]
+    for heading_text, table in class_tables(comparison, classes):
+        parts += [f"## {heading_text}", markdown_table(table)]
     parts += ["## What differs in configuration", *_differing(comparison)]
     parts += [f"![{name}]({FIGURES}/{name}.png)" for name in drawn]
     if len(comparison.groups) > 1:
@@ -88,6 +96,18 @@ def markdown(comparison: Comparison, unlike: Sequence[Disagreement], drawn: Sequ
     runs = [[run.name, run.run_id] for run in comparison.runs]
     parts += ["## Runs", markdown_table([["name", "MLflow run"], *runs]), "## How it is computed", *METHODS]
     return "\n\n".join(parts) + "\n"
+
+
+def class_tables(comparison: Comparison, classes: ClassComparison) -> list[tuple[str, list[list[str]]]]:
+    """Return the tables about classes, each with its heading; that of confused pairs only if there are any."""
+    shown = comparison_classes.shown_of(classes, comparison_classes.MOST_CLASSES)
+    pairs = comparison_classes.confusion_table(comparison, classes)
+    tables = [(f"By class{shown}", comparison_classes.class_table(comparison, classes))]
+    if len(pairs) > 1:
+        more = len(classes.pairs()) - len(pairs) + 1
+        shown = f": {len(pairs) - 1} of {len(classes.pairs())} pairs" if more else ""
+        tables.append((f"Classes that are confused{shown}", pairs))
+    return tables
 
 
 def title(comparison: Comparison) -> str:
@@ -147,6 +167,9 @@ METHODS = (
     "Brier score have an interval over images and seeds, as two crossed random effects (Gallas 2006), each variance "
     "with the t-quantile of its own degrees of freedom (Banerjee 1960); the other metrics have Student's over the "
     "seeds or folds, for these images. A single run's ROC area has a bootstrap's.",
+    "Of each class, the difference in recall is the difference in accuracy on its images, with the interval and the "
+    "test that follow. With C classes there are C comparisons, each at the 5 % level. Precision, F1 and the numbers of "
+    "confused images are those of all seeds together, without an interval.",
     "Differences are taken image by image. Single runs are compared as trained models: McNemar's test (1947) and "
     "its dual, Tango's score interval (1998); on different images Newcombe's interval (1998, method 10) and its dual "
     "p-value. Training noise is in neither, so they say nothing about the settings.",
@@ -163,8 +186,9 @@ METHODS = (
 
 
 def html(
-    comparison: Comparison, unlike: Sequence[Disagreement], drawn: dict[str, Figure], most: int, data: Path | None
-) -> str:
+    comparison: Comparison, classes: ClassComparison, unlike: Sequence[Disagreement], drawn: dict[str, Figure],
+    most: int, data: Path | None,
+) -> str:  # fmt: skip
     """Return the self-contained HTML page, with embedded figures and thumbnails and nothing to load."""
     several = len(comparison.groups) > 1
     differing, unread = comparison_text.configuration_tables(comparison)
@@ -176,6 +200,8 @@ def html(
         scores=comparison_text.score_table(comparison),
         pairs=comparison_text.paired_table(comparison) if several else None,
         metrics=comparison_text.metric_table(comparison),
+        decision=comparison_classes.decision_sentence(comparison),
+        class_tables=class_tables(comparison, classes),
         figures={name: page.svg(figure) for name, figure in drawn.items()},
         without_curves=without_curves,
         differing=differing,
