@@ -142,10 +142,10 @@ def test_old_records_without_probabilities_have_the_classes_that_occur() -> None
 
 
 def test_the_positive_class_is_named() -> None:
-    labels = ("cat",) * 3 + ("dog",) * 3
-    pets = {"classes": ("cat", "dog"), "labels": labels}
-    old = evaluated("old", labels, **pets)  # of version 0.1, without tags
-    chosen = evaluated("new", labels, tags={"positive": "dog", "threshold": "0.25"}, **pets)
+    labels, classes = ("cat",) * 3 + ("dog",) * 3, ("cat", "dog")
+    old = evaluated("old", labels, labels=labels, classes=classes)  # of version 0.1, without tags
+    tags = {"positive": "dog", "threshold": "0.25"}
+    chosen = evaluated("new", labels, tags=tags, labels=labels, classes=classes)
     text = "Precision, recall, F1, ROC AUC and average precision are of the positive class: 'dog'"
     assert by_class.decision_sentence(comparison([old])) == f"{text}."
     assert by_class.decision_sentence(comparison([old], [chosen])) == (
