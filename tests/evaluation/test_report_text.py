@@ -49,8 +49,8 @@ def test_a_table_of_the_classes_and_the_pairs() -> None:
     assert lines[0] == "validation, by class [95 % interval]"
     rows = [" ".join(line.split()) for line in lines if line.strip().startswith(("daisy", "rose", "tulip"))]
     assert rows == [
-        "daisy 3 100.0% [34.2, 100] 66.7% [20.8, 93.9] 0.800 [0.344, 0.968]",
-        "rose 1 50.0% [9.5, 90.5] 100.0% [20.7, 100] 0.667 [0.173, 0.950]",
+        "daisy 3 100.0% [34, 100] 66.7% [21, 94] 0.80 [0.34, 0.97]",
+        "rose 1 50.0% [9, 91] 100.0% [21, 100] 0.67 [0.17, 0.95]",
         "tulip 0 – – –",
     ]
     assert lines[-1] == "most confused (true → predicted): daisy → rose 1"

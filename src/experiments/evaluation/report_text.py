@@ -86,13 +86,11 @@ def worst(scores: Sequence[ClassScore]) -> list[ClassScore]:
 
 
 def _share(score: Interval) -> str:
-    if math.isnan(score.value):
-        return "–"
-    return f"{score.value:.1%} [{100 * score.low:.1f}, {100 * score.high:.1f}]".replace(" 100.0]", " 100]")
+    return "–" if math.isnan(score.value) else f"{score.value:.1%} [{100 * score.low:.0f}, {100 * score.high:.0f}]"
 
 
 def _ratio(score: Interval) -> str:
-    return "–" if math.isnan(score.value) else f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+    return "–" if math.isnan(score.value) else f"{score.value:.2f} [{score.low:.2f}, {score.high:.2f}]"
 
 
 def class_metrics(report: Report) -> dict[str, float]:
