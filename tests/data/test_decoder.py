@@ -239,7 +239,7 @@ def test_images_may_be_larger_than_pillow_s_own_limit(tiles: dict[str, Any], mon
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_damage_anywhere_is_an_error_or_a_image() -> None:
     random = np.random.default_rng(1)
-    for format in ("JPEG", "PNG", "WEBP", "TIFF", "BMP"):
+    for format in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "TGA", "PPM", "JPEG2000", "AVIF"):
         content = encode(noise(), format)
         for _ in range(60):
             damaged = bytearray(content)

@@ -12,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pillow_heif import from_pillow
 
 from experiments.cli import composed
 from experiments.data import manifest
-from experiments.data.listing import is_litter
+from experiments.data.issues import DataIssue
+from experiments.data.listing import ListedImage, is_litter
+from experiments.data.splitting import draw_fold, draw_splits
 from experiments.data.types import Manifest, SplitSettings
 from experiments.deploy import predict
 from experiments.errors import DataError
@@ -175,6 +178,35 @@ def test_damaged_training_images_do_not_move_the_others(tmp_path: Path, on_bad: 
     else:
         with pytest.raises(DataError, match="Train/a/x.png: "):
             read(tmp_path / "data", on_bad=on_bad)
+
+
+def test_which_images_are_drawn_never_changes() -> None:
+    """The splits of a folder that was used before stay what they were: they depend on its paths and the seed only."""
+    images = [ListedImage(f"{name}/{number}.png", name) for name in "ab" for number in range(10)]
+    issues: list[DataIssue] = []
+    drawn = draw_splits(images, {"train": 0.7, "validation": 0.2, "test": 0.1}, 0, "", issues)
+    assert [image.path for image in drawn if image.split == "validation"] == ["a/?.png"]
+    folds = draw_fold([image._replace(split="train") for image in images], 1, 5, 0, "", issues)
+    assert [image.path for image in folds if image.split == "validation"] == ["a/?.png"]
+    assert not issues
+
+
+def test_images_of_every_suffix_are_read(tmp_path: Path) -> None:
+    names = ("x.jfif", "x.JPE", "x.ppm", "x.pgm", "x.pbm", "x.tga", "x.avif", "x.jp2", "x.j2k", "x.HEIC")
+    formats = {".jfif": "JPEG", ".jpe": "JPEG", ".tga": "TGA", ".avif": "AVIF", ".jp2": "JPEG2000", ".j2k": "JPEG2000"}
+    for class_name in "ab":
+        draw(tmp_path / "data", class_name, 4)
+        for name in names:
+            suffix = Path(name).suffix.lower()
+            mode = {".pgm": "L", ".pbm": "1"}.get(suffix, "RGB")
+            seed = list(os.fsencode(class_name + name))
+            image = Image.fromarray(np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)).convert(mode)
+            if suffix == ".heic":
+                from_pillow(image).save(tmp_path / "data" / class_name / name)
+            else:
+                image.save(tmp_path / "data" / class_name / name, formats.get(suffix, "PPM"))
+    found = read(tmp_path / "data")
+    assert {Path(entry.path).name for entry in found.entries} >= set(names) and len(found.entries) == 2 * (4 + len(names))
 
 
 # --- what systems leave behind
