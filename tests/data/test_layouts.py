@@ -117,6 +117,17 @@ def test_validation_images_are_drawn_from_train_seeded_and_the_test_images_stay(
     assert all(found.of("test") == half.of("test") for found in folds)
 
 
+def test_groups_stay_together_where_validation_images_are_drawn_from_train(tmp_path: Path) -> None:
+    for class_name in "ab":
+        draw(tmp_path / "data", f"train/{class_name}", 24)
+        draw(tmp_path / "data", f"test/{class_name}", 2)
+    group = r"(\w+/[ab]/[0-9])[0-9]*\.png"  # 1.png, 10.png, ..., 19.png are of one patient
+    for found in (read(tmp_path / "data", group=group), read(tmp_path / "data", group=group, fold=1, folds=3)):
+        patients = {split: {entry.group for entry in found.of(split)} for split in ("train", "validation")}
+        assert patients["train"] and patients["validation"] and not patients["train"] & patients["validation"]
+        assert len(found.of("test")) == 4
+
+
 def test_train_alone_gives_test_images_too_where_a_fraction_asks_for_them(tmp_path: Path) -> None:
     for class_name in "ab":
         draw(tmp_path / "data", f"train/{class_name}", 10)
@@ -185,9 +196,19 @@ def test_which_images_are_drawn_never_changes() -> None:
     images = [ListedImage(f"{name}/{number}.png", name) for name in "ab" for number in range(10)]
     issues: list[DataIssue] = []
     drawn = draw_splits(images, {"train": 0.7, "validation": 0.2, "test": 0.1}, 0, "", issues)
-    assert [image.path for image in drawn if image.split == "validation"] == ["a/?.png"]
+    assert [image.path for image in drawn if image.split == "validation"] == [
+        "a/3.png",
+        "a/7.png",
+        "b/9.png",
+        "b/5.png",
+    ]
     folds = draw_fold([image._replace(split="train") for image in images], 1, 5, 0, "", issues)
-    assert [image.path for image in folds if image.split == "validation"] == ["a/?.png"]
+    assert [image.path for image in folds if image.split == "validation"] == [
+        "a/6.png",
+        "a/0.png",
+        "b/4.png",
+        "b/2.png",
+    ]
     assert not issues
 
 
@@ -200,13 +221,17 @@ def test_images_of_every_suffix_are_read(tmp_path: Path) -> None:
             suffix = Path(name).suffix.lower()
             mode = {".pgm": "L", ".pbm": "1"}.get(suffix, "RGB")
             seed = list(os.fsencode(class_name + name))
-            image = Image.fromarray(np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)).convert(mode)
+            image = Image.fromarray(np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)).convert(
+                mode
+            )
             if suffix == ".heic":
                 from_pillow(image).save(tmp_path / "data" / class_name / name)
             else:
                 image.save(tmp_path / "data" / class_name / name, formats.get(suffix, "PPM"))
     found = read(tmp_path / "data")
-    assert {Path(entry.path).name for entry in found.entries} >= set(names) and len(found.entries) == 2 * (4 + len(names))
+    assert {Path(entry.path).name for entry in found.entries} >= set(names) and len(found.entries) == 2 * (
+        4 + len(names)
+    )
 
 
 # --- what systems leave behind
