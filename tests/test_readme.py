@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -61,7 +60,7 @@ EXAMPLES = examples()
 
 
 def test_data_backbone_augmentation_and_regime_have_their_example_of_about_ten_lines() -> None:
-    assert set(EXAMPLES) == {"folder", "labels", "backbone", "layers", "augmentation", "regime"}
+    assert set(EXAMPLES) == {"folder", "csv", "filenames", "groups", "backbone", "layers", "augmentation", "regime"}
     for name, example in EXAMPLES.items():
         lines = [line for text in example.files.values() for line in text.splitlines() if line and line[0] != "#"]
         code = [line for path, text in example.files.items() if path.endswith(".py") for line in text.splitlines()]
@@ -75,18 +74,16 @@ def arguments(name: str, drawn: Path, place: Path) -> list[str]:
     for path, text in example.files.items():
         (place / path).parent.mkdir(parents=True, exist_ok=True)
         (place / path).write_text(text, encoding="utf-8")
-    images = drawn
-    if name == "labels":
-        images = place / "images"
-        images.mkdir()
-        rows = ["file,class"]
-        for image in sorted(drawn.glob("train/*/*.jpg")):
-            shutil.copy(image, images)
-            rows.append(f"{image.name},{image.parent.name}")
+    if name in ("csv", "groups"):
+        rows = ["path,label,patient"]
+        for image in sorted(drawn.glob("*/*/*.jpg")):  # names repeat in train/, validation/ and test/
+            rows.append(
+                f"{image.relative_to(drawn).as_posix()},{image.parent.name},{int(image.stem.split('.')[1]) % 4}"
+            )
         (place / "labels.csv").write_text("\n".join(rows), encoding="utf-8")
     program, module, entry, *given = shlex.split(example.command.replace("\\\n", " "))
     assert (program, module, entry) == ("python", "-m", "experiments.train")
-    given = [one.replace("=PATH", f"={images}") for one in given]
+    given = [one.replace("=PATH", f"={drawn}") for one in given]
     more = [*SMALL, f"hydra.run.dir={place / 'run'}"]
     if name == "regime":  # whose features are to be worth something: our own body, under a head of one layer
         given.remove("model=mobilenet_v2")
@@ -112,9 +109,14 @@ def check(name: str, place: Path) -> None:
     if name == "folder":
         assert {row["path"].split("/")[0] for row in manifest} == {"train", "validation", "test"}
         assert config["model"]["name"] == "mobilenet_v2"
-    elif name == "labels":
-        assert config["data"]["_target_"] == "mydata.labelled"
-        assert {row["path"].split("/")[0] for row in manifest} == classes, "as its function laid them out"
+    elif name in ("csv", "filenames", "groups"):
+        names = {row["path"] for row in manifest if row["path"].split("/")[1] == row["class_name"]}
+        assert len(names) == len(manifest) and {path.split("/")[0] for path in names} == {"train", "validation", "test"}
+        if name == "groups":
+            known, new = (
+                {row["group"] for row in manifest if row["split"] == split} for split in ("train", "validation")
+            )
+            assert known and new and not known & new, "no patient is in both"
     elif name == "backbone":
         assert config["model"]["_target_"] == "keras.applications.DenseNet121"
         assert len(curves.read_text().splitlines()) == 3, "an epoch of the head, one of fine-tuning"

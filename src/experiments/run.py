@@ -301,7 +301,8 @@ def check_origins(origins: Mapping[str, Path], dataset: Dataset) -> None:
                 f"with, such as {known[0]}: its scores would mean nothing. Use a run on the same split (data.fold, "
                 "data.split_seed, data.fractions), or train the weights anew"
             )
-        classes = tuple(sorted({row["class_name"] for row in rows}))
+        names = {int(row["label"]): row["class_name"] for row in rows}
+        classes = tuple(names[label] for label in sorted(names))
         if key == "regime.head_from" and classes != dataset.classes:
             raise ConfigError(
                 f"{key}: that run's head was trained for {', '.join(classes)}. Allowed: a head for "

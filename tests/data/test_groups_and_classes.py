@@ -177,6 +177,8 @@ def test_a_column_gives_the_groups(root: Path) -> None:
     columns = {"patient": {image.path: image.path[2:5] for image in images}}
     listing = Listing(root, images, ["a", "b"], columns=columns)
     found = read(listing, group="patient")
+    assert any("data.group=patient would keep" in note for note in read(listing).notes)
+    assert not any("data.group" in note for note in found.notes)
     assert {entry.group for entry in found.entries} == {f"p{patient:02}" for patient in range(24)}
     columns["patient"]["a/p00_0.png"] = ""
     with pytest.raises(DataError, match="a/p00_0.png: column 'patient' .* is empty"):

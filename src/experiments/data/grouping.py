@@ -19,8 +19,21 @@ from experiments.data.listing import ListedImage, Listing
 from experiments.data.splitting import split_counts
 from experiments.errors import ConfigError
 
+_LIKELY_COLUMNS = r"(patient|subject|person|case|group|camera|video|slide)([ _-]?(id|nr|no|number|name))?"
 _MOST_PARTS = 100  # into which the groups are divided to form the splits
 _TRIES = 100  # assignments of the parts to the splits, until every split has every class
+
+
+def note_on_columns(listing: Listing) -> str | None:
+    """Return the sentence on a column that probably names groups, and None if there is none."""
+    likely = [name for name in listing.columns if re.fullmatch(_LIKELY_COLUMNS, name, re.IGNORECASE)]
+    if not likely:
+        return None
+    values = listing.columns[likely[0]].values()
+    return (
+        f"column {likely[0]!r} has {len(set(values)):,} values: data.group={likely[0]} would keep the images of each "
+        "in one split; without it scores may be far too high"
+    )
 
 
 def assign_groups(listing: Listing, group: str) -> Listing:

@@ -11,6 +11,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.data import grouping, splitting
@@ -95,6 +96,8 @@ def _select(listing: Listing, settings: SplitSettings) -> Listing:
         listing = drop_small_classes(listing, settings.min_per_class)
     if settings.group:
         listing = grouping.assign_groups(listing, settings.group)
+    elif note := grouping.note_on_columns(listing):
+        listing = replace(listing, notes=[*listing.notes, note])
     return listing
 
 

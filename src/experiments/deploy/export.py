@@ -125,7 +125,8 @@ def sample(run: Trained, size: int, count: int) -> tuple[np.ndarray, str]:
     Returns:
         Pixels [N, size, size, 3] float32 in [0, 255], and a description of the images.
     """
-    root, settings = run.plain["data"].get("root"), DecoderSettings.of(run.plain["data"])
+    data = run.plain["data"]
+    root, settings = data.get("root") or data.get("images"), DecoderSettings.of(data)
     found = []
     if isinstance(root, str) and Path(root).is_dir():
         with run.manifest.open(newline="", encoding="utf-8") as file:

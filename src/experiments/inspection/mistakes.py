@@ -21,7 +21,7 @@ from experiments.evaluation import plots
 from experiments.evaluation.figure_style import literal, short
 from experiments.inspection.inspection import Inspection
 from experiments.models.gradcam import gradcam
-from experiments.regimes.build import build_source
+from experiments.regimes.build import data_root
 from experiments.runs.predictions import Prediction
 
 COLUMNS = 6  # images in a row: three mistakes with their heatmaps
@@ -46,9 +46,10 @@ def inspect(run: Trained, *, split: str, count: int, data: Path | None) -> Inspe
         run: the finished run.
         split: "validation" or "test".
         count: how many mistakes to show at most.
-        data: where the images are now; None for `data.root`.
+        data: where the images are now; None for `data.root`, or `data.images` of data=csv.
     """
-    config = run.changed([f"data.root={quoted(str(data.resolve()))}"]) if data else run.config
+    key = "data.images" if "labels" in run.plain["data"] else "data.root"
+    config = run.changed([f"{key}={quoted(str(data.resolve()))}"]) if data else run.config
     wrong, images = find(run, split)
     lines = [f"{run.name}: {len(wrong)} mistakes in {images} {split} images"]
     name, facts = f"{split}_gradcam", {"count": str(count)}
@@ -83,7 +84,7 @@ def explain(run: Trained, config: Config, mistakes: Sequence[Prediction]) -> Sho
         ConfigError: the model cannot be read, or Grad-CAM does not support it.
         DataError: images are missing or are not those of the run.
     """
-    root = Path(build_source(config)())
+    root = data_root(config)
     settings = DecoderSettings.of(config.data.model_dump())
     thumbnails, resized = [], []
     for mistake in mistakes:

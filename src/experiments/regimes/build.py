@@ -16,6 +16,7 @@ import tensorflow as tf
 from experiments.config.identity import head_run, run_identity
 from experiments.config.schema import Component, Config
 from experiments.config.targets import construct, resolve
+from experiments.data.listing import Listing
 from experiments.data.types import Augmentation
 from experiments.errors import ConfigError
 from experiments.models import network, stages
@@ -77,6 +78,12 @@ def build_source(config: Config) -> Any:
     """Return a function of no arguments that provides the data set: its root directory, or a listing of its images."""
     function = resolve(config.trusted_packages, "data", config.data.target)
     return functools.partial(construct, "data", function, config.data.arguments | {"cache": config.cache})
+
+
+def data_root(config: Config) -> Path:
+    """Make the data set of a configuration available, and return the directory that its paths are relative to."""
+    source = build_source(config)()
+    return source.root if isinstance(source, Listing) else Path(source)
 
 
 def build_augmentation(config: Config) -> Augmentation:
