@@ -252,6 +252,7 @@ def read_manifest(
         data.merged_classes,
         data.min_per_class,
         data.group,
+        data.on_leak,
     )
     decoder_settings = DecoderSettings.of(data.model_dump())
     return manifest.read(
@@ -269,6 +270,7 @@ def write_description(
         manifest.to_rows(dataset.manifest),
         [{"path": skipped.path, "reason": skipped.reason} for skipped in dataset.manifest.skipped],
         [{"path": warning.path, "warning": warning.text} for warning in dataset.manifest.warnings],
+        manifest.near_duplicate_rows(dataset.manifest),
     )
     facts = {
         "identity": identity,

@@ -102,7 +102,9 @@ def test_images_are_decoded_once_for_verdict_and_pixels(root: Path, monkeypatch:
         assert len(decodings) == times
         assert len(asked) == (times > 10), "not for every image"
         assert not decoded.pixels, "given up"
-        assert {path.name for path in cache.iterdir()} == {"locks", "manifests", "pixels"}
+        assert {path.name for path in cache.iterdir()} == {
+                "locks", "manifests", "near_duplicates", "pixels", "thumbnails"
+            }  # fmt: skip
 
 
 @pytest.mark.parametrize("memory", [1e9, 0], ids=["in memory", "on disk"])

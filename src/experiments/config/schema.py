@@ -82,6 +82,7 @@ class Data(Component):
     group: str | None = Field(min_length=1)
     classes: list[str] | dict[str, list[str]] | None
     min_per_class: int | None = Positive
+    on_leak: Literal["warn", "error", "group"]
     gray_range: list[float] | None = Field(min_length=2, max_length=2)
     resize: Literal["squash", "pad", "crop"]
     max_pixels: int = Positive

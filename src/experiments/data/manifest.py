@@ -18,11 +18,20 @@ from experiments.data import grouping, splitting
 from experiments.data.decoder_settings import DEFAULTS, DecoderSettings
 from experiments.data.duplicates import without_duplicates
 from experiments.data.issues import DataIssue, report_issues
+from experiments.data.leaks import find_pairs, group_copies, join_groups, leak_issues, warn_of_leaks, without_leaks
 from experiments.data.listing import ListedImage, Listing, list_images
 from experiments.data.pixel_buffer import PixelBuffer
 from experiments.data.selection import drop_small_classes, select_classes
-from experiments.data.splitting import rank
-from experiments.data.types import SPLITS, ImageRecord, ImageWarning, Manifest, SkippedImage, SplitSettings
+from experiments.data.splitting import keep_together, rank
+from experiments.data.types import (
+    SPLITS,
+    ImageRecord,
+    ImageWarning,
+    Manifest,
+    NearDuplicatePair,
+    SkippedImage,
+    SplitSettings,
+)
 from experiments.data.validation import ValidationResults, hash_files
 
 _log = logging.getLogger(__name__)
@@ -44,14 +53,14 @@ def read(
     on the hash of (seed, path), so one file more or less moves few others. Hidden files and those of operating systems
     are ignored, as are files other than images directly under `root` (a readme, say); everything else that is not an
     image in its class directory is an issue. Images beyond a limit are hashed, but not decoded, unless files with
-    issues are skipped.
+    issues are skipped or near-duplicates are grouped.
 
     Args:
         source: The directory of the data set, or the listing of its images.
         settings: Which images are used, and how they are split.
         decoder_settings: See `decoder.decode`.
-        cache: The cache directory. Validation results are kept in `cache/manifests/`, so that no content is validated
-            twice.
+        cache: The cache directory. Validation results are kept in `cache/manifests/`, thumbnails and near-duplicates
+            beside it, so that no content is validated twice.
         buffer: Receives the images decoded for validation, so that they need not be decoded again for their pixels.
         found: Receives every issue, sorted by path; then none is raised, and the manifest holds the remaining images,
             if any.
@@ -72,20 +81,24 @@ def read(
     images = [image for image in listing.images if image.path in hashes]
     images = without_duplicates(images, results, issues)
     fractions = _drawn_fractions(listing, settings)
-    images = _split(images, listing, fractions, settings, results, issues)
+    images, pairs, left_out = _split(images, listing, fractions, settings, results, issues)
     results.save()
     issues += _missing_images(listing, images, fractions, settings, issues)
-    issues = sorted([*issues, *results.issues()])
     records, warnings = _records(images, hashes, results)
     notes = (*listing.notes, *_notes_on_drawn(listing, fractions))
+    result = Manifest(root, tuple(listing.classes), records, (), warnings, decoder_settings, notes, pairs)
+    if settings.on_leak == "error":
+        issues += leak_issues(result.leaks)
+    issues = sorted([*issues, *results.issues()])
     if found is None:
         for note in notes:
             _log.info("%s", note)
         report_issues(root, issues, warnings, settings.on_bad)
+        warn_of_leaks(result)
     else:
         found += issues
-    skipped = (*listing.skipped, *(SkippedImage(issue.path, issue.text) for issue in issues))
-    return Manifest(root, tuple(listing.classes), records, skipped, warnings, decoder_settings, notes)
+    skipped = (*listing.skipped, *(SkippedImage(issue.path, issue.text) for issue in issues), *left_out)
+    return replace(result, skipped=skipped)
 
 
 def _select(listing: Listing, settings: SplitSettings) -> Listing:
@@ -131,27 +144,50 @@ def _split(
     settings: SplitSettings,
     results: ValidationResults,
     issues: list[DataIssue],
-) -> list[ListedImage]:
-    """Return the images that are used, each in its split and validated."""
+) -> tuple[list[ListedImage], tuple[NearDuplicatePair, ...], list[SkippedImage]]:
+    """Split the images.
+
+    Returns:
+        The images that are used, each in its split and validated; the near-duplicates among them; and the images that
+        are left out because they have a copy in a later split.
+    """
     has_groups = any(image.group for image in images)
     drawing = grouping if has_groups else splitting
     place = f"{listing.folders.get('train', 'train')}/" if listing.splits else ""
+    copies: dict[str, str] = {}  # the group of an image that has near-duplicates
+    left_out: list[SkippedImage] = []
+    pairs = None
 
     def assign(images: Sequence[ListedImage], issues: list[DataIssue]) -> Sequence[ListedImage]:
         if fractions:
             images = drawing.draw_splits(images, fractions, settings.split_seed, place, issues)
+            images = keep_together(images, copies)
         if settings.fold is not None:
             images = drawing.draw_fold(images, settings.fold, settings.folds, settings.split_seed, place, issues)
+            images = keep_together(images, copies)
         if has_groups:
             issues += grouping.check_splits(images)
         return images
 
-    if settings.on_bad == "skip" and (fractions or settings.fold is not None):
+    is_drawn = bool(fractions) or settings.fold is not None
+    if settings.on_leak == "group" or (settings.on_bad == "skip" and is_drawn):
         # Images that will probably be used are validated first, with their decoded pixels kept for the run.
         _choose(assign(images, []), settings, results)
         results.validate(images, keep=False)
         images = results.usable(images)
-    return _choose(assign(images, issues), settings, results)
+    if settings.on_leak == "group":
+        if settings.fold is not None:  # the given validation images are not used
+            images = [image for image in images if image.split != "validation"]
+        pairs = find_pairs(images, results)
+        copies = group_copies((pair.first, pair.second) for pair in pairs)
+        images, left_out = without_leaks(images, copies)
+        if has_groups:  # the copies are drawn with their groups, not beside them
+            images, copies = join_groups(images, pairs), {}
+    chosen = _choose(assign(images, issues), settings, results)
+    if pairs is None:
+        pairs = find_pairs(chosen, results)
+    paths = {image.path for image in chosen}
+    return chosen, tuple(pair for pair in pairs if {pair.first, pair.second} <= paths), left_out
 
 
 def _choose(images: Sequence[ListedImage], settings: SplitSettings, results: ValidationResults) -> list[ListedImage]:
@@ -226,6 +262,22 @@ def fingerprint(manifest: Manifest) -> str:
         if entry.group:
             whole.update(b"\0group\0" + os.fsencode(entry.group))
     return whole.hexdigest()
+
+
+def near_duplicate_rows(manifest: Manifest) -> list[dict[str, str | float]]:
+    """Return a row for each pair of near-duplicates: split and path of both images, similarity, mirrored."""
+    splits = {entry.path: entry.split for entry in manifest.entries}
+    return [
+        {
+            "split": splits[pair.first],
+            "path": _encodable(pair.first),
+            "other_split": splits[pair.second],
+            "other_path": _encodable(pair.second),
+            "similarity": pair.similarity,
+            "mirrored": str(pair.mirrored).lower(),
+        }
+        for pair in manifest.near_duplicates
+    ]
 
 
 def to_rows(manifest: Manifest) -> list[dict[str, str | int]]:

@@ -18,14 +18,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from scipy.fft import dct
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 VERSION = 1  # of `thumbnail`: part of the key under which thumbnails are cached
 SIZE = 32  # pixels of a thumbnail's sides
@@ -89,7 +87,7 @@ def thumbnail(image: Image.Image) -> np.ndarray:
 def find_near_duplicates(thumbnails: np.ndarray) -> list[NearDuplicate]:
     """Find the pairs of images of which one is a copy of the other.
 
-    Of many copies of one image, each is paired with some of the others: `groups` joins them.
+    Of many copies of one image, each is paired with some of the others.
 
     Args:
         thumbnails: [N, SIZE, SIZE, 3] uint8, from `thumbnail`.
@@ -109,14 +107,6 @@ def find_near_duplicates(thumbnails: np.ndarray) -> list[NearDuplicate]:
             if pair.similarity > known.similarity:
                 found[pair.first, pair.second] = pair
     return sorted(found.values(), key=lambda pair: (-pair.similarity, pair.first, pair.second))
-
-
-def groups(pairs: Sequence[NearDuplicate], images: int) -> np.ndarray:
-    """Return the number of each image's group [images] int32; images that are joined by pairs are in one group."""
-    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
-    joined = coo_array((np.ones(len(pairs), bool), (first, second)), shape=(images, images))
-    numbers: np.ndarray = connected_components(joined, directed=False)[1]
-    return numbers
 
 
 # --- candidates

@@ -76,6 +76,19 @@ def draw_fold(
     return result
 
 
+def keep_together(images: Sequence[ListedImage], groups: Mapping[str, str]) -> list[ListedImage]:
+    """Return the images, each in the split of its group's first image by path; others stay where they are.
+
+    Args:
+        images: in drawn splits.
+        groups: the path of an image -> its group.
+    """
+    splits: dict[str, str] = {}
+    for image in sorted(images, key=lambda image: image.path):
+        splits.setdefault(groups.get(image.path, image.path), image.split)
+    return [image._replace(split=splits[groups.get(image.path, image.path)]) for image in images]
+
+
 def split_counts(total: int, fractions: Mapping[str, float]) -> dict[str, int]:
     """Return how many of `total` images each split with a positive fraction gets.
 

@@ -50,6 +50,16 @@ class ImageWarning:
 
 
 @dataclass(frozen=True)
+class NearDuplicatePair:
+    """Two images of a data set, one of which is a copy of the other (see `near_duplicates`)."""
+
+    first: str  # path; first < second
+    second: str
+    similarity: float  # at most 1
+    mirrored: bool
+
+
+@dataclass(frozen=True)
 class SplitSettings:
     """Which images of a data set are used, and in which split: the keys of `data` with these names."""
 
@@ -73,6 +83,10 @@ class SplitSettings:
     # Keeps the images of a group in one split and one fold: a column of the listing, or a regular expression that is
     # searched in the paths; see `grouping.assign_groups`.
     group: str | None = None
+    # What is done about near-duplicates in two splits: "warn"; "error"; or "group": drawn splits and folds have all
+    # copies of an image in one of them, and of given splits the earlier one leaves its copies out. For the latter every
+    # file is decoded.
+    on_leak: str = "warn"
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,13 @@ class Manifest:
     warnings: tuple[ImageWarning, ...] = ()  # about entries, sorted by path
     decoder_settings: DecoderSettings = DEFAULTS  # with which the images are decoded and resized
     notes: tuple[str, ...] = ()  # sentences on how the directories were understood
+    near_duplicates: tuple[NearDuplicatePair, ...] = ()  # among the entries, the most similar first
+
+    @property
+    def leaks(self) -> tuple[NearDuplicatePair, ...]:
+        """The near-duplicates of which the two images are in different splits."""
+        splits = {entry.path: entry.split for entry in self.entries}
+        return tuple(pair for pair in self.near_duplicates if splits[pair.first] != splits[pair.second])
 
     def of(self, split: str) -> tuple[ImageRecord, ...]:
         return tuple(entry for entry in self.entries if entry.split == split)

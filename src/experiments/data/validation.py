@@ -14,11 +14,15 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from experiments.data import decoder
+import numpy as np
+
+from experiments.data import decoder, near_duplicates
 from experiments.data.decoder_settings import DecoderSettings
-from experiments.data.issues import DataIssue
+from experiments.data.issues import DataIssue, printable
 from experiments.data.listing import ListedImage
 from experiments.data.pixel_buffer import PixelBuffer
+from experiments.data.thumbnails import DIRECTORY as THUMBNAILS
+from experiments.data.thumbnails import load_thumbnails, save_thumbnails
 from experiments.errors import DataError
 from experiments.storage import array_cache, atomic_files
 
@@ -131,13 +135,16 @@ class ValidationResults:
     ) -> None:
         self.valid: dict[str, _Facts] = {}  # by sha256
         self.invalid: dict[str, str] = {}  # sha256 -> the reason
+        self.cache = cache
+        self.decoder_settings = decoder_settings
         self._root = root
         self._hashes = hashes
-        self._decoder_settings = decoder_settings
+        self._thumbnails: dict[str, np.ndarray] = {}  # by sha256
         self._buffer = buffer
         files = sorted(sha256 for sha256, _ in hashes.values())
         key = array_cache.key({"files": files, "decoder": decoder.VERSION, **decoder_settings.validation_key()})
         self._file = cache / "manifests" / f"{key}.json"
+        self._thumbnail_file = cache / THUMBNAILS / f"{key}-{near_duplicates.VERSION}.npz"
         if self._file.exists():
             kept = read_validation_results(self._file)
             if isinstance(kept, str):
@@ -185,7 +192,8 @@ class ValidationResults:
     def _validate(self, sha256: str, path: str, *, keep: bool) -> _Facts | str:
         try:
             content = unchanged(self._root, path, sha256)
-            with decoder.decoding(content, self._decoder_settings) as (image, facts, warnings):
+            with decoder.decoding(content, self.decoder_settings) as (image, facts, warnings):
+                self._thumbnails[sha256] = near_duplicates.thumbnail(image)
                 if self._buffer and keep:
                     self._buffer.add(sha256, image)
                 return facts.width, facts.height, facts.mode, warnings
@@ -193,6 +201,32 @@ class ValidationResults:
             return unreadable(error)
         except DataError as error:
             return str(error)
+
+    def thumbnails(self, images: Iterable[ListedImage]) -> np.ndarray:
+        """Return the thumbnails [N, SIZE, SIZE, 3] uint8 of valid images, see `near_duplicates`.
+
+        They are made when an image is validated, and kept in the cache.
+
+        Raises:
+            DataError: If a file has changed since it was validated.
+        """
+        paths = {self.sha256(image): image.path for image in images}
+        kept = load_thumbnails(self._thumbnail_file)
+        made, self._thumbnails = len(self._thumbnails), {**kept, **self._thumbnails}
+        missing = {sha256: path for sha256, path in paths.items() if sha256 not in self._thumbnails}
+        if missing:
+            _log.info("Decoding %d images to look for near-duplicates", len(missing))
+        with ThreadPoolExecutor() as pool:
+            validate = functools.partial(self._validate, keep=False)
+            for path, result in zip(missing.values(), pool.map(validate, missing, missing.values()), strict=True):
+                if isinstance(result, str):
+                    raise DataError(f"{printable(path)}: {result}")
+        if made or missing:
+            save_thumbnails(self._thumbnail_file, self._thumbnails)
+        elif kept:
+            array_cache.mark_used(self._thumbnail_file, self)
+        shape = (len(paths), near_duplicates.SIZE, near_duplicates.SIZE, 3)
+        return np.array([self._thumbnails[sha256] for sha256 in paths], "uint8").reshape(shape)
 
     def save(self) -> None:
         if len(self.valid) > self._kept:

@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 DAY = 24 * 60 * 60
-KINDS = ("pixels", "activations", "heads", "manifests", "drawn", "cats_vs_dogs", "downloads")
+KINDS = (
+    "pixels",
+    "activations",
+    "heads",
+    "manifests",
+    "thumbnails",
+    "near_duplicates",
+    "drawn",
+    "cats_vs_dogs",
+    "downloads",
+)
 
 
 class StoredEntry(NamedTuple):
@@ -56,6 +66,7 @@ def purpose(path: Path) -> str:
     """Return a description of an entry's content, read from its metadata."""
     import numpy as np
 
+    from experiments.data import leaks, thumbnails
     from experiments.data.validation import listed_images
 
     if path.is_symlink():
@@ -63,8 +74,13 @@ def purpose(path: Path) -> str:
     if path.name.startswith("."):
         return "unfinished"
     try:
+        if path.parent.name == thumbnails.DIRECTORY:
+            return f"{len(thumbnails.read_thumbnails(path)):,} thumbnails"
         if path.suffix == ".json":
-            return f"{len(listed_images(json.loads(path.read_bytes()))):,} images validated"
+            kept = json.loads(path.read_bytes())
+            if path.parent.name == leaks.DIRECTORY:
+                return f"{len(kept['pairs']):,} pairs of near-duplicates"
+            return f"{len(listed_images(kept)):,} images validated"
         metas = [json.loads((part / "meta.json").read_bytes()) for part in arrays(path)]
         if not metas:
             return f"files: {sum(1 for file in path.rglob('*') if file.is_file()):,}" if path.is_dir() else "a file"
@@ -118,7 +134,7 @@ def age(seconds: float) -> str:
 
 def verify(entry: StoredEntry) -> Iterator[tuple[Path, str | None]]:
     """Yield each directory of an entry that has a hash, with the reason why it is damaged, or None if it is not."""
-    from experiments.data import validation
+    from experiments.data import leaks, thumbnails, validation
     from experiments.training import checkpoints
 
     if entry.path.name.startswith(".") or entry.path.is_symlink():
@@ -129,6 +145,10 @@ def verify(entry: StoredEntry) -> Iterator[tuple[Path, str | None]]:
     elif entry.kind == "manifests":
         kept = validation.read_validation_results(entry.path)
         yield entry.path, kept if isinstance(kept, str) else None
+    elif entry.kind in (leaks.DIRECTORY, thumbnails.DIRECTORY):
+        read = leaks.read_pairs if entry.kind == leaks.DIRECTORY else thumbnails.read_thumbnails
+        content = read(entry.path)
+        yield entry.path, content if isinstance(content, str) else None
     elif entry.kind in ("pixels", "activations"):
         # A directory of features without shards is left by a process that ended before it had written the first one.
         for part in arrays(entry.path) or ([entry.path] if entry.kind == "pixels" else []):

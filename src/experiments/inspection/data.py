@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,6 +21,13 @@ from experiments.data.pixel_cache import open_image
 from experiments.data.types import SPLITS, ImageRecord, Manifest
 from experiments.evaluation.figure_style import PALETTE, STYLE, literal, short
 from experiments.inspection.inspection import Inspection
+from experiments.inspection.near_duplicates import (
+    PAIR_HEIGHT,
+    PAIRS_IN_A_ROW,
+    draw_pairs,
+    near_duplicate_lines,
+    near_duplicates_shown,
+)
 from experiments.regimes.build import build_source
 from experiments.run import read_manifest
 from experiments.storage.atomic_files import readable
@@ -50,6 +58,7 @@ def inspect(config: Config, *, images: int) -> Inspection:
         *sentences(found, config.data.image_size, config.data.resize),
         *issue_lines(report, config.data.on_bad),
         *image_warning_lines(found),
+        *near_duplicate_lines(found, config.data.on_leak),
     ]
     facts = {"data": fingerprint(found), "faults": str(len(report.issues)), "images": str(images)}
     figure = (lambda: draw(report, images)) if found.entries else None
@@ -175,7 +184,11 @@ def draw(report: DataReport, images: int) -> Figure:
     classes = found.classes[:MOST_CLASSES]
     above, below = max(2.6, 1.2 + 0.26 * len(classes)), 1.45 * len(classes)
     figure = Figure(figsize=(max(9.0, 1.4 * images + 0.8), above + below + 0.4), layout="constrained")
-    charts, samples = figure.subfigures(2, 1, squeeze=False, height_ratios=(above, below))[:, 0]
+    pairs = near_duplicates_shown(found)
+    last = PAIR_HEIGHT * math.ceil(len(pairs) / PAIRS_IN_A_ROW)
+    figure.set_figheight(figure.get_figheight() + last)
+    heights = (above, below, last) if pairs else (above, below)
+    charts, samples, *rest = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     left, right = charts.subplots(1, 2, width_ratios=(1.2, 1))
     start = np.zeros(len(classes))
     for split in SPLITS:
@@ -205,6 +218,8 @@ def draw(report: DataReport, images: int) -> Figure:
             if handle is not None:
                 handle.set_alpha(1)
     _samples(samples, found, classes, images)
+    if pairs:
+        draw_pairs(rest[0], found, pairs)
     cut = "" if len(classes) == len(found.classes) else f"the first {len(classes)} of {len(found.classes)} classes, "
     issues = f"{len(report.issues)} issues" if report.issues else "no issues"
     figure.suptitle(f"{len(found.entries):,} images, {cut}{issues}", fontsize=11)

@@ -172,9 +172,16 @@ class RunDirectory:
         images: Sequence[Mapping[str, Any]],
         left_out: Sequence[Mapping[str, str]],
         warnings: Sequence[Mapping[str, str]],
+        near_duplicates: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Write MANIFEST, and tables of the images that were left out and of warnings, if there are any."""
-        for name, rows in {MANIFEST: images, "left_out.csv": left_out, "image_warnings.csv": warnings}.items():
+        """Write MANIFEST, and tables of skipped images, of warnings and of near-duplicates, if there are any."""
+        tables = {
+            MANIFEST: images,
+            "left_out.csv": left_out,
+            "image_warnings.csv": warnings,
+            "near_duplicates.csv": near_duplicates,
+        }
+        for name, rows in tables.items():
             if rows:
                 write_rows(self.folder / name, rows)
 
