@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from experiments.data import decoder, leaks, manifest
+from experiments.data import decoder, leaks, manifest, near_duplicates
 from experiments.data.listing import ListedImage
 from experiments.data.splitting import keep_together
 from experiments.data.thumbnails import read_thumbnails
@@ -127,7 +127,7 @@ def test_a_data_set_without_copies_is_split_as_before(tmp_path: Path) -> None:
 def test_a_second_reading_decodes_and_compares_nothing(presplit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = read(presplit)
     monkeypatch.setattr(decoder, "decoding", None)
-    monkeypatch.setattr(leaks.near_duplicates, "find_near_duplicates", None)
+    monkeypatch.setattr(near_duplicates, "find_near_duplicates", None)
     assert read(presplit) == first
 
 

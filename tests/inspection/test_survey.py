@@ -15,6 +15,7 @@ from rich.console import Console
 from experiments.config.schema import Config
 from experiments.errors import ConfigError, DataError
 from experiments.inspection import data
+from experiments.inspection.near_duplicates import near_duplicate_lines
 from experiments.regimes.build import build_source
 from experiments.run import read_manifest
 
@@ -129,3 +130,23 @@ def test_images_that_should_be_looked_at_are_listed(drawn: Path, tmp_path: Path,
             "it is used as it is stored",
         ]
     assert data.image_warning_lines(data.inspect_data(config("data=folder", f"data.root={drawn}")).manifest) == []
+
+
+def test_near_duplicates_are_listed_and_shown_side_by_side(drawn: Path, tmp_path: Path, config: Read) -> None:
+    root = tmp_path / "copied"
+    shutil.copytree(drawn, root)
+    rng = np.random.default_rng(0)
+    pixels = np.kron(rng.integers(0, 256, (12, 12, 3)), np.ones((8, 8, 1))).astype("uint8")
+    Image.fromarray(pixels).save(root / "train" / "blobs" / "scene.png")
+    Image.fromarray(pixels[:, ::-1]).save(root / "validation" / "stripes" / "scene.jpg", quality=60)
+    report = data.inspect_data(config("data=folder", f"data.root={root}", "data.image_size=48"))
+    first, line, *_ = near_duplicate_lines(report.manifest, "warn")
+    assert "1 in two splits: a run warns of these (data.on_leak=warn)" in first
+    assert line.startswith(
+        "  train/blobs/scene.png  validation/stripes/scene.jpg: train and validation, in two classes"
+    )
+    assert line.endswith(", mirrored")
+    titles = [panel.get_title(loc="left") for figure in data.draw(report, 4).subfigs for panel in figure.axes]
+    assert titles.count("train and validation: blobs and stripes") == 1
+    with_errors = data.inspect_data(config("data=folder", f"data.root={root}", "data.on_leak=error"))
+    assert [issue.path for issue in with_errors.fatal] == ["validation/stripes/scene.jpg"]

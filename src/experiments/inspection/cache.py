@@ -17,16 +17,8 @@ if TYPE_CHECKING:
 
 DAY = 24 * 60 * 60
 KINDS = (
-    "pixels",
-    "activations",
-    "heads",
-    "manifests",
-    "thumbnails",
-    "near_duplicates",
-    "drawn",
-    "cats_vs_dogs",
-    "downloads",
-)
+    "pixels", "activations", "heads", "manifests", "thumbnails", "near_duplicates", "drawn", "cats_vs_dogs", "downloads"
+)  # fmt: skip
 
 
 class StoredEntry(NamedTuple):
@@ -75,7 +67,8 @@ def purpose(path: Path) -> str:
         return "unfinished"
     try:
         if path.parent.name == thumbnails.DIRECTORY:
-            return f"{len(thumbnails.read_thumbnails(path)):,} thumbnails"
+            made = thumbnails.read_thumbnails(path)
+            return made if isinstance(made, str) else f"{len(made):,} thumbnails"
         if path.suffix == ".json":
             kept = json.loads(path.read_bytes())
             if path.parent.name == leaks.DIRECTORY:
