@@ -19,6 +19,7 @@ VERBS = {
     "cache": ("experiments.cli.cache", "list, verify or shrink the cache"),
     "compare": ("experiments.cli.compare", "metrics of runs with intervals, and their paired differences"),
     "demo": ("experiments.cli.demo", "the three regimes on synthetic images, and one table"),
+    "evaluate": ("experiments.cli.evaluate", "a trained model on further labelled images"),
     "export": ("experiments.cli.export", "a trained model as .keras and SavedModel"),
     "inspect": ("experiments.cli.inspect", "look at data, model, rates before a run; at mistakes after it"),
     "predict": ("experiments.cli.predict", "class and probability of image files, by a trained model"),
@@ -31,7 +32,7 @@ VERBS = {
 }
 
 # The output of these verbs is their result, so a verb has failed if its output cannot be written.
-LISTING = ("backbones", "cache", "compare", "inspect", "predict", "summarize")
+LISTING = ("backbones", "cache", "compare", "evaluate", "inspect", "predict", "summarize")
 
 
 def usage() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from experiments.cli.arguments import add_run, exit_on_error, positive
+from experiments.cli.arguments import accuracy, add_run, exit_on_error, positive
 from experiments.deploy.prediction_writers import WRITERS
 
 SOME_FAILED = 3
@@ -72,17 +71,6 @@ class Confidence(NamedTuple):
 
 
 AS_PREDICTED = Confidence()
-
-
-def accuracy(text: str) -> float:
-    """Parse an accuracy above 0, at most 1, as an argparse type."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"must be an accuracy above 0, at most 1, such as 0.99. Received: {text!r}")
-    return value
 
 
 def predict(

@@ -16,7 +16,7 @@ import numpy as np
 from sklearn import metrics as sklearn_metrics
 
 from experiments.config.schema import PROBABILISTIC
-from experiments.data.types import SPLITS, Dataset, ImageSet
+from experiments.data.types import SPLITS, Dataset
 from experiments.evaluation import decision as decisions
 from experiments.evaluation.decision import FEWEST_CLASSES, MOST_PROBABLE, Decision
 from experiments.evaluation.per_class import ClassScore, ConfusedPair, class_scores, confused_pairs
@@ -159,16 +159,17 @@ def evaluate(
     if issues:
         raise ValueError("Scores cannot be evaluated:\n  " + "\n  ".join(issues))
     decision = decision or decisions.default(dataset.classes)
-    reports = {split: _report(images[split], scores[split], dataset.classes, decision) for split in scored}
-    if probabilities:
-        return reports
-    return {
-        split: replace(report, metrics=_without(report.metrics, PROBABILISTIC)) for split, report in reports.items()
-    }
+    reports = {}
+    for split in scored:
+        files = [(entry.path, entry.sha256) for entry in images[split].entries]
+        report = report_on(split, files, images[split].labels, scores[split], dataset.classes, decision)
+        reports[split] = report if probabilities else without_probabilities(report)
+    return reports
 
 
-def _without(metrics: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if name not in names}
+def without_probabilities(report: Report) -> Report:
+    """Return a report without the metrics that evaluate probabilities, for scores that only rank."""
+    return replace(report, metrics={name: value for name, value in report.metrics.items() if name not in PROBABILISTIC})
 
 
 def _score_issues(split: str, probabilities: np.ndarray, shape: tuple[int, int]) -> list[str]:
@@ -189,28 +190,39 @@ def _score_issues(split: str, probabilities: np.ndarray, shape: tuple[int, int])
     return []
 
 
-def _report(images: ImageSet, scores: np.ndarray, classes: tuple[str, ...], decision: Decision) -> Report:
-    """Return the report on one split from scores that have been validated."""
+def report_on(
+    split: str, files: Sequence[tuple[str, str]], labels: np.ndarray, scores: np.ndarray, classes: tuple[str, ...],
+    decision: Decision,
+) -> Report:  # fmt: skip
+    """Return the report on labelled images from valid scores.
+
+    Args:
+        split: the name of the images in the report.
+        files: the path and the sha256 of each image, N >= 1.
+        labels: [N] int, the true classes.
+        scores: [N, C] float; rows sum to about 1.
+        classes: [C] names in label order.
+        decision: how the class of an image is predicted.
+    """
     probabilities = scores.astype(np.float64)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    labels = images.labels
     predicted = decision.predict(probabilities, classes)
     confidence = probabilities[np.arange(len(predicted)), predicted]
     return Report(
-        split=images.split,
+        split=split,
         metrics=_metrics(labels, probabilities, predicted, classes.index(decision.positive or classes[-1])),
         confusion=sklearn_metrics.confusion_matrix(labels, predicted, labels=np.arange(len(classes))),
         predictions=tuple(
             Prediction(
-                path=entry.path.encode(errors="backslashreplace").decode(),
-                sha256=entry.sha256,
+                path=path.encode(errors="backslashreplace").decode(),
+                sha256=sha256,
                 label=classes[labels[row]],
                 predicted=classes[predicted[row]],
                 confidence=float(confidence[row]),
                 correct=bool(predicted[row] == labels[row]),
                 probabilities=dict(zip(classes, probabilities[row].tolist(), strict=True)),
             )
-            for row, entry in enumerate(images.entries)
+            for row, (path, sha256) in enumerate(files)
         ),
         decision=decision,
     )

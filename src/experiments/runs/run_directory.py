@@ -29,6 +29,7 @@ CURVES = "curves.csv"  # one row per epoch
 METRICS = "metrics.json"
 WEIGHTS, FIGURES, CHECKPOINTS = "weights", "figures", "checkpoints"  # directories
 INPUTS = "inputs"  # directory of the files that were fetched from other runs, by key of the configuration
+EVALUATIONS = "evaluations"  # directory of evaluations on further images, each in a directory of its own
 JOB, SWEEP = "job.json", "sweep.json"  # in a job's directory, in a sweep's directory
 
 

@@ -1,0 +1,170 @@
+"""Evaluation of a finished run's model on further labelled images, in memory that does not grow with their pixels."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from experiments.data.decoder_settings import DecoderSettings
+from experiments.data.issues import DataIssue, printable
+from experiments.data.listing import ListedImage
+from experiments.data.validation import hash_files
+from experiments.deploy.labelled_images import Labelled
+from experiments.deploy.predict import predictions, read_image
+from experiments.deploy.saved_run import Trained
+from experiments.errors import DataError
+from experiments.evaluation.calibration import TEMPERATURE, confidence_metrics
+from experiments.evaluation.comparison_text import p_text, signed
+from experiments.evaluation.evaluate import Report, percent, report_on, without_probabilities
+from experiments.evaluation.per_class import class_columns, pair_columns
+from experiments.evaluation.run_figures import report_figures
+from experiments.evaluation.significance import difference, unpaired_difference
+from experiments.runs.predictions import Prediction
+from experiments.runs.run_directory import RunDirectory
+from experiments.storage import atomic_files
+from experiments.storage.csv_files import read_rows
+
+if TYPE_CHECKING:
+    import keras
+
+SPLIT = "evaluation"  # what the images are called in the names of files and metrics
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's report on labelled images."""
+
+    report: Report
+    metrics: dict[str, float]  # named evaluation.METRIC
+    skipped: list[DataIssue]  # files that cannot be used
+    known: list[Prediction]  # of images that the model was trained on
+    sentences: list[str]  # comparison with the run's validation images
+
+
+def evaluate(
+    run: Trained, model: keras.Model, labelled: Labelled, batch_size: int, advance: Callable[[int], None]
+) -> Evaluation:
+    """Evaluate a model on labelled images, which are decoded ahead of the network as by `predict`.
+
+    Args:
+        run: the run that trained the model.
+        model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
+        labelled: the images.
+        batch_size: number of images in a forward pass.
+        advance: receives the number of images that were processed since its last call.
+
+    Raises:
+        DataError: none of the images can be used.
+    """
+    skipped: list[DataIssue] = []
+    hashes = hash_files(labelled.root, [ListedImage(*file) for file in labelled.files], skipped)
+    class_of = {path: name for path, name in labelled.files if path in hashes}
+    files, rows = [], []
+    paths = (str(labelled.root / path) for path in class_of)
+    following = iter(class_of)
+    for some in predictions(model, paths, batch_size, DecoderSettings.of(run.plain["data"])):
+        for prediction, path in zip(some, following, strict=False):
+            if prediction.probabilities is None:
+                skipped.append(DataIssue(path, prediction.error, skippable=True, class_name=class_of[path]))
+            else:
+                files.append((path, hashes[path][0]))
+                rows.append(prediction.probabilities)
+        advance(len(some))
+    if not files:
+        first = skipped[0]
+        raise DataError(f"None of the {len(skipped)} images can be used. {printable(first.path)}: {first.text}")
+    labels = np.array([run.classes.index(class_of[path]) for path, _ in files])
+    report = report_on(SPLIT, files, labels, np.stack(rows), run.classes, run.decision)
+    if run.plain.get("loss") == "hinge":
+        report = without_probabilities(report)
+    metrics = {f"{SPLIT}.{name}": value for name, value in report.metrics.items()}
+    metrics |= confidence_metrics({SPLIT: report}, run.metrics.get(TEMPERATURE))
+    trained = {row["sha256"] for row in read_rows(run.manifest) if row["split"] == "train"}
+    known = [prediction for prediction in report.predictions if prediction.sha256 in trained]
+    sentences = known_sentences(report, known) + compare(report, run.predictions("validation"))
+    return Evaluation(report, metrics, skipped, known, sentences)
+
+
+def known_sentences(report: Report, known: Sequence[Prediction]) -> list[str]:
+    """Return a sentence about images that the model was trained on, if there are any."""
+    if not known:
+        return []
+    others = len(report.predictions) - len(known)
+    text = f"{len(known)} of these {len(report.predictions)} images are training images of the run, such as "
+    text += f"{printable(known[0].path)}: the scores on them say nothing about new images."
+    if others:
+        right = sum(one.correct for one in report.predictions) - sum(one.correct for one in known)
+        text += f" Accuracy on the other {others}: {percent(right / others)}."
+    return [text]
+
+
+def compare(report: Report, validation: Sequence[Prediction]) -> list[str]:
+    """Return a sentence that compares the accuracy with that on the run's validation images.
+
+    If all images are validation images, the two are compared image by image; they differ if labels or the model's
+    files do. Otherwise the images that are no validation images are compared with those, as different samples.
+    """
+    before = {prediction.sha256: prediction for prediction in validation}
+    new = [prediction for prediction in report.predictions if prediction.sha256 not in before]
+    if min(len(validation), len(new) or len(report.predictions)) < 2:
+        return []
+    if not new:
+        pairs = [(before[one.sha256].correct, one.correct) for one in report.predictions]
+        found = difference(*np.array(pairs).T)
+        text = f"All {len(pairs)} images are validation images of the run"
+        if found.only_a == found.only_b == 0:
+            return [f"{text}, and the model is right on the same ones."]
+        text += f": the accuracy differs from the recorded one by {signed(found.value)} points"
+    else:
+        shared = len(report.predictions) - len(new)
+        now, then = np.array([one.correct for one in new]), np.array([one.correct for one in validation])
+        found = unpaired_difference(then, now)
+        text = f"{shared} of these images are validation images of the run. On the other {len(new)}" if shared else "On"
+        text += " " if shared else " these images "
+        text += f"the accuracy differs by {signed(found.value)} points from that on the {len(validation)} validation "
+        text += f"images ({percent(float(then.mean()))})"
+    result = "significantly different" if found.significant else "not significantly different"
+    bounds = f"{signed(found.low)} to {signed(found.high)}"
+    return [f"{text} (95 % interval {bounds}, {p_text(found.p_value)}): {result}."]
+
+
+def mistakes(report: Report) -> list[Prediction]:
+    """Return the wrong predictions, most confident first."""
+    return sorted((one for one in report.predictions if not one.correct), key=lambda one: -one.confidence)
+
+
+def write(evaluation: Evaluation, run: Trained, labelled: Labelled, image_size: int, folder: Path) -> None:
+    """Write metrics, predictions, scores by class, skipped files and figures to a new directory, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = atomic_files.draft(folder)
+    directory, report = RunDirectory(aside), evaluation.report
+    settings = DecoderSettings.of(run.plain["data"])
+
+    def pixels_of(rows: list[int]) -> np.ndarray:
+        paths = [os.path.join(labelled.root, report.predictions[row].path) for row in rows]
+        images = [read_image(path, image_size, settings) for path in paths]
+        blank = np.zeros((image_size, image_size, 3), np.uint8)  # in place of a file that has changed since
+        return np.stack([blank if isinstance(image, str) else image for image in images])
+
+    try:
+        aside.mkdir()
+        directory.write_metrics(evaluation.metrics)
+        directory.write_predictions(SPLIT, report.predictions)
+        directory.write_class_scores(SPLIT, class_columns(report.class_scores), pair_columns(report.confused_pairs))
+        directory.write_images([], [{"path": one.path, "reason": one.text} for one in evaluation.skipped], [])
+        directory.figures.mkdir()
+        for name, figure in report_figures(report, run.classes, pixels_of).items():
+            figure.savefig(directory.figures / f"{name}.png", dpi=100)
+        os.rename(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,250 @@
+"""`experiments evaluate`: the report on further images, what it is compared with, and what is an error."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from red_classifier import classifier, expected
+from sklearn.metrics import accuracy_score, f1_score, log_loss
+
+from experiments.cli import evaluate as verb
+from experiments.data.listing import ListedImage
+from experiments.data.validation import hash_files
+from experiments.deploy import labelled_images, saved_run
+from experiments.deploy.prediction_writers import most_probable
+from experiments.errors import ConfigError
+from experiments.evaluation.decision import Decision
+from experiments.evaluation.significance import newcombe
+from experiments.runs.predictions import Prediction
+from experiments.storage.csv_files import write_rows
+
+Call = Callable[..., int | str | None]
+CLASSES = ("cats", "dogs")
+REDS = {"cats": (5, 40, 90, 200), "dogs": (160, 210, 250, 30)}  # the last of each is a mistake
+
+
+def save(path: Path, red: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (30, 20), (red, 40, 90)).save(path)
+    return path
+
+
+def sha256(path: Path) -> str:
+    return hash_files(path.parent, [ListedImage(path.name, "")], [])[path.name][0]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Four images of either class, of which one is a mistake; in folders, with files that are no images."""
+    root = tmp_path / "images"
+    for name, reds in REDS.items():
+        for red in reds:
+            save(root / name / "deep" / f"{red}.png", red)
+    (root / "cats" / "notes.txt").write_text("no image")
+    save(root / ".hidden" / "a.png", 9)
+    return root
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> SimpleNamespace:
+    """A run with ten validation images, nine of which it predicts correctly."""
+    write_rows(tmp_path / "manifest.csv", [{"sha256": "0" * 64, "split": "train"}])
+    validation = [
+        Prediction(f"{at}.png", f"{at:064x}", "cats", "cats" if at else "dogs", 0.8, at > 0,
+                   {"cats": 0.8, "dogs": 0.2} if at else {"cats": 0.2, "dogs": 0.8})
+        for at in range(10)
+    ]  # fmt: skip
+    (tmp_path / "run").mkdir()
+    return SimpleNamespace(
+        name="some-run", classes=CLASSES, model=classifier, plain={"data": {}, "loss": "crossentropy"}, predicted=most_probable,
+        metrics={"validation.temperature": 2.0}, predictions=lambda split: validation, decision=Decision("dogs"),
+        manifest=tmp_path / "manifest.csv", folder=tmp_path / "run",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, run: SimpleNamespace) -> Call:
+    """The command on that run; its exit code."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: path.write_bytes(b""))
+    monkeypatch.setattr(saved_run, "find", lambda named, uri: run)
+
+    def start(*arguments: str | Path) -> int:
+        monkeypatch.setattr(sys, "argv", ["experiments evaluate", "some-run", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            verb.main()
+        return left.value.code  # type: ignore[return-value]
+
+    return start
+
+
+def rows_in(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_report_is_that_of_scikit_learn(images: Path, call: Call, run: SimpleNamespace) -> None:
+    assert call(images, "--batch-size", 3) == 0
+    (output,) = (run.folder / "evaluations").iterdir()
+    rows = rows_in(output / "predictions_evaluation.csv")
+    assert [row["path"] for row in rows] == [
+        f"{name}/deep/{red}.png" for name, reds in REDS.items() for red in sorted(reds, key=str)
+    ]
+    scores = expected(*((images / row["path"]).read_bytes() for row in rows))
+    np.testing.assert_allclose([[float(row["p_cats"]), float(row["p_dogs"])] for row in rows], scores, atol=1e-6)
+    labels, predicted = [row["label"] for row in rows], [CLASSES[at] for at in scores.argmax(axis=1)]
+    assert [row["predicted"] for row in rows] == predicted
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["evaluation.accuracy"] == accuracy_score(labels, predicted) == 0.75
+    assert metrics["evaluation.f1"] == pytest.approx(f1_score(labels, predicted, pos_label="dogs"))
+    assert metrics["evaluation.loss"] == pytest.approx(log_loss(labels, scores), rel=1e-4)
+    assert metrics["evaluation.scaled_loss"] < metrics["evaluation.loss"]
+    assert {path.name for path in (output / "figures").iterdir()} >= {
+        f"evaluation_{name}.png" for name in ("confusion", "roc", "calibration", "mistakes", "risk_coverage")
+    }
+    assert {row["class"] for row in rows_in(output / "per_class_evaluation.csv")} == set(CLASSES)
+
+
+def test_the_output_names_mistakes_and_the_difference_from_validation(
+    images: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(images) == 0
+    printed = capsys.readouterr()
+    low, high = newcombe(9, 10, 6, 8)
+    assert (
+        "On these images the accuracy differs by -15.0 points from that on the 10 validation images (90.0 %)"
+        in printed.out
+    )
+    assert (
+        f"interval {100 * low:+.1f} to {100 * high:+.1f}" in printed.out
+        and "not significantly different" in printed.out
+    )
+    mistakes = printed.out.partition("2 mistakes")[2].splitlines()[1:3]
+    assert ["cats → dogs" in line for line in mistakes] == ["200.png" in line for line in mistakes]
+    assert [float(line.split("%")[0]) for line in mistakes] == sorted(
+        (float(line.split("%")[0]) for line in mistakes), reverse=True
+    )
+    assert "8 images evaluated, 0 files could not be used" in printed.err
+    assert "no image type or outside the folders of classes: 1 files" in printed.err
+
+
+def test_images_of_the_run_are_recognized_by_content(
+    images: Path, call: Call, run: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hashes = {path.stem: sha256(path) for path in images.rglob("*/deep/*.png")}
+    write_rows(run.manifest, [{"sha256": hashes[name], "split": "train"} for name in ("5", "200")])
+    assert call(images) == 0
+    out = capsys.readouterr().out
+    assert "2 of these 8 images are training images of the run" in out and "Accuracy on the other 6: 83.3 %" in out
+    labels = {path.stem: path.parts[-3] for path in images.rglob("*/deep/*.png")}
+    recorded = [Prediction("", sha, labels[name], "cats", 0.8, labels[name] == "cats", {"cats": 0.8, "dogs": 0.2})
+                for name, sha in hashes.items()]  # fmt: skip
+    run.predictions = lambda split: recorded
+    assert call(images) == 0
+    assert "All 8 images are validation images of the run: the accuracy differs from the recorded one by +25.0" in (
+        capsys.readouterr().out
+    )
+    run.predictions = lambda split: [one for one in recorded if one.label == "cats"]
+    assert call(images) == 0
+    assert "4 of these images are validation images of the run. On the other 4 the accuracy differs by -25.0" in (
+        capsys.readouterr().out
+    )
+
+
+def test_files_that_cannot_be_used_are_recorded_and_the_exit_code_says_so(
+    images: Path, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "dogs" / "broken.jpg").write_bytes(b"text")
+    assert call(images, "--output", tmp_path / "out") == verb.SOME_FAILED
+    (row,) = rows_in(tmp_path / "out" / "left_out.csv")
+    assert row["path"] == "dogs/broken.jpg" and "is no JPEG" in row["reason"]
+    assert "dogs/broken.jpg: is no JPEG" in capsys.readouterr().err
+    assert len(rows_in(tmp_path / "out" / "predictions_evaluation.csv")) == 8
+    assert call(images, "--output", tmp_path / "out") == 2  # is there already
+
+
+def test_an_accuracy_can_be_required(images: Path, call: Call) -> None:
+    assert call(images, "--must-reach", "0.75") == 0
+    assert call(images, "--must-reach", "0.76") == verb.NOT_REACHED
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "parts"),
+    [
+        (lambda root: save(root / "catz" / "a.png", 9), (), ("catz (1 images). Nearest: cats", "--ignore-unknown")),
+        (lambda root: shutil.rmtree(root), (), ("does not exist",)),
+        (lambda root: [shutil.rmtree(root / name) for name in CLASSES], (), ("no image of the model's classes (cats, dogs)",)),
+        (lambda root: None, ("--split", "test"), ("--split", "no folder for test")),
+        (lambda root: save(root / "Testing" / "cats" / "a.png", 9), (), ("choose one with --split. Allowed: test",)),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_evaluated_is_an_error_before_any_work(
+    images: Path, call: Call, run: SimpleNamespace, change: Any, options: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    change(images)
+    message = str(call(images, *options))
+    assert all(part in message for part in parts), message
+    assert not (run.folder / "evaluations").exists()
+
+
+def test_splits_unknown_classes_and_names_that_look_the_same(images: Path) -> None:
+    save(images / "catz" / "a.png", 9)
+    found = labelled_images.find(images, (*CLASSES, "birds"), None, True)
+    assert {name for _, name in found.files} == set(CLASSES) and len(found.files) == 8
+    assert any("1 images of 1 classes" in note and "catz" in note for note in found.notes)
+    assert "Without images: birds" in found.notes
+    save(images.parent / "split" / "Val" / "cafe\u0301" / "a.png", 9)
+    split = labelled_images.find(images.parent / "split", ("caf\u00e9", "tea"), "validation", False)
+    assert split.files == [("cafe\u0301/a.png", "caf\u00e9")] and split.root.name == "Val"
+
+
+def test_the_rows_of_a_table_are_evaluated(images: Path) -> None:
+    table = images / "labels.csv"
+    lines = [
+        f"{name}/deep/{red}.png,{name},{'test' if red > 100 else 'train'}"
+        for name, reds in REDS.items()
+        for red in reds
+    ]
+    table.write_text("\n".join(["path,label,split", *lines]))
+    found = labelled_images.find(table, CLASSES, None, False)
+    assert sorted(found.files) == sorted((line.split(",")[0], line.split(",")[1]) for line in lines)
+    found = labelled_images.find(table, CLASSES, "test", False)
+    assert sorted(path for path, _ in found.files) == sorted(
+        line.split(",")[0] for line in lines if line.endswith("test")
+    )
+    with pytest.raises(ConfigError, match="--split: .* has no rows of validation"):
+        labelled_images.find(table, CLASSES, "validation", False)
+
+
+def test_a_trained_run_on_its_own_test_images_has_the_scores_that_it_recorded(
+    drawn: Path, train_here: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = tmp_path / "run"
+    train_here(f"data.root={drawn}", "data.image_size=48", "model.head.pooling=average", "epochs=1", "batch_size=8",
+               "regime=bottleneck", "tracking=none", "progress=none", f"hydra.run.dir={folder}")  # fmt: skip
+    capsys.readouterr()
+    arguments = ["experiments evaluate", str(folder), str(drawn), "--split", "test", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as left:
+        verb.main()
+    assert left.value.code == 0
+    recorded = json.loads((folder / "metrics.json").read_text())
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert len(found) > 15
+    for name, value in found.items():
+        assert value == pytest.approx(recorded[name.replace("evaluation.", "test.")], abs=1e-4), name
+    assert [row["predicted"] for row in rows_in(tmp_path / "out" / "predictions_evaluation.csv")] == [
+        row["predicted"] for row in rows_in(folder / "predictions_test.csv")
+    ]
