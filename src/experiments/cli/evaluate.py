@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,7 +99,8 @@ def default_output(run: Trained, images: Path, split: str | None) -> Path:
     if run.folder is None:
         raise ConfigError(f"{run.name}: its folder is not on this machine. Say where to write: --output FOLDER")
     name = "_".join(filter(None, (time.strftime("%Y-%m-%d_%H-%M-%S"), images.absolute().stem, split)))
-    return run.folder / EVALUATIONS / name
+    place = run.folder / EVALUATIONS
+    return next(path for at in count(1) if not (path := place / (name if at == 1 else f"{name}_{at}")).exists())
 
 
 def report(found: Evaluation, output: Path) -> None:

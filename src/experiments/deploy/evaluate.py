@@ -161,7 +161,7 @@ def write(evaluation: Evaluation, run: Trained, labelled: Labelled, image_size: 
         directory.write_metrics(evaluation.metrics)
         directory.write_predictions(SPLIT, report.predictions)
         directory.write_class_scores(SPLIT, class_columns(report.class_scores), pair_columns(report.confused_pairs))
-        directory.write_images([], [{"path": one.path, "reason": one.text} for one in evaluation.skipped], [])
+        directory.write_images([], [{"path": one.path, "reason": one.text} for one in evaluation.skipped], [], [])
         directory.figures.mkdir()
         for name, figure in report_figures(report, run.classes, pixels_of).items():
             figure.savefig(directory.figures / f"{name}.png", dpi=100)

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 from experiments.config.messages import nearest
 from experiments.data.issues import printable
-from experiments.data.listing import SPLIT_NAMES, is_image, is_litter, name_key
-from experiments.deploy.predict import walk
+from experiments.data.listing import SPLIT_NAMES, is_image, is_litter, name_key, walk
 from experiments.errors import ConfigError
 
 

@@ -66,9 +66,9 @@ def run(tmp_path: Path) -> SimpleNamespace:
     ]  # fmt: skip
     (tmp_path / "run").mkdir()
     return SimpleNamespace(
-        name="some-run", classes=CLASSES, model=classifier, plain={"data": {}, "loss": "crossentropy"}, predicted=most_probable,
-        metrics={"validation.temperature": 2.0}, predictions=lambda split: validation, decision=Decision("dogs"),
-        manifest=tmp_path / "manifest.csv", folder=tmp_path / "run",
+        name="some-run", classes=CLASSES, model=classifier, plain={"data": {}, "loss": "crossentropy"},
+        predicted=most_probable, metrics={"validation.temperature": 2.0}, predictions=lambda split: validation,
+        decision=Decision("dogs"),        manifest=tmp_path / "manifest.csv", folder=tmp_path / "run",
     )  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def test_an_accuracy_can_be_required(images: Path, call: Call) -> None:
     [
         (lambda root: save(root / "catz" / "a.png", 9), (), ("catz (1 images). Nearest: cats", "--ignore-unknown")),
         (lambda root: shutil.rmtree(root), (), ("does not exist",)),
-        (lambda root: [shutil.rmtree(root / name) for name in CLASSES], (), ("no image of the model's classes (cats, dogs)",)),
+        (lambda root: [shutil.rmtree(root / name) for name in CLASSES], (), ("no image of the model's classes",)),
         (lambda root: None, ("--split", "test"), ("--split", "no folder for test")),
         (lambda root: save(root / "Testing" / "cats" / "a.png", 9), (), ("choose one with --split. Allowed: test",)),
     ],
@@ -228,13 +228,11 @@ def test_the_rows_of_a_table_are_evaluated(images: Path) -> None:
 
 
 def test_a_trained_run_on_its_own_test_images_has_the_scores_that_it_recorded(
-    drawn: Path, train_here: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    here: tuple[str, ...], drawn: Path, train_here: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "run"
-    train_here(f"data.root={drawn}", "data.image_size=48", "model.head.pooling=average", "epochs=1", "batch_size=8",
-               "regime=bottleneck", "tracking=none", "progress=none", f"hydra.run.dir={folder}")  # fmt: skip
-    capsys.readouterr()
+    train_here(*here, "model.head.pooling=average", "epochs=1", "batch_size=8", "regime=bottleneck", "tracking=none",
+               "progress=none", "hydra/job_logging=none", f"hydra.run.dir={folder}")  # fmt: skip
     arguments = ["experiments evaluate", str(folder), str(drawn), "--split", "test", "--output", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as left:
