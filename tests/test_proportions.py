@@ -136,6 +136,6 @@ def test_inspect_data_shows_proportions(shapes: Path, config: Read) -> None:
 
     squashed = said("squash")
     assert "proportions (longer to shorter side) 1.00 to 4.00 (median 2.50), 50% of the images beyond 4:3" in squashed
-    assert "data.resize=squash distorts them" in squashed
+    assert "data.resize=squash distorts 50% of them by more than 2 times" in squashed
     assert "data.resize=pad makes 38% of the square black" in said("pad")
     assert "data.resize=crop cuts off 38% of an image" in said("crop")

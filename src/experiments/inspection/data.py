@@ -34,8 +34,9 @@ from experiments.storage.atomic_files import readable
 
 MOST_CLASSES = 20  # number of classes that a figure shows
 THUMBNAIL = 240  # pixels of the longer side of a sample image
-WIDE = 1.34  # 4:3 and what rounding adds: the ratio of sides beyond which squashing an image is called a distortion
-DISTORTED = 0.1  # share of such images from which on the other ways of resizing are mentioned
+WIDE = 1.34  # 4:3, and what rounding of the sides adds
+STRETCHED = 2.0  # ratio of sides that few photographs exceed
+MANY = 0.1  # share of images beyond it from which on other ways of resizing are recommended
 COLORS = dict(zip(SPLITS, PALETTE, strict=False))
 
 
@@ -132,12 +133,13 @@ def proportions(sides: np.ndarray, resize: Resize) -> list[str]:
         return [f"{text}; data.resize=crop cuts off {lost} of an image, on average"]
     if resize == "pad":
         return [f"{text}; data.resize=pad makes {lost} of the square black, on average"]
-    if beyond <= DISTORTED:
+    stretched = float(np.mean(aspects > STRETCHED))
+    if stretched < MANY:
         return [text]
     return [
         text,
-        "data.resize=squash distorts them: where the shape of things matters, compare with data.resize=pad (all of an "
-        "image, black borders) and crop (its largest centered square)",
+        f"data.resize=squash distorts {stretched:.0%} of them by more than {STRETCHED:g} times: compare with "
+        "data.resize=pad (all of an image, black borders) and crop (its largest centered square)",
     ]
 
 
