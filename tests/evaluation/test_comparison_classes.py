@@ -13,6 +13,7 @@ import pytest
 from experiments.evaluation import comparison_classes as by_class
 from experiments.evaluation.comparison import Comparison, EvaluatedRun, Group, of_groups
 from experiments.evaluation.comparison_classes import compare_classes
+from experiments.evaluation.comparison_text import metric_tables
 from experiments.evaluation.significance import tango
 from experiments.evaluation.statistics import wilson
 from experiments.runs.predictions import Prediction
@@ -153,3 +154,15 @@ def test_the_positive_class_is_named() -> None:
     )
     other = replace(chosen, facts=replace(chosen.facts, tags={"positive": "cat"}))
     assert "'dog' or 'cat', which differs between the rows." in by_class.decision_sentence(comparison([old], [other]))
+
+
+def test_metrics_are_tables_of_a_few_columns_and_equal_columns_are_shown_once() -> None:
+    metrics = {"loss": 0.5, "recall": 0.75, "balanced_accuracy": 0.75, "precision": 0.8, "f1": 0.7, "macro_f1": 0.7,
+               "roc_auc": 0.9, "brier": 0.3, "calibration_error": 0.1, "matthews": -0.2}  # fmt: skip
+    run = evaluated("a", FIRST)
+    named = {f"validation.{name}": value for name, value in metrics.items()}
+    run = replace(run, facts=replace(run.facts, metrics=named))
+    first, second = metric_tables(comparison([run]))
+    assert first[0] == ["run", "loss ↓", "ROC AUC ↑", "precision ↑", "recall ↑", "F1 ↑", "Brier score ↓"]
+    assert second[0] == ["run", "calibration error ↓", "Matthews correlation ↑"]
+    assert second[1][1:] == ["0.100", "-0.200"]

@@ -28,7 +28,7 @@ METRICS = {
     "accuracy": "accuracy", "loss": "loss", "roc_auc": "ROC AUC", "precision": "precision", "recall": "recall",
     "f1": "F1", "brier": "Brier score", "calibration_error": "calibration error",
     "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "matthews": "Matthews correlation",
-    "average_precision": "average precision (PR AUC)", "top3_accuracy": "top-3 accuracy",
+    "average_precision": "average precision", "top3_accuracy": "top-3 accuracy",
     "top5_accuracy": "top-5 accuracy",
 }  # fmt: skip
 FINGERPRINT = "data.fingerprint"  # not a configuration key: the fingerprint of the images that a run has read

@@ -77,11 +77,8 @@ def markdown(
 ) -> str:
     """Return the comparison as Markdown, which refers to the figures in `figures/`."""
     parts = [f"# {title(comparison)}", *(f"* {markdown_text(line)}" for line in comparison_text.sentences(comparison))]
-    metrics = comparison_text.metric_table(comparison)
-    parts += [
-        markdown_table(comparison_text.score_table(comparison)),
-        *([markdown_table(metrics)] if len(metrics[0]) > 1 else []),
-    ]
+    tables = [comparison_text.score_table(comparison), *comparison_text.metric_tables(comparison)]
+    parts += [markdown_table(table) for table in tables]
     parts += [markdown_text(line) for line in [comparison_classes.decision_sentence(comparison)] if line]
     if len(comparison.groups) > 1:
         parts += ["## Behind the differences", markdown_table(comparison_text.paired_table(comparison))]
@@ -199,7 +196,7 @@ def html(
         sentences=comparison_text.sentences(comparison),
         scores=comparison_text.score_table(comparison),
         pairs=comparison_text.paired_table(comparison) if several else None,
-        metrics=comparison_text.metric_table(comparison),
+        metric_tables=comparison_text.metric_tables(comparison),
         decision=comparison_classes.decision_sentence(comparison),
         class_tables=class_tables(comparison, classes),
         figures={name: page.svg(figure) for name, figure in drawn.items()},

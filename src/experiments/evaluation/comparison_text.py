@@ -14,6 +14,7 @@ from experiments.evaluation.evaluate import Baseline
 from experiments.evaluation.significance import Difference
 from experiments.evaluation.statistics import LEVEL, Interval
 
+MOST_METRICS = 6  # columns of a table of metrics
 MOST_SENTENCES = 6  # Up to this number of comparisons, each has a sentence of its own.
 
 
@@ -251,6 +252,19 @@ def metric_table(comparison: Comparison, names: Sequence[str] = tuple(METRICS)[1
     header = ["run", *(METRICS[name] + (" ↓" if name in LOWER_IS_BETTER else " ↑") for name in known)]
     rows = zip(comparison.names, comparison.measures, strict=True)
     return [header, *([name, *(format_score(one, measures.get(one)) for one in known)] for name, measures in rows)]
+
+
+def metric_tables(comparison: Comparison) -> list[list[list[str]]]:
+    """Return the tables of all metrics but accuracy, of at most MOST_METRICS each.
+
+    Of more than two classes, balanced accuracy is the recall and macro F1 is F1: these columns are shown once.
+    """
+    known = {name: [one.get(name) for one in comparison.measures] for name in tuple(METRICS)[1:]}
+    names = [name for name, column in known.items() if any(column)]
+    for name, same in (("balanced_accuracy", "recall"), ("macro_f1", "f1")):
+        if name in names and [one and one.value for one in known[name]] == [one and one.value for one in known[same]]:
+            names.remove(name)
+    return [metric_table(comparison, names[at : at + MOST_METRICS]) for at in range(0, len(names), MOST_METRICS)]
 
 
 def configuration_tables(comparison: Comparison) -> tuple[list[list[str]], list[list[str]]]:
