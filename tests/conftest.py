@@ -192,7 +192,7 @@ def command_line(*arguments: str, figures: bool = False) -> Iterator[pytest.Monk
 
     with pytest.MonkeyPatch.context() as patch:
         if not figures:
-            patch.setattr(Figure, "savefig", lambda figure, path, **options: Image.new("L", (8, 8)).save(path))
+            patch.setattr(Figure, "savefig", lambda figure, path, **options: Image.new("L", (8, 8)).save(path, "PNG"))
         patch.setattr(sys, "argv", ["train", *arguments])
         patch.setenv("HYDRA_FULL_ERROR", "1")
         yield patch

@@ -92,7 +92,7 @@ def test_the_folder_holds_everything(tuned: Path) -> None:
     assert names - {"returned"} >= {
         "config.yaml", "manifest.csv", "curves.csv", "metrics.json", "predictions_validation.csv",
         "predictions_test.csv", "weights/backbone.weights.h5", "weights/head.weights.h5", ".hydra/overrides.yaml",
-        "figures/learning_curves.png", "figures/augmented.png", *(f"figures/{name}" for name in FIGURES),
+        "report.html", "figures/learning_curves.png", "figures/augmented.png", *(f"figures/{name}" for name in FIGURES),
     }  # fmt: skip
     for path in (tuned / "figures").iterdir():
         with Image.open(path) as figure:

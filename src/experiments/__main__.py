@@ -25,6 +25,7 @@ VERBS = {
     "predict": ("experiments.cli.predict", "class and probability of image files, by a trained model"),
     "pretrained": ("experiments.cli.pretrained", "train the shipped body of the small convnet anew"),
     "register": ("experiments.cli.register", "a trained model under a name in MLflow's registry"),
+    "report": ("experiments.cli.report", "one HTML page of a run: settings, data, scores, mistakes, cost"),
     "reproduce": ("experiments.cli.reproduce", "the tutorial's experiments, its claims beside what came out"),
     "summarize": ("experiments.cli.summarize", "a sweep's table, winner and figures once more"),
     "sync": ("experiments.cli.sync", "upload to MLflow what it could not receive during training"),

@@ -23,6 +23,7 @@ from experiments.data.pixel_buffer import PixelBuffer
 from experiments.data.pixel_cache import splits_of
 from experiments.data.types import Dataset, Manifest, SplitSettings
 from experiments.errors import ConfigError, DataError, Pruned
+from experiments.evaluation import run_report
 from experiments.evaluation.calibration import confidence_metrics
 from experiments.evaluation.decision import choose_threshold, decision_of, threshold_warnings
 from experiments.evaluation.evaluate import Report, evaluate
@@ -36,7 +37,7 @@ from experiments.regimes.trained_weights import facts_of, restore, save_weights
 from experiments.runs import predictions
 from experiments.runs.active_run import ActiveRun, open_run
 from experiments.runs.curves import Curves
-from experiments.runs.run_directory import CURVES, RunDirectory, class_scores_stem
+from experiments.runs.run_directory import CURVES, REPORT, RunDirectory, class_scores_stem
 from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.redaction import redacted
 from experiments.tracking import inputs, mlflow_run
@@ -73,7 +74,8 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         check_origins({key: directory.inputs(key) for key in files}, dataset)
         identity = components.identity(config, dataset.fingerprint)
         active.check(identity, planned)
-        active.note(backbone_identity=components.backbone.identity)
+        root = None if "data.root" in config.unresolved else str(dataset.manifest.root)
+        active.note(backbone_identity=components.backbone.identity, data_root=root)
         write_description(components, dataset, directory, tracker, identity)
         checkpoints = Checkpoints(directory.checkpoints)
         with open_curves(directory, tracker, checkpoints) as curves:
@@ -166,6 +168,10 @@ def finish(
         check_reached(config, result)
     with keep_error(errors, "the figures"):
         save_figures(active.directory.figures, components, dataset, result, reports)
+    if not config.sweep.job:  # the winner of a sweep has a report
+        with keep_error(errors, "the report"):
+            model = (lambda: result.model) if is_sound else None
+            run_report.write(active.directory, dataset.manifest.root, model)
     with keep_error(errors, "logging the files"):
         tracker.artifacts(
             {predictions.stem(split): predictions.to_table(one.predictions) for split, one in reports.items()}
@@ -339,5 +345,7 @@ def print_results(console: Console, folder: Path, reports: Mapping[str, Report],
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     print_classes(console, list(reports.values())[-1])
     console.print(f"run folder  {folder}", highlight=False, soft_wrap=True)
+    if (folder / REPORT).is_file():
+        console.print(f"report      {folder / REPORT}", highlight=False, soft_wrap=True)
     if run_id:
         console.print(f"MLflow run  {run_id}   look at it: experiments ui", highlight=False, soft_wrap=True)

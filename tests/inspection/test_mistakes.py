@@ -15,6 +15,7 @@ from experiments.cli import inspect
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError, DataError
 from experiments.inspection import mistakes
+from experiments.models.gradcam import overlay
 
 
 @pytest.fixture
@@ -75,10 +76,10 @@ def test_heat_changes_a_image_where_it_is_hot() -> None:
     pixels = np.full((1, 4, 4, 3), 90, "uint8")
     heat = np.zeros((1, 4, 4), "float32")
     heat[0, 0, 0] = 1
-    laid = mistakes.overlay(pixels, heat)
+    laid = overlay(pixels, heat)
     assert laid.dtype == np.uint8 and (laid[0] == 90).all(axis=-1).sum() == 15 and laid[0, 0, 0].max() > 200
     heat[0, 3] = np.nan  # cut off
-    assert (mistakes.overlay(pixels, heat)[0, 3] == 200).all()
+    assert (overlay(pixels, heat)[0, 3] == 200).all()
 
 
 def test_the_command_writes_beside_the_run_wherever_the_images_are(

@@ -509,7 +509,7 @@ def test_what_is_looked_at_of_a_run_joins_its_figures(
     assert "figures/schedule-cosine.png" in names
     gone = tmp_path / "gone.db"
     with pytest.raises(ConfigError, match="it is not there"):
-        summary_runs.add_figure(f"sqlite:///{gone}", run_id, path)
+        summary_runs.add_file(f"sqlite:///{gone}", run_id, path)
     assert not gone.exists()
 
 

@@ -64,14 +64,14 @@ def main() -> None:
     result, run = inspect(arguments)
     show(result)
     if result.draw is not None:
-        from experiments.inspection.inspection import log_figure, write_figure
+        from experiments.inspection.inspection import log_file, write_figure
         from experiments.runs.run_directory import FIGURES
 
         path = arguments.output or result.path(run)
         write_figure(result.draw(), path, arguments.dpi)
         print(path)
         if run and run.run_id:
-            log_figure(run, path)
+            log_file(run, path)
             print(f"also in MLflow: run {run.run_id}, {FIGURES}/{path.name}")
     if result.is_refused:
         sys.exit(1)

@@ -58,8 +58,8 @@ def write_figure(figure: Figure, path: Path, dpi: int) -> None:
     atomic_files.write_file(path, content.getvalue())
 
 
-def log_figure(run: Trained, path: Path) -> None:
-    """Add a figure to the artifacts of a run's MLflow run, which it must have.
+def log_file(run: Trained, path: Path) -> None:
+    """Add a file to the artifacts of a run's MLflow run, which it must have; PNG files to its figures.
 
     Raises:
         ConfigError: the tracking store cannot be used, or has no such run.
@@ -67,4 +67,4 @@ def log_figure(run: Trained, path: Path) -> None:
     assert run.run_id is not None
     record = RunDirectory(run.folder).facts() if run.folder else None
     recorded = store_of_run(run.folder, record) if run.folder and record else None
-    summary_runs.add_figure(run.uri or recorded or local_store(), run.run_id, path)
+    summary_runs.add_file(run.uri or recorded or local_store(), run.run_id, path)

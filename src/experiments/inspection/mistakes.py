@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -20,7 +19,7 @@ from experiments.deploy.saved_run import Trained
 from experiments.evaluation import plots
 from experiments.evaluation.figure_style import literal, short
 from experiments.inspection.inspection import Inspection
-from experiments.models.gradcam import gradcam
+from experiments.models.gradcam import gradcam, overlay
 from experiments.regimes.build import data_root
 from experiments.runs.predictions import Prediction
 
@@ -98,25 +97,6 @@ def explain(run: Trained, config: Config, mistakes: Sequence[Prediction]) -> Sho
     recorded = np.array([mistake.confidence for mistake in mistakes])
     difference = float(np.abs(confidences - recorded).max())
     return Shown(mistakes, thumbnails, pixels, gradcam(model, inputs, predicted), settings.resize, difference)
-
-
-def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Lay heatmaps over images, more opaque where the heat is higher, and fade what the model has not received.
-
-    Args:
-        pixels: [..., H, W, 3] uint8.
-        heat: [..., H, W] in [0, 1]; NaN where the image was cut off, see `resizing.map_back`.
-
-    Returns:
-        [..., H, W, 3] uint8.
-    """
-    grey = pixels.mean(axis=-1, keepdims=True)  # The image is gray, so that all colours belong to the heatmap.
-    grey = np.where(np.isnan(heat)[..., None], 255 - (255 - grey) / 3, grey)
-    heat = np.nan_to_num(heat)
-    colors = matplotlib.colormaps["inferno"](0.25 + 0.75 * heat)[..., :3] * 255
-    share = 0.75 * heat[..., None] ** 0.8
-    laid: np.ndarray = np.rint((1 - share) * grey + share * colors).astype("uint8")
-    return laid
 
 
 def draw(run: Trained, split: str, shown: Shown, wrong: int, images: int) -> Figure:

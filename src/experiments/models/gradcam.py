@@ -7,6 +7,7 @@ ICCV 2017.
 from __future__ import annotations
 
 import keras
+import matplotlib
 import numpy as np
 import tensorflow as tf
 
@@ -53,3 +54,22 @@ def log_odds(logits: tf.Tensor, classes: np.ndarray) -> tf.Tensor:
     own = tf.one_hot(classes, logits.shape[-1], on_value=True, off_value=False)
     others = tf.where(own, -np.inf, logits)
     return tf.gather(logits, classes, axis=1, batch_dims=1) - tf.reduce_logsumexp(others, axis=-1)
+
+
+def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Lay heatmaps over images, more opaque where the heat is higher, and fade what the model has not received.
+
+    Args:
+        pixels: [..., H, W, 3] uint8.
+        heat: [..., H, W] in [0, 1]; NaN where the image was cut off, see `resizing.map_back`.
+
+    Returns:
+        [..., H, W, 3] uint8.
+    """
+    grey = pixels.mean(axis=-1, keepdims=True)  # The image is gray, so that all colours belong to the heatmap.
+    grey = np.where(np.isnan(heat)[..., None], 255 - (255 - grey) / 3, grey)
+    heat = np.nan_to_num(heat)
+    colors = matplotlib.colormaps["inferno"](0.25 + 0.75 * heat)[..., :3] * 255
+    share = 0.75 * heat[..., None] ** 0.8
+    laid: np.ndarray = np.rint((1 - share) * grey + share * colors).astype("uint8")
+    return laid

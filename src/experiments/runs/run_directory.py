@@ -27,6 +27,8 @@ CONFIG = "config.yaml"  # the configuration as logged
 MANIFEST = "manifest.csv"  # one row per image
 CURVES = "curves.csv"  # one row per epoch
 METRICS = "metrics.json"
+REPORT = "report.html"
+SKIPPED, WARNINGS = "left_out.csv", "image_warnings.csv"  # images that were not used; images used with a warning
 WEIGHTS, FIGURES, CHECKPOINTS = "weights", "figures", "checkpoints"  # directories
 INPUTS = "inputs"  # directory of the files that were fetched from other runs, by key of the configuration
 EVALUATIONS = "evaluations"  # directory of evaluations on further images, each in a directory of its own
@@ -147,6 +149,10 @@ class RunDirectory:
         """
         return predictions.from_rows(read_rows(self.folder / predictions_file(split)))
 
+    def has_predictions(self, split: str) -> bool:
+        """Return whether the run was evaluated on a split, and its predictions are still there."""
+        return (self.folder / predictions_file(split)).is_file()
+
     def write_predictions(self, split: str, rows: Sequence[Prediction]) -> None:
         write_rows(self.folder / predictions_file(split), predictions.to_rows(predictions.to_table(rows)))
 
@@ -178,13 +184,21 @@ class RunDirectory:
         """Write MANIFEST, and tables of skipped images, of warnings and of near-duplicates, if there are any."""
         tables = {
             MANIFEST: images,
-            "left_out.csv": left_out,
-            "image_warnings.csv": warnings,
+            SKIPPED: left_out,
+            WARNINGS: warnings,
             "near_duplicates.csv": near_duplicates,
         }
         for name, rows in tables.items():
             if rows:
                 write_rows(self.folder / name, rows)
+
+    def issues(self) -> list[tuple[str, str]]:
+        """Return path and reason of each image that was not used, and path and warning of those used with one."""
+        found = []
+        for name, column in ((SKIPPED, "reason"), (WARNINGS, "warning")):
+            if (self.folder / name).is_file():
+                found += [(row["path"], row[column]) for row in read_rows(self.folder / name)]
+        return found
 
     def lacks(self, names: Iterable[str]) -> list[str]:
         """Return the names of those files that do not exist."""

@@ -89,8 +89,8 @@ def log_comparison(uri: str, experiment: str, digest: str, files: Sequence[Path]
     return run_id
 
 
-def add_figure(uri: str, run_id: str, path: Path) -> None:
-    """Add a figure that was drawn after the end of a run to its MLflow artifacts.
+def add_file(uri: str, run_id: str, path: Path) -> None:
+    """Add a file that was made after the end of a run to its MLflow artifacts.
 
     Raises:
         ConfigError: the store cannot be used, or has no such run.

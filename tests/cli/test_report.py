@@ -1,0 +1,79 @@
+"""`experiments report RUN` on a run that was trained here."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import report
+from experiments.tracking import queries
+
+
+@pytest.fixture(scope="module")
+def trained(drawn: Path, train_here: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tracked run that is certain of wrong classes, so that there are mistakes to explain."""
+    outputs = tmp_path_factory.mktemp("reported") / "outputs"
+    folder = outputs / "runs" / "reported"
+    train_here(
+        "data=folder", f"data.root={drawn}", "data.image_size=48", "model.weights=null", "regime=bottleneck",
+        "epochs=1", "optimizer.lr=0.5", "progress=none", f"outputs={outputs}", f"hydra.run.dir={folder}",
+        "hydra/job_logging=none", "tracking.log_model=false",
+    )  # fmt: skip
+    return folder
+
+
+def reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    """The lines that the command prints."""
+    monkeypatch.setattr("sys.argv", ["experiments report", *arguments])
+    report.main()
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_page_is_made_again_and_logged(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = trained / "report.html"
+    assert path.is_file(), "the run has made one"
+    uri = f"sqlite:///{trained.parents[1] / 'mlflow.db'}"
+    (run,) = queries.find_runs(uri, [trained.name])
+    before = queries.artifact(uri, run.run_id, path.name)
+    assert before is not None and before.read_bytes() == path.read_bytes()
+    path.unlink()
+    lines = reported(monkeypatch, capsys, str(trained))
+    assert lines[0] == str(path) and lines[1].startswith(f"also in MLflow: run {run.run_id}")
+    text = path.read_text(encoding="utf-8")
+    assert "images are wrong" in text and text.count('alt="Grad-CAM of validation/') >= 3
+    again = queries.artifact(uri, run.run_id, path.name)
+    assert again is not None and again.read_bytes() == path.read_bytes()
+
+
+def test_the_images_may_have_moved_and_the_page_be_elsewhere(
+    trained: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(drawn, tmp_path / "moved")
+    written = (trained / "report.html").stat().st_mtime_ns
+    target = tmp_path / "page.html"
+    lines = reported(monkeypatch, capsys, str(trained), "--data", str(tmp_path / "moved"), "--output", str(target))
+    assert lines == [str(target)] and "data:image/jpeg" in target.read_text(encoding="utf-8")
+    assert (trained / "report.html").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "No runs yet"),
+        (["RUN", "--data", "/no/such"], "--data: no such folder. Received: /no/such"),
+        (["RUN", "--output", "page.txt"], "must end in .html. Received: 'page.txt'"),
+    ],
+)
+def test_what_cannot_be_reported_is_named(
+    arguments: list[str], message: str, trained: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    given = [str(trained) if argument == "RUN" else argument for argument in arguments]
+    with pytest.raises(SystemExit) as ended:
+        reported(monkeypatch, capsys, *given)
+    assert message in f"{ended.value.code} {capsys.readouterr().err}"
