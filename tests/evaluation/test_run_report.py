@@ -36,7 +36,8 @@ def directory(drawn: Path, tmp_path: Path, config: object) -> RunDirectory:
     directory.folder.mkdir()
     composed = config("regime=bottleneck", "data=folder", f"data.root={drawn}", "data.image_size=48", "epochs=3")  # type: ignore[operator]
     directory.write_config(dump_yaml(logged(composed)))
-    rows, predictions = [], []
+    rows: list[dict[str, str | int]] = []
+    predictions: list[Prediction] = []
     for path in sorted(drawn.rglob("*.jpg")):
         split, folder, _ = path.relative_to(drawn).parts
         label, sha256 = int(folder == "stripes"), hashlib.sha256(path.read_bytes()).hexdigest()

@@ -59,7 +59,9 @@ def gallery(
     """
     wrong = sorted((row for row in report.predictions if not row.correct), key=lambda row: -row.confidence)
     mistakes, chosen = wrong[:MOST_MISTAKES], examples(report, classes)
-    shown = {row.sha256: row for row in (*mistakes, *(row for kinds in chosen.values() for row in sum(kinds, ())))}
+    shown = {
+        row.sha256: row for row in (*mistakes, *(row for kinds in chosen.values() for kind in kinds for row in kind))
+    }
     sides = {row.sha256: page.SIDE for row in mistakes}
     size = int(plain["data"]["image_size"])
     settings = DecoderSettings.of(plain["data"])
@@ -70,7 +72,8 @@ def gallery(
         except (DataError, OSError) as error:
             return LoadedImage(missing=str(error))
         pixels = resize(image, size, settings.resize) if row.sha256 in sides else None
-        image.thumbnail([sides.get(row.sha256, SMALL)] * 2)
+        side = sides.get(row.sha256, SMALL)
+        image.thumbnail((side, side))
         return LoadedImage(image, pixels)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -99,7 +102,7 @@ def examples(report: Report, classes: Sequence[str]) -> dict[str, tuple[tuple[Pr
     worst = sorted(scores, key=lambda one: (np.isnan(one.f1.value), one.f1.value))[:MOST_CLASSES]
     names = {one.name for one in worst}
     count = 2 if len(classes) <= FEW_CLASSES else 1
-    found = {}
+    found: dict[str, tuple[tuple[Prediction, ...], ...]] = {}
     for name in (name for name in classes if name in names):
         rows = sorted((row for row in report.predictions if row.label == name), key=lambda row: -row.confidence)
         right, wrong = ([row for row in rows if row.correct == is_right] for is_right in (True, False))
@@ -116,7 +119,7 @@ def explain(
     model: Callable[[], keras.Model] | None,
 ) -> tuple[dict[str, Image.Image], str]:
     """Return thumbnails with Grad-CAM for the predicted class, by file hash; and the reason if there are none."""
-    seen = [row for row in mistakes if images[row.sha256].pixels is not None]
+    seen = [(row, pixels) for row in mistakes if (pixels := images[row.sha256].pixels) is not None]
     if not seen:
         return {}, ""
     if model is None:
@@ -131,9 +134,9 @@ def explain(
     found: dict[str, Image.Image] = {}
     for start in range(0, len(seen), BATCH):
         rows = seen[start : start + BATCH]
-        pixels = np.stack([images[row.sha256].pixels for row in rows])
-        predicted = np.array([classes.index(row.predicted) for row in rows])
-        for row, heat in zip(rows, gradcam(network, pixels.astype("float32"), predicted), strict=True):
+        pixels = np.stack([pixels for _, pixels in rows])
+        predicted = np.array([classes.index(row.predicted) for row, _ in rows])
+        for (row, _), heat in zip(rows, gradcam(network, pixels.astype("float32"), predicted), strict=True):
             image = images[row.sha256].thumbnail
             assert image is not None
             found[row.sha256] = Image.fromarray(overlay(np.asarray(image), map_back(heat, image.size, how)))
