@@ -8,6 +8,7 @@ from numpy.testing import assert_allclose
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from experiments.config.schema import LOWEST
 from experiments.evaluation.groups import gather_scores, metric_interval
 from experiments.evaluation.statistics import mean_interval, reliability, roc_auc_interval, score_interval, wilson
 
@@ -107,6 +108,9 @@ def test_a_metric_of_several_runs_has_its_interval_over_seeds_or_folds() -> None
     seeds = [("0", "", 0.80), ("1", "", 0.84), ("2", "", 0.89)]
     assert metric_interval(seeds, None) == pytest.approx(mean_interval([0.80, 0.84, 0.89]))
     assert metric_interval([("0", "", 0.9), ("1", "", 1.0)], None).high == 1
+    assert metric_interval([("0", "", 0.1), ("1", "", 0.2)], None).low == 0
+    matthews = metric_interval([("0", "", 0.1), ("1", "", 0.2)], None, LOWEST["matthews"])
+    assert matthews == pytest.approx(mean_interval([0.1, 0.2])) and matthews.low < 0
     assert math.isnan(metric_interval([("0", "", 0.9)], None).low)
     scores = gather_scores((str(seed), "", {at: at < 30 + seed for at in range(40)}) for seed in range(2))
     mean, low, high = scores.interval()

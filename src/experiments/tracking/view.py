@@ -41,7 +41,8 @@ its head's epochs (`phase` 1, then 2). `seconds`, `input_wait` and `images_per_s
 `total_seconds` is the run's, `fit_seconds` what training took of it.
 
 **Figures and predictions.** In a run, under *Artifacts*: `figures/` (curves, confusion matrix, ROC, calibration, \
-most confident mistakes), `predictions_validation.json` with every image, `config.yaml`, `manifest.csv`. Whole \
+most confident mistakes), `per_class_validation.json` with the scores of every class, \
+`predictions_validation.json` with every image, `config.yaml`, `manifest.csv`. Whole \
 models are under *Models*. Runs with the same tag `data_fingerprint` saw the same images.
 """
 # The columns for comparing runs, in this order, with their widths in pixels.
