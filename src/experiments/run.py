@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,14 @@ from experiments.evaluation.calibration import confidence_metrics
 from experiments.evaluation.decision import choose_threshold, decision_of, threshold_warnings
 from experiments.evaluation.evaluate import Report, evaluate
 from experiments.evaluation.per_class import class_columns, pair_columns
-from experiments.evaluation.report_text import accuracy_line, class_metrics, metric_lines, print_classes
+from experiments.evaluation.report_text import (
+    accuracy_line,
+    class_metrics,
+    epoch_lines,
+    metric_lines,
+    next_commands,
+    print_classes,
+)
 from experiments.evaluation.run_figures import save_figures
 from experiments.evaluation.training_checks import check_joined, check_reached, keep_error, training_warnings
 from experiments.regimes.build import build
@@ -80,7 +88,7 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         checkpoints = Checkpoints(directory.checkpoints)
         with open_curves(directory, tracker, checkpoints) as curves:
             record = pruning.reporting(config, curves.add, declaration_of(components.regime).last_phase)
-            context = TrainingContext(Terminal(console), record, checkpoints)
+            context = TrainingContext(Terminal(console, lines=True), record, checkpoints)
             result, known = train_or_restore(components, dataset, context, identity)
         active.note(weights=save_weights(directory, components, result))
         with logging_files_after_error(tracker):
@@ -110,11 +118,11 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         for sentence in warnings:
             _log.warning(sentence)
         if errors:
-            print_results(console, directory.folder, reports, tracker.run_id)
+            print_results(console, directory.folder, reports, tracker.run_id, epoch_lines(config, result))
             for error in errors[1:]:
                 _log.error("%s", error, exc_info=error)
             raise errors[0]
-    print_results(console, directory.folder, reports, tracker.run_id)
+    print_results(console, directory.folder, reports, tracker.run_id, epoch_lines(config, result))
     return metrics.get(f"validation.{config.objective}", math.nan)
 
 
@@ -338,8 +346,15 @@ def reused_seconds(result: TrainingResult) -> float:
     return sum(record.metrics.get("seconds", 0.0) for record in result.history if record.phase == PhaseName.HEAD)
 
 
-def print_results(console: Console, folder: Path, reports: Mapping[str, Report], run_id: str | None) -> None:
-    """Print each split's scores, those of the classes for the last split, and where to find the run."""
+def print_results(
+    console: Console, folder: Path, reports: Mapping[str, Report], run_id: str | None, epochs: Sequence[str] = ()
+) -> None:
+    """Print lines about the epochs, each split's scores, where to find the run, and commands that use it.
+
+    The scores of the classes are printed for the last split.
+    """
+    for line in epochs:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for report in reports.values():
         for line in [accuracy_line(report), *metric_lines(report)]:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -349,3 +364,5 @@ def print_results(console: Console, folder: Path, reports: Mapping[str, Report],
         console.print(f"report      {folder / REPORT}", highlight=False, soft_wrap=True)
     if run_id:
         console.print(f"MLflow run  {run_id}   look at it: experiments ui", highlight=False, soft_wrap=True)
+    for line in next_commands(run_id[:8] if run_id else shlex.quote(str(folder)), compares=run_id is not None):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -25,7 +25,7 @@ from hydra.core.utils import JobRuntime, run_job, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from experiments.config import unused, validation
+from experiments.config import foreign_options, unused, validation
 from experiments.config.hydra_errors import disk_full, explain
 from experiments.config.overrides import implies_folder
 from experiments.config.schema import Config
@@ -112,6 +112,7 @@ def run_planned(job: PlannedRun) -> None:
 
 def main() -> None:
     def call() -> None:
+        foreign_options.check(sys.argv[1:])
         command = resume.expand(sys.argv[1:])
         if command is None:
             print("This run is finished: there is nothing to resume.")

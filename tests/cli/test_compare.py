@@ -32,6 +32,7 @@ from experiments.evaluation.comparison import (
 from experiments.evaluation.comparison_text import sentences
 from experiments.evaluation.significance import newcombe
 from experiments.runs.predictions import Prediction
+from experiments.tracking import queries
 from experiments.tracking.queries import RunFacts, find_runs, search_runs
 from experiments.tracking.summary_runs import log_comparison
 from experiments.tracking.upload import Kind, Message, upload
@@ -331,6 +332,28 @@ def test_the_terminal_shows_it_whole(uri: str, width: int) -> None:
 def test_many_rows_tell_the_rows_of_each_value(uri: str) -> None:
     text = printed(of(uri, "scratch0", "tuned0", "adam", "nearly", "job1"))
     assert "optimizer rmsprop 1 2 5" in [" ".join(line.split()) for line in text.splitlines()]
+
+
+def test_the_end_of_a_name_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [
+        RunFacts(run_id, name, {}, {}, {})
+        for run_id, name in (
+            ("aa", "20261129-121932-finetune-convnet-280729"),
+            ("28", "20261129-121940-scratch-convnet-110042"),
+            ("cc", "280729"),
+        )
+    ]
+    monkeypatch.setattr(queries, "search_runs", lambda uri, query="": runs)
+    monkeypatch.setattr(queries, "_why_not", lambda uri, name: "no finished run fits")
+    for text in ("-280729", "finetune-convnet-280729", "20261129-121932-finetune-convnet-280729"):
+        assert [run.run_id for run in find_runs("", [text])] == ["aa"], text
+    assert [run.run_id for run in find_runs("", ["280729"])] == ["cc"], "a whole name comes first"
+    assert [run.run_id for run in find_runs("", ["28"])] == ["28"]
+    with pytest.raises(ConfigError, match="no finished run fits"):
+        find_runs("", ["80729"])
+    runs.append(RunFacts("dd", "20261130-080000-finetune-convnet-280729", {}, {}, {}))
+    with pytest.raises(ConfigError, match="2 runs fit"):
+        find_runs("", ["-280729"])
 
 
 def test_what_cannot_be_compared(uri: str) -> None:

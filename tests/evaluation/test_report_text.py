@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,15 @@ from rich.console import Console
 
 from experiments.evaluation.decision import Decision
 from experiments.evaluation.evaluate import Report, evaluate
-from experiments.evaluation.report_text import class_metrics, metric_lines, metric_names, print_classes
+from experiments.evaluation.report_text import (
+    class_metrics,
+    epoch_lines,
+    metric_lines,
+    metric_names,
+    next_commands,
+    print_classes,
+)
+from experiments.training.types import EpochRecord, TrainingResult
 from tests.evaluation.test_evaluate import BY_HAND, FLOWERS, PETS, random_scores, splits_of
 
 
@@ -112,3 +122,24 @@ def test_metrics_and_tables_agree(classes: tuple[str, ...]) -> None:
     assert report.metrics["macro_f1"] == pytest.approx(np.mean([one.f1.value for one in report.class_scores]))
     wrong = sum(one.images for one in report.confused_pairs)
     assert wrong == sum(not row.correct for row in report.predictions)
+
+
+def test_the_best_epoch_of_the_last_phase(config: Callable[..., Any]) -> None:
+    losses = {"head": [0.1, 0.9], "finetune": [0.5, 0.3, 0.4]}
+    history = tuple(
+        EpochRecord(0, phase, epoch, 0, {"validation_loss": loss})
+        for phase, values in losses.items()
+        for epoch, loss in enumerate(values)
+    )
+    result = TrainingResult(None, history, {})  # type: ignore[arg-type]
+    line = "best epoch 2 of 3 (finetune, validation_loss 0.300), "
+    assert epoch_lines(config(), result) == [f"{line}the last one is the result"]
+    assert epoch_lines(config("best_weights=true"), result) == [f"{line}whose weights are the result"]
+    assert epoch_lines(config(), TrainingResult(None, (), {})) == []  # type: ignore[arg-type]
+
+
+def test_commands_for_a_finished_run() -> None:
+    lines = next_commands("1a2b3c4d", compares=True)
+    assert lines[0] == "next        experiments predict 1a2b3c4d IMAGE"
+    assert any("compare" in line for line in lines)
+    assert not any("compare" in line for line in next_commands("runs/a", compares=False))

@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -162,6 +163,7 @@ def test_how_a_run_ends_is_in_its_status_exit_code_and_last_line(place: Place) -
     process = place.start(*place.command("ended", "regime=scratch", "epochs=500", "early_stopping=null"))
     said = place.stop(process, "ended", signal.SIGTERM, rows=2)
     assert process.returncode == 128 + signal.SIGTERM, said
+    assert re.search(r"It stopped after epoch \d+ of phase scratch\nGo on with it: ", said), said
     run, folder = place.run("ended"), place.home / "runs" / "ended"
     assert (run.info.status, run.data.tags["failure"]) == ("KILLED", "Stopped: SIGTERM")
     assert json.loads((folder / "run.json").read_text())["status"] == "KILLED"

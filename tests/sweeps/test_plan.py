@@ -121,3 +121,9 @@ def test_a_job_can_be_evaluated_where_all_that_it_trained_is_kept(files: list[st
     record("FINISHED", weights=files)
     (tmp_path / "weights" / f"{files[-1]}.weights.h5").unlink()
     assert not plan.has_weights(tmp_path, "own")
+
+
+def test_keys_are_shown_without_their_group_where_that_is_unambiguous() -> None:
+    keys = ["regime.unfrozen_blocks", "optimizer.lr", "regime.head_optimizer.lr", "augmentation.seed", "seed"]
+    assert plan.short_keys(keys) == ["unfrozen_blocks", "lr", "head_optimizer.lr", "augmentation.seed", "seed"]
+    assert plan.short_keys(["schedule.warmup", "other.warmup"]) == ["schedule.warmup", "other.warmup"]

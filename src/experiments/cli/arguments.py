@@ -28,7 +28,9 @@ def exit_on_error(*others: type[Exception]) -> Iterator[None]:
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add the argument RUN and the option --uri, the MLflow tracking store that contains it."""
-    parser.add_argument("run", metavar="RUN", help="its folder, MLflow id, the beginning of that, or name")
+    parser.add_argument(
+        "run", metavar="RUN", help="its folder, MLflow id, the beginning of that, name, or the end of that"
+    )
     add_uri(parser)
 
 

@@ -35,7 +35,9 @@ def main() -> None:
         "split. Writes comparison.html (one page, to be viewed without a network), .md and .csv, and logs them to "
         "MLflow.",
     )
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="run ids, their beginnings, or run names")
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help="run ids, their beginnings, run names, or their ends (-280729)"
+    )
     parser.add_argument(
         "--sweep", action="append", default=[], metavar="SWEEP",
         help="the jobs of a sweep: its name, folder, or MLflow run id; may be given several times",

@@ -11,10 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from experiments.config.schema import Config
 from experiments.data.issues import printable
 from experiments.evaluation.evaluate import Report, percent
 from experiments.evaluation.per_class import ClassScore
 from experiments.evaluation.statistics import Interval
+from experiments.evaluation.training_checks import best_epoch
+from experiments.training.types import TrainingResult
 
 MOST_ROWS = 20  # Up to this number of classes, the terminal shows all of them,
 WORST = 10  # else those with the lowest F1.
@@ -30,6 +33,31 @@ POSITIVE = {
     "average_precision": "average precision",
 }  # fmt: skip
 RATIOS = ("matthews", "macro_f1", "f1", "roc_auc", "average_precision")  # metrics that are no shares of images
+
+
+def epoch_lines(config: Config, result: TrainingResult) -> list[str]:
+    """Return a line about the best epoch of the run's last phase; none for a regime without epochs."""
+    if not result.history:
+        return []
+    curve = [record for record in result.history if record.phase == result.history[-1].phase]
+    best, last = best_epoch(curve, config.monitor), curve[-1]
+    kept = "whose weights are the result" if config.best_weights or best is last else "the last one is the result"
+    return [
+        f"best epoch {best.epoch + 1} of {last.epoch + 1} ({best.phase}, {config.monitor} "
+        f"{best.metrics[config.monitor]:.3f}), {kept}"
+    ]
+
+
+def next_commands(run: str, *, compares: bool) -> list[str]:
+    """Return lines with commands that use a finished run.
+
+    Args:
+        run: what names the run on the command line.
+        compares: whether the run is in MLflow, where `compare` finds it.
+    """
+    commands = [f"experiments predict {run} IMAGE", f"experiments inspect mistakes {run}"]
+    commands += [f"experiments compare {run} OTHER_RUN"] if compares else []
+    return [f"next        {commands[0]}", *(f"            {command}" for command in commands[1:])]
 
 
 def accuracy_line(report: Report) -> str:

@@ -19,7 +19,7 @@ from experiments.runs.command import format_command
 from experiments.runs.lock import PATIENCE, claim
 from experiments.runs.run_directory import CURVES, FACTS, JOB, SWEEP, RunDirectory
 from experiments.system.redaction import redacted
-from experiments.training.types import Status
+from experiments.training.types import EpochRecord, Status
 
 AUTO = "auto"  # value of `resume`: the run in the directory, if there is one
 
@@ -114,9 +114,18 @@ def open_run(directory: RunDirectory, config: Config) -> Iterator[ActiveRun]:
         with contextlib.suppress(OSError):  # the disk may be full
             active.end(Status.FAILED if isinstance(error, Exception | SystemExit) else Status.KILLED)
         if not isinstance(error, (ConfigError, DataError)):
+            if not isinstance(error, Exception):  # a signal
+                error.add_note(_progress(directory.epochs()))
             error.add_note(f"Go on with it: python -m experiments.train resume={shlex.quote(str(directory.folder))}")
         raise
     active.end(Status.FINISHED)
+
+
+def _progress(epochs: Sequence[EpochRecord]) -> str:
+    """Return a sentence about the last of a run's recorded epochs."""
+    if not epochs:
+        return "No epoch was finished"
+    return f"It stopped after epoch {epochs[-1].epoch + 1} of phase {epochs[-1].phase}"
 
 
 def check_owner(folder: Path, config: Config) -> None:

@@ -296,6 +296,20 @@ def format_values(values: Mapping[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in values.items())
 
 
+def format_short(values: Mapping[str, str]) -> str:
+    """Return values as `format_values` does, with short keys."""
+    return format_values(dict(zip(short_keys(values), values.values(), strict=True)))
+
+
+def short_keys(keys: Collection[str]) -> list[str]:
+    """Return keys without their group, such as `unfrozen_blocks`, unless another key has this name."""
+    short = [key.partition(".")[2] or key for key in keys]
+    return [
+        name if short.count(name) == 1 and name not in Config.model_fields else key
+        for key, name in zip(keys, short, strict=True)
+    ]
+
+
 def without_test_evaluation(config: Config) -> Config:
     """Return a configuration without evaluation on the test split, which is reserved for the winner."""
     return changed(config, {"evaluate": {"test": False}})

@@ -204,7 +204,7 @@ class Session:
             number = max(job.number for job in jobs) + 1 if after is None else summary["winner"]["number"] + after
             finals = final_jobs(self, summary["winner"], number)
             self.features_missing = True  # the final runs may need features that no job has read
-            self.run(finals, "the winner")
+            self.run(finals, "final run of the winner")
             failed = failed or any(job.status == Status.FAILED for job in finals)
             summary = processes.run_worker_task("conclude", str(self.folder))
         self.close(summary["metrics"], Status.FAILED if failed else Status.FINISHED)

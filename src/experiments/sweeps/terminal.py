@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.sweeps import rungs
-from experiments.sweeps.plan import Inspection, Job, format_values
+from experiments.sweeps.plan import Inspection, Job, format_short, short_keys
 from experiments.training.types import Status
 
 
@@ -31,13 +31,14 @@ def grid_plan(name: str, jobs: Sequence[Job], inspection: Inspection) -> list[st
     ]
     parts += [f"{finished} already finished"] if finished else []
     parts += [f"{duplicates} the same as another"] if duplicates else []
+    parts += ["then the winner's final run"] if settings.final else []
     lines = [f"Sweep {name}: " + ", ".join(parts)]
     lines += [f"  {line}" for line in [*(inspection.lines if new else []), *rungs.plan_lines(jobs)]]
     if settings.rungs is None:
         lines += duration(inspection, len(new), settings.jobs)
     for job in jobs if settings.dry_run else []:
         state = f"same as {job.same_as}" if job.same_as is not None else job.status.lower()
-        lines.append(f"  {job.number:>3}  {state:9} {format_values(job.values)}")
+        lines.append(f"  {job.number:>3}  {state:9} {format_short(job.values)}")
     return lines
 
 
@@ -53,15 +54,16 @@ def job_line(job: Job, objective: str, score: float | None) -> str:
     """Return the line about a job that has ended."""
     shown = f"{objective} {score:.4g}  " if score is not None else ""
     line = f"  {job.number:>3}  {job.status.lower():8}  {shown}{job.seconds:.0f} s"
-    return "  ".join([line, format_values(job.values), *job.reason.splitlines()[:1]])
+    label = ["final run of the winner"] if job.final else []
+    return "  ".join([line, *label, format_short(job.values), *job.reason.splitlines()[:1]])
 
 
 def show_summary(console: Console, summary: dict[str, Any], folder: Path) -> None:
     """Print a summary, the content of summary.json."""
     header, *rows = summary["table"]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in header:
-        table.add_column(name, overflow="fold", no_wrap=name == summary["objective"])
+    for name, short in zip(header, short_keys(header), strict=True):
+        table.add_column(short, overflow="fold", no_wrap=name == summary["objective"])
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -1,7 +1,8 @@
-"""Progress display of a run: live on a terminal, silent elsewhere."""
+"""Progress display of a run: bars on a terminal; elsewhere, as in a log file, a few lines or nothing."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,14 +30,25 @@ class PlainConsole(Console):
 
 
 class Terminal:
-    """Stages of a run as progress bars; silent if `console` is not a terminal."""
+    """Stages of a run as progress bars.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    Args:
+        console: where they are shown.
+        lines: what to print if `console` is not a terminal: a line at each stage's end, and one for each tenth of its
+            steps that `advance` has a note for; by default nothing.
+    """
+
+    def __init__(self, console: Console, *, lines: bool = False) -> None:
+        self.console, self.lines = console, lines
 
     @contextmanager
     def stage(self, label: str, total: int) -> Iterator[Callable[..., None]]:
         """Show the progress of a stage of `total` steps; yield `advance(steps=1, note="")`."""
+        if self.lines and not self.console.is_terminal:
+            began, advance = time.perf_counter(), self._tenths(label, total)
+            yield advance
+            self._print(f"{label}: finished in {time.perf_counter() - began:.1f} s")
+            return
         columns = (  # together within 80 characters, the usual width of a terminal
             TextColumn("{task.description}{task.fields[note]}", markup=False),
             BarColumn(bar_width=10),
@@ -54,3 +66,21 @@ class Terminal:
                     progress.advance(task, steps)
 
             yield advance
+
+    def _tenths(self, label: str, total: int) -> Callable[..., None]:
+        """Return the function `advance` of a stage that prints a note whenever another tenth of its steps is done."""
+        done = printed = 0
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            nonlocal done, printed
+            signals.check()
+            done += steps
+            tenths = 10 * done // total if total else 10
+            if note and tenths > printed:
+                printed = tenths
+                self._print(f"{label}: {note}")
+
+        return advance
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)

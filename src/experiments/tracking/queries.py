@@ -50,7 +50,8 @@ def find_runs(uri: str, wanted: Sequence[str], tag: tuple[str, str] | None = Non
 
     Args:
         uri: the tracking store.
-        wanted: run ids, prefixes of them, or run names; empty for all runs.
+        wanted: run ids, prefixes of them, run names, or what follows a dash in these, up to the end; empty for all
+            runs.
         tag: name and value of a tag that the runs must have.
 
     Raises:
@@ -61,16 +62,23 @@ def find_runs(uri: str, wanted: Sequence[str], tag: tuple[str, str] | None = Non
         return found
     chosen = []
     for name in wanted:
-        fitting = [run for run in found if run.run_id.startswith(name) or run.name == name]
+        fitting = [run for run in found if name in (run.run_id, run.name)] or [
+            run for run in found if _is_part(name, run.run_id, run.name)
+        ]
         if len(fitting) != 1:
             known = ", ".join(f"{run.run_id[:8]} ({run.name})" for run in found[-8:]) or "none"
             what = _why_not(uri, name) if not fitting else f"{len(fitting)} runs fit"
             raise ConfigError(
-                f"{name}: {what}. Give a run id, its beginning or a run name. The latest runs in "
+                f"{name}: {what}. Give a run id, its beginning, a run name or its end. The latest runs in "
                 f"{redact_credentials(uri)}: {known}"
             )
         chosen.append(fitting[0])
     return chosen
+
+
+def _is_part(text: str, run_id: str, name: str) -> bool:
+    """Return whether a text is the beginning of a run's id or, after a dash, the end of its name."""
+    return run_id.startswith(text) or name == text or name.endswith(f"-{text.removeprefix('-')}")
 
 
 def _why_not(uri: str, name: str) -> str:
@@ -80,7 +88,7 @@ def _why_not(uri: str, name: str) -> str:
 
         experiments = [experiment.experiment_id for experiment in client.search_experiments(ViewType.ALL)]
         for run in _every_run(client, experiments, "", ViewType.ALL):
-            if run.info.run_id.startswith(name) or run.info.run_name == name:
+            if _is_part(name, run.info.run_id, run.info.run_name):
                 if in_trash(run):
                     experiment = client.get_experiment(run.info.experiment_id)
                     gone = experiment.lifecycle_stage == "deleted"

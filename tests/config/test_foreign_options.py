@@ -1,0 +1,64 @@
+"""Options as other tools name them are refused with their names here, before TensorFlow is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from experiments.config import foreign_options
+from experiments.config.schema import ARGUMENTS, Config, shipped
+from experiments.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (["--epochs", "3"], "--epochs 3: options are typed KEY=VALUE, without dashes: epochs=3"),
+        (["--batch-size=16"], "--batch-size=16: options are typed KEY=VALUE, without dashes: batch_size=16"),
+        (["--lr", "1e-3"], "--lr 1e-3: options are typed KEY=VALUE, without dashes: optimizer.lr=1e-3"),
+        (["--nonsense"], "--nonsense: no such option. Options are typed KEY=VALUE"),
+        (["trainer.max_epochs=3"], "trainer.max_epochs=3: epochs=3"),
+        (["-m", "learning_rate=0.1,0.2"], "learning_rate=0.1,0.2: optimizer.lr=0.1,0.2"),
+        (["ckpt_path=/a/last.ckpt"], "ckpt_path=/a/last.ckpt: an interrupted run goes on with resume=RUN"),
+        (["logger=csv"], "logger=csv: every run writes curves.csv"),
+        (["+experiment=demo"], "+experiment=demo: experiment=demo, without the plus"),
+    ],
+)
+def test_the_equivalent_is_named(command: list[str], line: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        foreign_options.check(command)
+    assert line in str(raised.value).splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["epochs=3", "optimizer.lr=0.1", "experiment=demo", "~schedule", "+tags.question=x"],
+        ["-m", "seed=0,1", "--cfg", "job", "--resolve"],
+        ["--config-dir", "mine", "+experiment=own", "logger=csv"],  # choices of the user's own
+        ["resume=20261129-121932"],
+    ],
+)
+def test_other_commands_pass(command: list[str]) -> None:
+    foreign_options.check(command)
+
+
+def test_no_name_of_another_tool_is_a_key_here() -> None:
+    of_components = {
+        f"{group}.{name}" for group in ARGUMENTS for choice in shipped(group).values() for name in choice
+    } | {f"{group}.{name}" for group, names in ARGUMENTS.items() for name in names}
+    names = {*foreign_options.KEYS, *foreign_options.ADVICE, *foreign_options.ALIASES}
+    assert not names & {*Config.model_fields, *of_components}
+
+
+def test_train_refuses_them_without_tensorflow() -> None:
+    code = (
+        "import sys; sys.argv = ['train', 'trainer.max_epochs=3', '--epochs', '3']\n"
+        "from experiments.train import main\n"
+        "try: main()\n"
+        "except SystemExit as ended: print(ended.code); assert 'tensorflow' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "epochs=3" in done.stdout and "trainer.max_epochs=3: epochs=3" in done.stdout
