@@ -131,11 +131,11 @@ def test_the_best_epoch_of_the_last_phase(config: Callable[..., Any]) -> None:
         for phase, values in losses.items()
         for epoch, loss in enumerate(values)
     )
-    result = TrainingResult(None, history, {})  # type: ignore[arg-type]
+    result = TrainingResult(None, history, {})
     line = "best epoch 2 of 3 (finetune, validation_loss 0.300), "
     assert epoch_lines(config(), result) == [f"{line}the last one is the result"]
     assert epoch_lines(config("best_weights=true"), result) == [f"{line}whose weights are the result"]
-    assert epoch_lines(config(), TrainingResult(None, (), {})) == []  # type: ignore[arg-type]
+    assert epoch_lines(config(), TrainingResult(None, (), {})) == []
 
 
 def test_commands_for_a_finished_run() -> None:
