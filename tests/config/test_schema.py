@@ -148,6 +148,7 @@ def test_a_wrong_type_is_refused(override: str, key: str, allowed: str, received
     ("model.layers.block1.pool", (1,), (0,)),
     ("data.image_size", (8,), (7,)),
     ("data.limit.train", (1,), (0,)),
+    ("data.min_per_class", (1,), (0,)),
     ("data.fractions.train", (), (0, 1.2)),
     ("data.fractions.validation", (), (-0.2, 0, 1)),
     ("data.fractions.test", (), (-0.1, 1)),
@@ -516,3 +517,13 @@ def test_reads_tells_a_key_with_a_place_from_a_typo() -> None:
     assert all(map(messages.is_known_key, good))
     bad = ("tag.question", "model.layers.block9.filers", "model.head.dense.dense1.unts", "lr", "epochs.more")
     assert not any(map(messages.is_known_key, bad))
+
+
+def test_classes_are_selected_or_merged(config: Read) -> None:
+    assert config().data.merged_classes is None
+    assert config("data.classes=[dogs,1]").data.merged_classes == {"dogs": ["dogs"], "1": ["1"]}
+    merged = config("data.classes={pets: [cats,dogs], 0: wild}").data.merged_classes
+    assert merged == {"pets": ["cats", "dogs"], "0": ["wild"]} and list(merged) == ["pets", "0"]
+    for value in ("cats", "[]", "3"):
+        (line,) = fault(config, f"data.classes={value}")
+        assert line.startswith("data.classes: must be a list of classes, [cats,dogs], or new classes")

@@ -101,6 +101,9 @@ def test_paths_may_be_relative_to_another_folder_absolute_without_suffix_or_with
         found = listing(file, images=str(place))
         assert found.root == place and [image.path for image in found.images] == ["a/0.png", "b/1.png"]
     assert listing(file).root == place, "absolute paths: the folder that all images are in"
+    draw(place / "a" / "0.jpg")
+    file = write(lists / "labels.csv", [["path", "label"], ["a/0", "cat"], ["a/1", "cat"], ["b/1", "dog"]])
+    assert [issue.path for issue in listing(file, images=str(place)).issues] == ["a/0"], "it may be either of two files"
     file = write(lists / "labels.csv", [["path", "label"], ["../a/0.png", "cat"], ["../a/1.png", "dog"]])
     found = listing(file)
     assert found.root == place / "a" and [image.path for image in found.images] == ["0.png", "1.png"]

@@ -18,7 +18,7 @@ from experiments.config.schema import Config
 from experiments.config.targets import resolve
 from experiments.errors import ConfigError
 from experiments.models.backbone import PRETRAINED
-from experiments.regimes.build import build, build_backbone
+from experiments.regimes.build import build, build_backbone, data_root
 from experiments.system import paths
 
 Configure = Callable[..., Config]
@@ -261,3 +261,10 @@ def test_build_backbone_maps_pixels_to_feature_maps(config: Configure) -> None:
     backbone = build_backbone(config(*CONVNET), None)
     assert backbone.model.input_shape == (None, 48, 48, 3)
     assert backbone.model.output_shape == (None, 4, 4, 64)
+
+
+def test_the_root_of_a_listing_is_that_of_its_paths(drawn: Path, tmp_path: Path, config: Configure) -> None:
+    rows = [f"{path},{path.parent.name}" for path in sorted(drawn.glob("train/*/*.jpg"))]  # absolute paths
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+    assert data_root(config("data=csv", f"data.labels={tmp_path}/labels.csv")) == drawn / "train"
+    assert data_root(config(f"data.root={drawn}", "data=folder")) == drawn

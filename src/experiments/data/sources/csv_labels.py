@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,10 +187,11 @@ def _locate(table: _Table, base: Path) -> tuple[list[DataIssue], list[tuple[_Row
         ConfigError: If no image exists.
     """
     issues, found = [], []
+    stems: dict[str, dict[str, str]] = {}
     for row in table.rows:
         text, label = row.cells[table.path], row.cells[table.label]
         where = f"line {row.line} of {table.file.name}"
-        place = _file(base, text) if text else None
+        place = _file(base, text, stems) if text else None
         if place is None:
             problem = f"no such file; it is on {where}" if text else f"column {table.path!r} is empty"
             issues.append(DataIssue(text or where, problem, skippable=True, class_name=label))
@@ -209,18 +210,35 @@ def _locate(table: _Table, base: Path) -> tuple[list[DataIssue], list[tuple[_Row
     return issues, found
 
 
-def _file(base: Path, text: str) -> str | None:
+def _file(base: Path, text: str, stems: dict[str, dict[str, str]]) -> str | None:
     """Return the absolute path of the file that a cell names, and None if there is none.
 
     A backslash may separate folders, and the suffix of an image may be missing.
+
+    Args:
+        base: The folder that the path is relative to.
+        text: The cell.
+        stems: folder -> the names of its images by their names without suffix; filled as folders are read.
     """
     for name in dict.fromkeys((text, text.replace("\\", "/"))):
         path = os.path.normpath(os.path.join(base, name))
-        ending = [suffix for suffix in SUFFIXES if not is_image(name)]
-        for candidate in (path, *(path + suffix for suffix in ending), *(path + suffix.upper() for suffix in ending)):
-            if os.path.isfile(candidate):
-                return candidate
+        if os.path.isfile(path):
+            return path
+        folder, stem = os.path.split(path)
+        if folder not in stems:
+            stems[folder] = _images_by_stem(folder)
+        if stem in stems[folder]:
+            return os.path.join(folder, stems[folder][stem])
     return None
+
+
+def _images_by_stem(folder: str) -> dict[str, str]:
+    """Return the images of a folder by their names without suffix, except those of which two have the same."""
+    if not os.path.isdir(folder):
+        return {}
+    names = [(os.path.splitext(name)[0], name) for name in os.listdir(folder) if is_image(name)]
+    count = Counter(stem for stem, _ in names)
+    return {stem: name for stem, name in names if count[stem] == 1}
 
 
 def _split(table: _Table, row: _Row) -> str:
