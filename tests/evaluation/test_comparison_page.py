@@ -130,6 +130,14 @@ def test_the_same_comparison_is_the_same_page(written: Path, comparison: Compari
     )
 
 
+def test_the_page_links_to_the_reports_of_its_runs(comparison: Comparison, tmp_path: Path) -> None:
+    report = tmp_path / "runs" / "a <run>" / "report.html"
+    reports = {comparison.runs[0].run_id: report}
+    written = comparison_page.write(tmp_path / "compare" / "one", comparison, 0, reports=reports)[0]
+    links = [a["href"] for tag, a in PageText(written.read_text(encoding="utf-8")).elements if tag == "a"]
+    assert links == ["../../runs/a%20%3Crun%3E/report.html"], "relative, so that outputs/ may be moved"
+
+
 def test_markdown_shows_the_marks_of_others_as_they_are(written: Path) -> None:
     text = (written / "comparison.md").read_text(encoding="utf-8")
     assert "<script>" not in text and "&lt;script&gt;" in text and r"\[link\](x)" in text and r"\| \`code\`" in text

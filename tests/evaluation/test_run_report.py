@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from evaluation.test_comparison_page import PageText
+from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from experiments.config.identity import dump_yaml, logged
@@ -20,6 +21,7 @@ from experiments.evaluation.evaluate import Report
 from experiments.evaluation.per_class import confusion_of
 from experiments.runs.predictions import Prediction
 from experiments.runs.run_directory import RunDirectory
+from experiments.system import paths
 from experiments.training.types import EpochRecord
 
 OTHER = "<script>alert('stripes')</script>"
@@ -111,6 +113,16 @@ def test_the_page_holds_what_the_run_recorded(directory: RunDirectory, drawn: Pa
         "experiments predict",
     ):
         assert part in text, part
+
+
+def test_keys_that_differ_are_found_within_a_hydra_job(directory: RunDirectory) -> None:
+    with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
+        rows = run_report.differing(run_report.read(directory))
+        assert rows is not None and ["epochs", "3"] in rows and ["regime", "bottleneck"] in rows
+        assert compose("config")["epochs"], "the job's Hydra is the present one again"
+    (directory.folder / "config.yaml").write_text("foreign: 1\ndata: {image_size: 48}\n")
+    assert run_report.differing(run_report.read(directory)) is None
+    assert "this version cannot compose" in page_of(directory, None).text
 
 
 def test_confusion_has_counts_and_percentages_and_blank_cells(directory: RunDirectory) -> None:

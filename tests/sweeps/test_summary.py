@@ -205,3 +205,18 @@ def test_ticks_of_crowded_values_do_not_overlap() -> None:
     assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
     at, ticks = plots.places(values)
     assert len(at) == 5 and [text for _, text in ticks] == ["1", "3", "1000"], "on a logarithmic scale"
+
+
+def test_long_names_leave_room_for_the_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary.Candidate, "seconds", 3.0)
+    values = {f"model.head.key{at}": "a long value" for at in range(9)}
+    candidates = [summary.Candidate(values | {"n": str(at)}, [], Interval(0.9 - 0.1 * at)) for at in range(3)]
+    for figure in (
+        plots.against_time(candidates, "accuracy"),
+        plots.parallel(candidates, ["n", "model.head.key0"], "accuracy"),
+    ):
+        figure.canvas.draw()
+        drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        assert drawn.x0 >= 0 and drawn.y0 >= 0 and drawn.x1 <= width and drawn.y1 <= height, "inside the figure"
+        place = figure.axes[0].get_position()
+        assert place.width > 0.7 and place.height > 0.5

@@ -189,13 +189,23 @@ def table(console: Console, lines: Sequence[Sequence[str]], title: str | None = 
     console.print(made)
 
 
+def reports_of(uri: str, comparison: Comparison) -> dict[str, Path]:
+    """Return the reports of those runs whose directory with a report is on this machine, by MLflow id."""
+    from experiments.runs.location import folder_of
+    from experiments.runs.run_directory import REPORT
+
+    places = {run.run_id: folder_of(run.run_id, run.tags.get("run_folder"), uri) for run in comparison.runs}
+    return {run_id: place / REPORT for run_id, place in places.items() if place and (place / REPORT).is_file()}
+
+
 def save_files(console: Console, uri: str, comparison: Comparison, arguments: argparse.Namespace) -> None:
     """Write the comparison's files, log them to MLflow unless --no-log is given, and print where they are."""
     from experiments.evaluation import comparison_page
     from experiments.tracking.summary_runs import log_comparison
 
     folder = arguments.output or Path(default_outputs()) / "compare" / f"compare-{comparison.digest}"
-    written = comparison_page.write(folder, comparison, arguments.images, arguments.data)
+    reports = reports_of(uri, comparison)
+    written = comparison_page.write(folder, comparison, arguments.images, arguments.data, reports)
     console.print(f"page     {written[0].resolve()}", highlight=False, markup=False, soft_wrap=True)
     if not arguments.no_log:
         text = (folder / "comparison.md").read_text(encoding="utf-8")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from matplotlib.figure import Figure
 
@@ -22,7 +24,13 @@ MOST_PREDICTIONS = 8  # number of groups whose predictions are listed under an i
 TEMPLATE = "comparison.html.j2"
 
 
-def write(folder: Path, comparison: Comparison, images: int, data: Path | None = None) -> list[Path]:
+def write(
+    folder: Path,
+    comparison: Comparison,
+    images: int,
+    data: Path | None = None,
+    reports: Mapping[str, Path] | None = None,
+) -> list[Path]:
     """Write comparison.md, .csv and .html, comparison_classes.csv, comparison_confusion.csv and figures/*.png.
 
     Args:
@@ -30,15 +38,17 @@ def write(folder: Path, comparison: Comparison, images: int, data: Path | None =
         comparison: the comparison to write.
         images: how many of the images on which the groups disagree to show.
         data: the directory that holds the images; None for the directories from which the runs have read them.
+        reports: MLflow id of a run -> its report, to which the page links.
 
     Returns:
         The paths of the files, the HTML page first.
     """
+    links = {run_id: quote(os.path.relpath(path, folder)) for run_id, path in (reports or {}).items()}
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     drawn = draw(comparison)
     unlike, classes = disagreements(comparison), compare_classes(comparison)
     files = {
-        "comparison.html": html(comparison, classes, unlike, drawn, images, data).encode(),
+        "comparison.html": html(comparison, classes, unlike, drawn, images, data, links).encode(),
         "comparison.md": markdown(comparison, classes, unlike, list(drawn), images).encode(),
         "comparison.csv": comparison_text.csv_text(comparison).encode(),
         "comparison_classes.csv": comparison_classes.classes_csv(comparison, classes).encode(),
@@ -184,7 +194,7 @@ METHODS = (
 
 def html(
     comparison: Comparison, classes: ClassComparison, unlike: Sequence[Disagreement], drawn: dict[str, Figure],
-    most: int, data: Path | None,
+    most: int, data: Path | None, links: Mapping[str, str],
 ) -> str:  # fmt: skip
     """Return the self-contained HTML page, with embedded figures and thumbnails and nothing to load."""
     several = len(comparison.groups) > 1
@@ -207,7 +217,7 @@ def html(
         disagreements_title=heading(unlike, most) if several else "",
         disagreements=[_gallery_item(one, data) for one in unlike[:most]] if several else [],
         hidden=max(len(unlike) - most, 0),
-        runs=[["name", "MLflow run"], *([run.name, run.run_id] for run in comparison.runs)],
+        runs=[(run.name, run.run_id, links.get(run.run_id)) for run in comparison.runs],
         methods=METHODS,
     )
 

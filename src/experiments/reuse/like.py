@@ -16,6 +16,7 @@ from typing import Any
 import hydra
 import yaml
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -216,10 +217,18 @@ OPEN = ("model.layers", "model.head.dense", "class_weights")  # mappings whose k
 
 
 def compose(lines: Sequence[str], config_dir: str | None) -> dict[str, Any]:
-    """Return the plain values that Hydra composes from overrides; a mandatory value that is not given is MISSING."""
+    """Return the plain values that Hydra composes from overrides; a mandatory value that is not given is MISSING.
+
+    It may be called within a Hydra job, whose Hydra is set aside meanwhile, as there can be only one.
+    """
     place = [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        composed = hydra.compose("config", [*lines, *place])
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            composed = hydra.compose("config", [*lines, *place])
+    finally:
+        GlobalHydra.instance().hydra = running
     plain: Any = OmegaConf.to_container(composed, resolve=True)
     return dict(plain)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.evaluation.figure_style import (
@@ -23,6 +24,7 @@ from experiments.evaluation.figure_style import (
     name_ticks,
     new_figure,
     short,
+    wrapped,
 )
 
 if TYPE_CHECKING:
@@ -67,9 +69,14 @@ def draw(
         panels = [panel for name in ("time", "parameters", "ladder") if name in drawn for panel in drawn[name].axes]
         for panel in filter(Artist.get_visible, panels):
             panel.axhline(baseline, color=QUIET, linestyle="--", linewidth=1, label="most frequent class")
-            panel.legend()
+            legend_above(panel)
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png", dpi=100)
+
+
+def legend_above(panel: Axes) -> None:
+    """Draw the legend above the axes, where it hides no point."""
+    panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
 
 
 def places(values: Sequence[str | None]) -> tuple[list[float], list[tuple[float, str]]]:
@@ -124,7 +131,7 @@ def against_keys(scored: Sequence[Candidate], keys: Sequence[str], objective: st
         name_ticks(panel, [place for place, _ in ticks], [literal(short(text)) for _, text in ticks])
         panel.set_xlabel(key)
         panel.set_ylabel(f"validation {objective}")
-        panel.legend()
+        legend_above(panel)
     return figure
 
 
@@ -145,27 +152,36 @@ def parallel(scored: Sequence[Candidate], keys: Sequence[str], objective: str) -
         low, span = min(where), max(where) - min(where) or 1.0
         heights.append([(place - low) / span for place in where])
         for place, text in ticks:
-            axes.text(at, (place - low) / span, f" {literal(short(text))}", fontsize=SMALL, va="center")
+            behind = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 1}
+            axes.text(
+                at + 0.02,
+                (place - low) / span,
+                literal(short(text)),
+                fontsize=SMALL,
+                va="center",
+                bbox=behind,
+                zorder=5,
+            )
         axes.axvline(at, color=QUIET, linewidth=0.8)
     for line in zip(*heights, strict=True):
         axes.plot(range(len(columns)), line, color=colormaps["viridis"](line[-1]), alpha=0.8, zorder=line[-1])
     axes.set_xticks(range(len(columns)), [*keys, objective])
     axes.set_yticks([])
     axes.margins(x=0.08)
+    axes.set_xlim(-0.1, len(columns) - 0.5)  # room for the labels of the last axis
+    axes.grid(visible=False)
     return figure
 
 
 @STYLE
 def against_time(scored: Sequence[Candidate], objective: str) -> Figure:
-    """Return a scatter plot of the objective against the seconds of a run, with the best candidate labelled."""
-    figure = new_figure(6, 4)
+    """Return a scatter plot of the objective against the seconds of a run, with the best candidate marked and named."""
+    figure = new_figure(6, 4.4)
     axes = figure.subplots()
     axes.scatter([one.seconds for one in scored], [one.score for one in scored], s=16)
     best = scored[0]
-    axes.annotate(
-        literal(short(best.name, 60)), (best.seconds, best.score), fontsize=SMALL, xytext=(4, 4),
-        textcoords="offset points",
-    )  # fmt: skip
+    axes.scatter(best.seconds, best.score, s=36, color=PALETTE[1], zorder=3)
+    figure.suptitle(f"best: {wrapped(best.name, 70)}", fontsize=SMALL, color=PALETTE[1], x=0.02, ha="left")
     axes.set_xlabel("seconds of a run")
     axes.set_ylabel(f"validation {objective}")
     return figure
