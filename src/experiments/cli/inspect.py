@@ -54,7 +54,15 @@ PARTS = {
         "Draws the images that a finished run got wrong with most confidence, each beside what in it "
         "spoke for the class that was predicted (Grad-CAM), into the run's figures.",
     ),
+    "labels": (
+        "the images whose labels a run doubts most, as a table and a figure",
+        "Lists the validation and training images by the probability that the model gives their label, the lowest "
+        "first (confident learning, Northcutt et al., 2021), and writes all as CSV and the first as a figure. For a "
+        "sweep over data.fold, every image is rated by models that were not trained on it; of a single run that holds "
+        "for the validation images only.",
+    ),
 }
+OF_RUNS = ("mistakes", "labels")  # the parts that look at finished runs
 SHARED = ("part", "overrides", "config_dir", "run", "uri", "dpi", "output")  # the other options are the part's own
 
 
@@ -63,11 +71,16 @@ def main() -> None:
     arguments = parse()
     result, run = inspect(arguments)
     show(result)
+    path = arguments.output or result.path(run)
+    if result.table:
+        from experiments.storage.csv_files import write_rows
+
+        write_rows(path.with_suffix(".csv"), result.table)
+        print(path.with_suffix(".csv"))
     if result.draw is not None:
         from experiments.inspection.inspection import log_file, write_figure
         from experiments.runs.run_directory import FIGURES
 
-        path = arguments.output or result.path(run)
         write_figure(result.draw(), path, arguments.dpi)
         print(path)
         if run and run.run_id:
@@ -88,7 +101,7 @@ def parse() -> argparse.Namespace:
     parts = {}
     for name, (about, description) in PARTS.items():
         part = parts[name] = components.add_parser(name, help=about, description=description)
-        if name == "mistakes":
+        if name in OF_RUNS:
             add_run(part)
         else:
             add_overrides(part)
@@ -117,7 +130,9 @@ def parse() -> argparse.Namespace:
     lr.add_argument("--to", type=rate, default=10.0, dest="highest", metavar="LR", help="(default: 10)")
     mistakes.add_argument("--split", default="validation", choices=("validation", "test"))
     mistakes.add_argument("--count", type=positive, default=12, help="at most (default: 12)")
-    mistakes.add_argument("--data", type=Path, metavar="PATH", help="where the images are now (default: data.root)")
+    parts["labels"].add_argument("--count", type=positive, default=24, help="printed and drawn (default: 24)")
+    for part in (mistakes, parts["labels"]):
+        part.add_argument("--data", type=Path, metavar="PATH", help="where the images are now (default: data.root)")
     arguments, more = parser.parse_known_args()
     # argparse accepts positional arguments only in one piece, but overrides may be given on both sides of an option.
     wrong = [argument for argument in more if argument.startswith("-") or "overrides" not in arguments]
@@ -164,6 +179,8 @@ def inspect(arguments: argparse.Namespace) -> tuple[Inspection, Trained | None]:
             f"--from must be below --to, with two batches or more between them. Received: --from "
             f"{options['lowest']:g} --to {options['highest']:g} --batches {options['batches']}"
         )
+    if arguments.part == "labels":
+        return inspect_labels(arguments.run, arguments.uri, **options)
     run = saved_run.find(arguments.run, arguments.uri) if arguments.run else None
     config = run.config if run else read(arguments.overrides, arguments.config_dir)
     if arguments.part == "model":
@@ -174,6 +191,32 @@ def inspect(arguments: argparse.Namespace) -> tuple[Inspection, Trained | None]:
         return inspect_lr(config, **options), run
     result: Inspection = part.inspect(run if arguments.part == "mistakes" else config, **options)
     return result, run
+
+
+def inspect_labels(named: str, uri: str | None, *, count: int, data: Path | None) -> tuple[Inspection, Trained | None]:
+    """Inspect the labels of a run's images; those of all folds, for a sweep over folds or one of its jobs."""
+    from experiments.deploy import saved_run
+    from experiments.runs.run_directory import SWEEP
+    from experiments.sweeps import summary, sweep_directory
+    from experiments.system.startup import quiet_start
+    from experiments.training.types import Status
+
+    run = sweep = None
+    try:
+        sweep = sweep_directory.find(named)
+    except ConfigError:
+        run = saved_run.find(named, uri)
+        if run.folder and run.config.data.fold is not None and (run.folder.parent / SWEEP).is_file():
+            sweep = run.folder.parent
+    runs = [run] if run else []
+    if sweep:
+        jobs = [row for row in summary.read(sweep)[1] if row.status == Status.FINISHED and not row.final]
+        if not jobs:
+            raise ConfigError(f"{sweep}: no job of this sweep has finished")
+        runs = [saved_run.of_folder(row.folder) for row in jobs]
+    with quiet_start():
+        from experiments.inspection import labels
+    return labels.inspect(runs, sweep=sweep, count=count, data=data), None if sweep else run
 
 
 def inspect_lr(config: Config, *, lowest: float, highest: float, batches: int) -> Inspection:

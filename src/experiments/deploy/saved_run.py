@@ -64,8 +64,12 @@ class Trained:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """The class names, in the order of their labels."""
-        names = {int(row["label"]): row["class_name"] for row in read_rows(self.manifest)}
+        names = {int(row["label"]): row["class_name"] for row in self.images()}
         return tuple(names[label] for label in sorted(names))
+
+    def images(self) -> list[dict[str, str]]:
+        """Return the rows of its manifest, with the columns of `data.manifest.to_rows`."""
+        return read_rows(self.manifest)
 
     def predicted(self, probabilities: np.ndarray) -> int:
         """Return the index of the class that the run predicts for one image, from probabilities [classes]."""

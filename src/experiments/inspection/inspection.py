@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.config.identity import run_identity
 from experiments.config.schema import Config
@@ -33,6 +33,8 @@ class Inspection:
         draw: returns the figure; None if there is nothing to draw.
         facts: values on which the figure depends besides the configuration.
         is_refused: whether a run would refuse what was inspected.
+        table: rows for a CSV file beside the figure; none for no file.
+        folder: the directory of the sweep that was inspected; None if it was a configuration or a run.
     """
 
     config: Config
@@ -41,11 +43,13 @@ class Inspection:
     draw: Callable[[], Figure] | None
     facts: Mapping[str, str] = field(default_factory=dict)
     is_refused: bool = False
+    table: Sequence[Mapping[str, Any]] = ()
+    folder: Path | None = None
 
     def path(self, run: Trained | None) -> Path:
-        """Return the default path of the figure: in a run's directory, or else in outputs/inspect/."""
-        if run and run.folder:
-            return RunDirectory(run.folder).figures / f"{self.name}.png"
+        """Return the default path of the figure: in the directory of a run or sweep, or else in outputs/inspect/."""
+        if folder := self.folder or (run and run.folder):
+            return RunDirectory(folder).figures / f"{self.name}.png"
         # The name is derived from the content, so that the same command always writes the same file.
         identity = run_identity(self.config, run=run.name if run else None, **self.facts)[:8]
         return Path(self.config.outputs) / "inspect" / f"{self.name}-{identity}.png"

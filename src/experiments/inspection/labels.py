@@ -1,0 +1,183 @@
+"""The images whose labels a run, or the runs of several folds, doubt most: a table of all, a figure of the first."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.config.overrides import quoted
+from experiments.config.schema import Config
+from experiments.data.decoder_settings import DecoderSettings
+from experiments.data.pixel_cache import open_image
+from experiments.data.resizing import fit, thumbnail
+from experiments.deploy import predict
+from experiments.deploy.saved_run import Trained
+from experiments.errors import ConfigError, DataError
+from experiments.evaluation import plots
+from experiments.evaluation.figure_style import literal, short
+from experiments.evaluation.label_quality import label_quality
+from experiments.inspection.inspection import Inspection
+from experiments.regimes.build import data_root
+
+COLUMNS = 6
+THUMBNAIL = 240  # pixels of the longer side of an image
+BATCH_SIZE = 32
+FOLDS = "data.fold=0,1,2,3,4 (with -m, then the sweep's name here) gives every image a model that has not seen it"
+
+
+class Labelled(NamedTuple):
+    """An image with its label and the probabilities of all classes."""
+
+    path: str  # relative to the data root
+    sha256: str
+    split: str
+    label: str
+    probabilities: tuple[float, ...]  # in the order of the classes
+    held_out: bool  # whether they come from models that were not trained on the image
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """An image with the scores of its label."""
+
+    image: Labelled
+    self_confidence: float
+    margin: float
+    likely: str  # the most probable other class
+    probability: float  # of that class
+    probably_wrong: bool
+
+
+def inspect(runs: Sequence[Trained], *, sweep: Path | None, count: int, data: Path | None) -> Inspection:
+    """List the images whose labels are most doubtful.
+
+    Args:
+        runs: one finished run, or the finished jobs of a sweep over folds; at least one.
+        sweep: the directory of the sweep, which the table and the figure are written to; None for a single run.
+        count: how many images to print and to draw.
+        data: where the images are now; None for where they were.
+
+    Raises:
+        ConfigError: predictions are missing or have no probabilities, or the model cannot be read.
+        DataError: images are missing or are not those of the run.
+    """
+    run = runs[0]
+    key = "data.images" if "labels" in run.plain["data"] else "data.root"
+    config = run.changed([f"{key}={quoted(str(data.resolve()))}"]) if data else run.config
+    images = held_out(runs)
+    name = sweep.name if sweep else run.name
+    lines = [f"{name}: {len(images)} validation images, by {_models(len(runs))} not trained on them"]
+    if sweep is None:
+        trained = of_training_images(run, config)
+        lines.append(
+            f"{len(trained)} training images, by the run's own model, which was trained on their labels: a wrong one "
+            f"may look right. {FOLDS}"
+        )
+        images += trained
+    doubts = rank(images, run.classes)
+    wrong = sum(doubt.probably_wrong for doubt in doubts)
+    lines.append(f"{wrong} of {len(doubts)} labels are probably wrong, as confident learning counts them")
+    for doubt in doubts[:count]:
+        image = doubt.image
+        seen = "" if image.held_out else "  (training image)"
+        lines.append(f"{doubt.self_confidence:6.1%}  {image.label}, rather {_likely(doubt)}  {image.path}{seen}")
+    title = f"{literal(short(name, 60))}: the {min(count, len(doubts))} most doubtful of {len(doubts)} labels"
+    return Inspection(
+        config, "labels", lines, lambda: draw(config, doubts[:count], title), {"count": str(count)},
+        table=[row(at, doubt) for at, doubt in enumerate(doubts, 1)], folder=sweep,
+    )  # fmt: skip
+
+
+def _models(count: int) -> str:
+    return "a model" if count == 1 else f"models of {count} runs, each"
+
+
+def _likely(doubt: Doubt) -> str:
+    return f"{doubt.likely} {doubt.probability:.1%}"
+
+
+def held_out(runs: Sequence[Trained]) -> list[Labelled]:
+    """Return the validation images of runs, with the mean probabilities of the runs that validated with them."""
+    found: dict[tuple[str, str, str], list[list[float]]] = defaultdict(list)
+    for run in runs:
+        for one in run.predictions("validation"):
+            if not one.label or set(one.probabilities) != set(runs[0].classes):
+                raise ConfigError(
+                    f"{run.name}: its predictions have no labels and probabilities of {', '.join(runs[0].classes)}. "
+                    "Allowed: a run of this version, and a sweep whose jobs have the same classes"
+                )
+            shares = [one.probabilities[name] for name in runs[0].classes]
+            found[one.path, one.sha256, one.label].append(shares)
+    return [
+        Labelled(path, sha256, "validation", label, tuple(np.mean(shares, axis=0).tolist()), held_out=True)
+        for (path, sha256, label), shares in found.items()
+    ]
+
+
+def of_training_images(run: Trained, config: Config) -> list[Labelled]:
+    """Return the training images of a run with its own predictions for them.
+
+    Args:
+        config: the run's configuration; its data may have moved to another directory.
+    """
+    rows = [row for row in run.images() if row["split"] == "train"]
+    root, settings = data_root(config), DecoderSettings.of(config.data.model_dump())
+    files = [str(root / row["path"]) for row in rows]
+    found = [one for some in predict.predictions(run.model(), files, BATCH_SIZE, settings) for one in some]
+    lacking = [f"{row['path']}: {one.error}" for row, one in zip(rows, found, strict=True) if one.probabilities is None]
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise DataError(f"{lacking[0]}{more}. --data FOLDER names the folder where the images are now")
+    return [
+        Labelled(row["path"], row["sha256"], "train", row["class_name"], tuple(map(float, shares)), held_out=False)
+        for row, one in zip(rows, found, strict=True)
+        if (shares := one.probabilities) is not None
+    ]
+
+
+def rank(images: Sequence[Labelled], classes: Sequence[str]) -> list[Doubt]:
+    """Return the images with the scores of their labels, the most doubtful first: by self-confidence."""
+    at = {name: label for label, name in enumerate(classes)}
+    labels = np.array([at[image.label] for image in images])
+    probabilities = np.array([image.probabilities for image in images])
+    quality = label_quality(labels, probabilities)
+    doubts = [
+        Doubt(
+            image, float(quality.self_confidence[n]), float(quality.margin[n]), classes[quality.likely[n]],
+            float(probabilities[n, quality.likely[n]]), bool(quality.probably_wrong[n]),
+        )
+        for n, image in enumerate(images)
+    ]  # fmt: skip
+    return sorted(doubts, key=lambda doubt: (doubt.self_confidence, doubt.margin, doubt.image.path))
+
+
+def row(rank: int, doubt: Doubt) -> dict[str, Any]:
+    """Return the row of the table for an image."""
+    image = doubt.image
+    return {
+        "rank": rank, "path": image.path, "sha256": image.sha256, "split": image.split, "label": image.label,
+        "likely": doubt.likely, "self_confidence": doubt.self_confidence, "margin": doubt.margin,
+        "probability_of_likely": doubt.probability, "probably_wrong": doubt.probably_wrong, "held_out": image.held_out,
+    }  # fmt: skip
+
+
+def draw(config: Config, doubts: Sequence[Doubt], title: str) -> Figure:
+    """Draw images, each under its file's name, its label and the most probable other class."""
+    root, settings = data_root(config), DecoderSettings.of(config.data.model_dump())
+    grid, titles = [], []
+    for doubt in doubts:
+        image = open_image(root, doubt.image.path, doubt.image.sha256, settings)
+        grid.append(np.asarray(fit(thumbnail(image, THUMBNAIL), THUMBNAIL, "white")))
+        titles.append(
+            f"{short(doubt.image.path.rsplit('/', 1)[-1])}\n{short(doubt.image.label)} {doubt.self_confidence:.1%}?\n"
+            f"{short(doubt.likely)} {doubt.probability:.1%}"
+        )
+    figure = plots.image_grid(np.stack(grid), titles, columns=COLUMNS)
+    figure.suptitle(f"{title}\nlabel with its probability?, then the most probable other class", fontsize=10)
+    return figure
