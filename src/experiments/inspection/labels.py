@@ -175,9 +175,9 @@ def draw(config: Config, doubts: Sequence[Doubt], title: str) -> Figure:
         image = open_image(root, doubt.image.path, doubt.image.sha256, settings)
         grid.append(np.asarray(fit(thumbnail(image, THUMBNAIL), THUMBNAIL, "white")))
         titles.append(
-            f"{short(doubt.image.path.rsplit('/', 1)[-1])}\n{short(doubt.image.label)} {doubt.self_confidence:.1%}?\n"
+            f"{short(doubt.image.path.rsplit('/', 1)[-1])}\n{short(doubt.image.label)} {doubt.self_confidence:.1%}\n"
             f"{short(doubt.likely)} {doubt.probability:.1%}"
         )
     figure = plots.image_grid(np.stack(grid), titles, columns=COLUMNS)
-    figure.suptitle(f"{title}\nlabel with its probability?, then the most probable other class", fontsize=10)
+    figure.suptitle(f"{title}\nthe label and its probability, then the most probable other class", fontsize=10)
     return figure
