@@ -301,7 +301,7 @@ def test_hinge_gives_no_probabilities(config: Read) -> None:
 def test_a_threshold_is_a_probability_or_has_one_goal(config: Read) -> None:
     assert config("threshold.recall=0.95").threshold.recall == 0.95
     assert fault(config, "threshold.recall=0.9", "threshold.precision=0.8") == [
-        "threshold: give one of fixed, recall and precision. Received: recall=0.9, precision=0.8"
+        "threshold: give one of fixed, recall, precision; the others null. Received: recall=0.9, precision=0.8"
     ]
     assert fault(config, "threshold=1.5") == ["threshold.fixed: must be less than 1. Received: 1.5"]
     assert fault(config, "threshold.recall=0") == ["threshold.recall: must be greater than 0. Received: 0"]

@@ -274,7 +274,7 @@ class Threshold(Node):
     def at_most_one(self) -> Threshold:
         given = [f"{name}={value}" for name, value in self if value is not None]
         if len(given) > 1:
-            raise ValueError(f"give one of fixed, recall and precision. Received: {', '.join(given)}")
+            raise ValueError(f"give one of fixed, recall, precision; the others null. Received: {', '.join(given)}")
         return self
 
 
