@@ -52,7 +52,8 @@ def directory(drawn: Path, tmp_path: Path, config: object) -> RunDirectory:
             predictions.append(
                 Prediction(inside, sha256, CLASSES[label], CLASSES[guess], max(shares.values()), guess == label, shares)
             )
-    directory.write_images(rows, [{"path": "bad.jpg", "reason": "cannot be read"}], [], [])
+    directory.write_images(rows, [{"path": "bad.jpg", "reason": "cannot be read"}], [],
+                           [{"split": "train", "path": "a.jpg", "other_path": "b.jpg"}])  # fmt: skip
     directory.write_predictions("validation", predictions)
     scores = {"accuracy": 0.75, "accuracy_low": 0.47, "accuracy_high": 0.9, "calibration_error": 0.1}
     directory.write_metrics({f"validation.{name}": value for name, value in scores.items()})
@@ -106,6 +107,7 @@ def test_the_page_holds_what_the_run_recorded(directory: RunDirectory, drawn: Pa
         "44 images of 2 classes",
         "48 × 48 pixels",
         "bad.jpg: cannot be read",
+        "a.jpg: is a near-duplicate of b.jpg",
         "100.0% [43.9%, 100.0%] 50.0% [18.8%, 81.2%] 66.7%",  # precision, recall, F1 of blobs
         f"blobs → {OTHER} 3",
         "from start to results 9.0 s",

@@ -29,6 +29,7 @@ CURVES = "curves.csv"  # one row per epoch
 METRICS = "metrics.json"
 REPORT = "report.html"
 SKIPPED, WARNINGS = "left_out.csv", "image_warnings.csv"  # images that were not used; images used with a warning
+NEAR_DUPLICATES = "near_duplicates.csv"  # pairs of images, one of which is a copy of the other
 WEIGHTS, FIGURES, CHECKPOINTS = "weights", "figures", "checkpoints"  # directories
 INPUTS = "inputs"  # directory of the files that were fetched from other runs, by key of the configuration
 EVALUATIONS = "evaluations"  # directory of evaluations on further images, each in a directory of its own
@@ -186,18 +187,21 @@ class RunDirectory:
             MANIFEST: images,
             SKIPPED: left_out,
             WARNINGS: warnings,
-            "near_duplicates.csv": near_duplicates,
+            NEAR_DUPLICATES: near_duplicates,
         }
         for name, rows in tables.items():
             if rows:
                 write_rows(self.folder / name, rows)
 
     def issues(self) -> list[tuple[str, str]]:
-        """Return path and reason of each image that was not used, and path and warning of those used with one."""
+        """Return path and text of issues: images that were not used, images with a warning, near-duplicates."""
         found = []
         for name, column in ((SKIPPED, "reason"), (WARNINGS, "warning")):
             if (self.folder / name).is_file():
                 found += [(row["path"], row[column]) for row in read_rows(self.folder / name)]
+        if (self.folder / NEAR_DUPLICATES).is_file():
+            pairs = read_rows(self.folder / NEAR_DUPLICATES)
+            found += [(row["path"], f"is a near-duplicate of {row['other_path']}") for row in pairs]
         return found
 
     def lacks(self, names: Iterable[str]) -> list[str]:
