@@ -151,15 +151,24 @@ def test_images_of_the_run_are_recognized_by_content(
     recorded = [Prediction("", sha, labels[name], "cats", 0.8, labels[name] == "cats", {"cats": 0.8, "dogs": 0.2})
                 for name, sha in hashes.items()]  # fmt: skip
     run.predictions = lambda split: recorded
+    write_rows(run.manifest, [{"sha256": "0" * 64, "split": "train"}])
     assert call(images) == 0
     assert "All 8 images are validation images of the run: the accuracy differs from the recorded one by +25.0" in (
         capsys.readouterr().out
     )
     run.predictions = lambda split: [one for one in recorded if one.label == "cats"]
     assert call(images) == 0
-    assert "4 of these images are validation images of the run. On the other 4 the accuracy differs by -25.0" in (
+    assert "4 of these images are validation images of the run. On the 4 new images the accuracy differs by -25.0" in (
         capsys.readouterr().out
     )
+    write_rows(run.manifest, [{"sha256": hashes[name], "split": "train"} for name in ("160", "210")])
+    assert call(images) == 0
+    assert "On the 2 new images the accuracy differs by -50.0" in capsys.readouterr().out
+    write_rows(run.manifest, [{"sha256": sha, "split": "train"} for sha in hashes.values()])
+    run.predictions = lambda split: [Prediction("", "", "cats", "cats", 0.8, True, {"cats": 0.8, "dogs": 0.2})] * 4
+    assert call(images) == 0
+    out = capsys.readouterr().out
+    assert "All 8 images are training images of the run" in out and "differs" not in out
 
 
 def test_files_that_cannot_be_used_are_recorded_and_the_exit_code_says_so(

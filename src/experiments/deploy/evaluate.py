@@ -87,7 +87,7 @@ def evaluate(
     metrics |= confidence_metrics({SPLIT: report}, run.metrics.get(TEMPERATURE))
     trained = {row["sha256"] for row in read_rows(run.manifest) if row["split"] == "train"}
     known = [prediction for prediction in report.predictions if prediction.sha256 in trained]
-    sentences = known_sentences(report, known) + compare(report, run.predictions("validation"))
+    sentences = known_sentences(report, known) + compare(report, known, run.predictions("validation"))
     return Evaluation(report, metrics, skipped, known, sentences)
 
 
@@ -96,7 +96,8 @@ def known_sentences(report: Report, known: Sequence[Prediction]) -> list[str]:
     if not known:
         return []
     others = len(report.predictions) - len(known)
-    text = f"{len(known)} of these {len(report.predictions)} images are training images of the run, such as "
+    count = f"{len(known)} of these {len(report.predictions)}" if others else f"All {len(known)}"
+    text = f"{count} images are training images of the run, such as "
     text += f"{printable(known[0].path)}: the scores on them say nothing about new images."
     if others:
         right = sum(one.correct for one in report.predictions) - sum(one.correct for one in known)
@@ -104,30 +105,39 @@ def known_sentences(report: Report, known: Sequence[Prediction]) -> list[str]:
     return [text]
 
 
-def compare(report: Report, validation: Sequence[Prediction]) -> list[str]:
+def compare(report: Report, known: Sequence[Prediction], validation: Sequence[Prediction]) -> list[str]:
     """Return a sentence that compares the accuracy with that on the run's validation images.
 
     If all images are validation images, the two are compared image by image; they differ if labels or the model's
-    files do. Otherwise the images that are no validation images are compared with those, as different samples.
+    files do. Otherwise the images that the run did not have are compared with its validation images, as different
+    samples.
+
+    Args:
+        report: on the images.
+        known: those predictions of the report that are of training images.
+        validation: the recorded predictions for the validation images.
     """
     before = {prediction.sha256: prediction for prediction in validation}
-    new = [prediction for prediction in report.predictions if prediction.sha256 not in before]
-    if min(len(validation), len(new) or len(report.predictions)) < 2:
+    of_run = before.keys() | {prediction.sha256 for prediction in known}
+    new = [prediction for prediction in report.predictions if prediction.sha256 not in of_run]
+    if len(validation) < 2:
         return []
-    if not new:
+    if all(prediction.sha256 in before for prediction in report.predictions):
         pairs = [(before[one.sha256].correct, one.correct) for one in report.predictions]
-        found = difference(*np.array(pairs).T)
         text = f"All {len(pairs)} images are validation images of the run"
-        if found.only_a == found.only_b == 0:
+        if all(then == now for then, now in pairs):
             return [f"{text}, and the model is right on the same ones."]
+        found = difference(*np.array(pairs).T)
         text += f": the accuracy differs from the recorded one by {signed(found.value)} points"
+    elif len(new) < 2:
+        return []
     else:
-        shared = len(report.predictions) - len(new)
         now, then = np.array([one.correct for one in new]), np.array([one.correct for one in validation])
         found = unpaired_difference(then, now)
-        text = f"{shared} of these images are validation images of the run. On the other {len(new)}" if shared else "On"
-        text += " " if shared else " these images "
-        text += f"the accuracy differs by {signed(found.value)} points from that on the {len(validation)} validation "
+        shared = sum(prediction.sha256 in before for prediction in report.predictions)
+        text = f"{shared} of these images are validation images of the run. " if shared else ""
+        text += "On these images" if len(new) == len(report.predictions) else f"On the {len(new)} new images"
+        text += f" the accuracy differs by {signed(found.value)} points from that on the {len(validation)} validation "
         text += f"images ({percent(float(then.mean()))})"
     result = "significantly different" if found.significant else "not significantly different"
     bounds = f"{signed(found.low)} to {signed(found.high)}"
