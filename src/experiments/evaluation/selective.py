@@ -81,7 +81,8 @@ def reject_for(accuracy: float, confidence: np.ndarray, correct: np.ndarray) -> 
         confidence, correct: see `risk_coverage`.
 
     Returns:
-        The threshold, 0 if all images may be answered; None if the most confident images are not that accurate either.
+        The threshold, midway between two confidences that occur, so that rounding errors change no answer; 0 if all
+        images may be answered; None if the most confident images are not that accurate either.
     """
     curve = risk_coverage(confidence, correct)
     right = curve.answered - curve.wrong
@@ -89,5 +90,5 @@ def reject_for(accuracy: float, confidence: np.ndarray, correct: np.ndarray) -> 
     if not enough.size:
         return None
     at = int(enough[-1])
-    threshold = 0.0 if at == len(right) - 1 else float(curve.threshold[at])
+    threshold = 0.0 if at == len(right) - 1 else float(curve.threshold[at] + curve.threshold[at + 1]) / 2
     return Rejection(threshold, int(curve.answered[at]), int(right[at]), len(confidence))
