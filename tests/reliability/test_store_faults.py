@@ -56,18 +56,18 @@ def test_a_race_of_four_processes_whose_writers_are_killed(
 
     every: list[subprocess.Popen[str]] = []
 
-    def start() -> subprocess.Popen[str]:
-        every.append(started("-c", WORKS, str(tmp_path), str(len(every)), locks, str(until - time.time())))
+    def start(seconds: float) -> subprocess.Popen[str]:
+        every.append(started("-c", WORKS, str(tmp_path), str(len(every)), locks, str(seconds)))
         return every[-1]
 
-    until = time.time() + seconds
-    running = [start() for _ in range(4)]
+    running = [start(seconds) for _ in range(4)]
+    until = time.time() + seconds  # after the starts, which take seconds themselves on a busy machine
     while time.time() < until - 1:
         time.sleep(rng.uniform(0.1, 0.4))
         at = rng.randrange(4)
         running[at].send_signal(signal.SIGKILL)
         kills += 1
-        running[at] = start()
+        running[at] = start(until - time.time())
     wrong, reads = 0, 0
     for process in every:
         out, errors = process.communicate(timeout=60)
