@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -364,5 +363,5 @@ def print_results(
         console.print(f"report      {folder / REPORT}", highlight=False, soft_wrap=True)
     if run_id:
         console.print(f"MLflow run  {run_id}   look at it: experiments ui", highlight=False, soft_wrap=True)
-    for line in next_commands(run_id[:8] if run_id else shlex.quote(str(folder)), compares=run_id is not None):
+    for line in next_commands(folder, run_id):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

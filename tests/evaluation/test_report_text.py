@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,7 +140,7 @@ def test_the_best_epoch_of_the_last_phase(config: Callable[..., Any]) -> None:
 
 
 def test_commands_for_a_finished_run() -> None:
-    lines = next_commands("1a2b3c4d", compares=True)
-    assert lines[0] == "next        experiments predict 1a2b3c4d IMAGE"
-    assert any("compare" in line for line in lines)
-    assert not any("compare" in line for line in next_commands("runs/a", compares=False))
+    lines = next_commands(Path("outputs/runs/a b").absolute(), "1a2b3c4d" * 4)
+    assert lines[0] == "next        experiments predict 'outputs/runs/a b' IMAGE"
+    assert lines[-1] == "            experiments compare 1a2b3c4d OTHER_RUN"
+    assert not any("compare" in line for line in next_commands(Path("/a"), None))

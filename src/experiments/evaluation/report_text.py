@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -48,15 +51,16 @@ def epoch_lines(config: Config, result: TrainingResult) -> list[str]:
     ]
 
 
-def next_commands(run: str, *, compares: bool) -> list[str]:
+def next_commands(folder: Path, run_id: str | None) -> list[str]:
     """Return lines with commands that use a finished run.
 
     Args:
-        run: what names the run on the command line.
-        compares: whether the run is in MLflow, where `compare` finds it.
+        folder: the run directory; the commands have its shorter path, from the current directory or the root.
+        run_id: of the MLflow run, where `compare` finds it; None if there is none.
     """
+    run = shlex.quote(min(os.path.relpath(folder), str(folder), key=len))
     commands = [f"experiments predict {run} IMAGE", f"experiments inspect mistakes {run}"]
-    commands += [f"experiments compare {run} OTHER_RUN"] if compares else []
+    commands += [f"experiments compare {run_id[:8]} OTHER_RUN"] if run_id else []
     return [f"next        {commands[0]}", *(f"            {command}" for command in commands[1:])]
 
 
