@@ -32,6 +32,14 @@ def test_the_equivalent_is_named(command: list[str], line: str) -> None:
     assert line in str(raised.value).splitlines()[1]
 
 
+def test_all_are_named_in_one_error() -> None:
+    with pytest.raises(ConfigError) as raised:
+        foreign_options.check(["seed=1", "--epochs", "3", "logger=csv", "+experiment=demo", "batch_size=8"])
+    assert [line.split(":")[0] for line in str(raised.value).splitlines()[1:]] == [
+        "  --epochs 3", "  logger=csv", "  +experiment=demo"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -60,7 +60,8 @@ def check(command: Sequence[str]) -> None:
     given, unknown = get_args_parser().parse_known_args(list(command))
     lines = [_dashed(option, command) for option in unknown if option.startswith("--") and option != "--"]
     if not given.config_dir and not given.config_path:
-        typed = [override for override in given.overrides if "=" in override]
+        # argparse counts the overrides after an unknown option as unknown, too.
+        typed = [one for one in (*given.overrides, *unknown) if "=" in one and not one.startswith("-")]
         lines += [line for line in map(_equivalent, typed) if line]
     if lines:
         raise ConfigError("\n  ".join(["These options are called otherwise here:", *lines]))
