@@ -19,8 +19,14 @@ from experiments.errors import ConfigError
         (["--batch-size=16"], "--batch-size=16: options are typed KEY=VALUE, without dashes: batch_size=16"),
         (["--lr", "1e-3"], "--lr 1e-3: options are typed KEY=VALUE, without dashes: optimizer.lr=1e-3"),
         (["--nonsense"], "--nonsense: no such option. Options are typed KEY=VALUE"),
-        (["trainer.max_epochs=3"], "trainer.max_epochs=3: epochs=3"),
-        (["-m", "learning_rate=0.1,0.2"], "learning_rate=0.1,0.2: optimizer.lr=0.1,0.2"),
+        (
+            ["trainer.max_epochs=3"],
+            "trainer.max_epochs: nothing reads this key. Received: '3'. Nearest: epochs. Type: epochs=3",
+        ),
+        (
+            ["-m", "learning_rate=0.1,0.2"],
+            "learning_rate: nothing reads this key. Received: '0.1,0.2'. Nearest: optimizer.lr. Type: optimizer.lr=0.1,",
+        ),
         (["ckpt_path=/a/last.ckpt"], "ckpt_path=/a/last.ckpt: an interrupted run goes on with resume=RUN"),
         (["logger=csv"], "logger=csv: every run writes curves.csv"),
         (["+experiment=demo"], "+experiment=demo: experiment=demo, without the plus"),
@@ -69,4 +75,7 @@ def test_train_refuses_them_without_tensorflow() -> None:
         "except SystemExit as ended: print(ended.code); assert 'tensorflow' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "epochs=3" in done.stdout and "trainer.max_epochs=3: epochs=3" in done.stdout
+    assert (
+        "epochs=3" in done.stdout
+        and "trainer.max_epochs: nothing reads this key. Received: '3'. Nearest: epochs. Type: epochs=3" in done.stdout
+    )

@@ -64,7 +64,7 @@ def check(command: Sequence[str]) -> None:
         typed = [one for one in (*given.overrides, *unknown) if "=" in one and not one.startswith("-")]
         lines += [line for line in map(_equivalent, typed) if line]
     if lines:
-        raise ConfigError("\n  ".join(["These options are called otherwise here:", *lines]))
+        raise ConfigError("\n  ".join(["The configuration cannot be used:", *lines]))
 
 
 def _dashed(option: str, command: Sequence[str]) -> str:
@@ -89,7 +89,7 @@ def _equivalent(override: str) -> str | None:
     if advice := _advice(key):
         return f"{override}: {advice}"
     if key in KEYS:
-        return f"{override}: {KEYS[key]}={value}"
+        return f"{key}: nothing reads this key. Received: {value!r}. Nearest: {KEYS[key]}. Type: {KEYS[key]}={value}"
     is_added = override.startswith("+") and not override.startswith("++") and key in (*GROUPS, "experiment")
     return f"{override}: {key}={value}, without the plus" if is_added and value in shipped(key) else None
 
