@@ -25,7 +25,7 @@ from experiments.errors import ConfigError
         ),
         (
             ["-m", "learning_rate=0.1,0.2"],
-            "learning_rate: nothing reads this key. Received: '0.1,0.2'. Nearest: optimizer.lr. Type: optimizer.lr=0.1,",
+            "learning_rate: nothing reads this key. Received: '0.1,0.2'. Nearest: optimizer.lr. Type: optimizer.lr=0",
         ),
         (["ckpt_path=/a/last.ckpt"], "ckpt_path=/a/last.ckpt: an interrupted run goes on with resume=RUN"),
         (["logger=csv"], "logger=csv: every run writes curves.csv"),
