@@ -172,6 +172,12 @@ def test_a_group_in_two_given_splits_is_an_issue(tmp_path: Path) -> None:
     )
 
 
+def test_test_images_alone_are_an_issue_with_groups_too(tmp_path: Path) -> None:
+    root = draw(tmp_path / "root", [f"test/{name}/p{number}_0.png" for name in "ab" for number in range(2)])
+    with pytest.raises(DataError, match="train"):
+        read(root, group=PATIENT)
+
+
 def test_a_column_gives_the_groups(root: Path) -> None:
     images = [image._replace(group="") for image in patients(24, 2)]
     columns = {"patient": {image.path: image.path[2:5] for image in images}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.config.messages import is_known_key
+from experiments.config.messages import format_errors, is_known_key
 from experiments.config.schema import GROUPS, shipped
 from experiments.errors import ConfigError
 from experiments.system.private_api import get_args_parser
@@ -64,7 +64,7 @@ def check(command: Sequence[str]) -> None:
         typed = [one for one in (*given.overrides, *unknown) if "=" in one and not one.startswith("-")]
         lines += [line for line in map(_equivalent, typed) if line]
     if lines:
-        raise ConfigError("\n  ".join(["The configuration cannot be used:", *lines]))
+        raise ConfigError(format_errors(lines))
 
 
 def _dashed(option: str, command: Sequence[str]) -> str:

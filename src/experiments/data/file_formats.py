@@ -152,7 +152,7 @@ def _brand(content: bytes) -> str | None:
 
 
 def _is_tga(content: bytes) -> bool:
-    """Return whether a header without a signature is that of a TGA; the check is strict, as nothing else tells."""
+    """Return whether a header without a signature is that of a TGA; the check is strict, as it has no magic number."""
     if len(content) <= 18:
         return False
     colors, kind, depth, flags = content[1], content[2], content[16], content[17]

@@ -124,6 +124,8 @@ def draw_splits(
     """
     given = [image for image in images if image.split not in ("", "train")]
     drawn = [image for image in images if image.split in ("", "train")]
+    if not drawn:  # the manifest reports that the training split is missing
+        return given
     groups = _groups_of_classes(drawn)
     wanted = [split for split, share in fractions.items() if share > 0]
     split_of, having = _assign_parts(drawn, fractions, seed)

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 from scipy.fft import dct
 
-VERSION = 1  # of `thumbnail`: part of the key under which thumbnails are cached
+VERSION = 1  # part of the keys of cached thumbnails and pairs: increase it where either would come out differently
 SIZE = 32  # pixels of a thumbnail's sides
 
 _CROP = 0.06  # of a side; an aligned candidate may be cropped by more

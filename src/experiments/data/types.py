@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -102,7 +103,7 @@ class Manifest:
     notes: tuple[str, ...] = ()  # sentences on how the directories were understood
     near_duplicates: tuple[NearDuplicatePair, ...] = ()  # among the entries, the most similar first
 
-    @property
+    @cached_property
     def leaks(self) -> tuple[NearDuplicatePair, ...]:
         """The near-duplicates of which the two images are in different splits."""
         splits = {entry.path: entry.split for entry in self.entries}

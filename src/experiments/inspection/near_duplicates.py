@@ -47,12 +47,13 @@ def near_duplicate_lines(found: Manifest, on_leak: str) -> list[str]:
 
 def near_duplicates_shown(found: Manifest) -> list[NearDuplicatePair]:
     """Return the pairs that the figure shows: those in two splits first, and of these the least similar."""
-    return sorted(_leaks_first(found), key=lambda pair: (pair not in set(found.leaks), pair.similarity))[:MOST_PAIRS]
+    leaks = set(found.leaks)
+    return sorted(_leaks_first(found), key=lambda pair: (pair not in leaks, pair.similarity))[:MOST_PAIRS]
 
 
 def _leaks_first(found: Manifest) -> list[NearDuplicatePair]:
-    leaks = found.leaks
-    return [*leaks, *(pair for pair in found.near_duplicates if pair not in set(leaks))]
+    leaks = set(found.leaks)
+    return [*found.leaks, *(pair for pair in found.near_duplicates if pair not in leaks)]
 
 
 def draw_pairs(figure: SubFigure, found: Manifest, pairs: Sequence[NearDuplicatePair]) -> None:

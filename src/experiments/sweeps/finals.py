@@ -26,7 +26,7 @@ def final_jobs(session: Session, winner: dict[str, Any], number: int) -> list[Jo
         winner: `winner` of the summary: its values, overrides, seeds, and its jobs' identities and directories.
         number: number of the first final run; numbers whose directories hold other runs are skipped.
     """
-    folded = any(line.startswith("data.fold=") for line in winner["overrides"])
+    folded = any(line.lstrip("+").startswith("data.fold=") for line in winner["overrides"])
     runs = final_overrides(winner, folded, every_seed=session.held_out or folded)
     jobs = []
     for (overrides, values), composed in zip(
@@ -62,7 +62,7 @@ def final_overrides(winner: dict[str, Any], folded: bool, every_seed: bool) -> l
     runs = []
     for seed in seeds or [None]:
         dropped = [*(["data.fold="] if folded else []), *(["seed="] if seed is not None else [])]
-        overrides = [line for line in winner["overrides"] if not line.startswith(tuple(dropped))]
+        overrides = [line for line in winner["overrides"] if not line.lstrip("+").startswith(tuple(dropped))]
         own = {"seed": seed} if seed is not None else {}
         overrides += [f"{key}={value}" for key, value in own.items()] + (["data.fold=null"] if folded else [])
         runs.append((overrides, {**winner["values"], **own}))
