@@ -124,6 +124,8 @@ def compare(report: Report, known: Sequence[Prediction], validation: Sequence[Pr
         return []
     if all(prediction.sha256 in before for prediction in report.predictions):
         pairs = [(before[one.sha256].correct, one.correct) for one in report.predictions]
+        if len(pairs) < 2:
+            return []
         text = f"All {len(pairs)} images are validation images of the run"
         if all(then == now for then, now in pairs):
             return [f"{text}, and the model is right on the same ones."]

@@ -22,9 +22,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows, of which there must be at least one, to a CSV file with a header line."""
+    """Write rows, of which there must be at least one, to a CSV file with a header line.
+
+    Bytes of file names that are not UTF-8 are written as backslash escapes.
+    """
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-    atomic_files.write_file(path, text.getvalue().encode())
+    atomic_files.write_file(path, text.getvalue().encode(errors="backslashreplace"))

@@ -1,0 +1,14 @@
+"""Tables as CSV files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from experiments.storage.csv_files import read_rows, write_rows
+
+
+def test_names_that_are_not_utf8_are_written_as_escapes(tmp_path: Path) -> None:
+    name = os.fsdecode(b"a\xff.jpg")
+    write_rows(tmp_path / "table.csv", [{"path": name, "reason": "ä, damaged"}])
+    assert read_rows(tmp_path / "table.csv") == [{"path": "a\\udcff.jpg", "reason": "ä, damaged"}]
