@@ -57,8 +57,9 @@ bench-full: install  ## the same on all images, up to 20,000 of them, and what s
 golden: install  ## write the composed configurations in tests/config/golden anew
 	@$(PYTHON) -m pytest -q tests/config/test_conf.py --golden
 
-reference: install  ## write docs/configuration.md anew, out of conf/ and the schema
+reference: install  ## write docs/configuration.md and docs/cli.md anew, out of conf/, the schema and the parsers
 	@$(PYTHON) docs/configuration.py
+	@$(PYTHON) docs/cli.py
 
 docs: install reference  ## build the documentation as a site in outputs/docs; warnings are errors
 	@$(PYTHON) -m sphinx -q -W --keep-going -b html docs outputs/docs

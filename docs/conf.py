@@ -6,7 +6,6 @@ project = "experiments"
 author = "the experiments contributors"
 release = version = version_of("experiments")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["configuration.py"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # some pages have bold run-in headings

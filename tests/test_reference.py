@@ -1,4 +1,4 @@
-"""docs/configuration.md is up to date with conf/ and the schema and covers every key."""
+"""The generated pages are up to date, and docs/configuration.md covers every key of conf/ and the schema."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from experiments.__main__ import VERBS
 from experiments.config import schema
 from experiments.system import paths
+from experiments.system.private_api import get_args_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITER = runpy.run_path(str(ROOT / "docs" / "configuration.py"))
@@ -21,8 +23,20 @@ ROWS = dict(re.findall(r"^\| `([\w.]+)` \|(.*)$", PAGE, re.MULTILINE))
 PLACES = {schema.ConvBlock: "BLOCK.", schema.Dense: "LAYER."}  # under names of the user's
 
 
-def test_the_page_is_up_to_date() -> None:
-    assert WRITER["page"]() == PAGE, "make reference writes docs/configuration.md anew"
+@pytest.mark.parametrize("name", ["configuration", "cli"])
+def test_the_page_is_up_to_date(name: str) -> None:
+    page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    assert runpy.run_path(str(ROOT / "docs" / f"{name}.py"))["page"]() == page, f"make reference writes docs/{name}.md"
+
+
+def test_the_command_line_has_every_verb_and_option() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^## (\w+)$", page, re.MULTILINE)) == set(VERBS)
+    assert {"cache prune", "inspect data", "inspect labels"} <= set(re.findall(r"^### (.+)$", page, re.MULTILINE))
+    assert "| `--reject ACCURACY` | answer 'none'" in page and "| `--output FOLDER` | (required) |" in page
+    of_train = re.findall(r"^\| `(--[\w-]+)", page.partition("\n## backbones\n")[0], re.MULTILINE)
+    of_hydra = {option for action in get_args_parser()._actions for option in action.option_strings}
+    assert len(of_train) == 7 and set(of_train) <= of_hydra
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
