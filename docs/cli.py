@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -141,14 +142,14 @@ def train_section() -> list[str]:
     """Return the section on `train`, whose typical commands are those of its --help."""
     base = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))
     examples = base["hydra"]["help"]["template"].partition("Typical commands:\n")[2].split("\n\n")[0]
-    lines = [line.removeprefix("  ") for line in examples.splitlines()]
+    lines = [re.sub(r"\s{2,}", "   # ", line.strip()) for line in examples.splitlines()]
     return [
         "## train",
         "",
         *usage("train", "[GROUP=CHOICE ...] [KEY=VALUE ...]"),
         *TRAIN.splitlines(),
         "",
-        "```",
+        "```sh",
         *lines,
         "```",
         "",

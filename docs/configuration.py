@@ -46,7 +46,7 @@ INTRO = """# Configuration reference
 
 A run is one choice out of each group, and values on top, in any order:
 
-```
+```sh
 python -m experiments.train regime=finetune model=mobilenet_v2 optimizer.lr=1e-4
 ```
 
@@ -346,7 +346,7 @@ def preset_section(group: str) -> list[str]:
     for choice in (read(path) for path in sorted((CONF / group).glob("*.yaml"))):
         commands = [line for line in choice.header if line.startswith(("python -m", "make "))]
         about = " ".join(line for line in choice.header if line not in commands)
-        lines += [f"### {group}={choice.name}", "", cell(about), "", "```", *commands, "```", ""]
+        lines += [f"### {group}={choice.name}", "", cell(about), "", "```sh", *commands, "```", ""]
         lines += ["```yaml", *choice.body.splitlines(), "```", ""]
     return lines
 

@@ -1,0 +1,209 @@
+"""Every command on every page is valid: its verb and options exist, its configuration composes, its target is there.
+
+Whole runs of the examples that are marked as tested are in test_readme.py. Commands of other programs are listed here
+with where they are run, or why they are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import re
+import runpy
+import shlex
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from experiments import train  # noqa: F401 (registers the sweeper and the launchers)
+from experiments.__main__ import VERBS
+from experiments.config import foreign_options, schema, validation
+from experiments.config.messages import is_known_key
+from experiments.errors import ConfigError
+from experiments.sweeps.space import dimension
+from experiments.system.paths import CONF
+from experiments.system.private_api import get_args_parser
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PARSER_OF: Callable[[str], argparse.ArgumentParser] = cache(runpy.run_path(str(ROOT / "docs" / "cli.py"))["parser_of"])
+BLOCK = re.compile(r"(<!-- tested: \w+ -->\n)?^```([\w{}]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+LANGUAGES = {"sh", "console", "text", "python", "yaml", "{toctree}", "{eval-rst}"}
+# Programs that the pages use besides ours -> where they are run, or why they are not.
+OTHERS = {
+    "source": "a shell's own", "export": "a shell's own", "eval": "a shell's own; completion is in tests/test_main.py",
+    "pip": "installs; tests/test_install.py builds and installs the package",
+    "curl": "tests/tracking/test_serving.py sends such a request",
+    "initdb": "PostgreSQL: tests/reliability/test_cluster.py", "pg_ctl": "as initdb", "createdb": "as initdb",
+    "mlflow": "its servers: tests/tracking/test_serving.py, tests/reliability/test_server.py",
+    "ray": "a cluster of several machines: docs/cluster.md says that this is not tested",
+}  # fmt: skip
+FAILS = "optimizer.lrr=1e-4"  # the command of docs/runs.md that shows an error
+
+
+class Command(NamedTuple):
+    page: str
+    text: str  # one line, without comment and prompt
+
+
+def blocks() -> Iterator[tuple[str, bool, str, str]]:
+    """Yield each page's fenced blocks: page, whether test_readme.py runs it, language, text."""
+    for page in PAGES:
+        run = False
+        for marker, language, body in BLOCK.findall(page.read_text(encoding="utf-8")):
+            run = bool(marker) or (run and language != "text")
+            yield page.name, run, language, body
+
+
+def commands() -> list[Command]:
+    """Return the commands in the pages' blocks and between backticks in their sentences, each once."""
+    found = []
+    for page, _, language, body in blocks():
+        if language in ("sh", "console"):
+            for line in re.sub(r"\\\n\s*", " ", body).splitlines():
+                if line.strip() and (language == "sh" or line.startswith("$ ")):
+                    found.append(Command(page, re.split(r"\s+#\s", line.removeprefix("$ "))[0].strip()))
+    for path in PAGES:
+        for text in INLINE.findall(BLOCK.sub("", path.read_text(encoding="utf-8"))):
+            line = " ".join(text.split())
+            if re.match(r"(experiments [a-z]|make [a-z]|python -m \w)", line):
+                found.append(Command(path.name, line))
+    return list({command.text: command for command in found}.values())
+
+
+COMMANDS = commands()
+
+
+def check_configuration(arguments: list[str]) -> None:
+    """Compose and validate what `train` would; of a sweep, the job that has the first value of each swept key.
+
+    Raises:
+        ConfigError: the configuration is invalid.
+    """
+    overrides = []
+    for override in OverridesParser.create().parse_overrides(arguments):
+        swept = dimension(override) if override.is_sweep_override() else None
+        first = f"{swept.element}={swept.ends[0]}" if swept else str(override.input_line)
+        overrides.append(first)
+    overrides = [one for one in overrides if not one.startswith(("like=", "resume="))]
+    keys = {one.partition("=")[0] for one in overrides}
+    source = ["data=folder"] if "data.root" in keys and "data" not in keys else []
+    validation.validate(compose("config", [*source, *overrides], return_hydra_config=True))
+
+
+def check_command(text: str) -> None:
+    """Raise an error if a command cannot be typed as it stands, placeholders aside."""
+    program, *words = shlex.split(re.sub(r"^(?:[A-Z_]+=\S+ )+", "", text))
+    words = [word for word in words if word != "..."]
+    if words[:2] == ["-m", "experiments"]:
+        program, words = "experiments", words[2:]
+    if program == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        assert words[0] in targets
+    elif program == "experiments" and (words[0] in ("-sc", "--help", "VERB") or words in [[verb] for verb in VERBS]):
+        return  # the name of a verb in a sentence, or no verb
+    elif program == "experiments" and words[0] != "train":
+        given, more = PARSER_OF(VERBS[words[0]][0]).parse_known_args(words[1:])
+        assert not [word for word in more if word.startswith("-") or "=" not in word]
+        check_configuration([*(getattr(given, "overrides", None) or []), *more])
+    elif program == "experiments" or words[:2] == ["-m", "experiments.train"]:
+        arguments = words[1:] if program == "experiments" else words[2:]
+        foreign_options.check(arguments)
+        check_configuration(get_args_parser().parse_args(arguments).overrides)
+    elif program == "python":
+        module, *arguments = words[1:] if words[0] == "-m" else words
+        path = ROOT / (module if module.endswith(".py") else f"{module.replace('.', '/')}.py")
+        source = path.read_text(encoding="utf-8")
+        assert all(f'"{word}"' in source for word in arguments if word.startswith("--")), f"an option of {path.name}"
+    else:
+        assert program in OTHERS
+
+
+def test_every_block_names_its_language() -> None:
+    assert {(page, language) for page, _, language, _ in blocks() if language not in LANGUAGES} == set()
+    assert len(COMMANDS) > 100
+
+
+@pytest.fixture
+def conf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let Hydra compose from conf/, each of whose files is read once."""
+    loaded: dict[str, Any] = {}
+    load = OmegaConf.load
+
+    def load_once(file: Any) -> Any:
+        if file.name not in loaded:
+            loaded[file.name] = load(file)
+        return copy.deepcopy(loaded[file.name])
+
+    monkeypatch.setattr(OmegaConf, "load", load_once)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # which tracking=server needs
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        yield
+
+
+def test_every_command_of_every_page_is_valid(conf: None) -> None:
+    run = {line for _, run, language, body in blocks() if run and language == "sh" for line in body.splitlines()}
+    wrong = []
+    for command in COMMANDS:
+        if "--config-dir my_conf" in command.text and any(command.text.startswith(line.strip(" \\")) for line in run):
+            continue  # the folder is the reader's own; test_readme.py writes it and runs the command
+        try:
+            check_command(command.text)
+        except (Exception, SystemExit) as error:
+            if FAILS not in command.text:
+                wrong.append(f"{command.page}: {command.text}\n    {type(error).__name__}: {error}")
+        else:
+            assert FAILS not in command.text
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_setting_in_the_table_of_settings_is_valid(conf: None) -> None:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    rows = [row.rpartition(" | ")[2] for row in re.findall(r"^\| (?!what|-)(.*) \|$", page, re.MULTILINE)]
+    settings = [text for row in rows for text in INLINE.findall(row) if "=" in text and not text.startswith("exp")]
+    assert len(settings) > 30
+    wrong = []
+    for text in settings:
+        try:
+            check_configuration(shlex.split(text))
+        except ConfigError as error:
+            wrong.append(f"{text}: {error}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_key_between_backticks_is_one_of_the_configuration() -> None:
+    """Keys such as `optimizer.lr=1e-4`; those of hydra and of a choice alone are looked up in conf/."""
+    text = "".join(path.read_text(encoding="utf-8") for path in CONF.glob("**/*.yaml"))
+    arguments = {f"{group}.{name}" for group, node in schema.ARGUMENTS.items() for name in node}
+    keys = {
+        (page.name, key)
+        for page in PAGES
+        for code in INLINE.findall(BLOCK.sub("", page.read_text(encoding="utf-8")))
+        for key in re.findall(r"(?:^|(?<=[\s']))[+~]*([a-z_]+(?:\.[a-z_0-9]+)+)=", code)
+    }
+    assert len(keys) > 60
+    wrong = [
+        (page, key)
+        for page, key in sorted(keys)
+        if key not in arguments and not is_known_key(key)
+        and not re.search(rf"^\s*(- )?{key.rpartition('.')[2]}:", text, re.MULTILINE)
+    ]  # fmt: skip
+    assert wrong == [("security.md", "data.api_key")], "the last is an example of a name that sounds secret"
+
+
+@pytest.mark.parametrize("language", ["python", "yaml"])
+def test_files_shown_on_pages_can_be_parsed(language: str) -> None:
+    parse = ast.parse if language == "python" else yaml.safe_load
+    bodies = [body for _, _, found, body in blocks() if found == language]
+    assert bodies
+    for body in bodies:
+        parse(body)
