@@ -18,10 +18,11 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from experiments import __version__
 from experiments.system.hardware import cores, cpu_model
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("experiments", "tensorflow", "keras", "numpy", "scipy", "pillow", "mlflow", "hydra-core")
+PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "pillow", "mlflow", "hydra-core")
 
 
 @dataclass
@@ -142,7 +143,10 @@ def machine() -> dict[str, Any]:
         "load_average_at_start": [round(load, 2) for load in os.getloadavg()],
         "os": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {
+            "experiments": __version__,
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
         "commit": commit(),
         "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(("TF_EN", "OMP_"))},
     }

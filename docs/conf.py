@@ -1,10 +1,10 @@
 """Configuration of Sphinx; `make docs` builds the site into outputs/docs."""
 
-from importlib.metadata import version as version_of
+from experiments import __version__
 
 project = "experiments"
 author = "the experiments contributors"
-release = version = version_of("experiments")
+release = version = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3

@@ -12,10 +12,15 @@ from urllib.parse import urlsplit
 
 import pytest
 
+import experiments
+
 ROOT = Path(__file__).resolve().parent.parent
 # Written so that this file does not match itself.
 MACHINE_PATH = re.compile(r"(?<![\w.~/}-])/(?:work|root|home|opt)/[\w.-]")
 FILE_INDEX = re.compile("file:" + r"///[\w.-]")
+# An extra of ours, or a requirement of ours after an installing command, in prose, commands and patterns of tests.
+EXTRA = re.compile(r"(?<![\w.-])([\w-]*experiments)" + r"\\?\[\{?(\w+)\}?\\?\]")
+REQUIREMENT = re.compile(r"(?:(?<!un)install|add|--from|--with)\s+['\"]?([\w-]*experiments)\b(?![/.])")
 
 
 def tracked() -> list[Path]:
@@ -40,7 +45,7 @@ def test_the_lock_file_belongs_to_this_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lock = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))
     (ours,) = [package for package in lock["package"] if package["name"] == project["name"]]
-    assert ours["version"] == project["version"]
+    assert "version" not in ours, "it stands in src/experiments/__init__.py alone"
     named = {re.split(r"[\s\[<>=!~]", requirement)[0].lower() for requirement in project["dependencies"]}
     assert {dependency["name"] for dependency in ours["dependencies"]} == named
     assert sorted(ours["optional-dependencies"]) == sorted(project["optional-dependencies"])
@@ -82,9 +87,33 @@ def test_make_help_explains_every_target() -> None:
     assert set(required.split()) <= set(shown)
 
 
-def test_the_version_is_the_installed_one() -> None:
+def test_the_installed_distribution_has_the_version_of_the_package() -> None:
+    assert importlib.metadata.version("image-experiments") == experiments.__version__
+    scripts = importlib.metadata.distribution("image-experiments").entry_points.select(group="console_scripts")
+    assert [script.name for script in scripts] == ["experiments"]
+
+
+def test_messages_and_pages_name_no_other_distribution() -> None:
+    """The name `experiments` on the public index belongs to another project."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert importlib.metadata.version("experiments") == project["version"]
+    extras, names = set(), {project["name"]}
+    for path in tracked():
+        if path.suffix in (".py", ".md", ".yaml", ".toml", ".ipynb", ".j2"):
+            text = path.read_text(encoding="utf-8")
+            found = EXTRA.findall(text)
+            extras |= {extra for _, extra in found}
+            names |= {name for name, _ in found} | set(REQUIREMENT.findall(text))
+    assert names == {"image-experiments"}
+    assert {"search", "slurm", "heif"} <= extras <= {*project["optional-dependencies"], "launcher", "name", "extra"}
+
+
+@pytest.mark.parametrize("text", [
+    "pip install 'experi" + "ments[ray]'", "'experi" + r"ments\[search\]'", "experi" + "ments[{launcher}]",
+    "pip install experi" + "ments", "uvx --from experi" + "ments experiments train",
+])  # fmt: skip
+def test_the_search_for_distributions_finds_other_names(text: str) -> None:
+    assert [*EXTRA.findall(text), *REQUIREMENT.findall(text)]
+    assert "image-" not in text
 
 
 def test_the_licence_is_mit() -> None:

@@ -2,6 +2,8 @@
 
 import importlib
 
+__version__ = "0.2.0"
+
 _MODULES = {
     "errors": ("ConfigError", "DataError"),
     "data.types": ("Dataset", "ImageRecord", "ImageSet"),

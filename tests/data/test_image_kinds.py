@@ -459,7 +459,7 @@ def test_without_its_package_heic_is_an_error_that_names_the_extra(monkeypatch: 
     content = heic()
     monkeypatch.setitem(sys.modules, "pillow_heif.as_plugin", None)
     with pytest.raises(
-        DataError, match=r"is a HEIC image.*pip install 'experiments\[heif\]'.*convert it to PNG or JPEG"
+        DataError, match=r"is a HEIC image.*pip install 'image-experiments\[heif\]'.*convert it to PNG or JPEG"
     ):
         decoder.decode(content)
 

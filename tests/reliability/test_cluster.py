@@ -45,7 +45,7 @@ def source(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def need(package: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed: pip install 'experiments[{extra}]'")
+        pytest.skip(f"{package} is not installed: pip install 'image-experiments[{extra}]'")
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

@@ -44,7 +44,7 @@ def launchers(**options: Any) -> dict[str, Any]:
 def test_a_launcher_without_its_package_names_the_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
     launcher = launchers()[name]()
-    with pytest.raises(ConfigError, match=rf"hydra/launcher={name} needs .* pip install 'experiments\[{name}\]'"):
+    with pytest.raises(ConfigError, match=rf"hydra/launcher={name} needs .* pip install 'image-experiments\[{name}\]'"):
         launcher.setup(hydra_context=None, task_function=None, config=CONFIG)
 
 

@@ -71,7 +71,7 @@ def test_an_unusable_storage_is_told_without_its_password(config: Any) -> None:
 
 def test_without_optuna_a_search_says_what_to_install(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ConfigError, match=r"sweep.search: tpe needs Optuna.*pip install 'experiments\[search\]'"):
+    with pytest.raises(ConfigError, match=r"sweep.search: tpe needs Optuna.*pip install 'image-experiments\[search\]'"):
         pruning.need_optuna(config("sweep.search=tpe"))
 
 

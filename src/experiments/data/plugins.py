@@ -42,7 +42,7 @@ def _open_heic(file: io.BytesIO) -> Image.Image:
     try:
         from pillow_heif.as_plugin import HeifImageFile
     except ImportError:
-        remedy = f"install it (pip install 'experiments[heif]'), or {CONVERT}"
+        remedy = f"install it (pip install 'image-experiments[heif]'), or {CONVERT}"
         raise DataError(f"is a HEIC image, which needs the package pillow-heif; {remedy}") from None
     image: Image.Image = HeifImageFile(file)
     return image

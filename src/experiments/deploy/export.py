@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from experiments import __version__
 from experiments.data.decoder_settings import DecoderSettings
 from experiments.data.pixel_cache import open_image
 from experiments.data.resizing import resize
@@ -106,7 +107,10 @@ def about(run: Trained, model: keras.Model) -> dict[str, object]:
         "regime": run.plain["regime"]["name"],
         "backbone": run.plain["model"]["name"],
         "validation_accuracy": run.metrics.get("validation.accuracy"),
-        "versions": {name: importlib.metadata.version(name) for name in ("experiments", "keras", "tensorflow")},
+        "versions": {
+            "experiments": __version__,
+            **{name: importlib.metadata.version(name) for name in ("keras", "tensorflow")},
+        },
     }
 
 

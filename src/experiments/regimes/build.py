@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import inspect
 import logging
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from experiments import __version__
 from experiments.config.identity import head_run, run_identity
 from experiments.config.schema import Component, Config
 from experiments.config.targets import construct, resolve
@@ -189,5 +189,4 @@ def build_backbone(config: Config, file: Path | None) -> Backbone:
 
 
 def _identity(backbone: str, head: str | None, config: Config, fingerprint: str) -> str:
-    version = importlib.metadata.version("experiments")
-    return run_identity(config, data=fingerprint, weights=backbone, head=head, version=version)
+    return run_identity(config, data=fingerprint, weights=backbone, head=head, version=__version__)

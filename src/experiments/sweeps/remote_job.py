@@ -128,7 +128,7 @@ def need_package(package: str, launcher: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ConfigError(
             f"hydra/launcher={launcher} needs the package {package}, which is not installed. "
-            f"Install it: pip install 'experiments[{launcher}]'"
+            f"Install it: pip install 'image-experiments[{launcher}]'"
         )
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import psutil
 
-PACKAGES = ("experiments", "tensorflow", "keras", "numpy", "pillow")  # versions that a measurement may depend on
+from experiments import __version__
+
+PACKAGES = ("tensorflow", "keras", "numpy", "pillow")  # versions that a measurement may depend on
 
 
 def cores() -> int:
@@ -26,10 +28,10 @@ def cpu_model() -> str:
 
 
 def sentence() -> str:
-    """Return one line with the cores, the processor, the memory and the versions of Python and PACKAGES."""
+    """Return one line with cores, processor, memory and the versions of Python, of this package and of PACKAGES."""
     memory = psutil.virtual_memory().total / 2**30
     versions = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
     return (
         f"{cores()} core{'s' if cores() > 1 else ''} of {cpu_model()}, {memory:.1f} GB; "
-        f"{', '.join([f'Python {platform.python_version()}', *versions])}"
+        f"{', '.join([f'Python {platform.python_version()}', f'experiments {__version__}', *versions])}"
     )

@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments import __version__
 from experiments.config.identity import NOT_IDENTITY, logged
 from experiments.config.schema import Config
 from experiments.system.paths import CONF, REPOSITORY
 from experiments.system.redaction import redact_credentials
 
 LONGEST_NAME = 250  # maximum length of an MLflow parameter's name, in characters
-PACKAGES = ("experiments", "tensorflow", "keras", "mlflow", "hydra-core", "numpy", "pillow")
+PACKAGES = ("tensorflow", "keras", "mlflow", "hydra-core", "numpy", "pillow")
 
 
 def flat_parameters(config: Config) -> dict[str, str]:
@@ -55,6 +56,7 @@ def environment_tags() -> dict[str, str]:
     """Return the tags that describe a run's environment: versions, host, command line, git commit."""
     tags = {f"version.{name}": importlib.metadata.version(name) for name in PACKAGES}
     tags |= {
+        "version.experiments": __version__,
         "version.python": platform.python_version(),
         "host": socket.gethostname(),
         "command": redact_credentials(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:5000],

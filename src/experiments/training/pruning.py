@@ -31,7 +31,7 @@ def need_optuna(config: Config) -> None:
     except ImportError:
         raise ConfigError(
             f"sweep.search: {config.sweep.search} needs Optuna, which is not installed: "
-            "pip install 'experiments[search]'. Allowed without it: grid"
+            "pip install 'image-experiments[search]'. Allowed without it: grid"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
