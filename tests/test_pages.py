@@ -207,3 +207,28 @@ def test_files_shown_on_pages_can_be_parsed(language: str) -> None:
     assert bodies
     for body in bodies:
         parse(body)
+
+
+def texts_of_the_source() -> list[str]:
+    """Return the text literals of src/; what is formatted into one is a zero character."""
+    found = []
+    for path in (ROOT / "src").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(str(one.value) if isinstance(one, ast.Constant) else "\0" for one in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(re.sub(r"%[sd]", "\0", node.value))
+    return found
+
+
+def test_the_messages_of_the_troubleshooting_page_are_those_of_the_program() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    messages = [line for _, language, body in BLOCK.findall(page) if language == "text" for line in body.splitlines()]
+    assert len(messages) > 25
+    source = texts_of_the_source()
+    for message in messages:
+        parts = [part.strip() for part in re.split(r"\.\.\.|^optimizer\.lrr", message)]
+        assert max(map(len, parts)) > 15, "a message can be recognised"
+        order = re.compile(".*".join(re.escape(part) for part in parts if part.strip(" .:,;()")), re.DOTALL)
+        assert any(order.search(text) for text in source), message
