@@ -129,6 +129,12 @@ def search(*thumbnails: np.ndarray) -> tuple[list[NearDuplicate], float]:
     return pairs, time.perf_counter() - began
 
 
+def copies_found(pairs: Sequence[NearDuplicate], originals: int, copies: int) -> list[bool]:
+    """Return for each copy, which `search` has after all originals, whether it is paired with its original."""
+    known = {pair[:2] for pair in pairs}
+    return [(number * EVERY, originals + number) in known for number in range(copies)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.near_duplicates")
     parser.add_argument("folder", type=Path)
@@ -138,7 +144,7 @@ def main() -> None:
     originals, copies, kinds = read(files)
     pairs, seconds = search(originals, copies)
     own = {pair[:2]: pair for pair in pairs if pair.second < len(files)}
-    found = [(number * EVERY, len(files) + number) in {pair[:2] for pair in pairs} for number in range(len(copies))]
+    found = copies_found(pairs, len(files), len(copies))
     print(f"{len(files)} images and {len(copies)} copies, searched in {seconds:.1f} s")
     totals, hits = Counter(kinds), Counter(kind for kind, hit in zip(kinds, found, strict=True) if hit)
     for kind in ALTERATIONS:
@@ -150,8 +156,7 @@ def main() -> None:
     if arguments.images:
         filling = mixtures(originals, arguments.images - len(originals) - len(copies))
         pairs, seconds = search(originals, copies, filling)
-        known = {pair[:2] for pair in pairs}
-        hit = sum((number * EVERY, len(files) + number) in known for number in range(len(copies)))
+        hit = sum(copies_found(pairs, len(files), len(copies)))
         print(f"among {arguments.images} images: {hit} of {len(copies)} copies found, searched in {seconds:.1f} s")
 
 

@@ -92,18 +92,10 @@ def augmented_epoch(components: RunComponents, dataset: Dataset) -> Callable[[],
 
     The batches are those of `regime=scratch`.
     """
-    from experiments.data.input_pipeline import image_batches
+    from experiments.regimes.scratch import augmented_batches
 
     def epoch() -> tuple[float, int]:
-        batches = image_batches(
-            dataset.train,
-            classes=len(dataset.classes),
-            augmentation=components.augmentation,
-            extra_layers=components.extra_layers,
-            batch_size=components.config.batch_size,
-            seed=components.config.seed,
-            epochs=range(1),
-        )
+        batches = augmented_batches(components, dataset, range(1))
         began = time.perf_counter()
         steps = sum(1 for _ in batches.dataset)
         return time.perf_counter() - began, steps
@@ -134,10 +126,10 @@ def read_and_extract(components: RunComponents) -> float:
 
 def activate(components: RunComponents, dataset: Dataset) -> float:
     """Return the seconds for running the frozen backbone over the training images and caching its features."""
-    from experiments.models.network import split_network
+    from experiments.regimes.bottleneck import frozen_backbone
     from experiments.regimes.feature_cache import cached_features
 
-    frozen = split_network(components.backbone, 0, components.config.model.head.pooling)
+    frozen = frozen_backbone(components)
     began = time.perf_counter()
     stored = cached_features(components, frozen, dataset.train, Quiet())
     seconds = time.perf_counter() - began

@@ -35,6 +35,8 @@ from experiments.run import check_origins, print_results, read_data, run
 from experiments.runs.curves import Curves
 from experiments.storage.array_cache import Rows
 from experiments.storage.csv_files import write_rows
+from experiments.sweeps.plan import plain
+from experiments.sweeps.worker_tasks import prepare_jobs
 from experiments.system.startup import quiet_start
 from experiments.tracking import sync
 from experiments.tracking.mlflow_run import Tracker
@@ -263,6 +265,10 @@ def test_accumulation_beyond_the_end_is_refused(drawn: Path, config: Callable[..
             read_data(components, keep=False)
     ignored = config(*root, "regime=bottleneck", "regime.head_optimizer.gradient_accumulation_steps=10")
     read_data(build(ignored, {}), keep=False)
+    # A sweep, which reads the data of its jobs once, checks every job.
+    jobs = [config(*root, f"optimizer.gradient_accumulation_steps={steps}") for steps in (6, 7)]
+    with pytest.raises(ConfigError, match="Received: 7"):
+        prepare_jobs([plain(job) for job in jobs])
 
 
 def test_a_joined_model_that_disagrees_is_not_reported(drawn: Path, config: Callable[..., schema.Config]) -> None:

@@ -75,27 +75,14 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         mlflow_run.track(config, directory.folder, active.run_id) as tracker,
     ):
         active.track(tracker.run_id, config.tracking.uri)
-        files = inputs.fetch(config, directory.folder)
-        components = build(config, files)
-        dataset = read_data(components)
-        check_origins({key: directory.inputs(key) for key in files}, dataset)
-        identity = components.identity(config, dataset.fingerprint)
-        active.check(identity, planned)
-        root = None if "data.root" in config.unresolved else str(dataset.manifest.root)
-        active.note(backbone_identity=components.backbone.identity, data_root=root)
-        write_description(components, dataset, directory, tracker, identity)
-        checkpoints = Checkpoints(directory.checkpoints)
-        with open_curves(directory, tracker, checkpoints) as curves:
-            record = pruning.reporting(config, curves.add, declaration_of(components.regime).last_phase)
-            context = TrainingContext(Terminal(console, lines=True), record, checkpoints)
-            result, known = train_or_restore(components, dataset, context, identity)
+        components, dataset, identity = prepare(config, active, tracker, planned)
+        result, known = train(components, dataset, identity, directory, tracker, console)
         active.note(weights=save_weights(directory, components, result))
         with logging_files_after_error(tracker):
             decision = choose_threshold(config, result.scores, dataset)
             reports = evaluate(result.scores, dataset, probabilities=config.loss != "hinge", decision=decision)
         # Times that were recorded before a resume are kept, because a metric logged to MLflow cannot be replaced.
-        spent = {"total_seconds": time.perf_counter() - began, "fit_seconds": context.fit_seconds}
-        spent |= known.get("seconds", {})  # the times of the run that did the training, if this one restored its result
+        spent = {"total_seconds": time.perf_counter() - began} | known["seconds"]
         seconds = {name: active.facts.get(name, value) for name, value in spent.items()}
         ended = result.history[-1].timestamp if result.history else int(time.time() * 1000)
         ended = active.facts.get("ended", ended)
@@ -125,6 +112,27 @@ def run(config: schema.Config, planned: str | None = None) -> float:
     return metrics.get(f"validation.{config.objective}", math.nan)
 
 
+def prepare(
+    config: schema.Config, active: ActiveRun, tracker: mlflow_run.Tracker, planned: str | None
+) -> tuple[RunComponents, Dataset, str]:
+    """Build a run's components, read its data, and record both; return them with the identity of the run.
+
+    Raises:
+        ConfigError, DataError: the run cannot be trained as it was configured or planned.
+    """
+    directory = active.directory
+    files = inputs.fetch(config, directory.folder)
+    components = build(config, files)
+    dataset = read_data(components)
+    check_origins({key: directory.inputs(key) for key in files}, dataset)
+    identity = components.identity(config, dataset.fingerprint)
+    active.check(identity, planned)
+    root = None if "data.root" in config.unresolved else str(dataset.manifest.root)
+    active.note(backbone_identity=components.backbone.identity, data_root=root)
+    write_description(components, dataset, directory, tracker, identity)
+    return components, dataset, identity
+
+
 @contextmanager
 def open_curves(directory: RunDirectory, tracker: mlflow_run.Tracker, checkpoints: Checkpoints) -> Iterator[Curves]:
     """Yield the run's curves, and log what is left of them unless the run was interrupted and can be resumed."""
@@ -147,19 +155,27 @@ def logging_files_after_error(tracker: mlflow_run.Tracker) -> Iterator[None]:
         raise
 
 
-def train_or_restore(
-    components: RunComponents, dataset: Dataset, context: TrainingContext, identity: str
-) -> tuple[TrainingResult, dict[str, Any]]:
+def train(
+    components: RunComponents, dataset: Dataset, identity: str, directory: RunDirectory, tracker: mlflow_run.Tracker,
+    console: Console,
+) -> tuple[TrainingResult, dict[str, Any]]:  # fmt: skip
     """Train by the run's regime, or restore the result of the finished run that `sweep.trained` names.
 
     Returns:
-        The result; and what the finished run recorded about its training, see `facts_of`, else nothing.
+        The result; and what is known about its training, as from `facts_of`: times in `seconds`, and if the result was
+        restored, the `warnings` of the run that was trained.
     """
-    trained = components.config.sweep.trained
-    if trained is None:
-        return components.regime(components, dataset, context), {}
-    known = facts_of(Path(trained), identity)
-    return restore(components, dataset, context, Path(trained)), known
+    config, trained = components.config, components.config.sweep.trained
+    checkpoints = Checkpoints(directory.checkpoints)
+    with open_curves(directory, tracker, checkpoints) as curves:
+        record = pruning.reporting(config, curves.add, declaration_of(components.regime).last_phase)
+        context = TrainingContext(Terminal(console, lines=True), record, checkpoints)
+        if trained is None:
+            result, known = components.regime(components, dataset, context), dict[str, Any]()
+        else:
+            known = facts_of(Path(trained), identity)
+            result = restore(components, dataset, context, Path(trained))
+    return result, known | {"seconds": {"fit_seconds": context.fit_seconds} | known.get("seconds", {})}
 
 
 def finish(
@@ -202,18 +218,26 @@ def read_data(components: RunComponents, *, keep: bool = True) -> Dataset:
     size, memory = config.data.image_size, config.runtime.memory * 1e9
     buffer = PixelBuffer(size, memory, components.cache, config.data.resize) if keep else None
     dataset = splits_of(read_manifest(config, components.source(), buffer), size, components.cache, memory, buffer)
-    # Errors that depend on the data are also raised before training.
-    class_weights(config.class_weights, dataset.train.labels, dataset.classes)
-    decision_of(config, dataset)
-    sizes = {"train": len(dataset.train), "validation": len(dataset.validation)}
-    runtime.check_shares(config.runtime.devices, sizes)
-    check_accumulation(config, len(dataset.train))
+    check_data(config, dataset)
     if buffer:
         for images in (dataset.train, *dataset.scored(config.evaluate.test)):
             if buffer.holds_any(images.entries):
                 _ = images.pixels
         buffer.pixels.clear()  # frees images that this run does not read
     return dataset
+
+
+def check_data(config: schema.Config, dataset: Dataset) -> None:
+    """Check the keys of a configuration whose allowed values depend on the data, before training.
+
+    Raises:
+        ConfigError: a value does not fit the data set.
+    """
+    class_weights(config.class_weights, dataset.train.labels, dataset.classes)
+    decision_of(config, dataset)
+    sizes = {"train": len(dataset.train), "validation": len(dataset.validation)}
+    runtime.check_shares(config.runtime.devices, sizes)
+    check_accumulation(config, len(dataset.train))
 
 
 def check_accumulation(config: schema.Config, images: int) -> None:

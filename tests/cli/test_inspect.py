@@ -140,7 +140,7 @@ def test_what_the_documentation_says_to_type_is_accepted(tmp_path: Path) -> None
     (tmp_path / "augmentation").mkdir()
     (tmp_path / "augmentation" / "mine.yaml").write_text(example)
     read = composed.read(["augmentation=mine"], tmp_path)
-    assert isinstance(build_layer(read, 0, read.augmentation.layers[0]), keras.layers.RandomGrayscale)
+    assert isinstance(build_layer(read.augmentation.layers[0], 0, ()), keras.layers.RandomGrayscale)
 
 
 def test_each_part_writes_a_image_and_says_where(call: Call, here: tuple[str, ...], own_outputs: Path) -> None:

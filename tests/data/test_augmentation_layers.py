@@ -56,8 +56,8 @@ def batches(config: Config, images: ImageSet, epochs: range, classes: int = 2, s
     built = image_batches(
         images,
         classes=classes,
-        augmentation=build.build_augmentation(config),
-        extra_layers=[build.build_layer(config, at, node) for at, node in enumerate(config.augmentation.layers)],
+        augmentation=build.build_augmentation(config.augmentation, ()),
+        extra_layers=build.build_layers(config.augmentation, ()),
         batch_size=4,
         seed=seed,
         epochs=epochs,
@@ -126,12 +126,11 @@ def test_stored_views_repeat_bit_for_bit(name: str, config: Read) -> None:
     def view(number: int, backwards: bool = False) -> np.ndarray:
         rows = augmented(
             pixels,
-            augmentation=build.build_augmentation(read_config),
-            extra_layers=[build.build_layer(read_config, at, node) for at, node in enumerate(
-                read_config.augmentation.layers)],
+            augmentation=build.build_augmentation(read_config.augmentation, ()),
+            extra_layers=build.build_layers(read_config.augmentation, ()),
             seed=read_config.augmentation.seed,
             view=number,
-        )  # fmt: skip
+        )
         slices = [slice(0, 4), slice(4, 8), slice(8, 9)]
         parts = {at.start: rows(at) for at in (slices[::-1] if backwards else slices)}
         return np.concatenate([parts[start] for start in sorted(parts)])
@@ -191,13 +190,13 @@ def test_mixing_is_refused_where_labels_or_views_do_not_allow_it(name: str, conf
 
 
 @pytest.mark.parametrize("name, at", LAYERS)
-def test_layers_list_exactly_their_constructors_arguments(name: str, at: int, config: Read) -> None:
+def test_layers_list_exactly_their_constructors_arguments(name: str, at: int) -> None:
     node = schema.shipped("augmentation")[name]["layers"][at]
     module, _, kind = node["_target_"].rpartition(".")
     parameters = set(inspect.signature(getattr(importlib.import_module(module), kind)).parameters)
     assert set(node) - {"_target_"} == parameters - {"kwargs"}
     assert node.get("value_range", [0, 255]) == [0, 255]
-    built = build.build_layer(config(f"augmentation={name}"), at, node).get_config()
+    built = build.build_layer(node, at, ()).get_config()
     for key, value in node.items():
         if key not in ("_target_", "data_format"):
             assert built[key] == (tuple(value) if isinstance(built[key], tuple) else value), key
@@ -207,7 +206,7 @@ def test_a_layers_argument_is_an_override_and_a_wrong_one_is_explained(config: R
     changed = config(
         "augmentation=strong", "augmentation.layers.0.hue_factor=0.5", "augmentation.layers.1.scale=[0.1,0.2]"
     )
-    built = [build.build_layer(changed, at, node) for at, node in enumerate(changed.augmentation.layers)]
+    built = build.build_layers(changed.augmentation, ())
     assert built[0].hue_factor == 0.5 and built[1].scale == (0.1, 0.2)
     with pytest.raises(ConfigError, match=r"hue_facto: nothing reads this key.*Nearest: .*hue_factor"):
         read(["augmentation=strong", "augmentation.layers.0.hue_facto=0.5"])

@@ -125,7 +125,7 @@ def test_any_backbone_and_head(overrides: tuple[str, ...], classes: int, config:
     keras.config.set_dtype_policy(read.runtime.precision)
     try:
         backbone = build_backbone(read, None)
-        model = join(backbone, read.model.head.pooling, build_head(read, backbone, classes))
+        model = join(backbone, read.model.head.pooling, build_head(read.model.head, backbone, read.seed, classes))
         size = read.data.image_size
         pixels = RNG.uniform(0, 255, (3, size, size, 3)).astype("float32")
         heat = gradcam(model, pixels, np.array([0, 1, classes - 1]))

@@ -91,7 +91,7 @@ def test_every_objective_is_a_metric_of_the_evaluation() -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_is_built_with_the_values_given(name: str, config: Read) -> None:
     read = config(f"optimizer={name}", "optimizer.lr=0.0625", "optimizer.clipnorm=2", "regime=finetune")
-    built = build.build_optimizer(read, read.optimizer, "optimizer")
+    built = build.build_optimizer(read.optimizer, "optimizer", ())
     expected = getattr(keras.optimizers, OPTIMIZERS[name]["_target_"].rpartition(".")[2])
     assert type(built) is expected
     assert float(built.learning_rate) == 0.0625 and built.clipnorm == 2
@@ -100,7 +100,7 @@ def test_every_optimizer_is_built_with_the_values_given(name: str, config: Read)
     averaged = {"use_ema", "ema_momentum"}
     own = {"sgd": {"momentum"}, "adamw_head": {"weight_decay", *averaged}, "adamw_finetune": averaged}
     assert differs == own.get(name, set()), "the other shipped optimizers have Keras's defaults"
-    other = build.build_optimizer(read, read.regime.head_optimizer, "regime.head_optimizer")
+    other = build.build_optimizer(read.regime.head_optimizer, "regime.head_optimizer", ())
     assert type(other) is keras.optimizers.AdamW
 
 
@@ -108,7 +108,7 @@ def test_the_augmentations_build_what_their_names_say(config: Read) -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (2, 16, 16, 3)).astype("uint8")
     for name in schema.shipped("augmentation"):
-        augmentation = build.build_augmentation(config(f"augmentation={name}"))
+        augmentation = build.build_augmentation(config(f"augmentation={name}").augmentation, ())
         changed = np.asarray(augmentation(pixels, augmentation.draw(rng, 2, 16)))
         assert changed.shape == pixels.shape and changed.dtype == np.float32
         assert np.array_equal(changed, pixels) == (name == "none")
@@ -157,20 +157,20 @@ def test_a_keras_slot_takes_nothing_but_keras(target: str, config: Read) -> None
 
 
 @pytest.mark.parametrize("name", ["Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"])
-def test_layers_that_run_code_of_their_own_are_refused(name: str, config: Read) -> None:
+def test_layers_that_run_code_of_their_own_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"augmentation\.layers\.0\._target_: {name} .*not allowed"):
-        build.build_layer(config(), 0, {"_target_": f"keras.layers.{name}"})
+        build.build_layer({"_target_": f"keras.layers.{name}"}, 0, ())
 
 
-def test_a_layer_is_built_with_its_arguments_and_faults_name_its_place(config: Read) -> None:
-    built = build.build_layer(config(), 0, {"_target_": "keras.layers.RandomContrast", "factor": 0.25})
+def test_a_layer_is_built_with_its_arguments_and_faults_name_its_place() -> None:
+    built = build.build_layer({"_target_": "keras.layers.RandomContrast", "factor": 0.25}, 0, ())
     assert isinstance(built, keras.layers.RandomContrast) and built.get_config()["factor"] == (0, 0.25)
     with pytest.raises(
         ConfigError, match=r"augmentation\.layers\.1\.factr: .*Nearest: augmentation\.layers\.1\.factor"
     ):
-        build.build_layer(config(), 1, {"_target_": "keras.layers.RandomContrast", "factor": 0.25, "factr": 1})
+        build.build_layer({"_target_": "keras.layers.RandomContrast", "factor": 0.25, "factr": 1}, 1, ())
     with pytest.raises(ConfigError, match=r"augmentation\.layers\.2: needs a _target_"):
-        build.build_layer(config(), 2, {"factor": 0.25})
+        build.build_layer({"factor": 0.25}, 2, ())
 
 
 def test_untrusted_packages_are_not_even_imported_and_trusted_ones_are_used(

@@ -193,6 +193,14 @@ def test_jobs_keep_their_numbers_however_the_sweep_is_typed(trained: Trained, ow
     assert not trained("optimizer.lr=2e-2,0.01,0.03"), "and then all of it is done"
 
 
+def test_every_job_records_what_was_typed_about_its_model(trained: Trained) -> None:
+    """A final run that is resumed logs its whole model only if the sweep was to."""
+    runs = trained("optimizer.lr=0.01,0.02", "++tracking.log_model=false", "evaluate.test=false")
+    for job, test in zip(runs, ("false", "false", "true"), strict=True):
+        typed = [line.lstrip("+") for line in job.arguments]
+        assert typed.count("tracking.log_model=false") == 1 and typed.count(f"evaluate.test={test}") == 1
+
+
 def test_a_job_whose_mlflow_run_was_deleted_is_trained_again(trained: Trained, own_outputs: Path) -> None:
     trained("optimizer.lr=0.01,0.02", "sweep.final=false")
     (folder,) = own_outputs.glob("sweeps/*")

@@ -360,6 +360,23 @@ def test_runs_of_other_tools_in_the_same_store_are_left_alone(store: Store) -> N
     finally:
         for run in made:
             client.delete_run(run)
+    unknown, kept = "0" * 32, store.run("head").info.run_id
+    assert queries.deleted(store.uri, [*made, unknown, kept]) == {*made, unknown}
+    assert queries.deleted(store.uri, []) == set()
+
+
+def test_files_of_a_run_are_read_and_a_missing_one_is_no_failure_of_the_store(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = store.run("head").info.run_id
+    assert set(queries.read_files(store.uri, run_id, ["metrics.json"], ["no.csv"])) == {"metrics.json"}
+    with pytest.raises(ConfigError, match=rf"run {run_id} in .* has no no\.csv"):
+        queries.read_files(store.uri, run_id, ["metrics.json", "no.csv"])
+    with pytest.raises(ConfigError, match=rf"^resume: run {run_id} has no no\.csv, only "):
+        queries.read_file(store.uri, run_id, "no.csv", 100, "resume")
+    monkeypatch.setattr(mlflow.MlflowClient, "list_artifacts", no_store)
+    with pytest.raises(ConfigError, match="cannot be read from MLflow"):
+        queries.read_files(store.uri, run_id, ["metrics.json"], ["no.csv"])
 
 
 @pytest.mark.parametrize("ended", ["FINISHED", None])

@@ -64,17 +64,20 @@ def reproduce(arguments: argparse.Namespace) -> int:
     """
     from experiments.runs.lock import claim
     from experiments.sweeps import plan, processes, reproduction
+    from experiments.sweeps.session import inspect_jobs
 
     jobs = planned(arguments)
     common = jobs[-1].config  # the last job uses the backbone; the first ones train from scratch
-    backbone, plain = common.model.name, common.model_dump(by_alias=True, mode="json")
+    backbone, plain = common.model.name, plan.plain(common)
     comparable = not arguments.quick and reproduction.same_task(common, arguments.overrides)
     folder = Path(common.outputs) / "reproduce" / f"{backbone}-{plan.digest([job.config for job in jobs])}"
     folder.mkdir(parents=True, exist_ok=True)
     lock = claim(folder, LOCK, "reproduction")
     try:
         try:
-            reproduction.inspect_jobs(jobs)
+            # In reverse order, because networks are built before images are read: so missing weights are reported
+            # first. The first job of all, training from scratch, reads no weights.
+            inspect_jobs(jobs[::-1])
         except ConfigError as error:
             lines = ["Cannot be run here, and nothing has been.", str(error), *hints(arguments, str(error))]
             raise ConfigError("\n".join(lines)) from None

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from experiments.config.schema import Config
 from experiments.system.redaction import is_concealed, redacted, remember, reveal
@@ -45,18 +45,25 @@ def concealed_config(config: Config) -> Config:
     return revealed_config(config, lambda text, key: remember(key, text))
 
 
-def conceal(node: Any, key: str = "") -> None:
+def conceal(composed: DictConfig) -> None:
     """Redact the credentials in a composed configuration in place, before Hydra writes it; `validate` restores them."""
-    for name in node if isinstance(node, DictConfig) else range(len(node)):
-        child, path = node._get_node(name), f"{key}.{name!s}".lstrip(".")
-        if path == "hydra" or child._is_none() or child._is_missing():
-            continue
-        if isinstance(child, DictConfig | ListConfig):
-            if not child._is_interpolation():
-                conceal(child, path)
-        elif isinstance(written := child._value(), str) and (hidden := redacted(written, path)) != written:
+    _conceal(composed, {name: raw for name, raw in _plain(composed).items() if name != "hydra"})
+
+
+def _conceal(node: Any, written: Any, key: str = "") -> None:
+    """Redact the credentials in a node, whose value before interpolations are resolved is `written`."""
+    for name, below in written.items() if isinstance(written, dict) else enumerate(written):
+        path = f"{key}.{name!s}".lstrip(".")
+        if isinstance(below, dict | list):
+            _conceal(node[name], below, path)
+        elif isinstance(below, str) and below != MISSING and (hidden := redacted(below, path)) != below:
             remember(path, str(node[name]))  # the value with its interpolations resolved
-            child._set_value(hidden)
+            node[name] = hidden
+
+
+def _plain(composed: DictConfig) -> dict[str, Any]:
+    plain: Any = OmegaConf.to_container(composed, resolve=False)
+    return dict(plain)
 
 
 def lost_credentials(plain: Mapping[str, Any]) -> dict[str, str]:
@@ -70,7 +77,7 @@ def from_environment(composed: DictConfig) -> dict[str, str]:
 
     A value may depend on the variable directly, or through interpolations of other keys.
     """
-    raw = dict(_texts(OmegaConf.to_container(composed, resolve=False)))
+    raw = dict(_texts(_plain(composed)))
     calls = r"\$\{\s*(oc\.env|tracking_uri)\b" if os.environ.get("MLFLOW_TRACKING_URI") else r"\$\{\s*oc\.env\b"
     found = {key for key, text in raw.items() if re.search(calls, text)}
     while True:

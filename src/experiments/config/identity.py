@@ -15,6 +15,7 @@ from experiments.config.schema import Config, Schedule, Threshold, shipped
 NOT_IDENTITY = (
     "tracking", "sweep", "notes", "tags", "outputs", "progress", "resume", "trusted_packages", "objective", "must_reach"
 )  # fmt: skip
+RUNTIME = ("precision", "xla")  # the keys of `runtime` that change what a run computes
 
 
 def effective(config: Config) -> dict[str, Any]:
@@ -64,6 +65,12 @@ def hidden(config: Config, text: str) -> str:
     return text
 
 
+def defining(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of an effective configuration that defines what a run computes, as plain values."""
+    kept = {key: value for key, value in plain.items() if key not in (*NOT_IDENTITY, "evaluate")}
+    return kept | {"runtime": {key: plain["runtime"][key] for key in RUNTIME}}
+
+
 def run_identity(config: Config, **facts: str | None) -> str:
     """Return the hash that is equal for two runs of the same experiment.
 
@@ -73,9 +80,7 @@ def run_identity(config: Config, **facts: str | None) -> str:
         config: a validated configuration.
         facts: hashes of what the configuration only names: data fingerprint, weights, package version.
     """
-    plain = {key: value for key, value in effective(config).items() if key not in NOT_IDENTITY}
-    plain.pop("evaluate")
-    plain["runtime"] = {name: plain["runtime"][name] for name in ("precision", "xla")}
+    plain = defining(effective(config))
     plain["regime"].pop("ignores")
     # These keys only name an input, whose contents are identified by the hashes in `facts`.
     data = config.data

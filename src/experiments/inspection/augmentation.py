@@ -15,7 +15,7 @@ from experiments.data.pixel_cache import splits_of
 from experiments.data.types import Dataset
 from experiments.evaluation import plots
 from experiments.inspection.inspection import Inspection
-from experiments.regimes.build import build_augmentation, build_layer, build_source
+from experiments.regimes.build import build_augmentation, build_layers, build_source
 from experiments.run import read_manifest
 from experiments.training import runtime
 
@@ -88,8 +88,8 @@ def augmented_views(config: Config, shown: Dataset, views: int) -> Iterator[tupl
     batches = image_batches(
         shown.train,
         classes=len(shown.classes),
-        augmentation=build_augmentation(config),
-        extra_layers=[build_layer(config, at, node) for at, node in enumerate(config.augmentation.layers)],
+        augmentation=build_augmentation(config.augmentation, config.trusted_packages),
+        extra_layers=build_layers(config.augmentation, config.trusted_packages),
         batch_size=len(shown.train),
         seed=config.seed,
         epochs=range(views),

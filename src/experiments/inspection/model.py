@@ -99,7 +99,7 @@ def summarize_model(config: Config, classes: int) -> ModelSummary:
     numbers = stage_numbers(backbone.model, backbone.stages)
     names = [*(stage.name for stage in backbone.stages), BEFORE]
     rows = [layer_row(layer, names[numbers[layer.name]], layer.name in trained) for layer in backbone.model.layers]
-    head = build_head(config, backbone, classes)
+    head = build_head(config.model.head, backbone, config.seed, classes)
     pool = split_network(backbone, 0, config.model.head.pooling).frozen_part.get_layer("pooling")
     rows += [layer_row(layer, HEAD, True) for layer in (pool, *head.layers)]
     stored = tuple(divided.frozen_part.output_shape[1:]) if divided else ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import keras
 import tensorflow as tf
 
 from experiments import __version__
+from experiments.config import schema
 from experiments.config.identity import head_run, run_identity
-from experiments.config.schema import Component, Config
+from experiments.config.schema import Config
 from experiments.config.targets import construct, resolve
 from experiments.data.listing import Listing
 from experiments.data.types import Augmentation
@@ -59,10 +60,10 @@ def build(config: Config, files: Mapping[str, Path], backbone: Backbone | None =
     components = RunComponents(
         config=config,
         source=build_source(config),
-        augmentation=build_augmentation(config),
-        extra_layers=tuple(build_layer(config, at, node) for at, node in enumerate(config.augmentation.layers)),
+        augmentation=build_augmentation(config.augmentation, config.trusted_packages),
+        extra_layers=build_layers(config.augmentation, config.trusted_packages),
         backbone=backbone,
-        head=functools.partial(build_head, config, backbone),
+        head=functools.partial(build_head, config.model.head, backbone, config.seed),
         phase=build_phase(config, "optimizer"),
         head_phase=build_phase(head_run(config), "regime.head_optimizer"),
         regime=resolve(config.trusted_packages, "regime", config.regime.target),
@@ -86,13 +87,18 @@ def data_root(config: Config) -> Path:
     return source.root if isinstance(source, Listing) else Path(source)
 
 
-def build_augmentation(config: Config) -> Augmentation:
-    function = resolve(config.trusted_packages, "augmentation", config.augmentation.target)
-    built: Augmentation = construct("augmentation", function, config.augmentation.arguments)
+def build_augmentation(config: schema.Augmentation, trusted_packages: Sequence[str]) -> Augmentation:
+    function = resolve(trusted_packages, "augmentation", config.target)
+    built: Augmentation = construct("augmentation", function, config.arguments)
     return built
 
 
-def build_layer(config: Config, at: int, node: Mapping[str, Any]) -> keras.layers.Layer:
+def build_layers(config: schema.Augmentation, trusted_packages: Sequence[str]) -> tuple[keras.layers.Layer, ...]:
+    """Build the Keras preprocessing layers of an augmentation; see `build_layer`."""
+    return tuple(build_layer(node, at, trusted_packages) for at, node in enumerate(config.layers))
+
+
+def build_layer(node: Mapping[str, Any], at: int, trusted_packages: Sequence[str]) -> keras.layers.Layer:
     """Build a Keras preprocessing layer from an item of `augmentation.layers`.
 
     Raises:
@@ -101,7 +107,7 @@ def build_layer(config: Config, at: int, node: Mapping[str, Any]) -> keras.layer
     key = f"augmentation.layers.{at}"
     if "_target_" not in node:
         raise ConfigError(f"{key}: needs a _target_, such as keras.layers.RandomContrast. Received: {dict(node)!r}")
-    layer = resolve(config.trusted_packages, key, str(node["_target_"]), keras.layers.Layer)
+    layer = resolve(trusted_packages, key, str(node["_target_"]), keras.layers.Layer)
     families = {base.__name__ for base in layer.__mro__}
     if families & set(RUN_CODE):
         raise ConfigError(f"{key}._target_: {layer.__name__} runs code of its own and is not allowed here")
@@ -123,9 +129,9 @@ def _holds_object(value: Any) -> bool:
     return isinstance(value, list) and any(map(_holds_object, value))
 
 
-def build_optimizer(config: Config, node: Component, key: str) -> keras.optimizers.Optimizer:
+def build_optimizer(node: schema.Optimizer, key: str, trusted_packages: Sequence[str]) -> keras.optimizers.Optimizer:
     """Build a new optimizer; `lr` in the configuration is Keras's `learning_rate`."""
-    optimizer = resolve(config.trusted_packages, key, node.target, keras.optimizers.Optimizer)
+    optimizer = resolve(trusted_packages, key, node.target, keras.optimizers.Optimizer)
     arguments = node.model_dump(exclude={"name", "target", "decay_bias_and_norm"})
     if not arguments["weight_decay"]:
         # Keras's AdamW does not accept None for no weight decay; other optimizers skip its computation with None.
@@ -146,7 +152,7 @@ def build_phase(config: Config, optimizer: str) -> TrainingPhase:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"schedule: {error}") from error
     return TrainingPhase(
-        optimizer=functools.partial(build_optimizer, config, config.optimizer, optimizer),
+        optimizer=functools.partial(build_optimizer, config.optimizer, optimizer, config.trusted_packages),
         rate=rate,
         epochs=config.epochs,
         loss=functools.partial(build_loss, config.loss, config.label_smoothing),
@@ -160,11 +166,10 @@ def build_phase(config: Config, optimizer: str) -> TrainingPhase:
     )
 
 
-def build_head(config: Config, backbone: Backbone, classes: int) -> keras.Model:
+def build_head(config: schema.Head, backbone: Backbone, seed: int, classes: int) -> keras.Model:
     """Build a new head for the backbone's pooled features; its initial weights depend only on the seed."""
-    keras.utils.set_random_seed(config.seed)
-    features = network.pooled(backbone, config.model.head.pooling).output_shape[-1]
-    return dense_head(features, config.model.head, classes)
+    keras.utils.set_random_seed(seed)
+    return dense_head(network.pooled(backbone, config.pooling).output_shape[-1], config, classes)
 
 
 def build_backbone(config: Config, file: Path | None) -> Backbone:

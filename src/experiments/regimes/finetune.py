@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from experiments.config.identity import head_run
 from experiments.data.augmentation import Identity
-from experiments.data.input_pipeline import Batches, eval_batches, feature_batches, image_batches, map_features
+from experiments.data.input_pipeline import Batches, eval_batches, feature_batches, map_features
 from experiments.data.types import Dataset
 from experiments.models import stages
 from experiments.models.network import (
@@ -27,6 +27,7 @@ from experiments.regimes.bottleneck import (
 )
 from experiments.regimes.declaration import Declaration, Trains, declare
 from experiments.regimes.feature_cache import FeatureRequest, cached_features, extract
+from experiments.regimes.scratch import augmented_batches
 from experiments.storage.array_cache import writing
 from experiments.training.fit import fit
 from experiments.training.types import PhaseInputs, PhaseName, RunComponents, TrainingContext, TrainingResult
@@ -179,15 +180,7 @@ def training_batches(
             seed=config.seed,
             epochs=epochs,
         )
-    fresh = image_batches(
-        dataset.train,
-        classes=len(dataset.classes),
-        augmentation=components.augmentation,
-        extra_layers=components.extra_layers,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        epochs=epochs,
-    )
+    fresh = augmented_batches(components, dataset, epochs)
     if not network_split.frozen:
         return fresh
     return map_features(

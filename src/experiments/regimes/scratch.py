@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 
-from experiments.data.input_pipeline import eval_batches, image_batches
+from experiments.data.input_pipeline import Batches, eval_batches, image_batches
 from experiments.data.types import Dataset
 from experiments.models.network import join, pooled, predict_probabilities, stack
 from experiments.regimes.declaration import Declaration, Trains, declare
@@ -16,20 +16,25 @@ from experiments.training.types import PhaseInputs, PhaseName, RunComponents, Tr
 TIME_CONSTANTS = 20
 
 
+def augmented_batches(components: RunComponents, dataset: Dataset, epochs: range) -> Batches:
+    """Return batches of the training images, augmented anew in every epoch."""
+    return image_batches(
+        dataset.train,
+        classes=len(dataset.classes),
+        augmentation=components.augmentation,
+        extra_layers=components.extra_layers,
+        batch_size=components.config.batch_size,
+        seed=components.config.seed,
+        epochs=epochs,
+    )
+
+
 def prepare(components: RunComponents, dataset: Dataset, context: TrainingContext) -> PhaseInputs:
     """Return the network with a new head, and batches of images that are augmented anew in every epoch."""
     config = components.config
     head = components.head(len(dataset.classes))
     model = stack(pooled(components.backbone, config.model.head.pooling), head, training=None)
-    batches = image_batches(
-        dataset.train,
-        classes=len(dataset.classes),
-        augmentation=components.augmentation,
-        extra_layers=components.extra_layers,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        epochs=context.remaining(PhaseName.SCRATCH, config.epochs),
-    )
+    batches = augmented_batches(components, dataset, context.remaining(PhaseName.SCRATCH, config.epochs))
     follow_batches(model, config.regime.batch_norm_momentum, config.epochs * batches.steps)
     validation = eval_batches(dataset.validation.pixels, dataset.validation.labels, config.batch_size)
     return PhaseInputs(PhaseName.SCRATCH, model, batches, validation, dataset.classes)

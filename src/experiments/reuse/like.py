@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import unused
-from experiments.config.identity import NOT_IDENTITY
+from experiments.config.identity import NOT_IDENTITY, RUNTIME
 from experiments.config.messages import unknown_key
 from experiments.config.overrides import quoted
 from experiments.config.schema import GROUPS, Config
@@ -36,8 +36,6 @@ LARGEST = 1_000_000  # bytes
 DEEPEST = 20  # levels of nesting
 # Keys for where a data source downloads from, or which archive it opens instead.
 DOWNLOAD = ("data.url", "data.sha256", "data.bytes", "data.archive")
-# The runtime keys that are part of a run's identity; the others depend on the machine that it ran on.
-RUNTIME = ("precision", "xla")
 
 
 def expand(given: Sequence[str]) -> list[str]:
@@ -127,7 +125,7 @@ def read(named: str, rest: Sequence[str]) -> dict[str, Any]:
     else:
         from experiments.tracking import queries
 
-        text = queries.read_file(store_of(rest), named, CONFIG, LARGEST)
+        text = queries.read_file(store_of(rest), named, CONFIG, LARGEST, "like")
     where = f"{CONFIG} of {named}"
     if text is None:
         raise ConfigError(f"like: {where} is larger than {LARGEST:,} bytes: that is no configuration")

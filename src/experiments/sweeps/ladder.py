@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class Climb:
         return " ".join(filter(None, [rung, f"({format_values(self.values)})" if self.values else ""]))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Climbed:
     """The finished part of a ladder sweep."""
 
@@ -85,7 +86,7 @@ class Climbed:
             for candidate in [*(step.candidate for step in climb.steps), *([climb.next[1]] if climb.next else [])]
         ]
 
-    @property
+    @cached_property
     def use(self) -> Step | None:
         """The rung to use, chosen from all ladders; see `to_use`."""
         return to_use([step for _, step in self.steps], self.objective)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from experiments.errors import ConfigError
 from experiments.sweeps.plan import PlannedRun
@@ -26,6 +26,8 @@ from experiments.system import redaction
 
 PRELOADED = ["experiments.preload"]
 LOG = "output.log"  # a job's standard output and error, beside its results
+# Functions of `worker_tasks`, by name: that module imports TensorFlow, so only the process that runs one imports it.
+WorkerTask = Literal["inspect_jobs", "share", "fetch", "deleted", "conclude", "open_run", "close_run"]
 GRACE = 30.0  # seconds between SIGTERM and SIGKILL
 
 
@@ -70,7 +72,7 @@ def run_job(job: PlannedRun, log: str | None, gpu: str | None) -> None:
     invoke("experiments.train", "run_planned", job)
 
 
-def run_worker_task(function: str, *arguments: Any) -> dict[str, Any]:
+def run_worker_task(function: WorkerTask, *arguments: Any) -> dict[str, Any]:
     """Call a function of `worker_tasks` in a process of its own and return its result.
 
     Raises:

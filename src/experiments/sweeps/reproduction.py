@@ -113,25 +113,6 @@ def same_task(config: Config, given: Sequence[str]) -> bool:
     return not altered and not config.data.name.startswith("synthetic")
 
 
-def inspect_jobs(jobs: Sequence[Job]) -> None:
-    """Set the jobs' identities and find their finished runs; this builds their networks and reads their data.
-
-    Raises:
-        ConfigError: something would stop a run, such as missing weights.
-    """
-    # In reverse order, because networks are built before images are read: so missing weights are reported first. The
-    # first job of all, training from scratch, reads no weights.
-    order = list(reversed(jobs))
-    response = processes.run_worker_task(
-        "inspect_jobs", [job.config.model_dump(by_alias=True, mode="json") for job in order]
-    )
-    for job, known in zip(order, response["jobs"], strict=True):
-        job.identity = known["identity"]
-        if known.get("status"):
-            job.status, job.folder = Status(known["status"]), Path(known["folder"])
-            job.threads, job.run_id = known.get("threads"), known.get("run_id")
-
-
 def train(job: Job, parent: str | None) -> None:
     """Train a job in a process of its own, which ends with this one, and set the job's status.
 
@@ -184,8 +165,7 @@ def result_of(job: Job) -> Result:
     uri, run_id = str(job.config.tracking.uri), str(job.run_id)
     with tempfile.TemporaryDirectory() as folder:
         fetched = RunDirectory(Path(folder))
-        files = {name: queries.read_file(uri, run_id, name, 2**30) or b"" for name in RESULTS}
-        fetched.write_fetched(files, job.identity, run_id)
+        fetched.write_fetched(queries.read_files(uri, run_id, RESULTS), job.identity, run_id)
         return read_result(fetched)
 
 

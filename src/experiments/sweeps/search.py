@@ -10,12 +10,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from experiments.config.identity import NOT_IDENTITY, effective
+from experiments.config.identity import defining, effective
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.sweeps import plan, terminal
@@ -92,10 +92,10 @@ def search_name(configs: Sequence[Config], over: Space, identity: str) -> str:
     """
     corners = []
     for config in configs:
-        plain: dict[str, Any] = {key: value for key, value in effective(config).items() if key not in NOT_IDENTITY}
-        plain["runtime"] = {name: plain["runtime"][name] for name in ("precision", "xla")}
-        del plain["data"]  # paths on this machine; the identity covers the content
-        corners.append(plain)
+        plain = effective(config)
+        corner = defining(plain) | {"evaluate": plain["evaluate"]}
+        del corner["data"]  # paths on this machine; the identity covers the content
+        corners.append(corner)
     first, settings = configs[0], configs[0].sweep
     what = [corners, identity, first.objective, list(map(str, over.dimensions)), list(map(list, over.repeats)),
             settings.search, settings.seed, settings.pruner]  # fmt: skip

@@ -234,7 +234,11 @@ class Session:
 
 
 def inspect_jobs(jobs: Sequence[Job]) -> Inspection:
-    """Set the jobs' identities, find their existing runs, and return what the jobs share."""
+    """Set the jobs' identities, find their existing runs, and return what the jobs share.
+
+    Raises:
+        ConfigError: something would stop a job, such as missing weights.
+    """
     response = processes.run_worker_task("inspect_jobs", [plan.plain(job.config) for job in jobs])
     for job, known in zip(jobs, response.pop("jobs"), strict=True):
         job.identity = known["identity"]
@@ -265,7 +269,8 @@ def planned_run(job: Job, launcher: JobLauncher, parent: str | None) -> plan.Pla
         *([f"sweep.trained={quoted(job.trained)}"] if job.trained else []),
         "resume=auto",
     ]
-    kept = [line for line in job.overrides if not line.startswith(("evaluate.test=", "tracking.log_model="))]
+    replaced = {line.partition("=")[0] for line in added}
+    kept = [line for line in job.overrides if line.lstrip("+").partition("=")[0] not in replaced]
     changes = {
         "resume": AUTO, "evaluate": {"test": job.final},
         "tracking": {} if job.final else {"log_model": False}, "runtime": {"threads": threads} if threads else {},

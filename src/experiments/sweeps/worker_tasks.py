@@ -6,7 +6,6 @@ response as JSON.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import multiprocessing
@@ -73,14 +72,24 @@ def writing_response(file: str) -> Iterator[dict[str, Any]]:
 
 
 def prepare_jobs(configs: Sequence[Mapping[str, Any]]) -> list[PreparedJob]:
-    """Build the components of jobs and read their data; each backbone is built once, each data set read once."""
+    """Build the components of jobs and read their data.
+
+    The weights of other runs are fetched once, each backbone is built once, and each data set is read once.
+
+    Raises:
+        ConfigError, DataError: one of the jobs cannot be run.
+    """
+    fetched: dict[str, dict[str, Path]] = {}
     backbones: dict[str, Backbone] = {}
     data: dict[str, Dataset] = {}
     prepared = []
     with tempfile.TemporaryDirectory() as folder:
         for content in configs:
             config = Config.model_validate(content)
-            files = inputs.fetch(config, Path(folder))
+            inputs_key = _key(config.tracking.uri, inputs.run_ids(config))
+            if inputs_key not in fetched:
+                fetched[inputs_key] = inputs.fetch(config, Path(folder) / str(len(fetched)))
+            files = fetched[inputs_key]
             random = config.model.weights is None or "model.weights" in config.regime.ignores
             backbone_key = _key(
                 config.model.model_dump(exclude={"head"}), random, config.data.image_size, config.runtime.precision,
@@ -89,7 +98,9 @@ def prepare_jobs(configs: Sequence[Mapping[str, Any]]) -> list[PreparedJob]:
             components = build(config, files, backbones.get(backbone_key))
             backbones[backbone_key] = components.backbone
             data_key = _key(config.data.model_dump(), config.outputs)
-            if data_key not in data:
+            if data_key in data:
+                run.check_data(config, data[data_key])
+            else:
                 data[data_key] = run.read_data(components, keep=False)
             dataset = data[data_key]
             prepared.append(PreparedJob(components, dataset, components.identity(config, dataset.fingerprint)))
@@ -259,11 +270,9 @@ def fetch(config: Mapping[str, Any], places: Sequence[tuple[str, str, str]], fil
     with writing_response(file):
         uri = str(Config.model_validate(config).tracking.uri)
         for run_id, own, folder in places:
-            names = (METRICS, predictions_file("validation"))
-            files = {name: queries.read_file(uri, run_id, name, 2**30) or b"" for name in names}
-            with contextlib.suppress(ConfigError):  # only the winner's final runs have it
-                name = predictions_file("test")
-                files[name] = queries.read_file(uri, run_id, name, 2**30) or b""
+            # Only the winner's final runs have predictions for the test split.
+            required, optional = (METRICS, predictions_file("validation")), (predictions_file("test"),)
+            files = queries.read_files(uri, run_id, required, optional)
             RunDirectory(Path(folder)).write_fetched(files, own, run_id)
 
 
@@ -271,7 +280,7 @@ def deleted(config: Mapping[str, Any], run_ids: Sequence[str], file: str) -> Non
     """Find the MLflow runs that are in the store's trash or no longer stored; the result's key is `deleted`."""
     with writing_response(file) as response:
         uri = str(Config.model_validate(config).tracking.uri)
-        response["deleted"] = [run_id for run_id in run_ids if queries.is_deleted(uri, run_id)]
+        response["deleted"] = sorted(queries.deleted(uri, run_ids))
 
 
 def conclude(folder: str, file: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import __version__
-from experiments.config.identity import NOT_IDENTITY, logged
+from experiments.config.identity import defining, logged
 from experiments.config.schema import Config
 from experiments.system.paths import CONF, REPOSITORY
 from experiments.system.redaction import redact_credentials
@@ -28,12 +28,7 @@ def flat_parameters(config: Config) -> dict[str, str]:
 
     `regime` and the other groups have the name of the choice, `regime.views` and the like its values.
     """
-    plain = logged(config)
-    for key in NOT_IDENTITY:
-        plain.pop(key)
-    plain.pop("evaluate")
-    plain["runtime"] = {name: plain["runtime"][name] for name in ("precision", "xla")}  # the same as in its identity
-    return {key: value[:6000] for key, value in _flatten(plain).items()}
+    return {key: value[:6000] for key, value in _flatten(defining(logged(config))).items()}
 
 
 def _flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -31,7 +31,7 @@ def fetch(config: Config, folder: Path) -> dict[str, Path]:
     Raises:
         ConfigError: a run or its file is missing, or there is no tracking store.
     """
-    named = _run_ids(config)
+    named = run_ids(config)
     if not named:
         return {}
     uri = config.tracking.uri
@@ -63,7 +63,7 @@ def fetch(config: Config, folder: Path) -> dict[str, Path]:
     return files
 
 
-def _run_ids(config: Config) -> dict[str, str]:
+def run_ids(config: Config) -> dict[str, str]:
     """Return the run ids in a configuration by key, except those that its regime ignores."""
     values = {"model.weights": config.model.weights, "regime.head_from": config.regime.head_from}
     return {

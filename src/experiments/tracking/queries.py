@@ -202,20 +202,23 @@ def recorded_folder(uri: str, run_id: str) -> str | None:
     return folder
 
 
-def read_file(uri: str, run_id: str, name: str, largest: int) -> bytes | None:
-    """Return the content of an artifact of a run; None if it has more bytes than `largest`.
+def read_file(uri: str, run_id: str, name: str, largest: int, key: str) -> bytes | None:
+    """Return the content of an artifact of the run that a key of the command line names.
+
+    Returns:
+        None if the artifact has more bytes than `largest`.
 
     Raises:
-        ConfigError: there is no such run in the store, or it has no such artifact.
+        ConfigError: there is no such run in the store, it has no such artifact, or the store cannot be used.
     """
-    get_run(uri, run_id, "like")
+    get_run(uri, run_id, key)
     with (
-        connection.client(uri, f"like: run {run_id} has no {name}") as client,
+        connection.client(uri, f"{key}: {name} of run {run_id} cannot be read from MLflow") as client,
         tempfile.TemporaryDirectory() as folder,
     ):
         sizes = {file.path: file.file_size for file in client.list_artifacts(run_id)}
         if name not in sizes:
-            raise OSError(f"it has only {', '.join(sizes) or 'nothing'}")
+            raise ConfigError(f"{key}: run {run_id} has no {name}, only {', '.join(sizes) or 'nothing'}")
         if (sizes[name] or 0) > largest:
             return None
         path = Path(client.download_artifacts(run_id, name, folder))
@@ -247,6 +250,18 @@ def artifact(uri: str, run_id: str, name: str) -> Path | None:
     with connection.client(uri, f"run {run_id}: {name} cannot be read from MLflow") as client:
         known = {file.path for file in client.list_artifacts(run_id)}
         return Path(client.download_artifacts(run_id, name)) if name in known else None
+
+
+def read_files(uri: str, run_id: str, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, bytes]:
+    """Return the contents of artifacts of a run, by name; of the optional ones, those that exist.
+
+    Raises:
+        ConfigError: one of `names` does not exist, or the store cannot be used.
+    """
+    paths = {name: artifact(uri, run_id, name) for name in (*names, *optional)}
+    if missing := [name for name in names if paths[name] is None]:
+        raise ConfigError(f"run {run_id} in {redact_credentials(uri)} has no {', '.join(missing)}")
+    return {name: path.read_bytes() for name, path in paths.items() if path is not None}
 
 
 def get_run(uri: str, run_id: str, key: str, *, trash: bool = False) -> Run:
@@ -306,14 +321,20 @@ def read_curves(uri: str, run: RunFacts) -> list[EpochRecord]:
     return curves.parse(text)
 
 
-def is_deleted(uri: str, run_id: str) -> bool:
-    """Return whether a run is missing from the tracking store or in its trash.
+def deleted(uri: str, run_ids: Sequence[str]) -> set[str]:
+    """Return the ids of those runs that are in the tracking store's trash or not in the store.
 
     Raises:
         ConfigError: the store cannot be used.
     """
-    run = look_up(uri, run_id)
-    return run is None or in_trash(run)
+    connection.check(uri)
+    with connection.client(uri) as client:
+        from mlflow.entities import ViewType
+
+        experiments = [experiment.experiment_id for experiment in client.search_experiments(ViewType.ALL)]
+        wanted = ", ".join(f"'{run_id}'" for run_id in run_ids)
+        runs = _every_run(client, experiments, f"attributes.run_id IN ({wanted})") if run_ids else ()
+        return set(run_ids) - {run.info.run_id for run in runs}
 
 
 def look_up(uri: str, run_id: str) -> Run | None:

@@ -72,6 +72,11 @@ class LearningRateScheduler(keras.callbacks.Callback):
         self.model.optimizer.learning_rate = self.logger.learning_rate
 
 
+def inner_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
+    """Return the optimizer that a model was compiled with: under mixed_float16 the one that Keras has wrapped."""
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+
+
 class LeftoverGradients(keras.callbacks.Callback):
     """Callback that applies the gradients that are left over after the last batch of a phase.
 
@@ -88,8 +93,7 @@ class LeftoverGradients(keras.callbacks.Callback):
 
     @property
     def optimizer(self) -> keras.optimizers.Optimizer:
-        """The optimizer that accumulates gradients: under mixed_float16 the one that Keras has wrapped."""
-        return getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        return inner_optimizer(self.model)
 
     @property
     def batches(self) -> int:

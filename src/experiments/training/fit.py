@@ -20,6 +20,7 @@ from experiments.training.callbacks import (
     LearningRateScheduler,
     LeftoverGradients,
     early_stopping,
+    inner_optimizer,
 )
 from experiments.training.compiled_updates import compile_updates, only_cpus
 from experiments.training.losses import accuracy, class_weights, reported_loss, targets, weighted
@@ -140,8 +141,7 @@ def build_callbacks(
     inputs: PhaseInputs, phase: TrainingPhase, context: TrainingContext, logger: EpochLogger
 ) -> list[keras.callbacks.Callback]:
     """Return the callbacks of `fit` in the order in which Keras calls them."""
-    # Under mixed_float16 Keras wraps the optimizer.
-    optimizer = getattr(inputs.model.optimizer, "inner_optimizer", inputs.model.optimizer)
+    optimizer = inner_optimizer(inputs.model)
     averages = keras.callbacks.SwapEMAWeights() if getattr(optimizer, "use_ema", False) else None
     stopping = early_stopping(phase, averages)
     found = [
