@@ -21,6 +21,7 @@ from experiments.system.private_api import (
     Callbacks,
     accumulated_gradients,
     batch_counter,
+    config_root,
     flatten_layers,
     get_args_parser,
     is_deterministic,
@@ -28,6 +29,11 @@ from experiments.system.private_api import (
     variable_index,
     wrap_update_step,
 )
+
+
+def test_the_root_of_a_configuration_is_found_from_a_node() -> None:
+    whole = OmegaConf.create({"model": {"head": {"dropout": 0.5}}})
+    assert config_root(whole.model.head) is whole
 
 
 def test_layers_are_found_at_any_depth() -> None:

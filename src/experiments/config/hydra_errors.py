@@ -16,6 +16,7 @@ from experiments.config.messages import format_errors, is_known_key, nearest, un
 from experiments.config.overrides import as_typed
 from experiments.config.schema import shipped
 from experiments.system.paths import CONF
+from experiments.system.private_api import config_root
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str | None:
@@ -132,7 +133,7 @@ def _unknown(cause: OmegaConfBaseException, overrides: Sequence[str]) -> str:
         return unknown_key(key, [], received)
     typed = next((name for name, _ in map(_split, overrides) if f"{name}.".startswith(f"{key}.")), key)
     leaf = typed.rpartition(".")[2]
-    everything: Any = OmegaConf.to_container(parent._get_root(), resolve=False)
+    everything: Any = OmegaConf.to_container(config_root(parent), resolve=False)
     elsewhere = [path for path in _paths(everything) if path.rpartition(".")[2] == leaf]
     close = min(elsewhere, key=lambda path: (not path.endswith(f".{typed}"), path.count(".")), default=None)
     text = unknown_key(key, [str(name) for name in parent if name != "hydra"], received, close)

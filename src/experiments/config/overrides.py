@@ -11,7 +11,6 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 
 from experiments.config.schema import GROUPS
@@ -32,10 +31,10 @@ def quoted(text: str, quote: str = "'") -> str:
 def literal(text: str) -> str:
     """Return a typed value without the quotes of Hydra's grammar, if it has any."""
     try:
-        value = OverridesParser.create().parse_override(f"key={text}")._value
+        value = OverridesParser.create().parse_override(f"key={text}").value()
     except HydraException:
         return text
-    return value.text if isinstance(value, QuotedString) else text
+    return value if isinstance(value, str) else text
 
 
 def as_typed(key: str, text: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Private API of Hydra, Keras and TensorFlow that this project needs, in one place; each has a test of its own.
+"""Private API of Hydra, OmegaConf, Keras and TensorFlow that this project needs; each has a test of its own.
 
 No public API offers any of these. A library that changes one of them fails tests/system/test_private_api.py.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.utils import get_args_parser
+from omegaconf import Container
 
 if TYPE_CHECKING:
     import keras
@@ -23,6 +24,7 @@ __all__ = [
     "Callbacks",
     "accumulated_gradients",
     "batch_counter",
+    "config_root",
     "flatten_layers",
     "get_args_parser",
     "is_deterministic",
@@ -32,6 +34,11 @@ __all__ = [
 ]
 
 KERAS_GET_FILE = "keras.src.utils.file_utils.get_file"  # through which keras.applications download their weights
+
+
+def config_root(node: Container) -> Container:
+    """Return the whole configuration that a node is part of."""
+    return node._get_root()
 
 
 def flatten_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:

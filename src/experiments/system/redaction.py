@@ -205,7 +205,7 @@ def conceal_arguments(arguments: Sequence[str]) -> list[str]:
             override = parser.parse_override(argument)
         except OverrideParseException:  # Hydra reports the error, and writes nothing
             return argument
-        values = _texts(override.get_key_element().lstrip("+~"), override._value)
+        values = _texts(override.get_key_element().lstrip("+~"), override.value())
         changed = [remember(key, value) != value for key, value in values]
         return redact_credentials(argument) if any(changed) else argument
 
