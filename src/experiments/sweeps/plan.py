@@ -27,6 +27,7 @@ from experiments.config.identity import effective
 from experiments.config.overrides import quoted
 from experiments.config.schema import GROUPS, Config
 from experiments.errors import ConfigError
+from experiments.runs.active_run import AUTO
 from experiments.runs.command import arguments, format_command
 from experiments.runs.run_directory import JOB, RunDirectory
 from experiments.storage import atomic_files
@@ -247,37 +248,40 @@ def check_hydra(composed: DictConfig, master: DictConfig, overrides: Collection[
             )
 
 
-def planned(job: Job, changes: Mapping[str, Any], overrides: list[str]) -> PlannedRun:
-    """Return a job as its process receives it.
+def planned(job: Job, settings: Mapping[str, Any]) -> PlannedRun:
+    """Return a job as its process receives it; it continues the run in its directory, if there is one.
 
     Args:
-        changes: configuration values that the sweep sets, such as the thread count; see `changed`.
-        overrides: overrides of the equivalent single run, for its log and for `resume=FOLDER`.
+        job: the job.
+        settings: what the sweep sets, by dotted key of the configuration: texts, numbers, booleans; None leaves a key
+            as it was composed. The overrides of the equivalent single run, for its log and for `resume=FOLDER`, have
+            them instead of what was typed.
     """
+    given = {key: value for key, value in settings.items() if value is not None}
+    typed = [line for line in job.overrides if line.lstrip("+").partition("=")[0] not in given]
+    added = [f"{key}={quoted(value) if isinstance(value, str) else str(value).lower()}" for key, value in given.items()]
+    given["resume"] = AUTO
     hydra: Any = copy.deepcopy(job.hydra)
     with open_dict(hydra), read_write(hydra):
-        OmegaConf.update(hydra, "hydra.overrides.task", overrides)
-        for name, value in changes.items():  # so that .hydra/config.yaml shows them
-            OmegaConf.update(hydra, name, value)
+        OmegaConf.update(hydra, "hydra.overrides.task", [*typed, *added, f"resume={AUTO}"])
+        for key, value in given.items():  # so that .hydra/config.yaml shows them
+            OmegaConf.update(hydra, key, value)
         hydra.hydra.job.num = job.number
         hydra.hydra.run.dir = str(job.folder)
         hydra.hydra.sweep.dir, hydra.hydra.sweep.subdir = str(job.folder.parent), job.folder.name
-    given = [*arguments(format_command(hydra.hydra)), f"hydra.run.dir={quoted(str(job.folder))}"]
-    return PlannedRun(job.folder, job.identity, Composed(changed(job.config, changes), hydra), given)
+    command = [*arguments(format_command(hydra.hydra)), f"hydra.run.dir={quoted(str(job.folder))}"]
+    return PlannedRun(job.folder, job.identity, Composed(changed(job.config, given), hydra), command)
 
 
-def changed(config: Config, changes: Mapping[str, Any]) -> Config:
-    """Return a configuration with other values of keys, without validating it again.
-
-    Args:
-        config: a validated configuration.
-        changes: values by key; for a group, a mapping of its keys.
-    """
-    update = {
-        name: getattr(config, name).model_copy(update=value) if isinstance(value, dict) else value
-        for name, value in changes.items()
-    }
-    return config.model_copy(update=update)
+def changed(config: Config, settings: Mapping[str, Any]) -> Config:
+    """Return a validated configuration with other values of dotted keys, without validating it again."""
+    for key, value in settings.items():
+        group, _, name = key.rpartition(".")
+        update = {name: value}
+        if group:
+            update = {group: getattr(config, group).model_copy(update=update)}
+        config = config.model_copy(update=update)
+    return config
 
 
 def has_weights(folder: Path, identity: str) -> bool:
@@ -312,7 +316,7 @@ def short_keys(keys: Collection[str]) -> list[str]:
 
 def without_test_evaluation(config: Config) -> Config:
     """Return a configuration without evaluation on the test split, which is reserved for the winner."""
-    return changed(config, {"evaluate": {"test": False}})
+    return changed(config, {"evaluate.test": False})
 
 
 def sweep_name(config: Config, jobs: Sequence[Job]) -> str:

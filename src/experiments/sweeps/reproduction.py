@@ -21,7 +21,6 @@ from experiments.config.schema import Config
 from experiments.evaluation.comparison_text import baseline_sentences, format_score
 from experiments.evaluation.evaluate import Baseline, majority_baseline
 from experiments.evaluation.statistics import Interval, mean_interval, wilson
-from experiments.runs.active_run import AUTO
 from experiments.runs.run_directory import CURVES, METRICS, RunDirectory, predictions_file
 from experiments.storage import atomic_files
 from experiments.sweeps import plan, processes
@@ -124,19 +123,9 @@ def train(job: Job, parent: str | None) -> None:
         name = run_name(job.values["experiment"], job.config.model.name, f"seed{job.values['seed']}")
         job.folder = Path(job.config.outputs) / "runs" / name
     own = any(one.startswith("runtime.threads=") for one in job.overrides)
-    threads = None if own else job.threads
-    overrides = [
-        *job.overrides,
-        "evaluate.test=false",  # no claim is about the test split
-        *([f"runtime.threads={threads}"] if threads else []),
-        *([f"sweep.parent={parent}"] if parent else []),
-        "resume=auto",
-    ]
-    changes = {
-        "resume": AUTO, "evaluate": {"test": False}, "sweep": {"parent": parent},
-        "runtime": {"threads": threads} if threads else {},
-    }  # fmt: skip
-    reason = processes.join(processes.start(processes.run_job, plan.planned(job, changes, overrides), None, None))
+    # No claim is about the test split.
+    settings = {"evaluate.test": False, "runtime.threads": None if own else job.threads, "sweep.parent": parent}
+    reason = processes.join(processes.start(processes.run_job, plan.planned(job, settings), None, None))
     job.run_id = (RunDirectory(job.folder).facts() or {}).get("run_id")
     job.status, job.reason = (Status.FAILED, reason) if reason else (Status.FINISHED, "")
 

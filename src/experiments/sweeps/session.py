@@ -16,10 +16,8 @@ from pathlib import Path
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from experiments.config.overrides import quoted
 from experiments.config.schema import LOWER_IS_BETTER, Config
 from experiments.errors import ConfigError
-from experiments.runs.active_run import AUTO
 from experiments.runs.lock import PATIENCE, claim
 from experiments.runs.run_directory import RunDirectory
 from experiments.storage import atomic_files
@@ -31,9 +29,6 @@ from experiments.system.redaction import redacted
 from experiments.training.types import Status
 
 LOCK = ".sweep.lock"
-# Jobs neither evaluate the test split nor log the whole model; the winner's final runs do.
-JOB_OVERRIDES = ["evaluate.test=false", "tracking.log_model=false", "sweep.job=true"]
-FINAL_OVERRIDES = ["evaluate.test=true"]
 
 
 @dataclass(frozen=True)
@@ -254,29 +249,25 @@ def planned_run(job: Job, launcher: JobLauncher, parent: str | None) -> plan.Pla
     """Return a job as its process receives it: as planned, with the settings that the sweep adds.
 
     Args:
-        job: the job.
+        job: the job. Only the winner's final runs evaluate the test split and may log the whole model.
         launcher: determines the thread count, unless that is configured or the job resumes a run.
         parent: id of the sweep's MLflow run.
     """
     threads = job.threads
     if threads is None and job.config.runtime.threads is None:
         threads = launcher.threads()
-    added = [
-        *(FINAL_OVERRIDES if job.final else JOB_OVERRIDES),
-        *([f"runtime.threads={threads}"] if threads else []),
-        *([f"sweep.parent={parent}"] if parent else []),
-        *([f"sweep.trial={quoted(job.trial)}"] if job.trial else []),
-        *([f"sweep.trained={quoted(job.trained)}"] if job.trained else []),
-        "resume=auto",
-    ]
-    replaced = {line.partition("=")[0] for line in added}
-    kept = [line for line in job.overrides if line.lstrip("+").partition("=")[0] not in replaced]
-    changes = {
-        "resume": AUTO, "evaluate": {"test": job.final},
-        "tracking": {} if job.final else {"log_model": False}, "runtime": {"threads": threads} if threads else {},
-        "sweep": {"job": not job.final, "parent": parent, "trial": job.trial, "trained": job.trained},
-    }  # fmt: skip
-    return plan.planned(job, changes, [*kept, *added])
+    return plan.planned(
+        job,
+        {
+            "evaluate.test": job.final,
+            "tracking.log_model": None if job.final else False,
+            "sweep.job": None if job.final else True,
+            "runtime.threads": threads,
+            "sweep.parent": parent,
+            "sweep.trial": job.trial,
+            "sweep.trained": job.trained,
+        },
+    )
 
 
 def reached(target: float, folder: Path, objective: str) -> bool:

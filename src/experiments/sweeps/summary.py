@@ -125,9 +125,10 @@ def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
     if found:
         status = Status.FINISHED
     elif status != Status.FAILED:
-        same = bool(identity) and facts.get("identity") in (None, identity)
-        status = facts.get("status", Status.NEW) if same else Status.NEW if status == Status.FINISHED else status
-        status = Status.NEW if status == Status.FINISHED else status  # its results are missing
+        if identity and facts.get("identity") in (None, identity):
+            status = facts.get("status", Status.NEW)
+        if status == Status.FINISHED:  # its results are missing
+            status = Status.NEW
     return Row(
         job["number"], job["values"], job["overrides"], directory.folder, status, job.get("reason", ""), metrics,
         {f"{one.path} {one.sha256}": image_score(metric, one) for one in predictions},
@@ -249,7 +250,7 @@ def table(ranked: Sequence[Candidate], objective: str) -> list[list[str]]:
             str(rank) if one.whole else "-",
             *(one.values.get(key, "") for key in keys),
             "" if math.isnan(one.score) else format_score(objective, one.interval),
-            f"{sum(row.status == 'FINISHED' for row in one.rows)}/{len(one.rows)}" if wrong else str(len(one.rows)),
+            f"{sum(row.status == Status.FINISHED for row in one.rows)}/{len(one.rows)}" if wrong else str(len(one.rows)),
             "" if math.isnan(one.seconds) else f"{one.seconds:.0f}",
             ",".join(numbers) if len(numbers) <= 3 else f"{numbers[0]}-{numbers[-1]}",
             ", ".join(dict.fromkeys(wrong)),
