@@ -330,10 +330,10 @@ def check_origins(origins: Mapping[str, Path], dataset: Dataset) -> None:
         DataError: another run was trained on images that this run validates or tests with.
         ConfigError: the head of another run has other classes.
     """
-    judged = {entry.sha256: entry.path for entry in dataset.manifest.entries if entry.split != "train"}
+    held_out = {entry.sha256: entry.path for entry in dataset.manifest.entries if entry.split != "train"}
     for key, origin in origins.items():
         rows = RunDirectory(origin).images()
-        known = sorted(judged[row["sha256"]] for row in rows if row["split"] == "train" and row["sha256"] in judged)
+        known = sorted(held_out[row["sha256"]] for row in rows if row["split"] == "train" and row["sha256"] in held_out)
         if known:
             raise DataError(
                 f"{key}: the run it names was trained on {len(known)} of the images that this run validates or tests "

@@ -289,7 +289,7 @@ def test_hinge_gives_no_probabilities(config: Read) -> None:
     ]
     for objective in ("loss", "brier", "calibration_error"):
         assert fault(config, "loss=hinge", f"objective={objective}") == [
-            f"objective: '{objective}' judges probabilities, which loss=hinge does not give. "
+            f"objective: '{objective}' scores probabilities, which loss=hinge does not give. "
             "Allowed: accuracy, precision, recall, f1, roc_auc, balanced_accuracy, macro_f1, matthews, "
             "average_precision, top3_accuracy, top5_accuracy"
         ]

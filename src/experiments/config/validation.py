@@ -205,7 +205,7 @@ def _training_errors(config: Config) -> list[str]:
             lines.append(f"label_smoothing: must be 0 with loss=hinge. Received: {config.label_smoothing}")
         if config.objective in PROBABILISTIC:
             lines.append(
-                f"objective: {config.objective!r} judges probabilities, which loss=hinge does not give. Allowed: "
+                f"objective: {config.objective!r} scores probabilities, which loss=hinge does not give. Allowed: "
                 + ", ".join(name for name in get_args(Metric) if name not in PROBABILISTIC)
             )
     mixing = [str(layer.get("_target_")) for layer in config.augmentation.layers]

@@ -92,7 +92,7 @@ def head_inputs(components: RunComponents, dataset: Dataset, context: TrainingCo
     """Return a new head, and batches of the training images' pooled features.
 
     Args:
-        config: the configuration of the bottleneck run; in a fine-tuning run, the one that `schema.head_run` derives
+        config: the configuration of the bottleneck run; in a fine-tuning run, the one that `head_run` derives
             from it.
     """
     frozen = frozen_backbone(components)

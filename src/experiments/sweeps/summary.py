@@ -245,12 +245,13 @@ def table(ranked: Sequence[Candidate], objective: str) -> list[list[str]]:
     for one in ranked:
         rank += one.whole
         wrong = [row.status.lower() for row in one.rows if row.status != Status.FINISHED]
+        runs = f"{len(one.rows) - len(wrong)}/{len(one.rows)}" if wrong else str(len(one.rows))
         numbers = [str(row.number) for row in one.rows]
         lines.append([
             str(rank) if one.whole else "-",
             *(one.values.get(key, "") for key in keys),
             "" if math.isnan(one.score) else format_score(objective, one.interval),
-            f"{sum(row.status == Status.FINISHED for row in one.rows)}/{len(one.rows)}" if wrong else str(len(one.rows)),
+            runs,
             "" if math.isnan(one.seconds) else f"{one.seconds:.0f}",
             ",".join(numbers) if len(numbers) <= 3 else f"{numbers[0]}-{numbers[-1]}",
             ", ".join(dict.fromkeys(wrong)),

@@ -184,18 +184,18 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
     return deleted | known
 
 
-def shared(seen: Sequence[PreparedJob]) -> tuple[list[str], bool]:
+def shared(jobs: Sequence[PreparedJob]) -> tuple[list[str], bool]:
     """Return lines on the features and heads that jobs share, and whether features are still to be computed."""
     lines = []
-    tables = [{table.name: table for table in tables_of(one)} for one in seen]
-    every = {name: table for one in tables for name, table in one.items()}
-    missing = sum(table.lacking_bytes for table in every.values())
-    if every:
+    by_job = [{table.name: table for table in tables_of(job)} for job in jobs]
+    tables = {name: table for of_job in by_job for name, table in of_job.items()}
+    missing = sum(table.lacking_bytes for table in tables.values())
+    if tables:
         lines.append(
-            f"features: {len(every)} tables for {sum(map(len, tables))} readings by jobs"
+            f"features: {len(tables)} tables for {sum(map(len, by_job))} readings by jobs"
             + (f"; to be computed: {atomic_files.readable(missing)}" if missing else "; all cached")
         )
-    head_folders = [head_folder(job) for job in seen if declaration_of(job.components.regime).head_first]
+    head_folders = [head_folder(job) for job in jobs if declaration_of(job.components.regime).head_first]
     heads = set(head_folders)
     if heads:
         trained = sum(folder.is_dir() for folder in heads)
@@ -206,17 +206,17 @@ def shared(seen: Sequence[PreparedJob]) -> tuple[list[str], bool]:
     return lines, bool(missing)
 
 
-def head_folder(one: PreparedJob) -> Path:
-    return bottleneck.head_folder(one.components, one.dataset, head_run(one.components.config))
+def head_folder(job: PreparedJob) -> Path:
+    return bottleneck.head_folder(job.components, job.dataset, head_run(job.components.config))
 
 
-def feature_requests(one: PreparedJob) -> Sequence[feature_cache.FeatureRequest]:
+def feature_requests(job: PreparedJob) -> Sequence[feature_cache.FeatureRequest]:
     """Return the features that a job reads from the feature cache, as its regime declares them."""
-    return declaration_of(one.components.regime).features(one.components, one.dataset)
+    return declaration_of(job.components.regime).features(job.components, job.dataset)
 
 
-def tables_of(one: PreparedJob) -> list[feature_cache.FeatureTable]:
-    return [feature_cache.FeatureTable(one.components, want) for want in feature_requests(one)]
+def tables_of(job: PreparedJob) -> list[feature_cache.FeatureTable]:
+    return [feature_cache.FeatureTable(job.components, request) for request in feature_requests(job)]
 
 
 def share(configs: Sequence[Mapping[str, Any]], file: str) -> None:
