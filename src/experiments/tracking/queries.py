@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.errors import ConfigError
-from experiments.runs import curves, predictions, run_directory
+from experiments.runs import curves, predictions
+from experiments.runs.run_directory import CURVES
 from experiments.system.paths import tracking_uri
 from experiments.system.redaction import redact_credentials
 from experiments.tracking import connection
@@ -241,15 +242,21 @@ def logged_model(uri: str, run_id: str) -> Path | None:
         return Path(download_artifacts(f"models:/{ready[0].model_id}")) if ready else None
 
 
-def artifact(uri: str, run_id: str, name: str) -> Path | None:
-    """Return the path of an artifact of a run, downloaded if need be; None if the run has no such artifact.
+def artifact(uri: str, run_id: str, name: str, folder: str | None = None) -> Path | None:
+    """Return the path of an artifact of a run; None if the run has no such artifact.
+
+    Args:
+        uri: the tracking store.
+        run_id: of the run.
+        name: path of the artifact.
+        folder: receives a copy; None: an artifact that is not on this machine is downloaded to a new directory.
 
     Raises:
         ConfigError: the store cannot be used, or the download fails.
     """
     with connection.client(uri, f"run {run_id}: {name} cannot be read from MLflow") as client:
         known = {file.path for file in client.list_artifacts(run_id)}
-        return Path(client.download_artifacts(run_id, name)) if name in known else None
+        return Path(client.download_artifacts(run_id, name, folder)) if name in known else None
 
 
 def read_files(uri: str, run_id: str, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, bytes]:
@@ -258,10 +265,11 @@ def read_files(uri: str, run_id: str, names: Sequence[str], optional: Sequence[s
     Raises:
         ConfigError: one of `names` does not exist, or the store cannot be used.
     """
-    paths = {name: artifact(uri, run_id, name) for name in (*names, *optional)}
-    if missing := [name for name in names if paths[name] is None]:
-        raise ConfigError(f"run {run_id} in {redact_credentials(uri)} has no {', '.join(missing)}")
-    return {name: path.read_bytes() for name, path in paths.items() if path is not None}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: artifact(uri, run_id, name, folder) for name in (*names, *optional)}
+        if missing := [name for name in names if paths[name] is None]:
+            raise ConfigError(f"run {run_id} in {redact_credentials(uri)} has no {', '.join(missing)}")
+        return {name: path.read_bytes() for name, path in paths.items() if path is not None}
 
 
 def get_run(uri: str, run_id: str, key: str, *, trash: bool = False) -> Run:
@@ -296,29 +304,24 @@ def read_predictions(uri: str, run: RunFacts, split: str) -> list[predictions.Pr
     """Return a run's logged predictions.
 
     Raises:
-        ConfigError: the run has no predictions for this split.
+        ConfigError: the run has no predictions for this split, or the store cannot be used.
     """
-    connection.use(uri)
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    try:
-        table = json.loads(mlflow.artifacts.load_text(f"runs:/{run.run_id}/{predictions.stem(split)}.json"))
-    except (MlflowException, OSError) as error:
-        raise ConfigError(f"{run.name}: no predictions of split {split!r}: {str(error)[:200]}") from None
+    name = f"{predictions.stem(split)}.json"
+    found = read_files(uri, run.run_id, (), (name,))
+    if name not in found:
+        raise ConfigError(f"{run.name}: no predictions of split {split!r}")
+    table = json.loads(found[name])
     return predictions.from_rows(dict(zip(table["columns"], row, strict=True)) for row in table["data"])
 
 
 def read_curves(uri: str, run: RunFacts) -> list[EpochRecord]:
-    """Return a run's epochs from its logged curves; an empty list if it has logged none."""
-    connection.use(uri)
-    import mlflow
+    """Return a run's epochs from its logged curves; an empty list if it has logged none.
 
-    try:
-        text = mlflow.artifacts.load_text(f"runs:/{run.run_id}/{run_directory.CURVES}")
-    except connection.failures():
-        return []
-    return curves.parse(text)
+    Raises:
+        ConfigError: the store cannot be used.
+    """
+    text = read_files(uri, run.run_id, (), (CURVES,)).get(CURVES)
+    return curves.parse(text.decode()) if text else []
 
 
 def deleted(uri: str, run_ids: Sequence[str]) -> set[str]:
