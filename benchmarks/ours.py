@@ -144,9 +144,9 @@ def predict(components: RunComponents, files: list[str]) -> float:
 
     model = join(components.backbone, components.config.model.head.pooling, components.head(2))
     began = time.perf_counter()
-    told = [one for some in predictions(model, files, 32) for one in some]
+    predicted = [one for some in predictions(model, files, 32) for one in some]
     seconds = time.perf_counter() - began
-    assert len(told) == len(files) and all(one.probabilities is not None for one in told)
+    assert len(predicted) == len(files) and all(one.probabilities is not None for one in predicted)
     return seconds
 
 

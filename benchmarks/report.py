@@ -30,7 +30,7 @@ class Side:
     """One way to do a row's work, and the seconds of each repeat."""
 
     label: str
-    what: str  # a full description, so that a reader can judge whether the comparison is fair
+    what: str  # a full description, so that a reader can see whether the comparison is fair
     seconds: list[float] = field(default_factory=list)
     images: int | None = None  # processed in a repeat
     steps: int | None = None  # batches in a repeat, as counted
@@ -79,7 +79,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Outcome:
     """Result of a comparison."""
 
     ratio: float  # of the medians
@@ -89,7 +89,7 @@ class Verdict:
     met: bool | None
 
 
-def judge(row: Row, comparison: Comparison) -> Verdict:
+def compare(row: Row, comparison: Comparison) -> Outcome:
     """Return the ratios of a comparison and whether the medians reach its target."""
     ours, peer = row.side(comparison.ours), row.side(comparison.peer)
     above, below = (peer, ours) if comparison.kind == "faster" else (ours, peer)
@@ -104,7 +104,7 @@ def judge(row: Row, comparison: Comparison) -> Verdict:
     else:
         limit = comparison.factor * peer.median + comparison.extra
         met = ours.median <= limit
-    return Verdict(ratio, above.fastest / below.fastest, statistics.median(paired), limit, met)
+    return Outcome(ratio, above.fastest / below.fastest, statistics.median(paired), limit, met)
 
 
 def target(comparison: Comparison) -> str:
@@ -204,16 +204,16 @@ def show(console: Console, row: Row) -> None:
 
 
 def verdict_line(row: Row, comparison: Comparison) -> tuple[str, bool | None]:
-    verdict = judge(row, comparison)
+    outcome = compare(row, comparison)
     relation = "faster" if comparison.kind == "faster" else "of its time"
-    line = f"{comparison.ours} vs {comparison.peer}: {verdict.ratio:.2f} x {relation} "
-    line += f"(fastest {verdict.fastest_ratio:.2f}, repeat by repeat {verdict.paired_ratio:.2f})"
-    if verdict.met is None:
+    line = f"{comparison.ours} vs {comparison.peer}: {outcome.ratio:.2f} x {relation} "
+    line += f"(fastest {outcome.fastest_ratio:.2f}, repeat by repeat {outcome.paired_ratio:.2f})"
+    if outcome.met is None:
         return line, None
     line += f"; asked: {target(comparison)}"
     if comparison.kind == "within":
-        line += f" = {verdict.limit:.1f} s"
-    return f"{line}: {'met' if verdict.met else 'NOT met'}", verdict.met
+        line += f" = {outcome.limit:.1f} s"
+    return f"{line}: {'met' if outcome.met else 'NOT met'}", outcome.met
 
 
 def settings(row: Row) -> str:
@@ -228,10 +228,10 @@ def summary(console: Console, rows: list[Row]) -> None:
         if row.error:
             shown.add_row(row.name, "", "", "", "", "failed")
         for comparison in row.comparisons if not row.error else []:
-            verdict = judge(row, comparison)
-            met = {True: "yes", False: "NO", None: ""}[verdict.met]
+            outcome = compare(row, comparison)
+            met = {True: "yes", False: "NO", None: ""}[outcome.met]
             shown.add_row(
-                row.name, comparison.ours, comparison.peer, f"{verdict.ratio:.2f}", target(comparison), met
+                row.name, comparison.ours, comparison.peer, f"{outcome.ratio:.2f}", target(comparison), met
             )  # fmt: skip
     if shown.rows:
         console.print()
@@ -241,13 +241,13 @@ def summary(console: Console, rows: list[Row]) -> None:
 def to_json(facts: dict[str, Any], options: dict[str, Any], rows: list[Row]) -> str:
     measured = []
     for row in rows:
-        sides = [] if row.error else [judge(row, comparison) for comparison in row.comparisons]
+        sides = [] if row.error else [compare(row, comparison) for comparison in row.comparisons]
         record = dataclasses.asdict(row)
         for side, known in zip(record["sides"], row.sides, strict=True):
             if known.seconds:
                 side |= {"median": known.median, "fastest": known.fastest}
-        for comparison, verdict in zip(record["comparisons"], sides, strict=False):
-            comparison |= dataclasses.asdict(verdict)
+        for comparison, outcome in zip(record["comparisons"], sides, strict=False):
+            comparison |= dataclasses.asdict(outcome)
         measured.append(record)
     return json.dumps({"machine": facts, "options": options, "rows": measured}, indent=1)
 

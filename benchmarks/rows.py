@@ -412,10 +412,10 @@ def sweeping(setup: Setup) -> Row:
     (sweep,) = (home / "sweeps").iterdir()
     numbers = sorted(int(path.parent.name) for path in sweep.glob("*/job.json"))
     for number in numbers[:jobs]:
-        told = json.loads((sweep / str(number) / "job.json").read_bytes())
+        record = json.loads((sweep / str(number) / "job.json").read_bytes())
         metrics = json.loads((sweep / str(number) / "metrics.json").read_bytes())
         config = yaml.safe_load((sweep / str(number) / "config.yaml").read_text())
-        row.sides[3].seconds.append(told["seconds"] - metrics["fit_seconds"])
+        row.sides[3].seconds.append(record["seconds"] - metrics["fit_seconds"])
         assert config["epochs"] == epochs
     for unfrozen in (1, 2):
         row.sides[0].seconds.append(whole / jobs)

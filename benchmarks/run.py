@@ -65,17 +65,17 @@ def main() -> int:
         console = Console(width=140)  # lines of a log file are not wrapped
     facts = report.machine()
     chosen = options.rows or [name for name in ROWS if options.full or name not in ONLY_FULL]
-    told: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "make": "bench-full" if options.full else "bench", "rows": " ".join(chosen), "images": options.images,
         "repeats": options.repeats or f"{REPEATS[options.full]} ({PROCESS_REPEATS[options.full]} of whole processes)",
     }  # fmt: skip
     stem = time.strftime("%Y-%m-%d-%H%M%S")
     console.print(
         f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB; TensorFlow "
-        f"{facts['packages']['tensorflow']}, Keras {facts['packages']['keras']}; rows: {told['rows']}",
+        f"{facts['packages']['tensorflow']}, Keras {facts['packages']['keras']}; rows: {settings['rows']}",
         highlight=False,
     )
-    for warning in report.warnings(facts, told):
+    for warning in report.warnings(facts, settings):
         console.print(warning, style="yellow")
     rows: list[report.Row] = []
     began = time.perf_counter()
@@ -83,8 +83,8 @@ def main() -> int:
         with console.status(f"measuring {name}"):
             rows.append(measure(name, options))
         report.show(console, rows[-1])
-        told["minutes"] = round((time.perf_counter() - began) / 60, 1)
-        written = report.write(options.output, stem, facts, told, rows)
+        settings["minutes"] = round((time.perf_counter() - began) / 60, 1)
+        written = report.write(options.output, stem, facts, settings, rows)
     report.summary(console, rows)
     for path in written:
         console.print(f"{path}", highlight=False, soft_wrap=True)

@@ -187,14 +187,14 @@ def main(given: Sequence[str] | None = None) -> int:
     budget = options.budget_epochs or grid.epochs // 4
     if budget < 1 or options.studies < 1:
         parser.error(f"--budget-epochs and --studies must be 1 or more. Received: {budget}, {options.studies}")
-    say = Console(highlight=False, soft_wrap=True).print
+    show = Console(highlight=False, soft_wrap=True).print
     scores = [one.score for one in grid.found.values()]
     best = grid.sign * max(grid.sign * score for score in scores)
-    say(
+    show(
         f"{options.folder.name}: {len(scores)} candidates of {', '.join(grid.keys)}, {grid.epochs} epochs in all; "
         f"{grid.objective} {min(scores):.4f} to {max(scores):.4f}, best {best:.4f}"
     )
-    say(f"Studies of {budget} epochs each. Best true score (candidates tried, of them pruned):")
+    show(f"Studies of {budget} epochs each. Best true score (candidates tried, of them pruned):")
     better = equal = 0
     totals: list[list[float]] = [[], []]
     for seed in range(options.studies):
@@ -204,12 +204,12 @@ def main(given: Sequence[str] | None = None) -> int:
         equal += tpe.best == random.best
         totals[0].append(random.best)
         totals[1].append(tpe.best)
-        say(
+        show(
             f"  seed {seed}  random {random.best:.4f} ({random.trials})"
             f"   TPE, {options.pruner} {tpe.best:.4f} ({tpe.trials}, {tpe.pruned})"
         )
-    say(f"  mean    random {np.mean(totals[0]):.4f}   TPE, {options.pruner} {np.mean(totals[1]):.4f}")
-    say(f"TPE better in {better} of {options.studies}" + (f", equal in {equal}" if equal else ""))
+    show(f"  mean    random {np.mean(totals[0]):.4f}   TPE, {options.pruner} {np.mean(totals[1]):.4f}")
+    show(f"TPE better in {better} of {options.studies}" + (f", equal in {equal}" if equal else ""))
     return 0
 
 

@@ -47,9 +47,9 @@ def test_median_and_fastest() -> None:
 def test_ratios_and_targets(
     kind: str, factor: float | None, extra: float, ratio: float, fastest: float, paired: float, limit: float, met: bool
 ) -> None:
-    verdict = report.judge(row(), Comparison("ours", "peer", kind, factor, extra))  # type: ignore[arg-type]
+    outcome = report.compare(row(), Comparison("ours", "peer", kind, factor, extra))  # type: ignore[arg-type]
     expected = (ratio, fastest, paired, limit, met)
-    assert (verdict.ratio, verdict.fastest_ratio, verdict.paired_ratio, verdict.limit, verdict.met) == expected
+    assert (outcome.ratio, outcome.fastest_ratio, outcome.paired_ratio, outcome.limit, outcome.met) == expected
 
 
 def test_sides_that_did_different_work_are_not_compared() -> None:

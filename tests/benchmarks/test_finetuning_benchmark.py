@@ -45,8 +45,8 @@ def test_recipes_are_compared_in_accuracy_and_time(measured: dict[str, list[Resu
     assert 0 < above["low"] < 0.1 < above["high"] and above["p"] < 0.05
     (asked,) = [comparison for comparison in row.comparisons if comparison.factor]
     assert (asked.ours, asked.peer) == ("regime=finetune", "plain Keras"), "the better peer on validation"
-    verdict = report.judge(row, asked)
-    assert (verdict.ratio, verdict.met) == (4.0, True)
+    outcome = report.compare(row, asked)
+    assert (outcome.ratio, outcome.met) == (4.0, True)
 
 
 def test_figure_has_a_point_for_each_recipe_and_seed(measured: dict[str, list[Result]]) -> None:
