@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
+from omegaconf import DictConfig
 from rich.table import Table
 
 from experiments.config import credentials, schema, validation
@@ -157,13 +158,13 @@ def test_plain_values_keep_what_is_no_credential() -> None:
 
 
 def test_a_composed_configuration_is_concealed_and_read_whole(
-    composed: Callable[..., object], config: Callable[..., schema.Config]
+    composed: Callable[..., DictConfig], config: Callable[..., schema.Config]
 ) -> None:
     given = ("tracking.uri=postgresql://me:pw-1@${data.name}/db", "+tags.api_key=xyz")
     made = composed(*given)
     credentials.conceal(made)
     assert "pw-1" not in str(made) and "xyz" not in str(made)
-    read = validation.validate(made)  # type: ignore[arg-type]
+    read = validation.validate(made)
     assert read.tracking.uri == "postgresql://me:pw-1@synthetic/db" and read.tags["api_key"] == "xyz"
     with pytest.raises(ConfigError, match=r"tracking.uri: its password is missing.* MLFLOW_TRACKING_URI. Received: ht"):
         config("tracking.uri=http://me:***@elsewhere")
