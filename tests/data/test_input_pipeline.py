@@ -180,8 +180,6 @@ def test_in_order_keeps_order_and_tells_its_length(images: ImageSet) -> None:
         assert [list(labels) for _, labels in drained] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
         np.testing.assert_array_equal(np.concatenate([pixels for pixels, _ in drained]), images.pixels[:])
         assert drained[0][0].dtype == np.float32
-    blocks = [np.asarray(block) for (block,) in eval_batches(images.pixels, None, 4)]
-    np.testing.assert_array_equal(np.concatenate(blocks), images.pixels[:])
 
 
 @pytest.mark.parametrize("with_layers", [False, True])

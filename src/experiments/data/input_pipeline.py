@@ -152,18 +152,15 @@ def feature_batches(
     return Batches(dataset, labels, batch_size, short_steps=len(views[0].shape) == 2)  # vectors
 
 
-def eval_batches(inputs: np.ndarray | Rows, labels: np.ndarray | None, batch_size: int) -> tf.data.Dataset:
-    """Return rows in their order, for validation and scoring: inputs [B, ...] float32, labels [B] int32 if given."""
+def eval_batches(inputs: np.ndarray | Rows, labels: np.ndarray, batch_size: int) -> tf.data.Dataset:
+    """Return rows in their order, for validation: inputs [B, ...] float32, labels [B] int32."""
 
-    def batches() -> Iterator[tuple[np.ndarray, ...]]:
+    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for at in range(0, len(inputs), batch_size):
             rows = slice(at, at + batch_size)
-            block = np.asarray(inputs[rows], "float32")
-            yield (block,) if labels is None else (block, labels[rows])
+            yield np.asarray(inputs[rows], "float32"), labels[rows]
 
-    spec: tuple[tf.TensorSpec, ...] = (tf.TensorSpec((None, *inputs.shape[1:]), tf.float32),)
-    if labels is not None:
-        spec += (tf.TensorSpec((None,), tf.int32),)
+    spec = (tf.TensorSpec((None, *inputs.shape[1:]), tf.float32), tf.TensorSpec((None,), tf.int32))
     dataset = tf.data.Dataset.from_generator(batches, output_signature=spec).prefetch(AHEAD)
     return dataset.apply(tf.data.experimental.assert_cardinality(math.ceil(len(inputs) / batch_size)))
 
