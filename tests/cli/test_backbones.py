@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import backbones
-from experiments.config.schema import shipped
+from experiments.config.choices import shipped
 from experiments.errors import ConfigError
 from experiments.inspection import backbones as inspection
 from experiments.system import paths

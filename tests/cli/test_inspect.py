@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from experiments.cli import composed, inspect
-from experiments.config import schema
+from experiments.config import choices
 from experiments.regimes.build import build_layer
 from experiments.system import paths
 
@@ -120,7 +120,7 @@ def test_wrong_arguments_are_refused_at_once(
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("name", schema.shipped("augmentation"))
+@pytest.mark.parametrize("name", choices.shipped("augmentation"))
 def test_the_documentation_shows_every_augmentation(name: str) -> None:
     text = (DOCS / "augmentation.md").read_text(encoding="utf-8")
     assert f"| `{name}` |" in text

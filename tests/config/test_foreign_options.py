@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from experiments.config import foreign_options
-from experiments.config.schema import ARGUMENTS, Config, shipped
+from experiments.config.choices import shipped
+from experiments.config.schema import ARGUMENTS, Config
 from experiments.errors import ConfigError
 
 

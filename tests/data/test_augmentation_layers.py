@@ -20,7 +20,7 @@ import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 
 from experiments.cli.composed import read
-from experiments.config import schema
+from experiments.config import choices
 from experiments.config.schema import Config
 from experiments.data import augmentation
 from experiments.data.input_pipeline import augmented, image_batches
@@ -30,10 +30,10 @@ from experiments.regimes import build
 from experiments.storage.array_cache import Rows
 
 SIZE = 32
-NAMES = [name for name in schema.shipped("augmentation") if name != "none"]
+NAMES = [name for name in choices.shipped("augmentation") if name != "none"]
 MIXING = ["mixup", "cutmix"]
 LAYERS = [
-    (name, at) for name, node in schema.shipped("augmentation").items() for at in range(len(node.get("layers", [])))
+    (name, at) for name, node in choices.shipped("augmentation").items() for at in range(len(node.get("layers", [])))
 ]
 Batch = tuple[np.ndarray, np.ndarray]
 Read = Callable[..., Config]
@@ -191,7 +191,7 @@ def test_mixing_is_refused_where_labels_or_views_do_not_allow_it(name: str, conf
 
 @pytest.mark.parametrize("name, at", LAYERS)
 def test_layers_list_exactly_their_constructors_arguments(name: str, at: int) -> None:
-    node = schema.shipped("augmentation")[name]["layers"][at]
+    node = choices.shipped("augmentation")[name]["layers"][at]
     module, _, kind = node["_target_"].rpartition(".")
     parameters = set(inspect.signature(getattr(importlib.import_module(module), kind)).parameters)
     assert set(node) - {"_target_"} == parameters - {"kwargs"}

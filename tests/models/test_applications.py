@@ -16,7 +16,8 @@ from hydra import compose, initialize_config_dir
 from keras.applications import imagenet_utils
 
 from experiments.config import validation
-from experiments.config.schema import Config, Head, shipped
+from experiments.config.choices import shipped
+from experiments.config.schema import Config, Head
 from experiments.config.targets import resolve
 from experiments.errors import ConfigError
 from experiments.models import network, stages

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from keras.applications.imagenet_utils import preprocess_input
 
-from experiments.config.schema import ConvBlock, Dense, Head, shipped
+from experiments.config.choices import shipped
+from experiments.config.schema import ConvBlock, Dense, Head
 from experiments.errors import ConfigError
 from experiments.models import network, stages
 from experiments.models.convnet import convnet

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 
-from experiments.config import schema, targets
+from experiments.config import choices, schema, targets
 from experiments.data.drawing.species import SPECIES
 from experiments.data.types import Dataset, ImageRecord, ImageSet, Manifest
 from experiments.errors import ConfigError
@@ -22,7 +22,7 @@ from experiments.regimes import build
 from experiments.storage.array_cache import Rows
 
 Read = Callable[..., schema.Config]
-OPTIMIZERS = schema.shipped("optimizer")
+OPTIMIZERS = choices.shipped("optimizer")
 
 
 def arguments(target: str) -> set[str]:
@@ -45,27 +45,27 @@ def test_optimizers_list_exactly_the_constructors_arguments(name: str) -> None:
 
 
 @pytest.mark.parametrize("group, name", [
-    (group, name) for group in ("augmentation", "data") for name in schema.shipped(group)])  # fmt: skip
+    (group, name) for group in ("augmentation", "data") for name in choices.shipped(group)])  # fmt: skip
 def test_sources_and_augmentations_list_exactly_their_factorys_arguments(group: str, name: str) -> None:
-    node = schema.shipped(group)[name]
+    node = choices.shipped(group)[name]
     assert own(group, node) == arguments(node["_target_"]) - {"cache"}
 
 
-@pytest.mark.parametrize("name", schema.shipped("model"))
+@pytest.mark.parametrize("name", choices.shipped("model"))
 def test_models_list_arguments_that_their_constructor_has(name: str) -> None:
-    node = schema.shipped("model")[name]
+    node = choices.shipped("model")[name]
     assert own("model", node) <= arguments(node["_target_"])
 
 
-@pytest.mark.parametrize("name", schema.shipped("regime"))
+@pytest.mark.parametrize("name", choices.shipped("regime"))
 def test_regimes_are_functions_of_one_signature(name: str) -> None:
-    assert arguments(schema.shipped("regime")[name]["_target_"]) == {"components", "dataset", "context"}
+    assert arguments(choices.shipped("regime")[name]["_target_"]) == {"components", "dataset", "context"}
 
 
 def test_checked_arguments_exist() -> None:
     """A range in schema.ARGUMENTS that no shipped YAML has a key for would check nothing."""
     for group, checks in schema.ARGUMENTS.items():
-        listed = {key for node in schema.shipped(group).values() for key in own(group, node)}
+        listed = {key for node in choices.shipped(group).values() for key in own(group, node)}
         assert set(checks) <= listed
 
 
@@ -107,7 +107,7 @@ def test_every_optimizer_is_built_with_the_values_given(name: str, config: Read)
 def test_the_augmentations_build_what_their_names_say(config: Read) -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (2, 16, 16, 3)).astype("uint8")
-    for name in schema.shipped("augmentation"):
+    for name in choices.shipped("augmentation"):
         augmentation = build.build_augmentation(config(f"augmentation={name}").augmentation, ())
         changed = np.asarray(augmentation(pixels, augmentation.draw(rng, 2, 16)))
         assert changed.shape == pixels.shape and changed.dtype == np.float32

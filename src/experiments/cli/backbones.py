@@ -56,8 +56,8 @@ def choose(names: Sequence[str], folder: Path | None = None) -> list[str]:
     Raises:
         ConfigError: the folder has no choices, or a name is not a choice.
     """
+    from experiments.config.choices import shipped
     from experiments.config.messages import nearest
-    from experiments.config.schema import shipped
 
     mine = [path.stem for path in sorted(folder.glob("model/*.yaml"))] if folder else []
     if folder and not mine:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from experiments.config.choices import shipped
 from experiments.config.messages import format_errors, is_known_key
-from experiments.config.schema import GROUPS, shipped
+from experiments.config.schema import GROUPS
 from experiments.errors import ConfigError
 from experiments.system.private_api import get_args_parser
 

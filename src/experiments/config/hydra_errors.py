@@ -12,9 +12,9 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from experiments.config.choices import shipped
 from experiments.config.messages import format_errors, is_known_key, nearest, unknown_key
 from experiments.config.overrides import as_typed
-from experiments.config.schema import shipped
 from experiments.system.paths import CONF
 from experiments.system.private_api import config_root
 

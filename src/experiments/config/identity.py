@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from experiments.config.schema import Config, Schedule, Threshold, shipped
+from experiments.config.choices import shipped
+from experiments.config.schema import Config, Schedule, Threshold
 
 # Keys about where and how a run is executed. They do not change what it computes, so its identity excludes them.
 NOT_IDENTITY = (

@@ -7,14 +7,10 @@ of the shipped components. docs/configuration.md shows the comment on a field's 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
-
-from experiments.system.paths import CONF
 
 LOWER_IS_BETTER = ("loss", "brier", "calibration_error")
 Metric = Literal[
@@ -402,13 +398,3 @@ GROUPS: dict[str, type[Component]] = {
     "schedule": Schedule,
     "regime": Regime,
 }
-
-
-@cache
-def shipped(group: str) -> dict[str, dict[str, Any]]:
-    """Return the shipped choices of a group by name, as plain values with unresolved interpolations."""
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted((CONF / group).glob("*.yaml")):
-        content: Any = OmegaConf.to_container(OmegaConf.load(path))
-        found[path.stem] = content.get(group, content)
-    return found

@@ -12,20 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from experiments.config.choices import shipped
 from experiments.config.credentials import from_environment, lost_credentials, revealed
 from experiments.config.messages import error_key, error_line, format_errors, is_of_other_member, unknown_key
-from experiments.config.schema import (  # fmt: skip
-    ARGUMENTS,
-    GROUPS,
-    PROBABILISTIC,
-    Config,
-    Metric,
-    Model,
-    Node,
-    Regime,
-    Tracking,
-    shipped,
-)
+from experiments.config.schema import ARGUMENTS, GROUPS, PROBABILISTIC, Config, Metric, Model, Node, Regime, Tracking
 from experiments.errors import ConfigError
 from experiments.system import paths
 from experiments.system.redaction import redacted
