@@ -57,7 +57,7 @@ def leaked(found: Manifest) -> set[tuple[str, str]]:
     return {(pair.first, pair.second) for pair in found.leaks}
 
 
-def test_near_duplicates_in_two_splits_are_a_warning(presplit: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_near_duplicates_in_two_splits_are_a_warning(presplit: Path) -> None:
     found = read(presplit)
     assert leaked(found) == {
         ("train/a/00.jpg", "validation/a/copy00.jpg"),
@@ -66,10 +66,20 @@ def test_near_duplicates_in_two_splits_are_a_warning(presplit: Path, caplog: pyt
     }
     assert [pair.mirrored for pair in found.near_duplicates if "copy01" in pair.first] == [True]
     assert len(found.entries) == 21 and not found.skipped
-    assert "Near-duplicates in two splits: 3 pairs, the first: " in caplog.text and "data.on_leak=group" in caplog.text
+    (sentence,) = manifest.warning_sentences([found])
+    assert sentence.startswith("Near-duplicates in two splits: 3 pairs, the first: ")
+    assert "data.on_leak=group" in sentence
     row = next(row for row in manifest.near_duplicate_rows(found) if row["path"] == "train/a/00.jpg")
     assert (row["split"], row["other_split"], row["other_path"]) == ("train", "validation", "validation/a/copy00.jpg")
     assert float(row["similarity"]) > 0.9 and row["mirrored"] == "false"
+
+
+def test_a_sweep_over_folds_has_one_warning_of_all_near_duplicates_that_a_fold_divides(unsplit: Path) -> None:
+    folds = [read(unsplit, fractions={"train": 1.0, "validation": 0.0, "test": 0.0}, fold=fold) for fold in range(5)]
+    every = set().union(*map(leaked, folds))
+    assert max(map(len, map(leaked, folds))) < len(every)
+    (sentence,) = manifest.warning_sentences(folds)
+    assert sentence.startswith(f"Near-duplicates in two splits: {len(every)} pairs")
 
 
 def test_with_error_they_are_refused_with_their_paths(presplit: Path) -> None:

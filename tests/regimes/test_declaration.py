@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from experiments.config.schema import Config
@@ -88,6 +90,24 @@ def test_jobs_share_the_features_that_a_regime_declares(
     assert not lacking and "all cached" in lines[0]
     undeclared = [config(*given("undeclared")).model_dump(by_alias=True)]
     assert worker_tasks.shared(worker_tasks.prepare_jobs(undeclared)) == ([], False)
+
+
+def test_what_is_noteworthy_of_the_images_is_in_a_sweeps_plan_once(
+    drawn: Path, here: tuple[str, ...], config: Callable[..., Config], tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    root, response = tmp_path / "copied", tmp_path / "response.json"
+    shutil.copytree(drawn, root)
+    pixels = np.kron(np.random.default_rng(0).integers(0, 256, (12, 12, 3)), np.ones((8, 8, 1))).astype("uint8")
+    Image.fromarray(pixels).save(root / "train" / "blobs" / "scene.png")
+    Image.fromarray(pixels).save(root / "validation" / "blobs" / "scene.jpg", quality=60)
+    jobs = [config(*here, f"data.root={root}", "regime=bottleneck", "model.weights=null", "tracking=none",
+                   f"data.on_bad={value}").model_dump(by_alias=True) for value in ("error", "skip")]  # fmt: skip
+    worker_tasks.inspect_jobs(jobs, str(response))
+    lines = json.loads(response.read_bytes())["lines"]
+    assert sum("Near-duplicates in two splits: 1 pair, the first: train/blobs/scene.png" in line for line in lines) == 1
+    worker_tasks.share(jobs, str(response))
+    assert "Near-duplicates" not in caplog.text
 
 
 @pytest.mark.parametrize("name, files", [("probe", {"head"}), ("undeclared", {"head", "backbone"})])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +11,6 @@ from experiments.errors import DataError
 
 _SHOWN = 20  # issues listed in one error
 
-_log = logging.getLogger(__name__)
-
 
 class DataIssue(NamedTuple):
     path: str
@@ -22,21 +19,15 @@ class DataIssue(NamedTuple):
     class_name: str = ""  # the class of the file or folder, where it has one
 
 
-def report_issues(root: Path, issues: Sequence[DataIssue], warnings: Sequence[ImageWarning], on_bad: str) -> None:
-    """Log what was skipped and the warnings.
+def raise_issues(root: Path, issues: Sequence[DataIssue], on_bad: str) -> None:
+    """Raise an error for issues that cannot be skipped.
 
     Raises:
-        DataError: If there are issues that cannot be skipped, or nothing may be skipped.
+        DataError: If there are such issues, or nothing may be skipped.
     """
     fatal = [issue for issue in issues if on_bad == "error" or not issue.skippable]
     if fatal:
         raise DataError(format_issues(root, fatal, on_bad))
-    if issues:
-        first = min(issues)
-        text = f"{printable(first.path)}: {first.text}"
-        _log.warning("Files skipped (data.on_bad=skip): %d, the first: %s", len(issues), text)
-    if warnings:
-        _log.warning("\n".join([f"Images used, with a warning: {len(warnings)}", *warning_lines(warnings)]))
 
 
 def format_issues(root: Path, issues: Sequence[DataIssue], on_bad: str) -> str:
@@ -55,9 +46,9 @@ def format_issues(root: Path, issues: Sequence[DataIssue], on_bad: str) -> str:
     return "\n".join(lines)
 
 
-def warning_lines(warnings: Sequence[ImageWarning], shown: int = _SHOWN) -> list[str]:
-    """Return a line for each of the first warnings, with the image's path, and the number of the others."""
-    return _first_lines(warnings, shown)
+def warning_lines(warnings: Sequence[ImageWarning]) -> list[str]:
+    """Return a line for each warning, with the image's path."""
+    return _first_lines(warnings, len(warnings))
 
 
 def _first_lines(found: Sequence[DataIssue] | Sequence[ImageWarning], shown: int) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from experiments.data import decoder, near_duplicates
 from experiments.data.issues import DataIssue, printable
 from experiments.data.listing import ListedImage
-from experiments.data.types import SPLITS, Manifest, NearDuplicatePair, SkippedImage
+from experiments.data.types import SPLITS, NearDuplicatePair, SkippedImage
 from experiments.data.validation import ValidationResults
 from experiments.storage import array_cache, atomic_files
 
@@ -108,11 +108,6 @@ def without_leaks(
             kept.append(image)
         else:
             left_out.append(SkippedImage(image.path, f"a near-duplicate of an image in {last} (data.on_leak=group)"))
-    if left_out:
-        _log.warning(
-            "Near-duplicates left out (data.on_leak=group): %d, the first: %s: %s",
-            len(left_out), printable(left_out[0].path), left_out[0].reason,
-        )  # fmt: skip
     return kept, left_out
 
 
@@ -129,12 +124,10 @@ def leak_issues(leaks: Iterable[NearDuplicatePair]) -> list[DataIssue]:
     ]
 
 
-def warn_of_leaks(manifest: Manifest) -> None:
-    """Log how many near-duplicates are in two splits, and the first of them."""
-    leaks = manifest.leaks
-    if leaks:
-        _log.warning(
-            "Near-duplicates in two splits: %d pair%s, the first: %s and %s. The scores may be too good: look at them "
-            "with `experiments inspect data`; data.on_leak=group keeps copies in one split",
-            len(leaks), "s" if len(leaks) > 1 else "", printable(leaks[0].first), printable(leaks[0].second),
-        )  # fmt: skip
+def leak_sentence(leaks: Sequence[NearDuplicatePair]) -> str:
+    """Return how many near-duplicates are in two splits, at least one, and the first of them."""
+    return (
+        f"Near-duplicates in two splits: {len(leaks):,} pair{'s' if len(leaks) > 1 else ''}, the first: "
+        f"{printable(leaks[0].first)} and {printable(leaks[0].second)}. The scores may be too good: look at them with "
+        "`experiments inspect data`; data.on_leak=group keeps copies in one split"
+    )

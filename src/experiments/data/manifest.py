@@ -17,8 +17,8 @@ from pathlib import Path
 from experiments.data import grouping, splitting
 from experiments.data.decoder_settings import DEFAULTS, DecoderSettings
 from experiments.data.duplicates import without_duplicates
-from experiments.data.issues import DataIssue, report_issues
-from experiments.data.leaks import find_pairs, group_copies, join_groups, leak_issues, warn_of_leaks, without_leaks
+from experiments.data.issues import DataIssue, printable, raise_issues
+from experiments.data.leaks import find_pairs, group_copies, join_groups, leak_issues, leak_sentence, without_leaks
 from experiments.data.listing import ListedImage, Listing, list_images
 from experiments.data.pixel_buffer import PixelBuffer
 from experiments.data.selection import drop_small_classes, select_classes
@@ -33,6 +33,7 @@ from experiments.data.types import (
     SplitSettings,
 )
 from experiments.data.validation import ValidationResults, hash_files
+from experiments.storage.csv_files import encodable
 
 _log = logging.getLogger(__name__)
 
@@ -93,8 +94,7 @@ def read(
     if found is None:
         for note in notes:
             _log.info("%s", note)
-        report_issues(root, issues, warnings, settings.on_bad)
-        warn_of_leaks(result)
+        raise_issues(root, issues, settings.on_bad)
     else:
         found += issues
     skipped = (*listing.skipped, *(SkippedImage(issue.path, issue.text) for issue in issues), *left_out)
@@ -246,6 +246,26 @@ def _records(
     return tuple(records), tuple(warnings)
 
 
+def warning_sentences(manifests: Sequence[Manifest]) -> list[str]:
+    """Return sentences about images that are not used, images with a warning, and near-duplicates in two splits.
+
+    Args:
+        manifests: at least one; of several, such as those of the folds of one data set, what each has is counted once.
+    """
+    skipped = dict.fromkeys(skipped for manifest in manifests for skipped in manifest.skipped)
+    warnings = dict.fromkeys(warning for manifest in manifests for warning in manifest.warnings)
+    leaks = {(pair.first, pair.second): pair for manifest in manifests for pair in manifest.leaks}
+    sentences = [
+        f"{title}: {len(listed):,}, the first: {printable(path)}: {text}"
+        for title, listed in (
+            ("Images left out", [(one.path, one.reason) for one in skipped]),
+            ("Images used, with a warning", [(one.path, one.text) for one in warnings]),
+        )
+        for path, text in listed[:1]
+    ]
+    return [*sentences, *([leak_sentence(list(leaks.values()))] if leaks else [])]
+
+
 def fingerprint(manifest: Manifest) -> str:
     """Return the identity of a data set: 64 hex digits, whatever the location of its directory.
 
@@ -270,9 +290,9 @@ def near_duplicate_rows(manifest: Manifest) -> list[dict[str, str | float]]:
     return [
         {
             "split": splits[pair.first],
-            "path": _encodable(pair.first),
+            "path": encodable(pair.first),
             "other_split": splits[pair.second],
-            "other_path": _encodable(pair.second),
+            "other_path": encodable(pair.second),
             "similarity": pair.similarity,
             "mirrored": str(pair.mirrored).lower(),
         }
@@ -292,19 +312,15 @@ def to_rows(manifest: Manifest) -> list[dict[str, str | int]]:
     return [
         {
             "split": entry.split,
-            "path": _encodable(entry.path),
-            "class_name": _encodable(entry.class_name),
+            "path": encodable(entry.path),
+            "class_name": encodable(entry.class_name),
             "label": labels[entry.class_name],
             "bytes": entry.bytes,
             "sha256": entry.sha256,
             "width": entry.width,
             "height": entry.height,
             "mode": entry.mode,
-            **({"group": _encodable(entry.group)} if has_groups else {}),
+            **({"group": encodable(entry.group)} if has_groups else {}),
         }
         for entry in manifest.entries
     ]
-
-
-def _encodable(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode()

@@ -96,8 +96,9 @@ def find_near_duplicates(thumbnails: np.ndarray) -> list[NearDuplicate]:
         The pairs, the most similar first.
     """
     gray = thumbnails @ _GRAY
-    plain = _few_edges(gray) | _all_alike(gray)
-    with_contrast = np.flatnonzero(np.square(_edges(gray)).mean(axis=(1, 2, 3)) >= _LEAST_CONTRAST**2)
+    energy = np.square(_edges(gray)).sum(axis=1)  # [N, SIZE - 1, SIZE - 1], of the differences in both directions
+    plain = _few_edges(energy) | _all_alike(gray)
+    with_contrast = np.flatnonzero(energy.mean(axis=(1, 2)) >= 2 * _LEAST_CONTRAST**2)
     candidates = _candidates(gray[with_contrast])
     candidates = candidates._replace(first=with_contrast[candidates.first], second=with_contrast[candidates.second])
     found: dict[tuple[int, int], NearDuplicate] = {}
@@ -184,10 +185,9 @@ def _neighbors(queries: np.ndarray, keys: np.ndarray, ranked: np.ndarray) -> tup
 # --- verification
 
 
-def _few_edges(gray: np.ndarray) -> np.ndarray:
-    """Return whether [N] the edges of images [N, SIZE, SIZE] lie in few of their pixels (participation ratio)."""
-    energy = np.square(_edges(gray)).sum(axis=1).reshape(len(gray), (SIZE - 1) ** 2)
-    return np.asarray(energy.sum(axis=1) ** 2 < _FEW_EDGES * np.square(energy).sum(axis=1))
+def _few_edges(energy: np.ndarray) -> np.ndarray:
+    """Return whether [N] the energy [N, SIZE - 1, SIZE - 1] of edges lies in few pixels (participation ratio)."""
+    return np.asarray(energy.sum(axis=(1, 2)) ** 2 < _FEW_EDGES * np.square(energy).sum(axis=(1, 2)))
 
 
 def _all_alike(gray: np.ndarray) -> bool:

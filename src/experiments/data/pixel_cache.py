@@ -16,7 +16,7 @@ from experiments.data.issues import DataIssue, format_issues, printable
 from experiments.data.manifest import fingerprint
 from experiments.data.pixel_buffer import PixelBuffer, image_bytes, images_at_once
 from experiments.data.types import SPLITS, Dataset, ImageRecord, ImageSet, Manifest
-from experiments.data.validation import unchanged, unreadable
+from experiments.data.validation import unchanged
 from experiments.errors import DataError
 from experiments.storage import array_cache
 from experiments.storage.array_cache import Rows
@@ -30,8 +30,6 @@ def open_image(root: Path, path: str, sha256: str, decoder_settings: DecoderSett
     """
     try:
         return decoder.decode(unchanged(root, path, sha256), decoder_settings)
-    except OSError as error:
-        raise DataError(f"{printable(path)}: {unreadable(error)}") from None
     except DataError as error:
         raise DataError(f"{printable(path)}: {error}") from None
 
@@ -131,8 +129,6 @@ def _decode_into(
                 content = unchanged(manifest.root, entry.path, entry.sha256)
                 known = decoder.decode_resized(content, image_size, manifest.decoder_settings)
             pixels[index] = known
-        except OSError as error:
-            return DataIssue(entry.path, unreadable(error), skippable=False)
         except DataError as error:
             return DataIssue(entry.path, str(error), skippable=False)
         return None

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BufferedReader
 from pathlib import Path
@@ -53,10 +53,10 @@ def _hash(root: Path, path: str) -> tuple[str, int] | str:
         with _open(root, path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
     except OSError as error:
-        return unreadable(error)
+        return _unreadable(error)
 
 
-def unreadable(error: OSError) -> str:
+def _unreadable(error: OSError) -> str:
     """Return the text of the issue for a file that cannot be read.
 
     Raises:
@@ -71,14 +71,16 @@ def unchanged(root: Path, path: str, sha256: str) -> bytes:
     """Return a file's content if it is still the one that was hashed.
 
     Raises:
-        DataError: If the content has changed or is too large; the caller adds the path.
-        OSError: If the file cannot be read.
+        DataError: If the file cannot be read, or the content has changed or is too large; the caller adds the path.
     """
-    with _open(root, path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > decoder.MAX_BYTES:
-            raise DataError(decoder.too_many_bytes(size))
-        content = file.read()
+    try:
+        with _open(root, path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > decoder.MAX_BYTES:
+                raise DataError(decoder.too_many_bytes(size))
+            content = file.read()
+    except OSError as error:
+        raise DataError(_unreadable(error)) from None
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DataError("has changed since it was checked; leave the data alone during a run, and start again")
     return content
@@ -180,14 +182,23 @@ class ValidationResults:
         if not new:
             return False
         _log.info("Checking %d images", len(new))
+        for sha256, result in self._validated(new, keep=keep):
+            if isinstance(result, str):
+                self.invalid[sha256] = result
+            else:
+                self.valid[sha256] = result
+        return True
+
+    def _validated(self, paths: Mapping[str, str], *, keep: bool) -> Iterator[tuple[str, _Facts | str]]:
+        """Decode images in parallel, which stores their thumbnails, and yield for each its facts, or why it is invalid.
+
+        Args:
+            paths: sha256 -> path.
+            keep: Whether the decoded images are added to the buffer.
+        """
         with ThreadPoolExecutor() as pool:
             validate = functools.partial(self._validate, keep=keep)
-            for sha256, result in zip(new, pool.map(validate, new, new.values()), strict=True):
-                if isinstance(result, str):
-                    self.invalid[sha256] = result
-                else:
-                    self.valid[sha256] = result
-        return True
+            yield from zip(paths, pool.map(validate, paths, paths.values()), strict=True)
 
     def _validate(self, sha256: str, path: str, *, keep: bool) -> _Facts | str:
         try:
@@ -197,8 +208,6 @@ class ValidationResults:
                 if self._buffer and keep:
                     self._buffer.add(sha256, image)
                 return facts.width, facts.height, facts.mode, warnings
-        except OSError as error:
-            return unreadable(error)
         except DataError as error:
             return str(error)
 
@@ -216,11 +225,9 @@ class ValidationResults:
         missing = {sha256: path for sha256, path in paths.items() if sha256 not in self._thumbnails}
         if missing:
             _log.info("Decoding %d images to look for near-duplicates", len(missing))
-        with ThreadPoolExecutor() as pool:
-            validate = functools.partial(self._validate, keep=False)
-            for path, result in zip(missing.values(), pool.map(validate, missing, missing.values()), strict=True):
-                if isinstance(result, str):
-                    raise DataError(f"{printable(path)}: {result}")
+        for sha256, result in self._validated(missing, keep=False):
+            if isinstance(result, str):
+                raise DataError(f"{printable(missing[sha256])}: {result}")
         if made or missing:
             save_thumbnails(self._thumbnail_file, self._thumbnails)
         elif kept:

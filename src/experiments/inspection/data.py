@@ -166,7 +166,7 @@ def image_warning_lines(found: Manifest) -> list[str]:
     """Return every image that a run uses with a warning, and the reason for it; an empty list if there is none."""
     if not found.warnings:
         return []
-    return [f"used, with a warning: {len(found.warnings)}", *warning_lines(found.warnings, len(found.warnings))]
+    return [f"used, with a warning: {len(found.warnings)}", *warning_lines(found.warnings)]
 
 
 @STYLE

@@ -17,6 +17,7 @@ from experiments.evaluation.figure_style import literal, short
 PAIRS_IN_A_ROW = 3
 PAIR_HEIGHT = 1.9  # inches of a row
 MOST_PAIRS = 12  # pairs that the figure shows
+MOST_LINES = 20  # pairs that are listed, unless more are in two splits
 _SIDE, _GAP = 160, 6  # pixels: the longer side of a shown image, between the two of a pair
 
 _CONSEQUENCES = {
@@ -27,14 +28,15 @@ _CONSEQUENCES = {
 
 
 def near_duplicate_lines(found: Manifest, on_leak: str) -> list[str]:
-    """Return how many near-duplicates there are, and a line for each, those in two splits first."""
+    """Return how many near-duplicates there are, and a line for each of the first, all those in two splits before."""
     pairs = _leaks_first(found)
     if not pairs:
         return ["no near-duplicates: no image is a re-encoded, resized, cropped or mirrored copy of another"]
     entries = {entry.path: entry for entry in found.entries}
     number = f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''} of near-duplicates, {len(found.leaks)} in two splits"
     lines = [f"{number}{': ' + _CONSEQUENCES[on_leak] if found.leaks else ''}"]
-    for pair in pairs:
+    shown = max(len(found.leaks), MOST_LINES)
+    for pair in pairs[:shown]:
         first, second = entries[pair.first], entries[pair.second]
         places = f"{first.split} and {second.split}" if first.split != second.split else f"both {first.split}"
         classes = "" if first.class_name == second.class_name else ", in two classes"
@@ -42,6 +44,8 @@ def near_duplicate_lines(found: Manifest, on_leak: str) -> list[str]:
             f"  {printable(pair.first)}  {printable(pair.second)}: {places}{classes}, "
             f"similarity {pair.similarity:.2f}{', mirrored' if pair.mirrored else ''}"
         )
+    if len(pairs) > shown:
+        lines.append(f"  and {len(pairs) - shown} more, in one split each; near_duplicates.csv of a run lists all")
     return lines
 
 

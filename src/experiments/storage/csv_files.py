@@ -11,6 +11,11 @@ from typing import Any
 from experiments.storage import atomic_files
 
 
+def encodable(text: str) -> str:
+    """Return a text with the bytes of file names that are not UTF-8 as backslash escapes."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file.
 
@@ -24,10 +29,10 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows, of which there must be at least one, to a CSV file with a header line.
 
-    Bytes of file names that are not UTF-8 are written as backslash escapes.
+    Texts are written as `encodable` returns them.
     """
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-    atomic_files.write_file(path, text.getvalue().encode(errors="backslashreplace"))
+    atomic_files.write_file(path, encodable(text.getvalue()).encode())

@@ -21,6 +21,7 @@ from experiments import run
 from experiments.config.hydra_errors import disk_full, refused
 from experiments.config.identity import head_run
 from experiments.config.schema import Config
+from experiments.data import manifest
 from experiments.data.types import Dataset
 from experiments.errors import ConfigError, DataError
 from experiments.models.types import Backbone
@@ -134,7 +135,9 @@ def inspect_jobs(configs: Sequence[Mapping[str, Any]], file: str) -> None:
         finished = queries.finished(uri, first.tracking.experiment) if uri else {}
         known = known_runs(first, {job.identity for job in jobs}, finished)
         response["jobs"] = [{"identity": job.identity, **known.get(job.identity, {})} for job in jobs]
-        response["lines"], response["features_missing"] = shared(jobs)
+        manifests = {job.dataset.fingerprint: job.dataset.manifest for job in jobs}
+        lines, response["features_missing"] = shared(jobs)
+        response["lines"] = [*manifest.warning_sentences(list(manifests.values())), *lines]
         response["seconds"] = usual_seconds(first, jobs[0].dataset.fingerprint, finished)
         response["held_out"] = all(job.dataset.test for job in jobs)
 
