@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 if TYPE_CHECKING:
+    import keras
+
     from experiments.data.types import Dataset
     from experiments.training.types import RunComponents
 
@@ -137,17 +139,45 @@ def activate(components: RunComponents, dataset: Dataset) -> float:
     return seconds
 
 
-def predict(components: RunComponents, files: list[str]) -> float:
-    """Return the seconds from image files to the whole model's predictions."""
+def predict(components: RunComponents, dataset: Dataset) -> float:
+    """Return the seconds from the training images' files to the whole model's predictions."""
     from experiments.deploy.predict import predictions
-    from experiments.models.network import join
 
-    model = join(components.backbone, components.config.model.head.pooling, components.head(2))
+    model, manifest = whole_model(components, dataset), dataset.manifest
+    files = [str(manifest.root / entry.path) for entry in manifest.of("train")]
     began = time.perf_counter()
     predicted = [one for some in predictions(model, files, 32) for one in some]
     seconds = time.perf_counter() - began
     assert len(predicted) == len(files) and all(one.probabilities is not None for one in predicted)
     return seconds
+
+
+def evaluate(components: RunComponents, dataset: Dataset) -> float:
+    """Return the seconds from the training images' files to the report of the whole model on them."""
+    from types import SimpleNamespace
+
+    from experiments.deploy import evaluate as evaluations
+    from experiments.deploy.labelled_images import Labelled
+    from experiments.evaluation.decision import default
+
+    model, manifest = whole_model(components, dataset), dataset.manifest
+    files = [(entry.path, entry.class_name) for entry in manifest.of("train")]
+    run: Any = SimpleNamespace(
+        classes=dataset.classes, decision=default(dataset.classes), metrics={}, images=list,
+        plain={"data": components.config.data.model_dump()}, predictions=lambda split: [],
+    )  # fmt: skip
+    began = time.perf_counter()
+    found = evaluations.evaluate(run, model, Labelled(manifest.root, manifest.root, files, []), 32, lambda _: None)
+    seconds = time.perf_counter() - began
+    assert len(found.report.predictions) == len(files)
+    return seconds
+
+
+def whole_model(components: RunComponents, dataset: Dataset) -> keras.Model:
+    """Return the backbone joined with an untrained head."""
+    from experiments.models.network import join
+
+    return join(components.backbone, components.config.model.head.pooling, components.head(len(dataset.classes)))
 
 
 # --- whole processes

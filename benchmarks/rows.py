@@ -241,16 +241,20 @@ def extraction(setup: Setup, name: str, size: int, quick: int | None) -> Row:
     return row
 
 
-def predicting(setup: Setup) -> Row:
-    """Measure `experiments predict` on image files, beside reading and feature extraction of the same files."""
-    folder, size = setup.folder(), 224
+def reading(setup: Setup, name: str, quick: int | None = None) -> Row:
+    """Measure `experiments predict` or `evaluate` on image files, beside reading and extraction of the same files."""
+    folder, size = setup.folder(quick), 224
     weights, override = weights_override()
+    about = {
+        "predict": "predictions() of experiments predict: files read and decoded, the whole model",
+        "evaluate": "evaluate() of experiments evaluate: files hashed, read and decoded, the whole model, the report",
+    }
     row = Row(
-        "predict",
-        f"Predictions for image files, mobilenet_v2 at {size} pixels",
+        name,
+        f"experiments {name} over image files, mobilenet_v2 at {size} pixels",
         {"images": str(folder), "pixels": size, "batch": 32, "weights": "ImageNet" if weights else "random"},
         [
-            Side("ours", "predictions() of experiments predict: files read and decoded, the whole model"),
+            Side("ours", about[name]),
             Side("read and extract", "read_data() and cached_features() of a bottleneck run with an empty cache"),
             Side("extract", "cached_features() from the filled pixel store: nothing is decoded"),
         ],
@@ -259,9 +263,10 @@ def predicting(setup: Setup) -> Row:
     )
     components, dataset = ours.prepare(["regime=bottleneck", "model=mobilenet_v2", "data=folder", override,
                                   "data.limit.validation=10", *in_process(folder, setup.home("ours"))])  # fmt: skip
-    files = [str(dataset.manifest.root / entry.path) for entry in dataset.manifest.of("train")]
+    files = dataset.manifest.of("train")
     for repeat in range(setup.repeats + 1):
-        seconds = [ours.predict(components, files), ours.read_and_extract(components)]
+        measure = ours.predict if name == "predict" else ours.evaluate
+        seconds = [measure(components, dataset), ours.read_and_extract(components)]
         shutil.rmtree(components.cache / "activations")
         seconds.append(ours.extract(components, dataset))
         if repeat:
@@ -606,7 +611,8 @@ ROWS: Mapping[str, Callable[[Setup], Row]] = {
     "finetune-2": functools.partial(finetuning, unfrozen=2, factor=1.8, quick=64),
     "bottleneck": bottleneck,
     "tutorial-bottleneck": functools.partial(tutorials_way, quick=256),
-    "predict": predicting,
+    "evaluate": functools.partial(reading, name="evaluate", quick=640),
+    "predict": functools.partial(reading, name="predict"),
     "sweep": sweeping,
     "scaling": scaling,
     "views": price,

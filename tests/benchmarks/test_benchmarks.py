@@ -132,6 +132,14 @@ def test_all_sides_of_a_scratch_epoch_see_the_same_images_in_as_many_steps(
     assert "drawn" in measured.settings["images"]
 
 
+@pytest.mark.slow
+def test_evaluation_and_extraction_read_the_same_images(setup: Callable[..., rows.Setup]) -> None:
+    measured = rows.ROWS["evaluate"](setup(repeats=1))
+    assert {(side.images, side.steps) for side in measured.sides} == {(20, 1)}
+    assert [len(side.seconds) for side in measured.sides] == [1, 1, 1], "the first repeat is dropped"
+    assert report.compare(measured, measured.comparisons[0]).limit is not None
+
+
 def test_both_augmentations_see_the_same_images_and_one_resampling_keeps_more_sharpness(
     setup: Callable[..., rows.Setup],
 ) -> None:
