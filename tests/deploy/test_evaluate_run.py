@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from red_classifier import classifier, expected
 from sklearn.metrics import accuracy_score, f1_score, log_loss
@@ -20,13 +24,15 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 from experiments.cli import evaluate as verb
 from experiments.data.listing import ListedImage
 from experiments.data.validation import hash_files
-from experiments.deploy import labelled_images, saved_run
+from experiments.deploy import evaluate as evaluations
+from experiments.deploy import labelled_images, predict, saved_run
 from experiments.deploy.prediction_writers import most_probable
 from experiments.errors import ConfigError
 from experiments.evaluation.decision import Decision
+from experiments.evaluation.evaluate import Report
 from experiments.evaluation.significance import newcombe
 from experiments.runs.predictions import Prediction
-from experiments.storage.csv_files import write_rows
+from experiments.storage.csv_files import read_rows, write_rows
 
 Call = Callable[..., int | str | None]
 CLASSES = ("cats", "dogs")
@@ -68,15 +74,14 @@ def run(tmp_path: Path) -> SimpleNamespace:
     return SimpleNamespace(
         name="some-run", classes=CLASSES, model=classifier, plain={"data": {}, "loss": "crossentropy"},
         predicted=most_probable, metrics={"validation.temperature": 2.0}, predictions=lambda split: validation,
-        decision=Decision("dogs"),        manifest=tmp_path / "manifest.csv", folder=tmp_path / "run",
+        decision=Decision("dogs"), manifest=tmp_path / "manifest.csv",
+        images=lambda: read_rows(tmp_path / "manifest.csv"), folder=tmp_path / "run", run_id=None,
     )  # fmt: skip
 
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, run: SimpleNamespace) -> Call:
     """The command on that run; its exit code."""
-    from matplotlib.figure import Figure
-
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: path.write_bytes(b""))
     monkeypatch.setattr(saved_run, "find", lambda named, uri: run)
 
@@ -205,6 +210,59 @@ def test_what_cannot_be_evaluated_is_an_error_before_any_work(
     message = str(call(images, *options))
     assert all(part in message for part in parts), message
     assert not (run.folder / "evaluations").exists()
+
+
+def test_a_run_without_its_recorded_predictions_is_an_error_before_any_work(
+    images: Path, call: Call, run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(split: str) -> list[Prediction]:
+        raise ConfigError("there is no predictions_validation.csv")
+
+    run.predictions = missing
+    monkeypatch.setattr(evaluations, "hash_files", lambda *_: pytest.fail("files were hashed"))
+    assert call(images) == "there is no predictions_validation.csv"
+
+
+def test_mistakes_are_drawn_whatever_the_names_of_their_files(
+    images: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = os.fsdecode(b"caf\xe9.png")  # Latin-1, not UTF-8
+    for old, label in (("200.png", "cats"), ("30.png", "dogs")):
+        (images / label / "deep" / old).rename(images / label / "deep" / name)
+    drawn: dict[str, np.ndarray] = {}
+
+    def figures(report: Report, classes: object, pixels_of: Callable[[list[int]], np.ndarray]) -> dict[str, Figure]:
+        rows = [at for at, one in enumerate(report.predictions) if not one.correct]
+        drawn.update(zip((report.predictions[row].path for row in rows), pixels_of(rows), strict=True))
+        return {}
+
+    monkeypatch.setattr(evaluations, "report_figures", figures)
+    assert call(images) == 0
+    assert drawn.keys() == {f"{label}/deep/caf\\udce9.png" for label in CLASSES}, "as tables hold them"
+    assert [image[0, 0].tolist() for image in drawn.values()] == [[200, 40, 90], [30, 40, 90]]
+
+
+def test_evaluation_holds_the_pixels_of_a_few_batches(
+    tmp_path: Path, run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive, most, lock = weakref.WeakValueDictionary[int, np.ndarray](), 0, Lock()
+
+    def read(path: str, size: int, settings: object) -> np.ndarray:
+        nonlocal most
+        pixels = np.full((size, size, 3), 9, "uint8")
+        with lock:
+            alive[id(pixels)] = pixels
+            most = max(most, len(alive))
+        return pixels
+
+    monkeypatch.setattr(predict, "read_image", read)
+    names = [f"{at}.png" for at in range(300)]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    labelled = labelled_images.Labelled(tmp_path, tmp_path, [(name, "cats") for name in names], [])
+    found = evaluations.evaluate(run, classifier(), labelled, 4, lambda _: None)  # type: ignore[arg-type]
+    assert len(found.report.predictions) == 300
+    assert most <= (predict.AHEAD + 1) * 4 + 2, "those decoded ahead and those that the network takes"
 
 
 def test_splits_unknown_classes_and_names_that_look_the_same(images: Path) -> None:

@@ -22,7 +22,7 @@ import pytest
 from mlflow.entities import Dataset, DatasetInput, Run
 from PIL import Image
 
-from experiments.cli import inspect
+from experiments.cli import evaluate, inspect
 from experiments.cli import sync as sync_verb
 from experiments.config import schema
 from experiments.data import decoder
@@ -528,6 +528,32 @@ def test_what_is_looked_at_of_a_run_joins_its_figures(
     with pytest.raises(ConfigError, match="it is not there"):
         summary_runs.add_file(f"sqlite:///{gone}", run_id, path)
     assert not gone.exists()
+
+
+def test_an_evaluation_is_a_child_of_its_run_with_its_own_images(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder, before = store.outputs / "runs" / "head", store.run("head")
+    arguments = ["experiments evaluate", str(folder), str(store.root), "--split", "test"]
+    for more in ([], ["--no-log"]):
+        monkeypatch.setattr(sys, "argv", [*arguments, "--output", str(tmp_path / f"out{len(more)}"), *more])
+        with pytest.raises(SystemExit) as left:
+            evaluate.main()
+        assert left.value.code == 0
+    found = re.findall(r"MLflow   (\w+), a child of run (\w+)", capsys.readouterr().out)
+    assert [parent for _, parent in found] == [before.info.run_id]
+    client = mlflow.MlflowClient(store.uri)
+    child = client.get_run(found[0][0])
+    assert child.info.status == "FINISHED" and child.info.run_name == f"evaluate-{store.root.stem}_test"
+    assert child.data.tags["mlflow.parentRunId"] == before.info.run_id
+    assert child.info.experiment_id == before.info.experiment_id
+    metrics = json.loads((tmp_path / "out0" / "metrics.json").read_text())
+    assert child.data.metrics == pytest.approx(metrics) and "evaluation.accuracy" in metrics
+    (data,) = child.inputs.dataset_inputs
+    assert data.dataset.name == f"{store.root.stem}_test" and [tag.value for tag in data.tags] == ["evaluation"]
+    assert re.fullmatch("[0-9a-f]{32}", data.dataset.digest)
+    assert {"predictions_evaluation.csv", "figures/evaluation_confusion.png"} <= store.files(child)
+    assert store.run("head").data.metrics == before.data.metrics, "those of the training stay as they are"
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from experiments.runs.run_directory import EVALUATIONS
 
 if TYPE_CHECKING:
     from experiments.deploy.evaluate import Evaluation
+    from experiments.deploy.labelled_images import Labelled
     from experiments.deploy.saved_run import Trained
 
 SOME_FAILED, NOT_REACHED = 3, 4
@@ -27,7 +28,8 @@ def main() -> None:
         prog="experiments evaluate",
         description="Evaluates the model of a finished run on labelled images that the run did not have: metrics with "
         "intervals, scores by class, figures and a prediction for each image; compared with the accuracy on the run's "
-        "validation images. Images that the model was trained on are reported.",
+        "validation images. Images that the model was trained on are reported. The results are logged to MLflow, as a "
+        "child of the run.",
         epilog=f"Exit code: 0 where every image was evaluated, {SOME_FAILED} where files could not be used, "
         f"{NOT_REACHED} where the accuracy is below --must-reach, 1 where nothing was evaluated, 2 for wrong "
         "arguments.",
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help=f"a new folder (default: one in {EVALUATIONS}/ of the run's)"
     )
+    parser.add_argument("--no-log", action="store_true", help="write files only, nothing to MLflow")
     parser.add_argument("--batch-size", type=positive, default=32, help="images that the network takes at once (32)")
     arguments = parser.parse_args()
     if arguments.output and arguments.output.exists():
@@ -85,9 +88,30 @@ def evaluate(arguments: argparse.Namespace) -> Evaluation:
     rate = len(found.report.predictions) / (time.perf_counter() - began)
     evaluations.write(found, run, labelled, int(model.input_shape[1]), output)
     report(found, output)
+    if run.run_id and not arguments.no_log:
+        log(run, found, labelled, output, arguments.split)
     counts = f"{len(found.report.predictions)} images evaluated, {len(found.skipped)} files could not be used"
     print(f"{counts}, {rate:.0f} a second", file=sys.stderr)
     return found
+
+
+def log(run: Trained, found: Evaluation, labelled: Labelled, output: Path, split: str | None) -> None:
+    """Log an evaluation to MLflow, as a child of the run; if that fails, its files are still there."""
+    from experiments.deploy.evaluate import digest
+    from experiments.evaluation.report_text import accuracy_line
+    from experiments.storage.csv_files import encodable
+    from experiments.tracking.summary_runs import log_evaluation
+
+    assert run.run_id is not None
+    name = encodable("_".join(filter(None, (labelled.place.stem, split))))
+    data = {"name": name, "digest": digest(found.report), "source": encodable(str(labelled.place))}
+    text = "\n\n".join([accuracy_line(found.report), *found.sentences])
+    try:
+        child = log_evaluation(run.store, run.run_id, f"evaluate-{name}", data, found.metrics, output, text)
+    except ConfigError as error:
+        print(f"The evaluation is not in MLflow: {error}", file=sys.stderr)
+    else:
+        print(f"MLflow   {child}, a child of run {run.run_id}")
 
 
 def default_output(run: Trained, images: Path, split: str | None) -> Path:
@@ -106,8 +130,9 @@ def default_output(run: Trained, images: Path, split: str | None) -> Path:
 def report(found: Evaluation, output: Path) -> None:
     """Print metrics, scores by class, comparisons and the most confident mistakes."""
     from experiments.data.issues import printable
-    from experiments.deploy.evaluate import SPLIT, mistakes
+    from experiments.deploy.evaluate import SPLIT
     from experiments.evaluation.report_text import accuracy_line, metric_lines, print_classes
+    from experiments.runs.predictions import mistakes
     from experiments.system.progress import PlainConsole
 
     console = PlainConsole(soft_wrap=True)
@@ -122,7 +147,7 @@ def report(found: Evaluation, output: Path) -> None:
     print_classes(console, found.report)
     for line in found.sentences:
         console.print(line)
-    wrong = mistakes(found.report)
+    wrong = mistakes(found.report.predictions)
     if wrong:
         which = f"the {SHOWN} most confident" if len(wrong) > SHOWN else "most confident first"
         console.print(f"{len(wrong)} mistakes, {which} (true → predicted):")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -28,7 +29,6 @@ from experiments.evaluation.significance import difference, unpaired_difference
 from experiments.runs.predictions import Prediction
 from experiments.runs.run_directory import RunDirectory
 from experiments.storage import atomic_files
-from experiments.storage.csv_files import read_rows
 
 if TYPE_CHECKING:
     import keras
@@ -41,6 +41,7 @@ class Evaluation:
     """A model's report on labelled images."""
 
     report: Report
+    paths: list[str]  # of the images of `report`, relative to the root; names that are not UTF-8 are as they are
     metrics: dict[str, float]  # named evaluation.METRIC
     skipped: list[DataIssue]  # files that cannot be used
     known: list[Prediction]  # of images that the model was trained on
@@ -60,8 +61,11 @@ def evaluate(
         advance: receives the number of images that were processed since its last call.
 
     Raises:
+        ConfigError: the run has no predictions for its validation images.
         DataError: none of the images can be used.
     """
+    validation = run.predictions("validation")
+    trained = {row["sha256"] for row in run.images() if row["split"] == "train"}
     skipped: list[DataIssue] = []
     hashes = hash_files(labelled.root, [ListedImage(*file) for file in labelled.files], skipped)
     class_of = {path: name for path, name in labelled.files if path in hashes}
@@ -85,10 +89,9 @@ def evaluate(
         report = without_probabilities(report)
     metrics = {f"{SPLIT}.{name}": value for name, value in report.metrics.items()}
     metrics |= confidence_metrics({SPLIT: report}, run.metrics.get(TEMPERATURE))
-    trained = {row["sha256"] for row in read_rows(run.manifest) if row["split"] == "train"}
     known = [prediction for prediction in report.predictions if prediction.sha256 in trained]
-    sentences = known_sentences(report, known) + compare(report, known, run.predictions("validation"))
-    return Evaluation(report, metrics, skipped, known, sentences)
+    sentences = known_sentences(report, known) + compare(report, known, validation)
+    return Evaluation(report, [path for path, _ in files], metrics, skipped, known, sentences)
 
 
 def known_sentences(report: Report, known: Sequence[Prediction]) -> list[str]:
@@ -146,9 +149,10 @@ def compare(report: Report, known: Sequence[Prediction], validation: Sequence[Pr
     return [f"{text} (95 % interval {bounds}, {p_text(found.p_value)}): {result}."]
 
 
-def mistakes(report: Report) -> list[Prediction]:
-    """Return the wrong predictions, most confident first."""
-    return sorted((one for one in report.predictions if not one.correct), key=lambda one: -one.confidence)
+def digest(report: Report) -> str:
+    """Return a hash of the evaluated images: their contents and labels, in whatever order."""
+    lines = sorted(f"{one.sha256} {one.label}" for one in report.predictions)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]  # MLflow accepts no longer one
 
 
 def write(evaluation: Evaluation, run: Trained, labelled: Labelled, image_size: int, folder: Path) -> None:
@@ -163,7 +167,7 @@ def write(evaluation: Evaluation, run: Trained, labelled: Labelled, image_size: 
     settings = DecoderSettings.of(run.plain["data"])
 
     def pixels_of(rows: list[int]) -> np.ndarray:
-        paths = [os.path.join(labelled.root, report.predictions[row].path) for row in rows]
+        paths = [os.path.join(labelled.root, evaluation.paths[row]) for row in rows]
         images = [read_image(path, image_size, settings) for path in paths]
         blank = np.zeros((image_size, image_size, 3), np.uint8)  # in place of a file that has changed since
         return np.stack([blank if isinstance(image, str) else image for image in images])

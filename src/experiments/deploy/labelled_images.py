@@ -17,6 +17,7 @@ from experiments.errors import ConfigError
 class Labelled(NamedTuple):
     """Image files with the class of each, before any is read."""
 
+    place: Path  # the folder or the CSV file, absolute
     root: Path  # absolute
     files: list[tuple[str, str]]  # path relative to the root, and class of the model
     notes: list[str]  # sentences about files that are not among them
@@ -58,7 +59,7 @@ def find(place: Path, classes: Sequence[str], split: str | None, ignore_unknown:
     absent = sorted(set(classes) - {name for _, name in files})
     if absent:
         notes.append(f"Without images: {', '.join(map(printable, absent))}")
-    return Labelled(root, files, notes)
+    return Labelled(place, root, files, notes)
 
 
 def _unknown(unknown: Counter[str], classes: Sequence[str]) -> list[str]:

@@ -16,9 +16,9 @@ from experiments.config.overrides import quoted
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.evaluation import decision
-from experiments.evaluation.decision import MOST_PROBABLE, Decision
+from experiments.evaluation.decision import Decision
 from experiments.reuse import like
-from experiments.runs.location import folder_of
+from experiments.runs.location import folder_of, store_of_run
 from experiments.runs.predictions import Prediction
 from experiments.runs.run_directory import (
     CONFIG,
@@ -27,6 +27,7 @@ from experiments.runs.run_directory import (
     METRICS,
     WEIGHTS,
     RunDirectory,
+    classes_of,
     predictions_file,
     weights_file,
 )
@@ -58,14 +59,23 @@ class Trained:
     manifest: Path  # its manifest.csv
     plain: Mapping[str, Any]  # its configuration as logged
     metrics: Mapping[str, float]
-    backbone: str | None  # identity of its backbone before training
-    decision: Decision = MOST_PROBABLE  # by which it predicts a class from probabilities
+    facts: Mapping[str, Any]  # what it has recorded about itself: the contents of FACTS, or MLflow tags
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """The class names, in the order of their labels."""
-        names = {int(row["label"]): row["class_name"] for row in self.images()}
-        return tuple(names[label] for label in sorted(names))
+        return classes_of(self.images())
+
+    @cached_property
+    def decision(self) -> Decision:
+        """How it predicts a class from probabilities."""
+        return decision.recorded(self.facts, self.classes)
+
+    @property
+    def store(self) -> str:
+        """The tracking store that has its MLflow run."""
+        recorded = store_of_run(self.folder, self.facts) if self.folder else None
+        return self.uri or recorded or queries.local_store()
 
     def images(self) -> list[dict[str, str]]:
         """Return the rows of its manifest, with the columns of `data.manifest.to_rows`."""
@@ -181,9 +191,7 @@ def find(named: str, uri: str | None = None) -> Trained:
             raise ConfigError(f"{facts.name}: this run has logged no {name}: is it a sweep? Give one of its jobs")
         files[name] = path
     plain = like.parse(files[CONFIG].read_bytes(), f"{CONFIG} of {facts.name}")
-    backbone = facts.tags.get("backbone_identity")
-    found = decision.recorded(facts.tags)
-    return Trained(facts.name, facts.run_id, uri, None, files[MANIFEST], plain, facts.metrics, backbone, found)
+    return Trained(facts.name, facts.run_id, uri, None, files[MANIFEST], plain, facts.metrics, facts.tags)
 
 
 def of_folder(folder: Path, uri: str | None = None) -> Trained:
@@ -208,9 +216,8 @@ def of_folder(folder: Path, uri: str | None = None) -> Trained:
     for name in directory.lacks((CONFIG, MANIFEST, METRICS)):
         raise ConfigError(f"{folder}: its {name} is gone")
     plain = like.parse((folder / CONFIG).read_bytes(), str(folder / CONFIG))
-    run_id, backbone = facts.get("run_id"), facts.get("backbone_identity")
-    metrics, found = directory.metrics(), decision.recorded(facts)
-    return Trained(folder.name, run_id, uri, folder, folder / MANIFEST, plain, metrics, backbone, found)
+    run_id, metrics = facts.get("run_id"), directory.metrics()
+    return Trained(folder.name, run_id, uri, folder, folder / MANIFEST, plain, metrics, facts)
 
 
 def read_model(path: Path) -> keras.Model:
@@ -251,7 +258,7 @@ def join(run: Trained, files: RunDirectory) -> keras.Model:
     keras.config.set_dtype_policy(config.runtime.precision)
     started = run.started_from(model.weights) if model.weights and RUN_ID.fullmatch(model.weights) else None
     backbone = build.build_backbone(config.model_copy(update={"model": model, "regime": regime}), started)
-    if not kept.is_file() and run.backbone not in (None, backbone.identity):
+    if not kept.is_file() and run.facts.get("backbone_identity") not in (None, backbone.identity):
         raise ConfigError(
             f"{run.name}: this job of a sweep has kept what it trained; model.weights ({model.weights}), which it "
             "started from, has changed since"

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 from experiments.config.identity import run_identity
 from experiments.config.schema import Config
 from experiments.deploy.saved_run import Trained
-from experiments.runs.location import store_of_run
 from experiments.runs.run_directory import RunDirectory
 from experiments.storage import atomic_files
 from experiments.tracking import summary_runs
-from experiments.tracking.queries import local_store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,6 +67,4 @@ def log_file(run: Trained, path: Path) -> None:
         ConfigError: the tracking store cannot be used, or has no such run.
     """
     assert run.run_id is not None
-    record = RunDirectory(run.folder).facts() if run.folder else None
-    recorded = store_of_run(run.folder, record) if run.folder and record else None
-    summary_runs.add_file(run.uri or recorded or local_store(), run.run_id, path)
+    summary_runs.add_file(run.store, run.run_id, path)

@@ -1,7 +1,8 @@
-"""MLflow runs that summarise other runs: those of sweeps, the parents of their jobs' runs, and of comparisons."""
+"""MLflow runs about other runs: sweeps, the parents of their jobs' runs; comparisons; evaluations on further images."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +14,9 @@ from experiments.system.redaction import redacted
 from experiments.tracking import connection, liveness
 from experiments.tracking.experiment import open_experiment
 from experiments.tracking.mlflow_run import reopen
-from experiments.tracking.private_mlflow_api import NOTE, context_tags
+from experiments.tracking.private_mlflow_api import NOTE, PARENT_RUN, context_tags
 from experiments.tracking.queries import find_run, in_trash
+from experiments.tracking.upload import log_data, log_in_batches
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -87,6 +89,40 @@ def log_comparison(uri: str, experiment: str, digest: str, files: Sequence[Path]
         client.set_tag(run_id, NOTE, text[:8000])
         client.set_terminated(run_id)
     return run_id
+
+
+def log_evaluation(
+    uri: str, run_id: str, name: str, data: Mapping[str, str], metrics: Mapping[str, float], folder: Path, text: str
+) -> str:
+    """Log the evaluation of a finished run's model on further images as a child of that run, and return its id.
+
+    The metrics of the run itself stay those of its training, however often its model is evaluated.
+
+    Args:
+        uri: the tracking store, which has the run.
+        run_id: the MLflow id of the run.
+        name: of the new MLflow run.
+        data: `name`, `digest` and `source` of the images.
+        metrics: named evaluation.METRIC.
+        folder: the directory whose files are logged.
+        text: what the UI shows on the new run's page.
+
+    Raises:
+        ConfigError: the store cannot be used, or has no such run.
+    """
+    from mlflow.entities import Metric
+
+    connection.check_runs(uri)
+    now = int(time.time() * 1000)
+    with connection.client(uri) as client:
+        experiment = client.get_run(run_id).info.experiment_id
+        tags = redacted(context_tags({PARENT_RUN: run_id, NOTE: text[:8000]}))
+        child = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
+        log_data(client, child, data, "evaluation")
+        log_in_batches(client, child, "metrics", [Metric(key, value, now, 0) for key, value in metrics.items()])
+        _log_files(client, child, sorted(path for path in folder.rglob("*") if path.is_file()))
+        client.set_terminated(child)
+    return child
 
 
 def add_file(uri: str, run_id: str, path: Path) -> None:

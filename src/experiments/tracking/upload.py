@@ -57,7 +57,7 @@ def upload(folder: Path, message: Message, model: keras.Model | None) -> None:
         MlflowException, SQLAlchemyError, OSError: the upload has failed.
     """
     import mlflow
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+    from mlflow.entities import Metric, Param, RunTag
 
     client = mlflow.MlflowClient()
     run_id, content = message.run_id, message.content
@@ -69,10 +69,8 @@ def upload(folder: Path, message: Message, model: keras.Model | None) -> None:
         case Kind.METRICS:
             log_in_batches(client, run_id, "metrics", [Metric(*point) for point in content])
         case Kind.DATA:
-            source = json.dumps({"uri": content["source"]})
             # One input stands for all splits, because MLflow does not store a second input with the same digest.
-            data = Dataset(content["name"], content["digest"], "local", source)
-            client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+            log_data(client, run_id, content, "training")
         case Kind.ARTIFACTS:
             log_files(run_id, folder, content)
         case Kind.MODEL:
@@ -90,6 +88,14 @@ def log_in_batches(client: MlflowClient, run_id: str, what: str, values: list[An
     for start in range(0, len(values), BATCH[what]):
         request: dict[str, Any] = {what: values[start : start + BATCH[what]]}
         client.log_batch(run_id, **request)
+
+
+def log_data(client: MlflowClient, run_id: str, data: Mapping[str, str], context: str) -> None:
+    """Log the data set that a run has read: its name, digest and source, and what it was read for."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    entity = Dataset(data["name"], data["digest"], "local", json.dumps({"uri": data["source"]}))
+    client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
 
 
 def log_files(run_id: str, folder: Path, tables: Mapping[str, Mapping[str, list[Any]]]) -> None:
