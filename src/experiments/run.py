@@ -25,8 +25,8 @@ from experiments.data.types import Dataset, Manifest, SplitSettings
 from experiments.errors import ConfigError, DataError, Pruned
 from experiments.evaluation import run_report
 from experiments.evaluation.calibration import confidence_metrics
-from experiments.evaluation.decision import choose_threshold, decision_of, threshold_warnings
-from experiments.evaluation.evaluate import Report, evaluate
+from experiments.evaluation.decision import Decision, choose_threshold, decision_of, threshold_warnings
+from experiments.evaluation.evaluate import Report, evaluate, report_on
 from experiments.evaluation.per_class import class_columns, pair_columns
 from experiments.evaluation.report_text import (
     accuracy_line,
@@ -44,7 +44,7 @@ from experiments.regimes.trained_weights import facts_of, restore, save_weights
 from experiments.runs import predictions
 from experiments.runs.active_run import ActiveRun, open_run
 from experiments.runs.curves import Curves
-from experiments.runs.run_directory import CURVES, REPORT, RunDirectory, class_scores_stem
+from experiments.runs.run_directory import CURVES, REPORT, RunDirectory, class_scores_stem, classes_of
 from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.redaction import redacted
 from experiments.tracking import inputs, mlflow_run
@@ -193,6 +193,7 @@ def finish(
         save_figures(active.directory.figures, components, dataset, result, reports)
     if not config.sweep.job:  # the winner of a sweep has a report
         with keep_error(errors, "the report"):
+            write_training_predictions(active.directory, dataset, result, reports["validation"].decision)
             model = (lambda: result.model) if is_sound else None
             run_report.write(active.directory, dataset.manifest.root, model)
     with keep_error(errors, "logging the files"):
@@ -212,7 +213,8 @@ def read_data(components: RunComponents, *, keep: bool = True) -> Dataset:
 
     Args:
         components: the components of the run.
-        keep: True for a run: images that are decoded for validation are also written to the pixel cache.
+        keep: True for a run: images that are decoded for validation are also written to the pixel cache, and what is
+            noteworthy about images is logged.
     """
     config = components.config
     size, memory = config.data.image_size, config.runtime.memory * 1e9
@@ -220,6 +222,8 @@ def read_data(components: RunComponents, *, keep: bool = True) -> Dataset:
     dataset = splits_of(read_manifest(config, components.source(), buffer), size, components.cache, memory, buffer)
     check_data(config, dataset)
     if buffer:
+        for sentence in manifest.warning_sentences([dataset.manifest]):
+            _log.warning("%s", sentence)
         for images in (dataset.train, *dataset.scored(config.evaluate.test)):
             if buffer.holds_any(images.entries):
                 _ = images.pixels
@@ -340,8 +344,7 @@ def check_origins(origins: Mapping[str, Path], dataset: Dataset) -> None:
                 f"with, such as {known[0]}: its scores would mean nothing. Use a run on the same split (data.fold, "
                 "data.split_seed, data.fractions), or train the weights anew"
             )
-        names = {int(row["label"]): row["class_name"] for row in rows}
-        classes = tuple(names[label] for label in sorted(names))
+        classes = classes_of(rows)
         if key == "regime.head_from" and classes != dataset.classes:
             raise ConfigError(
                 f"{key}: that run's head was trained for {', '.join(classes)}. Allowed: a head for "
@@ -360,6 +363,19 @@ def write_results(directory: RunDirectory, reports: Mapping[str, Report], metric
     for split, report in reports.items():
         directory.write_predictions(split, report.predictions)
         directory.write_class_scores(split, class_columns(report.class_scores), pair_columns(report.confused_pairs))
+
+
+def write_training_predictions(
+    directory: RunDirectory, dataset: Dataset, result: TrainingResult, decision: Decision
+) -> None:
+    """Write the predictions for the training images, of which some labels may be wrong, if the regime returns scores.
+
+    They are no evaluation: the model was trained on these labels.
+    """
+    if (scores := result.scores.get("train")) is not None:
+        files = [(entry.path, entry.sha256) for entry in dataset.train.entries]
+        report = report_on("train", files, dataset.train.labels, scores, dataset.classes, decision)
+        directory.write_predictions("train", report.predictions)
 
 
 def reused_seconds(result: TrainingResult) -> float:

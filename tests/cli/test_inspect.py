@@ -102,7 +102,7 @@ def test_an_augmentation_that_cannot_be_built_and_a_folder_that_is_not_there_are
     (["augmentation", "--views", "x"], "Received: 'x'"),
     (["augmentation", "--output", "a.jpg"], "must end in .png. Received: 'a.jpg'"),
     (["augmentation", "seed=1", "--vews", "3"], "unrecognized arguments: --vews"),
-    (["model", "--classes", "1"], "--classes: must be 2 or more"),
+    (["model", "--classes", "1"], "--classes: must be a whole number of 2 or more"),
     (["lr", "--from", "0"], "must be a learning rate above 0"),
     (["mistakes"], "RUN"),
     (["mistakes", "a", "seed=1"], "unrecognized arguments: seed=1"),

@@ -17,6 +17,7 @@ from PIL import Image
 from experiments.config.identity import dump_yaml, logged
 from experiments.errors import ConfigError
 from experiments.evaluation import page, report_images, run_report
+from experiments.evaluation.decision import MOST_PROBABLE
 from experiments.evaluation.evaluate import Report
 from experiments.evaluation.per_class import confusion_of
 from experiments.runs.predictions import Prediction
@@ -52,8 +53,9 @@ def directory(drawn: Path, tmp_path: Path, config: object) -> RunDirectory:
             predictions.append(
                 Prediction(inside, sha256, CLASSES[label], CLASSES[guess], max(shares.values()), guess == label, shares)
             )
-    directory.write_images(rows, [{"path": "bad.jpg", "reason": "cannot be read"}], [],
-                           [{"split": "train", "path": "a.jpg", "other_path": "b.jpg"}])  # fmt: skip
+    pairs = [(f"same{at}.jpg", "train", "c.jpg") for at in range(11)] + [("a.jpg", "validation", "b.jpg")]
+    copies = [{"split": "train", "path": one, "other_split": split, "other_path": other} for one, split, other in pairs]
+    directory.write_images(rows, [{"path": "bad.jpg", "reason": "cannot be read"}], [], copies)
     directory.write_predictions("validation", predictions)
     scores = {"accuracy": 0.75, "accuracy_low": 0.47, "accuracy_high": 0.9, "calibration_error": 0.1}
     directory.write_metrics({f"validation.{name}": value for name, value in scores.items()})
@@ -107,7 +109,9 @@ def test_the_page_holds_what_the_run_recorded(directory: RunDirectory, drawn: Pa
         "44 images of 2 classes",
         "48 × 48 pixels",
         "bad.jpg: cannot be read",
-        "a.jpg: is a near-duplicate of b.jpg",
+        "12 pairs of near-duplicates, 1 in two splits: the scores may be too good. a.jpg and b.jpg (train and "
+        "validation) same0.jpg and c.jpg (train)",
+        "and 2 more: near_duplicates.csv",
         "100.0% [43.9%, 100.0%] 50.0% [18.8%, 81.2%] 66.7%",  # precision, recall, F1 of blobs
         f"blobs → {OTHER} 3",
         "from start to results 9.0 s",
@@ -115,6 +119,44 @@ def test_the_page_holds_what_the_run_recorded(directory: RunDirectory, drawn: Pa
         "experiments predict",
     ):
         assert part in text, part
+
+
+def test_doubtful_labels_come_from_the_run_or_from_the_folds_of_its_sweep(
+    directory: RunDirectory, drawn: Path, tmp_path: Path
+) -> None:
+    def text_of(directory: RunDirectory) -> str:
+        text = re.sub(r"\s+", " ", page_of(directory, drawn).text)
+        return text.partition("Doubtful labels")[2].partition("What it cost")[0]
+
+    own = directory.predictions("validation")
+    text = text_of(directory)
+    assert (
+        "12 validation images, rated by this model, which was not trained on them. Training images are not rated."
+        in text
+    )
+    assert f"blobs 10.0%, rather {OTHER} 90.0%" in text and "3 of 12 labels are probably wrong" in text
+    rows = [row for row in directory.images() if row["split"] == "train"]
+    trained = [
+        Prediction(row["path"], row["sha256"], row["class_name"], "", 0.0, True, {"blobs": share, OTHER: 1 - share})
+        for row, share in zip(rows, [0.02, *[0.7] * 99], strict=False)
+    ]
+    directory.write_predictions("train", trained)
+    text = text_of(directory)
+    assert f"{len(trained)} training images, rated by this model, trained on their labels" in text
+    shown = text.partition("The most doubtful")[2]
+    assert shown.index("blobs 2.0%, rather") < shown.index("training image") < shown.index("blobs 10.0%, rather")
+    sweep = tmp_path / "sweep"
+    for at in range(2):
+        shutil.copytree(directory.folder, sweep / str(at))
+        config = sweep / str(at) / "config.yaml"
+        config.write_text(config.read_text().replace("fold: null", f"fold: {at}"))
+        fold = own[:6] if at else trained
+        RunDirectory(sweep / str(at)).write_predictions("validation", fold)
+    final = RunDirectory(directory.folder.rename(sweep / "2"))
+    (sweep / "sweep.json").write_text("{}")
+    assert f"{12 + len(trained)} images, each rated by models of the sweep's 2 folds, not trained on it." in text_of(
+        final
+    )
 
 
 def test_keys_that_differ_are_found_within_a_hydra_job(directory: RunDirectory) -> None:
@@ -142,7 +184,9 @@ def test_images_are_thumbnails_of_the_original_files(directory: RunDirectory, dr
     assert names[:3] == [f"validation/blobs/blobs.{at}.jpg" for at in (0, 2, 4)], "the mistakes first"
     thumbnail = Image.open(io.BytesIO(base64.b64decode((images[0]["src"] or "").split(",")[1])))
     assert thumbnail.size == (48, 48)
-    assert len(images) == 3 + 2 + 2 + 2, "mistakes; of blobs two right and two wrong, of the other two right"
+    assert len(images) == 3 + 2 + 2 + 2 + 3, (
+        "mistakes; of blobs two right and two wrong, of the other two right; labels"
+    )
     assert "Grad-CAM is not shown" in shown.text
 
 
@@ -151,7 +195,7 @@ def test_without_images_the_page_says_so(directory: RunDirectory, tmp_path: Path
         shown = page_of(directory, root)
         assert "its file is not in" in shown.text and "--data FOLDER" in shown.text
         assert not [a for tag, a in shown.elements if tag == "img" and (a["src"] or "").startswith("data:image/jpeg")]
-        assert shown.text.count("not shown") == 3 + 4 + 2 + 1
+        assert shown.text.count("not shown") == 3 + 4 + 2 + 3 + 1
 
 
 def test_a_changed_image_is_not_shown(directory: RunDirectory, drawn: Path, tmp_path: Path) -> None:
@@ -160,7 +204,7 @@ def test_a_changed_image_is_not_shown(directory: RunDirectory, drawn: Path, tmp_
     (moved / "validation/blobs/blobs.0.jpg").write_bytes(b"another image")
     shown = page_of(directory, moved)
     assert "has changed since" in shown.text
-    assert len([a for tag, a in shown.elements if tag == "img" and a["alt"] == "validation/blobs/blobs.2.jpg"]) == 2
+    assert len([a for tag, a in shown.elements if tag == "img" and a["alt"] == "validation/blobs/blobs.2.jpg"]) == 3
 
 
 def test_the_recorded_place_of_the_images_is_used_and_of_old_runs_that_of_the_command(
@@ -195,7 +239,7 @@ def test_of_many_classes_the_worst_have_examples() -> None:
             for at, name in enumerate(names)
             for copy, right in enumerate([False] * (at // 10) + [True] * (5 - at // 10))
         )
-        return Report("validation", {}, confusion_of(rows)[0], rows)
+        return Report("validation", {}, confusion_of(rows)[0], rows, MOST_PROBABLE)
 
     names = [f"class {at:02}" for at in range(45)]
     chosen = report_images.examples(report_of(names), names)

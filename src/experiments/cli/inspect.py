@@ -10,7 +10,17 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli.arguments import add_config_dir, add_overrides, add_run, add_uri, exit_on_error, positive
+from experiments.cli.arguments import (
+    add_config_dir,
+    add_overrides,
+    add_run,
+    add_uri,
+    ending,
+    exit_on_error,
+    number,
+    positive,
+    whole,
+)
 from experiments.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,6 +72,7 @@ PARTS = {
         "for the validation images only.",
     ),
 }
+rate = number("a learning rate above 0", lambda value: 0 < value < math.inf)
 OF_RUNS = ("mistakes", "labels")  # the parts that look at finished runs
 SHARED = ("part", "overrides", "config_dir", "run", "uri", "dpi", "output")  # the other options are the part's own
 
@@ -94,8 +105,8 @@ def parse() -> argparse.Namespace:
     """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(
         prog="experiments inspect",
-        description="Looks at one part of a configuration, given as for train or as a run had it (--run), and writes "
-        "what is to be seen as an image. `mistakes` looks at a run.",
+        description="Shows one part of a configuration, given as for train or as a run had it (--run), as text and as "
+        "a figure; or the mistakes, or the doubtful labels, of a finished run.",
     )
     components = parser.add_subparsers(dest="part", required=True, metavar="WHAT")
     parts = {}
@@ -113,7 +124,10 @@ def parse() -> argparse.Namespace:
             add_uri(part)
         part.add_argument("--dpi", type=positive, default=100, help="of the image (default: 100)")
         part.add_argument(
-            "--output", type=png, metavar="PATH", help="PNG file (default: inspect/ in outputs, of a run its figures/)"
+            "--output",
+            type=ending(".png"),
+            metavar="PATH",
+            help="PNG file (default: inspect/ in outputs, of a run its figures/)",
         )
     for name, count, what in (("augmentation", 8, "rows"), ("data", 6, "of each class")):
         parts[name].add_argument(
@@ -123,7 +137,7 @@ def parse() -> argparse.Namespace:
         "--views", type=positive, default=6, help="augmented images in a row (default: 6)"
     )
     parts["model"].add_argument("--layers", action="store_true", help="print every layer, not only the blocks")
-    parts["model"].add_argument("--classes", type=classes, help="of the head (default: the run's, else 2)")
+    parts["model"].add_argument("--classes", type=whole(2), help="of the head (default: the run's, else 2)")
     lr, mistakes = parts["lr"], parts["mistakes"]
     lr.add_argument("--batches", type=positive, default=100, help="at most (default: 100)")
     lr.add_argument("--from", type=rate, default=1e-6, dest="lowest", metavar="LR", help="(default: 1e-6)")
@@ -143,28 +157,6 @@ def parse() -> argparse.Namespace:
     if getattr(arguments, "overrides", None) and arguments.run:
         parser.error(f"--run: its configuration is inspected without overrides. Received: {arguments.overrides[0]}")
     return arguments
-
-
-def rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a learning rate above 0. Received: {text!r}")
-    return value
-
-
-def png(text: str) -> Path:
-    if Path(text).suffix != ".png":
-        raise argparse.ArgumentTypeError(f"must end in .png. Received: {text!r}")
-    return Path(text)
-
-
-def classes(text: str) -> int:
-    if positive(text) < 2:
-        raise argparse.ArgumentTypeError(f"must be 2 or more. Received: {text!r}")
-    return int(text)
 
 
 def inspect(arguments: argparse.Namespace) -> tuple[Inspection, Trained | None]:
@@ -210,7 +202,7 @@ def inspect_labels(named: str, uri: str | None, *, count: int, data: Path | None
             sweep = run.folder.parent
     runs = [run] if run else []
     if sweep:
-        jobs = [row for row in summary.read(sweep)[1] if row.status == Status.FINISHED and not row.final]
+        jobs = [row for row in summary.read(sweep)[1] if row.status == Status.FINISHED]
         if not jobs:
             raise ConfigError(f"{sweep}: no job of this sweep has finished")
         runs = [saved_run.of_folder(row.folder) for row in jobs]

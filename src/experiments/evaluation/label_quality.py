@@ -6,9 +6,37 @@ Artificial Intelligence Research 70 (2021), pages 1373-1411, https://arxiv.org/a
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+
+from experiments.runs.predictions import Prediction
+
+
+class Labelled(NamedTuple):
+    """An image with its label and the probabilities of all classes."""
+
+    path: str  # relative to the data root
+    sha256: str
+    split: str
+    label: str
+    probabilities: tuple[float, ...]  # in the order of the classes
+    held_out: bool  # whether they come from models that were not trained on the image
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """An image with the scores of its label."""
+
+    image: Labelled
+    self_confidence: float
+    margin: float
+    likely: str  # the most probable other class
+    probability: float  # of that class
+    probably_wrong: bool
 
 
 @dataclass(frozen=True)
@@ -41,3 +69,39 @@ def label_quality(labels: np.ndarray, probabilities: np.ndarray) -> LabelQuality
     confident = np.where(probabilities >= thresholds, probabilities, -np.inf)
     wrong = np.isfinite(confident).any(axis=1) & (confident.argmax(axis=1) != labels)
     return LabelQuality(own, own - probabilities[rows, likely], likely, wrong)
+
+
+def labelled(
+    predictions: Iterable[Prediction], classes: Sequence[str], split: str = "validation", *, held_out: bool = True
+) -> list[Labelled]:
+    """Return the images of predictions, each with the mean probabilities of its predictions.
+
+    Args:
+        predictions: of one or several models, with labels and probabilities.
+        classes: [C] names in label order.
+        split: that the images are in.
+        held_out: whether no model was trained on an image that it predicts.
+    """
+    found: dict[tuple[str, str, str], list[list[float]]] = defaultdict(list)
+    for one in predictions:
+        found[one.path, one.sha256, one.label].append([one.probabilities[name] for name in classes])
+    return [
+        Labelled(path, sha256, split, label, tuple(np.mean(shares, axis=0).tolist()), held_out)
+        for (path, sha256, label), shares in found.items()
+    ]
+
+
+def rank(images: Sequence[Labelled], classes: Sequence[str]) -> list[Doubt]:
+    """Return the images with the scores of their labels, the most doubtful first: by self-confidence."""
+    at = {name: label for label, name in enumerate(classes)}
+    labels = np.array([at[image.label] for image in images])
+    probabilities = np.array([image.probabilities for image in images])
+    quality = label_quality(labels, probabilities)
+    doubts = [
+        Doubt(
+            image, float(quality.self_confidence[n]), float(quality.margin[n]), classes[quality.likely[n]],
+            float(probabilities[n, quality.likely[n]]), bool(quality.probably_wrong[n]),
+        )
+        for n, image in enumerate(images)
+    ]  # fmt: skip
+    return sorted(doubts, key=lambda doubt: (doubt.self_confidence, doubt.margin, doubt.image.path))

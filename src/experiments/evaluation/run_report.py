@@ -23,17 +23,17 @@ from sklearn.metrics import confusion_matrix
 from experiments.config import overrides
 from experiments.data.types import SPLITS
 from experiments.errors import ConfigError
-from experiments.evaluation import page, plots, report_images
+from experiments.evaluation import page, plots, report_images, report_labels
 from experiments.evaluation.comparison import METRICS
-from experiments.evaluation.decision import default, recorded
+from experiments.evaluation.decision import recorded
 from experiments.evaluation.evaluate import Report
-from experiments.evaluation.per_class import class_scores, confused_pairs
+from experiments.evaluation.per_class import class_scores, confused_pairs, confusion_shares
 from experiments.evaluation.report_text import accuracy_line
 from experiments.evaluation.statistics import Interval
 from experiments.evaluation.training_checks import best_epoch
 from experiments.reuse import like
 from experiments.runs.command import arguments
-from experiments.runs.run_directory import CONFIG, MANIFEST, REPORT, RunDirectory
+from experiments.runs.run_directory import CONFIG, MANIFEST, REPORT, RunDirectory, classes_of
 from experiments.runs.run_directory import METRICS as METRICS_FILE
 from experiments.storage import atomic_files
 from experiments.training.types import EpochRecord
@@ -46,7 +46,7 @@ CONFIDENCE = {
     "aurc": "area under risk-coverage", "temperature": "temperature", "scaled_loss": "loss, scaled by temperature",
     "scaled_calibration_error": "calibration error, scaled by temperature",
 }  # fmt: skip
-MOST_PAIRS = 10  # confused pairs in the list
+MOST_PAIRS = 10  # confused pairs in the list, and near-duplicates
 MOST_ISSUES = 20  # issues of images in the list
 
 
@@ -72,12 +72,6 @@ class RunRecord:
         return best_epoch(self.history, monitor)
 
 
-def classes_of(images: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
-    """Return the class names of a manifest's rows, in the order of their labels."""
-    names = {int(row["label"]): row["class_name"] for row in images}
-    return tuple(names[label] for label in sorted(names))
-
-
 def read(directory: RunDirectory) -> RunRecord:
     """Read the record of a run.
 
@@ -92,9 +86,9 @@ def read(directory: RunDirectory) -> RunRecord:
     metrics = directory.metrics()
     images = directory.images()
     classes = classes_of(images)
-    decision = recorded(facts) if facts.get("positive") else default(classes)
+    decision = recorded(facts, classes)
     reports = {}
-    for split in filter(directory.has_predictions, SPLITS):
+    for split in filter(directory.has_predictions, ("validation", "test")):
         rows = tuple(directory.predictions(split))
         own = {name.removeprefix(f"{split}."): value for name, value in metrics.items() if name.startswith(f"{split}.")}
         confusion = confusion_matrix([row.label for row in rows], [row.predicted for row in rows], labels=classes)
@@ -138,6 +132,7 @@ def data_root(directory: RunDirectory) -> Path | None:
 
 def html(run: RunRecord, root: Path | None, model: Callable[[], keras.Model] | None) -> str:
     """Return the page."""
+    issues = run.directory.issues()
     gallery = report_images.gallery(run.reports["validation"], run.classes, run.plain, root, model)
     figures = {}
     if run.history:
@@ -157,13 +152,15 @@ def html(run: RunRecord, root: Path | None, model: Callable[[], keras.Model] | N
         configuration=(run.directory.folder / CONFIG).read_text(encoding="utf-8"),
         data=data_table(run),
         data_facts=data_sentences(run),
-        issues=run.directory.issues()[:MOST_ISSUES],
-        more_issues=max(len(run.directory.issues()) - MOST_ISSUES, 0),
+        issues=issues[:MOST_ISSUES],
+        more_issues=max(len(issues) - MOST_ISSUES, 0),
+        near_duplicates=near_duplicates(run),
         metrics=metric_table(run),
         decision=run.reports["validation"].decision.text if len(run.classes) == 2 else "",
         splits=[split_section(report, run.classes) for report in run.reports.values()],
         figures=figures,
         gallery=gallery,
+        labels=report_labels.section(run.directory, run.classes, run.plain, root),
         cost=cost_table(run),
         use=use(run),
     )
@@ -212,6 +209,23 @@ def data_sentences(run: RunRecord) -> list[str]:
         f"{len(run.images):,} images of {len(run.classes)} classes{origin} (data={data.get('name')}).",
         f"Width × height: {sizes}; the network sees {size} × {size}. Pixel formats: {kinds}.",
     ]
+
+
+def near_duplicates(run: RunRecord) -> dict[str, Any] | None:
+    """Return the template's data for near-duplicates: a sentence, and the first pairs; None if there are none."""
+    pairs = run.directory.near_duplicates()
+    if not pairs:
+        return None
+    leaks = sum(row["split"] != row["other_split"] for row in pairs)
+    count = f"{len(pairs):,} pair{'s' if len(pairs) > 1 else ''} of near-duplicates, {leaks:,} in two splits"
+    return {
+        "sentence": f"{count}: the scores may be too good." if leaks else f"{count}.",
+        "pairs": [
+            (row["path"], row["other_path"], " and ".join(dict.fromkeys((row["split"], row["other_split"]))))
+            for row in pairs[:MOST_PAIRS]
+        ],
+        "more": max(len(pairs) - MOST_PAIRS, 0),
+    }
 
 
 # --- Tables: rows of text, the header first
@@ -263,8 +277,6 @@ def split_section(report: Report, classes: Sequence[str]) -> dict[str, Any]:
     if len(classes) > 2:  # a class without images comes last
         scores.sort(key=lambda one: math.inf if math.isnan(one.f1.value) else one.f1.value)
     pairs = confused_pairs(report.confusion, classes)
-    totals = report.confusion.sum(axis=1, keepdims=True)
-    shares = np.divide(report.confusion, totals, out=np.zeros(report.confusion.shape), where=totals > 0)
     return {
         "name": report.split,
         "classes": [
@@ -276,7 +288,9 @@ def split_section(report: Report, classes: Sequence[str]) -> dict[str, Any]:
         "more_pairs": max(len(pairs) - MOST_PAIRS, 0),
         "confusion": [
             (name, list(zip(classes, counts, row, strict=True)))
-            for name, counts, row in zip(classes, report.confusion.tolist(), shares.tolist(), strict=True)
+            for name, counts, row in zip(
+                classes, report.confusion.tolist(), confusion_shares(report.confusion).tolist(), strict=True
+            )
         ],
     }  # fmt: skip
 
@@ -329,6 +343,7 @@ def use(run: RunRecord) -> list[tuple[str, str]]:
             'model = keras.saving.load_model("exported/model.keras")',
         ),
         ("More of its mistakes", f"experiments inspect mistakes {folder} --count 60"),
+        ("All labels, the most doubtful first, also of the training images", f"experiments inspect labels {folder}"),
         (
             "Train again with the same configuration and other values",
             f"python -m experiments.train like={folder} seed=1",

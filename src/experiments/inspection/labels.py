@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,7 +19,7 @@ from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError, DataError
 from experiments.evaluation import plots
 from experiments.evaluation.figure_style import literal, short
-from experiments.evaluation.label_quality import label_quality
+from experiments.evaluation.label_quality import Doubt, Labelled, labelled, rank
 from experiments.inspection.inspection import Inspection
 from experiments.regimes.build import data_root
 
@@ -29,29 +27,6 @@ COLUMNS = 6
 THUMBNAIL = 240  # pixels of the longer side of an image
 BATCH_SIZE = 32
 FOLDS = "data.fold=0,1,2,3,4 (with -m, then the sweep's name here) gives every image a model that has not seen it"
-
-
-class Labelled(NamedTuple):
-    """An image with its label and the probabilities of all classes."""
-
-    path: str  # relative to the data root
-    sha256: str
-    split: str
-    label: str
-    probabilities: tuple[float, ...]  # in the order of the classes
-    held_out: bool  # whether they come from models that were not trained on the image
-
-
-@dataclass(frozen=True)
-class Doubt:
-    """An image with the scores of its label."""
-
-    image: Labelled
-    self_confidence: float
-    margin: float
-    likely: str  # the most probable other class
-    probability: float  # of that class
-    probably_wrong: bool
 
 
 def inspect(runs: Sequence[Trained], *, sweep: Path | None, count: int, data: Path | None) -> Inspection:
@@ -72,8 +47,10 @@ def inspect(runs: Sequence[Trained], *, sweep: Path | None, count: int, data: Pa
     config = run.changed([f"{key}={quoted(str(data.resolve()))}"]) if data else run.config
     images = held_out(runs)
     name = sweep.name if sweep else run.name
-    lines = [f"{name}: {len(images)} validation images, by {_models(len(runs))} not trained on them"]
-    if sweep is None:
+    if sweep:
+        lines = [f"{name}: {len(images)} images, each by models of the sweep's {len(runs)} runs not trained on it"]
+    else:
+        lines = [f"{name}: {len(images)} validation images, by a model not trained on them"]
         trained = of_training_images(run, config)
         lines.append(
             f"{len(trained)} training images, by the run's own model, which was trained on their labels: a wrong one "
@@ -94,30 +71,20 @@ def inspect(runs: Sequence[Trained], *, sweep: Path | None, count: int, data: Pa
     )  # fmt: skip
 
 
-def _models(count: int) -> str:
-    return "a model" if count == 1 else f"models of {count} runs, each"
-
-
 def _likely(doubt: Doubt) -> str:
     return f"{doubt.likely} {doubt.probability:.1%}"
 
 
 def held_out(runs: Sequence[Trained]) -> list[Labelled]:
     """Return the validation images of runs, with the mean probabilities of the runs that validated with them."""
-    found: dict[tuple[str, str, str], list[list[float]]] = defaultdict(list)
-    for run in runs:
-        for one in run.predictions("validation"):
-            if not one.label or set(one.probabilities) != set(runs[0].classes):
-                raise ConfigError(
-                    f"{run.name}: its predictions have no labels and probabilities of {', '.join(runs[0].classes)}. "
-                    "Allowed: a run of this version, and a sweep whose jobs have the same classes"
-                )
-            shares = [one.probabilities[name] for name in runs[0].classes]
-            found[one.path, one.sha256, one.label].append(shares)
-    return [
-        Labelled(path, sha256, "validation", label, tuple(np.mean(shares, axis=0).tolist()), held_out=True)
-        for (path, sha256, label), shares in found.items()
-    ]
+    predictions = [one for run in runs for one in run.predictions("validation")]
+    for one in predictions:
+        if not one.label or set(one.probabilities) != set(runs[0].classes):
+            raise ConfigError(
+                f"{runs[0].name}: its predictions have no labels and probabilities of {', '.join(runs[0].classes)}. "
+                "Allowed: a run of this version, and a sweep whose jobs have the same classes"
+            )
+    return labelled(predictions, runs[0].classes)
 
 
 def of_training_images(run: Trained, config: Config) -> list[Labelled]:
@@ -139,22 +106,6 @@ def of_training_images(run: Trained, config: Config) -> list[Labelled]:
         for row, one in zip(rows, found, strict=True)
         if (shares := one.probabilities) is not None
     ]
-
-
-def rank(images: Sequence[Labelled], classes: Sequence[str]) -> list[Doubt]:
-    """Return the images with the scores of their labels, the most doubtful first: by self-confidence."""
-    at = {name: label for label, name in enumerate(classes)}
-    labels = np.array([at[image.label] for image in images])
-    probabilities = np.array([image.probabilities for image in images])
-    quality = label_quality(labels, probabilities)
-    doubts = [
-        Doubt(
-            image, float(quality.self_confidence[n]), float(quality.margin[n]), classes[quality.likely[n]],
-            float(probabilities[n, quality.likely[n]]), bool(quality.probably_wrong[n]),
-        )
-        for n, image in enumerate(images)
-    ]  # fmt: skip
-    return sorted(doubts, key=lambda doubt: (doubt.self_confidence, doubt.margin, doubt.image.path))
 
 
 def row(rank: int, doubt: Doubt) -> dict[str, Any]:

@@ -64,9 +64,12 @@ def bottleneck(components: RunComponents, dataset: Dataset, context: TrainingCon
     """
     extract(components, feature_requests(components, dataset), context.progress)
     head = train_head(components, dataset, context, components.config, components.phase)
-    scores = predict_splits(components, dataset, context, frozen_backbone(components), head.model)
+    frozen = frozen_backbone(components)
+    scores = predict_splits(components, dataset, context, frozen, head.model)
+    # The training images' features are those of the images themselves, so that their scores cost next to nothing.
+    trained = predict_probabilities(head.model, cached_features(components, frozen, dataset.train, context.progress))
     joined = join(components.backbone, components.config.model.head.pooling, head.model)
-    return TrainingResult(joined, head.history, scores)
+    return TrainingResult(joined, head.history, {**scores, "train": trained})
 
 
 def predict_splits(

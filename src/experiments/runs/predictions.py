@@ -22,6 +22,11 @@ class Prediction:
     probabilities: Mapping[str, float]  # class -> probability, in label order
 
 
+def mistakes(predictions: Iterable[Prediction]) -> list[Prediction]:
+    """Return the wrong predictions, most confident first."""
+    return sorted((one for one in predictions if not one.correct), key=lambda one: -one.confidence)
+
+
 def stem(split: str) -> str:
     """Return the name of a split's predictions: of the file with the suffix .csv, of MLflow's table with .json."""
     return f"predictions_{split}"

@@ -65,6 +65,12 @@ def class_scores_stem(split: str) -> str:
     return f"per_class_{split}"
 
 
+def classes_of(images: Iterable[Mapping[str, str]]) -> tuple[str, ...]:
+    """Return the class names in the rows of MANIFEST, in the order of their labels."""
+    names = {int(row["label"]): row["class_name"] for row in images}
+    return tuple(names[label] for label in sorted(names))
+
+
 def predictions_file(split: str) -> str:
     """Return the name of the file with the predictions for a split."""
     return f"{predictions.stem(split)}.csv"
@@ -194,15 +200,18 @@ class RunDirectory:
                 write_rows(self.folder / name, rows)
 
     def issues(self) -> list[tuple[str, str]]:
-        """Return path and text of issues: images that were not used, images with a warning, near-duplicates."""
+        """Return path and text of issues: images that were not used, and images with a warning."""
         found = []
         for name, column in ((SKIPPED, "reason"), (WARNINGS, "warning")):
             if (self.folder / name).is_file():
                 found += [(row["path"], row[column]) for row in read_rows(self.folder / name)]
-        if (self.folder / NEAR_DUPLICATES).is_file():
-            pairs = read_rows(self.folder / NEAR_DUPLICATES)
-            found += [(row["path"], f"is a near-duplicate of {row['other_path']}") for row in pairs]
         return found
+
+    def near_duplicates(self) -> list[dict[str, str]]:
+        """Return the rows of NEAR_DUPLICATES, those in two splits first; see `data.manifest.near_duplicate_rows`."""
+        if not (self.folder / NEAR_DUPLICATES).is_file():
+            return []
+        return sorted(read_rows(self.folder / NEAR_DUPLICATES), key=lambda row: row["split"] == row["other_split"])
 
     def lacks(self, names: Iterable[str]) -> list[str]:
         """Return the names of those files that do not exist."""
