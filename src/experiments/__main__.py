@@ -23,7 +23,7 @@ VERBS = {
     "export": ("experiments.cli.export", "a trained model as .keras and SavedModel"),
     "inspect": ("experiments.cli.inspect", "look at data, model, rates before a run; at mistakes after it"),
     "predict": ("experiments.cli.predict", "class and probability of image files, by a trained model"),
-    "pretrained": ("experiments.cli.pretrained", "train the shipped body of the small convnet anew"),
+    "pretrained": ("experiments.cli.pretrained", "train the shipped backbone of the small convnet anew"),
     "register": ("experiments.cli.register", "a trained model under a name in MLflow's registry"),
     "report": ("experiments.cli.report", "one HTML page of a run: settings, data, scores, mistakes, cost"),
     "reproduce": ("experiments.cli.reproduce", "the tutorial's experiments, its claims beside what came out"),

@@ -29,6 +29,7 @@ from experiments.evaluation.comparison import (
     disagreements,
     of_groups,
 )
+from experiments.evaluation.comparison_classes import compare_classes
 from experiments.evaluation.comparison_text import sentences
 from experiments.evaluation.significance import newcombe
 from experiments.runs.predictions import Prediction
@@ -127,7 +128,7 @@ def of(uri: str, *names: str, split: str = "validation") -> Comparison:
 
 def printed(comparison: Comparison, width: int = 100) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
-    show(console, comparison)
+    show(console, comparison, compare_classes(comparison))
     return console.export_text()
 
 
@@ -278,7 +279,7 @@ def test_an_accuracy_that_is_not_above_the_most_frequent_class_is_named(uri: str
         "The accuracy of finetune is significantly above always predicting 'normal' (95.0 %).",
     ]
     assert "not above always predicting 'normal'" in " ".join(printed(comparison).split())
-    assert comparison_text.csv_text(comparison).splitlines()[1].split(",")[5] == "0.95"
+    assert comparison_text.groups_csv(comparison).splitlines()[1].split(",")[5] == "0.95"
 
 
 @pytest.mark.parametrize(
@@ -416,7 +417,7 @@ def test_a_comparison_is_logged_once_and_is_no_run_to_compare(uri: str, tmp_path
 
 
 def test_the_csv_has_every_row(uri: str) -> None:
-    rows = list(csv.DictReader(io.StringIO(comparison_text.csv_text(of(uri, "scratch0", "tuned0", "elsewhere")))))
+    rows = list(csv.DictReader(io.StringIO(comparison_text.groups_csv(of(uri, "scratch0", "tuned0", "elsewhere")))))
     assert [row["paired_images"] for row in rows] == ["", "40", ""] and rows[1]["regime"] == "finetune"
     assert float(rows[0]["roc_auc_low"]) < float(rows[0]["roc_auc_high"])
 
@@ -454,7 +455,7 @@ def test_the_command_prints_the_comparison_and_leaves_a_page_without_tensorflow(
         (["--query", "params.regime = 'none'"], "--query: no finished run fits"),
         ([], "give runs, --sweep SWEEP or --query TEXT"),
         (["adam", "--data", "/nowhere"], "--data: no such folder"),
-        (["adam", "--images", "-1"], "must be a number, 0 or more"),
+        (["adam", "--images", "-1"], "must be a whole number of 0 or more"),
     ],
 )
 def test_the_command_reports_what_it_cannot_do_in_one_line(

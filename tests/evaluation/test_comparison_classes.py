@@ -85,7 +85,7 @@ def test_seeds_are_averaged_and_give_a_claim_about_the_setting() -> None:
 
 def test_pairs_with_the_largest_difference_come_first(two: Comparison) -> None:
     found = compare_classes(two)
-    assert found.pairs() == [(0, 2), (1, 0), (2, 0)]
+    assert found.pairs == [(0, 2), (1, 0), (2, 0)]
     table = by_class.confusion_table(two, found)
     assert table[0] == ["true → predicted", "1", "2"]
     assert table[1] == ["daisy → tulip", "1 (10.0%)", "5 (50.0%) +40.0"]

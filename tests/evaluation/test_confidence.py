@@ -15,6 +15,7 @@ from experiments.evaluation.calibration import (
     fit_temperature,
     scale,
 )
+from experiments.evaluation.decision import MOST_PROBABLE
 from experiments.evaluation.evaluate import Report
 from experiments.evaluation.selective import reject_for, risk_coverage
 from experiments.runs.predictions import Prediction
@@ -115,7 +116,7 @@ def report(scores: np.ndarray, labels: np.ndarray, *, loss: bool = True) -> Repo
                    dict(zip(names, row.tolist(), strict=True)))
         for row, label in zip(scores, labels, strict=True)
     )  # fmt: skip
-    return Report("", {"loss": log_loss(labels, scores)} if loss else {}, np.zeros((1, 1)), predictions)
+    return Report("", {"loss": log_loss(labels, scores)} if loss else {}, np.zeros((1, 1)), predictions, MOST_PROBABLE)
 
 
 def test_metrics_of_confidence_use_the_temperature_of_the_validation_images() -> None:

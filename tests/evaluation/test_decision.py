@@ -122,7 +122,8 @@ def test_settings_that_do_not_fit_the_classes(
 
 
 def test_what_a_run_records_is_read_back() -> None:
-    for decision in (Decision("dog", 0.25), Decision("dog"), MOST_PROBABLE):
-        assert recorded(decision.facts()) == decision
-    assert recorded({"threshold": "0.25", "positive": "dog"}) == Decision("dog", 0.25), "as MLflow tags"
-    assert recorded({"status": "FINISHED"}) == MOST_PROBABLE, "a run of 0.1"
+    for decision in (Decision("cat", 0.25), Decision("cat")):
+        assert recorded(decision.facts(), PETS) == decision
+    assert recorded(MOST_PROBABLE.facts(), FLOWERS) == MOST_PROBABLE
+    assert recorded({"threshold": "0.25", "positive": "cat"}, PETS) == Decision("cat", 0.25), "as MLflow tags"
+    assert recorded({"status": "FINISHED"}, PETS) == Decision("dog"), "a run of 0.1: the second class"

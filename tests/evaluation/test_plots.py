@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from experiments.evaluation import comparison_plots, figure_style, plots
+from experiments.evaluation.decision import default
 from experiments.evaluation.evaluate import Report
 from experiments.evaluation.statistics import reliability
 from experiments.runs.predictions import Prediction
@@ -39,7 +40,8 @@ def report_of(classes: tuple[str, ...], labels: list[int], scores: np.ndarray) -
         )
         for row, label in enumerate(labels)
     )
-    return Report("validation", {"accuracy": float(np.mean(predicted == labels))}, confusion, predictions)
+    metrics = {"accuracy": float(np.mean(predicted == labels))}
+    return Report("validation", metrics, confusion, predictions, default(classes))
 
 
 def random_report(classes: tuple[str, ...], count: int = 200) -> Report:

@@ -90,6 +90,10 @@ def test_a_sweep_plans_shares_concludes_and_is_not_run_twice(sweep: Sweep, own_o
     (parent,) = parents
     finals = [run for run in said["runs"] if run["final"]]
     assert len(jobs) == 6 + len(finals) and len(finals) == 2, "the winner once more, with each seed"
+    assert "6 to run, 2 the same as another, then the winner's final run" in done.stdout
+    labelled = [line.split()[0] for line in done.stdout.splitlines() if "final run of the winner  " in line]
+    assert labelled == [str(run["number"]) for run in finals]
+    assert {path.parent.name for path in folder.glob("*/report.html")} == set(labelled), "no job has a report"
     assert {run.info.status for run in [*jobs, parent]} == {"FINISHED"}
     assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in jobs)
     identities = [run.data.tags["identity"] for run in jobs]

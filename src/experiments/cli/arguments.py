@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,19 +51,42 @@ def add_config_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-dir", type=Path, help="folder with further choices, as train takes it")
 
 
-def positive(text: str) -> int:
-    """Parse a whole number of 1 or more, as an argparse type."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more. Received: {text!r}")
-    return int(text)
+def whole(lowest: int) -> Callable[[str], int]:
+    """Return an argparse type for whole numbers from `lowest`."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"must be a whole number of {lowest} or more. Received: {text!r}")
+        return int(text)
+
+    return parse
 
 
-def accuracy(text: str) -> float:
-    """Parse an accuracy above 0, at most 1, as an argparse type."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"must be an accuracy above 0, at most 1, such as 0.99. Received: {text!r}")
-    return value
+def number(allowed: str, fits: Callable[[float], bool]) -> Callable[[str], float]:
+    """Return an argparse type for numbers that fit; `allowed` describes them in the error message."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not fits(value):
+            raise argparse.ArgumentTypeError(f"must be {allowed}. Received: {text!r}")
+        return value
+
+    return parse
+
+
+def ending(suffix: str) -> Callable[[str], Path]:
+    """Return an argparse type for paths that end in a suffix such as .png."""
+
+    def parse(text: str) -> Path:
+        if Path(text).suffix != suffix:
+            raise argparse.ArgumentTypeError(f"must end in {suffix}. Received: {text!r}")
+        return Path(text)
+
+    return parse
+
+
+positive = whole(1)
+accuracy = number("an accuracy above 0, at most 1, such as 0.99", lambda value: 0 < value <= 1)

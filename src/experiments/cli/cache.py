@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+from experiments.cli.arguments import number
 from experiments.system.paths import default_outputs
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -31,7 +32,12 @@ def main() -> None:
     prune_parser = parts.add_parser(
         "prune", parents=[place], help="remove what was not used for long, or the longest unused down to a size"
     )
-    prune_parser.add_argument("--older", type=days, metavar="DAYS", help="what was not used for so many days")
+    prune_parser.add_argument(
+        "--older",
+        type=number("a number of days, 0 or more", lambda value: 0 <= value < math.inf),
+        metavar="DAYS",
+        help="what was not used for so many days",
+    )
     prune_parser.add_argument("--to", type=size, metavar="SIZE", help="the longest unused, until 5GB, say, remain")
     prune_parser.add_argument("--dry-run", action="store_true", help="print what would be removed")
     arguments = parser.parse_args()
@@ -53,16 +59,6 @@ def main() -> None:
             show(directory)
     except OSError as error:
         sys.exit(f"{error.filename}: {error.strerror}")
-
-
-def days(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of days, 0 or more. Received: {text!r}")
-    return value
 
 
 def size(text: str) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli.arguments import add_uri
+from experiments.cli.arguments import add_uri, exit_on_error, whole
 from experiments.errors import ConfigError
 from experiments.system.paths import default_outputs
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from experiments.evaluation.comparison import Comparison
+    from experiments.evaluation.comparison_classes import ClassComparison
     from experiments.tracking.queries import RunFacts
 
 IMAGES = 24  # default number of images in the gallery
@@ -24,6 +25,7 @@ LONGEST = 40  # characters of a value on a terminal; the files contain the whole
 BRIEF = ("loss", "roc_auc", "brier")  # the metrics that fit on a terminal; the files contain all
 
 
+@exit_on_error()
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments compare",
@@ -47,7 +49,7 @@ def main() -> None:
     )
     parser.add_argument("--split", default="validation", choices=("validation", "test"))
     parser.add_argument(
-        "--images", "--pictures", type=count, default=IMAGES, metavar="N",
+        "--images", "--pictures", type=whole(0), default=IMAGES, metavar="N",
         help=f"how many images to show on which the runs disagree (default: {IMAGES})",
     )  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="where the images are (default: where they were)")
@@ -61,6 +63,7 @@ def main() -> None:
         parser.error(f"--data: no such folder. Received: {arguments.data}")
 
     from experiments.evaluation.comparison import compare
+    from experiments.evaluation.comparison_classes import compare_classes
     from experiments.tracking.queries import find_runs, local_store, search_runs
 
     uri = arguments.uri or local_store()
@@ -76,18 +79,11 @@ def main() -> None:
         from experiments.system.progress import PlainConsole
 
         console = PlainConsole()
-        show(console, comparison)
-        save_files(console, uri, comparison, arguments)
-    except ConfigError as error:
-        sys.exit(str(error))
+        classes = compare_classes(comparison)
+        show(console, comparison, classes)
+        save_files(console, uri, comparison, classes, arguments)
     except OSError as error:
         sys.exit(f"{error.filename}: {error.strerror}. Give a folder that can be written: --output FOLDER --no-log")
-
-
-def count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a number, 0 or more. Received: {text!r}")
-    return int(text)
 
 
 def jobs_of(uri: str, named: str) -> list[RunFacts]:
@@ -115,7 +111,7 @@ def jobs_of(uri: str, named: str) -> list[RunFacts]:
     return jobs
 
 
-def show(console: Console, comparison: Comparison) -> None:
+def show(console: Console, comparison: Comparison, classes: ClassComparison) -> None:
     """Print a comparison on a terminal of 100 columns."""
     from experiments.evaluation import comparison_text
 
@@ -128,7 +124,7 @@ def show(console: Console, comparison: Comparison) -> None:
     metrics = comparison_text.metric_table(comparison, BRIEF)
     if len(metrics[0]) > 1:
         table(console, [[line[0].split(" ")[0], *line[1:]] for line in metrics])
-    show_classes(console, comparison)
+    show_classes(console, comparison, classes)
     if len(comparison.groups) > 1:
         valued, unread = comparison_text.configuration_tables(comparison)
         if len(comparison.groups) > MOST_COLUMNS:
@@ -143,7 +139,7 @@ def show(console: Console, comparison: Comparison) -> None:
         console.print(sentence)
 
 
-def show_classes(console: Console, comparison: Comparison) -> None:
+def show_classes(console: Console, comparison: Comparison, found: ClassComparison) -> None:
     """Print the positive class, and for a few groups the recall of each class and the pairs that are confused."""
     from experiments.evaluation import comparison_classes
 
@@ -152,7 +148,6 @@ def show_classes(console: Console, comparison: Comparison) -> None:
         console.print()
     if not 1 < len(comparison.groups) <= comparison_classes.BRIEF_GROUPS:
         return
-    found = comparison_classes.compare_classes(comparison)
     title = f"recall by class{comparison_classes.shown_of(found, comparison_classes.BRIEF_CLASSES)}"
     title += "; * significantly different from the first" if len(comparison.groups) > 2 else ", differences in points"
     table(console, comparison_classes.brief_class_table(comparison, found), title)
@@ -198,14 +193,16 @@ def reports_of(uri: str, comparison: Comparison) -> dict[str, Path]:
     return {run_id: place / REPORT for run_id, place in places.items() if place and (place / REPORT).is_file()}
 
 
-def save_files(console: Console, uri: str, comparison: Comparison, arguments: argparse.Namespace) -> None:
+def save_files(
+    console: Console, uri: str, comparison: Comparison, classes: ClassComparison, arguments: argparse.Namespace
+) -> None:
     """Write the comparison's files, log them to MLflow unless --no-log is given, and print where they are."""
     from experiments.evaluation import comparison_page
     from experiments.tracking.summary_runs import log_comparison
 
     folder = arguments.output or Path(default_outputs()) / "compare" / f"compare-{comparison.digest}"
     reports = reports_of(uri, comparison)
-    written = comparison_page.write(folder, comparison, arguments.images, arguments.data, reports)
+    written = comparison_page.write(folder, comparison, arguments.images, arguments.data, reports, classes)
     console.print(f"page     {written[0].resolve()}", highlight=False, markup=False, soft_wrap=True)
     if not arguments.no_log:
         text = (folder / "comparison.md").read_text(encoding="utf-8")

@@ -24,13 +24,14 @@ def main() -> None:
     from experiments.cli.compare import show
     from experiments.cli.composed import start
     from experiments.evaluation.comparison import compare
+    from experiments.evaluation.comparison_classes import compare_classes
     from experiments.system.progress import PlainConsole
 
     uri, runs = start([["experiment=demo", f"regime={regime}", *arguments.overrides] for regime in REGIMES], "demo")
     comparison = compare(uri, runs, "validation")
     console = PlainConsole()
     console.print()
-    show(console, comparison)
+    show(console, comparison, compare_classes(comparison))
     console.print(
         f"\nThree runs in {time.perf_counter() - began:.0f} s. Look at them: make ui (or: experiments ui)",
         highlight=False,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli.arguments import add_run, exit_on_error
+from experiments.cli.arguments import add_run, ending, exit_on_error
 from experiments.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,18 +28,12 @@ def main() -> None:
         "--data", type=Path, metavar="FOLDER", help="where the images are now (default: where they were)"
     )
     parser.add_argument(
-        "--output", type=html, metavar="PATH", help="HTML file, not logged (default: in the run's folder)"
+        "--output", type=ending(".html"), metavar="PATH", help="HTML file, not logged (default: in the run's folder)"
     )
     arguments = parser.parse_args()
     if arguments.data and not arguments.data.is_dir():
         parser.error(f"--data: no such folder. Received: {arguments.data}")
     report(arguments.run, arguments.uri, arguments.data, arguments.output)
-
-
-def html(text: str) -> Path:
-    if Path(text).suffix != ".html":
-        raise argparse.ArgumentTypeError(f"must end in .html. Received: {text!r}")
-    return Path(text)
 
 
 def report(named: str, uri: str | None, data: Path | None, output: Path | None) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
+from experiments.cli.arguments import exit_on_error
 from experiments.errors import ConfigError
 from experiments.training.types import Status
 
 
+@exit_on_error()
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments summarize",
@@ -23,10 +24,7 @@ def main() -> None:
     arguments = parser.parse_args()
     from experiments.sweeps.sweep_directory import find
 
-    try:
-        summarize(find(arguments.sweep))
-    except ConfigError as error:
-        sys.exit(str(error))
+    summarize(find(arguments.sweep))
 
 
 def summarize(folder: Path) -> None:

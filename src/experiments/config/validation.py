@@ -159,7 +159,7 @@ def _cross_field_errors(model: Model, regime: Regime, tracking: Tracking) -> lis
         )
     if model.weights == "pretrained" and model.name != "convnet" and "model.weights" not in regime.ignores:
         lines.append(
-            "model.weights: 'pretrained' is our body of model=convnet. "
+            "model.weights: 'pretrained' is the shipped backbone of model=convnet. "
             f"Received: model={model.name}. Allowed: imagenet, a file, an MLflow run id, null"
         )
     if tracking.uri == "???":

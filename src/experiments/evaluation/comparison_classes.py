@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, cast
 
 import numpy as np
 
 from experiments.evaluation import decision
 from experiments.evaluation.comparison import Comparison, Group, Key
-from experiments.evaluation.comparison_text import format_score, points, signed
+from experiments.evaluation.comparison_text import csv_text, format_score, points, signed
 from experiments.evaluation.groups import Scores
 from experiments.evaluation.per_class import confusion_of
 from experiments.evaluation.significance import Difference, compare_runs
@@ -53,8 +52,9 @@ class ClassComparison:
 
         return sorted(sorted(range(len(self.names)), key=key)[:most])
 
+    @cached_property
     def pairs(self) -> list[tuple[int, int]]:
-        """Return the pairs (true, predicted) that any group confuses, those with the largest differences first."""
+        """The pairs (true, predicted) that any group confuses, those with the largest differences first."""
         counts = np.stack(self.confusion)
         spread = counts.max(axis=0) - counts.min(axis=0) if len(counts) > 1 else counts[0]
         wrong = counts.sum(axis=0)
@@ -189,7 +189,7 @@ def confusion_table(comparison: Comparison, found: ClassComparison, most: int = 
     each group but the first the difference of the shares in percentage points.
     """
     rows = []
-    for pair in found.pairs()[:most]:
+    for pair in found.pairs[:most]:
         row = [f"{found.names[pair[0]]} → {found.names[pair[1]]}"]
         for at in range(min(len(found.confusion), MOST_GROUPS)):
             share = found.share(at, pair)
@@ -214,8 +214,8 @@ def decision_sentence(comparison: Comparison) -> str:
     for group in comparison.groups:
         classes = group_classes(group)
         for run in group.runs:
-            found = decision.recorded(run.tags)
-            positives.append(found.positive or decision.default(classes).positive)
+            found = decision.recorded(run.tags, classes)
+            positives.append(found.positive)
             thresholds.append(found.threshold)
     named = [f"'{name}'" for name in dict.fromkeys(positives) if name is not None]
     if not named or None in positives:
@@ -247,7 +247,7 @@ def classes_csv(comparison: Comparison, found: ClassComparison) -> str:
             ])  # fmt: skip
     header = ["class", "number", "label", "images", "recall", "recall_low", "recall_high", "precision", "f1",
               "recall_difference", "difference_low", "difference_high", "p_value"]  # fmt: skip
-    return _csv(header, rows)
+    return csv_text(header, rows)
 
 
 def confusion_csv(comparison: Comparison, found: ClassComparison) -> str:
@@ -255,14 +255,6 @@ def confusion_csv(comparison: Comparison, found: ClassComparison) -> str:
     rows = [
         [found.names[pair[0]], found.names[pair[1]], at + 1, " ".join(comparison.labels[at]),
          counts[pair], found.share(at, pair), found.share(at, pair) - found.share(0, pair)]
-        for pair in found.pairs() for at, counts in enumerate(found.confusion)
+        for pair in found.pairs for at, counts in enumerate(found.confusion)
     ]  # fmt: skip
-    return _csv(["true", "predicted", "number", "label", "images", "share", "share_difference"], rows)
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(header)
-    writer.writerows([["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in row] for row in rows])
-    return text.getvalue()
+    return csv_text(["true", "predicted", "number", "label", "images", "share", "share_difference"], rows)

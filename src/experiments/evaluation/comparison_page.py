@@ -30,6 +30,7 @@ def write(
     images: int,
     data: Path | None = None,
     reports: Mapping[str, Path] | None = None,
+    classes: ClassComparison | None = None,
 ) -> list[Path]:
     """Write comparison.md, .csv and .html, comparison_classes.csv, comparison_confusion.csv and figures/*.png.
 
@@ -39,6 +40,7 @@ def write(
         images: how many of the images on which the groups disagree to show.
         data: the directory that holds the images; None for the directories from which the runs have read them.
         reports: MLflow id of a run -> its report, to which the page links.
+        classes: the comparison by class; None to compute it.
 
     Returns:
         The paths of the files, the HTML page first.
@@ -46,11 +48,11 @@ def write(
     links = {run_id: quote(os.path.relpath(path, folder)) for run_id, path in (reports or {}).items()}
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     drawn = draw(comparison)
-    unlike, classes = disagreements(comparison), compare_classes(comparison)
+    unlike, classes = disagreements(comparison), classes or compare_classes(comparison)
     files = {
         "comparison.html": html(comparison, classes, unlike, drawn, images, data, links).encode(),
         "comparison.md": markdown(comparison, classes, unlike, list(drawn), images).encode(),
-        "comparison.csv": comparison_text.csv_text(comparison).encode(),
+        "comparison.csv": comparison_text.groups_csv(comparison).encode(),
         "comparison_classes.csv": comparison_classes.classes_csv(comparison, classes).encode(),
         "comparison_confusion.csv": comparison_classes.confusion_csv(comparison, classes).encode(),
         **{f"{FIGURES}/{name}.png": page.save_figure(figure, "png") for name, figure in drawn.items()},
@@ -111,8 +113,8 @@ def class_tables(comparison: Comparison, classes: ClassComparison) -> list[tuple
     pairs = comparison_classes.confusion_table(comparison, classes)
     tables = [(f"By class{shown}", comparison_classes.class_table(comparison, classes))]
     if len(pairs) > 1:
-        more = len(classes.pairs()) - len(pairs) + 1
-        shown = f": {len(pairs) - 1} of {len(classes.pairs())} pairs" if more else ""
+        more = len(classes.pairs) - len(pairs) + 1
+        shown = f": {len(pairs) - 1} of {len(classes.pairs)} pairs" if more else ""
         tables.append((f"Classes that are confused{shown}", pairs))
     return tables
 

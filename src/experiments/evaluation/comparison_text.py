@@ -307,7 +307,16 @@ def _difference_cells(found: Difference) -> list[object]:
     ]  # fmt: skip
 
 
-def csv_text(comparison: Comparison) -> str:
+def csv_text(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a CSV table; undefined numbers are empty cells."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows([["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in row] for row in rows])
+    return text.getvalue()
+
+
+def groups_csv(comparison: Comparison) -> str:
     """Return a CSV table with one row per group.
 
     Its columns are the metrics with their intervals, the difference from the first group, the durations, and the keys
@@ -315,24 +324,22 @@ def csv_text(comparison: Comparison) -> str:
     """
     names = [name for name in METRICS if any(name in measures for measures in comparison.measures)]
     differing = configuration(comparison.groups)
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow([
+    header = [
         "number", "label", "runs", "run_ids", "images", "accuracy_baseline",
         *(column for name in names for column in (name, f"{name}_low", f"{name}_high")),
         "difference", "difference_low", "difference_high", "about", "paired_images", "p_value", "only_first_right",
         "only_this_right", "images_needed", "seconds", "epoch_seconds", *differing,
-    ])  # fmt: skip
+    ]  # fmt: skip
+    rows = []
     for at, (group, label, found) in enumerate(
         zip(comparison.groups, comparison.labels, comparison.differences, strict=True)
     ):
         measures = [comparison.measures[at].get(name, Interval(math.nan)) for name in names]
-        row = [
+        rows.append([
             at + 1, " ".join(label), len(group.runs), " ".join(run.run_id for run in group.runs), len(group.images),
             group.baseline.accuracy,
             *(value for one in measures for value in one),
             *(_difference_cells(found) if found else [None] * 9), group.seconds, group.epoch_seconds,
             *(values[at] for values in differing.values()),
-        ]  # fmt: skip
-        writer.writerow(["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in row])
-    return text.getvalue()
+        ])  # fmt: skip
+    return csv_text(header, rows)

@@ -51,10 +51,10 @@ class Decision:
 MOST_PROBABLE = Decision()
 
 
-def recorded(facts: Mapping[str, Any]) -> Decision:
-    """Return the decision that a run has recorded, in its directory or as MLflow tags; runs of 0.1 have none."""
+def recorded(facts: Mapping[str, Any], classes: Sequence[str]) -> Decision:
+    """Return the decision that a run has recorded, in its directory or as MLflow tags; for runs of 0.1 the default."""
     threshold = facts.get("threshold")
-    return Decision(facts.get("positive"), None if threshold is None else float(threshold))
+    return Decision(facts.get("positive", default(classes).positive), None if threshold is None else float(threshold))
 
 
 def default(classes: Sequence[str]) -> Decision:

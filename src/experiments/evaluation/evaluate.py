@@ -18,10 +18,11 @@ from sklearn import metrics as sklearn_metrics
 from experiments.config.schema import PROBABILISTIC
 from experiments.data.types import SPLITS, Dataset
 from experiments.evaluation import decision as decisions
-from experiments.evaluation.decision import FEWEST_CLASSES, MOST_PROBABLE, Decision
+from experiments.evaluation.decision import FEWEST_CLASSES, Decision
 from experiments.evaluation.per_class import ClassScore, ConfusedPair, class_scores, confused_pairs
 from experiments.evaluation.statistics import reliability, wilson
 from experiments.runs.predictions import Prediction
+from experiments.storage.csv_files import encodable
 
 IMAGE_METRICS = ("accuracy", "loss", "brier")  # means over images, so that models can be compared image by image
 SMALLEST = float(np.finfo(np.float32).eps)  # the lower bound to which the loss clips probabilities
@@ -37,7 +38,7 @@ class Report:
     metrics: Mapping[str, float]  # finite values only; see `evaluate`
     confusion: np.ndarray  # [C, C] int64; rows are true classes, columns predicted ones
     predictions: tuple[Prediction, ...]  # in the order of the split's images
-    decision: Decision = MOST_PROBABLE  # by which `predictions` have their predicted classes
+    decision: Decision  # by which `predictions` have their predicted classes
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -210,11 +211,13 @@ def report_on(
     confidence = probabilities[np.arange(len(predicted)), predicted]
     return Report(
         split=split,
-        metrics=_metrics(labels, probabilities, predicted, classes.index(decision.positive or classes[-1])),
+        metrics=_metrics(
+            labels, probabilities, predicted, None if decision.positive is None else classes.index(decision.positive)
+        ),
         confusion=sklearn_metrics.confusion_matrix(labels, predicted, labels=np.arange(len(classes))),
         predictions=tuple(
             Prediction(
-                path=path.encode(errors="backslashreplace").decode(),
+                path=encodable(path),
                 sha256=sha256,
                 label=classes[labels[row]],
                 predicted=classes[predicted[row]],
@@ -228,18 +231,20 @@ def report_on(
     )
 
 
-def _metrics(labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray, positive: int) -> dict[str, float]:
+def _metrics(
+    labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray, positive: int | None
+) -> dict[str, float]:
     """Return those metrics that `evaluate` describes which are finite.
 
     Args:
         labels: [N] int.
         probabilities: [N, C] float64.
         predicted: [N] int.
-        positive: the label of the positive one of two classes.
+        positive: the label of the positive one of two classes; None for more classes.
     """
     count = probabilities.shape[1]
     every_class, occurring = np.arange(count), np.unique(labels)
-    counted = [positive] if count == 2 else occurring  # The "macro" average over one class is the binary metric.
+    counted = occurring if positive is None else [positive]  # The "macro" average over one class is the binary metric.
     correct, most_probable = predicted == labels, probabilities.argmax(axis=1)
     low, high = wilson(int(correct.sum()), len(labels))
 

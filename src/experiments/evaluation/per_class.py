@@ -88,6 +88,13 @@ def confused_pairs(confusion: np.ndarray, classes: Sequence[str]) -> list[Confus
     ]  # fmt: skip
 
 
+def confusion_shares(confusion: np.ndarray) -> np.ndarray:
+    """Return the confusion matrix [C, C] as shares of each true class's images; 0 for a class without images."""
+    totals = confusion.sum(axis=1, keepdims=True)
+    shares: np.ndarray = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
+    return shares
+
+
 def confusion_of(predictions: Sequence[Prediction]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return the confusion matrix of recorded predictions, and the names of its classes in label order.
 

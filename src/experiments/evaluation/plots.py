@@ -34,6 +34,7 @@ from experiments.evaluation.figure_style import (
     new_figure,
     short,
 )
+from experiments.evaluation.per_class import confusion_shares
 from experiments.evaluation.statistics import reliability
 from experiments.training.types import EpochRecord
 
@@ -96,8 +97,7 @@ def confusion_matrix(report: Report, classes: Sequence[str]) -> Figure:
     if len(classes) != len(report.confusion):
         raise ValueError(f"`classes` must hold {len(report.confusion)} names. Received: {len(classes)}")
     counts = report.confusion
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    shares = confusion_shares(counts)
     numbered, with_shares = len(classes) <= MOST_NUMBERED, len(classes) <= MOST_WITH_SHARES
     side = min(3.2 + (0.62 if with_shares else 0.32 if numbered else 0.25) * len(classes), 40)
     figure = new_figure(side + 1, side)
@@ -177,7 +177,7 @@ def precision_recall(report: Report, classes: Sequence[str]) -> Figure:
 
 def _shown(report: Report, classes: Sequence[str]) -> Sequence[str]:
     """Return the classes that have a curve: the positive one of two, else all."""
-    return (report.decision.positive or classes[1],) if len(classes) == 2 else classes
+    return classes if report.decision.positive is None else (report.decision.positive,)
 
 
 def _class_curves(

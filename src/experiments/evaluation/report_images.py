@@ -17,7 +17,7 @@ from experiments.errors import ConfigError, DataError
 from experiments.evaluation import page
 from experiments.evaluation.evaluate import Report
 from experiments.evaluation.per_class import class_scores
-from experiments.runs.predictions import Prediction
+from experiments.runs.predictions import Prediction, mistakes
 
 if TYPE_CHECKING:
     import keras
@@ -57,12 +57,13 @@ def gallery(
         `mistakes` and `examples` (for each class its right and its wrong ones), each image with its texts and base64 of
         its thumbnail; `wrong`, the number of all mistakes; `absent`, why images or Grad-CAM are not shown.
     """
-    wrong = sorted((row for row in report.predictions if not row.correct), key=lambda row: -row.confidence)
-    mistakes, chosen = wrong[:MOST_MISTAKES], examples(report, classes)
+    wrong, chosen = mistakes(report.predictions), examples(report, classes)
+    shown_mistakes = wrong[:MOST_MISTAKES]
     shown = {
-        row.sha256: row for row in (*mistakes, *(row for kinds in chosen.values() for kind in kinds for row in kind))
+        row.sha256: row
+        for row in (*shown_mistakes, *(row for kinds in chosen.values() for kind in kinds for row in kind))
     }
-    sides = {row.sha256: page.SIDE for row in mistakes}
+    sides = {row.sha256: page.SIDE for row in shown_mistakes}
     size = int(plain["data"]["image_size"])
     settings = DecoderSettings.of(plain["data"])
 
@@ -79,10 +80,10 @@ def gallery(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         images = dict(zip(shown, pool.map(load, shown.values()), strict=True))
     absent = sorted({image.missing for image in images.values() if image.missing})[:1]
-    heated, reason = explain(mistakes, images, classes, settings.resize, model)
+    heated, reason = explain(shown_mistakes, images, classes, settings.resize, model)
     return {
         "split": report.split,
-        "mistakes": [item(row, images[row.sha256], heated.get(row.sha256)) for row in mistakes],
+        "mistakes": [item(row, images[row.sha256], heated.get(row.sha256)) for row in shown_mistakes],
         "wrong": len(wrong),
         "examples": [
             (name, [[item(row, images[row.sha256]) for row in kind] for kind in kinds])
@@ -104,10 +105,10 @@ def examples(report: Report, classes: Sequence[str]) -> dict[str, tuple[tuple[Pr
     count = 2 if len(classes) <= FEW_CLASSES else 1
     found: dict[str, tuple[tuple[Prediction, ...], ...]] = {}
     for name in (name for name in classes if name in names):
-        rows = sorted((row for row in report.predictions if row.label == name), key=lambda row: -row.confidence)
-        right, wrong = ([row for row in rows if row.correct == is_right] for is_right in (True, False))
+        rows = [row for row in report.predictions if row.label == name]
+        right = sorted((row for row in rows if row.correct), key=lambda row: -row.confidence)
         ends = right[:1] + (right[1:][-1:] if count > 1 else [])
-        found[name] = (tuple(ends), tuple(wrong[:count]))
+        found[name] = (tuple(ends), tuple(mistakes(rows)[:count]))
     return found
 
 

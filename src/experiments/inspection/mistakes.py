@@ -21,7 +21,7 @@ from experiments.evaluation.figure_style import literal, short
 from experiments.inspection.inspection import Inspection
 from experiments.models.gradcam import gradcam, overlay
 from experiments.regimes.build import data_root
-from experiments.runs.predictions import Prediction
+from experiments.runs.predictions import Prediction, mistakes
 
 COLUMNS = 6  # images in a row: three mistakes with their heatmaps
 THUMBNAIL = 240  # pixels of the longer side of an image
@@ -69,7 +69,7 @@ def find(run: Trained, split: str) -> tuple[list[Prediction], int]:
         ConfigError: the run has no predictions for this split.
     """
     rows = run.predictions(split)
-    return sorted((row for row in rows if not row.correct), key=lambda mistake: -mistake.confidence), len(rows)
+    return mistakes(rows), len(rows)
 
 
 def explain(run: Trained, config: Config, mistakes: Sequence[Prediction]) -> Shown:
