@@ -65,7 +65,7 @@ docs: install reference  ## build the documentation as a site in outputs/docs; w
 	@$(PYTHON) -m sphinx -q -W --keep-going -b html docs outputs/docs
 	@echo outputs/docs/index.html
 
-pretrained: install  ## train the shipped body of the small convnet anew, on drawn animals (about half an hour)
+pretrained: install  ## train the shipped backbone of the small convnet anew, on drawn animals (about half an hour)
 	@$(PYTHON) -m experiments pretrained $(ARGS)
 
 clean:  ## remove the environment and caches of tools; outputs/ stays
