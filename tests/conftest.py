@@ -20,9 +20,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 
-from experiments import train
 from experiments.config import schema, validation
 from experiments.system import paths, redaction, signals
+from experiments.train import main, train
 
 ROOT = Path(__file__).resolve().parent.parent
 Compose = Callable[..., DictConfig]
@@ -208,7 +208,7 @@ def train_here() -> Callable[..., None]:
     def call(*arguments: str, figures: bool = False) -> None:
         with command_line(*arguments, figures=figures) as patch:
             patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-            train.train()
+            train()
 
     return call
 
@@ -226,7 +226,7 @@ def run_here() -> Callable[..., None]:
             patch.chdir(Path.cwd())  # restored afterwards: resume= changes to the directory of the original command
             patch.setattr(redaction, "install", lambda: None)  # it would replace the streams of the test process
             patch.setattr(signals, "install", lambda: None)
-            train.main()
+            main()
 
     return call
 

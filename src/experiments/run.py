@@ -74,6 +74,7 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         open_run(directory, config) as active,
         mlflow_run.track(config, directory.folder, active.run_id) as tracker,
     ):
+        active.note(threads=runtime.threads())
         active.track(tracker.run_id, config.tracking.uri)
         components, dataset, identity = prepare(config, active, tracker, planned)
         result, known = train(components, dataset, identity, directory, tracker, console)

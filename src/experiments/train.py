@@ -12,7 +12,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,9 +51,17 @@ for plugin in (Sweeper, LocalLauncher, RayLauncher, SlurmLauncher):
 ConfigStore.instance().repo["hydra"].get("launcher", {}).pop("ray.yaml", None)
 
 
-@hydra.main(version_base="1.3", config_path=str(paths.CONF), config_name="config")
+main_of_hydra = hydra.main(version_base="1.3", config_path=str(paths.CONF), config_name="config")
+
+
+@main_of_hydra
 def train(composed: DictConfig) -> float:
     """Run one experiment and return its validation metric `objective` to a sweeper."""
+    return train_composed(composed)
+
+
+def train_composed(composed: DictConfig) -> float:
+    """Validate a configuration that Hydra has composed for this job, and run its experiment; see `start`."""
     config = validation.validate(composed)
     unused.warn([config], HydraConfig.get().overrides.task)
     if config.sweep.rungs and config.resume is None:
@@ -112,17 +120,34 @@ def run_planned(job: PlannedRun) -> None:
 
 def main() -> None:
     def call() -> None:
-        foreign_options.check(sys.argv[1:])
-        command = resume.expand(sys.argv[1:])
+        command = expand(sys.argv[1:])
         if command is None:
             print("This run is finished: there is nothing to resume.")
             return
-        paths.check_directory()  # after resume=, which may have changed the directory
-        # Redacted after resume= and like= are expanded, because they may add addresses with passwords.
-        sys.argv[1:] = redaction.conceal_arguments(deferring(with_data_source(like.expand(command))))
+        sys.argv[1:] = command
         train()
 
     reported(call)
+
+
+def expand(given: Sequence[str]) -> list[str] | None:
+    """Return a command line as Hydra takes it: `resume=` and `like=` expanded, credentials redacted.
+
+    The current directory may be changed; see `resume.expand`.
+
+    Returns:
+        The arguments; None if `resume=` names a finished run.
+
+    Raises:
+        ConfigError: there are options of other tools, or no such run.
+    """
+    foreign_options.check(given)
+    command = resume.expand(given)
+    if command is None:
+        return None
+    paths.check_directory()  # after resume=, which may have changed the directory
+    # Redacted after resume= and like= are expanded, because they may add addresses with passwords.
+    return redaction.conceal_arguments(deferring(with_data_source(like.expand(command))))
 
 
 def with_data_source(command: list[str]) -> list[str]:
@@ -154,15 +179,8 @@ def reported(call: Callable[[], None]) -> None:
     signals.install()
     redaction.install()
     try:
-        try:
+        with signals.preferred():
             call()
-        except Exception as error:
-            if (stopped := signals.raised()) is None:
-                raise
-            # A library has replaced the signal's exception by another one; the signal is the reason.
-            for note in getattr(error, "__notes__", ()):
-                stopped.add_note(note)
-            raise stopped from error
     except (ConfigError, DataError, Pruned) as error:
         sys.exit("\n".join([str(error), *getattr(error, "__notes__", ())]))
     except (KeyboardInterrupt, signals.Stopped) as stop:
@@ -177,12 +195,17 @@ def reported(call: Callable[[], None]) -> None:
         print("\n".join([*message, *notes]), file=sys.stderr)
         sys.exit(1 if message else stop.code)
     except Exception as error:
-        text = explain(error, sys.argv[1:])
-        if full := disk_full(error):
-            text = "\n".join([full, *getattr(error, "__notes__", ())])
+        text = error_text(error, sys.argv[1:])
         if text is None:
             raise
         sys.exit(text)
+
+
+def error_text(error: Exception, command: Sequence[str]) -> str | None:
+    """Return the message for an error of Hydra or the disk that users can act on; None for any other error."""
+    if full := disk_full(error):
+        return "\n".join([full, *getattr(error, "__notes__", ())])
+    return explain(error, command)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
-from experiments.cli.compare import jobs_of, main, show
+from experiments.cli.compare import main, show
 from experiments.errors import ConfigError
 from experiments.evaluation import comparison_text
 from experiments.evaluation.comparison import (
@@ -33,6 +33,7 @@ from experiments.evaluation.comparison_classes import compare_classes
 from experiments.evaluation.comparison_text import sentences
 from experiments.evaluation.significance import newcombe
 from experiments.runs.predictions import Prediction
+from experiments.sweeps import sweep_directory
 from experiments.tracking import queries
 from experiments.tracking.queries import RunFacts, find_runs, search_runs
 from experiments.tracking.summary_runs import log_comparison
@@ -377,7 +378,7 @@ def test_queries_are_mlflows_and_wrong_ones_are_explained(uri: str) -> None:
 def test_a_sweep_is_found_by_its_run_and_by_its_folder(uri: str, own_outputs: Path) -> None:
     parent = {run.tags.get("mlflow.parentRunId") for run in find_runs(uri, ["job0"])}.pop()
     assert parent is not None
-    assert [run.name for run in jobs_of(uri, parent)] == ["job0", "job1", "job2"]
+    assert [run.name for run in sweep_directory.finished_runs(uri, parent)] == ["job0", "job1", "job2"]
     folder = own_outputs / "sweeps" / "mine"
     ids = [run.run_id for run in find_runs(uri, ["job2", "adam"])]  # one had been trained before
     for number, (run_id, status, final) in enumerate(
@@ -393,11 +394,11 @@ def test_a_sweep_is_found_by_its_run_and_by_its_folder(uri: str, own_outputs: Pa
         (folder / str(number) / "job.json").write_text(json.dumps(job))
     (folder / "sweep.json").write_text(json.dumps({"parent": parent}))
     for named in ("mine", str(folder), parent):
-        assert [run.name for run in jobs_of(uri, named)] == ["job2", "adam"]
+        assert [run.name for run in sweep_directory.finished_runs(uri, named)] == ["job2", "adam"]
     with pytest.raises(ConfigError, match="nothing: no such sweep.*The latest: mine"):
-        jobs_of(uri, "nothing")
+        sweep_directory.finished_runs(uri, "nothing")
     with pytest.raises(ConfigError, match="no finished job has"):
-        jobs_of(uri, "9" * 32)
+        sweep_directory.finished_runs(uri, "9" * 32)
 
 
 def test_a_comparison_is_logged_once_and_is_no_run_to_compare(uri: str, tmp_path: Path) -> None:

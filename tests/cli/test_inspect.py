@@ -14,8 +14,8 @@ import keras
 import pytest
 from PIL import Image
 
-from experiments.cli import composed, inspect
-from experiments.config import choices
+from experiments.cli import inspect
+from experiments.config import choices, composing
 from experiments.regimes.build import build_layer
 from experiments.system import paths
 
@@ -135,11 +135,11 @@ def test_what_the_documentation_says_to_type_is_accepted(tmp_path: Path) -> None
     commands = [shlex.split(line) for line in text.splitlines() if line.startswith(("    experiments", "    python"))]
     assert len(commands) > 8
     for words in commands:
-        composed.read([word for word in words if "=" in word])
+        composing.read([word for word in words if "=" in word])
     (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "augmentation").mkdir()
     (tmp_path / "augmentation" / "mine.yaml").write_text(example)
-    read = composed.read(["augmentation=mine"], tmp_path)
+    read = composing.read(["augmentation=mine"], tmp_path)
     assert isinstance(build_layer(read.augmentation.layers[0], 0, ()), keras.layers.RandomGrayscale)
 
 
@@ -170,7 +170,7 @@ def test_a_data_set_that_a_run_would_refuse_is_exit_code_1(
 
 
 def test_rates_that_do_not_grow_and_runs_that_are_not_there_are_explained(call: Call) -> None:
-    with pytest.raises(SystemExit, match="--from must be below --to"):
+    with pytest.raises(SystemExit, match="the lowest rate .--from. must be above 0 and below"):
         call("lr", "--from", "1", "--to", "0.1")
     with pytest.raises(SystemExit, match="No runs yet"):
         call("mistakes", "nobody")

@@ -12,13 +12,13 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from experiments import train
-from experiments.cli import composed
+from experiments.config import composing
 from experiments.config.hydra_errors import explain
 from experiments.config.overrides import as_typed, implies_folder, literal, quoted
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.sweeps.sweeper import Sweeper
+from experiments.train import deferring, with_data_source
 
 
 def value_of(override: str) -> str:
@@ -121,25 +121,25 @@ def test_a_data_source_of_your_own_with_a_root_is_kept(tmp_path: Path) -> None:
     preset = "# @package _global_\ndefaults:\n  - override /data: mine\n"
     (tmp_path / "experiment/with_mine.yaml").write_text(preset)
     assert not implies_folder(["experiment=with_mine", "data.root=/x"], tmp_path)
-    assert composed.read(["experiment=with_mine", "data.root=/x"], tmp_path).data.target == "mine.images"
+    assert composing.read(["experiment=with_mine", "data.root=/x"], tmp_path).data.target == "mine.images"
 
 
 def test_data_root_alone_composes_a_folder() -> None:
     for given in (["data.root=/x"], ["data.root=/x", "experiment=demo"]):
-        config = composed.read(given)
+        config = composing.read(given)
         assert (config.data.name, config.data.arguments["root"]) == ("folder", "/x")
 
 
 def test_another_data_source_beside_data_root_is_an_error_that_says_so() -> None:
     with pytest.raises(ConfigError, match="data.root: nothing reads this key.*leave out the other data source"):
-        composed.read(["data=synthetic", "data.root=/x"])
+        composing.read(["data=synthetic", "data.root=/x"])
 
 
 def test_train_and_its_sweeps_get_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["--cfg", "job", "epochs=2", "data.root=/x"]
-    assert train.with_data_source(command) == ["--cfg", "job", "data=folder", "epochs=2", "data.root=/x"]
-    assert train.with_data_source(["epochs=2"]) == ["epochs=2"]
+    assert with_data_source(command) == ["--cfg", "job", "data=folder", "epochs=2", "data.root=/x"]
+    assert with_data_source(["epochs=2"]) == ["epochs=2"]
     monkeypatch.setattr(Sweeper, "typed", None)
-    sweep = train.with_data_source(["-m", "model=convnet,vgg16", "data.root=/x"])
-    assert train.deferring(sweep) == ["-m", "data=folder", "model=convnet,vgg16"]
+    sweep = with_data_source(["-m", "model=convnet,vgg16", "data.root=/x"])
+    assert deferring(sweep) == ["-m", "data=folder", "model=convnet,vgg16"]
     assert Sweeper.typed == ["data=folder", "model=convnet,vgg16", "data.root=/x"]

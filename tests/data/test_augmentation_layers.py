@@ -19,8 +19,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 
-from experiments.cli.composed import read
 from experiments.config import choices
+from experiments.config.composing import read
 from experiments.config.schema import Config
 from experiments.data import augmentation
 from experiments.data.input_pipeline import augmented, image_batches

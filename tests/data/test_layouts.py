@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from pillow_heif import from_pillow
 
-from experiments.cli import composed
+from experiments.config import composing
 from experiments.data import manifest
 from experiments.data.issues import DataIssue
 from experiments.data.listing import ListedImage, is_litter
@@ -336,7 +336,7 @@ def test_the_layouts_of_the_page_are_read_with_data_root_alone(tmp_path: Path, r
     for folder in re.findall("`([^`]+)/`", folders):
         for class_name in "ab" if "<class>" in folder else "-":
             draw(tmp_path / "data", folder.replace("<class>", class_name), 10)
-    config = composed.read([f"data.root={tmp_path}/data", f"outputs={tmp_path}/outputs"])
+    config = composing.read([f"data.root={tmp_path}/data", f"outputs={tmp_path}/outputs"])
     found = read_manifest(config, build_source(config)())
     given = [split for split in splits if split not in ("drawn", "none")]
     for name, origin in zip(("train", "validation", "test"), splits, strict=True):

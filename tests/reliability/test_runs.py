@@ -38,7 +38,8 @@ REGIMES: dict[str, tuple[str, ...]] = {
 # A run that kills itself when it logs its N-th epoch: the epoch is in the checkpoint, but not in the curves and MLflow.
 BETWEEN = """
 import os, signal, sys
-from experiments import run, train
+from experiments import run
+from experiments.train import main
 add, at = run.Curves.add, [int(sys.argv.pop(1))]
 def told(self, record):
     at[0] -= 1
@@ -46,7 +47,7 @@ def told(self, record):
         os.kill(os.getpid(), signal.SIGKILL)
     add(self, record)
 run.Curves.add = told
-train.main()
+main()
 """
 
 
@@ -168,13 +169,13 @@ def test_endings(drawn: Path, started: Started, tally: Tally, tmp_path: Path) ->
 # Runs one command line after the other, each with its limit; prints how they ended: None, or a text or number.
 LIMITED = """
 import io, json, resource, sys
-from experiments import train
+from experiments.train import main
 told = []
 for limit, arguments in json.loads(sys.argv.pop(1)):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit or resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     sys.argv[1:], sys.stderr = arguments, io.StringIO()
     try:
-        train.main()
+        main()
         told.append([None, sys.stderr.getvalue()])
     except SystemExit as ended:
         told.append([ended.code, sys.stderr.getvalue()])

@@ -24,7 +24,7 @@ TELLS = """
 import sys
 from pathlib import Path
 from hydra import compose, initialize_config_dir
-from experiments import train
+import experiments.train
 from experiments.tracking import mlflow_run
 from experiments.config import validation
 from experiments.runs import run_directory

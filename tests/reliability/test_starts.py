@@ -26,7 +26,7 @@ OPENS = """
 import os, sys
 from pathlib import Path
 from hydra import compose, initialize_config_dir
-from experiments import train
+import experiments.train
 from experiments.tracking import mlflow_run
 from experiments.config import validation
 from experiments.system import paths

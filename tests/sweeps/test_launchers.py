@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from experiments.config.composing import Composed
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.sweeps import ray_cluster, remote_job, slurm
-from experiments.sweeps.plan import Composed, PlannedRun
+from experiments.sweeps.plan import PlannedRun
 from experiments.system import redaction, signals
 
 CONFIG = OmegaConf.create({"sweep": {"jobs": 3, "timeout": None}, "outputs": "/shared/outputs", "hydra": {}})

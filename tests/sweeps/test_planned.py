@@ -16,7 +16,6 @@ from typing import Any
 import mlflow
 import pytest
 
-from experiments import train
 from experiments.config.identity import run_identity
 from experiments.config.schema import Config
 from experiments.runs import run_directory
@@ -25,6 +24,7 @@ from experiments.sweeps import plots, processes, scheduler, summary_files, sweep
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.sweeper import Sweeper
 from experiments.system import signals
+from experiments.train import main
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 IMAGES = 100
@@ -39,7 +39,11 @@ class Trained:
         patch.setattr(processes, "run_worker_task", self.ask)
         patch.setattr(plots, "draw", lambda *arguments: None)
         patch.setattr(scheduler, "run_jobs", self.run)
-        patch.setattr(train, "redaction", type("", (), {"install": int, "conceal_arguments": staticmethod(list)}))
+        patch.setattr(
+            sys.modules["experiments.train"],
+            "redaction",
+            type("", (), {"install": int, "conceal_arguments": staticmethod(list)}),
+        )
         self.patch = patch
 
     def __call__(self, *overrides: str) -> list[PlannedRun]:
@@ -47,7 +51,7 @@ class Trained:
         self.runs.clear()
         self.patch.setattr(sys, "argv", ["train", "-m", "tracking=none", "progress=none", *overrides])
         self.patch.setattr(Sweeper, "typed", None)
-        train.main()
+        main()
         return list(self.runs)
 
     def identity(self, config: Config) -> str:

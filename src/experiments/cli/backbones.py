@@ -80,7 +80,7 @@ def configuration(name: str, folder: Path | None = None, threads: int | None = N
     Raises:
         ConfigError: the configuration cannot be composed or is invalid.
     """
-    from experiments.cli.composed import read
+    from experiments.config.composing import read
 
     threaded = [] if threads is None else [f"runtime.threads={threads}"]
     return read([f"model={name}", "model.weights=null", "regime=scratch", *threaded], folder)

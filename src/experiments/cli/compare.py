@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING
 
 from experiments.cli.arguments import add_uri, exit_on_error, whole
 from experiments.errors import ConfigError
-from experiments.system.paths import default_outputs
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from experiments.evaluation.comparison import Comparison
     from experiments.evaluation.comparison_classes import ClassComparison
-    from experiments.tracking.queries import RunFacts
 
 IMAGES = 24  # default number of images in the gallery
 MOST_COLUMNS = 4  # groups whose configurations are shown side by side on a terminal
@@ -64,12 +62,13 @@ def main() -> None:
 
     from experiments.evaluation.comparison import compare
     from experiments.evaluation.comparison_classes import compare_classes
+    from experiments.sweeps import sweep_directory
     from experiments.tracking.queries import find_runs, local_store, search_runs
 
     uri = arguments.uri or local_store()
     try:
         named = find_runs(uri, arguments.runs) if arguments.runs else []
-        found = [run for sweep in arguments.sweep for run in jobs_of(uri, sweep)]
+        found = [run for sweep in arguments.sweep for run in sweep_directory.finished_runs(uri, sweep)]
         if arguments.query:
             fitting = search_runs(uri, arguments.query)
             if not fitting:
@@ -84,31 +83,6 @@ def main() -> None:
         save_files(console, uri, comparison, classes, arguments)
     except OSError as error:
         sys.exit(f"{error.filename}: {error.strerror}. Give a folder that can be written: --output FOLDER --no-log")
-
-
-def jobs_of(uri: str, named: str) -> list[RunFacts]:
-    """Return the runs of a sweep's jobs.
-
-    Args:
-        uri: the MLflow tracking store.
-        named: the sweep's name, its directory, or the id of its MLflow run, which is the parent of the jobs' runs.
-
-    Raises:
-        ConfigError: no such sweep, or none of its jobs has finished.
-    """
-    from experiments.sweeps import sweep_directory
-    from experiments.tracking.queries import RUN_ID, find_runs, search_runs
-
-    try:  # the sweep's files also list jobs that were trained before, whose runs have another parent
-        return find_runs(uri, sweep_directory.run_ids(sweep_directory.find(named)))
-    except ConfigError:
-        if not RUN_ID.fullmatch(named):
-            raise
-    children = search_runs(uri, f"tags.`mlflow.parentRunId` = '{named}'")
-    jobs = [run for run in children if run.params.get("evaluate.test") != "True"]  # without final runs of the winner
-    if not jobs:
-        raise ConfigError(f"--sweep: no finished job has {named} as its parent run")
-    return jobs
 
 
 def show(console: Console, comparison: Comparison, classes: ClassComparison) -> None:
@@ -184,29 +158,17 @@ def table(console: Console, lines: Sequence[Sequence[str]], title: str | None = 
     console.print(made)
 
 
-def reports_of(uri: str, comparison: Comparison) -> dict[str, Path]:
-    """Return the reports of those runs whose directory with a report is on this machine, by MLflow id."""
-    from experiments.runs.location import folder_of
-    from experiments.runs.run_directory import REPORT
-
-    places = {run.run_id: folder_of(run.run_id, run.tags.get("run_folder"), uri) for run in comparison.runs}
-    return {run_id: place / REPORT for run_id, place in places.items() if place and (place / REPORT).is_file()}
-
-
 def save_files(
     console: Console, uri: str, comparison: Comparison, classes: ClassComparison, arguments: argparse.Namespace
 ) -> None:
     """Write the comparison's files, log them to MLflow unless --no-log is given, and print where they are."""
     from experiments.evaluation import comparison_page
-    from experiments.tracking.summary_runs import log_comparison
 
-    folder = arguments.output or Path(default_outputs()) / "compare" / f"compare-{comparison.digest}"
-    reports = reports_of(uri, comparison)
-    written = comparison_page.write(folder, comparison, arguments.images, arguments.data, reports, classes)
-    console.print(f"page     {written[0].resolve()}", highlight=False, markup=False, soft_wrap=True)
-    if not arguments.no_log:
-        text = (folder / "comparison.md").read_text(encoding="utf-8")
-        run_id = log_comparison(uri, comparison.runs[0].experiment, comparison.digest, written, text)
+    path, run_id = comparison_page.save(
+        uri, comparison, classes, arguments.output, arguments.images, arguments.data, log=not arguments.no_log
+    )
+    console.print(f"page     {path.resolve()}", highlight=False, markup=False, soft_wrap=True)
+    if run_id:
         console.print(f"MLflow   {run_id}", highlight=False, soft_wrap=True)
 
 

@@ -22,7 +22,7 @@ def main() -> None:
     began = time.perf_counter()
 
     from experiments.cli.compare import show
-    from experiments.cli.composed import start
+    from experiments.cli.starting import start
     from experiments.evaluation.comparison import compare
     from experiments.evaluation.comparison_classes import compare_classes
     from experiments.system.progress import PlainConsole

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import math
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +19,8 @@ from experiments.cli.arguments import (
     positive,
     whole,
 )
-from experiments.errors import ConfigError
 
 if TYPE_CHECKING:
-    from experiments.config.schema import Config
     from experiments.deploy.saved_run import Trained
     from experiments.inspection.inspection import Inspection
 
@@ -81,6 +77,8 @@ SHARED = ("part", "overrides", "config_dir", "run", "uri", "dpi", "output")  # t
 def main() -> None:
     arguments = parse()
     result, run = inspect(arguments)
+    from experiments.inspection.inspection import log_file, show, write_figure
+
     show(result)
     path = arguments.output or result.path(run)
     if result.table:
@@ -89,7 +87,6 @@ def main() -> None:
         write_rows(path.with_suffix(".csv"), result.table)
         print(path.with_suffix(".csv"))
     if result.draw is not None:
-        from experiments.inspection.inspection import log_file, write_figure
         from experiments.runs.run_directory import FIGURES
 
         write_figure(result.draw(), path, arguments.dpi)
@@ -161,84 +158,16 @@ def parse() -> argparse.Namespace:
 
 def inspect(arguments: argparse.Namespace) -> tuple[Inspection, Trained | None]:
     """Inspect a part, and return the result and the run that it belongs to, if one is given."""
-    from experiments.cli.composed import read
+    from experiments.api import inspection
+    from experiments.config.composing import read
     from experiments.deploy import saved_run
-    from experiments.system.startup import quiet_start
 
     options = {name: value for name, value in vars(arguments).items() if name not in SHARED}
-    if arguments.part == "lr" and (options["lowest"] >= options["highest"] or options["batches"] < 2):
-        raise ConfigError(
-            f"--from must be below --to, with two batches or more between them. Received: --from "
-            f"{options['lowest']:g} --to {options['highest']:g} --batches {options['batches']}"
-        )
     if arguments.part == "labels":
-        return inspect_labels(arguments.run, arguments.uri, **options)
+        return inspection.inspect_labels(arguments.run, arguments.uri, **options)
     run = saved_run.find(arguments.run, arguments.uri) if arguments.run else None
     config = run.config if run else read(arguments.overrides, arguments.config_dir)
-    if arguments.part == "model":
-        options["classes"] = options["classes"] or (len(run.classes) if run else 2)
-    with quiet_start():
-        part = importlib.import_module(f"experiments.inspection.{arguments.part}")
-    if arguments.part == "lr":
-        return inspect_lr(config, **options), run
-    result: Inspection = part.inspect(run if arguments.part == "mistakes" else config, **options)
-    return result, run
-
-
-def inspect_labels(named: str, uri: str | None, *, count: int, data: Path | None) -> tuple[Inspection, Trained | None]:
-    """Inspect the labels of a run's images; those of all folds, for a sweep over folds or one of its jobs."""
-    from experiments.deploy import saved_run
-    from experiments.runs.run_directory import SWEEP
-    from experiments.sweeps import summary, sweep_directory
-    from experiments.system.startup import quiet_start
-    from experiments.training.types import Status
-
-    run = sweep = None
-    try:
-        sweep = sweep_directory.find(named)
-    except ConfigError:
-        run = saved_run.find(named, uri)
-        if run.folder and run.config.data.fold is not None and (run.folder.parent / SWEEP).is_file():
-            sweep = run.folder.parent
-    runs = [run] if run else []
-    if sweep:
-        jobs = [row for row in summary.read(sweep)[1] if row.status == Status.FINISHED]
-        if not jobs:
-            raise ConfigError(f"{sweep}: no job of this sweep has finished")
-        runs = [saved_run.of_folder(row.folder) for row in jobs]
-    with quiet_start():
-        from experiments.inspection import labels
-    return labels.inspect(runs, sweep=sweep, count=count, data=data), None if sweep else run
-
-
-def inspect_lr(config: Config, *, lowest: float, highest: float, batches: int) -> Inspection:
-    """Run a learning rate range test of `batches` batches."""
-    import numpy as np
-
-    from experiments.inspection import lr
-    from experiments.inspection.inspection import Inspection
-    from experiments.system.progress import PlainConsole, Terminal
-    from experiments.tracking import inputs
-    from experiments.training import runtime
-
-    rates = np.geomspace(lowest, highest, batches)
-    with tempfile.TemporaryDirectory() as folder, runtime.apply(config.runtime):
-        files = inputs.fetch(config, Path(folder))
-        found = lr.range_test(config, files, rates, Terminal(PlainConsole(stderr=True)))
-    name, facts = f"lr-{config.regime.name}-{config.optimizer.name}", {"rates": f"{lowest} {highest} {batches}"}
-    return Inspection(config, name, lr.sentences(config, found), lambda: lr.draw(config, found), facts)
-
-
-def show(result: Inspection) -> None:
-    """Print the lines of an inspection; tables at least as wide as their cells, even on a narrow terminal."""
-    from experiments.system.progress import PlainConsole
-
-    for line in result.lines:
-        if isinstance(line, str):
-            print(line)
-            continue
-        width = PlainConsole(width=1000).measure(line).maximum
-        PlainConsole(width=max(PlainConsole().width, width)).print(line)
+    return inspection.inspect_part(arguments.part, config, run, options), run
 
 
 if __name__ == "__main__":

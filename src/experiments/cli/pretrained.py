@@ -18,7 +18,7 @@ def main() -> None:
     )
     add_overrides(parser)
     arguments = parser.parse_args()
-    from experiments.cli.composed import start
+    from experiments.cli.starting import start
     from experiments.evaluation.evaluate import Baseline, percent
     from experiments.runs.run_directory import RunDirectory
 

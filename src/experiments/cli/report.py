@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from experiments.cli.arguments import add_run, ending, exit_on_error
-from experiments.errors import ConfigError
-
-if TYPE_CHECKING:
-    from experiments.deploy.saved_run import Trained
 
 
 @exit_on_error(OSError)
@@ -43,41 +38,15 @@ def report(named: str, uri: str | None, data: Path | None, output: Path | None) 
         ConfigError: there is no such run, or its files do not exist any more.
     """
     from experiments.deploy import saved_run
-    from experiments.runs.run_directory import RunDirectory
     from experiments.system.startup import quiet_start
 
     run = saved_run.find(named, uri)
-    if run.folder is None:
-        print(logged_report(run))
-        return
-    directory = RunDirectory(run.folder)
     with quiet_start():
-        from experiments.evaluation import run_report
-        from experiments.inspection.inspection import log_file
-    path = run_report.write(directory, data or run_report.data_root(directory), run.model, output)
+        from experiments.inspection.report import write
+    path = write(run, data, output)
     print(path)
-    if run.run_id and output is None:
-        log_file(run, path)
+    if run.folder and run.run_id and output is None:
         print(f"also in MLflow: run {run.run_id}, {path.name}")
-
-
-def logged_report(run: Trained) -> Path:
-    """Return the report that a run on another machine has logged to MLflow, downloaded if need be.
-
-    Raises:
-        ConfigError: it has logged none.
-    """
-    from experiments.runs.run_directory import REPORT
-    from experiments.tracking import queries
-
-    assert run.uri is not None and run.run_id is not None, "found by its MLflow id or name"
-    path = queries.artifact(run.uri, run.run_id, REPORT)
-    if path is None:
-        raise ConfigError(
-            f"{run.name}: its folder is not on this machine, and it has logged no {REPORT}. Make the report where its "
-            "folder is"
-        )
-    return path
 
 
 if __name__ == "__main__":

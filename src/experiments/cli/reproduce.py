@@ -110,7 +110,7 @@ def planned(arguments: argparse.Namespace) -> list[Job]:
     Raises:
         ConfigError: a path does not exist, or the overrides cannot be used.
     """
-    from experiments.cli import composed
+    from experiments.config import composing
     from experiments.sweeps import reproduction
     from experiments.sweeps.plan import Job
 
@@ -130,7 +130,7 @@ def planned(arguments: argparse.Namespace) -> list[Job]:
         for seed in range(arguments.seeds):
             line = [*given, *arguments.overrides, f"seed={seed}"]
             values = {"experiment": name, "seed": str(seed)}
-            one = composed.whole(line)
+            one = composing.whole(line)
             jobs.append(Job(len(jobs), line, values, one.config, Path(), one.hydra))
     return jobs
 

@@ -6,15 +6,18 @@ import itertools
 import os
 import re
 import shlex
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from experiments.config.schema import GROUPS
+from experiments.errors import ConfigError
 from experiments.system.paths import CONF
+from experiments.system.private_api import without_hydra
 
 
 def quoted(text: str, quote: str = "'") -> str:
@@ -26,6 +29,43 @@ def quoted(text: str, quote: str = "'") -> str:
     before_quotes = re.sub(rf"(\\*){quote}", lambda found: found[1] * 2 + "\\" + quote, text)
     whole = re.sub(r"(\\+)\Z", lambda found: found[1] * 2, before_quotes)
     return f"{quote}{whole}{quote}"
+
+
+def format_value(value: Any) -> str:
+    """Return a Python value as it is written in Hydra's grammar; texts are taken literally.
+
+    Args:
+        value: None, bool, int, float, text, path, NumPy scalar or array, or lists, tuples and mappings of these.
+
+    Raises:
+        ConfigError: the value is of another type.
+        ValueError: a mapping has a key that this grammar cannot express.
+    """
+    if hasattr(value, "tolist"):  # NumPy's scalars and arrays, pandas' series
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{_format_key(str(key))}:{format_value(below)}" for key, below in value.items()) + "}"
+    if isinstance(value, list | tuple | range):
+        return "[" + ",".join(map(format_value, value)) + "]"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str | PurePath):
+        return quoted(str(value))
+    raise ConfigError(
+        f"{value!r}: a configuration has no values of type {type(value).__name__}. Allowed: None, bool, int, float, "
+        "str, Path, NumPy scalars and arrays, and lists, tuples and dicts of these"
+    )
+
+
+def _format_key(key: str) -> str:
+    """Return a mapping's key with the escapes of Hydra's grammar, which has no quotes for keys."""
+    if not re.fullmatch(r"[\w \\()\[\]{}:=,./+$%*@?|-]+", key, re.ASCII):
+        raise ValueError(f"{key!r} cannot be written on a command line: give it in a YAML file (--config-dir)")
+    return re.sub(r"([\\()\[\]{}:=, ])", r"\\\1", key)
 
 
 def literal(text: str) -> str:
@@ -83,7 +123,7 @@ def implies_folder(overrides: Sequence[str], config_dir: str | Path | None = Non
             if override.key_or_group not in GROUPS
             and any((Path(folder) / override.key_or_group).is_dir() for folder in (CONF, config_dir) if folder)
         ]
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        with without_hydra(), initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             return not any(
                 "root" in compose(config_name, [*chosen, *place]).data.keys()  # noqa: SIM118 (`in` omits ???)
                 for chosen in itertools.product(*presets)

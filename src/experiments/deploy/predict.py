@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import logging
 import os
 import stat
@@ -13,12 +14,14 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from experiments.data import decoder
 from experiments.data.decoder_settings import DEFAULTS, DecoderSettings
 from experiments.data.issues import printable
 from experiments.data.listing import walk
 from experiments.data.plugins import SUFFIXES
+from experiments.data.resizing import resize
 from experiments.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -73,13 +76,14 @@ def list_files(given: Sequence[str]) -> tuple[list[str], int]:
 
 
 def predictions(
-    model: keras.Model, files: Iterable[str], batch_size: int, decoder_settings: DecoderSettings = DEFAULTS
-) -> Iterator[list[Prediction]]:
+    model: keras.Model, files: Iterable[str | Image.Image], batch_size: int,
+    decoder_settings: DecoderSettings = DEFAULTS,
+) -> Iterator[list[Prediction]]:  # fmt: skip
     """Yield a model's predictions for image files in their order, some at a time, in constant memory.
 
     Args:
         model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
-        files: the paths of the files.
+        files: the paths of the files; or images, whose predictions have an empty path.
         batch_size: number of images in a forward pass.
         decoder_settings: those that the model was trained with.
 
@@ -114,7 +118,11 @@ def predict_files(waiting: Sequence[tuple[str, str]], rows: Iterable[np.ndarray]
 
 
 def decode_ahead(
-    pool: ThreadPoolExecutor, files: Iterable[str], size: int, most: int, decoder_settings: DecoderSettings
+    pool: ThreadPoolExecutor,
+    files: Iterable[str | Image.Image],
+    size: int,
+    most: int,
+    decoder_settings: DecoderSettings,
 ) -> Iterator[tuple[str, np.ndarray | str]]:
     """Yield the path and the image of each file in order, with up to `most` images decoded ahead.
 
@@ -124,8 +132,10 @@ def decode_ahead(
     waiting: deque[tuple[str, Future[np.ndarray | str]]] = deque()
     while True:
         waiting.extend(
-            (path, pool.submit(read_image, path, size, decoder_settings))
-            for path in islice(remaining, most - len(waiting))
+            (file, pool.submit(read_image, file, size, decoder_settings))
+            if isinstance(file, str)
+            else ("", pool.submit(resize_image, file, size, decoder_settings))
+            for file in islice(remaining, most - len(waiting))
         )
         if not waiting:
             return
@@ -152,6 +162,25 @@ def read_image(path: str, size: int, decoder_settings: DecoderSettings = DEFAULT
     except MemoryError:
         return "is too large for this machine's memory"
     except DataError as error:
+        return str(error).partition(";")[0]
+
+
+def resize_image(image: Image.Image, size: int, decoder_settings: DecoderSettings = DEFAULTS) -> np.ndarray | str:
+    """Return an image's pixels [size, size, 3] uint8 as those of a file that holds it, or why it cannot be used.
+
+    Modes other than RGB go through a PNG file in memory, so that the decoder treats transparency, palettes and 16-bit
+    grays as it does those of files. The orientation in an image's EXIF data is applied.
+    """
+    content = io.BytesIO()
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in ("CMYK", "YCbCr", "LAB", "HSV"):  # PNG has none of these
+            upright = upright.convert("RGB")
+        if upright.mode == "RGB" and "transparency" not in upright.info:
+            return resize(upright, size, decoder_settings.resize)
+        upright.save(content, "PNG", compress_level=1)
+        return decoder.decode_resized(content.getvalue(), size, decoder_settings)
+    except (OSError, DataError) as error:  # the image is truncated, or of a mode that PNG does not have
         return str(error).partition(";")[0]
 
 

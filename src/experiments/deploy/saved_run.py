@@ -120,15 +120,24 @@ class Trained:
                 return read_model(logged / KERAS_FILE)
         return join(self, self.files())  # compares the rebuilt model with what the run stored
 
+    def file(self, name: str) -> Path | None:
+        """Return the path of a file or directory of the run, fetched from MLflow if it is not here; None if it is gone.
+
+        Args:
+            name: its name in the run directory.
+        """
+        path = self.folder / name if self.folder else None
+        if path is None and self.uri is not None and self.run_id is not None:
+            path = queries.artifact(self.uri, self.run_id, name)
+        return path if path is not None and path.exists() else None
+
     def files(self) -> RunDirectory:
         """Return the run directory with the weight files, which are fetched from MLflow if it is not on this machine.
 
         Raises:
             ConfigError: the weight files do not exist any more.
         """
-        place = self.folder / WEIGHTS if self.folder else None
-        if place is None and self.uri is not None and self.run_id is not None:
-            place = queries.artifact(self.uri, self.run_id, WEIGHTS)
+        place = self.file(WEIGHTS)
         head = weights_file("head")
         if place is None or not (place / head).is_file():
             raise ConfigError(f"{self.name}: its weights are gone: there is no {head} in {place or 'its artifacts'}")
@@ -141,10 +150,8 @@ class Trained:
             ConfigError: the run was not evaluated on them.
         """
         name = predictions_file(split)
-        path = self.folder / name if self.folder else None
-        if path is None and self.uri is not None and self.run_id is not None:
-            path = queries.artifact(self.uri, self.run_id, name)
-        if path is None or not path.is_file():
+        path = self.file(name)
+        if path is None:
             raise ConfigError(f"{self.name}: there is no {name}: this run was not evaluated on its {split} images")
         return RunDirectory(path.parent).predictions(split)
 

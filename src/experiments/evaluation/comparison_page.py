@@ -16,9 +16,12 @@ from experiments.errors import DataError
 from experiments.evaluation import comparison_classes, comparison_plots, comparison_text, page
 from experiments.evaluation.comparison import Comparison, Disagreement, GroupPrediction, disagreements
 from experiments.evaluation.comparison_classes import ClassComparison, compare_classes
-from experiments.runs.run_directory import FIGURES
+from experiments.runs.location import folder_of
+from experiments.runs.run_directory import FIGURES, REPORT
 from experiments.storage import atomic_files
+from experiments.system.paths import default_outputs
 from experiments.system.redaction import visible
+from experiments.tracking.summary_runs import log_comparison
 
 MOST_PREDICTIONS = 8  # number of groups whose predictions are listed under an image
 TEMPLATE = "comparison.html.j2"
@@ -60,6 +63,38 @@ def write(
     for name, content in files.items():
         atomic_files.write_file(folder / name, content)
     return [folder / name for name in files]
+
+
+def save(
+    uri: str, comparison: Comparison, classes: ClassComparison | None, folder: Path | None, images: int,
+    data: Path | None, *, log: bool,
+) -> tuple[Path, str | None]:  # fmt: skip
+    """Write a comparison of runs of an MLflow store, and log its files there.
+
+    Args:
+        uri: the tracking store.
+        comparison: the comparison.
+        classes: see `write`.
+        folder: where the files are written; None for outputs/compare/compare-....
+        images: see `write`.
+        data: see `write`.
+        log: whether the files are logged.
+
+    Returns:
+        The page, and the id of the MLflow run to which the files were logged, if they were.
+    """
+    folder = folder or Path(default_outputs()) / "compare" / f"compare-{comparison.digest}"
+    written = write(folder, comparison, images, data, reports_of(uri, comparison), classes)
+    if not log:
+        return written[0], None
+    text = (folder / "comparison.md").read_text(encoding="utf-8")
+    return written[0], log_comparison(uri, comparison.runs[0].experiment, comparison.digest, written, text)
+
+
+def reports_of(uri: str, comparison: Comparison) -> dict[str, Path]:
+    """Return the reports of those runs whose directory with a report is on this machine, by MLflow id."""
+    places = {run.run_id: folder_of(run.run_id, run.tags.get("run_folder"), uri) for run in comparison.runs}
+    return {run_id: place / REPORT for run_id, place in places.items() if place and (place / REPORT).is_file()}
 
 
 def draw(comparison: Comparison) -> dict[str, Figure]:

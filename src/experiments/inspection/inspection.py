@@ -6,13 +6,14 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from experiments.config.identity import run_identity
 from experiments.config.schema import Config
 from experiments.deploy.saved_run import Trained
 from experiments.runs.run_directory import RunDirectory
 from experiments.storage import atomic_files
+from experiments.system.progress import PlainConsole
 from experiments.tracking import summary_runs
 
 if TYPE_CHECKING:
@@ -51,6 +52,22 @@ class Inspection:
         # The name is derived from the content, so that the same command always writes the same file.
         identity = run_identity(self.config, run=run.name if run else None, **self.facts)[:8]
         return Path(self.config.outputs) / "inspect" / f"{self.name}-{identity}.png"
+
+
+def show(result: Inspection, file: TextIO | None = None) -> None:
+    """Print the lines of an inspection; tables at least as wide as their cells, even on a narrow terminal.
+
+    Args:
+        result: the inspection.
+        file: where they are printed; None for standard output.
+    """
+    options: dict[str, Any] = {"file": file, "force_jupyter": False} if file else {}
+    for line in result.lines:
+        if isinstance(line, str):
+            print(line, file=file)
+            continue
+        width = PlainConsole(width=1000, **options).measure(line).maximum
+        PlainConsole(width=max(PlainConsole(**options).width, width), **options).print(line)
 
 
 def write_figure(figure: Figure, path: Path, dpi: int) -> None:

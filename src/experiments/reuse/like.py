@@ -16,7 +16,6 @@ from typing import Any
 import hydra
 import yaml
 from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,13 +23,13 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.config import unused
 from experiments.config.identity import NOT_IDENTITY, RUNTIME
 from experiments.config.messages import unknown_key
-from experiments.config.overrides import quoted
+from experiments.config.overrides import format_value, literal, quoted
 from experiments.config.schema import GROUPS, Config
 from experiments.errors import ConfigError
 from experiments.runs.location import store_of
 from experiments.runs.run_directory import CONFIG
 from experiments.system.paths import CONF
-from experiments.system.private_api import get_args_parser
+from experiments.system.private_api import get_args_parser, without_hydra
 
 LARGEST = 1_000_000  # bytes
 DEEPEST = 20  # levels of nesting
@@ -46,7 +45,8 @@ def expand(given: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: there is no such run, or its configuration cannot be used.
     """
-    named = [argument.partition("=")[2] for argument in given if argument.startswith("like=")]
+    named = [literal(argument.partition("=")[2]) for argument in given if argument.startswith("like=")]
+    unused.brought.clear()  # an earlier run of this process may have been like another one
     if not named:
         return list(given)
     rest = [argument for argument in given if not argument.startswith("like=")]
@@ -201,7 +201,7 @@ def overrides(plain: Mapping[str, Any], config_dir: str | None) -> tuple[list[tu
             if has_interpolation(leaf):
                 dropped.append(path)
             elif value_at(base, path, MISSING) != leaf:
-                lines.append((key, f"++{path}={literal(leaf)}"))
+                lines.append((key, f"++{path}={format_value(leaf)}"))
     for path in OPEN:
         before, after = value_at(base, path), value_at(wanted, path)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
@@ -220,13 +220,8 @@ def compose(lines: Sequence[str], config_dir: str | None) -> dict[str, Any]:
     It may be called within a Hydra job, whose Hydra is set aside meanwhile, as there can be only one.
     """
     place = [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
-    running = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            composed = hydra.compose("config", [*lines, *place])
-    finally:
-        GlobalHydra.instance().hydra = running
+    with without_hydra(), initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        composed = hydra.compose("config", [*lines, *place])
     plain: Any = OmegaConf.to_container(composed, resolve=True)
     return dict(plain)
 
@@ -257,27 +252,3 @@ def has_interpolation(value: Any) -> bool:
     if isinstance(value, list):
         return any(map(has_interpolation, value))
     return isinstance(value, str) and "${" in value
-
-
-def literal(value: Any) -> str:
-    """Return a value as it is written in Hydra's override grammar."""
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{escaped(str(key))}:{literal(below)}" for key, below in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(literal, value)) + "]"
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return repr(value) if isinstance(value, int | float) else quoted(str(value))
-
-
-def escaped(key: str) -> str:
-    """Return a mapping's key with the escapes of Hydra's grammar, which has no quotes for keys.
-
-    Raises:
-        ValueError: the key cannot be written in that grammar.
-    """
-    if not re.fullmatch(r"[\w \\()\[\]{}:=,./+$%*@?|-]+", key, re.ASCII):
-        raise ValueError(f"{key!r} cannot be written on a command line: give it in a YAML file (--config-dir)")
-    return re.sub(r"([\\()\[\]{}:=, ])", r"\\\1", key)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.config.overrides import quoted
+from experiments.config.overrides import literal, quoted
 from experiments.errors import ConfigError
 from experiments.runs.active_run import AUTO
 from experiments.runs.command import arguments
@@ -33,7 +33,7 @@ def expand(given: Sequence[str]) -> list[str] | None:
     Raises:
         ConfigError: there is no such run, or the other overrides would change it.
     """
-    named = [argument.partition("=")[2] for argument in given if argument.startswith("resume=")]
+    named = [literal(argument.partition("=")[2]) for argument in given if argument.startswith("resume=")]
     if not named or named[-1] == AUTO:
         return list(given)
     extra = [argument for argument in given if not argument.startswith("resume=")]

@@ -48,11 +48,7 @@ class ActiveRun:
         outputs = os.path.abspath(config.outputs)
         self.facts: dict[str, Any] = begun or {"command": format_command(HydraConfig.get()), "outputs": outputs}
         # The directory of a resumed run may have been moved.
-        self.facts |= {
-            "outputs": outputs,
-            "threads": config.runtime.threads or os.cpu_count(),
-            "status": Status.RUNNING,
-        }
+        self.facts |= {"outputs": outputs, "status": Status.RUNNING}
         self.directory.write_facts(self.facts)
 
     @property

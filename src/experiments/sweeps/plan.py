@@ -22,6 +22,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from experiments.config import credentials, messages, validation
+from experiments.config.composing import Composed
 from experiments.config.hydra_errors import explain
 from experiments.config.identity import effective
 from experiments.config.overrides import quoted
@@ -42,14 +43,6 @@ if TYPE_CHECKING:
 REPEATS = ("seed", "data.fold")
 # Nodes of `hydra` that configure the whole sweep and not a single job.
 HYDRA_NODES = ("sweeper", "launcher", "sweep")
-
-
-@dataclass(frozen=True)
-class Composed:
-    """The validated configuration of a job and Hydra's composed one; later edits of YAML files change neither."""
-
-    config: Config
-    hydra: DictConfig  # the composed configuration, with Hydra's own settings in its node `hydra`
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,13 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
@@ -38,8 +41,23 @@ def start(function: Callable[..., None], *arguments: Any) -> BaseProcess:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=function, args=arguments)
-    process.start()
+    with _without_main():
+        process.start()
     return process
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep a process that starts in the block from importing the main module, which it does not need.
+
+    That would be `experiments.train` once more, or a user's script, which would start the sweep again.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def join(process: BaseProcess) -> str | None:

@@ -47,7 +47,7 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
     probe = Job(0, *corners[0], plan.without_test_evaluation(configs[0]), Path())
     inspection = inspect_jobs([probe])
     name = search_name(configs, over, probe.identity)
-    session = Session(setup, name, inspection)
+    session = sweeper.open_session(setup, name, inspection)
     from experiments.sweeps import study as studies
     from experiments.sweeps import trials
 

@@ -27,6 +27,14 @@ from experiments.sweeps.summary import (
 )
 from experiments.training.types import Status
 
+JSON = "summary.json"
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return the summary of a sweep that has been concluded, as `write_summary` does."""
+    summary: dict[str, Any] = json.loads((folder / JSON).read_bytes())
+    return summary
+
 
 def write_summary(folder: Path) -> dict[str, Any]:
     """Write the summary of a sweep into its directory: summary.md, .csv, .json and figures.
@@ -71,9 +79,9 @@ def write_summary(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
     text = io.StringIO()
     csv.writer(text).writerows(summary["table"])
-    files = {"csv": text.getvalue(), "md": markdown(summary), "json": json.dumps(summary, indent=1)}
-    for suffix, content in files.items():
-        atomic_files.write_file(folder / f"summary.{suffix}", content.encode())
+    files = {"summary.csv": text.getvalue(), "summary.md": markdown(summary), JSON: json.dumps(summary, indent=1)}
+    for name, content in files.items():
+        atomic_files.write_file(folder / name, content.encode())
     shares = [row.baseline.accuracy for row in jobs if row.baseline and objective == "accuracy"]
     plots.draw(folder / FIGURES, ranked, objective, max(shares, default=None), climbed)
     return summary

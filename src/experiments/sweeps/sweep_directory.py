@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.errors import ConfigError
 from experiments.runs import run_directory
@@ -14,6 +14,9 @@ from experiments.runs.run_directory import RunDirectory
 from experiments.sweeps.plan import Job
 from experiments.system.paths import default_outputs
 from experiments.training.types import Status
+
+if TYPE_CHECKING:
+    from experiments.tracking.queries import RunFacts
 
 JOB, SWEEP = run_directory.JOB, run_directory.SWEEP
 
@@ -66,6 +69,30 @@ def run_ids(folder: Path) -> list[str]:
         why = "they were not tracked in MLflow" if done else "none has finished"
         raise ConfigError(f"{folder.name}: no job of this sweep can be compared: {why}")
     return found
+
+
+def finished_runs(uri: str, named: str) -> list[RunFacts]:
+    """Return the runs of a sweep's jobs.
+
+    Args:
+        uri: the MLflow tracking store.
+        named: the sweep's name, its directory, or the id of its MLflow run, which is the parent of the jobs' runs.
+
+    Raises:
+        ConfigError: no such sweep, or none of its jobs has finished.
+    """
+    from experiments.tracking.queries import RUN_ID, find_runs, search_runs
+
+    try:  # the sweep's files also list jobs that were trained before, whose runs have another parent
+        return find_runs(uri, run_ids(find(named)))
+    except ConfigError:
+        if not RUN_ID.fullmatch(named):
+            raise
+    children = search_runs(uri, f"tags.`mlflow.parentRunId` = '{named}'")
+    jobs = [run for run in children if run.params.get("evaluate.test") != "True"]  # without final runs of the winner
+    if not jobs:
+        raise ConfigError(f"--sweep: no finished job has {named} as its parent run")
+    return jobs
 
 
 def folders(outputs: Path) -> Iterator[Path]:

@@ -36,6 +36,8 @@ class Sweeper(HydraSweeper):
 
     # The overrides as typed, if Hydra has received only some of them; see `plan.deferred`.
     typed: list[str] | None = None
+    # The directory of the latest sweep of this process; it may not exist after a dry run.
+    folder: Path | None = None
 
     def __init__(self, params: dict[str, Any] | None = None) -> None:
         self.params = params or {}
@@ -95,6 +97,12 @@ class Sweeper(HydraSweeper):
             )
         return Setup(self.context, self.master, launcher, common, began)
 
+    def open_session(self, setup: Setup, name: str, inspection: plan.Inspection) -> Session:
+        """Return the session of a sweep with this name; see `Session`."""
+        session = Session(setup, name, inspection)
+        Sweeper.folder = session.folder
+        return session
+
     def run_grid(self, overrides: Sequence[Override]) -> None:
         """Run every combination of the values that the overrides sweep over, or the rungs of a ladder sweep."""
         jobs = grid_jobs(overrides, self.context, self.master)
@@ -104,7 +112,7 @@ class Sweeper(HydraSweeper):
         inspection = inspect_jobs(jobs)
         jobs = rungs.without_repeated(jobs)
         check_repeats(jobs)
-        session = Session(setup, plan.sweep_name(setup.config, jobs), inspection)
+        session = self.open_session(setup, plan.sweep_name(setup.config, jobs), inspection)
         dry_run = setup.config.sweep.dry_run
         with contextlib.nullcontext() if dry_run else session.lock():
             sweep_directory.number_jobs(session.folder, jobs)

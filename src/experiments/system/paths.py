@@ -79,6 +79,11 @@ def _start(process: int) -> tuple[str, str]:
     return time.strftime("%Y%m%d-%H%M%S"), secrets.token_hex(3)
 
 
+def begin_run() -> None:
+    """Let `run_name` return a new name from now on, for a further run or sweep of this process."""
+    _start.cache_clear()
+
+
 def run_name(*what: str) -> str:
     """Return the directory name of this process's run or sweep, always the same one: start time, `what`, suffix."""
     started, own = _start(os.getpid())

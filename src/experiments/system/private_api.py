@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import Container
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "is_deterministic",
     "replaced_convolutions",
     "variable_index",
+    "without_hydra",
     "wrap_update_step",
 ]
 
@@ -39,6 +41,17 @@ KERAS_GET_FILE = "keras.src.utils.file_utils.get_file"  # through which keras.ap
 def config_root(node: Container) -> Container:
     """Return the whole configuration that a node is part of."""
     return node._get_root()
+
+
+@contextmanager
+def without_hydra() -> Iterator[None]:
+    """Set aside the Hydra of a job, or that of the user's own program, in the block, as there can be only one."""
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def flatten_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:

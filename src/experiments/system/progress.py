@@ -14,6 +14,8 @@ from rich.text import Text
 from experiments.system import signals
 from experiments.system.redaction import visible
 
+REFRESH = 0.2  # seconds between two updates of progress bars in a notebook
+
 
 class PlainConsole(Console):
     """A console that shows texts as they are: no markup, no emoji codes, no control characters.
@@ -27,6 +29,25 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **options)
+
+
+def notebook_display(progress: Progress) -> Callable[..., None]:
+    """Show progress bars in a notebook, without widgets; return a function that updates them in place.
+
+    It updates them at most every REFRESH seconds, unless it is called with `last=True`.
+    """
+    from IPython.display import display
+
+    handle = display(progress, display_id=True)
+    shown = time.monotonic()
+
+    def refresh(last: bool = False) -> None:
+        nonlocal shown
+        if last or time.monotonic() - shown >= REFRESH:
+            handle.update(progress)
+            shown = time.monotonic()
+
+    return refresh
 
 
 class Terminal:
@@ -44,7 +65,7 @@ class Terminal:
     @contextmanager
     def stage(self, label: str, total: int) -> Iterator[Callable[..., None]]:
         """Show the progress of a stage of `total` steps; yield `advance(steps=1, note="")`."""
-        if self.lines and not self.console.is_terminal:
+        if self.lines and not self.console.is_terminal and not self.console.is_jupyter:
             began, advance = time.perf_counter(), self._tenths(label, total)
             yield advance
             self._print(f"{label}: finished in {time.perf_counter() - began:.1f} s")
@@ -57,6 +78,7 @@ class Terminal:
         )
         with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
             task = progress.add_task(visible(label), total=total, note="")
+            refresh = notebook_display(progress) if self.console.is_jupyter and not self.console.quiet else None
 
             def advance(steps: int = 1, note: str = "") -> None:
                 signals.check()
@@ -64,8 +86,12 @@ class Terminal:
                     progress.update(task, advance=steps, note=f"  {visible(note)}")
                 else:
                     progress.advance(task, steps)
+                if refresh:
+                    refresh()
 
             yield advance
+            if refresh:
+                refresh(last=True)
 
     def _tenths(self, label: str, total: int) -> Callable[..., None]:
         """Return the function `advance` of a stage that prints a note whenever another tenth of its steps is done."""

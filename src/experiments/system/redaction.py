@@ -18,6 +18,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, TextIO, cast
 from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit
@@ -269,6 +270,9 @@ class RedactingStream:
         for line in lines:
             self.write(line)
 
+    def close(self) -> None:
+        """Leave the stream open: absl closes the standard error that it has found, once another one replaces it."""
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
@@ -284,6 +288,20 @@ class RedactedRecord(logging.LogRecord):
 
     def getMessage(self) -> str:
         return visible(redact_credentials(super().getMessage()))
+
+
+@contextmanager
+def redacting() -> Iterator[None]:
+    """Redact what this process prints and logs in the block; the streams may be those of a notebook."""
+    _known_values.cache_clear()
+    before = logging.getLogRecordFactory()
+    out, err = (cast(TextIO, RedactingStream(stream)) for stream in (sys.stdout, sys.stderr))
+    logging.setLogRecordFactory(RedactedRecord)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            yield
+    finally:
+        logging.setLogRecordFactory(before)
 
 
 def install() -> None:

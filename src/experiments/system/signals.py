@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -48,20 +51,57 @@ def install() -> None:
             signal.signal(number, _stop)
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise the exceptions of `install` for signals during the block, in a process that goes on after Ctrl-C.
+
+    Every Ctrl-C (the stop button of a notebook) raises KeyboardInterrupt, even where a library drops the exception or
+    replaces it. After the block, the handlers from before are restored, and a signal that ends a process is sent again.
+    In threads other than the main one nothing is handled, because Python delivers signals to the main thread only.
+    """
+    global _raised
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handled = [number for number in _HANDLED if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, _interrupt) for number in handled}
+    try:
+        with preferred():
+            yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        stopped, _raised = _raised, None
+        if isinstance(stopped, Stopped):
+            os.kill(os.getpid(), stopped.number)
+
+
+@contextmanager
+def preferred() -> Iterator[None]:
+    """Raise a received signal's exception in place of the error that a library has raised instead of it."""
+    try:
+        yield
+    except Exception as error:
+        if _raised is None:
+            raise
+        for note in getattr(error, "__notes__", ()):
+            _raised.add_note(note)
+        raise _raised from error
+
+
 def check() -> None:
     """Raise the exception of a received signal again, in case it was lost: Python drops exceptions in finalizers."""
     if _raised is not None:
         raise _raised
 
 
-def raised() -> BaseException | None:
-    """Return the exception that a signal has raised, even if it was dropped or replaced; None if there is none."""
-    return _raised
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    global _raised
+    _raised = KeyboardInterrupt("Ctrl-C") if number == signal.SIGINT else Stopped(number)
+    raise _raised
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    global _raised
     for other in [other for other in _HANDLED if signal.getsignal(other) != signal.SIG_IGN]:
         signal.signal(other, signal.SIG_DFL if other in (number, signal.SIGINT) else signal.SIG_IGN)
-    _raised = KeyboardInterrupt("Ctrl-C") if number == signal.SIGINT else Stopped(number)
-    raise _raised
+    _interrupt(number, frame)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +19,9 @@ else:
 
 from experiments.config.schema import Runtime
 from experiments.errors import ConfigError
+from experiments.system import private_api
+
+_log = logging.getLogger(__name__)
 
 
 def check_shares(devices: int | None, images: Mapping[str, int]) -> None:
@@ -37,6 +42,38 @@ def check_shares(devices: int | None, images: Mapping[str, int]) -> None:
         )
 
 
+def threads() -> int:
+    """Return the number of threads of an operation in this process."""
+    return tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count() or 1
+
+
+def _apply_threads(count: int | None) -> None:
+    """Set the number of threads, for None the number of cores; TensorFlow accepts it before its first operation only.
+
+    Raises:
+        ConfigError: TensorFlow has started with another number.
+    """
+    settings = tf.config.threading
+    started = threads()
+    try:
+        if count is not None:
+            settings.set_intra_op_parallelism_threads(count)
+            settings.set_inter_op_parallelism_threads(count)
+    except RuntimeError:
+        if started != count:
+            raise ConfigError(
+                f"runtime.threads: TensorFlow has started in this process with {started} threads, which cannot be "
+                "changed any more. Allowed here: that number. Else restart the kernel, or use a new process. "
+                f"Received: {count}"
+            ) from None
+    if count is None and started != (os.cpu_count() or 1):
+        _log.warning(
+            "runtime.threads: TensorFlow has started in this process with %d threads (of %d cores), which cannot be "
+            "changed any more: this run uses as many. Restart the kernel or use a new process for another number",
+            started, os.cpu_count() or 1,
+        )  # fmt: skip
+
+
 def apply(runtime: Runtime) -> AbstractContextManager[Any]:
     """Apply the settings that can only be set once per process, before TensorFlow runs its first operation.
 
@@ -46,16 +83,14 @@ def apply(runtime: Runtime) -> AbstractContextManager[Any]:
 
     Raises:
         ConfigError: this machine lacks what the configuration requires.
-        RuntimeError: TensorFlow has already started with other settings.
+        ConfigError: TensorFlow has started with another number of threads in this process.
     """
     tf.get_logger().setLevel("ERROR")  # It warns of retracing, which a smaller last batch makes necessary.
     if resource is not None:  # Every shard of the feature cache is an open file, so the limit of open files is raised.
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         with contextlib.suppress(ValueError, OSError):  # The system may refuse to raise the limit.
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if runtime.threads is not None:
-        tf.config.threading.set_intra_op_parallelism_threads(runtime.threads)
-        tf.config.threading.set_inter_op_parallelism_threads(runtime.threads)
+    _apply_threads(runtime.threads)
     gpus = tf.config.list_physical_devices("GPU")
     if runtime.precision == "mixed_float16" and not gpus:
         raise ConfigError(
@@ -64,6 +99,12 @@ def apply(runtime: Runtime) -> AbstractContextManager[Any]:
         )
     if runtime.deterministic:
         tf.config.experimental.enable_op_determinism()
+    elif private_api.is_deterministic():
+        _log.warning(
+            "runtime.deterministic: an earlier run of this process has made TensorFlow's operations deterministic, and "
+            "that holds until the process ends: this run's are deterministic, too, and slower. Restart the kernel or "
+            "use a new process for runtime.deterministic=false"
+        )
     if runtime.devices is None:
         return nullcontext()
     devices = [device.name for device in tf.config.list_logical_devices("GPU" if gpus else "CPU")]

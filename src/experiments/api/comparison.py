@@ -1,0 +1,135 @@
+"""Comparison of finished runs as an object."""
+
+from __future__ import annotations
+
+import io
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.api import display
+from experiments.api.display import Page
+from experiments.api.run import Run, load
+from experiments.api.sweep import Sweep
+from experiments.errors import ConfigError
+from experiments.evaluation.comparison import Comparison as Compared
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Comparison:
+    """A comparison of runs, as `compare` returns it; a notebook shows its table and sentences.
+
+    Runs that differ in their seed only are one row. The first row is what the others are compared with.
+
+    Attributes:
+        split: the images that are compared, validation or test.
+    """
+
+    def __init__(self, compared: Compared, uri: str) -> None:
+        self._compared, self._uri = compared, uri
+        self.split = compared.split
+
+    def __repr__(self) -> str:
+        return f"Comparison({len(self._compared.runs)} runs, {self.split})"
+
+    def __str__(self) -> str:
+        return "\n".join(self.sentences)
+
+    def _repr_html_(self) -> str:
+        from experiments.evaluation import comparison_text
+
+        tables = [comparison_text.score_table(self._compared), *comparison_text.metric_tables(self._compared)]
+        differing = comparison_text.configuration_tables(self._compared)[0]
+        parts = [*map(display.table, tables), *([display.table(differing)] if len(differing) > 1 else [])]
+        return "".join([*parts, *map(display.text, self.sentences)])
+
+    @cached_property
+    def sentences(self) -> list[str]:
+        """The findings in sentences: accuracies against the baseline, each row against the first, and limitations."""
+        from experiments.evaluation import comparison_text
+
+        return comparison_text.sentences(self._compared)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The scores, a row per setting (runs that differ in their seed only).
+
+        The columns are `label`, `runs`, `run_ids`, `images`, every metric with the bounds of its 95 % interval
+        (`accuracy`, `accuracy_low`, `accuracy_high`), the difference in accuracy from the first row with its interval,
+        the durations in seconds, and the keys in which the configurations differ.
+        """
+        import pandas as pd
+
+        from experiments.evaluation import comparison_text
+
+        return pd.read_csv(io.StringIO(comparison_text.csv_text(self._compared)), index_col="number")
+
+    @cached_property
+    def significance(self) -> pd.DataFrame:
+        """The differences in accuracy from the first row, a row for each of the others.
+
+        The columns are `label`, `difference` with the bounds of its 95 % interval `low` and `high` (shares of images,
+        -1 to 1), `p_value`, `significant` (bool), `about` (setting: it covers the variance between seeds; models: it is
+        about these two trained models) and `images`.
+        """
+        rows = zip(self._compared.labels, self._compared.differences, strict=True)
+        return display.frame([
+            {"label": " ".join(label), "difference": one.value, "low": one.low, "high": one.high,
+             "p_value": one.p_value, "significant": one.significant,
+             "about": "setting" if one.about_setting else "models", "images": one.images}
+            for label, one in rows if one
+        ])  # fmt: skip
+
+    def page(
+        self, folder: str | os.PathLike[str] | None = None, *, images: int = 24, data: str | Path | None = None,
+        log: bool = True,
+    ) -> Page:  # fmt: skip
+        """Write the comparison as one HTML page, beside Markdown and CSV files, and log these to MLflow.
+
+        Args:
+            folder: where to write them (default: outputs/compare/compare-...).
+            images: how many images to show on which the runs disagree.
+            data: the folder where the images are now (default: where they were).
+            log: whether to log the files to MLflow.
+        """
+        from experiments.evaluation import comparison_page
+
+        place, root = Path(folder) if folder else None, Path(data) if data else None
+        return Page(comparison_page.save(self._uri, self._compared, None, place, images, root, log=log)[0])
+
+
+def compare(
+    *runs: Run | Sweep | str | os.PathLike[str], split: str = "validation", uri: str | None = None
+) -> Comparison:
+    """Compare finished runs image by image, as `experiments compare` does.
+
+    Args:
+        runs: at least one: runs; names, ids or directories of runs; or sweeps, which stand for their jobs. Single runs
+            are compared as trained models; several seeds of each are needed for a claim about a setting.
+        split: validation or test.
+        uri: the MLflow tracking store in which runs are looked up by name or id.
+
+    Raises:
+        ConfigError: there is no such run, or the runs were not tracked in one MLflow store, which holds what is
+            compared.
+    """
+    from experiments.evaluation.comparison import compare as compared
+    from experiments.tracking.queries import find_runs
+
+    if not runs:
+        raise ConfigError("compare: give at least one run")
+    named = [one if isinstance(one, Run) else load(one, uri=uri) for one in runs if not isinstance(one, Sweep)]
+    jobs = [run for one in runs if isinstance(one, Sweep) for run in one.runs]
+    untracked = [run.name for run in (*named, *jobs) if run.id is None]
+    if untracked:
+        raise ConfigError(
+            f"compare: runs are compared by their MLflow runs, which these have not: {', '.join(untracked)}"
+        )
+    stores = list(dict.fromkeys(run.store for run in (*named, *jobs)))
+    if len(stores) > 1:
+        raise ConfigError(f"compare: the runs are in several MLflow stores, but must be in one: {', '.join(stores)}")
+    found, others = (find_runs(stores[0], [str(run.id) for run in some]) if some else [] for some in (named, jobs))
+    return Comparison(compared(stores[0], found, split, others), stores[0])

@@ -1,0 +1,211 @@
+"""Inspection of one part of a configuration before a run, or of a finished run's mistakes and labels."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import tempfile
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from experiments.api import display
+from experiments.api.overrides import command
+from experiments.api.process import executing
+from experiments.api.run import Run
+from experiments.config import composing
+from experiments.config.messages import nearest
+from experiments.config.schema import Config
+from experiments.deploy import saved_run
+from experiments.errors import ConfigError
+from experiments.runs.run_directory import SWEEP
+from experiments.sweeps import sweep_directory
+from experiments.system.private_api import get_args_parser
+from experiments.system.startup import quiet_start
+from experiments.train import expand
+from experiments.training.types import Status
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL import Image
+
+    from experiments.deploy.saved_run import Trained
+    from experiments.inspection.inspection import Inspection
+
+# The options of each part with their defaults. Each part's module in `inspection` has the same name.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "augmentation": {"images": 8, "views": 6},
+    "data": {"images": 6},
+    "model": {"classes": None, "layers": False},
+    "schedule": {},
+    "lr": {"lowest": 1e-6, "highest": 10.0, "batches": 100},
+    "mistakes": {"split": "validation", "count": 12, "data": None},
+    "labels": {"count": 24, "data": None},
+}
+OF_RUNS = ("mistakes", "labels")  # the parts that look at finished runs
+
+
+class Found(NamedTuple):
+    """The result of an inspection, and the run that it belongs to, if one is given."""
+
+    inspection: Inspection
+    run: Trained | None
+
+
+class Inspected:
+    """What an inspection has found; a notebook shows its tables, sentences and figure.
+
+    Attributes:
+        is_refused: whether a run would refuse what was inspected, such as a data set with damaged files.
+    """
+
+    def __init__(self, inspection: Inspection) -> None:
+        self._inspection = inspection
+        self.is_refused = inspection.is_refused
+
+    @property
+    def sentences(self) -> list[str]:
+        """The findings in sentences."""
+        return [line for line in self._inspection.lines if isinstance(line, str)]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The images that were inspected, a row per image (of labels); else without rows."""
+        return display.frame(list(self._inspection.table))
+
+    @cached_property
+    def figure(self) -> Image.Image | None:
+        """The figure; None if there is nothing to draw."""
+        from PIL import Image
+
+        draw = self._inspection.draw
+        return Image.open(io.BytesIO(display.png(draw()))) if draw else None
+
+    def __str__(self) -> str:
+        from experiments.inspection.inspection import show
+
+        file = io.StringIO()
+        show(self._inspection, file)
+        return file.getvalue()
+
+    def _repr_html_(self) -> str:
+        parts = [
+            display.text(line) if isinstance(line, str) else display.rich_table(line) for line in self._inspection.lines
+        ]
+        draw = self._inspection.draw
+        return "".join([*parts, *([display.image(display.png(draw()))] if draw else [])])
+
+
+def inspect(
+    part: str, *overrides: str, run: Run | str | os.PathLike[str] | None = None,
+    config_dir: str | Path | None = None, **keys: Any,
+) -> Inspected:  # fmt: skip
+    """Inspect one part of a configuration, or a finished run, as `experiments inspect` does; nothing is written.
+
+    Args:
+        part: `data`: classes, splits, sizes, invalid files; `augmentation`: training images and what becomes of them;
+            `model`: layers, parameters, what is trained; `schedule`: the learning rate of every epoch; `lr`: a range
+            test of learning rates. Of a finished run: `mistakes` with Grad-CAM; `labels` that the run doubts.
+        overrides: the configuration, as for `train`.
+        run: a finished run, whose configuration is inspected instead; needed for `mistakes` and `labels`.
+        config_dir: see `train`.
+        keys: values of the configuration by key, as for `train`; or options of the part: `images`, `views`
+            (augmentation), `images` (data), `classes`, `layers` (model), `lowest`, `highest`, `batches` (lr), `split`,
+            `count`, `data` (mistakes; labels without `split`). `data` is the folder where the images are now.
+
+    Raises:
+        ConfigError: there is no such part, or the configuration or the run cannot be used.
+        DataError: the data set cannot be read.
+    """
+    if part not in OPTIONS:
+        close = nearest(part, OPTIONS)
+        hint = f" Nearest: {close}." if close else ""
+        raise ConfigError(f"inspect: no such part. Received: {part!r}. Allowed: {', '.join(OPTIONS)}.{hint}")
+    options = {name: keys.pop(name, default) for name, default in OPTIONS[part].items()}
+    if (run is not None or part in OF_RUNS) and (overrides or keys):
+        raise ConfigError(
+            f"inspect: a run is inspected as it was, without overrides. Received: {', '.join([*overrides, *keys])}"
+        )
+    if part in OF_RUNS and run is None:
+        raise ConfigError(f"inspect: {part} are those of a finished run: ex.inspect({part!r}, run=RUN)")
+    given = command(overrides, keys, config_dir)
+    with executing(given):
+        if part == "labels":
+            named = str(run.folder or run.id) if isinstance(run, Run) else os.fspath(run or "")
+            return Inspected(inspect_labels(named, None, **options).inspection)
+        trained = run._trained if isinstance(run, Run) else saved_run.find(os.fspath(run)) if run else None
+        parsed = get_args_parser().parse_args(expand(given))
+        folder = Path(parsed.config_dir) if parsed.config_dir else None
+        config = trained.config if trained else composing.read(parsed.overrides, folder)
+        return Inspected(inspect_part(part, config, trained, options))
+
+
+def inspect_part(part: str, config: Config, run: Trained | None, options: Mapping[str, Any]) -> Inspection:
+    """Inspect any part but `labels`.
+
+    Args:
+        part: a key of OPTIONS.
+        config: the configuration.
+        run: the run that has this configuration; needed for mistakes.
+        options: the part's.
+    """
+    if part == "lr":
+        return inspect_lr(config, **options)
+    if part == "model":
+        options = {**options, "classes": options["classes"] or (len(run.classes) if run else 2)}
+    with quiet_start():
+        module = importlib.import_module(f"experiments.inspection.{part}")
+    result: Inspection = module.inspect(run if part in OF_RUNS else config, **options)
+    return result
+
+
+def inspect_labels(named: str, uri: str | None, *, count: int, data: Path | None) -> Found:
+    """Inspect the labels of a run's images; those of all folds, for a sweep over folds or one of its jobs."""
+    from experiments.sweeps import summary
+
+    run = sweep = None
+    try:
+        sweep = sweep_directory.find(named)
+    except ConfigError:
+        run = saved_run.find(named, uri)
+        if run.folder and run.config.data.fold is not None and (run.folder.parent / SWEEP).is_file():
+            sweep = run.folder.parent
+    runs = [run] if run else []
+    if sweep:
+        jobs = [row for row in summary.read(sweep)[1] if row.status == Status.FINISHED]
+        if not jobs:
+            raise ConfigError(f"{sweep}: no job of this sweep has finished")
+        runs = [saved_run.of_folder(row.folder) for row in jobs]
+    with quiet_start():
+        from experiments.inspection import labels
+    return Found(labels.inspect(runs, sweep=sweep, count=count, data=data), None if sweep else run)
+
+
+def inspect_lr(config: Config, *, lowest: float, highest: float, batches: int) -> Inspection:
+    """Run a learning rate range test of `batches` batches, with rates from `lowest` to `highest`.
+
+    Raises:
+        ConfigError: the rates are no range, or there are fewer than two batches.
+    """
+    if not 0 < lowest < highest or batches < 2:
+        raise ConfigError(
+            "lr: the lowest rate (--from) must be above 0 and below the highest (--to), with two batches or more. "
+            f"Received: {lowest:g} to {highest:g}, {batches} batches"
+        )
+    import numpy as np
+
+    with quiet_start():
+        from experiments.inspection import lr
+        from experiments.inspection.inspection import Inspection
+        from experiments.tracking import inputs
+        from experiments.training import runtime
+    from experiments.system.progress import PlainConsole, Terminal
+
+    rates = np.geomspace(lowest, highest, batches)
+    with tempfile.TemporaryDirectory() as folder, runtime.apply(config.runtime):
+        files = inputs.fetch(config, Path(folder))
+        found = lr.range_test(config, files, rates, Terminal(PlainConsole(stderr=True)))
+    name, facts = f"lr-{config.regime.name}-{config.optimizer.name}", {"rates": f"{lowest} {highest} {batches}"}
+    return Inspection(config, name, lr.sentences(config, found), lambda: lr.draw(config, found), facts)

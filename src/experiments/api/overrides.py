@@ -1,0 +1,100 @@
+"""Python values as overrides of the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from experiments.api.run import Run
+from experiments.config.overrides import format_value
+from experiments.config.schema import Config
+from experiments.errors import ConfigError
+
+# A text that Hydra's grammar reads as this text without quotes.
+_WORD = re.compile(r"(?!(?:true|false|null|nan|inf|none)$)[a-z_][\w.-]*", re.IGNORECASE | re.ASCII)
+# Options of Hydra that say where configurations are; its other options print something, or start a sweep.
+_OPTIONS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
+
+
+def command(
+    overrides: Sequence[str], keys: Mapping[str, Any], config_dir: str | Path | None = None, *, sweep: bool = False
+) -> list[str]:
+    """Return the command line of `train` that overrides and keyword arguments describe.
+
+    Args:
+        overrides: as on the command line.
+        keys: values by key. A mapping for a part of the configuration gives values of its keys, at any depth; a dotted
+            key gives one. Texts are taken literally; a run stands for its MLflow id, or else its directory.
+        config_dir: folder with the user's own choices (`--config-dir`), if any.
+        sweep: whether a list, tuple, range or NumPy array holds the values that a sweep runs over. A value that is
+            itself a list is then given in a list.
+
+    Raises:
+        ConfigError: an override is no text, a value cannot be written, or an option does not apply here.
+    """
+    wrong = [one for one in overrides if not isinstance(one, str)]
+    if wrong:
+        raise ConfigError(
+            f"overrides: must be texts as on the command line, 'epochs=10', or keyword arguments, epochs=10. Received: "
+            f"{wrong[0]!r}"
+        )
+    options = [one for one in overrides if one.startswith("-") and one.partition("=")[0] not in _OPTIONS]
+    if options:
+        raise ConfigError(
+            f"{options[0]}: options of the command line do not apply here, but for {', '.join(_OPTIONS[::2])}. A sweep "
+            "is ex.sweep(...), the checked configuration ex.compose(...)"
+        )
+    place = ["--config-dir", str(config_dir)] if config_dir is not None else []
+    return [*place, *overrides, *_written(keys, Config, sweep)]
+
+
+def _written(keys: Mapping[str, Any], schema: type[BaseModel] | None, sweep: bool, above: str = "") -> Iterator[str]:
+    """Yield an override for every value, with its dotted key.
+
+    Args:
+        keys: values by key.
+        schema: the type of the part of the configuration that holds them; None if it is open.
+        sweep: see `command`.
+        above: the dotted key of that part, with a dot at its end.
+    """
+    for name, value in keys.items():
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"{above}{name}: a key must be a text. Received: {name!r}")
+        key, below = f"{above}{name}", schema
+        for part in name.split("."):
+            below = _part(below, part)
+        if isinstance(value, Mapping) and (below is not None or key.partition(".")[0] == "hydra"):
+            yield from _written(value, below, sweep, f"{key}.")
+            continue
+        try:
+            yield f"{key}={_values(value) if sweep else _word(value)}"
+        except (ConfigError, ValueError) as error:
+            raise ConfigError(f"{key}: {error}") from None
+
+
+def _part(schema: type[BaseModel] | None, name: str) -> type[BaseModel] | None:
+    """Return the type of a part of the configuration; None if the key has a value of its own."""
+    field = schema.model_fields.get(name) if schema else None
+    kind = field.annotation if field else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _values(value: Any) -> str:
+    """Return the values that a sweep runs over, separated by commas."""
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(plain, list | tuple | range):
+        return _word(plain)
+    if not plain:
+        raise ConfigError("a sweep needs at least one value. Received: none")
+    return ",".join(map(_word, plain))
+
+
+def _word(value: Any) -> str:
+    """Return a value as it is typed, quoted where Hydra's grammar would read it as something else."""
+    if isinstance(value, Run):
+        value = value.id or str(value.folder)
+    return value if isinstance(value, str) and _WORD.fullmatch(value) else format_value(value)

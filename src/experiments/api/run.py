@@ -1,0 +1,273 @@
+"""A finished run as an object: its scores, curves, predictions, figures and model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.api import display
+from experiments.api.display import Page
+from experiments.config.schema import Config
+from experiments.data.types import SPLITS
+from experiments.deploy import saved_run
+from experiments.deploy.saved_run import Trained
+from experiments.errors import ConfigError
+from experiments.runs import curves, predictions
+from experiments.runs.run_directory import CURVES, FIGURES, RunDirectory
+
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
+    import pandas as pd
+    from PIL import Image
+
+    ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
+
+
+class Run:
+    """A finished run, as `train` and `load` return it.
+
+    Everything is read when it is asked for: from the run's directory, or from MLflow if that is on another machine.
+
+    Attributes:
+        name: the name of the run, which is that of its directory.
+        id: the id of the MLflow run; None with `tracking=none`.
+        folder: the run directory; None if it is on another machine.
+        metrics: the final metrics by name, such as `validation.accuracy` and `total_seconds`.
+        classes: the class names, in the order of their labels.
+    """
+
+    def __init__(self, trained: Trained) -> None:
+        self._trained = trained
+        self.name, self.id, self.folder = trained.name, trained.run_id, trained.folder
+        self.metrics: dict[str, float] = dict(trained.metrics)
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{key}={self.metrics[key]:.4g}" for key in self._accuracies())
+        return f"Run({str(self.folder or self.id)!r}, {scores})"
+
+    def _accuracies(self) -> list[str]:
+        return [key for key in (f"{split}.accuracy" for split in SPLITS) if key in self.metrics]
+
+    def _repr_html_(self) -> str:
+        splits = [key.partition(".")[0] for key in self._accuracies()]
+        names = dict.fromkeys(key.partition(".")[2] for key in self.metrics if key.partition(".")[0] in splits)
+        values = {key: f"{value:.4g}" for key, value in self.metrics.items()}
+        cells = [[name, *(values.get(f"{split}.{name}", "") for split in splits)] for name in names]
+        place = self.folder or f"MLflow run {self.id}"
+        return display.text(f"Run {self.name}: {place}") + display.table([["", *splits], *cells])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, in the order of their labels."""
+        return self._trained.classes
+
+    @property
+    def store(self) -> str:
+        """The URI of the MLflow tracking store that holds the run."""
+        return self._trained.store
+
+    @property
+    def data_root(self) -> Path | None:
+        """The folder to which the paths of `predictions` are relative; None if it is not recorded on this machine."""
+        from experiments.evaluation.run_report import data_root
+
+        return data_root(RunDirectory(self.folder)) if self.folder else None
+
+    @property
+    def config(self) -> Config:
+        """The run's validated configuration: `run.config.optimizer.lr`.
+
+        Raises:
+            ConfigError: this version cannot use the configuration of an older run.
+        """
+        return self._trained.config
+
+    @property
+    def curves(self) -> pd.DataFrame:
+        """The learning curves, a row per epoch.
+
+        The columns are `step`, `phase`, `epoch`, `timestamp` (ms since 1970) and the metrics, among them `loss`,
+        `validation_loss`, `accuracy`, `validation_accuracy` (0 to 1), `learning_rate` and `seconds`. There are no rows
+        if the regime has no epochs.
+        """
+        path = self._trained.file(CURVES)
+        records = curves.read(path) if path else []
+        rows = [
+            {"step": one.step, "phase": one.phase, "epoch": one.epoch, "timestamp": one.timestamp, **one.metrics}
+            for one in records
+        ]
+        return display.frame(rows)
+
+    def predictions(self, split: str = "validation") -> pd.DataFrame:
+        """Return the recorded predictions: a row per image of a split.
+
+        Args:
+            split: validation or test.
+
+        Returns:
+            The columns `path` (relative to the data's root), `sha256`, `label`, `predicted`, `correct` (bool),
+            `confidence` and `p_<class>` (float, 0 to 1).
+
+        Raises:
+            ConfigError: the run was not evaluated on this split.
+        """
+        return display.frame(predictions.to_table(self._trained.predictions(split)))
+
+    @property
+    def per_class(self) -> pd.DataFrame:
+        """The scores of every class, a row per class and split that was evaluated.
+
+        The columns are `split`, `class`, `images`, `predicted` (images that the model assigns to the class), and
+        `precision`, `recall`, `f1` with the bounds of their 95 % intervals (`recall_low`, `recall_high`), 0 to 1; NaN
+        where one is undefined.
+        """
+        import pandas as pd
+
+        from experiments.evaluation.per_class import class_columns, class_scores, confusion_of
+
+        frames = []
+        for key in self._accuracies():
+            split = key.partition(".")[0]
+            columns = class_columns(class_scores(*confusion_of(self._trained.predictions(split))))
+            frames.append(display.frame({"split": split, **columns}))
+        return pd.concat(frames, ignore_index=True)
+
+    def figure(self, name: str, split: str = "validation") -> Image.Image:
+        """Return a figure of the run, which a notebook shows.
+
+        Args:
+            name: `confusion`, `roc`, `calibration`, `mistakes`, `risk_coverage` of a split; or `learning_curves`,
+                `augmented`.
+            split: validation or test.
+
+        Raises:
+            ConfigError: the run has no such figure; the message names those that it has.
+        """
+        from PIL import Image
+
+        folder = self._trained.file(FIGURES)
+        known = sorted(path.stem for path in folder.glob("*.png")) if folder else []
+        found = next((one for one in (f"{split}_{name}", name) if one in known), None)
+        if folder is None or found is None:
+            names = ", ".join(known) or "none: is it a job of a sweep? Only the winner has figures"
+            raise ConfigError(f"{self.name}: there is no figure {name!r} of split {split!r}. It has: {names}")
+        with Image.open(folder / f"{found}.png") as opened:
+            opened.load()
+            return opened
+
+    @cached_property
+    def model(self) -> keras.Model:
+        """The trained Keras model: pixels [B, H, W, 3] float32 in [0, 255] -> probabilities [B, classes] float32.
+
+        Preprocessing is part of it. It is loaded once.
+
+        Raises:
+            ConfigError: its weights do not exist any more, or are not those that the run had.
+        """
+        from experiments.api.process import unchanged_precision
+        from experiments.system.startup import quiet_start
+
+        with quiet_start():
+            import keras  # noqa: F401
+        with unchanged_precision():
+            return self._trained.model()
+
+    def predict(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 32) -> pd.DataFrame:
+        """Predict images with the run's model, decoded and resized as in its training.
+
+        Args:
+            images: one, or a sequence of: image files, folders (with all below), patterns such as `"new/**/*.jpg"`;
+                arrays [H, W, 3] or [H, W] uint8 of any size, or [N, H, W, 3] for several; PIL images.
+            batch_size: images that the network takes at once.
+
+        Returns:
+            A row per image, in order: `path` (empty for an array or a PIL image), `predicted`, `confidence` and
+            `p_<class>` (float, 0 to 1), and `error`: why a file cannot be used, else empty.
+
+        Raises:
+            ConfigError: a path does not exist, or an array is none of an image.
+        """
+        from experiments.data.decoder_settings import DecoderSettings
+        from experiments.deploy.predict import list_files, predictions
+        from experiments.deploy.prediction_writers import Answers
+        from experiments.system.progress import PlainConsole, Terminal
+
+        inputs: list[Any] = []
+        for one in _each(images):
+            inputs += list_files([os.fspath(one)])[0] if isinstance(one, str | os.PathLike) else [one]
+        settings, answer = DecoderSettings.of(self._trained.plain["data"]), Answers(self._trained.predicted)
+        model, rows = self.model, []
+        with Terminal(PlainConsole()).stage("predicting", len(inputs)) as advance:
+            for some in predictions(model, inputs, batch_size, settings):
+                advance(len(some))
+                rows += [self._row(one.path, answer, one.probabilities, one.error) for one in some]
+        return display.frame(rows)
+
+    def _row(self, path: str, answer: Any, probabilities: np.ndarray | None, error: str) -> dict[str, Any]:
+        """Return a row of `predict`."""
+        if probabilities is None:
+            found: dict[str, Any] = {"predicted": None, "confidence": None}
+            shares: Sequence[float | None] = [None] * len(self.classes)
+        else:
+            label, confidence, shares = answer(probabilities)
+            found = {"predicted": self.classes[label], "confidence": confidence}
+        return {
+            "path": path, **found, **{f"p_{name}": share for name, share in zip(self.classes, shares, strict=True)},
+            "error": error,
+        }  # fmt: skip
+
+    def report(self) -> Page:
+        """Return the run's report: one HTML page with configuration, data, curves, scores, mistakes and cost.
+
+        It is made if the run has none, as a sweep's job.
+
+        Raises:
+            ConfigError: the run's files do not exist any more.
+        """
+        from experiments.inspection import report
+        from experiments.runs.run_directory import REPORT
+
+        path = self._trained.file(REPORT)
+        return Page(path if path is not None else report.write(self._trained))
+
+
+def _each(images: Any) -> Iterator[Any]:
+    """Yield the single images of what `predict` accepts; arrays as PIL images.
+
+    Raises:
+        ConfigError: an input is no image.
+    """
+    import numpy as np
+    from PIL import Image
+
+    if isinstance(images, str | os.PathLike | Image.Image):
+        yield images
+        return
+    pixels = np.asarray(images) if hasattr(images, "__array__") else None
+    if pixels is None or pixels.dtype.kind in "OTU":  # a sequence; also an array or a series of paths
+        for one in images:
+            yield from _each(one)
+        return
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim in (3, 4) and pixels.shape[-1] == 3)):
+        raise ConfigError(
+            "images: an array must be [H, W, 3], [H, W] or [N, H, W, 3] uint8, with values from 0 to 255. Received: "
+            f"{list(pixels.shape)} {pixels.dtype}. For values from 0 to 1: (255 * array).round().astype('uint8')"
+        )
+    yield from (Image.fromarray(one) for one in (pixels if pixels.ndim == 4 else [pixels]))
+
+
+def load(run: str | os.PathLike[str], *, uri: str | None = None) -> Run:
+    """Return a finished run.
+
+    Args:
+        run: its MLflow id, the beginning of that, its name or the end of that, or its directory.
+        uri: the MLflow tracking store (default: MLFLOW_TRACKING_URI, or this place's SQLite file).
+
+    Raises:
+        ConfigError: there is no such run, several fit, or it is not finished.
+    """
+    return Run(saved_run.find(os.fspath(run), uri))

@@ -1,0 +1,56 @@
+"""Composition and validation of a configuration outside of Hydra's command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from experiments.config import validation
+from experiments.config.hydra_errors import explain
+from experiments.config.overrides import implies_folder, quoted
+from experiments.config.schema import Config
+from experiments.errors import ConfigError
+from experiments.system.paths import CONF
+from experiments.system.private_api import without_hydra
+
+
+@dataclass(frozen=True)
+class Composed:
+    """The validated configuration of a job and Hydra's composed one; later edits of YAML files change neither."""
+
+    config: Config
+    hydra: DictConfig  # the composed configuration, with Hydra's own settings in its node `hydra`
+
+
+def read(overrides: Sequence[str], folder: Path | None = None) -> Config:
+    """Return the validated configuration of a command line, composed as by `train`; see `whole`."""
+    return whole(overrides, folder).config
+
+
+def whole(overrides: Sequence[str], folder: Path | None = None) -> Composed:
+    """Return the validated configuration of a command line, composed as by `train`, with Hydra's composed one.
+
+    Args:
+        overrides: the command line.
+        folder: folder with the user's own choices (`--config-dir` of `train`), if any.
+
+    Raises:
+        ConfigError: the configuration cannot be composed or is invalid; the message is that of `train`.
+    """
+    source = ["data=folder"] if implies_folder(overrides, folder) else []
+    place = [f"hydra.searchpath=[{quoted(f'file://{folder.resolve()}')}]"] if folder else []
+    try:
+        with without_hydra(), initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            composed = compose("config", [*source, *overrides, *place], return_hydra_config=True)
+            return Composed(validation.validate(composed), composed)
+    except ConfigError:
+        raise
+    except Exception as error:
+        text = explain(error, overrides)
+        if text is None:
+            raise
+        raise ConfigError(text) from None

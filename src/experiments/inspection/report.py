@@ -1,0 +1,39 @@
+"""The report of a finished run, made again from its directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.deploy.saved_run import Trained
+from experiments.errors import ConfigError
+from experiments.evaluation import run_report
+from experiments.inspection.inspection import log_file
+from experiments.runs.run_directory import REPORT, RunDirectory
+
+
+def write(run: Trained, data: Path | None = None, output: Path | None = None) -> Path:
+    """Write the report of a run, log it to its MLflow run unless it is written elsewhere, and return its path.
+
+    Of a run on another machine, the report that it has logged is returned.
+
+    Args:
+        run: the finished run.
+        data: where the images are now; None for where they were.
+        output: the file to write; None for the one in the run's directory.
+
+    Raises:
+        ConfigError: the run's files do not exist any more.
+    """
+    if run.folder is None:
+        path = run.file(REPORT)
+        if path is None:
+            raise ConfigError(
+                f"{run.name}: its folder is not on this machine, and it has logged no {REPORT}. Make the report where "
+                "its folder is"
+            )
+        return path
+    directory = RunDirectory(run.folder)
+    path = run_report.write(directory, data or run_report.data_root(directory), run.model, output)
+    if run.run_id and output is None:
+        log_file(run, path)
+    return path

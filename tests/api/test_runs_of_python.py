@@ -1,0 +1,249 @@
+"""Runs from Python: the same results as from the command line, in a process that stays as it was."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+import experiments as ex
+from experiments.runs.curves import Curves
+
+SMALL = ("data=folder", "data.image_size=48", "model.head.pooling=average", "epochs=2", "hydra/job_logging=none")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def blank_figures() -> Iterator[None]:
+    """Write blank images in place of figures, whose rendering takes half of a small run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, path, **options: Image.new("L", (8, 8)).save(path, "PNG"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("python") / "outputs"
+
+
+@pytest.fixture(autouse=True)
+def one_home(outputs: Path, own_outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPERIMENTS_HOME", str(outputs))
+
+
+@pytest.fixture(scope="module")
+def run(drawn: Path, outputs: Path) -> ex.Run:
+    """A run that was trained by a call, with Python values."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPERIMENTS_HOME", str(outputs))
+        return ex.train(*SMALL, "regime=bottleneck", data={"root": drawn}, optimizer={"lr": np.float64(0.02)})
+
+
+def test_the_bits_and_the_identity_are_those_of_the_command_line(
+    run: ex.Run, drawn: Path, tmp_path: Path, train_here: Callable[..., None],
+    outcome_of: Callable[[Path], dict[str, Any]],
+) -> None:  # fmt: skip
+    folder = tmp_path / "typed"
+    train_here(
+        *SMALL, "regime=bottleneck", f"data.root={drawn}", "optimizer.lr=0.02", f"hydra.run.dir={folder}",
+        "tracking=none", "progress=none",
+    )  # fmt: skip
+    assert run.folder is not None and outcome_of(run.folder) == outcome_of(folder)
+    facts = [json.loads((one / "run.json").read_bytes()) for one in (run.folder, folder)]
+    assert facts[0]["identity"] == facts[1]["identity"] and facts[0]["threads"] == os.cpu_count()
+
+
+def test_a_run_is_found_again_by_id_name_and_directory(run: ex.Run) -> None:
+    assert run.id is not None and run.folder is not None
+    for named in (run.id, run.id[:9], run.name, run.name[-6:], run.folder):
+        assert ex.load(named).folder == run.folder
+    with pytest.raises(ex.ConfigError, match="no finished run fits"):
+        ex.load("no_such")
+    assert ex.train(resume=run).folder == run.folder, "it is finished, and returned as it is"
+
+
+def test_the_results_are_those_of_the_files(run: ex.Run) -> None:
+    assert run.folder is not None
+    assert run.metrics == json.loads((run.folder / "metrics.json").read_bytes())
+    assert run.config.epochs == 2 and run.config.optimizer.lr == 0.02 and run.classes == ("blobs", "stripes")
+    written = pd.read_csv(run.folder / "curves.csv")
+    pd.testing.assert_frame_equal(run.curves[written.columns], written)
+    predictions = run.predictions("test")
+    assert len(predictions) == 8 and predictions.correct.dtype == bool
+    assert predictions.correct.mean() == pytest.approx(run.metrics["test.accuracy"])
+    scores = run.per_class
+    assert list(scores.split) == ["validation", "validation", "test", "test"]
+    recall = scores[scores.split == "test"].set_index("class").recall
+    for name in run.classes:
+        assert recall[name] == predictions[predictions.label == name].correct.mean()
+    assert run.figure("confusion", "test").size == run.figure("learning_curves").size == (8, 8)
+    with pytest.raises(ex.ConfigError, match="no figure 'confusoin'.*validation_confusion"):
+        run.figure("confusoin")
+    with pytest.raises(ex.ConfigError, match="not evaluated on its other images"):
+        run.predictions("other")
+
+
+def test_a_notebook_shows_run_and_report(run: ex.Run) -> None:
+    html = run._repr_html_()
+    assert run.name in html and f"<td>{run.metrics['validation.accuracy']:.4g}</td>" in html and "<th>test</th>" in html
+    page = run.report()
+    assert run.folder is not None and page.path == run.folder / "report.html" and Path(page) == page.path
+    shown = page._repr_html_()
+    assert shown.startswith("<iframe srcdoc=") and "<html" not in shown, "the page is escaped"
+
+
+def test_files_arrays_and_images_are_predicted_alike(run: ex.Run, drawn: Path) -> None:
+    known = run.predictions("validation")
+    assert run.data_root == drawn and isinstance(run.model, keras.Model)
+    found = run.predict([drawn / path for path in known.path], batch_size=5)
+    columns = [f"p_{name}" for name in run.classes]
+    np.testing.assert_allclose(found[columns], known[columns], atol=1e-5)
+    assert list(found.predicted) == list(known.predicted) and (found.error == "").all()
+    images = [Image.open(path) for path in found.path[:3]]
+    pixels = np.stack([np.asarray(image) for image in images])
+    for same in (pixels, list(pixels), images, str(drawn / "validation" / "blobs" / "blobs.[0-2].jpg")):
+        np.testing.assert_array_equal(run.predict(same)[columns], found[columns][:3])
+    gray = run.predict([images[0].convert("L"), np.asarray(images[0].convert("L"))])
+    np.testing.assert_array_equal(gray[columns].iloc[0], gray[columns].iloc[1])
+    with pytest.raises(ex.ConfigError, match=r"Received: \[48, 48, 3\] float64. For values from 0 to 1"):
+        run.predict(pixels[0] / 255)
+
+
+def test_an_unusable_file_is_a_row_with_the_reason(run: ex.Run, drawn: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    found = run.predict([tmp_path / "broken.jpg", drawn / "test" / "blobs" / "blobs.0.jpg"])
+    assert list(found.predicted.isna()) == [True, False] and found.error[0] and not found.error[1]
+    with pytest.raises(ex.ConfigError, match="no such file or folder"):
+        run.predict(tmp_path / "gone.jpg")
+
+
+def test_the_process_is_afterwards_what_it_was(run: ex.Run, drawn: Path, tmp_path: Path) -> None:
+    """Also after a configuration that is refused, and one whose run fails."""
+
+    def state() -> list[Any]:
+        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        logs = logging.getLogRecordFactory(), list(logging.root.handlers), logging.root.level
+        policy = keras.config.dtype_policy().name
+        return [
+            sys.argv,
+            sys.stdout,
+            sys.stderr,
+            os.getcwd(),
+            os.environ.get("HYDRA_FULL_ERROR"),
+            handlers,
+            logs,
+            policy,
+        ]
+
+    before = state()
+    with pytest.raises(ex.ConfigError, match="model.head.dropot: nothing reads this key.*Nearest: model.head.dropout"):
+        ex.train(model={"head": {"dropot": 0.5}})
+    with pytest.raises(ex.ConfigError, match="seed=0,1: several values are a sweep"):
+        ex.train("seed=0,1")
+    with pytest.raises(ex.ConfigError, match="runtime.threads: TensorFlow has started in this process with"):
+        ex.train(*SMALL, data={"root": drawn}, runtime={"threads": 97}, tracking={"uri": None})
+    other = ex.train(
+        *SMALL, "regime=bottleneck", "tracking=none", "resume=null", data={"root": drawn}, seed=1,
+        runtime={"precision": "mixed_bfloat16"},
+    )  # fmt: skip
+    assert other.folder != run.folder and other.id is None
+    with pytest.raises(ex.ConfigError, match=f"were not tracked: {other.name}"):
+        ex.compare(run, other)
+    assert state() == before
+
+
+def test_an_interrupted_run_is_continued_to_the_same_bits(
+    run: ex.Run, drawn: Path, outcome_of: Callable[[Path], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second Ctrl-C, too, is an exception, so that a notebook's kernel survives it."""
+    given = {"data": {"root": str(drawn)}, "augmentation": "light", "schedule": "cosine"}
+    whole = ex.train(*SMALL, "regime=scratch", "tracking=none", **given)
+    add = Curves.add
+
+    def interrupted(self: Curves, record: Any) -> None:
+        add(self, record)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Curves, "add", interrupted)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt, match="ex.train.resume='(.*)'.") as stopped:
+                ex.train(*SMALL, "regime=scratch", "tracking=none", **given)
+    folder = Path(str(stopped.value).split("'")[1])
+    assert json.loads((folder / "run.json").read_bytes())["status"] == "KILLED"
+    assert stopped.traceback[-1].path.name == "training.py", "the traceback is short"
+    continued = ex.train(resume=folder)
+    assert continued.folder == folder and whole.folder is not None
+    assert outcome_of(folder) == outcome_of(whole.folder)
+
+
+def test_a_setting_is_compared_over_seeds(run: ex.Run, drawn: Path) -> None:
+    other = ex.train(like=run, seed=1)
+    assert other.config.optimizer.lr == 0.02 and other.config.seed == 1
+    found = ex.compare(run, other.name)
+    assert list(found.table.runs) == [2] and found.significance.empty
+    wide = ex.train("regime=bottleneck", like=run, **{"optimizer.lr": 0.5})
+    found = ex.compare(run, wide)
+    assert list(found.table.images) == [12, 12] and list(found.table["optimizer.lr"]) == [0.02, 0.5]
+    (difference,) = found.significance.to_dict("records")
+    assert difference["about"] == "models" and difference["images"] == 12
+    assert difference["difference"] == wide.metrics["validation.accuracy"] - run.metrics["validation.accuracy"]
+    assert found.sentences[0] in found._repr_html_() and "optimizer.lr" in found._repr_html_()
+    page = found.page(images=2, log=False)
+    assert page.path.name == "comparison.html" and run.name in page.path.read_text("utf-8")
+
+
+def test_parts_are_inspected(run: ex.Run, drawn: Path) -> None:
+    found = ex.inspect("data", data={"root": drawn, "image_size": 48}, images=2)
+    assert "blobs" in str(found) and not found.is_refused and found.figure is not None
+    assert found._repr_html_().count("<img ") == 1 and "stripes" in found._repr_html_()
+    assert any("2 classes" in line for line in ex.inspect("model", run=run).sentences)
+    assert len(ex.inspect("labels", run=run, count=3).table) > 12
+    with pytest.raises(ex.ConfigError, match="Received: 'dat'.*Nearest: data"):
+        ex.inspect("dat")
+    with pytest.raises(ex.ConfigError, match="a run is inspected as it was.*Received: epochs"):
+        ex.inspect("model", run=run, epochs=3)
+    with pytest.raises(
+        ex.ConfigError, match=r"mistakes are those of a finished run: ex.inspect\('mistakes', run=RUN\)"
+    ):
+        ex.inspect("mistakes")
+
+
+def test_compose_returns_the_checked_configuration(run: ex.Run) -> None:
+    config = ex.compose("regime=finetune", epochs=3, like=run)
+    assert (config.regime.name, config.epochs, config.optimizer.lr) == ("finetune", 3, 3e-4) or config.epochs == 3
+    with pytest.raises(ex.ConfigError, match="epochs: must be"):
+        ex.compose(epochs=0)
+
+
+# Trains a run for each argument, and prints the resident memory in bytes after each.
+MEMORY = """
+import gc, psutil, sys
+import experiments as ex
+for seed in range(int(sys.argv[1])):
+    ex.train("regime=scratch", "data.size=32", "data.image_size=32", "epochs=1", "progress=none", seed=seed,
+             data={"per_class": {"train": 4, "validation": 4, "test": 4}})
+    gc.collect()
+    print("memory", psutil.Process().memory_info().rss, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_steady_over_twenty_runs(tmp_path: Path) -> None:
+    environment = os.environ | {"EXPERIMENTS_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", MEMORY, "20"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    used = [int(line.split()[1]) / 1e6 for line in done.stdout.splitlines() if line.startswith("memory")]
+    assert len(used) == 20 and used[-1] - used[4] < 100, used
