@@ -391,8 +391,11 @@ def print_results(
 ) -> None:
     """Print lines about the epochs, each split's scores, where to find the run, and commands that use it.
 
-    The scores of the classes are printed for the last split.
+    The scores of the classes are printed for the last split. Nothing is printed in a notebook, where `api.train`
+    returns the run.
     """
+    if console.is_jupyter:
+        return
     for line in epochs:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     for report in reports.values():

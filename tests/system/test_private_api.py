@@ -27,6 +27,7 @@ from experiments.system.private_api import (
     is_deterministic,
     replaced_convolutions,
     variable_index,
+    without_hydra,
     wrap_update_step,
 )
 
@@ -34,6 +35,14 @@ from experiments.system.private_api import (
 def test_the_root_of_a_configuration_is_found_from_a_node() -> None:
     whole = OmegaConf.create({"model": {"head": {"dropout": 0.5}}})
     assert config_root(whole.model.head) is whole
+
+
+def test_a_running_hydra_is_set_aside_and_goes_on() -> None:
+    with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
+        running = GlobalHydra.instance().hydra
+        with without_hydra(), initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
+            assert compose("config", ["epochs=3"]).epochs == 3
+        assert GlobalHydra.instance().hydra is running and compose("config", ["epochs=4"]).epochs == 4
 
 
 def test_layers_are_found_at_any_depth() -> None:

@@ -65,7 +65,7 @@ class Comparison:
 
         from experiments.evaluation import comparison_text
 
-        return pd.read_csv(io.StringIO(comparison_text.csv_text(self._compared)), index_col="number")
+        return pd.read_csv(io.StringIO(comparison_text.groups_csv(self._compared)), index_col="number")
 
     @cached_property
     def significance(self) -> pd.DataFrame:
