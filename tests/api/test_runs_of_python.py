@@ -168,7 +168,7 @@ def test_an_interrupted_run_is_continued_to_the_same_bits(
     run: ex.Run, drawn: Path, outcome_of: Callable[[Path], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second Ctrl-C, too, is an exception, so that a notebook's kernel survives it."""
-    given = {"data": {"root": str(drawn)}, "augmentation": "light", "schedule": "cosine"}
+    given: dict[str, Any] = {"data": {"root": str(drawn)}, "augmentation": "light", "schedule": "cosine"}
     whole = ex.train(*SMALL, "regime=scratch", "tracking=none", **given)
     add = Curves.add
 
@@ -194,7 +194,7 @@ def test_a_setting_is_compared_over_seeds(run: ex.Run, drawn: Path) -> None:
     assert other.config.optimizer.lr == 0.02 and other.config.seed == 1
     found = ex.compare(run, other.name)
     assert list(found.table.runs) == [2] and found.significance.empty
-    wide = ex.train("regime=bottleneck", like=run, **{"optimizer.lr": 0.5})
+    wide = ex.train("regime=bottleneck", like=run, optimizer={"lr": 0.5})
     found = ex.compare(run, wide)
     assert list(found.table.images) == [12, 12] and list(found.table["optimizer.lr"]) == [0.02, 0.5]
     (difference,) = found.significance.to_dict("records")
