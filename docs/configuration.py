@@ -31,9 +31,9 @@ GROUPS = {
     "regime": "How the network is trained. Each brings a default optimizer; the command line wins, in any order.",
     "runtime": "",
     "tracking": "Where MLflow is.",
-    "sweep": "[sweeps.md](sweeps.md) tells it at length.",
+    "sweep": "How a sweep runs: [sweeps.md](sweeps.md).",
     "hydra/sweeper": "",
-    "hydra/launcher": "Who runs a sweep's jobs: [cluster.md](cluster.md).",
+    "hydra/launcher": "What runs a sweep's jobs: [cluster.md](cluster.md).",
     "experiment": "Named runs: only what differs from the defaults. The command line still wins.",
     "debug": "On top of any run or preset; the command line still wins.",
 }

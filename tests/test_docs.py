@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import experiments
+
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = sorted(path.stem for path in DOCS.glob("*.md"))
 # [text](path#anchor) and ![text](path), but not addresses on the web
@@ -39,3 +41,5 @@ def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     done = subprocess.run([*command, str(DOCS), str(tmp_path / "html")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "html" / "search.html").exists() and (tmp_path / "html" / "your_data.html").exists()
+    reference = (tmp_path / "html" / "python.html").read_text(encoding="utf-8")
+    assert [name for name in experiments.__all__ if f'id="experiments.{name}"' not in reference] == []

@@ -59,8 +59,9 @@ def examples() -> dict[str, Example]:
 EXAMPLES = examples()
 
 
-def test_data_backbone_augmentation_and_regime_have_their_example_of_about_ten_lines() -> None:
-    assert set(EXAMPLES) == {"folder", "csv", "filenames", "groups", "backbone", "layers", "augmentation", "regime"}
+def test_data_and_every_kind_of_component_have_their_example_of_about_ten_lines() -> None:
+    data, components = {"folder", "csv", "filenames", "groups"}, {"backbone", "layers", "augmentation", "regime"}
+    assert set(EXAMPLES) == data | components | {"optimizer"}
     for name, example in EXAMPLES.items():
         lines = [line for text in example.files.values() for line in text.splitlines() if line and line[0] != "#"]
         code = [line for path, text in example.files.items() if path.endswith(".py") for line in text.splitlines()]
@@ -122,6 +123,8 @@ def check(name: str, place: Path) -> None:
         assert len(curves.read_text().splitlines()) == 3, "an epoch of the head, one of fine-tuning"
     elif name == "layers":
         assert config["augmentation"]["layers"] == [{"_target_": "keras.layers.RandomContrast", "factor": 0.3}]
+    elif name == "optimizer":
+        assert config["optimizer"]["_target_"] == "myoptimizer.SignDescent" and curves.exists()
     elif name == "augmentation":
         assert config["augmentation"]["_target_"] == "myaugmentation.brightness"
         assert config["augmentation"]["most"] == 40 and (place / "run" / "figures" / "augmented.png").exists()

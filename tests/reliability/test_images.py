@@ -209,7 +209,7 @@ def test_bad_inputs(root: Path, tally: Tally, name: str) -> None:
         lines = [line for line in str(caught.value).splitlines() if line.startswith(f"  {place}: ")]
         assert lines and remedy in f"{place}: {lines[0]}", str(caught.value)
         assert "(data.root)" in str(caught.value)
-    tally("bad input has its verdict", 1, 1)
+    tally("invalid input has its message", 1, 1)
 
 
 @pytest.mark.parametrize("name", ["nothing at all", "one class", "a file", "no such folder"])
@@ -224,7 +224,7 @@ def test_roots_that_cannot_be(tmp_path: Path, tally: Tally, name: str) -> None:
     with pytest.raises(DataError) as caught:
         read(root)
     assert str(root) in str(caught.value)
-    tally("bad input has its verdict", 1, 1)
+    tally("invalid input has its message", 1, 1)
 
 
 def test_an_order_of_classes_that_would_flip_labels_is_the_same_everywhere(root: Path, tally: Tally) -> None:
@@ -236,7 +236,7 @@ def test_an_order_of_classes_that_would_flip_labels_is_the_same_everywhere(root:
     found = read(root)
     assert found.classes == ("Zebras", "aardvarks", "cats", "dogs")
     assert all(entry.path.split("/")[1] == entry.class_name for entry in found.entries)
-    tally("bad input has its verdict", 1, 1)
+    tally("invalid input has its message", 1, 1)
 
 
 def test_a_image_turned_by_its_exif_is_turned(root: Path, tally: Tally) -> None:
@@ -245,7 +245,7 @@ def test_a_image_turned_by_its_exif_is_turned(root: Path, tally: Tally) -> None:
     path = draw(root / "train" / "cats" / "x.jpg", exif=exif)
     assert "train/cats/x.jpg" in {entry.path for entry in read(root).entries}
     assert decoder.decode(path.read_bytes()).size == (30, 40)
-    tally("bad input has its verdict", 1, 1)
+    tally("invalid input has its message", 1, 1)
 
 
 def test_images_that_change_after_they_were_checked(root: Path, tries: Tries, tally: Tally) -> None:
