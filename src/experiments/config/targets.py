@@ -61,13 +61,27 @@ def resolve(trusted_packages: Sequence[str], key: str, target: str, kind: type |
     return found
 
 
+def parameters_of(function: Any) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a call; of a class, those of the first `__init__` in its bases that names any.
+
+    For a class without an `__init__` of its own, `inspect.signature` would return the *args and **kwargs that some of
+    Keras's base classes take.
+    """
+    for base in function.__mro__ if inspect.isclass(function) else ():
+        if "__init__" in vars(base):
+            parameters = list(inspect.signature(vars(base)["__init__"]).parameters.items())[1:]  # without self
+            if any(one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for _, one in parameters):
+                return dict(parameters)
+    return inspect.signature(function).parameters
+
+
 def construct(key: str, function: Any, arguments: Mapping[str, Any]) -> Any:
     """Call a class or function with arguments from the configuration.
 
     Raises:
         ConfigError: an argument is unknown, or the call raises a TypeError or ValueError; the message names the key.
     """
-    parameters = inspect.signature(function).parameters
+    parameters = parameters_of(function)
     named = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
     unknown = [name for name in arguments if name not in (*named, "dtype", "name", "trainable")]
     # Keras's classes pass their **kwargs on to a base class, which accepts little else than the three names above.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from experiments import __version__
 from experiments.config import schema
 from experiments.config.identity import head_run, run_identity
 from experiments.config.schema import Config
-from experiments.config.targets import construct, resolve
+from experiments.config.targets import construct, parameters_of, resolve
 from experiments.data.listing import Listing
 from experiments.data.types import Augmentation
 from experiments.errors import ConfigError
@@ -135,7 +134,7 @@ def build_optimizer(node: schema.Optimizer, key: str, trusted_packages: Sequence
     arguments = node.model_dump(exclude={"name", "target", "decay_bias_and_norm"})
     if not arguments["weight_decay"]:
         # Keras's AdamW does not accept None for no weight decay; other optimizers skip its computation with None.
-        parameter = inspect.signature(optimizer).parameters.get("weight_decay")
+        parameter = parameters_of(optimizer).get("weight_decay")
         arguments["weight_decay"] = 0.0 if parameter and isinstance(parameter.default, float) else None
     return construct(key, optimizer, {"learning_rate": arguments.pop("lr"), **arguments})
 
