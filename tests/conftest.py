@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import gc
+import inspect
 import json
 import os
 import sqlite3
@@ -185,14 +186,22 @@ def command_line(*arguments: str, figures: bool = False) -> Iterator[pytest.Monk
     """Let `arguments` be those of `python -m experiments.train`, whose errors keep their types.
 
     Args:
-        figures: whether figures are rendered, which takes half of a small run's time. Otherwise blank images are
-            written in their places: tests/test_run.py looks at a run's rendered figures, tests/evaluation at each.
+        figures: whether figures are drawn, and the report compares the configuration with the defaults, which takes
+            half of a small run's time. Otherwise blank images are written in their places: tests/test_run.py looks at
+            a run's figures and report, tests/evaluation at each.
     """
     from matplotlib.figure import Figure
 
+    from experiments.evaluation import plots, run_report
+
     with pytest.MonkeyPatch.context() as patch:
         if not figures:
+            blank = Figure()
+            for name, function in vars(plots).items():
+                if inspect.isfunction(function) and function.__annotations__.get("return") == "Figure":
+                    patch.setattr(plots, name, lambda *arguments, **options: blank)
             patch.setattr(Figure, "savefig", lambda figure, path, **options: Image.new("L", (8, 8)).save(path, "PNG"))
+            patch.setattr(run_report, "differing", lambda run: None)
         patch.setattr(sys, "argv", ["train", *arguments])
         patch.setenv("HYDRA_FULL_ERROR", "1")
         yield patch
