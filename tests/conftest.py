@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import composition
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 
-from experiments.config import schema, validation
-from experiments.system import paths, redaction, signals
+from experiments.config import schema
+from experiments.system import redaction, signals
 from experiments.train import main, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,9 +50,10 @@ print(json.dumps({"told": told, "modules": sorted({name.split(".")[0] for name i
 # These files are started first. `make test` gives each file to one worker, so that a long file that started last would
 # run alone at the end.
 LONGEST = (
-    "test_sweeps.py", "test_planned.py", "test_tracking.py", "test_regimes.py", "test_experiments.py", "test_resume.py",
-    "test_search.py", "test_weights.py", "test_run.py", "test_runs.py", "test_fit.py", "test_applications.py",
-    "test_runtime.py", "test_server.py", "test_feature_cache.py",
+    "test_sweeps.py", "test_fit.py", "test_regimes.py", "test_planned.py", "test_experiments.py", "test_resume.py",
+    "test_tracking.py", "test_applications.py", "test_run.py", "test_search.py", "test_runtime.py", "test_weights.py",
+    "test_build.py", "test_augmentation_layers.py", "test_feature_cache.py", "test_conf.py", "test_server.py",
+    "test_runs.py",
 )  # fmt: skip
 
 
@@ -141,19 +142,14 @@ def copy(source: Path, target: Path) -> None:
 
 @pytest.fixture(scope="session")
 def composed() -> Compose:
-    """Return a function that composes a command line's configuration with Hydra: `composed("regime=finetune")`."""
-
-    def make(*overrides: str) -> DictConfig:
-        with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
-            return compose("config", list(overrides))
-
-    return make
+    """Return a function that composes a command line's configuration as Hydra does: `composed("regime=finetune")`."""
+    return composition.composed
 
 
 @pytest.fixture(scope="session")
-def config(composed: Compose) -> Callable[..., schema.Config]:
+def config() -> Callable[..., schema.Config]:
     """Return a function that composes and validates a configuration: `config("regime=finetune", ...)`."""
-    return lambda *overrides: validation.validate(composed(*overrides))
+    return composition.configured
 
 
 @pytest.fixture(scope="session")
@@ -192,7 +188,7 @@ def command_line(*arguments: str, figures: bool = False) -> Iterator[pytest.Monk
     """
     from matplotlib.figure import Figure
 
-    from experiments.evaluation import plots, run_report
+    from experiments.evaluation import plots, run_figures, run_report
 
     with pytest.MonkeyPatch.context() as patch:
         if not figures:
@@ -201,6 +197,7 @@ def command_line(*arguments: str, figures: bool = False) -> Iterator[pytest.Monk
                 if inspect.isfunction(function) and function.__annotations__.get("return") == "Figure":
                     patch.setattr(plots, name, lambda *arguments, **options: blank)
             patch.setattr(Figure, "savefig", lambda figure, path, **options: Image.new("L", (8, 8)).save(path, "PNG"))
+            patch.setattr(run_figures, "augmented_sample", lambda *arguments: blank)
             patch.setattr(run_report, "differing", lambda run: None)
         patch.setattr(sys, "argv", ["train", *arguments])
         patch.setenv("HYDRA_FULL_ERROR", "1")

@@ -8,49 +8,17 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable
-from copy import deepcopy
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
 from experiments.config import messages, validation
 from experiments.config.hydra_errors import explain
 from experiments.config.identity import effective, head_run, run_identity
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.system import paths
 
 Read = Callable[..., Config]
-
-
-@pytest.fixture(scope="module")
-def bases() -> dict[tuple[str, ...], DictConfig]:
-    """What each choice of groups composes to, so that this file's many values are not composed each by itself."""
-    return {}
-
-
-@pytest.fixture
-def config(bases: dict[tuple[str, ...], DictConfig], composed: Callable[..., DictConfig]) -> Read:
-    """As conftest's `config`; KEY=VALUE and +KEY=VALUE are put into a copy of what the groups compose to."""
-
-    def make(*overrides: str) -> Config:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-        values = [one for one in parsed if not (paths.CONF / one.key_or_group).is_dir() and not one.package]
-        choices = tuple(one.input_line or "" for one in parsed if one not in values)
-        if choices not in bases:
-            bases[choices] = composed(*choices)
-        copy = deepcopy(bases[choices])
-        OmegaConf.set_struct(copy, True)
-        for one in values:
-            if one.is_delete():
-                with open_dict(copy):
-                    del copy[one.key_or_group]
-            else:
-                OmegaConf.update(copy, one.key_or_group, one.value(), merge=True, force_add=one.is_add())
-        return validation.validate(copy)
-
-    return make
 
 
 def fault(config: Read, *overrides: str) -> list[str]:

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import composition
 import keras
 import numpy as np
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from keras.applications import imagenet_utils
 
-from experiments.config import validation
 from experiments.config.choices import shipped
 from experiments.config.schema import Config, Head
 from experiments.config.targets import resolve
@@ -63,9 +62,9 @@ class Built(NamedTuple):
 def read(name: str, folder: Path | None = None, size: int = SIZE) -> Config:
     """The configuration of a backbone with random weights, from conf/ or, as with --config-dir, one's own folder."""
     mine = [f"hydra.searchpath=[file://{folder}]"] if folder else []
-    overrides = [f"model={name}", "model.weights=null", "regime=scratch", f"data.image_size={size}", *mine]
-    with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
-        return validation.validate(compose("config", overrides))
+    return composition.configured(
+        f"model={name}", "model.weights=null", "regime=scratch", f"data.image_size={size}", *mine
+    )
 
 
 def built(config: Config) -> Built:
@@ -203,7 +202,7 @@ def write(folder: Path, name: str, target: str, preprocessing: str, **arguments:
 
 
 @pytest.mark.parametrize("target, size, preprocessing, names", [
-    ("DenseNet121", 32, "torch", ["conv4", "conv5_block1", "bn"]),
+    pytest.param("DenseNet121", 32, "torch", ["conv4", "conv5_block1", "bn"], marks=pytest.mark.slow),
     ("MobileNetV3Small", 32, "none", ["expanded_conv_1", "expanded_conv_10", "conv_1"]),
     pytest.param("Xception", 71, "tf", [f"block{n}" for n in range(3, 15)], marks=pytest.mark.slow),
     pytest.param("NASNetMobile", 32, "tf", [], marks=pytest.mark.slow),

@@ -15,13 +15,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+import composition
 import keras
 import numpy as np
 import psutil
 import pytest
-from hydra import compose, initialize_config_dir
 
-from experiments.config import validation
 from experiments.data import augmentation, decoder
 from experiments.data.types import ImageRecord, ImageSet
 from experiments.errors import ConfigError
@@ -32,7 +31,6 @@ from experiments.regimes import feature_cache
 from experiments.regimes.feature_cache import BATCH, SHARD_ROWS, FeatureRequest, extract
 from experiments.storage import array_cache
 from experiments.storage.array_cache import Rows
-from experiments.system import paths
 
 SIZE = 16
 COUNT = 2 * SHARD_ROWS + 88  # three shards
@@ -60,9 +58,8 @@ class Told:
 
 def tiny(outputs: Path, *overrides: str, filters: int = 4) -> Any:
     """The parts that extraction reads, with a network of two blocks; the same weights every time."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
-        settings = ["regime=finetune", "augmentation=light", f"data.image_size={SIZE}", f"outputs={outputs}"]
-        config = validation.validate(compose("config", [*settings, *overrides]))
+    settings = ("regime=finetune", "augmentation=light", f"data.image_size={SIZE}", f"outputs={outputs}")
+    config = composition.configured(*settings, *overrides)
     keras.utils.clear_session()
     keras.utils.set_random_seed(0)
     inputs = keras.Input((SIZE, SIZE, 3))
@@ -374,24 +371,27 @@ def test_an_entry_says_what_it_is_for(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def _extracts(outputs: Path, start: Any, results: Any) -> None:
+def _extracts(outputs: Path, together: Any) -> tuple[int, list[float]]:
     components, told = tiny(outputs), Told()
     wants = wants_of(components, images_of())
-    start.wait()
+    together.wait(120)
     rows = extract(components, wants, told)
-    results.put((sum(told.steps), [float(table[:].sum()) for table in rows]))
+    return sum(told.steps), [float(table[:].sum()) for table in rows]
+
+
+def _extracts_into(results: Any, outputs: Path, together: Any) -> None:
+    results.put(_extracts(outputs, together))
 
 
 def test_processes_that_want_the_same_share_the_work(tmp_path: Path) -> None:
+    """By this process and another one."""
     context = multiprocessing.get_context("spawn")
-    start, results = context.Event(), context.Queue()
-    workers = [context.Process(target=_extracts, args=(tmp_path, start, results)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    start.set()
-    (one, sums), (other, same) = (results.get(timeout=120) for _ in workers)
-    for worker in workers:
-        worker.join(60)
+    together, results = context.Barrier(2), context.Queue()
+    worker = context.Process(target=_extracts_into, args=(results, tmp_path, together))
+    worker.start()
+    one, sums = _extracts(tmp_path, together)
+    other, same = results.get(timeout=120)
+    worker.join(60)
     assert sorted((one, other)) == [0, 3 * COUNT], "the second found everything there"
     assert sums == same
     assert len(contents(tmp_path)) == 12

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import composition
 import keras
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 from PIL import Image
 from rich.console import Console
 
-from experiments.config import schema, validation
+from experiments.config import schema
 from experiments.config.identity import head_run
 from experiments.data import decoder
 from experiments.data.types import Dataset
@@ -25,7 +25,6 @@ from experiments.models import network
 from experiments.regimes import bottleneck, feature_cache
 from experiments.regimes.build import build
 from experiments.run import read_data
-from experiments.system import paths
 from experiments.system.progress import Terminal
 from experiments.training.types import EpochRecord, RunComponents, TrainingContext, TrainingResult
 
@@ -73,12 +72,10 @@ def weights_of(model: keras.Model) -> Weights:
 
 
 def configured(root: Path, outputs: Path, *overrides: str) -> schema.Config:
-    with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
-        settings = [
-            "data=folder", f"data.root={root}", f"outputs={outputs}", "tracking=none", "model.weights=null",
-            "batch_size=8", "epochs=2", "regime.head_epochs=2", "regime.views=2", *overrides,
-        ]  # fmt: skip
-        return validation.validate(compose("config", settings))
+    return composition.configured(
+        "data=folder", f"data.root={root}", f"outputs={outputs}", "tracking=none", "model.weights=null",
+        "batch_size=8", "epochs=2", "regime.head_epochs=2", "regime.views=2", *overrides,
+    )  # fmt: skip
 
 
 def built(root: Path, outputs: Path, *overrides: str) -> RunComponents:

@@ -166,19 +166,27 @@ def test_endings(drawn: Path, started: Started, tally: Tally, tmp_path: Path) ->
     tally("ending: status in MLflow after the next start", len(ENDINGS), marked)
 
 
-# Runs one command line after the other, each with its limit; prints how they ended: None, or a text or number.
+# Runs one command line after the other, each with its limit, and without one again what has failed: by resuming it if
+# it has begun. Prints how the first of each ended: None, or a text or number.
 LIMITED = """
-import io, json, resource, sys
+import io, json, pathlib, resource, sys
 from experiments.train import main
 told = []
-for limit, arguments in json.loads(sys.argv.pop(1)):
+def ran(limit, arguments):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit or resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     sys.argv[1:], sys.stderr = arguments, io.StringIO()
     try:
         main()
-        told.append([None, sys.stderr.getvalue()])
+        return None
     except SystemExit as ended:
-        told.append([ended.code, sys.stderr.getvalue()])
+        return ended.code
+for limit, arguments, folder in json.loads(sys.argv.pop(1)):
+    code, errors = ran(limit, arguments), sys.stderr.getvalue()
+    if limit and code is not None:
+        resumed = [f"resume={folder}", "runtime.threads=1"]
+        again = ran(None, resumed if pathlib.Path(folder, "run.json").exists() else arguments)
+        assert again is None, again
+    told.append([code, errors])
 print(json.dumps(told))
 """
 
@@ -195,7 +203,7 @@ def test_writes_that_find_no_room(
     chosen = limits[: tries(10, 0)] or [limits[3]]
     homes = [Home(tmp_path / f"limited{number}", drawn, started) for number in range(len(chosen))]
     lines = [
-        [limit, [*home.command("run", *overrides), f"outputs={home.home}"]]
+        [limit, [*home.command("run", *overrides), f"outputs={home.home}"], str(home.folder("run"))]
         for limit, home in [(None, whole), *zip(chosen, homes, strict=True)]
     ]
     process = started("-c", LIMITED, json.dumps(lines))
@@ -208,10 +216,6 @@ def test_writes_that_find_no_room(
         clear = "there is no room to write" in str(code) and "Traceback" not in errors
         if code is None:  # nothing was so large
             clear = limit > 60
-        folder = home.folder("run")
-        again = [f"resume={folder}"] if (folder / "run.json").exists() else home.command("run", *overrides)
-        if code is not None:
-            home.finish(*again)
         same = outcome_of(home.folder("run")) == outcome_of(whole.folder("run"))
         if not (clear and same):
             print(limit, code, same, errors[-2000:], file=sys.stderr)

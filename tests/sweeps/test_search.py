@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -229,20 +229,6 @@ def test_what_is_interrupted_is_asked_for_again(config: Any, tmp_path: Path) -> 
 # -- whole searches
 
 
-def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.train", "-m", *TINY, *arguments],
-        env={**os.environ, "EXPERIMENTS_HOME": str(home)}, cwd=home.parent, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-
-
-def command(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    process = start(home, *arguments)
-    said, _ = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, said)
-
-
 def only_study(home: Path) -> Any:
     storage = f"sqlite:///{home}/studies.db"
     (name,) = optuna.get_all_study_names(storage)
@@ -253,20 +239,22 @@ def states(study: Any) -> list[str]:
     return [trial.state.name for trial in study.trials]
 
 
-def test_a_search_goes_on_where_it_stopped_and_ends_what_falls_behind(own_outputs: Path) -> None:
+def test_a_search_goes_on_where_it_stopped_and_ends_what_falls_behind(
+    sweep: Callable[..., subprocess.CompletedProcess[str]], own_outputs: Path
+) -> None:
     searched = (
-        "sweep.search=tpe", "sweep.pruner=median", "sweep.final=false", "sweep.jobs=2", "seed=0,1",
+        *TINY, "sweep.search=tpe", "sweep.pruner=median", "sweep.final=false", "sweep.jobs=2", "seed=0,1",
         "optimizer.lr=tag(log,interval(1e-4,1e-3))", "model.head.dropout=range(0,0.5,0.1)",
     )  # fmt: skip
-    done = command(own_outputs, *searched, "sweep.trials=1")
+    done = sweep(*searched, "sweep.trials=1")
     assert done.returncode == 0, done.stdout
     study = only_study(own_outputs)
     assert states(study) == ["COMPLETE"]
-    sweep = own_outputs / "sweeps" / study.study_name
-    metrics = [json.loads((sweep / name / "metrics.json").read_text()) for name in ("0", "1")]
+    folder = own_outputs / "sweeps" / study.study_name
+    metrics = [json.loads((folder / name / "metrics.json").read_text()) for name in ("0", "1")]
     assert study.trials[0].value == pytest.approx(sum(one["validation.accuracy"] for one in metrics) / 2)
     assert list(study.trials[0].intermediate_values) == [0, 1, 2]
-    written = {path: path.stat().st_mtime_ns for path in sweep.glob("*/metrics.json")}
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("*/metrics.json")}
 
     first = study.trials[0]
     for lr in (2e-4, 3e-4, 4e-4, 5e-4, 6e-4):  # better than anything can be
@@ -282,14 +270,14 @@ def test_a_search_goes_on_where_it_stopped_and_ends_what_falls_behind(own_output
     lost.set_user_attr(studies.OWNER, liveness.owner(process.pid))
     process.kill()
     process.wait()
-    done = command(own_outputs, *searched, "sweep.trials=7")
+    done = sweep(*searched, "sweep.trials=7")
     assert done.returncode == 0, done.stdout
     assert states(study) == ["COMPLETE"] * 6 + ["FAIL", "PRUNED"]
     assert study.trials[7].params == study.trials[6].params, "what was lost is asked for again"
     assert {path: path.stat().st_mtime_ns for path in written} == written, "nothing is trained twice"
-    ends = {place: json.loads((sweep / place / "run.json").read_text())["status"] for place in ("600",)}
+    ends = {place: json.loads((folder / place / "run.json").read_text())["status"] for place in ("600",)}
     assert ends == {"600": "PRUNED"}, "a trial keeps its folder, and with it its checkpoints"
-    assert not (sweep / "601").exists(), "of what is pruned no other seed is run"
-    summary = json.loads((sweep / "summary.json").read_text())
+    assert not (folder / "601").exists(), "of what is pruned no other seed is run"
+    summary = json.loads((folder / "summary.json").read_text())
     assert {row[0] for row in summary["table"] if row[-1] == "pruned"} == {"-"}
     assert summary["metrics"]["jobs_pruned"] == 1 and summary["failures"] == []

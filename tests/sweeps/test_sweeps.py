@@ -17,20 +17,22 @@ from typing import Any
 import mlflow
 import pytest
 
+from experiments.cli import summarize
+
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 SMALL = (
     "data.image_size=48", "model.head.pooling=average", "batch_size=4", "runtime.threads=1", "model.weights=null",
     "regime.head_epochs=2", "epochs=2",
 )  # fmt: skip
-# An augmentation that raises, kills its process or sleeps, depending on its argument; with CURED set it works.
+# An augmentation that raises, kills its process or sleeps, depending on its argument; beside a file `cured` it works.
 FAULTS = """
-import os, signal, time
+import os, pathlib, signal, time
 from experiments.data.augmentation import affine
 
 class Faulty:
     def __init__(self, fault, ranges): self.fault, self.inner = fault, affine(**ranges)
     def draw(self, rng, count, size):
-        if "CURED" not in os.environ:
+        if not pathlib.Path(__file__).with_name("cured").exists():
             if self.fault == "raise": raise RuntimeError("the augmentation broke")
             if self.fault == "kill": os.kill(os.getpid(), signal.SIGKILL)
             if self.fault == "sleep": time.sleep(600)
@@ -43,22 +45,15 @@ Sweep = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def command(drawn: Path) -> Callable[..., list[str]]:
-    """A sweep's command line."""
-    given = [sys.executable, "-m", "experiments.train", "-m", "data=folder", f"data.root={drawn}", *SMALL]
-    return lambda *overrides: [*given, *overrides]
+def small(drawn: Path) -> tuple[str, ...]:
+    """Settings of small runs on the drawn images."""
+    return ("data=folder", f"data.root={drawn}", *SMALL)
 
 
 @pytest.fixture
-def sweep(command: Callable[..., list[str]], tmp_path: Path) -> Sweep:
-    def run(*overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join([str(SOURCE), str(tmp_path)])
-        return subprocess.run(
-            command(*overrides), env=os.environ | {"PYTHONPATH": path, "COLUMNS": "200"} | environment,
-            capture_output=True, text=True, timeout=400,
-        )  # fmt: skip
-
-    return run
+def command(small: tuple[str, ...]) -> Callable[..., list[str]]:
+    """A sweep's command line, for a process of its own."""
+    return lambda *overrides: [sys.executable, "-m", "experiments.train", "-m", *small, *overrides]
 
 
 def only_sweep(home: Path) -> Path:
@@ -79,8 +74,11 @@ def tracked(home: Path) -> tuple[list[Any], list[Any]]:
     return [run for run in runs if "sweep" in run.data.tags], [run for run in runs if "sweep" not in run.data.tags]
 
 
-def test_a_sweep_plans_shares_concludes_and_is_not_run_twice(sweep: Sweep, own_outputs: Path) -> None:
-    swept = ("regime=bottleneck,finetune", "regime.unfrozen_blocks=1,2", "seed=0,1")
+def test_a_sweep_plans_shares_concludes_and_is_not_run_twice(
+    sweep: Sweep, small: tuple[str, ...], own_outputs: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    swept = (*small, "regime=bottleneck,finetune", "regime.unfrozen_blocks=1,2", "seed=0,1")
     done = sweep(*swept)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "8 jobs, 6 to run, 2 the same as another" in done.stdout  # bottleneck ignores unfrozen_blocks
@@ -120,25 +118,24 @@ def test_a_sweep_plans_shares_concludes_and_is_not_run_twice(sweep: Sweep, own_o
     assert tuple(map(len, tracked(own_outputs))) == (1, len(jobs)), "a dry run tracks nothing"
     assert only_sweep(own_outputs) == folder, "and leaves nothing"
     (folder / "summary.md").unlink()
-    told = subprocess.run(
-        [sys.executable, "-m", "experiments", "summarize", str(folder)], env=os.environ | {"PYTHONPATH": str(SOURCE)},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert told.returncode == 0 and (folder / "summary.md").exists(), told.stderr
-    assert "Winner by validation accuracy" in told.stdout
+    monkeypatch.setattr(sys, "argv", ["experiments summarize", str(folder)])
+    summarize.main()
+    assert (folder / "summary.md").exists() and "Winner by validation accuracy" in capsys.readouterr().out
 
 
 @pytest.mark.slow  # test_planned.py has it of jobs that are not trained
-def test_a_sweep_is_run_twice_if_rerun_is_set(sweep: Sweep, own_outputs: Path) -> None:
+def test_a_sweep_is_run_twice_if_rerun_is_set(sweep: Sweep, small: tuple[str, ...], own_outputs: Path) -> None:
     for number, settings in enumerate([(), ("sweep.rerun=true",)], 1):
-        done = sweep("regime=bottleneck", "seed=0", "sweep.final=false", *settings)
+        done = sweep(*small, "regime=bottleneck", "seed=0", "sweep.final=false", *settings)
         assert "1 jobs, 1 to run" in done.stdout, done.stdout + done.stderr
         assert len(tracked(own_outputs)[1]) == number
 
 
 @pytest.mark.slow
-def test_a_ladder_ends_at_a_rung_without_a_gain_and_is_not_climbed_twice(sweep: Sweep, own_outputs: Path) -> None:
-    rungs = ("experiment=ladder", "~sweep.rungs.two_stages", "~sweep.rungs.fresh_images", "tracking=none")
+def test_a_ladder_ends_at_a_rung_without_a_gain_and_is_not_climbed_twice(
+    sweep: Sweep, small: tuple[str, ...], own_outputs: Path
+) -> None:
+    rungs = (*small, "experiment=ladder", "~sweep.rungs.two_stages", "~sweep.rungs.fresh_images", "tracking=none")
     done = sweep(*rungs)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 jobs, at most 3 to run" in done.stdout and "one run a rung" in done.stdout
@@ -160,18 +157,18 @@ def test_a_ladder_ends_at_a_rung_without_a_gain_and_is_not_climbed_twice(sweep: 
 
 
 def test_a_job_that_fails_is_one_row_and_the_rerun_runs_those_only(
-    sweep: Sweep, own_outputs: Path, tmp_path: Path
+    sweep: Sweep, small: tuple[str, ...], own_outputs: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "faults.py").write_text(FAULTS)
     swept = (
-        "regime=scratch", "trusted_packages=[faults]", "augmentation=none", "augmentation._target_=faults.faulty",
-        "+augmentation.fault=sleep,no1,raise,no2,kill,no3", "sweep.timeout=25", "sweep.jobs=2",
+        *small, "regime=scratch", "augmentation=none", "augmentation._target_=faults.faulty",
+        "trusted_packages=[faults]", "+augmentation.fault=sleep,no1,raise,kill,no2", "sweep.timeout=25", "sweep.jobs=2",
     )  # fmt: skip
     done = sweep(*swept)
     assert done.returncode == 1, done.stdout + done.stderr
     said = summary_of(only_sweep(own_outputs))
     status = {run["values"]["augmentation.fault"]: run["status"] for run in said["runs"]}
-    wanted = dict.fromkeys(("raise", "kill", "sleep"), "FAILED") | {f"no{at}": "FINISHED" for at in (1, 2, 3)}
+    wanted = dict.fromkeys(("raise", "kill", "sleep"), "FAILED") | {f"no{at}": "FINISHED" for at in (1, 2)}
     assert status == wanted
     reasons = {text.split("=")[1].split(")")[0]: text for text in said["failures"]}
     assert "the augmentation broke" in reasons["raise"]
@@ -182,20 +179,23 @@ def test_a_job_that_fails_is_one_row_and_the_rerun_runs_those_only(
     assert parents[0].info.status == "FAILED"
     assert "RUNNING" not in {run.info.status for run in tracked(own_outputs)[1]}
 
-    cured = sweep(*swept, CURED="yes")
+    (tmp_path / "cured").touch()
+    cured = sweep(*swept)
     assert cured.returncode == 0, cured.stdout + cured.stderr
-    assert "6 jobs, 3 to run" in cured.stdout and "3 already finished" in cured.stdout
+    assert "5 jobs, 3 to run" in cured.stdout and "2 already finished" in cured.stdout
     parents, jobs = tracked(own_outputs)
     assert [parent.info.status for parent in parents] == ["FINISHED"]
     finished = [run.data.tags["identity"] for run in jobs if run.info.status == "FINISHED"]
-    assert len(set(finished)) == 6
+    assert len(set(finished)) == 5
 
 
-def test_on_error_stop_starts_no_further_job(sweep: Sweep, own_outputs: Path, tmp_path: Path) -> None:
+def test_on_error_stop_starts_no_further_job(
+    sweep: Sweep, small: tuple[str, ...], own_outputs: Path, tmp_path: Path
+) -> None:
     (tmp_path / "faults.py").write_text(FAULTS)
     done = sweep(
-        "regime=scratch", "trusted_packages=[faults]", "augmentation=none", "augmentation._target_=faults.faulty",
-        "+augmentation.fault=raise,no1,no2", "sweep.on_error=stop", "tracking=none",
+        *small, "regime=scratch", "augmentation=none", "augmentation._target_=faults.faulty",
+        "trusted_packages=[faults]", "+augmentation.fault=raise,no1,no2", "sweep.on_error=stop", "tracking=none",
     )  # fmt: skip
     assert done.returncode == 1
     assert [run["status"] for run in summary_of(only_sweep(own_outputs))["runs"]] == ["FAILED", "NEW", "NEW"]

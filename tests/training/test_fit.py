@@ -334,8 +334,7 @@ def test_early_stopping_ends_after_patience(patience: int, epochs: int, whole: C
     assert_same(model, on.weights[epochs - 1])  # the last epoch's, because best_weights is off
 
 
-@pytest.mark.parametrize("early_stopping", [None, 2])
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("classes, early_stopping", [(2, 2), (3, None)])
 def test_best_weights_are_those_of_the_best_epoch(
     classes: int, early_stopping: int | None, whole: Callable[[int, int], Trained]
 ) -> None:
@@ -395,8 +394,7 @@ def test_averaged_weights_are_validated_and_kept(whole: Callable[[int, int], Tra
     np.testing.assert_allclose(curve(history, "validation_loss"), seen, rtol=1e-4)
 
 
-@pytest.mark.parametrize("best_weights", [False, True])
-@pytest.mark.parametrize("early_stopping", [None, 1])
+@pytest.mark.parametrize("early_stopping, best_weights", [(1, False), (1, True), (None, True)])
 def test_of_averaged_weights_the_last_or_the_best_are_kept(
     early_stopping: int | None, best_weights: bool, whole: Callable[[int, int], Trained]
 ) -> None:
@@ -652,8 +650,13 @@ def never_stopped() -> Callable[[str], Outcome]:
     return functools.cache(lambda name: resumable(name)[0])
 
 
+# "all at once" has the states of the slow ones together, in one training.
+APART = ("plain", "adam", "averages", "schedule", "best weights")
+
+
 @pytest.mark.parametrize("name, died", [
-    *((name, [1, 3]) for name in RESUMED), *(("all at once", [epoch]) for epoch in (0, 2, 5)), ("patience", [5]),
+    *(pytest.param(name, [1, 3], marks=[pytest.mark.slow] * (name in APART)) for name in RESUMED),
+    *(("all at once", [epoch]) for epoch in (0, 5)), ("patience", [5]),
 ], ids=str)  # fmt: skip
 def test_training_that_is_resumed_ends_as_if_it_had_never_stopped(
     name: str, died: list[int], tmp_path: Path, never_stopped: Callable[[str], Outcome]
