@@ -98,12 +98,16 @@ def check_configuration(arguments: list[str]) -> None:
     overrides = []
     for override in OverridesParser.create().parse_overrides(arguments):
         swept = dimension(override) if override.is_sweep_override() else None
-        first = f"{swept.element}={swept.ends[0]}" if swept else str(override.input_line)
-        overrides.append(first)
-    overrides = [one for one in overrides if not one.startswith(("like=", "resume="))]
+        overrides.append(f"{swept.element}={swept.ends[0]}" if swept else str(override.input_line))
     keys = {one.partition("=")[0] for one in overrides}
     source = ["data=folder"] if "data.root" in keys and "data" not in keys else []
-    validation.validate(compose("config", [*source, *overrides], return_hydra_config=True))
+    compose_once(*source, *(one for one in overrides if not one.startswith(("like=", "resume="))))
+
+
+@cache
+def compose_once(*overrides: str) -> None:
+    if overrides:  # tests/config composes the defaults
+        validation.validate(compose("config", list(overrides), return_hydra_config=True))
 
 
 def check_command(text: str) -> None:
