@@ -37,9 +37,10 @@ beginning of an id or the end of a name; `SWEEP` is a sweep's name, folder or ML
 | 128 + N | ended by signal N; a run that had begun can be resumed |
 """
 TRAIN = """\
-Trains one run, or with `-m` a sweep. It is the same as `python -m experiments.train`. Two keys name other runs:
-`resume=RUN` continues an interrupted run, `like=RUN` starts a new one with the configuration of another
-([one run](runs.md)). The options are Hydra's; these are the useful ones:
+Trains one run, or with `-m` a sweep. It is the same as `python -m experiments.train`. Three keys name other runs:
+`resume=RUN` goes on with an interrupted run, `like=RUN` starts a new one with the configuration of another, and
+`continue=RUN epochs=N` trains a finished one further ([one run](runs.md)). The options are Hydra's; these are the
+useful ones:
 
 | argument | meaning |
 |---|---|

@@ -101,7 +101,7 @@ def check_configuration(arguments: list[str]) -> None:
         overrides.append(f"{swept.element}={swept.ends[0]}" if swept else str(override.input_line))
     keys = {one.partition("=")[0] for one in overrides}
     source = ["data=folder"] if "data.root" in keys and "data" not in keys else []
-    compose_once(*source, *(one for one in overrides if not one.startswith(("like=", "resume="))))
+    compose_once(*source, *(one for one in overrides if not one.startswith(("like=", "resume=", "continue="))))
 
 
 @cache

@@ -84,7 +84,7 @@ def test_whatever_names_a_run_finds_it_where_outputs_were_moved(
     (facts,) = queries.find_runs(uri, [run_id[:8]])
     assert len(queries.read_predictions(uri, facts, "validation")) == 12
     assert saved_run.find(run_id).folder == folder and saved_run.find("first").folder == folder
-    assert resume.find(run_id, []) == folder
+    assert resume.find(run_id, [], "resume") == folder
     wanted = config(f"model.weights={run_id}", "regime=bottleneck")
     assert inputs.fetch(wanted, home / "x")["model.weights"].stat().st_size > 10_000
     assert [name for name, _ in view.configure_experiment_view(uri)] == ["experiments"]
@@ -161,7 +161,7 @@ def test_a_run_deleted_in_mlflow_is_named_and_resumed(
         with pytest.raises(ConfigError, match=reason):
             look()
     if deleted == "trash":  # the id still leads to the folder
-        assert resume.find(run_id, []) == folder
+        assert resume.find(run_id, [], "resume") == folder
     run_here(f"resume={folder}", "runtime.threads=null")
     facts = json.loads((folder / run_directory.FACTS).read_text())
     (run,) = place.search_runs(["1"])

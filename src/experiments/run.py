@@ -38,11 +38,13 @@ from experiments.evaluation.report_text import (
 )
 from experiments.evaluation.run_figures import save_figures
 from experiments.evaluation.training_checks import check_joined, check_reached, keep_error, training_warnings
+from experiments.regimes import continuation
 from experiments.regimes.build import build
 from experiments.regimes.declaration import declaration_of
 from experiments.regimes.trained_weights import facts_of, restore, save_weights
 from experiments.runs import predictions
 from experiments.runs.active_run import ActiveRun, open_run
+from experiments.runs.continuation import KEY
 from experiments.runs.curves import Curves
 from experiments.runs.run_directory import CURVES, REPORT, RunDirectory, class_scores_stem, classes_of
 from experiments.system.progress import PlainConsole, Terminal
@@ -129,7 +131,7 @@ def prepare(
     identity = components.identity(config, dataset.fingerprint)
     active.check(identity, planned)
     root = None if "data.root" in config.unresolved else str(dataset.manifest.root)
-    active.note(backbone_identity=components.backbone.identity, data_root=root)
+    active.note(backbone_identity=components.backbone.identity, data_root=root, continues=config.continue_from)
     write_description(components, dataset, directory, tracker, identity)
     return components, dataset, identity
 
@@ -168,6 +170,7 @@ def train(
     """
     config, trained = components.config, components.config.sweep.trained
     checkpoints = Checkpoints(directory.checkpoints)
+    continuation.begin(components, dataset, checkpoints)
     with open_curves(directory, tracker, checkpoints) as curves:
         record = pruning.reporting(config, curves.add, declaration_of(components.regime).last_phase)
         context = TrainingContext(Terminal(console, lines=True), record, checkpoints)
@@ -321,6 +324,9 @@ def write_description(
         "regime": config.regime.name,
         "backbone": config.model.name,
     }
+    if components.continued is not None:
+        continued = components.continued.facts() or {}
+        facts["continues"] = continued.get("run_id") or continued["continued"]
     tracker.describe(config, dataset, facts)
 
 
@@ -346,10 +352,10 @@ def check_origins(origins: Mapping[str, Path], dataset: Dataset) -> None:
                 "data.split_seed, data.fractions), or train the weights anew"
             )
         classes = classes_of(rows)
-        if key == "regime.head_from" and classes != dataset.classes:
+        if key in ("regime.head_from", KEY) and classes != dataset.classes:
             raise ConfigError(
                 f"{key}: that run's head was trained for {', '.join(classes)}. Allowed: a head for "
-                f"{', '.join(dataset.classes)}"
+                f"{', '.join(dataset.classes)}, the classes of this data"
             )
 
 

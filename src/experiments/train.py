@@ -30,7 +30,7 @@ from experiments.config.hydra_errors import disk_full, explain
 from experiments.config.overrides import implies_folder
 from experiments.config.schema import Config
 from experiments.errors import ConfigError, DataError, Pruned
-from experiments.reuse import like, resume
+from experiments.reuse import continuation, like, resume
 from experiments.runs.active_run import AUTO, check_same
 from experiments.runs.run_directory import RunDirectory
 from experiments.sweeps import plan
@@ -131,7 +131,7 @@ def main() -> None:
 
 
 def expand(given: Sequence[str]) -> list[str] | None:
-    """Return a command line as Hydra takes it: `resume=` and `like=` expanded, credentials redacted.
+    """Return a command line as Hydra takes it: `resume=`, `continue=` and `like=` expanded, credentials redacted.
 
     The current directory may be changed; see `resume.expand`.
 
@@ -147,7 +147,7 @@ def expand(given: Sequence[str]) -> list[str] | None:
         return None
     paths.check_directory()  # after resume=, which may have changed the directory
     # Redacted after resume= and like= are expanded, because they may add addresses with passwords.
-    return redaction.conceal_arguments(deferring(with_data_source(like.expand(command))))
+    return redaction.conceal_arguments(deferring(with_data_source(like.expand(continuation.expand(command)))))
 
 
 def with_data_source(command: list[str]) -> list[str]:

@@ -24,6 +24,8 @@ import psutil
 import pytest
 import requests
 from mlflow.models import Model
+from PIL import Image
+from sklearn.preprocessing import normalize
 
 from experiments.cli import export, register
 from experiments.cli import predict as predict_verb
@@ -182,6 +184,42 @@ def check_rebuilt(place: Place, folder: Path) -> None:
         patch.setattr(network, "probabilities", lambda logits: probabilities(1.5 * logits + 1))
         with pytest.raises(ConfigError, match="probabilities differ by .* on the reference images"):
             saved_run.find(str(copy)).model()
+
+
+def test_images_unlike_the_training_images_are_told_apart(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, held_out = place.folder("whole"), place.root / "validation"
+    Image.effect_noise((48, 48), 90).convert("RGB").save(tmp_path / "noise.png")
+
+    def predict(name: str, unlike: float | None) -> list[dict[str, str]]:
+        confidence = predict_verb.Confidence(unlike=unlike)
+        predict_verb.predict(str(folder), [str(held_out), str(tmp_path)], "csv", tmp_path / name, 8, None, confidence)
+        return read_rows(tmp_path / name)
+
+    plain, rows = predict("plain.csv", None), predict("unlike.csv", 0.9)
+    pixels = {
+        row["path"]: resize(decoder.decode((place.root / row["path"]).read_bytes()), 48)
+        for row in RunDirectory(folder).images()
+        if row["split"] != "test"
+    }
+    frozen = saved_run.find(str(folder)).model().get_layer("frozen")
+    features = normalize(np.asarray(frozen(np.stack(list(pixels.values())).astype("float32"))))
+    trained = np.array([path.startswith("train/") for path in pixels])
+    tenth = np.sort(1 - features[~trained] @ features[trained].T, axis=1)[:, 9]
+    distances = [float(row["distance"]) for row in rows]
+    np.testing.assert_allclose(distances[:12], tenth, atol=2e-3)
+    assert [row["unlike"] == "true" for row in rows] == [one > sorted(distances[:12])[10] + 1e-6 for one in distances]
+    assert [row["class"] for row in rows[:12]].count("none") == 1 and rows[12]["class"] == "none"
+    kept = {name: [row[name] for row in plain] for name in ("path", "probability", "p_blobs", "error")}
+    assert {name: [row[name] for row in rows] for name in kept} == kept
+    assert "of 12 validation images, 11 (91.7 %) are not" in capsys.readouterr().err
+
+    monkeypatch.setattr("experiments.deploy.unlike.data_root", lambda config: tmp_path)
+    assert predict("again.csv", 0.9) == rows, "the features are kept"
+    (folder / "training_features.npz").unlink()
+    with pytest.raises(ConfigError, match=r"--unlike: .* not as they were: train/blobs/blobs\.0\.jpg: "):
+        predict("gone.csv", 0.9)
 
 
 def test_an_export_gives_what_the_model_gives(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,7 +131,7 @@ def test_a_run_that_dies_between_checkpoint_and_curves_is_resumed_as_if_it_had_n
     assert {key for key in died | whole if died.get(key) != whole.get(key)} == set()
     facts = json.loads((folder / "run.json").read_text())
     assert facts["status"] == "FINISHED"
-    assert not (folder / "checkpoints").exists(), "a finished run needs none"
+    assert [path.name for path in (folder / "checkpoints").glob("*/*")] == ["00006"], "the last one is kept"
     (run,) = client.search_runs(["1"])
     assert (run.info.run_id, run.info.status) == (facts["run_id"], "FINISHED")
     assert "failure" not in run.data.tags
@@ -255,8 +255,11 @@ def test_resuming_repeats_the_command(tmp_path: Path, monkeypatch: pytest.Monkey
 
 REFUSED: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "another override": (lambda path: [f"resume={fake(path / 'a')}", "epochs=4", "-m"], "Received: epochs=4 -m"),
-    "no such run": (lambda path: ["resume=nowhere"], "must be a run's folder or the id of a run.*'nowhere'"),
-    "no such id": (lambda path: [f"resume={'a' * 32}"], f"must be a run's folder or the id.*'{'a' * 32}'"),
+    "no such run": (
+        lambda path: ["resume=nowhere"],
+        "must be a run's folder, or the id or the end of the name of a run.*'nowhere'",
+    ),
+    "no such id": (lambda path: [f"resume={'a' * 32}"], f"must be a run's folder, or the id.*'{'a' * 32}'"),
     "no run's folder": (lambda path: [f"resume={path}"], "is no run's folder: it has no run.json"),
 }
 

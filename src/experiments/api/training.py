@@ -57,7 +57,7 @@ def train(*overrides: str, config_dir: str | Path | None = None, **keys: Any) ->
             expanded = expand(given)
             if expanded is None:
                 named = [literal(one.partition("=")[2]) for one in given if one.startswith("resume=")]
-                folders.append(resume.find(named[-1], given))
+                folders.append(resume.find(named[-1], given, "resume"))
             else:
                 sys.argv[1:] = expanded
                 main_of_hydra(task)()

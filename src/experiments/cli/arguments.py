@@ -90,3 +90,4 @@ def ending(suffix: str) -> Callable[[str], Path]:
 
 positive = whole(1)
 accuracy = number("an accuracy above 0, at most 1, such as 0.99", lambda value: 0 < value <= 1)
+share = number("a share above 0, at most 1, such as 0.99", lambda value: 0 < value <= 1)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from experiments.cli.arguments import accuracy, add_run, exit_on_error, positive
+from experiments.cli.arguments import accuracy, add_run, exit_on_error, positive, share
 from experiments.deploy.prediction_writers import WRITERS
 
 SOME_FAILED = 3
@@ -46,6 +46,11 @@ def main() -> None:
         "images of the run: 0.99",
     )  # fmt: skip
     parser.add_argument(
+        "--unlike", type=share, metavar="SHARE",
+        help="answer 'none' for images unlike the training images: those farther from them, in the features that the "
+        "head receives, than this share of the validation images: 0.99. csv and json have the distance, too",
+    )  # fmt: skip
+    parser.add_argument(
         "--calibrated", action="store_true", help="scale the probabilities by the run's temperature; the classes stay"
     )
     arguments = parser.parse_args()
@@ -54,7 +59,7 @@ def main() -> None:
     suffix = arguments.output.suffix.removeprefix(".").replace("jsonl", "json") if arguments.output else ""
     form = arguments.format or (suffix if suffix in WRITERS else "terminal")
     try:
-        confidence = Confidence(arguments.reject, arguments.calibrated)
+        confidence = Confidence(arguments.reject, arguments.calibrated, arguments.unlike)
         failed = predict(
             arguments.run, arguments.paths, form, arguments.output, arguments.batch_size, arguments.uri, confidence
         )
@@ -64,10 +69,11 @@ def main() -> None:
 
 
 class Confidence(NamedTuple):
-    """What is done with the confidence of predictions."""
+    """What is done with the confidence of predictions, and with images unlike the training images."""
 
     reject: float | None = None  # the wanted accuracy of the images that are not rejected
     calibrated: bool = False  # whether probabilities are scaled by the run's temperature
+    unlike: float | None = None  # the share of the validation images that are to be like the training images
 
 
 AS_PREDICTED = Confidence()
@@ -105,16 +111,22 @@ def predict(
     with opened(output, form) as file:
         with quiet_start():
             model = run.model()
+        measured = None
+        if confidence.unlike is not None:
+            from experiments.deploy import unlike
+
+            model, measured, answers.farthest, sentence = unlike.measure(run, model, confidence.unlike)
+            print(sentence, file=sys.stderr)
         write, began = WRITERS[form](file, run.classes, answers), time.perf_counter()
         with Terminal(console).stage("predicting", len(files)) as advance:
-            for some in predictions(model, files, batch_size, decoder_settings):
+            for some in predictions(model, files, batch_size, decoder_settings, measured):
                 write(some)
                 advance(len(some))
                 done, failed = done + len(some), failed + sum(prediction.probabilities is None for prediction in some)
                 if output is None and output_failure():  # the reader of standard output is gone
                     break
         rate = (done - failed) / (time.perf_counter() - began)
-    rejections = f" ({answers.rejected} of them as none)" if confidence.reject else ""
+    rejections = f" ({answers.rejected} of them as none)" if answers.reject else ""
     print(
         f"{done - failed} images predicted{rejections}, {failed} files could not be used, {rate:.0f} a second",
         file=sys.stderr,

@@ -34,8 +34,8 @@ KEYS = {
 }  # fmt: skip
 # Names whose value means something else here -> what to type instead.
 ADVICE = {
-    "ckpt_path": "an interrupted run goes on with resume=RUN; weights to start from are model.weights=RUN; a trained "
-    "model is used by: experiments predict RUN IMAGE",
+    "ckpt_path": "an interrupted run goes on with resume=RUN, a finished one with continue=RUN epochs=N; weights to "
+    "start from are model.weights=RUN; a trained model is used by: experiments predict RUN IMAGE",
     "resume_from_checkpoint": "an interrupted run goes on with resume=RUN",
     "checkpoint": "an interrupted run goes on with resume=RUN; weights to start from are model.weights=RUN",
     "logger": "every run writes curves.csv, metrics.json and figures to its folder, and to MLflow: tracking.uri=URI "

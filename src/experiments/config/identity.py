@@ -93,6 +93,7 @@ def run_identity(config: Config, **facts: str | None) -> str:
         plain["data"]["resize"] = data.resize
     plain["model"].pop("weights", None)
     plain["regime"].pop("head_from", None)
+    plain.pop("continue_from")
     return hashlib.sha256(json.dumps({"config": plain, **facts}, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -112,6 +113,7 @@ def head_run(config: Config) -> Config:
             "early_stopping": None,
             "best_weights": False,
             "positive": None,
+            "continue_from": None,
             "threshold": Threshold(fixed=None, recall=None, precision=None),
         }
     )

@@ -306,6 +306,7 @@ class Config(Node):
     progress: Literal["auto", "none"]
     outputs: str
     resume: str | None
+    continue_from: str | None
     _unresolved: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
     @property

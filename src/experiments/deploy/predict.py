@@ -8,7 +8,7 @@ import logging
 import os
 import stat
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
@@ -36,6 +36,14 @@ class Prediction(NamedTuple):
     path: str
     probabilities: np.ndarray | None  # [classes] float32; None: the file cannot be used
     error: str  # why the file cannot be used; empty if it can
+    distance: float | None = None  # of its features from those of the training images, where they were compared
+
+
+class Measured(NamedTuple):
+    """How the distances of images are computed."""
+
+    model: keras.Model  # pixels -> features [B, D], from the same input as the predicting model
+    distances: Callable[[np.ndarray], np.ndarray]  # features [B, D] -> [B]
 
 
 def list_files(given: Sequence[str]) -> tuple[list[str], int]:
@@ -77,7 +85,7 @@ def list_files(given: Sequence[str]) -> tuple[list[str], int]:
 
 def predictions(
     model: keras.Model, files: Iterable[str | Image.Image], batch_size: int,
-    decoder_settings: DecoderSettings = DEFAULTS,
+    decoder_settings: DecoderSettings = DEFAULTS, measured: Measured | None = None,
 ) -> Iterator[list[Prediction]]:  # fmt: skip
     """Yield a model's predictions for image files in their order, some at a time, in constant memory.
 
@@ -86,13 +94,14 @@ def predictions(
         files: the paths of the files; or images, whose predictions have an empty path.
         batch_size: number of images in a forward pass.
         decoder_settings: those that the model was trained with.
+        measured: computes the distances of the images; None for none.
 
     Yields:
         Lists with one prediction for each file; that for a file that cannot be used holds the error.
     """
-    from experiments.models.network import inference_function
+    from experiments.models.network import inference_functions
 
-    run, size = inference_function(model), int(model.input_shape[1])
+    run, size = inference_functions([model, *([measured.model] if measured else [])]), int(model.input_shape[1])
     pixels = np.empty((batch_size, size, size, 3), "float32")
     waiting: list[tuple[str, str]] = []  # path and error of each file of the next list, in order
     filled = 0
@@ -105,16 +114,28 @@ def predictions(
                 filled += 1
                 waiting.append((path, ""))
             if filled == batch_size or len(waiting) > AHEAD * batch_size:
-                yield predict_files(waiting, run(pixels[:filled]) if filled else ())
+                yield predict_files(waiting, run(pixels[:filled]) if filled else [], measured)
                 waiting, filled = [], 0
         if waiting:
-            yield predict_files(waiting, run(pixels[:filled]) if filled else ())
+            yield predict_files(waiting, run(pixels[:filled]) if filled else [], measured)
 
 
-def predict_files(waiting: Sequence[tuple[str, str]], rows: Iterable[np.ndarray]) -> list[Prediction]:
-    """Return a prediction for each file: with its row of probabilities, or with its error."""
-    following = iter(rows)
-    return [Prediction(path, None if error else next(following), error) for path, error in waiting]
+def predict_files(
+    waiting: Sequence[tuple[str, str]], outputs: Sequence[np.ndarray], measured: Measured | None
+) -> list[Prediction]:
+    """Return a prediction for each file: with its row of the outputs, or with its error.
+
+    Args:
+        waiting: path and error of each file.
+        outputs: probabilities and, if the images are measured, features; empty if all files have errors.
+        measured: see `predictions`.
+    """
+    rows = iter(outputs[0] if outputs else ())
+    distances = iter(measured.distances(outputs[1]).tolist() if measured and outputs else ())
+    return [
+        Prediction(path, None, error) if error else Prediction(path, next(rows), "", next(distances, None))
+        for path, error in waiting
+    ]
 
 
 def decode_ahead(

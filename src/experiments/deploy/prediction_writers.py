@@ -36,6 +36,7 @@ class Answer(NamedTuple):
     label: int  # index of the predicted class; -1: none, the image is rejected
     confidence: float  # the probability of the class that is predicted, or would be
     probabilities: list[float]  # of all classes
+    unlike: bool  # whether it is rejected because it is unlike the training images
 
 
 @dataclass
@@ -45,20 +46,26 @@ class Answers:
     predicted: Predicted = most_probable
     temperature: float = 1.0  # divides the logits
     threshold: float = 0.0  # images of lower confidence are rejected
+    farthest: float | None = None  # images of a larger distance from the training images are rejected; None for none
     rejected: int = 0
 
-    def __call__(self, probabilities: np.ndarray) -> Answer:
-        """Return the answer for the unscaled probabilities [classes] of one image."""
+    @property
+    def reject(self) -> bool:
+        """Whether images may be rejected."""
+        return self.threshold > 0 or self.farthest is not None
+
+    def __call__(self, probabilities: np.ndarray, distance: float | None = None) -> Answer:
+        """Return the answer for the unscaled probabilities [classes] and the distance of one image."""
         label = self.predicted(probabilities)  # by the unscaled ones, which the run's threshold of a class belongs to
         if self.temperature != 1.0:
             from experiments.evaluation.calibration import scale
 
             probabilities = scale(probabilities[None], self.temperature)[0]
         shares = probabilities.tolist()
-        if shares[label] >= self.threshold:
-            return Answer(label, shares[label], shares)
-        self.rejected += 1
-        return Answer(-1, shares[label], shares)
+        unlike = self.farthest is not None and distance is not None and distance > self.farthest
+        is_answered = shares[label] >= self.threshold and not unlike
+        self.rejected += not is_answered
+        return Answer(label if is_answered else -1, shares[label], shares, unlike)
 
 
 def terminal_rows(file: TextIO, classes: Sequence[str], answers: Answers) -> Write:
@@ -69,7 +76,7 @@ def terminal_rows(file: TextIO, classes: Sequence[str], answers: Answers) -> Wri
 
     names = [
         name if len(name) <= LONGEST else f"{name[: LONGEST - 10]}…{name[-9:]}"
-        for name in map(printable, (*classes, NONE)[: len(classes) + (answers.threshold > 0)])
+        for name in map(printable, (*classes, NONE)[: len(classes) + answers.reject])
     ]
     width = max(map(cell_len, names))
     padded = [name + " " * (width - cell_len(name)) for name in names]
@@ -80,16 +87,21 @@ def terminal_rows(file: TextIO, classes: Sequence[str], answers: Answers) -> Wri
                 file.flush()  # so that lines on both streams keep their order
                 print(f"{printable(prediction.path)}: {prediction.error}", file=sys.stderr)
             else:
-                answer = answers(prediction.probabilities)
-                file.write(f"{padded[answer.label]}  {answer.confidence:6.1%}  {printable(prediction.path)}\n")
+                answer = answers(prediction.probabilities, prediction.distance)
+                confidence = "unlike" if answer.unlike else f"{answer.confidence:6.1%}"
+                file.write(f"{padded[answer.label]}  {confidence}  {printable(prediction.path)}\n")
 
     return write
 
 
 def csv_rows(file: TextIO, classes: Sequence[str], answers: Answers) -> Write:
-    """Return a writer of CSV rows: path, class, probability, the probability of every class (p_NAME), error."""
+    """Return a writer of CSV rows: path, class, probability, the probability of every class (p_NAME), error.
+
+    With distances, also distance and unlike (true or false), before the error.
+    """
     named = (*classes, NONE)
-    columns = ("path", "class", "probability", *(f"p_{name}" for name in classes), "error")
+    measured = ("distance", "unlike") if answers.farthest is not None else ()
+    columns = ("path", "class", "probability", *(f"p_{name}" for name in classes), *measured, "error")
 
     def write_row(cells: Sequence[object]) -> None:
         line = io.StringIO()
@@ -101,8 +113,9 @@ def csv_rows(file: TextIO, classes: Sequence[str], answers: Answers) -> Write:
             if prediction.probabilities is None:
                 write_row([prediction.path, *[""] * (len(columns) - 2), prediction.error])
             else:
-                answer = answers(prediction.probabilities)
-                write_row([prediction.path, named[answer.label], answer.confidence, *answer.probabilities, ""])
+                answer = answers(prediction.probabilities, prediction.distance)
+                cells = [prediction.path, named[answer.label], answer.confidence, *answer.probabilities]
+                write_row([*cells, *([prediction.distance, str(answer.unlike).lower()] if measured else []), ""])
 
     write_row(columns)
 
@@ -110,7 +123,10 @@ def csv_rows(file: TextIO, classes: Sequence[str], answers: Answers) -> Write:
 
 
 def json_rows(file: TextIO, classes: Sequence[str], answers: Answers) -> Write:
-    """Return a writer of one JSON object per line: path, class, probability, probabilities by class; or path, error."""
+    """Return a writer of one JSON object per line: path, class, probability, probabilities by class; or path, error.
+
+    With distances, also distance and unlike.
+    """
     named = (*classes, NONE)
 
     def write(predictions: Sequence[Prediction]) -> None:
@@ -119,9 +135,11 @@ def json_rows(file: TextIO, classes: Sequence[str], answers: Answers) -> Write:
             if prediction.probabilities is None:
                 row["error"] = prediction.error
             else:
-                answer = answers(prediction.probabilities)
+                answer = answers(prediction.probabilities, prediction.distance)
                 row |= {"class": named[answer.label], "probability": answer.confidence}
                 row["probabilities"] = dict(zip(classes, answer.probabilities, strict=True))
+                if answers.farthest is not None:
+                    row |= {"distance": prediction.distance, "unlike": answer.unlike}
             file.write(f"{json.dumps(row)}\n")
 
     return write

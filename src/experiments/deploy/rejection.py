@@ -28,17 +28,23 @@ def temperature(run: Trained) -> float:
     return found
 
 
-def answers_of(run: Trained, accuracy: float | None, calibrated: bool) -> tuple[Answers, list[str]]:
+def answers_of(
+    run: Trained, accuracy: float | None, calibrated: bool, unlike: float | None = None
+) -> tuple[Answers, list[str]]:
     """Return how a run's model answers, and sentences on what that rests on.
 
     Args:
         run: the finished run.
         accuracy: the wanted accuracy of the images that are not rejected, in (0, 1]; None to reject none.
         calibrated: whether the probabilities are scaled by the run's temperature.
+        unlike: whether images unlike the training images will be rejected, see `unlike.measure`; None or the share.
 
     Raises:
-        ConfigError: the run's validation predictions do not allow it.
+        ConfigError: the run's validation predictions do not allow it, or a class has the name of the answer for
+            rejected images.
     """
+    if NONE in run.classes and (accuracy is not None or unlike is not None):
+        raise ConfigError(f"{run.name}: has a class called {NONE!r}, which is also the answer for rejected images")
     answers, sentences = Answers(run.predicted), []
     if calibrated:
         answers.temperature = temperature(run)
@@ -59,10 +65,8 @@ def rejection(run: Trained, accuracy: float, divisor: float) -> selective.Reject
         divisor: the temperature by which the probabilities are scaled.
 
     Raises:
-        ConfigError: no threshold has that accuracy, or a class has the name of the answer for rejected images.
+        ConfigError: no threshold has that accuracy.
     """
-    if NONE in run.classes:
-        raise ConfigError(f"{run.name}: has a class called {NONE!r}, which is also the answer for rejected images")
     predictions = run.predictions("validation")
     confidence, correct = calibration.confidences_of(predictions)
     if divisor != 1.0:

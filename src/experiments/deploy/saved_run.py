@@ -25,6 +25,7 @@ from experiments.runs.run_directory import (
     FACTS,
     MANIFEST,
     METRICS,
+    TRAINING_FEATURES,
     WEIGHTS,
     RunDirectory,
     classes_of,
@@ -76,6 +77,11 @@ class Trained:
         """The tracking store that has its MLflow run."""
         recorded = store_of_run(self.folder, self.facts) if self.folder else None
         return self.uri or recorded or queries.local_store()
+
+    @property
+    def training_features(self) -> Path | None:
+        """The file that keeps the features of its training images; None if it is not on this machine."""
+        return self.folder / TRAINING_FEATURES if self.folder else None
 
     def images(self) -> list[dict[str, str]]:
         """Return the rows of its manifest, with the columns of `data.manifest.to_rows`."""

@@ -33,6 +33,7 @@ from experiments.evaluation.statistics import Interval
 from experiments.evaluation.training_checks import best_epoch
 from experiments.reuse import like
 from experiments.runs.command import arguments
+from experiments.runs.continuation import KEY
 from experiments.runs.run_directory import CONFIG, MANIFEST, REPORT, RunDirectory, classes_of
 from experiments.runs.run_directory import METRICS as METRICS_FILE
 from experiments.storage import atomic_files
@@ -143,7 +144,7 @@ def html(run: RunRecord, root: Path | None, model: Callable[[], keras.Model] | N
     return page.render(
         TEMPLATE,
         title=f"Run {run.name}",
-        sentences=[*map(accuracy_line, run.reports.values()), *best_sentences(run)],
+        sentences=[*map(accuracy_line, run.reports.values()), *best_sentences(run), *continued_sentences(run)],
         warnings=[*run.facts.get("warnings", []), *run.facts.get("failures", [])],
         when=when(run.facts),
         command=command(run.facts),
@@ -180,6 +181,20 @@ def best_sentences(run: RunRecord) -> list[str]:
         return [f"{found}, the last one."]
     kept = "best" if run.plain.get("best_weights") else "last"
     return [f"{found}, the last one had {last.metrics[monitor]:.3g}. The weights are those of the {kept} one."]
+
+
+def continued_sentences(run: RunRecord) -> list[str]:
+    """Return which run this one has trained further, if it has."""
+    folder = run.facts.get("continues")
+    if not folder:
+        return []
+    epochs = len([record for record in continued_epochs(run) if record.phase == run.history[-1].phase])
+    return [f"It continues {folder} after epoch {epochs}, whose epochs are part of the curves."]
+
+
+def continued_epochs(run: RunRecord) -> list[EpochRecord]:
+    """Return the epochs of the run that this one has trained further; an empty list if there is none."""
+    return RunDirectory(run.directory.inputs(KEY)).epochs()
 
 
 def when(facts: Mapping[str, Any]) -> str:
@@ -314,7 +329,9 @@ def cost_table(run: RunRecord) -> list[list[str]]:
     if total is not None:
         rows.append(["from start to results", f"{total:,.1f} s"])
     if fit is not None:
-        rows.append(["training (Keras's fit)", f"{fit:,.1f} s for {len(run.history)} epochs"])
+        rows.append(
+            ["training (Keras's fit)", f"{fit:,.1f} s for {len(run.history) - len(continued_epochs(run))} epochs"]
+        )
     if total is not None and fit is not None:
         rest = f"{max(total - fit, 0):,.1f} s"
         rows.append(["the rest: reading images, features of the frozen part, evaluation", rest])
@@ -334,7 +351,7 @@ def cost_table(run: RunRecord) -> list[list[str]]:
 
 def use(run: RunRecord) -> list[tuple[str, str]]:
     """Return what can be done with the run, each with its command."""
-    folder = shlex.quote(str(run.directory.folder))
+    folder, further = shlex.quote(str(run.directory.folder)), run.plain.get("epochs", 0) + 20
     found = [
         ("Classify images", f"experiments predict {folder} IMAGE_OR_FOLDER"),
         ("Export it as .keras and SavedModel, without this program", f"experiments export {folder} --output exported"),
@@ -348,6 +365,7 @@ def use(run: RunRecord) -> list[tuple[str, str]]:
             "Train again with the same configuration and other values",
             f"python -m experiments.train like={folder} seed=1",
         ),
+        ("Train it further", f"python -m experiments.train continue={folder} epochs={further}"),
         ("Make this page again", f"experiments report {folder}"),
     ]
     if run.facts.get("run_id"):

@@ -24,6 +24,8 @@ from experiments.models.backbone import create_backbone
 from experiments.models.head import dense_head
 from experiments.models.types import Backbone
 from experiments.models.weights_record import check_head
+from experiments.runs.continuation import KEY, described
+from experiments.runs.run_directory import RunDirectory
 from experiments.training import schedules
 from experiments.training.checkpoints import file_hash
 from experiments.training.losses import build_loss
@@ -40,7 +42,8 @@ def build(config: Config, files: Mapping[str, Path], backbone: Backbone | None =
 
     Args:
         config: a validated configuration.
-        files: configuration key -> local file, where the key's value is a run id: model.weights, regime.head_from.
+        files: configuration key -> local file, where the key names a run: model.weights, regime.head_from,
+            continue_from (a directory); see `tracking.inputs.fetch`.
         backbone: the backbone of another configuration, if this one has the same; None to build it.
 
     Raises:
@@ -53,6 +56,7 @@ def build(config: Config, files: Mapping[str, Path], backbone: Backbone | None =
     backbone = backbone or build_backbone(config, files.get("model.weights"))
     if "regime.unfrozen_blocks" not in config.regime.ignores:
         stages.stage_of(backbone.model, backbone.stages, config.regime.unfrozen_blocks)
+    continued = RunDirectory(files[KEY]) if KEY in files else None
     head_file = files.get("regime.head_from")
     if head_file is not None:
         check_head(config.model, head_file, backbone)
@@ -67,7 +71,13 @@ def build(config: Config, files: Mapping[str, Path], backbone: Backbone | None =
         head_phase=build_phase(head_run(config), "regime.head_optimizer"),
         regime=resolve(config.trusted_packages, "regime", config.regime.target),
         head_file=head_file,
-        identity=functools.partial(_identity, backbone.identity, file_hash(head_file) if head_file else None),
+        continued=continued,
+        identity=functools.partial(
+            _identity,
+            backbone.identity,
+            file_hash(head_file) if head_file else None,
+            described(continued) if continued else None,
+        ),
     )
     # Both optimizers are built once here so that their errors are raised before the data is read.
     components.phase.optimizer(), components.head_phase.optimizer()
@@ -192,5 +202,6 @@ def build_backbone(config: Config, file: Path | None) -> Backbone:
     return create_backbone(config.model, config.data.image_size, config.trusted_packages, weights, file)
 
 
-def _identity(backbone: str, head: str | None, config: Config, fingerprint: str) -> str:
-    return run_identity(config, data=fingerprint, weights=backbone, head=head, version=__version__)
+def _identity(backbone: str, head: str | None, continued: str | None, config: Config, fingerprint: str) -> str:
+    facts = {"continued": continued} if config.continue_from else {}  # not of the head's run, see `head_run`
+    return run_identity(config, data=fingerprint, weights=backbone, head=head, version=__version__, **facts)

@@ -42,7 +42,8 @@ def feature_requests(components: RunComponents, dataset: Dataset) -> list[Featur
         requests += [
             FeatureRequest(network_split, dataset.train, view) for view in stored_views(components, network_split)
         ]
-    if components.head_file is None and not head_folder(components, dataset, head_run(config)).is_dir():
+    known = components.head_file is not None or components.continued is not None
+    if not known and not head_folder(components, dataset, head_run(config)).is_dir():
         frozen = frozen_backbone(components)
         requests += [FeatureRequest(frozen, images) for images in (dataset.train, dataset.validation)]
     return requests
@@ -73,7 +74,8 @@ def finetune(components: RunComponents, dataset: Dataset, context: TrainingConte
     head, inputs = prepare(components, dataset, context)
     network_split = split_backbone(components)
     validation = cached_features(components, network_split, dataset.validation, context.progress)
-    head_scores = predict_probabilities(inputs.model, validation)
+    # The weights of a continued run come with its first checkpoint, and not from its head phase.
+    head_scores = None if components.continued else predict_probabilities(inputs.model, validation)
     history = fit(inputs, components.phase, context)
     scores = predict_splits(components, dataset, context, network_split, inputs.model)
     joined = join(components.backbone, components.config.model.head.pooling, head.model)
@@ -116,8 +118,15 @@ def train_new_head(components: RunComponents, dataset: Dataset, context: Trainin
 def find_trained_head(components: RunComponents, dataset: Dataset, context: TrainingContext) -> TrainedHead | None:
     """Load the head of the run that `regime.head_from` names, or the one in the head cache.
 
-    The history of a cached head is logged as part of this run. Return None if the head is still to be trained.
+    The history of a cached head is logged as part of this run. Of a run that is continued, the head phase is not
+    repeated: its history is logged, and `fit` restores the weights of the head. Return None if the head is still to be
+    trained.
     """
+    if components.continued is not None:
+        history = tuple(record for record in components.continued.epochs() if record.phase == PhaseName.HEAD)
+        for record in history:
+            context.record(record)
+        return TrainedHead(components.head(len(dataset.classes)), history, "the continued run")
     if components.head_file is not None:
         head = components.head(len(dataset.classes))
         load_backbone(head, components.head_file, "regime.head_from")

@@ -9,7 +9,7 @@ import keras
 
 from experiments.data.types import Dataset
 from experiments.errors import ConfigError
-from experiments.models.network import join, load_backbone, split_network, stack
+from experiments.models.network import NetworkSplit, join, load_backbone, split_network, stack
 from experiments.models.weights import save
 from experiments.models.weights_record import head_record, network_record
 from experiments.regimes.bottleneck import predict_splits
@@ -60,11 +60,7 @@ def restore(components: RunComponents, dataset: Dataset, context: TrainingContex
         raise ConfigError(f"sweep.trained: regime={config.regime.name} does not declare which weights it trains")
     network_split = split_network(components.backbone, declaration.trains.unfrozen(config), pool)
     head = components.head(len(dataset.classes))
-    weights = {"head": head, "backbone": components.backbone.model, "unfrozen": network_split.trainable_part}
-    for name, model in weights.items():  # A sweep's job saves only the weights that it has trained.
-        path = directory.weights(name)
-        if name == "head" or path.is_file():
-            load_backbone(model, path, "sweep.trained")
+    load_trained(components, network_split, head, directory, "sweep.trained")
     for record in (history := tuple(directory.epochs())):
         context.record(record)
     if network_split.frozen:
@@ -74,6 +70,23 @@ def restore(components: RunComponents, dataset: Dataset, context: TrainingContex
     scores = predict_splits(components, dataset, context, network_split, model)
     source = {"head_source": f"the weights of {folder}"} if declaration.head_first else {}
     return TrainingResult(join(components.backbone, pool, head), history, scores, {"evaluated": str(folder), **source})
+
+
+def load_trained(
+    components: RunComponents, network_split: NetworkSplit, head: keras.Model, directory: RunDirectory, key: str
+) -> None:
+    """Load the trained weights of a run into the backbone and a head; `key` of the configuration is for messages.
+
+    A sweep's job has saved only the weights that it has trained.
+
+    Raises:
+        ConfigError: the weights are missing or do not fit.
+    """
+    weights = {"head": head, "backbone": components.backbone.model, "unfrozen": network_split.trainable_part}
+    for name, model in weights.items():
+        path = directory.weights(name)
+        if name == "head" or path.is_file():
+            load_backbone(model, path, key)
 
 
 def facts_of(folder: Path, identity: str) -> dict[str, Any]:

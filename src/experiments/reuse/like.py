@@ -26,9 +26,9 @@ from experiments.config.messages import unknown_key
 from experiments.config.overrides import format_value, literal, quoted
 from experiments.config.schema import GROUPS, Config
 from experiments.errors import ConfigError
-from experiments.runs.location import store_of
+from experiments.runs.location import folder_ending, folder_named, store_of
 from experiments.runs.run_directory import CONFIG
-from experiments.system.paths import CONF
+from experiments.system.paths import CONF, default_outputs
 from experiments.system.private_api import get_args_parser, without_hydra
 
 LARGEST = 1_000_000  # bytes
@@ -108,13 +108,13 @@ def _is_remote(weights: str) -> bool:
 
 
 def read(named: str, rest: Sequence[str]) -> dict[str, Any]:
-    """Return the logged configuration of a run, which is named by its directory or its MLflow id.
+    """Return the logged configuration of a run, which is named by its directory, MLflow id, or the end of its name.
 
     Raises:
         ConfigError: there is no logged configuration, or the file is not one.
     """
-    folder = Path(named).expanduser()
-    if folder.is_dir():
+    folder = folder_named(named) or folder_ending(named, Path(default_outputs()))
+    if folder is not None:
         path = folder / CONFIG
         try:
             if path.exists() and not path.is_file():

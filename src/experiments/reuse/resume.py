@@ -15,8 +15,9 @@ from experiments.config.overrides import literal, quoted
 from experiments.errors import ConfigError
 from experiments.runs.active_run import AUTO
 from experiments.runs.command import arguments
-from experiments.runs.location import folder_named, folder_of, outputs_of, store_of, store_of_run
+from experiments.runs.location import folder_ending, folder_named, folder_of, outputs_of, store_of, store_of_run
 from experiments.runs.run_directory import FACTS, RunDirectory
+from experiments.system.paths import default_outputs
 from experiments.training.types import Status
 
 ALLOWED = ("runtime.", "tracking.", "runtime=", "tracking=", "progress=")
@@ -43,7 +44,7 @@ def expand(given: Sequence[str]) -> list[str] | None:
             f"resume: a run is resumed as it was. Allowed beside it: {', '.join(f'{name}...' for name in ALLOWED)}. "
             f"Received: {' '.join(wrong)}"
         )
-    folder = find(named[-1], extra)
+    folder = find(named[-1], extra, "resume")
     directory = RunDirectory(folder)
     facts = directory.facts()
     if facts is None:
@@ -76,23 +77,28 @@ def expand(given: Sequence[str]) -> list[str] | None:
     ]
 
 
-def find(named: str, overrides: Sequence[str]) -> Path:
-    """Return the directory of a run, which is named by its directory or its MLflow id.
+def find(named: str, overrides: Sequence[str], key: str) -> Path:
+    """Return the directory of a run, which is named by its directory, its MLflow id, or the end of its name.
+
+    Args:
+        named: what names the run.
+        overrides: the others of the command line, among them the tracking store.
+        key: of the command line, for messages.
 
     Raises:
         ConfigError: there is no such run, or its directory is not on this machine.
     """
-    folder = folder_named(named)
+    folder = folder_named(named) or folder_ending(named, Path(default_outputs()))
     if folder is not None:
         return folder
     from experiments.tracking import queries
 
     uri = store_of(overrides)
-    recorded = queries.recorded_folder(uri, named)
-    found = folder_of(named, recorded, uri)
+    run_id, recorded = queries.recorded_folder(uri, named, key)
+    found = folder_of(run_id, recorded, uri)
     if found is None:
         raise ConfigError(
-            f"resume: the folder of run {named} is not on this machine, or belongs to another run by now: {recorded}. "
-            "Give the folder where it is: resume=FOLDER"
+            f"{key}: the folder of run {named} is not on this machine, or belongs to another run by now: {recorded}. "
+            f"Give the folder where it is: {key}=FOLDER"
         )
     return found

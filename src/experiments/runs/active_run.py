@@ -19,6 +19,7 @@ from experiments.runs.command import format_command
 from experiments.runs.lock import PATIENCE, claim
 from experiments.runs.run_directory import CURVES, FACTS, JOB, SWEEP, RunDirectory
 from experiments.system.redaction import redacted
+from experiments.training.checkpoints import LARGEST_KEPT, LARGEST_KEPT_OF_JOB, keep_last
 from experiments.training.types import EpochRecord, Status
 
 AUTO = "auto"  # value of `resume`: the run in the directory, if there is one
@@ -37,6 +38,7 @@ class ActiveRun:
 
     def __init__(self, directory: RunDirectory, config: Config) -> None:
         self.directory, folder = directory, directory.folder
+        self.is_job = config.sweep.job
         self._lock = claim(folder, wait=PATIENCE if config.resume == AUTO else 0)
         if not config.resume:
             check_owner(folder, config)
@@ -88,11 +90,13 @@ class ActiveRun:
         self.note(identity=identity)
 
     def end(self, status: str) -> None:
-        """Record the final status and release the lock; the checkpoints of a finished run are removed."""
+        """Record the final status and release the lock; a finished run keeps its last checkpoint if that is small."""
         try:
             self.note(status=status)
             if status == Status.FINISHED:
-                shutil.rmtree(self.directory.checkpoints, ignore_errors=True)
+                epochs = self.directory.epochs()
+                largest = LARGEST_KEPT_OF_JOB if self.is_job else LARGEST_KEPT
+                keep_last(self.directory.checkpoints, epochs[-1].phase if epochs else None, largest)
         finally:
             self._lock.release()
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from experiments.config import credentials, unused, validation
 from experiments.errors import ConfigError
+from experiments.runs import continuation
 from experiments.runs.active_run import check_vacant
 
 SWEEPER = "hydra_plugins.experiments.Sweeper"
@@ -35,6 +36,7 @@ class ValidateBeforeRun(Callback):
             credentials.conceal(config)
             checked = validation.validate(config)
             if checked.resume is None:
+                continuation.check(checked)
                 unused.check_weights([checked], config.hydra.overrides.task)
             check_vacant(Path(folder), checked)
         except ConfigError as error:

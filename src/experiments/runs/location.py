@@ -55,6 +55,14 @@ def folder_named(named: str) -> Path | None:
     return None
 
 
+def folder_ending(named: str, outputs: Path) -> Path | None:
+    """Return the directory of the single run in `outputs` whose name is a text, or ends in it after a dash."""
+    end = f"-{named.removeprefix('-')}"
+    folders = [path.parent for path in outputs.glob(f"runs/*/{FACTS}")] if len(end) > 1 else []
+    fitting = [folder for folder in folders if f"-{folder.name}".endswith(end)]
+    return fitting[0].resolve() if len(fitting) == 1 else None
+
+
 def folder_of(run_id: str, recorded: str | None, uri: str) -> Path | None:
     """Return the directory of an MLflow run: below the present outputs/, if that was moved, or where it was recorded.
 

@@ -33,6 +33,7 @@ NEAR_DUPLICATES = "near_duplicates.csv"  # pairs of images, one of which is a co
 WEIGHTS, FIGURES, CHECKPOINTS = "weights", "figures", "checkpoints"  # directories
 INPUTS = "inputs"  # directory of the files that were fetched from other runs, by key of the configuration
 EVALUATIONS = "evaluations"  # directory of evaluations on further images, each in a directory of its own
+TRAINING_FEATURES = "training_features.npz"  # of the images that it was trained on, once `predict --unlike` needs them
 JOB, SWEEP = "job.json", "sweep.json"  # in a job's directory, in a sweep's directory
 
 

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.config import credentials, unused
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.runs import continuation
 from experiments.sweeps import plan, rungs, sweep_directory, terminal
 from experiments.sweeps.plan import Job
 from experiments.sweeps.scheduler import JobLauncher
@@ -85,6 +86,8 @@ class Sweeper(HydraSweeper):
                 "sweep.search). Type them, or run that choice in a command of its own"
             )
         overrides = self.master.hydra.overrides.task if self.typed is None else self.typed
+        for config in configs:
+            continuation.check(config)
         unused.check_weights(configs, overrides)
         unused.warn(configs, overrides)
         launcher = Plugins.instance().instantiate_launcher(

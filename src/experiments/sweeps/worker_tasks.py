@@ -87,7 +87,7 @@ def prepare_jobs(configs: Sequence[Mapping[str, Any]]) -> list[PreparedJob]:
     with tempfile.TemporaryDirectory() as folder:
         for content in configs:
             config = Config.model_validate(content)
-            inputs_key = _key(config.tracking.uri, inputs.run_ids(config))
+            inputs_key = _key(config.tracking.uri, inputs.run_ids(config), config.continue_from)
             if inputs_key not in fetched:
                 fetched[inputs_key] = inputs.fetch(config, Path(folder) / str(len(fetched)))
             files = fetched[inputs_key]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.runs import continuation
 from experiments.runs.run_directory import MANIFEST, WEIGHTS, RunDirectory, weights_file
 from experiments.system.redaction import redact_credentials
 from experiments.tracking import connection
@@ -19,21 +20,23 @@ ARTIFACTS = {
 
 
 def fetch(config: Config, folder: Path) -> dict[str, Path]:
-    """Download the files for the run ids in a configuration, with those runs' manifests.
+    """Download the files for the run ids in a configuration, with those runs' manifests; copy those of `continue_from`.
 
     Args:
         config: the validated configuration.
         folder: the run directory, which receives them as its inputs.
 
     Returns:
-        Key of the configuration -> downloaded file.
+        Key of the configuration -> downloaded file; of `continue_from`, the directory of the copies.
 
     Raises:
         ConfigError: a run or its file is missing, or there is no tracking store.
     """
+    continued = continuation.copy_source(config, folder)
+    files = {continuation.KEY: continued} if continued else {}
     named = run_ids(config)
     if not named:
-        return {}
+        return files
     uri = config.tracking.uri
     if uri is None:
         raise ConfigError(f"{', '.join(named)}: a run id needs a tracking store. Received: tracking=none")
@@ -42,7 +45,6 @@ def fetch(config: Config, folder: Path) -> dict[str, Path]:
     from mlflow.exceptions import MlflowException
 
     client = mlflow.MlflowClient()
-    files = {}
     for key, run_id in named.items():
         try:
             run = find_run(client, run_id)

@@ -193,18 +193,23 @@ def find_run(client: MlflowClient, run_id: str) -> Run | None:
         raise
 
 
-def recorded_folder(uri: str, run_id: str) -> str | None:
-    """Return the recorded run directory of a run, finished or not; it may have been moved since.
+def recorded_folder(uri: str, named: str, key: str) -> tuple[str, str | None]:
+    """Return the id and the recorded run directory of a run, finished or not; it may have been moved since.
+
+    Args:
+        uri: the tracking store.
+        named: see `whole_id`.
+        key: for the error message.
 
     Raises:
-        ConfigError: there is no such run in the store.
+        ConfigError: there is no such run in the store, or several fit.
     """
-    folder: str | None = get_run(uri, run_id, "resume", trash=True).data.tags.get("run_folder")
-    return folder
+    run = get_run(uri, whole_id(uri, named, key), key, trash=True)
+    return run.info.run_id, run.data.tags.get("run_folder")
 
 
-def read_file(uri: str, run_id: str, name: str, largest: int, key: str) -> bytes | None:
-    """Return the content of an artifact of the run that a key of the command line names.
+def read_file(uri: str, named: str, name: str, largest: int, key: str) -> bytes | None:
+    """Return the content of an artifact of the run that a key of the command line names, see `whole_id`.
 
     Returns:
         None if the artifact has more bytes than `largest`.
@@ -212,6 +217,7 @@ def read_file(uri: str, run_id: str, name: str, largest: int, key: str) -> bytes
     Raises:
         ConfigError: there is no such run in the store, it has no such artifact, or the store cannot be used.
     """
+    run_id = whole_id(uri, named, key)
     get_run(uri, run_id, key)
     with (
         connection.client(uri, f"{key}: {name} of run {run_id} cannot be read from MLflow") as client,
@@ -272,6 +278,28 @@ def read_files(uri: str, run_id: str, names: Sequence[str], optional: Sequence[s
         return {name: path.read_bytes() for name, path in paths.items() if path is not None}
 
 
+def whole_id(uri: str, named: str, key: str) -> str:
+    """Return the id of the run, finished or not, that a text names in one of the ways of `find_runs`.
+
+    The text is returned unchanged if it is a whole id, or names no run.
+
+    Raises:
+        ConfigError: several runs fit.
+    """
+    if RUN_ID.fullmatch(named) or not named or connection.missing(uri):
+        return named
+    with connection.client(uri) as client:
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        infos = [run.info for run in _every_run(client, experiments, "tags.run_folder != ''")]
+    fitting = [info for info in infos if named == info.run_name] or [
+        info for info in infos if _is_part(named, info.run_id, info.run_name)
+    ]
+    if len(fitting) > 1:
+        known = ", ".join(f"{info.run_id[:8]} ({info.run_name}, {info.status})" for info in fitting[-8:])
+        raise ConfigError(f"{key}: {len(fitting)} runs fit {named!r}: {known}. Give more of the id or of the name")
+    return str(fitting[0].run_id) if fitting else named
+
+
 def get_run(uri: str, run_id: str, key: str, *, trash: bool = False) -> Run:
     """Return a run by its id, which is the value of the configuration's `key`.
 
@@ -284,7 +312,7 @@ def get_run(uri: str, run_id: str, key: str, *, trash: bool = False) -> Run:
     Raises:
         ConfigError: there is no such run, or the store cannot be used.
     """
-    reason = "no folder has this name, and it is no whole run id"
+    reason = "no folder has this name, and no run there has such an id or name"
     if RUN_ID.fullmatch(run_id):
         reason = "there is no such file"
         if not connection.missing(uri):
@@ -295,8 +323,9 @@ def get_run(uri: str, run_id: str, key: str, *, trash: bool = False) -> Run:
                 return found
             reason = "it has no run of this id: it was deleted for good, or is in another store"
     raise ConfigError(
-        f"{key}: must be a run's folder or the id of a run in {redact_credentials(uri)} ({reason}). Received: "
-        f"{run_id!r}. Another store: tracking.uri=..., MLFLOW_TRACKING_URI, or EXPERIMENTS_HOME for another outputs/"
+        f"{key}: must be a run's folder, or the id or the end of the name of a run in {redact_credentials(uri)} "
+        f"({reason}). Received: {run_id!r}. Another store: tracking.uri=..., MLFLOW_TRACKING_URI, or EXPERIMENTS_HOME "
+        "for another outputs/"
     )
 
 

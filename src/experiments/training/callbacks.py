@@ -238,7 +238,9 @@ class CheckpointCallback(keras.callbacks.Callback):
         state = self.context.checkpoints.latest(self.phase) if self.context.checkpoints else None
         if state is None:
             return
-        for variable, value in zip(self.variables(), state.variables, strict=True):
+        starts_anew = len(state.variables) == len(self.model.variables)  # the optimizer, see `State`
+        variables = self.model.variables if starts_anew else self.variables()
+        for variable, value in zip(variables, state.variables, strict=True):
             variable.assign(value)
         if self.stopping:
             for name, value in state.stopping.items():

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 WEIGHTS, ARRAYS, META = "model.weights.h5", "arrays.npz", "meta.json"
 KEPT = 2  # number of checkpoints that are kept per phase
+# The last checkpoint of a finished run is kept for `continue=` up to so many bytes. A sweep has many jobs.
+LARGEST_KEPT, LARGEST_KEPT_OF_JOB = 100e6, 10e6
 
 
 def save(folder: Path, model: keras.Model, history: Sequence[EpochRecord]) -> None:
@@ -76,7 +78,8 @@ def read(folder: Path) -> tuple[EpochRecord, ...] | str:
 class State:
     """The state of training at the end of an epoch."""
 
-    variables: Sequence[np.ndarray]  # the variables of the model and its optimizer, in Keras's order
+    # The variables of the model and its optimizer, in Keras's order; the model's only if the optimizer starts anew.
+    variables: Sequence[np.ndarray]
     best: Sequence[np.ndarray]  # the weights of the best epoch; empty if they are not kept
     stopping: Mapping[str, Any]  # the counters of early stopping
     stopped: bool  # true if early stopping has ended the phase
@@ -151,6 +154,23 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
         self._saved = time.monotonic()
         self._cost = self._saved - began
+
+
+def keep_last(folder: Path, phase: str | None, largest: float) -> None:
+    """Remove the checkpoints of a finished run, except the last one of its last phase if it is small enough.
+
+    Args:
+        folder: the directory of the run's checkpoints.
+        phase: the last phase; None to keep none.
+        largest: number of bytes.
+    """
+    last = max(folder.glob(f"{phase}/[0-9]*"), default=None) if phase else None
+    if last is None or sum(path.stat().st_size for path in last.iterdir()) > largest:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for path in [*folder.iterdir(), *last.parent.iterdir()]:
+        if path not in (last, last.parent):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _state(folder: Path) -> State | None:

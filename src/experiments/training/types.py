@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from experiments.data.listing import Listing
     from experiments.data.types import Augmentation, Dataset
     from experiments.models.types import Backbone
+    from experiments.runs.run_directory import RunDirectory
     from experiments.training.checkpoints import Checkpoints
 
 
@@ -139,6 +140,7 @@ class RunComponents:
     head_phase: TrainingPhase  # of fine-tuning's first phase
     regime: Regime
     head_file: Path | None  # weights of a trained head that another run logged
+    continued: RunDirectory | None  # copies of the small files of the finished run that this one trains further
     identity: Callable[[Config, str], str]  # (configuration, fingerprint of the data) -> identity of the run
 
     @property

@@ -1,0 +1,119 @@
+"""The first checkpoint of a run that trains a finished one further: `continue=RUN`."""
+
+from __future__ import annotations
+
+import logging
+from itertools import zip_longest
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from experiments.data.types import Dataset
+from experiments.errors import ConfigError
+from experiments.models.network import split_network, stack
+from experiments.regimes.declaration import Trains, declaration_of
+from experiments.regimes.trained_weights import load_trained
+from experiments.runs.continuation import configuration
+from experiments.runs.run_directory import RunDirectory
+from experiments.training.checkpoints import LARGEST_KEPT, LARGEST_KEPT_OF_JOB, Checkpoints, State
+from experiments.training.fit import build_optimizer
+from experiments.training.types import RunComponents
+
+_log = logging.getLogger(__name__)
+# The keys that the counters and weights of the best epoch depend on; if one is changed, they begin anew.
+COUNTERS = ("monitor", "best_weights", "loss")
+SEED = "uint32"  # the dtype of the states of random layers, and of no other variable
+NOT_KEPT = (
+    "runs of version 0.2 and before kept none; of later ones, it is kept if it has at most "
+    f"{LARGEST_KEPT / 1e6:.0f} MB, in a job of a sweep {LARGEST_KEPT_OF_JOB / 1e6:.0f} MB"
+)
+
+
+def begin(components: RunComponents, dataset: Dataset, checkpoints: Checkpoints) -> None:
+    """Write the state with which the continued run ended as the first checkpoint of this one.
+
+    `fit` then goes on as after an interruption. Nothing is written if this run has a checkpoint of its own.
+
+    Raises:
+        ConfigError: the regime does not declare what it trains, or the frozen network or the weights are others.
+    """
+    config, source, declared = components.config, components.continued, declaration_of(components.regime)
+    if source is None or config.sweep.trained is not None:
+        return
+    phase, trains = declared.last_phase, declared.trains
+    if phase is None or trains is None:
+        raise ConfigError(f"continue: regime={config.regime.name} does not declare what its last phase trains")
+    if checkpoints.latest(phase) is not None:
+        return
+    facts, unfrozen = source.facts() or {}, trains.unfrozen(config)
+    folder = Path(facts["continued"])
+    if trains != Trains.ALL and facts.get("backbone_identity") not in (None, components.backbone.identity):
+        raise ConfigError(
+            f"continue: the frozen weights are not those of {folder}. Allowed: its model.weights "
+            f"({configuration(source)['model'].get('weights')}) and, if they are random, its seed"
+        )
+    network_split = split_network(components.backbone, unfrozen, config.model.head.pooling)
+    network_split.trainable_part.trainable = True
+    head = components.head(len(dataset.classes))
+    model = stack(network_split.trainable_part, head, training=False)
+    history = tuple(record for record in source.epochs() if record.phase == phase)
+    kept = Checkpoints(Path(facts["state"])).latest(phase) if facts["state"] else None
+    if kept is None:
+        load_trained(components, network_split, head, RunDirectory(folder), "continue")
+        state = State([np.asarray(variable) for variable in model.variables], [], {}, False, history)
+        _log.warning(
+            "continue: the optimizer starts anew, from the weights that %s has saved: no state of training is kept "
+            "there (%s)", folder, NOT_KEPT,
+        )  # fmt: skip
+    else:
+        state = continued_state(kept, components, model, source)
+    checkpoints.save(phase, state)
+    sign = 1 if config.monitor == "validation_loss" else -1
+    rate = components.phase.rate(len(history), [sign * record.metrics[config.monitor] for record in history])
+    _log.info("Continues %s after epoch %d of %d; learning rate %g", folder, len(history), config.epochs, rate)
+
+
+def continued_state(state: State, components: RunComponents, model: keras.Model, source: RunDirectory) -> State:
+    """Return the state of a finished run as this run continues it.
+
+    The optimizer starts anew if it is another one, or if its variables are others (such as another momentum of 0). The
+    best epoch and the patience begin anew if they would be those of another score; the patience also after it has ended
+    the finished run.
+
+    Args:
+        state: the last of the finished run.
+        components: of this run.
+        model: the one that this run trains.
+        source: the files of the finished run.
+    """
+    config, plain = components.config, configuration(source)
+    # Compiled as `fit` does, because Keras wraps the optimizer under mixed_float16.
+    model.compile(optimizer=build_optimizer(components.phase, model, {}))
+    model.optimizer.build(model.trainable_variables)
+    # The states of random layers are set as an epoch begins; how many there are depends on model.head.dropout.
+    trained = [value for value in state.variables if value.dtype != SEED]
+    count = sum(variable.dtype != SEED for variable in model.variables)
+    weights, moments = trained[:count], trained[count:]
+    expected = [variable for variable in model.variables if variable.dtype != SEED]
+    wrong = [
+        f"{variable.path} {tuple(variable.shape)}"
+        for variable, value in zip_longest(expected, weights)
+        if value is None or tuple(variable.shape) != value.shape
+    ]
+    if wrong:
+        raise ConfigError(
+            f"continue: the trained weights do not fit this network, at {wrong[0]}: keep the keys below `model`, "
+            "data.image_size and the classes as they were"
+        )
+    shapes = [tuple(variable.shape) for variable in model.optimizer.variables]
+    same_optimizer = plain["optimizer"]["_target_"] == config.optimizer.target
+    if not same_optimizer or [value.shape for value in moments] != shapes:
+        _log.warning("continue: the optimizer starts anew: its variables are not those of the finished run's")
+        moments = []
+    values = iter(weights)
+    variables = [np.asarray(variable) if variable.dtype == SEED else next(values) for variable in model.variables]
+    if any(plain.get(key) != getattr(config, key) for key in COUNTERS):
+        return State([*variables, *moments], [], {}, False, state.history)
+    patience = {"wait": 0, "stopped_epoch": 0} if state.stopped and state.stopping else {}
+    return State([*variables, *moments], state.best, {**state.stopping, **patience}, False, state.history)

@@ -1,0 +1,128 @@
+"""`continue_from`: what a run has in common with the finished run that it trains further; copies of its files."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.config.identity import effective
+from experiments.config.schema import Config
+from experiments.errors import ConfigError
+from experiments.runs.run_directory import CONFIG, CURVES, FACTS, MANIFEST, RunDirectory
+from experiments.storage import atomic_files
+from experiments.training.types import Status
+
+KEY = "continue_from"
+# The keys that the network follows from, and below `model` those that change no weight's shape or meaning.
+SAME = ("regime.name", "regime.unfrozen_blocks", "data.image_size", "model")
+FREE = ("weights", "dropout", "l1", "l2")
+
+
+def check(config: Config) -> None:
+    """Compare a configuration with that of the finished run that it continues, before any work.
+
+    Raises:
+        ConfigError: there is no such run, it is not finished, has another network, or has as many epochs already.
+    """
+    if config.continue_from is None:
+        return
+    folder = Path(config.continue_from)
+    directory = RunDirectory(folder)
+    facts = directory.facts()
+    if facts is None:
+        raise ConfigError(
+            f"continue: {folder} is no run's folder: it has no {FACTS}. To train from the start: {KEY}=null"
+        )
+    if facts.get("status") != Status.FINISHED:
+        raise ConfigError(
+            f"continue: {folder} is not finished ({facts.get('status')}). Allowed: a finished run. Go on with this "
+            f"one: python -m experiments.train resume={shlex.quote(str(folder))}"
+        )
+    for name in directory.lacks((CONFIG, MANIFEST, CURVES)):
+        raise ConfigError(f"continue: {folder} cannot be trained further: its {name} is gone")
+    before, now = dict(_network(configuration(directory))), dict(_network(effective(config)))
+    lines = [
+        f"  {key}: must be {before[key]!r}, as in that run. Received: {now.get(key)!r}"
+        for key in before
+        if before[key] != now.get(key)
+    ]
+    if lines:
+        raise ConfigError("\n".join([f"continue: the network is not that of {folder}:", *lines]))
+    trained = directory.epochs()[-1].epoch + 1
+    if config.epochs <= trained:
+        raise ConfigError(
+            f"continue: epochs: must be more than {trained}, the epochs that {folder.name} has trained, as they count: "
+            f"epochs={trained + 20} trains 20 more. Received: {config.epochs}"
+        )
+
+
+def configuration(directory: RunDirectory) -> dict[str, Any]:
+    """Return the configuration that a run has logged, as plain values."""
+    plain: dict[str, Any] = yaml.safe_load((directory.folder / CONFIG).read_bytes())
+    return plain
+
+
+def _network(plain: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the values, by key, that two runs of the same network have in common."""
+    for path in SAME:
+        node: Any = plain
+        for part in path.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        yield from _leaves(node, path)
+
+
+def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(node, Mapping):
+        yield path, node
+        return
+    for name, value in node.items():
+        if name not in FREE:
+            yield from _leaves(value, f"{path}.{name}")
+
+
+def copy_source(config: Config, folder: Path) -> Path | None:
+    """Copy the small files of the run that `continue_from` names, so that its removal does not affect this run.
+
+    Args:
+        config: the validated configuration.
+        folder: the run directory, which receives them as its inputs, once.
+
+    Returns:
+        The directory of the copies; its facts also have `continued`, the folder of that run, and `state`, that of its
+        checkpoints. None if the run continues no other.
+
+    Raises:
+        ConfigError: the files cannot be read.
+    """
+    if config.continue_from is None:
+        return None
+    source, target = Path(config.continue_from), RunDirectory(RunDirectory(folder).inputs(KEY))
+    if (target.facts() or {}).get("continued") == str(source):
+        return target.folder
+    facts, directory = RunDirectory(source).facts(), RunDirectory(source)
+    try:
+        target.folder.mkdir(parents=True, exist_ok=True)
+        for name in (CONFIG, MANIFEST, CURVES):
+            atomic_files.write_file(target.folder / name, (source / name).read_bytes())
+    except OSError as error:
+        raise ConfigError(f"continue: {source}: cannot be read: {error.strerror or error}") from None
+    if facts is None or not directory.epochs():
+        raise ConfigError(f"continue: {source} is no folder of a trained run")
+    # A sweep's winner has no checkpoints: its weights are those of one of the sweep's jobs.
+    trained = configuration(directory).get("sweep", {}).get("trained")
+    places = [place.checkpoints for place in (directory, *([RunDirectory(Path(trained))] if trained else []))]
+    phase = directory.epochs()[-1].phase
+    states = [str(place) for place in places if any(place.glob(f"{phase}/[0-9]*"))]
+    target.write_facts({**facts, "continued": str(source), "state": states[0] if states else None})
+    return target.folder
+
+
+def described(directory: RunDirectory) -> str:
+    """Return what identifies the run whose files are copied: its identity, and whether its state was kept."""
+    facts = json.loads((directory.folder / FACTS).read_bytes())
+    return f"{facts['identity']} {'with' if facts['state'] else 'without'} optimizer state"

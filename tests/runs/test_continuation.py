@@ -1,0 +1,145 @@
+"""A finished run that is trained further: as if it had not ended, with an identity and a directory of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from experiments.errors import ConfigError
+from experiments.reuse import continuation, resume
+from experiments.runs.curves import Curves
+from experiments.system.paths import default_outputs
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.types import EpochRecord
+
+SMALL = (
+    "model.head.pooling=average", "batch_size=8", "model.weights=null", "regime.head_epochs=2", "tracking=none",
+    "progress=none", "early_stopping=9", "best_weights=true", "model.head.dropout=0.4", "schedule=constant",
+)  # fmt: skip
+QUIET = ("tracking=none", "progress=none")
+Run = Callable[..., None]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bottleneck(run_here: Run, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Train heads for two and for four epochs, and yield the directory of their runs, `short` and `straight`."""
+    home = tmp_path_factory.mktemp("continued")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.run.save_figures", lambda *_: None)
+        patch.setattr("experiments.run.run_report.write", lambda *_: None)
+        data = ("data=folder", f"data.root={drawn}", "data.image_size=48", f"outputs={home}", "regime=bottleneck")
+        for name, epochs in (("a-short", 2), ("a-straight", 4)):
+            run_here(*data, *SMALL, f"epochs={epochs}", f"hydra.run.dir={home / 'runs' / name}")
+        yield home / "runs"
+
+
+@pytest.fixture
+def short(bottleneck: Path, tmp_path: Path) -> Path:
+    """Return a copy of the run of two epochs, which a test may change."""
+    return Path(shutil.copytree(bottleneck / "a-short", tmp_path / "runs" / "a-copy"))
+
+
+def read(folder: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / name).read_text())
+    return found
+
+
+def test_a_continued_run_equals_a_longer_one_though_killed_and_without_the_first(
+    run_here: Run, bottleneck: Path, short: Path, outcome_of: Callable[[Path], dict[str, Any]], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    longer, add = tmp_path / "longer", Curves.add
+
+    def dies(self: Curves, record: EpochRecord) -> None:
+        if record.epoch == 3:
+            raise KeyboardInterrupt
+        add(self, record)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Curves, "add", dies)
+        patch.setattr(Checkpoints, "due", True)
+        run_here(
+            f"continue={short}", "epochs=4", "progress=none", "tracking.log_model=false", f"hydra.run.dir={longer}"
+        )
+    assert len((longer / "curves.csv").read_text().splitlines()) == 1 + 3
+    shutil.rmtree(short)
+    run_here(f"resume={longer}", "runtime.threads=null")
+    assert outcome_of(longer) == outcome_of(bottleneck / "a-straight")
+    facts = read(longer, "run.json")
+    identities = {read(bottleneck / name, "run.json")["identity"] for name in ("a-short", "a-straight")}
+    assert facts["identity"] not in identities and facts["continues"] == str(short)
+    client = mlflow.MlflowClient(f"sqlite:///{default_outputs()}/mlflow.db")
+    assert client.get_run(facts["run_id"]).data.tags["continues"] == str(short)
+    assert [point.step for point in client.get_metric_history(facts["run_id"], "loss")] == [0, 1, 2, 3]
+    assert [path.name for path in (longer / "checkpoints").glob("*/*")] == ["00004"]
+
+
+@pytest.mark.parametrize("regime", [pytest.param("scratch", marks=pytest.mark.slow), "finetune"])
+def test_a_continued_run_equals_a_longer_one(
+    regime: str, run_here: Run, here: tuple[str, ...], outcome_of: Callable[[Path], dict[str, Any]], tmp_path: Path
+) -> None:
+    given = (*here, *SMALL, f"regime={regime}")
+    first, longer, straight = tmp_path / "first", tmp_path / "longer", tmp_path / "straight"
+    run_here(*given, "epochs=2", f"hydra.run.dir={first}")
+    run_here(f"continue={first}", "epochs=4", *QUIET, f"hydra.run.dir={longer}")
+    run_here(*given, "epochs=4", f"hydra.run.dir={straight}")
+    assert outcome_of(longer) == outcome_of(straight)
+
+
+def test_without_its_state_the_optimizer_starts_anew_from_the_weights(
+    run_here: Run, short: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(short / "checkpoints")
+    longer = tmp_path / "longer"
+    run_here(f"continue={short}", "epochs=3", "optimizer.lr=1e-12", *QUIET, f"hydra.run.dir={longer}")
+    assert "WARNING] - continue: the optimizer starts anew, from the weights" in (longer / "train.log").read_text()
+    rows = [(path / "curves.csv").read_text().splitlines() for path in (short, longer)]
+    assert rows[1][:3] == rows[0] and len(rows[1]) == 1 + 3
+    before, now = (read(path, "metrics.json")["validation.loss"] for path in (short, longer))
+    assert now == pytest.approx(before, rel=1e-5), "a tiny rate leaves the weights as they were"
+
+
+REFUSED = {
+    "as many epochs": (["epochs=2"], "must be more than 2, the epochs that a-copy has trained.*Received: 2"),
+    "another network": (
+        ["epochs=4", "model.head.pooling=max"],
+        "model.head.pooling: must be 'average', as in that run. Received: 'max'",
+    ),
+    "another regime": (["epochs=4", "regime=scratch"], "regime.name: must be 'bottleneck'"),
+    "other classes": (["epochs=4", "data.classes=[stripes,blobs]"], "was trained for blobs, stripes. Allowed"),
+    "images of its training": (["epochs=4", "data.fold=0"], "was trained on .* of the images that this run validates"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_refused(
+    name: str, run_here: Run, short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides, text = REFUSED[name]
+    monkeypatch.setattr("experiments.run.train_or_restore", lambda *_: pytest.fail("trained"))
+    with pytest.raises(SystemExit, match=text):
+        run_here(f"continue={short}", *overrides, *QUIET, f"hydra.run.dir={tmp_path / 'longer'}")
+
+
+def test_an_unfinished_run_is_refused_with_the_command_that_resumes_it(run_here: Run, short: Path) -> None:
+    (short / "run.json").write_text(json.dumps({**read(short, "run.json"), "status": "KILLED"}))
+    with pytest.raises(SystemExit, match=r"is not finished \(KILLED\).*resume=.*a-copy"):
+        run_here(f"continue={short}", "epochs=4", *QUIET)
+    with pytest.raises(ConfigError, match="one run at a time"):
+        continuation.expand([f"continue={short}", "like=other"])
+
+
+def test_a_run_is_found_by_the_end_of_its_name(short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPERIMENTS_HOME", str(tmp_path))
+    assert [resume.find(name, [], "resume") for name in ("copy", "-copy", "a-copy")] == [short] * 3
+    assert continuation.expand(["continue=copy", "epochs=4"]) == [
+        f"like='{short}'", "epochs=4", f"++continue_from='{short}'"
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"continue: must be a run's folder, or the id or the end of the name"):
+        continuation.expand(["continue=opy", "epochs=4"])
