@@ -6,7 +6,7 @@ UV := $(shell command -v uv 2>/dev/null || echo python3 -m uv)
 PYTHON := .venv/bin/python
 ARGS ?=
 
-.PHONY: help install demo train reproduce test test-slow test-reliability coverage check ui bench bench-full golden reference docs pretrained clean
+.PHONY: help install demo train reproduce test test-slow test-reliability test-slurm test-python coverage check ui bench bench-full golden reference docs pretrained clean
 
 help:  ## explain every target
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name about; do printf '  make %-16s %s\n' "$$name" "$$about"; done
@@ -32,6 +32,13 @@ test-slow: install  ## the slow tests
 
 test-reliability: install  ## kill, damage and confuse it a thousand times; a table of faults (under 20 minutes)
 	@$(PYTHON) -m pytest tests/reliability --full -n auto --dist loadfile $(ARGS)
+
+test-slurm: install  ## a sweep on SLURM, started on this machine for it (root, slurm-wlm, munge, the extra slurm; 6 minutes)
+	@$(PYTHON) -m pytest -rs tests/reliability/test_slurm.py $(ARGS)
+
+test-python:  ## the tests of `make test` on another Python: make test-python VERSION=3.13
+	@UV_PROJECT_ENVIRONMENT=.venv-$(VERSION) $(UV) run --frozen --quiet --python $(or $(VERSION),$(error which? make test-python VERSION=3.13)) \
+		python -m pytest -m "not slow" -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 coverage: install  ## the tests of `make test`, and the lines of each module that none of them runs
 	@mkdir -p .coverage
@@ -69,5 +76,5 @@ pretrained: install  ## train the shipped backbone of the small convnet anew, on
 	@$(PYTHON) -m experiments pretrained $(ARGS)
 
 clean:  ## remove the environment and caches of tools; outputs/ stays
-	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .coverage dist
+	@rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .coverage dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from experiments.config.composing import Composed
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.sweeps import ray_cluster, remote_job, slurm
+from experiments.sweeps import ray_cluster, remote_job, slurm, slurm_queue
 from experiments.sweeps.plan import PlannedRun
 from experiments.system import redaction, signals
 
@@ -156,3 +156,83 @@ def test_what_submitit_writes_holds_no_password_and_the_job_has_it(
     monkeypatch.setattr(slurm, "work", lambda job, *arguments, **named: job.composed.config)
     called: Any = task()
     assert called == checked and called.tracking.uri == uri and called.unresolved == checked.unresolved
+
+
+class Submitted:
+    """A job as submitit hands it out, whose result is a file's text."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.job_id = f"7_{number}"
+        self.paths = SimpleNamespace(result_pickle=folder / f"{number}.pkl", stderr=folder / f"{number}.err")
+
+    def result(self) -> str | None:
+        return self.paths.result_pickle.read_text() or None
+
+
+@pytest.fixture
+def on_slurm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], tuple[dict[int, str | None], list[int]]]:
+    """`on_slurm(program)`: which of five jobs have ended, and which are queued, where squeue is this shell program."""
+    monkeypatch.setattr(slurm, "QUERY", -1.0)
+    monkeypatch.setattr(slurm, "RESULT_DELAY", -1.0)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    launcher = launchers(cluster="slurm")["slurm"]()
+    running = {at: slurm.Submission(Submitted(tmp_path, at), tmp_path / f"{at}.log") for at in range(5)}
+
+    def wait(program: str) -> tuple[dict[int, str | None], list[int]]:
+        (tmp_path / "squeue").write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / "squeue").chmod(0o755)
+        ended: dict[int, str | None] = launcher.wait(running, 0)
+        for at in ended:
+            del running[at]
+        return ended, [at for at in running if launcher.is_queued(running[at])]
+
+    return wait
+
+
+def test_a_slurm_job_has_ended_with_its_result_or_when_slurm_says_so(
+    on_slurm: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = ["7_0|RUNNING|None", "7_1|RUNNING|None", "7_2|COMPLETING|None", "7_3|PENDING|PartitionTimeLimit",
+            "7_4|PENDING|JobArrayTaskLimit"]  # fmt: skip
+    assert on_slurm(f"printf '{os.linesep.join(rows)}'") == ({}, [3, 4])
+    assert on_slurm(f"printf '{os.linesep.join(rows)}'") == ({}, [3, 4])
+    assert [record.getMessage() for record in caplog.records] == ["SLURM: jobs wait: PartitionTimeLimit"]
+    (tmp_path / "0.pkl").write_text("")
+    (tmp_path / "1.pkl").write_text("exit code 1")
+    (tmp_path / "2.log").write_text("epoch 3\n")
+    (tmp_path / "2.err").write_text("srun: error: node0: task 0: Killed\n")
+    rows = ["7_1|COMPLETED|None", "7_2|FAILED|NonZeroExitCode", "7_4|PENDING|BeginTime"]
+    ended, queued = on_slurm(f"printf '{os.linesep.join(rows)}'")
+    assert queued == [4] and ended == {
+        0: None, 1: "exit code 1",
+        2: "SLURM: FAILED (NonZeroExitCode)\nepoch 3\nsrun: error: node0: task 0: Killed",
+        3: "SLURM: GONE (the job is no longer in the queue and left no result)",
+    }  # fmt: skip
+
+
+def test_no_job_has_ended_while_slurm_does_not_answer(on_slurm: Any, caplog: pytest.LogCaptureFixture) -> None:
+    assert on_slurm("echo 'Unable to contact slurm controller' >&2; exit 1") == ({}, [])
+    assert "Unable to contact slurm controller" in caplog.text
+
+
+def test_a_sweep_that_is_a_slurm_job_itself_hides_its_variables_while_it_submits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_MEM_PER_NODE", "SRUN_CPUS_PER_TASK", "SLURM_CONF"):
+        monkeypatch.setenv(name, "1")
+    before = dict(os.environ)
+    with slurm_queue.outside_job():
+        assert {name for name in os.environ if name.startswith(("SLURM", "SRUN"))} == {"SLURM_CONF"}
+    assert dict(os.environ) == before
+    monkeypatch.delenv("SLURM_JOB_ID")
+    with slurm_queue.outside_job():
+        assert "SRUN_CPUS_PER_TASK" in os.environ, "set by the user for the jobs"
+
+
+def test_a_signal_before_the_start_of_the_time_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: package)
+    launcher = launchers(timeout_min=2, signal_delay_s=120)["slurm"]()
+    with pytest.raises(ConfigError, match=r"signal_delay_s: must be less than hydra\.launcher\.timeout_min \(120 s\)"):
+        launcher.setup(hydra_context=None, task_function=None, config=CONFIG)

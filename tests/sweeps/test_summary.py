@@ -6,6 +6,7 @@ import csv
 import json
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from experiments.errors import ConfigError
 from experiments.evaluation.statistics import Interval, score_interval
 from experiments.sweeps import plots, summary, summary_files
+from experiments.sweeps.session import Session
 
 
 @pytest.fixture
@@ -75,6 +77,32 @@ def test_the_winner_is_the_best_mean_over_seeds_and_only_whole_candidates_count(
     assert f"{mean:.1%} [{100 * low:.1f}, {100 * high:.1f}] over 3 runs" in found["sentences"][0]
     assert (folder / "figures" / "parameters.png").stat().st_size > 1000
     assert (folder / "summary.md").read_text().count("\n| ") == 4
+
+
+@pytest.mark.parametrize("objective, target, met", [("accuracy", 0.6, True), ("accuracy", 0.9, False),
+                                                    ("loss", 0.4, True), ("loss", 0.1, False)])  # fmt: skip
+def test_the_target_is_looked_for_after_a_job_has_ended_and_reads_new_results_only(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, objective: str, target: float, met: bool
+) -> None:
+    read: list[int] = []
+    original = summary._row
+    monkeypatch.setattr(summary, "_row", lambda job, *rest: read.append(job["number"]) or original(job, *rest))
+    session: Any = SimpleNamespace(
+        folder=folder, config=SimpleNamespace(objective=objective), known={}, new_results=True, on_target=False
+    )
+    add(folder, 0, {"x": "1"}, right(50))
+    add(folder, 1, {"x": "2", "seed": "0"}, right(80), status="NEW")
+    (folder / "1" / "metrics.json").rename(folder / "1" / "later")
+    assert not Session.reached(session, target) and read == [0, 1]
+
+    add(folder, 2, {"x": "2", "seed": "1"}, right(80))
+    assert not Session.reached(session, target) and read == [0, 1], "no job of this process has ended"
+    (folder / "1" / "later").rename(folder / "1" / "metrics.json")
+    record = json.loads((folder / "1" / "job.json").read_bytes())
+    (folder / "1" / "job.json").write_text(json.dumps(record | {"status": "FINISHED"}))
+    session.new_results = True
+    assert Session.reached(session, target) == met and read == [0, 1, 1, 2]
+    assert Session.reached(session, target) == met and len(read) == 4
 
 
 def test_a_real_difference_and_noise_are_distinguished(folder: Path) -> None:

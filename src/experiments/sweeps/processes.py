@@ -6,6 +6,7 @@ freed with its process.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -145,10 +146,14 @@ def failure(code: int | None) -> str | None:
 def job_failure(code: int | None, log: Path) -> str | None:
     """Return why a job failed, with the last lines of its output, or None if it did not."""
     reason = failure(code)
-    if reason is None:
-        return None
-    try:
-        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    except OSError:
-        lines = []
-    return "\n".join([reason, *lines[-6:]])
+    return None if reason is None else with_output(reason, log)
+
+
+def with_output(reason: str, *logs: Path) -> str:
+    """Return a reason with the last lines of files with a job's output."""
+    lines = [reason]
+    for log in logs:
+        with contextlib.suppress(OSError):
+            text = log.read_text(encoding="utf-8", errors="replace")
+            lines += [line for line in text.splitlines() if line.strip()][-6:]
+    return "\n".join(lines)

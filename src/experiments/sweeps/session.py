@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.types import HydraContext
 from omegaconf import DictConfig
@@ -27,6 +28,9 @@ from experiments.sweeps.scheduler import JobLauncher
 from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.redaction import redacted
 from experiments.training.types import Status
+
+if TYPE_CHECKING:
+    from experiments.sweeps.summary import Row
 
 LOCK = ".sweep.lock"
 
@@ -67,6 +71,8 @@ class Session:
         self.features_missing = inspection.features_missing
         self.console = PlainConsole(quiet=self.config.progress == "none")
         self.parent: str | None = None  # id of the sweep's MLflow run
+        self.known: dict[Path, tuple[int, Row]] = {}  # see `summary.read_jobs`
+        self.new_results, self.on_target = False, False
         sweep_directory.check_sweep(self.folder, name)
 
     @contextmanager
@@ -162,6 +168,7 @@ class Session:
         if failure and facts.get("status") == Status.PRUNED:
             job.status, job.reason = Status.PRUNED, failure.strip().splitlines()[-1]  # its output ends with the reason
         job.write(self.folder)
+        self.new_results = True
         objective = self.config.objective
         self.print_lines(terminal.job_line(job, objective, (metrics or {}).get(f"validation.{objective}")))
 
@@ -173,9 +180,26 @@ class Session:
         if settings.max_minutes is not None and time.monotonic() - self.setup.began > 60 * settings.max_minutes:
             return f"sweep.max_minutes={settings.max_minutes:g} have passed"
         ended = any(job.seconds is not None and not job.final for job in jobs)
-        if settings.target is not None and ended and reached(settings.target, self.folder, self.config.objective):
+        if settings.target is not None and ended and self.reached(settings.target):
             return f"sweep.target={settings.target:g} is reached"
         return None
+
+    def reached(self, target: float) -> bool:
+        """Return whether the whole interval of a candidate is at least as good as the target.
+
+        Launchers with a queue call this at every poll, so results are read only after a job of this start has ended.
+        """
+        from experiments.sweeps import summary
+
+        if self.new_results:
+            self.new_results, objective = False, self.config.objective
+            rows = summary.read_jobs(self.folder, objective, self.known)
+            complete = [candidate for candidate in summary.candidates(rows, objective) if candidate.whole]
+            if objective in LOWER_IS_BETTER:
+                self.on_target = any(candidate.high <= target for candidate in complete)
+            else:
+                self.on_target = any(candidate.low >= target for candidate in complete)
+        return self.on_target
 
     # -- the end
 
@@ -268,14 +292,3 @@ def planned_run(job: Job, launcher: JobLauncher, parent: str | None) -> plan.Pla
             "sweep.trained": job.trained,
         },
     )
-
-
-def reached(target: float, folder: Path, objective: str) -> bool:
-    """Return whether the whole interval of a candidate of a sweep is at least as good as the target."""
-    from experiments.sweeps import summary
-
-    candidates = summary.candidates(summary.read(folder)[1], objective)
-    complete = [candidate for candidate in candidates if candidate.whole]
-    if objective in LOWER_IS_BETTER:
-        return any(candidate.high <= target for candidate in complete)
-    return any(candidate.low >= target for candidate in complete)

@@ -22,7 +22,7 @@ from experiments.evaluation.statistics import UNKNOWN, Interval
 from experiments.runs.run_directory import RunDirectory, predictions_file
 from experiments.sweeps.plan import REPEATS, format_values
 from experiments.sweeps.rungs import Place
-from experiments.sweeps.sweep_directory import SWEEP, records
+from experiments.sweeps.sweep_directory import JOB, SWEEP, records
 from experiments.training.types import Status
 
 
@@ -109,6 +109,23 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
         _row(job, folder / str(job["number"]), *((held, "accuracy") if job.get("final") else ("validation", metric)))
         for job in jobs
     ]
+
+
+def read_jobs(folder: Path, objective: str, known: dict[Path, tuple[int, Row]]) -> list[Row]:
+    """Return the jobs of a sweep with their validation scores, without reading again what was read before.
+
+    Args:
+        folder: the sweep's directory.
+        objective: name of the validation metric.
+        known: the jobs of earlier calls by the paths of their records, each with the time at which the record was
+            written, in ns; jobs whose records are new or have been written again are read and stored here.
+    """
+    for path in sorted(folder.glob(f"[0-9]*/{JOB}")):
+        written = path.stat().st_mtime_ns
+        if path not in known or known[path][0] != written:
+            record = json.loads(path.read_bytes())
+            known[path] = written, _row(record, path.parent, "validation", compared(objective))
+    return [row for _, row in known.values()]
 
 
 def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
