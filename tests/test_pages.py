@@ -43,7 +43,7 @@ LANGUAGES = {"sh", "console", "text", "python", "yaml", "{toctree}", "{eval-rst}
 OTHERS = {
     "source": "a shell's own", "export": "a shell's own", "eval": "a shell's own; completion is in tests/test_main.py",
     "pip": "installs; tests/test_install.py builds and installs the package",
-    "uv": "as pip", "uvx": "as pip", ".venv/bin/jupyter": "a browser; a test executes the notebooks",
+    "uv": "as pip", "uvx": "as pip", "jupyter": "a browser; tests/api/test_notebooks.py executes the notebooks",
     "curl": "tests/tracking/test_serving.py sends such a request",
     "initdb": "PostgreSQL: tests/reliability/test_cluster.py", "pg_ctl": "as initdb", "createdb": "as initdb",
     "mlflow": "its servers: tests/tracking/test_serving.py, tests/reliability/test_server.py",

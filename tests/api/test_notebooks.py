@@ -6,15 +6,12 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
-from matplotlib.figure import Figure
 from nbclient import NotebookClient
-from PIL import Image
 
 from experiments.system import progress
 from experiments.system.progress import PlainConsole, Terminal
@@ -91,23 +88,6 @@ def test_progress_in_a_notebook_is_updated_in_place(monkeypatch: pytest.MonkeyPa
     (handle,) = handles
     assert len(handle.texts) == 6 and all("head" in text for text in handle.texts)
     assert "loss" not in handle.texts[0] and "loss 0.5" in handle.texts[1] and handle.texts[1] != handle.texts[-1]
-
-
-@pytest.fixture
-def blank_figures() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda figure, path, **options: Image.new("L", (8, 8)).save(path, "PNG"))
-        yield
-
-
-def test_the_examples_of_the_page_run(drawn: Path, blank_figures: None) -> None:
-    """All but those of a sweep, which start processes."""
-    found = [text for text in examples("docs/notebooks.md") if "ex.sweep(" not in text]
-    assert len(found) == 6
-    names: dict[str, Any] = {}
-    for text in found:
-        exec(compile(text.replace("PATH", str(drawn)), "docs/notebooks.md", "exec"), names)
-    assert names["other"].config.optimizer.lr == 3e-3 and names["config"].regime.name == "finetune"
 
 
 # A script without a `if __name__ == "__main__"`, which processes that a sweep starts must not execute again.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -130,12 +129,8 @@ def test_the_documentation_shows_every_augmentation(name: str) -> None:
         assert image.stat().st_size < 250_000 and Image.open(image).format == "PNG"
 
 
-def test_what_the_documentation_says_to_type_is_accepted(tmp_path: Path) -> None:
+def test_the_documentations_augmentation_is_accepted(tmp_path: Path) -> None:
     text = (DOCS / "augmentation.md").read_text(encoding="utf-8")
-    commands = [shlex.split(line) for line in text.splitlines() if line.startswith(("    experiments", "    python"))]
-    assert len(commands) > 8
-    for words in commands:
-        composing.read([word for word in words if "=" in word])
     (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "augmentation").mkdir()
     (tmp_path / "augmentation" / "mine.yaml").write_text(example)

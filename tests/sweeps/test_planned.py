@@ -16,6 +16,7 @@ from typing import Any
 import mlflow
 import pytest
 
+import experiments as ex
 from experiments.config.identity import run_identity
 from experiments.config.schema import Config
 from experiments.runs import run_directory
@@ -315,3 +316,29 @@ def test_jobs_run_what_was_planned_though_files_change(drawn: Path, own_outputs:
     now = client.search_runs(["1"])
     assert {run.info.run_id for run in now} & {runs[0].info.run_id, runs[2].info.run_id} == set() and len(now) == 5
     assert "failure" not in client.get_run(parent).data.tags
+
+
+def test_a_call_from_python_returns_the_sweep(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"tracking": {"uri": None}, "progress": "none", "optimizer": {"lr": [0.01, 0.02]}}
+    found = ex.sweep("evaluate.test=true", seed=range(2), **settings)
+    assert isinstance(found, ex.Sweep) and found.objective == "accuracy" and not found.failures
+    best = found.summary.to_dict("records")
+    assert [(row["optimizer.lr"], row["runs"], row["jobs"]) for row in best] == [
+        ("0.02", 2, [2, 3]),
+        ("0.01", 2, [0, 1]),
+    ]
+    assert [row["accuracy"] for row in best] == pytest.approx([0.2, 0.1])
+    assert list(found.jobs.final) == [False] * 4 + [True] * 2 and set(found.jobs.status) == {"FINISHED"}
+    html = found._repr_html_()
+    assert "<th>optimizer.lr</th>" in html and found.sentences[0] in html and found.name in html
+    with pytest.raises(ex.ConfigError, match="has no job 9. Allowed: 0, 1, 2, 3, 4, 5"):
+        found.run(9)
+    trained.runs.clear()
+    again = ex.sweep("evaluate.test=true", seed=range(2), **settings)
+    assert isinstance(again, ex.Sweep) and again.folder == found.folder and not trained.runs, "it is finished"
+    assert ex.sweep("sweep.dry_run=true", seed=5, **settings) is None
+
+    monkeypatch.setattr(scheduler, "run_jobs", lambda launcher, jobs, stop, ended: ended(0, 1.0, "ended by SIGKILL"))
+    failed = ex.sweep(seed=7, **settings)
+    assert isinstance(failed, ex.Sweep) and "ended by SIGKILL" in failed.failures[0]
+    assert "ended by SIGKILL" in failed._repr_html_() and failed.winner is None

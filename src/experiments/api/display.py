@@ -43,12 +43,12 @@ class Page:
 
 def text(sentence: str) -> str:
     """Return a sentence as an HTML paragraph, escaped."""
-    return f"<p>{html.escape(visible(sentence))}</p>"
+    return f"<p>{html.escape(visible(sentence), quote=False)}</p>"
 
 
 def table(cells: Sequence[Sequence[str]]) -> str:
     """Return a header and rows of texts as an HTML table, escaped."""
-    header, *rows = ([html.escape(visible(cell)) for cell in row] for row in cells)
+    header, *rows = ([html.escape(visible(cell), quote=False) for cell in row] for row in cells)
     head = "".join(f"<th>{cell}</th>" for cell in header)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -35,7 +35,7 @@ def expand(given: Sequence[str]) -> list[str] | None:
         ConfigError: there is no such run, or the other overrides would change it.
     """
     named = [literal(argument.partition("=")[2]) for argument in given if argument.startswith("resume=")]
-    if not named or named[-1] == AUTO:
+    if not named or named[-1] in (AUTO, "null"):
         return list(given)
     extra = [argument for argument in given if not argument.startswith("resume=")]
     wrong = [argument for argument in extra if not argument.startswith(ALLOWED)]
