@@ -214,7 +214,7 @@ def test_runs_are_compared(page: dict[str, Any], run: ex.Run) -> None:
     html = found._repr_html_()
     assert found.sentences[0] in html and "<td>optimizer.lr</td>" in html
     assert run.name in found.page(images=2, log=False).path.read_text("utf-8")
-    assert ex.compare(run.name, run.folder, split="test").split == "test"
+    assert run.folder is not None and ex.compare(run.name, run.folder, split="test").split == "test"
 
 
 def test_parts_are_inspected(run: ex.Run, drawn: Path) -> None:

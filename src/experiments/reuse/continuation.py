@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.config.overrides import quoted
+from experiments.config.overrides import literal, quoted
 from experiments.errors import ConfigError
 from experiments.reuse import resume
 from experiments.runs.continuation import KEY
@@ -16,7 +16,7 @@ def expand(given: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: there is no such run, or `like=` names another one.
     """
-    named = [argument.partition("=")[2] for argument in given if argument.startswith("continue=")]
+    named = [literal(argument.partition("=")[2]) for argument in given if argument.startswith("continue=")]
     if not named:
         return list(given)
     likes = [argument for argument in given if argument.startswith("like=")]
