@@ -274,4 +274,4 @@ def test_a_head_belongs_to_the_backbone_that_it_was_trained_on(config: Configure
     ]
     with pytest.raises(ConfigError, match=r"regime\.head_from: .*dense1\.activation: 'relu' there, 'tanh' here"):
         changed = config(*CONVNET, "model.head.dense.dense1.activation=tanh")
-        network.load_backbone(dense_head(64, changed.model.head, 2), path, "regime.head_from")
+        network.load_weights(dense_head(64, changed.model.head, 2), path, "regime.head_from")

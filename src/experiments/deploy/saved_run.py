@@ -278,9 +278,9 @@ def join(run: Trained, files: RunDirectory) -> keras.Model:
         )
     if (unfrozen := files.weights("unfrozen")).is_file():
         suffix = network.split_network(backbone, regime.unfrozen_blocks, pool).trainable_part
-        network.load_backbone(suffix, unfrozen, run.name)
+        network.load_weights(suffix, unfrozen, run.name)
     head = build.build_head(config.model.head, backbone, config.seed, len(run.classes))
-    network.load_backbone(head, files.weights("head"), run.name)
+    network.load_weights(head, files.weights("head"), run.name)
     whole = network.join(backbone, pool, head)
     verify(run, config, backbone, whole, files.weights("head"))
     return whole

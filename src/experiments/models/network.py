@@ -183,7 +183,7 @@ def predict_probabilities(model: keras.Model, inputs: np.ndarray | Rows, batch_s
     return np.asarray(probabilities(keras.ops.convert_to_tensor(np.concatenate(logits))))
 
 
-def load_backbone(model: keras.Model, path: Path, key: str) -> None:
+def load_weights(model: keras.Model, path: Path, key: str) -> None:
     """Load a weights file into a model.
 
     Args:

@@ -11,7 +11,7 @@ from experiments.models.network import (
     NetworkSplit,
     inference_function,
     join,
-    load_backbone,
+    load_weights,
     predict_probabilities,
     split_network,
     stack,
@@ -129,7 +129,7 @@ def find_trained_head(components: RunComponents, dataset: Dataset, context: Trai
         return TrainedHead(components.head(len(dataset.classes)), history, "the continued run")
     if components.head_file is not None:
         head = components.head(len(dataset.classes))
-        load_backbone(head, components.head_file, "regime.head_from")
+        load_weights(head, components.head_file, "regime.head_from")
         return TrainedHead(head, (), f"run {components.config.regime.head_from}")
     cached = cached_head(components, dataset, head_run(components.config))
     for record in cached.history if cached else ():

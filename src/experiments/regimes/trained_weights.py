@@ -9,7 +9,7 @@ import keras
 
 from experiments.data.types import Dataset
 from experiments.errors import ConfigError
-from experiments.models.network import NetworkSplit, join, load_backbone, split_network, stack
+from experiments.models.network import NetworkSplit, join, load_weights, split_network, stack
 from experiments.models.weights import save
 from experiments.models.weights_record import head_record, network_record
 from experiments.regimes.bottleneck import predict_splits
@@ -86,7 +86,7 @@ def load_trained(
     for name, model in weights.items():
         path = directory.weights(name)
         if name == "head" or path.is_file():
-            load_backbone(model, path, key)
+            load_weights(model, path, key)
 
 
 def facts_of(folder: Path, identity: str) -> dict[str, Any]:
