@@ -94,7 +94,7 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         warnings: list[str] = []
         with keep_error(errors, "the warnings"):
             warnings = known.get("warnings") or training_warnings(config, result, dataset.validation.labels)
-            warnings += [one for one in threshold_warnings(config, decision) if one not in warnings]
+            warnings += [warning for warning in threshold_warnings(config, decision) if warning not in warnings]
         active.note(**seconds, ended=ended, warnings=warnings, reused_seconds=reused_seconds(result),
                     **decision.facts())  # fmt: skip
         metrics: dict[str, float] = flat_metrics(reports) | confidence_metrics(reports) | seconds
@@ -202,8 +202,8 @@ def finish(
             run_report.write(active.directory, dataset.manifest.root, model)
     with keep_error(errors, "logging the files"):
         tracker.artifacts(
-            {predictions.stem(split): predictions.to_table(one.predictions) for split, one in reports.items()}
-            | {class_scores_stem(split): class_columns(one.class_scores) for split, one in reports.items()}
+            {predictions.stem(split): predictions.to_table(report.predictions) for split, report in reports.items()}
+            | {class_scores_stem(split): class_columns(report.class_scores) for split, report in reports.items()}
         )
     if is_sound and config.tracking.log_model and not active.facts.get("model"):  # already before a resume
         with keep_error(errors, "logging the model"):

@@ -62,7 +62,7 @@ def check(command: Sequence[str]) -> None:
     lines = [_dashed(option, command) for option in unknown if option.startswith("--") and option != "--"]
     if not given.config_dir and not given.config_path:
         # argparse counts the overrides after an unknown option as unknown, too.
-        typed = [one for one in (*given.overrides, *unknown) if "=" in one and not one.startswith("-")]
+        typed = [text for text in (*given.overrides, *unknown) if "=" in text and not text.startswith("-")]
         lines += [line for line in map(_equivalent, typed) if line]
     if lines:
         raise ConfigError(format_errors(lines))

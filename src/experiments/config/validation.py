@@ -64,9 +64,11 @@ def validate(composed: DictConfig) -> Config:
     try:
         config = Config.model_validate(plain)
     except ValidationError as error:
-        found = [one for one in error.errors() if error_key(one) not in missing and not is_of_other_member(one)]
+        found = [
+            detail for detail in error.errors() if error_key(detail) not in missing and not is_of_other_member(detail)
+        ]
         lines += map(error_line, found)
-        wrong |= {str(one["loc"][0]) for one in found}
+        wrong |= {str(detail["loc"][0]) for detail in found}
     for group in GROUPS:
         lines += _argument_errors(group, plain.get(group), missing)
     if isinstance(plain.get("regime"), dict):
@@ -129,7 +131,7 @@ def _argument_errors(group: str, node: Any, missing: Iterable[str], prefix: str 
             try:
                 _checks(group, name).validate_python(value)
             except ValidationError as error:
-                lines += [error_line(one, ARGUMENTS[group][name], key) for one in error.errors()]
+                lines += [error_line(detail, ARGUMENTS[group][name], key) for detail in error.errors()]
         elif (kind := _kind(known[name])) and kind != _kind(value):
             lines.append(f"{key}: must be a {kind}, as in {group}={node.get('name')}. Received: {value!r}")
     return lines

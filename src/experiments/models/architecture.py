@@ -118,7 +118,7 @@ def setting_differences(there: Mapping[str, Any], here: Mapping[str, Any], above
     for key in there:
         if key in here and there[key] != here[key] and key not in ("dropout", "l1", "l2") and "momentum" not in key:
             if isinstance(there[key], Mapping) and isinstance(here[key], Mapping):
-                names = [[str(name) for name in one] for one in (there[key], here[key])]
+                names = [[str(name) for name in mapping] for mapping in (there[key], here[key])]
                 if above == "" and names[0] != names[1]:  # blocks
                     found.append(f"{key}: {_listed(names[0])} there, {_listed(names[1])} here")
                 found += setting_differences(there[key], here[key], f"{above}{key}.")

@@ -127,7 +127,7 @@ def _with_weights(config: Model, size: int, trusted_packages: Sequence[str], pat
             break
     else:
         model, wrong = built[0]
-        if not wrong and len({_rescalings(one) for one, _ in built}) > 1:
+        if not wrong and len({_rescalings(graph_model) for graph_model, _ in built}) > 1:
             wrong = (
                 f"keras.applications builds {model.name} in one way for ImageNet weights and in another without, and "
                 "the file does not show which it is. Give the backbone saved whole (*.keras), or a run"

@@ -33,7 +33,9 @@ def find_stages(model: keras.Model) -> tuple[Stage, ...]:
     stages: list[Stage] = []
     resolution = 0.0
     for (start, entering), (stop, leaving) in pairwise(ways.items()):
-        trained = [one for one in operations[start + 1 : stop + 1] if getattr(one, "trainable_weights", None)]
+        trained = [
+            operation for operation in operations[start + 1 : stop + 1] if getattr(operation, "trainable_weights", None)
+        ]
         if not trained or len(leaving.shape) != 4:
             continue
         height = max(leaving.shape[1] or 1, 1)
@@ -113,7 +115,7 @@ def _named(model: keras.Model, stages: Sequence[Stage], name: str) -> Stage:
     if known := [stage for stage in stages if stage.name == name]:
         return known[0]
     operations, producers = list(model.operations), _producers(model)
-    names = {at: one.name for at, one in enumerate(operations) if not _is_input(one)}
+    names = {at: operation.name for at, operation in enumerate(operations) if not _is_input(operation)}
     found = [at for at in names if names[at] == name] or [at for at in names if names[at].startswith(f"{name}_")]
     if not found:
         close = nearest(name, [layer.name for layer in model.layers])
@@ -150,7 +152,12 @@ def split_tensors(model: keras.Model) -> dict[int, keras.KerasTensor]:
     The keys are the positions of the operations that output them in `model.operations`.
     """
     operations = list(model.operations)
-    last = {id(tensor): at for at, one in enumerate(operations) if not _is_input(one) for tensor in _inputs(one)}
+    last = {
+        id(tensor): at
+        for at, operation in enumerate(operations)
+        if not _is_input(operation)
+        for tensor in _inputs(operation)
+    }
     last |= {id(tensor): len(operations) for tensor in model.outputs}
     live: dict[int, keras.KerasTensor] = {}
     found = {}
@@ -164,7 +171,11 @@ def split_tensors(model: keras.Model) -> dict[int, keras.KerasTensor]:
 
 def consumers(model: keras.Model, tensor: keras.KerasTensor) -> list[keras.Operation]:
     """Return the operations that have a tensor as an input."""
-    return [one for one in model.operations if not _is_input(one) and any(tensor is other for other in _inputs(one))]
+    return [
+        operation
+        for operation in model.operations
+        if not _is_input(operation) and any(tensor is other for other in _inputs(operation))
+    ]
 
 
 def _block_input(model: keras.Model, tensor: keras.KerasTensor, first: keras.Operation) -> keras.KerasTensor:

@@ -152,7 +152,7 @@ def _read_file(file: h5py.File, path: Path, key: str) -> Contents:
     if "layer_names" in legacy.attrs or "layer_names0" in legacy.attrs:
         layers: Layers = {}
         for name in _texts(legacy, "layer_names"):
-            shapes = [_shape(legacy[name][one]) for one in _texts(legacy[name], "weight_names")]
+            shapes = [_shape(legacy[name][weight]) for weight in _texts(legacy[name], "weight_names")]
             layers[str(len(layers))] = Layer(name, _without_number(name), tuple(shapes))
         config = file.attrs.get("model_config")
         return Contents(path, "legacy", layers, record, _functional(json.loads(config)) if config is not None else None)
@@ -170,9 +170,9 @@ def _groups(root: h5py.Group, above: str = "") -> Iterator[tuple[str, Layer]]:
         elif isinstance(group, h5py.Group):
             name = group["vars"].attrs.get("name", place) if "vars" in group else place
             found: list[h5py.Group | h5py.Dataset] = []
-            group.visititems(lambda _, one, found=found: found.append(one))
-            arrays = [one for one in found if isinstance(one, h5py.Dataset) and "seed_generator" not in one.name]
-            shapes = [_shape(one) for one in arrays]
+            group.visititems(lambda _, node, found=found: found.append(node))
+            arrays = [node for node in found if isinstance(node, h5py.Dataset) and "seed_generator" not in node.name]
+            shapes = [_shape(node) for node in arrays]
             yield f"{above}{place}", Layer(str(name), _without_number(place), tuple(shapes))
 
 
@@ -259,7 +259,7 @@ def layers_in(model: keras.Model, layout: str) -> Layers:
         place = f"{kind}_{counts[kind]}" if counts[kind] else kind
         counts[kind] += 1
         if isinstance(layer, keras.Model):
-            found |= {f"{place}/{inner}": one for inner, one in layers_in(layer, layout).items()}
+            found |= {f"{place}/{inner}": inside for inner, inside in layers_in(layer, layout).items()}
         else:
             found[place] = _layer(layer)
     return found
@@ -277,7 +277,7 @@ def mismatch(contents: Contents, model: keras.Model) -> str | None:
     """
     there, here = _weighted(contents.layers), _weighted(layers_in(model, contents.layout))
     if contents.layout == "legacy":  # Keras loads these in order
-        there, here = ({str(at): one for at, one in enumerate(some.values())} for some in (there, here))
+        there, here = ({str(at): layer for at, layer in enumerate(some.values())} for some in (there, here))
     wrong = [place for place in here if place in there and sorted(here[place].shapes) != sorted(there[place].shapes)]
     names = [{layer.name: layer for layer in layers.values()} for layers in (there, here)]
     moved = [
@@ -325,7 +325,7 @@ def _likely_cause(there: Mapping[str, Layer], here: Mapping[str, Layer]) -> str:
         return (
             "another number of weights in a layer, as with and without batch normalisation (model.layers.*.batch_norm)"
         )
-    if any(len(one) == 4 and one[:2] != other[:2] for one, other in zip(*wrong[0], strict=True)):
+    if any(len(shape) == 4 and shape[:2] != other[:2] for shape, other in zip(*wrong[0], strict=True)):
         return "another kernel size (model.layers.*.kernel)"
     return "another width (model.alpha, model.layers.*.filters)"
 

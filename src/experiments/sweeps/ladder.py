@@ -153,7 +153,7 @@ class Climbed:
                 f"{', '.join(climb.left)}; the next of them would take at least as long as {last.rung}, {more} "
                 "(sweep.climb=all runs every rung)."
             )
-        inconclusive = [one for one in climb.steps if one.gain and not one.gain.significant and one.gain.value]
+        inconclusive = [step for step in climb.steps if step.gain and not step.gain.significant and step.gain.value]
         return lines + [self.evidence(climb, step) for step in inconclusive]
 
     @property
@@ -162,7 +162,7 @@ class Climbed:
 
     def minutes(self, climb: Climb, step: Step | None, runs: float) -> str:
         """Return the time, as text, of `runs` further runs of a rung or, if `step` is None, of every finished rung."""
-        paces = [one.candidate.seconds for one in climb.steps if step in (None, one)]
+        paces = [finished.candidate.seconds for finished in climb.steps if step in (None, finished)]
         seconds = sum(paces) * runs / self.about["config"]["sweep"]["jobs"]
         return f"about {seconds / 60:.0f} min" if seconds >= 90 else f"about {seconds:.0f} s"
 
@@ -205,10 +205,10 @@ class Climbed:
         )
 
 
-def _cells(one: Candidate) -> list[str]:
+def _cells(candidate: Candidate) -> list[str]:
     """Return the table cells of a candidate's runs, seconds, jobs and unfinished statuses."""
-    *_, runs, _, jobs, wrong = summary.table([one], "")[1]
-    return [runs, "" if math.isnan(one.cost) else f"{one.cost:.0f}", jobs, wrong]
+    *_, runs, _, jobs, wrong = summary.table([candidate], "")[1]
+    return [runs, "" if math.isnan(candidate.cost) else f"{candidate.cost:.0f}", jobs, wrong]
 
 
 def improved(gain: Difference, metric: str) -> bool:
@@ -227,7 +227,7 @@ def to_use(steps: Sequence[Step], objective: str) -> Step | None:
     if not steps:
         return None
     best, metric = top(steps, objective), summary.compared(objective)
-    for step in sorted(steps, key=lambda one: one.order):
+    for step in sorted(steps, key=lambda step: step.order):
         if step is best or not improved(compare_runs(step.candidate.scores, best.candidate.scores), metric):
             return step
     return best
@@ -274,7 +274,8 @@ def climbed(about: Mapping[str, Any], rows: Sequence[Row]) -> Climbed | None:
     if not settings.get("rungs"):
         return None
     ladders: dict[str, tuple[Mapping[str, str], dict[tuple[str, str], Candidate]]] = {}
-    for candidate in sorted(summary.candidates(rows, about["objective"]), key=lambda one: one.rows[0].number):
+    found_candidates = summary.candidates(rows, about["objective"])
+    for candidate in sorted(found_candidates, key=lambda candidate: candidate.rows[0].number):
         if place := candidate.rows[0].place:
             _, found = ladders.setdefault(format_values(place.ladder), (place.ladder, {}))
             found[place.rung, place.over] = candidate
@@ -293,10 +294,10 @@ def due(folder: Path, tried: Collection[int]) -> list[int]:
     about, rows = summary.read(folder)
     found = climbed(about, [row for row in rows if not row.final])
     waiting: dict[str, list[int]] = {}
-    for one in found.climbs if found else []:
-        if one.next:
-            numbers = [row.number for row in one.next[1].rows]
+    for ladder in found.climbs if found else []:
+        if ladder.next:
+            numbers = [row.number for row in ladder.next[1].rows]
             if not set(numbers) & set(tried):
-                waiting.setdefault(one.next[0], []).extend(numbers)
+                waiting.setdefault(ladder.next[0], []).extend(numbers)
     order = list(about["config"]["sweep"]["rungs"])
     return waiting[min(waiting, key=order.index)] if waiting else []

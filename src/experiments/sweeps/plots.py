@@ -52,9 +52,9 @@ def draw(
             not above it.
         climbed: the finished part of a ladder sweep.
     """
-    scored = [one for one in ranked if not math.isnan(one.score)]
-    keys = list(dict.fromkeys(key for one in scored for key in one.values))
-    keys = [key for key in keys if len({one.values.get(key) for one in scored}) > 1]
+    scored = [candidate for candidate in ranked if not math.isnan(candidate.score)]
+    keys = list(dict.fromkeys(key for candidate in scored for key in candidate.values))
+    keys = [key for key in keys if len({candidate.values.get(key) for candidate in scored}) > 1]
     folder.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, Figure] = {}
     if scored:
@@ -64,7 +64,8 @@ def draw(
         drawn["parallel"] = parallel(scored, keys, objective)
     if climbed and climbed.steps:
         drawn["ladder"] = ladder(climbed)
-    lowest = min((one.score if math.isnan(one.low) else one.low for one in scored), default=math.inf)
+    lows = [candidate.score if math.isnan(candidate.low) else candidate.low for candidate in scored]
+    lowest = min(lows, default=math.inf)
     if baseline is not None and baseline >= lowest:
         panels = [panel for name in ("time", "parameters", "ladder") if name in drawn for panel in drawn[name].axes]
         for panel in filter(Artist.get_visible, panels):
@@ -108,8 +109,11 @@ def places(values: Sequence[str | None]) -> tuple[list[float], list[tuple[float,
 def error_bars(candidates: Sequence[Candidate]) -> list[list[float]]:
     """Return how far the intervals of candidates extend below and above their scores: [2, candidates], 0 if unknown."""
     return [
-        [0 if math.isnan(bound) else abs(one.score - bound) for one, bound in zip(candidates, bounds, strict=True)]
-        for bounds in ([one.low for one in candidates], [one.high for one in candidates])
+        [
+            0 if math.isnan(bound) else abs(candidate.score - bound)
+            for candidate, bound in zip(candidates, bounds, strict=True)
+        ]
+        for bounds in ([candidate.low for candidate in candidates], [candidate.high for candidate in candidates])
     ]
 
 
@@ -122,9 +126,9 @@ def against_keys(scored: Sequence[Candidate], keys: Sequence[str], objective: st
     panels: Any = figure.subplots(rows, columns, squeeze=False)
     for panel in panels.flat[len(keys) :]:
         panel.set_visible(False)
-    scores = np.array([one.score for one in scored])
+    scores = np.array([candidate.score for candidate in scored])
     for panel, key in zip(panels.flat, keys, strict=False):
-        at, ticks = places([one.values.get(key) for one in scored])
+        at, ticks = places([candidate.values.get(key) for candidate in scored])
         panel.errorbar(at, scores, yerr=error_bars(scored), fmt="o", color=PALETTE[0], ecolor="lightgray", markersize=4)
         values = sorted(set(at))
         panel.plot(values, [scores[np.equal(at, value)].mean() for value in values], color=PALETTE[1], label="mean")
@@ -143,9 +147,9 @@ def parallel(scored: Sequence[Candidate], keys: Sequence[str], objective: str) -
     """
     figure = new_figure(2.2 * (len(keys) + 1) + 1, 4)
     axes = figure.subplots()
-    scores = [one.score for one in scored]
+    scores = [candidate.score for candidate in scored]
     middle = (min(scores) + max(scores)) / 2
-    columns = [places([one.values.get(key) for one in scored]) for key in keys]
+    columns = [places([candidate.values.get(key) for candidate in scored]) for key in keys]
     columns.append((scores, [(value, f"{value:.4g}") for value in sorted({min(scores), middle, max(scores)})]))
     heights = []
     for at, (where, ticks) in enumerate(columns):
@@ -178,7 +182,7 @@ def against_time(scored: Sequence[Candidate], objective: str) -> Figure:
     """Return a scatter plot of the objective against the seconds of a run, with the best candidate marked and named."""
     figure = new_figure(6, 4.4)
     axes = figure.subplots()
-    axes.scatter([one.seconds for one in scored], [one.score for one in scored], s=16)
+    axes.scatter([candidate.seconds for candidate in scored], [candidate.score for candidate in scored], s=16)
     best = scored[0]
     axes.scatter(best.seconds, best.score, s=36, color=PALETTE[1], zorder=3)
     figure.suptitle(f"best: {wrapped(best.name, 70)}", fontsize=SMALL, color=PALETTE[1], x=0.02, ha="left")
@@ -203,17 +207,17 @@ def ladder(climbed: Climbed) -> Figure:
         for step in climb.steps:
             if step.below:
                 ends = step.below.candidate, step.candidate
-                line = [[one.cost for one in ends], [one.score for one in ends]]
+                line = [[candidate.cost for candidate in ends], [candidate.score for candidate in ends]]
                 axes.plot(*line, color=color, linewidth=1, alpha=0.6)
+        costs, scores = [candidate.cost for candidate in reached], [candidate.score for candidate in reached]
         axes.errorbar(
-            [one.cost for one in reached], [one.score for one in reached], yerr=error_bars(reached), fmt="o",
-            color=color, capsize=3, markersize=5,
+            costs, scores, yerr=error_bars(reached), fmt="o", color=color, capsize=3, markersize=5,
             label=literal(short(" ".join(climb.values.values()), 40)) if climb.values else None,
         )  # fmt: skip
-        for at, (step, one) in enumerate(zip(climb.steps, reached, strict=True)):
-            last = one.cost == max(seconds)
+        for at, (step, cost, score) in enumerate(zip(climb.steps, costs, scores, strict=True)):
+            last = cost == max(seconds)
             axes.annotate(
-                literal(short(step.rung, 30)), (one.cost, one.score), fontsize=SMALL, textcoords="offset points",
+                literal(short(step.rung, 30)), (cost, score), fontsize=SMALL, textcoords="offset points",
                 xytext=(-6 if last else 6, 5 if at % 2 else -13), ha="right" if last else "left",
             )  # fmt: skip
     if climbed.use:

@@ -108,7 +108,7 @@ def overrides(name: str, *, backbone: str, data: str | None, weights: str | None
 
 def same_task(config: Config, given: Sequence[str]) -> bool:
     """Return whether runs match the claims: no synthetic images, and no overrides that change a run's identity."""
-    altered = [one for one in given if re.split(r"[.=@]", one.lstrip("+~"))[0] not in (*NOT_IDENTITY, "runtime")]
+    altered = {re.split(r"[.=@]", override.lstrip("+~"))[0] for override in given} - {*NOT_IDENTITY, "runtime"}
     return not altered and not config.data.name.startswith("synthetic")
 
 
@@ -122,7 +122,7 @@ def train(job: Job, parent: str | None) -> None:
     if job.status == Status.NEW:
         name = run_name(job.values["experiment"], job.config.model.name, f"seed{job.values['seed']}")
         job.folder = Path(job.config.outputs) / "runs" / name
-    own = any(one.startswith("runtime.threads=") for one in job.overrides)
+    own = any(override.startswith("runtime.threads=") for override in job.overrides)
     # No claim is about the test split.
     settings = {"evaluate.test": False, "runtime.threads": None if own else job.threads, "sweep.parent": parent}
     reason = processes.join(processes.start(processes.run_job, plan.planned(job, settings), None, None))
@@ -133,8 +133,8 @@ def train(job: Job, parent: str | None) -> None:
 def read_result(directory: RunDirectory) -> Result:
     """Return a run's result from the files RESULTS of its directory."""
     epochs, metrics = directory.epochs(), directory.metrics()
-    last = [one.metrics["validation_accuracy"] for one in epochs if one.phase == epochs[-1].phase][-LAST:]
-    labels = [one.label for one in directory.predictions("validation")]
+    last = [epoch.metrics["validation_accuracy"] for epoch in epochs if epoch.phase == epochs[-1].phase][-LAST:]
+    labels = [prediction.label for prediction in directory.predictions("validation")]
     return Result(
         mean(last), metrics["validation.accuracy"], len(labels), metrics["total_seconds"], epochs[-1].timestamp,
         majority_baseline(labels).accuracy if any(labels) else 0.0,
@@ -160,7 +160,7 @@ def result_of(job: Job) -> Result:
 
 def accuracy_interval(results: Sequence[Result]) -> Interval:
     """Return the mean of `last_epochs` and its 95 % interval over seeds and images."""
-    return mean_interval([one.last_epochs for one in results], min(one.images for one in results))
+    return mean_interval([result.last_epochs for result in results], min(result.images for result in results))
 
 
 def check_claim(claim: Claim, low: float, high: float) -> str:
@@ -189,7 +189,7 @@ def row(name: str, jobs: Sequence[Job], *, backbone: str, comparable: bool) -> d
     found: dict[str, Any] = {
         "experiment": name, "about": claim.about, "claim": says,
         "command": " ".join(plain_overrides(jobs[0].overrides)), "seeds": len(jobs),
-        "finished": [job.values["seed"] for job in done], "results": [one._asdict() for one in results],
+        "finished": [job.values["seed"] for job in done], "results": [result._asdict() for result in results],
         "run_ids": [job.run_id for job in done],
     }  # fmt: skip
     if results:
@@ -203,10 +203,10 @@ def plain_overrides(given: Sequence[str]) -> list[str]:
     """Return the overrides of a run without its seed, with placeholders for paths on this machine."""
     places = {"data.root=": "PATH", "data.archive=": "FILE", "model.weights='": "FILE"}
     named = []
-    for one in given:
-        place = next((prefix for prefix in places if one.startswith(prefix)), None)
-        if not one.startswith("seed="):
-            named.append(one if place is None else f"{place.rstrip(chr(39))}{places[place]}")
+    for line in given:
+        place = next((prefix for prefix in places if line.startswith(prefix)), None)
+        if not line.startswith("seed="):
+            named.append(line if place is None else f"{place.rstrip(chr(39))}{places[place]}")
     return named
 
 
@@ -214,24 +214,24 @@ PAGE = "summary.md"
 HEADER = ("experiment", "the tutorial says", "measured here", "last epoch", "seconds a run", "outcome")
 
 
-def cells(one: Mapping[str, Any]) -> list[str]:
+def cells(row: Mapping[str, Any]) -> list[str]:
     """Return the cells of a row as text, in the order of HEADER without its first column."""
-    results = one["results"]
-    measured = format_score("accuracy", Interval(one["mean"], one["low"], one["high"])) if results else ""
-    missing = one["seeds"] - len(results)
+    results = row["results"]
+    measured = format_score("accuracy", Interval(row["mean"], row["low"], row["high"])) if results else ""
+    missing = row["seeds"] - len(results)
     return [
-        one["claim"],
+        row["claim"],
         measured.replace("%", " %"),
         ", ".join(f"{100 * result['accuracy']:.1f}" for result in results),
         ", ".join(f"{result['seconds']:.0f}" for result in results),
-        one["outcome"] or (f"{missing} of {one['seeds']} runs missing" if missing else "-"),
+        row["outcome"] or (f"{missing} of {row['seeds']} runs missing" if missing else "-"),
     ]
 
 
 def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: bool) -> list[str]:
     """Return sentences that explain the table."""
-    images = sorted({result["images"] for one in rows for result in one["results"]})
-    single = all(one["seeds"] == 1 for one in rows)
+    images = sorted({result["images"] for row in rows for result in row["results"]})
+    single = all(row["seeds"] == 1 for row in rows)
     over = "Wilson's over the images of the single run" if single else "over the seeds and the images"
     lines = [
         f"Measured: accuracy on {' or '.join(map(str, images)) or 'the'} validation images, mean of the last "
@@ -240,7 +240,7 @@ def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: b
         "Later seeds reuse the features and heads that earlier runs have cached, so they take fewer seconds.",
     ]
     lines += baseline_sentences(
-        [(one["experiment"], Baseline("", share), one["mean"], one["low"]) for one in rows for share in baselines(one)]
+        [(row["experiment"], Baseline("", share), row["mean"], row["low"]) for row in rows for share in baselines(row)]
     )
     if single:
         lines.append(
@@ -252,7 +252,7 @@ def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: b
             "No outcome: other images, fewer of them or other settings than the claims are about. (From "
             "scratch, a few epochs on a few images hardly leave chance.)",
         ]
-    ranges = [(one["experiment"], CLAIMS[one["experiment"]]) for one in rows]
+    ranges = [(row["experiment"], CLAIMS[row["experiment"]]) for row in rows]
     intervals = ", ".join(
         f"{name} {100 * claim.range()[0]:.1f} to {100 * claim.range()[1]:.1f} %" for name, claim in ranges
     )
@@ -269,17 +269,17 @@ def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: b
     return lines
 
 
-def baselines(one: Mapping[str, Any]) -> list[float]:
+def baselines(row: Mapping[str, Any]) -> list[float]:
     """Return a list with the baseline of a row's images; it is empty if no finished run has recorded one."""
-    return [result["baseline"] for result in one["results"] if result["baseline"]][:1]
+    return [result["baseline"] for result in row["results"] if result["baseline"]][:1]
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], explanation: Sequence[str], about: str) -> str:
     """Return the table as a Markdown page, with the commands of single runs."""
     lines = ["# The tutorial, reproduced", "", about, "", f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
-    lines += [f"| {' | '.join([one['about'], *cells(one)])} |" for one in rows]
+    lines += [f"| {' | '.join([row['about'], *cells(row)])} |" for row in rows]
     lines += ["", *(f"{sentence}\n" for sentence in explanation), "One run of each, with its seed:", "", "```"]
-    lines += [f"python -m experiments.train {one['command']} seed=0" for one in rows]
+    lines += [f"python -m experiments.train {row['command']} seed=0" for row in rows]
     return "\n".join([*lines, "```", ""])
 
 
@@ -298,7 +298,7 @@ def conclude(
     by_claim = {name: [job for job in jobs if job.values["experiment"] == name] for name in CLAIMS}
     rows = [row(name, own, backbone=backbone, comparable=comparable) for name, own in by_claim.items()]
     explanation = sentences(rows, backbone=backbone, comparable=comparable)
-    ended = [result["ended"] / 1000 for one in rows for result in one["results"]]
+    ended = [result["ended"] / 1000 for row in rows for result in row["results"]]
     day = time.strftime("%d %B %Y", time.localtime(max(ended, default=None))).lstrip("0")
     about = f"`{command}`, {day}; {hardware.sentence()}"
     atomic_files.write_file(folder / PAGE, markdown(rows, explanation, about).encode())
@@ -310,4 +310,4 @@ def conclude(
 def metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the metrics to log to MLflow for the parent run: the accuracy of every row, with its interval."""
     names = {"mean": "validation.accuracy", "low": "validation.accuracy_low", "high": "validation.accuracy_high"}
-    return {f"{one['experiment']}.{metric}": one[key] for one in rows for key, metric in names.items() if key in one}
+    return {f"{row['experiment']}.{metric}": row[key] for row in rows for key, metric in names.items() if key in row}

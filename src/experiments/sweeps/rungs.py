@@ -48,7 +48,7 @@ def expand(
         raise ConfigError(f"sweep.rungs: must map names to rungs; {SHAPE}. Received: {rungs}")
     found = {name: _values(name, lines, context) for name, lines in rungs.items()}
     fixed = [name for name, lines in rungs.items() if lines[0] != BEST]
-    _check(rungs, found, fixed, [one.get_key_element().lstrip("+~") for one in overrides])
+    _check(rungs, found, fixed, [override.get_key_element().lstrip("+~") for override in overrides])
     places = [(name, "") for name in fixed]
     places += [(name, over) for name in found if name not in fixed for over in fixed]
     jobs = []
@@ -77,17 +77,17 @@ def _values(name: str, lines: Any, context: HydraContext) -> dict[str, str]:
     except OverrideParseException as error:
         raise ConfigError(f"sweep.rungs.{name}: {error}. Allowed: {SHAPE}. Received: {given}") from None
     wrong = [
-        str(one.input_line)
-        for one in parsed
-        if one.is_sweep_override() or one.is_delete() or one.key_or_group in REPEATS
-        or one.key_or_group.partition(".")[0] in ("hydra", "sweep")
+        str(override.input_line)
+        for override in parsed
+        if override.is_sweep_override() or override.is_delete() or override.key_or_group in REPEATS
+        or override.key_or_group.partition(".")[0] in ("hydra", "sweep")
     ]  # fmt: skip
     if wrong or not parsed or BEST in lines[1:]:
         raise ConfigError(
             f"sweep.rungs.{name}: {SHAPE}, with one value a key; {BEST} may stand before them. What is swept over, "
             f"{' and '.join(REPEATS)} among it, is typed. Received: {', '.join(wrong) or list(lines)}"
         )
-    return dict(str(one.input_line).split("=", 1) for one in parsed)
+    return dict(str(override.input_line).split("=", 1) for override in parsed)
 
 
 def _check(

@@ -146,10 +146,11 @@ def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
             status = facts.get("status", Status.NEW)
         if status == Status.FINISHED:  # its results are missing
             status = Status.NEW
+    labels = [prediction.label for prediction in predictions]
     return Row(
         job["number"], job["values"], job["overrides"], directory.folder, status, job.get("reason", ""), metrics,
-        {f"{one.path} {one.sha256}": image_score(metric, one) for one in predictions},
-        majority_baseline(one.label for one in predictions) if any(one.label for one in predictions) else None,
+        {f"{prediction.path} {prediction.sha256}": image_score(metric, prediction) for prediction in predictions},
+        majority_baseline(labels) if any(labels) else None,
         job.get("final", False), identity, Place(**job["place"]) if job.get("place") else None,
         reused,
     )  # fmt: skip
@@ -171,19 +172,23 @@ def candidates(rows: Sequence[Row], objective: str) -> list[Candidate]:
         if not row.final:
             values = candidate_of(row)
             found.setdefault(json.dumps(values, sort_keys=True), Candidate(values)).rows.append(row)
-    for one in found.values():
-        one.interval = objective_interval(one, objective)
+    for candidate in found.values():
+        candidate.interval = objective_interval(candidate, objective)
     sign = 1 if objective in LOWER_IS_BETTER else -1
-    return sorted(found.values(), key=lambda one: (not one.whole, math.isnan(one.score), sign * one.score, one.seconds))
+
+    def ranking(candidate: Candidate) -> tuple[bool, bool, float, float]:
+        return not candidate.whole, math.isnan(candidate.score), sign * candidate.score, candidate.seconds
+
+    return sorted(found.values(), key=ranking)
 
 
-def objective_interval(one: Candidate, objective: str) -> Interval:
+def objective_interval(candidate: Candidate, objective: str) -> Interval:
     """Return a candidate's mean of the objective with its interval; see `groups.metric_interval`."""
     key = f"validation.{objective}"
-    values = [(*row.repeat, row.metrics[key]) for row in one.rows if key in row.metrics]
+    values = [(*row.repeat, row.metrics[key]) for row in candidate.rows if key in row.metrics]
     if not values:
         return UNKNOWN
-    return metric_interval(values, one.scores if objective in IMAGE_METRICS else None, LOWEST.get(objective, 0.0))
+    return metric_interval(values, candidate.scores if objective in IMAGE_METRICS else None, LOWEST.get(objective, 0.0))
 
 
 def sentences(
@@ -199,7 +204,7 @@ def sentences(
         command: the sweep's command line.
         final: `sweep.final`, whether the sweep ends with final runs.
     """
-    whole = [one for one in ranked if one.whole and not math.isnan(one.score)]
+    whole = [candidate for candidate in ranked if candidate.whole and not math.isnan(candidate.score)]
     if not whole:
         return ["No candidate has finished: there is no winner."]
     winner = whole[0]
@@ -242,12 +247,12 @@ def _differences(whole: Sequence[Candidate], objective: str, command: str) -> li
     """Return sentences that compare the winner with the other candidates."""
     winner, second, metric = whole[0], whole[1], compared(objective)
     scores = winner.scores
-    found = [compare_runs(one.scores, scores) for one in whole[1:]]
+    found = [compare_runs(other.scores, scores) for other in whole[1:]]
     lines = [f"Runner-up: {second.name}, {format_score(objective, second.interval)}."]
     if metric != objective:
         lines.append(f"The winner is chosen by {objective}; the comparisons that follow are of accuracy.")
     lines.append(difference_sentence(winner.name, second.name, found[0], metric))
-    alike = sum(not one.significant for one in found)
+    alike = sum(not difference.significant for difference in found)
     lines.append(f"{alike} of the {len(found)} other candidates are not significantly different from the winner.")
     without_seed = re.sub(r"\s+seed=\S+", "", command)
     more = f"To test the settings, sweep seeds as well: {without_seed} seed=0,1,2"
@@ -256,20 +261,20 @@ def _differences(whole: Sequence[Candidate], objective: str, command: str) -> li
 
 def table(ranked: Sequence[Candidate], objective: str) -> list[list[str]]:
     """Return header and rows: rank, swept values, score with interval, runs, seconds, jobs, unfinished statuses."""
-    keys = list(dict.fromkeys(key for one in ranked for key in one.values))
+    keys = list(dict.fromkeys(key for candidate in ranked for key in candidate.values))
     lines = [["", *keys, objective, "runs", "seconds", "jobs", ""]]
     rank = 0
-    for one in ranked:
-        rank += one.whole
-        wrong = [row.status.lower() for row in one.rows if row.status != Status.FINISHED]
-        runs = f"{len(one.rows) - len(wrong)}/{len(one.rows)}" if wrong else str(len(one.rows))
-        numbers = [str(row.number) for row in one.rows]
+    for candidate in ranked:
+        rank += candidate.whole
+        wrong = [row.status.lower() for row in candidate.rows if row.status != Status.FINISHED]
+        runs = f"{len(candidate.rows) - len(wrong)}/{len(candidate.rows)}" if wrong else str(len(candidate.rows))
+        numbers = [str(row.number) for row in candidate.rows]
         lines.append([
-            str(rank) if one.whole else "-",
-            *(one.values.get(key, "") for key in keys),
-            "" if math.isnan(one.score) else format_score(objective, one.interval),
+            str(rank) if candidate.whole else "-",
+            *(candidate.values.get(key, "") for key in keys),
+            "" if math.isnan(candidate.score) else format_score(objective, candidate.interval),
             runs,
-            "" if math.isnan(one.seconds) else f"{one.seconds:.0f}",
+            "" if math.isnan(candidate.seconds) else f"{candidate.seconds:.0f}",
             ",".join(numbers) if len(numbers) <= 3 else f"{numbers[0]}-{numbers[-1]}",
             ", ".join(dict.fromkeys(wrong)),
         ])  # fmt: skip

@@ -48,12 +48,12 @@ def write_summary(folder: Path) -> dict[str, Any]:
     objective, jobs = about["objective"], [row for row in rows if not row.final]
     climbed = ladder.climbed(about, jobs)
     if climbed:  # rungs above the end of the climb are not reported
-        jobs = [row for one in climbed.reached for row in one.rows]
+        jobs = [row for candidate in climbed.reached for row in candidate.rows]
         rows = [*jobs, *(row for row in rows if row.final)]
     ranked = candidates(jobs, objective)
-    winner = next((one for one in ranked if one.whole and not math.isnan(one.score)), None)
+    winner = next((candidate for candidate in ranked if candidate.whole and not math.isnan(candidate.score)), None)
     if climbed and climbed.use:
-        winner = next(one for one in ranked if one.values == climbed.use.candidate.values)
+        winner = next(candidate for candidate in ranked if candidate.values == climbed.use.candidate.values)
     # The final runs of a former winner are not reported.
     held_out = [row for row in rows if row.final and winner and candidate_of(row) == winner.values]
     folds = any("data.fold" in row.values for row in jobs)
