@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import keras
 import numpy as np
@@ -21,6 +21,7 @@ from experiments.regimes.build import build
 from experiments.regimes.declaration import Declaration, declaration_of
 from experiments.run import read_data
 from experiments.sweeps import plan, worker_tasks
+from experiments.sweeps.processes import WorkerTask
 from experiments.system.progress import Terminal
 from experiments.training import pruning
 from experiments.training.checkpoints import Checkpoints
@@ -76,6 +77,10 @@ def given(here: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "trusted_packages=[ownregime]", "model.weights=null", "model.head.pooling=average", "epochs=3", "batch_size=8",
         "tracking=none", "progress=none",
     )  # fmt: skip
+
+
+def test_the_tasks_of_a_sweep_are_functions() -> None:
+    assert all(callable(getattr(worker_tasks, name)) for name in get_args(WorkerTask))
 
 
 def test_jobs_share_the_features_that_a_regime_declares(
