@@ -350,7 +350,7 @@ def read_curves(uri: str, run: RunFacts) -> list[EpochRecord]:
         ConfigError: the store cannot be used.
     """
     text = read_files(uri, run.run_id, (), (CURVES,)).get(CURVES)
-    return curves.parse(text.decode()) if text else []
+    return curves.parse(text.decode(errors="replace")) if text else []
 
 
 def deleted(uri: str, run_ids: Sequence[str]) -> set[str]:
