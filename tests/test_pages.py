@@ -9,9 +9,12 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import os
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -70,14 +73,16 @@ def command_lines(body: str) -> list[str]:
     return [re.split(r"\s+#\s", line)[0].strip() for line in lines if line.strip()]
 
 
+def commands_of(language: str, body: str) -> list[str]:
+    """Return the commands in a block."""
+    if language == "sh":
+        return command_lines(body)
+    return [line[2:] for line in command_lines(body) if line.startswith("$ ")] if language == "console" else []
+
+
 def commands() -> list[Command]:
     """Return the commands in the pages' blocks and between backticks in their sentences, each once."""
-    found = []
-    for page, language, body in blocks():
-        if language == "sh":
-            found += [Command(page, line) for line in command_lines(body)]
-        elif language == "console":
-            found += [Command(page, line[2:]) for line in command_lines(body) if line.startswith("$ ")]
+    found = [Command(page, line) for page, language, body in blocks() for line in commands_of(language, body)]
     for path in PAGES:
         for text in INLINE.findall(BLOCK.sub("", path.read_text(encoding="utf-8"))):
             line = " ".join(text.split())
@@ -243,3 +248,35 @@ def test_the_messages_of_the_troubleshooting_page_are_those_of_the_program() -> 
         assert max(map(len, parts)) > 15, "a message can be recognised"
         order = re.compile(".*".join(re.escape(part) for part in parts if part.strip(" .:,;()")), re.DOTALL)
         assert any(order.search(text) for text in source), message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["cats_and_dogs", "flowers"])
+def test_the_commands_of_a_tutorial_run_one_after_the_other(page: str, drawn: Path, tmp_path: Path) -> None:
+    """On drawn images, with the shipped backbone; RUN and SWEEP are the latest ones; large grids are only planned."""
+    home = tmp_path / "home"
+    places = {"PATH": str(drawn), "FOLDER": str(drawn / "validation"), "model=mobilenet_v2": "model=convnet"}
+    ran = 0
+    for language, body in BLOCK.findall((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")):
+        for line in commands_of(language, body):
+            if line.startswith(("source", "experiments reproduce")):
+                continue  # the environment is active; tests/cli/test_reproduce.py
+            latest = {
+                word: sorted((home / folder).glob("*"), key=lambda path: path.stat().st_mtime)
+                for word, folder in (("RUN", "runs"), ("SWEEP", "sweeps"))
+            }
+            words = shlex.split(line.replace("model.weights=FILE", "model.weights=pretrained"))
+            words = [latest[word].pop().name if word in latest else places.get(word, word) for word in words]
+            words = [word.replace("=PATH", f"={drawn}") for word in words]
+            if "train" in words or "experiments.train" in words:
+                words += ["data.image_size=48", "model.head.pooling=average", "progress=none"]
+            if any(word in ("experiment=ladder", "experiment=above_95") for word in words):
+                words.append("sweep.dry_run=true")
+            command = [sys.executable, "-m", "experiments", *words[1:]] if words[0] == "experiments" else words
+            command[0] = sys.executable
+            done = subprocess.run(
+                command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"EXPERIMENTS_HOME": str(home)}
+            )
+            assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+            ran += 1
+    assert ran > 8
