@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -15,12 +17,14 @@ import pytest
 from PIL import Image
 
 from experiments.data import decoder, manifest
+from experiments.data.decoder_settings import DEFAULTS
 from experiments.data.pixel_buffer import PixelBuffer
-from experiments.data.pixel_cache import images_of, splits_of
+from experiments.data.pixel_cache import images_of, open_image, splits_of
 from experiments.data.resizing import resize
 from experiments.data.types import Manifest, SplitSettings
 from experiments.errors import DataError
 from experiments.storage import array_cache
+from experiments.storage.csv_files import encodable
 
 
 def draw(path: Path, seed: int) -> None:
@@ -197,3 +201,12 @@ def test_files_changed_since_are_named(root: Path) -> None:
     assert re.search(r"^  train/cats/0\.png: has changed since it was checked", text, re.MULTILINE)
     assert re.search(r"^  train/dogs/2\.png: cannot be read \(No such file or directory\)", text, re.MULTILINE)
     assert list((cache / "pixels").iterdir()) == []
+
+
+def test_an_image_is_opened_by_its_path_in_a_table_whatever_its_name(tmp_path: Path) -> None:
+    for name in (b"caf\xe9.png", b"plain\\udce9.png"):  # Latin-1; and a name that looks like an escape
+        path = tmp_path / os.fsdecode(name)
+        draw(path, len(name))
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        opened = open_image(tmp_path, encodable(path.name), sha256, DEFAULTS)
+        assert opened.tobytes() == Image.open(path).tobytes()

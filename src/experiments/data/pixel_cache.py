@@ -20,16 +20,19 @@ from experiments.data.validation import unchanged
 from experiments.errors import DataError
 from experiments.storage import array_cache
 from experiments.storage.array_cache import Rows
+from experiments.storage.csv_files import recorded_path
 
 
 def open_image(root: Path, path: str, sha256: str, decoder_settings: DecoderSettings) -> Image.Image:
     """Return an image of a manifest in its own size, RGB, decoded from its file again; see `decoder.decode`.
 
+    The path may come from the tables of a run, see `csv_files.recorded_path`.
+
     Raises:
         DataError: If the file no longer exists or has changed; the message has its path.
     """
     try:
-        return decoder.decode(unchanged(root, path, sha256), decoder_settings)
+        return decoder.decode(unchanged(root, recorded_path(root, path), sha256), decoder_settings)
     except DataError as error:
         raise DataError(f"{printable(path)}: {error}") from None
 

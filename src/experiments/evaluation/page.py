@@ -22,6 +22,7 @@ from PIL import Image
 from experiments.data import decoder
 from experiments.data.decoder_settings import DecoderSettings
 from experiments.errors import DataError
+from experiments.storage.csv_files import recorded_path
 from experiments.system.redaction import visible
 
 SIDE = 160  # pixels of a thumbnail's longer side
@@ -96,7 +97,7 @@ def open_recorded(path: str, sha256: str, roots: Sequence[Path], decoder_setting
     where = ", ".join(map(str, roots)) or "no known folder"
     reason = f"its file is not in {where}; --data FOLDER says where the images are"
     for root in roots:
-        file = root / inside
+        file = root / recorded_path(root, path)
         if not file.is_file():
             continue
         if file.stat().st_size > LARGEST:

@@ -22,6 +22,7 @@ from experiments.evaluation.figure_style import literal, short
 from experiments.evaluation.label_quality import Doubt, Labelled, labelled, rank
 from experiments.inspection.inspection import Inspection
 from experiments.regimes.build import data_root
+from experiments.storage.csv_files import recorded_path
 
 COLUMNS = 6
 THUMBNAIL = 240  # pixels of the longer side of an image
@@ -95,7 +96,7 @@ def of_training_images(run: Trained, config: Config) -> list[Labelled]:
     """
     rows = [row for row in run.images() if row["split"] == "train"]
     root, settings = data_root(config), DecoderSettings.of(config.data.model_dump())
-    files = [str(root / row["path"]) for row in rows]
+    files = [str(root / recorded_path(root, row["path"])) for row in rows]
     found = [one for some in predict.predictions(run.model(), files, BATCH_SIZE, settings) for one in some]
     lacking = [f"{row['path']}: {one.error}" for row, one in zip(rows, found, strict=True) if one.probabilities is None]
     if lacking:

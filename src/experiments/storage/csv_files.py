@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,13 @@ from experiments.storage import atomic_files
 def encodable(text: str) -> str:
     """Return a text with the bytes of file names that are not UTF-8 as backslash escapes."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def recorded_path(root: Path, path: str) -> str:
+    """Return the path, relative to a directory, of the file whose path was recorded as `encodable` returns it."""
+    if (root / path).exists():
+        return path
+    return re.sub(r"\\udc([0-9a-f]{2})", lambda byte: chr(0xDC00 + int(byte[1], 16)), path)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
