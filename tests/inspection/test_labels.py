@@ -53,20 +53,21 @@ def test_folds_of_a_sweep_are_averaged_and_no_training_image_is_needed(
     ended: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = tmp_path / "sweep"
-    runs = [copied(ended, sweep / str(at), {0: (one, 1 - one)}) for at, one in enumerate((0.1, 0.3))]
+    runs = [copied(ended, sweep / str(at), {0: (one, 1 - one)}) for at, one in enumerate((0.1, 0.3, 0.05))]
     (sweep / "sweep.json").write_text(json.dumps({"objective": "accuracy", "parent": None}))
     for at, run in enumerate(runs):
         assert run.folder
         job = {
-            "number": at, "values": {"data.fold": str(at)}, "overrides": [], "folder": str(run.folder),
-            "status": "FINISHED", "identity": json.loads((run.folder / "run.json").read_text())["identity"],
+            "number": at, "values": {"data.fold": str(at)} if at < 2 else {}, "final": at == 2, "overrides": [],
+            "folder": str(run.folder), "status": "FINISHED",
+            "identity": json.loads((run.folder / "run.json").read_text())["identity"],
         }  # fmt: skip
         (run.folder / "job.json").write_text(json.dumps(job))
     monkeypatch.setattr("sys.argv", ["inspect", "labels", str(sweep)])
     inspect.main()
     rows = read_rows(sweep / "figures" / "labels.csv")
     assert len(rows) == 12 and {row["held_out"] for row in rows} == {"True"}
-    assert float(rows[0]["self_confidence"]) == pytest.approx(0.2)
+    assert float(rows[0]["self_confidence"]) == pytest.approx(0.15), "the final run rates its validation images, too"
 
 
 def test_what_cannot_be_listed(ended: Any, tmp_path: Path, drawn: Path) -> None:

@@ -174,7 +174,10 @@ def inspect_labels(named: str, uri: str | None, *, count: int, data: Path | None
             sweep = run.folder.parent
     runs = [run] if run else []
     if sweep:
-        jobs = [row for row in summary.read(sweep)[1] if row.status == Status.FINISHED]
+        rows = [row for row in summary.read(sweep)[1] if row.status == Status.FINISHED]
+        # No fold reads the given validation images; a final run has other ones than the jobs only then.
+        folds = any("data.fold" in row.values for row in rows)
+        jobs = [row for row in rows if folds or not row.final]
         if not jobs:
             raise ConfigError(f"{sweep}: no job of this sweep has finished")
         runs = [saved_run.of_folder(row.folder) for row in jobs]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,9 @@ def section(
     sentences.append(f"{wrong:,} of {len(doubts):,} labels are probably wrong, as confident learning counts them.")
     shown = doubts[: min(MOST_IMAGES, max(wrong, math.ceil(len(doubts) / 20)))]
     settings = DecoderSettings.of(plain["data"])
-    return {"sentences": sentences, "images": [item(one, root, settings) for one in shown]}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        items = list(pool.map(lambda one: item(one, root, settings), shown))
+    return {"sentences": sentences, "images": items}
 
 
 def fold_predictions(directory: RunDirectory, classes: Sequence[str]) -> list[list[Prediction]]:
