@@ -149,8 +149,9 @@ def changed(before: Weights, after: Weights) -> set[str]:
 
 def assert_sound(done: Done) -> None:
     """Scores are those of the joined model, for every split; the history is what was told."""
-    assert set(done.result.scores) == {"validation", "test"}
-    for images in (done.dataset.validation, done.dataset.test):
+    trains_on_features = done.components.config.regime.name == "bottleneck"  # whose training images' scores are free
+    assert set(done.result.scores) == {"validation", "test"} | ({"train"} if trains_on_features else set())
+    for images in (done.dataset.validation, done.dataset.test, *([done.dataset.train] * trains_on_features)):
         assert images is not None
         scores = done.result.scores[images.split]
         assert scores.shape == (len(images), len(done.dataset.classes)) and scores.dtype == np.float32
