@@ -31,7 +31,8 @@ from experiments.evaluation import training_checks
 from experiments.evaluation.evaluate import evaluate
 from experiments.evaluation.training_checks import check_joined
 from experiments.regimes.build import build
-from experiments.run import check_origins, print_results, read_data, run
+from experiments.regimes.data_checks import check_origins
+from experiments.run import print_results, read_data, run
 from experiments.runs.curves import Curves
 from experiments.storage.array_cache import Rows
 from experiments.storage.csv_files import write_rows

@@ -25,7 +25,7 @@ from experiments.data.types import Dataset, Manifest, SplitSettings
 from experiments.errors import ConfigError, DataError, Pruned
 from experiments.evaluation import run_report
 from experiments.evaluation.calibration import confidence_metrics
-from experiments.evaluation.decision import Decision, choose_threshold, decision_of, threshold_warnings
+from experiments.evaluation.decision import Decision, choose_threshold, threshold_warnings
 from experiments.evaluation.evaluate import Report, evaluate, report_on
 from experiments.evaluation.per_class import class_columns, pair_columns
 from experiments.evaluation.report_text import (
@@ -40,19 +40,18 @@ from experiments.evaluation.run_figures import save_figures
 from experiments.evaluation.training_checks import check_joined, check_reached, keep_error, training_warnings
 from experiments.regimes import continuation
 from experiments.regimes.build import build
+from experiments.regimes.data_checks import check_data, check_origins
 from experiments.regimes.declaration import declaration_of
 from experiments.regimes.trained_weights import facts_of, restore, save_weights
 from experiments.runs import predictions
 from experiments.runs.active_run import ActiveRun, open_run
-from experiments.runs.continuation import KEY
 from experiments.runs.curves import Curves
-from experiments.runs.run_directory import CURVES, REPORT, RunDirectory, class_scores_stem, classes_of
+from experiments.runs.run_directory import CURVES, REPORT, RunDirectory, class_scores_stem
 from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.redaction import redacted
 from experiments.tracking import inputs, mlflow_run
 from experiments.training import pruning, runtime
 from experiments.training.checkpoints import Checkpoints
-from experiments.training.losses import class_weights
 from experiments.training.types import PhaseName, RunComponents, TrainingContext, TrainingResult
 
 _log = logging.getLogger(__name__)
@@ -235,43 +234,6 @@ def read_data(components: RunComponents, *, keep: bool = True) -> Dataset:
     return dataset
 
 
-def check_data(config: schema.Config, dataset: Dataset) -> None:
-    """Check the keys of a configuration whose allowed values depend on the data, before training.
-
-    Raises:
-        ConfigError: a value does not fit the data set.
-    """
-    class_weights(config.class_weights, dataset.train.labels, dataset.classes)
-    decision_of(config, dataset)
-    sizes = {"train": len(dataset.train), "validation": len(dataset.validation)}
-    runtime.check_shares(config.runtime.devices, sizes)
-    check_accumulation(config, len(dataset.train))
-
-
-def check_accumulation(config: schema.Config, images: int) -> None:
-    """Compare the number of batches per optimizer step with the number of batches of each training phase.
-
-    Args:
-        config: the validated configuration.
-        images: number of training images.
-
-    Raises:
-        ConfigError: a phase would end before its first step.
-    """
-    phases = [("optimizer", config.optimizer, "epochs", config.epochs)]
-    if "regime.head_optimizer" not in config.regime.ignores and config.regime.head_from is None:
-        head = config.regime
-        phases.append(("regime.head_optimizer", head.head_optimizer, "regime.head_epochs", head.head_epochs))
-    for key, optimizer, epochs_key, epochs in phases:
-        steps, batches = optimizer.gradient_accumulation_steps, epochs * math.ceil(images / config.batch_size)
-        if steps is not None and steps > batches:
-            raise ConfigError(
-                f"{key}.gradient_accumulation_steps: must be at most {batches}, the batches of {epochs} epochs "
-                f"({epochs_key}) of {images} images at batch_size={config.batch_size}: more would train nothing. "
-                f"Received: {steps}"
-            )
-
-
 def read_manifest(
     config: schema.Config,
     source: Path | Listing,
@@ -328,35 +290,6 @@ def write_description(
         continued = components.continued.facts() or {}
         facts["continues"] = continued.get("run_id") or continued["continued"]
     tracker.describe(config, dataset, facts)
-
-
-def check_origins(origins: Mapping[str, Path], dataset: Dataset) -> None:
-    """Compare the images that other runs' weights were trained on with those that this run is evaluated on.
-
-    Args:
-        origins: for each key that names a run, the directory with that run's manifest.
-        dataset: the data set of this run.
-
-    Raises:
-        DataError: another run was trained on images that this run validates or tests with.
-        ConfigError: the head of another run has other classes.
-    """
-    held_out = {entry.sha256: entry.path for entry in dataset.manifest.entries if entry.split != "train"}
-    for key, origin in origins.items():
-        rows = RunDirectory(origin).images()
-        known = sorted(held_out[row["sha256"]] for row in rows if row["split"] == "train" and row["sha256"] in held_out)
-        if known:
-            raise DataError(
-                f"{key}: the run it names was trained on {len(known)} of the images that this run validates or tests "
-                f"with, such as {known[0]}: its scores would mean nothing. Use a run on the same split (data.fold, "
-                "data.split_seed, data.fractions), or train the weights anew"
-            )
-        classes = classes_of(rows)
-        if key in ("regime.head_from", KEY) and classes != dataset.classes:
-            raise ConfigError(
-                f"{key}: that run's head was trained for {', '.join(classes)}. Allowed: a head for "
-                f"{', '.join(dataset.classes)}, the classes of this data"
-            )
 
 
 def flat_metrics(reports: Mapping[str, Report]) -> dict[str, float]:

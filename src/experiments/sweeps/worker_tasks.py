@@ -27,6 +27,7 @@ from experiments.errors import ConfigError, DataError
 from experiments.models.types import Backbone
 from experiments.regimes import bottleneck, feature_cache
 from experiments.regimes.build import build
+from experiments.regimes.data_checks import check_data
 from experiments.regimes.declaration import declaration_of
 from experiments.runs.location import store_of_run
 from experiments.runs.run_directory import METRICS, RunDirectory, predictions_file
@@ -100,7 +101,7 @@ def prepare_jobs(configs: Sequence[Mapping[str, Any]]) -> list[PreparedJob]:
             backbones[backbone_key] = components.backbone
             data_key = _key(config.data.model_dump(), config.outputs)
             if data_key in data:
-                run.check_data(config, data[data_key])
+                check_data(config, data[data_key])
             else:
                 data[data_key] = run.read_data(components, keep=False)
             dataset = data[data_key]

@@ -1,0 +1,82 @@
+"""Checks before training: keys whose allowed values depend on the data, and the images that other runs have read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from experiments.config.schema import Config
+from experiments.data.types import Dataset
+from experiments.errors import ConfigError, DataError
+from experiments.evaluation.decision import decision_of
+from experiments.runs.continuation import KEY
+from experiments.runs.run_directory import RunDirectory, classes_of
+from experiments.training import runtime
+from experiments.training.losses import class_weights
+
+
+def check_data(config: Config, dataset: Dataset) -> None:
+    """Check the keys of a configuration whose allowed values depend on the data, before training.
+
+    Raises:
+        ConfigError: a value does not fit the data set.
+    """
+    class_weights(config.class_weights, dataset.train.labels, dataset.classes)
+    decision_of(config, dataset)
+    sizes = {"train": len(dataset.train), "validation": len(dataset.validation)}
+    runtime.check_shares(config.runtime.devices, sizes)
+    check_accumulation(config, len(dataset.train))
+
+
+def check_accumulation(config: Config, images: int) -> None:
+    """Compare the number of batches per optimizer step with the number of batches of each training phase.
+
+    Args:
+        config: the validated configuration.
+        images: number of training images.
+
+    Raises:
+        ConfigError: a phase would end before its first step.
+    """
+    phases = [("optimizer", config.optimizer, "epochs", config.epochs)]
+    if "regime.head_optimizer" not in config.regime.ignores and config.regime.head_from is None:
+        head = config.regime
+        phases.append(("regime.head_optimizer", head.head_optimizer, "regime.head_epochs", head.head_epochs))
+    for key, optimizer, epochs_key, epochs in phases:
+        steps, batches = optimizer.gradient_accumulation_steps, epochs * math.ceil(images / config.batch_size)
+        if steps is not None and steps > batches:
+            raise ConfigError(
+                f"{key}.gradient_accumulation_steps: must be at most {batches}, the batches of {epochs} epochs "
+                f"({epochs_key}) of {images} images at batch_size={config.batch_size}: more would train nothing. "
+                f"Received: {steps}"
+            )
+
+
+def check_origins(origins: Mapping[str, Path], dataset: Dataset) -> None:
+    """Compare the images that other runs' weights were trained on with those that this run is evaluated on.
+
+    Args:
+        origins: for each key that names a run, the directory with that run's manifest.
+        dataset: the data set of this run.
+
+    Raises:
+        DataError: another run was trained on images that this run validates or tests with.
+        ConfigError: the head of another run has other classes.
+    """
+    held_out = {entry.sha256: entry.path for entry in dataset.manifest.entries if entry.split != "train"}
+    for key, origin in origins.items():
+        rows = RunDirectory(origin).images()
+        known = sorted(held_out[row["sha256"]] for row in rows if row["split"] == "train" and row["sha256"] in held_out)
+        if known:
+            raise DataError(
+                f"{key}: the run it names was trained on {len(known)} of the images that this run validates or tests "
+                f"with, such as {known[0]}: its scores would mean nothing. Use a run on the same split (data.fold, "
+                "data.split_seed, data.fractions), or train the weights anew"
+            )
+        classes = classes_of(rows)
+        if key in ("regime.head_from", KEY) and classes != dataset.classes:
+            raise ConfigError(
+                f"{key}: that run's head was trained for {', '.join(classes)}. Allowed: a head for "
+                f"{', '.join(dataset.classes)}, the classes of this data"
+            )
