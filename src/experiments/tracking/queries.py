@@ -316,7 +316,9 @@ def get_run(uri: str, run_id: str, key: str, *, trash: bool = False) -> Run:
     if RUN_ID.fullmatch(run_id):
         reason = "there is no such file"
         if not connection.missing(uri):
-            found = look_up(uri, run_id)
+            connection.check(uri)
+            with connection.client(uri) as client:
+                found = find_run(client, run_id)
             if found is not None and in_trash(found) and not trash:
                 raise ConfigError(f"{key}: {run_id}: {trashed(uri, found)}")
             if found is not None:
@@ -367,19 +369,6 @@ def deleted(uri: str, run_ids: Sequence[str]) -> set[str]:
         wanted = ", ".join(f"'{run_id}'" for run_id in run_ids)
         runs = _every_run(client, experiments, f"attributes.run_id IN ({wanted})") if run_ids else ()
         return set(run_ids) - {run.info.run_id for run in runs}
-
-
-def look_up(uri: str, run_id: str) -> Run | None:
-    """Return a run of a store after checking that it is available; None if there is none.
-
-    A run in the store's trash is returned, too.
-
-    Raises:
-        ConfigError: the store cannot be used.
-    """
-    connection.check(uri)
-    with connection.client(uri) as client:
-        return find_run(client, run_id)
 
 
 def ui_command(port: int) -> list[str]:
