@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, DataError
 from experiments.system import paths, redaction, signals
 from experiments.system.private_api import without_hydra
 from experiments.train import error_text
@@ -48,6 +48,8 @@ def executing(command: Sequence[str]) -> Iterator[None]:
         if not isinstance(stop.code, str):
             raise
         raise ConfigError(stop.code) from None
+    except (ConfigError, DataError) as error:  # its message is enough: the frames of this package are left out
+        raise error.with_traceback(None) from None
     except Exception as error:
         text = error_text(error, command)
         if text is None:
