@@ -324,8 +324,8 @@ def test_a_call_from_python_returns_the_sweep(trained: Trained, monkeypatch: pyt
     assert isinstance(found, ex.Sweep) and found.objective == "accuracy" and not found.failures
     best = found.summary.to_dict("records")
     assert [(row["optimizer.lr"], row["runs"], row["jobs"]) for row in best] == [
-        ("0.02", 2, [2, 3]),
-        ("0.01", 2, [0, 1]),
+        ("0.02", 2, [1, 3]),
+        ("0.01", 2, [0, 2]),
     ]
     assert [row["accuracy"] for row in best] == pytest.approx([0.2, 0.1])
     assert list(found.jobs.final) == [False] * 4 + [True] * 2 and set(found.jobs.status) == {"FINISHED"}

@@ -270,9 +270,6 @@ class RedactingStream:
         for line in lines:
             self.write(line)
 
-    def close(self) -> None:
-        """Leave the stream open: absl closes the standard error that it has found, once another one replaces it."""
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
@@ -292,13 +289,15 @@ class RedactedRecord(logging.LogRecord):
 
 @contextmanager
 def redacting() -> Iterator[None]:
-    """Redact what this process prints and logs in the block; the streams may be those of a notebook."""
+    """Redact what this process prints to standard output and logs in the block; it may be that of a notebook.
+
+    Standard error is left as it is, because absl closes the one that it knows when it is replaced.
+    """
     _known_values.cache_clear()
     before = logging.getLogRecordFactory()
-    out, err = (cast(TextIO, RedactingStream(stream)) for stream in (sys.stdout, sys.stderr))
     logging.setLogRecordFactory(RedactedRecord)
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with contextlib.redirect_stdout(cast(TextIO, RedactingStream(sys.stdout))):
             yield
     finally:
         logging.setLogRecordFactory(before)
