@@ -83,7 +83,7 @@ class Inspected:
         draw = self._inspection.draw
         return Image.open(io.BytesIO(display.png(draw()))) if draw else None
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         from experiments.inspection.inspection import show
 
         file = io.StringIO()
