@@ -42,7 +42,6 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=5,bf_interval=5
 MpiDefault=none
-KillWait=10
 NodeName=node0 NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cores} CoresPerSocket={cores} RealMemory=4000
 PartitionName=all Nodes=node0 Default=YES OverSubscribe=FORCE:4
 PartitionName=short Nodes=node0 MaxTime=1
@@ -64,7 +63,7 @@ class Faulty:
 
 def faulty(fault, **ranges): return Faulty(fault, ranges)
 """
-EPOCHS = 60
+EPOCHS = 40
 
 
 class Slurm:
@@ -152,7 +151,7 @@ def epochs(folder: Path) -> int:
 
 def sweep_of(faults: str, images: Path, *overrides: str) -> list[str]:
     return [
-        "-m", "experiments.train", "-m", "hydra/launcher=slurm", "hydra.launcher.timeout_min=2",
+        "-m", "experiments.train", "-m", "hydra/launcher=slurm", "hydra.launcher.timeout_min=3",
         "hydra.launcher.signal_delay_s=30", "hydra.launcher.max_num_timeout=1", "hydra.launcher.cpus_per_task=1",
         "hydra.launcher.mem_gb=1", "sweep.jobs=2", "data=folder", f"data.root={images}", "data.image_size=48",
         "model.head.pooling=average", "batch_size=4", "regime=scratch", f"epochs={EPOCHS}",
@@ -195,7 +194,8 @@ def test_a_sweep_survives_what_befalls_its_jobs_and_its_rerun_runs_what_is_missi
     content: dict[str, Any] = json.loads(summary.read_bytes())
     status = {run["values"]["augmentation.fault"]: run["status"] for run in content["runs"]}
     faults = ("limit", "raise", "kill", "cancel")
-    assert status == dict.fromkeys(faults, "FAILED") | dict.fromkeys(("preempt", "none"), "FINISHED")
+    wanted = dict.fromkeys(faults, "FAILED") | dict.fromkeys(("preempt", "none"), "FINISHED")
+    assert status == wanted, content["failures"]
     reasons = {text.split("=")[1].split(")")[0]: text for text in content["failures"]}
     assert "timeout: it took longer than hydra.launcher.timeout_min" in reasons["limit"]
     assert "the augmentation broke" in reasons["raise"]
