@@ -46,8 +46,8 @@ def query() -> dict[str, State] | None:
 def outside_job() -> Iterator[None]:
     """Hide the variables of the SLURM job that this process may run in, while it submits jobs.
 
-    sbatch would hand them on to the jobs, whose srun reads its options from them: with SLURM_CPU_BIND, jobs of two cores
-    ran on the one core of the sweep's own job.
+    sbatch would hand them on to the jobs, whose srun reads its options from them: with SLURM_CPU_BIND, jobs of two
+    cores ran on the one core of the sweep's own job.
     """
     inside = "SLURM_JOB_ID" in os.environ
     names = [name for name in os.environ if inside and name.startswith(("SLURM", "SRUN_")) and name != "SLURM_CONF"]
