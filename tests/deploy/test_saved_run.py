@@ -33,6 +33,7 @@ from experiments.data import decoder
 from experiments.data.resizing import resize
 from experiments.deploy import export as exports
 from experiments.deploy import saved_run
+from experiments.deploy.export_formats import FORMATS, read_saved_model
 from experiments.errors import ConfigError
 from experiments.evaluation.decision import Decision
 from experiments.models import network
@@ -224,38 +225,39 @@ def test_images_unlike_the_training_images_are_told_apart(
 
 def test_an_export_gives_what_the_model_gives(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "exported"
-    export.export("whole", folder, False, 5, place.uri)
+    export.export("whole", folder, ["keras", "saved_model"], False, 5, place.uri)
     said = capsys.readouterr().out
-    assert "compared on 5 images of the run's validation split" in said and "saved_model" in said
+    assert "on 5 of 12 images of the run's validation split" in said and "saved_model" in said
     assert {path.name for path in folder.iterdir()} == {"model.keras", "saved_model", "model.json"}
     about = json.loads((folder / "model.json").read_bytes())
     assert about["classes"] == ["blobs", "stripes"] and about["image_size"] == 48
     pixels, shares = place.logged("whole")
-    np.testing.assert_allclose(exports.saved_model(folder / "saved_model")(pixels), shares, atol=1e-5)
+    np.testing.assert_allclose(read_saved_model(folder / "saved_model")(pixels), shares, atol=1e-5)
     np.testing.assert_allclose(keras.models.load_model(folder / "model.keras").predict(pixels), shares, atol=1e-5)
 
     with pytest.raises(ConfigError, match="is there already. Give --overwrite"):
-        export.export("whole", folder, False, 5, place.uri)
+        export.export("whole", folder, ["keras", "saved_model"], False, 5, place.uri)
     mine = tmp_path / "mine"
     mine.mkdir()
     with pytest.raises(ConfigError, match="is there already. Give another"):
-        export.export("whole", mine, True, 5, place.uri)
+        export.export("whole", mine, ["keras"], True, 5, place.uri)
 
 
 def test_an_export_that_differs_is_none(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = saved_run.find("whole", place.uri)
-    monkeypatch.setattr(exports, "saved_model", lambda folder: lambda pixels: np.full((len(pixels), 2), 0.5))
-    pixels, _ = exports.sample(run, 48, 3)
+    wrong = FORMATS["saved_model"]._replace(read=lambda path: lambda pixels: np.full((len(pixels), 2), 0.5))
+    monkeypatch.setitem(FORMATS, "saved_model", wrong)
+    images = exports.sample(run, 48, 3)
     with pytest.raises(RuntimeError, match=r"does not give the model's probabilities: saved_model by "):
-        exports.export(run, run.model(), pixels, tmp_path / "exported")
+        exports.export(run, run.model(), images, tmp_path / "exported", ["keras", "saved_model"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_images_to_compare_on_are_drawn_where_the_run_s_are_gone(place: Place) -> None:
     run = saved_run.find("whole", place.uri)
     run.plain["data"]["root"] = "gone"
-    pixels, what = exports.sample(run, 48, 4)
-    assert pixels.shape == (4, 48, 48, 3) and what.startswith("4 random images")
+    pixels, labels, what = exports.sample(run, 48, 4)
+    assert pixels.shape == (4, 48, 48, 3) and labels is None and what.startswith("4 random images")
     assert pixels.min() >= 0 and pixels.max() <= 255 and pixels.std() > 30
 
 
@@ -301,6 +303,7 @@ def test_a_logged_model_is_served_over_http(place: Place, tmp_path: Path) -> Non
     try:
         wait_for(f"http://127.0.0.1:{port}/ping", process)
         check_served(place, f"http://127.0.0.1:{port}/invocations")
+        check_many(place, f"http://127.0.0.1:{port}/invocations", tmp_path / "many")
         connections = [one for child in children(process) for one in child.net_connections() if one.status == "LISTEN"]
         assert {one.laddr.ip for one in connections} == {"127.0.0.1"}
     finally:
@@ -348,3 +351,24 @@ def check_served(place: Place, url: str) -> None:
     assert answer.status_code == 400 and "1 of 2 images cannot be used: row 1 is no JPEG" in answer.json()["message"]
     answer = requests.post(url, json={"inputs": pixels[:, :40].tolist()}, timeout=60)
     assert answer.status_code == 400 and "[N, 48, 48, 3]" in answer.json()["message"]
+
+
+def check_many(place: Place, url: str, folder: Path) -> None:
+    """500 different images in one request get the probabilities that `experiments predict` writes for them."""
+    folder.mkdir()
+    images = sorted(place.root.glob("*/*/*.jpg"))
+    for number in range(500):
+        image = Image.open(images[number % len(images)])
+        image.crop((0, 0, 48, 48 - number // len(images))).save(folder / f"{number:03}.jpg", quality=95)
+    output = folder / "predicted.csv"
+    assert predict_verb.predict("whole", [str(folder)], "csv", output, 32, place.uri) == 0
+    expected = read_rows(output)
+    files = [base64.b64encode(Path(row["path"]).read_bytes()).decode() for row in expected]
+    answer = requests.post(url, json={"dataframe_split": {"columns": ["image"], "data": [[one] for one in files]}})
+    served = answer.json()["predictions"]
+    assert len(served) == len(expected) == 500 and [one["class"] for one in served] == [
+        row["class"] for row in expected
+    ]
+    for name in ("blobs", "stripes"):
+        given, wanted = [one["probabilities"][name] for one in served], [float(row[f"p_{name}"]) for row in expected]
+        np.testing.assert_allclose(given, wanted, atol=1e-6)

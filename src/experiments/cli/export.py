@@ -1,37 +1,55 @@
-"""`experiments export RUN --output FOLDER`: export a trained model as .keras and SavedModel, and verify both."""
+"""`experiments export RUN --output FOLDER`: export a trained model to other programs' formats, and verify each file."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.cli.arguments import add_run, exit_on_error, positive
+from experiments.deploy import export_formats
 from experiments.errors import ConfigError
+
+if TYPE_CHECKING:
+    from experiments.deploy.export import Parity
 
 
 @exit_on_error(OSError, RuntimeError)
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments export",
-        description="Writes a finished run's model as model.keras and saved_model/, with model.json (class names in "
-        "order, image size, what goes in and out). Preprocessing is inside: both take pixels in [0, 255]. Both are "
-        "read back and compared with the model on images; where they differ nothing is written.",
+        description="Writes a finished run's model as files for other programs, with model.json (class names in order, "
+        "image size, how an image file becomes pixels). Preprocessing is inside: all take pixels in [0, 255]. Each "
+        "file is read back and compared with the model on the run's validation images; where one differs nothing is "
+        "written.",
     )
     add_run(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument(
+        "--format", default=export_formats.DEFAULT, metavar="NAMES",
+        help=f"separated by commas: {', '.join([*export_formats.FORMATS, *export_formats.GROUPS])}; tflite: at all "
+        f"three precisions (default: {export_formats.DEFAULT})",
+    )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier export has written there")
     parser.add_argument(
-        "--images", "--pictures", type=positive, default=32, metavar="N", help="to compare on (default: 32)"
-    )
+        "--images", "--pictures", type=positive, default=500, metavar="N",
+        help="validation images to compare on, at most (default: 500)",
+    )  # fmt: skip
     arguments = parser.parse_args()
-    export(arguments.run, arguments.output, arguments.overwrite, arguments.images, arguments.uri)
+    formats = export_formats.parse(arguments.format)
+    export(arguments.run, arguments.output, formats, arguments.overwrite, arguments.images, arguments.uri)
 
 
-def export(named: str, folder: Path, overwrite: bool, images: int, uri: str | None) -> None:
+def export(named: str, folder: Path, formats: Sequence[str], overwrite: bool, images: int, uri: str | None) -> None:
     """Write the exported files and print how much their predictions differ from the model's.
 
+    Args:
+        formats: names of `export_formats.FORMATS`.
+
     Raises:
-        ConfigError: no such run, or the folder exists and is not to be replaced.
+        ConfigError: no such run, the folder exists and is not to be replaced, or a format cannot express the model.
+        RuntimeError: a file does not give the model's probabilities.
     """
     from experiments.deploy import saved_run
     from experiments.system.startup import quiet_start
@@ -45,11 +63,30 @@ def export(named: str, folder: Path, overwrite: bool, images: int, uri: str | No
         from experiments.deploy import export as exports
 
         model = run.model()
-    pixels, what = exports.sample(run, int(model.input_shape[1]), images)
-    print(f"compared on {what}: largest difference in probability from the model")
-    for name, difference in exports.export(run, model, pixels, folder).items():
-        print(f"  {folder / name}  {difference:.1e}")
-    print(f"  {folder / exports.ABOUT}  classes: {', '.join(run.classes)}")
+    compared_on = exports.sample(run, int(model.input_shape[1]), images)
+    print(f"Writing {', '.join(formats)}; each is compared with the model on {compared_on.description}", flush=True)
+    with quiet_start():  # the converters and runtimes log their steps
+        found = exports.export(run, model, compared_on, folder, formats)
+    print("\n".join(table(found, formats)))
+    print(
+        f"They are in {folder}, with {exports.ABOUT}: the classes ({', '.join(run.classes)}), how to read an image file"
+    )
+
+
+def table(found: Sequence[Parity], formats: Sequence[str]) -> list[str]:
+    """Return the lines of a table of comparisons, of which the first is that of the run's own model."""
+    rows = [("", "difference", "same class", "accuracy", "size", "")]
+    for name, parity in zip(["the model", *formats], found, strict=True):
+        accuracy = "-" if parity.accuracy is None else f"{parity.accuracy:.2%}"
+        agreement = (f"{parity.difference:.1e}", f"{parity.same:.2%}") if parity.file else ("", "")
+        size = f"{parity.size / 1e6:.2f} MB" if parity.file else ""
+        rows.append((name, *agreement, accuracy, size, parity.file))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.rjust(width) if 0 < at < 5 else cell.ljust(width)
+                  for at, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in rows
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

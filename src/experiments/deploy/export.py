@@ -1,15 +1,13 @@
-"""Export of a trained model as .keras and SavedModel, with a check that both reproduce its probabilities."""
+"""Export of a trained model to files that are used without this program, each compared with the model itself."""
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import keras
 import numpy as np
@@ -19,8 +17,9 @@ from experiments import __version__
 from experiments.data.decoder_settings import DecoderSettings
 from experiments.data.pixel_cache import open_image
 from experiments.data.resizing import resize
+from experiments.deploy.export_formats import FORMATS, INT8, check_precision, convert
 from experiments.deploy.saved_run import Trained
-from experiments.errors import DataError
+from experiments.errors import ConfigError, DataError
 from experiments.models.network import inference_function
 from experiments.storage import atomic_files
 
@@ -33,59 +32,102 @@ RESIZING = {
     "pad": "the whole image, its proportions kept, centered on a black square (Keras: pad_to_aspect_ratio=True)",
     "crop": "its largest centered square (Keras: crop_to_aspect_ratio=True)",
 }
-KERAS_FILE, SAVED_MODEL, ABOUT = "model.keras", "saved_model", "model.json"
+ABOUT = "model.json"
 TOLERANCE = {"float32": 1e-4}  # largest accepted difference in probability, by precision
 COARSE = 1e-2  # the same, for all other precisions
+BATCH = 32
+REPRESENTATIVE = 200  # training images from which int8 takes the ranges of activations
 
 
-def export(run: Trained, model: keras.Model, pixels: np.ndarray, folder: Path) -> dict[str, float]:
-    """Write a model as .keras and as SavedModel, read both back and compare their probabilities with the model's.
+class Images(NamedTuple):
+    """Images that models are compared on."""
+
+    pixels: np.ndarray  # [N, size, size, 3] uint8
+    labels: np.ndarray | None  # [N] int; None: random images
+    description: str
+
+
+class Parity(NamedTuple):
+    """How an exported file agrees with the model that it was made from, on the same images."""
+
+    file: str
+    size: int  # bytes
+    difference: float  # largest, of a probability
+    same: float  # share of images for which both predict the same class
+    accuracy: float | None  # None: the images have no labels
+
+
+def export(run: Trained, model: keras.Model, images: Images, folder: Path, formats: Sequence[str]) -> list[Parity]:
+    """Write a model in some formats, read each back and compare its predictions with the model's.
 
     The directory is renamed into place after the comparison, so that it is never incomplete.
 
     Args:
         run: the run that trained the model.
         model: the run's model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
-        pixels: [N, H, W, 3] float32, the images of the comparison.
+        images: those of the comparison.
         folder: the directory to write, which is replaced if it exists.
+        formats: names of FORMATS.
 
     Returns:
-        For each format the largest difference in probability.
+        The comparison of each format, after that of the model itself (its `file` is empty).
 
     Raises:
+        ConfigError: a format cannot express the model, or needs training images that do not exist any more.
         RuntimeError: a format does not reproduce the model's probabilities.
         OSError: a file cannot be written.
     """
+    check_precision(model, formats)
+    training = training_images(run, int(model.input_shape[1])) if INT8 in formats else images.pixels
+    expected = probabilities(inference_function(model), images.pixels)
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = atomic_files.draft(folder)
     aside.mkdir()
     try:
-        model.save(aside / KERAS_FILE)
-        model.export(aside / SAVED_MODEL, format="tf_saved_model", verbose=False)
-        expected = inference_function(model)(pixels)
-        read: dict[str, Run] = {
-            KERAS_FILE: inference_function(keras.models.load_model(aside / KERAS_FILE, compile=False)),
-            SAVED_MODEL: saved_model(aside / SAVED_MODEL),
-        }
-        differences = {name: float(np.abs(again(pixels) - expected).max()) for name, again in read.items()}
-        allowed = TOLERANCE.get(run.plain["runtime"]["precision"], COARSE)
-        wrong = [f"{name} by {value:.2g}" for name, value in differences.items() if not value <= allowed]
-        if wrong:
-            raise RuntimeError(
-                f"What was exported does not give the model's probabilities: {', '.join(wrong)}, on {len(pixels)} "
-                f"images; at most {allowed:g} is allowed. Nothing was kept"
-            )
-        atomic_files.write_file(aside / ABOUT, json.dumps(about(run, model), indent=1).encode())
+        found = [compare(run, "", 0, expected, expected, images.labels)]
+        for name in formats:
+            path = aside / FORMATS[name].file
+            given = probabilities(convert(model, name, path, training), images.pixels)
+            found.append(compare(run, path.name, size_of(path), given, expected, images.labels))
+            check(found[-1], run, name, given, len(expected))
+        about_files = {name: parity._asdict() for name, parity in zip(formats, found[1:], strict=True)}
+        content = about(run, model) | {"files": about_files, "compared_on": images.description}
+        atomic_files.write_file(aside / ABOUT, json.dumps(content, indent=1).encode())
         replace(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return differences
+    return found
 
 
-def saved_model(folder: Path) -> Run:
-    """Return the serving function of a SavedModel, on NumPy arrays."""
-    loaded = tf.saved_model.load(str(folder))
-    return lambda pixels: np.asarray(loaded.serve(tf.constant(pixels)))
+def probabilities(run: Run, pixels: np.ndarray) -> np.ndarray:
+    """Return probabilities [N, classes] for pixels [N, H, W, 3] uint8."""
+    starts = range(0, len(pixels), BATCH)
+    return np.concatenate([run(pixels[at : at + BATCH].astype("float32")) for at in starts])
+
+
+def compare(
+    run: Trained, file: str, size: int, given: np.ndarray, expected: np.ndarray, labels: np.ndarray | None
+) -> Parity:
+    """Compare probabilities [N, classes] with those of the run's model."""
+    predicted, before = (run.decision.predict(rows, run.classes) for rows in (given, expected))
+    accuracy = None if labels is None else float((predicted == labels).mean())
+    return Parity(file, size, float(np.abs(given - expected).max()), float((predicted == before).mean()), accuracy)
+
+
+def check(parity: Parity, run: Trained, name: str, given: np.ndarray, count: int) -> None:
+    """Raise RuntimeError if a file's probabilities are not the model's, or of a rounded format are no numbers."""
+    allowed = TOLERANCE.get(run.plain["runtime"]["precision"], COARSE)
+    wrong = not np.isfinite(given).all() if FORMATS[name].rounded else not parity.difference <= allowed
+    if wrong:
+        raise RuntimeError(
+            f"What was exported does not give the model's probabilities: {name} by {parity.difference:.2g}, on {count} "
+            f"images; at most {allowed:g} is allowed. Nothing was kept"
+        )
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a directory."""
+    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
 
 
 def about(run: Trained, model: keras.Model) -> dict[str, object]:
@@ -95,6 +137,8 @@ def about(run: Trained, model: keras.Model) -> dict[str, object]:
         "classes": list(run.classes),
         "image_size": size,
         "input": f"pixels [N, {size}, {size}, 3] float32 in [0, 255], RGB; preprocessing is inside the model",
+        "scaling": "none: pixels stay in [0, 255]",
+        "color": "RGB; transparent pixels blended with white; grays and palettes converted; color profiles not applied",
         "resize": f"{RESIZING[settings.resize]}; bilinear with antialiasing; EXIF orientation applied first",
         "data.resize": settings.resize,
         "gray_range": settings.gray_range,  # values of black and white in 16- and 32-bit gray images
@@ -123,25 +167,51 @@ def replace(aside: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def sample(run: Trained, size: int, count: int) -> tuple[np.ndarray, str]:
-    """Return images to compare models on: from the run's validation split if they still exist, else random ones.
-
-    Returns:
-        Pixels [N, size, size, 3] float32 in [0, 255], and a description of the images.
-    """
-    data = run.plain["data"]
-    root, settings = data.get("root") or data.get("images"), DecoderSettings.of(data)
-    found = []
-    if isinstance(root, str) and Path(root).is_dir():
-        with run.manifest.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["split"] == "validation"]
-        for row in rows[:: max(1, len(rows) // count)][:count]:
-            with contextlib.suppress(DataError):  # missing, or changed since the run
-                image = open_image(Path(root), row["path"], row["sha256"], settings)
-                found.append(resize(image, size, settings.resize))
-    if found:
-        return np.stack(found).astype("float32"), f"{len(found)} images of the run's validation split"
-    rng = np.random.default_rng(0)
+def sample(run: Trained, size: int, most: int) -> Images:
+    """Return images to compare models on: from the run's validation split if they still exist, else random ones."""
+    found = recorded_images(run, "validation", size, most)
+    if found is not None:
+        return found
+    rng, count = np.random.default_rng(0), min(most, BATCH)
     coarse = rng.integers(0, 256, (count, 7, 7, 3)).astype("float32")
     drawn = np.clip(tf.image.resize(coarse, (size, size)) + rng.normal(0, 20, (count, size, size, 3)), 0, 255)
-    return drawn.astype("float32"), f"{count} random images (those of the run's validation split are not here)"
+    return Images(
+        drawn.astype("uint8"), None, f"{count} random images (those of the run's validation split are not here)"
+    )
+
+
+def training_images(run: Trained, size: int) -> np.ndarray:
+    """Return some training images of a run, [N, size, size, 3] uint8.
+
+    Raises:
+        ConfigError: none exists any more.
+    """
+    found = recorded_images(run, "train", size, REPRESENTATIVE)
+    if found is None:
+        raise ConfigError(
+            f"--format: {INT8} needs training images of the run, to find the ranges of activations, and they are not "
+            f"here (data.root: {run.plain['data'].get('root')}). Possible without them: "
+            f"{', '.join(name for name in FORMATS if name != INT8)}"
+        )
+    return found.pixels
+
+
+def recorded_images(run: Trained, split: str, size: int, most: int) -> Images | None:
+    """Return evenly spread images of a split that have not changed since the run; None if none of them is here."""
+    data = run.plain["data"]
+    root, settings = data.get("root") or data.get("images"), DecoderSettings.of(data)
+    if not isinstance(root, str) or not Path(root).is_dir():
+        return None
+    rows = [row for row in run.images() if row["split"] == split]
+    chosen = [rows[at] for at in sorted({round(at) for at in np.linspace(0, len(rows) - 1, min(most, len(rows)))})]
+    pixels, labels = [], []
+    for row in chosen:
+        try:
+            image = open_image(Path(root), row["path"], row["sha256"], settings)
+        except DataError:  # missing, or changed since the run: the description gives the number of those that are here
+            continue
+        pixels.append(resize(image, size, settings.resize))
+        labels.append(int(row["label"]))
+    if not pixels:
+        return None
+    return Images(np.stack(pixels), np.array(labels), f"{len(pixels)} of {len(rows)} images of the run's {split} split")

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from experiments.errors import ConfigError, DataError
+
 
 @contextmanager
 def quiet_start() -> Iterator[None]:
-    """Hold back what native libraries write to standard error while they load; show it only if loading fails.
+    """Hold back what native libraries write to standard error while they load or work; show it only if that fails.
 
     TensorFlow writes its first lines before its own log level can be set.
 
@@ -34,6 +36,8 @@ def quiet_start() -> Iterator[None]:
         os.dup2(kept.fileno(), 2)
         try:
             yield
+        except (ConfigError, DataError):  # their messages say enough
+            raise
         except Exception:  # no BaseException: the output does not explain why a process was stopped
             kept.seek(0)
             with contextlib.suppress(OSError):  # an error here would hide the reason

@@ -1,0 +1,228 @@
+"""The formats of exported models: how each is written, and read back for a comparison with the model.
+
+Keras, TensorFlow and the packages of the extras are imported where they are used, so that a command line is checked
+without them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from experiments.errors import ConfigError
+
+if TYPE_CHECKING:
+    import keras
+
+    Run = Callable[[np.ndarray], np.ndarray]  # pixels [N, H, W, 3] float32 -> probabilities [N, classes] float32
+
+Precision = Literal["float32", "float16", "int8"]
+
+
+class Format(NamedTuple):
+    """One format of exported models."""
+
+    file: str  # its file or directory below the exported directory
+    write: Callable[[keras.Model, Path, np.ndarray], None]  # the last: the run's training images, for int8
+    read: Callable[[Path], Run]
+    extra: str | None = None  # the optional dependencies that it needs
+    rounded: bool = False  # its weights have fewer digits than the model's, so that its probabilities differ
+
+
+def write_keras(model: keras.Model, path: Path, images: np.ndarray) -> None:
+    model.save(path)
+
+
+def read_keras(path: Path) -> Run:
+    import keras
+
+    from experiments.models.network import inference_function
+
+    return inference_function(keras.models.load_model(path, compile=False))
+
+
+def write_saved_model(model: keras.Model, path: Path, images: np.ndarray) -> None:
+    model.export(path, format="tf_saved_model", verbose=False)
+
+
+def read_saved_model(path: Path) -> Run:
+    """Return the serving function of a SavedModel, on NumPy arrays."""
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(path))
+    return lambda pixels: np.asarray(loaded.serve(tf.constant(pixels)))
+
+
+def write_onnx(model: keras.Model, path: Path, images: np.ndarray) -> None:
+    """Write an ONNX file by tf2onnx, which Keras adapts to NumPy 2."""
+    import keras
+
+    inputs = [keras.InputSpec(shape=model.input_shape, dtype="float32", name="pixels")]
+    model.export(path, format="onnx", verbose=False, input_signature=inputs)
+
+
+def read_onnx(path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda pixels: np.asarray(session.run(None, {name: pixels})[0])
+
+
+def write_tflite(precision: Precision, model: keras.Model, path: Path, images: np.ndarray) -> None:
+    """Write a TFLite file, which takes and returns float32 at every precision and needs no TensorFlow operations.
+
+    float16 halves the weights. int8 quantises weights and activations, whose ranges are those that occur while the
+    model computes `images` (post-training quantisation: Jacob et al., 2018, https://arxiv.org/abs/1712.05877).
+    """
+    import tensorflow as tf
+
+    def representative() -> Iterator[list[np.ndarray]]:
+        for image in images:
+            yield [image[None].astype("float32")]
+
+    builtins = tf.lite.OpsSet.TFLITE_BUILTINS_INT8 if precision == "int8" else tf.lite.OpsSet.TFLITE_BUILTINS
+    target = {"supported_ops": [builtins]} | ({"supported_types": [tf.float16]} if precision == "float16" else {})
+    options: dict[str, Any] = {} if precision == "float32" else {"optimizations": [tf.lite.Optimize.DEFAULT]}
+    if precision == "int8":
+        options["representative_dataset"] = representative
+    model.export(path, format="litert", verbose=False, target_spec=target, **options)
+
+
+def read_tflite(path: Path) -> Run:
+    """Return a TFLite file's function, computed by the runtime of phones and boards, image by image."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path), num_threads=os.cpu_count())
+    interpreter.allocate_tensors()
+    (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def run(pixels: np.ndarray) -> np.ndarray:
+        rows = []
+        for image in pixels:
+            interpreter.set_tensor(given["index"], image[None])
+            interpreter.invoke()
+            rows.append(interpreter.get_tensor(result["index"])[0])
+        return np.stack(rows)
+
+    return run
+
+
+def tflite(precision: Precision) -> Format:
+    write = functools.partial(write_tflite, precision)
+    return Format(f"model_{precision}.tflite", write, read_tflite, "litert", rounded=precision != "float32")
+
+
+INT8 = "tflite_int8"
+FORMATS = {
+    "keras": Format("model.keras", write_keras, read_keras),
+    "saved_model": Format("saved_model", write_saved_model, read_saved_model),
+    "onnx": Format("model.onnx", write_onnx, read_onnx, "onnx"),
+    "tflite_float32": tflite("float32"),
+    "tflite_float16": tflite("float16"),
+    INT8: tflite("int8"),
+}
+GROUPS = {"tflite": [name for name in FORMATS if name.startswith("tflite_")], "all": list(FORMATS)}
+DEFAULT = "keras,saved_model"
+EXTRAS = {"onnx": ("tf2onnx", "onnx", "onnxruntime"), "litert": ("ai_edge_litert",)}  # the modules of each
+
+
+def parse(text: str) -> list[str]:
+    """Return the names of FORMATS in a comma-separated text, each once, in the order of FORMATS.
+
+    Raises:
+        ConfigError: it has another name, or the packages of a format are not installed.
+    """
+    given = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in given if name not in FORMATS and name not in GROUPS]:
+        raise ConfigError(
+            f"--format: unknown: {', '.join(map(repr, unknown))}. Allowed, separated by commas: "
+            f"{', '.join([*FORMATS, *GROUPS])} (tflite is {', '.join(GROUPS['tflite'])})"
+        )
+    wanted = {name for one in given for name in GROUPS.get(one, [one])}
+    names = [name for name in FORMATS if name in wanted]
+    for name in names:
+        extra = FORMATS[name].extra
+        absent = [module for module in EXTRAS.get(extra or "", ()) if importlib.util.find_spec(module) is None]
+        if absent:
+            raise ConfigError(
+                f"--format: {name} needs {', '.join(absent)}, which is not installed. Install it: "
+                f"pip install 'image-experiments[{extra}]'. Possible without it: "
+                f"{', '.join(name for name in FORMATS if FORMATS[name].extra is None)}"
+            )
+    return names
+
+
+def check_precision(model: keras.Model, names: Sequence[str]) -> None:
+    """Raise ConfigError if a model computes in a precision that a format cannot express."""
+    from experiments.system.private_api import flatten_layers
+
+    for name in names:
+        layers = [layer for layer in flatten_layers(model) if layer.compute_dtype != "float32"]
+        if FORMATS[name].extra and layers:
+            raise ConfigError(
+                f"--format: {name} takes networks that compute in float32 only; the layer {layers[0].name} computes in "
+                f"{layers[0].compute_dtype}. Train with runtime.precision=float32, or export to {DEFAULT}"
+            )
+
+
+def convert(model: keras.Model, name: str, path: Path, images: np.ndarray) -> Run:
+    """Write a model in a format and read it back.
+
+    Args:
+        model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
+        name: one of FORMATS.
+        path: the file or directory to write.
+        images: training images [N, H, W, 3], for int8.
+
+    Raises:
+        ConfigError: the format cannot express the model; the message names the layers that it cannot express.
+    """
+    form = FORMATS[name]
+    try:
+        form.write(model, path, images)
+        return form.read(path)
+    except OSError:
+        raise
+    except Exception as error:  # the converters and runtimes have no common base class of errors
+        layers = inconvertible(model, form)
+        blamed = f"its layers {', '.join(layers)}" if layers else "it (each layer alone can be expressed)"
+        reason = str(error).replace(str(path), path.name).strip().splitlines() or [type(error).__name__]
+        others = ", ".join(other for other in FORMATS if other != name)
+        raise ConfigError(
+            f"--format: {name} cannot express this network: {blamed}. The converter's reason: {reason[0][:500]}. "
+            f"Nothing was kept. Other formats: {others}"
+        ) from error
+
+
+def inconvertible(model: keras.Model, form: Format) -> list[str]:
+    """Return the layers that a format cannot express, as 'name (class)'.
+
+    Each is tried alone, one of every class. Layers with several inputs, such as sums, are not tried.
+    """
+    import keras
+
+    from experiments.system.private_api import flatten_layers
+
+    found, tried = [], {keras.layers.InputLayer}
+    for layer in flatten_layers(model):
+        if isinstance(layer, keras.Model) or type(layer) in tried or isinstance(layer.input, list):
+            continue
+        tried.add(type(layer))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / form.file
+            try:
+                inputs = keras.Input(batch_shape=layer.input.shape)
+                noise = np.random.default_rng(0).normal(size=(8, *inputs.shape[1:]))
+                form.write(keras.Model(inputs, layer(inputs)), path, noise)
+                form.read(path)
+            except Exception:
+                found.append(f"{layer.name} ({type(layer).__name__})")
+    return found

@@ -1,0 +1,203 @@
+"""Exports: every format reproduces the model, its consumer on the page works, and what cannot be done is an error."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import hashlib
+import importlib.util
+import json
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.cli import export as verb
+from experiments.data import decoder
+from experiments.data.decoder_settings import DecoderSettings, Resize
+from experiments.deploy import export, export_formats
+from experiments.deploy.predict import predictions
+from experiments.deploy.saved_run import Trained
+from experiments.errors import ConfigError
+from experiments.models.head import probabilities
+from experiments.models.network import preprocess
+
+SIZE = 32
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "exporting.md").read_text(encoding="utf-8")
+CONSUMERS = dict(re.findall(r"```python\n# (\w+)\.py(?:[^\n]*)\n(.*?)```", PAGE, re.DOTALL))
+
+
+def network(*layers: keras.Layer) -> keras.Model:
+    """Return a small convolutional classifier of two classes: pixels -> probabilities."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((SIZE, SIZE, 3), name="pixels")
+    x = keras.layers.Rescaling(1 / 64)(preprocess(inputs, "caffe"))
+    blocks = [(keras.layers.Conv2D(8, 3, activation="relu"), keras.layers.MaxPooling2D()) for _ in range(2)]
+    for layer in (*blocks[0], *layers, *blocks[1], keras.layers.Flatten()):
+        x = layer(x)
+    return keras.Model(inputs, probabilities(keras.layers.Dense(1, name="logits")(x)), name="classifier")
+
+
+def run_of(drawn: Path, folder: Path, resize: Resize = "squash", precision: str = "float32") -> Trained:
+    """Return a run, as its directory would have recorded it, with the images of `drawn`."""
+    rows = [
+        {
+            "path": path.relative_to(drawn).as_posix(), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "split": path.parts[-3], "class_name": path.parts[-2], "label": int(path.parts[-2] == "stripes"),
+        }
+        for path in sorted(drawn.glob("*/*/*.jpg"))
+    ]  # fmt: skip
+    with (folder / "images.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    plain: dict[str, Any] = {
+        "data": {"root": str(drawn), "resize": resize}, "runtime": {"precision": precision},
+        "regime": {"name": "scratch"}, "model": {"name": "convnet"},
+    }  # fmt: skip
+    return Trained("tiny", None, None, folder, folder / "images.csv", plain, {}, {})
+
+
+@pytest.fixture(scope="module")
+def exported(
+    drawn: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Trained, keras.Model, list[export.Parity], Path]:
+    """A small network in every format, in the folder `exported` that the page's programs read, and its comparison."""
+    place = tmp_path_factory.mktemp("place")
+    run, model = run_of(drawn, place), network()
+    train = export.recorded_images(run, "train", SIZE, 24)
+    assert train is not None and train.labels is not None
+    model.compile(keras.optimizers.Adam(0.005), "sparse_categorical_crossentropy")
+    model.fit(train.pixels.astype("float32"), train.labels, epochs=15, batch_size=8, verbose=0)
+    found = export.export(run, model, export.sample(run, SIZE, 500), place / "exported", export_formats.parse("all"))
+    return run, model, found, place
+
+
+def test_every_format_reproduces_the_model(exported: Any) -> None:
+    _, _, (model, *files), place = exported
+    about = json.loads((place / "exported" / "model.json").read_bytes())
+    names = {path.name for path in (place / "exported").iterdir()}
+    assert names == {"model.json", *(form.file for form in export_formats.FORMATS.values())}
+    assert model.accuracy >= 0.9 and model.same == 1
+    allowed = {"tflite_float16": 2e-3, "tflite_int8": 0.4}
+    for name, parity in zip(export_formats.FORMATS, files, strict=True):
+        assert parity.difference <= allowed.get(name, 1e-5)
+        assert (parity.same, parity.accuracy) == (1, model.accuracy) and parity.size > 1000
+        assert about["files"][name] == parity._asdict()
+    assert about["compared_on"] == "12 of 12 images of the run's validation split"
+    (head, first, *lines) = verb.table([model, *files], list(export_formats.FORMATS))
+    assert head.split() == ["difference", "same", "class", "accuracy", "size"] and first.startswith("the model")
+    assert [line.split()[0] for line in lines] == list(export_formats.FORMATS) and lines[0].endswith("model.keras")
+
+
+@pytest.mark.parametrize("name", sorted(set(CONSUMERS) - {"read_image"}))
+def test_the_program_on_the_page_gives_the_model_s_probabilities_for_an_image_file(
+    name: str, exported: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, model, _, place = exported
+    assert len(CONSUMERS) == 5 and len(CONSUMERS[name].splitlines()) <= 10
+    for file, code in CONSUMERS.items():
+        (place / f"{file}.py").write_text(code, encoding="utf-8")
+        imported = {module.split(".")[0] for module in re.findall(r"^(?:import|from) (\S+)", code, re.MULTILINE)}
+        own = {"keras": {"keras"}, "saved_model": {"tensorflow"}, "onnx": {"onnxruntime"}, "tflite": {"ai_edge_litert"}}
+        assert imported <= {"json", "numpy", "PIL", "read_image", *own.get(file.removeprefix("use_"), ())}
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(str(place))
+    for image in ("validation/blobs/blobs.0.jpg", "validation/stripes/stripes.3.jpg"):
+        content = (Path(run.plain["data"]["root"]) / image).read_bytes()
+        Path("cat.jpg").write_bytes(content)
+        ((expected,),) = predictions(model, ["cat.jpg"], 8)
+        runpy.run_path(f"{name}.py")
+        printed = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
+        assert expected.probabilities is not None and list(printed) == ["blobs", "stripes"]
+        np.testing.assert_allclose(list(printed.values()), expected.probabilities, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["squash", "pad", "crop"])
+def test_the_page_s_program_reads_image_files_as_training_does(
+    how: Resize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Odd sizes, a rotated JPEG, a transparent PNG and grays."""
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "model.json").write_text(json.dumps({"image_size": SIZE, "data.resize": how}))
+    (tmp_path / "read_image.py").write_text(CONSUMERS["read_image"], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    read_image = runpy.run_path("read_image.py")["read_image"]
+    noise = np.random.default_rng(0).integers(0, 256, (45, 70, 4), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated
+    Image.fromarray(noise[..., :3]).save("rotated.jpg", exif=exif)
+    Image.fromarray(noise).save("transparent.png")
+    Image.fromarray(noise[:33, :, 0]).save("gray.png")
+    for name in ("rotated.jpg", "transparent.png", "gray.png"):
+        expected = decoder.decode_resized(Path(name).read_bytes(), SIZE, DecoderSettings(resize=how))
+        np.testing.assert_array_equal(read_image(name)[0], expected)
+
+
+def test_what_is_not_installed_or_unknown_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert export_formats.parse("tflite,keras, keras") == ["keras", "tflite_float32", "tflite_float16", "tflite_int8"]
+    with pytest.raises(ConfigError, match=r"--format: unknown: 'torch'. Allowed.* keras, saved_model, onnx, .*, all"):
+        export_formats.parse("keras,torch")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    assert export_formats.parse(export_formats.DEFAULT) == ["keras", "saved_model"]
+    with pytest.raises(ConfigError, match=r"onnx needs tf2onnx, onnx, onnxruntime, .*'image-experiments\[onnx\]'"):
+        export_formats.parse("all")
+    with pytest.raises(ConfigError, match=r"tflite_int8 needs ai_edge_litert, .*'image-experiments\[litert\]'"):
+        export_formats.parse("tflite_int8")
+
+
+class Spectrum(keras.layers.Layer):
+    """A layer of an operation that neither ONNX nor TFLite has."""
+
+    def call(self, inputs: Any) -> Any:
+        return keras.ops.fft2((inputs, keras.ops.zeros_like(inputs)))[0]
+
+
+@pytest.mark.parametrize("name", ["onnx", "tflite_float32"])
+def test_a_format_that_cannot_express_a_network_is_named_with_the_layer(
+    name: str, drawn: Path, tmp_path: Path, exported: Any
+) -> None:
+    run, model = run_of(drawn, tmp_path), network(Spectrum(name="spectrum"))
+    with pytest.raises(ConfigError, match=rf"{name} cannot express .*: its layers spectrum \(Spectrum\)"):
+        export.export(run, model, export.sample(run, SIZE, 4), tmp_path / "exported", [name])
+    assert [path.name for path in tmp_path.iterdir()] == ["images.csv"]
+
+
+def test_networks_of_other_precision_go_to_keras_and_saved_model_alone(drawn: Path, tmp_path: Path) -> None:
+    run = run_of(drawn, tmp_path, precision="mixed_bfloat16")
+    model = network(keras.layers.Conv2D(4, 3, dtype="mixed_bfloat16", name="coarse"))
+    images = export.sample(run, SIZE, 4)
+    with pytest.raises(ConfigError, match=r"onnx takes .* the layer coarse computes in bfloat16.*keras,saved_model"):
+        export.export(run, model, images, tmp_path / "exported", ["keras", "onnx"])
+    assert not (tmp_path / "exported").exists()
+
+
+def test_int8_needs_training_images_that_still_exist(drawn: Path, tmp_path: Path) -> None:
+    run = run_of(drawn, tmp_path)
+    run.plain["data"]["root"] = "gone"
+    with pytest.raises(ConfigError, match=r"tflite_int8 needs training images .*data.root: gone.* tflite_float16"):
+        export.export(run, network(), export.sample(run, SIZE, 4), tmp_path / "exported", ["tflite_int8"])
+
+
+def test_an_interrupted_export_leaves_the_earlier_one(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, model, folder = run_of(drawn, tmp_path), network(), tmp_path / "exported"
+    images = export.sample(run, SIZE, 4)
+    export.export(run, model, images, folder, ["keras"])
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def interrupted(path: Path) -> Any:
+        assert path.exists(), "it was written"
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(export_formats.FORMATS, "keras", export_formats.FORMATS["keras"]._replace(read=interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        export.export(run, model, images, folder, ["keras"])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "images.csv"]
