@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from PIL import Image
 
+    from experiments.deploy.prediction_writers import Answers
+
     ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
 
 
@@ -207,14 +209,17 @@ class Run:
                 rows += [self._row(one.path, answer, one.probabilities, one.error) for one in some]
         return display.frame(rows)
 
-    def _row(self, path: str, answer: Any, probabilities: np.ndarray | None, error: str) -> dict[str, Any]:
+    def _row(self, path: str, answer: Answers, probabilities: np.ndarray | None, error: str) -> dict[str, Any]:
         """Return a row of `predict`."""
         if probabilities is None:
             found: dict[str, Any] = {"predicted": None, "confidence": None}
             shares: Sequence[float | None] = [None] * len(self.classes)
         else:
-            label, confidence, shares = answer(probabilities)
-            found = {"predicted": self.classes[label], "confidence": confidence}
+            given = answer(probabilities)
+            found, shares = (
+                {"predicted": self.classes[given.label], "confidence": given.confidence},
+                given.probabilities,
+            )
         return {
             "path": path, **found, **{f"p_{name}": share for name, share in zip(self.classes, shares, strict=True)},
             "error": error,
