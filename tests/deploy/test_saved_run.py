@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -255,7 +256,7 @@ def test_an_export_that_differs_is_none(place: Place, tmp_path: Path, monkeypatc
 
 def test_images_to_compare_on_are_drawn_where_the_run_s_are_gone(place: Place) -> None:
     run = saved_run.find("whole", place.uri)
-    run.plain["data"]["root"] = "gone"
+    run = replace(run, facts={**run.facts, "data_root": "gone"})
     pixels, labels, what = exports.sample(run, 48, 4)
     assert pixels.shape == (4, 48, 48, 3) and labels is None and what.startswith("4 random images")
     assert pixels.min() >= 0 and pixels.max() <= 255 and pixels.std() > 30

@@ -190,7 +190,7 @@ def training_images(run: Trained, size: int) -> np.ndarray:
     if found is None:
         raise ConfigError(
             f"--format: {INT8} needs training images of the run, to find the ranges of activations, and they are not "
-            f"here (data.root: {run.plain['data'].get('root')}). Possible without them: "
+            f"here (data.root: {run.facts.get('data_root') or run.plain['data'].get('root')}). Possible without them: "
             f"{', '.join(name for name in FORMATS if name != INT8)}"
         )
     return found.pixels
@@ -199,7 +199,8 @@ def training_images(run: Trained, size: int) -> np.ndarray:
 def recorded_images(run: Trained, split: str, size: int, most: int) -> Images | None:
     """Return evenly spread images of a split that have not changed since the run; None if none of them is here."""
     data = run.plain["data"]
-    root, settings = data.get("root") or data.get("images"), DecoderSettings.of(data)
+    root = run.facts.get("data_root") or data.get("root") or data.get("images")  # the first is not in runs of 0.2
+    settings = DecoderSettings.of(data)
     if not isinstance(root, str) or not Path(root).is_dir():
         return None
     rows = [row for row in run.images() if row["split"] == split]
