@@ -66,7 +66,9 @@ def rich_table(printed: Table) -> str:
     console = PlainConsole(record=True, file=io.StringIO(), force_jupyter=False, width=1000)
     console.width = console.measure(printed).maximum
     console.print(printed)
-    return console.export_html(inline_styles=True, code_format='<pre style="line-height: normal">{code}</pre>')
+    return console.export_html(
+        inline_styles=True, code_format='<pre style="font-family: monospace; line-height: normal">{code}</pre>'
+    )
 
 
 def frame(columns: Any) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -64,7 +65,9 @@ def _unchanged_process() -> Iterator[None]:
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = "1"
     try:
-        with contextlib.chdir(os.getcwd()):
+        with contextlib.chdir(os.getcwd()), warnings.catch_warnings():
+            # MLflow imports a progress bar that would need widgets; ours does not.
+            warnings.filterwarnings("ignore", "IProgress not found")
             yield
     finally:
         sys.argv = arguments

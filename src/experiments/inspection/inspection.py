@@ -61,7 +61,7 @@ def show(result: Inspection, file: TextIO | None = None) -> None:
         result: the inspection.
         file: where they are printed; None for standard output.
     """
-    options: dict[str, Any] = {"file": file, "force_jupyter": False} if file else {}
+    options: dict[str, Any] = {"file": file, "force_jupyter": False, "color_system": None} if file else {}
     for line in result.lines:
         if isinstance(line, str):
             print(line, file=file)
