@@ -33,7 +33,7 @@ test-slow: install  ## the slow tests
 test-reliability: install  ## kill, damage and confuse it a thousand times; a table of faults (under 20 minutes)
 	@$(PYTHON) -m pytest tests/reliability --full -n auto --dist loadfile $(ARGS)
 
-test-slurm: install  ## a sweep on SLURM, started on this machine for it (root, slurm-wlm, munge, the extra slurm; 6 minutes)
+test-slurm: install  ## a sweep on SLURM, started on this machine for it (root, slurm-wlm, munge, the extra slurm; 8 minutes)
 	@$(PYTHON) -m pytest -rs tests/reliability/test_slurm.py $(ARGS)
 
 test-python:  ## the tests of `make test` on another Python: make test-python VERSION=3.13
