@@ -40,6 +40,7 @@ def test_a_notebook_is_stored_without_outputs(path: Path) -> None:
     assert not [cell for cell in cells if cell.cell_type == "code" and (cell.outputs or cell.execution_count)]
 
 
+@pytest.mark.slow
 def test_the_quick_start_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = executed(ROOT / "notebooks" / "quick_start.ipynb", tmp_path / "home", monkeypatch).cells
     shown = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]

@@ -187,7 +187,7 @@ def test_an_interrupted_run_is_continued_to_the_same_bits(
     continued = ex.train(resume=folder)
     assert continued.folder == folder and whole.folder is not None
     assert outcome_of(folder) == outcome_of(whole.folder)
-    with pytest.raises(ex.ConfigError, match=f"were not tracked: {whole.name}"):
+    with pytest.raises(ex.ConfigError, match=f"these have not: {whole.name}"):
         ex.compare(run, whole)
 
 
@@ -214,7 +214,7 @@ def test_runs_are_compared(page: dict[str, Any], run: ex.Run) -> None:
     html = found._repr_html_()
     assert found.sentences[0] in html and "<td>optimizer.lr</td>" in html
     assert run.name in found.page(images=2, log=False).path.read_text("utf-8")
-    assert run.folder is not None and ex.compare(run.name, run.folder, split="test").split == "test"
+    assert run.folder is not None and ex.compare(run.folder, other.name, split="test").split == "test"
 
 
 def test_parts_are_inspected(run: ex.Run, drawn: Path) -> None:
