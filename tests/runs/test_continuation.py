@@ -10,12 +10,20 @@ from typing import Any
 
 import keras
 import mlflow
+import numpy as np
 import pytest
+import yaml
 
+from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.inspection import lr
 from experiments.reuse import continuation, resume
+from experiments.runs import continuation as continuation_of
 from experiments.runs.curves import Curves
+from experiments.runs.run_directory import RunDirectory
 from experiments.system.paths import default_outputs
+from experiments.system.progress import PlainConsole, Terminal
+from experiments.training.callbacks import build_variables
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.types import EpochRecord
 
@@ -96,14 +104,49 @@ def test_a_continued_run_equals_a_longer_one(
 def test_without_its_state_the_optimizer_starts_anew_from_the_weights(
     run_here: Run, short: Path, tmp_path: Path
 ) -> None:
+    longer, (arrays,) = tmp_path / "longer", short.glob("checkpoints/head/*/arrays.npz")
+    arrays.write_bytes(arrays.read_bytes()[:-9])
+    with pytest.raises(SystemExit, match=r"state that .*a-copy has kept is gone or damaged: .*remove it, and begin"):
+        run_here(f"continue={short}", "epochs=3", *QUIET, f"hydra.run.dir={tmp_path / 'refused'}")
     shutil.rmtree(short / "checkpoints")
-    longer = tmp_path / "longer"
     run_here(f"continue={short}", "epochs=3", "optimizer.lr=1e-12", *QUIET, f"hydra.run.dir={longer}")
     assert "WARNING] - continue: the optimizer starts anew, from the weights" in (longer / "train.log").read_text()
     rows = [(path / "curves.csv").read_text().splitlines() for path in (short, longer)]
     assert rows[1][:3] == rows[0] and len(rows[1]) == 1 + 3
     before, now = (read(path, "metrics.json")["validation.loss"] for path in (short, longer))
     assert now == pytest.approx(before, rel=1e-5), "a tiny rate leaves the weights as they were"
+
+
+def test_a_range_test_goes_on_from_the_finished_run(
+    short: Path, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = continuation_of.configuration(RunDirectory(short))["data"]["root"]
+    given = config(
+        "data=folder", f"data.root={root}", "data.image_size=48", "regime=bottleneck", *SMALL, "epochs=4",
+        f"continue_from={short}",
+    )  # fmt: skip
+    started: list[keras.Model] = []
+    monkeypatch.setattr(keras.Model, "fit", lambda model, *_, **__: started.append(model))
+    files = {continuation_of.KEY: continuation_of.copy_source(given, tmp_path) or tmp_path}
+    lr.range_test(given, files, np.geomspace(1e-12, 1e-9, 14), Terminal(PlainConsole(quiet=True)))
+    state = Checkpoints(short / "checkpoints").latest("head")
+    assert state and np.any(state.variables[-1])
+    for variable, value in zip(build_variables(started[0]), state.variables, strict=True):
+        if variable.name != "seed_generator_state":
+            np.testing.assert_array_equal(variable, value)
+
+
+def test_a_winner_is_continued_from_the_state_of_its_job(
+    short: Path, config: Callable[..., Config], tmp_path: Path
+) -> None:
+    winner = Path(shutil.copytree(short, tmp_path / "winner"))
+    shutil.rmtree(winner / "checkpoints")
+    plain = continuation_of.configuration(RunDirectory(short))
+    plain["sweep"]["trained"] = str(short)
+    (winner / "config.yaml").write_text(yaml.safe_dump(plain))
+    copies = continuation_of.copy_source(config(f"continue_from={winner}"), tmp_path / "longer")
+    assert copies and read(copies, "run.json")["state"] == str(short / "checkpoints")
+    assert RunDirectory(copies).epochs() == RunDirectory(short).epochs()
 
 
 REFUSED = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -20,10 +21,12 @@ from scipy.stats import median_abs_deviation
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.evaluation.figure_style import PALETTE, QUIET, STYLE
+from experiments.regimes import continuation
 from experiments.regimes.build import build
 from experiments.regimes.declaration import declaration_of
 from experiments.run import read_data
 from experiments.training import lr_finder
+from experiments.training.checkpoints import Checkpoints
 from experiments.training.lr_finder import LRFinder
 from experiments.training.types import Progress, TrainingContext
 
@@ -50,7 +53,7 @@ def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, pro
     """Train the last phase of a run in the same way as the run, but with these learning rates, one batch each.
 
     Everything before that phase is computed or read from the cache in the same way as by the run; the weights are
-    discarded.
+    discarded. A run that continues a finished one goes on from the weights and the optimizer of that one.
 
     Args:
         files: local files for run ids, see `build`.
@@ -68,14 +71,18 @@ def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, pro
             "is prepared (`prepare` of experiments.regimes.declaration.Declaration)"
         )
     dataset = read_data(components)
-    epochs = math.ceil(len(rates) / math.ceil(len(dataset.train) / config.batch_size))
-    components = dataclasses.replace(
-        components,
-        config=config.model_copy(update={"epochs": epochs}),
-        phase=dataclasses.replace(components.phase, epochs=epochs),
-    )
-    inputs = prepare(components, dataset, TrainingContext(progress, record=lambda _: None))
-    losses, guessing, trained = lr_finder.range_test(inputs, components.phase, rates.tolist(), progress)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(Path(folder))
+        state = continuation.begin(components, dataset, checkpoints)
+        past = len(state.history) if state else 0
+        epochs = past + math.ceil(len(rates) / math.ceil(len(dataset.train) / config.batch_size))
+        components = dataclasses.replace(
+            components,
+            config=config.model_copy(update={"epochs": epochs}),
+            phase=dataclasses.replace(components.phase, epochs=epochs),
+        )
+        inputs = prepare(components, dataset, TrainingContext(progress, lambda _: None, checkpoints))
+    losses, guessing, trained = lr_finder.range_test(inputs, components.phase, rates.tolist(), progress, state)
     return suggest(rates, np.array(losses), guessing, trained)
 
 

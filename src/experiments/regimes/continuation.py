@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
+from experiments.config.schema import Config
+from experiments.data.decoder_settings import DecoderSettings
 from experiments.data.types import Dataset
 from experiments.errors import ConfigError
 from experiments.models.network import split_network, stack
@@ -23,29 +27,30 @@ from experiments.training.types import RunComponents
 _log = logging.getLogger(__name__)
 # The keys that the counters and weights of the best epoch depend on; if one is changed, they begin anew.
 COUNTERS = ("monitor", "best_weights", "loss")
-SEED = "uint32"  # the dtype of the states of random layers, and of no other variable
 NOT_KEPT = (
     "runs of version 0.2 and before kept none; of later ones, it is kept if it has at most "
     f"{LARGEST_KEPT / 1e6:.0f} MB, in a job of a sweep {LARGEST_KEPT_OF_JOB / 1e6:.0f} MB"
 )
 
 
-def begin(components: RunComponents, dataset: Dataset, checkpoints: Checkpoints) -> None:
-    """Write the state with which the continued run ended as the first checkpoint of this one.
+def begin(components: RunComponents, dataset: Dataset, checkpoints: Checkpoints) -> State | None:
+    """Write the state with which the continued run ended as the first checkpoint of this one, and return it.
 
-    `fit` then goes on as after an interruption. Nothing is written if this run has a checkpoint of its own.
+    `fit` then goes on as after an interruption. Nothing is written, and None returned, if this run continues no other
+    or has a checkpoint of its own.
 
     Raises:
-        ConfigError: the regime does not declare what it trains, or the frozen network or the weights are others.
+        ConfigError: the regime does not declare what it trains, the frozen network or the weights are others, or the
+            kept state is gone or damaged.
     """
     config, source, declared = components.config, components.continued, declaration_of(components.regime)
     if source is None or config.sweep.trained is not None:
-        return
+        return None
     phase, trains = declared.last_phase, declared.trains
     if phase is None or trains is None:
         raise ConfigError(f"continue: regime={config.regime.name} does not declare what its last phase trains")
     if checkpoints.latest(phase) is not None:
-        return
+        return None
     facts, unfrozen = source.facts() or {}, trains.unfrozen(config)
     folder = Path(facts["continued"])
     if trains != Trains.ALL and facts.get("backbone_identity") not in (None, components.backbone.identity):
@@ -59,6 +64,11 @@ def begin(components: RunComponents, dataset: Dataset, checkpoints: Checkpoints)
     model = stack(network_split.trainable_part, head, training=False)
     history = tuple(record for record in source.epochs() if record.phase == phase)
     kept = Checkpoints(Path(facts["state"])).latest(phase) if facts["state"] else None
+    if kept is None and facts["state"]:
+        raise ConfigError(
+            f"continue: the state that {folder} has kept is gone or damaged: {facts['state']}. Restore that folder; "
+            "or remove it, and begin a new run: that takes the saved weights, with a fresh optimizer"
+        )
     if kept is None:
         load_trained(components, network_split, head, RunDirectory(folder), "continue")
         state = State([np.asarray(variable) for variable in model.variables], [], {}, False, history)
@@ -67,23 +77,27 @@ def begin(components: RunComponents, dataset: Dataset, checkpoints: Checkpoints)
             "there (%s)", folder, NOT_KEPT,
         )  # fmt: skip
     else:
-        state = continued_state(kept, components, model, source)
+        state = continued_state(kept, components, dataset, model, source)
     checkpoints.save(phase, state)
     sign = 1 if config.monitor == "validation_loss" else -1
     rate = components.phase.rate(len(history), [sign * record.metrics[config.monitor] for record in history])
     _log.info("Continues %s after epoch %d of %d; learning rate %g", folder, len(history), config.epochs, rate)
+    return state
 
 
-def continued_state(state: State, components: RunComponents, model: keras.Model, source: RunDirectory) -> State:
+def continued_state(
+    state: State, components: RunComponents, dataset: Dataset, model: keras.Model, source: RunDirectory
+) -> State:
     """Return the state of a finished run as this run continues it.
 
     The optimizer starts anew if it is another one, or if its variables are others (such as another momentum of 0). The
-    best epoch and the patience begin anew if they would be those of another score; the patience also after it has ended
-    the finished run.
+    best epoch and the patience begin anew if the scores of the finished run are not comparable with those to come; the
+    patience also after it has ended the finished run.
 
     Args:
         state: the last of the finished run.
         components: of this run.
+        dataset: of this run.
         model: the one that this run trains.
         source: the files of the finished run.
     """
@@ -92,10 +106,9 @@ def continued_state(state: State, components: RunComponents, model: keras.Model,
     model.compile(optimizer=build_optimizer(components.phase, model, {}))
     model.optimizer.build(model.trainable_variables)
     # The states of random layers are set as an epoch begins; how many there are depends on model.head.dropout.
-    trained = [value for value in state.variables if value.dtype != SEED]
-    count = sum(variable.dtype != SEED for variable in model.variables)
-    weights, moments = trained[:count], trained[count:]
-    expected = [variable for variable in model.variables if variable.dtype != SEED]
+    trained = [value for value in state.variables if not _is_seed(value)]
+    expected = [variable for variable in model.variables if not _is_seed(variable)]
+    weights, moments = trained[: len(expected)], trained[len(expected) :]
     wrong = [
         f"{variable.path} {tuple(variable.shape)}"
         for variable, value in zip_longest(expected, weights)
@@ -112,8 +125,30 @@ def continued_state(state: State, components: RunComponents, model: keras.Model,
         _log.warning("continue: the optimizer starts anew: its variables are not those of the finished run's")
         moments = []
     values = iter(weights)
-    variables = [np.asarray(variable) if variable.dtype == SEED else next(values) for variable in model.variables]
-    if any(plain.get(key) != getattr(config, key) for key in COUNTERS):
+    variables = [np.asarray(variable) if _is_seed(variable) else next(values) for variable in model.variables]
+    if other := list(_scored_otherwise(plain, source, config, dataset)):
+        _log.warning(
+            "continue: the best epoch and the patience begin anew, as what the scores depend on has changed: %s",
+            ", ".join(other),
+        )
         return State([*variables, *moments], [], {}, False, state.history)
     patience = {"wait": 0, "stopped_epoch": 0} if state.stopped and state.stopping else {}
     return State([*variables, *moments], state.best, {**state.stopping, **patience}, False, state.history)
+
+
+def _is_seed(variable: keras.Variable | np.ndarray) -> bool:
+    """Return whether a variable is the state of a random layer: two int64, as no weight and no moment is."""
+    return tuple(variable.shape) == (2,) and variable.dtype == "int64"
+
+
+def _scored_otherwise(
+    plain: Mapping[str, Any], source: RunDirectory, config: Config, dataset: Dataset
+) -> Iterator[str]:
+    """Yield what the scores of epochs depend on and is not as in the finished run, whose configuration is `plain`."""
+    yield from (key for key in COUNTERS if plain.get(key) != getattr(config, key))
+    before = {(row["sha256"], row["class_name"]) for row in source.images() if row["split"] == "validation"}
+    now = {(entry.sha256, entry.class_name) for entry in dataset.manifest.entries if entry.split == "validation"}
+    if before != now:
+        yield "validation images"
+    if DecoderSettings.of(plain["data"]).pixels_key() != dataset.manifest.decoder_settings.pixels_key():
+        yield "data.resize or data.gray_range"

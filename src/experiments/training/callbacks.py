@@ -213,6 +213,25 @@ class EpochLogger(keras.callbacks.Callback):
         self.advance(0, f"{done} loss {metrics['loss']:.3f} {accuracies} {speed:.0f} images/s")
 
 
+def build_variables(model: keras.Model) -> list[keras.Variable]:
+    """Return all variables that an epoch changes: weights, seeds, the optimizer's moments, averages and step.
+
+    Args:
+        model: a compiled model; its optimizer's variables are created if they do not exist yet.
+    """
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    return [*model.variables, *model.optimizer.variables]
+
+
+def assign_variables(model: keras.Model, state: State) -> None:
+    """Assign the variables of a checkpoint to a compiled model and to its optimizer, unless that starts anew."""
+    starts_anew = len(state.variables) == len(model.variables)  # the optimizer, see `State`
+    variables = model.variables if starts_anew else build_variables(model)
+    for variable, value in zip(variables, state.variables, strict=True):
+        variable.assign(value)
+
+
 class CheckpointCallback(keras.callbacks.Callback):
     """Callback that saves a checkpoint as an epoch ends and then passes the epoch's record on to be logged.
 
@@ -227,21 +246,13 @@ class CheckpointCallback(keras.callbacks.Callback):
         super().__init__()
         self.phase, self.logger, self.stopping, self.context = phase, logger, stopping, context
 
-    def variables(self) -> list[keras.Variable]:
-        """Return all variables that an epoch changes: weights, seeds, the optimizer's moments, averages and step."""
-        return [*self.model.variables, *self.model.optimizer.variables]
-
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Restore the latest checkpoint and log its epochs again; logging is idempotent."""
-        if not self.model.optimizer.built:
-            self.model.optimizer.build(self.model.trainable_variables)
+        build_variables(self.model)
         state = self.context.checkpoints.latest(self.phase) if self.context.checkpoints else None
         if state is None:
             return
-        starts_anew = len(state.variables) == len(self.model.variables)  # the optimizer, see `State`
-        variables = self.model.variables if starts_anew else self.variables()
-        for variable, value in zip(variables, state.variables, strict=True):
-            variable.assign(value)
+        assign_variables(self.model, state)
         if self.stopping:
             for name, value in state.stopping.items():
                 setattr(self.stopping, name, value)
@@ -259,7 +270,7 @@ class CheckpointCallback(keras.callbacks.Callback):
             self.context.checkpoints.save(
                 self.phase,
                 State(
-                    variables=[np.asarray(variable) for variable in self.variables()],
+                    variables=[np.asarray(variable) for variable in build_variables(self.model)],
                     best=(self.stopping and self.stopping.best_weights) or [],
                     stopping=counted,
                     stopped=bool(self.model.stop_training),

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import keras
 
-from experiments.training.callbacks import EpochSeeds
+from experiments.training.callbacks import EpochSeeds, assign_variables
+from experiments.training.checkpoints import State
 from experiments.training.fit import compile_model, fast_convolutions
 from experiments.training.losses import class_weights, loss_of_guessing
 from experiments.training.types import PhaseInputs, Progress, TrainingPhase
@@ -19,11 +20,11 @@ class RangeTestLosses(NamedTuple):
 
     losses: tuple[float, ...]  # of every batch, each with the learning rate of that batch
     guessing: float  # the loss of predicting the class frequencies
-    trained: bool  # whether another phase was trained before this one
+    trained: bool  # whether another phase, or some epochs of this one, were trained before
 
 
 def range_test(
-    inputs: PhaseInputs, phase: TrainingPhase, rates: Sequence[float], progress: Progress
+    inputs: PhaseInputs, phase: TrainingPhase, rates: Sequence[float], progress: Progress, state: State | None = None
 ) -> RangeTestLosses:
     """Train the model of a phase on one batch at each learning rate, until the loss diverges.
 
@@ -31,8 +32,11 @@ def range_test(
         inputs: the model, and at least as many batches as there are rates.
         phase: how the model is trained; its learning rates are not used.
         rates: the learning rates, one per batch.
+        state: the checkpoint that the phase goes on from; None if it begins.
     """
     dataset = compile_model(inputs, phase, steps_per_execution=1)  # The learning rate changes with every step.
+    if state is not None:
+        assign_variables(inputs.model, state)
     model, labels = inputs.model, inputs.batches.labels
     weights = class_weights(phase.class_weights, labels, inputs.classes)
     guessing = loss_of_guessing(model.loss, labels, weights, inputs.count) + float(sum(model.losses))
@@ -41,7 +45,7 @@ def range_test(
         model.fit(
             dataset, steps_per_epoch=len(rates), shuffle=False, callbacks=[EpochSeeds(phase.seed), finder], verbose=0
         )
-    return RangeTestLosses(tuple(finder.losses), guessing, trained=inputs.first_step > 0)
+    return RangeTestLosses(tuple(finder.losses), guessing, trained=inputs.first_step > 0 or state is not None)
 
 
 class LRFinder(keras.callbacks.Callback):
