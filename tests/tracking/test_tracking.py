@@ -556,6 +556,28 @@ def test_an_evaluation_is_a_child_of_its_run_with_its_own_images(
     assert store.run("head").data.metrics == before.data.metrics, "those of the training stay as they are"
 
 
+@pytest.mark.parametrize("error, status", [(KeyboardInterrupt(), "KILLED"), (OSError("disk"), "FAILED")])
+def test_an_evaluation_whose_upload_breaks_off_is_not_running(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, status: str
+) -> None:
+    run_id = store.run("head").info.run_id
+    monkeypatch.setattr(summary_runs, "_log_files", lambda *arguments: (_ for _ in ()).throw(error))
+    data = {"name": "images", "digest": "0" * 32, "source": "folder"}
+    with pytest.raises((KeyboardInterrupt, ConfigError)):
+        summary_runs.log_evaluation(store.uri, run_id, f"broken {status}", data, {}, tmp_path, "")
+    (child,) = mlflow.MlflowClient(store.uri).search_runs(["1"], f"attributes.run_name = 'broken {status}'")
+    assert child.info.status == status and child.info.end_time is not None
+
+
+def test_evaluations_of_a_run_are_not_uploaded_with_its_files(away: tuple[Any, str, Path]) -> None:
+    client, run_id, folder = away
+    (folder / "evaluations" / "later").mkdir(parents=True)
+    for name in ("evaluations/later/metrics.json", "metrics.json"):
+        (folder / name).write_text("{}")
+    upload.log_files(run_id, folder, {})
+    assert [file.path for file in client.list_artifacts(run_id)] == ["metrics.json"]
+
+
 @pytest.fixture
 def away(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, str, Path]]:
     """A client of `store`, a run there, and a folder for it."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from experiments.tracking.mlflow_run import reopen
 from experiments.tracking.private_mlflow_api import NOTE, PARENT_RUN, context_tags
 from experiments.tracking.queries import find_run, in_trash
 from experiments.tracking.upload import log_data, log_in_batches
+from experiments.training.types import Status
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -118,11 +120,23 @@ def log_evaluation(
         experiment = client.get_run(run_id).info.experiment_id
         tags = redacted(context_tags({PARENT_RUN: run_id, NOTE: text[:8000]}))
         child = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
-        log_data(client, child, data, "evaluation")
-        log_in_batches(client, child, "metrics", [Metric(key, value, now, 0) for key, value in metrics.items()])
-        _log_files(client, child, sorted(path for path in folder.rglob("*") if path.is_file()))
-        client.set_terminated(child)
+        with _ending(client, child):
+            log_data(client, child, data, "evaluation")
+            log_in_batches(client, child, "metrics", [Metric(key, value, now, 0) for key, value in metrics.items()])
+            _log_files(client, child, sorted(path for path in folder.rglob("*") if path.is_file()))
     return child
+
+
+@contextmanager
+def _ending(client: MlflowClient, run_id: str) -> Iterator[None]:
+    """End an MLflow run as FINISHED, FAILED or KILLED, as the block ends."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(Exception):  # The store may be unavailable, which is the block's own error.
+            client.set_terminated(run_id, Status.FAILED if isinstance(error, Exception) else Status.KILLED)
+        raise
+    client.set_terminated(run_id)
 
 
 def add_file(uri: str, run_id: str, path: Path) -> None:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.runs.run_directory import CHECKPOINTS, FACTS, INPUTS, TRAINING_FEATURES
+from experiments.runs.run_directory import CHECKPOINTS, EVALUATIONS, FACTS, INPUTS, TRAINING_FEATURES
 from experiments.tracking import model_logging
 from experiments.tracking.private_mlflow_api import table_tag
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 UNSENT, MODEL = "unsent.jsonl", "unsent.keras"  # the tracking buffer's files in the run directory
-LOCAL = (".hydra", INPUTS, CHECKPOINTS, FACTS, TRAINING_FEATURES, UNSENT, MODEL)  # entries there that are not uploaded
+# Entries there that are not uploaded. Evaluations are runs of their own in MLflow.
+LOCAL = (".hydra", INPUTS, CHECKPOINTS, EVALUATIONS, FACTS, TRAINING_FEATURES, UNSENT, MODEL)
 BATCH = {"params": 100, "tags": 100, "metrics": 1000}  # MLflow's limits for a request
 REJECTED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
 
