@@ -51,6 +51,7 @@ for plugin in (Sweeper, LocalLauncher, RayLauncher, SlurmLauncher):
 ConfigStore.instance().repo["hydra"].get("launcher", {}).pop("ray.yaml", None)
 
 
+RAISES = "HYDRA_FULL_ERROR"  # With this variable Hydra raises its errors instead of printing them.
 main_of_hydra = hydra.main(version_base="1.3", config_path=str(paths.CONF), config_name="config")
 
 
@@ -174,8 +175,7 @@ def deferring(command: list[str]) -> list[str]:
 
 def reported(call: Callable[[], None]) -> None:
     """Call the program, and turn errors that users can act on into a message and an exit code."""
-    # With this variable Hydra raises its errors instead of printing them, so that `explain` can rewrite them.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    os.environ.setdefault(RAISES, "1")  # so that `explain` can rewrite them
     signals.install()
     redaction.install()
     try:

@@ -57,6 +57,7 @@ def test_a_sweep_runs_over_lists() -> None:
     ((3,), {}, "overrides: must be texts as on the command line.*Received: 3"),
     (("-m", "seed=0,1"), {}, "-m: options of the command line do not apply here.*ex.sweep"),
     (("--cfg", "job"), {}, "--cfg: .*ex.compose"),
+    ((), {"hydra": {"mode": "MULTIRUN"}}, "hydra.mode=MULTIRUN: does not apply here.*ex.sweep"),
     ((), {"seed": object()}, "seed: <object.*no values of type object. Allowed: None, bool"),
     ((), {"model": {"head": {"dropout": {1, 2}}}}, "model.head.dropout: {1, 2}: .* type set"),
     ((), {"data": {3: "x"}}, "data.3: a key must be a text. Received: 3"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -78,10 +80,15 @@ def test_the_bits_and_the_identity_are_those_of_the_command_line(
     assert facts[0]["identity"] == facts[1]["identity"] and facts[0]["threads"] == os.cpu_count()
 
 
-def test_a_run_is_found_again_by_id_name_and_directory(run: ex.Run) -> None:
+def test_a_run_is_found_again_by_id_name_and_directory(run: ex.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.id is not None and run.folder is not None
+    mlflow.set_tracking_uri("http://team")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    before = state()
     for named in (run.id, run.id[:9], run.name, run.name[-6:], run.folder):
         assert ex.load(named).folder == run.folder
+    assert state() == before and mlflow.get_tracking_uri() == "http://team"
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
     with pytest.raises(ex.ConfigError, match="no finished run fits"):
         ex.load("no_such")
     assert ex.train(resume=run).folder == run.folder, "it is finished, and returned as it is"
@@ -147,7 +154,11 @@ def state() -> list[Any]:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     logs = logging.getLogRecordFactory(), list(logging.root.handlers), logging.root.level
     process = sys.argv, sys.stdout, sys.stderr, os.getcwd(), os.environ.get("HYDRA_FULL_ERROR")
-    return [process, handlers, logs, keras.config.dtype_policy().name]
+    tracking = mlflow.get_tracking_uri(), logging.getLogger("mlflow").level, {
+        name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")
+    }  # fmt: skip
+    garbage = gc.isenabled(), gc.get_freeze_count()
+    return [process, handlers, logs, keras.config.dtype_policy().name, tracking, garbage]
 
 
 @pytest.mark.parametrize("overrides, keys, message", [
@@ -157,11 +168,17 @@ def state() -> list[Any]:
     ((), {"runtime": {"threads": 97}, "tracking": {"uri": None}}, "TensorFlow has started in this process with"),
     (("resume=no_such",), {}, "resume: must be a run's folder"),
 ])  # fmt: skip
-def test_errors_are_those_of_the_command_line(overrides: tuple[str, ...], keys: dict[str, Any], message: str) -> None:
+def test_errors_are_those_of_the_command_line(
+    overrides: tuple[str, ...], keys: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    log = logging.FileHandler(tmp_path / "own.log", mode="w")
     before = state()
     with pytest.raises(ex.ConfigError, match=message):
         ex.train(*overrides, **keys)
     assert state() == before
+    log.handle(logging.makeLogRecord({"msg": "afterwards"}))
+    log.close()
+    assert (tmp_path / "own.log").read_text() == "afterwards\n"
 
 
 def test_an_interrupted_run_is_continued_to_the_same_bits(
@@ -230,13 +247,23 @@ def test_parts_are_inspected(run: ex.Run, drawn: Path) -> None:
         ex.ConfigError, match=r"mistakes are those of a finished run: ex.inspect\('mistakes', run=RUN\)"
     ):
         ex.inspect("mistakes")
+    with pytest.raises(ex.ConfigError, match=r"this run is finished. Inspect it by ex.inspect\('model', run=RUN\)"):
+        ex.inspect("model", resume=run)
+    for part in ("labels", "model"):
+        with pytest.raises(ex.ConfigError, match=r"No runs yet: there is no .*other.db"):
+            ex.inspect(part, run=run.name, uri=f"sqlite:///{drawn}/other.db")
 
 
-def test_compose_returns_the_checked_configuration(page: dict[str, Any]) -> None:
+def test_compose_returns_the_checked_configuration(page: dict[str, Any], run: ex.Run, tmp_path: Path) -> None:
     config = page["config"]
     assert (config.regime.name, config.seed, config.epochs) == ("finetune", 1, 5)
     with pytest.raises(ex.ConfigError, match="epochs: must be"):
         ex.compose(epochs=0)
+    with pytest.raises(ex.ConfigError, match="regime=scratch loads no such weights"):
+        ex.compose("regime=scratch", **{"model.weights": "pretrained"})
+    with pytest.raises(ex.ConfigError, match="epochs: must be more than 5"):
+        ex.compose(epochs=5, **{"continue": run})
+    assert ex.compose(like=run, tracking={"uri": f"sqlite:///{tmp_path}/other.db"}).optimizer.lr == 1e-3
 
 
 # Trains a run for each argument, and prints the resident memory in bytes after each.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import os
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from experiments.api import display
 from experiments.api.display import Page
+from experiments.api.process import unchanged_libraries
 from experiments.api.run import Run, load
 from experiments.api.sweep import Sweep
 from experiments.errors import ConfigError
@@ -64,8 +65,14 @@ class Comparison:
         import pandas as pd
 
         from experiments.evaluation import comparison_text
+        from experiments.evaluation.comparison import configuration
 
-        return pd.read_csv(io.StringIO(comparison_text.groups_csv(self._compared)), index_col="number")
+        header, rows = comparison_text.group_table(self._compared)
+        table = pd.DataFrame(rows, columns=header).set_index("number")
+        for key in configuration(self._compared.groups):
+            with contextlib.suppress(ValueError):  # not every value of this key is a number
+                table[key] = pd.to_numeric(table[key].replace("", "none"))  # an empty text is no number
+        return table
 
     @cached_property
     def significance(self) -> pd.DataFrame:
@@ -77,12 +84,13 @@ class Comparison:
         """
         rows = zip(self._compared.labels, self._compared.differences, strict=True)
         return display.frame([
-            {"label": " ".join(label), "difference": one.value, "low": one.low, "high": one.high,
-             "p_value": one.p_value, "significant": one.significant,
-             "about": "setting" if one.about_setting else "models", "images": one.images}
-            for label, one in rows if one
+            {"label": " ".join(label), "difference": difference.value, "low": difference.low, "high": difference.high,
+             "p_value": difference.p_value, "significant": difference.significant,
+             "about": "setting" if difference.about_setting else "models", "images": difference.images}
+            for label, difference in rows if difference
         ])  # fmt: skip
 
+    @unchanged_libraries()
     def page(
         self, folder: str | os.PathLike[str] | None = None, *, images: int = 24, data: str | Path | None = None,
         log: bool = True,
@@ -101,6 +109,7 @@ class Comparison:
         return Page(comparison_page.save(self._uri, self._compared, None, place, images, root, log=log)[0])
 
 
+@unchanged_libraries()
 def compare(
     *runs: Run | Sweep | str | os.PathLike[str], split: str = "validation", uri: str | None = None
 ) -> Comparison:
@@ -121,8 +130,8 @@ def compare(
 
     if not runs:
         raise ConfigError("compare: give at least one run")
-    named = [one if isinstance(one, Run) else load(one, uri=uri) for one in runs if not isinstance(one, Sweep)]
-    jobs = [run for one in runs if isinstance(one, Sweep) for run in one.runs]
+    named = [run if isinstance(run, Run) else load(run, uri=uri) for run in runs if not isinstance(run, Sweep)]
+    jobs = [run for sweep in runs if isinstance(sweep, Sweep) for run in sweep.runs]
     untracked = [run.name for run in (*named, *jobs) if run.id is None]
     if untracked:
         raise ConfigError(
@@ -131,5 +140,7 @@ def compare(
     stores = list(dict.fromkeys(run.store for run in (*named, *jobs)))
     if len(stores) > 1:
         raise ConfigError(f"compare: the runs are in several MLflow stores, but must be in one: {', '.join(stores)}")
-    found, others = (find_runs(stores[0], [str(run.id) for run in some]) if some else [] for some in (named, jobs))
-    return Comparison(compared(stores[0], found, split, others), stores[0])
+    single, of_sweeps = (
+        find_runs(stores[0], [str(run.id) for run in chosen]) if chosen else [] for chosen in (named, jobs)
+    )
+    return Comparison(compared(stores[0], single, split, of_sweeps), stores[0])

@@ -15,16 +15,14 @@ from experiments.api import display
 from experiments.api.overrides import command
 from experiments.api.process import executing
 from experiments.api.run import Run
-from experiments.config import composing
+from experiments.api.training import checked
 from experiments.config.messages import nearest
 from experiments.config.schema import Config
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError
 from experiments.runs.run_directory import SWEEP
 from experiments.sweeps import sweep_directory
-from experiments.system.private_api import get_args_parser
 from experiments.system.startup import quiet_start
-from experiments.train import expand
 from experiments.training.types import Status
 
 if TYPE_CHECKING:
@@ -100,7 +98,7 @@ class Inspected:
 
 def inspect(
     part: str, *overrides: str, run: Run | str | os.PathLike[str] | None = None,
-    config_dir: str | Path | None = None, **keys: Any,
+    uri: str | None = None, config_dir: str | Path | None = None, **keys: Any,
 ) -> Inspected:  # fmt: skip
     """Inspect one part of a configuration, or a finished run, as `experiments inspect` does; nothing is written.
 
@@ -110,6 +108,7 @@ def inspect(
             test of learning rates. Of a finished run: `mistakes` with Grad-CAM; `labels` that the run doubts.
         overrides: the configuration, as for `train`.
         run: a finished run, whose configuration is inspected instead; needed for `mistakes` and `labels`.
+        uri: the MLflow tracking store in which a run is looked up by name or id; not needed for a `Run`.
         config_dir: see `train`.
         keys: values of the configuration by key, as for `train`; or options of the part: `images`, `views`
             (augmentation), `images` (data), `classes`, `layers` (model), `lowest`, `highest`, `batches` (lr), `split`,
@@ -133,12 +132,10 @@ def inspect(
     given = command(overrides, keys, config_dir)
     with executing(given):
         if part == "labels":
-            named = str(run.folder or run.id) if isinstance(run, Run) else os.fspath(run or "")
-            return Inspected(inspect_labels(named, None, **options).inspection)
-        trained = run._trained if isinstance(run, Run) else saved_run.find(os.fspath(run)) if run else None
-        parsed = get_args_parser().parse_args(expand(given))
-        folder = Path(parsed.config_dir) if parsed.config_dir else None
-        config = trained.config if trained else composing.read(parsed.overrides, folder)
+            named, place = (run.folder or run.id, run.store) if isinstance(run, Run) else (run, uri)
+            return Inspected(inspect_labels(os.fspath(named or ""), place, **options).inspection)
+        trained = run._trained if isinstance(run, Run) else saved_run.find(os.fspath(run), uri) if run else None
+        config = trained.config if trained else checked(given, f"Inspect it by ex.inspect({part!r}, run=RUN)")
         return Inspected(inspect_part(part, config, trained, options))
 
 

@@ -16,6 +16,7 @@ from experiments.errors import ConfigError
 
 # A text that Hydra's grammar reads as this text without quotes.
 _WORD = re.compile(r"(?!(?:true|false|null|nan|inf|none)$)[a-z_][\w.-]*", re.IGNORECASE | re.ASCII)
+_OF_RUNS = ("like", "resume", "continue")  # the arguments that name a run to start from
 # Options of Hydra that say where configurations are; its other options print something, or start a sweep.
 _OPTIONS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
 
@@ -28,7 +29,7 @@ def command(
     Args:
         overrides: as on the command line.
         keys: values by key. A mapping for a part of the configuration gives values of its keys, at any depth; a dotted
-            key gives one. Texts are taken literally; a run stands for its MLflow id, or else its directory.
+            key gives one. Texts are taken literally; a run stands for its directory, or for its MLflow id.
         config_dir: folder with the user's own choices (`--config-dir`), if any.
         sweep: whether a list, tuple, range or NumPy array holds the values that a sweep runs over. A value that is
             itself a list is then given in a list.
@@ -49,7 +50,11 @@ def command(
             "is ex.sweep(...), the checked configuration ex.compose(...)"
         )
     place = ["--config-dir", str(config_dir)] if config_dir is not None else []
-    return [*place, *overrides, *_written(keys, Config, sweep)]
+    given = [*place, *overrides, *_written(keys, Config, sweep)]
+    modes = [one for one in given if one.lstrip("+").startswith("hydra.mode=")]
+    if modes:
+        raise ConfigError(f"{modes[0]}: does not apply here. One run is ex.train(...), a sweep ex.sweep(...)")
+    return given
 
 
 def _written(keys: Mapping[str, Any], schema: type[BaseModel] | None, sweep: bool, above: str = "") -> Iterator[str]:
@@ -71,7 +76,7 @@ def _written(keys: Mapping[str, Any], schema: type[BaseModel] | None, sweep: boo
             yield from _written(value, below, sweep, f"{key}.")
             continue
         try:
-            yield f"{key}={_values(value) if sweep else _word(value)}"
+            yield f"{key}={','.join(_word(one, key) for one in _values(value)) if sweep else _word(value, key)}"
         except (ConfigError, ValueError) as error:
             raise ConfigError(f"{key}: {error}") from None
 
@@ -83,18 +88,19 @@ def _part(schema: type[BaseModel] | None, name: str) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
-def _values(value: Any) -> str:
-    """Return the values that a sweep runs over, separated by commas."""
+def _values(value: Any) -> Sequence[Any]:
+    """Return the values that a sweep runs over."""
     plain = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(plain, list | tuple | range):
-        return _word(plain)
+        return [plain]
     if not plain:
         raise ConfigError("a sweep needs at least one value. Received: none")
-    return ",".join(map(_word, plain))
+    return plain
 
 
-def _word(value: Any) -> str:
-    """Return a value as it is typed, quoted where Hydra's grammar would read it as something else."""
+def _word(value: Any, key: str) -> str:
+    """Return the value of a key as it is typed, quoted where Hydra's grammar would read it as something else."""
     if isinstance(value, Run):
-        value = value.id or str(value.folder)
+        # The directory is found whatever the tracking store. Keys of weights take the ids of runs only.
+        value = str(value.folder or value.id) if key in _OF_RUNS else value.id or str(value.folder)
     return value if isinstance(value, str) and _WORD.fullmatch(value) else format_value(value)

@@ -1,8 +1,15 @@
-"""Execution of commands in the process of a notebook or a script, which is afterwards what it was before."""
+"""Execution of commands in the process of a notebook or a script, which can go on with its own work afterwards.
+
+Restored are the command line, the directory, standard streams, signal handlers, logging, the precision of Keras,
+MLflow's store and the garbage collector. What stays: the random states of Python, NumPy and Keras, which every run
+sets; the variables EXPERIMENTS_CREDENTIALS and TF_CPP_MIN_LOG_LEVEL; the limit of open files; TensorFlow's threads and
+determinism. Calls from several threads at once are not supported, because all of this belongs to the process.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -12,18 +19,14 @@ from contextlib import contextmanager
 
 from experiments.errors import ConfigError, DataError
 from experiments.system import paths, redaction, signals
-from experiments.system.private_api import without_hydra
-from experiments.train import error_text
-
-VARIABLE = "HYDRA_FULL_ERROR"  # with it, Hydra raises its errors instead of printing them
+from experiments.system.private_api import open_log_handlers, without_hydra
+from experiments.tracking import connection
+from experiments.train import RAISES, error_text
 
 
 @contextmanager
 def executing(command: Sequence[str]) -> Iterator[None]:
     """Execute a command of `train` in the block.
-
-    Afterwards the process has the command line, directory, streams, signal handlers, log handlers and precision of
-    Keras that it had before.
 
     Args:
         command: its arguments, which logs and tags record.
@@ -39,7 +42,7 @@ def executing(command: Sequence[str]) -> Iterator[None]:
             redaction.redacting(),
             without_hydra(),
             _unchanged_process(),
-            unchanged_precision(),
+            unchanged_libraries(),
         ):
             sys.argv = ["train", *command]
             yield
@@ -62,8 +65,8 @@ def executing(command: Sequence[str]) -> Iterator[None]:
 def _unchanged_process() -> Iterator[None]:
     """Restore command line, directory, environment and log handlers after the block."""
     arguments, level, handlers = sys.argv, logging.root.level, list(logging.root.handlers)
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = "1"
+    before = os.environ.get(RAISES)
+    os.environ[RAISES] = "1"
     try:
         with contextlib.chdir(os.getcwd()), warnings.catch_warnings():
             # MLflow imports a progress bar that would need widgets; ours does not.
@@ -73,18 +76,26 @@ def _unchanged_process() -> Iterator[None]:
         sys.argv = arguments
         for handler in [handler for handler in logging.root.handlers if handler not in handlers]:
             handler.close()
-        logging.root.handlers, logging.root.level = handlers, level
-        del os.environ[VARIABLE]
+        logging.root.handlers = handlers
+        logging.root.setLevel(level)
+        del os.environ[RAISES]
         if before is not None:
-            os.environ[VARIABLE] = before
+            os.environ[RAISES] = before
 
 
 @contextmanager
-def unchanged_precision() -> Iterator[None]:
-    """Restore the precision of Keras after the block, which holds for all layers that this process creates."""
+def unchanged_libraries() -> Iterator[None]:
+    """Restore after the block what the whole process shares: Keras's precision, MLflow's store, log handlers, garbage.
+
+    All public functions and methods that load a library or read a tracking store need it.
+    """
     before = sys.modules["keras"].config.dtype_policy() if "keras" in sys.modules else None
+    frozen = gc.get_freeze_count()
     try:
-        yield
+        with connection.unchanged(), open_log_handlers():
+            yield
     finally:
         if keras := sys.modules.get("keras"):
             keras.config.set_dtype_policy(before or keras.config.floatx())
+        if not frozen:
+            gc.unfreeze()  # `quiet_start` has frozen the user's objects, too, which may become garbage

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.api import display
 from experiments.api.display import Page
+from experiments.api.process import unchanged_libraries
 from experiments.config.schema import Config
 from experiments.data.types import SPLITS
 from experiments.deploy import saved_run
@@ -89,6 +90,7 @@ class Run:
         return self._trained.config
 
     @property
+    @unchanged_libraries()
     def curves(self) -> pd.DataFrame:
         """The learning curves, a row per epoch.
 
@@ -104,6 +106,7 @@ class Run:
         ]
         return display.frame(rows)
 
+    @unchanged_libraries()
     def predictions(self, split: str = "validation") -> pd.DataFrame:
         """Return the recorded predictions: a row per image of a split.
 
@@ -120,6 +123,7 @@ class Run:
         return display.frame(predictions.to_table(self._trained.predictions(split)))
 
     @property
+    @unchanged_libraries()
     def per_class(self) -> pd.DataFrame:
         """The scores of every class, a row per class and split that was evaluated.
 
@@ -138,6 +142,7 @@ class Run:
             frames.append(display.frame({"split": split, **columns}))
         return pd.concat(frames, ignore_index=True)
 
+    @unchanged_libraries()
     def figure(self, name: str, split: str = "validation") -> Image.Image:
         """Return a figure of the run, which a notebook shows.
 
@@ -162,6 +167,7 @@ class Run:
             return opened
 
     @cached_property
+    @unchanged_libraries()
     def model(self) -> keras.Model:
         """The trained Keras model: pixels [B, H, W, 3] float32 in [0, 255] -> probabilities [B, classes] float32.
 
@@ -170,14 +176,13 @@ class Run:
         Raises:
             ConfigError: its weights do not exist any more, or are not those that the run had.
         """
-        from experiments.api.process import unchanged_precision
         from experiments.system.startup import quiet_start
 
         with quiet_start():
             import keras  # noqa: F401
-        with unchanged_precision():
-            return self._trained.model()
+        return self._trained.model()
 
+    @unchanged_libraries()
     def predict(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 32) -> pd.DataFrame:
         """Predict images with the run's model, decoded and resized as in its training.
 
@@ -225,6 +230,7 @@ class Run:
             "error": error,
         }  # fmt: skip
 
+    @unchanged_libraries()
     def report(self) -> Page:
         """Return the run's report: one HTML page with configuration, data, curves, scores, mistakes and cost.
 
@@ -265,6 +271,7 @@ def _each(images: Any) -> Iterator[Any]:
     yield from (Image.fromarray(one) for one in (pixels if pixels.ndim == 4 else [pixels]))
 
 
+@unchanged_libraries()
 def load(run: str | os.PathLike[str], *, uri: str | None = None) -> Run:
     """Return a finished run.
 

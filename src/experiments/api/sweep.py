@@ -12,7 +12,6 @@ from experiments.api.process import executing
 from experiments.api.run import Run
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError
-from experiments.sweeps import sweep_directory
 from experiments.sweeps.sweeper import Sweeper
 from experiments.train import expand
 from experiments.train import train as start_hydra
@@ -62,9 +61,9 @@ class Sweep:
         about, rows = summary.read(self.folder)
         name = about["objective"]
         return display.frame([
-            {**one.values, name: one.score, f"{name}_low": one.low, f"{name}_high": one.high, "runs": len(one.rows),
-             "seconds": one.seconds, "jobs": [row.number for row in one.rows]}
-            for one in summary.candidates(rows, name)
+            {**candidate.values, name: candidate.score, f"{name}_low": candidate.low, f"{name}_high": candidate.high,
+             "runs": len(candidate.rows), "seconds": candidate.seconds, "jobs": [row.number for row in candidate.rows]}
+            for candidate in summary.candidates(rows, name)
         ])  # fmt: skip
 
     @property
@@ -75,9 +74,9 @@ class Sweep:
         such as `validation.accuracy`, and `folder`.
         """
         return display.frame([
-            {"number": one["number"], **one["values"], "status": one["status"], "final": one["final"],
-             **one["metrics"], "folder": one["folder"]}
-            for one in self._summary["runs"]
+            {"number": job["number"], **job["values"], "status": job["status"], "final": job["final"],
+             **job["metrics"], "folder": job["folder"]}
+            for job in self._summary["runs"]
         ])  # fmt: skip
 
     @property
@@ -89,7 +88,7 @@ class Sweep:
         winner = self._summary["winner"]
         if winner is None:
             return None
-        finals = [one["number"] for one in self._summary["runs"] if one["final"] and one["status"] == Status.FINISHED]
+        finals = [job["number"] for job in self._summary["runs"] if job["final"] and job["status"] == Status.FINISHED]
         return self.run(finals[0] if finals else winner["number"])
 
     def run(self, number: int) -> Run:
@@ -101,17 +100,16 @@ class Sweep:
         Raises:
             ConfigError: there is no such job, or its run is not finished.
         """
-        found = [one for one in self._summary["runs"] if one["number"] == number]
-        if not found:
-            known = ", ".join(str(one["number"]) for one in self._summary["runs"])
-            raise ConfigError(f"{self.name}: has no job {number}. Allowed: {known}")
-        return Run(saved_run.of_folder(Path(found[0]["folder"])))
+        folders = {job["number"]: Path(job["folder"]) for job in self._summary["runs"]}
+        if number not in folders:
+            raise ConfigError(f"{self.name}: has no job {number}. Allowed: {', '.join(map(str, folders))}")
+        return Run(saved_run.of_folder(folders[number]))
 
     @property
     def runs(self) -> list[Run]:
         """The runs of the finished jobs, without the winner's final runs, in the order of their numbers."""
-        done = [one for one in self._summary["runs"] if one["status"] == Status.FINISHED and not one["final"]]
-        return [self.run(one["number"]) for one in done]
+        done = [job for job in self._summary["runs"] if job["status"] == Status.FINISHED and not job["final"]]
+        return [self.run(job["number"]) for job in done]
 
 
 def sweep(*overrides: str, config_dir: str | Path | None = None, **keys: Any) -> Sweep | None:
@@ -148,5 +146,4 @@ def sweep(*overrides: str, config_dir: str | Path | None = None, **keys: Any) ->
     except SystemExit:  # a job has failed
         if Sweeper.folder is None:
             raise
-    assert Sweeper.folder is not None
-    return Sweep(Sweeper.folder) if sweep_directory.read(Sweeper.folder) else None
+    return Sweep(Sweeper.folder) if Sweeper.folder else None

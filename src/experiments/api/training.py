@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from omegaconf import DictConfig
 from experiments.api.overrides import command
 from experiments.api.process import executing
 from experiments.api.run import Run
-from experiments.config import composing
+from experiments.config import composing, unused
 from experiments.config.overrides import literal
 from experiments.config.schema import Config
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError
 from experiments.reuse import resume
+from experiments.runs import continuation
 from experiments.runs.run_directory import RunDirectory
 from experiments.system.private_api import get_args_parser
 from experiments.train import expand, main_of_hydra, train_composed
@@ -34,7 +36,7 @@ def train(*overrides: str, config_dir: str | Path | None = None, **keys: Any) ->
         config_dir: folder with choices of your own (`--config-dir`).
         keys: Python values by key: `epochs=10`, `model="mobilenet_v2"`, `data={"root": path, "image_size": 160}`, or
             `**{"model.head.dropout": 0.5}`. They follow `overrides`, and texts are taken literally. A `Run` stands for
-            its id, as in `like=run`.
+            its directory or id, as in `like=run`.
 
     Returns:
         The finished run. If `resume` names a finished run, that one.
@@ -61,6 +63,8 @@ def train(*overrides: str, config_dir: str | Path | None = None, **keys: Any) ->
             else:
                 sys.argv[1:] = expanded
                 main_of_hydra(task)()
+                if not folders:
+                    raise ConfigError("hydra.mode: the configuration makes this a sweep, which is ex.sweep(...)")
     except KeyboardInterrupt:
         if not folders or RunDirectory(folders[0]).facts() is None:
             raise
@@ -85,8 +89,25 @@ def compose(*overrides: str, config_dir: str | Path | None = None, **keys: Any) 
     """
     given = command(overrides, keys, config_dir)
     with executing(given):
-        expanded = expand(given)
-        if expanded is None:
-            raise ConfigError("resume: this run is finished. Its configuration is ex.load(RUN).config")
-        parsed = get_args_parser().parse_args(expanded)
-        return composing.read(parsed.overrides, Path(parsed.config_dir) if parsed.config_dir else None)
+        return checked(given, "Its configuration is ex.load(RUN).config")
+
+
+def checked(given: Sequence[str], instead: str) -> Config:
+    """Return the validated configuration of a command, with the checks that `train` makes before any work.
+
+    Args:
+        given: the arguments of the command.
+        instead: what to use of a finished run, which has no command.
+
+    Raises:
+        ConfigError: the configuration cannot be used, or `resume` names a finished run.
+    """
+    expanded = expand(given)
+    if expanded is None:
+        raise ConfigError(f"resume: this run is finished. {instead}")
+    parsed = get_args_parser().parse_args(expanded)
+    config = composing.read(parsed.overrides, Path(parsed.config_dir) if parsed.config_dir else None)
+    if config.resume is None:
+        continuation.check(config)
+        unused.check_weights([config], parsed.overrides)
+    return config

@@ -317,7 +317,12 @@ def csv_text(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def groups_csv(comparison: Comparison) -> str:
-    """Return a CSV table with one row per group.
+    """Return a CSV table with one row per group; see `group_table`."""
+    return csv_text(*group_table(comparison))
+
+
+def group_table(comparison: Comparison) -> tuple[list[str], list[list[object]]]:
+    """Return the header and the rows of a table with one row per group.
 
     Its columns are the metrics with their intervals, the difference from the first group, the durations, and the keys
     in which the configurations differ.
@@ -330,7 +335,7 @@ def groups_csv(comparison: Comparison) -> str:
         "difference", "difference_low", "difference_high", "about", "paired_images", "p_value", "only_first_right",
         "only_this_right", "images_needed", "seconds", "epoch_seconds", *differing,
     ]  # fmt: skip
-    rows = []
+    rows: list[list[object]] = []
     for at, (group, label, found) in enumerate(
         zip(comparison.groups, comparison.labels, comparison.differences, strict=True)
     ):
@@ -342,4 +347,4 @@ def groups_csv(comparison: Comparison) -> str:
             *(_difference_cells(found) if found else [None] * 9), group.seconds, group.epoch_seconds,
             *(values[at] for values in differing.values()),
         ])  # fmt: skip
-    return csv_text(header, rows)
+    return header, rows

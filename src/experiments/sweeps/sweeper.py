@@ -37,7 +37,7 @@ class Sweeper(HydraSweeper):
 
     # The overrides as typed, if Hydra has received only some of them; see `plan.deferred`.
     typed: list[str] | None = None
-    # The directory of the latest sweep of this process; it may not exist after a dry run.
+    # The directory of the latest sweep of this process; None after a dry run.
     folder: Path | None = None
 
     def __init__(self, params: dict[str, Any] | None = None) -> None:
@@ -103,7 +103,7 @@ class Sweeper(HydraSweeper):
     def open_session(self, setup: Setup, name: str, inspection: plan.Inspection) -> Session:
         """Return the session of a sweep with this name; see `Session`."""
         session = Session(setup, name, inspection)
-        Sweeper.folder = session.folder
+        Sweeper.folder = None if setup.config.sweep.dry_run else session.folder
         return session
 
     def run_grid(self, overrides: Sequence[Override]) -> None:

@@ -1,4 +1,4 @@
-"""Private API of Hydra, OmegaConf, Keras and TensorFlow that this project needs; each has a test of its own.
+"""Private API of Hydra, OmegaConf, Keras, TensorFlow and `logging` that this project needs; each has a test of its own.
 
 No public API offers any of these. A library that changes one of them fails tests/system/test_private_api.py.
 """
@@ -6,6 +6,7 @@ No public API offers any of these. A library that changes one of them fails test
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ __all__ = [
     "flatten_layers",
     "get_args_parser",
     "is_deterministic",
+    "open_log_handlers",
     "replaced_convolutions",
     "variable_index",
     "without_hydra",
@@ -52,6 +54,22 @@ def without_hydra() -> Iterator[None]:
         yield
     finally:
         GlobalHydra.instance().hydra = running
+
+
+@contextmanager
+def open_log_handlers() -> Iterator[None]:
+    """Keep the log handlers of this process open in the block.
+
+    `logging.config`, by which Hydra and MLflow configure logging, closes every handler that `logging` has listed.
+    """
+    listed, named = list(logging._handlerList), dict(logging._handlers)
+    logging._handlerList.clear()
+    logging._handlers.clear()
+    try:
+        yield
+    finally:
+        logging._handlerList[:0] = listed
+        logging._handlers.update(named)
 
 
 def flatten_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:

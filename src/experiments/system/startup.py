@@ -29,7 +29,7 @@ def quiet_start() -> Iterator[None]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with tempfile.TemporaryFile() as kept:
         sys.stderr.flush()
-        first = "tensorflow" not in sys.modules
+        first, collecting = "tensorflow" not in sys.modules, gc.isenabled()
         if first:
             gc.disable()
         terminal = os.dup(2)
@@ -46,7 +46,8 @@ def quiet_start() -> Iterator[None]:
         finally:
             if first:
                 gc.freeze()
-                gc.enable()
+                if collecting:
+                    gc.enable()
             sys.stderr.flush()
             os.dup2(terminal, 2)
             os.close(terminal)

@@ -8,9 +8,10 @@ import os
 import re
 import socket
 import ssl
+import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
@@ -53,11 +54,34 @@ def use(uri: str) -> None:
     import mlflow  # The import configures MLflow's logging.
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    before = os.environ.get(VARIABLE)
+    before = {VARIABLE: os.environ.get(VARIABLE)}
     mlflow.set_tracking_uri(uri)
-    os.environ.pop(VARIABLE, None)
-    if before is not None:
-        os.environ[VARIABLE] = before
+    _restore(before)
+
+
+@contextmanager
+def unchanged() -> Iterator[None]:
+    """Restore MLflow's store, environment and log level after the block, in which `use` may change them."""
+    logger, loaded = logging.getLogger("mlflow"), sys.modules.get("mlflow")
+    level = logger.level if loaded else logging.INFO  # which MLflow sets when it is imported
+    before = {name: os.environ.pop(name, None) for name in (VARIABLE, *ENVIRONMENT)}
+    uri = loaded.get_tracking_uri() if loaded and loaded.is_tracking_uri_set() else None  # without the variable
+    _restore(before)
+    try:
+        yield
+    finally:
+        if mlflow := sys.modules.get("mlflow"):
+            mlflow.set_tracking_uri(uri)
+            logger.setLevel(level)
+        _restore(before)
+
+
+def _restore(environment: Mapping[str, str | None]) -> None:
+    """Set the environment variables, and remove those without a value."""
+    for name, value in environment.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 @contextmanager
