@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import experiments as ex
+from experiments.api.process import unchanged_libraries
 from experiments.runs.curves import Curves
 from experiments.system import signals
 
@@ -157,8 +158,7 @@ def state() -> list[Any]:
     tracking = mlflow.get_tracking_uri(), logging.getLogger("mlflow").level, {
         name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")
     }  # fmt: skip
-    garbage = gc.isenabled(), gc.get_freeze_count()
-    return [process, handlers, logs, keras.config.dtype_policy().name, tracking, garbage]
+    return [process, handlers, logs, keras.config.dtype_policy().name, tracking, gc.isenabled()]
 
 
 @pytest.mark.parametrize("overrides, keys, message", [
@@ -206,6 +206,13 @@ def test_an_interrupted_run_is_continued_to_the_same_bits(
     assert outcome_of(folder) == outcome_of(whole.folder)
     with pytest.raises(ex.ConfigError, match=f"these have not: {whole.name}"):
         ex.compare(run, whole)
+
+
+def test_no_garbage_of_the_user_is_kept() -> None:
+    gc.unfreeze()
+    with unchanged_libraries():
+        gc.freeze()  # as `quiet_start` does
+    assert gc.get_freeze_count() == 0
 
 
 def test_every_interrupt_is_an_exception_and_is_not_lost() -> None:
