@@ -269,7 +269,7 @@ def test_compose_returns_the_checked_configuration(page: dict[str, Any], run: ex
     with pytest.raises(ex.ConfigError, match="regime=scratch loads no such weights"):
         ex.compose("regime=scratch", **{"model.weights": "pretrained"})
     with pytest.raises(ex.ConfigError, match="epochs: must be more than 5"):
-        ex.compose(epochs=5, **{"continue": run})
+        ex.compose("epochs=5", f"continue={run.folder}")
     assert ex.compose(like=run, tracking={"uri": f"sqlite:///{tmp_path}/other.db"}).optimizer.lr == 1e-3
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
+import logging.config
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +27,7 @@ from experiments.system.private_api import (
     flatten_layers,
     get_args_parser,
     is_deterministic,
+    open_log_handlers,
     replaced_convolutions,
     variable_index,
     without_hydra,
@@ -110,3 +113,12 @@ def test_callbacks_of_a_configuration_are_called() -> None:
     found = Callbacks(OmegaConf.create({"hydra": {"callbacks": {"log": callback}}}))
     assert [type(one).__name__ for one in found.callbacks] == ["LogJobReturnCallback"]
     found.on_run_start(config=OmegaConf.create({}))
+
+
+def test_configuring_logging_closes_no_handler(tmp_path: Path) -> None:
+    handler = logging.FileHandler(tmp_path / "own.log", mode="w")
+    with open_log_handlers():
+        logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
+    handler.handle(logging.makeLogRecord({"msg": "afterwards"}))
+    handler.close()
+    assert (tmp_path / "own.log").read_text() == "afterwards\n"

@@ -62,14 +62,15 @@ def open_log_handlers() -> Iterator[None]:
 
     `logging.config`, by which Hydra and MLflow configure logging, closes every handler that `logging` has listed.
     """
-    listed, named = list(logging._handlerList), dict(logging._handlers)
-    logging._handlerList.clear()
-    logging._handlers.clear()
+    references, names = vars(logging)["_handlerList"], vars(logging)["_handlers"]
+    listed, named = list(references), dict(names)
+    references.clear()
+    names.clear()
     try:
         yield
     finally:
-        logging._handlerList[:0] = listed
-        logging._handlers.update(named)
+        references[:0] = listed
+        names.update(named)
 
 
 def flatten_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
