@@ -9,7 +9,7 @@ the higher score.
 * energy: W. Liu et al., "Energy-based Out-of-distribution Detection", NeurIPS 2020. With two classes, whose logits are
   plus and minus half of the log odds, it ranks images as the max probability does.
 * distance: Y. Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022: the distance of the
-  normalised features to the tenth nearest training image.
+  normalised features to the tenth nearest training image, as `experiments predict --unlike` computes it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from experiments.data.decoder_settings import DecoderSettings
 from experiments.deploy import saved_run
 from experiments.deploy.predict import predictions
 from experiments.deploy.saved_run import Trained
+from experiments.deploy.unlike import training_features
 from experiments.runs.run_directory import RunDirectory
-
-NEIGHBOUR = 10
+from experiments.system.progress import PlainConsole, Terminal
 
 
 def features(run: Trained, frozen: keras.Model, images: Trained, split: str) -> np.ndarray:
@@ -49,18 +49,15 @@ def areas(run: Trained, other: Trained) -> dict[str, float]:
     """Return the AUROC of each score of a run's model for the images of another run against its own."""
     model = run.model()
     frozen = keras.Model(model.inputs[0], model.get_layer("frozen")(model.inputs[0]))
-    train = features(run, frozen, run, "train")
     own, unlike = features(run, frozen, run, held_out(run)), features(run, frozen, other, held_out(other))
     logits = np.asarray(model.get_layer("head")(np.concatenate([own, unlike]), training=False))
     if logits.shape[1] == 1:
         logits = np.concatenate([-logits / 2, logits / 2], axis=1)
-    train, both = (
-        rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (train, np.concatenate([own, unlike]))
-    )
+    known = training_features(run, frozen, Terminal(PlainConsole(stderr=True)))
     scores = {
         "max probability": -softmax(logits, axis=1).max(axis=1),
         "energy": -logsumexp(logits, axis=1),
-        "distance": -np.sort(both @ train.T, axis=1)[:, -NEIGHBOUR],
+        "distance": known.distances(np.concatenate([own, unlike])),
     }
     is_unlike = np.repeat([0, 1], [len(own), len(unlike)])
     return {name: float(roc_auc_score(is_unlike, score)) for name, score in scores.items()}

@@ -169,7 +169,7 @@ def train(
     """
     config, trained = components.config, components.config.sweep.trained
     checkpoints = Checkpoints(directory.checkpoints)
-    continuation.begin(components, dataset, checkpoints)
+    continuation.write_first_checkpoint(components, dataset, checkpoints)
     with open_curves(directory, tracker, checkpoints) as curves:
         record = pruning.reporting(config, curves.add, declaration_of(components.regime).last_phase)
         context = TrainingContext(Terminal(console, lines=True), record, checkpoints)

@@ -33,9 +33,9 @@ from experiments.cli import predict as predict_verb
 from experiments.data import decoder
 from experiments.data.resizing import resize
 from experiments.deploy import export as exports
-from experiments.deploy import saved_run
+from experiments.deploy import saved_run, unlike
 from experiments.deploy.export_formats import FORMATS, read_saved_model
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, DataError
 from experiments.evaluation.decision import Decision
 from experiments.models import network
 from experiments.models.head import probabilities
@@ -188,15 +188,17 @@ def check_rebuilt(place: Place, folder: Path) -> None:
             saved_run.find(str(copy)).model()
 
 
-def test_images_unlike_the_training_images_are_told_apart(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_images_unlike_the_training_images_are_rejected(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, held_out = place.folder("whole"), place.root / "validation"
     Image.effect_noise((48, 48), 90).convert("RGB").save(tmp_path / "noise.png")
 
-    def predict(name: str, unlike: float | None) -> list[dict[str, str]]:
-        confidence = predict_verb.Confidence(unlike=unlike)
-        predict_verb.predict(str(folder), [str(held_out), str(tmp_path)], "csv", tmp_path / name, 8, None, confidence)
+    def predict(name: str, share: float | None, data: Path | None = None) -> list[dict[str, str]]:
+        confidence = predict_verb.Confidence(unlike=share, data=data)
+        predict_verb.predict(
+            str(folder), [str(held_out), str(tmp_path / "noise.png")], "csv", tmp_path / name, 8, None, confidence
+        )
         return read_rows(tmp_path / name)
 
     plain, rows = predict("plain.csv", None), predict("unlike.csv", 0.9)
@@ -217,11 +219,25 @@ def test_images_unlike_the_training_images_are_told_apart(
     assert {name: [row[name] for row in rows] for name in kept} == kept
     assert "of 12 validation images, 11 (91.7 %) are not" in capsys.readouterr().err
 
-    monkeypatch.setattr("experiments.deploy.unlike.data_root", lambda config: tmp_path)
+    plain_config, features_file = (folder / "config.yaml").read_text(), folder / "training_features.npz"
+    (folder / "config.yaml").write_text(plain_config.replace(str(place.root), str(tmp_path / "gone")))
     assert predict("again.csv", 0.9) == rows, "the features are kept"
-    (folder / "training_features.npz").unlink()
-    with pytest.raises(ConfigError, match=r"--unlike: .* not as they were: train/blobs/blobs\.0\.jpg: "):
+    features_file.write_bytes(features_file.read_bytes()[:-50])
+    with pytest.raises(ConfigError, match=r"--unlike: .* not as they were: .*/gone.* --data FOLDER names"):
         predict("gone.csv", 0.9)
+    assert f"{features_file} is damaged (BadZipFile: " in caplog.text
+    moved = Path(shutil.copytree(place.root, tmp_path / "moved" / "drawn"))
+    changed = moved / "train" / "blobs" / "blobs.0.jpg"
+    changed.write_bytes(b"another")
+    with pytest.raises(DataError, match=r"^train/blobs/blobs\.0\.jpg: has changed since it was checked$"):
+        unlike.unchanged_file(moved, next(row for row in RunDirectory(folder).images() if row["path"] in str(changed)))
+    shutil.copy(place.root / "train" / "blobs" / "blobs.0.jpg", changed)
+    features_file.unlink()
+    features_file.mkdir()  # A file cannot replace it.
+    assert predict("moved.csv", 0.9, moved) == rows
+    assert f"{features_file}: cannot be written (Is a directory)" in caplog.text
+    features_file.rmdir()
+    (folder / "config.yaml").write_text(plain_config)
 
 
 def test_an_export_gives_what_the_model_gives(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

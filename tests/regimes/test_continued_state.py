@@ -155,7 +155,7 @@ def test_frozen_weights_that_the_finished_run_did_not_have_are_refused(
         backbone=SimpleNamespace(identity="random"),
     )  # fmt: skip
     with pytest.raises(ConfigError, match=r"continue: the frozen weights are not those of a-run\. Allowed: its model"):
-        continuation.begin(components, dataset(IMAGES), Checkpoints(tmp_path / "checkpoints"))
+        continuation.write_first_checkpoint(components, dataset(IMAGES), Checkpoints(tmp_path / "checkpoints"))
 
 
 def test_the_last_state_is_kept_up_to_a_size(tmp_path: Path) -> None:

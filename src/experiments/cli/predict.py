@@ -51,15 +51,21 @@ def main() -> None:
         "head receives, than this share of the validation images: 0.99. csv and json have the distance, too",
     )  # fmt: skip
     parser.add_argument(
+        "--data", type=Path, metavar="PATH",
+        help="with --unlike: where the images that the run was trained on are now (default: data.root)",
+    )  # fmt: skip
+    parser.add_argument(
         "--calibrated", action="store_true", help="scale the probabilities by the run's temperature; the classes stay"
     )
     arguments = parser.parse_args()
     if arguments.output and not arguments.output.parent.is_dir():
         parser.error(f"--output: no such folder. Received: {arguments.output.parent}")
+    if arguments.data and arguments.unlike is None:
+        parser.error("--data: only --unlike reads the images of the run")
     suffix = arguments.output.suffix.removeprefix(".").replace("jsonl", "json") if arguments.output else ""
     form = arguments.format or (suffix if suffix in WRITERS else "terminal")
     try:
-        confidence = Confidence(arguments.reject, arguments.calibrated, arguments.unlike)
+        confidence = Confidence(arguments.reject, arguments.calibrated, arguments.unlike, arguments.data)
         failed = predict(
             arguments.run, arguments.paths, form, arguments.output, arguments.batch_size, arguments.uri, confidence
         )
@@ -74,6 +80,7 @@ class Confidence(NamedTuple):
     reject: float | None = None  # the wanted accuracy of the images that are not rejected
     calibrated: bool = False  # whether probabilities are scaled by the run's temperature
     unlike: float | None = None  # the share of the validation images that are to be like the training images
+    data: Path | None = None  # where the training images are now; None for where they were
 
 
 AS_PREDICTED = Confidence()
@@ -102,7 +109,7 @@ def predict(
 
     run = saved_run.find(named, uri)
     decoder_settings = DecoderSettings.of(run.plain["data"])
-    answers, sentences = answers_of(run, *confidence)
+    answers, sentences = answers_of(run, confidence.reject, confidence.calibrated, confidence.unlike is not None)
     for sentence in sentences:
         print(sentence, file=sys.stderr)
     # No progress bar if the predictions themselves are printed on the terminal.
@@ -115,14 +122,16 @@ def predict(
         if confidence.unlike is not None:
             from experiments.deploy import unlike
 
-            model, measured, answers.farthest, sentence = unlike.measure(run, model, confidence.unlike)
+            model, measured, answers.farthest, sentence = unlike.measure(
+                run, model, confidence.unlike, Terminal(console), confidence.data
+            )
             print(sentence, file=sys.stderr)
         write, began = WRITERS[form](file, run.classes, answers), time.perf_counter()
         with Terminal(console).stage("predicting", len(files)) as advance:
-            for some in predictions(model, files, batch_size, decoder_settings, measured):
-                write(some)
-                advance(len(some))
-                done, failed = done + len(some), failed + sum(prediction.probabilities is None for prediction in some)
+            for batch in predictions(model, files, batch_size, decoder_settings, measured):
+                write(batch)
+                advance(len(batch))
+                done, failed = done + len(batch), failed + sum(row.probabilities is None for row in batch)
                 if output is None and output_failure():  # the reader of standard output is gone
                     break
         rate = (done - failed) / (time.perf_counter() - began)

@@ -29,7 +29,7 @@ def temperature(run: Trained) -> float:
 
 
 def answers_of(
-    run: Trained, accuracy: float | None, calibrated: bool, unlike: float | None = None
+    run: Trained, accuracy: float | None, calibrated: bool, unlike: bool = False
 ) -> tuple[Answers, list[str]]:
     """Return how a run's model answers, and sentences on what that rests on.
 
@@ -37,13 +37,13 @@ def answers_of(
         run: the finished run.
         accuracy: the wanted accuracy of the images that are not rejected, in (0, 1]; None to reject none.
         calibrated: whether the probabilities are scaled by the run's temperature.
-        unlike: whether images unlike the training images will be rejected, see `unlike.measure`; None or the share.
+        unlike: whether images unlike the training images will be rejected, too; see `unlike.measure`.
 
     Raises:
         ConfigError: the run's validation predictions do not allow it, or a class has the name of the answer for
             rejected images.
     """
-    if NONE in run.classes and (accuracy is not None or unlike is not None):
+    if NONE in run.classes and (accuracy is not None or unlike):
         raise ConfigError(f"{run.name}: has a class called {NONE!r}, which is also the answer for rejected images")
     answers, sentences = Answers(run.predicted), []
     if calibrated:

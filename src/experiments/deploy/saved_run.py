@@ -104,6 +104,15 @@ class Trained:
         # The unresolved text is kept, so that the error for a missing directory shows it.
         return self.changed([f"++data.root={quoted(root.strip('${}'))}"] if like.has_interpolation(root) else [])
 
+    def located(self, data: Path | None) -> Config:
+        """Return the run's configuration, in which the images are in the folder `data` unless it is None.
+
+        Raises:
+            ConfigError: this version of the program cannot use it.
+        """
+        key = "data.images" if "labels" in self.plain["data"] else "data.root"
+        return self.changed([f"{key}={quoted(str(data.resolve()))}"]) if data else self.config
+
     def changed(self, overrides: Sequence[str]) -> Config:
         """Return the run's configuration with overrides applied.
 

@@ -6,11 +6,13 @@ that the head receives. docs/models.md compares this distance with the probabili
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from zipfile import BadZipFile
 
 import keras
 import numpy as np
@@ -26,6 +28,10 @@ from experiments.evaluation.evaluate import percent
 from experiments.models.head import probabilities
 from experiments.regimes.build import data_root
 from experiments.storage.atomic_files import writing_file
+from experiments.storage.csv_files import recorded_path
+from experiments.training.types import Progress
+
+_log = logging.getLogger(__name__)
 
 NEIGHBOUR = 10  # the distance is that to the training image of this rank, or to the farthest of fewer images
 MOST_IMAGES, MOST_BYTES = 5_000, 32e6  # of the training features that are kept; of more images, every n-th is used
@@ -49,8 +55,8 @@ class TrainingFeatures:
         Args:
             features: [B, D].
         """
-        found: np.ndarray = self._neighbours.kneighbors(features)[0][:, -1].astype("float32")
-        return found
+        distances: np.ndarray = self._neighbours.kneighbors(features)[0][:, -1].astype("float32")
+        return distances
 
     def farthest(self, share: float) -> tuple[float, str]:
         """Return a distance within which this share of the validation images is, and a sentence on it.
@@ -59,21 +65,25 @@ class TrainingFeatures:
         """
         ordered = np.append(np.sort(self.validation), self.validation.max() + 1e-3)
         last = math.ceil(share * len(self.validation) - 1e-9) - 1
-        found = float(ordered[last] + ordered[last + 1]) / 2
-        within = int((self.validation <= found).sum())
-        return found, (
-            f"Images farther than {found:.3g} from the training images are unlike them: of {len(self.validation)} "
+        largest = float(ordered[last] + ordered[last + 1]) / 2
+        within = int((self.validation <= largest).sum())
+        return largest, (
+            f"Images farther than {largest:.3g} from the training images are unlike them: of {len(self.validation)} "
             f"validation images, {within} ({percent(within / len(self.validation))}) are not"
         )
 
 
-def measure(run: Trained, model: keras.Model, share: float) -> tuple[keras.Model, Measured, float, str]:
+def measure(
+    run: Trained, model: keras.Model, share: float, progress: Progress, data: Path | None = None
+) -> tuple[keras.Model, Measured, float, str]:
     """Return how images are compared with the training images of a run.
 
     Args:
         run: the finished run.
         model: its model, as `models.network.join` has made it.
         share: the share of the validation images that are to be like the training images.
+        progress: displays the computation of the training features.
+        data: where the images of the run are now; None for where they were.
 
     Returns:
         The model, with which the next shares its computation; the features and distances of images; the largest
@@ -85,42 +95,62 @@ def measure(run: Trained, model: keras.Model, share: float) -> tuple[keras.Model
     pixels = model.inputs[0]
     outputs = model.get_layer("frozen")(pixels)
     features = keras.Model(pixels, outputs)
-    known = training_features(run, features)
+    known = training_features(run, features, progress, data)
     farthest, sentence = known.farthest(share)
-    whole = keras.Model(pixels, probabilities(model.get_layer("head")(outputs)))
-    return whole, Measured(features, known.distances), farthest, sentence
+    predicting = keras.Model(pixels, probabilities(model.get_layer("head")(outputs)))
+    return predicting, Measured(features, known.distances), farthest, sentence
 
 
-def training_features(run: Trained, model: keras.Model) -> TrainingFeatures:
+def training_features(
+    run: Trained, model: keras.Model, progress: Progress, data: Path | None = None
+) -> TrainingFeatures:
     """Return the training features of a run, which are computed once and then kept in its directory.
 
     Args:
         run: the finished run.
         model: pixels [B, H, W, 3] in [0, 255] -> features [B, D], which the head receives.
+        progress: displays the computation.
+        data: where the images of the run are now; None for where they were.
 
     Raises:
         ConfigError: the images that the run was trained on are gone or have changed.
     """
-    kept = run.training_features
-    if kept is not None and kept.is_file():
-        with np.load(kept, allow_pickle=False) as arrays:
+    path = run.training_features
+    if path is not None and (kept := read(path)):
+        return kept
+    train = normalized(features_of(run, model, "train", progress, data))
+    measured = TrainingFeatures(train, np.empty(0)).distances(features_of(run, model, "validation", progress, data))
+    if path is not None:
+        try:
+            with writing_file(path) as file:
+                np.savez(file, train=train, validation=measured)
+        except OSError as error:
+            _log.warning(
+                "%s: cannot be written (%s), so that the next use computes the features again", path, error.strerror
+            )
+    return TrainingFeatures(train, measured)
+
+
+def read(path: Path) -> TrainingFeatures | None:
+    """Return the features that a file holds; None if there is no such file, or, with a warning, if it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
             return TrainingFeatures(arrays["train"], arrays["validation"])
-    train = normalized(features_of(run, model, "train"))
-    validation = TrainingFeatures(train, np.empty(0)).distances(features_of(run, model, "validation"))
-    if kept is not None:
-        with writing_file(kept) as file:
-            np.savez(file, train=train, validation=validation)
-    return TrainingFeatures(train, validation)
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+        _log.warning("%s is damaged (%s: %s): the features are computed again", path, type(error).__name__, error)
+        return None
 
 
 def normalized(features: np.ndarray) -> np.ndarray:
     """Return features [N, D] of length 1, as float16."""
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    found: np.ndarray = np.divide(features, lengths, out=np.zeros_like(features), where=lengths > 0).astype("float16")
-    return found
+    result: np.ndarray = np.divide(features, lengths, out=np.zeros_like(features), where=lengths > 0).astype("float16")
+    return result
 
 
-def features_of(run: Trained, model: keras.Model, split: str) -> np.ndarray:
+def features_of(run: Trained, model: keras.Model, split: str, progress: Progress, data: Path | None) -> np.ndarray:
     """Return the features [N, D] float32 of a split's images, evenly chosen if there are too many.
 
     Raises:
@@ -131,22 +161,30 @@ def features_of(run: Trained, model: keras.Model, split: str) -> np.ndarray:
     rows = [rows[at] for at in np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
     settings = DecoderSettings.of(run.plain["data"])
     try:
-        root = data_root(run.config)
-        for row in rows:
-            check(root, row)
+        root = data_root(run.located(data))
+        files = [unchanged_file(root, row) for row in rows]
     except (DataError, ConfigError) as error:
         raise ConfigError(
             f"--unlike: the features of the {split} images of {run.name} are computed once, from the images, which are "
-            f"not as they were: {error}"
+            f"not as they were: {error}. --data FOLDER names the folder where they are now"
         ) from None
-    files = [str(Path(root, row["path"])) for row in rows]
-    found = [one.probabilities for some in predictions(model, files, 32, settings) for one in some]
-    return np.stack([features for features in found if features is not None])
+    features: list[np.ndarray] = []
+    with progress.stage(f"{split} features", len(files)) as advance:
+        for batch in predictions(model, files, 32, settings):
+            features += [row.probabilities for row in batch if row.probabilities is not None]
+            advance(len(batch))
+    return np.stack(features)
 
 
-def check(root: Path, row: Mapping[str, str]) -> None:
-    """Raise DataError, with the path, if an image of the manifest is gone or has changed."""
+def unchanged_file(root: Path, row: Mapping[str, str]) -> str:
+    """Return the file of a row of the manifest.
+
+    Raises:
+        DataError: it is gone or has changed; the message has its path.
+    """
+    path = recorded_path(root, row["path"])
     try:
-        unchanged(root, row["path"], row["sha256"])
+        unchanged(root, path, row["sha256"])
     except (OSError, DataError) as error:
-        raise DataError(f"{printable(row['path'])}: {error}") from None
+        raise DataError(f"{printable(path)}: {str(error).partition(';')[0]}") from None
+    return str(root / path)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.config.overrides import quoted
 from experiments.config.schema import Config
 from experiments.data.decoder_settings import DecoderSettings
 from experiments.data.pixel_cache import open_image
@@ -44,8 +43,7 @@ def inspect(runs: Sequence[Trained], *, sweep: Path | None, count: int, data: Pa
         DataError: images are missing or are not those of the run.
     """
     run = runs[0]
-    key = "data.images" if "labels" in run.plain["data"] else "data.root"
-    config = run.changed([f"{key}={quoted(str(data.resolve()))}"]) if data else run.config
+    config = run.located(data)
     images = held_out(runs)
     name = sweep.name if sweep else run.name
     if sweep:

@@ -73,7 +73,7 @@ def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, pro
     dataset = read_data(components)
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder))
-        state = continuation.begin(components, dataset, checkpoints)
+        state = continuation.write_first_checkpoint(components, dataset, checkpoints)
         past = len(state.history) if state else 0
         epochs = past + math.ceil(len(rates) / math.ceil(len(dataset.train) / config.batch_size))
         components = dataclasses.replace(

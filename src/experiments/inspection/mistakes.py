@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.config.overrides import quoted
 from experiments.config.schema import Config
 from experiments.data.decoder_settings import DecoderSettings, Resize
 from experiments.data.pixel_cache import open_image
@@ -47,8 +46,7 @@ def inspect(run: Trained, *, split: str, count: int, data: Path | None) -> Inspe
         count: how many mistakes to show at most.
         data: where the images are now; None for `data.root`, or `data.images` of data=csv.
     """
-    key = "data.images" if "labels" in run.plain["data"] else "data.root"
-    config = run.changed([f"{key}={quoted(str(data.resolve()))}"]) if data else run.config
+    config = run.located(data)
     wrong, images = find(run, split)
     lines = [f"{run.name}: {len(wrong)} mistakes in {images} {split} images"]
     name, facts = f"{split}_gradcam", {"count": str(count)}

@@ -24,7 +24,7 @@ from experiments.models.backbone import create_backbone
 from experiments.models.head import dense_head
 from experiments.models.types import Backbone
 from experiments.models.weights_record import check_head
-from experiments.runs.continuation import KEY, described
+from experiments.runs.continuation import KEY, source_identity
 from experiments.runs.run_directory import RunDirectory
 from experiments.training import schedules
 from experiments.training.checkpoints import file_hash
@@ -76,7 +76,7 @@ def build(config: Config, files: Mapping[str, Path], backbone: Backbone | None =
             _identity,
             backbone.identity,
             file_hash(head_file) if head_file else None,
-            described(continued) if continued else None,
+            source_identity(continued) if continued else None,
         ),
     )
     # Both optimizers are built once here so that their errors are raised before the data is read.

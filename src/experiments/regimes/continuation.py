@@ -33,7 +33,7 @@ NOT_KEPT = (
 )
 
 
-def begin(components: RunComponents, dataset: Dataset, checkpoints: Checkpoints) -> State | None:
+def write_first_checkpoint(components: RunComponents, dataset: Dataset, checkpoints: Checkpoints) -> State | None:
     """Write the state with which the continued run ended as the first checkpoint of this one, and return it.
 
     `fit` then goes on as after an interruption. Nothing is written, and None returned, if this run continues no other

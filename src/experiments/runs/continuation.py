@@ -122,7 +122,7 @@ def copy_source(config: Config, folder: Path) -> Path | None:
     return target.folder
 
 
-def described(directory: RunDirectory) -> str:
+def source_identity(directory: RunDirectory) -> str:
     """Return what identifies the run whose files are copied: its identity, and whether its state was kept."""
     facts = json.loads((directory.folder / FACTS).read_bytes())
     return f"{facts['identity']} {'with' if facts['state'] else 'without'} optimizer state"
