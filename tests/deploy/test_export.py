@@ -9,6 +9,7 @@ import importlib.util
 import json
 import re
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def run_of(drawn: Path, folder: Path, resize: Resize = "squash", precision: str 
         "data": {"root": str(drawn), "resize": resize}, "runtime": {"precision": precision},
         "regime": {"name": "scratch"}, "model": {"name": "convnet"},
     }  # fmt: skip
-    return Trained("tiny", None, None, folder, folder / "images.csv", plain, {}, {})
+    return Trained("tiny", None, None, folder, folder / "images.csv", plain, {"validation.temperature": 1.5}, {})
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,7 @@ def test_every_format_reproduces_the_model(exported: Any) -> None:
         assert (parity.same, parity.accuracy) == (1, model.accuracy) and parity.size > 1000
         assert about["files"][name] == parity._asdict()
     assert about["compared_on"] == "12 of 12 images of the run's validation split"
+    assert about["int8_ranges_from"] == "24 of 24 images of the run's train split" and about["temperature"] == 1.5
     (head, first, *lines) = verb.table([model, *files], list(export_formats.FORMATS))
     assert head.split() == ["difference", "same", "class", "accuracy", "size"] and first.startswith("the model")
     assert [line.split()[0] for line in lines] == list(export_formats.FORMATS) and lines[0].endswith("model.keras")
@@ -152,10 +154,14 @@ def test_what_is_not_installed_or_unknown_is_an_error_that_says_what_to_do(monke
 
 
 class Spectrum(keras.layers.Layer):
-    """A layer of an operation that neither ONNX nor TFLite has."""
+    """A layer of an operation that neither ONNX nor TFLite has, with another layer inside."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.inner = keras.layers.Activation("relu")
 
     def call(self, inputs: Any) -> Any:
-        return keras.ops.fft2((inputs, keras.ops.zeros_like(inputs)))[0]
+        return self.inner(keras.ops.fft2((inputs, keras.ops.zeros_like(inputs)))[0])
 
 
 @pytest.mark.parametrize("name", ["onnx", "tflite_float32"])
@@ -201,3 +207,62 @@ def test_an_interrupted_export_leaves_the_earlier_one(
         export.export(run, model, images, folder, ["keras"])
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "images.csv"]
+
+
+def test_an_export_replaces_an_earlier_one_and_nothing_else(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, model, folder = run_of(drawn, tmp_path), network(), tmp_path / "exported"
+    images = export.sample(run, SIZE, 4)
+    (folder / "old").mkdir(parents=True)
+    (folder / "model.json").touch()
+    export.export(run, model, images, folder, ["keras"], overwrite=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.keras"]
+
+    def meanwhile(path: Path) -> Any:
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "mine").touch()
+        return export_formats.read_keras(path)
+
+    monkeypatch.setitem(export_formats.FORMATS, "keras", export_formats.FORMATS["keras"]._replace(read=meanwhile))
+    with pytest.raises(ConfigError, match="other is there already. Give another one"):
+        export.export(run, model, images, tmp_path / "other", ["keras"], overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "images.csv", "other"]
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["mine"]
+
+
+def test_images_that_have_changed_since_the_run_are_counted(drawn: Path, tmp_path: Path) -> None:
+    run = run_of(drawn, tmp_path)
+    rows = run.manifest.read_text(encoding="utf-8").splitlines()
+    changed = next(number for number, row in enumerate(rows) if row.startswith("validation/"))
+    rows[changed] = rows[changed].replace(rows[changed].split(",")[1], "0" * 64)
+    run.manifest.write_text("\n".join(rows), encoding="utf-8")
+    images = export.sample(run, SIZE, 4)
+    assert images.description == "3 of 12 images of the run's validation split (1 more are missing or have changed)"
+    assert len(images.pixels) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("experiment", "weights"),
+    [("mobilenet_bottleneck", "mobilenet_v2_0.35_224_notop"), ("tutorial_bottleneck", "vgg16_notop")],
+)
+def test_large_networks_keep_their_probabilities_in_every_format(
+    experiment: str, weights: str, photographs: Path, mobilenet_weights: Path, tmp_path: Path,
+    train_here: Callable[..., None],
+) -> None:  # fmt: skip
+    train_here(
+        f"experiment={experiment}", f"data.root={photographs}", "data.limit={train: 20, validation: 10}", "epochs=5",
+        f"model.weights={mobilenet_weights.parent / weights}.weights.h5", "evaluate.test=false", "tracking=none",
+        "progress=none", "hydra/job_logging=none", f"outputs={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    formats = export_formats.parse("all")
+    verb.export(str(tmp_path / "run"), tmp_path / "exported", formats, False, 20, None)
+    files = json.loads((tmp_path / "exported" / "model.json").read_bytes())["files"]
+    for name in set(formats) - {export_formats.INT8}:
+        assert files[name]["difference"] <= (0.02 if name == "tflite_float16" else 1e-4), name
+        assert files[name]["same"] == 1, name
+    # The logits of VGG16's head are so large that rounding some of them turns a probability from 0 to 1.
+    assert files[export_formats.INT8]["same"] >= 0.8
+    sizes = [files[f"tflite_{precision}"]["size"] for precision in ("float32", "float16", "int8")]
+    assert sizes[0] > 1.8 * sizes[1] and sizes[1] > 1.2 * sizes[2]

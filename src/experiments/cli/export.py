@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.cli.arguments import add_run, exit_on_error, positive
 from experiments.deploy import export_formats
-from experiments.errors import ConfigError
 
 if TYPE_CHECKING:
     from experiments.deploy.export import Parity
@@ -54,11 +54,9 @@ def export(named: str, folder: Path, formats: Sequence[str], overwrite: bool, im
     from experiments.deploy import saved_run
     from experiments.system.startup import quiet_start
 
-    # Only a folder that an earlier export has written is ever replaced.
-    if folder.exists() and not (overwrite and (folder / "model.json").is_file()):
-        how = "Give --overwrite to replace it" if (folder / "model.json").is_file() else "Give another one"
-        raise ConfigError(f"--output: {folder} is there already. {how}")
+    export_formats.check_output(folder, overwrite)
     run = saved_run.find(named, uri)
+    folder.parent.mkdir(parents=True, exist_ok=True)  # fails now, not after the minutes that the conversion takes
     with quiet_start():
         from experiments.deploy import export as exports
 
@@ -66,10 +64,13 @@ def export(named: str, folder: Path, formats: Sequence[str], overwrite: bool, im
     compared_on = exports.sample(run, int(model.input_shape[1]), images)
     print(f"Writing {', '.join(formats)}; each is compared with the model on {compared_on.description}", flush=True)
     with quiet_start():  # the converters and runtimes log their steps
-        found = exports.export(run, model, compared_on, folder, formats)
+        found = exports.export(run, model, compared_on, folder, formats, overwrite)
     print("\n".join(table(found, formats)))
+    if ranges := json.loads((folder / export_formats.MODEL_JSON).read_bytes())["int8_ranges_from"]:
+        print(f"{export_formats.INT8} takes the ranges of activations from {ranges}")
     print(
-        f"They are in {folder}, with {exports.ABOUT}: the classes ({', '.join(run.classes)}), how to read an image file"
+        f"They are in {folder}, with {export_formats.MODEL_JSON}: the classes ({', '.join(run.classes)}), "
+        "how to read an image file"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,14 +17,15 @@ from experiments import __version__
 from experiments.data.decoder_settings import DecoderSettings
 from experiments.data.pixel_cache import open_image
 from experiments.data.resizing import resize
-from experiments.deploy.export_formats import FORMATS, INT8, check_precision, convert
+from experiments.deploy.export_formats import FORMATS, INT8, MODEL_JSON, check_output, check_precision, convert
+from experiments.deploy.rejection import temperature
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError, DataError
 from experiments.models.network import inference_function
 from experiments.storage import atomic_files
 
 if TYPE_CHECKING:
-    Run = Callable[[np.ndarray], np.ndarray]
+    from experiments.deploy.export_formats import Infer
 
 # What users of the exported files do to an image, by `data.resize`.
 RESIZING = {
@@ -32,7 +33,6 @@ RESIZING = {
     "pad": "the whole image, its proportions kept, centered on a black square (Keras: pad_to_aspect_ratio=True)",
     "crop": "its largest centered square (Keras: crop_to_aspect_ratio=True)",
 }
-ABOUT = "model.json"
 TOLERANCE = {"float32": 1e-4}  # largest accepted difference in probability, by precision
 COARSE = 1e-2  # the same, for all other precisions
 BATCH = 32
@@ -57,7 +57,9 @@ class Parity(NamedTuple):
     accuracy: float | None  # None: the images have no labels
 
 
-def export(run: Trained, model: keras.Model, images: Images, folder: Path, formats: Sequence[str]) -> list[Parity]:
+def export(
+    run: Trained, model: keras.Model, images: Images, folder: Path, formats: Sequence[str], overwrite: bool = False
+) -> list[Parity]:
     """Write a model in some formats, read each back and compare its predictions with the model's.
 
     The directory is renamed into place after the comparison, so that it is never incomplete.
@@ -66,43 +68,47 @@ def export(run: Trained, model: keras.Model, images: Images, folder: Path, forma
         run: the run that trained the model.
         model: the run's model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
         images: those of the comparison.
-        folder: the directory to write, which is replaced if it exists.
+        folder: the directory to write.
         formats: names of FORMATS.
+        overwrite: whether an earlier export of that name is replaced.
 
     Returns:
         The comparison of each format, after that of the model itself (its `file` is empty).
 
     Raises:
-        ConfigError: a format cannot express the model, or needs training images that do not exist any more.
+        ConfigError: a format cannot express the model, or needs training images that do not exist any more, or
+            `folder` exists and is not replaced.
         RuntimeError: a format does not reproduce the model's probabilities.
         OSError: a file cannot be written.
     """
     check_precision(model, formats)
-    training = training_images(run, int(model.input_shape[1])) if INT8 in formats else images.pixels
-    expected = probabilities(inference_function(model), images.pixels)
+    training = training_images(run, int(model.input_shape[1])) if INT8 in formats else None
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = atomic_files.draft(folder)
     aside.mkdir()
     try:
+        expected = probabilities(inference_function(model), images.pixels)
         found = [compare(run, "", 0, expected, expected, images.labels)]
         for name in formats:
             path = aside / FORMATS[name].file
-            given = probabilities(convert(model, name, path, training), images.pixels)
+            representative = training.pixels if training else images.pixels[:0]
+            given = probabilities(convert(model, name, path, representative), images.pixels)
             found.append(compare(run, path.name, size_of(path), given, expected, images.labels))
             check(found[-1], run, name, given, len(expected))
         about_files = {name: parity._asdict() for name, parity in zip(formats, found[1:], strict=True)}
         content = about(run, model) | {"files": about_files, "compared_on": images.description}
-        atomic_files.write_file(aside / ABOUT, json.dumps(content, indent=1).encode())
-        replace(aside, folder)
+        content["int8_ranges_from"] = training.description if training else None
+        atomic_files.write_file(aside / MODEL_JSON, json.dumps(content, indent=1).encode())
+        put_in_place(aside, folder, overwrite)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return found
 
 
-def probabilities(run: Run, pixels: np.ndarray) -> np.ndarray:
+def probabilities(infer: Infer, pixels: np.ndarray) -> np.ndarray:
     """Return probabilities [N, classes] for pixels [N, H, W, 3] uint8."""
     starts = range(0, len(pixels), BATCH)
-    return np.concatenate([run(pixels[at : at + BATCH].astype("float32")) for at in starts])
+    return np.concatenate([infer(pixels[at : at + BATCH].astype("float32")) for at in starts])
 
 
 def compare(
@@ -146,6 +152,7 @@ def about(run: Trained, model: keras.Model) -> dict[str, object]:
         # Of two classes, the positive one is predicted from this probability on; null: the most probable class is.
         "positive": run.decision.positive,
         "threshold": run.decision.threshold,
+        "temperature": temperature_of(run),  # calibrated probabilities: softmax(log(probabilities) / temperature)
         "run": run.run_id or run.name,
         "name": run.name,
         "regime": run.plain["regime"]["name"],
@@ -158,12 +165,30 @@ def about(run: Trained, model: keras.Model) -> dict[str, object]:
     }
 
 
-def replace(aside: Path, folder: Path) -> None:
-    """Rename a directory to its final name, and remove what had that name."""
+def temperature_of(run: Trained) -> float | None:
+    """Return the temperature of a run's probabilities; None if it has none."""
+    try:
+        return temperature(run)
+    except ConfigError:
+        return None
+
+
+def put_in_place(aside: Path, folder: Path, overwrite: bool) -> None:
+    """Rename a directory to its final name, and remove an earlier export of that name.
+
+    Raises:
+        ConfigError: something else has got that name since the export began.
+    """
+    check_output(folder, overwrite)
     old = atomic_files.draft(folder)
     if folder.exists():
         folder.rename(old)
-    aside.rename(folder)
+    try:
+        aside.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -180,8 +205,8 @@ def sample(run: Trained, size: int, most: int) -> Images:
     )
 
 
-def training_images(run: Trained, size: int) -> np.ndarray:
-    """Return some training images of a run, [N, size, size, 3] uint8.
+def training_images(run: Trained, size: int) -> Images:
+    """Return evenly spread training images of a run, at most REPRESENTATIVE.
 
     Raises:
         ConfigError: none exists any more.
@@ -193,11 +218,14 @@ def training_images(run: Trained, size: int) -> np.ndarray:
             f"here (data.root: {run.facts.get('data_root') or run.plain['data'].get('root')}). Possible without them: "
             f"{', '.join(name for name in FORMATS if name != INT8)}"
         )
-    return found.pixels
+    return found
 
 
 def recorded_images(run: Trained, split: str, size: int, most: int) -> Images | None:
-    """Return evenly spread images of a split that have not changed since the run; None if none of them is here."""
+    """Return evenly spread images of a split that have not changed since the run; None if none of them is here.
+
+    The description has the number of those that are missing or have changed.
+    """
     data = run.plain["data"]
     root = run.facts.get("data_root") or data.get("root") or data.get("images")  # the first is not in runs of 0.2
     settings = DecoderSettings.of(data)
@@ -209,10 +237,13 @@ def recorded_images(run: Trained, split: str, size: int, most: int) -> Images | 
     for row in chosen:
         try:
             image = open_image(Path(root), row["path"], row["sha256"], settings)
-        except DataError:  # missing, or changed since the run: the description gives the number of those that are here
+        except DataError:
             continue
         pixels.append(resize(image, size, settings.resize))
         labels.append(int(row["label"]))
     if not pixels:
         return None
-    return Images(np.stack(pixels), np.array(labels), f"{len(pixels)} of {len(rows)} images of the run's {split} split")
+    description = f"{len(pixels)} of {len(rows)} images of the run's {split} split"
+    if skipped := len(chosen) - len(pixels):
+        description += f" ({skipped} more are missing or have changed)"
+    return Images(np.stack(pixels), np.array(labels), description)

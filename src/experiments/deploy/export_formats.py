@@ -21,7 +21,7 @@ from experiments.errors import ConfigError
 if TYPE_CHECKING:
     import keras
 
-    Run = Callable[[np.ndarray], np.ndarray]  # pixels [N, H, W, 3] float32 -> probabilities [N, classes] float32
+    Infer = Callable[[np.ndarray], np.ndarray]  # pixels [N, H, W, 3] float32 -> probabilities [N, classes] float32
 
 Precision = Literal["float32", "float16", "int8"]
 
@@ -31,7 +31,7 @@ class Format(NamedTuple):
 
     file: str  # its file or directory below the exported directory
     write: Callable[[keras.Model, Path, np.ndarray], None]  # the last: the run's training images, for int8
-    read: Callable[[Path], Run]
+    read: Callable[[Path], Infer]
     extra: str | None = None  # the optional dependencies that it needs
     rounded: bool = False  # its weights have fewer digits than the model's, so that its probabilities differ
 
@@ -40,7 +40,7 @@ def write_keras(model: keras.Model, path: Path, images: np.ndarray) -> None:
     model.save(path)
 
 
-def read_keras(path: Path) -> Run:
+def read_keras(path: Path) -> Infer:
     import keras
 
     from experiments.models.network import inference_function
@@ -52,7 +52,7 @@ def write_saved_model(model: keras.Model, path: Path, images: np.ndarray) -> Non
     model.export(path, format="tf_saved_model", verbose=False)
 
 
-def read_saved_model(path: Path) -> Run:
+def read_saved_model(path: Path) -> Infer:
     """Return the serving function of a SavedModel, on NumPy arrays."""
     import tensorflow as tf
 
@@ -68,7 +68,7 @@ def write_onnx(model: keras.Model, path: Path, images: np.ndarray) -> None:
     model.export(path, format="onnx", verbose=False, input_signature=inputs)
 
 
-def read_onnx(path: Path) -> Run:
+def read_onnx(path: Path) -> Infer:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -96,7 +96,7 @@ def write_tflite(precision: Precision, model: keras.Model, path: Path, images: n
     model.export(path, format="litert", verbose=False, target_spec=target, **options)
 
 
-def read_tflite(path: Path) -> Run:
+def read_tflite(path: Path) -> Infer:
     """Return a TFLite file's function, computed by the runtime of phones and boards, image by image."""
     from ai_edge_litert.interpreter import Interpreter
 
@@ -104,7 +104,7 @@ def read_tflite(path: Path) -> Run:
     interpreter.allocate_tensors()
     (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
 
-    def run(pixels: np.ndarray) -> np.ndarray:
+    def infer(pixels: np.ndarray) -> np.ndarray:
         rows = []
         for image in pixels:
             interpreter.set_tensor(given["index"], image[None])
@@ -112,7 +112,7 @@ def read_tflite(path: Path) -> Run:
             rows.append(interpreter.get_tensor(result["index"])[0])
         return np.stack(rows)
 
-    return run
+    return infer
 
 
 def tflite(precision: Precision) -> Format:
@@ -131,6 +131,7 @@ FORMATS = {
 }
 GROUPS = {"tflite": [name for name in FORMATS if name.startswith("tflite_")], "all": list(FORMATS)}
 DEFAULT = "keras,saved_model"
+MODEL_JSON = "model.json"  # the file beside the exported ones that describes them
 EXTRAS = {"onnx": ("tf2onnx", "onnx", "onnxruntime"), "litert": ("ai_edge_litert",)}  # the modules of each
 
 
@@ -160,6 +161,17 @@ def parse(text: str) -> list[str]:
     return names
 
 
+def check_output(folder: Path, overwrite: bool) -> None:
+    """Raise ConfigError if a directory may not be written because something has that name.
+
+    Only what an earlier export has written is ever replaced.
+    """
+    is_export = (folder / MODEL_JSON).is_file()
+    if os.path.lexists(folder) and not (overwrite and is_export):
+        how = "Give --overwrite to replace it" if is_export else "Give another one"
+        raise ConfigError(f"--output: {folder} is there already. {how}")
+
+
 def check_precision(model: keras.Model, names: Sequence[str]) -> None:
     """Raise ConfigError if a model computes in a precision that a format cannot express."""
     from experiments.system.private_api import flatten_layers
@@ -173,7 +185,7 @@ def check_precision(model: keras.Model, names: Sequence[str]) -> None:
             )
 
 
-def convert(model: keras.Model, name: str, path: Path, images: np.ndarray) -> Run:
+def convert(model: keras.Model, name: str, path: Path, images: np.ndarray) -> Infer:
     """Write a model in a format and read it back.
 
     Args:
@@ -189,7 +201,7 @@ def convert(model: keras.Model, name: str, path: Path, images: np.ndarray) -> Ru
     try:
         form.write(model, path, images)
         return form.read(path)
-    except OSError:
+    except (OSError, MemoryError):  # these are not about the network
         raise
     except Exception as error:  # the converters and runtimes have no common base class of errors
         layers = inconvertible(model, form)
@@ -205,7 +217,8 @@ def convert(model: keras.Model, name: str, path: Path, images: np.ndarray) -> Ru
 def inconvertible(model: keras.Model, form: Format) -> list[str]:
     """Return the layers that a format cannot express, as 'name (class)'.
 
-    Each is tried alone, one of every class. Layers with several inputs, such as sums, are not tried.
+    Each is tried alone, one of every class. Layers with several inputs, such as sums, are not tried, nor are layers
+    inside other layers than models, which have no inputs of their own.
     """
     import keras
 
@@ -213,15 +226,16 @@ def inconvertible(model: keras.Model, form: Format) -> list[str]:
 
     found, tried = [], {keras.layers.InputLayer}
     for layer in flatten_layers(model):
-        if isinstance(layer, keras.Model) or type(layer) in tried or isinstance(layer.input, list):
+        inputs = getattr(layer, "input", None)
+        if isinstance(layer, keras.Model) or type(layer) in tried or not isinstance(inputs, keras.KerasTensor):
             continue
         tried.add(type(layer))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / form.file
             try:
-                inputs = keras.Input(batch_shape=layer.input.shape)
-                noise = np.random.default_rng(0).normal(size=(8, *inputs.shape[1:]))
-                form.write(keras.Model(inputs, layer(inputs)), path, noise)
+                alone = keras.Input(batch_shape=inputs.shape)
+                noise = np.random.default_rng(0).normal(size=(8, *alone.shape[1:]))
+                form.write(keras.Model(alone, layer(alone)), path, noise)
                 form.read(path)
             except Exception:
                 found.append(f"{layer.name} ({type(layer).__name__})")
