@@ -143,19 +143,24 @@ def test_a_machine_without_the_shared_disk_says_so(tmp_path: Path) -> None:
     assert said is not None and "must share a disk" in said
 
 
-def test_what_submitit_writes_holds_no_password_and_the_job_has_it(
+def test_what_submitit_writes_holds_no_secret_and_the_job_has_them(
     config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(redaction.VARIABLE, "{}")
     monkeypatch.setenv("PW", "S3cret-1")
-    uri = "postgresql://me:S3cret-1@host/db"
-    checked = config("tracking.uri='postgresql://me:${oc.env:PW}@host/db'")
+    monkeypatch.setenv("SCORE", "accuracy")
+    checked = config(
+        "tracking.uri='postgresql://me:${oc.env:PW}@host/db'", "objective=${oc.env:SCORE}",
+        "+tags.who=${oc.env:PW}", "+tags.also=${tags.who}", "sweep.storage='sqlite:///typed?password=T1ped-too'",
+    )  # fmt: skip
     task = slurm.Task(PlannedRun(Path("x"), "", Composed(checked, OmegaConf.create()), []), Path("x"), {}, None)
-    assert b"S3cret-1" not in pickle.dumps(task)
-    assert task.job.composed.config.tracking.uri == "postgresql://me:***@host/db"
+    assert not [secret for secret in (b"S3cret-1", b"T1ped-too") if secret in pickle.dumps(task)]
+    assert task.job.composed.config.tags == {"who": "${oc.env:PW}", "also": "${tags.who}"}
+    assert redaction.redact_credentials("accuracy of S3cret-1") == "accuracy of S3cret-1", "a value is no credential"
     monkeypatch.setattr(slurm, "work", lambda job, *arguments, **named: job.composed.config)
     called: Any = task()
-    assert called == checked and called.tracking.uri == uri and called.unresolved == checked.unresolved
+    assert called == checked and called.unresolved == checked.unresolved
+    assert called.tracking.uri == "postgresql://me:S3cret-1@host/db" and called.tags["also"] == "S3cret-1"
 
 
 class Submitted:

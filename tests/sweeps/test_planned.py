@@ -125,6 +125,20 @@ def refused(call: Callable[[], Any]) -> str:
     return str(error.value)
 
 
+def test_a_sweeps_directory_holds_no_value_from_the_environment(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHO", "s3cr3t-Value-123")
+    monkeypatch.setenv("JOBS", "2")
+    place = (f"hydra.sweep.dir={tmp_path / 'D'}", "+tags.who=${oc.env:WHO}", "sweep.jobs='${oc.decode:${oc.env:JOBS}}'")
+    (job, _) = trained(*place, "optimizer.lr=0.01,0.02", "sweep.final=false")
+    assert job.composed.config.tags == {"who": "s3cr3t-Value-123"}
+    files = [path for path in (tmp_path / "D").rglob("*") if path.is_file()]
+    assert not [path for path in files if b"s3cr3t-Value-123" in path.read_bytes()]
+    config = sweep_directory.read(tmp_path / "D")["config"]
+    assert config["tags"] == {"who": "${oc.env:WHO}"} and config["sweep"]["jobs"] == 2
+
+
 def test_a_directory_of_another_sweep_is_refused_by_name(trained: Trained, tmp_path: Path) -> None:
     place = f"hydra.sweep.dir={tmp_path / 'D'}"
     assert len(trained(place, "optimizer.lr=0.01,0.02", "sweep.final=false")) == 2

@@ -17,6 +17,7 @@ from experiments.system import signals
 from experiments.training.types import Status
 
 if TYPE_CHECKING:
+    from experiments.config.schema import Config
     from experiments.sweeps.plan import Job
 
 LOCK, PARENT = ".reproduce.lock", "reproduce.json"
@@ -83,7 +84,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
             raise ConfigError("\n".join(lines)) from None
         todo = [job for job in jobs if job.status != Status.FINISHED]
         print(f"{len(jobs)} runs, {len(jobs) - len(todo)} of them finished")
-        parent = open_parent(folder, plain) if common.tracking.uri is not None else None
+        parent = open_parent(folder, common) if common.tracking.uri is not None else None
         status = Status.KILLED
         try:
             for at, job in enumerate(todo, 1):
@@ -146,7 +147,7 @@ def hints(arguments: argparse.Namespace, error: str) -> list[str]:
     return []
 
 
-def open_parent(folder: Path, config: dict[str, Any]) -> str:
+def open_parent(folder: Path, config: Config) -> str:
     """Create the parent MLflow run, or continue that of the same command's earlier start, and return its id."""
     from experiments.storage import atomic_files
     from experiments.sweeps import processes

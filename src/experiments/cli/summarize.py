@@ -34,7 +34,6 @@ def summarize(folder: Path) -> None:
         ConfigError: the directory holds no sweep, or the tracking store's password is not known.
     """
     from experiments.config.credentials import revealed
-    from experiments.config.schema import Config
     from experiments.runs.run_directory import SWEEP
     from experiments.sweeps import summary_files
     from experiments.sweeps.terminal import show_summary
@@ -48,13 +47,13 @@ def summarize(folder: Path) -> None:
     if about["parent"] is not None:
         running = any(run["status"] in (Status.NEW, Status.PARTIAL, Status.RUNNING) for run in summary["runs"])
         status = Status.RUNNING if running else Status.FAILED if summary["failures"] else Status.FINISHED
-        config = Config.model_validate(revealed(about["config"]))
-        if is_concealed(config.tracking.uri or ""):
+        uri = revealed(about["config"]["tracking"]["uri"], "tracking.uri")
+        if is_concealed(uri):
             raise ConfigError(
-                f"{folder.name}: the summary is written, but not logged: the password of {config.tracking.uri} is not "
+                f"{folder.name}: the summary is written, but not logged: the password of {uri} is not "
                 "kept in a sweep's folder. Set MLFLOW_TRACKING_URI to the whole address"
             )
-        end_sweep(config, about["parent"], folder, summary["metrics"], status)
+        end_sweep(uri, about["parent"], folder, summary["metrics"], status)
 
 
 if __name__ == "__main__":

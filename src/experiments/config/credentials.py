@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
+from pydantic import BaseModel
 
 from experiments.config.schema import Config
 from experiments.system.redaction import is_concealed, redacted, remember, reveal
 
 
 def revealed(value: Any, key: str = "", change: Callable[[str, str], str] = reveal) -> Any:
-    """Return plain values with the credentials from the command line or the environment restored.
+    """Return a configuration with the credentials from the command line or the environment restored.
 
     Args:
-        value: a configuration, or the part of it at `key`.
+        value: a configuration, validated or as plain values, or the part of it at `key`.
         key: the dotted key of `value`; empty for a whole configuration.
         change: returns the new value of a text, given the text and its dotted key.
     """
@@ -27,22 +28,26 @@ def revealed(value: Any, key: str = "", change: Callable[[str, str], str] = reve
         return {name: revealed(below, f"{key}.{name}".lstrip("."), change) for name, below in value.items()}
     if isinstance(value, list):
         return [revealed(below, f"{key}.{at}", change) for at, below in enumerate(value)]
+    if isinstance(value, BaseModel):
+        return value.model_copy(
+            update={name: revealed(below, f"{key}.{name}".lstrip("."), change) for name, below in value}
+        )
     return value
 
 
-def revealed_config(config: Config, change: Callable[[str, str], str] = reveal) -> Config:
-    """Return a validated configuration with its texts changed as by `revealed`, validated again."""
-    made = Config.model_validate(revealed(config.model_dump(by_alias=True, mode="json"), change=change))
-    made._unresolved = config._unresolved
-    return made
-
-
 def concealed_config(config: Config) -> Config:
-    """Return a validated configuration with its credentials redacted, to be written to a file.
+    """Return a validated configuration without credentials and values from the environment, to be written to a file.
 
-    `revealed_config` restores them in this process and its children.
+    Values from the environment are replaced by their unresolved text, which need not be valid for their keys.
+    `revealed` restores all values in this process and its children.
     """
-    return revealed_config(config, lambda text, key: remember(key, text))
+
+    def conceal(text: str, key: str) -> str:
+        above = (written for name, written in config.unresolved.items() if f"{key}.".startswith(f"{name}."))
+        return remember(key, text, next(above, None))
+
+    concealed: Config = revealed(config, change=conceal)
+    return concealed
 
 
 def conceal(composed: DictConfig) -> None:

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
+from experiments.config.identity import logged
 from experiments.config.schema import LOWER_IS_BETTER, Config
 from experiments.errors import ConfigError
 from experiments.runs.lock import PATIENCE, claim
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from experiments.sweeps.summary import Row
 
 LOCK = ".sweep.lock"
+# What `summary_files`, `ladder` and `experiments summarize` read in sweep.json, even if it came from the environment.
+SUMMARY_KEYS = {"sweep": ("final", "rungs", "climb", "jobs"), "data": ("folds",), "tracking": ("uri",)}
 
 
 @dataclass(frozen=True)
@@ -118,12 +121,12 @@ class Session:
         """Create the sweep's MLflow run or continue that of an earlier start, and write records of sweep and jobs."""
         if self.config.tracking.uri is not None:
             before = sweep_directory.read(self.folder).get("parent")
-            response = processes.run_worker_task("open_run", plan.plain(self.config), str(self.folder), before)
+            response = processes.run_worker_task("open_run", self.config, str(self.folder), before)
             self.parent = response["run_id"]
         about = {
             "name": self.name,
             "command": shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]]),
-            "objective": self.config.objective, "parent": self.parent, "config": plan.plain(self.config),
+            "objective": self.config.objective, "parent": self.parent, "config": recorded(self.config),
         }  # fmt: skip
         atomic_files.write_file(self.folder / sweep_directory.SWEEP, json.dumps(redacted(about), indent=1).encode())
         self.write_jobs(jobs)
@@ -250,6 +253,14 @@ class Session:
                 self.close(metrics, Status.FAILED if isinstance(error, Exception) else Status.KILLED)
             error.add_note("Go on with this sweep: the same command again")
             raise
+
+
+def recorded(config: Config) -> dict[str, Any]:
+    """Return the configuration that sweep.json contains: as it is logged, with the values that summaries read."""
+    written, plain = logged(config), plan.plain(config)
+    for group, names in SUMMARY_KEYS.items():
+        written[group] = written.get(group, {}) | {name: plain[group][name] for name in names}
+    return written
 
 
 def inspect_jobs(jobs: Sequence[Job]) -> Inspection:

@@ -208,7 +208,7 @@ class Task:
         self.arguments, self.leaving = arguments, False
 
     def __call__(self) -> str | None:
-        job = _with_config(self.job, credentials.revealed_config)
+        job = _with_config(self.job, credentials.revealed)
         reason = work(job, *self.arguments, leaving=lambda: self.leaving)
         return TIMEOUT if reason and "timed-out too many times" in reason else reason  # submitit's exception
 

@@ -293,11 +293,11 @@ def conclude(folder: str, file: str) -> None:
         response.update(summary_files.write_summary(Path(folder)))
 
 
-def open_run(config: Mapping[str, Any], folder: str, before: str | None, file: str) -> None:
+def open_run(config: Config, folder: str, before: str | None, file: str) -> None:
     """Start the sweep's own MLflow run or, if `before` names one, continue that; the result's key is `run_id`."""
     with writing_response(file) as response:
         response["run_id"] = summary_runs.start_sweep(
-            Config.model_validate(config), Path(folder), getattr(multiprocessing.parent_process(), "pid", None), before
+            config, Path(folder), getattr(multiprocessing.parent_process(), "pid", None), before
         )
 
 
@@ -306,7 +306,7 @@ def close_run(config: Mapping[str, Any], run_id: str, folder: str, metrics: Mapp
     """Log the content of the sweep's directory to the sweep's MLflow run, and end that run."""
     with writing_response(file):
         try:
-            summary_runs.end_sweep(Config.model_validate(config), run_id, Path(folder), metrics, status)
+            summary_runs.end_sweep(str(config["tracking"]["uri"]), run_id, Path(folder), metrics, status)
         except connection.failures() as error:
             logging.getLogger(__name__).warning(
                 "The sweep's summary is not in MLflow (%s). When the server is back: experiments summarize %s",

@@ -114,7 +114,8 @@ def _known_values() -> re.Pattern[str] | None:
     The pattern is cached, because reading the environment takes longer than redacting a line.
     """
     values: set[str] = set()
-    for text in _table().values():
+    # Unresolved text without *** stands for any value from the environment, such as a path, and not for a credential.
+    for text in (text for hidden, text in _table().items() if STARS in hidden):
         values |= {*_forms(text, whole="://" not in text)}
     for name, value in os.environ.items():
         if name != VARIABLE and ("://" in value or _SECRET_VARIABLE.search(name)):
@@ -160,11 +161,17 @@ def _distinct(value: str) -> bool:
 # --- Configuration values: redacted where they are written, restored where they are used
 
 
-def remember(key: str, value: str) -> str:
-    """Return a configuration value redacted; store the original for `reveal` in this process and its children."""
-    hidden: str = redacted(value, key)
+def remember(key: str, value: str, written: str | None = None) -> str:
+    """Return a configuration value redacted; store the original for `reveal` in this process and its children.
+
+    Args:
+        key: the dotted key of the value.
+        value: the value.
+        written: the unresolved text of a value from the environment, which is returned in its place.
+    """
+    hidden: str = redacted(value if written is None else written, key)
     if hidden != value:
-        by_text = {} if hidden == STARS else {hidden: value}
+        by_text = {} if hidden == STARS or written is not None else {hidden: value}
         os.environ[VARIABLE] = json.dumps(_table() | by_text | {f"{key}={hidden}": value})
         _known_values.cache_clear()
     return hidden
@@ -174,10 +181,10 @@ def reveal(text: str, key: str = "") -> str:
     """Return a configuration value with its credentials, taken from `remember` or from an environment variable.
 
     Args:
-        text: the value, redacted or not; it is returned unchanged if its credentials are not known.
+        text: the value, redacted or unresolved or not; it is returned unchanged if the original is not known.
         key: the dotted key of the value.
     """
-    if STARS not in text:
+    if STARS not in text and "${" not in text:
         return text
     table = _table()
     if found := table.get(f"{key}={text}") or table.get(text):

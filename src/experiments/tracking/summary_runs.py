@@ -46,9 +46,9 @@ def start_sweep(config: Config, folder: Path, pid: int | None, run_id: str | Non
         return str(client.create_run(experiment, run_name=folder.name, tags=tags).info.run_id)
 
 
-def end_sweep(config: Config, run_id: str, folder: Path, metrics: Mapping[str, float], status: str) -> None:
+def end_sweep(uri: str, run_id: str, folder: Path, metrics: Mapping[str, float], status: str) -> None:
     """Log a sweep's metrics and summary to its MLflow run, and end it."""
-    connection.use(str(config.tracking.uri))
+    connection.use(uri)
     import mlflow
 
     client = mlflow.MlflowClient()
