@@ -21,6 +21,7 @@ from experiments.reuse import continuation, resume
 from experiments.runs import continuation as continuation_of
 from experiments.runs.curves import Curves
 from experiments.runs.run_directory import RunDirectory
+from experiments.sweeps.worker_tasks import prepare_jobs
 from experiments.system.paths import default_outputs
 from experiments.system.progress import PlainConsole, Terminal
 from experiments.training.callbacks import build_variables
@@ -136,6 +137,17 @@ def test_a_range_test_goes_on_from_the_finished_run(
             np.testing.assert_array_equal(variable, value)
 
 
+def test_jobs_of_a_sweep_continue_a_run_with_identities_of_their_own(
+    short: Path, config: Callable[..., Config]
+) -> None:
+    root = continuation_of.configuration(RunDirectory(short))["data"]["root"]
+    given = ("data=folder", f"data.root={root}", "data.image_size=48", "regime=bottleneck", *SMALL, "epochs=4")
+    continued = [config(*given, f"continue_from={short}", f"optimizer.lr={rate}") for rate in (1e-4, 1e-5)]
+    jobs = prepare_jobs([job.model_dump(by_alias=True) for job in (*continued, config(*given))])
+    assert len({job.identity for job in jobs}) == 3
+    assert [bool(job.components.continued) for job in jobs] == [True, True, False]
+
+
 def test_a_winner_is_continued_from_the_state_of_its_job(
     short: Path, config: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -151,6 +163,7 @@ def test_a_winner_is_continued_from_the_state_of_its_job(
 
 REFUSED = {
     "as many epochs": (["epochs=2"], "must be more than 2, the epochs that a-copy has trained.*Received: 2"),
+    "a job of a sweep": (["-m", "epochs=4,2"], "must be more than 2, the epochs that a-copy has trained"),
     "another network": (
         ["epochs=4", "model.head.pooling=max"],
         "model.head.pooling: must be 'average', as in that run. Received: 'max'",
