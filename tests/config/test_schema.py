@@ -17,6 +17,7 @@ from experiments.config.hydra_errors import explain
 from experiments.config.identity import effective, head_run, run_identity
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.runs import continuation
 
 Read = Callable[..., Config]
 
@@ -430,6 +431,13 @@ def test_identity_rests_where_a_run_only_happens_elsewhere(override: str, config
 ])  # fmt: skip
 def test_identity_rests_where_the_regime_ignores_a_key(regime: str, override: str, config: Read) -> None:
     assert run_identity(config(f"regime={regime}")) == run_identity(config(f"regime={regime}", override))
+
+
+def test_a_regime_may_ignore_the_run_that_is_continued(config: Read) -> None:
+    ignoring = ("regime=scratch", "regime.ignores=[continue_from]")
+    assert run_identity(config(*ignoring)) == run_identity(config(*ignoring, "continue_from=/a/run"))
+    with pytest.raises(ConfigError, match="regime=scratch ignores continue_from"):
+        continuation.check(config(*ignoring, "continue_from=/a/run"))
 
 
 def test_identity_knows_a_debug_run_by_what_it_changes(config: Read) -> None:

@@ -66,6 +66,7 @@ def test_a_sweep_has_the_same_name_whatever_runs_it(context: HydraContext) -> No
         return plan.sweep_name(jobs[0].config, jobs)
 
     assert name("epochs=3,4") == name("epochs=4,3", "sweep.jobs=2") == name("epochs=3,4", "progress=none")
+    assert name("epochs=3,4") == name("epochs=3,4", "continue_from=/a/run"), "the identities cover it"
     assert name("epochs=3,4") != name("epochs=3,5")
     assert name("epochs=3,4") != name("epochs=3,4", "seed=1")
     assert name("epochs=3,4") != name("epochs=3,4", data="b"), "of other data it is another sweep"

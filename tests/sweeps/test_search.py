@@ -47,7 +47,14 @@ def test_a_search_has_one_name_whatever_its_trials_workers_and_stores(config: An
 
     name = search_name(config("sweep.search=tpe"), found)
     assert search_name(config("sweep.search=tpe"), found, "other data") != name
-    same = ["sweep.trials=99", "sweep.jobs=4", "tracking=none", "outputs=/elsewhere", "runtime.threads=3"]
+    same = [
+        "continue_from=/a/run",
+        "sweep.trials=99",
+        "sweep.jobs=4",
+        "tracking=none",
+        "outputs=/elsewhere",
+        "runtime.threads=3",
+    ]
     assert search_name(config("sweep.search=tpe", *same), found) == name
     for other in ("sweep.seed=1", "sweep.search=random", "objective=loss", "epochs=7", "sweep.pruner=median"):
         assert search_name(config("sweep.search=tpe", other), found) != name

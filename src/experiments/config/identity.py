@@ -93,7 +93,7 @@ def run_identity(config: Config, **facts: str | None) -> str:
         plain["data"]["resize"] = data.resize
     plain["model"].pop("weights", None)
     plain["regime"].pop("head_from", None)
-    plain.pop("continue_from")
+    plain.pop("continue_from", None)
     return hashlib.sha256(json.dumps({"config": plain, **facts}, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -31,6 +31,11 @@ def check(config: Config) -> None:
     """
     if config.continue_from is None:
         return
+    if KEY in config.regime.ignores:
+        raise ConfigError(
+            f"continue: regime={config.regime.name} ignores {KEY} (regime.ignores), so it trains no run further. "
+            f"Allowed: a regime that reads it, or {KEY}=null"
+        )
     folder = Path(config.continue_from)
     directory = RunDirectory(folder)
     facts = directory.facts()

@@ -322,7 +322,10 @@ def sweep_name(config: Config, jobs: Sequence[Job]) -> str:
 
 def digest(jobs: Sequence[Config], *more: str | int) -> str:
     """Return the first 8 hex digits of a hash of the jobs' configurations, independent of the jobs' order."""
-    configs = sorted(json.dumps(effective(job) | {"sweep": None, "progress": None}, sort_keys=True) for job in jobs)
+    plains = [effective(job) | {"sweep": None, "progress": None} for job in jobs]
+    for plain in plains:
+        plain.pop("continue_from", None)  # the identities cover the content; version 0.2 had no such key
+    configs = sorted(json.dumps(plain, sort_keys=True) for plain in plains)
     return hashlib.sha256(json.dumps([configs, list(more)]).encode()).hexdigest()[:8]
 
 

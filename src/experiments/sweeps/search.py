@@ -94,7 +94,8 @@ def search_name(configs: Sequence[Config], over: Space, identity: str) -> str:
     for config in configs:
         plain = effective(config)
         corner = defining(plain) | {"evaluate": plain["evaluate"]}
-        del corner["data"]  # paths on this machine; the identity covers the content
+        for key in ("data", "continue_from"):  # paths on this machine; the identity covers the content
+            corner.pop(key, None)
         corners.append(corner)
     first, settings = configs[0], configs[0].sweep
     what = [corners, identity, first.objective, list(map(str, over.dimensions)), list(map(list, over.repeats)),
