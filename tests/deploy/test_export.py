@@ -229,6 +229,8 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(
         export.export(run, model, images, tmp_path / "other", ["keras"], overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "images.csv", "other"]
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["mine"]
+    with pytest.raises(ConfigError, match=r"--output: .*images.csv is a file"):
+        export_formats.check_output(run.manifest / "exported", overwrite=True)
 
 
 def test_images_that_have_changed_since_the_run_are_counted(drawn: Path, tmp_path: Path) -> None:

@@ -162,10 +162,12 @@ def parse(text: str) -> list[str]:
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
-    """Raise ConfigError if a directory may not be written because something has that name.
+    """Raise ConfigError if a directory may not be written because something has that name, or a file its parent's.
 
     Only what an earlier export has written is ever replaced.
     """
+    if folder.parent.exists() and not folder.parent.is_dir():
+        raise ConfigError(f"--output: {folder.parent} is a file, and no folder can be made in it. Give another one")
     is_export = (folder / MODEL_JSON).is_file()
     if os.path.lexists(folder) and not (overwrite and is_export):
         how = "Give --overwrite to replace it" if is_export else "Give another one"
