@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,7 +48,8 @@ NodeName=node0 NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cores} CoresPerSocke
 PartitionName=all Nodes=node0 Default=YES OverSubscribe=FORCE:4
 PartitionName=short Nodes=node0 MaxTime=1
 """
-# An augmentation that raises, kills its process or sleeps, depending on its argument; with CURED set it works.
+# An augmentation that raises, kills its process or sleeps, depending on its argument; with CURED set it works. The job
+# to preempt takes at least 2 s an epoch (`draw` is called once in each) until SLURM has queued it again.
 FAULTS = """
 import os, signal, time
 from experiments.data.augmentation import affine
@@ -58,6 +61,7 @@ class Faulty:
             if self.fault == "raise": raise RuntimeError("the augmentation broke")
             if self.fault == "kill": os.kill(os.getpid(), signal.SIGKILL)
             if self.fault in ("limit", "cancel"): time.sleep(600)
+            if self.fault == "preempt" and "SLURM_RESTART_COUNT" not in os.environ: time.sleep(2)
         return self.inner.draw(rng, count, size)
     def __call__(self, pixels, numbers): return self.inner(pixels, numbers)
 
@@ -99,8 +103,8 @@ class Slurm:
             assert program is not None
             self.daemons.append(subprocess.Popen([program, *command[1:]], stdout=out, stderr=out))
 
-    def wait(self, ready: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
+    def wait(self, ready: Callable[[], bool], seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
         while not ready():
             logs = "\n".join(path.read_text(errors="replace")[-2000:] for path in self.home.glob("*.out"))
             assert time.monotonic() < deadline, logs
@@ -166,6 +170,15 @@ def variables(slurm: Slurm, home: Path) -> dict[str, str]:
     return slurm.environment | {"PYTHONPATH": path, "EXPERIMENTS_HOME": str(home), "COLUMNS": "300"}
 
 
+def wait_for_output(sweep: subprocess.Popen[str], message: str) -> None:
+    watchdog = threading.Timer(100, sweep.kill)
+    watchdog.start()
+    assert sweep.stdout is not None
+    printed = list(itertools.takewhile(lambda line: message not in line, sweep.stdout))
+    watchdog.cancel()
+    assert sweep.poll() is None, "".join(printed)
+
+
 def test_a_sweep_survives_what_befalls_its_jobs_and_its_rerun_runs_what_is_missing(
     slurm: Slurm, started: Started, tally: Tally, tmp_path: Path, drawn: Path
 ) -> None:
@@ -173,22 +186,24 @@ def test_a_sweep_survives_what_befalls_its_jobs_and_its_rerun_runs_what_is_missi
     command = sweep_of("limit,preempt,raise,kill,cancel,none", drawn)
     environment = variables(slurm, tmp_path)
     sweep = started(*command, **environment)
-    most, preempted, cancelled = 0, False, False
+    most, before, cancelled = 0, "", False  # before: the curves of the preempted job when it was
     while sweep.poll() is None:
         states = slurm.queue()
         most = max(most, list(states.values()).count("RUNNING"))
         folders = {int(folder.name): folder for folder in tmp_path.glob("sweeps/*/[0-9]*/")}
         for job_id in [job_id for job_id, state in states.items() if state == "RUNNING"]:
             number = int(job_id.rpartition("_")[2])
-            if number == 1 and not preempted and epochs(folders[1]) >= 3:
+            if number == 1 and not before and epochs(folders[1]) >= 3:
+                before = (folders[1] / "curves.csv").read_text("utf-8")
                 slurm.call("scancel", "--signal=USR2", job_id)
-                preempted, before = True, (folders[1] / "curves.csv").read_text("utf-8")
             if number == 4 and not cancelled and (folders[4] / "run.json").exists():
                 slurm.call("scancel", job_id)
                 cancelled = True
         time.sleep(0.3)
     out, errors = sweep.communicate()
     assert sweep.returncode == 1, out + errors
+    assert before, "job 1 was never seen running with 3 epochs or more"
+    assert cancelled, "job 4 was never seen running"
     assert most == 2, "sweep.jobs is the array's limit"
     (summary,) = tmp_path.glob("sweeps/*/summary.json")
     content: dict[str, Any] = json.loads(summary.read_bytes())
@@ -231,14 +246,14 @@ def test_what_slurm_refuses_or_keeps_waiting_is_reported_and_ctrl_c_cancels_the_
     known = set(slurm.queue())
     waiting = started(*sweep_of("none,limit", drawn, "hydra.launcher.slurm.partition=short"), **environment)
     running = started(*sweep_of("cancel,limit", drawn), **environment)
-    slurm.wait(lambda: len(list(tmp_path.glob("sweeps/*/[0-9]*/run.json"))) == 2)
-    slurm.wait(lambda: len(set(slurm.queue()) - known) == 4)
-    time.sleep(12)  # the queue is queried every 10 seconds
+    slurm.wait(lambda: len(list(tmp_path.glob("sweeps/*/[0-9]*/run.json"))) == 2, 200)
+    slurm.wait(lambda: len(set(slurm.queue()) - known) == 4, 200)
+    wait_for_output(waiting, "SLURM: jobs wait: PartitionTimeLimit")
     for sweep in (waiting, running):
         sweep.send_signal(signal.SIGINT)
-    for sweep, message in (waiting, "SLURM: jobs wait: PartitionTimeLimit"), (running, "the same command again"):
+    for sweep in (waiting, running):
         out, errors = sweep.communicate(timeout=100)
-        assert sweep.returncode == 128 + signal.SIGINT and message in out + errors, out + errors
+        assert sweep.returncode == 128 + signal.SIGINT and "the same command again" in out + errors, out + errors
         assert "Traceback" not in errors
     states = slurm.queue()
     assert {states[job_id] for job_id in set(states) - known} == {"CANCELLED"}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import pickle
+import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -168,7 +171,9 @@ class Submitted:
 
     def __init__(self, folder: Path, number: int) -> None:
         self.job_id = f"7_{number}"
-        self.paths = SimpleNamespace(result_pickle=folder / f"{number}.pkl", stderr=folder / f"{number}.err")
+        self.paths = SimpleNamespace(
+            folder=folder, result_pickle=folder / f"{number}.pkl", stderr=folder / f"{number}.err"
+        )
 
     def result(self) -> str | None:
         return self.paths.result_pickle.read_text() or None
@@ -183,7 +188,7 @@ def on_slurm(
     monkeypatch.setattr(slurm, "RESULT_DELAY", -1.0)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     launcher = launchers(cluster="slurm")["slurm"]()
-    running = {at: slurm.Submission(Submitted(tmp_path, at), tmp_path / f"{at}.log") for at in range(5)}
+    running = {at: slurm.Submission(Submitted(tmp_path, at), tmp_path / f"{at}") for at in range(5)}
 
     def wait(program: str) -> tuple[dict[int, str | None], list[int]]:
         (tmp_path / "squeue").write_text(f"#!/bin/sh\n{program}\n")
@@ -206,7 +211,8 @@ def test_a_slurm_job_has_ended_with_its_result_or_when_slurm_says_so(
     assert [record.getMessage() for record in caplog.records] == ["SLURM: jobs wait: PartitionTimeLimit"]
     (tmp_path / "0.pkl").write_text("")
     (tmp_path / "1.pkl").write_text("exit code 1")
-    (tmp_path / "2.log").write_text("epoch 3\n")
+    (tmp_path / "2").mkdir()
+    (tmp_path / "2" / "output.log").write_text("epoch 3\n")
     (tmp_path / "2.err").write_text("srun: error: node0: task 0: Killed\n")
     rows = ["7_1|COMPLETED|None", "7_2|FAILED|NonZeroExitCode", "7_4|PENDING|BeginTime"]
     ended, queued = on_slurm(f"printf '{os.linesep.join(rows)}'")
@@ -217,9 +223,44 @@ def test_a_slurm_job_has_ended_with_its_result_or_when_slurm_says_so(
     }  # fmt: skip
 
 
-def test_no_job_has_ended_while_slurm_does_not_answer(on_slurm: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_finished_run_is_a_success_although_submitit_s_result_never_appeared(on_slurm: Any, tmp_path: Path) -> None:
+    for number, status in enumerate(["FINISHED", "FINISHED", "FINISHED", "RUNNING"]):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "run.json").write_text(json.dumps({"command": {}, "status": status}))
+    ended, _ = on_slurm("printf '7_1|COMPLETED|None\\n7_2|NODE_FAIL|None\\n7_4|RUNNING|None'")
+    assert ended == {
+        0: None, 1: None, 2: "SLURM: NODE_FAIL",
+        3: "SLURM: GONE (the job is no longer in the queue and left no result)",
+    }  # fmt: skip
+
+
+def test_results_are_seen_on_nfs(on_slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client of NFS may not see another machine's files until something changes their directory."""
+    chmod, exists, changed = Path.chmod, Path.exists, set[Path]()
+
+    def change(path: Path, mode: int) -> None:
+        changed.add(path)
+        chmod(path, mode)
+
+    monkeypatch.setattr(Path, "chmod", change)
+    monkeypatch.setattr(Path, "exists", lambda path: path.parent in changed and exists(path))
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0.pkl").write_text("")
+    ended, _ = on_slurm('for number in 0 1 2 3 4; do echo "7_$number|RUNNING|None"; done')
+    assert ended == {0: None} and tmp_path / "0" in changed, "the run directory is read next"
+
+
+def test_no_job_has_ended_while_slurm_does_not_answer(
+    on_slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     assert on_slurm("echo 'Unable to contact slurm controller' >&2; exit 1") == ({}, [])
     assert "Unable to contact slurm controller" in caplog.text
+    monkeypatch.setattr(slurm_queue, "TIMEOUT", 0.1)
+    assert on_slurm("exec sleep 20") == ({}, [])
+    assert "squeue has not answered within 0.1 s" in caplog.text
+    (tmp_path / "squeue").rename(tmp_path / "scancel")
+    slurm_queue.cancel(["7_0", "7_1"])
+    assert "Cancel the jobs later: scancel 7_0 7_1" in caplog.text
 
 
 def test_a_sweep_that_is_a_slurm_job_itself_hides_its_variables_while_it_submits(
@@ -236,8 +277,70 @@ def test_a_sweep_that_is_a_slurm_job_itself_hides_its_variables_while_it_submits
         assert "SRUN_CPUS_PER_TASK" in os.environ, "set by the user for the jobs"
 
 
-def test_a_signal_before_the_start_of_the_time_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options, message", [
+    ({"timeout_min": 2, "signal_delay_s": 120}, "signal_delay_s: must be less than hydra.launcher.timeout_min (120 s)"),
+    ({"timeout_min": "4h"}, "hydra.launcher.timeout_min: must be a whole number, at least 1. Received: '4h'"),
+    ({"signal_delay_s": None}, "hydra.launcher.signal_delay_s: must be a whole number, at least 0. Received: None"),
+    ({"slurm": {"srun_args": "--exclusive"}}, "hydra.launcher.slurm.srun_args: must be like [--exclusive]. Received"),
+    ({"slurm": {"array_parallelism": 9}}, "hydra.launcher.slurm.array_parallelism: set sweep.jobs instead"),
+])  # fmt: skip
+def test_wrong_parameters_are_refused_before_any_work(
+    options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: package)
-    launcher = launchers(timeout_min=2, signal_delay_s=120)["slurm"]()
-    with pytest.raises(ConfigError, match=r"signal_delay_s: must be less than hydra\.launcher\.timeout_min \(120 s\)"):
-        launcher.setup(hydra_context=None, task_function=None, config=CONFIG)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        launchers(**options)["slurm"]().setup(hydra_context=None, task_function=None, config=CONFIG)
+
+
+def test_parameters_for_sbatch_are_added_to_those_that_a_sweep_needs() -> None:
+    given = {"srun_args": ["--exclusive"], "additional_parameters": {"nodelist": "n1"}, "qos": None, "partition": "gpu"}
+    assert launchers(slurm=given)["slurm"]().sbatch_parameters() == {
+        "slurm_srun_args": ["--cpus-per-task=2", "--exclusive"], "slurm_partition": "gpu",
+        "slurm_additional_parameters": {"requeue": True, "nodelist": "n1"}, "slurm_array_parallelism": 1,
+    }  # fmt: skip
+
+
+class Executor:
+    """An executor of submitit that only counts, and accepts `accepted` arrays."""
+
+    def __init__(self, accepted: int) -> None:
+        self.accepted, self.arrays, self.dependencies = accepted, list[int](), list[str]()
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        if len(self.arrays) == self.accepted:
+            raise RuntimeError("too many jobs")
+        self.arrays.append(0)
+        yield
+
+    def submit(self, task: slurm.Task) -> SimpleNamespace:
+        self.arrays[-1] += 1
+        return SimpleNamespace(job_id=f"{len(self.arrays)}_{self.arrays[-1] - 1}")
+
+    def update_parameters(self, slurm_dependency: str) -> None:
+        self.dependencies.append(slurm_dependency)
+
+
+def test_more_jobs_than_slurm_allows_in_an_array_are_several_arrays_one_after_another(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = SimpleNamespace(FailedJobError=RuntimeError, FailedSubmissionError=RuntimeError)
+    monkeypatch.setitem(sys.modules, "submitit.core.utils", errors)
+    monkeypatch.setattr(slurm, "ARRAY", 2)
+    launcher = launchers(cluster="slurm")["slurm"]()
+    composed = Composed(config(), OmegaConf.create())
+    jobs = [PlannedRun(tmp_path / str(number), "", composed, []) for number in range(5)]
+    executors = [Executor(3), Executor(2)]
+    monkeypatch.setattr(launcher, "executor", lambda sweep: executors.pop(0))
+    enough = executors[0]
+    submissions = launcher.start(jobs)
+    assert [(submission.job.job_id, submission.folder) for submission in submissions] == list(
+        zip(["1_0", "1_1", "2_0", "2_1", "3_0"], [job.folder for job in jobs], strict=True)
+    )
+    assert enough.arrays == [2, 2, 1] and enough.dependencies == ["afterany:1", "afterany:2"]
+
+    stopped: list[str] = []
+    monkeypatch.setattr(launcher, "stop", lambda handles: stopped.extend(handle.job.job_id for handle in handles))
+    with pytest.raises(ConfigError, match="the jobs are not accepted: too many jobs"):
+        launcher.start(jobs)
+    assert stopped == ["1_0", "1_1", "2_0", "2_1"]

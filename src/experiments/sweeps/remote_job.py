@@ -87,10 +87,10 @@ def limited(seconds: float | None, late: threading.Event) -> Iterator[None]:
     def end() -> None:
         late.set()
         os.kill(os.getpid(), signal.SIGTERM)
-        if not over.wait(GRACE):
+        if not finished.wait(GRACE):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    over = threading.Event()
+    finished = threading.Event()
     timer = threading.Timer(seconds or 0, end)
     timer.daemon = True
     if seconds is not None:
@@ -99,7 +99,7 @@ def limited(seconds: float | None, late: threading.Event) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-        over.set()
+        finished.set()
 
 
 @contextmanager

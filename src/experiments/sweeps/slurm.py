@@ -7,10 +7,10 @@ its checkpoint (`resume=auto`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,16 +24,27 @@ from omegaconf import DictConfig
 from experiments.config import credentials
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.runs.run_directory import RunDirectory
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.processes import GRACE, LOG, with_output
 from experiments.sweeps.remote_job import error_reason, need_package, to_dict, work
 from experiments.sweeps.scheduler import JobLauncher
-from experiments.sweeps.slurm_queue import ENDED, GONE, State, outside_job, query
+from experiments.sweeps.slurm_queue import ENDED, GONE, State, cancel, outside_job, query
+from experiments.training.types import Status
 
 QUERY = 10.0  # seconds between two queries of SLURM's queue
-RESULT_DELAY = 15.0  # seconds that a result may take to appear on the shared disk after the job's end
-# Reasons for which jobs of every sweep wait: their turn, free nodes, the array's limit, the pause before a requeue.
-USUAL = frozenset({"None", "Priority", "Resources", "JobArrayTaskLimit", "BeginTime"})
+RESULT_DELAY = 60.0  # seconds that a result may take to appear on the shared disk after the job's end (NFS: acdirmax)
+ARRAY = 1000  # jobs of one array: SLURM's default MaxArraySize, 1001, is one more than the largest index
+# Reasons for which jobs of every sweep wait: their turn, free nodes, the array's limit, the pause before a requeue, the
+# end of the array before theirs.
+USUAL = frozenset({"None", "Priority", "Resources", "JobArrayTaskLimit", "BeginTime", "Dependency"})
+# Parameters that are whole numbers, and the smallest value of each.
+WHOLE_NUMBERS = {"timeout_min": 1, "max_num_timeout": 0, "signal_delay_s": 0, "cpus_per_task": 1}
+# Parameters of sbatch that have a key of their own.
+OWN_KEYS = {
+    "array_parallelism": "sweep.jobs", "cpus_per_task": "hydra.launcher.cpus_per_task",
+    "signal_delay_s": "hydra.launcher.signal_delay_s", "time": "hydra.launcher.timeout_min",
+}  # fmt: skip
 TIMEOUT = (
     "timeout: it took longer than hydra.launcher.timeout_min, and was requeued as often as "
     "hydra.launcher.max_num_timeout allows. The same command again continues it from its last checkpoint"
@@ -42,7 +53,7 @@ _log = logging.getLogger(__name__)
 
 
 class SlurmLauncher(JobLauncher):
-    """Launcher that runs jobs as an array of SLURM jobs through submitit, at most `sweep.jobs` at a time.
+    """Launcher that runs jobs as arrays of SLURM jobs through submitit, at most `sweep.jobs` at a time.
 
     Args:
         cluster: slurm, or local: processes of this machine, to try it out.
@@ -63,15 +74,11 @@ class SlurmLauncher(JobLauncher):
         super().__init__()
         self.cluster, self.folder, self.max_num_timeout = cluster, folder, max_num_timeout
         self.cpus_per_task, self.signal_delay_s = cpus_per_task, signal_delay_s
-        self.parameters = {
-            **parameters, "cpus_per_task": cpus_per_task, "slurm_signal_delay_s": signal_delay_s,
-            "slurm_srun_args": [f"--cpus-per-task={cpus_per_task}"],  # srun does not inherit it since SLURM 22.05
-            "slurm_additional_parameters": {"requeue": True},  # allowed even where the cluster's default forbids it
-            **{f"slurm_{key}": value for key, value in to_dict(slurm).items() if value is not None},
-        }  # fmt: skip
+        self.parameters = {**parameters, "cpus_per_task": cpus_per_task, "slurm_signal_delay_s": signal_delay_s}
+        self.slurm = {key: value for key, value in to_dict(slurm).items() if value is not None}
         self.states: dict[str, State] = {}  # of the running jobs by their ids, as SLURM was last asked
         self.queried = -math.inf  # when: time.monotonic()
-        self.over: dict[str, float] = {}  # time.monotonic() at which a job was first seen to have ended
+        self.ended_at: dict[str, float] = {}  # time.monotonic() at which a job was first seen to have ended
         self.logged: set[str] = set()  # reasons for which jobs wait
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -79,21 +86,49 @@ class SlurmLauncher(JobLauncher):
         need_package("submitit", "slurm")
         if self.cluster not in ("slurm", "local"):
             raise ConfigError(f"hydra.launcher.cluster: must be slurm or local. Received: {self.cluster!r}")
-        limit = 60 * self.parameters["timeout_min"]
-        if self.signal_delay_s >= limit:
-            raise ConfigError(
-                f"hydra.launcher.signal_delay_s: must be less than hydra.launcher.timeout_min ({limit:g} s), or jobs "
-                f"are stopped when they start. Received: {self.signal_delay_s}"
+        self.check()
+        self.executor(Path())  # other wrong parameters raise here, before any work is done
+
+    def check(self) -> None:
+        """Raise ConfigError if a parameter has a value that no cluster accepts."""
+        given = self.parameters | {"signal_delay_s": self.signal_delay_s, "max_num_timeout": self.max_num_timeout}
+        issues = [
+            f"hydra.launcher.{key}: must be a whole number, at least {least}. Received: {given[key]!r}"
+            for key, least in WHOLE_NUMBERS.items()
+            if type(given[key]) is not int or given[key] < least
+        ]
+        if not issues and self.signal_delay_s >= 60 * given["timeout_min"]:
+            issues.append(
+                f"hydra.launcher.signal_delay_s: must be less than hydra.launcher.timeout_min "
+                f"({60 * given['timeout_min']} s), or jobs are stopped when they start. Received: {self.signal_delay_s}"
             )
-        self.executor(Path())  # wrong parameters raise here, before any work is done
+        for key, kind, example in (("srun_args", list, "[--exclusive]"), ("additional_parameters", dict, "{nice: 10}")):
+            if not isinstance(self.slurm.get(key, kind()), kind):
+                issues.append(f"hydra.launcher.slurm.{key}: must be like {example}. Received: {self.slurm[key]!r}")
+        issues += [
+            f"hydra.launcher.slurm.{key}: set {own} instead" for key, own in OWN_KEYS.items() if key in self.slurm
+        ]
+        if issues:
+            raise ConfigError("\n".join(issues))
 
     @property
     def capacity(self) -> int:
-        # SLURM queues all jobs as one array; submitit's local executor starts every submitted job at once.
+        # SLURM queues all jobs; submitit's local executor starts every submitted job at once.
         return sys.maxsize if self.cluster == "slurm" else self.slots
 
     def threads(self) -> int | None:
         return self.cpus_per_task
+
+    def sbatch_parameters(self) -> dict[str, Any]:
+        """Return submitit's parameters for sbatch: the given ones, beside those that this launcher needs."""
+        needed = {
+            # srun does not inherit the number of cores since SLURM 22.05.
+            "srun_args": [f"--cpus-per-task={self.cpus_per_task}", *self.slurm.get("srun_args", [])],
+            # Requeueing is allowed even where the cluster's default forbids it.
+            "additional_parameters": {"requeue": True} | self.slurm.get("additional_parameters", {}),
+            "array_parallelism": self.slots,
+        }
+        return {f"slurm_{key}": value for key, value in (self.slurm | needed).items()}
 
     def executor(self, sweep: Path) -> Any:
         """Return the submitit executor that submits the jobs.
@@ -106,14 +141,13 @@ class SlurmLauncher(JobLauncher):
         """
         import submitit
 
-        at_once = {"slurm_array_parallelism": self.slots} if self.cluster == "slurm" else {}
         try:
             executor = submitit.AutoExecutor(
                 folder=sweep / self.folder, cluster=self.cluster,
                 **{f"{self.cluster}_max_num_timeout": self.max_num_timeout},
             )  # fmt: skip
-            executor.update_parameters(**self.parameters, **at_once)
-        except (NameError, RuntimeError, TypeError, ValueError) as error:
+            executor.update_parameters(**self.parameters, **self.sbatch_parameters())
+        except (AssertionError, NameError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(f"hydra/launcher=slurm: {error}") from None
         return executor
 
@@ -121,30 +155,53 @@ class SlurmLauncher(JobLauncher):
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         executor = self.executor(jobs[0].folder.parent)
+        submissions: list[Submission] = []
         try:
-            with outside_job(), executor.batch():
-                submitted = [executor.submit(Task(job, Path.cwd(), {}, self.timeout)) for job in jobs]
-        except (FailedJobError, FailedSubmissionError) as error:  # of sbatch
-            raise ConfigError(f"hydra/launcher=slurm: the jobs are not accepted: {error}") from None
+            for first in range(0, len(jobs), ARRAY):
+                if submissions:  # an array's limit holds for its own jobs only, so the arrays run one after another
+                    before = submissions[-1].job.job_id.partition("_")[0]
+                    executor.update_parameters(slurm_dependency=f"afterany:{before}")
+                array = jobs[first : first + ARRAY]
+                with outside_job(), executor.batch():
+                    submitted = [executor.submit(Task(job, Path.cwd(), {}, self.timeout)) for job in array]
+                submissions += [Submission(job, planned.folder) for job, planned in zip(submitted, array, strict=True)]
+        except BaseException as error:
+            self.stop(submissions)
+            if isinstance(error, FailedJobError | FailedSubmissionError):  # of sbatch
+                raise ConfigError(f"hydra/launcher=slurm: the jobs are not accepted: {error}") from None
+            raise
         self.queried = -math.inf
-        return [Submission(job, planned.folder / LOG) for job, planned in zip(submitted, jobs, strict=True)]
+        return submissions
 
     def wait(self, running: Mapping[int, Submission], seconds: float) -> dict[int, str | None]:
         time.sleep(seconds)
         if self.cluster == "slurm" and time.monotonic() - self.queried > QUERY:
             self.queried = time.monotonic()
             self.update([submission.job.job_id for submission in running.values()])
+            for folder in {submission.job.paths.folder for submission in running.values()}:
+                refresh(folder)
         ended: dict[int, str | None] = {}
         for at, submission in running.items():
-            job, over = submission.job, self.over.get(submission.job.job_id)
+            job, ended_at = submission.job, self.ended_at.get(submission.job.job_id)
             if job.paths.result_pickle.exists() or (self.cluster == "local" and job.done()):
                 try:
                     ended[at] = job.result()
                 except Exception as error:  # of submitit, or raised in the job's process
                     ended[at] = error_reason(error)
-            elif over is not None and time.monotonic() - over > RESULT_DELAY:
-                ended[at] = with_output(f"SLURM: {self.states[job.job_id]}", submission.log, job.paths.stderr)
+            elif ended_at is not None and time.monotonic() - ended_at > RESULT_DELAY:
+                ended[at] = self.reason_without_result(submission)
+        for at in ended:
+            refresh(running[at].folder)
         return ended
+
+    def reason_without_result(self, submission: Submission) -> str | None:
+        """Return why a job failed that has ended without submitit's result, or None if its run is finished."""
+        state = self.states[submission.job.job_id]
+        refresh(submission.folder)
+        facts = RunDirectory(submission.folder).facts() or {}
+        if state.name in ("COMPLETED", GONE.name) and facts.get("status") == Status.FINISHED:
+            return None
+        return with_output(f"SLURM: {state}", submission.folder / LOG, submission.job.paths.stderr)
 
     def update(self, job_ids: Sequence[str]) -> None:
         """Query the states of jobs, log why queued ones wait, and record when jobs have ended.
@@ -161,14 +218,15 @@ class SlurmLauncher(JobLauncher):
             _log.warning("SLURM: jobs wait: %s", reason)
         self.logged |= waiting
         now = time.monotonic()
-        self.over = {job_id: self.over.get(job_id, now) for job_id, state in self.states.items() if state.name in ENDED}
+        ended = [job_id for job_id, state in self.states.items() if state.name in ENDED]
+        self.ended_at = {job_id: self.ended_at.get(job_id, now) for job_id in ended}
 
     def stop(self, handles: Iterable[Submission]) -> None:
         jobs = [submission.job for submission in handles]
         if not jobs:
             return
         if self.cluster == "slurm":
-            subprocess.run(["scancel", *(job.job_id for job in jobs)], check=False)
+            cancel([job.job_id for job in jobs])
         else:
             for job in jobs:
                 job.cancel()
@@ -190,10 +248,10 @@ class SlurmLauncher(JobLauncher):
 
 @dataclass(frozen=True)
 class Submission:
-    """A submitted job: submitit's handle of it, and the file with its output."""
+    """A submitted job: submitit's handle of it, and its run directory."""
 
     job: Any
-    log: Path
+    folder: Path
 
 
 class Task:
@@ -217,6 +275,12 @@ class Task:
 
         self.leaving = True
         return submitit.helpers.DelayedSubmission(Task(self.job, *self.arguments))
+
+
+def refresh(folder: Path) -> None:
+    """Let NFS see the files that other machines have written: a change of the directory's mode ends what it caches."""
+    with contextlib.suppress(OSError):
+        folder.chmod(folder.stat().st_mode)
 
 
 def _with_config(job: PlannedRun, change: Callable[[Config], Config]) -> PlannedRun:

@@ -1,14 +1,15 @@
-"""The states of this user's jobs in SLURM's queue, and submission from within a SLURM job."""
+"""SLURM's queue: the states of this user's jobs, their cancellation, and submission from within a SLURM job."""
 
 from __future__ import annotations
 
 import logging
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+TIMEOUT = 30.0  # seconds that SLURM's controller may take to answer
 _log = logging.getLogger(__name__)
 
 
@@ -34,12 +35,25 @@ ENDED = frozenset({
 def query() -> dict[str, State] | None:
     """Return the states of this user's jobs by their ids, or None if SLURM does not answer."""
     command = ["squeue", f"--user={os.getuid()}", "--array", "--states=all", "--noheader", "--format=%i|%T|%r"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        _log.warning("SLURM: squeue has not answered within %g s", TIMEOUT)
+        return None
     if done.returncode:
         _log.warning("SLURM: squeue failed: %s", done.stderr.strip())
         return None
     lines = (line.split("|", 2) for line in done.stdout.splitlines())
     return {job_id: State(name, reason) for job_id, name, reason in lines}
+
+
+def cancel(job_ids: Sequence[str]) -> None:
+    """Cancel jobs; if SLURM does not answer, log how to cancel them later."""
+    try:
+        subprocess.run(["scancel", *job_ids], check=False, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        jobs = " ".join(job_ids)
+        _log.warning("SLURM: scancel has not answered within %g s. Cancel the jobs later: scancel %s", TIMEOUT, jobs)
 
 
 @contextmanager
