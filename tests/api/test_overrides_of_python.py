@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from experiments.api import inspection
 from experiments.api.overrides import command
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.inspection.parts import OF_RUNS, OPTIONS
 
 
 @pytest.mark.parametrize("value, expected", [
@@ -73,5 +73,5 @@ def test_an_empty_sweep_is_an_error() -> None:
 
 
 def test_options_of_inspect_are_no_keys_of_the_configuration() -> None:
-    for part, options in inspection.OPTIONS.items():
-        assert part in inspection.OF_RUNS or not options.keys() & Config.model_fields.keys()
+    for part, options in OPTIONS.items():
+        assert part in OF_RUNS or not options.keys() & Config.model_fields.keys()

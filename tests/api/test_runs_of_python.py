@@ -24,6 +24,7 @@ from PIL import Image
 
 import experiments as ex
 from experiments.api.process import unchanged_libraries
+from experiments.cli.predict import Confidence, predict
 from experiments.runs.curves import Curves
 from experiments.system import signals
 
@@ -140,14 +141,36 @@ def test_files_arrays_and_images_are_predicted_alike(run: ex.Run, drawn: Path) -
     np.testing.assert_array_equal(gray[columns].iloc[0], gray[columns].iloc[1])
     with pytest.raises(ex.ConfigError, match=r"Received: \[48, 48, 3\] float64. For values from 0 to 1"):
         run.predict(pixels[0] / 255)
+    with pytest.raises(ex.ConfigError, match=r"\[3, 48, 48\] uint8. Of several gray images .*: list\(array\)"):
+        run.predict(pixels[..., 0])
+    for wrong in (b"image", 3, [[[0, 0, 0]]]):
+        with pytest.raises(ex.ConfigError, match="images: must be paths, uint8 arrays, PIL images"):
+            run.predict(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ex.ConfigError, match="batch_size: must be 1 or more. Received: 0"):
+        run.predict(pixels, batch_size=0)
+    assert list(run.predict([]).columns) == list(found.columns)
+
+
+def test_images_are_rejected_as_by_the_command(run: ex.Run, drawn: Path, tmp_path: Path) -> None:
+    files = [*sorted((drawn / "validation").rglob("*.jpg")), tmp_path / "noise.png"]
+    Image.effect_noise((48, 48), 90).convert("RGB").save(files[-1])
+    found = run.predict(files, unlike=0.9)
+    assert run.folder is not None and (found.distance > 0).all()
+    predict(str(run.folder), list(map(str, files)), "csv", tmp_path / "rows.csv", 8, None, Confidence(unlike=0.9))
+    rows = pd.read_csv(tmp_path / "rows.csv")
+    assert list(found.predicted) == list(rows["class"]) and list(found.unlike) == list(rows.unlike)
+    assert found.unlike.sum() == (found.predicted == "none").sum() >= 1
+    assert "of 12 validation images, 11" in found.attrs["sentences"][0]
+    with pytest.raises(ex.ConfigError, match="reject: must be above 0, at most 1.*Received: 99"):
+        run.predict(files, reject=99)
 
 
 def test_an_unusable_file_is_a_row_with_the_reason(run: ex.Run, drawn: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     found = run.predict([tmp_path / "broken.jpg", drawn / "test" / "blobs" / "blobs.0.jpg"])
     assert list(found.predicted.isna()) == [True, False] and found.error[0] and not found.error[1]
-    with pytest.raises(ex.ConfigError, match="no such file or folder"):
-        run.predict(tmp_path / "gone.jpg")
+    with pytest.raises(ex.ConfigError, match="gone.jpg: no such file or folder\n.*lost.jpg: no such file"):
+        run.predict([tmp_path / "gone.jpg", tmp_path / "lost.jpg"])
 
 
 def state() -> list[Any]:

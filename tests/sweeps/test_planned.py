@@ -350,7 +350,7 @@ def test_a_call_from_python_returns_the_sweep(trained: Trained, monkeypatch: pyt
     trained.runs.clear()
     again = ex.sweep("evaluate.test=true", seed=range(2), **settings)
     assert isinstance(again, ex.Sweep) and again.folder == found.folder and not trained.runs, "it is finished"
-    assert ex.sweep("sweep.dry_run=true", seed=5, **settings) is None
+    assert ex.sweep("evaluate.test=true", "sweep.dry_run=true", seed=range(2), **settings) is None
 
     monkeypatch.setattr(scheduler, "run_jobs", lambda launcher, jobs, stop, ended: ended(0, 1.0, "ended by SIGKILL"))
     failed = ex.sweep(seed=7, **settings)

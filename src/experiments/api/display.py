@@ -71,11 +71,11 @@ def rich_table(printed: Table) -> str:
     )
 
 
-def frame(columns: Any) -> pd.DataFrame:
-    """Return columns or rows as a data frame."""
+def frame(content: Any, names: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return columns or rows as a data frame; `names` are those of the columns, if the content has none."""
     import pandas as pd
 
-    return pd.DataFrame(columns)
+    return pd.DataFrame(content, columns=names)
 
 
 def png(figure: Figure, dpi: int = 100) -> bytes:

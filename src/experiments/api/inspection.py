@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from experiments.api import display
 from experiments.api.overrides import command
@@ -20,6 +20,7 @@ from experiments.config.messages import nearest
 from experiments.config.schema import Config
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError
+from experiments.inspection.parts import OF_RUNS, OPTIONS
 from experiments.runs.run_directory import SWEEP
 from experiments.sweeps import sweep_directory
 from experiments.system.startup import quiet_start
@@ -31,25 +32,6 @@ if TYPE_CHECKING:
 
     from experiments.deploy.saved_run import Trained
     from experiments.inspection.inspection import Inspection
-
-# The options of each part with their defaults. Each part's module in `inspection` has the same name.
-OPTIONS: dict[str, dict[str, Any]] = {
-    "augmentation": {"images": 8, "views": 6},
-    "data": {"images": 6},
-    "model": {"classes": None, "layers": False},
-    "schedule": {},
-    "lr": {"lowest": 1e-6, "highest": 10.0, "batches": 100},
-    "mistakes": {"split": "validation", "count": 12, "data": None},
-    "labels": {"count": 24, "data": None},
-}
-OF_RUNS = ("mistakes", "labels")  # the parts that look at finished runs
-
-
-class Found(NamedTuple):
-    """The result of an inspection, and the run that it belongs to, if one is given."""
-
-    inspection: Inspection
-    run: Trained | None
 
 
 class Inspected:
@@ -133,7 +115,7 @@ def inspect(
     with executing(given):
         if part == "labels":
             named, place = (run.folder or run.id, run.store) if isinstance(run, Run) else (run, uri)
-            return Inspected(inspect_labels(os.fspath(named or ""), place, **options).inspection)
+            return Inspected(inspect_labels(os.fspath(named or ""), place, **options)[0])
         trained = run._trained if isinstance(run, Run) else saved_run.find(os.fspath(run), uri) if run else None
         config = trained.config if trained else checked(given, f"Inspect it by ex.inspect({part!r}, run=RUN)")
         return Inspected(inspect_part(part, config, trained, options))
@@ -158,8 +140,12 @@ def inspect_part(part: str, config: Config, run: Trained | None, options: Mappin
     return result
 
 
-def inspect_labels(named: str, uri: str | None, *, count: int, data: Path | None) -> Found:
-    """Inspect the labels of a run's images; those of all folds, for a sweep over folds or one of its jobs."""
+def inspect_labels(named: str, uri: str | None, *, count: int, data: Path | None) -> tuple[Inspection, Trained | None]:
+    """Inspect the labels of a run's images; those of all folds, for a sweep over folds or one of its jobs.
+
+    Returns:
+        The result, and the run that it belongs to; None for a sweep.
+    """
     from experiments.sweeps import summary
 
     run = sweep = None
@@ -180,7 +166,7 @@ def inspect_labels(named: str, uri: str | None, *, count: int, data: Path | None
         runs = [saved_run.of_folder(row.folder) for row in jobs]
     with quiet_start():
         from experiments.inspection import labels
-    return Found(labels.inspect(runs, sweep=sweep, count=count, data=data), None if sweep else run)
+    return labels.inspect(runs, sweep=sweep, count=count, data=data), None if sweep else run
 
 
 def inspect_lr(config: Config, *, lowest: float, highest: float, batches: int) -> Inspection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,10 @@ from experiments.runs.run_directory import CURVES, FIGURES, RunDirectory
 
 if TYPE_CHECKING:
     import keras
-    import numpy as np
     import pandas as pd
     from PIL import Image
 
-    from experiments.deploy.prediction_writers import Answers
-
-    ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
+    from experiments.api.prediction import ImageLike
 
 
 class Run:
@@ -183,52 +180,57 @@ class Run:
         return self._trained.model()
 
     @unchanged_libraries()
-    def predict(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 32) -> pd.DataFrame:
+    def predict(
+        self, images: ImageLike | Sequence[ImageLike], batch_size: int = 32, *, reject: float | None = None,
+        unlike: float | None = None, calibrated: bool = False,
+    ) -> pd.DataFrame:  # fmt: skip
         """Predict images with the run's model, decoded and resized as in its training.
 
         Args:
             images: one, or a sequence of: image files, folders (with all below), patterns such as `"new/**/*.jpg"`;
                 arrays [H, W, 3] or [H, W] uint8 of any size, or [N, H, W, 3] for several; PIL images.
             batch_size: images that the network takes at once.
+            reject: reject images of low confidence, so that the answers have this accuracy on the validation images of
+                the run, such as 0.99; None for no rejection.
+            unlike: reject images farther from the training images, in the features that the head receives, than this
+                share of the validation images, such as 0.99; None for no rejection.
+            calibrated: whether the probabilities are scaled by the run's temperature.
 
         Returns:
-            A row per image, in order: `path` (empty for an array or a PIL image), `predicted`, `confidence` and
-            `p_<class>` (float, 0 to 1), and `error`: why a file cannot be used, else empty.
+            A row per image, in order: `path` (empty for an array or a PIL image), `predicted` ("none": rejected),
+            `confidence` and `p_<class>` (float, 0 to 1); with `unlike`, also `distance` (0 to 2) and `unlike` (bool);
+            and `error`: why a file cannot be used, else empty. Its `attrs["sentences"]` describe how images are
+            rejected and calibrated.
 
         Raises:
-            ConfigError: a path does not exist, or an array is none of an image.
+            ConfigError: a path does not exist, an array is none of an image, or the run does not allow the options.
         """
+        from PIL import Image
+
+        from experiments.api import prediction
         from experiments.data.decoder_settings import DecoderSettings
-        from experiments.deploy.predict import list_files, predictions
-        from experiments.deploy.prediction_writers import Answers
+        from experiments.deploy.predict import predictions
+        from experiments.deploy.rejection import answers_of
         from experiments.system.progress import PlainConsole, Terminal
 
-        inputs: list[Any] = []
-        for one in _each(images):
-            inputs += list_files([os.fspath(one)])[0] if isinstance(one, str | os.PathLike) else [one]
-        settings, answer = DecoderSettings.of(self._trained.plain["data"]), Answers(self._trained.predicted)
-        model, rows = self.model, []
-        with Terminal(PlainConsole()).stage("predicting", len(inputs)) as advance:
-            for some in predictions(model, inputs, batch_size, settings):
-                advance(len(some))
-                rows += [self._row(one.path, answer, one.probabilities, one.error) for one in some]
-        return display.frame(rows)
+        prediction.check_options(batch_size, reject, unlike)
+        listed, rows = prediction.list_images(images), list[list[Any]]()
+        answers, sentences = answers_of(self._trained, reject, calibrated, unlike is not None)
+        model, measured = self.model, None
+        if unlike is not None:
+            from experiments.deploy.unlike import measure
 
-    def _row(self, path: str, answer: Answers, probabilities: np.ndarray | None, error: str) -> dict[str, Any]:
-        """Return a row of `predict`."""
-        if probabilities is None:
-            found: dict[str, Any] = {"predicted": None, "confidence": None}
-            shares: Sequence[float | None] = [None] * len(self.classes)
-        else:
-            given = answer(probabilities)
-            found, shares = (
-                {"predicted": self.classes[given.label], "confidence": given.confidence},
-                given.probabilities,
-            )
-        return {
-            "path": path, **found, **{f"p_{name}": share for name, share in zip(self.classes, shares, strict=True)},
-            "error": error,
-        }  # fmt: skip
+            model, measured, answers.farthest, sentence = measure(self._trained, model, unlike)
+            sentences.append(sentence)
+        inputs = (image if isinstance(image, str | Image.Image) else Image.fromarray(image) for image in listed)
+        settings = DecoderSettings.of(self._trained.plain["data"])
+        with Terminal(PlainConsole()).stage("predicting", len(listed)) as advance:
+            for batch in predictions(model, inputs, batch_size, settings, measured):
+                advance(len(batch))
+                rows += [prediction.row(image, self.classes, answers) for image in batch]
+        table = display.frame(rows, prediction.columns(self.classes, answers))
+        table.attrs["sentences"] = sentences
+        return table
 
     @unchanged_libraries()
     def report(self) -> Page:
@@ -244,31 +246,6 @@ class Run:
 
         path = self._trained.file(REPORT)
         return Page(path if path is not None else report.write(self._trained))
-
-
-def _each(images: Any) -> Iterator[Any]:
-    """Yield the single images of what `predict` accepts; arrays as PIL images.
-
-    Raises:
-        ConfigError: an input is no image.
-    """
-    import numpy as np
-    from PIL import Image
-
-    if isinstance(images, str | os.PathLike | Image.Image):
-        yield images
-        return
-    pixels = np.asarray(images) if hasattr(images, "__array__") else None
-    if pixels is None or pixels.dtype.kind in "OTU":  # a sequence; also an array or a series of paths
-        for one in images:
-            yield from _each(one)
-        return
-    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim in (3, 4) and pixels.shape[-1] == 3)):
-        raise ConfigError(
-            "images: an array must be [H, W, 3], [H, W] or [N, H, W, 3] uint8, with values from 0 to 255. Received: "
-            f"{list(pixels.shape)} {pixels.dtype}. For values from 0 to 1: (255 * array).round().astype('uint8')"
-        )
-    yield from (Image.fromarray(one) for one in (pixels if pixels.ndim == 4 else [pixels]))
 
 
 @unchanged_libraries()

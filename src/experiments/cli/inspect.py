@@ -19,6 +19,7 @@ from experiments.cli.arguments import (
     positive,
     whole,
 )
+from experiments.inspection.parts import OF_RUNS
 
 if TYPE_CHECKING:
     from experiments.deploy.saved_run import Trained
@@ -69,7 +70,6 @@ PARTS = {
     ),
 }
 rate = number("a learning rate above 0", lambda value: 0 < value < math.inf)
-OF_RUNS = ("mistakes", "labels")  # the parts that look at finished runs
 SHARED = ("part", "overrides", "config_dir", "run", "uri", "dpi", "output")  # the other options are the part's own
 
 

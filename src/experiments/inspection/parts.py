@@ -1,0 +1,17 @@
+"""The parts that can be inspected, and their options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# The options of each part with their defaults. Each part's module in `inspection` has the same name.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "augmentation": {"images": 8, "views": 6},
+    "data": {"images": 6},
+    "model": {"classes": None, "layers": False},
+    "schedule": {},
+    "lr": {"lowest": 1e-6, "highest": 10.0, "batches": 100},
+    "mistakes": {"split": "validation", "count": 12, "data": None},
+    "labels": {"count": 24, "data": None},
+}
+OF_RUNS = ("mistakes", "labels")  # the parts that look at finished runs
