@@ -182,7 +182,7 @@ class Run:
     @unchanged_libraries()
     def predict(
         self, images: ImageLike | Sequence[ImageLike], batch_size: int = 32, *, reject: float | None = None,
-        unlike: float | None = None, calibrated: bool = False,
+        unlike: float | None = None, calibrated: bool = False, data: str | Path | None = None,
     ) -> pd.DataFrame:  # fmt: skip
         """Predict images with the run's model, decoded and resized as in its training.
 
@@ -195,6 +195,8 @@ class Run:
             unlike: reject images farther from the training images, in the features that the head receives, than this
                 share of the validation images, such as 0.99; None for no rejection.
             calibrated: whether the probabilities are scaled by the run's temperature.
+            data: with `unlike`: the folder where the images that the run was trained on are now (default: where they
+                were).
 
         Returns:
             A row per image, in order: `path` (empty for an array or a PIL image), `predicted` ("none": rejected),
@@ -216,15 +218,17 @@ class Run:
         prediction.check_options(batch_size, reject, unlike)
         listed, rows = prediction.list_images(images), list[list[Any]]()
         answers, sentences = answers_of(self._trained, reject, calibrated, unlike is not None)
-        model, measured = self.model, None
+        model, measured, progress = self.model, None, Terminal(PlainConsole())
         if unlike is not None:
             from experiments.deploy.unlike import measure
 
-            model, measured, answers.farthest, sentence = measure(self._trained, model, unlike)
+            model, measured, answers.farthest, sentence = measure(
+                self._trained, model, unlike, progress, Path(data) if data else None
+            )
             sentences.append(sentence)
         inputs = (image if isinstance(image, str | Image.Image) else Image.fromarray(image) for image in listed)
         settings = DecoderSettings.of(self._trained.plain["data"])
-        with Terminal(PlainConsole()).stage("predicting", len(listed)) as advance:
+        with progress.stage("predicting", len(listed)) as advance:
             for batch in predictions(model, inputs, batch_size, settings, measured):
                 advance(len(batch))
                 rows += [prediction.row(image, self.classes, answers) for image in batch]
