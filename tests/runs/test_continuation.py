@@ -15,12 +15,13 @@ import pytest
 import yaml
 
 from experiments.config.schema import Config
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, DataError
 from experiments.inspection import lr
 from experiments.reuse import continuation, resume
 from experiments.runs import continuation as continuation_of
 from experiments.runs.curves import Curves
 from experiments.runs.run_directory import RunDirectory
+from experiments.sweeps import plan, worker_tasks
 from experiments.sweeps.worker_tasks import prepare_jobs
 from experiments.system.paths import default_outputs
 from experiments.system.progress import PlainConsole, Terminal
@@ -182,6 +183,14 @@ def test_what_does_not_fit_is_refused(
     monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(SystemExit, match=text):
         run_here(f"continue={short}", *overrides, *QUIET, f"hydra.run.dir={tmp_path / 'longer'}")
+
+
+def test_a_sweep_refuses_what_a_job_would_refuse(short: Path, drawn: Path, config: Callable[..., Config]) -> None:
+    data = ("data=folder", f"data.root={drawn}", "data.image_size=48", f"outputs={short.parent}", "regime=bottleneck")
+    jobs = [config(*data, *SMALL, "epochs=4", f"continue_from={short}", f"data.fold={fold}") for fold in ("null", "0")]
+    assert len(worker_tasks.prepare_jobs([plan.plain(jobs[0])])) == 1
+    with pytest.raises(DataError, match="was trained on .* of the images that this run validates"):
+        worker_tasks.prepare_jobs([plan.plain(job) for job in jobs])
 
 
 def test_an_unfinished_run_is_refused_with_the_command_that_resumes_it(run_here: Run, short: Path) -> None:

@@ -27,7 +27,7 @@ from experiments.errors import ConfigError, DataError
 from experiments.models.types import Backbone
 from experiments.regimes import bottleneck, feature_cache
 from experiments.regimes.build import build
-from experiments.regimes.data_checks import check_data
+from experiments.regimes.data_checks import check_data, check_origins
 from experiments.regimes.declaration import declaration_of
 from experiments.runs.location import store_of_run
 from experiments.runs.run_directory import METRICS, RunDirectory, predictions_file
@@ -76,22 +76,25 @@ def writing_response(file: str) -> Iterator[dict[str, Any]]:
 def prepare_jobs(configs: Sequence[Mapping[str, Any]]) -> list[PreparedJob]:
     """Build the components of jobs and read their data.
 
-    The weights of other runs are fetched once, each backbone is built once, and each data set is read once.
+    The weights of other runs are fetched once and compared with each data set once, each backbone is built once, and
+    each data set is read once.
 
     Raises:
         ConfigError, DataError: one of the jobs cannot be run.
     """
-    fetched: dict[str, dict[str, Path]] = {}
+    fetched: dict[str, tuple[RunDirectory, dict[str, Path]]] = {}
     backbones: dict[str, Backbone] = {}
     data: dict[str, Dataset] = {}
+    compared: set[tuple[str, str]] = set()  # weights and data sets for which `check_origins` has passed
     prepared = []
     with tempfile.TemporaryDirectory() as folder:
         for content in configs:
             config = Config.model_validate(content)
             inputs_key = _key(config.tracking.uri, inputs.run_ids(config), config.continue_from)
             if inputs_key not in fetched:
-                fetched[inputs_key] = inputs.fetch(config, Path(folder) / str(len(fetched)))
-            files = fetched[inputs_key]
+                place = Path(folder) / str(len(fetched))
+                fetched[inputs_key] = RunDirectory(place), inputs.fetch(config, place)
+            directory, files = fetched[inputs_key]
             random = config.model.weights is None or "model.weights" in config.regime.ignores
             backbone_key = _key(
                 config.model.model_dump(exclude={"head"}), random, config.data.image_size, config.runtime.precision,
@@ -105,6 +108,9 @@ def prepare_jobs(configs: Sequence[Mapping[str, Any]]) -> list[PreparedJob]:
             else:
                 data[data_key] = run.read_data(components, keep=False)
             dataset = data[data_key]
+            if (inputs_key, data_key) not in compared:
+                check_origins({key: directory.inputs(key) for key in files}, dataset)
+                compared.add((inputs_key, data_key))
             prepared.append(PreparedJob(components, dataset, components.identity(config, dataset.fingerprint)))
     return prepared
 
