@@ -39,7 +39,7 @@ from experiments.storage.csv_files import write_rows
 from experiments.sweeps.plan import plain
 from experiments.sweeps.worker_tasks import prepare_jobs
 from experiments.system.startup import quiet_start
-from experiments.tracking import sync
+from experiments.tracking import inputs, sync
 from experiments.tracking.mlflow_run import Tracker
 from experiments.training import runtime
 from experiments.training.checkpoints import Checkpoints, State
@@ -183,6 +183,9 @@ def test_without_test_the_test_split_is_not_read(start: Start, drawn: Path, tmp_
     assert "augmentation" not in yaml.safe_load((folder / "config.yaml").read_text())
     rows = {len(np.load(path, mmap_mode="r")) for path in (tmp_path / "cache").rglob("array.npy")}
     assert rows == {24, 12}  # training and validation images; none of the 8 of test
+    trained = rows_of(folder / "predictions_train.csv")
+    assert len(trained) == 24 and all(row["path"].startswith(f"train/{row['label']}/") for row in trained)
+    assert "24 training images, rated by this model" in (folder / "report.html").read_text()
 
 
 def test_a_fault_leaves_the_curves(start: Start, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,6 +232,7 @@ def test_what_fails_after_the_training_loses_nothing(
         raise ValueError("no figures")
 
     monkeypatch.setattr(run_module, "save_figures", fails)
+    monkeypatch.setattr(run_module, "write_training_predictions", fails)
     monkeypatch.setattr(training_checks, "TOLERANCES", {"float32": -1.0})
     with pytest.raises(RuntimeError, match="disagree by") as failed:
         start(tmp_path, "kept", f"data.root={drawn}", "regime=bottleneck", "must_reach=1.0", *PENALISED)
@@ -241,6 +245,7 @@ def test_what_fails_after_the_training_loses_nothing(
     facts = json.loads((folder / "run.json").read_text())
     assert facts["status"] == "FAILED" and "model" not in facts
     assert [failure.split(":")[0] for failure in facts["failures"]][0::2] == ["RuntimeError", "ValueError"]
+    assert len(facts["failures"]) == 4 and (folder / "report.html").is_file()
     logged = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(facts["run_id"])
     assert logged.info.status == "FAILED" and "disagree by" in logged.data.tags["failure"]
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -457,6 +462,24 @@ def test_weights_that_have_seen_the_judged_images_are_refused(
     else:
         with pytest.raises(ConfigError, match=r"was trained for other blobs, other stripes\. Allowed: .*blobs"):
             check_origins(renamed, first)
+
+
+def test_a_sweep_refuses_weights_that_have_seen_the_images_of_one_of_its_jobs(
+    drawn: Path, tmp_path: Path, config: Callable[..., schema.Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [config(*SMALL, f"data.root={drawn}", f"outputs={tmp_path}", f"data.fold={fold}") for fold in (0, 1)]
+    rows = [
+        {name: str(value) for name, value in row.items()}
+        for row in manifest.to_rows(read_data(build(jobs[0], {}), keep=False).manifest)
+    ]
+
+    def fetch(config: schema.Config, folder: Path) -> dict[str, Path]:
+        return origin(folder / "inputs", rows, "model.weights")
+
+    monkeypatch.setattr(inputs, "fetch", fetch)
+    assert len(prepare_jobs([plain(jobs[0])])) == 1
+    with pytest.raises(DataError, match=r"model\.weights: the run it names was trained on \d+ of the images"):
+        prepare_jobs([plain(job) for job in jobs])
 
 
 def test_what_is_loaded_is_not_looked_through_for_garbage(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,8 +195,9 @@ def finish(
     with keep_error(errors, "the figures"):
         save_figures(active.directory.figures, components, dataset, result, reports)
     if not config.sweep.job:  # the winner of a sweep has a report
-        with keep_error(errors, "the report"):
+        with keep_error(errors, "the predictions for the training images"):
             write_training_predictions(active.directory, dataset, result, reports["validation"].decision)
+        with keep_error(errors, "the report"):
             model = (lambda: result.model) if is_sound else None
             run_report.write(active.directory, dataset.manifest.root, model)
     with keep_error(errors, "logging the files"):
