@@ -151,9 +151,9 @@ def report(found: Evaluation, output: Path) -> None:
     if wrong:
         which = f"the {SHOWN} most confident" if len(wrong) > SHOWN else "most confident first"
         console.print(f"{len(wrong)} mistakes, {which} (true → predicted):")
-    for one in wrong[:SHOWN]:
-        names = f"{printable(one.label)} → {printable(one.predicted)}"
-        console.print(f"{one.confidence:6.1%}  {names}  {printable(one.path)}")
+    for mistake in wrong[:SHOWN]:
+        names = f"{printable(mistake.label)} → {printable(mistake.predicted)}"
+        console.print(f"{mistake.confidence:6.1%}  {names}  {printable(mistake.path)}")
     for issue in found.skipped[:SHOWN]:
         print(f"{printable(issue.path)}: {issue.text}", file=sys.stderr)
     console.print(f"results  {output}")

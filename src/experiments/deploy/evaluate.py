@@ -103,7 +103,7 @@ def known_sentences(report: Report, known: Sequence[Prediction]) -> list[str]:
     text = f"{count} images are training images of the run, such as "
     text += f"{printable(known[0].path)}: the scores on them say nothing about new images."
     if others:
-        right = sum(one.correct for one in report.predictions) - sum(one.correct for one in known)
+        right = sum(row.correct for row in report.predictions) - sum(row.correct for row in known)
         text += f" Accuracy on the other {others}: {percent(right / others)}."
     return [text]
 
@@ -126,7 +126,7 @@ def compare(report: Report, known: Sequence[Prediction], validation: Sequence[Pr
     if len(validation) < 2:
         return []
     if all(prediction.sha256 in before for prediction in report.predictions):
-        pairs = [(before[one.sha256].correct, one.correct) for one in report.predictions]
+        pairs = [(before[row.sha256].correct, row.correct) for row in report.predictions]
         if len(pairs) < 2:
             return []
         text = f"All {len(pairs)} images are validation images of the run"
@@ -137,7 +137,7 @@ def compare(report: Report, known: Sequence[Prediction], validation: Sequence[Pr
     elif len(new) < 2:
         return []
     else:
-        now, then = np.array([one.correct for one in new]), np.array([one.correct for one in validation])
+        now, then = np.array([row.correct for row in new]), np.array([row.correct for row in validation])
         found = unpaired_difference(then, now)
         shared = sum(prediction.sha256 in before for prediction in report.predictions)
         text = f"{shared} of these images are validation images of the run. " if shared else ""
@@ -151,8 +151,8 @@ def compare(report: Report, known: Sequence[Prediction], validation: Sequence[Pr
 
 def digest(report: Report) -> str:
     """Return a hash of the evaluated images: their contents and labels, in whatever order."""
-    lines = sorted(f"{one.sha256} {one.label}" for one in report.predictions)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]  # MLflow accepts no longer one
+    lines = sorted(f"{row.sha256} {row.label}" for row in report.predictions)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]  # MLflow accepts no longer digest
 
 
 def write(evaluation: Evaluation, run: Trained, labelled: Labelled, image_size: int, folder: Path) -> None:
@@ -177,7 +177,7 @@ def write(evaluation: Evaluation, run: Trained, labelled: Labelled, image_size: 
         directory.write_metrics(evaluation.metrics)
         directory.write_predictions(SPLIT, report.predictions)
         directory.write_class_scores(SPLIT, class_columns(report.class_scores), pair_columns(report.confused_pairs))
-        directory.write_images([], [{"path": one.path, "reason": one.text} for one in evaluation.skipped], [], [])
+        directory.write_images([], [{"path": issue.path, "reason": issue.text} for issue in evaluation.skipped], [], [])
         directory.figures.mkdir()
         for name, figure in report_figures(report, run.classes, pixels_of).items():
             figure.savefig(directory.figures / f"{name}.png", dpi=100)
