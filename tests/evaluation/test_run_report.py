@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 
 from experiments.config.identity import dump_yaml, logged
 from experiments.errors import ConfigError
-from experiments.evaluation import page, report_images, run_report
+from experiments.evaluation import page, report_images, report_labels, run_report
 from experiments.evaluation.decision import MOST_PROBABLE
 from experiments.evaluation.evaluate import Report
 from experiments.evaluation.per_class import confusion_of
@@ -121,14 +122,11 @@ def test_the_page_holds_what_the_run_recorded(directory: RunDirectory, drawn: Pa
         assert part in text, part
 
 
-def test_doubtful_labels_come_from_the_run_or_from_the_folds_of_its_sweep(
-    directory: RunDirectory, drawn: Path, tmp_path: Path
-) -> None:
+def test_doubtful_labels_of_a_run_outside_sweeps_come_from_the_run(directory: RunDirectory, drawn: Path) -> None:
     def text_of(directory: RunDirectory) -> str:
         text = re.sub(r"\s+", " ", page_of(directory, drawn).text)
         return text.partition("Doubtful labels")[2].partition("What it cost")[0]
 
-    own = directory.predictions("validation")
     text = text_of(directory)
     assert (
         "12 validation images, rated by this model, which was not trained on them. Training images are not rated."
@@ -145,18 +143,48 @@ def test_doubtful_labels_come_from_the_run_or_from_the_folds_of_its_sweep(
     assert f"{len(trained)} training images, rated by this model, trained on their labels" in text
     shown = text.partition("The most doubtful")[2]
     assert shown.index("blobs 2.0%, rather") < shown.index("training image") < shown.index("blobs 10.0%, rather")
-    sweep = tmp_path / "sweep"
-    for at in range(2):
-        shutil.copytree(directory.folder, sweep / str(at))
-        config = sweep / str(at) / "config.yaml"
-        config.write_text(config.read_text().replace("fold: null", f"fold: {at}"))
-        fold = own[:6] if at else trained
-        RunDirectory(sweep / str(at)).write_predictions("validation", fold)
-    final = RunDirectory(directory.folder.rename(sweep / "2"))
+
+
+def test_a_report_takes_the_folds_of_the_winner_wherever_they_were_trained(
+    directory: RunDirectory, drawn: Path, tmp_path: Path
+) -> None:
+    """A sweep over rates, seeds and folds, whose fold 0 was trained by another sweep, and whose last fold failed."""
+    sweep, given = tmp_path / "sweep", directory.predictions("validation")
+    rows = [row for row in directory.images() if row["split"] == "train"]
+    halves = (rows[: len(rows) // 2], rows[len(rows) // 2 : -1])
+    jobs = [("0.1", seed, str(fold)) for seed in "01" for fold in range(2)] + [("1", "0", "0"), ("0.1", "0", "2")]
+    for number, (rate, seed, fold) in enumerate(jobs):
+        folder = (tmp_path / "elsewhere" if fold == "0" else sweep) / str(number)
+        share = 0.9 if rate == "1" else 0.1 if seed == "0" else 0.3
+        shares = {"blobs": share, OTHER: 1 - share}
+        shutil.copytree(directory.folder, folder)
+        status = "FAILED" if fold == "2" else "FINISHED"
+        RunDirectory(folder).write_facts({"command": COMMAND, "status": status, "identity": str(number)})
+        RunDirectory(folder).write_predictions("validation", [
+            Prediction(row["path"], row["sha256"], row["class_name"], "", 0.0, True, shares)
+            for row in halves[int(fold) % 2]
+        ])  # fmt: skip
+        write_job(sweep, number, {"optimizer.lr": rate, "seed": seed, "data.fold": fold}, folder)
+    final = RunDirectory(directory.folder.rename(sweep / "6"))
+    write_job(sweep, 6, {"optimizer.lr": "0.1", "seed": "0"}, final.folder, final=True)
     (sweep / "sweep.json").write_text("{}")
-    assert f"{12 + len(trained)} images, each rated by models of the sweep's 2 folds, not trained on it." in text_of(
-        final
-    )
+    folds = report_labels.fold_predictions(final, CLASSES)
+    assert sorted(fold for fold, _ in folds) == ["0", "0", "1", "1"]
+    images, sentences = report_labels.rated_by_folds(final, given, folds, CLASSES)
+    assert {round(image.probabilities[0], 6) for image in images[: len(rows) - 1]} == {0.2}, "without the other rate"
+    assert sentences == [
+        f"{len(rows) - 1} training images, each rated by the models of one of the sweep's folds (2 of them have "
+        "finished, with 4 runs), which were not trained on it.",
+        "12 validation images, rated by this model, which was not trained on them.",
+        "1 training images are not rated: no finished fold validates with them.",
+    ]
+    assert "2 of them have finished" in page_of(final, drawn).text
+
+
+def write_job(sweep: Path, number: int, values: dict[str, str], folder: Path, final: bool = False) -> None:
+    record = {"number": number, "values": values, "identity": str(number), "folder": str(folder), "final": final}
+    (sweep / str(number)).mkdir(parents=True, exist_ok=True)
+    (sweep / str(number) / "job.json").write_text(json.dumps(record))
 
 
 def test_keys_that_differ_are_found_within_a_hydra_job(directory: RunDirectory) -> None:

@@ -50,15 +50,18 @@ def test_a_run_lists_validation_and_training_images(
 
 
 def test_folds_of_a_sweep_are_averaged_and_no_training_image_is_needed(
-    ended: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ended: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = tmp_path / "sweep"
-    runs = [copied(ended, sweep / str(at), {0: (one, 1 - one)}) for at, one in enumerate((0.1, 0.3, 0.05))]
+    # Two folds of the winner, its final run, and a fold of another candidate.
+    shares = (0.1, 0.3, 0.05, 0.9)
+    runs = [copied(ended, sweep / str(at), {0: (share, 1 - share)}) for at, share in enumerate(shares)]
     (sweep / "sweep.json").write_text(json.dumps({"objective": "accuracy", "parent": None}))
     for at, run in enumerate(runs):
         assert run.folder
         job = {
-            "number": at, "values": {"data.fold": str(at)} if at < 2 else {}, "final": at == 2, "overrides": [],
+            "number": at, "final": at == 2, "overrides": [],
+            "values": {"optimizer.lr": str(at // 3)} | ({"data.fold": str(at % 3)} if at != 2 else {}),
             "folder": str(run.folder), "status": "FINISHED",
             "identity": json.loads((run.folder / "run.json").read_text())["identity"],
         }  # fmt: skip
@@ -68,6 +71,13 @@ def test_folds_of_a_sweep_are_averaged_and_no_training_image_is_needed(
     rows = read_rows(sweep / "figures" / "labels.csv")
     assert len(rows) == 12 and {row["held_out"] for row in rows} == {"True"}
     assert float(rows[0]["self_confidence"]) == pytest.approx(0.15), "the final run rates its validation images, too"
+    printed = capsys.readouterr().out
+    assert "12 images, each by models not trained on it, of 3 runs of one candidate" in printed
+    assert "24 training images are not rated: no finished run validates with them" in printed
+    monkeypatch.setattr("sys.argv", ["inspect", "labels", str(sweep / "3")])
+    inspect.main()
+    found = {row["path"]: float(row["self_confidence"]) for row in read_rows(sweep / "figures" / "labels.csv")}
+    assert found[rows[0]["path"]] == pytest.approx(0.9), "by the runs of that job's candidate"
 
 
 def test_what_cannot_be_listed(ended: Any, tmp_path: Path, drawn: Path) -> None:

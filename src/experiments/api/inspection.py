@@ -20,11 +20,10 @@ from experiments.config.messages import nearest
 from experiments.config.schema import Config
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError
+from experiments.evaluation import candidate_runs
 from experiments.inspection.parts import OF_RUNS, OPTIONS
-from experiments.runs.run_directory import SWEEP
 from experiments.sweeps import sweep_directory
 from experiments.system.startup import quiet_start
-from experiments.training.types import Status
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,7 +140,7 @@ def inspect_part(part: str, config: Config, run: Trained | None, options: Mappin
 
 
 def inspect_labels(named: str, uri: str | None, *, count: int, data: Path | None) -> tuple[Inspection, Trained | None]:
-    """Inspect the labels of a run's images; those of all folds, for a sweep over folds or one of its jobs.
+    """Inspect the labels of a run's images; for a sweep those of its winner's folds, for one of its jobs likewise.
 
     Returns:
         The result, and the run that it belongs to; None for a sweep.
@@ -153,17 +152,11 @@ def inspect_labels(named: str, uri: str | None, *, count: int, data: Path | None
         sweep = sweep_directory.find(named)
     except ConfigError:
         run = saved_run.find(named, uri)
-        if run.folder and run.config.data.fold is not None and (run.folder.parent / SWEEP).is_file():
-            sweep = run.folder.parent
-    runs = [run] if run else []
-    if sweep:
-        rows = [row for row in summary.read(sweep)[1] if row.status == Status.FINISHED]
-        # No fold reads the given validation images; a final run has other ones than the jobs only then.
-        folds = any("data.fold" in row.values for row in rows)
-        jobs = [row for row in rows if folds or not row.final]
-        if not jobs:
-            raise ConfigError(f"{sweep}: no job of this sweep has finished")
-        runs = [saved_run.of_folder(row.folder) for row in jobs]
+        found = candidate_runs.of_job(run.folder) if run.folder else []
+        sweep = run.folder.parent if run.folder and found else None
+    else:
+        found = candidate_runs.of_candidate(sweep, summary.winner_values(sweep))
+    runs = [saved_run.of_folder(other.directory.folder) for other in found] if run is None or found else [run]
     with quiet_start():
         from experiments.inspection import labels
     return labels.inspect(runs, sweep=sweep, count=count, data=data), None if sweep else run

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.data.decoder_settings import DecoderSettings
-from experiments.errors import ConfigError, DataError
-from experiments.evaluation import page
-from experiments.evaluation.label_quality import Doubt, labelled, rank
-from experiments.reuse import like
+from experiments.errors import DataError
+from experiments.evaluation import candidate_runs, page
+from experiments.evaluation.label_quality import Doubt, Labelled, labelled, rank
 from experiments.runs.predictions import Prediction
-from experiments.runs.run_directory import CONFIG, SWEEP, RunDirectory
-from experiments.training.types import Status
+from experiments.runs.run_directory import RunDirectory
 
 MOST_IMAGES = 18  # shown, the most doubtful
 TRAIN = "train"
@@ -37,54 +35,83 @@ def section(
         root: the directory that holds the images; None if it is not known.
     """
     own = directory.predictions("validation")
-    if any(one.label not in classes or one.probabilities.keys() != set(classes) for one in own):
+    if not have_probabilities(own, classes):
         return None  # an old run
     folds = fold_predictions(directory, classes)
-    images = labelled([one for fold in [own, *folds] for one in fold], classes)
     if folds:
-        sentences = [
-            f"{len(images):,} images, each rated by models of the sweep's {len(folds)} folds, not trained on it."
-        ]
+        images, sentences = rated_by_folds(directory, own, folds, classes)
     else:
-        sentences = [f"{len(images):,} validation images, rated by this model, which was not trained on them."]
-        if directory.has_predictions(TRAIN):
-            trained = labelled(directory.predictions(TRAIN), classes, TRAIN, held_out=False)
-            images += trained
-            sentences.append(
-                f"{len(trained):,} training images, rated by this model, trained on their labels: a wrong one may "
-                "look right."
-            )
-        else:
-            sentences.append("Training images are not rated.")
-        sentences.append("A sweep over data.fold rates every image by models that were not trained on it.")
+        images, sentences = rated_by_run(directory, own, classes)
     doubts = rank(images, classes)
-    wrong = sum(one.probably_wrong for one in doubts)
+    wrong = sum(doubt.probably_wrong for doubt in doubts)
     sentences.append(f"{wrong:,} of {len(doubts):,} labels are probably wrong, as confident learning counts them.")
     shown = doubts[: min(MOST_IMAGES, max(wrong, math.ceil(len(doubts) / 20)))]
     settings = DecoderSettings.of(plain["data"])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        items = list(pool.map(lambda one: item(one, root, settings), shown))
+        items = list(pool.map(lambda doubt: item(doubt, root, settings), shown))
     return {"sentences": sentences, "images": items}
 
 
-def fold_predictions(directory: RunDirectory, classes: Sequence[str]) -> list[list[Prediction]]:
-    """Return the validation predictions of the finished folds in the sweep of a run; none if there are no folds."""
-    if not (directory.folder.parent / SWEEP).is_file():
-        return []
-    found = []
-    for folder in sorted(directory.folder.parent.iterdir()):
-        other = RunDirectory(folder)
-        try:
-            facts = other.facts()
-            if facts is None or facts.get("status") != Status.FINISHED or not other.has_predictions("validation"):
-                continue
-            plain = like.parse((folder / CONFIG).read_bytes(), CONFIG)
-            rows = other.predictions("validation")
-        except (ConfigError, OSError, ValueError):  # a job that is damaged, or being written
-            continue
-        if like.value_at(plain, "data.fold") is not None and rows[0].probabilities.keys() == set(classes):
-            found.append(rows)
-    return found
+def have_probabilities(predictions: Sequence[Prediction], classes: Sequence[str]) -> bool:
+    """Return whether predictions have labels and probabilities of these classes; those of old runs have none."""
+    return all(row.label in classes and row.probabilities.keys() == set(classes) for row in predictions)
+
+
+def fold_predictions(directory: RunDirectory, classes: Sequence[str]) -> list[tuple[str, list[Prediction]]]:
+    """Return the fold and the validation predictions of each finished job of a run's candidate, see `candidate_runs`.
+
+    There are none if the run is in no sweep over folds.
+    """
+    runs = [(run.fold, run.directory) for run in candidate_runs.of_job(directory.folder)]
+    found = [
+        (fold, other.predictions("validation")) for fold, other in runs if fold and other.has_predictions("validation")
+    ]
+    return [(fold, predictions) for fold, predictions in found if have_probabilities(predictions, classes)]
+
+
+def rated_by_folds(
+    directory: RunDirectory, own: Sequence[Prediction], folds: Sequence[tuple[str, Sequence[Prediction]]],
+    classes: Sequence[str],
+) -> tuple[list[Labelled], list[str]]:  # fmt: skip
+    """Return the images with their probabilities, and sentences about which models these come from.
+
+    Args:
+        directory: of the run.
+        own: the run's validation predictions.
+        folds: as from `fold_predictions`; those of the run are among them if it is a job of a fold.
+        classes: [C] names in label order.
+    """
+    images = labelled((row for _, predictions in folds for row in predictions), classes)
+    hashes = {image.sha256 for image in images}
+    given = labelled((row for row in own if row.sha256 not in hashes), classes)
+    count = len({fold for fold, _ in folds})
+    sentences = [
+        f"{len(images):,} training images, each rated by the models of one of the sweep's folds ({count} of them have "
+        f"finished, with {len(folds)} runs), which were not trained on it."
+    ]
+    if given:
+        sentences.append(f"{len(given):,} validation images, rated by this model, which was not trained on them.")
+    if lacking := candidate_runs.unrated(directory.images(), hashes | {image.sha256 for image in given}):
+        sentences.append(f"{lacking:,} training images are not rated: no finished fold validates with them.")
+    return [*images, *given], sentences
+
+
+def rated_by_run(
+    directory: RunDirectory, own: Sequence[Prediction], classes: Sequence[str]
+) -> tuple[list[Labelled], list[str]]:
+    """Return the images of a run outside sweeps over folds, as `rated_by_folds` does."""
+    images = labelled(own, classes)
+    sentences = [f"{len(images):,} validation images, rated by this model, which was not trained on them."]
+    if directory.has_predictions(TRAIN):
+        trained = labelled(directory.predictions(TRAIN), classes, TRAIN, held_out=False)
+        images += trained
+        sentences.append(
+            f"{len(trained):,} training images, rated by this model, trained on their labels: a wrong one may look "
+            "right."
+        )
+    else:
+        sentences.append("Training images are not rated.")
+    return images, [*sentences, "A sweep over data.fold rates every image by models that were not trained on it."]
 
 
 def item(doubt: Doubt, root: Path | None, settings: DecoderSettings) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from experiments.deploy import predict
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError, DataError
 from experiments.evaluation import plots
+from experiments.evaluation.candidate_runs import unrated
 from experiments.evaluation.figure_style import literal, short
 from experiments.evaluation.label_quality import Doubt, Labelled, labelled, rank
 from experiments.inspection.inspection import Inspection
@@ -33,7 +35,7 @@ def inspect(runs: Sequence[Trained], *, sweep: Path | None, count: int, data: Pa
     """List the images whose labels are most doubtful.
 
     Args:
-        runs: one finished run, or the finished jobs of a sweep over folds; at least one.
+        runs: one finished run, or the finished runs of a sweep's candidate; at least one.
         sweep: the directory of the sweep, which the table and the figure are written to; None for a single run.
         count: how many images to print and to draw.
         data: where the images are now; None for where they were.
@@ -47,7 +49,14 @@ def inspect(runs: Sequence[Trained], *, sweep: Path | None, count: int, data: Pa
     images = held_out(runs)
     name = sweep.name if sweep else run.name
     if sweep:
-        lines = [f"{name}: {len(images)} images, each by models of the sweep's {len(runs)} runs not trained on it"]
+        folds = len({run.config.data.fold for run in runs} - {None})
+        suffix = f" over {folds} folds" if folds else ""
+        lines = [
+            f"{name}: {len(images)} images, each by models not trained on it, of {len(runs)} runs of one "
+            f"candidate{suffix}"
+        ]
+        if lacking := unrated(run.images(), [image.sha256 for image in images]):
+            lines.append(f"{lacking} training images are not rated: no finished run validates with them. {FOLDS}")
     else:
         lines = [f"{name}: {len(images)} validation images, by a model not trained on them"]
         trained = of_training_images(run, config)
@@ -76,9 +85,9 @@ def _likely(doubt: Doubt) -> str:
 
 def held_out(runs: Sequence[Trained]) -> list[Labelled]:
     """Return the validation images of runs, with the mean probabilities of the runs that validated with them."""
-    predictions = [one for run in runs for one in run.predictions("validation")]
-    for one in predictions:
-        if not one.label or set(one.probabilities) != set(runs[0].classes):
+    predictions = [prediction for run in runs for prediction in run.predictions("validation")]
+    for prediction in predictions:
+        if not prediction.label or set(prediction.probabilities) != set(runs[0].classes):
             raise ConfigError(
                 f"{runs[0].name}: its predictions have no labels and probabilities of {', '.join(runs[0].classes)}. "
                 "Allowed: a run of this version, and a sweep whose jobs have the same classes"
@@ -95,15 +104,16 @@ def of_training_images(run: Trained, config: Config) -> list[Labelled]:
     rows = [row for row in run.images() if row["split"] == "train"]
     root, settings = data_root(config), DecoderSettings.of(config.data.model_dump())
     files = [str(root / recorded_path(root, row["path"])) for row in rows]
-    found = [one for some in predict.predictions(run.model(), files, BATCH_SIZE, settings) for one in some]
-    lacking = [f"{row['path']}: {one.error}" for row, one in zip(rows, found, strict=True) if one.probabilities is None]
+    batches = predict.predictions(run.model(), files, BATCH_SIZE, settings)
+    found = list(zip(rows, chain.from_iterable(batches), strict=True))
+    lacking = [f"{row['path']}: {prediction.error}" for row, prediction in found if prediction.probabilities is None]
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise DataError(f"{lacking[0]}{more}. --data FOLDER names the folder where the images are now")
     return [
         Labelled(row["path"], row["sha256"], "train", row["class_name"], tuple(map(float, shares)), held_out=False)
-        for row, one in zip(rows, found, strict=True)
-        if (shares := one.probabilities) is not None
+        for row, prediction in found
+        if (shares := prediction.probabilities) is not None
     ]
 
 

@@ -72,6 +72,12 @@ def classes_of(images: Iterable[Mapping[str, str]]) -> tuple[str, ...]:
     return tuple(names[label] for label in sorted(names))
 
 
+def job_records(sweep: Path) -> list[dict[str, Any]]:
+    """Return the job records in a sweep's directory, in the order of the jobs' numbers."""
+    found = [json.loads(path.read_bytes()) for path in sweep.glob(f"[0-9]*/{JOB}")]
+    return sorted(found, key=lambda job: int(job["number"]))
+
+
 def predictions_file(split: str) -> str:
     """Return the name of the file with the predictions for a split."""
     return f"{predictions.stem(split)}.csv"

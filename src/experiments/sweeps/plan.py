@@ -28,6 +28,7 @@ from experiments.config.identity import effective
 from experiments.config.overrides import quoted
 from experiments.config.schema import GROUPS, Config
 from experiments.errors import ConfigError
+from experiments.evaluation import candidate_runs
 from experiments.runs.active_run import AUTO
 from experiments.runs.command import arguments, format_command
 from experiments.runs.run_directory import JOB, RunDirectory
@@ -39,8 +40,7 @@ from experiments.training.types import Status
 if TYPE_CHECKING:
     from experiments.sweeps.rungs import Place
 
-# Jobs that differ only in the values of these keys are repeats of one candidate.
-REPEATS = ("seed", "data.fold")
+REPEATS = candidate_runs.REPEATS
 # Nodes of `hydra` that configure the whole sweep and not a single job.
 HYDRA_NODES = ("sweeper", "launcher", "sweep")
 

@@ -14,13 +14,14 @@ import numpy as np
 
 from experiments.config.schema import LOWER_IS_BETTER, LOWEST
 from experiments.errors import ConfigError
+from experiments.evaluation.candidate_runs import without_repeats
 from experiments.evaluation.comparison_text import baseline_sentences, difference_sentence, format_score, limitations
 from experiments.evaluation.evaluate import IMAGE_METRICS, Baseline, image_score, majority_baseline
 from experiments.evaluation.groups import Scores, gather_scores, metric_interval
 from experiments.evaluation.significance import compare_runs
 from experiments.evaluation.statistics import UNKNOWN, Interval
 from experiments.runs.run_directory import RunDirectory, predictions_file
-from experiments.sweeps.plan import REPEATS, format_values
+from experiments.sweeps.plan import format_values
 from experiments.sweeps.rungs import Place
 from experiments.sweeps.sweep_directory import JOB, SWEEP, records
 from experiments.training.types import Status
@@ -162,7 +163,7 @@ def compared(objective: str) -> str:
 
 
 def candidate_of(row: Row) -> dict[str, str]:
-    return {key: value for key, value in row.values.items() if key not in REPEATS}
+    return without_repeats(row.values)
 
 
 def candidates(rows: Sequence[Row], objective: str) -> list[Candidate]:
@@ -180,6 +181,22 @@ def candidates(rows: Sequence[Row], objective: str) -> list[Candidate]:
         return not candidate.whole, math.isnan(candidate.score), sign * candidate.score, candidate.seconds
 
     return sorted(found.values(), key=ranking)
+
+
+def winner_values(folder: Path) -> dict[str, str]:
+    """Return the values of a sweep's winner; of the best candidate so far, if the sweep has no final runs yet.
+
+    Raises:
+        ConfigError: no job has finished.
+    """
+    about, rows = read(folder)
+    final = next((row for row in rows if row.final), None)
+    if final:
+        return candidate_of(final)
+    for candidate in candidates(rows, about["objective"]):
+        if any(row.status == Status.FINISHED for row in candidate.rows):
+            return dict(candidate.values)
+    raise ConfigError(f"{folder}: no job of this sweep has finished")
 
 
 def objective_interval(candidate: Candidate, objective: str) -> Interval:

@@ -18,7 +18,7 @@ from experiments.training.types import Status
 if TYPE_CHECKING:
     from experiments.tracking.queries import RunFacts
 
-JOB, SWEEP = run_directory.JOB, run_directory.SWEEP
+JOB, SWEEP, records = run_directory.JOB, run_directory.SWEEP, run_directory.job_records
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -26,12 +26,6 @@ def read(folder: Path) -> dict[str, Any]:
     path = folder / SWEEP
     content: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
     return content
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    """Return the job records in a sweep's directory, in the order of the jobs' numbers."""
-    found = [json.loads(path.read_bytes()) for path in folder.glob(f"[0-9]*/{JOB}")]
-    return sorted(found, key=lambda job: int(job["number"]))
 
 
 def find(named: str) -> Path:

@@ -1,0 +1,77 @@
+"""The finished runs of one candidate of a sweep. Those of its folds rate the labels of images in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.errors import ConfigError
+from experiments.runs.run_directory import SWEEP, RunDirectory, job_records
+
+REPEATS = ("seed", "data.fold")  # jobs that differ only in the values of these keys are repeats of one candidate
+
+
+class CandidateRun(NamedTuple):
+    """A finished run of a candidate."""
+
+    directory: RunDirectory  # in the sweep's directory, or elsewhere if the sweep has reused an earlier run
+    fold: str | None  # its data.fold, if that is swept
+    final: bool  # whether it is a final run of the winner, which is trained on all folds
+
+
+def without_repeats(values: Mapping[str, str]) -> dict[str, str]:
+    """Return those values of a job's swept keys that its candidate has."""
+    return {key: value for key, value in values.items() if key not in REPEATS}
+
+
+def of_job(folder: Path) -> list[CandidateRun]:
+    """Return the finished runs of the candidate of a job or a final run; none if its sweep goes over no folds.
+
+    Args:
+        folder: a run directory, of whatever run.
+    """
+    if not (folder.parent / SWEEP).is_file():
+        return []
+    record = next((job for job in job_records(folder.parent) if str(job["number"]) == folder.name), None)
+    found = of_candidate(folder.parent, record["values"]) if record else []
+    return found if any(run.fold is not None for run in found) else []
+
+
+def of_candidate(sweep: Path, values: Mapping[str, str]) -> list[CandidateRun]:
+    """Return the finished runs of a candidate, with its final runs if the sweep goes over folds.
+
+    Only then have the final runs other validation images than the jobs.
+
+    Args:
+        sweep: the sweep's directory.
+        values: those of the swept keys; seed and fold do not matter.
+    """
+    found = []
+    for job in job_records(sweep):
+        if without_repeats(job["values"]) == without_repeats(values):
+            places = (RunDirectory(Path(job["folder"])), RunDirectory(sweep / str(job["number"])))
+            directory = next((place for place in places if _has_results(place, job.get("identity", ""))), None)
+            if directory:
+                found.append(CandidateRun(directory, job["values"].get("data.fold"), job.get("final", False)))
+    folds = any(run.fold is not None for run in found)
+    return [run for run in found if folds or not run.final]
+
+
+def _has_results(directory: RunDirectory, identity: str) -> bool:
+    """Return whether the run of this identity has finished in a directory; a damaged one counts as unfinished."""
+    try:
+        return directory.finished(identity) is not None
+    except (ConfigError, ValueError):
+        return False
+
+
+def unrated(images: Iterable[Mapping[str, str]], rated: Iterable[str]) -> int:
+    """Return how many training and validation images no run has validated with.
+
+    Args:
+        images: the rows of a manifest.
+        rated: the SHA-256 hashes of the images that have ratings.
+    """
+    known = set(rated)
+    return sum(row["split"] != "test" and row["sha256"] not in known for row in images)
