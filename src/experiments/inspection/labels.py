@@ -50,7 +50,7 @@ def inspect(runs: Sequence[Trained], *, sweep: Path | None, count: int, data: Pa
     name = sweep.name if sweep else run.name
     if sweep:
         folds = len({run.config.data.fold for run in runs} - {None})
-        suffix = f" over {folds} folds" if folds else ""
+        suffix = f" over {folds} folds" if folds > 1 else ""
         lines = [
             f"{name}: {len(images)} images, each by models not trained on it, of {len(runs)} runs of one "
             f"candidate{suffix}"
