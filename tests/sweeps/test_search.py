@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from experiments.config.schema import Config
 from experiments.errors import ConfigError, Pruned
 from experiments.sweeps import search as searches
-from experiments.sweeps.plan import Job
+from experiments.sweeps import sweep_directory
+from experiments.sweeps.plan import Inspection, Job
 from experiments.sweeps.space import Space, space
 from experiments.tracking import liveness
 from experiments.training import pruning
@@ -200,6 +202,55 @@ def test_what_failed_is_tried_once_at_every_start_and_in_its_place(config: Any, 
     assert len(tried) == len(set(tried)) == 4
     failing(drawing(config, tmp_path, found, "sweep.trials=12", "sweep.jobs=1"))
     assert len(tried) == 8 and set(tried[4:]) == set(tried[:4])
+
+
+def test_a_point_that_cannot_be_run_fails_alone_and_a_lost_store_ends_the_start(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = False
+
+    def inspect_jobs(jobs: list[Job]) -> Inspection:
+        if lost:
+            raise ConfigError("the tracking store is away")
+        if any(job.values.get("b") == "2" for job in jobs):
+            raise ConfigError("b: must be at most 1")
+        for job in jobs:
+            job.identity = str(job.values)
+        return Inspection([], False, None, True)
+
+    def start(found: Space, *overrides: str) -> Drawing:
+        worker = drawing(config, tmp_path, found, *overrides)
+
+        def compose(trial: Any) -> bool:
+            trial.jobs = [Job(trial.place, [], trial.values, worker.session.config, tmp_path / str(trial.place))]
+            return True
+
+        def launch(jobs: Any) -> None:
+            for job in jobs:
+                job.status = Status.FINISHED
+
+        for name, stub in {"compose": compose, "launch": launch, "run": partial(trials.Worker.run, worker)}.items():
+            monkeypatch.setattr(worker, name, stub)
+        monkeypatch.setattr(worker.session, "prepare", lambda jobs: None, raising=False)
+        monkeypatch.setattr(
+            worker.session, "write_jobs", lambda jobs: [job.write(tmp_path) for job in jobs], raising=False
+        )
+        return worker
+
+    monkeypatch.setattr(trials, "inspect_jobs", inspect_jobs)
+    monkeypatch.setattr(sweep_directory, "results", lambda *_: {"validation.accuracy": 0.5})
+    worker = start(over("a=x,yy", "b=1,2"), "sweep.trials=12")
+    worker.work()
+    ended = {trial.params["b"]: trial for trial in worker.study.study.trials}
+    assert ended["1"].state.name == "COMPLETE" and ended["2"].state.name == "FAIL"
+    assert ended["2"].user_attrs[studies.REASON] == "b: must be at most 1"
+    (record, *_) = sweep_directory.records(tmp_path)
+    assert record["status"] == "FAILED" and sweep_directory.is_free(tmp_path / str(record["number"]), "an identity")
+    lost = True
+    again = start(over("a=x,yy", "b=1,2"), "sweep.trials=30")
+    with pytest.raises(ConfigError, match="store is away"):
+        again.work()
+    assert "WAITING" in states(again.study.study), "its trials are requeued"
 
 
 def test_workers_of_one_study_share_its_trials(config: Any, tmp_path: Path) -> None:

@@ -38,31 +38,34 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
         ConfigError: the search cannot be run, and nothing was started; or the connection to the study was lost.
         SystemExit: a job has failed.
     """
-    over = space(overrides, lambda key: OmegaConf.select(sweeper.master, key, default=None))
-    corners = list(over.corners())
+    search_space = space(overrides, lambda key: OmegaConf.select(sweeper.master, key, default=None))
+    corners = list(search_space.corners())
     configs = [composed.config for composed in plan.compose(corners, sweeper.context, sweeper.master)]
     pruning.need_optuna(configs[0])
     setup = sweeper.set_up(configs)
-    # One job is inspected for the identity of data and weights, and for what all trials share.
-    probe = Job(0, *corners[0], plan.without_test_evaluation(configs[0]), Path())
-    inspection = inspect_jobs([probe])
-    name = search_name(configs, over, probe.identity)
+    # The corners are inspected for what a search must not start without, such as weights, and for what trials share.
+    probes = [
+        Job(0, *corner, plan.without_test_evaluation(config), Path())
+        for corner, config in zip(corners, configs, strict=True)
+    ]
+    inspection, probe = inspect_jobs(probes), probes[0]
+    name = search_name(configs, search_space, probe.identity)
     session = sweeper.open_session(setup, name, inspection)
     from experiments.sweeps import study as studies
     from experiments.sweeps import trials
 
     if setup.config.sweep.dry_run:
         existing = studies.existing_trials(setup.config, session.folder.name)
-        session.print_lines(*search_plan(session, over, inspection, existing))
+        session.print_lines(*search_plan(session, search_space, inspection, existing))
         return
     session.folder.mkdir(parents=True, exist_ok=True)
     attributes = {
         studies.SEARCH: name, studies.DATA: probe.identity, pruning.EPOCHS: max(config.epochs for config in configs),
     }  # fmt: skip
     study = studies.open_study(setup.config, session.folder, attributes)
-    session.print_lines(*search_plan(session, over, inspection, study.trials()))
+    session.print_lines(*search_plan(session, search_space, inspection, study.trials()))
     session.print_lines(*trials.deleted_lines(setup.config, study.trials()))
-    worker = trials.Worker(session, over, study)
+    worker = trials.Worker(session, search_space, study)
     with worker.lock():  # so that only one of several workers creates the MLflow run
         session.open([])
     import optuna
@@ -80,14 +83,14 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
         ) from None
 
 
-def search_name(configs: Sequence[Config], over: Space, identity: str) -> str:
+def search_name(configs: Sequence[Config], search_space: Space, identity: str) -> str:
     """Return the name of a search, the same at every start and on every machine.
 
     It does not depend on the number of trials, on the workers or on where the study and the runs are stored.
 
     Args:
         configs: configurations that together contain every choice of the search space, always the same ones.
-        over: the search space.
+        search_space: the search space.
         identity: identity of the first of `configs`, which covers data and weights.
     """
     corners = []
@@ -98,13 +101,15 @@ def search_name(configs: Sequence[Config], over: Space, identity: str) -> str:
             corner.pop(key, None)
         corners.append(corner)
     first, settings = configs[0], configs[0].sweep
-    what = [corners, identity, first.objective, list(map(str, over.dimensions)), list(map(list, over.repeats)),
-            settings.search, settings.seed, settings.pruner]  # fmt: skip
+    dimensions, repeats = list(map(str, search_space.dimensions)), list(map(list, search_space.repeats))
+    what = [corners, identity, first.objective, dimensions, repeats, settings.search, settings.seed, settings.pruner]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     return f"{first.regime.name}-{first.model.name}-{settings.search}-{digest[:8]}"
 
 
-def search_plan(session: Session, over: Space, inspection: Inspection, trials: Sequence[FrozenTrial]) -> list[str]:
+def search_plan(
+    session: Session, search_space: Space, inspection: Inspection, trials: Sequence[FrozenTrial]
+) -> list[str]:
     """Return how many trials are done and how many remain, what they share and how long they may take."""
     settings = session.config.sweep
     count = {state: sum(trial.state.name == state for trial in trials) for state in ("COMPLETE", "PRUNED", "RUNNING")}
@@ -113,8 +118,8 @@ def search_plan(session: Session, over: Space, inspection: Inspection, trials: S
     parts = [f"{settings.trials} trials", f"{done} done" + (f" ({count['PRUNED']} pruned)" if count["PRUNED"] else "")]
     parts += [f"{to_do} to do"]
     parts += [f"{count['RUNNING']} of them begun"] if count["RUNNING"] else []
-    runs = f", {len(over.repeats)} runs each" if len(over.repeats) > 1 else ""
+    runs = f", {len(search_space.repeats)} runs each" if len(search_space.repeats) > 1 else ""
     lines = [f"Search {session.folder.name} ({settings.search}{runs}): " + ", ".join(parts)]
     lines += [f"  {line}" for line in inspection.lines if to_do]
-    lines += terminal.duration(inspection, to_do * len(over.repeats), settings.jobs)
-    return lines + [f"  {dimension}" for dimension in over.dimensions if settings.dry_run]
+    lines += terminal.duration(inspection, to_do * len(search_space.repeats), settings.jobs)
+    return lines + [f"  {dimension}" for dimension in search_space.dimensions if settings.dry_run]

@@ -170,7 +170,9 @@ def owner(folder: Path) -> str | None:
     if facts is not None and facts.get("identity"):
         return str(facts["identity"])
     if (folder / JOB).exists():  # the run ended before its data were read, and recorded no identity itself
-        return str(json.loads((folder / JOB).read_bytes()).get("identity", ""))
+        recorded = json.loads((folder / JOB).read_bytes()).get("identity")
+        if recorded != "":  # a job that has failed before its identity was known has no run
+            return str(recorded or "")
     return "" if facts is not None or (folder / run_directory.METRICS).exists() else None
 
 

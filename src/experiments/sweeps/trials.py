@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,10 +88,10 @@ class Worker:
 
         Workers on other machines detect by it whether this process still runs.
         """
-        over = threading.Event()
+        finished = threading.Event()
 
         def record_heartbeat() -> None:
-            while not over.wait(liveness.HEARTBEAT):
+            while not finished.wait(liveness.HEARTBEAT):
                 alive = {**self.owner, "owner.heartbeat": str(int(time.time()))}
                 for number in list(self.trials):
                     with contextlib.suppress(Exception):  # the study may be unreachable for a while
@@ -100,7 +101,7 @@ class Worker:
         try:
             yield
         finally:
-            over.set()
+            finished.set()
 
     def lock(self) -> FileLock:
         """Return the lock of the workers that share the sweep's directory."""
@@ -208,9 +209,9 @@ class Worker:
         """Run trials: first the first job of each, which may be pruned, then the other jobs."""
         ready = [trial for trial in batch if self.compose(trial)]
         if ready:
-            jobs = [job for trial in ready for job in trial.jobs]
-            self.session.features_missing = inspect_jobs(jobs).features_missing
-            self.session.prepare(jobs)
+            self.session.features_missing = False
+            ready = self.inspect(ready)
+            self.session.prepare([job for trial in ready for job in trial.jobs])
             with self.lock():
                 ready = [trial for trial in ready if not self.duplicates_runs(trial)]
         for trial in ready if self.settings.pruner != "none" else []:
@@ -227,18 +228,40 @@ class Worker:
         try:
             composed = plan.compose(combinations, setup.context, setup.master)
         except ConfigError as error:
-            job = Job(first, *combinations[0], setup.config, folder / str(first), status=Status.FAILED,
-                      reason=str(error))  # fmt: skip
-            trial.jobs = [job]
-            self.jobs.append(job)
-            self.session.write_jobs([job])
-            self.report_result(trial)
+            trial.jobs = [Job(first, *combinations[0], setup.config, folder / str(first))]
+            self.refuse(trial, error)
             return False
         trial.jobs = [
             Job(number, *given, plan.without_test_evaluation(run.config), folder / str(number), run.hydra)
             for number, (given, run) in enumerate(zip(combinations, composed, strict=True), first)
         ]
         return True
+
+    def inspect(self, batch: Sequence[Trial]) -> list[Trial]:
+        """Inspect the jobs of trials, and return the trials that can be run; the others have failed.
+
+        Raises:
+            ConfigError: no job can be run, for a reason outside of the trials, such as an unavailable tracking store.
+        """
+        try:
+            missing = inspect_jobs([job for trial in batch for job in trial.jobs]).features_missing
+        except ConfigError as error:
+            if len(batch) > 1:
+                return [trial for each in batch for trial in self.inspect([each])]
+            # The first corner could be run when the search started. If it can no longer be run, this raises an error.
+            inspect_jobs([Job(0, [], {}, self.session.config, Path())])
+            self.refuse(batch[0], error)
+            return []
+        self.session.features_missing |= missing
+        return list(batch)
+
+    def refuse(self, trial: Trial, error: ConfigError) -> None:
+        """End a trial that cannot be run as failed; the record of its first job has the reason."""
+        job = trial.jobs[0]
+        job.status, job.reason = Status.FAILED, str(error)
+        self.jobs.append(job)
+        self.session.write_jobs([job])
+        self.report_result(trial)
 
     def duplicates_runs(self, trial: Trial) -> bool:
         """Return whether another trial has the same runs from other values; if so, mark this one as its duplicate."""
@@ -309,7 +332,7 @@ def conclude(worker: Worker) -> None:
         session.conclude(worker.jobs, not running and done >= wanted, FINAL)
 
 
-def remote_jobs(session: Session, over: Space, trials: Sequence[FrozenTrial]) -> list[Job]:
+def remote_jobs(session: Session, search_space: Space, trials: Sequence[FrozenTrial]) -> list[Job]:
     """Return the jobs of trials that other machines have ended, for the summary; their runs are in MLflow."""
     jobs = []
     for trial in filter(study.is_done, trials):
@@ -317,11 +340,11 @@ def remote_jobs(session: Session, over: Space, trials: Sequence[FrozenTrial]) ->
         runs = trial.user_attrs.get(RUNS, [])[: 1 if pruned else None]  # of a pruned trial only the first job was run
         identities = trial.user_attrs.get(IDENTITY, "").split()
         for number, (run, identity, repeat) in enumerate(
-            zip(runs, identities, over.repeats, strict=False), over.first_job(study.place(trial))
+            zip(runs, identities, search_space.repeats, strict=False), search_space.first_job(study.place(trial))
         ):
             folder = session.folder / str(number)
             if run and not (folder / sweep_directory.JOB).exists():
-                given = over.job(over.spell(trial.params), repeat)
+                given = search_space.job(search_space.spell(trial.params), repeat)
                 status = Status.PRUNED if pruned else Status.FINISHED
                 jobs.append(Job(number, *given, session.config, folder, identity=identity, status=status, run_id=run))
     return jobs
