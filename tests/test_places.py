@@ -18,8 +18,8 @@ from experiments.deploy import saved_run
 from experiments.errors import ConfigError
 from experiments.reuse import like, resume
 from experiments.runs import active_run, run_directory
-from experiments.runs.location import store_of
-from experiments.system.paths import default_outputs, sqlite_file, sqlite_uri, tracking_uri
+from experiments.runs.location import outputs_of, store_of, store_of_run
+from experiments.system.paths import STORE, default_outputs, sqlite_file, sqlite_uri, tracking_uri
 from experiments.tracking import connection, inputs, queries, sync, view
 
 Run = Callable[..., None]
@@ -99,6 +99,18 @@ def test_a_copy_of_outputs_has_its_own_artifacts(home: Path, finished: dict[str,
     connection.check(sqlite_uri(copy / "mlflow.db"))
     for place in (home, copy):
         assert client(place).get_run(finished["id"]).info.artifact_uri.startswith((place / "mlartifacts").as_uri())
+
+
+def test_a_directory_chosen_outside_of_outputs_has_not_moved(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    (tmp_path / "scratch" / "cache").mkdir(parents=True)  # of another program
+    outputs.mkdir()
+    facts = {"command": {"directory": str(tmp_path)}, "outputs": str(outputs), "store": sqlite_uri(outputs / STORE)}
+    chosen = tmp_path / "scratch" / "trial" / "7"
+    assert outputs_of(chosen, facts) == outputs and store_of_run(chosen, facts) == facts["store"]
+    (tmp_path / "copy" / "cache").mkdir(parents=True)
+    for inside in ("runs/a", "sweeps/a/0"):
+        assert outputs_of(tmp_path / "copy" / inside, facts) == tmp_path / "copy"
 
 
 def test_artifacts_that_were_placed_elsewhere_stay_there(tmp_path: Path) -> None:

@@ -198,7 +198,9 @@ def test_the_folder_is_among_the_artifacts(store: Store) -> None:
     run = store.run("head")
     folder = store.outputs / "runs" / "head"
     local = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    wanted = {path for path in local if not path.startswith((".hydra", "inputs", ".run.lock", "run.json"))}
+    wanted = {
+        path for path in local if not path.startswith((".hydra", "inputs", "checkpoints", ".run.lock", "run.json"))
+    }
     tables = {f"{name}_{split}.json" for name in ("predictions", "per_class") for split in ("validation", "test")}
     assert wanted | tables == store.files(run)
     found = queries.read_predictions(store.uri, queries.find_runs(store.uri, ["head"])[0], "validation")

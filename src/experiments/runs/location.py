@@ -20,11 +20,16 @@ def recorded_outputs(facts: Mapping[str, Any]) -> Path:
 
 
 def outputs_of(folder: Path, facts: Mapping[str, Any]) -> Path:
-    """Return the outputs/ directory of a run: the one that it was moved to, else the recorded one, else the default."""
+    """Return the outputs/ directory of a run: the one that it was moved to, else the recorded one, else the default.
+
+    A run whose directory was chosen outside outputs/ has not moved: above it there may be a `cache` of something else.
+    """
     recorded = recorded_outputs(facts)
     if not folder.is_relative_to(recorded.resolve()):
         for place in folder.parents:
-            if (place / STORE).is_file() or (place / "cache").is_dir():
+            usual = folder.relative_to(place).parts[0] in ("runs", "sweeps")
+            marked = (place / STORE).is_file() or (place / "cache").is_dir()
+            if marked and (usual or not recorded.is_dir()):
                 return place
     return recorded if recorded.is_dir() else Path(default_outputs())
 
