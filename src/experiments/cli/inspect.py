@@ -19,7 +19,7 @@ from experiments.cli.arguments import (
     positive,
     whole,
 )
-from experiments.inspection.parts import OF_RUNS
+from experiments.inspection.parts import OF_RUNS, OPTIONS
 
 if TYPE_CHECKING:
     from experiments.deploy.saved_run import Trained
@@ -126,24 +126,24 @@ def parse() -> argparse.Namespace:
             metavar="PATH",
             help="PNG file (default: inspect/ in outputs, of a run its figures/)",
         )
-    for name, count, what in (("augmentation", 8, "rows"), ("data", 6, "of each class")):
-        parts[name].add_argument(
-            "--images", "--pictures", type=positive, default=count, help=f"{what} (default: {count})"
-        )
+    for name, what in (("augmentation", "rows"), ("data", "of each class")):
+        parts[name].add_argument("--images", "--pictures", type=positive, help=f"{what} (default: %(default)s)")
     parts["augmentation"].add_argument(
-        "--views", type=positive, default=6, help="augmented images in a row (default: 6)"
+        "--views", type=positive, help="augmented images in a row (default: %(default)s)"
     )
     parts["model"].add_argument("--layers", action="store_true", help="print every layer, not only the blocks")
     parts["model"].add_argument("--classes", type=whole(2), help="of the head (default: the run's, else 2)")
     lr, mistakes = parts["lr"], parts["mistakes"]
-    lr.add_argument("--batches", type=positive, default=100, help="at most (default: 100)")
-    lr.add_argument("--from", type=rate, default=1e-6, dest="lowest", metavar="LR", help="(default: 1e-6)")
-    lr.add_argument("--to", type=rate, default=10.0, dest="highest", metavar="LR", help="(default: 10)")
-    mistakes.add_argument("--split", default="validation", choices=("validation", "test"))
-    mistakes.add_argument("--count", type=positive, default=12, help="at most (default: 12)")
-    parts["labels"].add_argument("--count", type=positive, default=24, help="printed and drawn (default: 24)")
+    lr.add_argument("--batches", type=positive, help="at most (default: %(default)s)")
+    lr.add_argument("--from", type=rate, dest="lowest", metavar="LR", help="(default: %(default)s)")
+    lr.add_argument("--to", type=rate, dest="highest", metavar="LR", help="(default: %(default)s)")
+    mistakes.add_argument("--split", choices=("validation", "test"))
+    mistakes.add_argument("--count", type=positive, help="at most (default: %(default)s)")
+    parts["labels"].add_argument("--count", type=positive, help="printed and drawn (default: %(default)s)")
     for part in (mistakes, parts["labels"]):
         part.add_argument("--data", type=Path, metavar="PATH", help="where the images are now (default: data.root)")
+    for name, defaults in OPTIONS.items():
+        parts[name].set_defaults(**defaults)
     arguments, more = parser.parse_known_args()
     # argparse accepts positional arguments only in one piece, but overrides may be given on both sides of an option.
     wrong = [argument for argument in more if argument.startswith("-") or "overrides" not in arguments]
