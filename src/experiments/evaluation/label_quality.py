@@ -71,6 +71,11 @@ def label_quality(labels: np.ndarray, probabilities: np.ndarray) -> LabelQuality
     return LabelQuality(own, own - probabilities[rows, likely], likely, wrong)
 
 
+def have_probabilities(predictions: Sequence[Prediction], classes: Sequence[str]) -> bool:
+    """Return whether predictions have labels and probabilities of these classes; those of old runs have none."""
+    return all(row.label in classes and row.probabilities.keys() == set(classes) for row in predictions)
+
+
 def labelled(
     predictions: Iterable[Prediction], classes: Sequence[str], split: str = "validation", *, held_out: bool = True
 ) -> list[Labelled]:

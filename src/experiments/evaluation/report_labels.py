@@ -12,7 +12,7 @@ from typing import Any
 from experiments.data.decoder_settings import DecoderSettings
 from experiments.errors import DataError
 from experiments.evaluation import candidate_runs, page
-from experiments.evaluation.label_quality import Doubt, Labelled, labelled, rank
+from experiments.evaluation.label_quality import Doubt, Labelled, have_probabilities, labelled, rank
 from experiments.runs.predictions import Prediction
 from experiments.runs.run_directory import RunDirectory
 
@@ -50,11 +50,6 @@ def section(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         items = list(pool.map(lambda doubt: item(doubt, root, settings), shown))
     return {"sentences": sentences, "images": items}
-
-
-def have_probabilities(predictions: Sequence[Prediction], classes: Sequence[str]) -> bool:
-    """Return whether predictions have labels and probabilities of these classes; those of old runs have none."""
-    return all(row.label in classes and row.probabilities.keys() == set(classes) for row in predictions)
 
 
 def fold_predictions(directory: RunDirectory, classes: Sequence[str]) -> list[tuple[str, list[Prediction]]]:

@@ -20,7 +20,7 @@ from experiments.errors import ConfigError, DataError
 from experiments.evaluation import plots
 from experiments.evaluation.candidate_runs import unrated
 from experiments.evaluation.figure_style import literal, short
-from experiments.evaluation.label_quality import Doubt, Labelled, labelled, rank
+from experiments.evaluation.label_quality import Doubt, Labelled, have_probabilities, labelled, rank
 from experiments.inspection.inspection import Inspection
 from experiments.regimes.build import data_root
 from experiments.storage.csv_files import recorded_path
@@ -85,13 +85,14 @@ def _likely(doubt: Doubt) -> str:
 
 def held_out(runs: Sequence[Trained]) -> list[Labelled]:
     """Return the validation images of runs, with the mean probabilities of the runs that validated with them."""
-    predictions = [prediction for run in runs for prediction in run.predictions("validation")]
-    for prediction in predictions:
-        if not prediction.label or set(prediction.probabilities) != set(runs[0].classes):
+    predictions = []
+    for run in runs:
+        if not have_probabilities(found := run.predictions("validation"), runs[0].classes):
             raise ConfigError(
-                f"{runs[0].name}: its predictions have no labels and probabilities of {', '.join(runs[0].classes)}. "
+                f"{run.name}: its predictions have no labels and probabilities of {', '.join(runs[0].classes)}. "
                 "Allowed: a run of this version, and a sweep whose jobs have the same classes"
             )
+        predictions += found
     return labelled(predictions, runs[0].classes)
 
 
