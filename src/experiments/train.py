@@ -42,6 +42,7 @@ from experiments.sweeps.sweeper import Sweeper
 from experiments.system import paths, redaction, signals
 from experiments.system.private_api import Callbacks, get_args_parser
 from experiments.system.startup import quiet_start
+from experiments.training.types import Status
 
 for plugin in (Sweeper, LocalLauncher, RayLauncher, SlurmLauncher):
     Plugins.instance().register(plugin)
@@ -88,6 +89,9 @@ def start(config: Config, planned: str | None = None) -> float:
     directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
     begun = directory.facts() if config.resume == AUTO else None
     if begun is not None and begun.get("identity"):
+        if config.runtime.threads is None and begun.get("status") != Status.FINISHED:  # as with resume=RUN
+            threads = config.runtime.model_copy(update={"threads": begun.get("threads")})
+            config = config.model_copy(update={"runtime": threads})
         if planned is None:
             from experiments.sweeps.worker_tasks import identity
 

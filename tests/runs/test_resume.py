@@ -19,12 +19,14 @@ from typing import Any
 import mlflow
 import pytest
 
+from experiments.config.schema import Runtime
 from experiments.errors import ConfigError
 from experiments.reuse import resume
 from experiments.runs import run_directory
 from experiments.runs.curves import Curves
 from experiments.system.paths import default_outputs
 from experiments.tracking import liveness
+from experiments.training import runtime
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.types import EpochRecord
 
@@ -126,7 +128,17 @@ def test_a_run_that_dies_between_checkpoint_and_curves_is_resumed_as_if_it_had_n
     (run,) = client.search_runs(["1"])
     logged = client.get_metric_history(run.info.run_id, "loss")
     assert [point.step for point in logged] == [0, 1, 2], "the fourth epoch is in no checkpoint"
-    run_here(f"resume={folder}", "runtime.threads=null")
+    started: list[int | None] = []
+
+    def apply(settings: Runtime, right: Callable[[Runtime], Any] = runtime.apply) -> Any:
+        started.append(settings.threads)
+        return right(settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "apply", apply)
+        run_here(*command("died", "resume=auto"))
+    threads = json.loads((folder / "run.json").read_text())["threads"]
+    assert started == [threads, threads], "before its identity is computed and before it goes on"
     died, whole = outcome_of(folder), outcome_of(tmp_path / "runs" / "whole")
     assert {key for key in died | whole if died.get(key) != whole.get(key)} == set()
     facts = json.loads((folder / "run.json").read_text())

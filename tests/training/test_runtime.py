@@ -8,10 +8,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
+import composition
+import keras
 import pytest
+import tensorflow as tf
+
+from experiments.training import runtime
 
 # TensorFlow's settings hold for a process: these cases have one, with two virtual devices that stand for two GPUs.
 START = """
@@ -117,3 +124,20 @@ def test_bfloat16_trains_nearly_as_float32(ran: Ran) -> None:
 def test_threads_and_determinism_are_set(ran: Ran) -> None:
     assert ran.ended["scratch 1"] == ran.ended["bfloat16"] == ""
     assert ran.threads == 1 and ran.deterministic
+
+
+def test_unset_threads_are_as_many_as_the_cores_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3}, raising=False)
+    assert runtime.threads() == 1
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "5")
+    assert runtime.threads() == 5
+
+
+def test_layers_are_named_alike_on_several_devices_whatever_the_process_has_built(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tf.distribute, "MirroredStrategy", lambda devices: SimpleNamespace(scope=nullcontext))
+    keras.layers.Dropout(0.5)
+    with runtime.apply(composition.configured("runtime.devices=1").runtime):
+        assert keras.layers.Dropout(0.5).name == "dropout"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from rich.table import Table
 from experiments.config.schema import Config
 from experiments.models.network import inference_function, split_network
 from experiments.regimes.build import build_backbone
+from experiments.system import hardware
 
 
 class Cost(NamedTuple):
@@ -64,7 +64,7 @@ def measure(config: Config, batch: int, seconds: float) -> Cost:
 
 def cost_table(costs: Iterable[Cost], batch: int, threads: int | None) -> Table:
     """Return a table with a row per backbone; speeds are medians over its batches."""
-    used = f"{threads} thread{'s' if threads > 1 else ''}" if threads else f"all {os.cpu_count()} cores"
+    used = f"{threads} thread{'s' if threads > 1 else ''}" if threads else f"all {hardware.cores()} cores"
     title = f"forward without the head, {batch} images a batch, {used}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("model", no_wrap=True)

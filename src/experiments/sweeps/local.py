@@ -19,6 +19,7 @@ from pathlib import Path
 from experiments.sweeps import processes
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.scheduler import JobLauncher
+from experiments.system import hardware
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class LocalLauncher(JobLauncher):
         self.gpu_jobs: Counter[str] = Counter()  # number of running jobs by GPU
 
     def threads(self) -> int | None:
-        return max(1, (os.cpu_count() or 1) // self.slots) if self.slots > 1 else None
+        return max(1, hardware.cores() // self.slots) if self.slots > 1 else None
 
     @contextmanager
     def connected(self) -> Iterator[None]:

@@ -116,7 +116,12 @@ def prepare_jobs(configs: Sequence[Mapping[str, Any]]) -> list[PreparedJob]:
 
 
 def identity(config: Config) -> str:
-    """Return the identity of the run that a configuration describes; this builds its networks and reads its data."""
+    """Return the identity of the run that a configuration describes; this builds its networks and reads its data.
+
+    This process may execute that run afterwards: the settings that have to precede TensorFlow's start are those of the
+    run, except a strategy for several devices, of which a process can have one.
+    """
+    runtime.apply(config.runtime.model_copy(update={"devices": None}))
     (job,) = prepare_jobs([plain(config)])
     return job.identity
 

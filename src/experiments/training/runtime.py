@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 if sys.platform != "win32":
@@ -19,7 +20,7 @@ else:
 
 from experiments.config.schema import Runtime
 from experiments.errors import ConfigError
-from experiments.system import private_api
+from experiments.system import hardware, private_api
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,13 @@ def check_shares(devices: int | None, images: Mapping[str, int]) -> None:
 
 def threads() -> int:
     """Return the number of threads of an operation in this process."""
-    return tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count() or 1
+    return tf.config.threading.get_intra_op_parallelism_threads() or _default_threads()
+
+
+def _default_threads() -> int:
+    """Return TensorFlow's own number: from the environment, or the cores that the process may use (taskset, SLURM)."""
+    given = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) else hardware.cores()
 
 
 def _apply_threads(count: int | None) -> None:
@@ -66,11 +73,11 @@ def _apply_threads(count: int | None) -> None:
                 "changed any more. Allowed here: that number. Else restart the kernel, or use a new process. "
                 f"Received: {count}"
             ) from None
-    if count is None and started != (os.cpu_count() or 1):
+    if count is None and started != _default_threads():
         _log.warning(
             "runtime.threads: TensorFlow has started in this process with %d threads (of %d cores), which cannot be "
             "changed any more: this run uses as many. Restart the kernel or use a new process for another number",
-            started, os.cpu_count() or 1,
+            started, hardware.cores(),
         )  # fmt: skip
 
 
@@ -82,8 +89,8 @@ def apply(runtime: Runtime) -> AbstractContextManager[Any]:
         batches, otherwise one that does nothing.
 
     Raises:
-        ConfigError: this machine lacks what the configuration requires.
-        ConfigError: TensorFlow has started with another number of threads in this process.
+        ConfigError: this machine lacks what the configuration requires, or TensorFlow has started with another number
+            of threads in this process.
     """
     tf.get_logger().setLevel("ERROR")  # It warns of retracing, which a smaller last batch makes necessary.
     if resource is not None:  # Every shard of the feature cache is an open file, so the limit of open files is raised.
@@ -112,6 +119,7 @@ def apply(runtime: Runtime) -> AbstractContextManager[Any]:
         raise ConfigError(
             f"runtime.devices: TensorFlow finds {len(devices)} ({', '.join(devices)}). Received: {runtime.devices}"
         )
+    keras.utils.clear_session()  # Layer names begin anew, see `build`, which cannot do it in a strategy's scope.
     strategy = tf.distribute.MirroredStrategy(devices[: runtime.devices])
     scope: AbstractContextManager[Any] = strategy.scope()
     return scope
