@@ -182,6 +182,20 @@ def test_where_no_split_is_possible_the_next_one_is_named(
     assert network.split_network(Backbone(model, found, ""), "all", "average").split_point == "pixels"
 
 
+@pytest.mark.parametrize("pool", ["average", "max", "flatten"])
+def test_features_are_pooled_in_the_precision_of_their_network(backbones: dict[str, Backbone], pool: str) -> None:
+    """A sweep builds the networks of all jobs, each in its precision, before it computes their features."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        below, above = (network.split_network(backbones["convnet"], count, pool) for count in (0, 1))
+        half = backbone_of("convnet")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for model in (below.frozen_part, above.trainable_part):
+        assert model.get_layer("pooling").compute_dtype == "float32"
+    assert network.pooled(half, pool).get_layer("pooling").compute_dtype == "bfloat16"
+
+
 def test_a_split_is_the_same_once_a_part_is_frozen() -> None:
     backbone = backbone_of("convnet")
     first = network.split_network(backbone, 1, "average")

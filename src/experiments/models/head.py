@@ -8,13 +8,17 @@ from experiments.config.schema import Head
 from experiments.models.convnet import penalty
 
 
-def pooling(kind: str) -> keras.layers.Layer:
-    """Return the layer that pools or flattens feature maps [B, h, w, C] to vectors [B, D]."""
+def pooling(kind: str, dtype: keras.DTypePolicy | None = None) -> keras.layers.Layer:
+    """Return the layer that pools or flattens feature maps [B, h, w, C] to vectors [B, D].
+
+    Args:
+        dtype: the precision in which it computes; None for that of the process.
+    """
     if kind == "average":
-        return keras.layers.GlobalAveragePooling2D(name="pooling")
+        return keras.layers.GlobalAveragePooling2D(dtype=dtype, name="pooling")
     if kind == "max":
-        return keras.layers.GlobalMaxPooling2D(name="pooling")
-    return keras.layers.Flatten(name="pooling")
+        return keras.layers.GlobalMaxPooling2D(dtype=dtype, name="pooling")
+    return keras.layers.Flatten(dtype=dtype, name="pooling")
 
 
 def dense_head(features: int, config: Head, classes: int) -> keras.Model:

@@ -89,14 +89,17 @@ def split_network(backbone: Backbone, unfrozen: int | str, pool: str) -> Network
     stage = stages.stage_of(model, backbone.stages, unfrozen)
     entering, pixels = stage.entering, model.inputs[0]
     split_point = PIXELS if entering is pixels else stages.consumers(model, entering)[0].name
-    trainable_part = keras.Model(entering, pooling(pool)(model.output), name="unfrozen")
+    trainable_part = keras.Model(entering, pooling(pool, model.dtype_policy)(model.output), name="unfrozen")
     return NetworkSplit(keras.Model(pixels, entering, name="frozen"), trainable_part, split_point)
 
 
 def pooled(backbone: Backbone, pool: str) -> keras.Model:
-    """Return a model from pixels [B, H, W, 3] to pooled features [B, D]."""
+    """Return a model from pixels [B, H, W, 3] to pooled features [B, D], in the precision of the backbone.
+
+    The precision of the process may be another one: a sweep builds the networks of all of its jobs.
+    """
     model = backbone.model
-    return keras.Model(model.inputs[0], pooling(pool)(model.output), name="frozen")
+    return keras.Model(model.inputs[0], pooling(pool, model.dtype_policy)(model.output), name="frozen")
 
 
 def stack(below: keras.Model, head: keras.Model, *, training: bool | None) -> keras.Model:
