@@ -147,3 +147,18 @@ def test_a_head_replaced_while_it_is_read_is_not_there(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(checkpoints, "file_hash", then_gone)
     assert checkpoints.load(folder, small(2)) is None
+
+
+def test_damaged_checkpoints_do_not_displace_those_of_the_epochs_that_are_trained_again(tmp_path: Path) -> None:
+    def state(epochs: int) -> checkpoints.State:
+        return checkpoints.State([np.zeros(3)], [], {}, False, HISTORY[:1] * epochs)
+
+    first = checkpoints.Checkpoints(tmp_path)
+    for epochs in (8, 9):
+        first.save("head", state(epochs))
+        truncate(tmp_path / "head" / f"{epochs:05}" / checkpoints.ARRAYS)
+    again = checkpoints.Checkpoints(tmp_path)
+    assert again.latest("head") is None
+    for epochs in (1, 2, 3):
+        again.save("head", state(epochs))
+    assert sorted(path.name for path in (tmp_path / "head").iterdir()) == ["00002", "00003"]

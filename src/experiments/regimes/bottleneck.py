@@ -64,6 +64,10 @@ def bottleneck(components: RunComponents, dataset: Dataset, context: TrainingCon
     """
     extract(components, feature_requests(components, dataset), context.progress)
     head = train_head(components, dataset, context, components.config, components.phase)
+    folder = head_folder(components, dataset, components.config)
+    # A run that obtains the lock removes what is being written, see `writing`.
+    with array_cache.writing(components.cache, "heads", folder.name):
+        checkpoints.save(folder, head.model, head.history)
     frozen = frozen_backbone(components)
     scores = predict_splits(components, dataset, context, frozen, head.model)
     # The training images' features are those of the images themselves, so that their scores cost next to nothing.
@@ -116,7 +120,7 @@ def head_inputs(components: RunComponents, dataset: Dataset, context: TrainingCo
 def train_head(
     components: RunComponents, dataset: Dataset, context: TrainingContext, config: Config, phase: TrainingPhase
 ) -> TrainedHead:
-    """Train a new head on the backbone's pooled features and save it in the head cache.
+    """Train a new head on the backbone's pooled features.
 
     Args:
         config: see `head_inputs`.
@@ -124,9 +128,7 @@ def train_head(
     """
     inputs = head_inputs(components, dataset, context, config)
     history = fit(inputs, phase, context)
-    head = inputs.model.get_layer("head")
-    checkpoints.save(head_folder(components, dataset, config), head, history)
-    return TrainedHead(head, history, "trained in this run")
+    return TrainedHead(inputs.model.get_layer("head"), history, "trained in this run")
 
 
 def cached_head(components: RunComponents, dataset: Dataset, config: Config) -> TrainedHead | None:

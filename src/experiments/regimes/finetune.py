@@ -29,6 +29,7 @@ from experiments.regimes.declaration import Declaration, Trains, declare
 from experiments.regimes.feature_cache import FeatureRequest, cached_features, extract
 from experiments.regimes.scratch import augmented_batches
 from experiments.storage.array_cache import writing
+from experiments.training import checkpoints
 from experiments.training.fit import fit
 from experiments.training.types import PhaseInputs, PhaseName, RunComponents, TrainingContext, TrainingResult
 
@@ -105,14 +106,18 @@ def prepare(components: RunComponents, dataset: Dataset, context: TrainingContex
 
 
 def train_new_head(components: RunComponents, dataset: Dataset, context: TrainingContext) -> TrainedHead:
-    """Train the head under a lock, so that concurrent runs train it once.
+    """Train the head under a lock, so that concurrent runs train it once, and save it in the head cache.
 
     If another run has trained the same head while this one was waiting for the lock, it is loaded from the head cache.
     """
     config = head_run(components.config)
-    with writing(components.cache, "heads", head_folder(components, dataset, config).name):
-        found = find_trained_head(components, dataset, context)
-        return found or train_head(components, dataset, context, config, components.head_phase)
+    folder = head_folder(components, dataset, config)
+    with writing(components.cache, "heads", folder.name):
+        head = find_trained_head(components, dataset, context)
+        if head is None:
+            head = train_head(components, dataset, context, config, components.head_phase)
+            checkpoints.save(folder, head.model, head.history)
+    return head
 
 
 def find_trained_head(components: RunComponents, dataset: Dataset, context: TrainingContext) -> TrainedHead | None:

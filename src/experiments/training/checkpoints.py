@@ -132,7 +132,10 @@ class Checkpoints:
         return (time.monotonic() - self._saved) * self.share >= self._cost * (1 - self.share)
 
     def save(self, phase: str, state: State) -> None:
-        """Write a checkpoint after the last epoch in `state.history`, and delete the oldest ones beyond KEPT."""
+        """Write a checkpoint after the last epoch in `state.history`, and delete all but the last KEPT up to it.
+
+        Later ones are damaged: otherwise training would have continued from them.
+        """
         began = time.monotonic()
         folder = self.folder / phase
         arrays = {f"variable{at}": array for at, array in enumerate(state.variables)}
@@ -150,8 +153,10 @@ class Checkpoints:
         _commit(folder / f"{len(state.history):05}", ARRAYS, write, meta)
         self._found.pop(phase, None)  # The cached checkpoint is no longer the latest.
         self._saved_epochs[phase] = len(state.history)
-        for old in sorted(folder.glob("[0-9]*"))[:-KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+        found = sorted(folder.glob("[0-9]*"))
+        kept = [one for one in found if one.name <= f"{len(state.history):05}"][-KEPT:]
+        for other in set(found) - set(kept):
+            shutil.rmtree(other, ignore_errors=True)
         self._saved = time.monotonic()
         self._cost = self._saved - began
 
