@@ -75,6 +75,9 @@ def test_pixels_are_the_decoders_and_kept(root: Path, monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(images_of(found, "train", 4, cache, held=True).pixels[:], pixels[:])
     with pytest.raises(AssertionError, match="decoded again"):
         _ = images_of(found, "train", 5, cache, held=True).pixels
+    monkeypatch.setattr("PIL.__version__", "0")
+    with pytest.raises(AssertionError, match="decoded again"):
+        _ = images_of(found, "train", 4, cache, held=True).pixels
 
 
 def test_images_are_decoded_once_for_verdict_and_pixels(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

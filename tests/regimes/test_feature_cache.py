@@ -357,6 +357,10 @@ def test_the_key_moves_with_all_that_the_numbers_depend_on(tmp_path: Path, monke
         with monkeypatch.context() as patch:
             patch.setattr(module, version, vars(module)[version] + 1)
             names.append(name(components, 0))
+    for function, value in (("versions", {"pillow": "0"}), ("own_code", {"own_code": ["0"]})):
+        with monkeypatch.context() as patch:
+            patch.setattr(feature_cache, function, lambda *_, value=value: value)
+            names.append(name(components, 0))
     assert len(set(names)) == len(names)
     assert name(tiny(tmp_path, "seed=5", "epochs=3", "augmentation.rotation=3")) == names[0]
     assert name(tiny(tmp_path, "seed=5")) == names[0] and name(tiny(tmp_path), 1) == names[2]

@@ -8,12 +8,13 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import composition
 import keras
 import numpy as np
 import pytest
+from filelock import FileLock, Timeout
 from PIL import Image
 from rich.console import Console
 
@@ -26,6 +27,7 @@ from experiments.regimes import bottleneck, feature_cache
 from experiments.regimes.build import build
 from experiments.run import read_data
 from experiments.system.progress import Terminal
+from experiments.training import checkpoints
 from experiments.training.types import EpochRecord, RunComponents, TrainingContext, TrainingResult
 
 TIMES = ("seconds", "images_per_second", "input_wait")
@@ -311,15 +313,31 @@ def test_float16_is_close_in_finetuning_and_stored_as_such(once: Callable[..., D
 def test_a_head_is_kept_by_what_its_pixels_and_numbers_come_from(
     small: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It is saved under its lock: whoever obtains that removes what a process that died has left of it."""
+    locked: list[bool] = []
+    right = checkpoints.save
+
+    def save(folder: Path, *content: Any) -> None:
+        lock = FileLock(folder.parent.parent / "locks" / f"heads-{folder.name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            locked.append(True)
+        right(folder, *content)
+
+    monkeypatch.setattr(checkpoints, "save", save)
     done = small("regime=bottleneck")
+    assert locked == [True]
     config = done.components.config
     assert bottleneck.head_folder(done.components, done.dataset, config).is_dir()
     for module in (decoder, network):
         with monkeypatch.context() as patch:
             patch.setattr(module, "VERSION", module.VERSION + 1)
             assert bottleneck.cached_head(done.components, done.dataset, config) is None
-    monkeypatch.setattr(bottleneck, "versions", lambda: {**feature_cache.versions(), "keras": "9"})
-    assert bottleneck.cached_head(done.components, done.dataset, config) is None
+    for function, value in (("versions", {"keras": "9"}), ("own_code", {"own_code": ["0"]})):
+        with monkeypatch.context() as patch:
+            patch.setattr(bottleneck, function, lambda *_, value=value: value)
+            assert bottleneck.cached_head(done.components, done.dataset, config) is None
 
 
 def test_the_head_is_shared_by_runs_that_would_train_the_same(drawn: Path, tmp_path: Path) -> None:

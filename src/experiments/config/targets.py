@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
+import importlib.util
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from experiments.config import messages
@@ -99,3 +103,39 @@ def construct(key: str, function: Any, arguments: Mapping[str, Any]) -> Any:
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{key}: {error}") from error
+
+
+def own_code(trusted_packages: Sequence[str], plain: Any) -> dict[str, list[str]]:
+    """Return hashes of the user's packages that the targets in a plain value name, for the keys of caches.
+
+    Returns:
+        {"own_code": [sha256, ...]}; an empty mapping if no target is in a package of the user.
+    """
+    targets = list(_targets(plain))
+    named = [name for name in trusted_packages if any(target.startswith(f"{name}.") for target in targets)]
+    return {"own_code": [_source_hash(name) for name in sorted(named)]} if named else {}
+
+
+def _targets(plain: Any) -> Iterator[str]:
+    if isinstance(plain, Mapping):
+        yield from (str(value) for key, value in plain.items() if key == "_target_")
+        plain = list(plain.values())
+    for value in plain if isinstance(plain, list) else ():
+        yield from _targets(value)
+
+
+@functools.cache  # This process runs the code that it has imported, also after the files have changed.
+def _source_hash(package: str) -> str:
+    """Return the sha256 over the names and contents of a package's or module's Python files."""
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # `resolve` reports a missing one; ValueError: a script, as __main__
+        found = None
+    places = [Path(place) for place in (found and found.submodule_search_locations) or ()]
+    files = {path.relative_to(place).as_posix(): path for place in places for path in place.rglob("*.py")}
+    if found and found.origin and not places:
+        files[package] = Path(found.origin)
+    digest = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from experiments.data import decoder
@@ -64,6 +65,7 @@ def images_of(
             "files": [entry.sha256 for entry in entries],
             "image_size": image_size,
             "decoder": decoder.VERSION,
+            "pillow": PIL.__version__,
             **manifest.decoder_settings.pixels_key(),
         }
         stored = array_cache.load_or_create(

@@ -8,7 +8,9 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from experiments.config.identity import effective
 from experiments.config.schema import Config
+from experiments.config.targets import own_code
 from experiments.data import decoder
 from experiments.data.input_pipeline import eval_batches, feature_batches
 from experiments.data.types import Dataset
@@ -145,6 +147,6 @@ def head_folder(components: RunComponents, dataset: Dataset, config: Config) -> 
     """
     made_by = {
         "run": components.identity(config, dataset.fingerprint), "decoder": decoder.VERSION, "forward": network.VERSION,
-        "fit": VERSION, "versions": versions(),
+        "fit": VERSION, "versions": versions(), **own_code(config.trusted_packages, effective(config)),
     }  # fmt: skip
     return components.cache / "heads" / array_cache.key(made_by)

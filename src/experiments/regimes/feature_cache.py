@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.config.targets import own_code
 from experiments.data import augmentation, decoder
 from experiments.data.input_pipeline import augmented
 from experiments.data.types import ImageSet
@@ -106,7 +107,7 @@ def extract(components: RunComponents, requests: Sequence[FeatureRequest], progr
 
 def versions() -> dict[str, str]:
     """Return the versions of the libraries whose arithmetic determines the cached values."""
-    return {name: importlib.metadata.version(name) for name in ("tensorflow", "keras")}
+    return {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "pillow")}
 
 
 class FeatureTable:
@@ -138,6 +139,7 @@ class FeatureTable:
         """Return everything that the features depend on, as plain values."""
         config, (network_split, images, view) = components.config, self.request
         augmented_as = None
+        made_by = {"model": config.model.model_dump(by_alias=True)}
         if view is not None:
             augmented_as = {
                 "seed": config.augmentation.seed,
@@ -145,6 +147,7 @@ class FeatureTable:
                 "spec": config.augmentation.model_dump(),
                 "code": augmentation.VERSION,
             }
+            made_by["augmentation"] = config.augmentation.model_dump(by_alias=True)
         return {
             "images": [entry.sha256 for entry in images.entries],
             "image_size": images.image_size,
@@ -159,6 +162,7 @@ class FeatureTable:
             "batch": BATCH,  # Keras's random layers generate their random numbers for a whole batch.
             "shard": self.step,
             "versions": versions(),
+            **own_code(config.trusted_packages, made_by),
         }
 
     def shard(self, start: int, row: tuple[int, ...]) -> array_cache.CacheEntry:
