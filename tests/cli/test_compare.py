@@ -17,8 +17,9 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
-from experiments.cli.compare import main, show
+from experiments.cli.compare import in_mlflow, main, show
 from experiments.errors import ConfigError
+from experiments.evaluation import comparison as comparison_module
 from experiments.evaluation import comparison_text
 from experiments.evaluation.comparison import (
     Comparison,
@@ -111,10 +112,10 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     parent = client.create_run("1", run_name="a-sweep", tags={"sweep": "a-sweep"}).info.run_id
     client.set_terminated(parent)
     for at, count in enumerate((21, 25, 23)):
-        child = {"mlflow.parentRunId": parent}
-        fake_run(client, f"job{at}", {"epochs": str(at), "evaluate.test": "False"}, right(count), tags=child)
-    winner = {"epochs": "1", "evaluate.test": "True"}
-    fake_run(client, "winner", winner, right(25), tags={"mlflow.parentRunId": parent}, splits=("validation", "test"))
+        child = {"mlflow.parentRunId": parent, "identity": f"job {at}"}
+        fake_run(client, f"job{at}", {"epochs": str(at)}, right(count), tags=child)
+    child = {"mlflow.parentRunId": parent, "identity": "job 1"}
+    fake_run(client, "winner", {"epochs": "1"}, right(25), tags=child, splits=("validation", "test"))
     for data, limit in (("1" * 64, "9"), ("2" * 64, "9"), ("3" * 64, "8")):
         params = {"epochs": "7", "data.limit.train": limit}
         fake_run(client, f"data{data[0]}", params, right(20), tags={"data_fingerprint": data})
@@ -188,6 +189,33 @@ def test_the_same_configuration_on_other_data_is_another_row(uri: str) -> None:
     comparison = of(uri, "data1", "data2")
     assert list(configuration(comparison.groups)) == ["data.fingerprint"]
     assert of(uri, "data1", "data3").names == ["1 data.limit.train=9", "2 data.limit.train=8"]
+
+
+def test_rows_follow_the_images_that_were_read_and_not_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(name: str, data: str, **params: str) -> RunFacts:
+        return RunFacts(name, name, BASE | params, {}, {"data_fingerprint": data})
+
+    def predictions(uri: str, run: RunFacts, split: str) -> list[Prediction]:
+        files = [f"{run.params.get('data.fold', '')}{at}" for at in range(2)]
+        return [Prediction(file, file, "cats", "cats", 0.9, True, {}) for file in files]
+
+    monkeypatch.setattr(comparison_module, "read_predictions", predictions)
+    monkeypatch.setattr(comparison_module, "read_curves", lambda uri, run: [])
+
+    def rows(*runs: RunFacts) -> list[list[str]]:
+        found = comparison_module.gather("", runs, "validation")
+        assert not any(group.duplicates for group in found)
+        return [[run.name for run in group.runs] for group in found]
+
+    seeds = [run(f"s{at}", data, seed=str(at), **{"data.root": f"place{at}"}) for at, data in enumerate("aab")]
+    assert rows(*seeds) == [["s0", "s1"], ["s2"]]
+    # Folds were trained, then labels corrected, and the folds trained again, one more than before.
+    folds = [
+        run(f"{state}{fold}", f"{state} {fold}", **{"data.fold": str(fold)})
+        for state, count in (("before", 2), ("after", 3))
+        for fold in range(count)
+    ]
+    assert rows(*folds) == [["before0", "before1"], ["after0", "after1", "after2"]]
 
 
 def test_folds_are_one_group_that_is_evaluated_on_all_their_images(uri: str) -> None:
@@ -358,6 +386,17 @@ def test_the_end_of_a_name_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
         find_runs("", ["-280729"])
 
 
+def test_a_run_directory_stands_for_its_run_in_the_store_where_it_is(tmp_path: Path) -> None:
+    facts = {"command": {}, "status": "FINISHED", "run_id": "a" * 32, "store": "sqlite:////somewhere/mlflow.db"}
+    files = {"run.json": json.dumps(facts), "config.yaml": "seed: 0", "manifest.csv": "path", "metrics.json": "{}"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert in_mlflow([str(tmp_path), "adam"]) == (["a" * 32, "adam"], ["sqlite:////somewhere/mlflow.db"])
+    (tmp_path / "run.json").write_text(json.dumps(facts | {"run_id": None}))
+    with pytest.raises(ConfigError, match="is not in MLflow"):
+        in_mlflow([str(tmp_path)])
+
+
 def test_what_cannot_be_compared(uri: str) -> None:
     with pytest.raises(ConfigError, match="scratch0 is named twice"):
         of(uri, "scratch0", "scratch0")
@@ -399,6 +438,15 @@ def test_a_sweep_is_found_by_its_run_and_by_its_folder(uri: str, own_outputs: Pa
         sweep_directory.finished_runs(uri, "nothing")
     with pytest.raises(ConfigError, match="no finished job has"):
         sweep_directory.finished_runs(uri, "9" * 32)
+
+
+def test_final_runs_after_folds_are_no_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [
+        RunFacts(str(at), fold, {"data.fold": fold}, {}, {"identity": str(at)})
+        for at, fold in enumerate(("0", "1", "null"))
+    ]
+    monkeypatch.setattr(queries, "search_runs", lambda uri, query: runs)
+    assert [run.name for run in sweep_directory.finished_runs("", "9" * 32)] == ["0", "1"]
 
 
 def test_a_comparison_is_logged_once_and_is_no_run_to_compare(uri: str, tmp_path: Path) -> None:

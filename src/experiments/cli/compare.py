@@ -36,7 +36,7 @@ def main() -> None:
         "MLflow.",
     )
     parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="run ids, their beginnings, run names, or their ends (-280729)"
+        "runs", nargs="*", metavar="RUN", help="run ids, their beginnings, run names, their ends (-280729), or folders"
     )
     parser.add_argument(
         "--sweep", action="append", default=[], metavar="SWEEP",
@@ -65,9 +65,10 @@ def main() -> None:
     from experiments.sweeps import sweep_directory
     from experiments.tracking.queries import find_runs, local_store, search_runs
 
-    uri = arguments.uri or local_store()
+    names, stores = in_mlflow(arguments.runs)
+    uri = arguments.uri or next(iter(stores), local_store())
     try:
-        named = find_runs(uri, arguments.runs) if arguments.runs else []
+        named = find_runs(uri, names) if names else []
         found = [run for sweep in arguments.sweep for run in sweep_directory.finished_runs(uri, sweep)]
         if arguments.query:
             fitting = search_runs(uri, arguments.query)
@@ -83,6 +84,26 @@ def main() -> None:
         save_files(console, uri, comparison, classes, arguments)
     except OSError as error:
         sys.exit(f"{error.filename}: {error.strerror}. Give a folder that can be written: --output FOLDER --no-log")
+
+
+def in_mlflow(runs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return runs as they are named in MLflow, the MLflow ids in place of run directories, and these runs' stores.
+
+    Raises:
+        ConfigError: a directory holds no finished run, or one that was not tracked.
+    """
+    names, stores = list(runs), []
+    for at, text in enumerate(runs):
+        folder = Path(text).expanduser()
+        if folder.is_dir():
+            from experiments.deploy import saved_run
+
+            found = saved_run.of_folder(folder.resolve())
+            if found.run_id is None:
+                raise ConfigError(f"{text}: this run is not in MLflow, by which runs are compared (tracking=none)")
+            names[at] = found.run_id
+            stores.append(found.store)
+    return names, stores
 
 
 def show(console: Console, comparison: Comparison, classes: ClassComparison) -> None:

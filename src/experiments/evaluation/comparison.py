@@ -31,6 +31,7 @@ METRICS = {
     "average_precision": "average precision", "top3_accuracy": "top-3 accuracy",
     "top5_accuracy": "top-5 accuracy",
 }  # fmt: skip
+DATA_TAG = "data_fingerprint"  # the MLflow tag with the fingerprint of the images that a run has read
 FINGERPRINT = "data.fingerprint"  # not a configuration key: the fingerprint of the images that a run has read
 APART = 0.5  # Groups disagree on an image if the shares of their seeds that are right differ by at least this much.
 
@@ -80,7 +81,7 @@ class Group:
     def scores(self, metric: str = "accuracy") -> Scores:
         """Return the scores of every image for a metric, one of IMAGE_METRICS, by seed."""
         return gather_scores(
-            (*run.repeat, {key: image_score(metric, one) for key, one in run.predictions.items()})
+            (*run.repeat, {key: image_score(metric, prediction) for key, prediction in run.predictions.items()})
             for run in self.evaluated
         )
 
@@ -112,12 +113,12 @@ class Group:
 
     def predict(self, key: Key) -> GroupPrediction | None:
         """Return the prediction of the group for an image; None if a seed was not evaluated on it."""
-        predictions = [one[key] for one in self.by_seed.values() if key in one]
+        predictions = [of_seed[key] for of_seed in self.by_seed.values() if key in of_seed]
         if len(predictions) < len(self.by_seed):
             return None
-        ((predicted, _),) = Counter(one.predicted for one in predictions).most_common(1)
-        confidence = float(np.mean([one.confidence for one in predictions if one.predicted == predicted]))
-        return GroupPrediction(predicted, confidence, float(np.mean([one.correct for one in predictions])))
+        ((predicted, _),) = Counter(row.predicted for row in predictions).most_common(1)
+        confidence = float(np.mean([row.confidence for row in predictions if row.predicted == predicted]))
+        return GroupPrediction(predicted, confidence, float(np.mean([row.correct for row in predictions])))
 
 
 class GroupPrediction(NamedTuple):
@@ -201,7 +202,7 @@ def of_groups(groups: Sequence[Group], split: str, ranked: bool = False) -> Comp
         split,
         tuple(groups),
         tuple(labels(groups)),
-        tuple({name: value for name, value in one.items() if value is not None} for one in measures),
+        tuple({name: value for name, value in of_group.items() if value is not None} for of_group in measures),
         (None, *(compare_runs(groups[0].accuracy, group.accuracy) for group in groups[1:])),
         ranked,
     )
@@ -213,15 +214,45 @@ def gather(uri: str, runs: Sequence[RunFacts], split: str) -> list[Group]:
     Raises:
         ConfigError: the runs of a group have fewer than two images in common.
     """
-    groups: dict[tuple[tuple[str, str], ...], list[RunFacts]] = {}
+    settings: dict[tuple[tuple[str, str], ...], list[RunFacts]] = {}
     for run in runs:
-        params = {key: value for key, value in run.params.items() if key != "seed"}
-        if fold_of(run):
-            params["data.fold"] = "one after the other"
-        elif "data_fingerprint" in run.tags:  # The same configuration may have read other images.
-            params[FINGERPRINT] = run.tags["data_fingerprint"][:12]
-        groups.setdefault(tuple(sorted(params.items())), []).append(run)
-    return [_evaluated_group(uri, dict(params), members, split) for params, members in groups.items()]
+        params = _without_repeats(run)
+        if not fold_of(run) and DATA_TAG in run.tags:
+            params.pop("data.root", None)  # where the images are does not matter if it is known which they are
+        settings.setdefault(tuple(sorted(params.items())), []).append(run)
+    groups = []
+    for members in settings.values():
+        parts = _by_data(members)
+        for part in parts:
+            params = _without_repeats(part[0])
+            if DATA_TAG in part[0].tags and (len(parts) > 1 or not fold_of(part[0])):
+                params[FINGERPRINT] = part[0].tags[DATA_TAG][:12]
+            groups.append(_evaluated_group(uri, params, part, split))
+    return sorted(groups, key=lambda group: runs.index(group.runs[0]))
+
+
+def _without_repeats(run: RunFacts) -> dict[str, str]:
+    """Return the parameters of a run without its seed and its fold."""
+    params = {key: value for key, value in run.params.items() if key != "seed"}
+    return params | ({"data.fold": "one after the other"} if fold_of(run) else {})
+
+
+def _by_data(runs: Sequence[RunFacts]) -> list[list[RunFacts]]:
+    """Split runs of the same configuration where they have read other images or labels.
+
+    Each fold has a fingerprint of its own. A second one of the same fold shows that the data have changed; the runs
+    that follow have read the changed data.
+    """
+    parts: list[tuple[dict[str, str], list[RunFacts]]] = []  # the fingerprints by fold, and the runs
+    for run in runs:
+        fold, fingerprint = fold_of(run), run.tags.get(DATA_TAG, "")
+        same = [part for part in parts if part[0].get(fold) == fingerprint]
+        if not same and (not parts or fold in parts[-1][0]):
+            parts.append(({}, []))
+        fingerprints, members = same[0] if same else parts[-1]
+        fingerprints[fold] = fingerprint
+        members.append(run)
+    return [members for _, members in parts]
 
 
 def _evaluated_group(uri: str, params: Mapping[str, str], runs: Sequence[RunFacts], split: str) -> Group:
@@ -232,7 +263,7 @@ def _evaluated_group(uri: str, params: Mapping[str, str], runs: Sequence[RunFact
         if evaluated.repeat in first:
             duplicates.append(run)
             continue
-        predictions = {(one.sha256, one.label): one for one in read_predictions(uri, run, split)}
+        predictions = {(row.sha256, row.label): row for row in read_predictions(uri, run, split)}
         first[evaluated.repeat] = EvaluatedRun(run, predictions, tuple(read_curves(uri, run)))
     group = Group(params, tuple(first.values()), tuple(duplicates))
     if len(group.images) < 2:
@@ -257,9 +288,9 @@ def labels(groups: Sequence[Group]) -> list[tuple[str, ...]]:
         if _distinct(groups, [*distinctive, key]) > _distinct(groups, distinctive):
             distinctive.append(key)
     named = []
-    for one in groups:
-        keys = distinctive or list(CHOICES[:2] if len(one.runs) > 1 else ())
-        named.append(tuple(f"{key}={one.params[key]}" for key in keys if key in one.params) or (one.runs[0].name,))
+    for group in groups:
+        keys, params = distinctive or list(CHOICES[:2] if len(group.runs) > 1 else ()), group.params
+        named.append(tuple(f"{key}={params[key]}" for key in keys if key in params) or (group.runs[0].name,))
     return named
 
 
@@ -269,13 +300,13 @@ def called(label: Sequence[str]) -> str:
 
 
 def _distinct(groups: Sequence[Group], keys: Sequence[str]) -> int:
-    return len({tuple(one.params.get(key) for key in keys) for one in groups})
+    return len({tuple(group.params.get(key) for key in keys) for group in groups})
 
 
 def configuration(groups: Sequence[Group]) -> dict[str, list[str | None]]:
     """Return the keys in which groups differ, with the value of each group; None if it does not read the key."""
-    keys = sorted({key for one in groups for key in one.params})
-    every = {key: [one.params.get(key) for one in groups] for key in keys}
+    keys = sorted({key for group in groups for key in group.params})
+    every = {key: [group.params.get(key) for group in groups] for key in keys}
     return {key: values for key, values in every.items() if len(set(values)) > 1}
 
 
@@ -292,7 +323,7 @@ def measure(group: Group, name: str, split: str) -> Interval | None:
     if name == "roc_auc" and len(group.evaluated) == 1:
         predictions = list(group.evaluated[0].predictions.values())
         classes = list(predictions[0].probabilities)
-        by_class = [[one.probabilities[classes[-1]] for one in predictions if one.label == label] for label in classes]
+        by_class = [[row.probabilities[classes[-1]] for row in predictions if row.label == label] for label in classes]
         if len(classes) == 2 and min(map(len, by_class)) > 1:
             return Interval(group.runs[0].metrics[key], *roc_auc_interval(by_class[1], by_class[0]))
     values = [(*run.repeat, run.facts.metrics[key]) for run in group.evaluated]
@@ -307,20 +338,20 @@ def disagreements(comparison: Comparison) -> list[Disagreement]:
     found = []
     for key in dict.fromkeys(key for group in comparison.groups for key in group.images):
         predictions = tuple(group.predict(key) for group in comparison.groups)
-        right = [one.right for one in predictions if one]
+        right = [prediction.right for prediction in predictions if prediction]
         if max(right) - min(right) < APART:
             continue
         runs = [run for group in comparison.groups for run in group.evaluated if key in run.predictions]
         stored = [run.facts for run in runs if run.facts.data]
         directories = tuple(dict.fromkeys(str(run.data) for run in stored))
         decoder_settings = DecoderSettings.logged(stored[0].params if stored else {})
-        one = runs[0].predictions[key]
-        found.append(Disagreement(one.path, one.sha256, one.label, predictions, directories, decoder_settings))
+        image = runs[0].predictions[key]
+        found.append(Disagreement(image.path, image.sha256, image.label, predictions, directories, decoder_settings))
 
-    def order(one: Disagreement) -> tuple[float, float, str]:
-        known = [prediction for prediction in one.predictions if prediction]
+    def order(image: Disagreement) -> tuple[float, float, str]:
+        known = [prediction for prediction in image.predictions if prediction]
         right = [prediction.right for prediction in known]
-        wrong = [prediction.confidence for prediction in known if prediction.predicted != one.label]
-        return min(right) - max(right), -max(wrong, default=0.0), one.path
+        wrong = [prediction.confidence for prediction in known if prediction.predicted != image.label]
+        return min(right) - max(right), -max(wrong, default=0.0), image.path
 
     return sorted(found, key=order)

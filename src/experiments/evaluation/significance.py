@@ -161,8 +161,8 @@ def difference(
     else:
         both = spread_of_mean(a, boolean), spread_of_mean(b, boolean)
         floor, degrees = spread_of_mean(seed_means[None], boolean).floor
-        own_images = max(floor - sum(one.residual for one in both), 0.0)
-        parts = (*(one.parts[0] for one in both), (own_images, degrees))
+        own_images = max(floor - sum(side.residual for side in both), 0.0)
+        parts = (*(side.parts[0] for side in both), (own_images, degrees))
         spread = Spread(parts, (floor, degrees), "seeds")
     value = 0.0 if len(a) == len(b) and a.sum() == b.sum() else float(b.mean() - a.mean())
     return _difference(value, spread, a.shape[1], boolean, confidence)
@@ -259,8 +259,8 @@ def unpaired_difference(
             p_value = SMALLEST_P if near(least) > 0 else math.exp(optimize.brentq(near, least, -1e-12, xtol=1e-12))
         return Difference(value, low, high, p_value, "images", images)
     both = [spread_of_mean(scores, boolean, own) for scores, own in zip((a, b), folds, strict=True)]
-    floor = (sum(one.floor[0] for one in both), min(one.floor[1] for one in both))
-    source = both[0].source if "images" not in (one.source for one in both) else "images"
+    floor = (sum(side.floor[0] for side in both), min(side.floor[1] for side in both))
+    source = both[0].source if "images" not in (side.source for side in both) else "images"
     spread = Spread(both[0].parts + both[1].parts, floor, source)
     return _difference(value, spread, images, boolean, confidence)
 

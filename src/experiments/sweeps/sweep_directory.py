@@ -66,7 +66,7 @@ def run_ids(folder: Path) -> list[str]:
 
 
 def finished_runs(uri: str, named: str) -> list[RunFacts]:
-    """Return the runs of a sweep's jobs.
+    """Return the runs of a sweep's jobs, without the winner's final runs.
 
     Args:
         uri: the MLflow tracking store.
@@ -83,10 +83,15 @@ def finished_runs(uri: str, named: str) -> list[RunFacts]:
         if not RUN_ID.fullmatch(named):
             raise
     children = search_runs(uri, f"tags.`mlflow.parentRunId` = '{named}'")
-    jobs = [run for run in children if run.params.get("evaluate.test") != "True"]  # without final runs of the winner
-    if not jobs:
+    if not children:
         raise ConfigError(f"--sweep: no finished job has {named} as its parent run")
-    return jobs
+    # A final run has the identity of its job, which is older; after a sweep over folds, it is one without a fold.
+    if folded := [run for run in children if run.params.get("data.fold", "null") != "null"]:
+        children = folded
+    jobs: dict[str, RunFacts] = {}
+    for run in children:
+        jobs.setdefault(run.tags.get("identity", run.run_id), run)
+    return list(jobs.values())
 
 
 def folders(outputs: Path) -> Iterator[Path]:
