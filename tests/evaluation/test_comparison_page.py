@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from experiments.data.decoder_settings import DecoderSettings
-from experiments.errors import DataError
+from experiments.errors import ConfigError, DataError
 from experiments.evaluation import comparison_page, page
 from experiments.evaluation.comparison import Comparison, EvaluatedRun, Group, disagreements, of_groups
 from experiments.runs.predictions import Prediction
@@ -138,6 +138,19 @@ def test_the_page_links_to_the_reports_of_its_runs(comparison: Comparison, tmp_p
     assert links == ["../../runs/a%20%3Crun%3E/report.html"], "relative, so that outputs/ may be moved"
 
 
+def test_the_page_of_a_comparison_that_cannot_be_logged_is_named(
+    comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> str:
+        raise ConfigError("attempt to write a readonly database")
+
+    (tmp_path / "comparison.md").write_text("# Comparison")
+    monkeypatch.setattr(comparison_page, "write", lambda *arguments: [tmp_path / "comparison.html"])
+    monkeypatch.setattr(comparison_page, "log_comparison", refuse)
+    with pytest.raises(ConfigError, match=r"comparison\.html is written, but not logged to MLflow \(--no-log"):
+        comparison_page.save("sqlite:////theirs.db", comparison, None, tmp_path, 0, None, log=True)
+
+
 def test_markdown_shows_the_marks_of_others_as_they_are(written: Path) -> None:
     text = (written / "comparison.md").read_text(encoding="utf-8")
     assert "<script>" not in text and "&lt;script&gt;" in text and r"\[link\](x)" in text and r"\| \`code\`" in text
@@ -155,8 +168,11 @@ def test_csv_has_the_figures_as_numbers(written: Path) -> None:
 
 def test_an_image_in_a_large_file_is_not_shown(comparison: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "LARGEST", 10)
+    image = disagreements(comparison)[0]
     with pytest.raises(DataError, match="is not shown: its file in .* has more than 10 bytes"):
-        comparison_page.thumbnail(disagreements(comparison)[0], None)
+        comparison_page.thumbnail(image, None)
+    with pytest.raises(DataError, match=r"is not shown: its file in .* cannot be read \(File name too long\)"):
+        comparison_page.thumbnail(dataclasses.replace(image, path="a" * 300), None)
 
 
 def test_a_image_is_shown_only_as_the_runs_have_read_it(comparison: Comparison, drawn: Path, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def test_roc_auc_interval_is_as_wide_as_hanley_and_mcneil_say() -> None:
     variance = (area * (1 - area) + 299 * (q1 - area**2) + 199 * (q2 - area**2)) / (300 * 200)
     assert low < area < high and roc_auc_interval(positive, negative) == (low, high)
     assert_allclose(high - low, 2 * 1.96 * math.sqrt(variance), rtol=0.15)
+    assert all(map(math.isnan, roc_auc_interval([0.9, 0.8, 0.7], [0.1, 0.2]))), "three and two images prove nothing"
 
 
 def test_mean_interval_is_students() -> None:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from matplotlib.figure import Figure
 
-from experiments.errors import DataError
+from experiments.errors import ConfigError, DataError
 from experiments.evaluation import comparison_classes, comparison_plots, comparison_text, page
 from experiments.evaluation.comparison import Comparison, Disagreement, GroupPrediction, disagreements
 from experiments.evaluation.comparison_classes import ClassComparison, compare_classes
@@ -82,13 +82,20 @@ def save(
 
     Returns:
         The page, and the id of the MLflow run to which the files were logged, if they were.
+
+    Raises:
+        ConfigError: the files are written, but cannot be logged.
     """
     folder = folder or Path(default_outputs()) / "compare" / f"compare-{comparison.digest}"
     written = write(folder, comparison, images, data, reports_of(uri, comparison), classes)
     if not log:
         return written[0], None
     text = (folder / "comparison.md").read_text(encoding="utf-8")
-    return written[0], log_comparison(uri, comparison.runs[0].experiment, comparison.digest, written, text)
+    try:
+        run_id = log_comparison(uri, comparison.runs[0].experiment, comparison.digest, written, text)
+    except ConfigError as error:
+        raise ConfigError(f"{written[0]} is written, but not logged to MLflow (--no-log): {error}") from None
+    return written[0], run_id
 
 
 def reports_of(uri: str, comparison: Comparison) -> dict[str, Path]:
@@ -207,10 +214,11 @@ UNREAD = "Keys that some do not read (–), because their regime or another choi
 METHODS = (
     "Accuracy is shown beside the baseline: the share of the most frequent class, which a model reaches that gives "
     "every image that class.",
-    "The interval of a single run's accuracy is Wilson's score interval (1927). Of several seeds, accuracy, loss and "
-    "Brier score have an interval over images and seeds, as two crossed random effects (Gallas 2006), each variance "
-    "with the t-quantile of its own degrees of freedom (Banerjee 1960); the other metrics have Student's over the "
-    "seeds or folds, for these images. A single run's ROC area has a bootstrap's.",
+    "The interval of a single run's accuracy is Wilson's score interval (1927), that of its loss and Brier score "
+    "Student's over the images, that of its ROC area for two classes a bootstrap's. Of several seeds, accuracy, loss "
+    "and Brier score have an interval over images and seeds, as two crossed random effects (Gallas 2006), each "
+    "variance with the t-quantile of its own degrees of freedom (Banerjee 1960); the other metrics have Student's "
+    "over the seeds or folds, for these images.",
     "Of each class, the difference in recall is the difference in accuracy on its images, with the interval and the "
     "test that follow. With C classes there are C comparisons, each at the 5 % level. Precision, F1 and the numbers of "
     "confused images are those of all seeds together, without an interval.",

@@ -89,7 +89,7 @@ def open_recorded(path: str, sha256: str, roots: Sequence[Path], decoder_setting
         decoder_settings: see `decoder.decode`.
 
     Raises:
-        DataError: the file is missing, has changed, is too large or is outside of the data directory.
+        DataError: the file is missing, cannot be read, has changed, is too large or is outside of the data directory.
     """
     inside = PurePosixPath(path)
     if inside.is_absolute() or ".." in inside.parts:
@@ -97,13 +97,17 @@ def open_recorded(path: str, sha256: str, roots: Sequence[Path], decoder_setting
     where = ", ".join(map(str, roots)) or "no known folder"
     reason = f"its file is not in {where}; --data FOLDER says where the images are"
     for root in roots:
-        file = root / recorded_path(root, path)
-        if not file.is_file():
+        try:
+            file = root / recorded_path(root, path)
+            if not file.is_file():
+                continue
+            if file.stat().st_size > LARGEST:
+                reason = f"its file in {where} has more than {LARGEST:,} bytes"
+                continue
+            content = file.read_bytes()
+        except OSError as error:  # such as images in another user's directory
+            reason = f"its file in {where} cannot be read ({error.strerror})"
             continue
-        if file.stat().st_size > LARGEST:
-            reason = f"its file in {where} has more than {LARGEST:,} bytes"
-            continue
-        content = file.read_bytes()
         if hashlib.sha256(content).hexdigest() != sha256:
             reason = f"its file in {where} has changed since"
             continue

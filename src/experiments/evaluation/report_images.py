@@ -70,7 +70,7 @@ def gallery(
     def load(row: Prediction) -> LoadedImage:
         try:
             image = page.open_recorded(row.path, row.sha256, [root] if root else [], settings)
-        except (DataError, OSError) as error:
+        except DataError as error:
             return LoadedImage(missing=str(error))
         pixels = resize(image, size, settings.resize) if row.sha256 in sides else None
         side = sides.get(row.sha256, SMALL)

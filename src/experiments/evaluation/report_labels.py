@@ -115,7 +115,7 @@ def item(doubt: Doubt, root: Path | None, settings: DecoderSettings) -> dict[str
     try:
         opened = page.open_recorded(image.path, image.sha256, [root] if root else [], settings)
         thumbnail = page.base64_text(page.jpeg(opened))
-    except (DataError, OSError):
+    except DataError:
         pass  # the page says "not shown"
     return {
         "path": image.path,

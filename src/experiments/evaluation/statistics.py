@@ -221,7 +221,8 @@ def roc_auc_interval(
         seed: of the bootstrap's random samples.
 
     Returns:
-        Lower and upper bound, each in [0, 1].
+        Lower and upper bound, each in [0, 1]; nan if all resamples have the same area, as those of scores that separate
+        the classes perfectly.
 
     Source: the area is the Mann-Whitney U over P * N (J. A. Hanley, B. J. McNeil, Radiology 143 (1982)); computed by
     `scipy.stats.mannwhitneyu` and `scipy.stats.bootstrap`.
@@ -242,7 +243,8 @@ def roc_auc_interval(
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    return float(bootstrap.confidence_interval.low), float(bootstrap.confidence_interval.high)
+    low, high = map(float, bootstrap.confidence_interval)
+    return (low, high) if low < high else (math.nan, math.nan)
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> Reliability:
