@@ -22,7 +22,7 @@ import pytest
 from mlflow.entities import Dataset, DatasetInput, Run
 from PIL import Image
 
-from experiments.cli import evaluate, inspect
+from experiments.cli import evaluate, inspect, ui
 from experiments.cli import sync as sync_verb
 from experiments.config import schema
 from experiments.data import decoder
@@ -529,6 +529,8 @@ def test_what_is_looked_at_of_a_run_joins_its_figures(
     gone = tmp_path / "gone.db"
     with pytest.raises(ConfigError, match="it is not there"):
         summary_runs.add_file(f"sqlite:///{gone}", run_id, path)
+    with pytest.raises(ConfigError, match="it is not there"):
+        summary_runs.end_sweep(f"sqlite:///{gone}", run_id, tmp_path, {}, "FINISHED")
     assert not gone.exists()
 
 
@@ -567,8 +569,11 @@ def test_an_evaluation_whose_upload_breaks_off_is_not_running(
     data = {"name": "images", "digest": "0" * 32, "source": "folder"}
     with pytest.raises((KeyboardInterrupt, ConfigError)):
         summary_runs.log_evaluation(store.uri, run_id, f"broken {status}", data, {}, tmp_path, "")
-    (child,) = mlflow.MlflowClient(store.uri).search_runs(["1"], f"attributes.run_name = 'broken {status}'")
-    assert child.info.status == status and child.info.end_time is not None
+    with pytest.raises((KeyboardInterrupt, ConfigError)):
+        summary_runs.log_comparison(store.uri, "1", f"broken {status}", [], "")
+    for name in (f"broken {status}", f"compare-broken {status}"):
+        (made,) = mlflow.MlflowClient(store.uri).search_runs(["1"], f"attributes.run_name = '{name}'")
+        assert made.info.status == status and made.info.end_time is not None
 
 
 def test_evaluations_of_a_run_are_not_uploaded_with_its_files(away: tuple[Any, str, Path]) -> None:
@@ -640,6 +645,16 @@ def test_one_message_that_is_not_taken_holds_back_no_other(away: tuple[Any, str,
     )
 
 
+def test_parameters_stay_as_a_run_began(away: tuple[Any, str, Path]) -> None:
+    client, run_id, folder = away
+    for parameters in ({"data.root": "/scratch/1"}, {"data.root": "/scratch/2", "seed": "0"}):  # started, resumed
+        run = mlflow_run.MlflowRun(run_id, folder)
+        run.buffer.put(Kind.PARAMETERS, parameters)
+        run.buffer.send()
+        assert messages(folder) == []
+    assert client.get_run(run_id).data.params == {"data.root": "/scratch/1", "seed": "0"}
+
+
 def test_a_signal_while_messages_are_sent_loses_none(
     away: tuple[Any, str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -704,6 +719,26 @@ def test_the_end_waits_for_nobody(away: tuple[Any, str, Path], monkeypatch: pyte
     assert (found.info.status, found.data.tags["failure"]) == ("KILLED", "Stopped: SIGTERM")
 
 
+def test_a_model_that_keras_cannot_save_holds_back_neither_other_messages_nor_the_end(
+    away: tuple[Any, str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, run_id, folder = away
+
+    def fails(*arguments: object) -> NoReturn:
+        raise NotImplementedError("Please implement `get_config()`")
+
+    monkeypatch.setattr(model_logging, "log_model", fails)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    monkeypatch.setattr(model, "save", fails)
+    run = mlflow_run.MlflowRun(run_id, folder)
+    with pytest.raises(NotImplementedError, match="get_config"):
+        run.model(model, ("blobs", "stripes"))
+    run.buffer.put(Kind.TAGS, {"regime": "mine"})
+    run.end("FAILED", "NotImplementedError: Please implement `get_config()`")
+    found = client.get_run(run_id)
+    assert (found.info.status, found.data.tags["regime"]) == ("FAILED", "mine")
+
+
 def test_a_run_that_went_on_without_mlflow_and_finished_is_finished(store: Store, away: tuple[Any, str, Path]) -> None:
     client, run_id, folder = away
     end = {"status": "KILLED", "failure": "Stopped: SIGTERM", "time": 5000}
@@ -735,6 +770,8 @@ def test_what_cannot_be_synced_is_said_for_each_folder(
 def test_addresses_are_asked_before_anything_else() -> None:
     connection.check(None)
     connection.check("sqlite:///somewhere/mlflow.db")
+    for files in ("./mlruns", "file:///somewhere/mlruns"):
+        assert "Check the file, its folder" in str(connection.unusable(files, "in maintenance mode"))
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         connection.check(f"postgresql+psycopg://me:secret@127.0.0.1:{port}/runs")
@@ -764,6 +801,14 @@ def test_the_ui_is_told_what_to_show_first(store: Store) -> None:
     told = store.run("tuned").data
     known = {f"metrics.`{name}`" for name in told.metrics} | {f"params.`{name}`" for name in told.params}
     assert set(columns) <= known, "every column is one that runs fill"
+
+
+def test_a_server_has_its_own_ui(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(view, "configure_experiment_view", lambda uri: [("mine", "#/experiments/1")])
+    monkeypatch.setattr(os, "execve", lambda *arguments: pytest.fail("MLflow serves no other server's runs"))
+    monkeypatch.setattr(sys, "argv", ["experiments ui", "--uri", "http://there:5000/"])
+    ui.main()
+    assert "http://there:5000/#/experiments/1\n" in capsys.readouterr().out
 
 
 def test_the_ui_of_no_store_is_an_error(tmp_path: Path) -> None:

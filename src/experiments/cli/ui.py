@@ -13,7 +13,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments ui",
         description="Serves the MLflow UI on 127.0.0.1: this machine only. The addresses it "
-        "prints open each experiment's runs with the columns to compare by, and a description of how to read them.",
+        "prints open each experiment's runs with the columns to compare by, and a description of how to read them. Of "
+        "an MLflow server, which has a UI already, it prints the addresses only.",
     )
     parser.add_argument("--port", type=int, default=5000)
     add_uri(parser)
@@ -23,6 +24,14 @@ def main() -> None:
 
     uri = arguments.uri or local_store()
     experiments = configure_experiment_view(uri)
+    is_server = uri.startswith(("http://", "https://"))
+    place = uri.rstrip("/") if is_server else f"http://127.0.0.1:{arguments.port}"
+    for name, path in experiments:
+        print(f"{name:12} {place}/{path}")
+    if is_server:
+        print(f"{'everything':12} {place}   (the server's own UI)")
+        return
+    print(f"{'everything':12} {place}   (Ctrl-C ends it)", flush=True)
     command = ui_command(arguments.port)
     # Without its job executor the server starts in half the time; nothing here uses it.
     # The store's URI, which may contain a password, is passed in the environment, because every user of a machine can
@@ -32,10 +41,6 @@ def main() -> None:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    place = f"http://127.0.0.1:{arguments.port}"
-    for name, path in experiments:
-        print(f"{name:12} {place}/{path}")
-    print(f"{'everything':12} {place}   (Ctrl-C ends it)", flush=True)
     os.execve(command[0], command, {**os.environ, **environment})
 
 

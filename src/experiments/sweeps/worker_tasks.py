@@ -318,7 +318,7 @@ def close_run(config: Mapping[str, Any], run_id: str, folder: str, metrics: Mapp
     with writing_response(file):
         try:
             summary_runs.end_sweep(str(config["tracking"]["uri"]), run_id, Path(folder), metrics, status)
-        except connection.failures() as error:
+        except ConfigError as error:
             logging.getLogger(__name__).warning(
                 "The sweep's summary is not in MLflow (%s). When the server is back: experiments summarize %s",
                 redact_credentials(str(error))[:300], folder,

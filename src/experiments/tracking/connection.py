@@ -168,7 +168,7 @@ def unusable(uri: str, reason: str, remedy: str | None = None) -> ConfigError:
     if outdated := re.search(r"out-of-date database schema \(found version (\w+)", reason):
         reason, remedy = migrations.problem(outdated[1].lower(), uri, sqlite_file(uri)) or (reason, remedy)
     reason = reason.partition("\n[SQL: ")[0]  # SQLAlchemy's messages contain the whole statement, which is cut off.
-    local = sqlite_file(uri) is not None or uri.startswith("file:")
+    local = sqlite_file(uri) is not None or uri.startswith("file:") or "://" not in uri
     remedy = remedy or (
         "Check the file, its folder and the room on its disk" if local else "Check the address and that the server runs"
     )

@@ -192,9 +192,10 @@ class MlflowRun(Tracker):
         waits for a server.
         """
         self.buffer.put(Kind.END, {"status": status, "failure": reason, "time": int(time.time() * 1000)})
-        with contextlib.suppress(OSError):  # The disk may be full; the error that ended the run is raised anyway.
+        # The disk may be full, or Keras cannot save the model; an error that has ended the run is raised anyway.
+        with contextlib.suppress(Exception):
             self.buffer.keep()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):
             self.buffer.send(last=True)
         if self.buffer.waiting:
             _log.warning(

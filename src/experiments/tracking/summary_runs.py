@@ -47,21 +47,23 @@ def start_sweep(config: Config, folder: Path, pid: int | None, run_id: str | Non
 
 
 def end_sweep(uri: str, run_id: str, folder: Path, metrics: Mapping[str, float], status: str) -> None:
-    """Log a sweep's metrics and summary to its MLflow run, and end it."""
-    connection.use(uri)
-    import mlflow
+    """Log a sweep's metrics and summary to its MLflow run, and end it.
 
-    client = mlflow.MlflowClient()
-    before = client.get_run(run_id)
-    liveness.mark_lost(before.info.experiment_id)  # Jobs may have been ended by kill -9.
-    for name, value in metrics.items():
-        if before.data.metrics.get(name) != value:  # A sweep that is summarized again would have each value twice.
-            client.log_metric(run_id, name, value)
-    text = folder / "summary.md"
-    _log_files(client, run_id, sorted([*folder.glob("summary.*"), *folder.glob(f"{FIGURES}/*.png")]))
-    if text.exists():
-        client.set_tag(run_id, NOTE, text.read_text(encoding="utf-8")[:8000])
-    client.set_terminated(run_id, status)
+    Raises:
+        ConfigError: the store cannot be used, or has no such run.
+    """
+    _check_exists(uri)
+    with connection.client(uri) as client:
+        before = client.get_run(run_id)
+        liveness.mark_lost(before.info.experiment_id)  # Jobs may have been ended by kill -9.
+        for name, value in metrics.items():
+            if before.data.metrics.get(name) != value:  # A sweep that is summarized again would have each value twice.
+                client.log_metric(run_id, name, value)
+        text = folder / "summary.md"
+        _log_files(client, run_id, sorted([*folder.glob("summary.*"), *folder.glob(f"{FIGURES}/*.png")]))
+        if text.exists():
+            client.set_tag(run_id, NOTE, text.read_text(encoding="utf-8")[:8000])
+        client.set_terminated(run_id, status)
 
 
 def log_comparison(uri: str, experiment: str, digest: str, files: Sequence[Path], text: str) -> str:
@@ -87,9 +89,9 @@ def log_comparison(uri: str, experiment: str, digest: str, files: Sequence[Path]
         else:
             tags = redacted(context_tags({"comparison": digest}))
             run_id = str(client.create_run(experiment, run_name=f"compare-{digest}", tags=tags).info.run_id)
-        _log_files(client, run_id, files)
-        client.set_tag(run_id, NOTE, text[:8000])
-        client.set_terminated(run_id)
+        with _ending(client, run_id):
+            _log_files(client, run_id, files)
+            client.set_tag(run_id, NOTE, text[:8000])
     return run_id
 
 
@@ -145,11 +147,16 @@ def add_file(uri: str, run_id: str, path: Path) -> None:
     Raises:
         ConfigError: the store cannot be used, or has no such run.
     """
+    _check_exists(uri)
+    with connection.client(uri) as client:
+        _log_files(client, run_id, [path])
+
+
+def _check_exists(uri: str) -> None:
+    """Check that a store responds, and is no SQLite file that MLflow would create."""
     connection.check(uri)
     if connection.missing(uri):
         raise connection.unusable(uri, "it is not there")
-    with connection.client(uri) as client:
-        _log_files(client, run_id, [path])
 
 
 def _log_files(client: MlflowClient, run_id: str, files: Sequence[Path]) -> None:

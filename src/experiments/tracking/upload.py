@@ -1,6 +1,6 @@
 """Upload of one message of a run to MLflow. Uploading a message twice is idempotent.
 
-Points of curves have a timestamp; files, tables, tags and parameters replace those of the same name.
+Points of curves have a timestamp; files, tables and tags replace those of the same name; parameters stay as they are.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ def upload(folder: Path, message: Message, model: keras.Model | None) -> None:
     run_id, content = message.run_id, message.content
     match message.kind:
         case Kind.PARAMETERS:
-            log_in_batches(client, run_id, "params", [Param(name, value) for name, value in content.items()])
+            # MLflow refuses another value, such as the path at which a resumed run now finds its images.
+            known = client.get_run(run_id).data.params
+            new = [Param(name, value) for name, value in content.items() if name not in known]
+            log_in_batches(client, run_id, "params", new)
         case Kind.TAGS:
             log_in_batches(client, run_id, "tags", [RunTag(name, str(value)) for name, value in content.items()])
         case Kind.METRICS:
@@ -144,4 +147,5 @@ def is_unavailable(error: Exception) -> bool:
         return error.error_code not in REJECTED
     if isinstance(error, HTTPError) and error.response is not None:
         return error.response.status_code in (401, 403, 408, 429) or error.response.status_code >= 500
-    return isinstance(error, RequestException) or not isinstance(error, OSError)
+    unsent = (OSError, NotImplementedError, TypeError, ValueError)  # of a file, or a model that Keras cannot save
+    return isinstance(error, RequestException) or not isinstance(error, unsent)
