@@ -13,11 +13,13 @@ from experiments.evaluation.significance import (
     Difference,
     compare_runs,
     difference,
+    images_for_spread,
     images_needed,
     newcombe,
     tango,
     unpaired_difference,
 )
+from experiments.evaluation.statistics import Spread
 
 
 def pairs(both: int, only_a: int, only_b: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -237,6 +239,14 @@ def test_images_needed_grow_as_the_difference_shrinks_and_refuse_what_cannot_be(
     for impossible, discordant in ((0.5, 0.1), (0.1, 1.5), (0.1, 0.05)):
         with pytest.raises(ValueError, match="discordant"):
             images_needed(impossible, discordant)
+
+
+def test_more_images_do_not_reduce_the_variance_between_seeds() -> None:
+    images = Spread(((1e-6, 19.0), (1e-4, 399.0)), (1e-4, 399.0), "seeds", 1e-6)  # between seeds, only the interaction
+    assert images_for_spread(images, 0.005, 400) == pytest.approx(400 * (2.8 * 0.01 / 0.005) ** 2, rel=0.12)
+    assert images.on_images(1) == images
+    seeds = Spread(((1e-4, 19.0), (1e-8, 399.0)), (1e-8, 399.0), "seeds")
+    assert images_for_spread(seeds, 0.005, 400) is None, "the means of the seeds differ by more"
 
 
 # R. G. Newcombe, "Interval estimation for the difference between independent proportions: comparison of eleven

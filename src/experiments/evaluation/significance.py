@@ -67,10 +67,32 @@ class Difference:
         if self.spread is None or self.source == "images" or len(self.spread.parts) > 2:
             return None
         for count in range(repeats + 1, most + 1):
-            expected = self.spread.repeated(repeats, count)
-            if expected.margin() + expected.margin(2 * (1 - POWER)) <= abs(self.value):
+            if shown_difference(self.spread.repeated(repeats, count)) <= abs(self.value):
                 return count
         return None
+
+
+def shown_difference(spread: Spread) -> float:
+    """Return the size of the difference that is significant with a power of 80 %, if its spread is this one."""
+    return spread.margin() + spread.margin(2 * (1 - POWER))
+
+
+def images_for_spread(spread: Spread, difference: float, images: float) -> float | None:
+    """Return how many images would show a difference with a power of 80 %.
+
+    Args:
+        spread: of the difference, on the present images.
+        difference: is not shown by these.
+        images: their number.
+
+    Returns:
+        A number above `images`; None if even `MOST_IMAGES` would not be enough, as the variance between seeds remains.
+    """
+
+    def missing(number: float) -> float:
+        return shown_difference(spread.on_images(number / images)) - abs(difference)
+
+    return None if missing(MOST_IMAGES) > 0 else float(optimize.brentq(missing, images, MOST_IMAGES, rtol=1e-3))
 
 
 def compare_runs(first: Scores, other: Scores) -> Difference:

@@ -77,6 +77,15 @@ class Spread:
         floor = (self.floor[0] * before / after, self.floor[1] * after / before)
         return Spread(((self.parts[0][0] * overlap, after - 1.0),), floor, self.source)
 
+    def on_images(self, factor: float) -> Spread:
+        """Return the expected spread on `factor` times as many images; the variance between seeds stays as it is."""
+        (training, degrees), *images = self.parts
+        shared = min(self.residual, training) if self.source == "seeds" else training
+        parts = [(training - shared + shared / factor, degrees)]
+        parts += [(variance / factor, number * factor) for variance, number in images]
+        floor = (self.floor[0] / factor, self.floor[1] * factor)
+        return Spread(tuple(parts), floor, self.source, self.residual / factor)
+
 
 @dataclass(frozen=True)
 class Reliability:

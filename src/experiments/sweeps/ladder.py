@@ -18,7 +18,7 @@ from experiments.evaluation.comparison_text import (
     points,
     rounded,
 )
-from experiments.evaluation.significance import MOST_IMAGES, POWER, Difference, compare_runs
+from experiments.evaluation.significance import MOST_IMAGES, Difference, compare_runs, images_for_spread
 from experiments.sweeps import summary
 from experiments.sweeps.plan import format_values
 from experiments.sweeps.rungs import BEST
@@ -197,11 +197,12 @@ class Climbed:
         if spread is None:
             return f"{size} is more than these runs can show."
         evaluated = gain.images * (most / len(known) if by_fold else 1)
-        lacking = evaluated * ((spread.margin() + spread.margin(2 * (1 - POWER))) / abs(gain.value)) ** 2
-        needed_images = f"about {rounded(lacking)}" if lacking <= MOST_IMAGES else f"more than {rounded(MOST_IMAGES)}"
+        lacking = images_for_spread(spread, gain.value, evaluated)
+        if lacking is None:
+            return f"{size} would not be shown by {limit} (chance of 80 %), not even on {rounded(MOST_IMAGES)} images."
         return (
-            f"{size} would not be shown by {limit} on these images (chance of 80 %): it would take {needed_images} "
-            "images to evaluate on."
+            f"{size} would not be shown by {limit} on these images (chance of 80 %): it would take about "
+            f"{rounded(lacking)} images to evaluate on."
         )
 
 
