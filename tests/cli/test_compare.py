@@ -225,6 +225,7 @@ def test_folds_are_one_group_that_is_evaluated_on_all_their_images(uri: str) -> 
     assert comparison.measures[1]["accuracy"].value == 30 / IMAGES
     found = comparison.differences[1]
     assert found is not None and found.paired and found.images == IMAGES
+    assert sentences(comparison)[-1] == "To test the setting: give every row the same folds and seeds."
 
 
 def test_runs_on_other_images_are_compared_unpaired_and_named_so(uri: str) -> None:

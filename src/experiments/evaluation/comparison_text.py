@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from experiments.config.schema import LOWER_IS_BETTER
-from experiments.evaluation.comparison import METRICS, Comparison, called, configuration
+from experiments.evaluation.comparison import METRICS, Comparison, called, configuration, fold_of
 from experiments.evaluation.evaluate import Baseline
 from experiments.evaluation.significance import Difference
 from experiments.evaluation.statistics import LEVEL, Interval
@@ -97,7 +97,7 @@ def limitations(differences: Sequence[Difference], more: str = "", chosen: str =
 def more_seeds(comparison: Comparison) -> str:
     """Return the commands that train the seeds which a comparison of the settings needs."""
     single = [group.runs[0].run_id for group in comparison.groups if len(group.by_seed) == 1]
-    if not single:
+    if not single or any(map(fold_of, comparison.runs)):  # `like` of a run trains on its fold alone
         return "give every row the same folds and seeds."
     most = max((list(group.accuracy.by_seed) for group in comparison.groups), key=len)
     seeds = ",".join(most if len(most) > 1 else ("0", "1", "2"))
