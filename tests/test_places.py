@@ -124,6 +124,10 @@ def test_artifacts_that_were_placed_elsewhere_stay_there(tmp_path: Path) -> None
     connection.check(sqlite_uri(file))
     found = {one.name: one.artifact_location for one in place.search_experiments()}
     assert (found["folder"], found["bucket"]) == (elsewhere.as_uri(), "s3://bucket/mlartifacts")
+    (file.parent / "mlartifacts").rmdir()
+    elsewhere.rmdir()  # as of a disk that is not mounted
+    connection.check(sqlite_uri(file))
+    assert elsewhere.as_uri() in {experiment.artifact_location for experiment in place.search_experiments()}
 
 
 def test_a_run_is_resumed_where_it_was_moved_to_in_its_own_store(

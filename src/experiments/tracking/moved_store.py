@@ -48,10 +48,10 @@ def _local_path(location: str | None) -> Path | None:
 
 
 def _has_moved(there: Path, here: Path, database: Path) -> bool:
-    """Return whether a database whose artifacts are elsewhere was moved or copied from there."""
-    if not there.is_dir():
-        return True
-    return here.is_dir() and not there.samefile(here) and (there.parent / database.name).is_file()
+    """Return whether a database was moved or copied, with the artifacts that are beside it, from another directory."""
+    if not here.is_dir():  # `there` may be a disk that is not mounted now
+        return False
+    return not there.is_dir() or (not there.samefile(here) and (there.parent / database.name).is_file())
 
 
 def _replace_addresses(store: sqlite3.Connection, old: str, new: str) -> None:
