@@ -23,7 +23,7 @@ from experiments.cli import predict as verb
 from experiments.deploy import prediction_writers as writers
 from experiments.deploy import saved_run
 from experiments.deploy.predict import Prediction, list_files, predictions
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, DataError
 from experiments.evaluation.calibration import TEMPERATURE, scale, temperature_of
 from experiments.runs import predictions as runs
 
@@ -80,6 +80,7 @@ def test_folders_patterns_and_files_are_listed_once_and_in_order(files: Path, mo
     monkeypatch.chdir(files)
     assert list_files(["deep/d.bmp", "*.jpg", "b.jpg"])[0] == ["deep/d.bmp", "b.jpg", "e.jpg", "f.jpg"]
     assert list_files(["**/*.PNG", "notes.txt"])[0] == ["deep/er/c.PNG", "notes.txt"]
+    assert list_files(["a.png", "deep", "a*.png", "dee*"])[0] == ["a.png", *list_files(["deep"])[0]], "listed before"
     assert list_files([".h.jpg"])[0] == [".h.jpg"]  # named
     (files / "[1].png").write_bytes((files / "a.png").read_bytes())
     assert list_files(["[1].png"])[0] == ["[1].png"]
@@ -93,6 +94,19 @@ def test_what_is_not_there_is_told_at_once(files: Path) -> None:
     assert len(lines) == 3
     assert "nothing: no such file or folder" in lines[0] and "*.gif: no file fits" in lines[1]
     assert "empty: no image (.jpg" in lines[2]
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def denied(path: str) -> object:
+        if str(path).endswith("er"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(DataError, match=r"deep/er: cannot be listed \(Permission denied\)"):
+        list_files([str(files)])
 
 
 def test_wrong_arguments_import_no_tensorflow(tmp_path: Path) -> None:
@@ -166,8 +180,10 @@ def test_a_file_appears_whole_or_not_at_all(
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--format", "xml"), ("--batch-size", "0"), ("--output", "no/such/folder/x.csv")]
-)
+    "arguments",
+    [("--format", "xml"), ("--batch-size", "0"), ("--output", "no/such/folder/x.csv"), ("--output", "."),
+     ("--output", "/dev/null")],
+)  # fmt: skip
 def test_wrong_options_are_told(call: Call, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert call("x.jpg", *arguments) == 2
     assert arguments[0] in capsys.readouterr().err

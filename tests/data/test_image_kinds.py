@@ -9,6 +9,7 @@ import sys
 import time
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 
 from experiments.data import decoder
 from experiments.data.decoder_settings import DecoderSettings, GrayRange
+from experiments.deploy import predict
 from experiments.errors import DataError
 
 RED = (200, 40, 30)
@@ -455,13 +457,17 @@ def test_a_heic_that_is_cut_short_is_an_error() -> None:
             decoder.decode(content[:part])
 
 
-def test_without_its_package_heic_is_an_error_that_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_its_package_heic_is_an_error_that_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = heic()
     monkeypatch.setitem(sys.modules, "pillow_heif.as_plugin", None)
     with pytest.raises(
         DataError, match=r"is a HEIC image.*pip install 'image-experiments\[heif\]'.*convert it to PNG or JPEG"
     ):
         decoder.decode(content)
+    (tmp_path / "a.heic").write_bytes(content)
+    assert "pip install 'image-experiments[heif]'" in str(predict.read_image(str(tmp_path / "a.heic"), 8))
 
 
 # --- memory

@@ -218,18 +218,18 @@ class Run:
         prediction.check_options(batch_size, reject, unlike)
         listed, rows = prediction.list_images(images), list[list[Any]]()
         answers, sentences = answers_of(self._trained, reject, calibrated, unlike is not None)
-        model, measured, progress = self.model, None, Terminal(PlainConsole())
+        model, distances, progress = self.model, None, Terminal(PlainConsole())
         if unlike is not None:
             from experiments.deploy.unlike import measure
 
-            model, measured, answers.farthest, sentence = measure(
+            model, distances, answers.farthest, sentence = measure(
                 self._trained, model, unlike, progress, Path(data) if data else None
             )
             sentences.append(sentence)
         inputs = (image if isinstance(image, str | Image.Image) else Image.fromarray(image) for image in listed)
         settings = DecoderSettings.of(self._trained.plain["data"])
         with progress.stage("predicting", len(listed)) as advance:
-            for batch in predictions(model, inputs, batch_size, settings, measured):
+            for batch in predictions(model, inputs, batch_size, settings, distances):
                 advance(len(batch))
                 rows += [prediction.row(image, self.classes, answers) for image in batch]
         table = display.frame(rows, prediction.columns(self.classes, answers))

@@ -60,9 +60,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.output and not arguments.output.parent.is_dir():
         parser.error(f"--output: no such folder. Received: {arguments.output.parent}")
+    if arguments.output and arguments.output.exists() and not arguments.output.is_file():
+        parser.error(f"--output: must be a file, no folder or device. Received: {arguments.output}")
     if arguments.data and arguments.unlike is None:
         parser.error("--data: only --unlike reads the images of the run")
-    suffix = arguments.output.suffix.removeprefix(".").replace("jsonl", "json") if arguments.output else ""
+    suffix = arguments.output.suffix.lower().removeprefix(".").replace("jsonl", "json") if arguments.output else ""
     form = arguments.format or (suffix if suffix in WRITERS else "terminal")
     try:
         confidence = Confidence(arguments.reject, arguments.calibrated, arguments.unlike, arguments.data)
@@ -118,17 +120,17 @@ def predict(
     with opened(output, form) as file:
         with quiet_start():
             model = run.model()
-        measured = None
+        distances = None
         if confidence.unlike is not None:
             from experiments.deploy import unlike
 
-            model, measured, answers.farthest, sentence = unlike.measure(
+            model, distances, answers.farthest, sentence = unlike.measure(
                 run, model, confidence.unlike, Terminal(console), confidence.data
             )
             print(sentence, file=sys.stderr)
         write, began = WRITERS[form](file, run.classes, answers), time.perf_counter()
         with Terminal(console).stage("predicting", len(files)) as advance:
-            for batch in predictions(model, files, batch_size, decoder_settings, measured):
+            for batch in predictions(model, files, batch_size, decoder_settings, distances):
                 write(batch)
                 advance(len(batch))
                 done, failed = done + len(batch), failed + sum(row.probabilities is None for row in batch)

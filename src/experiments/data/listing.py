@@ -17,6 +17,7 @@ from typing import NamedTuple
 from experiments.data.issues import DataIssue, printable
 from experiments.data.plugins import SUFFIXES
 from experiments.data.types import SPLITS, SkippedImage
+from experiments.errors import DataError
 
 LAYOUTS = (
     "root/<class>/ for every class; or root/train/<class>/, with root/validation/<class>/ and root/test/<class>/ "
@@ -241,10 +242,13 @@ def _scan(root: Path, folder: str, issues: list[DataIssue]) -> list[os.DirEntry[
         with os.scandir(path) as entries:
             kept = [entry for entry in entries if not is_litter(entry.name)]
     except OSError as error:
-        text = f"cannot be listed ({error.strerror}); check the path and its permissions"
-        issues.append(DataIssue(folder or str(root), text, skippable=False))
+        issues.append(DataIssue(folder or str(root), _not_listed(error), skippable=False))
         return []
     return sorted(kept, key=lambda entry: entry.name)
+
+
+def _not_listed(error: OSError) -> str:
+    return f"cannot be listed ({error.strerror}); check the path and its permissions"
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
@@ -267,9 +271,17 @@ def is_image(name: str) -> bool:
 
 
 def walk(folder: str) -> tuple[list[str], int]:
-    """Return the sorted image files in and below a directory, and the number of other files. Links are followed."""
+    """Return the sorted image files in and below a directory, and the number of other files. Links are followed.
+
+    Raises:
+        DataError: If a directory cannot be listed.
+    """
+
+    def unreadable(error: OSError) -> None:
+        raise DataError(f"{printable(str(error.filename))}: {_not_listed(error)}") from None
+
     files, others, visited = [], 0, set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in visited:  # visited already: a link leads back here
             folders.clear()

@@ -42,8 +42,8 @@ def _open_heic(file: io.BytesIO) -> Image.Image:
     try:
         from pillow_heif.as_plugin import HeifImageFile
     except ImportError:
-        remedy = f"install it (pip install 'image-experiments[heif]'), or {CONVERT}"
-        raise DataError(f"is a HEIC image, which needs the package pillow-heif; {remedy}") from None
+        needed = "the package pillow-heif (pip install 'image-experiments[heif]')"
+        raise DataError(f"is a HEIC image, which needs {needed}; install it, or {CONVERT}") from None
     image: Image.Image = HeifImageFile(file)
     return image
 

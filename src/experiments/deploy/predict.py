@@ -36,14 +36,14 @@ class Prediction(NamedTuple):
     path: str
     probabilities: np.ndarray | None  # [classes] float32; None: the file cannot be used
     error: str  # why the file cannot be used; empty if it can
-    distance: float | None = None  # of its features from those of the training images, where they were compared
+    distance: float | None = None  # from the training images; None: it was not computed
 
 
-class Measured(NamedTuple):
-    """How the distances of images are computed."""
+class Distances(NamedTuple):
+    """How the distances of images from the training images are computed."""
 
-    model: keras.Model  # pixels -> features [B, D], from the same input as the predicting model
-    distances: Callable[[np.ndarray], np.ndarray]  # features [B, D] -> [B]
+    features: keras.Model  # pixels -> features [B, D], from the same input as the predicting model
+    of: Callable[[np.ndarray], np.ndarray]  # features [B, D] -> distances [B]
 
 
 def list_files(given: Sequence[str]) -> tuple[list[str], int]:
@@ -57,35 +57,35 @@ def list_files(given: Sequence[str]) -> tuple[list[str], int]:
 
     Raises:
         ConfigError: a path does not exist, a pattern matches nothing, or a directory has no images.
+        DataError: a directory cannot be listed.
     """
-    found: dict[str, None] = {}
-    others, lacking = 0, []
+    listed: dict[str, None] = {}
+    others, problems = 0, []
     for text in given:
         path = os.path.expanduser(text)
         matches = [path] if os.path.lexists(path) else sorted(glob.glob(path, recursive=True))
-        before = len(found)
+        files: list[str] = []
         for match in matches:
-            if not os.path.isdir(match):
-                found[match] = None
-                continue
-            files, left = walk(match)
+            inside, left = walk(match) if os.path.isdir(match) else ([match], 0)
+            files += inside
             others += left
-            found.update(dict.fromkeys(files))
-            if not files and match == path:
-                lacking.append(f"{text}: no image ({' '.join(SUFFIXES)}) is in this folder or below it")
+        listed.update(dict.fromkeys(files))
         if not matches:
-            what = "no file fits this pattern" if glob.has_magic(text) else "no such file or folder"
-            lacking.append(f"{text}: {what}")
-        elif len(found) == before and matches != [path]:
-            lacking.append(f"{text}: fits nothing but folders without images")
-    if lacking:
-        raise ConfigError("\n".join(lacking))
-    return list(found), others
+            problems.append(
+                f"{text}: {'no file fits this pattern' if glob.has_magic(text) else 'no such file or folder'}"
+            )
+        elif not files and matches == [path]:
+            problems.append(f"{text}: no image ({' '.join(SUFFIXES)}) is in this folder or below it")
+        elif not files:
+            problems.append(f"{text}: fits nothing but folders without images")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return list(listed), others
 
 
 def predictions(
     model: keras.Model, files: Iterable[str | Image.Image], batch_size: int,
-    decoder_settings: DecoderSettings = DEFAULTS, measured: Measured | None = None,
+    decoder_settings: DecoderSettings = DEFAULTS, distances: Distances | None = None,
 ) -> Iterator[list[Prediction]]:  # fmt: skip
     """Yield a model's predictions for image files in their order, some at a time, in constant memory.
 
@@ -94,47 +94,47 @@ def predictions(
         files: the paths of the files; or images, whose predictions have an empty path.
         batch_size: number of images in a forward pass.
         decoder_settings: those that the model was trained with.
-        measured: computes the distances of the images; None for none.
+        distances: how the distances of the images are computed; None for none.
 
     Yields:
         Lists with one prediction for each file; that for a file that cannot be used holds the error.
     """
     from experiments.models.network import inference_functions
 
-    run, size = inference_functions([model, *([measured.model] if measured else [])]), int(model.input_shape[1])
+    infer, size = inference_functions([model, *([distances.features] if distances else [])]), int(model.input_shape[1])
     pixels = np.empty((batch_size, size, size, 3), "float32")
-    waiting: list[tuple[str, str]] = []  # path and error of each file of the next list, in order
+    pending: list[tuple[str, str]] = []  # path and error of each file of the next list, in order
     filled = 0
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:  # more would slow down the network
         for path, image in decode_ahead(pool, files, size, AHEAD * batch_size, decoder_settings):
             if isinstance(image, str):
-                waiting.append((path, image))
+                pending.append((path, image))
             else:
                 pixels[filled] = image
                 filled += 1
-                waiting.append((path, ""))
-            if filled == batch_size or len(waiting) > AHEAD * batch_size:
-                yield predict_files(waiting, run(pixels[:filled]) if filled else [], measured)
-                waiting, filled = [], 0
-        if waiting:
-            yield predict_files(waiting, run(pixels[:filled]) if filled else [], measured)
+                pending.append((path, ""))
+            if filled == batch_size or len(pending) > AHEAD * batch_size:
+                yield combine(pending, infer(pixels[:filled]) if filled else [], distances)
+                pending, filled = [], 0
+        if pending:
+            yield combine(pending, infer(pixels[:filled]) if filled else [], distances)
 
 
-def predict_files(
-    waiting: Sequence[tuple[str, str]], outputs: Sequence[np.ndarray], measured: Measured | None
+def combine(
+    files: Sequence[tuple[str, str]], outputs: Sequence[np.ndarray], distances: Distances | None
 ) -> list[Prediction]:
     """Return a prediction for each file: with its row of the outputs, or with its error.
 
     Args:
-        waiting: path and error of each file.
-        outputs: probabilities and, if the images are measured, features; empty if all files have errors.
-        measured: see `predictions`.
+        files: path and error of each file.
+        outputs: probabilities and, if distances are computed, features; empty if all files have errors.
+        distances: see `predictions`.
     """
-    rows = iter(outputs[0] if outputs else ())
-    distances = iter(measured.distances(outputs[1]).tolist() if measured and outputs else ())
+    probabilities = iter(outputs[0] if outputs else ())
+    computed = iter(distances.of(outputs[1]).tolist() if distances and outputs else ())
     return [
-        Prediction(path, None, error) if error else Prediction(path, next(rows), "", next(distances, None))
-        for path, error in waiting
+        Prediction(path, None, error) if error else Prediction(path, next(probabilities), "", next(computed, None))
+        for path, error in files
     ]
 
 
@@ -150,17 +150,17 @@ def decode_ahead(
     An image is pixels [size, size, 3] uint8, or a text that gives the reason why the file cannot be used.
     """
     remaining = iter(files)
-    waiting: deque[tuple[str, Future[np.ndarray | str]]] = deque()
+    decoded: deque[tuple[str, Future[np.ndarray | str]]] = deque()
     while True:
-        waiting.extend(
+        decoded.extend(
             (file, pool.submit(read_image, file, size, decoder_settings))
             if isinstance(file, str)
             else ("", pool.submit(resize_image, file, size, decoder_settings))
-            for file in islice(remaining, most - len(waiting))
+            for file in islice(remaining, most - len(decoded))
         )
-        if not waiting:
+        if not decoded:
             return
-        path, future = waiting.popleft()
+        path, future = decoded.popleft()
         yield path, future.result()
 
 

@@ -21,7 +21,7 @@ from sklearn.neighbors import NearestNeighbors
 from experiments.data.decoder_settings import DecoderSettings
 from experiments.data.issues import printable
 from experiments.data.validation import unchanged
-from experiments.deploy.predict import Measured, predictions
+from experiments.deploy.predict import Distances, predictions
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError, DataError
 from experiments.evaluation.evaluate import percent
@@ -75,7 +75,7 @@ class TrainingFeatures:
 
 def measure(
     run: Trained, model: keras.Model, share: float, progress: Progress, data: Path | None = None
-) -> tuple[keras.Model, Measured, float, str]:
+) -> tuple[keras.Model, Distances, float, str]:
     """Return how images are compared with the training images of a run.
 
     Args:
@@ -86,8 +86,8 @@ def measure(
         data: where the images of the run are now; None for where they were.
 
     Returns:
-        The model, with which the next shares its computation; the features and distances of images; the largest
-        distance of images that are like the training images; and a sentence on it.
+        The model, with which the next shares its computation; how distances are computed; the largest distance of
+        images that are like the training images; and a sentence on it.
 
     Raises:
         ConfigError: see `training_features`.
@@ -98,7 +98,7 @@ def measure(
     known = training_features(run, features, progress, data)
     farthest, sentence = known.farthest(share)
     predicting = keras.Model(pixels, probabilities(model.get_layer("head")(outputs)))
-    return predicting, Measured(features, known.distances), farthest, sentence
+    return predicting, Distances(features, known.distances), farthest, sentence
 
 
 def training_features(
