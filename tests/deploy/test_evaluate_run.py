@@ -76,6 +76,7 @@ def run(tmp_path: Path) -> SimpleNamespace:
         predicted=most_probable, metrics={"validation.temperature": 2.0}, predictions=lambda split: validation,
         decision=Decision("dogs"), manifest=tmp_path / "manifest.csv",
         images=lambda: read_rows(tmp_path / "manifest.csv"), folder=tmp_path / "run", run_id=None,
+        merged_classes={"cats": ["tabbies", "siamese"]},
     )  # fmt: skip
 
 
@@ -188,6 +189,30 @@ def test_files_that_cannot_be_used_are_recorded_and_the_exit_code_says_so(
     assert call(images, "--output", tmp_path / "out") == 2  # is there already
 
 
+def test_rows_of_a_table_that_cannot_be_used_are_recorded_as_files_are(
+    images: Path, call: Call, tmp_path: Path
+) -> None:
+    """Of one class, whose images are in a class that training has merged into it; one file does not exist."""
+    (images / "labels.csv").write_text("path,label\ncats/deep/5.png,tabbies\ncats/deep/40.png,cats\ngone.png,cats\n")
+    assert call(images / "labels.csv", "--output", tmp_path / "out") == verb.SOME_FAILED
+    (row,) = rows_in(tmp_path / "out" / "left_out.csv")
+    assert row["path"] == "gone.png" and "no such file; it is on line 4 of labels.csv" in row["reason"]
+    rows = rows_in(tmp_path / "out" / "predictions_evaluation.csv")
+    assert [(row["path"], row["label"]) for row in rows] == [("cats/deep/40.png", "cats"), ("cats/deep/5.png", "cats")]
+
+
+def test_a_place_that_cannot_be_written_is_an_error_before_the_model_is_read(
+    images: Path, call: Call, run: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.model = lambda: pytest.fail("the model was read")
+    (tmp_path / "file").touch()
+    assert "cannot be written (File exists). Say where to write" in str(
+        call(images, "--output", tmp_path / "file" / "a")
+    )
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert "cannot be written (no permission, or a read-only disk)" in str(call(images))
+
+
 def test_an_accuracy_can_be_required(images: Path, call: Call) -> None:
     assert call(images, "--must-reach", "0.75") == 0
     assert call(images, "--must-reach", "0.76") == verb.NOT_REACHED
@@ -290,8 +315,17 @@ def test_the_rows_of_a_table_are_evaluated(images: Path) -> None:
     assert sorted(path for path, _ in found.files) == sorted(
         line.split(",")[0] for line in lines if line.endswith("test")
     )
-    with pytest.raises(ConfigError, match="--split: .* has no rows of validation"):
+    with pytest.raises(ConfigError, match=r"--split: .* has no rows of validation. Allowed here: train, test$"):
         labelled_images.find(table, CLASSES, "validation", False)
+    table.write_text("\n".join(["path,label,split", *lines[-1:], "elsewhere.png,cats,test"]))
+    found = labelled_images.find(table, CLASSES, "train", False)
+    assert found.files == [("dogs/deep/30.png", "dogs")] and not found.issues, "of that split, though one class only"
+    table.write_text("\n".join(["path,label", lines[0].rpartition(",")[0], f"{lines[0].split(',')[0]},dogs"]))
+    with pytest.raises(ConfigError, match=r"cats/deep/5.png has two classes or splits, on lines 2 and 3"):
+        labelled_images.find(table, CLASSES, None, False)
+    table.write_text("where,what,why\na.png,cats,0")
+    with pytest.raises(ConfigError, match="no column has a usual name.* found by their names, such as path and label"):
+        labelled_images.find(table, CLASSES, None, False)
 
 
 def test_a_trained_run_on_its_own_test_images_has_the_scores_that_it_recorded(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from itertools import count
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from experiments.cli.arguments import accuracy, add_run, exit_on_error, positive
 from experiments.errors import ConfigError
-from experiments.runs.run_directory import EVALUATIONS
+from experiments.runs.run_directory import EVALUATIONS, SKIPPED
 
 if TYPE_CHECKING:
     from experiments.deploy.evaluate import Evaluation
@@ -74,8 +75,11 @@ def evaluate(arguments: argparse.Namespace) -> Evaluation:
     from experiments.system.startup import quiet_start
 
     run = saved_run.find(arguments.run, arguments.uri)
-    labelled = labelled_images.find(arguments.images, run.classes, arguments.split, arguments.ignore_unknown)
+    labelled = labelled_images.find(
+        arguments.images, run.classes, arguments.split, arguments.ignore_unknown, run.merged_classes
+    )
     output = arguments.output or default_output(run, arguments.images, arguments.split)
+    check_writable(output)
     for note in labelled.notes:
         print(note, file=sys.stderr)
     with quiet_start():
@@ -86,8 +90,9 @@ def evaluate(arguments: argparse.Namespace) -> Evaluation:
     with Terminal(PlainConsole(stderr=True)).stage("evaluating", len(labelled.files)) as advance:
         found = evaluations.evaluate(run, model, labelled, arguments.batch_size, advance)
     rate = len(found.report.predictions) / (time.perf_counter() - began)
+    report(found)
     evaluations.write(found, run, labelled, int(model.input_shape[1]), output)
-    report(found, output)
+    print(f"results  {output}")
     if run.run_id and not arguments.no_log:
         log(run, found, labelled, output, arguments.split)
     counts = f"{len(found.report.predictions)} images evaluated, {len(found.skipped)} files could not be used"
@@ -127,7 +132,18 @@ def default_output(run: Trained, images: Path, split: str | None) -> Path:
     return next(path for at in count(1) if not (path := place / (name if at == 1 else f"{name}_{at}")).exists())
 
 
-def report(found: Evaluation, output: Path) -> None:
+def check_writable(output: Path) -> None:
+    """Raise ConfigError if the results cannot be written to a directory, before the minutes that they take."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(output.parent, os.W_OK | os.X_OK) else "no permission, or a read-only disk"
+    except OSError as error:
+        reason = str(error.strerror)
+    if reason:
+        raise ConfigError(f"{output}: cannot be written ({reason}). Say where to write: --output FOLDER")
+
+
+def report(found: Evaluation) -> None:
     """Print metrics, scores by class, comparisons and the most confident mistakes."""
     from experiments.data.issues import printable
     from experiments.deploy.evaluate import SPLIT
@@ -156,7 +172,8 @@ def report(found: Evaluation, output: Path) -> None:
         console.print(f"{mistake.confidence:6.1%}  {names}  {printable(mistake.path)}")
     for issue in found.skipped[:SHOWN]:
         print(f"{printable(issue.path)}: {issue.text}", file=sys.stderr)
-    console.print(f"results  {output}")
+    if len(found.skipped) > SHOWN:
+        print(f"and {len(found.skipped) - SHOWN} more: {SKIPPED} in the results lists all", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -66,32 +66,32 @@ def evaluate(
     """
     validation = run.predictions("validation")
     trained = {row["sha256"] for row in run.images() if row["split"] == "train"}
-    skipped: list[DataIssue] = []
+    skipped = list(labelled.issues)
     hashes = hash_files(labelled.root, [ListedImage(*file) for file in labelled.files], skipped)
     class_of = {path: name for path, name in labelled.files if path in hashes}
-    files, rows = [], []
-    paths = (str(labelled.root / path) for path in class_of)
+    shares: dict[str, np.ndarray] = {}  # probabilities by path
     following = iter(class_of)
+    paths = (str(labelled.root / path) for path in class_of)
     for some in predictions(model, paths, batch_size, DecoderSettings.of(run.plain["data"])):
         for prediction, path in zip(some, following, strict=False):
             if prediction.probabilities is None:
                 skipped.append(DataIssue(path, prediction.error, skippable=True, class_name=class_of[path]))
             else:
-                files.append((path, hashes[path][0]))
-                rows.append(prediction.probabilities)
+                shares[path] = prediction.probabilities
         advance(len(some))
-    if not files:
+    if not shares:
         first = skipped[0]
         raise DataError(f"None of the {len(skipped)} images can be used. {printable(first.path)}: {first.text}")
-    labels = np.array([run.classes.index(class_of[path]) for path, _ in files])
-    report = report_on(SPLIT, files, labels, np.stack(rows), run.classes, run.decision)
+    labels = np.array([run.classes.index(class_of[path]) for path in shares])
+    files = [(path, hashes[path][0]) for path in shares]
+    report = report_on(SPLIT, files, labels, np.stack(list(shares.values())), run.classes, run.decision)
     if run.plain.get("loss") == "hinge":
         report = without_probabilities(report)
     metrics = {f"{SPLIT}.{name}": value for name, value in report.metrics.items()}
     metrics |= confidence_metrics({SPLIT: report}, run.metrics.get(TEMPERATURE))
     known = [prediction for prediction in report.predictions if prediction.sha256 in trained]
     sentences = known_sentences(report, known) + compare(report, known, validation)
-    return Evaluation(report, [path for path, _ in files], metrics, skipped, known, sentences)
+    return Evaluation(report, list(shares), metrics, skipped, known, sentences)
 
 
 def known_sentences(report: Report, known: Sequence[Prediction]) -> list[str]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from experiments.config.messages import nearest
-from experiments.data.issues import printable
+from experiments.data.issues import DataIssue, printable
 from experiments.data.listing import SPLIT_NAMES, is_image, is_litter, name_key, walk
+from experiments.data.types import SPLITS
 from experiments.errors import ConfigError
 
 
@@ -21,9 +24,13 @@ class Labelled(NamedTuple):
     root: Path  # absolute
     files: list[tuple[str, str]]  # path relative to the root, and class of the model
     notes: list[str]  # sentences about files that are not among them
+    issues: Sequence[DataIssue] = ()  # rows of the CSV file that cannot be used
 
 
-def find(place: Path, classes: Sequence[str], split: str | None, ignore_unknown: bool) -> Labelled:
+def find(
+    place: Path, classes: Sequence[str], split: str | None, ignore_unknown: bool,
+    merged: Mapping[str, Sequence[str]] | None = None,
+) -> Labelled:  # fmt: skip
     """Return the labelled images in a folder, or those that a CSV file lists.
 
     The images of a class are those in and below the folder with its name; of names that look the same (composed
@@ -34,19 +41,23 @@ def find(place: Path, classes: Sequence[str], split: str | None, ignore_unknown:
         classes: those of the model.
         split: the split to use; None if the folder has no splits, or for all rows of the CSV file.
         ignore_unknown: whether images of classes that the model does not have are left out, instead of an error.
+        merged: the classes of the data that were merged into a class of the model, whose images are taken as well.
 
     Raises:
-        ConfigError: the place, the split or a class is not known, or there are no images.
+        ConfigError: the place, the split or a class is not known, an image has two classes, or there are no images.
+        DataError: a folder cannot be listed.
     """
     place = Path(os.path.abspath(place.expanduser()))
+    issues: Sequence[DataIssue] = ()
     if place.is_dir():
         root, files, notes = _in_folders(place, classes, split)
     elif place.is_file() and place.suffix.lower() in (".csv", ".tsv"):
-        root, files, notes = _in_table(place, split)
+        root, files, notes, issues = _in_table(place, split)
     else:
         problem = "is neither a folder nor a CSV file" if place.exists() else "does not exist"
         raise ConfigError(f"{place}: {problem}. Allowed: a folder with a folder for each class, or a CSV file")
-    known = {name_key(name): name for name in classes}
+    known = {name_key(name): new for new, names in (merged or {}).items() for name in names}
+    known |= {name_key(name): name for name in classes}
     unknown = Counter(name for _, name in files if name_key(name) not in known)
     if unknown and not ignore_unknown:
         raise ConfigError("\n".join([f"{place}: the model does not have these classes:", *_unknown(unknown, classes)]))
@@ -56,10 +67,12 @@ def find(place: Path, classes: Sequence[str], split: str | None, ignore_unknown:
     files = [(path, known[name_key(name)]) for path, name in files if name_key(name) in known]
     if not files:
         raise ConfigError(f"{place}: no image of the model's classes ({', '.join(classes)}) is in it")
+    if ignore_unknown:
+        issues = [issue for issue in issues if not issue.class_name or name_key(issue.class_name) in known]
     absent = sorted(set(classes) - {name for _, name in files})
     if absent:
         notes.append(f"Without images: {', '.join(map(printable, absent))}")
-    return Labelled(place, root, files, notes)
+    return Labelled(place, root, files, notes, issues)
 
 
 def _unknown(unknown: Counter[str], classes: Sequence[str]) -> list[str]:
@@ -100,18 +113,34 @@ def _in_folders(
     return place, files, notes
 
 
-def _in_table(file: Path, split: str | None) -> tuple[Path, list[tuple[str, str]], list[str]]:
-    """Return the root, the files with their classes, and notes."""
-    from experiments.data.sources.csv_labels import csv_labels
+def _in_table(file: Path, split: str | None) -> tuple[Path, list[tuple[str, str]], list[str], list[DataIssue]]:
+    """Return the root, the files with their classes, notes, and an issue for each row that cannot be used."""
+    from experiments.data.sources.csv_labels import list_rows, read_table, split_of
 
-    listing = csv_labels(
-        labels=str(file), images=None, path_column=None, label_column=None,
-        split_column=None if split else "", cache=Path(),
-    )  # fmt: skip
-    if split is not None and split not in listing.splits:
+    with _columns_explained():
+        table = read_table(file, None, None, None if split else "")
+    if split:
+        given = {split_of(table, row) for row in table.rows}
+        if split not in given:
+            allowed = ", ".join(name for name in SPLITS if name in given) or "none"
+            raise ConfigError(f"--split: {file} has no rows of {split}. Allowed here: {allowed}")
+        table = replace(table, rows=[row for row in table.rows if split_of(table, row) == split])
+    with _columns_explained():
+        listing = list_rows(table, file.parent, count_others=split is None)
+    if fatal := [issue for issue in listing.issues if not issue.skippable]:
+        more = f" (and {len(fatal) - 1} more)" if len(fatal) > 1 else ""
+        raise ConfigError(f"{file}: {printable(fatal[0].path)} {fatal[0].text}{more}")
+    files = [(image.path, image.class_name) for image in listing.images]
+    return listing.root, files, list(listing.notes), listing.issues
+
+
+@contextmanager
+def _columns_explained() -> Iterator[None]:
+    """Add to errors that name keys of `data=csv` how a file is read here, where there are no such keys."""
+    try:
+        yield
+    except ConfigError as error:
         raise ConfigError(
-            f"--split: {file} has no rows of {split}. Allowed here: {', '.join(listing.splits) or 'none'}"
-        )
-    files = [(image.path, image.class_name) for image in listing.images if split in (None, image.split)]
-    notes = [f"Not used: {printable(issue.path)}: {issue.text}" for issue in listing.issues]
-    return listing.root, files, [*listing.notes, *notes]
+            f"{error}. Of images to evaluate on, the paths are relative to the folder of the CSV file, and its columns "
+            "are found by their names, such as path and label"
+        ) from None

@@ -73,6 +73,12 @@ class Trained:
         return decision.recorded(self.facts, self.classes)
 
     @property
+    def merged_classes(self) -> Mapping[str, Sequence[str]]:
+        """The classes of the data that `data.classes` has merged, by the class that they have become."""
+        classes = self.plain["data"].get("classes")
+        return classes if isinstance(classes, Mapping) else {}
+
+    @property
     def store(self) -> str:
         """The tracking store that has its MLflow run."""
         recorded = store_of_run(self.folder, self.facts) if self.folder else None

@@ -150,18 +150,11 @@ def evaluate(
             not finite or negative, or rows do not sum to 1 within 1e-3.
     """
     images = {split.split: split for split in (dataset.validation, dataset.test) if split is not None}
-    issues = [] if "validation" in scores else [f"expected scores of validation. Received: {sorted(scores)}"]
-    issues += [f"{split}: expected one of {SPLITS}. Received: {split!r}" for split in scores if split not in SPLITS]
-    if "test" in scores and dataset.test is None:
-        issues.append("test: expected no scores, the data set has no test split. Received: scores of test")
-    scored = [split for split in images if split in scores]
-    for split in scored:
-        issues += _score_issues(split, scores[split], (len(images[split]), len(dataset.classes)))
-    if issues:
+    if issues := _issues(scores, {split: (len(images[split]), len(dataset.classes)) for split in images}):
         raise ValueError("Scores cannot be evaluated:\n  " + "\n  ".join(issues))
     decision = decision or decisions.default(dataset.classes)
     reports = {}
-    for split in scored:
+    for split in (split for split in images if split in scores):
         files = [(entry.path, entry.sha256) for entry in images[split].entries]
         report = report_on(split, files, images[split].labels, scores[split], dataset.classes, decision)
         reports[split] = report if probabilities else without_probabilities(report)
@@ -171,6 +164,17 @@ def evaluate(
 def without_probabilities(report: Report) -> Report:
     """Return a report without the metrics that evaluate probabilities, for scores that only rank."""
     return replace(report, metrics={name: value for name, value in report.metrics.items() if name not in PROBABILISTIC})
+
+
+def _issues(scores: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Return all issues with scores; `shapes` has the shape that those of each split of the data set must have."""
+    issues = [] if "validation" in scores else [f"expected scores of validation. Received: {sorted(scores)}"]
+    issues += [f"{split}: expected one of {SPLITS}. Received: {split!r}" for split in scores if split not in SPLITS]
+    if "test" in scores and "test" not in shapes:
+        issues.append("test: expected no scores, the data set has no test split. Received: scores of test")
+    for split in (split for split in shapes if split in scores):
+        issues += _score_issues(split, scores[split], shapes[split])
+    return issues
 
 
 def _score_issues(split: str, probabilities: np.ndarray, shape: tuple[int, int]) -> list[str]:

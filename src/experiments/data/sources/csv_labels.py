@@ -28,16 +28,20 @@ _LABELS = ("label", "labels", "class", "classname", "category", "target")
 _SPLITS = ("split", "subset", "dataset", "partition")
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
+    """A row of a table."""
+
     line: int  # of the file, from 1
     cells: Mapping[str, str]  # by column, without spaces around them
 
 
 @dataclass(frozen=True)
-class _Table:
+class Table:
+    """The rows of a CSV file, and which of its columns are meant."""
+
     file: Path
     columns: Sequence[str]
-    rows: Sequence[_Row]
+    rows: Sequence[Row]
     path: str  # the column of paths
     label: str  # the column of classes
     split: str | None  # the column of splits
@@ -70,45 +74,59 @@ def csv_labels(
     """
     file = existing("data.labels", labels, "a CSV file with a column of paths and one of classes", is_file=True)
     base = existing("data.images", images, "the folder that the paths are relative to") if images else file.parent
-    table = _read(file, path_column, label_column, split_column)
+    table = read_table(file, path_column, label_column, split_column)
+    listing = list_rows(table, base)
+    if table.split and "train" not in listing.splits:
+        raise ConfigError(f"data.split_column: no row of column {table.split!r} in {printable(str(file))} is train")
+    if len(listing.classes) < 2:
+        received = ", ".join(map(printable, listing.classes)) or "none"
+        raise ConfigError(
+            f"data.label_column: two or more classes are needed, column {table.label!r} of {file} has {received}"
+        )
+    return listing
+
+
+def list_rows(table: Table, base: Path, *, count_others: bool = True) -> Listing:
+    """Return the images in the rows of a table, of any number of classes and splits.
+
+    Args:
+        table: The table.
+        base: The folder that its paths are relative to.
+        count_others: Whether a note counts the images that are beside the listed ones, but not in the table.
+
+    Raises:
+        ConfigError: If none of the images exists.
+    """
     issues, found = _locate(table, base)
     places = [place for _, place in found]
     root = base
     if not all(Path(place).is_relative_to(base) for place in places):
         root = Path(os.path.commonpath([os.path.dirname(place) for place in places]))
-    rows: dict[str, _Row] = {}  # by path
+    rows: dict[str, Row] = {}  # by path
     unlabelled = _is_test_unlabelled(table)
     listed: dict[str, ListedImage] = {}
     skipped: list[SkippedImage] = []
     for row, place in found:
         path = os.path.relpath(place, root).replace(os.sep, "/")
-        image = ListedImage(path, row.cells[table.label], _split(table, row))
+        image = ListedImage(path, row.cells[table.label], split_of(table, row))
         problem = _row_issue(table, row, image)
         if image.split == "test" and unlabelled:
             skipped.append(SkippedImage(path, "an image of the test split, which has no labels"))
         elif problem:
             issues.append(DataIssue(path, problem, skippable=True, class_name=image.class_name))
         elif listed.get(path, image) != image:
-            lines = f"lines {rows[path].line} and {row.line} of {file.name}"
+            lines = f"lines {rows[path].line} and {row.line} of {table.file.name}"
             text = f"has two classes or splits, on {lines}; remove the line that is wrong"
             issues.append(DataIssue(path, text, skippable=False, class_name=image.class_name))
         else:
             listed[path], rows[path] = image, row
     given = {image.split for image in listed.values()}
-    if table.split and "train" not in given:
-        raise ConfigError(f"data.split_column: no row of column {table.split!r} in {printable(str(file))} is train")
-    classes = sorted({image.class_name for image in listed.values()})
-    if len(classes) < 2:
-        received = ", ".join(map(printable, classes)) or "none"
-        raise ConfigError(
-            f"data.label_column: two or more classes are needed, column {table.label!r} of {file} has {received}"
-        )
     return Listing(
         root=root,
         images=[listed[path] for path in sorted(listed)],
-        classes=classes,
+        classes=sorted({image.class_name for image in listed.values()}),
         splits=[split for split in SPLITS if split in given],
-        notes=_notes(table, places, len(skipped)),
+        notes=_notes(table, places if count_others else [], len(skipped)),
         issues=issues,
         skipped=skipped,
         columns={
@@ -117,8 +135,12 @@ def csv_labels(
     )
 
 
-def _read(file: Path, path_column: str | None, label_column: str | None, split_column: str | None) -> _Table:
-    """Read a CSV file and decide which of its columns are meant."""
+def read_table(file: Path, path_column: str | None, label_column: str | None, split_column: str | None) -> Table:
+    """Read a CSV file and decide which of its columns are meant; see `csv_labels`.
+
+    Raises:
+        ConfigError: If the file cannot be read, or a column is missing.
+    """
     where = printable(str(file))
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
@@ -144,7 +166,7 @@ def _read(file: Path, path_column: str | None, label_column: str | None, split_c
     path = path_column or _by_name(columns, _PATHS)[:1]
     label = label_column or _by_name(columns, _LABELS)
     split = _by_name(columns, _SPLITS)[:1] if split_column is None else split_column
-    rows = [_Row(line, dict(zip(columns, map(str.strip, row), strict=True))) for line, row in cells]
+    rows = [Row(line, dict(zip(columns, map(str.strip, row), strict=True))) for line, row in cells]
     if isinstance(label, list) and not label and len(columns) == 2 and isinstance(path, list):
         label = [name for name in columns if name not in path]  # the other of two columns
     if isinstance(split, list):
@@ -152,7 +174,7 @@ def _read(file: Path, path_column: str | None, label_column: str | None, split_c
         split = split[0] if split and all(row.cells[split[0]].lower() in SPLIT_NAMES for row in rows) else ""
     path = _column("data.path_column", path, columns, where)
     label = _column("data.label_column", label, columns, where)
-    return _Table(file, columns, rows, path, label, _column("data.split_column", split, columns, where) or None)
+    return Table(file, columns, rows, path, label, _column("data.split_column", split, columns, where) or None)
 
 
 def _by_name(columns: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -180,7 +202,7 @@ def _column(key: str, column: str | list[str], columns: Sequence[str], where: st
     return column[0]
 
 
-def _locate(table: _Table, base: Path) -> tuple[list[DataIssue], list[tuple[_Row, str]]]:
+def _locate(table: Table, base: Path) -> tuple[list[DataIssue], list[tuple[Row, str]]]:
     """Return an issue for every row without an image, and the other rows with the absolute paths of their files.
 
     Raises:
@@ -241,18 +263,18 @@ def _images_by_stem(folder: str) -> dict[str, str]:
     return {stem: name for stem, name in names if count[stem] == 1}
 
 
-def _split(table: _Table, row: _Row) -> str:
+def split_of(table: Table, row: Row) -> str:
     """Return the split of a row, as in SPLITS where it is known, else as written."""
     text = row.cells[table.split] if table.split else ""
     return SPLIT_NAMES.get(text.lower(), text)
 
 
-def _is_test_unlabelled(table: _Table) -> bool:
-    labels = [row.cells[table.label] for row in table.rows if _split(table, row) == "test"]
+def _is_test_unlabelled(table: Table) -> bool:
+    labels = [row.cells[table.label] for row in table.rows if split_of(table, row) == "test"]
     return bool(labels) and not any(labels)
 
 
-def _row_issue(table: _Table, row: _Row, image: ListedImage) -> str | None:
+def _row_issue(table: Table, row: Row, image: ListedImage) -> str | None:
     """Return what is wrong with a row whose image exists, and None if it can be used."""
     where = f"line {row.line} of {table.file.name}"
     if not image.class_name:
@@ -263,7 +285,7 @@ def _row_issue(table: _Table, row: _Row, image: ListedImage) -> str | None:
     return None
 
 
-def _notes(table: _Table, places: Sequence[str], unlabelled: int) -> list[str]:
+def _notes(table: Table, places: Sequence[str], unlabelled: int) -> list[str]:
     """Return sentences on how the file was read."""
     used = f"paths from column {table.path!r}, classes from {table.label!r}"
     used += f", splits from {table.split!r}" if table.split else ""
