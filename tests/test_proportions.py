@@ -104,7 +104,7 @@ def test_heatmaps_lie_on_the_image_in_its_own_proportions(
 ) -> None:
     run = saved_run.find(str(train(how).folder))
     ellipses = [one for one in train(how).predictions if one.label == "ellipses"][:2]
-    shown = mistakes.explain(run, run.config, ellipses)
+    shown = mistakes.explain(run, shapes, ellipses)
     assert shown.resize == how and shown.difference < 1e-4
     assert [image.size for image in shown.thumbnails] == [(240, 60)] * 2
     panels = mistakes.draw(run, "validation", shown, 2, 40).axes

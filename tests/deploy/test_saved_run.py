@@ -219,8 +219,10 @@ def test_images_unlike_the_training_images_are_rejected(
     assert {name: [row[name] for row in rows] for name in kept} == kept
     assert "of 12 validation images, 11 (91.7 %) are not" in capsys.readouterr().err
 
-    plain_config, features_file = (folder / "config.yaml").read_text(), folder / "training_features.npz"
-    (folder / "config.yaml").write_text(plain_config.replace(str(place.root), str(tmp_path / "gone")))
+    records, features_file = [folder / "config.yaml", folder / "run.json"], folder / "training_features.npz"
+    before = {path: path.read_text() for path in records}
+    for path, text in before.items():
+        path.write_text(text.replace(str(place.root), str(tmp_path / "gone")))
     assert predict("again.csv", 0.9) == rows, "the features are kept"
     features_file.write_bytes(features_file.read_bytes()[:-50])
     with pytest.raises(ConfigError, match=r"--unlike: .* not as they were: .*/gone.* --data FOLDER names"):
@@ -237,7 +239,8 @@ def test_images_unlike_the_training_images_are_rejected(
     assert predict("moved.csv", 0.9, moved) == rows
     assert f"{features_file}: cannot be written (Is a directory)" in caplog.text
     features_file.rmdir()
-    (folder / "config.yaml").write_text(plain_config)
+    for path, text in before.items():
+        path.write_text(text)
 
 
 def test_an_export_gives_what_the_model_gives(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

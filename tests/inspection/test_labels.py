@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from experiments.cli import inspect
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError, DataError
 from experiments.inspection import labels
 from experiments.storage.csv_files import read_rows, write_rows
+from experiments.system.progress import Terminal
 
 
 def copied(ended: Any, folder: Path, shares: dict[int, tuple[float, float]]) -> saved_run.Trained:
@@ -86,7 +88,7 @@ def test_what_cannot_be_listed(ended: Any, tmp_path: Path, drawn: Path) -> None:
     shutil.copytree(drawn, moved)
     (moved / run.images()[0]["path"]).unlink()
     with pytest.raises(DataError, match=r"cannot be read.*--data FOLDER"):
-        labels.inspect([run], sweep=None, count=3, data=moved)
+        labels.inspect([run], sweep=None, count=3, data=moved, progress=Terminal(Console(quiet=True)))
     path = tmp_path / "run" / "predictions_validation.csv"
     write_rows(path, [{name: row[name] for name in row if not name.startswith("p_")} for row in read_rows(path)])
     with pytest.raises(ConfigError, match="no labels and probabilities of blobs, stripes"):

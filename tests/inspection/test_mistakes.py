@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def test_the_recorded_errors_most_confident_first(run: saved_run.Trained) -> Non
 
 def test_the_model_says_of_them_what_the_run_recorded(run: saved_run.Trained) -> None:
     found, _ = mistakes.find(run, "validation")
-    shown = mistakes.explain(run, run.config, found[:2])
+    shown = mistakes.explain(run, run.data_root(), found[:2])
     assert shown.pixels.shape == (2, 48, 48, 3) and shown.heat.shape == (2, 48, 48)
     assert shown.difference < 1e-4
     figure = mistakes.draw(run, "validation", shown, 3, 12)
@@ -63,13 +64,24 @@ def test_a_image_that_has_changed_is_not_shown(run: saved_run.Trained, drawn: Pa
     found, _ = mistakes.find(run, "validation")
     moved = tmp_path / "moved"
     shutil.copytree(drawn, moved)
-    config = run.changed([f"data.root={moved}"])
     (moved / found[0].path).write_bytes((moved / found[1].path).read_bytes())
     with pytest.raises(DataError, match=rf"{found[0].path}: has changed"):
-        mistakes.explain(run, config, found)
+        mistakes.explain(run, moved, found)
     (moved / found[0].path).unlink()
     with pytest.raises(DataError, match=rf"{found[0].path}: cannot be read"):
-        mistakes.explain(run, config, found)
+        mistakes.explain(run, moved, found)
+
+
+def test_the_images_are_where_the_run_has_recorded_them(run: saved_run.Trained, drawn: Path, tmp_path: Path) -> None:
+    """The configuration may name a folder relative to another directory, or a CSV file that is gone."""
+    elsewhere = replace(run, plain={**run.plain, "data": {**run.plain["data"], "root": "relative/folder"}})
+    assert elsewhere.data_root() == drawn and elsewhere.data_root(tmp_path) == tmp_path
+    with pytest.raises(ConfigError, match=r"^--data does not exist"):
+        run.data_root(tmp_path / "nothing")
+    unrecorded = replace(run, facts={**run.facts, "data_root": None})
+    assert unrecorded.data_root() == drawn
+    with pytest.raises(ConfigError, match=r"^data.root does not exist.*relative/folder"):
+        replace(elsewhere, facts=unrecorded.facts).data_root()
 
 
 def test_heat_changes_a_image_where_it_is_hot() -> None:

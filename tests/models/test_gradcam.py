@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.config.schema import Config
-from experiments.models.gradcam import gradcam
+from experiments.models.gradcam import BATCH, gradcam
 from experiments.models.head import pooling, probabilities
 from experiments.models.network import join
 from experiments.regimes.build import build_backbone, build_head
@@ -39,11 +39,13 @@ def test_the_map_is_hot_where_the_evidence_is() -> None:
     pixels[0, :2, :2, 0] = 255
     pixels[0, 6:, 6:, 1] = 255
     model = corner_network("average", 2, np.array([[1.0], [-1.0]]))
-    one, zero = gradcam(model, np.repeat(pixels, 2, axis=0), np.array([1, 0]))
+    count = BATCH + 1  # of either class: more than two batches
+    heat = gradcam(model, np.repeat(pixels, 2 * count, axis=0), np.array([1, 0] * count))
     expected = np.zeros((8, 8))
     expected[:2, :2] = 1
-    np.testing.assert_allclose(one, expected)
-    np.testing.assert_allclose(zero, expected[::-1, ::-1], err_msg="of two classes the other's logit is the negative")
+    np.testing.assert_allclose(heat[::2], [expected] * count)
+    zero = [expected[::-1, ::-1]] * count
+    np.testing.assert_allclose(heat[1::2], zero, err_msg="of two classes the other's logit is the negative")
 
 
 def test_of_several_classes_each_has_its_own_logit() -> None:

@@ -146,6 +146,7 @@ def inspect_labels(named: str, uri: str | None, *, count: int, data: Path | None
         The result, and the run that it belongs to; None for a sweep.
     """
     from experiments.sweeps import summary
+    from experiments.system.progress import PlainConsole, Terminal
 
     run = sweep = None
     try:
@@ -159,7 +160,8 @@ def inspect_labels(named: str, uri: str | None, *, count: int, data: Path | None
     runs = [saved_run.of_folder(other.directory.folder) for other in found] if run is None or found else [run]
     with quiet_start():
         from experiments.inspection import labels
-    return labels.inspect(runs, sweep=sweep, count=count, data=data), None if sweep else run
+    progress = Terminal(PlainConsole(stderr=True))
+    return labels.inspect(runs, sweep=sweep, count=count, data=data, progress=progress), None if sweep else run
 
 
 def inspect_lr(config: Config, *, lowest: float, highest: float, batches: int) -> Inspection:

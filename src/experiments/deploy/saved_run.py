@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from experiments.config import validation
 from experiments.config.overrides import quoted
 from experiments.config.schema import Config
+from experiments.data.sources.folder import existing
 from experiments.errors import ConfigError
 from experiments.evaluation import decision
 from experiments.evaluation.decision import Decision
@@ -110,14 +111,24 @@ class Trained:
         # The unresolved text is kept, so that the error for a missing directory shows it.
         return self.changed([f"++data.root={quoted(root.strip('${}'))}"] if like.has_interpolation(root) else [])
 
-    def located(self, data: Path | None) -> Config:
-        """Return the run's configuration, in which the images are in the folder `data` unless it is None.
+    def data_root(self, data: Path | None = None) -> Path:
+        """Return the folder that the paths of the run's images are relative to.
+
+        Args:
+            data: that folder, if the images have moved; None for the recorded one, or if that is gone or was not
+                recorded (by version 0.2), the one of the data source, which may make its images again.
 
         Raises:
-            ConfigError: this version of the program cannot use it.
+            ConfigError: there is no such folder.
         """
-        key = "data.images" if "labels" in self.plain["data"] else "data.root"
-        return self.changed([f"{key}={quoted(str(data.resolve()))}"]) if data else self.config
+        if data is not None:
+            return existing("--data", data, "the folder that has the images of the run")
+        recorded = self.facts.get("data_root")
+        if recorded and Path(recorded).is_dir():
+            return Path(recorded)
+        from experiments.regimes.build import data_root
+
+        return data_root(self.config)
 
     def changed(self, overrides: Sequence[str]) -> Config:
         """Return the run's configuration with overrides applied.

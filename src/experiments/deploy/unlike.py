@@ -26,7 +26,6 @@ from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError, DataError
 from experiments.evaluation.evaluate import percent
 from experiments.models.head import probabilities
-from experiments.regimes.build import data_root
 from experiments.storage.atomic_files import writing_file
 from experiments.storage.csv_files import recorded_path
 from experiments.training.types import Progress
@@ -161,7 +160,7 @@ def features_of(run: Trained, model: keras.Model, split: str, progress: Progress
     rows = [rows[at] for at in np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
     settings = DecoderSettings.of(run.plain["data"])
     try:
-        root = data_root(run.located(data))
+        root = run.data_root(data)
         files = [unchanged_file(root, row) for row in rows]
     except (DataError, ConfigError) as error:
         raise ConfigError(

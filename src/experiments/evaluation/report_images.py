@@ -26,7 +26,6 @@ MOST_MISTAKES = 12  # shown with Grad-CAM
 MOST_CLASSES = 40  # of which examples are shown
 FEW_CLASSES = 20  # Up to this number of classes, each has two right and two wrong examples, else one of each.
 SMALL = 96  # pixels of an example's longer side
-BATCH = 6  # images in one forward and backward pass of Grad-CAM, whose memory holds the outputs of all layers
 
 
 class LoadedImage(NamedTuple):
@@ -132,15 +131,12 @@ def explain(
         network.get_layer("frozen")
     except (ConfigError, ValueError) as error:  # weights that are gone; a user's regime with a model of its own
         return {}, f"Grad-CAM is not shown: {error}"
+    predicted = np.array([classes.index(row.predicted) for row, _ in seen])
     found: dict[str, Image.Image] = {}
-    for start in range(0, len(seen), BATCH):
-        rows = seen[start : start + BATCH]
-        pixels = np.stack([pixels for _, pixels in rows])
-        predicted = np.array([classes.index(row.predicted) for row, _ in rows])
-        for (row, _), heat in zip(rows, gradcam(network, pixels.astype("float32"), predicted), strict=True):
-            image = images[row.sha256].thumbnail
-            assert image is not None
-            found[row.sha256] = Image.fromarray(overlay(np.asarray(image), map_back(heat, image.size, how)))
+    for (row, _), heat in zip(seen, gradcam(network, np.stack([pixels for _, pixels in seen]), predicted), strict=True):
+        image = images[row.sha256].thumbnail
+        assert image is not None
+        found[row.sha256] = Image.fromarray(overlay(np.asarray(image), map_back(heat, image.size, how)))
     return found, ""
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.config.schema import Config
 from experiments.data.decoder_settings import DecoderSettings
 from experiments.data.pixel_cache import open_image
 from experiments.data.resizing import fit, thumbnail
@@ -22,8 +20,8 @@ from experiments.evaluation.candidate_runs import unrated
 from experiments.evaluation.figure_style import literal, short
 from experiments.evaluation.label_quality import Doubt, Labelled, have_probabilities, labelled, rank
 from experiments.inspection.inspection import Inspection
-from experiments.regimes.build import data_root
 from experiments.storage.csv_files import recorded_path
+from experiments.training.types import Progress
 
 COLUMNS = 6
 THUMBNAIL = 240  # pixels of the longer side of an image
@@ -31,7 +29,9 @@ BATCH_SIZE = 32
 FOLDS = "data.fold=0,1,2,3,4 (with -m, then the sweep's name here) gives every image a model that has not seen it"
 
 
-def inspect(runs: Sequence[Trained], *, sweep: Path | None, count: int, data: Path | None) -> Inspection:
+def inspect(
+    runs: Sequence[Trained], *, sweep: Path | None, count: int, data: Path | None, progress: Progress
+) -> Inspection:
     """List the images whose labels are most doubtful.
 
     Args:
@@ -39,13 +39,14 @@ def inspect(runs: Sequence[Trained], *, sweep: Path | None, count: int, data: Pa
         sweep: the directory of the sweep, which the table and the figure are written to; None for a single run.
         count: how many images to print and to draw.
         data: where the images are now; None for where they were.
+        progress: displays the prediction of the training images of a single run.
 
     Raises:
         ConfigError: predictions are missing or have no probabilities, or the model cannot be read.
         DataError: images are missing or are not those of the run.
     """
     run = runs[0]
-    config = run.located(data)
+    root, settings = run.data_root(data), DecoderSettings.of(run.plain["data"])
     images = held_out(runs)
     name = sweep.name if sweep else run.name
     if sweep:
@@ -59,7 +60,7 @@ def inspect(runs: Sequence[Trained], *, sweep: Path | None, count: int, data: Pa
             lines.append(f"{lacking} training images are not rated: no finished run validates with them. {FOLDS}")
     else:
         lines = [f"{name}: {len(images)} validation images, by a model not trained on them"]
-        trained = of_training_images(run, config)
+        trained = of_training_images(run, root, settings, progress)
         lines.append(
             f"{len(trained)} training images, by the run's own model, which was trained on their labels: a wrong one "
             f"may look right. {FOLDS}"
@@ -74,7 +75,7 @@ def inspect(runs: Sequence[Trained], *, sweep: Path | None, count: int, data: Pa
         lines.append(f"{doubt.self_confidence:6.1%}  {image.label}, rather {_likely(doubt)}  {image.path}{seen}")
     title = f"{literal(short(name, 60))}: the {min(count, len(doubts))} most doubtful of {len(doubts)} labels"
     return Inspection(
-        config, "labels", lines, lambda: draw(config, doubts[:count], title), {"count": str(count)},
+        run.config, "labels", lines, lambda: draw(root, settings, doubts[:count], title), {"count": str(count)},
         table=[row(at, doubt) for at, doubt in enumerate(doubts, 1)], folder=sweep,
     )  # fmt: skip
 
@@ -96,17 +97,17 @@ def held_out(runs: Sequence[Trained]) -> list[Labelled]:
     return labelled(predictions, runs[0].classes)
 
 
-def of_training_images(run: Trained, config: Config) -> list[Labelled]:
-    """Return the training images of a run with its own predictions for them.
-
-    Args:
-        config: the run's configuration; its data may have moved to another directory.
-    """
+def of_training_images(run: Trained, root: Path, settings: DecoderSettings, progress: Progress) -> list[Labelled]:
+    """Return the training images of a run, which are in the folder `root`, with its own predictions for them."""
     rows = [row for row in run.images() if row["split"] == "train"]
-    root, settings = data_root(config), DecoderSettings.of(config.data.model_dump())
     files = [str(root / recorded_path(root, row["path"])) for row in rows]
-    batches = predict.predictions(run.model(), files, BATCH_SIZE, settings)
-    found = list(zip(rows, chain.from_iterable(batches), strict=True))
+    predictions: list[predict.Prediction] = []
+    model = run.model()
+    with progress.stage("training images", len(files)) as advance:
+        for batch in predict.predictions(model, files, BATCH_SIZE, settings):
+            predictions += batch
+            advance(len(batch))
+    found = list(zip(rows, predictions, strict=True))
     lacking = [f"{row['path']}: {prediction.error}" for row, prediction in found if prediction.probabilities is None]
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
@@ -128,9 +129,8 @@ def row(rank: int, doubt: Doubt) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def draw(config: Config, doubts: Sequence[Doubt], title: str) -> Figure:
-    """Draw images, each under its file's name, its label and the most probable other class."""
-    root, settings = data_root(config), DecoderSettings.of(config.data.model_dump())
+def draw(root: Path, settings: DecoderSettings, doubts: Sequence[Doubt], title: str) -> Figure:
+    """Draw images in the folder `root`, each under its file's name, its label and the most probable other class."""
     grid, titles = [], []
     for doubt in doubts:
         image = open_image(root, doubt.image.path, doubt.image.sha256, settings)

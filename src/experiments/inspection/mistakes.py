@@ -10,16 +10,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.config.schema import Config
 from experiments.data.decoder_settings import DecoderSettings, Resize
 from experiments.data.pixel_cache import open_image
 from experiments.data.resizing import fit, map_back, resize, thumbnail
+from experiments.deploy.export import probabilities
 from experiments.deploy.saved_run import Trained
 from experiments.evaluation import plots
 from experiments.evaluation.figure_style import literal, short
 from experiments.inspection.inspection import Inspection
 from experiments.models.gradcam import gradcam, overlay
-from experiments.regimes.build import data_root
+from experiments.models.network import inference_function
 from experiments.runs.predictions import Prediction, mistakes
 
 COLUMNS = 6  # images in a row: three mistakes with their heatmaps
@@ -44,15 +44,15 @@ def inspect(run: Trained, *, split: str, count: int, data: Path | None) -> Inspe
         run: the finished run.
         split: "validation" or "test".
         count: how many mistakes to show at most.
-        data: where the images are now; None for `data.root`, or `data.images` of data=csv.
+        data: where the images are now; None for where they were.
     """
-    config = run.located(data)
+    config = run.config
     wrong, images = find(run, split)
     lines = [f"{run.name}: {len(wrong)} mistakes in {images} {split} images"]
     name, facts = f"{split}_gradcam", {"count": str(count)}
     if not wrong:
         return Inspection(config, name, lines, None)
-    shown = explain(run, config, wrong[:count])
+    shown = explain(run, run.data_root(data), wrong[:count])
     for mistake in shown.mistakes:
         lines.append(f"{mistake.confidence:6.1%}  {mistake.label} → {mistake.predicted}  {mistake.path}")
     if shown.difference > 0.01:
@@ -70,31 +70,30 @@ def find(run: Trained, split: str) -> tuple[list[Prediction], int]:
     return mistakes(rows), len(rows)
 
 
-def explain(run: Trained, config: Config, mistakes: Sequence[Prediction]) -> Shown:
+def explain(run: Trained, root: Path, mistakes: Sequence[Prediction]) -> Shown:
     """Read the images of mistakes again and compute Grad-CAM heatmaps for the predicted classes with the run's model.
 
     Args:
-        config: the run's configuration; its data may have moved to another directory.
+        run: the finished run.
+        root: the folder that the paths of its images are relative to.
         mistakes: at least one.
 
     Raises:
         ConfigError: the model cannot be read, or Grad-CAM does not support it.
         DataError: images are missing or are not those of the run.
     """
-    root = data_root(config)
-    settings = DecoderSettings.of(config.data.model_dump())
+    settings, size = DecoderSettings.of(run.plain["data"]), run.config.data.image_size
     thumbnails, resized = [], []
     for mistake in mistakes:
         image = open_image(root, mistake.path, mistake.sha256, settings)
         thumbnails.append(thumbnail(image, THUMBNAIL))
-        resized.append(resize(image, config.data.image_size, settings.resize))
+        resized.append(resize(image, size, settings.resize))
     model, pixels = run.model(), np.stack(resized)
-    inputs = pixels.astype("float32")
     predicted = np.array([run.classes.index(mistake.predicted) for mistake in mistakes])
-    confidences = np.asarray(model(inputs, training=False))[np.arange(len(predicted)), predicted]
+    confidences = probabilities(inference_function(model), pixels)[np.arange(len(predicted)), predicted]
     recorded = np.array([mistake.confidence for mistake in mistakes])
     difference = float(np.abs(confidences - recorded).max())
-    return Shown(mistakes, thumbnails, pixels, gradcam(model, inputs, predicted), settings.resize, difference)
+    return Shown(mistakes, thumbnails, pixels, gradcam(model, pixels, predicted), settings.resize, difference)
 
 
 def draw(run: Trained, split: str, shown: Shown, wrong: int, images: int) -> Figure:

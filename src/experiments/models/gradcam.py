@@ -11,6 +11,8 @@ import matplotlib
 import numpy as np
 import tensorflow as tf
 
+BATCH = 6  # images in one forward and backward pass, whose memory holds the outputs of all layers
+
 
 def gradcam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Return how much each region of an image supports a class against the others, at image size.
@@ -22,24 +24,28 @@ def gradcam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.n
 
     Args:
         model: maps pixels to probabilities, as built by `models.network.join`.
-        pixels: [B, H, W, 3] in [0, 255].
-        classes: [B] int, the class to explain for each image.
+        pixels: [N, H, W, 3] in [0, 255], N >= 1.
+        classes: [N] int, the class to explain for each image.
 
     Returns:
-        [B, H, W] float32 in [0, 1], with a maximum of 1 for each image; all 0 where nothing supports the class.
+        [N, H, W] float32 in [0, 1], with a maximum of 1 for each image; all 0 where nothing supports the class.
     """
     below = model.get_layer("frozen")
     pool, head = below.get_layer("pooling"), model.get_layer("head")
-    maps = keras.Model(below.inputs[0], keras.Layer.input.fget(pool), name="maps")(pixels, training=False)
-    with tf.GradientTape() as tape:
-        tape.watch(maps)
-        logits = head(pool(maps), training=False)  # [B, 1] or [B, classes]
-        explained = log_odds(logits, classes)
-    gradients = tf.cast(tape.gradient(explained, maps), tf.float32)
-    weights = tf.reduce_mean(gradients, axis=(1, 2), keepdims=True)
-    heat = tf.nn.relu(tf.reduce_sum(weights * tf.cast(maps, tf.float32), axis=-1, keepdims=True))
-    heat = tf.image.resize(heat, pixels.shape[1:3])[..., 0]
-    return np.asarray(tf.math.divide_no_nan(heat, tf.reduce_max(heat, axis=(1, 2), keepdims=True)))
+    network = keras.Model(below.inputs[0], keras.Layer.input.fget(pool), name="maps")
+    found = []
+    for batch in (slice(start, start + BATCH) for start in range(0, len(pixels), BATCH)):
+        maps = network(pixels[batch].astype("float32"), training=False)
+        with tf.GradientTape() as tape:
+            tape.watch(maps)
+            logits = head(pool(maps), training=False)  # [B, 1] or [B, classes]
+            explained = log_odds(logits, classes[batch])
+        gradients = tf.cast(tape.gradient(explained, maps), tf.float32)
+        weights = tf.reduce_mean(gradients, axis=(1, 2), keepdims=True)
+        heat = tf.nn.relu(tf.reduce_sum(weights * tf.cast(maps, tf.float32), axis=-1, keepdims=True))
+        heat = tf.image.resize(heat, pixels.shape[1:3])[..., 0]
+        found.append(np.asarray(tf.math.divide_no_nan(heat, tf.reduce_max(heat, axis=(1, 2), keepdims=True))))
+    return np.concatenate(found)
 
 
 def log_odds(logits: tf.Tensor, classes: np.ndarray) -> tf.Tensor:
