@@ -110,6 +110,17 @@ def test_a_store_gives_the_model_without_the_folder(place: Place, monkeypatch: p
     check(place, "job", run)
 
 
+def test_the_directory_of_fetched_results_gives_the_run(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a sweep's job whose run another machine has trained."""
+    whole = saved_run.find("whole", place.uri)
+    assert whole.run_id
+    RunDirectory(tmp_path).write_fetched({"metrics.json": b"{}"}, "identity", whole.run_id)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place.uri)
+    assert saved_run.of_folder(tmp_path) == whole
+
+
 def test_a_threshold_that_validation_has_chosen_is_recorded_and_used(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +22,6 @@ from experiments.runs.location import folder_of, store_of_run
 from experiments.runs.predictions import Prediction
 from experiments.runs.run_directory import (
     CONFIG,
-    FACTS,
     MANIFEST,
     METRICS,
     TRAINING_FEATURES,
@@ -37,7 +35,6 @@ from experiments.storage.csv_files import read_rows
 from experiments.system.paths import default_outputs
 from experiments.tracking import queries
 from experiments.tracking.queries import RUN_ID
-from experiments.training.types import Status
 
 if TYPE_CHECKING:
     import keras
@@ -61,7 +58,7 @@ class Trained:
     manifest: Path  # its manifest.csv
     plain: Mapping[str, Any]  # its configuration as logged
     metrics: Mapping[str, float]
-    facts: Mapping[str, Any]  # what it has recorded about itself: the contents of FACTS, or MLflow tags
+    facts: Mapping[str, Any]  # what it has recorded about itself: the contents of run.json, or MLflow tags
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -234,7 +231,7 @@ def find(named: str, uri: str | None = None) -> Trained:
 
 
 def of_folder(folder: Path, uri: str | None = None) -> Trained:
-    """Return a finished run by its directory.
+    """Return a finished run by its directory, or by that of a sweep into which its results were fetched.
 
     Args:
         folder: the run directory.
@@ -244,16 +241,9 @@ def of_folder(folder: Path, uri: str | None = None) -> Trained:
         ConfigError: it is not a run directory, the run is not finished, or files are missing.
     """
     directory = RunDirectory(folder)
-    facts = directory.facts()
-    if facts is None:
-        raise ConfigError(f"{folder}: is no run's folder: it has no {FACTS}")
-    if facts.get("status") != Status.FINISHED:
-        raise ConfigError(
-            f"{folder}: this run is not finished ({facts.get('status')}). Go on with it: python -m experiments.train "
-            f"resume={shlex.quote(str(folder))}"
-        )
-    for name in directory.lacks((CONFIG, MANIFEST, METRICS)):
-        raise ConfigError(f"{folder}: its {name} is gone")
+    if fetched := directory.fetched_from():
+        return find(fetched, uri)
+    facts = directory.facts_of_finished((CONFIG, MANIFEST, METRICS))
     plain = like.parse((folder / CONFIG).read_bytes(), str(folder / CONFIG))
     run_id, metrics = facts.get("run_id"), directory.metrics()
     return Trained(folder.name, run_id, uri, folder, folder / MANIFEST, plain, metrics, facts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.runs.run_directory import CONFIG, CURVES, FACTS, MANIFEST, RunDirectory
 from experiments.storage import atomic_files
-from experiments.training.types import Status
 
 KEY = "continue_from"
 # The keys that the network follows from, and below `model` those that change no weight's shape or meaning.
@@ -38,18 +36,10 @@ def check(config: Config) -> None:
         )
     folder = Path(config.continue_from)
     directory = RunDirectory(folder)
-    facts = directory.facts()
-    if facts is None:
-        raise ConfigError(
-            f"continue: {folder} is no run's folder: it has no {FACTS}. To train from the start: {KEY}=null"
-        )
-    if facts.get("status") != Status.FINISHED:
-        raise ConfigError(
-            f"continue: {folder} is not finished ({facts.get('status')}). Allowed: a finished run. Go on with this "
-            f"one: python -m experiments.train resume={shlex.quote(str(folder))}"
-        )
-    for name in directory.lacks((CONFIG, MANIFEST, CURVES)):
-        raise ConfigError(f"continue: {folder} cannot be trained further: its {name} is gone")
+    try:
+        directory.facts_of_finished((CONFIG, MANIFEST, CURVES))
+    except ConfigError as error:
+        raise ConfigError(f"continue: {error}\nTo train from the start: {KEY}=null") from None
     before, now = dict(_network(configuration(directory))), dict(_network(effective(config)))
     lines = [
         f"  {key}: must be {before[key]!r}, as in that run. Received: {now.get(key)!r}"

@@ -7,6 +7,7 @@ directory, which then has only its results and FETCHED.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,29 @@ class RunDirectory:
         facts: dict[str, Any] = json.loads(content)
         return facts
 
+    def facts_of_finished(self, files: Iterable[str]) -> dict[str, Any]:
+        """Return the contents of FACTS of a finished run.
+
+        Args:
+            files: names of files that are needed of the run.
+
+        Raises:
+            ConfigError: it is no run directory, the run is not finished, or one of its files does not exist any more.
+        """
+        facts = self.facts()
+        if facts is None:
+            is_sweep = (self.folder / SWEEP).is_file()
+            hint = ". It is a sweep's: give that of one of its jobs, such as 0 in it" if is_sweep else ""
+            raise ConfigError(f"{self.folder}: is no run's folder: it has no {FACTS}{hint}")
+        if facts.get("status") != Status.FINISHED:
+            raise ConfigError(
+                f"{self.folder}: this run is not finished ({facts.get('status')}). Go on with it: python -m "
+                f"experiments.train resume={shlex.quote(str(self.folder))}"
+            )
+        if gone := self.lacks(files):
+            raise ConfigError(f"{self.folder}: its {' and '.join(gone)} {'is' if len(gone) == 1 else 'are'} gone")
+        return facts
+
     def damaged(self, reason: str) -> ConfigError:
         """Return the error for a FACTS that is not as this program writes it."""
         return ConfigError(
@@ -135,6 +159,11 @@ class RunDirectory:
             return self.metrics()
         except (OSError, ValueError):  # removed or damaged since
             return None
+
+    def fetched_from(self) -> str | None:
+        """Return the id of the MLflow run whose results were fetched into this directory; None if none were."""
+        fetched = self.folder / FETCHED
+        return str(json.loads(fetched.read_bytes())["run_id"]) if fetched.exists() else None
 
     def write_fetched(self, files: Mapping[str, bytes], identity: str, run_id: str) -> None:
         """Write files that were fetched of a finished run on another machine, by name, and then FETCHED."""
