@@ -55,6 +55,15 @@ def test_the_output_may_be_elsewhere_and_smaller(call: Call, here: tuple[str, ..
     assert Image.open(path).width == pytest.approx(70 * 3, abs=2)
 
 
+def test_a_figure_that_cannot_be_written_is_an_error(call: Call, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"would have 150,000 pixels a side, at most 65,536 .* lower --dpi"):
+        call("schedule", "--dpi", "20000", "--output", str(tmp_path / "a.png"))
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="file"):
+        call("schedule", "--output", str(tmp_path / "file" / "a.png"))
+    assert not list(tmp_path.rglob("*.png*"))
+
+
 def test_a_regime_without_augmentation_is_said(call: Call, here: tuple[str, ...]) -> None:
     said, _ = call("augmentation", *here, "regime=bottleneck", "--images", "1", "--views", "1")
     assert said == "regime=bottleneck trains on images as they are: it reads no augmentation"

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import report
+from experiments.errors import ConfigError
+from experiments.evaluation import run_report
+from experiments.inspection import report as making
 from experiments.tracking import queries
 
 
@@ -59,6 +62,19 @@ def test_the_images_may_have_moved_and_the_page_be_elsewhere(
     lines = reported(monkeypatch, capsys, str(trained), "--data", str(tmp_path / "moved"), "--output", str(target))
     assert lines == [str(target)] and "data:image/jpeg" in target.read_text(encoding="utf-8")
     assert (trained / "report.html").stat().st_mtime_ns == written
+
+
+def test_a_report_that_cannot_be_logged_is_there(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unavailable(*arguments: object) -> None:
+        raise ConfigError("the store does not answer")
+
+    monkeypatch.setattr(making, "log_file", unavailable)
+    monkeypatch.setattr(run_report, "html", lambda *arguments: "the page")
+    with pytest.raises(SystemExit, match=r"report.html: the report is written.*not in MLflow: the store does not ans"):
+        reported(monkeypatch, capsys, str(trained))
+    assert (trained / "report.html").read_text(encoding="utf-8") == "the page"
 
 
 @pytest.mark.parametrize(

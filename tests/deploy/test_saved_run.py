@@ -296,8 +296,9 @@ def test_a_registered_model_is_loaded_by_its_alias(place: Place, capsys: pytest.
     """The job's, which had logged none."""
     for _ in range(2):  # the same version
         register.register("job", "pets", "champion", place.uri)
+    register.register(str(place.folder("job")), "pets", "champion", None)  # the store that its folder has recorded
     said = capsys.readouterr()
-    assert said.out.count("job is version 1 of pets, and its champion") == 2 and said.err == ""
+    assert said.out.count("job is version 1 of pets, and its champion") == 3 and said.err == ""
     assert 'mlflow.keras.load_model("models:/pets@champion")' in said.out
     mlflow.set_tracking_uri(place.uri)
     pixels, shares = place.logged("job")

@@ -73,7 +73,7 @@ rate = number("a learning rate above 0", lambda value: 0 < value < math.inf)
 SHARED = ("part", "overrides", "config_dir", "run", "uri", "dpi", "output")  # the other options are the part's own
 
 
-@exit_on_error()
+@exit_on_error(OSError)
 def main() -> None:
     arguments = parse()
     result, run = inspect(arguments)

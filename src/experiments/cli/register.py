@@ -33,8 +33,8 @@ def register(named: str, name: str, alias: str | None, uri: str | None) -> None:
     from experiments.system.startup import quiet_start
     from experiments.tracking import queries, registry
 
-    uri = uri or queries.local_store()
     run = saved_run.find(named, uri)
+    uri = uri or run.store
     if run.run_id is None:
         raise ConfigError(f"{run.name}: was not tracked, so MLflow's registry cannot hold it. Use experiments export")
     if queries.logged_model(uri, run.run_id) is None:

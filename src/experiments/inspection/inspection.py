@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from experiments.config.identity import run_identity
 from experiments.config.schema import Config
 from experiments.deploy.saved_run import Trained
+from experiments.errors import ConfigError
 from experiments.runs.run_directory import RunDirectory
 from experiments.storage import atomic_files
 from experiments.system.progress import PlainConsole
@@ -19,6 +20,9 @@ from experiments.tracking import summary_runs
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
+
+
+LARGEST = 2**16  # pixels of a side of a figure, which Matplotlib cannot draw any more
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,17 @@ def show(result: Inspection, file: TextIO | None = None) -> None:
 
 
 def write_figure(figure: Figure, path: Path, dpi: int) -> None:
-    """Write a figure as a PNG file, atomically."""
+    """Write a figure as a PNG file, atomically.
+
+    Raises:
+        ConfigError: it has more pixels than Matplotlib can draw.
+        OSError: the file cannot be written.
+    """
+    if (side := dpi * max(figure.get_size_inches())) >= LARGEST:
+        raise ConfigError(
+            f"{path}: is not written: the figure would have {side:,.0f} pixels a side, at most {LARGEST:,} are "
+            "possible. Show fewer images (--count, --images), or give a lower --dpi"
+        )
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=dpi)
     atomic_files.write_file(path, content.getvalue())

@@ -22,7 +22,7 @@ def write(run: Trained, data: Path | None = None, output: Path | None = None) ->
         output: the file to write; None for the one in the run's directory.
 
     Raises:
-        ConfigError: the run's files do not exist any more.
+        ConfigError: the run's files do not exist any more, or the report cannot be logged.
     """
     if run.folder is None:
         path = run.file(REPORT)
@@ -35,5 +35,8 @@ def write(run: Trained, data: Path | None = None, output: Path | None = None) ->
     directory = RunDirectory(run.folder)
     path = run_report.write(directory, data or run_report.data_root(directory), run.model, output)
     if run.run_id and output is None:
-        log_file(run, path)
+        try:
+            log_file(run, path)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: the report is written, but it is not in MLflow: {error}") from None
     return path
