@@ -18,6 +18,7 @@ from experiments.errors import ConfigError
     [
         (["--epochs", "3"], "--epochs 3: options are typed KEY=VALUE, without dashes: epochs=3"),
         (["--batch-size=16"], "--batch-size=16: options are typed KEY=VALUE, without dashes: batch_size=16"),
+        (["--data-dir", "my images"], "without dashes: 'data.root=my images'"),
         (["--lr", "1e-3"], "--lr 1e-3: options are typed KEY=VALUE, without dashes: optimizer.lr=1e-3"),
         (["--nonsense"], "--nonsense: no such option. Options are typed KEY=VALUE"),
         (

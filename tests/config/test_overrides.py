@@ -92,6 +92,14 @@ def test_a_path_that_the_system_refuses_is_named() -> None:
     assert explain(OSError(errno.EIO, "Input/output error", "x"), []) is None
 
 
+def test_a_yaml_file_with_an_error_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for text in ("name: mine\n\troot: x\n", "name: mine\nname: other\n"):
+        (tmp_path / "data" / "mine.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=r'A YAML file cannot be read: .*data/mine\.yaml", line 2, column 1'):
+            composing.read(["data=mine"], tmp_path)
+
+
 # --- data.root alone
 
 

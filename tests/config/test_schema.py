@@ -229,7 +229,10 @@ def test_a_key_of_another_schedule_is_refused_with_and_without_plus(
     config: Read, composed: Callable[..., DictConfig]
 ) -> None:
     (line,) = fault(config, "schedule=cosine", "+schedule.decay=0.9")
-    assert line == "schedule.decay: nothing reads this key. Received: 0.9. Allowed here: final, warmup."
+    assert line == (
+        "schedule.decay: nothing reads this key. Received: 0.9. Allowed here: final, warmup. A key of "
+        "schedule=exponential."
+    )
     overrides = ["schedule=cosine", "schedule.decay=0.9"]
     with pytest.raises(Exception, match="decay") as raised:
         composed(*overrides)
@@ -431,6 +434,18 @@ def test_identity_rests_where_a_run_only_happens_elsewhere(override: str, config
 ])  # fmt: skip
 def test_identity_rests_where_the_regime_ignores_a_key(regime: str, override: str, config: Read) -> None:
     assert run_identity(config(f"regime={regime}")) == run_identity(config(f"regime={regime}", override))
+
+
+@pytest.mark.parametrize("key", [
+    "runtime", "runtime.xla", "regime", "regime.ignores", "model", "data", "tags", "evaluate", "evaluate.test"
+])  # fmt: skip
+def test_a_regime_cannot_ignore_what_every_run_needs(key: str, config: Read) -> None:
+    (line,) = fault(config, f"regime.ignores=[{key}]")
+    assert line.startswith(f"regime.ignores: a regime cannot ignore '{key}'. Allowed: ")
+
+
+def test_a_regime_may_ignore_a_key_below_one_without_keys(config: Read) -> None:
+    assert run_identity(config("regime.ignores=[class_weights.cats,model.weights.file]"))
 
 
 def test_a_regime_may_ignore_the_run_that_is_continued(config: Read) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -197,3 +198,13 @@ def test_an_own_components_unknown_argument_names_the_nearest(config: Read) -> N
 
     with pytest.raises(ConfigError, match=r"model\.widht: nothing reads this key.*Nearest: model\.width"):
         targets.construct("model", network, {"input_tensor": None, "widht": 3})
+
+
+def test_an_error_within_an_own_component_names_its_line() -> None:
+    def source(*, cache: Any) -> Any:
+        return int(cache)
+
+    with pytest.raises(ConfigError, match=rf"data: invalid literal .*: 'x' \({re.escape(__file__)}, line \d+\)$"):
+        targets.construct("data", source, {"cache": "x"})
+    with pytest.raises(ConfigError, match="data: .* missing 1 required keyword-only argument: 'cache'$"):
+        targets.construct("data", source, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from experiments.config.choices import shipped
@@ -19,8 +20,8 @@ KEYS = {
     "weight_decay": "optimizer.weight_decay", "model.optimizer.weight_decay": "optimizer.weight_decay",
     "bs": "batch_size", "batch": "batch_size", "data.batch_size": "batch_size", "datamodule.batch_size": "batch_size",
     "train.batch_size": "batch_size", "training.batch_size": "batch_size",
-    "data_dir": "data.root", "data_path": "data.root", "dataset": "data.root", "paths.data_dir": "data.root",
-    "data.data_dir": "data.root", "data.path": "data.root", "data.dir": "data.root",
+    "data_root": "data.root", "data_dir": "data.root", "data_path": "data.root", "dataset": "data.root",
+    "paths.data_dir": "data.root", "data.data_dir": "data.root", "data.path": "data.root", "data.dir": "data.root",
     "imgsz": "data.image_size", "image_size": "data.image_size", "img_size": "data.image_size",
     "data.img_size": "data.image_size", "patience": "early_stopping",
     "callbacks.early_stopping.patience": "early_stopping", "dropout": "model.head.dropout",
@@ -80,7 +81,8 @@ def _dashed(option: str, command: Sequence[str]) -> str:
         return f"{typed}: {advice}"
     key = KEYS.get(key, key)
     if is_known_key(key.partition(".")[0]) or key.startswith("hydra."):
-        return f"{typed}: options are typed KEY=VALUE, without dashes: {key}={value or '...'}"
+        override = shlex.quote(f"{key}={value or '...'}")
+        return f"{typed}: options are typed KEY=VALUE, without dashes: {override}"
     return f"{typed}: no such option. Options are typed KEY=VALUE, as in epochs=3; all keys: docs/configuration.md"
 
 
@@ -90,7 +92,8 @@ def _equivalent(override: str) -> str | None:
     if advice := _advice(key):
         return f"{override}: {advice}"
     if key in KEYS:
-        return f"{key}: nothing reads this key. Received: {value!r}. Nearest: {KEYS[key]}. Type: {KEYS[key]}={value}"
+        equivalent = shlex.quote(f"{KEYS[key]}={value}")
+        return f"{key}: nothing reads this key. Received: {value!r}. Nearest: {KEYS[key]}. Type: {equivalent}"
     is_added = override.startswith("+") and not override.startswith("++") and key in (*GROUPS, "experiment")
     return f"{override}: {key}={value}, without the plus" if is_added and value in shipped(key) else None
 

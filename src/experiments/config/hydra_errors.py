@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
@@ -52,6 +53,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
     if isinstance(cause, OmegaConfBaseException) and isinstance(error, ConfigCompositionException):
         key = cause.full_key
         return format_errors([f"{key}: {str(cause.msg).splitlines()[0]}. Received: {_received(str(key), overrides)!r}"])
+    if isinstance(error, yaml.YAMLError):  # its text has the file, the line and the column
+        return format_errors([f"A YAML file cannot be read: {' '.join(str(error).split())}"])
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return format_errors(str(error).splitlines())
     return refused(error) if isinstance(error, OSError) else None

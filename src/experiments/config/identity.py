@@ -27,10 +27,11 @@ def effective(config: Config) -> dict[str, Any]:
     plain = config.model_dump(by_alias=True, mode="json")
     for key in config.regime.ignores:
         *parents, last = key.split(".")
-        node = plain
+        node: Any = plain
         for parent in parents:
-            node = node.get(parent, {})
-        node.pop(last, None)
+            node = node.get(parent) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.pop(last, None)
     return plain
 
 

@@ -11,8 +11,9 @@ from typing import Any, get_args, get_origin
 from hydra.core.hydra_config import HydraConfig
 from pydantic import BaseModel
 
+from experiments.config.choices import shipped
 from experiments.config.overrides import as_typed
-from experiments.config.schema import Config
+from experiments.config.schema import GROUPS, Config
 
 
 def format_errors(lines: list[str]) -> str:
@@ -30,9 +31,12 @@ def unknown_key(key: str, allowed: Iterable[str], received: Any, close: str | No
     """Return the message for a key that nothing reads; `close` is the full intended key, if the caller knows it."""
     *parents, name = key.split(".")
     names = sorted(set(allowed) - {"name", "target", "_target_", "ignores"})
-    sibling = nearest(name, names)
+    group = parents[0] if len(parents) == 1 and parents[0] in GROUPS else None
+    having = [f"{group}={choice}" for choice, keys in shipped(group).items() if name in keys] if group else []
+    sibling = nearest(name, names) if not having else None
     close = close or (sibling and ".".join([*parents, sibling]))
-    hint = f" Nearest: {close}." if close else ""
+    hint = f" A key of {', '.join(having)}." if having else ""
+    hint += f" Nearest: {close}." if close else ""
     return f"{key}: nothing reads this key. Received: {received!r}. Allowed here: {', '.join(names)}.{hint}"
 
 

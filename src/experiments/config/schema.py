@@ -29,7 +29,6 @@ Species = Literal["bears", "cats", "cows", "dogs", "foxes", "lions", "mice", "ow
 Positive = Field(ge=1)
 Fraction = Field(ge=0, lt=1)
 Penalty = Field(ge=0)
-ClassWeight = Annotated[float, Field(gt=0)]
 
 
 class Node(BaseModel):
@@ -291,7 +290,7 @@ class Config(Node):
     epochs: int = Positive
     loss: Loss
     label_smoothing: float = Fraction
-    class_weights: Literal["balanced"] | dict[str, ClassWeight] | None
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None
     monitor: Literal["validation_loss", "validation_accuracy"]
     early_stopping: int | None = Positive
     best_weights: bool

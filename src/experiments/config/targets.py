@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,16 @@ def construct(key: str, function: Any, arguments: Mapping[str, Any]) -> Any:
     except (ConfigError, DataError):
         raise
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{key}: {error}") from error
+        raise ConfigError(f"{key}: {error}{_place(function, error)}") from error
+
+
+def _place(function: Any, error: Exception) -> str:
+    """Return where a component of the user's own raised an error; empty for other components and wrong arguments."""
+    if function.__module__.startswith(("experiments.", "keras.")):
+        return ""
+    file = inspect.getsourcefile(function)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({file}, line {lines[-1]})" if lines else ""
 
 
 def own_code(trusted_packages: Sequence[str], plain: Any) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from experiments.config.choices import shipped
 from experiments.config.credentials import from_environment, lost_credentials, revealed
+from experiments.config.identity import NOT_IDENTITY
 from experiments.config.messages import error_key, error_line, format_errors, is_of_other_member, unknown_key
 from experiments.config.schema import ARGUMENTS, GROUPS, PROBABILISTIC, Config, Metric, Model, Node, Regime, Tracking
 from experiments.errors import ConfigError
@@ -34,6 +35,9 @@ MOVED = {
     "experiments.data.synthetic.": "experiments.data.sources.synthetic.",
     "experiments.schedules.": "experiments.training.schedules.",
 }
+# What no regime can ignore: it is needed for every run, and to read what a run has logged.
+NEEDED = ("data", "model", "regime", "regime.name", "regime._target_", "regime.ignores")
+NEEDED_WITH_ALL_BELOW = (*NOT_IDENTITY, "runtime", "evaluate")
 MIXING_LAYERS = ("keras.layers.MixUp", "keras.layers.CutMix")
 
 
@@ -177,6 +181,11 @@ def _cross_field_errors(model: Model, regime: Regime, tracking: Tracking) -> lis
     for key in regime.ignores:
         if key.split(".")[0] not in Config.model_fields:
             lines.append(f"regime.ignores: {key!r} is no key of the configuration")
+        elif key in NEEDED or key.split(".")[0] in NEEDED_WITH_ALL_BELOW:
+            lines.append(
+                f"regime.ignores: a regime cannot ignore {key!r}. Allowed: what it may read for its training, such as "
+                "augmentation, optimizer, schedule, epochs, and keys below data, model and regime"
+            )
     return lines
 
 
