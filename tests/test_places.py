@@ -225,6 +225,13 @@ def test_what_a_rerun_or_a_run_that_never_began_leaves_is_cleared(home: Path, co
     active_run.check_vacant(folder, config())
 
 
+def test_a_resume_that_would_train_a_new_run_is_refused(tmp_path: Path, config: Callable[..., Config]) -> None:
+    resuming = config(f"resume={quoted(str(tmp_path))}")
+    active_run.check_vacant(tmp_path, resuming)
+    with pytest.raises(ConfigError, match="resume: .* type resume=.* without a plus"):
+        active_run.check_vacant(tmp_path / "new", resuming)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"command": 3}', '{"command": {}, "run_id": 7}', "[" * 9999])
 def test_a_damaged_run_file_is_named_by_everything_that_reads_it(
     content: str, home: Path, finished: dict[str, Any], run_here: Run, config: Callable[..., Config]

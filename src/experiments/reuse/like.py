@@ -56,8 +56,8 @@ def expand(given: Sequence[str]) -> list[str]:
     if len(named) > 1:
         raise ConfigError(f"like: one run at a time. Received: {' and '.join(named)}")
     parsed = get_args_parser().parse_args(rest)
+    plain = read(named[0], rest)
     try:
-        plain = read(named[0], rest)
         written, dropped = overrides(plain, parsed.config_dir)
     except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
         raise ConfigError(f"like: that configuration cannot be taken over: {str(error)[:300]}") from None

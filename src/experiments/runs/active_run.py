@@ -159,8 +159,16 @@ def check_vacant(folder: Path, config: Config) -> None:
 
     Raises:
         ConfigError: the directory belongs to another run or to a sweep, or holds other files; the message names them.
+            Or `resume` names a run without being expanded to its command (`reuse.resume`).
     """
     if config.resume not in (None, AUTO):
+        if (
+            Path(os.path.abspath(config.resume)) != folder
+        ):  # not from `resume.expand`: a new run would be trained, and none resumed
+            raise ConfigError(
+                f"resume: to go on with a run, type resume={shlex.quote(config.resume)} on the command line, without a "
+                "plus. Received with a plus, or from a YAML file"
+            )
         return
     if config.resume is None:
         check_owner(folder, config)
