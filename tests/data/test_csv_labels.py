@@ -129,9 +129,27 @@ def test_a_column_called_split_with_other_values_gives_no_splits(place: Path) ->
     rows = [[*row, str(number % 5)] for number, row in enumerate(rows_of(place))]
     file = write(place / "labels.csv", [["path", "label", "split"], *rows])
     assert listing(file).splits == []
+    assert "column 'split' is not used for splits" in listing(file).notes
     issues = listing(write(file, [["path", "label", "split"], *[[*row, "train"] for row in rows_of(place)[1:]],
                                   ["a/0.png", "dog", "3"]]), split_column="split").issues  # fmt: skip
     assert [issue.path for issue in issues] == ["a/0.png"] and "Received: '3'" in issues[0].text
+
+
+def test_a_misspelt_split_does_not_make_all_splits_random(place: Path) -> None:
+    splits = ["train", "train", "val", "val", "train", "trian", "val", ""]
+    rows = [[*row, split] for row, split in zip(rows_of(place), splits, strict=True)]
+    listed = listing(write(place / "labels.csv", [["path", "label", "split"], *rows]))
+    assert listed.splits == ["train", "validation"]
+    assert [(issue.path, issue.text.partition("Received: ")[2][:7]) for issue in listed.issues] == [
+        ("b/1.png", "'trian'"), ("b/3.png", "''. To "),
+    ]  # fmt: skip
+
+
+def test_a_class_of_which_all_images_are_missing_stops(place: Path) -> None:
+    file = write(place / "labels.csv", [["path", "label"], *rows_of(place), ["c/0.png", "bird"]])
+    with pytest.raises(DataError, match="bird: no image that can be used is left for train"):
+        read(listing(file), place, on_bad="skip")
+    assert read(listing(file), place, on_bad="skip", min_per_class=1).classes == ("cat", "dog")
 
 
 def test_every_unusable_row_is_listed_at_once(place: Path) -> None:

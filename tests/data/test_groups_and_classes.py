@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -247,6 +249,22 @@ def test_merged_classes_may_lack_a_folder_in_a_split(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="validation/dog: this class is missing"):
         read(root)
     assert len(read(root, classes={"pet": ["cat", "dog"], "wild": ["fox"]}).entries) == 5
+
+
+def test_a_merged_class_may_be_empty_but_not_unreadable(animals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (animals / "gnu").mkdir()
+    classes = {"pet": ["cat", "dog"], "wild": ["fox", "gnu"]}
+    assert read(animals, classes=classes).classes == ("pet", "wild")
+    scan = os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("gnu"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="1 issue.*\n  gnu: cannot be listed"):
+        read(animals, classes=classes)
 
 
 @pytest.mark.parametrize(

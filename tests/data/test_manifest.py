@@ -365,7 +365,7 @@ def test_file_faults(root: Path, name: str) -> None:
     path, make, remedy = FILE_FAULTS[name]
     make(root / path)
     text = message(root)
-    assert text.startswith(f"1 issue in the images of {root} (data.root):")
+    assert text.startswith(f"1 issue in the images of {root}:")
     assert remedy in line(text, path)
     assert text.splitlines()[-1] == "data.on_bad=skip leaves out these files, and records which."
 

@@ -208,7 +208,7 @@ def test_bad_inputs(root: Path, tally: Tally, name: str) -> None:
             read(root)
         lines = [line for line in str(caught.value).splitlines() if line.startswith(f"  {place}: ")]
         assert lines and remedy in f"{place}: {lines[0]}", str(caught.value)
-        assert "(data.root)" in str(caught.value)
+        assert f"in the images of {root}:" in str(caught.value)
     tally("invalid input has its message", 1, 1)
 
 

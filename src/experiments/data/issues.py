@@ -17,6 +17,7 @@ class DataIssue(NamedTuple):
     text: str  # what is wrong; what to do
     skippable: bool  # whether data.on_bad=skip can skip this file
     class_name: str = ""  # the class of the file or folder, where it has one
+    lacks_images: bool = False  # the class has no images there, which does not matter if it is merged with others
 
 
 def raise_issues(root: Path, issues: Sequence[DataIssue], on_bad: str) -> None:
@@ -34,9 +35,7 @@ def format_issues(root: Path, issues: Sequence[DataIssue], on_bad: str) -> str:
     """Return the text of one error for all issues."""
     # Issues that cannot be skipped come first, so that they are among those shown.
     ordered = sorted(issues, key=lambda issue: (issue.skippable, issue.path, issue.text))
-    lines = [
-        f"{len(issues)} issue{'s' if len(issues) > 1 else ''} in the images of {printable(str(root))} (data.root):"
-    ]
+    lines = [f"{len(issues)} issue{'s' if len(issues) > 1 else ''} in the images of {printable(str(root))}:"]
     lines += _first_lines(ordered, _SHOWN)
     skippable = sum(issue.skippable for issue in issues)
     if on_bad == "error" and skippable:

@@ -189,7 +189,7 @@ def _compare_classes(folders: Mapping[str, str], groups: Collection[tuple[str, s
                 there = f"{' and '.join(having)} {'has' if len(having) == 1 else 'have'} it"
                 text = f"this class is missing, though {there}; "
                 text += "make the folder, or remove or rename the class there: all splits must have the same classes"
-                issues.append(DataIssue(f"{folder}/{class_name}", text, skippable=False, class_name=class_name))
+                issues.append(DataIssue(f"{folder}/{class_name}", text, False, class_name, lacks_images=True))
 
 
 def _directories(root: Path, folder: str, issues: list[DataIssue]) -> list[str]:
@@ -231,7 +231,7 @@ def _list_class(root: Path, folder: str, issues: list[DataIssue]) -> list[str]:
             paths.append(path)
     if not entries and not any(issue.path == folder for issue in issues):
         text = "an empty class folder; add images, or remove the class from all splits"
-        issues.append(DataIssue(folder, text, skippable=False))
+        issues.append(DataIssue(folder, text, skippable=False, lacks_images=True))
     return paths
 
 

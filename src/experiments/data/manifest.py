@@ -49,11 +49,9 @@ def read(
 ) -> Manifest:
     """List, hash and validate the images of a data set, and assign each to one split.
 
-    A directory is laid out as `root/<class>/`, or `root/train/<class>/` with `root/validation/<class>/` and
-    `root/test/<class>/` where there are such images. Splits that have no directory are drawn. Random choices depend
-    on the hash of (seed, path), so one file more or less moves few others. Hidden files and those of operating systems
-    are ignored, as are files other than images directly under `root` (a readme, say); everything else that is not an
-    image in its class directory is an issue. Images beyond a limit are hashed, but not decoded, unless files with
+    A directory is laid out as `listing.LAYOUTS` says. Splits that are not given are drawn. Random choices depend on the
+    hash of (seed, path), so one file more or less moves few others. Everything in a directory that is neither an image
+    in its class directory nor ignored is an issue. Images beyond a limit are hashed, but not decoded, unless files with
     issues are skipped or near-duplicates are grouped.
 
     Args:

@@ -39,8 +39,8 @@ def select_classes(listing: Listing, classes: Mapping[str, Sequence[str]]) -> Li
         issue._replace(class_name=new.get(issue.class_name, ""))
         for issue in listing.issues
         if not issue.class_name or issue.class_name in new
-        # That a class which is merged with others has no folder, or an empty one, matters only if none has images.
-        if not (issue.class_name in merged and issue.path.endswith(f"/{issue.class_name}"))
+        # If none of the merged classes has images, the manifest reports that.
+        if not (issue.lacks_images and issue.class_name in merged)
     ]
     images = [image._replace(class_name=new[image.class_name]) for image in listing.images if image.class_name in new]
     return replace(listing, images=images, classes=list(classes), issues=issues)

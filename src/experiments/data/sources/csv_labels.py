@@ -124,7 +124,7 @@ def list_rows(table: Table, base: Path, *, count_others: bool = True) -> Listing
     return Listing(
         root=root,
         images=[listed[path] for path in sorted(listed)],
-        classes=sorted({image.class_name for image in listed.values()}),
+        classes=sorted({row.cells[table.label] for row in table.rows} - {""}),
         splits=[split for split in SPLITS if split in given],
         notes=_notes(table, places if count_others else [], len(skipped)),
         issues=issues,
@@ -165,13 +165,13 @@ def read_table(file: Path, path_column: str | None, label_column: str | None, sp
         raise ConfigError(f"data.labels: {where} has no rows below its first line")
     path = path_column or _by_name(columns, _PATHS)[:1]
     label = label_column or _by_name(columns, _LABELS)
-    split = _by_name(columns, _SPLITS)[:1] if split_column is None else split_column
     rows = [Row(line, dict(zip(columns, map(str.strip, row), strict=True))) for line, row in cells]
     if isinstance(label, list) and not label and len(columns) == 2 and isinstance(path, list):
         label = [name for name in columns if name not in path]  # the other of two columns
-    if isinstance(split, list):
-        # A column that was found by its name and holds something else (numbers of folds, say) gives no splits.
-        split = split[0] if split and all(row.cells[split[0]].lower() in SPLIT_NAMES for row in rows) else ""
+    split = split_column
+    if split is None:  # A column that holds something else (numbers of folds, say) gives no splits.
+        named = _by_name(columns, _SPLITS)
+        split = next((name for name in named if any(row.cells[name].lower() in SPLIT_NAMES for row in rows)), "")
     path = _column("data.path_column", path, columns, where)
     label = _column("data.label_column", label, columns, where)
     return Table(file, columns, rows, path, label, _column("data.split_column", split, columns, where) or None)
@@ -280,8 +280,10 @@ def _row_issue(table: Table, row: Row, image: ListedImage) -> str | None:
     if not image.class_name:
         return f"column {table.label!r} is empty on {where}; write the class there, or remove the line"
     if table.split and image.split not in SPLITS:
-        allowed = ", ".join(SPLIT_NAMES)
-        return f"column {table.split!r} must have a split on {where}. Allowed: {allowed}. Received: {image.split!r}"
+        return (
+            f"column {table.split!r} must have a split on {where}. Allowed: {', '.join(SPLIT_NAMES)}. "
+            f"Received: {image.split!r}. To draw the splits instead: 'data.split_column=\"\"'"
+        )
     return None
 
 
@@ -290,6 +292,8 @@ def _notes(table: Table, places: Sequence[str], unlabelled: int) -> list[str]:
     used = f"paths from column {table.path!r}, classes from {table.label!r}"
     used += f", splits from {table.split!r}" if table.split else ""
     notes = [f"{printable(table.file.name)}: {len(table.rows):,} rows, {used}"]
+    unused = (name for name in _by_name(table.columns, _SPLITS) if name != table.split)
+    notes += [f"column {name!r} is not used for splits" for name in unused]
     if unlabelled:
         notes.append(f"the {unlabelled:,} images of the test split have no labels and are left aside")
     listed = defaultdict(set)
