@@ -770,7 +770,7 @@ def test_what_cannot_be_synced_is_said_for_each_folder(
 def test_addresses_are_asked_before_anything_else() -> None:
     connection.check(None)
     connection.check("sqlite:///somewhere/mlflow.db")
-    for files in ("./mlruns", "file:///somewhere/mlruns"):
+    for files in ("./mlruns", Path("/somewhere/mlruns").as_uri()):
         assert "Check the file, its folder" in str(connection.unusable(files, "in maintenance mode"))
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
