@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import report
+from experiments.deploy import saved_run
 from experiments.errors import ConfigError
 from experiments.evaluation import run_report
 from experiments.inspection import report as making
@@ -62,6 +63,15 @@ def test_the_images_may_have_moved_and_the_page_be_elsewhere(
     lines = reported(monkeypatch, capsys, str(trained), "--data", str(tmp_path / "moved"), "--output", str(target))
     assert lines == [str(target)] and "data:image/jpeg" in target.read_text(encoding="utf-8")
     assert (trained / "report.html").stat().st_mtime_ns == written
+
+
+def test_the_logged_report_of_a_run_on_another_machine_is_written_where_it_was_asked_for(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(saved_run, "folder_of", lambda *arguments: None)
+    uri, target = f"sqlite:///{trained.parents[1] / 'mlflow.db'}", tmp_path / "new" / "page.html"
+    assert reported(monkeypatch, capsys, trained.name, "--uri", uri, "--output", str(target)) == [str(target)]
+    assert target.read_bytes() == (trained / "report.html").read_bytes()
 
 
 def test_a_report_that_cannot_be_logged_is_there(

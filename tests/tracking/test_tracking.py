@@ -751,8 +751,9 @@ def test_a_run_that_went_on_without_mlflow_and_finished_is_finished(store: Store
 
 
 def test_what_cannot_be_synced_is_said_for_each_folder(
-    store: Store, away: tuple[Any, str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    store: Store, away: tuple[Any, str, Path], own_outputs: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     _, run_id, folder = away
     (folder / upload.UNSENT).write_text("{")
     whole = folder.with_name("whole")
@@ -765,6 +766,10 @@ def test_what_cannot_be_synced_is_said_for_each_folder(
     told = capsys.readouterr()
     assert ended.value.code == 1 and f"{folder}: " in told.err and "is damaged" in told.err
     assert f"{whole}: all is in {store.uri}" in told.out
+    monkeypatch.setattr(sys, "argv", ["sync"])
+    with pytest.raises(SystemExit) as ended:
+        sync_verb.main()
+    assert ended.value.code == 0 and f"Nothing to upload: no run or sweep in {own_outputs}" in capsys.readouterr().out
 
 
 def test_addresses_are_asked_before_anything_else() -> None:

@@ -36,7 +36,7 @@ def main() -> None:
         "MLflow.",
     )
     parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="run ids, their beginnings, run names, their ends (-280729), or folders"
+        "runs", nargs="*", metavar="RUN", help="run ids, their beginnings, run names, their ends (280729), or folders"
     )
     parser.add_argument(
         "--sweep", action="append", default=[], metavar="SWEEP",

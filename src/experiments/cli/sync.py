@@ -31,7 +31,10 @@ def main() -> None:
     from experiments.tracking.sync import pending_directories, sync
 
     failed, variable = 0, os.environ.get("MLFLOW_TRACKING_URI")  # read first, because MLflow sets it when it is used
-    for folder in arguments.folders or pending_directories(Path(default_outputs())):
+    folders = arguments.folders or pending_directories(Path(default_outputs()))
+    if not folders:
+        print(f"Nothing to upload: no run or sweep in {default_outputs()} has a tracking buffer")
+    for folder in folders:
         try:
             print(f"{folder}: {sync(folder.resolve(), arguments.uri, variable, whole=bool(arguments.folders))}")
         except (ConfigError, OSError) as error:  # the other runs may succeed

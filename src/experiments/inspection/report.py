@@ -9,12 +9,13 @@ from experiments.errors import ConfigError
 from experiments.evaluation import run_report
 from experiments.inspection.inspection import log_file
 from experiments.runs.run_directory import REPORT, RunDirectory
+from experiments.storage import atomic_files
 
 
 def write(run: Trained, data: Path | None = None, output: Path | None = None) -> Path:
     """Write the report of a run, log it to its MLflow run unless it is written elsewhere, and return its path.
 
-    Of a run on another machine, the report that it has logged is returned.
+    Of a run on another machine, it is the report that the run has logged.
 
     Args:
         run: the finished run.
@@ -31,7 +32,9 @@ def write(run: Trained, data: Path | None = None, output: Path | None = None) ->
                 f"{run.name}: its folder is not on this machine, and it has logged no {REPORT}. Make the report where "
                 "its folder is"
             )
-        return path
+        if output is not None:
+            atomic_files.write_file(output, path.read_bytes())
+        return output or path
     directory = RunDirectory(run.folder)
     path = run_report.write(directory, data or run_report.data_root(directory), run.model, output)
     if run.run_id and output is None:
