@@ -20,7 +20,7 @@ VERBS = {
     "compare": ("experiments.cli.compare", "metrics of runs with intervals, and their paired differences"),
     "demo": ("experiments.cli.demo", "the three regimes on synthetic images, and one table"),
     "evaluate": ("experiments.cli.evaluate", "a trained model on further labelled images"),
-    "export": ("experiments.cli.export", "a trained model as .keras and SavedModel"),
+    "export": ("experiments.cli.export", "a trained model for other programs: Keras, SavedModel, ONNX, TFLite"),
     "inspect": ("experiments.cli.inspect", "look at data, model, rates before a run; at mistakes after it"),
     "predict": ("experiments.cli.predict", "class and probability of image files, by a trained model"),
     "pretrained": ("experiments.cli.pretrained", "train the shipped backbone of the small convnet anew"),

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from experiments.cli import inspect
-from experiments.config import choices, composing
+from experiments.config import choices, composing, identity
+from experiments.config.schema import Config
 from experiments.regimes.build import build_layer
 from experiments.system import paths
 
@@ -160,6 +161,18 @@ def test_each_part_writes_a_image_and_says_where(call: Call, here: tuple[str, ..
         assert told and path.parent == own_outputs / "inspect" and path.name.startswith(f"{name}-"), part
         assert Image.open(path).format == "PNG"
     assert not list(own_outputs.glob("runs/*")) and not list(own_outputs.glob("*.db")), "no run, nothing tracked"
+
+
+def test_the_overrides_are_expanded_as_those_of_train(
+    call: Call, config: Callable[..., Config], own_outputs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(identity.dump_yaml(identity.logged(config("schedule=cosine", "epochs=7"))))
+    *_, line = call("schedule", f"like={tmp_path}", "epochs=3")
+    assert Path(line).name.startswith("schedule-cosine-") and Path(line).parent == own_outputs / "inspect"
+    with pytest.raises(SystemExit, match="max_epochs: nothing reads this key.*Type: epochs=3"):
+        call("schedule", "max_epochs=3")
+    with pytest.raises(SystemExit, match="continue: .* is no run's folder"):
+        call("lr", f"continue={tmp_path}", "epochs=9")
 
 
 def test_a_data_set_that_a_run_would_refuse_is_exit_code_1(

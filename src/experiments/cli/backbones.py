@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="choices of the group model (default: all)")
     parser.add_argument("--config-dir", type=Path, help="folder with further choices, in model/, as train takes it")
     parser.add_argument("--batch", type=int, help="images a batch (default: as features are computed)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="least time a backbone is measured (default: 10)")
+    parser.add_argument("--seconds", type=float, default=10, help="least time a backbone is measured (default: 10)")
     parser.add_argument("--threads", type=int, help="of TensorFlow (default: all cores)")
     arguments = parser.parse_args()
     if arguments.batch is not None and arguments.batch < 1:

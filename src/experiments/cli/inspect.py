@@ -47,19 +47,19 @@ PARTS = {
     ),
     "schedule": (
         "the learning rate over the epochs to come",
-        "Draws the learning rate of every epoch, warm-up and phases with it, as the run will set it; of a schedule "
-        "that watches the run, between which rates it will be.",
+        "Draws the learning rate of every epoch, with warm-up and phases, as the run will set it; for "
+        "schedule=plateau, which depends on the run, the lowest and the highest possible rate.",
     ),
     "lr": (
         "range test: which learning rate this training takes",
-        "Trains the run's last phase for some batches, with a learning rate that grows with each, until the loss runs "
-        "away (Smith, 2017), and suggests one. What that phase starts from (cached features, for fine-tuning the "
-        "trained head) is made or found in the cache as by the run; the weights are thrown away.",
+        "Trains the run's last phase for some batches, with a learning rate that grows with each, until the loss "
+        "diverges (Smith, 2017), and suggests one. What that phase starts from (cached features, for fine-tuning the "
+        "trained head) is computed or read from the cache as by the run; the weights are discarded.",
     ),
     "mistakes": (
         "a run's most confident errors, with Grad-CAM",
-        "Draws the images that a finished run got wrong with most confidence, each beside what in it "
-        "spoke for the class that was predicted (Grad-CAM), into the run's figures.",
+        "Draws the images that a finished run got wrong with most confidence, each beside the regions that support "
+        "the predicted class (Grad-CAM), into the run's figures.",
     ),
     "labels": (
         "the images whose labels a run doubts most, as a table and a figure",
@@ -159,14 +159,19 @@ def parse() -> argparse.Namespace:
 def inspect(arguments: argparse.Namespace) -> tuple[Inspection, Trained | None]:
     """Inspect a part, and return the result and the run that it belongs to, if one is given."""
     from experiments.api import inspection
-    from experiments.config.composing import read
+    from experiments.api.training import checked
     from experiments.deploy import saved_run
 
     options = {name: value for name, value in vars(arguments).items() if name not in SHARED}
     if arguments.part == "labels":
         return inspection.inspect_labels(arguments.run, arguments.uri, **options)
     run = saved_run.find(arguments.run, arguments.uri) if arguments.run else None
-    config = run.config if run else read(arguments.overrides, arguments.config_dir)
+    if run:
+        config = run.config
+    else:
+        place = ["--config-dir", str(arguments.config_dir)] if arguments.config_dir else []
+        given = [*place, *arguments.overrides]
+        config = checked(given, f"Inspect it by: experiments inspect {arguments.part} --run RUN")
     return inspection.inspect_part(arguments.part, config, run, options), run
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ def start(jobs: Sequence[Sequence[str]], tag: str) -> tuple[str, list[RunFacts]]
     token = f"t{secrets.token_hex(4)}"  # starts with a letter, because Hydra parses 12345678 as a number
     for job in jobs:
         command = ["-m", "experiments.train", *job]
-        print(f"\n$ python {' '.join(command)}", flush=True)
+        print(f"\n$ python {shlex.join(command)}", flush=True)
         done = subprocess.run([sys.executable, *command, f"+tags.{tag}={token}"])
         if done.returncode:
             sys.exit(done.returncode)
