@@ -279,6 +279,8 @@ def test_parts_are_inspected(run: ex.Run, drawn: Path) -> None:
         ex.inspect("mistakes")
     with pytest.raises(ex.ConfigError, match=r"this run is finished. Inspect it by ex.inspect\('model', run=RUN\)"):
         ex.inspect("model", resume=run)
+    with pytest.raises(ex.ConfigError, match=f"{drawn}_moved"):
+        ex.inspect("labels", run=run, data=f"{drawn}_moved")
     for part in ("labels", "model"):
         with pytest.raises(ex.ConfigError, match=r"No runs yet: there is no .*other.db"):
             ex.inspect(part, run=run.name, uri=f"sqlite:///{drawn}/other.db")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,6 +93,27 @@ def test_jobs_queue_for_the_gpus_that_the_process_may_see(monkeypatch: pytest.Mo
     for none in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
         assert local.visible_gpus() == []
+
+
+def test_a_process_has_the_environment_of_the_one_that_starts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fork server keeps the environment of the first sweep; a notebook may have set a password since."""
+    started: list[tuple[Any, Any]] = []
+
+    class Context:
+        def set_forkserver_preload(self, modules: list[str]) -> None:
+            pass
+
+        def Process(self, target: Any, args: Any) -> Any:
+            return SimpleNamespace(start=lambda: started.append((target, args)))
+
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: Context())
+    monkeypatch.setenv("SINCE", "new")
+    seen: list[str | None] = []
+    processes.start(lambda name: seen.append(os.environ.get(name)), "SINCE")
+    monkeypatch.delenv("SINCE")
+    ((target, arguments),) = started
+    target(*arguments)
+    assert seen == ["new"]
 
 
 @pytest.mark.parametrize(

@@ -356,3 +356,5 @@ def test_a_call_from_python_returns_the_sweep(trained: Trained, monkeypatch: pyt
     failed = ex.sweep(seed=7, **settings)
     assert isinstance(failed, ex.Sweep) and "ended by SIGKILL" in failed.failures[0]
     assert "ended by SIGKILL" in failed._repr_html_() and failed.winner is None
+    with pytest.raises(ex.ConfigError, match="no job of these sweeps has finished"):
+        ex.compare(failed)

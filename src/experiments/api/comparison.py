@@ -122,8 +122,8 @@ def compare(
         uri: the MLflow tracking store in which runs are looked up by name or id.
 
     Raises:
-        ConfigError: there is no such run, or the runs were not tracked in one MLflow store, which holds what is
-            compared.
+        ConfigError: there is no such run, no job of the sweeps has finished, or the runs were not tracked in one
+            MLflow store, which holds what is compared.
     """
     from experiments.evaluation.comparison import compare as compared
     from experiments.tracking.queries import find_runs
@@ -132,6 +132,8 @@ def compare(
         raise ConfigError("compare: give at least one run")
     named = [run if isinstance(run, Run) else load(run, uri=uri) for run in runs if not isinstance(run, Sweep)]
     jobs = [run for sweep in runs if isinstance(sweep, Sweep) for run in sweep.runs]
+    if not (named or jobs):
+        raise ConfigError("compare: no job of these sweeps has finished, so there is no run to compare")
     untracked = [run.name for run in (*named, *jobs) if run.id is None]
     if untracked:
         raise ConfigError(

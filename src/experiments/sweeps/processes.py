@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -41,10 +41,19 @@ def start(function: Callable[..., None], *arguments: Any) -> BaseProcess:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=function, args=arguments)
+    process = context.Process(target=_call, args=(dict(os.environ), function, *arguments))
     with _without_main():
         process.start()
     return process
+
+
+def _call(environment: Mapping[str, str], function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function with the environment variables of the process that starts it.
+
+    Those of the forkserver are of its own start, before which a notebook may have run other cells.
+    """
+    os.environ.update(environment)
+    function(*arguments)
 
 
 @contextmanager
