@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 export UV_PYTHON_DOWNLOADS := never
-UV := $(shell command -v uv 2>/dev/null || echo python3 -m uv)
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 PYTHON := .venv/bin/python
 ARGS ?=
 
@@ -14,8 +14,8 @@ help:  ## explain every target
 install: .venv/.installed  ## create .venv with everything the project needs (uv is installed where it is missing)
 
 .venv/.installed: pyproject.toml uv.lock
-	@$(UV) --version >/dev/null 2>&1 || python3 -m pip install --quiet uv
-	@$$(command -v uv || echo python3 -m uv) sync --frozen --compile-bytecode --quiet
+	@command -v $(UV) >/dev/null || python3 -m pip install --quiet --target .uv uv  # not into a Python of the system
+	@$(UV) sync --frozen --compile-bytecode --quiet
 	@touch $@
 
 demo: install  ## scratch, bottleneck and finetune on drawn images, and one table (a few minutes, no network)
@@ -76,5 +76,5 @@ pretrained: install  ## train the shipped backbone of the small convnet anew, on
 	@$(PYTHON) -m experiments pretrained $(ARGS)
 
 clean:  ## remove the environment and caches of tools; outputs/ stays
-	@rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .coverage dist
+	@rm -rf .venv .venv-* .uv .pytest_cache .mypy_cache .ruff_cache .coverage dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

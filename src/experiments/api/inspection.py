@@ -104,8 +104,6 @@ def inspect(
         hint = f" Nearest: {close}." if close else ""
         raise ConfigError(f"inspect: no such part. Received: {part!r}. Allowed: {', '.join(OPTIONS)}.{hint}")
     options = {name: keys.pop(name, default) for name, default in OPTIONS[part].items()}
-    if options.get("data") is not None:
-        options["data"] = Path(options["data"])
     if (run is not None or part in OF_RUNS) and (overrides or keys):
         raise ConfigError(
             f"inspect: a run is inspected as it was, without overrides. Received: {', '.join([*overrides, *keys])}"
