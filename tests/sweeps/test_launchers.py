@@ -114,6 +114,8 @@ def test_a_failed_job_comes_back_with_its_reason(job: Callable[..., str | None],
         raise error
 
     assert reason in str(job(main))
+    error = SystemExit(4)
+    assert job(main) == "exit code 4", "without the output of the start before"
 
 
 def test_a_job_that_takes_too_long_is_ended(job: Callable[..., str | None], monkeypatch: pytest.MonkeyPatch) -> None:

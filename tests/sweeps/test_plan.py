@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -20,7 +23,7 @@ from omegaconf import DictConfig
 from experiments.errors import ConfigError
 from experiments.sweeps import local, plan, processes
 from experiments.sweeps.plan import Job
-from experiments.system import paths
+from experiments.system import paths, redaction, signals
 
 
 @pytest.fixture
@@ -122,6 +125,16 @@ def test_a_process_has_the_environment_of_the_one_that_starts_it(monkeypatch: py
 def test_an_exit_code_in_words(code: int, words: Any) -> None:
     said = processes.failure(code)
     assert said is None if words is None else words in str(said)
+
+
+def test_an_interrupted_task_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process is interrupted, too, by the Ctrl-C that the sweep's process reports."""
+    monkeypatch.setattr(redaction, "install", lambda: None)
+    for error, code in ((KeyboardInterrupt(), 130), (signals.Stopped(signal.SIGTERM), 143)):
+        monkeypatch.setitem(sys.modules, "of_a_task", Mock(function=Mock(side_effect=error)))
+        with pytest.raises(SystemExit) as stop:
+            processes.invoke("of_a_task", "function")
+        assert stop.value.code == code
 
 
 @pytest.mark.parametrize("files", [["head"], ["head", "unfrozen"], ["head", "backbone"]])

@@ -28,6 +28,7 @@ class LocalJob:
 
     process: BaseProcess
     log: Path
+    begin: int  # its size before this start, in bytes
     gpu: str | None
 
 
@@ -53,10 +54,11 @@ class LocalLauncher(JobLauncher):
         """Start a job on the GPU with the fewest jobs."""
         gpu = min(self.gpu_jobs, key=self.gpu_jobs.__getitem__, default=None)
         log = job.folder / processes.LOG
+        begin = processes.size(log)
         process = processes.start(processes.run_job, job, str(log), gpu)
         if gpu is not None:
             self.gpu_jobs[gpu] += 1
-        return LocalJob(process, log, gpu)
+        return LocalJob(process, log, begin, gpu)
 
     def wait(self, running: Mapping[int, LocalJob], seconds: float) -> dict[int, str | None]:
         multiprocessing.connection.wait([job.process.sentinel for job in running.values()], timeout=seconds)
@@ -64,7 +66,7 @@ class LocalLauncher(JobLauncher):
         for job in ended.values():
             if job.gpu is not None:
                 self.gpu_jobs[job.gpu] -= 1
-        return {at: processes.job_failure(job.process.exitcode, job.log) for at, job in ended.items()}
+        return {at: processes.job_failure(job.process.exitcode, job.log, job.begin) for at, job in ended.items()}
 
     def stop(self, handles: Iterable[LocalJob]) -> None:
         processes.stop([job.process for job in handles])

@@ -6,7 +6,6 @@ freed with its process.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import multiprocessing
@@ -26,7 +25,7 @@ from typing import Any, Literal
 
 from experiments.errors import ConfigError
 from experiments.sweeps.plan import PlannedRun
-from experiments.system import redaction
+from experiments.system import redaction, signals
 
 PRELOADED = ["experiments.preload"]
 LOG = "output.log"  # a job's standard output and error, beside its results
@@ -118,8 +117,11 @@ def run_worker_task(function: WorkerTask, *arguments: Any) -> dict[str, Any]:
 
 def invoke(module: str, function: str, *arguments: Any) -> None:
     """Call a function of a module that only this process imports."""
-    redaction.install()
-    getattr(importlib.import_module(module), function)(*arguments)
+    try:
+        redaction.install()
+        getattr(importlib.import_module(module), function)(*arguments)
+    except (KeyboardInterrupt, signals.Stopped) as stop:  # the sweep's process reports it
+        sys.exit(128 + getattr(stop, "number", signal.SIGINT))
 
 
 def guard(log: str | None = None) -> None:
@@ -147,22 +149,27 @@ def failure(code: int | None) -> str | None:
         return None
     number = -code if code < 0 else code - 128 if code > 128 else 0
     try:
-        return f"ended by {signal.Signals(number).name}"
+        name = signal.Signals(number).name
     except ValueError:
         return f"exit code {code}"
+    return f"ended by {name}" + " (kill -9, or out of memory)" * (number == signal.SIGKILL)
 
 
-def job_failure(code: int | None, log: Path) -> str | None:
-    """Return why a job failed, with the last lines of its output, or None if it did not."""
+def job_failure(code: int | None, log: Path, begin: int = 0) -> str | None:
+    """Return why a job failed, with the last lines of its output, or None if it did not; see `last_lines`."""
     reason = failure(code)
-    return None if reason is None else with_output(reason, log)
+    return None if reason is None else "\n".join([reason, *last_lines(log, begin)])
 
 
-def with_output(reason: str, *logs: Path) -> str:
-    """Return a reason with the last lines of files with a job's output."""
-    lines = [reason]
-    for log in logs:
-        with contextlib.suppress(OSError):
-            text = log.read_text(encoding="utf-8", errors="replace")
-            lines += [line for line in text.splitlines() if line.strip()][-6:]
-    return "\n".join(lines)
+def last_lines(log: Path, begin: int = 0) -> list[str]:
+    """Return the last lines of a file with a job's output, without its first `begin` bytes: those of earlier starts."""
+    try:
+        text = log.read_bytes()[begin:].decode(errors="replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-6:]
+
+
+def size(log: Path) -> int:
+    """Return the number of bytes in a file, 0 if there is none."""
+    return log.stat().st_size if log.exists() else 0

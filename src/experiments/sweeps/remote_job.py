@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.errors import ConfigError
 from experiments.sweeps.plan import PlannedRun
-from experiments.sweeps.processes import GRACE, LOG, invoke, job_failure
+from experiments.sweeps.processes import GRACE, LOG, invoke, job_failure, size
 from experiments.sweeps.scheduler import timeout_reason
 
 
@@ -52,6 +52,7 @@ def work(
         os.chdir(directory)
     late = threading.Event()
     code: Any = 0
+    begin = size(folder / LOG)
     with into(folder / LOG), limited(timeout, late):
         try:
             invoke("experiments.train", "run_planned", job)
@@ -72,7 +73,7 @@ def work(
             os._exit(code)
     if late.is_set():
         return timeout_reason(timeout)
-    return job_failure(code, folder / LOG)
+    return job_failure(code, folder / LOG, begin)
 
 
 @contextmanager

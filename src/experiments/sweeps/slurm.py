@@ -26,7 +26,7 @@ from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.runs.run_directory import RunDirectory
 from experiments.sweeps.plan import PlannedRun
-from experiments.sweeps.processes import GRACE, LOG, with_output
+from experiments.sweeps.processes import GRACE, LOG, last_lines
 from experiments.sweeps.remote_job import error_reason, need_package, to_dict, work
 from experiments.sweeps.scheduler import JobLauncher
 from experiments.sweeps.slurm_queue import ENDED, GONE, State, cancel, outside_job, query
@@ -201,7 +201,8 @@ class SlurmLauncher(JobLauncher):
         facts = RunDirectory(submission.folder).facts() or {}
         if state.name in ("COMPLETED", GONE.name) and facts.get("status") == Status.FINISHED:
             return None
-        return with_output(f"SLURM: {state}", submission.folder / LOG, submission.job.paths.stderr)
+        logs = submission.folder / LOG, submission.job.paths.stderr
+        return "\n".join([f"SLURM: {state}", *(line for log in logs for line in last_lines(log))])
 
     def update(self, job_ids: Sequence[str]) -> None:
         """Query the states of jobs, log why queued ones wait, and record when jobs have ended.
