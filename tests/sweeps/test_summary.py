@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiments.cli import summarize
 from experiments.errors import ConfigError
 from experiments.evaluation.statistics import Interval, score_interval
 from experiments.sweeps import plots, summary, summary_files
 from experiments.sweeps.session import Session
+from experiments.tracking import summary_runs
 
 
 @pytest.fixture
@@ -134,6 +136,15 @@ def test_folds_are_evaluated_together(folder: Path) -> None:
     assert "trained models" not in text
 
 
+@pytest.mark.parametrize("numbers, shown", [([0, 2, 4], "0,2,4"), ([0, 1, 2, 3], "0-3"), ([1, 3, 5, 7], "1,3,...,7")])
+def test_a_range_of_job_numbers_holds_no_job_of_another_candidate(numbers: list[int], shown: str, folder: Path) -> None:
+    """If the seed is typed before the settings, numbers of candidates alternate."""
+    for number in numbers:
+        add(folder, number, {"seed": str(number)}, None)
+    header, row = summary.table(summary.candidates(summary.read(folder)[1], "accuracy"), "accuracy")
+    assert dict(zip(header, row, strict=True))["jobs"] == shown
+
+
 def test_a_loss_is_better_lower(folder: Path) -> None:
     (folder / "sweep.json").write_text(json.dumps({"objective": "loss", "command": "", "parent": None}))
     add(folder, 0, {"x": "good"}, right(90))
@@ -207,11 +218,37 @@ def test_the_test_score_of_a_former_winner_is_not_reported_beside_another(folder
 
 def test_a_winner_that_was_not_evaluated_again_is_not_called_without_held_out_images(folder: Path) -> None:
     add(folder, 0, {"x": "a"}, right(60))
+    assert "has not been evaluated yet" in summary_files.write_summary(folder)["sentences"][-1], "a job may have failed"
+    add(folder, 1, {"x": "a"}, right(60), final=True)  # without predictions for a test split
     assert summary_files.write_summary(folder)["sentences"][-1].startswith("No images were held back from the choice")
     about = json.loads((folder / "sweep.json").read_text()) | {"config": {"sweep": {"final": False}}}
     (folder / "sweep.json").write_text(json.dumps(about))
     found = summary_files.write_summary(folder)["sentences"][-1]
     assert found == "The winner was not evaluated on images that no job has read (sweep.final=false)."
+
+
+def test_a_single_fold_leaves_the_given_validation_images_to_the_winner(folder: Path) -> None:
+    add(folder, 0, {"x": "a"}, right(60), overrides=["x=a", "data.fold=0"])
+    add(folder, 1, {"x": "a"}, right(65), overrides=["x=a", "data.fold=null"], final=True)
+    found = summary_files.write_summary(folder)
+    assert "Read once on the given validation images, which no job has read: accuracy 65.0%" in found["sentences"][-1]
+    assert found["winner"]["folded"]
+
+
+def test_the_summary_of_a_stopped_sweep_leaves_the_status_of_its_mlflow_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[Any] = []
+    monkeypatch.setattr(summary_runs, "end_sweep", lambda *given: ends.append(given[-1]))
+    about = json.loads((folder / "sweep.json").read_text())
+    config = {"tracking": {"uri": "sqlite:///mlflow.db"}}
+    (folder / "sweep.json").write_text(json.dumps(about | {"parent": "an id", "config": config}))
+    add(folder, 0, {"x": "a"}, right(60))
+    summarize.summarize(folder)
+    add(folder, 1, {"x": "b"}, None, status="NEW")
+    (folder / "1" / "run.json").unlink()
+    summarize.summarize(folder)
+    assert ends == ["FINISHED", None]
 
 
 def test_without_a_finished_job_there_is_no_winner(folder: Path) -> None:

@@ -46,7 +46,7 @@ def summarize(folder: Path) -> None:
     show_summary(PlainConsole(), summary, folder)
     if about["parent"] is not None:
         running = any(run["status"] in (Status.NEW, Status.PARTIAL, Status.RUNNING) for run in summary["runs"])
-        status = Status.RUNNING if running else Status.FAILED if summary["failures"] else Status.FINISHED
+        status = None if running else Status.FAILED if summary["failures"] else Status.FINISHED
         uri = revealed(about["config"]["tracking"]["uri"], "tracking.uri")
         if is_concealed(uri):
             raise ConfigError(

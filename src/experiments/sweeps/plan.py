@@ -288,6 +288,12 @@ def has_weights(folder: Path, identity: str) -> bool:
     return finished and bool(names) and all(directory.weights(name).is_file() for name in names)
 
 
+def is_folded(overrides: Sequence[str]) -> bool:
+    """Return whether a job validates on a fold of the training images, so that it leaves the given ones unread."""
+    folds = [line.partition("=")[2] for line in overrides if line.lstrip("+").startswith("data.fold=")]
+    return bool(folds) and folds[-1] != "null"
+
+
 def format_values(values: Mapping[str, str]) -> str:
     """Return values by key as one line, such as `seed=0 epochs=5`."""
     return " ".join(f"{key}={value}" for key, value in values.items())

@@ -21,7 +21,7 @@ from experiments.evaluation.groups import Scores, gather_scores, metric_interval
 from experiments.evaluation.significance import compare_runs
 from experiments.evaluation.statistics import UNKNOWN, Interval
 from experiments.runs.run_directory import RunDirectory, predictions_file
-from experiments.sweeps.plan import format_values
+from experiments.sweeps.plan import format_values, is_folded
 from experiments.sweeps.rungs import Place
 from experiments.sweeps.sweep_directory import JOB, SWEEP, records
 from experiments.training.types import Status
@@ -104,7 +104,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: is no sweep's folder: {error}") from None
     jobs = records(folder)
-    held = "validation" if any("data.fold" in job["values"] for job in jobs) else "test"
+    held = "validation" if any(is_folded(job["overrides"]) for job in jobs) else "test"
     metric = compared(about["objective"])
     return about, [
         _row(job, folder / str(job["number"]), *((held, "accuracy") if job.get("final") else ("validation", metric)))
@@ -252,10 +252,15 @@ def held_out_sentences(winner: Candidate, held: Sequence[Row], folds: bool, fina
         )
     elif not final:
         lines.append("The winner was not evaluated on images that no job has read (sweep.final=false).")
-    elif not held or all(row.status == Status.FINISHED for row in held):
+    elif held and all(row.status == Status.FINISHED for row in held):
         lines.append(
             "No images were held back from the choice: sweep data.fold=0,1,2,3,4 as well, or give the data a test "
             "split."
+        )
+    elif all(row.status != Status.FAILED for row in held):
+        lines.append(
+            "The winner has not been evaluated yet on images that no job has read. The same command again runs what is "
+            "missing and then, unless a job fails, the winner's final run."
         )
     return lines
 
@@ -285,17 +290,25 @@ def table(ranked: Sequence[Candidate], objective: str) -> list[list[str]]:
         rank += candidate.whole
         wrong = [row.status.lower() for row in candidate.rows if row.status != Status.FINISHED]
         runs = f"{len(candidate.rows) - len(wrong)}/{len(candidate.rows)}" if wrong else str(len(candidate.rows))
-        numbers = [str(row.number) for row in candidate.rows]
         lines.append([
             str(rank) if candidate.whole else "-",
             *(candidate.values.get(key, "") for key in keys),
             "" if math.isnan(candidate.score) else format_score(objective, candidate.interval),
             runs,
             "" if math.isnan(candidate.seconds) else f"{candidate.seconds:.0f}",
-            ",".join(numbers) if len(numbers) <= 3 else f"{numbers[0]}-{numbers[-1]}",
+            _numbers(candidate.rows),
             ", ".join(dict.fromkeys(wrong)),
         ])  # fmt: skip
     return lines
+
+
+def _numbers(rows: Sequence[Row]) -> str:
+    """Return the numbers of jobs in short: 0,2,4 or 0-8, or 0,2,...,16 if some between belong to others."""
+    numbers = [row.number for row in rows]
+    if len(numbers) <= 3:
+        return ",".join(map(str, numbers))
+    first, last = numbers[0], numbers[-1]
+    return f"{first}-{last}" if numbers == list(range(first, last + 1)) else f"{first},{numbers[1]},...,{last}"
 
 
 def failures(rows: Sequence[Row]) -> list[str]:

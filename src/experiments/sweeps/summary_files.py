@@ -15,6 +15,7 @@ from experiments.evaluation.comparison_page import markdown_code, markdown_table
 from experiments.runs.run_directory import FIGURES
 from experiments.storage import atomic_files
 from experiments.sweeps import ladder
+from experiments.sweeps.plan import is_folded
 from experiments.sweeps.summary import (
     Candidate,
     candidate_of,
@@ -56,7 +57,7 @@ def write_summary(folder: Path) -> dict[str, Any]:
         winner = next(candidate for candidate in ranked if candidate.values == climbed.use.candidate.values)
     # The final runs of a former winner are not reported.
     held_out = [row for row in rows if row.final and winner and candidate_of(row) == winner.values]
-    folds = any("data.fold" in row.values for row in jobs)
+    folds = any(is_folded(row.overrides) for row in jobs)
     final = about.get("config", {}).get("sweep", {}).get("final", True)
     if climbed and winner:
         lines = [*climbed.sentences(), *held_out_sentences(winner, held_out, folds, final)]
@@ -89,11 +90,13 @@ def write_summary(folder: Path) -> dict[str, Any]:
 
 def _winner_record(winner: Candidate) -> dict[str, Any]:
     first = winner.rows[0]
+    seeds = {row.values["seed"] for row in winner.rows if "seed" in row.values}
     return {
         "values": dict(winner.values), "overrides": list(first.overrides), "number": first.number,
         "identities": {row.values.get("seed", ""): row.identity for row in winner.rows},
         "folders": {row.values.get("seed", ""): str(row.folder) for row in winner.rows},
-        "seeds": sorted({row.values["seed"] for row in winner.rows if "seed" in row.values}, key=int),
+        "folded": any(is_folded(row.overrides) for row in winner.rows),
+        "seeds": sorted(seeds, key=lambda seed: (len(seed), seed)),  # whole numbers, or interpolations
     }  # fmt: skip
 
 

@@ -46,8 +46,8 @@ def start_sweep(config: Config, folder: Path, pid: int | None, run_id: str | Non
         return str(client.create_run(experiment, run_name=folder.name, tags=tags).info.run_id)
 
 
-def end_sweep(uri: str, run_id: str, folder: Path, metrics: Mapping[str, float], status: str) -> None:
-    """Log a sweep's metrics and summary to its MLflow run, and end it.
+def end_sweep(uri: str, run_id: str, folder: Path, metrics: Mapping[str, float], status: str | None) -> None:
+    """Log a sweep's metrics and summary to its MLflow run, and end it, unless its status is to stay (None).
 
     Raises:
         ConfigError: the store cannot be used, or has no such run.
@@ -63,7 +63,8 @@ def end_sweep(uri: str, run_id: str, folder: Path, metrics: Mapping[str, float],
         _log_files(client, run_id, sorted([*folder.glob("summary.*"), *folder.glob(f"{FIGURES}/*.png")]))
         if text.exists():
             client.set_tag(run_id, NOTE, text.read_text(encoding="utf-8")[:8000])
-        client.set_terminated(run_id, status)
+        if status is not None:
+            client.set_terminated(run_id, status)
 
 
 def log_comparison(uri: str, experiment: str, digest: str, files: Sequence[Path], text: str) -> str:
