@@ -232,10 +232,10 @@ def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: b
     """Return sentences that explain the table."""
     images = sorted({result["images"] for row in rows for result in row["results"]})
     single = all(row["seeds"] == 1 for row in rows)
-    over = "Wilson's over the images of the single run" if single else "over the seeds and the images"
+    covered = "Wilson's over the images of the single run" if single else "over the seeds and the images"
     lines = [
         f"Measured: accuracy on {' or '.join(map(str, images)) or 'the'} validation images, mean of the last "
-        f"{LAST} epochs (the curves swing, and no epoch is picked) with its 95 % interval, {over}; beside it the "
+        f"{LAST} epochs (the curves swing, and no epoch is picked) with its 95 % interval, {covered}; beside it the "
         "accuracy after the last epoch, by seed.",
         "Later seeds reuse the features and heads that earlier runs have cached, so they take fewer seconds.",
     ]

@@ -50,15 +50,15 @@ def expand(
     fixed = [name for name, lines in rungs.items() if lines[0] != BEST]
     _check(rungs, found, fixed, [override.get_key_element().lstrip("+~") for override in overrides])
     places = [(name, "") for name in fixed]
-    places += [(name, over) for name in found if name not in fixed for over in fixed]
+    places += [(name, base) for name in found if name not in fixed for base in fixed]
     jobs = []
-    for (name, over), (typed, values) in itertools.product(places, grid(overrides)):
-        own = found.get(over, {}) | found[name]
+    for (name, base), (typed, values) in itertools.product(places, grid(overrides)):
+        own = found.get(base, {}) | found[name]
         ladder = {key: value for key, value in values.items() if key not in REPEATS}
         kept = [line for line in typed if line.lstrip("+~").partition("=")[0] not in {k.lstrip("+~") for k in own}]
         plain = {key.lstrip("+~"): value for key, value in own.items()}
         jobs.append((
-            [*kept, *(f"{key}={value}" for key, value in own.items())], values | plain, Place(name, over, ladder)
+            [*kept, *(f"{key}={value}" for key, value in own.items())], values | plain, Place(name, base, ladder)
         ))  # fmt: skip
     return jobs
 
