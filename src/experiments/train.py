@@ -152,7 +152,7 @@ def expand(given: Sequence[str]) -> list[str] | None:
         return None
     paths.check_directory()  # after resume=, which may have changed the directory
     # Redacted after resume= and like= are expanded, because they may add addresses with passwords.
-    return redaction.conceal_arguments(deferring(with_data_source(like.expand(continuation.expand(command)))))
+    return deferring(redaction.conceal_arguments(with_data_source(like.expand(continuation.expand(command)))))
 
 
 def with_data_source(command: list[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -22,10 +23,10 @@ from experiments.config.schema import Config
 from experiments.runs import run_directory
 from experiments.runs.command import arguments
 from experiments.sweeps import plots, processes, scheduler, summary_files, sweep_directory
-from experiments.sweeps.plan import PlannedRun
+from experiments.sweeps.plan import Job, PlannedRun
 from experiments.sweeps.sweeper import Sweeper
-from experiments.system import signals
-from experiments.train import main
+from experiments.system import redaction, signals
+from experiments.train import expand, main
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 IMAGES = 100
@@ -233,8 +234,26 @@ def test_rerun_trains_every_job_again_and_keeps_nothing_of_before(trained: Train
     trained("optimizer.lr=0.01,0.02")
     (folder,) = own_outputs.glob("sweeps/*")
     (folder / "0" / "left.csv").write_text("of the first run")
+    facts = json.loads((folder / "1" / run_directory.FACTS).read_text())  # as that of a run on another machine
+    (folder / "1" / run_directory.FACTS).rename(folder / "1" / run_directory.FETCHED)
     assert len(trained("optimizer.lr=0.01,0.02", "sweep.rerun=true")) == 3, "the winner too"
-    assert not (folder / "0" / "left.csv").exists()
+    assert not (folder / "0" / "left.csv").exists() and not (folder / "1" / run_directory.FETCHED).exists()
+    assert json.loads((folder / "1" / run_directory.FACTS).read_text()) == facts
+
+
+def test_what_another_start_has_finished_meanwhile_is_not_trained_again(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two starts at once has inspected the jobs before the first one ended."""
+    jobs = [Job(at, [], {}, config(), tmp_path / str(at), identity="same") for at in range(4)]
+    for job, status, run_id in zip(jobs, ("FINISHED", "FINISHED", "KILLED", "PRUNED"), "abcd", strict=True):
+        facts = {"command": {}, "identity": "same", "status": status, "run_id": run_id}
+        run_directory.RunDirectory(job.folder).write_facts(facts)
+    asked: list[Any] = []
+    monkeypatch.setattr(processes, "run_worker_task", lambda *given: asked.append(given[2]) or {"deleted": ["b"]})
+    sweep_directory.reuse_own_runs(jobs)
+    assert [job.status for job in jobs] == ["FINISHED", "NEW", "PARTIAL", "NEW"] and asked == [["a", "b"]]
+    assert (jobs[0].run_id, jobs[1].run_id, jobs[1].deleted) == ("a", None, "b")
 
 
 @pytest.mark.parametrize("given", [
@@ -248,6 +267,7 @@ def test_a_value_given_twice_is_no_second_run(trained: Trained, given: str) -> N
 def test_two_ways_to_write_a_seed_are_no_two_runs(trained: Trained) -> None:
     said = refused(lambda: trained("epochs=3", "seed=3,${epochs}"))
     assert "the same run" in said and "seed=3" in said and not trained.runs
+    assert len(trained("epochs=4", "seed=3,${epochs}")) == 4, "and the winner with each of them"
 
 
 def test_a_value_for_a_group_that_is_swept(trained: Trained) -> None:
@@ -256,11 +276,21 @@ def test_a_value_for_a_group_that_is_swept(trained: Trained) -> None:
     assert [(job.composed.config.optimizer.name, job.composed.config.optimizer.arguments["beta_1"]) for job in done] \
         == [("adam", 0.8), ("adamw", 0.8)]  # fmt: skip
     assert all("optimizer.beta_1=0.8" in job.arguments for job in done)
+    command = json.loads((done[0].folder.parent / sweep_directory.SWEEP).read_text())["command"]
+    assert {"optimizer=adam,adamw", "optimizer.beta_1=0.8", "sweep.final=false"} <= set(shlex.split(command))
     done = trained("optimizer@regime.head_optimizer=adam,adamw", "regime.head_optimizer.beta_1=0.8", "regime=finetune",
                    "sweep.final=false")  # fmt: skip
     assert [job.composed.config.regime.head_optimizer.arguments["beta_1"] for job in done] == [0.8, 0.8]
     said = refused(lambda: trained("optimizer=adam,sgd", "optimizer.beta_1=0.8"))
     assert "optimizer=sgd" in said and "optimizer.beta_1: nothing reads this key" in said
+
+
+def test_what_only_jobs_receive_holds_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(redaction.VARIABLE, "{}")
+    monkeypatch.setattr(Sweeper, "typed", None)
+    command = expand(["-m", "model=convnet,vgg16", "model.head.dropout=0.3", "tracking.uri=http://me:S3cr-et9@host"])
+    assert command is not None and "model.head.dropout=0.3" not in command
+    assert Sweeper.typed and "tracking.uri=http://me:***@host" in Sweeper.typed and "S3cr-et9" not in str(command)
 
 
 def test_a_grid_that_a_swept_preset_brings_is_not_dropped(trained: Trained) -> None:
@@ -279,7 +309,18 @@ def test_what_is_no_sweep_gets_a_sentence(trained: Trained, tmp_path: Path) -> N
     assert "sweep.dry_run=true" in refused(lambda: trained("seed=0,1", "--cfg", "job"))
     assert "hydra/sweeper: must be experiments" in refused(lambda: trained("seed=0,1", "hydra/sweeper=basic"))
     assert "hydra/launcher: must be" in refused(lambda: trained("seed=0,1", "hydra/launcher=basic"))
+    assert "outputs and objective: a sweep has one" in refused(lambda: trained("objective=accuracy,loss"))
     assert not list(tmp_path.iterdir()) or not trained.runs
+
+
+def test_a_rung_on_the_best_one_is_run_although_its_run_is_also_that_of_another(trained: Trained) -> None:
+    rungs = (
+        "{a:['regime=bottleneck','optimizer.lr=0.01'],"
+        "b:['regime=finetune','regime.unfrozen_blocks=1','optimizer.lr=0.05'],"
+        "c:[best,'regime=bottleneck','optimizer.lr=0.06']}"
+    )
+    done = trained(f"sweep.rungs={rungs}", "sweep.final=false")  # bottleneck ignores the blocks of rung b
+    assert [round(job.composed.config.optimizer.lr, 2) for job in done] == [0.01, 0.05, 0.06]
 
 
 # -- in processes of their own

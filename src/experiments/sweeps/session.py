@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,7 +43,8 @@ class Setup:
     context: HydraContext
     master: DictConfig  # the configuration that Hydra has composed for the whole sweep
     launcher: JobLauncher
-    config: Config  # of the first job; sweep, tracking and outputs are the same in all jobs
+    config: Config  # of the first job; sweep, tracking, outputs and objective are the same in all jobs
+    command: str  # the whole command line
     began: float  # time.monotonic() at the start
 
     def directory(self, name: str) -> Path:
@@ -114,7 +113,8 @@ class Session:
                     f"  job {job.number}: its MLflow run {job.deleted} has been deleted, so it is trained again"
                 )
                 job.deleted = None
-            if (RunDirectory(job.folder).facts() or {}).get("identity"):
+            directory = RunDirectory(job.folder)
+            if (directory.facts() or {}).get("identity") or directory.finished(job.identity) is not None:
                 shutil.rmtree(job.folder)
 
     def open(self, jobs: Sequence[Job]) -> None:
@@ -125,7 +125,7 @@ class Session:
             self.parent = response["run_id"]
         about = {
             "name": self.name,
-            "command": shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]]),
+            "command": self.setup.command,
             "objective": self.config.objective, "parent": self.parent, "config": recorded(self.config),
         }  # fmt: skip
         atomic_files.write_file(self.folder / sweep_directory.SWEEP, json.dumps(redacted(about), indent=1).encode())
@@ -248,7 +248,7 @@ class Session:
         except SystemExit:
             raise
         except BaseException as error:
-            with contextlib.suppress(ConfigError):
+            with contextlib.suppress(ConfigError, OSError):  # the disk may be full
                 metrics = processes.run_worker_task("conclude", str(self.folder))["metrics"]
                 self.close(metrics, Status.FAILED if isinstance(error, Exception) else Status.KILLED)
             error.add_note("Go on with this sweep: the same command again")

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.runs import run_directory
 from experiments.runs.run_directory import RunDirectory
+from experiments.sweeps import plan, processes
 from experiments.sweeps.plan import Job
 from experiments.system.paths import default_outputs
 from experiments.training.types import Status
@@ -146,16 +148,32 @@ def number_jobs(folder: Path, jobs: Sequence[Job]) -> None:
             job.status, job.folder = Status.NEW, folder / str(job.number)
 
 
-def reuse_own_run(job: Job) -> None:
-    """Reuse the same run if it is in the job's directory; `inspect_jobs` searches below outputs/ only."""
-    if job.same_as is not None or job.status != Status.NEW or job.deleted or job.config.sweep.rerun:
-        return
-    facts = RunDirectory(job.folder).facts() or {}
-    done, tracked = facts.get("status") == Status.FINISHED, job.config.tracking.uri is not None
-    if facts.get("identity") != job.identity or facts.get("status") == Status.PRUNED or (done and tracked):
-        return
-    job.status, job.threads = (Status.FINISHED, None) if done else (Status.PARTIAL, facts.get("threads"))
-    job.run_id = facts.get("run_id")
+def reuse_own_runs(jobs: Sequence[Job]) -> None:
+    """Reuse the runs in the directories of new jobs, unless their MLflow runs were deleted or `sweep.rerun` is set.
+
+    `inspect_jobs` searches below outputs/ only, and another start of the sweep may have finished jobs since.
+    """
+    new = [job for job in jobs if job.same_as is None and job.status == Status.NEW and not job.deleted]
+    for job in new:
+        facts = RunDirectory(job.folder).facts() or {}
+        known = facts.get("identity") == job.identity and facts.get("status") != Status.PRUNED
+        if known and not job.config.sweep.rerun:
+            done = facts.get("status") == Status.FINISHED
+            job.status, job.threads = (Status.FINISHED, None) if done else (Status.PARTIAL, facts.get("threads"))
+            job.run_id = facts.get("run_id")
+    finished = [job for job in new if job.status == Status.FINISHED]
+    gone = deleted_runs(finished[0].config, [job.run_id for job in finished]) if finished else set()
+    for job in finished:
+        if job.run_id in gone:
+            job.status, job.deleted, job.run_id = Status.NEW, job.run_id, None
+
+
+def deleted_runs(config: Config, run_ids: Sequence[str | None]) -> set[str]:
+    """Return the ids of those MLflow runs that were deleted, whether they are still in MLflow's trash or not."""
+    known = [run_id for run_id in run_ids if run_id]
+    if not known or config.tracking.uri is None:
+        return set()
+    return set(processes.run_worker_task("deleted", plan.plain(config), known)["deleted"])
 
 
 def resolve_repeated(folder: Path, jobs: Sequence[Job]) -> None:

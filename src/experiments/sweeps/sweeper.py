@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,8 +79,11 @@ class Sweeper(HydraSweeper):
             ConfigError: the settings differ between jobs, or cannot be used.
         """
         began, common = time.monotonic(), configs[0]
-        if len({config.tracking.uri for config in configs}) > 1 or len({config.outputs for config in configs}) > 1:
-            raise ConfigError("tracking and outputs: a sweep has one of each. They cannot be swept over")
+        if len({(config.tracking.uri, config.outputs, config.objective) for config in configs}) > 1:
+            raise ConfigError(
+                "tracking, outputs and objective: a sweep has one of each. They cannot be swept over, nor come with a "
+                "choice that is"
+            )
         master = credentials.revealed(OmegaConf.to_container(self.master.sweep, resolve=True), "sweep")
         if any(config.sweep != common.sweep for config in configs) or common.sweep.model_dump() != master:
             raise ConfigError(
@@ -86,6 +91,8 @@ class Sweeper(HydraSweeper):
                 "sweep.search). Type them, or run that choice in a command of its own"
             )
         overrides = self.master.hydra.overrides.task if self.typed is None else self.typed
+        apart = [line for line in self.typed or () if line not in sys.argv]  # Hydra has not received them
+        command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:], *apart])
         for config in configs:
             continuation.check(config)
         unused.check_weights(configs, overrides)
@@ -98,7 +105,7 @@ class Sweeper(HydraSweeper):
                 "hydra/launcher: must be one that runs a job as it was planned: local, ray, slurm, slurm_local. "
                 f"Received: {self.master.hydra.launcher._target_}"
             )
-        return Setup(self.context, self.master, launcher, common, began)
+        return Setup(self.context, self.master, launcher, common, command, began)
 
     def open_session(self, setup: Setup, name: str, inspection: plan.Inspection) -> Session:
         """Return the session of a sweep with this name; see `Session`."""
@@ -119,8 +126,7 @@ class Sweeper(HydraSweeper):
         dry_run = setup.config.sweep.dry_run
         with contextlib.nullcontext() if dry_run else session.lock():
             sweep_directory.number_jobs(session.folder, jobs)
-            for job in jobs:
-                sweep_directory.reuse_own_run(job)
+            sweep_directory.reuse_own_runs(jobs)
             session.print_lines(*terminal.grid_plan(session.folder.name, jobs, inspection))
             if dry_run:
                 return
@@ -164,7 +170,10 @@ def climb(session: Session, jobs: Sequence[Job]) -> None:
         started |= set(due)
         session.features_missing = features_missing  # each rung may need other features
         level = [job for job in jobs if job.number in due]
-        session.run(level, level[0].place.rung if level[0].place else "rung")
+        # A rung that begins with `best` may have the same run on two rungs, of which the first one has the number.
+        numbers = {*due, *(job.same_as for job in level)}
+        rung = level[0].place.rung if level[0].place else "rung"
+        session.run([job for job in jobs if job.number in numbers], rung)
         sweep_directory.resolve_repeated(session.folder, jobs)
 
 

@@ -23,7 +23,6 @@ from optuna.trial import FrozenTrial, TrialState
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.sweeps import plan, study, sweep_directory
-from experiments.sweeps.finals import deleted_runs
 from experiments.sweeps.plan import Job
 from experiments.sweeps.session import Session, inspect_jobs
 from experiments.sweeps.space import Space
@@ -211,7 +210,9 @@ class Worker:
         if ready:
             self.session.features_missing = False
             ready = self.inspect(ready)
-            self.session.prepare([job for trial in ready for job in trial.jobs])
+            jobs = [job for trial in ready for job in trial.jobs]
+            sweep_directory.reuse_own_runs(jobs)
+            self.session.prepare(jobs)
             with self.lock():
                 ready = [trial for trial in ready if not self.duplicates_runs(trial)]
         for trial in ready if self.settings.pruner != "none" else []:
@@ -304,7 +305,7 @@ def deleted_lines(config: Config, trials: Sequence[FrozenTrial]) -> list[str]:
     runs = {
         run: trial.number for trial in trials if study.is_done(trial) for run in trial.user_attrs.get(RUNS, []) if run
     }
-    numbers = sorted({runs[run] for run in deleted_runs(config, list(runs))})
+    numbers = sorted({runs[run] for run in sweep_directory.deleted_runs(config, list(runs))})
     if not numbers:
         return []
     return [

@@ -40,6 +40,7 @@ from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.redaction import redact_credentials
 from experiments.tracking import connection, inputs, queries, summary_runs
 from experiments.tracking.queries import RunFacts
+from experiments.tracking.upload import UNSENT
 from experiments.training import runtime
 from experiments.training.types import RunComponents, Status
 
@@ -146,6 +147,12 @@ def inspect_jobs(configs: Sequence[Mapping[str, Any]], file: str) -> None:
         uri = first.tracking.uri
         finished = queries.finished(uri, first.tracking.experiment) if uri else {}
         known = known_runs(first, {job.identity for job in jobs}, finished)
+        done = [run for run in known.values() if run.get("status") == Status.FINISHED and run["folder"]]
+        if unsent := sum((Path(run["folder"]) / UNSENT).exists() for run in done):
+            logging.getLogger(__name__).warning(
+                "%d finished runs of these jobs are not completely in MLflow. To upload the rest: experiments sync",
+                unsent,
+            )
         response["jobs"] = [{"identity": job.identity, **known.get(job.identity, {})} for job in jobs]
         manifests = {job.dataset.fingerprint: job.dataset.manifest for job in jobs}
         lines, response["features_missing"] = shared(jobs)
@@ -163,7 +170,7 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
         finished: the finished runs in the tracking store, by identity.
     """
     known: dict[str, dict[str, Any]] = {}
-    deleted: dict[str, dict[str, Any]] = {}
+    untracked: dict[str, str] = {}  # ids of MLflow runs that are not finished, by identity
     uri = config.tracking.uri
     place = redact_credentials(uri) if uri else None
     tracked_ids = {run.run_id for run in finished.values()}
@@ -179,9 +186,9 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
         if (redact_credentials(stored_in) if stored_in else None) != place:
             continue
         done = facts.get("status") == Status.FINISHED
-        if done and uri is not None and facts.get("run_id") not in tracked_ids:
-            # The run was deleted in MLflow. It is not reported if another run of this identity exists.
-            deleted.setdefault(facts["identity"], {"deleted": facts.get("run_id")})
+        unsent = (folder / UNSENT).exists()  # MLflow may not have received the end of the run
+        if done and uri is not None and facts.get("run_id") not in tracked_ids and not unsent:
+            untracked.setdefault(facts["identity"], str(facts.get("run_id")))
             continue
         if done or facts.get("status") != Status.PRUNED:
             status = Status.FINISHED if done else Status.PARTIAL
@@ -196,7 +203,11 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
             tracked = finished[identity]
             folder_tag = tracked.tags.get("run_folder", "")
             known[identity] = {"status": Status.FINISHED, "folder": folder_tag, "run_id": tracked.run_id}
-    return deleted | known
+    # Deleted runs are not reported if another run of their identity exists.
+    gone = set(untracked.values())
+    if gone and not connection.missing(str(uri)):
+        gone = queries.deleted(str(uri), list(gone))
+    return {identity: {"deleted": run_id} for identity, run_id in untracked.items() if run_id in gone} | known
 
 
 def shared(jobs: Sequence[PreparedJob]) -> tuple[list[str], bool]:
