@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,13 @@ def test_a_run_that_ended_while_the_server_was_away_is_not_taken_for_deleted(
     """MLflow has it as RUNNING until `experiments sync`; nor is a run deleted that is in another experiment."""
     uri = "http://server:5000"
     for name in ("unsent", "deleted", "elsewhere"):
-        facts = {"command": {}, "identity": name, "status": "FINISHED", "run_id": f"{name} id", "store": uri}
+        facts: dict[str, Any] = {
+            "command": {},
+            "identity": name,
+            "status": "FINISHED",
+            "run_id": f"{name} id",
+            "store": uri,
+        }
         RunDirectory(own_outputs / "runs" / name).write_facts(facts)
     (own_outputs / "runs" / "unsent" / UNSENT).touch()
     monkeypatch.setattr(queries, "deleted", lambda store, run_ids: {"deleted id"} & set(run_ids))
