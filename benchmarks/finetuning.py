@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import json
 import sys
@@ -16,6 +15,7 @@ from benchmarks import ours
 from benchmarks.images import Folder, flowers
 from benchmarks.report import Comparison, Row, Side
 from benchmarks.rows import XLA, Setup, alternate, in_process, weights_override
+from experiments.storage.csv_files import read_rows
 
 # The overrides of each of our recipes, without data.root, the model and its weights. Measuring another preset of
 # conf/experiment takes one more line.
@@ -91,8 +91,7 @@ def train_ours(command: Sequence[str], home: Path) -> Result:
     run = ours.train_process(command, home)
     (folder,) = (path.parent for path in (home / "runs").glob("*/metrics.json"))
     metrics = json.loads((folder / "metrics.json").read_bytes())
-    with (folder / "predictions_test.csv").open(encoding="utf-8", newline="") as file:
-        correct = {line["path"]: line["correct"] == "True" for line in csv.DictReader(file)}
+    correct = {line["path"]: line["correct"] == "True" for line in read_rows(folder / "predictions_test.csv")}
     return Result(run.seconds, metrics["validation.accuracy"], correct)
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.storage.csv_files import read_rows
+
 FOUND = ("self_confidence", "margin")  # the scores that are compared
 
 
@@ -35,10 +37,8 @@ def flip(folder: Path, target: Path, share: float = 0.05, seed: int = 0) -> None
 
 def score(labels: Path, listed: Path) -> None:
     """Print for each score how many of the flipped labels are among the first 5 % and 10 % of the images."""
-    with labels.open(encoding="utf-8") as file:
-        flipped = {row["path"] for row in csv.DictReader(file) if row["label"] != row["original"]}
-    with listed.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    flipped = {row["path"] for row in read_rows(labels) if row["label"] != row["original"]}
+    rows = read_rows(listed)
     flipped &= {row["path"] for row in rows}  # test images are not listed
     for name in FOUND:
         order = sorted(rows, key=lambda row: float(row[name]))

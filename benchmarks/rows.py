@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import json
 import math
@@ -20,6 +19,7 @@ import yaml
 from benchmarks import ours
 from benchmarks.images import Folder, images, many, mobilenet_weights
 from benchmarks.report import Comparison, Row, Side, same_work
+from experiments.storage.csv_files import read_rows
 
 BUDGET = 2.0  # GB, as in conf/runtime/default.yaml
 XLA = "Keras's own choice (none on a CPU); ours as shipped: resampling, large updates and convolutions in part"
@@ -516,8 +516,7 @@ def summary(images: int, runs: Sequence[Mapping[str, float]]) -> dict[str, float
 def last_phase(home: Path) -> list[dict[str, str]]:
     """Return the curves of the only run under `home`: the epochs of its last phase."""
     (path,) = (home / "runs").glob("*/curves.csv")
-    with path.open(encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
+    lines = read_rows(path)
     return [line for line in lines if line["phase"] == lines[-1]["phase"]]
 
 

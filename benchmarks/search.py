@@ -8,7 +8,6 @@ and pruner are those of sweep.search and sweep.pruner.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from rich.console import Console
 
 from experiments.config.schema import LOWER_IS_BETTER
 from experiments.errors import ConfigError
+from experiments.storage.csv_files import read_rows
 from experiments.sweeps import study as studies
 from experiments.sweeps import summary
 from experiments.training import pruning
@@ -100,8 +100,7 @@ def order(text: str) -> tuple[bool, float, str]:
 
 def curve(run: Path, objective: str) -> list[float]:
     """Return a run's validation metric by epoch of its last phase, as its job would have reported it to its trial."""
-    with (run / "curves.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(run / "curves.csv")
     metric = "validation_loss" if objective in LOWER_IS_BETTER else "validation_accuracy"
     return [float(row[metric]) for row in rows if row["phase"] == rows[-1]["phase"]]
 

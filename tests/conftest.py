@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import gc
 import inspect
 import json
@@ -22,6 +21,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from experiments.config import schema
+from experiments.storage.csv_files import read_rows
 from experiments.system import redaction, signals
 from experiments.train import main, train
 
@@ -108,6 +108,8 @@ def own_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     home = tmp_path / "outputs"
     monkeypatch.setenv("EXPERIMENTS_HOME", str(home))
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")  # the servers of tests are on this machine
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # restores the variable after a test in which MLflow sets it
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     yield home
@@ -252,8 +254,8 @@ def outcome_of() -> Callable[[Path], dict[str, Any]]:
     times = ("seconds", "timestamp", "images_per_second", "input_wait")
 
     def read(directory: Path) -> dict[str, Any]:
-        with (directory / "curves.csv").open(encoding="utf-8", newline="") as file:
-            curves = [{key: value for key, value in row.items() if key not in times} for row in csv.DictReader(file)]
+        rows = read_rows(directory / "curves.csv")
+        curves = [{key: value for key, value in row.items() if key not in times} for row in rows]
         found: dict[str, Any] = {"curves": curves}
         found["predictions"] = (directory / "predictions_validation.csv").read_text("utf-8")
         for path in sorted((directory / "weights").iterdir()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from experiments.config.identity import run_identity
 from experiments.data import decoder
 from experiments.data.resizing import resize
 from experiments.errors import ConfigError
+from experiments.storage.csv_files import read_rows
 from experiments.system import paths
 
 Start = Callable[..., Path]
@@ -40,11 +40,6 @@ def start(train_here: Callable[..., None]) -> Start:
         return folder
 
     return call
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def metrics_of(folder: Path) -> dict[str, float]:
@@ -86,14 +81,14 @@ def test_every_preset_runs(
         return  # the same run as another's, but for what debug overrides and how -m sweeps over it
     folder = start(tmp_path, name, *settings)
     effective = yaml.safe_load((folder / "config.yaml").read_text())
-    curves = rows_of(folder / "curves.csv")
+    curves = read_rows(folder / "curves.csv")
     phases = {"scratch": ["scratch"], "bottleneck": ["head"], "finetune": ["head", "finetune"]}
     assert [row["phase"] for row in curves] == phases[effective["regime"]["name"]], "one epoch each"
     assert all(np.isfinite(float(row[curve])) for row in curves for curve in ("loss", "validation_loss"))
     metrics, classes = metrics_of(folder), len(effective["data"].get("species") or ("blobs", "stripes"))
     assert 0 <= metrics["validation.accuracy"] <= 1 and np.isfinite(metrics["validation.loss"])
-    assert len(rows_of(folder / "predictions_validation.csv")) == 4 * classes
-    assert len([row for row in rows_of(folder / "manifest.csv") if row["split"] == "train"]) == 4 * classes
+    assert len(read_rows(folder / "predictions_validation.csv")) == 4 * classes
+    assert len([row for row in read_rows(folder / "manifest.csv") if row["split"] == "train"]) == 4 * classes
     assert (folder / "weights/head.weights.h5").exists()
 
 
@@ -119,7 +114,7 @@ def test_a_debug_run_is_in_mlflow_apart_from_the_others(
     assert run.info.status == "FINISHED"
     assert run.data.metrics["validation.accuracy"] == metrics_of(folder)["validation.accuracy"]
     history = client.get_metric_history(run.info.run_id, "loss")
-    curves = rows_of(folder / "curves.csv")
+    curves = read_rows(folder / "curves.csv")
     assert [one.step for one in history] == [int(row["step"]) for row in curves]
     assert [one.value for one in history] == pytest.approx([float(row["loss"]) for row in curves])
     assert len(history) == 2  # the head's epoch and fine-tuning's
@@ -137,9 +132,9 @@ def test_a_handful_of_images_is_learned_by_heart(
     start: Start, settings: tuple[str, ...], drawn: Path, tmp_path: Path
 ) -> None:
     folder = start(tmp_path, "heart", *SMALL, f"data.root={drawn}", *settings, "debug=overfit", "tracking=none")
-    last = rows_of(folder / "curves.csv")[-1]
+    last = read_rows(folder / "curves.csv")[-1]
     assert float(last["accuracy"]) == 1 and last["epoch"] == "59"
-    assert len([row for row in rows_of(folder / "manifest.csv") if row["split"] == "train"]) == 16
+    assert len([row for row in read_rows(folder / "manifest.csv") if row["split"] == "train"]) == 16
 
 
 def test_a_run_that_cannot_learn_fails_and_leaves_its_results(
@@ -149,12 +144,12 @@ def test_a_run_that_cannot_learn_fails_and_leaves_its_results(
     with pytest.raises(ConfigError) as raised:
         start(tmp_path, "failed", *SMALL, f"data.root={drawn}", *settings)
     folder = tmp_path / "runs" / "failed"
-    reached = float(rows_of(folder / "curves.csv")[-1]["accuracy"])
+    reached = float(read_rows(folder / "curves.csv")[-1]["accuracy"])
     assert str(raised.value).startswith(
         f"must_reach: after 2 epochs the training accuracy is {reached:.1%}, below the 100.0% asked for."
     )
     assert "optimizer.lr=1e-09" in str(raised.value) and "epochs (2)" in str(raised.value)
-    assert len(rows_of(folder / "predictions_validation.csv")) == 8
+    assert len(read_rows(folder / "predictions_validation.csv")) == 8
     assert (folder / "weights/head.weights.h5").exists() and (folder / "figures/validation_confusion.png").exists()
     run = runs_of(client, "debug")["failed"]
     assert run.info.status == "FAILED"
@@ -177,7 +172,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scores_of(folder: Path) -> np.ndarray:
-    rows = rows_of(folder / "predictions_validation.csv")
+    rows = read_rows(folder / "predictions_validation.csv")
     return np.array([[float(row[f"p_{name}"]) for name in ("blue", "green", "red")] for row in rows])
 
 
@@ -198,7 +193,7 @@ def test_three_classes_by_hinge(start: Start, three: Path, tmp_path: Path, clien
     assert not PROBABILISTIC & set(run.data.metrics)
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     model = mlflow.keras.load_model(f"runs:/{run.info.run_id}/model")
-    rows = rows_of(folder / "predictions_validation.csv")
+    rows = read_rows(folder / "predictions_validation.csv")
     images = [resize(decoder.decode((three / row["path"]).read_bytes()), 32) for row in rows]
     scores = model.predict(np.stack(images).astype("float32"), verbose=0)
     assert scores.shape == (12, 3) and scores.min() >= 0 and scores.max() <= 1
@@ -218,7 +213,7 @@ def test_three_classes_by_squared_error(start: Start, three: Path, tmp_path: Pat
     assert set(metrics) > PROBABILISTIC and metrics["validation.accuracy"] > 0.9
     assert scores.shape == (12, 3) and scores.min() >= 0 and scores.max() <= 1
     np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
-    curves = rows_of(folder / "curves.csv")
+    curves = read_rows(folder / "curves.csv")
     # The weights of the best epoch are those that were scored, and its loss is the reported one.
     assert min(float(row["validation_loss"]) for row in curves) == pytest.approx(metrics["validation.loss"], rel=1e-3)
     # Squared errors are at most 1, times the largest class weight; cross entropies begin above ln 3.

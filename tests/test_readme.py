@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -19,6 +17,7 @@ import yaml
 
 from experiments.config import schema
 from experiments.reuse import like
+from experiments.storage.csv_files import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = "\n".join(
@@ -102,8 +101,7 @@ def check(name: str, place: Path) -> None:
     assert json.loads((place / "run" / "run.json").read_bytes())["status"] == "FINISHED"
     metrics = json.loads((place / "run" / "metrics.json").read_bytes())
     assert 0 <= metrics["validation.accuracy"] <= 1
-    with (place / "run" / "manifest.csv").open(newline="", encoding="utf-8") as file:
-        manifest = list(csv.DictReader(file))
+    manifest = read_rows(place / "run" / "manifest.csv")
     classes = {row["class_name"] for row in manifest}
     assert classes == ({"cats", "dogs"} if config["data"]["name"] == "synthetic" else {"blobs", "stripes"})
     curves = place / "run" / "curves.csv"
@@ -164,7 +162,6 @@ def test_an_example_runs(
 def test_an_example_runs_as_it_is_typed(name: str, drawn: Path, tmp_path: Path) -> None:
     """In a process of its own, in the folder that holds its files."""
     command = [sys.executable, "-m", "experiments.train", *arguments(name, drawn, tmp_path)]
-    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     check(name, tmp_path)

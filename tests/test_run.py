@@ -35,7 +35,7 @@ from experiments.regimes.data_checks import check_origins
 from experiments.run import print_results, read_data, run
 from experiments.runs.curves import Curves
 from experiments.storage.array_cache import Rows
-from experiments.storage.csv_files import write_rows
+from experiments.storage.csv_files import read_rows, write_rows
 from experiments.sweeps.plan import plain
 from experiments.sweeps.worker_tasks import prepare_jobs
 from experiments.system.startup import quiet_start
@@ -85,11 +85,6 @@ def tuned(start: Start, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def test_the_folder_holds_everything(tuned: Path) -> None:
     names = {str(path.relative_to(tuned)) for path in tuned.rglob("*") if path.is_file()}
     assert names - {"returned"} >= {
@@ -106,7 +101,7 @@ def test_the_folder_holds_everything(tuned: Path) -> None:
 
 def test_the_folder_gives_the_model_back(tuned: Path, drawn: Path) -> None:
     run = saved_run.find(str(tuned))
-    rows = rows_of(tuned / "predictions_test.csv")
+    rows = read_rows(tuned / "predictions_test.csv")
     images = [resize(decoder.decode((drawn / row["path"]).read_bytes()), 48) for row in rows]
     shares = np.asarray(run.model()(np.stack(images).astype("float32")))
     assert run.run_id is None and run.classes == ("blobs", "stripes")
@@ -120,14 +115,14 @@ def test_the_effective_configuration_is_written(tuned: Path) -> None:
 
 
 def test_the_manifest_lists_every_image(tuned: Path) -> None:
-    rows = rows_of(tuned / "manifest.csv")
+    rows = read_rows(tuned / "manifest.csv")
     assert len(rows) == 2 * (12 + 6 + 4)
     assert {row["class_name"] for row in rows} == {"blobs", "stripes"}
     assert all(len(row["sha256"]) == 64 and row["mode"] == "RGB" and row["width"] == "48" for row in rows)
 
 
 def test_curves_have_a_row_an_epoch(tuned: Path) -> None:
-    rows = rows_of(tuned / "curves.csv")
+    rows = read_rows(tuned / "curves.csv")
     assert [(row["step"], row["phase"], row["epoch"]) for row in rows] == [
         ("0", "head", "0"), ("1", "head", "1"), ("2", "head", "2"), ("3", "finetune", "0"), ("4", "finetune", "1"),
     ]  # fmt: skip
@@ -139,7 +134,7 @@ def test_curves_have_a_row_an_epoch(tuned: Path) -> None:
 def test_predictions_and_metrics_agree(tuned: Path) -> None:
     metrics = json.loads((tuned / "metrics.json").read_text())
     for split, count in (("validation", 12), ("test", 8)):
-        rows = rows_of(tuned / f"predictions_{split}.csv")
+        rows = read_rows(tuned / f"predictions_{split}.csv")
         assert len(rows) == count
         assert np.mean([row["correct"] == "True" for row in rows]) == pytest.approx(metrics[f"{split}.accuracy"])
         for row in rows:
@@ -148,7 +143,7 @@ def test_predictions_and_metrics_agree(tuned: Path) -> None:
             assert row["predicted"] == max(shares, key=lambda name: shares[name])
             assert row["path"].startswith(f"{split}/{row['label']}/")
             assert (row["correct"] == "True") == (row["label"] == row["predicted"])
-    last = float(rows_of(tuned / "curves.csv")[-1]["validation_loss"])
+    last = float(read_rows(tuned / "curves.csv")[-1]["validation_loss"])
     assert metrics["validation.loss"] == pytest.approx(last, abs=1e-4)
     assert float((tuned / "returned").read_text()) == metrics["validation.loss"]  # the objective
 
@@ -166,7 +161,7 @@ def test_the_weights_make_the_same_predictions(
     images = read_data(components).validation
     scores = join(components.backbone, "average", head).predict_on_batch(images.pixels[:].astype("float32"))
     written = [
-        [float(row["p_blobs"]), float(row["p_stripes"])] for row in rows_of(tuned / "predictions_validation.csv")
+        [float(row["p_blobs"]), float(row["p_stripes"])] for row in read_rows(tuned / "predictions_validation.csv")
     ]
     np.testing.assert_allclose(scores, written, atol=1e-5)
 
@@ -183,7 +178,7 @@ def test_without_test_the_test_split_is_not_read(start: Start, drawn: Path, tmp_
     assert "augmentation" not in yaml.safe_load((folder / "config.yaml").read_text())
     rows = {len(np.load(path, mmap_mode="r")) for path in (tmp_path / "cache").rglob("array.npy")}
     assert rows == {24, 12}  # training and validation images; none of the 8 of test
-    trained = rows_of(folder / "predictions_train.csv")
+    trained = read_rows(folder / "predictions_train.csv")
     assert len(trained) == 24 and all(row["path"].startswith(f"train/{row['label']}/") for row in trained)
     assert "24 training images, rated by this model" in (folder / "report.html").read_text()
 
@@ -195,7 +190,7 @@ def test_a_fault_leaves_the_curves(start: Start, drawn: Path, tmp_path: Path, mo
     monkeypatch.setattr(run_module, "evaluate", fails)
     with pytest.raises(RuntimeError, match="no more"):
         start(tmp_path, "broken", f"data.root={drawn}", "regime=bottleneck", "tracking=none")
-    assert len(rows_of(tmp_path / "runs" / "broken" / "curves.csv")) == 2
+    assert len(read_rows(tmp_path / "runs" / "broken" / "curves.csv")) == 2
     assert (tmp_path / "runs" / "broken" / "weights" / "head.weights.h5").exists()
     assert not (tmp_path / "runs" / "broken" / "metrics.json").exists()
 
@@ -208,7 +203,7 @@ PENALISED = (
 
 def assert_reported_loss_is_that_of_the_curve(folder: Path) -> None:
     """The last phase's lowest validation_loss and the final one are equal, and nowhere near what is minimised."""
-    rows = rows_of(folder / "curves.csv")
+    rows = read_rows(folder / "curves.csv")
     best = min(float(row["validation_loss"]) for row in rows if row["phase"] == rows[-1]["phase"])
     final = json.loads((folder / "metrics.json").read_text())["validation.loss"]
     assert final == pytest.approx(best, rel=1e-5)
@@ -240,7 +235,7 @@ def test_what_fails_after_the_training_loses_nothing(
     assert "results are written" in notes and "resume=" in notes
     folder = tmp_path / "runs" / "kept"
     assert_reported_loss_is_that_of_the_curve(folder)
-    assert len(rows_of(folder / "predictions_validation.csv")) == 12
+    assert len(read_rows(folder / "predictions_validation.csv")) == 12
     assert {path.name for path in (folder / "weights").iterdir()} == {"backbone.weights.h5", "head.weights.h5"}
     facts = json.loads((folder / "run.json").read_text())
     assert facts["status"] == "FAILED" and "model" not in facts
@@ -320,8 +315,7 @@ def test_curves_are_on_disk_before_the_tracker_is_told(tmp_path: Path) -> None:
     for step in range(2):
         with pytest.raises(ConnectionError):
             curves.add(EpochRecord(step, "scratch", step, 5, {"loss": 0.5}))
-    with (tmp_path / "curves.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(tmp_path / "curves.csv")
     told = [{name: value for name, value in row.items() if value} for row in rows]
     expected = {"phase": "scratch", "timestamp": "5", "loss": "0.5"}
     assert told == [{"step": str(step), "epoch": str(step)} | expected for step in range(2)]
@@ -337,8 +331,8 @@ def test_curves_take_records_with_more_and_fewer_metrics(tmp_path: Path) -> None
     curves = Curves(tmp_path / "curves.csv", Silent(), lambda record: False)
     curves.add(EpochRecord(0, "head", 0, 5, {"loss": 0.5}))
     curves.add(EpochRecord(1, "finetune", 0, 6, {"input_wait": 0.25, "loss": 0.4}))
-    with (tmp_path / "curves.csv").open(newline="") as file:
-        assert [(row["loss"], row["input_wait"]) for row in csv.DictReader(file)] == [("0.5", ""), ("0.4", "0.25")]
+    rows = read_rows(tmp_path / "curves.csv")
+    assert [(row["loss"], row["input_wait"]) for row in rows] == [("0.5", ""), ("0.4", "0.25")]
 
 
 ENDED = ("FINISHED", "KILLED")

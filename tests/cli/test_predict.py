@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -26,6 +25,7 @@ from experiments.deploy.predict import Prediction, list_files, predictions
 from experiments.errors import ConfigError, DataError
 from experiments.evaluation.calibration import TEMPERATURE, scale, temperature_of
 from experiments.runs import predictions as runs
+from experiments.storage.csv_files import read_rows
 
 Call = Callable[..., int | str | None]
 
@@ -124,8 +124,7 @@ def test_wrong_arguments_import_no_tensorflow(tmp_path: Path) -> None:
 def test_csv_holds_every_file_and_its_fault(files: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     output = files.parent / "out.csv"
     assert call(files, "--output", output, "--batch-size", 2) == verb.SOME_FAILED
-    with output.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(output)
     assert list(rows[0]) == ["path", "class", "probability", "p_cats", "p_dogs", "error"]
     assert [row["path"] for row in rows] == list_files([str(files)])[0]
     for row in rows:
@@ -237,8 +236,7 @@ def test_names_in_csv_are_what_they_are_and_on_a_terminal_are_shown(
         save(tmp_path / "in" / name, 200)
     output = tmp_path / "out.csv"
     assert call(tmp_path / "in", "--output", output) == 0
-    with output.open(newline="", encoding="utf-8") as file:
-        paths = [Path(row["path"]) for row in csv.DictReader(file)]
+    paths = [Path(row["path"]) for row in read_rows(output)]
     assert {path.name for path in paths} == {*names} and {path.parent for path in paths} == {tmp_path / "in"}
     assert b"\r\n" not in output.read_bytes()
     capsys.readouterr()
@@ -277,11 +275,6 @@ def trained() -> SimpleNamespace:
     )  # fmt: skip
 
 
-def rows_in(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_images_of_low_confidence_are_rejected_with_their_probability(
     tmp_path: Path, call: Call, trained: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -290,7 +283,7 @@ def test_images_of_low_confidence_are_rejected_with_their_probability(
     out = tmp_path / "out.csv"
     assert call(tmp_path / "in", "--output", tmp_path / "plain.csv", run=trained) == 0
     assert call(tmp_path / "in", "--output", out, "--reject", "1", run=trained) == 0
-    plain, rows = rows_in(tmp_path / "plain.csv"), rows_in(out)
+    plain, rows = read_rows(tmp_path / "plain.csv"), read_rows(out)
     answers = ["none" if float(row["probability"]) < 0.8 else row["class"] for row in plain]
     assert [row["class"] for row in rows] == answers == ["cats", "none", "none", "dogs"]
     assert [{**row, "class": ""} for row in rows] == [{**row, "class": ""} for row in plain]
@@ -313,7 +306,7 @@ def test_calibrated_probabilities_are_those_of_the_recorded_or_fitted_temperatur
     for metrics, temperature in (({TEMPERATURE: 2.0}, 2.0), ({}, fitted)):
         trained.metrics = metrics
         assert call(tmp_path / "a.png", "--output", tmp_path / "a.csv", "--calibrated", run=trained) == 0
-        (row,) = rows_in(tmp_path / "a.csv")
+        (row,) = read_rows(tmp_path / "a.csv")
         given = scale(expected((tmp_path / "a.png").read_bytes()), temperature)[0]
         np.testing.assert_allclose([float(row["p_cats"]), float(row["p_dogs"])], given, atol=1e-6)
 

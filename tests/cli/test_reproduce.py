@@ -24,7 +24,6 @@ from experiments.sweeps.reproduction import CLAIMS, Result
 from experiments.system import signals
 from experiments.training.types import Status
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
 # One epoch of small images, on a backbone that has its weights with it.
 TINY = (
     "--backbone", "convnet", "--seeds", "2", "data.image_size=48", "model.weights=null", "model.head.pooling=average",
@@ -139,7 +138,7 @@ def test_invalid_arguments_are_reported_before_anything_is_read(
 
 def start(root: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "experiments", "reproduce", "--data", str(root), *TINY, *more]
-    environment = os.environ | {"PYTHONPATH": str(SOURCE), "COLUMNS": "200"}
+    environment = os.environ | {"COLUMNS": "200"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -187,8 +186,7 @@ def test_weights_that_cannot_be_had_stop_it_before_the_first_run(
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no server listens there
     command = [sys.executable, "-m", "experiments", "reproduce", "--data", str(drawn)]
-    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and "ImageNet weights of model=vgg16 could not be downloaded" in done.stderr
     assert "Cannot be run here" in done.stderr and "--backbone mobilenet_v2" in done.stderr
     assert not any(own_outputs.glob("runs/*"))

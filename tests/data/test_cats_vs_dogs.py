@@ -83,9 +83,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+def host() -> Iterator[Host]:
     with Host(("127.0.0.1", 0), Handler) as server:
         server.url = f"http://127.0.0.1:{server.server_address[1]}/kagglecatsanddogs.zip"
         threading.Thread(target=partial(server.serve_forever, poll_interval=0.01), daemon=True).start()

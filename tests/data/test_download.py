@@ -107,8 +107,6 @@ def ranged(extent: str) -> Callable[[Handler, bytes, int], object]:
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(download, "_PAUSE", 0.001)
     monkeypatch.setattr(download, "_RETRY", download._RETRY.new(backoff_factor=0))
     with Host(BODY) as server:

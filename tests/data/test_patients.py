@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from experiments.storage.csv_files import read_rows
 
 PATIENTS, IMAGES, FOLDS = 24, 8, 5
 
@@ -44,8 +45,7 @@ def test_random_labels_are_read_from_known_patients_only(
             "regime=bottleneck", "data.image_size=64", "tracking=none", "progress=none", "hydra/job_logging=none",
             f"hydra.run.dir={run}", *grouped,
         )  # fmt: skip
-        with (run / "predictions_validation.csv").open(newline="", encoding="utf-8") as file:
-            correct += [row["correct"].lower() in ("true", "1") for row in csv.DictReader(file)]
+        correct += [row["correct"].lower() in ("true", "1") for row in read_rows(run / "predictions_validation.csv")]
     accuracy = np.mean(correct)
     print(f"\ngroup={group}: {accuracy:.1%} of {len(correct)} images")
     if group is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -95,15 +94,10 @@ def call(monkeypatch: pytest.MonkeyPatch, run: SimpleNamespace) -> Call:
     return start
 
 
-def rows_in(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_the_report_is_that_of_scikit_learn(images: Path, call: Call, run: SimpleNamespace) -> None:
     assert call(images, "--batch-size", 3) == 0
     (output,) = (run.folder / "evaluations").iterdir()
-    rows = rows_in(output / "predictions_evaluation.csv")
+    rows = read_rows(output / "predictions_evaluation.csv")
     assert [row["path"] for row in rows] == [
         f"{name}/deep/{red}.png" for name, reds in REDS.items() for red in sorted(reds, key=str)
     ]
@@ -119,7 +113,7 @@ def test_the_report_is_that_of_scikit_learn(images: Path, call: Call, run: Simpl
     assert {path.name for path in (output / "figures").iterdir()} >= {
         f"evaluation_{name}.png" for name in ("confusion", "roc", "calibration", "mistakes", "risk_coverage")
     }
-    assert {row["class"] for row in rows_in(output / "per_class_evaluation.csv")} == set(CLASSES)
+    assert {row["class"] for row in read_rows(output / "per_class_evaluation.csv")} == set(CLASSES)
 
 
 def test_the_output_names_mistakes_and_the_difference_from_validation(
@@ -182,10 +176,10 @@ def test_files_that_cannot_be_used_are_recorded_and_the_exit_code_says_so(
 ) -> None:
     (images / "dogs" / "broken.jpg").write_bytes(b"text")
     assert call(images, "--output", tmp_path / "out") == verb.SOME_FAILED
-    (row,) = rows_in(tmp_path / "out" / "left_out.csv")
+    (row,) = read_rows(tmp_path / "out" / "left_out.csv")
     assert row["path"] == "dogs/broken.jpg" and "is no JPEG" in row["reason"]
     assert "dogs/broken.jpg: is no JPEG" in capsys.readouterr().err
-    assert len(rows_in(tmp_path / "out" / "predictions_evaluation.csv")) == 8
+    assert len(read_rows(tmp_path / "out" / "predictions_evaluation.csv")) == 8
     assert call(images, "--output", tmp_path / "out") == 2  # is there already
 
 
@@ -344,6 +338,6 @@ def test_a_trained_run_on_its_own_test_images_has_the_scores_that_it_recorded(
     assert len(found) > 15
     for name, value in found.items():
         assert value == pytest.approx(recorded[name.replace("evaluation.", "test.")], abs=1e-4), name
-    assert [row["predicted"] for row in rows_in(tmp_path / "out" / "predictions_evaluation.csv")] == [
-        row["predicted"] for row in rows_in(folder / "predictions_test.csv")
+    assert [row["predicted"] for row in read_rows(tmp_path / "out" / "predictions_evaluation.csv")] == [
+        row["predicted"] for row in read_rows(folder / "predictions_test.csv")
     ]

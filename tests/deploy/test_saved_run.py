@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import csv
 import json
 import os
 import shutil
@@ -65,8 +64,7 @@ class Place(NamedTuple):
 
     def logged(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """A run's validation images [N, 48, 48, 3] float32, and what it says of them [N, 2]."""
-        with (self.folder(name) / "predictions_validation.csv").open(encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_rows(self.folder(name) / "predictions_validation.csv")
         images = [resize(decoder.decode((self.root / row["path"]).read_bytes()), 48) for row in rows]
         shares = np.array([[row["p_blobs"], row["p_stripes"]] for row in rows], float)
         return np.stack(images).astype("float32"), shares
@@ -362,8 +360,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
 def check_served(place: Place, url: str) -> None:
     """What a server answers to image files and pixels, against the run's own predictions."""
     pixels, shares = place.logged("whole")
-    with (place.folder("whole") / "predictions_validation.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(place.folder("whole") / "predictions_validation.csv")
     files = [base64.b64encode((place.root / row["path"]).read_bytes()).decode() for row in rows]
     for body in (
         {"dataframe_split": {"columns": ["image"], "data": [[one] for one in files]}},

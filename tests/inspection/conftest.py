@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import pytest
 
 from experiments import run as run_module
 from experiments.evaluation import training_checks
+from experiments.storage.csv_files import read_rows
 
 # Two phases, a warm-up, a schedule, a split point inside the network.
 OVERRIDES = (
@@ -28,8 +28,7 @@ class Ended(NamedTuple):
 
     @property
     def curves(self) -> list[dict[str, str]]:
-        with (self.folder / "curves.csv").open(encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        return read_rows(self.folder / "curves.csv")
 
 
 @pytest.fixture(scope="session")

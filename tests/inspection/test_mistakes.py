@@ -17,6 +17,7 @@ from experiments.deploy import saved_run
 from experiments.errors import ConfigError, DataError
 from experiments.inspection import mistakes
 from experiments.models.gradcam import overlay
+from experiments.storage.csv_files import read_rows
 
 
 @pytest.fixture
@@ -25,8 +26,7 @@ def run(ended: Any, tmp_path: Path) -> saved_run.Trained:
     folder = tmp_path / "run"
     shutil.copytree(ended.folder, folder)
     path = folder / "predictions_validation.csv"
-    with path.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(path)
     for at, row in enumerate(rows):
         wrong = at in (1, 4, 7)
         other = {"blobs": "stripes", "stripes": "blobs"}[row["predicted"]]

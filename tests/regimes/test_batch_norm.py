@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ import keras
 import pytest
 
 from experiments.regimes.scratch import follow_batches
+from experiments.storage.csv_files import read_rows
 
 Run = Callable[..., None]
 
@@ -33,8 +33,7 @@ def test_the_momentum_fits_the_steps_of_the_training() -> None:
 
 def accuracies(folder: Path) -> tuple[float, float]:
     """The best training accuracy of a run, and its final validation accuracy."""
-    with (folder / "curves.csv").open() as file:
-        best = max(float(row["accuracy"]) for row in csv.DictReader(file))
+    best = max(float(row["accuracy"]) for row in read_rows(folder / "curves.csv"))
     return best, float(json.loads((folder / "metrics.json").read_text())["validation.accuracy"])
 
 

@@ -7,11 +7,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
 Tally = Callable[[str, int, int], None]
 
 
@@ -46,10 +44,8 @@ class Started:
             signal.signal(number, signal.SIG_DFL)
 
     def __call__(self, *command: str, **environment: str) -> subprocess.Popen[str]:
-        path = os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")])
         process = subprocess.Popen(
-            [sys.executable, *command],
-            env=os.environ | {"PYTHONPATH": path} | environment, text=True, start_new_session=True,
+            [sys.executable, *command], env=os.environ | environment, text=True, start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=self.heed_signals,
         )  # fmt: skip
         self.every.append(process)

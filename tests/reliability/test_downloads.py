@@ -60,11 +60,7 @@ class Slowly(BaseHTTPRequestHandler):
         pass
 
 
-def test_kills_of_a_download(
-    started: Started, tries: Tries, tally: Tally, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+def test_kills_of_a_download(started: Started, tries: Tries, tally: Tally, tmp_path: Path) -> None:
     wanted, survived, sha256 = tries(20, 3), 0, hashlib.sha256(BODY).hexdigest()
     rng = random.Random(0)
     with ThreadingHTTPServer(("127.0.0.1", 0), Slowly) as server:

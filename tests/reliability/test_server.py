@@ -85,9 +85,7 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+def server(tmp_path: Path) -> Iterator[Server]:
     home = tmp_path / "server"
     home.mkdir()
     server = Server(home)

@@ -52,12 +52,10 @@ class Place:
                 *SMALL, *overrides]  # fmt: skip
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        path = os.pathsep.join([str(self.home), os.environ.get("PYTHONPATH", "")])
-        environment = os.environ | {"EXPERIMENTS_HOME": str(self.home), "PYTHONPATH": path}
         return subprocess.Popen(
             [sys.executable, "-m", "experiments.train", *arguments],
-            env=environment, cwd=self.home, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            preexec_fn=heed_signals,
+            env=os.environ | {"EXPERIMENTS_HOME": str(self.home)}, cwd=self.home, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_signals,
         )  # fmt: skip
 
     def stop(self, process: subprocess.Popen[str], name: str, number: int, rows: int) -> str:

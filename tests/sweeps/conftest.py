@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
 # Each line of standard input is a command line of `python -m experiments.train` and a directory to import modules from.
 PROGRAM = """
 import contextlib, io, json, os, sys
@@ -39,7 +38,7 @@ Sweep = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def sweeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
-    environment = os.environ | {"PYTHONPATH": str(SOURCE), "COLUMNS": "200", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment = os.environ | {"COLUMNS": "200", "TF_CPP_MIN_LOG_LEVEL": "3"}
     environment.pop("MLFLOW_TRACKING_URI", None)
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM], env=environment, cwd=tmp_path_factory.mktemp("sweeping"), text=True,

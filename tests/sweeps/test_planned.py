@@ -28,7 +28,6 @@ from experiments.sweeps.sweeper import Sweeper
 from experiments.system import redaction, signals
 from experiments.train import expand, main
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
 IMAGES = 100
 
 
@@ -339,7 +338,7 @@ def test_jobs_run_what_was_planned_though_files_change(drawn: Path, own_outputs:
         sys.executable, "-m", "experiments.train", "-m", "-cn", "own", "--config-dir", str(mine), "data=folder",
         f"data.root={drawn}", "regime=bottleneck", "runtime.threads=1", "seed=0,1", "tracking.log_model=false",
     ]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(SOURCE), "WHY": "because"}
+    environment = os.environ | {"WHY": "because"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while process.poll() is None and not list(own_outputs.glob("sweeps/*/0/.hydra")):
         time.sleep(0.02)

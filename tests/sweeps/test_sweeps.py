@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import random
 import signal
 import subprocess
@@ -18,8 +16,8 @@ import mlflow
 import pytest
 
 from experiments.cli import summarize
+from experiments.storage.csv_files import read_rows
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
 SMALL = (
     "data.image_size=48", "model.head.pooling=average", "batch_size=4", "runtime.threads=1", "model.weights=null",
     "regime.head_epochs=2", "epochs=2",
@@ -209,7 +207,6 @@ def test_a_killed_sweep_goes_on_where_it_was(
         "regime=scratch,finetune", "optimizer.lr=0.01,0.02", "epochs=8", "seed=0", "sweep.final=false",
         "tracking.log_model=false",
     )  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
     kills = 0
     draw = random.Random(7)
 
@@ -217,7 +214,7 @@ def test_a_killed_sweep_goes_on_where_it_was(
         return {str(path): path.stat().st_mtime for path in own_outputs.glob("sweeps/*/[0-9]*/curves.csv")}
 
     for _ in range(5 if request.config.getoption("--full") else 1):
-        process = subprocess.Popen(given, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline, before = time.monotonic() + 120, told()
         while told() == before and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -226,7 +223,7 @@ def test_a_killed_sweep_goes_on_where_it_was(
         process.kill()
         process.wait()
     assert kills, "all was over before the first kill"
-    done = subprocess.run(given, env=environment, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(given, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     parents, jobs = tracked(own_outputs)
     assert [parent.info.status for parent in parents] == ["FINISHED"], "the same sweep is the same run"
@@ -234,16 +231,15 @@ def test_a_killed_sweep_goes_on_where_it_was(
     assert len({run.data.tags["identity"] for run in finished}) == len(finished) == 4
     assert {run.info.status for run in jobs} == {"FINISHED"}, "what was killed was gone on with, not begun anew"
     for folder in only_sweep(own_outputs).glob("[0-9]*"):
-        with (folder / "curves.csv").open(newline="") as file:
-            steps = [int(row["step"]) for row in csv.DictReader(file)]
+        steps = [int(row["step"]) for row in read_rows(folder / "curves.csv")]
         assert steps == list(range(len(steps))), "no epoch stands twice"
 
 
 def test_a_stopped_sweep_ends_its_jobs(command: Callable[..., list[str]], own_outputs: Path) -> None:
     given = command("regime=scratch", "optimizer.lr=0.01,0.02", "epochs=2000")
     process = subprocess.Popen(
-        given, env=os.environ | {"PYTHONPATH": str(SOURCE)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        given, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list(own_outputs.glob("sweeps/*/0/curves.csv")) and time.monotonic() < deadline:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 import re
@@ -30,6 +29,7 @@ from experiments.data.resizing import resize
 from experiments.errors import ConfigError
 from experiments.regimes import scratch
 from experiments.runs.curves import PHASES, parse
+from experiments.storage.csv_files import read_rows
 from experiments.tracking import (
     buffer,
     connection,
@@ -108,8 +108,7 @@ def store(drawn: Path, train_here: Callable[..., None], tmp_path_factory: pytest
 @pytest.fixture
 def predictions(store: Store) -> tuple[np.ndarray, np.ndarray]:
     """Validation images of `head` [N, 48, 48, 3] float32 and what its CSV says of them [N, 2]."""
-    with (store.outputs / "runs/head/predictions_validation.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(store.outputs / "runs/head/predictions_validation.csv")
     images = [resize(decoder.decode((store.root / row["path"]).read_bytes()), 48) for row in rows]
     return np.stack(images).astype("float32"), np.array([[row["p_blobs"], row["p_stripes"]] for row in rows], float)
 
@@ -172,8 +171,8 @@ def test_curves_lie_on_one_axis(store: Store) -> None:
     assert curve("given", "phase") == [(0, finetune), (1, finetune)]
     assert curve("tuned", "loss")[:2] == curve("head", "loss")  # the head that `head` trained
     for name in ("head", "tuned"):
-        with (store.outputs / "runs" / name / "curves.csv").open(encoding="utf-8") as file:
-            written = [(int(row["step"]), float(row["validation_loss"])) for row in csv.DictReader(file)]
+        rows = read_rows(store.outputs / "runs" / name / "curves.csv")
+        written = [(int(row["step"]), float(row["validation_loss"])) for row in rows]
         assert written == curve(name, "validation_loss")
 
 
@@ -204,8 +203,7 @@ def test_the_folder_is_among_the_artifacts(store: Store) -> None:
     tables = {f"{name}_{split}.json" for name in ("predictions", "per_class") for split in ("validation", "test")}
     assert wanted | tables == store.files(run)
     found = queries.read_predictions(store.uri, queries.find_runs(store.uri, ["head"])[0], "validation")
-    with (folder / "predictions_validation.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(folder / "predictions_validation.csv")
     assert [one.path for one in found] == [row["path"] for row in rows]
     assert [str(one.correct) for one in found] == [row["correct"] for row in rows]
     assert not [path for path in store.files(store.run("tuned")) if path.startswith("inputs")]
@@ -223,8 +221,7 @@ def test_the_model_serves_images(store: Store, predictions: tuple[np.ndarray, np
     served = mlflow.pyfunc.load_model(f"runs:/{store.run('head').info.run_id}/model")
     assert served.metadata.metadata["classes"] == ["blobs", "stripes"]
     assert [one.name for one in served.metadata.signature.outputs.inputs] == ["class", "probability"]
-    with (store.outputs / "runs/head/predictions_validation.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(store.outputs / "runs/head/predictions_validation.csv")
     files = [(store.root / row["path"]).read_bytes() for row in rows]
     for answer in (served.predict(predictions[0]), served.predict(files)):
         assert list(answer["class"]) == [row["predicted"] for row in rows]

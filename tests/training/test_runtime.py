@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import subprocess
@@ -19,6 +18,8 @@ import pytest
 import tensorflow as tf
 
 from experiments.training import runtime
+
+from experiments.storage.csv_files import read_rows
 
 # TensorFlow's settings hold for a process: these cases have one, with two virtual devices that stand for two GPUs.
 START = """
@@ -59,8 +60,7 @@ class Ran(NamedTuple):
     deterministic: bool
 
     def curves(self, name: str) -> list[dict[str, str]]:
-        with (self.folder / name / "curves.csv").open(newline="") as file:
-            return list(csv.DictReader(file))
+        return read_rows(self.folder / name / "curves.csv")
 
 
 def start(folder: Path, drawn: Path, cases: Mapping[str, Sequence[str]]) -> Ran:
