@@ -34,6 +34,7 @@ for line in sys.stdin:
     print(json.dumps([code, printed.getvalue()]), file=answers, flush=True)
 """
 Sweep = Callable[..., subprocess.CompletedProcess[str]]
+StartSweep = Callable[..., Callable[[], subprocess.CompletedProcess[str]]]
 
 
 @pytest.fixture(scope="session")
@@ -50,16 +51,27 @@ def sweeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Po
 
 
 @pytest.fixture
-def sweep(sweeping: subprocess.Popen[str], own_outputs: Path, tmp_path: Path) -> Sweep:
-    """Return a function that runs a sweep, whose jobs can import the modules in `tmp_path`."""
+def start_sweep(sweeping: subprocess.Popen[str], own_outputs: Path, tmp_path: Path) -> StartSweep:
+    """Return a function that starts a sweep, whose jobs can import the modules in `tmp_path`, and one that ends it."""
 
-    def run(*overrides: str) -> subprocess.CompletedProcess[str]:
+    def start(*overrides: str) -> Callable[[], subprocess.CompletedProcess[str]]:
         arguments = ["-m", *overrides, f"outputs={own_outputs}"]  # the fork server keeps its first environment
-        assert sweeping.stdin is not None and sweeping.stdout is not None
+        assert sweeping.stdin is not None
         print(json.dumps([arguments, str(tmp_path)]), file=sweeping.stdin, flush=True)
-        ready, _, _ = select.select([sweeping.stdout], [], [], 400)
-        assert ready, "the sweep does not end"
-        code, printed = json.loads(sweeping.stdout.readline())
-        return subprocess.CompletedProcess(arguments, code, printed, "")
 
-    return run
+        def finish() -> subprocess.CompletedProcess[str]:
+            assert sweeping.stdout is not None
+            ready, _, _ = select.select([sweeping.stdout], [], [], 400)
+            assert ready, "the sweep does not end"
+            code, printed = json.loads(sweeping.stdout.readline())
+            return subprocess.CompletedProcess(arguments, code, printed, "")
+
+        return finish
+
+    return start
+
+
+@pytest.fixture
+def sweep(start_sweep: StartSweep) -> Sweep:
+    """Return a function that runs a sweep to its end."""
+    return lambda *overrides: start_sweep(*overrides)()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -325,44 +323,49 @@ def test_a_rung_on_the_best_one_is_run_although_its_run_is_also_that_of_another(
 # -- in processes of their own
 
 
-def test_jobs_run_what_was_planned_though_files_change(drawn: Path, own_outputs: Path, tmp_path: Path) -> None:
+def test_jobs_run_what_was_planned_though_files_change(
+    drawn: Path, own_outputs: Path, tmp_path: Path, start_sweep: Callable[..., Callable[[], Any]]
+) -> None:
     """Of a configuration of one's own; then its first job's MLflow run is deleted, and the sweep's marked as lost."""
     mine = tmp_path / "mine"
     mine.mkdir()
     text = (
-        "defaults: [config, _self_]\nepochs: 2\nregime: {views: 1}\nnotes: ${oc.env:WHY}\nmodel: {weights: null}\n"
+        "defaults: [config, _self_]\nepochs: 2\nregime: {views: 1}\nnotes: ${oc.env:HOME}\nmodel: {weights: null}\n"
         "batch_size: 8\ndata: {image_size: 48}\n"
     )
     (mine / "own.yaml").write_text(text)
-    command = [
-        sys.executable, "-m", "experiments.train", "-m", "-cn", "own", "--config-dir", str(mine), "data=folder",
-        f"data.root={drawn}", "regime=bottleneck", "runtime.threads=1", "seed=0,1", "tracking.log_model=false",
-    ]  # fmt: skip
-    environment = os.environ | {"WHY": "because"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    while process.poll() is None and not list(own_outputs.glob("sweeps/*/0/.hydra")):
+    command = (
+        "-cn", "own", "--config-dir", str(mine), "data=folder", f"data.root={drawn}", "regime=bottleneck",
+        "runtime.threads=1", "seed=0,1", "tracking.log_model=false",
+    )  # fmt: skip
+    finish = start_sweep(*command)
+    deadline = time.monotonic() + 120
+    while not list(own_outputs.glob("sweeps/*/0/.hydra")) and time.monotonic() < deadline:
         time.sleep(0.02)
     (mine / "own.yaml").write_text(text.replace("epochs: 2", "epochs: 3"))
-    said, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, said
+    done = finish()
+    assert done.returncode == 0, done.stdout
     (folder,) = own_outputs.glob("sweeps/*")
     epochs = {path.parent.name: len(path.read_text().splitlines()) - 1 for path in folder.glob("*/curves.csv")}
     assert epochs == dict.fromkeys("0123", 2), "the winner's two, after the jobs, as well"
     client = mlflow.MlflowClient(f"sqlite:///{own_outputs}/mlflow.db")
     runs = {int(run.info.run_name.rpartition("-")[2]): run for run in client.search_runs(["1"])
             if "sweep" not in run.data.tags}  # fmt: skip
-    assert {run.data.tags["mlflow.note.content"] for run in runs.values()} == {"${oc.env:WHY}"}
+    assert {run.data.tags["mlflow.note.content"] for run in runs.values()} == {"${oc.env:HOME}"}
     assert all("--config-name own" in run.data.tags["command"] for run in runs.values())
     called = json.loads((folder / "0" / "run.json").read_text())["command"]
     assert arguments(called)[:4] == ["--config-dir", str(mine), "--config-name", "own"]
 
-    (mine / "own.yaml").write_text(text)
     parent = json.loads((folder / sweep_directory.SWEEP).read_text())["parent"]
+    mean = sum(runs[number].data.metrics["validation.accuracy"] for number in (0, 1)) / 2
+    assert client.get_run(parent).data.metrics["winner.validation.accuracy"] == pytest.approx(mean)
+
+    (mine / "own.yaml").write_text(text)
     client.set_tag(parent, "failure", "its process is gone")
     client.delete_run(runs[0].info.run_id)
     client.delete_run(runs[2].info.run_id)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = start_sweep(*command)()
+    assert done.returncode == 0, done.stdout
     assert "2 jobs, 1 to run, 1 already finished" in done.stdout
     for number in (0, 2):
         line = f"job {number}: its MLflow run {runs[number].info.run_id} has been deleted, so it is trained again"
