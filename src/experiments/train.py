@@ -173,8 +173,8 @@ def deferring(command: list[str]) -> list[str]:
     if not given.multirun:
         return command
     later = plan.deferred(given.overrides)
-    Sweeper.typed = [one for one in given.overrides if not one.lstrip("+~").startswith("hydra")] if later else None
-    return [one for one in command if one not in later]
+    Sweeper.typed = [word for word in given.overrides if not word.lstrip("+~").startswith("hydra")] if later else None
+    return [word for word in command if word not in later]
 
 
 def reported(call: Callable[[], None]) -> None:

@@ -37,13 +37,13 @@ def command(
     Raises:
         ConfigError: an override is no text, a value cannot be written, or an option does not apply here.
     """
-    wrong = [one for one in overrides if not isinstance(one, str)]
+    wrong = [override for override in overrides if not isinstance(override, str)]
     if wrong:
         raise ConfigError(
             f"overrides: must be texts as on the command line, 'epochs=10', or keyword arguments, epochs=10. Received: "
             f"{wrong[0]!r}"
         )
-    options = [one for one in overrides if one.startswith("-") and one.partition("=")[0] not in _OPTIONS]
+    options = [word for word in overrides if word.startswith("-") and word.partition("=")[0] not in _OPTIONS]
     if options:
         raise ConfigError(
             f"{options[0]}: options of the command line do not apply here, but for {', '.join(_OPTIONS[::2])}. A sweep "
@@ -51,7 +51,7 @@ def command(
         )
     place = ["--config-dir", str(config_dir)] if config_dir is not None else []
     given = [*place, *overrides, *_written(keys, Config, sweep)]
-    modes = [one for one in given if one.lstrip("+").startswith("hydra.mode=")]
+    modes = [override for override in given if override.lstrip("+").startswith("hydra.mode=")]
     if modes:
         raise ConfigError(f"{modes[0]}: does not apply here. One run is ex.train(...), a sweep ex.sweep(...)")
     return given
@@ -76,7 +76,7 @@ def _written(keys: Mapping[str, Any], schema: type[BaseModel] | None, sweep: boo
             yield from _written(value, below, sweep, f"{key}.")
             continue
         try:
-            yield f"{key}={','.join(_word(one, key) for one in _values(value)) if sweep else _word(value, key)}"
+            yield f"{key}={','.join(_word(choice, key) for choice in _values(value)) if sweep else _word(value, key)}"
         except (ConfigError, ValueError) as error:
             raise ConfigError(f"{key}: {error}") from None
 

@@ -98,8 +98,8 @@ class Run:
         path = self._trained.file(CURVES)
         records = curves.read(path) if path else []
         rows = [
-            {"step": one.step, "phase": one.phase, "epoch": one.epoch, "timestamp": one.timestamp, **one.metrics}
-            for one in records
+            {"step": row.step, "phase": row.phase, "epoch": row.epoch, "timestamp": row.timestamp, **row.metrics}
+            for row in records
         ]
         return display.frame(rows)
 
@@ -155,7 +155,7 @@ class Run:
 
         folder = self._trained.file(FIGURES)
         known = sorted(path.stem for path in folder.glob("*.png")) if folder else []
-        found = next((one for one in (f"{split}_{name}", name) if one in known), None)
+        found = next((stem for stem in (f"{split}_{name}", name) if stem in known), None)
         if folder is None or found is None:
             names = ", ".join(known) or "none: is it a job of a sweep? Only the winner has figures"
             raise ConfigError(f"{self.name}: there is no figure {name!r} of split {split!r}. It has: {names}")

@@ -58,7 +58,7 @@ def train(*overrides: str, config_dir: str | Path | None = None, **keys: Any) ->
         with executing(given):
             expanded = expand(given)
             if expanded is None:
-                named = [literal(one.partition("=")[2]) for one in given if one.startswith("resume=")]
+                named = [literal(word.partition("=")[2]) for word in given if word.startswith("resume=")]
                 folders.append(resume.find(named[-1], given, "resume"))
             else:
                 sys.argv[1:] = expanded

@@ -156,7 +156,7 @@ def by_value(differing: Sequence[Sequence[str]]) -> list[list[str]]:
     lines = [["key", "value", "of"]]
     for key, *values in differing[1:]:
         for value in dict.fromkeys(values):
-            numbers = [str(at) for at, one in enumerate(values, 1) if one == value]
+            numbers = [str(at) for at, other in enumerate(values, 1) if other == value]
             lines.append([key, value, " ".join(numbers)])
     return lines
 

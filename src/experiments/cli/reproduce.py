@@ -101,7 +101,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
     print(f"\ntable  {folder / reproduction.PAGE}")
     failed = [f"{job.values['experiment']}, seed {job.values['seed']}: {job.reason}; {job.folder}"
               for job in jobs if job.status == Status.FAILED]  # fmt: skip
-    print("".join(f"FAILED {one}\n" for one in failed), file=sys.stderr, end="")
+    print("".join(f"FAILED {line}\n" for line in failed), file=sys.stderr, end="")
     return 1 if failed else 0
 
 
@@ -116,13 +116,13 @@ def planned(arguments: argparse.Namespace) -> list[Job]:
     from experiments.sweeps.plan import Job
 
     data, weights = (
-        str(Path(one).expanduser().absolute()) if one else None for one in (arguments.data, arguments.weights)
+        str(Path(path).expanduser().absolute()) if path else None for path in (arguments.data, arguments.weights)
     )
     if data and not Path(data).exists():
         raise ConfigError(f"--data: there is no such folder or zip file. Received: {arguments.data}")
     if weights and not Path(weights).is_file():
         raise ConfigError(f"--weights: there is no such file. Received: {arguments.weights}")
-    if any(one.startswith("seed=") for one in arguments.overrides):
+    if any(override.startswith("seed=") for override in arguments.overrides):
         raise ConfigError(f"seed: the runs have those of --seeds. Received: {' '.join(arguments.overrides)}")
     backbone = arguments.backbone or (DRAWN if arguments.quick else reproduction.CLAIMED_FOR)
     jobs: list[Job] = []
@@ -131,8 +131,8 @@ def planned(arguments: argparse.Namespace) -> list[Job]:
         for seed in range(arguments.seeds):
             line = [*given, *arguments.overrides, f"seed={seed}"]
             values = {"experiment": name, "seed": str(seed)}
-            one = composing.whole(line)
-            jobs.append(Job(len(jobs), line, values, one.config, Path(), one.hydra))
+            composed = composing.whole(line)
+            jobs.append(Job(len(jobs), line, values, composed.config, Path(), composed.hydra))
     return jobs
 
 
@@ -161,7 +161,8 @@ def open_parent(folder: Path, config: Config) -> str:
 
 def command(arguments: argparse.Namespace) -> str:
     """Return the command line with placeholders for paths on this machine, so that others can use it."""
-    places = [one for one, given in (("--data PATH", arguments.data), ("--weights FILE", arguments.weights)) if given]
+    paths = {"--data PATH": arguments.data, "--weights FILE": arguments.weights}
+    places = [option for option, path in paths.items() if path]
     backbone = [f"--backbone {arguments.backbone}"] if arguments.backbone else []
     quick = ["--quick"] if arguments.quick else []
     given = ["experiments reproduce", *places, *backbone, f"--seeds {arguments.seeds}", *quick]
@@ -176,7 +177,7 @@ def show(rows: Sequence[dict[str, Any]], explanation: Sequence[str]) -> None:
 
     console = PlainConsole()
     console.print()
-    cells = [[one["experiment"], *reproduction.cells(one)] for one in rows]
+    cells = [[row["experiment"], *reproduction.cells(row)] for row in rows]
     table(console, [reproduction.HEADER, *cells], numbers=False)
     for sentence in explanation:
         console.print(sentence, highlight=False)
