@@ -97,11 +97,10 @@ def run_verb(arguments: list[str]) -> None:
         sys.exit(0 if arguments else 2)
     verb = arguments[0]
     if verb not in VERBS:
-        from experiments.config.messages import nearest
+        from experiments.config.messages import nearest_hint
 
-        close = nearest(verb, VERBS)
-        hint = f" Nearest: {close}." if close else ""
-        sys.exit(f"experiments: no such verb. Received: {verb!r}. Allowed: {', '.join(VERBS)}.{hint}\n\n{usage()}")
+        allowed = f"{', '.join(VERBS)}{nearest_hint(verb, VERBS)}"
+        sys.exit(f"experiments: no such verb. Received: {verb!r}. Allowed: {allowed}.\n\n{usage()}")
     sys.argv = [f"{Path(sys.argv[0]).name} {verb}", *arguments[1:]]
     if verb != "train":  # `train` may change to another directory (resume=)
         check_directory()

@@ -16,7 +16,7 @@ from experiments.api.overrides import command
 from experiments.api.process import executing
 from experiments.api.run import Run
 from experiments.api.training import checked
-from experiments.config.messages import nearest
+from experiments.config.messages import nearest_hint
 from experiments.config.schema import Config
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError
@@ -100,9 +100,8 @@ def inspect(
         DataError: the data set cannot be read.
     """
     if part not in OPTIONS:
-        close = nearest(part, OPTIONS)
-        hint = f" Nearest: {close}." if close else ""
-        raise ConfigError(f"inspect: no such part. Received: {part!r}. Allowed: {', '.join(OPTIONS)}.{hint}")
+        hint = nearest_hint(part, OPTIONS)
+        raise ConfigError(f"inspect: no such part. Received: {part!r}. Allowed: {', '.join(OPTIONS)}{hint}.")
     options = {name: keys.pop(name, default) for name, default in OPTIONS[part].items()}
     if (run is not None or part in OF_RUNS) and (overrides or keys):
         raise ConfigError(

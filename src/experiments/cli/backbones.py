@@ -57,18 +57,17 @@ def choose(names: Sequence[str], folder: Path | None = None) -> list[str]:
         ConfigError: the folder has no choices, or a name is not a choice.
     """
     from experiments.config.choices import shipped
-    from experiments.config.messages import nearest
+    from experiments.config.messages import nearest_hint
 
     mine = [path.stem for path in sorted(folder.glob("model/*.yaml"))] if folder else []
     if folder and not mine:
         raise ConfigError(f"--config-dir: there is no model/*.yaml in it. Received: {folder}")
     allowed = list(dict.fromkeys([*shipped("model"), *mine]))
-    lines = []
-    for name in names:
-        if name not in allowed:
-            close = nearest(name, allowed)
-            hint = f" Nearest: {close}." if close else ""
-            lines.append(f"no such model. Received: {name!r}. Allowed: {', '.join(allowed)}.{hint}")
+    lines = [
+        f"no such model. Received: {name!r}. Allowed: {', '.join(allowed)}{nearest_hint(name, allowed)}."
+        for name in names
+        if name not in allowed
+    ]
     if lines:
         raise ConfigError("\n".join(lines))
     return list(dict.fromkeys(names)) or allowed

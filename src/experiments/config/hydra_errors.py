@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from experiments.config.choices import shipped
-from experiments.config.messages import format_errors, is_known_key, nearest, unknown_key
+from experiments.config.messages import format_errors, is_known_key, nearest_hint, unknown_key
 from experiments.config.overrides import as_typed
 from experiments.system.paths import CONF
 from experiments.system.private_api import config_root
@@ -121,9 +121,8 @@ def _no_room(error: OSError) -> bool:
 
 
 def _no_choice(group: str, received: str, choices: Sequence[str]) -> str:
-    close = nearest(received, choices)
-    hint = f" Nearest: {group}={close}." if close else ""
-    return f"{group}: no such choice. Received: {received!r}. Allowed: {', '.join(choices)}.{hint}"
+    hint = nearest_hint(received, choices, prefix=f"{group}=")
+    return f"{group}: no such choice. Received: {received!r}. Allowed: {', '.join(choices)}{hint}."
 
 
 def _unknown(cause: OmegaConfBaseException, overrides: Sequence[str]) -> str:

@@ -27,6 +27,12 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def nearest_hint(name: str, allowed: Iterable[str], prefix: str = "") -> str:
+    """Return ". Nearest: ..." for the end of a sentence that lists the allowed names; empty if none is similar."""
+    close = nearest(name, allowed)
+    return f". Nearest: {prefix}{close}" if close else ""
+
+
 def unknown_key(key: str, allowed: Iterable[str], received: Any, close: str | None = None) -> str:
     """Return the message for a key that nothing reads; `close` is the full intended key, if the caller knows it."""
     *parents, name = key.split(".")
@@ -106,8 +112,7 @@ def error_line(error: Mapping[str, Any], root: Any = Config, prefix: str = "") -
         line += _as_text(key)
     if error["type"] != "literal_error":
         return line
-    close = nearest(str(error["input"]), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
-    return f"{line}. Nearest: {close}" if close else line
+    return line + nearest_hint(str(error["input"]), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
 
 
 def _as_text(key: str) -> str:

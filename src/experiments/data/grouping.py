@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from experiments.config.messages import nearest
+from experiments.config.messages import nearest_hint
 from experiments.data.issues import DataIssue, printable
 from experiments.data.listing import ListedImage, Listing
 from experiments.data.splitting import split_counts
@@ -77,10 +77,9 @@ def assign_groups(listing: Listing, group: str) -> Listing:
 def _compile(group: str, listing: Listing) -> re.Pattern[str]:
     columns = ", ".join(map(repr, listing.columns))
     if listing.columns and group.isidentifier():  # a misspelt column, which may be a part of every path
-        close = nearest(group, listing.columns)
-        hint = f" Nearest: {close}." if close else ""
+        hint = nearest_hint(group, listing.columns)
         raise ConfigError(
-            f"data.group: there is no such column. Columns: {columns}.{hint} Or give an expression that has a group: "
+            f"data.group: there is no such column. Columns: {columns}{hint}. Or give an expression that has a group: "
             f"({group})[0-9]+. Received: {group!r}"
         )
     try:

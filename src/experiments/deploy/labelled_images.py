@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.config.messages import nearest
+from experiments.config.messages import nearest_hint
 from experiments.data.issues import DataIssue, printable
 from experiments.data.listing import SPLIT_NAMES, is_image, is_litter, name_key, walk
 from experiments.data.types import SPLITS
@@ -76,10 +76,10 @@ def find(
 
 
 def _unknown(unknown: Counter[str], classes: Sequence[str]) -> list[str]:
-    lines = []
-    for name, count in sorted(unknown.items()):
-        close = nearest(name, classes)
-        lines.append(f"  {printable(name)} ({count:,} images)" + (f". Nearest: {close}" if close else ""))
+    lines = [
+        f"  {printable(name)} ({count:,} images){nearest_hint(name, classes)}"
+        for name, count in sorted(unknown.items())
+    ]
     return [*lines, f"Allowed: {', '.join(classes)}. Rename them, or leave them out with --ignore-unknown"]
 
 

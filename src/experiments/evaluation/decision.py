@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config.messages import nearest
+from experiments.config.messages import nearest_hint
 from experiments.config.schema import Config
 from experiments.data.types import Dataset
 from experiments.errors import ConfigError
@@ -90,11 +90,8 @@ def decision_of(config: Config, dataset: Dataset) -> Decision:
             for key, value in given.items()
         ]
     elif config.positive is not None and config.positive not in classes:
-        close = nearest(config.positive, classes)
-        issues.append(
-            f"positive: no class is called {config.positive!r}. Allowed: {', '.join(classes)}"
-            + (f". Nearest: {close}" if close else "")
-        )
+        hint = nearest_hint(config.positive, classes)
+        issues.append(f"positive: no class is called {config.positive!r}. Allowed: {', '.join(classes)}{hint}")
     else:
         found = Decision(config.positive or found.positive, goal.fixed)
         occurring = {classes[label] for label in dataset.validation.labels}

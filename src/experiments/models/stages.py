@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import keras
 
-from experiments.config.messages import nearest
+from experiments.config.messages import nearest_hint
 from experiments.errors import ConfigError
 
 SHRINKS = 1.5  # A stage begins where the resolution falls by this factor; convolutions without padding reduce it less.
@@ -118,11 +118,11 @@ def _named(model: keras.Model, stages: Sequence[Stage], name: str) -> Stage:
     names = {at: operation.name for at, operation in enumerate(operations) if not _is_input(operation)}
     found = [at for at in names if names[at] == name] or [at for at in names if names[at].startswith(f"{name}_")]
     if not found:
-        close = nearest(name, [layer.name for layer in model.layers])
+        hint = nearest_hint(name, [layer.name for layer in model.layers])
         raise ConfigError(
             "regime.unfrozen_blocks: must be a number of stages, all, or the name of a layer or block of "
-            f"{model.name}. Received: {name!r}.{f' Nearest: {close}.' if close else ''} `experiments inspect model "
-            "--layers` with the same overrides lists the layers"
+            f"{model.name}. Received: {name!r}{hint}. `experiments inspect model --layers` with the same overrides "
+            "lists the layers"
         )
     entering = _inputs(operations[found[0]])
     if len(entering) == 1 and any(entering[0] is tensor for tensor in split_tensors(model).values()):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.config.messages import nearest
+from experiments.config.messages import nearest_hint
 from experiments.data.issues import DataIssue, printable
 from experiments.data.listing import SPLIT_NAMES, ListedImage, Listing, is_image, is_litter
 from experiments.data.plugins import SUFFIXES
@@ -192,9 +192,8 @@ def _column(key: str, column: str | list[str], columns: Sequence[str], where: st
     allowed = f"Columns of {where}: {', '.join(map(repr, columns))}"
     if isinstance(column, str):
         if column and column not in columns:
-            close = nearest(column, columns)
-            hint = f" Nearest: {close}" if close else ""
-            raise ConfigError(f"{key}: there is no such column. {allowed}. Received: {column!r}.{hint}")
+            hint = nearest_hint(column, columns)
+            raise ConfigError(f"{key}: there is no such column. {allowed}. Received: {column!r}{hint}")
         return column
     if len(column) != 1:
         what = "no column has a usual name" if not column else f"{' and '.join(map(repr, column))} may be meant"

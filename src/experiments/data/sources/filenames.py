@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from experiments.config.messages import nearest
+from experiments.config.messages import nearest_hint
 from experiments.data.issues import DataIssue
 from experiments.data.listing import SPLIT_NAMES, ListedImage, Listing, walk
 from experiments.data.sources.folder import existing
@@ -93,7 +93,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
         ) from None
     names = expression.groupindex
     for name in sorted(set(names) - set(_GROUPS)):
-        hint = f". Nearest: {close}" if (close := nearest(name, _GROUPS)) else ""
+        hint = nearest_hint(name, _GROUPS)
         raise ConfigError(
             f"data.pattern: unknown group {name!r}. Allowed: {', '.join(_GROUPS)}{hint}. Received: {pattern!r}"
         )
