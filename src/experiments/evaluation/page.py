@@ -70,10 +70,10 @@ def svg(figure: Figure) -> str:
     return base64_text(save_figure(figure, "svg"))
 
 
-def jpeg(image: Image.Image, side: int = SIDE) -> bytes:
-    """Return a thumbnail of an RGB image, as JPEG, whose longer side has at most `side` pixels."""
+def jpeg(image: Image.Image) -> bytes:
+    """Return a thumbnail of an RGB image, as JPEG, whose longer side has at most `SIDE` pixels."""
     small = image.copy()
-    small.thumbnail((side, side))
+    small.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
     small.save(file, "JPEG", quality=QUALITY)
     return file.getvalue()

@@ -137,7 +137,6 @@ def difference(
     *,
     folds: Sequence[str] | None = None,
     matched_seeds: bool = True,
-    confidence: float = 0.95,
 ) -> Difference:
     """Compare two configurations on the same images: difference of a score, its interval and the dual p-value.
 
@@ -152,7 +151,6 @@ def difference(
         folds: [N] the fold in which each image was held out, the same for both; see `spread_of_mean`.
         matched_seeds: whether both sides have the same seeds, in the same order; their differences are then taken seed
             by seed. If False, S may differ.
-        confidence: coverage of the interval, in (0, 1).
 
     Returns:
         A `Difference`. For the accuracies of two models it has Tango's score interval and its dual, McNemar's test;
@@ -173,7 +171,7 @@ def difference(
     _check_sides(a, b, by_fold, matched_seeds)
     boolean = a.dtype == bool
     if boolean and len(a) == 1 and not by_fold:
-        return _compare_models(a[0], b[0], confidence)
+        return _compare_models(a[0], b[0])
     a, b = a.astype(float), b.astype(float)
     seed_means = b.mean(axis=0) - a.mean(axis=0)
     if by_fold:
@@ -187,7 +185,7 @@ def difference(
         parts = (*(side.parts[0] for side in both), (own_images, degrees))
         spread = Spread(parts, (floor, degrees), "seeds")
     value = 0.0 if len(a) == len(b) and a.sum() == b.sum() else float(b.mean() - a.mean())
-    return _difference(value, spread, a.shape[1], boolean, confidence)
+    return _difference(value, spread, a.shape[1], boolean)
 
 
 def _check_sides(a: np.ndarray, b: np.ndarray, by_fold: bool, matched_seeds: bool) -> None:
@@ -200,36 +198,35 @@ def _check_sides(a: np.ndarray, b: np.ndarray, by_fold: bool, matched_seeds: boo
         raise ValueError(f"Both must be bool, or neither. Received: {a.dtype} and {b.dtype}")
 
 
-def _compare_models(a: np.ndarray, b: np.ndarray, confidence: float) -> Difference:
+def _compare_models(a: np.ndarray, b: np.ndarray) -> Difference:
     """Return the difference in accuracy of two models from their correct classifications, [N] bool."""
     only_a, only_b = int(np.sum(a & ~b)), int(np.sum(b & ~a))
-    low, high = tango(only_b, only_a, a.size, confidence)
+    low, high = tango(only_b, only_a, a.size)
     discordant = only_a + only_b
     p_value = float(2 * stats.norm.sf(abs(only_b - only_a) / math.sqrt(discordant))) if discordant else 1.0
     return Difference((only_b - only_a) / a.size, low, high, p_value, "images", a.size, only_a, only_b)
 
 
-def _difference(value: float, spread: Spread, images: int, boolean: bool, confidence: float) -> Difference:
-    margin, most = spread.margin(1 - confidence), 1.0 if boolean else math.inf
+def _difference(value: float, spread: Spread, images: int, boolean: bool) -> Difference:
+    margin, most = spread.margin(), 1.0 if boolean else math.inf
     low, high = max(-most, value - margin), min(most, value + margin)
     return Difference(value, low, high, spread.p_value(value), spread.source, images, spread=spread)
 
 
-def tango(only_b: int, only_a: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
+def tango(only_b: int, only_a: int, images: int) -> tuple[float, float]:
     """Return Tango's score interval of a difference in accuracy on the same images; McNemar's test is its dual.
 
     Args:
         only_b: the number of images that only model b classified correctly.
         only_a: the same for model a.
         images: the number of all images.
-        confidence: coverage, in (0, 1).
 
     Returns:
         Lower and upper bound of accuracy b - accuracy a, each in [-1, 1].
 
     Source: Tango (1998), see `difference`; equations 10 to 12, solved by `scipy.optimize.brentq`.
     """
-    square = float(stats.norm.isf((1 - confidence) / 2)) ** 2
+    square = float(stats.norm.isf(LEVEL / 2)) ** 2
 
     def excess(assumed: float) -> float:
         """Return the squared distance from an assumed difference, minus the squared quantile times its variance."""
@@ -247,15 +244,13 @@ def tango(only_b: int, only_a: int, images: int, confidence: float = 0.95) -> tu
 
 
 def unpaired_difference(
-    scores_a: ArrayLike, scores_b: ArrayLike, *, folds: Sequence[Sequence[str] | None] = (None, None),
-    confidence: float = 0.95,
-) -> Difference:  # fmt: skip
+    scores_a: ArrayLike, scores_b: ArrayLike, *, folds: Sequence[Sequence[str] | None] = (None, None)
+) -> Difference:
     """Compare two configurations that were evaluated on different images.
 
     Args:
         scores_a, scores_b: see `difference`; N may differ here, and S if both sides have several seeds.
         folds: the folds of the images of a, and those of b.
-        confidence: coverage of the interval, in (0, 1).
 
     Returns:
         A `Difference`. For the accuracies of two models it has Newcombe's interval and the p-value that is its dual,
@@ -269,7 +264,7 @@ def unpaired_difference(
     if boolean and len(a) == len(b) == 1 and not any(folds):
         counts = int(a.sum()), a.size, int(b.sum()), b.size
 
-        low, high = newcombe(*counts, confidence)
+        low, high = newcombe(*counts)
         least, p_value = math.log(SMALLEST_P), 1.0
         if value:
 
@@ -284,7 +279,7 @@ def unpaired_difference(
     floor = (sum(side.floor[0] for side in both), min(side.floor[1] for side in both))
     source = both[0].source if "images" not in (side.source for side in both) else "images"
     spread = Spread(both[0].parts + both[1].parts, floor, source)
-    return _difference(value, spread, images, boolean, confidence)
+    return _difference(value, spread, images, boolean)
 
 
 def newcombe(
@@ -305,8 +300,8 @@ def newcombe(
     return b - a - math.hypot(b - low_b, high_a - a), b - a + math.hypot(high_b - b, a - low_a)
 
 
-def images_needed(difference: float, discordant: float, power: float = POWER, level: float = LEVEL) -> int | None:
-    """Return how many images a two-sided McNemar test needs to show a difference in accuracy.
+def images_needed(difference: float, discordant: float) -> int | None:
+    """Return how many images a two-sided McNemar test needs to show a difference in accuracy with the power `POWER`.
 
     The two shares are assumed to be the true ones, as if they had been known beforehand. Estimates of a small
     difference are mostly noise, and so is the number that follows from them: read it as an order of magnitude.
@@ -314,8 +309,6 @@ def images_needed(difference: float, discordant: float, power: float = POWER, le
     Args:
         difference: in accuracy, in [-1, 1].
         discordant: the share of images that one of the two models gets right and the other wrong, in [|difference|, 1].
-        power: the probability of showing the difference, in (0, 1).
-        level: the significance level of the test, in (0, 1).
 
     Returns:
         A number of images, by the normal approximation; the exact test needs a few more. None if the difference is 0,
@@ -329,8 +322,8 @@ def images_needed(difference: float, discordant: float, power: float = POWER, le
     """
     if not abs(difference) <= discordant + 1e-9 <= 1 + 2e-9:
         raise ValueError(f"`discordant` must lie in [|difference|, 1]. Received: {discordant} with {difference}")
-    under_equality = float(stats.norm.isf(level / 2)) * math.sqrt(discordant)
-    as_observed = float(stats.norm.isf(1 - power)) * math.sqrt(max(0.0, discordant - difference**2))
+    under_equality = float(stats.norm.isf(LEVEL / 2)) * math.sqrt(discordant)
+    as_observed = float(stats.norm.isf(1 - POWER)) * math.sqrt(max(0.0, discordant - difference**2))
     root = under_equality + as_observed
     if difference == 0 or root > abs(difference) * math.sqrt(MOST_IMAGES):
         return None

@@ -160,13 +160,12 @@ def spread_of_mean(scores: np.ndarray, counts: bool, folds: Sequence[str] | None
     return Spread(parts, floor, "seeds", residual)
 
 
-def score_interval(scores: ArrayLike, folds: Sequence[str] | None = None, confidence: float = 0.95) -> Interval:
+def score_interval(scores: ArrayLike, folds: Sequence[str] | None = None) -> Interval:
     """Return the mean of a per-image score and its interval.
 
     Args:
         scores: [S, N] for S seeds, N >= 2 images: bool, whether each is classified correctly, or float.
         folds: [N] the fold in which each image was held out, see `spread_of_mean`.
-        confidence: coverage, in (0, 1).
 
     Returns:
         Mean, lower and upper bound: Wilson's interval for a single run's accuracy, otherwise see `spread_of_mean`.
@@ -174,8 +173,8 @@ def score_interval(scores: ArrayLike, folds: Sequence[str] | None = None, confid
     values = np.atleast_2d(np.asarray(scores))
     mean, boolean = float(values.mean()), values.dtype == bool
     if boolean and len(values) == 1 and len(set(folds or ())) < 2:
-        return Interval(mean, *wilson(int(values.sum()), values.size, confidence))
-    return _around(mean, spread_of_mean(values, boolean, folds).margin(1 - confidence), boolean)
+        return Interval(mean, *wilson(int(values.sum()), values.size))
+    return _around(mean, spread_of_mean(values, boolean, folds).margin(), boolean)
 
 
 def _around(mean: float, margin: float, share: bool) -> Interval:
@@ -184,9 +183,7 @@ def _around(mean: float, margin: float, share: bool) -> Interval:
     return Interval(mean, max(0.0, low), min(1.0, high)) if share else Interval(mean, low, high)
 
 
-def mean_interval(
-    values: Sequence[float], images: int | None = None, *, folds: bool = False, confidence: float = 0.95
-) -> Interval:
+def mean_interval(values: Sequence[float], images: int | None = None, *, folds: bool = False) -> Interval:
     """Return the mean of a score over seeds, or folds, and its interval.
 
     Args:
@@ -194,7 +191,6 @@ def mean_interval(
         images: for accuracies, the number of images on which each is measured; their binomial variance is then
             included.
         folds: whether the values are those of folds, whose training sets overlap; see `spread_of_mean`.
-        confidence: coverage, in (0, 1).
 
     Returns:
         Mean, lower and upper bound, in the unit of `values`. Without `images` the interval is Student's with n - 1
@@ -210,24 +206,20 @@ def mean_interval(
         raise ValueError(f"`values` must hold at least one number. Received: {values!r}")
     mean, count = float(np.mean(values)), len(values)
     if count == 1:
-        return Interval(mean, *wilson(round(mean * images), images, confidence)) if images else Interval(mean)
+        return Interval(mean, *wilson(round(mean * images), images)) if images else Interval(mean)
     factor = 1 / count + (1 / (count - 1) if folds else 0)
     parts = [(factor * float(np.var(values, ddof=1)), float(count - 1))]
     if images:
         parts.append(((mean * (1 - mean) * images + 1) / images**2, math.inf))
-    return _around(mean, Spread(tuple(parts), (0.0, 1.0)).margin(1 - confidence), bool(images))
+    return _around(mean, Spread(tuple(parts), (0.0, 1.0)).margin(), bool(images))
 
 
-def roc_auc_interval(
-    positive: ArrayLike, negative: ArrayLike, confidence: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
+def roc_auc_interval(positive: ArrayLike, negative: ArrayLike) -> tuple[float, float]:
     """Return the percentile bootstrap interval of the area under the ROC curve, resampled within each class.
 
     Args:
         positive: [P] float, P >= 2, scores of the images of the class.
         negative: [N] float, N >= 2, scores of the other images.
-        confidence: coverage, in (0, 1).
-        seed: of the bootstrap's random samples.
 
     Returns:
         Lower and upper bound, each in [0, 1]; nan if all resamples have the same area, as those of scores that separate
@@ -248,9 +240,9 @@ def roc_auc_interval(
         area,
         n_resamples=RESAMPLES,
         batch=max(1, RESAMPLED_AT_ONCE // 10 // (samples[0].size + samples[1].size)),
-        confidence_level=confidence,
+        confidence_level=1 - LEVEL,
         method="percentile",
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     )
     low, high = map(float, bootstrap.confidence_interval)
     return (low, high) if low < high else (math.nan, math.nan)
