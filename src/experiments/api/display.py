@@ -14,7 +14,6 @@ from experiments.system.redaction import visible
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
     from rich.table import Table
 
 HEIGHT = 600  # pixels of a page inside a notebook
@@ -76,10 +75,3 @@ def frame(content: Any, names: Sequence[str] | None = None) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame(content, columns=names)
-
-
-def png(figure: Figure, dpi: int = 100) -> bytes:
-    """Return the content of a figure's PNG file."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=dpi)
-    return file.getvalue()

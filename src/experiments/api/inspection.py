@@ -59,8 +59,13 @@ class Inspected:
         """The figure; None if there is nothing to draw."""
         from PIL import Image
 
+        return Image.open(io.BytesIO(content)) if (content := self._png()) else None
+
+    def _png(self) -> bytes | None:
+        from experiments.evaluation.page import save_figure
+
         draw = self._inspection.draw
-        return Image.open(io.BytesIO(display.png(draw()))) if draw else None
+        return save_figure(draw(), "png") if draw else None
 
     def __repr__(self) -> str:
         from experiments.inspection.inspection import show
@@ -73,8 +78,8 @@ class Inspected:
         parts = [
             display.text(line) if isinstance(line, str) else display.rich_table(line) for line in self._inspection.lines
         ]
-        draw = self._inspection.draw
-        return "".join([*parts, *([display.image(display.png(draw()))] if draw else [])])
+        content = self._png()
+        return "".join([*parts, *([display.image(content)] if content else [])])
 
 
 def inspect(
