@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks import ours
@@ -109,7 +110,7 @@ def report_results(row: Row, measured: Mapping[str, Sequence[Result]]) -> None:
 
     for label, results in measured.items():
         row.side(label).seconds = [result.seconds for result in results]
-    validation = {label: mean(result.validation for result in results) for label, results in measured.items()}
+    validation = {label: fmean(result.validation for result in results) for label, results in measured.items()}
     best = max(PEERS, key=lambda label: validation[label])
     row.comparisons = [
         Comparison(label, peer, "faster", 4.0 if (label, peer) == ("regime=finetune", best) else None)
@@ -146,11 +147,6 @@ def report_results(row: Row, measured: Mapping[str, Sequence[Result]]) -> None:
         "is the best of its rates on the first seed's validation images; the search for it is not in its time.",
         f"Asked: regime=finetune takes at most a quarter of the time of the best peer on validation, {best}.",
     ]
-
-
-def mean(values: Any) -> float:
-    listed = list(values)
-    return float(sum(listed) / len(listed))
 
 
 def draw(measured: Mapping[str, Sequence[Result]]) -> Any:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import __version__
+from experiments.storage import atomic_files
 from experiments.system.hardware import cores, cpu_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,6 +77,11 @@ class Row:
 
     def side(self, label: str) -> Side:
         return next(side for side in self.sides if side.label == label)
+
+    def add_repeat(self, *seconds: float) -> None:
+        """Add the seconds of each side in one repeat."""
+        for side, took in zip(self.sides, seconds, strict=True):
+            side.seconds.append(took)
 
 
 @dataclass(frozen=True)
@@ -300,13 +306,8 @@ def to_markdown(facts: dict[str, Any], options: dict[str, Any], rows: list[Row])
 
 def write(folder: Path, stem: str, facts: dict[str, Any], options: dict[str, Any], rows: list[Row]) -> list[Path]:
     """Write the report of the rows measured so far as JSON and Markdown, each file atomically."""
-    folder.mkdir(parents=True, exist_ok=True)
     contents = {"json": to_json(facts, options, rows), "md": to_markdown(facts, options, rows)}
-    written = []
-    for suffix, content in contents.items():
-        path = folder / f"{stem}.{suffix}"
-        draft = path.with_name(f".{path.name}.draft")
-        draft.write_text(content, encoding="utf-8")
-        draft.replace(path)
-        written.append(path)
-    return written
+    written = {folder / f"{stem}.{suffix}": content for suffix, content in contents.items()}
+    for path, content in written.items():
+        atomic_files.write_file(path, content.encode())
+    return list(written)

@@ -155,12 +155,11 @@ def augmentation(setup: Setup) -> Row:
     epoch = ours.augmented_epoch(components, dataset)
     layered = peers.augmented_batches(pixels, batch_size)
     for repeat in range(setup.repeats + 1):
-        first = epoch()
-        second = peers.read_through(layered)
+        first, second = epoch(), peers.read_through(layered)
         if repeat:
-            for side, (seconds, steps) in zip(row.sides, (first, second), strict=True):
-                side.seconds.append(seconds)
-                side.images, side.steps = len(pixels), steps
+            row.add_repeat(first[0], second[0])
+    for side, (_, steps) in zip(row.sides, (first, second), strict=True):
+        side.images, side.steps = len(pixels), steps
     same_work(row, ["ours", "Keras layers"])
 
     layers, few = peers.augmentation_layers(), pixels[:512]
@@ -229,14 +228,10 @@ def extraction(setup: Setup, name: str, size: int, quick: int | None) -> Row:
         shutil.rmtree(components.cache / "activations", ignore_errors=True)
         seconds = [ours.extract(components, dataset), *peers.predict_twice(model, pixels, batch_size=32)]
         if repeat:
-            for side, took in zip(row.sides, seconds, strict=True):
-                side.seconds.append(took)
-    steps = math.ceil(len(pixels) / 32)
-    row.sides[0].images = len(dataset.train)
-    for side in row.sides[1:]:
-        side.images = len(pixels)
+            row.add_repeat(*seconds)
     for side in row.sides:
-        side.steps = steps
+        side.images, side.steps = len(pixels), math.ceil(len(pixels) / 32)
+    row.sides[0].images = len(dataset.train)
     same_work(row, [side.label for side in row.sides])
     return row
 
@@ -270,8 +265,7 @@ def reading(setup: Setup, name: str, quick: int | None = None) -> Row:
         shutil.rmtree(components.cache / "activations")
         seconds.append(ours.extract(components, dataset))
         if repeat:
-            for side, took in zip(row.sides, seconds, strict=True):
-                side.seconds.append(took)
+            row.add_repeat(*seconds)
     for side in row.sides:
         side.images, side.steps = len(files), math.ceil(len(files) / 32)
     same_work(row, [side.label for side in row.sides])
@@ -339,12 +333,9 @@ def bottleneck(setup: Setup) -> Row:
         plain = peer_process("bare", arguments, home)[1]
         filled = ours.train_process([*command, "optimizer.epsilon=2e-7"], home).seconds
         imported = ours.import_keras(home)
-        for side, seconds in zip(
-            row.sides,
-            (empty, plain["predict"] + plain["head_fit"], filled - imported, plain["head_fit"], imported, filled),
-            strict=True,
-        ):
-            side.seconds.append(seconds)
+        row.add_repeat(
+            empty, plain["predict"] + plain["head_fit"], filled - imported, plain["head_fit"], imported, filled
+        )
         ran = sum(1 for _ in (home / "runs").glob("*/metrics.json"))
         if ran != 2 or [plain["images"], plain["epochs"]] != [folder.train, epochs]:
             raise ValueError(f"bottleneck: not the same work on both sides. Received: {ran} runs, {plain}")
@@ -379,8 +370,7 @@ def tutorials_way(setup: Setup, quick: int) -> Row:
                      "batch_size": batch_size, "epochs": epochs}  # fmt: skip
         whole, done = peer_process("tutorial_bottleneck", arguments, home)
         imported = ours.import_keras(home)
-        for side, seconds in zip(row.sides, (filled - imported, whole - imported, imported), strict=True):
-            side.seconds.append(seconds)
+        row.add_repeat(filled - imported, whole - imported, imported)
         if done != {"images": folder.train, "epochs": epochs}:
             raise ValueError(f"tutorial-bottleneck: not the same work on both sides. Received: {done}")
     return row
