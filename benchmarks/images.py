@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,14 +69,7 @@ def images(cache: Path, train: int | None = None) -> Folder:
     if wanted == PHOTOGRAPHS:
         return Folder(photographs, wanted["train"], wanted["validation"], drawn=False)
     root = cache / f"photographs-{wanted['train']}"
-    if not root.is_dir():
-        draft = root.with_name(f".{root.name}.{os.getpid()}")
-        for split, count in wanted.items():
-            for name in CLASSES:
-                (draft / split / name).mkdir(parents=True)
-                for path in files(photographs / split / name)[: count // 2]:
-                    shutil.copyfile(path, draft / split / name / path.name)
-        draft.rename(root)
+    copy_first(photographs, root, {split: count // 2 for split, count in wanted.items()})
     return Folder(root, wanted["train"], wanted["validation"], drawn=False)
 
 
@@ -96,15 +90,21 @@ def flowers(cache: Path, train: int | None = None) -> Folder:
         return Folder(whole, FLOWERS, FLOWERS // 2, drawn=False)
     each = max(train // 17, 2)
     root = cache / f"flowers17-{each}"
-    if not root.is_dir():
-        draft = root.with_name(f".{root.name}.{os.getpid()}")
-        for split, count in (("train", each), ("validation", each // 2), ("test", each // 2)):
-            for folder in files(whole / split):
-                (draft / split / folder.name).mkdir(parents=True)
-                for path in files(folder)[:count]:
-                    shutil.copyfile(path, draft / split / folder.name / path.name)
-        draft.rename(root)
+    copy_first(whole, root, {"train": each, "validation": each // 2, "test": each // 2})
     return Folder(root, 17 * each, 17 * (each // 2), drawn=False)
+
+
+def copy_first(whole: Path, root: Path, counts: Mapping[str, int]) -> None:
+    """Copy the first images of each class, so many of each split, to `root`, unless that directory exists."""
+    if root.is_dir():
+        return
+    draft = root.with_name(f".{root.name}.{os.getpid()}")
+    for split, count in counts.items():
+        for folder in files(whole / split):
+            (draft / split / folder.name).mkdir(parents=True)
+            for path in files(folder)[:count]:
+                shutil.copyfile(path, draft / split / folder.name / path.name)
+    draft.rename(root)
 
 
 def many(cache: Path, source: Folder, train: int) -> Folder:

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from noise import draw
 
 from experiments.data import manifest
 from experiments.data.listing import Listing
@@ -19,14 +18,6 @@ from experiments.data.types import Manifest, SplitSettings
 from experiments.errors import ConfigError, DataError
 
 HALVES = {"train": 0.5, "validation": 0.5, "test": 0.0}
-
-
-def draw(path: Path) -> Path:
-    """A tiny image that depends on its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    seed = list(f"{path.parent.name}/{path.name}".encode())
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)).save(path)
-    return path
 
 
 def write(path: Path, rows: Iterable[Sequence[str]], delimiter: str = ",", encoding: str = "utf-8") -> Path:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from noise import draw
 
 from experiments.data import manifest
 from experiments.data.listing import ListedImage
@@ -15,12 +14,6 @@ from experiments.data.types import SplitSettings
 from experiments.errors import ConfigError, DataError
 
 PATTERN = r"(?P<label>[a-z]+)\.\d+\.jpg"
-
-
-def draw(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    seed = list(f"{path.parent.name}/{path.name}".encode())
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)).save(path)
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import noise
 import pytest
-from PIL import Image
 
 from experiments.data import grouping, manifest
 from experiments.data.issues import DataIssue
@@ -36,9 +35,7 @@ def patients(count: int = 24, images: int = 5) -> list[ListedImage]:
 
 def draw(root: Path, paths: Sequence[str]) -> Path:
     for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(list(path.encode())).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / path)
+        noise.draw(root / path)
     return root
 
 

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+from noise import draw
 from PIL import Image
 
 from experiments.data import decoder, manifest, validation
@@ -29,16 +30,6 @@ from experiments.errors import ConfigError, DataError
 
 REPOSITORY = Path(__file__).parents[2]
 PHOTOS = Path(os.environ.get("EXPERIMENTS_PHOTOS", REPOSITORY.parent / "shared" / "cats_dogs"))
-
-
-def draw(path: Path, content: object = None) -> Path:
-    """A tiny image that depends on `content`, by default the path: other path, other image."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    seed = list(
-        os.fsencode(str(path.name if content is None else content) + path.parent.name + path.parent.parent.name)
-    )
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)).save(path)
-    return path
 
 
 @pytest.fixture

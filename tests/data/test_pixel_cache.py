@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+from noise import draw
 from PIL import Image
 
 from experiments.data import decoder, manifest
@@ -27,23 +28,13 @@ from experiments.storage import array_cache
 from experiments.storage.csv_files import encodable
 
 
-def draw(path: Path, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype="uint8")
-    Image.fromarray(noise).save(path)
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Six training and four validation images of two classes."""
-    places = [
-        f"{split}/{name}/{number}.png"
-        for split, count in (("train", 3), ("validation", 2))
-        for name in ("cats", "dogs")
-        for number in range(count)
-    ]
-    for seed, place in enumerate(places):
-        draw(tmp_path / "data" / place, seed)
+    for split, count in (("train", 3), ("validation", 2)):
+        for name in ("cats", "dogs"):
+            for number in range(count):
+                draw(tmp_path / "data" / split / name / f"{number}.png")
     return tmp_path / "data"
 
 
@@ -136,7 +127,7 @@ def test_blocks_of_decoded_images_go_with_their_last_image(
 def test_blocks_of_decoded_images_are_used_up_split_by_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(array_cache, "RESIDENT", 10 * 4 * 4 * 3)  # ten images a block
     for seed in range(200):
-        draw(tmp_path / "flat" / f"class{seed % 10}" / f"{seed}.png", seed)
+        draw(tmp_path / "flat" / f"class{seed % 10}" / f"{seed}.png")
     decoded = PixelBuffer(4, 1e9, tmp_path)
     settings = SplitSettings({"train": 0.7, "validation": 0.2, "test": 0.1})
     found = manifest.read(tmp_path / "flat", settings, cache=tmp_path, buffer=decoded)
@@ -167,9 +158,9 @@ def test_memory_decides_where_pixels_are(root: Path) -> None:
 def test_images_beyond_the_memory_they_may_take_are_decoded_and_read_in_little(tmp_path: Path, kept: bool) -> None:
     """In a process of its own: 576 MB of pixels, of which 1 MB may be in memory."""
     for n in range(192):
-        draw(tmp_path / "data" / "train" / "ab"[n % 2] / f"{n}.png", seed=n)
-    draw(tmp_path / "data" / "validation" / "a" / "x.png", seed=192)
-    draw(tmp_path / "data" / "validation" / "b" / "y.png", seed=193)
+        draw(tmp_path / "data" / "train" / "ab"[n % 2] / f"{n}.png")
+    draw(tmp_path / "data" / "validation" / "a" / "x.png")
+    draw(tmp_path / "data" / "validation" / "b" / "y.png")
     program = f"""
 import resource
 from pathlib import Path
@@ -196,7 +187,7 @@ print(len(pixels) * 3_000_000, (resource.getrusage(resource.RUSAGE_SELF).ru_maxr
 def test_files_changed_since_are_named(root: Path) -> None:
     cache = root.parent / "cache"
     found = read(root)
-    draw(root / "train/cats/0.png", seed=1000)
+    draw(root / "train/cats/0.png", content="other")
     (root / "train/dogs/2.png").unlink()
     with pytest.raises(DataError) as caught:
         _ = images_of(found, "train", 4, cache, held=True).pixels
