@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import composition
 import numpy as np
@@ -241,6 +241,47 @@ def run_here() -> Callable[..., None]:
             main()
 
     return call
+
+
+# Two phases, a warm-up, a schedule, a split point inside the network.
+ENDED = (
+    "regime=finetune", "regime.unfrozen_blocks=2", "regime.head_epochs=2", "model.head.pooling=flatten", "epochs=4",
+    "schedule=cosine", "schedule.warmup=1", "augmentation=none", "batch_size=8",
+)  # fmt: skip
+
+
+class Ended(NamedTuple):
+    """A finished run."""
+
+    overrides: tuple[str, ...]
+    folder: Path
+    trainable: dict[str, bool]  # by layer of the backbone, at the end of the run
+
+    @property
+    def curves(self) -> list[dict[str, str]]:
+        return read_rows(self.folder / "curves.csv")
+
+
+@pytest.fixture(scope="session")
+def ended(drawn: Path, train_here: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """Return a finished fine-tuning run on the synthetic images, for tests of what is done with a run."""
+    from experiments import run
+    from experiments.evaluation import training_checks
+
+    outputs = tmp_path_factory.mktemp("ended") / "outputs"
+    folder = outputs / "runs" / "tuned"
+    overrides = ("data=folder", f"data.root={drawn}", "data.image_size=48", *ENDED)
+    trainable: dict[str, bool] = {}
+
+    def listening(config: Any, fitted: Any, splits: Any) -> None:
+        trainable.update({layer.name: layer.trainable for layer in fitted.model.get_layer("frozen").layers})
+        training_checks.check_joined(config, fitted, splits)
+
+    with pytest.MonkeyPatch.context() as patch:
+        settings = [f"outputs={outputs}", f"hydra.run.dir={folder}", "hydra/job_logging=none", "tracking=none"]
+        patch.setattr(run, "check_joined", listening)
+        train_here(*overrides, *settings, "progress=none")
+    return Ended(overrides, folder, trainable)
 
 
 @pytest.fixture(scope="session")

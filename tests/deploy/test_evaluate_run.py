@@ -323,21 +323,18 @@ def test_the_rows_of_a_table_are_evaluated(images: Path) -> None:
 
 
 def test_a_trained_run_on_its_own_test_images_has_the_scores_that_it_recorded(
-    here: tuple[str, ...], drawn: Path, train_here: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ended: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "run"
-    train_here(*here, "model.head.pooling=average", "epochs=1", "batch_size=8", "regime=bottleneck", "tracking=none",
-               "progress=none", "hydra/job_logging=none", f"hydra.run.dir={folder}")  # fmt: skip
-    arguments = ["experiments evaluate", str(folder), str(drawn), "--split", "test", "--output", str(tmp_path / "out")]
+    arguments = ["evaluate", str(ended.folder), str(drawn), "--split", "test", "--output", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as left:
         verb.main()
     assert left.value.code == 0
-    recorded = json.loads((folder / "metrics.json").read_text())
+    recorded = json.loads((ended.folder / "metrics.json").read_text())
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert len(found) > 15
     for name, value in found.items():
         assert value == pytest.approx(recorded[name.replace("evaluation.", "test.")], abs=1e-4), name
     assert [row["predicted"] for row in read_rows(tmp_path / "out" / "predictions_evaluation.csv")] == [
-        row["predicted"] for row in read_rows(folder / "predictions_test.csv")
+        row["predicted"] for row in read_rows(ended.folder / "predictions_test.csv")
     ]
