@@ -52,7 +52,10 @@ def sweeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Po
 
 @pytest.fixture
 def start_sweep(sweeping: subprocess.Popen[str], own_outputs: Path, tmp_path: Path) -> StartSweep:
-    """Return a function that starts a sweep, whose jobs can import the modules in `tmp_path`, and one that ends it."""
+    """Return a function that starts a sweep, whose jobs can import the modules in `tmp_path`.
+
+    It returns a function that waits for the end of the sweep.
+    """
 
     def start(*overrides: str) -> Callable[[], subprocess.CompletedProcess[str]]:
         arguments = ["-m", *overrides, f"outputs={own_outputs}"]  # the fork server keeps its first environment
