@@ -189,9 +189,9 @@ def test_rows_of_a_table_that_cannot_be_used_are_recorded_as_files_are(
     """Of one class, whose images are in a class that training has merged into it; one file does not exist."""
     (images / "labels.csv").write_text("path,label\ncats/deep/5.png,tabbies\ncats/deep/40.png,cats\ngone.png,cats\n")
     assert call(images / "labels.csv", "--output", tmp_path / "out") == verb.SOME_FAILED
-    (row,) = rows_in(tmp_path / "out" / "left_out.csv")
+    (row,) = read_rows(tmp_path / "out" / "left_out.csv")
     assert row["path"] == "gone.png" and "no such file; it is on line 4 of labels.csv" in row["reason"]
-    rows = rows_in(tmp_path / "out" / "predictions_evaluation.csv")
+    rows = read_rows(tmp_path / "out" / "predictions_evaluation.csv")
     assert [(row["path"], row["label"]) for row in rows] == [("cats/deep/40.png", "cats"), ("cats/deep/5.png", "cats")]
 
 

@@ -17,9 +17,8 @@ import keras
 import pytest
 import tensorflow as tf
 
-from experiments.training import runtime
-
 from experiments.storage.csv_files import read_rows
+from experiments.training import runtime
 
 # TensorFlow's settings hold for a process: these cases have one, with two virtual devices that stand for two GPUs.
 START = """
