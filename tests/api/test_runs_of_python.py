@@ -26,7 +26,7 @@ import experiments as ex
 from experiments.api.process import unchanged_libraries
 from experiments.cli.predict import Confidence, predict
 from experiments.runs.curves import Curves
-from experiments.system import signals
+from experiments.system import hardware, signals
 
 ROOT = Path(__file__).resolve().parents[2]
 # The settings of the page's first example, as on the command line.
@@ -79,7 +79,7 @@ def test_the_bits_and_the_identity_are_those_of_the_command_line(
     )  # fmt: skip
     assert run.folder is not None and outcome_of(run.folder) == outcome_of(folder)
     facts = [json.loads((one / "run.json").read_bytes()) for one in (run.folder, folder)]
-    assert facts[0]["identity"] == facts[1]["identity"] and facts[0]["threads"] == os.cpu_count()
+    assert facts[0]["identity"] == facts[1]["identity"] and facts[0]["threads"] == hardware.cores()
 
 
 def test_a_run_is_found_again_by_id_name_and_directory(run: ex.Run, monkeypatch: pytest.MonkeyPatch) -> None:
