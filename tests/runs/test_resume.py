@@ -195,6 +195,20 @@ def test_a_second_signal_ends_the_process_at_once(place: Place) -> None:
     assert time.monotonic() - began < 30
 
 
+def test_signals_that_arrive_together_are_one_stop(place: Place) -> None:
+    """Ctrl-C reaches a sweep's jobs from the terminal, and SIGTERM from the sweep's process at the same moment."""
+    program = (
+        "import os, signal\nfrom experiments.system import signals\nsignals.install()\n"
+        "both = {signal.SIGINT, signal.SIGTERM}\nsignal.pthread_sigmask(signal.SIG_BLOCK, both)\n"
+        "for number in both: os.kill(os.getpid(), number)\n"
+        "try: signal.pthread_sigmask(signal.SIG_UNBLOCK, both)\nexcept KeyboardInterrupt: print('stopped')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], timeout=60, preexec_fn=heed_signals, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "stopped\n", "")
+
+
 def test_a_signal_whose_exception_is_dropped_is_obeyed_at_the_next_step(place: Place) -> None:
     program = (
         "import os, signal, sys\nfrom rich.console import Console\nfrom experiments.system import progress, signals\n"

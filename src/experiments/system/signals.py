@@ -101,7 +101,11 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise _raised
 
 
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing: with SIG_IGN, Python reports a signal that has arrived at the same time as an ignored exception."""
+
+
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     for other in [other for other in _HANDLED if signal.getsignal(other) != signal.SIG_IGN]:
-        signal.signal(other, signal.SIG_DFL if other in (number, signal.SIGINT) else signal.SIG_IGN)
+        signal.signal(other, signal.SIG_DFL if other in (number, signal.SIGINT) else _ignore)
     _interrupt(number, frame)
