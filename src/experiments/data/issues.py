@@ -51,7 +51,7 @@ def warning_lines(warnings: Sequence[ImageWarning]) -> list[str]:
 
 
 def _first_lines(found: Sequence[DataIssue] | Sequence[ImageWarning], shown: int) -> list[str]:
-    lines = [f"  {printable(one.path)}: {one.text}" for one in found[:shown]]
+    lines = [f"  {printable(issue.path)}: {issue.text}" for issue in found[:shown]]
     return [*lines, f"  and {len(found) - shown} more"] if len(found) > shown else lines
 
 

@@ -256,8 +256,8 @@ def warning_sentences(manifests: Sequence[Manifest]) -> list[str]:
     sentences = [
         f"{title}: {len(listed):,}, the first: {printable(path)}: {text}"
         for title, listed in (
-            ("Images left out", [(one.path, one.reason) for one in skipped]),
-            ("Images used, with a warning", [(one.path, one.text) for one in warnings]),
+            ("Images left out", [(image.path, image.reason) for image in skipped]),
+            ("Images used, with a warning", [(warning.path, warning.text) for warning in warnings]),
         )
         for path, text in listed[:1]
     ]

@@ -147,7 +147,7 @@ def parse(text: str) -> list[str]:
             f"--format: unknown: {', '.join(map(repr, unknown))}. Allowed, separated by commas: "
             f"{', '.join([*FORMATS, *GROUPS])} (tflite is {', '.join(GROUPS['tflite'])})"
         )
-    wanted = {name for one in given for name in GROUPS.get(one, [one])}
+    wanted = {name for group in given for name in GROUPS.get(group, [group])}
     names = [name for name in FORMATS if name in wanted]
     for name in names:
         extra = FORMATS[name].extra

@@ -112,4 +112,4 @@ def confidence_metrics(reports: Mapping[str, Report], temperature: float | None 
 
 def confidences_of(predictions: Sequence[Prediction]) -> tuple[np.ndarray, np.ndarray]:
     """Return the confidence [N] float and the correctness [N] bool of predictions."""
-    return np.array([one.confidence for one in predictions]), np.array([one.correct for one in predictions])
+    return np.array([row.confidence for row in predictions]), np.array([row.correct for row in predictions])

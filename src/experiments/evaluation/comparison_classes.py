@@ -45,7 +45,7 @@ class ClassComparison:
         """Return the labels with the largest differences between groups; of one group, those with the lowest recall."""
 
         def key(label: int) -> float:
-            recall = [one.recall.value for one in self.results[label] if not math.isnan(one.recall.value)]
+            recall = [result.recall.value for result in self.results[label] if not math.isnan(result.recall.value)]
             if len(self.results[label]) == 1:
                 return recall[0] if recall else math.inf
             return min(recall) - max(recall) if recall else math.inf
@@ -91,9 +91,9 @@ def compare_classes(comparison: Comparison) -> ClassComparison:
 
 def class_names(groups: Sequence[Group]) -> tuple[str, ...]:
     """Return the classes of all groups, in the label order of the first group that has them."""
-    predictions = [one for group in groups for run in group.evaluated for one in run.predictions.values()]
+    predictions = [row for group in groups for run in group.evaluated for row in run.predictions.values()]
     names = dict.fromkeys(name for group in groups for name in group_classes(group))
-    names |= dict.fromkeys(sorted({name for one in predictions for name in (one.label, one.predicted)}))
+    names |= dict.fromkeys(sorted({name for row in predictions for name in (row.label, row.predicted)}))
     return tuple(names)
 
 
@@ -158,11 +158,11 @@ def class_table(comparison: Comparison, found: ClassComparison) -> list[list[str
     rows = []
     for label in found.largest(MOST_CLASSES):
         results = found.results[label][:MOST_GROUPS]
-        row = [found.names[label], str(max(one.images for one in results))]
-        for at, one in enumerate(results):
-            row += [format_score("accuracy", one.recall), *([points(one.difference) or "–"] if at else [])]
-        row += [format_score("accuracy", Interval(one.precision)) for one in results]
-        row += [format_score("f1", Interval(one.f1)) for one in results]
+        row = [found.names[label], str(max(result.images for result in results))]
+        for at, result in enumerate(results):
+            row += [format_score("accuracy", result.recall), *([points(result.difference) or "–"] if at else [])]
+        row += [format_score("accuracy", Interval(result.precision)) for result in results]
+        row += [format_score("f1", Interval(result.f1)) for result in results]
         rows.append(row)
     return [header, *rows]
 
@@ -173,10 +173,10 @@ def brief_class_table(comparison: Comparison, found: ClassComparison) -> list[li
     rows = []
     for label in found.largest(BRIEF_CLASSES):
         results = found.results[label]
-        row = [found.names[label], str(max(one.images for one in results))]
-        for one in results:
-            star = "*" if one.difference and one.difference.significant and len(results) > 2 else ""
-            row.append(format_score("accuracy", Interval(one.recall.value)) + star)
+        row = [found.names[label], str(max(result.images for result in results))]
+        for result in results:
+            star = "*" if result.difference and result.difference.significant and len(results) > 2 else ""
+            row.append(format_score("accuracy", Interval(result.recall.value)) + star)
         rows.append([*row, points(results[1].difference) or "–"] if len(results) == 2 else row)
     header = ["class", "images", *map(str, numbers)]
     return [[*header, "from first"] if len(numbers) == 2 else header, *rows]
@@ -222,7 +222,7 @@ def decision_sentence(comparison: Comparison) -> str:
         return ""
     text = f"Precision, recall, F1, ROC AUC and average precision are of the positive class: {' or '.join(named)}"
     text += ", which differs between the rows" if len(named) > 1 else ""
-    values = sorted({one for one in thresholds if one is not None})
+    values = sorted({threshold for threshold in thresholds if threshold is not None})
     if values:
         shown = f"{values[0]:.3g}" + (f" to {values[-1]:.3g}" if len(values) > 1 else "")
         some = "" if None not in thresholds else " of some runs"
@@ -237,13 +237,14 @@ def classes_csv(comparison: Comparison, found: ClassComparison) -> str:
     """Return a CSV table with one row per class and group."""
     rows = []
     for name, results in zip(found.names, found.results, strict=True):
-        for at, one in enumerate(results):
-            difference = one.difference
+        for at, result in enumerate(results):
+            difference = result.difference
             cells = (
                 [difference.value, difference.low, difference.high, difference.p_value] if difference else [None] * 4
             )
             rows.append([
-                name, at + 1, " ".join(comparison.labels[at]), one.images, *one.recall, one.precision, one.f1, *cells,
+                name, at + 1, " ".join(comparison.labels[at]), result.images, *result.recall, result.precision,
+                result.f1, *cells,
             ])  # fmt: skip
     header = ["class", "number", "label", "images", "recall", "recall_low", "recall_high", "precision", "f1",
               "recall_difference", "difference_low", "difference_high", "p_value"]  # fmt: skip

@@ -110,7 +110,10 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
         "intervals": comparison_plots.intervals(
             comparison.names,
             [measures["accuracy"] for measures in comparison.measures],
-            [(one.value, one.low, one.high) if one else None for one in comparison.differences],
+            [
+                (difference.value, difference.low, difference.high) if difference else None
+                for difference in comparison.differences
+            ],
             comparison.split,
         )
     }
@@ -142,7 +145,7 @@ def markdown(
     parts += [f"![{name}]({FIGURES}/{name}.png)" for name in drawn]
     if len(comparison.groups) > 1:
         header = ["image", "class", *(str(at) for at in range(1, len(comparison.groups) + 1))]
-        rows = [[one.path, one.label, *(_prediction_text(v) for v in one.predictions)] for one in unlike[:most]]
+        rows = [[image.path, image.label, *(_prediction_text(v) for v in image.predictions)] for image in unlike[:most]]
         parts += [f"## {heading(unlike, most)}", *([markdown_table([header, *rows])] if rows else [])]
     runs = [[run.name, run.run_id] for run in comparison.runs]
     parts += ["## Runs", markdown_table([["name", "MLflow run"], *runs]), "## How it is computed", *METHODS]
@@ -260,36 +263,36 @@ def html(
         unread=unread,
         unread_about=UNREAD,
         disagreements_title=heading(unlike, most) if several else "",
-        disagreements=[_gallery_item(one, data) for one in unlike[:most]] if several else [],
+        disagreements=[_gallery_item(image, data) for image in unlike[:most]] if several else [],
         hidden=max(len(unlike) - most, 0),
         runs=[(run.name, run.run_id, links.get(run.run_id)) for run in comparison.runs],
         methods=METHODS,
     )
 
 
-def _gallery_item(one: Disagreement, data: Path | None) -> dict[str, Any]:
+def _gallery_item(image: Disagreement, data: Path | None) -> dict[str, Any]:
     """Return the template's data for an image: its path, class, thumbnail and the prediction of each group."""
-    item: dict[str, Any] = {"path": one.path, "label": one.label, "thumbnail": None, "predictions": []}
+    item: dict[str, Any] = {"path": image.path, "label": image.label, "thumbnail": None, "predictions": []}
     try:
-        item["thumbnail"] = page.base64_text(thumbnail(one, data))
+        item["thumbnail"] = page.base64_text(thumbnail(image, data))
     except DataError as error:
         item["missing"] = str(error)
-    for at, prediction in enumerate(one.predictions[:MOST_PREDICTIONS], 1):
+    for at, prediction in enumerate(image.predictions[:MOST_PREDICTIONS], 1):
         tone = "muted" if prediction is None else "right" if prediction.right > 0.5 else "wrong"
         mark = {"muted": "", "right": "✓ ", "wrong": "✗ "}[tone]
         item["predictions"].append({"tone": tone, "text": f"{at}: {mark}{_prediction_text(prediction)}"})
-    further = [prediction for prediction in one.predictions[MOST_PREDICTIONS:] if prediction]
+    further = [prediction for prediction in image.predictions[MOST_PREDICTIONS:] if prediction]
     if further:
         right = sum(prediction.right > 0.5 for prediction in further)
         item["predictions"].append({"tone": "muted", "text": f"{right} of {len(further)} more are right"})
     return item
 
 
-def thumbnail(one: Disagreement, data: Path | None) -> bytes:
+def thumbnail(image: Disagreement, data: Path | None) -> bytes:
     """Return a thumbnail of an image, as JPEG, from the file that the runs have read.
 
     Raises:
         DataError: the file is missing, has changed or is outside of the data directory.
     """
-    roots = [data] if data else [Path(folder) for folder in one.data]
-    return page.jpeg(page.open_recorded(one.path, one.sha256, roots, one.decoder_settings))
+    roots = [data] if data else [Path(folder) for folder in image.data]
+    return page.jpeg(page.open_recorded(image.path, image.sha256, roots, image.decoder_settings))

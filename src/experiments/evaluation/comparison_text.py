@@ -22,7 +22,7 @@ def sentences(comparison: Comparison) -> list[str]:
     """Return the findings: accuracies against the baseline, each group against the first, and the limitations."""
     first = called(comparison.labels[0])
     others = len(comparison.groups) - 1
-    found = [one for one in comparison.differences if one]
+    found = [difference for difference in comparison.differences if difference]
     lines = baseline_sentences(
         [
             (called(label), group.baseline, measures["accuracy"].value, measures["accuracy"].low)
@@ -41,7 +41,9 @@ def sentences(comparison: Comparison) -> list[str]:
             if one
         ]
     else:
-        apart = [str(at) for at, one in enumerate(comparison.differences, 1) if one and one.significant]
+        apart = [
+            str(at) for at, difference in enumerate(comparison.differences, 1) if difference and difference.significant
+        ]
         rows = f" (rows {', '.join(apart)})" if apart else ""
         lines.append(
             f"Of the {others} others {len(apart)} are significantly different from {first}{rows}; "
@@ -77,9 +79,9 @@ def limitations(differences: Sequence[Difference], more: str = "", chosen: str =
         chosen: what the best of the groups, which all others are compared with, is called; empty if it was not chosen.
     """
     lines = []
-    if not all(one.about_setting for one in differences):
+    if not all(difference.about_setting for difference in differences):
         lines += [SINGLE, *filter(None, [more])]
-    if any(one.source == "folds" for one in differences):
+    if any(difference.source == "folds" for difference in differences):
         lines.append(FOLDED)
     if chosen:
         lines.append(
@@ -229,7 +231,7 @@ def paired_table(comparison: Comparison) -> list[list[str]]:
         lines.append([
             name, "the setting" if found.about_setting else "two models", images if found.paired else "other images",
             *("" if count is None else str(count) for count in (found.only_a, found.only_b)),
-            ", ".join(signed(one) for one in found.by_seed), "" if found.needed is None else rounded(found.needed),
+            ", ".join(signed(value) for value in found.by_seed), "" if found.needed is None else rounded(found.needed),
         ])  # fmt: skip
     return _informative(lines)
 
@@ -251,7 +253,10 @@ def metric_table(comparison: Comparison, names: Sequence[str] = tuple(METRICS)[1
     known = [name for name in names if any(name in measures for measures in comparison.measures)]
     header = ["run", *(METRICS[name] + (" ↓" if name in LOWER_IS_BETTER else " ↑") for name in known)]
     rows = zip(comparison.names, comparison.measures, strict=True)
-    return [header, *([name, *(format_score(one, measures.get(one)) for one in known)] for name, measures in rows)]
+    return [
+        header,
+        *([name, *(format_score(metric, measures.get(metric)) for metric in known)] for name, measures in rows),
+    ]
 
 
 def metric_tables(comparison: Comparison) -> list[list[list[str]]]:
@@ -259,10 +264,11 @@ def metric_tables(comparison: Comparison) -> list[list[list[str]]]:
 
     Of more than two classes, balanced accuracy is the recall and macro F1 is F1: these columns are shown once.
     """
-    known = {name: [one.get(name) for one in comparison.measures] for name in tuple(METRICS)[1:]}
+    known = {name: [of_group.get(name) for of_group in comparison.measures] for name in tuple(METRICS)[1:]}
     names = [name for name, column in known.items() if any(column)]
     for name, same in (("balanced_accuracy", "recall"), ("macro_f1", "f1")):
-        if name in names and [one and one.value for one in known[name]] == [one and one.value for one in known[same]]:
+        values, others = ([interval and interval.value for interval in known[metric]] for metric in (name, same))
+        if name in names and values == others:
             names.remove(name)
     return [metric_table(comparison, names[at : at + MOST_METRICS]) for at in range(0, len(names), MOST_METRICS)]
 
@@ -343,7 +349,7 @@ def group_table(comparison: Comparison) -> tuple[list[str], list[list[object]]]:
         rows.append([
             at + 1, " ".join(label), len(group.runs), " ".join(run.run_id for run in group.runs), len(group.images),
             group.baseline.accuracy,
-            *(value for one in measures for value in one),
+            *(bound for interval in measures for bound in interval),
             *(_difference_cells(found) if found else [None] * 9), group.seconds, group.epoch_seconds,
             *(values[at] for values in differing.values()),
         ])  # fmt: skip

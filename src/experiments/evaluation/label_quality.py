@@ -88,8 +88,8 @@ def labelled(
         held_out: whether no model was trained on an image that it predicts.
     """
     found: dict[tuple[str, str, str], list[list[float]]] = defaultdict(list)
-    for one in predictions:
-        found[one.path, one.sha256, one.label].append([one.probabilities[name] for name in classes])
+    for row in predictions:
+        found[row.path, row.sha256, row.label].append([row.probabilities[name] for name in classes])
     return [
         Labelled(path, sha256, split, label, tuple(np.mean(shares, axis=0).tolist()), held_out)
         for (path, sha256, label), shares in found.items()

@@ -101,13 +101,13 @@ def confusion_of(predictions: Sequence[Prediction]) -> tuple[np.ndarray, tuple[s
     Args:
         predictions: at least one. Records of old runs without probabilities have the classes that occur, sorted.
     """
-    known = dict.fromkeys(name for one in predictions[:1] for name in one.probabilities)
-    occurring = sorted({name for one in predictions for name in (one.label, one.predicted)} - known.keys())
+    known = dict.fromkeys(name for row in predictions[:1] for name in row.probabilities)
+    occurring = sorted({name for row in predictions for name in (row.label, row.predicted)} - known.keys())
     classes = (*known, *occurring)
     index = {name: at for at, name in enumerate(classes)}
     confusion = np.zeros((len(classes), len(classes)), np.int64)
     np.add.at(
-        confusion, ([index[one.label] for one in predictions], [index[one.predicted] for one in predictions]), 1
+        confusion, ([index[row.label] for row in predictions], [index[row.predicted] for row in predictions]), 1
     )  # fmt: skip
     return confusion, classes
 
@@ -119,13 +119,13 @@ def class_columns(scores: Sequence[ClassScore]) -> dict[str, list[Any]]:
         class, images, predicted, then for each of precision, recall and f1 the value, its lower and its upper bound.
     """
     columns: dict[str, list[Any]] = {
-        "class": [one.name for one in scores],
-        "images": [one.support for one in scores],
-        "predicted": [one.predicted for one in scores],
+        "class": [score.name for score in scores],
+        "images": [score.support for score in scores],
+        "predicted": [score.predicted for score in scores],
     }
     for metric in ("precision", "recall", "f1"):
         for at, suffix in enumerate(("", "_low", "_high")):
-            values = [getattr(one, metric)[at] for one in scores]
+            values = [getattr(score, metric)[at] for score in scores]
             columns[metric + suffix] = [None if math.isnan(value) else value for value in values]
     return columns
 
@@ -133,8 +133,8 @@ def class_columns(scores: Sequence[ClassScore]) -> dict[str, list[Any]]:
 def pair_columns(pairs: Sequence[ConfusedPair]) -> Mapping[str, list[Any]]:
     """Return confused pairs as columns of equal length: label, predicted, images, share of the label's images."""
     return {
-        "label": [one.label for one in pairs],
-        "predicted": [one.predicted for one in pairs],
-        "images": [one.images for one in pairs],
-        "share": [one.share for one in pairs],
+        "label": [pair.label for pair in pairs],
+        "predicted": [pair.predicted for pair in pairs],
+        "images": [pair.images for pair in pairs],
+        "share": [pair.share for pair in pairs],
     }

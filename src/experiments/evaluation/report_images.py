@@ -99,8 +99,8 @@ def examples(report: Report, classes: Sequence[str]) -> dict[str, tuple[tuple[Pr
     The right ones are the most and the least confident, the wrong ones the most confident.
     """
     scores = class_scores(report.confusion, classes)
-    worst = sorted(scores, key=lambda one: (np.isnan(one.f1.value), one.f1.value))[:MOST_CLASSES]
-    names = {one.name for one in worst}
+    worst = sorted(scores, key=lambda score: (np.isnan(score.f1.value), score.f1.value))[:MOST_CLASSES]
+    names = {score.name for score in worst}
     count = 2 if len(classes) <= FEW_CLASSES else 1
     found: dict[str, tuple[tuple[Prediction, ...], ...]] = {}
     for name in (name for name in classes if name in names):

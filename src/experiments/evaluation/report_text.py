@@ -102,19 +102,19 @@ def print_classes(console: Console, report: Report) -> None:
     table.add_column("class", overflow="fold")
     for name in ("images", "precision", "recall", "F1"):
         table.add_column(name, justify="right", no_wrap=True)
-    for one in shown:
-        cells = [str(one.support), _share(one.precision), _share(one.recall), _ratio(one.f1)]
-        table.add_row(Text(printable(one.name)), *map(Text, cells))
+    for score in shown:
+        cells = [str(score.support), _share(score.precision), _share(score.recall), _ratio(score.f1)]
+        table.add_row(Text(printable(score.name)), *map(Text, cells))
     console.print(title, style="italic", highlight=False, markup=False)
     console.print(table)
     if report.confused_pairs:
-        pairs = ", ".join(printable(str(one)) for one in report.confused_pairs[:MOST_PAIRS])
+        pairs = ", ".join(printable(str(pair)) for pair in report.confused_pairs[:MOST_PAIRS])
         console.print(f"most confused (true → predicted): {pairs}", highlight=False, markup=False, soft_wrap=True)
 
 
 def worst(scores: Sequence[ClassScore]) -> list[ClassScore]:
     """Return the WORST classes with the lowest F1, the lowest first; classes without images are left out."""
-    return sorted((one for one in scores if one.support), key=lambda one: one.f1.value)[:WORST]
+    return sorted((score for score in scores if score.support), key=lambda score: score.f1.value)[:WORST]
 
 
 def _share(score: Interval) -> str:
@@ -133,7 +133,7 @@ def class_metrics(report: Report) -> dict[str, float]:
     """
     if len(report.classes) > MOST_LOGGED:
         return {}
-    names = metric_names([one.name for one in report.class_scores])
+    names = metric_names([score.name for score in report.class_scores])
     scores = {
         f"{report.split}.{metric}_by_class/{name}": getattr(one, metric).value
         for metric in ("precision", "recall", "f1")

@@ -290,14 +290,14 @@ def split_section(report: Report, classes: Sequence[str]) -> dict[str, Any]:
     """Return the template's data for a split: its tables of classes and pairs, and its confusion matrix."""
     scores = class_scores(report.confusion, classes)
     if len(classes) > 2:  # a class without images comes last
-        scores.sort(key=lambda one: math.inf if math.isnan(one.f1.value) else one.f1.value)
+        scores.sort(key=lambda score: math.inf if math.isnan(score.f1.value) else score.f1.value)
     pairs = confused_pairs(report.confusion, classes)
     return {
         "name": report.split,
         "classes": [
             ["class", "precision", "recall", "F1", "images"],
-            *([one.name, *map(interval_text, (one.precision, one.recall, one.f1)), f"{one.support:,}"]
-              for one in scores),
+            *([score.name, *map(interval_text, (score.precision, score.recall, score.f1)), f"{score.support:,}"]
+              for score in scores),
         ],
         "pairs": pairs[:MOST_PAIRS],
         "more_pairs": max(len(pairs) - MOST_PAIRS, 0),
@@ -340,7 +340,9 @@ def cost_table(run: RunRecord) -> list[list[str]]:
         ("training images per second (median)", "images_per_second", "{:,.0f}"),
     ):
         values = [
-            one.metrics[name] for one in run.history if one.phase == run.history[-1].phase and name in one.metrics
+            record.metrics[name]
+            for record in run.history
+            if record.phase == run.history[-1].phase and name in record.metrics
         ]
         if values:
             rows.append([title, pattern.format(np.median(values))])

@@ -106,7 +106,7 @@ def draw(run: Trained, split: str, shown: Shown, wrong: int, images: int) -> Fig
     grid, titles = [], []
     for mistake, image, heat in zip(shown.mistakes, shown.thumbnails, shown.heat, strict=True):
         heated = Image.fromarray(overlay(np.asarray(image), map_back(heat, image.size, shown.resize)))
-        grid += [np.asarray(fit(one, THUMBNAIL, "white")) for one in (image, heated)]
+        grid += [np.asarray(fit(shown, THUMBNAIL, "white")) for shown in (image, heated)]
         name = mistake.path.rsplit("/", 1)[-1]
         titles += [
             short(name),

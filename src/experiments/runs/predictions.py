@@ -24,7 +24,7 @@ class Prediction:
 
 def mistakes(predictions: Iterable[Prediction]) -> list[Prediction]:
     """Return the wrong predictions, most confident first."""
-    return sorted((one for one in predictions if not one.correct), key=lambda one: -one.confidence)
+    return sorted((row for row in predictions if not row.correct), key=lambda row: -row.confidence)
 
 
 def stem(split: str) -> str:

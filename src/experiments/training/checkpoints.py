@@ -154,7 +154,7 @@ class Checkpoints:
         self._found.pop(phase, None)  # The cached checkpoint is no longer the latest.
         self._saved_epochs[phase] = len(state.history)
         found = sorted(folder.glob("[0-9]*"))
-        kept = [one for one in found if one.name <= f"{len(state.history):05}"][-KEPT:]
+        kept = [checkpoint for checkpoint in found if checkpoint.name <= f"{len(state.history):05}"][-KEPT:]
         for other in set(found) - set(kept):
             shutil.rmtree(other, ignore_errors=True)
         self._saved = time.monotonic()
