@@ -7,6 +7,7 @@ import gc
 import inspect
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -24,6 +25,9 @@ from experiments.config import schema
 from experiments.storage.csv_files import read_rows
 from experiments.system import redaction, signals
 from experiments.train import main, train
+
+# A shell starts commands in the background with Ctrl-C ignored. The tests send it themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 Compose = Callable[..., DictConfig]
