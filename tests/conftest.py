@@ -35,7 +35,7 @@ Compose = Callable[..., DictConfig]
 DRIVER = """
 import contextlib, importlib, io, json, sys, time
 module, lines = sys.argv[1], json.loads(sys.argv[2])
-told = []
+results = []
 for line in lines:
     sys.argv = [module, *line]
     out, err, began = io.StringIO(), io.StringIO(), time.perf_counter()
@@ -46,8 +46,8 @@ for line in lines:
     except SystemExit as ended:
         code = ended.code
     seconds = time.perf_counter() - began
-    told.append({"code": code, "out": out.getvalue(), "err": err.getvalue(), "seconds": seconds})
-print(json.dumps({"told": told, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
+    results.append({"code": code, "out": out.getvalue(), "err": err.getvalue(), "seconds": seconds})
+print(json.dumps({"results": results, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
 """
 
 
@@ -337,7 +337,7 @@ def drive() -> Callable[..., tuple[list[dict[str, Any]], list[str]]]:
         done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
         assert done.returncode == 0, done.stderr
         answer = json.loads(done.stdout)
-        return answer["told"], answer["modules"]
+        return answer["results"], answer["modules"]
 
     return call
 

@@ -152,8 +152,10 @@ def test_a_run_whose_directory_is_gone_is_resumed_from_here(
     monkeypatch.chdir(tmp_path)
     command = resume.expand([f"resume={interrupt(home, command=called)}"])
     assert command is not None and f"outputs={quoted(str(home))}" in command
-    told = capsys.readouterr().err
-    assert f"started in {gone}, which cannot be entered" in told and "are read from the current directory" in told
+    reported = capsys.readouterr().err
+    assert (
+        f"started in {gone}, which cannot be entered" in reported and "are read from the current directory" in reported
+    )
 
 
 @pytest.mark.parametrize("deleted", ["trash", "for good"])

@@ -130,12 +130,12 @@ def test_the_identity_of_a_run_knows_what_changes_its_pixels(config: Read) -> No
 
 
 def test_inspect_data_shows_proportions(shapes: Path, config: Read) -> None:
-    def said(how: str) -> str:
+    def printed(how: str) -> str:
         read = config("data=folder", f"data.root={shapes}", f"data.resize={how}")
         return "\n".join(str(line) for line in data.inspect(read, images=2).lines)
 
-    squashed = said("squash")
+    squashed = printed("squash")
     assert "proportions (longer to shorter side) 1.00 to 4.00 (median 2.50), 50% of the images beyond 4:3" in squashed
     assert "data.resize=squash distorts 50% of them by more than 2 times" in squashed
-    assert "data.resize=pad makes 38% of the square black" in said("pad")
-    assert "data.resize=crop cuts off 38% of an image" in said("crop")
+    assert "data.resize=pad makes 38% of the square black" in printed("pad")
+    assert "data.resize=crop cuts off 38% of an image" in printed("crop")

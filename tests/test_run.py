@@ -316,9 +316,9 @@ def test_curves_are_on_disk_before_the_tracker_is_told(tmp_path: Path) -> None:
         with pytest.raises(ConnectionError):
             curves.add(EpochRecord(step, "scratch", step, 5, {"loss": 0.5}))
     rows = read_rows(tmp_path / "curves.csv")
-    told = [{name: value for name, value in row.items() if value} for row in rows]
+    reported = [{name: value for name, value in row.items() if value} for row in rows]
     expected = {"phase": "scratch", "timestamp": "5", "loss": "0.5"}
-    assert told == [{"step": str(step), "epoch": str(step)} | expected for step in range(2)]
+    assert reported == [{"step": str(step), "epoch": str(step)} | expected for step in range(2)]
 
 
 def test_curves_take_records_with_more_and_fewer_metrics(tmp_path: Path) -> None:

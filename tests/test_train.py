@@ -58,12 +58,12 @@ WRONG = {
 
 
 def test_wrong_configurations_are_answered_at_once_and_leave_nothing(tmp_path: Path, drive: Drive) -> None:
-    told, modules = drive("experiments.train", [[override] for override in WRONG], tmp_path)
-    for answer, (override, phrases) in zip(told, WRONG.items(), strict=True):
+    reported, modules = drive("experiments.train", [[override] for override in WRONG], tmp_path)
+    for answer, (override, phrases) in zip(reported, WRONG.items(), strict=True):
         text = answer["code"]
         assert isinstance(text, str), f"{override}: ends with the text, which is exit status 1. Received: {text!r}"
         assert text.startswith("The configuration cannot be used:\n"), text
-        assert not [phrase for phrase in phrases if phrase not in text], f"{override} told: {text}"
+        assert not [phrase for phrase in phrases if phrase not in text], f"{override} printed: {text}"
         assert "Traceback" not in answer["err"]
         assert answer["seconds"] < 5
     assert not set(HEAVY) & set(modules), "TensorFlow, Keras and MLflow are not for telling a typo"
@@ -77,8 +77,11 @@ def test_a_wrong_configuration_ends_the_process_with_a_status_and_no_traceback(t
     assert done.returncode == 1
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
     assert "hydra" in imported and not set(HEAVY) & imported
-    told = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
-    assert told == ["The configuration cannot be used:", "  epochs: must be greater than or equal to 1. Received: 0"]
+    reported = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert reported == [
+        "The configuration cannot be used:",
+        "  epochs: must be greater than or equal to 1. Received: 0",
+    ]
     assert done.stdout == "" and not list(tmp_path.rglob("*"))
 
 
@@ -110,12 +113,12 @@ def test_three_ways_to_start_are_the_same_from_any_directory(tmp_path: Path) -> 
         ([sys.executable, "-m", "experiments", "train"], ROOT),
         ([str(script), "train"], tmp_path),
     ]
-    told = [shell(*start, *arguments, cwd=cwd) for start, cwd in starts]
-    assert [done.returncode for done in told] == [0, 0, 0], told[0].stderr
-    composed = yaml.safe_load(told[0].stdout)
+    reported = [shell(*start, *arguments, cwd=cwd) for start, cwd in starts]
+    assert [done.returncode for done in reported] == [0, 0, 0], reported[0].stderr
+    composed = yaml.safe_load(reported[0].stdout)
     assert (composed["optimizer"]["name"], composed["regime"]["name"]) == ("adamw_finetune", "finetune")
     assert float(composed["optimizer"]["lr"]) == 1e-4
-    assert told[0].stdout == told[1].stdout == told[2].stdout
+    assert reported[0].stdout == reported[1].stdout == reported[2].stdout
     assert not list(tmp_path.iterdir())
 
 
@@ -142,8 +145,8 @@ def test_run_names_tell_what_runs_and_are_not_shared_between_processes() -> None
 
 def test_every_verb_helps_without_the_heavy_imports_and_a_typo_names_the_nearest(tmp_path: Path, drive: Drive) -> None:
     lines = [[verb, "--help"] for verb in VERBS]
-    told, modules = drive("experiments.__main__", [*lines, ["--help"], ["trian"], []], tmp_path)
-    *verbs, usage, typo, nothing = told
+    reported, modules = drive("experiments.__main__", [*lines, ["--help"], ["trian"], []], tmp_path)
+    *verbs, usage, typo, nothing = reported
     for verb, answer in zip(VERBS, verbs, strict=True):
         assert answer["code"] == 0 and "experiments" in answer["out"], f"{verb} --help: {answer}"
     assert usage["code"] == 0 and all(f"  {verb} " in usage["out"] for verb in VERBS)

@@ -67,8 +67,8 @@ def test_studies_spend_no_more_than_their_epochs(grid: Path) -> None:
 
 def test_the_comparison_counts_who_is_better(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert search.main([str(grid), "--budget-epochs", "50", "--studies", "2"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("seed ") == 2 and "TPE better in " in said and " of 2" in said
+    printed = capsys.readouterr().out
+    assert printed.count("seed ") == 2 and "TPE better in " in printed and " of 2" in printed
 
 
 def test_a_grid_with_a_hole_is_refused(grid: Path) -> None:

@@ -85,13 +85,13 @@ def test_the_command_prints_one_row_a_backbone(
     assert seen == [(32, 10.0)] * 2
 
 
-@pytest.mark.parametrize("arguments, code, told", [
+@pytest.mark.parametrize("arguments, code, reported", [
     (["--help"], 0, "images a second"),
     (["mobilenet"], 1, "Nearest: mobilenet_v2"),
     (["convnet", "--threads", "0"], 1, "runtime.threads: must be greater than or equal to 1. Received: 0"),
     (["convnet", "--batch", "0"], 2, "--batch: must be 1 or more. Received: 0"),
 ])  # fmt: skip
-def test_help_and_faults_are_answered_without_tensorflow(arguments: list[str], code: int, told: str) -> None:
+def test_help_and_faults_are_answered_without_tensorflow(arguments: list[str], code: int, reported: str) -> None:
     program = (
         "import atexit, sys; from experiments.__main__ import main; "
         "atexit.register(lambda: print('heavy:', {'tensorflow', 'keras'} & set(sys.modules))); main()"
@@ -101,5 +101,5 @@ def test_help_and_faults_are_answered_without_tensorflow(arguments: list[str], c
         command, capture_output=True, text=True, timeout=120, env=os.environ | {"COLUMNS": "300"}, check=False
     )
     assert done.returncode == code, done.stderr
-    assert told in done.stdout + done.stderr and "Traceback" not in done.stderr
+    assert reported in done.stdout + done.stderr and "Traceback" not in done.stderr
     assert "heavy: set()" in done.stdout

@@ -162,10 +162,10 @@ def test_verify_finds_every_damage_and_removes_it_if_asked(
 
 def test_prune_by_age(cache: Path, call: Call) -> None:
     kept, gone = entries(cache)[:3], entries(cache)[3:]
-    said = call("prune", "--older", "3.5", "--dry-run")
-    assert said[-1].startswith("3 entries would be removed, ") and all(path.exists() for path in kept + gone)
+    printed = call("prune", "--older", "3.5", "--dry-run")
+    assert printed[-1].startswith("3 entries would be removed, ") and all(path.exists() for path in kept + gone)
     removed = call("prune", "--older", "3.5")
-    assert removed[:-1] == [line.replace("would remove", "removed") for line in said[:-1]]
+    assert removed[:-1] == [line.replace("would remove", "removed") for line in printed[:-1]]
     assert [path.exists() for path in kept + gone] == [True] * 3 + [False] * 3
     assert "removed 5.0 kB drawn: files: 1, last used 5 d ago" in removed
     assert not list(cache.glob("*/.*")), "nothing half removed"
@@ -212,10 +212,10 @@ def test_what_another_process_uses_stays(cache: Path, call: Call, part: str, at:
     other = context.Process(target=_uses, args=(cache, part, ready, done))
     other.start()
     assert ready.wait(30)
-    said = call("prune", "--to", "0")
+    printed = call("prune", "--to", "0")
     assert [path.exists() for path in entries(cache)] == [place == at for place in range(6)]
-    assert sum(line.startswith("in use, kept: ") for line in said) == 1
-    assert said[-1] == "that is more than 0 bytes: what remains is in use"
+    assert sum(line.startswith("in use, kept: ") for line in printed) == 1
+    assert printed[-1] == "that is more than 0 bytes: what remains is in use"
     done.set()
     other.join(30)
     assert other.exitcode == 0
@@ -249,7 +249,7 @@ def test_pruning_beside_runs_does_them_no_harm(cache: Path) -> None:
         assert process.exitcode == 0
 
 
-@pytest.mark.parametrize("arguments, said", [
+@pytest.mark.parametrize("arguments, printed", [
     (["prune"], "give --older DAYS, --to SIZE or both"),
     (["prune", "--to", "5XB"], "must be a size such as 5GB, 500MB or 0. Received: '5XB'"),
     (["prune", "--older", "-1"], "must be a number of days, 0 or more. Received: '-1'"),
@@ -259,11 +259,11 @@ def test_pruning_beside_runs_does_them_no_harm(cache: Path) -> None:
     (["--outputs", "/nowhere"], "--outputs: no such folder. Received: /nowhere"),
 ])  # fmt: skip
 def test_wrong_arguments_are_refused(
-    arguments: list[str], said: str, call: Call, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], printed: str, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         call(*arguments)
-    assert ended.value.code == 2 and said in capsys.readouterr().err
+    assert ended.value.code == 2 and printed in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text, size", [
@@ -297,8 +297,8 @@ def test_of_a_link_the_link_alone_goes(tmp_path: Path) -> None:
     (cache / "photographs").symlink_to(kept.parent, target_is_directory=True)  # no kind of the cache's
     (cache / "pixels").symlink_to(tmp_path / "large disk", target_is_directory=True)
     atomic_files.write_file(tmp_path / "large disk" / "abc" / "array.npy", bytes(3000))
-    told = "\n".join(inspection.prune(cache, older=None, to=0, dry_run=False))
-    assert f"a link to {kept}, which stays" in told and "3 entries removed, 0 bytes remain" in told
+    reported = "\n".join(inspection.prune(cache, older=None, to=0, dry_run=False))
+    assert f"a link to {kept}, which stays" in reported and "3 entries removed, 0 bytes remain" in reported
     assert [path.name for path in (cache / "drawn").iterdir()] == []
     assert list((tmp_path / "large disk").iterdir()) == [], "a kind of the cache may lie on another disk"
     assert (kept / "a.jpg").stat().st_size == 7000

@@ -66,8 +66,8 @@ def test_a_figure_that_cannot_be_written_is_an_error(call: Call, tmp_path: Path)
 
 
 def test_a_regime_without_augmentation_is_said(call: Call, here: tuple[str, ...]) -> None:
-    said, _ = call("augmentation", *here, "regime=bottleneck", "--images", "1", "--views", "1")
-    assert said == "regime=bottleneck trains on images as they are: it reads no augmentation"
+    printed, _ = call("augmentation", *here, "regime=bottleneck", "--images", "1", "--views", "1")
+    assert printed == "regime=bottleneck trains on images as they are: it reads no augmentation"
 
 
 def test_a_users_own_choice_is_found(call: Call, here: tuple[str, ...], tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_an_augmentation_that_cannot_be_built_and_a_folder_that_is_not_there_are
         call("augmentation", "data=folder", f"data.root={tmp_path / 'nowhere'}")
 
 
-@pytest.mark.parametrize("arguments, said", [
+@pytest.mark.parametrize("arguments, printed", [
     ([], "WHAT"),
     (["augmentatoin"], "invalid choice"),
     (["augmentation", "--images", "0"], "--images/--pictures: must be a whole number of 1 or more. Received: '0'"),
@@ -119,11 +119,11 @@ def test_an_augmentation_that_cannot_be_built_and_a_folder_that_is_not_there_are
     (["schedule", "epochs=3", "--run", "a"], "--run: its configuration is inspected without overrides"),
 ])  # fmt: skip
 def test_wrong_arguments_are_refused_at_once(
-    arguments: list[str], said: str, call: Call, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], printed: str, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as raised:
         call(*arguments)
-    assert raised.value.code == 2 and said in capsys.readouterr().err
+    assert raised.value.code == 2 and printed in capsys.readouterr().err
 
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -156,9 +156,9 @@ def test_each_part_writes_a_image_and_says_where(call: Call, here: tuple[str, ..
         ("schedule", "schedule-constant", ()),
         ("lr", "lr-bottleneck-adamw_head", ("--batches", "15", "--from", "1e-4")),
     ]:
-        *told, line = call(part, *small, *options)
+        *reported, line = call(part, *small, *options)
         path = Path(line)
-        assert told and path.parent == own_outputs / "inspect" and path.name.startswith(f"{name}-"), part
+        assert reported and path.parent == own_outputs / "inspect" and path.name.startswith(f"{name}-"), part
         assert Image.open(path).format == "PNG"
     assert not list(own_outputs.glob("runs/*")) and not list(own_outputs.glob("*.db")), "no run, nothing tracked"
 
@@ -182,8 +182,8 @@ def test_a_data_set_that_a_run_would_refuse_is_exit_code_1(
     (tmp_path / "bad" / "train" / "blobs" / "blobs.0.jpg").write_bytes(b"")
     with pytest.raises(SystemExit) as ended:
         call("data", "data=folder", f"data.root={tmp_path / 'bad'}")
-    told = capsys.readouterr().out
-    assert ended.value.code == 1 and "train/blobs/blobs.0.jpg: is empty" in told and ".png" in told
+    reported = capsys.readouterr().out
+    assert ended.value.code == 1 and "train/blobs/blobs.0.jpg: is empty" in reported and ".png" in reported
 
 
 def test_rates_that_do_not_grow_and_runs_that_are_not_there_are_explained(call: Call) -> None:

@@ -135,9 +135,9 @@ def test_csv_holds_every_file_and_its_fault(files: Path, call: Call, capsys: pyt
             np.testing.assert_allclose([float(row["p_cats"]), float(row["p_dogs"])], shares, atol=1e-6)
             assert row["class"] == ("cats", "dogs")[shares.argmax()]
             assert float(row["probability"]) == pytest.approx(shares.max(), abs=1e-6)
-    said = capsys.readouterr()
-    assert said.out == "" and "4 images predicted, 3 files could not be used" in said.err
-    assert "Passed over in these folders, as of no image type: 1 files" in said.err
+    shown = capsys.readouterr()
+    assert shown.out == "" and "4 images predicted, 3 files could not be used" in shown.err
+    assert "Passed over in these folders, as of no image type: 1 files" in shown.err
 
 
 def test_json_is_an_object_a_line(files: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,11 +153,11 @@ def test_a_terminal_shows_a_line_each_and_faults_apart(
 ) -> None:
     assert call(files / "a.png", files / "deep" / "d.bmp") == 0
     assert call(files / "f.jpg", files / "deep" / "d.bmp") == verb.SOME_FAILED
-    said = capsys.readouterr()
-    lines = said.out.splitlines()
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
     assert len(lines) == 3 and lines[0].startswith("cats") and lines[0].endswith("a.png")
     assert f"dogs  {expected((files / 'deep' / 'd.bmp').read_bytes()).max():6.1%}  " in lines[1]
-    assert "f.jpg: is cut short" in said.err or "f.jpg: cannot be decoded" in said.err
+    assert "f.jpg: is cut short" in shown.err or "f.jpg: cannot be decoded" in shown.err
 
 
 def test_a_file_appears_whole_or_not_at_all(
@@ -198,14 +198,14 @@ def test_predictions_keep_their_order_whatever_fails(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     paths.append(str(tmp_path / "pipe.png"))
     for batch_size in (1, 4, 32):
-        told = [one for some in predictions(classifier(), iter(paths), batch_size) for one in some]
-        assert [one.path for one in told] == paths
-        for given, one in zip(paths[:-1], told, strict=False):
+        reported = [one for some in predictions(classifier(), iter(paths), batch_size) for one in some]
+        assert [one.path for one in reported] == paths
+        for given, one in zip(paths[:-1], reported, strict=False):
             if one.probabilities is None:
                 assert one.error.startswith("is no JPEG") and Path(given).read_bytes() == b"text"
             else:
                 np.testing.assert_allclose(one.probabilities, expected(Path(given).read_bytes())[0], atol=1e-6)
-        assert told[-1].error == "is not a regular file"
+        assert reported[-1].error == "is not a regular file"
 
 
 def test_files_are_read_only_so_far_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,11 +221,11 @@ def test_files_are_read_only_so_far_ahead(tmp_path: Path, monkeypatch: pytest.Mo
             asked += 1
             yield str(tmp_path / "a.png")
 
-    told: Any = predictions(classifier(), many(), 2)  # type: ignore[arg-type]
-    next(told)
-    next(told)
+    reported: Any = predictions(classifier(), many(), 2)  # type: ignore[arg-type]
+    next(reported)
+    next(reported)
     assert asked < 30
-    told.close()
+    reported.close()
 
 
 def test_names_in_csv_are_what_they_are_and_on_a_terminal_are_shown(

@@ -409,7 +409,7 @@ def test_only_what_is_wanted_is_unpacked(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize(
-    "hostile, said",
+    "hostile, printed",
     [
         (member("/images/a/9.jpg"), "no plain relative name"),
         (member("../9.jpg"), "no plain relative name"),
@@ -425,10 +425,10 @@ def test_only_what_is_wanted_is_unpacked(tmp_path: Path, caplog: pytest.LogCaptu
     ],
     ids=lambda value: value.filename if isinstance(value, zipfile.ZipInfo) else "",
 )
-def test_members_that_no_honest_archive_holds(hostile: zipfile.ZipInfo, said: str, tmp_path: Path) -> None:
+def test_members_that_no_honest_archive_holds(hostile: zipfile.ZipInfo, printed: str, tmp_path: Path) -> None:
     archive = packed(tmp_path / "set.zip", SOUND | {hostile: b"../../elsewhere"})
     text = rejected(archive, tmp_path / "set" / "one")
-    assert repr(hostile.filename) in text and said in text
+    assert repr(hostile.filename) in text and printed in text
 
 
 def patched(path: Path, *changes: tuple[bytes, bytes]) -> Path:

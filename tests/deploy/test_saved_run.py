@@ -255,8 +255,8 @@ def test_images_unlike_the_training_images_are_rejected(
 def test_an_export_gives_what_the_model_gives(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "exported"
     export.export("whole", folder, ["keras", "saved_model"], False, 5, place.uri)
-    said = capsys.readouterr().out
-    assert "on 5 of 12 images of the run's validation split" in said and "saved_model" in said
+    printed = capsys.readouterr().out
+    assert "on 5 of 12 images of the run's validation split" in printed and "saved_model" in printed
     assert {path.name for path in folder.iterdir()} == {"model.keras", "saved_model", "model.json"}
     about = json.loads((folder / "model.json").read_bytes())
     assert about["classes"] == ["blobs", "stripes"] and about["image_size"] == 48
@@ -295,9 +295,9 @@ def test_a_registered_model_is_loaded_by_its_alias(place: Place, capsys: pytest.
     for _ in range(2):  # the same version
         register.register("job", "pets", "champion", place.uri)
     register.register(str(place.folder("job")), "pets", "champion", None)  # the store that its folder has recorded
-    said = capsys.readouterr()
-    assert said.out.count("job is version 1 of pets, and its champion") == 3 and said.err == ""
-    assert 'mlflow.keras.load_model("models:/pets@champion")' in said.out
+    printed = capsys.readouterr()
+    assert printed.out.count("job is version 1 of pets, and its champion") == 3 and printed.err == ""
+    assert 'mlflow.keras.load_model("models:/pets@champion")' in printed.out
     mlflow.set_tracking_uri(place.uri)
     pixels, shares = place.logged("job")
     model = mlflow.keras.load_model("models:/pets@champion")
@@ -372,9 +372,9 @@ def check_served(place: Place, url: str) -> None:
     ):
         answer = requests.post(url, json=body, timeout=60)
         assert answer.status_code == 200, answer.text
-        told = answer.json()["predictions"]
-        assert [one["class"] for one in told] == [row["predicted"] for row in rows]
-        np.testing.assert_allclose([one["probability"] for one in told], shares.max(axis=1), atol=1e-5)
+        reported = answer.json()["predictions"]
+        assert [one["class"] for one in reported] == [row["predicted"] for row in rows]
+        np.testing.assert_allclose([one["probability"] for one in reported], shares.max(axis=1), atol=1e-5)
     bad = [{"image": files[0]}, {"image": base64.b64encode(b"text").decode()}]
     answer = requests.post(url, json={"dataframe_records": bad}, timeout=60)
     assert answer.status_code == 400 and "1 of 2 images cannot be used: row 1 is no JPEG" in answer.json()["message"]

@@ -105,7 +105,7 @@ def test_the_command_writes_beside_the_run_wherever_the_images_are(
     command = ["experiments inspect", "mistakes", str(run.folder), "--count", "2", "--data", str(tmp_path / "moved")]
     monkeypatch.setattr("sys.argv", command)
     inspect.main()
-    first, *told, path = capsys.readouterr().out.splitlines()
-    assert first == "run: 3 mistakes in 12 validation images" and len(told) == 2
+    first, *reported, path = capsys.readouterr().out.splitlines()
+    assert first == "run: 3 mistakes in 12 validation images" and len(reported) == 2
     assert Path(path) == run.folder / "figures" / "validation_gradcam.png"  # type: ignore[operator]
     assert Image.open(path).width > 400

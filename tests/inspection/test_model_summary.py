@@ -18,9 +18,9 @@ Read = Callable[..., Config]
 
 def test_what_is_frozen_is_what_a_run_freezes(ended: Any, config: Read) -> None:
     summary = model.summarize_model(config(*ended.overrides), 2)
-    told = {row.name: not row.frozen for row in summary.rows if row.block != model.HEAD}
+    reported = {row.name: not row.frozen for row in summary.rows if row.block != model.HEAD}
     del ended.trainable["pooling"]
-    assert told == ended.trainable and len(set(told.values())) == 2
+    assert reported == ended.trainable and len(set(reported.values())) == 2
     assert summary.split_point == "block2_conv"
 
 

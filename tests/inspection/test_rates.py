@@ -28,8 +28,8 @@ PROGRESS = Terminal(Console(quiet=True))
 
 def test_the_schedule_is_what_a_run_has_logged(ended: Any, config: Read) -> None:
     phases = schedule.phases(config(*ended.overrides))
-    told = [(phase.name, rate) for phase in phases for rate in phase.highest]
-    assert told == [(row["phase"], float(row["learning_rate"])) for row in ended.curves]
+    reported = [(phase.name, rate) for phase in phases for rate in phase.highest]
+    assert reported == [(row["phase"], float(row["learning_rate"])) for row in ended.curves]
     assert [phase.name for phase in phases] == ["head", "finetune"] and not any(phase.open for phase in phases)
 
 
@@ -43,8 +43,8 @@ def test_every_regime_has_its_phases(regime: str, names: list[str], config: Read
 def test_another_runs_head_needs_no_phase(config: Read) -> None:
     read = config("regime=finetune", f"regime.head_from={'a' * 32}", "early_stopping=3")
     assert [phase.name for phase in schedule.phases(read)] == ["finetune"]
-    said = schedule.sentences(read, schedule.phases(read))
-    assert any("early_stopping=3" in line for line in said) and any("head_from" in line for line in said)
+    printed = schedule.sentences(read, schedule.phases(read))
+    assert any("early_stopping=3" in line for line in printed) and any("head_from" in line for line in printed)
 
 
 def test_a_schedule_that_watches_the_run_is_between_two_lines(config: Read) -> None:

@@ -68,9 +68,9 @@ def test_the_table_and_the_words_count_what_is_there(damaged: Path, config: Read
     rows = [line.split() for line in text.file.getvalue().splitlines() if line.strip()]
     assert ["blobs", "11", "7", "4", "22"] in rows and ["stripes", "11", "6", "4", "21"] in rows
     assert ["all", "22", "13", "8", "43"] in rows
-    said = "\n".join(data.sentences(found, 48))
-    assert "width 30 to 48 pixels (median 48), height 20 to 48 (48)" in said and "1 images are enlarged" in said
-    assert "RGB 42, L 1" in said and "smallest 30 x 20" in said and "validation/blobs/grey.png" in said
+    printed = "\n".join(data.sentences(found, 48))
+    assert "width 30 to 48 pixels (median 48), height 20 to 48 (48)" in printed and "1 images are enlarged" in printed
+    assert "RGB 42, L 1" in printed and "smallest 30 x 20" in printed and "validation/blobs/grey.png" in printed
 
 
 def test_more_than_an_error_shows_are_listed_and_a_folder_that_is_not_there(tmp_path: Path, config: Read) -> None:

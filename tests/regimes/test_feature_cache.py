@@ -152,17 +152,17 @@ def test_boundaries_share_a_pass_and_views_a_sweep(
         return lambda at: (read.append((view, at.start)), give(at))[1]
 
     monkeypatch.setattr(feature_cache, "reader", listening)
-    told = Told()
-    extract(components, wants_of(components, images), told)
+    reported = Told()
+    extract(components, wants_of(components, images), reported)
     assert sum(rows for rows, _ in passes) == 3 * COUNT, "once as they are, for both tables, and once a view"
     assert sum(rows for rows, tables in passes if tables == 2) == COUNT
     firsts = [start // SHARD_ROWS for _, start in read]
     assert firsts == sorted(firsts), "all views of a shard's images, then the next images"
-    assert told.stages == [("features of train, 3 views", 3 * COUNT)] and sum(told.steps) == 3 * COUNT
+    assert reported.stages == [("features of train, 3 views", 3 * COUNT)] and sum(reported.steps) == 3 * COUNT
     passes.clear()
-    told = Told()
-    extract(components, wants_of(components, images), told)
-    assert not passes and not told.stages, "nothing is left to do"
+    reported = Told()
+    extract(components, wants_of(components, images), reported)
+    assert not passes and not reported.stages, "nothing is left to do"
 
 
 def test_an_interruption_costs_the_shard_it_fell_into(tmp_path: Path, passes: list[tuple[int, int]]) -> None:
@@ -177,10 +177,12 @@ def test_an_interruption_costs_the_shard_it_fell_into(tmp_path: Path, passes: li
         extract(components, wants, Told(stop))
     assert len(contents(tmp_path / "broken")) == 4 + 2
     passes.clear()
-    told = Told()
-    extract(components, wants, told)
+    reported = Told()
+    extract(components, wants, reported)
     assert sum(rows for rows, _ in passes) == 3 * COUNT - 4 * SHARD_ROWS
-    assert told.steps[0] == 4 * SHARD_ROWS and sum(told.steps) == 3 * COUNT, "what was stored is counted at once"
+    assert reported.steps[0] == 4 * SHARD_ROWS and sum(reported.steps) == 3 * COUNT, (
+        "what was stored is counted at once"
+    )
     extract(tiny(tmp_path / "whole"), wants, Told())
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole"), "bit for bit"
 
@@ -248,8 +250,8 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
         lambda: Rows([np.broadcast_to(few.pixels[:], (count, SIZE, SIZE, 3))]),
     )
     memory: list[int] = []
-    told = Told(lambda done: memory.append(psutil.Process().memory_info().rss))
-    (rows,) = extract(components, [FeatureRequest(cuts(components)[1], many)], told)
+    reported = Told(lambda done: memory.append(psutil.Process().memory_info().rss))
+    (rows,) = extract(components, [FeatureRequest(cuts(components)[1], many)], reported)
     stored = count * 8 * 8 * 64 * 4
     assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("array.npy")) > stored > 130e6
     settled = 2 * SHARD_ROWS // BATCH  # batches; a shard is 4 MB
@@ -315,7 +317,7 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_anything_runs(
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, feature_cache.RESERVE + needed - 1))
     with pytest.raises(ConfigError) as raised:
         extract(components, wants, Told())
-    for said in (
+    for printed in (
         "1.2 MB",
         "269.7 MB free",
         str(components.cache),
@@ -325,7 +327,7 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_anything_runs(
         "float16",
         "600 x 1,024",
     ):
-        assert said in str(raised.value), said
+        assert printed in str(raised.value), printed
     assert not passes
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, feature_cache.RESERVE + needed))
     extract(components, wants, Told())
@@ -376,11 +378,11 @@ def test_an_entry_says_what_it_is_for(tmp_path: Path) -> None:
 
 
 def _extracts(outputs: Path, together: Any) -> tuple[int, list[float]]:
-    components, told = tiny(outputs), Told()
+    components, reported = tiny(outputs), Told()
     wants = wants_of(components, images_of())
     together.wait(120)
-    rows = extract(components, wants, told)
-    return sum(told.steps), [float(table[:].sum()) for table in rows]
+    rows = extract(components, wants, reported)
+    return sum(reported.steps), [float(table[:].sum()) for table in rows]
 
 
 def _extracts_into(results: Any, outputs: Path, together: Any) -> None:

@@ -56,7 +56,7 @@ class Done(NamedTuple):
     components: RunComponents
     dataset: Dataset
     result: TrainingResult
-    told: list[EpochRecord]
+    received: list[EpochRecord]
     before: Weights  # of the backbone
     ran: list[int]  # images in each batch that passed a frozen part to fill the feature cache
 
@@ -85,10 +85,10 @@ def built(root: Path, outputs: Path, *overrides: str) -> RunComponents:
 
 
 def run_regime(root: Path, outputs: Path, *overrides: str) -> Done:
-    """Builds, reads and trains in this process, with random backbone weights unless told otherwise."""
+    """Builds, reads and trains in this process, with random backbone weights unless the overrides give some."""
     components = built(root, outputs, *overrides)
     dataset = read_data(components)
-    told: list[EpochRecord] = []
+    received: list[EpochRecord] = []
     ran: list[int] = []
     before = weights_of(components.backbone.model)
     with pytest.MonkeyPatch.context() as patch:
@@ -103,8 +103,8 @@ def run_regime(root: Path, outputs: Path, *overrides: str) -> Done:
             return heard
 
         patch.setattr(feature_cache, "inference_functions", listening)
-        result = components.regime(components, dataset, TrainingContext(Terminal(Console(quiet=True)), told.append))
-    return Done(components, dataset, result, told, before, ran)
+        result = components.regime(components, dataset, TrainingContext(Terminal(Console(quiet=True)), received.append))
+    return Done(components, dataset, result, received, before, ran)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def changed(before: Weights, after: Weights) -> set[str]:
 
 
 def assert_sound(done: Done) -> None:
-    """Scores are those of the joined model, for every split; the history is what was told."""
+    """Scores are those of the joined model, for every split; the history is what was recorded."""
     trains_on_features = done.components.config.regime.name == "bottleneck"  # whose training images' scores are free
     assert set(done.result.scores) == {"validation", "test"} | ({"train"} if trains_on_features else set())
     for images in (done.dataset.validation, done.dataset.test, *([done.dataset.train] * trains_on_features)):
@@ -161,7 +161,7 @@ def assert_sound(done: Done) -> None:
         whole = done.result.model.predict_on_batch(images.pixels[:].astype("float32"))
         np.testing.assert_allclose(scores, whole, atol=1e-4)
         assert scores.std() > 1e-6  # the scores differ between images
-    assert curves(tuple(done.told)) == curves(done.result.history)
+    assert curves(tuple(done.received)) == curves(done.result.history)
     last = done.result.history[-1].metrics["validation_accuracy"]
     accuracy = (done.result.scores["validation"].argmax(axis=1) == done.dataset.validation.labels).mean()
     assert accuracy == pytest.approx(last)
@@ -275,7 +275,7 @@ def test_a_second_finetune_finds_head_and_activations(first: Done, small: Callab
     assert first.ran and not second.ran  # the frozen part did not run again
     assert second.result.history[:2] == first.result.history[:2]
     assert curves(second.result.history) == curves(first.result.history)
-    assert len(second.told) == 4  # the head's epochs are reported, too
+    assert len(second.received) == 4  # the head's epochs are reported, too
     for split in ("validation", "test"):
         np.testing.assert_array_equal(second.result.scores[split], first.result.scores[split])
     assert changed(first.after, second.after) == changed(first.head, second.head) == set()

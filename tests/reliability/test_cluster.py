@@ -87,8 +87,8 @@ def runs(uri: str) -> list[Any]:
 def whole(uri: str, run: Any, epochs: int) -> bool:
     """Whether every curve of a run has each of its steps once, in their order."""
     client = mlflow.MlflowClient(uri)
-    told = [[point.step for point in client.get_metric_history(run.info.run_id, name)] for name in EPOCH_METRICS]
-    return run.info.status == "FINISHED" and all(steps == list(range(epochs)) for steps in told)
+    reported = [[point.step for point in client.get_metric_history(run.info.run_id, name)] for name in EPOCH_METRICS]
+    return run.info.status == "FINISHED" and all(steps == list(range(epochs)) for steps in reported)
 
 
 def test_ray_starts_again_what_a_killed_process_and_a_lost_machine_ran(
@@ -184,8 +184,8 @@ class Postgres:
         self.run("pg_ctl", "-D", "data", "-w", "-l", "log", "-o", options, "start")
 
     def run(self, *command: str) -> None:
-        with (self.home / "said").open("ab") as said:
-            subprocess.run(command, cwd=self.home, check=True, stdout=said, stderr=said, **self.owner)
+        with (self.home / "output").open("ab") as printed:
+            subprocess.run(command, cwd=self.home, check=True, stdout=printed, stderr=printed, **self.owner)
 
     def stop(self) -> None:
         self.run("pg_ctl", "-D", "data", "-m", "immediate", "stop")

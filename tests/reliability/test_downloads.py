@@ -73,8 +73,8 @@ def test_kills_of_a_download(started: Started, tries: Tries, tally: Tally, tmp_p
             assert process.stdout is not None and process.stdout.readline() == "ready\n"
             time.sleep(rng.uniform(0, 0.6))
             process.send_signal(signal.SIGKILL)
-            told = process.communicate()[0].strip()
-            survived += told in ("", sha256)
+            reported = process.communicate()[0].strip()
+            survived += reported in ("", sha256)
         process = started("-c", FETCHES, url, sha256, str(len(BODY)), str(folder))
         out, errors = process.communicate(timeout=60)
         assert out.split()[-1] == sha256, errors

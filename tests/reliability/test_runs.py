@@ -41,12 +41,12 @@ import os, signal, sys
 from experiments import run
 from experiments.train import main
 add, at = run.Curves.add, [int(sys.argv.pop(1))]
-def told(self, record):
+def reported(self, record):
     at[0] -= 1
     if at[0] < 0:
         os.kill(os.getpid(), signal.SIGKILL)
     add(self, record)
-run.Curves.add = told
+run.Curves.add = reported
 main()
 """
 
@@ -109,8 +109,8 @@ def test_kills_at_random_moments_and_between_checkpoint_and_log(
         home.runs()[0].info.run_id, "loss"
     )
     epochs = len((folder / "curves.csv").read_text("utf-8").splitlines()) - 1
-    told = [point.step for point in points] == list(range(epochs)) and home.runs()[0].info.status == "FINISHED"
-    tally(f"kill -9 at random moments: {regime}", kills, kills if same and told else 0)
+    reported = [point.step for point in points] == list(range(epochs)) and home.runs()[0].info.status == "FINISHED"
+    tally(f"kill -9 at random moments: {regime}", kills, kills if same and reported else 0)
 
 
 def has_begun(folder: Path, pid: int) -> bool:
@@ -171,7 +171,7 @@ def test_endings(drawn: Path, started: Started, tally: Tally, tmp_path: Path) ->
 LIMITED = """
 import io, json, pathlib, resource, sys
 from experiments.train import main
-told = []
+results = []
 def ran(limit, arguments):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit or resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     sys.argv[1:], sys.stderr = arguments, io.StringIO()
@@ -186,8 +186,8 @@ for limit, arguments, folder in json.loads(sys.argv.pop(1)):
         resumed = [f"resume={folder}", "runtime.threads=1"]
         again = ran(None, resumed if pathlib.Path(folder, "run.json").exists() else arguments)
         assert again is None, again
-    told.append([code, errors])
-print(json.dumps(told))
+    results.append([code, errors])
+print(json.dumps(results))
 """
 
 
@@ -209,10 +209,10 @@ def test_writes_that_find_no_room(
     process = started("-c", LIMITED, json.dumps(lines))
     out, errors = process.communicate(timeout=60 + 60 * len(lines))
     assert process.returncode == 0, errors
-    (ended, _), *told = json.loads(out.splitlines()[-1])
+    (ended, _), *reported = json.loads(out.splitlines()[-1])
     assert ended is None, "without a limit nothing is wrong"
     survived = 0
-    for limit, home, (code, errors) in zip(chosen, homes, told, strict=True):
+    for limit, home, (code, errors) in zip(chosen, homes, reported, strict=True):
         clear = "there is no room to write" in str(code) and "Traceback" not in errors
         if code is None:  # nothing was so large
             clear = limit > 60

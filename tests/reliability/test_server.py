@@ -33,7 +33,7 @@ from experiments.training.types import EpochRecord
 home, uri = Path(sys.argv[1]), sys.argv[2]
 with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
     config = validation.validate(compose("config", [f"outputs={home}", "tracking=server", f"tracking.uri={uri}"]))
-folder = home / "runs" / "told"
+folder = home / "runs" / "reported"
 folder.mkdir(parents=True)
 (folder / "metrics.json").write_text("{}")
 from experiments.tracking import buffer
@@ -119,7 +119,7 @@ def test_a_server_that_is_killed_and_comes_back(
         server.kill()
         time.sleep(1.5)
         say(process, 20)  # no epoch waits for the server
-        unsent = home / "runs" / "told" / "unsent.jsonl"
+        unsent = home / "runs" / "reported" / "unsent.jsonl"
         assert unsent.exists()
         if name == "during the run":
             server.start()
@@ -201,15 +201,15 @@ def test_nothing_that_runs_write_holds_the_password_of_their_store(server: Serve
     home = tmp_path / "home"
     uri = f"http://me@corp.com:{SECRET}@127.0.0.1:{server.port}"
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    told = []
+    reported = []
 
     def call(*arguments: str, **variables: str) -> tuple[int, str]:
         done = subprocess.run(
             [sys.executable, "-m", "experiments", *arguments], capture_output=True, text=True, cwd=tmp_path,
             env=environment | {"EXPERIMENTS_HOME": str(home)} | variables, timeout=300,
         )  # fmt: skip
-        told.append(done.stdout + done.stderr)
-        return done.returncode, told[-1]
+        reported.append(done.stdout + done.stderr)
+        return done.returncode, reported[-1]
 
     failing = home / "runs" / "failing"
     typed = f"tracking.uri={uri}"
@@ -231,4 +231,4 @@ def test_nothing_that_runs_write_holds_the_password_of_their_store(server: Serve
     for path in (path for root in (home, server.home) for path in root.rglob("*") if path.is_file()):
         content = path.read_bytes()
         assert not any(secret in content for secret in secrets), path
-    assert "S3cr-et" not in "".join(told)
+    assert "S3cr-et" not in "".join(reported)

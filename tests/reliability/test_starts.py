@@ -66,7 +66,7 @@ def test_first_use_of_one_store_by_four_processes(started: Started, tries: Tries
             assert worker.stdin is not None
             worker.stdin.write(f"{home} run{at}\n")
             worker.stdin.flush()
-        said = [worker.stdout.readline().strip() for worker in workers if worker.stdout is not None]
+        printed = [worker.stdout.readline().strip() for worker in workers if worker.stdout is not None]
         client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
         assert sorted(one.name for one in client.search_experiments()) == ["Default", "experiments"]
         experiment = client.get_experiment_by_name("experiments")
@@ -74,5 +74,5 @@ def test_first_use_of_one_store_by_four_processes(started: Started, tries: Tries
         runs = client.search_runs([experiment.experiment_id])
         points = [len(client.get_metric_history(run.info.run_id, "loss")) for run in runs]
         ended = [run.info.status for run in runs]
-        survived += said == ["done"] * 4 and points == [2] * 4 and ended == ["FINISHED"] * 4
+        survived += printed == ["done"] * 4 and points == [2] * 4 and ended == ["FINISHED"] * 4
     tally("cold start of one SQLite store by 4 processes", rounds, survived)

@@ -59,7 +59,7 @@ class Place:
         )  # fmt: skip
 
     def stop(self, process: subprocess.Popen[str], name: str, number: int, rows: int) -> str:
-        """Sends a signal once the curves have so many rows; what the process said."""
+        """Sends a signal once the curves have so many rows; what the process printed."""
         curves = self.home / "runs" / name / "curves.csv"
         while process.poll() is None and not (curves.exists() and len(curves.read_text().splitlines()) > rows):
             time.sleep(0.01)
@@ -150,9 +150,9 @@ def test_a_run_that_dies_between_checkpoint_and_curves_is_resumed_as_if_it_had_n
         assert steps == list(range(len(whole["curves"]))), "every point, none twice"
     for key in ("validation.accuracy", "total_seconds"):
         assert len(client.get_metric_history(run.info.run_id, key)) == 1
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         run_here(f"resume={folder}")
-    assert "nothing to resume" in said.getvalue()
+    assert "nothing to resume" in printed.getvalue()
 
     # resume=auto continues this run only, so that its result is never that of another run.
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".json", ".csv", ".h5")}
@@ -171,13 +171,13 @@ def test_how_a_run_ends_is_in_its_status_exit_code_and_last_line(place: Place) -
     assert place.run("lost").info.status == "RUNNING"
 
     process = place.start(*place.command("ended", "regime=scratch", "epochs=500", "early_stopping=null"))
-    said = place.stop(process, "ended", signal.SIGTERM, rows=2)
-    assert process.returncode == 128 + signal.SIGTERM, said
-    assert re.search(r"It stopped after epoch \d+ of phase scratch\nGo on with it: ", said), said
+    printed = place.stop(process, "ended", signal.SIGTERM, rows=2)
+    assert process.returncode == 128 + signal.SIGTERM, printed
+    assert re.search(r"It stopped after epoch \d+ of phase scratch\nGo on with it: ", printed), printed
     run, folder = place.run("ended"), place.home / "runs" / "ended"
     assert (run.info.status, run.data.tags["failure"]) == ("KILLED", "Stopped: SIGTERM")
     assert json.loads((folder / "run.json").read_text())["status"] == "KILLED"
-    assert said.rstrip().endswith(f"python -m experiments.train resume={folder}")
+    assert printed.rstrip().endswith(f"python -m experiments.train resume={folder}")
     assert list((folder / "checkpoints" / "scratch").glob("[0-9]*"))
     lost = place.run("lost")
     assert lost.info.status == "KILLED" and "its process is gone" in lost.data.tags["failure"]

@@ -99,8 +99,8 @@ def test_what_a_job_says_is_in_its_folder_and_what_follows_is_not(
     logging.getLogger("submitit").warning("later")
     print("after")
     assert set((tmp_path / "sweep" / "3" / "output.log").read_text().splitlines()) == {"from Python", "from C"}
-    said = capfd.readouterr()
-    assert said.out == "after\n" and "Logging error" not in said.err
+    printed = capfd.readouterr()
+    assert printed.out == "after\n" and "Logging error" not in printed.err
 
 
 @pytest.mark.parametrize("error, reason", [
@@ -144,8 +144,8 @@ def test_a_job_that_leaves_for_another_machine_gives_no_answer(job: Callable[...
 
 def test_a_machine_without_the_shared_disk_says_so(tmp_path: Path) -> None:
     planned: Any = SimpleNamespace(folder=tmp_path / "nowhere" / "0")
-    said = remote_job.work(planned, tmp_path, {}, None)
-    assert said is not None and "must share a disk" in said
+    printed = remote_job.work(planned, tmp_path, {}, None)
+    assert printed is not None and "must share a disk" in printed
 
 
 def test_what_submitit_writes_holds_no_secret_and_the_job_has_them(

@@ -123,8 +123,8 @@ def test_a_process_has_the_environment_of_the_one_that_starts_it(monkeypatch: py
     ("code", "words"), [(0, None), (1, "exit code 1"), (-9, "SIGKILL"), (143, "SIGTERM"), (255, "exit code 255")]
 )
 def test_an_exit_code_in_words(code: int, words: Any) -> None:
-    said = processes.failure(code)
-    assert said is None if words is None else words in str(said)
+    printed = processes.failure(code)
+    assert printed is None if words is None else words in str(printed)
 
 
 def test_an_interrupted_task_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,10 +110,10 @@ def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trained:
 
 def accuracies(folder: Path) -> dict[float, float]:
     """What the summary in a sweep's folder has of its jobs: accuracy by learning rate."""
-    said = json.loads((folder / "summary.json").read_text())
+    printed = json.loads((folder / "summary.json").read_text())
     return {
         float(run["values"]["optimizer.lr"]): round(run["metrics"]["validation.accuracy"], 6)
-        for run in said["runs"] if not run["final"]
+        for run in printed["runs"] if not run["final"]
     }  # fmt: skip
 
 
@@ -141,8 +141,10 @@ def test_a_directory_of_another_sweep_is_refused_by_name(trained: Trained, tmp_p
     place = f"hydra.sweep.dir={tmp_path / 'D'}"
     assert len(trained(place, "optimizer.lr=0.01,0.02", "sweep.final=false")) == 2
     for other in ("optimizer.lr=0.03,0.04", "optimizer.lr=0.01,0.02,0.03", "optimizer.lr=0.01"):
-        said = refused(partial(trained, place, other, "sweep.final=false"))
-        assert str(tmp_path / "D") in said and "holds another sweep" in said and "optimizer.lr=0.01,0.02" in said
+        printed = refused(partial(trained, place, other, "sweep.final=false"))
+        assert (
+            str(tmp_path / "D") in printed and "holds another sweep" in printed and "optimizer.lr=0.01,0.02" in printed
+        )
     trained.data = "other data"
     assert "holds another sweep" in refused(lambda: trained(place, "optimizer.lr=0.01,0.02", "sweep.final=false"))
     assert not trained.runs and accuracies(tmp_path / "D") == {0.01: 0.1, 0.02: 0.2}
@@ -171,8 +173,8 @@ def test_a_job_does_not_write_into_the_directory_of_another_run(trained: Trained
     (tmp_path / "D" / sweep_directory.SWEEP).unlink()
     for file in (tmp_path / "D").glob(f"*/{sweep_directory.JOB}"):
         file.unlink()
-    said = refused(lambda: trained(place, "optimizer.lr=0.03,0.04", "sweep.final=false"))
-    assert f"{tmp_path / 'D' / '0'}: this folder holds another run" in said and not trained.runs
+    printed = refused(lambda: trained(place, "optimizer.lr=0.03,0.04", "sweep.final=false"))
+    assert f"{tmp_path / 'D' / '0'}: this folder holds another run" in printed and not trained.runs
     (tmp_path / "D" / "0" / run_directory.FACTS).unlink()  # results without a recorded identity
     assert "another run" in refused(lambda: trained(place, "optimizer.lr=0.03,0.04", "sweep.final=false"))
 
@@ -197,16 +199,16 @@ def test_jobs_keep_their_numbers_however_the_sweep_is_typed(trained: Trained, ow
     assert [job.composed.config.evaluate.test for job in done] == [False, False, True], "the last is the winner's"
     assert accuracies(folder) == {0.01: 0.1, 0.02: 0.2, 0.03: 0.3}
     assert {one["identity"]: one["number"] for one in sweep_directory.records(folder) if not one.get("final")} == first
-    said = " ".join(json.loads((folder / "summary.json").read_text())["sentences"])
-    assert "15.0" in said, "the test score of the winner"
+    printed = " ".join(json.loads((folder / "summary.json").read_text())["sentences"])
+    assert "15.0" in printed, "the test score of the winner"
 
     # Another job wins in the same directory, where the number of its test evaluation is taken by the former winner's.
     other = folder / "0" / run_directory.METRICS
     other.write_text(json.dumps(json.loads(other.read_text()) | {"validation.accuracy": 0.05}))
     (final,) = trained("optimizer.lr=0.01,2e-2,0.03")
     assert final.composed.config.optimizer.lr == 0.02 and final.folder.name == "4"
-    said = " ".join(json.loads((folder / "summary.json").read_text())["sentences"])
-    assert "10.0" in said and "15.0" not in said
+    printed = " ".join(json.loads((folder / "summary.json").read_text())["sentences"])
+    assert "10.0" in printed and "15.0" not in printed
     assert not trained("optimizer.lr=2e-2,0.01,0.03"), "and then all of it is done"
 
 
@@ -257,13 +259,13 @@ def test_what_another_start_has_finished_meanwhile_is_not_trained_again(
     "seed=0,0,1", "seed=0,0.0", "data.fold=0,1,0", "optimizer.lr=0.01,1e-2", "seed=choice(3,3)",
 ])  # fmt: skip
 def test_a_value_given_twice_is_no_second_run(trained: Trained, given: str) -> None:
-    said = refused(lambda: trained(given))
-    assert given.partition("=")[0] in said and "is given twice" in said and not trained.runs
+    printed = refused(lambda: trained(given))
+    assert given.partition("=")[0] in printed and "is given twice" in printed and not trained.runs
 
 
 def test_two_ways_to_write_a_seed_are_no_two_runs(trained: Trained) -> None:
-    said = refused(lambda: trained("epochs=3", "seed=3,${epochs}"))
-    assert "the same run" in said and "seed=3" in said and not trained.runs
+    printed = refused(lambda: trained("epochs=3", "seed=3,${epochs}"))
+    assert "the same run" in printed and "seed=3" in printed and not trained.runs
     assert len(trained("epochs=4", "seed=3,${epochs}")) == 4, "and the winner with each of them"
 
 
@@ -278,8 +280,8 @@ def test_a_value_for_a_group_that_is_swept(trained: Trained) -> None:
     done = trained("optimizer@regime.head_optimizer=adam,adamw", "regime.head_optimizer.beta_1=0.8", "regime=finetune",
                    "sweep.final=false")  # fmt: skip
     assert [job.composed.config.regime.head_optimizer.arguments["beta_1"] for job in done] == [0.8, 0.8]
-    said = refused(lambda: trained("optimizer=adam,sgd", "optimizer.beta_1=0.8"))
-    assert "optimizer=sgd" in said and "optimizer.beta_1: nothing reads this key" in said
+    printed = refused(lambda: trained("optimizer=adam,sgd", "optimizer.beta_1=0.8"))
+    assert "optimizer=sgd" in printed and "optimizer.beta_1: nothing reads this key" in printed
 
 
 def test_what_only_jobs_receive_holds_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,14 +294,14 @@ def test_what_only_jobs_receive_holds_no_password(monkeypatch: pytest.MonkeyPatc
 
 def test_a_grid_that_a_swept_preset_brings_is_not_dropped(trained: Trained) -> None:
     presets = ("experiment=above_95,tutorial_finetune", "data.root=/photographs", "sweep.final=false")
-    said = refused(lambda: trained(*presets))
-    assert "experiment=above_95" in said and "model.head.dropout=0.3,0.5,0.7" in said and not trained.runs
+    printed = refused(lambda: trained(*presets))
+    assert "experiment=above_95" in printed and "model.head.dropout=0.3,0.5,0.7" in printed and not trained.runs
     typed = ("model.head.dropout=0.5", "model.head.l2=0", "regime.unfrozen_blocks=1")
     assert len(trained(*presets, *typed)) == 2
-    said = refused(
+    printed = refused(
         lambda: trained("experiment=tutorial_finetune,above_95_search", "data.root=/x", *typed, "optimizer.lr=1e-3")
     )
-    assert "sweep: its own settings" in said
+    assert "sweep: its own settings" in printed
 
 
 def test_what_is_no_sweep_gets_a_sentence(trained: Trained, tmp_path: Path) -> None:

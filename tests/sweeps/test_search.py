@@ -73,9 +73,9 @@ def test_a_postgres_address_names_the_driver_of_the_extra() -> None:
 
 
 def test_an_unusable_storage_is_told_without_its_password(config: Any) -> None:
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as reported:
         pruning.storage(config("sweep.storage=nonsense://me:secret@host/db"))
-    assert "sweep.storage: cannot be used" in str(told.value) and "secret" not in str(told.value)
+    assert "sweep.storage: cannot be used" in str(reported.value) and "secret" not in str(reported.value)
 
 
 def test_without_optuna_a_search_says_what_to_install(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,23 +122,23 @@ def record(epoch: int, accuracy: float, phase: str) -> EpochRecord:
 def test_a_job_tells_its_last_phase_and_ends_when_it_is_behind(config: Any, tmp_path: Path) -> None:
     job, study, trial = behind(config, tmp_path, "regime=finetune")
     seen: list[EpochRecord] = []
-    told = pruning.reporting(job, seen.append, "finetune")
-    told(record(0, 0.1, "head"))
+    reported = pruning.reporting(job, seen.append, "finetune")
+    reported(record(0, 0.1, "head"))
     assert study.trials[trial.number].intermediate_values == {}, "the head's phase is not compared"
-    told(record(0, 0.1, "finetune"))
-    told(record(1, 0.2, "finetune"))
-    told(record(0, 0.1, "finetune"))  # a run that goes on from a checkpoint
+    reported(record(0, 0.1, "finetune"))
+    reported(record(1, 0.2, "finetune"))
+    reported(record(0, 0.1, "finetune"))  # a run that goes on from a checkpoint
     assert study.trials[trial.number].intermediate_values == {0: 0.1, 1: 0.2}
     with pytest.raises(Pruned, match=r"Pruned after epoch 3 of 12: validation_accuracy 0\.3 is behind"):
-        told(record(2, 0.3, "finetune"))
+        reported(record(2, 0.3, "finetune"))
     assert [one.epoch for one in seen] == [0, 0, 1, 0, 2], "what it is behind with is recorded"
 
 
 def test_a_trial_in_front_is_not_pruned_and_nor_is_a_last_epoch(config: Any, tmp_path: Path) -> None:
     job, _, _ = behind(config, tmp_path, "regime=bottleneck")
-    told = pruning.reporting(job, lambda epoch: None, "head")
+    reported = pruning.reporting(job, lambda epoch: None, "head")
     for epoch in range(11):
-        told(record(epoch, 0.95, "head"))
+        reported(record(epoch, 0.95, "head"))
     pruning.reporting(job.model_copy(update={"epochs": 5}), lambda epoch: None, "head")(record(4, 0.1, "head"))
 
 

@@ -82,9 +82,9 @@ def test_a_sweep_plans_shares_concludes_and_is_not_run_twice(
     assert "4 jobs, 3 to run, 1 the same as another" in done.stdout  # bottleneck ignores unfrozen_blocks
     parents, jobs = tracked(own_outputs)
     folder = only_sweep(own_outputs)
-    said = summary_of(folder)
+    printed = summary_of(folder)
     (parent,) = parents
-    finals = [run for run in said["runs"] if run["final"]]
+    finals = [run for run in printed["runs"] if run["final"]]
     assert len(jobs) == 3 + len(finals) and len(finals) == 1, "the winner once more"
     assert "3 to run, 1 the same as another, then the winner's final run" in done.stdout
     labelled = [line.split()[0] for line in done.stdout.splitlines() if "final run of the winner  " in line]
@@ -97,7 +97,7 @@ def test_a_sweep_plans_shares_concludes_and_is_not_run_twice(
     # Only the winner has read the test split.
     assert sum("test.accuracy" in run.data.metrics for run in jobs) == 1
     assert "Read once on the test images" in done.stdout and "Winner by validation accuracy" in done.stdout
-    best = max(run["metrics"]["validation.accuracy"] for run in said["runs"] if not run["final"])
+    best = max(run["metrics"]["validation.accuracy"] for run in printed["runs"] if not run["final"])
     assert parent.data.metrics["winner.validation.accuracy"] == pytest.approx(best)
     client = mlflow.MlflowClient(f"sqlite:///{own_outputs}/mlflow.db")
     artifacts = {one.path for one in client.list_artifacts(parent.info.run_id)}
@@ -133,11 +133,11 @@ def test_a_ladder_ends_at_a_rung_without_a_gain_and_is_not_climbed_twice(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 jobs, at most 3 to run" in done.stdout and "one run a rung" in done.stdout
     folder = only_sweep(own_outputs)
-    said = summary_of(folder)
-    head, stage, final = said["runs"]
+    printed = summary_of(folder)
+    head, stage, final = printed["runs"]
     assert [run["values"].get("regime.unfrozen_blocks") for run in (head, stage)] == [None, "1"]
-    assert {run["status"] for run in said["runs"]} == {"FINISHED"} and final["final"]
-    text = " ".join(said["sentences"])
+    assert {run["status"] for run in printed["runs"]} == {"FINISHED"} and final["final"]
+    text = " ".join(printed["sentences"])
     assert "The climb ended at one_stage, which has no significant gain. Not run: all_stages" in text
     assert "Use bottleneck" in text and "Read once on the test images" in text
     assert (folder / "figures" / "ladder.png").stat().st_size > 5000
@@ -160,13 +160,13 @@ def test_a_job_that_fails_is_one_row_and_the_rerun_runs_those_only(
     )  # fmt: skip
     done = sweep(*swept)
     assert done.returncode == 1, done.stdout + done.stderr
-    said = summary_of(only_sweep(own_outputs))
-    status = {run["values"]["augmentation.fault"]: run["status"] for run in said["runs"]}
+    printed = summary_of(only_sweep(own_outputs))
+    status = {run["values"]["augmentation.fault"]: run["status"] for run in printed["runs"]}
     assert status == {"sleep": "FAILED", "no": "FINISHED", "raise": "FAILED", "kill": "FAILED"}
-    reasons = {text.split("=")[1].split(")")[0]: text for text in said["failures"]}
+    reasons = {text.split("=")[1].split(")")[0]: text for text in printed["failures"]}
     assert "the augmentation broke" in reasons["raise"]
     assert "SIGKILL" in reasons["kill"] and "25 s" in reasons["sleep"]
-    for text in said["failures"]:
+    for text in printed["failures"]:
         assert text.splitlines()[0] in done.stdout
     parents, _ = tracked(own_outputs)
     assert parents[0].info.status == "FAILED"
@@ -206,13 +206,13 @@ def test_a_killed_sweep_goes_on_where_it_was(
     killed = 0
     draw = random.Random(7)
 
-    def told() -> dict[str, float]:
+    def reported() -> dict[str, float]:
         return {str(path): path.stat().st_mtime for path in own_outputs.glob("sweeps/*/[0-9]*/curves.csv")}
 
     for _ in range(kills):
         process = subprocess.Popen(given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline, before = time.monotonic() + 120, told()
-        while told() == before and process.poll() is None and time.monotonic() < deadline:
+        deadline, before = time.monotonic() + 120, reported()
+        while reported() == before and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(draw.uniform(0, 1.5))
         killed += process.poll() is None
@@ -241,14 +241,14 @@ def test_a_stopped_sweep_ends_its_jobs(command: Callable[..., list[str]], own_ou
     while not list(own_outputs.glob("sweeps/*/0/curves.csv")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, said
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, printed
     facts = json.loads((only_sweep(own_outputs) / "0" / "run.json").read_bytes())
     assert facts["status"] == "KILLED"
     parents, jobs = tracked(own_outputs)
     assert [run.info.status for run in jobs] == ["KILLED"]
     assert [run.info.status for run in parents] == ["KILLED"]
-    assert "the same command again" in said
+    assert "the same command again" in printed
 
 
 CANNOT = {
@@ -269,10 +269,12 @@ def test_a_sweep_that_cannot_be_run_starts_nothing(
     command: Callable[..., list[str]], own_outputs: Path, drive: Callable[..., Any], tmp_path: Path
 ) -> None:
     lines = [command(*overrides)[3:] for overrides, _ in CANNOT.values()]
-    told, modules = drive("experiments.train", lines, tmp_path)
+    reported, modules = drive("experiments.train", lines, tmp_path)
     assert "tensorflow" not in modules
-    for answer, (name, (_, words)) in zip(told, CANNOT.items(), strict=True):
-        said = answer["code"]
-        assert isinstance(said, str) and answer["seconds"] < 20, f"{name}: {answer}"
-        assert "Traceback" not in answer["err"] and not [word for word in words if word not in said], f"{name}: {said}"
+    for answer, (name, (_, words)) in zip(reported, CANNOT.items(), strict=True):
+        printed = answer["code"]
+        assert isinstance(printed, str) and answer["seconds"] < 20, f"{name}: {answer}"
+        assert "Traceback" not in answer["err"] and not [word for word in words if word not in printed], (
+            f"{name}: {printed}"
+        )
     assert not list(own_outputs.glob("sweeps/*/[0-9]*"))

@@ -223,17 +223,19 @@ def test_a_run_that_fails_before_it_starts_leaves_no_credential(
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "run.json").write_text(json.dumps(begun))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}-3@127.0.0.1:9")
-    told, _ = drive("experiments.train", lines, tmp_path)
-    assert "***@127.0.0.1:9" in told[0]["err"] + str(told[0]["code"])
-    assert "uri: http://me@corp.com:***@127.0.0.1:9" in told[2]["out"]
-    assert "http://me:***@127.0.0.1:9 cannot be used" in str(told[4]["code"]), "the resumed run reached for its store"
+    reported, _ = drive("experiments.train", lines, tmp_path)
+    assert "***@127.0.0.1:9" in reported[0]["err"] + str(reported[0]["code"])
+    assert "uri: http://me@corp.com:***@127.0.0.1:9" in reported[2]["out"]
+    assert "http://me:***@127.0.0.1:9 cannot be used" in str(reported[4]["code"]), (
+        "the resumed run reached for its store"
+    )
     written = everything_below(tmp_path)
     files = (".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "train.log")
     assert {f"{folder}/{name}" for folder in ("typed", "own", "begun") for name in files} <= set(written)
     del written["mine/tracking/own.yaml"]
     for name, content in written.items():
         assert SECRET.encode() not in content, name
-    assert SECRET not in str([(one["out"], one["err"]) for one in told])
+    assert SECRET not in str([(one["out"], one["err"]) for one in reported])
 
 
 # --- Names that strangers chose

@@ -124,7 +124,7 @@ def test_what_cannot_be_used_is_named_by_row(served: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "reported"),
     [
         (np.zeros((2, 8, 8, 3)), "[N, 16, 16, 3]"),
         (np.zeros((SIZE, SIZE)), "[N, 16, 16, 3]"),
@@ -133,10 +133,10 @@ def test_what_cannot_be_used_is_named_by_row(served: Any) -> None:
         (pd.DataFrame({"photo": ["x"]}), "Received: photo"),
     ],
 )
-def test_other_input_is_refused_with_what_is_allowed(served: Any, given: Any, told: str) -> None:
+def test_other_input_is_refused_with_what_is_allowed(served: Any, given: Any, reported: str) -> None:
     with pytest.raises(mlflow.MlflowException) as caught:
         served.predict(given)
-    assert told in str(caught.value) and caught.value.get_http_status_code() == 400
+    assert reported in str(caught.value) and caught.value.get_http_status_code() == 400
 
 
 def test_the_same_file_is_read_by_keras(folder: Path) -> None:

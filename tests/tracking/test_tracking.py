@@ -518,9 +518,9 @@ def test_what_is_looked_at_of_a_run_joins_its_figures(
     monkeypatch.setattr(sys, "argv", ["experiments inspect", "schedule", "--run", run_id[:8], "--uri", store.uri])
     inspect.main()
     path = store.outputs / "runs/given/figures/schedule-cosine.png"
-    told = capsys.readouterr().out
-    assert path.is_file() and "no head phase" in told and "also in MLflow" in told
-    assert told.splitlines()[-2] == str(path)
+    reported = capsys.readouterr().out
+    assert path.is_file() and "no head phase" in reported and "also in MLflow" in reported
+    assert reported.splitlines()[-2] == str(path)
     names = [one.path for one in mlflow.MlflowClient(store.uri).list_artifacts(run_id, "figures")]
     assert "figures/schedule-cosine.png" in names
     gone = tmp_path / "gone.db"
@@ -760,9 +760,9 @@ def test_what_cannot_be_synced_is_said_for_each_folder(
     monkeypatch.setattr(sys, "argv", ["sync", str(folder), str(whole)])
     with pytest.raises(SystemExit) as ended:
         sync_verb.main()
-    told = capsys.readouterr()
-    assert ended.value.code == 1 and f"{folder}: " in told.err and "is damaged" in told.err
-    assert f"{whole}: all is in {store.uri}" in told.out
+    reported = capsys.readouterr()
+    assert ended.value.code == 1 and f"{folder}: " in reported.err and "is damaged" in reported.err
+    assert f"{whole}: all is in {store.uri}" in reported.out
     monkeypatch.setattr(sys, "argv", ["sync"])
     with pytest.raises(SystemExit) as ended:
         sync_verb.main()
@@ -800,8 +800,8 @@ def test_the_ui_is_told_what_to_show_first(store: Store) -> None:
     tags = client.get_experiment(experiment.experiment_id).tags
     assert tags["mlflow.note.content"] == "ours, by hand"
     columns = json.loads(tags[view.SHARED])["selectedColumns"]
-    told = store.run("tuned").data
-    known = {f"metrics.`{name}`" for name in told.metrics} | {f"params.`{name}`" for name in told.params}
+    reported = store.run("tuned").data
+    known = {f"metrics.`{name}`" for name in reported.metrics} | {f"params.`{name}`" for name in reported.params}
     assert set(columns) <= known, "every column is one that runs fill"
 
 

@@ -94,7 +94,7 @@ def train(
 ) -> tuple[tuple[EpochRecord, ...], keras.Model, Listener]:
     """A head trained by PHASE with some of it replaced; on `shares` of classes [COUNT, classes] where given.
 
-    With `interrupted_at` the process "dies" when that epoch's record is told. With `images` the rows are those of
+    With `interrupted_at` the process "dies" when that epoch is recorded. With `images` the rows are those of
     plain images, and a convolution comes first.
     """
     trained = dataclasses.replace(PHASE, **phase)
@@ -447,8 +447,8 @@ def test_a_mixed_image_weighs_its_shares_of_the_class_weights(
     assert history[0].metrics["total_loss"] == pytest.approx(((shares @ of_class) * each).mean(), rel=1e-5)
     assert history[0].metrics["loss"] == pytest.approx(each.mean(), rel=1e-5)
     logits = np.asarray(fresh(classes)(data(classes)[0]))
-    said = logits[:, 0] > 0 if classes == 2 else logits.argmax(axis=1)
-    assert history[0].metrics["accuracy"] == pytest.approx((said == shares.argmax(axis=1)).mean())
+    printed = logits[:, 0] > 0 if classes == 2 else logits.argmax(axis=1)
+    assert history[0].metrics["accuracy"] == pytest.approx((printed == shares.argmax(axis=1)).mean())
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -674,7 +674,7 @@ def test_training_that_is_resumed_ends_as_if_it_had_never_stopped(
     assert found[0] == curves
     for one, other in zip(found[1], variables, strict=True):
         np.testing.assert_array_equal(one, other)
-    assert [record.epoch for record in listener.records] == list(range(len(curves))), "all are told again"
+    assert [record.epoch for record in listener.records] == list(range(len(curves))), "all are recorded again"
     if name == "patience":
         assert len(curves) < 6, "or this tests nothing"
 
