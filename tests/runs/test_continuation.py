@@ -119,6 +119,18 @@ def test_without_its_state_the_optimizer_starts_anew_from_the_weights(
     assert now == pytest.approx(before, rel=1e-5), "a tiny rate leaves the weights as they were"
 
 
+def test_another_optimizer_starts_from_the_averaged_weights(
+    run_here: Run, here: tuple[str, ...], tmp_path: Path
+) -> None:
+    first, longer = tmp_path / "first", tmp_path / "longer"
+    averaged = ("regime=bottleneck", "best_weights=false", "optimizer=adamw_finetune", "optimizer.lr=0.1")
+    run_here(*here, *SMALL, *averaged, "epochs=2", f"hydra.run.dir={first}")
+    run_here(f"continue={first}", "epochs=3", "optimizer=sgd", "optimizer.lr=1e-12", *QUIET, f"hydra.run.dir={longer}")
+    assert "WARNING] - continue: the optimizer starts anew, from the weights" in (longer / "train.log").read_text()
+    before, now = (read(path, "metrics.json")["validation.loss"] for path in (first, longer))
+    assert now == pytest.approx(before, rel=1e-5), "a tiny rate leaves the weights as they were"
+
+
 def test_a_range_test_goes_on_from_the_finished_run(
     short: Path, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -70,14 +71,14 @@ def write_first_checkpoint(components: RunComponents, dataset: Dataset, checkpoi
             "or remove it, and begin a new run: that takes the saved weights, with a fresh optimizer"
         )
     if kept is None:
-        load_trained(components, network_split, head, RunDirectory(folder), "continue")
-        state = State([np.asarray(variable) for variable in model.variables], [], {}, False, history)
-        _log.warning(
-            "continue: the optimizer starts anew, from the weights that %s has saved: no state of training is kept "
-            "there (%s)", folder, NOT_KEPT,
-        )  # fmt: skip
+        state = State([], [], {}, False, history)
+        _log.warning("continue: no state of training is kept in %s (%s)", folder, NOT_KEPT)
     else:
         state = continued_state(kept, components, dataset, model, source)
+    if len(state.variables) <= len(model.variables):  # The last weights may be others: averaged, or of the best epoch.
+        load_trained(components, network_split, head, RunDirectory(folder), "continue")
+        state = replace(state, variables=[np.asarray(variable) for variable in model.variables])
+        _log.warning("continue: the optimizer starts anew, from the weights that %s has saved", folder)
     checkpoints.save(phase, state)
     sign = 1 if config.monitor == "validation_loss" else -1
     rate = components.phase.rate(len(history), [sign * record.metrics[config.monitor] for record in history])
@@ -90,9 +91,9 @@ def continued_state(
 ) -> State:
     """Return the state of a finished run as this run continues it.
 
-    The optimizer starts anew if it is another one, or if its variables are others (such as another momentum of 0). The
-    best epoch and the patience begin anew if the scores of the finished run are not comparable with those to come; the
-    patience also after it has ended the finished run.
+    It has no variables of the optimizer if that starts anew: if it is another one, or if its variables are others (such
+    as another momentum of 0). The best epoch and the patience begin anew if the scores of the finished run are not
+    comparable with those to come; the patience also after it has ended the finished run.
 
     Args:
         state: the last of the finished run.
@@ -122,7 +123,6 @@ def continued_state(
     shapes = [tuple(variable.shape) for variable in model.optimizer.variables]
     same_optimizer = plain["optimizer"]["_target_"] == config.optimizer.target
     if not same_optimizer or [value.shape for value in moments] != shapes:
-        _log.warning("continue: the optimizer starts anew: its variables are not those of the finished run's")
         moments = []
     values = iter(weights)
     variables = [np.asarray(variable) if _is_seed(variable) else next(values) for variable in model.variables]
