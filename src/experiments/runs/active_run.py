@@ -162,9 +162,8 @@ def check_vacant(folder: Path, config: Config) -> None:
             Or `resume` names a run without being expanded to its command (`reuse.resume`).
     """
     if config.resume not in (None, AUTO):
-        if (
-            Path(os.path.abspath(config.resume)) != folder
-        ):  # not from `resume.expand`: a new run would be trained, and none resumed
+        # Otherwise it does not come from `resume.expand`: a new run would be trained, and none resumed.
+        if Path(os.path.abspath(config.resume)) != folder:
             raise ConfigError(
                 f"resume: to go on with a run, type resume={shlex.quote(config.resume)} on the command line, without a "
                 "plus. Received with a plus, or from a YAML file"
