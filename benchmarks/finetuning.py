@@ -105,8 +105,8 @@ def train_peer(name: str, folder: Folder, weights: str, seed: int, lr: float, ho
 
 def report_results(row: Row, measured: Mapping[str, Sequence[Result]]) -> None:
     """Fill in a row's seconds, comparisons and table from each recipe's results, one per seed."""
-    from experiments.evaluation.groups import Scores
-    from experiments.evaluation.significance import compare_runs
+    from experiments.comparison.groups import Scores
+    from experiments.comparison.significance import compare_runs
 
     for label, results in measured.items():
         row.side(label).seconds = [result.seconds for result in results]
@@ -154,7 +154,7 @@ def draw(measured: Mapping[str, Sequence[Result]]) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, PercentFormatter
 
-    from experiments.evaluation.figure_style import STYLE
+    from experiments.reports.figure_style import STYLE
 
     @STYLE
     def drawn() -> Figure:

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from experiments.data import decoder
 from experiments.data.listing import is_image
 from experiments.data.near_duplicates import NearDuplicate, find_near_duplicates, thumbnail
+from experiments.images import decoder
 
 Alteration = Callable[[Image.Image, np.random.Generator], Image.Image]
 EVERY = 5  # one copy for so many images

@@ -20,8 +20,8 @@ from rich.console import Console
 from experiments.config.schema import LOWER_IS_BETTER
 from experiments.errors import ConfigError
 from experiments.storage.csv_files import read_rows
-from experiments.sweeps import study as studies
 from experiments.sweeps import summary
+from experiments.sweeps.search import study as studies
 from experiments.training import pruning
 
 

@@ -22,11 +22,11 @@ import numpy as np
 from scipy.special import logsumexp, softmax
 from sklearn.metrics import roc_auc_score
 
-from experiments.data.decoder_settings import DecoderSettings
 from experiments.deploy import saved_run
 from experiments.deploy.predict import predictions
 from experiments.deploy.saved_run import Trained
 from experiments.deploy.unlike import training_features
+from experiments.images.decoder_settings import DecoderSettings
 from experiments.runs.run_directory import RunDirectory
 from experiments.system.progress import PlainConsole, Terminal
 

@@ -203,11 +203,12 @@ def command_line(*arguments: str, figures: bool = False) -> Iterator[pytest.Monk
     Args:
         figures: whether figures are drawn, and the report compares the configuration with the defaults, which takes
             half of a small run's time. Otherwise blank images are written in their places: tests/test_run.py looks at
-            a run's figures and report, tests/evaluation at each.
+            a run's figures and report, tests/reports at each.
     """
     from matplotlib.figure import Figure
 
-    from experiments.evaluation import plots, run_figures, run_report
+    from experiments.reports import figures as run_figures
+    from experiments.reports import plots, run_report
 
     with pytest.MonkeyPatch.context() as patch:
         if not figures:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from experiments.data import decoder
-from experiments.data.resizing import resize
+from experiments.images import decoder
+from experiments.images.resizing import resize
 from experiments.models.head import probabilities
 
 SIZE = 16

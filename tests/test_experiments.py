@@ -16,9 +16,9 @@ from PIL import Image
 
 from experiments.config import schema
 from experiments.config.identity import run_identity
-from experiments.data import decoder
-from experiments.data.resizing import resize
 from experiments.errors import ConfigError
+from experiments.images import decoder
+from experiments.images.resizing import resize
 from experiments.storage.csv_files import read_rows
 from experiments.system import paths
 

@@ -31,7 +31,7 @@ from experiments.__main__ import VERBS
 from experiments.config import foreign_options, schema, validation
 from experiments.config.messages import is_known_key
 from experiments.errors import ConfigError
-from experiments.sweeps.space import dimension
+from experiments.sweeps.search.space import dimension
 from experiments.system.paths import CONF
 from experiments.system.private_api import get_args_parser
 

@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw
 
 from experiments.config import schema
 from experiments.config.identity import run_identity
-from experiments.data import decoder
-from experiments.data.decoder_settings import DecoderSettings, Resize
-from experiments.data.resizing import resize
 from experiments.deploy import export, saved_run
 from experiments.deploy.predict import list_files, predictions
+from experiments.images import decoder
+from experiments.images.decoder_settings import DecoderSettings, Resize
+from experiments.images.resizing import resize
 from experiments.inspection import data, mistakes
 from experiments.runs.predictions import Prediction
 from experiments.runs.run_directory import RunDirectory

@@ -21,15 +21,16 @@ from rich.console import Console
 
 from experiments import run as run_module
 from experiments.config import schema
-from experiments.data import decoder, manifest
+from experiments.data import manifest
 from experiments.data.pixel_buffer import PixelBuffer
-from experiments.data.resizing import resize
 from experiments.data.types import Dataset, ImageRecord, ImageSet, Manifest
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError, DataError
 from experiments.evaluation import training_checks
 from experiments.evaluation.evaluate import evaluate
 from experiments.evaluation.training_checks import check_joined
+from experiments.images import decoder
+from experiments.images.resizing import resize
 from experiments.regimes.build import build
 from experiments.regimes.data_checks import check_origins
 from experiments.run import print_results, read_data, run

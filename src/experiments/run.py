@@ -16,19 +16,26 @@ from rich.console import Console
 from experiments.config import schema
 from experiments.config.identity import dump_yaml, logged
 from experiments.data import manifest
-from experiments.data.decoder_settings import DecoderSettings
 from experiments.data.issues import DataIssue
 from experiments.data.listing import Listing
 from experiments.data.pixel_buffer import PixelBuffer
 from experiments.data.pixel_cache import splits_of
 from experiments.data.types import Dataset, Manifest, SplitSettings
 from experiments.errors import ConfigError, DataError, Pruned
-from experiments.evaluation import run_report
 from experiments.evaluation.calibration import confidence_metrics
 from experiments.evaluation.decision import Decision, choose_threshold, threshold_warnings
 from experiments.evaluation.evaluate import Report, evaluate, report_on
 from experiments.evaluation.per_class import class_columns, pair_columns
-from experiments.evaluation.report_text import (
+from experiments.evaluation.training_checks import check_joined, check_reached, keep_error, training_warnings
+from experiments.images.decoder_settings import DecoderSettings
+from experiments.regimes import continuation
+from experiments.regimes.build import build
+from experiments.regimes.data_checks import check_data, check_origins
+from experiments.regimes.declaration import declaration_of
+from experiments.regimes.trained_weights import facts_of, restore, save_weights
+from experiments.reports import run_report
+from experiments.reports.figures import save_figures
+from experiments.reports.text import (
     accuracy_line,
     class_metrics,
     epoch_lines,
@@ -36,13 +43,6 @@ from experiments.evaluation.report_text import (
     next_commands,
     print_classes,
 )
-from experiments.evaluation.run_figures import save_figures
-from experiments.evaluation.training_checks import check_joined, check_reached, keep_error, training_warnings
-from experiments.regimes import continuation
-from experiments.regimes.build import build
-from experiments.regimes.data_checks import check_data, check_origins
-from experiments.regimes.declaration import declaration_of
-from experiments.regimes.trained_weights import facts_of, restore, save_weights
 from experiments.runs import predictions
 from experiments.runs.active_run import ActiveRun, open_run
 from experiments.runs.curves import Curves

@@ -34,10 +34,10 @@ from experiments.reuse import continuation, like, resume
 from experiments.runs.active_run import AUTO, check_same
 from experiments.runs.run_directory import RunDirectory
 from experiments.sweeps import plan
-from experiments.sweeps.local import LocalLauncher
+from experiments.sweeps.launchers.local import LocalLauncher
+from experiments.sweeps.launchers.ray_cluster import RayLauncher
+from experiments.sweeps.launchers.slurm import SlurmLauncher
 from experiments.sweeps.plan import PlannedRun
-from experiments.sweeps.ray_cluster import RayLauncher
-from experiments.sweeps.slurm import SlurmLauncher
 from experiments.sweeps.sweeper import Sweeper
 from experiments.system import paths, redaction, signals
 from experiments.system.private_api import Callbacks, get_args_parser

@@ -18,10 +18,10 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from experiments.cli.compare import in_mlflow, main, show
-from experiments.errors import ConfigError
-from experiments.evaluation import comparison as comparison_module
-from experiments.evaluation import comparison_text
-from experiments.evaluation.comparison import (
+from experiments.comparison import comparison as comparison_module
+from experiments.comparison import text as comparison_text
+from experiments.comparison.class_differences import compare_classes
+from experiments.comparison.comparison import (
     Comparison,
     EvaluatedRun,
     Group,
@@ -30,9 +30,9 @@ from experiments.evaluation.comparison import (
     disagreements,
     of_groups,
 )
-from experiments.evaluation.comparison_classes import compare_classes
-from experiments.evaluation.comparison_text import sentences
-from experiments.evaluation.significance import newcombe
+from experiments.comparison.significance import newcombe
+from experiments.comparison.text import sentences
+from experiments.errors import ConfigError
 from experiments.runs.predictions import Prediction
 from experiments.sweeps import sweep_directory
 from experiments.tracking import queries

@@ -11,8 +11,8 @@ import pytest
 from experiments.cli import report
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError
-from experiments.evaluation import run_report
 from experiments.inspection import report as making
+from experiments.reports import run_report
 from experiments.tracking import queries
 
 

@@ -100,7 +100,7 @@ def in_process(host: Host, cache: Path, before: str = "") -> subprocess.Popen[st
     code = f"""
 import os, sys
 from pathlib import Path
-from experiments.data import download
+from experiments.data.sources import download
 from experiments.data.sources import cats_vs_dogs
 {before}
 url, sha256, size, cache = sys.argv[1:]

@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.data import download
+from experiments.data.sources import download
 from experiments.errors import DataError
 
 BODY = np.random.default_rng(0).bytes(300_000)
@@ -192,7 +192,7 @@ def test_a_killed_download_is_continued(host: Host, tmp_path: Path) -> None:
         release.wait(10)
 
     host.plan = [hold]
-    code = "import sys; from pathlib import Path; from experiments.data.download import fetch\n"
+    code = "import sys; from pathlib import Path; from experiments.data.sources.download import fetch\n"
     code += "fetch(sys.argv[1], sha256=sys.argv[2], size=int(sys.argv[3]), folder=Path(sys.argv[4]))"
     process = subprocess.Popen([sys.executable, "-c", code, host.url, SHA256, str(len(BODY)), str(tmp_path)])
     try:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from experiments.data import decoder, leaks, manifest, near_duplicates
+from experiments.data import leaks, manifest, near_duplicates
 from experiments.data.listing import ListedImage
 from experiments.data.splitting import keep_together
 from experiments.data.thumbnails import read_thumbnails
 from experiments.data.types import Manifest, SplitSettings
 from experiments.errors import DataError
+from experiments.images import decoder
 from tests.data.test_near_duplicates import mirror, scene
 
 FRACTIONS = {"train": 0.5, "validation": 0.25, "test": 0.25}

@@ -20,13 +20,14 @@ import pytest
 from noise import draw
 from PIL import Image
 
-from experiments.data import decoder, manifest, validation
-from experiments.data.decoder_settings import DecoderSettings
+from experiments.data import manifest, validation
 from experiments.data.pixel_cache import images_of, splits_of
 from experiments.data.sources.folder import folder
 from experiments.data.splitting import split_counts
 from experiments.data.types import ImageWarning, Manifest, SplitSettings
 from experiments.errors import ConfigError, DataError
+from experiments.images import decoder
+from experiments.images.decoder_settings import DecoderSettings
 
 REPOSITORY = Path(__file__).parents[2]
 PHOTOS = Path(os.environ.get("EXPERIMENTS_PHOTOS", REPOSITORY.parent / "shared" / "cats_dogs"))

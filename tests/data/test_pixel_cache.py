@@ -17,13 +17,14 @@ import pytest
 from noise import draw
 from PIL import Image
 
-from experiments.data import decoder, manifest
-from experiments.data.decoder_settings import DEFAULTS
+from experiments.data import manifest
 from experiments.data.pixel_buffer import PixelBuffer
 from experiments.data.pixel_cache import images_of, open_image, splits_of
-from experiments.data.resizing import resize
 from experiments.data.types import Manifest, SplitSettings
 from experiments.errors import DataError
+from experiments.images import decoder
+from experiments.images.decoder_settings import DEFAULTS
+from experiments.images.resizing import resize
 from experiments.storage import array_cache
 from experiments.storage.csv_files import encodable
 

@@ -21,6 +21,7 @@ from red_classifier import classifier, expected
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from experiments.cli import evaluate as verb
+from experiments.comparison.significance import newcombe
 from experiments.data.listing import ListedImage
 from experiments.data.validation import hash_files
 from experiments.deploy import evaluate as evaluations
@@ -29,7 +30,6 @@ from experiments.deploy.prediction_writers import most_probable
 from experiments.errors import ConfigError
 from experiments.evaluation.decision import Decision
 from experiments.evaluation.evaluate import Report
-from experiments.evaluation.significance import newcombe
 from experiments.runs.predictions import Prediction
 from experiments.storage.csv_files import read_rows, write_rows
 

@@ -19,12 +19,12 @@ import pytest
 from PIL import Image
 
 from experiments.cli import export as verb
-from experiments.data import decoder
-from experiments.data.decoder_settings import DecoderSettings, Resize
 from experiments.deploy import export, export_formats
 from experiments.deploy.predict import predictions
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError
+from experiments.images import decoder
+from experiments.images.decoder_settings import DecoderSettings, Resize
 from experiments.models.head import probabilities
 from experiments.models.network import preprocess
 

@@ -29,13 +29,13 @@ from sklearn.preprocessing import normalize
 
 from experiments.cli import export, register
 from experiments.cli import predict as predict_verb
-from experiments.data import decoder
-from experiments.data.resizing import resize
 from experiments.deploy import export as exports
 from experiments.deploy import saved_run, unlike
 from experiments.deploy.export_formats import FORMATS, read_saved_model
 from experiments.errors import ConfigError, DataError
 from experiments.evaluation.decision import Decision
+from experiments.images import decoder
+from experiments.images.resizing import resize
 from experiments.models import network
 from experiments.models.head import probabilities
 from experiments.runs.run_directory import RunDirectory

@@ -8,8 +8,8 @@ from numpy.testing import assert_allclose
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from experiments.comparison.groups import gather_scores, metric_interval
 from experiments.config.schema import LOWEST
-from experiments.evaluation.groups import gather_scores, metric_interval
 from experiments.evaluation.statistics import mean_interval, reliability, roc_auc_interval, score_interval, wilson
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from experiments.config.identity import dump_yaml
 from experiments.config.schema import Config
-from experiments.data.decoder_settings import DecoderSettings
 from experiments.errors import ConfigError
+from experiments.images.decoder_settings import DecoderSettings
 from experiments.regimes import continuation
 from experiments.regimes.bottleneck import bottleneck
 from experiments.regimes.build import build_phase

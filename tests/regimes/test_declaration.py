@@ -21,7 +21,7 @@ from experiments.regimes.build import build
 from experiments.regimes.declaration import Declaration, declaration_of
 from experiments.run import read_data
 from experiments.sweeps import plan, worker_tasks
-from experiments.sweeps.processes import WorkerTask
+from experiments.sweeps.launchers.processes import WorkerTask
 from experiments.system.progress import Terminal
 from experiments.training import pruning
 from experiments.training.checkpoints import Checkpoints

@@ -21,9 +21,10 @@ import numpy as np
 import psutil
 import pytest
 
-from experiments.data import augmentation, decoder
+from experiments.data import augmentation
 from experiments.data.types import ImageRecord, ImageSet
 from experiments.errors import ConfigError
+from experiments.images import decoder
 from experiments.models import network, stages
 from experiments.models.network import NetworkSplit, split_network
 from experiments.models.types import Backbone

@@ -20,8 +20,8 @@ from rich.console import Console
 
 from experiments.config import schema
 from experiments.config.identity import head_run
-from experiments.data import decoder
 from experiments.data.types import Dataset
+from experiments.images import decoder
 from experiments.models import network
 from experiments.regimes import bottleneck, feature_cache
 from experiments.regimes.build import build

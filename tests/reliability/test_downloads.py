@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.data import download
+from experiments.data.sources import download
 from experiments.errors import DataError
 
 Tally = Callable[[str, int, int], None]
@@ -28,7 +28,7 @@ Started = Callable[..., subprocess.Popen[str]]
 FETCHES = """
 import sys
 from pathlib import Path
-from experiments.data.download import fetch
+from experiments.data.sources.download import fetch
 print("ready", flush=True)
 file = fetch(sys.argv[1], sha256=sys.argv[2], size=int(sys.argv[3]), folder=Path(sys.argv[4]))
 file.seek(0)

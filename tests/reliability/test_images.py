@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.data import decoder, manifest
+from experiments.data import manifest
 from experiments.data.pixel_cache import splits_of
 from experiments.data.types import Manifest, SplitSettings
 from experiments.errors import DataError
+from experiments.images import decoder
 
 Tally = Callable[[str, int, int], None]
 Tries = Callable[[int, int], int]

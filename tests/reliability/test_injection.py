@@ -76,7 +76,7 @@ VALUES: dict[str, Callable[[Plain, Path], Plain]] = {
     "regime of our own commands": changed("regime._target_", "experiments.cli.ui.main"),
     "regime of another package": changed("regime._target_", "os.abort"),
     "data source of shutil": changed("data._target_", "shutil.rmtree"),
-    "data source that is no source": changed("data._target_", "experiments.data.download.fetch"),
+    "data source that is no source": changed("data._target_", "experiments.data.sources.download.fetch"),
     "schedule of os": changed("schedule._target_", "os.system"),
     "augmentation of os": changed("augmentation._target_", "os.system"),
     "Lambda layer": changed("augmentation.layers", [{"_target_": "keras.layers.Lambda", "function": LAMBDA}]),

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from experiments.config.composing import Composed
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.sweeps import ray_cluster, remote_job, slurm, slurm_queue
+from experiments.sweeps.launchers import ray_cluster, remote_job, slurm, slurm_queue
 from experiments.sweeps.plan import PlannedRun
 from experiments.system import redaction, signals
 

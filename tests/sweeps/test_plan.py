@@ -21,7 +21,8 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from experiments.errors import ConfigError
-from experiments.sweeps import local, plan, processes
+from experiments.sweeps import plan
+from experiments.sweeps.launchers import local, processes
 from experiments.sweeps.plan import Job
 from experiments.system import paths, redaction, signals
 

@@ -20,7 +20,8 @@ from experiments.config.identity import run_identity
 from experiments.config.schema import Config
 from experiments.runs import run_directory
 from experiments.runs.command import arguments
-from experiments.sweeps import plots, processes, scheduler, summary_files, sweep_directory
+from experiments.sweeps import plots, summary_files, sweep_directory
+from experiments.sweeps.launchers import processes, scheduler
 from experiments.sweeps.plan import Job, PlannedRun
 from experiments.sweeps.sweeper import Sweeper
 from experiments.system import redaction, signals

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from experiments.sweeps.scheduler import JobLauncher, run_jobs
+from experiments.sweeps.launchers.scheduler import JobLauncher, run_jobs
 
 
 class PretendedLauncher(JobLauncher):

@@ -18,18 +18,18 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from experiments.config.schema import Config
 from experiments.errors import ConfigError, Pruned
-from experiments.sweeps import search as searches
 from experiments.sweeps import sweep_directory
 from experiments.sweeps.plan import Inspection, Job
-from experiments.sweeps.space import Space, space
+from experiments.sweeps.search import search as searches
+from experiments.sweeps.search.space import Space, space
 from experiments.tracking import liveness
 from experiments.training import pruning
 from experiments.training.types import EpochRecord, Status
 
 optuna = pytest.importorskip("optuna", reason="the extra `search` is not installed")
 
-from experiments.sweeps import study as studies  # noqa: E402 - imports Optuna
-from experiments.sweeps import trials  # noqa: E402 - imports Optuna
+from experiments.sweeps.search import study as studies  # noqa: E402 - imports Optuna
+from experiments.sweeps.search import trials  # noqa: E402 - imports Optuna
 
 TINY = (
     "regime=bottleneck", "tracking=none", "progress=none", "data.per_class={train: 6, validation: 6, test: 0}",

@@ -8,7 +8,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from experiments.errors import ConfigError
-from experiments.sweeps.space import Dimension, Space, dimension, space
+from experiments.sweeps.search.space import Dimension, Space, dimension, space
 
 optuna = pytest.importorskip("optuna", reason="the extra `search` is not installed")
 

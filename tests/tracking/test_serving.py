@@ -19,9 +19,9 @@ from mlflow.models import Model
 from PIL import Image
 from red_classifier import SIZE, classifier, expected
 
-from experiments.data import decoder
-from experiments.data.decoder_settings import DecoderSettings, Resize
-from experiments.data.resizing import resize
+from experiments.images import decoder
+from experiments.images.decoder_settings import DecoderSettings, Resize
+from experiments.images.resizing import resize
 from experiments.tracking import model_logging, serving
 
 CLASSES = ("cats", "dogs")
@@ -157,11 +157,11 @@ def test_its_code_needs_nothing_else_of_this_package(folder: Path) -> None:
         needed |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         needed |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert {name for name in needed if name.startswith("experiments")} == {
-        f"{model_logging.CODE}.data",
-        f"{model_logging.CODE}.data.colors",
-        f"{model_logging.CODE}.data.decoder_settings",
-        f"{model_logging.CODE}.data.file_formats",
-        f"{model_logging.CODE}.data.plugins",
-        f"{model_logging.CODE}.data.resizing",
+        f"{model_logging.CODE}.images",
+        f"{model_logging.CODE}.images.colors",
+        f"{model_logging.CODE}.images.decoder_settings",
+        f"{model_logging.CODE}.images.file_formats",
+        f"{model_logging.CODE}.images.plugins",
+        f"{model_logging.CODE}.images.resizing",
         f"{model_logging.CODE}.errors",
     }

@@ -24,9 +24,9 @@ from PIL import Image
 from experiments.cli import evaluate, inspect, ui
 from experiments.cli import sync as sync_verb
 from experiments.config import schema
-from experiments.data import decoder
-from experiments.data.resizing import resize
 from experiments.errors import ConfigError
+from experiments.images import decoder
+from experiments.images.resizing import resize
 from experiments.regimes import scratch
 from experiments.runs.curves import PHASES, parse
 from experiments.storage.csv_files import read_rows

@@ -13,8 +13,8 @@ from experiments.api.display import Page
 from experiments.api.process import unchanged_libraries
 from experiments.api.run import Run, load
 from experiments.api.sweep import Sweep
+from experiments.comparison.comparison import Comparison as Compared
 from experiments.errors import ConfigError
-from experiments.evaluation.comparison import Comparison as Compared
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +40,7 @@ class Comparison:
         return "\n".join(self.sentences)
 
     def _repr_html_(self) -> str:
-        from experiments.evaluation import comparison_text
+        from experiments.comparison import text as comparison_text
 
         tables = [comparison_text.score_table(self._compared), *comparison_text.metric_tables(self._compared)]
         differing = comparison_text.configuration_tables(self._compared)[0]
@@ -50,7 +50,7 @@ class Comparison:
     @cached_property
     def sentences(self) -> list[str]:
         """The findings in sentences: accuracies against the baseline, each row against the first, and limitations."""
-        from experiments.evaluation import comparison_text
+        from experiments.comparison import text as comparison_text
 
         return comparison_text.sentences(self._compared)
 
@@ -64,8 +64,8 @@ class Comparison:
         """
         import pandas as pd
 
-        from experiments.evaluation import comparison_text
-        from experiments.evaluation.comparison import configuration
+        from experiments.comparison import text as comparison_text
+        from experiments.comparison.comparison import configuration
 
         header, rows = comparison_text.group_table(self._compared)
         table = pd.DataFrame(rows, columns=header).set_index("number")
@@ -103,7 +103,7 @@ class Comparison:
             data: the folder where the images are now (default: where they were).
             log: whether to log the files to MLflow.
         """
-        from experiments.evaluation import comparison_page
+        from experiments.comparison import page as comparison_page
 
         place, root = Path(folder) if folder else None, Path(data) if data else None
         return Page(comparison_page.save(self._uri, self._compared, None, place, images, root, log=log)[0])
@@ -125,7 +125,7 @@ def compare(
         ConfigError: there is no such run, no job of the sweeps has finished, or the runs were not tracked in one
             MLflow store, which holds what is compared.
     """
-    from experiments.evaluation.comparison import compare as compared
+    from experiments.comparison.comparison import compare as compared
     from experiments.tracking.queries import find_runs
 
     if not runs:

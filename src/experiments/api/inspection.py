@@ -20,8 +20,8 @@ from experiments.config.messages import nearest_hint
 from experiments.config.schema import Config
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError
-from experiments.evaluation import candidate_runs
 from experiments.inspection.parts import OF_RUNS, OPTIONS
+from experiments.runs import candidate_runs
 from experiments.sweeps import sweep_directory
 from experiments.system.startup import quiet_start
 
@@ -62,7 +62,7 @@ class Inspected:
         return Image.open(io.BytesIO(content)) if (content := self._png()) else None
 
     def _png(self) -> bytes | None:
-        from experiments.evaluation.page import save_figure
+        from experiments.reports.page import save_figure
 
         draw = self._inspection.draw
         return save_figure(draw(), "png") if draw else None

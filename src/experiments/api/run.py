@@ -73,7 +73,7 @@ class Run:
     @property
     def data_root(self) -> Path | None:
         """The folder to which the paths of `predictions` are relative; None if it is not recorded on this machine."""
-        from experiments.evaluation.run_report import data_root
+        from experiments.reports.run_report import data_root
 
         return data_root(RunDirectory(self.folder)) if self.folder else None
 
@@ -210,9 +210,9 @@ class Run:
         from PIL import Image
 
         from experiments.api import prediction
-        from experiments.data.decoder_settings import DecoderSettings
         from experiments.deploy.predict import predictions
         from experiments.deploy.rejection import answers_of
+        from experiments.images.decoder_settings import DecoderSettings
         from experiments.system.progress import PlainConsole, Terminal
 
         prediction.check_options(batch_size, reject, unlike)

@@ -14,8 +14,8 @@ from experiments.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from experiments.evaluation.comparison import Comparison
-    from experiments.evaluation.comparison_classes import ClassComparison
+    from experiments.comparison.class_differences import ClassComparison
+    from experiments.comparison.comparison import Comparison
 
 IMAGES = 24  # default number of images in the gallery
 MOST_COLUMNS = 4  # groups whose configurations are shown side by side on a terminal
@@ -60,8 +60,8 @@ def main() -> None:
     if arguments.data and not arguments.data.is_dir():
         parser.error(f"--data: no such folder. Received: {arguments.data}")
 
-    from experiments.evaluation.comparison import compare
-    from experiments.evaluation.comparison_classes import compare_classes
+    from experiments.comparison.class_differences import compare_classes
+    from experiments.comparison.comparison import compare
     from experiments.sweeps import sweep_directory
     from experiments.tracking.queries import find_runs, local_store, search_runs
 
@@ -108,7 +108,7 @@ def in_mlflow(runs: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def show(console: Console, comparison: Comparison, classes: ClassComparison) -> None:
     """Print a comparison on a terminal of 100 columns."""
-    from experiments.evaluation import comparison_text
+    from experiments.comparison import text as comparison_text
 
     images = " and ".join(sorted({f"{len(group.images):,}" for group in comparison.groups}))
     title = f"{comparison.split}: accuracy on {images} images [95 % interval], differences in points"
@@ -136,7 +136,7 @@ def show(console: Console, comparison: Comparison, classes: ClassComparison) -> 
 
 def show_classes(console: Console, comparison: Comparison, found: ClassComparison) -> None:
     """Print the positive class, and for a few groups the recall of each class and the pairs that are confused."""
-    from experiments.evaluation import comparison_classes
+    from experiments.comparison import class_differences as comparison_classes
 
     if sentence := comparison_classes.decision_sentence(comparison):
         console.print(sentence, highlight=False, markup=False)
@@ -183,7 +183,7 @@ def save_files(
     console: Console, uri: str, comparison: Comparison, classes: ClassComparison, arguments: argparse.Namespace
 ) -> None:
     """Write the comparison's files, log them to MLflow unless --no-log is given, and print where they are."""
-    from experiments.evaluation import comparison_page
+    from experiments.comparison import page as comparison_page
 
     path, run_id = comparison_page.save(
         uri, comparison, classes, arguments.output, arguments.images, arguments.data, log=not arguments.no_log

@@ -23,8 +23,8 @@ def main() -> None:
 
     from experiments.cli.compare import show
     from experiments.cli.starting import start
-    from experiments.evaluation.comparison import compare
-    from experiments.evaluation.comparison_classes import compare_classes
+    from experiments.comparison.class_differences import compare_classes
+    from experiments.comparison.comparison import compare
     from experiments.system.progress import PlainConsole
 
     uri, runs = start([["experiment=demo", f"regime={regime}", *arguments.overrides] for regime in REGIMES], "demo")

@@ -103,7 +103,7 @@ def evaluate(arguments: argparse.Namespace) -> Evaluation:
 def log(run: Trained, found: Evaluation, labelled: Labelled, output: Path, split: str | None) -> None:
     """Log an evaluation to MLflow, as a child of the run; if that fails, its files are still there."""
     from experiments.deploy.evaluate import digest
-    from experiments.evaluation.report_text import accuracy_line
+    from experiments.reports.text import accuracy_line
     from experiments.storage.csv_files import encodable
     from experiments.tracking.summary_runs import log_evaluation
 
@@ -147,7 +147,7 @@ def report(found: Evaluation) -> None:
     """Print metrics, scores by class, comparisons and the most confident mistakes."""
     from experiments.data.issues import printable
     from experiments.deploy.evaluate import SPLIT
-    from experiments.evaluation.report_text import accuracy_line, metric_lines, print_classes
+    from experiments.reports.text import accuracy_line, metric_lines, print_classes
     from experiments.runs.predictions import mistakes
     from experiments.system.progress import PlainConsole
 

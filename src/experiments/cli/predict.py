@@ -98,9 +98,9 @@ def predict(
         ConfigError: no such run or files; nothing was written.
         OSError: the predictions cannot be written.
     """
-    from experiments.data.decoder_settings import DecoderSettings
     from experiments.deploy import saved_run
     from experiments.deploy.predict import list_files, predictions
+    from experiments.images.decoder_settings import DecoderSettings
     from experiments.system.progress import PlainConsole, Terminal
     from experiments.system.startup import output_failure, quiet_start
 

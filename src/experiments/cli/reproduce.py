@@ -64,7 +64,8 @@ def reproduce(arguments: argparse.Namespace) -> int:
         ConfigError: something would stop a run; none was started.
     """
     from experiments.runs.lock import claim
-    from experiments.sweeps import plan, processes, reproduction
+    from experiments.sweeps import plan, reproduction
+    from experiments.sweeps.launchers import processes
     from experiments.sweeps.session import inspect_jobs
 
     jobs = planned(arguments)
@@ -150,7 +151,7 @@ def hints(arguments: argparse.Namespace, error: str) -> list[str]:
 def open_parent(folder: Path, config: Config) -> str:
     """Create the parent MLflow run, or continue that of the same command's earlier start, and return its id."""
     from experiments.storage import atomic_files
-    from experiments.sweeps import processes
+    from experiments.sweeps.launchers import processes
 
     path = folder / PARENT
     before = json.loads(path.read_bytes())["run_id"] if path.exists() else None

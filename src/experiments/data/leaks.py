@@ -8,11 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from experiments.data import decoder, near_duplicates
+from experiments.data import near_duplicates
 from experiments.data.issues import DataIssue, printable
 from experiments.data.listing import ListedImage
 from experiments.data.types import SPLITS, NearDuplicatePair, SkippedImage
 from experiments.data.validation import ValidationResults
+from experiments.images import decoder
 from experiments.storage import array_cache, atomic_files
 
 DIRECTORY = "near_duplicates"  # of the cache

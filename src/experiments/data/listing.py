@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.data.issues import DataIssue, printable
-from experiments.data.plugins import SUFFIXES
 from experiments.data.types import SPLITS, SkippedImage
 from experiments.errors import DataError
+from experiments.images.plugins import SUFFIXES
 
 LAYOUTS = (
     "root/<class>/ for every class; or root/train/<class>/, with root/validation/<class>/ and root/test/<class>/ "

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.data import grouping, splitting
-from experiments.data.decoder_settings import DEFAULTS, DecoderSettings
 from experiments.data.duplicates import without_duplicates
 from experiments.data.issues import DataIssue, printable, raise_issues
 from experiments.data.leaks import find_pairs, group_copies, join_groups, leak_issues, leak_sentence, without_leaks
@@ -33,6 +32,7 @@ from experiments.data.types import (
     SplitSettings,
 )
 from experiments.data.validation import ValidationResults, hash_files
+from experiments.images.decoder_settings import DEFAULTS, DecoderSettings
 from experiments.storage.csv_files import encodable
 
 _log = logging.getLogger(__name__)

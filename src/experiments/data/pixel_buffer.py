@@ -13,9 +13,9 @@ from threading import Lock
 import numpy as np
 from PIL import Image
 
-from experiments.data.decoder_settings import DEFAULTS, Resize
-from experiments.data.resizing import resize
 from experiments.data.types import ImageRecord
+from experiments.images.decoder_settings import DEFAULTS, Resize
+from experiments.images.resizing import resize
 from experiments.storage import array_cache, atomic_files
 
 _log = logging.getLogger(__name__)

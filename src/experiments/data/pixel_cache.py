@@ -11,14 +11,14 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from experiments.data import decoder
-from experiments.data.decoder_settings import DecoderSettings
 from experiments.data.issues import DataIssue, format_issues, printable
 from experiments.data.manifest import fingerprint
 from experiments.data.pixel_buffer import PixelBuffer, image_bytes, images_at_once
 from experiments.data.types import SPLITS, Dataset, ImageRecord, ImageSet, Manifest
 from experiments.data.validation import unchanged
 from experiments.errors import DataError
+from experiments.images import decoder
+from experiments.images.decoder_settings import DecoderSettings
 from experiments.storage import array_cache
 from experiments.storage.array_cache import Rows
 from experiments.storage.csv_files import recorded_path

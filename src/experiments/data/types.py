@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from experiments.data.decoder_settings import DEFAULTS, DecoderSettings
+from experiments.images.decoder_settings import DEFAULTS, DecoderSettings
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data import decoder, near_duplicates
-from experiments.data.decoder_settings import DecoderSettings
+from experiments.data import near_duplicates
 from experiments.data.issues import DataIssue, printable
 from experiments.data.listing import ListedImage
 from experiments.data.pixel_buffer import PixelBuffer
 from experiments.data.thumbnails import DIRECTORY as THUMBNAILS
 from experiments.data.thumbnails import load_thumbnails, save_thumbnails
 from experiments.errors import DataError
+from experiments.images import decoder
+from experiments.images.decoder_settings import DecoderSettings
 from experiments.storage import array_cache, atomic_files
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.data.decoder_settings import DecoderSettings
+from experiments.comparison.significance import difference, unpaired_difference
+from experiments.comparison.text import p_text, signed
 from experiments.data.issues import DataIssue, printable
 from experiments.data.listing import ListedImage
 from experiments.data.validation import hash_files
@@ -21,11 +22,10 @@ from experiments.deploy.predict import predictions, read_image
 from experiments.deploy.saved_run import Trained
 from experiments.errors import DataError
 from experiments.evaluation.calibration import TEMPERATURE, confidence_metrics
-from experiments.evaluation.comparison_text import p_text, signed
 from experiments.evaluation.evaluate import Report, percent, report_on, without_probabilities
 from experiments.evaluation.per_class import class_columns, pair_columns
-from experiments.evaluation.run_figures import report_figures
-from experiments.evaluation.significance import difference, unpaired_difference
+from experiments.images.decoder_settings import DecoderSettings
+from experiments.reports.figures import report_figures
 from experiments.runs.predictions import Prediction
 from experiments.runs.run_directory import RunDirectory
 from experiments.storage import atomic_files

@@ -14,13 +14,13 @@ import numpy as np
 import tensorflow as tf
 
 from experiments import __version__
-from experiments.data.decoder_settings import DecoderSettings
 from experiments.data.pixel_cache import open_image
-from experiments.data.resizing import resize
 from experiments.deploy.export_formats import FORMATS, INT8, MODEL_JSON, check_output, check_precision, convert
 from experiments.deploy.rejection import temperature
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError, DataError
+from experiments.images.decoder_settings import DecoderSettings
+from experiments.images.resizing import resize
 from experiments.models.network import inference_function
 from experiments.storage import atomic_files
 

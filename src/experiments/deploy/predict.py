@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from experiments.data import decoder
-from experiments.data.decoder_settings import DEFAULTS, DecoderSettings
 from experiments.data.issues import printable
 from experiments.data.listing import walk
-from experiments.data.plugins import SUFFIXES
-from experiments.data.resizing import resize
 from experiments.errors import ConfigError, DataError
+from experiments.images import decoder
+from experiments.images.decoder_settings import DEFAULTS, DecoderSettings
+from experiments.images.plugins import SUFFIXES
+from experiments.images.resizing import resize
 
 if TYPE_CHECKING:
     import keras

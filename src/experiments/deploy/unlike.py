@@ -18,13 +18,13 @@ import keras
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from experiments.data.decoder_settings import DecoderSettings
 from experiments.data.issues import printable
 from experiments.data.validation import unchanged
 from experiments.deploy.predict import Distances, predictions
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError, DataError
 from experiments.evaluation.evaluate import percent
+from experiments.images.decoder_settings import DecoderSettings
 from experiments.models.head import probabilities
 from experiments.storage.atomic_files import writing_file
 from experiments.storage.csv_files import recorded_path

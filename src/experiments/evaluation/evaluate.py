@@ -24,6 +24,14 @@ from experiments.evaluation.statistics import reliability, wilson
 from experiments.runs.predictions import Prediction
 from experiments.storage.csv_files import encodable
 
+# Titles of metrics in tables.
+METRICS = {
+    "accuracy": "accuracy", "loss": "loss", "roc_auc": "ROC AUC", "precision": "precision", "recall": "recall",
+    "f1": "F1", "brier": "Brier score", "calibration_error": "calibration error",
+    "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "matthews": "Matthews correlation",
+    "average_precision": "average precision", "top3_accuracy": "top-3 accuracy",
+    "top5_accuracy": "top-5 accuracy",
+}  # fmt: skip
 IMAGE_METRICS = ("accuracy", "loss", "brier")  # means over images, so that models can be compared image by image
 SMALLEST = float(np.finfo(np.float32).eps)  # the lower bound to which the loss clips probabilities
 TOLERANCE = 1e-9  # rounding error of accuracies that are means over runs

@@ -14,12 +14,11 @@ from rich import box
 from rich.table import Table
 
 from experiments.config.schema import Config
-from experiments.data.decoder_settings import Resize
 from experiments.data.issues import DataIssue, printable, warning_lines
 from experiments.data.manifest import fingerprint
 from experiments.data.pixel_cache import open_image
 from experiments.data.types import SPLITS, ImageRecord, Manifest
-from experiments.evaluation.figure_style import PALETTE, STYLE, literal, short
+from experiments.images.decoder_settings import Resize
 from experiments.inspection.inspection import Inspection
 from experiments.inspection.near_duplicates import (
     PAIR_HEIGHT,
@@ -29,6 +28,7 @@ from experiments.inspection.near_duplicates import (
     near_duplicates_shown,
 )
 from experiments.regimes.build import build_source
+from experiments.reports.figure_style import PALETTE, STYLE, literal, short
 from experiments.run import read_manifest
 from experiments.storage.atomic_files import readable
 

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.data.decoder_settings import DecoderSettings
 from experiments.data.pixel_cache import open_image
-from experiments.data.resizing import fit, thumbnail
 from experiments.deploy import predict
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError, DataError
-from experiments.evaluation import plots
-from experiments.evaluation.candidate_runs import unrated
-from experiments.evaluation.figure_style import literal, short
 from experiments.evaluation.label_quality import Doubt, Labelled, have_probabilities, labelled, rank
+from experiments.images.decoder_settings import DecoderSettings
+from experiments.images.resizing import fit, thumbnail
 from experiments.inspection.inspection import Inspection
+from experiments.reports import plots
+from experiments.reports.figure_style import literal, short
+from experiments.runs.candidate_runs import unrated
 from experiments.storage.csv_files import recorded_path
 from experiments.training.types import Progress
 

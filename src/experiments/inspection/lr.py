@@ -20,10 +20,10 @@ from scipy.stats import median_abs_deviation
 
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.evaluation.figure_style import PALETTE, QUIET, STYLE
 from experiments.regimes import continuation
 from experiments.regimes.build import build
 from experiments.regimes.declaration import declaration_of
+from experiments.reports.figure_style import PALETTE, QUIET, STYLE
 from experiments.run import read_data
 from experiments.training import lr_finder
 from experiments.training.checkpoints import Checkpoints

@@ -10,16 +10,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.data.decoder_settings import DecoderSettings, Resize
 from experiments.data.pixel_cache import open_image
-from experiments.data.resizing import fit, map_back, resize, thumbnail
 from experiments.deploy.export import probabilities
 from experiments.deploy.saved_run import Trained
-from experiments.evaluation import plots
-from experiments.evaluation.figure_style import literal, short
+from experiments.images.decoder_settings import DecoderSettings, Resize
+from experiments.images.resizing import fit, map_back, resize, thumbnail
 from experiments.inspection.inspection import Inspection
 from experiments.models.gradcam import gradcam, overlay
 from experiments.models.network import inference_function
+from experiments.reports import plots
+from experiments.reports.figure_style import literal, short
 from experiments.runs.predictions import Prediction, mistakes
 
 COLUMNS = 6  # images in a row: three mistakes with their heatmaps

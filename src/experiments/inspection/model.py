@@ -19,12 +19,12 @@ from rich import box
 from rich.table import Table
 
 from experiments.config.schema import Config
-from experiments.evaluation.figure_style import PALETTE, QUIET, STYLE
 from experiments.inspection.inspection import Inspection
 from experiments.models.network import NetworkSplit, split_network
 from experiments.models.stages import stage_numbers
 from experiments.models.types import Backbone
 from experiments.regimes.build import build_backbone, build_head
+from experiments.reports.figure_style import PALETTE, QUIET, STYLE
 
 TRAINED, FROZEN = PALETTE[1], "#9db4c8"
 BEFORE, HEAD = "(input)", "(head)"  # names for the layers before the first block and after the last one

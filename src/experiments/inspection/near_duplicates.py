@@ -12,7 +12,7 @@ from PIL import Image
 from experiments.data.issues import printable
 from experiments.data.pixel_cache import open_image
 from experiments.data.types import ImageRecord, Manifest, NearDuplicatePair
-from experiments.evaluation.figure_style import literal, short
+from experiments.reports.figure_style import literal, short
 
 PAIRS_IN_A_ROW = 3
 PAIR_HEIGHT = 1.9  # inches of a row

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError
-from experiments.evaluation import run_report
 from experiments.inspection.inspection import log_file
+from experiments.reports import run_report
 from experiments.runs.run_directory import REPORT, RunDirectory
 from experiments.storage import atomic_files
 

@@ -14,10 +14,10 @@ from rich.table import Table
 from experiments.config.identity import head_run
 from experiments.config.schema import Config
 from experiments.config.targets import resolve
-from experiments.evaluation.figure_style import BANDS, PALETTE, QUIET, STYLE
 from experiments.inspection.inspection import Inspection
 from experiments.regimes.build import build_phase
 from experiments.regimes.declaration import declaration_of
+from experiments.reports.figure_style import BANDS, PALETTE, QUIET, STYLE
 from experiments.training.types import TrainingPhase
 
 

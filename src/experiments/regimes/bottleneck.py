@@ -11,9 +11,9 @@ import numpy as np
 from experiments.config.identity import effective
 from experiments.config.schema import Config
 from experiments.config.targets import own_code
-from experiments.data import decoder
 from experiments.data.input_pipeline import eval_batches, feature_batches
 from experiments.data.types import Dataset
+from experiments.images import decoder
 from experiments.models import network
 from experiments.models.network import NetworkSplit, join, predict_probabilities, split_network, stack
 from experiments.regimes.declaration import Declaration, Trains, declare

@@ -13,9 +13,9 @@ import keras
 import numpy as np
 
 from experiments.config.schema import Config
-from experiments.data.decoder_settings import DecoderSettings
 from experiments.data.types import Dataset
 from experiments.errors import ConfigError
+from experiments.images.decoder_settings import DecoderSettings
 from experiments.models.network import split_network, stack
 from experiments.regimes.declaration import Trains, declaration_of
 from experiments.regimes.trained_weights import load_trained

@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.config.targets import own_code
-from experiments.data import augmentation, decoder
+from experiments.data import augmentation
 from experiments.data.input_pipeline import augmented
 from experiments.data.types import ImageSet
 from experiments.errors import ConfigError
+from experiments.images import decoder
 from experiments.models import network
 from experiments.models.network import NetworkSplit, inference_functions
 from experiments.storage import array_cache, atomic_files

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.sweeps import plan, processes, sweep_directory
+from experiments.sweeps import plan, sweep_directory
+from experiments.sweeps.launchers import processes
 from experiments.sweeps.plan import Job
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.config.schema import LOWER_IS_BETTER
-from experiments.evaluation.comparison_text import (
+from experiments.comparison.significance import MOST_IMAGES, Difference, compare_runs, images_for_spread
+from experiments.comparison.text import (
     baseline_sentences,
     difference_sentence,
     format_score,
@@ -18,7 +18,7 @@ from experiments.evaluation.comparison_text import (
     points,
     rounded,
 )
-from experiments.evaluation.significance import MOST_IMAGES, Difference, compare_runs, images_for_spread
+from experiments.config.schema import LOWER_IS_BETTER
 from experiments.sweeps import summary
 from experiments.sweeps.plan import format_values
 from experiments.sweeps.rungs import BEST

@@ -28,7 +28,7 @@ from experiments.config.identity import effective
 from experiments.config.overrides import quoted
 from experiments.config.schema import GROUPS, Config
 from experiments.errors import ConfigError
-from experiments.evaluation import candidate_runs
+from experiments.runs import candidate_runs
 from experiments.runs.active_run import AUTO
 from experiments.runs.command import arguments, format_command
 from experiments.runs.run_directory import JOB, RunDirectory

@@ -13,7 +13,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.evaluation.figure_style import (
+from experiments.reports.figure_style import (
     PALETTE,
     QUIET,
     SMALL,

@@ -15,15 +15,16 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
+from experiments.comparison.text import baseline_sentences, format_score
 from experiments.config.identity import NOT_IDENTITY
 from experiments.config.overrides import quoted
 from experiments.config.schema import Config
-from experiments.evaluation.comparison_text import baseline_sentences, format_score
 from experiments.evaluation.evaluate import Baseline, majority_baseline
 from experiments.evaluation.statistics import Interval, mean_interval, wilson
 from experiments.runs.run_directory import CURVES, METRICS, RunDirectory, predictions_file
 from experiments.storage import atomic_files
-from experiments.sweeps import plan, processes
+from experiments.sweeps import plan
+from experiments.sweeps.launchers import processes
 from experiments.sweeps.plan import Job
 from experiments.system import hardware
 from experiments.system.paths import run_name

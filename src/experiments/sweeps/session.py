@@ -21,9 +21,10 @@ from experiments.errors import ConfigError
 from experiments.runs.lock import PATIENCE, claim
 from experiments.runs.run_directory import RunDirectory
 from experiments.storage import atomic_files
-from experiments.sweeps import plan, processes, scheduler, sweep_directory, terminal
+from experiments.sweeps import plan, sweep_directory, terminal
+from experiments.sweeps.launchers import processes, scheduler
+from experiments.sweeps.launchers.scheduler import JobLauncher
 from experiments.sweeps.plan import Inspection, Job
-from experiments.sweeps.scheduler import JobLauncher
 from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.redaction import redacted
 from experiments.training.types import Status

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from experiments.comparison.groups import Scores, gather_scores, metric_interval
+from experiments.comparison.significance import compare_runs
+from experiments.comparison.text import baseline_sentences, difference_sentence, format_score, limitations
 from experiments.config.schema import LOWER_IS_BETTER, LOWEST
 from experiments.errors import ConfigError
-from experiments.evaluation.candidate_runs import without_repeats
-from experiments.evaluation.comparison_text import baseline_sentences, difference_sentence, format_score, limitations
 from experiments.evaluation.evaluate import IMAGE_METRICS, Baseline, image_score, majority_baseline
-from experiments.evaluation.groups import Scores, gather_scores, metric_interval
-from experiments.evaluation.significance import compare_runs
 from experiments.evaluation.statistics import UNKNOWN, Interval
+from experiments.runs.candidate_runs import without_repeats
 from experiments.runs.run_directory import RunDirectory, predictions_file
 from experiments.sweeps.plan import format_values, is_folded
 from experiments.sweeps.rungs import Place

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.evaluation.comparison_page import markdown_code, markdown_table, markdown_text
+from experiments.comparison.page import markdown_code, markdown_table, markdown_text
 from experiments.runs.run_directory import FIGURES
 from experiments.storage import atomic_files
 from experiments.sweeps import ladder

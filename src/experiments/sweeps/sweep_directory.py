@@ -12,7 +12,8 @@ from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.runs import run_directory
 from experiments.runs.run_directory import RunDirectory
-from experiments.sweeps import plan, processes
+from experiments.sweeps import plan
+from experiments.sweeps.launchers import processes
 from experiments.sweeps.plan import Job
 from experiments.system.paths import default_outputs
 from experiments.training.types import Status

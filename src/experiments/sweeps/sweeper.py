@@ -27,8 +27,8 @@ from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.runs import continuation
 from experiments.sweeps import plan, rungs, sweep_directory, terminal
+from experiments.sweeps.launchers.scheduler import JobLauncher
 from experiments.sweeps.plan import Job
-from experiments.sweeps.scheduler import JobLauncher
 from experiments.sweeps.session import Session, Setup, inspect_jobs
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Sweeper(HydraSweeper):
         elif settings.rungs is not None:
             raise ConfigError("sweep.rungs: a ladder is no search. Leave sweep.search out")
         else:
-            from experiments.sweeps.search import search
+            from experiments.sweeps.search.search import search
 
             search(self, overrides)
 

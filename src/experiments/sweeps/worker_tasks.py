@@ -32,7 +32,8 @@ from experiments.regimes.declaration import declaration_of
 from experiments.runs.location import store_of_run
 from experiments.runs.run_directory import METRICS, RunDirectory, predictions_file
 from experiments.storage import atomic_files
-from experiments.sweeps import processes, summary_files
+from experiments.sweeps import summary_files
+from experiments.sweeps.launchers import processes
 from experiments.sweeps.plan import plain
 from experiments.sweeps.sweep_directory import folders
 from experiments.system import signals

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.data.decoder_settings import DecoderSettings
+from experiments.images.decoder_settings import DecoderSettings
 from experiments.system.paths import PACKAGE
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ NAME = "model"  # runs:/ID/model
 REQUIRED = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
 CODE = "experiments_served"
 SERVED = (
-    "tracking/serving.py", "data/decoder.py", "data/decoder_settings.py", "data/file_formats.py", "data/plugins.py",
-    "data/colors.py", "data/resizing.py", "errors.py",
+    "tracking/serving.py", "images/decoder.py", "images/decoder_settings.py", "images/file_formats.py",
+    "images/plugins.py", "images/colors.py", "images/resizing.py", "errors.py",
 )  # fmt: skip
 INPUT = (
     "image files (JPEG, PNG, TIFF, ...) as base64 text in the column 'image', or pixels "

@@ -19,9 +19,9 @@ import tensorflow as tf
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from experiments.data import decoder
-from experiments.data.decoder_settings import DEFAULTS, DecoderSettings
 from experiments.errors import DataError
+from experiments.images import decoder
+from experiments.images.decoder_settings import DEFAULTS, DecoderSettings
 
 BATCH = 32
 IMAGE = "image"  # name of the column with image files

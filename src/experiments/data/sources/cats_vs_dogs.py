@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from experiments.data import download
+from experiments.data.sources import download
 from experiments.errors import ConfigError, DataError
 from experiments.storage import array_cache
 

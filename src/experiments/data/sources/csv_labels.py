@@ -14,10 +14,10 @@ from typing import NamedTuple
 from experiments.config.messages import nearest_hint
 from experiments.data.issues import DataIssue, printable
 from experiments.data.listing import SPLIT_NAMES, ListedImage, Listing, is_image, is_litter
-from experiments.data.plugins import SUFFIXES
 from experiments.data.sources.folder import existing
 from experiments.data.types import SPLITS, SkippedImage
 from experiments.errors import ConfigError
+from experiments.images.plugins import SUFFIXES
 
 # Names of columns, without case, spaces and punctuation; of several path columns the first in this order is used.
 _PATHS = (

@@ -1,0 +1,261 @@
+"""Comparison of runs class by class: recall with its differences, precision and F1, and which classes are confused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, cast
+
+import numpy as np
+
+from experiments.comparison.comparison import Comparison, Group, Key
+from experiments.comparison.groups import Scores
+from experiments.comparison.significance import Difference, compare_runs
+from experiments.comparison.text import csv_text, format_score, points, signed
+from experiments.evaluation import decision
+from experiments.evaluation.per_class import confusion_of
+from experiments.evaluation.statistics import UNKNOWN, Interval
+
+MOST_CLASSES, MOST_PAIRS = 40, 20  # rows of the tables in the page; the CSV files have all
+MOST_GROUPS = 8  # groups in these tables
+BRIEF_CLASSES, BRIEF_PAIRS, BRIEF_GROUPS = 10, 5, 4  # the same on a terminal
+
+
+class ClassResult(NamedTuple):
+    """The results of one group for one class."""
+
+    images: int
+    recall: Interval  # the accuracy on the images of the class
+    precision: float  # over all seeds; nan if no image is assigned to the class
+    f1: float
+    difference: Difference | None  # in recall, from the first group; None for itself, or if images are too few
+
+
+@dataclass(frozen=True)
+class ClassComparison:
+    """The comparison of groups by class, and the classes that they confuse."""
+
+    names: tuple[str, ...]  # [C], in label order
+    results: tuple[tuple[ClassResult, ...], ...]  # [C, groups]
+    confusion: tuple[np.ndarray, ...]  # for each group [C, C] float: number of images, mean over seeds
+
+    def largest(self, most: int) -> list[int]:
+        """Return the labels with the largest differences between groups; of one group, those with the lowest recall."""
+
+        def key(label: int) -> float:
+            recall = [result.recall.value for result in self.results[label] if not math.isnan(result.recall.value)]
+            if len(self.results[label]) == 1:
+                return recall[0] if recall else math.inf
+            return min(recall) - max(recall) if recall else math.inf
+
+        return sorted(sorted(range(len(self.names)), key=key)[:most])
+
+    @cached_property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The pairs (true, predicted) that any group confuses, those with the largest differences first."""
+        counts = np.stack(self.confusion)
+        spread = counts.max(axis=0) - counts.min(axis=0) if len(counts) > 1 else counts[0]
+        wrong = counts.sum(axis=0)
+        np.fill_diagonal(wrong, 0)
+        found = zip(*(axis.tolist() for axis in np.nonzero(wrong)), strict=True)
+        return sorted(found, key=lambda pair: (-spread[pair], -wrong[pair], pair))
+
+    def share(self, group: int, pair: tuple[int, int]) -> float:
+        """Return the share of the true class's images that a group assigns to another class; nan without images."""
+        total = float(self.confusion[group][pair[0]].sum())
+        return float(self.confusion[group][pair]) / total if total else math.nan
+
+
+def compare_classes(comparison: Comparison) -> ClassComparison:
+    """Compare the groups class by class, each with the first one.
+
+    The difference in recall of a class is that in accuracy on its images, with the interval and the test of
+    `significance.compare_runs`.
+    """
+    names = class_names(comparison.groups)
+    confusion = tuple(mean_confusion(group, names) for group in comparison.groups)
+    scores = [scores_by_class(group) for group in comparison.groups]
+    results = []
+    for label, name in enumerate(names):
+        first = scores[0].get(name)
+        results.append(
+            tuple(
+                _result(first, own.get(name), counts, label, is_first=at == 0)
+                for at, (own, counts) in enumerate(zip(scores, confusion, strict=True))
+            )
+        )
+    return ClassComparison(names, tuple(results), confusion)
+
+
+def class_names(groups: Sequence[Group]) -> tuple[str, ...]:
+    """Return the classes of all groups, in the label order of the first group that has them."""
+    predictions = [row for group in groups for run in group.evaluated for row in run.predictions.values()]
+    names = dict.fromkeys(name for group in groups for name in group_classes(group))
+    names |= dict.fromkeys(sorted({name for row in predictions for name in (row.label, row.predicted)}))
+    return tuple(names)
+
+
+def group_classes(group: Group) -> tuple[str, ...]:
+    """Return the classes of a group's first run in label order; of old records without probabilities none."""
+    return tuple(next(iter(group.evaluated[0].predictions.values())).probabilities)
+
+
+def mean_confusion(group: Group, names: Sequence[str]) -> np.ndarray:
+    """Return the group's confusion matrix [C, C] float, the mean over its seeds; a seed's folds are added up."""
+    index = {name: at for at, name in enumerate(names)}
+    total = np.zeros((len(names), len(names)))
+    for predictions in group.by_seed.values():
+        confusion, known = confusion_of(list(predictions.values()))
+        places = [index[name] for name in known]
+        total[np.ix_(places, places)] += confusion
+    return total / len(group.by_seed)
+
+
+def scores_by_class(group: Group) -> dict[str, Scores]:
+    """Return the scores (correct or not) of a group's images for each class."""
+    by_class: dict[str, dict[str, dict[Hashable, float]]] = {}
+    for seed, scores in group.accuracy.by_seed.items():
+        for image, score in scores.items():
+            by_class.setdefault(cast("Key", image)[1], {}).setdefault(seed, {})[image] = score
+    every_seed = group.accuracy.by_seed.keys()
+    return {
+        name: Scores({seed: seeds.get(seed, {}) for seed in every_seed}, group.accuracy.folds)
+        for name, seeds in by_class.items()
+    }
+
+
+def _result(
+    first: Scores | None, own: Scores | None, confusion: np.ndarray, label: int, *, is_first: bool
+) -> ClassResult:
+    """Return the results for one class from the scores of its images, if there are any, and a confusion matrix."""
+    images = own.images if own else []
+    recall = UNKNOWN
+    if own and images:
+        recall = own.interval() if len(images) > 1 else Interval(float(own.matrix(images).mean()))
+    right, support, predicted = confusion[label, label], confusion[label].sum(), confusion[:, label].sum()
+    enough = first and own and len(images) > 1 and len(first.images) > 1
+    return ClassResult(
+        len(images),
+        recall,
+        float(right / predicted) if predicted else math.nan,
+        float(2 * right / (support + predicted)) if support + predicted else math.nan,
+        compare_runs(first, own) if first and own and enough and not is_first else None,
+    )
+
+
+# --- Tables of texts: a header and rows
+
+
+def class_table(comparison: Comparison, found: ClassComparison) -> list[list[str]]:
+    """Return the table of the classes: recall with interval and difference, precision and F1 of every group."""
+    numbers = range(1, min(len(comparison.groups), MOST_GROUPS) + 1)
+    header = ["class", "images"]
+    for number in numbers:
+        header += [f"recall {number}", *([f"{number} from first"] if number > 1 else [])]
+    header += [f"{metric} {number}" for metric in ("precision", "F1") for number in numbers]
+    rows = []
+    for label in found.largest(MOST_CLASSES):
+        results = found.results[label][:MOST_GROUPS]
+        row = [found.names[label], str(max(result.images for result in results))]
+        for at, result in enumerate(results):
+            row += [format_score("accuracy", result.recall), *([points(result.difference) or "–"] if at else [])]
+        row += [format_score("accuracy", Interval(result.precision)) for result in results]
+        row += [format_score("f1", Interval(result.f1)) for result in results]
+        rows.append(row)
+    return [header, *rows]
+
+
+def brief_class_table(comparison: Comparison, found: ClassComparison) -> list[list[str]]:
+    """Return the table of recall by class for a terminal: with intervals for two groups, else with an asterisk."""
+    numbers = range(1, len(comparison.groups) + 1)
+    rows = []
+    for label in found.largest(BRIEF_CLASSES):
+        results = found.results[label]
+        row = [found.names[label], str(max(result.images for result in results))]
+        for result in results:
+            star = "*" if result.difference and result.difference.significant and len(results) > 2 else ""
+            row.append(format_score("accuracy", Interval(result.recall.value)) + star)
+        rows.append([*row, points(results[1].difference) or "–"] if len(results) == 2 else row)
+    header = ["class", "images", *map(str, numbers)]
+    return [[*header, "from first"] if len(numbers) == 2 else header, *rows]
+
+
+def confusion_table(comparison: Comparison, found: ClassComparison, most: int = MOST_PAIRS) -> list[list[str]]:
+    """Return the table of the pairs of classes whose confusion differs most between the groups.
+
+    A cell has the number of images, the mean over seeds, and their share of the true class's images; behind that of
+    each group but the first the difference of the shares in percentage points.
+    """
+    rows = []
+    for pair in found.pairs[:most]:
+        row = [f"{found.names[pair[0]]} → {found.names[pair[1]]}"]
+        for at in range(min(len(found.confusion), MOST_GROUPS)):
+            share = found.share(at, pair)
+            cell = "–" if math.isnan(share) else f"{found.confusion[at][pair]:.3g} ({share:.1%})"
+            difference = share - found.share(0, pair)
+            row.append(cell if at == 0 or math.isnan(difference) else f"{cell} {signed(difference)}")
+        rows.append(row)
+    return [["true → predicted", *map(str, range(1, min(len(comparison.groups), MOST_GROUPS) + 1))], *rows]
+
+
+def shown_of(found: ClassComparison, most: int) -> str:
+    """Return what the title of a table of classes adds if it does not show all of them."""
+    if len(found.names) <= most:
+        return ""
+    which = "largest differences" if len(found.confusion) > 1 else "lowest recall"
+    return f": the {most} of {len(found.names)} with the {which}"
+
+
+def decision_sentence(comparison: Comparison) -> str:
+    """Return a sentence that names the positive one of two classes, and the thresholds; empty for more classes."""
+    positives, thresholds = [], []
+    for group in comparison.groups:
+        classes = group_classes(group)
+        for run in group.runs:
+            found = decision.recorded(run.tags, classes)
+            positives.append(found.positive)
+            thresholds.append(found.threshold)
+    named = [f"'{name}'" for name in dict.fromkeys(positives) if name is not None]
+    if not named or None in positives:
+        return ""
+    text = f"Precision, recall, F1, ROC AUC and average precision are of the positive class: {' or '.join(named)}"
+    text += ", which differs between the rows" if len(named) > 1 else ""
+    values = sorted({threshold for threshold in thresholds if threshold is not None})
+    if values:
+        shown = f"{values[0]:.3g}" + (f" to {values[-1]:.3g}" if len(values) > 1 else "")
+        some = "" if None not in thresholds else " of some runs"
+        text += f"; the threshold{'s' * (len(values) > 1)}{some} from which it is predicted: {shown}"
+    return f"{text}."
+
+
+# --- CSV
+
+
+def classes_csv(comparison: Comparison, found: ClassComparison) -> str:
+    """Return a CSV table with one row per class and group."""
+    rows = []
+    for name, results in zip(found.names, found.results, strict=True):
+        for at, result in enumerate(results):
+            difference = result.difference
+            cells = (
+                [difference.value, difference.low, difference.high, difference.p_value] if difference else [None] * 4
+            )
+            rows.append([
+                name, at + 1, " ".join(comparison.labels[at]), result.images, *result.recall, result.precision,
+                result.f1, *cells,
+            ])  # fmt: skip
+    header = ["class", "number", "label", "images", "recall", "recall_low", "recall_high", "precision", "f1",
+              "recall_difference", "difference_low", "difference_high", "p_value"]  # fmt: skip
+    return csv_text(header, rows)
+
+
+def confusion_csv(comparison: Comparison, found: ClassComparison) -> str:
+    """Return a CSV table with one row per confused pair and group; the share is that of the true class's images."""
+    rows = [
+        [found.names[pair[0]], found.names[pair[1]], at + 1, " ".join(comparison.labels[at]),
+         counts[pair], found.share(at, pair), found.share(at, pair) - found.share(0, pair)]
+        for pair in found.pairs for at, counts in enumerate(found.confusion)
+    ]  # fmt: skip
+    return csv_text(["true", "predicted", "number", "label", "images", "share", "share_difference"], rows)

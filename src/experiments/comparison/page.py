@@ -1,0 +1,299 @@
+"""Files of a comparison of runs: Markdown, CSV, figures, and one self-contained HTML page."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from matplotlib.figure import Figure
+
+from experiments.comparison import class_differences, plots, text
+from experiments.comparison.class_differences import ClassComparison, compare_classes
+from experiments.comparison.comparison import Comparison, Disagreement, GroupPrediction, disagreements
+from experiments.errors import ConfigError, DataError
+from experiments.reports import page
+from experiments.runs.location import folder_of
+from experiments.runs.run_directory import FIGURES, REPORT
+from experiments.storage import atomic_files
+from experiments.system.paths import default_outputs
+from experiments.system.redaction import visible
+from experiments.tracking.summary_runs import log_comparison
+
+MOST_PREDICTIONS = 8  # number of groups whose predictions are listed under an image
+TEMPLATE = "comparison.html.j2"
+
+
+def write(
+    folder: Path,
+    comparison: Comparison,
+    images: int,
+    data: Path | None = None,
+    reports: Mapping[str, Path] | None = None,
+    classes: ClassComparison | None = None,
+) -> list[Path]:
+    """Write comparison.md, .csv and .html, class_differences.csv, comparison_confusion.csv and figures/*.png.
+
+    Args:
+        folder: the directory to write to; it is created if it is missing.
+        comparison: the comparison to write.
+        images: how many of the images on which the groups disagree to show.
+        data: the directory that holds the images; None for the directories from which the runs have read them.
+        reports: MLflow id of a run -> its report, to which the page links.
+        classes: the comparison by class; None to compute it.
+
+    Returns:
+        The paths of the files, the HTML page first.
+    """
+    links = {run_id: quote(os.path.relpath(path, folder)) for run_id, path in (reports or {}).items()}
+    (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+    drawn = draw(comparison)
+    unlike, classes = disagreements(comparison), classes or compare_classes(comparison)
+    files = {
+        "comparison.html": html(comparison, classes, unlike, drawn, images, data, links).encode(),
+        "comparison.md": markdown(comparison, classes, unlike, list(drawn), images).encode(),
+        "comparison.csv": text.groups_csv(comparison).encode(),
+        "class_differences.csv": class_differences.classes_csv(comparison, classes).encode(),
+        "comparison_confusion.csv": class_differences.confusion_csv(comparison, classes).encode(),
+        **{f"{FIGURES}/{name}.png": page.save_figure(figure, "png") for name, figure in drawn.items()},
+    }
+    for name, content in files.items():
+        atomic_files.write_file(folder / name, content)
+    return [folder / name for name in files]
+
+
+def save(
+    uri: str, comparison: Comparison, classes: ClassComparison | None, folder: Path | None, images: int,
+    data: Path | None, *, log: bool,
+) -> tuple[Path, str | None]:  # fmt: skip
+    """Write a comparison of runs of an MLflow store, and log its files there.
+
+    Args:
+        uri: the tracking store.
+        comparison: the comparison.
+        classes: see `write`.
+        folder: where the files are written; None for outputs/compare/compare-....
+        images: see `write`.
+        data: see `write`.
+        log: whether the files are logged.
+
+    Returns:
+        The page, and the id of the MLflow run to which the files were logged, if they were.
+
+    Raises:
+        ConfigError: the files are written, but cannot be logged.
+    """
+    folder = folder or Path(default_outputs()) / "compare" / f"compare-{comparison.digest}"
+    written = write(folder, comparison, images, data, reports_of(uri, comparison), classes)
+    if not log:
+        return written[0], None
+    markdown = (folder / "comparison.md").read_text(encoding="utf-8")
+    try:
+        run_id = log_comparison(uri, comparison.runs[0].experiment, comparison.digest, written, markdown)
+    except ConfigError as error:
+        raise ConfigError(f"{written[0]} is written, but not logged to MLflow (--no-log): {error}") from None
+    return written[0], run_id
+
+
+def reports_of(uri: str, comparison: Comparison) -> dict[str, Path]:
+    """Return the reports of those runs whose directory with a report is on this machine, by MLflow id."""
+    places = {run.run_id: folder_of(run.run_id, run.tags.get("run_folder"), uri) for run in comparison.runs}
+    return {run_id: place / REPORT for run_id, place in places.items() if place and (place / REPORT).is_file()}
+
+
+def draw(comparison: Comparison) -> dict[str, Figure]:
+    """Draw the figures of a comparison: intervals, and learning curves if runs have logged any."""
+    drawn = {
+        "intervals": plots.intervals(
+            comparison.names,
+            [measures["accuracy"] for measures in comparison.measures],
+            [
+                (difference.value, difference.low, difference.high) if difference else None
+                for difference in comparison.differences
+            ],
+            comparison.split,
+        )
+    }
+    curves = {
+        name: [run.curves for run in group.evaluated if run.curves]
+        for name, group in zip(comparison.names, comparison.groups, strict=True)
+    }
+    if any(curves.values()):
+        drawn["curves"] = plots.compared_curves(curves)
+    return drawn
+
+
+# --- Markdown
+
+
+def markdown(
+    comparison: Comparison, classes: ClassComparison, unlike: Sequence[Disagreement], drawn: Sequence[str], most: int
+) -> str:
+    """Return the comparison as Markdown, which refers to the figures in `figures/`."""
+    parts = [f"# {title(comparison)}", *(f"* {markdown_text(line)}" for line in text.sentences(comparison))]
+    tables = [text.score_table(comparison), *text.metric_tables(comparison)]
+    parts += [markdown_table(table) for table in tables]
+    parts += [markdown_text(line) for line in [class_differences.decision_sentence(comparison)] if line]
+    if len(comparison.groups) > 1:
+        parts += ["## Behind the differences", markdown_table(text.paired_table(comparison))]
+    for heading_text, table in class_tables(comparison, classes):
+        parts += [f"## {heading_text}", markdown_table(table)]
+    parts += ["## What differs in configuration", *_differing(comparison)]
+    parts += [f"![{name}]({FIGURES}/{name}.png)" for name in drawn]
+    if len(comparison.groups) > 1:
+        header = ["image", "class", *(str(at) for at in range(1, len(comparison.groups) + 1))]
+        rows = [[image.path, image.label, *(_prediction_text(v) for v in image.predictions)] for image in unlike[:most]]
+        parts += [f"## {heading(unlike, most)}", *([markdown_table([header, *rows])] if rows else [])]
+    runs = [[run.name, run.run_id] for run in comparison.runs]
+    parts += ["## Runs", markdown_table([["name", "MLflow run"], *runs]), "## How it is computed", *METHODS]
+    return "\n\n".join(parts) + "\n"
+
+
+def class_tables(comparison: Comparison, classes: ClassComparison) -> list[tuple[str, list[list[str]]]]:
+    """Return the tables about classes, each with its heading; that of confused pairs only if there are any."""
+    shown = class_differences.shown_of(classes, class_differences.MOST_CLASSES)
+    pairs = class_differences.confusion_table(comparison, classes)
+    tables = [(f"By class{shown}", class_differences.class_table(comparison, classes))]
+    if len(pairs) > 1:
+        more = len(classes.pairs) - len(pairs) + 1
+        shown = f": {len(pairs) - 1} of {len(classes.pairs)} pairs" if more else ""
+        tables.append((f"Classes that are confused{shown}", pairs))
+    return tables
+
+
+def title(comparison: Comparison) -> str:
+    counts = sorted({len(group.images) for group in comparison.groups})
+    images = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    runs = len(comparison.runs)
+    return f"{runs} {'run' if runs == 1 else 'runs'} on {images} {comparison.split} images"
+
+
+def heading(unlike: Sequence[Disagreement], most: int) -> str:
+    if not unlike:
+        return "There is no image on which they disagree"
+    more = f", the clearest {most} of {len(unlike)}" if len(unlike) > most else f" ({len(unlike)})"
+    return f"The images on which they disagree{more}"
+
+
+def _prediction_text(prediction: GroupPrediction | None) -> str:
+    if prediction is None:
+        return "not evaluated"
+    partly = f", {prediction.right:.0%} of the runs right" if 0 < prediction.right < 1 else ""
+    return f"{prediction.predicted} {prediction.confidence:.0%}{partly}"
+
+
+def _differing(comparison: Comparison) -> list[str]:
+    valued, unread = text.configuration_tables(comparison)
+    parts = (
+        [markdown_table(valued)] if len(valued) > 1 else ["Nothing." if len(unread) == 1 else "No key that all read."]
+    )
+    return [*parts, *([UNREAD, markdown_table(unread)] if len(unread) > 1 else [])]
+
+
+def markdown_table(table: Sequence[Sequence[str]]) -> str:
+    rows = ["| " + " | ".join(map(markdown_text, line)) + " |" for line in table]
+    rows.insert(1, "|" + "---|" * len(table[0]))
+    return "\n".join(rows)
+
+
+def markdown_text(text: str) -> str:
+    """Escape a text for one line of Markdown, including HTML, which Markdown may contain."""
+    line = " ".join(visible(text).split())
+    line = re.sub(r"([\\`*_\[\]|~$]|^[-+#=]|(?<=^\d)[.)])", r"\\\1", line)
+    return escape(line, quote=False)
+
+
+def markdown_code(text: str) -> str:
+    """Return a Markdown code block; its fence has more backticks than any sequence of them in the text."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{visible(text)}\n{fence}"
+
+
+UNREAD = "Keys that some do not read (–), because their regime or another choice of theirs has no use for them:"
+METHODS = (
+    "Accuracy is shown beside the baseline: the share of the most frequent class, which a model reaches that gives "
+    "every image that class.",
+    "The interval of a single run's accuracy is Wilson's score interval (1927), that of its loss and Brier score "
+    "Student's over the images, that of its ROC area for two classes a bootstrap's. Of several seeds, accuracy, loss "
+    "and Brier score have an interval over images and seeds, as two crossed random effects (Gallas 2006), each "
+    "variance with the t-quantile of its own degrees of freedom (Banerjee 1960); the other metrics have Student's "
+    "over the seeds or folds, for these images.",
+    "Of each class, the difference in recall is the difference in accuracy on its images, with the interval and the "
+    "test that follow. With C classes there are C comparisons, each at the 5 % level. Precision, F1 and the numbers of "
+    "confused images are those of all seeds together, without an interval.",
+    "Differences are taken image by image. Single runs are compared as trained models: McNemar's test (1947) and "
+    "its dual, Tango's score interval (1998); on different images Newcombe's interval (1998, method 10) and its dual "
+    "p-value. Training noise is in neither, so they say nothing about the settings.",
+    "Several seeds or folds of each give a claim about the setting: the interval of the difference, seed by seed where "
+    "both have the same seeds, has the variance between seeds and between images in it, as above. Folds have training "
+    "sets that overlap, for which the variance between them is corrected (Nadeau and Bengio 2003).",
+    "Every p-value is the dual of its interval: it is below 0.05 exactly where the 95 % interval excludes 0.",
+    "The number of images needed is what a two-sided McNemar test at the 5 % level needs to see a difference between "
+    "two models as large as this one, with as many discordant images, four times in five (Connor 1987).",
+)
+
+
+# --- HTML
+
+
+def html(
+    comparison: Comparison, classes: ClassComparison, unlike: Sequence[Disagreement], drawn: dict[str, Figure],
+    most: int, data: Path | None, links: Mapping[str, str],
+) -> str:  # fmt: skip
+    """Return the self-contained HTML page, with embedded figures and thumbnails and nothing to load."""
+    several = len(comparison.groups) > 1
+    differing, unread = text.configuration_tables(comparison)
+    without_curves = [run.facts.name for group in comparison.groups for run in group.evaluated if not run.curves]
+    return page.render(
+        TEMPLATE,
+        title=title(comparison),
+        sentences=text.sentences(comparison),
+        scores=text.score_table(comparison),
+        pairs=text.paired_table(comparison) if several else None,
+        metric_tables=text.metric_tables(comparison),
+        decision=class_differences.decision_sentence(comparison),
+        class_tables=class_tables(comparison, classes),
+        figures={name: page.svg(figure) for name, figure in drawn.items()},
+        without_curves=without_curves,
+        differing=differing,
+        unread=unread,
+        unread_about=UNREAD,
+        disagreements_title=heading(unlike, most) if several else "",
+        disagreements=[_gallery_item(image, data) for image in unlike[:most]] if several else [],
+        hidden=max(len(unlike) - most, 0),
+        runs=[(run.name, run.run_id, links.get(run.run_id)) for run in comparison.runs],
+        methods=METHODS,
+    )
+
+
+def _gallery_item(image: Disagreement, data: Path | None) -> dict[str, Any]:
+    """Return the template's data for an image: its path, class, thumbnail and the prediction of each group."""
+    item: dict[str, Any] = {"path": image.path, "label": image.label, "thumbnail": None, "predictions": []}
+    try:
+        item["thumbnail"] = page.base64_text(thumbnail(image, data))
+    except DataError as error:
+        item["missing"] = str(error)
+    for at, prediction in enumerate(image.predictions[:MOST_PREDICTIONS], 1):
+        tone = "muted" if prediction is None else "right" if prediction.right > 0.5 else "wrong"
+        mark = {"muted": "", "right": "✓ ", "wrong": "✗ "}[tone]
+        item["predictions"].append({"tone": tone, "text": f"{at}: {mark}{_prediction_text(prediction)}"})
+    further = [prediction for prediction in image.predictions[MOST_PREDICTIONS:] if prediction]
+    if further:
+        right = sum(prediction.right > 0.5 for prediction in further)
+        item["predictions"].append({"tone": "muted", "text": f"{right} of {len(further)} more are right"})
+    return item
+
+
+def thumbnail(image: Disagreement, data: Path | None) -> bytes:
+    """Return a thumbnail of an image, as JPEG, from the file that the runs have read.
+
+    Raises:
+        DataError: the file is missing, has changed or is outside of the data directory.
+    """
+    roots = [data] if data else [Path(folder) for folder in image.data]
+    return page.jpeg(page.open_recorded(image.path, image.sha256, roots, image.decoder_settings))

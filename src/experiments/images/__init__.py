@@ -1,0 +1,1 @@
+"""Image files as pixels: formats, decoding, colours, resizing."""

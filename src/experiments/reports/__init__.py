@@ -1,0 +1,1 @@
+"""Reports of runs: figures, tables of text, HTML pages."""

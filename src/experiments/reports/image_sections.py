@@ -1,0 +1,154 @@
+"""The images of a run's report: mistakes with Grad-CAM, and right and wrong examples of each class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from experiments.errors import ConfigError, DataError
+from experiments.evaluation.evaluate import Report
+from experiments.evaluation.per_class import class_scores
+from experiments.images.decoder_settings import DecoderSettings, Resize
+from experiments.images.resizing import map_back, resize
+from experiments.reports import page
+from experiments.runs.predictions import Prediction, mistakes
+
+if TYPE_CHECKING:
+    import keras
+
+MOST_MISTAKES = 12  # shown with Grad-CAM
+MOST_CLASSES = 40  # of which examples are shown
+FEW_CLASSES = 20  # Up to this number of classes, each has two right and two wrong examples, else one of each.
+SMALL = 96  # pixels of an example's longer side
+
+
+class LoadedImage(NamedTuple):
+    """An image of the data, if it is there."""
+
+    thumbnail: Image.Image | None = None  # in the proportions of the file
+    pixels: np.ndarray | None = None  # [S, S, 3] uint8, as the network sees it; only of a mistake
+    missing: str = ""  # why it is not shown
+
+
+def gallery(
+    report: Report,
+    classes: Sequence[str],
+    plain: Mapping[str, Any],
+    root: Path | None,
+    model: Callable[[], keras.Model] | None,
+) -> dict[str, Any]:
+    """Return the template's data for the images of a split.
+
+    Args:
+        report: of the split.
+        classes: [C] names in label order.
+        plain: the run's configuration as logged.
+        root: the directory that holds the images; None if it is not known.
+        model: returns the run's model, called once if there is a mistake to explain; None for no Grad-CAM.
+
+    Returns:
+        `mistakes` and `examples` (for each class its right and its wrong ones), each image with its texts and base64 of
+        its thumbnail; `wrong`, the number of all mistakes; `absent`, why images or Grad-CAM are not shown.
+    """
+    wrong, chosen = mistakes(report.predictions), examples(report, classes)
+    shown_mistakes = wrong[:MOST_MISTAKES]
+    shown = {
+        row.sha256: row
+        for row in (*shown_mistakes, *(row for kinds in chosen.values() for kind in kinds for row in kind))
+    }
+    sides = {row.sha256: page.SIDE for row in shown_mistakes}
+    size = int(plain["data"]["image_size"])
+    settings = DecoderSettings.of(plain["data"])
+
+    def load(row: Prediction) -> LoadedImage:
+        try:
+            image = page.open_recorded(row.path, row.sha256, [root] if root else [], settings)
+        except DataError as error:
+            return LoadedImage(missing=str(error))
+        pixels = resize(image, size, settings.resize) if row.sha256 in sides else None
+        side = sides.get(row.sha256, SMALL)
+        image.thumbnail((side, side))
+        return LoadedImage(image, pixels)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        images = dict(zip(shown, pool.map(load, shown.values()), strict=True))
+    absent = sorted({image.missing for image in images.values() if image.missing})[:1]
+    heated, reason = explain(shown_mistakes, images, classes, settings.resize, model)
+    return {
+        "split": report.split,
+        "mistakes": [item(row, images[row.sha256], heated.get(row.sha256)) for row in shown_mistakes],
+        "wrong": len(wrong),
+        "examples": [
+            (name, [[item(row, images[row.sha256]) for row in kind] for kind in kinds])
+            for name, kinds in chosen.items()
+        ],
+        "hidden_classes": len(classes) - len(chosen),
+        "absent": [*absent, *([reason] if reason else [])],
+    }
+
+
+def examples(report: Report, classes: Sequence[str]) -> dict[str, tuple[tuple[Prediction, ...], ...]]:
+    """Return right and wrong predictions for each class; of more than MOST_CLASSES, for those with the lowest F1.
+
+    The right ones are the most and the least confident, the wrong ones the most confident.
+    """
+    scores = class_scores(report.confusion, classes)
+    worst = sorted(scores, key=lambda score: (np.isnan(score.f1.value), score.f1.value))[:MOST_CLASSES]
+    names = {score.name for score in worst}
+    count = 2 if len(classes) <= FEW_CLASSES else 1
+    found: dict[str, tuple[tuple[Prediction, ...], ...]] = {}
+    for name in (name for name in classes if name in names):
+        rows = [row for row in report.predictions if row.label == name]
+        right = sorted((row for row in rows if row.correct), key=lambda row: -row.confidence)
+        ends = right[:1] + (right[1:][-1:] if count > 1 else [])
+        found[name] = (tuple(ends), tuple(mistakes(rows)[:count]))
+    return found
+
+
+def explain(
+    mistakes: Sequence[Prediction],
+    images: Mapping[str, LoadedImage],
+    classes: Sequence[str],
+    how: Resize,
+    model: Callable[[], keras.Model] | None,
+) -> tuple[dict[str, Image.Image], str]:
+    """Return thumbnails with Grad-CAM for the predicted class, by file hash; and the reason if there are none."""
+    seen = [(row, pixels) for row in mistakes if (pixels := images[row.sha256].pixels) is not None]
+    if not seen:
+        return {}, ""
+    if model is None:
+        return {}, "Grad-CAM is not shown: it was not requested"
+    from experiments.models.gradcam import gradcam, overlay
+
+    try:
+        network = model()
+        network.get_layer("frozen")
+    except (ConfigError, ValueError) as error:  # weights that are gone; a user's regime with a model of its own
+        return {}, f"Grad-CAM is not shown: {error}"
+    predicted = np.array([classes.index(row.predicted) for row, _ in seen])
+    found: dict[str, Image.Image] = {}
+    for (row, _), heat in zip(seen, gradcam(network, np.stack([pixels for _, pixels in seen]), predicted), strict=True):
+        image = images[row.sha256].thumbnail
+        assert image is not None
+        found[row.sha256] = Image.fromarray(overlay(np.asarray(image), map_back(heat, image.size, how)))
+    return found, ""
+
+
+def item(row: Prediction, image: LoadedImage, heated: Image.Image | None = None) -> dict[str, Any]:
+    """Return the template's data for one image."""
+    return {
+        "path": row.path,
+        "name": row.path.rsplit("/", 1)[-1],
+        "label": row.label,
+        "predicted": row.predicted,
+        "confidence": f"{row.confidence:.1%}",
+        "correct": row.correct,
+        "thumbnail": page.base64_text(page.jpeg(image.thumbnail)) if image.thumbnail else None,
+        "heated": page.base64_text(page.jpeg(heated)) if heated else None,
+    }

@@ -1,0 +1,375 @@
+"""The report of a run: one self-contained HTML page, made from the run directory.
+
+Images and Grad-CAM are shown if the data and the model are at hand; what is not shown is named on the page.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import shlex
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from sklearn.metrics import confusion_matrix
+
+from experiments.config import overrides
+from experiments.data.types import SPLITS
+from experiments.errors import ConfigError
+from experiments.evaluation.decision import recorded
+from experiments.evaluation.evaluate import METRICS, Report
+from experiments.evaluation.per_class import class_scores, confused_pairs, confusion_shares
+from experiments.evaluation.statistics import Interval
+from experiments.evaluation.training_checks import best_epoch
+from experiments.reports import image_sections, label_section, page, plots
+from experiments.reports.text import accuracy_line
+from experiments.reuse import like
+from experiments.runs.command import arguments
+from experiments.runs.continuation import KEY
+from experiments.runs.run_directory import CONFIG, MANIFEST, REPORT, RunDirectory, classes_of
+from experiments.runs.run_directory import METRICS as METRICS_FILE
+from experiments.storage import atomic_files
+from experiments.training.types import EpochRecord
+
+if TYPE_CHECKING:
+    import keras
+
+TEMPLATE = "run_report.html.j2"
+CONFIDENCE = {
+    "aurc": "area under risk-coverage", "temperature": "temperature", "scaled_loss": "loss, scaled by temperature",
+    "scaled_calibration_error": "calibration error, scaled by temperature",
+}  # fmt: skip
+MOST_PAIRS = 10  # confused pairs in the list, and near-duplicates
+MOST_ISSUES = 20  # issues of images in the list
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a finished run has left in its directory, read for its report."""
+
+    directory: RunDirectory
+    name: str
+    facts: Mapping[str, Any]
+    plain: Mapping[str, Any]  # the configuration as logged
+    images: Sequence[Mapping[str, str]]  # the rows of the manifest
+    classes: tuple[str, ...]  # in label order
+    history: Sequence[EpochRecord]
+    reports: Mapping[str, Report]  # by split
+
+    @cached_property
+    def best(self) -> EpochRecord | None:
+        """The best epoch of the last phase; None without curves of the monitored metric."""
+        monitor = str(self.plain.get("monitor"))
+        if not self.history or any(monitor not in record.metrics for record in self.history):
+            return None
+        return best_epoch(self.history, monitor)
+
+
+def read(directory: RunDirectory) -> RunRecord:
+    """Read the record of a run.
+
+    Raises:
+        ConfigError: it is no run directory, or lacks a file that every finished run has.
+    """
+    folder, facts = directory.folder, directory.facts()
+    if facts is None:
+        raise ConfigError(f"{folder}: is no run's folder. Give the folder of a finished run, its MLflow id or its name")
+    for name in directory.lacks((CONFIG, MANIFEST, METRICS_FILE)):
+        raise ConfigError(f"{folder}: its {name} is gone, without which there is no report")
+    metrics = directory.metrics()
+    images = directory.images()
+    classes = classes_of(images)
+    decision = recorded(facts, classes)
+    reports = {}
+    for split in filter(directory.has_predictions, ("validation", "test")):
+        rows = tuple(directory.predictions(split))
+        own = {name.removeprefix(f"{split}."): value for name, value in metrics.items() if name.startswith(f"{split}.")}
+        confusion = confusion_matrix([row.label for row in rows], [row.predicted for row in rows], labels=classes)
+        reports[split] = Report(split, own, confusion, rows, decision)
+    if "validation" not in reports:
+        raise ConfigError(
+            f"{folder}: the predictions for its validation images are gone, without which there is no report"
+        )
+    plain = like.parse((folder / CONFIG).read_bytes(), str(folder / CONFIG))
+    return RunRecord(directory, folder.name, facts, plain, images, classes, directory.epochs(), reports)
+
+
+def write(
+    directory: RunDirectory, root: Path | None, model: Callable[[], keras.Model] | None, target: Path | None = None
+) -> Path:
+    """Write the report of a run, and return its path.
+
+    Args:
+        directory: of the run, which has its results.
+        root: the directory that holds the images; None if it is not known.
+        model: returns the run's model, for Grad-CAM; called at most once; None for a report without Grad-CAM.
+        target: the file to write; None for REPORT in the run directory.
+
+    Raises:
+        ConfigError: see `read`.
+    """
+    target = target or directory.folder / REPORT
+    atomic_files.write_file(target, html(read(directory), root, model).encode())
+    return target
+
+
+def data_root(directory: RunDirectory) -> Path | None:
+    """Return the directory from which a run has read its images; None if that is not recorded."""
+    facts = directory.facts() or {}
+    if facts.get("data_root"):
+        return Path(facts["data_root"])
+    plain = like.parse((directory.folder / CONFIG).read_bytes(), CONFIG)  # as in runs of earlier versions
+    root = like.value_at(plain, "data.root")
+    return Path(facts["command"].get("directory", ""), root) if root and not like.has_interpolation(root) else None
+
+
+def html(run: RunRecord, root: Path | None, model: Callable[[], keras.Model] | None) -> str:
+    """Return the page."""
+    issues = run.directory.issues()
+    gallery = image_sections.gallery(run.reports["validation"], run.classes, run.plain, root, model)
+    figures = {}
+    if run.history:
+        figures["curves"] = page.svg(plots.learning_curves(run.history, run.best))
+    for split, report in run.reports.items():
+        for name, figure in split_figures(report, run.classes).items():
+            figures[f"{split}_{name}"] = page.svg(figure)
+    return page.render(
+        TEMPLATE,
+        title=f"Run {run.name}",
+        sentences=[*map(accuracy_line, run.reports.values()), *best_sentences(run), *continued_sentences(run)],
+        warnings=[*run.facts.get("warnings", []), *run.facts.get("failures", [])],
+        when=when(run.facts),
+        command=command(run.facts),
+        notes=run.plain.get("notes") or "",
+        differing=differing(run),
+        configuration=(run.directory.folder / CONFIG).read_text(encoding="utf-8"),
+        data=data_table(run),
+        data_facts=data_sentences(run),
+        issues=issues[:MOST_ISSUES],
+        more_issues=max(len(issues) - MOST_ISSUES, 0),
+        near_duplicates=near_duplicates(run),
+        metrics=metric_table(run),
+        decision=run.reports["validation"].decision.text if len(run.classes) == 2 else "",
+        splits=[split_section(report, run.classes) for report in run.reports.values()],
+        figures=figures,
+        gallery=gallery,
+        labels=label_section.section(run.directory, run.classes, run.plain, root),
+        cost=cost_table(run),
+        use=use(run),
+    )
+
+
+# --- Sentences
+
+
+def best_sentences(run: RunRecord) -> list[str]:
+    """Return which epoch was the best, and of which epoch the weights are reported."""
+    if run.best is None:
+        return []
+    monitor, last = str(run.plain["monitor"]), run.history[-1]
+    name = monitor.replace("_", " ")
+    found = f"The best epoch by {name} was {run.best.epoch + 1} of {last.epoch + 1} ({run.best.metrics[monitor]:.3g})"
+    if run.best == last:
+        return [f"{found}, the last one."]
+    kept = "best" if run.plain.get("best_weights") else "last"
+    return [f"{found}, the last one had {last.metrics[monitor]:.3g}. The weights are those of the {kept} one."]
+
+
+def continued_sentences(run: RunRecord) -> list[str]:
+    """Return which run this one has trained further, if it has."""
+    folder = run.facts.get("continues")
+    if not folder:
+        return []
+    epochs = len([record for record in continued_epochs(run) if record.phase == run.history[-1].phase])
+    return [f"It continues {folder} after epoch {epochs}, whose epochs are part of the curves."]
+
+
+def continued_epochs(run: RunRecord) -> list[EpochRecord]:
+    """Return the epochs of the run that this one has trained further; an empty list if there is none."""
+    return RunDirectory(run.directory.inputs(KEY)).epochs()
+
+
+def when(facts: Mapping[str, Any]) -> str:
+    """Return when the run ended, in UTC; empty if that is not recorded."""
+    if not facts.get("ended"):
+        return ""
+    return datetime.datetime.fromtimestamp(facts["ended"] / 1000, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def command(facts: Mapping[str, Any]) -> str:
+    """Return the command that started the run."""
+    called = {name: value for name, value in facts["command"].items() if (name, value) != ("config_name", "config")}
+    return f"python -m experiments.train {shlex.join(arguments(called))}".strip()
+
+
+def data_sentences(run: RunRecord) -> list[str]:
+    """Return where the images come from, how many there are, and their sizes."""
+    sides = [sorted(int(row[name]) for row in run.images) for name in ("width", "height")]
+    (least, middle, most) = (" × ".join(str(side[at]) for side in sides) for at in (0, len(run.images) // 2, -1))
+    sizes = f"{middle} pixels" if least == most else f"from {least} to {most} pixels, the median {middle}"
+    data = run.plain.get("data", {})
+    modes = Counter(row["mode"] for row in run.images)
+    kinds = ", ".join(f"{mode} {count:,}" for mode, count in modes.most_common())
+    origin = f" from {data['root']}" if data.get("root") else ""
+    size = data.get("image_size")
+    return [
+        f"{len(run.images):,} images of {len(run.classes)} classes{origin} (data={data.get('name')}).",
+        f"Width × height: {sizes}; the network sees {size} × {size}. Pixel formats: {kinds}.",
+    ]
+
+
+def near_duplicates(run: RunRecord) -> dict[str, Any] | None:
+    """Return the template's data for near-duplicates: a sentence, and the first pairs; None if there are none."""
+    pairs = run.directory.near_duplicates()
+    if not pairs:
+        return None
+    leaks = sum(row["split"] != row["other_split"] for row in pairs)
+    count = f"{len(pairs):,} pair{'s' if len(pairs) > 1 else ''} of near-duplicates, {leaks:,} in two splits"
+    return {
+        "sentence": f"{count}: the scores may be too good." if leaks else f"{count}.",
+        "pairs": [
+            (row["path"], row["other_path"], " and ".join(dict.fromkeys((row["split"], row["other_split"]))))
+            for row in pairs[:MOST_PAIRS]
+        ],
+        "more": max(len(pairs) - MOST_PAIRS, 0),
+    }
+
+
+# --- Tables: rows of text, the header first
+
+
+def differing(run: RunRecord) -> list[list[str]] | None:
+    """Return the configuration keys whose values differ from the defaults; None if that cannot be found out."""
+    try:
+        lines, _ = like.overrides(run.plain, run.facts["command"].get("config_dir"))
+    except (ConfigError, HydraException, OmegaConfBaseException, TypeError, ValueError):
+        return None  # as of a user's own group, whose files are gone, or of another version
+    rows = [["key", "value"]]
+    for _, line in lines:
+        key, is_set, value = line.lstrip("+").partition("=")
+        if (key, value) != ("model.layers", "null"):  # a key that some models do not have
+            rows.append([key, overrides.literal(value)] if is_set else [key.removeprefix("~"), "(removed)"])
+    return rows
+
+
+def data_table(run: RunRecord) -> list[list[str]]:
+    """Return the number of images of each class in each split."""
+    counts = Counter((row["class_name"], row["split"]) for row in run.images)
+    splits = [split for split in SPLITS if any(row["split"] == split for row in run.images)]
+    rows = [[name, *(f"{counts[name, split]:,}" for split in splits)] for name in run.classes]
+    totals = [f"{sum(counts[name, split] for name in run.classes):,}" for split in splits]
+    return [["class", *splits], *rows, ["all", *totals]]
+
+
+def metric_table(run: RunRecord) -> list[list[str]]:
+    """Return the metrics of each split."""
+    rows = [["metric", *run.reports]]
+    for name, title in {**METRICS, **CONFIDENCE}.items():
+        values = [report.metrics.get(name) for report in run.reports.values()]
+        if any(value is not None for value in values):
+            rows.append([title, *("–" if value is None else f"{value:.3f}" for value in values)])
+    return rows
+
+
+def interval_text(interval: Interval) -> str:
+    """Return a share with its interval, as the tables of pages show it."""
+    if math.isnan(interval.value):
+        return "–"
+    return f"{interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
+
+
+def split_section(report: Report, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the template's data for a split: its tables of classes and pairs, and its confusion matrix."""
+    scores = class_scores(report.confusion, classes)
+    if len(classes) > 2:  # a class without images comes last
+        scores.sort(key=lambda score: math.inf if math.isnan(score.f1.value) else score.f1.value)
+    pairs = confused_pairs(report.confusion, classes)
+    return {
+        "name": report.split,
+        "classes": [
+            ["class", "precision", "recall", "F1", "images"],
+            *([score.name, *map(interval_text, (score.precision, score.recall, score.f1)), f"{score.support:,}"]
+              for score in scores),
+        ],
+        "pairs": pairs[:MOST_PAIRS],
+        "more_pairs": max(len(pairs) - MOST_PAIRS, 0),
+        "confusion": [
+            (name, list(zip(classes, counts, row, strict=True)))
+            for name, counts, row in zip(
+                classes, report.confusion.tolist(), confusion_shares(report.confusion).tolist(), strict=True
+            )
+        ],
+    }  # fmt: skip
+
+
+def split_figures(report: Report, classes: Sequence[str]) -> dict[str, Any]:
+    """Draw the figures of a split; calibration only if the scores are probabilities."""
+    if not report.predictions[0].probabilities:  # of an old run
+        return {}
+    drawn = {
+        "roc": plots.roc(report, classes),
+        "precision_recall": plots.precision_recall(report, classes),
+        "risk_coverage": plots.risk_coverage(report),
+    }
+    return drawn | ({"calibration": plots.calibration(report)} if "calibration_error" in report.metrics else {})
+
+
+def cost_table(run: RunRecord) -> list[list[str]]:
+    """Return how long the run and its parts took, and what it did not have to compute."""
+    facts, rows = run.facts, [["part", "cost"]]
+    total, fit = facts.get("total_seconds"), facts.get("fit_seconds")
+    if total is not None:
+        rows.append(["from start to results", f"{total:,.1f} s"])
+    if fit is not None:
+        rows.append(
+            ["training (Keras's fit)", f"{fit:,.1f} s for {len(run.history) - len(continued_epochs(run))} epochs"]
+        )
+    if total is not None and fit is not None:
+        rest = f"{max(total - fit, 0):,.1f} s"
+        rows.append(["the rest: reading images, features of the frozen part, evaluation", rest])
+    for title, name, pattern in (
+        ("an epoch of the last phase (median)", "seconds", "{:.2f} s"),
+        ("training images per second (median)", "images_per_second", "{:,.0f}"),
+    ):
+        values = [
+            record.metrics[name]
+            for record in run.history
+            if record.phase == run.history[-1].phase and name in record.metrics
+        ]
+        if values:
+            rows.append([title, pattern.format(np.median(values))])
+    if facts.get("reused_seconds"):
+        rows.append(["not spent, because the head was in the cache", f"{facts['reused_seconds']:,.1f} s"])
+    return [*rows, ["CPU threads", str(facts.get("threads"))]]
+
+
+def use(run: RunRecord) -> list[tuple[str, str]]:
+    """Return what can be done with the run, each with its command."""
+    folder, further = shlex.quote(str(run.directory.folder)), run.plain.get("epochs", 0) + 20
+    found = [
+        ("Classify images", f"experiments predict {folder} IMAGE_OR_FOLDER"),
+        ("Export it as .keras and SavedModel, without this program", f"experiments export {folder} --output exported"),
+        (
+            "Load the exported model in Keras: pixels in [0, 255] in, probabilities out; preprocessing is inside",
+            'model = keras.saving.load_model("exported/model.keras")',
+        ),
+        ("More of its mistakes", f"experiments inspect mistakes {folder} --count 60"),
+        ("All labels, the most doubtful first, also of the training images", f"experiments inspect labels {folder}"),
+        (
+            "Train again with the same configuration and other values",
+            f"python -m experiments.train like={folder} seed=1",
+        ),
+        ("Train it further", f"python -m experiments.train continue={folder} epochs={further}"),
+        ("Make this page again", f"experiments report {folder}"),
+    ]
+    if run.facts.get("run_id"):
+        found.insert(3, ("Compare it with another run", f"experiments compare {run.facts['run_id'][:8]} OTHER_RUN"))
+        found.append(("See it in MLflow", "experiments ui"))
+    return found

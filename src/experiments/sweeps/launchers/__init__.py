@@ -1,0 +1,1 @@
+"""Launchers of jobs: on this machine, on a Ray cluster, on SLURM."""

@@ -1,0 +1,143 @@
+"""A sweep's job in a process that Ray or SLURM has started, on any machine that shares the sweep's directory."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import platform
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.errors import ConfigError
+from experiments.sweeps.launchers.processes import GRACE, LOG, invoke, job_failure, size
+from experiments.sweeps.launchers.scheduler import timeout_reason
+from experiments.sweeps.plan import PlannedRun
+
+
+def work(
+    job: PlannedRun, directory: Path, environment: Mapping[str, str], timeout: float | None,
+    *, leaving: Callable[[], bool] = lambda: False,
+) -> str | None:  # fmt: skip
+    """Run a job in this process from its planned configuration, and write its output to a file.
+
+    Args:
+        directory: working directory of the sweep's process.
+        environment: variables to set, taken from the sweep's process.
+        timeout: seconds that the job may take.
+        leaving: returns whether the run is being stopped here because it will be started again on another machine.
+
+    Returns:
+        The reason why the job failed, or None if it did not.
+    """
+    folder = job.folder
+    if not folder.parent.is_dir():
+        return (
+            f"{folder.parent} is not to be found on {platform.node()}: the sweep's machines must share a disk, and "
+            "outputs= be a place on it"
+        )
+    os.environ.update(environment)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    with contextlib.suppress(OSError):  # where the directory is not shared, only absolute paths work
+        os.chdir(directory)
+    late = threading.Event()
+    code: Any = 0
+    begin = size(folder / LOG)
+    with into(folder / LOG), limited(timeout, late):
+        try:
+            invoke("experiments.train", "run_planned", job)
+        except SystemExit as stop:
+            if leaving():
+                raise
+            code = stop.code
+            if isinstance(code, str):
+                print(code, file=sys.stderr)
+                code = 1
+        except Exception:
+            traceback.print_exc()
+            code = 1
+        if code in (128 + signal.SIGTERM, 128 + signal.SIGHUP) and not late.is_set():
+            # Ray and SLURM send these signals to end the process, and start the job again on another machine. A
+            # returned reason would end the job as failed.
+            sys.stderr.flush()
+            os._exit(code)
+    if late.is_set():
+        return timeout_reason(timeout)
+    return job_failure(code, folder / LOG, begin)
+
+
+@contextmanager
+def limited(seconds: float | None, late: threading.Event) -> Iterator[None]:
+    """Send this process SIGTERM if the block takes longer than `seconds`, and SIGKILL `GRACE` seconds later.
+
+    Args:
+        seconds: the time limit; None: no limit.
+        late: set when the limit is exceeded.
+    """
+
+    def end() -> None:
+        late.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        if not finished.wait(GRACE):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    finished = threading.Event()
+    timer = threading.Timer(seconds or 0, end)
+    timer.daemon = True
+    if seconds is not None:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        finished.set()
+
+
+@contextmanager
+def into(log: Path) -> Iterator[None]:
+    """Append this process's standard output and error to a file, including what C libraries print."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    before = [os.dup(number) for number in (1, 2)]
+    streams = sys.stdout, sys.stderr
+    with log.open("a", encoding="utf-8", buffering=1) as file:
+        sys.stdout = sys.stderr = file
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = streams
+            for handler in [handler for handler in logging.root.handlers if getattr(handler, "stream", None) is file]:
+                logging.root.removeHandler(handler)  # Hydra's handler would write to the closed file
+            for number, old in zip((1, 2), before, strict=True):
+                os.dup2(old, number)
+                os.close(old)
+
+
+def need_package(package: str, launcher: str) -> None:
+    """Raise ConfigError if a launcher's package is not installed; the package is not imported."""
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"hydra/launcher={launcher} needs the package {package}, which is not installed. "
+            f"Install it: pip install 'image-experiments[{launcher}]'"
+        )
+
+
+def error_reason(error: Exception) -> str:
+    """Return why a job failed whose process has raised an error or is gone."""
+    return f"{type(error).__name__}: {str(error).strip()}"
+
+
+def to_dict(options: Mapping[str, Any]) -> dict[str, Any]:
+    plain: Any = OmegaConf.to_container(options, resolve=True) if isinstance(options, DictConfig) else options
+    return dict(plain)
