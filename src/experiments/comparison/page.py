@@ -36,7 +36,7 @@ def write(
     reports: Mapping[str, Path] | None = None,
     classes: ClassComparison | None = None,
 ) -> list[Path]:
-    """Write comparison.md, .csv and .html, class_differences.csv, comparison_confusion.csv and figures/*.png.
+    """Write comparison.md, .csv and .html, comparison_classes.csv, comparison_confusion.csv and figures/*.png.
 
     Args:
         folder: the directory to write to; it is created if it is missing.
@@ -57,7 +57,7 @@ def write(
         "comparison.html": html(comparison, classes, unlike, drawn, images, data, links).encode(),
         "comparison.md": markdown(comparison, classes, unlike, list(drawn), images).encode(),
         "comparison.csv": text.groups_csv(comparison).encode(),
-        "class_differences.csv": class_differences.classes_csv(comparison, classes).encode(),
+        "comparison_classes.csv": class_differences.classes_csv(comparison, classes).encode(),
         "comparison_confusion.csv": class_differences.confusion_csv(comparison, classes).encode(),
         **{f"{FIGURES}/{name}.png": page.save_figure(figure, "png") for name, figure in drawn.items()},
     }
