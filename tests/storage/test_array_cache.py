@@ -47,6 +47,10 @@ def entry(cache: Path) -> Path:
     return cache / "numbers" / array_cache.key(SPEC)
 
 
+def is_damaged(cache: Path) -> bool:
+    return array_cache.find_damage(entry(cache)) is not None
+
+
 def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -72,9 +76,8 @@ def test_key_refuses_what_has_no_canonical_form() -> None:
 
 
 def test_written_once_then_found(tmp_path: Path) -> None:
-    assert not array_cache.contains(tmp_path, "numbers", SPEC)
     first = make(tmp_path)
-    assert array_cache.contains(tmp_path, "numbers", SPEC)
+    assert not is_damaged(tmp_path)
     second = make(tmp_path, never)
     for array in (first, second):
         assert isinstance(array, np.memmap) and not array.flags.writeable
@@ -101,7 +104,7 @@ def test_damaged_byte_is_found_and_mended(
     if not seen:
         monkeypatch.setattr(array_cache, "_verified", {})
     damage(entry(tmp_path) / "array.npy")
-    assert not array_cache.contains(tmp_path, "numbers", SPEC)
+    assert is_damaged(tmp_path)
     with caplog.at_level(logging.WARNING):
         array = make(tmp_path)
     np.testing.assert_array_equal(array, np.arange(15).reshape(SHAPE))
@@ -146,7 +149,6 @@ def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path, fail)
     assert_clean(tmp_path, entries=0)
-    assert not array_cache.contains(tmp_path, "numbers", SPEC)
     make(tmp_path)
     assert_clean(tmp_path)
 
@@ -163,7 +165,7 @@ def test_an_entry_is_hashed_once_per_process(tmp_path: Path, monkeypatch: pytest
     make(tmp_path)
     monkeypatch.setattr(hashlib, "file_digest", never)
     make(tmp_path, never)
-    assert array_cache.contains(tmp_path, "numbers", SPEC)
+    assert not is_damaged(tmp_path)
 
 
 @pytest.mark.parametrize("error", [OSError, NotImplementedError])
@@ -186,11 +188,6 @@ def test_a_lost_race_uses_the_winner(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     np.testing.assert_array_equal(make(tmp_path, overtaken), np.arange(15).reshape(SHAPE))
     assert_clean(tmp_path)
-
-
-def test_dtypes_that_need_pickle_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="object"):
-        array_cache.load_or_create(tmp_path, "numbers", SPEC, SHAPE, "object", fill)
 
 
 def _many(cache: Path, locks: bool, start: Any, results: Any) -> None:
@@ -351,13 +348,6 @@ def test_removal_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     make(tmp_path)
     monkeypatch.setattr(array_cache, "FileLock", no_locks)
     assert array_cache.remove(tmp_path, entry(tmp_path))
-
-
-@pytest.mark.parametrize("size, text", [
-    (0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2.5e6, "2.5 MB"), (12.34e9, "12.3 GB"), (5e15, "5000.0 TB")
-])  # fmt: skip
-def test_sizes_for_people(size: float, text: str) -> None:
-    assert atomic_files.readable(size) == text
 
 
 def test_write_file_replaces_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

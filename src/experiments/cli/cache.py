@@ -71,15 +71,16 @@ def size(text: str) -> int:
 
 def show(directory: Path) -> None:
     """Print one line for each entry, and the total."""
+    from rich.filesize import decimal
+
     from experiments.inspection import cache
-    from experiments.storage.atomic_files import readable
 
     entries = cache.scan(directory)
     if entries:
         from experiments.system.progress import PlainConsole
 
         PlainConsole().print(cache.listing(entries))
-    print(f"{len(entries)} entries, {readable(sum(entry.size for entry in entries))} in {directory}")
+    print(f"{len(entries)} entries, {decimal(sum(entry.size for entry in entries))} in {directory}")
 
 
 def verify(directory: Path, *, remove: bool) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from rich.filesize import decimal
+
 from experiments.storage import array_cache
-from experiments.storage.atomic_files import readable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -105,16 +106,13 @@ def arrays(path: Path) -> list[Path]:
 
 def listing(found: Sequence[StoredEntry]) -> Table:
     """Return a table of entries by kind, the last used first."""
-    from rich import box
-    from rich.table import Table
+    from experiments.system.progress import plain_table
 
     now = time.time()
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("kind", "what for", "size", "used", "made"):
-        table.add_column(name, justify="left" if name in ("kind", "what for") else "right", no_wrap=name != "what for")
+    table = plain_table(("kind", "what for", "size", "used", "made"), numbers=("size", "used", "made"))
     for entry in sorted(found, key=lambda entry: (entry.kind, -entry.used)):
         ages = age(now - entry.used), age(now - entry.created)
-        table.add_row(entry.kind, purpose(entry.path), readable(entry.size), *ages)
+        table.add_row(entry.kind, purpose(entry.path), decimal(entry.size), *ages)
     return table
 
 
@@ -132,14 +130,11 @@ def verify(entry: StoredEntry) -> Iterator[tuple[Path, str | None]]:
 
     if entry.path.name.startswith(".") or entry.path.is_symlink():
         return
-    if entry.kind == "heads":
-        history = checkpoints.read(entry.path)
-        yield entry.path, history if isinstance(history, str) else None
-    elif entry.kind == "manifests":
-        kept = validation.read_validation_results(entry.path)
-        yield entry.path, kept if isinstance(kept, str) else None
-    elif entry.kind in (leaks.DIRECTORY, thumbnails.DIRECTORY):
-        read = leaks.read_pairs if entry.kind == leaks.DIRECTORY else thumbnails.read_thumbnails
+    readers: dict[str, Callable[[Path], object]] = {  # Each returns the content, or what is wrong with it.
+        "heads": checkpoints.read, "manifests": validation.read_validation_results,
+        leaks.DIRECTORY: leaks.read_pairs, thumbnails.DIRECTORY: thumbnails.read_thumbnails,
+    }  # fmt: skip
+    if read := readers.get(entry.kind):
         content = read(entry.path)
         yield entry.path, content if isinstance(content, str) else None
     elif entry.kind in ("pixels", "activations"):
@@ -162,12 +157,12 @@ def prune(cache: Path, *, older: float | None, to: int | None, dry_run: bool) ->
         unused = time.time() - entry.used
         if not (older is not None and unused > older * DAY) and not (to is not None and total > to):
             continue
-        what = f"{readable(entry.size)} {entry.kind}: {purpose(entry.path)}, last used {age(unused)} ago"
+        what = f"{decimal(entry.size)} {entry.kind}: {purpose(entry.path)}, last used {age(unused)} ago"
         if not dry_run and not array_cache.remove(cache, entry.path):
             yield f"in use, kept: {what}"
             continue
         total, count = total - entry.size, count + 1
         yield f"{'would remove' if dry_run else 'removed'} {what}"
-    yield f"{count} entries {'would be ' if dry_run else ''}removed, {readable(total)} remain in {cache}"
+    yield f"{count} entries {'would be ' if dry_run else ''}removed, {decimal(total)} remain in {cache}"
     if to is not None and total > to:
-        yield f"that is more than {readable(to)}: what remains is in use"
+        yield f"that is more than {decimal(to)}: what remains is in use"

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from rich import box
+from rich.filesize import decimal
 from rich.table import Table
 
 from experiments.config.schema import Config
@@ -30,7 +31,6 @@ from experiments.inspection.near_duplicates import (
 from experiments.regimes.build import build_source
 from experiments.reports.figure_style import PALETTE, STYLE, literal, short
 from experiments.run import read_manifest
-from experiments.storage.atomic_files import readable
 
 MOST_CLASSES = 20  # number of classes that a figure shows
 THUMBNAIL = 240  # pixels of the longer side of a sample image
@@ -107,8 +107,8 @@ def sentences(found: Manifest, image_size: int, resize: Resize = "squash") -> li
         f"width {low[0]} to {high[0]} pixels (median {middle[0]}), height {low[1]} to {high[1]} ({middle[1]}); "
         f"data.image_size is {image_size}" + (f": {below:,} images are enlarged" if below else ""),
         *proportions(sides, resize),
-        f"files {readable(sizes.min())} to {readable(sizes.max())} (median {readable(float(np.median(sizes)))}), "
-        f"{readable(float(sizes.sum()))} in all",
+        f"files {decimal(sizes.min())} to {decimal(sizes.max())} (median {decimal(int(np.median(sizes)))}), "
+        f"{decimal(sizes.sum())} in all",
         "modes " + ", ".join(f"{mode} {count:,}" for mode, count in modes.most_common()),
         f"smallest {_format_count(by_pixels[0])}",
         f"largest  {_format_count(by_pixels[-1])}",
@@ -144,7 +144,7 @@ def proportions(sides: np.ndarray, resize: Resize) -> list[str]:
 
 
 def _format_count(entry: ImageRecord) -> str:
-    return f"{entry.width} x {entry.height}  {readable(entry.bytes)}  {printable(entry.path)}"
+    return f"{entry.width} x {entry.height}  {decimal(entry.bytes)}  {printable(entry.path)}"
 
 
 def issue_lines(report: DataReport, on_bad: str) -> list[str]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich.filesize import decimal
 
 from experiments.config.targets import own_code
 from experiments.data import augmentation
@@ -29,7 +30,7 @@ from experiments.errors import ConfigError
 from experiments.images import decoder
 from experiments.models import network
 from experiments.models.network import NetworkSplit, inference_functions
-from experiments.storage import array_cache, atomic_files
+from experiments.storage import array_cache
 from experiments.storage.array_cache import Rows
 from experiments.training.types import Progress, RunComponents
 
@@ -239,14 +240,14 @@ def check_disk(cache: Path, tables: Sequence[FeatureTable]) -> None:
     """
     cache.mkdir(parents=True, exist_ok=True)
     needed, free = sum(table.lacking_bytes for table in tables), shutil.disk_usage(cache).free
-    _log.info("Features to be cached: %s, in %s", atomic_files.readable(needed), cache)
+    _log.info("Features to be cached: %s, in %s", decimal(needed), cache)
     if needed + RESERVE > free:
         each = "; ".join(
             f"{table.about['split']} {len(table.request.images):,} x {table.row_bytes:,} bytes" for table in tables
         )
         raise ConfigError(
-            f"Features to be cached take {atomic_files.readable(needed)} of disk ({each}). {cache} has "
-            f"{atomic_files.readable(free)} free, of which {atomic_files.readable(RESERVE)} stay free. Make room "
+            f"Features to be cached take {decimal(needed)} of disk ({each}). {cache} has "
+            f"{decimal(free)} free, of which {decimal(RESERVE)} stay free. Make room "
             "(experiments cache prune), use another disk (outputs=PATH), or store less: a smaller regime.views, "
             "regime.activations=float16"
         )

@@ -9,6 +9,7 @@ of a directory is its last use.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import logging
@@ -21,18 +22,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from io import FileIO
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from experiments.storage.atomic_files import allocate, draft, hold, sync, write_synced, writing_directory
-
-if sys.platform != "win32":
-    import fcntl
+from experiments.storage.atomic_files import allocate, draft, hold, sync, write_file, writing_directory
 
 _ARRAY = "array.npy"
 _META = "meta.json"
@@ -126,12 +122,9 @@ def load_or_create(
 
     Raises:
         OSError: If the cache cannot be written, or does not hold afterwards what was written.
-        TypeError, ValueError: If `key` raises them; ValueError also for a dtype that a `.npy` file cannot hold without
-            pickling.
+        TypeError, ValueError: If `key` raises them.
         Exception: If `write` raises it; nothing is left behind then.
     """
-    if np.dtype(dtype).kind not in "biufc":
-        raise ValueError(f"dtype must be a boolean or a number of NumPy's own. Received: {dtype!r}")
     entry = CacheEntry(cache / kind / key(spec), spec, shape, dtype, about or {})
     found = entry.find()
     if found is None:
@@ -152,7 +145,7 @@ class Rows:
     """
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
-        self.parts = [_RowFile.of(part) or part for part in parts]
+        self.parts = [_file_of(part) or part for part in parts]
         self.starts = np.cumsum([0, *map(len, parts)])
         self.shape: tuple[int, ...] = (int(self.starts[-1]), *parts[0].shape[1:])
         self.dtype = parts[0].dtype
@@ -187,36 +180,30 @@ class _RowFile:
     The file is closed when the last reference to this object is gone.
 
     Args:
-        file: opened for reading.
-        start: offset of the first row, in bytes.
-        size: length of a row, in bytes.
+        array: a memory map of a whole file.
+
+    Raises:
+        FileNotFoundError: the file was removed or renamed.
     """
 
-    def __init__(self, file: FileIO, start: int, size: int) -> None:
-        self._file, self._start, self._size, self._lock = file, start, size, Lock()
-        weakref.finalize(self, file.close).atexit = False  # other threads may read until the process ends
-
-    @classmethod
-    def of(cls, array: np.ndarray) -> _RowFile | None:
-        """Return the file behind a memory map; None if it cannot be used.
-
-        It cannot be used if `array` is not a memory map, if its file was removed or renamed, or if `array` is a view
-        of a map, whose offset in the file is not known.
-        """
-        if not (isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.filename):
-            return None
-        try:
-            return cls(FileIO(array.filename), array.offset, array[:1].nbytes)
-        except FileNotFoundError:
-            return None
+    def __init__(self, array: np.memmap) -> None:
+        self._name, self._start, self._size = str(array.filename), array.offset, array[:1].nbytes
+        self._file = os.open(self._name, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file).atexit = False  # other threads may read until the process ends
 
     def read(self, row: int, into: np.ndarray) -> None:
-        with self._lock:
-            self._file.seek(self._start + row * self._size)
-            if self._file.readinto(into.data) != self._size:
-                raise OSError(
-                    f"{self._file.name} is shorter than it was; make sure that nothing else writes to the cache"
-                )
+        if os.preadv(self._file, [into.data], self._start + row * self._size) != self._size:
+            raise OSError(f"{self._name} is shorter than it was; make sure that nothing else writes to the cache")
+
+
+def _file_of(array: np.ndarray) -> _RowFile | None:
+    """Return the file of an array; None if it is no memory map or a view of one, or its file was removed or renamed."""
+    if not (isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.filename):
+        return None
+    try:
+        return _RowFile(array)
+    except FileNotFoundError:
+        return None
 
 
 def release(arrays: Sequence[np.ndarray]) -> None:
@@ -228,16 +215,8 @@ def release(arrays: Sequence[np.ndarray]) -> None:
         base: Any = array
         while isinstance(base, np.ndarray):
             base = base.base
-        if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # missing on Windows
+        if isinstance(base, mmap.mmap):
             base.madvise(mmap.MADV_DONTNEED)
-
-
-def contains(cache: Path, kind: str, spec: Mapping[str, Any]) -> bool:
-    """Return whether the cache holds an undamaged array for `spec`.
-
-    The entry is hashed once per process; nothing is written.
-    """
-    return not isinstance(_open(cache / kind / key(spec), {"spec": json.loads(_canonical(spec))}), str)
 
 
 def find_damage(folder: Path) -> str | None:
@@ -254,11 +233,10 @@ def mark_used(entry: Path, holder: object = sys) -> None:
     """
     with suppress(OSError):
         os.utime(entry)
-    if sys.platform != "win32":
-        with suppress(OSError):
-            descriptor = os.open(entry, os.O_RDONLY)
-            weakref.finalize(holder, os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    with suppress(OSError):
+        descriptor = os.open(entry, os.O_RDONLY)
+        weakref.finalize(holder, os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def remove(cache: Path, entry: Path) -> bool:
@@ -282,16 +260,14 @@ def remove(cache: Path, entry: Path) -> bool:
         if entry.is_symlink():
             entry.unlink(missing_ok=True)
             return True
-        if sys.platform != "win32":
-            try:
-                descriptor = os.open(entry, os.O_RDONLY)
-            except FileNotFoundError:
-                return True
+        try:
+            descriptor = os.open(entry, os.O_RDONLY)
             held.callback(os.close, descriptor)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return True
+        except BlockingIOError:
+            return False
         _remove(entry)
     return True
 
@@ -346,7 +322,7 @@ def _build(entry: Path, wanted: Mapping[str, Any], write: Callable[[np.ndarray],
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         meta = {**wanted, "sha256": sha256, "created": datetime.now(UTC).isoformat(timespec="seconds")}
-        write_synced(temporary / _META, json.dumps(meta, indent=1).encode())
+        write_file(temporary / _META, json.dumps(meta, indent=1).encode())
 
 
 def _remove(entry: Path) -> None:

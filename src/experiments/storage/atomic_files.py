@@ -1,4 +1,4 @@
-"""Atomic writes, file locks, and sizes in readable units."""
+"""Atomic writes and file locks."""
 
 from __future__ import annotations
 
@@ -15,15 +15,6 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 
 _log = logging.getLogger(__name__)
-
-
-def readable(size: float) -> str:
-    """Return a number of bytes in a readable unit, such as 1.3 GB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -78,17 +69,14 @@ def writing_directory(path: Path) -> Iterator[Path]:
 
 
 def allocate(file: BinaryIO, size: int) -> None:
-    """Set a file's size and reserve the disk space, where the system supports that.
+    """Set a file's size and reserve the disk space.
 
     On a full disk, writing to the memory map of a sparse file would kill the process (SIGBUS).
 
     Raises:
         OSError: there is not enough space.
     """
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), 0, size)
-    else:
-        file.truncate(size)
+    os.posix_fallocate(file.fileno(), 0, size)
 
 
 @contextmanager
@@ -116,13 +104,6 @@ def hold(path: Path) -> Iterator[bool]:
 
 def draft(path: Path) -> Path:
     return path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}"
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def sync(path: Path) -> None:

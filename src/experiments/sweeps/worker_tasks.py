@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.filesize import decimal
+
 from experiments import run
 from experiments.config.hydra_errors import disk_full, refused
 from experiments.config.identity import head_run
@@ -220,7 +222,7 @@ def shared(jobs: Sequence[PreparedJob]) -> tuple[list[str], bool]:
     if tables:
         lines.append(
             f"features: {len(tables)} tables for {sum(map(len, by_job))} readings by jobs"
-            + (f"; to be computed: {atomic_files.readable(missing)}" if missing else "; all cached")
+            + (f"; to be computed: {decimal(missing)}" if missing else "; all cached")
         )
     head_folders = [head_folder(job) for job in jobs if declaration_of(job.components.regime).head_first]
     heads = set(head_folders)

@@ -16,7 +16,7 @@ PACKAGES = ("tensorflow", "keras", "numpy", "pillow")  # versions that a measure
 
 def cores() -> int:
     """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 def cpu_model() -> str:

@@ -20,7 +20,7 @@ class Stopped(BaseException):
         self.number = number
 
 
-_HANDLED = [number for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", None)) if number is not None]
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _raised: BaseException | None = None
 
 
