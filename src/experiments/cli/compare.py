@@ -163,17 +163,11 @@ def by_value(differing: Sequence[Sequence[str]]) -> list[list[str]]:
 
 def table(console: Console, lines: Sequence[Sequence[str]], title: str | None = None, numbers: bool = True) -> None:
     """Print a table whose first column is wrapped; the other columns are wrapped as well unless they hold numbers."""
-    from rich import box
-    from rich.table import Table
+    from experiments.system.progress import plain_table
 
     if title:  # printed apart, because rich wraps a table's own title to the table's width
         console.print(title, style="italic", highlight=False)
-    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for at, name in enumerate(lines[0]):
-        if numbers and at:
-            made.add_column(name, justify="right", no_wrap=True)
-        else:
-            made.add_column(name, overflow="fold")
+    made = plain_table(lines[0], lines[0][1:] if numbers else (), pad_edge=False)
     for line in lines[1:]:
         made.add_row(*line)
     console.print(made)

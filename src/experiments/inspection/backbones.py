@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
-from rich import box
 from rich.table import Table
 
 from experiments.config.schema import Config
 from experiments.models.network import inference_function, split_network
 from experiments.regimes.build import build_backbone
 from experiments.system import hardware
+from experiments.system.progress import plain_table
 
 
 class Cost(NamedTuple):
@@ -66,10 +66,8 @@ def cost_table(costs: Iterable[Cost], batch: int, threads: int | None) -> Table:
     """Return a table with a row per backbone; speeds are medians over its batches."""
     used = f"{threads} thread{'s' if threads > 1 else ''}" if threads else f"all {hardware.cores()} cores"
     title = f"forward without the head, {batch} images a batch, {used}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("model", no_wrap=True)
-    for name in ("pixels", "stages", "parameters", "of the last stage", "images/s"):
-        table.add_column(name, justify="right", no_wrap=True)
+    numbers = ("pixels", "stages", "parameters", "of the last stage", "images/s")
+    table = plain_table(("model", *numbers), numbers, title=title, title_justify="left")
     for cost in costs:
         speed = cost.images_per_second
         table.add_row(

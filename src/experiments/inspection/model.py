@@ -15,7 +15,6 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from rich import box
 from rich.table import Table
 
 from experiments.config.schema import Config
@@ -25,8 +24,10 @@ from experiments.models.stages import stage_numbers
 from experiments.models.types import Backbone
 from experiments.regimes.build import build_backbone, build_head
 from experiments.reports.figure_style import PALETTE, QUIET, STYLE
+from experiments.system.progress import plain_table
 
 TRAINED, FROZEN = PALETTE[1], "#9db4c8"
+COSTS = ("parameters", "multiply-adds")  # columns of the tables
 BEFORE, HEAD = "(input)", "(head)"  # names for the layers before the first block and after the last one
 
 
@@ -118,17 +119,9 @@ def division(config: Config, backbone: Backbone) -> NetworkSplit | None:
 
 def layer_row(layer: keras.Layer, block: str, trained: bool) -> Row:
     shape = tuple(layer.output.shape[1:])
-    moved = sum(math.prod(weight.shape) for weight in layer.trainable_weights)
-    return Row(
-        block=block,
-        name=layer.name,
-        kind=type(layer).__name__,
-        shape=shape,
-        parameters=layer.count_params(),
-        trained=moved if trained else 0,
-        frozen=not trained,
-        operations=operations(layer, shape),
-    )
+    moved = sum(math.prod(weight.shape) for weight in layer.trainable_weights) if trained else 0
+    kind, parameters = type(layer).__name__, layer.count_params()
+    return Row(block, layer.name, kind, shape, parameters, moved, not trained, operations(layer, shape))
 
 
 def operations(layer: keras.Layer, shape: Sequence[int]) -> int | None:
@@ -215,8 +208,8 @@ def readable(count: int) -> str:
 
 def block_table(summary: ModelSummary) -> Table:
     """Return the table with one row per block and a rule at the split point."""
-    columns = ("block", "layers", "output", "parameters", "multiply-adds", "")
-    table, edge, found = _table(columns), split_block(summary), blocks(summary)
+    table = plain_table(("block", "layers", "output", *COSTS, ""), ("layers", *COSTS))
+    edge, found = split_block(summary), blocks(summary)
     for block, after in zip(found, [*found[1:], None], strict=True):
         state = "frozen" if block.frozen else "trained"
         counts = f"{block.layers}", _shape(block.shape), f"{block.parameters:,}", readable(block.operations)
@@ -227,21 +220,13 @@ def block_table(summary: ModelSummary) -> Table:
 
 def layer_table(summary: ModelSummary) -> Table:
     """Return the table with one row per layer and rules between blocks."""
-    table = _table(("layer", "kind", "block", "output", "parameters", "multiply-adds", ""))
+    table = plain_table(("layer", "kind", "block", "output", *COSTS, ""), COSTS)
     for row, after in zip(summary.rows, [*summary.rows[1:], None], strict=True):
         state = ("frozen" if row.frozen else "trained") if row.parameters else ""
         cost = "not counted" if row.operations is None else readable(row.operations) if row.operations else ""
         values = _shape(row.shape), f"{row.parameters:,}" if row.parameters else "", cost, state
         ends = after is not None and after.block != row.block
         table.add_row(row.name, row.kind, row.block, *values, end_section=ends)
-    return table
-
-
-def _table(columns: Sequence[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in columns:
-        right = name in ("layers", "parameters", "multiply-adds")
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
     return table
 
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from rich import box
 from rich.table import Table
 
 from experiments.config.identity import head_run
@@ -18,6 +17,7 @@ from experiments.inspection.inspection import Inspection
 from experiments.regimes.build import build_phase
 from experiments.regimes.declaration import declaration_of
 from experiments.reports.figure_style import BANDS, PALETTE, QUIET, STYLE
+from experiments.system.progress import plain_table
 from experiments.training.types import TrainingPhase
 
 
@@ -69,9 +69,8 @@ def phase_rates(name: str, optimizer: str, training: TrainingPhase) -> Phase:
 
 def table(found: list[Phase]) -> Table:
     """Return the table of the first, highest and last rate of every phase."""
-    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("phase", "optimizer", "epochs", "first", "highest", "last"):
-        drawn.add_column(name, justify="left" if name in ("phase", "optimizer") else "right", no_wrap=True)
+    numbers = ("epochs", "first", "highest", "last")
+    drawn = plain_table(("phase", "optimizer", *numbers), numbers)
     for phase in found:
         last = f"{phase.highest[-1]:.3g}" if not phase.open else f"{phase.lowest[-1]:.3g} to {phase.highest[-1]:.3g}"
         rates = f"{phase.highest[0]:.3g}", f"{max(phase.highest):.3g}", last

@@ -9,9 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from experiments.config.schema import Config
@@ -20,6 +18,7 @@ from experiments.evaluation.evaluate import Report, percent
 from experiments.evaluation.per_class import ClassScore
 from experiments.evaluation.statistics import Interval
 from experiments.evaluation.training_checks import best_epoch
+from experiments.system.progress import plain_table
 from experiments.training.types import TrainingResult
 
 MOST_ROWS = 20  # Up to this number of classes, the terminal shows all of them,
@@ -98,10 +97,8 @@ def print_classes(console: Console, report: Report) -> None:
     if len(shown) > MOST_ROWS:
         shown = worst(shown)
         title += f": the {len(shown)} classes with the lowest F1 of {len(report.class_scores)}"
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("class", overflow="fold")
-    for name in ("images", "precision", "recall", "F1"):
-        table.add_column(name, justify="right", no_wrap=True)
+    numbers = ("images", "precision", "recall", "F1")
+    table = plain_table(("class", *numbers), numbers, pad_edge=False)
     for score in shown:
         cells = [str(score.support), _share(score.precision), _share(score.recall), _ratio(score.f1)]
         table.add_row(Text(printable(score.name)), *map(Text, cells))

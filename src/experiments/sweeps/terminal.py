@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from experiments.sweeps import rungs
 from experiments.sweeps.plan import Inspection, Job, format_short, short_keys
+from experiments.system.progress import plain_table
 from experiments.training.types import Status
 
 
@@ -61,9 +60,7 @@ def job_line(job: Job, objective: str, score: float | None) -> str:
 def show_summary(console: Console, summary: dict[str, Any], folder: Path) -> None:
     """Print a summary, the content of summary.json."""
     header, *rows = summary["table"]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name, short in zip(header, short_keys(header), strict=True):
-        table.add_column(short, overflow="fold", no_wrap=name == summary["objective"])
+    table = plain_table(short_keys(header), [summary["objective"]])
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -1,20 +1,40 @@
-"""Progress display of a run: bars on a terminal; elsewhere, as in a log file, a few lines or nothing."""
+"""Tables and texts on the terminal, and the progress of a run.
+
+Progress is shown as bars on a terminal; elsewhere, as in a log file, as a few lines or not at all.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from experiments.system import signals
 from experiments.system.redaction import visible
 
 REFRESH = 0.2  # seconds between two updates of progress bars in a notebook
+
+
+def plain_table(columns: Sequence[str], numbers: Collection[str], **options: Any) -> Table:
+    """Return an empty table without vertical lines.
+
+    Args:
+        columns: their names.
+        numbers: the columns that hold numbers, which are never wrapped and stand on the right; texts are wrapped.
+        options: further ones of rich's `Table`.
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), **options)
+    for name in columns:
+        is_number = name in numbers
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+    return table
 
 
 class PlainConsole(Console):
