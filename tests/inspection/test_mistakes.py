@@ -17,6 +17,7 @@ from experiments.deploy import saved_run
 from experiments.errors import ConfigError, DataError
 from experiments.inspection import mistakes
 from experiments.models.gradcam import overlay
+from experiments.runs.predictions import mistakes as recorded_mistakes
 from experiments.storage.csv_files import read_rows
 
 
@@ -38,30 +39,24 @@ def run(ended: Any, tmp_path: Path) -> saved_run.Trained:
     return saved_run.find(str(folder))
 
 
-def test_the_recorded_errors_most_confident_first(run: saved_run.Trained) -> None:
-    found, images = mistakes.find(run, "validation")
-    assert len(found) == 3 and images == 12
+def test_the_recorded_errors_are_shown_most_confident_first(run: saved_run.Trained) -> None:
+    found = recorded_mistakes(run.predictions("validation"))
+    assert len(found) == 3 and all(one.label != one.predicted for one in found)
     assert [one.confidence for one in found] == sorted((one.confidence for one in found), reverse=True)
-    assert all(one.label != one.predicted for one in found)
-    (run.folder / "predictions_test.csv").unlink()  # type: ignore[operator]
-    with pytest.raises(ConfigError, match="was not evaluated on its test images"):
-        mistakes.find(run, "test")
-
-
-def test_the_model_says_of_them_what_the_run_recorded(run: saved_run.Trained) -> None:
-    found, _ = mistakes.find(run, "validation")
-    shown = mistakes.explain(run, run.data_root(), found[:2])
-    assert shown.pixels.shape == (2, 48, 48, 3) and shown.heat.shape == (2, 48, 48)
-    assert shown.difference < 1e-4
-    figure = mistakes.draw(run, "validation", shown, 3, 12)
+    inspection = mistakes.inspect(run, split="validation", count=2, data=None)
+    assert inspection.draw is not None
+    figure = inspection.draw()
     titles = [panel.get_title() for panel in figure.axes]
-    assert titles[0] == found[0].path.rsplit("/", 1)[-1]
+    assert titles[0] == found[0].path.rsplit("/", 1)[-1] and len(titles) == 4
     assert f"{found[0].label} → {found[0].predicted} {found[0].confidence:.1%}" in titles[1].replace("\n", " ")
     assert "3 mistakes in 12 validation images, the 2 most confident" in figure.get_suptitle()
+    (run.folder / "predictions_test.csv").unlink()  # type: ignore[operator]
+    with pytest.raises(ConfigError, match="was not evaluated on its test images"):
+        mistakes.inspect(run, split="test", count=2, data=None)
 
 
 def test_a_image_that_has_changed_is_not_shown(run: saved_run.Trained, drawn: Path, tmp_path: Path) -> None:
-    found, _ = mistakes.find(run, "validation")
+    found = recorded_mistakes(run.predictions("validation"))
     moved = tmp_path / "moved"
     shutil.copytree(drawn, moved)
     (moved / found[0].path).write_bytes((moved / found[1].path).read_bytes())

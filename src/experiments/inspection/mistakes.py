@@ -11,13 +11,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.data.pixel_cache import open_image
-from experiments.deploy.export import probabilities
 from experiments.deploy.saved_run import Trained
-from experiments.images.decoder_settings import DecoderSettings, Resize
+from experiments.images.decoder_settings import DecoderSettings
 from experiments.images.resizing import fit, map_back, resize, thumbnail
 from experiments.inspection.inspection import Inspection
 from experiments.models.gradcam import gradcam, overlay
-from experiments.models.network import inference_function
 from experiments.reports import plots
 from experiments.reports.figure_style import literal, short
 from experiments.runs.predictions import Prediction, mistakes
@@ -26,15 +24,13 @@ COLUMNS = 6  # images in a row: three mistakes with their heatmaps
 THUMBNAIL = 240  # pixels of the longer side of an image
 
 
-class Shown(NamedTuple):
-    """Mistakes with their pixels and heatmaps."""
+class Explained(NamedTuple):
+    """A mistake, with its image in the proportions of the file, the longer side of THUMBNAIL pixels."""
 
-    mistakes: Sequence[Prediction]
-    thumbnails: Sequence[Image.Image]  # in their own proportions, the longer side of THUMBNAIL pixels
-    pixels: np.ndarray  # [N, H, W, 3] uint8, as the model receives them
-    heat: np.ndarray  # [N, H, W] float32 in [0, 1]: the evidence for the predicted class against the others
-    resize: Resize  # how the images became these pixels
-    difference: float  # the largest difference between the recorded confidences and those computed again
+    mistake: Prediction
+    image: Image.Image
+    heated: Image.Image  # the same, with the evidence for the predicted class against the others
+    has_evidence: bool
 
 
 def inspect(run: Trained, *, split: str, count: int, data: Path | None) -> Inspection:
@@ -46,31 +42,21 @@ def inspect(run: Trained, *, split: str, count: int, data: Path | None) -> Inspe
         count: how many mistakes to show at most.
         data: where the images are now; None for where they were.
     """
-    config = run.config
-    wrong, images = find(run, split)
-    lines = [f"{run.name}: {len(wrong)} mistakes in {images} {split} images"]
+    rows = run.predictions(split)
+    wrong = mistakes(rows)
+    lines = [f"{run.name}: {len(wrong)} mistakes in {len(rows)} {split} images"]
     name, facts = f"{split}_gradcam", {"count": str(count)}
     if not wrong:
-        return Inspection(config, name, lines, None)
+        return Inspection(run.config, name, lines, None)
     shown = explain(run, run.data_root(data), wrong[:count])
-    for mistake in shown.mistakes:
+    for mistake in wrong[:count]:
         lines.append(f"{mistake.confidence:6.1%}  {mistake.label} → {mistake.predicted}  {mistake.path}")
-    if shown.difference > 0.01:
-        lines.append(f"the model as it is read now differs from what the run recorded by up to {shown.difference:.1%}")
-    return Inspection(config, name, lines, lambda: draw(run, split, shown, len(wrong), images), facts)
+    which = "" if len(shown) == len(wrong) else f", the {len(shown)} most confident"
+    title = f"{literal(short(run.name, 60))}: {len(wrong)} mistakes in {len(rows)} {split} images{which}"
+    return Inspection(run.config, name, lines, lambda: draw(shown, title), facts)
 
 
-def find(run: Trained, split: str) -> tuple[list[Prediction], int]:
-    """Return the wrong predictions that a run has recorded, most confident first, and the number of all predictions.
-
-    Raises:
-        ConfigError: the run has no predictions for this split.
-    """
-    rows = run.predictions(split)
-    return mistakes(rows), len(rows)
-
-
-def explain(run: Trained, root: Path, mistakes: Sequence[Prediction]) -> Shown:
+def explain(run: Trained, root: Path, mistakes: Sequence[Prediction]) -> list[Explained]:
     """Read the images of mistakes again and compute Grad-CAM heatmaps for the predicted classes with the run's model.
 
     Args:
@@ -88,36 +74,28 @@ def explain(run: Trained, root: Path, mistakes: Sequence[Prediction]) -> Shown:
         image = open_image(root, mistake.path, mistake.sha256, settings)
         thumbnails.append(thumbnail(image, THUMBNAIL))
         resized.append(resize(image, size, settings.resize))
-    model, pixels = run.model(), np.stack(resized)
     predicted = np.array([run.classes.index(mistake.predicted) for mistake in mistakes])
-    confidences = probabilities(inference_function(model), pixels)[np.arange(len(predicted)), predicted]
-    recorded = np.array([mistake.confidence for mistake in mistakes])
-    difference = float(np.abs(confidences - recorded).max())
-    return Shown(mistakes, thumbnails, pixels, gradcam(model, pixels, predicted), settings.resize, difference)
+    heatmaps = gradcam(run.model(), np.stack(resized), predicted)
+    explained = []
+    for mistake, image, heat in zip(mistakes, thumbnails, heatmaps, strict=True):
+        heated = overlay(np.asarray(image), map_back(heat, image.size, settings.resize))
+        explained.append(Explained(mistake, image, Image.fromarray(heated), bool(heat.any())))
+    return explained
 
 
-def draw(run: Trained, split: str, shown: Shown, wrong: int, images: int) -> Figure:
-    """Draw each mistake beside the same image with its heatmap, both in the proportions of the file.
-
-    Args:
-        wrong: the number of all mistakes of the split.
-        images: the number of all images of the split.
-    """
+def draw(shown: Sequence[Explained], title: str) -> Figure:
+    """Draw each mistake beside the same image with its heatmap, both in the proportions of the file."""
     grid, titles = [], []
-    for mistake, image, heat in zip(shown.mistakes, shown.thumbnails, shown.heat, strict=True):
-        heated = Image.fromarray(overlay(np.asarray(image), map_back(heat, image.size, shown.resize)))
-        grid += [np.asarray(fit(shown, THUMBNAIL, "white")) for shown in (image, heated)]
-        name = mistake.path.rsplit("/", 1)[-1]
+    for mistake, image, heated, has_evidence in shown:
+        grid += [np.asarray(fit(side, THUMBNAIL, "white")) for side in (image, heated)]
         titles += [
-            short(name),
+            short(mistake.path.rsplit("/", 1)[-1]),
             f"{short(mistake.label)} → {short(mistake.predicted)} {mistake.confidence:.1%}"
-            + ("" if heat.any() else "\nno evidence"),
+            + ("" if has_evidence else "\nno evidence"),
         ]
     figure = plots.image_grid(np.stack(grid), titles, columns=COLUMNS)
-    which = "" if len(shown.mistakes) == wrong else f", the {len(shown.mistakes)} most confident"
     figure.suptitle(
-        f"{literal(short(run.name, 60))}: {wrong} mistakes in {images} {split} images{which}\n"
-        "true → predicted; bright: what speaks for the predicted class against the others (Grad-CAM)",
+        f"{title}\ntrue → predicted; bright: what speaks for the predicted class against the others (Grad-CAM)",
         fontsize=10,
     )
     return figure
