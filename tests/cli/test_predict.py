@@ -24,6 +24,7 @@ from experiments.deploy import saved_run
 from experiments.deploy.predict import Prediction, list_files, predictions
 from experiments.errors import ConfigError, DataError
 from experiments.evaluation.calibration import TEMPERATURE, scale, temperature_of
+from experiments.evaluation.decision import MOST_PROBABLE
 from experiments.runs import predictions as runs
 from experiments.storage.csv_files import read_rows
 
@@ -54,9 +55,7 @@ def files(tmp_path: Path) -> Path:
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch) -> Call:
     """The command on a model of our own; its exit code."""
-    plain_run = SimpleNamespace(
-        classes=("cats", "dogs"), model=classifier, plain={"data": {}}, predicted=writers.most_probable
-    )
+    plain_run = SimpleNamespace(classes=("cats", "dogs"), model=classifier, plain={"data": {}}, decision=MOST_PROBABLE)
 
     def start(*arguments: str | Path, run: SimpleNamespace = plain_run) -> int:
         with monkeypatch.context() as patch:
@@ -248,7 +247,7 @@ def test_names_in_csv_are_what_they_are_and_on_a_terminal_are_shown(
 
 def test_class_names_on_a_terminal_stand_in_columns(tmp_path: Path) -> None:
     file = io.StringIO()
-    write = writers.terminal_rows(file, ("n" * 200, "d\x1b]0;t\x07", "猫"), writers.Answers())
+    write = writers.terminal_rows(file, writers.Answers(("n" * 200, "d\x1b]0;t\x07", "猫"), MOST_PROBABLE))
     write([Prediction("a.png", np.eye(3)[at], "") for at in range(3)])
     lines = file.getvalue().splitlines()
     assert [line[-5:] for line in lines] == ["a.png"] * 3 and "\x1b" not in file.getvalue()
@@ -271,7 +270,7 @@ def trained() -> SimpleNamespace:
     rows = validation([(0.99, True), (0.95, True), (0.8, True), (0.8, True), (0.7, False), (0.6, False)])
     return SimpleNamespace(
         name="some-run", classes=("cats", "dogs"), model=classifier, plain={"data": {}, "loss": "crossentropy"},
-        metrics={}, predictions=lambda split: rows, predicted=writers.most_probable,
+        metrics={}, predictions=lambda split: rows, decision=MOST_PROBABLE,
     )  # fmt: skip
 
 

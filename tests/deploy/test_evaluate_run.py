@@ -26,7 +26,6 @@ from experiments.data.listing import ListedImage
 from experiments.data.validation import hash_files
 from experiments.deploy import evaluate as evaluations
 from experiments.deploy import labelled_images, predict, saved_run
-from experiments.deploy.prediction_writers import most_probable
 from experiments.errors import ConfigError
 from experiments.evaluation.decision import Decision
 from experiments.evaluation.evaluate import Report
@@ -72,9 +71,9 @@ def run(tmp_path: Path) -> SimpleNamespace:
     (tmp_path / "run").mkdir()
     return SimpleNamespace(
         name="some-run", classes=CLASSES, model=classifier, plain={"data": {}, "loss": "crossentropy"},
-        predicted=most_probable, metrics={"validation.temperature": 2.0}, predictions=lambda split: validation,
+        metrics={"validation.temperature": 2.0}, predictions=lambda split: validation,
         decision=Decision("dogs"), manifest=tmp_path / "manifest.csv",
-        images=lambda: read_rows(tmp_path / "manifest.csv"), folder=tmp_path / "run", run_id=None,
+        images=lambda split: read_rows(tmp_path / "manifest.csv"), folder=tmp_path / "run", run_id=None,
         merged_classes={"cats": ["tabbies", "siamese"]},
     )  # fmt: skip
 

@@ -1,19 +1,16 @@
-"""What `Run.predict` accepts as images, and its rows."""
+"""What `Run.predict` accepts as images and options."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from experiments.deploy.prediction_writers import NONE, Answers
 from experiments.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
-
-    from experiments.deploy.predict import Prediction
 
     ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
 
@@ -82,19 +79,3 @@ def _each(images: Any) -> Iterator[Any]:
             f"{list(pixels.shape)} {pixels.dtype}. {how}"
         )
     yield from (pixels if pixels.ndim == 4 else [pixels])
-
-
-def columns(classes: Sequence[str], answers: Answers) -> list[str]:
-    """Return the columns of the rows."""
-    measured = ["distance", "unlike"] if answers.farthest is not None else []
-    return ["path", "predicted", "confidence", *(f"p_{name}" for name in classes), *measured, "error"]
-
-
-def row(prediction: Prediction, classes: Sequence[str], answers: Answers) -> list[Any]:
-    """Return the row of an image, with the values of `columns`."""
-    if prediction.probabilities is None:
-        return [prediction.path, *[None] * (len(columns(classes, answers)) - 2), prediction.error]
-    answer = answers(prediction.probabilities, prediction.distance)
-    measured = [prediction.distance, answer.unlike] if answers.farthest is not None else []
-    named = (*classes, NONE)[answer.label]
-    return [prediction.path, named, answer.confidence, *answer.probabilities, *measured, prediction.error]

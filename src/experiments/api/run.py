@@ -231,8 +231,8 @@ class Run:
         with progress.stage("predicting", len(listed)) as advance:
             for batch in predictions(model, inputs, batch_size, settings, distances):
                 advance(len(batch))
-                rows += [prediction.row(image, self.classes, answers) for image in batch]
-        table = display.frame(rows, prediction.columns(self.classes, answers))
+                rows += map(answers.cells, batch)
+        table = display.frame(rows, answers.columns).rename(columns={"class": "predicted", "probability": "confidence"})
         table.attrs["sentences"] = sentences
         return table
 

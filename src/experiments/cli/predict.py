@@ -128,7 +128,7 @@ def predict(
                 run, model, confidence.unlike, Terminal(console), confidence.data
             )
             print(sentence, file=sys.stderr)
-        write, began = WRITERS[form](file, run.classes, answers), time.perf_counter()
+        write, began = WRITERS[form](file, answers), time.perf_counter()
         with Terminal(console).stage("predicting", len(files)) as advance:
             for batch in predictions(model, files, batch_size, decoder_settings, distances):
                 write(batch)

@@ -65,7 +65,7 @@ def evaluate(
         DataError: none of the images can be used.
     """
     validation = run.predictions("validation")
-    trained = {row["sha256"] for row in run.images() if row["split"] == "train"}
+    trained = {row["sha256"] for row in run.images("train")}
     skipped = list(labelled.issues)
     hashes = hash_files(labelled.root, [ListedImage(*file) for file in labelled.files], skipped)
     class_of = {path: name for path, name in labelled.files if path in hashes}

@@ -231,8 +231,7 @@ def recorded_images(run: Trained, split: str, size: int, most: int) -> Images | 
     settings = DecoderSettings.of(data)
     if not isinstance(root, str) or not Path(root).is_dir():
         return None
-    rows = [row for row in run.images() if row["split"] == split]
-    chosen = [rows[at] for at in sorted({round(at) for at in np.linspace(0, len(rows) - 1, min(most, len(rows)))})]
+    chosen = run.images(split, most)
     pixels, labels = [], []
     for row in chosen:
         try:
@@ -243,7 +242,7 @@ def recorded_images(run: Trained, split: str, size: int, most: int) -> Images | 
         labels.append(int(row["label"]))
     if not pixels:
         return None
-    description = f"{len(pixels)} of {len(rows)} images of the run's {split} split"
+    description = f"{len(pixels)} of {len(run.images(split))} images of the run's {split} split"
     if skipped := len(chosen) - len(pixels):
         description += f" ({skipped} more are missing or have changed)"
     return Images(np.stack(pixels), np.array(labels), description)

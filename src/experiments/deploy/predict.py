@@ -8,9 +8,10 @@ import logging
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -18,17 +19,22 @@ from PIL import Image, ImageOps
 
 from experiments.data.issues import printable
 from experiments.data.listing import walk
+from experiments.data.validation import unchanged
 from experiments.errors import ConfigError, DataError
 from experiments.images import decoder
 from experiments.images.decoder_settings import DEFAULTS, DecoderSettings
 from experiments.images.plugins import SUFFIXES
 from experiments.images.resizing import resize
+from experiments.storage.csv_files import recorded_path
 
 if TYPE_CHECKING:
     import keras
 
+    from experiments.training.types import Progress
+
 _log = logging.getLogger(__name__)
 
+BATCH_SIZE = 32  # of the images that a run has recorded
 AHEAD = 4  # batches of images that are decoded, or being decoded, while the network computes one
 
 
@@ -120,6 +126,43 @@ def predictions(
             yield combine(pending, infer(pixels[:filled]) if filled else [], distances)
 
 
+def predict_recorded(
+    model: keras.Model, root: Path, rows: Sequence[Mapping[str, str]], decoder_settings: DecoderSettings,
+    progress: Progress, label: str,
+) -> np.ndarray:  # fmt: skip
+    """Return a model's outputs [N, ...] float32 for images that a run has recorded.
+
+    Args:
+        model: pixels [B, H, W, 3] in [0, 255] -> one output.
+        root: the folder that the paths of the images are relative to.
+        rows: those of the run's manifest.
+        decoder_settings: those that the model was trained with.
+        progress: displays the computation.
+        label: what is displayed.
+
+    Raises:
+        DataError: an image is gone or has changed; the message has its path.
+    """
+    files, issues, outputs = [], [], list[np.ndarray]()
+    for row in rows:
+        path = recorded_path(root, row["path"])
+        files.append(str(root / path))
+        try:
+            unchanged(root, path, row["sha256"])
+        except DataError as error:
+            issues.append(f"{printable(path)}: {str(error).partition(';')[0]}")
+    if not issues:
+        with progress.stage(label, len(files)) as advance:
+            for batch in predictions(model, files, BATCH_SIZE, decoder_settings):
+                issues += [f"{printable(path)}: {error}" for path, _, error, _ in batch if error]
+                outputs += [output for _, output, _, _ in batch if output is not None]
+                advance(len(batch))
+    if issues:
+        more = f" and {len(issues) - 1} more" if len(issues) > 1 else ""
+        raise DataError(f"{issues[0]}{more}. --data FOLDER names the folder where the images are now")
+    return np.stack(outputs)
+
+
 def combine(
     files: Sequence[tuple[str, str]], outputs: Sequence[np.ndarray], distances: Distances | None
 ) -> list[Prediction]:
@@ -207,4 +250,4 @@ def resize_image(image: Image.Image, size: int, decoder_settings: DecoderSetting
 
 def without_waiting(path: str, flags: int) -> int:
     """Open a file without blocking if it is a pipe that no process writes to."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -1,4 +1,4 @@
-"""Writers of predictions: as lines for a terminal, as CSV rows and as JSON lines.
+"""The answers of a model for images, and their writers: as lines for a terminal, as CSV rows and as JSON lines.
 
 The class of a rejected image is written as "none", with the probability of the class that is predicted otherwise.
 """
@@ -14,26 +14,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from experiments.deploy.predict import Prediction
+    from experiments.evaluation.decision import Decision
 
     Write = Callable[[Sequence[Prediction]], None]
-    Predicted = Callable[[np.ndarray], int]  # probabilities [classes] -> index of the predicted class
 
 NONE = "none"  # the class that is written for a rejected image
 LONGEST = 40  # characters of a class name on the terminal
 
 
-def most_probable(probabilities: np.ndarray) -> int:
-    """Return the index of the most probable class."""
-    return int(probabilities.argmax())
-
-
 class Answer(NamedTuple):
     """What a model answers for one image."""
 
-    label: int  # index of the predicted class; -1: none, the image is rejected
+    name: str  # the predicted class; NONE if the image is rejected
     confidence: float  # the probability of the class that is predicted, or would be
     probabilities: list[float]  # of all classes
     unlike: bool  # whether it is rejected because it is unlike the training images
@@ -41,9 +34,10 @@ class Answer(NamedTuple):
 
 @dataclass
 class Answers:
-    """The answers of a model for its probabilities; counts the rejected images."""
+    """The answers of a model for its predictions; counts the rejected images."""
 
-    predicted: Predicted = most_probable
+    classes: Sequence[str]
+    decision: Decision  # how the run predicts a class
     temperature: float = 1.0  # divides the logits
     threshold: float = 0.0  # images of lower confidence are rejected
     farthest: float | None = None  # images of a larger distance from the training images are rejected; None for none
@@ -54,9 +48,12 @@ class Answers:
         """Whether images may be rejected."""
         return self.threshold > 0 or self.farthest is not None
 
-    def __call__(self, probabilities: np.ndarray, distance: float | None = None) -> Answer:
-        """Return the answer for the unscaled probabilities [classes] and the distance of one image."""
-        label = self.predicted(probabilities)  # by the unscaled ones, which the run's threshold of a class belongs to
+    def __call__(self, prediction: Prediction) -> Answer:
+        """Return the answer for an image file that can be used."""
+        probabilities, distance = prediction.probabilities, prediction.distance
+        assert probabilities is not None
+        # By the unscaled ones, which the run's threshold of a class belongs to.
+        label = int(self.decision.predict(probabilities[None], self.classes)[0])
         if self.temperature != 1.0:
             from experiments.evaluation.calibration import scale
 
@@ -65,43 +62,53 @@ class Answers:
         unlike = self.farthest is not None and distance is not None and distance > self.farthest
         is_answered = shares[label] >= self.threshold and not unlike
         self.rejected += not is_answered
-        return Answer(label if is_answered else -1, shares[label], shares, unlike)
+        return Answer(self.classes[label] if is_answered else NONE, shares[label], shares, unlike)
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of `cells`: path, class, probability, the probability of every class (p_NAME), error.
+
+        With distances, also distance and unlike, before the error.
+        """
+        measured = ["distance", "unlike"] if self.farthest is not None else []
+        return ["path", "class", "probability", *(f"p_{name}" for name in self.classes), *measured, "error"]
+
+    def cells(self, prediction: Prediction) -> list[str | float | bool | None]:
+        """Return the row of an image; of a file that cannot be used, all but path and error are None."""
+        if prediction.probabilities is None:
+            return [prediction.path, *[None] * (len(self.columns) - 2), prediction.error]
+        answer = self(prediction)
+        measured = [prediction.distance, answer.unlike] if self.farthest is not None else []
+        return [prediction.path, answer.name, answer.confidence, *answer.probabilities, *measured, ""]
 
 
-def terminal_rows(file: TextIO, classes: Sequence[str], answers: Answers) -> Write:
+def terminal_rows(file: TextIO, answers: Answers) -> Write:
     """Return a writer of one line per image; errors of files go to standard error."""
     from rich.cells import cell_len
 
     from experiments.data.issues import printable
 
-    names = [
-        name if len(name) <= LONGEST else f"{name[: LONGEST - 10]}…{name[-9:]}"
-        for name in map(printable, (*classes, NONE)[: len(classes) + answers.reject])
-    ]
-    width = max(map(cell_len, names))
-    padded = [name + " " * (width - cell_len(name)) for name in names]
+    shown = {name: printable(name) for name in (*answers.classes, *([NONE] if answers.reject else []))}
+    shown = {
+        name: text if len(text) <= LONGEST else f"{text[: LONGEST - 10]}…{text[-9:]}" for name, text in shown.items()
+    }
+    width = max(map(cell_len, shown.values()))
 
     def write(predictions: Sequence[Prediction]) -> None:
         for prediction in predictions:
             if prediction.probabilities is None:
                 file.flush()  # so that lines on both streams keep their order
                 print(f"{printable(prediction.path)}: {prediction.error}", file=sys.stderr)
-            else:
-                answer = answers(prediction.probabilities, prediction.distance)
-                confidence = "unlike" if answer.unlike else f"{answer.confidence:6.1%}"
-                file.write(f"{padded[answer.label]}  {confidence}  {printable(prediction.path)}\n")
+                continue
+            answer = answers(prediction)
+            name, confidence = shown[answer.name], "unlike" if answer.unlike else f"{answer.confidence:6.1%}"
+            file.write(f"{name}{' ' * (width - cell_len(name))}  {confidence}  {printable(prediction.path)}\n")
 
     return write
 
 
-def csv_rows(file: TextIO, classes: Sequence[str], answers: Answers) -> Write:
-    """Return a writer of CSV rows: path, class, probability, the probability of every class (p_NAME), error.
-
-    With distances, also distance and unlike (true or false), before the error.
-    """
-    named = (*classes, NONE)
-    measured = ("distance", "unlike") if answers.farthest is not None else ()
-    columns = ("path", "class", "probability", *(f"p_{name}" for name in classes), *measured, "error")
+def csv_rows(file: TextIO, answers: Answers) -> Write:
+    """Return a writer of CSV rows, see `Answers.columns`; `unlike` is true or false."""
 
     def write_row(cells: Sequence[object]) -> None:
         line = io.StringIO()
@@ -110,24 +117,19 @@ def csv_rows(file: TextIO, classes: Sequence[str], answers: Answers) -> Write:
 
     def write(predictions: Sequence[Prediction]) -> None:
         for prediction in predictions:
-            if prediction.probabilities is None:
-                write_row([prediction.path, *[""] * (len(columns) - 2), prediction.error])
-            else:
-                answer = answers(prediction.probabilities, prediction.distance)
-                cells = [prediction.path, named[answer.label], answer.confidence, *answer.probabilities]
-                write_row([*cells, *([prediction.distance, str(answer.unlike).lower()] if measured else []), ""])
+            cells = answers.cells(prediction)
+            write_row([str(cell).lower() if isinstance(cell, bool) else cell for cell in cells])
 
-    write_row(columns)
+    write_row(answers.columns)
 
     return write
 
 
-def json_rows(file: TextIO, classes: Sequence[str], answers: Answers) -> Write:
+def json_rows(file: TextIO, answers: Answers) -> Write:
     """Return a writer of one JSON object per line: path, class, probability, probabilities by class; or path, error.
 
     With distances, also distance and unlike.
     """
-    named = (*classes, NONE)
 
     def write(predictions: Sequence[Prediction]) -> None:
         for prediction in predictions:
@@ -135,9 +137,9 @@ def json_rows(file: TextIO, classes: Sequence[str], answers: Answers) -> Write:
             if prediction.probabilities is None:
                 row["error"] = prediction.error
             else:
-                answer = answers(prediction.probabilities, prediction.distance)
-                row |= {"class": named[answer.label], "probability": answer.confidence}
-                row["probabilities"] = dict(zip(classes, answer.probabilities, strict=True))
+                answer = answers(prediction)
+                row |= {"class": answer.name, "probability": answer.confidence}
+                row["probabilities"] = dict(zip(answers.classes, answer.probabilities, strict=True))
                 if answers.farthest is not None:
                     row |= {"distance": prediction.distance, "unlike": answer.unlike}
             file.write(f"{json.dumps(row)}\n")

@@ -45,7 +45,7 @@ def answers_of(
     """
     if NONE in run.classes and (accuracy is not None or unlike):
         raise ConfigError(f"{run.name}: has a class called {NONE!r}, which is also the answer for rejected images")
-    answers, sentences = Answers(run.predicted), []
+    answers, sentences = Answers(run.classes, run.decision), []
     if calibrated:
         answers.temperature = temperature(run)
         sentences.append(f"Temperature of the probabilities: {answers.temperature:.3g}")

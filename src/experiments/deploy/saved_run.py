@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from omegaconf import OmegaConf
 
 from experiments.config import validation
@@ -24,7 +25,6 @@ from experiments.runs.run_directory import (
     CONFIG,
     MANIFEST,
     METRICS,
-    TRAINING_FEATURES,
     WEIGHTS,
     RunDirectory,
     classes_of,
@@ -38,7 +38,6 @@ from experiments.tracking.queries import RUN_ID
 
 if TYPE_CHECKING:
     import keras
-    import numpy as np
 
     from experiments.models.types import Backbone
 
@@ -82,18 +81,17 @@ class Trained:
         recorded = store_of_run(self.folder, self.facts) if self.folder else None
         return self.uri or recorded or queries.local_store()
 
-    @property
-    def training_features(self) -> Path | None:
-        """The file that keeps the features of its training images; None if it is not on this machine."""
-        return self.folder / TRAINING_FEATURES if self.folder else None
+    def images(self, split: str | None = None, most: int | None = None) -> list[dict[str, str]]:
+        """Return the rows of its manifest, with the columns of `data.manifest.to_rows`.
 
-    def images(self) -> list[dict[str, str]]:
-        """Return the rows of its manifest, with the columns of `data.manifest.to_rows`."""
-        return read_rows(self.manifest)
-
-    def predicted(self, probabilities: np.ndarray) -> int:
-        """Return the index of the class that the run predicts for one image, from probabilities [classes]."""
-        return int(self.decision.predict(probabilities[None], self.classes)[0])
+        Args:
+            split: the split that they are of; None for all.
+            most: how many are returned at most, evenly spread; None for all.
+        """
+        rows = [row for row in read_rows(self.manifest) if split in (None, row["split"])]
+        if most is None or len(rows) <= most:
+            return rows
+        return [rows[at] for at in np.linspace(0, len(rows) - 1, most).astype(int)]
 
     @cached_property
     def config(self) -> Config:
@@ -125,7 +123,10 @@ class Trained:
             return Path(recorded)
         from experiments.regimes.build import data_root
 
-        return data_root(self.config)
+        try:
+            return data_root(self.config)
+        except ConfigError as error:
+            raise ConfigError(f"{error}. --data FOLDER names the folder where the images are now") from None
 
     def changed(self, overrides: Sequence[str]) -> Config:
         """Return the run's configuration with overrides applied.
@@ -315,8 +316,6 @@ def verify(run: Trained, config: Config, backbone: Backbone, model: keras.Model,
     Raises:
         ConfigError: the network, its weights or its probabilities differ.
     """
-    import numpy as np
-
     from experiments.models import network, weights
     from experiments.models.weights_record import backbone_differences
 

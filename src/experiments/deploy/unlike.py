@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,16 +17,14 @@ import keras
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from experiments.data.issues import printable
-from experiments.data.validation import unchanged
-from experiments.deploy.predict import Distances, predictions
+from experiments.deploy.predict import Distances, predict_recorded
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError, DataError
 from experiments.evaluation.evaluate import percent
 from experiments.images.decoder_settings import DecoderSettings
 from experiments.models.head import probabilities
+from experiments.runs.run_directory import TRAINING_FEATURES
 from experiments.storage.atomic_files import writing_file
-from experiments.storage.csv_files import recorded_path
 from experiments.training.types import Progress
 
 _log = logging.getLogger(__name__)
@@ -114,7 +111,7 @@ def training_features(
     Raises:
         ConfigError: the images that the run was trained on are gone or have changed.
     """
-    path = run.training_features
+    path = run.folder / TRAINING_FEATURES if run.folder else None
     if path is not None and (kept := read(path)):
         return kept
     train = normalized(features_of(run, model, "train", progress, data))
@@ -155,35 +152,13 @@ def features_of(run: Trained, model: keras.Model, split: str, progress: Progress
     Raises:
         ConfigError: an image is gone or has changed.
     """
-    rows = [row for row in run.images() if row["split"] == split]
     most = min(MOST_IMAGES, max(int(MOST_BYTES / (2 * model.output_shape[-1])), 1))
-    rows = [rows[at] for at in np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
     settings = DecoderSettings.of(run.plain["data"])
     try:
-        root = run.data_root(data)
-        files = [unchanged_file(root, row) for row in rows]
+        rows = run.images(split, most)
+        return predict_recorded(model, run.data_root(data), rows, settings, progress, f"{split} features")
     except (DataError, ConfigError) as error:
         raise ConfigError(
             f"--unlike: the features of the {split} images of {run.name} are computed once, from the images, which are "
-            f"not as they were: {error}. --data FOLDER names the folder where they are now"
+            f"not as they were: {error}"
         ) from None
-    features: list[np.ndarray] = []
-    with progress.stage(f"{split} features", len(files)) as advance:
-        for batch in predictions(model, files, 32, settings):
-            features += [row.probabilities for row in batch if row.probabilities is not None]
-            advance(len(batch))
-    return np.stack(features)
-
-
-def unchanged_file(root: Path, row: Mapping[str, str]) -> str:
-    """Return the file of a row of the manifest.
-
-    Raises:
-        DataError: it is gone or has changed; the message has its path.
-    """
-    path = recorded_path(root, row["path"])
-    try:
-        unchanged(root, path, row["sha256"])
-    except (OSError, DataError) as error:
-        raise DataError(f"{printable(path)}: {str(error).partition(';')[0]}") from None
-    return str(root / path)

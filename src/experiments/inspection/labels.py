@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.data.pixel_cache import open_image
-from experiments.deploy import predict
+from experiments.deploy.predict import predict_recorded
 from experiments.deploy.saved_run import Trained
-from experiments.errors import ConfigError, DataError
+from experiments.errors import ConfigError
 from experiments.evaluation.label_quality import Doubt, Labelled, have_probabilities, labelled, rank
 from experiments.images.decoder_settings import DecoderSettings
 from experiments.images.resizing import fit, thumbnail
@@ -20,12 +20,10 @@ from experiments.inspection.inspection import Inspection
 from experiments.reports import plots
 from experiments.reports.figure_style import literal, short
 from experiments.runs.candidate_runs import unrated
-from experiments.storage.csv_files import recorded_path
 from experiments.training.types import Progress
 
 COLUMNS = 6
 THUMBNAIL = 240  # pixels of the longer side of an image
-BATCH_SIZE = 32
 FOLDS = "data.fold=0,1,2,3,4 (with -m, then the sweep's name here) gives every image a model that has not seen it"
 
 
@@ -99,23 +97,11 @@ def held_out(runs: Sequence[Trained]) -> list[Labelled]:
 
 def of_training_images(run: Trained, root: Path, settings: DecoderSettings, progress: Progress) -> list[Labelled]:
     """Return the training images of a run, which are in the folder `root`, with its own predictions for them."""
-    rows = [row for row in run.images() if row["split"] == "train"]
-    files = [str(root / recorded_path(root, row["path"])) for row in rows]
-    predictions: list[predict.Prediction] = []
-    model = run.model()
-    with progress.stage("training images", len(files)) as advance:
-        for batch in predict.predictions(model, files, BATCH_SIZE, settings):
-            predictions += batch
-            advance(len(batch))
-    found = list(zip(rows, predictions, strict=True))
-    lacking = [f"{row['path']}: {prediction.error}" for row, prediction in found if prediction.probabilities is None]
-    if lacking:
-        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        raise DataError(f"{lacking[0]}{more}. --data FOLDER names the folder where the images are now")
+    rows = run.images("train")
+    shares = predict_recorded(run.model(), root, rows, settings, progress, "training images").tolist()
     return [
-        Labelled(row["path"], row["sha256"], "train", row["class_name"], tuple(map(float, shares)), held_out=False)
-        for row, prediction in found
-        if (shares := prediction.probabilities) is not None
+        Labelled(row["path"], row["sha256"], "train", row["class_name"], tuple(probabilities), held_out=False)
+        for row, probabilities in zip(rows, shares, strict=True)
     ]
 
 
