@@ -41,7 +41,6 @@ from experiments.sweeps.plan import plain
 from experiments.sweeps.worker_tasks import prepare_jobs
 from experiments.system.startup import quiet_start
 from experiments.tracking import inputs, sync
-from experiments.tracking.mlflow_run import Tracker
 from experiments.training import runtime
 from experiments.training.checkpoints import Checkpoints, State
 from experiments.training.types import EpochRecord, TrainingResult
@@ -308,11 +307,10 @@ def test_what_devices_cannot_share_evenly_is_refused(config: Callable[..., schem
 
 
 def test_curves_are_on_disk_before_the_tracker_is_told(tmp_path: Path) -> None:
-    class Down(Tracker):
-        def epoch(self, record: EpochRecord) -> None:
-            raise ConnectionError("the server is gone")
+    def fails(record: EpochRecord) -> None:
+        raise ConnectionError("the server is gone")
 
-    curves = Curves(tmp_path / "curves.csv", Down(), lambda record: True)
+    curves = Curves(tmp_path / "curves.csv", fails, lambda record: True)
     for step in range(2):
         with pytest.raises(ConnectionError):
             curves.add(EpochRecord(step, "scratch", step, 5, {"loss": 0.5}))
@@ -324,12 +322,7 @@ def test_curves_are_on_disk_before_the_tracker_is_told(tmp_path: Path) -> None:
 
 def test_curves_take_records_with_more_and_fewer_metrics(tmp_path: Path) -> None:
     """A head's history may come from another version of this program, or from several devices."""
-
-    class Silent:
-        def epoch(self, record: EpochRecord) -> None:
-            pass
-
-    curves = Curves(tmp_path / "curves.csv", Silent(), lambda record: False)
+    curves = Curves(tmp_path / "curves.csv", lambda record: None, lambda record: False)
     curves.add(EpochRecord(0, "head", 0, 5, {"loss": 0.5}))
     curves.add(EpochRecord(1, "finetune", 0, 6, {"input_wait": 0.25, "loss": 0.4}))
     rows = read_rows(tmp_path / "curves.csv")
@@ -339,44 +332,34 @@ def test_curves_take_records_with_more_and_fewer_metrics(tmp_path: Path) -> None
 ENDED = ("FINISHED", "KILLED")
 
 
-class Logged:
-    """A tracker that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.records: list[EpochRecord] = []
-
-    def epoch(self, record: EpochRecord) -> None:
-        self.records.append(record)
-
-
 def epoch_record(step: int, timestamp: int, loss: float = 0.5) -> EpochRecord:
     return EpochRecord(step, "scratch", step, timestamp, {"loss": loss, "seconds": timestamp / 7})
 
 
 def test_an_epoch_is_logged_once_it_is_committed_and_one_trained_again_keeps_its_row(tmp_path: Path) -> None:
-    path, logged, held = tmp_path / "curves.csv", Logged(), [0]
+    path, logged, held = tmp_path / "curves.csv", list[EpochRecord](), [0]
 
     def start() -> Curves:
-        return Curves(path, logged, lambda record: record.epoch < held[0])
+        return Curves(path, logged.append, lambda record: record.epoch < held[0])
 
     curves = start()
     for step in range(5):
         held[0] = step + 1 if step in (1, 3) else held[0]
         curves.add(epoch_record(step, 100 + step))
-    assert [record.step for record in logged.records] == [0, 1, 2, 3], "the last is in no checkpoint"
+    assert [record.step for record in logged] == [0, 1, 2, 3], "the last is in no checkpoint"
     assert len(path.read_text().splitlines()) == 1 + 5
     with path.open("a") as file:
         file.write("5,scratch,5,105,,,,0.2")  # killed within a row
 
     # Both checkpoints are damaged: all is trained again, the same to the bit, in other times.
-    logged.records.clear()
+    logged.clear()
     held[0] = 9
     curves = start()
     for step in range(5):
         curves.add(epoch_record(step, 200 + step))
-    assert logged.records == [epoch_record(step, 100 + step) for step in range(5)]
+    assert logged == [epoch_record(step, 100 + step) for step in range(5)]
     curves.add(epoch_record(5, 205))
-    assert logged.records[5] == epoch_record(5, 205), "the row that was not whole counts for nothing"
+    assert logged[5] == epoch_record(5, 205), "the row that was not whole counts for nothing"
     assert [line.split(",")[3] for line in path.read_text().splitlines()[1:]] == [
         "100",
         "101",
@@ -387,12 +370,12 @@ def test_an_epoch_is_logged_once_it_is_committed_and_one_trained_again_keeps_its
     ]
 
     # Another number of threads: what is trained now is not what was.
-    logged.records.clear()
+    logged.clear()
     curves = start()
     curves.add(epoch_record(0, 300))
     curves.add(epoch_record(1, 301, loss=0.25))
     curves.finish()
-    assert logged.records == [epoch_record(0, 100), epoch_record(1, 301, loss=0.25)]
+    assert logged == [epoch_record(0, 100), epoch_record(1, 301, loss=0.25)]
     assert len(path.read_text().splitlines()) == 1 + 2
 
     Checkpoints(tmp_path / "checkpoints").save("scratch", State([], [], {}, False, (epoch_record(0, 100),)))

@@ -115,7 +115,7 @@ def run(config: schema.Config, planned: str | None = None) -> float:
 
 
 def prepare(
-    config: schema.Config, active: ActiveRun, tracker: mlflow_run.Tracker, planned: str | None
+    config: schema.Config, active: ActiveRun, tracker: mlflow_run.MlflowRun, planned: str | None
 ) -> tuple[RunComponents, Dataset, str]:
     """Build a run's components, read its data, and record both; return them with the identity of the run.
 
@@ -136,9 +136,9 @@ def prepare(
 
 
 @contextmanager
-def open_curves(directory: RunDirectory, tracker: mlflow_run.Tracker, checkpoints: Checkpoints) -> Iterator[Curves]:
+def open_curves(directory: RunDirectory, tracker: mlflow_run.MlflowRun, checkpoints: Checkpoints) -> Iterator[Curves]:
     """Yield the run's curves, and log what is left of them unless the run was interrupted and can be resumed."""
-    curves = Curves(directory.folder / CURVES, tracker, checkpoints.holds)
+    curves = Curves(directory.folder / CURVES, tracker.epoch, checkpoints.holds)
     try:
         yield curves
     except (ConfigError, DataError, Pruned):
@@ -148,7 +148,7 @@ def open_curves(directory: RunDirectory, tracker: mlflow_run.Tracker, checkpoint
 
 
 @contextmanager
-def logging_files_after_error(tracker: mlflow_run.Tracker) -> Iterator[None]:
+def logging_files_after_error(tracker: mlflow_run.MlflowRun) -> Iterator[None]:
     """Log the files so far, the trained weights, if the block raises an error."""
     try:
         yield
@@ -158,7 +158,7 @@ def logging_files_after_error(tracker: mlflow_run.Tracker) -> Iterator[None]:
 
 
 def train(
-    components: RunComponents, dataset: Dataset, identity: str, directory: RunDirectory, tracker: mlflow_run.Tracker,
+    components: RunComponents, dataset: Dataset, identity: str, directory: RunDirectory, tracker: mlflow_run.MlflowRun,
     console: Console,
 ) -> tuple[TrainingResult, dict[str, Any]]:  # fmt: skip
     """Train by the run's regime, or restore the result of the finished run that `sweep.trained` names.
@@ -183,7 +183,7 @@ def train(
 
 def finish(
     components: RunComponents, dataset: Dataset, result: TrainingResult, reports: Mapping[str, Report],
-    active: ActiveRun, tracker: mlflow_run.Tracker,
+    active: ActiveRun, tracker: mlflow_run.MlflowRun,
 ) -> list[Exception]:  # fmt: skip
     """Check the result, draw the figures, log files and model; return the errors of steps that failed."""
     config, errors = components.config, list[Exception]()
@@ -269,7 +269,7 @@ def read_manifest(
 
 
 def write_description(
-    components: RunComponents, dataset: Dataset, directory: RunDirectory, tracker: mlflow_run.Tracker, identity: str
+    components: RunComponents, dataset: Dataset, directory: RunDirectory, tracker: mlflow_run.MlflowRun, identity: str
 ) -> None:
     """Write the configuration, the manifest, data issues and the identity of a run to its directory and MLflow."""
     config = components.config

@@ -328,10 +328,10 @@ def test_runs_are_found_by_id_beginning_and_name(store: Store) -> None:
     for name in (run_id, run_id[:12], "head"):
         assert [one.run_id for one in queries.find_runs(store.uri, [name])] == [run_id]
     assert [one.name for one in queries.find_runs(store.uri, ["tuned", "head"])] == ["tuned", "head"]
-    assert {one.name for one in queries.find_runs(store.uri, ())} == {"head", "tuned", "given"}
-    assert [one.name for one in queries.find_runs(store.uri, (), tag=("question", "which"))] == ["head"]
+    assert {one.name for one in queries.search_runs(store.uri)} == {"head", "tuned", "given"}
+    assert [one.name for one in queries.search_runs(store.uri, "tags.question = 'which'")] == ["head"]
     with pytest.raises(ConfigError, match=r"nowhere.*Train first"):
-        queries.find_runs("sqlite:////nowhere/mlflow.db", ())
+        queries.search_runs("sqlite:////nowhere/mlflow.db")
     with pytest.raises(ConfigError, match="no predictions of split 'test'"):
         queries.read_predictions(store.uri, queries.find_runs(store.uri, ["tuned"])[0], "test")
 
@@ -351,7 +351,7 @@ def test_runs_of_other_tools_in_the_same_store_are_left_alone(store: Store) -> N
         mlflow.set_tracking_uri(store.uri)
         liveness.mark_lost(experiment)
         assert {client.get_run(run).info.status for run in made[:2]} == {"RUNNING"}
-        assert {one.name for one in queries.find_runs(store.uri, ())} >= {"head", "tuned", "given"}
+        assert {one.name for one in queries.search_runs(store.uri)} >= {"head", "tuned", "given"}
         assert set(queries.finished(store.uri, "experiments")) == known
         assert queries.facts(client.get_run(made[2])).data is None
         (shown,) = view.configure_experiment_view(store.uri)

@@ -142,7 +142,5 @@ def compare(
     stores = list(dict.fromkeys(run.store for run in (*named, *jobs)))
     if len(stores) > 1:
         raise ConfigError(f"compare: the runs are in several MLflow stores, but must be in one: {', '.join(stores)}")
-    single, of_sweeps = (
-        find_runs(stores[0], [str(run.id) for run in chosen]) if chosen else [] for chosen in (named, jobs)
-    )
+    single, of_sweeps = (find_runs(stores[0], [str(run.id) for run in chosen]) for chosen in (named, jobs))
     return Comparison(compared(stores[0], single, split, of_sweeps), stores[0])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from experiments.cli.arguments import add_uri, exit_on_error, whole
 from experiments.errors import ConfigError
+from experiments.system.paths import tracking_uri
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,12 +64,12 @@ def main() -> None:
     from experiments.comparison.class_differences import compare_classes
     from experiments.comparison.comparison import compare
     from experiments.sweeps import sweep_directory
-    from experiments.tracking.queries import find_runs, local_store, search_runs
+    from experiments.tracking.queries import find_runs, search_runs
 
     names, stores = in_mlflow(arguments.runs)
-    uri = arguments.uri or next(iter(stores), local_store())
+    uri = arguments.uri or next(iter(stores), tracking_uri())
     try:
-        named = find_runs(uri, names) if names else []
+        named = find_runs(uri, names)
         found = [run for sweep in arguments.sweep for run in sweep_directory.finished_runs(uri, sweep)]
         if arguments.query:
             fitting = search_runs(uri, arguments.query)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 
 from experiments.cli.arguments import add_overrides, exit_on_error
+from experiments.errors import ConfigError
 
 REGIMES = ("scratch", "bottleneck", "finetune")
 
@@ -21,14 +23,23 @@ def main() -> None:
     arguments = parser.parse_args()
     began = time.perf_counter()
 
+    from experiments.api.training import compose, train
     from experiments.cli.compare import show
-    from experiments.cli.starting import start
     from experiments.comparison.class_differences import compare_classes
     from experiments.comparison.comparison import compare
     from experiments.system.progress import PlainConsole
+    from experiments.tracking.queries import find_runs
 
-    uri, runs = start([["experiment=demo", f"regime={regime}", *arguments.overrides] for regime in REGIMES], "demo")
-    comparison = compare(uri, runs, "validation")
+    commands = [["experiment=demo", f"regime={regime}", *arguments.overrides] for regime in REGIMES]
+    configs = [compose(*command) for command in commands]  # An invalid one is an error before the first is trained.
+    uri = configs[0].tracking.uri
+    if uri is None:
+        raise ConfigError("tracking: these runs are compared in MLflow. Allowed: tracking=sqlite, server")
+    run_ids = []
+    for command in commands:
+        print(f"\n$ experiments train {shlex.join(command)}", flush=True)
+        run_ids.append(str(train(*command).id))
+    comparison = compare(uri, find_runs(uri, run_ids), "validation")
     console = PlainConsole()
     console.print()
     show(console, comparison, compare_classes(comparison))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from pathlib import Path
 
 from experiments.cli.arguments import add_overrides, exit_on_error
 from experiments.system.paths import PACKAGE
@@ -18,14 +17,15 @@ def main() -> None:
     )
     add_overrides(parser)
     arguments = parser.parse_args()
-    from experiments.cli.starting import start
+    from experiments.api.training import train
     from experiments.evaluation.evaluate import Baseline, percent
     from experiments.runs.run_directory import RunDirectory
 
-    _, (run,) = start([["experiment=pretrained", *arguments.overrides]], "pretrained")
+    run = train("experiment=pretrained", *arguments.overrides)
+    assert run.folder is not None, "it was trained here"
     target = PACKAGE / "weights" / "convnet.weights.h5"
     target.parent.mkdir(exist_ok=True)
-    shutil.copyfile(RunDirectory(Path(run.tags["run_folder"])).weights("backbone"), target)
+    shutil.copyfile(RunDirectory(run.folder).weights("backbone"), target)
     accuracy, low, share = (run.metrics[f"validation.accuracy{name}"] for name in ("", "_low", "_baseline"))
     beside = Baseline("", share).describe(accuracy, low)
     print(f"{target}: {target.stat().st_size} bytes, validation accuracy {percent(accuracy)}, {beside}")

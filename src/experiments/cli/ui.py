@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 
 from experiments.cli.arguments import add_uri, exit_on_error
+from experiments.system.paths import tracking_uri
 
 
 @exit_on_error()
@@ -19,10 +21,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=5000)
     add_uri(parser)
     arguments = parser.parse_args()
-    from experiments.tracking.queries import local_store, ui_command
     from experiments.tracking.view import configure_experiment_view
 
-    uri = arguments.uri or local_store()
+    uri = arguments.uri or tracking_uri()
     experiments = configure_experiment_view(uri)
     is_server = uri.startswith(("http://", "https://"))
     place = uri.rstrip("/") if is_server else f"http://127.0.0.1:{arguments.port}"
@@ -32,7 +33,8 @@ def main() -> None:
         print(f"{'everything':12} {place}   (the server's own UI)")
         return
     print(f"{'everything':12} {place}   (Ctrl-C ends it)", flush=True)
-    command = ui_command(arguments.port)
+    served = ["--host", "127.0.0.1", "--port", str(arguments.port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", *served]
     # Without its job executor the server starts in half the time; nothing here uses it.
     # The store's URI, which may contain a password, is passed in the environment, because every user of a machine can
     # read the command lines of processes.

@@ -32,7 +32,7 @@ from experiments.runs.run_directory import (
     weights_file,
 )
 from experiments.storage.csv_files import read_rows
-from experiments.system.paths import default_outputs
+from experiments.system.paths import default_outputs, tracking_uri
 from experiments.tracking import queries
 from experiments.tracking.queries import RUN_ID
 
@@ -79,7 +79,7 @@ class Trained:
     def store(self) -> str:
         """The tracking store that has its MLflow run."""
         recorded = store_of_run(self.folder, self.facts) if self.folder else None
-        return self.uri or recorded or queries.local_store()
+        return self.uri or recorded or tracking_uri()
 
     def images(self, split: str | None = None, most: int | None = None) -> list[dict[str, str]]:
         """Return the rows of its manifest, with the columns of `data.manifest.to_rows`.
@@ -216,7 +216,7 @@ def find(named: str, uri: str | None = None) -> Trained:
     folder = Path(named).expanduser()
     if folder.is_dir():
         return of_folder(folder.resolve())
-    uri = uri or queries.local_store()
+    uri = uri or tracking_uri()
     (facts,) = queries.find_runs(uri, [named])
     kept = folder_of(facts.run_id, facts.tags.get("run_folder"), uri)
     if kept is not None:

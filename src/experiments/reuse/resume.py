@@ -94,8 +94,9 @@ def find(named: str, overrides: Sequence[str], key: str) -> Path:
     from experiments.tracking import queries
 
     uri = store_of(overrides)
-    run_id, recorded = queries.recorded_folder(uri, named, key)
-    found = folder_of(run_id, recorded, uri)
+    run = queries.get_run(uri, named, key, trash=True)
+    recorded = run.data.tags.get("run_folder")
+    found = folder_of(run.info.run_id, recorded, uri)
     if found is None:
         raise ConfigError(
             f"{key}: the folder of run {named} is not on this machine, or belongs to another run by now: {recorded}. "

@@ -7,7 +7,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from experiments.storage import atomic_files
 from experiments.training.types import EPOCH_METRICS, EpochRecord, PhaseName
@@ -16,10 +16,6 @@ PHASES = tuple(PhaseName)  # The metric `phase` is an index into these.
 RENAMED = {"pictures_per_second": "images_per_second"}  # columns of version 0.1
 CLOCKED = ("seconds", "images_per_second", "input_wait")  # metrics that differ if the same epoch is trained again
 COLUMNS = ("step", "phase", "epoch", "timestamp", *EPOCH_METRICS)
-
-
-class EpochTracker(Protocol):
-    def epoch(self, record: EpochRecord) -> None: ...
 
 
 class Curves:
@@ -32,12 +28,14 @@ class Curves:
 
     Args:
         path: of curves.csv, which already has rows if the run is resumed.
-        tracker: logs the epochs.
+        log: logs an epoch to MLflow.
         committed: returns whether an epoch will not be trained again, whatever happens to this process.
     """
 
-    def __init__(self, path: Path, tracker: EpochTracker, committed: Callable[[EpochRecord], bool]) -> None:
-        self.path, self.tracker, self.committed = path, tracker, committed
+    def __init__(
+        self, path: Path, log: Callable[[EpochRecord], None], committed: Callable[[EpochRecord], bool]
+    ) -> None:
+        self.path, self.log, self.committed = path, log, committed
         self.rows = read(path)
         self.count = 0  # number of rows that this process has added or confirmed
         self.waiting: list[EpochRecord] = []
@@ -57,17 +55,17 @@ class Curves:
         self.count += 1
         self.waiting.append(record)
         if self.committed(record):
-            self._log()
+            self._log_waiting()
 
     def finish(self) -> None:
         """Log the remaining epochs, as no later process will train them again, and delete outdated rows."""
         if len(self.rows) > self.count:
             self._replace(self.rows[: self.count])
-        self._log()
+        self._log_waiting()
 
-    def _log(self) -> None:
+    def _log_waiting(self) -> None:
         while self.waiting:
-            self.tracker.epoch(self.waiting[0])
+            self.log(self.waiting[0])
             del self.waiting[0]
 
     def _replace(self, rows: Sequence[EpochRecord]) -> None:

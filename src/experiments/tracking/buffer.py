@@ -32,13 +32,13 @@ class TrackingBuffer:
     """The messages of a run that are still to be uploaded, in order.
 
     Args:
-        run_id: the id of the MLflow run.
+        run_id: the id of the MLflow run; None with tracking=none: messages are dropped.
         folder: the run directory; messages that an earlier process has left there are uploaded, too.
     """
 
-    def __init__(self, run_id: str, folder: Path) -> None:
+    def __init__(self, run_id: str | None, folder: Path) -> None:
         self.run_id, self.folder = run_id, folder
-        self.waiting = read(folder)
+        self.waiting = read(folder) if run_id is not None else []
         self.model: keras.Model | None = None  # the model for the message MODEL
         self.reason: str | None = None  # why the last attempt failed
         self.next_try = time.monotonic()
@@ -62,6 +62,8 @@ class TrackingBuffer:
 
     def put(self, kind: Kind, content: Any) -> None:
         """Add a message; points of curves are added to the last message if that has some, too."""
+        if self.run_id is None:
+            return
         last = self.waiting[-1] if self.waiting else None
         if kind == Kind.METRICS and last and (last.run_id, last.kind) == (self.run_id, kind):
             last.content.extend(content)
@@ -76,6 +78,8 @@ class TrackingBuffer:
             last: whether this is the last attempt, which is made at once. Otherwise, after a failed attempt, the next
                 one is made only after ten times the duration of the failed one.
         """
+        if self.run_id is None:
+            return
         began = time.monotonic()
         if not last and began < self.next_try and (points or self.reason):
             if self.reason and (not points or began - self.kept > SEND_EVERY):

@@ -33,36 +33,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class Tracker:
-    """Logging of a run. This class logs nothing, as with tracking=none: the run directory is the only record."""
-
-    run_id: str | None = None
-
-    def describe(self, config: Config, dataset: Dataset, facts: Mapping[str, str]) -> None:
-        """Log parameters, tags and the data set before the training."""
-
-    def epoch(self, record: EpochRecord) -> None:
-        """Log one point of every curve."""
-
-    def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any], timestamp: int) -> None:
-        """Log the final metrics and facts.
-
-        Args:
-            metrics: final metrics by name.
-            facts: become tags.
-            timestamp: of the metrics, in ms since 1970. Logging them again with the same timestamp is idempotent.
-        """
-
-    def artifacts(self, tables: Mapping[str, Mapping[str, list[Any]]]) -> None:
-        """Log all files of the run directory, and tables that the UI can display."""
-
-    def model(self, model: keras.Model, classes: Sequence[str]) -> None:
-        """Log the whole model, for mlflow.keras.load_model and for serving."""
-
-
 @contextmanager
-def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[Tracker]:
-    """Open an MLflow run and end it as FINISHED, FAILED or KILLED; with tracking=none, yield a tracker without effect.
+def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[MlflowRun]:
+    """Open an MLflow run and end it as FINISHED, FAILED or KILLED; with tracking=none, yield one without effect.
 
     If the tracking store becomes unavailable during the run, training continues and messages are kept, see `buffer`.
 
@@ -75,15 +48,16 @@ def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[T
         ConfigError: the tracking store cannot be opened, or the tracking buffer in the run directory is damaged.
     """
     if config.tracking.uri is None:
-        yield Tracker()
+        yield MlflowRun(None, folder)
         return
     buffer.read(folder)  # An error of a damaged buffer has to be raised before the run starts.
     experiment = open_experiment(config)
-    tracker = MlflowRun(start_run(config, experiment, folder, run_id), folder, run_id)
+    started = start_run(config, experiment, folder, run_id)
+    tracker = MlflowRun(started, folder, run_id)
     tracker.buffer.send()  # what an earlier process has left
     origin = " (MLFLOW_TRACKING_URI; tracking.uri=... for another)" if "tracking.uri" in config.unresolved else ""
     _log.info("MLflow store: %s%s", redact_credentials(config.tracking.uri), origin)
-    alive = liveness.Heartbeat(tracker.run_id)
+    alive = liveness.Heartbeat(started)
     status, reason = Status.FINISHED, None
     try:
         yield tracker
@@ -140,22 +114,23 @@ def reopen(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> str:
     return run_id
 
 
-class MlflowRun(Tracker):
-    """Tracker that logs to an MLflow run through a tracking buffer.
+class MlflowRun:
+    """The MLflow run of a run directory, to which a tracking buffer is uploaded.
 
     Args:
-        run_id: the id of the MLflow run.
+        run_id: the id of the MLflow run; None with tracking=none: the run directory is the only record.
         folder: the run directory.
         before: the id of the MLflow run that the directory had before, if any.
     """
 
-    def __init__(self, run_id: str, folder: Path, before: str | None = None) -> None:
-        self.run_id: str = run_id
-        self.folder = folder
+    def __init__(self, run_id: str | None, folder: Path, before: str | None = None) -> None:
+        self.run_id, self.folder = run_id, folder
         self.buffer = buffer.TrackingBuffer(run_id, folder)
-        self.buffer.drop_outdated(before if before != run_id else None)
+        if run_id is not None:
+            self.buffer.drop_outdated(before if before != run_id else None)
 
     def describe(self, config: Config, dataset: Dataset, facts: Mapping[str, str]) -> None:
+        """Log parameters, tags and the data set before the training."""
         source = config.unresolved.get("data.root", str(dataset.manifest.root))
         digest = dataset.fingerprint[:32]  # MLflow does not accept a longer one.
         self.buffer.put(Kind.PARAMETERS, flat_parameters(config))
@@ -164,7 +139,7 @@ class MlflowRun(Tracker):
         self.buffer.send()
 
     def epoch(self, record: EpochRecord) -> None:
-        """Log an epoch; those shorter than SEND_EVERY are sent together.
+        """Log one point of every curve; epochs that are shorter than SEND_EVERY are sent together.
 
         An epoch of a head takes less time than a call to MLflow.
         """
@@ -172,15 +147,24 @@ class MlflowRun(Tracker):
         self.buffer.send(points=True)
 
     def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any], timestamp: int) -> None:
+        """Log the final metrics and facts.
+
+        Args:
+            metrics: final metrics by name.
+            facts: become tags.
+            timestamp: of the metrics, in ms since 1970. Logging them again with the same timestamp is idempotent.
+        """
         self.buffer.put(Kind.METRICS, [[name, value, timestamp, 0] for name, value in metrics.items()])
         self.buffer.put(Kind.TAGS, dict(facts))
         self.buffer.send()
 
     def artifacts(self, tables: Mapping[str, Mapping[str, list[Any]]]) -> None:
+        """Log all files of the run directory, and tables that the UI can display."""
         self.buffer.put(Kind.ARTIFACTS, tables)
         self.buffer.send()
 
     def model(self, model: keras.Model, classes: Sequence[str]) -> None:
+        """Log the whole model, for mlflow.keras.load_model and for serving."""
         self.buffer.model = model
         self.buffer.put(Kind.MODEL, list(classes))
         self.buffer.send()

@@ -6,17 +6,15 @@ import contextlib
 import json
 import re
 import shlex
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from experiments.errors import ConfigError
 from experiments.runs import curves, predictions
 from experiments.runs.run_directory import CURVES
-from experiments.system.paths import tracking_uri
 from experiments.system.redaction import redact_credentials
 from experiments.tracking import connection
 from experiments.training.types import EpochRecord, Status
@@ -30,7 +28,7 @@ RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A finished run with its logged parameters, metrics and tags."""
+    """A run with its logged parameters, metrics and tags."""
 
     run_id: str
     name: str
@@ -39,33 +37,22 @@ class RunFacts:
     tags: Mapping[str, str]
     experiment: str = ""  # the id of its MLflow experiment
     data: str | None = None  # the directory of its images
+    status: str = Status.FINISHED
 
 
-def local_store() -> str:
-    """Return the default store of all commands: MLFLOW_TRACKING_URI, else the database in the local outputs/."""
-    return tracking_uri()
-
-
-def find_runs(uri: str, wanted: Sequence[str], tag: tuple[str, str] | None = None) -> list[RunFacts]:
+def find_runs(uri: str, wanted: Sequence[str]) -> list[RunFacts]:
     """Return finished runs, in the order of `wanted`.
 
     Args:
         uri: the tracking store.
-        wanted: run ids, prefixes of them, run names, or what follows a dash in these, up to the end; empty for all
-            runs.
-        tag: name and value of a tag that the runs must have.
+        wanted: run ids, prefixes of them, run names, or what follows a dash in these, up to the end.
 
     Raises:
         ConfigError: the store does not exist, or a name fits no finished run or several.
     """
-    found = search_runs(uri, f"tags.`{tag[0]}` = '{tag[1]}'" if tag else "")
-    if not wanted:
-        return found
-    chosen = []
+    found, chosen = search_runs(uri) if wanted else [], list[RunFacts]()
     for name in wanted:
-        fitting = [run for run in found if name in (run.run_id, run.name)] or [
-            run for run in found if _is_part(name, run.run_id, run.name)
-        ]
+        fitting = _fitting(found, name)
         if len(fitting) != 1:
             known = ", ".join(f"{run.run_id[:8]} ({run.name})" for run in found[-8:]) or "none"
             what = _why_not(uri, name) if not fitting else f"{len(fitting)} runs fit"
@@ -73,23 +60,27 @@ def find_runs(uri: str, wanted: Sequence[str], tag: tuple[str, str] | None = Non
                 f"{name}: {what}. Give a run id, its beginning, a run name or its end. The latest runs in "
                 f"{redact_credentials(uri)}: {known}"
             )
-        chosen.append(fitting[0])
+        chosen += fitting
     return chosen
 
 
-def _is_part(text: str, run_id: str, name: str) -> bool:
-    """Return whether a text is the beginning of a run's id or, after a dash, the end of its name."""
-    return run_id.startswith(text) or name == text or name.endswith(f"-{text.removeprefix('-')}")
+def _fitting(runs: Iterable[RunFacts], text: str) -> list[RunFacts]:
+    """Return the runs with this id or name; if there are none, those whose id or name it abbreviates."""
+    runs, end = list(runs), f"-{text.removeprefix('-')}"
+    return [run for run in runs if text in (run.run_id, run.name)] or [
+        run for run in runs if run.run_id.startswith(text) or run.name.endswith(end)
+    ]
 
 
 def _why_not(uri: str, name: str) -> str:
     """Return why no finished run has this id or name: it is in the trash, is not finished, or does not exist."""
     with connection.client(uri) as client:
+        import mlflow
         from mlflow.entities import ViewType
 
-        experiments = [experiment.experiment_id for experiment in client.search_experiments(ViewType.ALL)]
-        for run in _every_run(client, experiments, "", ViewType.ALL):
-            if _is_part(name, run.info.run_id, run.info.run_name):
+        experiments = [experiment.experiment_id for experiment in mlflow.search_experiments(ViewType.ALL)]
+        for run in mlflow.search_runs(experiments, run_view_type=ViewType.ALL, output_format="list"):
+            if _fitting([facts(run)], name):
                 if in_trash(run):
                     experiment = client.get_experiment(run.info.experiment_id)
                     gone = experiment.lifecycle_stage == "deleted"
@@ -109,13 +100,12 @@ def search_runs(uri: str, query: str = "") -> list[RunFacts]:
         ConfigError: the store does not exist or cannot be used, or MLflow cannot parse the query.
     """
     connection.check_runs(uri)
-    with connection.client(uri) as client:
+    with connection.client(uri):
         from mlflow.exceptions import MlflowException
 
         try:
-            experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-            runs = _every_run(client, experiments, query)
-            return [facts(run) for run in runs if run.info.status == Status.FINISHED and "regime" in run.data.params]
+            found = map(facts, _all_runs(query))
+            return [run for run in found if run.status == Status.FINISHED and "regime" in run.params]
         except MlflowException as error:
             if not query or error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
@@ -126,24 +116,19 @@ def search_runs(uri: str, query: str = "") -> list[RunFacts]:
             ) from None
 
 
-def _every_run(client: MlflowClient, experiments: list[str], query: str, view: int | None = None) -> Iterator[Run]:
-    """Yield the runs of experiments that fit a query, the oldest first, from all pages of MLflow's response.
+def _all_runs(query: str, experiment: str | None = None) -> list[Run]:
+    """Return the runs of the store in use that fit a query and are not in the trash, the oldest first.
 
     Args:
-        client: of the store.
-        experiments: the ids of the experiments.
         query: in MLflow's syntax.
-        view: MLflow's ViewType; None for runs that are not in the trash.
+        experiment: the name of their experiment; None for those of all experiments.
     """
-    shown: dict[str, Any] = {} if view is None else {"run_view_type": view}
-    token: str | None = ""
-    while token is not None and experiments:
-        page = client.search_runs(
-            experiments, query, order_by=["attributes.start_time ASC"], max_results=1000, page_token=token or None,
-            **shown,
-        )  # fmt: skip
-        yield from page
-        token = page.token or None
+    import mlflow
+
+    return mlflow.search_runs(
+        filter_string=query, experiment_names=[experiment] if experiment else None, search_all_experiments=True,
+        order_by=["attributes.start_time ASC"], output_format="list",
+    )  # fmt: skip
 
 
 def facts(run: Run) -> RunFacts:
@@ -154,7 +139,7 @@ def facts(run: Run) -> RunFacts:
             data = data or str(json.loads(dataset_input.dataset.source)["uri"])
     return RunFacts(
         run.info.run_id, run.info.run_name, run.data.params, run.data.metrics, run.data.tags, run.info.experiment_id,
-        data,
+        data, run.info.status,
     )  # fmt: skip
 
 
@@ -193,23 +178,8 @@ def find_run(client: MlflowClient, run_id: str) -> Run | None:
         raise
 
 
-def recorded_folder(uri: str, named: str, key: str) -> tuple[str, str | None]:
-    """Return the id and the recorded run directory of a run, finished or not; it may have been moved since.
-
-    Args:
-        uri: the tracking store.
-        named: see `whole_id`.
-        key: for the error message.
-
-    Raises:
-        ConfigError: there is no such run in the store, or several fit.
-    """
-    run = get_run(uri, whole_id(uri, named, key), key, trash=True)
-    return run.info.run_id, run.data.tags.get("run_folder")
-
-
 def read_file(uri: str, named: str, name: str, largest: int, key: str) -> bytes | None:
-    """Return the content of an artifact of the run that a key of the command line names, see `whole_id`.
+    """Return the content of an artifact of the run that a key of the command line names, see `get_run`.
 
     Returns:
         None if the artifact has more bytes than `largest`.
@@ -217,8 +187,7 @@ def read_file(uri: str, named: str, name: str, largest: int, key: str) -> bytes 
     Raises:
         ConfigError: there is no such run in the store, it has no such artifact, or the store cannot be used.
     """
-    run_id = whole_id(uri, named, key)
-    get_run(uri, run_id, key)
+    run_id = get_run(uri, named, key).info.run_id
     with (
         connection.client(uri, f"{key}: {name} of run {run_id} cannot be read from MLflow") as client,
         tempfile.TemporaryDirectory() as folder,
@@ -278,57 +247,44 @@ def read_files(uri: str, run_id: str, names: Sequence[str], optional: Sequence[s
         return {name: path.read_bytes() for name, path in paths.items() if path is not None}
 
 
-def whole_id(uri: str, named: str, key: str) -> str:
-    """Return the id of the run, finished or not, that a text names in one of the ways of `find_runs`.
-
-    The text is returned unchanged if it is a whole id, or names no run.
-
-    Raises:
-        ConfigError: several runs fit.
-    """
-    if RUN_ID.fullmatch(named) or not named or connection.missing(uri):
-        return named
-    with connection.client(uri) as client:
-        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        infos = [run.info for run in _every_run(client, experiments, "tags.run_folder != ''")]
-    fitting = [info for info in infos if named == info.run_name] or [
-        info for info in infos if _is_part(named, info.run_id, info.run_name)
-    ]
-    if len(fitting) > 1:
-        known = ", ".join(f"{info.run_id[:8]} ({info.run_name}, {info.status})" for info in fitting[-8:])
-        raise ConfigError(f"{key}: {len(fitting)} runs fit {named!r}: {known}. Give more of the id or of the name")
-    return str(fitting[0].run_id) if fitting else named
-
-
-def get_run(uri: str, run_id: str, key: str, *, trash: bool = False) -> Run:
-    """Return a run by its id, which is the value of the configuration's `key`.
+def get_run(uri: str, named: str, key: str, *, trash: bool = False) -> Run:
+    """Return the run, finished or not, that a key of the command line names in one of the ways of `find_runs`.
 
     Args:
         uri: the tracking store.
-        run_id: the whole id.
+        named: the run; one in MLflow's trash is found by its whole id only.
         key: for the error message.
         trash: whether to accept a run in MLflow's trash.
 
     Raises:
-        ConfigError: there is no such run, or the store cannot be used.
+        ConfigError: there is no such run, several fit, or the store cannot be used.
     """
-    reason = "no folder has this name, and no run there has such an id or name"
-    if RUN_ID.fullmatch(run_id):
-        reason = "there is no such file"
-        if not connection.missing(uri):
-            connection.check(uri)
-            with connection.client(uri) as client:
-                found = find_run(client, run_id)
-            if found is not None and in_trash(found) and not trash:
-                raise ConfigError(f"{key}: {run_id}: {trashed(uri, found)}")
-            if found is not None:
+    is_id = RUN_ID.fullmatch(named)
+    reason = "there is no such file" if is_id else "no folder has this name, and no run there has such an id or name"
+    if named and not connection.missing(uri):
+        connection.check(uri)
+        with connection.client(uri) as client:
+            run_id = named if is_id else _whole_id(named, key)
+            if found := find_run(client, run_id) if run_id else None:
+                if in_trash(found) and not trash:
+                    raise ConfigError(f"{key}: {run_id}: {trashed(uri, found)}")
                 return found
+        if is_id:
             reason = "it has no run of this id: it was deleted for good, or is in another store"
     raise ConfigError(
         f"{key}: must be a run's folder, or the id or the end of the name of a run in {redact_credentials(uri)} "
-        f"({reason}). Received: {run_id!r}. Another store: tracking.uri=..., MLFLOW_TRACKING_URI, or EXPERIMENTS_HOME "
+        f"({reason}). Received: {named!r}. Another store: tracking.uri=..., MLFLOW_TRACKING_URI, or EXPERIMENTS_HOME "
         "for another outputs/"
     )
+
+
+def _whole_id(named: str, key: str) -> str | None:
+    """Return the id of the run in the store in use that a text names, finished or not; None if there is none."""
+    fitting = _fitting(map(facts, _all_runs("tags.run_folder != ''")), named)
+    if len(fitting) > 1:
+        known = ", ".join(f"{run.run_id[:8]} ({run.name}, {run.status})" for run in fitting[-8:])
+        raise ConfigError(f"{key}: {len(fitting)} runs fit {named!r}: {known}. Give more of the id or of the name")
+    return fitting[0].run_id if fitting else None
 
 
 def read_predictions(uri: str, run: RunFacts, split: str) -> list[predictions.Prediction]:
@@ -362,19 +318,10 @@ def deleted(uri: str, run_ids: Sequence[str]) -> set[str]:
         ConfigError: the store cannot be used.
     """
     connection.check(uri)
-    with connection.client(uri) as client:
-        from mlflow.entities import ViewType
-
-        experiments = [experiment.experiment_id for experiment in client.search_experiments(ViewType.ALL)]
+    with connection.client(uri):
         wanted = ", ".join(f"'{run_id}'" for run_id in run_ids)
-        runs = _every_run(client, experiments, f"attributes.run_id IN ({wanted})") if run_ids else ()
-        return set(run_ids) - {run.info.run_id for run in runs}
-
-
-def ui_command(port: int) -> list[str]:
-    """Return the command that serves the MLflow UI, to this machine only, for the store in MLFLOW_BACKEND_STORE_URI."""
-    served = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    return [sys.executable, "-m", "mlflow", "server", *served]
+        known = _all_runs(f"attributes.run_id IN ({wanted})") if run_ids else ()
+        return set(run_ids) - {run.info.run_id for run in known}
 
 
 def finished(uri: str, experiment: str) -> dict[str, RunFacts]:
@@ -387,9 +334,8 @@ def finished(uri: str, experiment: str) -> dict[str, RunFacts]:
     """
     if connection.missing(uri):
         return {}
-    with connection.client(uri) as client:
-        known = client.get_experiment_by_name(experiment)
-        runs = _every_run(client, [known.experiment_id] if known else [], "attributes.status = 'FINISHED'")
+    with connection.client(uri):
+        runs = map(facts, _all_runs("attributes.status = 'FINISHED'", experiment))
         # Runs without these tags belong to another tool.
         needed = {"identity", "data_fingerprint", "run_folder"}
-        return {run.data.tags["identity"]: facts(run) for run in runs if needed <= run.data.tags.keys()}
+        return {run.tags["identity"]: run for run in runs if needed <= run.tags.keys()}
