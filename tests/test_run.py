@@ -37,7 +37,6 @@ from experiments.run import print_results, read_data, run
 from experiments.runs.curves import Curves
 from experiments.storage.array_cache import Rows
 from experiments.storage.csv_files import read_rows, write_rows
-from experiments.sweeps.plan import plain
 from experiments.sweeps.worker_tasks import prepare_jobs
 from experiments.system.startup import quiet_start
 from experiments.tracking import inputs, sync
@@ -269,7 +268,7 @@ def test_accumulation_beyond_the_end_is_refused(drawn: Path, config: Callable[..
     # A sweep, which reads the data of its jobs once, checks every job.
     jobs = [config(*root, f"optimizer.gradient_accumulation_steps={steps}") for steps in (6, 7)]
     with pytest.raises(ConfigError, match="Received: 7"):
-        prepare_jobs([plain(job) for job in jobs])
+        prepare_jobs(jobs)
 
 
 def test_a_joined_model_that_disagrees_is_not_reported(drawn: Path, config: Callable[..., schema.Config]) -> None:
@@ -455,9 +454,9 @@ def test_a_sweep_refuses_weights_that_have_seen_the_images_of_one_of_its_jobs(
         return origin(folder / "inputs", rows, "model.weights")
 
     monkeypatch.setattr(inputs, "fetch", fetch)
-    assert len(prepare_jobs([plain(jobs[0])])) == 1
+    assert len(prepare_jobs(jobs[:1])) == 1
     with pytest.raises(DataError, match=r"model\.weights: the run it names was trained on \d+ of the images"):
-        prepare_jobs([plain(job) for job in jobs])
+        prepare_jobs(jobs)
 
 
 def test_what_is_loaded_is_not_looked_through_for_garbage(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,34 +84,31 @@ def test_the_tasks_of_a_sweep_are_functions() -> None:
 
 
 def test_jobs_share_the_features_that_a_regime_declares(
-    given: Callable[[str], tuple[str, ...]], config: Callable[..., Config], tmp_path: Path
+    given: Callable[[str], tuple[str, ...]], config: Callable[..., Config]
 ) -> None:
-    jobs = [config(*given("probe"), f"optimizer.lr={rate}").model_dump(by_alias=True) for rate in (0.1, 0.2)]
+    jobs = [config(*given("probe"), f"optimizer.lr={rate}") for rate in (0.1, 0.2)]
     lines, lacking = worker_tasks.shared(worker_tasks.prepare_jobs(jobs))
     assert lacking and "3 tables for 6 readings by jobs" in lines[0]
-    worker_tasks.share(jobs, str(tmp_path / "response.json"))
-    assert "error" not in json.loads((tmp_path / "response.json").read_bytes())
+    worker_tasks.share(jobs)
     lines, lacking = worker_tasks.shared(worker_tasks.prepare_jobs(jobs))
     assert not lacking and "all cached" in lines[0]
-    undeclared = [config(*given("undeclared")).model_dump(by_alias=True)]
-    assert worker_tasks.shared(worker_tasks.prepare_jobs(undeclared)) == ([], False)
+    assert worker_tasks.shared(worker_tasks.prepare_jobs([config(*given("undeclared"))])) == ([], False)
 
 
 def test_what_is_noteworthy_of_the_images_is_in_a_sweeps_plan_once(
     drawn: Path, here: tuple[str, ...], config: Callable[..., Config], tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    root, response = tmp_path / "copied", tmp_path / "response.json"
+    root = tmp_path / "copied"
     shutil.copytree(drawn, root)
     pixels = np.kron(np.random.default_rng(0).integers(0, 256, (12, 12, 3)), np.ones((8, 8, 1))).astype("uint8")
     Image.fromarray(pixels).save(root / "train" / "blobs" / "scene.png")
     Image.fromarray(pixels).save(root / "validation" / "blobs" / "scene.jpg", quality=60)
     jobs = [config(*here, f"data.root={root}", "regime=bottleneck", "model.weights=null", "tracking=none",
-                   f"data.on_bad={value}").model_dump(by_alias=True) for value in ("error", "skip")]  # fmt: skip
-    worker_tasks.inspect_jobs(jobs, str(response))
-    lines = json.loads(response.read_bytes())["lines"]
+                   f"data.on_bad={value}") for value in ("error", "skip")]  # fmt: skip
+    lines = worker_tasks.inspect_jobs(jobs)["lines"]
     assert sum("Near-duplicates in two splits: 1 pair, the first: train/blobs/scene.png" in line for line in lines) == 1
-    worker_tasks.share(jobs, str(response))
+    worker_tasks.share(jobs)
     assert "Near-duplicates" not in caplog.text
 
 

@@ -21,7 +21,6 @@ from experiments.reuse import continuation, resume
 from experiments.runs import continuation as continuation_of
 from experiments.runs.curves import Curves
 from experiments.runs.run_directory import RunDirectory
-from experiments.sweeps import plan, worker_tasks
 from experiments.sweeps.worker_tasks import prepare_jobs
 from experiments.system.paths import default_outputs
 from experiments.system.progress import PlainConsole, Terminal
@@ -156,7 +155,7 @@ def test_jobs_of_a_sweep_continue_a_run_with_identities_of_their_own(
     root = continuation_of.configuration(RunDirectory(short))["data"]["root"]
     given = ("data=folder", f"data.root={root}", "data.image_size=48", "regime=bottleneck", *SMALL, "epochs=4")
     continued = [config(*given, f"continue_from={short}", f"optimizer.lr={rate}") for rate in (1e-4, 1e-5)]
-    jobs = prepare_jobs([job.model_dump(by_alias=True) for job in (*continued, config(*given))])
+    jobs = prepare_jobs([*continued, config(*given)])
     assert len({job.identity for job in jobs}) == 3
     assert [bool(job.components.continued) for job in jobs] == [True, True, False]
 
@@ -200,9 +199,9 @@ def test_what_does_not_fit_is_refused(
 def test_a_sweep_refuses_what_a_job_would_refuse(short: Path, drawn: Path, config: Callable[..., Config]) -> None:
     data = ("data=folder", f"data.root={drawn}", "data.image_size=48", f"outputs={short.parent}", "regime=bottleneck")
     jobs = [config(*data, *SMALL, "epochs=4", f"continue_from={short}", f"data.fold={fold}") for fold in ("null", "0")]
-    assert len(worker_tasks.prepare_jobs([plan.plain(jobs[0])])) == 1
+    assert len(prepare_jobs(jobs[:1])) == 1
     with pytest.raises(DataError, match="was trained on .* of the images that this run validates"):
-        worker_tasks.prepare_jobs([plan.plain(job) for job in jobs])
+        prepare_jobs(jobs)
 
 
 def test_an_unfinished_run_is_refused_with_the_command_that_resumes_it(run_here: Run, short: Path) -> None:

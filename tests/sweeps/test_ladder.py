@@ -63,8 +63,8 @@ HEAD, NONE_ABOVE = rows("head", [440, 442, 441]), [rows("all", None), rows("fres
 def test_a_significant_gain_leads_to_the_next_rung() -> None:
     found = ladder(HEAD, rows("one", [462, 460, 463]), rows("two", None), *NONE_ABOVE)
     (climb,) = found.climbs
-    assert [step.rung for step in climb.steps] == ["head", "one"]
-    assert climb.next is not None and climb.next[0] == "two" and climb.left == []
+    assert [step.place.rung for step in climb.steps] == ["head", "one"]
+    assert climb.next is not None and climb.next.place.rung == "two" and climb.left == []
     (gain,) = [step.gain for step in climb.steps if step.gain]
     assert gain.significant and gain.value == pytest.approx((462 + 460 + 463 - 440 - 442 - 441) / 1500)
     assert gain.source == "seeds", "paired by image, the variance of the seeds in it"
@@ -73,16 +73,16 @@ def test_a_significant_gain_leads_to_the_next_rung() -> None:
 def test_the_climb_ends_at_a_rung_without_a_significant_gain() -> None:
     found = ladder(HEAD, rows("one", [462, 460, 463]), rows("two", [463, 460, 464]), *NONE_ABOVE)
     (climb,) = found.climbs
-    assert [step.rung for step in climb.steps] == ["head", "one", "two"] and climb.left == ["all"]
-    assert climb.next is not None and climb.next[0] == "fresh", "on top of `one`, which is as good as `two`"
-    assert found.use is not None and found.use.rung == "one"
+    assert [step.place.rung for step in climb.steps] == ["head", "one", "two"] and climb.left == ["all"]
+    assert climb.next is not None and climb.next.place.rung == "fresh", "on top of `one`, which is as good as `two`"
+    assert found.use is not None and found.use.place.rung == "one"
     done = ladder(HEAD, rows("one", [462, 460, 463]), rows("two", [463, 460, 464]), rows("all", None),
                   rows("fresh", [475, 474, 476], "one"), rows("fresh", None, "two"))  # fmt: skip
     (climb,) = done.climbs
-    assert climb.next is None and climb.steps[-1].below is not None and climb.steps[-1].below.rung == "one"
-    assert done.use is not None and done.use.rung == "fresh"
-    assert {row.number for one in done.reached for row in one.rows} == {0, 1, 2, 100, 101, 102, 200, 201, 202, 400, 401,
-                                                                       402}  # fmt: skip
+    assert climb.next is None and climb.steps[-1].below is not None and climb.steps[-1].below.place.rung == "one"
+    assert done.use is not None and done.use.place.rung == "fresh"
+    numbers = {row.number for step in done.reached for row in step.candidate.rows}
+    assert numbers == {0, 1, 2, 100, 101, 102, 200, 201, 202, 400, 401, 402}
     text = " ".join(done.sentences())
     assert "Use fresh: accuracy 95.0% [" in text and "150 s a run. It has the best score." in text
     assert "The climb ended at two, which has no significant gain. Not run: all;" in text
@@ -95,12 +95,12 @@ def test_the_climb_ends_at_a_rung_without_a_significant_gain() -> None:
 
 def test_every_rung_is_climbed_where_that_is_asked_for() -> None:
     found = ladder(HEAD, rows("one", [441, 441, 442]), rows("two", None), *NONE_ABOVE, climb="all")
-    assert found.climbs[0].next is not None and found.climbs[0].next[0] == "two"
+    assert found.climbs[0].next is not None and found.climbs[0].next.place.rung == "two"
 
 
 def test_a_rung_that_is_worse_ends_the_climb() -> None:
     found = ladder(HEAD, rows("one", [400, 402, 401]), rows("two", None), *NONE_ABOVE)
-    assert found.climbs[0].left == ["two", "all"] and found.use is not None and found.use.rung == "head"
+    assert found.climbs[0].left == ["two", "all"] and found.use is not None and found.use.place.rung == "head"
     assert "one is worse than head by 8.0 points" in " ".join(found.sentences())
 
 
@@ -162,8 +162,8 @@ def test_each_backbone_has_a_ladder_and_the_cheapest_good_rung_of_all_is_used() 
         rows("head", [470, 472, 471], ladder=large), rows("one", [490, 492, 491], ladder=large),
         rows("two", None, ladder=large),
     )  # fmt: skip
-    assert [[step.rung for step in climb.steps] for climb in found.climbs] == [["head", "one"]] * 2
-    assert [climb.next and climb.next[0] for climb in found.climbs] == [None, "two"]
+    assert [[step.place.rung for step in climb.steps] for climb in found.climbs] == [["head", "one"]] * 2
+    assert [climb.next and climb.next.place.rung for climb in found.climbs] == [None, "two"]
     assert "Use one (model=large)" in found.sentences()[0]
 
 
@@ -179,9 +179,9 @@ def test_the_figure_has_a_labelled_point_for_each_rung() -> None:
     ]
     (ring,) = [one for one in axes.collections if one.get_label() == "the rung to use"]
     assert ring.get_offsets().tolist() == [[20.0, pytest.approx(1385 / 1500)]]
-    low, high = found.steps[0][1].candidate.low, found.steps[0][1].candidate.high
+    bounds = list(found.steps[0].candidate.interval[1:])
     (bars,) = axes.containers
-    assert bars.lines[2][0].get_segments()[0][:, 1].tolist() == pytest.approx([low, high])
+    assert bars.lines[2][0].get_segments()[0][:, 1].tolist() == pytest.approx(bounds)
 
 
 class Context:

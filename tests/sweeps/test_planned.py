@@ -57,13 +57,13 @@ class Trained:
     def identity(self, config: Config) -> str:
         return run_identity(config, data=f"{self.data} {config.data.fold}")
 
-    def ask(self, function: str, *arguments: Any) -> dict[str, Any]:
+    def ask(self, function: str, *arguments: Any) -> dict[str, Any] | None:
         if function == "conclude":
-            return summary_files.write_summary(Path(arguments[0]))
+            return summary_files.write_summary(arguments[0])
         if function == "share":
-            return {}
+            return None
         assert function == "inspect_jobs", function
-        configs = [Config.model_validate(one) for one in arguments[0]]
+        configs: Sequence[Config] = arguments[0]
         known: dict[str, dict[str, Any]] = {}
         for folder in sweep_directory.folders(Path(configs[0].outputs)):
             facts = run_directory.RunDirectory(folder).facts() or {}
@@ -250,7 +250,7 @@ def test_what_another_start_has_finished_meanwhile_is_not_trained_again(
         facts = {"command": {}, "identity": "same", "status": status, "run_id": run_id}
         run_directory.RunDirectory(job.folder).write_facts(facts)
     asked: list[Any] = []
-    monkeypatch.setattr(processes, "run_worker_task", lambda *given: asked.append(given[2]) or {"deleted": ["b"]})
+    monkeypatch.setattr(processes, "run_worker_task", lambda *given: asked.append(given[2]) or ["b"])
     sweep_directory.reuse_own_runs(jobs)
     assert [job.status for job in jobs] == ["FINISHED", "NEW", "PARTIAL", "NEW"] and asked == [["a", "b"]]
     assert (jobs[0].run_id, jobs[1].run_id, jobs[1].deleted) == ("a", None, "b")

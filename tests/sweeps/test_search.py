@@ -164,18 +164,17 @@ class Drawing(trials.Worker):
 
 def drawing(config: Any, tmp_path: Path, found: Space, *overrides: str) -> Drawing:
     checked = config(f"sweep.storage=sqlite:///{tmp_path}/s.db", "sweep.search=random", "sweep.jobs=2", *overrides)
-    storage = pruning.storage(checked)
-    study = optuna.create_study(storage=storage, study_name="study", load_if_exists=True)
+    study = optuna.create_study(storage=pruning.storage(checked), study_name="study", load_if_exists=True)
     session: Any = SimpleNamespace(config=checked, folder=tmp_path, stop_reason=lambda jobs: None)
-    return Drawing(session, found, studies.Study(study, storage))
+    return Drawing(session, found, study)
 
 
 def test_a_point_that_was_drawn_before_is_told_and_not_run_again(config: Any, tmp_path: Path) -> None:
     worker = drawing(config, tmp_path, over("a=x,yy", "b=1,2"), "sweep.trials=15")
     worker.work()
-    assert states(worker.study.study) == ["COMPLETE"] * 15
+    assert states(worker.study) == ["COMPLETE"] * 15
     assert len(worker.drawn) == len({tuple(values.items()) for values in worker.drawn})
-    assert {trial.value for trial in worker.study.study.trials if trial.params["a"] == "yy"} == {3.0}
+    assert {trial.value for trial in worker.study.trials if trial.params["a"] == "yy"} == {3.0}
 
 
 def test_what_failed_is_tried_once_at_every_start_and_in_its_place(config: Any, tmp_path: Path) -> None:
@@ -198,7 +197,7 @@ def test_what_failed_is_tried_once_at_every_start_and_in_its_place(config: Any, 
         return worker
 
     first = failing(drawing(config, tmp_path, found, "sweep.trials=12", "sweep.jobs=1"))
-    assert set(states(first.study.study)) == {"FAIL"} and first.failed == 12, "a start ends, though everything fails"
+    assert set(states(first.study)) == {"FAIL"} and len(first.failed) == 12, "a start ends, though everything fails"
     assert len(tried) == len(set(tried)) == 4
     failing(drawing(config, tmp_path, found, "sweep.trials=12", "sweep.jobs=1"))
     assert len(tried) == 8 and set(tried[4:]) == set(tried[:4])
@@ -241,7 +240,7 @@ def test_a_point_that_cannot_be_run_fails_alone_and_a_lost_store_ends_the_start(
     monkeypatch.setattr(sweep_directory, "results", lambda *_: {"validation.accuracy": 0.5})
     worker = start(over("a=x,yy", "b=1,2"), "sweep.trials=12")
     worker.work()
-    ended = {trial.params["b"]: trial for trial in worker.study.study.trials}
+    ended = {trial.params["b"]: trial for trial in worker.study.trials}
     assert ended["1"].state.name == "COMPLETE" and ended["2"].state.name == "FAIL"
     assert ended["2"].user_attrs[studies.REASON] == "b: must be at most 1"
     (record, *_) = sweep_directory.records(tmp_path)
@@ -250,7 +249,7 @@ def test_a_point_that_cannot_be_run_fails_alone_and_a_lost_store_ends_the_start(
     again = start(over("a=x,yy", "b=1,2"), "sweep.trials=30")
     with pytest.raises(ConfigError, match="store is away"):
         again.work()
-    assert "WAITING" in states(again.study.study), "its trials are requeued"
+    assert "WAITING" in states(again.study), "its trials are requeued"
 
 
 def test_workers_of_one_study_share_its_trials(config: Any, tmp_path: Path) -> None:
@@ -260,10 +259,10 @@ def test_workers_of_one_study_share_its_trials(config: Any, tmp_path: Path) -> N
         thread.start()
     for thread in threads:
         thread.join()
-    assert states(workers[0].study.study).count("COMPLETE") == 12
+    assert states(workers[0].study).count("COMPLETE") == 12
     values = [one["a"] for worker in workers for one in worker.drawn]
     assert len(values) == len(set(values)) == 12, "nobody draws what another has drawn"
-    assert "RUNNING" not in states(workers[0].study.study)
+    assert "RUNNING" not in states(workers[0].study)
 
 
 def test_what_is_interrupted_is_asked_for_again(config: Any, tmp_path: Path) -> None:
@@ -275,11 +274,11 @@ def test_what_is_interrupted_is_asked_for_again(config: Any, tmp_path: Path) -> 
     worker.run = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         worker.work()
-    left = [trial.system_attrs["fixed_params"] for trial in worker.study.study.trials if trial.state.name == "WAITING"]
+    left = [trial.system_attrs["fixed_params"] for trial in worker.study.trials if trial.state.name == "WAITING"]
     assert len(left) == 2
     again = drawing(config, tmp_path, over("a=interval(0.0,1.0)"), "sweep.trials=3")
     again.work()
-    done = [trial for trial in again.study.study.trials if trial.state.name == "COMPLETE"]
+    done = [trial for trial in again.study.trials if trial.state.name == "COMPLETE"]
     assert [trial.params for trial in done[:2]] == left and len(done) == 3
     assert [trial.user_attrs[studies.PLACE] for trial in done[:2]] == [0, 1]
 

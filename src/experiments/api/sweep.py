@@ -61,8 +61,9 @@ class Sweep:
         about, rows = summary.read(self.folder)
         name = about["objective"]
         return display.frame([
-            {**candidate.values, name: candidate.score, f"{name}_low": candidate.low, f"{name}_high": candidate.high,
-             "runs": len(candidate.rows), "seconds": candidate.seconds, "jobs": [row.number for row in candidate.rows]}
+            {**candidate.values, name: candidate.score, f"{name}_low": candidate.interval.low,
+             f"{name}_high": candidate.interval.high, "runs": len(candidate.rows), "seconds": candidate.seconds,
+             "jobs": [row.number for row in candidate.rows]}
             for candidate in summary.candidates(rows, name)
         ])  # fmt: skip
 

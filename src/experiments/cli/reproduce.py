@@ -70,7 +70,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
 
     jobs = planned(arguments)
     common = jobs[-1].config  # the last job uses the backbone; the first ones train from scratch
-    backbone, plain = common.model.name, plan.plain(common)
+    backbone = common.model.name
     comparable = not arguments.quick and reproduction.same_task(common, arguments.overrides)
     folder = Path(common.outputs) / "reproduce" / f"{backbone}-{plan.digest([job.config for job in jobs])}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,8 @@ def reproduce(arguments: argparse.Namespace) -> int:
         finally:
             rows, explanation = reproduction.conclude(folder, jobs, backbone, comparable, command(arguments))
             if parent is not None:
-                processes.run_worker_task("close_run", plain, parent, str(folder), reproduction.metrics(rows), status)
+                found, uri = reproduction.metrics(rows), common.tracking.uri
+                processes.run_worker_task("close_run", uri, parent, folder, found, status)
     finally:
         lock.release()
     show(rows, explanation)
@@ -155,9 +156,9 @@ def open_parent(folder: Path, config: Config) -> str:
 
     path = folder / PARENT
     before = json.loads(path.read_bytes())["run_id"] if path.exists() else None
-    opened = processes.run_worker_task("open_run", config, str(folder), before)
-    atomic_files.write_file(path, json.dumps(opened).encode())
-    return str(opened["run_id"])
+    run_id: str = processes.run_worker_task("open_run", config, folder, before)
+    atomic_files.write_file(path, json.dumps({"run_id": run_id}).encode())
+    return run_id
 
 
 def command(arguments: argparse.Namespace) -> str:

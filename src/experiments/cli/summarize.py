@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from experiments.cli.arguments import exit_on_error
@@ -34,15 +33,14 @@ def summarize(folder: Path) -> None:
         ConfigError: the directory holds no sweep, or the tracking store's password is not known.
     """
     from experiments.config.credentials import revealed
-    from experiments.runs.run_directory import SWEEP
-    from experiments.sweeps import summary_files
+    from experiments.sweeps import summary_files, sweep_directory
     from experiments.sweeps.terminal import show_summary
     from experiments.system.progress import PlainConsole
     from experiments.system.redaction import is_concealed
     from experiments.tracking.summary_runs import end_sweep
 
     summary = summary_files.write_summary(folder)
-    about = json.loads((folder / SWEEP).read_bytes())
+    about = sweep_directory.read(folder)
     show_summary(PlainConsole(), summary, folder)
     if about["parent"] is not None:
         running = any(run["status"] in (Status.NEW, Status.PARTIAL, Status.RUNNING) for run in summary["runs"])

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.errors import ConfigError
-from experiments.runs.run_directory import SWEEP, RunDirectory, job_records
+from experiments.runs.run_directory import SWEEP, RunDirectory, job_directory, job_records
 
 REPEATS = ("seed", "data.fold")  # jobs that differ only in the values of these keys are repeats of one candidate
 
@@ -50,20 +49,11 @@ def of_candidate(sweep: Path, values: Mapping[str, str]) -> list[CandidateRun]:
     found = []
     for job in job_records(sweep):
         if without_repeats(job["values"]) == without_repeats(values):
-            places = (RunDirectory(Path(job["folder"])), RunDirectory(sweep / str(job["number"])))
-            directory = next((place for place in places if _has_results(place, job.get("identity", ""))), None)
+            directory = job_directory(sweep, job["number"], Path(job["folder"]), job.get("identity", ""))
             if directory:
                 found.append(CandidateRun(directory, job["values"].get("data.fold"), job.get("final", False)))
     folds = any(run.fold is not None for run in found)
     return [run for run in found if folds or not run.final]
-
-
-def _has_results(directory: RunDirectory, identity: str) -> bool:
-    """Return whether the run of this identity has finished in a directory; a damaged one counts as unfinished."""
-    try:
-        return directory.finished(identity) is not None
-    except (ConfigError, ValueError):
-        return False
 
 
 def unrated(images: Iterable[Mapping[str, str]], rated: Iterable[str]) -> int:

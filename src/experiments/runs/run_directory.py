@@ -6,6 +6,7 @@ directory, which then has only its results and FETCHED.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -82,6 +83,24 @@ def job_records(sweep: Path) -> list[dict[str, Any]]:
 def predictions_file(split: str) -> str:
     """Return the name of the file with the predictions for a split."""
     return f"{predictions.stem(split)}.csv"
+
+
+def job_directory(sweep: Path, number: int, folder: Path, identity: str) -> RunDirectory | None:
+    """Return the directory with the results of a sweep's job; None if its run has not finished, or is damaged.
+
+    It is the run's or, if that is on another machine or was moved, the job's, with the files fetched from MLflow.
+
+    Args:
+        sweep: the sweep's directory.
+        number: of the job.
+        folder: the run's directory, which may be outside of the sweep's.
+        identity: of the run.
+    """
+    for place in (RunDirectory(folder), RunDirectory(sweep / str(number))):
+        with contextlib.suppress(ConfigError, ValueError):
+            if place.finished(identity) is not None:
+                return place
+    return None
 
 
 @dataclass(frozen=True)

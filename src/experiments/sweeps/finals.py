@@ -37,7 +37,7 @@ def final_jobs(session: Session, winner: dict[str, Any], number: int) -> list[Jo
             job.trained = str(place) if plan.has_weights(place, job.identity) else None
         jobs.append(job)
     if folded:
-        response = processes.run_worker_task("inspect_jobs", [plan.plain(job.config) for job in jobs])
+        response = processes.run_worker_task("inspect_jobs", [job.config for job in jobs])
         for job, known in zip(jobs, response["jobs"], strict=True):
             job.identity = known["identity"]
     for job in jobs:

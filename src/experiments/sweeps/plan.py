@@ -333,8 +333,3 @@ def digest(jobs: Sequence[Config], *more: str | int) -> str:
         plain.pop("continue_from", None)  # the identities cover the content; version 0.2 had no such key
     configs = sorted(json.dumps(plain, sort_keys=True) for plain in plains)
     return hashlib.sha256(json.dumps([configs, list(more)]).encode()).hexdigest()[:8]
-
-
-def plain(config: Config) -> dict[str, Any]:
-    """Return a configuration as JSON values, as worker tasks receive it."""
-    return config.model_dump(by_alias=True, mode="json")

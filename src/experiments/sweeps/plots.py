@@ -64,8 +64,7 @@ def draw(
         drawn["parallel"] = parallel(scored, keys, objective)
     if climbed and climbed.steps:
         drawn["ladder"] = ladder(climbed)
-    lows = [candidate.score if math.isnan(candidate.low) else candidate.low for candidate in scored]
-    lowest = min(lows, default=math.inf)
+    lowest = min((np.nanmin([candidate.score, candidate.interval.low]) for candidate in scored), default=math.inf)
     if baseline is not None and baseline >= lowest:
         panels = [panel for name in ("time", "parameters", "ladder") if name in drawn for panel in drawn[name].axes]
         for panel in filter(Artist.get_visible, panels):
@@ -106,15 +105,10 @@ def places(values: Sequence[str | None]) -> tuple[list[float], list[tuple[float,
     return [at[text] for text in texts], ticks
 
 
-def error_bars(candidates: Sequence[Candidate]) -> list[list[float]]:
+def error_bars(candidates: Sequence[Candidate]) -> np.ndarray:
     """Return how far the intervals of candidates extend below and above their scores: [2, candidates], 0 if unknown."""
-    return [
-        [
-            0 if math.isnan(bound) else abs(candidate.score - bound)
-            for candidate, bound in zip(candidates, bounds, strict=True)
-        ]
-        for bounds in ([candidate.low for candidate in candidates], [candidate.high for candidate in candidates])
-    ]
+    scores, lows, highs = np.array([candidate.interval for candidate in candidates]).T
+    return np.nan_to_num(np.abs([scores - lows, highs - scores]))
 
 
 @STYLE
@@ -201,7 +195,7 @@ def ladder(climbed: Climbed) -> Figure:
     figure = new_figure(7.5, 4.8)
     axes = figure.subplots()
     climbs = [climb for climb in climbed.climbs if climb.steps]
-    seconds = [step.candidate.cost for _, step in climbed.steps]
+    seconds = [step.candidate.cost for step in climbed.steps]
     for color, climb in zip(colors(len(climbs)), climbs, strict=True):
         reached = [step.candidate for step in climb.steps]
         for step in climb.steps:
@@ -212,12 +206,12 @@ def ladder(climbed: Climbed) -> Figure:
         costs, scores = [candidate.cost for candidate in reached], [candidate.score for candidate in reached]
         axes.errorbar(
             costs, scores, yerr=error_bars(reached), fmt="o", color=color, capsize=3, markersize=5,
-            label=literal(short(" ".join(climb.values.values()), 40)) if climb.values else None,
+            label=literal(short(" ".join(named.values()), 40)) if (named := climb.steps[0].place.ladder) else None,
         )  # fmt: skip
         for at, (step, cost, score) in enumerate(zip(climb.steps, costs, scores, strict=True)):
             last = cost == max(seconds)
             axes.annotate(
-                literal(short(step.rung, 30)), (cost, score), fontsize=SMALL, textcoords="offset points",
+                literal(short(step.place.rung, 30)), (cost, score), fontsize=SMALL, textcoords="offset points",
                 xytext=(-6 if last else 6, 5 if at % 2 else -13), ha="right" if last else "left",
             )  # fmt: skip
     if climbed.use:

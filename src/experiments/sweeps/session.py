@@ -75,7 +75,7 @@ class Session:
         self.console = PlainConsole(quiet=self.config.progress == "none")
         self.parent: str | None = None  # id of the sweep's MLflow run
         self.known: dict[Path, tuple[int, Row]] = {}  # see `summary.read_jobs`
-        self.new_results, self.on_target = False, False
+        self.on_target = False  # whether a candidate has reached sweep.target
         sweep_directory.check_sweep(self.folder, name)
 
     @contextmanager
@@ -122,8 +122,7 @@ class Session:
         """Create the sweep's MLflow run or continue that of an earlier start, and write records of sweep and jobs."""
         if self.config.tracking.uri is not None:
             before = sweep_directory.read(self.folder).get("parent")
-            response = processes.run_worker_task("open_run", self.config, str(self.folder), before)
-            self.parent = response["run_id"]
+            self.parent = processes.run_worker_task("open_run", self.config, self.folder, before)
         about = {
             "name": self.name,
             "command": self.setup.command,
@@ -140,8 +139,8 @@ class Session:
             job for job in jobs if job.status == Status.FINISHED and not sweep_directory.results(self.folder, job)
         ]
         if remote:
-            places = [(job.run_id, job.identity, str(self.folder / str(job.number))) for job in remote]
-            processes.run_worker_task("fetch", plan.plain(self.config), places)
+            runs = [(job.run_id, job.identity, self.folder / str(job.number)) for job in remote]
+            processes.run_worker_task("fetch", self.config.tracking.uri, runs)
 
     def run(self, jobs: Sequence[Job], stage: str = "jobs") -> None:
         """Run the unfinished jobs, and record how each one ended."""
@@ -150,7 +149,7 @@ class Session:
             return
         if self.features_missing:
             self.features_missing = False
-            processes.run_worker_task("share", [plan.plain(job.config) for job in todo])
+            processes.run_worker_task("share", [job.config for job in todo])
         planned = [planned_run(job, self.setup.launcher, self.parent) for job in todo]
         with Terminal(self.console).stage(stage, len(todo)) as advance:
 
@@ -172,7 +171,8 @@ class Session:
         if failure and facts.get("status") == Status.PRUNED:
             job.status, job.reason = Status.PRUNED, failure.strip().splitlines()[-1]  # its output ends with the reason
         job.write(self.folder)
-        self.new_results = True
+        if self.config.sweep.target is not None and not job.final:
+            self.on_target = self.reached(self.config.sweep.target)
         objective = self.config.objective
         self.print_lines(terminal.job_line(job, objective, (metrics or {}).get(f"validation.{objective}")))
 
@@ -183,27 +183,20 @@ class Session:
             return "one has failed (sweep.on_error=stop)"
         if settings.max_minutes is not None and time.monotonic() - self.setup.began > 60 * settings.max_minutes:
             return f"sweep.max_minutes={settings.max_minutes:g} have passed"
-        ended = any(job.seconds is not None and not job.final for job in jobs)
-        if settings.target is not None and ended and self.reached(settings.target):
+        if self.on_target:
             return f"sweep.target={settings.target:g} is reached"
         return None
 
     def reached(self, target: float) -> bool:
-        """Return whether the whole interval of a candidate is at least as good as the target.
-
-        Launchers with a queue call this at every poll, so results are read only after a job of this start has ended.
-        """
+        """Return whether the whole interval of a candidate is at least as good as the target."""
         from experiments.sweeps import summary
 
-        if self.new_results:
-            self.new_results, objective = False, self.config.objective
-            rows = summary.read_jobs(self.folder, objective, self.known)
-            complete = [candidate for candidate in summary.candidates(rows, objective) if candidate.whole]
-            if objective in LOWER_IS_BETTER:
-                self.on_target = any(candidate.high <= target for candidate in complete)
-            else:
-                self.on_target = any(candidate.low >= target for candidate in complete)
-        return self.on_target
+        objective = self.config.objective
+        rows = summary.read_jobs(self.folder, objective, self.known)
+        intervals = [candidate.interval for candidate in summary.candidates(rows, objective) if candidate.whole]
+        if objective in LOWER_IS_BETTER:
+            return any(interval.high <= target for interval in intervals)
+        return any(interval.low >= target for interval in intervals)
 
     # -- the end
 
@@ -221,7 +214,7 @@ class Session:
         from experiments.sweeps.finals import final_jobs
 
         sweep_directory.resolve_repeated(self.folder, jobs)
-        summary = processes.run_worker_task("conclude", str(self.folder))
+        summary = processes.run_worker_task("conclude", self.folder)
         failed = any(job.status == Status.FAILED for job in jobs)
         if summary["winner"] and self.config.sweep.final and (not failed if final is None else final):
             number = max(job.number for job in jobs) + 1 if after is None else summary["winner"]["number"] + after
@@ -229,7 +222,7 @@ class Session:
             self.features_missing = True  # the final runs may need features that no job has read
             self.run(finals, "final run of the winner")
             failed = failed or any(job.status == Status.FAILED for job in finals)
-            summary = processes.run_worker_task("conclude", str(self.folder))
+            summary = processes.run_worker_task("conclude", self.folder)
         self.close(summary["metrics"], Status.FAILED if failed else Status.FINISHED)
         terminal.show_summary(self.console, summary, self.folder)
         if failed:
@@ -238,8 +231,8 @@ class Session:
     def close(self, metrics: dict[str, float], status: Status) -> None:
         """End the sweep's MLflow run, if there is one."""
         if self.parent is not None:
-            folder = str(self.folder)
-            processes.run_worker_task("close_run", plan.plain(self.config), self.parent, folder, metrics, status)
+            uri = self.config.tracking.uri
+            processes.run_worker_task("close_run", uri, self.parent, self.folder, metrics, status)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -250,7 +243,7 @@ class Session:
             raise
         except BaseException as error:
             with contextlib.suppress(ConfigError, OSError):  # the disk may be full
-                metrics = processes.run_worker_task("conclude", str(self.folder))["metrics"]
+                metrics = processes.run_worker_task("conclude", self.folder)["metrics"]
                 self.close(metrics, Status.FAILED if isinstance(error, Exception) else Status.KILLED)
             error.add_note("Go on with this sweep: the same command again")
             raise
@@ -258,9 +251,10 @@ class Session:
 
 def recorded(config: Config) -> dict[str, Any]:
     """Return the configuration that sweep.json contains: as it is logged, with the values that summaries read."""
-    written, plain = logged(config), plan.plain(config)
+    written = logged(config)
     for group, names in SUMMARY_KEYS.items():
-        written[group] = written.get(group, {}) | {name: plain[group][name] for name in names}
+        values = getattr(config, group)
+        written[group] = written.get(group, {}) | {name: getattr(values, name) for name in names}
     return written
 
 
@@ -270,7 +264,7 @@ def inspect_jobs(jobs: Sequence[Job]) -> Inspection:
     Raises:
         ConfigError: something would stop a job, such as missing weights.
     """
-    response = processes.run_worker_task("inspect_jobs", [plan.plain(job.config) for job in jobs])
+    response = processes.run_worker_task("inspect_jobs", [job.config for job in jobs])
     for job, known in zip(jobs, response.pop("jobs"), strict=True):
         job.identity = known["identity"]
         if known.get("status") and not job.config.sweep.rerun:

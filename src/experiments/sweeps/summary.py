@@ -20,7 +20,7 @@ from experiments.errors import ConfigError
 from experiments.evaluation.evaluate import IMAGE_METRICS, Baseline, image_score, majority_baseline
 from experiments.evaluation.statistics import UNKNOWN, Interval
 from experiments.runs.candidate_runs import without_repeats
-from experiments.runs.run_directory import RunDirectory, predictions_file
+from experiments.runs.run_directory import RunDirectory, job_directory, predictions_file
 from experiments.sweeps.plan import format_values, is_folded
 from experiments.sweeps.rungs import Place
 from experiments.sweeps.sweep_directory import JOB, SWEEP, records
@@ -62,14 +62,6 @@ class Candidate:
     @property
     def score(self) -> float:
         return self.interval.value
-
-    @property
-    def low(self) -> float:
-        return self.interval.low
-
-    @property
-    def high(self) -> float:
-        return self.interval.high
 
     @property
     def name(self) -> str:
@@ -132,10 +124,8 @@ def read_jobs(folder: Path, objective: str, known: dict[Path, tuple[int, Row]]) 
 def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
     """Return a job with its scores on a split's images, if a directory holds the results of the planned run."""
     identity, status = job.get("identity", ""), job["status"]
-    # The run's directory; if that is on another machine or was moved, the job's, with the files fetched from MLflow.
-    places = [RunDirectory(Path(job["folder"])), RunDirectory(own)]
-    found = [(place, metrics) for place in places if (metrics := place.finished(identity)) is not None]
-    directory, metrics = found[0] if found else (places[0], {})
+    found = job_directory(own.parent, job["number"], Path(job["folder"]), identity)
+    directory = found or RunDirectory(Path(job["folder"]))
     facts = directory.facts() or {}
     reused = float(facts.get("reused_seconds", 0.0)) if found else 0.0
     scored = split == "validation" or not directory.lacks([predictions_file(split)])  # the data may have no test split
@@ -149,7 +139,8 @@ def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
             status = Status.NEW
     labels = [prediction.label for prediction in predictions]
     return Row(
-        job["number"], job["values"], job["overrides"], directory.folder, status, job.get("reason", ""), metrics,
+        job["number"], job["values"], job["overrides"], directory.folder, status, job.get("reason", ""),
+        found.metrics() if found else {},
         {f"{prediction.path} {prediction.sha256}": image_score(metric, prediction) for prediction in predictions},
         majority_baseline(labels) if any(labels) else None,
         job.get("final", False), identity, Place(**job["place"]) if job.get("place") else None,
@@ -229,7 +220,7 @@ def sentences(
     lines = [f"Winner by validation {objective}: {winner.name}, {format_score(objective, winner.interval)}{runs}."]
     baseline = next((row.baseline for row in winner.rows if row.baseline), None)
     if objective == "accuracy" and baseline:
-        lines += baseline_sentences([("the winner", baseline, winner.score, winner.low)])
+        lines += baseline_sentences([("the winner", baseline, winner.score, winner.interval.low)])
     if len(whole) > 1:
         lines += _differences(whole, objective, command)
     return lines + held_out_sentences(winner, held, folds, final)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections import Counter
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.comparison.page import markdown_code, markdown_table, markdown_text
+from experiments.comparison.text import csv_text
 from experiments.runs.run_directory import FIGURES
 from experiments.storage import atomic_files
 from experiments.sweeps import ladder
@@ -49,7 +48,7 @@ def write_summary(folder: Path) -> dict[str, Any]:
     objective, jobs = about["objective"], [row for row in rows if not row.final]
     climbed = ladder.climbed(about, jobs)
     if climbed:  # rungs above the end of the climb are not reported
-        jobs = [row for candidate in climbed.reached for row in candidate.rows]
+        jobs = [row for step in climbed.reached for row in step.candidate.rows]
         rows = [*jobs, *(row for row in rows if row.final)]
     ranked = candidates(jobs, objective)
     winner = next((candidate for candidate in ranked if candidate.whole and not math.isnan(candidate.score)), None)
@@ -78,9 +77,8 @@ def write_summary(folder: Path) -> dict[str, Any]:
             for row in rows
         ],
     }  # fmt: skip
-    text = io.StringIO()
-    csv.writer(text).writerows(summary["table"])
-    files = {"summary.csv": text.getvalue(), "summary.md": markdown(summary), JSON: json.dumps(summary, indent=1)}
+    files = {"summary.csv": csv_text(summary["table"][0], summary["table"][1:]), "summary.md": markdown(summary),
+             JSON: json.dumps(summary, indent=1)}  # fmt: skip
     for name, content in files.items():
         atomic_files.write_file(folder / name, content.encode())
     shares = [row.baseline.accuracy for row in jobs if row.baseline and objective == "accuracy"]

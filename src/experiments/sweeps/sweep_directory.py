@@ -12,7 +12,6 @@ from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.runs import run_directory
 from experiments.runs.run_directory import RunDirectory
-from experiments.sweeps import plan
 from experiments.sweeps.launchers import processes
 from experiments.sweeps.plan import Job
 from experiments.system.paths import default_outputs
@@ -108,8 +107,8 @@ def folders(outputs: Path) -> Iterator[Path]:
 
 def results(folder: Path, job: Job) -> dict[str, float] | None:
     """Return a job's metrics from its run's directory or, if they were fetched, the job's; None without results."""
-    places = (job.folder, folder / str(job.number))
-    return next(filter(None, (RunDirectory(place).finished(job.identity) for place in places)), None)
+    directory = run_directory.job_directory(folder, job.number, job.folder, job.identity)
+    return directory.metrics() if directory else None
 
 
 # -- before the jobs run
@@ -174,7 +173,7 @@ def deleted_runs(config: Config, run_ids: Sequence[str | None]) -> set[str]:
     known = [run_id for run_id in run_ids if run_id]
     if not known or config.tracking.uri is None:
         return set()
-    return set(processes.run_worker_task("deleted", plan.plain(config), known)["deleted"])
+    return set(processes.run_worker_task("deleted", config.tracking.uri, known))
 
 
 def resolve_repeated(folder: Path, jobs: Sequence[Job]) -> None:

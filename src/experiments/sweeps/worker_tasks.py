@@ -1,7 +1,6 @@
 """The tasks of a sweep that need TensorFlow or MLflow, run in processes of their own so that the sweep's stays small.
 
-`processes.run_worker_task` calls the functions with an argument `file`, the path into which they write their
-response as JSON.
+`processes.run_worker_task` calls them through `respond`; what they return is JSON.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ import multiprocessing
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +34,6 @@ from experiments.runs.run_directory import METRICS, RunDirectory, predictions_fi
 from experiments.storage import atomic_files
 from experiments.sweeps import summary_files
 from experiments.sweeps.launchers import processes
-from experiments.sweeps.plan import plain
 from experiments.sweeps.sweep_directory import folders
 from experiments.system import signals
 from experiments.system.progress import PlainConsole, Terminal
@@ -56,17 +53,15 @@ class PreparedJob(NamedTuple):
     identity: str
 
 
-@contextmanager
-def writing_response(file: str) -> Iterator[dict[str, Any]]:
-    """Write the dictionary that the block fills to the file `file`, or {"error": message} if the block fails.
+def respond(function: processes.WorkerTask, arguments: Sequence[Any], file: Path) -> None:
+    """Call a function of this module and write {"result": ...} to a file or, if it fails, {"error": message}.
 
     Configuration, data and disk errors are reported in this way; all other exceptions are raised.
     """
     signals.install()
     processes.guard()
-    response: dict[str, Any] = {}
     try:
-        yield response
+        response = {"result": globals()[function](*arguments)}
     except (ConfigError, DataError) as error:
         response = {"error": str(error)}
     except OSError as error:  # a full disk, a read-only outputs/
@@ -74,10 +69,10 @@ def writing_response(file: str) -> Iterator[dict[str, Any]]:
         if text is None:
             raise
         response = {"error": text}
-    atomic_files.write_file(Path(file), json.dumps(response).encode())
+    atomic_files.write_file(file, json.dumps(response).encode())
 
 
-def prepare_jobs(configs: Sequence[Mapping[str, Any]]) -> list[PreparedJob]:
+def prepare_jobs(configs: Sequence[Config]) -> list[PreparedJob]:
     """Build the components of jobs and read their data.
 
     The weights of other runs are fetched once and compared with each data set once, each backbone is built once, and
@@ -92,8 +87,7 @@ def prepare_jobs(configs: Sequence[Mapping[str, Any]]) -> list[PreparedJob]:
     compared: set[tuple[str, str]] = set()  # weights and data sets for which `check_origins` has passed
     prepared = []
     with tempfile.TemporaryDirectory() as folder:
-        for content in configs:
-            config = Config.model_validate(content)
+        for config in configs:
             inputs_key = _key(config.tracking.uri, inputs.run_ids(config), config.continue_from)
             if inputs_key not in fetched:
                 place = Path(folder) / str(len(fetched))
@@ -126,7 +120,7 @@ def identity(config: Config) -> str:
     run, except a strategy for several devices, of which a process can have one.
     """
     runtime.apply(config.runtime.model_copy(update={"devices": None}))
-    (job,) = prepare_jobs([plain(config)])
+    (job,) = prepare_jobs([config])
     return job.identity
 
 
@@ -134,34 +128,35 @@ def _key(*components: Any) -> str:
     return json.dumps(components, sort_keys=True, default=str)
 
 
-def inspect_jobs(configs: Sequence[Mapping[str, Any]], file: str) -> None:
+def inspect_jobs(configs: Sequence[Config]) -> dict[str, Any]:
     """Find the jobs' identities, their existing runs, and what they share.
 
-    The result has the keys:
+    Returns:
         jobs: a mapping for each job: `identity`; `status`, `folder`, `run_id` and `threads` of an existing run;
             `deleted`, the id of a deleted MLflow run, if there is no other run.
         lines, features_missing, seconds, held_out: see `plan.Inspection`.
     """
-    with writing_response(file) as response:
-        first = Config.model_validate(configs[0])
-        runtime.apply(first.runtime)
-        connection.check(first.tracking.uri)
-        jobs = prepare_jobs(configs)
-        uri = first.tracking.uri
-        finished = queries.finished(uri, first.tracking.experiment) if uri else {}
-        known = known_runs(first, {job.identity for job in jobs}, finished)
-        done = [run for run in known.values() if run.get("status") == Status.FINISHED and run["folder"]]
-        if unsent := sum((Path(run["folder"]) / UNSENT).exists() for run in done):
-            logging.getLogger(__name__).warning(
-                "%d finished runs of these jobs are not completely in MLflow. To upload the rest: experiments sync",
-                unsent,
-            )
-        response["jobs"] = [{"identity": job.identity, **known.get(job.identity, {})} for job in jobs]
-        manifests = {job.dataset.fingerprint: job.dataset.manifest for job in jobs}
-        lines, response["features_missing"] = shared(jobs)
-        response["lines"] = [*manifest.warning_sentences(list(manifests.values())), *lines]
-        response["seconds"] = usual_seconds(first, jobs[0].dataset.fingerprint, finished)
-        response["held_out"] = all(job.dataset.test for job in jobs)
+    first = configs[0]
+    uri = first.tracking.uri
+    runtime.apply(first.runtime)
+    connection.check(uri)
+    jobs = prepare_jobs(configs)
+    finished = queries.finished(uri, first.tracking.experiment) if uri else {}
+    known = known_runs(first, {job.identity for job in jobs}, finished)
+    done = [run for run in known.values() if run.get("status") == Status.FINISHED and run["folder"]]
+    if unsent := sum((Path(run["folder"]) / UNSENT).exists() for run in done):
+        logging.getLogger(__name__).warning(
+            "%d finished runs of these jobs are not completely in MLflow. To upload the rest: experiments sync", unsent
+        )
+    manifests = {job.dataset.fingerprint: job.dataset.manifest for job in jobs}
+    lines, features_missing = shared(jobs)
+    return {
+        "jobs": [{"identity": job.identity, **known.get(job.identity, {})} for job in jobs],
+        "lines": [*manifest.warning_sentences(list(manifests.values())), *lines],
+        "features_missing": features_missing,
+        "seconds": usual_seconds(first, jobs[0].dataset.fingerprint, finished),
+        "held_out": all(job.dataset.test for job in jobs),
+    }
 
 
 def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunFacts]) -> dict[str, dict[str, Any]]:
@@ -175,32 +170,28 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
     known: dict[str, dict[str, Any]] = {}
     untracked: dict[str, str] = {}  # ids of MLflow runs that are not finished, by identity
     uri = config.tracking.uri
-    place = redact_credentials(uri) if uri else None
     tracked_ids = {run.run_id for run in finished.values()}
     for folder in folders(Path(config.outputs)):
         try:
-            facts = RunDirectory(folder).facts()
+            facts = RunDirectory(folder).facts() or {}
         except ConfigError:
             continue
-        if facts is None or facts.get("identity") not in identities:
+        own, run_id, status = facts.get("identity", ""), facts.get("run_id"), facts.get("status")
+        if own not in identities or status == Status.PRUNED:
             continue
         # The recorded URI is read where outputs/ was moved since.
         stored_in = store_of_run(folder, facts) or facts.get("store")
-        if (redact_credentials(stored_in) if stored_in else None) != place:
+        if redact_credentials(stored_in or "") != redact_credentials(uri or ""):
             continue
-        done = facts.get("status") == Status.FINISHED
+        done = status == Status.FINISHED
         unsent = (folder / UNSENT).exists()  # MLflow may not have received the end of the run
-        if done and uri is not None and facts.get("run_id") not in tracked_ids and not unsent:
-            untracked.setdefault(facts["identity"], str(facts.get("run_id")))
-            continue
-        if done or facts.get("status") != Status.PRUNED:
-            status = Status.FINISHED if done else Status.PARTIAL
-            before = known.get(facts["identity"])
-            if before is None or before["status"] != Status.FINISHED:
-                known[facts["identity"]] = {
-                    "status": status, "folder": str(folder), "run_id": facts.get("run_id"),
-                    "threads": None if done else facts.get("threads"),
-                }  # fmt: skip
+        if done and uri is not None and run_id not in tracked_ids and not unsent:
+            untracked.setdefault(own, str(run_id))
+        elif known.get(own, {}).get("status") != Status.FINISHED:
+            known[own] = {
+                "status": Status.FINISHED if done else Status.PARTIAL, "folder": str(folder), "run_id": run_id,
+                "threads": None if done else facts.get("threads"),
+            }  # fmt: skip
     for identity in identities & set(finished):
         if known.get(identity, {}).get("status") != Status.FINISHED:
             tracked = finished[identity]
@@ -248,25 +239,23 @@ def tables_of(job: PreparedJob) -> list[feature_cache.FeatureTable]:
     return [feature_cache.FeatureTable(job.components, request) for request in feature_requests(job)]
 
 
-def share(configs: Sequence[Mapping[str, Any]], file: str) -> None:
+def share(configs: Sequence[Config]) -> None:
     """Compute the features that jobs read, those of one backbone and data set in one pass over its images."""
-    with writing_response(file):
-        first = Config.model_validate(configs[0])
-        runtime.apply(first.runtime)
-        progress = Terminal(PlainConsole(quiet=first.progress == "none"))
-        passes: dict[str, tuple[RunComponents, dict[str, feature_cache.FeatureRequest]]] = {}
-        for job in prepare_jobs(configs):
-            config = job.components.config
-            key = _key(
-                job.components.backbone.identity, job.dataset.fingerprint, config.data.image_size,
-                job.dataset.manifest.decoder_settings.pixels_key(), config.augmentation.model_dump(),
-                config.regime.activations, config.model.head.pooling,
-            )  # fmt: skip
-            _, members = passes.setdefault(key, (job.components, {}))
-            for request in feature_requests(job):
-                members[feature_cache.FeatureTable(job.components, request).name] = request
-        for components, members in passes.values():
-            feature_cache.extract(components, list(members.values()), progress)
+    runtime.apply(configs[0].runtime)
+    progress = Terminal(PlainConsole(quiet=configs[0].progress == "none"))
+    passes: dict[str, tuple[RunComponents, dict[str, feature_cache.FeatureRequest]]] = {}
+    for job in prepare_jobs(configs):
+        config = job.components.config
+        key = _key(
+            job.components.backbone.identity, job.dataset.fingerprint, config.data.image_size,
+            job.dataset.manifest.decoder_settings.pixels_key(), config.augmentation.model_dump(),
+            config.regime.activations, config.model.head.pooling,
+        )  # fmt: skip
+        _, members = passes.setdefault(key, (job.components, {}))
+        for request in feature_requests(job):
+            members[feature_cache.FeatureTable(job.components, request).name] = request
+    for components, members in passes.values():
+        feature_cache.extract(components, list(members.values()), progress)
 
 
 def usual_seconds(config: Config, fingerprint: str, finished: Mapping[str, RunFacts]) -> float | None:
@@ -288,53 +277,41 @@ def usual_seconds(config: Config, fingerprint: str, finished: Mapping[str, RunFa
     return statistics.median(seconds) if seconds else None
 
 
-def fetch(config: Mapping[str, Any], places: Sequence[tuple[str, str, str]], file: str) -> None:
+def fetch(uri: str, runs: Sequence[tuple[str, str, Path]]) -> None:
     """Download the files that a summary reads of finished runs on other machines.
 
     Args:
-        config: its tracking store holds the runs.
-        places: MLflow run id, identity and target directory of each run.
-        file: see `writing_response`.
+        uri: the tracking store.
+        runs: MLflow run id, identity and target directory of each run.
     """
-    with writing_response(file):
-        uri = str(Config.model_validate(config).tracking.uri)
-        for run_id, own, folder in places:
-            # Only the winner's final runs have predictions for the test split.
-            required, optional = (METRICS, predictions_file("validation")), (predictions_file("test"),)
-            files = queries.read_files(uri, run_id, required, optional)
-            RunDirectory(Path(folder)).write_fetched(files, own, run_id)
+    # Only the winner's final runs have predictions for the test split.
+    required, optional = (METRICS, predictions_file("validation")), (predictions_file("test"),)
+    for run_id, own, folder in runs:
+        RunDirectory(folder).write_fetched(queries.read_files(uri, run_id, required, optional), own, run_id)
 
 
-def deleted(config: Mapping[str, Any], run_ids: Sequence[str], file: str) -> None:
-    """Find the MLflow runs that are in the store's trash or no longer stored; the result's key is `deleted`."""
-    with writing_response(file) as response:
-        uri = str(Config.model_validate(config).tracking.uri)
-        response["deleted"] = sorted(queries.deleted(uri, run_ids))
+def deleted(uri: str, run_ids: Sequence[str]) -> list[str]:
+    """Return the ids of those MLflow runs that are in the store's trash or no longer stored."""
+    return sorted(queries.deleted(uri, run_ids))
 
 
-def conclude(folder: str, file: str) -> None:
-    """Write the summary of a sweep; the result is that of `summary_files.write_summary`."""
-    with writing_response(file) as response:
-        response.update(summary_files.write_summary(Path(folder)))
+def conclude(folder: Path) -> dict[str, Any]:
+    """Write the summary of a sweep and return it; see `summary_files.write_summary`."""
+    return summary_files.write_summary(folder)
 
 
-def open_run(config: Config, folder: str, before: str | None, file: str) -> None:
-    """Start the sweep's own MLflow run or, if `before` names one, continue that; the result's key is `run_id`."""
-    with writing_response(file) as response:
-        response["run_id"] = summary_runs.start_sweep(
-            config, Path(folder), getattr(multiprocessing.parent_process(), "pid", None), before
-        )
+def open_run(config: Config, folder: Path, before: str | None) -> str:
+    """Start the sweep's own MLflow run or, if `before` names one, continue that, and return its id."""
+    return summary_runs.start_sweep(config, folder, getattr(multiprocessing.parent_process(), "pid", None), before)
 
 
-def close_run(config: Mapping[str, Any], run_id: str, folder: str, metrics: Mapping[str, float], status: str,
-              file: str) -> None:  # fmt: skip
+def close_run(uri: str, run_id: str, folder: Path, metrics: Mapping[str, float], status: str) -> None:
     """Log the content of the sweep's directory to the sweep's MLflow run, and end that run."""
-    with writing_response(file):
-        try:
-            summary_runs.end_sweep(str(config["tracking"]["uri"]), run_id, Path(folder), metrics, status)
-        except ConfigError as error:
-            logging.getLogger(__name__).warning(
-                "The sweep's summary is not in MLflow (%s). When the server is back: experiments summarize %s",
-                redact_credentials(str(error))[:300], folder,
-            )  # fmt: skip
-            sys.stderr.flush()
+    try:
+        summary_runs.end_sweep(uri, run_id, folder, metrics, status)
+    except ConfigError as error:
+        logging.getLogger(__name__).warning(
+            "The sweep's summary is not in MLflow (%s). When the server is back: experiments summarize %s",
+            redact_credentials(str(error))[:300], folder,
+        )  # fmt: skip
+        sys.stderr.flush()

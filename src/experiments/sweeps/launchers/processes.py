@@ -36,8 +36,7 @@ GRACE = 30.0  # seconds between SIGTERM and SIGKILL
 
 def start(function: Callable[..., None], *arguments: Any) -> BaseProcess:
     """Start a function in a process of its own, forked from the forkserver that has imported TensorFlow."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the forkserver imports MLflow
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=_call, args=(dict(os.environ), function, *arguments))
@@ -99,7 +98,7 @@ def run_job(job: PlannedRun, log: str | None, gpu: str | None) -> None:
     invoke("experiments.train", "run_planned", job)
 
 
-def run_worker_task(function: WorkerTask, *arguments: Any) -> dict[str, Any]:
+def run_worker_task(function: WorkerTask, *arguments: Any) -> Any:
     """Call a function of `worker_tasks` in a process of its own and return its result.
 
     Raises:
@@ -107,12 +106,12 @@ def run_worker_task(function: WorkerTask, *arguments: Any) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "response.json"
-        if reason := join(start(invoke, "experiments.sweeps.worker_tasks", function, *arguments, str(path))):
+        if reason := join(start(invoke, "experiments.sweeps.worker_tasks", "respond", function, arguments, path)):
             raise ConfigError(f"experiments.sweeps.worker_tasks.{function}: {reason}")
-        response: dict[str, Any] = json.loads(path.read_bytes())
+        response = json.loads(path.read_bytes())
     if "error" in response:
         raise ConfigError(response["error"])
-    return response
+    return response["result"]
 
 
 def invoke(module: str, function: str, *arguments: Any) -> None:

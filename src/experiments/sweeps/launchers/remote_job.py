@@ -46,8 +46,6 @@ def work(
             "outputs= be a place on it"
         )
     os.environ.update(environment)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     with contextlib.suppress(OSError):  # where the directory is not shared, only absolute paths work
         os.chdir(directory)
     late = threading.Event()

@@ -63,8 +63,8 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
         studies.SEARCH: name, studies.DATA: probe.identity, pruning.EPOCHS: max(config.epochs for config in configs),
     }  # fmt: skip
     study = studies.open_study(setup.config, session.folder, attributes)
-    session.print_lines(*search_plan(session, search_space, inspection, study.trials()))
-    session.print_lines(*trials.deleted_lines(setup.config, study.trials()))
+    session.print_lines(*search_plan(session, search_space, inspection, study.trials))
+    session.print_lines(*trials.deleted_lines(setup.config, study.trials))
     worker = trials.Worker(session, search_space, study)
     with worker.lock():  # so that only one of several workers creates the MLflow run
         session.open([])

@@ -151,10 +151,6 @@ class Space:
         """Return the number of the first job of the trial at a place."""
         return place * (RUNS if len(self.repeats) > 1 else 1)
 
-    def place(self, job: int) -> int:
-        """Return the place of the trial that the job of a number belongs to."""
-        return job // (RUNS if len(self.repeats) > 1 else 1)
-
     def corners(self) -> Iterator[tuple[list[str], dict[str, str]]]:
         """Yield runs that together contain every value of `Dimension.ends` and every repeat, one change at a time.
 

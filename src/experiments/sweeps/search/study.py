@@ -1,4 +1,7 @@
-"""The Optuna study of a search, which several workers use at the same time."""
+"""The Optuna study of a search, which several workers use at the same time.
+
+A trial is ended once, by the first of several workers that end it at the same time.
+"""
 
 from __future__ import annotations
 
@@ -27,48 +30,22 @@ SEARCH, DATA = "search", "data"
 _log = logging.getLogger(__name__)
 
 
-class Study:
-    """An Optuna study. A trial is ended once, by the first of several workers that end it at the same time."""
-
-    def __init__(self, study: optuna.Study, storage: optuna.storages.RDBStorage) -> None:
-        self.study, self.storage = study, storage
-
-    @property
-    def name(self) -> str:
-        return self.study.study_name
-
-    def trials(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False)
-
-    def end(self, number: int, state: TrialState, value: float | None = None) -> None:
-        """End a trial; if another worker has ended it meanwhile, that worker's result stays."""
-        try:
-            self.study.tell(number, value, state)
-        except (ValueError, RuntimeError) as error:
-            _log.warning("Trial %d was ended by another worker: %s", number, error)
-
-    def enqueue(self, parameters: Mapping[str, Any], place: int) -> None:
-        """Enqueue a trial for the next worker that draws one, which resumes from the checkpoints at its place."""
-        self.study.enqueue_trial(dict(parameters), {PLACE: place})
-
-    def annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
-        """Set user attributes of a trial, unless another worker has ended it."""
-        with contextlib.suppress(RuntimeError):  # another worker has ended it
-            for name, value in attributes.items():
-                self.storage.set_trial_user_attr(self._id(number), name, value)
-
-    def copy_curve(self, number: int, other: FrozenTrial) -> None:
-        """Report the epochs of another trial to a trial."""
-        for step, value in other.intermediate_values.items():
-            with contextlib.suppress(RuntimeError):  # another worker has ended it
-                self.storage.set_trial_intermediate_value(self._id(number), step, value)
-
-    def _id(self, number: int) -> int:
-        study = self.storage.get_study_id_from_name(self.name)
-        return self.storage.get_trial_id_from_study_id_trial_number(study, number)
+def end(trial: optuna.Trial, state: TrialState, value: float | None = None) -> None:
+    """End a trial; if another worker has ended it meanwhile, that worker's result stays."""
+    try:
+        trial.study.tell(trial, value, state)
+    except (ValueError, RuntimeError) as error:
+        _log.warning("Trial %d was ended by another worker: %s", trial.number, error)
 
 
-def open_study(config: Config, folder: Path, attributes: Mapping[str, Any]) -> Study:
+def annotate(trial: optuna.Trial, attributes: Mapping[str, Any]) -> None:
+    """Set user attributes of a trial, unless another worker has ended it."""
+    with contextlib.suppress(RuntimeError):
+        for name, value in attributes.items():
+            trial.set_user_attr(name, value)
+
+
+def open_study(config: Config, folder: Path, attributes: Mapping[str, Any]) -> optuna.Study:
     """Return the study of a search, creating it if it does not exist.
 
     Args:
@@ -79,9 +56,9 @@ def open_study(config: Config, folder: Path, attributes: Mapping[str, Any]) -> S
     Raises:
         ConfigError: the study belongs to another search, or to other data, weights or version of this package.
     """
-    storage, name = pruning.storage(config), folder.name
+    name = folder.name
     study = optuna.create_study(
-        storage=storage,
+        storage=pruning.storage(config),
         study_name=name,
         direction="minimize" if config.objective in LOWER_IS_BETTER else "maximize",
         pruner=pruning.pruner(config.sweep.pruner, attributes[pruning.EPOCHS]),
@@ -101,7 +78,7 @@ def open_study(config: Config, folder: Path, attributes: Mapping[str, Any]) -> S
             f"sweep.storage: the study {name} is of other images, weights or another version of this program: its "
             f"trials cannot be compared with new ones. Give another sweep.seed. Received: {config.sweep.seed}"
         )
-    return Study(study, storage)
+    return study
 
 
 def existing_trials(config: Config, name: str) -> list[FrozenTrial]:

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import optuna
 from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
@@ -26,7 +26,7 @@ from experiments.sweeps import plan, sweep_directory
 from experiments.sweeps.plan import Job
 from experiments.sweeps.search import study
 from experiments.sweeps.search.space import Space
-from experiments.sweeps.search.study import DUPLICATE, IDENTITY, OWNER, PLACE, REASON, RUNS, Study
+from experiments.sweeps.search.study import DUPLICATE, IDENTITY, OWNER, PLACE, REASON, RUNS
 from experiments.sweeps.session import Session, inspect_jobs
 from experiments.system.redaction import redact_credentials
 from experiments.tracking import liveness
@@ -42,25 +42,28 @@ _log = logging.getLogger(__name__)
 class Trial:
     """A trial of this worker: one point of the search space, with one job for each seed and fold."""
 
-    number: int  # in the study
+    drawn: optuna.Trial
     place: int  # see `study.place`
-    parameters: Mapping[str, Any]
     values: Mapping[str, str]
     jobs: list[Job] = field(default_factory=list)
+    same_as: int | None = None  # number of the trial whose result this one gets, as its duplicate
+
+    @property
+    def number(self) -> int:
+        return self.drawn.number
 
 
 class Worker:
     """A process that runs trials of a search."""
 
-    def __init__(self, session: Session, space: Space, study: Study) -> None:
+    def __init__(self, session: Session, space: Space, study: optuna.Study) -> None:
         self.session, self.space, self.study = session, space, study
         self.settings = session.config.sweep
         self.distributions = {dimension.key: dimension.distribution for dimension in space.dimensions}
         self.owner = liveness.owner()
         self.trials: dict[int, Trial] = {}  # drawn by this worker and not ended yet, by number
-        self.duplicates: dict[int, int] = {}  # duplicates among them: number of the trial whose result each one gets
         self.jobs: list[Job] = []
-        self.failed = 0  # number of trials that failed in this start
+        self.failed: list[int] = []  # places of the trials that failed in this start
 
     def work(self) -> None:
         """Run trials until the study has enough, then requeue those of this worker that have not ended."""
@@ -68,15 +71,14 @@ class Worker:
             while True:
                 self.requeue_stale()
                 self.resolve_duplicates()
-                reason = self.session.stop_reason(self.jobs)
-                batch = [] if reason else self.draw()
-                if batch:
+                if reason := self.session.stop_reason(self.jobs):
+                    _log.info("No further trial is started: %s", reason)
+                    return
+                if batch := self.draw():
                     self.run(batch)
-                elif self.duplicates and not reason:
+                elif self.duplicates:
                     time.sleep(WAIT)
                 else:
-                    if reason:
-                        _log.info("No further trial is started: %s", reason)
                     return
         finally:
             for trial in list(self.trials.values()):
@@ -93,9 +95,9 @@ class Worker:
         def record_heartbeat() -> None:
             while not finished.wait(liveness.HEARTBEAT):
                 alive = {**self.owner, "owner.heartbeat": str(int(time.time()))}
-                for number in list(self.trials):
+                for trial in list(self.trials.values()):
                     with contextlib.suppress(Exception):  # the study may be unreachable for a while
-                        self.study.annotate(number, {OWNER: alive})
+                        study.annotate(trial.drawn, {OWNER: alive})
 
         threading.Thread(target=record_heartbeat, daemon=True).start()
         try:
@@ -107,6 +109,15 @@ class Worker:
         """Return the lock of the workers that share the sweep's directory."""
         return FileLock(self.session.folder / LOCK)
 
+    @property
+    def duplicates(self) -> list[Trial]:
+        """The trials of this worker that get the result of another one."""
+        return [trial for trial in self.trials.values() if trial.same_as is not None]
+
+    def all_trials(self) -> list[FrozenTrial]:
+        """Return the trials of all workers."""
+        return self.study.get_trials(deepcopy=False)
+
     # -- drawing and ending trials
 
     def draw(self) -> list[Trial]:
@@ -114,17 +125,15 @@ class Worker:
         batch: list[Trial] = []
         with self.lock():  # workers that draw at the same time would draw the same point
             while len(batch) < self.settings.jobs:
-                trials = self.study.trials()
-                if sum(map(study.counts, trials)) >= self.settings.trials - self.failed:
+                trials = self.all_trials()
+                if sum(map(study.counts, trials)) >= self.settings.trials - len(self.failed):
                     break
-                optuna_study = self.study.study
-                optuna_study.sampler = study.sampler(self.settings.search, self.settings.seed, len(trials))
-                drawn = optuna_study.ask(self.distributions)
+                self.study.sampler = study.sampler(self.settings.search, self.settings.seed, len(trials))
+                drawn = self.study.ask(self.distributions)
                 drawn.set_user_attr(OWNER, self.owner)
-                place = drawn.user_attrs.get(PLACE, drawn.number)
-                trial = Trial(drawn.number, place, drawn.params, self.space.spell(drawn.params))
+                trial = Trial(drawn, drawn.user_attrs.get(PLACE, drawn.number), self.space.spell(drawn.params))
                 self.trials[trial.number] = trial
-                before = [other for other in self.study.trials() if other.number < trial.number]
+                before = [other for other in self.all_trials() if other.number < trial.number]
                 if sum(map(study.counts, before)) >= self.settings.trials:
                     self.requeue(trial)  # workers on other machines have drawn at the same moment
                     break
@@ -143,10 +152,10 @@ class Worker:
                 continue
             if REASON in earlier.user_attrs:
                 trial.place = study.place(earlier)
-                if trial.place in {self.space.place(job.number) for job in self.jobs if job.status == Status.FAILED}:
+                if trial.place in self.failed:
                     self.fail(trial, earlier.user_attrs[REASON])
                     return True
-                self.study.annotate(trial.number, {PLACE: trial.place})
+                study.annotate(trial.drawn, {PLACE: trial.place})
             if study.counts(earlier) and DUPLICATE not in earlier.user_attrs:
                 if study.is_done(earlier):
                     self.copy_result(trial, earlier)
@@ -157,51 +166,55 @@ class Worker:
 
     def mark_duplicate(self, trial: Trial, other: int) -> None:
         """Mark a trial as the duplicate of another one, whose result it gets when that ends."""
-        self.study.annotate(trial.number, {DUPLICATE: other})
-        self.duplicates[trial.number] = other
+        study.annotate(trial.drawn, {DUPLICATE: other})
+        trial.same_as = other
 
     def copy_result(self, trial: Trial, other: FrozenTrial) -> None:
         """End a trial with the result of another one."""
         if other.state == TrialState.PRUNED:
-            self.study.copy_curve(trial.number, other)
+            with contextlib.suppress(RuntimeError):  # another worker has ended this one
+                for step, value in other.intermediate_values.items():
+                    trial.drawn.report(value, step)
         self.end(trial, other.state, other.value if other.state == TrialState.COMPLETE else None)
 
     def resolve_duplicates(self) -> None:
         """End duplicates with the result of the trial that they duplicate; requeue them if that has failed."""
-        trials = {trial.number: trial for trial in self.study.trials()}
-        for number, other in list(self.duplicates.items()):
-            if study.is_done(trials[other]):
-                self.copy_result(self.trials[number], trials[other])
-            elif trials[other].state == TrialState.FAIL:
-                self.requeue(self.trials[number])
+        if not self.duplicates:
+            return
+        others: dict[int | None, FrozenTrial] = {other.number: other for other in self.all_trials()}
+        for trial in self.duplicates:
+            other = others[trial.same_as]
+            if study.is_done(other):
+                self.copy_result(trial, other)
+            elif other.state == TrialState.FAIL:
+                self.requeue(trial)
 
     def end(self, trial: Trial, state: TrialState, value: float | None = None) -> None:
         self.trials.pop(trial.number, None)
-        self.duplicates.pop(trial.number, None)
-        self.study.end(trial.number, state, value)
+        study.end(trial.drawn, state, value)
 
     def fail(self, trial: Trial, reason: str) -> None:
         """End a trial as failed, with the reason; this start then draws one trial less."""
-        self.failed += 1
+        self.failed.append(trial.place)
         last = redact_credentials(reason.strip().splitlines()[-1])[:500]
-        self.study.annotate(trial.number, {REASON: last, PLACE: trial.place})
+        study.annotate(trial.drawn, {REASON: last, PLACE: trial.place})
         self.end(trial, TrialState.FAIL)
 
     def requeue(self, trial: Trial) -> None:
         """Requeue a trial for the next worker that draws one."""
         self.end(trial, TrialState.FAIL)
-        self.study.enqueue(trial.parameters, trial.place)
+        self.study.enqueue_trial(trial.drawn.params, {PLACE: trial.place})
 
     def requeue_stale(self) -> None:
         """Requeue the trials of processes that no longer run."""
         with self.lock():
-            for trial in self.study.trials():
+            for trial in self.all_trials():
                 if trial.state != TrialState.RUNNING or trial.number in self.trials or not study.is_abandoned(trial):
                     continue
                 with contextlib.suppress(ValueError, RuntimeError):  # another worker has done so first
-                    self.study.study.tell(trial.number, state=TrialState.FAIL)
+                    self.study.tell(trial.number, state=TrialState.FAIL)
                     if set(trial.params) == set(self.distributions):
-                        self.study.enqueue(trial.params, study.place(trial))
+                        self.study.enqueue_trial(trial.params, {PLACE: study.place(trial)})
 
     # -- the jobs of trials
 
@@ -217,7 +230,7 @@ class Worker:
             with self.lock():
                 ready = [trial for trial in ready if not self.duplicates_runs(trial)]
         for trial in ready if self.settings.pruner != "none" else []:
-            trial.jobs[0].trial = f"{self.study.name}/{trial.number}"
+            trial.jobs[0].trial = f"{self.study.study_name}/{trial.number}"
         self.launch([trial.jobs[0] for trial in ready])
         self.launch([job for trial in ready if trial.jobs[0].status == Status.FINISHED for job in trial.jobs[1:]])
         for trial in ready:
@@ -268,8 +281,8 @@ class Worker:
     def duplicates_runs(self, trial: Trial) -> bool:
         """Return whether another trial has the same runs from other values; if so, mark this one as its duplicate."""
         identity = " ".join(job.identity for job in trial.jobs)
-        self.study.annotate(trial.number, {IDENTITY: identity})
-        for other in self.study.trials():
+        study.annotate(trial.drawn, {IDENTITY: identity})
+        for other in self.all_trials():
             same = other.user_attrs.get(IDENTITY) == identity and DUPLICATE not in other.user_attrs
             if same and other.number != trial.number and study.counts(other):
                 self.mark_duplicate(trial, other.number)
@@ -280,13 +293,13 @@ class Worker:
         if jobs:
             self.jobs += jobs
             self.session.write_jobs(jobs)
-            done = sum(map(study.is_done, self.study.trials()))
+            done = sum(map(study.is_done, self.all_trials()))
             self.session.run(jobs, f"trials ({done} of {self.settings.trials} done)")
 
     def report_result(self, trial: Trial) -> None:
         """Report the result of a trial to the study; a trial with unfinished jobs stays in the state RUNNING."""
         states = [job.status for job in trial.jobs]
-        self.study.annotate(trial.number, {RUNS: [job.run_id for job in trial.jobs]})
+        study.annotate(trial.drawn, {RUNS: [job.run_id for job in trial.jobs]})
         if Status.FAILED in states:
             self.fail(trial, next(job.reason for job in trial.jobs if job.status == Status.FAILED))
         elif Status.PRUNED in states:
@@ -322,7 +335,7 @@ def conclude(worker: Worker) -> None:
     """
     session, wanted = worker.session, worker.settings.trials
     with FileLock(session.folder / CONCLUDING):
-        trials = worker.study.trials()
+        trials = worker.all_trials()
         done = sum(map(study.is_done, trials))
         running = sum(trial.state == TrialState.RUNNING for trial in trials)
         if running:
