@@ -109,14 +109,13 @@ def run_planned(job: PlannedRun) -> None:
     def call() -> None:
         version.setbase("1.3")
         setup_globals()
-        composed = job.composed.hydra
-        JobRuntime.instance().set("name", composed.hydra.job.name)
+        JobRuntime.instance().set("name", job.hydra.hydra.job.name)
         done = run_job(
-            task_function=lambda _: start(job.composed.config, job.identity),
-            config=composed,
+            task_function=lambda _: start(job.config, job.identity),
+            config=job.hydra,
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
-            hydra_context=HydraContext(config_loader=cast(Any, None), callbacks=Callbacks(composed)),
+            hydra_context=HydraContext(config_loader=cast(Any, None), callbacks=Callbacks(job.hydra)),
         )
         _ = done.return_value  # raises the job's exception, if there is one
 

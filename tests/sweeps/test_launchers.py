@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.config.composing import Composed
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.sweeps.launchers import ray_cluster, remote_job, slurm, slurm_queue
@@ -158,11 +157,11 @@ def test_what_submitit_writes_holds_no_secret_and_the_job_has_them(
         "tracking.uri='postgresql://me:${oc.env:PW}@host/db'", "objective=${oc.env:SCORE}",
         "+tags.who=${oc.env:PW}", "+tags.also=${tags.who}", "sweep.storage='sqlite:///typed?password=T1ped-too'",
     )  # fmt: skip
-    task = slurm.Task(PlannedRun(Path("x"), "", Composed(checked, OmegaConf.create()), []), Path("x"), {}, None)
+    task = slurm.Task(PlannedRun(Path("x"), "", checked, OmegaConf.create(), []), Path("x"), {}, None)
     assert not [secret for secret in (b"S3cret-1", b"T1ped-too") if secret in pickle.dumps(task)]
-    assert task.job.composed.config.tags == {"who": "${oc.env:PW}", "also": "${tags.who}"}
+    assert task.job.config.tags == {"who": "${oc.env:PW}", "also": "${tags.who}"}
     assert redaction.redact_credentials("accuracy of S3cret-1") == "accuracy of S3cret-1", "a value is no credential"
-    monkeypatch.setattr(slurm, "work", lambda job, *arguments, **named: job.composed.config)
+    monkeypatch.setattr(slurm, "work", lambda job, *arguments, **named: job.config)
     called: Any = task()
     assert called == checked and called.unresolved == checked.unresolved
     assert called.tracking.uri == "postgresql://me:S3cret-1@host/db" and called.tags["also"] == "S3cret-1"
@@ -330,8 +329,7 @@ def test_more_jobs_than_slurm_allows_in_an_array_are_several_arrays_one_after_an
     monkeypatch.setitem(sys.modules, "submitit.core.utils", errors)
     monkeypatch.setattr(slurm, "ARRAY", 2)
     launcher = launchers(cluster="slurm")["slurm"]()
-    composed = Composed(config(), OmegaConf.create())
-    jobs = [PlannedRun(tmp_path / str(number), "", composed, []) for number in range(5)]
+    jobs = [PlannedRun(tmp_path / str(number), "", config(), OmegaConf.create(), []) for number in range(5)]
     executors = [Executor(3), Executor(2)]
     monkeypatch.setattr(launcher, "executor", lambda sweep: executors.pop(0))
     enough = executors[0]

@@ -79,7 +79,7 @@ class Trained:
             if self.stop_after is not None and len(self.runs) >= self.stop_after:
                 break
             self.runs.append(job)
-            config, folder = job.composed.config, job.folder
+            config, folder = job.config, job.folder
             left = run_directory.RunDirectory(folder).facts()
             assert self.identity(config) == job.identity and (left is None or left["status"] == "RUNNING")
             folder.mkdir(exist_ok=True)
@@ -131,7 +131,7 @@ def test_a_sweeps_directory_holds_no_value_from_the_environment(
     monkeypatch.setenv("JOBS", "2")
     place = (f"hydra.sweep.dir={tmp_path / 'D'}", "+tags.who=${oc.env:WHO}", "sweep.jobs='${oc.decode:${oc.env:JOBS}}'")
     (job, _) = trained(*place, "optimizer.lr=0.01,0.02", "sweep.final=false")
-    assert job.composed.config.tags == {"who": "s3cr3t-Value-123"}
+    assert job.config.tags == {"who": "s3cr3t-Value-123"}
     files = [path for path in (tmp_path / "D").rglob("*") if path.is_file()]
     assert not [path for path in files if b"s3cr3t-Value-123" in path.read_bytes()]
     config = sweep_directory.read(tmp_path / "D")["config"]
@@ -196,8 +196,8 @@ def test_jobs_keep_their_numbers_however_the_sweep_is_typed(trained: Trained, ow
     (folder,) = own_outputs.glob("sweeps/*")
     first = {one["identity"]: one["number"] for one in sweep_directory.records(folder)}
     done = trained("optimizer.lr=0.01,2e-2,0.03")
-    assert [round(job.composed.config.optimizer.lr, 3) for job in done] == [0.01, 0.02, 0.03]
-    assert [job.composed.config.evaluate.test for job in done] == [False, False, True], "the last is the winner's"
+    assert [round(job.config.optimizer.lr, 3) for job in done] == [0.01, 0.02, 0.03]
+    assert [job.config.evaluate.test for job in done] == [False, False, True], "the last is the winner's"
     assert accuracies(folder) == {0.01: 0.1, 0.02: 0.2, 0.03: 0.3}
     assert {one["identity"]: one["number"] for one in sweep_directory.records(folder) if not one.get("final")} == first
     printed = " ".join(json.loads((folder / "summary.json").read_text())["sentences"])
@@ -207,7 +207,7 @@ def test_jobs_keep_their_numbers_however_the_sweep_is_typed(trained: Trained, ow
     other = folder / "0" / run_directory.METRICS
     other.write_text(json.dumps(json.loads(other.read_text()) | {"validation.accuracy": 0.05}))
     (final,) = trained("optimizer.lr=0.01,2e-2,0.03")
-    assert final.composed.config.optimizer.lr == 0.02 and final.folder.name == "4"
+    assert final.config.optimizer.lr == 0.02 and final.folder.name == "4"
     printed = " ".join(json.loads((folder / "summary.json").read_text())["sentences"])
     assert "10.0" in printed and "15.0" not in printed
     assert not trained("optimizer.lr=2e-2,0.01,0.03"), "and then all of it is done"
@@ -273,14 +273,14 @@ def test_two_ways_to_write_a_seed_are_no_two_runs(trained: Trained) -> None:
 def test_a_value_for_a_group_that_is_swept(trained: Trained) -> None:
     """The default optimizer has no beta_1, and clipnorm may be null."""
     done = trained("optimizer=adam,adamw", "optimizer.beta_1=0.8", "optimizer.clipnorm=null", "sweep.final=false")
-    assert [(job.composed.config.optimizer.name, job.composed.config.optimizer.arguments["beta_1"]) for job in done] \
+    assert [(job.config.optimizer.name, job.config.optimizer.arguments["beta_1"]) for job in done] \
         == [("adam", 0.8), ("adamw", 0.8)]  # fmt: skip
     assert all("optimizer.beta_1=0.8" in job.arguments for job in done)
     command = json.loads((done[0].folder.parent / sweep_directory.SWEEP).read_text())["command"]
     assert {"optimizer=adam,adamw", "optimizer.beta_1=0.8", "sweep.final=false"} <= set(shlex.split(command))
     done = trained("optimizer@regime.head_optimizer=adam,adamw", "regime.head_optimizer.beta_1=0.8", "regime=finetune",
                    "sweep.final=false")  # fmt: skip
-    assert [job.composed.config.regime.head_optimizer.arguments["beta_1"] for job in done] == [0.8, 0.8]
+    assert [job.config.regime.head_optimizer.arguments["beta_1"] for job in done] == [0.8, 0.8]
     printed = refused(lambda: trained("optimizer=adam,sgd", "optimizer.beta_1=0.8"))
     assert "optimizer=sgd" in printed and "optimizer.beta_1: nothing reads this key" in printed
 
@@ -320,7 +320,7 @@ def test_a_rung_on_the_best_one_is_run_although_its_run_is_also_that_of_another(
         "c:[best,'regime=bottleneck','optimizer.lr=0.06']}"
     )
     done = trained(f"sweep.rungs={rungs}", "sweep.final=false")  # bottleneck ignores the blocks of rung b
-    assert [round(job.composed.config.optimizer.lr, 2) for job in done] == [0.01, 0.05, 0.06]
+    assert [round(job.config.optimizer.lr, 2) for job in done] == [0.01, 0.05, 0.06]
 
 
 # -- in processes of their own

@@ -57,14 +57,11 @@ def final_jobs(session: Session, winner: dict[str, Any], number: int) -> list[Jo
 def final_overrides(winner: dict[str, Any], folded: bool, every_seed: bool) -> list[tuple[list[str], dict[str, str]]]:
     """Return overrides and values of the swept keys of each final run: one for each seed, on all training images."""
     seeds = winner["seeds"] if every_seed else winner["seeds"][:1]
-    runs = []
-    for seed in seeds or [None]:
-        dropped = [*(["data.fold="] if folded else []), *(["seed="] if seed is not None else [])]
-        overrides = [line for line in winner["overrides"] if not line.lstrip("+").startswith(tuple(dropped))]
-        own = {"seed": seed} if seed is not None else {}
-        overrides += [f"{key}={value}" for key, value in own.items()] + (["data.fold=null"] if folded else [])
-        runs.append((overrides, {**winner["values"], **own}))
-    return runs
+    unfolded = {"data.fold": "null"} if folded else {}
+    return [
+        (plan.with_values(winner["overrides"], own | unfolded), winner["values"] | own)
+        for own in [{"seed": seed} for seed in seeds] or [{}]
+    ]
 
 
 def remove_former(folder: Path, numbers: set[int]) -> None:

@@ -42,10 +42,6 @@ class Step:
         return f"{self.place.rung} ({format_values(self.place.ladder)})" if self.place.ladder else self.place.rung
 
     @property
-    def finished(self) -> bool:
-        return self.candidate.whole and not math.isnan(self.candidate.score)
-
-    @property
     def order(self) -> tuple[float, int]:
         """Sort key of rungs from cheap to expensive: the seconds of a run, but never before the rung below."""
         seconds, below = self.below.order if self.below else (0.0, -1)
@@ -62,7 +58,7 @@ class Climb:
 
     def add(self, step: Step, below: Step | None) -> bool:
         """Add a rung and return True if its runs are all finished; otherwise set it as the next one."""
-        if not step.finished:
+        if not step.candidate.ranked:
             self.next = step
             return False
         gain = compare_runs(below.candidate.scores, step.candidate.scores) if below else None
@@ -100,9 +96,9 @@ class Climbed:
         for step in self.reached:
             *_, runs, _, jobs, wrong = summary.table([step.candidate], "")[1]
             lines.append([
-                "use" if step is self.use else "" if step.finished else "-", step.place.rung,
+                "use" if step is self.use else "" if step.candidate.ranked else "-", step.place.rung,
                 *(step.place.ladder.get(key, "") for key in keys),
-                format_score(self.objective, step.candidate.interval) if step.finished else "",
+                format_score(self.objective, step.candidate.interval) if step.candidate.ranked else "",
                 points(step.gain, metric), step.below.place.rung if step.below else "", runs,
                 "" if math.isnan(step.candidate.cost) else f"{step.candidate.cost:.0f}", jobs, wrong,
             ])  # fmt: skip

@@ -51,7 +51,8 @@ class PlannedRun:
 
     folder: Path
     identity: str  # the identity that the run must have
-    composed: Composed
+    config: Config
+    hydra: DictConfig  # see `Composed`
     arguments: list[str]  # command line of the equivalent single run
 
 
@@ -251,19 +252,25 @@ def planned(job: Job, settings: Mapping[str, Any]) -> PlannedRun:
             them instead of what was typed.
     """
     given = {key: value for key, value in settings.items() if value is not None}
-    typed = [line for line in job.overrides if line.lstrip("+").partition("=")[0] not in given]
-    added = [f"{key}={quoted(value) if isinstance(value, str) else str(value).lower()}" for key, value in given.items()]
+    texts = {key: quoted(value) if isinstance(value, str) else str(value).lower() for key, value in given.items()}
     given["resume"] = AUTO
     hydra: Any = copy.deepcopy(job.hydra)
     with open_dict(hydra), read_write(hydra):
-        OmegaConf.update(hydra, "hydra.overrides.task", [*typed, *added, f"resume={AUTO}"])
+        OmegaConf.update(hydra, "hydra.overrides.task", with_values(job.overrides, texts | {"resume": AUTO}))
         for key, value in given.items():  # so that .hydra/config.yaml shows them
             OmegaConf.update(hydra, key, value)
         hydra.hydra.job.num = job.number
         hydra.hydra.run.dir = str(job.folder)
         hydra.hydra.sweep.dir, hydra.hydra.sweep.subdir = str(job.folder.parent), job.folder.name
     command = [*arguments(format_command(hydra.hydra)), f"hydra.run.dir={quoted(str(job.folder))}"]
-    return PlannedRun(job.folder, job.identity, Composed(changed(job.config, given), hydra), command)
+    return PlannedRun(job.folder, job.identity, changed(job.config, given), hydra, command)
+
+
+def with_values(overrides: Sequence[str], values: Mapping[str, str]) -> list[str]:
+    """Return overrides with other values of some keys, which may have a leading + and come last."""
+    keys = {key.lstrip("+~") for key in values}
+    kept = [line for line in overrides if line.lstrip("+~").partition("=")[0] not in keys]
+    return [*kept, *(f"{key}={value}" for key, value in values.items())]
 
 
 def changed(config: Config, settings: Mapping[str, Any]) -> Config:

@@ -14,7 +14,8 @@ from hydra.types import HydraContext
 
 from experiments.config import messages
 from experiments.errors import ConfigError
-from experiments.sweeps.plan import REPEATS, Job, grid
+from experiments.runs.candidate_runs import without_repeats
+from experiments.sweeps.plan import REPEATS, Job, grid, with_values
 
 BEST = "best"  # first item of a rung that extends the rung to use among those without this item
 SHAPE = "a rung is a list of overrides such as [regime=finetune, regime.unfrozen_blocks=2]"
@@ -54,12 +55,9 @@ def expand(
     jobs = []
     for (name, base), (typed, values) in itertools.product(places, grid(overrides)):
         own = found.get(base, {}) | found[name]
-        ladder = {key: value for key, value in values.items() if key not in REPEATS}
-        kept = [line for line in typed if line.lstrip("+~").partition("=")[0] not in {k.lstrip("+~") for k in own}]
+        ladder = without_repeats(values)
         plain = {key.lstrip("+~"): value for key, value in own.items()}
-        jobs.append((
-            [*kept, *(f"{key}={value}" for key, value in own.items())], values | plain, Place(name, base, ladder)
-        ))  # fmt: skip
+        jobs.append((with_values(typed, own), values | plain, Place(name, base, ladder)))
     return jobs
 
 

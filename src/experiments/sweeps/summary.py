@@ -72,6 +72,11 @@ class Candidate:
         return all(row.status == Status.FINISHED for row in self.rows)
 
     @property
+    def ranked(self) -> bool:
+        """Whether all its runs have finished, with a defined objective."""
+        return self.whole and not math.isnan(self.score)
+
+    @property
     def scores(self) -> Scores:
         return gather_scores((*row.repeat, row.scores) for row in self.rows if row.scores)
 
@@ -153,16 +158,12 @@ def compared(objective: str) -> str:
     return objective if objective in IMAGE_METRICS else "accuracy"
 
 
-def candidate_of(row: Row) -> dict[str, str]:
-    return without_repeats(row.values)
-
-
 def candidates(rows: Sequence[Row], objective: str) -> list[Candidate]:
     """Return the rows as candidates, the best first; those with an unfinished or failed run come last, unranked."""
     found: dict[str, Candidate] = {}
     for row in rows:
         if not row.final:
-            values = candidate_of(row)
+            values = without_repeats(row.values)
             found.setdefault(json.dumps(values, sort_keys=True), Candidate(values)).rows.append(row)
     for candidate in found.values():
         candidate.interval = objective_interval(candidate, objective)
@@ -183,7 +184,7 @@ def winner_values(folder: Path) -> dict[str, str]:
     about, rows = read(folder)
     final = next((row for row in rows if row.final), None)
     if final:
-        return candidate_of(final)
+        return without_repeats(final.values)
     for candidate in candidates(rows, about["objective"]):
         if any(row.status == Status.FINISHED for row in candidate.rows):
             return dict(candidate.values)
@@ -212,7 +213,7 @@ def sentences(
         command: the sweep's command line.
         final: `sweep.final`, whether the sweep ends with final runs.
     """
-    whole = [candidate for candidate in ranked if candidate.whole and not math.isnan(candidate.score)]
+    whole = [candidate for candidate in ranked if candidate.ranked]
     if not whole:
         return ["No candidate has finished: there is no winner."]
     winner = whole[0]

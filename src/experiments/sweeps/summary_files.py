@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any
 
 from experiments.comparison.page import markdown_code, markdown_table, markdown_text
 from experiments.comparison.text import csv_text
+from experiments.runs.candidate_runs import without_repeats
 from experiments.runs.run_directory import FIGURES
 from experiments.storage import atomic_files
 from experiments.sweeps import ladder
 from experiments.sweeps.plan import is_folded
 from experiments.sweeps.summary import (
     Candidate,
-    candidate_of,
     candidates,
     failures,
     held_out_sentences,
@@ -51,11 +50,11 @@ def write_summary(folder: Path) -> dict[str, Any]:
         jobs = [row for step in climbed.reached for row in step.candidate.rows]
         rows = [*jobs, *(row for row in rows if row.final)]
     ranked = candidates(jobs, objective)
-    winner = next((candidate for candidate in ranked if candidate.whole and not math.isnan(candidate.score)), None)
+    winner = next((candidate for candidate in ranked if candidate.ranked), None)
     if climbed and climbed.use:
         winner = next(candidate for candidate in ranked if candidate.values == climbed.use.candidate.values)
     # The final runs of a former winner are not reported.
-    held_out = [row for row in rows if row.final and winner and candidate_of(row) == winner.values]
+    held_out = [row for row in rows if row.final and winner and without_repeats(row.values) == winner.values]
     folds = any(is_folded(row.overrides) for row in jobs)
     final = about.get("config", {}).get("sweep", {}).get("final", True)
     if climbed and winner:

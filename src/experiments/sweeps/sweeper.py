@@ -26,6 +26,7 @@ from experiments.config import credentials, unused
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.runs import continuation
+from experiments.runs.candidate_runs import without_repeats
 from experiments.sweeps import plan, rungs, sweep_directory, terminal
 from experiments.sweeps.launchers.scheduler import JobLauncher
 from experiments.sweeps.plan import Job
@@ -181,8 +182,8 @@ def check_repeats(jobs: Sequence[Job]) -> None:
     """Raise ConfigError if two jobs of one candidate are the same run, which would be counted as two."""
     known: dict[tuple[str, str], Job] = {}
     for job in jobs:
-        candidate = {key: value for key, value in job.values.items() if key not in plan.REPEATS}
-        before = known.setdefault((json.dumps(candidate, sort_keys=True), job.identity), job)
+        candidate = json.dumps(without_repeats(job.values), sort_keys=True)
+        before = known.setdefault((candidate, job.identity), job)
         if before is not job:
             raise ConfigError(
                 f"{', '.join(plan.REPEATS)}: jobs of one candidate are the same run, which would be counted as two: "

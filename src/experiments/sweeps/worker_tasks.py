@@ -25,10 +25,11 @@ from experiments.data import manifest
 from experiments.data.types import Dataset
 from experiments.errors import ConfigError, DataError
 from experiments.models.types import Backbone
-from experiments.regimes import bottleneck, feature_cache
+from experiments.regimes import bottleneck
 from experiments.regimes.build import build
 from experiments.regimes.data_checks import check_data, check_origins
 from experiments.regimes.declaration import declaration_of
+from experiments.regimes.feature_cache import FeatureTable, extract
 from experiments.runs.location import store_of_run
 from experiments.runs.run_directory import METRICS, RunDirectory, predictions_file
 from experiments.storage import atomic_files
@@ -207,7 +208,7 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
 def shared(jobs: Sequence[PreparedJob]) -> tuple[list[str], bool]:
     """Return lines on the features and heads that jobs share, and whether features are still to be computed."""
     lines = []
-    by_job = [{table.name: table for table in tables_of(job)} for job in jobs]
+    by_job = list(map(feature_tables, jobs))
     tables = {name: table for of_job in by_job for name, table in of_job.items()}
     missing = sum(table.lacking_bytes for table in tables.values())
     if tables:
@@ -215,7 +216,10 @@ def shared(jobs: Sequence[PreparedJob]) -> tuple[list[str], bool]:
             f"features: {len(tables)} tables for {sum(map(len, by_job))} readings by jobs"
             + (f"; to be computed: {decimal(missing)}" if missing else "; all cached")
         )
-    head_folders = [head_folder(job) for job in jobs if declaration_of(job.components.regime).head_first]
+    head_folders = [
+        bottleneck.head_folder(job.components, job.dataset, head_run(job.components.config))
+        for job in jobs if declaration_of(job.components.regime).head_first
+    ]  # fmt: skip
     heads = set(head_folders)
     if heads:
         trained = sum(folder.is_dir() for folder in heads)
@@ -226,24 +230,18 @@ def shared(jobs: Sequence[PreparedJob]) -> tuple[list[str], bool]:
     return lines, bool(missing)
 
 
-def head_folder(job: PreparedJob) -> Path:
-    return bottleneck.head_folder(job.components, job.dataset, head_run(job.components.config))
-
-
-def feature_requests(job: PreparedJob) -> Sequence[feature_cache.FeatureRequest]:
-    """Return the features that a job reads from the feature cache, as its regime declares them."""
-    return declaration_of(job.components.regime).features(job.components, job.dataset)
-
-
-def tables_of(job: PreparedJob) -> list[feature_cache.FeatureTable]:
-    return [feature_cache.FeatureTable(job.components, request) for request in feature_requests(job)]
+def feature_tables(job: PreparedJob) -> dict[str, FeatureTable]:
+    """Return the tables of the feature cache that a job reads, as its regime declares them, by name."""
+    requests = declaration_of(job.components.regime).features(job.components, job.dataset)
+    tables = (FeatureTable(job.components, request) for request in requests)
+    return {table.name: table for table in tables}
 
 
 def share(configs: Sequence[Config]) -> None:
     """Compute the features that jobs read, those of one backbone and data set in one pass over its images."""
     runtime.apply(configs[0].runtime)
     progress = Terminal(PlainConsole(quiet=configs[0].progress == "none"))
-    passes: dict[str, tuple[RunComponents, dict[str, feature_cache.FeatureRequest]]] = {}
+    passes: dict[str, tuple[RunComponents, dict[str, FeatureTable]]] = {}
     for job in prepare_jobs(configs):
         config = job.components.config
         key = _key(
@@ -251,11 +249,9 @@ def share(configs: Sequence[Config]) -> None:
             job.dataset.manifest.decoder_settings.pixels_key(), config.augmentation.model_dump(),
             config.regime.activations, config.model.head.pooling,
         )  # fmt: skip
-        _, members = passes.setdefault(key, (job.components, {}))
-        for request in feature_requests(job):
-            members[feature_cache.FeatureTable(job.components, request).name] = request
-    for components, members in passes.values():
-        feature_cache.extract(components, list(members.values()), progress)
+        passes.setdefault(key, (job.components, {}))[1].update(feature_tables(job))
+    for components, tables in passes.values():
+        extract(components, [table.request for table in tables.values()], progress)
 
 
 def usual_seconds(config: Config, fingerprint: str, finished: Mapping[str, RunFacts]) -> float | None:

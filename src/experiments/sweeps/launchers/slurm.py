@@ -13,7 +13,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from experiments.config import credentials
-from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.runs.run_directory import RunDirectory
 from experiments.sweeps.launchers.processes import GRACE, LOG, last_lines
@@ -263,11 +262,11 @@ class Task:
     """
 
     def __init__(self, job: PlannedRun, *arguments: Any) -> None:
-        self.job = _with_config(job, credentials.concealed_config)
+        self.job = dataclasses.replace(job, config=credentials.concealed_config(job.config))
         self.arguments, self.leaving = arguments, False
 
     def __call__(self) -> str | None:
-        job = _with_config(self.job, credentials.revealed)
+        job = dataclasses.replace(self.job, config=credentials.revealed(self.job.config))
         reason = work(job, *self.arguments, leaving=lambda: self.leaving)
         return TIMEOUT if reason and "timed-out too many times" in reason else reason  # submitit's exception
 
@@ -282,7 +281,3 @@ def refresh(folder: Path) -> None:
     """Let NFS see the files that other machines have written: a change of the directory's mode ends what it caches."""
     with contextlib.suppress(OSError):
         folder.chmod(folder.stat().st_mode)
-
-
-def _with_config(job: PlannedRun, change: Callable[[Config], Config]) -> PlannedRun:
-    return dataclasses.replace(job, composed=dataclasses.replace(job.composed, config=change(job.composed.config)))
