@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 import shutil
@@ -24,7 +23,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from experiments.data.sources import download
 from experiments.errors import DataError
@@ -216,18 +214,13 @@ def test_a_server_that_ignores_ranges_sends_the_whole_once_more(host: Host, tmp_
 
 @pytest.mark.parametrize(
     "answer",
-    [fail(416), ranged("bytes 5-299999/300000"), ranged("bytes */300000"), ranged("nonsense")],
-    ids=["416", "another range", "no range", "nonsense"],
+    [fail(416), ranged("bytes 5-299999/300000")],
+    ids=["416", "another range"],
 )
 def test_a_range_that_is_not_to_be_had_starts_again(answer: Any, host: Host, tmp_path: Path) -> None:
     host.plan = [cut(1000), answer]
     assert fetch(host, tmp_path) == BODY
     assert host.ranges == [None, "bytes=1000-", None]
-
-
-def test_a_range_that_nobody_asked_for_is_refused(host: Host, tmp_path: Path) -> None:
-    host.plan = [ranged("bytes 5-299999/300000")]
-    assert "a range that was not requested: 'bytes 5-299999/300000'" in refused(host, tmp_path)
 
 
 def test_a_body_of_unknown_length_will_do(host: Host, tmp_path: Path) -> None:
@@ -241,8 +234,6 @@ def test_a_file_of_another_length_is_refused_by_its_header(host: Host, tmp_path:
         text = refused(host, tmp_path)
         assert "another file" in text and "300,000" in text and f"{len(body):,}" in text
         assert part(tmp_path).stat().st_size == 0, "nothing of it is taken"
-    host.body, host.plan = BODY, [cut(1000), ranged("bytes 1000-400000/400001")]
-    assert "400,001" in refused(host, tmp_path)
 
 
 def test_a_body_that_is_too_long_is_cut_short_and_removed(host: Host, tmp_path: Path) -> None:
@@ -334,17 +325,6 @@ def test_downloading_the_same_at_once_does_no_harm(host: Host, tmp_path: Path) -
     assert found == [BODY] * 4
 
 
-def test_progress_is_for_terminals(
-    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    fetch(host, tmp_path / "silent")
-    assert capfd.readouterr() == ("", "")
-    screen = io.StringIO()
-    monkeypatch.setattr(download, "PlainConsole", lambda: Console(file=screen, force_terminal=True, width=80))
-    fetch(host, tmp_path / "terminal")
-    assert "downloading" in screen.getvalue() and "300.0/300.0 kB" in screen.getvalue()
-
-
 def test_importing_it_is_cheap() -> None:
     code = (
         "import sys, experiments.data.sources.cats_vs_dogs; print({'tensorflow', 'keras', 'mlflow'} & set(sys.modules))"
@@ -359,17 +339,17 @@ WANTED = re.compile(r"images/(a|b)/([0-9]+\.jpg)")
 SOUND = {f"images/{name}/{n}.jpg": f"{name}{n}".encode() * 50 for name in "ab" for n in range(3)}
 
 
-def packed(path: Path, members: Mapping[Any, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
-    with zipfile.ZipFile(path, "w", method) as archive:
+def packed(path: Path, members: Mapping[Any, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for member, content in members.items():
             archive.writestr(member, content)
     return path
 
 
-def member(name: str, mode: int = 0, method: int = zipfile.ZIP_DEFLATED) -> zipfile.ZipInfo:
+def member(name: str, mode: int = 0) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name)
     info.external_attr = mode << 16
-    info.compress_type = method
+    info.compress_type = zipfile.ZIP_DEFLATED
     return info
 
 
@@ -394,65 +374,34 @@ def rejected(path: Path, target: Path, **bounds: int) -> str:
 
 
 def test_only_what_is_wanted_is_unpacked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    others = {
+    others: dict[Any, bytes] = {
         "readme[1].txt": b"?",
         "images/a/Thumbs.db": b"?",
         "images/a/7.jpg.exe": b"?",
         "images/c/0.jpg": b"?",
+        "/images/a/9.jpg": b"?",
+        "images/a/../../../9.jpg": b"?",
+        "images\\a\\9.jpg": b"?",
+        member("images/link", stat.S_IFLNK | 0o777): b"../../elsewhere",
     }
     archive = packed(tmp_path / "set.zip", {"images/": b"", "images/a/": b""} | SOUND | others)
     with caplog.at_level("INFO"):
         extract(archive, tmp_path / "set" / "one")
     assert unpacked(tmp_path / "set" / "one") == {name.removeprefix("images/"): SOUND[name] for name in SOUND}
-    assert "passed over: 4, the first: 'readme[1].txt'" in caplog.text
+    assert "passed over: 8, the first: 'readme[1].txt'" in caplog.text
     assert sorted(tmp_path.rglob(".*")) == []
 
 
-@pytest.mark.parametrize(
-    "hostile, printed",
-    [
-        (member("/images/a/9.jpg"), "no plain relative name"),
-        (member("../9.jpg"), "no plain relative name"),
-        (member("images/a/../../../9.jpg"), "no plain relative name"),
-        (member("images\\a\\9.jpg"), "no plain relative name"),
-        (member("C:/9.jpg"), "no plain relative name"),
-        (member("images/a/9\n.jpg"), "no plain relative name"),
-        (member("images/a/9.jpg", stat.S_IFLNK | 0o777), "a link or a device"),
-        (member("images/a/9.jpg", stat.S_IFIFO | 0o666), "a link or a device"),
-        (member("images/a", stat.S_IFLNK | 0o777), "a link or a device"),
-        (member("IMAGES/a/1.JPG"), "is there twice"),
-        (member("images/a/9.jpg", method=zipfile.ZIP_BZIP2), "other than deflate"),
-    ],
-    ids=lambda value: value.filename if isinstance(value, zipfile.ZipInfo) else "",
-)
-def test_members_that_no_honest_archive_holds(hostile: zipfile.ZipInfo, printed: str, tmp_path: Path) -> None:
-    archive = packed(tmp_path / "set.zip", SOUND | {hostile: b"../../elsewhere"})
-    text = rejected(archive, tmp_path / "set" / "one")
-    assert repr(hostile.filename) in text and printed in text
-
-
-def patched(path: Path, *changes: tuple[bytes, bytes]) -> Path:
-    content = path.read_bytes()
-    for old, new in changes:
-        assert old in content and len(old) == len(new)
-        content = content.replace(old, new)
-    path.write_bytes(content)
-    return path
+@pytest.mark.parametrize("mode", [stat.S_IFLNK | 0o777, stat.S_IFIFO | 0o666])
+def test_links_and_devices_are_refused(mode: int, tmp_path: Path) -> None:
+    archive = packed(tmp_path / "set.zip", SOUND | {member("images/a/9.jpg", mode): b"../../elsewhere"})
+    assert "'images/a/9.jpg' is a link or a device" in rejected(archive, tmp_path / "set" / "one")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_names_that_are_there_twice_or_hide_their_end(tmp_path: Path) -> None:
+def test_names_that_are_there_twice_are_refused(tmp_path: Path) -> None:
     archive = packed(tmp_path / "twice.zip", SOUND | {member("images/a/1.jpg"): b"another"})
-    assert "'images/a/1.jpg' is there twice" in rejected(archive, tmp_path / "set" / "one")
-    archive = packed(tmp_path / "nul.zip", SOUND | {"images/a/8.jpgXjpg": b"?"})
-    patched(archive, (b"8.jpgXjpg", b"8.jpg\0jpg"))
-    assert "8.jpg\\x00jpg' is no plain relative name" in rejected(archive, tmp_path / "set" / "one")
-
-
-def test_all_hostile_members_are_in_one_error(tmp_path: Path) -> None:
-    archive = packed(tmp_path / "set.zip", SOUND | {f"../{n}.jpg": b"?" for n in range(8)})
-    text = rejected(archive, tmp_path / "set" / "one")
-    assert all(f"'../{n}.jpg'" in text for n in range(5)) and text.endswith("and 3 more")
+    assert "File exists" in rejected(archive, tmp_path / "set" / "one")
 
 
 def header(path: Path, name: str, offset: int, new: bytes) -> Path:
@@ -472,38 +421,24 @@ FLAGS, CRC, SIZE = 0, 8, 16
 
 def test_encrypted_members(tmp_path: Path) -> None:
     archive = header(packed(tmp_path / "set.zip", SOUND), "images/b/1.jpg", FLAGS, b"\1\0")
-    assert "'images/b/1.jpg' is encrypted" in rejected(archive, tmp_path / "set" / "one")
+    assert "encrypted" in rejected(archive, tmp_path / "set" / "one")
 
 
-def test_members_that_unpack_to_too_much(tmp_path: Path) -> None:
+def test_members_that_unpack_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = packed(tmp_path / "set.zip", SOUND | {"images/a/9.jpg": bytes(5 * 10**6)})
     target = tmp_path / "set" / "one"
-    assert "unpacks to more than 2," in rejected(bomb, target), "by its ratio"
-    assert "'images/a/9.jpg' unpacks to 5,000,000 bytes, more than 10,000" in rejected(bomb, target, member_bytes=10**4)
+    text = rejected(bomb, target, member_bytes=10**4)
+    assert "'images/a/9.jpg' unpacks to 5,000,000 bytes. Allowed: 10,000" in text
     assert "unpacks to 5,000,600 bytes. Allowed: 10,000" in rejected(bomb, target, total_bytes=10**4)
-    assert "needs 5.0 MB" in rejected_without_room(bomb, target)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
+    assert "needs 5.0 MB" in rejected(bomb, target)
 
 
-def rejected_without_room(path: Path, target: Path) -> str:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
-        return rejected(path, target)
-
-
-@pytest.mark.parametrize("says", [100, 5 * 10**6 - 1, 5 * 10**6 + 1])
-def test_headers_that_lie_about_sizes(says: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "_RATIO", 10**6)
+@pytest.mark.parametrize("says", [100, 5 * 10**6 - 1])
+def test_headers_that_lie_about_sizes(says: int, tmp_path: Path) -> None:
     archive = packed(tmp_path / "set.zip", SOUND | {"images/a/9.jpg": bytes(5 * 10**6)})
     header(archive, "images/a/9.jpg", SIZE, says.to_bytes(4, "little"))
     rejected(archive, tmp_path / "set" / "one", member_bytes=6 * 10**6)
-
-
-def test_what_is_counted_is_what_comes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Should zipfile ever give more than the header says."""
-    archive = packed(tmp_path / "set.zip", SOUND)
-    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: io.BytesIO(bytes(10**6)))
-    assert "unpacks to more than 1,000 bytes" in rejected(archive, tmp_path / "set" / "one", member_bytes=1000)
-    assert "unpacks to more than 5,000 bytes" in rejected(archive, tmp_path / "set" / "one", total_bytes=5000)
 
 
 def test_damaged_archives(tmp_path: Path) -> None:
@@ -528,18 +463,18 @@ def test_an_interrupted_extraction_leaves_nothing(
     interruption: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive, target = packed(tmp_path / "set.zip", SOUND), tmp_path / "set" / "one"
-    unpack, done = download._unpack, []
+    copy, done = shutil.copyfileobj, list[None]()
 
-    def interrupted(*arguments: Any) -> int:
-        done.append(unpack(*arguments))
+    def interrupted(*files: Any) -> None:
+        done.append(copy(*files))
         if len(done) == 3:
             raise interruption
-        return done[-1]
 
-    monkeypatch.setattr(download, "_unpack", interrupted)
+    monkeypatch.setattr(shutil, "copyfileobj", interrupted)
     with pytest.raises(KeyboardInterrupt if interruption is KeyboardInterrupt else DataError, match=r"No space|^$"):
         extract(archive, target)
     assert len(done) == 3 and list((tmp_path / "set").iterdir()) == []
+    monkeypatch.undo()
     extract(archive, target)
     assert len(unpacked(target)) == len(SOUND)
 

@@ -349,7 +349,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "per_class": PerClass,
         "seed": Annotated[int, Field(ge=0)],
         "size": Annotated[int, Field(ge=8)],
-        "url": Annotated[str, Field(pattern="^https?://")],
+        "url": Annotated[str, Field(pattern="^https?://[^/]")],
         "sha256": Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")],
         "bytes": Annotated[int, Field(ge=1)],
         "archive": str | None,

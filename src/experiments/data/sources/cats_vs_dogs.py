@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from experiments.data.sources import download
-from experiments.errors import ConfigError, DataError
+from experiments.data.sources.folder import existing
+from experiments.errors import DataError
 from experiments.storage import array_cache
 
 _IMAGES = re.compile(r"PetImages/(Cat|Dog)/([0-9]+\.jpg)")
@@ -38,16 +37,16 @@ def cats_vs_dogs(*, url: str, sha256: str, bytes: int, archive: str | None, cach
         The directory that holds Cat/ and Dog/.
 
     Raises:
-        ConfigError: If an argument is invalid, such as an `archive` that is not a file.
+        ConfigError: If `archive` is not a file.
         DataError: If the archive cannot be downloaded, is another one, is damaged or does not fit on the disk.
     """
-    _check_url(url)
     sha256 = sha256.lower()
     root = cache / "cats_vs_dogs" / sha256[:16]
     if root.is_dir():
         array_cache.mark_used(root)
         return root
-    own = _own(archive) if archive is not None else None
+    allowed = "the path of the downloaded zip file, or null to download it"
+    own = existing("data.archive", archive, allowed, is_file=True) if archive is not None else None
     with array_cache.writing(cache, "cats_vs_dogs", root.name):
         if root.is_dir():  # another process has created it meanwhile
             return root
@@ -57,26 +56,6 @@ def cats_vs_dogs(*, url: str, sha256: str, bytes: int, archive: str | None, cach
             Path(file.name).unlink(missing_ok=True)
     array_cache.mark_used(root)
     return root
-
-
-def _check_url(url: str) -> None:
-    try:
-        complete = urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname
-    except ValueError:
-        complete = None
-    if not complete:
-        raise ConfigError(
-            f"data.url must be a complete address that begins with http:// or https://. Received: {url!r}"
-        )
-
-
-def _own(archive: str) -> Path:
-    path = Path(os.path.abspath(os.path.expanduser(archive)))
-    if archive and path.is_file():
-        return path
-    problem = "is not a file" if path.exists() and archive else "does not exist" if archive else "is empty"
-    allowed = "the path of the downloaded zip file, or null to download it"
-    raise ConfigError(f"data.archive {problem}. Allowed: {allowed}. Received: {archive!r}")
 
 
 def _open(url: str, sha256: str, bytes: int, own: Path | None, cache: Path) -> download.File:

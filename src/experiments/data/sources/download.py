@@ -26,7 +26,6 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from experiments.errors import DataError
 from experiments.storage import atomic_files
@@ -46,9 +45,6 @@ _RETRY = urllib3.Retry(  # until a response begins; `_complete` retries those th
 _TRIES = 5  # responses in a row, each of fewer than _WORTHWHILE bytes, before the download fails
 _WORTHWHILE = 2**20  # bytes
 _PAUSE = 1.0  # seconds before the first retry, doubled before each further one
-_RATIO = 200  # most unpacked bytes per packed byte, beyond _SLACK; compressed images are far below
-_SLACK = 2**20  # bytes
-_SHOWN = 5  # members named in one error
 _MEMBER_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, struct.error, ValueError)
 
 _log = logging.getLogger(__name__)
@@ -114,29 +110,25 @@ def extract(file: File, target: Path, *, wanted: re.Pattern[str], member_bytes: 
     Args:
         file: The archive, open for reading; `name` is its path.
         target: The directory. If another process has created it meanwhile, that one is kept.
-        wanted: Matches the whole name of a member to unpack; its groups are the parts of the path below `target`. All
-            other members are skipped.
+        wanted: Matches the whole name of a member to unpack; its groups are the parts of the path below `target`, so
+            they must match no separator. All other members are skipped.
         member_bytes: Largest allowed size of an unpacked member.
         total_bytes: Largest allowed size of all unpacked members together.
 
     Raises:
-        DataError: If the archive is damaged, has no wanted members, or may be malicious: names that lead out of the
-            directory or occur twice, links, encrypted members, members that unpack to too many bytes. Also if the disk
-            is full or cannot be written. Nothing is left behind in any of these cases.
+        DataError: If the archive is damaged or has no wanted members; if one of them is a link, encrypted, there twice
+            or too large. Also if the disk is full or cannot be written. Nothing is left behind in any of these cases.
     """
     try:
         with _disk(f"Unpacking {file.name} to {target}"), zipfile.ZipFile(file) as archive:
-            members = _members(archive, wanted, member_bytes)
-            total = sum(member.file_size for member in members)
-            if total > total_bytes:
-                raise DataError(f"{file.name} unpacks to {total:,} bytes. Allowed: {total_bytes:,}")
+            members = _members(archive, wanted, member_bytes, total_bytes)
             with atomic_files.writing_directory(target) as draft:
-                check_space(draft, total, f"Unpacking {file.name}")
+                check_space(draft, sum(member.file_size for _, member in members), f"Unpacking {file.name}")
                 with Terminal(PlainConsole()).stage("unpacking", len(members)) as advance:
-                    for member in members:
-                        path = draft.joinpath(*_parts(wanted, member))
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                        total_bytes -= _unpack(archive, member, path, min(member_bytes, total_bytes))
+                    for path, member in members:
+                        (draft / path).parent.mkdir(parents=True, exist_ok=True)
+                        with archive.open(member) as packed, (draft / path).open("xb") as unpacked:
+                            shutil.copyfileobj(packed, unpacked)  # no more bytes than the header says
                         advance()
                 os.sync()  # one call for thousands of files; an fsync of each would take minutes
     except DataError:
@@ -168,12 +160,12 @@ def _complete(file: File, url: str, size: int) -> None:
     check_space(Path(file.name).parent, size - have, f"Downloading {url}")
     _log.info("Downloading %s (%s, %s are there) to %s", url, decimal(size), decimal(have), file.name)
     tries = 0
-    with requests.Session() as session, _bar(have, size) as show:
+    with requests.Session() as session, Terminal(PlainConsole()).stage("downloading", size - have) as advance:
         session.headers["Accept-Encoding"] = "identity"  # byte ranges must refer to the file itself
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(max_retries=_RETRY))
         while (have := _length(file)) < size:
-            problem = _receive(session, file, url, size, show)
+            problem = _receive(session, file, url, size, advance)
             tries = 1 if _length(file) - have >= _WORTHWHILE else tries + 1
             if _length(file) == size:
                 break
@@ -183,7 +175,7 @@ def _complete(file: File, url: str, size: int) -> None:
             time.sleep(_PAUSE * 2 ** (tries - 1))
 
 
-def _receive(session: requests.Session, file: File, url: str, size: int, show: Callable[[int], object]) -> str:
+def _receive(session: requests.Session, file: File, url: str, size: int, advance: Callable[[int], object]) -> str:
     """Write one response to the file, from the position where it begins, and return why it ended.
 
     The reason matters only if bytes are missing afterwards.
@@ -194,15 +186,13 @@ def _receive(session: requests.Session, file: File, url: str, size: int, show: C
     except requests.RequestException as error:
         raise DataError(f"{url} cannot be reached: {error}. Check network and proxy. {_kept(file, size)}") from None
     with response:
+        at = have if response.status_code == 206 else 0
         if response.status_code not in (200, 206):
             text = f"{url} answers {response.status_code} {response.reason}. Allowed: 200 or 206"
             raise DataError(f"{text}. {_kept(file, size)}")
-        at, whole = _extent(response)
-        if at not in (0, have):
-            text = f"{url} answers with a range that was not requested: {response.headers.get('Content-Range')!r}"
-            raise DataError(f"{text}. {_kept(file, size)}")
-        if whole not in (None, size):
-            raise DataError(f"{url} is another file. Allowed: {size:,} bytes. Received: one of {whole:,} bytes")
+        length = response.headers.get("Content-Length", "")
+        if at == 0 and length.isdecimal() and int(length) != size:
+            raise DataError(f"{url} is another file. Allowed: {size:,} bytes. Received: one of {int(length):,} bytes")
         file.seek(at)
         try:
             while chunk := response.raw.read1(_CHUNK):  # written as it arrives, so that nothing is lost
@@ -213,37 +203,23 @@ def _receive(session: requests.Session, file: File, url: str, size: int, show: C
                     raise DataError(text)
                 file.write(chunk)
                 file.flush()
-                show(at)
+                advance(len(chunk))
         except urllib3.exceptions.HTTPError as error:
             return f"the connection broke off ({error})"
     return "the answer ended early"
 
 
 def _request(session: requests.Session, url: str, have: int) -> requests.Response:
-    """Request the bytes after the first `have`, or the whole file where the server does not support that.
+    """Request the bytes after the first `have`, or the whole file where the server does not send that range.
 
     The whole file is written over the existing bytes, which are the same.
     """
     if have:
         response = session.get(url, headers={"Range": f"bytes={have}-"}, stream=True, timeout=_TIMEOUT)
-        if response.status_code != 416 and _extent(response)[0] in (0, have):
+        if response.status_code == 200 or response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             return response
         response.close()
     return session.get(url, stream=True, timeout=_TIMEOUT)
-
-
-def _extent(response: requests.Response) -> tuple[int, int | None]:
-    """Return the position in the file where a response begins, and the length of the file.
-
-    The position is -1 and the length None where the response does not contain them.
-    """
-    if response.status_code == 206:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        if not found:
-            return -1, None
-        return int(found[1]), None if found[2] == "*" else int(found[2])
-    length = response.headers.get("Content-Length", "")
-    return 0, int(length) if length.isdecimal() else None
 
 
 def _open(part: Path) -> BufferedRandom:
@@ -265,25 +241,6 @@ def _length(file: File) -> int:
 
 
 @contextmanager
-def _bar(have: int, size: int) -> Iterator[Callable[[int], object]]:
-    """Show a progress bar on a terminal, and nothing elsewhere.
-
-    Yield the function that receives the number of bytes so far.
-    """
-    console = PlainConsole()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=10),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("downloading", total=size, completed=have)
-        yield lambda at: progress.update(task, completed=at)
-
-
-@contextmanager
 def _disk(doing: str) -> Iterator[None]:
     """Raise errors of the file system as DataError."""
     try:
@@ -296,74 +253,27 @@ def _disk(doing: str) -> Iterator[None]:
 # --- unpacking
 
 
-def _members(archive: zipfile.ZipFile, wanted: re.Pattern[str], member_bytes: int) -> list[zipfile.ZipInfo]:
-    """Return the members to unpack; raise one DataError for all members that make the archive unsafe."""
-    chosen, others, issues = [], [], []
-    seen: set[str] = set()
+def _members(
+    archive: zipfile.ZipFile, wanted: re.Pattern[str], member_bytes: int, total_bytes: int
+) -> list[tuple[Path, zipfile.ZipInfo]]:
+    """Return the members to unpack with their paths; raise DataError if one is a link or they are too large."""
+    chosen, others = [], []
     for member in archive.infolist():
-        name = member.orig_filename  # `filename` is cut at a NUL by zipfile
-        issue = _issue(member, member_bytes if wanted.fullmatch(name) else None)
-        if not issue and name.casefold() in seen:  # some file systems ignore case
-            issue = "is there twice"
-        seen.add(name.casefold())
-        if issue:
-            issues.append(f"{name!r} {issue}")
-        elif wanted.fullmatch(name):
-            chosen.append(member)
+        if found := wanted.fullmatch(member.filename):
+            chosen.append((Path(*found.groups()), member))
         elif not member.is_dir():
-            others.append(name)
-    if issues:
-        more = f", and {len(issues) - _SHOWN} more" if len(issues) > _SHOWN else ""
-        raise DataError(f"{archive.filename} is not unpacked: {', '.join(issues[:_SHOWN])}{more}")
+            others.append(member.filename)
     if not chosen:
         raise DataError(f"{archive.filename} holds nothing of what is wanted. Allowed: names like {wanted.pattern}")
+    for _, member in chosen:
+        if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
+            raise DataError(f"{archive.filename} is not unpacked: {member.filename!r} is a link or a device")
+        if member.file_size > member_bytes:
+            text = f"{member.filename!r} unpacks to {member.file_size:,} bytes. Allowed: {member_bytes:,}"
+            raise DataError(f"{archive.filename} is not unpacked: {text}")
+    total = sum(member.file_size for _, member in chosen)
+    if total > total_bytes:
+        raise DataError(f"{archive.filename} unpacks to {total:,} bytes. Allowed: {total_bytes:,}")
     if others:
         _log.info("Members of %s passed over: %d, the first: %r", archive.filename, len(others), others[0])
     return chosen
-
-
-def _issue(member: zipfile.ZipInfo, largest: int | None) -> str | None:
-    """Return what is wrong with a member according to its header, or None.
-
-    `largest` is None for members that are not unpacked.
-    """
-    name = member.orig_filename
-    if name.startswith("/") or ".." in name.split("/") or "\\" in name or ":" in name or not name.isprintable():
-        return "is no plain relative name"
-    if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "is a link or a device"
-    if member.flag_bits & 0x1:
-        return "is encrypted"
-    if largest is None:
-        return None
-    # zipfile limits the memory that decompression takes for these two methods only.
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return "is compressed by a method other than deflate"
-    if member.file_size > largest:
-        return f"unpacks to {member.file_size:,} bytes, more than {largest:,}"
-    return None
-
-
-def _parts(wanted: re.Pattern[str], member: zipfile.ZipInfo) -> tuple[str, ...]:
-    found = wanted.fullmatch(member.filename)
-    assert found is not None
-    return found.groups()
-
-
-def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, most: int) -> int:
-    """Write one member and return the number of bytes written.
-
-    The bytes are counted while they are unpacked, because sizes in headers can be wrong.
-    """
-    most = min(most, _SLACK + _RATIO * member.compress_size)
-    written = 0
-    with archive.open(member) as source, path.open("xb") as file:
-        while chunk := source.read(_CHUNK):
-            written += len(chunk)
-            if written > most:
-                raise DataError(f"{archive.filename}: {member.filename!r} unpacks to more than {most:,} bytes")
-            file.write(chunk)
-    if written != member.file_size:
-        text = f"{member.filename!r} unpacks to {written:,} bytes, not the {member.file_size:,} that it says"
-        raise DataError(f"{archive.filename}: {text}")
-    return written
