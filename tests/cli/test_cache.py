@@ -20,7 +20,7 @@ from rich.filesize import decimal
 
 from experiments.cli import cache as verb
 from experiments.inspection import cache as inspection
-from experiments.storage import array_cache, atomic_files
+from experiments.storage import array_cache, atomic_files, named_arrays
 from experiments.training import checkpoints
 from experiments.training.types import EpochRecord
 
@@ -39,9 +39,9 @@ def cache(own_outputs: Path) -> Path:
     model = keras.Model(inputs, keras.layers.Dense(30)(inputs))
     history = [EpochRecord(n, "head", n, 0, {"validation_accuracy": 0.5 + n / 10}) for n in range(3)]
     checkpoints.save(place / "heads" / "abc", model, history)
-    verdicts = {"a" * 64: [4, 4, "RGB", []], "b" * 64: [5, 5, "L", []]}
-    content = {"sha256": array_cache.key(verdicts), "images": verdicts}
-    atomic_files.write_file(place / "manifests" / "abc.json", json.dumps(content).encode())
+    facts = json.dumps([[4, 4, "RGB", []], [5, 5, "L", []]]).encode()
+    arrays = {"sha256": np.array(["a" * 64, "b" * 64], "S64"), "facts": np.array(facts)}
+    named_arrays.write(place / "manifests" / "abc.npz", arrays)
     atomic_files.write_file(place / "drawn" / "abc" / "train" / "cats" / "cats.0.jpg", bytes(5000))
     atomic_files.write_file(place / "pixels" / ".abc.1.ff" / "array.npy", bytes(6000))  # of a killed process
     for age, path in enumerate(entries(place), 1):
@@ -53,7 +53,7 @@ def entries(cache: Path) -> list[Path]:
     """Last used first."""
     return [
         cache / "pixels" / array_cache.key({"n": 1}), cache / "activations" / "0f", cache / "heads" / "abc",
-        cache / "manifests" / "abc.json", cache / "drawn" / "abc", cache / "pixels" / ".abc.1.ff",
+        cache / "manifests" / "abc.npz", cache / "drawn" / "abc", cache / "pixels" / ".abc.1.ff",
     ]  # fmt: skip
 
 
@@ -140,14 +140,14 @@ def test_verify_finds_every_damage_and_removes_it_if_asked(
     files = [
         cache / "pixels" / array_cache.key({"n": 1}) / "array.npy",
         cache / "activations" / "0f" / "0000256" / "array.npy",
-        cache / "heads" / "abc" / "model.weights.h5", cache / "manifests" / "abc.json",
+        cache / "heads" / "abc" / "model.weights.h5", cache / "manifests" / "abc.npz",
     ]  # fmt: skip
     for file in files[:3]:
         damage(file)
-    files[3].write_text(files[3].read_text().replace("RGB", "RGX"))
+    files[3].write_bytes(files[3].read_bytes().replace(b"RGB", b"RGX"))
     code, lines = verified(call, capsys)
     assert code == 1 and lines[-1] == "5 hashes checked, 4 damaged; 2 entries were stored without one"
-    damaged = [file.parent if file.suffix != ".json" else file for file in files]
+    damaged = [file.parent if file.suffix != ".npz" else file for file in files]
     assert {line.partition(": ")[0] for line in lines[:-1]} == {str(path) for path in damaged}
     assert all(path.exists() for path in damaged)
     code, lines = verified(call, capsys, "--remove")

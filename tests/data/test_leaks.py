@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
+from functools import partial
 from pathlib import Path
 
+import manifests
 import pytest
 from PIL import Image
 
 from experiments.data import leaks, manifest, near_duplicates
 from experiments.data.listing import ListedImage
 from experiments.data.splitting import keep_together
-from experiments.data.thumbnails import read_thumbnails
-from experiments.data.types import Manifest, SplitSettings
+from experiments.data.types import Manifest
 from experiments.errors import DataError
 from experiments.images import decoder
 from tests.data.test_near_duplicates import mirror, scene
@@ -21,9 +21,7 @@ from tests.data.test_near_duplicates import mirror, scene
 FRACTIONS = {"train": 0.5, "validation": 0.25, "test": 0.25}
 
 
-def read(root: Path, **settings: object) -> Manifest:
-    settings.setdefault("fractions", FRACTIONS)
-    return manifest.read(root, SplitSettings(**settings), cache=root.parent / "cache")  # type: ignore[arg-type]
+read = partial(manifests.read, fractions=FRACTIONS)
 
 
 def save(image: Image.Image, path: Path) -> None:
@@ -144,20 +142,19 @@ def test_a_second_reading_decodes_and_compares_nothing(presplit: Path, monkeypat
 
 def test_damaged_results_are_computed_again(presplit: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = read(presplit)
-    (file,) = (presplit.parent / "cache" / "near_duplicates").iterdir()
-    kept = json.loads(file.read_bytes())
-    file.write_text(json.dumps({**kept, "pairs": kept["pairs"][1:]}))
-    with caplog.at_level(logging.INFO):
-        assert read(presplit) == first
-        assert "Damaged near-duplicates" in caplog.text and "Decoding" not in caplog.text
-        (thumbnails,) = (presplit.parent / "cache" / "thumbnails").iterdir()
-        content = bytearray(thumbnails.read_bytes())
-        content[5000] ^= 1
-        thumbnails.write_bytes(content)
-        file.unlink()
-        assert read(presplit) == first
-    assert "Damaged thumbnails" in caplog.text and "Decoding 21 images" in caplog.text
-    assert not isinstance(leaks.read_pairs(file), str) and len(read_thumbnails(thumbnails)) == 21
+    files = [next((presplit.parent / "cache" / kind).iterdir()) for kind in ("near_duplicates", "thumbnails")]
+    for damaged, decoded in ((files[:1], False), (files, True)):
+        for file in damaged:
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content)
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            assert read(presplit) == first
+        assert all(f"Damaged cache entry, computed again: {file}" in caplog.text for file in damaged)
+        assert ("Decoding 21 images" in caplog.text) == decoded
+    caplog.clear()
+    assert read(presplit) == first and not caplog.text
 
 
 def test_copies_of_copies_are_one_group() -> None:

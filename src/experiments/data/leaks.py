@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+
+import numpy as np
 
 from experiments.data import near_duplicates
 from experiments.data.issues import DataIssue, printable
@@ -14,13 +13,9 @@ from experiments.data.listing import ListedImage
 from experiments.data.types import SPLITS, NearDuplicatePair, SkippedImage
 from experiments.data.validation import ValidationResults
 from experiments.images import decoder
-from experiments.storage import array_cache, atomic_files
+from experiments.storage import array_cache, named_arrays
 
-DIRECTORY = "near_duplicates"  # of the cache
-
-_log = logging.getLogger(__name__)
-
-_Found = list[tuple[str, str, float, bool]]  # sha256 of two files, similarity, mirrored
+_PAIR = [("first", "i8"), ("second", "i8"), ("similarity", "f8"), ("mirrored", "?")]  # a `NearDuplicate`
 
 
 def find_pairs(images: Sequence[ListedImage], results: ValidationResults) -> list[NearDuplicatePair]:
@@ -37,48 +32,29 @@ def find_pairs(images: Sequence[ListedImage], results: ValidationResults) -> lis
         **results.decoder_settings.validation_key(),
         "version": near_duplicates.VERSION,
     }
-    file = results.cache / DIRECTORY / f"{array_cache.key(spec)}.json"
-    found = read_pairs(file) if file.exists() else "it does not exist"
-    if isinstance(found, str):
-        if file.exists():
-            _log.warning("Damaged near-duplicates, they are searched again: %s: %s", file, found)
-        pairs = near_duplicates.find_near_duplicates(results.thumbnails(files[sha256] for sha256 in hashes))
-        found = [(hashes[pair.first], hashes[pair.second], round(pair.similarity, 3), pair.mirrored) for pair in pairs]
-        content = {"sha256": array_cache.key({"pairs": found}), "pairs": found}
-        atomic_files.write_file(file, json.dumps(content).encode())
-    else:
-        array_cache.mark_used(file, results)
-    paths = {sha256: image.path for sha256, image in files.items()}
-    return [
-        NearDuplicatePair(min(paths[first], paths[second]), max(paths[first], paths[second]), similarity, mirrored)
-        for first, second, similarity, mirrored in found
-    ]
-
-
-def read_pairs(file: Path) -> _Found | str:
-    """Return the pairs in a file of `cache/near_duplicates/`; if it cannot be used, return the reason instead."""
-    try:
-        kept = json.loads(file.read_bytes())
-        if kept["sha256"] != array_cache.key({"pairs": kept["pairs"]}):
-            return "its content does not have the hash it was stored with"
-        return [(str(a), str(b), float(similarity), bool(mirrored)) for a, b, similarity, mirrored in kept["pairs"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:  # not a file that `find_pairs` wrote
-        return f"{type(error).__name__}: {error}"
+    file = results.cache / "near_duplicates" / f"{array_cache.key(spec)}.npz"
+    kept = named_arrays.load(file, results)
+    if not kept:
+        found = near_duplicates.find_near_duplicates(results.thumbnails(files[sha256] for sha256 in hashes))
+        kept = {"pairs": np.array(found, _PAIR)}
+        named_arrays.write(file, kept)
+    pairs = []
+    for first, second, similarity, mirrored in kept["pairs"].tolist():
+        paths = sorted(files[hashes[at]].path for at in (first, second))
+        pairs.append(NearDuplicatePair(paths[0], paths[1], round(similarity, 3), mirrored))
+    return pairs
 
 
 def group_copies(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Return the group of every name that is in a pair, directly or through others: its name -> the first of them."""
-    groups: dict[str, str] = {}
+    from scipy.cluster.hierarchy import DisjointSet
 
-    def find(name: str) -> str:
-        while groups.setdefault(name, name) != name:
-            name = groups[name]
-        return name
-
-    for pair in pairs:
-        first, second = sorted(map(find, pair))
-        groups[second] = first
-    return {name: find(name) for name in groups}
+    groups = DisjointSet()
+    for first, second in pairs:
+        groups.add(first)
+        groups.add(second)
+        groups.merge(first, second)
+    return {name: min(members) for members in groups.subsets() for name in members}
 
 
 def join_groups(images: Sequence[ListedImage], pairs: Iterable[NearDuplicatePair]) -> list[ListedImage]:

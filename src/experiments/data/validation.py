@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,12 +19,10 @@ from experiments.data import near_duplicates
 from experiments.data.issues import DataIssue, printable
 from experiments.data.listing import ListedImage
 from experiments.data.pixel_buffer import PixelBuffer
-from experiments.data.thumbnails import DIRECTORY as THUMBNAILS
-from experiments.data.thumbnails import load_thumbnails, save_thumbnails
 from experiments.errors import DataError
 from experiments.images import decoder
 from experiments.images.decoder_settings import DecoderSettings
-from experiments.storage import array_cache, atomic_files
+from experiments.storage import array_cache, named_arrays
 
 _log = logging.getLogger(__name__)
 
@@ -87,34 +84,6 @@ def unchanged(root: Path, path: str, sha256: str) -> bytes:
     return content
 
 
-def listed_images(kept: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the images in the content of a file of `cache/manifests/`, by sha256.
-
-    Raises:
-        KeyError: it lists none.
-    """
-    images: Mapping[str, Any] = kept["images"] if "images" in kept else kept["pictures"]  # the name in version 0.1
-    return images
-
-
-def read_validation_results(file: Path) -> dict[str, _Facts] | str:
-    """Return the valid images that a file of `cache/manifests/` lists, by sha256.
-
-    If the file cannot be used, return the reason instead.
-    """
-    try:
-        kept = json.loads(file.read_bytes())
-        images = listed_images(kept)
-        if kept["sha256"] != array_cache.key(images):
-            return "its content does not have the hash it was stored with"
-        return {
-            sha256: (int(width), int(height), str(mode), list(map(str, warnings)))
-            for sha256, (width, height, mode, warnings) in images.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:  # not a file that `save` wrote
-        return f"{type(error).__name__}: {error}"
-
-
 class ValidationResults:
     """Validation results by content; content that was valid before is not decoded again.
 
@@ -146,15 +115,10 @@ class ValidationResults:
         self._buffer = buffer
         files = sorted(sha256 for sha256, _ in hashes.values())
         key = array_cache.key({"files": files, "decoder": decoder.VERSION, **decoder_settings.validation_key()})
-        self._file = cache / "manifests" / f"{key}.json"
-        self._thumbnail_file = cache / THUMBNAILS / f"{key}-{near_duplicates.VERSION}.npz"
-        if self._file.exists():
-            kept = read_validation_results(self._file)
-            if isinstance(kept, str):
-                _log.warning("Damaged validation results, the images are validated again: %s: %s", self._file, kept)
-            else:
-                self.valid = kept
-                array_cache.mark_used(self._file, self)
+        self._file = cache / "manifests" / f"{key}.npz"
+        self._thumbnail_file = cache / "thumbnails" / f"{key}-{near_duplicates.VERSION}.npz"
+        if kept := named_arrays.load(self._file, self):
+            self.valid = dict(zip(_texts(kept["sha256"]), json.loads(kept["facts"].item()), strict=True))
         self._kept = len(self.valid)
 
     def sha256(self, image: ListedImage) -> str:
@@ -221,22 +185,30 @@ class ValidationResults:
             DataError: If a file has changed since it was validated.
         """
         paths = {self.sha256(image): image.path for image in images}
-        kept = load_thumbnails(self._thumbnail_file)
-        made, self._thumbnails = len(self._thumbnails), {**kept, **self._thumbnails}
+        if kept := named_arrays.load(self._thumbnail_file, self):
+            self._thumbnails = dict(zip(_texts(kept["sha256"]), kept["thumbnails"], strict=True)) | self._thumbnails
         missing = {sha256: path for sha256, path in paths.items() if sha256 not in self._thumbnails}
         if missing:
             _log.info("Decoding %d images to look for near-duplicates", len(missing))
         for sha256, result in self._validated(missing, keep=False):
             if isinstance(result, str):
                 raise DataError(f"{printable(missing[sha256])}: {result}")
-        if made or missing:
-            save_thumbnails(self._thumbnail_file, self._thumbnails)
-        elif kept:
-            array_cache.mark_used(self._thumbnail_file, self)
+        if len(self._thumbnails) > len(kept.get("sha256", ())):
+            thumbnails = {"sha256": _hashes(self._thumbnails), "thumbnails": np.stack([*self._thumbnails.values()])}
+            named_arrays.write(self._thumbnail_file, thumbnails)
         shape = (len(paths), near_duplicates.SIZE, near_duplicates.SIZE, 3)
         return np.array([self._thumbnails[sha256] for sha256 in paths], "uint8").reshape(shape)
 
     def save(self) -> None:
         if len(self.valid) > self._kept:
-            content = {"sha256": array_cache.key(self.valid), "images": self.valid}
-            atomic_files.write_file(self._file, json.dumps(content).encode())
+            facts = np.array(json.dumps([*self.valid.values()]).encode())
+            named_arrays.write(self._file, {"sha256": _hashes(self.valid), "facts": facts})
+
+
+def _hashes(by_sha256: Mapping[str, object]) -> np.ndarray:
+    return np.array([*by_sha256], "S64")
+
+
+def _texts(hashes: np.ndarray) -> list[str]:
+    texts: list[str] = hashes.astype(str).tolist()
+    return texts

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.filesize import decimal
 
-from experiments.storage import array_cache
+from experiments.storage import array_cache, named_arrays
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,6 +20,10 @@ DAY = 24 * 60 * 60
 KINDS = (
     "pixels", "activations", "heads", "manifests", "thumbnails", "near_duplicates", "drawn", "cats_vs_dogs", "downloads"
 )  # fmt: skip
+
+COUNTED = {  # kinds of entries that are a file of named arrays, and what the rows of the first array are
+    "manifests": "images validated", "thumbnails": "thumbnails", "near_duplicates": "pairs of near-duplicates"
+}  # fmt: skip
 
 
 class StoredEntry(NamedTuple):
@@ -59,22 +63,16 @@ def purpose(path: Path) -> str:
     """Return a description of an entry's content, read from its metadata."""
     import numpy as np
 
-    from experiments.data import leaks, thumbnails
-    from experiments.data.validation import listed_images
-
     if path.is_symlink():
         return f"a link to {os.readlink(path)}, which stays when it is removed"
     if path.name.startswith("."):
         return "unfinished"
     try:
-        if path.parent.name == thumbnails.DIRECTORY:
-            made = thumbnails.read_thumbnails(path)
-            return made if isinstance(made, str) else f"{len(made):,} thumbnails"
-        if path.suffix == ".json":
-            kept = json.loads(path.read_bytes())
-            if path.parent.name == leaks.DIRECTORY:
-                return f"{len(kept['pairs']):,} pairs of near-duplicates"
-            return f"{len(listed_images(kept)):,} images validated"
+        if path.parent.name in COUNTED and path.suffix == ".npz":
+            found = named_arrays.read(path)
+            if isinstance(found, str):
+                return found
+            return f"{len(next(iter(found.values()))):,} {COUNTED[path.parent.name]}"
         metas = [json.loads((part / "meta.json").read_bytes()) for part in arrays(path)]
         if not metas:
             return f"files: {sum(1 for file in path.rglob('*') if file.is_file()):,}" if path.is_dir() else "a file"
@@ -125,18 +123,16 @@ def age(seconds: float) -> str:
 
 def verify(entry: StoredEntry) -> Iterator[tuple[Path, str | None]]:
     """Yield each directory of an entry that has a hash, with the reason why it is damaged, or None if it is not."""
-    from experiments.data import leaks, thumbnails, validation
     from experiments.training import checkpoints
 
     if entry.path.name.startswith(".") or entry.path.is_symlink():
         return
-    readers: dict[str, Callable[[Path], object]] = {  # Each returns the content, or what is wrong with it.
-        "heads": checkpoints.read, "manifests": validation.read_validation_results,
-        leaks.DIRECTORY: leaks.read_pairs, thumbnails.DIRECTORY: thumbnails.read_thumbnails,
-    }  # fmt: skip
-    if read := readers.get(entry.kind):
-        content = read(entry.path)
-        yield entry.path, content if isinstance(content, str) else None
+    if entry.kind == "heads":
+        history = checkpoints.read(entry.path)
+        yield entry.path, history if isinstance(history, str) else None
+    elif entry.kind in COUNTED and entry.path.suffix == ".npz":
+        found = named_arrays.read(entry.path)
+        yield entry.path, found if isinstance(found, str) else None
     elif entry.kind in ("pixels", "activations"):
         # A directory of features without shards is left by a process that ended before it had written the first one.
         for part in arrays(entry.path) or ([entry.path] if entry.kind == "pixels" else []):
