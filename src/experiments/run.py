@@ -249,22 +249,14 @@ def read_manifest(
         buffer: receives the images that are decoded for validation.
         found: receives every data issue, instead of an error being raised.
     """
-    data = config.data
-    settings = SplitSettings(
-        data.fractions.model_dump(),
-        data.split_seed,
-        data.fold,
-        data.folds,
-        data.limit.model_dump(),
-        data.on_bad,
-        data.merged_classes,
-        data.min_per_class,
-        data.group,
-        data.on_leak,
-    )
-    decoder_settings = DecoderSettings.of(data.model_dump())
+    data = config.data.model_dump() | {"classes": config.data.merged_classes}
     return manifest.read(
-        source, settings, decoder_settings=decoder_settings, cache=config.cache, buffer=buffer, found=found
+        source,
+        SplitSettings.of(data),
+        decoder_settings=DecoderSettings.of(data),
+        cache=config.cache,
+        buffer=buffer,
+        found=found,
     )
 
 

@@ -23,7 +23,7 @@ from experiments.config import choices
 from experiments.config.composing import read
 from experiments.config.schema import Config
 from experiments.data import augmentation
-from experiments.data.input_pipeline import augmented, image_batches
+from experiments.data.input_pipeline import image_batches
 from experiments.data.types import ImageRecord, ImageSet
 from experiments.errors import ConfigError
 from experiments.regimes import build
@@ -111,29 +111,6 @@ def test_a_fresh_process_draws_the_same() -> None:
         [sys.executable, "-c", code, str(Path(__file__).parent)], capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout.splitlines()[-1]) == {name: digest(name) for name in NAMES}
-
-
-@pytest.mark.parametrize("name", ["strong", "randaugment"])
-def test_stored_views_repeat_bit_for_bit(name: str, config: Read) -> None:
-    read_config = config(f"augmentation={name}", "regime=finetune")
-    pixels: Any = smooth(9)
-
-    def view(number: int, backwards: bool = False) -> np.ndarray:
-        rows = augmented(
-            pixels,
-            augmentation=build.build_augmentation(read_config.augmentation, ()),
-            extra_layers=build.build_layers(read_config.augmentation, ()),
-            seed=read_config.augmentation.seed,
-            view=number,
-        )
-        slices = [slice(0, 4), slice(4, 8), slice(8, 9)]
-        parts = {at.start: rows(at) for at in (slices[::-1] if backwards else slices)}
-        return np.concatenate([parts[start] for start in sorted(parts)])
-
-    first = view(0)
-    assert first.dtype == np.float32 and first.min() >= 0 and first.max() <= 255
-    np.testing.assert_array_equal(view(0, backwards=True), first)
-    assert sum(not np.array_equal(a, b) for a, b in zip(first, view(1), strict=True)) >= 8
 
 
 @pytest.mark.parametrize("classes", [2, 3])

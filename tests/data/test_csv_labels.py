@@ -8,13 +8,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import manifests
 import pytest
 from noise import draw
 
 from experiments.data import manifest
 from experiments.data.listing import Listing
 from experiments.data.sources.csv_labels import csv_labels
-from experiments.data.types import Manifest, SplitSettings
+from experiments.data.types import Manifest
 from experiments.errors import ConfigError, DataError
 
 HALVES = {"train": 0.5, "validation": 0.5, "test": 0.0}
@@ -45,7 +46,7 @@ def listing(labels: Path | str, **options: Any) -> Listing:
 
 
 def read(found: Listing, tmp_path: Path, **settings: Any) -> Manifest:
-    return manifest.read(found, SplitSettings(**{"fractions": HALVES} | settings), cache=tmp_path / "cache")
+    return manifests.read(found, **{"fractions": HALVES, "cache": tmp_path / "cache"} | settings)
 
 
 def test_images_with_equal_names_in_different_folders_keep_their_own_labels(place: Path) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import manifests
 import pytest
 from noise import draw
 
-from experiments.data import manifest
 from experiments.data.listing import ListedImage
 from experiments.data.sources.filenames import filenames
-from experiments.data.types import SplitSettings
 from experiments.errors import ConfigError, DataError
 
+HALVES = {"train": 0.5, "validation": 0.5}
 PATTERN = r"(?P<label>[a-z]+)\.\d+\.jpg"
 
 
@@ -28,7 +28,7 @@ def test_the_label_is_in_the_name_wherever_the_file_is(root: Path, tmp_path: Pat
     (root / "readme.txt").touch()
     listing = filenames(root=root, pattern=PATTERN, cache=tmp_path)
     assert not listing.issues and listing.notes == ["1 files of other types are ignored"]
-    found = manifest.read(listing, SplitSettings({"train": 0.5, "validation": 0.5}), cache=tmp_path)
+    found = manifests.read(listing, fractions=HALVES)
     assert found.root == root and found.classes == ("cat", "dog")
     assert {(entry.path.rpartition("/")[2].split(".")[0], entry.class_name) for entry in found.entries} == {
         ("cat", "cat"), ("dog", "dog")
@@ -57,11 +57,9 @@ def test_every_image_that_the_pattern_does_not_match_is_listed(root: Path, tmp_p
     for name in ("Cat.9.jpg", "dog.jpg", "dog.1.jpeg"):  # a search would find "at" in the first
         draw(root / name)
     listing = filenames(root=root, pattern=PATTERN, cache=tmp_path)
-    settings = SplitSettings({"train": 0.5, "validation": 0.5})
     with pytest.raises(DataError, match=r"3 issues(?s:.*)Cat\.9\.jpg(?s:.*)dog\.1\.jpeg(?s:.*)dog\.jpg"):
-        manifest.read(listing, settings, cache=tmp_path)
-    skipping = SplitSettings({"train": 0.5, "validation": 0.5}, on_bad="skip")
-    found = manifest.read(listing, skipping, cache=tmp_path)
+        manifests.read(listing, fractions=HALVES)
+    found = manifests.read(listing, fractions=HALVES, on_bad="skip")
     assert sorted(one.path for one in found.skipped) == ["Cat.9.jpg", "dog.1.jpeg", "dog.jpg"]
 
 

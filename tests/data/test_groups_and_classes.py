@@ -7,17 +7,17 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import manifests
 import noise
 import pytest
 
 from experiments.data import grouping, manifest
 from experiments.data.issues import DataIssue
 from experiments.data.listing import ListedImage, Listing
-from experiments.data.types import Manifest, SplitSettings
 from experiments.errors import ConfigError, DataError
 
 PATIENT = r"p(\d+)_"
@@ -39,13 +39,7 @@ def draw(root: Path, paths: Sequence[str]) -> Path:
     return root
 
 
-def read(source: Path | Listing, **options: Any) -> Manifest:
-    root = source.root if isinstance(source, Listing) else source
-    names = [field.name for field in fields(SplitSettings)]
-    settings = SplitSettings(
-        **{"fractions": FRACTIONS} | {name: options.pop(name) for name in names if name in options}
-    )
-    return manifest.read(source, settings, cache=root.parent / "cache", **options)
+read = partial(manifests.read, fractions=FRACTIONS)
 
 
 def splits_of(images: Sequence[Any]) -> Mapping[str, set[str]]:

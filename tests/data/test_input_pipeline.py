@@ -110,18 +110,6 @@ def test_augmentation_differs_between_epochs_seeds_and_images(
     assert first.min() >= 0 and first.max() <= 255
 
 
-def test_extra_layers_follow_the_seed() -> None:
-    pixels = np.full((4, SIZE, SIZE, 3), 100, "uint8")  # all alike: what differs is drawn, and not the order
-    pixels[:, :4] = 200
-    entries = tuple(ImageRecord(f"{n}.jpg", 1, f"{n}", SIZE, SIZE, "RGB", "a", "train") for n in range(4))
-    alike = ImageSet("train", entries, np.zeros(4, "int32"), SIZE, lambda: Rows([pixels]))
-    first, again, other = (
-        drain(fresh(alike, range(1), Identity(), extra(), seed=seed).dataset)[0][0] for seed in (0, 0, 1)
-    )
-    np.testing.assert_array_equal(first, again)
-    assert all(np.any(one != two) for one, two in zip(first, other, strict=True))
-
-
 def test_through_gives_the_prefix_of_the_same_batches(images: ImageSet) -> None:
     inputs = keras.Input((SIZE, SIZE, 3))
     x = keras.layers.Conv2D(2, 3)(inputs)

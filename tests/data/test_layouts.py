@@ -7,19 +7,20 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
+import manifests
 import numpy as np
 import pytest
 from PIL import Image
 from pillow_heif import from_pillow
 
 from experiments.config import composing
-from experiments.data import manifest
 from experiments.data.issues import DataIssue
 from experiments.data.listing import ListedImage, is_litter
 from experiments.data.splitting import draw_fold, draw_splits
-from experiments.data.types import Manifest, SplitSettings
+from experiments.data.types import Manifest
 from experiments.deploy import predict
 from experiments.errors import DataError
 from experiments.regimes.build import build_source
@@ -37,8 +38,7 @@ def draw(root: Path, folder: str, count: int, suffix: str = ".png", gray: bool =
         Image.fromarray(pixels).save(root / folder / f"{number}{suffix}")
 
 
-def read(root: Path, **settings: object) -> Manifest:
-    return manifest.read(root, SplitSettings(**{"fractions": FRACTIONS, **settings}), cache=root.parent / "cache")  # type: ignore[arg-type]
+read = partial(manifests.read, fractions=FRACTIONS)
 
 
 def sizes(found: Manifest) -> dict[str, dict[str, int]]:
@@ -88,17 +88,6 @@ def test_layouts(tmp_path: Path, name: str) -> None:
         assert understood == (folder not in (".", "train", "validation", "test"))
     drawn = [note for note in found.notes if "25% validation images are drawn" in note]
     assert len(drawn) == (name in ("train and test", "Training and Testing", "train alone"))
-
-
-def test_other_names_of_the_splits_leave_the_splits_as_they_are(tmp_path: Path) -> None:
-    for first, second in (("train", "validation"), ("TRAINING", "dev")):
-        for class_name in "ab":
-            draw(tmp_path / first, f"{first}/{class_name}", 3)
-            draw(tmp_path / first, f"{second}/{class_name}", 2)
-    plain, other = read(tmp_path / "train"), read(tmp_path / "TRAINING")
-    assert [entry.path for entry in other.entries] == [
-        entry.path.replace("train", "TRAINING").replace("validation", "dev") for entry in plain.entries
-    ]
 
 
 def test_validation_images_are_drawn_from_train_seeded_and_the_test_images_stay(tmp_path: Path) -> None:
@@ -174,21 +163,6 @@ def test_a_folder_of_folders_names_the_one_that_was_meant(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=rf"two or more classes are needed.*Is it {tmp_path}/data/chest_xray\?"):
         read(tmp_path / "data")
     assert len(read(tmp_path / "data/chest_xray").entries) == 16
-
-
-@pytest.mark.parametrize("on_bad", ["error", "skip"])
-def test_damaged_training_images_do_not_move_the_others(tmp_path: Path, on_bad: str) -> None:
-    for class_name in "ab":
-        draw(tmp_path / "data", f"Train/{class_name}", 8)
-        draw(tmp_path / "data", f"Test/{class_name}", 1)
-    before = read(tmp_path / "data").entries
-    (tmp_path / "data/Train/a/x.png").write_bytes(b"damaged")
-    if on_bad == "skip":
-        found = read(tmp_path / "data", on_bad=on_bad)
-        assert found.entries == before and [left.path for left in found.skipped] == ["Train/a/x.png"]
-    else:
-        with pytest.raises(DataError, match="Train/a/x.png: "):
-            read(tmp_path / "data", on_bad=on_bad)
 
 
 def test_which_images_are_drawn_never_changes() -> None:

@@ -11,20 +11,22 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import manifests
 import numpy as np
 import pytest
-from noise import draw
+from noise import draw, draw_classes
 from PIL import Image
 
 from experiments.data import manifest, validation
 from experiments.data.pixel_cache import images_of, splits_of
 from experiments.data.sources.folder import folder
 from experiments.data.splitting import split_counts
-from experiments.data.types import ImageWarning, Manifest, SplitSettings
+from experiments.data.types import ImageWarning, Manifest
 from experiments.errors import ConfigError, DataError
 from experiments.images import decoder
 from experiments.images.decoder_settings import DecoderSettings
@@ -36,35 +38,16 @@ PHOTOS = Path(os.environ.get("EXPERIMENTS_PHOTOS", REPOSITORY.parent / "shared" 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Three training and two validation images of each of two classes."""
-    for split, count in (("train", 3), ("validation", 2)):
-        for name in ("cats", "dogs"):
-            for number in range(count):
-                draw(tmp_path / "data" / split / name / f"{number}.png")
-    return tmp_path / "data"
+    return draw_classes(tmp_path / "data", {"train": 3, "validation": 2})
 
 
 @pytest.fixture
 def flat(tmp_path: Path) -> Path:
     """Twenty images of each of two classes, not split."""
-    for name in ("cats", "dogs"):
-        for number in range(20):
-            draw(tmp_path / "flat" / name / f"{number}.png")
-    return tmp_path / "flat"
+    return draw_classes(tmp_path / "flat", {"": 20})
 
 
-def read(root: Path, **options: Any) -> Manifest:
-    defaults: dict[str, Any] = {
-        "fractions": {"train": 0.7, "validation": 0.2, "test": 0.1},
-        "split_seed": 0,
-        "limit": {"train": None, "validation": None, "test": None},
-        "on_bad": "error",
-        "cache": root.parent / "cache",
-    }
-    options = defaults | options
-    settings = SplitSettings(
-        **{one.name: options.pop(one.name) for one in fields(SplitSettings) if one.name in options}
-    )
-    return manifest.read(root, settings, **options)
+read = partial(manifests.read, fractions={"train": 0.7, "validation": 0.2, "test": 0.1})
 
 
 def message(root: Path, **options: Any) -> str:
@@ -186,12 +169,7 @@ def test_images_beyond_the_limit_are_not_decoded(root: Path, monkeypatch: pytest
 @pytest.fixture
 def given(tmp_path: Path) -> Path:
     """Eleven training images of cats and seven of dogs, three of each in validation, two in test."""
-    counts = {"train": (11, 7), "validation": (3, 3), "test": (2, 2)}
-    for split, of_each in counts.items():
-        for name, count in zip(("cats", "dogs"), of_each, strict=True):
-            for number in range(count):
-                draw(tmp_path / "given" / split / name / f"{number}.png")
-    return tmp_path / "given"
+    return draw_classes(tmp_path / "given", {"train": (11, 7), "validation": 3, "test": 2})
 
 
 def paths(found: Manifest, split: str) -> set[str]:
@@ -459,22 +437,6 @@ def test_duplicates_where_nothing_is_split_yet(flat: Path) -> None:
     assert "dogs/copy.png, in another class" in left["cats/1.png"]
 
 
-def test_what_systems_leave_behind_is_passed_over(root: Path) -> None:
-    before = read(root)
-    for path in (
-        ".DS_Store",
-        "train/.DS_Store",
-        "train/cats/Thumbs.db",
-        "train/cats/desktop.ini",
-        "train/cats/._0.png",
-    ):
-        (root / path).write_bytes(b"x")
-    for path in ("__MACOSX", ".git", "train/__MACOSX", "train/cats/.thumbnails"):
-        (root / path).mkdir()
-    (root / "README.txt").write_text("where this is from")
-    assert read(root) == before
-
-
 def test_links_and_upper_case_suffixes_are_followed(root: Path, tmp_path: Path) -> None:
     draw(tmp_path / "elsewhere.png")
     (root / "train/cats/link.PNG").symlink_to(tmp_path / "elsewhere.png")
@@ -546,22 +508,15 @@ def test_another_decoder_looks_again(root: Path, monkeypatch: pytest.MonkeyPatch
         read(root)
 
 
-def test_validation_results_of_version_0_1_are_read(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    first = read(root)
-    (kept,) = (root.parent / "cache" / "manifests").iterdir()
-    kept.write_text(kept.read_text().replace('"images":', '"pictures":'))
-    caplog.clear()
-    assert read(root) == first
-    assert not caplog.text
-
-
-@pytest.mark.parametrize("harm", [lambda text: text[:-9], lambda text: text.replace("8", "9"), lambda text: "[]"])
-def test_damaged_verdicts_are_not_believed(
-    root: Path, harm: Callable[[str], str], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "harm", [lambda content: content[:-9], lambda content: content.replace(b"RGB", b"RGX"), lambda content: b"[]"]
+)
+def test_damaged_validation_results_are_not_used(
+    root: Path, harm: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     first = read(root)
     (kept,) = (root.parent / "cache" / "manifests").iterdir()
-    kept.write_text(harm(kept.read_text()))
+    kept.write_bytes(harm(kept.read_bytes()))
     assert read(root) == first
     assert str(kept) in caplog.text
     caplog.clear()

@@ -9,18 +9,19 @@ import shutil
 import subprocess
 import sys
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import manifests
 import numpy as np
 import pytest
-from noise import draw
+from noise import draw, draw_classes
 from PIL import Image
 
 from experiments.data import manifest
 from experiments.data.pixel_buffer import PixelBuffer
 from experiments.data.pixel_cache import images_of, open_image, splits_of
-from experiments.data.types import Manifest, SplitSettings
 from experiments.errors import DataError
 from experiments.images import decoder
 from experiments.images.decoder_settings import DEFAULTS
@@ -32,16 +33,10 @@ from experiments.storage.csv_files import encodable
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Six training and four validation images of two classes."""
-    for split, count in (("train", 3), ("validation", 2)):
-        for name in ("cats", "dogs"):
-            for number in range(count):
-                draw(tmp_path / "data" / split / name / f"{number}.png")
-    return tmp_path / "data"
+    return draw_classes(tmp_path / "data", {"train": 3, "validation": 2})
 
 
-def read(root: Path, cache: Path | None = None, decoded: PixelBuffer | None = None) -> Manifest:
-    cache = cache or root.parent / "cache"
-    return manifest.read(root, SplitSettings({}), cache=cache, buffer=decoded)
+read = partial(manifests.read, fractions={})
 
 
 def test_pixels_are_the_decoders_and_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +89,7 @@ def test_images_are_decoded_once_for_verdict_and_pixels(root: Path, monkeypatch:
             if full:
                 patched.setattr(shutil, "disk_usage", lambda path: asked.append(path) or nothing)
             decoded = PixelBuffer(4, memory, cache)
-            found = read(root, cache, decoded)
+            found = read(root, cache=cache, buffer=decoded)
         dataset = splits_of(found, 4, cache, 1e9, decoded)
         for mine, theirs in zip((dataset.train, dataset.validation), expected, strict=True):
             np.testing.assert_array_equal(mine.pixels[:], theirs)
@@ -130,8 +125,8 @@ def test_blocks_of_decoded_images_are_used_up_split_by_split(tmp_path: Path, mon
     for seed in range(200):
         draw(tmp_path / "flat" / f"class{seed % 10}" / f"{seed}.png")
     decoded = PixelBuffer(4, 1e9, tmp_path)
-    settings = SplitSettings({"train": 0.7, "validation": 0.2, "test": 0.1})
-    found = manifest.read(tmp_path / "flat", settings, cache=tmp_path, buffer=decoded)
+    fractions = {"train": 0.7, "validation": 0.2, "test": 0.1}
+    found = manifests.read(tmp_path / "flat", fractions=fractions, cache=tmp_path, buffer=decoded)
     dataset = splits_of(found, 4, tmp_path, 1e9, decoded)
     left = []
     for images in (dataset.train, dataset.validation):
@@ -164,6 +159,7 @@ def test_images_beyond_the_memory_they_may_take_are_decoded_and_read_in_little(t
     draw(tmp_path / "data" / "validation" / "b" / "y.png")
     program = f"""
 import resource
+from functools import partial
 from pathlib import Path
 from experiments.data import manifest
 from experiments.data.pixel_buffer import PixelBuffer

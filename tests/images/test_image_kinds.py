@@ -20,14 +20,9 @@ from experiments.deploy import predict
 from experiments.errors import DataError
 from experiments.images import decoder
 from experiments.images.decoder_settings import DecoderSettings, GrayRange
+from tests.images.test_decoder import encode, warned
 
 RED = (200, 40, 30)
-
-
-def encode(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
 
 
 def noise(width: int = 200, height: int = 60) -> Image.Image:
@@ -45,11 +40,6 @@ def first(content: bytes, gray_range: GrayRange | None = None) -> list[int]:
 
 def color(content: bytes) -> tuple[int, ...]:
     return tuple(np.asarray(decoder.decode(content)).mean((0, 1)).round().astype(int).tolist())
-
-
-def warnings(content: bytes) -> list[str]:
-    with decoder.decoding(content) as decoded:
-        return decoded.warnings
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
@@ -169,7 +159,7 @@ def test_alpha_of_a_bmp_that_is_0_everywhere_is_none(alpha: int, expected: tuple
     header = struct.pack("<IiiHHIIiiII", 108, 4, 4, 1, 32, 3, 64, 0, 0, 0, 0) + masks + bytes(52)
     content = b"BM" + struct.pack("<IHHI", 186, 0, 0, 122) + header + bytes([*RED[::-1], alpha]) * 16
     assert color(content) == expected
-    assert any("alpha channel that is 0 everywhere" in text for text in warnings(content)) == (alpha == 0)
+    assert any("alpha channel that is 0 everywhere" in text for text in warned(content)) == (alpha == 0)
 
 
 def test_a_fourth_band_that_is_no_alpha_is_not_laid_on_white() -> None:
@@ -177,17 +167,17 @@ def test_a_fourth_band_that_is_no_alpha_is_not_laid_on_white() -> None:
     place = bands.index(struct.pack("<HHI", 338, 3, 1))  # ExtraSamples
     unspecified = bands[: place + 8] + bytes(2) + bands[place + 10 :]
     assert color(unspecified) == RED
-    assert "has bands beside its colors that are no alpha, and are not used" in warnings(unspecified)
+    assert "has bands beside its colors that are no alpha, and are not used" in warned(unspecified)
     with pytest.raises(DataError, match="fourth band that may be alpha or not.*ExtraSamples is missing"):
         decoder.decode(bands[:place] + struct.pack("<H", 337) + bands[place + 2 :])
 
 
 def test_blank_images_come_with_a_warning() -> None:
-    assert warnings(encode(Image.new("L", (9, 9), 0))) == ["is blank: all its pixels are of the color (0, 0, 0)"]
-    assert warnings(JPEG) == []
+    assert warned(encode(Image.new("L", (9, 9), 0))) == ["is blank: all its pixels are of the color (0, 0, 0)"]
+    assert warned(JPEG) == []
     speck = Image.new("L", (900, 900))
     speck.putpixel((13, 7), 200)
-    assert warnings(encode(speck)) == []
+    assert warned(encode(speck)) == []
 
 
 # --- valid files with odd metadata
@@ -214,18 +204,18 @@ def test_damaged_exif_is_a_warning(format: str) -> None:
         return encode(noise(), format, exif=b"Exif\0\0" + exif)
 
     for damaged in (b"II*\0\xff\xff\xff\xff", b"garbage", b"MM\0*\0\0\0\x08\0\x09\x01\x00"):
-        (text,) = warnings(saved(damaged))
+        (text,) = warned(saved(damaged))
         assert text == "its EXIF is damaged, and the orientation cannot be read: it is used as it is stored"
         assert decoder.decode(saved(damaged)).size == (200, 60)
     turned = b"MM\0*\0\0\0\x08\0\2" + struct.pack(">HHIHH", 0x112, 3, 1, 6, 0) + struct.pack(">HHII", 0x11A, 10, 1, 38)
     for sound in (turned, turned + bytes(4) + struct.pack(">ii", -1, 0)):  # a rational that Pillow cannot write again
-        assert decoder.decode(saved(sound)).size == (60, 200) and not warnings(saved(sound))
+        assert decoder.decode(saved(sound)).size == (60, 200) and not warned(saved(sound))
 
 
 def test_odd_metadata_of_a_tiff_is_a_warning() -> None:
     content = tiff(bytes([1, 200]), 2, 8, following=5_000)  # a next page where there is none
     assert first(content) == [1, 200]
-    assert any(text.startswith("has odd metadata (") for text in warnings(content))
+    assert any(text.startswith("has odd metadata (") for text in warned(content))
 
 
 # --- where a JPEG ends
@@ -351,7 +341,7 @@ def test_modes_of_further_formats(mode: str, format: str) -> None:
 
 def test_alpha_of_a_tga_that_is_0_everywhere_is_none() -> None:
     content = encode(Image.new("RGBA", (4, 4), (*RED, 0)), "TGA")
-    assert color(content) == RED and warnings(content)[0].startswith("has an alpha channel that is 0 everywhere")
+    assert color(content) == RED and warned(content)[0].startswith("has an alpha channel that is 0 everywhere")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -406,12 +396,6 @@ def test_what_a_jpeg_2000_leaves_open_is_an_error() -> None:
     for beginning in (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51\0\0"):
         with pytest.raises(DataError, match="is cut short"):
             decoder.decode(beginning)
-
-
-def test_animations_are_refused_in_every_format() -> None:
-    frames: dict[str, Any] = {"save_all": True, "append_images": [LARGE.rotate(180)]}
-    with pytest.raises(DataError, match="animated or has several pages"):
-        decoder.decode(encode(LARGE, "AVIF", **frames))
 
 
 def test_sizes_of_further_formats_are_known_before_they_are_decoded() -> None:

@@ -60,18 +60,10 @@ def assign_groups(listing: Listing, group: str) -> Listing:
     if len(found) < 2 and listing.images:
         what = f"finds one group for all images: {found.pop()!r}" if found else "finds no group in any path"
         raise ConfigError(f"data.group: {what}. A path is {listing.images[0].path!r}. Received: {group!r}")
-    return replace(
-        listing,
-        images=[image._replace(group=groups[image.path]) for image in listing.images if groups[image.path]],
-        issues=[
-            *listing.issues,
-            *(
-                DataIssue(image.path, lacking, skippable=True, class_name=image.class_name)
-                for image in listing.images
-                if not groups[image.path]
-            ),
-        ],
-    )
+    images = [image._replace(group=groups[image.path]) for image in listing.images]
+    issues = [DataIssue(image.path, lacking, True, image.class_name) for image in images if not image.group]
+    images = [image for image in images if image.group]
+    return replace(listing, images=images, issues=[*listing.issues, *issues])
 
 
 def _compile(group: str, listing: Listing) -> re.Pattern[str]:

@@ -54,6 +54,13 @@ def rng(seed: int, epoch: int, stream: int = 0) -> np.random.Generator:
     return np.random.default_rng([seed, epoch, stream])
 
 
+def shuffled(seed: int, epoch: int, count: int, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the batches of an epoch over `count` rows: the position of each in the epoch, and its rows [B]."""
+    order = rng(seed, epoch).permutation(count)
+    for at in range(0, count, batch_size):
+        yield at, order[at : at + batch_size]
+
+
 def image_batches(
     images: ImageSet,
     *,
@@ -79,10 +86,8 @@ def image_batches(
 
     def batches() -> Iterator[tuple[np.ndarray, ...]]:
         for epoch in epochs:
-            order = rng(seed, epoch).permutation(len(labels))
             numbers = augmentation.draw(rng(seed, epoch, 1), len(labels), size)
-            for at in range(0, len(order), batch_size):
-                rows = order[at : at + batch_size]
+            for at, rows in shuffled(seed, epoch, len(labels), batch_size):
                 yield pixels[rows], numbers[rows], labels[rows], np.array([epoch, at], "int32")
 
     width = augmentation.draw(rng(seed, 0), 1, size).shape[1]
@@ -141,10 +146,8 @@ def feature_batches(
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for epoch in epochs:
-            order = rng(seed, epoch).permutation(len(labels))
             view = views[epoch % len(views)]
-            for at in range(0, len(order), batch_size):
-                rows = order[at : at + batch_size]
+            for _, rows in shuffled(seed, epoch, len(labels), batch_size):
                 yield np.asarray(view[rows], "float32"), labels[rows]
 
     signature = (tf.TensorSpec((None, *views[0].shape[1:]), tf.float32), tf.TensorSpec((None,), tf.int32))

@@ -18,6 +18,7 @@ from experiments.data.issues import DataIssue, printable
 from experiments.data.types import SPLITS, SkippedImage
 from experiments.errors import DataError
 from experiments.images.plugins import SUFFIXES
+from experiments.storage.csv_files import encodable
 
 LAYOUTS = (
     "root/<class>/ for every class; or root/train/<class>/, with root/validation/<class>/ and root/test/<class>/ "
@@ -198,7 +199,7 @@ def _directories(root: Path, folder: str, issues: list[DataIssue]) -> list[str]:
     for entry in _scan(root, folder, issues):
         path = f"{folder}/{entry.name}" if folder else entry.name
         kind = _kind(entry)
-        if kind == "directory" and not _is_text(entry.name):
+        if kind == "directory" and encodable(entry.name) != entry.name:
             text = "a folder name that is not UTF-8, and it would name a class; rename it"
             issues.append(DataIssue(path, text, skippable=False))
         elif kind == "directory":
@@ -260,10 +261,6 @@ def _kind(entry: os.DirEntry[str]) -> str:
     except OSError:  # a loop of links
         pass
     return "dangling link" if entry.is_symlink() else "special file"  # reading a pipe would block forever
-
-
-def _is_text(name: str) -> bool:
-    return not any("\udc80" <= character <= "\udcff" for character in name)  # Python decodes invalid bytes to these
 
 
 def is_image(name: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from experiments.data.issues import DataIssue, format_issues, printable
+from experiments.data.issues import DataIssue, printable, raise_issues
 from experiments.data.manifest import fingerprint
 from experiments.data.pixel_buffer import PixelBuffer, image_bytes, images_at_once
 from experiments.data.types import SPLITS, Dataset, ImageRecord, ImageSet, Manifest
@@ -145,5 +145,4 @@ def _decode_into(
             rows = range(start, min(start + step, len(entries)))
             issues += filter(None, pool.map(decode, rows))
             array_cache.release([pixels])
-    if issues:
-        raise DataError(format_issues(manifest.root, issues, "error"))
+    raise_issues(manifest.root, issues)

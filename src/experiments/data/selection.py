@@ -64,26 +64,15 @@ def drop_small_classes(listing: Listing, min_per_class: int) -> Listing:
             f"data.min_per_class: must be at most {largest} for two classes to remain. Classes with fewer images, with "
             f"their numbers: {shown}. Received: {min_per_class}"
         )
+    note = f"classes with fewer than {min_per_class} images (data.min_per_class) are dropped: {shown}"
+    numbers = {name: f"{counts[name]} image{'' if counts[name] == 1 else 's'}" for name in small}
+    reason = f"fewer than data.min_per_class={min_per_class}"
+    skipped = [SkippedImage(name, f"this class has {number}, {reason}") for name, number in numbers.items()]
     return replace(
         listing,
         images=[image for image in listing.images if image.class_name not in small],
         classes=kept,
         issues=[issue for issue in listing.issues if issue.class_name not in small],
-        notes=[
-            *listing.notes,
-            f"classes with fewer than {min_per_class} images (data.min_per_class) are dropped: {shown}",
-        ],
-        skipped=[
-            *listing.skipped,
-            *(
-                SkippedImage(
-                    name, f"this class has {_images(counts[name])}, fewer than data.min_per_class={min_per_class}"
-                )
-                for name in small
-            ),
-        ],
+        notes=[*listing.notes, note],
+        skipped=[*listing.skipped, *skipped],
     )
-
-
-def _images(count: int) -> str:
-    return f"{count} image{'' if count == 1 else 's'}"

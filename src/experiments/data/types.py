@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -88,6 +88,11 @@ class SplitSettings:
     # copies of an image in one of them, and of given splits the earlier one leaves its copies out. For the latter every
     # file is decoded.
     on_leak: str = "warn"
+
+    @staticmethod
+    def of(data: Mapping[str, Any]) -> SplitSettings:
+        """Return the settings in the keys of `data`."""
+        return SplitSettings(**{key.name: data[key.name] for key in fields(SplitSettings)})
 
 
 @dataclass(frozen=True)

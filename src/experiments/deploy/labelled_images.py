@@ -115,16 +115,16 @@ def _in_folders(
 
 def _in_table(file: Path, split: str | None) -> tuple[Path, list[tuple[str, str]], list[str], list[DataIssue]]:
     """Return the root, the files with their classes, notes, and an issue for each row that cannot be used."""
-    from experiments.data.sources.csv_labels import list_rows, read_table, split_of
+    from experiments.data.sources.csv_labels import list_rows, read_table
 
     with _columns_explained():
         table = read_table(file, None, None, None if split else "")
     if split:
-        given = {split_of(table, row) for row in table.rows}
+        given = {row.split for row in table.rows}
         if split not in given:
             allowed = ", ".join(name for name in SPLITS if name in given) or "none"
             raise ConfigError(f"--split: {file} has no rows of {split}. Allowed here: {allowed}")
-        table = replace(table, rows=[row for row in table.rows if split_of(table, row) == split])
+        table = replace(table, rows=[row for row in table.rows if row.split == split])
     with _columns_explained():
         listing = list_rows(table, file.parent, count_others=split is None)
     if fatal := [issue for issue in listing.issues if not issue.skippable]:

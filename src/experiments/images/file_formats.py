@@ -92,15 +92,8 @@ def parse(content: bytes) -> ImageFile:
     if not content:
         raise DataError(f"is empty; {REPLACE}")
     format = _format(content)
-    if format == "JPEG":
-        return _jpeg(content)
-    if format == "PNG":
-        return _png(content)
-    if format == "PPM":
-        return _ppm(content)
-    if format == "JPEG2000":
-        return _jpeg2000(content)
-    return ImageFile(format, content)
+    parser = {"JPEG": _jpeg, "PNG": _png, "PPM": _ppm, "JPEG2000": _jpeg2000}.get(format)
+    return parser(content) if parser else ImageFile(format, content)
 
 
 def _format(content: bytes) -> str:

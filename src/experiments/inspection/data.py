@@ -15,7 +15,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from experiments.config.schema import Config
-from experiments.data.issues import DataIssue, printable, warning_lines
+from experiments.data.issues import DataIssue, printable
 from experiments.data.manifest import fingerprint
 from experiments.data.pixel_cache import open_image
 from experiments.data.types import SPLITS, ImageRecord, Manifest
@@ -166,7 +166,8 @@ def image_warning_lines(found: Manifest) -> list[str]:
     """Return every image that a run uses with a warning, and the reason for it; an empty list if there is none."""
     if not found.warnings:
         return []
-    return [f"used, with a warning: {len(found.warnings)}", *warning_lines(found.warnings)]
+    lines = [f"  {printable(warning.path)}: {warning.text}" for warning in found.warnings]
+    return [f"used, with a warning: {len(found.warnings)}", *lines]
 
 
 @STYLE

@@ -33,6 +33,9 @@ class Row(NamedTuple):
 
     line: int  # of the file, from 1
     cells: Mapping[str, str]  # by column, without spaces around them
+    path: str
+    label: str
+    split: str  # as in SPLITS where it is known, else as written; "": no column of splits is used
 
 
 @dataclass(frozen=True)
@@ -103,13 +106,13 @@ def list_rows(table: Table, base: Path, *, count_others: bool = True) -> Listing
     if not all(Path(place).is_relative_to(base) for place in places):
         root = Path(os.path.commonpath([os.path.dirname(place) for place in places]))
     rows: dict[str, Row] = {}  # by path
-    unlabelled = _is_test_unlabelled(table)
+    unlabelled = not any(row.label for row in table.rows if row.split == "test")
     listed: dict[str, ListedImage] = {}
     skipped: list[SkippedImage] = []
     for row, place in found:
         path = os.path.relpath(place, root).replace(os.sep, "/")
-        image = ListedImage(path, row.cells[table.label], split_of(table, row))
-        problem = _row_issue(table, row, image)
+        image = ListedImage(path, row.label, row.split)
+        problem = _row_issue(table, row)
         if image.split == "test" and unlabelled:
             skipped.append(SkippedImage(path, "an image of the test split, which has no labels"))
         elif problem:
@@ -124,7 +127,7 @@ def list_rows(table: Table, base: Path, *, count_others: bool = True) -> Listing
     return Listing(
         root=root,
         images=[listed[path] for path in sorted(listed)],
-        classes=sorted({row.cells[table.label] for row in table.rows} - {""}),
+        classes=sorted({row.label for row in table.rows} - {""}),
         splits=[split for split in SPLITS if split in given],
         notes=_notes(table, places if count_others else [], len(skipped)),
         issues=issues,
@@ -148,33 +151,31 @@ def read_table(file: Path, path_column: str | None, label_column: str | None, sp
             lines.seek(0)
             reader = csv.reader(lines, delimiter=max(",;\t", key=header.count))
             columns = [name.strip() for name in next(reader, [])]
-            cells = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
+            numbered = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
     except UnicodeDecodeError as error:
         text = f"is not encoded in UTF-8 ({error.reason} at byte {error.start}); save it as CSV UTF-8"
         raise ConfigError(f"data.labels: {where} {text}") from None
     except (OSError, csv.Error) as error:
         raise ConfigError(f"data.labels: {where} cannot be read as CSV: {error}") from None
-    uneven = [line for line, row in cells if len(row) != len(columns)]
+    uneven = [line for line, row in numbered if len(row) != len(columns)]
     if uneven:
         text = f"{len(uneven)} rows have another number of cells than the first line, such as line {uneven[0]}"
         raise ConfigError(f"data.labels: {where}: {text}; put quotes around texts that hold the separator")
     repeated = sorted({name for name in columns if columns.count(name) > 1})
     if repeated:
         raise ConfigError(f"data.labels: {where}: two columns are called {repeated[0]!r}; rename one")
-    if not cells:
+    if not numbered:
         raise ConfigError(f"data.labels: {where} has no rows below its first line")
-    path = path_column or _by_name(columns, _PATHS)[:1]
-    label = label_column or _by_name(columns, _LABELS)
-    rows = [Row(line, dict(zip(columns, map(str.strip, row), strict=True))) for line, row in cells]
-    if isinstance(label, list) and not label and len(columns) == 2 and isinstance(path, list):
-        label = [name for name in columns if name not in path]  # the other of two columns
-    split = split_column
-    if split is None:  # A column that holds something else (numbers of folds, say) gives no splits.
-        named = _by_name(columns, _SPLITS)
-        split = next((name for name in named if any(row.cells[name].lower() in SPLIT_NAMES for row in rows)), "")
-    path = _column("data.path_column", path, columns, where)
-    label = _column("data.label_column", label, columns, where)
-    return Table(file, columns, rows, path, label, _column("data.split_column", split, columns, where) or None)
+    rows = [(line, dict(zip(columns, map(str.strip, row), strict=True))) for line, row in numbered]
+    path = _column("data.path_column", path_column or None, _by_name(columns, _PATHS)[:1], columns, where)
+    labels = _by_name(columns, _LABELS) or [name for name in columns if len(columns) == 2 and name != path]
+    label = _column("data.label_column", label_column or None, labels, columns, where)
+    # A column that holds something else (numbers of folds, say) gives no splits.
+    usable = [name for name in _by_name(columns, _SPLITS) if any(row[name].lower() in SPLIT_NAMES for _, row in rows)]
+    split = _column("data.split_column", split_column, usable[:1] or [""], columns, where)
+    splits = [SPLIT_NAMES.get(row[split].lower(), row[split]) if split else "" for _, row in rows]
+    found = [Row(line, row, row[path], row[label], name) for (line, row), name in zip(rows, splits, strict=True)]
+    return Table(file, columns, found, path, label, split or None)
 
 
 def _by_name(columns: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -183,22 +184,20 @@ def _by_name(columns: Sequence[str], names: Sequence[str]) -> list[str]:
     return [plain[name] for name in names if name in plain]
 
 
-def _column(key: str, column: str | list[str], columns: Sequence[str], where: str) -> str:
-    """Return the one column that is meant.
+def _column(key: str, given: str | None, found: Sequence[str], columns: Sequence[str], where: str) -> str:
+    """Return the column that is given, or the only one that was found by its name.
 
     Raises:
-        ConfigError: If there is none, or several that were found by name.
+        ConfigError: If the given one does not exist, or none or several were found.
     """
     allowed = f"Columns of {where}: {', '.join(map(repr, columns))}"
-    if isinstance(column, str):
-        if column and column not in columns:
-            hint = nearest_hint(column, columns)
-            raise ConfigError(f"{key}: there is no such column. {allowed}. Received: {column!r}{hint}")
-        return column
-    if len(column) != 1:
-        what = "no column has a usual name" if not column else f"{' and '.join(map(repr, column))} may be meant"
+    if given and given not in columns:
+        hint = nearest_hint(given, columns)
+        raise ConfigError(f"{key}: there is no such column. {allowed}. Received: {given!r}{hint}")
+    if given is None and len(found) != 1:
+        what = "no column has a usual name" if not found else f"{' and '.join(map(repr, found))} may be meant"
         raise ConfigError(f"{key}: {what}; give the one that is: {key}=NAME. {allowed}")
-    return column[0]
+    return found[0] if given is None else given
 
 
 def _locate(table: Table, base: Path) -> tuple[list[DataIssue], list[tuple[Row, str]]]:
@@ -210,16 +209,14 @@ def _locate(table: Table, base: Path) -> tuple[list[DataIssue], list[tuple[Row, 
     issues, found = [], []
     stems: dict[str, dict[str, str]] = {}
     for row in table.rows:
-        text, label = row.cells[table.path], row.cells[table.label]
         where = f"line {row.line} of {table.file.name}"
-        place = _file(base, text, stems) if text else None
+        place = _file(base, row.path, stems) if row.path else None
         if place is None:
-            problem = f"no such file; it is on {where}" if text else f"column {table.path!r} is empty"
-            issues.append(DataIssue(text or where, problem, skippable=True, class_name=label))
+            problem = f"no such file; it is on {where}" if row.path else f"column {table.path!r} is empty"
+            issues.append(DataIssue(row.path or where, problem, skippable=True, class_name=row.label))
         elif not is_image(place):
-            types = " ".join(SUFFIXES)
-            problem = f"not of a type read here ({types}); it is on {where}"
-            issues.append(DataIssue(text, problem, skippable=True, class_name=label))
+            problem = f"not of a type read here ({' '.join(SUFFIXES)}); it is on {where}"
+            issues.append(DataIssue(row.path, problem, skippable=True, class_name=row.label))
         else:
             found.append((row, place))
     if not found:
@@ -262,26 +259,15 @@ def _images_by_stem(folder: str) -> dict[str, str]:
     return {stem: name for stem, name in names if count[stem] == 1}
 
 
-def split_of(table: Table, row: Row) -> str:
-    """Return the split of a row, as in SPLITS where it is known, else as written."""
-    text = row.cells[table.split] if table.split else ""
-    return SPLIT_NAMES.get(text.lower(), text)
-
-
-def _is_test_unlabelled(table: Table) -> bool:
-    labels = [row.cells[table.label] for row in table.rows if split_of(table, row) == "test"]
-    return bool(labels) and not any(labels)
-
-
-def _row_issue(table: Table, row: Row, image: ListedImage) -> str | None:
+def _row_issue(table: Table, row: Row) -> str | None:
     """Return what is wrong with a row whose image exists, and None if it can be used."""
     where = f"line {row.line} of {table.file.name}"
-    if not image.class_name:
+    if not row.label:
         return f"column {table.label!r} is empty on {where}; write the class there, or remove the line"
-    if table.split and image.split not in SPLITS:
+    if table.split and row.split not in SPLITS:
         return (
             f"column {table.split!r} must have a split on {where}. Allowed: {', '.join(SPLIT_NAMES)}. "
-            f"Received: {image.split!r}. To draw the splits instead: 'data.split_column=\"\"'"
+            f"Received: {row.split!r}. To draw the splits instead: 'data.split_column=\"\"'"
         )
     return None
 
