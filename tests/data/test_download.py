@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import shutil
-import signal
 import socket
 import stat
 import subprocess
@@ -179,31 +178,6 @@ def test_a_stalled_connection_is_left_and_what_arrived_is_kept(
     host.plan = [stall]
     assert fetch(host, tmp_path) == BODY
     assert host.ranges == [None, "bytes=777-"]
-
-
-def test_a_killed_download_is_continued(host: Host, tmp_path: Path) -> None:
-    release = threading.Event()
-
-    def hold(to: Handler, body: bytes, start: int) -> None:
-        properly(to, body, start, most=123_456)
-        to.wfile.flush()
-        release.wait(10)
-
-    host.plan = [hold]
-    code = "import sys; from pathlib import Path; from experiments.data.sources.download import fetch\n"
-    code += "fetch(sys.argv[1], sha256=sys.argv[2], size=int(sys.argv[3]), folder=Path(sys.argv[4]))"
-    process = subprocess.Popen([sys.executable, "-c", code, host.url, SHA256, str(len(BODY)), str(tmp_path)])
-    try:
-        deadline = time.monotonic() + 10
-        while not (part(tmp_path).exists() and part(tmp_path).stat().st_size == 123_456):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        release.set()
-    assert fetch(host, tmp_path) == BODY
-    assert host.ranges == [None, "bytes=123456-"]
 
 
 def test_a_server_that_ignores_ranges_sends_the_whole_once_more(host: Host, tmp_path: Path) -> None:
@@ -477,18 +451,6 @@ def test_an_interrupted_extraction_leaves_nothing(
     monkeypatch.undo()
     extract(archive, target)
     assert len(unpacked(target)) == len(SOUND)
-
-
-def test_the_loser_of_a_race_leaves_the_winners_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive, target = packed(tmp_path / "set.zip", SOUND), tmp_path / "set" / "one"
-
-    def late() -> None:
-        target.mkdir()
-        (target / "winner").touch()
-
-    monkeypatch.setattr(os, "sync", late)
-    extract(archive, target)
-    assert list(unpacked(target)) == ["winner"] and list(target.parent.iterdir()) == [target]
 
 
 def test_everything_is_flushed_before_the_folder_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,7 @@ class ValidationResults:
         self._file = cache / "manifests" / f"{key}.npz"
         self._thumbnail_file = cache / "thumbnails" / f"{key}-{near_duplicates.VERSION}.npz"
         if kept := named_arrays.load(self._file, self):
-            self.valid = dict(zip(_texts(kept["sha256"]), json.loads(kept["facts"].item()), strict=True))
+            self.valid = dict(zip(kept["sha256"].astype(str).tolist(), json.loads(kept["facts"].item()), strict=True))
         self._kept = len(self.valid)
 
     def sha256(self, image: ListedImage) -> str:
@@ -186,7 +186,8 @@ class ValidationResults:
         """
         paths = {self.sha256(image): image.path for image in images}
         if kept := named_arrays.load(self._thumbnail_file, self):
-            self._thumbnails = dict(zip(_texts(kept["sha256"]), kept["thumbnails"], strict=True)) | self._thumbnails
+            known = zip(kept["sha256"].astype(str).tolist(), kept["thumbnails"], strict=True)
+            self._thumbnails = dict(known) | self._thumbnails
         missing = {sha256: path for sha256, path in paths.items() if sha256 not in self._thumbnails}
         if missing:
             _log.info("Decoding %d images to look for near-duplicates", len(missing))
@@ -194,21 +195,12 @@ class ValidationResults:
             if isinstance(result, str):
                 raise DataError(f"{printable(missing[sha256])}: {result}")
         if len(self._thumbnails) > len(kept.get("sha256", ())):
-            thumbnails = {"sha256": _hashes(self._thumbnails), "thumbnails": np.stack([*self._thumbnails.values()])}
-            named_arrays.write(self._thumbnail_file, thumbnails)
+            hashes, thumbnails = np.array([*self._thumbnails], "S64"), np.stack([*self._thumbnails.values()])
+            named_arrays.write(self._thumbnail_file, {"sha256": hashes, "thumbnails": thumbnails})
         shape = (len(paths), near_duplicates.SIZE, near_duplicates.SIZE, 3)
         return np.array([self._thumbnails[sha256] for sha256 in paths], "uint8").reshape(shape)
 
     def save(self) -> None:
         if len(self.valid) > self._kept:
-            facts = np.array(json.dumps([*self.valid.values()]).encode())
-            named_arrays.write(self._file, {"sha256": _hashes(self.valid), "facts": facts})
-
-
-def _hashes(by_sha256: Mapping[str, object]) -> np.ndarray:
-    return np.array([*by_sha256], "S64")
-
-
-def _texts(hashes: np.ndarray) -> list[str]:
-    texts: list[str] = hashes.astype(str).tolist()
-    return texts
+            hashes, facts = np.array([*self.valid], "S64"), np.array(json.dumps([*self.valid.values()]).encode())
+            named_arrays.write(self._file, {"sha256": hashes, "facts": facts})
