@@ -247,102 +247,13 @@ def test_with_skip_splits_and_folds_are_as_if_damaged_files_were_not_there(
             assert [left.path for left in found.skipped] == [str(bad.relative_to(root))]
 
 
-# --- data issues
-
-
-def damaged(path: Path) -> None:
-    path.write_bytes(b"no image")
-
-
-def cut_short(path: Path) -> None:
-    os.truncate(draw(path), 100)
-
-
-def again(path: Path) -> None:
-    shutil.copy(path.parents[2] / "train/cats/1.png", path)
-
-
-def with_image_in(name: str) -> Callable[[Path], None]:
-    """Makes an empty folder, and one of its name in another split that is not empty."""
-
-    def make(path: Path) -> None:
-        path.mkdir()
-        draw(path.parents[1] / name / path.name / "b.png")
-
-    return make
-
-
-def only_in(name: str) -> Callable[[Path], None]:
-    def make(path: Path) -> None:
-        draw(path.parents[1] / name / path.name / "b.png")
-
-    return make
-
-
-def only_in_valid(path: Path) -> None:
-    (path.parent / "validation").rename(path.parent / "val")
-    draw(path / "cats" / "b.png")
-
-
-def other_class(path: Path) -> None:
-    draw(path.parent / "cats" / "b.png")
-
-
-# Name: the path with the issue, the function that causes it, the remedy in the message.
-Faults = dict[str, tuple[str, Callable[[Path], object], str]]
-
-FILE_FAULTS: Faults = {
-    "damaged": ("train/cats/x.jpg", damaged, "replace it by a whole copy or remove it"),
-    "empty": ("validation/dogs/x.jpg", Path.touch, "is empty; replace it by a whole copy or remove it"),
-    "cut short": ("train/cats/x.png", cut_short, "replace it by a whole copy or remove it"),
-    "text": ("train/cats/notes.txt", Path.touch, "move it elsewhere"),
-    "gif by name": ("train/cats/x.gif", Path.touch, "convert to PNG or JPEG"),
-    "no suffix": ("train/cats/x", Path.touch, "move it elsewhere"),
-    "loose in a split": ("train/notes.txt", Path.touch, "move it into its class's folder"),
-    "loose in the root": ("x.jpg", Path.touch, "move it into its class's folder"),
-    "dangling link": ("train/cats/x.png", lambda path: path.symlink_to("nowhere"), "restore what it points to"),
-    "loop of links": ("train/cats/x.png", lambda path: path.symlink_to(path), "restore what it points to"),
-    "pipe": ("train/cats/x.png", os.mkfifo, "not a regular file; remove it"),
-    "twice": ("train/cats/2b.png", again, "the same image as train/cats/1.png; remove one"),
-}
-
-FOLDER_FAULTS: Faults = {
-    "nested folder": ("train/cats/more", Path.mkdir, "move its images up"),
-    "empty class": ("train/birds", with_image_in("validation"), "add images, or remove the class"),
-    "class not in validation": ("validation/birds", only_in("train"), "though train has it; make the folder, or"),
-    "class not in train": ("train/Cats", only_in("validation"), "though validation has it; make the folder, or"),
-    "class not in test": ("test/dogs", other_class, "though train and validation have it; make the folder, or"),
-    "val and valid": ("valid", only_in_valid, "is the validation split, and so is val; join the two"),
-    "no train": ("train", shutil.rmtree, "make root/train/<class>/, or put all images into root/<class>/"),
-    "other folder": ("more", Path.mkdir, "move it out of the root"),
-    "in two splits": (
-        "validation/cats/9.png",
-        again,
-        "the same image as train/cats/1.png, in another split; remove one",
-    ),
-}
+# --- data issues; tests/reliability/test_images.py has more kinds
 
 
 def line(text: str, path: str) -> str:
     lines = [line for line in text.splitlines() if line.startswith(f"  {path}: ")]
     assert len(lines) == 1, text
     return lines[0]
-
-
-@pytest.mark.parametrize("name", FILE_FAULTS)
-def test_file_faults(root: Path, name: str) -> None:
-    before = {entry.path for entry in read(root).entries}
-    path, make, remedy = FILE_FAULTS[name]
-    make(root / path)
-    text = message(root)
-    assert text.startswith(f"1 issue in the images of {root}:")
-    assert remedy in line(text, path)
-    assert text.splitlines()[-1] == "data.on_bad=skip leaves out these files, and records which."
-
-    found = read(root, on_bad="skip")
-    assert {entry.path for entry in found.entries} == before
-    assert [left.path for left in found.skipped] == [path]
-    assert remedy in found.skipped[0].reason
 
 
 def test_unreadable_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,16 +278,6 @@ def test_too_many_open_files_are_no_fault_of_a_image(root: Path, number: int, mo
     monkeypatch.setattr(validation, "_open", refuse)
     with pytest.raises(OSError, match="Too many open files"):
         read(root, on_bad="skip")
-
-
-@pytest.mark.parametrize("name", FOLDER_FAULTS)
-@pytest.mark.parametrize("on_bad", ["error", "skip"])
-def test_folder_faults_always_stop(root: Path, name: str, on_bad: str) -> None:
-    path, make, remedy = FOLDER_FAULTS[name]
-    make(root / path)
-    text = message(root, on_bad=on_bad)
-    assert remedy in line(text, path)
-    assert "data.on_bad" not in text
 
 
 def test_all_faults_come_in_one_error(root: Path) -> None:
@@ -435,12 +336,6 @@ def test_duplicates_where_nothing_is_split_yet(flat: Path) -> None:
     left = {left.path: left.reason for left in read(flat, on_bad="skip").skipped}
     assert set(left) == {"cats/1.png", "cats/copy.png", "dogs/copy.png"}, "nobody knows which class is right"
     assert "dogs/copy.png, in another class" in left["cats/1.png"]
-
-
-def test_links_and_upper_case_suffixes_are_followed(root: Path, tmp_path: Path) -> None:
-    draw(tmp_path / "elsewhere.png")
-    (root / "train/cats/link.PNG").symlink_to(tmp_path / "elsewhere.png")
-    assert "train/cats/link.PNG" in [entry.path for entry in read(root).entries]
 
 
 @pytest.mark.parametrize("name", ["with space .png", "two\nlines.png", "Kätzchen 猫.png", "\udcff\udcfe.png", "'.png"])

@@ -51,6 +51,12 @@ def read(root: Path, on_bad: str = "error") -> Manifest:
     return manifest.read(root, SplitSettings(fractions, on_bad=on_bad), cache=root.parent / "cache")
 
 
+def refused(root: Path, on_bad: str = "error") -> str:
+    with pytest.raises(DataError) as caught:
+        read(root, on_bad)
+    return str(caught.value)
+
+
 def shortened(by: Callable[[int], int], suffix: str = "jpg") -> Make:
     def make(path: Path) -> None:
         os.truncate(draw(path), by(path.stat().st_size))
@@ -137,8 +143,8 @@ ZOO: dict[str, tuple[str, Make, str | None]] = {
     "RGBA": ("train/cats/x.png", saved_as("PNG", mode="RGBA"), None),
     "YCbCr": ("train/cats/x.jpg", saved_as("JPEG", mode="YCbCr"), None),
     "progressive": ("train/cats/x.jpg", saved_as("JPEG", progressive=True), None),
-    "huge header": ("train/cats/x.png", huge_header, "x.png"),
-    "cannot be read": ("train/cats/x.jpg", unreadable, "x.jpg"),
+    "huge header": ("train/cats/x.png", huge_header, "scale it down or remove it"),
+    "cannot be read": ("train/cats/x.jpg", unreadable, "check its permissions and the disk, or remove it"),
     "dangling link": ("train/cats/x.jpg", linked("nowhere.jpg"), "restore what it points to or remove it"),
     "loop of links": ("train/cats/x.jpg", linked("x.jpg"), "restore what it points to or remove it"),
     "link to an image": ("train/cats/x.jpg", lambda path: path.symlink_to(draw(path.parents[3] / "far.jpg")), None),
@@ -166,6 +172,11 @@ ZOO: dict[str, tuple[str, Make, str | None]] = {
         "train/birds",
         lambda path: draw(path.parents[1] / "validation/birds/1.jpg"),
         "same cl",
+    ),
+    "class not in test": (
+        "test/dogs",
+        lambda path: draw(path.parents[1] / "test/cats/1.jpg"),
+        "though train and validation have it; make the folder, or",
     ),
     "class of another case": ("validation/cats", lambda path: path.rename(path.parent / "Cats"), "same classes"),
     "val beside validation": (
@@ -205,11 +216,15 @@ def test_bad_inputs(root: Path, tally: Tally, name: str) -> None:
     elif not remedy:
         assert {entry.path for entry in read(root).entries} == before
     else:
-        with pytest.raises(DataError) as caught:
-            read(root)
-        lines = [line for line in str(caught.value).splitlines() if line.startswith(f"  {place}: ")]
-        assert lines and remedy in f"{place}: {lines[0]}", str(caught.value)
-        assert f"in the images of {root}:" in str(caught.value)
+        text = refused(root)
+        lines = [line for line in text.splitlines() if line.startswith(f"  {place}: ")]
+        assert len(lines) == 1 and remedy in lines[0] and f"in the images of {root}:" in text, text
+        if text.endswith("\ndata.on_bad=skip leaves out these files, and records which."):
+            found = read(root, on_bad="skip")
+            left = {image.path: image.reason for image in found.skipped}
+            assert remedy in left[place] and {entry.path for entry in found.entries} == before - set(left)
+        else:
+            assert refused(root, on_bad="skip") == text and "data.on_bad" not in text
     tally("invalid input has its message", 1, 1)
 
 
@@ -222,9 +237,7 @@ def test_roots_that_cannot_be(tmp_path: Path, tally: Tally, name: str) -> None:
         root.mkdir()
     elif name == "a file":
         root.touch()
-    with pytest.raises(DataError) as caught:
-        read(root)
-    assert str(root) in str(caught.value)
+    assert str(root) in refused(root)
     tally("invalid input has its message", 1, 1)
 
 
