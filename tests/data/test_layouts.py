@@ -29,13 +29,13 @@ from experiments.run import read_manifest
 FRACTIONS = {"train": 0.75, "validation": 0.25, "test": 0.0}
 
 
-def draw(root: Path, folder: str, count: int, suffix: str = ".png", gray: bool = False) -> None:
+def draw(root: Path, folder: str, count: int) -> None:
     """Draw images that no other folder has."""
     (root / folder).mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(list(os.fsencode(folder)))
     for number in range(count):
-        pixels = random.integers(0, 255, (6, 8) if gray else (6, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / folder / f"{number}{suffix}")
+        pixels = random.integers(0, 255, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / folder / f"{number}.png")
 
 
 read = partial(manifests.read, fractions=FRACTIONS)
@@ -55,39 +55,46 @@ def both(count: int) -> dict[str, int]:
     return {"a": count, "b": count}
 
 
-# Layout: the folders with the number of images in each, and how many images of a class each split has.
-LAYOUTS = {
-    "Kaggle's chest X-ray": ({"train": 8, "val": 2, "test": 3}, (8, 2, 3)),
-    "Ultralytics": ({"train": 8, "val": 2}, (8, 2, 0)),
-    "Roboflow": ({"train": 8, "valid": 2, "test": 3}, (8, 2, 3)),
-    "Keras": ({"train": 8, "validation": 2}, (8, 2, 0)),
-    "dev": ({"train": 8, "dev": 2, "test": 3}, (8, 2, 3)),
-    "one folder per class": ({".": 8}, (6, 2, 0)),
-    "train and test": ({"train": 8, "test": 3}, (6, 2, 3)),
-    "Training and Testing": ({"Training": 8, "Testing": 3}, (6, 2, 3)),
-    "capitals": ({"TRAIN": 8, "Val": 2, "Test": 3}, (8, 2, 3)),
-    "train alone": ({"train": 8}, (6, 2, 0)),
-}
+def layouts_of_the_page() -> list[list[str]]:
+    page = (Path(__file__).parents[2] / "docs" / "your_data.md").read_text(encoding="utf-8")
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in row] for row in rows if len(row) == 5]
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_layouts(tmp_path: Path, name: str) -> None:
-    folders, expected = LAYOUTS[name]
-    for folder, count in folders.items():
-        for class_name in "ab":
-            draw(tmp_path / "data", f"{folder}/{class_name}", count, ".jpeg", gray=name.startswith("Kaggle"))
+OTHERS = [
+    ["`TRAIN/<class>/`, `Val/<class>/`, `Test/<class>/`", "capitals", "`TRAIN`", "`Val`", "`Test`"],
+    ["`train/<class>/`, `dev/<class>/`", "dev", "`train`", "`dev`", "none"],
+]
+
+
+@pytest.mark.parametrize("row", layouts_of_the_page() + OTHERS, ids=lambda row: row[0])
+def test_layouts_are_read_with_data_root_alone(tmp_path: Path, row: list[str]) -> None:
+    folders, _, *splits = row
+    for folder in re.findall("`([^`]+)/`", folders):
+        for class_name in "ab" if "<class>" in folder else "-":
+            draw(tmp_path / "data", folder.replace("<class>", class_name), 10)
     (tmp_path / "data/README.dataset.txt").write_text("where this is from")
-    found = read(tmp_path / "data")
-    by_split = {
-        split: both(count) for split, count in zip(("train", "validation", "test"), expected, strict=True) if count
-    }
-    assert sizes(found) == by_split
-    assert found.skipped == ()
-    for folder in folders:
-        understood = any(note.startswith(f"{folder} is read as the ") for note in found.notes)
-        assert understood == (folder not in (".", "train", "validation", "test"))
-    drawn = [note for note in found.notes if "25% validation images are drawn" in note]
-    assert len(drawn) == (name in ("train and test", "Training and Testing", "train alone"))
+    config = composing.read([f"data.root={tmp_path}/data", f"outputs={tmp_path}/outputs"])
+    found = read_manifest(config, build_source(config)())
+    given = [split.strip("`") for split in splits if split not in ("drawn", "none")]
+    for name, origin in zip(("train", "validation", "test"), splits, strict=True):
+        places = {entry.path.split("/")[0] for entry in found.of(name)}
+        if origin == "none":
+            assert not places
+        elif origin == "drawn":
+            assert places == (set(given[:1]) or {"a", "b"})
+        else:
+            folder = origin.strip("`")
+            assert places == {folder} and (f"{folder} is read as the {name} split" in found.notes) == (folder != name)
+    assert sizes(found)["validation"] == both(2 if splits[1] == "drawn" else 10)
+    drawn = any("20% validation images are drawn" in note for note in found.notes)
+    assert drawn == (bool(given) and splits[1] == "drawn") and found.skipped == ()
+
+
+def test_the_page_has_the_layouts_that_were_asked_for() -> None:
+    page = " ".join(row[0] for row in layouts_of_the_page())
+    for folder in ("`<class>/`", "`val/", "`valid/", "`validation/", "`Training/", "`Testing/", "`test/`"):
+        assert folder in page
 
 
 def test_validation_images_are_drawn_from_train_seeded_and_the_test_images_stay(tmp_path: Path) -> None:
@@ -293,38 +300,3 @@ def test_a_folder_that_cannot_be_written_to_is_read(tmp_path: Path) -> None:
         for folder in (tmp_path / "data", *(path for path in before if path.is_dir())):
             folder.chmod(0o755)
     assert sorted(tmp_path.joinpath("data").rglob("*")) == before
-
-
-# --- the page
-
-
-def layouts_of_the_page() -> list[list[str]]:
-    page = (Path(__file__).parents[2] / "docs" / "your_data.md").read_text(encoding="utf-8")
-    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| `")]
-    return [[cell.strip() for cell in row] for row in rows if len(row) == 5]
-
-
-@pytest.mark.parametrize("row", layouts_of_the_page(), ids=lambda row: row[0])
-def test_the_layouts_of_the_page_are_read_with_data_root_alone(tmp_path: Path, row: list[str]) -> None:
-    folders, _, *splits = row
-    for folder in re.findall("`([^`]+)/`", folders):
-        for class_name in "ab" if "<class>" in folder else "-":
-            draw(tmp_path / "data", folder.replace("<class>", class_name), 10)
-    config = composing.read([f"data.root={tmp_path}/data", f"outputs={tmp_path}/outputs"])
-    found = read_manifest(config, build_source(config)())
-    given = [split for split in splits if split not in ("drawn", "none")]
-    for name, origin in zip(("train", "validation", "test"), splits, strict=True):
-        places = {entry.path.split("/")[0] for entry in found.of(name)}
-        if origin == "none":
-            assert not places
-        elif origin == "drawn":
-            assert places == ({given[0].strip("`")} if given else {"a", "b"})
-        else:
-            assert places == {origin.strip("`")}
-    assert sizes(found)["validation"] == both(2 if splits[1] == "drawn" else 10)
-
-
-def test_the_page_has_the_layouts_that_were_asked_for() -> None:
-    page = " ".join(row[0] for row in layouts_of_the_page())
-    for folder in ("`<class>/`", "`val/", "`valid/", "`validation/", "`Training/", "`Testing/", "`test/`"):
-        assert folder in page

@@ -117,10 +117,11 @@ def draw_splits(
     drawn = [image for image in images if image.split in ("", "train")]
     if not drawn:  # the manifest reports that the training split is missing
         return given
-    groups = _groups_of_classes(drawn)
     wanted = [split for split, share in fractions.items() if share > 0]
-    split_of, having = _assign_parts(drawn, fractions, seed)
-    for name, of_class in groups.items():
+    split_of = _assign_parts(drawn, fractions, seed)
+    drawn = [image._replace(split=split_of[image.group]) for image in drawn]
+    having = {(image.split, image.class_name) for image in drawn}
+    for name, of_class in _groups_of_classes(drawn).items():
         lacking = [split for split in wanted if (split, name) not in having]
         if lacking:
             number = f"{len(of_class)} group{'s' if len(of_class) > 1 else ''}"
@@ -129,39 +130,35 @@ def draw_splits(
             if len(of_class) < len(wanted):
                 remedy = "add images of other groups, or leave the class out: data.classes selects classes"
             issues.append(DataIssue(f"{place}{name}", text + remedy, skippable=False))
-    return [*given, *(image._replace(split=split_of[image.group]) for image in drawn)]
+    return [*given, *drawn]
 
 
-def _assign_parts(
-    images: Sequence[ListedImage], fractions: Mapping[str, float], seed: int
-) -> tuple[dict[str, str], set[tuple[str, str]]]:
-    """Return the split of each group; and the pairs of a split and a class that it has images of.
+def _assign_parts(images: Sequence[ListedImage], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
+    """Return the split of each group.
 
     The groups are divided into equal parts, which are assigned to the splits at random, until every split has images of
     every class and about its share of all images. Otherwise the best of the random assignments is returned.
     """
     count = _number_of_parts(fractions, _most_parts(images))
     part_of = _divide(images, count, seed)
-    members: dict[int, list[str]] = defaultdict(list)  # part -> the class of each image
+    classes: list[Counter[str]] = [Counter() for _ in range(count)]  # of each part: class -> images
     for image in images:
-        members[part_of[image.group]].append(image.class_name)
-    order = [split for split, number in split_counts(count, fractions).items() for _ in range(number)]
-    pairs = len(set(order)) * len({image.class_name for image in images})
-    rng = random.Random(seed)
-    best: tuple[int, float, list[str], set[tuple[str, str]]] | None = None
-    for _ in range(_TRIES):
-        splits = rng.sample(order, count)
-        having = {(split, name) for part, split in enumerate(splits) for name in members[part]}
+        classes[part_of[image.group]][image.class_name] += 1
+
+    def rate(splits: Sequence[str]) -> tuple[int, float]:
+        """Return how many classes the splits have, all together, and how near they come to their shares."""
+        having = {(split, name) for split, of_part in zip(splits, classes, strict=True) for name in of_part}
         sizes = Counter[str]()
-        for part, split in enumerate(splits):
-            sizes[split] += len(members[part])
-        deviation = max(abs(sizes[split] / len(images) - fractions[split]) for split in sizes)
-        if best is None or (len(having), -deviation) > (best[0], -best[1]):
-            best = len(having), deviation, splits, having
-        if best[0] == pairs and best[1] < 0.05:
-            break
-    assert best
-    return {group: best[2][part] for group, part in part_of.items()}, best[3]
+        for split, of_part in zip(splits, classes, strict=True):
+            sizes[split] += of_part.total()
+        return len(having), -max(abs(sizes[split] / len(images) - fractions[split]) for split in sizes)
+
+    order = [split for split, number in split_counts(count, fractions).items() for _ in range(number)]
+    rng = random.Random(seed)
+    tries = [rng.sample(order, count) for _ in range(_TRIES)]
+    good = (len(set(order)) * len({image.class_name for image in images}), -0.05)
+    best = next((splits for splits in tries if rate(splits) > good), None) or max(tries, key=rate)
+    return {group: best[part] for group, part in part_of.items()}
 
 
 def draw_fold(

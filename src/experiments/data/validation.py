@@ -73,10 +73,7 @@ def unchanged(root: Path, path: str, sha256: str) -> bytes:
     """
     try:
         with _open(root, path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > decoder.MAX_BYTES:
-                raise DataError(decoder.too_many_bytes(size))
-            content = file.read()
+            content = decoder.read(file)
     except OSError as error:
         raise DataError(_unreadable(error)) from None
     if hashlib.sha256(content).hexdigest() != sha256:

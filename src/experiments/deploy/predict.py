@@ -211,13 +211,10 @@ def read_image(path: str, size: int, decoder_settings: DecoderSettings = DEFAULT
     """Return an image file's pixels [size, size, 3] uint8 as in training, or why the file cannot be used."""
     try:
         with open(path, "rb", opener=without_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return "is not a regular file"
-            if status.st_size > decoder.MAX_BYTES:
-                raise DataError(decoder.too_many_bytes(status.st_size))
             warned: list[str] = []
-            pixels = decoder.decode_resized(file.read(), size, decoder_settings, warned)
+            pixels = decoder.decode_resized(decoder.read(file), size, decoder_settings, warned)
         for text in warned:
             _log.warning("%s: %s", printable(path), text)
         return pixels

@@ -6,11 +6,13 @@ All three must use the same pixels, so every part of the package that reads an i
 from __future__ import annotations
 
 import io
+import os
 import re
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,8 +120,7 @@ def decoding(content: bytes, settings: DecoderSettings = DEFAULTS) -> Iterator[D
         DataError: See `decode`.
     """
     with _translated(), _collected() as collected:
-        if len(content) > MAX_BYTES:
-            raise DataError(too_many_bytes(len(content)))
+        _check_bytes(len(content))
         file = parse(content)
         source = FORMATS[file.format].open(io.BytesIO(file.content))
         _check_header(source, file, settings.max_pixels)
@@ -162,9 +163,15 @@ def decode_resized(
         return resize(decoded.image, size, settings.resize)
 
 
-def too_many_bytes(size: int) -> str:
-    """Return the message about a file of `size` bytes, which are too many."""
-    return f"is too large ({size:,} bytes, at most {MAX_BYTES:,}); {CONVERT}"
+def read(file: BufferedReader) -> bytes:
+    """Return the content of an open image file; raise DataError, before reading, if it is larger than MAX_BYTES."""
+    _check_bytes(os.fstat(file.fileno()).st_size)
+    return file.read()
+
+
+def _check_bytes(size: int) -> None:
+    if size > MAX_BYTES:
+        raise DataError(f"is too large ({size:,} bytes, at most {MAX_BYTES:,}); {CONVERT}")
 
 
 # --- limits, errors and warnings
