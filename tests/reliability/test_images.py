@@ -220,9 +220,9 @@ def test_bad_inputs(root: Path, tally: Tally, name: str) -> None:
         lines = [line for line in text.splitlines() if line.startswith(f"  {place}: ")]
         assert len(lines) == 1 and remedy in lines[0] and f"in the images of {root}:" in text, text
         if text.endswith("\ndata.on_bad=skip leaves out these files, and records which."):
-            found = read(root, on_bad="skip")
-            left = {image.path: image.reason for image in found.skipped}
-            assert remedy in left[place] and {entry.path for entry in found.entries} == before - set(left)
+            rest = read(root, on_bad="skip")
+            left = {image.path: image.reason for image in rest.skipped}
+            assert remedy in left[place] and {entry.path for entry in rest.entries} == before - set(left)
         else:
             assert refused(root, on_bad="skip") == text and "data.on_bad" not in text
     tally("invalid input has its message", 1, 1)
