@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from experiments.config.messages import nearest_hint
@@ -39,22 +40,12 @@ def filenames(*, root: str | Path, pattern: str, cache: Path) -> Listing:
     images, issues = [], []
     for path in paths:
         found = expression.fullmatch(path if "/" in pattern else path.rpartition("/")[2])
-        if not found:
-            text = "data.pattern does not match it; widen the pattern, or move the file elsewhere"
-            issues.append(DataIssue(path, text, skippable=True))
-            continue
-        named = found.groupdict(default="")
-        split = SPLIT_NAMES.get(named.get("split", "").lower())
-        empty = [name for name in ("label", "group") if named.get(name) == ""]
-        if empty:
-            issues.append(DataIssue(path, f"the group {empty[0]} of data.pattern is empty here", skippable=True))
-        elif "split" in named and split is None:
-            text = (
-                f"the group split of data.pattern must be one of {', '.join(SPLIT_NAMES)}. Received: {named['split']!r}"
-            )
-            issues.append(DataIssue(path, text, skippable=True, class_name=named["label"]))
+        named = found.groupdict(default="") if found else {}
+        if problem := _problem(named):
+            issues.append(DataIssue(path, problem, skippable=True, class_name=named.get("label", "")))
         else:
-            images.append(ListedImage(path, named["label"], split or "", named.get("group", "")))
+            split = SPLIT_NAMES[named["split"].lower()] if "split" in named else ""
+            images.append(ListedImage(path, named["label"], split, named.get("group", "")))
     if not images:
         such = f"{issues[0].path!r}" if issues else "none, as no image is in this folder or below it"
         raise ConfigError(
@@ -76,6 +67,19 @@ def filenames(*, root: str | Path, pattern: str, cache: Path) -> Listing:
         notes=[f"{others:,} files of other types are ignored"] if others else [],
         issues=issues,
     )
+
+
+def _problem(named: Mapping[str, str]) -> str | None:
+    """Return why the parts of a path cannot be used; there are none where the pattern does not match it."""
+    if not named:
+        return "data.pattern does not match it; widen the pattern, or move the file elsewhere"
+    for name in ("label", "group"):
+        if named.get(name) == "":
+            return f"the group {name} of data.pattern is empty here"
+    if "split" in named and named["split"].lower() not in SPLIT_NAMES:
+        allowed = ", ".join(SPLIT_NAMES)
+        return f"the group split of data.pattern must be one of {allowed}. Received: {named['split']!r}"
+    return None
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
