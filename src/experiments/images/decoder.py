@@ -35,7 +35,6 @@ MAX_BYTES = 2**29  # largest size of a file
 MEMORY = 2**31  # bytes that images may take while they are decoded, in all threads together
 
 _MOST_SCANS = 30  # of a JPEG of the largest size; smaller ones may have more. Encoders write about ten
-_MOST_SEARCHED = 3 * MAX_PIXELS  # pixels that are decoded twice to find where a JPEG without an end marker ends
 _MOST_STRIPS = 500_000  # of a TIFF
 _MOST_PAGES = 16  # of a TIFF; all but one must be reduced copies
 _RLE_BYTES = 2**23  # largest run-length encoded BMP, which Pillow decodes in Python
@@ -129,7 +128,7 @@ def decoding(content: bytes, settings: DecoderSettings = DEFAULTS) -> Iterator[D
         with _translated(), _collected() as more:
             facts = Facts(*_stored_size(source), source.mode, file.format)
             if file.ends:
-                source = JpegImageFile(io.BytesIO(_with_end(file, source.width * source.height)))
+                source = JpegImageFile(io.BytesIO(_with_end(file)))
             source.load()
             image = to_rgb(source, file, settings.gray_range)
             del source
@@ -322,29 +321,21 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
     return image.size
 
 
-def _with_end(file: ImageFile, pixels: int) -> bytes:
+def _with_end(file: ImageFile) -> bytes:
     """Return a JPEG with an end marker inserted where its pixels end and other data begin.
 
-    The pixels end at the place from which on the bytes that follow do not change them, while they would a few bytes
-    earlier. Only places where other data seem to begin are tried, so that a file that was truncated and padded is not
-    taken for a complete one.
-
-    Args:
-        file: A JPEG with the places where it may end.
-        pixels: Its width x height.
+    The pixels end at the first place from which on the bytes that follow do not change them, while they would a few
+    bytes earlier. Only places where other data seem to begin are tried, so that a file that was truncated and padded is
+    not taken for a complete one.
 
     Raises:
-        DataError: If its pixels end at none of these places, or if finding the place would take too long.
+        DataError: If its pixels end at none of these places.
     """
-    low, high, tries = 0, len(file.ends), max(2, _MOST_SEARCHED // pixels)
-    while low < high and tries:  # binary search for the first place before which all pixels are stored
-        middle, tries = (low + high) // 2, tries - 1
-        if _all_pixels_by(file.content, file.ends[middle][1]):
-            high = middle
-        else:
-            low = middle + 1
-    if low == high < len(file.ends) and not _all_pixels_by(file.content, file.ends[low][0] - 4):
-        return file.content[: file.ends[low][1]] + _JPEG_END
+    for earliest, latest in file.ends:
+        if _all_pixels_by(file.content, latest):
+            if _all_pixels_by(file.content, earliest - 4):
+                break
+            return file.content[:latest] + _JPEG_END
     raise cut_short()
 
 
