@@ -118,7 +118,7 @@ def compose_once(*overrides: str) -> None:
 def check_command(text: str) -> None:
     """Raise an error if a command cannot be typed as it stands, placeholders aside."""
     program, *words = shlex.split(re.sub(r"^(?:[A-Z_]+=\S+ )+", "", text))
-    words = [word for word in words if word != "..."]
+    words = ["." if word == "FOLDER" else word for word in words if word != "..."]  # a folder that exists
     if words[:2] == ["-m", "experiments"]:
         program, words = "experiments", words[2:]
     if program == "make":

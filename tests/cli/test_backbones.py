@@ -89,7 +89,7 @@ def test_the_command_prints_one_row_a_backbone(
     (["--help"], 0, "images a second"),
     (["mobilenet"], 1, "Nearest: mobilenet_v2"),
     (["convnet", "--threads", "0"], 1, "runtime.threads: must be greater than or equal to 1. Received: 0"),
-    (["convnet", "--batch", "0"], 2, "--batch: must be 1 or more. Received: 0"),
+    (["convnet", "--batch", "0"], 2, "--batch: must be a whole number of 1 or more. Received: '0'"),
 ])  # fmt: skip
 def test_help_and_faults_are_answered_without_tensorflow(arguments: list[str], code: int, reported: str) -> None:
     program = (

@@ -292,11 +292,22 @@ def test_images_to_compare_on_are_drawn_where_the_run_s_are_gone(place: Place) -
     assert pixels.min() >= 0 and pixels.max() <= 255 and pixels.std() > 30
 
 
-def test_a_registered_model_is_loaded_by_its_alias(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def call(run: str, name: str, *options: str) -> None:
+        monkeypatch.setattr("sys.argv", ["experiments register", run, "--name", name, *options])
+        register.main()
+
+    return call
+
+
+def test_a_registered_model_is_loaded_by_its_alias(
+    place: Place, registered: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
     """The job's, which had logged none."""
     for _ in range(2):  # the same version
-        register.register("job", "pets", "champion", place.uri)
-    register.register(str(place.folder("job")), "pets", "champion", None)  # the store that its folder has recorded
+        registered("job", "pets", "--alias", "champion", "--uri", place.uri)
+    registered(str(place.folder("job")), "pets", "--alias", "champion")  # the store that its folder has recorded
     printed = capsys.readouterr()
     assert printed.out.count("job is version 1 of pets, and its champion") == 3 and printed.err == ""
     assert 'mlflow.keras.load_model("models:/pets@champion")' in printed.out
@@ -304,17 +315,17 @@ def test_a_registered_model_is_loaded_by_its_alias(place: Place, capsys: pytest.
     pixels, shares = place.logged("job")
     model = mlflow.keras.load_model("models:/pets@champion")
     np.testing.assert_allclose(np.asarray(model(pixels)), shares, atol=1e-5)
-    for wrong in (("pets", "latest"), ("pe/ts", "champion"), ("pe'ts", "champion")):
-        with pytest.raises(ConfigError, match="registry does not take it"):
-            register.register("whole", *wrong, place.uri)
+    for name, alias in (("pets", "latest"), ("pe/ts", "champion"), ("pe'ts", "champion")):
+        with pytest.raises(SystemExit, match="registry does not take it"):
+            registered("whole", name, "--alias", alias, "--uri", place.uri)
 
 
-def test_a_run_without_mlflow_is_not_registered(place: Place, tmp_path: Path) -> None:
+def test_a_run_without_mlflow_is_not_registered(place: Place, registered: Callable[..., None], tmp_path: Path) -> None:
     copy = shutil.copytree(place.folder("whole"), tmp_path / "alone")
     facts = json.loads((copy / "run.json").read_bytes())
     (copy / "run.json").write_text(json.dumps({name: facts[name] for name in ("command", "status")}))
-    with pytest.raises(ConfigError, match="alone: was not tracked"):
-        register.register(str(copy), "pets", None, place.uri)
+    with pytest.raises(SystemExit, match="alone: was not tracked"):
+        registered(str(copy), "pets", "--uri", place.uri)
 
 
 @pytest.mark.slow

@@ -23,6 +23,8 @@ def exit_on_error(*others: type[Exception]) -> Iterator[None]:
     try:
         yield
     except expected as error:
+        if isinstance(error, OSError) and error.filename:
+            sys.exit(f"{error.filename}: {error.strerror}")
         sys.exit(str(error))
 
 
@@ -51,6 +53,13 @@ def add_config_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-dir", type=Path, help="folder with further choices, as train takes it")
 
 
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add the option --data, the folder that the images of runs were moved to."""
+    parser.add_argument(
+        "--data", type=folder, metavar="FOLDER", help="where the images are now (default: where they were)"
+    )
+
+
 def whole(lowest: int) -> Callable[[str], int]:
     """Return an argparse type for whole numbers from `lowest`."""
 
@@ -75,6 +84,13 @@ def number(allowed: str, fits: Callable[[float], bool]) -> Callable[[str], float
         return value
 
     return parse
+
+
+def folder(text: str) -> Path:
+    """Return the path of an existing folder, as an argparse type."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"no such folder. Received: {text}")
+    return Path(text)
 
 
 def ending(suffix: str) -> Callable[[str], Path]:

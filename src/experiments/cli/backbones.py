@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli.arguments import exit_on_error
+from experiments.cli.arguments import add_config_dir, exit_on_error, positive
 from experiments.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,13 +23,11 @@ def main() -> None:
         "costs is not in it. Nothing is downloaded.",
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", help="choices of the group model (default: all)")
-    parser.add_argument("--config-dir", type=Path, help="folder with further choices, in model/, as train takes it")
-    parser.add_argument("--batch", type=int, help="images a batch (default: as features are computed)")
+    add_config_dir(parser)
+    parser.add_argument("--batch", type=positive, help="images a batch (default: as features are computed)")
     parser.add_argument("--seconds", type=float, default=10, help="least time a backbone is measured (default: 10)")
     parser.add_argument("--threads", type=int, help="of TensorFlow (default: all cores)")
     arguments = parser.parse_args()
-    if arguments.batch is not None and arguments.batch < 1:
-        parser.error(f"--batch: must be 1 or more. Received: {arguments.batch}")
     folder, threads = arguments.config_dir, arguments.threads
     configs = [configuration(name, folder, threads) for name in choose(arguments.models, folder)]
 
@@ -83,7 +81,3 @@ def configuration(name: str, folder: Path | None = None, threads: int | None = N
 
     threaded = [] if threads is None else [f"runtime.threads={threads}"]
     return read([f"model={name}", "model.weights=null", "regime=scratch", *threaded], folder)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,15 +8,16 @@ import re
 import sys
 from pathlib import Path
 
-from experiments.cli.arguments import number
+from experiments.cli.arguments import exit_on_error, folder, number
 from experiments.system.paths import default_outputs
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
+@exit_on_error(OSError)
 def main() -> None:
     place = argparse.ArgumentParser(add_help=False)
-    place.add_argument("--outputs", type=Path, default=argparse.SUPPRESS, metavar="DIR", help="(default: as train's)")
+    place.add_argument("--outputs", type=folder, default=argparse.SUPPRESS, metavar="DIR", help="(default: as train's)")
     parser = argparse.ArgumentParser(
         prog="experiments cache",
         description="The cache holds what runs can compute again: decoded pixels, features, trained heads, synthetic "
@@ -41,24 +42,18 @@ def main() -> None:
     prune_parser.add_argument("--to", type=size, metavar="SIZE", help="the longest unused, until 5GB, say, remain")
     prune_parser.add_argument("--dry-run", action="store_true", help="print what would be removed")
     arguments = parser.parse_args()
-    outputs = getattr(arguments, "outputs", None)
-    if outputs and not outputs.is_dir():
-        parser.error(f"--outputs: no such folder. Received: {outputs}")
     if arguments.part == "prune" and arguments.older is None and arguments.to is None:
         prune_parser.error("give --older DAYS, --to SIZE or both")
-    directory = (outputs or Path(default_outputs())) / "cache"
+    directory = Path(getattr(arguments, "outputs", default_outputs())) / "cache"
     from experiments.inspection import cache
 
-    try:
-        if arguments.part == "verify":
-            sys.exit(verify(directory, remove=arguments.remove))
-        if arguments.part == "prune":
-            for line in cache.prune(directory, older=arguments.older, to=arguments.to, dry_run=arguments.dry_run):
-                print(line)
-        else:
-            show(directory)
-    except OSError as error:
-        sys.exit(f"{error.filename}: {error.strerror}")
+    if arguments.part == "verify":
+        sys.exit(verify(directory, remove=arguments.remove))
+    if arguments.part == "prune":
+        for line in cache.prune(directory, older=arguments.older, to=arguments.to, dry_run=arguments.dry_run):
+            print(line)
+    else:
+        show(directory)
 
 
 def size(text: str) -> int:
@@ -104,7 +99,3 @@ def verify(directory: Path, *, remove: bool) -> int:
             print(f"{path}: {issue}{removed}")
     print(f"{checked} hashes checked, {damaged} damaged; {unhashed} entries were stored without one")
     return 1 if damaged else 0
-
-
-if __name__ == "__main__":
-    main()

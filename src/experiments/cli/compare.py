@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli.arguments import add_uri, exit_on_error, whole
+from experiments.cli.arguments import add_data, add_uri, exit_on_error, whole
 from experiments.errors import ConfigError
+from experiments.runs.location import folder_named
 from experiments.system.paths import tracking_uri
 
 if TYPE_CHECKING:
@@ -51,40 +52,41 @@ def main() -> None:
         "--images", "--pictures", type=whole(0), default=IMAGES, metavar="N",
         help=f"how many images to show on which the runs disagree (default: {IMAGES})",
     )  # fmt: skip
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="where the images are (default: where they were)")
+    add_data(parser)
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="(default: outputs/compare/compare-...)")
     parser.add_argument("--no-log", action="store_true", help="write files only, nothing to MLflow")
     add_uri(parser)
     arguments = parser.parse_args()
     if not (arguments.runs or arguments.sweep or arguments.query):
         parser.error("give runs, --sweep SWEEP or --query TEXT")
-    if arguments.data and not arguments.data.is_dir():
-        parser.error(f"--data: no such folder. Received: {arguments.data}")
-
+    from experiments.comparison import page
     from experiments.comparison.class_differences import compare_classes
     from experiments.comparison.comparison import compare
     from experiments.sweeps import sweep_directory
+    from experiments.system.progress import PlainConsole
     from experiments.tracking.queries import find_runs, search_runs
 
     names, stores = in_mlflow(arguments.runs)
     uri = arguments.uri or next(iter(stores), tracking_uri())
+    named = find_runs(uri, names)
+    found = [run for sweep in arguments.sweep for run in sweep_directory.finished_runs(uri, sweep)]
+    if arguments.query:
+        fitting = search_runs(uri, arguments.query)
+        if not fitting:
+            raise ConfigError(f"--query: no finished run fits. Received: {arguments.query!r}")
+        found += fitting
+    comparison = compare(uri, named, arguments.split, found)
+    console, classes = PlainConsole(), compare_classes(comparison)
+    show(console, comparison, classes)
     try:
-        named = find_runs(uri, names)
-        found = [run for sweep in arguments.sweep for run in sweep_directory.finished_runs(uri, sweep)]
-        if arguments.query:
-            fitting = search_runs(uri, arguments.query)
-            if not fitting:
-                raise ConfigError(f"--query: no finished run fits. Received: {arguments.query!r}")
-            found += fitting
-        comparison = compare(uri, named, arguments.split, found)
-        from experiments.system.progress import PlainConsole
-
-        console = PlainConsole()
-        classes = compare_classes(comparison)
-        show(console, comparison, classes)
-        save_files(console, uri, comparison, classes, arguments)
+        path, run_id = page.save(
+            uri, comparison, classes, arguments.output, arguments.images, arguments.data, log=not arguments.no_log
+        )
     except OSError as error:
         sys.exit(f"{error.filename}: {error.strerror}. Give a folder that can be written: --output FOLDER --no-log")
+    console.print(f"page     {path.resolve()}", highlight=False, markup=False, soft_wrap=True)
+    if run_id:
+        console.print(f"MLflow   {run_id}", highlight=False, soft_wrap=True)
 
 
 def in_mlflow(runs: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -95,11 +97,10 @@ def in_mlflow(runs: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     names, stores = list(runs), []
     for at, text in enumerate(runs):
-        folder = Path(text).expanduser()
-        if folder.is_dir():
+        if folder := folder_named(text):
             from experiments.deploy import saved_run
 
-            found = saved_run.of_folder(folder.resolve())
+            found = saved_run.of_folder(folder)
             if found.run_id is None:
                 raise ConfigError(f"{text}: this run is not in MLflow, by which runs are compared (tracking=none)")
             names[at] = found.run_id
@@ -172,21 +173,3 @@ def table(console: Console, lines: Sequence[Sequence[str]], title: str | None = 
     for line in lines[1:]:
         made.add_row(*line)
     console.print(made)
-
-
-def save_files(
-    console: Console, uri: str, comparison: Comparison, classes: ClassComparison, arguments: argparse.Namespace
-) -> None:
-    """Write the comparison's files, log them to MLflow unless --no-log is given, and print where they are."""
-    from experiments.comparison import page as comparison_page
-
-    path, run_id = comparison_page.save(
-        uri, comparison, classes, arguments.output, arguments.images, arguments.data, log=not arguments.no_log
-    )
-    console.print(f"page     {path.resolve()}", highlight=False, markup=False, soft_wrap=True)
-    if run_id:
-        console.print(f"MLflow   {run_id}", highlight=False, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -47,7 +47,3 @@ def main() -> None:
         f"\nThree runs in {time.perf_counter() - began:.0f} s. Look at them: make ui (or: experiments ui)",
         highlight=False,
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -52,10 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.output and arguments.output.exists():
         parser.error(f"--output: exists already, give a new folder. Received: {arguments.output}")
-    try:
-        evaluation = evaluate(arguments)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    evaluation = evaluate(arguments)
     reached = evaluation.report.metrics["accuracy"]
     if arguments.must_reach is not None and reached < arguments.must_reach:
         print(f"--must-reach: the accuracy {reached:.1%} is below {arguments.must_reach:.1%}", file=sys.stderr)
@@ -174,7 +171,3 @@ def report(found: Evaluation) -> None:
         print(f"{printable(issue.path)}: {issue.text}", file=sys.stderr)
     if len(found.skipped) > SHOWN:
         print(f"and {len(found.skipped) - SHOWN} more: {SKIPPED} in the results lists all", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()

@@ -88,7 +88,3 @@ def table(found: Sequence[Parity], formats: Sequence[str]) -> list[str]:
                   for at, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
         for row in rows
     ]  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()

@@ -173,7 +173,3 @@ def inspect(arguments: argparse.Namespace) -> tuple[Inspection, Trained | None]:
         given = [*place, *arguments.overrides]
         config = checked(given, f"Inspect it by: experiments inspect {arguments.part} --run RUN")
     return inspection.inspect_part(arguments.part, config, run, options), run
-
-
-if __name__ == "__main__":
-    main()

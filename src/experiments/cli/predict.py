@@ -66,13 +66,10 @@ def main() -> None:
         parser.error("--data: only --unlike reads the images of the run")
     suffix = arguments.output.suffix.lower().removeprefix(".").replace("jsonl", "json") if arguments.output else ""
     form = arguments.format or (suffix if suffix in WRITERS else "terminal")
-    try:
-        confidence = Confidence(arguments.reject, arguments.calibrated, arguments.unlike, arguments.data)
-        failed = predict(
-            arguments.run, arguments.paths, form, arguments.output, arguments.batch_size, arguments.uri, confidence
-        )
-    except KeyboardInterrupt:
-        sys.exit(130)
+    confidence = Confidence(arguments.reject, arguments.calibrated, arguments.unlike, arguments.data)
+    failed = predict(
+        arguments.run, arguments.paths, form, arguments.output, arguments.batch_size, arguments.uri, confidence
+    )
     sys.exit(SOME_FAILED if failed else 0)
 
 
@@ -158,7 +155,3 @@ def opened(output: Path | None, form: str) -> Iterator[TextIO]:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
         yield text
         text.detach()  # flushes without closing the file, which writing_file closes
-
-
-if __name__ == "__main__":
-    main()

@@ -29,7 +29,3 @@ def main() -> None:
     accuracy, low, share = (run.metrics[f"validation.accuracy{name}"] for name in ("", "_low", "_baseline"))
     beside = Baseline("", share).describe(accuracy, low)
     print(f"{target}: {target.stat().st_size} bytes, validation accuracy {percent(accuracy)}, {beside}")
-
-
-if __name__ == "__main__":
-    main()

@@ -19,22 +19,13 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="of the registered model")
     parser.add_argument("--alias", help="champion, say; it points to this version from now on")
     arguments = parser.parse_args()
-    register(arguments.run, arguments.name, arguments.alias, arguments.uri)
-
-
-def register(named: str, name: str, alias: str | None, uri: str | None) -> None:
-    """Register a run's model, logging it first if needed, and print how it is loaded and served.
-
-    Raises:
-        ConfigError: no such run, or it was not tracked in MLflow; or MLflow refuses the name or the alias.
-    """
     from experiments.deploy import saved_run
     from experiments.system.redaction import redact_credentials
     from experiments.system.startup import quiet_start
     from experiments.tracking import queries, registry
 
-    run = saved_run.find(named, uri)
-    uri = uri or run.store
+    run = saved_run.find(arguments.run, arguments.uri)
+    uri, name, alias = arguments.uri or run.store, arguments.name, arguments.alias
     if run.run_id is None:
         raise ConfigError(f"{run.name}: was not tracked, so MLflow's registry cannot hold it. Use experiments export")
     if queries.logged_model(uri, run.run_id) is None:
@@ -47,7 +38,3 @@ def register(named: str, name: str, alias: str | None, uri: str | None) -> None:
     print(f"  export MLFLOW_TRACKING_URI={redact_credentials(uri)}")
     print(f'  mlflow.keras.load_model("{where}")')
     print(f"  mlflow models serve -m {where} --env-manager local")
-
-
-if __name__ == "__main__":
-    main()

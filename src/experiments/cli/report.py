@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from experiments.cli.arguments import add_run, ending, exit_on_error
+from experiments.cli.arguments import add_data, add_run, ending, exit_on_error
 
 
 @exit_on_error(OSError)
@@ -19,35 +18,18 @@ def main() -> None:
         "run, too.",
     )
     add_run(parser)
-    parser.add_argument(
-        "--data", type=Path, metavar="FOLDER", help="where the images are now (default: where they were)"
-    )
+    add_data(parser)
     parser.add_argument(
         "--output", type=ending(".html"), metavar="PATH", help="HTML file, not logged (default: in the run's folder)"
     )
     arguments = parser.parse_args()
-    if arguments.data and not arguments.data.is_dir():
-        parser.error(f"--data: no such folder. Received: {arguments.data}")
-    report(arguments.run, arguments.uri, arguments.data, arguments.output)
-
-
-def report(named: str, uri: str | None, data: Path | None, output: Path | None) -> None:
-    """Write the report of a run, log it unless it was written elsewhere, and print its path.
-
-    Raises:
-        ConfigError: there is no such run, or its files do not exist any more.
-    """
     from experiments.deploy import saved_run
     from experiments.system.startup import quiet_start
 
-    run = saved_run.find(named, uri)
+    run = saved_run.find(arguments.run, arguments.uri)
     with quiet_start():
         from experiments.inspection.report import write
-    path = write(run, data, output)
+    path = write(run, arguments.data, arguments.output)
     print(path)
-    if run.folder and run.run_id and output is None:
+    if run.folder and run.run_id and arguments.output is None:
         print(f"also in MLflow: run {run.run_id}, {path.name}")
-
-
-if __name__ == "__main__":
-    main()

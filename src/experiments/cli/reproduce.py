@@ -183,7 +183,3 @@ def show(rows: Sequence[dict[str, Any]], explanation: Sequence[str]) -> None:
     table(console, [reproduction.HEADER, *cells], numbers=False)
     for sentence in explanation:
         console.print(sentence, highlight=False)
-
-
-if __name__ == "__main__":
-    main()

@@ -52,7 +52,3 @@ def summarize(folder: Path) -> None:
                 "kept in a sweep's folder. Set MLFLOW_TRACKING_URI to the whole address"
             )
         end_sweep(uri, about["parent"], folder, summary["metrics"], status)
-
-
-if __name__ == "__main__":
-    main()

@@ -41,7 +41,3 @@ def main() -> None:
             failed += 1
             print(f"{folder}: {error}", file=sys.stderr)
     sys.exit(1 if failed else 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -44,7 +44,3 @@ def main() -> None:
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     os.execve(command[0], command, {**os.environ, **environment})
-
-
-if __name__ == "__main__":
-    main()
