@@ -53,11 +53,6 @@ def test_a_range_ends_before_its_end_and_the_last_override_of_a_key_wins(context
     assert [values["epochs"] for _, values in unfolded] == ["2", "4", "6"]
 
 
-def test_an_interval_has_no_place_in_a_grid(context: HydraContext) -> None:
-    with pytest.raises(ConfigError, match=r"optimizer\.lr: a grid needs single values.*sweep\.search"):
-        plan.grid(plan.parse(["optimizer.lr=interval(0.1,0.2)"], context))
-
-
 def test_every_faulty_job_is_named_in_one_error(context: HydraContext) -> None:
     unfolded = plan.grid(plan.parse(["model.head.dropout=0.5,1.5", "epochs=3,0"], context))
     with pytest.raises(ConfigError) as error:

@@ -34,7 +34,7 @@ def test_choices_are_the_strings_that_hydra_spells(argument: str) -> None:
 
 
 def test_a_shuffled_choice_is_the_same_space_every_time() -> None:
-    assert {one("a=shuffle(choice(c,a,b,d,e))").values for _ in range(10)} == {("a", "b", "c", "d", "e")}
+    assert {one("a=shuffle(choice(c,a,b,d,e))").choices for _ in range(10)} == {("a", "b", "c", "d", "e")}
 
 
 def test_a_range_ends_before_its_end_and_has_the_values_that_a_grid_has() -> None:

@@ -116,14 +116,6 @@ def test_a_sweep_plans_shares_concludes_and_is_not_run_twice(
     assert (folder / "summary.md").exists() and "Winner by validation accuracy" in capsys.readouterr().out
 
 
-@pytest.mark.slow  # test_planned.py has it of jobs that are not trained
-def test_a_sweep_is_run_twice_if_rerun_is_set(sweep: Sweep, small: tuple[str, ...], own_outputs: Path) -> None:
-    for number, settings in enumerate([(), ("sweep.rerun=true",)], 1):
-        done = sweep(*small, "regime=bottleneck", "seed=0", "sweep.final=false", *settings)
-        assert "1 jobs, 1 to run" in done.stdout, done.stdout + done.stderr
-        assert len(tracked(own_outputs)[1]) == number
-
-
 @pytest.mark.slow
 def test_a_ladder_ends_at_a_rung_without_a_gain_and_is_not_climbed_twice(
     sweep: Sweep, small: tuple[str, ...], own_outputs: Path

@@ -38,10 +38,10 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
         ConfigError: the search cannot be run, and nothing was started; or the connection to the study was lost.
         SystemExit: a job has failed.
     """
+    pruning.need_optuna(sweeper.master)
     search_space = space(overrides, lambda key: OmegaConf.select(sweeper.master, key, default=None))
     corners = list(search_space.corners())
     configs = [composed.config for composed in plan.compose(corners, sweeper.context, sweeper.master)]
-    pruning.need_optuna(configs[0])
     setup = sweeper.set_up(configs)
     # The corners are inspected for what a search must not start without, such as weights, and for what trials share.
     probes = [

@@ -21,29 +21,20 @@ INTEGERS = re.compile(r"(?<!float\()interval\(\s*(?:start=)?([+-]?\d+)\s*,\s*(?:
 
 @dataclass(frozen=True)
 class Dimension:
-    """A key that is searched over, with its range of values."""
+    """A key that is searched over."""
 
     element: str  # the key as typed, with a leading + if it has one
-    low: float = 0
-    high: float = 0
-    step: float | None = None
-    log: bool = False
-    values: tuple[str, ...] = ()  # as override text: all choices, or the values of a range in ascending order
+    distribution: Any  # of Optuna: categorical, or int or float from `low` to `high`
+    values: tuple[str, ...] = ()  # of a range, as override text in ascending order
 
     @property
     def key(self) -> str:
         return self.element.lstrip("+~")
 
     @property
-    def distribution(self) -> Any:
-        """The Optuna distribution of this dimension."""
-        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-        if self.values and self.step is None:
-            return CategoricalDistribution(self.values)
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return IntDistribution(self.low, self.high, log=self.log, step=int(self.step or 1))
-        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+    def choices(self) -> tuple[str, ...]:
+        """The values as override text, unless they are numbers of an interval or a range."""
+        return getattr(self.distribution, "choices", ())
 
     def spelled(self, value: Any) -> str:
         """Return the override text of a value that Optuna suggests."""
@@ -52,21 +43,20 @@ class Dimension:
         if self.values:
             return min(self.values, key=lambda text: abs(float(text) - value))
         short = f"{value:.5g}"  # readable; where rounding leaves the interval, the exact value is used
-        return short if self.low <= float(short) <= self.high else repr(value)
+        return short if self.distribution.low <= float(short) <= self.distribution.high else repr(value)
 
     @property
     def ends(self) -> list[str]:
         """The values that are validated before anything starts: every choice, or both ends of a range."""
-        if self.values and self.step is None:
-            return list(self.values)
-        return [self.spelled(self.low), self.spelled(self.high)]
+        return list(self.choices) or [self.spelled(self.distribution.low), self.spelled(self.distribution.high)]
 
     def __str__(self) -> str:
-        if self.values and self.step is None:
-            return f"{self.key}  one of {', '.join(self.values)}"
-        kind = "whole numbers" if isinstance(self.low, int) and isinstance(self.high, int) else "numbers"
-        step = f" in steps of {self.step:g}" if self.step not in (None, 1) else ""
-        return f"{self.key}  {kind} from {self.low:g} to {self.high:g}{step}{', in logarithms' if self.log else ''}"
+        if self.choices:
+            return f"{self.key}  one of {', '.join(self.choices)}"
+        found = self.distribution
+        kind = "whole numbers" if isinstance(found.low, int) else "numbers"
+        step = f" in steps of {found.step:g}" if found.step not in (None, 1) else ""
+        return f"{self.key}  {kind} from {found.low:g} to {found.high:g}{step}{', in logarithms' if found.log else ''}"
 
 
 def dimension(override: Override, default: Any = None) -> Dimension | None:
@@ -80,20 +70,25 @@ def dimension(override: Override, default: Any = None) -> Dimension | None:
     Raises:
         ConfigError: the values cannot be searched over.
     """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
     element, line = override.get_key_element(), f"Received: {override.input_line}"
     sweep: Any = override.value()
     tags = set(getattr(sweep, "tags", ()))
     if tags - {"log"}:
         raise ConfigError(f"{element}: tag: allowed is log. {line}")
+    log = "log" in tags
+    low: Any
+    high: Any
+    step: dict[str, Any] = {}
+    values: tuple[str, ...] = ()
     if isinstance(sweep, IntervalSweep):
-        assert sweep.start is not None and sweep.end is not None
+        low, high = sweep.start, sweep.end
         # Hydra converts the ends of an interval to floats unless they are cast, so the typed text is parsed.
         typed = INTEGERS.search(str(override.input_line))
         if typed and not isinstance(default, float):
-            found = Dimension(element, int(typed[1]), int(typed[2]), log="log" in tags)
-        else:
-            found = Dimension(element, sweep.start, sweep.end, log="log" in tags)
-        if not found.low < found.high or not math.isfinite(found.low) or not math.isfinite(found.high):
+            low, high = int(typed[1]), int(typed[2])
+        if not low < high or not math.isfinite(low) or not math.isfinite(high):
             raise ConfigError(f"{element}: interval: its start must be less than its end, both finite. {line}")
     elif isinstance(sweep, RangeSweep):
         values = tuple(sorted(dict.fromkeys(override.sweep_string_iterator()), key=float))
@@ -101,12 +96,11 @@ def dimension(override: Override, default: Any = None) -> Dimension | None:
             raise ConfigError(f"{element}: range: there is nothing from its start to its end. {line}")
         if len(values) == 1:
             return None
-        whole = all(isinstance(number, int) for number in (sweep.start, sweep.stop, sweep.step))
-        low, step = Decimal(values[0]), abs(Decimal(str(sweep.step)))
-        high = low + step * (len(values) - 1)  # exact: Hydra sums floats, and Optuna requires whole steps
-        read: Callable[[Decimal], float] = int if whole else float
-        found = Dimension(element, read(low), read(high), read(step), "log" in tags, values)
-        if found.log and not (whole and found.step == 1):
+        kind = int if all(isinstance(number, int) for number in (sweep.start, sweep.stop, sweep.step)) else float
+        first, width = Decimal(values[0]), abs(Decimal(str(sweep.step)))
+        # The end is exact: Hydra sums floats, and Optuna requires whole steps.
+        low, high, step = kind(first), kind(first + width * (len(values) - 1)), {"step": kind(width)}
+        if log and (kind is float or width != 1):
             raise ConfigError(f"{element}: tag(log, range): needs whole numbers and steps of 1. {line}")
     else:
         if tags:
@@ -118,10 +112,11 @@ def dimension(override: Override, default: Any = None) -> Dimension | None:
             return None
         # Shuffled choices are sorted, because another order at every start would make another search space.
         shuffled = isinstance(sweep, ChoiceSweep) and sweep.shuffle
-        return Dimension(element, values=tuple(sorted(choices) if shuffled else choices))
-    if found.log and found.low <= 0:
+        return Dimension(element, CategoricalDistribution(sorted(choices) if shuffled else choices))
+    if log and low <= 0:
         raise ConfigError(f"{element}: tag(log): its start must be greater than 0. {line}")
-    return found
+    distribution = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
+    return Dimension(element, distribution(low, high, log=log, **step), values)
 
 
 @dataclass(frozen=True)
