@@ -25,7 +25,7 @@ from experiments.errors import ConfigError, DataError, Pruned
 from experiments.evaluation.calibration import confidence_metrics
 from experiments.evaluation.decision import Decision, choose_threshold, threshold_warnings
 from experiments.evaluation.evaluate import Report, evaluate, report_on
-from experiments.evaluation.per_class import class_columns, pair_columns
+from experiments.evaluation.per_class import class_columns
 from experiments.evaluation.training_checks import check_joined, check_reached, keep_error, training_warnings
 from experiments.images.decoder_settings import DecoderSettings
 from experiments.regimes import continuation
@@ -102,15 +102,16 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         facts = {**result.facts, **decision.facts(), **({"warnings": "\n".join(warnings)} if warnings else {})}
         tracker.results(metrics | of_classes, facts, ended)
         errors += finish(components, dataset, result, reports, active, tracker)
+        epochs = epoch_lines(result.history, config.monitor, config.best_weights)
         active.note(failures=[f"{type(error).__name__}: {error}" for error in errors])
         for sentence in warnings:
             _log.warning(sentence)
         if errors:
-            print_results(console, directory.folder, reports, tracker.run_id, epoch_lines(config, result))
+            print_results(console, directory.folder, reports, tracker.run_id, epochs)
             for error in errors[1:]:
                 _log.error("%s", error, exc_info=error)
             raise errors[0]
-    print_results(console, directory.folder, reports, tracker.run_id, epoch_lines(config, result))
+    print_results(console, directory.folder, reports, tracker.run_id, epochs)
     return metrics.get(f"validation.{config.objective}", math.nan)
 
 
@@ -295,7 +296,8 @@ def write_results(directory: RunDirectory, reports: Mapping[str, Report], metric
     directory.write_metrics(metrics)
     for split, report in reports.items():
         directory.write_predictions(split, report.predictions)
-        directory.write_class_scores(split, class_columns(report.class_scores), pair_columns(report.confused_pairs))
+        pairs = [pair._asdict() for pair in report.confused_pairs]
+        directory.write_class_scores(split, class_columns(report.class_scores), pairs)
 
 
 def write_training_predictions(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -121,18 +119,19 @@ def test_of_many_classes_those_that_differ_most_are_shown() -> None:
     found = compare_classes(made)
     assert 30 in found.largest(1) and len(by_class.class_table(made, found)) == 41
     assert by_class.shown_of(found, 10) == ": the 10 of 50 with the largest differences"
-    rows = list(csv.DictReader(io.StringIO(by_class.classes_csv(made, found))))
-    assert len(rows) == 100 and rows[61]["recall_difference"] == "-1.0"
+    rows = by_class.class_rows(made, found)
+    assert len(rows) == 100 and rows[61]["recall_difference"] == -1
 
 
 def test_csv_files_hold_every_class_and_pair_as_numbers(two: Comparison) -> None:
     found = compare_classes(two)
-    classes = list(csv.DictReader(io.StringIO(by_class.classes_csv(two, found))))
-    assert [(row["class"], row["number"]) for row in classes] == [(name, at) for name in FLOWERS for at in ("1", "2")]
-    assert float(classes[1]["recall_difference"]) == pytest.approx(-0.4) and classes[0]["p_value"] == ""
-    pairs = list(csv.DictReader(io.StringIO(by_class.confusion_csv(two, found))))
-    assert pairs[1] == {"true": "daisy", "predicted": "tulip", "number": "2", "label": "name=b", "images": "5.0",
-                        "share": "0.5", "share_difference": "0.4"}  # fmt: skip
+    classes = by_class.class_rows(two, found)
+    assert [(row["class"], row["number"]) for row in classes] == [(name, at) for name in FLOWERS for at in (1, 2)]
+    assert classes[1]["recall_difference"] == pytest.approx(-0.4) and classes[0]["p_value"] is None
+    assert by_class.confusion_rows(two, found)[1] == {
+        "true": "daisy", "predicted": "tulip", "number": 2, "label": "name=b", "images": 5.0, "share": 0.5,
+        "share_difference": pytest.approx(0.4),
+    }  # fmt: skip
 
 
 def test_old_records_without_probabilities_have_the_classes_that_occur() -> None:

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from experiments.comparison import page as comparison_page
-from experiments.comparison.comparison import Comparison, EvaluatedRun, Group, disagreements, of_groups
+from experiments.comparison.class_differences import compare_classes
+from experiments.comparison.comparison import Comparison, Disagreement, EvaluatedRun, Group, disagreements, of_groups
 from experiments.errors import ConfigError, DataError
 from experiments.images.decoder_settings import DecoderSettings
 from experiments.reports import page
@@ -63,6 +64,17 @@ def comparison(drawn: Path) -> Comparison:
     return of_groups([scratch, group(drawn, "b", 19, **params)], "validation")
 
 
+def write(folder: Path, comparison: Comparison, images: int, reports: dict[str, Path] | None = None) -> Path:
+    """Write a comparison, and return its page."""
+    return comparison_page.write(folder, comparison, compare_classes(comparison), images, reports=reports)[0]
+
+
+def opened(image: Disagreement, data: Path | None = None) -> Image.Image:
+    """Open the image of a disagreement as its thumbnail does."""
+    roots = [data] if data else [Path(folder) for folder in image.data]
+    return page.open_recorded(image.path, image.sha256, roots, image.decoder_settings)
+
+
 class PageText(HTMLParser):
     """The elements of a page, their attributes, and its text."""
 
@@ -81,7 +93,7 @@ class PageText(HTMLParser):
 
 @pytest.fixture(scope="module")
 def written(comparison: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return comparison_page.write(tmp_path_factory.mktemp("compared"), comparison, images=3)[0].parent
+    return write(tmp_path_factory.mktemp("compared"), comparison, 3).parent
 
 
 def test_the_page_holds_all_it_shows_and_nothing_of_others_is_markup(written: Path) -> None:
@@ -125,16 +137,13 @@ def test_images_and_figures_are_in_the_page(written: Path, drawn: Path) -> None:
 
 
 def test_the_same_comparison_is_the_same_page(written: Path, comparison: Comparison, tmp_path: Path) -> None:
-    assert (
-        comparison_page.write(tmp_path, comparison, images=3)[0].read_bytes()
-        == (written / "comparison.html").read_bytes()
-    )
+    assert write(tmp_path, comparison, 3).read_bytes() == (written / "comparison.html").read_bytes()
 
 
 def test_the_page_links_to_the_reports_of_its_runs(comparison: Comparison, tmp_path: Path) -> None:
     report = tmp_path / "runs" / "a <run>" / "report.html"
     reports = {comparison.runs[0].run_id: report}
-    written = comparison_page.write(tmp_path / "compare" / "one", comparison, 0, reports=reports)[0]
+    written = write(tmp_path / "compare" / "one", comparison, 0, reports)
     links = [a["href"] for tag, a in PageText(written.read_text(encoding="utf-8")).elements if tag == "a"]
     assert links == ["../../runs/a%20%3Crun%3E/report.html"], "relative, so that outputs/ may be moved"
 
@@ -149,7 +158,9 @@ def test_the_page_of_a_comparison_that_cannot_be_logged_is_named(
     monkeypatch.setattr(comparison_page, "write", lambda *arguments: [tmp_path / "comparison.html"])
     monkeypatch.setattr(comparison_page, "log_comparison", refuse)
     with pytest.raises(ConfigError, match=r"comparison\.html is written, but not logged to MLflow \(--no-log"):
-        comparison_page.save("sqlite:////theirs.db", comparison, None, tmp_path, 0, None, log=True)
+        comparison_page.save(
+            "sqlite:////theirs.db", comparison, compare_classes(comparison), tmp_path, 0, None, log=True
+        )
 
 
 def test_markdown_shows_the_marks_of_others_as_they_are(written: Path) -> None:
@@ -171,52 +182,46 @@ def test_an_image_in_a_large_file_is_not_shown(comparison: Comparison, monkeypat
     monkeypatch.setattr(page, "LARGEST", 10)
     image = disagreements(comparison)[0]
     with pytest.raises(DataError, match="is not shown: its file in .* has more than 10 bytes"):
-        comparison_page.thumbnail(image, None)
+        opened(image)
     with pytest.raises(DataError, match=r"is not shown: its file in .* cannot be read \(File name too long\)"):
-        comparison_page.thumbnail(dataclasses.replace(image, path="a" * 300), None)
+        opened(dataclasses.replace(image, path="a" * 300))
 
 
 def test_a_image_is_shown_only_as_the_runs_have_read_it(comparison: Comparison, drawn: Path, tmp_path: Path) -> None:
     one = disagreements(comparison)[0]
-    assert comparison_page.thumbnail(one, None)[:2] == b"\xff\xd8"
+    original = opened(one)
     moved = tmp_path / one.path
     with pytest.raises(DataError, match="its file is not in .*--data FOLDER"):
-        comparison_page.thumbnail(one, tmp_path)
+        opened(one, tmp_path)
     moved.parent.mkdir(parents=True)
     moved.write_bytes((drawn / one.path).read_bytes())
-    assert comparison_page.thumbnail(one, tmp_path) == comparison_page.thumbnail(one, None)
+    assert opened(one, tmp_path) == original
     moved.write_bytes(b"another image")
     with pytest.raises(DataError, match="has changed since"):
-        comparison_page.thumbnail(one, tmp_path)
+        opened(one, tmp_path)
     Image.fromarray(np.full((9, 9), 4000, "uint16")).save(moved, "PNG")
     sixteen = dataclasses.replace(one, sha256=hashlib.sha256(moved.read_bytes()).hexdigest())
     with pytest.raises(DataError, match="16-bit grays"):
-        comparison_page.thumbnail(sixteen, tmp_path)
-    shown = Image.open(
-        io.BytesIO(
-            comparison_page.thumbnail(
-                dataclasses.replace(sixteen, decoder_settings=DecoderSettings((0, 4095))), tmp_path
-            )
-        )
-    )
+        opened(sixteen, tmp_path)
+    shown = opened(dataclasses.replace(sixteen, decoder_settings=DecoderSettings((0, 4095))), tmp_path)
     assert shown.getpixel((0, 0)) == (249, 249, 249)
     for path in ("../secret.jpg", "/etc/passwd", "a/../../b.jpg"):
         with pytest.raises(DataError, match="leads out of"):
-            comparison_page.thumbnail(type(one)(path, one.sha256, one.label, one.predictions, one.data), None)
+            opened(dataclasses.replace(one, path=path))
 
 
 def test_runs_that_agree_and_a_single_run_have_pages_too(drawn: Path, tmp_path: Path) -> None:
     a, b = group(drawn, "a", 14, regime="scratch"), group(drawn, "b", 14, regime="finetune")
-    text = PageText(comparison_page.write(tmp_path, of_groups([a, b], "validation"), 3)[0].read_text()).text
+    text = PageText(write(tmp_path, of_groups([a, b], "validation"), 3).read_text()).text
     assert "neither better nor worse" in text and "There is no image on which they disagree" in text
-    text = PageText(comparison_page.write(tmp_path, of_groups([a], "validation"), 3)[0].read_text()).text
+    text = PageText(write(tmp_path, of_groups([a], "validation"), 3).read_text()).text
     assert "1 run on 24 validation images" in text and "disagree" not in text
 
 
 def test_many_groups_are_summarized_in_one_sentence(drawn: Path, tmp_path: Path) -> None:
     groups = [group(drawn, str(right), right, seeds=2, **{"model.head.dropout": str(right)}) for right in range(8, 20)]
     many = of_groups(groups, "validation")
-    text = PageText(comparison_page.write(tmp_path, many, 2)[0].read_text()).text
+    text = PageText(write(tmp_path, many, 2).read_text()).text
     apart = [str(at) for at, found in enumerate(many.differences, 1) if found and found.significant]
     assert 1 < len(apart) < 11
     assert f"Of the 11 others {len(apart)} are significantly different from model.head.dropout=8" in text

@@ -116,7 +116,8 @@ def report(scores: np.ndarray, labels: np.ndarray, *, loss: bool = True) -> Repo
                    dict(zip(names, row.tolist(), strict=True)))
         for row, label in zip(scores, labels, strict=True)
     )  # fmt: skip
-    return Report("", {"loss": log_loss(labels, scores)} if loss else {}, np.zeros((1, 1)), predictions, MOST_PROBABLE)
+    metrics = {"loss": log_loss(labels, scores)} if loss else {}
+    return Report("", tuple(names), metrics, predictions, MOST_PROBABLE)
 
 
 def test_metrics_of_confidence_use_the_temperature_of_the_validation_images() -> None:

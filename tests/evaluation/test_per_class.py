@@ -16,9 +16,8 @@ from experiments.runs.predictions import Prediction
 FLOWERS = ("daisy", "rose", "tulip")
 
 
-def prediction(label: str, predicted: str, classes: tuple[str, ...] = FLOWERS) -> Prediction:
-    shares = {name: 0.8 if name == predicted else 0.1 for name in classes}
-    return Prediction(f"{label}.jpg", "0", label, predicted, 0.8, label == predicted, shares)
+def prediction(label: str, predicted: str) -> Prediction:
+    return Prediction(f"{label}.jpg", "0", label, predicted, 0.8, label == predicted, {})
 
 
 def test_scores_as_sklearn() -> None:
@@ -75,15 +74,6 @@ def test_pairs_the_most_confused_first_and_equal_ones_in_label_order() -> None:
     assert confused_pairs(np.diag([3, 4]), ("a", "b")) == []
 
 
-def test_the_confusion_of_recorded_predictions_keeps_the_order_of_the_labels() -> None:
-    classes = ("tulip", "rose", "daisy")
-    rows = [prediction("rose", "daisy", classes), prediction("daisy", "daisy", classes)]
-    confusion, names = confusion_of(rows)
-    assert names == classes
-    assert confusion.tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 1]]
-
-
-def test_the_confusion_of_old_records_without_probabilities() -> None:
-    confusion, names = confusion_of([prediction("rose", "daisy", ()), prediction("rose", "rose", ())])
-    assert names == ("daisy", "rose")
-    assert confusion.tolist() == [[0, 0], [1, 1]]
+def test_the_confusion_of_recorded_predictions_has_the_order_of_the_labels() -> None:
+    rows = [prediction("rose", "daisy"), prediction("daisy", "daisy")]
+    assert confusion_of(rows, ("tulip", "rose", "daisy")).tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 1]]

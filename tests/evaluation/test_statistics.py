@@ -34,12 +34,6 @@ def test_wilson_widens_with_confidence() -> None:
     assert lower < low < 0.8 < high < higher
 
 
-@pytest.mark.parametrize(("correct", "total"), [(-1, 10), (11, 10), (0, 0)])
-def test_wilson_refuses_impossible_counts(correct: int, total: int) -> None:
-    with pytest.raises(ValueError, match=f"Received: {correct} of {total}"):
-        wilson(correct, total)
-
-
 def test_roc_auc_interval_is_as_wide_as_hanley_and_mcneil_say() -> None:
     generator = np.random.default_rng(0)
     positive, negative = generator.exponential(4, 300), generator.exponential(1, 200)  # the distributions they assume
@@ -64,8 +58,6 @@ def test_mean_interval_of_one_seed_is_unknown_and_of_equal_seeds_a_point() -> No
     mean, low, high = mean_interval([0.9])
     assert mean == 0.9 and math.isnan(low) and math.isnan(high)
     assert mean_interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)
-    with pytest.raises(ValueError, match="at least one"):
-        mean_interval([])
 
 
 def test_one_seed_has_wilsons_interval_and_agreeing_seeds_keep_that_of_the_images() -> None:
@@ -140,8 +132,3 @@ def test_calibrated_predictions_have_little_error_and_boastful_ones_much() -> No
     confidence = generator.uniform(0.5, 1, 50_000)
     assert reliability(confidence, generator.random(50_000) < confidence).error < 0.01
     assert reliability(np.full(1000, 0.99), generator.random(1000) < 0.6).error == pytest.approx(0.39, abs=0.05)
-
-
-def test_reliability_refuses_what_does_not_match() -> None:
-    with pytest.raises(ValueError, match=r"\(3,\) and \(2,\)"):
-        reliability(np.zeros(3), np.zeros(2, bool))

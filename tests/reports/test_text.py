@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +19,7 @@ from experiments.reports.text import (
     next_commands,
     print_classes,
 )
-from experiments.training.types import EpochRecord, TrainingResult
+from experiments.training.types import EpochRecord
 from tests.evaluation.test_evaluate import BY_HAND, FLOWERS, PETS, random_scores, splits_of
 
 
@@ -125,18 +123,17 @@ def test_metrics_and_tables_agree(classes: tuple[str, ...]) -> None:
     assert wrong == sum(not row.correct for row in report.predictions)
 
 
-def test_the_best_epoch_of_the_last_phase(config: Callable[..., Any]) -> None:
+def test_the_best_epoch_of_the_last_phase() -> None:
     losses = {"head": [0.1, 0.9], "finetune": [0.5, 0.3, 0.4]}
     history = tuple(
         EpochRecord(0, phase, epoch, 0, {"validation_loss": loss})
         for phase, values in losses.items()
         for epoch, loss in enumerate(values)
     )
-    result = TrainingResult(None, history, {})
     line = "best epoch 2 of 3 (finetune, validation_loss 0.300), "
-    assert epoch_lines(config(), result) == [f"{line}the last one is the result"]
-    assert epoch_lines(config("best_weights=true"), result) == [f"{line}whose weights are the result"]
-    assert epoch_lines(config(), TrainingResult(None, (), {})) == []
+    assert epoch_lines(history, "validation_loss", best_weights=False) == [f"{line}the last one is the result"]
+    assert epoch_lines(history, "validation_loss", best_weights=True) == [f"{line}whose weights are the result"]
+    assert epoch_lines(history, "validation_accuracy", best_weights=True) == epoch_lines((), "loss", False) == []
 
 
 def test_commands_for_a_finished_run() -> None:

@@ -67,8 +67,7 @@ class Comparison:
         from experiments.comparison import text as comparison_text
         from experiments.comparison.comparison import configuration
 
-        header, rows = comparison_text.group_table(self._compared)
-        table = pd.DataFrame(rows, columns=header).set_index("number")
+        table = pd.DataFrame(comparison_text.group_rows(self._compared)).set_index("number")
         for key in configuration(self._compared.groups):
             with contextlib.suppress(ValueError):  # not every value of this key is a number
                 table[key] = pd.to_numeric(table[key].replace("", "none"))  # an empty text is no number
@@ -104,9 +103,11 @@ class Comparison:
             log: whether to log the files to MLflow.
         """
         from experiments.comparison import page as comparison_page
+        from experiments.comparison.class_differences import compare_classes
 
-        place, root = Path(folder) if folder else None, Path(data) if data else None
-        return Page(comparison_page.save(self._uri, self._compared, None, place, images, root, log=log)[0])
+        place, root, compared = Path(folder) if folder else None, Path(data) if data else None, self._compared
+        classes = compare_classes(compared)
+        return Page(comparison_page.save(self._uri, compared, classes, place, images, root, log=log)[0])
 
 
 @unchanged_libraries()

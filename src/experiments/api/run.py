@@ -135,8 +135,8 @@ class Run:
         frames = []
         for key in self._accuracies():
             split = key.partition(".")[0]
-            columns = class_columns(class_scores(*confusion_of(self._trained.predictions(split))))
-            frames.append(display.frame({"split": split, **columns}))
+            confusion = confusion_of(self._trained.predictions(split), self.classes)
+            frames.append(display.frame({"split": split, **class_columns(class_scores(confusion, self.classes))}))
         return pd.concat(frames, ignore_index=True)
 
     @unchanged_libraries()

@@ -13,10 +13,11 @@ import numpy as np
 from experiments.comparison.comparison import Comparison, Group, Key
 from experiments.comparison.groups import Scores
 from experiments.comparison.significance import Difference, compare_runs
-from experiments.comparison.text import csv_text, format_score, points, signed
+from experiments.comparison.text import points, signed
 from experiments.evaluation import decision
 from experiments.evaluation.per_class import confusion_of
 from experiments.evaluation.statistics import UNKNOWN, Interval
+from experiments.reports.text import format_score
 
 MOST_CLASSES, MOST_PAIRS = 40, 20  # rows of the tables in the page; the CSV files have all
 MOST_GROUPS = 8  # groups in these tables
@@ -76,25 +77,21 @@ def compare_classes(comparison: Comparison) -> ClassComparison:
     """
     names = class_names(comparison.groups)
     confusion = tuple(mean_confusion(group, names) for group in comparison.groups)
-    scores = [scores_by_class(group) for group in comparison.groups]
-    results = []
-    for label, name in enumerate(names):
-        first = scores[0].get(name)
-        results.append(
-            tuple(
-                _result(first, own.get(name), counts, label, is_first=at == 0)
-                for at, (own, counts) in enumerate(zip(scores, confusion, strict=True))
-            )
+    scores = [scores_by_class(group, names) for group in comparison.groups]
+    results = tuple(
+        tuple(
+            _result(scores[0][label], own[label], counts, label) for own, counts in zip(scores, confusion, strict=True)
         )
-    return ClassComparison(names, tuple(results), confusion)
+        for label in range(len(names))
+    )
+    return ClassComparison(names, results, confusion)
 
 
 def class_names(groups: Sequence[Group]) -> tuple[str, ...]:
     """Return the classes of all groups, in the label order of the first group that has them."""
     predictions = [row for group in groups for run in group.evaluated for row in run.predictions.values()]
-    names = dict.fromkeys(name for group in groups for name in group_classes(group))
-    names |= dict.fromkeys(sorted({name for row in predictions for name in (row.label, row.predicted)}))
-    return tuple(names)
+    known = [name for group in groups for name in group_classes(group)]
+    return tuple(dict.fromkeys([*known, *sorted({name for row in predictions for name in (row.label, row.predicted)})]))
 
 
 def group_classes(group: Group) -> tuple[str, ...]:
@@ -104,44 +101,33 @@ def group_classes(group: Group) -> tuple[str, ...]:
 
 def mean_confusion(group: Group, names: Sequence[str]) -> np.ndarray:
     """Return the group's confusion matrix [C, C] float, the mean over its seeds; a seed's folds are added up."""
-    index = {name: at for at, name in enumerate(names)}
-    total = np.zeros((len(names), len(names)))
-    for predictions in group.by_seed.values():
-        confusion, known = confusion_of(list(predictions.values()))
-        places = [index[name] for name in known]
-        total[np.ix_(places, places)] += confusion
-    return total / len(group.by_seed)
+    predictions = [row for of_seed in group.by_seed.values() for row in of_seed.values()]
+    return confusion_of(predictions, names) / len(group.by_seed)
 
 
-def scores_by_class(group: Group) -> dict[str, Scores]:
+def scores_by_class(group: Group, names: Sequence[str]) -> list[Scores]:
     """Return the scores (correct or not) of a group's images for each class."""
-    by_class: dict[str, dict[str, dict[Hashable, float]]] = {}
-    for seed, scores in group.accuracy.by_seed.items():
-        for image, score in scores.items():
-            by_class.setdefault(cast("Key", image)[1], {}).setdefault(seed, {})[image] = score
-    every_seed = group.accuracy.by_seed.keys()
-    return {
-        name: Scores({seed: seeds.get(seed, {}) for seed in every_seed}, group.accuracy.folds)
-        for name, seeds in by_class.items()
-    }
+    scores = group.accuracy
+    by_class = {name: {seed: dict[Hashable, float]() for seed in scores.by_seed} for name in names}
+    for seed, of_seed in scores.by_seed.items():
+        for image, score in of_seed.items():
+            by_class[cast("Key", image)[1]][seed][image] = score
+    return [Scores(by_seed, scores.folds) for by_seed in by_class.values()]
 
 
-def _result(
-    first: Scores | None, own: Scores | None, confusion: np.ndarray, label: int, *, is_first: bool
-) -> ClassResult:
-    """Return the results for one class from the scores of its images, if there are any, and a confusion matrix."""
-    images = own.images if own else []
-    recall = UNKNOWN
-    if own and images:
+def _result(first: Scores, own: Scores, confusion: np.ndarray, label: int) -> ClassResult:
+    """Return the results for one class from the scores of its images and a confusion matrix."""
+    images, recall = own.images, UNKNOWN
+    if images:
         recall = own.interval() if len(images) > 1 else Interval(float(own.matrix(images).mean()))
     right, support, predicted = confusion[label, label], confusion[label].sum(), confusion[:, label].sum()
-    enough = first and own and len(images) > 1 and len(first.images) > 1
+    comparable = own is not first and min(len(images), len(first.images)) > 1
     return ClassResult(
         len(images),
         recall,
         float(right / predicted) if predicted else math.nan,
         float(2 * right / (support + predicted)) if support + predicted else math.nan,
-        compare_runs(first, own) if first and own and enough and not is_first else None,
+        compare_runs(first, own) if comparable else None,
     )
 
 
@@ -230,32 +216,32 @@ def decision_sentence(comparison: Comparison) -> str:
     return f"{text}."
 
 
-# --- CSV
+# --- Tables of values, as `text.group_rows`
 
 
-def classes_csv(comparison: Comparison, found: ClassComparison) -> str:
-    """Return a CSV table with one row per class and group."""
-    rows = []
-    for name, results in zip(found.names, found.results, strict=True):
-        for at, result in enumerate(results):
-            difference = result.difference
-            cells = (
-                [difference.value, difference.low, difference.high, difference.p_value] if difference else [None] * 4
-            )
-            rows.append([
-                name, at + 1, " ".join(comparison.labels[at]), result.images, *result.recall, result.precision,
-                result.f1, *cells,
-            ])  # fmt: skip
-    header = ["class", "number", "label", "images", "recall", "recall_low", "recall_high", "precision", "f1",
-              "recall_difference", "difference_low", "difference_high", "p_value"]  # fmt: skip
-    return csv_text(header, rows)
-
-
-def confusion_csv(comparison: Comparison, found: ClassComparison) -> str:
-    """Return a CSV table with one row per confused pair and group; the share is that of the true class's images."""
-    rows = [
-        [found.names[pair[0]], found.names[pair[1]], at + 1, " ".join(comparison.labels[at]),
-         counts[pair], found.share(at, pair), found.share(at, pair) - found.share(0, pair)]
-        for pair in found.pairs for at, counts in enumerate(found.confusion)
+def class_rows(comparison: Comparison, found: ClassComparison) -> list[dict[str, object]]:
+    """Return a row per class and group."""
+    return [
+        {
+            "class": name, "number": at, "label": " ".join(label), "images": result.images,
+            **result.recall.columns("recall"), "precision": result.precision, "f1": result.f1,
+            "recall_difference": change and change.value, "difference_low": change and change.low,
+            "difference_high": change and change.high, "p_value": change and change.p_value,
+        }
+        for name, results in zip(found.names, found.results, strict=True)
+        for at, (label, result) in enumerate(zip(comparison.labels, results, strict=True), 1)
+        for change in [result.difference]
     ]  # fmt: skip
-    return csv_text(["true", "predicted", "number", "label", "images", "share", "share_difference"], rows)
+
+
+def confusion_rows(comparison: Comparison, found: ClassComparison) -> list[dict[str, object]]:
+    """Return a row per confused pair and group; the share is that of the true class's images."""
+    return [
+        {
+            "true": found.names[pair[0]], "predicted": found.names[pair[1]], "number": at + 1, "label": " ".join(label),
+            "images": counts[pair], "share": found.share(at, pair),
+            "share_difference": found.share(at, pair) - found.share(0, pair),
+        }
+        for pair in found.pairs
+        for at, (label, counts) in enumerate(zip(comparison.labels, found.confusion, strict=True))
+    ]  # fmt: skip

@@ -21,7 +21,7 @@ from experiments.evaluation.statistics import Interval, roc_auc_interval
 from experiments.images.decoder_settings import DEFAULTS, DecoderSettings
 from experiments.runs.predictions import Prediction
 from experiments.tracking.queries import RunFacts, read_curves, read_predictions
-from experiments.training.types import EpochRecord
+from experiments.training.types import EpochRecord, last_phase
 
 CHOICES = ("regime", "model", "data", "augmentation", "optimizer")  # the keys that a row's name begins with
 DATA_TAG = "data_fingerprint"  # the MLflow tag with the fingerprint of the images that a run has read
@@ -99,8 +99,7 @@ class Group:
     @cached_property
     def epoch_seconds(self) -> float:
         """The median duration of the epochs of the runs' last phase in seconds; nan if no run has curves."""
-        curves = [run.curves for run in self.evaluated]
-        epochs = [record for curve in curves for record in curve if record.phase == curve[-1].phase]
+        epochs = [record for run in self.evaluated for record in last_phase(run.curves)]
         seconds = [record.metrics["seconds"] for record in epochs if "seconds" in record.metrics]
         return float(np.median(seconds)) if seconds else math.nan
 

@@ -13,61 +13,66 @@ from urllib.parse import quote
 from matplotlib.figure import Figure
 
 from experiments.comparison import class_differences, plots, text
-from experiments.comparison.class_differences import ClassComparison, compare_classes
+from experiments.comparison.class_differences import ClassComparison
 from experiments.comparison.comparison import Comparison, Disagreement, GroupPrediction, disagreements
-from experiments.errors import ConfigError, DataError
+from experiments.errors import ConfigError
 from experiments.reports import page
 from experiments.runs.location import folder_of
 from experiments.runs.run_directory import FIGURES, REPORT
 from experiments.storage import atomic_files
+from experiments.storage.csv_files import write_rows
 from experiments.system.paths import default_outputs
 from experiments.system.redaction import visible
 from experiments.tracking.summary_runs import log_comparison
 
 MOST_PREDICTIONS = 8  # number of groups whose predictions are listed under an image
-TEMPLATE = "comparison.html.j2"
 
 
 def write(
     folder: Path,
     comparison: Comparison,
+    classes: ClassComparison,
     images: int,
     data: Path | None = None,
     reports: Mapping[str, Path] | None = None,
-    classes: ClassComparison | None = None,
 ) -> list[Path]:
     """Write comparison.md, .csv and .html, comparison_classes.csv, comparison_confusion.csv and figures/*.png.
 
     Args:
         folder: the directory to write to; it is created if it is missing.
         comparison: the comparison to write.
+        classes: the comparison by class.
         images: how many of the images on which the groups disagree to show.
         data: the directory that holds the images; None for the directories from which the runs have read them.
         reports: MLflow id of a run -> its report, to which the page links.
-        classes: the comparison by class; None to compute it.
 
     Returns:
         The paths of the files, the HTML page first.
     """
     links = {run_id: quote(os.path.relpath(path, folder)) for run_id, path in (reports or {}).items()}
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
-    drawn = draw(comparison)
-    unlike, classes = disagreements(comparison), classes or compare_classes(comparison)
-    files = {
-        "comparison.html": html(comparison, classes, unlike, drawn, images, data, links).encode(),
-        "comparison.md": markdown(comparison, classes, unlike, list(drawn), images).encode(),
-        "comparison.csv": text.groups_csv(comparison).encode(),
-        "comparison_classes.csv": class_differences.classes_csv(comparison, classes).encode(),
-        "comparison_confusion.csv": class_differences.confusion_csv(comparison, classes).encode(),
+    drawn, unlike = draw(comparison), disagreements(comparison)
+    values = content(comparison, classes, unlike, images)
+    files: dict[str, bytes] = {
+        "comparison.html": html(comparison, values, unlike[:images], drawn, data, links).encode(),
+        "comparison.md": markdown(comparison, values, unlike[:images], list(drawn)).encode(),
         **{f"{FIGURES}/{name}.png": page.save_figure(figure, "png") for name, figure in drawn.items()},
     }
-    for name, content in files.items():
-        atomic_files.write_file(folder / name, content)
-    return [folder / name for name in files]
+    tables = {
+        "comparison.csv": text.group_rows(comparison),
+        "comparison_classes.csv": class_differences.class_rows(comparison, classes),
+        "comparison_confusion.csv": class_differences.confusion_rows(comparison, classes),  # may have no rows
+    }
+    for name, bytes_of_file in files.items():
+        atomic_files.write_file(folder / name, bytes_of_file)
+    for name, rows in tables.items():
+        if rows:
+            write_rows(folder / name, rows)
+    return [folder / name for name in (*files, *filter(tables.get, tables))]
 
 
 def save(
-    uri: str, comparison: Comparison, classes: ClassComparison | None, folder: Path | None, images: int,
+    uri: str, comparison: Comparison, classes: ClassComparison, folder: Path | None, images: int,
     data: Path | None, *, log: bool,
 ) -> tuple[Path, str | None]:  # fmt: skip
     """Write a comparison of runs of an MLflow store, and log its files there.
@@ -88,7 +93,7 @@ def save(
         ConfigError: the files are written, but cannot be logged.
     """
     folder = folder or Path(default_outputs()) / "compare" / f"compare-{comparison.digest}"
-    written = write(folder, comparison, images, data, reports_of(uri, comparison), classes)
+    written = write(folder, comparison, classes, images, data, reports_of(uri, comparison))
     if not log:
         return written[0], None
     markdown = (folder / "comparison.md").read_text(encoding="utf-8")
@@ -111,10 +116,7 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
         "intervals": plots.intervals(
             comparison.names,
             [measures["accuracy"] for measures in comparison.measures],
-            [
-                (difference.value, difference.low, difference.high) if difference else None
-                for difference in comparison.differences
-            ],
+            [difference.interval if difference else None for difference in comparison.differences],
             comparison.split,
         )
     }
@@ -127,30 +129,28 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
     return drawn
 
 
-# --- Markdown
-
-
-def markdown(
-    comparison: Comparison, classes: ClassComparison, unlike: Sequence[Disagreement], drawn: Sequence[str], most: int
-) -> str:
-    """Return the comparison as Markdown, which refers to the figures in `figures/`."""
-    parts = [f"# {title(comparison)}", *(f"* {markdown_text(line)}" for line in text.sentences(comparison))]
-    tables = [text.score_table(comparison), *text.metric_tables(comparison)]
-    parts += [markdown_table(table) for table in tables]
-    parts += [markdown_text(line) for line in [class_differences.decision_sentence(comparison)] if line]
-    if len(comparison.groups) > 1:
-        parts += ["## Behind the differences", markdown_table(text.paired_table(comparison))]
-    for heading_text, table in class_tables(comparison, classes):
-        parts += [f"## {heading_text}", markdown_table(table)]
-    parts += ["## What differs in configuration", *_differing(comparison)]
-    parts += [f"![{name}]({FIGURES}/{name}.png)" for name in drawn]
-    if len(comparison.groups) > 1:
-        header = ["image", "class", *(str(at) for at in range(1, len(comparison.groups) + 1))]
-        rows = [[image.path, image.label, *(_prediction_text(v) for v in image.predictions)] for image in unlike[:most]]
-        parts += [f"## {heading(unlike, most)}", *([markdown_table([header, *rows])] if rows else [])]
-    runs = [[run.name, run.run_id] for run in comparison.runs]
-    parts += ["## Runs", markdown_table([["name", "MLflow run"], *runs]), "## How it is computed", *METHODS]
-    return "\n\n".join(parts) + "\n"
+def content(
+    comparison: Comparison, classes: ClassComparison, unlike: Sequence[Disagreement], most: int
+) -> dict[str, Any]:
+    """Return what the HTML page and the Markdown file both show, by the names in the page's template."""
+    differing, unread = text.configuration_tables(comparison)
+    several = len(comparison.groups) > 1
+    return {
+        "title": title(comparison),
+        "sentences": text.sentences(comparison),
+        "scores": text.score_table(comparison),
+        "pairs": text.paired_table(comparison) if several else None,
+        "metric_tables": text.metric_tables(comparison),
+        "decision": class_differences.decision_sentence(comparison),
+        "class_tables": class_tables(comparison, classes),
+        "differing": differing if len(differing) > 1 else None,
+        "nothing_differs": "Nothing." if len(unread) == 1 else "No key that all read.",
+        "unread": unread if len(unread) > 1 else None,
+        "unread_about": UNREAD,
+        "disagreements_title": heading(unlike, most) if several else "",
+        "hidden": max(len(unlike) - most, 0),
+        "methods": METHODS,
+    }
 
 
 def class_tables(comparison: Comparison, classes: ClassComparison) -> list[tuple[str, list[list[str]]]]:
@@ -186,12 +186,33 @@ def _prediction_text(prediction: GroupPrediction | None) -> str:
     return f"{prediction.predicted} {prediction.confidence:.0%}{partly}"
 
 
-def _differing(comparison: Comparison) -> list[str]:
-    valued, unread = text.configuration_tables(comparison)
-    parts = (
-        [markdown_table(valued)] if len(valued) > 1 else ["Nothing." if len(unread) == 1 else "No key that all read."]
-    )
-    return [*parts, *([UNREAD, markdown_table(unread)] if len(unread) > 1 else [])]
+# --- Markdown
+
+
+def markdown(
+    comparison: Comparison, values: Mapping[str, Any], unlike: Sequence[Disagreement], drawn: Sequence[str]
+) -> str:
+    """Return the comparison as Markdown, which refers to the figures in `figures/`; `values` as from `content`."""
+    parts = [f"# {values['title']}", *(f"* {markdown_text(line)}" for line in values["sentences"])]
+    parts += [markdown_table(table) for table in (values["scores"], *values["metric_tables"])]
+    parts += [markdown_text(values["decision"])] if values["decision"] else []
+    if values["pairs"]:
+        parts += ["## Behind the differences", markdown_table(values["pairs"])]
+    for heading_text, table in values["class_tables"]:
+        parts += [f"## {heading_text}", markdown_table(table)]
+    parts.append("## What differs in configuration")
+    parts.append(markdown_table(values["differing"]) if values["differing"] else values["nothing_differs"])
+    if values["unread"]:
+        parts += [UNREAD, markdown_table(values["unread"])]
+    parts += [f"![{name}]({FIGURES}/{name}.png)" for name in drawn]
+    if values["disagreements_title"]:
+        parts.append(f"## {values['disagreements_title']}")
+        header = ["image", "class", *(str(at) for at in range(1, len(comparison.groups) + 1))]
+        rows = [[image.path, image.label, *map(_prediction_text, image.predictions)] for image in unlike]
+        parts += [markdown_table([header, *rows])] if rows else []
+    runs = [[run.name, run.run_id] for run in comparison.runs]
+    parts += ["## Runs", markdown_table([["name", "MLflow run"], *runs]), "## How it is computed", *METHODS]
+    return "\n\n".join(parts) + "\n"
 
 
 def markdown_table(table: Sequence[Sequence[str]]) -> str:
@@ -242,58 +263,31 @@ METHODS = (
 
 
 def html(
-    comparison: Comparison, classes: ClassComparison, unlike: Sequence[Disagreement], drawn: dict[str, Figure],
-    most: int, data: Path | None, links: Mapping[str, str],
+    comparison: Comparison, values: Mapping[str, Any], unlike: Sequence[Disagreement], drawn: Mapping[str, Figure],
+    data: Path | None, links: Mapping[str, str],
 ) -> str:  # fmt: skip
     """Return the self-contained HTML page, with embedded figures and thumbnails and nothing to load."""
-    several = len(comparison.groups) > 1
-    differing, unread = text.configuration_tables(comparison)
-    without_curves = [run.facts.name for group in comparison.groups for run in group.evaluated if not run.curves]
     return page.render(
-        TEMPLATE,
-        title=title(comparison),
-        sentences=text.sentences(comparison),
-        scores=text.score_table(comparison),
-        pairs=text.paired_table(comparison) if several else None,
-        metric_tables=text.metric_tables(comparison),
-        decision=class_differences.decision_sentence(comparison),
-        class_tables=class_tables(comparison, classes),
+        "comparison.html.j2",
+        **values,
         figures={name: page.svg(figure) for name, figure in drawn.items()},
-        without_curves=without_curves,
-        differing=differing,
-        unread=unread,
-        unread_about=UNREAD,
-        disagreements_title=heading(unlike, most) if several else "",
-        disagreements=[_gallery_item(image, data) for image in unlike[:most]] if several else [],
-        hidden=max(len(unlike) - most, 0),
+        without_curves=[run.facts.name for group in comparison.groups for run in group.evaluated if not run.curves],
+        disagreements=[_gallery_item(image, data) for image in unlike],
         runs=[(run.name, run.run_id, links.get(run.run_id)) for run in comparison.runs],
-        methods=METHODS,
     )
 
 
 def _gallery_item(image: Disagreement, data: Path | None) -> dict[str, Any]:
     """Return the template's data for an image: its path, class, thumbnail and the prediction of each group."""
-    item: dict[str, Any] = {"path": image.path, "label": image.label, "thumbnail": None, "predictions": []}
-    try:
-        item["thumbnail"] = page.base64_text(thumbnail(image, data))
-    except DataError as error:
-        item["missing"] = str(error)
+    roots = [data] if data else [Path(folder) for folder in image.data]
+    thumbnail, missing = page.recorded_thumbnail(image.path, image.sha256, roots, image.decoder_settings)
+    predictions = []
     for at, prediction in enumerate(image.predictions[:MOST_PREDICTIONS], 1):
         tone = "muted" if prediction is None else "right" if prediction.right > 0.5 else "wrong"
         mark = {"muted": "", "right": "✓ ", "wrong": "✗ "}[tone]
-        item["predictions"].append({"tone": tone, "text": f"{at}: {mark}{_prediction_text(prediction)}"})
+        predictions.append((tone, f"{at}: {mark}{_prediction_text(prediction)}"))
     further = [prediction for prediction in image.predictions[MOST_PREDICTIONS:] if prediction]
     if further:
         right = sum(prediction.right > 0.5 for prediction in further)
-        item["predictions"].append({"tone": "muted", "text": f"{right} of {len(further)} more are right"})
-    return item
-
-
-def thumbnail(image: Disagreement, data: Path | None) -> bytes:
-    """Return a thumbnail of an image, as JPEG, from the file that the runs have read.
-
-    Raises:
-        DataError: the file is missing, has changed or is outside of the data directory.
-    """
-    roots = [data] if data else [Path(folder) for folder in image.data]
-    return page.jpeg(page.open_recorded(image.path, image.sha256, roots, image.decoder_settings))
+        predictions.append(("muted", f"{right} of {len(further)} more are right"))
+    return {"image": image, "thumbnail": thumbnail, "missing": missing, "predictions": predictions}

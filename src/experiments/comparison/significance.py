@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 from experiments.comparison.groups import Scores
-from experiments.evaluation.statistics import LEVEL, SMALLEST_P, Spread, spread_of_mean, wilson
+from experiments.evaluation.statistics import LEVEL, SMALLEST_P, Interval, Spread, spread_of_mean, wilson
 
 POWER = 0.8  # the power for which the needed number of images or seeds is estimated
 MOST_IMAGES = 10_000_000  # A difference that needs more images is treated as none: no data set could show it.
@@ -36,6 +36,10 @@ class Difference:
     runs: tuple[int, int] = (1, 1)  # number of seeds of either side
     by_seed: tuple[float, ...] = ()  # the difference for each seed that both sides have, if there are several
     spread: Spread | None = field(default=None, repr=False)  # of `value`; None for accuracies of two trained models
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.value, self.low, self.high)
 
     @property
     def significant(self) -> bool:

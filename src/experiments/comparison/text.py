@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +10,8 @@ from experiments.comparison.comparison import Comparison, called, configuration,
 from experiments.comparison.significance import Difference
 from experiments.config.schema import LOWER_IS_BETTER
 from experiments.evaluation.evaluate import METRICS, Baseline
-from experiments.evaluation.statistics import LEVEL, Interval
+from experiments.evaluation.statistics import LEVEL, UNKNOWN
+from experiments.reports.text import format_score
 
 MOST_METRICS = 6  # columns of a table of metrics
 MOST_SENTENCES = 6  # Up to this number of comparisons, each has a sentence of its own.
@@ -190,17 +189,6 @@ def points(found: Difference | None, metric: str = "accuracy") -> str:
     return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
 
 
-def format_score(metric: str, score: Interval | None) -> str:
-    """Format a metric with its interval; an accuracy in per cent."""
-    if score is None or math.isnan(score.value):
-        return "–"
-    if metric == "accuracy":
-        value, bounds = f"{score.value:.1%}", f"[{100 * score.low:.1f}, {100 * score.high:.1f}]"
-    else:
-        value, bounds = f"{score.value:.3f}", f"[{score.low:.3f}, {score.high:.3f}]"
-    return value if math.isnan(score.low) else f"{value} {bounds}".replace(" 100.0]", " 100]")
-
-
 def duration(seconds: float) -> str:
     return "" if math.isnan(seconds) else f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
 
@@ -245,7 +233,7 @@ def _informative(lines: Sequence[Sequence[str]]) -> list[list[str]]:
     return [list(line) for line in zip(*columns, strict=True)]
 
 
-def metric_table(comparison: Comparison, names: Sequence[str] = tuple(METRICS)[1:]) -> list[list[str]]:
+def metric_table(comparison: Comparison, names: Sequence[str]) -> list[list[str]]:
     """Return the table of those other metrics that any group has, with one row per group.
 
     An arrow in the header shows whether lower or higher is better.
@@ -306,51 +294,34 @@ def unread_keys(unread: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
-def _difference_cells(found: Difference) -> list[object]:
-    return [
-        found.value, found.low, found.high, "setting" if found.about_setting else "models",
-        found.images if found.paired else None, found.p_value, found.only_a, found.only_b, found.needed,
-    ]  # fmt: skip
+# --- Tables of values, for CSV files and data frames: a row is a mapping of columns to values
 
 
-def csv_text(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a CSV table; undefined numbers are empty cells."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(header)
-    writer.writerows([["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in row] for row in rows])
-    return text.getvalue()
-
-
-def groups_csv(comparison: Comparison) -> str:
-    """Return a CSV table with one row per group; see `group_table`."""
-    return csv_text(*group_table(comparison))
-
-
-def group_table(comparison: Comparison) -> tuple[list[str], list[list[object]]]:
-    """Return the header and the rows of a table with one row per group.
+def group_rows(comparison: Comparison) -> list[dict[str, object]]:
+    """Return a row per group.
 
     Its columns are the metrics with their intervals, the difference from the first group, the durations, and the keys
     in which the configurations differ.
     """
     names = [name for name in METRICS if any(name in measures for measures in comparison.measures)]
     differing = configuration(comparison.groups)
-    header = [
-        "number", "label", "runs", "run_ids", "images", "accuracy_baseline",
-        *(column for name in names for column in (name, f"{name}_low", f"{name}_high")),
-        "difference", "difference_low", "difference_high", "about", "paired_images", "p_value", "only_first_right",
-        "only_this_right", "images_needed", "seconds", "epoch_seconds", *differing,
-    ]  # fmt: skip
-    rows: list[list[object]] = []
+    rows = []
     for at, (group, label, found) in enumerate(
         zip(comparison.groups, comparison.labels, comparison.differences, strict=True)
     ):
-        measures = [comparison.measures[at].get(name, Interval(math.nan)) for name in names]
-        rows.append([
-            at + 1, " ".join(label), len(group.runs), " ".join(run.run_id for run in group.runs), len(group.images),
-            group.baseline.accuracy,
-            *(bound for interval in measures for bound in interval),
-            *(_difference_cells(found) if found else [None] * 9), group.seconds, group.epoch_seconds,
-            *(values[at] for values in differing.values()),
-        ])  # fmt: skip
-    return header, rows
+        row: dict[str, object] = {
+            "number": at + 1, "label": " ".join(label), "runs": len(group.runs),
+            "run_ids": " ".join(run.run_id for run in group.runs), "images": len(group.images),
+            "accuracy_baseline": group.baseline.accuracy,
+        }  # fmt: skip
+        for name in names:
+            row |= comparison.measures[at].get(name, UNKNOWN).columns(name)
+        row |= (found.interval if found else UNKNOWN).columns("difference")
+        row |= {
+            "about": found and ("setting" if found.about_setting else "models"),
+            "paired_images": found.images if found and found.paired else None, "p_value": found and found.p_value,
+            "only_first_right": found and found.only_a, "only_this_right": found and found.only_b,
+            "images_needed": found and found.needed, "seconds": group.seconds, "epoch_seconds": group.epoch_seconds,
+        }  # fmt: skip
+        rows.append(row | {key: values[at] for key, values in differing.items()})
+    return rows

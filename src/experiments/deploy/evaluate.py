@@ -22,8 +22,8 @@ from experiments.deploy.predict import predictions, read_image
 from experiments.deploy.saved_run import Trained
 from experiments.errors import DataError
 from experiments.evaluation.calibration import TEMPERATURE, confidence_metrics
-from experiments.evaluation.evaluate import Report, percent, report_on, without_probabilities
-from experiments.evaluation.per_class import class_columns, pair_columns
+from experiments.evaluation.evaluate import Report, percent, report_on
+from experiments.evaluation.per_class import class_columns
 from experiments.images.decoder_settings import DecoderSettings
 from experiments.reports.figures import report_figures
 from experiments.runs.predictions import Prediction
@@ -84,9 +84,8 @@ def evaluate(
         raise DataError(f"None of the {len(skipped)} images can be used. {printable(first.path)}: {first.text}")
     labels = np.array([run.classes.index(class_of[path]) for path in shares])
     files = [(path, hashes[path][0]) for path in shares]
-    report = report_on(SPLIT, files, labels, np.stack(list(shares.values())), run.classes, run.decision)
-    if run.plain.get("loss") == "hinge":
-        report = without_probabilities(report)
+    scores, is_probability = np.stack(list(shares.values())), run.plain.get("loss") != "hinge"
+    report = report_on(SPLIT, files, labels, scores, run.classes, run.decision, is_probability)
     metrics = {f"{SPLIT}.{name}": value for name, value in report.metrics.items()}
     metrics |= confidence_metrics({SPLIT: report}, run.metrics.get(TEMPERATURE))
     known = [prediction for prediction in report.predictions if prediction.sha256 in trained]
@@ -176,10 +175,11 @@ def write(evaluation: Evaluation, run: Trained, labelled: Labelled, image_size: 
         aside.mkdir()
         directory.write_metrics(evaluation.metrics)
         directory.write_predictions(SPLIT, report.predictions)
-        directory.write_class_scores(SPLIT, class_columns(report.class_scores), pair_columns(report.confused_pairs))
+        pairs = [pair._asdict() for pair in report.confused_pairs]
+        directory.write_class_scores(SPLIT, class_columns(report.class_scores), pairs)
         directory.write_images([], [{"path": issue.path, "reason": issue.text} for issue in evaluation.skipped], [], [])
         directory.figures.mkdir()
-        for name, figure in report_figures(report, run.classes, pixels_of).items():
+        for name, figure in report_figures(report, pixels_of).items():
             figure.savefig(directory.figures / f"{name}.png", dpi=100)
         os.rename(aside, folder)
     finally:

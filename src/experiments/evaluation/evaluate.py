@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from experiments.config.schema import PROBABILISTIC
 from experiments.data.types import SPLITS, Dataset
 from experiments.evaluation import decision as decisions
 from experiments.evaluation.decision import FEWEST_CLASSES, Decision
-from experiments.evaluation.per_class import ClassScore, ConfusedPair, class_scores, confused_pairs
+from experiments.evaluation.per_class import ClassScore, ConfusedPair, class_scores, confused_pairs, confusion_of
 from experiments.evaluation.statistics import reliability, wilson
 from experiments.runs.predictions import Prediction
 from experiments.storage.csv_files import encodable
@@ -43,15 +43,15 @@ class Report:
     """The evaluation of a model on one split."""
 
     split: str
+    classes: tuple[str, ...]  # [C], in label order
     metrics: Mapping[str, float]  # finite values only; see `evaluate`
-    confusion: np.ndarray  # [C, C] int64; rows are true classes, columns predicted ones
     predictions: tuple[Prediction, ...]  # in the order of the split's images
     decision: Decision  # by which `predictions` have their predicted classes
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The class names, in label order."""
-        return tuple(self.predictions[0].probabilities)
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """The confusion matrix [C, C] int64; rows are true classes, columns predicted ones."""
+        return confusion_of(self.predictions, self.classes)
 
     @cached_property
     def class_scores(self) -> list[ClassScore]:
@@ -164,14 +164,10 @@ def evaluate(
     reports = {}
     for split in (split for split in images if split in scores):
         files = [(entry.path, entry.sha256) for entry in images[split].entries]
-        report = report_on(split, files, images[split].labels, scores[split], dataset.classes, decision)
-        reports[split] = report if probabilities else without_probabilities(report)
+        reports[split] = report_on(
+            split, files, images[split].labels, scores[split], dataset.classes, decision, probabilities
+        )
     return reports
-
-
-def without_probabilities(report: Report) -> Report:
-    """Return a report without the metrics that evaluate probabilities, for scores that only rank."""
-    return replace(report, metrics={name: value for name, value in report.metrics.items() if name not in PROBABILISTIC})
 
 
 def _issues(scores: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, int]]) -> list[str]:
@@ -205,7 +201,7 @@ def _score_issues(split: str, probabilities: np.ndarray, shape: tuple[int, int])
 
 def report_on(
     split: str, files: Sequence[tuple[str, str]], labels: np.ndarray, scores: np.ndarray, classes: tuple[str, ...],
-    decision: Decision,
+    decision: Decision, probabilities: bool = True,
 ) -> Report:  # fmt: skip
     """Return the report on labelled images from valid scores.
 
@@ -216,17 +212,18 @@ def report_on(
         scores: [N, C] float; rows sum to about 1.
         classes: [C] names in label order.
         decision: how the class of an image is predicted.
+        probabilities: see `evaluate`.
     """
-    probabilities = scores.astype(np.float64)
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
-    predicted = decision.predict(probabilities, classes)
-    confidence = probabilities[np.arange(len(predicted)), predicted]
+    shares = scores.astype(np.float64)
+    shares /= shares.sum(axis=1, keepdims=True)
+    predicted = decision.predict(shares, classes)
+    confidence = shares[np.arange(len(predicted)), predicted]
+    positive = None if decision.positive is None else classes.index(decision.positive)
+    metrics = _metrics(labels, shares, predicted, positive)
     return Report(
         split=split,
-        metrics=_metrics(
-            labels, probabilities, predicted, None if decision.positive is None else classes.index(decision.positive)
-        ),
-        confusion=sklearn_metrics.confusion_matrix(labels, predicted, labels=np.arange(len(classes))),
+        classes=classes,
+        metrics={name: value for name, value in metrics.items() if probabilities or name not in PROBABILISTIC},
         predictions=tuple(
             Prediction(
                 path=encodable(path),
@@ -235,7 +232,7 @@ def report_on(
                 predicted=classes[predicted[row]],
                 confidence=float(confidence[row]),
                 correct=bool(predicted[row] == labels[row]),
-                probabilities=dict(zip(classes, probabilities[row].tolist(), strict=True)),
+                probabilities=dict(zip(classes, shares[row].tolist(), strict=True)),
             )
             for row, (path, sha256) in enumerate(files)
         ),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from sklearn.metrics import confusion_matrix
 
 from experiments.evaluation.statistics import UNKNOWN, Interval, wilson
 from experiments.runs.predictions import Prediction
@@ -61,6 +62,11 @@ def class_scores(confusion: np.ndarray, classes: Sequence[str]) -> list[ClassSco
     return scores
 
 
+def worst_first(scores: Iterable[ClassScore]) -> list[ClassScore]:
+    """Return the scores in the order of F1, the lowest first; classes whose F1 is undefined come last."""
+    return sorted(scores, key=lambda score: (math.isnan(score.f1.value), score.f1.value))
+
+
 def share_interval(count: int, total: int) -> Interval:
     """Return a share of images with Wilson's interval; unknown if there are no images."""
     return Interval(count / total, *wilson(count, total)) if total else UNKNOWN
@@ -95,21 +101,11 @@ def confusion_shares(confusion: np.ndarray) -> np.ndarray:
     return shares
 
 
-def confusion_of(predictions: Sequence[Prediction]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return the confusion matrix of recorded predictions, and the names of its classes in label order.
-
-    Args:
-        predictions: at least one. Records of old runs without probabilities have the classes that occur, sorted.
-    """
-    known = dict.fromkeys(name for row in predictions[:1] for name in row.probabilities)
-    occurring = sorted({name for row in predictions for name in (row.label, row.predicted)} - known.keys())
-    classes = (*known, *occurring)
-    index = {name: at for at, name in enumerate(classes)}
-    confusion = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(
-        confusion, ([index[row.label] for row in predictions], [index[row.predicted] for row in predictions]), 1
-    )  # fmt: skip
-    return confusion, classes
+def confusion_of(predictions: Iterable[Prediction], classes: Sequence[str]) -> np.ndarray:
+    """Return the confusion matrix [C, C] int64 of at least one prediction; rows are true classes."""
+    labels, predicted = zip(*((row.label, row.predicted) for row in predictions), strict=True)
+    confusion: np.ndarray = confusion_matrix(labels, predicted, labels=classes)
+    return confusion
 
 
 def class_columns(scores: Sequence[ClassScore]) -> dict[str, list[Any]]:
@@ -128,13 +124,3 @@ def class_columns(scores: Sequence[ClassScore]) -> dict[str, list[Any]]:
             values = [getattr(score, metric)[at] for score in scores]
             columns[metric + suffix] = [None if math.isnan(value) else value for value in values]
     return columns
-
-
-def pair_columns(pairs: Sequence[ConfusedPair]) -> Mapping[str, list[Any]]:
-    """Return confused pairs as columns of equal length: label, predicted, images, share of the label's images."""
-    return {
-        "label": [pair.label for pair in pairs],
-        "predicted": [pair.predicted for pair in pairs],
-        "images": [pair.images for pair in pairs],
-        "share": [pair.share for pair in pairs],
-    }

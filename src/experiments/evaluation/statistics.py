@@ -25,6 +25,10 @@ class Interval(NamedTuple):
     low: float = math.nan
     high: float = math.nan
 
+    def columns(self, name: str) -> dict[str, float]:
+        """Return the columns of a table that hold the value and its bounds."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 UNKNOWN = Interval(math.nan)
 
@@ -115,8 +119,6 @@ def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, f
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927);
     computed by `scipy.stats.binomtest`.
     """
-    if not 0 <= correct <= total or total < 1:
-        raise ValueError(f"`correct` must lie in [0, total] and `total` be >= 1. Received: {correct} of {total}")
     interval = stats.binomtest(int(correct), int(total)).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -197,13 +199,8 @@ def mean_interval(values: Sequence[float], images: int | None = None, *, folds: 
         degrees of freedom: the images are taken as fixed, and the bounds of a single value are nan. With `images` the
         interval of a single value is Wilson's.
 
-    Raises:
-        ValueError: if `values` is empty.
-
     Source: Student, "The probable error of a mean", Biometrika 6 (1908); for the two variances see `Spread.margin`.
     """
-    if len(values) == 0:
-        raise ValueError(f"`values` must hold at least one number. Received: {values!r}")
     mean, count = float(np.mean(values)), len(values)
     if count == 1:
         return Interval(mean, *wilson(round(mean * images), images)) if images else Interval(mean)
@@ -261,17 +258,9 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> Reliability:
     Returns:
         A `Reliability` with 15 bins.
 
-    Raises:
-        ValueError: if the two arrays are not one-dimensional, have different lengths or are empty.
-
     Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 3. (scikit-learn's
     `calibration_curve` returns neither empty bins nor counts.)
     """
-    if confidence.ndim != 1 or confidence.shape != correct.shape or confidence.size == 0:
-        raise ValueError(
-            "`confidence` and `correct` must both be [N] with N >= 1. "
-            f"Received: shapes {confidence.shape} and {correct.shape}"
-        )
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
     bins = np.digitize(confidence, edges[1:-1], right=True)
     counts = np.bincount(bins, minlength=CALIBRATION_BINS)

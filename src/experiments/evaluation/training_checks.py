@@ -12,13 +12,13 @@ from scipy import stats
 from experiments.config.schema import Config
 from experiments.data.types import Dataset
 from experiments.errors import ConfigError
-from experiments.training.types import EpochRecord, TrainingResult
+from experiments.evaluation.statistics import LEVEL
+from experiments.training.types import EpochRecord, TrainingResult, last_phase
 
 JOINED_IMAGES = 32  # number of images on which every run compares its joined model with the reported scores
 JOINED_BATCH = 8  # of these, in one forward pass
 # Largest accepted difference between two computations of a probability: bfloat16 has 8 significant bits, float16 11.
 TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "mixed_float16": 2e-2, "mixed_bfloat16": 1e-1}
-LEVEL = 0.05  # significance level of the tests below
 SHORT = 3  # epochs; in shorter trainings, a loss above that of guessing may still be falling
 
 
@@ -46,10 +46,8 @@ def check_joined(config: Config, result: TrainingResult, dataset: Dataset) -> No
     pixels = dataset.validation.pixels[:JOINED_IMAGES].astype("float32")
     # The model is not compiled, which takes longer than it saves on so few images. The batches are small, because the
     # outputs of all layers stay in memory until the last layer is computed.
-    components = [
-        result.model(pixels[at : at + JOINED_BATCH], training=False) for at in range(0, len(pixels), JOINED_BATCH)
-    ]
-    whole = np.concatenate(components)
+    batches = np.split(pixels, range(JOINED_BATCH, len(pixels), JOINED_BATCH))
+    whole = np.concatenate([result.model(batch, training=False) for batch in batches])
     difference = float(np.max(np.abs(whole - result.scores["validation"][:JOINED_IMAGES])))
     if not difference <= max(TOLERANCES[config.runtime.precision], TOLERANCES[config.regime.activations]):
         raise RuntimeError(
@@ -82,26 +80,28 @@ def training_warnings(config: Config, result: TrainingResult, labels: np.ndarray
     Args:
         labels: [N] int32, the labels of the validation images.
     """
-    curve = [record for record in result.history if record.phase == result.history[-1].phase]
-    if not curve:  # a regime without epochs
+    curve, best = last_phase(result.history), best_epoch(result.history, config.monitor)
+    if best is None:  # a regime without epochs
         return []
     monitored = [record.metrics[config.monitor] for record in curve]
-    best = curve.index(best_epoch(curve, config.monitor))
-    kept = curve[best] if config.best_weights else curve[-1]
+    kept = best if config.best_weights else curve[-1]
     scores = result.scores["validation"]
     found = [
         diverged(config, curve, kept, scores.shape[1]),
-        None if config.best_weights else past_the_best(config, monitored, best, len(labels)),
+        None if config.best_weights else past_the_best(config, monitored, curve.index(best), len(labels)),
         worse_than_the_head(config, result.head_scores, scores, labels),
     ]
     return [sentence for sentence in found if sentence]
 
 
-def best_epoch(history: Sequence[EpochRecord], monitor: str) -> EpochRecord:
-    """Return the best epoch of a run's last phase: the first with the best value of `monitor`, a key of its metrics."""
-    curve = [record for record in history if record.phase == history[-1].phase]
-    monitored = [record.metrics[monitor] for record in curve]
-    return curve[int(np.argmin(monitored) if monitor == "validation_loss" else np.argmax(monitored))]
+def best_epoch(history: Sequence[EpochRecord], monitor: str) -> EpochRecord | None:
+    """Return the best epoch of a run's last phase, the first with the best value of the metric `monitor`.
+
+    It is None if no epoch has this metric.
+    """
+    curve = [record for record in last_phase(history) if monitor in record.metrics]
+    pick = min if monitor == "validation_loss" else max
+    return pick(curve, key=lambda record: record.metrics[monitor], default=None)
 
 
 def diverged(config: Config, curve: Sequence[EpochRecord], kept: EpochRecord, classes: int) -> str | None:

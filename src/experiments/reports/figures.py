@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -31,24 +31,16 @@ def save_figures(
     for split, report in reports.items() if not components.config.sweep.job else ():
         images = dataset.validation if split == "validation" else dataset.test
         assert images is not None
-        drawn |= report_figures(report, dataset.classes, functools.partial(rows_of, images))
+        drawn |= report_figures(report, functools.partial(rows_of, images))
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png", dpi=100)
 
 
-def report_figures(
-    report: Report, classes: Sequence[str], pixels_of: Callable[[list[int]], np.ndarray]
-) -> dict[str, Figure]:
-    """Return the figures of a report, by the names of their files without suffix.
-
-    Args:
-        report: of one split.
-        classes: [C] names in label order.
-        pixels_of: see `plots.mistakes`.
-    """
+def report_figures(report: Report, pixels_of: Callable[[list[int]], np.ndarray]) -> dict[str, Figure]:
+    """Return the figures of a report, by the names of their files without suffix; `pixels_of`: see `plots.mistakes`."""
     drawn = {
-        "confusion": plots.confusion_matrix(report, classes),
-        "roc": plots.roc(report, classes),
+        "confusion": plots.confusion_matrix(report),
+        "roc": plots.roc(report),
         "mistakes": plots.mistakes(report, pixels_of),
         "risk_coverage": plots.risk_coverage(report),
     }

@@ -13,7 +13,7 @@ from PIL import Image
 
 from experiments.errors import ConfigError, DataError
 from experiments.evaluation.evaluate import Report
-from experiments.evaluation.per_class import class_scores
+from experiments.evaluation.per_class import worst_first
 from experiments.images.decoder_settings import DecoderSettings, Resize
 from experiments.images.resizing import map_back, resize
 from experiments.reports import page
@@ -37,31 +37,25 @@ class LoadedImage(NamedTuple):
 
 
 def gallery(
-    report: Report,
-    classes: Sequence[str],
-    plain: Mapping[str, Any],
-    root: Path | None,
-    model: Callable[[], keras.Model] | None,
+    report: Report, plain: Mapping[str, Any], root: Path | None, model: Callable[[], keras.Model] | None
 ) -> dict[str, Any]:
     """Return the template's data for the images of a split.
 
     Args:
         report: of the split.
-        classes: [C] names in label order.
         plain: the run's configuration as logged.
         root: the directory that holds the images; None if it is not known.
         model: returns the run's model, called once if there is a mistake to explain; None for no Grad-CAM.
 
     Returns:
-        `mistakes` and `examples` (for each class its right and its wrong ones), each image with its texts and base64 of
-        its thumbnail; `wrong`, the number of all mistakes; `absent`, why images or Grad-CAM are not shown.
+        `mistakes` and `examples` (for each class its right and its wrong ones), each with its prediction and base64 of
+        its thumbnail; `heated`, base64 of mistakes with Grad-CAM, by file hash; `wrong`, the number of all mistakes;
+        `absent`, why images or Grad-CAM are not shown.
     """
-    wrong, chosen = mistakes(report.predictions), examples(report, classes)
+    wrong, chosen = mistakes(report.predictions), examples(report)
     shown_mistakes = wrong[:MOST_MISTAKES]
-    shown = {
-        row.sha256: row
-        for row in (*shown_mistakes, *(row for kinds in chosen.values() for kind in kinds for row in kind))
-    }
+    shown = {row.sha256: row for row in shown_mistakes}
+    shown |= {row.sha256: row for kinds in chosen.values() for kind in kinds for row in kind}
     sides = {row.sha256: page.SIDE for row in shown_mistakes}
     size = int(plain["data"]["image_size"])
     settings = DecoderSettings.of(plain["data"])
@@ -76,38 +70,37 @@ def gallery(
         image.thumbnail((side, side))
         return LoadedImage(image, pixels)
 
+    def item(row: Prediction) -> dict[str, Any]:
+        image = images[row.sha256].thumbnail
+        return {"row": row, "thumbnail": page.thumbnail(image) if image else None}
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         images = dict(zip(shown, pool.map(load, shown.values()), strict=True))
     absent = sorted({image.missing for image in images.values() if image.missing})[:1]
-    heated, reason = explain(shown_mistakes, images, classes, settings.resize, model)
+    heated, reason = explain(shown_mistakes, images, report.classes, settings.resize, model)
     return {
         "split": report.split,
-        "mistakes": [item(row, images[row.sha256], heated.get(row.sha256)) for row in shown_mistakes],
+        "mistakes": list(map(item, shown_mistakes)),
+        "heated": heated,
         "wrong": len(wrong),
-        "examples": [
-            (name, [[item(row, images[row.sha256]) for row in kind] for kind in kinds])
-            for name, kinds in chosen.items()
-        ],
-        "hidden_classes": len(classes) - len(chosen),
+        "examples": [(name, [list(map(item, kind)) for kind in kinds]) for name, kinds in chosen.items()],
+        "all_classes": len(chosen) == len(report.classes),
         "absent": [*absent, *([reason] if reason else [])],
     }
 
 
-def examples(report: Report, classes: Sequence[str]) -> dict[str, tuple[tuple[Prediction, ...], ...]]:
+def examples(report: Report) -> dict[str, tuple[list[Prediction], list[Prediction]]]:
     """Return right and wrong predictions for each class; of more than MOST_CLASSES, for those with the lowest F1.
 
     The right ones are the most and the least confident, the wrong ones the most confident.
     """
-    scores = class_scores(report.confusion, classes)
-    worst = sorted(scores, key=lambda score: (np.isnan(score.f1.value), score.f1.value))[:MOST_CLASSES]
-    names = {score.name for score in worst}
-    count = 2 if len(classes) <= FEW_CLASSES else 1
-    found: dict[str, tuple[tuple[Prediction, ...], ...]] = {}
-    for name in (name for name in classes if name in names):
+    names = {score.name for score in worst_first(report.class_scores)[:MOST_CLASSES]}
+    count = 2 if len(report.classes) <= FEW_CLASSES else 1
+    found = {}
+    for name in (name for name in report.classes if name in names):
         rows = [row for row in report.predictions if row.label == name]
         right = sorted((row for row in rows if row.correct), key=lambda row: -row.confidence)
-        ends = right[:1] + (right[1:][-1:] if count > 1 else [])
-        found[name] = (tuple(ends), tuple(mistakes(rows)[:count]))
+        found[name] = (right[:1] + right[1:][-1:])[:count], mistakes(rows)[:count]
     return found
 
 
@@ -117,7 +110,7 @@ def explain(
     classes: Sequence[str],
     how: Resize,
     model: Callable[[], keras.Model] | None,
-) -> tuple[dict[str, Image.Image], str]:
+) -> tuple[dict[str, str], str]:
     """Return thumbnails with Grad-CAM for the predicted class, by file hash; and the reason if there are none."""
     seen = [(row, pixels) for row in mistakes if (pixels := images[row.sha256].pixels) is not None]
     if not seen:
@@ -132,23 +125,10 @@ def explain(
     except (ConfigError, ValueError) as error:  # weights that are gone; a user's regime with a model of its own
         return {}, f"Grad-CAM is not shown: {error}"
     predicted = np.array([classes.index(row.predicted) for row, _ in seen])
-    found: dict[str, Image.Image] = {}
+    found = {}
     for (row, _), heat in zip(seen, gradcam(network, np.stack([pixels for _, pixels in seen]), predicted), strict=True):
         image = images[row.sha256].thumbnail
         assert image is not None
-        found[row.sha256] = Image.fromarray(overlay(np.asarray(image), map_back(heat, image.size, how)))
+        heated = overlay(np.asarray(image), map_back(heat, image.size, how))
+        found[row.sha256] = page.thumbnail(Image.fromarray(heated))
     return found, ""
-
-
-def item(row: Prediction, image: LoadedImage, heated: Image.Image | None = None) -> dict[str, Any]:
-    """Return the template's data for one image."""
-    return {
-        "path": row.path,
-        "name": row.path.rsplit("/", 1)[-1],
-        "label": row.label,
-        "predicted": row.predicted,
-        "confidence": f"{row.confidence:.1%}",
-        "correct": row.correct,
-        "thumbnail": page.base64_text(page.jpeg(image.thumbnail)) if image.thumbnail else None,
-        "heated": page.base64_text(page.jpeg(heated)) if heated else None,
-    }

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from experiments.errors import DataError
 from experiments.evaluation.label_quality import Doubt, Labelled, have_probabilities, labelled, rank
 from experiments.images.decoder_settings import DecoderSettings
 from experiments.reports import page
@@ -48,9 +47,13 @@ def section(
     sentences.append(f"{wrong:,} of {len(doubts):,} labels are probably wrong, as confident learning counts them.")
     shown = doubts[: min(MOST_IMAGES, max(wrong, math.ceil(len(doubts) / 20)))]
     settings = DecoderSettings.of(plain["data"])
+
+    def item(doubt: Doubt) -> tuple[Doubt, str | None]:
+        path, sha256 = doubt.image.path, doubt.image.sha256
+        return doubt, page.recorded_thumbnail(path, sha256, [root] if root else [], settings)[0]
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        items = list(pool.map(lambda doubt: item(doubt, root, settings), shown))
-    return {"sentences": sentences, "images": items}
+        return {"sentences": sentences, "images": list(pool.map(item, shown))}
 
 
 def fold_predictions(directory: RunDirectory, classes: Sequence[str]) -> list[tuple[str, list[Prediction]]]:
@@ -108,22 +111,3 @@ def rated_by_run(
     else:
         sentences.append("Training images are not rated.")
     return images, [*sentences, "A sweep over data.fold rates every image by models that were not trained on it."]
-
-
-def item(doubt: Doubt, root: Path | None, settings: DecoderSettings) -> dict[str, Any]:
-    """Return the template's data for one image."""
-    image, thumbnail = doubt.image, None
-    try:
-        opened = page.open_recorded(image.path, image.sha256, [root] if root else [], settings)
-        thumbnail = page.base64_text(page.jpeg(opened))
-    except DataError:
-        pass  # the page says "not shown"
-    return {
-        "path": image.path,
-        "thumbnail": thumbnail,
-        "label": image.label,
-        "confidence": f"{doubt.self_confidence:.1%}",
-        "likely": doubt.likely,
-        "probability": f"{doubt.probability:.1%}",
-        "trained": not image.held_out,
-    }

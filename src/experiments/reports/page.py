@@ -70,13 +70,23 @@ def svg(figure: Figure) -> str:
     return base64_text(save_figure(figure, "svg"))
 
 
-def jpeg(image: Image.Image) -> bytes:
-    """Return a thumbnail of an RGB image, as JPEG, whose longer side has at most `SIDE` pixels."""
+def thumbnail(image: Image.Image) -> str:
+    """Return a thumbnail of an RGB image, as base64 of JPEG, whose longer side has at most `SIDE` pixels."""
     small = image.copy()
     small.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
     small.save(file, "JPEG", quality=QUALITY)
-    return file.getvalue()
+    return base64_text(file.getvalue())
+
+
+def recorded_thumbnail(
+    path: str, sha256: str, roots: Sequence[Path], decoder_settings: DecoderSettings
+) -> tuple[str | None, str]:
+    """Return the thumbnail of an image; or None and why it is not shown. The arguments are those of `open_recorded`."""
+    try:
+        return thumbnail(open_recorded(path, sha256, roots, decoder_settings)), ""
+    except DataError as error:
+        return None, str(error)
 
 
 def open_recorded(path: str, sha256: str, roots: Sequence[Path], decoder_settings: DecoderSettings) -> Image.Image:

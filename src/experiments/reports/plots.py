@@ -54,12 +54,7 @@ def learning_curves(history: Sequence[EpochRecord], best: EpochRecord | None = N
 
     Returns:
         A figure of two axes, loss above accuracy, with a dashed line where the phase changes.
-
-    Raises:
-        ValueError: if `history` is empty.
     """
-    if not history:
-        raise ValueError(f"`history` must hold at least one epoch. Received: {history!r}")
     figure = new_figure(7.5, 6)
     axes = figure.subplots(2, 1, sharex=True)
     for panel, name in zip(axes, ("loss", "accuracy"), strict=True):
@@ -81,30 +76,21 @@ def learning_curves(history: Sequence[EpochRecord], best: EpochRecord | None = N
 
 
 @STYLE
-def confusion_matrix(report: Report, classes: Sequence[str]) -> Figure:
+def confusion_matrix(report: Report) -> Figure:
     """Draw the confusion matrix: counts of true against predicted classes, shaded by the share of each true class.
 
-    Args:
-        report: of one split.
-        classes: [C] names in label order.
-
     Returns:
-        A figure whose size grows with C. Cells without images are blank; with more than MOST_NUMBERED classes, all are.
-
-    Raises:
-        ValueError: if `classes` is not as long as the confusion matrix.
+        A figure whose size grows with the number of classes. Cells without images are blank; with more than
+        MOST_NUMBERED classes, all are.
     """
-    if len(classes) != len(report.confusion):
-        raise ValueError(f"`classes` must hold {len(report.confusion)} names. Received: {len(classes)}")
-    counts = report.confusion
-    shares = confusion_shares(counts)
-    numbered, with_shares = len(classes) <= MOST_NUMBERED, len(classes) <= MOST_WITH_SHARES
-    side = min(3.2 + (0.62 if with_shares else 0.32 if numbered else 0.25) * len(classes), 40)
+    counts, shares = report.confusion, confusion_shares(report.confusion)
+    names = [literal(short(name)) for name in report.classes]
+    numbered, with_shares = len(names) <= MOST_NUMBERED, len(names) <= MOST_WITH_SHARES
+    side = min(3.2 + (0.62 if with_shares else 0.32 if numbered else 0.25) * len(names), 40)
     figure = new_figure(side + 1, side)
     panel = figure.add_subplot()
     image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     panel.grid(visible=False)
-    names = [literal(short(name)) for name in classes]
     name_ticks(panel, range(len(names)), names)
     panel.set_yticks(range(len(names)), names)
     panel.set_xlabel("predicted")
@@ -126,63 +112,47 @@ def confusion_matrix(report: Report, classes: Sequence[str]) -> Figure:
 
 
 @STYLE
-def roc(report: Report, classes: Sequence[str]) -> Figure:
+def roc(report: Report) -> Figure:
     """Draw the ROC curves with the areas under them: of the positive one of two classes, else one-vs-rest.
 
-    Args:
-        report: of one split.
-        classes: [C] names in label order.
-
     Returns:
-        A figure with one curve for two classes, else C. A class to which no image or every image belongs has no curve
-        and is marked as undefined in the legend.
+        A figure with one curve for two classes, else one for each. A class to which no image or every image belongs has
+        no curve and is marked as undefined in the legend.
     """
 
     def curve(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
         false_positive, true_positive, _ = roc_curve(truth, scores)
         return false_positive, true_positive, f"AUC {auc(false_positive, true_positive):.3f}"
 
-    figure = _class_curves(report, classes, curve, chance=(0, 1), corner="lower right")
+    figure = _class_curves(report, "ROC", curve, chance=(0, 1), corner="lower right")
     figure.axes[0].set(xlabel="false positive rate", ylabel="true positive rate")
-    suffix = "" if len(classes) == 2 else ", each class against the rest"
-    figure.axes[0].set_title(f"ROC, {report.split}{suffix}")
     return figure
 
 
 @STYLE
-def precision_recall(report: Report, classes: Sequence[str]) -> Figure:
+def precision_recall(report: Report) -> Figure:
     """Draw precision against recall, with the average precision: of the classes for which `roc` draws a curve.
 
     Precision at chance is the share of the class among the images; for two classes it is drawn as a line.
-
-    Args:
-        report: of one split.
-        classes: [C] names in label order.
     """
 
     def curve(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
         precision, recall, _ = precision_recall_curve(truth, scores)
         return recall, precision, f"AP {average_precision_score(truth, scores):.3f}"
 
-    share = report.confusion[classes.index(_shown(report, classes)[0])].sum() / report.confusion.sum()
-    chance = (share, share) if len(classes) == 2 else None
-    figure = _class_curves(report, classes, curve, chance, corner="lower left")
+    positive = report.decision.positive
+    share = float(np.mean([row.label == positive for row in report.predictions]))
+    chance = None if positive is None else (share, share)
+    figure = _class_curves(report, "Precision and recall", curve, chance, corner="lower left")
     for line in figure.axes[0].lines:
         line.set_drawstyle("steps-post")  # Precision between two recalls is not on the straight line between them.
     figure.axes[0].set(xlabel="recall", ylabel="precision")
-    suffix = "" if len(classes) == 2 else ", each class against the rest"
-    figure.axes[0].set_title(f"Precision and recall, {report.split}{suffix}")
     return figure
-
-
-def _shown(report: Report, classes: Sequence[str]) -> Sequence[str]:
-    """Return the classes that have a curve: the positive one of two, else all."""
-    return classes if report.decision.positive is None else (report.decision.positive,)
 
 
 def _class_curves(
     report: Report,
-    classes: Sequence[str],
+    title: str,
     curve: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, str]],
     chance: tuple[float, float] | None,
     corner: Literal["lower left", "lower right"],
@@ -191,12 +161,13 @@ def _class_curves(
 
     Args:
         report: of one split.
-        classes: [C] names in label order.
+        title: of the figure, without the split.
         curve: whether each image is of the class [N] bool, its probabilities [N] -> x and y of the curve, its area.
         chance: y of a classifier that guesses, at x = 0 and x = 1; None if it differs between the classes.
         corner: where the legend is, if it is short.
     """
-    shown = _shown(report, classes)
+    positive = report.decision.positive
+    shown = report.classes if positive is None else (positive,)
     crowded = len(shown) > MOST_IN_LEGEND
     columns = -(-len(shown) // 24)
     figure = new_figure(6 + 3.6 * columns if crowded else 6, 6)
@@ -212,6 +183,7 @@ def _class_curves(
         x, y, area = curve(truth, np.array([row.probabilities[name] for row in report.predictions]))
         panel.plot(x, y, color=color, clip_on=False, label=f"{shown_name} ({area})")
     panel.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    panel.set_title(f"{title}, {report.split}{', each class against the rest' if positive is None else ''}")
     if crowded:
         panel.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), ncols=columns)
     else:
@@ -222,9 +194,6 @@ def _class_curves(
 @STYLE
 def calibration(report: Report) -> Figure:
     """Draw the reliability diagram: accuracy against confidence of the predicted class, and the images in each bin.
-
-    Args:
-        report: of one split.
 
     Returns:
         A figure of two axes, accuracy per bin above the bins' counts; the expected calibration error is in the title.
@@ -260,9 +229,6 @@ def calibration(report: Report) -> Figure:
 @STYLE
 def risk_coverage(report: Report) -> Figure:
     """Draw the share of mistakes among the most confident images, over the share of images that these are.
-
-    Args:
-        report: of one split.
 
     Returns:
         A figure with the curve of the report and that of a perfect ranking, which rejects all mistakes first; the area
@@ -301,15 +267,7 @@ def image_grid(pixels: np.ndarray, titles: Sequence[str], columns: int = 6) -> F
 
     Returns:
         A figure of N axes.
-
-    Raises:
-        ValueError: if `pixels` has another shape or is empty, or if `titles` has another length.
     """
-    if pixels.ndim != 4 or pixels.shape[-1] != 3 or len(pixels) == 0 or len(pixels) != len(titles):
-        raise ValueError(
-            "`pixels` must be [N, H, W, 3] with N >= 1 and `titles` hold N texts. "
-            f"Received: shape {pixels.shape} and {len(titles)} titles"
-        )
     shown = pixels if pixels.dtype == np.uint8 else np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
     wrapped = ["\n".join(part for line in title.split("\n") for part in textwrap.wrap(line, 22)) for title in titles]
     columns = min(columns, len(shown))

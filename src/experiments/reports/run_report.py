@@ -6,37 +6,33 @@ Images and Grad-CAM are shown if the data and the model are at hand; what is not
 from __future__ import annotations
 
 import datetime
-import math
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from hydra.errors import HydraException
+from matplotlib.figure import Figure
 from omegaconf.errors import OmegaConfBaseException
-from sklearn.metrics import confusion_matrix
 
 from experiments.config import overrides
 from experiments.data.types import SPLITS
 from experiments.errors import ConfigError
 from experiments.evaluation.decision import recorded
 from experiments.evaluation.evaluate import METRICS, Report
-from experiments.evaluation.per_class import class_scores, confused_pairs, confusion_shares
-from experiments.evaluation.statistics import Interval
+from experiments.evaluation.per_class import confusion_shares, worst_first
 from experiments.evaluation.training_checks import best_epoch
 from experiments.reports import image_sections, label_section, page, plots
-from experiments.reports.text import accuracy_line
+from experiments.reports.text import accuracy_line, epoch_lines, format_score
 from experiments.reuse import like
 from experiments.runs.command import arguments
 from experiments.runs.continuation import KEY
-from experiments.runs.run_directory import CONFIG, MANIFEST, REPORT, RunDirectory, classes_of
-from experiments.runs.run_directory import METRICS as METRICS_FILE
+from experiments.runs.run_directory import CONFIG, REPORT, RunDirectory, classes_of, predictions_file
 from experiments.storage import atomic_files
-from experiments.training.types import EpochRecord
+from experiments.training.types import EpochRecord, last_phase
 
 if TYPE_CHECKING:
     import keras
@@ -46,8 +42,6 @@ CONFIDENCE = {
     "aurc": "area under risk-coverage", "temperature": "temperature", "scaled_loss": "loss, scaled by temperature",
     "scaled_calibration_error": "calibration error, scaled by temperature",
 }  # fmt: skip
-MOST_PAIRS = 10  # confused pairs in the list, and near-duplicates
-MOST_ISSUES = 20  # issues of images in the list
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,6 @@ class RunRecord:
     """What a finished run has left in its directory, read for its report."""
 
     directory: RunDirectory
-    name: str
     facts: Mapping[str, Any]
     plain: Mapping[str, Any]  # the configuration as logged
     images: Sequence[Mapping[str, str]]  # the rows of the manifest
@@ -63,42 +56,26 @@ class RunRecord:
     history: Sequence[EpochRecord]
     reports: Mapping[str, Report]  # by split
 
-    @cached_property
-    def best(self) -> EpochRecord | None:
-        """The best epoch of the last phase; None without curves of the monitored metric."""
-        monitor = str(self.plain.get("monitor"))
-        if not self.history or any(monitor not in record.metrics for record in self.history):
-            return None
-        return best_epoch(self.history, monitor)
-
 
 def read(directory: RunDirectory) -> RunRecord:
-    """Read the record of a run.
+    """Read the record of a run that has its results.
 
     Raises:
-        ConfigError: it is no run directory, or lacks a file that every finished run has.
+        ConfigError: its predictions for the validation images are gone.
     """
-    folder, facts = directory.folder, directory.facts()
-    if facts is None:
-        raise ConfigError(f"{folder}: is no run's folder. Give the folder of a finished run, its MLflow id or its name")
-    for name in directory.lacks((CONFIG, MANIFEST, METRICS_FILE)):
-        raise ConfigError(f"{folder}: its {name} is gone, without which there is no report")
-    metrics = directory.metrics()
-    images = directory.images()
+    for name in directory.lacks([predictions_file("validation")]):
+        raise ConfigError(f"{directory.folder}: its {name} is gone, without which there is no report")
+    facts, metrics, images = directory.facts() or {}, directory.metrics(), directory.images()
     classes = classes_of(images)
     decision = recorded(facts, classes)
     reports = {}
     for split in filter(directory.has_predictions, ("validation", "test")):
         rows = tuple(directory.predictions(split))
         own = {name.removeprefix(f"{split}."): value for name, value in metrics.items() if name.startswith(f"{split}.")}
-        confusion = confusion_matrix([row.label for row in rows], [row.predicted for row in rows], labels=classes)
-        reports[split] = Report(split, own, confusion, rows, decision)
-    if "validation" not in reports:
-        raise ConfigError(
-            f"{folder}: the predictions for its validation images are gone, without which there is no report"
-        )
-    plain = like.parse((folder / CONFIG).read_bytes(), str(folder / CONFIG))
-    return RunRecord(directory, folder.name, facts, plain, images, classes, directory.epochs(), reports)
+        reports[split] = Report(split, classes, own, rows, decision)
+    path = directory.folder / CONFIG
+    plain = like.parse(path.read_bytes(), str(path))
+    return RunRecord(directory, facts, plain, images, classes, directory.epochs(), reports)
 
 
 def write(
@@ -132,18 +109,19 @@ def data_root(directory: RunDirectory) -> Path | None:
 
 def html(run: RunRecord, root: Path | None, model: Callable[[], keras.Model] | None) -> str:
     """Return the page."""
-    issues = run.directory.issues()
-    gallery = image_sections.gallery(run.reports["validation"], run.classes, run.plain, root, model)
+    monitor, near_duplicates = str(run.plain.get("monitor")), run.directory.near_duplicates()
+    best = epoch_lines(run.history, monitor, bool(run.plain.get("best_weights")))
+    gallery = image_sections.gallery(run.reports["validation"], run.plain, root, model)
     figures = {}
     if run.history:
-        figures["curves"] = page.svg(plots.learning_curves(run.history, run.best))
+        figures["curves"] = page.svg(plots.learning_curves(run.history, best_epoch(run.history, monitor)))
     for split, report in run.reports.items():
-        for name, figure in split_figures(report, run.classes).items():
+        for name, figure in split_figures(report).items():
             figures[f"{split}_{name}"] = page.svg(figure)
     return page.render(
         TEMPLATE,
-        title=f"Run {run.name}",
-        sentences=[*map(accuracy_line, run.reports.values()), *best_sentences(run), *continued_sentences(run)],
+        title=f"Run {run.directory.folder.name}",
+        sentences=[*map(accuracy_line, run.reports.values()), *best, *continued_sentences(run)],
         warnings=[*run.facts.get("warnings", []), *run.facts.get("failures", [])],
         when=when(run.facts),
         command=command(run.facts),
@@ -152,12 +130,12 @@ def html(run: RunRecord, root: Path | None, model: Callable[[], keras.Model] | N
         configuration=(run.directory.folder / CONFIG).read_text(encoding="utf-8"),
         data=data_table(run),
         data_facts=data_sentences(run),
-        issues=issues[:MOST_ISSUES],
-        more_issues=max(len(issues) - MOST_ISSUES, 0),
-        near_duplicates=near_duplicates(run),
+        issues=run.directory.issues(),
+        near_duplicates=near_duplicates,
+        near_duplicates_found=near_duplicates_sentence(near_duplicates),
         metrics=metric_table(run),
         decision=run.reports["validation"].decision.text if len(run.classes) == 2 else "",
-        splits=[split_section(report, run.classes) for report in run.reports.values()],
+        splits=[(report, class_table(report), confusion_shares(report.confusion)) for report in run.reports.values()],
         figures=figures,
         gallery=gallery,
         labels=label_section.section(run.directory, run.classes, run.plain, root),
@@ -167,19 +145,6 @@ def html(run: RunRecord, root: Path | None, model: Callable[[], keras.Model] | N
 
 
 # --- Sentences
-
-
-def best_sentences(run: RunRecord) -> list[str]:
-    """Return which epoch was the best, and of which epoch the weights are reported."""
-    if run.best is None:
-        return []
-    monitor, last = str(run.plain["monitor"]), run.history[-1]
-    name = monitor.replace("_", " ")
-    found = f"The best epoch by {name} was {run.best.epoch + 1} of {last.epoch + 1} ({run.best.metrics[monitor]:.3g})"
-    if run.best == last:
-        return [f"{found}, the last one."]
-    kept = "best" if run.plain.get("best_weights") else "last"
-    return [f"{found}, the last one had {last.metrics[monitor]:.3g}. The weights are those of the {kept} one."]
 
 
 def continued_sentences(run: RunRecord) -> list[str]:
@@ -225,21 +190,13 @@ def data_sentences(run: RunRecord) -> list[str]:
     ]
 
 
-def near_duplicates(run: RunRecord) -> dict[str, Any] | None:
-    """Return the template's data for near-duplicates: a sentence, and the first pairs; None if there are none."""
-    pairs = run.directory.near_duplicates()
+def near_duplicates_sentence(pairs: Sequence[Mapping[str, str]]) -> str:
+    """Return how many pairs of near-duplicates there are, and what that means for the scores."""
     if not pairs:
-        return None
+        return "No two images are known to be near-duplicates."
     leaks = sum(row["split"] != row["other_split"] for row in pairs)
     count = f"{len(pairs):,} pair{'s' if len(pairs) > 1 else ''} of near-duplicates, {leaks:,} in two splits"
-    return {
-        "sentence": f"{count}: the scores may be too good." if leaks else f"{count}.",
-        "pairs": [
-            (row["path"], row["other_path"], " and ".join(dict.fromkeys((row["split"], row["other_split"]))))
-            for row in pairs[:MOST_PAIRS]
-        ],
-        "more": max(len(pairs) - MOST_PAIRS, 0),
-    }
+    return f"{count}: the scores may be too good." if leaks else f"{count}."
 
 
 # --- Tables: rows of text, the header first
@@ -278,44 +235,26 @@ def metric_table(run: RunRecord) -> list[list[str]]:
     return rows
 
 
-def interval_text(interval: Interval) -> str:
-    """Return a share with its interval, as the tables of pages show it."""
-    if math.isnan(interval.value):
-        return "–"
-    return f"{interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
+def class_table(report: Report) -> list[list[str]]:
+    """Return the scores of the classes of a split; of more than two, the one with the lowest F1 comes first."""
+    scores = report.class_scores if len(report.classes) == 2 else worst_first(report.class_scores)
+    rows = [
+        [
+            score.name, *(format_score("accuracy", share) for share in (score.precision, score.recall)),
+            format_score("f1", score.f1), f"{score.support:,}",
+        ]
+        for score in scores
+    ]  # fmt: skip
+    return [["class", "precision", "recall", "F1", "images"], *rows]
 
 
-def split_section(report: Report, classes: Sequence[str]) -> dict[str, Any]:
-    """Return the template's data for a split: its tables of classes and pairs, and its confusion matrix."""
-    scores = class_scores(report.confusion, classes)
-    if len(classes) > 2:  # a class without images comes last
-        scores.sort(key=lambda score: math.inf if math.isnan(score.f1.value) else score.f1.value)
-    pairs = confused_pairs(report.confusion, classes)
-    return {
-        "name": report.split,
-        "classes": [
-            ["class", "precision", "recall", "F1", "images"],
-            *([score.name, *map(interval_text, (score.precision, score.recall, score.f1)), f"{score.support:,}"]
-              for score in scores),
-        ],
-        "pairs": pairs[:MOST_PAIRS],
-        "more_pairs": max(len(pairs) - MOST_PAIRS, 0),
-        "confusion": [
-            (name, list(zip(classes, counts, row, strict=True)))
-            for name, counts, row in zip(
-                classes, report.confusion.tolist(), confusion_shares(report.confusion).tolist(), strict=True
-            )
-        ],
-    }  # fmt: skip
-
-
-def split_figures(report: Report, classes: Sequence[str]) -> dict[str, Any]:
+def split_figures(report: Report) -> dict[str, Figure]:
     """Draw the figures of a split; calibration only if the scores are probabilities."""
     if not report.predictions[0].probabilities:  # of an old run
         return {}
     drawn = {
-        "roc": plots.roc(report, classes),
-        "precision_recall": plots.precision_recall(report, classes),
+        "roc": plots.roc(report),
+        "precision_recall": plots.precision_recall(report),
         "risk_coverage": plots.risk_coverage(report),
     }
     return drawn | ({"calibration": plots.calibration(report)} if "calibration_error" in report.metrics else {})
@@ -328,9 +267,8 @@ def cost_table(run: RunRecord) -> list[list[str]]:
     if total is not None:
         rows.append(["from start to results", f"{total:,.1f} s"])
     if fit is not None:
-        rows.append(
-            ["training (Keras's fit)", f"{fit:,.1f} s for {len(run.history) - len(continued_epochs(run))} epochs"]
-        )
+        epochs = len(run.history) - len(continued_epochs(run))
+        rows.append(["training (Keras's fit)", f"{fit:,.1f} s for {epochs} epochs"])
     if total is not None and fit is not None:
         rest = f"{max(total - fit, 0):,.1f} s"
         rows.append(["the rest: reading images, features of the frozen part, evaluation", rest])
@@ -338,11 +276,7 @@ def cost_table(run: RunRecord) -> list[list[str]]:
         ("an epoch of the last phase (median)", "seconds", "{:.2f} s"),
         ("training images per second (median)", "images_per_second", "{:,.0f}"),
     ):
-        values = [
-            record.metrics[name]
-            for record in run.history
-            if record.phase == run.history[-1].phase and name in record.metrics
-        ]
+        values = [record.metrics[name] for record in last_phase(run.history) if name in record.metrics]
         if values:
             rows.append([title, pattern.format(np.median(values))])
     if facts.get("reused_seconds"):

@@ -12,14 +12,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from experiments.config.schema import Config
 from experiments.data.issues import printable
 from experiments.evaluation.evaluate import Report, percent
 from experiments.evaluation.per_class import ClassScore
 from experiments.evaluation.statistics import Interval
 from experiments.evaluation.training_checks import best_epoch
 from experiments.system.progress import plain_table
-from experiments.training.types import TrainingResult
+from experiments.training.types import EpochRecord
 
 MOST_ROWS = 20  # Up to this number of classes, the terminal shows all of them,
 WORST = 10  # else those with the lowest F1.
@@ -37,16 +36,21 @@ POSITIVE = {
 RATIOS = ("matthews", "macro_f1", "f1", "roc_auc", "average_precision")  # metrics that are no shares of images
 
 
-def epoch_lines(config: Config, result: TrainingResult) -> list[str]:
-    """Return a line about the best epoch of the run's last phase; none for a regime without epochs."""
-    if not result.history:
+def epoch_lines(history: Sequence[EpochRecord], monitor: str, best_weights: bool) -> list[str]:
+    """Return a line about the best epoch of a run's last phase; none without epochs that have the metric `monitor`.
+
+    Args:
+        history: of the run.
+        monitor: see `best_epoch`.
+        best_weights: whether the result has the weights of the best epoch.
+    """
+    best = best_epoch(history, monitor)
+    if best is None:
         return []
-    curve = [record for record in result.history if record.phase == result.history[-1].phase]
-    best, last = best_epoch(curve, config.monitor), curve[-1]
-    kept = "whose weights are the result" if config.best_weights or best is last else "the last one is the result"
+    last = history[-1]
+    kept = "whose weights are the result" if best_weights or best is last else "the last one is the result"
     return [
-        f"best epoch {best.epoch + 1} of {last.epoch + 1} ({best.phase}, {config.monitor} "
-        f"{best.metrics[config.monitor]:.3f}), {kept}"
+        f"best epoch {best.epoch + 1} of {last.epoch + 1} ({best.phase}, {monitor} {best.metrics[monitor]:.3f}), {kept}"
     ]
 
 
@@ -89,6 +93,17 @@ def _listed(metrics: Mapping[str, float], names: Mapping[str, str]) -> str:
         for name, text in names.items()
         if name in metrics
     )
+
+
+def format_score(metric: str, score: Interval | None) -> str:
+    """Format a metric with its interval; an accuracy in per cent."""
+    if score is None or math.isnan(score.value):
+        return "–"
+    if metric == "accuracy":
+        value, bounds = f"{score.value:.1%}", f"[{100 * score.low:.1f}, {100 * score.high:.1f}]"
+    else:
+        value, bounds = f"{score.value:.3f}", f"[{score.low:.3f}, {score.high:.3f}]"
+    return value if math.isnan(score.low) else f"{value} {bounds}".replace(" 100.0]", " 100]")
 
 
 def print_classes(console: Console, report: Report) -> None:

@@ -218,12 +218,13 @@ class RunDirectory:
     def write_predictions(self, split: str, rows: Sequence[Prediction]) -> None:
         write_rows(self.folder / predictions_file(split), predictions.to_rows(predictions.to_table(rows)))
 
-    def write_class_scores(self, split: str, scores: Mapping[str, Sequence[Any]],
-                           pairs: Mapping[str, Sequence[Any]]) -> None:  # fmt: skip
-        """Write per_class_SPLIT.csv, and confused_SPLIT.csv if any classes are confused, from columns."""
-        for name, columns in {class_scores_stem(split): scores, f"confused_{split}": pairs}.items():
-            if rows := predictions.to_rows(columns):
-                write_rows(self.folder / f"{name}.csv", rows)
+    def write_class_scores(
+        self, split: str, scores: Mapping[str, Sequence[Any]], pairs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Write per_class_SPLIT.csv from columns, and confused_SPLIT.csv from rows, if any classes are confused."""
+        write_rows(self.folder / f"{class_scores_stem(split)}.csv", predictions.to_rows(scores))
+        if pairs:
+            write_rows(self.folder / f"confused_{split}.csv", pairs)
 
     def epochs(self) -> list[EpochRecord]:
         """Return the epochs in CURVES; an empty list if there is no such file."""

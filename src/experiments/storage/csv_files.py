@@ -37,10 +37,10 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows, of which there must be at least one, to a CSV file with a header line.
 
-    Texts are written as `encodable` returns them.
+    Texts are written as `encodable` returns them; undefined numbers (nan) are empty cells.
     """
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: "" if value != value else value for key, value in row.items()} for row in rows)
     atomic_files.write_file(path, encodable(text.getvalue()).encode())

@@ -13,12 +13,12 @@ from experiments.comparison.significance import MOST_IMAGES, Difference, compare
 from experiments.comparison.text import (
     baseline_sentences,
     difference_sentence,
-    format_score,
     limitations,
     points,
     rounded,
 )
 from experiments.config.schema import LOWER_IS_BETTER
+from experiments.reports.text import format_score
 from experiments.sweeps import summary
 from experiments.sweeps.plan import format_values
 from experiments.sweeps.rungs import BEST, Place

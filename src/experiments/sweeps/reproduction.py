@@ -15,12 +15,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-from experiments.comparison.text import baseline_sentences, format_score
+from experiments.comparison.text import baseline_sentences
 from experiments.config.identity import NOT_IDENTITY
 from experiments.config.overrides import quoted
 from experiments.config.schema import Config
 from experiments.evaluation.evaluate import Baseline, majority_baseline
 from experiments.evaluation.statistics import Interval, mean_interval, wilson
+from experiments.reports.text import format_score
 from experiments.runs.run_directory import CURVES, METRICS, RunDirectory, predictions_file
 from experiments.storage import atomic_files
 from experiments.sweeps import plan
@@ -28,7 +29,7 @@ from experiments.sweeps.launchers import processes
 from experiments.sweeps.plan import Job
 from experiments.system import hardware
 from experiments.system.paths import run_name
-from experiments.training.types import Status
+from experiments.training.types import Status, last_phase
 
 CLAIMED_FOR = "vgg16"  # the backbone of all claims but the first
 CLAIM_IMAGES = 400  # images that the tutorial validated on, 200 per class
@@ -134,7 +135,7 @@ def train(job: Job, parent: str | None) -> None:
 def read_result(directory: RunDirectory) -> Result:
     """Return a run's result from the files RESULTS of its directory."""
     epochs, metrics = directory.epochs(), directory.metrics()
-    last = [epoch.metrics["validation_accuracy"] for epoch in epochs if epoch.phase == epochs[-1].phase][-LAST:]
+    last = [epoch.metrics["validation_accuracy"] for epoch in last_phase(epochs)[-LAST:]]
     labels = [prediction.label for prediction in directory.predictions("validation")]
     return Result(
         mean(last), metrics["validation.accuracy"], len(labels), metrics["total_seconds"], epochs[-1].timestamp,

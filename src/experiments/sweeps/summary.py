@@ -14,11 +14,12 @@ import numpy as np
 
 from experiments.comparison.groups import Scores, gather_scores, metric_interval
 from experiments.comparison.significance import compare_runs
-from experiments.comparison.text import baseline_sentences, difference_sentence, format_score, limitations
+from experiments.comparison.text import baseline_sentences, difference_sentence, limitations
 from experiments.config.schema import LOWER_IS_BETTER, LOWEST
 from experiments.errors import ConfigError
 from experiments.evaluation.evaluate import IMAGE_METRICS, Baseline, image_score, majority_baseline
 from experiments.evaluation.statistics import UNKNOWN, Interval
+from experiments.reports.text import format_score
 from experiments.runs.candidate_runs import without_repeats
 from experiments.runs.run_directory import RunDirectory, job_directory, predictions_file
 from experiments.sweeps.plan import format_values, is_folded

@@ -68,6 +68,11 @@ class EpochRecord:
     metrics: Mapping[str, float]  # keys from EPOCH_METRICS
 
 
+def last_phase(history: Sequence[EpochRecord]) -> list[EpochRecord]:
+    """Return the epochs of the last phase of a run."""
+    return [record for record in history if record.phase == history[-1].phase]
+
+
 class Progress(Protocol):
     """Display of a run's progress."""
 
