@@ -249,7 +249,7 @@ def test_mistakes_are_drawn_whatever_the_names_of_their_files(
         (images / label / "deep" / old).rename(images / label / "deep" / name)
     drawn: dict[str, np.ndarray] = {}
 
-    def figures(report: Report, classes: object, pixels_of: Callable[[list[int]], np.ndarray]) -> dict[str, Figure]:
+    def figures(report: Report, pixels_of: Callable[[list[int]], np.ndarray]) -> dict[str, Figure]:
         rows = [at for at, one in enumerate(report.predictions) if not one.correct]
         drawn.update(zip((report.predictions[row].path for row in rows), pixels_of(rows), strict=True))
         return {}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -219,7 +219,7 @@ def decision_sentence(comparison: Comparison) -> str:
 # --- Tables of values, as `text.group_rows`
 
 
-def class_rows(comparison: Comparison, found: ClassComparison) -> list[dict[str, object]]:
+def class_rows(comparison: Comparison, found: ClassComparison) -> list[dict[str, Any]]:
     """Return a row per class and group."""
     return [
         {
@@ -234,7 +234,7 @@ def class_rows(comparison: Comparison, found: ClassComparison) -> list[dict[str,
     ]  # fmt: skip
 
 
-def confusion_rows(comparison: Comparison, found: ClassComparison) -> list[dict[str, object]]:
+def confusion_rows(comparison: Comparison, found: ClassComparison) -> list[dict[str, Any]]:
     """Return a row per confused pair and group; the share is that of the true class's images."""
     return [
         {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from experiments.comparison.comparison import Comparison, called, configuration, fold_of
 from experiments.comparison.significance import Difference
@@ -297,7 +298,7 @@ def unread_keys(unread: Sequence[Sequence[str]]) -> list[str]:
 # --- Tables of values, for CSV files and data frames: a row is a mapping of columns to values
 
 
-def group_rows(comparison: Comparison) -> list[dict[str, object]]:
+def group_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """Return a row per group.
 
     Its columns are the metrics with their intervals, the difference from the first group, the durations, and the keys
@@ -309,7 +310,7 @@ def group_rows(comparison: Comparison) -> list[dict[str, object]]:
     for at, (group, label, found) in enumerate(
         zip(comparison.groups, comparison.labels, comparison.differences, strict=True)
     ):
-        row: dict[str, object] = {
+        row: dict[str, Any] = {
             "number": at + 1, "label": " ".join(label), "runs": len(group.runs),
             "run_ids": " ".join(run.run_id for run in group.runs), "images": len(group.images),
             "accuracy_baseline": group.baseline.accuracy,
