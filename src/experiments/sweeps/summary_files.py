@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -9,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from experiments.comparison.page import markdown_code, markdown_table, markdown_text
-from experiments.comparison.text import csv_text
 from experiments.runs.candidate_runs import without_repeats
 from experiments.runs.run_directory import FIGURES
 from experiments.storage import atomic_files
@@ -76,7 +77,9 @@ def write_summary(folder: Path) -> dict[str, Any]:
             for row in rows
         ],
     }  # fmt: skip
-    files = {"summary.csv": csv_text(summary["table"][0], summary["table"][1:]), "summary.md": markdown(summary),
+    text = io.StringIO()
+    csv.writer(text).writerows(summary["table"])
+    files = {"summary.csv": text.getvalue(), "summary.md": markdown(summary),
              JSON: json.dumps(summary, indent=1)}  # fmt: skip
     for name, content in files.items():
         atomic_files.write_file(folder / name, content.encode())
