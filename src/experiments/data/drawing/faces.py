@@ -187,11 +187,8 @@ def _markings(canvas: HeadCanvas, random: Choices, coat: Colour, second: Colour,
 
 
 def _eyes(canvas: HeadCanvas, random: Choices, species: Species, coat: Colour) -> None:
-    reach, gap, height = (
-        random.uniform(*species.eye_size),
-        random.uniform(*species.eye_gap),
-        random.uniform(-0.22, -0.04),
-    )
+    reach, gap = random.uniform(*species.eye_size), random.uniform(*species.eye_gap)
+    height = random.uniform(-0.22, -0.04)
     iris = random.choice(IRISES if random.chance(species.bright_iris) else DARK_IRISES)
     iris = mix(iris, random.colour(), 0.15)
     pupil = random.kind(species.pupil)

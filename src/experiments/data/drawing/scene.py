@@ -7,7 +7,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from experiments.data.drawing.shapes import Choices, Colour, curve, darker, lighter, mix, oval
+from experiments.data.drawing.shapes import Choices, Colour, curve, darker, lighter, mix, oval, rotation
 
 OVERSAMPLING = 2  # drawn at this multiple of the size, then averaged, since Pillow's polygons have hard edges
 
@@ -49,23 +49,22 @@ def _clutter(draw: ImageDraw.ImageDraw, random: Choices, side: int, wall: Colour
     what = random.kind({"triangle": 0.25, "eye": 0.2, "blob": 0.25, "line": 0.2, "tuft": 0.1})
     if what == "triangle":
         corner = np.array([(-0.5, 0.4), (0.5, 0.4), (random.uniform(-0.3, 0.3), -1.0)])
-        turn = np.array([[math.cos(lean), math.sin(lean)], [-math.sin(lean), math.cos(lean)]])
-        draw.polygon((corner @ turn * reach + (x, y)).ravel().tolist(), fill=colour)
+        draw.polygon((corner @ rotation(lean) * reach + (x, y)).ravel().tolist(), fill=colour)
         if random.chance(0.5):
-            draw.polygon((corner * 0.6 @ turn * reach + (x, y)).ravel().tolist(), fill=lighter(colour, 0.3))
+            inner = corner * 0.6 @ rotation(lean) * reach + (x, y)
+            draw.polygon(inner.ravel().tolist(), fill=lighter(colour, 0.3))
     elif what == "eye":
         draw.polygon(oval(x, y, reach * 0.4, reach * 0.4).ravel().tolist(), fill=colour)
-        inner = random.uniform(0.08, 0.3)
-        draw.polygon(oval(x, y, reach * inner, reach * 0.3, lean).ravel().tolist(), fill=darker(colour, 0.7))
+        slit = random.uniform(0.08, 0.3)
+        draw.polygon(oval(x, y, reach * slit, reach * 0.3, lean).ravel().tolist(), fill=darker(colour, 0.7))
     elif what == "blob":
         draw.polygon(oval(x, y, reach, reach * random.uniform(0.4, 1), lean).ravel().tolist(), fill=colour)
     elif what == "line":
         far = reach * random.uniform(1, 4)
         end = (x + far * math.cos(lean), y + far * math.sin(lean))
         bend = (random.uniform(0, side), random.uniform(0, side))
-        draw.line(
-            curve((x, y), bend, end).ravel().tolist(), fill=colour, width=random.integer(1, 1 + max(2, side // 40))
-        )
+        width = random.integer(1, 1 + max(2, side // 40))
+        draw.line(curve((x, y), bend, end).ravel().tolist(), fill=colour, width=width)
     else:
         for _ in range(random.integer(3, 7)):
             way = lean + random.uniform(-0.4, 0.4)

@@ -25,11 +25,8 @@ CIRCLE = np.stack([np.sin(TURN), -np.cos(TURN)], axis=1)
 
 def mix(first: Colour, second: Colour, share: float) -> Colour:
     """Return a mixture of two colours, with `share` of the second."""
-    return (
-        round(first[0] + (second[0] - first[0]) * share),
-        round(first[1] + (second[1] - first[1]) * share),
-        round(first[2] + (second[2] - first[2]) * share),
-    )
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
+    return red, green, blue
 
 
 def darker(colour: Colour, share: float) -> Colour:
@@ -91,8 +88,7 @@ class HeadCanvas:
         self.centre = np.array(centre)
         self.radius = radius
         self.yaw = yaw
-        cosine, sine = math.cos(tilt) * radius, math.sin(tilt) * radius
-        self.matrix = np.array([[cosine, sine], [-sine, cosine]])
+        self.matrix = rotation(tilt) * radius
 
     def place(self, points: np.ndarray, depth: float) -> list[float]:
         """Convert points [N, 2] in head units to pixels x0, y0, x1, y1, ... of the canvas.
@@ -124,12 +120,14 @@ class HeadCanvas:
         self.draw.line(self.place(points, depth), fill=fill, width=self.width(units), joint="curve")
 
 
+def rotation(angle: float) -> np.ndarray:
+    """Return the matrix [2, 2] that turns points [N, 2] by an angle in radians: points @ matrix."""
+    return np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+
+
 def oval(x: float, y: float, across: float, down: float, lean: float = 0.0) -> np.ndarray:
     points = CIRCLE * (across, down)
-    if lean:
-        cosine, sine = math.cos(lean), math.sin(lean)
-        points = points @ np.array([[cosine, sine], [-sine, cosine]])
-    return points + (x, y)
+    return (points @ rotation(lean) if lean else points) + (x, y)
 
 
 def curve(start: Point, bend: Point, end: Point, steps: int = 7) -> np.ndarray:
