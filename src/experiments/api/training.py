@@ -14,7 +14,7 @@ from experiments.api.overrides import command
 from experiments.api.process import executing
 from experiments.api.run import Run
 from experiments.config import composing, unused
-from experiments.config.overrides import literal
+from experiments.config.overrides import split_key
 from experiments.config.schema import Config
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError
@@ -58,8 +58,7 @@ def train(*overrides: str, config_dir: str | Path | None = None, **keys: Any) ->
         with executing(given):
             expanded = expand(given)
             if expanded is None:
-                named = [literal(word.partition("=")[2]) for word in given if word.startswith("resume=")]
-                folders.append(resume.find(named[-1], given, "resume"))
+                folders.append(resume.find(split_key(given, "resume")[0][-1], given, "resume"))
             else:
                 sys.argv[1:] = expanded
                 main_of_hydra(task)()

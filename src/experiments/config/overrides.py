@@ -1,4 +1,4 @@
-"""Overrides: quoting of values for Hydra's grammar and the shell, and what `data.root` alone implies."""
+"""Overrides: quoting for Hydra's grammar and the shell, values at dotted keys, and what `data.root` alone implies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -77,6 +77,12 @@ def literal(text: str) -> str:
     return value if isinstance(value, str) else text
 
 
+def split_key(arguments: Sequence[str], key: str) -> tuple[list[str], list[str]]:
+    """Return the values that a command line gives a key, without quotes, and its other arguments."""
+    values = [literal(word.partition("=")[2]) for word in arguments if word.startswith(f"{key}=")]
+    return values, [word for word in arguments if not word.startswith(f"{key}=")]
+
+
 def as_typed(key: str, text: str) -> str | None:
     """Return the shell argument that sets a key to a text; None if the key is invalid, so that quoting does not help.
 
@@ -130,3 +136,24 @@ def implies_folder(overrides: Sequence[str], config_dir: str | Path | None = Non
             )
     except Exception:
         return False
+
+
+def value_at(node: Any, path: str, otherwise: Any = None) -> Any:
+    """Return the value at a dotted key of nested mappings; `otherwise` if there is none."""
+    for part in path.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return otherwise
+        node = node[part]
+    return node
+
+
+def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield every value below a key that is not a mapping, with its dotted key.
+
+    A mapping is yielded whole if it is empty, or if one of its names cannot be part of a dotted key.
+    """
+    if isinstance(value, Mapping) and value and all(re.fullmatch(r"\w+", str(name)) for name in value):
+        for name, below in value.items():
+            yield from leaves(below, f"{path}.{name}" if path else str(name))
+    else:
+        yield path, value

@@ -12,7 +12,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from experiments.config import validation
-from experiments.config.overrides import quoted
+from experiments.config.overrides import quoted, value_at
 from experiments.config.schema import Config
 from experiments.data.sources.folder import existing
 from experiments.errors import ConfigError
@@ -102,7 +102,7 @@ class Trained:
         Raises:
             ConfigError: this version of the program cannot use it.
         """
-        root = str(like.value_at(self.plain, "data.root", ""))
+        root = str(value_at(self.plain, "data.root", ""))
         # The unresolved text is kept, so that the error for a missing directory shows it.
         return self.changed([f"++data.root={quoted(root.strip('${}'))}"] if like.has_interpolation(root) else [])
 

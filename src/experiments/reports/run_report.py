@@ -103,7 +103,7 @@ def data_root(directory: RunDirectory) -> Path | None:
     if facts.get("data_root"):
         return Path(facts["data_root"])
     plain = like.parse((directory.folder / CONFIG).read_bytes(), CONFIG)  # as in runs of earlier versions
-    root = like.value_at(plain, "data.root")
+    root = overrides.value_at(plain, "data.root")
     return Path(facts["command"].get("directory", ""), root) if root and not like.has_interpolation(root) else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.config.overrides import literal, quoted
+from experiments.config.overrides import quoted, split_key
 from experiments.errors import ConfigError
 from experiments.reuse import resume
 from experiments.runs.continuation import KEY
@@ -16,15 +16,14 @@ def expand(given: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: there is no such run, or `like=` names another one.
     """
-    named = [literal(argument.partition("=")[2]) for argument in given if argument.startswith("continue=")]
+    named, rest = split_key(given, "continue")
     if not named:
-        return list(given)
-    likes = [argument for argument in given if argument.startswith("like=")]
+        return rest
+    likes = [argument for argument in rest if argument.startswith("like=")]
     if len(named) > 1 or likes:
         received = [*(f"continue={name}" for name in named), *likes]
         raise ConfigError(
             f"continue: one run at a time, whose configuration is taken over. Received: {' '.join(received)}"
         )
-    rest = [argument for argument in given if not argument.startswith("continue=")]
     folder = quoted(str(resume.find(named[0], rest, "continue")))
     return [f"like={folder}", *rest, f"++{KEY}={folder}"]

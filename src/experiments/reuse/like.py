@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.config import unused
 from experiments.config.identity import NOT_IDENTITY, RUNTIME
 from experiments.config.messages import unknown_key
-from experiments.config.overrides import format_value, literal, quoted
+from experiments.config.overrides import format_value, leaves, quoted, split_key, value_at
 from experiments.config.schema import GROUPS, Config
 from experiments.errors import ConfigError
-from experiments.runs.location import folder_ending, folder_named, store_of
+from experiments.runs.location import local_folder, store_of
 from experiments.runs.run_directory import CONFIG
-from experiments.system.paths import CONF, default_outputs
+from experiments.system.paths import CONF
 from experiments.system.private_api import get_args_parser, without_hydra
 
 LARGEST = 1_000_000  # bytes
@@ -45,11 +45,10 @@ def expand(given: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: there is no such run, or its configuration cannot be used.
     """
-    named = [literal(argument.partition("=")[2]) for argument in given if argument.startswith("like=")]
+    named, rest = split_key(given, "like")
     unused.brought.clear()  # an earlier run of this process may have been like another one
     if not named:
-        return list(given)
-    rest = [argument for argument in given if not argument.startswith("like=")]
+        return rest
     presets = [argument for argument in rest if argument.startswith(("experiment=", "debug="))]
     if presets:
         raise ConfigError(f"like: what it brings would override {' and '.join(presets)}. Give one of them only")
@@ -113,7 +112,7 @@ def read(named: str, rest: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: there is no logged configuration, or the file is not one.
     """
-    folder = folder_named(named) or folder_ending(named, Path(default_outputs()))
+    folder = local_folder(named)
     if folder is not None:
         path = folder / CONFIG
         try:
@@ -224,26 +223,6 @@ def compose(lines: Sequence[str], config_dir: str | None) -> dict[str, Any]:
         composed = hydra.compose("config", [*lines, *place])
     plain: Any = OmegaConf.to_container(composed, resolve=True)
     return dict(plain)
-
-
-def value_at(node: Any, path: str, otherwise: Any = None) -> Any:
-    for part in path.split("."):
-        if not isinstance(node, Mapping) or part not in node:
-            return otherwise
-        node = node[part]
-    return node
-
-
-def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield every value below a key that is not a mapping, with its dotted key.
-
-    A mapping is yielded whole if it is empty, or if one of its names cannot be part of a dotted key.
-    """
-    if isinstance(value, Mapping) and value and all(re.fullmatch(r"\w+", str(name)) for name in value):
-        for name, below in value.items():
-            yield from leaves(below, f"{path}.{name}" if path else str(name))
-    else:
-        yield path, value
 
 
 def has_interpolation(value: Any) -> bool:

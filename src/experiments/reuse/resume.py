@@ -11,13 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.config.overrides import literal, quoted
+from experiments.config.overrides import quoted, split_key
 from experiments.errors import ConfigError
 from experiments.runs.active_run import AUTO
 from experiments.runs.command import arguments
-from experiments.runs.location import folder_ending, folder_named, folder_of, outputs_of, store_of, store_of_run
+from experiments.runs.location import folder_of, local_folder, outputs_of, store_of, store_of_run
 from experiments.runs.run_directory import FACTS, RunDirectory
-from experiments.system.paths import default_outputs
 from experiments.training.types import Status
 
 ALLOWED = ("runtime.", "tracking.", "runtime=", "tracking=", "progress=")
@@ -34,10 +33,9 @@ def expand(given: Sequence[str]) -> list[str] | None:
     Raises:
         ConfigError: there is no such run, or the other overrides would change it.
     """
-    named = [literal(argument.partition("=")[2]) for argument in given if argument.startswith("resume=")]
+    named, extra = split_key(given, "resume")
     if not named or named[-1] in (AUTO, "null"):
         return list(given)
-    extra = [argument for argument in given if not argument.startswith("resume=")]
     wrong = [argument for argument in extra if not argument.startswith(ALLOWED)]
     if wrong:
         raise ConfigError(
@@ -88,7 +86,7 @@ def find(named: str, overrides: Sequence[str], key: str) -> Path:
     Raises:
         ConfigError: there is no such run, or its directory is not on this machine.
     """
-    folder = folder_named(named) or folder_ending(named, Path(default_outputs()))
+    folder = local_folder(named)
     if folder is not None:
         return folder
     from experiments.tracking import queries

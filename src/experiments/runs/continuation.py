@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from experiments.config.identity import effective
+from experiments.config.overrides import leaves, value_at
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.runs.run_directory import CONFIG, CURVES, FACTS, MANIFEST, RunDirectory
@@ -64,20 +65,10 @@ def configuration(directory: RunDirectory) -> dict[str, Any]:
 
 def _network(plain: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the values, by key, that two runs of the same network have in common."""
-    for path in SAME:
-        node: Any = plain
-        for part in path.split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
-        yield from _leaves(node, path)
-
-
-def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if not isinstance(node, Mapping):
-        yield path, node
-        return
-    for name, value in node.items():
-        if name not in FREE:
-            yield from _leaves(value, f"{path}.{name}")
+    for key in SAME:
+        for path, value in leaves(value_at(plain, key), key):
+            if path.rpartition(".")[2] not in FREE:
+                yield path, value
 
 
 def copy_source(config: Config, folder: Path) -> Path | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.config.overrides import literal
+from experiments.config.overrides import split_key
 from experiments.errors import ConfigError
 from experiments.runs.run_directory import FACTS, RunDirectory
 from experiments.system.paths import STORE, default_outputs, sqlite_file, sqlite_uri, tracking_uri
@@ -60,10 +60,12 @@ def folder_named(named: str) -> Path | None:
     return None
 
 
-def folder_ending(named: str, outputs: Path) -> Path | None:
-    """Return the directory of the single run in `outputs` whose name is a text, or ends in it after a dash."""
+def local_folder(named: str) -> Path | None:
+    """Return the directory that a text names: by its path, or as the end, after a dash, of one run's name."""
+    if folder := folder_named(named):
+        return folder
     end = f"-{named.removeprefix('-')}"
-    folders = [path.parent for path in outputs.glob(f"runs/*/{FACTS}")] if len(end) > 1 else []
+    folders = [path.parent for path in Path(default_outputs()).glob(f"runs/*/{FACTS}")] if len(end) > 1 else []
     fitting = [folder for folder in folders if f"-{folder.name}".endswith(end)]
     return fitting[0].resolve() if len(fitting) == 1 else None
 
@@ -92,5 +94,5 @@ def folder_of(run_id: str, recorded: str | None, uri: str) -> Path | None:
 
 def store_of(overrides: Sequence[str]) -> str:
     """Return the tracking URI in which to search for a run: that of the command line, else the local one."""
-    uris = [override.partition("=")[2] for override in overrides if override.startswith("tracking.uri=")]
-    return reveal(literal(uris[-1]), "tracking.uri") if uris else tracking_uri()
+    uris, _ = split_key(overrides, "tracking.uri")
+    return reveal(uris[-1], "tracking.uri") if uris else tracking_uri()

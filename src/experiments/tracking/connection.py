@@ -105,18 +105,13 @@ def errors(uri: str, failure: str | None = None) -> Iterator[None]:
     Raises:
         ConfigError: the store is unavailable, or has rejected a request.
     """
-    try:
-        yield
-    except failures() as error:
-        raise (ConfigError(f"{failure}: {str(error)[:300]}") if failure else unusable(uri, str(error))) from None
-
-
-def failures() -> tuple[type[Exception], ...]:
-    """Return the exceptions that MLflow raises if its store is unavailable or rejects a request."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return (MlflowException, SQLAlchemyError, OSError)  # The exceptions of requests are OSErrors.
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:  # The exceptions of requests are OSErrors.
+        raise (ConfigError(f"{failure}: {str(error)[:300]}") if failure else unusable(uri, str(error))) from None
 
 
 def check_runs(uri: str) -> None:
