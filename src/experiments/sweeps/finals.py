@@ -26,21 +26,17 @@ def final_jobs(session: Session, winner: dict[str, Any], number: int) -> list[Jo
     """
     folded = winner["folded"]
     runs = final_overrides(winner, folded, every_seed=session.held_out or folded)
-    jobs = []
-    for (overrides, values), composed in zip(
-        runs, plan.compose(runs, session.setup.context, session.setup.master), strict=True
-    ):
-        job = Job(number, overrides, values, composed.config, Path(), composed.hydra, final=True)
-        if not folded:  # the same run except for its test evaluation, which the run's process verifies
-            job.identity = winner["identities"][values.get("seed", "")]
-            place = Path(winner["folders"][values.get("seed", "")])
-            job.trained = str(place) if plan.has_weights(place, job.identity) else None
-        jobs.append(job)
+    jobs = plan.compose(runs, session.setup.context, session.setup.master)
     if folded:
-        response = processes.run_worker_task("inspect_jobs", [job.config for job in jobs])
-        for job, known in zip(jobs, response["jobs"], strict=True):
-            job.identity = known["identity"]
-    for job in jobs:
+        found = processes.run_worker_task("inspect_jobs", [job.config for job in jobs])["jobs"]
+    for at, job in enumerate(jobs):
+        job.final = True
+        if folded:
+            job.identity = found[at]["identity"]
+        else:  # the same run except for its test evaluation, which the run's process verifies
+            seed = job.values.get("seed", "")
+            job.identity, place = winner["identities"][seed], Path(winner["folders"][seed])
+            job.trained = str(place) if plan.has_weights(place, job.identity) else None
         while not sweep_directory.is_free(session.folder / str(number), job.identity):
             number += 1
         job.number, job.folder = number, session.folder / str(number)

@@ -22,7 +22,6 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from experiments.config import credentials, messages, validation
-from experiments.config.composing import Composed
 from experiments.config.hydra_errors import explain
 from experiments.config.identity import effective
 from experiments.config.overrides import quoted
@@ -52,7 +51,7 @@ class PlannedRun:
     folder: Path
     identity: str  # the identity that the run must have
     config: Config
-    hydra: DictConfig  # see `Composed`
+    hydra: DictConfig  # see `Job`
     arguments: list[str]  # command line of the equivalent single run
 
 
@@ -65,7 +64,7 @@ class Job:
     values: dict[str, str]  # of the swept keys
     config: Config
     folder: Path  # the job's directory, or that of an earlier run that is reused, if that is on this machine
-    hydra: DictConfig | None = None  # see `Composed`
+    hydra: DictConfig | None = None  # the composed configuration, with Hydra's own settings in its node `hydra`
     identity: str = ""
     status: Status = Status.NEW  # or PARTIAL, FINISHED (trained before, in part or completely), FAILED, PRUNED
     reason: str = ""  # why it failed or was pruned
@@ -78,6 +77,12 @@ class Job:
     run_id: str | None = None  # of its MLflow run
     deleted: str | None = None  # id of its MLflow run that was deleted, so that the job is trained again
     seconds: float | None = None  # its duration, if it ended in this start of the sweep
+
+    def reuse(self, facts: Mapping[str, Any]) -> None:
+        """Take over a run with these facts: its result if it has finished, else its checkpoints and thread count."""
+        finished = facts.get("status") == Status.FINISHED
+        self.status, self.run_id = Status.FINISHED if finished else Status.PARTIAL, facts.get("run_id")
+        self.threads = None if finished else facts.get("threads")
 
     def write(self, sweep: Path) -> None:
         """Write the job's record, from which summaries are made, into its subdirectory of the sweep's directory."""
@@ -187,8 +192,8 @@ def grid(overrides: Sequence[Override]) -> list[tuple[list[str], dict[str, str]]
 
 def compose(
     combinations: Sequence[tuple[list[str], dict[str, str]]], context: HydraContext, master: DictConfig
-) -> list[Composed]:
-    """Return the validated configuration of every job.
+) -> list[Job]:
+    """Return a job for each combination of overrides and values, composed and validated; it has no directory yet.
 
     Raises:
         ConfigError: jobs cannot be composed or are invalid; the error lists the problems of all jobs.
@@ -203,7 +208,7 @@ def compose(
                 HydraConfig.instance().cfg = composed  # so that ${hydra:...} resolves to this job's values
                 check_hydra(composed, master, overrides)
                 credentials.conceal(composed)
-                found.append(Composed(validation.validate(composed), composed))
+                found.append(Job(number, overrides, values, validation.validate(composed), Path(), composed))
             except ConfigError as error:
                 wrong[str(error)] = values
             except Exception as error:

@@ -267,9 +267,9 @@ def inspect_jobs(jobs: Sequence[Job]) -> Inspection:
     response = processes.run_worker_task("inspect_jobs", [job.config for job in jobs])
     for job, known in zip(jobs, response.pop("jobs"), strict=True):
         job.identity = known["identity"]
-        if known.get("status") and not job.config.sweep.rerun:
-            job.status, job.folder = Status(known["status"]), Path(known["folder"])
-            job.threads, job.run_id = known.get("threads"), known.get("run_id")
+        if "folder" in known and not job.config.sweep.rerun:
+            job.reuse(known)
+            job.folder = Path(known["folder"])
         else:
             job.deleted = known.get("deleted")
     return Inspection(**response)

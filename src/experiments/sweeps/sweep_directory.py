@@ -158,9 +158,7 @@ def reuse_own_runs(jobs: Sequence[Job]) -> None:
         facts = RunDirectory(job.folder).facts() or {}
         known = facts.get("identity") == job.identity and facts.get("status") != Status.PRUNED
         if known and not job.config.sweep.rerun:
-            done = facts.get("status") == Status.FINISHED
-            job.status, job.threads = (Status.FINISHED, None) if done else (Status.PARTIAL, facts.get("threads"))
-            job.run_id = facts.get("run_id")
+            job.reuse(facts)
     finished = [job for job in new if job.status == Status.FINISHED]
     gone = deleted_runs(finished[0].config, [job.run_id for job in finished]) if finished else set()
     for job in finished:

@@ -143,19 +143,13 @@ class Sweeper(HydraSweeper):
 
 def grid_jobs(overrides: Sequence[Override], context: HydraContext, master: DictConfig) -> list[Job]:
     """Return the jobs of a grid, or of a ladder sweep, composed and validated."""
-    places: list[rungs.Place | None]
     if master.sweep.rungs is None:
-        combinations = plan.grid(overrides)
-        places = [None] * len(combinations)
-    else:
-        expanded = rungs.expand(overrides, OmegaConf.to_container(master.sweep.rungs), context)
-        combinations, places = [(given, values) for given, values, _ in expanded], [place for *_, place in expanded]
-    return [
-        Job(number, overrides, values, composed.config, Path(), composed.hydra, place=place)
-        for number, ((overrides, values), composed, place) in enumerate(
-            zip(combinations, plan.compose(combinations, context, master), places, strict=True)
-        )
-    ]
+        return plan.compose(plan.grid(overrides), context, master)
+    expanded = rungs.expand(overrides, OmegaConf.to_container(master.sweep.rungs), context)
+    jobs = plan.compose([(given, values) for given, values, _ in expanded], context, master)
+    for job, (*_, place) in zip(jobs, expanded, strict=True):
+        job.place = place
+    return jobs
 
 
 def climb(session: Session, jobs: Sequence[Job]) -> None:

@@ -190,8 +190,7 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
             untracked.setdefault(own, str(run_id))
         elif known.get(own, {}).get("status") != Status.FINISHED:
             known[own] = {
-                "status": Status.FINISHED if done else Status.PARTIAL, "folder": str(folder), "run_id": run_id,
-                "threads": None if done else facts.get("threads"),
+                "status": status, "folder": str(folder), "run_id": run_id, "threads": facts.get("threads")
             }  # fmt: skip
     for identity in identities & set(finished):
         if known.get(identity, {}).get("status") != Status.FINISHED:

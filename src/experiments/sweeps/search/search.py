@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.types import Override
@@ -19,7 +18,7 @@ from experiments.config.identity import defining, effective
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.sweeps import plan, terminal
-from experiments.sweeps.plan import Inspection, Job
+from experiments.sweeps.plan import Inspection
 from experiments.sweeps.search.space import Space, space
 from experiments.sweeps.session import Session, inspect_jobs
 from experiments.system.redaction import redact_credentials
@@ -40,14 +39,12 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
     """
     pruning.need_optuna(sweeper.master)
     search_space = space(overrides, lambda key: OmegaConf.select(sweeper.master, key, default=None))
-    corners = list(search_space.corners())
-    configs = [composed.config for composed in plan.compose(corners, sweeper.context, sweeper.master)]
+    probes = plan.compose(list(search_space.corners()), sweeper.context, sweeper.master)
+    configs = [job.config for job in probes]
     setup = sweeper.set_up(configs)
     # The corners are inspected for what a search must not start without, such as weights, and for what trials share.
-    probes = [
-        Job(0, *corner, plan.without_test_evaluation(config), Path())
-        for corner, config in zip(corners, configs, strict=True)
-    ]
+    for job in probes:
+        job.config = plan.without_test_evaluation(job.config)
     inspection, probe = inspect_jobs(probes), probes[0]
     name = search_name(configs, search_space, probe.identity)
     session = sweeper.open_session(setup, name, inspection)

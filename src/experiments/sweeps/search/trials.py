@@ -241,15 +241,14 @@ class Worker:
         setup, folder, first = self.session.setup, self.session.folder, self.space.first_job(trial.place)
         combinations = [self.space.job(trial.values, repeat) for repeat in self.space.repeats]
         try:
-            composed = plan.compose(combinations, setup.context, setup.master)
+            trial.jobs = plan.compose(combinations, setup.context, setup.master)
         except ConfigError as error:
             trial.jobs = [Job(first, *combinations[0], setup.config, folder / str(first))]
             self.refuse(trial, error)
             return False
-        trial.jobs = [
-            Job(number, *given, plan.without_test_evaluation(run.config), folder / str(number), run.hydra)
-            for number, (given, run) in enumerate(zip(combinations, composed, strict=True), first)
-        ]
+        for number, job in enumerate(trial.jobs, first):
+            job.number, job.folder = number, folder / str(number)
+            job.config = plan.without_test_evaluation(job.config)
         return True
 
     def inspect(self, batch: Sequence[Trial]) -> list[Trial]:
