@@ -232,7 +232,7 @@ def read_data(components: RunComponents, *, keep: bool = True) -> Dataset:
         for images in (dataset.train, *dataset.scored(config.evaluate.test)):
             if buffer.holds_any(images.entries):
                 _ = images.pixels
-        buffer.pixels.clear()  # frees images that this run does not read
+        buffer.clear()  # frees images that this run does not read
     return dataset
 
 

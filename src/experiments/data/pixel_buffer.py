@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 
@@ -41,10 +40,8 @@ class PixelBuffer:
         self._room = int(memory // image_bytes(image_size))  # images
         self._cache = cache
         self._reserve = 0  # bytes of the disk that are reserved for the array cache
-        self._block: Callable[[], np.ndarray | None] = lambda: None  # weak: freed with its last image
-        self._taken = 0
+        self._places: Iterator[np.ndarray] = self._make_places()
         self._lock = Lock()
-        self._full = False
 
     def expect(self, images: int) -> None:
         """Reserve disk space in the array cache for a number of images."""
@@ -54,27 +51,24 @@ class PixelBuffer:
         """Return whether any of these images is buffered."""
         return any(record.sha256 in self.pixels for record in records)
 
+    def clear(self) -> None:
+        """Free the remaining images, and the block that is being filled."""
+        self.pixels.clear()
+        self._places = iter(())
+
     def add(self, sha256: str, image: Image.Image) -> None:
         """Resize and buffer an image if there is room; safe to call from any thread."""
         with self._lock:
-            place = self._place()
+            place = next(self._places, None)
         if place is not None:
             place[:] = resize(image, self._image_size, self._how)
             self.pixels[sha256] = place
 
-    def _place(self) -> np.ndarray | None:
-        block = self._block()
-        if block is None or self._taken == len(block):
-            if block is not None:
-                array_cache.release([block])
-            block = None if self._full else self._new_block()
-            if block is None:
-                self._full = True
-                return None
-            self._block, self._taken = weakref.ref(block), 0
-        place: np.ndarray = block[self._taken]
-        self._taken += 1
-        return place
+    def _make_places(self) -> Iterator[np.ndarray]:
+        """Yield places for images [H, W, 3] uint8 while there is room; a block is freed with its last image."""
+        while (block := self._new_block()) is not None:
+            yield from block
+            array_cache.release([block])
 
     def _new_block(self) -> np.ndarray | None:
         count = images_at_once(self._image_size)
