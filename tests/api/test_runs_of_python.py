@@ -24,7 +24,8 @@ from PIL import Image
 
 import experiments as ex
 from experiments.api.process import unchanged_libraries
-from experiments.cli.predict import Confidence, predict
+from experiments.cli.predict import predict
+from experiments.deploy.prediction_writers import Confidence
 from experiments.runs.curves import Curves
 from experiments.system import hardware, signals
 

@@ -248,7 +248,8 @@ def test_names_in_csv_are_what_they_are_and_on_a_terminal_are_shown(
 def test_class_names_on_a_terminal_stand_in_columns(tmp_path: Path) -> None:
     file = io.StringIO()
     write = writers.terminal_rows(file, writers.Answers(("n" * 200, "d\x1b]0;t\x07", "猫"), MOST_PROBABLE))
-    write([Prediction("a.png", np.eye(3)[at], "") for at in range(3)])
+    for at in range(3):
+        write(Prediction("a.png", np.eye(3)[at], ""))
     lines = file.getvalue().splitlines()
     assert [line[-5:] for line in lines] == ["a.png"] * 3 and "\x1b" not in file.getvalue()
     assert {cell_len(line) for line in lines} == {writers.LONGEST + len("  100.0%  a.png")}

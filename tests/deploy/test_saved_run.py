@@ -32,6 +32,7 @@ from experiments.cli import predict as predict_verb
 from experiments.deploy import export as exports
 from experiments.deploy import saved_run
 from experiments.deploy.export_formats import FORMATS, read_saved_model
+from experiments.deploy.prediction_writers import Confidence
 from experiments.errors import ConfigError
 from experiments.evaluation.decision import Decision
 from experiments.images import decoder
@@ -204,7 +205,7 @@ def test_images_unlike_the_training_images_are_rejected(
     Image.effect_noise((48, 48), 90).convert("RGB").save(tmp_path / "noise.png")
 
     def predict(name: str, share: float | None, data: Path | None = None) -> list[dict[str, str]]:
-        confidence = predict_verb.Confidence(unlike=share, data=data)
+        confidence = Confidence(unlike=share, data=data)
         predict_verb.predict(
             str(folder), [str(held_out), str(tmp_path / "noise.png")], "csv", tmp_path / name, 8, None, confidence
         )

@@ -46,14 +46,14 @@ class Run:
         self.metrics: dict[str, float] = dict(trained.metrics)
 
     def __repr__(self) -> str:
-        scores = ", ".join(f"{key}={self.metrics[key]:.4g}" for key in self._accuracies())
+        scores = ", ".join(f"{split}.accuracy={self.metrics[f'{split}.accuracy']:.4g}" for split in self._splits())
         return f"Run({str(self.folder or self.id)!r}, {scores})"
 
-    def _accuracies(self) -> list[str]:
-        return [key for key in (f"{split}.accuracy" for split in SPLITS) if key in self.metrics]
+    def _splits(self) -> list[str]:
+        return [split for split in SPLITS if f"{split}.accuracy" in self.metrics]
 
     def _repr_html_(self) -> str:
-        splits = [key.partition(".")[0] for key in self._accuracies()]
+        splits = self._splits()
         names = dict.fromkeys(key.partition(".")[2] for key in self.metrics if key.partition(".")[0] in splits)
         values = {key: f"{value:.4g}" for key, value in self.metrics.items()}
         cells = [[name, *(values.get(f"{split}.{name}", "") for split in splits)] for name in names]
@@ -133,8 +133,7 @@ class Run:
         from experiments.evaluation.per_class import class_columns, class_scores, confusion_of
 
         frames = []
-        for key in self._accuracies():
-            split = key.partition(".")[0]
+        for split in self._splits():
             confusion = confusion_of(self._trained.predictions(split), self.classes)
             frames.append(display.frame({"split": split, **class_columns(class_scores(confusion, self.classes))}))
         return pd.concat(frames, ignore_index=True)
@@ -211,21 +210,16 @@ class Run:
 
         from experiments.api import prediction
         from experiments.deploy.predict import predictions
-        from experiments.deploy.rejection import answers_of
+        from experiments.deploy.prediction_writers import Confidence
+        from experiments.deploy.rejection import prepare
         from experiments.images.decoder_settings import DecoderSettings
         from experiments.system.progress import PlainConsole, Terminal
 
         prediction.check_options(batch_size, reject, unlike)
         listed, rows = prediction.list_images(images), list[list[Any]]()
-        answers, sentences = answers_of(self._trained, reject, calibrated, unlike is not None)
-        model, distances, progress = self.model, None, Terminal(PlainConsole())
-        if unlike is not None:
-            from experiments.deploy.unlike import measure
-
-            model, distances, answers.farthest, sentence = measure(
-                self._trained, model, unlike, progress, Path(data) if data else None
-            )
-            sentences.append(sentence)
+        confidence = Confidence(reject, calibrated, unlike, Path(data) if data else None)
+        progress = Terminal(PlainConsole())
+        model, distances, answers, sentences = prepare(self._trained, confidence, lambda: self.model, progress)
         inputs = (image if isinstance(image, str | Image.Image) else Image.fromarray(image) for image in listed)
         settings = DecoderSettings.of(self._trained.plain["data"])
         with progress.stage("predicting", len(listed)) as advance:

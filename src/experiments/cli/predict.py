@@ -9,10 +9,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from experiments.cli.arguments import accuracy, add_run, exit_on_error, positive, share
-from experiments.deploy.prediction_writers import WRITERS
+from experiments.deploy.prediction_writers import AS_PREDICTED, WRITERS, Confidence
+
+if TYPE_CHECKING:
+    import keras
 
 SOME_FAILED = 3
 
@@ -73,18 +76,6 @@ def main() -> None:
     sys.exit(SOME_FAILED if failed else 0)
 
 
-class Confidence(NamedTuple):
-    """What is done with the confidence of predictions, and with images unlike the training images."""
-
-    reject: float | None = None  # the wanted accuracy of the images that are not rejected
-    calibrated: bool = False  # whether probabilities are scaled by the run's temperature
-    unlike: float | None = None  # the share of the validation images that are to be like the training images
-    data: Path | None = None  # where the training images are now; None for where they were
-
-
-AS_PREDICTED = Confidence()
-
-
 def predict(
     named: str, paths: Sequence[str], form: str, output: Path | None, batch_size: int, uri: str | None,
     confidence: Confidence = AS_PREDICTED,
@@ -104,31 +95,27 @@ def predict(
     files, others = list_files(paths)
     if others:
         print(f"Passed over in these folders, as of no image type: {others} files", file=sys.stderr)
-    from experiments.deploy.rejection import answers_of  # imported after the paths are known to exist: it takes time
+    from experiments.deploy.rejection import prepare  # imported after the paths are known to exist: it takes time
 
     run = saved_run.find(named, uri)
     decoder_settings = DecoderSettings.of(run.plain["data"])
-    answers, sentences = answers_of(run, confidence.reject, confidence.calibrated, confidence.unlike is not None)
-    for sentence in sentences:
-        print(sentence, file=sys.stderr)
+
+    def load() -> keras.Model:
+        with quiet_start():
+            return run.model()
+
     # No progress bar if the predictions themselves are printed on the terminal.
     console = PlainConsole(stderr=True, force_terminal=False if output is None and sys.stdout.isatty() else None)
     done = failed = 0
     with opened(output, form) as file:
-        with quiet_start():
-            model = run.model()
-        distances = None
-        if confidence.unlike is not None:
-            from experiments.deploy import unlike
-
-            model, distances, answers.farthest, sentence = unlike.measure(
-                run, model, confidence.unlike, Terminal(console), confidence.data
-            )
+        model, distances, answers, sentences = prepare(run, confidence, load, Terminal(console))
+        for sentence in sentences:
             print(sentence, file=sys.stderr)
         write, began = WRITERS[form](file, answers), time.perf_counter()
         with Terminal(console).stage("predicting", len(files)) as advance:
             for batch in predictions(model, files, batch_size, decoder_settings, distances):
-                write(batch)
+                for prediction in batch:
+                    write(prediction)
                 advance(len(batch))
                 done, failed = done + len(batch), failed + sum(row.probabilities is None for row in batch)
                 if output is None and output_failure():  # the reader of standard output is gone

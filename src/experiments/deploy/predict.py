@@ -107,23 +107,24 @@ def predictions(
     """
     from experiments.models.network import inference_functions
 
-    infer, size = inference_functions([model, *([distances.features] if distances else [])]), int(model.input_shape[1])
-    pixels = np.empty((batch_size, size, size, 3), "float32")
-    pending: list[tuple[str, str]] = []  # path and error of each file of the next list, in order
-    filled = 0
+    infer = inference_functions([model, *([distances.features] if distances else [])])
+    size = int(model.input_shape[1])
+
+    def compute(images: Sequence[tuple[str, np.ndarray | str]]) -> list[Prediction]:
+        pixels = [image for _, image in images if not isinstance(image, str)]
+        outputs = infer(np.stack(pixels).astype("float32")) if pixels else []
+        probabilities = iter(outputs[0] if pixels else ())
+        measured = iter(distances.of(outputs[1]).tolist() if distances and pixels else ())
+        return [
+            Prediction(path, None, image) if isinstance(image, str)
+            else Prediction(path, next(probabilities), "", next(measured, None))
+            for path, image in images
+        ]  # fmt: skip
+
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:  # more would slow down the network
-        for path, image in decode_ahead(pool, files, size, AHEAD * batch_size, decoder_settings):
-            if isinstance(image, str):
-                pending.append((path, image))
-            else:
-                pixels[filled] = image
-                filled += 1
-                pending.append((path, ""))
-            if filled == batch_size or len(pending) > AHEAD * batch_size:
-                yield combine(pending, infer(pixels[:filled]) if filled else [], distances)
-                pending, filled = [], 0
-        if pending:
-            yield combine(pending, infer(pixels[:filled]) if filled else [], distances)
+        decoded = decode_ahead(pool, files, size, AHEAD * batch_size, decoder_settings)
+        while batch := compute(list(islice(decoded, batch_size))):
+            yield batch
 
 
 def predict_recorded(
@@ -163,24 +164,6 @@ def predict_recorded(
     return np.stack(outputs)
 
 
-def combine(
-    files: Sequence[tuple[str, str]], outputs: Sequence[np.ndarray], distances: Distances | None
-) -> list[Prediction]:
-    """Return a prediction for each file: with its row of the outputs, or with its error.
-
-    Args:
-        files: path and error of each file.
-        outputs: probabilities and, if distances are computed, features; empty if all files have errors.
-        distances: see `predictions`.
-    """
-    probabilities = iter(outputs[0] if outputs else ())
-    computed = iter(distances.of(outputs[1]).tolist() if distances and outputs else ())
-    return [
-        Prediction(path, None, error) if error else Prediction(path, next(probabilities), "", next(computed, None))
-        for path, error in files
-    ]
-
-
 def decode_ahead(
     pool: ThreadPoolExecutor,
     files: Iterable[str | Image.Image],
@@ -210,7 +193,8 @@ def decode_ahead(
 def read_image(path: str, size: int, decoder_settings: DecoderSettings = DEFAULTS) -> np.ndarray | str:
     """Return an image file's pixels [size, size, 3] uint8 as in training, or why the file cannot be used."""
     try:
-        with open(path, "rb", opener=without_waiting) as file:
+        # O_NONBLOCK: a pipe that no process writes to would block.
+        with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return "is not a regular file"
             warned: list[str] = []
@@ -243,8 +227,3 @@ def resize_image(image: Image.Image, size: int, decoder_settings: DecoderSetting
         return decoder.decode_resized(content.getvalue(), size, decoder_settings)
     except (OSError, DataError) as error:  # the image is truncated, or of a mode that PNG does not have
         return str(error).partition(";")[0]
-
-
-def without_waiting(path: str, flags: int) -> int:
-    """Open a file without blocking if it is a pipe that no process writes to."""
-    return os.open(path, flags | os.O_NONBLOCK)

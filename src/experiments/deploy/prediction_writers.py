@@ -11,16 +11,29 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 if TYPE_CHECKING:
     from experiments.deploy.predict import Prediction
     from experiments.evaluation.decision import Decision
 
-    Write = Callable[[Sequence[Prediction]], None]
+    Write = Callable[[Prediction], None]
 
 NONE = "none"  # the class that is written for a rejected image
 LONGEST = 40  # characters of a class name on the terminal
+
+
+class Confidence(NamedTuple):
+    """What is done with the confidence of predictions, and with images unlike the training images."""
+
+    reject: float | None = None  # the wanted accuracy of the images that are not rejected, in (0, 1]
+    calibrated: bool = False  # whether probabilities are scaled by the run's temperature
+    unlike: float | None = None  # the share of the validation images that are to be like the training images
+    data: Path | None = None  # where the training images are now; None for where they were
+
+
+AS_PREDICTED = Confidence()
 
 
 class Answer(NamedTuple):
@@ -94,15 +107,14 @@ def terminal_rows(file: TextIO, answers: Answers) -> Write:
     }
     width = max(map(cell_len, shown.values()))
 
-    def write(predictions: Sequence[Prediction]) -> None:
-        for prediction in predictions:
-            if prediction.probabilities is None:
-                file.flush()  # so that lines on both streams keep their order
-                print(f"{printable(prediction.path)}: {prediction.error}", file=sys.stderr)
-                continue
-            answer = answers(prediction)
-            name, confidence = shown[answer.name], "unlike" if answer.unlike else f"{answer.confidence:6.1%}"
-            file.write(f"{name}{' ' * (width - cell_len(name))}  {confidence}  {printable(prediction.path)}\n")
+    def write(prediction: Prediction) -> None:
+        if prediction.probabilities is None:
+            file.flush()  # so that lines on both streams keep their order
+            print(f"{printable(prediction.path)}: {prediction.error}", file=sys.stderr)
+            return
+        answer = answers(prediction)
+        name, confidence = shown[answer.name], "unlike" if answer.unlike else f"{answer.confidence:6.1%}"
+        file.write(f"{name}{' ' * (width - cell_len(name))}  {confidence}  {printable(prediction.path)}\n")
 
     return write
 
@@ -115,13 +127,10 @@ def csv_rows(file: TextIO, answers: Answers) -> Write:
         csv.writer(line).writerow(cells)  # with csv's own line end, so that names with a carriage return are quoted
         file.write(f"{line.getvalue().removesuffix(csv.excel.lineterminator)}\n")
 
-    def write(predictions: Sequence[Prediction]) -> None:
-        for prediction in predictions:
-            cells = answers.cells(prediction)
-            write_row([str(cell).lower() if isinstance(cell, bool) else cell for cell in cells])
+    def write(prediction: Prediction) -> None:
+        write_row([str(cell).lower() if isinstance(cell, bool) else cell for cell in answers.cells(prediction)])
 
     write_row(answers.columns)
-
     return write
 
 
@@ -131,18 +140,17 @@ def json_rows(file: TextIO, answers: Answers) -> Write:
     With distances, also distance and unlike.
     """
 
-    def write(predictions: Sequence[Prediction]) -> None:
-        for prediction in predictions:
-            row: dict[str, object] = {"path": prediction.path}
-            if prediction.probabilities is None:
-                row["error"] = prediction.error
-            else:
-                answer = answers(prediction)
-                row |= {"class": answer.name, "probability": answer.confidence}
-                row["probabilities"] = dict(zip(answers.classes, answer.probabilities, strict=True))
-                if answers.farthest is not None:
-                    row |= {"distance": prediction.distance, "unlike": answer.unlike}
-            file.write(f"{json.dumps(row)}\n")
+    def write(prediction: Prediction) -> None:
+        row: dict[str, object] = {"path": prediction.path}
+        if prediction.probabilities is None:
+            row["error"] = prediction.error
+        else:
+            answer = answers(prediction)
+            row |= {"class": answer.name, "probability": answer.confidence}
+            row["probabilities"] = dict(zip(answers.classes, answer.probabilities, strict=True))
+            if answers.farthest is not None:
+                row |= {"distance": prediction.distance, "unlike": answer.unlike}
+        file.write(f"{json.dumps(row)}\n")
 
     return write
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from experiments.deploy.prediction_writers import NONE, Answers
+from experiments.deploy.prediction_writers import NONE, Answers, Confidence
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError
 from experiments.evaluation import calibration, selective
 from experiments.evaluation.evaluate import percent
+
+if TYPE_CHECKING:
+    import keras
+
+    from experiments.deploy.predict import Distances
+    from experiments.training.types import Progress
 
 
 def temperature(run: Trained) -> float:
@@ -28,32 +37,42 @@ def temperature(run: Trained) -> float:
     return found
 
 
-def answers_of(
-    run: Trained, accuracy: float | None, calibrated: bool, unlike: bool = False
-) -> tuple[Answers, list[str]]:
-    """Return how a run's model answers, and sentences on what that rests on.
+def prepare(
+    run: Trained, confidence: Confidence, load: Callable[[], keras.Model], progress: Progress
+) -> tuple[keras.Model, Distances | None, Answers, list[str]]:
+    """Prepare a run's model for the prediction of images.
 
     Args:
         run: the finished run.
-        accuracy: the wanted accuracy of the images that are not rejected, in (0, 1]; None to reject none.
-        calibrated: whether the probabilities are scaled by the run's temperature.
-        unlike: whether images unlike the training images will be rejected, too; see `unlike.measure`.
+        confidence: which images are rejected, and whether the probabilities are calibrated.
+        load: returns the run's model; it is called after the run's validation predictions have been used.
+        progress: displays the computation of the training features, with `confidence.unlike`.
+
+    Returns:
+        The model; how the distances of images from the training images are computed, None without
+        `confidence.unlike`; how the model answers; and sentences on what the answers rest on.
 
     Raises:
-        ConfigError: the run's validation predictions do not allow it, or a class has the name of the answer for
-            rejected images.
+        ConfigError: the run's validation predictions or its images do not allow it, or a class has the name of the
+            answer for rejected images.
     """
-    if NONE in run.classes and (accuracy is not None or unlike):
+    if NONE in run.classes and (confidence.reject is not None or confidence.unlike is not None):
         raise ConfigError(f"{run.name}: has a class called {NONE!r}, which is also the answer for rejected images")
-    answers, sentences = Answers(run.classes, run.decision), []
-    if calibrated:
+    answers, sentences, distances = Answers(run.classes, run.decision), [], None
+    if confidence.calibrated:
         answers.temperature = temperature(run)
         sentences.append(f"Temperature of the probabilities: {answers.temperature:.3g}")
-    if accuracy is not None:
-        found = rejection(run, accuracy, answers.temperature)
+    if confidence.reject is not None:
+        found = rejection(run, confidence.reject, answers.temperature)
         answers.threshold = found.threshold
-        sentences.append(found.describe(accuracy))
-    return answers, sentences
+        sentences.append(found.describe(confidence.reject))
+    model = load()
+    if confidence.unlike is not None:
+        from experiments.deploy.unlike import measure
+
+        model, distances, answers.farthest, sentence = measure(run, model, confidence.unlike, progress, confidence.data)
+        sentences.append(sentence)
+    return model, distances, answers, sentences
 
 
 def rejection(run: Trained, accuracy: float, divisor: float) -> selective.Rejection:

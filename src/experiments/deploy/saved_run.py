@@ -42,8 +42,7 @@ if TYPE_CHECKING:
     from experiments.models.types import Backbone
 
 KERAS_FILE = "data/model.keras"  # path within a model that is logged to MLflow
-TOLERANCE = {"float32": 1e-3}  # largest accepted difference in probability between machines, by precision
-COARSE = 2e-2  # the same, for all other precisions
+TOLERANCE, COARSE = 1e-3, 2e-2  # largest accepted difference in probability between machines: in float32, in others
 
 
 @dataclass(frozen=True)
@@ -102,9 +101,12 @@ class Trained:
         Raises:
             ConfigError: this version of the program cannot use it.
         """
+        written, _ = like.overrides(self.plain, None)
+        lines = [*(line for _, line in written), f"outputs={quoted(default_outputs())}"]
         root = str(value_at(self.plain, "data.root", ""))
-        # The unresolved text is kept, so that the error for a missing directory shows it.
-        return self.changed([f"++data.root={quoted(root.strip('${}'))}"] if like.has_interpolation(root) else [])
+        if like.has_interpolation(root):  # kept unresolved, so that the error for a missing directory shows it
+            lines.append(f"++data.root={quoted(root.strip('${}'))}")
+        return validation.validate(OmegaConf.create(like.compose(lines, None)))
 
     def data_root(self, data: Path | None = None) -> Path:
         """Return the folder that the paths of the run's images are relative to.
@@ -128,27 +130,23 @@ class Trained:
         except ConfigError as error:
             raise ConfigError(f"{error}. --data FOLDER names the folder where the images are now") from None
 
-    def changed(self, overrides: Sequence[str]) -> Config:
-        """Return the run's configuration with overrides applied.
-
-        Raises:
-            ConfigError: this version of the program cannot use it.
-        """
-        written, _ = like.overrides(self.plain, None)
-        lines = [*(line for _, line in written), f"outputs={quoted(default_outputs())}", *overrides]
-        return validation.validate(OmegaConf.create(like.compose(lines, None)))
-
     def model(self) -> keras.Model:
         """Return the trained model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
 
         Raises:
             ConfigError: its weights do not exist any more, or are not those that the run had.
         """
-        if self.uri is not None and self.run_id is not None:
-            logged = queries.logged_model(self.uri, self.run_id)
-            if logged is not None:
-                return read_model(logged / KERAS_FILE)
-        return join(self, self.files())  # compares the rebuilt model with what the run stored
+        import keras
+
+        logged = queries.logged_model(self.uri, self.run_id) if self.uri and self.run_id else None
+        if logged is None:
+            return join(self, self.files())  # compares the rebuilt model with what the run stored
+        path = logged / KERAS_FILE
+        try:
+            model: keras.Model = keras.models.load_model(path, compile=False)
+        except Exception as error:  # Keras raises many kinds, such as for an unknown layer
+            raise ConfigError(f"{path}: the run's model cannot be read: {error}") from None
+        return model
 
     def file(self, name: str) -> Path | None:
         """Return the path of a file or directory of the run, fetched from MLflow if it is not here; None if it is gone.
@@ -250,21 +248,6 @@ def of_folder(folder: Path, uri: str | None = None) -> Trained:
     return Trained(folder.name, run_id, uri, folder, folder / MANIFEST, plain, metrics, facts)
 
 
-def read_model(path: Path) -> keras.Model:
-    """Return the whole model in a .keras file.
-
-    Raises:
-        ConfigError: the file does not exist or cannot be read.
-    """
-    import keras
-
-    try:
-        model: keras.Model = keras.models.load_model(path, compile=False)
-    except Exception as error:  # Keras raises many kinds, such as for an unknown layer
-        raise ConfigError(f"{path}: the run's model cannot be read: {error}") from None
-    return model
-
-
 def join(run: Trained, files: RunDirectory) -> keras.Model:
     """Return a run's model, rebuilt from its configuration and its weight files.
 
@@ -329,7 +312,7 @@ def verify(run: Trained, config: Config, backbone: Backbone, model: keras.Model,
         raise ConfigError(f"{run.name}: {head}: its record is damaged ({error!r})") from None
     if not wrong:
         given = np.asarray(model(network.reference_images(model), training=False))
-        tolerance = TOLERANCE.get(config.runtime.precision, COARSE)
+        tolerance = TOLERANCE if config.runtime.precision == "float32" else COARSE
         if given.shape != expected.shape:
             wrong = [f"it has {given.shape[-1]} classes, and had {expected.shape[-1]}"]
         elif not np.allclose(given, expected, rtol=0, atol=tolerance, equal_nan=True):

@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from zipfile import BadZipFile
 
 import keras
 import numpy as np
@@ -24,7 +23,7 @@ from experiments.evaluation.evaluate import percent
 from experiments.images.decoder_settings import DecoderSettings
 from experiments.models.head import probabilities
 from experiments.runs.run_directory import TRAINING_FEATURES
-from experiments.storage.atomic_files import writing_file
+from experiments.storage import named_arrays
 from experiments.training.types import Progress
 
 _log = logging.getLogger(__name__)
@@ -112,31 +111,21 @@ def training_features(
         ConfigError: the images that the run was trained on are gone or have changed.
     """
     path = run.folder / TRAINING_FEATURES if run.folder else None
-    if path is not None and (kept := read(path)):
-        return kept
+    kept = named_arrays.read(path) if path is not None and path.exists() else {}
+    if isinstance(kept, str):
+        _log.warning("%s is damaged (%s): the features are computed again", path, kept)
+    elif kept:
+        return TrainingFeatures(kept["train"], kept["validation"])
     train = normalized(features_of(run, model, "train", progress, data))
     measured = TrainingFeatures(train, np.empty(0)).distances(features_of(run, model, "validation", progress, data))
     if path is not None:
         try:
-            with writing_file(path) as file:
-                np.savez(file, train=train, validation=measured)
+            named_arrays.write(path, {"train": train, "validation": measured})
         except OSError as error:
             _log.warning(
                 "%s: cannot be written (%s), so that the next use computes the features again", path, error.strerror
             )
     return TrainingFeatures(train, measured)
-
-
-def read(path: Path) -> TrainingFeatures | None:
-    """Return the features that a file holds; None if there is no such file, or, with a warning, if it is damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return TrainingFeatures(arrays["train"], arrays["validation"])
-    except FileNotFoundError:
-        return None
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
-        _log.warning("%s is damaged (%s: %s): the features are computed again", path, type(error).__name__, error)
-        return None
 
 
 def normalized(features: np.ndarray) -> np.ndarray:
