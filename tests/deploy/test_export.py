@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import csv
 import hashlib
 import importlib.util
 import json
@@ -27,6 +26,7 @@ from experiments.images import decoder
 from experiments.images.decoder_settings import DecoderSettings, Resize
 from experiments.models.head import probabilities
 from experiments.models.network import preprocess
+from experiments.storage.csv_files import write_rows
 
 SIZE = 32
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "exporting.md").read_text(encoding="utf-8")
@@ -53,10 +53,7 @@ def run_of(drawn: Path, folder: Path, resize: Resize = "squash", precision: str 
         }
         for path in sorted(drawn.glob("*/*/*.jpg"))
     ]  # fmt: skip
-    with (folder / "images.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(folder / "images.csv", rows)
     plain: dict[str, Any] = {
         "data": {"root": str(drawn), "resize": resize}, "runtime": {"precision": precision},
         "regime": {"name": "scratch"}, "model": {"name": "convnet"},

@@ -85,7 +85,7 @@ def test_written_once_then_found(tmp_path: Path) -> None:
         np.testing.assert_array_equal(array, np.arange(15).reshape(SHAPE))
     meta = json.loads((entry(tmp_path) / "meta.json").read_text())
     assert meta["spec"] == SPEC and meta["shape"] == [3, 5] and np.dtype(meta["dtype"]) == np.float32
-    assert set(meta) == {"spec", "shape", "dtype", "about", "sha256", "created"}
+    assert set(meta) == {"spec", "shape", "dtype", "about", "sha256"}
     assert_clean(tmp_path)
 
 

@@ -23,9 +23,9 @@ from experiments.deploy.saved_run import Trained
 from experiments.errors import DataError
 from experiments.evaluation.calibration import TEMPERATURE, confidence_metrics
 from experiments.evaluation.evaluate import Report, percent, report_on
-from experiments.evaluation.per_class import class_columns
 from experiments.images.decoder_settings import DecoderSettings
 from experiments.reports.figures import report_figures
+from experiments.run import flat_metrics, write_results
 from experiments.runs.predictions import Prediction
 from experiments.runs.run_directory import RunDirectory
 from experiments.storage import atomic_files
@@ -44,7 +44,6 @@ class Evaluation:
     paths: list[str]  # of the images of `report`, relative to the root; names that are not UTF-8 are as they are
     metrics: dict[str, float]  # named evaluation.METRIC
     skipped: list[DataIssue]  # files that cannot be used
-    known: list[Prediction]  # of images that the model was trained on
     sentences: list[str]  # comparison with the run's validation images
 
 
@@ -70,10 +69,10 @@ def evaluate(
     hashes = hash_files(labelled.root, [ListedImage(*file) for file in labelled.files], skipped)
     class_of = {path: name for path, name in labelled.files if path in hashes}
     shares: dict[str, np.ndarray] = {}  # probabilities by path
-    following = iter(class_of)
-    paths = (str(labelled.root / path) for path in class_of)
-    for some in predictions(model, paths, batch_size, DecoderSettings.of(run.plain["data"])):
-        for prediction, path in zip(some, following, strict=False):
+    relative = {str(labelled.root / path): path for path in class_of}
+    for some in predictions(model, relative, batch_size, DecoderSettings.of(run.plain["data"])):
+        for prediction in some:
+            path = relative[prediction.path]
             if prediction.probabilities is None:
                 skipped.append(DataIssue(path, prediction.error, skippable=True, class_name=class_of[path]))
             else:
@@ -86,11 +85,10 @@ def evaluate(
     files = [(path, hashes[path][0]) for path in shares]
     scores, is_probability = np.stack(list(shares.values())), run.plain.get("loss") != "hinge"
     report = report_on(SPLIT, files, labels, scores, run.classes, run.decision, is_probability)
-    metrics = {f"{SPLIT}.{name}": value for name, value in report.metrics.items()}
-    metrics |= confidence_metrics({SPLIT: report}, run.metrics.get(TEMPERATURE))
+    metrics = flat_metrics({SPLIT: report}) | confidence_metrics({SPLIT: report}, run.metrics.get(TEMPERATURE))
     known = [prediction for prediction in report.predictions if prediction.sha256 in trained]
     sentences = known_sentences(report, known) + compare(report, known, validation)
-    return Evaluation(report, list(shares), metrics, skipped, known, sentences)
+    return Evaluation(report, list(shares), metrics, skipped, sentences)
 
 
 def known_sentences(report: Report, known: Sequence[Prediction]) -> list[str]:
@@ -173,10 +171,7 @@ def write(evaluation: Evaluation, run: Trained, labelled: Labelled, image_size: 
 
     try:
         aside.mkdir()
-        directory.write_metrics(evaluation.metrics)
-        directory.write_predictions(SPLIT, report.predictions)
-        pairs = [pair._asdict() for pair in report.confused_pairs]
-        directory.write_class_scores(SPLIT, class_columns(report.class_scores), pairs)
+        write_results(directory, {SPLIT: report}, evaluation.metrics)
         directory.write_images([], [{"path": issue.path, "reason": issue.text} for issue in evaluation.skipped], [], [])
         directory.figures.mkdir()
         for name, figure in report_figures(report, pixels_of).items():

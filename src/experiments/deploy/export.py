@@ -33,8 +33,7 @@ RESIZING = {
     "pad": "the whole image, its proportions kept, centered on a black square (Keras: pad_to_aspect_ratio=True)",
     "crop": "its largest centered square (Keras: crop_to_aspect_ratio=True)",
 }
-TOLERANCE = {"float32": 1e-4}  # largest accepted difference in probability, by precision
-COARSE = 1e-2  # the same, for all other precisions
+TOLERANCE, COARSE = 1e-4, 1e-2  # largest accepted difference in probability: of float32 models, of others
 BATCH = 32
 REPRESENTATIVE = 200  # training images from which int8 takes the ranges of activations
 
@@ -122,7 +121,7 @@ def compare(
 
 def check(parity: Parity, run: Trained, name: str, given: np.ndarray, count: int) -> None:
     """Raise RuntimeError if a file's probabilities are not the model's, or of a rounded format are no numbers."""
-    allowed = TOLERANCE.get(run.plain["runtime"]["precision"], COARSE)
+    allowed = TOLERANCE if run.plain["runtime"]["precision"] == "float32" else COARSE
     wrong = not np.isfinite(given).all() if FORMATS[name].rounded else not parity.difference <= allowed
     if wrong:
         raise RuntimeError(

@@ -21,7 +21,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -321,8 +320,7 @@ def _build(entry: Path, wanted: Mapping[str, Any], write: Callable[[np.ndarray],
         sync(path)
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        meta = {**wanted, "sha256": sha256, "created": datetime.now(UTC).isoformat(timespec="seconds")}
-        write_file(temporary / _META, json.dumps(meta, indent=1).encode())
+        write_file(temporary / _META, json.dumps({**wanted, "sha256": sha256}, indent=1).encode())
 
 
 def _remove(entry: Path) -> None:
