@@ -80,7 +80,7 @@ def test_a_report_that_cannot_be_logged_is_there(
     def unavailable(*arguments: object) -> None:
         raise ConfigError("the store does not answer")
 
-    monkeypatch.setattr(making, "log_file", unavailable)
+    monkeypatch.setattr(making, "add_file", unavailable)
     monkeypatch.setattr(run_report, "html", lambda *arguments: "the page")
     with pytest.raises(SystemExit, match=r"report.html: the report is written.*not in MLflow: the store does not ans"):
         reported(monkeypatch, capsys, str(trained))

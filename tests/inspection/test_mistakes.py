@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from experiments.errors import ConfigError, DataError
 from experiments.inspection import mistakes
 from experiments.models.gradcam import overlay
 from experiments.runs.predictions import mistakes as recorded_mistakes
-from experiments.storage.csv_files import read_rows
+from experiments.storage.csv_files import read_rows, write_rows
 
 
 @pytest.fixture
@@ -32,10 +31,7 @@ def run(ended: Any, tmp_path: Path) -> saved_run.Trained:
         wrong = at in (1, 4, 7)
         other = {"blobs": "stripes", "stripes": "blobs"}[row["predicted"]]
         row |= {"label": other if wrong else row["predicted"], "correct": str(not wrong)}
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(path, rows)
     return saved_run.find(str(folder))
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,6 @@ from experiments.api.process import executing
 from experiments.api.run import Run
 from experiments.api.training import checked
 from experiments.config.messages import nearest_hint
-from experiments.config.schema import Config
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError
 from experiments.inspection.parts import OF_RUNS, OPTIONS
@@ -116,31 +114,47 @@ def inspect(
         raise ConfigError(f"inspect: {part} are those of a finished run: ex.inspect({part!r}, run=RUN)")
     given = command(overrides, keys, config_dir)
     with executing(given):
-        if part == "labels":
-            named, place = (run.folder or run.id, run.store) if isinstance(run, Run) else (run, uri)
-            return Inspected(inspect_labels(os.fspath(named or ""), place, **options)[0])
-        trained = run._trained if isinstance(run, Run) else saved_run.find(os.fspath(run), uri) if run else None
-        config = trained.config if trained else checked(given, f"Inspect it by ex.inspect({part!r}, run=RUN)")
-        return Inspected(inspect_part(part, config, trained, options))
+        named, place = (run.folder or run.id, run.store) if isinstance(run, Run) else (run, uri)
+        instead = f"Inspect it by ex.inspect({part!r}, run=RUN)"
+        return Inspected(inspect_part(part, given, os.fspath(named) if named else None, place, options, instead)[0])
 
 
-def inspect_part(part: str, config: Config, run: Trained | None, options: Mapping[str, Any]) -> Inspection:
-    """Inspect any part but `labels`.
+def inspect_part(
+    part: str, given: Sequence[str], named: str | None, uri: str | None, options: Mapping[str, Any], instead: str
+) -> tuple[Inspection, Trained | None]:
+    """Inspect a part of a configuration or of a run.
 
     Args:
         part: a key of OPTIONS.
-        config: the configuration.
-        run: the run that has this configuration; needed for mistakes.
+        given: the arguments of the command that gives the configuration.
+        named: what names the run whose configuration is inspected instead, which `mistakes` and `labels` need.
+        uri: the tracking URI of the run; None for the local one.
         options: the part's.
+        instead: see `training.checked`.
+
+    Returns:
+        The result, and the run that it belongs to; None for a configuration or a sweep.
     """
+    if part == "labels":
+        return inspect_labels(named or "", uri, **options)
+    run = saved_run.find(named, uri) if named else None
+    config = run.config if run else checked(given, instead)
     if part == "lr":
-        return inspect_lr(config, **options)
+        check_range(**options)
     if part == "model":
         options = {**options, "classes": options["classes"] or (len(run.classes) if run else 2)}
     with quiet_start():
         module = importlib.import_module(f"experiments.inspection.{part}")
-    result: Inspection = module.inspect(run if part in OF_RUNS else config, **options)
-    return result
+    return module.inspect(run if part in OF_RUNS else config, **options), run
+
+
+def check_range(*, lowest: float, highest: float, batches: int) -> None:
+    """Raise ConfigError if the rates of a range test are no range, or there are fewer than two batches."""
+    if not 0 < lowest < highest or batches < 2:
+        raise ConfigError(
+            "lr: the lowest rate (--from) must be above 0 and below the highest (--to), with two batches or more. "
+            f"Received: {lowest:g} to {highest:g}, {batches} batches"
+        )
 
 
 def inspect_labels(named: str, uri: str | None, *, count: int, data: Path | None) -> tuple[Inspection, Trained | None]:
@@ -166,31 +180,3 @@ def inspect_labels(named: str, uri: str | None, *, count: int, data: Path | None
         from experiments.inspection import labels
     progress = Terminal(PlainConsole(stderr=True))
     return labels.inspect(runs, sweep=sweep, count=count, data=data, progress=progress), None if sweep else run
-
-
-def inspect_lr(config: Config, *, lowest: float, highest: float, batches: int) -> Inspection:
-    """Run a learning rate range test of `batches` batches, with rates from `lowest` to `highest`.
-
-    Raises:
-        ConfigError: the rates are no range, or there are fewer than two batches.
-    """
-    if not 0 < lowest < highest or batches < 2:
-        raise ConfigError(
-            "lr: the lowest rate (--from) must be above 0 and below the highest (--to), with two batches or more. "
-            f"Received: {lowest:g} to {highest:g}, {batches} batches"
-        )
-    import numpy as np
-
-    with quiet_start():
-        from experiments.inspection import lr
-        from experiments.inspection.inspection import Inspection
-        from experiments.tracking import inputs
-        from experiments.training import runtime
-    from experiments.system.progress import PlainConsole, Terminal
-
-    rates = np.geomspace(lowest, highest, batches)
-    with tempfile.TemporaryDirectory() as folder, runtime.apply(config.runtime):
-        files = inputs.fetch(config, Path(folder))
-        found = lr.range_test(config, files, rates, Terminal(PlainConsole(stderr=True)))
-    name, facts = f"lr-{config.regime.name}-{config.optimizer.name}", {"rates": f"{lowest} {highest} {batches}"}
-    return Inspection(config, name, lr.sentences(config, found), lambda: lr.draw(config, found), facts)

@@ -77,7 +77,8 @@ SHARED = ("part", "overrides", "config_dir", "run", "uri", "dpi", "output")  # t
 def main() -> None:
     arguments = parse()
     result, run = inspect(arguments)
-    from experiments.inspection.inspection import log_file, show, write_figure
+    from experiments.inspection.inspection import show, write_figure
+    from experiments.tracking.summary_runs import add_file
 
     show(result)
     path = arguments.output or result.path(run)
@@ -92,7 +93,7 @@ def main() -> None:
         write_figure(result.draw(), path, arguments.dpi)
         print(path)
         if run and run.run_id:
-            log_file(run, path)
+            add_file(run.store, run.run_id, path)
             print(f"also in MLflow: run {run.run_id}, {FIGURES}/{path.name}")
     if result.is_refused:
         sys.exit(1)
@@ -158,18 +159,10 @@ def parse() -> argparse.Namespace:
 
 def inspect(arguments: argparse.Namespace) -> tuple[Inspection, Trained | None]:
     """Inspect a part, and return the result and the run that it belongs to, if one is given."""
-    from experiments.api import inspection
-    from experiments.api.training import checked
-    from experiments.deploy import saved_run
+    from experiments.api.inspection import inspect_part
 
     options = {name: value for name, value in vars(arguments).items() if name not in SHARED}
-    if arguments.part == "labels":
-        return inspection.inspect_labels(arguments.run, arguments.uri, **options)
-    run = saved_run.find(arguments.run, arguments.uri) if arguments.run else None
-    if run:
-        config = run.config
-    else:
-        place = ["--config-dir", str(arguments.config_dir)] if arguments.config_dir else []
-        given = [*place, *arguments.overrides]
-        config = checked(given, f"Inspect it by: experiments inspect {arguments.part} --run RUN")
-    return inspection.inspect_part(arguments.part, config, run, options), run
+    place = getattr(arguments, "config_dir", None)
+    given = [*(["--config-dir", str(place)] if place else []), *getattr(arguments, "overrides", ())]
+    instead = f"Inspect it by: experiments inspect {arguments.part} --run RUN"
+    return inspect_part(arguments.part, given, arguments.run, arguments.uri, options, instead)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
 from collections.abc import Iterator
+from itertools import zip_longest
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -46,12 +46,8 @@ def sample(config: Config, count: int) -> Dataset:
     limit = Limit(train=min(half, config.data.limit.train or half), validation=1, test=1)
     data = config.data.model_copy(update={"limit": limit})
     found = read_manifest(config.model_copy(update={"data": data}), build_source(config)())
-    places: dict[str, int] = defaultdict(int)
-    turns = []
-    for entry in found.of("train"):
-        turns.append((places[entry.class_name], entry.class_name, entry))
-        places[entry.class_name] += 1
-    chosen = [entry for _, _, entry in sorted(turns, key=lambda turn: turn[:2])[:count]]
+    members = [[entry for entry in found.of("train") if entry.class_name == name] for name in found.classes]
+    chosen = [entry for turn in zip_longest(*members) for entry in turn if entry][:count]
     others = [entry for entry in found.entries if entry.split != "train"]
     few = dataclasses.replace(found, entries=(*chosen, *others))
     return splits_of(few, config.data.image_size, config.cache, config.runtime.memory * 1e9)

@@ -193,33 +193,8 @@ def draw(report: DataReport, images: int) -> Figure:
     heights = (above, below, last) if pairs else (above, below)
     charts, samples, *rest = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     left, right = charts.subplots(1, 2, width_ratios=(1.2, 1))
-    start = np.zeros(len(classes))
-    for split in SPLITS:
-        width = np.array([sum(entry.class_name == name for entry in found.of(split)) for name in classes])
-        if width.any():
-            bars = left.barh(range(len(classes)), width, left=start, color=COLORS[split], label=split, height=0.7)
-            left.bar_label(bars, [f"{count:,}" if count else "" for count in width], label_type="center", color="white")
-            start += width
-    left.set_yticks(range(len(classes)), [literal(short(name, 18)) for name in classes])
-    left.invert_yaxis()
-    left.grid(visible=False, axis="y")
-    left.set(xlabel="images")
-    left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
-    for at, name in enumerate(classes):
-        sides = np.array(
-            [(entry.width, entry.height) for entry in found.entries if entry.class_name == name], int
-        ).reshape(-1, 2)  # A class without a usable image has no rows.
-        color = PALETTE[at % len(PALETTE)]
-        right.scatter(*sides.T, s=10, alpha=0.35, color=color, linewidths=0, label=literal(short(name, 18)))
-    right.set(xlabel="width of the file's image", ylabel="height", title="sizes in pixels")
-    right.margins(0.08)
-    right.set(xlim=(0, None), ylim=(0, None))
-    _proportion_lines(right)
-    if len(classes) <= len(PALETTE):
-        legend = right.legend(loc="best", markerscale=1.8)
-        for handle in legend.legend_handles:
-            if handle is not None:
-                handle.set_alpha(1)
+    _counts(left, found, classes)
+    _sizes(right, found, classes)
     _samples(samples, found, classes, images)
     if pairs:
         draw_pairs(rest[0], found, pairs)
@@ -229,15 +204,43 @@ def draw(report: DataReport, images: int) -> Figure:
     return figure
 
 
-def _proportion_lines(panel: Axes) -> None:
-    """Draw lines of equal proportions into a chart of widths and heights: square, and 4:3 both ways."""
+def _counts(panel: Axes, found: Manifest, classes: Sequence[str]) -> None:
+    """Draw the numbers of images by class and split."""
+    start = np.zeros(len(classes))
+    for split in SPLITS:
+        width = np.array([sum(entry.class_name == name for entry in found.of(split)) for name in classes])
+        if width.any():
+            bars = panel.barh(range(len(classes)), width, left=start, color=COLORS[split], label=split, height=0.7)
+            texts = [f"{count:,}" if count else "" for count in width]
+            panel.bar_label(bars, texts, label_type="center", color="white")
+            start += width
+    panel.set_yticks(range(len(classes)), [literal(short(name, 18)) for name in classes])
+    panel.invert_yaxis()
+    panel.grid(visible=False, axis="y")
+    panel.set(xlabel="images")
+    panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+
+
+def _sizes(panel: Axes, found: Manifest, classes: Sequence[str]) -> None:
+    """Draw widths and heights, with lines of equal proportions: square, and 4:3 both ways."""
+    for at, name in enumerate(classes):
+        members = [entry for entry in found.entries if entry.class_name == name]
+        widths, heights = [entry.width for entry in members], [entry.height for entry in members]
+        color = PALETTE[at % len(PALETTE)]
+        panel.scatter(widths, heights, s=10, alpha=0.35, color=color, linewidths=0, label=literal(short(name, 18)))
+    panel.set(xlabel="width of the file's image", ylabel="height", title="sizes in pixels")
+    panel.margins(0.08)
+    panel.set(xlim=(0, None), ylim=(0, None))
     (_, most_x), (_, most_y) = panel.get_xlim(), panel.get_ylim()
-    for name, slope in (("4:3", 3 / 4), ("1:1", 1), ("3:4", 4 / 3)):
+    for proportion, slope in (("4:3", 3 / 4), ("1:1", 1), ("3:4", 4 / 3)):
         panel.axline((0, 0), slope=slope, color="0.75", linewidth=0.8, linestyle=":", zorder=0)
         end = min(most_x, most_y / slope)
-        panel.annotate(name, (end, slope * end), xytext=(-2, -2), textcoords="offset points", ha="right", va="top",
-                       fontsize=7, color="0.5")  # fmt: skip
+        panel.annotate(proportion, (end, slope * end), xytext=(-2, -2), textcoords="offset points", ha="right",
+                       va="top", fontsize=7, color="0.5")  # fmt: skip
     panel.set(xlim=(0, most_x), ylim=(0, most_y))
+    if len(classes) <= len(PALETTE):
+        for handle in filter(None, panel.legend(loc="best", markerscale=1.8).legend_handles):
+            handle.set_alpha(1)
 
 
 def _samples(figure: SubFigure, found: Manifest, classes: Sequence[str], count: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +11,10 @@ from experiments.config.identity import run_identity
 from experiments.config.schema import Config
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError
+from experiments.reports.page import save_figure
 from experiments.runs.run_directory import RunDirectory
 from experiments.storage import atomic_files
 from experiments.system.progress import PlainConsole
-from experiments.tracking import summary_runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,16 +85,4 @@ def write_figure(figure: Figure, path: Path, dpi: int) -> None:
             f"{path}: is not written: the figure would have {side:,.0f} pixels a side, at most {LARGEST:,} are "
             "possible. Show fewer images (--count, --images), or give a lower --dpi"
         )
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=dpi)
-    atomic_files.write_file(path, content.getvalue())
-
-
-def log_file(run: Trained, path: Path) -> None:
-    """Add a file to the artifacts of a run's MLflow run, which it must have; PNG files to its figures.
-
-    Raises:
-        ConfigError: the tracking store cannot be used, or has no such run.
-    """
-    assert run.run_id is not None
-    summary_runs.add_file(run.store, run.run_id, path)
+    atomic_files.write_file(path, save_figure(figure, "png", dpi))

@@ -15,7 +15,7 @@ from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError
 from experiments.evaluation.label_quality import Doubt, Labelled, have_probabilities, labelled, rank
 from experiments.images.decoder_settings import DecoderSettings
-from experiments.images.resizing import fit, thumbnail
+from experiments.images.resizing import fit
 from experiments.inspection.inspection import Inspection
 from experiments.reports import plots
 from experiments.reports.figure_style import literal, short
@@ -120,7 +120,7 @@ def draw(root: Path, settings: DecoderSettings, doubts: Sequence[Doubt], title: 
     grid, titles = [], []
     for doubt in doubts:
         image = open_image(root, doubt.image.path, doubt.image.sha256, settings)
-        grid.append(np.asarray(fit(thumbnail(image, THUMBNAIL), THUMBNAIL, "white")))
+        grid.append(np.asarray(fit(image, THUMBNAIL, "white")))
         titles.append(
             f"{short(doubt.image.path.rsplit('/', 1)[-1])}\n{short(doubt.image.label)} {doubt.self_confidence:.1%}\n"
             f"{short(doubt.likely)} {doubt.probability:.1%}"

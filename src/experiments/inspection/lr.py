@@ -20,12 +20,15 @@ from scipy.stats import median_abs_deviation
 
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.inspection.inspection import Inspection
 from experiments.regimes import continuation
 from experiments.regimes.build import build
 from experiments.regimes.declaration import declaration_of
 from experiments.reports.figure_style import PALETTE, QUIET, STYLE
 from experiments.run import read_data
-from experiments.training import lr_finder
+from experiments.system.progress import PlainConsole, Terminal
+from experiments.tracking import inputs
+from experiments.training import lr_finder, runtime
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.lr_finder import LRFinder
 from experiments.training.types import Progress, TrainingContext
@@ -47,6 +50,16 @@ class RangeTest(NamedTuple):
     reason: str  # how the rate was found, or why there is none and what to do
     diverged: float | None  # the rate at which training diverged and the test ended early
     highest: bool = False  # whether a lower rate may be as good as the suggested one
+
+
+def inspect(config: Config, *, lowest: float, highest: float, batches: int) -> Inspection:
+    """Run a learning rate range test of `batches` batches, with rates from `lowest` to `highest`."""
+    rates = np.geomspace(lowest, highest, batches)
+    with tempfile.TemporaryDirectory() as folder, runtime.apply(config.runtime):
+        files = inputs.fetch(config, Path(folder))
+        found = range_test(config, files, rates, Terminal(PlainConsole(stderr=True)))
+    name, facts = f"lr-{config.regime.name}-{config.optimizer.name}", {"rates": f"{lowest} {highest} {batches}"}
+    return Inspection(config, name, sentences(config, found), lambda: draw(config, found), facts)
 
 
 def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, progress: Progress) -> RangeTest:

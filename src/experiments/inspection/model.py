@@ -6,7 +6,7 @@ It shows which parts are frozen and which are trained; the weights are not neede
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import keras
@@ -32,7 +32,7 @@ BEFORE, HEAD = "(input)", "(head)"  # names for the layers before the first bloc
 
 
 class Row(NamedTuple):
-    """One layer of the network."""
+    """One layer of the network, or the totals of a block."""
 
     block: str  # the backbone's block, BEFORE or HEAD
     name: str
@@ -42,6 +42,7 @@ class Row(NamedTuple):
     trained: int  # the number of parameters that the optimizer changes in the last phase
     frozen: bool  # whether the layer belongs to the frozen part in that phase, even if it has no parameters
     operations: int | None  # multiply-adds of its kernels for one image; None for layer classes that are not counted
+    layers: int = 1
 
 
 class ModelSummary(NamedTuple):
@@ -50,18 +51,6 @@ class ModelSummary(NamedTuple):
     rows: tuple[Row, ...]  # in the order of the graph, the head's last
     split_point: str | None  # the layer after the split point; "pooling": pooled features are cached; None: no split
     stored: tuple[int, ...]  # shape of the features of one image at the split point
-
-
-class Block(NamedTuple):
-    """The totals of the layers of a block."""
-
-    name: str
-    layers: int
-    shape: tuple[int, ...]
-    parameters: int
-    trained: int
-    frozen: bool
-    operations: int
 
 
 def inspect(config: Config, *, classes: int, layers: bool) -> Inspection:
@@ -145,22 +134,15 @@ def operations(layer: keras.Layer, shape: Sequence[int]) -> int | None:
     return math.prod(shape[:-1]) * sum(math.prod(map(int, kernel.shape)) for kernel in kernels)
 
 
-def blocks(summary: ModelSummary) -> list[Block]:
-    """Return the blocks in order, including BEFORE and HEAD."""
+def blocks(summary: ModelSummary) -> list[Row]:
+    """Return the totals of the blocks in order, including BEFORE and HEAD."""
     found = []
     for name in dict.fromkeys(row.block for row in summary.rows):
         members = [row for row in summary.rows if row.block == name]
-        found.append(
-            Block(
-                name=name,
-                layers=len(members),
-                shape=members[-1].shape,
-                parameters=sum(row.parameters for row in members),
-                trained=sum(row.trained for row in members),
-                frozen=all(row.frozen for row in members),
-                operations=sum(row.operations or 0 for row in members),
-            )
-        )
+        parameters, trained = sum(row.parameters for row in members), sum(row.trained for row in members)
+        operations = sum(row.operations or 0 for row in members)
+        frozen = all(row.frozen for row in members)
+        found.append(Row(name, name, "", members[-1].shape, parameters, trained, frozen, operations, len(members)))
     return found
 
 
@@ -212,7 +194,7 @@ def block_table(summary: ModelSummary) -> Table:
     edge, found = split_block(summary), blocks(summary)
     for block, after in zip(found, [*found[1:], None], strict=True):
         state = "frozen" if block.frozen else "trained"
-        counts = f"{block.layers}", _shape(block.shape), f"{block.parameters:,}", readable(block.operations)
+        counts = f"{block.layers}", _shape(block.shape), f"{block.parameters:,}", readable(block.operations or 0)
         last = after is not None and after.name == edge
         table.add_row(block.name, *counts, state if block.parameters else "", end_section=last)
     return table
@@ -240,14 +222,13 @@ def draw(config: Config, summary: ModelSummary) -> Figure:
     found = [block for block in blocks(summary) if block.parameters or block.operations]
     figure = Figure(figsize=(9, 1.9 + 0.27 * len(found)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    measures: list[tuple[str, Callable[[Block], int]]] = [
-        ("parameters", lambda block: block.parameters),
-        ("multiply-adds for an image", lambda block: block.operations),
-    ]
+    measures = {
+        "parameters": [block.parameters for block in found],
+        "multiply-adds for an image": [block.operations or 0 for block in found],
+    }
     names = [block.name for block in found]
     edge = split_block(summary)
-    for panel, (title, measure) in zip(panels, measures, strict=True):
-        values = [measure(block) for block in found]
+    for panel, (title, values) in zip(panels, measures.items(), strict=True):
         colors = [FROZEN if block.frozen else TRAINED for block in found]
         bars = panel.barh(range(len(found)), values, color=colors, height=0.72)
         panel.bar_label(bars, [readable(value) for value in values], padding=3, fontsize=8, color="#444444")

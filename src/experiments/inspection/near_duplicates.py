@@ -11,7 +11,7 @@ from PIL import Image
 
 from experiments.data.issues import printable
 from experiments.data.pixel_cache import open_image
-from experiments.data.types import ImageRecord, Manifest, NearDuplicatePair
+from experiments.data.types import Manifest, NearDuplicatePair
 from experiments.reports.figure_style import literal, short
 
 PAIRS_IN_A_ROW = 3
@@ -29,7 +29,8 @@ _CONSEQUENCES = {
 
 def near_duplicate_lines(found: Manifest, on_leak: str) -> list[str]:
     """Return how many near-duplicates there are, and a line for each of the first, all those in two splits before."""
-    pairs = _leaks_first(found)
+    leaks = set(found.leaks)
+    pairs = sorted(found.near_duplicates, key=lambda pair: pair not in leaks)
     if not pairs:
         return ["no near-duplicates: no image is a re-encoded, resized, cropped or mirrored copy of another"]
     entries = {entry.path: entry for entry in found.entries}
@@ -52,12 +53,7 @@ def near_duplicate_lines(found: Manifest, on_leak: str) -> list[str]:
 def near_duplicates_shown(found: Manifest) -> list[NearDuplicatePair]:
     """Return the pairs that the figure shows: those in two splits first, and of these the least similar."""
     leaks = set(found.leaks)
-    return sorted(_leaks_first(found), key=lambda pair: (pair not in leaks, pair.similarity))[:MOST_PAIRS]
-
-
-def _leaks_first(found: Manifest) -> list[NearDuplicatePair]:
-    leaks = set(found.leaks)
-    return [*found.leaks, *(pair for pair in found.near_duplicates if pair not in leaks)]
+    return sorted(found.near_duplicates, key=lambda pair: (pair not in leaks, pair.similarity))[:MOST_PAIRS]
 
 
 def draw_pairs(figure: SubFigure, found: Manifest, pairs: Sequence[NearDuplicatePair]) -> None:
@@ -78,11 +74,8 @@ def draw_pairs(figure: SubFigure, found: Manifest, pairs: Sequence[NearDuplicate
             image.thumbnail((_SIDE, _SIDE))
             canvas.paste(image, (side * (_SIDE + _GAP), 0))
         panel.imshow(np.asarray(canvas))
-        splits, classes = (" and ".join(dict.fromkeys(names)) for names in zip(*map(_place, both), strict=True))
-        panel.set_title(literal(short(f"{splits}: {classes}", 40)), fontsize=8)
+        splits = dict.fromkeys(entry.split for entry in both)
+        classes = dict.fromkeys(entry.class_name for entry in both)
+        panel.set_title(literal(short(f"{' and '.join(splits)}: {' and '.join(classes)}", 40)), fontsize=8)
     count = f"{len(pairs)} of {len(found.near_duplicates)} pairs" if len(pairs) > 1 else "a pair"
     figure.suptitle(f"near-duplicates: {count}", fontsize=10)
-
-
-def _place(entry: ImageRecord) -> tuple[str, str]:
-    return entry.split, entry.class_name

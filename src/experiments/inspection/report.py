@@ -6,10 +6,10 @@ from pathlib import Path
 
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError
-from experiments.inspection.inspection import log_file
 from experiments.reports import run_report
 from experiments.runs.run_directory import REPORT, RunDirectory
 from experiments.storage import atomic_files
+from experiments.tracking.summary_runs import add_file
 
 
 def write(run: Trained, data: Path | None = None, output: Path | None = None) -> Path:
@@ -39,7 +39,7 @@ def write(run: Trained, data: Path | None = None, output: Path | None = None) ->
     path = run_report.write(directory, data or run_report.data_root(directory), run.model, output)
     if run.run_id and output is None:
         try:
-            log_file(run, path)
+            add_file(run.store, run.run_id, path)
         except ConfigError as error:
             raise ConfigError(f"{path}: the report is written, but it is not in MLflow: {error}") from None
     return path

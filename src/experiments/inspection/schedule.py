@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import NamedTuple
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rich.table import Table
@@ -101,6 +99,8 @@ def draw(config: Config, found: list[Phase]) -> Figure:
     start = 0
     for at, phase in enumerate(found):
         epochs = len(phase.highest)
+        if at:
+            panel.axvline(start - 0.5, color=QUIET, linestyle="--", linewidth=1.2)
         panel.axvspan(start - 0.5, start + epochs - 0.5, color=BANDS[at % len(BANDS)], zorder=0, linewidth=0)
         where = panel.get_xaxis_transform()
         panel.text(start - 0.4, 1.02, f"{phase.name}: {phase.optimizer}", transform=where, fontsize=9, color="#555555")
@@ -117,8 +117,6 @@ def draw(config: Config, found: list[Phase]) -> Figure:
             panel.annotate(f"{rates[epoch]:.3g}", (start + epoch, rates[epoch]), xytext=(0, above),
                            textcoords="offset points", ha=side, fontsize=8)  # fmt: skip
         start += epochs
-    for before, _ in pairwise(np.cumsum([len(phase.highest) for phase in found])):
-        panel.axvline(before - 0.5, color=QUIET, linestyle="--", linewidth=1.2)
     every = [rate for phase in found for rate in (*phase.highest, *phase.lowest)]
     if min(every) > 0 and max(every) > 10 * min(every):
         panel.set_yscale("log")

@@ -54,11 +54,11 @@ def base64_text(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def save_figure(figure: Figure, kind: str) -> bytes:
+def save_figure(figure: Figure, kind: str, dpi: int = 100) -> bytes:
     """Return the content of a figure's file, reproducibly: without a date, and with fixed ids in SVG."""
     file = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "experiments"}):
-        figure.savefig(file, format=kind, dpi=100, metadata={"Date": None} if kind == "svg" else None)
+        figure.savefig(file, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
     return file.getvalue()
 
 

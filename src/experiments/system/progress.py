@@ -88,7 +88,7 @@ class Terminal:
         if self.lines and not self.console.is_terminal and not self.console.is_jupyter:
             began, advance = time.perf_counter(), self._tenths(label, total)
             yield advance
-            self._print(f"{label}: finished in {time.perf_counter() - began:.1f} s")
+            self.console.print(f"{label}: finished in {time.perf_counter() - began:.1f} s", soft_wrap=True)
             return
         columns = (  # together within 80 characters, the usual width of a terminal
             TextColumn("{task.description}{task.fields[note]}", markup=False),
@@ -124,9 +124,6 @@ class Terminal:
             tenths = 10 * done // total if total else 10
             if note and tenths > printed:
                 printed = tenths
-                self._print(f"{label}: {note}")
+                self.console.print(f"{label}: {note}", soft_wrap=True)
 
         return advance
-
-    def _print(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
