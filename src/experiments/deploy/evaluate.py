@@ -23,9 +23,9 @@ from experiments.deploy.saved_run import Trained
 from experiments.errors import DataError
 from experiments.evaluation.calibration import TEMPERATURE, confidence_metrics
 from experiments.evaluation.evaluate import Report, percent, report_on
+from experiments.evaluation.per_class import class_columns
 from experiments.images.decoder_settings import DecoderSettings
 from experiments.reports.figures import report_figures
-from experiments.run import flat_metrics, write_results
 from experiments.runs.predictions import Prediction
 from experiments.runs.run_directory import RunDirectory
 from experiments.storage import atomic_files
@@ -85,7 +85,8 @@ def evaluate(
     files = [(path, hashes[path][0]) for path in shares]
     scores, is_probability = np.stack(list(shares.values())), run.plain.get("loss") != "hinge"
     report = report_on(SPLIT, files, labels, scores, run.classes, run.decision, is_probability)
-    metrics = flat_metrics({SPLIT: report}) | confidence_metrics({SPLIT: report}, run.metrics.get(TEMPERATURE))
+    metrics = {f"{SPLIT}.{name}": value for name, value in report.metrics.items()}
+    metrics |= confidence_metrics({SPLIT: report}, run.metrics.get(TEMPERATURE))
     known = [prediction for prediction in report.predictions if prediction.sha256 in trained]
     sentences = known_sentences(report, known) + compare(report, known, validation)
     return Evaluation(report, list(shares), metrics, skipped, sentences)
@@ -171,7 +172,10 @@ def write(evaluation: Evaluation, run: Trained, labelled: Labelled, image_size: 
 
     try:
         aside.mkdir()
-        write_results(directory, {SPLIT: report}, evaluation.metrics)
+        directory.write_metrics(evaluation.metrics)
+        directory.write_predictions(SPLIT, report.predictions)
+        pairs = [pair._asdict() for pair in report.confused_pairs]
+        directory.write_class_scores(SPLIT, class_columns(report.class_scores), pairs)
         directory.write_images([], [{"path": issue.path, "reason": issue.text} for issue in evaluation.skipped], [], [])
         directory.figures.mkdir()
         for name, figure in report_figures(report, pixels_of).items():
