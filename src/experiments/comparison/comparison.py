@@ -37,6 +37,11 @@ def fold_of(run: RunFacts) -> str:
     return "" if fold == "null" else fold
 
 
+def repeat_of(run: RunFacts) -> tuple[str, str]:
+    """Return the seed and the fold of a run, in which the runs of a group differ."""
+    return run.params.get("seed", ""), fold_of(run)
+
+
 @dataclass(frozen=True)
 class EvaluatedRun:
     """A run with its predictions for one split, and its learning curves."""
@@ -44,11 +49,6 @@ class EvaluatedRun:
     facts: RunFacts
     predictions: Mapping[Key, Prediction]
     curves: tuple[EpochRecord, ...] = ()  # empty if it has logged none
-
-    @property
-    def repeat(self) -> tuple[str, str]:
-        """The seed and the fold, in which runs of a group differ."""
-        return self.facts.params.get("seed", ""), fold_of(self.facts)
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,16 @@ class Group:
         """The predictions of each seed, by image; a seed may have a run for each fold."""
         found: dict[str, dict[Key, Prediction]] = {}
         for run in self.evaluated:
-            found.setdefault(run.repeat[0], {}).update(run.predictions)
+            found.setdefault(repeat_of(run.facts)[0], {}).update(run.predictions)
         return found
 
     def scores(self, metric: str = "accuracy") -> Scores:
         """Return the scores of every image for a metric, one of IMAGE_METRICS, by seed."""
         return gather_scores(
-            (*run.repeat, {key: image_score(metric, prediction) for key, prediction in run.predictions.items()})
+            (
+                *repeat_of(run.facts),
+                {key: image_score(metric, prediction) for key, prediction in run.predictions.items()},
+            )
             for run in self.evaluated
         )
 
@@ -189,12 +192,11 @@ def compare(uri: str, runs: Sequence[RunFacts], split: str, found: Sequence[RunF
 
 def of_groups(groups: Sequence[Group], split: str, ranked: bool = False) -> Comparison:
     """Compare each group with the first one, in the given order."""
-    measures = [{name: measure(group, name, split) for name in METRICS} for group in groups]
     return Comparison(
         split,
         tuple(groups),
         tuple(labels(groups)),
-        tuple({name: value for name, value in of_group.items() if value is not None} for of_group in measures),
+        tuple({name: found for name in METRICS if (found := measure(group, name, split))} for group in groups),
         (None, *(compare_runs(groups[0].accuracy, group.accuracy) for group in groups[1:])),
         ranked,
     )
@@ -248,16 +250,14 @@ def _by_data(runs: Sequence[RunFacts]) -> list[list[RunFacts]]:
 
 
 def _evaluated_group(uri: str, params: Mapping[str, str], runs: Sequence[RunFacts], split: str) -> Group:
-    first: dict[tuple[str, str], EvaluatedRun] = {}
-    duplicates = []
+    first: dict[tuple[str, str], RunFacts] = {}
     for run in runs:
-        evaluated = EvaluatedRun(run, {}, ())
-        if evaluated.repeat in first:
-            duplicates.append(run)
-            continue
+        first.setdefault(repeat_of(run), run)
+    evaluated = []
+    for run in first.values():
         predictions = {(row.sha256, row.label): row for row in read_predictions(uri, run, split)}
-        first[evaluated.repeat] = EvaluatedRun(run, predictions, tuple(read_curves(uri, run)))
-    group = Group(params, tuple(first.values()), tuple(duplicates))
+        evaluated.append(EvaluatedRun(run, predictions, tuple(read_curves(uri, run))))
+    group = Group(params, tuple(evaluated), tuple(run for run in runs if run is not first[repeat_of(run)]))
     if len(group.images) < 2:
         names = ", ".join(run.name for run in group.runs)
         raise ConfigError(f"{names}: runs that differ in their seed only were evaluated on other {split} images")
@@ -318,7 +318,7 @@ def measure(group: Group, name: str, split: str) -> Interval | None:
         by_class = [[row.probabilities[classes[-1]] for row in predictions if row.label == label] for label in classes]
         if len(classes) == 2 and min(map(len, by_class)) > 1:
             return Interval(group.runs[0].metrics[key], *roc_auc_interval(by_class[1], by_class[0]))
-    values = [(*run.repeat, run.facts.metrics[key]) for run in group.evaluated]
+    values = [(*repeat_of(run.facts), run.facts.metrics[key]) for run in group.evaluated]
     return metric_interval(values, group.scores(name) if name in IMAGE_METRICS else None, LOWEST.get(name, 0.0))
 
 

@@ -278,16 +278,13 @@ def html(
 
 
 def _gallery_item(image: Disagreement, data: Path | None) -> dict[str, Any]:
-    """Return the template's data for an image: its path, class, thumbnail and the prediction of each group."""
+    """Return the template's data for an image: its thumbnail, and the prediction of each group with its text."""
     roots = [data] if data else [Path(folder) for folder in image.data]
     thumbnail, missing = page.recorded_thumbnail(image.path, image.sha256, roots, image.decoder_settings)
-    predictions = []
-    for at, prediction in enumerate(image.predictions[:MOST_PREDICTIONS], 1):
-        tone = "muted" if prediction is None else "right" if prediction.right > 0.5 else "wrong"
-        mark = {"muted": "", "right": "✓ ", "wrong": "✗ "}[tone]
-        predictions.append((tone, f"{at}: {mark}{_prediction_text(prediction)}"))
-    further = [prediction for prediction in image.predictions[MOST_PREDICTIONS:] if prediction]
-    if further:
-        right = sum(prediction.right > 0.5 for prediction in further)
-        predictions.append(("muted", f"{right} of {len(further)} more are right"))
-    return {"image": image, "thumbnail": thumbnail, "missing": missing, "predictions": predictions}
+    return {
+        "image": image,
+        "thumbnail": thumbnail,
+        "missing": missing,
+        "predictions": [(one, _prediction_text(one)) for one in image.predictions[:MOST_PREDICTIONS]],
+        "further": [one for one in image.predictions[MOST_PREDICTIONS:] if one],
+    }

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 from experiments.comparison.groups import Scores
-from experiments.evaluation.statistics import LEVEL, SMALLEST_P, Interval, Spread, spread_of_mean, wilson
+from experiments.evaluation.statistics import LEVEL, Interval, Spread, dual_p_value, spread_of_mean, wilson
 
 POWER = 0.8  # the power for which the needed number of images or seeds is estimated
 MOST_IMAGES = 10_000_000  # A difference that needs more images is treated as none: no data set could show it.
@@ -268,17 +268,11 @@ def unpaired_difference(
     if boolean and len(a) == len(b) == 1 and not any(folds):
         counts = int(a.sum()), a.size, int(b.sum()), b.size
 
-        low, high = newcombe(*counts)
-        least, p_value = math.log(SMALLEST_P), 1.0
-        if value:
+        def distance(level: float) -> float:
+            below, above = newcombe(*counts, 1 - level)
+            return below if value > 0 else -above
 
-            def near(logarithm: float) -> float:
-                """Return the distance of the interval from 0, negative if the interval includes 0."""
-                below, above = newcombe(*counts, 1 - math.exp(logarithm))
-                return below if value > 0 else -above
-
-            p_value = SMALLEST_P if near(least) > 0 else math.exp(optimize.brentq(near, least, -1e-12, xtol=1e-12))
-        return Difference(value, low, high, p_value, "images", images)
+        return Difference(value, *newcombe(*counts), dual_p_value(distance) if value else 1.0, "images", images)
     both = [spread_of_mean(scores, boolean, own) for scores, own in zip((a, b), folds, strict=True)]
     floor = (sum(side.floor[0] for side in both), min(side.floor[1] for side in both))
     source = both[0].source if "images" not in (side.source for side in both) else "images"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -60,15 +60,7 @@ class Spread:
 
     def p_value(self, value: float) -> float:
         """Return the level at which the interval around `value` begins to include 0."""
-        if value == 0:
-            return 1.0
-        if self.margin(SMALLEST_P) < abs(value):
-            return SMALLEST_P
-        return math.exp(
-            optimize.brentq(
-                lambda logarithm: self.margin(math.exp(logarithm)) - abs(value), math.log(SMALLEST_P), 0.0, xtol=1e-12
-            )
-        )
+        return dual_p_value(lambda level: abs(value) - self.margin(level)) if value else 1.0
 
     def repeated(self, before: int, after: int) -> Spread:
         """Return the expected spread with `after` instead of `before` seeds, or folds of the same size."""
@@ -89,6 +81,19 @@ class Spread:
         parts += [(variance / factor, number * factor) for variance, number in images]
         floor = (self.floor[0] / factor, self.floor[1] * factor)
         return Spread(tuple(parts), floor, self.source, self.residual / factor)
+
+
+def dual_p_value(distance: Callable[[float], float]) -> float:
+    """Return the level at which the interval of a difference begins to include 0, at least SMALLEST_P.
+
+    Args:
+        distance: level -> the distance of the interval with coverage 1 - level from 0, negative if it includes 0.
+    """
+    if distance(SMALLEST_P) > 0:
+        return SMALLEST_P
+    return math.exp(
+        optimize.brentq(lambda logarithm: distance(math.exp(logarithm)), math.log(SMALLEST_P), 0.0, xtol=1e-12)
+    )
 
 
 @dataclass(frozen=True)

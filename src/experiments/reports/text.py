@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from experiments.data.issues import printable
-from experiments.evaluation.evaluate import Report, percent
+from experiments.evaluation.evaluate import METRICS, Report, percent
 from experiments.evaluation.per_class import ClassScore
 from experiments.evaluation.statistics import Interval
 from experiments.evaluation.training_checks import best_epoch
@@ -25,14 +25,8 @@ WORST = 10  # else those with the lowest F1.
 MOST_PAIRS = 5
 MOST_LOGGED = 40  # Up to this number of classes, MLflow has precision, recall and F1 of each as metrics.
 LONGEST_NAME = 100  # characters of a class in the name of a metric; MLflow allows 250 in all
-SUMMARY = {
-    "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "matthews": "Matthews correlation",
-    "top3_accuracy": "top-3 accuracy", "top5_accuracy": "top-5 accuracy",
-}  # fmt: skip
-POSITIVE = {
-    "precision": "precision", "recall": "recall", "f1": "F1", "roc_auc": "ROC AUC",
-    "average_precision": "average precision",
-}  # fmt: skip
+SUMMARY = ("balanced_accuracy", "macro_f1", "matthews", "top3_accuracy", "top5_accuracy")  # metrics over all classes
+POSITIVE = ("precision", "recall", "f1", "roc_auc", "average_precision")  # of the positive one of two classes
 RATIOS = ("matthews", "macro_f1", "f1", "roc_auc", "average_precision")  # metrics that are no shares of images
 
 
@@ -87,11 +81,10 @@ def metric_lines(report: Report) -> list[str]:
     return lines
 
 
-def _listed(metrics: Mapping[str, float], names: Mapping[str, str]) -> str:
+def _listed(metrics: Mapping[str, float], names: Sequence[str]) -> str:
+    known = {name: metrics[name] for name in names if name in metrics}
     return ", ".join(
-        f"{text} {metrics[name]:.3f}" if name in RATIOS else f"{text} {percent(metrics[name])}"
-        for name, text in names.items()
-        if name in metrics
+        f"{METRICS[name]} {f'{value:.3f}' if name in RATIOS else percent(value)}" for name, value in known.items()
     )
 
 
