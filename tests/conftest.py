@@ -12,18 +12,21 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import composition
 import numpy as np
 import pytest
+from hydra._internal.config_repository import CachingConfigRepository
 from omegaconf import DictConfig
 from PIL import Image
 
 from experiments.config import schema
 from experiments.storage.csv_files import read_rows
 from experiments.system import redaction, signals
+from experiments.system.paths import CONF
 from experiments.train import main, train
 
 # A shell starts commands in the background with Ctrl-C ignored. The tests send it themselves.
@@ -127,6 +130,27 @@ def unflushed() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("fsync", "sync"):
             patch.setattr(os, name, lambda *descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def conf_is_read_once() -> Iterator[None]:
+    """Let Hydra parse each file of conf/ once, which takes nearly half of a composition's time."""
+    parsed: dict[str, Any] = {}
+    load = CachingConfigRepository.load_config
+
+    def load_config(repository: CachingConfigRepository, config_path: str) -> Any:
+        folders = {source.path for source in repository.get_sources() if source.scheme() == "file"}
+        key = f"config_path={config_path}"
+        if key in repository.cache or folders != {str(CONF)}:  # the choices of a test's own may change
+            return load(repository, config_path)
+        if parsed.get(key) is None:
+            parsed[key] = load(repository, config_path)
+        repository.cache[key] = deepcopy(parsed[key])  # a composition changes what it has loaded
+        return repository.cache[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CachingConfigRepository, "load_config", load_config)
         yield
 
 
