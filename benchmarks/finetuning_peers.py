@@ -152,7 +152,7 @@ def fastai(splits: Splits, weights: str | None, classes: int, lr: float, epochs:
 
     def cycle(epochs: int, peak: float, share: float, div: float, scales: tuple[float, float, float]) -> None:
         variables = model.trainable_variables
-        groups = [0 if id(one) in lower else 1 if id(one) in body else 2 for one in variables]
+        groups = [0 if id(variable) in lower else 1 if id(variable) in body else 2 for variable in variables]
         schedule = OneCycle(peak, epochs * len(batches), share, div)
         model.compile(DiscriminativeAdamW(schedule, [scales[group] for group in groups]), **TRAINED)
         fit(model, batches, epochs)

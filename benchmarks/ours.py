@@ -146,9 +146,9 @@ def predict(components: RunComponents, dataset: Dataset) -> float:
     model, manifest = whole_model(components, dataset), dataset.manifest
     files = [str(manifest.root / entry.path) for entry in manifest.of("train")]
     began = time.perf_counter()
-    predicted = [one for some in predictions(model, files, 32) for one in some]
+    predicted = [prediction for some in predictions(model, files, 32) for prediction in some]
     seconds = time.perf_counter() - began
-    assert len(predicted) == len(files) and all(one.probabilities is not None for one in predicted)
+    assert len(predicted) == len(files) and all(prediction.probabilities is not None for prediction in predicted)
     return seconds
 
 
@@ -231,8 +231,8 @@ class Memory:
             resident = private = 0
             try:
                 parent = psutil.Process(self._pid)
-                for one in (parent, *parent.children(recursive=True)):
-                    memory = one.memory_info()
+                for process in (parent, *parent.children(recursive=True)):
+                    memory = process.memory_info()
                     resident += memory.rss
                     private += memory.rss - getattr(memory, "shared", 0)
             except psutil.Error:  # the process has ended

@@ -170,7 +170,7 @@ def augmentation(setup: Setup) -> Row:
         numbers = components.augmentation.draw(rng, len(batch), batch.shape[1])
         once = np.asarray(components.augmentation(batch, tf.constant(numbers)))
         several = np.asarray(layers(tf.cast(batch, tf.float32), training=True))
-        energies.append([sharpness(one) for one in (np.asarray(batch, "float32"), once, several)])
+        energies.append([sharpness(version) for version in (np.asarray(batch, "float32"), once, several)])
     plain, once, several = np.mean(energies, axis=0)
     row.figures = {
         "gradient_energy_kept": {"one resampling": once[0] / plain[0], "Keras layers": several[0] / plain[0]},
@@ -585,7 +585,7 @@ def price(setup: Setup) -> Row:
         row.figures[str(views)] = {"accuracies": accuracies, "mean": mean, "low": low, "high": high,
                                    "epoch_seconds": epochs, "whole_seconds": whole}  # fmt: skip
         row.table.append([
-            str(views), f"{mean:.1%} [{low:.1%}, {high:.1%}]", ", ".join(f"{one:.1%}" for one in accuracies),
+            str(views), f"{mean:.1%} [{low:.1%}, {high:.1%}]", ", ".join(f"{accuracy:.1%}" for accuracy in accuracies),
             f"{statistics.median(epochs):.2f}", f"{whole[0]:.0f} ({statistics.median(whole):.0f})",
         ])  # fmt: skip
     return row

@@ -52,7 +52,7 @@ class Grid:
 
     @property
     def epochs(self) -> int:
-        return sum(one.epochs for one in self.found.values())
+        return sum(recorded.epochs for recorded in self.found.values())
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,14 @@ def read(folder: Path) -> Grid:
     about, rows = summary.read(folder)
     objective = about["objective"]
     found = summary.candidates([row for row in rows if not row.final], objective)
-    keys = sorted({key for one in found for key in one.values})
-    levels = [sorted({one.values[key] for one in found}, key=order) for key in keys]
+    keys = sorted({key for candidate in found for key in candidate.values})
+    levels = [sorted({candidate.values[key] for candidate in found}, key=order) for key in keys]
     recorded = {
-        tuple(one.values[key] for key in keys): Recorded(one.score, [curve(row.folder, objective) for row in one.rows])
-        for one in found
-        if one.whole
+        tuple(candidate.values[key] for key in keys): Recorded(
+            candidate.score, [curve(row.folder, objective) for row in candidate.rows]
+        )
+        for candidate in found
+        if candidate.whole
     }
     missing = [combination for combination in itertools.product(*levels) if combination not in recorded]
     if missing or len(recorded) < 2:
@@ -116,7 +118,7 @@ def replay(grid: Grid, name: str, pruner: str, seed: int, budget: int) -> Replay
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    longest = max(len(curve) for one in grid.found.values() for curve in one.curves)
+    longest = max(len(curve) for recorded in grid.found.values() for curve in recorded.curves)
     study = optuna.create_study(
         study_name=f"{name} {seed}",  # Hyperband assigns trials to brackets by this name
         direction="maximize" if grid.sign > 0 else "minimize",
@@ -140,8 +142,8 @@ def replay(grid: Grid, name: str, pruner: str, seed: int, budget: int) -> Replay
                 trial.report(value, step)
             study.tell(trial, before.value if before.state.name == "COMPLETE" else None, before.state)
             continue
-        one, behind = grid.found[drawn], False
-        first = one.curves[0]
+        recorded, behind = grid.found[drawn], False
+        first = recorded.curves[0]
         for step, value in enumerate(first[: budget - spent]):
             spent += 1
             trial.report(value, step)
@@ -152,12 +154,12 @@ def replay(grid: Grid, name: str, pruner: str, seed: int, budget: int) -> Replay
             pruned += 1
             done[drawn] = study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             continue
-        spent += one.epochs - len(first)
+        spent += recorded.epochs - len(first)
         if spent > budget or len(first) > len(trial.study.trials[trial.number].intermediate_values):
             spent = budget
             break
-        best = max(best, grid.sign * one.score)
-        done[drawn] = study.tell(trial, one.score)
+        best = max(best, grid.sign * recorded.score)
+        done[drawn] = study.tell(trial, recorded.score)
     return Replay(grid.sign * best, spent, len(done), pruned)
 
 
@@ -187,7 +189,7 @@ def main(given: Sequence[str] | None = None) -> int:
     if budget < 1 or options.studies < 1:
         parser.error(f"--budget-epochs and --studies must be 1 or more. Received: {budget}, {options.studies}")
     show = Console(highlight=False, soft_wrap=True).print
-    scores = [one.score for one in grid.found.values()]
+    scores = [recorded.score for recorded in grid.found.values()]
     best = grid.sign * max(grid.sign * score for score in scores)
     show(
         f"{options.folder.name}: {len(scores)} candidates of {', '.join(grid.keys)}, {grid.epochs} epochs in all; "

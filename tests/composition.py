@@ -32,9 +32,13 @@ def composed(*overrides: str) -> DictConfig:
     # A search path's files may change; Hydra refuses sweeps.
     if any(override.is_hydra_override() or override.is_sweep_override() for override in parsed):
         return hydras(*overrides)
-    groups = [one for one in parsed if (paths.CONF / one.key_or_group).is_dir() and not isinstance(one.value(), dict)]
+    groups = [
+        override
+        for override in parsed
+        if (paths.CONF / override.key_or_group).is_dir() and not isinstance(override.value(), dict)
+    ]
     config = deepcopy(chosen(*(override.input_line or "" for override in groups)))
-    ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if one not in groups], config)
+    ConfigLoaderImpl._apply_overrides_to_config([override for override in parsed if override not in groups], config)
     return config
 
 

@@ -179,8 +179,8 @@ def created_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def copy(source: Path, target: Path) -> None:
-    with contextlib.closing(sqlite3.connect(source)) as one, contextlib.closing(sqlite3.connect(target)) as other:
-        one.backup(other)
+    with contextlib.closing(sqlite3.connect(source)) as origin, contextlib.closing(sqlite3.connect(target)) as other:
+        origin.backup(other)
 
 
 @pytest.fixture(scope="session")

@@ -156,8 +156,8 @@ def test_what_starts_fast_imports_no_framework(name: str) -> None:
         module = waiting.pop()
         seen.add(module)
         found = list(imports(MODULES[module], lazy=False))
-        assert not {_package(one) for one in found} & HEAVY, f"{name} through {module}"
-        below = {other for other in NAMES for one in found if f"{one}.".startswith(f"experiments.{other}.")}
+        assert not {_package(dotted) for dotted in found} & HEAVY, f"{name} through {module}"
+        below = {other for other in NAMES for dotted in found if f"{dotted}.".startswith(f"experiments.{other}.")}
         waiting += below - seen
 
 

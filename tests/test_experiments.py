@@ -109,14 +109,14 @@ def test_a_debug_run_is_in_mlflow_apart_from_the_others(
     folder = start(
         tmp_path, "tried", *small("demo", drawn), "regime=finetune", "debug=fast", "tracking.log_model=false"
     )
-    assert [one.name for one in client.search_experiments() if one.name != "Default"] == ["debug"]
+    assert [experiment.name for experiment in client.search_experiments() if experiment.name != "Default"] == ["debug"]
     run = runs_of(client, "debug")["tried"]
     assert run.info.status == "FINISHED"
     assert run.data.metrics["validation.accuracy"] == metrics_of(folder)["validation.accuracy"]
     history = client.get_metric_history(run.info.run_id, "loss")
     curves = read_rows(folder / "curves.csv")
-    assert [one.step for one in history] == [int(row["step"]) for row in curves]
-    assert [one.value for one in history] == pytest.approx([float(row["loss"]) for row in curves])
+    assert [metric.step for metric in history] == [int(row["step"]) for row in curves]
+    assert [metric.value for metric in history] == pytest.approx([float(row["loss"]) for row in curves])
     assert len(history) == 2  # the head's epoch and fine-tuning's
     assert run.data.params["schedule"] == "cosine" and run.data.params["epochs"] == "1"
 

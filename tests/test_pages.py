@@ -104,9 +104,11 @@ def check_configuration(arguments: list[str]) -> None:
     for override in OverridesParser.create().parse_overrides(arguments):
         swept = dimension(override) if override.is_sweep_override() else None
         overrides.append(f"{swept.element}={swept.ends[0]}" if swept else str(override.input_line))
-    keys = {one.partition("=")[0] for one in overrides}
+    keys = {override.partition("=")[0] for override in overrides}
     source = ["data=folder"] if "data.root" in keys and "data" not in keys else []
-    compose_once(*source, *(one for one in overrides if not one.startswith(("like=", "resume=", "continue="))))
+    compose_once(
+        *source, *(override for override in overrides if not override.startswith(("like=", "resume=", "continue=")))
+    )
 
 
 @cache
@@ -232,7 +234,9 @@ def texts_of_the_source() -> list[str]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.JoinedStr):
-                found.append("".join(str(one.value) if isinstance(one, ast.Constant) else "\0" for one in node.values))
+                found.append(
+                    "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+                )
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(re.sub(r"%[sd]", "\0", node.value))
     return found

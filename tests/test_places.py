@@ -122,7 +122,7 @@ def test_artifacts_that_were_placed_elsewhere_stay_there(tmp_path: Path) -> None
         place.create_experiment(name, location)
     (file.parent / "mlartifacts").mkdir()
     connection.check(sqlite_uri(file))
-    found = {one.name: one.artifact_location for one in place.search_experiments()}
+    found = {experiment.name: experiment.artifact_location for experiment in place.search_experiments()}
     assert (found["folder"], found["bucket"]) == (elsewhere.as_uri(), "s3://bucket/mlartifacts")
     (file.parent / "mlartifacts").rmdir()
     elsewhere.rmdir()  # as of a disk that is not mounted
@@ -186,7 +186,7 @@ def test_a_run_deleted_in_mlflow_is_named_and_resumed(
     assert facts["run_id"] == run.info.run_id and run.info.status == "FINISHED"
     assert (run.info.run_id == run_id) == (deleted == "trash")
     assert len(place.get_metric_history(run.info.run_id, "loss")) == 1
-    assert {"config.yaml", "metrics.json"} <= {one.path for one in place.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "metrics.json"} <= {artifact.path for artifact in place.list_artifacts(run.info.run_id)}
     assert "validation.accuracy" in run.data.metrics and "regime" in run.data.params
 
 

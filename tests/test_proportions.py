@@ -34,7 +34,7 @@ class Trained(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        return float(np.mean([one.correct for one in self.predictions]))
+        return float(np.mean([prediction.correct for prediction in self.predictions]))
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +85,12 @@ def test_what_predicts_with_a_run_resizes_like_it(train: Callable[..., Trained],
     assert settings.resize == "pad"
     model = run.model()
     files, _ = list_files([str(shapes / "validation")])
-    found = [one for some in predictions(model, files, 8, settings) for one in some]
-    assert [Path(one.path).name for one in found] == [Path(one.path).name for one in trained.predictions]
-    for one, recorded in zip(found, trained.predictions, strict=True):
-        assert one.probabilities == pytest.approx(list(recorded.probabilities.values()), abs=1e-4)
+    found = [prediction for some in predictions(model, files, 8, settings) for prediction in some]
+    assert [Path(prediction.path).name for prediction in found] == [
+        Path(prediction.path).name for prediction in trained.predictions
+    ]
+    for prediction, recorded in zip(found, trained.predictions, strict=True):
+        assert prediction.probabilities == pytest.approx(list(recorded.probabilities.values()), abs=1e-4)
 
     about = export.about(run, model)
     assert about["data.resize"] == "pad" and "pad_to_aspect_ratio=True" in str(about["resize"])
@@ -103,9 +105,11 @@ def test_heatmaps_lie_on_the_image_in_its_own_proportions(
     how: Resize, train: Callable[..., Trained], shapes: Path
 ) -> None:
     run = saved_run.find(str(train(how).folder))
-    ellipses = [one for one in train(how).predictions if one.label == "ellipses"][:2]
+    ellipses = [prediction for prediction in train(how).predictions if prediction.label == "ellipses"][:2]
     shown = mistakes.explain(run, shapes, ellipses)
-    assert [one.image.size for one in shown] == [(240, 60)] * 2 and all(one.has_evidence for one in shown)
+    assert [mistake.image.size for mistake in shown] == [(240, 60)] * 2 and all(
+        mistake.has_evidence for mistake in shown
+    )
     panels = mistakes.draw(shown, "").axes
     images = [np.asarray(panel.get_images()[0].get_array()) for panel in panels]
     for image in images:  # 240 x 60 pixels, centered on a white square

@@ -83,16 +83,16 @@ def arguments(name: str, drawn: Path, place: Path) -> list[str]:
         (place / "labels.csv").write_text("\n".join(rows), encoding="utf-8")
     program, module, entry, *given = shlex.split(example.command.replace("\\\n", " "))
     assert (program, module, entry) == ("python", "-m", "experiments.train")
-    given = [one.replace("=PATH", f"={drawn}") for one in given]
+    given = [text.replace("=PATH", f"={drawn}") for text in given]
     more = [*SMALL, f"hydra.run.dir={place / 'run'}"]
     if name == "regime":  # whose features are to be worth something: our own body, under a head of one layer
         given.remove("model=mobilenet_v2")
         more += ["model.head.pooling=average", "~model.head.dense.dense1"]
-    elif any(one.startswith("model=") for one in given):
+    elif any(text.startswith("model=") for text in given):
         more.append("model.weights=null")
     else:
         more.append("model.head.pooling=average")
-    return [*given, *more, *([] if any(one.startswith(("data=", "data.root=")) for one in given) else DRAWN_BY_US)]
+    return [*given, *more, *([] if any(text.startswith(("data=", "data.root=")) for text in given) else DRAWN_BY_US)]
 
 
 def check(name: str, place: Path) -> None:
@@ -150,10 +150,10 @@ def test_an_example_runs(
     mine = [path.removesuffix(".py") for path in EXAMPLES[name].files if path.endswith(".py")]
     try:
         run_here(*given)
-        assert all(one in sys.modules for one in mine)
+        assert all(module in sys.modules for module in mine)
     finally:
-        for one in mine:
-            sys.modules.pop(one, None)
+        for module in mine:
+            sys.modules.pop(module, None)
     check(name, tmp_path)
 
 

@@ -42,8 +42,8 @@ def test_the_command_line_has_every_verb_and_option() -> None:
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every key of a model but those of components' `name` and `_target_`, and the head's optimizer's."""
     for name, field in model.model_fields.items():
-        models = [one for one in vars(schema).values() if isinstance(one, type) and issubclass(one, BaseModel)]
-        below = [one for one in models if re.search(rf"\b{one.__name__}\b", str(field.annotation))]
+        models = [value for value in vars(schema).values() if isinstance(value, type) and issubclass(value, BaseModel)]
+        below = [value for value in models if re.search(rf"\b{value.__name__}\b", str(field.annotation))]
         if name in ("name", "target"):
             continue
         if name == "head_optimizer" or not below or below[0] in PLACES:

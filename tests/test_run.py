@@ -413,7 +413,7 @@ def test_what_is_decoded_to_be_checked_goes_to_the_store_and_nothing_of_it_stays
     dataset = read_data(build(config(*SMALL, *arguments), {}), keep=keep)
     assert dataset.test is not None
     assert len(list((tmp_path / "cache").glob("pixels/*"))) == stored
-    assert len(made) == keep and not any(one.pixels for one in made)
+    assert len(made) == keep and not any(image.pixels for image in made)
 
 
 @pytest.mark.parametrize("key", ["model.weights", "regime.head_from"])

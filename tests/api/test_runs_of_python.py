@@ -51,7 +51,9 @@ def one_home(outputs: Path, own_outputs: Path, monkeypatch: pytest.MonkeyPatch) 
 def page(drawn: Path, outputs: Path) -> dict[str, Any]:
     """The names that the examples of docs/notebooks.md define; all but those of a sweep, which start processes."""
     text = (ROOT / "docs" / "notebooks.md").read_text(encoding="utf-8")
-    examples = [one for one in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "ex.sweep(" not in one]
+    examples = [
+        example for example in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "ex.sweep(" not in example
+    ]
     assert len(examples) == 6
     names: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -79,7 +81,7 @@ def test_the_bits_and_the_identity_are_those_of_the_command_line(
         "hydra/job_logging=none",
     )  # fmt: skip
     assert run.folder is not None and outcome_of(run.folder) == outcome_of(folder)
-    facts = [json.loads((one / "run.json").read_bytes()) for one in (run.folder, folder)]
+    facts = [json.loads((directory / "run.json").read_bytes()) for directory in (run.folder, folder)]
     assert facts[0]["identity"] == facts[1]["identity"] and facts[0]["threads"] == hardware.cores()
 
 

@@ -57,10 +57,10 @@ def test_studies_spend_no_more_than_their_epochs(grid: Path) -> None:
     random = search.replay(read, "random", "none", 0, 3 * EPOCHS + 5)
     assert (random.trials, random.pruned) == (3, 0), "the fourth is not paid for, and has no score"
     for name, pruner, seed in itertools.product(("random", "tpe"), ("median", "hyperband"), range(3)):
-        one = search.replay(read, name, pruner, seed, 60)
-        assert one.epochs <= 60
-        assert one == search.replay(read, name, pruner, seed, 60), "a study is repeatable"
-        assert one.best in {found.score for found in read.found.values()}
+        study = search.replay(read, name, pruner, seed, 60)
+        assert study.epochs <= 60
+        assert study == search.replay(read, name, pruner, seed, 60), "a study is repeatable"
+        assert study.best in {found.score for found in read.found.values()}
     everything = search.replay(read, "random", "none", 0, 10**6)
     assert (everything.best, everything.trials, everything.epochs) == (0.9, 10, read.epochs), "twice drawn, once paid"
 

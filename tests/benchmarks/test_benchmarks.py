@@ -70,8 +70,8 @@ def test_a_report_comes_back_as_it_was_written_and_a_failed_row_costs_no_other(t
     text = markdown.read_text(encoding="utf-8")
     assert "it broke" in text and "2.00 x faster" in text and "at least 1.5 x faster: met" in text
     console = Console(width=200, record=True, quiet=True)
-    for one in (failed, good):
-        report.show(console, one)
+    for shown in (failed, good):
+        report.show(console, shown)
     report.summary(console, [failed, good])
 
 

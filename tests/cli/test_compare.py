@@ -68,7 +68,7 @@ def fake_run(
     labels = [("cats", "dogs")[at % 2] for at in numbers]
     predicted = [label if ok else {"cats": "dogs", "dogs": "cats"}[label]
                  for label, ok in zip(labels, correct, strict=True)]  # fmt: skip
-    cats = [share if one == "cats" else 1 - share for one, share in zip(predicted, confidence, strict=True)]
+    cats = [share if answer == "cats" else 1 - share for answer, share in zip(predicted, confidence, strict=True)]
     columns = {
         "path": [f"{kind}/{at}.jpg" for at in numbers],
         "sha256": [hashlib.sha256(f"{kind} {at}".encode()).hexdigest() for at in numbers],
@@ -290,10 +290,10 @@ def test_an_accuracy_that_is_not_above_the_most_frequent_class_is_named(uri: str
 
     def imbalanced(name: str, correct: Sequence[bool], **params: str) -> Group:
         predictions = {}
-        for at, one in enumerate(correct):
+        for at, right in enumerate(correct):
             label = "normal" if at < 190 else "abnormal"
-            predicted = label if one else {"normal": "abnormal", "abnormal": "normal"}[label]
-            predictions[str(at), label] = Prediction(str(at), str(at), label, predicted, 0.9, one, {})
+            predicted = label if right else {"normal": "abnormal", "abnormal": "normal"}[label]
+            predictions[str(at), label] = Prediction(str(at), str(at), label, predicted, 0.9, right, {})
         return Group(params, (EvaluatedRun(RunFacts(name, name, params, {}, {}, "1", None), predictions),))
 
     rows = [
@@ -323,15 +323,15 @@ def test_a_bound_that_is_not_zero_does_not_look_like_it(value: float, text: str)
 
 def test_the_images_on_which_they_disagree(uri: str) -> None:
     found = disagreements(of(uri, "scratch0", "tuned0"))
-    assert sorted(one.path for one in found) == sorted(f"a/{at}.jpg" for at in range(20, 34))
+    assert sorted(image.path for image in found) == sorted(f"a/{at}.jpg" for at in range(20, 34))
     first = found[0]
     assert first.path == "a/29.jpg" and first.data == ("/photos",), "the most confident mistake first"
-    assert first.label == "dogs" and [one and one.predicted for one in first.predictions] == [
+    assert first.label == "dogs" and [prediction and prediction.predicted for prediction in first.predictions] == [
         "cats",
         "dogs",
     ]
     over_seeds = disagreements(of(uri, "scratch0", "scratch1", "scratch2", "tuned0", "tuned1", "tuned2"))
-    assert {one.path for one in over_seeds} == {f"a/{at}.jpg" for at in range(22, 36)}, "where most seeds disagree"
+    assert {image.path for image in over_seeds} == {f"a/{at}.jpg" for at in range(22, 36)}, "where most seeds disagree"
     (none, evaluated) = disagreements(of(uri, "scratch0", "partly"))[-1].predictions
     assert none is None or evaluated is None or none.right != evaluated.right
 
@@ -491,7 +491,7 @@ def test_the_command_prints_the_comparison_and_leaves_a_page_without_tensorflow(
     run_id = next(line.split()[1] for line in done.stdout.splitlines() if line.startswith("MLflow"))
     client = MlflowClient(uri)
     assert client.get_run(run_id).info.run_name == page.parent.name
-    assert {one.path for one in client.list_artifacts(run_id)} == {
+    assert {artifact.path for artifact in client.list_artifacts(run_id)} == {
         "comparison.html", "comparison.md", "comparison.csv", "comparison_classes.csv", "comparison_confusion.csv",
         "figures",
     }  # fmt: skip

@@ -197,13 +197,13 @@ def test_predictions_keep_their_order_whatever_fails(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     paths.append(str(tmp_path / "pipe.png"))
     for batch_size in (1, 4, 32):
-        reported = [one for some in predictions(classifier(), iter(paths), batch_size) for one in some]
-        assert [one.path for one in reported] == paths
-        for given, one in zip(paths[:-1], reported, strict=False):
-            if one.probabilities is None:
-                assert one.error.startswith("is no JPEG") and Path(given).read_bytes() == b"text"
+        reported = [prediction for some in predictions(classifier(), iter(paths), batch_size) for prediction in some]
+        assert [prediction.path for prediction in reported] == paths
+        for given, prediction in zip(paths[:-1], reported, strict=False):
+            if prediction.probabilities is None:
+                assert prediction.error.startswith("is no JPEG") and Path(given).read_bytes() == b"text"
             else:
-                np.testing.assert_allclose(one.probabilities, expected(Path(given).read_bytes())[0], atol=1e-6)
+                np.testing.assert_allclose(prediction.probabilities, expected(Path(given).read_bytes())[0], atol=1e-6)
         assert reported[-1].error == "is not a regular file"
 
 

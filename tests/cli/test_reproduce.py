@@ -171,7 +171,7 @@ def test_it_is_stopped_goes_on_and_then_has_nothing_to_do(drawn: Path, own_outpu
     assert {path: path.stat().st_mtime for path in own_outputs.glob("runs/*/run.json")} == before
 
     client = mlflow.MlflowClient(f"sqlite:///{own_outputs}/mlflow.db")
-    runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     (parent,) = [run for run in runs if "sweep" in run.data.tags]
     assert len(runs) == 9 and {run.info.status for run in runs} == {"FINISHED"}
     assert all(run.data.tags.get("mlflow.parentRunId") == parent.info.run_id for run in runs if run is not parent)

@@ -29,16 +29,16 @@ def evaluated(
     classes: Sequence[str] = FLOWERS, probabilities: bool = True, labels: Sequence[str] = LABELS,
 ) -> EvaluatedRun:  # fmt: skip
     predictions = {}
-    for at, (label, one) in enumerate(zip(labels, predicted, strict=True)):
-        shares = {other: float(other == one) for other in classes} if probabilities else {}
-        predictions[str(at), label] = Prediction(f"{at}.jpg", str(at), label, one, 1.0, one == label, shares)
+    for at, (label, found) in enumerate(zip(labels, predicted, strict=True)):
+        shares = {other: float(other == found) for other in classes} if probabilities else {}
+        predictions[str(at), label] = Prediction(f"{at}.jpg", str(at), label, found, 1.0, found == label, shares)
     facts = RunFacts(f"{name}{seed}", name, {"name": name, "seed": str(seed)}, {}, dict(tags or {}), "1", "")
     return EvaluatedRun(facts, predictions)
 
 
 def comparison(*groups: Sequence[EvaluatedRun]) -> Comparison:
     params = [{key: value for key, value in runs[0].facts.params.items() if key != "seed"} for runs in groups]
-    return of_groups([Group(one, tuple(runs)) for one, runs in zip(params, groups, strict=True)], "validation")
+    return of_groups([Group(named, tuple(runs)) for named, runs in zip(params, groups, strict=True)], "validation")
 
 
 @pytest.fixture(scope="module")

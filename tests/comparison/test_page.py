@@ -41,11 +41,11 @@ def group(drawn: Path, name: str, right: int, seeds: int = 1, **params: str) -> 
             label = int(path.parent.name == "stripes")
             predicted = label if at < right + seed else 1 - label
             shares = dict(zip(CLASSES, (0.9, 0.1) if predicted == 0 else (0.1, 0.9), strict=True))
-            one = Prediction(
+            prediction = Prediction(
                 path.relative_to(drawn).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest(), CLASSES[label],
                 CLASSES[predicted], 0.9, predicted == label, shares,
             )  # fmt: skip
-            predictions[one.sha256, one.label] = one
+            predictions[prediction.sha256, prediction.label] = prediction
         metrics = {"total_seconds": 12.0, "validation.loss": 0.5, "validation.f1": 0.8}
         run = RunFacts(f"{name}{seed}", f"{name} {NAME}", params | {"seed": str(seed)}, metrics, {}, "1", str(drawn))
         curve = tuple(
@@ -188,26 +188,26 @@ def test_an_image_in_a_large_file_is_not_shown(comparison: Comparison, monkeypat
 
 
 def test_a_image_is_shown_only_as_the_runs_have_read_it(comparison: Comparison, drawn: Path, tmp_path: Path) -> None:
-    one = disagreements(comparison)[0]
-    original = opened(one)
-    moved = tmp_path / one.path
+    image = disagreements(comparison)[0]
+    original = opened(image)
+    moved = tmp_path / image.path
     with pytest.raises(DataError, match="its file is not in .*--data FOLDER"):
-        opened(one, tmp_path)
+        opened(image, tmp_path)
     moved.parent.mkdir(parents=True)
-    moved.write_bytes((drawn / one.path).read_bytes())
-    assert opened(one, tmp_path) == original
+    moved.write_bytes((drawn / image.path).read_bytes())
+    assert opened(image, tmp_path) == original
     moved.write_bytes(b"another image")
     with pytest.raises(DataError, match="has changed since"):
-        opened(one, tmp_path)
+        opened(image, tmp_path)
     Image.fromarray(np.full((9, 9), 4000, "uint16")).save(moved, "PNG")
-    sixteen = dataclasses.replace(one, sha256=hashlib.sha256(moved.read_bytes()).hexdigest())
+    sixteen = dataclasses.replace(image, sha256=hashlib.sha256(moved.read_bytes()).hexdigest())
     with pytest.raises(DataError, match="16-bit grays"):
         opened(sixteen, tmp_path)
     shown = opened(dataclasses.replace(sixteen, decoder_settings=DecoderSettings((0, 4095))), tmp_path)
     assert shown.getpixel((0, 0)) == (249, 249, 249)
     for path in ("../secret.jpg", "/etc/passwd", "a/../../b.jpg"):
         with pytest.raises(DataError, match="leads out of"):
-            opened(dataclasses.replace(one, path=path))
+            opened(dataclasses.replace(image, path=path))
 
 
 def test_runs_that_agree_and_a_single_run_have_pages_too(drawn: Path, tmp_path: Path) -> None:

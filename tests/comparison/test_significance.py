@@ -131,7 +131,7 @@ def test_folds_that_share_training_images_are_not_independent() -> None:
     for _ in range(repeats):
         labels = rng.permutation(np.arange(60) // 30)
         features = rng.normal(size=(60, 8)) + 0.5 * labels[:, None]
-        found = difference(held_out(features, labels), held_out(features, labels), folds=[str(one) for one in folds])
+        found = difference(held_out(features, labels), held_out(features, labels), folds=[str(fold) for fold in folds])
         assert found.source == "folds" and found.about_setting
         rejected += found.significant
     assert rejected <= stats.binom.isf(0.001, repeats, 0.05)

@@ -141,7 +141,7 @@ def test_preset_wins_over_the_root_and_the_command_line_over_the_preset(name: st
     read = config(*preset(name))
     values = {key: content[key] for key in ("epochs", "batch_size") if key in content}
     assert {key: getattr(read, key) for key in values} == values
-    chosen = {key.removeprefix("override /"): name for one in content.defaults for key, name in one.items()}
+    chosen = {key.removeprefix("override /"): name for default in content.defaults for key, name in default.items()}
     groups = {group: chosen[group] for group in ("data", "model", "regime") if group in chosen}
     assert groups and {group: getattr(read, group).name for group in groups} == groups
     other = config("epochs=7", "batch_size=7", "optimizer=adagrad", *preset(name))

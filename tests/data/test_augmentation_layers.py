@@ -96,8 +96,8 @@ def test_an_epochs_draws_repeat_wherever_it_starts_and_differ_from_the_next(name
         np.testing.assert_array_equal(pixels, again)
         np.testing.assert_array_equal(labels, same)
     other = batches(config(f"augmentation={name}"), images, range(1), seed=1)
-    for one, two in ((whole[:3], whole[3:6]), (whole[:3], other)):
-        pairs = zip(np.concatenate([b[0] for b in one]), np.concatenate([b[0] for b in two]), strict=True)
+    for epoch, two in ((whole[:3], whole[3:6]), (whole[:3], other)):
+        pairs = zip(np.concatenate([b[0] for b in epoch]), np.concatenate([b[0] for b in two]), strict=True)
         assert sum(not np.array_equal(a, b) for a, b in pairs) >= 8, "of nine; RandAugment may draw the same twice"
     seen = {row.tobytes() for pixels, _ in whole for row in pixels}
     assert len(seen) >= 22, "of 27 alike, each is drawn for itself"

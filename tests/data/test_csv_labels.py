@@ -205,5 +205,7 @@ def test_the_labels_are_part_of_the_fingerprint(place: Path) -> None:
     first = read(listing(write(place / "1.csv", [["path", "label"], *rows])), place, split_seed=3)
     swapped = [[path, {"cat": "dog", "dog": "cat"}[label]] for path, label in rows]
     other = read(listing(write(place / "2.csv", [["path", "label"], *swapped])), place, split_seed=3)
-    assert {(one.path, one.split) for one in first.entries} == {(one.path, one.split) for one in other.entries}
+    assert {(record.path, record.split) for record in first.entries} == {
+        (record.path, record.split) for record in other.entries
+    }
     assert manifest.fingerprint(first) != manifest.fingerprint(other)

@@ -60,7 +60,7 @@ def test_every_image_that_the_pattern_does_not_match_is_listed(root: Path, tmp_p
     with pytest.raises(DataError, match=r"3 issues(?s:.*)Cat\.9\.jpg(?s:.*)dog\.1\.jpeg(?s:.*)dog\.jpg"):
         manifests.read(listing, fractions=HALVES)
     found = manifests.read(listing, fractions=HALVES, on_bad="skip")
-    assert sorted(one.path for one in found.skipped) == ["Cat.9.jpg", "dog.1.jpeg", "dog.jpg"]
+    assert sorted(image.path for image in found.skipped) == ["Cat.9.jpg", "dog.1.jpeg", "dog.jpg"]
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,8 @@ def test_a_group_is_in_one_split_and_classes_are_divided_by_the_fractions(
 
 def test_splits_of_groups_are_seeded() -> None:
     def held_out(seed: int) -> set[str]:
-        return {one.group for one in grouping.draw_splits(patients(), FRACTIONS, seed, "", []) if one.split != "train"}
+        drawn = grouping.draw_splits(patients(), FRACTIONS, seed, "", [])
+        return {record.group for record in drawn if record.split != "train"}
 
     assert held_out(0) == held_out(0)
     assert len({frozenset(held_out(seed)) for seed in range(5)}) > 1
@@ -129,7 +130,7 @@ def root(tmp_path: Path) -> Path:
 def test_groups_are_found_in_the_paths_kept_together_and_recorded(root: Path) -> None:
     plain, found = read(root), read(root, group=PATIENT)
     assert any(len(splits) > 1 for splits in splits_of([
-        ListedImage(one.path, one.class_name, one.split, one.path[3:5]) for one in plain.entries
+        ListedImage(record.path, record.class_name, record.split, record.path[3:5]) for record in plain.entries
     ]).values()), "without groups, patients are in several splits"  # fmt: skip
     assert {entry.group for entry in found.entries} == {f"{patient:02}" for patient in range(24)}
     assert all(len(splits) == 1 for splits in splits_of(found.entries).values())
@@ -148,7 +149,9 @@ def test_groups_are_part_of_the_fingerprint(tmp_path: Path) -> None:
              for number in range(2)]  # fmt: skip
     root = draw(tmp_path / "root", paths)
     plain, grouped = read(root), read(root, group=r"\d_(.)")
-    assert [(one.path, one.split) for one in plain.entries] == [(one.path, one.split) for one in grouped.entries]
+    assert [(record.path, record.split) for record in plain.entries] == [
+        (record.path, record.split) for record in grouped.entries
+    ]
     assert manifest.fingerprint(plain) != manifest.fingerprint(grouped)
 
 
@@ -205,7 +208,7 @@ def test_images_without_a_group_are_listed(root: Path) -> None:
     draw(root, ["a/unknown.png"])
     with pytest.raises(DataError, match="a/unknown.png: data.group=.* finds no group in this path"):
         read(root, group=PATIENT)
-    assert [one.path for one in read(root, group=PATIENT, on_bad="skip").skipped] == ["a/unknown.png"]
+    assert [image.path for image in read(root, group=PATIENT, on_bad="skip").skipped] == ["a/unknown.png"]
 
 
 # --- classes
@@ -278,7 +281,7 @@ def test_small_classes_are_dropped_and_listed(animals: Path) -> None:
     assert "yak" in str(raised.value) and "data.min_per_class=2" in str(raised.value), "advice that works"
     found = read(animals, min_per_class=2)
     assert found.classes == ("cat", "dog", "fox", "owl")
-    assert [(one.path, one.reason) for one in found.skipped] == [
+    assert [(image.path, image.reason) for image in found.skipped] == [
         ("yak", "this class has 1 image, fewer than data.min_per_class=2")
     ]
     assert any("owl (2), yak (1)" in note for note in read(animals, min_per_class=3).notes)

@@ -54,10 +54,10 @@ def drain(dataset: tf.data.Dataset) -> list[Batch]:
     return [(np.asarray(inputs), np.asarray(labels)) for inputs, labels in dataset]
 
 
-def assert_same(one: list[Batch], other: list[Batch]) -> None:
+def assert_same(batches: list[Batch], other: list[Batch]) -> None:
     """Bit for bit."""
-    assert len(one) == len(other) > 0
-    for a, b in zip(one, other, strict=True):
+    assert len(batches) == len(other) > 0
+    for a, b in zip(batches, other, strict=True):
         np.testing.assert_array_equal(a[1], b[1])
         np.testing.assert_array_equal(a[0], b[0])
 
@@ -106,7 +106,7 @@ def test_augmentation_differs_between_epochs_seeds_and_images(
     other = by_label(drain(fresh(images, range(1), augmentation, layers, seed=1).dataset))
     plain = images.pixels[:].astype("float32")
     for a, b in ((first, second), (first, other), (first, plain)):
-        assert all(np.any(one != two) for one, two in zip(a, b, strict=True))
+        assert all(np.any(image != two) for image, two in zip(a, b, strict=True))
     assert first.min() >= 0 and first.max() <= 255
 
 
@@ -186,7 +186,7 @@ def test_a_stored_view_is_fixed(images: ImageSet, with_layers: bool) -> None:
     np.testing.assert_array_equal(view(0), first)
     np.testing.assert_array_equal(view(0, backwards=True), first)
     for other in (view(1), view(0, seed=1), images.pixels[:].astype("float32")):
-        assert all(np.any(one != two) for one, two in zip(first, other, strict=True))
+        assert all(np.any(image != two) for image, two in zip(first, other, strict=True))
 
 
 def test_extra_layers_draw_anew_for_every_view_and_seed(images: ImageSet) -> None:

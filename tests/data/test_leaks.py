@@ -128,9 +128,9 @@ def test_with_group_every_image_is_in_one_validation_fold_and_its_copies_are_in_
 def test_a_data_set_without_copies_is_split_as_before(tmp_path: Path) -> None:
     for number in range(16):
         save(scene(number), tmp_path / "data" / "ab"[number % 2] / f"{number:02}.jpg")
-    one, other = read(tmp_path / "data"), read(tmp_path / "data", on_leak="group")
-    assert manifest.fingerprint(one) == manifest.fingerprint(other)
-    assert not one.near_duplicates
+    plain, other = read(tmp_path / "data"), read(tmp_path / "data", on_leak="group")
+    assert manifest.fingerprint(plain) == manifest.fingerprint(other)
+    assert not plain.near_duplicates
 
 
 def test_a_second_reading_decodes_and_compares_nothing(presplit: Path, monkeypatch: pytest.MonkeyPatch) -> None:

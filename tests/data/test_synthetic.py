@@ -41,8 +41,8 @@ def test_the_same_seed_draws_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_every_image_differs_and_so_does_every_seed(tmp_path: Path) -> None:
-    one, other = drawn(order(tmp_path)), drawn(order(tmp_path, seed=6))
-    assert len({*one.values(), *other.values()}) == len(one) + len(other)
+    first, other = drawn(order(tmp_path)), drawn(order(tmp_path, seed=6))
+    assert len({*first.values(), *other.values()}) == len(first) + len(other)
 
 
 @pytest.mark.parametrize(

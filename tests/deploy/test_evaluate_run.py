@@ -155,7 +155,7 @@ def test_images_of_the_run_are_recognized_by_content(
     assert "All 8 images are validation images of the run: the accuracy differs from the recorded one by +25.0" in (
         capsys.readouterr().out
     )
-    run.predictions = lambda split: [one for one in recorded if one.label == "cats"]
+    run.predictions = lambda split: [prediction for prediction in recorded if prediction.label == "cats"]
     assert call(images) == 0
     assert "4 of these images are validation images of the run. On the 4 new images the accuracy differs by -25.0" in (
         capsys.readouterr().out
@@ -250,7 +250,7 @@ def test_mistakes_are_drawn_whatever_the_names_of_their_files(
     drawn: dict[str, np.ndarray] = {}
 
     def figures(report: Report, pixels_of: Callable[[list[int]], np.ndarray]) -> dict[str, Figure]:
-        rows = [at for at, one in enumerate(report.predictions) if not one.correct]
+        rows = [at for at, prediction in enumerate(report.predictions) if not prediction.correct]
         drawn.update(zip((report.predictions[row].path for row in rows), pixels_of(rows), strict=True))
         return {}
 

@@ -223,7 +223,9 @@ def test_images_unlike_the_training_images_are_rejected(
     tenth = np.sort(1 - features[~trained] @ features[trained].T, axis=1)[:, 9]
     distances = [float(row["distance"]) for row in rows]
     np.testing.assert_allclose(distances[:12], tenth, atol=2e-3)
-    assert [row["unlike"] == "true" for row in rows] == [one > sorted(distances[:12])[10] + 1e-6 for one in distances]
+    assert [row["unlike"] == "true" for row in rows] == [
+        distance > sorted(distances[:12])[10] + 1e-6 for distance in distances
+    ]
     assert [row["class"] for row in rows[:12]].count("none") == 1 and rows[12]["class"] == "none"
     kept = {name: [row[name] for row in plain] for name in ("path", "probability", "p_blobs", "error")}
     assert {name: [row[name] for row in rows] for name in kept} == kept
@@ -348,8 +350,13 @@ def test_a_logged_model_is_served_over_http(place: Place, tmp_path: Path) -> Non
         wait_for(f"http://127.0.0.1:{port}/ping", process)
         check_served(place, f"http://127.0.0.1:{port}/invocations")
         check_many(place, f"http://127.0.0.1:{port}/invocations", tmp_path / "many")
-        connections = [one for child in children(process) for one in child.net_connections() if one.status == "LISTEN"]
-        assert {one.laddr.ip for one in connections} == {"127.0.0.1"}
+        connections = [
+            connection
+            for child in children(process)
+            for connection in child.net_connections()
+            if connection.status == "LISTEN"
+        ]
+        assert {connection.laddr.ip for connection in connections} == {"127.0.0.1"}
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
@@ -377,18 +384,20 @@ def check_served(place: Place, url: str) -> None:
     rows = read_rows(place.folder("whole") / "predictions_validation.csv")
     files = [base64.b64encode((place.root / row["path"]).read_bytes()).decode() for row in rows]
     for body in (
-        {"dataframe_split": {"columns": ["image"], "data": [[one] for one in files]}},
-        {"dataframe_records": [{"image": one} for one in files]},
+        {"dataframe_split": {"columns": ["image"], "data": [[path] for path in files]}},
+        {"dataframe_records": [{"image": path} for path in files]},
         {"inputs": {"image": files}},
-        {"instances": [{"image": one} for one in files]},
+        {"instances": [{"image": path} for path in files]},
         {"inputs": pixels.tolist()},
         {"instances": pixels.tolist()},
     ):
         answer = requests.post(url, json=body, timeout=60)
         assert answer.status_code == 200, answer.text
         reported = answer.json()["predictions"]
-        assert [one["class"] for one in reported] == [row["predicted"] for row in rows]
-        np.testing.assert_allclose([one["probability"] for one in reported], shares.max(axis=1), atol=1e-5)
+        assert [prediction["class"] for prediction in reported] == [row["predicted"] for row in rows]
+        np.testing.assert_allclose(
+            [prediction["probability"] for prediction in reported], shares.max(axis=1), atol=1e-5
+        )
     bad = [{"image": files[0]}, {"image": base64.b64encode(b"text").decode()}]
     answer = requests.post(url, json={"dataframe_records": bad}, timeout=60)
     assert answer.status_code == 400 and "1 of 2 images cannot be used: row 1 is no JPEG" in answer.json()["message"]
@@ -407,11 +416,12 @@ def check_many(place: Place, url: str, folder: Path) -> None:
     assert predict_verb.predict("whole", [str(folder)], "csv", output, 32, place.uri) == 0
     expected = read_rows(output)
     files = [base64.b64encode(Path(row["path"]).read_bytes()).decode() for row in expected]
-    answer = requests.post(url, json={"dataframe_split": {"columns": ["image"], "data": [[one] for one in files]}})
+    answer = requests.post(url, json={"dataframe_split": {"columns": ["image"], "data": [[path] for path in files]}})
     served = answer.json()["predictions"]
-    assert len(served) == len(expected) == 500 and [one["class"] for one in served] == [
+    assert len(served) == len(expected) == 500 and [prediction["class"] for prediction in served] == [
         row["class"] for row in expected
     ]
     for name in ("blobs", "stripes"):
-        given, wanted = [one["probabilities"][name] for one in served], [float(row[f"p_{name}"]) for row in expected]
+        given = [prediction["probabilities"][name] for prediction in served]
+        wanted = [float(row[f"p_{name}"]) for row in expected]
         np.testing.assert_allclose(given, wanted, atol=1e-6)

@@ -129,7 +129,7 @@ def test_metrics_of_confidence_use_the_temperature_of_the_validation_images() ->
     assert found["test.scaled_loss"] == pytest.approx(log_loss(labels, scale(scores, temperature)), rel=1e-5)
     assert found["test.scaled_loss"] < test.metrics["loss"]
     assert found["test.scaled_calibration_error"] < 0.1
-    assert 0 < found["test.aurc"] < np.mean([not one.correct for one in test.predictions])
+    assert 0 < found["test.aurc"] < np.mean([not prediction.correct for prediction in test.predictions])
     again = confidence_metrics({"new": test}, temperature)
     assert again == {name.replace("test.", "new."): value for name, value in found.items() if name.startswith("test.")}
 

@@ -82,7 +82,7 @@ def test_the_lowest_threshold_with_the_wanted_precision(config: Read) -> None:
     share, truth = SCORES[:, 1], LABELS == 1
     assert found.threshold is not None
     assert precision_score(truth, share >= found.threshold) >= 0.9
-    assert max(precision_score(truth, share >= one) for one in share[share < found.threshold]) < 0.9
+    assert max(precision_score(truth, share >= threshold) for threshold in share[share < found.threshold]) < 0.9
     assert threshold_warnings(config("threshold.precision=0.9"), found) == []
 
 

@@ -83,8 +83,8 @@ def test_white_is_zero_at_every_depth(order: str, photometric: int, expected: li
     assert first(tiff(packed, 4, 12, order, photometric=photometric)) == twelve
     eight = [78, 255] if photometric else [177, 0]
     assert first(tiff(bytes([78, 255]), 2, 8, order, photometric=photometric)) == eight
-    one = [0, 255] if photometric else [255, 0]
-    assert first(tiff(b"\x40", 2, 1, order, photometric=photometric)) == one
+    bit = [0, 255] if photometric else [255, 0]
+    assert first(tiff(b"\x40", 2, 1, order, photometric=photometric)) == bit
 
 
 def test_a_range_that_is_not_known_is_an_error_that_names_the_key() -> None:

@@ -37,8 +37,8 @@ def run(ended: Any, tmp_path: Path) -> saved_run.Trained:
 
 def test_the_recorded_errors_are_shown_most_confident_first(run: saved_run.Trained) -> None:
     found = recorded_mistakes(run.predictions("validation"))
-    assert len(found) == 3 and all(one.label != one.predicted for one in found)
-    assert [one.confidence for one in found] == sorted((one.confidence for one in found), reverse=True)
+    assert len(found) == 3 and all(mistake.label != mistake.predicted for mistake in found)
+    assert [mistake.confidence for mistake in found] == sorted((mistake.confidence for mistake in found), reverse=True)
     inspection = mistakes.inspect(run, split="validation", count=2, data=None)
     assert inspection.draw is not None
     figure = inspection.draw()

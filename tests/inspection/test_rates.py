@@ -185,10 +185,10 @@ def test_the_suggestion_trains_within_a_point_of_the_best_rate(path: Path) -> No
     found = [lr.suggest(recorded.rates, losses, guessing, trained) for losses in recorded.losses.values()]
     assert len(found) == 3
     if path.stem in NONE:
-        assert all(one.suggested is None and NONE[path.stem] in one.reason for one in found)
+        assert all(result.suggested is None and NONE[path.stem] in result.reason for result in found)
     else:
-        lost = {one.suggested: recorded.lost(one.suggested) for one in found if one.suggested is not None}
-        assert lost and all(one.suggested for one in found)
+        lost = {result.suggested: recorded.lost(result.suggested) for result in found if result.suggested is not None}
+        assert lost and all(result.suggested for result in found)
         assert max(lost.values()) <= 0.0105, lost
 
 
@@ -217,7 +217,7 @@ def test_the_real_training_is_tried_and_nothing_of_it_kept(
 
     def listening(self: keras.Model, *arguments: object, **options: object) -> object:
         done = fitting(self, *arguments, **options)
-        moved = [one for one in self.trainable_variables if "kernel" in one.path]
+        moved = [variable for variable in self.trainable_variables if "kernel" in variable.path]
         tried.append((type(self.optimizer).__name__, len(moved)))
         return done
 

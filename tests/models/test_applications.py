@@ -89,7 +89,7 @@ def built(config: Config) -> Built:
 
 
 @pytest.fixture(scope="module", params=MODULES)
-def one(request: pytest.FixtureRequest) -> Iterator[Built]:
+def application(request: pytest.FixtureRequest) -> Iterator[Built]:
     yield built(read(request.param))
 
 
@@ -122,65 +122,68 @@ def test_all_of_keras_applications_that_we_ship_are_tested() -> None:
     assert set(MODULES) == {name for name, target in targets.items() if target.startswith("keras.applications.")}
 
 
-def test_split_at_each_stage_and_rejoined(one: Built) -> None:
-    assert_split_and_rejoined(one.backbone)
+def test_split_at_each_stage_and_rejoined(application: Built) -> None:
+    assert_split_and_rejoined(application.backbone)
 
 
-def test_the_last_stage_is_that_of_the_paper_and_exactly_it_is_trained(one: Built) -> None:
-    model = one.backbone.model
+def test_the_last_stage_is_that_of_the_paper_and_exactly_it_is_trained(application: Built) -> None:
+    model = application.backbone.model
     trained = {
-        id(weight) for weight in network.split_network(one.backbone, 1, "average").trainable_part.trainable_weights
+        id(weight)
+        for weight in network.split_network(application.backbone, 1, "average").trainable_part.trainable_weights
     }
     expected = {
         id(weight)
         for layer in model.layers
         for weight in layer.trainable_weights
-        if layer.name.startswith(LAST_STAGE[one.name])
+        if layer.name.startswith(LAST_STAGE[application.name])
     }
     assert trained == expected and trained
-    for unfrozen in range(1, len(one.backbone.stages) + 1):
-        prefix, suffix, _ = network.split_network(one.backbone, unfrozen, "average")
+    for unfrozen in range(1, len(application.backbone.stages) + 1):
+        prefix, suffix, _ = network.split_network(application.backbone, unfrozen, "average")
         assert len(prefix.weights) + len(suffix.weights) == len(model.weights)
     assert not prefix.weights, "all of it"
 
 
-def test_what_enters_the_network_is_what_imagenet_weights_were_trained_on(one: Built) -> None:
-    preprocessed = keras.Model(one.backbone.model.inputs[0], stages.find_stages(one.backbone.model)[0].entering)
-    expected = imagenet_utils.preprocess_input(images(), mode=MODULES[one.name][1])
-    if one.name == "resnet50":  # whose first stage starts with padding, which is not preprocessing
+def test_what_enters_the_network_is_what_imagenet_weights_were_trained_on(application: Built) -> None:
+    preprocessed = keras.Model(
+        application.backbone.model.inputs[0], stages.find_stages(application.backbone.model)[0].entering
+    )
+    expected = imagenet_utils.preprocess_input(images(), mode=MODULES[application.name][1])
+    if application.name == "resnet50":  # whose first stage starts with padding, which is not preprocessing
         assert preprocessed.output_shape[1:3] == (SIZE, SIZE)
     np.testing.assert_allclose(preprocessed(images()), expected, rtol=1e-5, atol=1e-4)
 
 
-def test_the_features_are_those_of_keras_network_behind_its_own_preprocessing(one: Built) -> None:
-    model = one.config.model
-    theirs = resolve(one.config.trusted_packages, "model", model.target)(
+def test_the_features_are_those_of_keras_network_behind_its_own_preprocessing(application: Built) -> None:
+    model = application.config.model
+    theirs = resolve(application.config.trusted_packages, "model", model.target)(
         include_top=False, weights=None, input_shape=(SIZE, SIZE, 3), **model.arguments
     )
-    theirs.set_weights(one.backbone.model.get_weights())
-    module = importlib.import_module(f"keras.applications.{MODULES[one.name][0]}")
+    theirs.set_weights(application.backbone.model.get_weights())
+    module = importlib.import_module(f"keras.applications.{MODULES[application.name][0]}")
     expected = np.asarray(theirs(module.preprocess_input(images()), training=False))
-    ours = keras.Model(one.backbone.model.inputs[0], one.backbone.model.output)
+    ours = keras.Model(application.backbone.model.inputs[0], application.backbone.model.output)
     # Wide enough for the rounding errors of fifty layers; another preprocessing differs by a hundred times as much.
     np.testing.assert_allclose(ours(images(), training=False), expected, atol=2e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("one", ["convnext_tiny", "efficientnet_v2_b0"], indirect=True)
-def test_a_saved_model_predicts_the_same(one: Built, tmp_path: Path) -> None:
+def test_a_saved_model_predicts_the_same(application: Built, tmp_path: Path) -> None:
     """They bring layers of their own, and constants."""
     head = dense_head(
-        one.backbone.model.output_shape[-1], Head(pooling="average", dropout=0.5, l1=0, l2=0, dense={}), 2
+        application.backbone.model.output_shape[-1], Head(pooling="average", dropout=0.5, l1=0, l2=0, dense={}), 2
     )
-    model = network.join(one.backbone, "average", head)
+    model = network.join(application.backbone, "average", head)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
     np.testing.assert_allclose(loaded(images()), model(images()), atol=1e-6)
 
 
 @pytest.mark.parametrize("one", ["convnext_tiny", "efficientnet_v2_b0"], indirect=True)
-def test_identity_does_not_follow_what_this_process_built_before(one: Built) -> None:
+def test_identity_does_not_follow_what_this_process_built_before(application: Built) -> None:
     """Their rescaling, sums and last normalisation have no names but a counter's."""
-    assert build(one.config, {}).backbone.identity == one.backbone.identity
+    assert build(application.config, {}).backbone.identity == application.backbone.identity
 
 
 # --- any other: one YAML

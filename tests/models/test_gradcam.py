@@ -135,4 +135,4 @@ def test_any_backbone_and_head(overrides: tuple[str, ...], classes: int, config:
         keras.config.set_dtype_policy("float32")
     assert heat.shape == (3, size, size) and heat.dtype == np.float32
     assert np.isfinite(heat).all() and heat.min() >= 0
-    assert all(one.max() in (0, pytest.approx(1)) for one in heat) and heat.any()
+    assert all(heatmap.max() in (0, pytest.approx(1)) for heatmap in heat) and heat.any()

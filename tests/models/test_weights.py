@@ -94,8 +94,8 @@ def test_published_weights_and_whole_backbones_are_read(config: Configure, tmp_p
         found = features(backbone(config(*given, "data.image_size=64")).model)
         np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=name)
     at_another_size = backbone(config(*MOBILENET, f"model.weights={tmp_path / 'backbone.keras'}")).model
-    for one, other in zip(at_another_size.get_weights(), theirs.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other, err_msg="its padding differs, its weights do not")
+    for weight, other in zip(at_another_size.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, other, err_msg="its padding differs, its weights do not")
     wider = refusal(config(*MOBILENET, f"model.weights={published.with_suffix('.weights.h5')}", "model.alpha=0.5"))
     assert "Conv1 [(3, 3, 3, 16)] expected, [(3, 3, 3, 16)]" not in wider and "another width (model.alpha" in wider
     assert "expand" in wider or "expanded_conv" in wider
@@ -133,8 +133,8 @@ def test_weights_of_a_run_fit_where_only_training_differs(config: Configure, sav
     with h5py.File(saved) as file:
         kernel = file["layers/conv2d/vars/0"][()]
     np.testing.assert_array_equal(first[0], kernel)
-    for one, other in zip(first, again.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for weight, other in zip(first, again.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, other)
 
 
 @pytest.mark.parametrize("change, named", [

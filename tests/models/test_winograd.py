@@ -50,7 +50,7 @@ def test_small_images_and_those_of_unknown_size_are_left_to_the_layer(shape: tup
 
     call = tf.function(lambda inputs: convolution(own, inputs, numbers(3, 3, 5, 4)))
     call.get_concrete_function(tf.TensorSpec(shape))
-    assert [tuple(one) for one in asked] == [shape]
+    assert [tuple(size) for size in asked] == [shape]
 
 
 def layer(kind: type[keras.Layer] = keras.layers.Conv2D, inputs: int = CHANNELS, **options: Any) -> keras.Layer:
@@ -86,7 +86,7 @@ def test_a_model_is_faster_within_and_its_own_afterwards() -> None:
 
     def multiplications() -> int:
         graph = tf.function(lambda given: model(given)).get_concrete_function(images).graph
-        return sum(one.type.startswith("BatchMatMul") for one in graph.get_operations())
+        return sum(operation.type.startswith("BatchMatMul") for operation in graph.get_operations())
 
     assert multiplications() == 0
     with pytest.raises(ZeroDivisionError), faster_convolutions(model):  # whatever happens within

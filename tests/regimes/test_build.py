@@ -86,8 +86,8 @@ def test_a_weights_file_is_loaded(config: Configure, tmp_path: Path) -> None:
     saved = build(config(*CONVNET, "regime=bottleneck", "seed=5"), {}).backbone
     saved.model.save_weights(path)
     loaded = build(config(*CONVNET, "regime=bottleneck", f"model.weights={path}"), {}).backbone
-    for one, other in zip(saved.model.get_weights(), loaded.model.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for weight, other in zip(saved.model.get_weights(), loaded.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, other)
     assert loaded.identity == saved.identity
     run_id = "0123456789abcdef" * 2
     by_run = build(config(*CONVNET, "regime=bottleneck", f"model.weights='{run_id}'"), {"model.weights": path})
@@ -146,8 +146,8 @@ def test_the_shipped_body_loads(config: Configure) -> None:
         trained = build(config("regime=finetune", f"data.image_size={size}"), {}).backbone
         random = build(config("regime=finetune", f"data.image_size={size}", "model.weights=null"), {}).backbone
         assert trained.identity != random.identity
-        for one, other in zip(trained.model.get_weights(), random.model.get_weights(), strict=True):
-            assert np.isfinite(one).all() and np.any(one != other)
+        for weight, other in zip(trained.model.get_weights(), random.model.get_weights(), strict=True):
+            assert np.isfinite(weight).all() and np.any(weight != other)
     assert PRETRAINED.stat().st_size < 400_000
 
 
@@ -190,8 +190,8 @@ def test_the_head_is_the_same_for_the_same_seed_whatever_was_built_before(config
         head(0),
         head(0, lambda components: (components.head(2), components.head(5), components.phase.optimizer())),
     ):
-        assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
-    assert any(np.any(one != other) for one, other in zip(first, head(1), strict=True))
+        assert all(np.array_equal(weight, other) for weight, other in zip(first, again, strict=True))
+    assert any(np.any(weight != other) for weight, other in zip(first, head(1), strict=True))
 
 
 # --- components

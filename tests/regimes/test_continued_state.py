@@ -76,8 +76,8 @@ def finished(config: Callable[..., Config], tmp_path: Path) -> Callable[..., Fin
 
 def assert_equal(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
     assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for value, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(value, other)
 
 
 def test_all_is_taken_over_if_only_numbers_and_training_images_change(finished: Callable[..., Finished]) -> None:

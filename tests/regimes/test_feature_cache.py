@@ -267,7 +267,9 @@ def test_shards_are_smaller_where_rows_are_large(tmp_path: Path, monkeypatch: py
     frozen, network_split = cuts(components)
     whole = extract(components, [FeatureRequest(network_split, images)], Told())[0][:]
     monkeypatch.setattr(feature_cache, "SHARD_BYTES", 70 * 8 * 8 * 4 * 4)  # 70 rows at the split point
-    tables = [feature_cache.FeatureTable(components, FeatureRequest(one, images)) for one in (frozen, network_split)]
+    tables = [
+        feature_cache.FeatureTable(components, FeatureRequest(split, images)) for split in (frozen, network_split)
+    ]
     assert [table.step for table in tables] == [SHARD_ROWS, 64]
     features, rows = extract(
         components, [FeatureRequest(frozen, images), FeatureRequest(network_split, images)], Told()
@@ -396,10 +398,10 @@ def test_processes_that_want_the_same_share_the_work(tmp_path: Path) -> None:
     together, results = context.Barrier(2), context.Queue()
     worker = context.Process(target=_extracts_into, args=(results, tmp_path, together))
     worker.start()
-    one, sums = _extracts(tmp_path, together)
+    first, sums = _extracts(tmp_path, together)
     other, same = results.get(timeout=120)
     worker.join(60)
-    assert sorted((one, other)) == [0, 3 * COUNT], "the second found everything there"
+    assert sorted((first, other)) == [0, 3 * COUNT], "the second found everything there"
     assert sums == same
     assert len(contents(tmp_path)) == 12
 

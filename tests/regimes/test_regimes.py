@@ -70,7 +70,7 @@ class Done(NamedTuple):
 
 
 def weights_of(model: keras.Model) -> Weights:
-    return {f"{layer.name}/{one.name}": one.numpy() for layer in model.layers for one in layer.weights}
+    return {f"{layer.name}/{variable.name}": variable.numpy() for layer in model.layers for variable in layer.weights}
 
 
 def configured(root: Path, outputs: Path, *overrides: str) -> schema.Config:
@@ -139,8 +139,8 @@ def finetuned(once: Callable[..., Done], name: str, unfrozen: int | str, *overri
 def curves(history: tuple[EpochRecord, ...]) -> list[tuple[int, str, int, dict[str, float]]]:
     """A history without its times."""
     return [
-        (one.step, one.phase, one.epoch, {key: value for key, value in one.metrics.items() if key not in TIMES})
-        for one in history
+        (epoch.step, epoch.phase, epoch.epoch, {key: value for key, value in epoch.metrics.items() if key not in TIMES})
+        for epoch in history
     ]
 
 
@@ -172,7 +172,7 @@ def test_scratch_trains_everything(once: Callable[..., Done], name: str) -> None
     done = once(name, "regime=scratch", "augmentation=light")
     assert_sound(done)
     assert changed(done.before, done.after) == set(done.before)  # BatchNorm's statistics, too
-    assert [(one.step, one.phase) for one in done.result.history] == [(0, "scratch"), (1, "scratch")]
+    assert [(epoch.step, epoch.phase) for epoch in done.result.history] == [(0, "scratch"), (1, "scratch")]
     if name == "mobilenet_v2":
         assert any(key.endswith(STATISTICS) for key in done.before)
 
@@ -185,7 +185,7 @@ def test_bottleneck_trains_the_head_only(once: Callable[..., Done], name: str) -
     fresh = weights_of(done.components.head(2))
     moved = changed(fresh, done.head)
     assert {key for key in moved if "/seed" not in key} == {key for key in fresh if "/seed" not in key}
-    assert [(one.step, one.phase) for one in done.result.history] == [(0, "head"), (1, "head")]
+    assert [(epoch.step, epoch.phase) for epoch in done.result.history] == [(0, "head"), (1, "head")]
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_finetune_moves_the_last_stages_and_no_others(
         key for key in done.before if key.split("/")[0] in UNFROZEN[name, unfrozen] and not key.endswith(STATISTICS)
     }
     assert changed(done.before, done.after) == wanted
-    assert [(one.step, one.phase, one.epoch) for one in done.result.history] == [
+    assert [(epoch.step, epoch.phase, epoch.epoch) for epoch in done.result.history] == [
         (0, "head", 0), (1, "head", 1), (2, "finetune", 0), (3, "finetune", 1),
     ]  # fmt: skip
     bottleneck_head = once(name, "regime=bottleneck").head
@@ -388,10 +388,10 @@ def test_stored_activations_train_as_the_whole_network_does(small: Callable[...,
     streamed = small(*plain, "regime.views=0", "augmentation.rotation=1e-9")
     views = small(*plain, "regime.views=1", "augmentation.rotation=1e-9")
     for other in (streamed, views):
-        for one, two in ((stored.after, other.after), (stored.head, other.head)):
-            assert one.keys() == two.keys()
-            for name in one:
-                np.testing.assert_allclose(one[name], two[name], atol=1e-4, err_msg=name)
+        for weights, two in ((stored.after, other.after), (stored.head, other.head)):
+            assert weights.keys() == two.keys()
+            for name in weights:
+                np.testing.assert_allclose(weights[name], two[name], atol=1e-4, err_msg=name)
     moved = changed(stored.before, stored.after)
     assert moved and all(np.abs(stored.before[name] - stored.after[name]).max() > 1e-3 for name in moved)
 
@@ -401,8 +401,8 @@ def test_views_are_what_training_sees(small: Callable[..., Done]) -> None:
         small("regime=finetune", "augmentation=tutorial", "model.head.dropout=0", *settings).after["block3_conv/kernel"]
         for settings in (("regime.views=1",), ("regime.views=2",), ("regime.views=0",))
     ]
-    for at, one in enumerate(outcomes):
-        assert all(np.any(one != other) for other in outcomes[at + 1 :])
+    for at, outcome in enumerate(outcomes):
+        assert all(np.any(outcome != other) for other in outcomes[at + 1 :])
 
 
 def test_seeds_share_one_extraction(small: Callable[..., Done], drawn: Path, store: Path, tmp_path: Path) -> None:

@@ -80,7 +80,9 @@ def process_of(folder: Path) -> psutil.Process:
 
 def runs(uri: str) -> list[Any]:
     client = mlflow.MlflowClient(uri)
-    found = client.search_runs([one.experiment_id for one in client.search_experiments()], max_results=1000)
+    found = client.search_runs(
+        [experiment.experiment_id for experiment in client.search_experiments()], max_results=1000
+    )
     return [run for run in found if "identity" in run.data.tags]  # not the sweep's own
 
 
@@ -199,7 +201,7 @@ def postgres() -> Iterator[Postgres]:
     if os.geteuid() == 0:
         import pwd
 
-        if "postgres" not in [one.pw_name for one in pwd.getpwall()]:
+        if "postgres" not in [user.pw_name for user in pwd.getpwall()]:
             pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         database = Postgres(Path(home))
@@ -250,6 +252,6 @@ def test_four_processes_at_once_lose_nothing_on_postgresql(
     found = runs(server)
     assert len(found) == len({run.data.tags["identity"] for run in found}) == 4
     for run in found:
-        names = {one.path for one in client.list_artifacts(run.info.run_id)}
+        names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
         assert {"metrics.json", "predictions_validation.json"} <= names
     tally("PostgreSQL, four processes at once: runs", 4, sum(whole(server, run, 50) for run in found))

@@ -51,7 +51,7 @@ def with_canary(value: Any, canary: Path) -> Any:
     if isinstance(value, dict):
         return {with_canary(key, canary): with_canary(below, canary) for key, below in value.items()}
     if isinstance(value, list):
-        return [with_canary(one, canary) for one in value]
+        return [with_canary(item, canary) for item in value]
     return value.replace("CANARY", str(canary)) if isinstance(value, str) else value
 
 

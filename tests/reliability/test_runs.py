@@ -74,7 +74,7 @@ class Home:
 
     def runs(self) -> list[Any]:
         client = mlflow.MlflowClient(f"sqlite:///{self.home}/mlflow.db")
-        return list(client.search_runs([one.experiment_id for one in client.search_experiments()]))
+        return list(client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]))
 
 
 @pytest.mark.slow
@@ -238,7 +238,8 @@ def test_like_gives_the_same_numbers(
         "augmentation=colour", "class_weights={blobs: 2.0, stripes: 1.0}", "regime.head_optimizer.lr=0.02",
     )  # fmt: skip
     quiet = ("progress=none", "hydra/job_logging=none", "tracking.log_model=false")
-    given = [one for one in home.command("first", *overrides) if not one.startswith(("runtime.threads=", "tracking."))]
+    typed = home.command("first", *overrides)
+    given = [argument for argument in typed if not argument.startswith(("runtime.threads=", "tracking."))]
     run_here(*given, *quiet)
     run_id = home.runs()[0].info.run_id
     run_here(f"like={run_id}", f"hydra.run.dir={home.folder('again')}", *quiet)

@@ -144,7 +144,7 @@ def test_a_server_that_is_killed_and_comes_back(
         run = client.get_run(run_id)
         assert run.info.status == "FINISHED" and "failure" not in run.data.tags
         assert run.data.metrics["validation.accuracy"] == 0.5 and run.data.params == {"seed": "0"}
-        files = {one.path for one in client.list_artifacts(run_id)}
+        files = {artifact.path for artifact in client.list_artifacts(run_id)}
         assert files == {"metrics.json", "predictions_validation.json"}
         right = sum(points.count((step, float(step))) == 1 for step in range(80))
         server.kill()

@@ -80,8 +80,8 @@ class Slurm:
         key = home / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
-        with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-            ports = one.getsockname()[1], other.getsockname()[1]
+        with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as other:
+            ports = first.getsockname()[1], other.getsockname()[1]
         host, cores = socket.gethostname().partition(".")[0], len(os.sched_getaffinity(0))
         configuration = home / "slurm.conf"
         configuration.write_text(

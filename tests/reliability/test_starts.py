@@ -68,7 +68,7 @@ def test_first_use_of_one_store_by_four_processes(started: Started, tries: Tries
             worker.stdin.flush()
         printed = [worker.stdout.readline().strip() for worker in workers if worker.stdout is not None]
         client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
-        assert sorted(one.name for one in client.search_experiments()) == ["Default", "experiments"]
+        assert sorted(experiment.name for experiment in client.search_experiments()) == ["Default", "experiments"]
         experiment = client.get_experiment_by_name("experiments")
         assert experiment is not None and experiment.artifact_location == (home / "mlartifacts").as_uri()
         runs = client.search_runs([experiment.experiment_id])

@@ -262,16 +262,16 @@ def test_without_mistakes_the_figure_has_a_message_and_needs_no_pixels() -> None
 
 def test_compared_curves_show_the_mean_of_runs_and_where_their_phase_changes() -> None:
     short, long = history(("head", 2)), history(("head", 2), ("finetune", 2))
-    shifted = [replace(one, metrics={name: value + 0.1 for name, value in one.metrics.items()}) for one in long]
+    shifted = [replace(run, metrics={name: value + 0.1 for name, value in run.metrics.items()}) for run in long]
     figure = comparison_plots.compared_curves({"1 bottleneck": [short], "2 finetune": [long, shifted]})
     accuracy = figure.axes[0]
     full = [line for line in accuracy.lines if line.get_linestyle() == "-" and line.get_linewidth() > 1]
     assert_array_equal(curve(full[0])[0], [0, 1])
-    expected = [one.metrics["validation_accuracy"] + 0.05 for one in long]
+    expected = [run.metrics["validation_accuracy"] + 0.05 for run in long]
     assert_allclose(curve(full[1]), np.array([[0, 1, 2, 3], expected]))
     assert [line.get_markevery() for line in full] == [[], [2]]
     assert len(accuracy.lines) == 1 + 1 + 2 + 1 + 1, "of several runs each one, too; training dotted"
-    (names,) = (one for one in figure.legends)
+    (names,) = (legend for legend in figure.legends)
     assert [text.get_text() for text in names.get_texts()] == ["1 bottleneck", "2 finetune"]
 
 
@@ -301,7 +301,7 @@ def test_foreign_names_are_drawn_character_by_character(recwarn: pytest.Warnings
         plots.image_grid(solid_images(9), [plots.label_title(np.array(at), HOSTILE) for at in range(9)]),
     ):
         figure.canvas.draw()  # an invalid formula would raise here
-    assert not [str(one.message) for one in recwarn if "Glyph" in str(one.message)]
+    assert not [str(warning.message) for warning in recwarn if "Glyph" in str(warning.message)]
     shown = plots.roc(report).axes[0].get_legend()
     assert shown is not None
     texts = [text.get_text() for text in shown.get_texts()]

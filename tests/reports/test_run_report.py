@@ -54,7 +54,9 @@ def directory(drawn: Path, tmp_path: Path, config: object) -> RunDirectory:
                 Prediction(inside, sha256, CLASSES[label], CLASSES[guess], max(shares.values()), guess == label, shares)
             )
     pairs = [(f"same{at}.jpg", "train", "c.jpg") for at in range(11)] + [("a.jpg", "validation", "b.jpg")]
-    copies = [{"split": "train", "path": one, "other_split": split, "other_path": other} for one, split, other in pairs]
+    copies = [
+        {"split": "train", "path": path, "other_split": split, "other_path": other} for path, split, other in pairs
+    ]
     directory.write_images(rows, [{"path": "bad.jpg", "reason": "cannot be read"}], [], copies)
     directory.write_predictions("validation", predictions)
     scores = {"accuracy": 0.75, "accuracy_low": 0.47, "accuracy_high": 0.9, "calibration_error": 0.1}

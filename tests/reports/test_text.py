@@ -71,7 +71,7 @@ def test_of_many_classes_the_worst_are_shown() -> None:
     lines = printed(report)
     assert lines[0].endswith("the 10 classes with the lowest F1 of 30")
     shown = [line.split()[0] for line in lines if line.strip().startswith("class_")]
-    assert shown == [one.name for one in sorted(report.class_scores, key=lambda one: one.f1.value)[:10]]
+    assert shown == [score.name for score in sorted(report.class_scores, key=lambda score: score.f1.value)[:10]]
 
 
 def test_names_with_markup_and_control_characters_are_text() -> None:
@@ -116,10 +116,10 @@ def test_names_that_mlflow_accepts() -> None:
 def test_metrics_and_tables_agree(classes: tuple[str, ...]) -> None:
     report = report_of(classes)
     assert report.metrics["balanced_accuracy"] == pytest.approx(
-        np.mean([one.recall.value for one in report.class_scores])
+        np.mean([score.recall.value for score in report.class_scores])
     )
-    assert report.metrics["macro_f1"] == pytest.approx(np.mean([one.f1.value for one in report.class_scores]))
-    wrong = sum(one.images for one in report.confused_pairs)
+    assert report.metrics["macro_f1"] == pytest.approx(np.mean([score.f1.value for score in report.class_scores]))
+    wrong = sum(pair.images for pair in report.confused_pairs)
     assert wrong == sum(not row.correct for row in report.predictions)
 
 

@@ -95,7 +95,7 @@ def test_a_run_that_dies_between_checkpoint_and_curves_is_resumed_as_if_it_had_n
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of regime=scratch, in this process; tests/reliability kills processes, in all regimes."""
-    settings = [one for one in SMALL if not one.startswith("runtime.threads")] + ["hydra/job_logging=none"]
+    settings = [setting for setting in SMALL if not setting.startswith("runtime.threads")] + ["hydra/job_logging=none"]
 
     def command(name: str, *overrides: str) -> list[str]:
         own = ["data=folder", f"data.root={drawn}", f"hydra.run.dir={tmp_path / 'runs' / name}"]

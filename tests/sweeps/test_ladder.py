@@ -110,10 +110,10 @@ def test_more_seeds_are_expected_to_narrow_the_interval_as_they_do() -> None:
     gains = rng.standard_normal((80, 1)) * 0.02 + rng.standard_normal(300) * 0.1 + rng.standard_normal((80, 300)) * 0.3
     four, eight = ([spread_of_mean(group, False) for group in np.split(gains, 80 // size)] for size in (4, 8))
     for part in (0, 1):
-        expected = np.mean([one.repeated(4, 8).parts[part][0] for one in four])
-        assert expected == pytest.approx(np.mean([one.parts[part][0] for one in eight]), rel=0.05)
-    expected = np.mean([one.repeated(4, 8).floor[0] for one in four])
-    assert expected == pytest.approx(np.mean([one.floor[0] for one in eight]), rel=0.05)
+        expected = np.mean([spread.repeated(4, 8).parts[part][0] for spread in four])
+        assert expected == pytest.approx(np.mean([spread.parts[part][0] for spread in eight]), rel=0.05)
+    expected = np.mean([spread.repeated(4, 8).floor[0] for spread in four])
+    assert expected == pytest.approx(np.mean([spread.floor[0] for spread in eight]), rel=0.05)
     assert four[0].repeated(4, 4) == four[0]
 
 
@@ -125,7 +125,7 @@ def test_it_says_how_many_seeds_would_show_the_difference() -> None:
     enough = [
         count
         for count in range(3, 21)
-        if (one := step.gain.spread.repeated(2, count)).margin(0.05) + one.margin(0.4) <= step.gain.value
+        if (spread := step.gain.spread.repeated(2, count)).margin(0.05) + spread.margin(0.4) <= step.gain.value
     ]
     assert needed == enough[0] and step.gain.repeats_needed(2, needed - 1) is None
     text = " ".join(found.sentences())
@@ -177,7 +177,7 @@ def test_the_figure_has_a_labelled_point_for_each_rung() -> None:
         (20.0, pytest.approx(1385 / 1500)),
         (40.0, pytest.approx(1387 / 1500)),
     ]
-    (ring,) = [one for one in axes.collections if one.get_label() == "the rung to use"]
+    (ring,) = [points for points in axes.collections if points.get_label() == "the rung to use"]
     assert ring.get_offsets().tolist() == [[20.0, pytest.approx(1385 / 1500)]]
     bounds = list(found.steps[0].candidate.interval[1:])
     (bars,) = axes.containers

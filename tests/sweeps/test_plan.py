@@ -64,7 +64,7 @@ def test_a_sweep_has_the_same_name_whatever_runs_it(context: HydraContext) -> No
     def name(*overrides: str, data: str = "a") -> str:
         unfolded = plan.grid(plan.parse(overrides, context))
         composed = plan.compose(unfolded, context, master(context))
-        jobs = [Job(0, [], {}, one.config, Path(), identity=data) for one in composed]
+        jobs = [Job(0, [], {}, job.config, Path(), identity=data) for job in composed]
         return plan.sweep_name(jobs[0].config, jobs)
 
     assert name("epochs=3,4") == name("epochs=4,3", "sweep.jobs=2") == name("epochs=3,4", "progress=none")
@@ -81,7 +81,7 @@ def test_the_exercise_brings_its_space(context: HydraContext, experiment: str) -
     if experiment == "above_95":
         given = [f"{key}={value}" for key, value in composed.hydra.sweeper.params.items()]
         unfolded = plan.grid(plan.parse([f"experiment={experiment}", "data.root=x", *given], context))
-        configs = [one.config for one in plan.compose(unfolded, context, composed)]
+        configs = [job.config for job in plan.compose(unfolded, context, composed)]
         assert len(configs) == 18
         assert {config.regime.unfrozen_blocks for config in configs} == {1, 2}
 

@@ -194,12 +194,14 @@ def test_jobs_keep_their_numbers_however_the_sweep_is_typed(trained: Trained, ow
     trained("optimizer.lr=0.03,0.01,0.02", "sweep.target=0.1", "sweep.final=false")
     trained.stop_after = None
     (folder,) = own_outputs.glob("sweeps/*")
-    first = {one["identity"]: one["number"] for one in sweep_directory.records(folder)}
+    first = {record["identity"]: record["number"] for record in sweep_directory.records(folder)}
     done = trained("optimizer.lr=0.01,2e-2,0.03")
     assert [round(job.config.optimizer.lr, 3) for job in done] == [0.01, 0.02, 0.03]
     assert [job.config.evaluate.test for job in done] == [False, False, True], "the last is the winner's"
     assert accuracies(folder) == {0.01: 0.1, 0.02: 0.2, 0.03: 0.3}
-    assert {one["identity"]: one["number"] for one in sweep_directory.records(folder) if not one.get("final")} == first
+    assert {
+        record["identity"]: record["number"] for record in sweep_directory.records(folder) if not record.get("final")
+    } == first
     printed = " ".join(json.loads((folder / "summary.json").read_text())["sentences"])
     assert "15.0" in printed, "the test score of the winner"
 

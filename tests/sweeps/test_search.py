@@ -131,7 +131,7 @@ def test_a_job_tells_its_last_phase_and_ends_when_it_is_behind(config: Any, tmp_
     assert study.trials[trial.number].intermediate_values == {0: 0.1, 1: 0.2}
     with pytest.raises(Pruned, match=r"Pruned after epoch 3 of 12: validation_accuracy 0\.3 is behind"):
         reported(record(2, 0.3, "finetune"))
-    assert [one.epoch for one in seen] == [0, 0, 1, 0, 2], "what it is behind with is recorded"
+    assert [epoch.epoch for epoch in seen] == [0, 0, 1, 0, 2], "what it is behind with is recorded"
 
 
 def test_a_trial_in_front_is_not_pruned_and_nor_is_a_last_epoch(config: Any, tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_workers_of_one_study_share_its_trials(config: Any, tmp_path: Path) -> N
     for thread in threads:
         thread.join()
     assert states(workers[0].study).count("COMPLETE") == 12
-    values = [one["a"] for worker in workers for one in worker.drawn]
+    values = [point["a"] for worker in workers for point in worker.drawn]
     assert len(values) == len(set(values)) == 12, "nobody draws what another has drawn"
     assert "RUNNING" not in states(workers[0].study)
 
@@ -309,7 +309,7 @@ def test_a_search_goes_on_where_it_stopped_and_ends_what_falls_behind(
     assert states(study) == ["COMPLETE"]
     folder = own_outputs / "sweeps" / study.study_name
     metrics = [json.loads((folder / name / "metrics.json").read_text()) for name in ("0", "1")]
-    assert study.trials[0].value == pytest.approx(sum(one["validation.accuracy"] for one in metrics) / 2)
+    assert study.trials[0].value == pytest.approx(sum(job["validation.accuracy"] for job in metrics) / 2)
     assert list(study.trials[0].intermediate_values) == [0, 1, 2]
     written = {path: path.stat().st_mtime_ns for path in folder.glob("*/metrics.json")}
 

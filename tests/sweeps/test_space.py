@@ -17,7 +17,7 @@ def over(*arguments: str, **defaults: Any) -> Space:
     return space(OverridesParser.create().parse_overrides(list(arguments)), defaults.get)
 
 
-def one(argument: str, default: Any = None) -> Dimension:
+def dimension_of(argument: str, default: Any = None) -> Dimension:
     (override,) = OverridesParser.create().parse_overrides([argument])
     found = dimension(override, default)
     assert found is not None
@@ -27,43 +27,43 @@ def one(argument: str, default: Any = None) -> Dimension:
 @pytest.mark.parametrize("argument", ["a=relu,null,'x y',[1,2]", "a=choice(relu,gelu,'x y',1)", "+a=relu,gelu"])
 def test_choices_are_the_strings_that_hydra_spells(argument: str) -> None:
     (override,) = OverridesParser.create().parse_overrides([argument])
-    found, spelled = one(argument), tuple(override.sweep_string_iterator())
+    found, spelled = dimension_of(argument), tuple(override.sweep_string_iterator())
     assert found.key == "a"
     assert found.distribution == optuna.distributions.CategoricalDistribution(spelled)
     assert tuple(map(found.spelled, found.distribution.choices)) == spelled
 
 
 def test_a_shuffled_choice_is_the_same_space_every_time() -> None:
-    assert {one("a=shuffle(choice(c,a,b,d,e))").choices for _ in range(10)} == {("a", "b", "c", "d", "e")}
+    assert {dimension_of("a=shuffle(choice(c,a,b,d,e))").choices for _ in range(10)} == {("a", "b", "c", "d", "e")}
 
 
 def test_a_range_ends_before_its_end_and_has_the_values_that_a_grid_has() -> None:
-    assert one("a=range(1,10,3)").distribution == optuna.distributions.IntDistribution(1, 7, step=3)
-    assert one("a=range(10,0,-3)").distribution == optuna.distributions.IntDistribution(1, 10, step=3)
-    tenths = one("a=range(0.1,0.6,0.1)")
+    assert dimension_of("a=range(1,10,3)").distribution == optuna.distributions.IntDistribution(1, 7, step=3)
+    assert dimension_of("a=range(10,0,-3)").distribution == optuna.distributions.IntDistribution(1, 10, step=3)
+    tenths = dimension_of("a=range(0.1,0.6,0.1)")
     assert tenths.distribution == optuna.distributions.FloatDistribution(0.1, 0.5, step=0.1)
     assert [tenths.spelled(value) for value in (0.1, 0.30000001, 0.5)] == ["0.1", "0.30000000000000004", "0.5"]
-    ending = one("a=range(0.1,0.31,0.1)").distribution  # Hydra adds up to 0.30000000000000004
+    ending = dimension_of("a=range(0.1,0.31,0.1)").distribution  # Hydra adds up to 0.30000000000000004
     assert (ending.low, ending.high) == (0.1, pytest.approx(0.3))
 
 
 def test_an_interval_holds_floats_or_integers_with_both_ends() -> None:
-    assert one("a=interval(0.5,2)").distribution == optuna.distributions.FloatDistribution(0.5, 2.0)
-    assert one("a=interval(1,5)").distribution == optuna.distributions.IntDistribution(1, 5)
-    assert one("a=int(interval(1,5))").distribution == optuna.distributions.IntDistribution(1, 5)
+    assert dimension_of("a=interval(0.5,2)").distribution == optuna.distributions.FloatDistribution(0.5, 2.0)
+    assert dimension_of("a=interval(1,5)").distribution == optuna.distributions.IntDistribution(1, 5)
+    assert dimension_of("a=int(interval(1,5))").distribution == optuna.distributions.IntDistribution(1, 5)
     # The key holds a float, so that the interval means all floats from 0 to 1.
-    assert one("a=interval(0,1)", default=0.5).distribution == optuna.distributions.FloatDistribution(0.0, 1.0)
+    assert dimension_of("a=interval(0,1)", default=0.5).distribution == optuna.distributions.FloatDistribution(0.0, 1.0)
 
 
 def test_tag_log_searches_in_logarithms() -> None:
-    found = one("a=tag(log, interval(1e-5,1e-2))")
+    found = dimension_of("a=tag(log, interval(1e-5,1e-2))")
     assert found.distribution == optuna.distributions.FloatDistribution(1e-5, 1e-2, log=True)
     assert found.spelled(0.000123456789) == "0.00012346"
-    assert one("a=tag(log,range(1,65))").distribution == optuna.distributions.IntDistribution(1, 64, log=True)
+    assert dimension_of("a=tag(log,range(1,65))").distribution == optuna.distributions.IntDistribution(1, 64, log=True)
 
 
 def test_what_is_spelled_lies_in_the_interval() -> None:
-    assert float(one("a=interval(0.1,0.1234567)").spelled(0.1234567)) <= 0.1234567
+    assert float(dimension_of("a=interval(0.1,0.1234567)").spelled(0.1234567)) <= 0.1234567
 
 
 @pytest.mark.parametrize(

@@ -53,11 +53,11 @@ def add(
         with (place / "predictions_validation.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "sha256", "label", "predicted", "correct", "confidence", "p_cat", "p_dog"])
-            for at, one in enumerate(correct):
+            for at, right in enumerate(correct):
                 label = ("cat", "dog")[at % 2]
-                cat = sure if (label == "cat") == bool(one) else 1 - sure
+                cat = sure if (label == "cat") == bool(right) else 1 - sure
                 writer.writerow(
-                    [f"p{first + at}", "x", label, "cat" if cat > 0.5 else "dog", str(bool(one)), sure, cat, 1 - cat]
+                    [f"p{first + at}", "x", label, "cat" if cat > 0.5 else "dog", str(bool(right)), sure, cat, 1 - cat]
                 )
 
 

@@ -67,7 +67,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
 def tracked(home: Path) -> tuple[list[Any], list[Any]]:
     """The MLflow runs of sweeps, and those of jobs."""
     client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
-    (experiment,) = [one for one in client.search_experiments() if one.name == "experiments"]
+    (experiment,) = [experiment for experiment in client.search_experiments() if experiment.name == "experiments"]
     runs = list(client.search_runs([experiment.experiment_id]))
     return [run for run in runs if "sweep" in run.data.tags], [run for run in runs if "sweep" not in run.data.tags]
 
@@ -100,7 +100,7 @@ def test_a_sweep_plans_shares_concludes_and_is_not_run_twice(
     best = max(run["metrics"]["validation.accuracy"] for run in printed["runs"] if not run["final"])
     assert parent.data.metrics["winner.validation.accuracy"] == pytest.approx(best)
     client = mlflow.MlflowClient(f"sqlite:///{own_outputs}/mlflow.db")
-    artifacts = {one.path for one in client.list_artifacts(parent.info.run_id)}
+    artifacts = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
     assert artifacts >= {"summary.md", "summary.csv", "summary.json", "figures"}
     # One head for two fine-tuning jobs each.
     sources = [run.data.tags["head_source"] for run in jobs if run.data.tags["regime"] == "finetune"]

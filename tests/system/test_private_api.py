@@ -111,7 +111,7 @@ def test_hydra_parses_arguments_and_caches_its_repository(tmp_path: Path) -> Non
 def test_callbacks_of_a_configuration_are_called() -> None:
     callback = {"_target_": "hydra.experimental.callbacks.LogJobReturnCallback"}
     found = Callbacks(OmegaConf.create({"hydra": {"callbacks": {"log": callback}}}))
-    assert [type(one).__name__ for one in found.callbacks] == ["LogJobReturnCallback"]
+    assert [type(callback).__name__ for callback in found.callbacks] == ["LogJobReturnCallback"]
     found.on_run_start(config=OmegaConf.create({}))
 
 

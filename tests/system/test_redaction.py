@@ -235,7 +235,7 @@ def test_a_run_that_fails_before_it_starts_leaves_no_credential(
     del written["mine/tracking/own.yaml"]
     for name, content in written.items():
         assert SECRET.encode() not in content, name
-    assert SECRET not in str([(one["out"], one["err"]) for one in reported])
+    assert SECRET not in str([(result["out"], result["err"]) for result in reported])
 
 
 # --- Names that strangers chose

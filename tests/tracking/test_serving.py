@@ -57,16 +57,18 @@ def test_image_files_are_answered_with_class_and_probability(served: Any) -> Non
     contents = [image(20), image(230, format="JPEG"), image(128, (7, 90), "BMP")]
     rows = expected(*contents)
     answers = [
-        served.predict(pd.DataFrame({"image": [encoded(one) for one in contents], "note": ["a", "b", "c"]})),
+        served.predict(pd.DataFrame({"image": [encoded(content) for content in contents], "note": ["a", "b", "c"]})),
         served.predict(pd.DataFrame({"image": contents})),
         served.predict(pd.DataFrame({"picture": contents})),  # the column's name in version 0.1
-        served.predict([encoded(one) for one in contents]),
-        served.predict({"image": np.array([encoded(one) for one in contents])}),
+        served.predict([encoded(content) for content in contents]),
+        served.predict({"image": np.array([encoded(content) for content in contents])}),
     ]
     for answer in answers:
         assert list(answer["class"]) == ["cats", "dogs", CLASSES[rows[2].argmax()]]
         np.testing.assert_allclose(answer["probability"], rows.max(axis=1), atol=1e-6)
-        np.testing.assert_allclose([[one["cats"], one["dogs"]] for one in answer["probabilities"]], rows, atol=1e-6)
+        np.testing.assert_allclose(
+            [[shares["cats"], shares["dogs"]] for shares in answer["probabilities"]], rows, atol=1e-6
+        )
 
 
 def test_the_positive_class_is_predicted_from_the_threshold_on() -> None:

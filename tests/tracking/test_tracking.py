@@ -78,7 +78,7 @@ class Store(NamedTuple):
 
     def run(self, name: str) -> Run:
         client = mlflow.MlflowClient(self.uri)
-        experiments = [one.experiment_id for one in client.search_experiments()]
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         (found,) = client.search_runs(experiments, f"attributes.run_name = '{name}'")
         return found
 
@@ -87,8 +87,8 @@ class Store(NamedTuple):
         found: set[str] = set()
         folders = [""]
         while folders:
-            for one in client.list_artifacts(run.info.run_id, folders.pop() or None):
-                (folders.append if one.is_dir else found.add)(one.path)
+            for artifact in client.list_artifacts(run.info.run_id, folders.pop() or None):
+                (folders.append if artifact.is_dir else found.add)(artifact.path)
         return found
 
 
@@ -148,10 +148,12 @@ def test_a_run_is_tagged(store: Store) -> None:
 
 def test_a_run_names_its_data(store: Store) -> None:
     run = store.run("head")
-    (dataset,) = {(one.dataset.name, one.dataset.digest, one.dataset.source) for one in run.inputs.dataset_inputs}
+    (dataset,) = {
+        (given.dataset.name, given.dataset.digest, given.dataset.source) for given in run.inputs.dataset_inputs
+    }
     assert dataset[:2] == ("folder", run.data.tags["data_fingerprint"][:32])
     assert str(store.root) in dataset[2]
-    contexts = {tag.value for one in run.inputs.dataset_inputs for tag in one.tags}
+    contexts = {tag.value for given in run.inputs.dataset_inputs for tag in given.tags}
     assert contexts == {"training"}
 
 
@@ -159,7 +161,7 @@ def test_curves_lie_on_one_axis(store: Store) -> None:
     client = mlflow.MlflowClient(store.uri)
 
     def curve(name: str, metric: str) -> list[tuple[int, float]]:
-        return [(one.step, one.value) for one in client.get_metric_history(store.run(name).info.run_id, metric)]
+        return [(point.step, point.value) for point in client.get_metric_history(store.run(name).info.run_id, metric)]
 
     for metric in METRICS:
         assert [step for step, _ in curve("head", metric)] == [0, 1]
@@ -204,8 +206,8 @@ def test_the_folder_is_among_the_artifacts(store: Store) -> None:
     assert wanted | tables == store.files(run)
     found = queries.read_predictions(store.uri, queries.find_runs(store.uri, ["head"])[0], "validation")
     rows = read_rows(folder / "predictions_validation.csv")
-    assert [one.path for one in found] == [row["path"] for row in rows]
-    assert [str(one.correct) for one in found] == [row["correct"] for row in rows]
+    assert [prediction.path for prediction in found] == [row["path"] for row in rows]
+    assert [str(prediction.correct) for prediction in found] == [row["correct"] for row in rows]
     assert not [path for path in store.files(store.run("tuned")) if path.startswith("inputs")]
 
 
@@ -220,7 +222,7 @@ def test_the_model_serves_images(store: Store, predictions: tuple[np.ndarray, np
     mlflow.set_tracking_uri(store.uri)
     served = mlflow.pyfunc.load_model(f"runs:/{store.run('head').info.run_id}/model")
     assert served.metadata.metadata["classes"] == ["blobs", "stripes"]
-    assert [one.name for one in served.metadata.signature.outputs.inputs] == ["class", "probability"]
+    assert [column.name for column in served.metadata.signature.outputs.inputs] == ["class", "probability"]
     rows = read_rows(store.outputs / "runs/head/predictions_validation.csv")
     files = [(store.root / row["path"]).read_bytes() for row in rows]
     for answer in (served.predict(predictions[0]), served.predict(files)):
@@ -244,7 +246,9 @@ def test_weights_and_head_of_a_run_are_starting_points(store: Store) -> None:
         blocks = {f"block{n}": schema.ConvBlock(filters=filters) for n, filters in ((1, 32), (2, 32), (3, 64))}
         model = convnet(input_tensor=keras.Input((48, 48, 3)), layers=blocks)
         model.load_weights(runs / name / "weights" / "backbone.weights.h5")
-        return {f"{layer.name}/{one.name}": one.numpy() for layer in model.layers for one in layer.weights}
+        return {
+            f"{layer.name}/{variable.name}": variable.numpy() for layer in model.layers for variable in layer.weights
+        }
 
     head, given = layers("head"), layers("given")
     moved = {name for name in head if not np.array_equal(head[name], given[name])}
@@ -326,10 +330,10 @@ def test_a_run_that_is_stopped_is_killed(store: Store, monkeypatch: pytest.Monke
 def test_runs_are_found_by_id_beginning_and_name(store: Store) -> None:
     run_id = store.run("head").info.run_id
     for name in (run_id, run_id[:12], "head"):
-        assert [one.run_id for one in queries.find_runs(store.uri, [name])] == [run_id]
-    assert [one.name for one in queries.find_runs(store.uri, ["tuned", "head"])] == ["tuned", "head"]
-    assert {one.name for one in queries.search_runs(store.uri)} == {"head", "tuned", "given"}
-    assert [one.name for one in queries.search_runs(store.uri, "tags.question = 'which'")] == ["head"]
+        assert [run.run_id for run in queries.find_runs(store.uri, [name])] == [run_id]
+    assert [run.name for run in queries.find_runs(store.uri, ["tuned", "head"])] == ["tuned", "head"]
+    assert {run.name for run in queries.search_runs(store.uri)} == {"head", "tuned", "given"}
+    assert [run.name for run in queries.search_runs(store.uri, "tags.question = 'which'")] == ["head"]
     with pytest.raises(ConfigError, match=r"nowhere.*Train first"):
         queries.search_runs("sqlite:////nowhere/mlflow.db")
     with pytest.raises(ConfigError, match="no predictions of split 'test'"):
@@ -351,7 +355,7 @@ def test_runs_of_other_tools_in_the_same_store_are_left_alone(store: Store) -> N
         mlflow.set_tracking_uri(store.uri)
         liveness.mark_lost(experiment)
         assert {client.get_run(run).info.status for run in made[:2]} == {"RUNNING"}
-        assert {one.name for one in queries.search_runs(store.uri)} >= {"head", "tuned", "given"}
+        assert {run.name for run in queries.search_runs(store.uri)} >= {"head", "tuned", "given"}
         assert set(queries.finished(store.uri, "experiments")) == known
         assert queries.facts(client.get_run(made[2])).data is None
         (shown,) = view.configure_experiment_view(store.uri)
@@ -496,10 +500,10 @@ def test_names_that_are_no_text_do_not_break_tables(tmp_path: Path, train_here: 
     run = store.run("odd")
     assert run.info.status == "FINISHED"
     found = queries.read_predictions(store.uri, queries.find_runs(store.uri, ["odd"])[0], "validation")
-    assert sorted(one.path for one in found) == sorted(
+    assert sorted(prediction.path for prediction in found) == sorted(
         f"validation/{name}/bad\\udcff{n}.png" for name in ("Käfer", "猫") for n in range(2)
     )
-    assert all("Käfer" in one.probabilities for one in found)
+    assert all("Käfer" in prediction.probabilities for prediction in found)
     text = (store.outputs / "runs/odd/predictions_validation.csv").read_text(encoding="utf-8")
     assert "bad\\udcff0.png" in text and "猫" in text
 
@@ -521,7 +525,7 @@ def test_what_is_looked_at_of_a_run_joins_its_figures(
     reported = capsys.readouterr().out
     assert path.is_file() and "no head phase" in reported and "also in MLflow" in reported
     assert reported.splitlines()[-2] == str(path)
-    names = [one.path for one in mlflow.MlflowClient(store.uri).list_artifacts(run_id, "figures")]
+    names = [artifact.path for artifact in mlflow.MlflowClient(store.uri).list_artifacts(run_id, "figures")]
     assert "figures/schedule-cosine.png" in names
     gone = tmp_path / "gone.db"
     with pytest.raises(ConfigError, match="it is not there"):

@@ -109,7 +109,7 @@ def all_of(browser: Chrome, selector: str, text: str = "") -> list[WebElement]:
     from selenium.webdriver.common.by import By
 
     def found() -> list[WebElement]:
-        return [one for one in browser.find_elements(By.CSS_SELECTOR, selector) if text in one.text]
+        return [element for element in browser.find_elements(By.CSS_SELECTOR, selector) if text in element.text]
 
     seen: list[WebElement] = until(found, f"{selector} {text!r}")
     return seen
@@ -117,7 +117,7 @@ def all_of(browser: Chrome, selector: str, text: str = "") -> list[WebElement]:
 
 def click(browser: Chrome, selector: str, text: str = "") -> None:
     def pressed() -> bool:
-        min(all_of(browser, selector, text), key=lambda one: len(one.text)).click()  # the innermost
+        min(all_of(browser, selector, text), key=lambda element: len(element.text)).click()  # the innermost
         return True
 
     until(pressed, f"to press {selector} {text!r}")
@@ -149,7 +149,7 @@ def open_winner(browser: Chrome) -> None:
     """Follows the link to the sweep's winner, whose number comes after the jobs'."""
 
     def pressed() -> bool:
-        next(one for one in all_of(browser, ".ag-pinned-left-cols-container a") if one.text.endswith("-4")).click()
+        next(link for link in all_of(browser, ".ag-pinned-left-cols-container a") if link.text.endswith("-4")).click()
         return True
 
     until(pressed, "the winner's link")
@@ -157,7 +157,7 @@ def open_winner(browser: Chrome) -> None:
 
 def columns(browser: Chrome) -> list[str]:
     """The titles that are in sight, from the left."""
-    return [one.text for one in sorted(all_of(browser, ".ag-header-cell"), key=lambda one: one.location["x"])]
+    return [cell.text for cell in sorted(all_of(browser, ".ag-header-cell"), key=lambda cell: cell.location["x"])]
 
 
 def test_the_table_has_the_columns_to_compare_by(runs: Chrome) -> None:
@@ -172,10 +172,11 @@ def test_the_table_has_the_columns_to_compare_by(runs: Chrome) -> None:
     ]
     until(lambda: [name for name in columns(runs) if name in expected] == expected, f"columns {expected}")
     cells = all_of(runs, "[role=gridcell][col-id='metrics.`validation.accuracy`']")
-    accuracies = [one.text for one in sorted(cells, key=lambda one: one.location["y"])]
+    accuracies = [cell.text for cell in sorted(cells, key=lambda cell: cell.location["y"])]
     assert len(accuracies) == 4 + 1 + 1, "jobs beside the sweep and its winner, not below it"
     assert accuracies[-1] == "-" and sorted(map(float, accuracies[:-1]), reverse=True) == [*map(float, accuracies[:-1])]
-    assert {one.text for one in all_of(runs, "[role=gridcell][col-id='params.`regime`']")} >= {"bottleneck", "finetune"}
+    regimes = {cell.text for cell in all_of(runs, "[role=gridcell][col-id='params.`regime`']")}
+    assert regimes >= {"bottleneck", "finetune"}
     click(runs, "[data-component-id='mlflow.experiment.metadata_editor.expand_button']")
     keep(runs, "runs")
     assert "Which is better?" in all_of(runs, "body")[0].text
@@ -249,7 +250,7 @@ def test_the_page_of_a_comparison(browser: Chrome, served: Served) -> None:
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{served.home}/mlflow.db")
-    (experiment,) = [one for one in client.search_experiments() if one.name == "experiments"]
+    (experiment,) = [experiment for experiment in client.search_experiments() if experiment.name == "experiments"]
     jobs = client.search_runs([experiment.experiment_id], "tags.regime != ''")
     by_regime = {run.data.tags["regime"]: run.info.run_id for run in jobs}
     environment = os.environ | {"EXPERIMENTS_HOME": str(served.home)}

@@ -29,8 +29,8 @@ def small(seed: int) -> keras.Model:
     return keras.Model(inputs, keras.layers.Dense(2, name="logits")(inputs))
 
 
-def assert_same_weights(one: keras.Model, other: keras.Model) -> None:
-    for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
+def assert_same_weights(model: keras.Model, other: keras.Model) -> None:
+    for a, b in zip(model.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
 

@@ -33,10 +33,11 @@ def test_updates_compiled_in_one_are_the_optimizers_own(name: str) -> None:
         for given in gradients:
             step(*given)
         operations = step.get_concrete_function(*gradients[0]).graph.get_operations()
-        return [np.asarray(one) for one in variables], sum("_XlaMustCompile" in one.node_def.attr for one in operations)
+        compiled = sum("_XlaMustCompile" in operation.node_def.attr for operation in operations)
+        return [np.asarray(variable) for variable in variables], compiled
 
-    (own, none), (in_one, one) = trained(False), trained(True)
-    assert (none, one) == (0, 1)
+    (own, none), (in_one, compiled) = trained(False), trained(True)
+    assert (none, compiled) == (0, 1)
     for start, expected, found in zip(starts, own, in_one, strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-6)
         assert np.abs(found - start).max() > 1e-5

@@ -108,10 +108,10 @@ def train(
         model = keras.Sequential([keras.Input(rows.shape[1:]), convolution, keras.layers.GlobalMaxPooling2D(), model])
     listener = Listener()
 
-    def record(one: EpochRecord) -> None:
-        listener.records.append(one)
+    def record(epoch: EpochRecord) -> None:
+        listener.records.append(epoch)
         listener.weights.append(model.get_weights())
-        if one.epoch == interrupted_at:
+        if epoch.epoch == interrupted_at:
             raise Died
 
     context = TrainingContext(listener, record, checkpoints)
@@ -209,7 +209,7 @@ def test_an_epoch_in_one_call_trains_to_the_same_bits_as_steps_of_their_own(monk
 def test_the_same_seed_trains_to_the_same_bits_and_another_does_not() -> None:
     def outcome(seed: int) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
         history, model, _ = train(seed=seed)
-        curves = [{name: value for name, value in one.metrics.items() if name not in TIMES} for one in history]
+        curves = [{name: value for name, value in epoch.metrics.items() if name not in TIMES} for epoch in history]
         return model.get_weights(), curves
 
     first, again, other = outcome(0), outcome(0), outcome(1)
@@ -251,9 +251,9 @@ def test_dropout_masks_follow_from_seed_and_epoch() -> None:
 
 def test_a_shorter_training_is_the_beginning_of_a_longer_one() -> None:
     long, short = train(epochs=3)[0], train(epochs=2)[0]
-    for one, other in zip(long, short, strict=False):
-        assert one.metrics["loss"] == other.metrics["loss"]
-        assert one.metrics["validation_loss"] == other.metrics["validation_loss"]
+    for epoch, other in zip(long, short, strict=False):
+        assert epoch.metrics["loss"] == other.metrics["loss"]
+        assert epoch.metrics["validation_loss"] == other.metrics["validation_loss"]
 
 
 # --- the settings of a training phase
@@ -553,11 +553,11 @@ def test_accumulated_gradients_that_are_left_over_make_a_step(optimizer: Callabl
     assert_same(collected, whole.get_weights(), atol=1e-6)
     # Six would make a step, of which an epoch has four: the mean of these four is what is left over.
     fewer = functools.partial(optimizer, gradient_accumulation_steps=6)
-    one = train(batch_size=20, epochs=1, optimizer=optimizer, **options)[1]
+    expected = train(batch_size=20, epochs=1, optimizer=optimizer, **options)[1]
     left_over = train(batch_size=5, epochs=1, optimizer=fewer, **options)[1]
-    if not one.optimizer.use_ema:  # averages are taken after every batch
-        assert_same(left_over, one.get_weights(), atol=1e-6)
-    assert int(left_over.optimizer.iterations) == int(one.optimizer.iterations) == 1
+    if not expected.optimizer.use_ema:  # averages are taken after every batch
+        assert_same(left_over, expected.get_weights(), atol=1e-6)
+    assert int(left_over.optimizer.iterations) == int(expected.optimizer.iterations) == 1
     assert all(not np.any(gathered) for gathered in left_over.optimizer._accumulated_gradients)
 
 
@@ -604,13 +604,13 @@ def test_parts_compiled_learn_the_same_and_resume_to_the_bit(tmp_path: Path, mon
     for name in ("loss", "validation_loss"):
         np.testing.assert_allclose(curve(whole, name), curve(plain, name), rtol=1e-3)
     pairs = zip(compiled.get_weights(), interpreted.get_weights(), strict=True)
-    assert any(not np.array_equal(one, other) for one, other in pairs), "else nothing was compiled"
+    assert any(not np.array_equal(weight, other) for weight, other in pairs), "else nothing was compiled"
     with pytest.raises(Died):
         run(checkpoints=Checkpoints(tmp_path, share=1), interrupted_at=1)
     _, resumed, _ = run(checkpoints=Checkpoints(tmp_path, share=1))
     for model, other in ((resumed, compiled), (resumed.optimizer, compiled.optimizer)):
-        for one, expected in zip(model.variables, other.variables, strict=True):
-            np.testing.assert_array_equal(one, expected)
+        for weight, expected in zip(model.variables, other.variables, strict=True):
+            np.testing.assert_array_equal(weight, expected)
 
 
 # --- resuming
@@ -641,8 +641,8 @@ def resumable(name: str, **options: Any) -> tuple[Outcome, Listener]:
     """Six epochs of a phase; curves and variables, the optimizer's too."""
     phase = {"epochs": 6, "rate": lambda epoch, monitored: 0.05, **RESUMED[name]}
     history, model, listener = train(**phase, **options)
-    curves = [{k: value for k, value in one.metrics.items() if k not in TIMES} for one in history]
-    return (curves, [np.asarray(one) for one in (*model.variables, *model.optimizer.variables)]), listener
+    curves = [{k: value for k, value in epoch.metrics.items() if k not in TIMES} for epoch in history]
+    return (curves, [np.asarray(variable) for variable in (*model.variables, *model.optimizer.variables)]), listener
 
 
 @pytest.fixture(scope="module")
@@ -672,8 +672,8 @@ def test_training_that_is_resumed_ends_as_if_it_had_never_stopped(
             assert len(curves) <= epoch, "only early stopping comes before it"
     found, listener = resumable(name, checkpoints=Checkpoints(tmp_path, share=1))
     assert found[0] == curves
-    for one, other in zip(found[1], variables, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for weight, other in zip(found[1], variables, strict=True):
+        np.testing.assert_array_equal(weight, other)
     assert [record.epoch for record in listener.records] == list(range(len(curves))), "all are recorded again"
     if name == "patience":
         assert len(curves) < 6, "or this tests nothing"
@@ -694,8 +694,8 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(
     assert checkpoints.epochs("head", 5) == range(3, 5)
     assert str(arrays.parent) in caplog.text and "damaged" in caplog.text
     resumed = train(epochs=5, checkpoints=checkpoints)
-    for one, other in zip(resumed[1].get_weights(), whole[1].get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for weight, other in zip(resumed[1].get_weights(), whole[1].get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, other)
 
 
 def test_saving_takes_no_more_than_its_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -718,11 +718,11 @@ def test_saving_takes_no_more_than_its_share_of_the_time(tmp_path: Path, monkeyp
     assert saved == [1, 6, 11, 16]
     resumed = train(epochs=24, checkpoints=Checkpoints(tmp_path), rate=ticking)
     assert saved[4:] == [17, 22, 24], "the last one always"
-    for one, other in zip(resumed[1].get_weights(), whole[1].get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for weight, other in zip(resumed[1].get_weights(), whole[1].get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, other)
     again = train(epochs=24, checkpoints=Checkpoints(tmp_path))
-    for one, other in zip(again[1].get_weights(), whole[1].get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for weight, other in zip(again[1].get_weights(), whole[1].get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, other)
 
 
 class Taking(list[np.ndarray]):

@@ -96,12 +96,12 @@ def test_hinge_is_keras_s_of_the_margins() -> None:
     assert loss_of("hinge", 0.0, shares, logits, 3) == pytest.approx(reference)
 
 
-@pytest.mark.parametrize("one", [0.0, 1.0])
-def test_a_batch_of_one_class_has_the_same_hinge(one: float) -> None:
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_a_batch_of_one_class_has_the_same_hinge(label: float) -> None:
     """Keras guesses from the values whether labels are {0, 1} or {-1, 1}; all ones could be either."""
     logits = np.array([[0.25], [-2.0], [3.0]])
-    expected = np.maximum(0, 1 - (2 * one - 1) * logits).mean()
-    assert loss_of("hinge", 0.0, np.full((3, 1), one), logits, 2) == pytest.approx(expected)
+    expected = np.maximum(0, 1 - (2 * label - 1) * logits).mean()
+    assert loss_of("hinge", 0.0, np.full((3, 1), label), logits, 2) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name, smoothing, wanted, logits, expected", [
@@ -161,7 +161,7 @@ def test_targets_of_labels_and_of_shares() -> None:
     assert targets(shares, 2).numpy().tolist() == [[0.75], [0]]
     three = tf.constant([[0.25, 0.5, 0.25]], tf.float32)
     assert targets(three, 3).numpy().tolist() == [[0.25, 0.5, 0.25]]
-    assert {targets(one, classes).dtype for one, classes in ((labels, 2), (labels, 3), (shares, 2))} == {tf.float32}
+    assert {targets(given, classes).dtype for given, classes in ((labels, 2), (labels, 3), (shares, 2))} == {tf.float32}
 
 
 @pytest.mark.parametrize("wanted, logits, hits", [

@@ -95,9 +95,9 @@ def ran_apart(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
 def test_two_devices_train_to_the_losses_of_one(regime: str, ran: Ran, request: pytest.FixtureRequest) -> None:
     other: Ran = ran if regime == "scratch" else request.getfixturevalue("ran_apart")
     assert other.ended[f"{regime} 1"] == other.ended[f"{regime} 2"] == ""
-    one, two = other.curves(f"{regime} 1"), other.curves(f"{regime} 2")
-    assert len(one) == len(two) == (2 if regime == "scratch" else 4)
-    for row, same in zip(one, two, strict=True):
+    single, two = other.curves(f"{regime} 1"), other.curves(f"{regime} 2")
+    assert len(single) == len(two) == (2 if regime == "scratch" else 4)
+    for row, same in zip(single, two, strict=True):
         for name in ("loss", "validation_loss"):
             assert float(same[name]) == pytest.approx(float(row[name]), rel=1e-4)
 
