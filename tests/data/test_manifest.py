@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import io
 import os
@@ -30,6 +29,7 @@ from experiments.data.types import ImageWarning, Manifest
 from experiments.errors import ConfigError, DataError
 from experiments.images import decoder
 from experiments.images.decoder_settings import DecoderSettings
+from experiments.storage.csv_files import read_rows, recorded_path, write_rows
 
 REPOSITORY = Path(__file__).parents[2]
 PHOTOS = Path(os.environ.get("EXPERIMENTS_PHOTOS", REPOSITORY.parent / "shared" / "cats_dogs"))
@@ -338,9 +338,10 @@ def test_odd_names(root: Path, name: str) -> None:
     assert read(root) == found
     assert len(manifest.fingerprint(found)) == 64
     assert splits_of(found, 4, root.parent / "cache", 1e9).train.pixels.shape == (6, 4, 4, 3)
-    table = io.StringIO()
-    csv.writer(table).writerows(row.values() for row in manifest.to_rows(found))
-    table.getvalue().encode()
+    write_rows(root.parent / "manifest.csv", manifest.to_rows(found))
+    assert any(
+        recorded_path(root, row["path"]) == f"train/cats/{name}" for row in read_rows(root.parent / "manifest.csv")
+    )
 
     (root / "train" / "cats" / name).write_bytes(b"damaged")
     text = message(root)

@@ -33,7 +33,6 @@ from experiments.data.types import (
 )
 from experiments.data.validation import ValidationResults, hash_files
 from experiments.images.decoder_settings import DEFAULTS, DecoderSettings
-from experiments.storage.csv_files import encodable
 
 _log = logging.getLogger(__name__)
 
@@ -288,9 +287,9 @@ def near_duplicate_rows(manifest: Manifest) -> list[dict[str, str | float]]:
     return [
         {
             "split": splits[pair.first],
-            "path": encodable(pair.first),
+            "path": pair.first,
             "other_split": splits[pair.second],
-            "other_path": encodable(pair.second),
+            "other_path": pair.second,
             "similarity": pair.similarity,
             "mirrored": str(pair.mirrored).lower(),
         }
@@ -303,22 +302,21 @@ def to_rows(manifest: Manifest) -> list[dict[str, str | int]]:
 
     Returns:
         Rows of split, path, class_name, label, bytes, sha256, width, height, mode, and group where there are groups.
-        Bytes of a name that are not UTF-8 are written as backslash escapes, so that the table can be encoded.
     """
     labels = {name: label for label, name in enumerate(manifest.classes)}
     has_groups = any(entry.group for entry in manifest.entries)
     return [
         {
             "split": entry.split,
-            "path": encodable(entry.path),
-            "class_name": encodable(entry.class_name),
+            "path": entry.path,
+            "class_name": entry.class_name,
             "label": labels[entry.class_name],
             "bytes": entry.bytes,
             "sha256": entry.sha256,
             "width": entry.width,
             "height": entry.height,
             "mode": entry.mode,
-            **({"group": encodable(entry.group)} if has_groups else {}),
+            **({"group": entry.group} if has_groups else {}),
         }
         for entry in manifest.entries
     ]
