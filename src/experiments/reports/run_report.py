@@ -37,7 +37,6 @@ from experiments.training.types import EpochRecord, last_phase
 if TYPE_CHECKING:
     import keras
 
-TEMPLATE = "run_report.html.j2"
 CONFIDENCE = {
     "aurc": "area under risk-coverage", "temperature": "temperature", "scaled_loss": "loss, scaled by temperature",
     "scaled_calibration_error": "calibration error, scaled by temperature",
@@ -119,7 +118,7 @@ def html(run: RunRecord, root: Path | None, model: Callable[[], keras.Model] | N
         for name, figure in split_figures(report).items():
             figures[f"{split}_{name}"] = page.svg(figure)
     return page.render(
-        TEMPLATE,
+        "run_report.html.j2",
         title=f"Run {run.directory.folder.name}",
         sentences=[*map(accuracy_line, run.reports.values()), *best, *continued_sentences(run)],
         warnings=[*run.facts.get("warnings", []), *run.facts.get("failures", [])],
@@ -140,7 +139,9 @@ def html(run: RunRecord, root: Path | None, model: Callable[[], keras.Model] | N
         gallery=gallery,
         labels=label_section.section(run.directory, run.classes, run.plain, root),
         cost=cost_table(run),
-        use=use(run),
+        folder=shlex.quote(str(run.directory.folder)),
+        run_id=run.facts.get("run_id"),
+        epochs=run.plain.get("epochs", 0),
     )
 
 
@@ -282,28 +283,3 @@ def cost_table(run: RunRecord) -> list[list[str]]:
     if facts.get("reused_seconds"):
         rows.append(["not spent, because the head was in the cache", f"{facts['reused_seconds']:,.1f} s"])
     return [*rows, ["CPU threads", str(facts.get("threads"))]]
-
-
-def use(run: RunRecord) -> list[tuple[str, str]]:
-    """Return what can be done with the run, each with its command."""
-    folder, further = shlex.quote(str(run.directory.folder)), run.plain.get("epochs", 0) + 20
-    found = [
-        ("Classify images", f"experiments predict {folder} IMAGE_OR_FOLDER"),
-        ("Export it as .keras and SavedModel, without this program", f"experiments export {folder} --output exported"),
-        (
-            "Load the exported model in Keras: pixels in [0, 255] in, probabilities out; preprocessing is inside",
-            'model = keras.saving.load_model("exported/model.keras")',
-        ),
-        ("More of its mistakes", f"experiments inspect mistakes {folder} --count 60"),
-        ("All labels, the most doubtful first, also of the training images", f"experiments inspect labels {folder}"),
-        (
-            "Train again with the same configuration and other values",
-            f"python -m experiments.train like={folder} seed=1",
-        ),
-        ("Train it further", f"python -m experiments.train continue={folder} epochs={further}"),
-        ("Make this page again", f"experiments report {folder}"),
-    ]
-    if run.facts.get("run_id"):
-        found.insert(3, ("Compare it with another run", f"experiments compare {run.facts['run_id'][:8]} OTHER_RUN"))
-        found.append(("See it in MLflow", "experiments ui"))
-    return found

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from experiments.data.issues import printable
 from experiments.evaluation.evaluate import METRICS, Report, percent
-from experiments.evaluation.per_class import ClassScore
+from experiments.evaluation.per_class import worst_first
 from experiments.evaluation.statistics import Interval
 from experiments.evaluation.training_checks import best_epoch
 from experiments.system.progress import plain_table
@@ -103,7 +103,7 @@ def print_classes(console: Console, report: Report) -> None:
     """Print the scores of the classes, of many classes the worst ones, and the pairs that are confused most."""
     shown, title = report.class_scores, f"{report.split}, by class [95 % interval]"
     if len(shown) > MOST_ROWS:
-        shown = worst(shown)
+        shown = [score for score in worst_first(shown) if score.support][:WORST]
         title += f": the {len(shown)} classes with the lowest F1 of {len(report.class_scores)}"
     numbers = ("images", "precision", "recall", "F1")
     table = plain_table(("class", *numbers), numbers, pad_edge=False)
@@ -115,11 +115,6 @@ def print_classes(console: Console, report: Report) -> None:
     if report.confused_pairs:
         pairs = ", ".join(printable(str(pair)) for pair in report.confused_pairs[:MOST_PAIRS])
         console.print(f"most confused (true → predicted): {pairs}", highlight=False, markup=False, soft_wrap=True)
-
-
-def worst(scores: Sequence[ClassScore]) -> list[ClassScore]:
-    """Return the WORST classes with the lowest F1, the lowest first; classes without images are left out."""
-    return sorted((score for score in scores if score.support), key=lambda score: score.f1.value)[:WORST]
 
 
 def _share(score: Interval) -> str:
