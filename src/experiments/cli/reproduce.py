@@ -157,7 +157,7 @@ def open_parent(folder: Path, config: Config) -> str:
     path = folder / PARENT
     before = json.loads(path.read_bytes())["run_id"] if path.exists() else None
     run_id: str = processes.run_worker_task("open_run", config, folder, before)
-    atomic_files.write_file(path, json.dumps({"run_id": run_id}).encode())
+    atomic_files.write_json(path, {"run_id": run_id})
     return run_id
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,7 +96,7 @@ def export(
         about_files = {name: parity._asdict() for name, parity in zip(formats, found[1:], strict=True)}
         content = about(run, model) | {"files": about_files, "compared_on": images.description}
         content["int8_ranges_from"] = training.description if training else None
-        atomic_files.write_file(aside / MODEL_JSON, json.dumps(content, indent=1).encode())
+        atomic_files.write_json(aside / MODEL_JSON, content)
         put_in_place(aside, folder, overwrite)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -166,7 +166,7 @@ class RunDirectory:
         )
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
-        atomic_files.write_file(self.folder / FACTS, _json(facts))
+        atomic_files.write_json(self.folder / FACTS, dict(facts))
 
     def finished(self, identity: str) -> dict[str, float] | None:
         """Return the metrics in this directory; None unless they are those of a finished run with this identity."""
@@ -189,7 +189,7 @@ class RunDirectory:
         for name, content in files.items():
             atomic_files.write_file(self.folder / name, content)
         facts = {"identity": identity, "run_id": run_id, "status": Status.FINISHED}
-        atomic_files.write_file(self.folder / FETCHED, _json(facts))
+        atomic_files.write_json(self.folder / FETCHED, facts)
 
     def metrics(self) -> dict[str, float]:
         """Return the final metrics, named split.metric.
@@ -201,7 +201,7 @@ class RunDirectory:
         return metrics
 
     def write_metrics(self, metrics: Mapping[str, float]) -> None:
-        atomic_files.write_file(self.folder / METRICS, _json(metrics))
+        atomic_files.write_json(self.folder / METRICS, dict(metrics))
 
     def predictions(self, split: str) -> list[Prediction]:
         """Return the predictions for a split's images.
@@ -288,7 +288,3 @@ class RunDirectory:
     def inputs(self, key: str) -> Path:
         """Return the directory for the MANIFEST and the weights of the run that a key of the configuration names."""
         return self.folder / INPUTS / key
-
-
-def _json(values: Mapping[str, Any]) -> bytes:
-    return json.dumps(dict(values), indent=1).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import secrets
@@ -10,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -26,6 +27,11 @@ def write_file(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing_file(path) as file:
         file.write(content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain values as a JSON file; see `write_file`."""
+    write_file(path, json.dumps(content, indent=1).encode())
 
 
 @contextmanager

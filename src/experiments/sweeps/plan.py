@@ -92,7 +92,7 @@ class Job:
             "run_id": self.run_id, "seconds": self.seconds, "final": self.final,
             **({"place": asdict(self.place)} if self.place else {}),
         }  # fmt: skip
-        atomic_files.write_file(sweep / str(self.number) / JOB, json.dumps(known, indent=1).encode())
+        atomic_files.write_json(sweep / str(self.number) / JOB, known)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Classification with Keras" (S. Mujumdar, A. Jain).
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 import time
@@ -304,8 +303,7 @@ def conclude(
     day = time.strftime("%d %B %Y", time.localtime(max(ended, default=None))).lstrip("0")
     about = f"`{command}`, {day}; {hardware.sentence()}"
     atomic_files.write_file(folder / PAGE, markdown(rows, explanation, about).encode())
-    content = {"about": about, "rows": rows, "sentences": explanation}
-    atomic_files.write_file(folder / "summary.json", json.dumps(content, indent=1).encode())
+    atomic_files.write_json(folder / "summary.json", {"about": about, "rows": rows, "sentences": explanation})
     return rows, explanation
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -128,7 +127,7 @@ class Session:
             "command": self.setup.command,
             "objective": self.config.objective, "parent": self.parent, "config": recorded(self.config),
         }  # fmt: skip
-        atomic_files.write_file(self.folder / sweep_directory.SWEEP, json.dumps(redacted(about), indent=1).encode())
+        atomic_files.write_json(self.folder / sweep_directory.SWEEP, redacted(about))
         self.write_jobs(jobs)
 
     def write_jobs(self, jobs: Sequence[Job]) -> None:

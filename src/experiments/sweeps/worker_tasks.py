@@ -70,7 +70,7 @@ def respond(function: processes.WorkerTask, arguments: Sequence[Any], file: Path
         if text is None:
             raise
         response = {"error": text}
-    atomic_files.write_file(file, json.dumps(response).encode())
+    atomic_files.write_json(file, response)
 
 
 def prepare_jobs(configs: Sequence[Config]) -> list[PreparedJob]:

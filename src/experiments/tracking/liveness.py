@@ -8,7 +8,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -41,23 +42,25 @@ def place() -> str:
         return ""
 
 
-class Heartbeat:
-    """Thread that updates a run's heartbeat tag every minute, for other machines, which cannot check the process."""
+@contextmanager
+def heartbeat(send: Callable[[str], object]) -> Iterator[None]:
+    """Send a heartbeat every minute while the block runs, for other machines, which cannot check the process.
 
-    def __init__(self, run_id: str) -> None:
-        self._run_id, self._ended = run_id, threading.Event()
-        threading.Thread(target=self._beat, daemon=True).start()
+    Args:
+        send: called with the new value of the tag owner.heartbeat.
+    """
+    ended = threading.Event()
 
-    def stop(self) -> None:
-        self._ended.set()
-
-    def _beat(self) -> None:
-        import mlflow
-
-        client = mlflow.MlflowClient()
-        while not self._ended.wait(HEARTBEAT):
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT):
             with contextlib.suppress(Exception):  # The store may be unavailable for a while.
-                client.set_tag(self._run_id, "owner.heartbeat", str(int(time.time())))
+                send(str(int(time.time())))
+
+    threading.Thread(target=beat, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 def mark_lost(experiment: str) -> None:

@@ -57,17 +57,18 @@ def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[M
     tracker.buffer.send()  # what an earlier process has left
     origin = " (MLFLOW_TRACKING_URI; tracking.uri=... for another)" if "tracking.uri" in config.unresolved else ""
     _log.info("MLflow store: %s%s", redact_credentials(config.tracking.uri), origin)
-    alive = liveness.Heartbeat(started)
+    import mlflow
+
     status, reason = Status.FINISHED, None
     try:
-        yield tracker
+        with liveness.heartbeat(lambda now: mlflow.MlflowClient().set_tag(started, "owner.heartbeat", now)):
+            yield tracker
     except BaseException as error:
         failed = isinstance(error, Exception | SystemExit) and not isinstance(error, Pruned)
         status = Status.FAILED if failed else Status.KILLED
         reason = redact_credentials(hidden(config, f"{type(error).__name__}: {error}"))[:5000]
         raise
     finally:
-        alive.stop()
         tracker.end(status, reason)
 
 

@@ -135,11 +135,16 @@ def guard(log: str | None = None) -> None:
     def follow() -> None:
         if parent is not None:
             parent.join()
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(GRACE)
-            os.kill(os.getpid(), signal.SIGKILL)
+            end_this_process(threading.Event())
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+def end_this_process(finished: threading.Event) -> None:
+    """Send this process SIGTERM, and SIGKILL unless `finished` is set within `GRACE` seconds."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    if not finished.wait(GRACE):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def failure(code: int | None) -> str | None:

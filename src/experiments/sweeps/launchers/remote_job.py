@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.errors import ConfigError
-from experiments.sweeps.launchers.processes import GRACE, LOG, invoke, job_failure, size
+from experiments.sweeps.launchers.processes import LOG, end_this_process, invoke, job_failure, size
 from experiments.sweeps.launchers.scheduler import timeout_reason
 from experiments.sweeps.plan import PlannedRun
 
@@ -76,7 +76,7 @@ def work(
 
 @contextmanager
 def limited(seconds: float | None, late: threading.Event) -> Iterator[None]:
-    """Send this process SIGTERM if the block takes longer than `seconds`, and SIGKILL `GRACE` seconds later.
+    """End this process if the block takes longer than `seconds`; see `end_this_process`.
 
     Args:
         seconds: the time limit; None: no limit.
@@ -85,9 +85,7 @@ def limited(seconds: float | None, late: threading.Event) -> Iterator[None]:
 
     def end() -> None:
         late.set()
-        os.kill(os.getpid(), signal.SIGTERM)
-        if not finished.wait(GRACE):
-            os.kill(os.getpid(), signal.SIGKILL)
+        end_this_process(finished)
 
     finished = threading.Event()
     timer = threading.Timer(seconds or 0, end)

@@ -22,6 +22,7 @@ from experiments.sweeps.plan import Inspection
 from experiments.sweeps.search.space import Space, space
 from experiments.sweeps.session import Session, inspect_jobs
 from experiments.system.redaction import redact_credentials
+from experiments.tracking import liveness
 from experiments.training import pruning
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
 
     try:
         with session.interruptible():
-            with worker.heartbeat():
+            with liveness.heartbeat(worker.heartbeat):
                 worker.work()
             trials.conclude(worker)
     except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:

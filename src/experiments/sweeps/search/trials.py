@@ -8,10 +8,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,26 +82,10 @@ class Worker:
             for trial in list(self.trials.values()):
                 self.requeue(trial)
 
-    @contextmanager
-    def heartbeat(self) -> Iterator[None]:
-        """Write a heartbeat into this worker's trials every `liveness.HEARTBEAT` seconds while the block runs.
-
-        Workers on other machines detect by it whether this process still runs.
-        """
-        finished = threading.Event()
-
-        def record_heartbeat() -> None:
-            while not finished.wait(liveness.HEARTBEAT):
-                alive = {**self.owner, "owner.heartbeat": str(int(time.time()))}
-                for trial in list(self.trials.values()):
-                    with contextlib.suppress(Exception):  # the study may be unreachable for a while
-                        study.annotate(trial.drawn, {OWNER: alive})
-
-        threading.Thread(target=record_heartbeat, daemon=True).start()
-        try:
-            yield
-        finally:
-            finished.set()
+    def heartbeat(self, now: str) -> None:
+        """Write a heartbeat into this worker's trials, by which other machines detect whether this process runs."""
+        for trial in list(self.trials.values()):
+            study.annotate(trial.drawn, {OWNER: {**self.owner, "owner.heartbeat": now}})
 
     def lock(self) -> FileLock:
         """Return the lock of the workers that share the sweep's directory."""
