@@ -78,7 +78,7 @@ class CacheEntry:
     def make(self, write: Callable[[np.ndarray], None]) -> np.ndarray:
         """Return the array as a read-only memory map; write it first if it is missing or damaged.
 
-        The caller holds the lock (`writing`). `write` and the exceptions are those of `array`.
+        The caller holds the lock (`writing`). `write` and the exceptions are those of `load_or_create`.
         """
         wanted = self.wanted
         self.folder.parent.mkdir(parents=True, exist_ok=True)
