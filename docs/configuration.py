@@ -307,8 +307,8 @@ def told(texts: Mapping[str, str], sources: Mapping[str, Any], code: bool = Fals
     parts = []
     for text, names in by_text.items():
         shown = f"`{text if len(text) <= LONG else text[:LONG] + ' ...'}`" if code else cell(text)
-        plain = "" in names or default in names or (not code and len(by_text) == 1)
-        parts.append(shown if plain else f"{', '.join(names)}: {shown}")
+        plain = default in names or ("" in names and not texts.get(default)) or (not code and len(by_text) == 1)
+        parts.append(shown if plain else f"{', '.join(name or 'other choices' for name in names)}: {shown}")
     return "; ".join(parts)
 
 

@@ -65,7 +65,7 @@ def test_no_name_of_another_tool_is_a_key_here() -> None:
     of_components = {
         f"{group}.{name}" for group in ARGUMENTS for choice in shipped(group).values() for name in choice
     } | {f"{group}.{name}" for group, names in ARGUMENTS.items() for name in names}
-    names = {*foreign_options.KEYS, *foreign_options.ADVICE, *foreign_options.ALIASES}
+    names = {*foreign_options.KEYS, *foreign_options.ADVICE}
     assert not names & {*Config.model_fields, *of_components}
 
 

@@ -78,7 +78,7 @@ def test_an_unread_key_like_no_other_gets_no_hint(config: Read) -> None:
     ("optimizer.lr=inf", "optimizer.lr", "a finite number", "inf"),
     ("optimizer.momentum=abc", "optimizer.momentum", "a valid number", "'abc'"),
     ("optimizer.momentum=null", "optimizer.momentum", "a valid number", "None"),
-    ("optimizer.centered=3", "optimizer.centered", "a boolean, as in optimizer=rmsprop", "3"),
+    ("optimizer.centered=3", "optimizer.centered", "a valid boolean", "3"),
     ("regime.head_optimizer.beta_1=abc", "regime.head_optimizer.beta_1", "a valid number", "'abc'"),
     ("evaluate.test=0", "evaluate.test", "a valid boolean", "0"),
     ("notes=5", "notes", "a valid string", "5"),
@@ -102,6 +102,15 @@ def test_a_wrong_type_is_refused(override: str, key: str, allowed: str, received
 
 
 @pytest.mark.parametrize("key, good, bad", [
+    ("schedule=cosine schedule.final", (0, 1), (-0.1, 1.1)),
+    ("schedule=exponential schedule.decay", (0.001, 1), (0, 1.1)),
+    ("schedule=plateau schedule.factor", (0.001, 0.999), (0, 1)),
+    ("schedule=plateau schedule.patience", (1,), (0,)),
+    ("schedule=plateau schedule.min_delta", (0,), (-0.1,)),
+    ("schedule=plateau schedule.cooldown", (0,), (-1,)),
+    ("schedule=plateau schedule.floor", (0,), (-0.1,)),
+    ("augmentation=randaugment augmentation.operations", (1, 3), (0,)),
+    ("augmentation=randaugment augmentation.magnitude", (0, 1), (-0.1, 1.1)),
     ("seed", (0, 2**31 - 1), (-1, 2**31)),
     ("batch_size", (1,), (0,)),
     ("epochs", (1,), (0,)),
@@ -141,10 +150,11 @@ def test_a_wrong_type_is_refused(override: str, key: str, allowed: str, received
 def test_a_value_out_of_range_is_refused_at_both_ends(
     key: str, good: tuple[float, ...], bad: tuple[float, ...], config: Read
 ) -> None:
+    *choice, key = key.split()
     for value in good:
-        config(f"{key}={value}")
+        config(*choice, f"{key}={value}")
     for value in bad:
-        (line,) = fault(config, f"{key}={value}")
+        (line,) = fault(config, *choice, f"{key}={value}")
         assert line.startswith((f"{key}: must be greater than", f"{key}: must be less than"))
         assert line.endswith(f". Received: {value}")
 
@@ -171,28 +181,6 @@ def test_a_choice_that_is_none_names_the_nearest(
     assert f"Received: '{received.rpartition(',')[2].strip(']')}'. " in line
     assert all(f"'{choice}'" in line for choice in choices)
     assert line.endswith(f"Nearest: {nearest}")
-
-
-@pytest.mark.parametrize("group, choice, key, good, bad", [
-    ("schedule", "cosine", "final", (0, 1), (-0.1, 1.1)),
-    ("schedule", "exponential", "decay", (0.001, 1), (0, 1.1)),
-    ("schedule", "plateau", "factor", (0.001, 0.999), (0, 1)),
-    ("schedule", "plateau", "patience", (1,), (0,)),
-    ("schedule", "plateau", "min_delta", (0,), (-0.1,)),
-    ("schedule", "plateau", "cooldown", (0,), (-1,)),
-    ("schedule", "plateau", "floor", (0,), (-0.1,)),
-    ("augmentation", "randaugment", "operations", (1, 3), (0,)),
-    ("augmentation", "randaugment", "magnitude", (0, 1), (-0.1, 1.1)),
-])  # fmt: skip
-def test_an_argument_out_of_range_is_refused(
-    group: str, choice: str, key: str, good: tuple[float, ...], bad: tuple[float, ...], config: Read
-) -> None:
-    for value in good:
-        config(f"{group}={choice}", f"{group}.{key}={value}")
-    for value in bad:
-        (line,) = fault(config, f"{group}={choice}", f"{group}.{key}={value}")
-        assert line.startswith((f"{group}.{key}: must be greater than", f"{group}.{key}: must be less than"))
-        assert line.endswith(f". Received: {value}")
 
 
 @pytest.mark.parametrize("choice", ["none", "randaugment", "trivialaugment"])

@@ -46,7 +46,7 @@ ADVICE = {
     "train": "to train is the default; for a finished model: experiments predict RUN IMAGE",
     "test": "evaluate.test=true|false decides whether the test images are evaluated",
 }  # fmt: skip
-ALIASES = {"trainer.resume_from_checkpoint": "resume_from_checkpoint", "checkpoint_path": "ckpt_path"}
+ADVICE |= {"checkpoint_path": ADVICE["ckpt_path"], "trainer.resume_from_checkpoint": ADVICE["resume_from_checkpoint"]}
 
 
 def check(command: Sequence[str]) -> None:
@@ -77,8 +77,8 @@ def _dashed(option: str, command: Sequence[str]) -> str:
         value = following[0] if following and not following[0].startswith("-") and "=" not in following[0] else ""
     key = name.replace("-", "_")
     typed = option if equals or not value else f"{option} {value}"
-    if advice := _advice(key):
-        return f"{typed}: {advice}"
+    if key in ADVICE:
+        return f"{typed}: {ADVICE[key]}"
     key = KEYS.get(key, key)
     if is_known_key(key.partition(".")[0]) or key.startswith("hydra."):
         override = shlex.quote(f"{key}={value or '...'}")
@@ -89,14 +89,10 @@ def _dashed(option: str, command: Sequence[str]) -> str:
 def _equivalent(override: str) -> str | None:
     """Return the line about an override whose key has another name here; None if it has none."""
     key, _, value = override.lstrip("+~").partition("=")
-    if advice := _advice(key):
-        return f"{override}: {advice}"
+    if key in ADVICE:
+        return f"{override}: {ADVICE[key]}"
     if key in KEYS:
         equivalent = shlex.quote(f"{KEYS[key]}={value}")
         return f"{key}: nothing reads this key. Received: {value!r}. Nearest: {KEYS[key]}. Type: {equivalent}"
     is_added = override.startswith("+") and not override.startswith("++") and key in (*GROUPS, "experiment")
     return f"{override}: {key}={value}, without the plus" if is_added and value in shipped(key) else None
-
-
-def _advice(key: str) -> str | None:
-    return ADVICE.get(ALIASES.get(key, key))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -16,6 +16,8 @@ from experiments.config.schema import Config, Schedule, Threshold
 NOT_IDENTITY = (
     "tracking", "sweep", "notes", "tags", "outputs", "progress", "resume", "trusted_packages", "objective", "must_reach"
 )  # fmt: skip
+# Keys that only name an input, whose contents are identified by hashes; and the list of what the regime ignores.
+NAMES_OF_INPUTS = ("model.weights", "regime.head_from", "continue_from", "regime.ignores")
 RUNTIME = ("precision", "xla")  # the keys of `runtime` that change what a run computes
 
 
@@ -24,15 +26,7 @@ def effective(config: Config) -> dict[str, Any]:
 
     Keys are spelt as in YAML (`_target_`).
     """
-    plain = config.model_dump(by_alias=True, mode="json")
-    for key in config.regime.ignores:
-        *parents, last = key.split(".")
-        node: Any = plain
-        for parent in parents:
-            node = node.get(parent) if isinstance(node, dict) else None
-        if isinstance(node, dict):
-            node.pop(last, None)
-    return plain
+    return _without(config.model_dump(by_alias=True, mode="json"), config.regime.ignores)
 
 
 def logged(config: Config) -> dict[str, Any]:
@@ -44,6 +38,14 @@ def logged(config: Config) -> dict[str, Any]:
     for key, text in config.unresolved.items():
         for node, last in _places(plain, key):
             node[last] = text
+    return plain
+
+
+def _without(plain: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Remove dotted keys from nested mappings, and return these."""
+    for key in keys:
+        for node, last in list(_places(plain, key)):
+            del node[last]
     return plain
 
 
@@ -82,19 +84,13 @@ def run_identity(config: Config, **facts: str | None) -> str:
         config: a validated configuration.
         facts: hashes of what the configuration only names: data fingerprint, weights, package version.
     """
-    plain = defining(effective(config))
-    plain["regime"].pop("ignores")
-    # These keys only name an input, whose contents are identified by the hashes in `facts`.
-    data = config.data
+    plain, data = _without(defining(effective(config)), NAMES_OF_INPUTS), config.data
     plain["data"] = {"image_size": data.image_size}
     # Omitted at their defaults, so that runs of versions that had no such keys keep their identity.
     if data.gray_range is not None:
         plain["data"]["gray_range"] = data.gray_range
     if data.resize != "squash":
         plain["data"]["resize"] = data.resize
-    plain["model"].pop("weights", None)
-    plain["regime"].pop("head_from", None)
-    plain.pop("continue_from", None)
     return hashlib.sha256(json.dumps({"config": plain, **facts}, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -48,21 +48,21 @@ def unknown_key(key: str, allowed: Iterable[str], received: Any, close: str | No
 
 def is_known_key(key: str) -> bool:
     """Return whether the schema accepts a key, even if the composed configuration lacks it, as with tags.question."""
-    places: list[Any] = [Config]
-    for part in key.split("."):
+    return bool(_types_at(key.split("."), Config))
+
+
+def _types_at(path: Iterable[str | int], root: Any) -> list[Any]:
+    """Return the types that the schema allows at a path of keys below a type, the members of unions one by one."""
+    types = [root]
+    for part in path:
         below: list[Any] = []
-        for place in places:
-            if get_origin(place) is dict:
-                below += _options(get_args(place)[1])
-            elif isinstance(place, type) and issubclass(place, BaseModel) and part in place.model_fields:
-                below += _options(place.model_fields[part].annotation)
-        places = below
-    return bool(places)
-
-
-def _options(annotation: Any) -> list[Any]:
-    """Return the members of a union, or a list of the annotation itself if it is no union."""
-    return list(get_args(annotation)) if get_origin(annotation) is UnionType else [annotation]
+        for kind in types:
+            if get_origin(kind) is dict:
+                below.append(get_args(kind)[1])
+            elif isinstance(kind, type) and issubclass(kind, BaseModel) and part in kind.model_fields:
+                below.append(kind.model_fields[str(part)].annotation)
+        types = [kind for found in below for kind in (get_args(found) if get_origin(found) is UnionType else [found])]
+    return types
 
 
 def error_key(error: Mapping[str, Any], prefix: str = "") -> str:
@@ -93,9 +93,7 @@ def error_line(error: Mapping[str, Any], root: Any = Config, prefix: str = "") -
     """
     key = error_key(error, prefix)
     if error["type"] == "extra_forbidden":
-        model: Any = root
-        for part in error["loc"][:-1]:
-            model = _model_below(model, str(part))
+        model = _types_at(error["loc"][:-1], root)[0]  # a model is the first member of its union with None
         return unknown_key(key, model.model_fields, error["input"])
     if error["type"] == "missing":
         return f"{key}: no value, and the run needs one. Give one: +{key}=..."
@@ -121,16 +119,3 @@ def _as_text(key: str) -> str:
     values = [override.partition("=")[2] for override in typed if override.lstrip("+").startswith(f"{key}=")]
     text = as_typed(key, values[-1]) if values else None
     return f". As text it is typed: {text}" if text else ""
-
-
-def _model_below(model: type[BaseModel], part: str) -> type[BaseModel]:
-    """Return the model one step down an error's path; a step into a mapping stays at the model of its values."""
-    field = model.model_fields.get(part)
-    if field is None:
-        return model
-    below = [kind for kind in _kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
-    return below[0]
-
-
-def _kinds(annotation: Any) -> list[Any]:
-    return [annotation, *(inner for kind in get_args(annotation) for inner in _kinds(kind))]

@@ -338,8 +338,7 @@ class PerClass(Node):
     test: int = Field(ge=0)
 
 
-# Types of the shipped components' arguments, so that invalid ones are found before Keras is imported. A value that is
-# not listed must be of the same kind as in its YAML.
+# Types of the shipped components' arguments, so that invalid ones are found before Keras is imported.
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -366,16 +365,20 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "height_shift": Share,
         "shear": Annotated[float, Field(ge=0, le=89)],
         "zoom": Annotated[float, Field(ge=0, le=0.99)],
+        "horizontal_flip": bool,
         "fill": Literal["nearest", "reflect", "wrap", "constant"],
         "operations": Annotated[int, Field(ge=1)],
         "magnitude": Share,
     },
-    "model": {"alpha": Annotated[float, Field(gt=0)]},
+    "model": {"alpha": Annotated[float, Field(gt=0)], "include_preprocessing": bool},
     "optimizer": {
         "momentum": Share,  # momentum; 0: none
+        "nesterov": bool,
         "rho": Decay,  # decay rate of the mean of squared gradients
         "beta_1": Decay,  # decay rate of the mean of gradients
         "beta_2": Decay,  # decay rate of the mean of squared gradients
+        "amsgrad": bool,
+        "centered": bool,
         "epsilon": Annotated[float, Field(gt=0)],  # added to the denominator
         "initial_accumulator_value": Annotated[float, Field(ge=0)],  # initial value of the sums of squared gradients
     },

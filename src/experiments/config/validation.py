@@ -131,22 +131,12 @@ def _argument_errors(group: str, node: Any, missing: Iterable[str], prefix: str 
             continue
         if name not in known:
             lines.append(unknown_key(key, {*known, *fields}, value))
-        elif name in ARGUMENTS.get(group, {}):
-            try:
-                _checks(group, name).validate_python(value)
-            except ValidationError as error:
-                lines += [error_line(detail, ARGUMENTS[group][name], key) for detail in error.errors()]
-        elif (kind := _kind(known[name])) and kind != _kind(value):
-            lines.append(f"{key}: must be a {kind}, as in {group}={node.get('name')}. Received: {value!r}")
+            continue
+        try:
+            _checks(group, name).validate_python(value)
+        except ValidationError as error:
+            lines += [error_line(detail, ARGUMENTS[group][name], key) for detail in error.errors()]
     return lines
-
-
-def _kind(value: Any) -> str | None:
-    """Return the kind of a YAML value, as messages name it; None if the value does not determine one."""
-    if value is None or (isinstance(value, str) and (value == "???" or value.startswith("${"))):
-        return None
-    kinds = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", dict: "mapping"}
-    return kinds.get(type(value))
 
 
 def _cross_field_errors(model: Model, regime: Regime, tracking: Tracking) -> list[str]:
