@@ -140,7 +140,7 @@ def test_verify_finds_every_damage_and_removes_it_if_asked(
     files = [
         cache / "pixels" / array_cache.key({"n": 1}) / "array.npy",
         cache / "activations" / "0f" / "0000256" / "array.npy",
-        cache / "heads" / "abc" / "model.weights.h5", cache / "manifests" / "abc.npz",
+        cache / "heads" / "abc" / "arrays.npz", cache / "manifests" / "abc.npz",
     ]  # fmt: skip
     for file in files[:3]:
         damage(file)

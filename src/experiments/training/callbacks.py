@@ -123,9 +123,21 @@ class LeftoverGradients(keras.callbacks.Callback):
 
 
 class EarlyStopping(keras.callbacks.EarlyStopping):
-    """Early stopping that keeps the averaged weights (EMA) if the optimizer has them, as these were validated."""
+    """Callback that ends a phase early and restores its best weights, each if the phase is configured so.
 
-    averages: keras.callbacks.SwapEMAWeights | None = None
+    Args:
+        phase: the phase of training.
+        averages: the callback that validates averaged weights (EMA), if the optimizer has them: these are then kept.
+    """
+
+    def __init__(self, phase: TrainingPhase, averages: keras.callbacks.SwapEMAWeights | None) -> None:
+        super().__init__(
+            monitor=KERAS_NAMES[phase.monitor],
+            mode="min" if phase.monitor == "validation_loss" else "max",
+            patience=phase.early_stopping or phase.epochs,
+            restore_best_weights=phase.best_weights,
+        )
+        self.averages = averages
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.averages:
@@ -133,20 +145,6 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
         super().on_epoch_end(epoch, logs)
         if self.averages:
             self.averages.on_test_end()
-
-
-def early_stopping(phase: TrainingPhase, averages: keras.callbacks.SwapEMAWeights | None) -> EarlyStopping | None:
-    """Return the callback that ends a phase early and restores its best weights; None if neither is configured."""
-    if phase.early_stopping is None and not phase.best_weights:
-        return None
-    built = EarlyStopping(
-        monitor=KERAS_NAMES[phase.monitor],
-        mode="min" if phase.monitor == "validation_loss" else "max",
-        patience=phase.early_stopping or phase.epochs,
-        restore_best_weights=phase.best_weights,
-    )
-    built.averages = averages
-    return built
 
 
 class EpochLogger(keras.callbacks.Callback):

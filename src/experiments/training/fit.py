@@ -14,12 +14,12 @@ from experiments.models.winograd import faster_convolutions
 from experiments.system.private_api import is_deterministic, variable_index, wrap_update_step
 from experiments.training.callbacks import (
     CheckpointCallback,
+    EarlyStopping,
     EpochLogger,
     EpochSeeds,
     InputWaitTimer,
     LearningRateScheduler,
     LeftoverGradients,
-    early_stopping,
     inner_optimizer,
 )
 from experiments.training.compiled_updates import compile_updates, only_cpus
@@ -27,8 +27,8 @@ from experiments.training.losses import accuracy, class_weights, reported_loss, 
 from experiments.training.types import EpochRecord, PhaseInputs, TrainingContext, TrainingPhase
 
 # VERSION is part of the key of a cached head. It has to change whenever the same `TrainingPhase` leads to other
-# weights, or when the meaning of a curve changes.
-VERSION = 2
+# weights, or when the meaning of a curve or the form of a cached head changes.
+VERSION = 3
 
 
 def fit(inputs: PhaseInputs, phase: TrainingPhase, context: TrainingContext) -> tuple[EpochRecord, ...]:
@@ -143,7 +143,7 @@ def build_callbacks(
     """Return the callbacks of `fit` in the order in which Keras calls them."""
     optimizer = inner_optimizer(inputs.model)
     averages = keras.callbacks.SwapEMAWeights() if getattr(optimizer, "use_ema", False) else None
-    stopping = early_stopping(phase, averages)
+    stopping = EarlyStopping(phase, averages) if phase.early_stopping or phase.best_weights else None
     found = [
         EpochSeeds(phase.seed),
         LearningRateScheduler(phase.rate, logger),
