@@ -11,7 +11,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from experiments.config.schema import Config
 from experiments.inspection import model
-from experiments.regimes.build import build_backbone
+from experiments.models.backbone import build_backbone
 
 Read = Callable[..., Config]
 

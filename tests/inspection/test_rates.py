@@ -82,7 +82,7 @@ def test_a_range_test_stops_where_gradient_descent_is_known_to_diverge() -> None
     )  # fmt: skip
     batches = feature_batches([inputs], labels, batch_size=4, seed=0, epochs=range(10))
     prepared = PhaseInputs("head", model, batches, eval_batches(inputs, labels, 4), ("a", "b"))
-    losses = np.array(range_test(prepared, phase, list(rates), PROGRESS).losses)
+    losses = np.array(range_test(prepared, phase, list(rates), PROGRESS)[0])
     assert losses[0] == pytest.approx(curvature / 2), "of one batch, not the mean of all"
     found = lr.suggest(rates, losses, guessing=curvature / 2)
     assert found.diverged is not None and 2 / curvature < found.diverged < 40 / curvature

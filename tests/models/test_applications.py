@@ -20,9 +20,10 @@ from experiments.config.schema import Config, Head
 from experiments.config.targets import resolve
 from experiments.errors import ConfigError
 from experiments.models import network, stages
+from experiments.models.backbone import build_backbone
 from experiments.models.head import dense_head
 from experiments.models.types import Backbone
-from experiments.regimes.build import build, build_backbone
+from experiments.regimes.build import build
 from experiments.system import paths
 
 SIZE = 32  # the smallest size of most networks; Xception and InceptionV3 need more

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from experiments.config.schema import Config
+from experiments.models.backbone import build_backbone
 from experiments.models.gradcam import BATCH, gradcam
 from experiments.models.head import pooling, probabilities
 from experiments.models.network import join
-from experiments.regimes.build import build_backbone, build_head
+from experiments.regimes.build import build_head
 
 RNG = np.random.default_rng(0)
 

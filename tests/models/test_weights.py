@@ -16,10 +16,10 @@ from keras.src.legacy.saving import legacy_h5_format
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.models import network, weights
+from experiments.models.backbone import build_backbone
 from experiments.models.head import dense_head
 from experiments.models.types import Backbone
 from experiments.models.weights_record import backbone_differences, check_head, head_record, network_record
-from experiments.regimes.build import build_backbone
 
 Configure = Callable[..., Config]
 CONVNET = ("regime=bottleneck", "data.image_size=48", "model.head.pooling=average")
@@ -154,7 +154,7 @@ def test_weights_of_a_run_belong_to_its_network(config: Configure, saved: Path, 
 
 
 def test_the_shipped_body_belongs_to_its_network(config: Configure) -> None:
-    for change in ("model.preprocessing=tf", "model.layers.block1.activation=elu"):
+    for change in ("model.preprocessing=tf", "model.layers.block1.activation=elu", "model.layers.block1.filters=16"):
         text = refusal(config(*CONVNET, change))
         assert text.startswith("model.weights=pretrained: ") and change.partition("=")[0] in text
 

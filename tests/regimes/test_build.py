@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 
 from experiments.config.schema import Config
-from experiments.config.targets import resolve
 from experiments.errors import ConfigError
-from experiments.models.backbone import PRETRAINED
-from experiments.regimes.build import build, build_backbone, data_root
+from experiments.models.backbone import PRETRAINED, build_backbone
+from experiments.regimes.build import build, data_root
 from experiments.system import paths
 
 Configure = Callable[..., Config]
@@ -151,11 +150,6 @@ def test_the_shipped_body_loads(config: Configure) -> None:
     assert PRETRAINED.stat().st_size < 400_000
 
 
-def test_layers_that_do_not_match_the_shipped_body(config: Configure) -> None:
-    text = failure(config("regime=finetune", "data.image_size=48", "model.layers.block1.filters=16"))
-    assert text.startswith("model.weights=pretrained: ") and "does not fit" in text and "(3, 3, 3, 16)" in text
-
-
 # --- identity
 
 
@@ -237,23 +231,10 @@ def test_images_too_small_for_the_network(config: Configure) -> None:
     assert "32" in text and "model" in text
 
 
-def test_foreign_targets_are_refused_before_they_are_imported(config: Configure) -> None:
-    checked = config(*CONVNET)
-    for target in ("antigravity.geohash", "experiments.run.run", "kerasx.layers.Dense", "os.system"):
-        with pytest.raises(ConfigError, match=r"model\._target_: must "):
-            resolve(checked.trusted_packages, "model", target)
-    trusting = config(*CONVNET, "trusted_packages=[json]")
-    assert callable(resolve(trusting.trusted_packages, "model", "json.loads"))
-    with pytest.raises(ConfigError, match="optimizer"):
-        resolve(trusting.trusted_packages, "optimizer", "json.JSONEncoder", keras.optimizers.Optimizer)
-
-
-@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam", "adamw", "adagrad"])
-def test_optimizers_are_fresh_each_time(config: Configure, name: str) -> None:
-    components = build(config(*CONVNET, "regime=finetune", f"optimizer={name}", "optimizer.lr=0.0125"), {})
+def test_optimizers_are_fresh_each_time(config: Configure) -> None:
+    components = build(config(*CONVNET, "regime=finetune", "optimizer=adam"), {})
     first, second = components.phase.optimizer(), components.phase.optimizer()
-    assert first is not second and type(first).__name__.lower() == name
-    assert float(first.learning_rate) == pytest.approx(0.0125)
+    assert first is not second and type(first).__name__ == "Adam"
     assert type(components.head_phase.optimizer()).__name__ == "AdamW"
 
 

@@ -328,16 +328,15 @@ def test_a_head_is_kept_by_what_its_pixels_and_numbers_come_from(
     monkeypatch.setattr(checkpoints, "save", save)
     done = small("regime=bottleneck")
     assert locked == [True]
-    config = done.components.config
-    assert bottleneck.head_folder(done.components, done.dataset, config).is_dir()
+    assert bottleneck.head_folder(done.components, done.dataset).is_dir()
     for module in (decoder, network):
         with monkeypatch.context() as patch:
             patch.setattr(module, "VERSION", module.VERSION + 1)
-            assert bottleneck.cached_head(done.components, done.dataset, config) is None
+            assert bottleneck.cached_head(done.components, done.dataset) is None
     for function, value in (("versions", {"keras": "9"}), ("own_code", {"own_code": ["0"]})):
         with monkeypatch.context() as patch:
             patch.setattr(bottleneck, function, lambda *_, value=value: value)
-            assert bottleneck.cached_head(done.components, done.dataset, config) is None
+            assert bottleneck.cached_head(done.components, done.dataset) is None
 
 
 def test_the_head_is_shared_by_runs_that_would_train_the_same(drawn: Path, tmp_path: Path) -> None:
@@ -364,7 +363,7 @@ def flip_last_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("pattern", ["cache/heads/*/model.weights.h5", "cache/activations/*/*/array.npy"])
+@pytest.mark.parametrize("pattern", ["cache/heads/*/arrays.npz", "cache/activations/*/*/array.npy"])
 def test_damage_in_the_cache_is_told_and_made_good(
     first: Done, small: Callable[..., Done], store: Path, caplog: pytest.LogCaptureFixture, pattern: str
 ) -> None:

@@ -259,6 +259,7 @@ def join(run: Trained, files: RunDirectory) -> keras.Model:
     import keras
 
     from experiments.models import network
+    from experiments.models.backbone import build_backbone
     from experiments.regimes import build
 
     config = run.config
@@ -270,7 +271,7 @@ def join(run: Trained, files: RunDirectory) -> keras.Model:
     keras.utils.clear_session()  # layer names must not depend on what this process built before
     keras.config.set_dtype_policy(config.runtime.precision)
     started = run.started_from(model.weights) if model.weights and RUN_ID.fullmatch(model.weights) else None
-    backbone = build.build_backbone(config.model_copy(update={"model": model, "regime": regime}), started)
+    backbone = build_backbone(config.model_copy(update={"model": model, "regime": regime}), started)
     if not kept.is_file() and run.facts.get("backbone_identity") not in (None, backbone.identity):
         raise ConfigError(
             f"{run.name}: this job of a sweep has kept what it trained; model.weights ({model.weights}), which it "

@@ -12,8 +12,8 @@ import numpy as np
 from rich.table import Table
 
 from experiments.config.schema import Config
+from experiments.models.backbone import build_backbone
 from experiments.models.network import inference_function, split_network
-from experiments.regimes.build import build_backbone
 from experiments.system import hardware
 from experiments.system.progress import plain_table
 

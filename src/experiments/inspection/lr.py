@@ -95,8 +95,8 @@ def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, pro
             phase=dataclasses.replace(components.phase, epochs=epochs),
         )
         inputs = prepare(components, dataset, TrainingContext(progress, lambda _: None, checkpoints))
-    losses, guessing, trained = lr_finder.range_test(inputs, components.phase, rates.tolist(), progress, state)
-    return suggest(rates, np.array(losses), guessing, trained)
+    losses, guessing = lr_finder.range_test(inputs, components.phase, rates.tolist(), progress, state)
+    return suggest(rates, np.array(losses), guessing, trained=inputs.first_step > 0 or state is not None)
 
 
 def suggest(rates: np.ndarray, losses: np.ndarray, guessing: float, trained: bool = False) -> RangeTest:

@@ -19,10 +19,11 @@ from rich.table import Table
 
 from experiments.config.schema import Config
 from experiments.inspection.inspection import Inspection
+from experiments.models.backbone import build_backbone
 from experiments.models.network import NetworkSplit, split_network
 from experiments.models.stages import stage_numbers
 from experiments.models.types import Backbone
-from experiments.regimes.build import build_backbone, build_head
+from experiments.regimes.build import build_head
 from experiments.reports.figure_style import PALETTE, QUIET, STYLE
 from experiments.system.progress import plain_table
 

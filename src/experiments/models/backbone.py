@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from unittest import mock
 
 import keras
 
-from experiments.config.schema import Model
+from experiments.config.schema import Config
 from experiments.config.targets import APPLICATIONS, construct, resolve
 from experiments.errors import ConfigError
 from experiments.models import network, stages, weights
@@ -29,67 +30,61 @@ from experiments.system.private_api import KERAS_GET_FILE
 PRETRAINED = paths.PACKAGE / "weights" / "convnet.weights.h5"
 
 
-def create_backbone(
-    config: Model, image_size: int, trusted_packages: Sequence[str], source: str | None, file: Path | None = None
-) -> Backbone:
-    """Build a backbone with its preprocessing and weights.
+def build_backbone(config: Config, file: Path | None = None) -> Backbone:
+    """Build the backbone of a configuration with its preprocessing and weights; warn if a regime freezes random ones.
 
     Args:
-        config: the network; its `weights` are not read.
-        image_size: side of the images in pixels.
-        trusted_packages: the packages of the user that `config` may name.
-        source: of the weights: "imagenet", "pretrained", a file, an MLflow run id, or None for random ones.
-        file: the weights file, if `source` is a run id.
+        config: a validated configuration.
+        file: the weights file, if `model.weights` is a run id.
 
     Raises:
         ConfigError: the network cannot be built, or its weights are missing or belong to another network.
     """
+    is_read = "model.weights" not in config.regime.ignores
+    source = config.model.weights if is_read else None
+    if is_read and source is None:
+        logging.getLogger(__name__).warning(
+            "model.weights=null: regime=%s freezes a backbone with RANDOM weights. Its features are arbitrary; "
+            "give model.weights a file, imagenet or a run id unless that is what you want to measure.",
+            config.regime.name,
+        )
     if source is None or source == "imagenet":
-        model = build_network(config, image_size, trusted_packages, source)
+        model = build_network(config, config.data.image_size, source)
     elif source == "pretrained":
-        model = _with_weights(config, image_size, trusted_packages, PRETRAINED, "model.weights=pretrained")
+        model = _with_weights(config, PRETRAINED, "model.weights=pretrained")
     else:
-        path = file or Path(source).expanduser()
-        model = _with_weights(config, image_size, trusted_packages, path, "model.weights")
+        model = _with_weights(config, file or Path(source).expanduser(), "model.weights")
     description = hashlib.sha256(model.to_json().encode()).hexdigest()
     identity = hashlib.sha256(f"{description} {network.weights_hash(model)}".encode()).hexdigest()
-    blocks = config.blocks
+    blocks = config.model.blocks
     return Backbone(model, stages.named_stages(model, blocks) if blocks else stages.find_stages(model), identity)
 
 
-def build_network(
-    config: Model,
-    size: int | None,
-    trusted_packages: Sequence[str],
-    weights: str | None = None,
-    *,
-    download: bool = True,
-) -> keras.Model:
+def build_network(config: Config, size: int | None, weights: str | None, *, download: bool = True) -> keras.Model:
     """Build the backbone's network with its preprocessing in front.
 
     Args:
-        config: the network.
+        config: a validated configuration.
         size: side of the images in pixels; None for any.
-        trusted_packages: the packages of the user that `config` may name.
         weights: "imagenet" builds the network that keras.applications builds for ImageNet weights, which in some cases
             has additional layers (EfficientNet: a rescaling); None builds it without them.
         download: False leaves the weights random.
     """
-    pixels = keras.Input((size, size, 3), name="pixels")
-    arguments = {"input_tensor": network.preprocess(pixels, config.preprocessing), **config.arguments}
-    if config.layers is not None:
-        arguments["layers"] = config.layers
-    constructor = resolve(trusted_packages, "model", config.target)
-    if config.target.startswith(APPLICATIONS):
+    given, pixels = config.model, keras.Input((size, size, 3), name="pixels")
+    arguments = {"input_tensor": network.preprocess(pixels, given.preprocessing), **given.arguments}
+    if given.layers is not None:
+        arguments["layers"] = given.layers
+    constructor = resolve(config.trusted_packages, "model", given.target)
+    if given.target.startswith(APPLICATIONS):
         arguments |= {"include_top": False, "input_shape": (size, size, 3), "weights": weights}
         if weights is not None and not download:
             with _random_weights():
                 return construct("model", constructor, arguments)
-        return _with_download(config.name, constructor, arguments)
+        return _with_download(given.name, constructor, arguments)
     if weights is not None:
         raise ConfigError(
             f"model.weights: {weights!r} is Keras's download for keras.applications, not for "
-            f"model={config.name}. Allowed: pretrained (model=convnet), a file, an MLflow run id, null"
+            f"model={given.name}. Allowed: pretrained (model=convnet), a file, an MLflow run id, null"
         )
     model: keras.Model = construct("model", constructor, arguments)
     return model
@@ -105,7 +100,7 @@ def _random_weights() -> Iterator[None]:
         yield
 
 
-def _with_weights(config: Model, size: int, trusted_packages: Sequence[str], path: Path, key: str) -> keras.Model:
+def _with_weights(config: Config, path: Path, key: str) -> keras.Model:
     """Return the network with the weights of a file, after checking that the file belongs to the network.
 
     If keras.applications builds another network for ImageNet weights than without, the file decides which is built.
@@ -115,13 +110,13 @@ def _with_weights(config: Model, size: int, trusted_packages: Sequence[str], pat
     """
     contents = weights.read(path, key)
     in_file = weights.rescalings(contents.layers)
-    target = config.target
+    target = config.model.target
     published = path.name == f"{target.rpartition('.')[2].lower()}_notop.h5"
     graphs = [None, "imagenet"] if target.startswith(APPLICATIONS) else [None]
     built = []
     for graph in reversed(graphs) if published or in_file > 1 else graphs:
-        model = build_network(config, size, trusted_packages, graph, download=False)
-        wrong = _differences(config, trusted_packages, contents, model, graph)
+        model = build_network(config, config.data.image_size, graph, download=False)
+        wrong = _differences(config, contents, model, graph)
         built.append((model, wrong))
         if not wrong and (_rescalings(model) == in_file or (published and graph)):
             break
@@ -146,9 +141,7 @@ def _rescalings(model: keras.Model) -> int:
     return weights.rescalings(weights.layers_in(model, "keras"))
 
 
-def _differences(
-    config: Model, trusted_packages: Sequence[str], contents: Contents, model: keras.Model, graph: str | None
-) -> str | None:
+def _differences(config: Config, contents: Contents, model: keras.Model, graph: str | None) -> str | None:
     """Return how the network that a file's weights belong to differs from a model.
 
     Args:
@@ -164,12 +157,12 @@ def _differences(
     size = weights.recorded_size(contents)
     if found and size != model.input_shape[1]:  # The padding of some networks depends on the size of their images.
         with contextlib.suppress(ConfigError):
-            model = build_network(config, size, trusted_packages, graph, download=False)
+            model = build_network(config, size, graph, download=False)
             found = differences(recorded, architecture(model))
     if found and contents.record is None:  # A network that Keras saved does not have this project's preprocessing.
         bare = layers_of(json.loads(model.to_json())["config"], preprocessing=False)
         found = found if differences(recorded, bare) else []
-    settings = setting_differences((contents.record or {}).get("model", {}), network_settings(config))
+    settings = setting_differences((contents.record or {}).get("model", {}), network_settings(config.model))
     return "; ".join((settings or found)[:SHOWN]) if found else None
 
 

@@ -14,11 +14,9 @@ def pooling(kind: str, dtype: keras.DTypePolicy | None = None) -> keras.layers.L
     Args:
         dtype: the precision in which it computes; None for that of the process.
     """
-    if kind == "average":
-        return keras.layers.GlobalAveragePooling2D(dtype=dtype, name="pooling")
-    if kind == "max":
-        return keras.layers.GlobalMaxPooling2D(dtype=dtype, name="pooling")
-    return keras.layers.Flatten(dtype=dtype, name="pooling")
+    layers = keras.layers
+    kinds = {"average": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D, "flatten": layers.Flatten}
+    return kinds[kind](dtype=dtype, name="pooling")
 
 
 def dense_head(features: int, config: Head, classes: int) -> keras.Model:
@@ -38,9 +36,8 @@ def dense_head(features: int, config: Head, classes: int) -> keras.Model:
         l1 = config.l1 if layer.l1 is None else layer.l1
         l2 = config.l2 if layer.l2 is None else layer.l2
         dropout = config.dropout if layer.dropout is None else layer.dropout
-        x = keras.layers.Dense(layer.units, activation=layer.activation, kernel_regularizer=penalty(l1, l2), name=name)(
-            x
-        )
+        regularizer = penalty(l1, l2)
+        x = keras.layers.Dense(layer.units, layer.activation, kernel_regularizer=regularizer, name=name)(x)
         x = keras.layers.Dropout(dropout, name=f"{name}_dropout")(x)
     if not hidden:
         x = keras.layers.Dropout(config.dropout, name="dropout")(x)

@@ -52,9 +52,7 @@ def named_stages(model: keras.Model, blocks: Sequence[str]) -> tuple[Stage, ...]
     Raises:
         ConfigError: if no layer is named after a block, or if the blocks are out of order.
     """
-    operations, producers = list(model.operations), _producers(model)
-    names = [operation.name for operation in operations]
-    owners = [owner(name, blocks) for name in names]
+    owners = [owner(operation.name, blocks) for operation in model.operations]
     if missing := [block for block in blocks if block not in owners]:
         raise ConfigError(
             f"model.blocks: no layer of {model.name} is named {missing[0]!r} or begins with '{missing[0]}_'. "
@@ -63,17 +61,23 @@ def named_stages(model: keras.Model, blocks: Sequence[str]) -> tuple[Stage, ...]
     positions = [owners.index(block) for block in blocks]
     if positions != sorted(positions):
         raise ConfigError(f"model.blocks: must be in the network's order. Received: {', '.join(blocks)}")
-    ways = {id(tensor) for tensor in split_tensors(model).values()}
     stages = []
     for number, (block, at) in enumerate(zip(blocks, positions, strict=True)):
-        entering = _inputs(operations[at])
-        usable = len(entering) == 1 and id(entering[0]) in ways
-        if usable:  # Layers of other blocks may be in a parallel branch, between the same two tensors.
-            at = producers[id(entering[0])] + 1
-            earlier, later = blocks[:number], blocks[number:]
-            usable = not any(name in earlier for name in owners[at:]) and not any(name in later for name in owners[:at])
-        stages.append(Stage(block, at, entering[0] if usable else None))
+        stage = _stage_at(model, block, at)
+        before, after = owners[: stage.position], owners[stage.position :]
+        # Layers of other blocks may be in a parallel branch, between the same two tensors.
+        if {*before} & {*blocks[number:]} or {*after} & {*blocks[:number]}:
+            stage = stage._replace(entering=None)
+        stages.append(stage)
     return tuple(stages)
+
+
+def _stage_at(model: keras.Model, name: str, at: int) -> Stage:
+    """Return the stage that begins with an operation and with those between it and the tensor that enters it."""
+    entering = _inputs(model.operations[at])
+    if len(entering) == 1 and any(entering[0] is tensor for tensor in split_tensors(model).values()):
+        return Stage(name, _producers(model)[id(entering[0])] + 1, entering[0])
+    return Stage(name, at, None)
 
 
 def stage_of(model: keras.Model, stages: Sequence[Stage], unfrozen: int | str) -> Stage:
@@ -114,8 +118,7 @@ def _named(model: keras.Model, stages: Sequence[Stage], name: str) -> Stage:
     """Return the part of a network that begins at a layer or block, which need not begin a stage."""
     if known := [stage for stage in stages if stage.name == name]:
         return known[0]
-    operations, producers = list(model.operations), _producers(model)
-    names = {at: operation.name for at, operation in enumerate(operations) if not _is_input(operation)}
+    names = {at: operation.name for at, operation in enumerate(model.operations) if _inputs(operation)}
     found = [at for at in names if names[at] == name] or [at for at in names if names[at].startswith(f"{name}_")]
     if not found:
         hint = nearest_hint(name, [layer.name for layer in model.layers])
@@ -124,10 +127,7 @@ def _named(model: keras.Model, stages: Sequence[Stage], name: str) -> Stage:
             f"{model.name}. Received: {name!r}{hint}. `experiments inspect model --layers` with the same overrides "
             "lists the layers"
         )
-    entering = _inputs(operations[found[0]])
-    if len(entering) == 1 and any(entering[0] is tensor for tensor in split_tensors(model).values()):
-        return Stage(operations[found[0]].name, producers[id(entering[0])] + 1, entering[0])
-    return Stage(operations[found[0]].name, found[0], None)
+    return _stage_at(model, names[found[0]], found[0])
 
 
 def stage_numbers(model: keras.Model, stages: Sequence[Stage]) -> dict[str, int]:
@@ -152,12 +152,7 @@ def split_tensors(model: keras.Model) -> dict[int, keras.KerasTensor]:
     The keys are the positions of the operations that output them in `model.operations`.
     """
     operations = list(model.operations)
-    last = {
-        id(tensor): at
-        for at, operation in enumerate(operations)
-        if not _is_input(operation)
-        for tensor in _inputs(operation)
-    }
+    last = {id(tensor): at for at, operation in enumerate(operations) for tensor in _inputs(operation)}
     last |= {id(tensor): len(operations) for tensor in model.outputs}
     live: dict[int, keras.KerasTensor] = {}
     found = {}
@@ -171,11 +166,7 @@ def split_tensors(model: keras.Model) -> dict[int, keras.KerasTensor]:
 
 def consumers(model: keras.Model, tensor: keras.KerasTensor) -> list[keras.Operation]:
     """Return the operations that have a tensor as an input."""
-    return [
-        operation
-        for operation in model.operations
-        if not _is_input(operation) and any(tensor is other for other in _inputs(operation))
-    ]
+    return [operation for operation in model.operations if any(tensor is other for other in _inputs(operation))]
 
 
 def _block_input(model: keras.Model, tensor: keras.KerasTensor, first: keras.Operation) -> keras.KerasTensor:
@@ -208,6 +199,8 @@ def _producers(model: keras.Model) -> dict[int, int]:
 
 
 def _inputs(operation: keras.Operation) -> list[keras.KerasTensor]:
+    if isinstance(operation, keras.layers.InputLayer):  # whose input is its own output
+        return []
     # The attribute `input` of a nested model is the tensor inside of that model.
     found: list[keras.KerasTensor] = keras.tree.flatten(keras.Operation.input.fget(operation))
     return found
@@ -224,7 +217,3 @@ def _has_weights(operation: keras.Operation) -> bool:
     The split must not depend on what is frozen now.
     """
     return bool(getattr(operation, "weights", None)) and not isinstance(operation, keras.layers.Normalization)
-
-
-def _is_input(operation: keras.Operation) -> bool:
-    return isinstance(operation, keras.layers.InputLayer)

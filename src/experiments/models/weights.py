@@ -187,30 +187,25 @@ def _shape(dataset: h5py.Dataset) -> tuple[int, ...]:
 
 
 def _refuse_references(file: h5py.File, path: Path, key: str) -> None:
-    """Raise ConfigError if anything in an HDF5 file is stored elsewhere.
+    """Raise ConfigError if anything in an HDF5 file is stored elsewhere, or nested too deeply.
 
-    These are soft and external links, external storage and virtual datasets.
+    Elsewhere are soft and external links, external storage and virtual datasets.
     """
-    groups = [(file, 0)]
-    while groups:
-        group, depth = groups.pop()
-        if depth > DEEPEST:
-            raise ConfigError(f"{key}: {path} has groups nested deeper than {DEEPEST}, which no weights file has")
-        for name in group:
-            link = group.get(name, getlink=True)
-            if not isinstance(link, h5py.HardLink):
-                raise ConfigError(
-                    f"{key}: {path} refers to other places ({name} is a link), which is not followed. Save the weights "
-                    "into one file: model.save_weights('backbone.weights.h5')"
-                )
-            found = group[name]
-            if isinstance(found, h5py.Group):
-                groups.append((found, depth + 1))
-            elif isinstance(found, h5py.Dataset) and (found.external or found.is_virtual):
-                raise ConfigError(
-                    f"{key}: {path} refers to other files ({found.name}), which are not read. Save the weights into "
-                    "one file: model.save_weights('backbone.weights.h5')"
-                )
+
+    def refused(name: str, link: Any) -> str | None:
+        if not isinstance(link, h5py.HardLink):
+            return f"refers to other places ({name} is a link)"
+        if name.count("/") > DEEPEST:
+            return f"has groups nested deeper than {DEEPEST}"
+        node = file[name]
+        is_elsewhere = isinstance(node, h5py.Dataset) and (node.external or node.is_virtual)
+        return f"refers to other files ({name})" if is_elsewhere else None
+
+    if found := file.visititems_links(refused):
+        raise ConfigError(
+            f"{key}: {path} {found}, which is not read. Save the weights into one file: "
+            "model.save_weights('backbone.weights.h5')"
+        )
 
 
 def _texts(group: h5py.Group, name: str) -> list[str]:
@@ -316,18 +311,14 @@ def _likely_cause(there: Mapping[str, Layer], here: Mapping[str, Layer]) -> str:
             f"keras.applications that is *_notop.h5 or *_no_top.h5; of your own model: {BACKBONE_ONLY}"
         )
     shared = [name for name in here if name in there]
-    wrong = [(there[name].shapes, here[name].shapes) for name in shared if there[name].shapes != here[name].shapes]
     if not shared:
         return "another network (model=...)"
-    if not wrong:
+    if all(there[name].shapes == here[name].shapes for name in shared):
         return "another number of blocks or layers (model.layers, model=...)"
-    if len(wrong[0][0]) != len(wrong[0][1]):
-        return (
-            "another number of weights in a layer, as with and without batch normalisation (model.layers.*.batch_norm)"
-        )
-    if any(len(shape) == 4 and shape[:2] != other[:2] for shape, other in zip(*wrong[0], strict=True)):
-        return "another kernel size (model.layers.*.kernel)"
-    return "another width (model.alpha, model.layers.*.filters)"
+    return (
+        "another width (model.alpha, model.layers.*.filters), kernel size (model.layers.*.kernel) or normalisation "
+        "(model.layers.*.batch_norm)"
+    )
 
 
 def other_layers(contents: Contents, model: keras.Model) -> str | None:

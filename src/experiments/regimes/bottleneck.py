@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import keras
 import numpy as np
 
-from experiments.config.identity import effective
-from experiments.config.schema import Config
+from experiments.config.identity import effective, head_run
 from experiments.config.targets import own_code
 from experiments.data.input_pipeline import eval_batches, feature_batches
 from experiments.data.types import Dataset
@@ -27,7 +27,6 @@ from experiments.training.types import (
     PhaseName,
     RunComponents,
     TrainingContext,
-    TrainingPhase,
     TrainingResult,
 )
 
@@ -50,12 +49,29 @@ def feature_requests(components: RunComponents, dataset: Dataset) -> list[Featur
     return [FeatureRequest(frozen, images) for images in (dataset.train, *scored)]
 
 
+def head_inputs(components: RunComponents, dataset: Dataset, context: TrainingContext) -> PhaseInputs:
+    """Return a new head, and batches of the training images' pooled features."""
+    config, frozen = components.config, frozen_backbone(components)
+    features = cached_features(components, frozen, dataset.train, context.progress)
+    validation = cached_features(components, frozen, dataset.validation, context.progress)
+    epochs = context.remaining(PhaseName.HEAD, config.epochs)
+    return PhaseInputs(
+        PhaseName.HEAD,
+        stack(frozen.trainable_part, components.head(len(dataset.classes)), training=False),
+        feature_batches(
+            [features], dataset.train.labels, batch_size=config.batch_size, seed=config.seed, epochs=epochs
+        ),
+        eval_batches(validation, dataset.validation.labels, config.batch_size),
+        dataset.classes,
+    )
+
+
 @declare(
     Declaration(
         features=feature_requests,
         trains=Trains.HEAD,
         last_phase=PhaseName.HEAD,
-        prepare=lambda components, dataset, context: head_inputs(components, dataset, context, components.config),
+        prepare=head_inputs,
     )
 )
 def bottleneck(components: RunComponents, dataset: Dataset, context: TrainingContext) -> TrainingResult:
@@ -65,8 +81,8 @@ def bottleneck(components: RunComponents, dataset: Dataset, context: TrainingCon
     images. The trained head is saved in the head cache, from which fine-tuning loads it.
     """
     extract(components, feature_requests(components, dataset), context.progress)
-    head = train_head(components, dataset, context, components.config, components.phase)
-    folder = head_folder(components, dataset, components.config)
+    head = train_head(components, dataset, context)
+    folder = head_folder(components, dataset)
     # A run that obtains the lock removes what is being written, see `writing`.
     with array_cache.writing(components.cache, "heads", folder.name):
         checkpoints.save(folder, head.model, head.history)
@@ -97,54 +113,31 @@ def predict_splits(
     }
 
 
-def head_inputs(components: RunComponents, dataset: Dataset, context: TrainingContext, config: Config) -> PhaseInputs:
-    """Return a new head, and batches of the training images' pooled features.
-
-    Args:
-        config: the configuration of the bottleneck run; in a fine-tuning run, the one that `head_run` derives
-            from it.
-    """
-    frozen = frozen_backbone(components)
-    features = cached_features(components, frozen, dataset.train, context.progress)
-    validation = cached_features(components, frozen, dataset.validation, context.progress)
-    epochs = context.remaining(PhaseName.HEAD, config.epochs)
-    return PhaseInputs(
-        PhaseName.HEAD,
-        stack(frozen.trainable_part, components.head(len(dataset.classes)), training=False),
-        feature_batches(
-            [features], dataset.train.labels, batch_size=config.batch_size, seed=config.seed, epochs=epochs
-        ),
-        eval_batches(validation, dataset.validation.labels, config.batch_size),
-        dataset.classes,
-    )
+def head_components(components: RunComponents) -> RunComponents:
+    """Return the components of the bottleneck run that trains the head of a fine-tuning run."""
+    return replace(components, config=head_run(components.config), phase=components.head_phase)
 
 
-def train_head(
-    components: RunComponents, dataset: Dataset, context: TrainingContext, config: Config, phase: TrainingPhase
-) -> TrainedHead:
-    """Train a new head on the backbone's pooled features.
-
-    Args:
-        config: see `head_inputs`.
-        phase: the training phase that this configuration describes.
-    """
-    inputs = head_inputs(components, dataset, context, config)
-    history = fit(inputs, phase, context)
+def train_head(components: RunComponents, dataset: Dataset, context: TrainingContext) -> TrainedHead:
+    """Train a new head on the backbone's pooled features."""
+    inputs = head_inputs(components, dataset, context)
+    history = fit(inputs, components.phase, context)
     return TrainedHead(inputs.model.get_layer("head"), history, "trained in this run")
 
 
-def cached_head(components: RunComponents, dataset: Dataset, config: Config) -> TrainedHead | None:
+def cached_head(components: RunComponents, dataset: Dataset) -> TrainedHead | None:
     """Return the head that an earlier run of this identity has trained, with its history; None if there is none."""
     head = components.head(len(dataset.classes))
-    history = checkpoints.load(head_folder(components, dataset, config), head)
+    history = checkpoints.load(head_folder(components, dataset), head)
     return None if history is None else TrainedHead(head, history, "head cache")
 
 
-def head_folder(components: RunComponents, dataset: Dataset, config: Config) -> Path:
-    """Return a head's directory in the head cache.
+def head_folder(components: RunComponents, dataset: Dataset) -> Path:
+    """Return the directory of a bottleneck run's head in the head cache.
 
-    Its name is a hash of the identity of the run that trains the head and of all code versions that affect its weights.
+    Its name is a hash of the identity of the run and of all code versions that affect the head's weights.
     """
+    config = components.config
     made_by = {
         "run": components.identity(config, dataset.fingerprint), "decoder": decoder.VERSION, "forward": network.VERSION,
         "fit": VERSION, "versions": versions(), **own_code(config.trusted_packages, effective(config)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from experiments.data.listing import Listing
 from experiments.data.types import Augmentation
 from experiments.errors import ConfigError
 from experiments.models import network, stages
-from experiments.models.backbone import create_backbone
+from experiments.models.backbone import build_backbone
 from experiments.models.head import dense_head
 from experiments.models.types import Backbone
 from experiments.models.weights_record import check_head
@@ -60,6 +59,15 @@ def build(config: Config, files: Mapping[str, Path], backbone: Backbone | None =
     head_file = files.get("regime.head_from")
     if head_file is not None:
         check_head(config.model, head_file, backbone)
+    hashes = {
+        "weights": backbone.identity, "head": file_hash(head_file) if head_file else None, "version": __version__
+    }  # fmt: skip
+    source = source_identity(continued) if continued else None
+
+    def identity(config: Config, fingerprint: str) -> str:
+        facts = {"continued": source} if config.continue_from else {}  # not of the head's run, see `head_run`
+        return run_identity(config, data=fingerprint, **hashes, **facts)
+
     components = RunComponents(
         config=config,
         source=build_source(config),
@@ -72,12 +80,7 @@ def build(config: Config, files: Mapping[str, Path], backbone: Backbone | None =
         regime=resolve(config.trusted_packages, "regime", config.regime.target),
         head_file=head_file,
         continued=continued,
-        identity=functools.partial(
-            _identity,
-            backbone.identity,
-            file_hash(head_file) if head_file else None,
-            source_identity(continued) if continued else None,
-        ),
+        identity=identity,
     )
     # Both optimizers are built once here so that their errors are raised before the data is read.
     components.phase.optimizer(), components.head_phase.optimizer()
@@ -179,29 +182,3 @@ def build_head(config: schema.Head, backbone: Backbone, seed: int, classes: int)
     """Build a new head for the backbone's pooled features; its initial weights depend only on the seed."""
     keras.utils.set_random_seed(seed)
     return dense_head(network.pooled(backbone, config.pooling).output_shape[-1], config, classes)
-
-
-def build_backbone(config: Config, file: Path | None) -> Backbone:
-    """Build the backbone of a configuration, with a warning if a regime freezes random weights.
-
-    Args:
-        file: the weights file, if `model.weights` is a run id.
-
-    Raises:
-        ConfigError: the network cannot be built, or its weights are missing or belong to another network.
-    """
-    weights = None
-    if "model.weights" not in config.regime.ignores:
-        weights = config.model.weights
-        if weights is None:
-            logging.getLogger(__name__).warning(
-                "model.weights=null: regime=%s freezes a backbone with RANDOM weights. Its features are arbitrary; "
-                "give model.weights a file, imagenet or a run id unless that is what you want to measure.",
-                config.regime.name,
-            )
-    return create_backbone(config.model, config.data.image_size, config.trusted_packages, weights, file)
-
-
-def _identity(backbone: str, head: str | None, continued: str | None, config: Config, fingerprint: str) -> str:
-    facts = {"continued": continued} if config.continue_from else {}  # not of the head's run, see `head_run`
-    return run_identity(config, data=fingerprint, weights=backbone, head=head, version=__version__, **facts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from experiments.config.identity import head_run
 from experiments.data.augmentation import Identity
 from experiments.data.input_pipeline import Batches, eval_batches, feature_batches, map_features
 from experiments.data.types import Dataset
@@ -21,6 +20,7 @@ from experiments.regimes.bottleneck import (
     TrainedHead,
     cached_head,
     frozen_backbone,
+    head_components,
     head_folder,
     predict_splits,
     train_head,
@@ -44,7 +44,7 @@ def feature_requests(components: RunComponents, dataset: Dataset) -> list[Featur
             FeatureRequest(network_split, dataset.train, view) for view in stored_views(components, network_split)
         ]
     known = components.head_file is not None or components.continued is not None
-    if not known and not head_folder(components, dataset, head_run(config)).is_dir():
+    if not known and not head_folder(head_components(components), dataset).is_dir():
         frozen = frozen_backbone(components)
         requests += [FeatureRequest(frozen, images) for images in (dataset.train, dataset.validation)]
     return requests
@@ -110,12 +110,12 @@ def train_new_head(components: RunComponents, dataset: Dataset, context: Trainin
 
     If another run has trained the same head while this one was waiting for the lock, it is loaded from the head cache.
     """
-    config = head_run(components.config)
-    folder = head_folder(components, dataset, config)
+    of_head = head_components(components)
+    folder = head_folder(of_head, dataset)
     with writing(components.cache, "heads", folder.name):
         head = find_trained_head(components, dataset, context)
         if head is None:
-            head = train_head(components, dataset, context, config, components.head_phase)
+            head = train_head(of_head, dataset, context)
             checkpoints.save(folder, head.model, head.history)
     return head
 
@@ -136,7 +136,7 @@ def find_trained_head(components: RunComponents, dataset: Dataset, context: Trai
         head = components.head(len(dataset.classes))
         load_weights(head, components.head_file, "regime.head_from")
         return TrainedHead(head, (), f"run {components.config.regime.head_from}")
-    cached = cached_head(components, dataset, head_run(components.config))
+    cached = cached_head(head_components(components), dataset)
     for record in cached.history if cached else ():
         context.record(record)
     return cached

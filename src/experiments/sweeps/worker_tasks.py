@@ -19,7 +19,6 @@ from rich.filesize import decimal
 
 from experiments import run
 from experiments.config.hydra_errors import disk_full, refused
-from experiments.config.identity import head_run
 from experiments.config.schema import Config
 from experiments.data import manifest
 from experiments.data.types import Dataset
@@ -216,7 +215,7 @@ def shared(jobs: Sequence[PreparedJob]) -> tuple[list[str], bool]:
             + (f"; to be computed: {decimal(missing)}" if missing else "; all cached")
         )
     head_folders = [
-        bottleneck.head_folder(job.components, job.dataset, head_run(job.components.config))
+        bottleneck.head_folder(bottleneck.head_components(job.components), job.dataset)
         for job in jobs if declaration_of(job.components.regime).head_first
     ]  # fmt: skip
     heads = set(head_folders)

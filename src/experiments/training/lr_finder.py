@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 
@@ -15,17 +15,9 @@ from experiments.training.losses import class_weights, loss_of_guessing
 from experiments.training.types import PhaseInputs, Progress, TrainingPhase
 
 
-class RangeTestLosses(NamedTuple):
-    """The losses of a range test, with what they are compared with."""
-
-    losses: tuple[float, ...]  # of every batch, each with the learning rate of that batch
-    guessing: float  # the loss of predicting the class frequencies
-    trained: bool  # whether another phase, or some epochs of this one, were trained before
-
-
 def range_test(
     inputs: PhaseInputs, phase: TrainingPhase, rates: Sequence[float], progress: Progress, state: State | None = None
-) -> RangeTestLosses:
+) -> tuple[list[float], float]:
     """Train the model of a phase on one batch at each learning rate, until the loss diverges.
 
     Args:
@@ -33,6 +25,9 @@ def range_test(
         phase: how the model is trained; its learning rates are not used.
         rates: the learning rates, one per batch.
         state: the checkpoint that the phase goes on from; None if it begins.
+
+    Returns:
+        The loss of every batch, each at its learning rate, and the loss of predicting the class frequencies.
     """
     dataset = compile_model(inputs, phase, steps_per_execution=1)  # The learning rate changes with every step.
     if state is not None:
@@ -45,7 +40,7 @@ def range_test(
         model.fit(
             dataset, steps_per_epoch=len(rates), shuffle=False, callbacks=[EpochSeeds(phase.seed), finder], verbose=0
         )
-    return RangeTestLosses(tuple(finder.losses), guessing, trained=inputs.first_step > 0 or state is not None)
+    return finder.losses, guessing
 
 
 class LRFinder(keras.callbacks.Callback):

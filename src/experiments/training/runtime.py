@@ -5,18 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
+import resource
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
 import tensorflow as tf
-
-if sys.platform != "win32":
-    import resource
-else:
-    resource = None
 
 from experiments.config.schema import Runtime
 from experiments.errors import ConfigError
@@ -93,10 +88,10 @@ def apply(runtime: Runtime) -> AbstractContextManager[Any]:
             of threads in this process.
     """
     tf.get_logger().setLevel("ERROR")  # It warns of retracing, which a smaller last batch makes necessary.
-    if resource is not None:  # Every shard of the feature cache is an open file, so the limit of open files is raised.
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with contextlib.suppress(ValueError, OSError):  # The system may refuse to raise the limit.
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # Every shard of the feature cache is an open file, so the limit of open files is raised.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # The system may refuse to raise the limit.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     _apply_threads(runtime.threads)
     gpus = tf.config.list_physical_devices("GPU")
     if runtime.precision == "mixed_float16" and not gpus:
