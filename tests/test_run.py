@@ -33,7 +33,8 @@ from experiments.images import decoder
 from experiments.images.resizing import resize
 from experiments.regimes.build import build
 from experiments.regimes.data_checks import check_origins
-from experiments.run import print_results, read_data, run
+from experiments.reports.text import print_results
+from experiments.run import read_data, run
 from experiments.runs.curves import Curves
 from experiments.storage.array_cache import Rows
 from experiments.storage.csv_files import read_rows, write_rows

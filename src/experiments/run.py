@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +34,11 @@ from experiments.regimes.declaration import declaration_of
 from experiments.regimes.trained_weights import facts_of, restore, save_weights
 from experiments.reports import run_report
 from experiments.reports.figures import save_figures
-from experiments.reports.text import (
-    accuracy_line,
-    class_metrics,
-    epoch_lines,
-    metric_lines,
-    next_commands,
-    print_classes,
-)
+from experiments.reports.text import class_metrics, epoch_lines, print_results
 from experiments.runs import predictions
 from experiments.runs.active_run import ActiveRun, open_run
 from experiments.runs.curves import Curves
-from experiments.runs.run_directory import CURVES, REPORT, RunDirectory, class_scores_stem
+from experiments.runs.run_directory import CURVES, RunDirectory, class_scores_stem
 from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.redaction import redacted
 from experiments.tracking import inputs, mlflow_run
@@ -77,12 +69,15 @@ def run(config: schema.Config, planned: str | None = None) -> float:
     ):
         active.note(threads=runtime.threads())
         active.track(tracker.run_id, config.tracking.uri)
-        components, dataset, identity = prepare(config, active, tracker, planned)
-        result, known = train(components, dataset, identity, directory, tracker, console)
+        components, dataset = prepare(config, active, tracker, planned)
+        result, known = train(components, dataset, active, tracker, console)
         active.note(weights=save_weights(directory, components, result))
-        with logging_files_after_error(tracker):
+        try:
             decision = choose_threshold(config, result.scores, dataset)
             reports = evaluate(result.scores, dataset, probabilities=config.loss != "hinge", decision=decision)
+        except Exception:
+            tracker.artifacts({})  # so that the trained weights are not lost
+            raise
         # Times that were recorded before a resume are kept, because a metric logged to MLflow cannot be replaced.
         spent = {"total_seconds": time.perf_counter() - began} | known["seconds"]
         seconds = {name: active.facts.get(name, value) for name, value in spent.items()}
@@ -96,29 +91,31 @@ def run(config: schema.Config, planned: str | None = None) -> float:
             warnings += [warning for warning in threshold_warnings(config, decision) if warning not in warnings]
         active.note(**seconds, ended=ended, warnings=warnings, reused_seconds=reused_seconds(result),
                     **decision.facts())  # fmt: skip
-        metrics: dict[str, float] = flat_metrics(reports) | confidence_metrics(reports) | seconds
+        metrics = {
+            f"{split}.{name}": value for split, report in reports.items() for name, value in report.metrics.items()
+        }
+        metrics |= confidence_metrics(reports) | seconds
         write_results(directory, reports, metrics)
         of_classes = {name: value for report in reports.values() for name, value in class_metrics(report).items()}
         facts = {**result.facts, **decision.facts(), **({"warnings": "\n".join(warnings)} if warnings else {})}
         tracker.results(metrics | of_classes, facts, ended)
         errors += finish(components, dataset, result, reports, active, tracker)
-        epochs = epoch_lines(result.history, config.monitor, config.best_weights)
         active.note(failures=[f"{type(error).__name__}: {error}" for error in errors])
         for sentence in warnings:
             _log.warning(sentence)
+        epochs = epoch_lines(result.history, config.monitor, config.best_weights)
+        print_results(console, directory.folder, reports, tracker.run_id, epochs)
+        for error in errors[1:]:
+            _log.error("%s", error, exc_info=error)
         if errors:
-            print_results(console, directory.folder, reports, tracker.run_id, epochs)
-            for error in errors[1:]:
-                _log.error("%s", error, exc_info=error)
             raise errors[0]
-    print_results(console, directory.folder, reports, tracker.run_id, epochs)
     return metrics.get(f"validation.{config.objective}", math.nan)
 
 
 def prepare(
     config: schema.Config, active: ActiveRun, tracker: mlflow_run.MlflowRun, planned: str | None
-) -> tuple[RunComponents, Dataset, str]:
-    """Build a run's components, read its data, and record both; return them with the identity of the run.
+) -> tuple[RunComponents, Dataset]:
+    """Build a run's components, read its data, and record both with the identity of the run.
 
     Raises:
         ConfigError, DataError: the run cannot be trained as it was configured or planned.
@@ -133,35 +130,12 @@ def prepare(
     root = None if "data.root" in config.unresolved else str(dataset.manifest.root)
     active.note(backbone_identity=components.backbone.identity, data_root=root, continues=config.continue_from)
     write_description(components, dataset, directory, tracker, identity)
-    return components, dataset, identity
-
-
-@contextmanager
-def open_curves(directory: RunDirectory, tracker: mlflow_run.MlflowRun, checkpoints: Checkpoints) -> Iterator[Curves]:
-    """Yield the run's curves, and log what is left of them unless the run was interrupted and can be resumed."""
-    curves = Curves(directory.folder / CURVES, tracker.epoch, checkpoints.holds)
-    try:
-        yield curves
-    except (ConfigError, DataError, Pruned):
-        curves.finish()
-        raise
-    curves.finish()
-
-
-@contextmanager
-def logging_files_after_error(tracker: mlflow_run.MlflowRun) -> Iterator[None]:
-    """Log the files so far, the trained weights, if the block raises an error."""
-    try:
-        yield
-    except Exception:
-        tracker.artifacts({})
-        raise
+    return components, dataset
 
 
 def train(
-    components: RunComponents, dataset: Dataset, identity: str, directory: RunDirectory, tracker: mlflow_run.MlflowRun,
-    console: Console,
-) -> tuple[TrainingResult, dict[str, Any]]:  # fmt: skip
+    components: RunComponents, dataset: Dataset, active: ActiveRun, tracker: mlflow_run.MlflowRun, console: Console
+) -> tuple[TrainingResult, dict[str, Any]]:
     """Train by the run's regime, or restore the result of the finished run that `sweep.trained` names.
 
     Returns:
@@ -169,16 +143,21 @@ def train(
         restored, the `warnings` of the run that was trained.
     """
     config, trained = components.config, components.config.sweep.trained
-    checkpoints = Checkpoints(directory.checkpoints)
+    checkpoints = Checkpoints(active.directory.checkpoints)
     continuation.write_first_checkpoint(components, dataset, checkpoints)
-    with open_curves(directory, tracker, checkpoints) as curves:
+    curves = Curves(active.directory.folder / CURVES, tracker.epoch, checkpoints.holds)
+    try:
         record = pruning.reporting(config, curves.add, declaration_of(components.regime).last_phase)
         context = TrainingContext(Terminal(console, lines=True), record, checkpoints)
         if trained is None:
             result, known = components.regime(components, dataset, context), dict[str, Any]()
         else:
-            known = facts_of(Path(trained), identity)
+            known = facts_of(Path(trained), active.facts["identity"])
             result = restore(components, dataset, context, Path(trained))
+    except (ConfigError, DataError, Pruned):  # after any other error the run can be resumed, which goes on with them
+        curves.finish()
+        raise
+    curves.finish()
     return result, known | {"seconds": {"fit_seconds": context.fit_seconds} | known.get("seconds", {})}
 
 
@@ -286,11 +265,6 @@ def write_description(
     tracker.describe(config, dataset, facts)
 
 
-def flat_metrics(reports: Mapping[str, Report]) -> dict[str, float]:
-    """Return the metrics of all reports, named `split.metric`."""
-    return {f"{split}.{name}": value for split, report in reports.items() for name, value in report.metrics.items()}
-
-
 def write_results(directory: RunDirectory, reports: Mapping[str, Report], metrics: Mapping[str, float]) -> None:
     """Write metrics and predictions to the run directory."""
     directory.write_metrics(metrics)
@@ -318,28 +292,3 @@ def reused_seconds(result: TrainingResult) -> float:
     if result.facts.get("head_source") != "head cache":
         return 0.0
     return sum(record.metrics.get("seconds", 0.0) for record in result.history if record.phase == PhaseName.HEAD)
-
-
-def print_results(
-    console: Console, folder: Path, reports: Mapping[str, Report], run_id: str | None, epochs: Sequence[str] = ()
-) -> None:
-    """Print lines about the epochs, each split's scores, where to find the run, and commands that use it.
-
-    The scores of the classes are printed for the last split. Nothing is printed in a notebook, where `api.train`
-    returns the run.
-    """
-    if console.is_jupyter:
-        return
-    for line in epochs:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    for report in reports.values():
-        for line in [accuracy_line(report), *metric_lines(report)]:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-    print_classes(console, list(reports.values())[-1])
-    console.print(f"run folder  {folder}", highlight=False, soft_wrap=True)
-    if (folder / REPORT).is_file():
-        console.print(f"report      {folder / REPORT}", highlight=False, soft_wrap=True)
-    if run_id:
-        console.print(f"MLflow run  {run_id}   look at it: experiments ui", highlight=False, soft_wrap=True)
-    for line in next_commands(folder, run_id):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)

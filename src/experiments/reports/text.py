@@ -17,6 +17,7 @@ from experiments.evaluation.evaluate import METRICS, Report, percent
 from experiments.evaluation.per_class import worst_first
 from experiments.evaluation.statistics import Interval
 from experiments.evaluation.training_checks import best_epoch
+from experiments.runs.run_directory import REPORT
 from experiments.system.progress import plain_table
 from experiments.training.types import EpochRecord
 
@@ -28,6 +29,27 @@ LONGEST_NAME = 100  # characters of a class in the name of a metric; MLflow allo
 SUMMARY = ("balanced_accuracy", "macro_f1", "matthews", "top3_accuracy", "top5_accuracy")  # metrics over all classes
 POSITIVE = ("precision", "recall", "f1", "roc_auc", "average_precision")  # of the positive one of two classes
 RATIOS = ("matthews", "macro_f1", "f1", "roc_auc", "average_precision")  # metrics that are no shares of images
+
+
+def print_results(
+    console: Console, folder: Path, reports: Mapping[str, Report], run_id: str | None, epochs: Sequence[str] = ()
+) -> None:
+    """Print lines about the epochs, each split's scores, where to find the run, and commands that use it.
+
+    The scores of the classes are printed for the last split. Nothing is printed in a notebook, where `api.train`
+    returns the run.
+    """
+    if console.is_jupyter:
+        return
+    scores = [line for report in reports.values() for line in [accuracy_line(report), *metric_lines(report)]]
+    places = [f"run folder  {folder}"]
+    places += [f"report      {folder / REPORT}"] if (folder / REPORT).is_file() else []
+    places += [f"MLflow run  {run_id}   look at it: experiments ui"] if run_id else []
+    for line in [*epochs, *scores]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_classes(console, list(reports.values())[-1])
+    for line in [*places, *next_commands(folder, run_id)]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def epoch_lines(history: Sequence[EpochRecord], monitor: str, best_weights: bool) -> list[str]:
