@@ -68,34 +68,6 @@ def test_a_loss_is_what_its_name_says(name: str, smoothing: float, soft: bool, c
     )
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_cross_entropy_is_keras_s_of_the_probabilities(classes: int, smoothing: float) -> None:
-    shares, logits = drawn(classes, soft=True)
-    rows = probabilities_of(logits)
-    # The binary form of two classes is the categorical one of both.
-    reference = keras.losses.CategoricalCrossentropy(label_smoothing=smoothing)(shares, rows)
-    wanted = shares[:, 1:] if classes == 2 else shares
-    assert loss_of("cross_entropy", smoothing, wanted, logits, classes) == pytest.approx(float(reference), rel=1e-5)
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-def test_mse_is_keras_s_of_the_probabilities(classes: int) -> None:
-    shares, logits = drawn(classes, soft=True)
-    reference = keras.losses.MeanSquaredError()(shares, probabilities_of(logits))
-    wanted = shares[:, 1:] if classes == 2 else shares
-    assert loss_of("mse", 0.0, wanted, logits, classes) == pytest.approx(float(reference), rel=1e-5)
-
-
-def test_hinge_is_keras_s_of_the_margins() -> None:
-    shares, logits = drawn(2, soft=False)
-    signs = 2 * shares[:, 1:] - 1
-    assert loss_of("hinge", 0.0, shares[:, 1:], logits, 2) == pytest.approx(float(keras.losses.Hinge()(signs, logits)))
-    shares, logits = drawn(3, soft=False)
-    reference = float(keras.losses.CategoricalHinge()(shares, logits))
-    assert loss_of("hinge", 0.0, shares, logits, 3) == pytest.approx(reference)
-
-
 @pytest.mark.parametrize("label", [0.0, 1.0])
 def test_a_batch_of_one_class_has_the_same_hinge(label: float) -> None:
     """Keras guesses from the values whether labels are {0, 1} or {-1, 1}; all ones could be either."""

@@ -40,11 +40,7 @@ def resolve(trusted_packages: Sequence[str], key: str, target: str, kind: type |
             else only from `trusted_packages`); the name does not exist; or it is a class of another kind.
     """
     group = key.split(".")[0]
-    allowed = [f"{name}." for name in trusted_packages]
-    if kind is not None:
-        allowed.append("keras.")
-    else:
-        allowed.append(OURS[group])
+    allowed = [*(f"{name}." for name in trusted_packages), OURS[group] if kind is None else "keras."]
     if group == "model":
         allowed.append(APPLICATIONS)
     if not target.startswith(tuple(allowed)):

@@ -85,20 +85,20 @@ def differences(recorded: Architecture, current: Architecture) -> list[str]:
 
     Settings that only one of the two has are not compared: another version of Keras may have added them.
     """
-    kinds = [[f"{layer['name']} ({layer['class']})" for layer in layers] for layers in (recorded, current)]
-    if kinds[0] != kinds[1]:
-        only = [[kind for kind in kinds[at] if kind not in kinds[1 - at]] for at in (0, 1)]
-        found = [f"layers only {where}: {_listed(names)}" for where, names in zip(WHERE, only, strict=True) if names]
+    there, here = ([f"{layer['name']} ({layer['class']})" for layer in layers] for layers in (recorded, current))
+    if there != here:
+        only = {
+            "there": [kind for kind in there if kind not in here],
+            "here": [kind for kind in here if kind not in there],
+        }
+        found = [f"layers only {where}: {_listed(names)}" for where, names in only.items() if names]
         return found or ["the same layers in another order"]
     found = []
-    for there, here in zip(recorded, current, strict=True):
-        found += [f"{there['name']}.{line}" for line in _setting_differences(there["settings"], here["settings"])]
-        if there["inputs"] != here["inputs"]:
-            found.append(f"{there['name']} has other inputs")
+    for before, now in zip(recorded, current, strict=True):
+        found += [f"{before['name']}.{line}" for line in _setting_differences(before["settings"], now["settings"])]
+        if before["inputs"] != now["inputs"]:
+            found.append(f"{before['name']} has other inputs")
     return found
-
-
-WHERE = ("there", "here")
 
 
 def _setting_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
