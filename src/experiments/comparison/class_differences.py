@@ -14,7 +14,7 @@ from experiments.comparison.comparison import Comparison, Group, Key
 from experiments.comparison.groups import Scores
 from experiments.comparison.significance import Difference, compare_runs
 from experiments.comparison.text import points, signed
-from experiments.evaluation import decision
+from experiments.evaluation.decision import recorded
 from experiments.evaluation.per_class import confusion_of
 from experiments.evaluation.statistics import UNKNOWN, Interval
 from experiments.reports.text import format_score
@@ -196,16 +196,11 @@ def shown_of(found: ClassComparison, most: int) -> str:
 
 def decision_sentence(comparison: Comparison) -> str:
     """Return a sentence that names the positive one of two classes, and the thresholds; empty for more classes."""
-    positives, thresholds = [], []
-    for group in comparison.groups:
-        classes = group_classes(group)
-        for run in group.runs:
-            found = decision.recorded(run.tags, classes)
-            positives.append(found.positive)
-            thresholds.append(found.threshold)
-    named = [f"'{name}'" for name in dict.fromkeys(positives) if name is not None]
-    if not named or None in positives:
+    found = [recorded(run.tags, group_classes(group)) for group in comparison.groups for run in group.runs]
+    positives, thresholds = [one.positive for one in found], [one.threshold for one in found]
+    if None in positives:
         return ""
+    named = [f"'{name}'" for name in dict.fromkeys(positives)]
     text = f"Precision, recall, F1, ROC AUC and average precision are of the positive class: {' or '.join(named)}"
     text += ", which differs between the rows" if len(named) > 1 else ""
     values = sorted({threshold for threshold in thresholds if threshold is not None})

@@ -38,14 +38,8 @@ def save_figures(
 
 def report_figures(report: Report, pixels_of: Callable[[list[int]], np.ndarray]) -> dict[str, Figure]:
     """Return the figures of a report, by the names of their files without suffix; `pixels_of`: see `plots.mistakes`."""
-    drawn = {
-        "confusion": plots.confusion_matrix(report),
-        "roc": plots.roc(report),
-        "mistakes": plots.mistakes(report, pixels_of),
-        "risk_coverage": plots.risk_coverage(report),
-    }
-    if "calibration_error" in report.metrics:
-        drawn["calibration"] = plots.calibration(report)
+    drawn = {"confusion": plots.confusion_matrix(report), "mistakes": plots.mistakes(report, pixels_of)}
+    drawn |= plots.ranking(report)
     return {f"{report.split}_{name}": figure for name, figure in drawn.items()}
 
 

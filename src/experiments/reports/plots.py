@@ -191,6 +191,12 @@ def _class_curves(
     return figure
 
 
+def ranking(report: Report) -> dict[str, Figure]:
+    """Draw the figures about the order and the size of the confidences; calibration only of probabilities."""
+    drawn = {"roc": roc(report), "risk_coverage": risk_coverage(report)}
+    return drawn | ({"calibration": calibration(report)} if "calibration_error" in report.metrics else {})
+
+
 @STYLE
 def calibration(report: Report) -> Figure:
     """Draw the reliability diagram: accuracy against confidence of the predicted class, and the images in each bin.

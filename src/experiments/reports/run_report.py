@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from hydra.errors import HydraException
-from matplotlib.figure import Figure
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import overrides
@@ -115,8 +114,9 @@ def html(run: RunRecord, root: Path | None, model: Callable[[], keras.Model] | N
     if run.history:
         figures["curves"] = page.svg(plots.learning_curves(run.history, best_epoch(run.history, monitor)))
     for split, report in run.reports.items():
-        for name, figure in split_figures(report).items():
-            figures[f"{split}_{name}"] = page.svg(figure)
+        if report.predictions[0].probabilities:  # which an old run lacks
+            drawn = plots.ranking(report) | {"precision_recall": plots.precision_recall(report)}
+            figures |= {f"{split}_{name}": page.svg(figure) for name, figure in drawn.items()}
     return page.render(
         "run_report.html.j2",
         title=f"Run {run.directory.folder.name}",
@@ -247,18 +247,6 @@ def class_table(report: Report) -> list[list[str]]:
         for score in scores
     ]  # fmt: skip
     return [["class", "precision", "recall", "F1", "images"], *rows]
-
-
-def split_figures(report: Report) -> dict[str, Figure]:
-    """Draw the figures of a split; calibration only if the scores are probabilities."""
-    if not report.predictions[0].probabilities:  # of an old run
-        return {}
-    drawn = {
-        "roc": plots.roc(report),
-        "precision_recall": plots.precision_recall(report),
-        "risk_coverage": plots.risk_coverage(report),
-    }
-    return drawn | ({"calibration": plots.calibration(report)} if "calibration_error" in report.metrics else {})
 
 
 def cost_table(run: RunRecord) -> list[list[str]]:
