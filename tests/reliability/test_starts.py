@@ -20,10 +20,10 @@ sys.stdin.readline()
 print(paths.run_name('scratch', 'convnet'))
 """
 
-# Opens the tracking database in the directory that each line names and logs a run with two points. All workers do so
-# at the same time.
+# For each line, four processes open the tracking database in the directory that it names, all at the same time, and log
+# a run with two points. They are forks of one that has imported MLflow.
 OPENS = """
-import os, sys
+import multiprocessing, sys
 from pathlib import Path
 from hydra import compose, initialize_config_dir
 import experiments.train
@@ -31,19 +31,23 @@ from experiments.tracking import mlflow_run
 from experiments.config import validation
 from experiments.system import paths
 from experiments.training.types import EpochRecord
-import mlflow, mlflow.store.tracking.sqlalchemy_store
-print("ready", flush=True)
-for line in sys.stdin:
-    home, name = line.split()
+import mlflow.store.tracking.sqlalchemy_store
+def log(config, folder, together):
+    together.wait()
+    with mlflow_run.track(config, folder) as tracker:
+        for step in range(2):
+            tracker.epoch(EpochRecord(step, "scratch", step, 1000 + step, {"loss": float(step)}))
+context = multiprocessing.get_context("fork")
+for home in map(str.strip, sys.stdin):
     with initialize_config_dir(version_base="1.3", config_dir=str(paths.CONF)):
         config = validation.validate(compose("config", [f"outputs={home}"]))
-    try:
-        with mlflow_run.track(config, Path(home) / name) as tracker:
-            for step in range(2):
-                tracker.epoch(EpochRecord(step, "scratch", step, 1000 + step, {"loss": float(step)}))
-        print("done", flush=True)
-    except BaseException as error:
-        print(f"{type(error).__name__}: {error}".replace(chr(10), " "), flush=True)
+    together = context.Barrier(4)
+    workers = [context.Process(target=log, args=(config, Path(home, f"run{at}"), together)) for at in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    print([worker.exitcode for worker in workers], flush=True)
 """
 
 
@@ -56,17 +60,13 @@ def test_twenty_starts_in_one_second_have_twenty_folders(started: Started, tally
 
 
 def test_first_use_of_one_store_by_four_processes(started: Started, tries: Tries, tally: Tally, tmp_path: Path) -> None:
-    workers = [started("-c", OPENS, TF_CPP_MIN_LOG_LEVEL="3") for _ in range(4)]
-    for worker in workers:
-        assert worker.stdout is not None and worker.stdout.readline() == "ready\n"
+    starter = started("-c", OPENS, TF_CPP_MIN_LOG_LEVEL="3")
+    assert starter.stdin is not None and starter.stdout is not None
     rounds, survived = tries(20, 1), 0
     for number in range(rounds):
         home = tmp_path / f"outputs{number}"
-        for at, worker in enumerate(workers):
-            assert worker.stdin is not None
-            worker.stdin.write(f"{home} run{at}\n")
-            worker.stdin.flush()
-        printed = [worker.stdout.readline().strip() for worker in workers if worker.stdout is not None]
+        print(home, file=starter.stdin, flush=True)
+        codes = starter.stdout.readline()
         client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
         assert sorted(experiment.name for experiment in client.search_experiments()) == ["Default", "experiments"]
         experiment = client.get_experiment_by_name("experiments")
@@ -74,5 +74,5 @@ def test_first_use_of_one_store_by_four_processes(started: Started, tries: Tries
         runs = client.search_runs([experiment.experiment_id])
         points = [len(client.get_metric_history(run.info.run_id, "loss")) for run in runs]
         ended = [run.info.status for run in runs]
-        survived += printed == ["done"] * 4 and points == [2] * 4 and ended == ["FINISHED"] * 4
+        survived += codes == "[0, 0, 0, 0]\n" and points == [2] * 4 and ended == ["FINISHED"] * 4
     tally("cold start of one SQLite store by 4 processes", rounds, survived)
