@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,59 +167,52 @@ def test_endings(drawn: Path, started: Started, tally: Tally, tmp_path: Path) ->
     tally("ending: status in MLflow after the next start", len(ENDINGS), marked)
 
 
-# Runs one command line after the other, each with its limit, and without one again what has failed: by resuming it if
-# it has begun. Prints how the first of each ended: None, or a text or number.
-LIMITED = """
-import io, json, pathlib, resource, sys
-from experiments.train import main
-results = []
-def ran(limit, arguments):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit or resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    sys.argv[1:], sys.stderr = arguments, io.StringIO()
+@contextlib.contextmanager
+def limited(size: int) -> Iterator[None]:
+    """Let files of this process be no longer than `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        main()
-        return None
-    except SystemExit as ended:
-        return ended.code
-for limit, arguments, folder in json.loads(sys.argv.pop(1)):
-    code, errors = ran(limit, arguments), sys.stderr.getvalue()
-    if limit and code is not None:
-        resumed = [f"resume={folder}", "runtime.threads=1"]
-        again = ran(None, resumed if pathlib.Path(folder, "run.json").exists() else arguments)
-        assert again is None, again
-    results.append([code, errors])
-print(json.dumps(results))
-"""
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_writes_that_find_no_room(
-    drawn: Path, started: Started, outcome_of: Read, tries: Tries, tally: Tally, tmp_path: Path
-) -> None:
+    drawn: Path, started: Started, run_here: Callable[..., None], outcome_of: Read, tries: Tries, tally: Tally,
+    tmp_path: Path,
+) -> None:  # fmt: skip
     """With a limit of file sizes: a write beyond it fails as on a full disk, at another place for every limit."""
+
+    def command(home: Home) -> list[str]:
+        overrides = (
+            "regime=scratch",
+            "tracking=none",
+            "progress=none",
+            "hydra/job_logging=none",
+            "runtime.threads=null",
+        )
+        return [*home.command("run", *overrides), f"outputs={home.home}"]
+
     whole = Home(tmp_path / "whole", drawn, started)
-    overrides = ("regime=scratch", "tracking=none", "progress=none")
+    run_here(*command(whole))
     # Bytes: of the largest array of decoded images; about, of weights and moments of the small convnet.
     decoded, checkpoint = 24 * 48 * 48 * 3 + 128, 700_000
     limits = [1, 60, 3_000, 30_000, decoded // 2, decoded + 1, *(checkpoint // part for part in (5, 4, 3, 2))]
-    chosen = limits[: tries(10, 0)] or [limits[3]]
-    homes = [Home(tmp_path / f"limited{number}", drawn, started) for number in range(len(chosen))]
-    lines = [
-        [limit, [*home.command("run", *overrides), f"outputs={home.home}"], str(home.folder("run"))]
-        for limit, home in [(None, whole), *zip(chosen, homes, strict=True)]
-    ]
-    process = started("-c", LIMITED, json.dumps(lines))
-    out, errors = process.communicate(timeout=60 + 60 * len(lines))
-    assert process.returncode == 0, errors
-    (ended, _), *reported = json.loads(out.splitlines()[-1])
-    assert ended is None, "without a limit nothing is wrong"
-    survived = 0
-    for limit, home, (code, errors) in zip(chosen, homes, reported, strict=True):
-        clear = "there is no room to write" in str(code) and "Traceback" not in errors
-        if code is None:  # nothing was so large
-            clear = limit > 60
-        same = outcome_of(home.folder("run")) == outcome_of(whole.folder("run"))
+    chosen, survived = limits[: tries(10, 0)] or [limits[3]], 0
+    for limit in chosen:
+        home = Home(tmp_path / f"limited{limit}", drawn, started)
+        folder, reason = home.folder("run"), None
+        try:
+            with limited(limit):
+                run_here(*command(home))
+        except SystemExit as ended:
+            reason = str(ended.code)
+            run_here(*([f"resume={folder}"] if (folder / "run.json").exists() else command(home)))
+        clear = limit > 60 if reason is None else "there is no room to write" in reason and "Traceback" not in reason
+        same = outcome_of(folder) == outcome_of(whole.folder("run"))
         if not (clear and same):
-            print(limit, code, same, errors[-2000:], file=sys.stderr)
+            print(limit, same, reason, file=sys.stderr)
         survived += clear and same
     tally("write that finds no room", len(chosen), survived)
 
