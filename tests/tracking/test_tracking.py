@@ -375,8 +375,8 @@ def test_files_of_a_run_are_read_and_a_missing_one_is_no_failure_of_the_store(
     assert set(queries.read_files(store.uri, run_id, ["metrics.json"], ["no.csv"])) == {"metrics.json"}
     with pytest.raises(ConfigError, match=rf"run {run_id} in .* has no no\.csv"):
         queries.read_files(store.uri, run_id, ["metrics.json", "no.csv"])
-    with pytest.raises(ConfigError, match=rf"^resume: run {run_id} has no no\.csv, only "):
-        queries.read_file(store.uri, run_id, "no.csv", 100, "resume")
+    with pytest.raises(ConfigError, match=r"metrics\.json is larger than 10 bytes"):
+        queries.read_files(store.uri, run_id, ["metrics.json"], largest=10)
     monkeypatch.setattr(mlflow.MlflowClient, "list_artifacts", no_store)
     with pytest.raises(ConfigError, match="cannot be read from MLflow"):
         queries.read_files(store.uri, run_id, ["metrics.json"], ["no.csv"])

@@ -118,17 +118,18 @@ def read(named: str, rest: Sequence[str]) -> dict[str, Any]:
         try:
             if path.exists() and not path.is_file():
                 raise ConfigError(f"like: {path}: must be a file, no directory, pipe or device")
-            text = path.read_bytes() if path.stat().st_size <= LARGEST else None
+            if path.stat().st_size > LARGEST:
+                raise ConfigError(f"like: {path} is larger than {LARGEST:,} bytes: that is no configuration")
+            text = path.read_bytes()
         except OSError as error:
             raise ConfigError(f"like: {path}: {error.strerror}. Give a run's folder, or its MLflow id") from None
     else:
         from experiments.tracking import queries
 
-        text = queries.read_file(store_of(rest), named, CONFIG, LARGEST, "like")
-    where = f"{CONFIG} of {named}"
-    if text is None:
-        raise ConfigError(f"like: {where} is larger than {LARGEST:,} bytes: that is no configuration")
-    return parse(text, where)
+        uri = store_of(rest)
+        run_id = queries.get_run(uri, named, "like").info.run_id
+        text = queries.read_files(uri, run_id, [CONFIG], largest=LARGEST)[CONFIG]
+    return parse(text, f"{CONFIG} of {named}")
 
 
 def parse(text: bytes, where: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import shlex
 import tempfile
@@ -178,29 +179,6 @@ def find_run(client: MlflowClient, run_id: str) -> Run | None:
         raise
 
 
-def read_file(uri: str, named: str, name: str, largest: int, key: str) -> bytes | None:
-    """Return the content of an artifact of the run that a key of the command line names, see `get_run`.
-
-    Returns:
-        None if the artifact has more bytes than `largest`.
-
-    Raises:
-        ConfigError: there is no such run in the store, it has no such artifact, or the store cannot be used.
-    """
-    run_id = get_run(uri, named, key).info.run_id
-    with (
-        connection.client(uri, f"{key}: {name} of run {run_id} cannot be read from MLflow") as client,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        sizes = {file.path: file.file_size for file in client.list_artifacts(run_id)}
-        if name not in sizes:
-            raise ConfigError(f"{key}: run {run_id} has no {name}, only {', '.join(sizes) or 'nothing'}")
-        if (sizes[name] or 0) > largest:
-            return None
-        path = Path(client.download_artifacts(run_id, name, folder))
-        return path.read_bytes() if path.stat().st_size <= largest else None
-
-
 def logged_model(uri: str, run_id: str) -> Path | None:
     """Return the directory of the model that a run has logged, downloaded if need be; None if it has logged none.
 
@@ -217,7 +195,7 @@ def logged_model(uri: str, run_id: str) -> Path | None:
         return Path(download_artifacts(f"models:/{ready[0].model_id}")) if ready else None
 
 
-def artifact(uri: str, run_id: str, name: str, folder: str | None = None) -> Path | None:
+def artifact(uri: str, run_id: str, name: str, folder: str | None = None, largest: float = math.inf) -> Path | None:
     """Return the path of an artifact of a run; None if the run has no such artifact.
 
     Args:
@@ -225,23 +203,28 @@ def artifact(uri: str, run_id: str, name: str, folder: str | None = None) -> Pat
         run_id: of the run.
         name: path of the artifact.
         folder: receives a copy; None: an artifact that is not on this machine is downloaded to a new directory.
+        largest: the number of bytes that it may have.
 
     Raises:
-        ConfigError: the store cannot be used, or the download fails.
+        ConfigError: the store cannot be used, the download fails, or the artifact is larger.
     """
     with connection.client(uri, f"run {run_id}: {name} cannot be read from MLflow") as client:
-        known = {file.path for file in client.list_artifacts(run_id)}
-        return Path(client.download_artifacts(run_id, name, folder)) if name in known else None
+        sizes = {file.path: file.file_size or 0 for file in client.list_artifacts(run_id)}
+        if sizes.get(name, 0) > largest:
+            raise ConfigError(f"run {run_id}: {name} is larger than {largest:,} bytes")
+        return Path(client.download_artifacts(run_id, name, folder)) if name in sizes else None
 
 
-def read_files(uri: str, run_id: str, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, bytes]:
+def read_files(
+    uri: str, run_id: str, names: Sequence[str], optional: Sequence[str] = (), largest: float = math.inf
+) -> dict[str, bytes]:
     """Return the contents of artifacts of a run, by name; of the optional ones, those that exist.
 
     Raises:
-        ConfigError: one of `names` does not exist, or the store cannot be used.
+        ConfigError: one of `names` does not exist, one has more bytes than `largest`, or the store cannot be used.
     """
     with tempfile.TemporaryDirectory() as folder:
-        paths = {name: artifact(uri, run_id, name, folder) for name in (*names, *optional)}
+        paths = {name: artifact(uri, run_id, name, folder, largest) for name in (*names, *optional)}
         if missing := [name for name in names if paths[name] is None]:
             raise ConfigError(f"run {run_id} in {redact_credentials(uri)} has no {', '.join(missing)}")
         return {name: path.read_bytes() for name, path in paths.items() if path is not None}
