@@ -24,7 +24,7 @@ from experiments.deploy import saved_run
 from experiments.deploy.predict import Prediction, list_files, predictions
 from experiments.errors import ConfigError, DataError
 from experiments.evaluation.calibration import TEMPERATURE, scale, temperature_of
-from experiments.evaluation.decision import MOST_PROBABLE
+from experiments.evaluation.decision import Decision
 from experiments.runs import predictions as runs
 from experiments.storage.csv_files import read_rows
 
@@ -55,7 +55,7 @@ def files(tmp_path: Path) -> Path:
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch) -> Call:
     """The command on a model of our own; its exit code."""
-    plain_run = SimpleNamespace(classes=("cats", "dogs"), model=classifier, plain={"data": {}}, decision=MOST_PROBABLE)
+    plain_run = SimpleNamespace(classes=("cats", "dogs"), model=classifier, plain={"data": {}}, decision=Decision())
 
     def start(*arguments: str | Path, run: SimpleNamespace = plain_run) -> int:
         with monkeypatch.context() as patch:
@@ -247,7 +247,7 @@ def test_names_in_csv_are_what_they_are_and_on_a_terminal_are_shown(
 
 def test_class_names_on_a_terminal_stand_in_columns(tmp_path: Path) -> None:
     file = io.StringIO()
-    write = writers.terminal_rows(file, writers.Answers(("n" * 200, "d\x1b]0;t\x07", "猫"), MOST_PROBABLE))
+    write = writers.terminal_rows(file, writers.Answers(("n" * 200, "d\x1b]0;t\x07", "猫"), Decision()))
     for at in range(3):
         write(Prediction("a.png", np.eye(3)[at], ""))
     lines = file.getvalue().splitlines()
@@ -271,7 +271,7 @@ def trained() -> SimpleNamespace:
     rows = validation([(0.99, True), (0.95, True), (0.8, True), (0.8, True), (0.7, False), (0.6, False)])
     return SimpleNamespace(
         name="some-run", classes=("cats", "dogs"), model=classifier, plain={"data": {}, "loss": "crossentropy"},
-        metrics={}, predictions=lambda split: rows, decision=MOST_PROBABLE,
+        metrics={}, predictions=lambda split: rows, decision=Decision(),
     )  # fmt: skip
 
 

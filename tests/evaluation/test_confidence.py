@@ -15,7 +15,7 @@ from experiments.evaluation.calibration import (
     fit_temperature,
     scale,
 )
-from experiments.evaluation.decision import MOST_PROBABLE
+from experiments.evaluation.decision import Decision
 from experiments.evaluation.evaluate import Report
 from experiments.evaluation.selective import reject_for, risk_coverage
 from experiments.runs.predictions import Prediction
@@ -117,7 +117,7 @@ def report(scores: np.ndarray, labels: np.ndarray, *, loss: bool = True) -> Repo
         for row, label in zip(scores, labels, strict=True)
     )  # fmt: skip
     metrics = {"loss": log_loss(labels, scores)} if loss else {}
-    return Report("", tuple(names), metrics, predictions, MOST_PROBABLE)
+    return Report("", tuple(names), metrics, predictions, Decision())
 
 
 def test_metrics_of_confidence_use_the_temperature_of_the_validation_images() -> None:

@@ -11,7 +11,6 @@ from sklearn.metrics import average_precision_score, f1_score, precision_score, 
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.evaluation.decision import (
-    MOST_PROBABLE,
     Decision,
     choose_threshold,
     decision_of,
@@ -28,10 +27,10 @@ SCORES = random_scores(LABELS, 2, seed=7)
 
 def test_the_default_is_the_most_probable_class_and_the_second_is_positive(config: Read) -> None:
     assert decision_of(config(), splits_of(PETS, [0, 1])) == Decision("dog", None)
-    assert decision_of(config(), splits_of(FLOWERS, [0, 1])) == MOST_PROBABLE
+    assert decision_of(config(), splits_of(FLOWERS, [0, 1])) == Decision()
     rows = np.array([[0.5, 0.5], [0.4, 0.6]])
     assert Decision("dog").predict(rows, PETS).tolist() == [0, 1]
-    assert MOST_PROBABLE.predict(random_scores(LABELS, 3), FLOWERS).shape == (120,)
+    assert Decision().predict(random_scores(LABELS, 3), FLOWERS).shape == (120,)
 
 
 @pytest.mark.parametrize("positive, predicted", [("dog", [1, 1, 0]), ("cat", [0, 0, 1])])
@@ -124,6 +123,6 @@ def test_settings_that_do_not_fit_the_classes(
 def test_what_a_run_records_is_read_back() -> None:
     for decision in (Decision("cat", 0.25), Decision("cat")):
         assert recorded(decision.facts(), PETS) == decision
-    assert recorded(MOST_PROBABLE.facts(), FLOWERS) == MOST_PROBABLE
+    assert recorded(Decision().facts(), FLOWERS) == Decision()
     assert recorded({"threshold": "0.25", "positive": "cat"}, PETS) == Decision("cat", 0.25), "as MLflow tags"
     assert recorded({"status": "FINISHED"}, PETS) == Decision("dog"), "a run of 0.1: the second class"

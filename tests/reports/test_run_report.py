@@ -17,7 +17,7 @@ from PIL import Image
 
 from experiments.config.identity import dump_yaml, logged
 from experiments.errors import ConfigError
-from experiments.evaluation.decision import MOST_PROBABLE
+from experiments.evaluation.decision import Decision
 from experiments.evaluation.evaluate import Report
 from experiments.reports import image_sections, label_section, page, run_report
 from experiments.runs.predictions import Prediction
@@ -262,7 +262,7 @@ def test_of_many_classes_the_worst_have_examples() -> None:
             for at, name in enumerate(names)
             for copy, right in enumerate([False] * (at // 10) + [True] * (5 - at // 10))
         )
-        return Report("validation", tuple(names), {}, rows, MOST_PROBABLE)
+        return Report("validation", tuple(names), {}, rows, Decision())
 
     names = [f"class {at:02}" for at in range(45)]
     chosen = image_sections.examples(report_of(names))

@@ -149,7 +149,6 @@ def content(
         "unread_about": UNREAD,
         "disagreements_title": heading(unlike, most) if several else "",
         "hidden": max(len(unlike) - most, 0),
-        "methods": METHODS,
     }
 
 
@@ -211,7 +210,11 @@ def markdown(
         rows = [[image.path, image.label, *map(_prediction_text, image.predictions)] for image in unlike]
         parts += [markdown_table([header, *rows])] if rows else []
     runs = [[run.name, run.run_id] for run in comparison.runs]
-    parts += ["## Runs", markdown_table([["name", "MLflow run"], *runs]), "## How it is computed", *METHODS]
+    parts += [
+        "## Runs",
+        markdown_table([["name", "MLflow run"], *runs]),
+        "How it is computed stands in comparison.html.",
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -236,27 +239,6 @@ def markdown_code(text: str) -> str:
 
 
 UNREAD = "Keys that some do not read (–), because their regime or another choice of theirs has no use for them:"
-METHODS = (
-    "Accuracy is shown beside the baseline: the share of the most frequent class, which a model reaches that gives "
-    "every image that class.",
-    "The interval of a single run's accuracy is Wilson's score interval (1927), that of its loss and Brier score "
-    "Student's over the images, that of its ROC area for two classes a bootstrap's. Of several seeds, accuracy, loss "
-    "and Brier score have an interval over images and seeds, as two crossed random effects (Gallas 2006), each "
-    "variance with the t-quantile of its own degrees of freedom (Banerjee 1960); the other metrics have Student's "
-    "over the seeds or folds, for these images.",
-    "Of each class, the difference in recall is the difference in accuracy on its images, with the interval and the "
-    "test that follow. With C classes there are C comparisons, each at the 5 % level. Precision, F1 and the numbers of "
-    "confused images are those of all seeds together, without an interval.",
-    "Differences are taken image by image. Single runs are compared as trained models: McNemar's test (1947) and "
-    "its dual, Tango's score interval (1998); on different images Newcombe's interval (1998, method 10) and its dual "
-    "p-value. Training noise is in neither, so they say nothing about the settings.",
-    "Several seeds or folds of each give a claim about the setting: the interval of the difference, seed by seed where "
-    "both have the same seeds, has the variance between seeds and between images in it, as above. Folds have training "
-    "sets that overlap, for which the variance between them is corrected (Nadeau and Bengio 2003).",
-    "Every p-value is the dual of its interval: it is below 0.05 exactly where the 95 % interval excludes 0.",
-    "The number of images needed is what a two-sided McNemar test at the 5 % level needs to see a difference between "
-    "two models as large as this one, with as many discordant images, four times in five (Connor 1987).",
-)
 
 
 # --- HTML

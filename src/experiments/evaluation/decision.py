@@ -48,9 +48,6 @@ class Decision:
         return f"positive class '{self.positive}', threshold {0.5 if self.threshold is None else self.threshold:.4g}"
 
 
-MOST_PROBABLE = Decision()
-
-
 def recorded(facts: Mapping[str, Any], classes: Sequence[str]) -> Decision:
     """Return the decision that a run has recorded, in its directory or as MLflow tags; for runs of 0.1 the default."""
     threshold = facts.get("threshold")
