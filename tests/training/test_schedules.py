@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+from rich.console import Console
 
 from experiments.config import schema
 from experiments.config.identity import head_run
 from experiments.data.input_pipeline import eval_batches, feature_batches
 from experiments.regimes.build import build_phase
+from experiments.system.progress import Terminal
 from experiments.training import schedules
 from experiments.training.fit import fit
 from experiments.training.types import EpochRecord, PhaseInputs, TrainingContext, TrainingPhase
 
 Read = Callable[..., schema.Config]
-
-
-class Silent:
-    """A progress display that shows nothing."""
-
-    @contextmanager
-    def stage(self, label: str, total: int) -> Iterator[Callable[..., None]]:
-        yield lambda steps=1, note="": None
 
 
 @pytest.mark.parametrize(
@@ -144,7 +137,7 @@ def trained(phase: TrainingPhase) -> tuple[EpochRecord, ...]:
         eval_batches(rows[6:], labels[6:], 6),
         ("a", "b"),
     )
-    return fit(prepared, phase, TrainingContext(Silent(), lambda record: None))
+    return fit(prepared, phase, TrainingContext(Terminal(Console(quiet=True)), lambda record: None))
 
 
 def rates(history: tuple[EpochRecord, ...]) -> list[float]:

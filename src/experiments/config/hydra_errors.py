@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -15,7 +15,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from experiments.config.choices import shipped
 from experiments.config.messages import format_errors, is_known_key, nearest_hint, unknown_key
-from experiments.config.overrides import as_typed
+from experiments.config.overrides import as_typed, leaves
 from experiments.system.paths import CONF
 from experiments.system.private_api import config_root
 
@@ -136,19 +136,11 @@ def _unknown(cause: OmegaConfBaseException, overrides: Sequence[str]) -> str:
     typed = next((name for name, _ in map(_split, overrides) if f"{name}.".startswith(f"{key}.")), key)
     leaf = typed.rpartition(".")[2]
     everything: Any = OmegaConf.to_container(config_root(parent), resolve=False)
-    elsewhere = [path for path in _paths(everything) if path.rpartition(".")[2] == leaf]
+    everything.pop("hydra", None)
+    elsewhere = [path for path, _ in leaves(everything, "") if path.rpartition(".")[2] == leaf]
     close = min(elsewhere, key=lambda path: (not path.endswith(f".{typed}"), path.count(".")), default=None)
     text = unknown_key(key, [str(name) for name in parent if name != "hydra"], received, close)
     return f"{text} For the images of a folder leave out the other data source." if key == "data.root" else text
-
-
-def _paths(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted key of every value that is not a mapping, except those below `hydra`."""
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _paths(value, f"{prefix}{name}.") if f"{prefix}{name}" != "hydra" else ()
-        else:
-            yield f"{prefix}{name}"
 
 
 def _split(override: str) -> tuple[str, str]:
