@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from experiments.config import validation
 from experiments.config.hydra_errors import explain
-from experiments.config.overrides import implies_folder, quoted
+from experiments.config.overrides import compose_config, implies_folder
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.system.paths import CONF
-from experiments.system.private_api import without_hydra
 
 
 @dataclass(frozen=True)
@@ -42,11 +39,9 @@ def whole(overrides: Sequence[str], folder: Path | None = None) -> Composed:
         ConfigError: the configuration cannot be composed or is invalid; the message is that of `train`.
     """
     source = ["data=folder"] if implies_folder(overrides, folder) else []
-    place = [f"hydra.searchpath=[{quoted(f'file://{folder.resolve()}')}]"] if folder else []
     try:
-        with without_hydra(), initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            composed = compose("config", [*source, *overrides, *place], return_hydra_config=True)
-            return Composed(validation.validate(composed), composed)
+        composed = compose_config([*source, *overrides], folder, return_hydra_config=True)
+        return Composed(validation.validate(composed), composed)
     except ConfigError:
         raise
     except Exception as error:

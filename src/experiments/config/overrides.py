@@ -13,6 +13,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 
 from experiments.config.schema import GROUPS
 from experiments.errors import ConfigError
@@ -103,6 +104,22 @@ def as_typed(key: str, text: str) -> str | None:
     return None
 
 
+def compose_config(
+    overrides: Sequence[str], config_dir: str | Path | None = None, config_name: str = "config", **options: bool
+) -> DictConfig:
+    """Compose the configuration of a command line, also within a Hydra job, whose Hydra is set aside meanwhile.
+
+    Args:
+        overrides: the command line.
+        config_dir: folder with the user's own choices (`--config-dir`), if any.
+        config_name: see Hydra's `--config-name`.
+        options: those of `hydra.compose`.
+    """
+    place = [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
+    with without_hydra(), initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return compose(config_name, [*overrides, *place], **options)
+
+
 def implies_folder(overrides: Sequence[str], config_dir: str | Path | None = None, config_name: str = "config") -> bool:
     """Return whether overrides give `data.root` and no choice with such a key, so that `data=folder` is meant.
 
@@ -119,7 +136,6 @@ def implies_folder(overrides: Sequence[str], config_dir: str | Path | None = Non
         keys = {override.key_or_group for override in parsed}
         if "data.root" not in keys or "data" in keys:
             return False
-        place = [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
         # Only presets bring a choice of data, and presets are choices of the groups that have no slot of their own.
         presets = [
             [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
@@ -129,11 +145,10 @@ def implies_folder(overrides: Sequence[str], config_dir: str | Path | None = Non
             if override.key_or_group not in GROUPS
             and any((Path(folder) / override.key_or_group).is_dir() for folder in (CONF, config_dir) if folder)
         ]
-        with without_hydra(), initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            return not any(
-                "root" in compose(config_name, [*chosen, *place]).data.keys()  # noqa: SIM118 (`in` omits ???)
-                for chosen in itertools.product(*presets)
-            )
+        return not any(
+            "root" in compose_config(chosen, config_dir, config_name).data.keys()  # noqa: SIM118 (`in` omits ???)
+            for chosen in itertools.product(*presets)
+        )
     except Exception:
         return False
 

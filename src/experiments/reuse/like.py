@@ -13,9 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import yaml
-from hydra import initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,13 +21,13 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.config import unused
 from experiments.config.identity import NOT_IDENTITY, RUNTIME
 from experiments.config.messages import unknown_key
-from experiments.config.overrides import format_value, leaves, quoted, split_key, value_at
+from experiments.config.overrides import compose_config, format_value, leaves, quoted, split_key, value_at
 from experiments.config.schema import GROUPS, Config
 from experiments.errors import ConfigError
 from experiments.runs.location import local_folder, store_of
 from experiments.runs.run_directory import CONFIG
 from experiments.system.paths import CONF
-from experiments.system.private_api import get_args_parser, without_hydra
+from experiments.system.private_api import get_args_parser
 
 LARGEST = 1_000_000  # bytes
 DEEPEST = 20  # levels of nesting
@@ -215,14 +213,8 @@ OPEN = ("model.layers", "model.head.dense", "class_weights")  # mappings whose k
 
 
 def compose(lines: Sequence[str], config_dir: str | None) -> dict[str, Any]:
-    """Return the plain values that Hydra composes from overrides; a mandatory value that is not given is MISSING.
-
-    It may be called within a Hydra job, whose Hydra is set aside meanwhile, as there can be only one.
-    """
-    place = [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
-    with without_hydra(), initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        composed = hydra.compose("config", [*lines, *place])
-    plain: Any = OmegaConf.to_container(composed, resolve=True)
+    """Return the plain values that Hydra composes from overrides; a mandatory value that is not given is MISSING."""
+    plain: Any = OmegaConf.to_container(compose_config(lines, config_dir), resolve=True)
     return dict(plain)
 
 
