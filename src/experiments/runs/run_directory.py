@@ -120,7 +120,7 @@ class RunDirectory:
             if not path.exists():
                 return None
             if not path.is_file():
-                raise ValueError("it is no file")
+                raise self.damaged("it is no file")
             content = path.read_bytes()
             _Facts.model_validate_json(content)
         except OSError as error:
@@ -129,8 +129,6 @@ class RunDirectory:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
             raise self.damaged(f"{key}: {first['msg']}" if key else first["msg"]) from None
-        except ValueError as error:
-            raise self.damaged(str(error)) from None
         facts: dict[str, Any] = json.loads(content)
         return facts
 

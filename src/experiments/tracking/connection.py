@@ -125,6 +125,13 @@ def check_runs(uri: str) -> None:
     check(uri)
 
 
+def check_exists(uri: str, hint: str = "") -> None:
+    """Raise ConfigError if a store does not respond, or is a missing SQLite file; `hint` follows that message."""
+    if missing(uri):
+        raise unusable(uri, f"it is not there{hint}")
+    check(uri)
+
+
 def check(uri: str | None) -> None:
     """Check that a server or a database's host responds; correct the addresses in an SQLite store that was moved.
 

@@ -52,7 +52,7 @@ def end_sweep(uri: str, run_id: str, folder: Path, metrics: Mapping[str, float],
     Raises:
         ConfigError: the store cannot be used, or has no such run.
     """
-    _check_exists(uri)
+    connection.check_exists(uri)
     with connection.client(uri) as client:
         before = client.get_run(run_id)
         liveness.mark_lost(before.info.experiment_id)  # Jobs may have been ended by kill -9.
@@ -148,16 +148,9 @@ def add_file(uri: str, run_id: str, path: Path) -> None:
     Raises:
         ConfigError: the store cannot be used, or has no such run.
     """
-    _check_exists(uri)
+    connection.check_exists(uri)
     with connection.client(uri) as client:
         _log_files(client, run_id, [path])
-
-
-def _check_exists(uri: str) -> None:
-    """Check that a store responds, and is no SQLite file that MLflow would create."""
-    connection.check(uri)
-    if connection.missing(uri):
-        raise connection.unusable(uri, "it is not there")
 
 
 def _log_files(client: MlflowClient, run_id: str, files: Sequence[Path]) -> None:

@@ -43,9 +43,7 @@ def sync(folder: Path, uri: str | None, variable: str | None, *, whole: bool) ->
         return "was not tracked"
     if not place:
         raise ConfigError(f"its store is {facts.get('store') or 'not known'}: give --uri")
-    if connection.missing(place):
-        raise connection.unusable(place, "it is not there (where outputs/ was moved, give --uri)")
-    connection.check(place)
+    connection.check_exists(place, " (where outputs/ was moved, give --uri)")
     lock = claim(folder)
     try:
         connection.use(place)
