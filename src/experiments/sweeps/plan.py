@@ -209,10 +209,8 @@ def compose(
                 check_hydra(composed, master, overrides)
                 credentials.conceal(composed)
                 found.append(Job(number, overrides, values, validation.validate(composed), Path(), composed))
-            except ConfigError as error:
-                wrong[str(error)] = values
             except Exception as error:
-                text = explain(error, overrides)
+                text = str(error) if isinstance(error, ConfigError) else explain(error, overrides)
                 if text is None:
                     raise
                 wrong[text] = values

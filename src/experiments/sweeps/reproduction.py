@@ -159,11 +159,6 @@ def result_of(job: Job) -> Result:
         return read_result(fetched)
 
 
-def accuracy_interval(results: Sequence[Result]) -> Interval:
-    """Return the mean of `last_epochs` and its 95 % interval over seeds and images."""
-    return mean_interval([result.last_epochs for result in results], min(result.images for result in results))
-
-
 def check_claim(claim: Claim, low: float, high: float) -> str:
     """Return whether an interval lies inside the claim's range, below or above it, or across one of its ends."""
     lowest, highest = claim.range()
@@ -193,8 +188,9 @@ def row(name: str, jobs: Sequence[Job], *, backbone: str, comparable: bool) -> d
         "finished": [job.values["seed"] for job in done], "results": [result._asdict() for result in results],
         "run_ids": [job.run_id for job in done],
     }  # fmt: skip
-    if results:
-        found["mean"], found["low"], found["high"] = accuracy_interval(results)
+    if results:  # the interval is over seeds and images
+        images = min(result.images for result in results)
+        found["mean"], found["low"], found["high"] = mean_interval([result.last_epochs for result in results], images)
     whole = len(done) == len(jobs)
     found["outcome"] = check_claim(claim, found["low"], found["high"]) if whole and comparable else ""
     return found

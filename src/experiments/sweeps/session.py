@@ -112,7 +112,6 @@ class Session:
                 self.print_lines(
                     f"  job {job.number}: its MLflow run {job.deleted} has been deleted, so it is trained again"
                 )
-                job.deleted = None
             directory = RunDirectory(job.folder)
             if (directory.facts() or {}).get("identity") or directory.finished(job.identity) is not None:
                 shutil.rmtree(job.folder)
