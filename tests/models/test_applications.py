@@ -169,7 +169,7 @@ def test_the_features_are_those_of_keras_network_behind_its_own_preprocessing(ap
     np.testing.assert_allclose(ours(images(), training=False), expected, atol=2e-3 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("one", ["convnext_tiny", "efficientnet_v2_b0"], indirect=True)
+@pytest.mark.parametrize("application", ["convnext_tiny", "efficientnet_v2_b0"], indirect=True)
 def test_a_saved_model_predicts_the_same(application: Built, tmp_path: Path) -> None:
     """They bring layers of their own, and constants."""
     head = dense_head(
@@ -181,7 +181,7 @@ def test_a_saved_model_predicts_the_same(application: Built, tmp_path: Path) -> 
     np.testing.assert_allclose(loaded(images()), model(images()), atol=1e-6)
 
 
-@pytest.mark.parametrize("one", ["convnext_tiny", "efficientnet_v2_b0"], indirect=True)
+@pytest.mark.parametrize("application", ["convnext_tiny", "efficientnet_v2_b0"], indirect=True)
 def test_identity_does_not_follow_what_this_process_built_before(application: Built) -> None:
     """Their rescaling, sums and last normalisation have no names but a counter's."""
     assert build(application.config, {}).backbone.identity == application.backbone.identity
