@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.cli.arguments import positive
+from experiments.cli.arguments import add_overrides, positive
 from experiments.errors import ConfigError
 from experiments.system import signals
 from experiments.training.types import Status
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="a few minutes: fewer images and epochs, without comparison to the claims"
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, given to every run")
+    add_overrides(parser)
     arguments = parser.parse_args()
     signals.install()
     try:
