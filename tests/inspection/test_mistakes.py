@@ -70,7 +70,9 @@ def test_the_images_are_where_the_run_has_recorded_them(run: saved_run.Trained, 
     with pytest.raises(ConfigError, match=r"^--data does not exist"):
         run.data_root(tmp_path / "nothing")
     unrecorded = replace(run, facts={**run.facts, "data_root": None})
-    assert unrecorded.data_root() == drawn
+    assert unrecorded.data_root() == unrecorded.recorded_root == drawn
+    elsewhere_by_environment = {**run.plain, "data": {**run.plain["data"], "root": "${oc.env:PLACE}"}}
+    assert replace(unrecorded, plain=elsewhere_by_environment).recorded_root is None
     with pytest.raises(ConfigError, match=r"^data.root does not exist.*relative/folder"):
         replace(elsewhere, facts=unrecorded.facts).data_root()
 

@@ -235,19 +235,6 @@ def test_a_changed_image_is_not_shown(directory: RunDirectory, drawn: Path, tmp_
     assert len([a for tag, a in shown.elements if tag == "img" and a["alt"] == "validation/blobs/blobs.2.jpg"]) == 3
 
 
-def test_the_recorded_place_of_the_images_is_used_and_of_old_runs_that_of_the_command(
-    directory: RunDirectory, drawn: Path
-) -> None:
-    assert run_report.data_root(directory) == drawn
-    facts = directory.facts() or {}
-    del facts["data_root"]
-    directory.write_facts(facts)
-    assert run_report.data_root(directory) == drawn
-    path = directory.folder / "config.yaml"
-    path.write_text(path.read_text().replace(str(drawn), "${oc.env:PLACE}"))
-    assert run_report.data_root(directory) is None
-
-
 def test_a_run_without_its_predictions_has_no_report(directory: RunDirectory) -> None:
     (directory.folder / "predictions_validation.csv").unlink()
     with pytest.raises(ConfigError, match=r"its predictions_validation\.csv is gone, without which there is no report"):

@@ -17,7 +17,7 @@ from experiments.deploy import saved_run
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError
 from experiments.runs import curves, predictions
-from experiments.runs.run_directory import CURVES, FIGURES, RunDirectory
+from experiments.runs.run_directory import CURVES, FIGURES
 
 if TYPE_CHECKING:
     import keras
@@ -73,9 +73,7 @@ class Run:
     @property
     def data_root(self) -> Path | None:
         """The folder to which the paths of `predictions` are relative; None if it is not recorded on this machine."""
-        from experiments.reports.run_report import data_root
-
-        return data_root(RunDirectory(self.folder)) if self.folder else None
+        return self._trained.recorded_root if self.folder else None
 
     @property
     def config(self) -> Config:

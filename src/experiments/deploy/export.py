@@ -213,7 +213,7 @@ def training_images(run: Trained, size: int) -> Images:
     if found is None:
         raise ConfigError(
             f"--format: {INT8} needs training images of the run, to find the ranges of activations, and they are not "
-            f"here (data.root: {run.facts.get('data_root') or run.plain['data'].get('root')}). Possible without them: "
+            f"here (data.root: {run.recorded_root}). Possible without them: "
             f"{', '.join(name for name in FORMATS if name != INT8)}"
         )
     return found
@@ -224,16 +224,14 @@ def recorded_images(run: Trained, split: str, size: int, most: int) -> Images | 
 
     The description has the number of those that are missing or have changed.
     """
-    data = run.plain["data"]
-    root = run.facts.get("data_root") or data.get("root") or data.get("images")  # the first is not in runs of 0.2
-    settings = DecoderSettings.of(data)
-    if not isinstance(root, str) or not Path(root).is_dir():
+    root, settings = run.recorded_root, DecoderSettings.of(run.plain["data"])
+    if root is None or not root.is_dir():
         return None
     chosen = run.images(split, most)
     pixels, labels = [], []
     for row in chosen:
         try:
-            image = open_image(Path(root), row["path"], row["sha256"], settings)
+            image = open_image(root, row["path"], row["sha256"], settings)
         except DataError:
             continue
         pixels.append(resize(image, size, settings.resize))

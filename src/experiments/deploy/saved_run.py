@@ -108,6 +108,17 @@ class Trained:
             lines.append(f"++data.root={quoted(root.strip('${}'))}")
         return validation.validate(OmegaConf.create(like.compose(lines, None)))
 
+    @property
+    def recorded_root(self) -> Path | None:
+        """The folder from which the run has read its images; None if it is not recorded."""
+        if self.facts.get("data_root"):
+            return Path(self.facts["data_root"])
+        data = self.plain["data"]  # as in runs of 0.2
+        root = data.get("root") or data.get("images")
+        if not isinstance(root, str) or like.has_interpolation(root):
+            return None
+        return Path(self.facts.get("command", {}).get("directory", "") if self.folder else "", root)
+
     def data_root(self, data: Path | None = None) -> Path:
         """Return the folder that the paths of the run's images are relative to.
 
@@ -120,9 +131,9 @@ class Trained:
         """
         if data is not None:
             return existing("--data", data, "the folder that has the images of the run")
-        recorded = self.facts.get("data_root")
-        if recorded and Path(recorded).is_dir():
-            return Path(recorded)
+        recorded = self.recorded_root
+        if recorded and recorded.is_dir():
+            return recorded
         from experiments.regimes.build import data_root
 
         try:

@@ -95,16 +95,6 @@ def write(
     return target
 
 
-def data_root(directory: RunDirectory) -> Path | None:
-    """Return the directory from which a run has read its images; None if that is not recorded."""
-    facts = directory.facts() or {}
-    if facts.get("data_root"):
-        return Path(facts["data_root"])
-    plain = like.parse((directory.folder / CONFIG).read_bytes(), CONFIG)  # as in runs of earlier versions
-    root = overrides.value_at(plain, "data.root")
-    return Path(facts["command"].get("directory", ""), root) if root and not like.has_interpolation(root) else None
-
-
 def html(run: RunRecord, root: Path | None, model: Callable[[], keras.Model] | None) -> str:
     """Return the page."""
     monitor, near_duplicates = str(run.plain.get("monitor")), run.directory.near_duplicates()
