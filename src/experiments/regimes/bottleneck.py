@@ -66,14 +66,7 @@ def head_inputs(components: RunComponents, dataset: Dataset, context: TrainingCo
     )
 
 
-@declare(
-    Declaration(
-        features=feature_requests,
-        trains=Trains.HEAD,
-        last_phase=PhaseName.HEAD,
-        prepare=head_inputs,
-    )
-)
+@declare(Declaration(feature_requests, Trains.HEAD, last_phase=PhaseName.HEAD, prepare=head_inputs))
 def bottleneck(components: RunComponents, dataset: Dataset, context: TrainingContext) -> TrainingResult:
     """Run every image through the frozen backbone once, train the head on its features, and join the two.
 
@@ -95,12 +88,9 @@ def bottleneck(components: RunComponents, dataset: Dataset, context: TrainingCon
 
 
 def predict_splits(
-    components: RunComponents,
-    dataset: Dataset,
-    context: TrainingContext,
-    network_split: NetworkSplit,
+    components: RunComponents, dataset: Dataset, context: TrainingContext, network_split: NetworkSplit,
     model: keras.Model,
-) -> dict[str, np.ndarray]:
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Return the probabilities [N, classes] float32 of every evaluated split, by its name.
 
     Args:

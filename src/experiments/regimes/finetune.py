@@ -175,10 +175,7 @@ def rate_factors(backbone: Backbone, decay: float) -> dict[int, float]:
 
 
 def training_batches(
-    components: RunComponents,
-    dataset: Dataset,
-    context: TrainingContext,
-    network_split: NetworkSplit,
+    components: RunComponents, dataset: Dataset, context: TrainingContext, network_split: NetworkSplit
 ) -> Batches:
     """Return training batches of features at the split point.
 
@@ -187,12 +184,9 @@ def training_batches(
     config = components.config
     epochs = context.remaining(PhaseName.FINETUNE, config.epochs)
     if views := stored_views(components, network_split):
+        tables = [cached_features(components, network_split, dataset.train, context.progress, view) for view in views]
         return feature_batches(
-            [cached_features(components, network_split, dataset.train, context.progress, view) for view in views],
-            dataset.train.labels,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            epochs=epochs,
+            tables, dataset.train.labels, batch_size=config.batch_size, seed=config.seed, epochs=epochs
         )
     fresh = augmented_batches(components, dataset, epochs)
     if not network_split.frozen:
