@@ -163,7 +163,7 @@ def evaluate(components: RunComponents, dataset: Dataset) -> float:
     model, manifest = whole_model(components, dataset), dataset.manifest
     files = [(entry.path, entry.class_name) for entry in manifest.of("train")]
     run: Any = SimpleNamespace(
-        classes=dataset.classes, decision=default(dataset.classes), metrics={}, images=list,
+        classes=dataset.classes, decision=default(dataset.classes), metrics={}, images=lambda split: [],
         plain={"data": components.config.data.model_dump()}, predictions=lambda split: [],
     )  # fmt: skip
     began = time.perf_counter()
