@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,9 +70,11 @@ def test_wrong_configurations_are_answered_at_once_and_leave_nothing(tmp_path: P
 
 
 def test_a_wrong_configuration_ends_the_process_with_a_status_and_no_traceback(tmp_path: Path) -> None:
-    began = time.perf_counter()
+    before = os.times()
     done = shell(sys.executable, "-X", "importtime", "-m", "experiments.train", "epochs=0", cwd=tmp_path)
-    assert time.perf_counter() - began < 5
+    after = os.times()
+    # Processor time of the ended process, which other work on the machine does not change.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 5
     assert done.returncode == 1
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
     assert "hydra" in imported and not set(HEAVY) & imported
