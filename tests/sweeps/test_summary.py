@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,7 +90,7 @@ def test_the_target_is_looked_for_in_new_results_only(
     read: list[int] = []
     original = summary._row
     monkeypatch.setattr(summary, "_row", lambda job, *rest: read.append(job["number"]) or original(job, *rest))
-    session: Any = SimpleNamespace(folder=folder, config=SimpleNamespace(objective=objective), known={})
+    session: Any = SimpleNamespace(folder=folder, config=SimpleNamespace(objective=objective), known={}, repeats=1)
     add(folder, 0, {"x": "1"}, right(50))
     add(folder, 1, {"x": "2", "seed": "0"}, right(80), status="NEW")
     (folder / "1" / "metrics.json").rename(folder / "1" / "later")
@@ -101,6 +102,19 @@ def test_the_target_is_looked_for_in_new_results_only(
     (folder / "1" / "job.json").write_text(json.dumps(record | {"status": "FINISHED"}))
     assert Session.reached(session, target) == met and read == [0, 1, 1, 2]
     assert Session.reached(session, target) == met and len(read) == 4
+
+
+def test_a_trial_whose_other_seeds_have_not_run_yet_is_neither_at_the_target_nor_ranked(folder: Path) -> None:
+    about = json.loads((folder / "sweep.json").read_text()) | {"repeats": 2}
+    (folder / "sweep.json").write_text(json.dumps(about))
+    config = SimpleNamespace(objective="accuracy")
+    session: Any = SimpleNamespace(folder=folder, config=config, known={}, repeats=2)
+    add(folder, 0, {"x": "lucky", "seed": "0"}, right(90))
+    assert not Session.reached(session, 0.6)
+    assert summary_files.write_summary(folder)["winner"] is None
+    add(folder, 1, {"x": "lucky", "seed": "1"}, right(90))
+    assert Session.reached(session, 0.6)
+    assert summary_files.write_summary(folder)["winner"]["values"] == {"x": "lucky"}
 
 
 def test_a_real_difference_and_noise_are_distinguished(folder: Path) -> None:
@@ -221,6 +235,35 @@ def test_a_single_fold_leaves_the_given_validation_images_to_the_winner(folder: 
     found = summary_files.write_summary(folder)
     assert "Read once on the given validation images, which no job has read: accuracy 65.0%" in found["sentences"][-1]
     assert found["winner"]["folded"]
+
+
+def test_given_validation_images_that_a_job_has_read_are_not_called_unread(folder: Path) -> None:
+    for number, fold in enumerate(("0", "null")):
+        add(folder, number, {"x": "a", "data.fold": fold}, right(60))
+    add(folder, 2, {"x": "a"}, right(65), overrides=["x=a", "data.fold=null"], final=True)
+    assert "No images were held back from the choice" in summary_files.write_summary(folder)["sentences"][-1]
+    (folder / "2" / "predictions_validation.csv").rename(folder / "2" / "predictions_test.csv")
+    assert "Read once on the test images: accuracy 65.0%" in summary_files.write_summary(folder)["sentences"][-1]
+
+
+@pytest.mark.parametrize("settings, named", [
+    ("best_weights: true", "best_weights"),
+    ("early_stopping: 5\nschedule: {name: plateau}", "early_stopping, schedule=plateau"),
+    ("threshold: {fixed: null, recall: 0.9}", "threshold.recall"),
+])  # fmt: skip
+def test_validation_images_that_steer_the_final_run_are_not_called_unbiased(
+    folder: Path, settings: str, named: str
+) -> None:
+    add(folder, 0, {"x": "a"}, right(60), overrides=["x=a", "data.fold=0"])
+    add(folder, 1, {"x": "a"}, right(65), overrides=["x=a", "data.fold=null"], final=True)
+    (folder / "1" / "config.yaml").write_text("best_weights: false\nearly_stopping: null\nthreshold: {fixed: 0.3}")
+    assert summary_files.write_summary(folder)["sentences"][-1].startswith("Read once on the given validation images")
+    (folder / "1" / "config.yaml").write_text(settings)
+    score, biased = summary_files.write_summary(folder)["sentences"][-2:]
+    assert score.startswith("Evaluated on the given validation images, which no job has read: accuracy 65.0%")
+    assert biased.startswith(f"These images have steered the final run ({named}), so this accuracy is biased upward.")
+    shutil.copy(folder / "1" / "predictions_validation.csv", folder / "1" / "predictions_test.csv")
+    assert summary_files.write_summary(folder)["sentences"][-1].startswith("Read once on the test images: accuracy 65")
 
 
 def test_the_summary_of_a_stopped_sweep_leaves_the_status_of_its_mlflow_run(

@@ -64,7 +64,7 @@ class Sweep:
             {**candidate.values, name: candidate.score, f"{name}_low": candidate.interval.low,
              f"{name}_high": candidate.interval.high, "runs": len(candidate.rows), "seconds": candidate.seconds,
              "jobs": [row.number for row in candidate.rows]}
-            for candidate in summary.candidates(rows, name)
+            for candidate in summary.candidates(rows, name, about.get("repeats", 1))
         ])  # fmt: skip
 
     @property

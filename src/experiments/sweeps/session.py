@@ -75,6 +75,7 @@ class Session:
         self.parent: str | None = None  # id of the sweep's MLflow run
         self.known: dict[Path, tuple[int, Row]] = {}  # see `summary.read_jobs`
         self.on_target = False  # whether a candidate has reached sweep.target
+        self.repeats = 1  # number of the jobs of a candidate, if they are not all recorded before the first one starts
         sweep_directory.check_sweep(self.folder, name)
 
     @contextmanager
@@ -125,6 +126,7 @@ class Session:
             "name": self.name,
             "command": self.setup.command,
             "objective": self.config.objective, "parent": self.parent, "config": recorded(self.config),
+            "repeats": self.repeats,
         }  # fmt: skip
         atomic_files.write_json(self.folder / sweep_directory.SWEEP, redacted(about))
         self.write_jobs(jobs)
@@ -191,7 +193,8 @@ class Session:
 
         objective = self.config.objective
         rows = summary.read_jobs(self.folder, objective, self.known)
-        intervals = [candidate.interval for candidate in summary.candidates(rows, objective) if candidate.whole]
+        found = summary.candidates(rows, objective, self.repeats)
+        intervals = [candidate.interval for candidate in found if candidate.whole]
         if objective in LOWER_IS_BETTER:
             return any(interval.high <= target for interval in intervals)
         return any(interval.low >= target for interval in intervals)

@@ -15,17 +15,21 @@ import numpy as np
 from experiments.comparison.groups import Scores, gather_scores, metric_interval
 from experiments.comparison.significance import compare_runs
 from experiments.comparison.text import baseline_sentences, difference_sentence, limitations
+from experiments.config.overrides import value_at
 from experiments.config.schema import LOWER_IS_BETTER, LOWEST
 from experiments.errors import ConfigError
 from experiments.evaluation.evaluate import IMAGE_METRICS, Baseline, image_score, majority_baseline
 from experiments.evaluation.statistics import UNKNOWN, Interval
 from experiments.reports.text import format_score
 from experiments.runs.candidate_runs import without_repeats
-from experiments.runs.run_directory import RunDirectory, job_directory, predictions_file
+from experiments.runs.continuation import configuration
+from experiments.runs.run_directory import CONFIG, RunDirectory, job_directory, predictions_file
 from experiments.sweeps.plan import format_values, is_folded
 from experiments.sweeps.rungs import Place
 from experiments.sweeps.sweep_directory import JOB, SWEEP, records
 from experiments.training.types import Status
+
+STEERED = ("early_stopping", "best_weights", "threshold.recall", "threshold.precision")  # by the validation images
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Row:
     identity: str = ""  # of the run, as planned and as found
     place: Place | None = None  # in a ladder sweep
     reused: float = 0.0  # seconds that another run took to train the head that this run reuses
+    split: str = "validation"  # of the images that have scores
+    steered: tuple[str, ...] = ()  # of a final run on validation images: the settings that these images have steered
 
     @property
     def repeat(self) -> tuple[str, str]:
@@ -59,6 +65,7 @@ class Candidate:
     values: Mapping[str, str]
     rows: list[Row] = field(default_factory=list)
     interval: Interval = UNKNOWN  # of the objective
+    repeats: int = 1  # number of its jobs, of which a search records the first one before the others
 
     @property
     def score(self) -> float:
@@ -70,7 +77,7 @@ class Candidate:
 
     @property
     def whole(self) -> bool:
-        return all(row.status == Status.FINISHED for row in self.rows)
+        return len(self.rows) >= self.repeats and all(row.status == Status.FINISHED for row in self.rows)
 
     @property
     def ranked(self) -> bool:
@@ -102,7 +109,8 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: is no sweep's folder: {error}") from None
     jobs = records(folder)
-    held = "validation" if any(is_folded(job["overrides"]) for job in jobs) else "test"
+    folded = [is_folded(job["overrides"]) for job in jobs if not job.get("final")]
+    held = "validation" if folded and all(folded) else "test"
     metric = compared(about["objective"])
     return about, [
         _row(job, folder / str(job["number"]), *((held, "accuracy") if job.get("final") else ("validation", metric)))
@@ -134,6 +142,9 @@ def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
     directory = found or RunDirectory(Path(job["folder"]))
     facts = directory.facts() or {}
     reused = float(facts.get("reused_seconds", 0.0)) if found else 0.0
+    steered = steered_settings(directory) if split == "validation" and job.get("final") else ()
+    if steered and directory.has_predictions("test"):
+        split, steered = "test", ()
     scored = split == "validation" or not directory.lacks([predictions_file(split)])  # the data may have no test split
     predictions = directory.predictions(split) if found and scored else []
     if found:
@@ -150,8 +161,15 @@ def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
         {f"{prediction.path} {prediction.sha256}": image_score(metric, prediction) for prediction in predictions},
         majority_baseline(labels) if any(labels) else None,
         job.get("final", False), identity, Place(**job["place"]) if job.get("place") else None,
-        reused,
+        reused, split, steered,
     )  # fmt: skip
+
+
+def steered_settings(directory: RunDirectory) -> tuple[str, ...]:
+    """Return the settings of a run by which its validation images have steered its training or its threshold."""
+    plain = {} if directory.lacks([CONFIG]) else configuration(directory)
+    plateau = ["schedule=plateau"] if value_at(plain, "schedule.name") == "plateau" else []
+    return (*(key for key in STEERED if value_at(plain, key)), *plateau)
 
 
 def compared(objective: str) -> str:
@@ -159,13 +177,20 @@ def compared(objective: str) -> str:
     return objective if objective in IMAGE_METRICS else "accuracy"
 
 
-def candidates(rows: Sequence[Row], objective: str) -> list[Candidate]:
-    """Return the rows as candidates, the best first; those with an unfinished or failed run come last, unranked."""
+def candidates(rows: Sequence[Row], objective: str, repeats: int = 1) -> list[Candidate]:
+    """Return the rows as candidates, the best first; those with an unfinished or failed run come last, unranked.
+
+    Args:
+        rows: the jobs.
+        objective: name of the validation metric.
+        repeats: `repeats` of the sweep's sweep.json.
+    """
     found: dict[str, Candidate] = {}
     for row in rows:
         if not row.final:
             values = without_repeats(row.values)
-            found.setdefault(json.dumps(values, sort_keys=True), Candidate(values)).rows.append(row)
+            candidate = found.setdefault(json.dumps(values, sort_keys=True), Candidate(values, repeats=repeats))
+            candidate.rows.append(row)
     for candidate in found.values():
         candidate.interval = objective_interval(candidate, objective)
     sign = 1 if objective in LOWER_IS_BETTER else -1
@@ -201,16 +226,13 @@ def objective_interval(candidate: Candidate, objective: str) -> Interval:
     return metric_interval(values, candidate.scores if objective in IMAGE_METRICS else None, LOWEST.get(objective, 0.0))
 
 
-def sentences(
-    ranked: Sequence[Candidate], objective: str, held: Sequence[Row], folds: bool, command: str, final: bool
-) -> list[str]:
+def sentences(ranked: Sequence[Candidate], objective: str, held: Sequence[Row], command: str, final: bool) -> list[str]:
     """Return the conclusion in sentences.
 
     Args:
         ranked: candidates, the best first.
         objective: name of the validation metric that ranks them.
         held: the winner's final runs, on images that no job has read.
-        folds: whether the jobs were validated on folds of the training images.
         command: the sweep's command line.
         final: `sweep.final`, whether the sweep ends with final runs.
     """
@@ -225,24 +247,30 @@ def sentences(
         lines += baseline_sentences([("the winner", baseline, winner.score, winner.interval.low)])
     if len(whole) > 1:
         lines += _differences(whole, objective, command)
-    return lines + held_out_sentences(winner, held, folds, final)
+    return lines + held_out_sentences(winner, held, final)
 
 
-def held_out_sentences(winner: Candidate, held: Sequence[Row], folds: bool, final: bool) -> list[str]:
+def held_out_sentences(winner: Candidate, held: Sequence[Row], final: bool) -> list[str]:
     """Return sentences on the winner's results on images that no job has read; arguments as in `sentences`."""
     lines = []
     done = [row for row in held if row.status == Status.FINISHED and row.scores]
     if done:
         last = Candidate(winner.values, done)
         mean, low, high = last.scores.interval()
-        what = "the given validation images, which no job has read" if folds else "the test images"
+        what = "the test images" if done[0].split == "test" else "the given validation images, which no job has read"
         beside = done[0].baseline.describe(mean, low) if done[0].baseline else ""
         lines.append(
-            f"Read once on {what}: accuracy {mean:.1%} [95 % interval {100 * low:.1f}, {100 * high:.1f}]"
+            f"{'Evaluated' if done[0].steered else 'Read once'} on {what}: "
+            f"accuracy {mean:.1%} [95 % interval {100 * low:.1f}, {100 * high:.1f}]"
             + (f", mean of {len(last.scores.by_seed)} seeds" if len(done) > 1 else "")
             + f"; {beside}" * bool(beside)
             + "."
         )
+        if done[0].steered:
+            lines.append(
+                f"These images have steered the final run ({', '.join(done[0].steered)}), so this accuracy is biased "
+                "upward. With a test split, that of the test images is reported instead."
+            )
     elif not final:
         lines.append("The winner was not evaluated on images that no job has read (sweep.final=false).")
     elif held and all(row.status == Status.FINISHED for row in held):

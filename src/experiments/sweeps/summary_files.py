@@ -50,18 +50,17 @@ def write_summary(folder: Path) -> dict[str, Any]:
     if climbed:  # rungs above the end of the climb are not reported
         jobs = [row for step in climbed.reached for row in step.candidate.rows]
         rows = [*jobs, *(row for row in rows if row.final)]
-    ranked = candidates(jobs, objective)
+    ranked = candidates(jobs, objective, about.get("repeats", 1))
     winner = next((candidate for candidate in ranked if candidate.ranked), None)
     if climbed and climbed.use:
         winner = next(candidate for candidate in ranked if candidate.values == climbed.use.candidate.values)
     # The final runs of a former winner are not reported.
     held_out = [row for row in rows if row.final and winner and without_repeats(row.values) == winner.values]
-    folds = any(is_folded(row.overrides) for row in jobs)
     final = about.get("config", {}).get("sweep", {}).get("final", True)
     if climbed and winner:
-        lines = [*climbed.sentences(), *held_out_sentences(winner, held_out, folds, final)]
+        lines = [*climbed.sentences(), *held_out_sentences(winner, held_out, final)]
     else:
-        lines = sentences(ranked, objective, held_out, folds, about["command"], final)
+        lines = sentences(ranked, objective, held_out, about["command"], final)
     unfinished = sum(row.status in (Status.NEW, Status.PARTIAL, Status.KILLED, Status.RUNNING) for row in jobs)
     lines += [f"{unfinished} jobs are not finished: the same command again continues them."] if unfinished else []
     metrics = {f"jobs_{status.lower()}": float(count) for status, count in Counter(row.status for row in jobs).items()}

@@ -30,7 +30,7 @@ from experiments.regimes.data_checks import check_data, check_origins
 from experiments.regimes.declaration import declaration_of
 from experiments.regimes.feature_cache import FeatureTable, extract
 from experiments.runs.location import store_of_run
-from experiments.runs.run_directory import METRICS, RunDirectory, predictions_file
+from experiments.runs.run_directory import CONFIG, METRICS, RunDirectory, predictions_file
 from experiments.storage import atomic_files
 from experiments.sweeps import summary_files
 from experiments.sweeps.launchers import processes
@@ -279,7 +279,7 @@ def fetch(uri: str, runs: Sequence[tuple[str, str, Path]]) -> None:
         runs: MLflow run id, identity and target directory of each run.
     """
     # Only the winner's final runs have predictions for the test split.
-    required, optional = (METRICS, predictions_file("validation")), (predictions_file("test"),)
+    required, optional = (METRICS, predictions_file("validation")), (predictions_file("test"), CONFIG)
     for run_id, own, folder in runs:
         RunDirectory(folder).write_fetched(queries.read_files(uri, run_id, required, optional), own, run_id)
 

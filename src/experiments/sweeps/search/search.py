@@ -49,6 +49,7 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
     inspection, probe = inspect_jobs(probes), probes[0]
     name = search_name(configs, search_space, probe.identity)
     session = sweeper.open_session(setup, name, inspection)
+    session.repeats = len(search_space.repeats)
     from experiments.sweeps.search import study as studies
     from experiments.sweeps.search import trials
 
