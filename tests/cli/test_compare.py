@@ -108,6 +108,10 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     for fold in range(2):
         params = {"data.fold": str(fold), "data.folds": "2", "regime": "finetune"}
         fake_run(client, f"fold{fold}", params, right(20 * fold + 15)[20 * fold :][:20], first=20 * fold)
+    for name, weights in (("own1", "a"), ("own2", "b"), ("own3", "a")):  # the file was overwritten in between
+        params = {"regime": "bottleneck", "model.weights": "/mine.weights.h5", "seed": str(int(name == "own3"))}
+        tags = {"data_fingerprint": "4" * 64, "backbone_identity": weights * 64}
+        fake_run(client, name, params, right(25), tags=tags)
     parent = client.create_run("1", run_name="a-sweep", tags={"sweep": "a-sweep"}).info.run_id
     client.set_terminated(parent)
     for at, count in enumerate((21, 25, 23)):
@@ -188,6 +192,13 @@ def test_the_same_configuration_on_other_data_is_another_row(uri: str) -> None:
     comparison = of(uri, "data1", "data2")
     assert list(configuration(comparison.groups)) == ["data.fingerprint"]
     assert of(uri, "data1", "data3").names == ["1 data.limit.train=9", "2 data.limit.train=8"]
+
+
+def test_the_same_configuration_with_other_weights_in_the_file_is_another_row(uri: str) -> None:
+    comparison = of(uri, "own1", "own2", "own3")
+    assert [[run.name for run in group.runs] for group in comparison.groups] == [["own1", "own3"], ["own2"]]
+    assert not any(group.duplicates for group in comparison.groups)
+    assert configuration(comparison.groups) == {"model.weights": [f"/mine.weights.h5 ({name * 12})" for name in "ab"]}
 
 
 def test_rows_follow_the_images_that_were_read_and_not_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:

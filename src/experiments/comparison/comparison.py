@@ -208,17 +208,20 @@ def gather(uri: str, runs: Sequence[RunFacts], split: str) -> list[Group]:
     Raises:
         ConfigError: the runs of a group have fewer than two images in common.
     """
-    settings: dict[tuple[tuple[str, str], ...], list[RunFacts]] = {}
+    settings: dict[tuple[tuple[tuple[str, str], ...], str], list[RunFacts]] = {}
     for run in runs:
         params = _without_repeats(run)
         if not fold_of(run) and DATA_TAG in run.tags:
             params.pop("data.root", None)  # where the images are does not matter if it is known which they are
-        settings.setdefault(tuple(sorted(params.items())), []).append(run)
+        settings.setdefault((tuple(sorted(params.items())), _weights_in_file(run)), []).append(run)
+    alike = Counter(given for given, _ in settings)
     groups = []
-    for members in settings.values():
+    for (given, weights), members in settings.items():
         parts = _by_data(members)
         for part in parts:
             params = _without_repeats(part[0])
+            if alike[given] > 1:
+                params["model.weights"] += f" ({weights[:12]})"
             if DATA_TAG in part[0].tags and (len(parts) > 1 or not fold_of(part[0])):
                 params[FINGERPRINT] = part[0].tags[DATA_TAG][:12]
             groups.append(_evaluated_group(uri, params, part, split))
@@ -229,6 +232,12 @@ def _without_repeats(run: RunFacts) -> dict[str, str]:
     """Return the parameters of a run without its seed and its fold."""
     params = {key: value for key, value in run.params.items() if key != "seed"}
     return params | ({"data.fold": "one after the other"} if fold_of(run) else {})
+
+
+def _weights_in_file(run: RunFacts) -> str:
+    """Return the identity of the weights that a run has read from a file, which may have been overwritten since."""
+    is_file = run.params.get("model.weights", "").endswith((".h5", ".keras"))
+    return run.tags.get("backbone_identity", "") if is_file else ""
 
 
 def _by_data(runs: Sequence[RunFacts]) -> list[list[RunFacts]]:
