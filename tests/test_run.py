@@ -36,6 +36,7 @@ from experiments.regimes.data_checks import check_origins
 from experiments.reports.text import print_results
 from experiments.run import read_data, run
 from experiments.runs.curves import Curves
+from experiments.runs.run_directory import RunDirectory
 from experiments.storage.array_cache import Rows
 from experiments.storage.csv_files import read_rows, write_rows
 from experiments.sweeps.worker_tasks import prepare_jobs
@@ -440,6 +441,28 @@ def test_weights_that_have_seen_the_judged_images_are_refused(
     else:
         with pytest.raises(ConfigError, match=r"was trained for other blobs, other stripes\. Allowed: .*blobs"):
             check_origins(renamed, first)
+
+
+def test_a_weights_file_in_the_folder_of_a_run_is_known_to_be_that_of_the_run(
+    drawn: Path, tmp_path: Path, config: Callable[..., schema.Config]
+) -> None:
+    def job(*more: str) -> schema.Config:
+        given = ("data=folder", f"data.root={drawn}", "data.image_size=48", "regime=bottleneck", f"outputs={tmp_path}")
+        return config(*given, *more)
+
+    first = build(job("data.fold=0", "model.weights=null"), {})
+    file = tmp_path / "run" / "weights" / "backbone.weights.h5"
+    file.parent.mkdir(parents=True)
+    first.backbone.model.save_weights(file)
+    rows = manifest.to_rows(read_data(first, keep=False).manifest)
+    RunDirectory(tmp_path / "run").write_images(rows, [], [], [])
+    jobs = [job(f"data.fold={fold}", f"model.weights={file}") for fold in (0, 1)]
+    assert len(prepare_jobs(jobs[:1])) == 1
+    with pytest.raises(DataError, match=r"model\.weights: the run it names was trained on \d+ of the images"):
+        prepare_jobs(jobs[1:])
+    moved = tmp_path / "elsewhere.weights.h5"
+    file.rename(moved)
+    assert len(prepare_jobs([job("data.fold=1", f"model.weights={moved}")])) == 1
 
 
 def test_a_sweep_refuses_weights_that_have_seen_the_images_of_one_of_its_jobs(

@@ -88,7 +88,8 @@ def prepare_jobs(configs: Sequence[Config]) -> list[PreparedJob]:
     prepared = []
     with tempfile.TemporaryDirectory() as folder:
         for config in configs:
-            inputs_key = _key(config.tracking.uri, inputs.run_ids(config), config.continue_from)
+            named = inputs.run_ids(config), inputs.file_of_run(config), config.continue_from
+            inputs_key = _key(config.tracking.uri, *named)
             if inputs_key not in fetched:
                 place = Path(folder) / str(len(fetched))
                 fetched[inputs_key] = RunDirectory(place), inputs.fetch(config, place)

@@ -8,6 +8,7 @@ from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.runs import continuation
 from experiments.runs.run_directory import MANIFEST, WEIGHTS, RunDirectory, weights_file
+from experiments.storage import atomic_files
 from experiments.system.redaction import redact_credentials
 from experiments.tracking import connection
 from experiments.tracking.queries import RUN_ID, find_run, in_trash, trashed
@@ -22,18 +23,25 @@ ARTIFACTS = {
 def fetch(config: Config, folder: Path) -> dict[str, Path]:
     """Download the files for the run ids in a configuration, with those runs' manifests; copy those of `continue_from`.
 
+    Of a weights file in the folder of a run, the manifest is copied.
+
     Args:
         config: the validated configuration.
         folder: the run directory, which receives them as its inputs.
 
     Returns:
-        Key of the configuration -> downloaded file; of `continue_from`, the directory of the copies.
+        Key of the configuration -> file; of `continue_from`, the directory of the copies.
 
     Raises:
         ConfigError: a run or its file is missing, or there is no tracking store.
     """
     continued = continuation.copy_source(config, folder)
     files = {continuation.KEY: continued} if continued else {}
+    if (file := file_of_run(config)) is not None:
+        source, target = file.parents[1] / MANIFEST, RunDirectory(folder).inputs("model.weights") / MANIFEST
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic_files.write_file(target, source.read_bytes())
+        files["model.weights"] = file
     named = run_ids(config)
     if not named:
         return files
@@ -63,6 +71,14 @@ def fetch(config: Config, folder: Path) -> dict[str, Path]:
                 ) from None
         files[key] = Path(path)
     return files
+
+
+def file_of_run(config: Config) -> Path | None:
+    """Return the file that `model.weights` names, if it is in the folder of a run; else None."""
+    if config.model.weights is None or "model.weights" in config.regime.ignores:
+        return None
+    file = Path(config.model.weights).expanduser().absolute()
+    return file if file.parent.name == WEIGHTS and (file.parents[1] / MANIFEST).is_file() else None
 
 
 def run_ids(config: Config) -> dict[str, str]:
