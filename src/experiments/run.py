@@ -86,8 +86,9 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         # No failing check, figure or upload may lose the results: errors are raised after everything is written.
         errors: list[Exception] = []
         warnings: list[str] = []
+        first = active.facts.get("first_candidate", 0)
         with keep_error(errors, "the warnings"):
-            warnings = known.get("warnings") or training_warnings(config, result, dataset.validation.labels)
+            warnings = known.get("warnings") or training_warnings(config, result, dataset.validation.labels, first)
             warnings += [warning for warning in threshold_warnings(config, decision) if warning not in warnings]
         active.note(**seconds, ended=ended, warnings=warnings, reused_seconds=reused_seconds(result),
                     **decision.facts())  # fmt: skip
@@ -103,7 +104,7 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         active.note(failures=[f"{type(error).__name__}: {error}" for error in errors])
         for sentence in warnings:
             _log.warning(sentence)
-        epochs = epoch_lines(result.history, config.monitor, config.best_weights)
+        epochs = epoch_lines(result.history, config.monitor, config.best_weights, first)
         print_results(console, directory.folder, reports, tracker.run_id, epochs)
         for error in errors[1:]:
             _log.error("%s", error, exc_info=error)
@@ -144,7 +145,8 @@ def train(
     """
     config, trained = components.config, components.config.sweep.trained
     checkpoints = Checkpoints(active.directory.checkpoints)
-    continuation.write_first_checkpoint(components, dataset, checkpoints)
+    if state := continuation.write_first_checkpoint(components, dataset, checkpoints):
+        active.note(first_candidate=continuation.first_candidate(state, components, dataset))
     curves = Curves(active.directory.folder / CURVES, tracker.epoch, checkpoints.holds)
     try:
         record = pruning.reporting(config, curves.add, declaration_of(components.regime).last_phase)
@@ -153,6 +155,7 @@ def train(
             result, known = components.regime(components, dataset, context), dict[str, Any]()
         else:
             known = facts_of(Path(trained), active.facts["identity"])
+            active.note(first_candidate=known["first_candidate"])
             result = restore(components, dataset, context, Path(trained))
     except (ConfigError, DataError, Pruned):  # after any other error the run can be resumed, which goes on with them
         curves.finish()
@@ -173,7 +176,8 @@ def finish(
     with keep_error(errors, "must_reach"):
         check_reached(config, result)
     with keep_error(errors, "the figures"):
-        save_figures(active.directory.figures, components, dataset, result, reports)
+        first = active.facts.get("first_candidate", 0)
+        save_figures(active.directory.figures, components, dataset, result, reports, first)
     if not config.sweep.job:  # the winner of a sweep has a report
         with keep_error(errors, "the predictions for the training images"):
             write_training_predictions(active.directory, dataset, result, reports["validation"].decision)

@@ -121,6 +121,24 @@ def test_best_epoch_and_patience_begin_anew_if_scores_are_not_comparable(
     assert not found.best and not found.stopping and caplog.text.strip().endswith(f"has changed: {named}")
 
 
+@pytest.mark.parametrize("more, images, first", [
+    (["best_weights=true"], IMAGES, 2),  # the best weights before were not kept
+    (["monitor=validation_accuracy"], IMAGES, 1),
+    ([], [*IMAGES, ("train", "e", "x")], 1),
+    ([], [*IMAGES, ("validation", "e", "x")], 2),
+])  # fmt: skip
+def test_the_best_epoch_is_one_that_could_be_chosen(
+    more: list[str], images: Any, first: int, finished: Callable[..., Finished], config: Callable[..., Config],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    finished()
+    source = RunDirectory(tmp_path)
+    source.write_facts({"command": {}, "first_candidate": 1})
+    components: Any = SimpleNamespace(config=config(*more), continued=source)
+    state = State([], history=(EpochRecord(0, "head", 0, 0, {}), EpochRecord(1, "head", 1, 0, {})))
+    assert continuation.first_candidate(state, components, dataset(images)) == first
+
+
 def test_the_patience_begins_anew_after_it_has_ended_the_finished_run(finished: Callable[..., Finished]) -> None:
     state, continued = finished("optimizer=adam", stopped=True)
     found = continued()

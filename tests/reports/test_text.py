@@ -134,6 +134,8 @@ def test_the_best_epoch_of_the_last_phase() -> None:
     assert epoch_lines(history, "validation_loss", best_weights=False) == [f"{line}the last one is the result"]
     assert epoch_lines(history, "validation_loss", best_weights=True) == [f"{line}whose weights are the result"]
     assert epoch_lines(history, "validation_accuracy", best_weights=True) == epoch_lines((), "loss", False) == []
+    counted = "best epoch 3 of 3 (finetune, validation_loss 0.400; epochs before 3 do not count), whose weights are"
+    assert epoch_lines(history, "validation_loss", True, first=2) == [f"{counted} the result"]
 
 
 def test_commands_for_a_finished_run() -> None:

@@ -84,6 +84,7 @@ def test_a_continued_run_equals_a_longer_one_though_killed_and_without_the_first
     facts = read(longer, "run.json")
     identities = {read(bottleneck / name, "run.json")["identity"] for name in ("a-short", "a-straight")}
     assert facts["identity"] not in identities and facts["continues"] == str(short)
+    assert facts["first_candidate"] == 0, "the best epoch is that of all epochs"
     client = mlflow.MlflowClient(f"sqlite:///{default_outputs()}/mlflow.db")
     assert client.get_run(facts["run_id"]).data.tags["continues"] == str(short)
     assert [point.step for point in client.get_metric_history(facts["run_id"], "loss")] == [0, 1, 2, 3]
@@ -114,6 +115,7 @@ def test_without_its_state_the_optimizer_starts_anew_from_the_weights(
     assert "WARNING] - continue: the optimizer starts anew, from the weights" in (longer / "train.log").read_text()
     rows = [(path / "curves.csv").read_text().splitlines() for path in (short, longer)]
     assert rows[1][:3] == rows[0] and len(rows[1]) == 1 + 3
+    assert read(longer, "run.json")["first_candidate"] == 2, "the weights of the best epoch before are not known"
     before, now = (read(path, "metrics.json")["validation.loss"] for path in (short, longer))
     assert now == pytest.approx(before, rel=1e-5), "a tiny rate leaves the weights as they were"
 

@@ -74,13 +74,14 @@ def check_reached(config: Config, result: TrainingResult) -> None:
         )
 
 
-def training_warnings(config: Config, result: TrainingResult, labels: np.ndarray) -> list[str]:
+def training_warnings(config: Config, result: TrainingResult, labels: np.ndarray, first: int = 0) -> list[str]:
     """Return a sentence for everything that looks wrong in a finished training, with advice on what to try.
 
     Args:
         labels: [N] int32, the labels of the validation images.
+        first: see `best_epoch`.
     """
-    curve, best = last_phase(result.history), best_epoch(result.history, config.monitor)
+    curve, best = last_phase(result.history), best_epoch(result.history, config.monitor, first)
     if best is None:  # a regime without epochs
         return []
     monitored = [record.metrics[config.monitor] for record in curve]
@@ -94,12 +95,13 @@ def training_warnings(config: Config, result: TrainingResult, labels: np.ndarray
     return [sentence for sentence in found if sentence]
 
 
-def best_epoch(history: Sequence[EpochRecord], monitor: str) -> EpochRecord | None:
+def best_epoch(history: Sequence[EpochRecord], monitor: str, first: int = 0) -> EpochRecord | None:
     """Return the best epoch of a run's last phase, the first with the best value of the metric `monitor`.
 
-    It is None if no epoch has this metric.
+    It is None if no epoch has this metric. Epochs before `first` do not count: those of a finished run that this one
+    has trained further, but whose scores or best weights it could not take over.
     """
-    curve = [record for record in last_phase(history) if monitor in record.metrics]
+    curve = [record for record in last_phase(history) if monitor in record.metrics and record.epoch >= first]
     pick = min if monitor == "validation_loss" else max
     return pick(curve, key=lambda record: record.metrics[monitor], default=None)
 

@@ -86,6 +86,25 @@ def write_first_checkpoint(components: RunComponents, dataset: Dataset, checkpoi
     return state
 
 
+def first_candidate(state: State, components: RunComponents, dataset: Dataset) -> int:
+    """Return the first epoch that can be the best one of a continued run, from 0.
+
+    It is the first one after the finished run if that run's scores are not comparable with those to come, or if the
+    weights of the best epoch are the result and the finished run has not kept those of its best one.
+
+    Args:
+        state: with which the continued run begins; see `write_first_checkpoint`.
+        components: of this run.
+        dataset: of this run.
+    """
+    config, source = components.config, components.continued
+    assert source is not None
+    other = set(_scored_otherwise(configuration(source), source, config, dataset)) - {"monitor", "best_weights"}
+    if other or (config.best_weights and not state.best):
+        return len(state.history)
+    return int((source.facts() or {}).get("first_candidate", 0))
+
+
 def continued_state(
     state: State, components: RunComponents, dataset: Dataset, model: keras.Model, source: RunDirectory
 ) -> State:

@@ -90,7 +90,10 @@ def load_trained(
 
 
 def facts_of(folder: Path, identity: str) -> dict[str, Any]:
-    """Return what a run directory records about its training: `seconds` (metric -> value) and `warnings`.
+    """Return what a run directory records about its training.
+
+    Returns:
+        `seconds` (metric -> value), `warnings` and `first_candidate` (see `best_epoch`).
 
     Raises:
         ConfigError: the directory does not hold a finished run of this identity.
@@ -103,4 +106,6 @@ def facts_of(folder: Path, identity: str) -> dict[str, Any]:
             "which does not hold it. Give the sweep's command again"
         )
     seconds = {name: metrics[name] for name in ("total_seconds", "fit_seconds") if name in metrics}
-    return {"seconds": seconds, "warnings": facts.get("warnings", [])}
+    return {
+        "seconds": seconds, "warnings": facts.get("warnings", []), "first_candidate": facts.get("first_candidate")
+    }  # fmt: skip

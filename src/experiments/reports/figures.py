@@ -18,13 +18,17 @@ from experiments.training.types import RunComponents, TrainingResult
 
 
 def save_figures(
-    folder: Path, components: RunComponents, dataset: Dataset, result: TrainingResult, reports: Mapping[str, Report]
-) -> None:
-    """Write the figures of a run as PNG files; of a sweep's job only the curves, as the winner has all figures."""
+    folder: Path, components: RunComponents, dataset: Dataset, result: TrainingResult, reports: Mapping[str, Report],
+    first: int = 0,
+) -> None:  # fmt: skip
+    """Write the figures of a run as PNG files; of a sweep's job only the curves, as the winner has all figures.
+
+    The curves show the best epoch; `first`: see `best_epoch`.
+    """
     folder.mkdir(exist_ok=True)
     drawn = {}
     if result.history:
-        best = best_epoch(result.history, components.config.monitor)
+        best = best_epoch(result.history, components.config.monitor, first)
         drawn["learning_curves"] = plots.learning_curves(result.history, best)
     if "augmentation" not in components.config.regime.ignores and not components.config.sweep.job:
         drawn["augmented"] = augmented_sample(components, dataset)

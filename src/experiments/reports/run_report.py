@@ -98,11 +98,12 @@ def write(
 def html(run: RunRecord, root: Path | None, model: Callable[[], keras.Model] | None) -> str:
     """Return the page."""
     monitor, near_duplicates = str(run.plain.get("monitor")), run.directory.near_duplicates()
-    best = epoch_lines(run.history, monitor, bool(run.plain.get("best_weights")))
+    first = run.facts.get("first_candidate", 0)
+    best = epoch_lines(run.history, monitor, bool(run.plain.get("best_weights")), first)
     gallery = image_sections.gallery(run.reports["validation"], run.plain, root, model)
     figures = {}
     if run.history:
-        figures["curves"] = page.svg(plots.learning_curves(run.history, best_epoch(run.history, monitor)))
+        figures["curves"] = page.svg(plots.learning_curves(run.history, best_epoch(run.history, monitor, first)))
     for split, report in run.reports.items():
         if report.predictions[0].probabilities:  # which an old run lacks
             drawn = plots.ranking(report) | {"precision_recall": plots.precision_recall(report)}

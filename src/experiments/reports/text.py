@@ -52,22 +52,23 @@ def print_results(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def epoch_lines(history: Sequence[EpochRecord], monitor: str, best_weights: bool) -> list[str]:
+def epoch_lines(history: Sequence[EpochRecord], monitor: str, best_weights: bool, first: int = 0) -> list[str]:
     """Return a line about the best epoch of a run's last phase; none without epochs that have the metric `monitor`.
 
     Args:
         history: of the run.
         monitor: see `best_epoch`.
         best_weights: whether the result has the weights of the best epoch.
+        first: see `best_epoch`.
     """
-    best = best_epoch(history, monitor)
+    best = best_epoch(history, monitor, first)
     if best is None:
         return []
     last = history[-1]
     kept = "whose weights are the result" if best_weights or best is last else "the last one is the result"
-    return [
-        f"best epoch {best.epoch + 1} of {last.epoch + 1} ({best.phase}, {monitor} {best.metrics[monitor]:.3f}), {kept}"
-    ]
+    counted = f"; epochs before {first + 1} do not count" if first else ""
+    value = f"{best.phase}, {monitor} {best.metrics[monitor]:.3f}"
+    return [f"best epoch {best.epoch + 1} of {last.epoch + 1} ({value}{counted}), {kept}"]
 
 
 def next_commands(folder: Path, run_id: str | None) -> list[str]:
