@@ -117,6 +117,20 @@ def test_a_trial_whose_other_seeds_have_not_run_yet_is_neither_at_the_target_nor
     assert summary_files.write_summary(folder)["winner"]["values"] == {"x": "lucky"}
 
 
+def test_the_winner_is_not_compared_with_itself(folder: Path) -> None:
+    for number, (key, count) in enumerate([("a", 90), ("b", 90), ("c", 80), ("d", 80)]):
+        add(folder, number, {"x": key}, right(count))
+    for copied, number in ((0, 1), (2, 3)):  # whose regime does not read x
+        job = json.loads((folder / str(number) / "job.json").read_text())
+        same = {"identity": f"job {copied}", "folder": str(folder / str(copied))}
+        (folder / str(number) / "job.json").write_text(json.dumps(job | same))
+    found = " ".join(summary_files.write_summary(folder)["sentences"])
+    assert "Winner by validation accuracy: x=a" in found and "Runner-up: x=c" in found
+    assert "2 of the 4 candidates are the same runs as others" in found
+    assert "0 of the 1 other candidates are not significantly different" in found
+    assert "is the best of 2" in found
+
+
 def test_a_real_difference_and_noise_are_distinguished(folder: Path) -> None:
     add(folder, 0, {"x": "1"}, right(95))
     add(folder, 1, {"x": "2"}, np.roll(right(95), 1))

@@ -236,15 +236,24 @@ def sentences(ranked: Sequence[Candidate], objective: str, held: Sequence[Row], 
         command: the sweep's command line.
         final: `sweep.final`, whether the sweep ends with final runs.
     """
-    whole = [candidate for candidate in ranked if candidate.ranked]
-    if not whole:
+    finished = [candidate for candidate in ranked if candidate.ranked]
+    if not finished:
         return ["No candidate has finished: there is no winner."]
+    distinct: dict[tuple[str, ...], Candidate] = {}
+    for candidate in finished:  # those that differ in keys that their regime does not read are the same runs
+        distinct.setdefault(tuple(sorted(row.identity for row in candidate.rows)), candidate)
+    whole = list(distinct.values())
     winner = whole[0]
     runs = f" over {len(winner.rows)} runs" if len(winner.rows) > 1 else ""
     lines = [f"Winner by validation {objective}: {winner.name}, {format_score(objective, winner.interval)}{runs}."]
     baseline = next((row.baseline for row in winner.rows if row.baseline), None)
     if objective == "accuracy" and baseline:
         lines += baseline_sentences([("the winner", baseline, winner.score, winner.interval.low)])
+    if len(whole) < len(finished):
+        lines.append(
+            f"{len(finished) - len(whole)} of the {len(finished)} candidates are the same runs as others, as their "
+            "regime does not read what they differ in: they are not compared."
+        )
     if len(whole) > 1:
         lines += _differences(whole, objective, command)
     return lines + held_out_sentences(winner, held, final)
