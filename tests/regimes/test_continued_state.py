@@ -94,6 +94,7 @@ def test_all_is_taken_over_if_only_numbers_and_training_images_change(finished: 
     ("sgd optimizer.momentum=0", ["optimizer.momentum=0.9"]),
     ("adam", ["optimizer.use_ema=true"]),
     ("adam", ["optimizer.gradient_accumulation_steps=2"]),
+    ("sgd", ["optimizer.momentum=0", "optimizer.use_ema=true"]),  # as many, of the same shapes, but of another meaning
 ])  # fmt: skip
 def test_the_optimizer_starts_anew_if_its_variables_are_others(
     before: str, now: list[str], finished: Callable[..., Finished]

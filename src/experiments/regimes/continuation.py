@@ -28,6 +28,8 @@ from experiments.training.types import RunComponents
 _log = logging.getLogger(__name__)
 # The keys that the counters and weights of the best epoch depend on; if one is changed, they begin anew.
 COUNTERS = ("monitor", "best_weights", "loss")
+# The arguments of Keras's optimizers that decide which variables these have; two sets may have the same shapes.
+DECIDING = ("use_ema", "gradient_accumulation_steps", "momentum", "centered", "amsgrad")
 NOT_KEPT = (
     "runs of version 0.2 and before kept none; of later ones, it is kept if it has at most "
     f"{LARGEST_KEPT / 1e6:.0f} MB, in a job of a sweep {LARGEST_KEPT_OF_JOB / 1e6:.0f} MB"
@@ -140,7 +142,10 @@ def continued_state(
             "data.image_size and the classes as they were"
         )
     shapes = [tuple(variable.shape) for variable in model.optimizer.variables]
-    same_optimizer = plain["optimizer"]["_target_"] == config.optimizer.target
+    before, now = plain["optimizer"], config.optimizer.model_dump(by_alias=True)
+    same_optimizer = before["_target_"] == now["_target_"] and all(
+        bool(before.get(name)) == bool(now.get(name)) for name in DECIDING
+    )
     if not same_optimizer or [value.shape for value in moments] != shapes:
         moments = []
     values = iter(weights)
