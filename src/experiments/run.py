@@ -44,7 +44,7 @@ from experiments.system.redaction import redacted
 from experiments.tracking import inputs, mlflow_run
 from experiments.training import pruning, runtime
 from experiments.training.checkpoints import Checkpoints
-from experiments.training.types import PhaseName, RunComponents, TrainingContext, TrainingResult
+from experiments.training.types import EpochRecord, PhaseName, RunComponents, TrainingContext, TrainingResult
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def run(config: schema.Config, planned: str | None = None) -> float:
             tracker.artifacts({})  # so that the trained weights are not lost
             raise
         # Times that were recorded before a resume are kept, because a metric logged to MLflow cannot be replaced.
-        spent = {"total_seconds": time.perf_counter() - began} | known["seconds"]
+        spent = {"total_seconds": time.perf_counter() - began + known["earlier"]} | known["seconds"]
         seconds = {name: active.facts.get(name, value) for name, value in spent.items()}
         ended = result.history[-1].timestamp if result.history else int(time.time() * 1000)
         ended = active.facts.get("ended", ended)
@@ -140,10 +140,10 @@ def train(
     """Train by the run's regime, or restore the result of the finished run that `sweep.trained` names.
 
     Returns:
-        The result; and what is known about its training, as from `facts_of`: times in `seconds`, and if the result was
-        restored, the `warnings` of the run that was trained.
+        The result; and what is known about its training, as from `facts_of`: times in `seconds`, `earlier` of them
+        before a resume, and if the result was restored, the `warnings` of the run that was trained.
     """
-    config, trained = components.config, components.config.sweep.trained
+    config, trained, began = components.config, components.config.sweep.trained, time.time()
     checkpoints = Checkpoints(active.directory.checkpoints)
     if state := continuation.write_first_checkpoint(components, dataset, checkpoints):
         active.note(first_candidate=continuation.first_candidate(state, components, dataset))
@@ -161,7 +161,9 @@ def train(
         curves.finish()
         raise
     curves.finish()
-    return result, known | {"seconds": {"fit_seconds": context.fit_seconds} | known.get("seconds", {})}
+    earlier = 0.0 if trained else earlier_seconds(components, result, began)
+    seconds = {"fit_seconds": context.fit_seconds + earlier} | known.get("seconds", {})
+    return result, known | {"seconds": seconds, "earlier": earlier}
 
 
 def finish(
@@ -293,6 +295,26 @@ def write_training_predictions(
 
 def reused_seconds(result: TrainingResult) -> float:
     """Return the training time in seconds of a head from the head cache; 0 if the head was not taken from there."""
-    if result.facts.get("head_source") != "head cache":
-        return 0.0
-    return sum(record.metrics.get("seconds", 0.0) for record in result.history if record.phase == PhaseName.HEAD)
+    return sum(record.metrics.get("seconds", 0.0) for record in result.history if _is_reused(record, result))
+
+
+def earlier_seconds(components: RunComponents, result: TrainingResult, began: float) -> float:
+    """Return the training time in seconds of the epochs that a resumed run has trained in earlier processes.
+
+    Args:
+        components: of the run; the epochs of a run that this one continues do not count.
+        result: of the run; the epochs of a head from the head cache do not count.
+        began: when this process began to train, in seconds since 1970.
+    """
+    source = (
+        {(record.phase, record.epoch) for record in components.continued.epochs()} if components.continued else set()
+    )
+    return sum(
+        record.metrics.get("seconds", 0.0) for record in result.history
+        if record.timestamp < 1000 * began and (record.phase, record.epoch) not in source
+        and not _is_reused(record, result)
+    )  # fmt: skip
+
+
+def _is_reused(record: EpochRecord, result: TrainingResult) -> bool:
+    return record.phase == PhaseName.HEAD and result.facts.get("head_source") == "head cache"

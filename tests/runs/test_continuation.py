@@ -81,6 +81,9 @@ def test_a_continued_run_equals_a_longer_one_though_killed_and_without_the_first
     shutil.rmtree(short)
     run_here(f"resume={longer}", "runtime.threads=null")
     assert outcome_of(longer) == outcome_of(bottleneck / "a-straight")
+    trained = sum(record.metrics["seconds"] for record in RunDirectory(longer).epochs()[2:])
+    metrics = read(longer, "metrics.json")
+    assert trained <= metrics["fit_seconds"] <= metrics["total_seconds"], "with those before the interruption"
     facts = read(longer, "run.json")
     identities = {read(bottleneck / name, "run.json")["identity"] for name in ("a-short", "a-straight")}
     assert facts["identity"] not in identities and facts["continues"] == str(short)
