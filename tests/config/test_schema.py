@@ -227,6 +227,8 @@ def test_a_key_of_another_schedule_is_refused_with_and_without_plus(
     text = explain(raised.value, overrides)
     assert text is not None and "schedule.decay: nothing reads this key. Received: '0.9'" in text
     assert "Allowed here: final, warmup" in text
+    text = explain(raised.value, ["schedule=cosine", "schedule.decay='a b'"])
+    assert text is not None and "Received: 'a b'." in text, "without the quotes of Hydra's grammar"
 
 
 def test_a_warm_up_leaves_epochs_to_train(config: Read) -> None:

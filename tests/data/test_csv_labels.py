@@ -162,6 +162,20 @@ def test_every_unusable_row_is_listed_at_once(place: Path) -> None:
     assert "a/0.png" in str(raised.value), "which of the two classes is right is not guessed"
 
 
+def test_spaces_before_quotes_are_no_part_of_a_label(place: Path) -> None:
+    lines = ['"path" ; "label "; "note"', *(f'"{path}" ; "{label} " ; "a; b"' for path, label in rows_of(place))]
+    (place / "labels.csv").write_text("\r\n".join(lines), encoding="utf-8-sig")
+    found = listing(place / "labels.csv")
+    assert [(image.path, image.class_name) for image in found.images] == sorted(map(tuple, rows_of(place)))
+
+
+def test_labels_that_differ_in_capitals_are_pointed_out(place: Path) -> None:
+    rows = [[path, label.upper() if path.startswith("a") else label] for path, label in rows_of(place)]
+    found = read(listing(write(place / "labels.csv", [["path", "label"], *rows])), place)
+    assert found.classes == ("CAT", "DOG", "cat", "dog")
+    assert any("differ in capitals only: 'CAT' and 'cat', 'DOG' and 'dog'" in note for note in found.notes)
+
+
 def test_images_beside_those_of_the_file_are_reported(place: Path) -> None:
     file = write(place / "labels.csv", [["path", "label"], *rows_of(place)[:6]])
     assert any("2 images beside those of labels.csv are not in it" in note for note in listing(file).notes)
@@ -170,9 +184,10 @@ def test_images_beside_those_of_the_file_are_reported(place: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "options", "text"),
     [
-        ([["a/0.png", "cat"]], {}, "no rows"),
+        ([["path", "label"]], {}, "no rows"),
         ([["x", "y", "z"], ["a/0.png", "cat", ""]], {}, "data.path_column: no column has a usual name"),
         ([["x", "y", "z"], ["a/0.png", "cat", ""]], {}, "'x', 'y', 'z'"),
+        ([["a/0.png", "cat"], ["a/1.png", "dog"]], {}, "a line such as path,label above it. Received: 'a/0.png'"),
         ([["path", "label", "class"], ["a/0.png", "cat", "0"]], {}, "'label' and 'class' may be meant"),
         ([["path", "label"], ["a/0.png", "cat"]], {"label_column": "lable"}, "Nearest: label"),
         ([["path", "label"], ["a/0.png", "cat", "3"]], {}, "line 2"),

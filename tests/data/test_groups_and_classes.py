@@ -177,6 +177,8 @@ def test_test_images_alone_are_an_issue_with_groups_too(tmp_path: Path) -> None:
 def test_a_column_gives_the_groups(root: Path) -> None:
     images = [image._replace(group="") for image in patients(24, 2)]
     columns = {"patient": {image.path: image.path[2:5] for image in images}}
+    spaced = Listing(root, images, ["a", "b"], columns={"patient id": columns["patient"]})
+    assert any("'data.group=patient id' would keep" in note for note in read(spaced).notes), "as the shell needs it"
     listing = Listing(root, images, ["a", "b"], columns=columns)
     found = read(listing, group="patient")
     assert any("data.group=patient would keep" in note for note in read(listing).notes)

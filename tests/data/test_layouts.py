@@ -19,6 +19,7 @@ from pillow_heif import from_pillow
 from experiments.config import composing
 from experiments.data.issues import DataIssue
 from experiments.data.listing import ListedImage, is_litter
+from experiments.data.sources.filenames import filenames
 from experiments.data.splitting import draw_fold, draw_splits
 from experiments.data.types import Manifest
 from experiments.deploy import predict
@@ -170,6 +171,19 @@ def test_a_folder_of_folders_names_the_one_that_was_meant(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=rf"two or more classes are needed.*Is it {tmp_path}/data/chest_xray\?"):
         read(tmp_path / "data")
     assert len(read(tmp_path / "data/chest_xray").entries) == 16
+
+
+@pytest.mark.parametrize("splits", [("",), ("train/", "val/")])
+def test_folders_inside_class_folders_are_read_as_the_error_says(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    for folder in (f"{split}{name}/{year}" for split in splits for name in "ab" for year in (2023, 2024)):
+        draw(tmp_path / "data", folder, 2)
+    with pytest.raises(DataError, match=rf"{2 * len(splits)} issues.*\n  .*a: folders inside a class folder") as raised:
+        read(tmp_path / "data")
+    (pattern,) = set(re.findall(r"data=filenames 'data.pattern=\"(.*)\"'", str(raised.value)))
+    found = read(filenames(root=tmp_path / "data", pattern=pattern, cache=tmp_path))
+    assert found.classes == ("a", "b") and len(found.entries) == 8 * len(splits)
+    if len(splits) > 1:
+        assert sizes(found) == {"train": both(4), "validation": both(4)}
 
 
 def test_which_images_are_drawn_never_changes() -> None:

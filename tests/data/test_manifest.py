@@ -276,7 +276,7 @@ def test_all_faults_come_in_one_error(root: Path) -> None:
     text = message(root)
     lines = text.splitlines()
     assert lines[0].startswith("26 issues in ")
-    assert lines[1].startswith("  validation/dogs/nested: ")
+    assert lines[1].startswith("  validation/dogs: folders inside a class folder are not read, such as nested")
     assert lines[-2] == "  and 6 more"
     assert lines[-1] == "data.on_bad=skip leaves out 25 of these; the other 1 must be mended."
     assert len(lines) == 1 + 20 + 2

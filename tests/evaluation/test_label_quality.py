@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.evaluation.label_quality import label_quality
+from experiments.evaluation.label_quality import Labelled, count_wrong, label_quality, rank
 
 
 def test_by_hand() -> None:
@@ -31,3 +31,16 @@ def test_flipped_labels_come_first() -> None:
         assert len(set(np.argsort(score)[:20]) & set(flipped)) >= 18
     assert set(flipped[:5]) <= set(np.flatnonzero(quality.probably_wrong))
     assert (quality.likely[flipped] == true[flipped]).mean() > 0.9
+
+
+def test_doubts_of_a_model_that_has_learned_nothing_are_said_to_mean_little() -> None:
+    def sentences(share: float) -> list[str]:
+        """Return those on 20 images of two classes, whose labels the model gives this probability."""
+        images = [
+            Labelled(f"{n}", "", "validation", "ab"[n % 2], (1 - share, share) if n % 2 else (share, 1 - share), True)
+            for n in range(20)
+        ]
+        return count_wrong(rank(images, ("a", "b")))
+
+    assert sentences(0.9) == ["0 of 20 labels are probably wrong, as confident learning counts them"]
+    assert "0.0 % are predicted correctly, not above always predicting 'a' (50.0 %)" in sentences(0.4)[1]

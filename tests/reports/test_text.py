@@ -11,9 +11,11 @@ from rich.console import Console
 
 from experiments.evaluation.decision import Decision
 from experiments.evaluation.evaluate import Report, evaluate
+from experiments.evaluation.statistics import Interval
 from experiments.reports.text import (
     class_metrics,
     epoch_lines,
+    format_score,
     metric_lines,
     metric_names,
     next_commands,
@@ -33,6 +35,11 @@ def printed(report: Report) -> list[str]:
     console = Console(file=io.StringIO(), record=True, width=100)
     print_classes(console, report)
     return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+def test_a_bound_of_zero_has_no_sign() -> None:
+    assert format_score("accuracy", Interval(0.1, -1e-17, 1.0)) == "10.0% [0.0, 100]"
+    assert format_score("macro_f1", Interval(0.1, -1e-17, 0.5)) == "0.100 [0.000, 0.500]"
 
 
 def test_the_positive_class_is_named() -> None:

@@ -15,7 +15,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from experiments.config.choices import shipped
 from experiments.config.messages import format_errors, is_known_key, nearest_hint, unknown_key
-from experiments.config.overrides import as_typed, leaves
+from experiments.config.overrides import as_typed, leaves, literal
 from experiments.system.paths import CONF
 from experiments.system.private_api import config_root
 
@@ -131,6 +131,7 @@ def _unknown(cause: OmegaConfBaseException, overrides: Sequence[str]) -> str:
         into = received if received.startswith(f"{key}.") else f"{key}={received}"
         return f"{key}: a new key needs a plus. Received: {received!r}. Allowed: +{into}"
     parent: Any = cause.parent_node
+    received = literal(received)
     if parent is None:
         return unknown_key(key, [], received)
     typed = next((name for name, _ in map(_split, overrides) if f"{name}.".startswith(f"{key}.")), key)

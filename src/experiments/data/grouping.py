@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from experiments.config.messages import nearest_hint
+from experiments.config.overrides import as_typed
 from experiments.data.issues import DataIssue, printable
 from experiments.data.listing import ListedImage, Listing
 from experiments.data.splitting import split_counts
@@ -31,8 +32,8 @@ def note_on_columns(listing: Listing) -> str | None:
         return None
     values = listing.columns[likely[0]].values()
     return (
-        f"column {likely[0]!r} has {len(set(values)):,} values: data.group={likely[0]} would keep the images of each "
-        "in one split; without it scores may be far too high"
+        f"column {likely[0]!r} has {len(set(values)):,} values: {as_typed('data.group', likely[0])} would keep the "
+        "images of each in one split; without it scores may be far too high"
     )
 
 

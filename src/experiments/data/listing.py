@@ -212,14 +212,13 @@ def _directories(root: Path, folder: str, issues: list[DataIssue]) -> list[str]:
 
 def _list_class(root: Path, folder: str, issues: list[DataIssue]) -> list[str]:
     """Return the paths of the images in a class directory, sorted."""
-    paths = []
+    paths, inner = [], []
     entries = _scan(root, folder, issues)
     for entry in entries:
         path = f"{folder}/{entry.name}"
         kind = _kind(entry)
         if kind == "directory":
-            text = "a folder inside a class folder; move its images up into the class folder, or it elsewhere"
-            issues.append(DataIssue(path, text, skippable=False))
+            inner.append(entry.name)
         elif kind == "dangling link":
             issues.append(DataIssue(path, "a link to nothing; restore what it points to or remove it", skippable=True))
         elif kind == "special file":
@@ -230,6 +229,11 @@ def _list_class(root: Path, folder: str, issues: list[DataIssue]) -> list[str]:
             issues.append(DataIssue(path, text, skippable=True))
         else:
             paths.append(path)
+    if inner:
+        pattern = ("(?P<split>[^/]+)/" if "/" in folder else "") + "(?P<label>[^/]+)/.+"
+        text = f"folders inside a class folder are not read, such as {printable(inner[0])}; move their images up into "
+        text += f"it, or them elsewhere, or read classes from paths: data=filenames 'data.pattern=\"{pattern}\"'"
+        issues.append(DataIssue(folder, text, skippable=False))
     if not entries and not any(issue.path == folder for issue in issues):
         text = "an empty class folder; add images, or remove the class from all splits"
         issues.append(DataIssue(folder, text, skippable=False, lacks_images=True))

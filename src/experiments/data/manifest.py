@@ -20,7 +20,7 @@ from experiments.data.issues import DataIssue, printable, raise_issues
 from experiments.data.leaks import find_pairs, group_copies, join_groups, leak_issues, leak_sentence, without_leaks
 from experiments.data.listing import ListedImage, Listing, list_images
 from experiments.data.pixel_buffer import PixelBuffer
-from experiments.data.selection import drop_small_classes, select_classes
+from experiments.data.selection import drop_small_classes, note_on_capitals, select_classes
 from experiments.data.splitting import keep_together, rank
 from experiments.data.types import (
     SPLITS,
@@ -106,9 +106,8 @@ def _select(listing: Listing, settings: SplitSettings) -> Listing:
         listing = drop_small_classes(listing, settings.min_per_class)
     if settings.group:
         listing = grouping.assign_groups(listing, settings.group)
-    elif note := grouping.note_on_columns(listing):
-        listing = replace(listing, notes=[*listing.notes, note])
-    return listing
+    notes = (note_on_capitals(listing.classes), None if settings.group else grouping.note_on_columns(listing))
+    return replace(listing, notes=[*listing.notes, *filter(None, notes)])
 
 
 def _drawn_fractions(listing: Listing, settings: SplitSettings) -> Mapping[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -75,4 +75,18 @@ def drop_small_classes(listing: Listing, min_per_class: int) -> Listing:
         issues=[issue for issue in listing.issues if issue.class_name not in small],
         notes=[*listing.notes, note],
         skipped=[*listing.skipped, *skipped],
+    )
+
+
+def note_on_capitals(classes: Sequence[str]) -> str | None:
+    """Return the sentence on classes whose names differ in nothing but capitals, and None if there are none."""
+    variants = defaultdict(list)
+    for name in classes:
+        variants[name.casefold()].append(name)
+    alike = [" and ".join(map(repr, names)) for names in variants.values() if len(names) > 1]
+    if not alike:
+        return None
+    return (
+        f"classes whose names differ in capitals only: {', '.join(alike)}; where they are meant to be one, rename them "
+        "or merge them with data.classes"
     )

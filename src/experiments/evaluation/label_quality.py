@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.evaluation.evaluate import majority_baseline, percent
+from experiments.evaluation.statistics import wilson
 from experiments.runs.predictions import Prediction
 
 
@@ -110,3 +112,19 @@ def rank(images: Sequence[Labelled], classes: Sequence[str]) -> list[Doubt]:
         for n, image in enumerate(images)
     ]  # fmt: skip
     return sorted(doubts, key=lambda doubt: (doubt.self_confidence, doubt.margin, doubt.image.path))
+
+
+def count_wrong(doubts: Sequence[Doubt]) -> list[str]:
+    """Return a sentence on how many labels are probably wrong, and one if the models are too weak to doubt any."""
+    wrong = sum(doubt.probably_wrong for doubt in doubts)
+    sentences = [f"{wrong:,} of {len(doubts):,} labels are probably wrong, as confident learning counts them"]
+    held_out = [doubt for doubt in doubts if doubt.image.held_out]
+    right = sum(doubt.margin > 0 for doubt in held_out)
+    baseline, low = majority_baseline(doubt.image.label for doubt in held_out), wilson(right, len(held_out))[0]
+    if low <= baseline.accuracy:
+        accuracy = right / len(held_out)
+        sentences.append(
+            f"These doubts mean little: of the held-out images {percent(accuracy)} are predicted correctly, "
+            f"{baseline.describe(accuracy, low)}"
+        )
+    return sentences

@@ -13,7 +13,7 @@ from experiments.data.pixel_cache import open_image
 from experiments.deploy.predict import predict_recorded
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError
-from experiments.evaluation.label_quality import Doubt, Labelled, have_probabilities, labelled, rank
+from experiments.evaluation.label_quality import Doubt, Labelled, count_wrong, have_probabilities, labelled, rank
 from experiments.images.decoder_settings import DecoderSettings
 from experiments.images.resizing import fit
 from experiments.inspection.inspection import Inspection
@@ -65,8 +65,7 @@ def inspect(
         )
         images += trained
     doubts = rank(images, run.classes)
-    wrong = sum(doubt.probably_wrong for doubt in doubts)
-    lines.append(f"{wrong} of {len(doubts)} labels are probably wrong, as confident learning counts them")
+    lines += count_wrong(doubts)
     for doubt in doubts[:count]:
         image = doubt.image
         seen = "" if image.held_out else "  (training image)"

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from experiments.evaluation.label_quality import Doubt, Labelled, have_probabilities, labelled, rank
+from experiments.evaluation.label_quality import Doubt, Labelled, count_wrong, have_probabilities, labelled, rank
 from experiments.images.decoder_settings import DecoderSettings
 from experiments.reports import page
 from experiments.runs import candidate_runs
@@ -44,7 +44,7 @@ def section(
         images, sentences = rated_by_run(directory, own, classes)
     doubts = rank(images, classes)
     wrong = sum(doubt.probably_wrong for doubt in doubts)
-    sentences.append(f"{wrong:,} of {len(doubts):,} labels are probably wrong, as confident learning counts them.")
+    sentences += [f"{sentence}." for sentence in count_wrong(doubts)]
     shown = doubts[: min(MOST_IMAGES, max(wrong, math.ceil(len(doubts) / 20)))]
     settings = DecoderSettings.of(plain["data"])
 

@@ -116,9 +116,9 @@ def format_score(metric: str, score: Interval | None) -> str:
     if score is None or math.isnan(score.value):
         return "–"
     if metric == "accuracy":
-        value, bounds = f"{score.value:.1%}", f"[{100 * score.low:.1f}, {100 * score.high:.1f}]"
+        value, bounds = f"{score.value:.1%}", f"[{100 * score.low:z.1f}, {100 * score.high:.1f}]"
     else:
-        value, bounds = f"{score.value:.3f}", f"[{score.low:.3f}, {score.high:.3f}]"
+        value, bounds = f"{score.value:.3f}", f"[{score.low:z.3f}, {score.high:.3f}]"
     return value if math.isnan(score.low) else f"{value} {bounds}".replace(" 100.0]", " 100]")
 
 

@@ -149,7 +149,7 @@ def read_table(file: Path, path_column: str | None, label_column: str | None, sp
         with file.open(newline="", encoding="utf-8-sig") as lines:
             header = lines.readline()
             lines.seek(0)
-            reader = csv.reader(lines, delimiter=max(",;\t", key=header.count))
+            reader = csv.reader(lines, delimiter=max(",;\t", key=header.count), skipinitialspace=True)
             columns = [name.strip() for name in next(reader, [])]
             numbered = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
     except UnicodeDecodeError as error:
@@ -157,6 +157,9 @@ def read_table(file: Path, path_column: str | None, label_column: str | None, sp
         raise ConfigError(f"data.labels: {where} {text}") from None
     except (OSError, csv.Error) as error:
         raise ConfigError(f"data.labels: {where} cannot be read as CSV: {error}") from None
+    if (first := next(filter(is_image, columns), None)) and not path_column:
+        text = "its first line names an image and not the columns; write a line such as path,label above it"
+        raise ConfigError(f"data.labels: {where}: {text}. Received: {first!r}")
     uneven = [line for line, row in numbered if len(row) != len(columns)]
     if uneven:
         text = f"{len(uneven)} rows have another number of cells than the first line, such as line {uneven[0]}"
