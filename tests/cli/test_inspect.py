@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import subprocess
@@ -14,9 +15,11 @@ import pytest
 from PIL import Image
 
 from experiments.cli import inspect
+from experiments.cli.arguments import exit_on_error
 from experiments.config import choices, composing, identity
 from experiments.config.schema import Config
 from experiments.regimes.build import build_layer
+from experiments.storage.atomic_files import writing_file
 from experiments.system import paths
 
 Call = Callable[..., list[str]]
@@ -32,6 +35,20 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return capsys.readouterr().out.splitlines()
 
     return run
+
+
+def test_what_cannot_be_written_is_named_as_the_user_knows_it(
+    own_outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", deny)  # the tests' user may be root, who may write everywhere
+    with pytest.raises(SystemExit) as raised, exit_on_error(OSError), writing_file(tmp_path / "a.csv"):
+        pass
+    assert raised.value.code == f"{tmp_path / 'a.csv'}: Permission denied", "the name of no temporary file"
+    with pytest.raises(SystemExit, match="EXPERIMENTS_HOME"), exit_on_error(OSError), writing_file(own_outputs / "a"):
+        pass
 
 
 def test_it_writes_one_png_and_says_where(call: Call, here: tuple[str, ...], own_outputs: Path) -> None:

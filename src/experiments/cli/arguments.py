@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from experiments.errors import ConfigError, DataError
+from experiments.system.paths import default_outputs
 
 
 @contextmanager
@@ -24,7 +26,11 @@ def exit_on_error(*others: type[Exception]) -> Iterator[None]:
         yield
     except expected as error:
         if isinstance(error, OSError) and error.filename:
-            sys.exit(f"{error.filename}: {error.strerror}")
+            text = f"{error.filename}: {error.strerror}"
+            refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+            if refused and Path(error.filename).is_relative_to(default_outputs()):
+                text += ". Outputs are written to another folder with EXPERIMENTS_HOME=FOLDER"
+            sys.exit(text)
         sys.exit(str(error))
 
 

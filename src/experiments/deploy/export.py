@@ -83,7 +83,8 @@ def export(
     training = training_images(run, int(model.input_shape[1])) if INT8 in formats else None
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = atomic_files.draft(folder)
-    aside.mkdir()
+    with atomic_files.as_target(folder):
+        aside.mkdir()
     try:
         expected = probabilities(inference_function(model), images.pixels)
         found = [compare(run, "", 0, expected, expected, images.labels)]

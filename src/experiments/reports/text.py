@@ -48,7 +48,7 @@ def print_results(
     for line in [*epochs, *scores]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     print_classes(console, list(reports.values())[-1])
-    for line in [*places, *next_commands(folder, run_id)]:
+    for line in [*places, *next_commands(folder)]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -71,17 +71,16 @@ def epoch_lines(history: Sequence[EpochRecord], monitor: str, best_weights: bool
     return [f"best epoch {best.epoch + 1} of {last.epoch + 1} ({value}{counted}), {kept}"]
 
 
-def next_commands(folder: Path, run_id: str | None) -> list[str]:
+def next_commands(folder: Path) -> list[str]:
     """Return lines with commands that use a finished run.
 
     Args:
-        folder: the run directory; the commands have its shorter path, from the current directory or the root.
-        run_id: of the MLflow run, where `compare` finds it; None if there is none.
+        folder: the run directory; the commands have its shorter path, from the current directory or the root. With a
+            path they find the run in whatever store it is, which may be in another `outputs`.
     """
     run = shlex.quote(min(os.path.relpath(folder), str(folder), key=len))
-    commands = [f"experiments predict {run} IMAGE", f"experiments inspect mistakes {run}"]
-    commands += [f"experiments compare {run_id[:8]} OTHER_RUN"] if run_id else []
-    return [f"next        {commands[0]}", *(f"            {command}" for command in commands[1:])]
+    commands = (f"predict {run} IMAGE", f"inspect mistakes {run}", f"compare {run} OTHER_RUN")
+    return [f"{'' if at else 'next':<11} experiments {command}" for at, command in enumerate(commands)]
 
 
 def accuracy_line(report: Report) -> str:

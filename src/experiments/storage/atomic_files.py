@@ -42,7 +42,9 @@ def writing_file(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = draft(path)
     try:
-        with temporary.open("xb") as file:
+        with as_target(path):
+            file = temporary.open("xb")
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -60,7 +62,8 @@ def writing_directory(path: Path) -> Iterator[Path]:
     """
     temporary = draft(path)
     try:
-        temporary.mkdir(parents=True)
+        with as_target(path):
+            temporary.mkdir(parents=True)
         yield temporary
         sync(temporary)
         try:
@@ -106,6 +109,16 @@ def hold(path: Path) -> Iterator[bool]:
     finally:
         if locked:
             lock.release()
+
+
+@contextmanager
+def as_target(path: Path) -> Iterator[None]:
+    """Raise errors of a temporary file or directory with the path that users know."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def draft(path: Path) -> Path:
