@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -142,6 +143,23 @@ def test_a_class_of_which_all_images_are_missing_stops(place: Path) -> None:
     with pytest.raises(DataError, match="bird: no image that can be used is left for train"):
         read(listing(file), place, on_bad="skip")
     assert read(listing(file), place, on_bad="skip", min_per_class=1).classes == ("cat", "dog")
+
+
+def test_an_image_with_two_groups_is_in_none(place: Path) -> None:
+    rows = [[*row, f"p{at // 2}"] for at, row in enumerate(rows_of(place))]
+    file = write(place / "labels.csv", [["path", "label", "patient"], *rows, [*rows[0][:2], "p3"], rows[1]])
+    with pytest.raises(DataError, match=r"1 issue(?s:.*)a/0\.png: column 'patient' \(data.group\) is empty or differs"):
+        read(listing(file), place, group="patient", fractions={"train": 0.75, "validation": 0.25, "test": 0.0})
+
+
+def test_classes_whose_names_look_the_same_are_one(place: Path) -> None:
+    rows = [  # of two tables that were joined
+        [path, unicodedata.normalize("NFC" if path.startswith("a/") else "NFD", f"{name}-é")]
+        for path, name in rows_of(place)
+    ]
+    found = read(listing(write(place / "labels.csv", [["path", "label"], *rows])), place)
+    assert found.classes == ("cat-é", "dog-é")
+    assert sum("are one class: their names look the same" in note for note in found.notes) == 2
 
 
 def test_every_unusable_row_is_listed_at_once(place: Path) -> None:

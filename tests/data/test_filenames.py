@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import manifests
@@ -51,6 +52,15 @@ def test_split_and_group_may_be_in_the_path(tmp_path: Path) -> None:
     draw(tmp_path / "other" / "p3_cat_0.png")
     (issue,) = filenames(root=tmp_path, pattern=pattern, cache=tmp_path).issues
     assert issue.path == "other/p3_cat_0.png" and "Received: 'other'" in issue.text
+
+
+def test_labels_that_look_the_same_are_one_class(tmp_path: Path) -> None:
+    for form in ("NFC", "NFD"):
+        for name in ("é", "dog"):
+            draw(tmp_path / form / f"{unicodedata.normalize(form, name)}.0.jpg")
+    listing = filenames(root=tmp_path, pattern=r"(?P<label>\D+)\.\d+\.jpg", cache=tmp_path)
+    assert listing.classes == ["dog", "é"] and {image.class_name for image in listing.images} == {"dog", "é"}
+    assert "one class: their names look the same" in listing.notes[0]
 
 
 def test_every_image_that_the_pattern_does_not_match_is_listed(root: Path, tmp_path: Path) -> None:

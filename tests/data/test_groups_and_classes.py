@@ -144,6 +144,18 @@ def test_groups_are_found_in_the_paths_kept_together_and_recorded(root: Path) ->
         assert {entry.class_name for entry in of_fold.of("validation")} == {"a", "b"}
 
 
+@pytest.mark.parametrize("group", [None, PATIENT])
+def test_test_images_drawn_beside_folds_are_those_drawn_without(group: str | None, tmp_path: Path) -> None:
+    root = draw(tmp_path / "root", [f"train/{image.path}" for image in patients(34, 1)])
+    options: dict[str, Any] = {"fractions": {"train": 0.55, "validation": 0.25, "test": 0.2}, "group": group}
+    plain = read(root, **options)
+    rest = [entry.path for entry in (*plain.of("train"), *plain.of("validation"))]
+    folds = [read(root, fold=fold, folds=3, **options) for fold in range(3)]
+    assert all(found.of("test") == plain.of("test") for found in folds), "a sweep's winner is evaluated on these"
+    assert sorted(entry.path for found in folds for entry in found.of("validation")) == sorted(rest)
+    assert folds[0].notes == ("no validation images are given: of each class in train, 20% test images are drawn",)
+
+
 def test_groups_are_part_of_the_fingerprint(tmp_path: Path) -> None:
     paths = [f"{split}/{name}/{number}_{split[0]}.png" for split in ("train", "validation") for name in "ab"
              for number in range(2)]  # fmt: skip

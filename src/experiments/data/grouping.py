@@ -52,7 +52,7 @@ def assign_groups(listing: Listing, group: str) -> Listing:
     """
     if group in listing.columns:
         groups = listing.columns[group]
-        lacking = f"column {group!r} (data.group) is empty; write the group there, or remove the line"
+        lacking = f"column {group!r} (data.group) is empty or differs between lines; write one group, or remove a line"
     else:
         expression = _compile(group, listing)
         groups = {image.path: _search(expression, image.path) for image in listing.images}

@@ -87,7 +87,7 @@ def list_images(root: Path) -> Listing:
         groups = [(split, name) for split in folders for name in _directories(root, folders[split], issues)]
     else:
         groups = [("", name) for name in top]
-    class_of = _class_names((name for _, name in groups), notes)
+    class_of = class_names((name for _, name in groups), notes)
     _compare_classes(folders, {(split, class_of[name]) for split, name in groups}, issues)
     classes = sorted(set(class_of.values()))
     if len(classes) < 2:
@@ -167,8 +167,8 @@ def name_key(name: str) -> str:
     return unicodedata.normalize("NFC", name).strip() or name
 
 
-def _class_names(names: Iterable[str], notes: list[str]) -> dict[str, str]:
-    """Return the class of each directory name; names that look the same are one class."""
+def class_names(names: Iterable[str], notes: list[str]) -> dict[str, str]:
+    """Return the class of each name; names that look the same are one class, which is noted."""
     alike = defaultdict(list)
     for name in dict.fromkeys(names):
         alike[name_key(name)].append(name)

@@ -83,7 +83,7 @@ def read(
     results.save()
     issues += _missing_images(listing, images, fractions, settings, issues)
     records, warnings = _records(images, hashes, results)
-    notes = (*listing.notes, *_notes_on_drawn(listing, fractions))
+    notes = (*listing.notes, *_notes_on_drawn(listing, fractions, settings))
     result = Manifest(root, tuple(listing.classes), records, (), warnings, decoder_settings, notes, pairs)
     if settings.on_leak == "error":
         issues += leak_issues(result.leaks)
@@ -113,20 +113,22 @@ def _select(listing: Listing, settings: SplitSettings) -> Listing:
 def _drawn_fractions(listing: Listing, settings: SplitSettings) -> Mapping[str, float]:
     """Return the shares in which each class's images are drawn into splits; empty if the data gives them.
 
-    Test images that the data gives stay what they are. A fold needs no validation images beside it.
+    Test images that the data gives stay what they are.
     """
     if not listing.splits:
         return settings.fractions
     if "validation" in listing.splits:
         return {}
     test = 0.0 if "test" in listing.splits else settings.fractions["test"]
-    validation = 0.0 if settings.fold is not None else settings.fractions["validation"]
+    # A fold needs no validation images beside it; but test images are drawn as they are without folds.
+    validation = 0.0 if settings.fold is not None and not test else settings.fractions["validation"]
     return {"train": 1 - validation - test, "validation": validation, "test": test}
 
 
-def _notes_on_drawn(listing: Listing, fractions: Mapping[str, float]) -> list[str]:
+def _notes_on_drawn(listing: Listing, fractions: Mapping[str, float], settings: SplitSettings) -> list[str]:
     """Return the sentence on splits that are drawn from the training images that the data gives."""
-    drawn = [f"{share:.0%} {split}" for split, share in fractions.items() if split != "train" and share > 0]
+    splits = ("test",) if settings.fold is not None else ("validation", "test")
+    drawn = [f"{fractions[split]:.0%} {split}" for split in splits if fractions.get(split)]
     if not listing.splits or not drawn:
         return []
     train = listing.folders.get("train", "train")
@@ -159,6 +161,8 @@ def _split(
             images = drawing.draw_splits(images, fractions, settings.split_seed, place, issues)
             images = keep_together(images, copies)
         if settings.fold is not None:
+            if listing.splits and fractions:  # the validation images were drawn of those for training
+                images = [image._replace(split="train") if image.split == "validation" else image for image in images]
             images = drawing.draw_fold(images, settings.fold, settings.folds, settings.split_seed, place, issues)
             images = keep_together(images, copies)
         if has_groups:

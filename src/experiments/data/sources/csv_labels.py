@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from experiments.config.messages import nearest_hint
 from experiments.data.issues import DataIssue, printable
-from experiments.data.listing import SPLIT_NAMES, ListedImage, Listing, is_image, is_litter
+from experiments.data.listing import SPLIT_NAMES, ListedImage, Listing, class_names, is_image, is_litter
 from experiments.data.sources.folder import existing
 from experiments.data.types import SPLITS, SkippedImage
 from experiments.errors import ConfigError
@@ -48,6 +48,7 @@ class Table:
     path: str  # the column of paths
     label: str  # the column of classes
     split: str | None  # the column of splits
+    notes: Sequence[str] = ()  # sentences on how its classes are understood
 
 
 def csv_labels(
@@ -122,7 +123,9 @@ def list_rows(table: Table, base: Path, *, count_others: bool = True) -> Listing
             text = f"has two classes or splits, on {lines}; remove the line that is wrong"
             issues.append(DataIssue(path, text, skippable=False, class_name=image.class_name))
         else:
-            listed[path], rows[path] = image, row
+            before = rows.get(path, row).cells
+            cells = {name: text if text == before[name] else "" for name, text in row.cells.items()}
+            listed[path], rows[path] = image, row._replace(cells=cells)
     given = {image.split for image in listed.values()}
     return Listing(
         root=root,
@@ -177,8 +180,12 @@ def read_table(file: Path, path_column: str | None, label_column: str | None, sp
     usable = [name for name in _by_name(columns, _SPLITS) if any(row[name].lower() in SPLIT_NAMES for _, row in rows)]
     split = _column("data.split_column", split_column, usable[:1] or [""], columns, where)
     splits = [SPLIT_NAMES.get(row[split].lower(), row[split]) if split else "" for _, row in rows]
-    found = [Row(line, row, row[path], row[label], name) for (line, row), name in zip(rows, splits, strict=True)]
-    return Table(file, columns, found, path, label, split or None)
+    notes: list[str] = []
+    class_of = class_names((row[label] for _, row in rows), notes)
+    found = [
+        Row(line, row, row[path], class_of[row[label]], name) for (line, row), name in zip(rows, splits, strict=True)
+    ]
+    return Table(file, columns, found, path, label, split or None, notes)
 
 
 def _by_name(columns: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -279,7 +286,7 @@ def _notes(table: Table, places: Sequence[str], unlabelled: int) -> list[str]:
     """Return sentences on how the file was read."""
     used = f"paths from column {table.path!r}, classes from {table.label!r}"
     used += f", splits from {table.split!r}" if table.split else ""
-    notes = [f"{printable(table.file.name)}: {len(table.rows):,} rows, {used}"]
+    notes = [f"{printable(table.file.name)}: {len(table.rows):,} rows, {used}", *table.notes]
     unused = (name for name in _by_name(table.columns, _SPLITS) if name != table.split)
     notes += [f"column {name!r} is not used for splits" for name in unused]
     if unlabelled:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments.config.messages import nearest_hint
 from experiments.data.issues import DataIssue
-from experiments.data.listing import SPLIT_NAMES, ListedImage, Listing, walk
+from experiments.data.listing import SPLIT_NAMES, ListedImage, Listing, class_names, walk
 from experiments.data.sources.folder import existing
 from experiments.data.types import SPLITS
 from experiments.errors import ConfigError
@@ -51,6 +51,10 @@ def filenames(*, root: str | Path, pattern: str, cache: Path) -> Listing:
         raise ConfigError(
             f"data.pattern: matches none of the {len(paths)} images of {folder}. Such as: {such}. Received: {pattern!r}"
         )
+    notes = [f"{others:,} files of other types are ignored"] if others else []
+    class_of = class_names([*(image.class_name for image in images), *(issue.class_name for issue in issues)], notes)
+    images = [image._replace(class_name=class_of[image.class_name]) for image in images]
+    issues = [issue._replace(class_name=class_of[issue.class_name]) for issue in issues]
     given = {image.split for image in images}
     if given != {""} and "train" not in given:
         raise ConfigError(f"data.pattern: its group split is train for none of the images of {folder}")
@@ -64,7 +68,7 @@ def filenames(*, root: str | Path, pattern: str, cache: Path) -> Listing:
         images=images,
         classes=classes,
         splits=[split for split in SPLITS if split in given],
-        notes=[f"{others:,} files of other types are ignored"] if others else [],
+        notes=notes,
         issues=issues,
     )
 
