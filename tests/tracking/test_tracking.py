@@ -411,6 +411,35 @@ def test_a_run_that_ends_while_lost_runs_are_marked_keeps_its_status(
         client.delete_run(run_id)
 
 
+def test_a_run_that_is_continued_while_lost_runs_are_marked_goes_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = mlflow.MlflowClient(store.uri)
+    experiment = client.get_experiment_by_name("experiments").experiment_id
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        dead = liveness.owner(process.pid)
+        process.kill()
+    run_id = client.create_run(experiment, tags=dead | {"run_folder": "x"}).info.run_id
+    mlflow.set_tracking_uri(store.uri)
+    liveness.mark_lost(experiment)
+    assert client.get_run(run_id).info.status == "KILLED"
+    plain = mlflow.MlflowClient.set_tag
+
+    def mark_first(*arguments: Any) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(mlflow.MlflowClient, "set_tag", plain)
+            liveness.mark_lost(experiment)
+        plain(*arguments)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "set_tag", mark_first)
+    try:
+        mlflow_run.reopen(client, client.get_run(run_id), liveness.owner())
+        run = client.get_run(run_id)
+        assert run.info.status == "RUNNING" and "failure" not in run.data.tags
+    finally:
+        client.delete_run(run_id)
+
+
 def test_without_a_store_a_run_id_is_refused(config: Callable[..., schema.Config], tmp_path: Path) -> None:
     wanted = config("regime=finetune", "tracking=none", f"regime.head_from='{'a' * 32}'")
     with pytest.raises(ConfigError, match=r"regime\.head_from: a run id needs a tracking store"):

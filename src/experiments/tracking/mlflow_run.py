@@ -107,11 +107,11 @@ def reopen(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> str:
     if in_trash(run):
         client.restore_run(run_id)
         _log.warning("MLflow run %s was in MLflow's trash: it is restored", run_id)
-    client.update_run(run_id, status=Status.RUNNING)
     for name, value in tags.items():
         client.set_tag(run_id, name, value)
     if "failure" in run.data.tags:
         client.delete_tag(run_id, "failure")
+    client.update_run(run_id, status=Status.RUNNING)  # last: with the tags of its former process it would count as lost
     return run_id
 
 
