@@ -425,3 +425,16 @@ def check_many(place: Place, url: str, folder: Path) -> None:
         given = [prediction["probabilities"][name] for prediction in served]
         wanted = [float(row[f"p_{name}"]) for row in expected]
         np.testing.assert_allclose(given, wanted, atol=1e-6)
+
+
+def test_a_network_of_ones_own_is_loaded_as_it_was_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="mine")]).save(tmp_path / saved_run.KERAS_FILE)
+    monkeypatch.setattr(queries, "logged_model", lambda uri, run_id: tmp_path)
+    monkeypatch.setattr(saved_run, "join", lambda run, files: "rebuilt")
+    monkeypatch.setattr(saved_run.Trained, "files", lambda run: None)
+    plain = {"trusted_packages": ["mine"], "model": {"_target_": "mine.network"}}
+    run = saved_run.Trained("name", "id", None, tmp_path, tmp_path / "manifest.csv", plain, {}, {})
+    assert run.model().get_layer("mine")
+    ours = {"trusted_packages": ["mine"], "model": {"_target_": "experiments.models.convnet.convnet"}}
+    assert replace(run, plain=ours).model() == "rebuilt"

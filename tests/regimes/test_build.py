@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
+import sys
 import time
 import urllib.error
 from collections.abc import Callable
@@ -242,6 +244,36 @@ def test_build_backbone_maps_pixels_to_feature_maps(config: Configure) -> None:
     backbone = build_backbone(config(*CONVNET), None)
     assert backbone.model.input_shape == (None, 48, 48, 3)
     assert backbone.model.output_shape == (None, 4, 4, 64)
+
+
+@pytest.mark.parametrize("returned, issue", [
+    ("keras.Model(input_tensor, maps)", "get_source_inputs(input_tensor)[0]"),  # without its preprocessing
+    ("keras.Sequential([keras.Input((48, 48, 3)), layer])", "get_source_inputs(input_tensor)[0]"),
+    ("maps", "return a functional keras.Model"),
+    ("keras.Model(pixels, [maps, maps])", "return feature maps [B, h, w, channels], one tensor"),
+    ("keras.Model(pixels, keras.layers.Flatten()(maps))", "return feature maps [B, h, w, channels], one tensor"),
+    ("keras.Model(pixels, keras.layers.MaxPooling2D(name='pooling')(maps))", "have no layer called 'pooling'"),
+    ("keras.Model(pixels, maps)", ""),
+])  # fmt: skip
+def test_a_network_of_ones_own_maps_the_pixels_to_feature_maps(
+    returned: str, issue: str, config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ownnetwork.py").write_text(
+        "import keras\n"
+        "def network(*, input_tensor, layers):\n"
+        "    pixels, layer = keras.utils.get_source_inputs(input_tensor)[0], keras.layers.Conv2D(4, 3)\n"
+        f"    maps = layer(input_tensor)\n    return {returned}\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "ownnetwork", raising=False)
+    own = config("model.weights=null", "trusted_packages=[ownnetwork]", "model._target_=ownnetwork.network",
+                 "model.blocks=null")  # fmt: skip
+    if issue:
+        with pytest.raises(ConfigError, match=f"^model: ownnetwork.network must .*{re.escape(issue)}"):
+            build_backbone(own, None)
+    else:
+        assert build_backbone(own, None).model.get_layer("preprocessing")
 
 
 def test_the_root_of_a_listing_is_that_of_its_paths(drawn: Path, tmp_path: Path, config: Configure) -> None:

@@ -149,7 +149,12 @@ class Trained:
         """
         import keras
 
-        logged = queries.logged_model(self.uri, self.run_id) if self.uri and self.run_id else None
+        # A network of the user's own package is not rebuilt, as packages that a recorded configuration names are not
+        # trusted.
+        target, packages = str(self.plain["model"].get("_target_")), self.plain.get("trusted_packages") or ()
+        is_own = any(target.startswith(f"{name}.") for name in packages)
+        uri = self.uri or (self.store if is_own else None)
+        logged = queries.logged_model(uri, self.run_id) if uri and self.run_id else None
         if logged is None:
             return join(self, self.files())  # compares the rebuilt model with what the run stored
         path = logged / KERAS_FILE

@@ -27,6 +27,7 @@ from experiments.models.weights_record import network_settings
 from experiments.system import paths
 from experiments.system.private_api import KERAS_GET_FILE
 
+POOLING = "pooling"  # the layer that `head.pooling` adds to a backbone
 PRETRAINED = paths.PACKAGE / "weights" / "convnet.weights.h5"
 
 
@@ -79,15 +80,35 @@ def build_network(config: Config, size: int | None, weights: str | None, *, down
         arguments |= {"include_top": False, "input_shape": (size, size, 3), "weights": weights}
         if weights is not None and not download:
             with _random_weights():
-                return construct("model", constructor, arguments)
-        return _with_download(given.name, constructor, arguments)
+                return _checked(construct("model", constructor, arguments), pixels, given.target)
+        return _checked(_with_download(given.name, constructor, arguments), pixels, given.target)
     if weights is not None:
         raise ConfigError(
             f"model.weights: {weights!r} is Keras's download for keras.applications, not for "
             f"model={given.name}. Allowed: pretrained (model=convnet), a file, an MLflow run id, null"
         )
-    model: keras.Model = construct("model", constructor, arguments)
-    return model
+    return _checked(construct("model", constructor, arguments), pixels, given.target)
+
+
+def _checked(built: Any, pixels: keras.KerasTensor, target: str) -> keras.Model:
+    """Return what a constructor has built; raise ConfigError unless it maps the pixels to feature maps.
+
+    `keras.Model(input_tensor, ...)` would have an input of its own, and its preprocessing would be lost.
+    """
+    inputs, output = (getattr(built, name, None) for name in ("inputs", "output"))
+    issue = None
+    if not isinstance(built, keras.Model) or not inputs or inputs[0] is not pixels:
+        issue = (
+            "must return a functional keras.Model whose input is that of the preprocessing before input_tensor: "
+            "keras.Model(keras.utils.get_source_inputs(input_tensor)[0], output)"
+        )
+    elif len(getattr(output, "shape", ())) != 4:
+        issue = f"must return feature maps [B, h, w, channels], one tensor, which the head pools. Received: {output}"
+    elif POOLING in [layer.name for layer in built.layers]:
+        issue = f"must have no layer called {POOLING!r}, which is the name of the head's first layer"
+    if issue:
+        raise ConfigError(f"model: {target} {issue}")
+    return built
 
 
 @contextmanager
