@@ -60,7 +60,7 @@ EXAMPLES = examples()
 
 def test_data_and_every_kind_of_component_have_their_example_of_about_ten_lines() -> None:
     data, components = {"folder", "csv", "filenames", "groups"}, {"backbone", "layers", "augmentation", "regime"}
-    assert set(EXAMPLES) == data | components | {"optimizer"}
+    assert set(EXAMPLES) == data | components | {"network", "optimizer"}
     for name, example in EXAMPLES.items():
         lines = [line for text in example.files.values() for line in text.splitlines() if line and line[0] != "#"]
         code = [line for path, text in example.files.items() if path.endswith(".py") for line in text.splitlines()]
@@ -119,6 +119,8 @@ def check(name: str, place: Path) -> None:
     elif name == "backbone":
         assert config["model"]["_target_"] == "keras.applications.DenseNet121"
         assert len(curves.read_text().splitlines()) == 3, "an epoch of the head, one of fine-tuning"
+    elif name == "network":
+        assert config["model"]["_target_"] == "mynetwork.network" and config["model"]["width"] == 16
     elif name == "layers":
         assert config["augmentation"]["layers"] == [{"_target_": "keras.layers.RandomContrast", "factor": 0.3}]
     elif name == "optimizer":

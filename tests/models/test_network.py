@@ -182,6 +182,20 @@ def test_where_no_split_is_possible_the_next_one_is_named(
     assert network.split_network(Backbone(model, found, ""), "all", "average").split_point == "pixels"
 
 
+def test_a_network_that_calls_a_layer_twice_is_trained_whole_or_not_at_all() -> None:
+    """The features of the part before a split would be cached, and change with the part after it."""
+    inputs = keras.Input((32, 32, 3))
+    shared = keras.layers.Conv2D(3, 3, padding="same", name="shared")
+    maps = keras.layers.Conv2D(3, 3, strides=2, padding="same", name="below")(shared(inputs))
+    maps = keras.layers.Conv2D(3, 3, strides=2, padding="same", name="above")(shared(maps))
+    model = keras.Model(inputs, maps, name="mine")
+    found = stages.find_stages(model)
+    for unfrozen in (1, "above"):
+        with pytest.raises(ConfigError, match="^regime.unfrozen_blocks: mine calls its layer 'shared' more than once"):
+            stages.stage_of(model, found, unfrozen)
+    assert stages.stage_of(model, found, "all").entering is model.inputs[0]
+
+
 @pytest.mark.parametrize("pool", ["average", "max", "flatten"])
 def test_features_are_pooled_in_the_precision_of_their_network(backbones: dict[str, Backbone], pool: str) -> None:
     """A sweep builds the networks of all jobs, each in its precision, before it computes their features."""

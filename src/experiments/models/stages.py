@@ -93,6 +93,12 @@ def stage_of(model: keras.Model, stages: Sequence[Stage], unfrozen: int | str) -
     whole = Stage("pixels", 0, model.inputs[0])
     if unfrozen == "all":
         return whole
+    if shared := [layer["name"] for layer in model.get_config().get("layers", ()) if len(layer["inbound_nodes"]) > 1]:
+        raise ConfigError(
+            f"regime.unfrozen_blocks: {model.name} calls its layer {shared[0]!r} more than once, and the parts before "
+            "and after a split would share it. Use regime.unfrozen_blocks=all, or a layer of its own for every call. "
+            f"Received: {unfrozen}"
+        )
     if isinstance(unfrozen, int):
         if unfrozen > len(stages):
             names = ", ".join(stage.name for stage in stages)
