@@ -157,7 +157,11 @@ ZOO: dict[str, tuple[str, Make, str | None]] = {
     "readme in the root": ("README.md", written(b"about"), ""),
     "image in the root": ("x.jpg", draw, "move it into its class's folder"),
     "image beside the classes": ("train/x.jpg", draw, "move it into its class's folder"),
-    "nested class folder": ("train/cats/more", with_image, "move its images up into the class folder"),
+    "nested class folder": (
+        "train/cats",
+        lambda path: with_image(path / "more"),
+        "such as more; move their images up into it",
+    ),
     "empty class": (
         "train/cats/",
         lambda path: (shutil.rmtree(path), path.mkdir()),
