@@ -80,14 +80,17 @@ def build_network(config: Config, size: int | None, weights: str | None, *, down
         arguments |= {"include_top": False, "input_shape": (size, size, 3), "weights": weights}
         if weights is not None and not download:
             with _random_weights():
-                return _checked(construct("model", constructor, arguments), pixels, given.target)
-        return _checked(_with_download(given.name, constructor, arguments), pixels, given.target)
-    if weights is not None:
+                built = construct("model", constructor, arguments)
+        else:
+            built = _with_download(given.name, constructor, arguments)
+    elif weights is not None:
         raise ConfigError(
             f"model.weights: {weights!r} is Keras's download for keras.applications, not for "
             f"model={given.name}. Allowed: pretrained (model=convnet), a file, an MLflow run id, null"
         )
-    return _checked(construct("model", constructor, arguments), pixels, given.target)
+    else:
+        built = construct("model", constructor, arguments)
+    return _checked(built, pixels, given.target)
 
 
 def _checked(built: Any, pixels: keras.KerasTensor, target: str) -> keras.Model:
