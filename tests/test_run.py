@@ -432,7 +432,9 @@ def test_weights_that_have_seen_the_judged_images_are_refused(
     with pytest.raises(DataError) as raised:
         check_origins(files, other)
     shared = {entry.path for entry in first.manifest.of("train")} & {entry.path for entry in other.validation.entries}
-    assert str(raised.value).startswith(f"{key}: the run it names was trained on {len(shared)} of the images")
+    assert str(raised.value).startswith(
+        f"{key}: the run it names, or one whose weights it began with, was trained on {len(shared)} of the"
+    )
     assert len(shared) > 1 and sorted(shared)[0] in str(raised.value)
 
     renamed = origin(tmp_path / "renamed", [{**row, "class_name": f"other {row['class_name']}"} for row in rows], key)
@@ -458,11 +460,36 @@ def test_a_weights_file_in_the_folder_of_a_run_is_known_to_be_that_of_the_run(
     RunDirectory(tmp_path / "run").write_images(rows, [], [], [])
     jobs = [job(f"data.fold={fold}", f"model.weights={file}") for fold in (0, 1)]
     assert len(prepare_jobs(jobs[:1])) == 1
-    with pytest.raises(DataError, match=r"model\.weights: the run it names was trained on \d+ of the images"):
+    with pytest.raises(
+        DataError, match=r"model\.weights: the run it names, or one .* was trained on \d+ of the images"
+    ):
         prepare_jobs(jobs[1:])
     moved = tmp_path / "elsewhere.weights.h5"
     file.rename(moved)
     assert len(prepare_jobs([job("data.fold=1", f"model.weights={moved}")])) == 1
+
+
+def test_images_that_the_weights_of_the_weights_were_trained_on_are_refused(
+    start: Start, drawn: Path, tmp_path: Path, config: Callable[..., schema.Config]
+) -> None:
+    """The first run's images are not those of the second, whose weights the third begins with."""
+    regime = ("regime=bottleneck", "epochs=1", "tracking=none")
+    other = tmp_path / "other"
+    for at, file in enumerate(sorted(drawn.glob("*/*/*.jpg"))):
+        target = other / file.relative_to(drawn)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (48, 48), (at * 5, 255 - at, at)).save(target)
+    first = start(tmp_path, "first", f"data.root={drawn}", "data.fold=0", *regime)
+    weights = RunDirectory(first).weights("backbone")
+    second = start(tmp_path, "second", f"data.root={other}", f"model.weights={weights}", *regime)
+    assert RunDirectory(second).trained_on() > RunDirectory(first).trained_on()
+    third = [
+        config(*SMALL, *regime, f"data.root={drawn}", f"outputs={tmp_path}", f"data.fold={fold}",
+               f"model.weights={RunDirectory(second).weights('backbone')}") for fold in (0, 1)
+    ]  # fmt: skip
+    assert len(prepare_jobs(third[:1])) == 1
+    with pytest.raises(DataError, match=r"or one whose weights it began with, was trained on \d+ of the images"):
+        prepare_jobs(third[1:])
 
 
 def test_a_sweep_refuses_weights_that_have_seen_the_images_of_one_of_its_jobs(
@@ -479,7 +506,9 @@ def test_a_sweep_refuses_weights_that_have_seen_the_images_of_one_of_its_jobs(
 
     monkeypatch.setattr(inputs, "fetch", fetch)
     assert len(prepare_jobs(jobs[:1])) == 1
-    with pytest.raises(DataError, match=r"model\.weights: the run it names was trained on \d+ of the images"):
+    with pytest.raises(
+        DataError, match=r"model\.weights: the run it names, or one .* was trained on \d+ of the images"
+    ):
         prepare_jobs(jobs)
 
 

@@ -61,20 +61,20 @@ def check_origins(origins: Mapping[str, Path], dataset: Dataset) -> None:
         dataset: the data set of this run.
 
     Raises:
-        DataError: another run was trained on images that this run validates or tests with.
+        DataError: another run's weights were trained on images that this run validates or tests with, by that run or
+            by one whose weights it began with.
         ConfigError: the head of another run has other classes.
     """
     held_out = {entry.sha256: entry.path for entry in dataset.manifest.entries if entry.split != "train"}
     for key, origin in origins.items():
-        rows = RunDirectory(origin).images()
-        known = sorted(held_out[row["sha256"]] for row in rows if row["split"] == "train" and row["sha256"] in held_out)
-        if known:
+        directory = RunDirectory(origin)
+        if known := sorted(held_out[image] for image in directory.trained_on() & held_out.keys()):
             raise DataError(
-                f"{key}: the run it names was trained on {len(known)} of the images that this run validates or tests "
-                f"with, such as {known[0]}: its scores would mean nothing. Use a run on the same split (data.fold, "
-                "data.split_seed, data.fractions), or train the weights anew"
+                f"{key}: the run it names, or one whose weights it began with, was trained on {len(known)} of the "
+                f"images that this run validates or tests with, such as {known[0]}: its scores would mean nothing. Use "
+                "a run on the same split (data.fold, data.split_seed, data.fractions), or train the weights anew"
             )
-        classes = classes_of(rows)
+        classes = classes_of(directory.images())
         if key in ("regime.head_from", KEY) and classes != dataset.classes:
             raise ConfigError(
                 f"{key}: that run's head was trained for {', '.join(classes)}. Allowed: a head for "

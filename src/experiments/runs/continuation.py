@@ -13,7 +13,7 @@ from experiments.config.identity import effective
 from experiments.config.overrides import leaves, value_at
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.runs.run_directory import CONFIG, CURVES, FACTS, MANIFEST, RunDirectory
+from experiments.runs.run_directory import CONFIG, CURVES, EARLIER, FACTS, MANIFEST, RunDirectory
 from experiments.storage import atomic_files
 
 KEY = "continue_from"
@@ -93,7 +93,7 @@ def copy_source(config: Config, folder: Path) -> Path | None:
     facts, directory = RunDirectory(source).facts(), RunDirectory(source)
     try:
         target.folder.mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG, MANIFEST, CURVES):
+        for name in (CONFIG, MANIFEST, CURVES, *([] if directory.lacks([EARLIER]) else [EARLIER])):
             atomic_files.write_file(target.folder / name, (source / name).read_bytes())
     except OSError as error:
         raise ConfigError(f"continue: {source}: cannot be read: {error.strerror or error}") from None

@@ -31,6 +31,7 @@ CURVES = "curves.csv"  # one row per epoch
 METRICS = "metrics.json"
 REPORT = "report.html"
 SKIPPED, WARNINGS = "left_out.csv", "image_warnings.csv"  # images that were not used; images used with a warning
+EARLIER = "earlier_training_images.csv"  # those that the weights had been trained on with which the run began
 NEAR_DUPLICATES = "near_duplicates.csv"  # pairs of images, one of which is a copy of the other
 WEIGHTS, FIGURES, CHECKPOINTS = "weights", "figures", "checkpoints"  # directories
 INPUTS = "inputs"  # directory of the files that were fetched from other runs, by key of the configuration
@@ -252,6 +253,18 @@ class RunDirectory:
         for name, rows in tables.items():
             if rows:
                 write_rows(self.folder / name, rows)
+
+    def trained_on(self) -> set[str]:
+        """Return the SHA-256 of every image that the run's weights were trained on, by it or by a run before it."""
+        rows = [row for row in self.images() if row["split"] == "train"]
+        if (self.folder / EARLIER).is_file():
+            rows += read_rows(self.folder / EARLIER)
+        return {row["sha256"] for row in rows}
+
+    def write_earlier(self, hashes: Iterable[str]) -> None:
+        """Write the SHA-256 of the images that the weights were trained on with which the run begins, if any were."""
+        if rows := [{"sha256": image} for image in sorted(hashes)]:
+            write_rows(self.folder / EARLIER, rows)
 
     def issues(self) -> list[tuple[str, str]]:
         """Return path and text of issues: images that were not used, and images with a warning."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.runs import continuation
-from experiments.runs.run_directory import MANIFEST, WEIGHTS, RunDirectory, weights_file
+from experiments.runs.run_directory import EARLIER, MANIFEST, WEIGHTS, RunDirectory, weights_file
 from experiments.storage import atomic_files
 from experiments.system.redaction import redact_credentials
 from experiments.tracking import connection
@@ -21,9 +21,9 @@ ARTIFACTS = {
 
 
 def fetch(config: Config, folder: Path) -> dict[str, Path]:
-    """Download the files for the run ids in a configuration, with those runs' manifests; copy those of `continue_from`.
+    """Download the files for the run ids in a configuration, with the records of what those runs were trained on.
 
-    Of a weights file in the folder of a run, the manifest is copied.
+    Copy the files of `continue_from`, and those records of a weights file in the folder of a run.
 
     Args:
         config: the validated configuration.
@@ -38,9 +38,11 @@ def fetch(config: Config, folder: Path) -> dict[str, Path]:
     continued = continuation.copy_source(config, folder)
     files = {continuation.KEY: continued} if continued else {}
     if (file := file_of_run(config)) is not None:
-        source, target = file.parents[1] / MANIFEST, RunDirectory(folder).inputs("model.weights") / MANIFEST
-        target.parent.mkdir(parents=True, exist_ok=True)
-        atomic_files.write_file(target, source.read_bytes())
+        target = RunDirectory(folder).inputs("model.weights")
+        target.mkdir(parents=True, exist_ok=True)
+        for name in (MANIFEST, EARLIER):
+            if (source := file.parents[1] / name).is_file():
+                atomic_files.write_file(target / name, source.read_bytes())
         files["model.weights"] = file
     named = run_ids(config)
     if not named:
@@ -61,8 +63,10 @@ def fetch(config: Config, folder: Path) -> dict[str, Path]:
         if run is not None and in_trash(run):
             raise ConfigError(f"{key}: {run_id}: {trashed(uri, run)}")
         place = RunDirectory(folder).inputs(key)
-        for name in (MANIFEST, ARTIFACTS[key]):
+        for name in (MANIFEST, EARLIER, ARTIFACTS[key]):
             try:
+                if name == EARLIER and not any(file.path == name for file in client.list_artifacts(run_id)):
+                    continue
                 path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(place))
             except (MlflowException, OSError) as error:
                 raise ConfigError(
