@@ -25,7 +25,7 @@ from PIL import Image
 
 from experiments.config import schema
 from experiments.storage.csv_files import read_rows
-from experiments.system import redaction, signals
+from experiments.system import hardware, redaction, signals
 from experiments.system.paths import CONF
 from experiments.train import main, train
 
@@ -73,6 +73,11 @@ def nothing_loaded_is_garbage() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Start one worker more than there are cores: each waits for a process or a server part of its time."""
+    return hardware.cores() + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -48,7 +48,8 @@ def validate(composed: DictConfig) -> Config:
         ConfigError: the configuration is invalid; the message names every key that is unknown, missing, of a wrong type
             or out of range.
     """
-    composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    if "hydra" in composed:
+        composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     try:
         missing = sorted(OmegaConf.missing_keys(composed))
         plain = revealed(OmegaConf.to_container(composed, resolve=True))
