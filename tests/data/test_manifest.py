@@ -246,14 +246,12 @@ def line(text: str, path: str) -> str:
 
 
 def test_unreadable_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = validation._open
-
-    def refuse(root: Path, path: str) -> io.BufferedReader:
-        if path == "train/cats/1.png":
+    def refuse(path: str, mode: str) -> io.BufferedReader:
+        if path.endswith("train/cats/1.png"):
             raise PermissionError(13, "Permission denied")
-        return opened(root, path)
+        return open(path, "rb")
 
-    monkeypatch.setattr(validation, "_open", refuse)
+    monkeypatch.setattr(validation, "open", refuse, raising=False)
     text = line(message(root), "train/cats/1.png")
     assert "cannot be read (Permission denied); check its permissions and the disk, or remove it" in text
     assert [left.path for left in read(root, on_bad="skip").skipped] == ["train/cats/1.png"]
@@ -261,10 +259,10 @@ def test_unreadable_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
 def test_too_many_open_files_are_no_fault_of_a_image(root: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(root: Path, path: str) -> NoReturn:
+    def refuse(path: str, mode: str) -> NoReturn:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(validation, "_open", refuse)
+    monkeypatch.setattr(validation, "open", refuse, raising=False)
     with pytest.raises(OSError, match="Too many open files"):
         read(root, on_bad="skip")
 

@@ -12,27 +12,16 @@ from experiments.data.issues import DataIssue, printable
 from experiments.data.listing import ListedImage
 from experiments.data.types import SPLITS, NearDuplicatePair, SkippedImage
 from experiments.data.validation import ValidationResults
-from experiments.images import decoder
-from experiments.storage import array_cache, named_arrays
+from experiments.storage import named_arrays
 
 _PAIR = [("first", "i8"), ("second", "i8"), ("similarity", "f8"), ("mirrored", "?")]  # a `NearDuplicate`
 
 
 def find_pairs(images: Sequence[ListedImage], results: ValidationResults) -> list[NearDuplicatePair]:
-    """Return the near-duplicates among validated images; the pairs of a set of files are kept in the cache.
-
-    Raises:
-        DataError: If a file has changed since it was validated.
-    """
+    """Return the near-duplicates among validated images; the pairs of a set of files are kept in the cache."""
     files = {results.sha256(image): image for image in images}
     hashes = sorted(files)
-    spec = {
-        "files": hashes,
-        "decoder": decoder.VERSION,
-        **results.decoder_settings.validation_key(),
-        "version": near_duplicates.VERSION,
-    }
-    file = results.cache / "near_duplicates" / f"{array_cache.key(spec)}.npz"
+    file = results.cache / "near_duplicates" / f"{results.key(hashes, version=near_duplicates.VERSION)}.npz"
     kept = named_arrays.load(file, results)
     if not kept:
         found = near_duplicates.find_near_duplicates(results.thumbnails(files[sha256] for sha256 in hashes))
@@ -40,8 +29,8 @@ def find_pairs(images: Sequence[ListedImage], results: ValidationResults) -> lis
         named_arrays.write(file, kept)
     pairs = []
     for first, second, similarity, mirrored in kept["pairs"].tolist():
-        paths = sorted(files[hashes[at]].path for at in (first, second))
-        pairs.append(NearDuplicatePair(paths[0], paths[1], round(similarity, 3), mirrored))
+        one, other = sorted(files[hashes[at]].path for at in (first, second))
+        pairs.append(NearDuplicatePair(one, other, round(similarity, 3), mirrored))
     return pairs
 
 
@@ -71,8 +60,7 @@ def without_leaks(
 ) -> tuple[list[ListedImage], list[SkippedImage]]:
     """Return the images without those that have a copy in a later split that is given, and these.
 
-    The test split keeps all its images, and the validation split those without a copy in it. Images whose split
-    is drawn later count as training images.
+    Images whose split is drawn later count as training images.
     """
     splits = defaultdict(set)
     for image in images:

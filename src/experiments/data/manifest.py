@@ -1,7 +1,4 @@
-"""Manifest of a data set: which images it has, whether they are valid, and which split each is in.
-
-Nothing is guessed: every issue is reported with its path and what to do about it, all of them in one error.
-"""
+"""Manifest of a data set: which images it has, whether they are valid, and which split each is in."""
 
 from __future__ import annotations
 
@@ -48,23 +45,18 @@ def read(
 ) -> Manifest:
     """List, hash and validate the images of a data set, and assign each to one split.
 
-    A directory is laid out as `listing.LAYOUTS` says. Splits that are not given are drawn. Random choices depend on the
-    hash of (seed, path), so one file more or less moves few others. Everything in a directory that is neither an image
-    in its class directory nor ignored is an issue. Images beyond a limit are hashed, but not decoded, unless files with
-    issues are skipped or near-duplicates are grouped.
+    Splits that are not given are drawn. Random choices depend on the hash of (seed, path), so one file more or less
+    moves few others. Images beyond a limit are hashed, but not decoded, unless files with issues are skipped or
+    near-duplicates are grouped.
 
     Args:
-        source: The directory of the data set, or the listing of its images.
+        source: The directory of the data set, laid out as `listing.LAYOUTS` says, or the listing of its images.
         settings: Which images are used, and how they are split.
         decoder_settings: See `decoder.decode`.
-        cache: The cache directory. Validation results are kept in `cache/manifests/`, thumbnails and near-duplicates
-            beside it, so that no content is validated twice.
+        cache: The cache directory. It keeps validation results, thumbnails and near-duplicates.
         buffer: Receives the images decoded for validation, so that they need not be decoded again for their pixels.
         found: Receives every issue, sorted by path; then none is raised, and the manifest holds the remaining images,
             if any.
-
-    Returns:
-        The manifest, `root` absolute.
 
     Raises:
         DataError: If there are issues; one error for all of them.
@@ -143,11 +135,9 @@ def _split(
     results: ValidationResults,
     issues: list[DataIssue],
 ) -> tuple[list[ListedImage], tuple[NearDuplicatePair, ...], list[SkippedImage]]:
-    """Split the images.
+    """Return the images that are used, each in its split and validated, their near-duplicates, and those left out.
 
-    Returns:
-        The images that are used, each in its split and validated; the near-duplicates among them; and the images that
-        are left out because they have a copy in a later split.
+    The latter have a copy in a later split.
     """
     has_groups = any(image.group for image in images)
     drawing = grouping if has_groups else splitting
@@ -236,14 +226,12 @@ def _records(
 ) -> tuple[tuple[ImageRecord, ...], tuple[ImageWarning, ...]]:
     """Return the images as records, sorted by split and path, and their warnings, sorted by path."""
     records, warnings = [], []
-    for image in images:
-        sha256, size = hashes[image.path]
+    for path, class_name, split, group in images:
+        sha256, size = hashes[path]
         width, height, mode, texts = results.valid[sha256]
-        facts = (image.path, size, sha256, width, height, mode, image.class_name, image.split, image.group)
-        records.append(ImageRecord(*facts))
-        warnings += [ImageWarning(image.path, text) for text in texts]
-    warnings.sort(key=lambda warning: warning.path)
-    return tuple(records), tuple(warnings)
+        records.append(ImageRecord(path, size, sha256, width, height, mode, class_name, split, group))
+        warnings += [ImageWarning(path, text) for text in texts]
+    return tuple(records), tuple(sorted(warnings, key=lambda warning: warning.path))
 
 
 def warning_sentences(manifests: Sequence[Manifest]) -> list[str]:
@@ -252,17 +240,13 @@ def warning_sentences(manifests: Sequence[Manifest]) -> list[str]:
     Args:
         manifests: at least one; of several, such as those of the folds of one data set, what each has is counted once.
     """
-    skipped = dict.fromkeys(skipped for manifest in manifests for skipped in manifest.skipped)
-    warnings = dict.fromkeys(warning for manifest in manifests for warning in manifest.warnings)
+    skipped = dict.fromkeys((image.path, image.reason) for manifest in manifests for image in manifest.skipped)
+    warnings = dict.fromkeys((image.path, image.text) for manifest in manifests for image in manifest.warnings)
     leaks = {(pair.first, pair.second): pair for manifest in manifests for pair in manifest.leaks}
-    sentences = [
-        f"{title}: {len(listed):,}, the first: {printable(path)}: {text}"
-        for title, listed in (
-            ("Images left out", [(image.path, image.reason) for image in skipped]),
-            ("Images used, with a warning", [(warning.path, warning.text) for warning in warnings]),
-        )
-        for path, text in listed[:1]
-    ]
+    sentences = []
+    for title, listed in (("Images left out", skipped), ("Images used, with a warning", warnings)):
+        for path, text in [*listed][:1]:
+            sentences.append(f"{title}: {len(listed):,}, the first: {printable(path)}: {text}")
     return [*sentences, *([leak_sentence(list(leaks.values()))] if leaks else [])]
 
 
@@ -301,25 +285,9 @@ def near_duplicate_rows(manifest: Manifest) -> list[dict[str, str | float]]:
 
 
 def to_rows(manifest: Manifest) -> list[dict[str, str | int]]:
-    """Return the manifest as a table: one row per image, in the manifest's order.
-
-    Returns:
-        Rows of split, path, class_name, label, bytes, sha256, width, height, mode, and group where there are groups.
-    """
+    """Return the manifest as a table, one row per image in its order; it has a column of groups if there are any."""
     labels = {name: label for label, name in enumerate(manifest.classes)}
-    has_groups = any(entry.group for entry in manifest.entries)
-    return [
-        {
-            "split": entry.split,
-            "path": entry.path,
-            "class_name": entry.class_name,
-            "label": labels[entry.class_name],
-            "bytes": entry.bytes,
-            "sha256": entry.sha256,
-            "width": entry.width,
-            "height": entry.height,
-            "mode": entry.mode,
-            **({"group": entry.group} if has_groups else {}),
-        }
-        for entry in manifest.entries
-    ]
+    columns = ["split", "path", "class_name", "label", "bytes", "sha256", "width", "height", "mode"]
+    columns += ["group"] if any(entry.group for entry in manifest.entries) else []
+    rows = [vars(entry) | {"label": labels[entry.class_name]} for entry in manifest.entries]
+    return [{name: row[name] for name in columns} for row in rows]

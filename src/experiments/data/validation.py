@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,8 +42,17 @@ def hash_files(root: Path, images: Sequence[ListedImage], issues: list[DataIssue
     return hashes
 
 
-def _open(root: Path, path: str) -> BufferedReader:
-    return open(os.path.join(root, path), "rb")
+@contextmanager
+def _open(root: Path, path: str) -> Iterator[BufferedReader]:
+    """Open a file; an error that is about the file (not that too many are open) is raised as DataError."""
+    try:
+        with open(os.path.join(root, path), "rb") as file:
+            yield file
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
+        text = f"cannot be read ({error.strerror}); check its permissions and the disk, or remove it"
+        raise DataError(text) from None
 
 
 def _hash(root: Path, path: str) -> tuple[str, int] | str:
@@ -50,19 +60,8 @@ def _hash(root: Path, path: str) -> tuple[str, int] | str:
     try:
         with _open(root, path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
-    except OSError as error:
-        return _unreadable(error)
-
-
-def _unreadable(error: OSError) -> str:
-    """Return the text of the issue for a file that cannot be read.
-
-    Raises:
-        OSError: The error itself, if it is not about the file (too many files are open).
-    """
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        raise error
-    return f"cannot be read ({error.strerror}); check its permissions and the disk, or remove it"
+    except DataError as error:
+        return str(error)
 
 
 def unchanged(root: Path, path: str, sha256: str) -> bytes:
@@ -71,11 +70,8 @@ def unchanged(root: Path, path: str, sha256: str) -> bytes:
     Raises:
         DataError: If the file cannot be read, or the content has changed or is too large; the caller adds the path.
     """
-    try:
-        with _open(root, path) as file:
-            content = decoder.read(file)
-    except OSError as error:
-        raise DataError(_unreadable(error)) from None
+    with _open(root, path) as file:
+        content = decoder.read(file)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DataError("has changed since it was checked; leave the data alone during a run, and start again")
     return content
@@ -89,8 +85,6 @@ class ValidationResults:
     Args:
         root: The directory of the data set.
         hashes: path -> (sha256, size) of its files.
-        cache: The cache directory.
-        decoder_settings: See `decoder.decode`.
         buffer: Receives decoded images.
     """
 
@@ -110,13 +104,17 @@ class ValidationResults:
         self._hashes = hashes
         self._thumbnails: dict[str, np.ndarray] = {}  # by sha256
         self._buffer = buffer
-        files = sorted(sha256 for sha256, _ in hashes.values())
-        key = array_cache.key({"files": files, "decoder": decoder.VERSION, **decoder_settings.validation_key()})
+        key = self.key(sorted(sha256 for sha256, _ in hashes.values()))
         self._file = cache / "manifests" / f"{key}.npz"
         self._thumbnail_file = cache / "thumbnails" / f"{key}-{near_duplicates.VERSION}.npz"
         if kept := named_arrays.load(self._file, self):
             self.valid = dict(zip(kept["sha256"].astype(str).tolist(), json.loads(kept["facts"].item()), strict=True))
         self._kept = len(self.valid)
+
+    def key(self, hashes: Sequence[str], **more: Any) -> str:
+        """Return the key of what depends on files, by their hashes, and on the decoder."""
+        settings = self.decoder_settings.validation_key()
+        return array_cache.key({"files": hashes, "decoder": decoder.VERSION, **settings, **more})
 
     def sha256(self, image: ListedImage) -> str:
         return self._hashes[image.path][0]
@@ -158,25 +156,23 @@ class ValidationResults:
             paths: sha256 -> path.
             keep: Whether the decoded images are added to the buffer.
         """
+
+        def validate(sha256: str, path: str) -> _Facts | str:
+            try:
+                content = unchanged(self._root, path, sha256)
+                with decoder.decoding(content, self.decoder_settings) as (image, facts, warnings):
+                    self._thumbnails[sha256] = near_duplicates.thumbnail(image)
+                    if self._buffer and keep:
+                        self._buffer.add(sha256, image)
+                    return facts.width, facts.height, facts.mode, warnings
+            except DataError as error:
+                return str(error)
+
         with ThreadPoolExecutor() as pool:
-            validate = functools.partial(self._validate, keep=keep)
             yield from zip(paths, pool.map(validate, paths, paths.values()), strict=True)
 
-    def _validate(self, sha256: str, path: str, *, keep: bool) -> _Facts | str:
-        try:
-            content = unchanged(self._root, path, sha256)
-            with decoder.decoding(content, self.decoder_settings) as (image, facts, warnings):
-                self._thumbnails[sha256] = near_duplicates.thumbnail(image)
-                if self._buffer and keep:
-                    self._buffer.add(sha256, image)
-                return facts.width, facts.height, facts.mode, warnings
-        except DataError as error:
-            return str(error)
-
     def thumbnails(self, images: Iterable[ListedImage]) -> np.ndarray:
-        """Return the thumbnails [N, SIZE, SIZE, 3] uint8 of valid images, see `near_duplicates`.
-
-        They are made when an image is validated, and kept in the cache.
+        """Return the thumbnails [N, SIZE, SIZE, 3] uint8 of valid images; they are kept in the cache.
 
         Raises:
             DataError: If a file has changed since it was validated.

@@ -45,7 +45,8 @@ def key(spec: Mapping[str, Any]) -> str:
         TypeError: If the specification holds a value that JSON cannot represent.
         ValueError: If it holds NaN or infinity.
     """
-    return hashlib.sha256(_canonical(spec).encode()).hexdigest()[:32]
+    canonical = json.dumps(dict(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,13 @@ class CacheEntry:
     def wanted(self) -> dict[str, Any]:
         """The values that the entry's meta.json must have."""
         return {
-            "spec": json.loads(_canonical(self.spec)),
+            "spec": json.loads(json.dumps(dict(self.spec))),
             "shape": [int(length) for length in self.shape],
             "dtype": np.dtype(self.dtype).str,
         }
 
     def find(self) -> np.ndarray | None:
-        """Return the array as a read-only memory map; None if it is missing or damaged.
-
-        Its content is hashed once per process.
-        """
+        """Return the array as a read-only memory map; None if it is missing or damaged."""
         found = _open(self.folder, self.wanted)
         return None if isinstance(found, str) else found
 
@@ -109,20 +107,16 @@ def load_or_create(
     Args:
         cache: The cache directory.
         kind: The kind of array, as the name of a directory, such as "pixels".
-        spec: Everything the array depends on, as JSON values.
-        shape: The array's shape.
-        dtype: The array's type, a boolean or numeric type of NumPy.
+        spec, shape, dtype, about: See `CacheEntry`.
         write: Fills the array it is given, which has that shape and type and holds zeros. It may run in several
             processes concurrently; then one result is kept and the others are discarded.
-        about: Facts that `experiments cache` shows of the entry.
 
     Returns:
-        A read-only memory map of that shape and type.
+        A read-only memory map.
 
     Raises:
         OSError: If the cache cannot be written, or does not hold afterwards what was written.
-        TypeError, ValueError: If `key` raises them.
-        Exception: If `write` raises it; nothing is left behind then.
+        Exception: If `key` or `write` raises it; nothing is left behind then.
     """
     entry = CacheEntry(cache / kind / key(spec), spec, shape, dtype, about or {})
     found = entry.find()
@@ -177,12 +171,6 @@ class _RowFile:
     """The file behind the memory map of a whole array, which any number of threads may read.
 
     The file is closed when the last reference to this object is gone.
-
-    Args:
-        array: a memory map of a whole file.
-
-    Raises:
-        FileNotFoundError: the file was removed or renamed.
     """
 
     def __init__(self, array: np.memmap) -> None:
@@ -239,13 +227,10 @@ def mark_used(entry: Path, holder: object = sys) -> None:
 
 
 def remove(cache: Path, entry: Path) -> bool:
-    """Remove an entry, or the remains of one, unless a lock shows that a process writes or uses it.
+    """Remove an entry, or the remains of one, unless a lock shows that a process uses it; return whether it is gone.
 
     Lock files are named KIND-KEY, and what is written under such a lock has KEY in its name. If the entry is a symbolic
     link, only the link is removed, because its target does not belong to the cache.
-
-    Returns:
-        True if the entry is gone.
     """
     with ExitStack() as held:
         for lock in (cache / "locks").glob("*.lock"):
@@ -271,10 +256,6 @@ def remove(cache: Path, entry: Path) -> bool:
     return True
 
 
-def _canonical(spec: Mapping[str, Any]) -> str:
-    return json.dumps(dict(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
 def _open(entry: Path, wanted: Mapping[str, Any]) -> np.ndarray | str:
     """Return the entry's verified array, or the reason why it cannot be used."""
     path = entry / _ARRAY
@@ -288,11 +269,10 @@ def _open(entry: Path, wanted: Mapping[str, Any]) -> np.ndarray | str:
         stored: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         if [list(stored.shape), stored.dtype.str] != [meta["shape"], meta["dtype"]]:
             return "its array is not of the shape and type it was stored with"
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, None):
+    except (OSError, ValueError, KeyError, TypeError) as error:  # incomplete, or not written by this module
+        damaged = errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, None
+        if getattr(error, "errno", None) not in damaged:
             raise  # too many open files, no permission: the entry may be undamaged
-        return f"{type(error).__name__}: {error}"
-    except (ValueError, KeyError, TypeError) as error:  # incomplete, or not written by this module
         return f"{type(error).__name__}: {error}"
     return stored
 
@@ -326,10 +306,8 @@ def _build(entry: Path, wanted: Mapping[str, Any], write: Callable[[np.ndarray],
 def _remove(entry: Path) -> None:
     """Rename an entry, then delete it, so that no process reads a partly deleted one."""
     aside = draft(entry)
-    try:
+    with suppress(FileNotFoundError):  # another process has removed it
         os.rename(entry, aside)
-    except FileNotFoundError:  # another process has removed it
-        return
     if aside.is_dir():
         shutil.rmtree(aside, ignore_errors=True)
     else:

@@ -19,8 +19,7 @@ def cats_vs_dogs(*, url: str, sha256: str, bytes: int, archive: str | None, cach
     """Download Kaggle's cats and dogs, about 12,500 images each, as Microsoft publishes them.
 
     Images are unpacked into `cache/cats_vs_dogs/<first 16 of sha256>/Cat/` and `Dog/`; once these exist, the archive is
-    not used. Many files are not valid images, which the manifest detects (use `data.on_bad=skip`). An archive that was
-    downloaded here is removed when it is unpacked.
+    not used. Many files are not valid images, which the manifest detects (use `data.on_bad=skip`).
 
     Source: https://www.microsoft.com/en-us/download/details.aspx?id=54765; J. Elson, J. Douceur, J. Howell, J. Saul:
     Asirra: a CAPTCHA that exploits interest-aligned manual image categorization, CCS 2007.
@@ -29,8 +28,8 @@ def cats_vs_dogs(*, url: str, sha256: str, bytes: int, archive: str | None, cach
         url: Address of the archive, http or https.
         sha256: Hash of the archive: 64 hex digits.
         bytes: Size of the archive.
-        archive: Path of an archive that exists already: absolute, relative to the working directory, or beginning with
-            "~". It is checked and kept. None to download it.
+        archive: Path of an archive that exists already, which is checked and kept; None to download it, and remove it
+            when it is unpacked.
         cache: The cache directory; it needs room for the archive and for as much again.
 
     Returns:
@@ -42,18 +41,16 @@ def cats_vs_dogs(*, url: str, sha256: str, bytes: int, archive: str | None, cach
     """
     sha256 = sha256.lower()
     root = cache / "cats_vs_dogs" / sha256[:16]
-    if root.is_dir():
-        array_cache.mark_used(root)
-        return root
-    allowed = "the path of the downloaded zip file, or null to download it"
-    own = existing("data.archive", archive, allowed, is_file=True) if archive is not None else None
-    with array_cache.writing(cache, "cats_vs_dogs", root.name):
-        if root.is_dir():  # another process has created it meanwhile
-            return root
-        with _open(url, sha256, bytes, own, cache) as file:
-            download.extract(file, root, wanted=_IMAGES, member_bytes=_IMAGE_BYTES, total_bytes=_TOTAL_BYTES)
-        if own is None:
-            Path(file.name).unlink(missing_ok=True)
+    if not root.is_dir():
+        allowed = "the path of the downloaded zip file, or null to download it"
+        own = existing("data.archive", archive, allowed, is_file=True) if archive is not None else None
+        with array_cache.writing(cache, "cats_vs_dogs", root.name):
+            if root.is_dir():  # another process has created it meanwhile
+                return root
+            with _open(url, sha256, bytes, own, cache) as file:
+                download.extract(file, root, wanted=_IMAGES, member_bytes=_IMAGE_BYTES, total_bytes=_TOTAL_BYTES)
+            if own is None:
+                Path(file.name).unlink(missing_ok=True)
     array_cache.mark_used(root)
     return root
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -68,10 +69,7 @@ def csv_labels(
         path_column: The column of paths; None to find it by its name. Paths may lack the suffix of their files.
         label_column: The column of classes; None to find it by its name.
         split_column: The column of splits; None for a column called split, if there is one; "" for none.
-        cache: Not used, as nothing is downloaded; every data source receives it.
-
-    Returns:
-        The listing. Its issues are rows without an image, a label or a split, and images with two labels or splits.
+        cache: Not used; every data source receives it.
 
     Raises:
         ConfigError: If the file or a column is missing, or none of the images exists.
@@ -83,10 +81,8 @@ def csv_labels(
     if table.split and "train" not in listing.splits:
         raise ConfigError(f"data.split_column: no row of column {table.split!r} in {printable(str(file))} is train")
     if len(listing.classes) < 2:
-        received = ", ".join(map(printable, listing.classes)) or "none"
-        raise ConfigError(
-            f"data.label_column: two or more classes are needed, column {table.label!r} of {file} has {received}"
-        )
+        problem = f"two or more classes are needed, column {table.label!r} of {file} has"
+        raise ConfigError(f"data.label_column: {problem} {', '.join(map(printable, listing.classes)) or 'none'}")
     return listing
 
 
@@ -97,6 +93,9 @@ def list_rows(table: Table, base: Path, *, count_others: bool = True) -> Listing
         table: The table.
         base: The folder that its paths are relative to.
         count_others: Whether a note counts the images that are beside the listed ones, but not in the table.
+
+    Returns:
+        The listing. Its issues are rows without an image, a label or a split, and images with two labels or splits.
 
     Raises:
         ConfigError: If none of the images exists.
@@ -127,6 +126,7 @@ def list_rows(table: Table, base: Path, *, count_others: bool = True) -> Listing
             cells = {name: text if text == before[name] else "" for name, text in row.cells.items()}
             listed[path], rows[path] = image, row._replace(cells=cells)
     given = {image.split for image in listed.values()}
+    facts = [name for name in table.columns if name != table.path]
     return Listing(
         root=root,
         images=[listed[path] for path in sorted(listed)],
@@ -135,9 +135,7 @@ def list_rows(table: Table, base: Path, *, count_others: bool = True) -> Listing
         notes=_notes(table, places if count_others else [], len(skipped)),
         issues=issues,
         skipped=skipped,
-        columns={
-            name: {path: row.cells[name] for path, row in rows.items()} for name in table.columns if name != table.path
-        },
+        columns={name: {path: row.cells[name] for path, row in rows.items()} for name in facts},
     )
 
 
@@ -182,9 +180,8 @@ def read_table(file: Path, path_column: str | None, label_column: str | None, sp
     splits = [SPLIT_NAMES.get(row[split].lower(), row[split]) if split else "" for _, row in rows]
     notes: list[str] = []
     class_of = class_names((row[label] for _, row in rows), notes)
-    found = [
-        Row(line, row, row[path], class_of[row[label]], name) for (line, row), name in zip(rows, splits, strict=True)
-    ]
+    named = zip(rows, splits, strict=True)
+    found = [Row(line, row, row[path], class_of[row[label]], name) for (line, row), name in named]
     return Table(file, columns, found, path, label, split or None, notes)
 
 
@@ -195,11 +192,7 @@ def _by_name(columns: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def _column(key: str, given: str | None, found: Sequence[str], columns: Sequence[str], where: str) -> str:
-    """Return the column that is given, or the only one that was found by its name.
-
-    Raises:
-        ConfigError: If the given one does not exist, or none or several were found.
-    """
+    """Return the column that is given, or the only one that was found by its name."""
     allowed = f"Columns of {where}: {', '.join(map(repr, columns))}"
     if given and given not in columns:
         hint = nearest_hint(given, columns)
@@ -217,18 +210,20 @@ def _locate(table: Table, base: Path) -> tuple[list[DataIssue], list[tuple[Row, 
         ConfigError: If no image exists.
     """
     issues, found = [], []
-    stems: dict[str, dict[str, str]] = {}
+    images_in = functools.cache(_images_by_stem)
     for row in table.rows:
         where = f"line {row.line} of {table.file.name}"
-        place = _file(base, row.path, stems) if row.path else None
-        if place is None:
-            problem = f"no such file; it is on {where}" if row.path else f"column {table.path!r} is empty"
-            issues.append(DataIssue(row.path or where, problem, skippable=True, class_name=row.label))
-        elif not is_image(place):
-            problem = f"not of a type read here ({' '.join(SUFFIXES)}); it is on {where}"
-            issues.append(DataIssue(row.path, problem, skippable=True, class_name=row.label))
-        else:
+        place = _file(base, row.path, images_in) if row.path else None
+        if place is not None and is_image(place):
             found.append((row, place))
+            continue
+        if not row.path:
+            problem = f"column {table.path!r} is empty"
+        elif place is None:
+            problem = f"no such file; it is on {where}"
+        else:
+            problem = f"not of a type read here ({' '.join(SUFFIXES)}); it is on {where}"
+        issues.append(DataIssue(row.path or where, problem, skippable=True, class_name=row.label))
     if not found:
         raise ConfigError(
             f"data.images: none of the {len(table.rows):,} images in column {table.path!r} of "
@@ -238,25 +233,18 @@ def _locate(table: Table, base: Path) -> tuple[list[DataIssue], list[tuple[Row, 
     return issues, found
 
 
-def _file(base: Path, text: str, stems: dict[str, dict[str, str]]) -> str | None:
+def _file(base: Path, text: str, images_in: Callable[[str], Mapping[str, str]]) -> str | None:
     """Return the absolute path of the file that a cell names, and None if there is none.
 
     A backslash may separate folders, and the suffix of an image may be missing.
-
-    Args:
-        base: The folder that the path is relative to.
-        text: The cell.
-        stems: folder -> the names of its images by their names without suffix; filled as folders are read.
     """
     for name in dict.fromkeys((text, text.replace("\\", "/"))):
         path = os.path.normpath(os.path.join(base, name))
         if os.path.isfile(path):
             return path
         folder, stem = os.path.split(path)
-        if folder not in stems:
-            stems[folder] = _images_by_stem(folder)
-        if stem in stems[folder]:
-            return os.path.join(folder, stems[folder][stem])
+        if found := images_in(folder).get(stem):
+            return os.path.join(folder, found)
     return None
 
 
@@ -291,16 +279,14 @@ def _notes(table: Table, places: Sequence[str], unlabelled: int) -> list[str]:
     notes += [f"column {name!r} is not used for splits" for name in unused]
     if unlabelled:
         notes.append(f"the {unlabelled:,} images of the test split have no labels and are left aside")
-    listed = defaultdict(set)
-    for place in places:
-        listed[os.path.dirname(place)].add(os.path.basename(place))
-    others = [
+    listed = set(places)
+    beside = (
         os.path.join(folder, name)
-        for folder in sorted(listed)
+        for folder in sorted(set(map(os.path.dirname, places)))
         for name in sorted(os.listdir(folder))
-        if is_image(name) and not is_litter(name) and name not in listed[folder]
-    ]
-    if others:
+        if is_image(name) and not is_litter(name)
+    )
+    if others := [path for path in beside if path not in listed]:
         text = f"{len(others):,} images beside those of {printable(table.file.name)} are not in it and are not used"
         notes.append(f"{text}, such as {printable(others[0])}")
     return notes

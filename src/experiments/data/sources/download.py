@@ -1,7 +1,6 @@
 """Download and unpacking of archives.
 
-A download continues where it broke off, and unpacking writes into its own directory only. A file is accepted when its
-length and its sha256 are the expected ones; both are checked over the whole file before any use.
+A download continues where it broke off, and unpacking writes into its own directory only.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import BufferedRandom, BufferedReader
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
@@ -45,7 +44,6 @@ _RETRY = urllib3.Retry(  # until a response begins; `_complete` retries those th
 _TRIES = 5  # responses in a row, each of fewer than _WORTHWHILE bytes, before the download fails
 _WORTHWHILE = 2**20  # bytes
 _PAUSE = 1.0  # seconds before the first retry, doubled before each further one
-_MEMBER_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, struct.error, ValueError)
 
 _log = logging.getLogger(__name__)
 
@@ -53,17 +51,11 @@ File = BufferedReader | BufferedRandom  # open; `name` is its path
 
 
 def fetch(url: str, *, sha256: str, size: int, folder: Path) -> File:
-    """Download a file, or the rest of one, and check it.
+    """Download a file of `size` bytes, or the rest of one, and check it.
 
     The file is `folder/<name>.<first 16 of sha256>.part`. It is kept when the download fails, so that the next call
     continues it, and when it succeeds: the caller removes it. Processes that download it concurrently do not interfere
     with each other, because all of them write the same bytes at the same positions.
-
-    Args:
-        url: Address of the file, http or https; the environment's proxies are used.
-        sha256: Hash of the whole file, 64 hex digits, lower case.
-        size: Size of the whole file in bytes.
-        folder: Directory of the downloads; created if it is missing.
 
     Returns:
         The file, checked and open for reading; `name` is its path.
@@ -73,19 +65,19 @@ def fetch(url: str, *, sha256: str, size: int, folder: Path) -> File:
             keeps breaking off; if the disk is full or cannot be written.
     """
     part = folder / f"{PurePosixPath(urlsplit(url).path).name}.{sha256[:16]}.part"
-    with _disk(f"Downloading {url} to {part}"):
+    with _disk(f"Downloading {url} to {part}"), ExitStack() as opened:
         folder.mkdir(parents=True, exist_ok=True)
-        file = _open(part)
+        # The mode "w+b" would truncate a file that another process has just begun.
+        file = opened.enter_context(
+            open(part, "r+b", opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o666))
+        )
+        _complete(file, url, size)
         try:
-            _complete(file, url, size)
-            try:
-                verify(file, sha256=sha256, size=size, what=f"The file from {url}")
-            except DataError as error:
-                part.unlink(missing_ok=True)
-                raise DataError(f"{error}. It is removed; the same command downloads it anew") from None
-        except BaseException:
-            file.close()
-            raise
+            verify(file, sha256=sha256, size=size, what=f"The file from {url}")
+        except DataError as error:
+            part.unlink(missing_ok=True)
+            raise DataError(f"{error}. It is removed; the same command downloads it anew") from None
+        opened.pop_all()
     return file
 
 
@@ -108,7 +100,7 @@ def extract(file: File, target: Path, *, wanted: re.Pattern[str], member_bytes: 
     """Unpack a zip archive's wanted members into a new directory, which appears atomically.
 
     Args:
-        file: The archive, open for reading; `name` is its path.
+        file: The archive.
         target: The directory. If another process has created it meanwhile, that one is kept.
         wanted: Matches the whole name of a member to unpack; its groups are the parts of the path below `target`, so
             they must match no separator. All other members are skipped.
@@ -117,7 +109,7 @@ def extract(file: File, target: Path, *, wanted: re.Pattern[str], member_bytes: 
 
     Raises:
         DataError: If the archive is damaged or has no wanted members; if one of them is a link, encrypted, there twice
-            or too large. Also if the disk is full or cannot be written. Nothing is left behind in any of these cases.
+            or too large; if the disk is full or cannot be written. Nothing is left behind then.
     """
     try:
         with _disk(f"Unpacking {file.name} to {target}"), zipfile.ZipFile(file) as archive:
@@ -133,7 +125,7 @@ def extract(file: File, target: Path, *, wanted: re.Pattern[str], member_bytes: 
                 os.sync()  # one call for thousands of files; an fsync of each would take minutes
     except DataError:
         raise
-    except _MEMBER_ERRORS as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, struct.error, ValueError) as error:
         raise DataError(f"{file.name} is not a valid zip archive: {error}") from None
 
 
@@ -176,10 +168,7 @@ def _complete(file: File, url: str, size: int) -> None:
 
 
 def _receive(session: requests.Session, file: File, url: str, size: int, advance: Callable[[int], object]) -> str:
-    """Write one response to the file, from the position where it begins, and return why it ended.
-
-    The reason matters only if bytes are missing afterwards.
-    """
+    """Write one response to the file, from the position where it begins, and return why it ended."""
     have = _length(file)  # read only now, as another process may be writing the same file
     try:
         response = _request(session, url, have)
@@ -199,8 +188,7 @@ def _receive(session: requests.Session, file: File, url: str, size: int, advance
                 at += len(chunk)
                 if at > size:
                     Path(file.name).unlink(missing_ok=True)
-                    text = f"{url} is another file, which is removed. Allowed: {size:,} bytes. Received: more"
-                    raise DataError(text)
+                    raise DataError(f"{url} is another file, which is removed. Allowed: {size:,} bytes. Received: more")
                 file.write(chunk)
                 file.flush()
                 advance(len(chunk))
@@ -220,14 +208,6 @@ def _request(session: requests.Session, url: str, have: int) -> requests.Respons
             return response
         response.close()
     return session.get(url, stream=True, timeout=_TIMEOUT)
-
-
-def _open(part: Path) -> BufferedRandom:
-    """Open a file for reading and writing, and create it if it is missing.
-
-    The mode "w+b" would truncate a file that another process has just begun.
-    """
-    return open(part, "r+b", opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o666))
 
 
 def _kept(file: File, size: int) -> str:

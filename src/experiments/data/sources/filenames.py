@@ -25,7 +25,7 @@ def filenames(*, root: str | Path, pattern: str, cache: Path) -> Listing:
         pattern: A regular expression with a group called label, such as `(?P<label>[a-z]+)\.\d+\.jpg` for `cat.0.jpg`,
             and where there are such parts, groups called split and group (see `ListedImage`). It must match the whole
             name of every file; or, if it has a slash, the whole path below the folder.
-        cache: Not used, as nothing is downloaded; every data source receives it.
+        cache: Not used; every data source receives it.
 
     Returns:
         The listing. An image that the pattern does not match is an issue.
@@ -60,17 +60,10 @@ def filenames(*, root: str | Path, pattern: str, cache: Path) -> Listing:
         raise ConfigError(f"data.pattern: its group split is train for none of the images of {folder}")
     classes = sorted({image.class_name for image in images})
     if len(classes) < 2:
-        raise ConfigError(
-            f"data.pattern: two or more classes are needed, its group label finds {classes[0]!r} in all names"
-        )
-    return Listing(
-        root=folder,
-        images=images,
-        classes=classes,
-        splits=[split for split in SPLITS if split in given],
-        notes=notes,
-        issues=issues,
-    )
+        problem = f"two or more classes are needed, its group label finds {classes[0]!r} in all names"
+        raise ConfigError(f"data.pattern: {problem}")
+    splits = [split for split in SPLITS if split in given]
+    return Listing(folder, images, classes, splits, issues, notes=notes)
 
 
 def _problem(named: Mapping[str, str]) -> str | None:
@@ -87,24 +80,16 @@ def _problem(named: Mapping[str, str]) -> str | None:
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
-    r"""Return the expression of `data.pattern`.
-
-    Raises:
-        ConfigError: If it is no regular expression, has no group called label, or groups of other names.
-    """
+    """Return the expression of `data.pattern`, if it has the groups that are needed and no others."""
     example = r"""Such as: 'data.pattern="(?P<label>[a-z]+)\.\d+\.jpg"' for cat.0.jpg"""
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise ConfigError(
-            f"data.pattern: is no regular expression: {error}. {example}. Received: {pattern!r}"
-        ) from None
-    names = expression.groupindex
-    for name in sorted(set(names) - set(_GROUPS)):
-        hint = nearest_hint(name, _GROUPS)
-        raise ConfigError(
-            f"data.pattern: unknown group {name!r}. Allowed: {', '.join(_GROUPS)}{hint}. Received: {pattern!r}"
-        )
-    if "label" not in names:
+        problem = f"is no regular expression: {error}. {example}"
+        raise ConfigError(f"data.pattern: {problem}. Received: {pattern!r}") from None
+    if unknown := sorted(set(expression.groupindex) - set(_GROUPS)):
+        problem = f"unknown group {unknown[0]!r}. Allowed: {', '.join(_GROUPS)}{nearest_hint(unknown[0], _GROUPS)}"
+        raise ConfigError(f"data.pattern: {problem}. Received: {pattern!r}")
+    if "label" not in expression.groupindex:
         raise ConfigError(f"data.pattern: needs a group called label. {example}. Received: {pattern!r}")
     return expression

@@ -11,14 +11,11 @@ from experiments.errors import ConfigError
 
 
 def folder(*, root: str | Path, cache: Path) -> Path:
-    """Return the path of an existing folder of images.
+    """Return the absolute path of an existing folder of images, the content of which the manifest checks.
 
     Args:
         root: The folder, absolute, relative to the working directory, or beginning with "~".
-        cache: Not used, as a folder needs no download; every data source receives it.
-
-    Returns:
-        The folder's absolute path. The manifest checks its content.
+        cache: Not used; every data source receives it.
 
     Raises:
         ConfigError: If `root` is not an existing folder; the message has similar names.
@@ -36,7 +33,7 @@ def existing(key: str, place: str | Path, allowed: str, *, is_file: bool = False
         is_file: Whether a file is needed instead of a folder.
 
     Raises:
-        ConfigError: If there is none; the message has similar names.
+        ConfigError: If there is none.
     """
     path = Path(os.path.abspath(os.path.expanduser(place)))
     if str(place) and (os.path.isfile(path) if is_file else os.path.isdir(path)):  # no error for an impossible name
@@ -51,10 +48,7 @@ def existing(key: str, place: str | Path, allowed: str, *, is_file: bool = False
 
 
 def _similar(path: Path, is_file: bool) -> str:
-    """Return a phrase with names similar to the first missing part of a path.
-
-    The names are those in the directory that would contain it.
-    """
+    """Return a phrase with the names that are similar to the first missing part of a path."""
     missing = path
     while not os.path.isdir(missing.parent):
         missing = missing.parent
