@@ -20,6 +20,7 @@ from experiments.deploy import predict
 from experiments.errors import DataError
 from experiments.images import decoder
 from experiments.images.decoder_settings import DecoderSettings, GrayRange
+from experiments.images.file_formats import parse
 from tests.images.test_decoder import encode, warned
 
 RED = (200, 40, 30)
@@ -318,9 +319,9 @@ EXACT = [
 @pytest.mark.parametrize(("format", "options"), [*EXACT, ("AVIF", {"quality": 95, "subsampling": "4:4:4"})])
 def test_further_formats_are_read(format: str, options: dict[str, Any], mode: str) -> None:
     content, expected = encode(LARGE.convert(mode), format, **options), np.asarray(LARGE.convert(mode).convert("RGB"))
-    with decoder.decoding(content) as (image, facts, _):
-        difference = np.abs(np.asarray(image).astype(int) - expected)
-    assert facts[:2] == (64, 48) and facts.format == format
+    with decoder.decoding(content) as decoded:
+        difference = np.abs(np.asarray(decoded.image).astype(int) - expected)
+    assert (decoded.width, decoded.height) == (64, 48) and parse(content).format == format
     assert difference.max() == 0 if format != "AVIF" else difference.mean() < 4
     for part in (len(content) // 2, len(content) - 100):
         with pytest.raises(DataError, match="replace it by a whole copy or remove it"):

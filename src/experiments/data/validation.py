@@ -160,11 +160,11 @@ class ValidationResults:
         def validate(sha256: str, path: str) -> _Facts | str:
             try:
                 content = unchanged(self._root, path, sha256)
-                with decoder.decoding(content, self.decoder_settings) as (image, facts, warnings):
+                with decoder.decoding(content, self.decoder_settings) as (image, width, height, mode, warnings):
                     self._thumbnails[sha256] = near_duplicates.thumbnail(image)
                     if self._buffer and keep:
                         self._buffer.add(sha256, image)
-                    return facts.width, facts.height, facts.mode, warnings
+                    return width, height, mode, warnings
             except DataError as error:
                 return str(error)
 

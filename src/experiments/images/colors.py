@@ -20,12 +20,7 @@ _TRANSPARENT = "is fully transparent; remove its alpha channel, or remove the fi
 
 
 def to_rgb(source: Image.Image, file: ImageFile, gray_range: GrayRange | None) -> Image.Image:
-    """Return a loaded image as 8-bit RGB.
-
-    Args:
-        source: The image as Pillow has loaded it.
-        file: The file that it was loaded from; receives warnings.
-        gray_range: See `decoder.decode`.
+    """Return an image, as Pillow has loaded it, as 8-bit RGB; `file` receives warnings.
 
     Raises:
         DataError: If the image is fully transparent, or if the meaning of its values is not known.
@@ -41,14 +36,14 @@ def to_rgb(source: Image.Image, file: ImageFile, gray_range: GrayRange | None) -
 
 
 def _strips(source: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Yield an image in horizontal strips, each with its top row, so that converting it takes little memory."""
+    """Yield an image in horizontal strips, each with its top row."""
     rows = max(1, _STRIP // source.width)
     for top in range(0, source.height, rows):
         yield top, source.crop((0, top, source.width, min(top + rows, source.height)))
 
 
 def _in_strips(source: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Convert an image to RGB strip by strip."""
+    """Convert an image to RGB strip by strip, which takes little memory."""
     result = Image.new("RGB", source.size)
     for top, strip in _strips(source):
         result.paste(convert(strip), (0, top))
@@ -82,12 +77,9 @@ def _check_16_bit_colors(source: Image.Image, file: ImageFile) -> None:
         return
     if "transparency" in source.info:
         raise DataError(f"has 16-bit colors of which one is transparent, which is not read; {CONVERT}")
-    largest = max(high for _, high in source.getextrema()[:3])  # type: ignore[misc]
-    if largest < _FULL // 256:
-        raise DataError(
-            f"has 16-bit colors that use no more than {_FULL.bit_length() - 1} bits, so that it would be dark; scale "
-            "it to 8 bits a channel, or remove it"
-        )
+    if max(high for _, high in source.getextrema()[:3]) < _FULL // 256:  # type: ignore[misc]
+        problem = f"has 16-bit colors that use no more than {_FULL.bit_length() - 1} bits, so that it would be dark"
+        raise DataError(f"{problem}; scale it to 8 bits a channel, or remove it")
 
 
 def _rgb_of_gray(source: Image.Image, gray_range: GrayRange, white_is_zero: bool) -> Image.Image:
@@ -99,10 +91,8 @@ def _rgb_of_gray(source: Image.Image, gray_range: GrayRange, white_is_zero: bool
         nonlocal opaque
         values = np.asarray(strip)
         if not low <= values.min() or not values.max() <= high:  # refuses NaN, too
-            raise DataError(
-                f"has grays from {values.min():g} to {values.max():g}, beyond data.gray_range=[{low:g},{high:g}]; "
-                "widen the range, or remove it"
-            )
+            problem = f"has grays from {values.min():g} to {values.max():g}, beyond data.gray_range=[{low:g},{high:g}]"
+            raise DataError(f"{problem}; widen the range, or remove it")
         scaled = ((values - np.float64(low)) * (255 / (high - low)) + 0.5).astype(np.uint8)
         if white_is_zero:
             scaled = 255 - scaled
@@ -140,11 +130,7 @@ def _known_range(source: Image.Image, file: ImageFile) -> GrayRange:
 
 
 def is_blank(image: Image.Image) -> bool:
-    """Return whether all pixels have almost the same color.
-
-    A sample of 8 x 8 pixels is compared first, because it decides for most images.
-    """
-    for sample in (image.resize((8, 8), Image.Resampling.NEAREST), image):
-        if any(high - low > _FEW_LEVELS for low, high in sample.getextrema()):  # type: ignore[misc]
-            return False
-    return True
+    """Return whether all pixels have almost the same color."""
+    few = image.resize((8, 8), Image.Resampling.NEAREST)  # compared first, because they decide for most images
+    extremes = (extremes for sample in (few, image) for extremes in sample.getextrema())
+    return all(high - low <= _FEW_LEVELS for low, high in extremes)  # type: ignore[misc]

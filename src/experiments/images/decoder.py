@@ -6,6 +6,7 @@ All three must use the same pixels, so every part of the package that reads an i
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 import threading
@@ -24,7 +25,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from experiments.errors import DataError
 from experiments.images.colors import is_blank, to_rgb
 from experiments.images.decoder_settings import DEFAULTS, MAX_PIXELS, DecoderSettings
-from experiments.images.file_formats import CONVERT, REPLACE, SEVERAL, ImageFile, cut_short, parse, read_orientation
+from experiments.images.file_formats import CONVERT, CUT_SHORT, REPLACE, SEVERAL, ImageFile, parse, read_orientation
 from experiments.images.plugins import FORMATS
 from experiments.images.resizing import resize
 
@@ -53,36 +54,23 @@ _TRANSPOSITIONS = {
 # Messages of Pillow about valid files of a kind that it does not support.
 _LAYOUTS = re.compile("unknown pixel mode|cannot handle|[Uu]nsupported")
 # Gray TIFFs that Pillow's decoders can read, but that are missing in its table of layouts.
-for _order in (b"II", b"MM"):
-    for _white_is_zero in (0, 1):
-        _12_bit = (_order, _white_is_zero, (1,), 1, (12,), ())
-        TiffImagePlugin.OPEN_INFO.setdefault(_12_bit, ("I;16", "I;12"))
+for _order, _white_is_zero in itertools.product((b"II", b"MM"), (0, 1)):
+    TiffImagePlugin.OPEN_INFO.setdefault((_order, _white_is_zero, (1,), 1, (12,), ()), ("I;16", "I;12"))
 TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
-
 
 # Blocks of this size are returned to the operating system when they are freed. Pillow's default blocks of 16 MB stay
 # allocated for the thread that used them.
 Image.core.set_block_size(2**26)  # type: ignore[attr-defined]
 
 
-class Facts(NamedTuple):
-    """Properties of an image file."""
-
-    width: int  # pixels as stored, before orientation
-    height: int
-    mode: str  # Pillow's: RGB, L, CMYK, ...
-    format: str  # a key of FORMATS
-
-
 class DecodedImage(NamedTuple):
-    """A decoded image, the properties of its file, and warnings.
-
-    A warning is a phrase that continues a line which begins with the path of the file.
-    """
+    """A decoded image, and what is known of its file."""
 
     image: Image.Image  # mode RGB
-    facts: Facts
-    warnings: list[str]
+    width: int  # pixels as stored in the file, before orientation
+    height: int
+    mode: str  # Pillow's, of the file: RGB, L, CMYK, ...
+    warnings: list[str]  # phrases that continue a line which begins with the path of the file
 
 
 def decode(content: bytes, settings: DecoderSettings = DEFAULTS) -> Image.Image:
@@ -114,9 +102,6 @@ def decoding(content: bytes, settings: DecoderSettings = DEFAULTS) -> Iterator[D
     """Decode a whole image file exactly as `decode` does, and count its memory until the block ends.
 
     All threads together decode no more at a time than fits into `MEMORY`, so resize the image within the block.
-
-    Raises:
-        DataError: See `decode`.
     """
     with _translated(), _collected() as collected:
         _check_bytes(len(content))
@@ -126,7 +111,9 @@ def decoding(content: bytes, settings: DecoderSettings = DEFAULTS) -> Iterator[D
         cost = source.width * source.height * FORMATS[file.format].bytes_per_pixel
     with _memory(cost):
         with _translated(), _collected() as more:
-            facts = Facts(*_stored_size(source), source.mode, file.format)
+            (width, height), mode = source.size, source.mode
+            if isinstance(source, TiffImageFile):  # its `size` has the orientation applied already
+                width, height = source.tag_v2[256], source.tag_v2[257]
             if file.ends:
                 source = JpegImageFile(io.BytesIO(_with_end(file)))
             source.load()
@@ -136,7 +123,7 @@ def decoding(content: bytes, settings: DecoderSettings = DEFAULTS) -> Iterator[D
                 image = image.transpose(_TRANSPOSITIONS[file.orientation])
             if is_blank(image):
                 file.warnings.append(f"is blank: all its pixels are of the color {image.getpixel((0, 0))}")
-        yield DecodedImage(image, facts, list(dict.fromkeys([*file.warnings, *collected, *more])))
+        yield DecodedImage(image, width, height, mode, list(dict.fromkeys([*file.warnings, *collected, *more])))
 
 
 def decode_resized(
@@ -145,16 +132,12 @@ def decode_resized(
     """Decode an image file and resize it to a square, within the memory that all threads share.
 
     Args:
-        content: See `decode`.
+        content, settings: See `decode`, also for the errors raised, and `resizing.resize`.
         size: Width and height of the result in pixels.
-        settings: See `decode` and `resizing.resize`.
         warned: A list to which the warnings about the file are added.
 
     Returns:
         [size, size, 3] uint8, RGB.
-
-    Raises:
-        DataError: See `decode`.
     """
     with decoding(content, settings) as decoded:
         if warned is not None:
@@ -249,11 +232,9 @@ def _collected() -> Iterator[list[str]]:
         _thread_warnings.found = None
 
 
-def _too_large(what: str, max_pixels: int) -> str:
-    return (
-        f"is too large ({what}, at most {max_pixels:,}); scale it down or remove it, or raise data.max_pixels, which "
-        "protects against files that would fill the memory"
-    )
+def _too_large(what: str, max_pixels: int) -> DataError:
+    remedy = "scale it down or remove it, or raise data.max_pixels, which protects against files that would fill the"
+    return DataError(f"is too large ({what}, at most {max_pixels:,}); {remedy} memory")
 
 
 def _check_header(image: Image.Image, file: ImageFile, max_pixels: int) -> None:
@@ -263,7 +244,7 @@ def _check_header(image: Image.Image, file: ImageFile, max_pixels: int) -> None:
     """
     width, height = image.size
     if width * height > max_pixels:
-        raise DataError(_too_large(f"{width:,} x {height:,} pixels", max_pixels))
+        raise _too_large(f"{width:,} x {height:,} pixels", max_pixels)
     if file.scans * width * height > _MOST_SCANS * max(max_pixels, MAX_PIXELS) and file.scans > 1:
         raise DataError(f"has {file.scans} scans, which would take minutes; {CONVERT}")
     if isinstance(image, TiffImageFile):
@@ -299,7 +280,7 @@ def _check_tiff(image: TiffImageFile, file: ImageFile, max_pixels: int) -> None:
         if len(tags.get(tag, ())) > _MOST_STRIPS:
             raise DataError(f"has more than {_MOST_STRIPS:,} strips or tiles; {CONVERT}")
     if tags.get(TiffImagePlugin.TILEWIDTH, 0) * tags.get(TiffImagePlugin.TILELENGTH, 0) > max_pixels:
-        raise DataError(_too_large("the pixels of one of its tiles", max_pixels))
+        raise _too_large("the pixels of one of its tiles", max_pixels)
     if tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) > len(image.getbands()) and image.mode in ("RGB", "L", "P", "CMYK"):
         file.warnings.append("has bands beside its colors that are no alpha, and are not used")
     if image.is_animated:
@@ -315,28 +296,19 @@ def _check_tiff(image: TiffImageFile, file: ImageFile, max_pixels: int) -> None:
         image.seek(0)
 
 
-def _stored_size(image: Image.Image) -> tuple[int, int]:
-    if isinstance(image, TiffImageFile):  # its `size` has the orientation applied already
-        return int(image.tag_v2[TiffImagePlugin.IMAGEWIDTH]), int(image.tag_v2[TiffImagePlugin.IMAGELENGTH])
-    return image.size
-
-
 def _with_end(file: ImageFile) -> bytes:
     """Return a JPEG with an end marker inserted where its pixels end and other data begin.
 
     The pixels end at the first place from which on the bytes that follow do not change them, while they would a few
     bytes earlier. Only places where other data seem to begin are tried, so that a file that was truncated and padded is
     not taken for a complete one.
-
-    Raises:
-        DataError: If its pixels end at none of these places.
     """
     for earliest, latest in file.ends:
         if _all_pixels_by(file.content, latest):
             if _all_pixels_by(file.content, earliest - 4):
                 break
             return file.content[:latest] + _JPEG_END
-    raise cut_short()
+    raise DataError(CUT_SHORT)
 
 
 def _all_pixels_by(content: bytes, end: int) -> bool:

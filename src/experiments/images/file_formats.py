@@ -17,6 +17,7 @@ from experiments.errors import DataError
 REPLACE = "replace it by a whole copy or remove it"
 CONVERT = "convert it to PNG or JPEG, or remove it"
 SEVERAL = "is animated or has several pages; save one of them as PNG or JPEG, or remove it"
+CUT_SHORT = f"is cut short: the mark of its end is missing; {REPLACE}"
 
 SLOW_BYTES = 2**22  # of a kind of PPM that Pillow decodes in Python
 MAX_PARTS = 50_000  # segments of a JPEG or chunks of a PNG; each takes time, whatever its size
@@ -47,14 +48,8 @@ _BRANDS = {
 }  # fmt: skip
 
 _PPM_SPACE = rb"(?:[ \t\r\n\v\f]|#[^\r\n]*[\r\n])+"
-_PPM_HEADER = re.compile(
-    rb"P(?:([14])"
-    + 2 * (_PPM_SPACE + rb"\d+")
-    + rb"|([2356])"
-    + 2 * (_PPM_SPACE + rb"\d+")
-    + _PPM_SPACE
-    + rb"(\d{1,5}))\s"
-)
+_PPM_SIZE = 2 * (_PPM_SPACE + rb"\d+")
+_PPM_HEADER = re.compile(rb"P(?:([14])%b|([2356])%b%b(\d{1,5}))\s" % (_PPM_SIZE, _PPM_SIZE, _PPM_SPACE))
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # not stuffed bytes, fill bytes, restart markers
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation(?:=["']|>)([1-8])""")
 _BETWEEN_SCANS = (0xC4, *range(0xDA, 0xF0), 0xFE)  # tables, application segments, a comment, the next scan
@@ -86,8 +81,7 @@ def parse(content: bytes) -> ImageFile:
     """Return an image file's parts.
 
     Raises:
-        DataError: If it is empty, of another format (which the message names), or truncated, as far as its structure
-            shows.
+        DataError: If it is empty, of another format, or truncated, as far as its structure shows.
     """
     if not content:
         raise DataError(f"is empty; {REPLACE}")
@@ -169,33 +163,24 @@ def read_orientation(exif: bytes, xmp: bytes, warnings: list[str]) -> int:
         exif = exif[6:]
     try:
         orientation = _exif_orientation(exif) if exif else 0
-    except (struct.error, ValueError):
+    except (struct.error, KeyError):
         warnings.append("its EXIF is damaged, and the orientation cannot be read: it is used as it is stored")
         orientation = 0
     if orientation in range(1, 9):
         return orientation
-    if found := _XMP_ORIENTATION.search(xmp):
-        return int(found.group(1))
-    return 1
+    found = _XMP_ORIENTATION.search(xmp)
+    return int(found[1]) if found else 1
 
 
 def _exif_orientation(exif: bytes) -> int:
-    """Return the orientation in an EXIF block, 0 if it has none.
-
-    Raises:
-        struct.error, ValueError: If the block is damaged.
-    """
-    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
-    if order is None:
-        raise ValueError("byte order")
+    """Return the orientation in an EXIF block, 0 if it has none; struct.error or KeyError if it is damaged."""
+    order = {b"II": "<", b"MM": ">"}[exif[:2]]
     (start,) = struct.unpack_from(f"{order}I", exif, 4)
     (entries,) = struct.unpack_from(f"{order}H", exif, start)
     for at in range(start + 2, start + 2 + 12 * entries, 12):
         tag, kind = struct.unpack_from(f"{order}HH", exif, at)
         if tag == 0x112:
-            form = {1: "B", 3: "H", 4: "I"}.get(kind)
-            if form is None:
-                raise ValueError("type of the orientation")
+            form = {1: "B", 3: "H", 4: "I"}[kind]
             return int(struct.unpack_from(f"{order}{form}", exif, at + 8)[0])
     return 0
 
@@ -238,7 +223,7 @@ def _jpeg(content: bytes) -> ImageFile:
         raise DataError(f"has more than {MAX_PARTS:,} segments; {CONVERT}")
     ends = _possible_ends(content, scan, other) if scan and end is None else []
     if not scan or (end is None and not ends):
-        raise cut_short()
+        raise DataError(CUT_SHORT)
     file = ImageFile("JPEG", b"".join((*kept, content[scan:end])), scans=scans)
     if end is None:
         skipped = len(content) - len(file.content)
@@ -266,11 +251,6 @@ def _possible_ends(content: bytes, start: int, other: int) -> list[tuple[int, in
     return [*ends, (other, other)] if other < len(content) else ends
 
 
-def cut_short() -> DataError:
-    """Return the error for a truncated file."""
-    return DataError(f"is cut short: the mark of its end is missing; {REPLACE}")
-
-
 # --- PNG
 
 
@@ -284,7 +264,7 @@ def _png(content: bytes) -> ImageFile:
         length, name = int.from_bytes(content[position : position + 4], "big"), content[position + 4 : position + 8]
         data, end = position + 8, position + 12 + length
         if len(content) < end:
-            raise cut_short()
+            raise DataError(CUT_SHORT)
         if name == b"IHDR":
             file.bits = content[data + 8] if length > 8 else 8
         elif name == b"acTL" and int.from_bytes(content[data : data + 4], "big") > 1:
@@ -319,9 +299,8 @@ def _ppm(content: bytes) -> ImageFile:
         file.content = content[: header.start(3)] + b"65535" + content[header.end(3) :]
     is_slow = kind in b"123" or (white != 255 and file.white is None)
     if is_slow and len(content) > SLOW_BYTES:
-        raise DataError(
-            f"is a PPM written as text, or with an unusual largest value, of more than {SLOW_BYTES:,} bytes; {CONVERT}"
-        )
+        problem = f"is a PPM written as text, or with an unusual largest value, of more than {SLOW_BYTES:,} bytes"
+        raise DataError(f"{problem}; {CONVERT}")
     return file
 
 
@@ -338,14 +317,13 @@ def _jpeg2000(content: bytes) -> ImageFile:
     except struct.error:
         depths = []
     if start < 0 or not depths or len(depths) != count:
-        raise cut_short()
+        raise DataError(CUT_SHORT)
     bits = max(depth & 0x7F for depth in depths) + 1
     if any(depth & 0x80 for depth in depths):
         raise DataError(f"holds signed values; {CONVERT}")
     if count == 1 and bits > 8 and bits != 16:
-        raise DataError(
-            f"holds {bits}-bit grays, which Pillow does not return as they are stored; save it as 16-bit PNG"
-        )
+        problem = f"holds {bits}-bit grays, which Pillow does not return as they are stored"
+        raise DataError(f"{problem}; save it as 16-bit PNG")
     if count in (2, 4) and b"cdef" not in content[:start]:
         raise DataError("has a band that may be alpha or not (near-infrared, say): cdef is missing; save it as RGB")
     return ImageFile("JPEG2000", content, bits=bits, size=(right - left, bottom - top))
