@@ -40,18 +40,9 @@ MOVES = {
 }
 OPERATIONS = COLOURS | MOVES
 # The same for TrivialAugment: the wide search space of its paper.
-WIDE = OPERATIONS | {
-    "posterize": 6.0,
-    "color": 0.99,
-    "contrast": 0.99,
-    "brightness": 0.99,
-    "sharpness": 0.99,
-    "rotate": 135.0,
-    "shear_x": 0.99,
-    "shear_y": 0.99,
-    "translate_x": 32 / 224,  # 32 pixels of an ImageNet image
-    "translate_y": 32 / 224,
-}
+WIDE = OPERATIONS | dict.fromkeys(("color", "contrast", "brightness", "sharpness", "shear_x", "shear_y"), 0.99)
+WIDE |= {"posterize": 6.0, "rotate": 135.0}
+WIDE |= dict.fromkeys(("translate_x", "translate_y"), 32 / 224)  # 32 pixels of an ImageNet image
 LEVELS = 31  # number of TrivialAugment's magnitudes, evenly spaced from 0 to 1
 
 
@@ -133,11 +124,8 @@ def resample(images: tf.Tensor, maps: tf.Tensor, fill: str) -> tf.Tensor:
 
 
 def inside(position: tf.Tensor, size: int, fill: str) -> tf.Tensor:
-    """Return the position to read at along an axis of `size` pixels, for a position that may lie outside of it.
-
-    With `constant` the position is unchanged, and `resample` reads zeros where it lies outside.
-    """
-    if fill == "constant":
+    """Return the position to read at along an axis of `size` pixels, for a position that may lie outside of it."""
+    if fill == "constant":  # `resample` reads zeros outside
         return position
     if fill == "reflect":  # d c b a | a b c d | d c b a
         along = tf.math.floormod(position + 0.5, 2.0 * size)
@@ -271,10 +259,7 @@ def trivialaugment(*, horizontal_flip: bool, fill: str) -> Augmentation:
 
 
 def recolour(name: str, images: tf.Tensor, amount: tf.Tensor) -> tf.Tensor:
-    """Apply one operation of COLOURS to images [B, H, W, 3] float32 by amounts [B, 1, 1, 1].
-
-    The result is in [0, 255], as the images are.
-    """
+    """Apply one operation of COLOURS to images [B, H, W, 3] float32 in [0, 255] by amounts [B, 1, 1, 1]."""
     if name == "identity":
         return images
     if name == "auto_contrast":

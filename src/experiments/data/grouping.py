@@ -27,20 +27,16 @@ _TRIES = 100  # assignments of the parts to the splits, until every split has ev
 
 def note_on_columns(listing: Listing) -> str | None:
     """Return the sentence on a column that probably names groups, and None if there is none."""
-    likely = [name for name in listing.columns if re.fullmatch(_LIKELY_COLUMNS, name, re.IGNORECASE)]
-    if not likely:
-        return None
-    values = listing.columns[likely[0]].values()
-    return (
-        f"column {likely[0]!r} has {len(set(values)):,} values: {as_typed('data.group', likely[0])} would keep the "
-        "images of each in one split; without it scores may be far too high"
-    )
+    for name, values in listing.columns.items():
+        if re.fullmatch(_LIKELY_COLUMNS, name, re.IGNORECASE):
+            keep = f"{as_typed('data.group', name)} would keep the images of each in one split"
+            count = len(set(values.values()))
+            return f"column {name!r} has {count:,} values: {keep}; without it scores may be far too high"
+    return None
 
 
 def assign_groups(listing: Listing, group: str) -> Listing:
-    """Return a listing in which every image has its group.
-
-    Images without one become issues.
+    """Return a listing in which every image has its group; images without one become issues.
 
     Args:
         listing: All images.
@@ -55,7 +51,9 @@ def assign_groups(listing: Listing, group: str) -> Listing:
         lacking = f"column {group!r} (data.group) is empty or differs between lines; write one group, or remove a line"
     else:
         expression = _compile(group, listing)
-        groups = {image.path: _search(expression, image.path) for image in listing.images}
+        which = "group" if "group" in expression.groupindex else min(expression.groups, 1)
+        found_in = ((image.path, expression.search(image.path)) for image in listing.images)
+        groups = {path: (found[which] or "") if found else "" for path, found in found_in}
         lacking = f"data.group={group} finds no group in this path; widen the expression, or move the file elsewhere"
     found = set(groups.values()) - {""}
     if len(found) < 2 and listing.images:
@@ -70,24 +68,13 @@ def assign_groups(listing: Listing, group: str) -> Listing:
 def _compile(group: str, listing: Listing) -> re.Pattern[str]:
     columns = ", ".join(map(repr, listing.columns))
     if listing.columns and group.isidentifier():  # a misspelt column, which may be a part of every path
-        hint = nearest_hint(group, listing.columns)
-        raise ConfigError(
-            f"data.group: there is no such column. Columns: {columns}{hint}. Or give an expression that has a group: "
-            f"({group})[0-9]+. Received: {group!r}"
-        )
+        remedy = f"Columns: {columns}{nearest_hint(group, listing.columns)}. Or give an expression that has a group"
+        raise ConfigError(f"data.group: there is no such column. {remedy}: ({group})[0-9]+. Received: {group!r}")
     try:
         return re.compile(group)
     except re.error as error:
         allowed = f"a column ({columns}) or a regular expression" if columns else "a regular expression"
         raise ConfigError(f"data.group: must be {allowed}: {error}. Received: {group!r}") from None
-
-
-def _search(expression: re.Pattern[str], path: str) -> str:
-    found = expression.search(path)
-    if not found:
-        return ""
-    which = "group" if "group" in expression.groupindex else min(expression.groups, 1)
-    return found[which] or ""
 
 
 def check_splits(images: Sequence[ListedImage]) -> list[DataIssue]:
@@ -98,10 +85,8 @@ def check_splits(images: Sequence[ListedImage]) -> list[DataIssue]:
     issues = []
     for group, splits in places.items():
         if len(splits) > 1:
-            where = " and ".join(
-                f"{split} ({len(paths)}, such as {printable(paths[0])})" for split, paths in splits.items()
-            )
-            text = f"this group (data.group) has images in {where}; put all of them into one split"
+            where = [f"{split} ({len(paths)}, such as {printable(paths[0])})" for split, paths in splits.items()]
+            text = f"this group (data.group) has images in {' and '.join(where)}; put all of them into one split"
             issues.append(DataIssue(group, text, skippable=False))
     return issues
 
@@ -208,10 +193,7 @@ def _number_of_parts(fractions: Mapping[str, float], most: int) -> int:
 
 
 def _divide(images: Sequence[ListedImage], parts: int, seed: int) -> dict[str, int]:
-    """Return the part of each group, from 0: parts of about as many images of every class.
-
-    Source: StratifiedGroupKFold of scikit-learn.
-    """
+    """Return the part of each group, from 0: parts of about as many images of every class."""
     if parts < 2:
         return dict.fromkeys((image.group for image in images), 0)
     from sklearn.model_selection import StratifiedGroupKFold

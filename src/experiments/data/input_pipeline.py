@@ -47,10 +47,7 @@ class Batches:
 
 
 def rng(seed: int, epoch: int, stream: int = 0) -> np.random.Generator:
-    """Return the generator of an epoch's random numbers.
-
-    It depends on the arguments only, so an interrupted and resumed run draws the same numbers.
-    """
+    """Return the generator of an epoch's random numbers, which depend on nothing but the arguments."""
     return np.random.default_rng([seed, epoch, stream])
 
 
@@ -117,11 +114,7 @@ def image_batches(
 
 
 def map_features(batches: Batches, forward: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> Batches:
-    """Return the same batches with the features of a frozen network at its split point as inputs.
-
-    Args:
-        forward: maps pixels [B, H, W, 3] float32 to features [B, *shape] float32.
-    """
+    """Return the same batches with the features [B, *shape] of a frozen network at its split point as inputs."""
 
     def features() -> Iterator[tuple[np.ndarray, tf.Tensor]]:
         for pixels, labels in batches.dataset:
@@ -169,17 +162,9 @@ def eval_batches(inputs: np.ndarray | Rows, labels: np.ndarray, batch_size: int)
 
 
 def augmented(
-    pixels: Rows,
-    *,
-    augmentation: Augmentation,
-    extra_layers: Sequence[keras.layers.Layer],
-    seed: int,
-    view: int,
+    pixels: Rows, *, augmentation: Augmentation, extra_layers: Sequence[keras.layers.Layer], seed: int, view: int
 ) -> Callable[[slice], np.ndarray]:
-    """Return a function that computes one fixed augmented view of the images in a slice of rows.
-
-    The function returns [B, H, W, 3] float32 in [0, 255].
-    """
+    """Return a function of a slice of rows: one fixed augmented view of them [B, H, W, 3] float32 in [0, 255]."""
     numbers = augmentation.draw(rng(seed, view, 2), len(pixels), pixels.shape[1])
     apply = seeded(extra_layers) if extra_layers else None
     layers_seed = int(rng(seed, view, 4).integers(2**31))

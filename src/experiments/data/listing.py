@@ -1,7 +1,4 @@
-"""Listing of the image files of a data set: the class, split and group of each.
-
-`list_images` takes them from the directories below a root; a data source may return a listing of its own.
-"""
+"""Listing of the image files of a data set, from directories: the class, split and group of each."""
 
 from __future__ import annotations
 
@@ -29,6 +26,7 @@ SPLIT_NAMES = {  # lower case
     **{split: split for split in SPLITS},
     "training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test",
 }  # fmt: skip
+_NOT_LISTED = "cannot be listed ({}); check the path and its permissions"
 # What systems, file servers and image browsers leave in folders, beside entries whose names begin with a dot.
 _LITTER = re.compile(
     r"""
@@ -67,18 +65,12 @@ class Listing:
 
 
 def is_litter(name: str) -> bool:
-    """Return whether a file or directory was left by an operating system, a file server or an image browser.
-
-    Such entries, and all whose names begin with a dot, are ignored wherever a folder is read.
-    """
+    """Return whether a file or directory is ignored: left by a system, a file server or an image browser, or hidden."""
     return name.startswith(".") or _LITTER.fullmatch(name) is not None
 
 
 def list_images(root: Path) -> Listing:
-    """Return the image files of every class directory; the top directories are the splits or the classes.
-
-    Everything else, unless it is ignored, is an issue.
-    """
+    """Return the image files of every class directory; everything else, unless it is ignored, is an issue."""
     issues: list[DataIssue] = []
     notes: list[str] = []
     top = _directories(root, "", issues)
@@ -247,13 +239,9 @@ def _scan(root: Path, folder: str, issues: list[DataIssue]) -> list[os.DirEntry[
         with os.scandir(path) as entries:
             kept = [entry for entry in entries if not is_litter(entry.name)]
     except OSError as error:
-        issues.append(DataIssue(folder or str(root), _not_listed(error), skippable=False))
+        issues.append(DataIssue(folder or str(root), _NOT_LISTED.format(error.strerror), skippable=False))
         return []
     return sorted(kept, key=lambda entry: entry.name)
-
-
-def _not_listed(error: OSError) -> str:
-    return f"cannot be listed ({error.strerror}); check the path and its permissions"
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
@@ -279,7 +267,7 @@ def walk(folder: str) -> tuple[list[str], int]:
     """
 
     def unreadable(error: OSError) -> None:
-        raise DataError(f"{printable(str(error.filename))}: {_not_listed(error)}") from None
+        raise DataError(f"{printable(str(error.filename))}: {_NOT_LISTED.format(error.strerror)}") from None
 
     files, others, visited = [], 0, set()
     for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):

@@ -85,19 +85,18 @@ def thumbnail(image: Image.Image) -> np.ndarray:
 
 
 def find_near_duplicates(thumbnails: np.ndarray) -> list[NearDuplicate]:
-    """Find the pairs of images of which one is a copy of the other.
+    """Return the pairs of images of which one is a copy of the other, the most similar first.
 
     Of many copies of one image, each is paired with some of the others.
 
     Args:
         thumbnails: [N, SIZE, SIZE, 3] uint8, from `thumbnail`.
-
-    Returns:
-        The pairs, the most similar first.
     """
     gray = thumbnails @ _GRAY
     energy = np.square(_edges(gray)).sum(axis=1)  # [N, SIZE - 1, SIZE - 1], of the differences in both directions
-    plain = _few_edges(energy) | _all_alike(gray)
+    # Edges in few pixels (participation ratio), or in the same ones as in the other images.
+    few = energy.sum(axis=(1, 2)) ** 2 < _FEW_EDGES * np.square(energy).sum(axis=(1, 2))
+    plain = few | _all_alike(gray)
     with_contrast = np.flatnonzero(energy.mean(axis=(1, 2)) >= 2 * _LEAST_CONTRAST**2)
     candidates = _candidates(gray[with_contrast])
     candidates = candidates._replace(first=with_contrast[candidates.first], second=with_contrast[candidates.second])
@@ -117,7 +116,9 @@ def _candidates(gray: np.ndarray) -> _Candidates:
     """Return pairs of images [N, SIZE, SIZE] float32 with similar hashes, in both directions, each mirrored and not."""
     bits = _hash_bits(gray)
     hashes = _pack(bits)
-    queries = [_hash_bits(query) for query in _queries(gray)]
+    kinds = list(itertools.product((False, True), range(len(_CROPS))))
+    crops = np.array(_CROPS, "float32")
+    queries = [_hash_bits(_resample(gray[:, :, ::-1] if mirrored else gray, crops[[crop]])) for mirrored, crop in kinds]
     rng = np.random.default_rng(0)
     nearest = np.zeros(0, "int64")
     for _ in range(_SORTS):
@@ -125,17 +126,16 @@ def _candidates(gray: np.ndarray) -> _Candidates:
         keys = _pack(bits[:, order])
         ranked = np.argsort(keys, kind="stable")
         found = [nearest]
-        for kind, query in enumerate(queries):
+        for (mirrored, crop), query in zip(kinds, queries, strict=True):
             first, second = _neighbors(_pack(query[:, order]), keys[ranked], ranked)
             different = np.bitwise_count(_pack(query)[first] ^ hashes[second])
             near = (different <= _MOST_BITS) & (first != second)
-            mirrored, crop = divmod(kind, len(_CROPS))
             pair = (first[near] * len(gray) + second[near]) * 2 + mirrored
             found.append(pair * _PAIR + different[near] * np.int64(_KIND) + crop)
         nearest = _nearest(np.concatenate(found), len(gray))
     pair, rest = np.divmod(nearest, _PAIR)
     first, second = np.divmod(pair // 2, len(gray))
-    return _Candidates(first, second, pair % 2 == 1, np.array(_CROPS, "float32")[rest % _KIND])
+    return _Candidates(first, second, pair % 2 == 1, crops[rest % _KIND])
 
 
 def _nearest(found: np.ndarray, images: int) -> np.ndarray:
@@ -153,12 +153,6 @@ def _nearest(found: np.ndarray, images: int) -> np.ndarray:
     return found[order[np.arange(len(found)) - np.repeat(starts, counts) < _MOST_CANDIDATES]]
 
 
-def _queries(gray: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the images in each crop, then mirrored in each crop."""
-    for mirrored, crop in itertools.product((False, True), np.array(_CROPS, "float32")):
-        yield _resample(gray[:, :, ::-1] if mirrored else gray, crop[None])
-
-
 def _hash_bits(gray: np.ndarray) -> np.ndarray:
     """Return the signs [N, 63] bool of the lowest frequencies of images [N, SIZE, SIZE], without the mean."""
     spectrum = _FREQUENCIES @ gray @ _FREQUENCIES.T
@@ -171,23 +165,12 @@ def _pack(bits: np.ndarray) -> np.ndarray:
 
 
 def _neighbors(queries: np.ndarray, keys: np.ndarray, ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the nearest keys of each query in sorted order, as pairs of images.
-
-    Args:
-        queries: [N] uint64 hashes.
-        keys: [N] sorted hashes.
-        ranked: [N] the index of each key's image.
-    """
+    """Return the images [N] `ranked` by their keys that are nearest to each query [N], as pairs of indices."""
     places = np.searchsorted(keys, queries)[:, None] + np.arange(-_NEIGHBORS, _NEIGHBORS)
     return np.arange(len(queries)).repeat(2 * _NEIGHBORS), ranked[np.clip(places, 0, len(keys) - 1)].ravel()
 
 
 # --- verification
-
-
-def _few_edges(energy: np.ndarray) -> np.ndarray:
-    """Return whether [N] the energy [N, SIZE - 1, SIZE - 1] of edges lies in few pixels (participation ratio)."""
-    return np.asarray(energy.sum(axis=(1, 2)) ** 2 < _FEW_EDGES * np.square(energy).sum(axis=(1, 2)))
 
 
 def _all_alike(gray: np.ndarray) -> bool:
@@ -201,13 +184,9 @@ def _all_alike(gray: np.ndarray) -> bool:
 def _verified(
     candidates: _Candidates, thumbnails: np.ndarray, gray: np.ndarray, plain: np.ndarray
 ) -> Iterator[NearDuplicate]:
-    """Align the candidates and yield those that are copies.
+    """Align at most `_AT_ONCE` candidates and yield those that are copies.
 
-    Args:
-        candidates: at most `_AT_ONCE`.
-        thumbnails: [N, SIZE, SIZE, 3] uint8.
-        gray: [N, SIZE, SIZE] float32, the gray levels of the thumbnails.
-        plain: [N] bool: the images whose crops are not evidence of a copy.
+    Crops of `plain` images [N] are not evidence of a copy.
     """
     strict = plain[candidates.first] | plain[candidates.second]
     candidates.crop[strict] = _CROPS[0]
@@ -227,7 +206,9 @@ def _verified(
         for images in (_oriented(thumbnails, candidates), thumbnails[candidates.second])
     ]
     aligned = np.stack([_resample(colors[0][..., band], candidates.crop) for band in (0, 1)], axis=-1)
-    for row in np.flatnonzero(_same_colors(aligned, colors[1])):
+    colorless = [np.abs(color).mean(axis=(1, 2, 3)) < _COLORLESS for color in (aligned, colors[1])]
+    same = colorless[0] | colorless[1] | (_cosine(aligned, colors[1]) >= _LEAST_COLORS)
+    for row in np.flatnonzero(same):
         pair = sorted((int(candidates.first[row]), int(candidates.second[row])))
         yield NearDuplicate(pair[0], pair[1], min(1.0, float(edges[row])), bool(candidates.mirrored[row]))
 
@@ -278,12 +259,9 @@ def _align(moving: np.ndarray, fixed: np.ndarray, crop: np.ndarray) -> np.ndarra
 
 
 def _edges(gray: np.ndarray) -> np.ndarray:
-    """Return the differences between neighboring pixels of images [C, SIZE, SIZE], less their mean.
+    """Return the differences [C, 2, SIZE - 1, SIZE - 1] of images [C, SIZE, SIZE] to the right and downwards.
 
-    Without the mean a smooth gradient has no edges.
-
-    Returns:
-        [C, 2, SIZE - 1, SIZE - 1]: differences to the right and downwards.
+    They are less their mean, so that a smooth gradient has no edges.
     """
     steps = np.stack([np.diff(gray, axis=2)[:, 1:], np.diff(gray, axis=1)[:, :, 1:]], axis=1)
     steps -= steps.mean(axis=(2, 3), keepdims=True)
@@ -293,12 +271,6 @@ def _edges(gray: np.ndarray) -> np.ndarray:
 def _edge_correlation(gray: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return the correlation [C] of the edges of images [C, SIZE, SIZE]."""
     return _cosine(_edges(gray), _edges(others))
-
-
-def _same_colors(colors: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return whether [C] the differences from gray [C, SIZE, SIZE, 2] are alike, or those of an image are small."""
-    colorless = [np.abs(image).mean(axis=(1, 2, 3)) < _COLORLESS for image in (colors, others)]
-    return np.asarray(colorless[0] | colorless[1] | (_cosine(colors, others) >= _LEAST_COLORS))
 
 
 def _cosine(arrays: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -23,8 +23,8 @@ _log = logging.getLogger(__name__)
 class PixelBuffer:
     """Images that were decoded for validation, buffered until they are written to the array cache.
 
-    They are decoded with the same settings as the cached pixels. They lie in blocks, which are returned to the
-    operating system whole: the memory of many small arrays mostly stays with the process.
+    They lie in blocks, which are returned to the operating system whole: the memory of many small arrays mostly stays
+    with the process.
 
     Args:
         image_size: width and height.
@@ -71,11 +71,11 @@ class PixelBuffer:
             array_cache.release([block])
 
     def _new_block(self) -> np.ndarray | None:
-        count = images_at_once(self._image_size)
+        count, row = images_at_once(self._image_size), (self._image_size, self._image_size, 3)
         if self._room:
             count = min(count, self._room)
             self._room -= count
-            return np.empty((count, self._image_size, self._image_size, 3), "uint8")
+            return np.empty((count, *row), "uint8")
         size = count * image_bytes(self._image_size)
         try:
             self._cache.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ class PixelBuffer:
                 return None
             with tempfile.TemporaryFile(dir=self._cache) as file:
                 atomic_files.allocate(file, size)
-                return np.memmap(file, "uint8", "r+", shape=(count, self._image_size, self._image_size, 3))
+                return np.memmap(file, "uint8", "r+", shape=(count, *row))
         except OSError as error:
             _log.info("Decoded images cannot be buffered in %s (%s): the rest is decoded again", self._cache, error)
             return None

@@ -53,8 +53,8 @@ def images_of(
             written to the array cache.
 
     Returns:
-        The images. `pixels` raises DataError if files have changed since the manifest was made, with their paths, and
-        OSError if the cache cannot be written.
+        The images. `pixels` raises DataError if files have changed since the manifest was made, and OSError if the
+        cache cannot be written.
     """
     entries = manifest.of(split)
     labels = {name: label for label, name in enumerate(manifest.classes)}
@@ -68,53 +68,32 @@ def images_of(
             "pillow": PIL.__version__,
             **manifest.decoder_settings.pixels_key(),
         }
-        stored = array_cache.load_or_create(
-            cache,
-            "pixels",
-            spec,
-            (len(entries), image_size, image_size, 3),
-            "uint8",
-            functools.partial(_decode_into, manifest, entries, image_size, buffer.pixels if buffer else {}),
-            about={"split": split},
-        )
+        shape, about = (len(entries), image_size, image_size, 3), {"split": split}
+        write = functools.partial(_decode_into, manifest, entries, image_size, buffer.pixels if buffer else {})
+        stored = array_cache.load_or_create(cache, "pixels", spec, shape, "uint8", write, about)
         rows = Rows([stored])
         if held:
             return Rows([rows[:]])
         array_cache.mark_used(cache / "pixels" / array_cache.key(spec), rows)
         return rows
 
-    return ImageSet(
-        split=split,
-        entries=entries,
-        labels=np.array([labels[entry.class_name] for entry in entries], dtype=np.int32),
-        image_size=image_size,
-        _pixels=pixels,
-        decoder_settings=manifest.decoder_settings,
-    )
+    of_entries = np.array([labels[entry.class_name] for entry in entries], dtype=np.int32)
+    return ImageSet(split, entries, of_entries, image_size, pixels, manifest.decoder_settings)
 
 
 def splits_of(
     manifest: Manifest, image_size: int, cache: Path, memory: float, buffer: PixelBuffer | None = None
 ) -> Dataset:
-    """Return the whole data set for the regimes; `test` is None where the manifest has no test images.
+    """Return the whole data set for the regimes, see `images_of`; `test` is None where the manifest has no test images.
 
-    Args:
-        manifest, image_size, cache, buffer: See `images_of`, also for the errors raised.
-        memory: Bytes that the pixels of all splits together may take in memory; if they need more, all stay on disk.
+    If the pixels of all splits together need more than `memory` bytes, they stay on disk.
     """
     held = len(manifest.entries) * image_bytes(image_size) <= memory
     images = functools.partial(images_of, manifest, image_size=image_size, cache=cache, held=held, buffer=buffer)
     given = {split: images(split=split) if manifest.of(split) else None for split in SPLITS}
     train, validation = given["train"], given["validation"]
     assert train and validation, "`manifest.read` gives both"
-    return Dataset(
-        classes=manifest.classes,
-        train=train,
-        validation=validation,
-        test=given["test"],
-        manifest=manifest,
-        fingerprint=fingerprint(manifest),
-    )
+    return Dataset(manifest.classes, train, validation, given["test"], manifest, fingerprint(manifest))
 
 
 def _decode_into(
@@ -125,8 +104,9 @@ def _decode_into(
     pixels: np.ndarray,
 ) -> None:
     """Fill pixels [N, H, W, 3] uint8; raise one DataError for all files that do not match the manifest."""
+    issues: list[DataIssue] = []
 
-    def decode(index: int) -> DataIssue | None:
+    def decode(index: int) -> None:
         entry = entries[index]
         try:
             known = decoded.pop(entry.sha256, None)
@@ -135,14 +115,11 @@ def _decode_into(
                 known = decoder.decode_resized(content, image_size, manifest.decoder_settings)
             pixels[index] = known
         except DataError as error:
-            return DataIssue(entry.path, str(error), skippable=False)
-        return None
+            issues.append(DataIssue(entry.path, str(error), skippable=False))
 
-    issues: list[DataIssue] = []
+    rows, step = range(len(entries)), images_at_once(image_size)
     with ThreadPoolExecutor() as pool:
-        step = images_at_once(image_size)
-        for start in range(0, len(entries), step):
-            rows = range(start, min(start + step, len(entries)))
-            issues += filter(None, pool.map(decode, rows))
+        for start in rows[::step]:
+            list(pool.map(decode, rows[start : start + step]))
             array_cache.release([pixels])
     raise_issues(manifest.root, issues)

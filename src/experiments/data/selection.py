@@ -65,17 +65,15 @@ def drop_small_classes(listing: Listing, min_per_class: int) -> Listing:
             f"their numbers: {shown}. Received: {min_per_class}"
         )
     note = f"classes with fewer than {min_per_class} images (data.min_per_class) are dropped: {shown}"
-    numbers = {name: f"{counts[name]} image{'' if counts[name] == 1 else 's'}" for name in small}
-    reason = f"fewer than data.min_per_class={min_per_class}"
-    skipped = [SkippedImage(name, f"this class has {number}, {reason}") for name, number in numbers.items()]
-    return replace(
-        listing,
-        images=[image for image in listing.images if image.class_name not in small],
-        classes=kept,
-        issues=[issue for issue in listing.issues if issue.class_name not in small],
-        notes=[*listing.notes, note],
-        skipped=[*listing.skipped, *skipped],
-    )
+    skipped = [*listing.skipped]
+    for name in small:
+        number = f"{counts[name]} image{'' if counts[name] == 1 else 's'}"
+        reason = f"this class has {number}, fewer than data.min_per_class={min_per_class}"
+        skipped.append(SkippedImage(name, reason))
+    images = [image for image in listing.images if image.class_name not in small]
+    issues = [issue for issue in listing.issues if issue.class_name not in small]
+    notes = [*listing.notes, note]
+    return replace(listing, images=images, classes=kept, issues=issues, notes=notes, skipped=skipped)
 
 
 def note_on_capitals(classes: Sequence[str]) -> str | None:
@@ -83,10 +81,6 @@ def note_on_capitals(classes: Sequence[str]) -> str | None:
     variants = defaultdict(list)
     for name in classes:
         variants[name.casefold()].append(name)
-    alike = [" and ".join(map(repr, names)) for names in variants.values() if len(names) > 1]
-    if not alike:
-        return None
-    return (
-        f"classes whose names differ in capitals only: {', '.join(alike)}; where they are meant to be one, rename them "
-        "or merge them with data.classes"
-    )
+    alike = ", ".join(" and ".join(map(repr, names)) for names in variants.values() if len(names) > 1)
+    remedy = "where they are meant to be one, rename them or merge them with data.classes"
+    return f"classes whose names differ in capitals only: {alike}; {remedy}" if alike else None

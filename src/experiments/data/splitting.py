@@ -14,10 +14,7 @@ from experiments.data.types import SPLITS
 
 
 def rank(seed: int, image: ListedImage) -> bytes:
-    """Return the sort key of an image.
-
-    It depends on nothing but seed and path, so one image more or less does not change the order of the others.
-    """
+    """Return the sort key of an image, so that one image more or less does not change the order of the others."""
     return hashlib.sha256(f"{seed}:".encode() + os.fsencode(image.path)).digest()
 
 
@@ -43,20 +40,16 @@ def draw_splits(
         if len(ranked) < len(counts):
             number = f"{len(ranked)} image{'s' if len(ranked) > 1 else ''}"
             text = f"has {number} that can be used, too few to split into {', '.join(counts)} "
-            text += f"(data.min_per_class={len(counts)} drops such classes); "
-            issues.append(DataIssue(f"{place}{class_name}", text + _remedy(len(ranked), fractions), skippable=False))
+            text += f"(data.min_per_class={len(counts)} drops such classes); add images, or "
+            if len(ranked) > 1:  # train and validation need one each
+                train = f"data.fractions.train={fractions['train'] + fractions['test']:g}"
+                text += f"set a fraction of data.fractions to 0: {train} data.fractions.test=0"
+            else:
+                text += "remove the class"
+            issues.append(DataIssue(f"{place}{class_name}", text, skippable=False))
         splits = [split for split, count in counts.items() for _ in range(count)]
         result += [image._replace(split=split) for image, split in zip(ranked, splits, strict=True)]
     return result
-
-
-def _remedy(count: int, fractions: Mapping[str, float]) -> str:
-    """Return what to do about a class with too few images, of which train and validation need one each."""
-    if count < 2:
-        return "add images, or remove the class"
-    train = f"{fractions['train'] + fractions['test']:g}"
-    example = f"data.fractions.train={train} data.fractions.test=0"
-    return f"add images, or set a fraction of data.fractions to 0: {example}"
 
 
 def draw_fold(
@@ -77,12 +70,7 @@ def draw_fold(
 
 
 def keep_together(images: Sequence[ListedImage], groups: Mapping[str, str]) -> list[ListedImage]:
-    """Return the images, each in the split of its group's first image by path; others stay where they are.
-
-    Args:
-        images: in drawn splits.
-        groups: the path of an image -> its group.
-    """
+    """Return the images, each in the split of its group's first image by path; `groups` maps paths to groups."""
     splits: dict[str, str] = {}
     for image in sorted(images, key=lambda image: image.path):
         splits.setdefault(groups.get(image.path, image.path), image.split)
@@ -93,7 +81,7 @@ def split_counts(total: int, fractions: Mapping[str, float]) -> dict[str, int]:
     """Return how many of `total` images each split with a positive fraction gets.
 
     The counts are the nearest whole numbers with that sum, but at least 1 each. With fewer images than splits some
-    counts stay 0; `draw_splits` reports such a class.
+    counts stay 0.
     """
     whole = sum(fractions.values())  # 1, except for rounding
     shares = {split: total * fractions[split] / whole for split in SPLITS if fractions.get(split, 0) > 0}

@@ -30,13 +30,8 @@ def check_directory() -> None:
 
 
 def default_outputs() -> str:
-    """Return the path of outputs/.
-
-    It is EXPERIMENTS_HOME if that is set; else the repository's outputs/ if the current directory is inside the
-    repository; else ./outputs.
-    """
-    home = os.environ.get("EXPERIMENTS_HOME")
-    if home:
+    """Return EXPERIMENTS_HOME, if it is set; else outputs/ of the repository or, outside of it, of this directory."""
+    if home := os.environ.get("EXPERIMENTS_HOME"):
         return str(Path(home).expanduser().resolve())
     here = Path.cwd().resolve()
     inside = CONF.parent == REPOSITORY and here.is_relative_to(REPOSITORY)
@@ -72,10 +67,7 @@ def artifact_location(uri: str | None, outputs: str) -> str | None:
 
 @cache
 def _start(process: int) -> tuple[str, str]:
-    """Return the start time of a process and a random suffix.
-
-    Both are cached by process id, so that they stay the same in a process, and a forked process has its own.
-    """
+    """Return the start time of a process and a random suffix, the same ones in a process; a forked one has its own."""
     return time.strftime("%Y%m%d-%H%M%S"), secrets.token_hex(3)
 
 
@@ -86,5 +78,5 @@ def begin_run() -> None:
 
 def run_name(*what: str) -> str:
     """Return the directory name of this process's run or sweep, always the same one: start time, `what`, suffix."""
-    started, own = _start(os.getpid())
-    return "-".join([started, *what, own])
+    started, suffix = _start(os.getpid())
+    return "-".join([started, *what, suffix])

@@ -11,31 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from hydra._internal.callbacks import Callbacks
-from hydra._internal.config_repository import CachingConfigRepository
-from hydra._internal.utils import get_args_parser
+from hydra._internal.callbacks import Callbacks as Callbacks
+from hydra._internal.config_repository import CachingConfigRepository as CachingConfigRepository
+from hydra._internal.utils import get_args_parser as get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import Container
 
 if TYPE_CHECKING:
     import keras
-
-__all__ = [
-    "KERAS_GET_FILE",
-    "CachingConfigRepository",
-    "Callbacks",
-    "accumulated_gradients",
-    "batch_counter",
-    "config_root",
-    "flatten_layers",
-    "get_args_parser",
-    "is_deterministic",
-    "open_log_handlers",
-    "replaced_convolutions",
-    "variable_index",
-    "without_hydra",
-    "wrap_update_step",
-]
 
 KERAS_GET_FILE = "keras.src.utils.file_utils.get_file"  # through which keras.applications download their weights
 

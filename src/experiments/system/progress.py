@@ -23,13 +23,7 @@ REFRESH = 0.2  # seconds between two updates of progress bars in a notebook
 
 
 def plain_table(columns: Sequence[str], numbers: Collection[str], **options: Any) -> Table:
-    """Return an empty table without vertical lines.
-
-    Args:
-        columns: their names.
-        numbers: the columns that hold numbers, which are never wrapped and stand on the right; texts are wrapped.
-        options: further ones of rich's `Table`.
-    """
+    """Return an empty table without vertical lines; its columns of `numbers` are not wrapped and stand on the right."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), **options)
     for name in columns:
         is_number = name in numbers
@@ -38,11 +32,7 @@ def plain_table(columns: Sequence[str], numbers: Collection[str], **options: Any
 
 
 class PlainConsole(Console):
-    """A console that shows texts as they are: no markup, no emoji codes, no control characters.
-
-    Printed sentences and table cells contain names that others chose (of classes, files, runs), which must not be
-    interpreted.
-    """
+    """A console that shows texts, and the names in them that others chose, without markup and control characters."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
@@ -103,9 +93,8 @@ class Terminal:
             def advance(steps: int = 1, note: str = "") -> None:
                 signals.check()
                 if note:
-                    progress.update(task, advance=steps, note=f"  {visible(note)}")
-                else:
-                    progress.advance(task, steps)
+                    progress.update(task, note=f"  {visible(note)}")
+                progress.advance(task, steps)
                 if refresh:
                     refresh()
 

@@ -1,11 +1,9 @@
 """Redaction of credentials and escaping of control characters in everything that is printed, logged or written.
 
-Credentials are recognised by their form or by their value, and replaced by ***.
-
-Three places use this module: the streams and log records of a process (`install`), the command line
-(`conceal_arguments`) and the composed configuration (`credentials.conceal`), from which everything that a run writes is
-made. The credentials of the latter two stay in the environment of this process and its children, so that `reveal` can
-restore them where they are used.
+Credentials are recognised by their form or by their value, and replaced by ***: in the streams and log records of a
+process (`install`), in the command line (`conceal_arguments`) and in the composed configuration
+(`credentials.conceal`), from which everything that a run writes is made. Those of the latter two stay in the
+environment of this process and its children, so that `reveal` can restore them where they are used.
 """
 
 from __future__ import annotations
@@ -87,11 +85,8 @@ def _without_password(found: re.Match[str]) -> str:
 def redacted(value: Any, name: str = "") -> Any:
     """Return the plain values of a configuration (mappings, lists, texts) redacted.
 
-    Only addresses, and texts whose name is that of a credential, are redacted: a path may look like an assignment.
-
-    Args:
-        value: the value to redact.
-        name: the value's name in the mapping that holds it.
+    Only addresses, and texts whose name in their mapping is that of a credential, are redacted: a path may look like an
+    assignment.
     """
     if isinstance(value, str):
         if value and "${" not in value and re.fullmatch(_ASSIGNED_NAME, name, re.IGNORECASE):
@@ -109,14 +104,11 @@ def redacted(value: Any, name: str = "") -> Any:
 
 @cache
 def _known_values() -> re.Pattern[str] | None:
-    """Return a pattern that matches the credentials of the environment; None if there are none.
-
-    The pattern is cached, because reading the environment takes longer than redacting a line.
-    """
+    """Return a pattern that matches the credentials of the environment, which takes a while; None if there are none."""
     values: set[str] = set()
-    # Unresolved text without *** stands for any value from the environment, such as a path, and not for a credential.
-    for text in (text for hidden, text in _table().items() if STARS in hidden):
-        values |= {*_forms(text, whole="://" not in text)}
+    for hidden, text in _table().items():
+        if STARS in hidden:  # unresolved text without *** stands for any value, such as a path
+            values |= {*_forms(text, whole="://" not in text)}
     for name, value in os.environ.items():
         if name != VARIABLE and ("://" in value or _SECRET_VARIABLE.search(name)):
             is_path = value.startswith(("/", "~")) and os.path.exists(os.path.expanduser(value))
@@ -132,12 +124,7 @@ def _table() -> dict[str, str]:
 
 
 def _forms(text: str, *, whole: bool) -> Iterator[str]:
-    """Yield the credentials of a text in every spelling, percent-encoded or not.
-
-    Args:
-        text: an address or a credential.
-        whole: True if the text itself is a credential.
-    """
+    """Yield the credentials of an address, or a text that is one as a `whole`, percent-encoded and not."""
     found = [text] if whole else []
     if (address := _WHOLE_ADDRESS.match(text)) and _USERINFO.sub("", text) != text:
         found.append(address[1])
@@ -150,10 +137,7 @@ def _forms(text: str, *, whole: bool) -> Iterator[str]:
 
 
 def _distinct(value: str) -> bool:
-    """Return whether a value is distinctive enough to be replaced wherever it occurs.
-
-    An ordinary word or a number would be replaced in unrelated text, too.
-    """
+    """Return whether a value is no ordinary word or number, which would be replaced in unrelated text, too."""
     kinds = sum(bool(re.search(kind, value)) for kind in ("[a-z]", "[A-Z]", "[0-9]", r"[^\w]"))
     return (len(value) >= 6 and kinds >= 2) or len(value) >= 12
 
@@ -180,9 +164,7 @@ def remember(key: str, value: str, written: str | None = None) -> str:
 def reveal(text: str, key: str = "") -> str:
     """Return a configuration value with its credentials, taken from `remember` or from an environment variable.
 
-    Args:
-        text: the value, redacted or unresolved or not; it is returned unchanged if the original is not known.
-        key: the dotted key of the value.
+    A text, redacted or unresolved, is returned unchanged if the original is not known.
     """
     if STARS not in text and "${" not in text:
         return text
@@ -260,11 +242,7 @@ def visible(text: str, control: re.Pattern[str] = _CONTROL) -> str:
 
 
 class RedactingStream:
-    """A text stream that redacts credentials and escapes control characters in everything that is written to it.
-
-    Args:
-        stream: the stream that receives the redacted text.
-    """
+    """A text stream that redacts credentials and escapes control characters in everything that is written to it."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream

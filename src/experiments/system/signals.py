@@ -25,10 +25,7 @@ _raised: BaseException | None = None
 
 
 def end_while_loading() -> None:
-    """Let Ctrl-C end the process with a one-line message while its modules load.
-
-    `install`, or the verb, replaces this handler afterwards.
-    """
+    """Let Ctrl-C end the process with a one-line message while its modules load; `install` replaces this handler."""
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
 

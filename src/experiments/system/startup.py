@@ -57,7 +57,6 @@ class StandardFile(io.FileIO):
     """The descriptor of a standard stream, which is replaced by /dev/null once a write to it fails.
 
     So neither a closed pipe (`| head`) nor a full disk behind a redirection ends a run before it has written its files.
-    Child processes inherit the replacement.
     """
 
     failure: OSError | None = None
@@ -106,6 +105,6 @@ def output_failure() -> OSError | None:
     """Return the error of writing to standard output; None without one, or if it is not a `StandardFile`."""
     with contextlib.suppress(ValueError, AttributeError):  # the stream is closed, or was replaced by a test
         sys.stdout.flush()
-        raw = getattr(sys.stdout.buffer, "raw", None)
-        return raw.failure if isinstance(raw, StandardFile) else None
+        if isinstance(raw := getattr(sys.stdout.buffer, "raw", None), StandardFile):
+            return raw.failure
     return None
