@@ -66,16 +66,9 @@ class NearDuplicate(NamedTuple):
     mirrored: bool
 
 
-class _Candidates(NamedTuple):
-    """Pairs of images of which the second may be a crop of the first."""
-
-    first: np.ndarray  # [C] indices of images
-    second: np.ndarray  # [C]
-    mirrored: np.ndarray  # [C] bool: the first is mirrored before it is cropped
-    crop: np.ndarray  # [C, 4] float32: left, right, top, bottom as shares of the sides
-
-    def select(self, rows: np.ndarray | slice) -> _Candidates:
-        return _Candidates(*(field[rows] for field in self))
+# Two images, by their indices; the second may be a crop of the first, which is mirrored before or not. The crop is
+# left, right, top, bottom as shares of the sides.
+_CANDIDATE = np.dtype([("first", "i8"), ("second", "i8"), ("mirrored", "?"), ("crop", "f4", 4)])
 
 
 def thumbnail(image: Image.Image) -> np.ndarray:
@@ -99,10 +92,10 @@ def find_near_duplicates(thumbnails: np.ndarray) -> list[NearDuplicate]:
     plain = few | _all_alike(gray)
     with_contrast = np.flatnonzero(energy.mean(axis=(1, 2)) >= 2 * _LEAST_CONTRAST**2)
     candidates = _candidates(gray[with_contrast])
-    candidates = candidates._replace(first=with_contrast[candidates.first], second=with_contrast[candidates.second])
+    candidates["first"], candidates["second"] = with_contrast[candidates["first"]], with_contrast[candidates["second"]]
     found: dict[tuple[int, int], NearDuplicate] = {}
-    for start in range(0, len(candidates.first), _AT_ONCE):
-        for pair in _verified(candidates.select(slice(start, start + _AT_ONCE)), thumbnails, gray, plain):
+    for start in range(0, len(candidates), _AT_ONCE):
+        for pair in _verified(candidates[start : start + _AT_ONCE], thumbnails, gray, plain):
             known = found.setdefault((pair.first, pair.second), pair)
             if pair.similarity > known.similarity:
                 found[pair.first, pair.second] = pair
@@ -112,7 +105,7 @@ def find_near_duplicates(thumbnails: np.ndarray) -> list[NearDuplicate]:
 # --- candidates
 
 
-def _candidates(gray: np.ndarray) -> _Candidates:
+def _candidates(gray: np.ndarray) -> np.ndarray:
     """Return pairs of images [N, SIZE, SIZE] float32 with similar hashes, in both directions, each mirrored and not."""
     bits = _hash_bits(gray)
     hashes = _pack(bits)
@@ -125,9 +118,11 @@ def _candidates(gray: np.ndarray) -> _Candidates:
         order = rng.permutation(bits.shape[1])
         keys = _pack(bits[:, order])
         ranked = np.argsort(keys, kind="stable")
+        first = np.arange(len(gray)).repeat(2 * _NEIGHBORS)
         found = [nearest]
         for (mirrored, crop), query in zip(kinds, queries, strict=True):
-            first, second = _neighbors(_pack(query[:, order]), keys[ranked], ranked)
+            places = np.searchsorted(keys[ranked], _pack(query[:, order]))[:, None] + np.arange(-_NEIGHBORS, _NEIGHBORS)
+            second = ranked[np.clip(places, 0, len(gray) - 1)].ravel()
             different = np.bitwise_count(_pack(query)[first] ^ hashes[second])
             near = (different <= _MOST_BITS) & (first != second)
             pair = (first[near] * len(gray) + second[near]) * 2 + mirrored
@@ -135,7 +130,7 @@ def _candidates(gray: np.ndarray) -> _Candidates:
         nearest = _nearest(np.concatenate(found), len(gray))
     pair, rest = np.divmod(nearest, _PAIR)
     first, second = np.divmod(pair // 2, len(gray))
-    return _Candidates(first, second, pair % 2 == 1, crops[rest % _KIND])
+    return np.rec.fromarrays([first, second, pair % 2 == 1, crops[rest % _KIND]], dtype=_CANDIDATE)
 
 
 def _nearest(found: np.ndarray, images: int) -> np.ndarray:
@@ -164,12 +159,6 @@ def _pack(bits: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.packbits(bits, axis=1)).view(">u8")[:, 0].astype("uint64")
 
 
-def _neighbors(queries: np.ndarray, keys: np.ndarray, ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images [N] `ranked` by their keys that are nearest to each query [N], as pairs of indices."""
-    places = np.searchsorted(keys, queries)[:, None] + np.arange(-_NEIGHBORS, _NEIGHBORS)
-    return np.arange(len(queries)).repeat(2 * _NEIGHBORS), ranked[np.clip(places, 0, len(keys) - 1)].ravel()
-
-
 # --- verification
 
 
@@ -182,41 +171,41 @@ def _all_alike(gray: np.ndarray) -> bool:
 
 
 def _verified(
-    candidates: _Candidates, thumbnails: np.ndarray, gray: np.ndarray, plain: np.ndarray
+    candidates: np.ndarray, thumbnails: np.ndarray, gray: np.ndarray, plain: np.ndarray
 ) -> Iterator[NearDuplicate]:
     """Align at most `_AT_ONCE` candidates and yield those that are copies.
 
     Crops of `plain` images [N] are not evidence of a copy.
     """
-    strict = plain[candidates.first] | plain[candidates.second]
-    candidates.crop[strict] = _CROPS[0]
-    moving, fixed = _oriented(gray, candidates), gray[candidates.second]
-    edges = _edge_correlation(_resample(moving, candidates.crop), fixed)
+    strict = plain[candidates["first"]] | plain[candidates["second"]]
+    candidates["crop"][strict] = _CROPS[0]
+    moving, fixed = _oriented(gray, candidates), gray[candidates["second"]]
+    edges = _edge_correlation(_resample(moving, candidates["crop"]), fixed)
     chosen = edges >= np.where(strict, _LEAST_EDGES_STRICT, _LEAST_START)
     candidates, edges, strict, moving, fixed = (
-        candidates.select(chosen), edges[chosen], strict[chosen], moving[chosen], fixed[chosen]
+        candidates[chosen], edges[chosen], strict[chosen], moving[chosen], fixed[chosen]
     )  # fmt: skip
     free = ~strict
-    candidates.crop[free] = _align(moving[free], fixed[free], candidates.crop[free])
-    edges[free] = _edge_correlation(_resample(moving[free], candidates.crop[free]), fixed[free])
+    candidates["crop"][free] = _align(moving[free], fixed[free], candidates["crop"][free])
+    edges[free] = _edge_correlation(_resample(moving[free], candidates["crop"][free]), fixed[free])
     same = edges >= _LEAST_EDGES
-    candidates, edges = candidates.select(same), edges[same]
+    candidates, edges = candidates[same], edges[same]
     colors = [
         np.stack([images[..., band] - images @ _GRAY for band in (0, 2)], axis=-1)
-        for images in (_oriented(thumbnails, candidates), thumbnails[candidates.second])
+        for images in (_oriented(thumbnails, candidates), thumbnails[candidates["second"]])
     ]
-    aligned = np.stack([_resample(colors[0][..., band], candidates.crop) for band in (0, 1)], axis=-1)
+    aligned = np.stack([_resample(colors[0][..., band], candidates["crop"]) for band in (0, 1)], axis=-1)
     colorless = [np.abs(color).mean(axis=(1, 2, 3)) < _COLORLESS for color in (aligned, colors[1])]
     same = colorless[0] | colorless[1] | (_cosine(aligned, colors[1]) >= _LEAST_COLORS)
     for row in np.flatnonzero(same):
-        pair = sorted((int(candidates.first[row]), int(candidates.second[row])))
-        yield NearDuplicate(pair[0], pair[1], min(1.0, float(edges[row])), bool(candidates.mirrored[row]))
+        pair = sorted((int(candidates["first"][row]), int(candidates["second"][row])))
+        yield NearDuplicate(pair[0], pair[1], min(1.0, float(edges[row])), bool(candidates["mirrored"][row]))
 
 
-def _oriented(images: np.ndarray, candidates: _Candidates) -> np.ndarray:
+def _oriented(images: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """Return the first image of each candidate, mirrored where it says so."""
-    chosen: np.ndarray = images[candidates.first]
-    chosen[candidates.mirrored] = chosen[candidates.mirrored, :, ::-1]
+    chosen: np.ndarray = images[candidates["first"]]
+    chosen[candidates["mirrored"]] = chosen[candidates["mirrored"], :, ::-1]
     return chosen
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from PIL import Image
 from experiments.data.types import ImageRecord
 from experiments.images.decoder_settings import DEFAULTS, Resize
 from experiments.images.resizing import resize
-from experiments.storage import array_cache, atomic_files
+from experiments.storage import array_cache
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class PixelBuffer:
                 _log.info("No room in %s to buffer decoded images: the rest is decoded again", self._cache)
                 return None
             with tempfile.TemporaryFile(dir=self._cache) as file:
-                atomic_files.allocate(file, size)
+                os.posix_fallocate(file.fileno(), 0, size)  # on a full disk, writing to a map would kill the process
                 return np.memmap(file, "uint8", "r+", shape=(count, *row))
         except OSError as error:
             _log.info("Decoded images cannot be buffered in %s (%s): the rest is decoded again", self._cache, error)

@@ -25,9 +25,7 @@ from experiments.storage.csv_files import recorded_path
 
 
 def open_image(root: Path, path: str, sha256: str, decoder_settings: DecoderSettings) -> Image.Image:
-    """Return an image of a manifest in its own size, RGB, decoded from its file again; see `decoder.decode`.
-
-    The path may come from the tables of a run, see `csv_files.recorded_path`.
+    """Return an image of a manifest, or of the tables of a run, in its own size, RGB, decoded from its file again.
 
     Raises:
         DataError: If the file no longer exists or has changed; the message has its path.
@@ -44,8 +42,7 @@ def images_of(
     """Return the images of one split in the manifest's order; nothing is read before `pixels` is used.
 
     Args:
-        manifest: A manifest from `manifest.read`.
-        split: One of SPLITS.
+        manifest, split: Which images.
         image_size: Width and height of the pixels; see `resizing.resize`.
         cache: The cache directory; the decoded pixels are kept in its array cache.
         held: Hold them in memory; else they are read from the array cache as they are used.

@@ -64,29 +64,22 @@ class NearDuplicatePair:
 class SplitSettings:
     """Which images of a data set are used, and in which split: the keys of `data` with these names."""
 
-    # The share of every class in "train", "validation" and "test"; they sum to 1, and a positive one gets at least one
-    # image of each class. Not used for splits that have a directory.
-    fractions: Mapping[str, float]
+    fractions: Mapping[str, float]  # split -> share of every class; a positive one gets at least one image of each
     split_seed: int = 0  # seeds the split, the folds and the choice of `limit`
     # From 0 to folds - 1: this fold of every class's training images becomes the validation split, and the images that
     # would have been the validation split are not used at all. None: the splits as they are.
     fold: int | None = None
     folds: int = 5  # their sizes differ by one image at most
-    # The largest number of images per class in a split; None, or no such key, for all. The images of a smaller limit
-    # are among those of a larger.
+    # Images per class in a split; None, or no such key, for all. Those of a smaller limit are among those of a larger.
     limit: Mapping[str, int | None] = field(default_factory=dict)
-    # "error"; or "skip" to skip files (not directories) with issues, which are recorded in `skipped`: the splits and
-    # folds are drawn as if those files did not exist, for which every file is decoded once.
+    # "error"; or "skip": the splits and folds are drawn as if files (not directories) with issues did not exist.
     on_bad: str = "error"
     # The classes that are used, in the order of their labels, each with the classes that are merged into it; None: all.
     classes: Mapping[str, Sequence[str]] | None = None
     min_per_class: int | None = None  # classes with fewer images are dropped
-    # Keeps the images of a group in one split and one fold: a column of the listing, or a regular expression that is
-    # searched in the paths; see `grouping.assign_groups`.
-    group: str | None = None
+    group: str | None = None  # keeps the images of a group in one split and one fold; see `grouping.assign_groups`
     # What is done about near-duplicates in two splits: "warn"; "error"; or "group": drawn splits and folds have all
-    # copies of an image in one of them, and of given splits the earlier one leaves its copies out. For the latter every
-    # file is decoded.
+    # copies of an image in one of them, and of given splits the earlier one leaves its copies out.
     on_leak: str = "warn"
 
     @staticmethod
@@ -159,10 +152,7 @@ class Dataset:
 
 
 class Augmentation(Protocol):
-    """An augmentation whose random numbers are drawn separately from their use.
-
-    So the use can run in parallel and stay reproducible.
-    """
+    """An augmentation whose random numbers are drawn before their use, which so can run in parallel."""
 
     def draw(self, rng: np.random.Generator, count: int, size: int) -> np.ndarray:
         """Return the random numbers for `count` images of `size` x `size` pixels: [count, K] float32."""

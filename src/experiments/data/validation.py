@@ -137,8 +137,7 @@ class ValidationResults:
         With `keep`, the decoded images are added to the buffer.
         """
         known = self.valid.keys() | self.invalid.keys()
-        new = {self.sha256(image): image.path for image in images}
-        new = {sha256: path for sha256, path in new.items() if sha256 not in known}
+        new = {sha256: image.path for image in images if (sha256 := self.sha256(image)) not in known}
         if not new:
             return False
         _log.info("Checking %d images", len(new))

@@ -103,14 +103,14 @@ def decoding(content: bytes, settings: DecoderSettings = DEFAULTS) -> Iterator[D
 
     All threads together decode no more at a time than fits into `MEMORY`, so resize the image within the block.
     """
-    with _translated(), _collected() as collected:
+    with _translated() as collected:
         _check_bytes(len(content))
         file = parse(content)
         source = FORMATS[file.format].open(io.BytesIO(file.content))
         _check_header(source, file, settings.max_pixels)
         cost = source.width * source.height * FORMATS[file.format].bytes_per_pixel
     with _memory(cost):
-        with _translated(), _collected() as more:
+        with _translated() as more:
             (width, height), mode = source.size, source.mode
             if isinstance(source, TiffImageFile):  # its `size` has the orientation applied already
                 width, height = source.tag_v2[256], source.tag_v2[257]
@@ -186,10 +186,12 @@ _memory = _Memory(MEMORY)
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
-    """Raise the errors of Pillow as DataError."""
+def _translated() -> Iterator[list[str]]:
+    """Raise the errors of Pillow as DataError, and collect its warnings in this thread."""
+    found: list[str] = []
+    _thread_warnings.found = found
     try:
-        yield
+        yield found
     except (DataError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -197,6 +199,8 @@ def _translated() -> Iterator[None]:
     except Exception as error:  # the errors of Pillow's plugins on damaged files have no common base class
         remedy = CONVERT if _LAYOUTS.search(str(error)) else REPLACE
         raise DataError(f"cannot be decoded ({type(error).__name__}: {error}); {remedy}") from error
+    finally:
+        _thread_warnings.found = None
 
 
 class _ThreadWarnings(threading.local):
@@ -219,17 +223,6 @@ class _ThreadWarnings(threading.local):
 _present: Any = getattr(TiffImagePlugin, "warnings")  # noqa: B009
 _thread_warnings: _ThreadWarnings = _present if hasattr(_present, "found") else _ThreadWarnings()
 TiffImagePlugin.warnings = _thread_warnings  # type: ignore[assignment, attr-defined]
-
-
-@contextmanager
-def _collected() -> Iterator[list[str]]:
-    """Collect the warnings of Pillow in this thread."""
-    found: list[str] = []
-    _thread_warnings.found = found
-    try:
-        yield found
-    finally:
-        _thread_warnings.found = None
 
 
 def _too_large(what: str, max_pixels: int) -> DataError:

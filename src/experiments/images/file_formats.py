@@ -98,9 +98,10 @@ def _format(content: bytes) -> str:
         return "WEBP"
     if _PPM_HEADER.match(content):
         return "PPM"
-    if (brand := _brand(content)) in ("AVIF", "HEIC"):
+    brand = _brand(content)
+    if brand in ("AVIF", "HEIC"):
         return brand
-    if other := _other_format(content):
+    if other := brand or _other_format(content):
         no_image = other.startswith(("an HTML", "an XML", "a Git", "a ZIP", "a gzip"))
         raise DataError(f"is {other}; {REPLACE if no_image else CONVERT}")
     if _is_tga(content):
@@ -112,8 +113,6 @@ def _other_format(content: bytes) -> str | None:
     for signature, name in _OTHERS:
         if content.startswith(signature):
             return name
-    if brand := _brand(content):
-        return brand
     if content[128:132] == b"DICM":
         return "a DICOM file"
     start = content[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()

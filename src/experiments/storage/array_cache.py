@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from experiments.storage.atomic_files import allocate, draft, hold, sync, write_file, writing_directory
+from experiments.storage.atomic_files import draft, hold, sync, write_file, writing_directory
 
 _ARRAY = "array.npy"
 _META = "meta.json"
@@ -132,12 +132,9 @@ class Rows:
 
     Rows of arrays that are memory maps of whole files are read from the files, one at a time: reading through the map
     takes five times as long, and its pages would count as memory of this process. The maps themselves are released.
-
-    Args:
-        parts: one array or more, [n, d, ...] of one type.
     """
 
-    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:  # at least one, [n, d, ...]
         self.parts = [_file_of(part) or part for part in parts]
         self.starts = np.cumsum([0, *map(len, parts)])
         self.shape: tuple[int, ...] = (int(self.starts[-1]), *parts[0].shape[1:])
@@ -147,11 +144,7 @@ class Rows:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return a copy [B, ...] of a slice of the rows, or of the rows with the indices [B].
-
-        Raises:
-            OSError: a file cannot be read, or is shorter than it was.
-        """
+        """Return a copy [B, ...] of a slice of the rows, or of the rows with the indices [B]."""
         wanted = np.arange(len(self))[rows]
         only = self.parts[0] if len(self.parts) == 1 else None
         if isinstance(only, np.ndarray):
@@ -293,8 +286,8 @@ def _build(entry: Path, wanted: Mapping[str, Any], write: Callable[[np.ndarray],
     with writing_directory(entry) as temporary:
         path = temporary / _ARRAY
         content = np.lib.format.open_memmap(path, "w+", np.dtype(wanted["dtype"]), tuple(wanted["shape"]))
-        with path.open("r+b") as file:
-            allocate(file, os.fstat(file.fileno()).st_size)
+        with path.open("r+b") as file:  # on a full disk, writing to the map of a sparse file would kill the process
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
         write(content)
         content.flush()
         sync(path)

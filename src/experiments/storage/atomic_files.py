@@ -36,10 +36,7 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextmanager
 def writing_file(path: Path) -> Iterator[BinaryIO]:
-    """Yield a temporary file for writing, which atomically replaces `path` if the block ends without an error.
-
-    After an error, the temporary file is removed and `path` is unchanged.
-    """
+    """Yield a temporary file for writing, which atomically replaces `path` if the block ends without an error."""
     temporary = draft(path)
     try:
         with as_target(path):
@@ -75,17 +72,6 @@ def writing_directory(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def allocate(file: BinaryIO, size: int) -> None:
-    """Set a file's size and reserve the disk space.
-
-    On a full disk, writing to the memory map of a sparse file would kill the process (SIGBUS).
-
-    Raises:
-        OSError: there is not enough space.
-    """
-    os.posix_fallocate(file.fileno(), 0, size)
 
 
 @contextmanager

@@ -25,11 +25,7 @@ def recorded_path(root: Path, path: str) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """Return the rows of a CSV file."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

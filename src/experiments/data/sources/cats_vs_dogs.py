@@ -25,15 +25,10 @@ def cats_vs_dogs(*, url: str, sha256: str, bytes: int, archive: str | None, cach
     Asirra: a CAPTCHA that exploits interest-aligned manual image categorization, CCS 2007.
 
     Args:
-        url: Address of the archive, http or https.
-        sha256: Hash of the archive: 64 hex digits.
-        bytes: Size of the archive.
+        url, sha256, bytes: Address, hash and size of the archive.
         archive: Path of an archive that exists already, which is checked and kept; None to download it, and remove it
             when it is unpacked.
         cache: The cache directory; it needs room for the archive and for as much again.
-
-    Returns:
-        The directory that holds Cat/ and Dog/.
 
     Raises:
         ConfigError: If `archive` is not a file.

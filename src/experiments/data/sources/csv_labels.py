@@ -89,13 +89,12 @@ def csv_labels(
 def list_rows(table: Table, base: Path, *, count_others: bool = True) -> Listing:
     """Return the images in the rows of a table, of any number of classes and splits.
 
+    Rows without an image, a label or a split, and images with two labels or splits, are issues.
+
     Args:
         table: The table.
         base: The folder that its paths are relative to.
         count_others: Whether a note counts the images that are beside the listed ones, but not in the table.
-
-    Returns:
-        The listing. Its issues are rows without an image, a label or a split, and images with two labels or splits.
 
     Raises:
         ConfigError: If none of the images exists.
@@ -204,11 +203,7 @@ def _column(key: str, given: str | None, found: Sequence[str], columns: Sequence
 
 
 def _locate(table: Table, base: Path) -> tuple[list[DataIssue], list[tuple[Row, str]]]:
-    """Return an issue for every row without an image, and the other rows with the absolute paths of their files.
-
-    Raises:
-        ConfigError: If no image exists.
-    """
+    """Return an issue for every row without an image, and the other rows with the absolute paths of their files."""
     issues, found = [], []
     images_in = functools.cache(_images_by_stem)
     for row in table.rows:

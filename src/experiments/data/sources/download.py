@@ -103,9 +103,8 @@ def extract(file: File, target: Path, *, wanted: re.Pattern[str], member_bytes: 
         file: The archive.
         target: The directory. If another process has created it meanwhile, that one is kept.
         wanted: Matches the whole name of a member to unpack; its groups are the parts of the path below `target`, so
-            they must match no separator. All other members are skipped.
-        member_bytes: Largest allowed size of an unpacked member.
-        total_bytes: Largest allowed size of all unpacked members together.
+            they must match no separator.
+        member_bytes, total_bytes: Largest allowed sizes of an unpacked member, and of all together.
 
     Raises:
         DataError: If the archive is damaged or has no wanted members; if one of them is a link, encrypted, there twice

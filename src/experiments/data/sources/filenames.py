@@ -20,15 +20,14 @@ _GROUPS = ("label", "split", "group")
 def filenames(*, root: str | Path, pattern: str, cache: Path) -> Listing:
     r"""Return the images in and below a folder, each with the class that is in its name. Nothing is copied.
 
+    An image that the pattern does not match is an issue.
+
     Args:
         root: The folder.
         pattern: A regular expression with a group called label, such as `(?P<label>[a-z]+)\.\d+\.jpg` for `cat.0.jpg`,
             and where there are such parts, groups called split and group (see `ListedImage`). It must match the whole
             name of every file; or, if it has a slash, the whole path below the folder.
         cache: Not used; every data source receives it.
-
-    Returns:
-        The listing. An image that the pattern does not match is an issue.
 
     Raises:
         ConfigError: If the folder does not exist, or the pattern cannot be used or matches no image.

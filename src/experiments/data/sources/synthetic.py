@@ -32,24 +32,16 @@ def synthetic(*, species: Sequence[str], per_class: Mapping[str, int], seed: int
     root = cache / "drawn" / hashlib.sha256(spec.encode()).hexdigest()[:16]
     if not root.is_dir():
         with atomic_files.writing_directory(root) as draft:
-            _draw_all(draft, names, per_class, seed, size)
+
+            def draw(image: tuple[str, str, int]) -> None:
+                split, name, number = image
+                rng = np.random.default_rng([seed, SPLITS.index(split), SPECIES[name].number, number])
+                draw_face(name, rng, size).save(draft / split / name / f"{name}.{number}.jpg", quality=QUALITY)
+
+            images = [(split, name, n) for split, count in per_class.items() for name in names for n in range(count)]
+            for split, name, _ in images:
+                (draft / split / name).mkdir(parents=True, exist_ok=True)
+            with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+                list(pool.map(draw, images))
     array_cache.mark_used(root)
     return root
-
-
-def _draw_all(root: Path, species: Sequence[str], per_class: Mapping[str, int], seed: int, size: int) -> None:
-    """Draw the images, each from a random generator of its own."""
-    images = []
-    for split in per_class:
-        for name in species if per_class[split] else ():
-            (root / split / name).mkdir(parents=True)
-            for n in range(per_class[split]):
-                key = [seed, SPLITS.index(split), SPECIES[name].number, n]
-                images.append((name, key, root / split / name / f"{name}.{n}.jpg"))
-
-    def draw(image: tuple[str, list[int], Path]) -> None:
-        name, key, path = image
-        draw_face(name, np.random.default_rng(key), size).save(path, quality=QUALITY)
-
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        list(pool.map(draw, images))
