@@ -165,19 +165,6 @@ def test_equally_good_settings_differ_by_exactly_nothing() -> None:
     assert difference(a, a[:, [1, 0, 2]]).value == 0, "a mean of thirds, which floats do not hold"
 
 
-def test_what_cannot_be_compared_is_named() -> None:
-    with pytest.raises(ValueError, match=r"\(1, 3\) and \(1, 4\)"):
-        difference([True] * 3, [True] * 4)
-    with pytest.raises(ValueError, match=r"N >= 2 images.*\(1, 1\)"):
-        difference([True], [False])
-    with pytest.raises(ValueError, match="both sides. Received: 3 and 2"):
-        difference(np.ones((3, 4), bool), np.ones((2, 4), bool))
-    with pytest.raises(ValueError, match="both sides. Received: 3 and 1"):
-        difference(np.ones((3, 4), bool), np.ones((1, 4), bool), matched_seeds=False)
-    with pytest.raises(ValueError, match="float64 and bool"):
-        difference([0.9, 0.1], [True, False])
-
-
 def of(*counts: int, seeds: str = "012", first: int = 0, folds: int = 0) -> Scores:
     """Runs that classify the first images correctly, so many of 40, one for each seed."""
     scores: Any = {
@@ -231,14 +218,11 @@ def test_images_needed_has_the_power_it_promises() -> None:
     assert 0.74 < found.mean() < 0.84
 
 
-def test_images_needed_grow_as_the_difference_shrinks_and_refuse_what_cannot_be() -> None:
+def test_images_needed_grow_as_the_difference_shrinks() -> None:
     numbers = [images_needed(each, 0.1) or 0 for each in (0.1, 0.05, 0.01)]
     assert 0 not in numbers and numbers == sorted(numbers) and images_needed(0.0, 0.1) is None
     assert images_needed(1e-5, 0.1) is None and images_needed(1e-200, 1e-200) is None, "more than any data set has"
     assert images_needed(0.0, 0.0) is None
-    for impossible, discordant in ((0.5, 0.1), (0.1, 1.5), (0.1, 0.05)):
-        with pytest.raises(ValueError, match="discordant"):
-            images_needed(impossible, discordant)
 
 
 def test_more_images_do_not_reduce_the_variance_between_seeds() -> None:

@@ -47,9 +47,9 @@ class ClassComparison:
 
         def key(label: int) -> float:
             recall = [result.recall.value for result in self.results[label] if not math.isnan(result.recall.value)]
-            if len(self.results[label]) == 1:
-                return recall[0] if recall else math.inf
-            return min(recall) - max(recall) if recall else math.inf
+            if not recall:
+                return math.inf
+            return recall[0] if len(self.results[label]) == 1 else min(recall) - max(recall)
 
         return sorted(sorted(range(len(self.names)), key=key)[:most])
 
@@ -72,16 +72,14 @@ class ClassComparison:
 def compare_classes(comparison: Comparison) -> ClassComparison:
     """Compare the groups class by class, each with the first one.
 
-    The difference in recall of a class is that in accuracy on its images, with the interval and the test of
-    `significance.compare_runs`.
+    The difference in recall of a class is that in accuracy on its images.
     """
     names = class_names(comparison.groups)
     confusion = tuple(mean_confusion(group, names) for group in comparison.groups)
     scores = [scores_by_class(group, names) for group in comparison.groups]
+    sides = list(zip(scores, confusion, strict=True))
     results = tuple(
-        tuple(
-            _result(scores[0][label], own[label], counts, label) for own, counts in zip(scores, confusion, strict=True)
-        )
+        tuple(_result(scores[0][label], own[label], counts, label) for own, counts in sides)
         for label in range(len(names))
     )
     return ClassComparison(names, results, confusion)

@@ -74,10 +74,7 @@ class Group:
     def scores(self, metric: str = "accuracy") -> Scores:
         """Return the scores of every image for a metric, one of IMAGE_METRICS, by seed."""
         return gather_scores(
-            (
-                *repeat_of(run.facts),
-                {key: image_score(metric, prediction) for key, prediction in run.predictions.items()},
-            )
+            (*repeat_of(run.facts), {key: image_score(metric, row) for key, row in run.predictions.items()})
             for run in self.evaluated
         )
 
@@ -167,9 +164,7 @@ def compare(uri: str, runs: Sequence[RunFacts], split: str, found: Sequence[RunF
     """Compare runs by what they have logged to MLflow.
 
     Args:
-        uri: the tracking store.
         runs: runs that the user has named one by one; their groups come first, in this order.
-        split: validation or test.
         found: further runs, of a sweep or a query. On the validation split their groups are ordered by accuracy, the
             best first; groups are never ordered by test accuracy.
 

@@ -56,8 +56,7 @@ def metric_interval(values: Sequence[tuple[str, str, float]], scores: Scores | N
         values: the seed, the fold and the value of the metric of each run, at least one.
         scores: those of the same runs if the metric is a mean over images: the interval is then over images, and over
             seeds or folds if there are several. If None, it is over seeds or folds only, for these images, and the
-            metric must lie in [lowest, 1].
-        lowest: the lowest value of the metric.
+            metric lies in [lowest, 1].
     """
     mean = float(np.mean([value for *_, value in values]))
     if scores is not None:

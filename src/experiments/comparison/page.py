@@ -26,22 +26,16 @@ from experiments.system.redaction import visible
 from experiments.tracking.summary_runs import log_comparison
 
 MOST_PREDICTIONS = 8  # number of groups whose predictions are listed under an image
+UNREAD = "Keys that some do not read (–), because their regime or another choice of theirs has no use for them:"
 
 
 def write(
-    folder: Path,
-    comparison: Comparison,
-    classes: ClassComparison,
-    images: int,
-    data: Path | None = None,
+    folder: Path, comparison: Comparison, classes: ClassComparison, images: int, data: Path | None = None,
     reports: Mapping[str, Path] | None = None,
-) -> list[Path]:
+) -> list[Path]:  # fmt: skip
     """Write comparison.md, .csv and .html, comparison_classes.csv, comparison_confusion.csv and figures/*.png.
 
     Args:
-        folder: the directory to write to; it is created if it is missing.
-        comparison: the comparison to write.
-        classes: the comparison by class.
         images: how many of the images on which the groups disagree to show.
         data: the directory that holds the images; None for the directories from which the runs have read them.
         reports: MLflow id of a run -> its report, to which the page links.
@@ -52,22 +46,30 @@ def write(
     links = {run_id: quote(os.path.relpath(path, folder)) for run_id, path in (reports or {}).items()}
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     drawn, unlike = draw(comparison), disagreements(comparison)
-    values = content(comparison, classes, unlike, images)
+    values, shown = content(comparison, classes, unlike, images), unlike[:images]
+    # Self-contained, with embedded figures and thumbnails and nothing to load.
+    html = page.render(
+        "comparison.html.j2",
+        **values,
+        figures={name: page.svg(figure) for name, figure in drawn.items()},
+        without_curves=[run.facts.name for group in comparison.groups for run in group.evaluated if not run.curves],
+        disagreements=[_gallery_item(image, data) for image in shown],
+        runs=[(run.name, run.run_id, links.get(run.run_id)) for run in comparison.runs],
+    )
     files: dict[str, bytes] = {
-        "comparison.html": html(comparison, values, unlike[:images], drawn, data, links).encode(),
-        "comparison.md": markdown(comparison, values, unlike[:images], list(drawn)).encode(),
+        "comparison.html": html.encode(),
+        "comparison.md": markdown(comparison, values, shown, list(drawn)).encode(),
         **{f"{FIGURES}/{name}.png": page.save_figure(figure, "png") for name, figure in drawn.items()},
     }
+    for name, bytes_of_file in files.items():
+        atomic_files.write_file(folder / name, bytes_of_file)
     tables = {
         "comparison.csv": text.group_rows(comparison),
         "comparison_classes.csv": class_differences.class_rows(comparison, classes),
         "comparison_confusion.csv": class_differences.confusion_rows(comparison, classes),  # may have no rows
     }
-    for name, bytes_of_file in files.items():
-        atomic_files.write_file(folder / name, bytes_of_file)
-    for name, rows in tables.items():
-        if rows:
-            write_rows(folder / name, rows)
+    for name in filter(tables.get, tables):
+        write_rows(folder / name, tables[name])
     return [folder / name for name in (*files, *filter(tables.get, tables))]
 
 
@@ -75,16 +77,10 @@ def save(
     uri: str, comparison: Comparison, classes: ClassComparison, folder: Path | None, images: int,
     data: Path | None, *, log: bool,
 ) -> tuple[Path, str | None]:  # fmt: skip
-    """Write a comparison of runs of an MLflow store, and log its files there.
+    """Write a comparison of runs of an MLflow store, and log its files there if `log`; see `write`.
 
     Args:
-        uri: the tracking store.
-        comparison: the comparison.
-        classes: see `write`.
         folder: where the files are written; None for outputs/compare/compare-....
-        images: see `write`.
-        data: see `write`.
-        log: whether the files are logged.
 
     Returns:
         The page, and the id of the MLflow run to which the files were logged, if they were.
@@ -93,7 +89,10 @@ def save(
         ConfigError: the files are written, but cannot be logged.
     """
     folder = folder or Path(default_outputs()) / "compare" / f"compare-{comparison.digest}"
-    written = write(folder, comparison, classes, images, data, reports_of(uri, comparison))
+    places = {run.run_id: folder_of(run.run_id, run.tags.get("run_folder"), uri) for run in comparison.runs}
+    # Only the reports whose run directories are on this machine.
+    reports = {run_id: place / REPORT for run_id, place in places.items() if place and (place / REPORT).is_file()}
+    written = write(folder, comparison, classes, images, data, reports)
     if not log:
         return written[0], None
     markdown = (folder / "comparison.md").read_text(encoding="utf-8")
@@ -102,12 +101,6 @@ def save(
     except ConfigError as error:
         raise ConfigError(f"{written[0]} is written, but not logged to MLflow (--no-log): {error}") from None
     return written[0], run_id
-
-
-def reports_of(uri: str, comparison: Comparison) -> dict[str, Path]:
-    """Return the reports of those runs whose directory with a report is on this machine, by MLflow id."""
-    places = {run.run_id: folder_of(run.run_id, run.tags.get("run_folder"), uri) for run in comparison.runs}
-    return {run_id: place / REPORT for run_id, place in places.items() if place and (place / REPORT).is_file()}
 
 
 def draw(comparison: Comparison) -> dict[str, Figure]:
@@ -236,27 +229,6 @@ def markdown_code(text: str) -> str:
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{visible(text)}\n{fence}"
-
-
-UNREAD = "Keys that some do not read (–), because their regime or another choice of theirs has no use for them:"
-
-
-# --- HTML
-
-
-def html(
-    comparison: Comparison, values: Mapping[str, Any], unlike: Sequence[Disagreement], drawn: Mapping[str, Figure],
-    data: Path | None, links: Mapping[str, str],
-) -> str:  # fmt: skip
-    """Return the self-contained HTML page, with embedded figures and thumbnails and nothing to load."""
-    return page.render(
-        "comparison.html.j2",
-        **values,
-        figures={name: page.svg(figure) for name, figure in drawn.items()},
-        without_curves=[run.facts.name for group in comparison.groups for run in group.evaluated if not run.curves],
-        disagreements=[_gallery_item(image, data) for image in unlike],
-        runs=[(run.name, run.run_id, links.get(run.run_id)) for run in comparison.runs],
-    )
 
 
 def _gallery_item(image: Disagreement, data: Path | None) -> dict[str, Any]:

@@ -60,20 +60,18 @@ class Difference:
     def repeats_needed(self, repeats: int, most: int) -> int | None:
         """Return how many seeds, or folds, would show a difference as large as this one with a power of 80 %.
 
+        The measured variances are taken as the true ones. None if `most` would not be enough, or if the variance
+        between repeats is unknown.
+
         Args:
             repeats: the present number of seeds or folds (see `source`), at least 2, the same on both sides.
             most: the largest number that is possible.
-
-        Returns:
-            A number above `repeats`, on the assumption that the measured variances are the true ones; None if `most`
-            would not be enough, or if the variance between repeats is unknown.
         """
-        if self.spread is None or self.source == "images" or len(self.spread.parts) > 2:
+        spread = self.spread
+        if spread is None or self.source == "images" or len(spread.parts) > 2:
             return None
-        for count in range(repeats + 1, most + 1):
-            if shown_difference(self.spread.repeated(repeats, count)) <= abs(self.value):
-                return count
-        return None
+        counts = range(repeats + 1, most + 1)
+        return next((n for n in counts if shown_difference(spread.repeated(repeats, n)) <= abs(self.value)), None)
 
 
 def shown_difference(spread: Spread) -> float:
@@ -82,15 +80,10 @@ def shown_difference(spread: Spread) -> float:
 
 
 def images_for_spread(spread: Spread, difference: float, images: float) -> float | None:
-    """Return how many images would show a difference with a power of 80 %.
+    """Return how many images would show a difference with a power of 80 %, which the present `images` do not.
 
-    Args:
-        spread: of the difference, on the present images.
-        difference: is not shown by these.
-        images: their number.
-
-    Returns:
-        A number above `images`; None if even `MOST_IMAGES` would not be enough, as the variance between seeds remains.
+    The spread is that on the present images. None if even `MOST_IMAGES` would not be enough, as the variance between
+    seeds remains.
     """
 
     def missing(number: float) -> float:
@@ -136,33 +129,21 @@ def compare_runs(first: Scores, other: Scores) -> Difference:
 
 
 def difference(
-    scores_a: ArrayLike,
-    scores_b: ArrayLike,
-    *,
-    folds: Sequence[str] | None = None,
-    matched_seeds: bool = True,
+    scores_a: ArrayLike, scores_b: ArrayLike, *, folds: Sequence[str] | None = None, matched_seeds: bool = True
 ) -> Difference:
     """Compare two configurations on the same images: difference of a score, its interval and the dual p-value.
 
     With one run per side, two trained models are compared, which allows no conclusion about the settings that they were
-    trained with: other seeds would have trained other models. With several seeds or folds, the interval includes the
-    variance of training.
+    trained with. The accuracies of two models have Tango's score interval and its dual, McNemar's test. With several
+    seeds or folds, the interval includes the variance of training; see `spread_of_mean`, applied to the differences.
 
     Args:
         scores_a: [N] or [S, N] for S seeds, N >= 2 images: bool, whether a classified each correctly, or any float
             score, such as the loss.
         scores_b: the same for b, images in the same order.
-        folds: [N] the fold in which each image was held out, the same for both; see `spread_of_mean`.
+        folds: [N] the fold in which each image was held out, the same for both.
         matched_seeds: whether both sides have the same seeds, in the same order; their differences are then taken seed
-            by seed. If False, S may differ.
-
-    Returns:
-        A `Difference`. For the accuracies of two models it has Tango's score interval and its dual, McNemar's test;
-        otherwise see `spread_of_mean`, applied to the differences.
-
-    Raises:
-        ValueError: if the shapes do not fit or hold fewer than two images, if only one of the two is bool, or if
-            several seeds that do not match are compared with a single one.
+            by seed. If False, S may differ, and is 2 or more on both sides.
 
     Source: T. Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
     design", Statistics in Medicine 17 (1998); Q. McNemar, Psychometrika 12 (1947). Both are recommended by M. W.
@@ -171,8 +152,6 @@ def difference(
     """
     a, b = (np.atleast_2d(np.asarray(scores)) for scores in (scores_a, scores_b))
     by_fold = folds is not None and len(set(folds)) > 1
-    matched_seeds = matched_seeds or len(a) == len(b) == 1
-    _check_sides(a, b, by_fold, matched_seeds)
     boolean = a.dtype == bool
     if boolean and len(a) == 1 and not by_fold:
         return _compare_models(a[0], b[0])
@@ -180,7 +159,7 @@ def difference(
     seed_means = b.mean(axis=0) - a.mean(axis=0)
     if by_fold:
         spread = spread_of_mean(seed_means[None], boolean, folds)
-    elif matched_seeds:
+    elif matched_seeds or len(a) == len(b) == 1:
         spread = spread_of_mean(b - a, boolean)
     else:
         both = spread_of_mean(a, boolean), spread_of_mean(b, boolean)
@@ -190,16 +169,6 @@ def difference(
         spread = Spread(parts, (floor, degrees), "seeds")
     value = 0.0 if len(a) == len(b) and a.sum() == b.sum() else float(b.mean() - a.mean())
     return _difference(value, spread, a.shape[1], boolean)
-
-
-def _check_sides(a: np.ndarray, b: np.ndarray, by_fold: bool, matched_seeds: bool) -> None:
-    if a.ndim != 2 or a.shape[1] < 2 or a.shape[1] != b.shape[-1] or b.ndim != 2:
-        raise ValueError(f"Scores must be [N] or [seeds, N] with N >= 2 images. Received: {a.shape} and {b.shape}")
-    uneven = len(a) != len(b) if matched_seeds else min(len(a), len(b)) == 1
-    if uneven and not by_fold:
-        raise ValueError(f"There must be as many seeds on both sides. Received: {len(a)} and {len(b)}")
-    if (a.dtype == bool) != (b.dtype == bool):
-        raise ValueError(f"Both must be bool, or neither. Received: {a.dtype} and {b.dtype}")
 
 
 def _compare_models(a: np.ndarray, b: np.ndarray) -> Difference:
@@ -218,15 +187,11 @@ def _difference(value: float, spread: Spread, images: int, boolean: bool) -> Dif
 
 
 def tango(only_b: int, only_a: int, images: int) -> tuple[float, float]:
-    """Return Tango's score interval of a difference in accuracy on the same images; McNemar's test is its dual.
+    """Return Tango's score interval of accuracy b - accuracy a on the same images; McNemar's test is its dual.
 
     Args:
-        only_b: the number of images that only model b classified correctly.
-        only_a: the same for model a.
+        only_b, only_a: the number of images that only this model classified correctly.
         images: the number of all images.
-
-    Returns:
-        Lower and upper bound of accuracy b - accuracy a, each in [-1, 1].
 
     Source: Tango (1998), see `difference`; equations 10 to 12, solved by `scipy.optimize.brentq`.
     """
@@ -250,15 +215,10 @@ def tango(only_b: int, only_a: int, images: int) -> tuple[float, float]:
 def unpaired_difference(
     scores_a: ArrayLike, scores_b: ArrayLike, *, folds: Sequence[Sequence[str] | None] = (None, None)
 ) -> Difference:
-    """Compare two configurations that were evaluated on different images.
+    """Compare two configurations that were evaluated on different images; see `difference`.
 
-    Args:
-        scores_a, scores_b: see `difference`; N may differ here, and S if both sides have several seeds.
-        folds: the folds of the images of a, and those of b.
-
-    Returns:
-        A `Difference`. For the accuracies of two models it has Newcombe's interval and the p-value that is its dual,
-        the level at which the interval begins to include 0; otherwise see `spread_of_mean`, applied to each side.
+    The accuracies of two models have Newcombe's interval and the p-value that is its dual; for others see
+    `spread_of_mean`, applied to each side. `folds` are those of the images of a, and of b.
 
     Source: R. G. Newcombe, "Interval estimation for the difference between independent proportions: comparison of
     eleven methods", Statistics in Medicine 17 (1998), method 10: from the two Wilson intervals.
@@ -283,14 +243,12 @@ def unpaired_difference(
 def newcombe(
     correct_a: int, total_a: int, correct_b: int, total_b: int, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Return Newcombe's interval of accuracy b - accuracy a on different images, each bound in [-1, 1].
+    """Return Newcombe's interval of accuracy b - accuracy a on different images; see `unpaired_difference`.
 
     Args:
         correct_a, total_a: the number of images that model a classified correctly, and of all its images.
         correct_b, total_b: the same for model b.
         confidence: coverage of the interval, in (0, 1).
-
-    Source: Newcombe (1998), see `unpaired_difference`.
     """
     low_a, high_a = wilson(correct_a, total_a, confidence)
     low_b, high_b = wilson(correct_b, total_b, confidence)
@@ -302,24 +260,16 @@ def images_needed(difference: float, discordant: float) -> int | None:
     """Return how many images a two-sided McNemar test needs to show a difference in accuracy with the power `POWER`.
 
     The two shares are assumed to be the true ones, as if they had been known beforehand. Estimates of a small
-    difference are mostly noise, and so is the number that follows from them: read it as an order of magnitude.
+    difference are mostly noise, and so is the number that follows from them: read it as an order of magnitude. None if
+    the difference is 0, or too small to be shown by `MOST_IMAGES`.
 
     Args:
         difference: in accuracy, in [-1, 1].
         discordant: the share of images that one of the two models gets right and the other wrong, in [|difference|, 1].
 
-    Returns:
-        A number of images, by the normal approximation; the exact test needs a few more. None if the difference is 0,
-        or too small to be shown by `MOST_IMAGES`.
-
-    Raises:
-        ValueError: if `discordant` is impossible: below |difference| or above 1.
-
     Source: R. J. Connor, "Sample size for testing differences in proportions for the paired-sample design", Biometrics
-    43 (1987), p. 209; quantiles by `scipy.stats.norm`.
+    43 (1987), p. 209, by the normal approximation; the exact test needs a few more.
     """
-    if not abs(difference) <= discordant + 1e-9 <= 1 + 2e-9:
-        raise ValueError(f"`discordant` must lie in [|difference|, 1]. Received: {discordant} with {difference}")
     under_equality = float(stats.norm.isf(LEVEL / 2)) * math.sqrt(discordant)
     as_observed = float(stats.norm.isf(1 - POWER)) * math.sqrt(max(0.0, discordant - difference**2))
     root = under_equality + as_observed

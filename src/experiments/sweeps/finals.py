@@ -14,18 +14,21 @@ if TYPE_CHECKING:
 
 
 def final_jobs(session: Session, winner: dict[str, Any], number: int) -> list[Job]:
-    """Return the winner's final runs, with their records written.
+    """Return the winner's final runs, with their records written: one for each seed, on all training images.
 
     If there are no folds, the winner's jobs have trained on the same images, and their weights are evaluated.
 
     Args:
-        session: the sweep.
-        winner: `winner` of the summary: its values, overrides, seeds, whether its jobs validated on folds, and their
-            identities and directories.
+        winner: `winner` of the summary.
         number: number of the first final run; numbers whose directories hold other runs are skipped.
     """
     folded = winner["folded"]
-    runs = final_overrides(winner, folded, every_seed=session.held_out or folded)
+    seeds = winner["seeds"] if session.held_out or folded else winner["seeds"][:1]
+    unfolded = {"data.fold": "null"} if folded else {}
+    runs = [
+        (plan.with_values(winner["overrides"], own | unfolded), winner["values"] | own)
+        for own in [{"seed": seed} for seed in seeds] or [{}]
+    ]
     jobs = plan.compose(runs, session.setup.context, session.setup.master)
     if folded:
         found = processes.run_worker_task("inspect_jobs", [job.config for job in jobs])["jobs"]
@@ -44,24 +47,10 @@ def final_jobs(session: Session, winner: dict[str, Any], number: int) -> list[Jo
         number += 1
     sweep_directory.reuse_own_runs(jobs)
     session.prepare(jobs)
-    remove_former(session.folder, {job.number for job in jobs})
+    numbers = {job.number for job in jobs}
+    for record in sweep_directory.records(session.folder):
+        if record.get("final") and record["number"] not in numbers:  # of a former winner
+            (session.folder / str(record["number"]) / sweep_directory.JOB).unlink()
     for job in jobs:
         job.write(session.folder)
     return jobs
-
-
-def final_overrides(winner: dict[str, Any], folded: bool, every_seed: bool) -> list[tuple[list[str], dict[str, str]]]:
-    """Return overrides and values of the swept keys of each final run: one for each seed, on all training images."""
-    seeds = winner["seeds"] if every_seed else winner["seeds"][:1]
-    unfolded = {"data.fold": "null"} if folded else {}
-    return [
-        (plan.with_values(winner["overrides"], own | unfolded), winner["values"] | own)
-        for own in [{"seed": seed} for seed in seeds] or [{}]
-    ]
-
-
-def remove_former(folder: Path, numbers: set[int]) -> None:
-    """Remove the records of a former winner's final runs, those with other numbers."""
-    for record in sweep_directory.records(folder):
-        if record.get("final") and record["number"] not in numbers:
-            (folder / str(record["number"]) / sweep_directory.JOB).unlink()

@@ -10,13 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.comparison.significance import MOST_IMAGES, Difference, compare_runs, images_for_spread
-from experiments.comparison.text import (
-    baseline_sentences,
-    difference_sentence,
-    limitations,
-    points,
-    rounded,
-)
+from experiments.comparison.text import baseline_sentences, difference_sentence, limitations, points, rounded
 from experiments.config.schema import LOWER_IS_BETTER
 from experiments.reports.text import format_score
 from experiments.sweeps import summary
@@ -217,7 +211,6 @@ def climb(found: Mapping[tuple[str, str], Step], settings: Mapping[str, Any], ob
         found: the rungs with their runs, by rung and by the rung that it builds on, which is "" unless the rung begins
             with `best`.
         settings: `sweep` of the configuration.
-        objective: name of the validation metric.
     """
     ladder = Climb()
     fixed = [name for name, lines in settings["rungs"].items() if lines[0] != BEST]
@@ -238,12 +231,7 @@ def climb(found: Mapping[tuple[str, str], Step], settings: Mapping[str, Any], ob
 
 
 def climbed(about: Mapping[str, Any], rows: Sequence[Row]) -> Climbed | None:
-    """Return the finished part of a sweep's ladders, or None if the sweep has no rungs.
-
-    Args:
-        about: content of the sweep's sweep.json.
-        rows: the sweep's jobs.
-    """
+    """Return the finished part of the ladders of a sweep with these jobs, or None if it has no rungs."""
     config, objective = about.get("config", {}), about["objective"]
     if not config.get("sweep", {}).get("rungs"):
         return None
@@ -258,9 +246,7 @@ def climbed(about: Mapping[str, Any], rows: Sequence[Row]) -> Climbed | None:
 def due(folder: Path, tried: Collection[int]) -> list[int]:
     """Return the numbers of the jobs to run next: those of the lowest rung that is next in any ladder.
 
-    Args:
-        folder: the sweep's directory.
-        tried: numbers of jobs that have been started before; a ladder whose next rung contains one of them has ended.
+    A ladder whose next rung contains a job of `tried`, which was started before, has ended.
     """
     about, rows = summary.read(folder)
     found = climbed(about, [row for row in rows if not row.final])

@@ -27,7 +27,6 @@ from experiments.config.identity import effective
 from experiments.config.overrides import quoted
 from experiments.config.schema import GROUPS, Config
 from experiments.errors import ConfigError
-from experiments.runs import candidate_runs
 from experiments.runs.active_run import AUTO
 from experiments.runs.command import arguments, format_command
 from experiments.runs.run_directory import JOB, RunDirectory
@@ -39,7 +38,6 @@ from experiments.training.types import Status
 if TYPE_CHECKING:
     from experiments.sweeps.rungs import Place
 
-REPEATS = candidate_runs.REPEATS
 # Nodes of `hydra` that configure the whole sweep and not a single job.
 HYDRA_NODES = ("sweeper", "launcher", "sweep")
 
@@ -249,7 +247,6 @@ def planned(job: Job, settings: Mapping[str, Any]) -> PlannedRun:
     """Return a job as its process receives it; it continues the run in its directory, if there is one.
 
     Args:
-        job: the job.
         settings: what the sweep sets, by dotted key of the configuration: texts, numbers, booleans; None leaves a key
             as it was composed. The overrides of the equivalent single run, for its log and for `resume=FOLDER`, have
             them instead of what was typed.
@@ -299,7 +296,7 @@ def has_weights(folder: Path, identity: str) -> bool:
 
 
 def is_folded(overrides: Sequence[str]) -> bool:
-    """Return whether a job validates on a fold of the training images, so that it leaves the given ones unread."""
+    """Return whether a job validates on a fold of the training images, and leaves the given ones unread."""
     folds = [line.partition("=")[2] for line in overrides if line.lstrip("+").startswith("data.fold=")]
     return bool(folds) and folds[-1] != "null"
 
@@ -338,8 +335,9 @@ def sweep_name(config: Config, jobs: Sequence[Job]) -> str:
 
 def digest(jobs: Sequence[Config], *more: str | int) -> str:
     """Return the first 8 hex digits of a hash of the jobs' configurations, independent of the jobs' order."""
+    # The identities cover the content of continue_from.
     plains = [effective(job) | {"sweep": None, "progress": None} for job in jobs]
-    for plain in plains:
-        plain.pop("continue_from", None)  # the identities cover the content; version 0.2 had no such key
-    configs = sorted(json.dumps(plain, sort_keys=True) for plain in plains)
+    configs = sorted(
+        json.dumps({key: plain[key] for key in plain if key != "continue_from"}, sort_keys=True) for plain in plains
+    )
     return hashlib.sha256(json.dumps([configs, list(more)]).encode()).hexdigest()[:8]

@@ -37,12 +37,6 @@ LAST = 5  # a measured accuracy is the mean of this many last epochs
 # MobileNetV2's presets, which keep the default head of the backbone.
 TUTORIAL_BACKBONES = ("vgg16", "vgg19")
 QUICK = ("data.limit.train=100", "data.limit.validation=200")  # per class
-QUICK_EPOCHS = {
-    "scratch": ("epochs=15",),
-    "bottleneck": ("epochs=15",),
-    "finetune": ("epochs=5", "regime.head_epochs=15"),
-    "exercise": ("epochs=5", "regime.head_epochs=15"),
-}
 
 
 class Claim(NamedTuple):
@@ -58,9 +52,8 @@ class Claim(NamedTuple):
         """Return the lowest and highest accuracy compatible with the claim (95 % Wilson interval for its images)."""
         if not self.measured:
             return self.low, self.high
-        ends = (wilson(round(end * CLAIM_IMAGES), CLAIM_IMAGES) for end in (self.low, self.high))
-        (low, _), (_, high) = ends
-        return low, high
+        low, high = (wilson(round(end * CLAIM_IMAGES), CLAIM_IMAGES) for end in (self.low, self.high))
+        return low[0], high[1]
 
 
 CLAIMS = {
@@ -104,7 +97,10 @@ def overrides(name: str, *, backbone: str, data: str | None, weights: str | None
         given += ["data=cats_vs_dogs", f"data.archive={quoted(data)}"]
     else:
         given += [f"data.root={quoted(data)}"]
-    return [*given, *(QUICK if quick else ()), *(QUICK_EPOCHS[name] if quick else ())]
+    if quick:
+        given += QUICK
+        given += ["epochs=15"] if name in ("scratch", "bottleneck") else ["epochs=5", "regime.head_epochs=15"]
+    return given
 
 
 def same_task(config: Config, given: Sequence[str]) -> bool:
@@ -114,11 +110,9 @@ def same_task(config: Config, given: Sequence[str]) -> bool:
 
 
 def train(job: Job, parent: str | None) -> None:
-    """Train a job in a process of its own, which ends with this one, and set the job's status.
+    """Train a job in a process of its own, which ends with this one, and set its status, reason and MLflow run id.
 
-    Args:
-        job: receives status, reason and MLflow run id.
-        parent: id of the MLflow run that is the parent of the job's run.
+    `parent` is the id of the MLflow run that is the parent of the job's run.
     """
     if job.status == Status.NEW:
         name = run_name(job.values["experiment"], job.config.model.name, f"seed{job.values['seed']}")
@@ -175,7 +169,6 @@ def row(name: str, jobs: Sequence[Job], *, backbone: str, comparable: bool) -> d
     Args:
         name: a key of `CLAIMS`.
         jobs: the jobs of this row, finished or not.
-        backbone: the backbone of the jobs.
         comparable: whether the runs match the claim; see `same_task`.
     """
     claim = CLAIMS[name]
@@ -286,9 +279,7 @@ def conclude(
     """Write summary.md and, with every run's results, summary.json; return the table's rows and its explanation.
 
     Args:
-        folder: the directory for both files.
         jobs: all jobs, finished or not.
-        backbone: the backbone of the jobs.
         comparable: whether the runs match the claims; see `same_task`.
         command: the command that made the runs, for the page.
     """

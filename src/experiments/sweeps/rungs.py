@@ -14,8 +14,8 @@ from hydra.types import HydraContext
 
 from experiments.config import messages
 from experiments.errors import ConfigError
-from experiments.runs.candidate_runs import without_repeats
-from experiments.sweeps.plan import REPEATS, Job, grid, with_values
+from experiments.runs.candidate_runs import REPEATS, without_repeats
+from experiments.sweeps.plan import Job, grid, with_values
 
 BEST = "best"  # first item of a rung that extends the rung to use among those without this item
 SHAPE = "a rung is a list of overrides such as [regime=finetune, regime.unfrozen_blocks=2]"
@@ -40,7 +40,6 @@ def expand(
     Args:
         overrides: as typed; every combination of the values that they sweep over is run on every rung.
         rungs: `sweep.rungs`.
-        context: Hydra's context, for its config loader.
 
     Raises:
         ConfigError: a rung is invalid.
@@ -55,9 +54,8 @@ def expand(
     jobs = []
     for (name, base), (typed, values) in itertools.product(places, grid(overrides)):
         own = found.get(base, {}) | found[name]
-        ladder = without_repeats(values)
         plain = {key.lstrip("+~"): value for key, value in own.items()}
-        jobs.append((with_values(typed, own), values | plain, Place(name, base, ladder)))
+        jobs.append((with_values(typed, own), values | plain, Place(name, base, without_repeats(values))))
     return jobs
 
 

@@ -55,12 +55,7 @@ class Setup:
 
 
 class Session:
-    """One start of a sweep.
-
-    Args:
-        setup: the settings that all jobs share.
-        name: the sweep's name, the same at every start.
-        inspection: what the jobs share.
+    """One start of a sweep, whose name is the same at every start.
 
     Raises:
         ConfigError: the sweep's directory holds another sweep.
@@ -123,10 +118,8 @@ class Session:
             before = sweep_directory.read(self.folder).get("parent")
             self.parent = processes.run_worker_task("open_run", self.config, self.folder, before)
         about = {
-            "name": self.name,
-            "command": self.setup.command,
-            "objective": self.config.objective, "parent": self.parent, "config": recorded(self.config),
-            "repeats": self.repeats,
+            "name": self.name, "command": self.setup.command, "objective": self.config.objective,
+            "parent": self.parent, "config": recorded(self.config), "repeats": self.repeats,
         }  # fmt: skip
         atomic_files.write_json(self.folder / sweep_directory.SWEEP, redacted(about))
         self.write_jobs(jobs)
@@ -136,11 +129,11 @@ class Session:
         for job in jobs:
             job.write(self.folder)
         remote = [
-            job for job in jobs if job.status == Status.FINISHED and not sweep_directory.results(self.folder, job)
-        ]
+            (job.run_id, job.identity, self.folder / str(job.number))
+            for job in jobs if job.status == Status.FINISHED and not sweep_directory.results(self.folder, job)
+        ]  # fmt: skip
         if remote:
-            runs = [(job.run_id, job.identity, self.folder / str(job.number)) for job in remote]
-            processes.run_worker_task("fetch", self.config.tracking.uri, runs)
+            processes.run_worker_task("fetch", self.config.tracking.uri, remote)
 
     def run(self, jobs: Sequence[Job], stage: str = "jobs") -> None:
         """Run the unfinished jobs, and record how each one ended."""
@@ -193,11 +186,10 @@ class Session:
 
         objective = self.config.objective
         rows = summary.read_jobs(self.folder, objective, self.known)
-        found = summary.candidates(rows, objective, self.repeats)
-        intervals = [candidate.interval for candidate in found if candidate.whole]
+        whole = [candidate for candidate in summary.candidates(rows, objective, self.repeats) if candidate.whole]
         if objective in LOWER_IS_BETTER:
-            return any(interval.high <= target for interval in intervals)
-        return any(interval.low >= target for interval in intervals)
+            return any(candidate.interval.high <= target for candidate in whole)
+        return any(candidate.interval.low >= target for candidate in whole)
 
     # -- the end
 
@@ -205,7 +197,6 @@ class Session:
         """Report the table and the winner on the terminal, in the sweep's directory and in MLflow.
 
         Args:
-            jobs: the jobs of the sweep.
             final: whether to start the winner's final runs now, if `sweep.final`; None: unless a job has failed.
             after: offset of the final runs' numbers from the winner's; None: they follow the last job's number.
 
@@ -279,23 +270,15 @@ def inspect_jobs(jobs: Sequence[Job]) -> Inspection:
 def planned_run(job: Job, launcher: JobLauncher, parent: str | None) -> plan.PlannedRun:
     """Return a job as its process receives it: as planned, with the settings that the sweep adds.
 
-    Args:
-        job: the job. Only the winner's final runs evaluate the test split and may log the whole model.
-        launcher: determines the thread count, unless that is configured or the job resumes a run.
-        parent: id of the sweep's MLflow run.
+    Only the winner's final runs evaluate the test split and may log the whole model. The launcher determines the thread
+    count, unless that is configured or the job resumes a run; `parent` is the id of the sweep's MLflow run.
     """
     threads = job.threads
     if threads is None and job.config.runtime.threads is None:
         threads = launcher.threads()
-    return plan.planned(
-        job,
-        {
-            "evaluate.test": job.final,
-            "tracking.log_model": None if job.final else False,
-            "sweep.job": None if job.final else True,
-            "runtime.threads": threads,
-            "sweep.parent": parent,
-            "sweep.trial": job.trial,
-            "sweep.trained": job.trained,
-        },
-    )
+    settings = {
+        "evaluate.test": job.final, "tracking.log_model": None if job.final else False,
+        "sweep.job": None if job.final else True, "runtime.threads": threads, "sweep.parent": parent,
+        "sweep.trial": job.trial, "sweep.trained": job.trained,
+    }  # fmt: skip
+    return plan.planned(job, settings)

@@ -121,11 +121,8 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
 def read_jobs(folder: Path, objective: str, known: dict[Path, tuple[int, Row]]) -> list[Row]:
     """Return the jobs of a sweep with their validation scores, without reading again what was read before.
 
-    Args:
-        folder: the sweep's directory.
-        objective: name of the validation metric.
-        known: the jobs of earlier calls by the paths of their records, each with the time at which the record was
-            written, in ns; jobs whose records are new or have been written again are read and stored here.
+    `known` has the jobs of earlier calls by the paths of their records, each with the time at which the record was
+    written, in ns; jobs whose records are new or have been written again are read and stored there.
     """
     for path in sorted(folder.glob(f"[0-9]*/{JOB}")):
         written = path.stat().st_mtime_ns
@@ -180,10 +177,7 @@ def compared(objective: str) -> str:
 def candidates(rows: Sequence[Row], objective: str, repeats: int = 1) -> list[Candidate]:
     """Return the rows as candidates, the best first; those with an unfinished or failed run come last, unranked.
 
-    Args:
-        rows: the jobs.
-        objective: name of the validation metric.
-        repeats: `repeats` of the sweep's sweep.json.
+    `repeats` is that of the sweep's sweep.json.
     """
     found: dict[str, Candidate] = {}
     for row in rows:
@@ -208,8 +202,7 @@ def winner_values(folder: Path) -> dict[str, str]:
         ConfigError: no job has finished.
     """
     about, rows = read(folder)
-    final = next((row for row in rows if row.final), None)
-    if final:
+    if final := next((row for row in rows if row.final), None):
         return without_repeats(final.values)
     for candidate in candidates(rows, about["objective"]):
         if any(row.status == Status.FINISHED for row in candidate.rows):
@@ -231,7 +224,6 @@ def sentences(ranked: Sequence[Candidate], objective: str, held: Sequence[Row], 
 
     Args:
         ranked: candidates, the best first.
-        objective: name of the validation metric that ranks them.
         held: the winner's final runs, on images that no job has read.
         command: the sweep's command line.
         final: `sweep.final`, whether the sweep ends with final runs.
@@ -306,9 +298,8 @@ def _differences(whole: Sequence[Candidate], objective: str, command: str) -> li
     lines.append(difference_sentence(winner.name, second.name, found[0], metric))
     alike = sum(not difference.significant for difference in found)
     lines.append(f"{alike} of the {len(found)} other candidates are not significantly different from the winner.")
-    without_seed = re.sub(r"\s+seed=\S+", "", command)
-    more = f"To test the settings, sweep seeds as well: {without_seed} seed=0,1,2"
-    return lines + limitations(found, more, "candidate")
+    command = re.sub(r"\s+seed=\S+", "", command)
+    return lines + limitations(found, f"To test the settings, sweep seeds as well: {command} seed=0,1,2", "candidate")
 
 
 def table(ranked: Sequence[Candidate], objective: str) -> list[list[str]]:

@@ -16,15 +16,7 @@ from experiments.runs.run_directory import FIGURES
 from experiments.storage import atomic_files
 from experiments.sweeps import ladder
 from experiments.sweeps.plan import is_folded
-from experiments.sweeps.summary import (
-    Candidate,
-    candidates,
-    failures,
-    held_out_sentences,
-    read,
-    sentences,
-    table,
-)
+from experiments.sweeps.summary import Candidate, candidates, failures, held_out_sentences, read, sentences, table
 from experiments.training.types import Status
 
 JSON = "summary.json"
@@ -37,11 +29,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def write_summary(folder: Path) -> dict[str, Any]:
-    """Write the summary of a sweep into its directory: summary.md, .csv, .json and figures.
-
-    Returns:
-        The content of summary.json: table, sentences, failures, the winner's values and overrides, metrics.
-    """
+    """Write summary.md, .csv, .json and figures into a sweep's directory; return the content of summary.json."""
     from experiments.sweeps import plots
 
     about, rows = read(folder)
@@ -78,8 +66,7 @@ def write_summary(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
     text = io.StringIO()
     csv.writer(text).writerows(summary["table"])
-    files = {"summary.csv": text.getvalue(), "summary.md": markdown(summary),
-             JSON: json.dumps(summary, indent=1)}  # fmt: skip
+    files = {"summary.csv": text.getvalue(), "summary.md": markdown(summary), JSON: json.dumps(summary, indent=1)}
     for name, content in files.items():
         atomic_files.write_file(folder / name, content.encode())
     shares = [row.baseline.accuracy for row in jobs if row.baseline and objective == "accuracy"]

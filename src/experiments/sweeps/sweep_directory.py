@@ -51,22 +51,6 @@ def find(named: str) -> Path:
     )
 
 
-def run_ids(folder: Path) -> list[str]:
-    """Return the MLflow run ids of a sweep's finished jobs, without duplicates, in the order of the jobs.
-
-    The winner's final runs are not included.
-
-    Raises:
-        ConfigError: no job has finished, or the jobs were not tracked.
-    """
-    done = [job for job in records(folder) if job["status"] == Status.FINISHED and not job.get("final")]
-    found = list(dict.fromkeys(job["run_id"] for job in done if job.get("run_id")))
-    if not found:
-        why = "they were not tracked in MLflow" if done else "none has finished"
-        raise ConfigError(f"{folder.name}: no job of this sweep can be compared: {why}")
-    return found
-
-
 def finished_runs(uri: str, named: str) -> list[RunFacts]:
     """Return the runs of a sweep's jobs, without the winner's final runs.
 
@@ -80,7 +64,13 @@ def finished_runs(uri: str, named: str) -> list[RunFacts]:
     from experiments.tracking.queries import RUN_ID, find_runs, search_runs
 
     try:  # the sweep's files also list jobs that were trained before, whose runs have another parent
-        return find_runs(uri, run_ids(find(named)))
+        folder = find(named)
+        done = [job for job in records(folder) if job["status"] == Status.FINISHED and not job.get("final")]
+        run_ids = list(dict.fromkeys(job["run_id"] for job in done if job.get("run_id")))
+        if not run_ids:
+            why = "they were not tracked in MLflow" if done else "none has finished"
+            raise ConfigError(f"{folder.name}: no job of this sweep can be compared: {why}")
+        return find_runs(uri, run_ids)
     except ConfigError:
         if not RUN_ID.fullmatch(named):
             raise

@@ -26,7 +26,7 @@ from experiments.config import credentials, unused
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.runs import continuation
-from experiments.runs.candidate_runs import without_repeats
+from experiments.runs.candidate_runs import REPEATS, without_repeats
 from experiments.sweeps import plan, rungs, sweep_directory, terminal
 from experiments.sweeps.launchers.scheduler import JobLauncher
 from experiments.sweeps.plan import Job
@@ -180,6 +180,6 @@ def check_repeats(jobs: Sequence[Job]) -> None:
         before = known.setdefault((candidate, job.identity), job)
         if before is not job:
             raise ConfigError(
-                f"{', '.join(plan.REPEATS)}: jobs of one candidate are the same run, which would be counted as two: "
+                f"{', '.join(REPEATS)}: jobs of one candidate are the same run, which would be counted as two: "
                 f"{plan.format_values(before.values)} and {plan.format_values(job.values)}. Give each value once"
             )

@@ -165,7 +165,6 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
 
     Args:
         config: its outputs directory and tracking store are searched.
-        identities: the identities to find.
         finished: the finished runs in the tracking store, by identity.
     """
     known: dict[str, dict[str, Any]] = {}
@@ -254,10 +253,7 @@ def share(configs: Sequence[Config]) -> None:
 
 
 def usual_seconds(config: Config, fingerprint: str, finished: Mapping[str, RunFacts]) -> float | None:
-    """Return the median seconds of finished runs on the same images with the same regime, model, epochs and batch size.
-
-    None if there are no such runs.
-    """
+    """Return the median seconds of finished runs on these images with the same regime, model, epochs and batch size."""
     alike = {
         "regime": config.regime.name, "model": config.model.name, "epochs": str(config.epochs),
         "batch_size": str(config.batch_size),
@@ -275,9 +271,7 @@ def usual_seconds(config: Config, fingerprint: str, finished: Mapping[str, RunFa
 def fetch(uri: str, runs: Sequence[tuple[str, str, Path]]) -> None:
     """Download the files that a summary reads of finished runs on other machines.
 
-    Args:
-        uri: the tracking store.
-        runs: MLflow run id, identity and target directory of each run.
+    `runs` has the MLflow run id, the identity and the target directory of each.
     """
     # Only the winner's final runs have predictions for the test split.
     required, optional = (METRICS, predictions_file("validation")), (predictions_file("test"), CONFIG)

@@ -48,24 +48,20 @@ class LocalLauncher(JobLauncher):
         yield
 
     def start(self, jobs: Sequence[PlannedRun]) -> list[LocalJob]:
-        return [self.start_job(job) for job in jobs]
-
-    def start_job(self, job: PlannedRun) -> LocalJob:
-        """Start a job on the GPU with the fewest jobs."""
-        gpu = min(self.gpu_jobs, key=self.gpu_jobs.__getitem__, default=None)
-        log = job.folder / processes.LOG
-        begin = processes.size(log)
-        process = processes.start(processes.run_job, job, str(log), gpu)
-        if gpu is not None:
-            self.gpu_jobs[gpu] += 1
-        return LocalJob(process, log, begin, gpu)
+        started = []
+        for job in jobs:
+            gpu = min(self.gpu_jobs, key=self.gpu_jobs.__getitem__, default=None)  # the one with the fewest jobs
+            log = job.folder / processes.LOG
+            begin = processes.size(log)
+            started.append(LocalJob(processes.start(processes.run_job, job, str(log), gpu), log, begin, gpu))
+            if gpu is not None:
+                self.gpu_jobs[gpu] += 1
+        return started
 
     def wait(self, running: Mapping[int, LocalJob], seconds: float) -> dict[int, str | None]:
         multiprocessing.connection.wait([job.process.sentinel for job in running.values()], timeout=seconds)
         ended = {at: job for at, job in running.items() if job.process.exitcode is not None}
-        for job in ended.values():
-            if job.gpu is not None:
-                self.gpu_jobs[job.gpu] -= 1
+        self.gpu_jobs.subtract(job.gpu for job in ended.values() if job.gpu is not None)
         return {at: processes.job_failure(job.process.exitcode, job.log, job.begin) for at, job in ended.items()}
 
     def stop(self, handles: Iterable[LocalJob]) -> None:

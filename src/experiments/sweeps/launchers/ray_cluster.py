@@ -1,8 +1,7 @@
 """Launcher for a Ray cluster: each job is a Ray task.
 
-hydra-ray-launcher 1.2.2 waits for its jobs in one list comprehension, which raises at the first job whose process was
-killed: the results of all other jobs are lost, and nothing is retried. This launcher calls Ray directly. A job that Ray
-starts again resumes from its checkpoint (`resume=auto`).
+hydra-ray-launcher 1.2.2 loses the results of all jobs if the process of one is killed, and retries nothing. This
+launcher calls Ray directly. A job that Ray starts again resumes from its checkpoint (`resume=auto`).
 """
 
 from __future__ import annotations

@@ -76,12 +76,7 @@ def work(
 
 @contextmanager
 def limited(seconds: float | None, late: threading.Event) -> Iterator[None]:
-    """End this process if the block takes longer than `seconds`; see `end_this_process`.
-
-    Args:
-        seconds: the time limit; None: no limit.
-        late: set when the limit is exceeded.
-    """
+    """End this process if the block takes longer than `seconds`, and set `late`; see `end_this_process`."""
 
     def end() -> None:
         late.set()

@@ -63,11 +63,7 @@ class JobLauncher(Launcher):
 
     @abstractmethod
     def wait(self, running: Mapping[int, Any], seconds: float) -> dict[int, str | None]:
-        """Wait until a job ends, for at most some seconds, and return the jobs that have ended.
-
-        Args:
-            running: handles by the jobs' indices.
-            seconds: when to return if no job ends.
+        """Wait until one of the running jobs ends, for at most some seconds.
 
         Returns:
             By the indices of the jobs that have ended: the reason if a job failed, else None.
@@ -83,16 +79,12 @@ class JobLauncher(Launcher):
 
 
 def run_jobs(
-    launcher: JobLauncher,
-    jobs: Sequence[PlannedRun],
-    stop_reason: Callable[[], str | None],
+    launcher: JobLauncher, jobs: Sequence[PlannedRun], stop_reason: Callable[[], str | None],
     ended: Callable[[int, float, str | None], None],
-) -> None:
+) -> None:  # fmt: skip
     """Run jobs in their order. If this is interrupted, the running ones are stopped.
 
     Args:
-        launcher: starts the jobs.
-        jobs: the jobs.
         stop_reason: returns why no further job is to start, or None.
         ended: called when a job has ended, with its index, its duration in seconds, the start and the end of its
             process included, and the reason if it failed, else None.

@@ -1,8 +1,7 @@
 """Launcher for SLURM: each job is a SLURM job, which submitit submits.
 
-hydra-submitit-launcher 1.2.0 waits for its jobs in one list comprehension, which raises at the first job whose process
-was killed: the results of all other jobs are lost. This launcher calls submitit directly. A requeued job resumes from
-its checkpoint (`resume=auto`).
+hydra-submitit-launcher 1.2.0 loses the results of all jobs if the process of one is killed. This launcher calls
+submitit directly. A requeued job resumes from its checkpoint (`resume=auto`).
 """
 
 from __future__ import annotations

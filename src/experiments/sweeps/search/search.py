@@ -85,12 +85,9 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
 def search_name(configs: Sequence[Config], search_space: Space, identity: str) -> str:
     """Return the name of a search, the same at every start and on every machine.
 
-    It does not depend on the number of trials, on the workers or on where the study and the runs are stored.
-
-    Args:
-        configs: configurations that together contain every choice of the search space, always the same ones.
-        search_space: the search space.
-        identity: identity of the first of `configs`, which covers data and weights.
+    It does not depend on the number of trials, on the workers or on where the study and the runs are stored. The
+    configurations, always the same ones, contain every choice of the search space; `identity` is that of the first, and
+    covers data and weights.
     """
     corners = []
     for config in configs:

@@ -13,6 +13,7 @@ from typing import Any
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
 from experiments.errors import ConfigError
+from experiments.runs.candidate_runs import REPEATS
 from experiments.sweeps import plan
 
 RUNS = 100  # a trial's jobs are numbered from 100 times its own number on; a single job has the trial's number
@@ -139,8 +140,8 @@ class Space:
         overrides = [
             override if isinstance(override, str) else f"{override.element}={values[override.key]}"
             for override in self.overrides
-        ] + list(repeat)
-        return overrides, {**values, **dict(line.lstrip("+~").split("=", 1) for line in repeat)}
+        ]
+        return [*overrides, *repeat], {**values, **dict(line.lstrip("+~").split("=", 1) for line in repeat)}
 
     def first_job(self, place: int) -> int:
         """Return the number of the first job of the trial at a place."""
@@ -164,7 +165,6 @@ def space(overrides: Sequence[Override], default: Callable[[str], Any] = lambda 
     """Return the search space of a command line.
 
     Args:
-        overrides: as typed.
         default: returns the value of a key without the overrides.
 
     Raises:
@@ -176,7 +176,7 @@ def space(overrides: Sequence[Override], default: Callable[[str], Any] = lambda 
         key = override.get_key_element().lstrip("+~")
         if not override.is_sweep_override():
             parts.append(str(override.input_line))
-        elif key in plan.REPEATS:
+        elif key in REPEATS:
             if not override.is_discrete_sweep():
                 raise ConfigError(
                     f"{key}: every trial is run with each of its values, so they must be single ones: a,b,c or "

@@ -49,7 +49,6 @@ def open_study(config: Config, folder: Path, attributes: Mapping[str, Any]) -> o
     """Return the study of a search, creating it if it does not exist.
 
     Args:
-        config: of the search.
         folder: the sweep's directory, whose name is the name of the study.
         attributes: name of the search, identity of its data, and number of epochs of the longest trial.
 
@@ -92,13 +91,9 @@ def existing_trials(config: Config, name: str) -> list[FrozenTrial]:
 
 
 def sampler(name: str, seed: int, trials: int) -> optuna.samplers.BaseSampler:
-    """Return the Optuna sampler that draws the next trial of a study.
+    """Return the Optuna sampler that draws the next trial of a study with this number of trials.
 
-    Args:
-        name: `sweep.search`.
-        seed: `sweep.seed`.
-        trials: number of trials in the study. It is part of the sampler's seed, so that each trial has its own seed and
-            no other worker or later start draws the same point again.
+    The number is part of the seed, so that no other worker or later start draws the same point again.
     """
     own = int(np.random.SeedSequence([seed, trials]).generate_state(1)[0])
     if name == "random":
