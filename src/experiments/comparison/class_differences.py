@@ -70,12 +70,13 @@ class ClassComparison:
 
 
 def compare_classes(comparison: Comparison) -> ClassComparison:
-    """Compare the groups class by class, each with the first one.
-
-    The difference in recall of a class is that in accuracy on its images.
-    """
+    """Compare the groups class by class, each with the first one in recall, the accuracy on the images of a class."""
     names = class_names(comparison.groups)
-    confusion = tuple(mean_confusion(group, names) for group in comparison.groups)
+    confusion = tuple(
+        confusion_of([row for of_seed in group.by_seed.values() for row in of_seed.values()], names)
+        / len(group.by_seed)
+        for group in comparison.groups
+    )
     scores = [scores_by_class(group, names) for group in comparison.groups]
     sides = list(zip(scores, confusion, strict=True))
     results = tuple(
@@ -97,12 +98,6 @@ def group_classes(group: Group) -> tuple[str, ...]:
     return tuple(next(iter(group.evaluated[0].predictions.values())).probabilities)
 
 
-def mean_confusion(group: Group, names: Sequence[str]) -> np.ndarray:
-    """Return the group's confusion matrix [C, C] float, the mean over its seeds; a seed's folds are added up."""
-    predictions = [row for of_seed in group.by_seed.values() for row in of_seed.values()]
-    return confusion_of(predictions, names) / len(group.by_seed)
-
-
 def scores_by_class(group: Group, names: Sequence[str]) -> list[Scores]:
     """Return the scores (correct or not) of a group's images for each class."""
     scores = group.accuracy
@@ -120,13 +115,9 @@ def _result(first: Scores, own: Scores, confusion: np.ndarray, label: int) -> Cl
         recall = own.interval() if len(images) > 1 else Interval(float(own.matrix(images).mean()))
     right, support, predicted = confusion[label, label], confusion[label].sum(), confusion[:, label].sum()
     comparable = own is not first and min(len(images), len(first.images)) > 1
-    return ClassResult(
-        len(images),
-        recall,
-        float(right / predicted) if predicted else math.nan,
-        float(2 * right / (support + predicted)) if support + predicted else math.nan,
-        compare_runs(first, own) if comparable else None,
-    )
+    precision = float(right / predicted) if predicted else math.nan
+    f1 = float(2 * right / (support + predicted)) if support + predicted else math.nan
+    return ClassResult(len(images), recall, precision, f1, compare_runs(first, own) if comparable else None)
 
 
 # --- Tables of texts: a header and rows
@@ -213,7 +204,6 @@ def decision_sentence(comparison: Comparison) -> str:
 
 
 def class_rows(comparison: Comparison, found: ClassComparison) -> list[dict[str, Any]]:
-    """Return a row per class and group."""
     return [
         {
             "class": name, "number": at, "label": " ".join(label), "images": result.images,

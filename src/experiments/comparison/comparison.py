@@ -163,10 +163,9 @@ class Comparison:
 def compare(uri: str, runs: Sequence[RunFacts], split: str, found: Sequence[RunFacts] = ()) -> Comparison:
     """Compare runs by what they have logged to MLflow.
 
-    Args:
-        runs: runs that the user has named one by one; their groups come first, in this order.
-        found: further runs, of a sweep or a query. On the validation split their groups are ordered by accuracy, the
-            best first; groups are never ordered by test accuracy.
+    The groups of `runs`, which the user has named one by one, come first, in this order; then those of `found`, of a
+    sweep or a query, ordered on the validation split by accuracy, the best first. Groups are never ordered by test
+    accuracy.
 
     Raises:
         ConfigError: a run is named twice or has no predictions of this split, or seeds of a group share no images.
@@ -198,11 +197,7 @@ def of_groups(groups: Sequence[Group], split: str, ranked: bool = False) -> Comp
 
 
 def gather(uri: str, runs: Sequence[RunFacts], split: str) -> list[Group]:
-    """Group runs that differ only in seed and fold, in the order given.
-
-    Raises:
-        ConfigError: the runs of a group have fewer than two images in common.
-    """
+    """Group runs that differ only in seed and fold, in their order; raise ConfigError if they share no two images."""
     settings: dict[tuple[tuple[tuple[str, str], ...], str], list[RunFacts]] = {}
     for run in runs:
         params = _without_repeats(run)
@@ -307,10 +302,7 @@ def configuration(groups: Sequence[Group]) -> dict[str, list[str | None]]:
 
 
 def measure(group: Group, name: str, split: str) -> Interval | None:
-    """Return a metric of a group with its 95 % interval; None if a run does not have the metric.
-
-    See `groups.metric_interval`; the ROC area of a single run with two classes has a bootstrap interval.
-    """
+    """Return a metric of a group with its 95 % interval; None if a run does not have the metric."""
     if name == "accuracy":
         return group.accuracy.interval()
     key = f"{split}.{name}"
@@ -327,10 +319,7 @@ def measure(group: Group, name: str, split: str) -> Interval | None:
 
 
 def disagreements(comparison: Comparison) -> list[Disagreement]:
-    """Return the images that some groups classify correctly and others do not.
-
-    They are ordered by how much the groups disagree, then by the confidence of the wrong predictions.
-    """
+    """Return the images that some groups classify correctly and others do not, the clearest disagreements first."""
     found = []
     for key in dict.fromkeys(key for group in comparison.groups for key in group.images):
         predictions = tuple(group.predict(key) for group in comparison.groups)

@@ -34,7 +34,6 @@ class Scores:
         return folds if len(set(folds)) > 1 else None
 
     def interval(self) -> Interval:
-        """Return the mean and its 95 % interval."""
         images = self.images
         return score_interval(self.matrix(images), self.folds_of(images))
 

@@ -79,14 +79,8 @@ def save(
 ) -> tuple[Path, str | None]:  # fmt: skip
     """Write a comparison of runs of an MLflow store, and log its files there if `log`; see `write`.
 
-    Args:
-        folder: where the files are written; None for outputs/compare/compare-....
-
-    Returns:
-        The page, and the id of the MLflow run to which the files were logged, if they were.
-
-    Raises:
-        ConfigError: the files are written, but cannot be logged.
+    Return the page, and the id of the MLflow run to which the files were logged, if they were. Without a folder, they
+    are written to outputs/compare/compare-.... Raise ConfigError if they are written, but cannot be logged.
     """
     folder = folder or Path(default_outputs()) / "compare" / f"compare-{comparison.digest}"
     places = {run.run_id: folder_of(run.run_id, run.tags.get("run_folder"), uri) for run in comparison.runs}
@@ -127,9 +121,16 @@ def content(
 ) -> dict[str, Any]:
     """Return what the HTML page and the Markdown file both show, by the names in the page's template."""
     differing, unread = text.configuration_tables(comparison)
+    counts = sorted({len(group.images) for group in comparison.groups})
+    images = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    runs = len(comparison.runs)
     several = len(comparison.groups) > 1
+    heading = "There is no image on which they disagree"
+    if unlike:
+        more = f", the clearest {most} of {len(unlike)}" if len(unlike) > most else f" ({len(unlike)})"
+        heading = f"The images on which they disagree{more}"
     return {
-        "title": title(comparison),
+        "title": f"{runs} {'run' if runs == 1 else 'runs'} on {images} {comparison.split} images",
         "sentences": text.sentences(comparison),
         "scores": text.score_table(comparison),
         "pairs": text.paired_table(comparison) if several else None,
@@ -140,7 +141,7 @@ def content(
         "nothing_differs": "Nothing." if len(unread) == 1 else "No key that all read.",
         "unread": unread if len(unread) > 1 else None,
         "unread_about": UNREAD,
-        "disagreements_title": heading(unlike, most) if several else "",
+        "disagreements_title": heading if several else "",
         "hidden": max(len(unlike) - most, 0),
     }
 
@@ -155,20 +156,6 @@ def class_tables(comparison: Comparison, classes: ClassComparison) -> list[tuple
         shown = f": {len(pairs) - 1} of {len(classes.pairs)} pairs" if more else ""
         tables.append((f"Classes that are confused{shown}", pairs))
     return tables
-
-
-def title(comparison: Comparison) -> str:
-    counts = sorted({len(group.images) for group in comparison.groups})
-    images = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-    runs = len(comparison.runs)
-    return f"{runs} {'run' if runs == 1 else 'runs'} on {images} {comparison.split} images"
-
-
-def heading(unlike: Sequence[Disagreement], most: int) -> str:
-    if not unlike:
-        return "There is no image on which they disagree"
-    more = f", the clearest {most} of {len(unlike)}" if len(unlike) > most else f" ({len(unlike)})"
-    return f"The images on which they disagree{more}"
 
 
 def _prediction_text(prediction: GroupPrediction | None) -> str:

@@ -1,7 +1,4 @@
-"""Figures that compare groups of runs: learning curves, and intervals of accuracies and differences.
-
-Each function returns a Matplotlib Figure; nothing is saved.
-"""
+"""Figures that compare groups of runs: learning curves, and intervals of accuracies and differences."""
 
 from __future__ import annotations
 
@@ -34,13 +31,8 @@ Bounds = tuple[float, float, float]  # a value, the lower and the upper bound of
 def compared_curves(histories: Mapping[str, Sequence[Sequence[EpochRecord]]]) -> Figure:
     """Draw validation accuracy above validation loss over the steps of several runs.
 
-    A ring marks a step at which the phase of a run changes.
-
-    Args:
-        histories: name of a group of runs -> one history per run. Several runs have a thin line each, and their mean.
-
-    Returns:
-        A figure of two axes. Dotted lines show the training metrics if there are at most `MOST_IN_LEGEND` groups.
+    Of each group of runs, by name, the mean is drawn, and a thin line for each of several runs. A ring marks a step at
+    which the phase of a run changes. Dotted lines show the training metrics, of at most `MOST_IN_LEGEND` groups.
     """
     crowded = len(histories) > MOST_IN_LEGEND
     legend_rows = -(-len(histories) // 2)
@@ -89,11 +81,7 @@ def intervals(
         names: [G] names of the groups, from top to bottom.
         scores: [G] accuracy, lower and upper bound, in [0, 1].
         differences: [G] difference from the first group's accuracy, lower and upper bound, in [-1, 1]; None for the
-            first group.
-        split: the split on which the groups were evaluated.
-
-    Returns:
-        A figure of two axes side by side; of one axes if there is one group.
+            first group, which has no axes of its own if it is alone.
     """
     alone = len(names) == 1
     figure = new_figure(9, 1.5 + 0.42 * len(names))

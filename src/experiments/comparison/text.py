@@ -23,11 +23,9 @@ def sentences(comparison: Comparison) -> list[str]:
     first = called(comparison.labels[0])
     others = len(comparison.groups) - 1
     found = [difference for difference in comparison.differences if difference]
+    rows = zip(comparison.labels, comparison.groups, (each["accuracy"] for each in comparison.measures), strict=True)
     lines = baseline_sentences(
-        [
-            (called(label), group.baseline, measures["accuracy"].value, measures["accuracy"].low)
-            for label, group, measures in zip(comparison.labels, comparison.groups, comparison.measures, strict=True)
-        ]
+        [(called(label), group.baseline, accuracy.value, accuracy.low) for label, group, accuracy in rows]
     )
     lines += [
         f"{run.name} has the configuration and seed of another of these runs: it is no new evidence and not counted."
@@ -41,12 +39,10 @@ def sentences(comparison: Comparison) -> list[str]:
             if one
         ]
     else:
-        apart = [
-            str(at) for at, difference in enumerate(comparison.differences, 1) if difference and difference.significant
-        ]
-        rows = f" (rows {', '.join(apart)})" if apart else ""
+        apart = [str(at) for at, one in enumerate(comparison.differences, 1) if one and one.significant]
+        which = f" (rows {', '.join(apart)})" if apart else ""
         lines.append(
-            f"Of the {others} others {len(apart)} are significantly different from {first}{rows}; "
+            f"Of the {others} others {len(apart)} are significantly different from {first}{which}; "
             f"{others - len(apart)} are not."
         )
     if comparison.ranked:
@@ -109,11 +105,7 @@ def more_seeds(comparison: Comparison) -> str:
 
 
 def baseline_sentences(rows: Sequence[tuple[str, Baseline, float, float]]) -> list[str]:
-    """Return sentences that compare accuracies with always predicting the most frequent class.
-
-    Args:
-        rows: name, baseline, accuracy and the lower bound of its interval.
-    """
+    """Compare accuracies with the most frequent class; `rows` have name, baseline, accuracy and its lower bound."""
     found = {name: baseline.describe(accuracy, low) for name, baseline, accuracy, low in rows}
     by_text: dict[str, list[str]] = {}
     for name, text in found.items():
@@ -126,10 +118,8 @@ def baseline_sentences(rows: Sequence[tuple[str, Baseline, float, float]]) -> li
 def difference_sentence(name: str, first: str, found: Difference, metric: str = "accuracy") -> str:
     """Return the sentence about a difference, in the same words for comparisons and sweeps."""
     better = (found.value > 0) != (metric in LOWER_IS_BETTER)
-    if found.about_setting:
-        sides = name, first
-    else:
-        sides = f"The model trained with {name}", f"the one trained with {first}"
+    if not found.about_setting:
+        name, first = f"The model trained with {name}", f"the one trained with {first}"
     if metric == "accuracy":
         size, unit = f"{signed(abs(found.value)).lstrip('+')} points", ""
         bounds = f"{signed(found.low)} to {signed(found.high)}"
@@ -137,9 +127,9 @@ def difference_sentence(name: str, first: str, found: Difference, metric: str = 
         size, unit = f"{abs(found.value):.4f}", f" in {metric}"
         bounds = f"{found.low:+.3g} to {found.high:+.3g}"
     if found.value == 0:
-        text = f"{sides[0]} is neither better nor worse than {sides[1]}{unit}"
+        text = f"{name} is neither better nor worse than {first}{unit}"
     else:
-        text = f"{sides[0]} is {'better' if better else 'worse'} than {sides[1]} by {size}{unit}"
+        text = f"{name} is {'better' if better else 'worse'} than {first} by {size}{unit}"
     images = f"{found.images:,} images" + (" that both were evaluated on" if found.partly else "")
     if not found.paired:
         images = f"different images, at least {found.images:,} on each side"
@@ -195,10 +185,7 @@ def duration(seconds: float) -> str:
 
 
 def score_table(comparison: Comparison) -> list[list[str]]:
-    """Return the table of accuracies and costs with one row per group.
-
-    Differences from the first group are in percentage points, durations of a run and of an epoch in seconds.
-    """
+    """Return the table of accuracies and costs, a row per group; differences are in points, durations in seconds."""
     lines = [["run", "runs", "accuracy", "from first", "p", "s", "s/epoch"]]
     rows = zip(comparison.groups, comparison.names, comparison.measures, comparison.differences, strict=True)
     for group, name, measures, found in rows:
@@ -235,17 +222,11 @@ def _informative(lines: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def metric_table(comparison: Comparison, names: Sequence[str]) -> list[list[str]]:
-    """Return the table of those other metrics that any group has, with one row per group.
-
-    An arrow in the header shows whether lower or higher is better.
-    """
+    """Return the table of those metrics that any group has, a row per group; an arrow shows what is better."""
     known = [name for name in names if any(name in measures for measures in comparison.measures)]
     header = ["run", *(METRICS[name] + (" ↓" if name in LOWER_IS_BETTER else " ↑") for name in known)]
     rows = zip(comparison.names, comparison.measures, strict=True)
-    return [
-        header,
-        *([name, *(format_score(metric, measures.get(metric)) for metric in known)] for name, measures in rows),
-    ]
+    return [header, *([name, *(format_score(key, measures.get(key)) for key in known)] for name, measures in rows)]
 
 
 def metric_tables(comparison: Comparison) -> list[list[list[str]]]:
@@ -276,10 +257,7 @@ def configuration_tables(comparison: Comparison) -> tuple[list[list[str]], list[
 
 
 def unread_keys(unread: Sequence[Sequence[str]]) -> list[str]:
-    """Summarize the second table of `configuration_tables`: which groups read which keys.
-
-    More than three keys of one section are combined as `section.*`.
-    """
+    """Summarize which groups read which keys; more than three keys of one section are combined as `section.*`."""
     by_readers: dict[tuple[int, ...], list[tuple[str, str]]] = {}
     for key, *values in unread[1:]:
         readers = tuple(at for at, value in enumerate(values, 1) if value != "–")
@@ -306,17 +284,16 @@ def group_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """
     names = [name for name in METRICS if any(name in measures for measures in comparison.measures)]
     differing = configuration(comparison.groups)
+    groups = zip(comparison.groups, comparison.labels, comparison.measures, comparison.differences, strict=True)
     rows = []
-    for at, (group, label, found) in enumerate(
-        zip(comparison.groups, comparison.labels, comparison.differences, strict=True)
-    ):
+    for at, (group, label, measures, found) in enumerate(groups):
         row: dict[str, Any] = {
             "number": at + 1, "label": " ".join(label), "runs": len(group.runs),
             "run_ids": " ".join(run.run_id for run in group.runs), "images": len(group.images),
             "accuracy_baseline": group.baseline.accuracy,
         }  # fmt: skip
         for name in names:
-            row |= comparison.measures[at].get(name, UNKNOWN).columns(name)
+            row |= measures.get(name, UNKNOWN).columns(name)
         row |= (found.interval if found else UNKNOWN).columns("difference")
         row |= {
             "about": found and ("setting" if found.about_setting else "models"),
