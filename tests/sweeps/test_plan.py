@@ -108,7 +108,10 @@ def test_a_process_has_the_environment_of_the_one_that_starts_it(monkeypatch: py
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: Context())
     monkeypatch.setenv("SINCE", "new")
     seen: list[str | None] = []
-    processes.start(lambda name: seen.append(os.environ.get(name)), "SINCE")
+    monkeypatch.setattr(redaction, "install", lambda: None)
+    task = Mock(function=lambda name: seen.append(os.environ.get(name)))
+    monkeypatch.setitem(sys.modules, "of_a_task", task)
+    processes.start("of_a_task", "function", "SINCE")
     monkeypatch.delenv("SINCE")
     ((target, arguments),) = started
     target(*arguments)

@@ -78,12 +78,8 @@ class Result(NamedTuple):
 def overrides(name: str, *, backbone: str, data: str | None, weights: str | None, quick: bool) -> list[str]:
     """Return the overrides of a claim's runs, without the seed.
 
-    Args:
-        name: a key of `CLAIMS`.
-        backbone: a choice of the group `model`.
-        data: a folder of images, or the cats-and-dogs zip file; None: the download, or synthetic images if `quick`.
-        weights: weights of the backbone; None: the default of its choice.
-        quick: whether to train on fewer images, for fewer epochs.
+    `data` is a folder of images, or the cats-and-dogs zip file; None: the download, or synthetic images if `quick`,
+    which trains on fewer images, for fewer epochs. Without `weights`, the backbone has those of its choice.
     """
     is_tutorial = name == "scratch" or backbone in TUTORIAL_BACKBONES
     presets, made_for = ("tutorial", CLAIMED_FOR) if is_tutorial else ("mobilenet", "mobilenet_v2")
@@ -110,17 +106,14 @@ def same_task(config: Config, given: Sequence[str]) -> bool:
 
 
 def train(job: Job, parent: str | None) -> None:
-    """Train a job in a process of its own, which ends with this one, and set its status, reason and MLflow run id.
-
-    `parent` is the id of the MLflow run that is the parent of the job's run.
-    """
+    """Train a job in a process of its own, and set its status, reason and run id; `parent` is that run's parent."""
     if job.status == Status.NEW:
         name = run_name(job.values["experiment"], job.config.model.name, f"seed{job.values['seed']}")
         job.folder = Path(job.config.outputs) / "runs" / name
     own = any(override.startswith("runtime.threads=") for override in job.overrides)
     # No claim is about the test split.
     settings = {"evaluate.test": False, "runtime.threads": None if own else job.threads, "sweep.parent": parent}
-    reason = processes.join(processes.start(processes.run_job, plan.planned(job, settings), None, None))
+    reason = processes.join(processes.start("experiments.train", "run_planned", plan.planned(job, settings)))
     job.run_id = (RunDirectory(job.folder).facts() or {}).get("run_id")
     job.status, job.reason = (Status.FAILED, reason) if reason else (Status.FINISHED, "")
 
@@ -164,13 +157,7 @@ def check_claim(claim: Claim, low: float, high: float) -> str:
 
 
 def row(name: str, jobs: Sequence[Job], *, backbone: str, comparable: bool) -> dict[str, Any]:
-    """Return a row of the table as plain values; accuracies in [0, 1].
-
-    Args:
-        name: a key of `CLAIMS`.
-        jobs: the jobs of this row, finished or not.
-        comparable: whether the runs match the claim; see `same_task`.
-    """
+    """Return a row of the table as plain values, accuracies in [0, 1]; for `comparable` see `same_task`."""
     claim = CLAIMS[name]
     done = [job for job in jobs if job.status == Status.FINISHED]
     results = [result_of(job) for job in done]
@@ -191,13 +178,8 @@ def row(name: str, jobs: Sequence[Job], *, backbone: str, comparable: bool) -> d
 
 def plain_overrides(given: Sequence[str]) -> list[str]:
     """Return the overrides of a run without its seed, with placeholders for paths on this machine."""
-    places = {"data.root=": "PATH", "data.archive=": "FILE", "model.weights='": "FILE"}
-    named = []
-    for line in given:
-        place = next((prefix for prefix in places if line.startswith(prefix)), None)
-        if not line.startswith("seed="):
-            named.append(line if place is None else f"{place.rstrip(chr(39))}{places[place]}")
-    return named
+    named = [re.sub(r"^data\.root=.*", "data.root=PATH", line) for line in given if not line.startswith("seed=")]
+    return [re.sub(r"^(data\.archive=|model\.weights=(?=')).*", r"\1FILE", line) for line in named]
 
 
 PAGE = "summary.md"
@@ -229,9 +211,11 @@ def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: b
         "accuracy after the last epoch, by seed.",
         "Later seeds reuse the features and heads that earlier runs have cached, so they take fewer seconds.",
     ]
-    lines += baseline_sentences(
-        [(row["experiment"], Baseline("", share), row["mean"], row["low"]) for row in rows for share in baselines(row)]
-    )
+    lines += baseline_sentences([
+        (row["experiment"], Baseline("", known[0]), row["mean"], row["low"])
+        for row in rows
+        if (known := [result["baseline"] for result in row["results"] if result["baseline"]])
+    ])  # fmt: skip
     if single:
         lines.append(
             "Each figure is of one trained model: training noise is not in its interval (--seeds 3 has it measured)."
@@ -259,11 +243,6 @@ def sentences(rows: Sequence[Mapping[str, Any]], *, backbone: str, comparable: b
     return lines
 
 
-def baselines(row: Mapping[str, Any]) -> list[float]:
-    """Return a list with the baseline of a row's images; it is empty if no finished run has recorded one."""
-    return [result["baseline"] for result in row["results"] if result["baseline"]][:1]
-
-
 def markdown(rows: Sequence[Mapping[str, Any]], explanation: Sequence[str], about: str) -> str:
     """Return the table as a Markdown page, with the commands of single runs."""
     lines = ["# The tutorial, reproduced", "", about, "", f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
@@ -278,10 +257,8 @@ def conclude(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Write summary.md and, with every run's results, summary.json; return the table's rows and its explanation.
 
-    Args:
-        jobs: all jobs, finished or not.
-        comparable: whether the runs match the claims; see `same_task`.
-        command: the command that made the runs, for the page.
+    The jobs may be finished or not; `comparable` is whether they match the claims (see `same_task`), and `command` the
+    command that made them, for the page.
     """
     by_claim = {name: [job for job in jobs if job.values["experiment"] == name] for name in CLAIMS}
     rows = [row(name, own, backbone=backbone, comparable=comparable) for name, own in by_claim.items()]

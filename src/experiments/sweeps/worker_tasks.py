@@ -59,7 +59,6 @@ def respond(function: processes.WorkerTask, arguments: Sequence[Any], file: Path
     Configuration, data and disk errors are reported in this way; all other exceptions are raised.
     """
     signals.install()
-    processes.guard()
     try:
         response = {"result": globals()[function](*arguments)}
     except (ConfigError, DataError) as error:
@@ -73,13 +72,10 @@ def respond(function: processes.WorkerTask, arguments: Sequence[Any], file: Path
 
 
 def prepare_jobs(configs: Sequence[Config]) -> list[PreparedJob]:
-    """Build the components of jobs and read their data.
+    """Build the components of jobs and read their data; raise ConfigError or DataError if one of them cannot be run.
 
     The weights of other runs are fetched once and compared with each data set once, each backbone is built once, and
     each data set is read once.
-
-    Raises:
-        ConfigError, DataError: one of the jobs cannot be run.
     """
     fetched: dict[str, tuple[RunDirectory, dict[str, Path]]] = {}
     backbones: dict[str, Backbone] = {}
@@ -115,7 +111,7 @@ def prepare_jobs(configs: Sequence[Config]) -> list[PreparedJob]:
 
 
 def identity(config: Config) -> str:
-    """Return the identity of the run that a configuration describes; this builds its networks and reads its data.
+    """Build the networks and read the data of a configuration, and return the identity of the run that it describes.
 
     This process may execute that run afterwards: the settings that have to precede TensorFlow's start are those of the
     run, except a strategy for several devices, of which a process can have one.
@@ -161,12 +157,7 @@ def inspect_jobs(configs: Sequence[Config]) -> dict[str, Any]:
 
 
 def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunFacts]) -> dict[str, dict[str, Any]]:
-    """Return the existing runs of these identities: finished ones from MLflow, unfinished ones from run directories.
-
-    Args:
-        config: its outputs directory and tracking store are searched.
-        finished: the finished runs in the tracking store, by identity.
-    """
+    """Return the existing runs of these identities: `finished` ones of MLflow, others from the outputs directory."""
     known: dict[str, dict[str, Any]] = {}
     untracked: dict[str, str] = {}  # ids of MLflow runs that are not finished, by identity
     uri = config.tracking.uri
@@ -269,10 +260,7 @@ def usual_seconds(config: Config, fingerprint: str, finished: Mapping[str, RunFa
 
 
 def fetch(uri: str, runs: Sequence[tuple[str, str, Path]]) -> None:
-    """Download the files that a summary reads of finished runs on other machines.
-
-    `runs` has the MLflow run id, the identity and the target directory of each.
-    """
+    """Download what a summary reads of runs on other machines: MLflow run id, identity, target directory of each."""
     # Only the winner's final runs have predictions for the test split.
     required, optional = (METRICS, predictions_file("validation")), (predictions_file("test"), CONFIG)
     for run_id, own, folder in runs:
@@ -280,13 +268,10 @@ def fetch(uri: str, runs: Sequence[tuple[str, str, Path]]) -> None:
 
 
 def deleted(uri: str, run_ids: Sequence[str]) -> list[str]:
-    """Return the ids of those MLflow runs that are in the store's trash or no longer stored."""
     return sorted(queries.deleted(uri, run_ids))
 
 
-def conclude(folder: Path) -> dict[str, Any]:
-    """Write the summary of a sweep and return it; see `summary_files.write_summary`."""
-    return summary_files.write_summary(folder)
+conclude = summary_files.write_summary
 
 
 def open_run(config: Config, folder: Path, before: str | None) -> str:

@@ -10,8 +10,7 @@ import os
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -37,15 +36,10 @@ class LocalLauncher(JobLauncher):
 
     def __init__(self) -> None:
         super().__init__()
-        self.gpu_jobs: Counter[str] = Counter()  # number of running jobs by GPU
+        self.gpu_jobs = Counter(dict.fromkeys(visible_gpus(), 0))  # number of running jobs by GPU
 
     def threads(self) -> int | None:
         return max(1, hardware.cores() // self.slots) if self.slots > 1 else None
-
-    @contextmanager
-    def connected(self) -> Iterator[None]:
-        self.gpu_jobs = Counter(dict.fromkeys(visible_gpus(), 0))
-        yield
 
     def start(self, jobs: Sequence[PlannedRun]) -> list[LocalJob]:
         started = []
@@ -53,7 +47,9 @@ class LocalLauncher(JobLauncher):
             gpu = min(self.gpu_jobs, key=self.gpu_jobs.__getitem__, default=None)  # the one with the fewest jobs
             log = job.folder / processes.LOG
             begin = processes.size(log)
-            started.append(LocalJob(processes.start(processes.run_job, job, str(log), gpu), log, begin, gpu))
+            own = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+            process = processes.start("experiments.train", "run_planned", job, log=log, environment=own)
+            started.append(LocalJob(process, log, begin, gpu))
             if gpu is not None:
                 self.gpu_jobs[gpu] += 1
         return started

@@ -1,7 +1,6 @@
 """Processes of this machine that run a job or a task of a sweep, forked from one that has imported TensorFlow.
 
-That process (Python's forkserver) imports the modules that every job needs and runs nothing of them. A job's memory is
-freed with its process.
+That process (Python's forkserver) runs nothing of what it imports. A job's memory is freed with its process.
 """
 
 from __future__ import annotations
@@ -17,14 +16,13 @@ import tempfile
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
 from experiments.errors import ConfigError
-from experiments.sweeps.plan import PlannedRun
 from experiments.system import redaction, signals
 
 PRELOADED = ["experiments.preload"]
@@ -34,29 +32,46 @@ WorkerTask = Literal["inspect_jobs", "share", "fetch", "deleted", "conclude", "o
 GRACE = 30.0  # seconds between SIGTERM and SIGKILL
 
 
-def start(function: Callable[..., None], *arguments: Any) -> BaseProcess:
-    """Start a function in a process of its own, forked from the forkserver that has imported TensorFlow."""
+def start(
+    module: str, function: str, *arguments: Any, log: Path | None = None, environment: Mapping[str, str] | None = None
+) -> BaseProcess:
+    """Call a function in a process that ends with this one, forked from the forkserver that has imported TensorFlow.
+
+    Args:
+        module: only the new process imports it.
+        log: file to which the process's output is appended.
+        environment: variables of the process, besides those of this one.
+    """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the forkserver imports MLflow
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_call, args=(dict(os.environ), function, *arguments))
+    variables = {**os.environ, **(environment or {})}
+    process = context.Process(target=_call, args=(variables, log, module, function, *arguments))
     with _without_main():
         process.start()
     return process
 
 
-def _call(environment: Mapping[str, str], function: Callable[..., None], *arguments: Any) -> None:
-    """Call a function with the environment variables of the process that starts it.
+def _call(environment: Mapping[str, str], log: Path | None, module: str, function: str, *arguments: Any) -> None:
+    os.environ.update(environment)  # those of the forkserver are of its own start, before other cells of a notebook ran
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    invoke(module, function, *arguments)
 
-    Those of the forkserver are of its own start, before which a notebook may have run other cells.
-    """
-    os.environ.update(environment)
-    function(*arguments)
+
+def _end_with_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        end_this_process(threading.Event())
 
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """Keep a process that starts in the block from importing the main module, which it does not need.
+    """Keep a process that starts in the block from importing the main module.
 
     That would be `experiments.train` once more, or a user's script, which would start the sweep again.
     """
@@ -90,23 +105,11 @@ def stop(processes: Sequence[BaseProcess]) -> None:
             process.join()
 
 
-def run_job(job: PlannedRun, log: str | None, gpu: str | None) -> None:
-    """Run a job in this process from its planned configuration, and write its output to the file `log` if given."""
-    guard(log)
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    invoke("experiments.train", "run_planned", job)
-
-
 def run_worker_task(function: WorkerTask, *arguments: Any) -> Any:
-    """Call a function of `worker_tasks` in a process of its own and return its result.
-
-    Raises:
-        ConfigError: the function reported an error, or its process failed; its output is on standard error.
-    """
+    """Call a function of `worker_tasks` in a process of its own; return its result or raise ConfigError."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "response.json"
-        if reason := join(start(invoke, "experiments.sweeps.worker_tasks", "respond", function, arguments, path)):
+        if reason := join(start("experiments.sweeps.worker_tasks", "respond", function, arguments, path)):
             raise ConfigError(f"experiments.sweeps.worker_tasks.{function}: {reason}")
         response = json.loads(path.read_bytes())
     if "error" in response:
@@ -115,29 +118,12 @@ def run_worker_task(function: WorkerTask, *arguments: Any) -> Any:
 
 
 def invoke(module: str, function: str, *arguments: Any) -> None:
-    """Call a function of a module that only this process imports."""
+    """Call a function of a module that this process imports; an interruption is an exit code."""
     try:
         redaction.install()
         getattr(importlib.import_module(module), function)(*arguments)
     except (KeyboardInterrupt, signals.Stopped) as stop:  # the sweep's process reports it
         sys.exit(128 + getattr(stop, "number", signal.SIGINT))
-
-
-def guard(log: str | None = None) -> None:
-    """Let this process end with its parent, and append its output to the file `log` if given."""
-    if log is not None:
-        Path(log).parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "ab") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-            end_this_process(threading.Event())
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def end_this_process(finished: threading.Event) -> None:

@@ -29,17 +29,7 @@ FORWARDED = ("EXPERIMENTS_", "MLFLOW_")
 
 
 class RayLauncher(JobLauncher):
-    """Launcher that runs jobs as tasks of a Ray cluster, at most `sweep.jobs` at a time.
-
-    Args:
-        address: address of the cluster, as `ray.init` takes it; null: RAY_ADDRESS if it is set, else a Ray instance on
-            this machine that is started for this sweep.
-        num_cpus: CPU cores per job, and the number of its threads.
-        init: further arguments of `ray.init`.
-        remote: further options of `ray.remote`, such as resources.
-        options: `num_gpus`, the GPUs per job, and `max_retries`, how often a job is retried whose process or machine is
-            gone; both as `ray.remote` takes them.
-    """
+    """Launcher that runs jobs as tasks of a Ray cluster; conf/hydra/launcher/ray.yaml describes its parameters."""
 
     queues = True
 

@@ -28,23 +28,17 @@ def work(
     job: PlannedRun, directory: Path, environment: Mapping[str, str], timeout: float | None,
     *, leaving: Callable[[], bool] = lambda: False,
 ) -> str | None:  # fmt: skip
-    """Run a job in this process from its planned configuration, and write its output to a file.
+    """Run a job in this process, write its output to a file, and return the reason if it failed.
 
     Args:
-        directory: working directory of the sweep's process.
-        environment: variables to set, taken from the sweep's process.
+        directory, environment: working directory of the sweep's process, and variables to set, taken from it.
         timeout: seconds that the job may take.
         leaving: returns whether the run is being stopped here because it will be started again on another machine.
-
-    Returns:
-        The reason why the job failed, or None if it did not.
     """
     folder = job.folder
     if not folder.parent.is_dir():
-        return (
-            f"{folder.parent} is not to be found on {platform.node()}: the sweep's machines must share a disk, and "
-            "outputs= be a place on it"
-        )
+        missing = f"{folder.parent} is not to be found on {platform.node()}"
+        return f"{missing}: the sweep's machines must share a disk, and outputs= be a place on it"
     os.environ.update(environment)
     with contextlib.suppress(OSError):  # where the directory is not shared, only absolute paths work
         os.chdir(directory)

@@ -25,10 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class JobLauncher(Launcher):
-    """Base class of launchers, which are Hydra plugins.
-
-    `start` returns a handle for each job, whatever the launcher watches and stops the job by.
-    """
+    """Base class of launchers, which are Hydra plugins; a handle is what a launcher watches and stops a job by."""
 
     queues = False  # True: a started job may wait for a machine, so that it enforces the timeout itself
 
@@ -63,11 +60,7 @@ class JobLauncher(Launcher):
 
     @abstractmethod
     def wait(self, running: Mapping[int, Any], seconds: float) -> dict[int, str | None]:
-        """Wait until one of the running jobs ends, for at most some seconds.
-
-        Returns:
-            By the indices of the jobs that have ended: the reason if a job failed, else None.
-        """
+        """Wait at most some seconds until a job ends; return, by index, why the ended ones failed, or None."""
 
     @abstractmethod
     def stop(self, handles: Iterable[Any]) -> None:

@@ -12,7 +12,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,14 +53,7 @@ _log = logging.getLogger(__name__)
 class SlurmLauncher(JobLauncher):
     """Launcher that runs jobs as arrays of SLURM jobs through submitit, at most `sweep.jobs` at a time.
 
-    Args:
-        cluster: slurm, or local: processes of this machine, to try it out.
-        folder: directory for submitit's files, on a disk that all machines share; relative to the sweep's directory.
-        max_num_timeout: how often a job is requeued after a timeout; it then resumes from its checkpoint.
-        cpus_per_task: CPU cores per job, and the number of its threads.
-        signal_delay_s: seconds between the signal that a job must stop and its time limit.
-        slurm: further parameters of submitit for sbatch: partition, account, qos, constraint, setup, ...
-        parameters: of submitit: `timeout_min`, `mem_gb` and `gpus_per_node` of a job, and `name` in the queue.
+    conf/hydra/launcher/slurm.yaml describes its parameters; `parameters` are those that submitit takes as they are.
     """
 
     queues = True
@@ -82,32 +75,30 @@ class SlurmLauncher(JobLauncher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         need_package("submitit", "slurm")
-        if self.cluster not in ("slurm", "local"):
-            raise ConfigError(f"hydra.launcher.cluster: must be slurm or local. Received: {self.cluster!r}")
-        self.check()
+        if issues := list(self.issues()):
+            raise ConfigError("\n".join(issues))
         self.executor(Path())  # other wrong parameters raise here, before any work is done
 
-    def check(self) -> None:
-        """Raise ConfigError if a parameter has a value that no cluster accepts."""
+    def issues(self) -> Iterator[str]:
+        """Yield an error message for every parameter with a value that no cluster accepts."""
+        if self.cluster not in ("slurm", "local"):
+            yield f"hydra.launcher.cluster: must be slurm or local. Received: {self.cluster!r}"
         given = self.parameters | {"signal_delay_s": self.signal_delay_s, "max_num_timeout": self.max_num_timeout}
-        issues = [
-            f"hydra.launcher.{key}: must be a whole number, at least {least}. Received: {given[key]!r}"
-            for key, least in WHOLE_NUMBERS.items()
-            if type(given[key]) is not int or given[key] < least
-        ]
-        if not issues and self.signal_delay_s >= 60 * given["timeout_min"]:
-            issues.append(
+        whole = True
+        for key, least in WHOLE_NUMBERS.items():
+            if type(given[key]) is not int or given[key] < least:
+                whole = False
+                yield f"hydra.launcher.{key}: must be a whole number, at least {least}. Received: {given[key]!r}"
+        if whole and self.signal_delay_s >= 60 * given["timeout_min"]:
+            yield (
                 f"hydra.launcher.signal_delay_s: must be less than hydra.launcher.timeout_min "
                 f"({60 * given['timeout_min']} s), or jobs are stopped when they start. Received: {self.signal_delay_s}"
             )
         for key, kind, example in (("srun_args", list, "[--exclusive]"), ("additional_parameters", dict, "{nice: 10}")):
             if not isinstance(self.slurm.get(key, kind()), kind):
-                issues.append(f"hydra.launcher.slurm.{key}: must be like {example}. Received: {self.slurm[key]!r}")
-        issues += [
-            f"hydra.launcher.slurm.{key}: set {own} instead" for key, own in OWN_KEYS.items() if key in self.slurm
-        ]
-        if issues:
-            raise ConfigError("\n".join(issues))
+                yield f"hydra.launcher.slurm.{key}: must be like {example}. Received: {self.slurm[key]!r}"
+        for key in filter(OWN_KEYS.get, self.slurm):
+            yield f"hydra.launcher.slurm.{key}: set {OWN_KEYS[key]} instead"
 
     @property
     def capacity(self) -> int:
@@ -129,14 +120,7 @@ class SlurmLauncher(JobLauncher):
         return {f"slurm_{key}": value for key, value in (self.slurm | needed).items()}
 
     def executor(self, sweep: Path) -> Any:
-        """Return the submitit executor that submits the jobs.
-
-        Args:
-            sweep: the sweep's directory, to which `folder` is relative.
-
-        Raises:
-            ConfigError: SLURM is not available, or submitit refuses these parameters.
-        """
+        """Return the submitit executor of a sweep's directory; raise ConfigError if it cannot be made."""
         import submitit
 
         try:
