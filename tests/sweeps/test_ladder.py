@@ -14,7 +14,7 @@ from experiments.errors import ConfigError
 from experiments.evaluation.statistics import spread_of_mean
 from experiments.sweeps import plots, rungs
 from experiments.sweeps.ladder import Climbed, climbed
-from experiments.sweeps.rungs import Place
+from experiments.sweeps.plan import Place
 from experiments.sweeps.summary import Row
 
 RUNGS = {"head": ["regime=bottleneck"], "one": ["x=1"], "two": ["x=2"], "all": ["x=all"], "fresh": ["best", "views=0"]}

@@ -90,7 +90,7 @@ def test_the_target_is_looked_for_in_new_results_only(
     read: list[int] = []
     original = summary._row
     monkeypatch.setattr(summary, "_row", lambda job, *rest: read.append(job["number"]) or original(job, *rest))
-    session: Any = SimpleNamespace(folder=folder, config=SimpleNamespace(objective=objective), known={}, repeats=1)
+    session: Any = SimpleNamespace(folder=folder, config=SimpleNamespace(objective=objective), repeats=1)
     add(folder, 0, {"x": "1"}, right(50))
     add(folder, 1, {"x": "2", "seed": "0"}, right(80), status="NEW")
     (folder / "1" / "metrics.json").rename(folder / "1" / "later")

@@ -14,8 +14,8 @@ from experiments.comparison.text import baseline_sentences, difference_sentence,
 from experiments.config.schema import LOWER_IS_BETTER
 from experiments.reports.text import format_score
 from experiments.sweeps import summary
-from experiments.sweeps.plan import format_values
-from experiments.sweeps.rungs import BEST, Place
+from experiments.sweeps.plan import Place, format_values
+from experiments.sweeps.rungs import BEST
 from experiments.sweeps.summary import Candidate, Row
 
 MOST_SEEDS = 20  # the largest number of seeds that is suggested
@@ -207,10 +207,8 @@ def to_use(steps: Sequence[Step], objective: str) -> Step:
 def climb(found: Mapping[tuple[str, str], Step], settings: Mapping[str, Any], objective: str) -> Climb:
     """Return one ladder with a step for every rung that its finished runs reach.
 
-    Args:
-        found: the rungs with their runs, by rung and by the rung that it builds on, which is "" unless the rung begins
-            with `best`.
-        settings: `sweep` of the configuration.
+    `found` has the rungs with their runs, by rung and by the rung that it builds on, which is "" unless the rung begins
+    with `best`; `settings` is `sweep` of the configuration.
     """
     ladder = Climb()
     fixed = [name for name, lines in settings["rungs"].items() if lines[0] != BEST]

@@ -1,7 +1,4 @@
-"""The jobs of a sweep, composed from its command line and validated before any of them starts.
-
-This module imports neither TensorFlow nor MLflow.
-"""
+"""The jobs of a sweep, composed and validated before any of them starts, without TensorFlow or MLflow."""
 
 from __future__ import annotations
 
@@ -10,10 +7,10 @@ import hashlib
 import itertools
 import json
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -35,9 +32,6 @@ from experiments.system.private_api import CachingConfigRepository
 from experiments.system.redaction import redact_credentials
 from experiments.training.types import Status
 
-if TYPE_CHECKING:
-    from experiments.sweeps.rungs import Place
-
 # Nodes of `hydra` that configure the whole sweep and not a single job.
 HYDRA_NODES = ("sweeper", "launcher", "sweep")
 
@@ -51,6 +45,15 @@ class PlannedRun:
     config: Config
     hydra: DictConfig  # see `Job`
     arguments: list[str]  # command line of the equivalent single run
+
+
+@dataclass(frozen=True)
+class Place:
+    """The position of a job in a ladder sweep."""
+
+    rung: str
+    over: str  # the rung that this one builds on if it begins with `best`; else ""
+    ladder: Mapping[str, str]  # values of the keys that are swept besides: each combination has a ladder of its own
 
 
 @dataclass
@@ -114,31 +117,22 @@ class ReadOnce(CachingConfigRepository):
 
 
 def parse(arguments: Sequence[str], context: HydraContext) -> list[Override]:
-    """Return overrides as Hydra parses them, the last one of each key; `a=1,2` is a sweep override.
-
-    Raises:
-        ConfigError: a key is swept over the same value twice.
-    """
+    """Return overrides as Hydra parses them, the last one of each key; raise ConfigError if it repeats a value."""
     parsed = OverridesParser.create(config_loader=context.config_loader).parse_overrides(list(arguments))
-    overrides = list({override.get_key_element().lstrip("+~"): override for override in parsed}.values())
-    if wrong := [line for override in overrides for line in repeated(override)]:
+    overrides = {override.get_key_element().lstrip("+~"): override for override in parsed}
+    wrong = []
+    for key, override in overrides.items():
+        known: list[Any] = []
+        for value in override.sweep_iterator() if override.is_discrete_sweep() else ():
+            if any(other == value and isinstance(other, bool) == isinstance(value, bool) for other in known):
+                wrong.append(
+                    f"{key}: {value} is given twice. It would be one and the same run, counted as two. Give each value "
+                    f"once. Received: {override.input_line}"
+                )
+            known.append(value)
+    if wrong:
         raise ConfigError(messages.format_errors(wrong))
-    return overrides
-
-
-def repeated(override: Override) -> Iterator[str]:
-    """Yield an error message for every value that an override sweeps over more than once, however it is written."""
-    if not override.is_discrete_sweep():
-        return
-    values = list(override.sweep_iterator())
-    known: list[Any] = []
-    for value in values:
-        if any(other == value and isinstance(other, bool) == isinstance(value, bool) for other in known):
-            yield (
-                f"{override.get_key_element().lstrip('+~')}: {value} is given twice. It would be one and the same run, "
-                f"counted as two. Give each value once. Received: {override.input_line}"
-            )
-        known.append(value)
+    return list(overrides.values())
 
 
 def deferred(overrides: Sequence[str]) -> list[str]:
@@ -162,11 +156,7 @@ def deferred(overrides: Sequence[str]) -> list[str]:
 
 
 def spelled(override: Override) -> list[str]:
-    """Return one override for each of the values that an override sweeps over.
-
-    Raises:
-        ConfigError: the override is an interval, which has infinitely many values.
-    """
+    """Return one override for each value that an override has; raise ConfigError for an interval."""
     if not override.is_sweep_override():
         return [str(override.input_line)]
     key = override.get_key_element()
@@ -191,11 +181,7 @@ def grid(overrides: Sequence[Override]) -> list[tuple[list[str], dict[str, str]]
 def compose(
     combinations: Sequence[tuple[list[str], dict[str, str]]], context: HydraContext, master: DictConfig
 ) -> list[Job]:
-    """Return a job for each combination of overrides and values, composed and validated; it has no directory yet.
-
-    Raises:
-        ConfigError: jobs cannot be composed or are invalid; the error lists the problems of all jobs.
-    """
+    """Return a validated job without a directory for each combination; raise ConfigError with the problems of all."""
     found, wrong = [], {}
     before: Any = HydraConfig.instance().cfg
     try:
@@ -318,11 +304,6 @@ def short_keys(keys: Collection[str]) -> list[str]:
         name if short.count(name) == 1 and name not in Config.model_fields else key
         for key, name in zip(keys, short, strict=True)
     ]
-
-
-def without_test_evaluation(config: Config) -> Config:
-    """Return a configuration without evaluation on the test split, which is reserved for the winner."""
-    return changed(config, {"evaluate.test": False})
 
 
 def sweep_name(config: Config, jobs: Sequence[Job]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -26,28 +26,21 @@ from experiments.reports.figure_style import (
     short,
     wrapped,
 )
-
-if TYPE_CHECKING:
-    from experiments.sweeps.ladder import Climbed
-    from experiments.sweeps.summary import Candidate
+from experiments.sweeps.ladder import Climbed
+from experiments.sweeps.summary import Candidate
 
 MOST_TICKS = 8  # values of a key that are named on its axis
 
 
 @STYLE
 def draw(
-    folder: Path,
-    ranked: Sequence[Candidate],
-    objective: str,
-    baseline: float | None = None,
+    folder: Path, ranked: Sequence[Candidate], objective: str, baseline: float | None = None,
     climbed: Climbed | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Write the figures as PNG files; candidates without a score are not drawn.
 
     Args:
-        folder: the directory for the figures.
         ranked: candidates, the best first.
-        objective: name of the validation metric.
         baseline: accuracy of always predicting the most frequent class, drawn as a line if a candidate's interval is
             not above it.
         climbed: the finished part of a ladder sweep.
@@ -135,10 +128,7 @@ def against_keys(scored: Sequence[Candidate], keys: Sequence[str], objective: st
 
 @STYLE
 def parallel(scored: Sequence[Candidate], keys: Sequence[str], objective: str) -> Figure:
-    """Return a parallel-coordinates plot: an axis per key and one for the objective, a line per candidate.
-
-    The objective's axis is the last one, and the colour of a line is its score.
-    """
+    """Return a parallel-coordinates plot: an axis per key, the objective's last, and a line per candidate."""
     figure = new_figure(2.2 * (len(keys) + 1) + 1, 4)
     axes = figure.subplots()
     scores = [candidate.score for candidate in scored]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,19 +14,10 @@ from hydra.types import HydraContext
 from experiments.config import messages
 from experiments.errors import ConfigError
 from experiments.runs.candidate_runs import REPEATS, without_repeats
-from experiments.sweeps.plan import Job, grid, with_values
+from experiments.sweeps.plan import Place, grid, with_values
 
 BEST = "best"  # first item of a rung that extends the rung to use among those without this item
 SHAPE = "a rung is a list of overrides such as [regime=finetune, regime.unfrozen_blocks=2]"
-
-
-@dataclass(frozen=True)
-class Place:
-    """The position of a job in a ladder sweep."""
-
-    rung: str
-    over: str  # the rung that this one builds on if it begins with `best`; else ""
-    ladder: Mapping[str, str]  # values of the keys that are swept besides: each combination has a ladder of its own
 
 
 def expand(
@@ -35,14 +25,8 @@ def expand(
 ) -> list[tuple[list[str], dict[str, str], Place]]:
     """Return the jobs of a ladder sweep, rung by rung: overrides, values of the keys that differ, place.
 
-    A rung that begins with `best` has jobs for every rung that it may build on.
-
-    Args:
-        overrides: as typed; every combination of the values that they sweep over is run on every rung.
-        rungs: `sweep.rungs`.
-
-    Raises:
-        ConfigError: a rung is invalid.
+    Every combination of the values that the overrides sweep over is run on every rung of `sweep.rungs`. A rung that
+    begins with `best` has jobs for every rung that it may build on. Raise ConfigError if a rung is invalid.
     """
     if not isinstance(rungs, Mapping) or not rungs:
         raise ConfigError(f"sweep.rungs: must map names to rungs; {SHAPE}. Received: {rungs}")
@@ -60,11 +44,7 @@ def expand(
 
 
 def _values(name: str, lines: Any, context: HydraContext) -> dict[str, str]:
-    """Return the values that a rung sets, by key.
-
-    Raises:
-        ConfigError: the rung is not a list of overrides with one value each, or sets a key that it must not set.
-    """
+    """Return the values that a rung sets, by key; raise ConfigError if it is no such list, or must not set a key."""
     if not isinstance(lines, list) or not lines or not all(isinstance(line, str) for line in lines):
         raise ConfigError(f"sweep.rungs.{name}: {SHAPE}. Received: {lines}")
     given = [line for line in lines if line != BEST]
@@ -105,24 +85,3 @@ def _check(
     ]
     if wrong:
         raise ConfigError(messages.format_errors(wrong))
-
-
-def without_repeated(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs without those of `best` rungs that have the same identity as a job of another rung."""
-    known = {job.identity for job in jobs if job.place and not job.place.over}
-    return [job for job in jobs if not (job.place and job.place.over and job.identity in known)]
-
-
-def plan_lines(jobs: Sequence[Job]) -> list[str]:
-    """Return the lines about the rungs for the plan of a ladder sweep; an empty list for other sweeps."""
-    places = [job.place for job in jobs if job.place]
-    if not places:
-        return []
-    names = list(dict.fromkeys(place.rung for place in places))
-    lines = [f"at most {len(names)} rungs, one after the other: {', '.join(names)}"]
-    if not any(key in job.values for job in jobs for key in REPEATS):
-        lines.append(
-            "one run a rung: a gain is then about two trained models, not about the rungs. With data.fold=0,1,2 or "
-            "seed=0,1,2 it is about the rungs"
-        )
-    return lines

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.types import HydraContext
 from omegaconf import DictConfig
@@ -27,9 +27,6 @@ from experiments.sweeps.plan import Inspection, Job
 from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.redaction import redacted
 from experiments.training.types import Status
-
-if TYPE_CHECKING:
-    from experiments.sweeps.summary import Row
 
 LOCK = ".sweep.lock"
 # What `summary_files`, `ladder` and `experiments summarize` read in sweep.json, even if it came from the environment.
@@ -55,11 +52,7 @@ class Setup:
 
 
 class Session:
-    """One start of a sweep, whose name is the same at every start.
-
-    Raises:
-        ConfigError: the sweep's directory holds another sweep.
-    """
+    """One start of a sweep, whose name is the same at every start."""
 
     def __init__(self, setup: Setup, name: str, inspection: Inspection) -> None:
         self.setup, self.config, self.name = setup, setup.config, name
@@ -68,18 +61,13 @@ class Session:
         self.features_missing = inspection.features_missing
         self.console = PlainConsole(quiet=self.config.progress == "none")
         self.parent: str | None = None  # id of the sweep's MLflow run
-        self.known: dict[Path, tuple[int, Row]] = {}  # see `summary.read_jobs`
         self.on_target = False  # whether a candidate has reached sweep.target
         self.repeats = 1  # number of the jobs of a candidate, if they are not all recorded before the first one starts
         sweep_directory.check_sweep(self.folder, name)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the sweep's lock while the block runs, on file systems that support locks.
-
-        Raises:
-            ConfigError: the same sweep is running in another process.
-        """
+        """Hold the sweep's lock, where locks are supported; raise ConfigError if another process holds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = claim(self.folder, LOCK, "sweep", PATIENCE)
         try:
@@ -95,19 +83,14 @@ class Session:
     # -- jobs
 
     def prepare(self, jobs: Sequence[Job]) -> None:
-        """Check the directories that jobs will write to, and remove those whose own run is to be trained again.
-
-        Raises:
-            ConfigError: a directory holds another run.
-        """
+        """Remove directories whose own run is to be trained again; raise ConfigError if one holds another run."""
         new = [job for job in jobs if job.same_as is None and job.status == Status.NEW]
         for job in new:
             sweep_directory.check_owner(job.folder, job.identity)
         for job in new:
             if job.deleted:
-                self.print_lines(
-                    f"  job {job.number}: its MLflow run {job.deleted} has been deleted, so it is trained again"
-                )
+                why = f"its MLflow run {job.deleted} has been deleted"
+                self.print_lines(f"  job {job.number}: {why}, so it is trained again")
             directory = RunDirectory(job.folder)
             if (directory.facts() or {}).get("identity") or directory.finished(job.identity) is not None:
                 shutil.rmtree(job.folder)
@@ -185,8 +168,8 @@ class Session:
         from experiments.sweeps import summary
 
         objective = self.config.objective
-        rows = summary.read_jobs(self.folder, objective, self.known)
-        whole = [candidate for candidate in summary.candidates(rows, objective, self.repeats) if candidate.whole]
+        found = summary.candidates(summary.read_jobs(self.folder, objective), objective, self.repeats)
+        whole = [candidate for candidate in found if candidate.whole]
         if objective in LOWER_IS_BETTER:
             return any(candidate.interval.high <= target for candidate in whole)
         return any(candidate.interval.low >= target for candidate in whole)
@@ -199,18 +182,13 @@ class Session:
         Args:
             final: whether to start the winner's final runs now, if `sweep.final`; None: unless a job has failed.
             after: offset of the final runs' numbers from the winner's; None: they follow the last job's number.
-
-        Raises:
-            SystemExit: a job has failed.
         """
-        from experiments.sweeps.finals import final_jobs
-
         sweep_directory.resolve_repeated(self.folder, jobs)
         summary = processes.run_worker_task("conclude", self.folder)
         failed = any(job.status == Status.FAILED for job in jobs)
         if summary["winner"] and self.config.sweep.final and (not failed if final is None else final):
             number = max(job.number for job in jobs) + 1 if after is None else summary["winner"]["number"] + after
-            finals = final_jobs(self, summary["winner"], number)
+            finals = self.final_jobs(summary["winner"], number)
             self.features_missing = True  # the final runs may need features that no job has read
             self.run(finals, "final run of the winner")
             failed = failed or any(job.status == Status.FAILED for job in finals)
@@ -219,6 +197,48 @@ class Session:
         terminal.show_summary(self.console, summary, self.folder)
         if failed:
             raise SystemExit(1)
+
+    def final_jobs(self, winner: dict[str, Any], number: int) -> list[Job]:
+        """Return the winner's final runs, with their records written: one for each seed, on all training images.
+
+        If there are no folds, the winner's jobs have trained on the same images, and their weights are evaluated.
+
+        Args:
+            winner: `winner` of the summary.
+            number: number of the first final run; numbers whose directories hold other runs are skipped.
+        """
+        folded = winner["folded"]
+        seeds = winner["seeds"] if self.held_out or folded else winner["seeds"][:1]
+        unfolded = {"data.fold": "null"} if folded else {}
+        runs = [
+            (plan.with_values(winner["overrides"], own | unfolded), winner["values"] | own)
+            for own in [{"seed": seed} for seed in seeds] or [{}]
+        ]
+        jobs = plan.compose(runs, self.setup.context, self.setup.master)
+        if folded:
+            found = processes.run_worker_task("inspect_jobs", [job.config for job in jobs])["jobs"]
+        for at, job in enumerate(jobs):
+            job.final = True
+            if folded:
+                job.identity = found[at]["identity"]
+            else:  # the same run except for its test evaluation, which the run's process verifies
+                seed = job.values.get("seed", "")
+                job.identity, place = winner["identities"][seed], Path(winner["folders"][seed])
+                job.trained = str(place) if plan.has_weights(place, job.identity) else None
+            while not sweep_directory.is_free(self.folder / str(number), job.identity):
+                number += 1
+            job.number, job.folder = number, self.folder / str(number)
+            job.trained = None if job.trained == str(job.folder) else job.trained
+            number += 1
+        sweep_directory.reuse_own_runs(jobs)
+        self.prepare(jobs)
+        numbers = {job.number for job in jobs}
+        for record in sweep_directory.records(self.folder):
+            if record.get("final") and record["number"] not in numbers:  # of a former winner
+                (self.folder / str(record["number"]) / sweep_directory.JOB).unlink()
+        for job in jobs:
+            job.write(self.folder)
+        return jobs
 
     def close(self, metrics: dict[str, float], status: Status) -> None:
         """End the sweep's MLflow run, if there is one."""
@@ -251,11 +271,7 @@ def recorded(config: Config) -> dict[str, Any]:
 
 
 def inspect_jobs(jobs: Sequence[Job]) -> Inspection:
-    """Set the jobs' identities, find their existing runs, and return what the jobs share.
-
-    Raises:
-        ConfigError: something would stop a job, such as missing weights.
-    """
+    """Set the jobs' identities, find their existing runs, and return what the jobs share; see `worker_tasks`."""
     response = processes.run_worker_task("inspect_jobs", [job.config for job in jobs])
     for job, known in zip(jobs, response.pop("jobs"), strict=True):
         job.identity = known["identity"]

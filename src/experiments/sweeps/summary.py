@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -24,8 +25,7 @@ from experiments.reports.text import format_score
 from experiments.runs.candidate_runs import without_repeats
 from experiments.runs.continuation import configuration
 from experiments.runs.run_directory import CONFIG, RunDirectory, job_directory, predictions_file
-from experiments.sweeps.plan import format_values, is_folded
-from experiments.sweeps.rungs import Place
+from experiments.sweeps.plan import Place, format_values, is_folded
 from experiments.sweeps.sweep_directory import JOB, SWEEP, records
 from experiments.training.types import Status
 
@@ -99,11 +99,7 @@ class Candidate:
 
 
 def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
-    """Return the content of a sweep's sweep.json, and its jobs.
-
-    Raises:
-        ConfigError: the directory holds no sweep.
-    """
+    """Return the content of sweep.json, and the jobs; raise ConfigError if the directory holds no sweep."""
     try:
         about = json.loads((folder / SWEEP).read_bytes())
     except (OSError, ValueError) as error:
@@ -118,18 +114,15 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
     ]
 
 
-def read_jobs(folder: Path, objective: str, known: dict[Path, tuple[int, Row]]) -> list[Row]:
-    """Return the jobs of a sweep with their validation scores, without reading again what was read before.
+def read_jobs(folder: Path, objective: str) -> list[Row]:
+    """Return the jobs of a sweep with their validation scores; those whose records are unchanged are not read again."""
+    paths = sorted(folder.glob(f"[0-9]*/{JOB}"))
+    return [_read_job(path, path.stat().st_mtime_ns, compared(objective)) for path in paths]
 
-    `known` has the jobs of earlier calls by the paths of their records, each with the time at which the record was
-    written, in ns; jobs whose records are new or have been written again are read and stored there.
-    """
-    for path in sorted(folder.glob(f"[0-9]*/{JOB}")):
-        written = path.stat().st_mtime_ns
-        if path not in known or known[path][0] != written:
-            record = json.loads(path.read_bytes())
-            known[path] = written, _row(record, path.parent, "validation", compared(objective))
-    return [row for _, row in known.values()]
+
+@functools.cache
+def _read_job(path: Path, written: int, metric: str) -> Row:
+    return _row(json.loads(path.read_bytes()), path.parent, "validation", metric)
 
 
 def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
@@ -175,18 +168,19 @@ def compared(objective: str) -> str:
 
 
 def candidates(rows: Sequence[Row], objective: str, repeats: int = 1) -> list[Candidate]:
-    """Return the rows as candidates, the best first; those with an unfinished or failed run come last, unranked.
-
-    `repeats` is that of the sweep's sweep.json.
-    """
+    """Return the rows as candidates, the best first; those with an unfinished or failed run come last, unranked."""
     found: dict[str, Candidate] = {}
+    key = f"validation.{objective}"
     for row in rows:
         if not row.final:
-            values = without_repeats(row.values)
-            candidate = found.setdefault(json.dumps(values, sort_keys=True), Candidate(values, repeats=repeats))
+            own = without_repeats(row.values)
+            candidate = found.setdefault(json.dumps(own, sort_keys=True), Candidate(own, repeats=repeats))
             candidate.rows.append(row)
     for candidate in found.values():
-        candidate.interval = objective_interval(candidate, objective)
+        values = [(*row.repeat, row.metrics[key]) for row in candidate.rows if key in row.metrics]
+        scores = candidate.scores if objective in IMAGE_METRICS else None
+        if values:
+            candidate.interval = metric_interval(values, scores, LOWEST.get(objective, 0.0))
     sign = 1 if objective in LOWER_IS_BETTER else -1
 
     def ranking(candidate: Candidate) -> tuple[bool, bool, float, float]:
@@ -196,11 +190,7 @@ def candidates(rows: Sequence[Row], objective: str, repeats: int = 1) -> list[Ca
 
 
 def winner_values(folder: Path) -> dict[str, str]:
-    """Return the values of a sweep's winner; of the best candidate so far, if the sweep has no final runs yet.
-
-    Raises:
-        ConfigError: no job has finished.
-    """
+    """Return the values of a sweep's winner; of the best candidate so far, if the sweep has no final runs yet."""
     about, rows = read(folder)
     if final := next((row for row in rows if row.final), None):
         return without_repeats(final.values)
@@ -208,15 +198,6 @@ def winner_values(folder: Path) -> dict[str, str]:
         if any(row.status == Status.FINISHED for row in candidate.rows):
             return dict(candidate.values)
     raise ConfigError(f"{folder}: no job of this sweep has finished")
-
-
-def objective_interval(candidate: Candidate, objective: str) -> Interval:
-    """Return a candidate's mean of the objective with its interval; see `groups.metric_interval`."""
-    key = f"validation.{objective}"
-    values = [(*row.repeat, row.metrics[key]) for row in candidate.rows if key in row.metrics]
-    if not values:
-        return UNKNOWN
-    return metric_interval(values, candidate.scores if objective in IMAGE_METRICS else None, LOWEST.get(objective, 0.0))
 
 
 def sentences(ranked: Sequence[Candidate], objective: str, held: Sequence[Row], command: str, final: bool) -> list[str]:
@@ -259,13 +240,11 @@ def held_out_sentences(winner: Candidate, held: Sequence[Row], final: bool) -> l
         last = Candidate(winner.values, done)
         mean, low, high = last.scores.interval()
         what = "the test images" if done[0].split == "test" else "the given validation images, which no job has read"
-        beside = done[0].baseline.describe(mean, low) if done[0].baseline else ""
+        seeds = f", mean of {len(last.scores.by_seed)} seeds" if len(done) > 1 else ""
+        beside = f"; {done[0].baseline.describe(mean, low)}" if done[0].baseline else ""
         lines.append(
-            f"{'Evaluated' if done[0].steered else 'Read once'} on {what}: "
-            f"accuracy {mean:.1%} [95 % interval {100 * low:.1f}, {100 * high:.1f}]"
-            + (f", mean of {len(last.scores.by_seed)} seeds" if len(done) > 1 else "")
-            + f"; {beside}" * bool(beside)
-            + "."
+            f"{'Evaluated' if done[0].steered else 'Read once'} on {what}: accuracy {mean:.1%} "
+            f"[95 % interval {100 * low:.1f}, {100 * high:.1f}]{seeds}{beside}."
         )
         if done[0].steered:
             lines.append(
@@ -312,12 +291,9 @@ def table(ranked: Sequence[Candidate], objective: str) -> list[list[str]]:
         wrong = [row.status.lower() for row in candidate.rows if row.status != Status.FINISHED]
         runs = f"{len(candidate.rows) - len(wrong)}/{len(candidate.rows)}" if wrong else str(len(candidate.rows))
         lines.append([
-            str(rank) if candidate.whole else "-",
-            *(candidate.values.get(key, "") for key in keys),
-            "" if math.isnan(candidate.score) else format_score(objective, candidate.interval),
-            runs,
-            "" if math.isnan(candidate.seconds) else f"{candidate.seconds:.0f}",
-            _numbers(candidate.rows),
+            str(rank) if candidate.whole else "-", *(candidate.values.get(key, "") for key in keys),
+            "" if math.isnan(candidate.score) else format_score(objective, candidate.interval), runs,
+            "" if math.isnan(candidate.seconds) else f"{candidate.seconds:.0f}", _numbers(candidate.rows),
             ", ".join(dict.fromkeys(wrong)),
         ])  # fmt: skip
     return lines
@@ -330,10 +306,3 @@ def _numbers(rows: Sequence[Row]) -> str:
         return ",".join(map(str, numbers))
     first, last = numbers[0], numbers[-1]
     return f"{first}-{last}" if numbers == list(range(first, last + 1)) else f"{first},{numbers[1]},...,{last}"
-
-
-def failures(rows: Sequence[Row]) -> list[str]:
-    """Return a line for each failed job, with its values and the reason."""
-    return [
-        f"job {row.number} ({format_values(row.values)}): {row.reason}" for row in rows if row.status == Status.FAILED
-    ]

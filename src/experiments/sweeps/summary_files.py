@@ -15,8 +15,8 @@ from experiments.runs.candidate_runs import without_repeats
 from experiments.runs.run_directory import FIGURES
 from experiments.storage import atomic_files
 from experiments.sweeps import ladder
-from experiments.sweeps.plan import is_folded
-from experiments.sweeps.summary import Candidate, candidates, failures, held_out_sentences, read, sentences, table
+from experiments.sweeps.plan import format_values, is_folded
+from experiments.sweeps.summary import Candidate, candidates, held_out_sentences, read, sentences, table
 from experiments.training.types import Status
 
 JSON = "summary.json"
@@ -57,7 +57,11 @@ def write_summary(folder: Path) -> dict[str, Any]:
     summary = {
         "sweep": folder.name, "objective": objective, "command": about["command"],
         "table": climbed.table() if climbed else table(ranked, objective), "sentences": lines,
-        "failures": failures(rows), "metrics": metrics, "winner": _winner_record(winner) if winner else None,
+        "failures": [
+            f"job {row.number} ({format_values(row.values)}): {row.reason}"
+            for row in rows if row.status == Status.FAILED
+        ],
+        "metrics": metrics, "winner": _winner_record(winner) if winner else None,
         "runs": [
             {"number": row.number, "values": dict(row.values), "status": row.status, "folder": str(row.folder),
              "final": row.final, "metrics": dict(row.metrics)}

@@ -31,11 +31,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def find(named: str) -> Path:
-    """Return the directory of a sweep, given as its path, its name or the id of its MLflow run.
-
-    Raises:
-        ConfigError: no such sweep.
-    """
+    """Return the directory of a sweep, named by its path, its name or its MLflow run's id; or raise ConfigError."""
     sweeps = Path(default_outputs()) / "sweeps"
     for folder in (Path(named).expanduser(), sweeps / named):
         if (folder / SWEEP).is_file():
@@ -52,14 +48,9 @@ def find(named: str) -> Path:
 
 
 def finished_runs(uri: str, named: str) -> list[RunFacts]:
-    """Return the runs of a sweep's jobs, without the winner's final runs.
+    """Return the runs of a sweep's jobs, without the winner's final runs; raise ConfigError if there are none.
 
-    Args:
-        uri: the MLflow tracking store.
-        named: the sweep's name, its directory, or the id of its MLflow run, which is the parent of the jobs' runs.
-
-    Raises:
-        ConfigError: no such sweep, or none of its jobs has finished.
+    The sweep is named by its name, its directory, or the id of its MLflow run, which is the parent of the jobs' runs.
     """
     from experiments.tracking.queries import RUN_ID, find_runs, search_runs
 
@@ -87,10 +78,7 @@ def finished_runs(uri: str, named: str) -> list[RunFacts]:
 
 
 def folders(outputs: Path) -> Iterator[Path]:
-    """Yield the directories of all runs below outputs/.
-
-    In a sweep, the jobs come before the winner's final runs, which have the same identities.
-    """
+    """Yield the directories of all runs below outputs/, those of jobs before final runs of the same identity."""
     yield from outputs.glob("runs/*/")
     yield from sorted(outputs.glob("sweeps/*/[0-9]*/"), key=lambda path: (path.parent, len(path.name), path.name))
 

@@ -55,12 +55,7 @@ class Sweeper(HydraSweeper):
         loader.repository = plan.ReadOnce(loader.repository)
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the sweep that the overrides describe.
-
-        Raises:
-            ConfigError: a job cannot be run; nothing was started.
-            SystemExit: a job has failed.
-        """
+        """Run the sweep that the overrides describe; raise SystemExit if a job has failed."""
         preset = [f"{key}={value}" for key, value in self.params.items()]
         overrides = plan.parse([*preset, *(arguments if self.typed is None else self.typed)], self.context)
         settings = self.master.sweep
@@ -74,11 +69,7 @@ class Sweeper(HydraSweeper):
             search(self, overrides)
 
     def set_up(self, configs: Sequence[Config]) -> Setup:
-        """Return the settings and the launcher that all jobs share.
-
-        Raises:
-            ConfigError: the settings differ between jobs, or cannot be used.
-        """
+        """Return what all jobs share; raise ConfigError if it differs between jobs, or cannot be used."""
         began, common = time.monotonic(), configs[0]
         if len({(config.tracking.uri, config.outputs, config.objective) for config in configs}) > 1:
             raise ConfigError(
@@ -108,23 +99,26 @@ class Sweeper(HydraSweeper):
             )
         return Setup(self.context, self.master, launcher, common, command, began)
 
-    def open_session(self, setup: Setup, name: str, inspection: plan.Inspection) -> Session:
-        """Return the session of a sweep with this name; see `Session`."""
-        session = Session(setup, name, inspection)
-        Sweeper.folder = None if setup.config.sweep.dry_run else session.folder
-        return session
-
     def run_grid(self, overrides: Sequence[Override]) -> None:
         """Run every combination of the values that the overrides sweep over, or the rungs of a ladder sweep."""
-        jobs = grid_jobs(overrides, self.context, self.master)
+        if self.master.sweep.rungs is None:
+            jobs = plan.compose(plan.grid(overrides), self.context, self.master)
+        else:
+            expanded = rungs.expand(overrides, OmegaConf.to_container(self.master.sweep.rungs), self.context)
+            jobs = plan.compose([(given, values) for given, values, _ in expanded], self.context, self.master)
+            for job, (*_, place) in zip(jobs, expanded, strict=True):
+                job.place = place
         setup = self.set_up([job.config for job in jobs])
         for job in jobs:
-            job.config = plan.without_test_evaluation(job.config)
+            job.config = plan.changed(job.config, {"evaluate.test": False})  # the test split is reserved for the winner
         inspection = inspect_jobs(jobs)
-        jobs = rungs.without_repeated(jobs)
+        # A job of a rung that begins with `best` may be the same run as one of another rung.
+        fixed = {job.identity for job in jobs if job.place and not job.place.over}
+        jobs = [job for job in jobs if not (job.place and job.place.over and job.identity in fixed)]
         check_repeats(jobs)
-        session = self.open_session(setup, plan.sweep_name(setup.config, jobs), inspection)
+        session = Session(setup, plan.sweep_name(setup.config, jobs), inspection)
         dry_run = setup.config.sweep.dry_run
+        Sweeper.folder = None if dry_run else session.folder
         with contextlib.nullcontext() if dry_run else session.lock():
             sweep_directory.number_jobs(session.folder, jobs)
             sweep_directory.reuse_own_runs(jobs)
@@ -139,17 +133,6 @@ class Sweeper(HydraSweeper):
                 else:
                     climb(session, jobs)
                 session.conclude(jobs)
-
-
-def grid_jobs(overrides: Sequence[Override], context: HydraContext, master: DictConfig) -> list[Job]:
-    """Return the jobs of a grid, or of a ladder sweep, composed and validated."""
-    if master.sweep.rungs is None:
-        return plan.compose(plan.grid(overrides), context, master)
-    expanded = rungs.expand(overrides, OmegaConf.to_container(master.sweep.rungs), context)
-    jobs = plan.compose([(given, values) for given, values, _ in expanded], context, master)
-    for job, (*_, place) in zip(jobs, expanded, strict=True):
-        job.place = place
-    return jobs
 
 
 def climb(session: Session, jobs: Sequence[Job]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.sweeps import rungs
+from experiments.runs.candidate_runs import REPEATS
 from experiments.sweeps.plan import Inspection, Job, format_short, short_keys
 from experiments.system.progress import plain_table
 from experiments.training.types import Status
@@ -22,19 +22,23 @@ def grid_plan(name: str, jobs: Sequence[Job], inspection: Inspection) -> list[st
     partial = sum(job.status == Status.PARTIAL for job in new)
     finished = sum(job.status == Status.FINISHED for job in jobs)
     duplicates = sum(job.same_as is not None for job in jobs)
-    parts = [
-        f"{len(jobs)} jobs",
-        ("at most " if settings.rungs else "")
-        + f"{len(new)} to run"
-        + (f" ({partial} of them from a checkpoint)" if partial else ""),
-    ]
+    most, begun = "at most " if settings.rungs else "", f" ({partial} of them from a checkpoint)" if partial else ""
+    parts = [f"{len(jobs)} jobs", f"{most}{len(new)} to run{begun}"]
     parts += [f"{finished} already finished"] if finished else []
     parts += [f"{duplicates} the same as another"] if duplicates else []
     parts += ["then the winner's final run"] if settings.final else []
     lines = [f"Sweep {name}: " + ", ".join(parts)]
-    lines += [f"  {line}" for line in [*(inspection.lines if new else []), *rungs.plan_lines(jobs)]]
+    lines += [f"  {line}" for line in inspection.lines if new]
     if settings.rungs is None:
         lines += duration(inspection, len(new), settings.jobs)
+    else:
+        names = dict.fromkeys(job.place.rung for job in jobs if job.place)
+        lines.append(f"  at most {len(names)} rungs, one after the other: {', '.join(names)}")
+        if not any(key in job.values for job in jobs for key in REPEATS):
+            lines.append(
+                "  one run a rung: a gain is then about two trained models, not about the rungs. With data.fold=0,1,2 "
+                "or seed=0,1,2 it is about the rungs"
+            )
     for job in jobs if settings.dry_run else []:
         state = f"same as {job.same_as}" if job.same_as is not None else job.status.lower()
         lines.append(f"  {job.number:>3}  {state:9} {format_short(job.values)}")

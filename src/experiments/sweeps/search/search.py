@@ -32,12 +32,7 @@ if TYPE_CHECKING:
 
 
 def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
-    """Run the search that the overrides describe, or continue it.
-
-    Raises:
-        ConfigError: the search cannot be run, and nothing was started; or the connection to the study was lost.
-        SystemExit: a job has failed.
-    """
+    """Run or continue the search that the overrides describe; raise SystemExit if a job has failed."""
     pruning.need_optuna(sweeper.master)
     search_space = space(overrides, lambda key: OmegaConf.select(sweeper.master, key, default=None))
     probes = plan.compose(list(search_space.corners()), sweeper.context, sweeper.master)
@@ -45,10 +40,10 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
     setup = sweeper.set_up(configs)
     # The corners are inspected for what a search must not start without, such as weights, and for what trials share.
     for job in probes:
-        job.config = plan.without_test_evaluation(job.config)
+        job.config = plan.changed(job.config, {"evaluate.test": False})
     inspection, probe = inspect_jobs(probes), probes[0]
     name = search_name(configs, search_space, probe.identity)
-    session = sweeper.open_session(setup, name, inspection)
+    session = Session(setup, name, inspection)
     session.repeats = len(search_space.repeats)
     from experiments.sweeps.search import study as studies
     from experiments.sweeps.search import trials
@@ -57,6 +52,7 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
         existing = studies.existing_trials(setup.config, session.folder.name)
         session.print_lines(*search_plan(session, search_space, inspection, existing))
         return
+    type(sweeper).folder = session.folder
     session.folder.mkdir(parents=True, exist_ok=True)
     attributes = {
         studies.SEARCH: name, studies.DATA: probe.identity, pruning.EPOCHS: max(config.epochs for config in configs),

@@ -61,15 +61,10 @@ class Dimension:
 
 
 def dimension(override: Override, default: Any = None) -> Dimension | None:
-    """Return the dimension that a sweep override describes, or None if it has a single value.
+    """Return the dimension that an override with several values describes, or None if all of them are the same.
 
-    Args:
-        override: an override with several values.
-        default: the key's value without the override. If it is a float, an interval contains floats, even if its ends
-            are typed as whole numbers.
-
-    Raises:
-        ConfigError: the values cannot be searched over.
+    If the key's value without the override, `default`, is a float, an interval contains floats, even if its ends are
+    typed as whole numbers. Raise ConfigError if the values cannot be searched over.
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -162,14 +157,7 @@ class Space:
 
 
 def space(overrides: Sequence[Override], default: Callable[[str], Any] = lambda key: None) -> Space:
-    """Return the search space of a command line.
-
-    Args:
-        default: returns the value of a key without the overrides.
-
-    Raises:
-        ConfigError: the space cannot be searched, or no key has several values.
-    """
+    """Return the search space of a command line; `default` returns the value of a key without the overrides."""
     parts: list[str | Dimension] = []
     repeats: list[list[str]] = []
     for override in overrides:

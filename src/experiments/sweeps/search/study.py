@@ -1,12 +1,8 @@
-"""The Optuna study of a search, which several workers use at the same time.
-
-A trial is ended once, by the first of several workers that end it at the same time.
-"""
+"""The Optuna study of a search, which several workers use at the same time."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -27,15 +23,6 @@ OWNER, PLACE, IDENTITY, REASON, RUNS = "owner", "number", "identity", "reason", 
 DUPLICATE = "twin"  # number of the trial with the same runs; the name is that of stored studies
 # Names of the user attributes of a study; `pruning.EPOCHS` is another one.
 SEARCH, DATA = "search", "data"
-_log = logging.getLogger(__name__)
-
-
-def end(trial: optuna.Trial, state: TrialState, value: float | None = None) -> None:
-    """End a trial; if another worker has ended it meanwhile, that worker's result stays."""
-    try:
-        trial.study.tell(trial, value, state)
-    except (ValueError, RuntimeError) as error:
-        _log.warning("Trial %d was ended by another worker: %s", trial.number, error)
 
 
 def annotate(trial: optuna.Trial, attributes: Mapping[str, Any]) -> None:
@@ -46,14 +33,10 @@ def annotate(trial: optuna.Trial, attributes: Mapping[str, Any]) -> None:
 
 
 def open_study(config: Config, folder: Path, attributes: Mapping[str, Any]) -> optuna.Study:
-    """Return the study of a search, creating it if it does not exist.
+    """Return the study of a search, creating it if it does not exist; its name is that of the sweep's directory.
 
-    Args:
-        folder: the sweep's directory, whose name is the name of the study.
-        attributes: name of the search, identity of its data, and number of epochs of the longest trial.
-
-    Raises:
-        ConfigError: the study belongs to another search, or to other data, weights or version of this package.
+    `attributes` has the name of the search, the identity of its data, and the number of epochs of the longest trial.
+    Raise ConfigError if the study belongs to another search, or to other data, weights or version of this package.
     """
     name = folder.name
     study = optuna.create_study(
@@ -112,8 +95,7 @@ def is_done(trial: FrozenTrial) -> bool:
 
 def place(trial: FrozenTrial) -> int:
     """Return the place of a trial, from which its jobs' numbers follow; a requeued trial keeps its place."""
-    found: int = trial.user_attrs.get(PLACE, trial.number)
-    return found
+    return int(trial.user_attrs.get(PLACE, trial.number))
 
 
 def is_abandoned(trial: FrozenTrial) -> bool:

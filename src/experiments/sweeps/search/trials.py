@@ -97,7 +97,6 @@ class Worker:
         return [trial for trial in self.trials.values() if trial.same_as is not None]
 
     def all_trials(self) -> list[FrozenTrial]:
-        """Return the trials of all workers."""
         return self.study.get_trials(deepcopy=False)
 
     # -- drawing and ending trials
@@ -172,8 +171,12 @@ class Worker:
                 self.requeue(trial)
 
     def end(self, trial: Trial, state: TrialState, value: float | None = None) -> None:
+        """End a trial; if another worker has ended it meanwhile, that worker's result stays."""
         self.trials.pop(trial.number, None)
-        study.end(trial.drawn, state, value)
+        try:
+            self.study.tell(trial.drawn, value, state)
+        except (ValueError, RuntimeError) as error:
+            _log.warning("Trial %d was ended by another worker: %s", trial.number, error)
 
     def fail(self, trial: Trial, reason: str) -> None:
         """End a trial as failed, with the reason; this start then draws one trial less."""
@@ -230,14 +233,13 @@ class Worker:
             return False
         for number, job in enumerate(trial.jobs, first):
             job.number, job.folder = number, folder / str(number)
-            job.config = plan.without_test_evaluation(job.config)
+            job.config = plan.changed(job.config, {"evaluate.test": False})
         return True
 
     def inspect(self, batch: Sequence[Trial]) -> list[Trial]:
         """Inspect the jobs of trials, and return the trials that can be run; the others have failed.
 
-        Raises:
-            ConfigError: no job can be run, for a reason outside of the trials, such as an unavailable tracking store.
+        Raise ConfigError if no job can be run, for a reason outside of the trials, such as a lost tracking store.
         """
         try:
             missing = inspect_jobs([job for trial in batch for job in trial.jobs]).features_missing
@@ -310,10 +312,7 @@ def deleted_lines(config: Config, trials: Sequence[FrozenTrial]) -> list[str]:
 
 
 def conclude(worker: Worker) -> None:
-    """Conclude the sweep; the winner's final runs start only if the search is over.
-
-    The search is over when all trials are done and none is running in another process.
-    """
+    """Conclude the sweep; final runs start only if all trials are done and none runs in another process."""
     session, wanted = worker.session, worker.settings.trials
     with FileLock(session.folder / CONCLUDING):
         trials = worker.all_trials()
