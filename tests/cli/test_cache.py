@@ -58,9 +58,9 @@ def entries(cache: Path) -> list[Path]:
 
 
 def pixels(cache: Path) -> np.ndarray:
-    return array_cache.load_or_create(
-        cache, "pixels", {"n": 1}, (10, 8, 8, 3), "uint8", lambda array: array.fill(3), {"split": "validation"}
-    )
+    folder = cache / "pixels" / array_cache.key({"n": 1})
+    entry = array_cache.CacheEntry(folder, {"n": 1}, (10, 8, 8, 3), "uint8", {"split": "validation"})
+    return entry.load_or_create(lambda array: array.fill(3))
 
 
 def shard(cache: Path, start: int, stop: int) -> None:

@@ -35,14 +35,15 @@ while time.time() < until:
             rows[at] = value + 10 * at
             if at % 50 == 0:
                 time.sleep(0.001)
-    found = array_cache.load_or_create(cache, "numbers", {"value": value}, (200, 50), "int32", write)
+    folder = cache / "numbers" / array_cache.key({"value": value})
+    found = array_cache.CacheEntry(folder, {"value": value}, (200, 50), "int32").load_or_create(write)
     for at in rng.sample(range(200), 20):
         if not (found[at] == value + 10 * at).all():
             print("WRONG", value, at, flush=True)
             sys.exit(1)
     reads += 1
     if rng.random() < 0.05:
-        array_cache.remove(cache, cache / "numbers" / array_cache.key({"value": value}))
+        array_cache.remove(cache, folder)
 print(reads)
 """
 
@@ -88,13 +89,14 @@ def test_bit_flips_in_the_store(started: Started, tries: Tries, tally: Tally, tm
 
     rng, survived, wanted = random.Random(0), 0, tries(100, 10)
     for _ in range(wanted):
-        found = np.array(array_cache.load_or_create(tmp_path, "numbers", {"of": 1}, (40, 10), "int32", write))
-        entry = tmp_path / "numbers" / array_cache.key({"of": 1})
-        victim = rng.choice([entry / "array.npy", entry / "meta.json"])
+        folder = tmp_path / "numbers" / array_cache.key({"of": 1})
+        entry = array_cache.CacheEntry(folder, {"of": 1}, (40, 10), "int32")
+        found = np.array(entry.load_or_create(write))
+        victim = rng.choice([folder / "array.npy", folder / "meta.json"])
         content = bytearray(victim.read_bytes())
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         victim.write_bytes(content)
         array_cache._verified.clear()  # as a process that starts now
-        again = np.array(array_cache.load_or_create(tmp_path, "numbers", {"of": 1}, (40, 10), "int32", write))
+        again = np.array(entry.load_or_create(write))
         survived += bool((again == np.arange(400).reshape(40, 10)).all() and (found == again).all())
     tally("bit flip in the store", wanted, survived)

@@ -39,8 +39,12 @@ def no_locks(*arguments: object, **options: object) -> NoReturn:
     raise NotImplementedError("no locks here")
 
 
+def entry_of(cache: Path, spec: dict[str, Any], shape: tuple[int, ...], dtype: str) -> array_cache.CacheEntry:
+    return array_cache.CacheEntry(cache / "numbers" / array_cache.key(spec), spec, shape, dtype)
+
+
 def make(cache: Path, write: Callable[[np.ndarray], None] = fill, spec: dict[str, Any] = SPEC) -> np.ndarray:
-    return array_cache.load_or_create(cache, "numbers", spec, SHAPE, "float32", write)
+    return entry_of(cache, spec, SHAPE, "float32").load_or_create(write)
 
 
 def entry(cache: Path) -> Path:
@@ -137,7 +141,7 @@ def test_partial_entries_are_made_again(
 
 def test_entry_of_another_shape_is_not_used(tmp_path: Path) -> None:
     make(tmp_path)
-    array = array_cache.load_or_create(tmp_path, "numbers", SPEC, (2, 2), "uint8", fill)
+    array = entry_of(tmp_path, SPEC, (2, 2), "uint8").load_or_create(fill)
     np.testing.assert_array_equal(array, [[0, 1], [2, 3]])
 
 
@@ -200,9 +204,7 @@ def _many(cache: Path, locks: bool, start: Any, results: Any) -> None:
         def write(array: np.ndarray, number: int = number) -> None:
             array.fill(number)
 
-        sums.append(
-            int(array_cache.load_or_create(cache, "numbers", {"number": number}, (50_000,), "int32", write).sum())
-        )
+        sums.append(int(entry_of(cache, {"number": number}, (50_000,), "int32").load_or_create(write).sum()))
     results.put(sums)
 
 
@@ -263,9 +265,8 @@ def test_rows_are_read_by_many_threads_at_once(tmp_path: Path) -> None:
 
 def test_reading_all_of_a_map_takes_little_memory_and_holding_it_takes_all(tmp_path: Path) -> None:
     size = 3 * array_cache.RESIDENT
-    stored = array_cache.load_or_create(
-        tmp_path, "pixels", {"n": 1}, (size // 2**16, 2**16), "uint8", lambda array: array.fill(7)
-    )
+    entry = entry_of(tmp_path, {"n": 1}, (size // 2**16, 2**16), "uint8")
+    stored = entry.load_or_create(lambda array: array.fill(7))
     array_cache.release([stored])
     resident = psutil.Process().memory_info().rss
     mapped = array_cache.Rows([stored])

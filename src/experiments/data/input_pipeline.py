@@ -130,11 +130,7 @@ def feature_batches(
 ) -> Batches:
     """Return batches of cached features, shuffled anew each epoch: inputs [B, ...] float32.
 
-    Args:
-        views: K arrays [N, ...] float32 or float16, one or more, each from differently augmented images; epoch e reads
-            view e mod K.
-        labels: [N] int32.
-        epochs: numbers of the epochs to yield.
+    Epoch e reads view e mod K of `views`, arrays [N, ...] float32 or float16, each from differently augmented images.
     """
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:

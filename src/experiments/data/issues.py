@@ -20,11 +20,7 @@ class DataIssue(NamedTuple):
 
 
 def raise_issues(root: Path, issues: Sequence[DataIssue], on_bad: str = "error") -> None:
-    """Raise one error for all issues that cannot be skipped.
-
-    Raises:
-        DataError: If there are such issues, or nothing may be skipped.
-    """
+    """Raise one DataError for all issues that cannot be skipped, or for all of them, if there are any."""
     fatal = [issue for issue in issues if on_bad == "error" or not issue.skippable]
     if not fatal:
         return

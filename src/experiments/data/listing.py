@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -111,14 +112,11 @@ def _split_folders(root: Path, top: Sequence[str], issues: list[DataIssue], note
         text = f"is none of {', '.join(SPLITS)}; move it out of the root. Allowed: {LAYOUTS}"
         issues.append(DataIssue(name, text, skippable=False))
     found: dict[str, str] = {}
-    for name in sorted(named, key=lambda name: SPLITS.index(named[name])):
-        split = named[name]
-        if split in found:
+    for name, split in sorted(named.items(), key=lambda item: SPLITS.index(item[1])):
+        if found.setdefault(split, name) != name:
             text = f"is the {split} split, and so is {found[split]}; join the two, or move one out of the root"
             issues.append(DataIssue(name, text, skippable=False))
-            continue
-        found[split] = name
-        if name != split:
+        elif name != split:
             notes.append(f"{name} is read as the {split} split")
     if "train" not in found:
         text = "is missing; make root/train/<class>/, or put all images into root/<class>/, "
@@ -164,12 +162,11 @@ def class_names(names: Iterable[str], notes: list[str]) -> dict[str, str]:
     alike = defaultdict(list)
     for name in dict.fromkeys(names):
         alike[name_key(name)].append(name)
-    class_of = {}
+    class_of: dict[str, str] = {}
     for key, variants in alike.items():
-        class_of.update(dict.fromkeys(variants, key if len(variants) > 1 else variants[0]))
+        class_of |= dict.fromkeys(variants, key if len(variants) > 1 else variants[0])
         if len(variants) > 1:
-            spelled = " and ".join(map(ascii, sorted(variants)))
-            notes.append(f"{spelled} are one class: their names look the same")
+            notes.append(f"{' and '.join(map(ascii, sorted(variants)))} are one class: their names look the same")
     return class_of
 
 
@@ -211,10 +208,8 @@ def _list_class(root: Path, folder: str, issues: list[DataIssue]) -> list[str]:
         kind = _kind(entry)
         if kind == "directory":
             inner.append(entry.name)
-        elif kind == "dangling link":
-            issues.append(DataIssue(path, "a link to nothing; restore what it points to or remove it", skippable=True))
-        elif kind == "special file":
-            issues.append(DataIssue(path, "not a regular file; remove it", skippable=True))
+        elif kind != "file":
+            issues.append(DataIssue(path, kind, skippable=True))
         elif not is_image(entry.name):
             types = " ".join(SUFFIXES)
             text = f"not of a type read here ({types}); if an image, convert to PNG or JPEG, else move it elsewhere"
@@ -245,14 +240,14 @@ def _scan(root: Path, folder: str, issues: list[DataIssue]) -> list[os.DirEntry[
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    try:
+    """Return "directory", "file", or why an entry is neither: reading a pipe, for example, would block forever."""
+    with suppress(OSError):  # a loop of links
         if entry.is_dir():
             return "directory"
         if entry.is_file():
             return "file"
-    except OSError:  # a loop of links
-        pass
-    return "dangling link" if entry.is_symlink() else "special file"  # reading a pipe would block forever
+    link = "a link to nothing; restore what it points to or remove it"
+    return link if entry.is_symlink() else "not a regular file; remove it"
 
 
 def is_image(name: str) -> bool:
@@ -260,11 +255,7 @@ def is_image(name: str) -> bool:
 
 
 def walk(folder: str) -> tuple[list[str], int]:
-    """Return the sorted image files in and below a directory, and the number of other files. Links are followed.
-
-    Raises:
-        DataError: If a directory cannot be listed.
-    """
+    """Return the sorted image files in and below a directory, and the number of other files. Links are followed."""
 
     def unreadable(error: OSError) -> None:
         raise DataError(f"{printable(str(error.filename))}: {_NOT_LISTED.format(error.strerror)}") from None

@@ -28,11 +28,10 @@ class PixelBuffer:
     with the process.
 
     Args:
-        image_size: width and height.
+        image_size, how: see `resizing.resize`.
         memory: bytes of memory that they may take; further blocks are unnamed temporary files.
         cache: the directory of those files. Where its disk has no room for them beside the array cache, the remaining
             images are not kept.
-        how: see `resizing.resize`.
     """
 
     def __init__(self, image_size: int, memory: float, cache: Path, how: Resize = DEFAULTS.resize) -> None:

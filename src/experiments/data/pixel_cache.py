@@ -65,14 +65,12 @@ def images_of(
             "pillow": PIL.__version__,
             **manifest.decoder_settings.pixels_key(),
         }
-        shape, about = (len(entries), image_size, image_size, 3), {"split": split}
+        folder, shape = cache / "pixels" / array_cache.key(spec), (len(entries), image_size, image_size, 3)
+        stored = array_cache.CacheEntry(folder, spec, shape, "uint8", {"split": split})
         write = functools.partial(_decode_into, manifest, entries, image_size, buffer.pixels if buffer else {})
-        stored = array_cache.load_or_create(cache, "pixels", spec, shape, "uint8", write, about)
-        rows = Rows([stored])
-        if held:
-            return Rows([rows[:]])
-        array_cache.mark_used(cache / "pixels" / array_cache.key(spec), rows)
-        return rows
+        rows = Rows([stored.load_or_create(write)])
+        array_cache.mark_used(folder, rows)
+        return Rows([rows[:]]) if held else rows
 
     of_entries = np.array([labels[entry.class_name] for entry in entries], dtype=np.int32)
     return ImageSet(split, entries, of_entries, image_size, pixels, manifest.decoder_settings)

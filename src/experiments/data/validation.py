@@ -132,10 +132,7 @@ class ValidationResults:
         ]
 
     def validate(self, images: Iterable[ListedImage], *, keep: bool = True) -> bool:
-        """Validate the images whose contents have no result yet, and return whether there were any.
-
-        With `keep`, the decoded images are added to the buffer.
-        """
+        """Validate images whose contents have no result yet, and `keep` them in the buffer; return if there were any."""
         known = self.valid.keys() | self.invalid.keys()
         new = {sha256: image.path for image in images if (sha256 := self.sha256(image)) not in known}
         if not new:
@@ -171,11 +168,7 @@ class ValidationResults:
             yield from zip(paths, pool.map(validate, paths, paths.values()), strict=True)
 
     def thumbnails(self, images: Iterable[ListedImage]) -> np.ndarray:
-        """Return the thumbnails [N, SIZE, SIZE, 3] uint8 of valid images; they are kept in the cache.
-
-        Raises:
-            DataError: If a file has changed since it was validated.
-        """
+        """Return the thumbnails [N, SIZE, SIZE, 3] uint8 of valid images; they are kept in the cache."""
         paths = {self.sha256(image): image.path for image in images}
         if kept := named_arrays.load(self._thumbnail_file, self):
             known = zip(kept["sha256"].astype(str).tolist(), kept["thumbnails"], strict=True)

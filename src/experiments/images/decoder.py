@@ -129,15 +129,9 @@ def decoding(content: bytes, settings: DecoderSettings = DEFAULTS) -> Iterator[D
 def decode_resized(
     content: bytes, size: int, settings: DecoderSettings = DEFAULTS, warned: list[str] | None = None
 ) -> np.ndarray:
-    """Decode an image file and resize it to a square, within the memory that all threads share.
+    """Decode an image file and resize it to a square [size, size, 3] uint8, within the memory that all threads share.
 
-    Args:
-        content, settings: See `decode`, also for the errors raised, and `resizing.resize`.
-        size: Width and height of the result in pixels.
-        warned: A list to which the warnings about the file are added.
-
-    Returns:
-        [size, size, 3] uint8, RGB.
+    See `decode`, also for the errors raised, and `resizing.resize`. `warned` receives the warnings about the file.
     """
     with decoding(content, settings) as decoded:
         if warned is not None:

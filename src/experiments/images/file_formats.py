@@ -153,10 +153,7 @@ def _is_tga(content: bytes) -> bool:
 def read_orientation(exif: bytes, xmp: bytes, warnings: list[str]) -> int:
     """Return the orientation of an image, 1 to 8, from its EXIF or else its XMP; 1 if neither has one.
 
-    Args:
-        exif: An EXIF block, with or without its prefix; may be empty or damaged.
-        xmp: An XMP packet; may be empty.
-        warnings: Receives a phrase if the EXIF is damaged.
+    Both may be empty; `warnings` receives a phrase if the EXIF is damaged.
     """
     while exif.startswith(b"Exif\0\0"):
         exif = exif[6:]
@@ -237,10 +234,7 @@ def _jpeg(content: bytes) -> ImageFile:
 def _possible_ends(content: bytes, start: int, other: int) -> list[tuple[int, int]]:
     """Return where the pixels of a JPEG may end and other data begin: earliest and latest positions.
 
-    Args:
-        content: A JPEG file.
-        start: Where its first scan begins.
-        other: Where data begin that are no part of the image; the length of `content` if there are none.
+    Its first scan begins at `start`; data from `other` on are no part of the image.
     """
     ends = []
     for trailer in islice(_TRAILER.finditer(content, start, other), 3):

@@ -49,7 +49,7 @@ def map_back(values: np.ndarray, size: tuple[int, int], how: Resize) -> np.ndarr
     Args:
         values: [S, S] float32, for the pixels that `resize` returns.
         size: Width and height of the original image, or of a thumbnail of it.
-        how: How it was resized.
+        how: See `resize`.
 
     Returns:
         [height, width] float32; NaN where `how="crop"` has cut off the image.

@@ -42,8 +42,7 @@ def key(spec: Mapping[str, Any]) -> str:
     """Return the key of a specification: the first 32 hex digits of the sha256 of its canonical JSON.
 
     Raises:
-        TypeError: If the specification holds a value that JSON cannot represent.
-        ValueError: If it holds NaN or infinity.
+        TypeError, ValueError: If the specification holds a value that JSON cannot represent, such as NaN.
     """
     canonical = json.dumps(dict(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
@@ -76,7 +75,13 @@ class CacheEntry:
     def make(self, write: Callable[[np.ndarray], None]) -> np.ndarray:
         """Return the array as a read-only memory map; write it first if it is missing or damaged.
 
-        The caller holds the lock (`writing`). `write` and the exceptions are those of `load_or_create`.
+        Args:
+            write: Fills the array it is given, which holds zeros. It may run in several processes concurrently; then
+                one result is kept and the others are discarded.
+
+        Raises:
+            OSError: If the cache cannot be written, or does not hold afterwards what was written.
+            Exception: If `write` raises it; nothing is left behind then.
         """
         wanted = self.wanted
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -88,43 +93,17 @@ class CacheEntry:
                 _log.warning("Damaged cache entry, removed and computed again: %s: %s", self.folder, found)
                 _remove(self.folder)
             _build(self.folder, {**wanted, "about": dict(self.about)}, write)
-        raise OSError(
-            f"What is written to {self.folder} is not what is read back: {found}; check the disk, or move the cache"
-        )
+        problem = f"What is written to {self.folder} is not what is read back: {found}"
+        raise OSError(f"{problem}; check the disk, or move the cache")
 
-
-def load_or_create(
-    cache: Path,
-    kind: str,
-    spec: Mapping[str, Any],
-    shape: tuple[int, ...],
-    dtype: str,
-    write: Callable[[np.ndarray], None],
-    about: Mapping[str, Any] | None = None,
-) -> np.ndarray:
-    """Return the array that `spec` describes, from the cache if it is stored there undamaged, else written first.
-
-    Args:
-        cache: The cache directory.
-        kind: The kind of array, as the name of a directory, such as "pixels".
-        spec, shape, dtype, about: See `CacheEntry`.
-        write: Fills the array it is given, which has that shape and type and holds zeros. It may run in several
-            processes concurrently; then one result is kept and the others are discarded.
-
-    Returns:
-        A read-only memory map.
-
-    Raises:
-        OSError: If the cache cannot be written, or does not hold afterwards what was written.
-        Exception: If `key` or `write` raises it; nothing is left behind then.
-    """
-    entry = CacheEntry(cache / kind / key(spec), spec, shape, dtype, about or {})
-    found = entry.find()
-    if found is None:
-        with writing(cache, kind, entry.folder.name):
-            found = entry.make(write)
-    mark_used(entry.folder, found.base)
-    return found
+    def load_or_create(self, write: Callable[[np.ndarray], None]) -> np.ndarray:
+        """Return the array as `make` does, under a lock of its own, and mark it as used while its map lives."""
+        found = self.find()
+        if found is None:
+            with writing(self.folder.parent.parent, self.folder.parent.name, self.folder.name):
+                found = self.make(write)
+        mark_used(self.folder, found.base)
+        return found
 
 
 class Rows:

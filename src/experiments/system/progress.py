@@ -61,12 +61,10 @@ def notebook_display(progress: Progress) -> Callable[..., None]:
 
 
 class Terminal:
-    """Stages of a run as progress bars.
+    """Stages of a run as progress bars on a console.
 
-    Args:
-        console: where they are shown.
-        lines: what to print if `console` is not a terminal: a line at each stage's end, and one for each tenth of its
-            steps that `advance` has a note for; by default nothing.
+    If it is no terminal, nothing is printed, or with `lines` a line at each stage's end, and one for each tenth of its
+    steps that `advance` has a note for.
     """
 
     def __init__(self, console: Console, *, lines: bool = False) -> None:

@@ -148,10 +148,7 @@ def _distinct(value: str) -> bool:
 def remember(key: str, value: str, written: str | None = None) -> str:
     """Return a configuration value redacted; store the original for `reveal` in this process and its children.
 
-    Args:
-        key: the dotted key of the value.
-        value: the value.
-        written: the unresolved text of a value from the environment, which is returned in its place.
+    Of a value from the environment, its unresolved text (`written`) is returned.
     """
     hidden: str = redacted(value if written is None else written, key)
     if hidden != value:

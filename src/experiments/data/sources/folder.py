@@ -18,22 +18,16 @@ def folder(*, root: str | Path, cache: Path) -> Path:
         cache: Not used; every data source receives it.
 
     Raises:
-        ConfigError: If `root` is not an existing folder; the message has similar names.
+        ConfigError: If `root` is not an existing folder.
     """
     return existing("data.root", root, f"a folder laid out as {LAYOUTS}")
 
 
 def existing(key: str, place: str | Path, allowed: str, *, is_file: bool = False) -> Path:
-    """Return the absolute path of an existing folder, or of an existing file.
-
-    Args:
-        key: The key that has it, for the message.
-        place: The path: absolute, relative to the working directory, or beginning with "~".
-        allowed: What the key may name, for the message.
-        is_file: Whether a file is needed instead of a folder.
+    """Return the absolute path of an existing folder, or file; `place` may begin with "~".
 
     Raises:
-        ConfigError: If there is none.
+        ConfigError: If there is none; the message has the `key`, what it may name (`allowed`) and similar names.
     """
     path = Path(os.path.abspath(os.path.expanduser(place)))
     if str(place) and (os.path.isfile(path) if is_file else os.path.isdir(path)):  # no error for an impossible name
