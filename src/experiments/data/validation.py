@@ -132,7 +132,10 @@ class ValidationResults:
         ]
 
     def validate(self, images: Iterable[ListedImage], *, keep: bool = True) -> bool:
-        """Validate images whose contents have no result yet, and `keep` them in the buffer; return if there were any."""
+        """Validate images whose contents have no result yet, and return whether there were any.
+
+        With `keep`, the decoded images are added to the buffer.
+        """
         known = self.valid.keys() | self.invalid.keys()
         new = {sha256: image.path for image in images if (sha256 := self.sha256(image)) not in known}
         if not new:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.data.drawing.scene import OVERSAMPLING, background, object_in_front, photograph
-from experiments.data.drawing.shapes import (  # fmt: skip
+from experiments.data.drawing.shapes import (
     CIRCLE,
     DARK_IRISES,
     INK,

@@ -106,29 +106,26 @@ def list_rows(table: Table, base: Path, *, count_others: bool = True) -> Listing
         root = Path(os.path.commonpath([os.path.dirname(place) for place in places]))
     rows: dict[str, Row] = {}  # by path
     unlabelled = not any(row.label for row in table.rows if row.split == "test")
-    listed: dict[str, ListedImage] = {}
     skipped: list[SkippedImage] = []
     for row, place in found:
         path = os.path.relpath(place, root).replace(os.sep, "/")
-        image = ListedImage(path, row.label, row.split)
-        problem = _row_issue(table, row)
-        if image.split == "test" and unlabelled:
+        before = rows.get(path, row)
+        if row.split == "test" and unlabelled:
             skipped.append(SkippedImage(path, "an image of the test split, which has no labels"))
-        elif problem:
-            issues.append(DataIssue(path, problem, skippable=True, class_name=image.class_name))
-        elif listed.get(path, image) != image:
-            lines = f"lines {rows[path].line} and {row.line} of {table.file.name}"
+        elif problem := _row_issue(table, row):
+            issues.append(DataIssue(path, problem, skippable=True, class_name=row.label))
+        elif (before.label, before.split) != (row.label, row.split):
+            lines = f"lines {before.line} and {row.line} of {table.file.name}"
             text = f"has two classes or splits, on {lines}; remove the line that is wrong"
-            issues.append(DataIssue(path, text, skippable=False, class_name=image.class_name))
+            issues.append(DataIssue(path, text, skippable=False, class_name=row.label))
         else:
-            before = rows.get(path, row).cells
-            cells = {name: text if text == before[name] else "" for name, text in row.cells.items()}
-            listed[path], rows[path] = image, row._replace(cells=cells)
-    given = {image.split for image in listed.values()}
+            cells = {name: text if text == before.cells[name] else "" for name, text in row.cells.items()}
+            rows[path] = row._replace(cells=cells)
+    given = {row.split for row in rows.values()}
     facts = [name for name in table.columns if name != table.path]
     return Listing(
         root=root,
-        images=[listed[path] for path in sorted(listed)],
+        images=[ListedImage(path, rows[path].label, rows[path].split) for path in sorted(rows)],
         classes=sorted({row.label for row in table.rows} - {""}),
         splits=[split for split in SPLITS if split in given],
         notes=_notes(table, places if count_others else [], len(skipped)),
