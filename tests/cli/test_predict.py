@@ -23,7 +23,7 @@ from experiments.deploy import prediction_writers as writers
 from experiments.deploy import saved_run
 from experiments.deploy.predict import Prediction, list_files, predictions
 from experiments.errors import ConfigError, DataError
-from experiments.evaluation.calibration import TEMPERATURE, scale, temperature_of
+from experiments.evaluation.calibration import TEMPERATURE, arrays_of, fit_temperature, scale
 from experiments.evaluation.decision import Decision
 from experiments.runs import predictions as runs
 from experiments.storage.csv_files import read_rows
@@ -301,7 +301,7 @@ def test_calibrated_probabilities_are_those_of_the_recorded_or_fitted_temperatur
     tmp_path: Path, call: Call, trained: SimpleNamespace
 ) -> None:
     save(tmp_path / "a.png", 100)
-    fitted = temperature_of(trained.predictions("validation"))
+    fitted = fit_temperature(*arrays_of(trained.predictions("validation")))
     assert fitted is not None
     for metrics, temperature in (({TEMPERATURE: 2.0}, 2.0), ({}, fitted)):
         trained.metrics = metrics

@@ -121,7 +121,7 @@ def test_the_program_on_the_page_gives_the_model_s_probabilities_for_an_image_fi
 def test_the_page_s_program_reads_image_files_as_training_does(
     how: Resize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Odd sizes, a rotated JPEG, a transparent PNG and grays."""
+    """Odd sizes, a rotated JPEG, a transparent PNG, grays, and images of one row or column."""
     (tmp_path / "exported").mkdir()
     (tmp_path / "exported" / "model.json").write_text(json.dumps({"image_size": SIZE, "data.resize": how}))
     (tmp_path / "read_image.py").write_text(CONSUMERS["read_image"], encoding="utf-8")
@@ -133,7 +133,10 @@ def test_the_page_s_program_reads_image_files_as_training_does(
     Image.fromarray(noise[..., :3]).save("rotated.jpg", exif=exif)
     Image.fromarray(noise).save("transparent.png")
     Image.fromarray(noise[:33, :, 0]).save("gray.png")
-    for name in ("rotated.jpg", "transparent.png", "gray.png"):
+    Image.fromarray(noise[..., :2].copy(), "LA").save("transparent_gray.png")
+    Image.fromarray(noise[:, :1, :3]).save("column.png")
+    Image.fromarray(noise[:1, :, :3]).save("row.png")
+    for name in ("rotated.jpg", "transparent.png", "gray.png", "transparent_gray.png", "column.png", "row.png"):
         expected = decoder.decode_resized(Path(name).read_bytes(), SIZE, DecoderSettings(resize=how))
         np.testing.assert_array_equal(read_image(name)[0], expected)
 

@@ -431,8 +431,7 @@ def test_a_network_of_ones_own_is_loaded_as_it_was_logged(tmp_path: Path, monkey
     (tmp_path / "data").mkdir()
     keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="mine")]).save(tmp_path / saved_run.KERAS_FILE)
     monkeypatch.setattr(queries, "logged_model", lambda uri, run_id: tmp_path)
-    monkeypatch.setattr(saved_run, "join", lambda run, files: "rebuilt")
-    monkeypatch.setattr(saved_run.Trained, "files", lambda run: None)
+    monkeypatch.setattr(saved_run, "join", lambda run: "rebuilt")
     plain = {"trusted_packages": ["mine"], "model": {"_target_": "mine.network"}}
     run = saved_run.Trained("name", "id", None, tmp_path, tmp_path / "manifest.csv", plain, {}, {})
     assert run.model().get_layer("mine")

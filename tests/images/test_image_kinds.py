@@ -452,7 +452,9 @@ def test_without_its_package_heic_is_an_error_that_names_the_extra(
     ):
         decoder.decode(content)
     (tmp_path / "a.heic").write_bytes(content)
-    assert "pip install 'image-experiments[heif]'" in str(predict.read_image(str(tmp_path / "a.heic"), 8))
+    assert "pip install 'image-experiments[heif]'" in str(
+        predict.read_image(str(tmp_path / "a.heic"), 8, DecoderSettings())
+    )
 
 
 # --- memory

@@ -50,13 +50,9 @@ class Evaluation:
 def evaluate(
     run: Trained, model: keras.Model, labelled: Labelled, batch_size: int, advance: Callable[[int], None]
 ) -> Evaluation:
-    """Evaluate a model on labelled images, which are decoded ahead of the network as by `predict`.
+    """Evaluate a run's model on labelled images, which are decoded ahead of the network as by `predict`.
 
     Args:
-        run: the run that trained the model.
-        model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
-        labelled: the images.
-        batch_size: number of images in a forward pass.
         advance: receives the number of images that were processed since its last call.
 
     Raises:
@@ -70,14 +66,14 @@ def evaluate(
     class_of = {path: name for path, name in labelled.files if path in hashes}
     shares: dict[str, np.ndarray] = {}  # probabilities by path
     relative = {str(labelled.root / path): path for path in class_of}
-    for some in predictions(model, relative, batch_size, DecoderSettings.of(run.plain["data"])):
-        for prediction in some:
+    for batch in predictions(model, relative, batch_size, DecoderSettings.of(run.plain["data"])):
+        for prediction in batch:
             path = relative[prediction.path]
             if prediction.probabilities is None:
                 skipped.append(DataIssue(path, prediction.error, skippable=True, class_name=class_of[path]))
             else:
                 shares[path] = prediction.probabilities
-        advance(len(some))
+        advance(len(batch))
     if not shares:
         first = skipped[0]
         raise DataError(f"None of the {len(skipped)} images can be used. {printable(first.path)}: {first.text}")
@@ -110,36 +106,29 @@ def compare(report: Report, known: Sequence[Prediction], validation: Sequence[Pr
     """Return a sentence that compares the accuracy with that on the run's validation images.
 
     If all images are validation images, the two are compared image by image; they differ if labels or the model's
-    files do. Otherwise the images that the run did not have are compared with its validation images, as different
-    samples.
-
-    Args:
-        report: on the images.
-        known: those predictions of the report that are of training images.
-        validation: the recorded predictions for the validation images.
+    files do. Otherwise the images that are neither training images of the run (`known`) nor validation images are
+    compared with its validation images, as different samples.
     """
-    before = {prediction.sha256: prediction for prediction in validation}
-    of_run = before.keys() | {prediction.sha256 for prediction in known}
-    new = [prediction for prediction in report.predictions if prediction.sha256 not in of_run]
-    if len(validation) < 2:
+    before = {row.sha256: row for row in validation}
+    shared = [row for row in report.predictions if row.sha256 in before]
+    of_run = before.keys() | {row.sha256 for row in known}
+    is_same = len(shared) == len(report.predictions)
+    compared = shared if is_same else [row for row in report.predictions if row.sha256 not in of_run]
+    if min(len(validation), len(compared)) < 2:
         return []
-    if all(prediction.sha256 in before for prediction in report.predictions):
-        pairs = [(before[row.sha256].correct, row.correct) for row in report.predictions]
-        if len(pairs) < 2:
-            return []
-        text = f"All {len(pairs)} images are validation images of the run"
-        if all(then == now for then, now in pairs):
+    now = np.array([row.correct for row in compared])
+    if is_same:
+        then = np.array([before[row.sha256].correct for row in compared])
+        text = f"All {len(now)} images are validation images of the run"
+        if (then == now).all():
             return [f"{text}, and the model is right on the same ones."]
-        found = difference(*np.array(pairs).T)
+        found = difference(then, now)
         text += f": the accuracy differs from the recorded one by {signed(found.value)} points"
-    elif len(new) < 2:
-        return []
     else:
-        now, then = np.array([row.correct for row in new]), np.array([row.correct for row in validation])
+        then = np.array([row.correct for row in validation])
         found = unpaired_difference(then, now)
-        shared = sum(prediction.sha256 in before for prediction in report.predictions)
-        text = f"{shared} of these images are validation images of the run. " if shared else ""
-        text += "On these images" if len(new) == len(report.predictions) else f"On the {len(new)} new images"
+        text = f"{len(shared)} of these images are validation images of the run. " if shared else ""
+        text += "On these images" if len(now) == len(report.predictions) else f"On the {len(now)} new images"
         text += f" the accuracy differs by {signed(found.value)} points from that on the {len(validation)} validation "
         text += f"images ({percent(float(then.mean()))})"
     result = "significantly different" if found.significant else "not significantly different"
@@ -154,11 +143,7 @@ def digest(report: Report) -> str:
 
 
 def write(evaluation: Evaluation, run: Trained, labelled: Labelled, image_size: int, folder: Path) -> None:
-    """Write metrics, predictions, scores by class, skipped files and figures to a new directory, whole or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write metrics, predictions, class scores, skipped files and figures to a new directory, whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = atomic_files.draft(folder)
     directory, report = RunDirectory(aside), evaluation.report

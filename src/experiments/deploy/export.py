@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -14,7 +15,7 @@ import tensorflow as tf
 
 from experiments import __version__
 from experiments.data.pixel_cache import open_image
-from experiments.deploy.export_formats import FORMATS, INT8, MODEL_JSON, check_output, check_precision, convert
+from experiments.deploy.export_formats import FORMATS, INT8, MODEL_JSON, Infer, check_output, check_precision, convert
 from experiments.deploy.rejection import temperature
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError, DataError
@@ -22,9 +23,6 @@ from experiments.images.decoder_settings import DecoderSettings
 from experiments.images.resizing import resize
 from experiments.models.network import inference_function
 from experiments.storage import atomic_files
-
-if TYPE_CHECKING:
-    from experiments.deploy.export_formats import Infer
 
 # What users of the exported files do to an image, by `data.resize`.
 RESIZING = {
@@ -38,8 +36,6 @@ REPRESENTATIVE = 200  # training images from which int8 takes the ranges of acti
 
 
 class Images(NamedTuple):
-    """Images that models are compared on."""
-
     pixels: np.ndarray  # [N, size, size, 3] uint8
     labels: np.ndarray | None  # [N] int; None: random images
     description: str
@@ -62,14 +58,6 @@ def export(
 
     The directory is renamed into place after the comparison, so that it is never incomplete.
 
-    Args:
-        run: the run that trained the model.
-        model: the run's model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
-        images: those of the comparison.
-        folder: the directory to write.
-        formats: names of FORMATS.
-        overwrite: whether an earlier export of that name is replaced.
-
     Returns:
         The comparison of each format, after that of the model itself (its `file` is empty).
 
@@ -80,20 +68,32 @@ def export(
         OSError: a file cannot be written.
     """
     check_precision(model, formats)
-    training = training_images(run, int(model.input_shape[1])) if INT8 in formats else None
+    training = recorded_images(run, "train", int(model.input_shape[1]), REPRESENTATIVE) if INT8 in formats else None
+    if INT8 in formats and training is None:
+        raise ConfigError(
+            f"--format: {INT8} needs training images of the run, to find the ranges of activations, and they are not "
+            f"here (data.root: {run.recorded_root}). Possible without them: "
+            f"{', '.join(name for name in FORMATS if name != INT8)}"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = atomic_files.draft(folder)
     with atomic_files.as_target(folder):
         aside.mkdir()
     try:
+        allowed = TOLERANCE if run.plain["runtime"]["precision"] == "float32" else COARSE
         expected = probabilities(inference_function(model), images.pixels)
-        found = [compare(run, "", 0, expected, expected, images.labels)]
+        found = [compare(run, None, expected, expected, images.labels)]
         for name in formats:
             path = aside / FORMATS[name].file
             representative = training.pixels if training else images.pixels[:0]
             given = probabilities(convert(model, name, path, representative), images.pixels)
-            found.append(compare(run, path.name, size_of(path), given, expected, images.labels))
-            check(found[-1], run, name, given, len(expected))
+            found.append(compare(run, path, given, expected, images.labels))
+            difference, is_rounded = found[-1].difference, FORMATS[name].rounded
+            if not np.isfinite(given).all() or not (is_rounded or difference <= allowed):
+                raise RuntimeError(
+                    f"What was exported does not give the model's probabilities: {name} by {difference:.2g}, on "
+                    f"{len(expected)} images; at most {allowed:g} is allowed. Nothing was kept"
+                )
         about_files = {name: parity._asdict() for name, parity in zip(formats, found[1:], strict=True)}
         content = about(run, model) | {"files": about_files, "compared_on": images.description}
         content["int8_ranges_from"] = training.description if training else None
@@ -111,33 +111,22 @@ def probabilities(infer: Infer, pixels: np.ndarray) -> np.ndarray:
 
 
 def compare(
-    run: Trained, file: str, size: int, given: np.ndarray, expected: np.ndarray, labels: np.ndarray | None
+    run: Trained, path: Path | None, given: np.ndarray, expected: np.ndarray, labels: np.ndarray | None
 ) -> Parity:
-    """Compare probabilities [N, classes] with those of the run's model."""
+    """Compare a file's probabilities [N, classes] with those of the run's model."""
+    size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file()) if path else 0
     predicted, before = (run.decision.predict(rows, run.classes) for rows in (given, expected))
+    same = float((predicted == before).mean())
     accuracy = None if labels is None else float((predicted == labels).mean())
-    return Parity(file, size, float(np.abs(given - expected).max()), float((predicted == before).mean()), accuracy)
-
-
-def check(parity: Parity, run: Trained, name: str, given: np.ndarray, count: int) -> None:
-    """Raise RuntimeError if a file's probabilities are not the model's, or of a rounded format are no numbers."""
-    allowed = TOLERANCE if run.plain["runtime"]["precision"] == "float32" else COARSE
-    wrong = not np.isfinite(given).all() if FORMATS[name].rounded else not parity.difference <= allowed
-    if wrong:
-        raise RuntimeError(
-            f"What was exported does not give the model's probabilities: {name} by {parity.difference:.2g}, on {count} "
-            f"images; at most {allowed:g} is allowed. Nothing was kept"
-        )
-
-
-def size_of(path: Path) -> int:
-    """Return the bytes of a file, or of all files below a directory."""
-    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+    return Parity(path.name if path else "", size, float(np.abs(given - expected).max()), same, accuracy)
 
 
 def about(run: Trained, model: keras.Model) -> dict[str, object]:
     """Return the contents of model.json: everything that is needed to use the exported files without this program."""
     size, settings = int(model.input_shape[1]), DecoderSettings.of(run.plain["data"])
+    divisor = None
+    with contextlib.suppress(ConfigError):  # the run has no temperature
+        divisor = temperature(run)
     return {
         "classes": list(run.classes),
         "image_size": size,
@@ -151,7 +140,7 @@ def about(run: Trained, model: keras.Model) -> dict[str, object]:
         # Of two classes, the positive one is predicted from this probability on; null: the most probable class is.
         "positive": run.decision.positive,
         "threshold": run.decision.threshold,
-        "temperature": temperature_of(run),  # calibrated probabilities: softmax(log(probabilities) / temperature)
+        "temperature": divisor,  # calibrated probabilities: softmax(log(probabilities) / temperature)
         "run": run.run_id or run.name,
         "name": run.name,
         "regime": run.plain["regime"]["name"],
@@ -164,20 +153,8 @@ def about(run: Trained, model: keras.Model) -> dict[str, object]:
     }
 
 
-def temperature_of(run: Trained) -> float | None:
-    """Return the temperature of a run's probabilities; None if it has none."""
-    try:
-        return temperature(run)
-    except ConfigError:
-        return None
-
-
 def put_in_place(aside: Path, folder: Path, overwrite: bool) -> None:
-    """Rename a directory to its final name, and remove an earlier export of that name.
-
-    Raises:
-        ConfigError: something else has got that name since the export began.
-    """
+    """Rename a directory to its final name, in place of an earlier export; see `check_output`."""
     check_output(folder, overwrite)
     old = atomic_files.draft(folder)
     if folder.exists():
@@ -199,25 +176,8 @@ def sample(run: Trained, size: int, most: int) -> Images:
     rng, count = np.random.default_rng(0), min(most, BATCH)
     coarse = rng.integers(0, 256, (count, 7, 7, 3)).astype("float32")
     drawn = np.clip(tf.image.resize(coarse, (size, size)) + rng.normal(0, 20, (count, size, size, 3)), 0, 255)
-    return Images(
-        drawn.astype("uint8"), None, f"{count} random images (those of the run's validation split are not here)"
-    )
-
-
-def training_images(run: Trained, size: int) -> Images:
-    """Return evenly spread training images of a run, at most REPRESENTATIVE.
-
-    Raises:
-        ConfigError: none exists any more.
-    """
-    found = recorded_images(run, "train", size, REPRESENTATIVE)
-    if found is None:
-        raise ConfigError(
-            f"--format: {INT8} needs training images of the run, to find the ranges of activations, and they are not "
-            f"here (data.root: {run.recorded_root}). Possible without them: "
-            f"{', '.join(name for name in FORMATS if name != INT8)}"
-        )
-    return found
+    description = f"{count} random images (those of the run's validation split are not here)"
+    return Images(drawn.astype("uint8"), None, description)
 
 
 def recorded_images(run: Trained, split: str, size: int, most: int) -> Images | None:

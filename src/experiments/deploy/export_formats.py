@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,9 +21,7 @@ from experiments.errors import ConfigError
 if TYPE_CHECKING:
     import keras
 
-    Infer = Callable[[np.ndarray], np.ndarray]  # pixels [N, H, W, 3] float32 -> probabilities [N, classes] float32
-
-Precision = Literal["float32", "float16", "int8"]
+Infer = Callable[[np.ndarray], np.ndarray]  # pixels [N, H, W, 3] float32 -> probabilities [N, classes] float32
 
 
 class Format(NamedTuple):
@@ -36,20 +34,12 @@ class Format(NamedTuple):
     rounded: bool = False  # its weights have fewer digits than the model's, so that its probabilities differ
 
 
-def write_keras(model: keras.Model, path: Path, images: np.ndarray) -> None:
-    model.save(path)
-
-
 def read_keras(path: Path) -> Infer:
     import keras
 
     from experiments.models.network import inference_function
 
     return inference_function(keras.models.load_model(path, compile=False))
-
-
-def write_saved_model(model: keras.Model, path: Path, images: np.ndarray) -> None:
-    model.export(path, format="tf_saved_model", verbose=False)
 
 
 def read_saved_model(path: Path) -> Infer:
@@ -76,7 +66,7 @@ def read_onnx(path: Path) -> Infer:
     return lambda pixels: np.asarray(session.run(None, {name: pixels})[0])
 
 
-def write_tflite(precision: Precision, model: keras.Model, path: Path, images: np.ndarray) -> None:
+def write_tflite(precision: str, model: keras.Model, path: Path, images: np.ndarray) -> None:
     """Write a TFLite file, which takes and returns float32 at every precision and needs no TensorFlow operations.
 
     float16 halves the weights. int8 quantises weights and activations, whose ranges are those that occur while the
@@ -115,15 +105,19 @@ def read_tflite(path: Path) -> Infer:
     return infer
 
 
-def tflite(precision: Precision) -> Format:
+def tflite(precision: str) -> Format:
     write = functools.partial(write_tflite, precision)
     return Format(f"model_{precision}.tflite", write, read_tflite, "litert", rounded=precision != "float32")
 
 
 INT8 = "tflite_int8"
 FORMATS = {
-    "keras": Format("model.keras", write_keras, read_keras),
-    "saved_model": Format("saved_model", write_saved_model, read_saved_model),
+    "keras": Format("model.keras", lambda model, path, images: model.save(path), read_keras),
+    "saved_model": Format(
+        "saved_model",
+        lambda model, path, images: model.export(path, format="tf_saved_model", verbose=False),
+        read_saved_model,
+    ),
     "onnx": Format("model.onnx", write_onnx, read_onnx, "onnx"),
     "tflite_float32": tflite("float32"),
     "tflite_float16": tflite("float16"),
@@ -136,11 +130,7 @@ EXTRAS = {"onnx": ("tf2onnx", "onnx", "onnxruntime"), "litert": ("ai_edge_litert
 
 
 def parse(text: str) -> list[str]:
-    """Return the names of FORMATS in a comma-separated text, each once, in the order of FORMATS.
-
-    Raises:
-        ConfigError: it has another name, or the packages of a format are not installed.
-    """
+    """Return the names of FORMATS in a comma-separated text, in their order; ConfigError if one cannot be used."""
     given = [name.strip() for name in text.split(",")]
     if unknown := [name for name in given if name not in FORMATS and name not in GROUPS]:
         raise ConfigError(
@@ -151,8 +141,7 @@ def parse(text: str) -> list[str]:
     names = [name for name in FORMATS if name in wanted]
     for name in names:
         extra = FORMATS[name].extra
-        absent = [module for module in EXTRAS.get(extra or "", ()) if importlib.util.find_spec(module) is None]
-        if absent:
+        if absent := [module for module in EXTRAS.get(extra or "", ()) if importlib.util.find_spec(module) is None]:
             raise ConfigError(
                 f"--format: {name} needs {', '.join(absent)}, which is not installed. Install it: "
                 f"pip install 'image-experiments[{extra}]'. Possible without it: "
@@ -178,26 +167,20 @@ def check_precision(model: keras.Model, names: Sequence[str]) -> None:
     """Raise ConfigError if a model computes in a precision that a format cannot express."""
     from experiments.system.private_api import flatten_layers
 
-    for name in names:
-        layers = [layer for layer in flatten_layers(model) if layer.compute_dtype != "float32"]
-        if FORMATS[name].extra and layers:
-            raise ConfigError(
-                f"--format: {name} takes networks that compute in float32 only; the layer {layers[0].name} computes in "
-                f"{layers[0].compute_dtype}. Train with runtime.precision=float32, or export to {DEFAULT}"
-            )
+    layer = next((layer for layer in flatten_layers(model) if layer.compute_dtype != "float32"), None)
+    name = next((name for name in names if FORMATS[name].extra), None)
+    if layer and name:
+        raise ConfigError(
+            f"--format: {name} takes networks that compute in float32 only; the layer {layer.name} computes in "
+            f"{layer.compute_dtype}. Train with runtime.precision=float32, or export to {DEFAULT}"
+        )
 
 
 def convert(model: keras.Model, name: str, path: Path, images: np.ndarray) -> Infer:
-    """Write a model in a format and read it back.
-
-    Args:
-        model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
-        name: one of FORMATS.
-        path: the file or directory to write.
-        images: training images [N, H, W, 3], for int8.
+    """Write a model in one of FORMATS and read it back; `images`: training images [N, H, W, 3], for int8.
 
     Raises:
-        ConfigError: the format cannot express the model; the message names the layers that it cannot express.
+        ConfigError: the format cannot express the model; the message names the layers.
     """
     form = FORMATS[name]
     try:

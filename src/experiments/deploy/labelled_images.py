@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -34,14 +33,8 @@ def find(
     """Return the labelled images in a folder, or those that a CSV file lists.
 
     The images of a class are those in and below the folder with its name; of names that look the same (composed
-    letters, spaces at the ends), either fits.
-
-    Args:
-        place: a folder that has a folder for each class, or such folders for each split; or a CSV file, as `data=csv`.
-        classes: those of the model.
-        split: the split to use; None if the folder has no splits, or for all rows of the CSV file.
-        ignore_unknown: whether images of classes that the model does not have are left out, instead of an error.
-        merged: the classes of the data that were merged into a class of the model, whose images are taken as well.
+    letters, spaces at the ends), either fits. Images of the classes of the data that were `merged` into a class of the
+    model are taken as well; those of classes that it does not have are an error, or left out with `ignore_unknown`.
 
     Raises:
         ConfigError: the place, the split or a class is not known, an image has two classes, or there are no images.
@@ -60,7 +53,12 @@ def find(
     known |= {name_key(name): name for name in classes}
     unknown = Counter(name for _, name in files if name_key(name) not in known)
     if unknown and not ignore_unknown:
-        raise ConfigError("\n".join([f"{place}: the model does not have these classes:", *_unknown(unknown, classes)]))
+        lines = [
+            f"  {printable(name)} ({count:,} images){nearest_hint(name, classes)}"
+            for name, count in sorted(unknown.items())
+        ]
+        allowed = f"Allowed: {', '.join(classes)}. Rename them, or leave them out with --ignore-unknown"
+        raise ConfigError("\n".join([f"{place}: the model does not have these classes:", *lines, allowed]))
     if unknown:
         count = f"{unknown.total():,} images of {len(unknown)} classes"
         notes.append(f"Left out: {count} that the model does not have ({', '.join(map(printable, unknown))})")
@@ -73,14 +71,6 @@ def find(
     if absent:
         notes.append(f"Without images: {', '.join(map(printable, absent))}")
     return Labelled(place, root, files, notes, issues)
-
-
-def _unknown(unknown: Counter[str], classes: Sequence[str]) -> list[str]:
-    lines = [
-        f"  {printable(name)} ({count:,} images){nearest_hint(name, classes)}"
-        for name, count in sorted(unknown.items())
-    ]
-    return [*lines, f"Allowed: {', '.join(classes)}. Rename them, or leave them out with --ignore-unknown"]
 
 
 def _in_folders(
@@ -117,30 +107,22 @@ def _in_table(file: Path, split: str | None) -> tuple[Path, list[tuple[str, str]
     """Return the root, the files with their classes, notes, and an issue for each row that cannot be used."""
     from experiments.data.sources.csv_labels import list_rows, read_table
 
-    with _columns_explained():
+    try:
         table = read_table(file, None, None, None if split else "")
-    if split:
         given = {row.split for row in table.rows}
-        if split not in given:
-            allowed = ", ".join(name for name in SPLITS if name in given) or "none"
-            raise ConfigError(f"--split: {file} has no rows of {split}. Allowed here: {allowed}")
-        table = replace(table, rows=[row for row in table.rows if row.split == split])
-    with _columns_explained():
-        listing = list_rows(table, file.parent, count_others=split is None)
+        if split:
+            table = replace(table, rows=[row for row in table.rows if row.split == split])
+        listing = list_rows(table, file.parent, count_others=split is None) if table.rows else None
+    except ConfigError as error:  # names keys of `data=csv`, and there are none here
+        raise ConfigError(
+            f"{error}. Of images to evaluate on, the paths are relative to the folder of the CSV file, and its columns "
+            "are found by their names, such as path and label"
+        ) from None
+    if listing is None:
+        allowed = ", ".join(name for name in SPLITS if name in given) or "none"
+        raise ConfigError(f"--split: {file} has no rows of {split}. Allowed here: {allowed}")
     if fatal := [issue for issue in listing.issues if not issue.skippable]:
         more = f" (and {len(fatal) - 1} more)" if len(fatal) > 1 else ""
         raise ConfigError(f"{file}: {printable(fatal[0].path)} {fatal[0].text}{more}")
     files = [(image.path, image.class_name) for image in listing.images]
     return listing.root, files, list(listing.notes), listing.issues
-
-
-@contextmanager
-def _columns_explained() -> Iterator[None]:
-    """Add to errors that name keys of `data=csv` how a file is read here, where there are no such keys."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(
-            f"{error}. Of images to evaluate on, the paths are relative to the folder of the CSV file, and its columns "
-            "are found by their names, such as path and label"
-        ) from None

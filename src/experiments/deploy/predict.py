@@ -56,10 +56,8 @@ def list_files(given: Sequence[str]) -> tuple[list[str], int]:
     """Return the files that paths stand for, in order and each once.
 
     A path is a file, a directory, or a pattern (*, ?, [], **). Of directories and their subdirectories, the files of
-    the image types are taken; hidden files and those of operating systems are skipped, as in a data set.
-
-    Returns:
-        The files, and the number of other files in the directories.
+    the image types are taken; hidden files and those of operating systems are skipped, as in a data set. The number of
+    other files in the directories is returned, too.
 
     Raises:
         ConfigError: a path does not exist, a pattern matches nothing, or a directory has no images.
@@ -77,9 +75,8 @@ def list_files(given: Sequence[str]) -> tuple[list[str], int]:
             others += left
         listed.update(dict.fromkeys(files))
         if not matches:
-            problems.append(
-                f"{text}: {'no file fits this pattern' if glob.has_magic(text) else 'no such file or folder'}"
-            )
+            problem = "no file fits this pattern" if glob.has_magic(text) else "no such file or folder"
+            problems.append(f"{text}: {problem}")
         elif not files and matches == [path]:
             problems.append(f"{text}: no image ({' '.join(SUFFIXES)}) is in this folder or below it")
         elif not files:
@@ -93,17 +90,10 @@ def predictions(
     model: keras.Model, files: Iterable[str | Image.Image], batch_size: int,
     decoder_settings: DecoderSettings = DEFAULTS, distances: Distances | None = None,
 ) -> Iterator[list[Prediction]]:  # fmt: skip
-    """Yield a model's predictions for image files in their order, some at a time, in constant memory.
+    """Yield a model's predictions for image files in their order, a batch at a time, in constant memory.
 
-    Args:
-        model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
-        files: the paths of the files; or images, whose predictions have an empty path.
-        batch_size: number of images in a forward pass.
-        decoder_settings: those that the model was trained with.
-        distances: how the distances of the images are computed; None for none.
-
-    Yields:
-        Lists with one prediction for each file; that for a file that cannot be used holds the error.
+    The prediction for a file that cannot be used holds the error, that for an image an empty path. The model computes
+    probabilities [B, classes] from pixels [B, H, W, 3] in [0, 255].
     """
     from experiments.models.network import inference_functions
 
@@ -131,19 +121,7 @@ def predict_recorded(
     model: keras.Model, root: Path, rows: Sequence[Mapping[str, str]], decoder_settings: DecoderSettings,
     progress: Progress, label: str,
 ) -> np.ndarray:  # fmt: skip
-    """Return a model's outputs [N, ...] float32 for images that a run has recorded.
-
-    Args:
-        model: pixels [B, H, W, 3] in [0, 255] -> one output.
-        root: the folder that the paths of the images are relative to.
-        rows: those of the run's manifest.
-        decoder_settings: those that the model was trained with.
-        progress: displays the computation.
-        label: what is displayed.
-
-    Raises:
-        DataError: an image is gone or has changed; the message has its path.
-    """
+    """Return a model's outputs [N, ...] for images that a run recorded; DataError if one is gone or has changed."""
     files, issues, outputs = [], [], list[np.ndarray]()
     for row in rows:
         path = recorded_path(root, row["path"])
@@ -165,11 +143,7 @@ def predict_recorded(
 
 
 def decode_ahead(
-    pool: ThreadPoolExecutor,
-    files: Iterable[str | Image.Image],
-    size: int,
-    most: int,
-    decoder_settings: DecoderSettings,
+    pool: ThreadPoolExecutor, files: Iterable[str | Image.Image], size: int, most: int, settings: DecoderSettings
 ) -> Iterator[tuple[str, np.ndarray | str]]:
     """Yield the path and the image of each file in order, with up to `most` images decoded ahead.
 
@@ -178,19 +152,18 @@ def decode_ahead(
     remaining = iter(files)
     decoded: deque[tuple[str, Future[np.ndarray | str]]] = deque()
     while True:
-        decoded.extend(
-            (file, pool.submit(read_image, file, size, decoder_settings))
-            if isinstance(file, str)
-            else ("", pool.submit(resize_image, file, size, decoder_settings))
-            for file in islice(remaining, most - len(decoded))
-        )
+        for file in islice(remaining, most - len(decoded)):
+            if isinstance(file, str):
+                decoded.append((file, pool.submit(read_image, file, size, settings)))
+            else:
+                decoded.append(("", pool.submit(resize_image, file, size, settings)))
         if not decoded:
             return
         path, future = decoded.popleft()
         yield path, future.result()
 
 
-def read_image(path: str, size: int, decoder_settings: DecoderSettings = DEFAULTS) -> np.ndarray | str:
+def read_image(path: str, size: int, decoder_settings: DecoderSettings) -> np.ndarray | str:
     """Return an image file's pixels [size, size, 3] uint8 as in training, or why the file cannot be used."""
     try:
         # O_NONBLOCK: a pipe that no process writes to would block.
@@ -210,11 +183,11 @@ def read_image(path: str, size: int, decoder_settings: DecoderSettings = DEFAULT
         return str(error).partition(";")[0]
 
 
-def resize_image(image: Image.Image, size: int, decoder_settings: DecoderSettings = DEFAULTS) -> np.ndarray | str:
+def resize_image(image: Image.Image, size: int, decoder_settings: DecoderSettings) -> np.ndarray | str:
     """Return an image's pixels [size, size, 3] uint8 as those of a file that holds it, or why it cannot be used.
 
     Modes other than RGB go through a PNG file in memory, so that the decoder treats transparency, palettes and 16-bit
-    grays as it does those of files. The orientation in an image's EXIF data is applied.
+    grays as it does those of files.
     """
     content = io.BytesIO()
     try:

@@ -79,10 +79,7 @@ class Answers:
 
     @property
     def columns(self) -> list[str]:
-        """The names of `cells`: path, class, probability, the probability of every class (p_NAME), error.
-
-        With distances, also distance and unlike, before the error.
-        """
+        """The names of `cells`."""
         measured = ["distance", "unlike"] if self.farthest is not None else []
         return ["path", "class", "probability", *(f"p_{name}" for name in self.classes), *measured, "error"]
 
@@ -101,10 +98,10 @@ def terminal_rows(file: TextIO, answers: Answers) -> Write:
 
     from experiments.data.issues import printable
 
-    shown = {name: printable(name) for name in (*answers.classes, *([NONE] if answers.reject else []))}
-    shown = {
-        name: text if len(text) <= LONGEST else f"{text[: LONGEST - 10]}…{text[-9:]}" for name, text in shown.items()
-    }
+    shown = {}
+    for name in (*answers.classes, *([NONE] if answers.reject else [])):
+        text = printable(name)
+        shown[name] = text if len(text) <= LONGEST else f"{text[: LONGEST - 10]}…{text[-9:]}"
     width = max(map(cell_len, shown.values()))
 
     def write(prediction: Prediction) -> None:
@@ -135,10 +132,7 @@ def csv_rows(file: TextIO, answers: Answers) -> Write:
 
 
 def json_rows(file: TextIO, answers: Answers) -> Write:
-    """Return a writer of one JSON object per line: path, class, probability, probabilities by class; or path, error.
-
-    With distances, also distance and unlike.
-    """
+    """Return a writer of a JSON object per line: a CSV row with the probabilities by class, or path and error."""
 
     def write(prediction: Prediction) -> None:
         row: dict[str, object] = {"path": prediction.path}

@@ -21,14 +21,11 @@ if TYPE_CHECKING:
 
 
 def temperature(run: Trained) -> float:
-    """Return the temperature of a run: the recorded one; of older runs, which recorded none, it is fitted now.
-
-    Raises:
-        ConfigError: the run has none.
-    """
+    """Return the temperature of a run, fitted now if it recorded none; raise ConfigError if it has none."""
     if run.plain.get("loss") == "hinge":
         raise ConfigError(f"{run.name}: a hinge loss trains scores that are no probabilities: they have no temperature")
-    found = run.metrics.get(calibration.TEMPERATURE) or calibration.temperature_of(run.predictions("validation"))
+    found = run.metrics.get(calibration.TEMPERATURE)
+    found = found or calibration.fit_temperature(*calibration.arrays_of(run.predictions("validation")))
     if found is None:
         raise ConfigError(
             f"{run.name}: its probabilities cannot be calibrated: it predicts all validation images correctly, so that "
@@ -42,15 +39,9 @@ def prepare(
 ) -> tuple[keras.Model, Distances | None, Answers, list[str]]:
     """Prepare a run's model for the prediction of images.
 
-    Args:
-        run: the finished run.
-        confidence: which images are rejected, and whether the probabilities are calibrated.
-        load: returns the run's model; it is called after the run's validation predictions have been used.
-        progress: displays the computation of the training features, with `confidence.unlike`.
-
     Returns:
-        The model; how the distances of images from the training images are computed, None without
-        `confidence.unlike`; how the model answers; and sentences on what the answers rest on.
+        The model, loaded after the validation predictions have been used; how the distances of images from the
+        training images are computed, None without `confidence.unlike`; how the model answers; and sentences about it.
 
     Raises:
         ConfigError: the run's validation predictions or its images do not allow it, or a class has the name of the
@@ -76,16 +67,7 @@ def prepare(
 
 
 def rejection(run: Trained, accuracy: float, divisor: float) -> selective.Rejection:
-    """Return the threshold of confidence at which a run's model has the wanted accuracy on validation images.
-
-    Args:
-        run: the finished run.
-        accuracy: that of the answered images, in (0, 1].
-        divisor: the temperature by which the probabilities are scaled.
-
-    Raises:
-        ConfigError: no threshold has that accuracy.
-    """
+    """Return the threshold at which the answers have this accuracy in validation; ConfigError if there is none."""
     predictions = run.predictions("validation")
     confidence, correct = calibration.confidences_of(predictions)
     if divisor != 1.0:

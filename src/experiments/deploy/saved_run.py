@@ -81,12 +81,7 @@ class Trained:
         return self.uri or recorded or tracking_uri()
 
     def images(self, split: str | None = None, most: int | None = None) -> list[dict[str, str]]:
-        """Return the rows of its manifest, with the columns of `data.manifest.to_rows`.
-
-        Args:
-            split: the split that they are of; None for all.
-            most: how many are returned at most, evenly spread; None for all.
-        """
+        """Return the rows of its manifest, as of `data.manifest.to_rows`; at most `most`, evenly spread."""
         rows = [row for row in read_rows(self.manifest) if split in (None, row["split"])]
         if most is None or len(rows) <= most:
             return rows
@@ -101,8 +96,7 @@ class Trained:
         Raises:
             ConfigError: this version of the program cannot use it.
         """
-        written, _ = like.overrides(self.plain, None)
-        lines = [*(line for _, line in written), f"outputs={quoted(default_outputs())}"]
+        lines = [*like.overrides(self.plain, None)[0], f"outputs={quoted(default_outputs())}"]
         root = str(value_at(self.plain, "data.root", ""))
         if like.has_interpolation(root):  # kept unresolved, so that the error for a missing directory shows it
             lines.append(f"++data.root={quoted(root.strip('${}'))}")
@@ -120,11 +114,10 @@ class Trained:
         return Path(self.facts.get("command", {}).get("directory", "") if self.folder else "", root)
 
     def data_root(self, data: Path | None = None) -> Path:
-        """Return the folder that the paths of the run's images are relative to.
+        """Return the folder that the paths of the run's images are relative to: `data` if the images have moved.
 
-        Args:
-            data: that folder, if the images have moved; None for the recorded one, or if that is gone or was not
-                recorded (by version 0.2), the one of the data source, which may make its images again.
+        If the recorded one is gone, or was not recorded (by version 0.2), it is that of the data source, which may make
+        its images again.
 
         Raises:
             ConfigError: there is no such folder.
@@ -156,7 +149,7 @@ class Trained:
         uri = self.uri or (self.store if is_own else None)
         logged = queries.logged_model(uri, self.run_id) if uri and self.run_id else None
         if logged is None:
-            return join(self, self.files())  # compares the rebuilt model with what the run stored
+            return join(self)  # compares the rebuilt model with what the run stored
         path = logged / KERAS_FILE
         try:
             model: keras.Model = keras.models.load_model(path, compile=False)
@@ -165,34 +158,14 @@ class Trained:
         return model
 
     def file(self, name: str) -> Path | None:
-        """Return the path of a file or directory of the run, fetched from MLflow if it is not here; None if it is gone.
-
-        Args:
-            name: its name in the run directory.
-        """
+        """Return the path of one of the run's files or directories, fetched from MLflow if need be; None if gone."""
         path = self.folder / name if self.folder else None
         if path is None and self.uri is not None and self.run_id is not None:
             path = queries.artifact(self.uri, self.run_id, name)
         return path if path is not None and path.exists() else None
 
-    def files(self) -> RunDirectory:
-        """Return the run directory with the weight files, which are fetched from MLflow if it is not on this machine.
-
-        Raises:
-            ConfigError: the weight files do not exist any more.
-        """
-        place = self.file(WEIGHTS)
-        head = weights_file("head")
-        if place is None or not (place / head).is_file():
-            raise ConfigError(f"{self.name}: its weights are gone: there is no {head} in {place or 'its artifacts'}")
-        return RunDirectory(place.parent)
-
     def predictions(self, split: str) -> list[Prediction]:
-        """Return the recorded predictions for the images of a split.
-
-        Raises:
-            ConfigError: the run was not evaluated on them.
-        """
+        """Return the recorded predictions for the images of a split; raise ConfigError if there are none."""
         name = predictions_file(split)
         path = self.file(name)
         if path is None:
@@ -200,33 +173,19 @@ class Trained:
         return RunDirectory(path.parent).predictions(split)
 
     def started_from(self, run_id: str) -> Path:
-        """Return the weights file of the run that `model.weights` names: this run's copy, or one fetched from MLflow.
-
-        Raises:
-            ConfigError: the file does not exist any more.
-        """
-        backbone = weights_file("backbone")
-        kept = RunDirectory(self.folder).inputs("model.weights") / backbone if self.folder else None
-        if kept is None and self.uri is not None:
+        """Return the weights of the run that `model.weights` names, kept or fetched; ConfigError if they are gone."""
+        place, name = None, weights_file("backbone")
+        if self.folder:
+            place = RunDirectory(self.folder).inputs("model.weights")
+        elif self.uri is not None:
             place = queries.artifact(self.uri, run_id, WEIGHTS)
-            kept = place / backbone if place else None
-        if kept is None or not kept.is_file():
+        if place is None or not (place / name).is_file():
             raise ConfigError(f"{self.name}: the weights of run {run_id}, which it started from, are gone")
-        return kept
+        return place / name
 
 
 def find(named: str, uri: str | None = None) -> Trained:
-    """Return a finished run by its directory, its MLflow id, the beginning of that id, or its name.
-
-    TensorFlow is not imported.
-
-    Args:
-        named: what names the run.
-        uri: the tracking URI; None for the local one.
-
-    Raises:
-        ConfigError: there is no such run, it is not finished, or its files do not exist any more.
-    """
+    """Return a finished run by its directory, its MLflow id, the beginning of that id, or its name; or ConfigError."""
     folder = Path(named).expanduser()
     if folder.is_dir():
         return of_folder(folder.resolve())
@@ -246,15 +205,7 @@ def find(named: str, uri: str | None = None) -> Trained:
 
 
 def of_folder(folder: Path, uri: str | None = None) -> Trained:
-    """Return a finished run by its directory, or by that of a sweep into which its results were fetched.
-
-    Args:
-        folder: the run directory.
-        uri: the tracking URI, if the run was found there.
-
-    Raises:
-        ConfigError: it is not a run directory, the run is not finished, or files are missing.
-    """
+    """Return a finished run by its directory, or by that of a sweep into which its results were fetched; see `find`."""
     directory = RunDirectory(folder)
     if fetched := directory.fetched_from():
         return find(fetched, uri)
@@ -264,7 +215,7 @@ def of_folder(folder: Path, uri: str | None = None) -> Trained:
     return Trained(folder.name, run_id, uri, folder, folder / MANIFEST, plain, metrics, facts)
 
 
-def join(run: Trained, files: RunDirectory) -> keras.Model:
+def join(run: Trained) -> keras.Model:
     """Return a run's model, rebuilt from its configuration and its weight files.
 
     A sweep's job stores only the weights that it has trained; the others are read from where the job took them.
@@ -272,13 +223,16 @@ def join(run: Trained, files: RunDirectory) -> keras.Model:
     Raises:
         ConfigError: weights are missing, do not fit, or are not those that the run had.
     """
+    place, name = run.file(WEIGHTS), weights_file("head")
+    if place is None or not (place / name).is_file():
+        raise ConfigError(f"{run.name}: its weights are gone: there is no {name} in {place or 'its artifacts'}")
     import keras
 
     from experiments.models import network
     from experiments.models.backbone import build_backbone
     from experiments.regimes import build
 
-    config = run.config
+    config, files = run.config, RunDirectory(place.parent)
     pool, kept = config.model.head.pooling, files.weights("backbone")
     model, regime = config.model, config.regime
     if kept.is_file():
@@ -304,18 +258,7 @@ def join(run: Trained, files: RunDirectory) -> keras.Model:
 
 
 def verify(run: Trained, config: Config, backbone: Backbone, model: keras.Model, head: Path) -> None:
-    """Compare a rebuilt model with the record that the run stored of its model.
-
-    Args:
-        run: the finished run.
-        config: its configuration.
-        backbone: the rebuilt backbone.
-        model: the rebuilt model.
-        head: the weights file of the run's head, which holds the record beside the weights.
-
-    Raises:
-        ConfigError: the network, its weights or its probabilities differ.
-    """
+    """Raise ConfigError if a rebuilt model differs from the record in the weights file of the run's head."""
     from experiments.models import network, weights
     from experiments.models.weights_record import backbone_differences
 

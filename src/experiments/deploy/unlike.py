@@ -45,11 +45,7 @@ class TrainingFeatures:
         return NearestNeighbors(n_neighbors=count, metric="cosine", algorithm="brute").fit(self.train.astype("float32"))
 
     def distances(self, features: np.ndarray) -> np.ndarray:
-        """Return how far images are from the training images: [B] float32, 0 (the same direction) to 2.
-
-        Args:
-            features: [B, D].
-        """
+        """Return how far images with features [B, D] are from the training images: [B] float32, 0 to 2."""
         distances: np.ndarray = self._neighbours.kneighbors(features)[0][:, -1].astype("float32")
         return distances
 
@@ -71,21 +67,11 @@ class TrainingFeatures:
 def measure(
     run: Trained, model: keras.Model, share: float, progress: Progress, data: Path | None = None
 ) -> tuple[keras.Model, Distances, float, str]:
-    """Return how images are compared with the training images of a run.
-
-    Args:
-        run: the finished run.
-        model: its model, as `models.network.join` has made it.
-        share: the share of the validation images that are to be like the training images.
-        progress: displays the computation of the training features.
-        data: where the images of the run are now; None for where they were.
+    """Return how images are compared with the training images of a run; `share` as in `Confidence.unlike`.
 
     Returns:
         The model, with which the next shares its computation; how distances are computed; the largest distance of
         images that are like the training images; and a sentence on it.
-
-    Raises:
-        ConfigError: see `training_features`.
     """
     pixels = model.inputs[0]
     outputs = model.get_layer("frozen")(pixels)
@@ -101,11 +87,7 @@ def training_features(
 ) -> TrainingFeatures:
     """Return the training features of a run, which are computed once and then kept in its directory.
 
-    Args:
-        run: the finished run.
-        model: pixels [B, H, W, 3] in [0, 255] -> features [B, D], which the head receives.
-        progress: displays the computation.
-        data: where the images of the run are now; None for where they were.
+    The model computes the features [B, D], which the head receives, from pixels [B, H, W, 3] in [0, 255].
 
     Raises:
         ConfigError: the images that the run was trained on are gone or have changed.
@@ -116,7 +98,9 @@ def training_features(
         _log.warning("%s is damaged (%s): the features are computed again", path, kept)
     elif kept:
         return TrainingFeatures(kept["train"], kept["validation"])
-    train = normalized(features_of(run, model, "train", progress, data))
+    train = features_of(run, model, "train", progress, data)
+    lengths = np.linalg.norm(train, axis=1, keepdims=True)
+    train = np.divide(train, lengths, out=np.zeros_like(train), where=lengths > 0).astype("float16")
     measured = TrainingFeatures(train, np.empty(0)).distances(features_of(run, model, "validation", progress, data))
     if path is not None:
         try:
@@ -128,19 +112,8 @@ def training_features(
     return TrainingFeatures(train, measured)
 
 
-def normalized(features: np.ndarray) -> np.ndarray:
-    """Return features [N, D] of length 1, as float16."""
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    result: np.ndarray = np.divide(features, lengths, out=np.zeros_like(features), where=lengths > 0).astype("float16")
-    return result
-
-
 def features_of(run: Trained, model: keras.Model, split: str, progress: Progress, data: Path | None) -> np.ndarray:
-    """Return the features [N, D] float32 of a split's images, evenly chosen if there are too many.
-
-    Raises:
-        ConfigError: an image is gone or has changed.
-    """
+    """Return the features [N, D] float32 of a split's images, evenly chosen if there are too many."""
     most = min(MOST_IMAGES, max(int(MOST_BYTES / (2 * model.output_shape[-1])), 1))
     settings = DecoderSettings.of(run.plain["data"])
     try:

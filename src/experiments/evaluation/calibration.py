@@ -25,28 +25,23 @@ TEMPERATURE = "validation.temperature"  # name of the metric
 
 
 def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Return probabilities [N, C] float64 after division of their logits by a temperature.
-
-    The logarithm of a probability is its logit but for a term that all classes share, which has no effect; for two
-    classes the result is sigmoid(log odds / temperature).
-    """
-    logits = np.log(np.maximum(np.asarray(probabilities, np.float64), SMALLEST))
-    scaled: np.ndarray = special.softmax(logits / temperature, axis=1)
+    """Return probabilities [N, C] float64 after division of their logits by a temperature."""
+    scaled: np.ndarray = special.softmax(logits_of(probabilities) / temperature, axis=1)
     return scaled
 
 
+def logits_of(probabilities: np.ndarray) -> np.ndarray:
+    """Return the logits of probabilities [N, C], but for a term that all classes share, which has no effect."""
+    return np.log(np.maximum(np.asarray(probabilities, np.float64), SMALLEST))
+
+
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
-    """Return the temperature with the lowest cross entropy, within RANGE.
+    """Return the temperature, within RANGE, with the lowest cross entropy on images that the model was not trained on.
 
-    Args:
-        probabilities: [N, C], of images that the model was not trained on.
-        labels: [N] int, the true classes.
-
-    Returns:
-        The temperature; None if the model predicts every image correctly, as ever lower temperatures would then have
-        an ever lower cross entropy.
+    It is None if the model predicts every image correctly, as ever lower temperatures would then have an ever lower
+    cross entropy.
     """
-    logits = np.log(np.maximum(np.asarray(probabilities, np.float64), SMALLEST))
+    logits = logits_of(probabilities)
     if (logits.argmax(axis=1) == labels).all():
         return None
     rows = np.arange(len(labels))
@@ -68,34 +63,19 @@ def arrays_of(predictions: Sequence[Prediction]) -> tuple[np.ndarray, np.ndarray
     return probabilities, np.array([classes[prediction.label] for prediction in predictions])
 
 
-def temperature_of(predictions: Sequence[Prediction]) -> float | None:
-    """Return the temperature fitted to validation predictions; None as for `fit_temperature`."""
-    return fit_temperature(*arrays_of(predictions))
-
-
 def confidence_metrics(reports: Mapping[str, Report], temperature: float | None = None) -> dict[str, float]:
     """Return metrics of what a model's confidence is worth, named `split.metric`, for the reports of its splits.
 
     * aurc: the area under the risk-coverage curve, see `selective.risk_coverage`.
-    * temperature: of validation, if there is one, see `fit_temperature`; scaled_loss and scaled_calibration_error: loss
-      and calibration error after scaling by it, computed as in `evaluate`. Those of the validation images, which it was
-      fitted to, are slightly too low; those of other images are not.
-
-    Args:
-        reports: by split.
-        temperature: fitted before; None to fit it to the report of "validation".
-
-    Returns:
-        The metrics; of scores that are no probabilities (a hinge loss) only `aurc`.
+    * temperature: fitted to the validation images, unless it is given; scaled_loss and scaled_calibration_error: loss
+      and calibration error after scaling by it, computed as in `evaluate`. Those of the validation images are slightly
+      too low; those of other images are not. Scores that are no probabilities have none.
     """
-    found = {}
-    for split, report in reports.items():
-        confidence, correct = confidences_of(report.predictions)
-        found[f"{split}.aurc"] = risk_coverage(confidence, correct).area
+    found = {f"{split}.aurc": risk_coverage(*confidences_of(one.predictions)).area for split, one in reports.items()}
     if any("loss" not in report.metrics for report in reports.values()):
         return found
     if temperature is None and "validation" in reports:
-        temperature = temperature_of(reports["validation"].predictions)
+        temperature = fit_temperature(*arrays_of(reports["validation"].predictions))
         if temperature is not None:
             found[TEMPERATURE] = temperature
     if temperature is None:

@@ -56,21 +56,16 @@ class RunRecord:
 
 
 def read(directory: RunDirectory) -> RunRecord:
-    """Read the record of a run that has its results.
-
-    Raises:
-        ConfigError: its predictions for the validation images are gone.
-    """
+    """Read the record of a run; raise ConfigError if its validation predictions are gone."""
     for name in directory.lacks([predictions_file("validation")]):
         raise ConfigError(f"{directory.folder}: its {name} is gone, without which there is no report")
     facts, metrics, images = directory.facts() or {}, directory.metrics(), directory.images()
     classes = classes_of(images)
-    decision = recorded(facts, classes)
     reports = {}
     for split in filter(directory.has_predictions, ("validation", "test")):
-        rows = tuple(directory.predictions(split))
         own = {name.removeprefix(f"{split}."): value for name, value in metrics.items() if name.startswith(f"{split}.")}
-        reports[split] = Report(split, classes, own, rows, decision)
+        rows = tuple(directory.predictions(split))
+        reports[split] = Report(split, classes, own, rows, recorded(facts, classes))
     path = directory.folder / CONFIG
     plain = like.parse(path.read_bytes(), str(path))
     return RunRecord(directory, facts, plain, images, classes, directory.epochs(), reports)
@@ -79,16 +74,9 @@ def read(directory: RunDirectory) -> RunRecord:
 def write(
     directory: RunDirectory, root: Path | None, model: Callable[[], keras.Model] | None, target: Path | None = None
 ) -> Path:
-    """Write the report of a run, and return its path.
+    """Write the report of a run that has its results, and return its path: by default REPORT in the run directory.
 
-    Args:
-        directory: of the run, which has its results.
-        root: the directory that holds the images; None if it is not known.
-        model: returns the run's model, for Grad-CAM; called at most once; None for a report without Grad-CAM.
-        target: the file to write; None for REPORT in the run directory.
-
-    Raises:
-        ConfigError: see `read`.
+    The data root is None if it is not known; `model` returns the run's model, for Grad-CAM, or is None for none.
     """
     target = target or directory.folder / REPORT
     atomic_files.write_file(target, html(read(directory), root, model).encode())
@@ -97,8 +85,11 @@ def write(
 
 def html(run: RunRecord, root: Path | None, model: Callable[[], keras.Model] | None) -> str:
     """Return the page."""
-    monitor, near_duplicates = str(run.plain.get("monitor")), run.directory.near_duplicates()
-    first = run.facts.get("first_candidate", 0)
+    monitor, first = str(run.plain.get("monitor")), run.facts.get("first_candidate", 0)
+    near_duplicates = run.directory.near_duplicates()
+    ended = (run.facts.get("ended") or 0) / 1000  # seconds since 1970
+    started = run.facts["command"].items()
+    called = {name: value for name, value in started if (name, value) != ("config_name", "config")}
     best = epoch_lines(run.history, monitor, bool(run.plain.get("best_weights")), first)
     gallery = image_sections.gallery(run.reports["validation"], run.plain, root, model)
     figures = {}
@@ -113,8 +104,8 @@ def html(run: RunRecord, root: Path | None, model: Callable[[], keras.Model] | N
         title=f"Run {run.directory.folder.name}",
         sentences=[*map(accuracy_line, run.reports.values()), *best, *continued_sentences(run)],
         warnings=[*run.facts.get("warnings", []), *run.facts.get("failures", [])],
-        when=when(run.facts),
-        command=command(run.facts),
+        when=datetime.datetime.fromtimestamp(ended, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC") if ended else "",
+        command=f"python -m experiments.train {shlex.join(arguments(called))}".strip(),
         notes=run.plain.get("notes") or "",
         differing=differing(run),
         configuration=(run.directory.folder / CONFIG).read_text(encoding="utf-8"),
@@ -141,29 +132,15 @@ def html(run: RunRecord, root: Path | None, model: Callable[[], keras.Model] | N
 
 def continued_sentences(run: RunRecord) -> list[str]:
     """Return which run this one has trained further, if it has."""
-    folder = run.facts.get("continues")
-    if not folder:
+    if not (folder := run.facts.get("continues")):
         return []
-    epochs = len([record for record in continued_epochs(run) if record.phase == run.history[-1].phase])
+    epochs = sum(record.phase == run.history[-1].phase for record in continued_epochs(run))
     return [f"It continues {folder} after epoch {epochs}, whose epochs are part of the curves."]
 
 
 def continued_epochs(run: RunRecord) -> list[EpochRecord]:
     """Return the epochs of the run that this one has trained further; an empty list if there is none."""
     return RunDirectory(run.directory.inputs(KEY)).epochs()
-
-
-def when(facts: Mapping[str, Any]) -> str:
-    """Return when the run ended, in UTC; empty if that is not recorded."""
-    if not facts.get("ended"):
-        return ""
-    return datetime.datetime.fromtimestamp(facts["ended"] / 1000, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def command(facts: Mapping[str, Any]) -> str:
-    """Return the command that started the run."""
-    called = {name: value for name, value in facts["command"].items() if (name, value) != ("config_name", "config")}
-    return f"python -m experiments.train {shlex.join(arguments(called))}".strip()
 
 
 def data_sentences(run: RunRecord) -> list[str]:
@@ -201,7 +178,7 @@ def differing(run: RunRecord) -> list[list[str]] | None:
     except (ConfigError, HydraException, OmegaConfBaseException, TypeError, ValueError):
         return None  # as of a user's own group, whose files are gone, or of another version
     rows = [["key", "value"]]
-    for _, line in lines:
+    for line in lines:
         key, is_set, value = line.lstrip("+").partition("=")
         if (key, value) != ("model.layers", "null"):  # a key that some models do not have
             rows.append([key, overrides.literal(value)] if is_set else [key.removeprefix("~"), "(removed)"])
@@ -230,14 +207,11 @@ def metric_table(run: RunRecord) -> list[list[str]]:
 def class_table(report: Report) -> list[list[str]]:
     """Return the scores of the classes of a split; of more than two, the one with the lowest F1 comes first."""
     scores = report.class_scores if len(report.classes) == 2 else worst_first(report.class_scores)
-    rows = [
-        [
-            score.name, *(format_score("accuracy", share) for share in (score.precision, score.recall)),
-            format_score("f1", score.f1), f"{score.support:,}",
-        ]
-        for score in scores
-    ]  # fmt: skip
-    return [["class", "precision", "recall", "F1", "images"], *rows]
+    rows = [["class", "precision", "recall", "F1", "images"]]
+    for score in scores:
+        shares = [format_score("accuracy", share) for share in (score.precision, score.recall)]
+        rows.append([score.name, *shares, format_score("f1", score.f1), f"{score.support:,}"])
+    return rows
 
 
 def cost_table(run: RunRecord) -> list[list[str]]:

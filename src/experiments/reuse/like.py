@@ -36,9 +36,7 @@ DOWNLOAD = ("data.url", "data.sha256", "data.bytes", "data.archive")
 
 
 def expand(given: Sequence[str]) -> list[str]:
-    """Return the command line with `like=RUN` replaced by overrides, which precede all others.
-
-    A command line without `like=` is returned unchanged.
+    """Return the command line with `like=RUN`, if it is there, replaced by overrides, which precede all others.
 
     Raises:
         ConfigError: there is no such run, or its configuration cannot be used.
@@ -60,15 +58,24 @@ def expand(given: Sequence[str]) -> list[str]:
         raise ConfigError(f"like: that configuration cannot be taken over: {str(error)[:300]}") from None
     # If the command line chooses a group, nothing of that group is taken over.
     chosen = {argument.partition("=")[0] for argument in parsed.overrides}
-    if "regime" in chosen and not any(line.startswith("optimizer=") for _, line in written):
+    if "regime" in chosen and not any(line.startswith("optimizer=") for line in written):
         chosen.add("optimizer")  # the old regime had selected it; the new one selects its own
-    lines = [line for group, line in written if group not in chosen]
-    if HEAD in chosen:
-        lines = [line for line in lines if HEAD not in line and not line.startswith("++regime.head_optimizer.")]
-    lines, foreign = _without_foreign_places(lines)
-    weights = value_at(plain, "model.weights")
+    lines, foreign = list[str](), list[str]()
+    for line, group in written.items():
+        if group in chosen or (HEAD in chosen and line.startswith((HEAD, "++regime.head_optimizer."))):
+            continue
+        key, _, value = line.lstrip("+").partition("=")
+        # The hash and the length are skipped with the address: they come from the same author and verify nothing.
+        if key in DOWNLOAD or (key.startswith("data.") and "://" in value):
+            foreign.append(line.lstrip("+"))
+        else:
+            lines.append(line)
+    weights = str(value_at(plain, "model.weights", ""))
+    is_remote = "://" in weights or weights.startswith(
+        ("//", "\\\\")
+    )  # a local file is read as data (`models.weights`)
     typed = {argument.lstrip("+~").partition("=")[0] for argument in parsed.overrides}
-    if "model" not in chosen and "model.weights" not in typed and isinstance(weights, str) and _is_remote(weights):
+    if "model" not in chosen and "model.weights" not in typed and is_remote:
         raise ConfigError(
             f"like: model.weights: that configuration names an address, which is not opened unless you type it "
             f"yourself: model.weights={quoted(weights)}, or give other weights"
@@ -87,29 +94,8 @@ def expand(given: Sequence[str]) -> list[str]:
     return [*rest[:first], *lines, *rest[first:]]
 
 
-def _without_foreign_places(lines: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the overrides to keep, and, as typed, the skipped ones: those that change a download or an archive."""
-    kept: list[str] = []
-    left_out: list[str] = []
-    for line in lines:
-        key, _, value = line.lstrip("+").partition("=")
-        # The hash and the length are skipped with the address: they come from the same author and verify nothing.
-        place = key in DOWNLOAD or (key.startswith("data.") and "://" in value)
-        (left_out if place else kept).append(line.lstrip("+") if place else line)
-    return kept, left_out
-
-
-def _is_remote(weights: str) -> bool:
-    """Return whether `model.weights` is a place on another machine; a local file is read as data (`models.weights`)."""
-    return "://" in weights or weights.startswith(("//", "\\\\"))
-
-
 def read(named: str, rest: Sequence[str]) -> dict[str, Any]:
-    """Return the logged configuration of a run, which is named by its directory, MLflow id, or the end of its name.
-
-    Raises:
-        ConfigError: there is no logged configuration, or the file is not one.
-    """
+    """Return the logged configuration of a run, by its directory, MLflow id, or the end of its name; or ConfigError."""
     folder = local_folder(named)
     if folder is not None:
         path = folder / CONFIG
@@ -131,11 +117,7 @@ def read(named: str, rest: Sequence[str]) -> dict[str, Any]:
 
 
 def parse(text: bytes, where: str) -> dict[str, Any]:
-    """Return the plain values of a YAML text.
-
-    Raises:
-        ConfigError: it is not YAML, not a mapping, nested too deeply, or has aliases, which can expand exponentially.
-    """
+    """Return the mapping in a YAML text; ConfigError if it has none, is too deep, or has aliases, which can explode."""
     depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -152,15 +134,11 @@ def parse(text: bytes, where: str) -> dict[str, Any]:
     return plain
 
 
-def overrides(plain: Mapping[str, Any], config_dir: str | None) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return overrides that compose into the same experiment, each with the group that it belongs to.
+def overrides(plain: Mapping[str, Any], config_dir: str | None) -> tuple[dict[str, str], list[str]]:
+    """Return overrides that compose into the same experiment as a logged configuration, each with its group.
 
     Only values that differ from those of the chosen groups are written out, so that values that follow from other keys
     still do.
-
-    Args:
-        plain: a logged configuration.
-        config_dir: the user's own directory of choices, if there is one.
 
     Returns:
         The overrides; and the keys that were skipped because their values are interpolations.
@@ -181,7 +159,7 @@ def overrides(plain: Mapping[str, Any], config_dir: str | None) -> tuple[list[tu
         wanted["runtime"] = {key: runtime[key] for key in RUNTIME if key in runtime}
 
     # A choice that follows from another one (a regime selects its optimizer) is not written out.
-    lines: list[tuple[str, str]] = []
+    lines: dict[str, str] = {}
     places = {group: (group, group) for group in ("data", "augmentation", "model", "regime", "schedule", "optimizer")}
     places["regime.head_optimizer"] = (HEAD, "regime")
     base = compose([], config_dir)
@@ -190,8 +168,8 @@ def overrides(plain: Mapping[str, Any], config_dir: str | None) -> tuple[list[tu
         if isinstance(name, str) and re.fullmatch(r"\w+", name) and value_at(base, f"{place}.name") != name:
             folders = [CONF, *([Path(config_dir)] if config_dir else [])]
             if any((folder / choice.partition("@")[0] / f"{name}.yaml").is_file() for folder in folders):
-                lines.append((group, f"{choice}={name}"))
-                base = compose([line for _, line in lines], config_dir)
+                lines[f"{choice}={name}"] = group
+                base = compose(list(lines), config_dir)
 
     dropped: list[str] = []
     for key, value in wanted.items():
@@ -199,11 +177,11 @@ def overrides(plain: Mapping[str, Any], config_dir: str | None) -> tuple[list[tu
             if has_interpolation(leaf):
                 dropped.append(path)
             elif value_at(base, path, MISSING) != leaf:
-                lines.append((key, f"++{path}={format_value(leaf)}"))
+                lines[f"++{path}={format_value(leaf)}"] = key
     for path in OPEN:
         before, after = value_at(base, path), value_at(wanted, path)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += [(path.partition(".")[0], f"~{path}.{key}") for key in before if key not in after]
+            lines |= {f"~{path}.{key}": path.partition(".")[0] for key in before if key not in after}
     return lines, dropped
 
 
@@ -219,8 +197,4 @@ def compose(lines: Sequence[str], config_dir: str | None) -> dict[str, Any]:
 
 
 def has_interpolation(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(has_interpolation, (*value, *value.values())))
-    if isinstance(value, list):
-        return any(map(has_interpolation, value))
-    return isinstance(value, str) and "${" in value
+    return "${" in str(value)  # also within lists and mappings

@@ -25,10 +25,8 @@ ALLOWED = ("runtime.", "tracking.", "runtime=", "tracking=", "progress=")
 def expand(given: Sequence[str]) -> list[str] | None:
     """Return the command line that resumes the run named by `resume=`; the given one if it names none.
 
-    The current directory is changed to that in which the run was started, if it still exists.
-
-    Returns:
-        The arguments; None if the run is finished, so that there is nothing to resume.
+    The current directory is changed to that in which the run was started, if it still exists. Return None if the run is
+    finished, so that there is nothing to resume.
 
     Raises:
         ConfigError: there is no such run, or the other overrides would change it.
@@ -78,16 +76,12 @@ def expand(given: Sequence[str]) -> list[str] | None:
 def find(named: str, overrides: Sequence[str], key: str) -> Path:
     """Return the directory of a run, which is named by its directory, its MLflow id, or the end of its name.
 
-    Args:
-        named: what names the run.
-        overrides: the others of the command line, among them the tracking store.
-        key: of the command line, for messages.
+    The other overrides of the command line may name the tracking store; `key` is for messages.
 
     Raises:
         ConfigError: there is no such run, or its directory is not on this machine.
     """
-    folder = local_folder(named)
-    if folder is not None:
+    if folder := local_folder(named):
         return folder
     from experiments.tracking import queries
 
