@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.evaluation.label_quality import Labelled, count_wrong, label_quality, rank
+from experiments.evaluation.label_quality import Doubt, Labelled, count_wrong, rank
+
+
+def doubts_by_image(labels: np.ndarray, probabilities: np.ndarray) -> list[Doubt]:
+    """Return the doubts of images in their given order; the classes are "0", "1", ..."""
+    images = [
+        Labelled(f"{n:03}", "", "validation", str(label), tuple(shares))
+        for n, (label, shares) in enumerate(zip(labels, probabilities.tolist(), strict=True))
+    ]
+    found = rank(images, [str(label) for label in range(probabilities.shape[1])])
+    assert [doubt.self_confidence for doubt in found] == sorted(doubt.self_confidence for doubt in found)
+    return sorted(found, key=lambda doubt: doubt.image.path)
 
 
 def test_by_hand() -> None:
     probabilities = np.array([[0.9, 0.1, 0.0], [0.3, 0.7, 0.0], [0.2, 0.8, 0.0], [0.4, 0.5, 0.1]])
-    quality = label_quality(np.array([0, 0, 1, 1]), probabilities)
-    np.testing.assert_allclose(quality.self_confidence, [0.9, 0.3, 0.8, 0.5])
-    np.testing.assert_allclose(quality.margin, [0.8, -0.4, 0.6, 0.1])
-    assert quality.likely.tolist() == [1, 1, 0, 0]
+    doubts = doubts_by_image(np.array([0, 0, 1, 1]), probabilities)
+    np.testing.assert_allclose([doubt.self_confidence for doubt in doubts], [0.9, 0.3, 0.8, 0.5])
+    np.testing.assert_allclose([doubt.margin for doubt in doubts], [0.8, -0.4, 0.6, 0.1])
+    assert [(doubt.likely, doubt.probability) for doubt in doubts] == [("1", 0.1), ("1", 0.7), ("0", 0.2), ("0", 0.4)]
     # The thresholds are 0.6 and 0.65. The last image reaches neither, so it is not counted; no image has class 2.
-    assert quality.probably_wrong.tolist() == [False, True, False, False]
+    assert [doubt.probably_wrong for doubt in doubts] == [False, True, False, False]
 
 
 def test_flipped_labels_come_first() -> None:
@@ -26,18 +37,18 @@ def test_flipped_labels_come_first() -> None:
     labels = true.copy()
     flipped = rng.choice(400, 20, replace=False)
     labels[flipped] = (true[flipped] + rng.integers(1, 5, 20)) % 5
-    quality = label_quality(labels, probabilities)
-    for score in (quality.self_confidence, quality.margin):
+    doubts = doubts_by_image(labels, probabilities)
+    for score in ([doubt.self_confidence for doubt in doubts], [doubt.margin for doubt in doubts]):
         assert len(set(np.argsort(score)[:20]) & set(flipped)) >= 18
-    assert set(flipped[:5]) <= set(np.flatnonzero(quality.probably_wrong))
-    assert (quality.likely[flipped] == true[flipped]).mean() > 0.9
+    assert all(doubts[at].probably_wrong for at in flipped[:5])
+    assert np.mean([doubts[at].likely == str(true[at]) for at in flipped]) > 0.9
 
 
 def test_doubts_of_a_model_that_has_learned_nothing_are_said_to_mean_little() -> None:
     def sentences(share: float) -> list[str]:
         """Return those on 20 images of two classes, whose labels the model gives this probability."""
         images = [
-            Labelled(f"{n}", "", "validation", "ab"[n % 2], (1 - share, share) if n % 2 else (share, 1 - share), True)
+            Labelled(f"{n}", "", "validation", "ab"[n % 2], (1 - share, share) if n % 2 else (share, 1 - share))
             for n in range(20)
         ]
         return count_wrong(rank(images, ("a", "b")))

@@ -93,7 +93,7 @@ EVERY_FIGURE: dict[str, Callable[[], Figure]] = {
     "risk and coverage": lambda: plots.risk_coverage(random_report(PETS)),
     "grid": lambda: plots.image_grid(solid_images(8), [f"a rather long title, number {i}" for i in range(8)]),
     "mistakes": lambda: plots.mistakes(random_report(PETS), lambda rows: solid_images(len(rows))),
-    "few mistakes": lambda: plots.mistakes(random_report(PETS), lambda rows: solid_images(len(rows)), count=1),
+    "a mistake": lambda: plots.mistakes(report_of(PETS, [0], np.array([[0.1, 0.9]])), lambda _: solid_images(1)),
     "no mistakes": lambda: plots.mistakes(report_of(PETS, [0], np.array([[0.9, 0.1]])), lambda _: solid_images(0)),
 }
 
@@ -232,7 +232,7 @@ def test_grid_rounds_and_clips_floats_to_the_pixels_they_stand_for() -> None:
     assert [int(shown_pixels(axes)[0, 0, 0]) for axes in figure.axes] == [0, 128, 255]
 
 
-def test_mistakes_show_the_most_confident_first() -> None:
+def test_mistakes_show_the_most_confident_first(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = np.array([[0.4, 0.6], [0.9, 0.1], [0.05, 0.95], [0.8, 0.2], [0.3, 0.7]])
     report = report_of(PETS, [0, 0, 0, 1, 0], scores)  # wrong: rows 0, 2, 3, 4
     requested: list[list[int]] = []
@@ -241,7 +241,8 @@ def test_mistakes_show_the_most_confident_first() -> None:
         requested.append(rows)
         return solid_images(10)[rows]
 
-    figure = plots.mistakes(report, pixels_of, count=3)
+    monkeypatch.setattr(plots, "MOST_MISTAKES", 3)
+    figure = plots.mistakes(report, pixels_of)
     assert requested == [[2, 3, 4]]
     assert [axes.get_title() for axes in figure.axes] == [
         "2.jpg\ntrue cat\npredicted dog\n95.0%",

@@ -149,7 +149,7 @@ def test_a_report_takes_the_folds_of_the_winner_wherever_they_were_trained(
     directory: RunDirectory, drawn: Path, tmp_path: Path
 ) -> None:
     """A sweep over rates, seeds and folds, whose fold 0 was trained by another sweep, and whose last fold failed."""
-    sweep, given = tmp_path / "sweep", directory.predictions("validation")
+    sweep = tmp_path / "sweep"
     rows = [row for row in directory.images() if row["split"] == "train"]
     halves = (rows[: len(rows) // 2], rows[len(rows) // 2 : -1])
     jobs = [("0.1", seed, str(fold)) for seed in "01" for fold in range(2)] + [("1", "0", "0"), ("0.1", "0", "2")]
@@ -168,9 +168,7 @@ def test_a_report_takes_the_folds_of_the_winner_wherever_they_were_trained(
     final = RunDirectory(directory.folder.rename(sweep / "6"))
     write_job(sweep, 6, {"optimizer.lr": "0.1", "seed": "0"}, final.folder, final=True)
     (sweep / "sweep.json").write_text("{}")
-    folds = label_section.fold_predictions(final, CLASSES)
-    assert sorted(fold for fold, _ in folds) == ["0", "0", "1", "1"]
-    images, sentences = label_section.rated_by_folds(final, given, folds, CLASSES)
+    images, sentences = label_section.rated(final, final.predictions("validation"), CLASSES)
     assert {round(image.probabilities[0], 6) for image in images[: len(rows) - 1]} == {0.2}, "without the other rate"
     assert sentences == [
         f"{len(rows) - 1} training images, each rated by the models of one of the sweep's folds (2 of them have "

@@ -39,8 +39,7 @@ class Decision:
 
     def facts(self) -> dict[str, Any]:
         """Return what is recorded with a run: `positive` and `threshold`, without those that are None."""
-        recorded = {"positive": self.positive, "threshold": self.threshold}
-        return {name: value for name, value in recorded.items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     @property
     def text(self) -> str:
@@ -62,22 +61,15 @@ def default(classes: Sequence[str]) -> Decision:
 def decision_of(config: Config, dataset: Dataset) -> Decision:
     """Return the decision that is configured; a threshold that is chosen by validation images is not known yet.
 
-    Args:
-        config: the validated configuration.
-        dataset: the run's classes and validation images.
-
     Raises:
         ConfigError: `positive`, `threshold` or `objective` does not fit the classes, or no validation image is of the
             positive class, so that no threshold can be chosen.
     """
     goal, classes = config.threshold, dataset.classes
     issues = []
-    if config.objective in FEWEST_CLASSES and len(classes) < FEWEST_CLASSES[config.objective]:
-        issues.append(
-            f"objective: {config.objective} needs {FEWEST_CLASSES[config.objective]} classes or more. "
-            f"Received: {len(classes)} classes"
-        )
-    given = {"positive": config.positive, **{f"threshold.{name}": value for name, value in goal}}
+    if len(classes) < (fewest := FEWEST_CLASSES.get(config.objective, 0)):
+        issues.append(f"objective: {config.objective} needs {fewest} classes or more. Received: {len(classes)} classes")
+    given = {"positive": config.positive} | {f"threshold.{name}": value for name, value in goal}
     given = {key: value for key, value in given.items() if value is not None}
     found = default(classes)
     if given and found.positive is None:
@@ -109,14 +101,6 @@ def choose_threshold(config: Config, scores: Mapping[str, np.ndarray], dataset: 
     For a wanted recall it is the highest such threshold, which loses least precision; for a wanted precision the
     lowest, which loses least recall. It lies midway between two probabilities that occur, so that rounding errors
     change no prediction. If no threshold reaches the precision, there is none, see `threshold_warnings`.
-
-    Args:
-        config: the validated configuration.
-        scores: "validation" -> probabilities [N, C] float.
-        dataset: the data set that the scores belong to.
-
-    Raises:
-        ConfigError: see `decision_of`.
     """
     goal, decision = config.threshold, decision_of(config, dataset)
     if decision.positive is None or (goal.recall is None and goal.precision is None):

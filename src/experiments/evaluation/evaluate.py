@@ -61,10 +61,6 @@ class Report:
     def confused_pairs(self) -> list[ConfusedPair]:
         return confused_pairs(self.confusion, self.classes)
 
-    @property
-    def baseline(self) -> Baseline:
-        return majority_baseline(prediction.label for prediction in self.predictions)
-
 
 class Baseline(NamedTuple):
     """The accuracy of a model that predicts the most frequent class for every image."""
@@ -81,10 +77,7 @@ class Baseline(NamedTuple):
 
 
 def majority_baseline(labels: Iterable[str]) -> Baseline:
-    """Return the baseline for the labels of at least one image.
-
-    Of equally frequent classes it is the first in alphabetical order.
-    """
+    """Return the baseline for the labels of at least one image; of equally frequent classes, the first by name."""
     counts = Counter(labels)
     name = min(counts, key=lambda label: (-counts[label], label))
     return Baseline(name, counts[name] / counts.total())
@@ -95,11 +88,7 @@ def percent(share: float) -> str:
 
 
 def image_score(metric: str, prediction: Prediction) -> float:
-    """Return the score of one image, whose mean over all images is the metric, one of IMAGE_METRICS.
-
-    Returns:
-        A bool for accuracy; nan if the metric needs probabilities and they are unknown.
-    """
+    """Return the score of one image, whose mean over all images is the metric, one of IMAGE_METRICS; nan if unknown."""
     if metric == "accuracy":
         return prediction.correct
     shares, label = prediction.probabilities, prediction.label
@@ -143,114 +132,82 @@ def evaluate(
     Args:
         scores: split -> probabilities [N, C] float, rows in the order of that split's images; "validation" is
             required, "train" is ignored.
-        dataset: the data set that the scores belong to.
         probabilities: False for scores that only rank, as those of a hinge loss: loss, brier and calibration_error,
             which evaluate probabilities, are then omitted.
-        decision: how the class of an image is predicted; by default the most probable one, and of two classes the
-            second is the positive one.
-
-    Returns:
-        "validation" and, if `scores` has it, "test" -> Report.
+        decision: how the class of an image is predicted; None for `decision.default`.
 
     Raises:
-        ValueError: with all issues, each with split, expected and received: validation scores are missing, a name is
-            no split, there are test scores without a test split, a shape is wrong, a split has no images, values are
-            not finite or negative, or rows do not sum to 1 within 1e-3.
+        ValueError: with all issues of the scores, each with split, expected and received.
     """
     images = {split.split: split for split in (dataset.validation, dataset.test) if split is not None}
-    if issues := _issues(scores, {split: (len(images[split]), len(dataset.classes)) for split in images}):
+    evaluated = [split for split in images if split in scores]
+    issues = [] if "validation" in scores else [f"expected scores of validation. Received: {sorted(scores)}"]
+    issues += [f"{split}: expected one of {SPLITS}. Received: {split!r}" for split in scores if split not in SPLITS]
+    if "test" in scores and "test" not in images:
+        issues.append("test: expected no scores, the data set has no test split. Received: scores of test")
+    for split in evaluated:
+        if issue := _score_issue(scores[split], (len(images[split]), len(dataset.classes))):
+            issues.append(f"{split}: expected {issue}")
+    if issues:
         raise ValueError("Scores cannot be evaluated:\n  " + "\n  ".join(issues))
     decision = decision or decisions.default(dataset.classes)
     reports = {}
-    for split in (split for split in images if split in scores):
+    for split in evaluated:
         files = [(entry.path, entry.sha256) for entry in images[split].entries]
-        reports[split] = report_on(
-            split, files, images[split].labels, scores[split], dataset.classes, decision, probabilities
-        )
+        labels = images[split].labels
+        reports[split] = report_on(split, files, labels, scores[split], dataset.classes, decision, probabilities)
     return reports
 
 
-def _issues(scores: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, int]]) -> list[str]:
-    """Return all issues with scores; `shapes` has the shape that those of each split of the data set must have."""
-    issues = [] if "validation" in scores else [f"expected scores of validation. Received: {sorted(scores)}"]
-    issues += [f"{split}: expected one of {SPLITS}. Received: {split!r}" for split in scores if split not in SPLITS]
-    if "test" in scores and "test" not in shapes:
-        issues.append("test: expected no scores, the data set has no test split. Received: scores of test")
-    for split in (split for split in shapes if split in scores):
-        issues += _score_issues(split, scores[split], shapes[split])
-    return issues
-
-
-def _score_issues(split: str, probabilities: np.ndarray, shape: tuple[int, int]) -> list[str]:
-    """Return the first issue with the scores of one split; further ones may only follow from it."""
+def _score_issue(probabilities: np.ndarray, shape: tuple[int, int]) -> str:
+    """Return the first issue with the scores of one split, from which others may follow; empty if there is none."""
     if shape[0] == 0:
-        return [f"{split}: expected at least one image. Received: an empty split"]
+        return "at least one image. Received: an empty split"
     if probabilities.shape != shape:
-        return [f"{split}: expected shape {shape}, one row per image. Received: {probabilities.shape}"]
+        return f"shape {shape}, one row per image. Received: {probabilities.shape}"
     faulty = np.flatnonzero(~np.all(np.isfinite(probabilities) & (probabilities >= 0), axis=1))
     if faulty.size:
         received = f"{faulty.size} rows with others; row {faulty[0]}: {probabilities[faulty[0]].tolist()}"
-        return [f"{split}: expected finite values >= 0. Received: {received}"]
+        return f"finite values >= 0. Received: {received}"
     sums = probabilities.sum(axis=1, dtype=np.float64)
     faulty = np.flatnonzero(np.abs(sums - 1) > SUM_TOLERANCE)
     if faulty.size:
         received = f"{faulty.size} rows that do not; row {faulty[0]} sums to {sums[faulty[0]]:g}"
-        return [f"{split}: expected rows that sum to 1 within {SUM_TOLERANCE:g}. Received: {received}"]
-    return []
+        return f"rows that sum to 1 within {SUM_TOLERANCE:g}. Received: {received}"
+    return ""
 
 
 def report_on(
     split: str, files: Sequence[tuple[str, str]], labels: np.ndarray, scores: np.ndarray, classes: tuple[str, ...],
     decision: Decision, probabilities: bool = True,
 ) -> Report:  # fmt: skip
-    """Return the report on labelled images from valid scores.
-
-    Args:
-        split: the name of the images in the report.
-        files: the path and the sha256 of each image, N >= 1.
-        labels: [N] int, the true classes.
-        scores: [N, C] float; rows sum to about 1.
-        classes: [C] names in label order.
-        decision: how the class of an image is predicted.
-        probabilities: see `evaluate`.
-    """
+    """Return the report on images, whose files are paths with hashes, from valid scores [N, C]; see `evaluate`."""
     shares = scores.astype(np.float64)
     shares /= shares.sum(axis=1, keepdims=True)
     predicted = decision.predict(shares, classes)
     confidence = shares[np.arange(len(predicted)), predicted]
     positive = None if decision.positive is None else classes.index(decision.positive)
     metrics = _metrics(labels, shares, predicted, positive)
-    return Report(
-        split=split,
-        classes=classes,
-        metrics={name: value for name, value in metrics.items() if probabilities or name not in PROBABILISTIC},
-        predictions=tuple(
-            Prediction(
-                path=encodable(path),
-                sha256=sha256,
-                label=classes[labels[row]],
-                predicted=classes[predicted[row]],
-                confidence=float(confidence[row]),
-                correct=bool(predicted[row] == labels[row]),
-                probabilities=dict(zip(classes, shares[row].tolist(), strict=True)),
-            )
-            for row, (path, sha256) in enumerate(files)
-        ),
-        decision=decision,
+    predictions = tuple(
+        Prediction(
+            path=encodable(path),
+            sha256=sha256,
+            label=classes[labels[row]],
+            predicted=classes[predicted[row]],
+            confidence=float(confidence[row]),
+            correct=bool(predicted[row] == labels[row]),
+            probabilities=dict(zip(classes, shares[row].tolist(), strict=True)),
+        )
+        for row, (path, sha256) in enumerate(files)
     )
+    kept = {name: value for name, value in metrics.items() if probabilities or name not in PROBABILISTIC}
+    return Report(split, classes, kept, predictions, decision)
 
 
 def _metrics(
     labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray, positive: int | None
 ) -> dict[str, float]:
-    """Return those metrics that `evaluate` describes which are finite.
-
-    Args:
-        labels: [N] int.
-        probabilities: [N, C] float64.
-        predicted: [N] int.
-        positive: the label of the positive one of two classes; None for more classes.
-    """
+    """Return those metrics that `evaluate` describes which are finite; `positive` is None for more than two classes."""
     count = probabilities.shape[1]
     every_class, occurring = np.arange(count), np.unique(labels)
     counted = occurring if positive is None else [positive]  # The "macro" average over one class is the binary metric.
@@ -282,8 +239,9 @@ def _metrics(
         metrics["average_precision"] = float(np.mean(areas))
     for top, name in ((3, "top3_accuracy"), (5, "top5_accuracy")):
         if count >= FEWEST_CLASSES[name]:
-            found = sklearn_metrics.top_k_accuracy_score(labels, probabilities, k=top, labels=every_class)
-            metrics[name] = float(found)
+            metrics[name] = float(
+                sklearn_metrics.top_k_accuracy_score(labels, probabilities, k=top, labels=every_class)
+            )
     if len(occurring) == count:
         of_class = probabilities[:, 1] if count == 2 else probabilities  # the same area for both of two classes
         metrics["roc_auc"] = float(sklearn_metrics.roc_auc_score(labels, of_class, multi_class="ovr"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -26,51 +25,22 @@ class Labelled(NamedTuple):
     split: str
     label: str
     probabilities: tuple[float, ...]  # in the order of the classes
-    held_out: bool  # whether they come from models that were not trained on the image
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the probabilities come from models that were not trained on the image."""
+        return self.split != "train"
 
 
-@dataclass(frozen=True)
-class Doubt:
-    """An image with the scores of its label."""
+class Doubt(NamedTuple):
+    """An image with the scores of its label; lower ones are more doubtful."""
 
     image: Labelled
-    self_confidence: float
-    margin: float
+    self_confidence: float  # the probability of the label
+    margin: float  # that minus the largest probability of another class, in [-1, 1]
     likely: str  # the most probable other class
     probability: float  # of that class
-    probably_wrong: bool
-
-
-@dataclass(frozen=True)
-class LabelQuality:
-    """Scores of the labels of N images; lower ones are more doubtful."""
-
-    self_confidence: np.ndarray  # [N] the probability of the label
-    margin: np.ndarray  # [N] that minus the largest probability of another class, in [-1, 1]
-    likely: np.ndarray  # [N] int, the most probable other class
-    probably_wrong: np.ndarray  # [N] bool, whether confident learning counts the image for another class than its label
-
-
-def label_quality(labels: np.ndarray, probabilities: np.ndarray) -> LabelQuality:
-    """Return how much a model doubts the labels of images, which it should not have been trained on.
-
-    Confident learning counts an image for the most probable of those classes whose probability is at least the mean
-    that the class has among the images labelled with it.
-
-    Args:
-        labels: [N] int.
-        probabilities: [N, C] float, C >= 2.
-    """
-    rows, count = np.arange(len(labels)), probabilities.shape[1]
-    own = probabilities[rows, labels]
-    others = probabilities.copy()
-    others[rows, labels] = -np.inf
-    likely = others.argmax(axis=1)
-    sums, images = np.bincount(labels, own, count), np.bincount(labels, minlength=count)
-    thresholds = np.where(images > 0, sums / np.maximum(images, 1), np.inf)
-    confident = np.where(probabilities >= thresholds, probabilities, -np.inf)
-    wrong = np.isfinite(confident).any(axis=1) & (confident.argmax(axis=1) != labels)
-    return LabelQuality(own, own - probabilities[rows, likely], likely, wrong)
+    probably_wrong: bool  # whether confident learning counts the image for another class than its label
 
 
 def have_probabilities(predictions: Sequence[Prediction], classes: Sequence[str]) -> bool:
@@ -78,39 +48,38 @@ def have_probabilities(predictions: Sequence[Prediction], classes: Sequence[str]
     return all(row.label in classes and row.probabilities.keys() == set(classes) for row in predictions)
 
 
-def labelled(
-    predictions: Iterable[Prediction], classes: Sequence[str], split: str = "validation", *, held_out: bool = True
-) -> list[Labelled]:
-    """Return the images of predictions, each with the mean probabilities of its predictions.
-
-    Args:
-        predictions: of one or several models, with labels and probabilities.
-        classes: [C] names in label order.
-        split: that the images are in.
-        held_out: whether no model was trained on an image that it predicts.
-    """
+def labelled(predictions: Iterable[Prediction], classes: Sequence[str], split: str = "validation") -> list[Labelled]:
+    """Return the images of predictions in a split, each with the mean probabilities [C] of its predictions."""
     found: dict[tuple[str, str, str], list[list[float]]] = defaultdict(list)
     for row in predictions:
         found[row.path, row.sha256, row.label].append([row.probabilities[name] for name in classes])
     return [
-        Labelled(path, sha256, split, label, tuple(np.mean(shares, axis=0).tolist()), held_out)
+        Labelled(path, sha256, split, label, tuple(np.mean(shares, axis=0).tolist()))
         for (path, sha256, label), shares in found.items()
     ]
 
 
 def rank(images: Sequence[Labelled], classes: Sequence[str]) -> list[Doubt]:
-    """Return the images with the scores of their labels, the most doubtful first: by self-confidence."""
-    at = {name: label for label, name in enumerate(classes)}
-    labels = np.array([at[image.label] for image in images])
+    """Return the images with the scores of their labels, the most doubtful first: by self-confidence.
+
+    Confident learning counts an image for the most probable of those classes whose probability is at least the mean
+    that the class has among the images labelled with it.
+    """
+    label_of = {name: label for label, name in enumerate(classes)}
+    labels = np.array([label_of[image.label] for image in images])
     probabilities = np.array([image.probabilities for image in images])
-    quality = label_quality(labels, probabilities)
-    doubts = [
-        Doubt(
-            image, float(quality.self_confidence[n]), float(quality.margin[n]), classes[quality.likely[n]],
-            float(probabilities[n, quality.likely[n]]), bool(quality.probably_wrong[n]),
-        )
-        for n, image in enumerate(images)
-    ]  # fmt: skip
+    rows, count = np.arange(len(labels)), len(classes)
+    own = probabilities[rows, labels]
+    others = probabilities.copy()
+    others[rows, labels] = -np.inf
+    likely, highest = others.argmax(axis=1), others.max(axis=1)
+    sums, members = np.bincount(labels, own, count), np.bincount(labels, minlength=count)
+    thresholds = np.where(members > 0, sums / np.maximum(members, 1), np.inf)
+    confident = np.where(probabilities >= thresholds, probabilities, -np.inf)
+    wrong = np.isfinite(confident).any(axis=1) & (confident.argmax(axis=1) != labels)
+    names = [classes[label] for label in likely]
+    scores = own.tolist(), (own - highest).tolist(), names, highest.tolist(), wrong.tolist()
+    doubts = list(map(Doubt, images, *scores))
     return sorted(doubts, key=lambda doubt: (doubt.self_confidence, doubt.margin, doubt.image.path))
 
 

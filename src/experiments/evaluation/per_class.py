@@ -25,8 +25,6 @@ class ClassScore(NamedTuple):
 
 
 class ConfusedPair(NamedTuple):
-    """Images of one class that the model assigns to another."""
-
     label: str  # the true class
     predicted: str
     images: int
@@ -41,20 +39,14 @@ def class_scores(confusion: np.ndarray, classes: Sequence[str]) -> list[ClassSco
 
     Precision and recall are shares of images with Wilson's interval. F1 is 2 J / (1 + J), where J is the share of
     the correctly assigned images among those that are of the class or assigned to it (the Jaccard index); its interval
-    is Wilson's of J, transformed in the same way.
-
-    Args:
-        confusion: [C, C] int, the number of images; rows are true classes, columns predicted ones.
-        classes: [C] names in label order.
+    is Wilson's of J, transformed in the same way. The rows of the confusion matrix [C, C] are true classes.
 
     Source: K. F. Y. Lam, V. Gopal, J. Qian, "Confidence intervals for the F1 score: a comparison of four methods",
     arXiv:2309.14621 (2023), the Wilson indirect method.
     """
-    supports, assigned, correct = confusion.sum(axis=1), confusion.sum(axis=0), confusion.diagonal()
+    counts = (confusion.sum(axis=1), confusion.sum(axis=0), confusion.diagonal())
     scores = []
-    for name, support, predicted, right in zip(
-        classes, supports.tolist(), assigned.tolist(), correct.tolist(), strict=True
-    ):
+    for name, support, predicted, right in zip(classes, *(count.tolist() for count in counts), strict=True):
         jaccard = share_interval(right, support + predicted - right)
         f1 = Interval(*(2 * value / (1 + value) for value in jaccard))
         precision, recall = share_interval(right, predicted), share_interval(right, support)
@@ -73,25 +65,14 @@ def share_interval(count: int, total: int) -> Interval:
 
 
 def confused_pairs(confusion: np.ndarray, classes: Sequence[str]) -> list[ConfusedPair]:
-    """Return the pairs of classes that are confused at least once, the most frequent first.
-
-    Pairs with the same number of images are in label order.
-
-    Args:
-        confusion: [C, C] int, as for `class_scores`.
-        classes: [C] names in label order.
-    """
-    wrong = confusion.copy()
-    np.fill_diagonal(wrong, 0)
-    supports = confusion.sum(axis=1)
-    rows, columns = np.nonzero(wrong)
-    order = np.argsort(-wrong[rows, columns], kind="stable")
-    return [
-        ConfusedPair(
-            classes[row], classes[column], int(wrong[row, column]), float(wrong[row, column] / supports[row])
-        )
-        for row, column in zip(rows[order], columns[order], strict=True)
-    ]  # fmt: skip
+    """Return the pairs of classes that are confused at least once, the most frequent first, else in label order."""
+    shares = confusion_shares(confusion)
+    pairs = [
+        ConfusedPair(classes[row], classes[column], int(confusion[row, column]), float(shares[row, column]))
+        for row, column in np.argwhere(confusion)
+        if row != column
+    ]
+    return sorted(pairs, key=lambda pair: -pair.images)
 
 
 def confusion_shares(confusion: np.ndarray) -> np.ndarray:
@@ -109,11 +90,7 @@ def confusion_of(predictions: Iterable[Prediction], classes: Sequence[str]) -> n
 
 
 def class_columns(scores: Sequence[ClassScore]) -> dict[str, list[Any]]:
-    """Return the scores as columns of equal length for a table or a CSV file; None where a score is undefined.
-
-    Returns:
-        class, images, predicted, then for each of precision, recall and f1 the value, its lower and its upper bound.
-    """
+    """Return the scores as columns of equal length for a table or a CSV file; None where a score is undefined."""
     columns: dict[str, list[Any]] = {
         "class": [score.name for score in scores],
         "images": [score.support for score in scores],

@@ -22,17 +22,9 @@ class RiskCoverage(NamedTuple):
     threshold: np.ndarray  # [K] float64: images of at least this confidence are answered
     answered: np.ndarray  # [K] int64, number of images
     wrong: np.ndarray  # [K] int64, mistakes among those
+    coverage: np.ndarray  # [K] float64, share of the images that are answered
+    risk: np.ndarray  # [K] float64, share of mistakes among those
     area: float  # AURC, the mean of the risk over the coverages 1/N, 2/N, ..., 1
-
-    @property
-    def coverage(self) -> np.ndarray:
-        shares: np.ndarray = self.answered / self.answered[-1]
-        return shares
-
-    @property
-    def risk(self) -> np.ndarray:
-        shares: np.ndarray = self.wrong / self.answered
-        return shares
 
 
 class Rejection(NamedTuple):
@@ -56,11 +48,7 @@ class Rejection(NamedTuple):
 
 
 def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> RiskCoverage:
-    """Return the risk-coverage curve of predictions; images of equal confidence are answered together.
-
-    Args:
-        confidence: [N] float, N >= 1.
-        correct: [N] bool.
+    """Return the risk-coverage curve of N >= 1 predictions; images of equal confidence are answered together.
 
     Source: the area is AURC of Y. Geifman, G. Uziel, R. El-Yaniv, "Bias-Reduced Uncertainty Estimation for Deep Neural
     Classifiers", ICLR 2019.
@@ -69,20 +57,16 @@ def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> RiskCoverage:
     ranked = confidence[order]
     last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))  # the last image of each distinct confidence
     answered, wrong = last + 1, np.cumsum(~correct[order])[last]
-    steps = np.diff(answered, prepend=0)
-    return RiskCoverage(ranked[last], answered, wrong, float(np.sum(steps * wrong / answered) / len(ranked)))
+    coverage, risk = answered / len(ranked), wrong / answered
+    area = float(np.sum(np.diff(answered, prepend=0) * risk) / len(ranked))
+    return RiskCoverage(ranked[last], answered, wrong, coverage, risk, area)
 
 
 def reject_for(accuracy: float, confidence: np.ndarray, correct: np.ndarray) -> Rejection | None:
     """Return the lowest threshold at which the accuracy of the answered images is at least the wanted one.
 
-    Args:
-        accuracy: the wanted accuracy, in (0, 1].
-        confidence, correct: see `risk_coverage`.
-
-    Returns:
-        The threshold, midway between two confidences that occur, so that rounding errors change no answer; 0 if all
-        images may be answered; None if the most confident images are not that accurate either.
+    It is midway between two confidences that occur, so that rounding errors change no answer; 0 if all images may be
+    answered. Return None if the most confident images are not that accurate either.
     """
     curve = risk_coverage(confidence, correct)
     right = curve.answered - curve.wrong

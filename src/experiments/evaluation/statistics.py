@@ -108,18 +108,7 @@ class Reliability:
 
 
 def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the Wilson score interval of an accuracy, without continuity correction.
-
-    Args:
-        correct: number of images classified correctly, in [0, total].
-        total: number of images, at least 1.
-        confidence: coverage, in (0, 1).
-
-    Returns:
-        Lower and upper bound, each in [0, 1].
-
-    Raises:
-        ValueError: if `correct`, `total` or `confidence` is out of range.
+    """Return the bounds of the Wilson score interval of an accuracy, without continuity correction.
 
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927);
     computed by `scipy.stats.binomtest`.
@@ -168,14 +157,9 @@ def spread_of_mean(scores: np.ndarray, counts: bool, folds: Sequence[str] | None
 
 
 def score_interval(scores: ArrayLike, folds: Sequence[str] | None = None) -> Interval:
-    """Return the mean of a per-image score and its interval.
+    """Return the mean of a per-image score and its interval: Wilson's for a single run's accuracy.
 
-    Args:
-        scores: [S, N] for S seeds, N >= 2 images: bool, whether each is classified correctly, or float.
-        folds: [N] the fold in which each image was held out, see `spread_of_mean`.
-
-    Returns:
-        Mean, lower and upper bound: Wilson's interval for a single run's accuracy, otherwise see `spread_of_mean`.
+    The scores are [S, N] for S seeds: bool, whether each is classified correctly, or float; see `spread_of_mean`.
     """
     values = np.atleast_2d(np.asarray(scores))
     mean, boolean = float(values.mean()), values.dtype == bool
@@ -193,16 +177,9 @@ def _around(mean: float, margin: float, share: bool) -> Interval:
 def mean_interval(values: Sequence[float], images: int | None = None, *, folds: bool = False) -> Interval:
     """Return the mean of a score over seeds, or folds, and its interval.
 
-    Args:
-        values: one score per seed or fold, at least one, in any unit.
-        images: for accuracies, the number of images on which each is measured; their binomial variance is then
-            included.
-        folds: whether the values are those of folds, whose training sets overlap; see `spread_of_mean`.
-
-    Returns:
-        Mean, lower and upper bound, in the unit of `values`. Without `images` the interval is Student's with n - 1
-        degrees of freedom: the images are taken as fixed, and the bounds of a single value are nan. With `images` the
-        interval of a single value is Wilson's.
+    Without `images` the interval is Student's with n - 1 degrees of freedom: the images are taken as fixed, and the
+    bounds of a single value are nan. For accuracies, `images` is the number of images on which each is measured, whose
+    binomial variance is then included; the interval of a single value is Wilson's. For `folds` see `spread_of_mean`.
 
     Source: Student, "The probable error of a mean", Biometrika 6 (1908); for the two variances see `Spread.margin`.
     """
@@ -219,13 +196,8 @@ def mean_interval(values: Sequence[float], images: int | None = None, *, folds: 
 def roc_auc_interval(positive: ArrayLike, negative: ArrayLike) -> tuple[float, float]:
     """Return the percentile bootstrap interval of the area under the ROC curve, resampled within each class.
 
-    Args:
-        positive: [P] float, P >= 2, scores of the images of the class.
-        negative: [N] float, N >= 2, scores of the other images.
-
-    Returns:
-        Lower and upper bound, each in [0, 1]; nan if all resamples have the same area, as those of scores that separate
-        the classes perfectly.
+    The scores are those of the images of the class [P] and of the others [N], P, N >= 2. The bounds are nan if all
+    resamples have the same area, as those of scores that separate the classes perfectly.
 
     Source: the area is the Mann-Whitney U over P * N (J. A. Hanley, B. J. McNeil, Radiology 143 (1982)); computed by
     `scipy.stats.mannwhitneyu` and `scipy.stats.bootstrap`.
@@ -238,14 +210,9 @@ def roc_auc_interval(positive: ArrayLike, negative: ArrayLike) -> tuple[float, f
 
     samples = (np.asarray(positive, dtype=float), np.asarray(negative, dtype=float))
     bootstrap = stats.bootstrap(
-        samples,
-        area,
-        n_resamples=RESAMPLES,
-        batch=max(1, RESAMPLED_AT_ONCE // 10 // (samples[0].size + samples[1].size)),
-        confidence_level=1 - LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
+        samples, area, n_resamples=RESAMPLES, confidence_level=1 - LEVEL, method="percentile",
+        batch=max(1, RESAMPLED_AT_ONCE // 10 // (samples[0].size + samples[1].size)), rng=np.random.default_rng(0),
+    )  # fmt: skip
     low, high = map(float, bootstrap.confidence_interval)
     return (low, high) if low < high else (math.nan, math.nan)
 
@@ -253,15 +220,8 @@ def roc_auc_interval(positive: ArrayLike, negative: ArrayLike) -> tuple[float, f
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> Reliability:
     """Bin predictions by confidence and measure the expected calibration error.
 
-    The error is the mean over images of the gap between their bin's accuracy and mean confidence. It is biased upward
-    with few images: even a perfectly calibrated model has an error above 0.
-
-    Args:
-        confidence: [N] float, N >= 1, probability of the predicted class, in [0, 1].
-        correct: [N] bool, whether that class is the true one.
-
-    Returns:
-        A `Reliability` with 15 bins.
+    The error is the mean over images of the gap between their bin's accuracy and mean confidence, the probability [N]
+    of the predicted class. It is biased upward with few images: even a perfectly calibrated model has an error above 0.
 
     Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 3. (scikit-learn's
     `calibration_curve` returns neither empty bins nor counts.)
@@ -271,11 +231,5 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> Reliability:
     counts = np.bincount(bins, minlength=CALIBRATION_BINS)
     sums = [np.bincount(bins, weights, CALIBRATION_BINS) for weights in (confidence, correct)]
     filled = counts > 0
-    means = [np.divide(total, counts, out=np.full(CALIBRATION_BINS, np.nan), where=filled) for total in sums]
-    return Reliability(
-        edges=edges,
-        counts=counts,
-        confidence=means[0],
-        accuracy=means[1],
-        error=float(np.sum(np.abs(sums[1] - sums[0])) / confidence.size),
-    )
+    means, shares = (np.divide(total, counts, out=np.full(CALIBRATION_BINS, np.nan), where=filled) for total in sums)
+    return Reliability(edges, counts, means, shares, float(np.sum(np.abs(sums[1] - sums[0])) / confidence.size))

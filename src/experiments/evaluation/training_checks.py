@@ -24,12 +24,7 @@ SHORT = 3  # epochs; in shorter trainings, a loss above that of guessing may sti
 
 @contextmanager
 def keep_error(errors: list[Exception], step: str) -> Iterator[None]:
-    """Collect an error instead of raising it, so that a step after the training cannot lose the results.
-
-    Args:
-        errors: the list that the error is appended to, with a note on the step that failed.
-        step: name of the step, for the note.
-    """
+    """Collect an error, with a note on the step, so that a step after the training cannot lose the results."""
     try:
         yield
     except Exception as error:
@@ -38,11 +33,7 @@ def keep_error(errors: list[Exception], step: str) -> Iterator[None]:
 
 
 def check_joined(config: Config, result: TrainingResult, dataset: Dataset) -> None:
-    """Compare the probabilities of the joined model, from pixels on, with the scores from cached features.
-
-    Raises:
-        RuntimeError: they differ by more than the precision explains.
-    """
+    """Raise RuntimeError if the joined model, from pixels on, does not give the scores from cached features."""
     pixels = dataset.validation.pixels[:JOINED_IMAGES].astype("float32")
     # The model is not compiled, which takes longer than it saves on so few images. The batches are small, because the
     # outputs of all layers stay in memory until the last layer is computed.
@@ -58,11 +49,7 @@ def check_joined(config: Config, result: TrainingResult, dataset: Dataset) -> No
 
 
 def check_reached(config: Config, result: TrainingResult) -> None:
-    """Compare the last epoch's training accuracy with `must_reach`, if that is set.
-
-    Raises:
-        ConfigError: it is lower.
-    """
+    """Raise ConfigError if the last epoch's training accuracy is below `must_reach`."""
     if config.must_reach is None:
         return
     reached = result.history[-1].metrics["accuracy"] if result.history else math.nan  # a regime without epochs
@@ -75,12 +62,7 @@ def check_reached(config: Config, result: TrainingResult) -> None:
 
 
 def training_warnings(config: Config, result: TrainingResult, labels: np.ndarray, first: int = 0) -> list[str]:
-    """Return a sentence for everything that looks wrong in a finished training, with advice on what to try.
-
-    Args:
-        labels: [N] int32, the labels of the validation images.
-        first: see `best_epoch`.
-    """
+    """Return a sentence for everything that looks wrong in a finished training, with advice on what to try."""
     curve, best = last_phase(result.history), best_epoch(result.history, config.monitor, first)
     if best is None:  # a regime without epochs
         return []
@@ -149,12 +131,7 @@ def worse_than_the_head(config: Config, before: np.ndarray | None, after: np.nda
     """Return a warning if fine-tuning is significantly worse than its head on the same images; else None.
 
     There is a warning if accuracy is lower, and either an exact McNemar test or Wilcoxon's signed-rank test of the
-    losses is significant; the latter has more power on few images.
-
-    Args:
-        before: [N, C] probabilities of the head before fine-tuning; None if there was none.
-        after: [N, C] probabilities after fine-tuning.
-        labels: [N] int32, the labels of these images.
+    losses is significant; the latter has more power on few images. The probabilities are [N, C].
     """
     if before is None or len(labels) < 2:
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,7 +21,6 @@ from experiments.reports.figure_style import literal, short
 from experiments.runs.candidate_runs import unrated
 from experiments.training.types import Progress
 
-COLUMNS = 6
 THUMBNAIL = 240  # pixels of the longer side of an image
 FOLDS = "data.fold=0,1,2,3,4 (with -m, then the sweep's name here) gives every image a model that has not seen it"
 
@@ -30,14 +28,7 @@ FOLDS = "data.fold=0,1,2,3,4 (with -m, then the sweep's name here) gives every i
 def inspect(
     runs: Sequence[Trained], *, sweep: Path | None, count: int, data: Path | None, progress: Progress
 ) -> Inspection:
-    """List the images whose labels are most doubtful.
-
-    Args:
-        runs: one finished run, or the finished runs of a sweep's candidate; at least one.
-        sweep: the directory of the sweep, which the table and the figure are written to; None for a single run.
-        count: how many images to print and to draw.
-        data: where the images are now; None for where they were.
-        progress: displays the prediction of the training images of a single run.
+    """List the images whose labels a run, or the finished runs of a sweep's candidate, doubt most.
 
     Raises:
         ConfigError: predictions are missing or have no probabilities, or the model cannot be read.
@@ -58,7 +49,12 @@ def inspect(
             lines.append(f"{lacking} training images are not rated: no finished run validates with them. {FOLDS}")
     else:
         lines = [f"{name}: {len(images)} validation images, by a model not trained on them"]
-        trained = of_training_images(run, root, settings, progress)
+        rows = run.images("train")
+        shares = predict_recorded(run.model(), root, rows, settings, progress, "training images").tolist()
+        trained = [
+            Labelled(row["path"], row["sha256"], "train", row["class_name"], tuple(probabilities))
+            for row, probabilities in zip(rows, shares, strict=True)
+        ]
         lines.append(
             f"{len(trained)} training images, by the run's own model, which was trained on their labels: a wrong one "
             f"may look right. {FOLDS}"
@@ -69,16 +65,21 @@ def inspect(
     for doubt in doubts[:count]:
         image = doubt.image
         seen = "" if image.held_out else "  (training image)"
-        lines.append(f"{doubt.self_confidence:6.1%}  {image.label}, rather {_likely(doubt)}  {image.path}{seen}")
+        rather = f"{doubt.likely} {doubt.probability:.1%}"
+        lines.append(f"{doubt.self_confidence:6.1%}  {image.label}, rather {rather}  {image.path}{seen}")
+    table = [
+        {
+            "rank": at, "path": image.path, "sha256": image.sha256, "split": image.split, "label": image.label,
+            "likely": likely, "self_confidence": self_confidence, "margin": margin,
+            "probability_of_likely": probability, "probably_wrong": probably_wrong, "held_out": image.held_out,
+        }
+        for at, (image, self_confidence, margin, likely, probability, probably_wrong) in enumerate(doubts, 1)
+    ]  # fmt: skip
     title = f"{literal(short(name, 60))}: the {min(count, len(doubts))} most doubtful of {len(doubts)} labels"
     return Inspection(
         run.config, "labels", lines, lambda: draw(root, settings, doubts[:count], title), {"count": str(count)},
-        table=[row(at, doubt) for at, doubt in enumerate(doubts, 1)], folder=sweep,
+        table=table, folder=sweep,
     )  # fmt: skip
-
-
-def _likely(doubt: Doubt) -> str:
-    return f"{doubt.likely} {doubt.probability:.1%}"
 
 
 def held_out(runs: Sequence[Trained]) -> list[Labelled]:
@@ -94,26 +95,6 @@ def held_out(runs: Sequence[Trained]) -> list[Labelled]:
     return labelled(predictions, runs[0].classes)
 
 
-def of_training_images(run: Trained, root: Path, settings: DecoderSettings, progress: Progress) -> list[Labelled]:
-    """Return the training images of a run, which are in the folder `root`, with its own predictions for them."""
-    rows = run.images("train")
-    shares = predict_recorded(run.model(), root, rows, settings, progress, "training images").tolist()
-    return [
-        Labelled(row["path"], row["sha256"], "train", row["class_name"], tuple(probabilities), held_out=False)
-        for row, probabilities in zip(rows, shares, strict=True)
-    ]
-
-
-def row(rank: int, doubt: Doubt) -> dict[str, Any]:
-    """Return the row of the table for an image."""
-    image = doubt.image
-    return {
-        "rank": rank, "path": image.path, "sha256": image.sha256, "split": image.split, "label": image.label,
-        "likely": doubt.likely, "self_confidence": doubt.self_confidence, "margin": doubt.margin,
-        "probability_of_likely": doubt.probability, "probably_wrong": doubt.probably_wrong, "held_out": image.held_out,
-    }  # fmt: skip
-
-
 def draw(root: Path, settings: DecoderSettings, doubts: Sequence[Doubt], title: str) -> Figure:
     """Draw images in the folder `root`, each under its file's name, its label and the most probable other class."""
     grid, titles = [], []
@@ -124,6 +105,6 @@ def draw(root: Path, settings: DecoderSettings, doubts: Sequence[Doubt], title: 
             f"{short(doubt.image.path.rsplit('/', 1)[-1])}\n{short(doubt.image.label)} {doubt.self_confidence:.1%}\n"
             f"{short(doubt.likely)} {doubt.probability:.1%}"
         )
-    figure = plots.image_grid(np.stack(grid), titles, columns=COLUMNS)
+    figure = plots.image_grid(np.stack(grid), titles)
     figure.suptitle(f"{title}\nthe label and its probability, then the most probable other class", fontsize=10)
     return figure

@@ -21,10 +21,7 @@ def save_figures(
     folder: Path, components: RunComponents, dataset: Dataset, result: TrainingResult, reports: Mapping[str, Report],
     first: int = 0,
 ) -> None:  # fmt: skip
-    """Write the figures of a run as PNG files; of a sweep's job only the curves, as the winner has all figures.
-
-    The curves show the best epoch; `first`: see `best_epoch`.
-    """
+    """Write the figures of a run as PNG files; of a sweep's job only the curves, as the winner has all figures."""
     folder.mkdir(exist_ok=True)
     drawn = {}
     if result.history:

@@ -39,13 +39,7 @@ class LoadedImage(NamedTuple):
 def gallery(
     report: Report, plain: Mapping[str, Any], root: Path | None, model: Callable[[], keras.Model] | None
 ) -> dict[str, Any]:
-    """Return the template's data for the images of a split.
-
-    Args:
-        report: of the split.
-        plain: the run's configuration as logged.
-        root: the directory that holds the images; None if it is not known.
-        model: returns the run's model, called once if there is a mistake to explain; None for no Grad-CAM.
+    """Return the template's data for the images of a split; the arguments are those of `run_report.write`.
 
     Returns:
         `mistakes` and `examples` (for each class its right and its wrong ones), each with its prediction and base64 of
@@ -54,19 +48,18 @@ def gallery(
     """
     wrong, chosen = mistakes(report.predictions), examples(report)
     shown_mistakes = wrong[:MOST_MISTAKES]
+    large = {row.sha256 for row in shown_mistakes}
     shown = {row.sha256: row for row in shown_mistakes}
     shown |= {row.sha256: row for kinds in chosen.values() for kind in kinds for row in kind}
-    sides = {row.sha256: page.SIDE for row in shown_mistakes}
-    size = int(plain["data"]["image_size"])
-    settings = DecoderSettings.of(plain["data"])
+    size, settings = int(plain["data"]["image_size"]), DecoderSettings.of(plain["data"])
 
     def load(row: Prediction) -> LoadedImage:
         try:
             image = page.open_recorded(row.path, row.sha256, [root] if root else [], settings)
         except DataError as error:
             return LoadedImage(missing=str(error))
-        pixels = resize(image, size, settings.resize) if row.sha256 in sides else None
-        side = sides.get(row.sha256, SMALL)
+        pixels = resize(image, size, settings.resize) if row.sha256 in large else None
+        side = page.SIDE if row.sha256 in large else SMALL
         image.thumbnail((side, side))
         return LoadedImage(image, pixels)
 
@@ -105,12 +98,9 @@ def examples(report: Report) -> dict[str, tuple[list[Prediction], list[Predictio
 
 
 def explain(
-    mistakes: Sequence[Prediction],
-    images: Mapping[str, LoadedImage],
-    classes: Sequence[str],
-    how: Resize,
+    mistakes: Sequence[Prediction], images: Mapping[str, LoadedImage], classes: Sequence[str], how: Resize,
     model: Callable[[], keras.Model] | None,
-) -> tuple[dict[str, str], str]:
+) -> tuple[dict[str, str], str]:  # fmt: skip
     """Return thumbnails with Grad-CAM for the predicted class, by file hash; and the reason if there are none."""
     seen = [(row, pixels) for row in mistakes if (pixels := images[row.sha256].pixels) is not None]
     if not seen:

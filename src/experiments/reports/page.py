@@ -63,10 +63,7 @@ def save_figure(figure: Figure, kind: str, dpi: int = 100) -> bytes:
 
 
 def svg(figure: Figure) -> str:
-    """Return a figure as base64 of SVG.
-
-    It is embedded as an image of its own: inline drawings in one document would share their ids.
-    """
+    """Return a figure as base64 of SVG, an image of its own: inline drawings in one document would share their ids."""
     return base64_text(save_figure(figure, "svg"))
 
 
@@ -90,17 +87,7 @@ def recorded_thumbnail(
 
 
 def open_recorded(path: str, sha256: str, roots: Sequence[Path], decoder_settings: DecoderSettings) -> Image.Image:
-    """Return an image that a run has recorded, RGB in its own size, from the first directory that still has it.
-
-    Args:
-        path: the image's path relative to the data's directory.
-        sha256: the hash of its file.
-        roots: the directories in which the data may be.
-        decoder_settings: see `decoder.decode`.
-
-    Raises:
-        DataError: the file is missing, cannot be read, has changed, is too large or is outside of the data directory.
-    """
+    """Return a recorded image, RGB in its own size, from the first root that has it; DataError if none may be shown."""
     inside = PurePosixPath(path)
     if inside.is_absolute() or ".." in inside.parts:
         raise DataError("is not shown: its path leads out of the data's folder")

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 
 from experiments.evaluation import selective
-from experiments.evaluation.calibration import confidences_of
+from experiments.evaluation.calibration import arrays_of, confidences_of
 from experiments.evaluation.evaluate import Report
 from experiments.evaluation.per_class import confusion_shares
 from experiments.evaluation.statistics import reliability
@@ -40,6 +40,7 @@ from experiments.training.types import EpochRecord
 
 # Up to this number of classes, the cells of a confusion matrix have room for numbers, and for shares below them.
 MOST_NUMBERED, MOST_WITH_SHARES = 60, 10
+MOST_MISTAKES = 12  # that a figure shows
 LEAST_COVERAGE = 0.1  # the axis of risks reaches to the highest risk from this coverage on
 
 
@@ -47,13 +48,7 @@ LEAST_COVERAGE = 0.1  # the axis of risks reaches to the highest risk from this 
 def learning_curves(history: Sequence[EpochRecord], best: EpochRecord | None = None) -> Figure:
     """Draw loss and accuracy over the steps of a run, for training and validation, with the phases as labelled bands.
 
-    Args:
-        history: one record per epoch in order of step, at least one. Of its metrics, loss, accuracy, validation_loss
-            and validation_accuracy are drawn if present.
-        best: the best epoch, which is marked with a vertical line; None for no mark.
-
-    Returns:
-        A figure of two axes, loss above accuracy, with a dashed line where the phase changes.
+    Metrics that the records lack are not drawn. A vertical line marks the best epoch, if it is given.
     """
     figure = new_figure(7.5, 6)
     axes = figure.subplots(2, 1, sharex=True)
@@ -77,12 +72,7 @@ def learning_curves(history: Sequence[EpochRecord], best: EpochRecord | None = N
 
 @STYLE
 def confusion_matrix(report: Report) -> Figure:
-    """Draw the confusion matrix: counts of true against predicted classes, shaded by the share of each true class.
-
-    Returns:
-        A figure whose size grows with the number of classes. Cells without images are blank; with more than
-        MOST_NUMBERED classes, all are.
-    """
+    """Draw the confusion matrix: counts of true against predicted classes, shaded by the share of each true class."""
     counts, shares = report.confusion, confusion_shares(report.confusion)
     names = [literal(short(name)) for name in report.classes]
     numbered, with_shares = len(names) <= MOST_NUMBERED, len(names) <= MOST_WITH_SHARES
@@ -97,14 +87,11 @@ def confusion_matrix(report: Report) -> Figure:
     panel.set_ylabel("true")
     accuracy, images = report.metrics["accuracy"], len(report.predictions)
     panel.set_title(f"Confusion, {report.split}\naccuracy {accuracy:.1%} of {images} images")
-    if numbered:
-        for (row, column), count in np.ndenumerate(counts):
-            if not count:
-                continue
-            share = shares[row, column]
-            text = f"{count}\n{share:.0%}" if with_shares else str(count)
-            color = "white" if share > 0.55 else "#333333"
-            panel.text(column, row, text, ha="center", va="center", fontsize=SMALL, color=color)
+    for row, column in np.argwhere(counts) if numbered else ():
+        count, share = counts[row, column], shares[row, column]
+        text = f"{count}\n{share:.0%}" if with_shares else str(count)
+        color = "white" if share > 0.55 else "#333333"
+        panel.text(column, row, text, ha="center", va="center", fontsize=SMALL, color=color)
     bar = figure.colorbar(image, ax=panel, shrink=0.8, format=PercentFormatter(xmax=1, decimals=0))
     bar.set_label("share of the true class")
     bar.outline.set_visible(False)
@@ -115,9 +102,7 @@ def confusion_matrix(report: Report) -> Figure:
 def roc(report: Report) -> Figure:
     """Draw the ROC curves with the areas under them: of the positive one of two classes, else one-vs-rest.
 
-    Returns:
-        A figure with one curve for two classes, else one for each. A class to which no image or every image belongs has
-        no curve and is marked as undefined in the legend.
+    A class to which no image or every image belongs has no curve and is marked as undefined in the legend.
     """
 
     def curve(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
@@ -151,16 +136,12 @@ def precision_recall(report: Report) -> Figure:
 
 
 def _class_curves(
-    report: Report,
-    title: str,
-    curve: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, str]],
-    chance: tuple[float, float] | None,
-    corner: Literal["lower left", "lower right"],
-) -> Figure:
+    report: Report, title: str, curve: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, str]],
+    chance: tuple[float, float] | None, corner: Literal["lower left", "lower right"],
+) -> Figure:  # fmt: skip
     """Return a figure of one curve for two classes, else one for each class against the rest.
 
     Args:
-        report: of one split.
         title: of the figure, without the split.
         curve: whether each image is of the class [N] bool, its probabilities [N] -> x and y of the curve, its area.
         chance: y of a classifier that guesses, at x = 0 and x = 1; None if it differs between the classes.
@@ -201,16 +182,10 @@ def ranking(report: Report) -> dict[str, Figure]:
 def calibration(report: Report) -> Figure:
     """Draw the reliability diagram: accuracy against confidence of the predicted class, and the images in each bin.
 
-    Returns:
-        A figure of two axes, accuracy per bin above the bins' counts; the expected calibration error is in the title.
-
     Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, figure 1.
     """
-    best = [max(row.probabilities, key=row.probabilities.__getitem__) for row in report.predictions]
-    rows = list(zip(report.predictions, best, strict=True))
-    bins = reliability(
-        np.array([row.probabilities[name] for row, name in rows]), np.array([row.label == name for row, name in rows])
-    )
+    probabilities, labels = arrays_of(report.predictions)
+    bins = reliability(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
     figure = new_figure(6, 6.5)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     filled = bins.counts > 0
@@ -227,7 +202,7 @@ def calibration(report: Report) -> Figure:
     below.margins(y=0.25)
     below.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True, min_n_ticks=1))
     below.set(ylabel="images", xlabel="confidence (probability of the predicted class)")
-    lowest = 1 / len(report.predictions[0].probabilities)  # The most probable class cannot have a lower probability.
+    lowest = 1 / probabilities.shape[1]  # The most probable class cannot have a lower probability.
     below.set_xlim(left[np.searchsorted(bins.edges, lowest) - 1], 1)
     return figure
 
@@ -236,11 +211,7 @@ def calibration(report: Report) -> Figure:
 def risk_coverage(report: Report) -> Figure:
     """Draw the share of mistakes among the most confident images, over the share of images that these are.
 
-    Returns:
-        A figure with the curve of the report and that of a perfect ranking, which rejects all mistakes first; the area
-        under the curve is in the title.
-
-    Source: see `selective.risk_coverage`.
+    The curve is beside that of a perfect ranking, which rejects all mistakes first; see `selective.risk_coverage`.
     """
     curve = selective.risk_coverage(*confidences_of(report.predictions))
     figure = new_figure(6.5, 4.5)
@@ -264,15 +235,9 @@ def risk_coverage(report: Report) -> Figure:
 
 @STYLE
 def image_grid(pixels: np.ndarray, titles: Sequence[str], columns: int = 6) -> Figure:
-    """Draw a grid of images, each under its title.
+    """Draw a grid of images, each under its title, which may contain line breaks; long lines are wrapped.
 
-    Args:
-        pixels: [N, H, W, 3] uint8, or float in [0, 255]; floats are clipped and rounded. N >= 1.
-        titles: [N] texts, which may contain line breaks; long lines are wrapped.
-        columns: images per row, at least 1.
-
-    Returns:
-        A figure of N axes.
+    The pixels are [N, H, W, 3] uint8, or float in [0, 255], which are clipped and rounded; N >= 1.
     """
     shown = pixels if pixels.dtype == np.uint8 else np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
     wrapped = ["\n".join(part for line in title.split("\n") for part in textwrap.wrap(line, 22)) for title in titles]
@@ -299,18 +264,11 @@ def label_title(label: np.ndarray, classes: Sequence[str]) -> str:
 
 
 @STYLE
-def mistakes(report: Report, pixels_of: Callable[[list[int]], np.ndarray], count: int = 12) -> Figure:
-    """Draw the images of the most confident wrong predictions, most confident first.
+def mistakes(report: Report, pixels_of: Callable[[list[int]], np.ndarray]) -> Figure:
+    """Draw the images of the most confident wrong predictions, most confident first; without any, a message instead.
 
-    Args:
-        report: of one split.
-        pixels_of: rows of the report, which are also rows of the split -> their pixels [len(rows), H, W, 3], uint8 or
-            float in [0, 255]; called once, and only if there are mistakes.
-        count: the largest number of images, at least 1.
-
-    Returns:
-        A grid of images with file name, true class, predicted class and confidence; if there are no mistakes, a figure
-        with a message instead.
+    `pixels_of`: rows of the report, which are also rows of the split -> their pixels, as for `image_grid`; called once,
+    and only if there are mistakes.
     """
     predictions = report.predictions
     wrong = [row for row, prediction in enumerate(predictions) if not prediction.correct]
@@ -319,7 +277,7 @@ def mistakes(report: Report, pixels_of: Callable[[list[int]], np.ndarray], count
         message = f"No mistakes among the {len(predictions)} images of {report.split}"
         figure.text(0.5, 0.5, message, ha="center", va="center")
         return figure
-    rows = sorted(wrong, key=lambda row: -predictions[row].confidence)[:count]
+    rows = sorted(wrong, key=lambda row: -predictions[row].confidence)[:MOST_MISTAKES]
     titles = [
         f"{short(shown.path.rsplit('/', 1)[-1])}\n"
         f"true {short(shown.label)}\npredicted {short(shown.predicted)}\n{shown.confidence:.1%}"
@@ -342,11 +300,9 @@ def _phases(axes: Sequence[Axes], history: Sequence[EpochRecord]) -> None:
             if index:
                 panel.axvline(low, color=QUIET, linestyle="--", linewidth=1.2, gid="phase change")
         # The outer labels are aligned inwards, so that that of a narrow band does not leave the figure or overlap.
-        x, side = (low + high) / 2, "center"
+        x, side = (high, "right") if index == len(phases) - 1 else ((low + high) / 2, "center")
         if index == 0:
             x, side = low, "left"
-        elif index == len(phases) - 1:
-            x, side = high, "right"
         above = axes[0].get_xaxis_transform()
         axes[0].text(x, 1.02, name, transform=above, ha=side, va="bottom", fontsize=SMALL, color="#555555")
     axes[-1].set_xlim(history[0].step - 0.5, history[-1].step + 0.5)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from experiments.data.issues import printable
-from experiments.evaluation.evaluate import METRICS, Report, percent
+from experiments.evaluation.evaluate import METRICS, Report, majority_baseline, percent
 from experiments.evaluation.per_class import worst_first
 from experiments.evaluation.statistics import Interval
 from experiments.evaluation.training_checks import best_epoch
@@ -45,22 +45,13 @@ def print_results(
     places = [f"run folder  {folder}"]
     places += [f"report      {folder / REPORT}"] if (folder / REPORT).is_file() else []
     places += [f"MLflow run  {run_id}   look at it: experiments ui"] if run_id else []
-    for line in [*epochs, *scores]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print("\n".join([*epochs, *scores]), highlight=False, markup=False, soft_wrap=True)
     print_classes(console, list(reports.values())[-1])
-    for line in [*places, *next_commands(folder)]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print("\n".join([*places, *next_commands(folder)]), highlight=False, markup=False, soft_wrap=True)
 
 
 def epoch_lines(history: Sequence[EpochRecord], monitor: str, best_weights: bool, first: int = 0) -> list[str]:
-    """Return a line about the best epoch of a run's last phase; none without epochs that have the metric `monitor`.
-
-    Args:
-        history: of the run.
-        monitor: see `best_epoch`.
-        best_weights: whether the result has the weights of the best epoch.
-        first: see `best_epoch`.
-    """
+    """Return a line about the best epoch of a run's last phase, if there is one, and whether its weights are kept."""
     best = best_epoch(history, monitor, first)
     if best is None:
         return []
@@ -72,11 +63,9 @@ def epoch_lines(history: Sequence[EpochRecord], monitor: str, best_weights: bool
 
 
 def next_commands(folder: Path) -> list[str]:
-    """Return lines with commands that use a finished run.
+    """Return lines with commands that use a finished run, by the shorter path of its directory.
 
-    Args:
-        folder: the run directory; the commands have its shorter path, from the current directory or the root. With a
-            path they find the run in whatever store it is, which may be in another `outputs`.
+    With a path they find the run in whatever store it is, which may be in another `outputs`.
     """
     run = shlex.quote(min(os.path.relpath(folder), str(folder), key=len))
     commands = (f"predict {run} IMAGE", f"inspect mistakes {run}", f"compare {run} OTHER_RUN")
@@ -85,12 +74,12 @@ def next_commands(folder: Path) -> list[str]:
 
 def accuracy_line(report: Report) -> str:
     """Return a split's accuracy with its interval, beside that of the most frequent class."""
-    metrics = report.metrics
+    metrics, baseline = report.metrics, majority_baseline(row.label for row in report.predictions)
     return (
         f"{report.split} accuracy {percent(metrics['accuracy'])} "
         f"(95 % interval {percent(metrics['accuracy_low'])} to {percent(metrics['accuracy_high'])}, "
         f"{len(report.predictions)} images), "
-        + report.baseline.describe(metrics["accuracy"], metrics["accuracy_low"])
+        + baseline.describe(metrics["accuracy"], metrics["accuracy_low"])
         + (f"; loss {metrics['loss']:.3f}" if "loss" in metrics else "")
     )
 
@@ -104,10 +93,8 @@ def metric_lines(report: Report) -> list[str]:
 
 
 def _listed(metrics: Mapping[str, float], names: Sequence[str]) -> str:
-    known = {name: metrics[name] for name in names if name in metrics}
-    return ", ".join(
-        f"{METRICS[name]} {f'{value:.3f}' if name in RATIOS else percent(value)}" for name, value in known.items()
-    )
+    known = [(name, metrics[name]) for name in names if name in metrics]
+    return ", ".join(f"{METRICS[name]} {f'{value:.3f}' if name in RATIOS else percent(value)}" for name, value in known)
 
 
 def format_score(metric: str, score: Interval | None) -> str:
@@ -155,13 +142,13 @@ def class_metrics(report: Report) -> dict[str, float]:
     """
     if len(report.classes) > MOST_LOGGED:
         return {}
-    names = metric_names([score.name for score in report.class_scores])
-    scores = {
-        f"{report.split}.{metric}_by_class/{name}": getattr(one, metric).value
+    names = metric_names(report.classes)
+    return {
+        f"{report.split}.{metric}_by_class/{name}": value
         for metric in ("precision", "recall", "f1")
-        for name, one in zip(names, report.class_scores, strict=True)
+        for name, score in zip(names, report.class_scores, strict=True)
+        if not math.isnan(value := getattr(score, metric).value)
     }
-    return {name: value for name, value in scores.items() if not math.isnan(value)}
 
 
 def metric_names(classes: Sequence[str]) -> list[str]:
