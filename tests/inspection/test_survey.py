@@ -14,8 +14,7 @@ from rich.console import Console
 
 from experiments.config.schema import Config
 from experiments.errors import ConfigError, DataError
-from experiments.inspection import data
-from experiments.inspection.near_duplicates import near_duplicate_lines
+from experiments.inspection import data, near_duplicates
 from experiments.regimes.build import build_source
 from experiments.run import read_manifest
 
@@ -79,9 +78,9 @@ def test_more_than_an_error_shows_are_listed_and_a_folder_that_is_not_there(tmp_
             (tmp_path / split / name).mkdir(parents=True)
             for n in range(15):
                 (tmp_path / split / name / f"{n}.jpg").write_bytes(f"{split}{name}{n}".encode())
-    looked = data.inspect_data(config("data=folder", f"data.root={tmp_path}"))
-    assert sum("is no JPEG" in fault.text for fault in looked.issues) == 60
-    assert not looked.manifest.entries and data.sentences(looked.manifest, 48) == []
+    looked = data.inspect(config("data=folder", f"data.root={tmp_path}"), images=2)
+    assert sum("is no JPEG" in str(line) for line in looked.lines) == 60
+    assert looked.is_refused and looked.draw is None
     with pytest.raises(ConfigError, match="does not exist"):
         data.inspect_data(config("data=folder", f"data.root={tmp_path}/gone"))
 
@@ -120,16 +119,16 @@ def test_images_that_should_be_looked_at_are_listed(drawn: Path, tmp_path: Path,
     exif = b"Exif\0\0II*\0\xff\xff\xff\xff"
     Image.open(root / "train" / "blobs" / "blobs.1.jpg").save(root / "train" / "blobs" / "exif.jpg", exif=exif)
     for _ in range(2):  # decoded first, then read from the cached validation results
-        looked = data.inspect_data(config("data=folder", f"data.root={root}", "data.image_size=48"))
-        assert [fault.path for fault in looked.issues] == ["train/blobs/clear.png"]
-        assert "is fully transparent" in looked.issues[0].text
-        assert data.image_warning_lines(looked.manifest) == [
-            "used, with a warning: 2",
+        lines = data.inspect(config("data=folder", f"data.root={root}", "data.image_size=48"), images=1).lines
+        at = lines.index("used, with a warning: 2")
+        assert "train/blobs/clear.png: is fully transparent" in str(lines[at - 1])
+        assert lines[at + 1 : at + 3] == [
             "  train/blobs/black.png: is blank: all its pixels are of the color (0, 0, 0)",
             "  train/blobs/exif.jpg: its EXIF is damaged, and the orientation cannot be read: "
             "it is used as it is stored",
         ]
-    assert data.image_warning_lines(data.inspect_data(config("data=folder", f"data.root={drawn}")).manifest) == []
+    clean = data.inspect(config("data=folder", f"data.root={drawn}"), images=1).lines
+    assert not any("with a warning" in str(line) for line in clean)
 
 
 def test_near_duplicates_are_listed_and_shown_side_by_side(drawn: Path, tmp_path: Path, config: Read) -> None:
@@ -140,7 +139,7 @@ def test_near_duplicates_are_listed_and_shown_side_by_side(drawn: Path, tmp_path
     Image.fromarray(pixels).save(root / "train" / "blobs" / "scene.png")
     Image.fromarray(pixels[:, ::-1]).save(root / "validation" / "stripes" / "scene.jpg", quality=60)
     report = data.inspect_data(config("data=folder", f"data.root={root}", "data.image_size=48"))
-    first, line, *_ = near_duplicate_lines(report.manifest, "warn")
+    first, line, *_ = near_duplicates.lines(report.manifest, "warn")
     assert "1 in two splits: a run warns of these (data.on_leak=warn)" in first
     assert line.startswith(
         "  train/blobs/scene.png  validation/stripes/scene.jpg: train and validation, in two classes"

@@ -38,9 +38,6 @@ def sample(config: Config, count: int) -> Dataset:
     """Return the data set limited to `count` training images, which are chosen from the classes in turn.
 
     Other training images are not decoded.
-
-    Raises:
-        ConfigError, DataError: the data set cannot be read, see `run.read_manifest`.
     """
     half = -(-count // 2)  # There are at least two classes.
     limit = Limit(train=min(half, config.data.limit.train or half), validation=1, test=1)
@@ -57,9 +54,6 @@ def draw(config: Config, shown: Dataset, views: int) -> Figure:
     """Draw a row for each training image: the original, then its augmented view of each of the first epochs.
 
     If the augmentation mixes labels, the title of a view shows its shares of the classes.
-
-    Raises:
-        ConfigError: the augmentation cannot be built.
     """
     originals = shown.train.pixels[:].astype("float32")
     rows = [[pixels] for pixels in originals]
@@ -76,11 +70,7 @@ def draw(config: Config, shown: Dataset, views: int) -> Figure:
 
 
 def augmented_views(config: Config, shown: Dataset, views: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the training images of each epoch as the network receives them, in the order of `shown`.
-
-    Yields:
-        Pixels [N, H, W, 3] float32 in [0, 255] and labels [N] int32, or shares of classes [N, C] float32.
-    """
+    """Yield the pixels and labels of each epoch as the network receives them, in the order of `shown`."""
     batches = image_batches(
         shown.train,
         classes=len(shown.classes),

@@ -30,15 +30,9 @@ class Cost(NamedTuple):
 
 
 def measure(config: Config, batch: int, seconds: float) -> Cost:
-    """Build a backbone with random weights and measure its speed on noise.
+    """Build a configuration's backbone with random weights and measure its speed on noise.
 
-    Args:
-        config: configuration of a run with this backbone.
-        batch: images per batch.
-        seconds: least time to measure. At least three batches are measured, after a first one that is not counted.
-
-    Raises:
-        ConfigError: the backbone cannot be built, or split before its last block.
+    It is measured for at least so many seconds, and three batches, after a first one that is not counted.
     """
     keras.utils.clear_session()
     keras.utils.set_random_seed(config.seed)
@@ -52,14 +46,9 @@ def measure(config: Config, batch: int, seconds: float) -> Cost:
         began = time.perf_counter()
         run(pixels)
         times.append(time.perf_counter() - began)
-    return Cost(
-        name=config.model.name,
-        size=size,
-        stages=len(backbone.stages),
-        parameters=backbone.model.count_params(),
-        last_stage=split_network(backbone, 1, config.model.head.pooling).trainable_part.count_params(),
-        images_per_second=batch / statistics.median(times),
-    )
+    last_stage = split_network(backbone, 1, config.model.head.pooling).trainable_part.count_params()
+    parameters, speed = backbone.model.count_params(), batch / statistics.median(times)
+    return Cost(config.model.name, size, len(backbone.stages), parameters, last_stage, speed)
 
 
 def cost_table(costs: Iterable[Cost], batch: int, threads: int | None) -> Table:
@@ -68,14 +57,7 @@ def cost_table(costs: Iterable[Cost], batch: int, threads: int | None) -> Table:
     title = f"forward without the head, {batch} images a batch, {used}"
     numbers = ("pixels", "stages", "parameters", "of the last stage", "images/s")
     table = plain_table(("model", *numbers), numbers, title=title, title_justify="left")
-    for cost in costs:
-        speed = cost.images_per_second
-        table.add_row(
-            cost.name,
-            str(cost.size),
-            str(cost.stages),
-            f"{cost.parameters:,}",
-            f"{cost.last_stage:,}",
-            f"{speed:.1f}" if speed < 100 else f"{speed:.0f}",
-        )
+    for name, size, stages, parameters, last_stage, speed in costs:
+        shown = f"{speed:.1f}" if speed < 100 else f"{speed:.0f}"
+        table.add_row(name, str(size), str(stages), f"{parameters:,}", f"{last_stage:,}", shown)
     return table

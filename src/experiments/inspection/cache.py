@@ -86,11 +86,10 @@ def purpose(path: Path) -> str:
             about.get("split", ""),
             f"view {about['view'] + 1}" if about.get("view") is not None else "",
             f"{rows:,}" + (f" of {about['rows']:,}" if about.get("rows", rows) != rows else ""),
-            "x",
-            "x".join(map(str, metas[0]["shape"][1:])),
+            f"x {'x'.join(map(str, metas[0]['shape'][1:]))}",
             np.dtype(metas[0]["dtype"]).name,
         ]
-        return " ".join(part for part in parts if part)
+        return " ".join(filter(None, parts))
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
         return "unreadable: experiments cache verify"
 
@@ -142,10 +141,8 @@ def verify(entry: StoredEntry) -> Iterator[tuple[Path, str | None]]:
 def prune(cache: Path, *, older: float | None, to: int | None, dry_run: bool) -> Iterator[str]:
     """Remove entries unused for more than `older` days, then the longest unused until at most `to` bytes remain.
 
-    Entries that another process writes or uses at the moment are kept.
-
-    Yields:
-        A line for each of these entries, and lines about what remains.
+    Entries that another process writes or uses at the moment are kept. A line is yielded for each of these entries,
+    and lines about what remains.
     """
     found = scan(cache)
     total, count = sum(entry.size for entry in found), 0

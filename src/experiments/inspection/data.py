@@ -20,14 +20,8 @@ from experiments.data.manifest import fingerprint
 from experiments.data.pixel_cache import open_image
 from experiments.data.types import SPLITS, ImageRecord, Manifest
 from experiments.images.decoder_settings import Resize
+from experiments.inspection import near_duplicates
 from experiments.inspection.inspection import Inspection
-from experiments.inspection.near_duplicates import (
-    PAIR_HEIGHT,
-    PAIRS_IN_A_ROW,
-    draw_pairs,
-    near_duplicate_lines,
-    near_duplicates_shown,
-)
 from experiments.regimes.build import build_source
 from experiments.reports.figure_style import PALETTE, STYLE, literal, short
 from experiments.run import read_manifest
@@ -52,26 +46,21 @@ def inspect(config: Config, *, images: int) -> Inspection:
     """Show classes and splits, file sizes, and every invalid file."""
     report = inspect_data(config)
     found = report.manifest
-    lines: list[str | Table] = [
-        str(found.root),
-        *found.notes,
-        *([counts(found)] if found.entries else []),
-        *sentences(found, config.data.image_size, config.data.resize),
-        *issue_lines(report, config.data.on_bad),
-        *image_warning_lines(found),
-        *near_duplicate_lines(found, config.data.on_leak),
-    ]
+    lines: list[str | Table] = [str(found.root), *found.notes]
+    if found.entries:
+        lines += [counts(found), *sentences(found, config.data.image_size, config.data.resize)]
+    lines += issue_lines(report, config.data.on_bad)
+    if found.warnings:
+        lines.append(f"used, with a warning: {len(found.warnings)}")
+        lines += [f"  {printable(warning.path)}: {warning.text}" for warning in found.warnings]
+    lines += near_duplicates.lines(found, config.data.on_leak)
     facts = {"data": fingerprint(found), "faults": str(len(report.issues)), "images": str(images)}
     figure = (lambda: draw(report, images)) if found.entries else None
     return Inspection(config, f"data-{config.data.name}", lines, figure, facts, is_refused=bool(report.fatal))
 
 
 def inspect_data(config: Config) -> DataReport:
-    """Read the data set in the same way as a run, but collect the issues of its files instead of stopping.
-
-    Raises:
-        ConfigError, DataError: the data source or the manifest cannot be read for other reasons than invalid files.
-    """
+    """Read the data set in the same way as a run, but collect the issues of its files instead of stopping."""
     issues: list[DataIssue] = []
     found = read_manifest(config, build_source(config)(), found=issues)
     fatal = [issue for issue in issues if config.data.on_bad == "error" or not issue.skippable]
@@ -95,8 +84,6 @@ def counts(found: Manifest) -> Table:
 
 def sentences(found: Manifest, image_size: int, resize: Resize = "squash") -> list[str]:
     """Return sentences about the files: sizes, proportions, modes, the smallest and the largest."""
-    if not found.entries:
-        return []
     sides = np.array([(entry.width, entry.height) for entry in found.entries])
     sizes = np.array([entry.bytes for entry in found.entries])
     low, middle, high = (np.quantile(sides, share, axis=0).astype(int) for share in (0, 0.5, 1))
@@ -116,12 +103,7 @@ def sentences(found: Manifest, image_size: int, resize: Resize = "squash") -> li
 
 
 def proportions(sides: np.ndarray, resize: Resize) -> list[str]:
-    """Return sentences about the proportions of images, and about what becomes of them.
-
-    Args:
-        sides: [N, 2] widths and heights.
-        resize: how they are made squares.
-    """
+    """Return sentences about the proportions of images with sides [N, 2], and about what becomes of them."""
     aspects = sides.max(axis=1) / sides.min(axis=1)
     beyond = float(np.mean(aspects > WIDE))
     lost = f"{float(np.mean(1 - 1 / aspects)):.0%}"  # of an image by crop, of the square by pad: the same share
@@ -162,42 +144,25 @@ def issue_lines(report: DataReport, on_bad: str) -> list[str]:
     return [f"{number}; a run with data.on_bad={on_bad} refuses{refused} them{hint}:", *lines]
 
 
-def image_warning_lines(found: Manifest) -> list[str]:
-    """Return every image that a run uses with a warning, and the reason for it; an empty list if there is none."""
-    if not found.warnings:
-        return []
-    lines = [f"  {printable(warning.path)}: {warning.text}" for warning in found.warnings]
-    return [f"used, with a warning: {len(found.warnings)}", *lines]
-
-
 @STYLE
 def draw(report: DataReport, images: int) -> Figure:
     """Draw the numbers of images by class and split, the image sizes, and training images of each class.
 
-    The images are not resized to `data.image_size`.
-
-    Args:
-        report: a report with at least one image.
-        images: how many images of a class to show, evenly spaced from the first to the last by path.
-
-    Raises:
-        DataError: an image file has changed since it was read.
+    So many images of each class are shown, not resized to `data.image_size`, evenly spaced by path.
     """
     found = report.manifest
     classes = found.classes[:MOST_CLASSES]
-    above, below = max(2.6, 1.2 + 0.26 * len(classes)), 1.45 * len(classes)
-    figure = Figure(figsize=(max(9.0, 1.4 * images + 0.8), above + below + 0.4), layout="constrained")
-    pairs = near_duplicates_shown(found)
-    last = PAIR_HEIGHT * math.ceil(len(pairs) / PAIRS_IN_A_ROW)
-    figure.set_figheight(figure.get_figheight() + last)
-    heights = (above, below, last) if pairs else (above, below)
+    pairs = near_duplicates.shown(found)
+    heights = [max(2.6, 1.2 + 0.26 * len(classes)), 1.45 * len(classes)]
+    heights += [near_duplicates.PAIR_HEIGHT * math.ceil(len(pairs) / near_duplicates.PAIRS_IN_A_ROW)] if pairs else []
+    figure = Figure(figsize=(max(9.0, 1.4 * images + 0.8), sum(heights) + 0.4), layout="constrained")
     charts, samples, *rest = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     left, right = charts.subplots(1, 2, width_ratios=(1.2, 1))
     _counts(left, found, classes)
     _sizes(right, found, classes)
     _samples(samples, found, classes, images)
     if pairs:
-        draw_pairs(rest[0], found, pairs)
+        near_duplicates.draw(rest[0], found, pairs)
     cut = "" if len(classes) == len(found.classes) else f"the first {len(classes)} of {len(found.classes)} classes, "
     issues = f"{len(report.issues)} issues" if report.issues else "no issues"
     figure.suptitle(f"{len(found.entries):,} images, {cut}{issues}", fontsize=11)
@@ -208,7 +173,8 @@ def _counts(panel: Axes, found: Manifest, classes: Sequence[str]) -> None:
     """Draw the numbers of images by class and split."""
     start = np.zeros(len(classes))
     for split in SPLITS:
-        width = np.array([sum(entry.class_name == name for entry in found.of(split)) for name in classes])
+        members = Counter(entry.class_name for entry in found.of(split))
+        width = np.array([members[name] for name in classes])
         if width.any():
             bars = panel.barh(range(len(classes)), width, left=start, color=COLORS[split], label=split, height=0.7)
             texts = [f"{count:,}" if count else "" for count in width]

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
+
+from matplotlib.figure import Figure
+from rich.table import Table
 
 from experiments.config.identity import run_identity
 from experiments.config.schema import Config
@@ -16,37 +19,21 @@ from experiments.runs.run_directory import RunDirectory
 from experiments.storage import atomic_files
 from experiments.system.progress import PlainConsole
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from rich.table import Table
-
-
 LARGEST = 2**16  # pixels of a side of a figure, which Matplotlib cannot draw any more
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A part of a configuration, or the mistakes of a run.
-
-    Args:
-        config: the configuration that the figure shows.
-        name: of the figure's file.
-        lines: sentences and tables to print.
-        draw: returns the figure; None if there is nothing to draw.
-        facts: values on which the figure depends besides the configuration.
-        is_refused: whether a run would refuse what was inspected.
-        table: rows for a CSV file beside the figure; none for no file.
-        folder: the directory of the sweep that was inspected; None if it was a configuration or a run.
-    """
+    """A part of a configuration, or the mistakes of a run."""
 
     config: Config
-    name: str
-    lines: Sequence[str | Table]
-    draw: Callable[[], Figure] | None
-    facts: Mapping[str, str] = field(default_factory=dict)
-    is_refused: bool = False
-    table: Sequence[Mapping[str, Any]] = ()
-    folder: Path | None = None
+    name: str  # of the figure's file
+    lines: Sequence[str | Table]  # to print
+    draw: Callable[[], Figure] | None  # None: there is nothing to draw
+    facts: Mapping[str, str] = field(default_factory=dict)  # on which the figure depends besides the configuration
+    is_refused: bool = False  # whether a run would refuse what was inspected
+    table: Sequence[Mapping[str, Any]] = ()  # rows for a CSV file beside the figure; none for no file
+    folder: Path | None = None  # of the sweep that was inspected; None if it was a configuration or a run
 
     def path(self, run: Trained | None) -> Path:
         """Return the default path of the figure: in the directory of a run or sweep, or else in outputs/inspect/."""
@@ -58,12 +45,7 @@ class Inspection:
 
 
 def show(result: Inspection, file: TextIO | None = None) -> None:
-    """Print the lines of an inspection; tables at least as wide as their cells, even on a narrow terminal.
-
-    Args:
-        result: the inspection.
-        file: where they are printed; None for standard output.
-    """
+    """Print the lines of an inspection; tables at least as wide as their cells, even on a narrow terminal."""
     options: dict[str, Any] = {"file": file, "force_jupyter": False, "color_system": None} if file else {}
     for line in result.lines:
         if isinstance(line, str):
@@ -74,12 +56,7 @@ def show(result: Inspection, file: TextIO | None = None) -> None:
 
 
 def write_figure(figure: Figure, path: Path, dpi: int) -> None:
-    """Write a figure as a PNG file, atomically.
-
-    Raises:
-        ConfigError: it has more pixels than Matplotlib can draw.
-        OSError: the file cannot be written.
-    """
+    """Write a figure as a PNG file, atomically; raise ConfigError if it is larger than Matplotlib can draw."""
     if (side := dpi * max(figure.get_size_inches())) >= LARGEST:
         raise ConfigError(
             f"{path}: is not written: the figure would have {side:,.0f} pixels a side, at most {LARGEST:,} are "

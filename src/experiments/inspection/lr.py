@@ -68,10 +68,6 @@ def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, pro
     Everything before that phase is computed or read from the cache in the same way as by the run; the weights are
     discarded. A run that continues a finished one goes on from the weights and the optimizer of that one.
 
-    Args:
-        files: local files for run ids, see `build`.
-        rates: [N] increasing.
-
     Raises:
         ConfigError, DataError: the same as from a run, and ConfigError if the regime does not declare how its last
             phase is prepared.
@@ -89,11 +85,8 @@ def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, pro
         state = continuation.write_first_checkpoint(components, dataset, checkpoints)
         past = len(state.history) if state else 0
         epochs = past + math.ceil(len(rates) / math.ceil(len(dataset.train) / config.batch_size))
-        components = dataclasses.replace(
-            components,
-            config=config.model_copy(update={"epochs": epochs}),
-            phase=dataclasses.replace(components.phase, epochs=epochs),
-        )
+        phase = dataclasses.replace(components.phase, epochs=epochs)
+        components = dataclasses.replace(components, config=config.model_copy(update={"epochs": epochs}), phase=phase)
         inputs = prepare(components, dataset, TrainingContext(progress, lambda _: None, checkpoints))
     losses, guessing = lr_finder.range_test(inputs, components.phase, rates.tolist(), progress, state)
     return suggest(rates, np.array(losses), guessing, trained=inputs.first_step > 0 or state is not None)
@@ -104,11 +97,10 @@ def suggest(rates: np.ndarray, losses: np.ndarray, guessing: float, trained: boo
 
     If the loss falls by more than its noise, to below the loss of predicting the class frequencies, the suggested rate
     is the one at which little more than half of the fall is reached. Like the steepest point, this is in the middle of
-    the descent, but it does not depend on a derivative, which noise distorts, above all at the left edge. If the
-    network is already trained, so that its loss cannot fall, the suggestion is a tenth of the rate at which the loss
-    begins to exceed its start. If the network learns nothing at any rate, there is no suggestion: the last rate before
-    such a loss explodes may be a hundred times too high. docs/learning_rates.md compares this rule with those of other
-    learning rate finders on recorded curves.
+    the descent, but it does not depend on a derivative, which noise distorts. If the network is already trained, so
+    that its loss cannot fall, it is a tenth of the rate at which the loss begins to exceed its start. If the network
+    learns nothing at any rate, there is none: the last rate before such a loss explodes may be a hundred times too
+    high. docs/learning_rates.md compares this rule with others on recorded curves.
 
     Args:
         rates: [M] the planned rates, each higher than the one before by the same factor.
@@ -118,8 +110,15 @@ def suggest(rates: np.ndarray, losses: np.ndarray, guessing: float, trained: boo
     """
     diverged = float(rates[len(losses)]) if len(losses) < len(rates) else None
     rates = rates[: len(losses)]
-    if len(losses) < LEAST:
-        return RangeTest(rates, losses, losses, None, too_few(len(losses), diverged), diverged)
+    if (count := len(losses)) < LEAST:
+        if diverged is None:
+            reason = f"{count} batches are too few: --batches 100"
+        elif count == 0:
+            reason = "the loss is not finite from the first batch on: look at the data (experiments inspect data)"
+        else:
+            begin = f"begin lower (--from {diverged / 1e4:.0e})"
+            reason = f"training diverges after {count} batches, at {diverged:.1g}: {begin}"
+        return RangeTest(rates, losses, losses, None, reason, diverged)
     decades = np.log10(rates)
     width = WIDTH / (decades[1] - decades[0])  # in batches
     # Without this bound, the smoothing would spread a single loss of a diverging training to many rates around it.
@@ -131,58 +130,38 @@ def suggest(rates: np.ndarray, losses: np.ndarray, guessing: float, trained: boo
     # The square root's argument is the effective number of batches that the Gaussian averages.
     margin = MARGIN * noise / math.sqrt(2 * math.sqrt(math.pi) * width)
     margin = max(margin, guessing / 100)  # Losses near zero have hardly any noise, but their changes mean nothing.
-    curve = Curve(rates, bounded, smoothed, margin, guessing, trained, diverged)
-    falls = descent(curve)
-    rate, reason = falls or rise(curve)
-    suggested = None if rate is None else float(f"{rate:.1g}")
-    return RangeTest(rates, losses, smoothed, suggested, reason, diverged, highest=falls is None)
-
-
-class Curve(NamedTuple):
-    """The losses of a range test, with the values that the rules for a suggestion compare them with."""
-
-    rates: np.ndarray
-    losses: np.ndarray
-    smoothed: np.ndarray
-    margin: float  # changes of the smoothed loss below it count as noise
-    guessing: float
-    trained: bool
-    diverged: float | None
-
-    def start(self, count: int) -> float:
-        """Return the loss before training has an effect: the median of the first `count` batches, at least LEAST."""
-        return float(np.median(self.losses[: max(LEAST, count)]))
-
-
-def too_few(count: int, diverged: float | None) -> str:
-    """Return why there is no suggestion from so few losses, and what to do."""
-    if diverged is None:
-        return f"{count} batches are too few: --batches 100"
-    if count == 0:
-        return "the loss is not finite from the first batch on: look at the data (experiments inspect data)"
-    return f"training diverges after {count} batches, at {diverged:.1g}: begin lower (--from {diverged / 1e4:.0e})"
-
-
-def descent(curve: Curve) -> tuple[float | None, str] | None:
-    """Return the rate at which the loss has fallen by the share FALLEN of its total fall, and the reason.
-
-    Return None if the loss does not fall by more than its noise.
-    """
-    rates, smoothed = curve.rates, curve.smoothed
     bottom = int(smoothed.argmin())
-    start, lowest = curve.start(bottom // 3), float(smoothed[bottom])
-    if bottom < LEAST or start - lowest <= curve.margin:
-        return None
-    if curve.trained and start > curve.guessing:
+    # The loss before training has an effect is the median of the first batches.
+    start = float(np.median(bounded[: max(LEAST, bottom // 3)]))
+    falls = bottom >= LEAST and start - smoothed[bottom] > margin
+    if falls:
+        rate, reason = descent(rates, smoothed, start, margin, guessing, trained)
+    else:
+        start = float(np.median(bounded[: max(LEAST, len(rates) // 3)]))
+        rate, reason = rise(rates, smoothed, start, margin, guessing, diverged)
+    suggested = None if rate is None else float(f"{rate:.1g}")
+    return RangeTest(rates, losses, smoothed, suggested, reason, diverged, highest=not falls)
+
+
+def descent(
+    rates: np.ndarray, smoothed: np.ndarray, start: float, margin: float, guessing: float, trained: bool
+) -> tuple[float | None, str]:
+    """Return the rate at which a falling loss has fallen by the share FALLEN of its total fall, and the reason.
+
+    Changes of the smoothed loss below `margin` count as noise.
+    """
+    bottom = int(smoothed.argmin())
+    lowest = float(smoothed[bottom])
+    if trained and start > guessing:
         return None, (
-            f"the loss starts at {start:.2g}, above that of guessing ({curve.guessing:.2g}), although the head is "
+            f"the loss starts at {start:.2g}, above that of guessing ({guessing:.2g}), although the head is "
             "trained: these images are not like those it was trained on, which are not augmented. A loss that falls "
             "shows that the network gets used to them, not that the validation split gains. Compare: augmentation=none"
         )
     if bottom >= len(rates) - 2:
         return None, f"the loss still falls at the highest rate: go on higher (--to {rates[-1] * 100:g})"
-    if lowest > curve.guessing - curve.margin:
-        return None, nothing_learned(curve)
+    if lowest > guessing - margin:
+        return None, nothing_learned(guessing, len(rates))
     threshold = start - FALLEN * (start - lowest)
     at = int(np.flatnonzero(smoothed[: bottom + 1] > threshold).max(initial=-1)) + 1
     if at < LEAST:  # These batches are used to estimate the loss at the start.
@@ -190,33 +169,33 @@ def descent(curve: Curve) -> tuple[float | None, str] | None:
     return float(rates[at]), f"where the loss has fallen by {FALLEN:.0%} of what it falls"
 
 
-def nothing_learned(curve: Curve) -> str:
-    """Return why there is no suggestion if the loss never falls below that of guessing, and what to do."""
-    return (
-        f"the loss does not get below that of guessing ({curve.guessing:.2g}) by more than its noise: so few batches "
-        f"teach the network nothing, at any rate. Give more (--batches {3 * len(curve.rates)}), or better train with a "
-        "few rates and compare: experiments.train -m optimizer.lr=1e-4,3e-4,1e-3,3e-3"
-    )
-
-
-def rise(curve: Curve) -> tuple[float | None, str]:
-    """Return a tenth of the rate at which the loss begins to exceed its start, and the reason."""
-    rates, smoothed = curve.rates, curve.smoothed
-    start = curve.start(len(rates) // 3)
-    if start > curve.guessing - curve.margin:
-        return None, nothing_learned(curve)
-    if curve.diverged is None and smoothed[-1] <= start + curve.margin:
+def rise(
+    rates: np.ndarray, smoothed: np.ndarray, start: float, margin: float, guessing: float, diverged: float | None
+) -> tuple[float | None, str]:
+    """Return a tenth of the rate at which a loss that does not fall begins to exceed its start, and the reason."""
+    if start > guessing - margin:
+        return None, nothing_learned(guessing, len(rates))
+    if diverged is None and smoothed[-1] <= start + margin:
         return None, (
             "the loss neither falls nor rises by more than its noise: all these rates are alike to it. For less noise "
             f"--batches {5 * len(rates)}, for higher rates --to {rates[-1] * 100:g}"
         )
-    at = int(np.flatnonzero(smoothed <= start + curve.margin).max(initial=-1)) + 1
-    first = float(rates[at]) if at < len(rates) else curve.diverged or float(rates[-1])
+    at = int(np.flatnonzero(smoothed <= start + margin).max(initial=-1)) + 1
+    first = float(rates[at]) if at < len(rates) else diverged or float(rates[-1])
     if first / 10 < rates[0]:
         return None, f"the loss rises from the lowest rates on: begin lower (--from {rates[0] / 1000:.0e})"
     return first / 10, (
         "a tenth of where the loss begins to rise. Below that it changes by no more than its noise, so that a lower "
         "rate may do as well"
+    )
+
+
+def nothing_learned(guessing: float, batches: int) -> str:
+    """Return why there is no suggestion if the loss never falls below that of guessing, and what to do."""
+    return (
+        f"the loss does not get below that of guessing ({guessing:.2g}) by more than its noise: so few batches "
+        f"teach the network nothing, at any rate. Give more (--batches {3 * batches}), or better train with a "
+        "few rates and compare: experiments.train -m optimizer.lr=1e-4,3e-4,1e-3,3e-3"
     )
 
 
@@ -226,22 +205,19 @@ def sentences(config: Config, found: RangeTest) -> list[str]:
     tried = f"{len(found.losses)} batches of {config.batch_size}"
     if len(found.rates):
         tried += f", {found.rates[0]:.1g} to {found.rates[-1]:.2g}"
-    lines = [f"range test of {config.optimizer.name}, regime={config.regime.name}: {tried}"]
     if found.diverged:
-        lines[0] += ", where training diverged"
-    if found.suggested:
-        lines.append(f"suggested: optimizer.lr={found.suggested:g}, {found.reason}")
-    else:
-        lines.append(f"no suggestion: {found.reason}")
-    lines.append(f"configured: optimizer.lr={rate:g}")
-    if found.suggested and (rate / found.suggested > FAR or (rate / found.suggested < 1 / FAR and not found.highest)):
-        times, word = (
-            max(rate / found.suggested, found.suggested / rate),
-            "above" if rate > found.suggested else "below",
-        )
+        tried += ", where training diverged"
+    result = f"suggested: optimizer.lr={found.suggested:g}, " if found.suggested else "no suggestion: "
+    lines = [
+        f"range test of {config.optimizer.name}, regime={config.regime.name}: {tried}",
+        result + found.reason,
+        f"configured: optimizer.lr={rate:g}",
+    ]
+    ratio = rate / found.suggested if found.suggested else 1.0
+    if ratio > FAR or (ratio < 1 / FAR and not found.highest):
         lines.append(
-            f"WARNING: the configured rate is {times:.0f} times {word} the suggested one. To train with that: "
-            f"optimizer.lr={found.suggested:g}"
+            f"WARNING: the configured rate is {max(ratio, 1 / ratio):.0f} times {'above' if ratio > 1 else 'below'} "
+            f"the suggested one. To train with that: optimizer.lr={found.suggested:g}"
         )
     elif found.diverged and rate >= found.diverged:
         lines.append(

@@ -20,7 +20,6 @@ from experiments.reports import plots
 from experiments.reports.figure_style import literal, short
 from experiments.runs.predictions import Prediction, mistakes
 
-COLUMNS = 6  # images in a row: three mistakes with their heatmaps
 THUMBNAIL = 240  # pixels of the longer side of an image
 
 
@@ -34,14 +33,7 @@ class Explained(NamedTuple):
 
 
 def inspect(run: Trained, *, split: str, count: int, data: Path | None) -> Inspection:
-    """Show the images that a run got wrong with most confidence, with Grad-CAM heatmaps.
-
-    Args:
-        run: the finished run.
-        split: "validation" or "test".
-        count: how many mistakes to show at most.
-        data: where the images are now; None for where they were.
-    """
+    """Show at most `count` images that a run got wrong with most confidence, with Grad-CAM heatmaps."""
     rows = run.predictions(split)
     wrong = mistakes(rows)
     lines = [f"{run.name}: {len(wrong)} mistakes in {len(rows)} {split} images"]
@@ -57,17 +49,7 @@ def inspect(run: Trained, *, split: str, count: int, data: Path | None) -> Inspe
 
 
 def explain(run: Trained, root: Path, mistakes: Sequence[Prediction]) -> list[Explained]:
-    """Read the images of mistakes again and compute Grad-CAM heatmaps for the predicted classes with the run's model.
-
-    Args:
-        run: the finished run.
-        root: the folder that the paths of its images are relative to.
-        mistakes: at least one.
-
-    Raises:
-        ConfigError: the model cannot be read, or Grad-CAM does not support it.
-        DataError: images are missing or are not those of the run.
-    """
+    """Read the images of mistakes again and compute Grad-CAM heatmaps for the predicted classes."""
     settings, size = DecoderSettings.of(run.plain["data"]), run.config.data.image_size
     thumbnails, resized = [], []
     for mistake in mistakes:
@@ -93,7 +75,7 @@ def draw(shown: Sequence[Explained], title: str) -> Figure:
             f"{short(mistake.label)} → {short(mistake.predicted)} {mistake.confidence:.1%}"
             + ("" if has_evidence else "\nno evidence"),
         ]
-    figure = plots.image_grid(np.stack(grid), titles, columns=COLUMNS)
+    figure = plots.image_grid(np.stack(grid), titles)
     figure.suptitle(
         f"{title}\ntrue → predicted; bright: what speaks for the predicted class against the others (Grad-CAM)",
         fontsize=10,

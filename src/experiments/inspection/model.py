@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import keras
@@ -20,9 +21,8 @@ from rich.table import Table
 from experiments.config.schema import Config
 from experiments.inspection.inspection import Inspection
 from experiments.models.backbone import build_backbone
-from experiments.models.network import NetworkSplit, split_network
+from experiments.models.network import split_network
 from experiments.models.stages import stage_numbers
-from experiments.models.types import Backbone
 from experiments.regimes.build import build_head
 from experiments.reports.figure_style import PALETTE, QUIET, STYLE
 from experiments.system.progress import plain_table
@@ -44,6 +44,10 @@ class Row(NamedTuple):
     frozen: bool  # whether the layer belongs to the frozen part in that phase, even if it has no parameters
     operations: int | None  # multiply-adds of its kernels for one image; None for layer classes that are not counted
     layers: int = 1
+
+    @property
+    def state(self) -> str:
+        return ("frozen" if self.frozen else "trained") if self.parameters else ""
 
 
 class ModelSummary(NamedTuple):
@@ -67,26 +71,20 @@ def inspect(config: Config, *, classes: int, layers: bool) -> Inspection:
 
 
 def summarize_model(config: Config, classes: int) -> ModelSummary:
-    """Build the network with random weights and return its summary.
-
-    Args:
-        classes: the number of classes of the head; the data set is not read.
-
-    Raises:
-        ConfigError: the network cannot be built, or cannot be split at the configured split point.
-    """
+    """Build the network with random weights, and a head of so many classes, and return its summary."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(config.seed)
     # No weights are read, whatever the configuration names, as they do not change the structure.
     ignores = [*config.regime.ignores, "model.weights"]
     structure = config.model_copy(update={"regime": config.regime.model_copy(update={"ignores": ignores})})
     backbone = build_backbone(structure, None)
-    divided = division(config, backbone)
-    trained = (
-        {layer.name for layer in divided.trainable_part.layers}
-        if divided
-        else {layer.name for layer in backbone.model.layers}
-    )
+    divided = None  # the backbone split at the regime's split point, unless the regime trains all of it
+    if "model.weights" not in config.regime.ignores:
+        unfrozen = 0 if "regime.unfrozen_blocks" in config.regime.ignores else config.regime.unfrozen_blocks
+        divided = split_network(backbone, unfrozen, config.model.head.pooling)
+    if divided and not divided.frozen:
+        divided = None
+    trained = {layer.name for layer in (divided.trainable_part if divided else backbone.model).layers}
     numbers = stage_numbers(backbone.model, backbone.stages)
     names = [*(stage.name for stage in backbone.stages), BEFORE]
     rows = [layer_row(layer, names[numbers[layer.name]], layer.name in trained) for layer in backbone.model.layers]
@@ -97,30 +95,17 @@ def summarize_model(config: Config, classes: int) -> ModelSummary:
     return ModelSummary(tuple(rows), divided.split_point if divided else None, stored)
 
 
-def division(config: Config, backbone: Backbone) -> NetworkSplit | None:
-    """Return the backbone split at the regime's split point; None if the regime trains all of it."""
-    ignores = config.regime.ignores
-    if "model.weights" in ignores:
-        return None
-    unfrozen = 0 if "regime.unfrozen_blocks" in ignores else config.regime.unfrozen_blocks
-    divided = split_network(backbone, unfrozen, config.model.head.pooling)
-    return divided if divided.frozen else None
-
-
 def layer_row(layer: keras.Layer, block: str, trained: bool) -> Row:
     shape = tuple(layer.output.shape[1:])
     moved = sum(math.prod(weight.shape) for weight in layer.trainable_weights) if trained else 0
-    kind, parameters = type(layer).__name__, layer.count_params()
-    return Row(block, layer.name, kind, shape, parameters, moved, not trained, operations(layer, shape))
+    cost = operations(layer, shape)
+    return Row(block, layer.name, type(layer).__name__, shape, layer.count_params(), moved, not trained, cost)
 
 
 def operations(layer: keras.Layer, shape: Sequence[int]) -> int | None:
     """Return the multiply-adds of a layer's kernels for one image, as papers count them; None if that is unknown.
 
-    Normalisation, activations, pooling and additions count as 0.
-
-    Args:
-        shape: of the layer's output, without the batch dimension.
+    Normalisation, activations, pooling and additions count as 0. The shape is that of the layer's output for one image.
     """
     if isinstance(layer, keras.Model):  # a nested network
         inner = [operations(part, part.output.shape[1:]) for part in layer.layers]
@@ -191,25 +176,24 @@ def readable(count: int) -> str:
 
 def block_table(summary: ModelSummary) -> Table:
     """Return the table with one row per block and a rule at the split point."""
-    table = plain_table(("block", "layers", "output", *COSTS, ""), ("layers", *COSTS))
-    edge, found = split_block(summary), blocks(summary)
-    for block, after in zip(found, [*found[1:], None], strict=True):
-        state = "frozen" if block.frozen else "trained"
+    table, edge = plain_table(("block", "layers", "output", *COSTS, ""), ("layers", *COSTS)), split_block(summary)
+    for block in blocks(summary):
+        if block.name == edge:
+            table.add_section()
         counts = f"{block.layers}", _shape(block.shape), f"{block.parameters:,}", readable(block.operations or 0)
-        last = after is not None and after.name == edge
-        table.add_row(block.name, *counts, state if block.parameters else "", end_section=last)
+        table.add_row(block.name, *counts, block.state)
     return table
 
 
 def layer_table(summary: ModelSummary) -> Table:
     """Return the table with one row per layer and rules between blocks."""
     table = plain_table(("layer", "kind", "block", "output", *COSTS, ""), COSTS)
-    for row, after in zip(summary.rows, [*summary.rows[1:], None], strict=True):
-        state = ("frozen" if row.frozen else "trained") if row.parameters else ""
-        cost = "not counted" if row.operations is None else readable(row.operations) if row.operations else ""
-        values = _shape(row.shape), f"{row.parameters:,}" if row.parameters else "", cost, state
-        ends = after is not None and after.block != row.block
-        table.add_row(row.name, row.kind, row.block, *values, end_section=ends)
+    for _, rows in groupby(summary.rows, key=lambda row: row.block):
+        table.add_section()
+        for row in rows:
+            cost = "not counted" if row.operations is None else readable(row.operations) if row.operations else ""
+            values = _shape(row.shape), f"{row.parameters:,}" if row.parameters else "", cost, row.state
+            table.add_row(row.name, row.kind, row.block, *values)
     return table
 
 
@@ -223,14 +207,12 @@ def draw(config: Config, summary: ModelSummary) -> Figure:
     found = [block for block in blocks(summary) if block.parameters or block.operations]
     figure = Figure(figsize=(9, 1.9 + 0.27 * len(found)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    measures = {
-        "parameters": [block.parameters for block in found],
-        "multiply-adds for an image": [block.operations or 0 for block in found],
-    }
-    names = [block.name for block in found]
+    names, colors = [block.name for block in found], [FROZEN if block.frozen else TRAINED for block in found]
     edge = split_block(summary)
-    for panel, (title, values) in zip(panels, measures.items(), strict=True):
-        colors = [FROZEN if block.frozen else TRAINED for block in found]
+    for panel, title, values in (
+        (panels[0], "parameters", [block.parameters for block in found]),
+        (panels[1], "multiply-adds for an image", [block.operations or 0 for block in found]),
+    ):
         bars = panel.barh(range(len(found)), values, color=colors, height=0.72)
         panel.bar_label(bars, [readable(value) for value in values], padding=3, fontsize=8, color="#444444")
         panel.set(title=f"{title}: {readable(sum(values))}", xticks=[])
@@ -247,8 +229,8 @@ def draw(config: Config, summary: ModelSummary) -> Figure:
         line = Line2D([], [], color=QUIET, linestyle="--", linewidth=1.2, label="features are cached here")
         handles += [Patch(color=FROZEN, label="frozen"), line]
     figure.legend(handles=handles, loc="outside lower right", ncols=3)
-    unfrozen = (
-        f", unfrozen_blocks={config.regime.unfrozen_blocks}" if summary.split_point not in (None, "pooling") else ""
-    )
-    figure.suptitle(f"{config.model.name}, regime={config.regime.name}{unfrozen}", fontsize=11)
+    title = f"{config.model.name}, regime={config.regime.name}"
+    if summary.split_point not in (None, "pooling"):
+        title += f", unfrozen_blocks={config.regime.unfrozen_blocks}"
+    figure.suptitle(title, fontsize=11)
     return figure

@@ -27,7 +27,7 @@ _CONSEQUENCES = {
 }
 
 
-def near_duplicate_lines(found: Manifest, on_leak: str) -> list[str]:
+def lines(found: Manifest, on_leak: str) -> list[str]:
     """Return how many near-duplicates there are, and a line for each of the first, all those in two splits before."""
     leaks = set(found.leaks)
     pairs = sorted(found.near_duplicates, key=lambda pair: pair not in leaks)
@@ -35,33 +35,29 @@ def near_duplicate_lines(found: Manifest, on_leak: str) -> list[str]:
         return ["no near-duplicates: no image is a re-encoded, resized, cropped or mirrored copy of another"]
     entries = {entry.path: entry for entry in found.entries}
     number = f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''} of near-duplicates, {len(found.leaks)} in two splits"
-    lines = [f"{number}{': ' + _CONSEQUENCES[on_leak] if found.leaks else ''}"]
-    shown = max(len(found.leaks), MOST_LINES)
-    for pair in pairs[:shown]:
+    listed = [f"{number}{': ' + _CONSEQUENCES[on_leak] if found.leaks else ''}"]
+    most = max(len(found.leaks), MOST_LINES)
+    for pair in pairs[:most]:
         first, second = entries[pair.first], entries[pair.second]
         places = f"{first.split} and {second.split}" if first.split != second.split else f"both {first.split}"
         classes = "" if first.class_name == second.class_name else ", in two classes"
-        lines.append(
+        listed.append(
             f"  {printable(pair.first)}  {printable(pair.second)}: {places}{classes}, "
             f"similarity {pair.similarity:.2f}{', mirrored' if pair.mirrored else ''}"
         )
-    if len(pairs) > shown:
-        lines.append(f"  and {len(pairs) - shown} more, in one split each; near_duplicates.csv of a run lists all")
-    return lines
+    if len(pairs) > most:
+        listed.append(f"  and {len(pairs) - most} more, in one split each; near_duplicates.csv of a run lists all")
+    return listed
 
 
-def near_duplicates_shown(found: Manifest) -> list[NearDuplicatePair]:
+def shown(found: Manifest) -> list[NearDuplicatePair]:
     """Return the pairs that the figure shows: those in two splits first, and of these the least similar."""
     leaks = set(found.leaks)
     return sorted(found.near_duplicates, key=lambda pair: (pair not in leaks, pair.similarity))[:MOST_PAIRS]
 
 
-def draw_pairs(figure: SubFigure, found: Manifest, pairs: Sequence[NearDuplicatePair]) -> None:
-    """Draw the two images of each pair side by side, with their splits and classes.
-
-    Raises:
-        DataError: an image file has changed since it was read.
-    """
+def draw(figure: SubFigure, found: Manifest, pairs: Sequence[NearDuplicatePair]) -> None:
+    """Draw the two images of each pair side by side, with their splits and classes."""
     entries = {entry.path: entry for entry in found.entries}
     panels = figure.subplots(math.ceil(len(pairs) / PAIRS_IN_A_ROW), PAIRS_IN_A_ROW, squeeze=False).ravel()
     for panel in panels:

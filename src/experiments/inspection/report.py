@@ -17,11 +17,6 @@ def write(run: Trained, data: Path | None = None, output: Path | None = None) ->
 
     Of a run on another machine, it is the report that the run has logged.
 
-    Args:
-        run: the finished run.
-        data: where the images are now; None for where they were.
-        output: the file to write; None for the one in the run's directory.
-
     Raises:
         ConfigError: the run's files do not exist any more, or the report cannot be logged.
     """

@@ -41,11 +41,7 @@ def inspect(config: Config) -> Inspection:
 
 
 def phases(config: Config) -> list[Phase]:
-    """Return the phases of a run in order; in fine-tuning the head's is first, unless it uses another run's head.
-
-    Raises:
-        ConfigError: the schedule cannot be built.
-    """
+    """Return the phases of a run in order; in fine-tuning the head's is first, unless it uses another run's head."""
     found = []
     if "regime.head_optimizer" not in config.regime.ignores and config.regime.head_from is None:
         head = head_run(config)
@@ -70,8 +66,8 @@ def table(found: list[Phase]) -> Table:
     numbers = ("epochs", "first", "highest", "last")
     drawn = plain_table(("phase", "optimizer", *numbers), numbers)
     for phase in found:
-        last = f"{phase.highest[-1]:.3g}" if not phase.open else f"{phase.lowest[-1]:.3g} to {phase.highest[-1]:.3g}"
-        rates = f"{phase.highest[0]:.3g}", f"{max(phase.highest):.3g}", last
+        last = f"{phase.lowest[-1]:.3g} to " if phase.open else ""
+        rates = f"{phase.highest[0]:.3g}", f"{max(phase.highest):.3g}", f"{last}{phase.highest[-1]:.3g}"
         drawn.add_row(phase.name, phase.optimizer, str(len(phase.highest)), *rates)
     return drawn
 
@@ -104,15 +100,14 @@ def draw(config: Config, found: list[Phase]) -> Figure:
         panel.axvspan(start - 0.5, start + epochs - 0.5, color=BANDS[at % len(BANDS)], zorder=0, linewidth=0)
         where = panel.get_xaxis_transform()
         panel.text(start - 0.4, 1.02, f"{phase.name}: {phase.optimizer}", transform=where, fontsize=9, color="#555555")
-        steps = range(start, start + epochs)
-        if phase.open:
-            panel.fill_between(steps, phase.lowest, phase.highest, color=PALETTE[at], alpha=0.15, linewidth=0)
-            panel.plot(steps, phase.lowest, marker="v", markersize=3, color=PALETTE[at], linestyle="--",
-                       label=f"if {config.monitor} never gets better")  # fmt: skip
-        label = f"if {config.monitor} gets better every epoch" if phase.open else None
-        panel.plot(steps, phase.highest, marker="o", markersize=3, color=PALETTE[at], label=label)
+        steps, color, label = range(start, start + epochs), PALETTE[at], None
         ends = [(0, phase.highest, "left", 6), (epochs - 1, phase.highest, "right", 6)]
-        ends += [(epochs - 1, phase.lowest, "right", -12)] if phase.open else []
+        if phase.open:
+            label, never = (f"if {config.monitor} {how}" for how in ("gets better every epoch", "never gets better"))
+            panel.fill_between(steps, phase.lowest, phase.highest, color=color, alpha=0.15, linewidth=0)
+            panel.plot(steps, phase.lowest, marker="v", markersize=3, color=color, linestyle="--", label=never)
+            ends.append((epochs - 1, phase.lowest, "right", -12))
+        panel.plot(steps, phase.highest, marker="o", markersize=3, color=color, label=label)
         for epoch, rates, side, above in ends if epochs > 1 else ends[:1]:
             panel.annotate(f"{rates[epoch]:.3g}", (start + epoch, rates[epoch]), xytext=(0, above),
                            textcoords="offset points", ha=side, fontsize=8)  # fmt: skip
